@@ -1,0 +1,107 @@
+"""What a run did and how good its result is, as plain records that serialise to JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What became of one block.
+
+    outcome: ``reconstructed`` (AdaQuant kept), ``rolled back`` (its loss on held-out samples did not fall),
+    ``solved`` (layers solved on their Gram matrices alone), ``rounded`` (initial rounding alone).
+    Losses are mean squared errors of the block's outputs on held-out samples, relative to the outputs' power.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    outcome: str
+    reason: str | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """Bits of one weighted layer, and the SQNR of its output in the quantized model, in dB."""
+
+    name: str
+    op: str
+    weight_bits: int
+    activation_bits: int
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class OutputRecord:
+    """Float against quantized on one model output; agreement (share of equal top-1, 0 to 1) where it has class scores."""
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    max_abs_error: float
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class UnfusedRecord:
+    """A QuantizeLinear or DequantizeLinear that onnxruntime left standing, the tensor it works on, and why."""
+
+    op: str
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a run measured."""
+
+    settings: dict
+    passes: dict[str, int] = field(default_factory=dict)
+    blocks: tuple[BlockRecord, ...] = ()
+    layers: tuple[LayerRecord, ...] = ()
+    outputs: tuple[OutputRecord, ...] = ()
+    outputs_unoptimized: tuple[OutputRecord, ...] = ()
+    unfused: tuple[UnfusedRecord, ...] = ()
+    float_bytes: int = 0
+    quantized_bytes: int = 0
+    samples: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    float_pass_seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The whole report as JSON text; infinities and NaN become null, as JSON has no word for them."""
+        return json.dumps(_plain(asdict(self)), indent=2)
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value
+
+
+class Observer:
+    """Hears what a run does while it does it; this one is silent, the CLI's draws a progress bar."""
+
+    def stage(self, name: str) -> None:
+        """A stage (prepare, calibrate, reconstruct, verify) begins."""
+
+    def note(self, text: str) -> None:
+        """One line worth reading in a log."""
+
+    def warn(self, text: str) -> None:
+        """One line that the user should act on."""
+
+    def blocks(self, total: int) -> None:
+        """Reconstruction begins, on so many blocks."""
+
+    def block(self, record: BlockRecord) -> None:
+        """One block is done."""

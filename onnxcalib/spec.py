@@ -1,0 +1,92 @@
+"""The nouns of the tool: small frozen records that hold names and numbers, never graph pointers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model; an unknown or symbolic dimension is None."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How a tensor is put on an integer grid; ``axis`` is None for one scale a tensor."""
+
+    bits: int
+    signed: bool = False
+    symmetric: bool = False
+    axis: int | None = None
+
+    @property
+    def qmin(self) -> int:
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Grid of one tensor: ``x ~ scale * (q - zero_point)``.
+
+    scale is float32 and zero_point int32, both of shape () or (channels,).
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    spec: QuantSpec
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A weighted node and how its weight and its input are quantized.
+
+    ``weight_axis`` is the axis of output channels in the weight as stored, ``input`` the activation it reads.
+    """
+
+    name: str
+    op: str
+    input: str
+    weight: str
+    bias: str | None
+    output: str
+    weight_spec: QuantSpec
+    activation_spec: QuantSpec
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class QuantPlan:
+    """Which tensors are quantized, and how.
+
+    activations: tensor -> its grid as all its consumers read it.
+    narrowed: tensor -> the narrower grid that weighted layers read it on, where other consumers need ``activations``.
+    shared: sets of tensors that must have equal QParams (two sides of a pool, of a reshape, of a Concat).
+    nonnegative: tensors that a Relu or a Clip(0, c) makes: c or infinity; zero point 0, range inside [0, c].
+    """
+
+    layers: tuple[LayerPlan, ...]
+    activations: dict[str, QuantSpec]
+    narrowed: dict[str, QuantSpec] = field(default_factory=dict)
+    shared: tuple[tuple[str, ...], ...] = ()
+    nonnegative: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A convex part of the graph, reconstructed as one: node names in topological order and the tensors at its cuts."""
+
+    name: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[str, ...] = ()
