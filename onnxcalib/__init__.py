@@ -1,0 +1,63 @@
+"""Post-training quantization of ONNX models with a small, unlabelled calibration set.
+
+Public names are loaded on first use: importing the package starts neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxcalib.config import DataConfig, QuantizeConfig
+    from onnxcalib.data import CalibrationSet, open_calibration
+    from onnxcalib.errors import ConfigError, DataError, ModelError, OnnxCalibError, OutputError
+    from onnxcalib.pipeline import Result, quantize
+    from onnxcalib.report import Observer, Report
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "quantize": "pipeline",
+    "Result": "pipeline",
+    "QuantizeConfig": "config",
+    "DataConfig": "config",
+    "Report": "report",
+    "Observer": "report",
+    "CalibrationSet": "data",
+    "open_calibration": "data",
+    "OnnxCalibError": "errors",
+    "ModelError": "errors",
+    "DataError": "errors",
+    "ConfigError": "errors",
+    "OutputError": "errors",
+}
+
+__all__ = [
+    "CalibrationSet",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "ModelError",
+    "Observer",
+    "OnnxCalibError",
+    "OutputError",
+    "QuantizeConfig",
+    "Report",
+    "Result",
+    "__version__",
+    "open_calibration",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,181 @@
+"""Partition the graph into blocks: residual blocks with their add, single layers elsewhere, the rest between them.
+
+A residual block is found from structure: the nodes between an Add and the nearest tensor through which all its inputs
+come (its immediate dominator). Every such region has one entry, so that regions and single nodes always have an order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from onnx import GraphProto, ModelProto, NodeProto
+
+from ..spec import Block, QuantPlan
+from .index import Index, reads
+
+# A region with more layers than this is no residual block but a long skip: its layers are taken one by one.
+MOST_LAYERS = 6
+ENTRY = ""
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu")
+
+
+def find_blocks(model: ModelProto, plan: QuantPlan) -> tuple[Block, ...]:
+    """Blocks that cover every node, in an order in which each reads only what blocks before it (or the graph) give."""
+    graph, index = model.graph, Index(model.graph)
+    layers = {layer.name for layer in plan.layers}
+    owner = _residual_regions(graph, index, layers)
+    for node in graph.node:
+        if node.name in layers and node.name not in owner:
+            for name in (node.name, *_activation_after(index, node, owner, layers)):
+                owner[name] = node.name
+    for node in graph.node:
+        owner.setdefault(node.name, node.name)
+    groups = _ordered_groups(graph, index, owner)
+    merged = _merge_glue(groups, layers)
+    return tuple(_cut(graph, index, names, layers) for names in merged)
+
+
+def single_layers(model: ModelProto, plan: QuantPlan, block: Block) -> tuple[Block, ...]:
+    """The block taken apart into one block a layer, what lies between them as blocks of no layers."""
+    graph, index = model.graph, Index(model.graph)
+    layers = {layer.name for layer in plan.layers}
+    inside = set(block.nodes)
+    owner: dict[str, str] = {}
+    for node in graph.node:
+        if node.name in inside and node.name in layers:
+            for name in (node.name, *_activation_after(index, node, owner, layers)):
+                if name in inside:
+                    owner[name] = node.name
+    for node in graph.node:
+        owner.setdefault(node.name, node.name)
+    groups = [g for g in _ordered_groups(graph, index, owner) if set(g) <= inside]
+    return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
+
+
+def _dominators(graph: GraphProto, index: Index) -> dict[str, str]:
+    """Immediate dominator of every tensor among tensors; ENTRY dominates the graph's inputs and what has none."""
+    depth = {ENTRY: 0}
+    parent = {ENTRY: ENTRY}
+
+    def meet(a: str, b: str) -> str:
+        while a != b:
+            if depth[a] < depth[b]:
+                a, b = b, a
+            a = parent[a]
+        return a
+
+    for tensor in index.inputs:
+        parent[tensor], depth[tensor] = ENTRY, 1
+    for node in graph.node:
+        sources = [t for t in reads(node) if t in depth]
+        common = sources[0] if sources else ENTRY
+        for t in sources[1:]:
+            common = meet(common, t)
+        for t in node.output:
+            parent[t], depth[t] = common, depth[common] + 1
+    return parent
+
+
+def _residual_regions(graph: GraphProto, index: Index, layers: set[str]) -> dict[str, str]:
+    """Owner (the Add's name) of every node inside a residual block."""
+    parent = _dominators(graph, index)
+    owner: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type != "Add" or any(t in index.initializers for t in node.input):
+            continue
+        entry = parent[node.output[0]]
+        if entry == ENTRY:
+            continue
+        region = _between(index, entry, node)
+        count = sum(name in layers for name in region)
+        if not 1 <= count <= MOST_LAYERS or any(name in owner for name in region):
+            continue
+        for name in (*region, *_activation_after(index, node, owner, layers)):
+            owner[name] = node.name
+    return owner
+
+
+def _between(index: Index, entry: str, join: NodeProto) -> set[str]:
+    """Names of the nodes from which ``join`` is reached without passing ``entry``, itself included."""
+    region, stack = {join.name}, list(join.input)
+    while stack:
+        tensor = stack.pop()
+        node = index.producer.get(tensor)
+        if tensor == entry or node is None or node.name in region:
+            continue
+        region.add(node.name)
+        stack.extend(reads(node))
+    return region
+
+
+def _activation_after(index: Index, node: NodeProto, owner: dict[str, str], layers: set[str]) -> list[str]:
+    """The activation function that follows a node: nodes that read nothing but its output, SiLU's Mul included."""
+    names, made = [], set(node.output)
+    frontier = list(node.output)
+    while frontier:
+        readers = index.consumers.get(frontier.pop(), [])
+        for reader in readers:
+            known = reader.name in layers or reader.name in owner or reader.name in names
+            sources = [t for t in reads(reader) if t not in index.initializers]
+            if known or not all(t in made for t in sources):
+                continue
+            if reader.op_type in ACTIVATIONS or (reader.op_type == "Mul" and len(sources) == 2 and names):
+                names.append(reader.name)
+                made.update(reader.output)
+                frontier += [*reader.output]
+    return names
+
+
+@dataclass
+class _Group:
+    nodes: list[str] = field(default_factory=list)
+    waits: set[str] = field(default_factory=set)
+
+
+def _ordered_groups(graph: GraphProto, index: Index, owner: dict[str, str]) -> list[list[str]]:
+    """Groups of nodes of one owner, in topological order of the groups, the graph's own order deciding ties."""
+    groups: dict[str, _Group] = {}
+    for node in graph.node:
+        group = groups.setdefault(owner[node.name], _Group())
+        group.nodes.append(node.name)
+        sources = {owner[index.producer[t].name] for t in reads(node) if t in index.producer}
+        group.waits |= sources - {owner[node.name]}
+    done: set[str] = set()
+    ordered: list[list[str]] = []
+    waiting = list(groups)
+    while waiting:
+        ready = next(name for name in waiting if groups[name].waits <= done)
+        waiting.remove(ready)
+        done.add(ready)
+        ordered.append(groups[ready].nodes)
+    return ordered
+
+
+def _merge_glue(groups: Iterable[list[str]], layers: set[str]) -> list[list[str]]:
+    """Join neighbouring groups without a layer."""
+    merged: list[list[str]] = []
+    glue = False
+    for names in groups:
+        is_glue = not any(name in layers for name in names)
+        if is_glue and glue:
+            merged[-1] += names
+        else:
+            merged.append(list(names))
+        glue = is_glue
+    return merged
+
+
+def _cut(graph: GraphProto, index: Index, names: list[str], layers: set[str]) -> Block:
+    inside = set(names)
+    nodes = [n for n in graph.node if n.name in inside]
+    made = {t for n in nodes for t in n.output if t}
+    inputs = dict.fromkeys(t for n in nodes for t in reads(n) if t not in made and t not in index.initializers)
+    outputs = [
+        t
+        for n in nodes
+        for t in n.output
+        if t and (t in index.outputs or any(c.name not in inside for c in index.consumers.get(t, [])))
+    ]
+    own = tuple(n.name for n in nodes if n.name in layers)
+    return Block(own[-1] if own else nodes[0].name, tuple(n.name for n in nodes), tuple(inputs), tuple(outputs), own)

@@ -1,0 +1,54 @@
+"""A layer's weight as rows: (groups, output channels of a group, inputs of a channel), whatever the operator stores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import NodeProto
+
+from ..spec import LayerPlan
+from .plan import attributes_of
+
+
+def to_rows(weight: np.ndarray, layer: LayerPlan) -> np.ndarray:
+    """Weight as stored -> (groups, channels, K). A ConvTranspose gives one group: its channel axis spans all groups."""
+    if layer.op == "Conv":
+        return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1)
+    if layer.op == "ConvTranspose":
+        return np.moveaxis(weight, 1, 0).reshape(1, weight.shape[1], -1)
+    return (weight if layer.weight_spec.axis == 0 else weight.T)[None]
+
+
+def from_rows(rows: np.ndarray, layer: LayerPlan, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of ``to_rows`` for a weight stored in ``shape``."""
+    if layer.op == "Conv":
+        return rows.reshape(shape)
+    if layer.op == "ConvTranspose":
+        return np.moveaxis(rows.reshape(shape[1], shape[0], *shape[2:]), 0, 1)
+    return rows[0] if layer.weight_spec.axis == 0 else rows[0].T
+
+
+def window_of(node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Kernel, strides, dilations and pads (begins, then ends) of a Conv on an input of ``spatial`` size."""
+    attributes = attributes_of(node)
+    rank = len(kernel)
+    strides = tuple(attributes.get("strides", [1] * rank))
+    dilations = tuple(attributes.get("dilations", [1] * rank))
+    pads = tuple(attributes.get("pads", [0] * 2 * rank))
+    auto = attributes.get("auto_pad", b"NOTSET")
+    if auto in (b"SAME_UPPER", b"SAME_LOWER"):
+        pads = _same_pads(kernel, strides, dilations, spatial, upper=auto == b"SAME_UPPER")
+    elif auto == b"VALID":
+        pads = (0,) * 2 * rank
+    return {"kernel": tuple(kernel), "strides": strides, "dilations": dilations, "pads": pads}
+
+
+def _same_pads(kernel, strides, dilations, spatial, *, upper: bool) -> tuple[int, ...]:
+    begins, ends = [], []
+    for k, s, d, size in zip(kernel, strides, dilations, spatial, strict=True):
+        total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)
+        small, large = total // 2, total - total // 2
+        begins.append(small if upper else large)
+        ends.append(large if upper else small)
+    return (*begins, *ends)

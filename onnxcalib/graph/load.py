@@ -1,0 +1,219 @@
+"""Read a model from disk or from memory, and refuse at once what cannot be quantized, with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+
+from ..errors import ModelError
+from ..spec import InputSpec
+from .index import is_op, subgraphs
+
+# The first IR version with opset imports, without which operators have no defined meaning (onnx IR specification).
+LEAST_IR_VERSION = 3
+# onnxruntime guarantees no kernel below opset 7 (its compatibility page).
+LEAST_OPSET = 7
+WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+# Operators that only a quantized model holds; those of onnxruntime's own domain included.
+QUANTIZED_OPS = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
+    "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
+)  # fmt: skip
+
+
+def load_model(source: Path | ModelProto) -> ModelProto:
+    """The model with all its weights in memory; a ModelProto is deep copied, a file's external data are read too.
+
+    Raises ModelError for a file that is missing, unreadable or not ONNX, for external data that are missing or too
+    short, and for a model without outputs, of an IR version or opset that is out of range, or whose nodes read what
+    nothing makes.
+    """
+    if isinstance(source, ModelProto):
+        model, where = ModelProto(), "model"
+        model.CopyFrom(source)
+        _refuse_unread_data(model)
+    else:
+        path = Path(source)
+        model, where = _parse(path), str(path)
+        _read_external_data(model, path)
+    _refuse_out_of_range(model, where)
+    _refuse_broken(model, where)
+    return model
+
+
+def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
+    """What a caller must feed: graph inputs that are no initializers; dimensions below 1 count as unknown."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    specs = []
+    for value in model.graph.input:
+        if value.name in initializers:
+            continue
+        if not value.type.HasField("tensor_type"):
+            kind = value.type.WhichOneof("value") or "nothing"
+            raise ModelError(
+                f"input {value.name}: its type is {kind}; only tensors can be calibrated; export the model without it"
+            )
+        tensor = value.type.tensor_type
+        shape = None
+        if tensor.HasField("shape"):
+            shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
+        specs.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
+    return tuple(specs)
+
+
+def refuse_unsuitable(model: ModelProto) -> None:
+    """Raise ModelError for a model that is quantized already, or that has no layer whose weight is constant float32.
+
+    To be asked after constants are folded, as weights may be computed from them.
+    """
+    for node in _all_nodes(model.graph):
+        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+            raise ModelError(
+                f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
+                " a float32 model is needed; give the file that it was made from"
+            )
+    types, inner = _weight_types(model.graph)
+    if TensorProto.FLOAT in types:
+        return
+    if types & set(FLOAT_TYPES):
+        names = ", ".join(sorted(TensorProto.DataType.Name(t).lower() for t in types & set(FLOAT_TYPES)))
+        found = f"no quantizable layer found: all weights are {names}"
+        advice = "export the model in float32"
+    elif inner:
+        found = "no quantizable layer found outside the bodies of If, Loop or Scan nodes, where all its layers are"
+        advice = "export the model without control flow, or one branch alone"
+    else:
+        found = "no quantizable layer found"
+        advice = "nothing can be gained by quantizing this model"
+    raise ModelError(
+        f"graph {model.graph.name}: {found}; a {', '.join(WEIGHTED_OPS[:-1])} or {WEIGHTED_OPS[-1]} with a constant"
+        f" float32 weight is needed; {advice}"
+    )
+
+
+def _weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tuple[set[int], set[int]]:
+    """Element types of the constant weights of the graph's layers, and of the layers in its nodes' bodies."""
+    constants = {**(outer or {}), **{tensor.name: tensor.data_type for tensor in graph.initializer}}
+    own: set[int] = set()
+    inner: set[int] = set()
+    for node in graph.node:
+        if is_op(node, "Constant") and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t.data_type
+        if is_op(node, *WEIGHTED_OPS) and node.input[1] in constants:
+            own.add(constants[node.input[1]])
+        for body in subgraphs(node):
+            inner.update(*_weight_types(body, constants))
+    return own, inner
+
+
+def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from _all_nodes(body)
+
+
+def _all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Initializers and Constant values of the graph and of its bodies."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t,) if attribute.HasField("t") else attribute.tensors
+        for body in subgraphs(node):
+            yield from _all_tensors(body)
+
+
+def _parse(path: Path) -> ModelProto:
+    if path.is_dir():
+        raise ModelError(f"{path}: is a directory; an ONNX file is needed; name the .onnx file in it")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; an ONNX file is needed; check the path") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); a readable ONNX file is needed") from error
+    advice = "an ONNX file is needed; export or download it again"
+    if not data:
+        raise ModelError(f"{path}: is empty; {advice}")
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ModelError(f"{path}: is not an ONNX model, or is cut off; {advice}") from None
+    if not model.HasField("graph") or not model.ir_version:
+        raise ModelError(f"{path}: holds no ONNX graph; {advice}")
+    return model
+
+
+def _read_external_data(model: ModelProto, path: Path) -> None:
+    for tensor in _all_tensors(model.graph):
+        if not uses_external_data(tensor):
+            continue
+        location = ExternalDataInfo(tensor).location
+        file = path.parent / location
+        if not file.is_file():
+            raise ModelError(
+                f"{path}: the data of tensor {tensor.name} are in {file}, which is missing; external data lie beside"
+                " the model; put the file back"
+            )
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except (OSError, ValueError, onnx.checker.ValidationError) as error:
+            raise ModelError(
+                f"{path}: the data of tensor {tensor.name} cannot be read from {file} ({_first_line(error)}); whole"
+                " files in the model's folder are needed; export or download them again"
+            ) from error
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _refuse_unread_data(model: ModelProto) -> None:
+    for tensor in _all_tensors(model.graph):
+        if uses_external_data(tensor):
+            raise ModelError(
+                f"tensor {tensor.name}: its data are in the file {ExternalDataInfo(tensor).location}, and a model in"
+                " memory has no folder; data inside the model are needed; give the path, or load the data first"
+            )
+
+
+def _refuse_out_of_range(model: ModelProto, where: str) -> None:
+    if model.ir_version < LEAST_IR_VERSION:
+        raise ModelError(
+            f"{where}: IR version {model.ir_version} found; {LEAST_IR_VERSION} or newer is needed; export it again"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    if opset is None or not LEAST_OPSET <= opset <= newest:
+        found = "no opset" if opset is None else f"opset {opset}"
+        raise ModelError(
+            f"{where}: {found} of the standard operators found; {LEAST_OPSET} to {newest} are allowed;"
+            " export the model again"
+        )
+
+
+def _refuse_broken(model: ModelProto, where: str) -> None:
+    graph = model.graph
+    if not graph.output:
+        raise ModelError(f"{where}: the graph has no outputs; at least one is needed; export the model again")
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    known |= {name for node in graph.node for name in node.output}
+    wanted = [(f"node {n.name or n.op_type}", name) for n in graph.node for name in n.input if name]
+    wanted += [("the graph's output list", value.name) for value in graph.output]
+    for reader, name in wanted:
+        if name not in known:
+            raise ModelError(
+                f"{where}: {reader} reads tensor {name}, which nothing makes; a complete graph is needed;"
+                " export the model again"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

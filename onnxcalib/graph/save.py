@@ -1,0 +1,110 @@
+"""Write a model so that a failure leaves nothing behind: aside first, then renamed into place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.external_data_helper import set_external_data
+
+from ..errors import OutputError
+from .skeleton import copy_without_initializers
+
+# Protocol buffers cannot hold more in one message; what is not tensor data needs some room too.
+MOST_BYTES = 2**31 - 2**24
+# Smaller tensors stay in the model, where shape inference needs them; onnx.save's own threshold.
+LEAST_EXTERNAL_BYTES = 1024
+# So that readers can map the file into memory: a page of the processors in use.
+PAGE_BYTES = 4096
+
+
+def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES) -> None:
+    """Write the model to ``path``; above ``most_bytes`` its tensors go to ``path``'s name with ``.data`` behind it.
+
+    The model is left as it is. Any failure removes what was written aside; those of the system raise OutputError.
+    """
+    path = Path(path)
+    data_path = path.with_name(path.name + ".data")
+    aside, data_aside = _aside(path), _aside(data_path)
+    try:
+        if model_bytes(model) > most_bytes:
+            with _opened(data_aside) as file:
+                model = _move_out(model, file, data_path.name)
+        with _opened(aside) as file:
+            file.write(model.SerializeToString())
+        if data_aside.exists():
+            os.replace(data_aside, data_path)
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); room and the right to write are needed;"
+            " choose another output"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+        data_aside.unlink(missing_ok=True)
+
+
+def check_output(path: Path, source: Path | None = None) -> None:
+    """Raise OutputError for a path that could not be written, or that is the input model, before any work is done."""
+    path = Path(path)
+    if source is not None and _is_same(path, Path(source)):
+        raise OutputError(f"{path}: is the input model; the input is never overwritten; choose another output")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory; a file name is needed; add one to it")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is no regular file; it would be replaced; choose another output")
+    folder = path.parent
+    if not folder.exists():
+        raise OutputError(f"{path}: the folder {folder} does not exist; an existing one is needed; make it first")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: {folder} is no folder; an existing one is needed; choose another output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {folder} is not writable; choose another output")
+
+
+def model_bytes(model: ModelProto) -> int:
+    """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
+    return copy_without_initializers(model).ByteSize() + sum(tensor.ByteSize() for tensor in model.graph.initializer)
+
+
+def _is_same(path: Path, source: Path) -> bool:
+    try:
+        return path.samefile(source)
+    except OSError:
+        return path.resolve() == source.resolve()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with open(path, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # a full disk shows here at the latest, and not after the rename
+
+
+def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
+    """A copy of the model whose larger initializers are references into ``file``, to which their bytes are written."""
+    light = copy_without_initializers(model)
+    for tensor in model.graph.initializer:
+        stub = light.graph.initializer.add()
+        if tensor.ByteSize() < LEAST_EXTERNAL_BYTES or tensor.data_type == TensorProto.STRING:
+            stub.CopyFrom(tensor)
+            continue
+        raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+        file.write(b"\0" * (-file.tell() % PAGE_BYTES))
+        stub.name, stub.data_type, stub.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+        stub.dims.extend(tensor.dims)
+        stub.raw_data = b""
+        set_external_data(stub, location, file.tell(), len(raw))
+        stub.ClearField("raw_data")
+        file.write(raw)
+    return light

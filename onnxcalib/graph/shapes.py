@@ -1,0 +1,53 @@
+"""Shapes of a graph's tensors as far as the operators' own rules give them."""
+
+from __future__ import annotations
+
+from onnx import GraphProto, ModelProto, helper, shape_inference
+
+from .skeleton import copy_without_initializers
+
+Shape = tuple[int | None, ...]
+# Larger initializers cannot be shapes or axes, so inference needs to know their types alone.
+MOST_VALUE_BYTES = 1 << 16
+
+
+def infer_shapes(model: ModelProto) -> dict[str, Shape]:
+    """Tensor -> shape, None for a dimension that is not fixed; tensors of unknown rank are absent.
+
+    Shapes that the file records for inner tensors are not trusted, as exporters and editing tools leave wrong ones.
+    Those of the initializers alone for a model that inference cannot read.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    graph = _infer(model)
+    for value in () if graph is None else (*graph.input, *graph.output, *graph.value_info):
+        tensor = value.type.tensor_type
+        if value.type.HasField("tensor_type") and tensor.HasField("shape"):
+            shapes[value.name] = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
+    return shapes
+
+
+def describe_outputs(model: ModelProto) -> int:
+    """Give graph outputs that come without a shape, which onnxruntime accepts and onnx does not, the inferred one."""
+    bare = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
+    graph = _infer(model) if bare else None
+    inferred = {} if graph is None else {value.name: value.type for value in graph.output}
+    count = 0
+    for value in bare:
+        if value.name in inferred and inferred[value.name].tensor_type.HasField("shape"):
+            value.type.CopyFrom(inferred[value.name])
+            count += 1
+    return count
+
+
+def _infer(model: ModelProto) -> GraphProto | None:
+    bare = copy_without_initializers(model)
+    del bare.graph.value_info[:]
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= MOST_VALUE_BYTES:
+            bare.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in {value.name for value in bare.graph.input}:
+            bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    try:
+        return shape_inference.infer_shapes(bare, data_prop=True).graph
+    except (shape_inference.InferenceError, RuntimeError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""The mathematics of quantization: arrays and tensors in and out, no ONNX."""

@@ -1,0 +1,193 @@
+"""AdaQuant on one block: weights, weight steps, activation steps, zero points and biases learned together.
+
+``min |f(x) - f_q(x)|^2`` over V, the weight steps, the activation steps and the biases (Hubara et al. 2021, eq. 2;
+sequential, eq. 3), by Adam on straight-through gradients, all rates relative to the steps, with cosine decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..spec import QParams, QuantSpec
+from .rounding import quantize
+
+# Learning rates: weights in weight steps, log-steps and zero points in their own units, biases in output noise.
+WEIGHT_RATE = 0.03
+STEP_RATE = 0.003
+ZERO_POINT_RATE = 0.02
+BIAS_RATE = 0.02
+# Share of activations left unquantized while learning (Wei et al. 2022, QDrop).
+DROP = 0.5
+EVALUATIONS = 8
+
+
+class _Snap(torch.autograd.Function):
+    """Snap to the grid; straight-through to x, LSQ gradients (Esser et al. 2020) to scale and zero point."""
+
+    @staticmethod
+    def forward(ctx, x, scale, zero_point, spec: QuantSpec):
+        level = zero_point.round()
+        integers = quantize(x, scale, level, spec) - level
+        ctx.save_for_backward(x, scale, level, integers)
+        ctx.spec = spec
+        return integers * scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, scale, level, integers = ctx.saved_tensors
+        ratio = x / scale
+        rounded = ratio.round() + level
+        inside = (rounded >= ctx.spec.qmin) & (rounded <= ctx.spec.qmax)
+        to_x = gradient * inside
+        to_scale = to_zero = None
+        if ctx.needs_input_grad[1]:
+            to_scale = (gradient * integers - to_x * ratio).sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            to_zero = ((to_x - gradient) * scale).sum_to_size(level.shape)
+        return to_x, to_scale, to_zero, None
+
+
+class ActivationQuantizer(nn.Module):
+    """Learned per-tensor grid of an activation; while training, each value stays float with probability ``drop``."""
+
+    def __init__(self, grid: QParams, *, fixed: bool = False, drop: float = DROP):
+        super().__init__()
+        self.spec = grid.spec
+        self.drop = drop
+        self.register_buffer("start", torch.tensor(float(grid.scale)))
+        self.log_step = nn.Parameter(torch.zeros(()), requires_grad=not fixed)
+        pinned = fixed or int(grid.zero_point) == grid.spec.qmin
+        self.zero_point = nn.Parameter(torch.tensor(float(grid.zero_point)), requires_grad=not pinned)
+
+    @property
+    def scale(self) -> torch.Tensor:
+        return self.start * self.log_step.exp()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        snapped = _Snap.apply(x, self.scale, self.zero_point, self.spec)
+        if not self.training or self.drop == 0:
+            return snapped
+        return torch.where(torch.rand_like(x) < self.drop, x, snapped)
+
+    def grid(self, bound: float | None = None) -> QParams:
+        """The learned grid; with ``bound`` its range is kept inside [0, bound]."""
+        scale = np.float32(self.scale.item())
+        if bound is not None:
+            while float(scale) * (self.spec.qmax - self.spec.qmin) > bound:
+                scale = np.nextafter(np.float32(min(float(scale), bound / (self.spec.qmax - self.spec.qmin))), np.float32(0))
+        zero_point = np.clip(np.rint(self.zero_point.item()), self.spec.qmin, self.spec.qmax)
+        return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), self.spec)
+
+
+class WeightQuantizer(nn.Module):
+    """A layer's weight as integers times a step per channel; a parametrization of the float weight W.
+
+    ``offset`` is V in steps: the weight is ``step * round(clip((start + offset)))``, start being the weight's position
+    on its first grid; it may move by more than one step.
+    """
+
+    def __init__(self, position: torch.Tensor, step: torch.Tensor, spec: QuantSpec):
+        """position: W in units of its step, in W's shape; step: positive, broadcasting against it."""
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("start", step.float())
+        self.position = nn.Parameter(position.float())
+        self.log_step = nn.Parameter(torch.zeros_like(self.start))
+
+    @property
+    def step(self) -> torch.Tensor:
+        return self.start * self.log_step.exp()
+
+    def forward(self, _weight: torch.Tensor) -> torch.Tensor:
+        zero = torch.zeros((), dtype=self.position.dtype)
+        return _Snap.apply(self.position * self.start, self.step, zero, self.spec)
+
+    def integers(self) -> torch.Tensor:
+        return quantize(self.position * self.start, self.step, 0, self.spec)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Relative held-out loss before the first step and at the best iterate, and which step that was."""
+
+    before: float
+    after: float
+    step: int
+
+
+Batch = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
+
+
+def relative_error(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared error over the targets' power, averaged over the block's outputs."""
+    errors = [(a - b).square().sum() / b.square().sum().clamp_min(1e-12) for a, b in zip(outputs, targets, strict=True)]
+    return torch.stack(errors).mean()
+
+
+def learn_block(
+    module: nn.Module,
+    draw: Callable[[], Batch],
+    held_out: Callable[[], Sequence[Batch]],
+    *,
+    steps: int,
+    bias_units: dict[nn.Parameter, torch.Tensor],
+) -> Outcome:
+    """Learn every quantizer and bias in ``module``; it ends at its best iterate on the held-out batches.
+
+    draw: gives one mini-batch of (inputs, float targets); held_out: the batches that judge. The module maps inputs to
+    a tuple of outputs. ``bias_units``: each trained bias with the output noise that its rate is relative to.
+    """
+    optimizer = torch.optim.Adam(_rates(module, bias_units), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    before = best = _evaluate(module, held_out())
+    kept, best_step = _state(module), 0
+    period = max(1, steps // EVALUATIONS)
+    for step in range(1, steps + 1):
+        inputs, targets = draw()
+        module.train()
+        loss = relative_error(module(*inputs), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % period == 0 or step == steps:
+            now = _evaluate(module, held_out())
+            if now < best:
+                best, kept, best_step = now, _state(module), step
+    module.load_state_dict(kept)
+    module.eval()
+    return Outcome(before, best, best_step)
+
+
+def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor]) -> list[dict]:
+    groups = []
+    for part in module.modules():
+        if isinstance(part, WeightQuantizer):
+            groups.append({"params": [part.position], "lr": WEIGHT_RATE})
+            groups.append({"params": [part.log_step], "lr": STEP_RATE})
+        elif isinstance(part, ActivationQuantizer):
+            groups.append({"params": [p for p in (part.log_step,) if p.requires_grad], "lr": STEP_RATE})
+            groups.append({"params": [p for p in (part.zero_point,) if p.requires_grad], "lr": ZERO_POINT_RATE})
+    groups += [{"params": [bias], "lr": BIAS_RATE * float(unit)} for bias, unit in bias_units.items()]
+    return [g for g in groups if g["params"]]
+
+
+def _evaluate(module: nn.Module, batches: Sequence[Batch]) -> float:
+    module.eval()
+    errors: list[float] = []
+    powers: list[float] = []
+    with torch.no_grad():
+        for inputs, targets in batches:
+            for a, b in zip(module(*inputs), targets, strict=True):
+                errors.append(float((a - b).square().sum()))
+                powers.append(float(b.square().sum()))
+    return sum(errors) / max(sum(powers), 1e-12)
+
+
+def _state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

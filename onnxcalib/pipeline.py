@@ -1,0 +1,173 @@
+"""The main job from end to end: a float model and a calibration set in, a verified QDQ model and a report out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+
+from .config import QuantizeConfig
+from .data import CalibrationSet, open_calibration
+from .errors import ModelError
+from .graph.blocks import find_blocks
+from .graph.emit import emit_qdq
+from .graph.extract import infer_types
+from .graph.load import inputs_of, load_model
+from .graph.plan import make_plan
+from .graph.save import check_output, model_bytes, save_model
+from .report import BlockRecord, Observer, Report
+from .runtime.session import Session
+from .runtime.store import Store
+from .spec import QuantPlan
+from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
+from .steps.prepare import check_unchanged, prepare
+from .steps.reconstruct import reconstruct
+from .steps.solve import Progress, round_layers
+from .steps.verify import verify
+
+__all__ = ["Result", "check_output", "quantize"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The quantized model, and what was done and measured."""
+
+    model: ModelProto
+    report: Report
+
+    def save(self, path: str | Path) -> None:
+        """Write the model aside and rename it; more than 2 GB goes to external data. Raises OutputError."""
+        save_model(self.model, Path(path))
+
+
+def quantize(
+    model: str | Path | ModelProto,
+    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
+    config: QuantizeConfig | None = None,
+    *,
+    observer: Observer | None = None,
+) -> Result:
+    """Quantize a float ONNX model with a few unlabelled samples.
+
+    Raises ModelError, DataError or ConfigError; the model given is not changed.
+    """
+    return _Run(config or QuantizeConfig(), observer or Observer()).quantize(model, calibration)
+
+
+class _Run:
+    def __init__(self, config: QuantizeConfig, observer: Observer):
+        self.config, self.observer = config, observer
+        self.threads = config.threads or 0
+        self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.observer.stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def quantize(self, model, calibration) -> Result:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        with self._stage("prepare"):
+            original = load_model(model if isinstance(model, ModelProto) else Path(model))
+            Session(original, threads=self.threads)
+            samples = self._open(original, calibration)
+            prepared = prepare(load_model(original), self.config)
+            for name, count in prepared.passes.items():
+                if count:
+                    self.observer.note(f"{name}: {count}")
+            change = check_unchanged(original, prepared.model, samples.read(range(samples.fixed_batch or 1)), self.threads)
+            self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
+            plan = self._plan(prepared.model)
+        quantized, records = self._quantize(prepared.model, plan, samples)
+        with self._stage("verify"):
+            found = verify(original, prepared.model, quantized, plan.layers, samples, threads=self.threads)
+        report = Report(
+            settings=self.config.model_dump(mode="json"),
+            passes=prepared.passes,
+            blocks=records,
+            layers=found.layers,
+            outputs=found.outputs,
+            outputs_unoptimized=found.outputs_unoptimized,
+            unfused=found.unfused,
+            float_bytes=model_bytes(original),
+            quantized_bytes=model_bytes(quantized),
+            samples=len(samples),
+            seconds=self.seconds,
+            float_pass_seconds=found.float_pass_seconds,
+            warnings=tuple(self.warnings),
+        )
+        return Result(quantized, report)
+
+    def _open(self, model: ModelProto, calibration) -> CalibrationSet:
+        if isinstance(calibration, CalibrationSet):
+            samples = calibration
+        else:
+            samples = open_calibration(calibration, inputs_of(model), self.config.data, limit=self.config.samples)
+        for text in samples.warnings:
+            self.warnings.append(text)
+            self.observer.warn(text)
+        return samples
+
+    def _plan(self, model: ModelProto) -> QuantPlan:
+        plan = make_plan(
+            model,
+            weight_bits=self.config.weight_bits,
+            activation_bits=self.config.activation_bits,
+            first_last_bits=self.config.first_last_bits,
+        )
+        self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
+        return plan
+
+    def _quantize(self, model: ModelProto, plan: QuantPlan, samples: CalibrationSet):
+        with self._stage("calibrate"):
+            histograms = collect_histograms(model, list(plan.activations), samples, threads=self.threads)
+            activations, narrowed = choose_grids(plan, histograms, self.config)
+        with self._stage("reconstruct"), Store() as store:
+            size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=self.threads), samples)
+            progress = Progress(model, infer_types(model), plan, self.config, store, [], activations, narrowed)
+            records: tuple[BlockRecord, ...] = ()
+            if self.config.reconstruct:
+                progress.fill(samples, size)
+                records = reconstruct(progress, find_blocks(model, plan), self.observer)
+            else:
+                round_layers(progress)
+        quantized = emit_qdq(
+            model,
+            plan,
+            progress.activations,
+            progress.narrowed,
+            progress.layers,
+            encoding=self.config.encoding,
+            keep_outputs=False,
+        )
+        self._describe(quantized, plan)
+        try:
+            onnx.checker.check_model(quantized, full_check=True)
+        except onnx.checker.ValidationError as error:
+            raise ModelError(f"the quantized model fails onnx's checker: {error}; please report this") from error
+        return quantized, records
+
+    def _describe(self, model: ModelProto, plan: QuantPlan) -> None:
+        """Write the tool's version, the settings and every layer's bits into the model's metadata."""
+        bits = {k.name: f"W{k.weight_spec.bits}A{k.activation_spec.bits}" for k in plan.layers}
+        entries = {
+            "onnxcalib.version": version("onnxcalib"),
+            "onnxcalib.settings": self.config.model_dump_json(),
+            "onnxcalib.bits": json.dumps(bits),
+        }
+        for key, value in entries.items():
+            entry = model.metadata_props.add()
+            entry.key, entry.value = key, value

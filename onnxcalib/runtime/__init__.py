@@ -1,0 +1,1 @@
+"""The only places that execute a model: onnxruntime sessions and torch blocks."""

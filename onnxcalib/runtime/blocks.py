@@ -1,0 +1,231 @@
+"""Turn a block, a small ONNX model whose weights are initializers, into a torch module that can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import getitem
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, ValueInfoProto, defs, helper
+from torch import fx, nn
+
+from .converters.layer import LAYERS
+from .converters.linear import rewrite_linear
+from .converters.registry import OWN_DOMAIN, OWN_VERSION, OnnxGraph, convert, get_converter
+
+_NAMES = "onnxcalib"  # the key of a module's _Names in GraphModule.meta, which survives a deep copy
+_ONNX_DOMAIN = "ai.onnx"  # the long name of the domain "", which onnx2torch does not know
+_SPATIAL_LAYERS = ("Conv", "ConvTranspose")
+
+
+class BlockError(Exception):
+    """A block cannot be a torch module, in one line; the caller falls back to smaller blocks."""
+
+
+@dataclass
+class _Names:
+    """Where the nodes and tensors of a block are in its module; names, so that a copy of the module keeps them."""
+
+    layers: dict[str, str] = field(default_factory=dict)  # weighted node -> submodule
+    nodes: dict[str, str] = field(default_factory=dict)  # node -> fx node
+    tensors: dict[str, str] = field(default_factory=dict)  # activation tensor -> fx node
+    quantizers: int = 0
+
+
+def to_torch(model: ModelProto) -> fx.GraphModule:
+    """The block as a module in eval mode, called with the graph's inputs in order.
+
+    It returns a tuple, in the order of ``graph.output``. Conv, ConvTranspose, Gemm and MatMul with a constant 2-D
+    weight become torch layers (see ``layer_module``). The model is not changed. Unnamed nodes go by their first output.
+    Raises BlockError.
+    """
+    copy, titles, layers = _prepare(model)
+    _refuse_unknown(copy, titles)
+    try:
+        module = convert(copy)
+    except Exception as error:  # onnx2torch and torch raise whatever they meet: the block is then not for torch
+        raise BlockError(f"block: {_first_line(error)}") from error
+    names = _Names()
+    fx_nodes = {n.target: n for n in module.graph.nodes if n.op == "call_module"}
+    for node, title in zip(copy.graph.node, titles, strict=False):
+        target = OnnxGraph.generate_node_name(node)
+        names.nodes[title] = fx_nodes[target].name
+        if title in layers:
+            names.layers[title] = target
+        names.tensors.update(_name_outputs(module.graph, node, fx_nodes[target]))
+    placeholders = (n for n in module.graph.nodes if n.op == "placeholder")
+    names.tensors.update((v.name, n.name) for v, n in zip(copy.graph.input, placeholders, strict=True))
+    _return_tuple(module, [fx_nodes[node.name] for node in copy.graph.node[len(titles) :]])
+    module.meta[_NAMES] = names
+    return module.eval()
+
+
+def layer_module(module: fx.GraphModule, node_name: str) -> nn.Module:
+    """The nn.ConvNd, nn.ConvTransposeNd or nn.Linear that computes a node of the block.
+
+    The weight of an nn.Linear is (out, in), whatever its order in ONNX. Raises BlockError.
+    """
+    target = module.meta[_NAMES].layers.get(node_name)
+    if target is None:
+        raise BlockError(f"{node_name}: not a layer of the block; its layers are {sorted(module.meta[_NAMES].layers)}")
+    return next(m for m in module.get_submodule(target).modules() if isinstance(m, LAYERS))
+
+
+def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Sequence[str] | None = None) -> None:
+    """Make the nodes of the block (all, or ``only`` those) that read ``tensor`` read ``quantizer(tensor)``.
+
+    Nodes that read it through another quantizer already are left alone, and so are the block's outputs: they return
+    the raw tensor. Raises BlockError where no read is left to replace.
+    """
+    names: _Names = module.meta[_NAMES]
+    if tensor not in names.tensors:
+        raise BlockError(f"{tensor}: not an activation of the block")
+    fx_nodes = {n.name: n for n in module.graph.nodes}
+    source = fx_nodes[names.tensors[tensor]]
+    readers = {title: fx_nodes[name] for title, name in names.nodes.items() if source in fx_nodes[name].all_input_nodes}
+    chosen = list(readers) if only is None else list(only)
+    missing = [title for title in chosen if title not in readers]
+    if missing or not chosen:
+        raise BlockError(f"{tensor}: not read by {missing or 'any node'}; what reads it is {sorted(readers)}")
+    target = f"quantizer_{names.quantizers}"
+    names.quantizers += 1
+    module.add_submodule(target, quantizer)
+    with module.graph.inserting_after(source):
+        quantized = module.graph.call_module(target, (source,))
+    for title in chosen:
+        readers[title].replace_input_with(source, quantized)
+    module.graph.lint()
+    module.recompile()
+
+
+def compare(
+    module: fx.GraphModule, model: ModelProto, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray]
+) -> float:
+    """Largest relative error of the module against the outputs of ``model`` that onnxruntime computed.
+
+    max over outputs of max|module - output| / max|output|; infinite for another shape or a value that is not finite.
+    Raises BlockError where the module does not run.
+    """
+    inputs = [torch.from_numpy(np.ascontiguousarray(feeds[value.name])) for value in _activation_inputs(model)]
+    try:
+        with torch.no_grad():
+            computed = module(*inputs)
+    except Exception as error:  # any fault of torch means that the block is not for torch
+        raise BlockError(f"block: {_first_line(error)}") from error
+    pairs = zip(computed, outputs, strict=True)
+    return max((_relative_error(ours.cpu().numpy(), theirs) for ours, theirs in pairs), default=0.0)
+
+
+def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    if theirs.size == 0:
+        return 0.0
+    error = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    size = float(np.abs(theirs.astype(np.float64)).max())
+    if not np.isfinite(error) or not np.isfinite(size):
+        return float("inf")
+    if error == 0:
+        return 0.0
+    return error / size if size else float("inf")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
+    """A copy with nodes named by number and an Identity on each output; the nodes' names; which of them are layers."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    for entry in (*copy.opset_import, *graph.node):
+        if entry.domain == _ONNX_DOMAIN:
+            entry.domain = ""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    versions = {entry.domain: entry.version for entry in copy.opset_import}
+    titles, layers = [], set()
+    for number, node in enumerate(graph.node):
+        title = node.name or node.output[0]
+        titles.append(title)
+        node.name = f"n{number}"
+        _drop_unused_outputs(node, used, versions)
+        if rewrite_linear(node, constants) or (node.op_type in _SPATIAL_LAYERS and not node.domain):
+            layers.add(title)
+    inputs = _activation_inputs(copy)
+    del graph.input[:]
+    graph.input.extend(inputs)
+    # onnx2torch returns a node's whole tuple for one of its outputs, and stops at an output that is no node's.
+    for number, value in enumerate(graph.output):
+        wrapped = f"{value.name}.out{number}"
+        graph.node.append(helper.make_node("Identity", [value.name], [wrapped], name=f"out{number}"))
+        value.name = wrapped
+    copy.opset_import.append(helper.make_opsetid(OWN_DOMAIN, OWN_VERSION))
+    return copy, titles, layers
+
+
+def _activation_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in constants]
+
+
+def _drop_unused_outputs(node: NodeProto, used: set[str], versions: Mapping[str, int]) -> None:
+    """Drop trailing optional outputs that nobody reads: onnx2torch indexes the result of a node that has several."""
+    try:
+        schema = defs.get_schema(node.op_type, versions.get(node.domain, 0), node.domain)
+    except defs.SchemaError:  # unknown to ONNX, and refused below
+        return
+    declared = [output.option for output in schema.outputs]
+    optional = defs.OpSchema.FormalParameterOption.Optional
+    while 1 < len(node.output) <= len(declared) and declared[len(node.output) - 1] == optional:
+        if node.output[-1] in used:
+            return
+        del node.output[-1]
+
+
+def _refuse_unknown(model: ModelProto, titles: Sequence[str]) -> None:
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for node, title in zip(model.graph.node, titles, strict=False):
+        version = versions.get(node.domain, 0)
+        try:
+            get_converter(node.op_type, version, node.domain)
+        except NotImplementedError as error:
+            since = _since_version(node, version)
+            name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            raise BlockError(f"{title}: {name}-{since} has no converter to torch") from error
+
+
+def _since_version(node: NodeProto, version: int) -> int:
+    try:
+        return defs.get_schema(node.op_type, version, node.domain).since_version
+    except defs.SchemaError:
+        return version
+
+
+def _name_outputs(graph: fx.Graph, node: NodeProto, source: fx.Node) -> dict[str, str]:
+    """The fx node of each output; a node with several gets one ``getitem`` for each, read by all that read it."""
+    if len(node.output) == 1:
+        return {node.output[0]: source.name}
+    picks: dict[int, list[fx.Node]] = {}
+    for user in list(source.users):
+        picks.setdefault(user.args[1], []).append(user)
+    names = {}
+    for number, users in picks.items():
+        with graph.inserting_after(source):
+            pick = graph.call_function(getitem, (source, number))
+        for user in users:
+            user.replace_all_uses_with(pick)
+            graph.erase_node(user)
+        names[node.output[number]] = pick.name
+    return names
+
+
+def _return_tuple(module: fx.GraphModule, results: Sequence[fx.Node]) -> None:
+    output = next(n for n in module.graph.nodes if n.op == "output")
+    output.args = (tuple(results),)
+    module.graph.lint()
+    module.recompile()

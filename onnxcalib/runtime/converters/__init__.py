@@ -1,0 +1,18 @@
+"""Our own onnx2torch registrations, one small file an operator family; importing this adds them all."""
+
+from . import activation, layer, linear, norm, pad, pool, rearrange, reduce, resize, retyped, shape, slice
+
+__all__ = [
+    "activation",
+    "layer",
+    "linear",
+    "norm",
+    "pad",
+    "pool",
+    "rearrange",
+    "reduce",
+    "resize",
+    "retyped",
+    "shape",
+    "slice",
+]

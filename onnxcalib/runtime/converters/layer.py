@@ -1,0 +1,86 @@
+"""Conv and ConvTranspose.
+
+Each becomes a torch layer whose weight and bias are parameters; a bias that ONNX leaves out is zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .registry import Converted, OnnxGraph, OnnxNode, initializer, refuse_unless, register
+from .window import WindowPad, pad_spatial, read_window
+
+_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+LAYERS = (*_CONVS.values(), *_TRANSPOSED.values(), nn.Linear)
+
+
+class Crop(nn.Module):
+    """Cut the margins off the spatial axes."""
+
+    def __init__(self, margins: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.margins = [(-before, -after) for before, after in margins]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pad_spatial(x, self.margins, 0.0)
+
+
+# onnx2torch's own leaves the bias out where ONNX does, and refuses paddings that depend on the input's size.
+@register("Conv", 22, replace=(1, 11))
+def build_conv(node: OnnxNode, graph: OnnxGraph) -> Converted:
+    """``nn.ConvNd``, behind a padding module where the padding is not symmetric."""
+    weight, bias = read_weight(graph, node), initializer(graph, node, 2)
+    window, groups = read_window(node, weight.shape[2:]), node.attributes.get("group", 1)
+    refuse_unless(window.rank in _CONVS, f"Conv: {window.rank} spatial axes")
+    layer = _CONVS[window.rank](
+        weight.shape[1] * groups,
+        weight.shape[0],
+        window.kernel,
+        stride=window.strides,
+        padding=window.pads[: window.rank] if window.is_symmetric else 0,
+        dilation=window.dilations,
+        groups=groups,
+    )
+    fill(layer, weight, bias)
+    module = layer if window.is_symmetric else nn.Sequential(WindowPad(window), layer)
+    return Converted(module, node.input_values[:1])
+
+
+@register("ConvTranspose", 22, replace=(1, 11))
+def build_conv_transpose(node: OnnxNode, graph: OnnxGraph) -> Converted:
+    """``nn.ConvTransposeNd``, in front of a crop where the padding is not symmetric."""
+    weight, bias = read_weight(graph, node), initializer(graph, node, 2)
+    window, groups = read_window(node, weight.shape[2:]), node.attributes.get("group", 1)
+    refuse_unless(window.rank in _TRANSPOSED, f"ConvTranspose: {window.rank} spatial axes")
+    refuse_unless("output_shape" not in node.attributes, "ConvTranspose: output_shape")
+    refuse_unless(window.is_fixed, f"ConvTranspose: auto_pad {window.auto_pad}")
+    layer = _TRANSPOSED[window.rank](
+        weight.shape[0],
+        weight.shape[1] * groups,
+        window.kernel,
+        stride=window.strides,
+        padding=window.pads[: window.rank] if window.is_symmetric else 0,
+        output_padding=tuple(node.attributes.get("output_padding", [0] * window.rank)),
+        groups=groups,
+        dilation=window.dilations,
+    )
+    fill(layer, weight, bias)
+    module = layer if window.is_symmetric else nn.Sequential(layer, Crop(window.margins(())))
+    return Converted(module, node.input_values[:1])
+
+
+def read_weight(graph: OnnxGraph, node: OnnxNode) -> Tensor:
+    """The constant second input; raises NotImplementedError for anything but a float constant."""
+    weight = initializer(graph, node, 1)
+    refuse_unless(weight.is_floating_point(), f"{node.operation_type}: weight of type {weight.dtype}")
+    return weight
+
+
+def fill(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """Give the layer parameters of its own with these values; a bias of None is zero."""
+    if bias is None:
+        bias = torch.zeros(layer.bias.shape, dtype=weight.dtype)
+    layer.weight = nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    layer.bias = nn.Parameter(bias.clone(memory_format=torch.contiguous_format))

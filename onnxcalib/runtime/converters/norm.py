@@ -1,0 +1,96 @@
+"""Normalizations, and Dropout, as they are at inference, whatever mode the module is in.
+
+onnx2torch's own need the input's shape, change with train mode, and take one of a node's outputs for its batch axis.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .registry import Converted, OnnxGraph, OnnxNode, has_one_output, refuse_unless, register
+
+_EPSILON = 1e-5  # ONNX's default for all four
+
+
+class BatchNorm(nn.Module):
+    """With stored statistics."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return F.batch_norm(x, mean, variance, scale, bias, training=False, eps=self.epsilon)
+
+
+class InstanceNorm(nn.Module):
+    """Over the spatial axes."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=scale, bias=bias, eps=self.epsilon)
+
+
+class LayerNorm(nn.Module):
+    """Over ``axis`` and all that follow."""
+
+    def __init__(self, axis: int, epsilon: float) -> None:
+        super().__init__()
+        self.axis, self.epsilon = axis, epsilon
+
+    def forward(self, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        normal = F.layer_norm(x, x.shape[self.axis :], eps=self.epsilon) * scale
+        return normal if bias is None else normal + bias
+
+
+class GroupNorm(nn.Module):
+    """Over groups of channels; scale and bias are per group (18) or per channel (21)."""
+
+    def __init__(self, groups: int, epsilon: float) -> None:
+        super().__init__()
+        self.groups, self.epsilon = groups, epsilon
+
+    def forward(self, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        repeats = x.shape[1] // scale.numel()
+        scale, bias = scale.repeat_interleave(repeats), bias.repeat_interleave(repeats)
+        return F.group_norm(x, self.groups, scale, bias, self.epsilon)
+
+
+@register("BatchNormalization", 7, replace=(9, 14, 15))
+def build_batch_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """Version 7 may be told to normalize each activation by its own; 14 and later, to train."""
+    refuse_unless(has_one_output(node), "BatchNormalization: more than one output is used")
+    refuse_unless(not node.attributes.get("training_mode", 0), "BatchNormalization: training_mode 1")
+    refuse_unless(bool(node.attributes.get("spatial", 1)), "BatchNormalization: spatial 0")
+    return BatchNorm(node.attributes.get("epsilon", _EPSILON))
+
+
+@register("InstanceNormalization", 22, replace=(6,))
+def build_instance_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """Scale and bias per channel."""
+    return InstanceNorm(node.attributes.get("epsilon", _EPSILON))
+
+
+@register("LayerNormalization", replace=(17,))
+def build_layer_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """Without its mean and deviation as outputs."""
+    refuse_unless(has_one_output(node), "LayerNormalization: more than one output is used")
+    return LayerNorm(node.attributes.get("axis", -1), node.attributes.get("epsilon", _EPSILON))
+
+
+@register("GroupNormalization", 18, 21)
+def build_group_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """Scale and bias per group became per channel in 21."""
+    return GroupNorm(node.attributes["num_groups"], node.attributes.get("epsilon", _EPSILON))
+
+
+@register("Dropout", 7, 22, replace=(10, 12, 13))
+def build_dropout(node: OnnxNode, graph: OnnxGraph) -> Converted:
+    """Nothing at inference; without its mask."""
+    refuse_unless(has_one_output(node), "Dropout: its mask is used")
+    refuse_unless(not any(node.input_values[2:]), "Dropout: training_mode is given")
+    return Converted(nn.Identity(), node.input_values[:1])

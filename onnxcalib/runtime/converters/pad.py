@@ -1,0 +1,66 @@
+"""Pad. onnx2torch's own knows neither ``axes`` nor ``wrap``, and reflects the last axes alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .registry import OnnxGraph, OnnxNode, refuse_unless, register
+
+_MODES = ("constant", "reflect", "edge", "wrap")
+
+
+class Pad(nn.Module):
+    """Pad or, where ``pads`` are negative, crop any axes."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
+        amounts = pads.tolist()
+        rank = len(amounts) // 2
+        named = range(rank) if axes is None else axes.reshape(-1).tolist()
+        margins = [(0, 0)] * x.dim()
+        for axis, before, after in zip(named, amounts[:rank], amounts[rank:], strict=True):
+            margins[axis] = (before, after)
+        if self.mode == "constant":
+            flat = [amount for pair in reversed(margins) for amount in pair]
+            return F.pad(x, flat, value=0.0 if value is None else value.item())
+        for axis, margin in enumerate(margins):
+            if margin != (0, 0):
+                x = x.index_select(axis, self._source(x.shape[axis], *margin).to(x.device))
+        return x
+
+    def _source(self, size: int, before: int, after: int) -> Tensor:
+        """Where each element of a padded axis comes from."""
+        place = torch.arange(-before, size + after)
+        if self.mode == "edge":
+            return place.clamp(0, size - 1)
+        if self.mode == "wrap":
+            return place % size
+        if max(before, after) >= size:
+            raise NotImplementedError(f"Pad: reflecting {max(before, after)} of {size} elements")
+        return (size - 1) - ((size - 1) - place.abs()).abs()
+
+
+class StaticPad(nn.Module):
+    """Pad with the amounts and the value in attributes."""
+
+    def __init__(self, mode: str, pads: list[int], value: float) -> None:
+        super().__init__()
+        self.pad, self.pads, self.value = Pad(mode), torch.tensor(pads), torch.tensor(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pad(x, self.pads, self.value)
+
+
+@register("Pad", 18, 19, 21, 23, 24, 25, replace=(2, 11, 13))
+def build_pad(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """Amounts, value and axes are inputs since 11, attributes before."""
+    mode = node.attributes.get("mode", "constant")
+    refuse_unless(mode in _MODES, f"Pad: mode {mode}")
+    if "pads" in node.attributes:
+        return StaticPad(mode, node.attributes["pads"], node.attributes.get("value", 0.0))
+    return Pad(mode)

@@ -1,0 +1,39 @@
+"""Versions of which onnx2torch has an earlier one that differs in the types it allows, and in nothing else we use.
+
+Read in the schemas: none changes an attribute, an input or an output, but Cast-19 and Cast-24, which add attributes
+for 8-bit floats alone; those types are refused by the converter itself.
+"""
+
+from __future__ import annotations
+
+from .registry import repeat
+
+# operator: the version that onnx2torch knows, and those that it then serves too
+RETYPED = {
+    "Acos": (7, (22,)),
+    "Asin": (7, (22,)),
+    "Atan": (7, (22,)),
+    "Cast": (13, (19, 21, 23, 24, 25)),
+    "Constant": (13, (19, 21, 23, 24, 25)),
+    "ConstantOfShape": (9, (20, 21, 23, 24, 25)),
+    "Cos": (7, (22,)),
+    "Elu": (6, (22,)),
+    "Equal": (13, (19,)),
+    "GreaterOrEqual": (12, (16,)),
+    "HardSigmoid": (6, (22,)),
+    "HardSwish": (14, (22,)),
+    "Identity": (16, (19, 21, 23, 24, 25)),
+    "IsNaN": (13, (20,)),
+    "LessOrEqual": (12, (16,)),
+    "Round": (11, (22,)),
+    "Selu": (6, (22,)),
+    "Shape": (15, (19, 21, 23, 24, 25)),
+    "Sin": (7, (22,)),
+    "Softplus": (1, (22,)),
+    "Softsign": (1, (22,)),
+    "Tan": (7, (22,)),
+    "Transpose": (13, (21, 23, 24, 25)),
+}
+
+for _op, (_known, _later) in RETYPED.items():
+    repeat(_op, _known, _later)

@@ -1,0 +1,75 @@
+"""Activations at block cuts, on disk: memory does not grow with the number of samples."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class Store:
+    """Named tensors of a whole calibration set, kept as one file a tensor in a temporary folder.
+
+    Tensors arrive batch by batch. Files are read and written, not memory-mapped, so that pages of them do not count as
+    this process' memory. Use as a context manager; the folder goes when it ends.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
+        self._chunks: dict[str, list[tuple[int, tuple[int, ...], np.dtype]]] = {}
+        self._paths: dict[str, Path] = {}
+        self._made = 0
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def append(self, name: str, value: np.ndarray) -> None:
+        """Add the next batch of a tensor."""
+        if name not in self._paths:
+            self._paths[name] = self._folder / str(self._made)
+            self._chunks[name] = []
+            self._made += 1
+        with open(self._paths[name], "ab") as file:
+            self._chunks[name].append((file.tell(), value.shape, value.dtype))
+            np.ascontiguousarray(value).tofile(file)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths
+
+    def names(self) -> list[str]:
+        """Tensors that are kept now."""
+        return list(self._paths)
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor and free its disk space."""
+        self._paths.pop(name).unlink()
+        del self._chunks[name]
+
+    def batch(self, name: str, number: int) -> np.ndarray:
+        """The batch that was appended as ``number``."""
+        offset, shape, dtype = self._chunks[name][number]
+        count = int(np.prod(shape))
+        return np.fromfile(self._paths[name], dtype, count, offset=offset).reshape(shape)
+
+    def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
+        """Samples by number, where axis 0 of every batch counts samples."""
+        _, shape, dtype = self._chunks[name][0]
+        row = int(np.prod(shape[1:]))
+        out = np.empty((len(indices), *shape[1:]), dtype)
+        with open(self._paths[name], "rb") as file:
+            for place, index in enumerate(indices):
+                file.seek(int(index) * row * dtype.itemsize)
+                out[place] = np.fromfile(file, dtype, row).reshape(shape[1:])
+        return out
+
+    def sample_major(self, name: str, sizes: Sequence[int]) -> bool:
+        """Whether axis 0 counts samples: every batch has as many rows as samples, and rows of one shape."""
+        chunks = self._chunks[name]
+        rows = [shape[0] if shape else None for _, shape, _ in chunks]
+        return rows == list(sizes) and len({shape[1:] for _, shape, _ in chunks}) == 1
