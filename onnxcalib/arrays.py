@@ -78,6 +78,8 @@ def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> It
     columns = {name: by_name[found] for name, found in match_names(list(by_name), inputs, where).items()}
     first, *others = columns.values()
     files = _list_npy(first)
+    if not files:
+        raise DataError(f"{first}: the folder is empty; put one .npy file a sample in it")
     for other in others:
         odd = set(files) ^ set(_list_npy(other))
         if odd:

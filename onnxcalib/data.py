@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +47,21 @@ class CalibrationSet:
     """
 
     def __init__(
-        self, inputs: Sequence[InputSpec], slabs: Sequence[_Slab], *, samples: int, fixed_batch: int | None
+        self,
+        inputs: Sequence[InputSpec],
+        slabs: Sequence[_Slab],
+        *,
+        samples: int,
+        fixed_batch: int | None,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self.inputs = tuple(inputs)
         self.fixed_batch = fixed_batch
-        self.warnings: tuple[str, ...] = ()
+        self.warnings = warnings
         self._slabs = tuple(slabs)
         self._samples = samples
         self._ends = np.cumsum([slab.rows for slab in slabs])
         self._batched = _share_batch(inputs)
-        self._scratch: tempfile.TemporaryDirectory | None = None
 
     def __len__(self) -> int:
         return self._samples
@@ -100,11 +107,25 @@ def open_calibration(
 
     source: a folder or file path, a NumPy array, or a mapping from input names to arrays. Raises DataError.
     """
+    if not inputs:
+        raise DataError("calibration: the model has no inputs; it gives the same outputs always; choose another model")
+    scratch = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
+    try:
+        calibration = _collect(source, inputs, config or DataConfig(), limit, scratch)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    weakref.finalize(calibration, shutil.rmtree, scratch, ignore_errors=True)
+    return calibration
+
+
+def _collect(
+    source: Any, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None, scratch: Path
+) -> CalibrationSet:
     where = source if isinstance(source, (str, Path)) else "calibration"
-    scratch = tempfile.TemporaryDirectory(prefix="onnxcalib-")
     slabs: list[_Slab] = []
     samples = 0
-    for part in _open_parts(source, inputs, config or DataConfig(), Path(scratch.name)):
+    for part in _open_parts(source, inputs, config, scratch):
         slabs.append(_check_part(part, inputs))
         samples += slabs[-1].rows
         if limit is not None and samples >= limit:
@@ -116,15 +137,13 @@ def open_calibration(
         raise DataError(
             f"{where}: found {samples} samples; the model takes {fixed_batch} in a run; give at least these"
         )
-    calibration = CalibrationSet(inputs, slabs, samples=used, fixed_batch=fixed_batch)
-    calibration._scratch = scratch
     notes = []
     if used < samples:
         notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
-    if config not in (None, DataConfig()) and not _hold_images(slabs[0]):
+    if config != DataConfig() and not _hold_images(slabs[0]):
         notes.append(f"{where}: mean, std, sizes and layout are for image files; these arrays are used as they are")
-    calibration.warnings = tuple(notes + _scan(slabs, inputs, used))
-    return calibration
+    warnings = (*notes, *_scan(slabs, inputs, used))
+    return CalibrationSet(inputs, slabs, samples=used, fixed_batch=fixed_batch, warnings=warnings)
 
 
 def _hold_images(slab: _Slab) -> bool:

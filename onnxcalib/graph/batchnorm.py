@@ -50,7 +50,7 @@ def fold_batchnorm(model: ModelProto) -> tuple[FoldedNorm, ...]:
     """Fold each inference-mode BatchNormalization that alone reads a layer's output; the layer makes its output then.
 
     Layers are Conv, ConvTranspose, Gemm, and MatMul of a two-dimensional tensor, which becomes a Gemm. A weight that
-    other nodes read too is copied first. gamma and beta are kept for statistics tuning.
+    other nodes read too is copied first. gamma and beta are kept for statistics tuning. Each node needs its own name.
     """
     _matmuls_to_gemm(model)
     index = Index(model.graph)
@@ -112,7 +112,7 @@ def _norm_affine(index: Index, node: NodeProto) -> _Affine | None:
     if any(value is None for value in values):
         return None
     gamma, beta, mean, var = (value.astype(np.float64) for value in values)
-    with np.errstate(all="ignore"):  # a scale that is not finite is refused where it is absorbed
+    with np.errstate(all="ignore"):  # what is not finite is refused where it is absorbed
         scale = gamma / np.sqrt(var + attribute_of(node, "epsilon", DEFAULT_EPSILON))
     return _Affine(scale, beta - mean * scale)
 
@@ -171,9 +171,12 @@ def _absorb(model: ModelProto, index: Index, layer: NodeProto, affine: _Affine) 
         bias = bias + stored.reshape(-1) * attribute_of(layer, "beta", 1.0)
     if affine.scale.size not in (1, channels) or affine.shift.size not in (1, channels):
         return False
+    if not (np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()):
+        return False
     scale = np.broadcast_to(affine.scale, (channels,))
-    new_weight = _scale_weight(layer, weight.astype(np.float64), scale).astype(weight.dtype)
-    new_bias = (scale * bias + affine.shift).astype(weight.dtype)
+    with np.errstate(over="ignore"):  # beyond the weight's own type, which the next line refuses
+        new_weight = _scale_weight(layer, weight.astype(np.float64), scale).astype(weight.dtype)
+        new_bias = (scale * bias + affine.shift).astype(weight.dtype)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return False
     if not np.all(scale == 1.0):

@@ -16,7 +16,8 @@ def normalise_gemm(model: ModelProto) -> int:
 
     ``alpha A B + beta C = A (alpha B) + (beta C)`` where B and C are constant; else the factor stays. A MatMul becomes
     a Gemm, of the MatMul's name and the Add's output, where its left operand has two dimensions, the right one is a
-    constant matrix, and the Add alone reads it and adds a constant of one value or one a column.
+    constant matrix, and the Add alone reads it and adds a constant of one value or one a column. Nodes are told apart by
+    name, so each needs its own.
     """
     index = Index(model.graph)
     count = sum(_fold_factors(model, index, node) for node in model.graph.node if is_op(node, "Gemm"))

@@ -51,7 +51,10 @@ def _spell_nodes(nodes: list[NodeProto]) -> int:
 
 
 def inline_functions(model: ModelProto) -> int:
-    """Replace calls of the model's own functions by their bodies; the count is that of the functions."""
+    """Replace calls of the model's own functions by their bodies; the count is that of the functions.
+
+    Those written for another opset than the model's stay; raises ModelError where functions call each other in a cycle.
+    """
     count = len(model.functions)
     if count:
         try:
@@ -61,7 +64,7 @@ def inline_functions(model: ModelProto) -> int:
                 f"graph {model.graph.name}: its {count} functions cannot be inlined ({str(error).splitlines()[0]});"
                 " plain operators are needed; export the model without functions"
             ) from error
-    return count
+    return count - len(model.functions)
 
 
 def drop_initializer_inputs(model: ModelProto) -> int:

@@ -75,7 +75,7 @@ def _keep_resize_modes(new: ModelProto, old: ModelProto) -> None:
 
 
 def _restore(new: ModelProto, old: ModelProto) -> None:
-    """Put back what the converter drops or guesses: other domains, interface, metadata, the least IR version."""
+    """Put back what the converter drops or guesses: domains, interface, metadata, names of nodes it replaced."""
     others = [entry for entry in old.opset_import if entry.domain]
     present = {entry.domain for entry in new.opset_import}
     new.opset_import.extend(entry for entry in others if entry.domain not in present)
@@ -89,6 +89,11 @@ def _restore(new: ModelProto, old: ModelProto) -> None:
     new.metadata_props.extend(old.metadata_props)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(new, field, getattr(old, field))
+    names = {node.output[0]: node.name for node in old.graph.node}
+    taken = {node.name for node in new.graph.node}
+    for node in new.graph.node:
+        if not node.name and names.get(node.output[0], "") not in taken:
+            node.name = names[node.output[0]]
     new.graph.name, new.graph.doc_string = old.graph.name, old.graph.doc_string
     needed = helper.find_min_ir_version_for([e for e in new.opset_import if not e.domain])
     new.ir_version = max(old.ir_version, needed)

@@ -35,13 +35,14 @@ class Pad(nn.Module):
 
     def _source(self, size: int, before: int, after: int) -> Tensor:
         """Where each element of a padded axis comes from."""
+        # Whether cropped elements come back on the other side is not defined.
+        refuse_unless(before * after >= 0, f"Pad: mode {self.mode} with pads {before} and {after}")
         place = torch.arange(-before, size + after)
         if self.mode == "edge":
             return place.clamp(0, size - 1)
         if self.mode == "wrap":
             return place % size
-        if max(before, after) >= size:
-            raise NotImplementedError(f"Pad: reflecting {max(before, after)} of {size} elements")
+        refuse_unless(max(before, after) < size, f"Pad: mode reflect, {max(before, after)} of {size} elements")
         return (size - 1) - ((size - 1) - place.abs()).abs()
 
 

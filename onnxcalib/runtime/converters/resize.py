@@ -98,6 +98,8 @@ def build_resize(node: OnnxNode, graph: OnnxGraph) -> Converted:
         return Converted(Resize(mode, "asymmetric", "floor", None), tuple(inputs))
     coordinates = attributes.get("coordinate_transformation_mode", "half_pixel")
     refuse_unless(coordinates in _COORDINATES, f"Resize: coordinate_transformation_mode {coordinates}")
+    symmetric = coordinates == "half_pixel_symmetric"  # its places are exact for no scale: see _nearest
+    refuse_unless(mode == "linear" or not symmetric, f"Resize: coordinate_transformation_mode {coordinates}, nearest")
     rounding = attributes.get("nearest_mode", "round_prefer_floor")
     refuse_unless(rounding in _ROUNDINGS, f"Resize: nearest_mode {rounding}")
     # The second input, roi, is for the cropping mode that is refused above.

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from .registry import OnnxGraph, OnnxNode, register
 
+# Ends that onnxruntime takes for "as far as it goes", in either direction.
+_FAR = (2**31 - 1, 2**63 - 1)
+
 
 class Slice(nn.Module):
     """``x[start:end:step]`` on each axis named."""
@@ -53,9 +56,17 @@ class Split(nn.Module):
 
 
 def _slice_axis(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
-    taken = range(x.shape[axis])[start:end:step]  # bounds beyond the ends mean to Python what they mean to ONNX
+    size = x.shape[axis]
+    # As in Python, except that a start before the front is the first element when stepping backwards.
+    lowest, highest = (0, size) if step > 0 else (-1, size - 1)
+    start = min(max(start + size if start < 0 else start, 0), highest)
+    if end in _FAR:
+        end = size if step > 0 else -1
+    else:
+        end = min(max(end + size if end < 0 else end, lowest), highest)
+    taken = range(start, end, step)
     if step == 1:
-        return x.narrow(axis, taken.start, len(taken))
+        return x.narrow(axis, start, len(taken))
     return x.index_select(axis, torch.tensor(taken, dtype=torch.int64, device=x.device))
 
 

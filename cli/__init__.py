@@ -1,0 +1,1 @@
+"""The command line: parses, calls the library, prints, and turns faults into exit statuses."""

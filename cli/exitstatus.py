@@ -1,0 +1,52 @@
+"""How a command ends, as the shell sees it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import typer
+
+from onnxcalib.errors import ConfigError, OnnxCalibError
+
+
+class ExitStatus(IntEnum):
+    """130 is what shells give for a command that Ctrl-C ended."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    INTERRUPTED = 130
+
+
+def print_error(text: str) -> None:
+    """One line on stderr, whatever line breaks the text has."""
+    print("error:", " ".join(text.split()), file=sys.stderr)
+
+
+@contextmanager
+def report_faults(*, verbose: bool) -> Iterator[None]:
+    """Turn whatever ends a command into one line and a typer.Exit; ``verbose`` shows tracebacks too."""
+    try:
+        yield
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except OnnxCalibError as error:
+        if verbose:
+            traceback.print_exc()
+        print_error(str(error))
+        raise typer.Exit(ExitStatus.USAGE if isinstance(error, ConfigError) else ExitStatus.ERROR) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left", file=sys.stderr)
+        raise typer.Exit(ExitStatus.INTERRUPTED) from None
+    except (
+        Exception
+    ) as error:  # the last line of defence: anything else is a fault of ours, and must still end in one line
+        if verbose:
+            traceback.print_exc()
+        where = "the traceback above" if verbose else "the traceback that --verbose shows"
+        print_error(f"unexpected {type(error).__name__}: {error}; please report this with {where}")
+        raise typer.Exit(ExitStatus.ERROR) from None

@@ -1,0 +1,67 @@
+"""The ``onnxcalib`` command: finds the sub-command, and ends with its exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from onnxcalib import __version__
+from onnxcalib.cli.exitstatus import ExitStatus, print_error
+from onnxcalib.cli.quantize import quantize
+
+# torch, BLAS and onnxruntime take turns: threads that wait by spinning steal the cores from whoever's turn it is.
+QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app.command("quantize")(quantize)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"onnxcalib {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def show_help(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(ExitStatus.USAGE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    for name, value in QUIET_THREADS.items():
+        os.environ.setdefault(name, value)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = app(args=None if arguments is None else list(arguments), prog_name="onnxcalib", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or ExitStatus.OK)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "onnxcalib"
+        print_error(f"{error.format_message().rstrip('.')} (see '{command} --help')")
+        return ExitStatus.USAGE
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left", file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM end a run as Ctrl-C does, so that half-written files are removed."""
+    raise KeyboardInterrupt

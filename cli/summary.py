@@ -1,0 +1,91 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxcalib.report import OutputRecord, Report
+
+WORST_LAYERS = 5  # as many as one reads
+NAMED = 3  # names listed for one reason; the report file has all
+PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its own
+
+
+def print_summary(report: Report, output: Path) -> None:
+    """Print what was measured, most important first, on stdout."""
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    for table in (_tabulate_outputs(report), _tabulate_layers(report)):
+        if table.row_count:
+            console.print(table)
+    lines = [*_describe_blocks(report), *_describe_unfused(report), *_describe_cost(report, output)]
+    console.print("\n".join(lines), soft_wrap=True)
+
+
+def _tabulate_outputs(report: Report) -> Table:
+    table = Table("output", "session", box=None, pad_edge=False)
+    for name in ("SQNR dB", "cosine", "max error", "agreement %"):
+        table.add_column(name, justify="right")
+    for session, records in (("optimized", report.outputs), ("unoptimized", report.outputs_unoptimized)):
+        for record in records:
+            table.add_row(record.name, session, *_spell_output(record))
+    return table
+
+
+def _spell_output(record: OutputRecord) -> Sequence[str]:
+    agreement = "-" if record.agreement is None else f"{100 * record.agreement:.2f}"
+    return f"{record.sqnr_db:.2f}", f"{record.cosine:.6f}", f"{record.max_abs_error:.4g}", agreement
+
+
+def _tabulate_layers(report: Report) -> Table:
+    table = Table("worst layers", "op", "bits", box=None, pad_edge=False)
+    table.add_column("SQNR dB", justify="right")
+    measured = [layer for layer in report.layers if layer.sqnr_db is not None]
+    for layer in sorted(measured, key=lambda layer: layer.sqnr_db)[:WORST_LAYERS]:
+        table.add_row(layer.name, layer.op, f"W{layer.weight_bits}A{layer.activation_bits}", f"{layer.sqnr_db:.2f}")
+    return table
+
+
+def _describe_blocks(report: Report) -> list[str]:
+    outcomes: dict[str, int] = defaultdict(int)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for block in report.blocks:
+        outcomes[block.outcome] += 1
+        if block.reason:
+            reasons[f"{block.outcome}: {block.reason}"].append(block.name)
+    if not outcomes:
+        return []
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+    return [f"blocks: {counts}", *(f"  {reason}: {_name_some(names)}" for reason, names in reasons.items())]
+
+
+def _describe_unfused(report: Report) -> list[str]:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for record in report.unfused:
+        reasons[f"{record.op}: {record.reason}"].append(record.tensor)
+    lines = [f"unfused Q/DQ: {len(report.unfused)}"]
+    return lines + [f"  {reason}: {_name_some(tensors)}" for reason, tensors in reasons.items()]
+
+
+def _describe_cost(report: Report, output: Path) -> list[str]:
+    ratio = f", {report.quantized_bytes / report.float_bytes:.3f} of float" if report.float_bytes else ""
+    stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
+    total = sum(report.seconds.values())
+    passes = f", {total / report.float_pass_seconds:.0f} float passes" if report.float_pass_seconds else ""
+    return [
+        f"size: {report.float_bytes:,} -> {report.quantized_bytes:,} bytes{ratio}",
+        f"time: {total:.1f} s ({stages}){passes}, {report.samples} samples",
+        f"wrote {output}",
+    ]
+
+
+def _name_some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

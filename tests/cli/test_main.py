@@ -1,0 +1,113 @@
+"""The command as a whole: help, version, wrong usage, and what it loads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import onnxcalib
+from onnxcalib.cli import main as cli
+from onnxcalib.cli.exitstatus import ExitStatus
+
+
+def test_version_is_printed(capsys):
+    assert cli.main(["--version"]) == ExitStatus.OK
+    assert capsys.readouterr().out == f"onnxcalib {onnxcalib.__version__}\n"
+
+
+def test_no_command_prints_the_help_and_counts_as_wrong_usage(capsys):
+    assert cli.main([]) == ExitStatus.USAGE
+    assert "quantize" in capsys.readouterr().out
+
+
+def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["quantize", "--help"]) == ExitStatus.OK
+    shown = capsys.readouterr().out
+    for text in ("[default: squared-error]", "[default: 99.99]", "[default: yes]", "[default: MODEL with .quantized"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("quantize", "net.onnx", "--calib", "d", "--weight-bit", "4"),
+            "error: No such option: --weight-bit (Possible options: --weight-bits) (see 'onnxcalib quantize --help')",
+        ),
+        (("quantise",), "error: No such command 'quantise'. Did you mean 'quantize'? (see 'onnxcalib --help')"),
+        (("quantize", "net.onnx"), "error: Missing option '--calib' (see 'onnxcalib quantize --help')"),
+        (("quantize", "--calib", "d"), "error: Missing argument 'MODEL' (see 'onnxcalib quantize --help')"),
+        (
+            ("quantize", "net.onnx", "--calib", "d", "--weight-bits", "5"),
+            "error: --weight-bits: found 5; allowed: 8 or 4",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_with_the_nearest_match(capsys, monkeypatch, arguments, line):
+    monkeypatch.setattr(sys, "argv", ["onnxcalib", *arguments])
+    assert cli.main() == ExitStatus.USAGE
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_an_option_that_is_no_number_is_refused(capsys):
+    assert cli.main(["quantize", "net.onnx", "--calib", "d", "--steps", "many"]) == ExitStatus.USAGE
+    assert "Invalid value for '--steps'" in capsys.readouterr().err
+
+
+def test_threads_that_wait_do_not_spin(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("KMP_BLOCKTIME", "7")
+    cli.main(["--version"])
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["KMP_BLOCKTIME"]) == ("PASSIVE", "7")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_with_130_and_one_line(tmp_path, number):
+    (tmp_path / "net.onnx").write_bytes(b"float")
+    code = (
+        "import sys, time\nfrom onnxcalib import pipeline\nfrom onnxcalib.cli.main import main\n"
+        "def wait(*a, **k):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "pipeline.quantize = wait\nsys.exit(main(['quantize', 'net.onnx', '--calib', 'data', '--quiet']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (130, "interrupted: nothing half-written is left\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_the_signal_handler_of_the_caller_is_put_back(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    cli.main(["--version"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_public_names_are_loaded_on_first_use():
+    code = (
+        "import sys, onnxcalib\nassert 'pydantic' not in sys.modules\n"
+        "from onnxcalib import QuantizeConfig, DataConfig, Report, OnnxCalibError, ConfigError\n"
+        "print([name for name in ('torch', 'onnxruntime', 'onnx') if name in sys.modules])\n"
+        "print(set(onnxcalib.__all__) <= set(dir(onnxcalib)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout == "[]\nTrue\n", found.stderr
+
+
+def test_every_public_name_exists():
+    for name in onnxcalib.__all__:
+        assert getattr(onnxcalib, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'onnxcalib' has no attribute 'quantise'"):
+        onnxcalib.quantise  # noqa: B018

@@ -1,0 +1,217 @@
+"""``onnxcalib quantize``: what it hands to the library, what it writes and prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from onnxcalib import errors, pipeline
+from onnxcalib.cli.main import app
+from onnxcalib.cli.quantize import write_aside
+from onnxcalib.config import DataConfig, QuantizeConfig
+from onnxcalib.report import BlockRecord, LayerRecord, OutputRecord, Report, UnfusedRecord
+
+REPORT = Report(
+    settings={},
+    blocks=(
+        BlockRecord("[stem]", ("stem",), "reconstructed", loss_before=0.5, loss_after=0.25),
+        BlockRecord("head", ("head",), "rounded", reason="torch disagrees"),
+    ),
+    layers=tuple(LayerRecord(f"layer{i}", "Conv", 4, 8, sqnr_db=10.0 + i) for i in range(7)),
+    outputs=(OutputRecord("scores", 31.25, 0.999, 0.5, agreement=0.975),),
+    outputs_unoptimized=(OutputRecord("scores", 32.5, 0.999, 0.5),),
+    unfused=(UnfusedRecord("QuantizeLinear", "image", "entry of the graph"),),
+    float_bytes=4000,
+    quantized_bytes=1000,
+    samples=16,
+    seconds={"calibrate": 1.0, "reconstruct": 3.0},
+    float_pass_seconds=0.02,
+)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command in an empty folder, with a library that does no work: call it with arguments."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_bytes(b"float")
+    calls = []
+
+    def quantize(model, calibration, config, *, observer):
+        calls.append((model, calibration, config))
+        observer.stage("calibrate")
+        observer.note("folded 3")
+        observer.warn("odd values")
+        observer.blocks(2)
+        for record in REPORT.blocks:
+            observer.block(record)
+        return SimpleNamespace(report=REPORT, save=lambda path: path.write_bytes(b"quantized"))
+
+    monkeypatch.setattr(pipeline, "quantize", quantize)
+
+    def invoke(*arguments, fault: BaseException | None = None):
+        if fault:
+            monkeypatch.setattr(pipeline, "quantize", lambda *a, **k: (_ for _ in ()).throw(fault))
+        return CliRunner().invoke(app, ["quantize", *arguments])
+
+    invoke.calls = calls
+    return invoke
+
+
+def test_defaults_reach_the_library_and_the_output_is_named_after_the_model(run, tmp_path):
+    result = run("net.onnx", "--calib", "data")
+    assert result.exit_code == 0, result.stderr
+    ((model, calibration, config),) = run.calls
+    assert (str(model), str(calibration), config) == ("net.onnx", "data", QuantizeConfig())
+    assert (tmp_path / "net.quantized.onnx").read_bytes() == b"quantized"
+    assert (tmp_path / "net.onnx").read_bytes() == b"float"
+
+
+def test_every_option_reaches_its_setting(run):
+    text = (
+        "--weight-bits 4 --activation-bits 4 --first-last-bits 4 --range entropy --percentile 99.5 --encoding standard "
+        "--no-reconstruct --steps 7 --samples 9 --seed 3 --threads 2 --mean 0.1,0.2,0.3 --std 0.5 --resize 40 "
+        "--crop 32x30 --layout nhwc --channels bgr"
+    )
+    assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
+    expected = QuantizeConfig(
+        weight_bits=4,
+        activation_bits=4,
+        first_last_bits=4,
+        range="entropy",
+        percentile=99.5,
+        encoding="standard",
+        reconstruct=False,
+        steps=7,
+        samples=9,
+        seed=3,
+        threads=2,
+        data=data,
+    )
+    assert run.calls[0][2] == expected
+
+
+def test_options_win_over_the_configuration_file(run, tmp_path):
+    (tmp_path / "run.toml").write_text("steps = 7\nreconstruct = false\n[data]\nresize = 40\n")
+    assert run("net.onnx", "--calib", "data", "--config", "run.toml", "--steps", "9", "--reconstruct").exit_code == 0
+    assert run.calls[0][2] == QuantizeConfig(steps=9, data=DataConfig(resize=40))
+
+
+def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
+    result = run("net.onnx", "--calib", "data", "-o", "out.onnx")
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["scores", "optimized", "31.25", "0.999000", "0.5", "97.50"] in rows
+    assert ["scores", "unoptimized", "32.50", "0.999000", "0.5", "-"] in rows
+    assert [row for row in rows if row[0].startswith("layer")] == [
+        [f"layer{i}", "Conv", "W4A8", f"{10 + i}.00"] for i in range(5)
+    ]
+    for line in (
+        "blocks: 1 reconstructed, 1 rounded",
+        "  rounded: torch disagrees: head",
+        "unfused Q/DQ: 1",
+        "  QuantizeLinear: entry of the graph: image",
+        "size: 4,000 -> 1,000 bytes, 0.250 of float",
+        "time: 4.0 s (calibrate 1.0, reconstruct 3.0), 200 float passes, 16 samples",
+        "wrote out.onnx",
+    ):
+        assert line in result.stdout.splitlines()
+    assert result.stderr.splitlines() == [
+        "calibrate ...",
+        "  folded 3",
+        "warning: odd values",
+        "  block 1/2 [stem]: 0.5 -> 0.25",
+        "  block 2/2 head (rounded)",
+    ]
+
+
+def test_quiet_prints_warnings_only(run):
+    result = run("net.onnx", "--calib", "data", "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "warning: odd values\n")
+
+
+def test_the_report_is_written_whole(run, tmp_path):
+    assert run("net.onnx", "--calib", "data", "--report", "run.json").exit_code == 0
+    assert json.loads((tmp_path / "run.json").read_text()) == json.loads(REPORT.to_json())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.quantized.onnx", "run.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("-o", "net.onnx"), "net.onnx: is the input model"),
+        (("-o", "absent/out.onnx"), "the folder absent does not exist"),
+        (("--report", "absent/run.json"), "the folder absent does not exist"),
+        (("--report", "net.onnx"), "net.onnx: is the input model"),
+        (("--report", "out.onnx", "-o", "out.onnx"), "out.onnx: the report would replace another file of this run"),
+    ],
+)
+def test_bad_output_paths_are_refused_before_any_work(run, arguments, text):
+    result = run("net.onnx", "--calib", "data", *arguments)
+    assert (result.exit_code, run.calls) == (1, [])
+    assert result.stderr.startswith("error: ")
+    assert text in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "line"),
+    [
+        (errors.DataError("a.png: not\n readable"), 1, "error: a.png: not readable"),
+        (errors.ModelError("net.onnx: corrupt"), 1, "error: net.onnx: corrupt"),
+        (errors.OutputError("out.onnx: disk full"), 1, "error: out.onnx: disk full"),
+        (errors.ConfigError("steps: found 0"), 2, "error: steps: found 0"),
+        (KeyboardInterrupt(), 130, "interrupted: nothing half-written is left"),
+        (
+            ZeroDivisionError("by\nzero"),
+            1,
+            "error: unexpected ZeroDivisionError: by zero; please report this with the traceback that --verbose shows",
+        ),
+    ],
+)
+def test_a_fault_is_one_line_and_an_exit_status(run, tmp_path, fault, status, line):
+    result = run("net.onnx", "--calib", "data", fault=fault)
+    assert (result.exit_code, result.stdout, result.stderr) == (status, "", line + "\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_verbose_shows_the_traceback_of_a_fault(run):
+    result = run("net.onnx", "--calib", "data", "--verbose", fault=ZeroDivisionError("by zero"))
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "please report this with the traceback above" in result.stderr
+
+
+def test_a_bad_setting_is_refused_before_any_work(run, tmp_path):
+    (tmp_path / "run.toml").write_text("weight-bitz = 4")
+    result = run("net.onnx", "--calib", "data", "--config", "run.toml")
+    assert (result.exit_code, run.calls) == (2, [])
+    assert result.stderr == "error: run.toml: weight-bitz: unknown setting; did you mean 'weight_bits'?\n"
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(errors.OutputError, match=r"run\.json: cannot be written: No space left on device"):
+        write_aside(tmp_path / "run.json", "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_real_run_writes_a_model_that_onnx_accepts(tmp_path):
+    rng = np.random.default_rng(0)
+    weight = onnx.numpy_helper.from_array(rng.standard_normal((4, 3, 3, 3)).astype(np.float32), "w")
+    graph = onnx.parser.parse_graph("net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv(x, w) }")
+    graph.initializer.append(weight)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", rng.standard_normal((16, 3, 8, 8)).astype(np.float32))
+    arguments = ["quantize", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "x.npy"), "--steps", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "run.json")])
+    assert result.exit_code == 0, result.stderr
+    onnx.checker.check_model(onnx.load(tmp_path / "net.quantized.onnx"), full_check=True)
+    assert json.loads((tmp_path / "run.json").read_text())["outputs"][0]["sqnr_db"] > 20

@@ -1,0 +1,48 @@
+"""The demo as a test: a real network, trained, exported, quantized by the command line and measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", DEMO)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "demo", module)
+        spec.loader.exec_module(module)
+        threads = torch.get_num_threads()
+        yield module
+        torch.set_num_threads(threads)
+
+
+def test_the_demo_quantizes_to_8_and_4_bits_and_keeps_the_accuracy(demo, tmp_path, capfd):
+    float_row, eight, four = demo.main(["--out", str(tmp_path), "--epochs", "8"])
+    assert [row.name for row in (float_row, eight, four)] == ["float", "W8A8", "W4A4"]
+    assert float_row.accuracy > 0.95
+    assert float_row.agreement == 1.0
+    assert eight.agreement > 0.99 and eight.accuracy > float_row.accuracy - 0.01
+    assert four.agreement > 0.95 and four.accuracy > float_row.accuracy - 0.03
+    assert eight.size < 0.35 * float_row.size
+    assert four.size < 0.65 * eight.size
+    printed = capfd.readouterr().out
+    assert "W4A4" in printed and f"{four.accuracy:.1%}" in printed
+
+
+def test_calibration_images_reproduce_what_the_network_was_trained_on(demo, tmp_path):
+    digits = demo.split_digits()
+    demo.write_calibration(digits.train[:3], tmp_path)
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("*.png"))])
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(digits.normalize(pixels), digits.normalize(digits.train[:3]))
+    assert abs(float(digits.normalize(digits.train).mean())) < 1e-5

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+
+from onnxcalib.graph.index import Index, attribute_of, captured, constant, is_op
+
+BRANCHES = """
+g (float[2] x, bool flag, float[2] w) => (float[2] y)
+{
+  [scale] a = Mul (x, w)
+  [choose] y = If (flag) <
+    then_branch = yes () => (float[2] p) { q = Add (a, w) p = Neg (q) },
+    else_branch = no () => (float[2] r) { r = Sub (a, x) }
+  >
+}
+"""
+
+
+@pytest.fixture
+def branches(build):
+    return build(BRANCHES, w=np.array([3.0, 4.0], np.float32))
+
+
+def test_each_tensor_is_found_with_its_producer_and_its_readers(branches):
+    index = Index(branches.graph)
+    assert index.producer["a"].name == "scale"
+    assert index.producer["y"].name == "choose"
+    assert [node.name for node in index.consumers["a"]] == ["choose"]
+    assert index.readers("y") == []
+    assert index.position == {"scale": 0, "choose": 1}
+
+
+def test_initializers_are_no_inputs_even_where_the_file_lists_them(branches):
+    index = Index(branches.graph)
+    assert index.inputs == ["x", "flag"]
+    assert index.outputs == ["y"]
+    assert list(index.initializers) == ["w"]
+
+
+def test_what_a_subgraph_captures_has_its_node_as_a_reader(branches):
+    index = Index(branches.graph)
+    assert captured(branches.graph.node[1]) == {"a", "w", "x"}
+    assert [node.name for node in index.consumers["w"]] == ["scale", "choose"]
+
+
+def test_nested_subgraphs_capture_only_what_no_graph_around_them_makes(build):
+    model = build(
+        """
+        g (float[2] x, bool flag) => (float[2] y)
+        {
+          y = If (flag) <
+            then_branch = yes () => (float[2] p) {
+              near = Abs (x)
+              p = If (flag) <
+                then_branch = inner () => (float[2] q) { q = Add (near, x) },
+                else_branch = other () => (float[2] s) { s = Neg (near) }
+              >
+            },
+            else_branch = no () => (float[2] r) { r = Neg (x) }
+          >
+        }
+        """
+    )
+    assert captured(model.graph.node[0]) == {"x", "flag"}
+
+
+def test_a_node_that_reads_a_tensor_twice_is_listed_once(build):
+    index = Index(build("g (float[2] x) => (float[2] y) { [square] y = Mul (x, x) }").graph)
+    assert [node.name for node in index.consumers["x"]] == ["square"]
+
+
+def test_the_value_of_an_initializer_is_an_array_and_other_tensors_have_none(branches):
+    index = Index(branches.graph)
+    np.testing.assert_array_equal(constant(index, "w"), np.array([3.0, 4.0], np.float32))
+    assert constant(index, "a") is None
+    assert constant(index, "nothing") is None
+
+
+def test_an_operator_of_another_domain_is_not_the_standard_one(branches):
+    node = branches.graph.node[0]
+    assert is_op(node, "Add", "Mul") and not is_op(node, "Add")
+    node.domain = "com.example"
+    assert not is_op(node, "Mul")
+
+
+def test_an_attribute_left_out_has_the_default(build):
+    node = build("g (float[2, 2] x) => (float[2, 2] y) { y = Gemm <alpha = 2.0> (x, x) }").graph.node[0]
+    assert attribute_of(node, "alpha", 1.0) == 2.0
+    assert attribute_of(node, "beta", 1.0) == 1.0

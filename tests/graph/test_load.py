@@ -1,0 +1,197 @@
+import os
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxcalib.errors import ModelError
+from onnxcalib.graph.load import inputs_of, load_model, refuse_unsuitable
+
+LINEAR = "g (float[N, 4] x) => (float[N, 3] y) { [fc] y = MatMul (x, w) }"
+
+
+@pytest.fixture
+def linear(build, draw):
+    return build(LINEAR, w=draw(40, 30)[:4, :3])
+
+
+def test_a_file_is_read_whole_with_its_external_data(tmp_path, build, draw):
+    weight = draw(40, 30)
+    model = build("g (float[N, 40] x) => (float[N, 30] y) { y = MatMul (x, w) }", w=weight)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    loaded = load_model(tmp_path / "m.onnx")
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(loaded.graph.initializer[0]), weight)
+    assert not loaded.graph.initializer[0].external_data
+    assert loaded.graph.initializer[0].data_location == TensorProto.DEFAULT
+
+
+def test_a_model_in_memory_is_copied_and_left_alone(linear):
+    loaded = load_model(linear)
+    loaded.graph.node[0].name = "changed"
+    assert linear.graph.node[0].name == "fc"
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path):
+    with pytest.raises(ModelError, match=r"nowhere\.onnx: no such file"):
+        load_model(tmp_path / "nowhere.onnx")
+
+
+def test_a_directory_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="is a directory; an ONNX file is needed"):
+        load_model(tmp_path)
+
+
+def test_a_file_that_the_system_cannot_read_is_refused_with_the_reason(tmp_path, linear):
+    onnx.save(linear, tmp_path / "m.onnx")
+    path = tmp_path / "m.onnx" / "inside.onnx"
+    with pytest.raises(ModelError, match=r"inside\.onnx: cannot be read \(Not a directory\)"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("content", [b"hello, this is text\n", b'{"a": 1}', b"\x00\x01\x02" * 50])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=r"m\.onnx: is not an ONNX model, or is cut off"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"m\.onnx: is empty"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path, linear):
+    (tmp_path / "m.onnx").write_bytes(linear.SerializeToString()[:-20])
+    with pytest.raises(ModelError, match="cut off"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_a_message_without_a_graph_is_refused(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(onnx.ModelProto(ir_version=8).SerializeToString())
+    with pytest.raises(ModelError, match="holds no ONNX graph"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_missing_external_data_are_refused_with_the_name_of_file_and_tensor(tmp_path, linear):
+    onnx.save(linear, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    os.remove(tmp_path / "m.data")
+    with pytest.raises(ModelError, match=r"the data of tensor w are in .*m\.data, which is missing"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_external_data_that_are_too_short_are_refused(tmp_path, linear):
+    onnx.save(linear, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    (tmp_path / "m.data").write_bytes(b"1234")
+    with pytest.raises(ModelError, match=r"the data of tensor w cannot be read from .*m\.data \(.*exceeds"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_a_model_in_memory_whose_data_are_in_a_file_is_refused(tmp_path, linear):
+    onnx.save(linear, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    with pytest.raises(ModelError, match=r"tensor w: its data are in the file m\.data"):
+        load_model(onnx.load(tmp_path / "m.onnx", load_external_data=False))
+
+
+def test_an_old_intermediate_representation_is_refused(linear):
+    linear.ir_version = 2
+    with pytest.raises(ModelError, match="IR version 2 found; 3 or newer is needed"):
+        load_model(linear)
+
+
+@pytest.mark.parametrize("opset", [6, 999])
+def test_an_opset_out_of_range_is_refused(linear, opset):
+    linear.opset_import[0].version = opset
+    with pytest.raises(ModelError, match=f"opset {opset} of the standard operators found; 7 to"):
+        load_model(linear)
+
+
+def test_a_model_without_an_opset_is_refused(linear):
+    del linear.opset_import[:]
+    with pytest.raises(ModelError, match="no opset of the standard operators found"):
+        load_model(linear)
+
+
+def test_a_graph_without_outputs_is_refused(linear):
+    del linear.graph.output[:]
+    with pytest.raises(ModelError, match="the graph has no outputs"):
+        load_model(linear)
+
+
+def test_a_tensor_that_nothing_makes_is_refused_with_its_reader(linear):
+    linear.graph.node[0].input[1] = "lost"
+    with pytest.raises(ModelError, match="node fc reads tensor lost, which nothing makes"):
+        load_model(linear)
+
+
+def test_inputs_are_told_without_initializers_and_with_unknown_dimensions_as_none(build, draw):
+    model = build(
+        "g (float[N, 4] x, int64[2, 4] k, float[4, 3] w) => (float[N, 3] y) { y = MatMul (x, w) }", w=draw(4, 3)
+    )
+    model.graph.input.append(helper.make_tensor_value_info("free", TensorProto.DOUBLE, None))
+    model.graph.input.append(helper.make_tensor_value_info("odd", TensorProto.FLOAT, [-1, 0, 5]))
+    found = {spec.name: (spec.dtype, spec.shape) for spec in inputs_of(model)}
+    assert found == {
+        "x": (np.dtype(np.float32), (None, 4)),
+        "k": (np.dtype(np.int64), (2, 4)),
+        "free": (np.dtype(np.float64), None),
+        "odd": (np.dtype(np.float32), (None, None, 5)),
+    }
+
+
+def test_an_input_that_is_no_tensor_is_refused(linear):
+    linear.graph.input.append(helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None))
+    with pytest.raises(ModelError, match="input list: its type is sequence_type; only tensors"):
+        inputs_of(linear)
+
+
+def test_a_float_layer_with_a_constant_weight_is_accepted(linear):
+    assert refuse_unsuitable(linear) is None
+
+
+@pytest.mark.parametrize(
+    "op", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearMatMul", "MatMulNBits"]
+)
+def test_a_quantized_model_is_refused_with_the_operator_that_tells(linear, op):
+    linear.graph.node.append(helper.make_node(op, ["y"], ["z"], name="late"))
+    with pytest.raises(ModelError, match=f"node late: found {op}, so the model is quantized already"):
+        refuse_unsuitable(linear)
+
+
+def test_a_model_without_layers_is_refused(build):
+    with pytest.raises(ModelError, match="no quantizable layer found; a Conv, ConvTranspose, Gemm or MatMul with"):
+        refuse_unsuitable(build("g (float[2] x) => (float[2] y) { y = Relu (x) }"))
+
+
+def test_a_layer_whose_weight_is_an_input_does_not_count(build):
+    with pytest.raises(ModelError, match="no quantizable layer found;"):
+        refuse_unsuitable(build("g (float[2, 2] x, float[2, 2] w) => (float[2, 2] y) { y = MatMul (x, w) }"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "double"])
+def test_weights_of_another_float_type_are_refused_with_their_type(build, dtype):
+    model = build(
+        f"g ({dtype}[N, 2] x) => ({dtype}[N, 2] y) {{ y = MatMul (x, w) }}",
+        w=np.eye(2, dtype=np.float16 if dtype == "float16" else np.float64),
+    )
+    with pytest.raises(ModelError, match=f"all weights are {dtype}; .* export the model in float32"):
+        refuse_unsuitable(model)
+
+
+def test_layers_inside_branches_alone_are_refused_with_that_reason(build, draw):
+    model = build(
+        """
+        g (float[N, 4] x, bool flag) => (float[N, 3] y)
+        {
+          y = If (flag) <
+            then_branch = yes () => (float[N, 3] p) { p = MatMul (x, w) },
+            else_branch = no () => (float[N, 3] q) { q = MatMul (x, v) }
+          >
+        }
+        """,
+        w=draw(4, 3),
+        v=draw(4, 3),
+    )
+    with pytest.raises(ModelError, match="no quantizable layer found outside the bodies of If, Loop or Scan nodes"):
+        refuse_unsuitable(model)

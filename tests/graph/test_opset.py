@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
+
+from onnxcalib.errors import ModelError
+from onnxcalib.graph.opset import opset_of, raise_opset
+
+
+@pytest.fixture
+def conv_then(draw):
+    """A model of Conv and one more node in the old style: initializers among the inputs, output without a shape."""
+
+    def make(op: str, opset: int, *operands: np.ndarray, **attributes) -> ModelProto:
+        values = {"w": draw(6, 6, 3, 3)} | {f"k{i}": np.asarray(value) for i, value in enumerate(operands)}
+        tensors = [numpy_helper.from_array(value, name) for name, value in values.items()]
+        nodes = [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv", pads=[1, 1, 1, 1]),
+            helper.make_node(op, ["c", *list(values)[1:]], ["y"], name="last", **attributes),
+        ]
+        listed = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors]
+        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 6, 8, 8]), *listed]
+        outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+        graph = helper.make_graph(nodes, "old", inputs, outputs, tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=3)
+        helper.set_model_props(model, {"author": "someone"})
+        return model
+
+    return make
+
+
+ONES = np.ones(6, np.float32)
+CASES = [
+    ("Relu", 7, (), {}),
+    ("MaxPool", 7, (), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    ("AveragePool", 7, (), {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
+    ("Dropout", 7, (), {"ratio": 0.3}),
+    ("Dropout", 9, (), {}),
+    ("BatchNormalization", 7, (ONES * 2, ONES, ONES * 3, ONES * 4), {"epsilon": 1e-3}),
+    ("BatchNormalization", 9, (ONES * 2, ONES, ONES * 3, ONES * 4), {}),
+    ("Reshape", 7, (np.array([0, -1]),), {}),
+    ("Upsample", 7, (), {"mode": "nearest", "scales": [1.0, 1.0, 1.5, 2.0]}),
+    ("Upsample", 9, (np.array([1, 1, 1.5, 1.7], np.float32),), {"mode": "nearest"}),
+    ("Upsample", 9, (np.array([1, 1, 2, 3], np.float32),), {"mode": "linear"}),
+    ("Resize", 10, (np.array([1, 1, 1.5, 1.7], np.float32),), {"mode": "nearest"}),
+    ("Resize", 10, (np.array([1, 1, 0.5, 0.6], np.float32),), {"mode": "nearest"}),
+    ("Resize", 10, (np.array([1, 1, 2, 2], np.float32),), {"mode": "linear"}),
+    ("Clip", 7, (), {"min": 0.0, "max": 6.0}),
+    ("Pad", 9, (), {"pads": [0, 0, 1, 1, 0, 0, 2, 2], "mode": "constant", "value": 0.5}),
+    ("Softmax", 9, (), {}),
+    ("ReduceMean", 9, (), {"axes": [2, 3], "keepdims": 0}),
+    ("Unsqueeze", 11, (), {"axes": [0]}),
+]
+
+
+@pytest.mark.parametrize("least", [13, 21])
+@pytest.mark.parametrize(("op", "opset", "operands", "attributes"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+def test_a_raised_model_computes_the_same(conv_then, run, draw, op, opset, operands, attributes, least):
+    old = conv_then(op, opset, *operands, **attributes)
+    x = draw(2, 6, 8, 8)
+    before = run(old, x)[0]
+    new, raised = raise_opset(old, least)
+    assert raised and opset_of(new) == least
+    checker.check_model(new, full_check=True)
+    after = run(new, x)[0]
+    assert after.shape == before.shape
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_names_inputs_outputs_and_metadata_survive(conv_then):
+    old = conv_then("Upsample", 7, mode="nearest", scales=[1.0, 1.0, 2.0, 2.0])
+    untouched = old.SerializeToString()
+    new, _ = raise_opset(old, 13)
+    assert old.SerializeToString() == untouched
+    assert [node.name for node in new.graph.node] == ["conv", "last"]
+    assert [value.name for value in new.graph.input] == ["x"]
+    assert [value.name for value in new.graph.output] == ["y"]
+    assert {entry.key: entry.value for entry in new.metadata_props} == {"author": "someone"}
+    assert new.graph.name == "old"
+
+
+@pytest.mark.parametrize(("least", "version"), [(13, 7), (21, 10)])
+def test_the_representation_is_one_that_knows_the_opset(conv_then, least, version):
+    assert raise_opset(conv_then("Relu", 9), least)[0].ir_version == version
+
+
+def test_a_model_that_is_new_enough_is_handed_back_itself(build):
+    model = build("g (float[2] x) => (float[2] y) { y = Relu (x) }", opset=17)
+    assert raise_opset(model, 13) == (model, False)
+    assert raise_opset(model, 13)[0] is model
+
+
+def test_other_domains_keep_their_version(conv_then):
+    old = conv_then("Relu", 9)
+    old.opset_import.append(helper.make_opsetid("com.example", 3))
+    new, _ = raise_opset(old, 13)
+    assert {entry.domain: entry.version for entry in new.opset_import} == {"": 13, "com.example": 3}
+
+
+def test_an_operator_that_cannot_be_converted_is_refused_with_the_reason(conv_then):
+    old = conv_then("Upsample", 9, np.array([1, 1, 2, 2], np.float32), mode="nearest")
+    old.graph.node[1].op_type = "Strange"
+    with pytest.raises(ModelError, match=r"graph old: opset 9 cannot be raised to 13 \(.*Strange.*; opset 13 or newer"):
+        raise_opset(old, 13)
+
+
+def test_a_converted_model_that_is_not_valid_is_refused_with_the_reason(conv_then, draw):
+    old = conv_then("Relu", 9)
+    old.graph.node[1].attribute.append(helper.make_attribute("surprise", 1))
+    with pytest.raises(ModelError, match=r"graph old: opset 9 cannot be raised to 13 \(.*surprise"):
+        raise_opset(old, 13)
+
+
+def test_a_model_with_a_body_is_refused_with_its_node(build):
+    old = build(
+        """
+        g (float[2] x, bool flag) => (float[2] y)
+        {
+          [choose] y = If (flag) <
+            then_branch = yes () => (float[2] p) { p = Neg (x) },
+            else_branch = no () => (float[2] q) { q = Abs (x) }
+          >
+        }
+        """,
+        opset=11,
+    )
+    with pytest.raises(ModelError, match="graph g: opset 11 cannot be raised to 13 as node choose has a body"):
+        raise_opset(old, 13)
+
+
+def test_a_nearest_resize_that_shrinks_and_stretches_is_refused(conv_then):
+    old = conv_then("Resize", 10, np.array([1, 1, 0.5, 2], np.float32), mode="nearest")
+    with pytest.raises(ModelError, match="node last: a nearest Resize that shrinks one axis and stretches another"):
+        raise_opset(old, 13)
