@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,13 @@ class Moments:
     """Centred second moments of one layer, by group.
 
     gram (groups, K, K): covariance of the quantized input columns; cross (groups, C, K): covariance of the targets with
-    them; input_mean (groups, K), target_mean (groups, C); columns: how many were seen.
+    them; input_mean (groups, K), target_mean (groups, C).
     """
 
     gram: torch.Tensor
     cross: torch.Tensor
     input_mean: torch.Tensor
     target_mean: torch.Tensor
-    columns: int
 
 
 class MomentSum:
@@ -38,12 +38,24 @@ class MomentSum:
         self._sums = sums if self._sums is None else [a.add_(b) for a, b in zip(self._sums, sums, strict=True)]
         self._columns += inputs.shape[2]
 
+    def merge(self, other: MomentSum) -> None:
+        """Take in the columns of another sum; it is left as it is."""
+        if other._sums is None:
+            return
+        mine = self._sums
+        self._sums = [s.clone() for s in other._sums] if mine is None else [a + b for a, b in zip(mine, other._sums, strict=True)]
+        self._columns += other._columns
+
+    @property
+    def columns(self) -> int:
+        return self._columns
+
     def centre(self) -> Moments:
         """The moments about the means: what is left of the least squares once the bias is solved in closed form."""
         gram, cross, inputs, targets = (s / self._columns for s in self._sums)
         gram = gram - inputs.unsqueeze(2) * inputs.unsqueeze(1)
         cross = cross - targets.unsqueeze(2) * inputs.unsqueeze(1)
-        return Moments(gram, cross, inputs, targets, self._columns)
+        return Moments(gram, cross, inputs, targets)
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,18 @@ class Window:
     groups: int = 1
 
 
-def unfold(x: torch.Tensor, window: Window, positions: int | None, generator: torch.Generator):
-    """Input columns of a convolution at all or at ``positions`` random places an image.
+def choose_places(sizes: Sequence[int], wanted: int | None, generator: torch.Generator) -> torch.Tensor:
+    """Flat indices of ``wanted`` random places of an output of spatial ``sizes``; of all where None or too many."""
+    total = math.prod(sizes)
+    if wanted is None or wanted >= total:
+        return torch.arange(total)
+    return torch.randperm(total, generator=generator)[:wanted].sort().values
 
-    x (N, C, *spatial) -> columns (groups, C / groups * prod(kernel), N * P) in the weight's own order, and the places
-    as a flat index into the output's spatial axes.
+
+def unfold(x: torch.Tensor, window: Window, places: torch.Tensor) -> torch.Tensor:
+    """Input columns of a convolution at ``places`` of its output.
+
+    x (N, C, *spatial) -> (groups, C / groups * prod(kernel), N * places), inputs in the weight's own order.
     """
     rank = len(window.kernel)
     pads = [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
@@ -69,35 +88,20 @@ def unfold(x: torch.Tensor, window: Window, positions: int | None, generator: to
     for d in range(rank):
         span = (window.kernel[d] - 1) * window.dilations[d] + 1
         view = view.unfold(2 + d, span, window.strides[d])[..., :: window.dilations[d]]
-    places = view.shape[2 : 2 + rank]
-    total = int(torch.tensor(places).prod())
-    flat = torch.arange(total)
-    if positions is not None and positions < total:
-        flat = torch.randperm(total, generator=generator)[:positions].sort().values
-    index = torch.unravel_index(flat, places)
+    index = torch.unravel_index(places, view.shape[2 : 2 + rank])
     columns = view[(slice(None), slice(None), *index)]
     count, channels = x.shape[:2]
-    columns = columns.reshape(count, window.groups, channels // window.groups, len(flat), -1)
-    columns = columns.permute(1, 2, 4, 0, 3).reshape(window.groups, -1, count * len(flat))
-    return columns, flat
+    columns = columns.reshape(count, window.groups, channels // window.groups, len(places), -1)
+    return columns.permute(1, 2, 4, 0, 3).reshape(window.groups, -1, count * len(places))
 
 
-def pick_targets(y: torch.Tensor, flat: torch.Tensor, groups: int) -> torch.Tensor:
-    """Targets (groups, C / groups, N * P) of an output (N, C, *spatial) at the places that ``unfold`` chose."""
+def pick(y: torch.Tensor, places: torch.Tensor, groups: int) -> torch.Tensor:
+    """Columns (groups, C / groups, N * places) of an output (N, C, *spatial)."""
     count, channels = y.shape[:2]
-    picked = y.reshape(count, groups, channels // groups, -1)[..., flat]
+    picked = y.reshape(count, groups, channels // groups, -1)[..., places]
     return picked.permute(1, 2, 0, 3).reshape(groups, channels // groups, -1)
 
 
 def flatten_rows(x: torch.Tensor) -> torch.Tensor:
     """Columns (1, K, rows) of the input or target (..., K) of a Gemm or MatMul."""
     return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
-
-
-def sample_columns(total: Sequence[int], wanted: int, samples: int) -> int | None:
-    """How many places an image suffice for ``wanted`` columns in all; None for every place."""
-    places = 1
-    for size in total:
-        places *= size
-    needed = -(-wanted // max(samples, 1))
-    return needed if needed < places else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,13 +16,15 @@ from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, needed_nodes
 from ..graph.index import Index, constant
 from ..graph.layout import from_rows, to_rows, window_of
-from ..numeric.gram import MomentSum, Moments, Window, flatten_rows, pick_targets, sample_columns, unfold
+from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
-from ..numeric.solve import Solution, solve_layer
+from ..numeric.solve import DEFAULT_RIDGE, Solution, choose_ridge, solve_layer
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerPlan, QParams, QuantPlan
 
+# One sample in so many chooses the ridge of every layer.
+HELD_OUT = 4
 # Columns seen per unknown of a row: neighbouring places are much alike, and more did not change a decimal.
 COLUMNS_PER_INPUT = 128
 LEAST_COLUMNS = 2**15
@@ -101,8 +104,7 @@ def solve_block(progress: Progress, block: Block) -> None:
         bias = constant(progress.index, layer.bias) if layer.bias else None
         solution = None
         if layer.op != "ConvTranspose" and rows.shape[2] <= MOST_INPUTS:
-            moments = _stream_moments(progress, block, layer, weight.shape)
-            solution = solve_layer(moments, rows, layer.weight_spec)
+            solution = _Stream(progress, block, layer, weight.shape).solve(rows)
             bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
         if solution is None:
             solution = round_rows(rows, layer)
@@ -115,7 +117,7 @@ def round_rows(rows: torch.Tensor, layer: LayerPlan) -> Solution:
     groups, channels, size = rows.shape
     identity = torch.eye(size, dtype=torch.float64).expand(groups, -1, -1)
     zeros = torch.zeros(groups, size, dtype=torch.float64)
-    white = Moments(identity, rows.double(), zeros, torch.zeros(groups, channels, dtype=torch.float64), 1)
+    white = Moments(identity, rows.double(), zeros, torch.zeros(groups, channels, dtype=torch.float64))
     return solve_layer(white, rows, layer.weight_spec, ridge=0.0)
 
 
@@ -134,58 +136,84 @@ def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams)
     return scale.astype(np.float32)
 
 
-def _stream_moments(progress: Progress, block: Block, layer: LayerPlan, shape) -> Moments:
-    generator = torch.Generator().manual_seed(progress.config.seed)
-    total = MomentSum()
-    for inputs, targets in _input_and_target(progress, block, layer):
-        if layer.op == "Conv":
-            _add_convolution(total, progress, layer, shape, inputs, targets, generator)
-        else:
-            total.add(flatten_rows(inputs), flatten_rows(targets))
-    return total.centre()
+class _Stream:
+    """One layer's columns, batch by batch: its input from the quantized prefix, its target from the float model.
 
-
-def _add_convolution(total, progress, layer, shape, inputs, targets, generator) -> None:
-    node = next(n for n in progress.model.graph.node if n.name == layer.name)
-    window = Window(**window_of(node, shape[2:], tuple(inputs.shape[2:])), groups=layer.groups)
-    size = int(np.prod(shape[1:]))
-    wanted = max(COLUMNS_PER_INPUT * size, LEAST_COLUMNS)
-    places = sample_columns(targets.shape[2:], wanted, sum(progress.sizes))
-    per_sample = 4 * size * layer.groups * (places or int(np.prod(targets.shape[2:])))
-    step = max(1, UNFOLD_BYTES // per_sample)
-    for start in range(0, len(inputs), step):
-        part = slice(start, start + step)
-        columns, flat = unfold(inputs[part], window, places, generator)
-        total.add(columns, pick_targets(targets[part], flat, layer.groups))
-
-
-def _input_and_target(progress: Progress, block: Block, layer: LayerPlan) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of the layer's quantized input and of its float output.
-
-    Where the output is the last to reach an Add, the target also makes up for the error of what it is added to.
+    Where the layer's output is the last to reach an Add, the target also makes up for the error of what it is added to.
     """
-    other = _shortcut(progress, block, layer)
-    targets = [layer.output, *([other] if other else [])]
-    sources = [layer.input, *([other] if other else [])]
-    reference = _Cut(progress, block, targets, quantized=False)
-    prefix = _Cut(progress, block, sources, quantized=True)
-    grid = progress.input_grid(layer)
-    for number in range(len(progress.sizes)):
-        wanted, given = reference.run(number), prefix.run(number)
-        target = wanted[layer.output]
-        if other:
-            shortcut = given[other]
-            if other in progress.activations:
-                shortcut = _on_grid(shortcut, progress.activations[other])
-            target = target + wanted[other] - shortcut
-        narrow_source = given[layer.input]
-        if layer.input in progress.narrowed and grid is progress.narrowed[layer.input]:
-            narrow_source = _on_grid(narrow_source, progress.activations[layer.input])
-        yield torch.from_numpy(_on_grid(narrow_source, grid)), torch.from_numpy(target)
 
+    def __init__(self, progress: Progress, block: Block, layer: LayerPlan, shape: tuple[int, ...]):
+        self.progress, self.layer, self.shape = progress, layer, shape
+        self.node = next(n for n in progress.model.graph.node if n.name == layer.name)
+        self.other = _shortcut(progress, block, layer)
+        extra = [self.other] if self.other else []
+        self.reference = _Cut(progress, block, [layer.output, *extra], quantized=False)
+        self.prefix = _Cut(progress, block, [layer.input, *extra], quantized=True)
+        self.generator = torch.Generator().manual_seed(progress.config.seed)
 
-def _on_grid(x: np.ndarray, grid: QParams) -> np.ndarray:
-    return snap(x, grid.scale, grid.zero_point.astype(np.float32), grid.spec).astype(np.float32)
+    def solve(self, rows: torch.Tensor) -> Solution:
+        """Stream the whole set, let every HELD_OUT-th sample choose the ridge, and solve on all of them."""
+        learned, judged = MomentSum(), MomentSum()
+        first = 0
+        for number, size in enumerate(self.progress.sizes):
+            for part, judging in self._parts(number, first, size):
+                (judged if judging else learned).add(*part)
+            first += size
+        ridge = DEFAULT_RIDGE
+        if judged.columns and learned.columns:
+            ridge = choose_ridge(learned.centre(), judged.centre(), rows)
+        learned.merge(judged)
+        return solve_layer(learned.centre(), rows, self.layer.weight_spec, ridge=ridge)
+
+    def _parts(self, number: int, first: int, size: int):
+        """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
+        wanted, given = self.reference.run(number), self.prefix.run(number)
+        by_sample = len(wanted[self.layer.output]) == size
+        for start, end in self._spans(wanted[self.layer.output], size):
+            for judging in (False, True):
+                kept = [i for i in range(start, end) if self._judges(first + i if by_sample else number) == judging]
+                if kept:
+                    yield self._columns(wanted, given, kept), judging
+
+    def _judges(self, place: int) -> bool:
+        return place % HELD_OUT == HELD_OUT - 1
+
+    def _spans(self, output: np.ndarray, size: int):
+        """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
+        places = math.prod(output.shape[2:]) if self.layer.op == "Conv" else math.prod(output.shape[1:-1])
+        row = 4 * math.prod(self.shape[1:]) * self.layer.groups * min(places, self._wanted() or places)
+        step = max(1, UNFOLD_BYTES // max(row, 1))
+        return [(start, min(start + step, len(output))) for start in range(0, len(output), step)]
+
+    def _wanted(self) -> int | None:
+        """Places an image that suffice; None for all of them."""
+        if self.layer.op != "Conv":
+            return None
+        columns = max(COLUMNS_PER_INPUT * math.prod(self.shape[1:]), LEAST_COLUMNS)
+        return -(-columns // sum(self.progress.sizes))
+
+    def _columns(self, wanted, given, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        target = torch.from_numpy(wanted[self.layer.output][kept])
+        inputs = torch.from_numpy(given[self.layer.input][kept])
+        if self.layer.op == "Conv":
+            places = choose_places(target.shape[2:], self._wanted(), self.generator)
+            geometry = window_of(self.node, self.shape[2:], tuple(inputs.shape[2:]))
+            columns = unfold(inputs, Window(**geometry, groups=self.layer.groups), places)
+            choose = partial(pick, places=places, groups=self.layer.groups)
+        else:
+            columns, choose = flatten_rows(inputs), flatten_rows
+        target = choose(target)
+        if self.other:
+            shortcut = choose(torch.from_numpy(given[self.other][kept]))
+            shortcut = self._on_grid(shortcut, self.progress.activations.get(self.other))
+            target = target + choose(torch.from_numpy(wanted[self.other][kept])) - shortcut
+        grid = self.progress.input_grid(self.layer)
+        if grid is self.progress.narrowed.get(self.layer.input):
+            columns = self._on_grid(columns, self.progress.activations[self.layer.input])
+        return self._on_grid(columns, grid), target
+
+    def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
+        return x if grid is None else snap(x, float(grid.scale), float(grid.zero_point), grid.spec)
 
 
 def _shortcut(progress: Progress, block: Block, layer: LayerPlan) -> str | None:
