@@ -235,8 +235,7 @@ def find_bars(name: str) -> dict[str, dict[str, float]]:
 def find_misses(row: dict[str, Any]) -> list[str]:
     """The columns of a row that are on the wrong side of their bars; NaN is on the wrong side of any."""
     bars = find_bars(row["model"]).get(row["bits"], {})
-    measured = ((key, row[key], bar) for key, bar in bars.items() if key in row)
-    return [key for key, value, bar in measured if not (value <= bar if key in UPPER else value >= bar)]
+    return [k for k, bar in bars.items() if k in row and not (row[k] <= bar if k in UPPER else row[k] >= bar)]
 
 
 def render(row: dict[str, Any]) -> str:

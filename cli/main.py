@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,8 +14,6 @@ from onnxcalib import __version__
 from onnxcalib.cli.exitstatus import ExitStatus, print_error
 from onnxcalib.cli.quantize import quantize
 
-# torch, BLAS and onnxruntime take turns: threads that wait by spinning steal the cores from whoever's turn it is.
-QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -44,8 +41,6 @@ def show_help(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    for name, value in QUIET_THREADS.items():
-        os.environ.setdefault(name, value)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="onnxcalib", standalone_mode=False)

@@ -31,7 +31,7 @@ from .spec import QuantPlan
 from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
 from .steps.prepare import check_unchanged, prepare
 from .steps.reconstruct import reconstruct
-from .steps.solve import Progress, round_layers
+from .steps.solve import Walk, round_layers
 from .steps.verify import verify
 
 __all__ = ["Result", "check_output", "quantize"]
@@ -88,7 +88,8 @@ class _Run:
             for name, count in prepared.passes.items():
                 if count:
                     self.observer.note(f"{name}: {count}")
-            change = check_unchanged(original, prepared.model, samples.read(range(samples.fixed_batch or 1)), self.threads)
+            feeds = samples.read(range(samples.fixed_batch or 1))
+            change = check_unchanged(original, prepared.model, feeds, self.threads)
             self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
             plan = self._plan(prepared.model)
         quantized, records = self._quantize(prepared.model, plan, samples)
@@ -137,19 +138,19 @@ class _Run:
             activations, narrowed = choose_grids(plan, histograms, self.config)
         with self._stage("reconstruct"), Store() as store:
             size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=self.threads), samples)
-            progress = Progress(model, infer_types(model), plan, self.config, store, [], activations, narrowed)
+            walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed)
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
-                progress.fill(samples, size)
-                records = reconstruct(progress, find_blocks(model, plan), self.observer)
+                walk.fill(samples, size)
+                records = reconstruct(walk, find_blocks(model, plan), self.observer)
             else:
-                round_layers(progress)
+                round_layers(walk)
         quantized = emit_qdq(
             model,
             plan,
-            progress.activations,
-            progress.narrowed,
-            progress.layers,
+            walk.activations,
+            walk.narrowed,
+            walk.layers,
             encoding=self.config.encoding,
             keep_outputs=False,
         )

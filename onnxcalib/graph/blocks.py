@@ -12,12 +12,17 @@ from dataclasses import dataclass, field
 from onnx import GraphProto, ModelProto, NodeProto
 
 from ..spec import Block, QuantPlan
-from .index import Index, reads
+from .index import Index, is_op, reads
 
 # A region with more layers than this is no residual block but a long skip: its layers are taken one by one.
 MOST_LAYERS = 6
+# Dominates every tensor; no tensor has this name.
 ENTRY = ""
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu")
+# What activation functions are made of. They follow their layer as long as they read nothing but its output.
+ACTIVATIONS = (
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu", "Erf",
+    "Softplus", "Add", "Sub", "Mul", "Div",
+)  # fmt: skip
 
 
 def find_blocks(model: ModelProto, plan: QuantPlan) -> tuple[Block, ...]:
@@ -25,15 +30,9 @@ def find_blocks(model: ModelProto, plan: QuantPlan) -> tuple[Block, ...]:
     graph, index = model.graph, Index(model.graph)
     layers = {layer.name for layer in plan.layers}
     owner = _residual_regions(graph, index, layers)
-    for node in graph.node:
-        if node.name in layers and node.name not in owner:
-            for name in (node.name, *_activation_after(index, node, owner, layers)):
-                owner[name] = node.name
-    for node in graph.node:
-        owner.setdefault(node.name, node.name)
+    _own_layers(graph, index, owner, layers)
     groups = _ordered_groups(graph, index, owner)
-    merged = _merge_glue(groups, layers)
-    return tuple(_cut(graph, index, names, layers) for names in merged)
+    return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
 
 
 def single_layers(model: ModelProto, plan: QuantPlan, block: Block) -> tuple[Block, ...]:
@@ -41,16 +40,19 @@ def single_layers(model: ModelProto, plan: QuantPlan, block: Block) -> tuple[Blo
     graph, index = model.graph, Index(model.graph)
     layers = {layer.name for layer in plan.layers}
     inside = set(block.nodes)
-    owner: dict[str, str] = {}
+    owner = {node.name: node.name for node in graph.node if node.name not in inside}
+    _own_layers(graph, index, owner, layers)
+    groups = [names for names in _ordered_groups(graph, index, owner) if inside.issuperset(names)]
+    return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
+
+
+def _own_layers(graph: GraphProto, index: Index, owner: dict[str, str], layers: set[str]) -> None:
+    """Make every layer without an owner its own and its activation function's; other nodes are on their own."""
     for node in graph.node:
-        if node.name in inside and node.name in layers:
-            for name in (node.name, *_activation_after(index, node, owner, layers)):
-                if name in inside:
-                    owner[name] = node.name
+        if node.name in layers and node.name not in owner:
+            owner |= dict.fromkeys((node.name, *_activation_after(index, node, owner, layers)), node.name)
     for node in graph.node:
         owner.setdefault(node.name, node.name)
-    groups = [g for g in _ordered_groups(graph, index, owner) if set(g) <= inside]
-    return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
 
 
 def _dominators(graph: GraphProto, index: Index) -> dict[str, str]:
@@ -72,7 +74,7 @@ def _dominators(graph: GraphProto, index: Index) -> dict[str, str]:
         common = sources[0] if sources else ENTRY
         for t in sources[1:]:
             common = meet(common, t)
-        for t in node.output:
+        for t in filter(None, node.output):
             parent[t], depth[t] = common, depth[common] + 1
     return parent
 
@@ -82,7 +84,7 @@ def _residual_regions(graph: GraphProto, index: Index, layers: set[str]) -> dict
     parent = _dominators(graph, index)
     owner: dict[str, str] = {}
     for node in graph.node:
-        if node.op_type != "Add" or any(t in index.initializers for t in node.input):
+        if not is_op(node, "Add") or any(t in index.initializers for t in node.input):
             continue
         entry = parent[node.output[0]]
         if entry == ENTRY:
@@ -91,8 +93,7 @@ def _residual_regions(graph: GraphProto, index: Index, layers: set[str]) -> dict
         count = sum(name in layers for name in region)
         if not 1 <= count <= MOST_LAYERS or any(name in owner for name in region):
             continue
-        for name in (*region, *_activation_after(index, node, owner, layers)):
-            owner[name] = node.name
+        owner |= dict.fromkeys((*region, *_activation_after(index, node, owner, layers)), node.name)
     return owner
 
 
@@ -110,20 +111,17 @@ def _between(index: Index, entry: str, join: NodeProto) -> set[str]:
 
 
 def _activation_after(index: Index, node: NodeProto, owner: dict[str, str], layers: set[str]) -> list[str]:
-    """The activation function that follows a node: nodes that read nothing but its output, SiLU's Mul included."""
-    names, made = [], set(node.output)
+    """Names of the activation function behind a node: elementwise nodes that read its output, each other, constants."""
+    names: list[str] = []
+    made = set(node.output)
     frontier = list(node.output)
     while frontier:
-        readers = index.consumers.get(frontier.pop(), [])
-        for reader in readers:
-            known = reader.name in layers or reader.name in owner or reader.name in names
-            sources = [t for t in reads(reader) if t not in index.initializers]
-            if known or not all(t in made for t in sources):
-                continue
-            if reader.op_type in ACTIVATIONS or (reader.op_type == "Mul" and len(sources) == 2 and names):
+        for reader in index.readers(frontier.pop()):
+            free = not (reader.name in layers or reader.name in owner or reader.name in names)
+            if free and is_op(reader, *ACTIVATIONS) and made.issuperset(set(reads(reader)) - set(index.initializers)):
                 names.append(reader.name)
                 made.update(reader.output)
-                frontier += [*reader.output]
+                frontier.extend(reader.output)
     return names
 
 
@@ -145,7 +143,8 @@ def _ordered_groups(graph: GraphProto, index: Index, owner: dict[str, str]) -> l
     ordered: list[list[str]] = []
     waiting = list(groups)
     while waiting:
-        ready = next(name for name in waiting if groups[name].waits <= done)
+        ready = next((name for name in waiting if groups[name].waits <= done), None)
+        assert ready is not None, "groups wait for each other"
         waiting.remove(ready)
         done.add(ready)
         ordered.append(groups[ready].nodes)
@@ -175,7 +174,7 @@ def _cut(graph: GraphProto, index: Index, names: list[str], layers: set[str]) ->
         t
         for n in nodes
         for t in n.output
-        if t and (t in index.outputs or any(c.name not in inside for c in index.consumers.get(t, [])))
+        if t and (t in index.outputs or any(c.name not in inside for c in index.readers(t)))
     ]
     own = tuple(n.name for n in nodes if n.name in layers)
     return Block(own[-1] if own else nodes[0].name, tuple(n.name for n in nodes), tuple(inputs), tuple(outputs), own)

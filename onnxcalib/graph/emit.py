@@ -14,11 +14,15 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..spec import LayerPlan, QParams, QuantPlan
-from .index import Index
+from .fusion import SHAPE_READERS
+from .index import Index, is_op, reads, subgraphs
+from .normalise import unused_name
 
 INT32_LIMIT = 2**31 - 1
 FOUR_BIT_OPSET, FOUR_BIT_IR = 21, 10
 PER_CHANNEL_OPSET = 13
+# onnxruntime 1.32 runs these on integers of any type as soon as both sides have it, but has no 4-bit kernels for them.
+NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ def emit_qdq(
 ) -> ModelProto:
     """A copy of ``model`` with the planned tensors and layers on their grids.
 
-    ``model`` may be a cut of the planned graph. Layers that ``layers`` lacks stay in float. With ``keep_outputs`` a
-    graph output is given before its QuantizeLinear (as block cuts need it), otherwise after its DequantizeLinear.
-    ``encoding``: ``runtime`` stores 4-bit weights as INT4 behind a Cast to int8 and clips 4-bit activations on integers
-    (integer kernels in onnxruntime); ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
+    ``model`` may be a cut of the planned graph, of opset FOUR_BIT_OPSET where a grid has 4 bits, else of at least
+    PER_CHANNEL_OPSET. Layers that ``layers`` lacks stay in float. With ``keep_outputs`` a graph output is given before
+    its QuantizeLinear (as block cuts need it), otherwise after its DequantizeLinear. ``encoding``: ``runtime`` stores
+    4-bit weights as INT4 behind a Cast to int8 and clips 4-bit activations on integers (integer kernels in
+    onnxruntime); ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
     """
     return _Writer(model, plan, encoding, keep_outputs).write(activations, narrowed, layers)
 
@@ -56,152 +61,194 @@ class _Writer:
         self.model.CopyFrom(model)
         self.plan = plan
         self.index = Index(self.model.graph)
+        self.nodes = {node.name: node for node in self.model.graph.node}
+        self.layer_bits = {layer.name: layer.activation_spec.bits for layer in plan.layers}
+        self.weight_bits = {layer.name: layer.weight_spec.bits for layer in plan.layers}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
-        self.initializers: dict[str, TensorProto] = {}
+        # Names that a new tensor or node must not take, and the constants written so far by the name wished for.
+        self.taken = {*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes}
+        self.written: dict[str, TensorProto] = {}
         self.after: dict[str, list[NodeProto]] = {}
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
-        self.dropped: set[str] = set()
 
     def write(self, activations, narrowed, layers) -> ModelProto:
         graph = self.model.graph
+        replaced: set[str] = set()
         for tensor in [*self.index.inputs, *(t for n in graph.node for t in n.output)]:
             if tensor in activations and tensor in self.plan.activations:
                 self._write_activation(tensor, activations[tensor], narrowed.get(tensor))
-        grids = {**activations, **narrowed}
         for layer in self.plan.layers:
-            if layer.name in layers and layer.name in self.index.position:
-                self._write_layer(layer, layers[layer.name], grids[layer.input])
+            if layer.name in layers and layer.name in self.nodes:
+                self._write_layer(layer, layers[layer.name], _input_grid(layer, activations, narrowed))
+                replaced |= {layer.weight, layer.bias}
         nodes = list(self.at_start)
         for node in graph.node:
             nodes += [*self.before.get(node.name, []), node, *self.after.get(node.name, [])]
         del graph.node[:]
         graph.node.extend(nodes)
-        kept = [i for i in graph.initializer if i.name not in self.dropped and i.name not in self.initializers]
+        made = {t for node in nodes for t in node.output}
+        needed = {t for node in nodes for t in reads(node)}.union(self.index.outputs) - made
+        needed -= {tensor.name for tensor in self.written.values()}
+        kept = [i for i in graph.initializer if i.name not in replaced or i.name in needed]
         del graph.initializer[:]
-        graph.initializer.extend([*kept, *self.initializers.values()])
+        graph.initializer.extend([*kept, *self.written.values()])
         return self.model
 
-    def _constant(self, name: str, values: np.ndarray) -> str:
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.asarray(values, order="C"), name)
+    def _name(self, wish: str) -> str:
+        """The name wished for, numbered where the graph has it already."""
+        name = unused_name(wish, self.taken)
+        self.taken.add(name)
         return name
 
+    def _constant(self, wish: str, values: np.ndarray) -> str:
+        """Name of a new initializer; one that is wished for again is shared."""
+        if wish not in self.written:
+            self.written[wish] = numpy_helper.from_array(np.asarray(values, order="C"), self._name(wish))
+        return self.written[wish].name
+
+    def _node(self, op: str, inputs: list[str], output: str, stem: str, **attributes) -> NodeProto:
+        return helper.make_node(op, inputs, [output], name=self._name(f"{stem}_{op}"), **attributes)
+
     def _write_activation(self, tensor: str, grid: QParams, narrow: QParams | None) -> None:
-        consumers = list(self.index.consumers.get(tensor, []))
-        is_output = tensor in self.index.outputs and not self.keep_outputs
-        if not consumers and not is_output:
-            return
-        source = tensor
-        if is_output:
-            source = f"{tensor}_float"
-            self._rename_output(tensor, source)
-        self._absorb_clip(tensor, grid)
-        read = tensor if is_output else f"{tensor}_dequantized"
-        pair = self._pair(tensor, source, read, grid)
-        layer_bits = {layer.name: layer.activation_spec.bits for layer in self.plan.layers}
-        narrow_readers = [n for n in consumers if narrow and layer_bits.get(n.name, 8) == narrow.spec.bits]
-        for node in consumers:
-            target = f"{tensor}_narrowed_dequantized" if node in narrow_readers else read
-            self._reroute(node, tensor, target)
-        if narrow_readers:
-            pair += self._pair(f"{tensor}_narrowed", read, f"{tensor}_narrowed_dequantized", narrow)
+        readers = list(self.index.readers(tensor))
         producer = self.index.producer.get(tensor)
+        is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs
+        if not readers and not is_output:
+            return
+        source, read = tensor, tensor
+        if is_output:
+            source = self._name(f"{tensor}_float")
+            _rename(producer.output, tensor, source)
+        else:
+            read = self._name(f"{tensor}_dequantized")
+        self._absorb_clip(tensor, grid)
+        slim = [n for n in readers if narrow and self.layer_bits.get(n.name) == narrow.spec.bits]
+        wide = [n for n in readers if n not in slim]
+        pair = self._pair(tensor, (source, read), grid, wide)
+        for node in wide:
+            # Dimensions are read off the integers, so that no DequantizeLinear is left for them alone.
+            on_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits == 8)
+            _reroute(node, tensor, pair[0].output[0] if on_integers else read)
+        if slim:
+            narrow_read = self._name(f"{tensor}_narrowed_dequantized")
+            pair += self._pair(f"{tensor}_narrowed", (read, narrow_read), narrow, slim)
+            for node in slim:
+                _reroute(node, tensor, narrow_read)
         if producer is None:
             self.at_start += pair
         else:
             self.after.setdefault(producer.name, []).extend(pair)
 
-    def _reroute(self, node: NodeProto, tensor: str, target: str) -> None:
-        position = 0 if node.name in {layer.name for layer in self.plan.layers} else None
-        for i, name in enumerate(node.input):
-            if name == tensor and (position is None or i == position):
-                node.input[i] = target
-        for attribute in node.attribute:
-            for body in [attribute.g, *attribute.graphs]:
-                for inner in body.node:
-                    self._reroute(inner, tensor, target)
-
-    def _rename_output(self, tensor: str, new: str) -> None:
-        producer = self.index.producer[tensor]
-        for i, name in enumerate(producer.output):
-            if name == tensor:
-                producer.output[i] = new
-
     def _absorb_clip(self, tensor: str, grid: QParams) -> None:
         """Replace a Clip(0, c) by the Relu that it is once the grid ends inside [0, c]: onnxruntime fuses only that."""
-        bound = self.plan.nonnegative.get(tensor, float("inf"))
         node = self.index.producer.get(tensor)
-        if node is None or node.op_type != "Clip" or grid.zero_point != 0:
+        if node is None or node.op_type != "Clip" or grid.zero_point != 0 or tensor not in self.plan.nonnegative:
             return
-        if grid.spec.qmax * float(grid.scale) <= bound:
+        if grid.spec.qmax * float(grid.scale) <= self.plan.nonnegative[tensor]:
             node.op_type = "Relu"
             del node.input[1:]
             del node.attribute[:]
 
-    def _pair(self, name: str, source: str, read: str, grid: QParams) -> list[NodeProto]:
-        """QuantizeLinear and DequantizeLinear from ``source`` to ``read``, with the integer Clip that 4 bits need."""
-        wide = self.encoding == "runtime" or grid.spec.bits == 8
-        dtype = np.uint8 if wide else ml_dtypes.uint4
-        scale = self._constant(f"{name}_scale", np.asarray(grid.scale, np.float32))
-        zero = self._constant(f"{name}_zero_point", np.asarray(grid.zero_point).astype(dtype))
-        integers = f"{name}_quantized"
-        nodes = [helper.make_node("QuantizeLinear", [source, scale, zero], [integers], name=f"{name}_QuantizeLinear")]
-        if wide and grid.spec.bits < 8:
-            low = self._constant(f"uint{grid.spec.bits}_min", np.asarray(grid.spec.qmin, np.uint8))
-            high = self._constant(f"uint{grid.spec.bits}_max", np.asarray(grid.spec.qmax, np.uint8))
-            clipped = f"{name}_clipped"
-            nodes.append(helper.make_node("Clip", [integers, low, high], [clipped], name=f"{name}_Clip"))
+    def _pair(self, stem: str, ends: tuple[str, str], grid: QParams, readers: list[NodeProto]) -> list[NodeProto]:
+        """QuantizeLinear and DequantizeLinear between two tensors, and what 4 bits need between these."""
+        source, read = ends
+        bits = grid.spec.bits
+        in_bytes = self.encoding == "runtime" or bits == 8
+        scale = self._constant(f"{stem}_scale", np.asarray(grid.scale, np.float32))
+        zero = np.asarray(grid.zero_point)
+        zero_point = self._constant(f"{stem}_zero_point", zero.astype(np.uint8 if in_bytes else ml_dtypes.uint4))
+        integers = self._name(f"{stem}_quantized")
+        nodes = [self._node("QuantizeLinear", [source, scale, zero_point], integers, stem)]
+        if in_bytes and bits < 8:
+            limits = [self._constant(f"uint{bits}_{k}", np.uint8(v)) for k, v in (("min", 0), ("max", grid.spec.qmax))]
+            clipped = self._name(f"{stem}_clipped")
+            nodes.append(self._node("Clip", [integers, *limits], clipped, stem))
             integers = clipped
-        nodes.append(helper.make_node("DequantizeLinear", [integers, scale, zero], [read], name=f"{name}_DequantizeLinear"))
-        return nodes
+        elif not in_bytes and any(self._refuses_four_bits(node) for node in readers):
+            zero_point = self._constant(f"{stem}_zero_point_uint8", zero.astype(np.uint8))
+            widened = self._name(f"{stem}_uint8")
+            nodes.append(self._node("Cast", [integers], widened, stem, to=TensorProto.UINT8))
+            integers = widened
+        return [*nodes, self._node("DequantizeLinear", [integers, scale, zero_point], read, stem)]
+
+    def _refuses_four_bits(self, node: NodeProto) -> bool:
+        """Whether onnxruntime would put a 4-bit tensor into a kernel of the node that cannot read it.
+
+        It does with the operators above, and with a layer of 8-bit weights; a Cast to 8 bits in front keeps it from it.
+        """
+        return is_op(node, *NO_FOUR_BIT_KERNEL) or self.weight_bits.get(node.name) == 8
 
     def _write_layer(self, layer: LayerPlan, params: LayerParams, input_grid: QParams) -> None:
-        node = next(n for n in self.model.graph.node if n.name == layer.name)
-        shared = len(self.index.consumers.get(layer.weight, [])) > 1
-        name = f"{layer.weight}_{layer.name}" if shared else layer.weight
+        node = self.nodes[layer.name]
+        name = self._operand_name(layer, layer.weight, f"{layer.weight}_{layer.name}")
         node.input[1] = name
-        four_bit = params.grid.spec.bits == 4
-        dtype = ml_dtypes.int4 if four_bit else np.int8
-        integers = self._constant(f"{name}_quantized", params.integers.astype(np.int8).astype(dtype))
+        bits, axis = params.grid.spec.bits, params.grid.spec.axis
+        integers = params.integers.astype(np.int8)
+        stored = self._constant(f"{name}_quantized", integers if bits == 8 else integers.astype(ml_dtypes.int4))
         nodes = self.before.setdefault(layer.name, [])
-        if four_bit and self.encoding == "runtime":
-            wide = f"{name}_int8"
-            nodes.append(helper.make_node("Cast", [integers], [wide], name=f"{name}_Cast", to=TensorProto.INT8))
-            integers = wide
-        wide = not four_bit or self.encoding == "runtime"
-        nodes.append(self._dequantize(name, integers, params.grid.scale, np.int8 if wide else dtype, params.grid.spec.axis))
-        if not shared:
-            self.dropped.add(layer.weight)
-        self._write_bias(layer, node, params, input_grid)
+        dtype = np.int8
+        if bits == 4 and self.encoding == "runtime":
+            widened = self._name(f"{name}_int8")
+            nodes.append(self._node("Cast", [stored], widened, name, to=TensorProto.INT8))
+            stored = widened
+        elif bits == 4:
+            dtype = ml_dtypes.int4
+        nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, axis))
+        if params.bias is not None and layer.op != "MatMul":
+            self._write_bias(layer, params, input_grid)
 
-    def _write_bias(self, layer: LayerPlan, node: NodeProto, params: LayerParams, input_grid: QParams) -> None:
-        if params.bias is None or layer.op == "MatMul":
-            return
-        shared = layer.bias is not None and len(self.index.consumers.get(layer.bias, [])) > 1
-        name = layer.bias if layer.bias and not shared else f"{layer.name}_bias"
+    def _write_bias(self, layer: LayerPlan, params: LayerParams, input_grid: QParams) -> None:
+        node = self.nodes[layer.name]
+        name = self._operand_name(layer, layer.bias, f"{layer.name}_bias")
         del node.input[2:]
         node.input.append(name)
-        if layer.bias and not shared:
-            self.dropped.add(layer.bias)
         if layer.op == "ConvTranspose":
-            self._constant(name, params.bias.astype(np.float32))
+            # No integer kernel reads it, and with groups its channels outnumber the weight's scales.
+            self.written[name] = numpy_helper.from_array(params.bias.astype(np.float32), name)
             return
         scale = bias_scale(input_grid, params.grid)
         integers = np.clip(np.rint(params.bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
         stored = self._constant(f"{name}_quantized", integers)
         self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, 0))
 
+    def _operand_name(self, layer: LayerPlan, operand: str | None, wish: str) -> str:
+        """The operand's own name where the layer alone reads it, else a new one."""
+        alone = operand and self.index.readers(operand) == [self.nodes[layer.name]]
+        return operand if alone and operand not in self.index.outputs else self._name(wish)
+
     def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype, axis: int) -> NodeProto:
         """DequantizeLinear of a constant, zero point 0 written out: onnxruntime fuses no Gemm without it."""
-        kind = np.dtype(dtype).name
+        zeros = np.zeros(len(scale)).astype(dtype)
         inputs = [
             integers,
             self._constant(f"{name}_scale", np.asarray(scale, np.float32)),
-            self._constant(f"zeros_{kind}_{len(scale)}", np.zeros(len(scale)).astype(dtype)),
+            self._constant(f"zeros_{zeros.dtype.name}_{len(scale)}", zeros),
         ]
-        return helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_DequantizeLinear", axis=axis)
+        return self._node("DequantizeLinear", inputs, name, name, axis=axis)
+
+
+def _input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: Mapping[str, QParams]) -> QParams:
+    """The grid on which a layer reads its input."""
+    narrow = narrowed.get(layer.input)
+    if narrow is not None and narrow.spec.bits == layer.activation_spec.bits:
+        return narrow
+    return activations[layer.input]
+
+
+def _reroute(node: NodeProto, tensor: str, target: str) -> None:
+    """Make the node, its subgraphs included, read ``target`` in place of ``tensor``."""
+    _rename(node.input, tensor, target)
+    for body in subgraphs(node):
+        for inner in body.node:
+            _reroute(inner, tensor, target)
+
+
+def _rename(names, old: str, new: str) -> None:
+    for place, name in enumerate(names):
+        if name == old:
+            names[place] = new
 
 
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:

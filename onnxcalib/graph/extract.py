@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from .index import Index, captured
+from .index import Index, reads
+from .shapes import infer_graph
 
 
 def infer_types(model: ModelProto) -> dict[str, ValueInfoProto]:
-    """Element type and, where known, shape of every tensor that shape inference reaches."""
-    inferred = shape_inference.infer_shapes(model).graph
-    return {v.name: v for v in (*inferred.input, *inferred.value_info, *inferred.output)}
+    """Element type and, where known, shape of every tensor that shape inference reaches, else what the file records."""
+    graphs = [model.graph, infer_graph(model) or model.graph]
+    return {v.name: v for graph in graphs for v in (*graph.input, *graph.value_info, *graph.output)}
 
 
 def extract(
@@ -25,24 +26,23 @@ def extract(
 ) -> ModelProto:
     """The model from the tensors ``inputs`` to the tensors ``outputs``: the nodes named, or all that ``outputs`` need.
 
-    Node protos are shared by copy, initializers are included where read; ranks that inference does not know stay open.
+    Nodes and the initializers that they read are copied. An input of unknown type is taken for float of any rank; an
+    output of unknown type is left to onnxruntime.
     """
-    index = Index(model.graph)
-    wanted = needed_nodes(index, inputs, outputs)
-    kept = [n for n in model.graph.node if n.name in wanted]
+    wanted = needed_nodes(Index(model.graph), inputs, outputs)
     if nodes is not None:
-        allowed = set(nodes)
-        kept = [n for n in kept if n.name in allowed]
-    read = {t for n in kept for t in (*n.input, *captured(n))}
+        wanted &= set(nodes)
+    kept = [n for n in model.graph.node if n.name in wanted]
+    read = {t for n in kept for t in reads(n)}
+    unknown = helper.make_empty_tensor_value_info
     graph = helper.make_graph(
         kept,
         model.graph.name or "block",
-        [_value_info(types, t) for t in inputs],
-        [_value_info(types, t) for t in outputs],
+        [types.get(t) or helper.make_tensor_value_info(t, TensorProto.FLOAT, None) for t in inputs],
+        [types.get(t) or unknown(t) for t in outputs],
         [i for i in model.graph.initializer if i.name in read],
     )
-    cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    return cut
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
 def needed_nodes(index: Index, inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:
@@ -55,12 +55,5 @@ def needed_nodes(index: Index, inputs: Sequence[str], outputs: Sequence[str]) ->
         if node is None or node.name in names:
             continue
         names.add(node.name)
-        stack.extend(t for t in (*node.input, *captured(node)) if t and t not in known)
+        stack.extend(t for t in reads(node) if t not in known)
     return names
-
-
-def _value_info(types: dict[str, ValueInfoProto], tensor: str) -> ValueInfoProto:
-    known = types.get(tensor)
-    if known is not None:
-        return known
-    return helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None)

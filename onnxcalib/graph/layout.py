@@ -8,7 +8,7 @@ import numpy as np
 from onnx import NodeProto
 
 from ..spec import LayerPlan
-from .plan import attributes_of
+from .index import attribute_of
 
 
 def to_rows(weight: np.ndarray, layer: LayerPlan) -> np.ndarray:
@@ -31,12 +31,11 @@ def from_rows(rows: np.ndarray, layer: LayerPlan, shape: tuple[int, ...]) -> np.
 
 def window_of(node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Kernel, strides, dilations and pads (begins, then ends) of a Conv on an input of ``spatial`` size."""
-    attributes = attributes_of(node)
     rank = len(kernel)
-    strides = tuple(attributes.get("strides", [1] * rank))
-    dilations = tuple(attributes.get("dilations", [1] * rank))
-    pads = tuple(attributes.get("pads", [0] * 2 * rank))
-    auto = attributes.get("auto_pad", b"NOTSET")
+    strides = tuple(attribute_of(node, "strides", [1] * rank))
+    dilations = tuple(attribute_of(node, "dilations", [1] * rank))
+    pads = tuple(attribute_of(node, "pads", [0] * 2 * rank))
+    auto = attribute_of(node, "auto_pad", b"NOTSET")
     if auto in (b"SAME_UPPER", b"SAME_LOWER"):
         pads = _same_pads(kernel, strides, dilations, spatial, upper=auto == b"SAME_UPPER")
     elif auto == b"VALID":

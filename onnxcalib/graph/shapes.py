@@ -18,7 +18,7 @@ def infer_shapes(model: ModelProto) -> dict[str, Shape]:
     Those of the initializers alone for a model that inference cannot read.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    graph = _infer(model)
+    graph = infer_graph(model)
     for value in () if graph is None else (*graph.input, *graph.output, *graph.value_info):
         tensor = value.type.tensor_type
         if value.type.HasField("tensor_type") and tensor.HasField("shape"):
@@ -29,7 +29,7 @@ def infer_shapes(model: ModelProto) -> dict[str, Shape]:
 def describe_outputs(model: ModelProto) -> int:
     """Give graph outputs that come without a shape, which onnxruntime accepts and onnx does not, the inferred one."""
     bare = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
-    graph = _infer(model) if bare else None
+    graph = infer_graph(model) if bare else None
     inferred = {} if graph is None else {value.name: value.type for value in graph.output}
     count = 0
     for value in bare:
@@ -39,7 +39,8 @@ def describe_outputs(model: ModelProto) -> int:
     return count
 
 
-def _infer(model: ModelProto) -> GraphProto | None:
+def infer_graph(model: ModelProto) -> GraphProto | None:
+    """The graph without its weights, with types and shapes of what inference reaches; None where it cannot be read."""
     bare = copy_without_initializers(model)
     del bare.graph.value_info[:]
     for tensor in model.graph.initializer:

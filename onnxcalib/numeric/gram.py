@@ -15,47 +15,58 @@ class Moments:
     """Centred second moments of one layer, by group.
 
     gram (groups, K, K): covariance of the quantized input columns; cross (groups, C, K): covariance of the targets with
-    them; input_mean (groups, K), target_mean (groups, C).
+    them; input_mean (groups, K), target_mean (groups, C); columns: how many were seen.
     """
 
     gram: torch.Tensor
     cross: torch.Tensor
     input_mean: torch.Tensor
     target_mean: torch.Tensor
+    columns: int
+
+    def pool(self, other: Moments) -> Moments:
+        """The moments of both sets of columns together (Chan et al. 1979)."""
+        total = self.columns + other.columns
+        mine, theirs = self.columns / total, other.columns / total
+        inputs = other.input_mean - self.input_mean
+        targets = other.target_mean - self.target_mean
+        return Moments(
+            mine * self.gram + theirs * other.gram + mine * theirs * inputs.unsqueeze(2) * inputs.unsqueeze(1),
+            mine * self.cross + theirs * other.cross + mine * theirs * targets.unsqueeze(2) * inputs.unsqueeze(1),
+            self.input_mean + theirs * inputs,
+            self.target_mean + theirs * targets,
+            total,
+        )
 
 
 class MomentSum:
-    """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, in float64, so that no activation needs to be kept."""
+    """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, so that no activation needs to be kept.
+
+    Products are float32 about the first batch's means (their rounding would drown a variance that is small beside the
+    mean), sums are float64.
+    """
 
     def __init__(self) -> None:
-        self._sums: list[torch.Tensor] | None = None
-        self._columns = 0
+        self._shift: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._sums: list[torch.Tensor] = []
+        self.columns = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         """Add columns: inputs (groups, K, P), targets (groups, C, P)."""
-        sums = [inputs @ inputs.mT, targets @ inputs.mT, inputs.sum(2), targets.sum(2)]
-        sums = [s.double() for s in sums]
-        self._sums = sums if self._sums is None else [a.add_(b) for a, b in zip(self._sums, sums, strict=True)]
-        self._columns += inputs.shape[2]
-
-    def merge(self, other: MomentSum) -> None:
-        """Take in the columns of another sum; it is left as it is."""
-        if other._sums is None:
-            return
-        mine = self._sums
-        self._sums = [s.clone() for s in other._sums] if mine is None else [a + b for a, b in zip(mine, other._sums, strict=True)]
-        self._columns += other._columns
-
-    @property
-    def columns(self) -> int:
-        return self._columns
+        if self._shift is None:
+            self._shift = (inputs.mean(2, keepdim=True), targets.mean(2, keepdim=True))
+        inputs, targets = inputs - self._shift[0], targets - self._shift[1]
+        sums = [s.double() for s in (inputs @ inputs.mT, targets @ inputs.mT, inputs.sum(2), targets.sum(2))]
+        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        self.columns += inputs.shape[2]
 
     def centre(self) -> Moments:
         """The moments about the means: what is left of the least squares once the bias is solved in closed form."""
-        gram, cross, inputs, targets = (s / self._columns for s in self._sums)
+        gram, cross, inputs, targets = (s / self.columns for s in self._sums)
         gram = gram - inputs.unsqueeze(2) * inputs.unsqueeze(1)
         cross = cross - targets.unsqueeze(2) * inputs.unsqueeze(1)
-        return Moments(gram, cross, inputs, targets)
+        shift = [s.squeeze(2).double() for s in self._shift]
+        return Moments(gram, cross, inputs + shift[0], targets + shift[1], self.columns)
 
 
 @dataclass(frozen=True)

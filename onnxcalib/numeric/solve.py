@@ -15,10 +15,12 @@ from ..spec import QuantSpec
 from .gram import Moments
 from .rounding import quantize
 
-# Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits the
-# noise of the quantized prefix, and few samples; which is best differs by layer, so that held-out samples choose.
+# Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
+# the noise of the quantized prefix, and few samples; which is best differs by layer, so that held-out samples choose.
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DEFAULT_RIDGE = 0.3
+# Square of float32's rounding, generously: the least variance that a mean of size 1 leaves to be seen.
+ROUNDING = 1e-12
 # Shares of the largest weight at which the scale grid ends, and how many are tried.
 SMALLEST_SHARE = {4: 0.4, 8: 0.85}
 SHARES = {4: 16, 8: 4}
@@ -30,12 +32,11 @@ LAZY = 64
 
 @dataclass(frozen=True)
 class Solution:
-    """Integers (groups, C, K), scale (groups, C), bias (groups, C) and the continuous optimum (groups, C, K)."""
+    """Integers (groups, C, K), scale (groups, C) and bias (groups, C)."""
 
     integers: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
-    optimum: torch.Tensor
 
 
 def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridge: float = DEFAULT_RIDGE) -> Solution:
@@ -49,7 +50,7 @@ def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridg
         scale = _refit_scale(cross, gram, integers, scale)
     integers = descend(gram, optimum, integers, scale, spec)
     bias = moments.target_mean - ((integers * scale[..., None]) @ moments.input_mean[..., None]).squeeze(-1)
-    return Solution(integers, scale, bias, optimum)
+    return Solution(integers, scale, bias)
 
 
 def choose_ridge(learned: Moments, judged: Moments, weight: torch.Tensor) -> float:
@@ -64,10 +65,14 @@ def choose_ridge(learned: Moments, judged: Moments, weight: torch.Tensor) -> flo
 
 
 def _regularise(moments: Moments, weight: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``A + r I`` and ``C + r W``, r being ``ridge`` times the mean variance of a group's inputs."""
+    """``A + r I`` and ``C + r W``, r being ``ridge`` times the mean variance of a group's inputs.
+
+    Inputs that hardly vary leave nothing to solve: r stays above the rounding of their moments, and any positive r
+    keeps their float weights.
+    """
     variance = moments.gram.diagonal(dim1=1, dim2=2).mean(1)
-    # Inputs that never vary leave nothing to solve: any positive r keeps their float weights.
-    damping = (ridge * variance).clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
+    least = ROUNDING * moments.input_mean.square().mean(1) + torch.finfo(torch.float32).tiny
+    damping = torch.maximum(ridge * variance, least)[:, None, None]
     return moments.gram + damping * torch.eye(weight.shape[2], dtype=torch.float64), moments.cross + damping * weight
 
 

@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
 from ..errors import ModelError
-
-# onnxruntime's limit for a model that is handed over as bytes (protobuf's own).
-BYTES_LIMIT = 2**31 - 1
+from ..graph.save import MOST_BYTES, model_bytes, save_model
 
 
 class Session:
-    """One model in onnxruntime, on the CPU."""
+    """One model in onnxruntime, on the CPU; inputs and outputs are the names of what it reads and gives."""
 
     def __init__(self, model: ModelProto, *, optimize: bool = True, threads: int = 0, dump: Path | None = None):
-        """``threads`` 0: as many as cores. ``dump``: where the optimized graph is written. Raises ModelError."""
+        """``threads`` 0: as many as cores. ``dump``: where the optimized graph is written, its weights beside it.
+
+        Raises ModelError where onnxruntime refuses the model.
+        """
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -31,15 +31,19 @@ class Session:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         if dump is not None:
             options.optimized_model_filepath = str(dump)
+            # Otherwise a model above 2 GB could not be written.
+            options.add_session_config_entry(
+                "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
+            )
         self._session = _load(model, options)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Outputs by name; feeds that the model does not read are left out. Raises ModelError."""
-        names = list(outputs if outputs is not None else self.outputs)
+        names = list(self.outputs if outputs is None else outputs)
         try:
-            values = self._session.run(names, {k: feeds[k] for k in self.inputs})
+            values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
         return dict(zip(names, values, strict=True))
@@ -48,15 +52,15 @@ class Session:
 def _load(model: ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
-        if model.ByteSize() < BYTES_LIMIT:
+        if model_bytes(model) <= MOST_BYTES:
             return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
             path = Path(folder) / "model.onnx"
-            onnx.save(model, path, save_as_external_data=True, location="weights")
+            save_model(model, path, most_bytes=MOST_BYTES)
             return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from ..errors import OutputError
 
 
 class Store:
@@ -18,7 +20,8 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
+        self._temporary = tempfile.TemporaryDirectory(prefix="onnxcalib-", ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name)
         self._chunks: dict[str, list[tuple[int, tuple[int, ...], np.dtype]]] = {}
         self._paths: dict[str, Path] = {}
         self._made = 0
@@ -27,17 +30,7 @@ class Store:
         return self
 
     def __exit__(self, *_exception) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def append(self, name: str, value: np.ndarray) -> None:
-        """Add the next batch of a tensor."""
-        if name not in self._paths:
-            self._paths[name] = self._folder / str(self._made)
-            self._chunks[name] = []
-            self._made += 1
-        with open(self._paths[name], "ab") as file:
-            self._chunks[name].append((file.tell(), value.shape, value.dtype))
-            np.ascontiguousarray(value).tofile(file)
+        self._temporary.cleanup()
 
     def __contains__(self, name: str) -> bool:
         return name in self._paths
@@ -45,6 +38,22 @@ class Store:
     def names(self) -> list[str]:
         """Tensors that are kept now."""
         return list(self._paths)
+
+    def append(self, name: str, value: np.ndarray) -> None:
+        """Add the next batch of a tensor; raises OutputError where the disk has no room for it."""
+        if name not in self._paths:
+            self._paths[name] = self.folder / str(self._made)
+            self._chunks[name] = []
+            self._made += 1
+        try:
+            with open(self._paths[name], "ab") as file:
+                self._chunks[name].append((file.tell(), value.shape, value.dtype))
+                file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: tensor {name} cannot be stored ({error.strerror or error}); room for the activations"
+                " at a cut is needed; free some, set TMPDIR to another disk, or calibrate with fewer samples"
+            ) from error
 
     def drop(self, name: str) -> None:
         """Forget a tensor and free its disk space."""
@@ -54,19 +63,18 @@ class Store:
     def batch(self, name: str, number: int) -> np.ndarray:
         """The batch that was appended as ``number``."""
         offset, shape, dtype = self._chunks[name][number]
-        count = int(np.prod(shape))
-        return np.fromfile(self._paths[name], dtype, count, offset=offset).reshape(shape)
+        return np.fromfile(self._paths[name], dtype, math.prod(shape), offset=offset).reshape(shape)
 
     def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
         """Samples by number, where axis 0 of every batch counts samples."""
         _, shape, dtype = self._chunks[name][0]
-        row = int(np.prod(shape[1:]))
-        out = np.empty((len(indices), *shape[1:]), dtype)
+        row = math.prod(shape[1:])
+        out = np.empty((len(indices), row), dtype)
         with open(self._paths[name], "rb") as file:
             for place, index in enumerate(indices):
                 file.seek(int(index) * row * dtype.itemsize)
-                out[place] = np.fromfile(file, dtype, row).reshape(shape[1:])
-        return out
+                out[place] = np.fromfile(file, dtype, row)
+        return out.reshape(len(indices), *shape[1:])
 
     def sample_major(self, name: str, sizes: Sequence[int]) -> bool:
         """Whether axis 0 counts samples: every batch has as many rows as samples, and rows of one shape."""

@@ -20,16 +20,14 @@ BATCH_BYTES = 128 * 2**20
 MOST_SAMPLES = 32
 
 
-def with_outputs(model: ModelProto, tensors: Sequence[str], types=None) -> ModelProto:
+def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
     """A copy of the model that gives ``tensors`` too (those that it computes)."""
     copy = ModelProto()
     copy.CopyFrom(model)
     given = {o.name for o in copy.graph.output}
     made = {t for n in copy.graph.node for t in n.output}
-    for name in tensors:
-        if name in made and name not in given:
-            known = (types or {}).get(name)
-            copy.graph.output.append(known if known is not None else helper.make_empty_tensor_value_info(name))
+    wanted = [name for name in dict.fromkeys(tensors) if name in made - given]
+    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
     return copy
 
 
@@ -45,11 +43,15 @@ def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYT
 def collect_histograms(
     model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, *, threads: int = 0
 ) -> dict[str, Histogram]:
-    """Histogram of every tensor named, over the whole set, in one streamed pass."""
+    """Histogram of every tensor named, over the whole set, in one streamed pass.
+
+    Raises DataError where the float model gives a value that is not finite.
+    """
     session = Session(with_outputs(model, tensors), threads=threads)
     histograms = {name: Histogram() for name in tensors}
+    made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(batch_size(session, samples)):
-        values = {**feeds, **session.run(feeds)}
+        values = {**feeds, **session.run(feeds, made)}
         for name, histogram in histograms.items():
             try:
                 histogram.add(values[name])

@@ -16,6 +16,7 @@ from ..graph.gemm import normalise_gemm
 from ..graph.load import refuse_unsuitable
 from ..graph.normalise import drop_dead, normalise
 from ..graph.opset import raise_opset
+from ..graph.pool import globalise_pools
 from ..runtime.session import Session
 
 # Largest change of an output by the passes, relative to its largest value: they reorder float32 sums, no more.
@@ -40,30 +41,41 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     four_bit = 4 in (config.weight_bits, config.first_last_bits, config.activation_bits)
     model, raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
-    passes["opset raised"] = int(raised)
-    passes["constants folded"] = fold_constants(model)
+    passes["raise_opset"] = int(raised)
+    passes["fold_constants"] = fold_constants(model)
     norms = fold_batchnorm(model)
-    passes["BatchNormalization folded"] = len(norms)
-    passes["affine chains folded"] = fold_affine(model)
-    passes["Gemm normalised"] = normalise_gemm(model)
-    passes["dead removed"] = passes.get("dead removed", 0) + drop_dead(model)
+    passes["fold_batchnorm"] = len(norms)
+    for step in (fold_affine, normalise_gemm, globalise_pools):
+        passes[step.__name__] = step(model)
+    passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)
     return Prepared(model, passes, norms)
 
 
-def check_unchanged(original: ModelProto, prepared: ModelProto, feeds: dict[str, np.ndarray], threads: int = 0) -> float:
-    """Largest relative change of any output on one batch; ModelError where it is above TOLERANCE."""
+def check_unchanged(
+    original: ModelProto, prepared: ModelProto, feeds: dict[str, np.ndarray], threads: int = 0
+) -> float:
+    """Largest change of any float output on one batch, relative to its largest value; ModelError above TOLERANCE.
+
+    Values that are not finite in the original are left to calibration, which names where they come from.
+    """
     wanted = Session(original, threads=threads).run(feeds)
     given = Session(prepared, threads=threads).run(feeds)
-    worst = 0.0
-    for name, value in wanted.items():
-        if value.dtype.kind != "f" or not value.size:
-            continue
-        change = float(np.abs(value - given[name]).max() / max(float(np.abs(value).max()), 1e-12))
+    changes = {name: _change(value, given[name]) for name, value in wanted.items() if value.dtype.kind == "f"}
+    for name, change in changes.items():
         if not change <= TOLERANCE:
             raise ModelError(
                 f"output {name}: preparation changed it by {change:.1e} of its largest value; {TOLERANCE:.0e} is"
                 " allowed; this is a fault of onnxcalib on this model, please report it"
             )
-        worst = max(worst, change)
-    return worst
+    return max(changes.values(), default=0.0)
+
+
+def _change(wanted: np.ndarray, given: np.ndarray) -> float:
+    if wanted.shape != given.shape:
+        return np.inf
+    finite = np.isfinite(wanted)
+    if not finite.any():
+        return 0.0
+    largest = float(np.abs(wanted[finite]).max())
+    return float(np.abs(wanted[finite] - given[finite]).max() / max(largest, np.finfo(np.float32).tiny))

@@ -1,9 +1,10 @@
-"""Reconstruct: block after block, solve the layers, then learn the block as one; the quantized prefix feeds the next."""
+"""Reconstruct: block after block, solve the layers, then learn the block; the quantized prefix feeds the next one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,13 +14,12 @@ from torch.nn.utils import parametrize
 from ..graph.blocks import single_layers
 from ..graph.emit import LayerParams
 from ..graph.extract import extract
-from ..graph.layout import from_rows
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.session import Session
 from ..spec import Block, LayerPlan, QParams
-from .solve import Progress, guard_scale, solve_block
+from .solve import Walk, guard_scale, solve_block
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
@@ -30,140 +30,136 @@ BATCH_ELEMENTS = 2**20
 LEAST_BATCH, MOST_BATCH = 4, 32
 
 
-def reconstruct(progress: Progress, blocks: Sequence[Block], observer: Observer) -> tuple[BlockRecord, ...]:
-    """Walk the blocks in order; ``progress`` ends with the grids and the LayerParams of all layers."""
+def reconstruct(walk: Walk, blocks: Sequence[Block], observer: Observer) -> tuple[BlockRecord, ...]:
+    """Walk the blocks in order; ``walk`` ends with the grids and the LayerParams of all layers."""
     records: list[BlockRecord] = []
     observer.blocks(sum(bool(b.layers) for b in blocks))
     waiting = [set(b.inputs) for b in blocks]
     for number, block in enumerate(blocks):
-        _run(progress, block, quantized=False)
+        _run(walk, block, quantized=False)
         if block.layers:
-            for record in _settle(progress, block):
-                records.append(record)
-            observer.block(records[-1])
-        progress.settled.update(block.inputs, _inner(progress, block))
-        _run(progress, block, quantized=True)
+            settled = list(_settle(walk, block))
+            records += settled
+            observer.block(settled[-1])
+        walk.settled.update(block.inputs, _inner(walk, block))
+        _run(walk, block, quantized=True)
         later = set().union(*waiting[number + 1 :])
-        for name in progress.store.names():
+        for name in walk.store.names():
             if name.partition(":")[2] not in later:
-                progress.store.drop(name)
+                walk.store.drop(name)
     return tuple(records)
 
 
-def _settle(progress: Progress, block: Block) -> Iterator[BlockRecord]:
+def _settle(walk: Walk, block: Block) -> Iterator[BlockRecord]:
     """Solve and learn one block; where it cannot be learned as one, its layers are, one by one."""
     start = time.perf_counter()
-    solve_block(progress, block)
+    rounded = solve_block(walk, block)
     try:
-        outcome = _learn(progress, block)
-    except BlockError as error:
-        parts = single_layers(progress.model, progress.plan, block) if len(block.layers) > 1 else ()
-        if not parts:
-            yield BlockRecord(block.name, block.layers, "solved", str(error), seconds=time.perf_counter() - start)
-            return
-        for part in parts:
-            yield from _settle_part(progress, part, f"as one block: {error}")
+        yield _learned_record(walk, block, rounded, start)
         return
-    yield _record(block, outcome, None, start)
+    except BlockError as error:
+        reason = str(error)
+    parts = single_layers(walk.model, walk.plan, block) if len(block.layers) > 1 else (block,)
+    for part in parts:
+        if part is not block:
+            _run(walk, part, quantized=False)
+        if part.layers:
+            yield _settle_part(walk, part, rounded, reason, learn=part is not block)
+        if part is not block:
+            walk.settled.update(part.inputs, _inner(walk, part))
+            _run(walk, part, quantized=True)
 
 
-def _record(block: Block, outcome: Outcome, reason: str | None, start: float) -> BlockRecord:
+def _learned_record(walk: Walk, block: Block, reason: str | None, start: float) -> BlockRecord:
+    outcome = _learn(walk, block)
     kept = outcome.step > 0
     if not kept:
         reason = "; ".join(filter(None, (reason, "the loss on held-out samples did not fall")))
-    return BlockRecord(
-        block.name,
-        block.layers,
-        "reconstructed" if kept else "rolled back",
-        reason,
-        outcome.before,
-        outcome.after,
-        time.perf_counter() - start,
-    )
+    name = "reconstructed" if kept else "rolled back"
+    seconds = time.perf_counter() - start
+    return BlockRecord(block.name, block.layers, name, reason, outcome.before, outcome.after, seconds)
 
 
-def _settle_part(progress: Progress, part: Block, reason: str) -> Iterator[BlockRecord]:
-    """One layer of a block that fell apart; its cuts live in the store until the part is done."""
+def _settle_part(walk: Walk, part: Block, rounded: str | None, reason: str, *, learn: bool) -> BlockRecord:
+    """One layer of a block that torch does not take: learned alone if it can be, else left as it was solved."""
     start = time.perf_counter()
-    _run(progress, part, quantized=False)
-    if part.layers:
-        try:
-            yield _record(part, _learn(progress, part), reason, start)
-        except BlockError as error:
-            yield BlockRecord(
-                part.name, part.layers, "solved", f"{reason}; alone: {error}", seconds=time.perf_counter() - start
-            )
-    progress.settled.update(part.inputs, _inner(progress, part))
-    _run(progress, part, quantized=True)
+    try:
+        if learn:
+            return _learned_record(walk, part, f"not as one block: {reason}", start)
+    except BlockError as error:
+        reason = f"{reason}; alone: {error}"
+    reason = "; ".join(filter(None, (reason, rounded)))
+    outcome = "rounded" if rounded else "solved"
+    return BlockRecord(part.name, part.layers, outcome, reason, seconds=time.perf_counter() - start)
 
 
-def _run(progress: Progress, block: Block, *, quantized: bool) -> None:
+def _run(walk: Walk, block: Block, *, quantized: bool) -> None:
     """Compute the block's outputs over the whole set from its stored inputs, into the store."""
     prefix = "quantized:" if quantized else "float:"
-    outputs = [t for t in block.outputs if f"{prefix}{t}" not in progress.store]
+    outputs = [t for t in block.outputs if f"{prefix}{t}" not in walk.store]
     if not outputs:
         return
-    cut = (progress.quantized_cut if quantized else progress.float_cut)(block, outputs)
-    session = Session(cut, threads=progress.config.threads or 0)
-    for number in range(len(progress.sizes)):
-        for name, value in session.run(progress.feeds(prefix, session.inputs, number)).items():
-            progress.store.append(prefix + name, value)
+    cut = (walk.quantized_cut if quantized else walk.float_cut)(block, outputs)
+    session = Session(cut, threads=walk.config.threads or 0)
+    for number in range(len(walk.sizes)):
+        for name, value in session.run(walk.feeds(prefix, session.inputs, number)).items():
+            walk.store.append(prefix + name, value)
 
 
-def _inner(progress: Progress, block: Block) -> set[str]:
-    made = {t for n in progress.model.graph.node if n.name in block.nodes for t in n.output}
+def _inner(walk: Walk, block: Block) -> set[str]:
+    made = {t for n in walk.model.graph.node if n.name in block.nodes for t in n.output}
     return made - set(block.outputs)
 
 
-def _learn(progress: Progress, block: Block) -> Outcome:
-    """AdaQuant on the block; its results go into ``progress``. Raises BlockError, having changed nothing."""
-    cut = extract(progress.model, progress.types, nodes=block.nodes, inputs=block.inputs, outputs=block.outputs)
+def _learn(walk: Walk, block: Block) -> Outcome:
+    """AdaQuant on the block; its results go into ``walk``. Raises BlockError, having changed nothing."""
+    cut = extract(walk.model, walk.types, nodes=block.nodes, inputs=block.inputs, outputs=block.outputs)
     module = to_torch(cut)
-    feeds = progress.feeds("float:", block.inputs, 0)
-    wanted = [progress.store.batch(f"float:{t}", 0) for t in block.outputs]
+    feeds = walk.feeds("float:", block.inputs, 0)
+    wanted = [walk.store.batch(f"float:{t}", 0) for t in block.outputs]
     error = compare(module, cut, feeds, wanted)
     if not error <= PARITY:
         raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
-    quantizers = _place_activations(progress, block, module)
+    quantizers = _place_activations(walk, block, module)
     modules = {name: layer_module(module, name) for name in block.layers}
-    weights = {name: _attach(progress, _layer(progress, name), part) for name, part in modules.items()}
-    units = {m.bias: _bias_unit(progress, _layer(progress, name)) for name, m in modules.items() if m.bias.requires_grad}
-    data = _Samples(progress, block, _batch_size(progress, block))
-    torch.manual_seed(progress.config.seed)
-    outcome = learn_block(module, data.draw, data.held_out, steps=progress.config.steps, bias_units=units)
+    weights = {name: _attach(walk, _layer(walk, name), part) for name, part in modules.items()}
+    units = {m.bias: _bias_unit(walk, _layer(walk, name)) for name, m in modules.items() if m.bias.requires_grad}
+    data = _Samples(walk, block, _batch_size(walk, block))
+    torch.manual_seed(walk.config.seed)
+    outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.steps, bias_units=units)
     if outcome.step:
-        _read_back(progress, modules, weights, quantizers)
+        _read_back(walk, modules, weights, quantizers)
     return outcome
 
 
-def _layer(progress: Progress, name: str) -> LayerPlan:
-    return next(layer for layer in progress.plan.layers if layer.name == name)
+def _layer(walk: Walk, name: str) -> LayerPlan:
+    return next(layer for layer in walk.plan.layers if layer.name == name)
 
 
-def _place_activations(progress: Progress, block: Block, module: nn.Module):
+def _place_activations(walk: Walk, block: Block, module: nn.Module):
     """Put a learned quantizer on every planned tensor that the block reads; its sharing set has one."""
-    sets = {t: members for members in progress.plan.shared for t in members}
-    nodes = {n.name: n for n in progress.model.graph.node if n.name in block.nodes}
-    bits = {layer.name: layer.activation_spec.bits for layer in progress.plan.layers}
+    sets = {t: members for members in walk.plan.shared for t in members}
+    nodes = {n.name: n for n in walk.model.graph.node if n.name in block.nodes}
+    bits = {layer.name: layer.activation_spec.bits for layer in walk.plan.layers}
     quantizers: dict[tuple[str, ...], ActivationQuantizer] = {}
     narrow: dict[str, ActivationQuantizer] = {}
     inside = {t for n in nodes.values() for t in (*n.input, *n.output)}
-    for tensor in progress.activations:
-        readers = [n.name for n in progress.index.consumers.get(tensor, []) if n.name in nodes]
+    for tensor in walk.activations:
+        readers = [n.name for n in walk.index.consumers.get(tensor, []) if n.name in nodes]
         if not readers:
             continue
         members = sets.get(tensor, (tensor,))
-        fixed = any(t in progress.settled or t not in inside for t in members)
+        fixed = any(t in walk.settled or t not in inside for t in members)
         if members not in quantizers:
-            quantizers[members] = _quantizer(progress.activations[tensor], fixed=fixed)
+            quantizers[members] = _quantizer(walk.activations[tensor], fixed=fixed)
         wide = quantizers[members]
-        slim = progress.narrowed.get(tensor)
+        slim = walk.narrowed.get(tensor)
         narrow_readers = [name for name in readers if slim is not None and bits.get(name) == slim.spec.bits]
         wide_readers = [name for name in readers if name not in narrow_readers]
         if wide_readers:
             place(module, tensor, wide, only=wide_readers)
         if narrow_readers:
-            narrow[tensor] = _quantizer(slim, fixed=tensor in progress.settled)
+            narrow[tensor] = _quantizer(slim, fixed=tensor in walk.settled)
             place(module, tensor, nn.Sequential(wide, narrow[tensor]), only=narrow_readers)
     return quantizers, narrow
 
@@ -173,9 +169,9 @@ def _quantizer(grid: QParams, *, fixed: bool) -> ActivationQuantizer:
     return ActivationQuantizer(grid, fixed=fixed, **({"drop": 0.0} if grid.spec.bits == 8 else {}))
 
 
-def _attach(progress: Progress, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
+def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
     """Make the layer's weight its quantized one, learned from the solved integers on."""
-    params = progress.layers[layer.name]
+    params = walk.layers[layer.name]
     stored = torch.from_numpy(params.integers.astype(np.float32))
     axis = layer.weight_spec.axis
     step = torch.from_numpy(params.grid.scale)
@@ -193,60 +189,60 @@ def _attach(progress: Progress, layer: LayerPlan, part: nn.Module) -> WeightQuan
     return quantizer
 
 
-def _bias_unit(progress: Progress, layer: LayerPlan) -> torch.Tensor:
+def _bias_unit(walk: Walk, layer: LayerPlan) -> torch.Tensor:
     """What one weight step moves an output by, at the top of the input's range."""
-    grid = progress.input_grid(layer)
-    return torch.tensor(float(np.mean(progress.layers[layer.name].grid.scale)) * float(grid.scale) * grid.spec.qmax)
+    grid = walk.input_grid(layer)
+    return torch.tensor(float(np.mean(walk.layers[layer.name].grid.scale)) * float(grid.scale) * grid.spec.qmax)
 
 
-def _read_back(progress: Progress, modules, weights, quantizers) -> None:
+def _read_back(walk: Walk, modules, weights, quantizers) -> None:
     wide, narrow = quantizers
     for members, quantizer in wide.items():
-        bounds = [progress.plan.nonnegative[t] for t in members if t in progress.plan.nonnegative]
+        bounds = [walk.plan.nonnegative[t] for t in members if t in walk.plan.nonnegative]
         grid = quantizer.grid(min(bounds, default=None))
         for tensor in members:
-            if tensor in progress.activations:
-                progress.activations[tensor] = grid
+            if tensor in walk.activations:
+                walk.activations[tensor] = grid
     for tensor, quantizer in narrow.items():
-        progress.narrowed[tensor] = quantizer.grid(progress.plan.nonnegative.get(tensor))
+        walk.narrowed[tensor] = quantizer.grid(walk.plan.nonnegative.get(tensor))
     for name, quantizer in weights.items():
-        layer = _layer(progress, name)
-        old = progress.layers[name]
+        layer = _layer(walk, name)
+        old = walk.layers[name]
         integers = quantizer.integers().detach().numpy()
         if isinstance(modules[name], nn.Linear) and layer.weight_spec.axis == 1:
             integers = integers.T
         bias = None if layer.op == "MatMul" else modules[name].bias.detach().numpy().astype(np.float64)
-        scale = guard_scale(quantizer.step.detach().reshape(-1).numpy(), bias, progress.input_grid(layer))
+        scale = guard_scale(quantizer.step.detach().reshape(-1).numpy(), bias, walk.input_grid(layer))
         grid = QParams(scale, old.grid.zero_point, old.grid.spec)
-        progress.layers[name] = LayerParams(integers.astype(np.int8), grid, bias)
+        walk.layers[name] = LayerParams(integers.astype(np.int8), grid, bias)
 
 
-def _batch_size(progress: Progress, block: Block) -> int:
+def _batch_size(walk: Walk, block: Block) -> int:
     """Samples in a mini-batch, from the widest tensor that one sample makes inside the block."""
-    made = [t for n in progress.model.graph.node if n.name in block.nodes for t in n.output if t]
-    tensors = [t for t in made if t in progress.types and t not in block.outputs]
-    session = Session(progress.float_cut(block, [*block.outputs, *tensors]), threads=progress.config.threads or 0)
-    feeds = {t: progress.store.batch(f"float:{t}", 0) for t in session.inputs}
+    made = [t for n in walk.model.graph.node if n.name in block.nodes for t in n.output if t]
+    tensors = [t for t in made if t in walk.types and t not in block.outputs]
+    session = Session(walk.float_cut(block, [*block.outputs, *tensors]), threads=walk.config.threads or 0)
+    feeds = {t: walk.store.batch(f"float:{t}", 0) for t in session.inputs}
     values = session.run(feeds)
-    widest = max(v.size for v in values.values()) / max(progress.sizes[0], 1)
+    widest = max(v.size for v in values.values()) / max(walk.sizes[0], 1)
     return int(np.clip(BATCH_ELEMENTS // max(widest, 1), LEAST_BATCH, MOST_BATCH))
 
 
 class _Samples:
     """Mini-batches of a block: inputs from the quantized prefix, targets from the float model."""
 
-    def __init__(self, progress: Progress, block: Block, size: int):
-        self.store, self.size = progress.store, size
+    def __init__(self, walk: Walk, block: Block, size: int):
+        self.store, self.size = walk.store, size
         self.inputs = [f"quantized:{t}" for t in block.inputs]
         self.targets = [f"float:{t}" for t in block.outputs]
         names = [*self.inputs, *self.targets]
-        by_sample = all(self.store.sample_major(t, progress.sizes) for t in names)
-        total = sum(progress.sizes) if by_sample else len(progress.sizes)
+        by_sample = all(self.store.sample_major(t, walk.sizes) for t in names)
+        total = sum(walk.sizes) if by_sample else len(walk.sizes)
         judges = max(1, total // HELD_OUT)
         self.read: Callable = self._rows if by_sample else self._batch
         if not by_sample:
             self.size = 1
-        generator = np.random.default_rng(progress.config.seed)
+        generator = np.random.default_rng(walk.config.seed)
         order = generator.permutation(total)
         self.judging, self.learning = order[:judges], order[judges:] if total > judges else order
         self.generator = generator
@@ -260,8 +256,9 @@ class _Samples:
             yield self.read(np.sort(self.judging[start : start + self.size]))
 
     def _rows(self, indices):
-        return tuple([torch.from_numpy(self.store.rows(t, indices)) for t in names] for names in (self.inputs, self.targets))
+        read = partial(self.store.rows, indices=indices)
+        return tuple([torch.from_numpy(read(t)) for t in names] for names in (self.inputs, self.targets))
 
     def _batch(self, indices):
-        number = int(indices[0])
-        return tuple([torch.from_numpy(self.store.batch(t, number)) for t in names] for names in (self.inputs, self.targets))
+        read = partial(self.store.batch, number=int(indices[0]))
+        return tuple([torch.from_numpy(read(t)) for t in names] for names in (self.inputs, self.targets))

@@ -37,8 +37,8 @@ BIAS_LEVELS = 2.0**29
 
 
 @dataclass
-class Progress:
-    """What the walk through the blocks knows so far; grids and layers grow and settle as it goes."""
+class Walk:
+    """The walk through the blocks: what it knows so far; grids and layers grow and settle as it goes."""
 
     model: ModelProto
     types: dict[str, ValueInfoProto]
@@ -50,7 +50,6 @@ class Progress:
     narrowed: dict[str, QParams]
     layers: dict[str, LayerParams] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
-    optima: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.index = Index(self.model.graph)
@@ -87,29 +86,37 @@ class Progress:
         return {t: self.store.batch(prefix + t, number) for t in tensors}
 
 
-def round_layers(progress: Progress) -> None:
+def round_layers(walk: Walk) -> None:
     """Give every layer its LayerParams by rounding alone, biases as they are."""
-    for layer in progress.plan.layers:
-        weight = constant(progress.index, layer.weight)
-        bias = constant(progress.index, layer.bias) if layer.bias else None
+    for layer in walk.plan.layers:
+        weight = constant(walk.index, layer.weight)
+        bias = constant(walk.index, layer.bias) if layer.bias else None
         solution = round_rows(torch.from_numpy(to_rows(weight, layer).copy()), layer)
-        progress.layers[layer.name] = _params(solution, layer, weight.shape, bias, progress.input_grid(layer))
+        walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
 
 
-def solve_block(progress: Progress, block: Block) -> None:
-    """Give every layer of the block its LayerParams, in order: solved on moments where it can be, else rounded."""
-    for layer in (layer for layer in progress.plan.layers if layer.name in block.layers):
-        weight = constant(progress.index, layer.weight)
+def solve_block(walk: Walk, block: Block) -> str | None:
+    """Give every layer of the block its LayerParams, in order: solved on moments where it can be, else rounded.
+
+    Returns why layers were rounded, as one line, or None.
+    """
+    reasons: list[str] = []
+    for layer in (layer for layer in walk.plan.layers if layer.name in block.layers):
+        weight = constant(walk.index, layer.weight)
         rows = torch.from_numpy(to_rows(weight, layer).copy())
-        bias = constant(progress.index, layer.bias) if layer.bias else None
-        solution = None
-        if layer.op != "ConvTranspose" and rows.shape[2] <= MOST_INPUTS:
-            solution = _Stream(progress, block, layer, weight.shape).solve(rows)
-            bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
-        if solution is None:
+        bias = constant(walk.index, layer.bias) if layer.bias else None
+        if layer.op == "ConvTranspose":
+            reasons.append(f"{layer.name}: a ConvTranspose has no columns to solve on")
             solution = round_rows(rows, layer)
-        progress.optima[layer.name] = solution.optimum / solution.scale[..., None]
-        progress.layers[layer.name] = _params(solution, layer, weight.shape, bias, progress.input_grid(layer))
+        elif rows.shape[2] > MOST_INPUTS:
+            size = rows.shape[2]
+            reasons.append(f"{layer.name}: {size} inputs a channel are too many to solve, {MOST_INPUTS} the most")
+            solution = round_rows(rows, layer)
+        else:
+            solution = _Stream(walk, block, layer, weight.shape).solve(rows)
+            bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
+        walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
+    return "; ".join(reasons) or None
 
 
 def round_rows(rows: torch.Tensor, layer: LayerPlan) -> Solution:
@@ -117,7 +124,9 @@ def round_rows(rows: torch.Tensor, layer: LayerPlan) -> Solution:
     groups, channels, size = rows.shape
     identity = torch.eye(size, dtype=torch.float64).expand(groups, -1, -1)
     zeros = torch.zeros(groups, size, dtype=torch.float64)
-    white = Moments(identity, rows.double(), zeros, torch.zeros(groups, channels, dtype=torch.float64))
+    white = Moments(
+        identity, rows.double(), zeros, torch.zeros(groups, channels, dtype=torch.float64), torch.ones(groups)
+    )
     return solve_layer(white, rows, layer.weight_spec, ridge=0.0)
 
 
@@ -142,28 +151,27 @@ class _Stream:
     Where the layer's output is the last to reach an Add, the target also makes up for the error of what it is added to.
     """
 
-    def __init__(self, progress: Progress, block: Block, layer: LayerPlan, shape: tuple[int, ...]):
-        self.progress, self.layer, self.shape = progress, layer, shape
-        self.node = next(n for n in progress.model.graph.node if n.name == layer.name)
-        self.other = _shortcut(progress, block, layer)
+    def __init__(self, walk: Walk, block: Block, layer: LayerPlan, shape: tuple[int, ...]):
+        self.walk, self.layer, self.shape = walk, layer, shape
+        self.node = next(n for n in walk.model.graph.node if n.name == layer.name)
+        self.other = _shortcut(walk, block, layer)
         extra = [self.other] if self.other else []
-        self.reference = _Cut(progress, block, [layer.output, *extra], quantized=False)
-        self.prefix = _Cut(progress, block, [layer.input, *extra], quantized=True)
-        self.generator = torch.Generator().manual_seed(progress.config.seed)
+        self.reference = _Cut(walk, block, [layer.output, *extra], quantized=False)
+        self.prefix = _Cut(walk, block, [layer.input, *extra], quantized=True)
+        self.generator = torch.Generator().manual_seed(walk.config.seed)
 
     def solve(self, rows: torch.Tensor) -> Solution:
         """Stream the whole set, let every HELD_OUT-th sample choose the ridge, and solve on all of them."""
         learned, judged = MomentSum(), MomentSum()
         first = 0
-        for number, size in enumerate(self.progress.sizes):
+        for number, size in enumerate(self.walk.sizes):
             for part, judging in self._parts(number, first, size):
                 (judged if judging else learned).add(*part)
             first += size
-        ridge = DEFAULT_RIDGE
-        if judged.columns and learned.columns:
-            ridge = choose_ridge(learned.centre(), judged.centre(), rows)
-        learned.merge(judged)
-        return solve_layer(learned.centre(), rows, self.layer.weight_spec, ridge=ridge)
+        seen = [total.centre() for total in (learned, judged) if total.columns]
+        if len(seen) < 2:
+            return solve_layer(seen[0], rows, self.layer.weight_spec, ridge=DEFAULT_RIDGE)
+        return solve_layer(seen[0].pool(seen[1]), rows, self.layer.weight_spec, ridge=choose_ridge(*seen, rows))
 
     def _parts(self, number: int, first: int, size: int):
         """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
@@ -190,7 +198,7 @@ class _Stream:
         if self.layer.op != "Conv":
             return None
         columns = max(COLUMNS_PER_INPUT * math.prod(self.shape[1:]), LEAST_COLUMNS)
-        return -(-columns // sum(self.progress.sizes))
+        return -(-columns // sum(self.walk.sizes))
 
     def _columns(self, wanted, given, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         target = torch.from_numpy(wanted[self.layer.output][kept])
@@ -203,47 +211,47 @@ class _Stream:
         else:
             columns, choose = flatten_rows(inputs), flatten_rows
         target = choose(target)
-        if self.other:
+        if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
             shortcut = choose(torch.from_numpy(given[self.other][kept]))
-            shortcut = self._on_grid(shortcut, self.progress.activations.get(self.other))
+            shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
             target = target + choose(torch.from_numpy(wanted[self.other][kept])) - shortcut
-        grid = self.progress.input_grid(self.layer)
-        if grid is self.progress.narrowed.get(self.layer.input):
-            columns = self._on_grid(columns, self.progress.activations[self.layer.input])
+        grid = self.walk.input_grid(self.layer)
+        if grid is self.walk.narrowed.get(self.layer.input):
+            columns = self._on_grid(columns, self.walk.activations[self.layer.input])
         return self._on_grid(columns, grid), target
 
     def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
         return x if grid is None else snap(x, float(grid.scale), float(grid.zero_point), grid.spec)
 
 
-def _shortcut(progress: Progress, block: Block, layer: LayerPlan) -> str | None:
+def _shortcut(walk: Walk, block: Block, layer: LayerPlan) -> str | None:
     """The tensor that an Add joins to the layer's output, if this layer is the last on which the Add waits."""
-    readers = progress.index.consumers.get(layer.output, [])
+    readers = walk.index.consumers.get(layer.output, [])
     if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].name not in block.nodes:
         return None
     other = next((t for t in readers[0].input if t != layer.output), None)
-    if other is None or other in progress.index.initializers:
+    if other is None or other in walk.index.initializers:
         return None
-    needed = needed_nodes(progress.index, block.inputs, [other])
-    waiting = set(block.layers) - set(progress.layers)
+    needed = needed_nodes(walk.index, block.inputs, [other])
+    waiting = set(block.layers) - set(walk.layers)
     return other if needed <= set(block.nodes) and not needed & waiting else None
 
 
 class _Cut:
     """Tensors inside a block, computed batch by batch from its stored inputs; inputs themselves are passed through."""
 
-    def __init__(self, progress: Progress, block: Block, tensors, *, quantized: bool):
-        self.progress, self.tensors = progress, tensors
+    def __init__(self, walk: Walk, block: Block, tensors, *, quantized: bool):
+        self.walk, self.tensors = walk, tensors
         self.prefix = "quantized:" if quantized else "float:"
         self.given = [t for t in tensors if t in block.inputs]
         inner = [t for t in tensors if t not in block.inputs]
         self.session = None
         if inner:
-            make = progress.quantized_cut if quantized else progress.float_cut
-            self.session = Session(make(block, inner), threads=progress.config.threads or 0)
+            make = walk.quantized_cut if quantized else walk.float_cut
+            self.session = Session(make(block, inner), threads=walk.config.threads or 0)
 
     def run(self, number: int) -> dict[str, np.ndarray]:
-        values = self.progress.feeds(self.prefix, self.given, number)
+        values = self.walk.feeds(self.prefix, self.given, number)
         if self.session is not None:
-            values |= self.session.run(self.progress.feeds(self.prefix, self.session.inputs, number))
+            values |= self.session.run(self.walk.feeds(self.prefix, self.session.inputs, number))
         return values

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from ..data import CalibrationSet
-from ..graph.index import Index
+from ..graph.index import Index, reads
 from ..numeric.metrics import Comparison
 from ..report import LayerRecord, OutputRecord, UnfusedRecord
 from ..runtime.session import Session
@@ -20,6 +21,10 @@ from ..spec import LayerPlan
 from .calibrate import batch_size, with_outputs
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+# Operators of onnxruntime that read integers and give float.
+INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
+NO_KERNEL = "which has no integer kernel in onnxruntime here"
+NARROWS = "narrows the tensor for the layers that read fewer bits"
 
 
 @dataclass(frozen=True)
@@ -42,41 +47,49 @@ def verify(
     *,
     threads: int = 0,
 ) -> Verification:
-    """Outputs of ``original`` against ``quantized`` with graph optimizations on and off, every layer's output against
-    ``prepared``'s, and the Q/DQ that onnxruntime leaves standing; streamed over all samples. Raises ModelError."""
-    reference = Session(original, threads=threads)
-    optimized = Session(quantized, threads=threads)
-    plain = Session(quantized, optimize=False, threads=threads)
+    """Compare on all samples, batch by batch, and list what onnxruntime leaves unfused.
+
+    Outputs of ``original`` against ``quantized`` with graph optimizations on and off; every layer's output against
+    ``prepared``'s, with optimizations off, as reading a tensor inside would keep it from being fused. Outputs that are
+    no floats, or whose shape depends on their values, are not compared. Raises ModelError.
+    """
     names = [layer.output for layer in layers]
-    inner = [Session(with_outputs(m, names), threads=threads) for m in (prepared, quantized)]
-    size = batch_size(inner[0], samples)
-    on, off, by_layer = ({n: Comparison() for n in k} for k in (reference.outputs, reference.outputs, names))
+    reference = Session(original, threads=threads)
+    optimized, graph = _optimize(quantized, threads)
+    inner = Session(with_outputs(prepared, names), threads=threads)
+    plain = Session(with_outputs(quantized, names), optimize=False, threads=threads)
+    on, off, by_layer = {}, {}, {}
     seconds = 0.0
-    for feeds in samples.batches(size):
+    for feeds in samples.batches(batch_size(inner, samples)):
         start = time.perf_counter()
         wanted = reference.run(feeds)
         seconds += time.perf_counter() - start
-        for comparisons, session in ((on, optimized), (off, plain)):
-            _compare(comparisons, wanted, session.run(feeds))
-        _compare(by_layer, *(session.run(feeds) for session in inner))
+        given = plain.run(feeds)
+        _compare(on, wanted, optimized.run(feeds))
+        _compare(off, wanted, given)
+        _compare(by_layer, inner.run(feeds, list(dict.fromkeys(names))), given)
     return Verification(
         outputs=_output_records(on),
         outputs_unoptimized=_output_records(off),
         layers=tuple(
-            LayerRecord(k.name, k.op, k.weight_spec.bits, k.activation_spec.bits, by_layer[k.output].sqnr_db)
-            for k in layers
+            LayerRecord(
+                layer.name,
+                layer.op,
+                layer.weight_spec.bits,
+                layer.activation_spec.bits,
+                by_layer[layer.output].sqnr_db if layer.output in by_layer else None,
+            )
+            for layer in layers
         ),
-        unfused=find_unfused(quantized),
+        unfused=_list_unfused(graph),
         float_pass_seconds=seconds,
     )
 
 
-def _compare(comparisons: dict[str, Comparison], reference, other) -> None:
-    for name, comparison in comparisons.items():
-        value = reference.get(name, reference.get(f"{name}_float"))
-        given = other.get(f"{name}_float", other.get(name))
-        if value is not None and given is not None and value.dtype.kind == "f":
-            comparison.add(value, given)
+def _compare(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:
+    for name, value in reference.items():
+        if value.dtype.kind == "f" and value.shape == other[name].shape:
+            comparisons.setdefault(name, Comparison()).add(value, other[name])
 
 
 def _output_records(comparisons: dict[str, Comparison]) -> tuple[OutputRecord, ...]:
@@ -87,29 +100,56 @@ def _output_records(comparisons: dict[str, Comparison]) -> tuple[OutputRecord, .
 
 def find_unfused(quantized: ModelProto) -> tuple[UnfusedRecord, ...]:
     """Every QuantizeLinear and DequantizeLinear that is left once onnxruntime has optimized the graph, and why."""
-    with tempfile.TemporaryDirectory() as folder:
+    return _list_unfused(_optimize(quantized, 0)[1])
+
+
+def _optimize(quantized: ModelProto, threads: int) -> tuple[Session, GraphProto]:
+    """A session, and the graph that it runs."""
+    with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         path = Path(folder) / "optimized.onnx"
-        Session(quantized, dump=path)
-        graph = onnx.load(path).graph
+        session = Session(quantized, dump=path, threads=threads)
+        return session, onnx.load(path, load_external_data=False).graph
+
+
+def _list_unfused(graph: GraphProto) -> tuple[UnfusedRecord, ...]:
     index = Index(graph)
-    left = [n for n in graph.node if n.op_type in (QUANTIZE, DEQUANTIZE)]
-    return tuple(UnfusedRecord(n.op_type, n.input[0], _reason(index, n)) for n in left)
+    behind: set[str] = set()  # tensors that integers reach
+    for node in graph.node:
+        if node.op_type in INTEGER_TO_FLOAT or not behind.isdisjoint(reads(node)):
+            behind.update(node.output)
+    ahead: set[str] = set()  # tensors that reach integers
+    for node in reversed(graph.node):
+        if node.op_type == QUANTIZE or not ahead.isdisjoint(node.output):
+            ahead.update(reads(node))
+    records = []
+    for node in graph.node:
+        if node.op_type == QUANTIZE:
+            tensor = node.input[0]
+            records.append(UnfusedRecord(QUANTIZE, tensor, _explain_quantize(index, node, tensor in behind)))
+        elif node.op_type == DEQUANTIZE:
+            tensor = node.output[0]
+            records.append(UnfusedRecord(DEQUANTIZE, tensor, _explain_dequantize(index, node, tensor in ahead)))
+    return tuple(records)
 
 
-def _reason(index: Index, node: NodeProto) -> str:
-    if node.op_type == QUANTIZE:
-        producer = index.producer.get(node.input[0])
-        if producer is None:
-            return "entry of the graph"
-        if producer.op_type == DEQUANTIZE:
-            return "narrows the tensor for the layers that read fewer bits"
-        return f"follows {producer.op_type}, which has no integer kernel in onnxruntime here"
+def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> str:
+    producer = index.producer.get(node.input[0])
+    if producer is None:
+        return "entry of the graph"
+    if producer.op_type == DEQUANTIZE:
+        return NARROWS
+    if not behind_integers:
+        return f"entry of the graph: nothing before {producer.op_type} is quantized"
+    return f"follows {producer.op_type}, {NO_KERNEL}"
+
+
+def _explain_dequantize(index: Index, node: NodeProto, ahead_of_integers: bool) -> str:
+    readers = sorted({n.op_type for n in index.readers(node.output[0])})
+    named = ", ".join(readers)
     if node.input[0] in index.initializers:
-        readers = ", ".join(sorted({n.op_type for n in index.consumers.get(node.output[0], [])}))
-        return f"constant of {readers}, which has no integer kernel in onnxruntime here"
-    if node.output[0] in index.outputs:
+        return f"constant of {named}, {NO_KERNEL}"
+    if not readers:
         return "exit of the graph"
-    readers = sorted({n.op_type for n in index.consumers.get(node.output[0], [])})
-    if readers == [QUANTIZE]:
-        return "narrows the tensor for the layers that read fewer bits"
-    return f"read by {', '.join(readers)}, which has no integer kernel in onnxruntime here"
+    if not ahead_of_integers:
+        return f"exit of the graph: nothing behind {named} is quantized"
+    return NARROWS if readers == [QUANTIZE] else f"read by {named}, {NO_KERNEL}"

@@ -1,0 +1,96 @@
+"""What onnxruntime's CPU provider runs on integers: the rules that the plan's placement of QuantizeLinear follows."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import NodeProto
+
+from .index import Index, attribute_of, constant, is_op
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Layers whose kernel gives a float output where no QuantizeLinear follows; a Conv stays float without one.
+FLOAT_OUTPUT_LAYERS = ("Gemm", "MatMul", "ConvTranspose")
+# Operators whose output holds values of their first input and nothing else: they run on integers as they are.
+MOVERS = (
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "GlobalMaxPool", "ReduceMax", "Slice",
+    "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile",
+)  # fmt: skip
+# Operators with an integer kernel between a DequantizeLinear and a QuantizeLinear.
+INTEGER_OPS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
+# Operators that read a tensor's dimensions and none of its values.
+SHAPE_READERS = ("Shape", "Size")
+
+
+def moves_values(index: Index, node: NodeProto) -> bool:
+    """Whether each value of the node's output is one of its first input's, or the zero of a Pad."""
+    if is_op(node, "Resize"):
+        return attribute_of(node, "mode", b"nearest") == b"nearest"
+    if is_op(node, "Pad"):
+        return _pads_with_own_values(index, node)
+    return is_op(node, *MOVERS)
+
+
+def _pads_with_own_values(index: Index, node: NodeProto) -> bool:
+    if attribute_of(node, "mode", b"constant") != b"constant":
+        return True
+    fill = attribute_of(node, "value", 0.0)
+    if len(node.input) > 2 and node.input[2]:
+        fill = constant(index, node.input[2])
+    return fill is not None and not np.any(fill)
+
+
+def moved_outputs(node: NodeProto) -> list[str]:
+    """The outputs of a mover that hold values of its input: not the indices of a MaxPool."""
+    return [t for t in (node.output[:1] if node.op_type == "MaxPool" else node.output) if t]
+
+
+def data_inputs(node: NodeProto) -> list[str]:
+    """The inputs of an integer operator or a mover that carry activations."""
+    return [t for t in node.input if t] if node.op_type in INTEGER_OPS else [node.input[0]]
+
+
+def upper_bound(index: Index, tensor: str) -> float | None:
+    """The c of a Relu (infinity) or of a Clip(0, c) that makes ``tensor``; None where neither does."""
+    node = index.producer.get(tensor)
+    if node is None or not is_op(node, "Relu", "Clip"):
+        return None
+    if node.op_type == "Relu":
+        return math.inf
+    low, high = (_clip_end(index, node, place, name) for place, name in ((1, "min"), (2, "max")))
+    return high if low == 0 and high > 0 else None
+
+
+def _clip_end(index: Index, node: NodeProto, place: int, name: str) -> float:
+    """One end of a Clip: infinite where left out, NaN where it is no constant."""
+    if len(node.input) > place and node.input[place]:
+        value = constant(index, node.input[place])
+        return math.nan if value is None else float(value.reshape(-1)[0])
+    return float(attribute_of(node, name, -math.inf if name == "min" else math.inf))
+
+
+def rectified(index: Index, tensor: str) -> str:
+    """The output of the Relu or Clip(0, c) that alone reads ``tensor``, or else ``tensor`` itself."""
+    readers = index.readers(tensor)
+    if len(readers) != 1 or tensor in index.outputs or not readers[0].output:
+        return tensor
+    after = readers[0].output[0]
+    return after if readers[0].input[:1] == [tensor] and upper_bound(index, after) is not None else tensor
+
+
+def carried_outputs(index: Index, node: NodeProto) -> list[str]:
+    """Where the QuantizeLinear of a node's outputs stands: behind the Relu that follows, if it is absorbed.
+
+    A mover's two sides have one grid, so that its Relu is absorbed only where nobody else needs the negative values of
+    its input: one input, one output, one reader.
+    """
+    if not moves_values(index, node):
+        return [rectified(index, t) for t in node.output[:1]]
+    outputs = moved_outputs(node)
+    source = node.input[0]
+    before = index.producer.get(source)
+    alone = len(index.readers(source)) == 1 and source not in index.outputs and len(outputs) == 1
+    if alone and before is not None and not moves_values(index, before):
+        return [rectified(index, t) for t in outputs]
+    return outputs

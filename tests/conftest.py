@@ -1,0 +1,84 @@
+"""Small models from text, and onnxruntime to compare them with."""
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import ModelProto, helper, numpy_helper, parser
+
+from onnxcalib.graph.emit import LayerParams, emit_qdq
+from onnxcalib.graph.index import Index, constant
+from onnxcalib.graph.plan import make_plan
+from onnxcalib.numeric.ranges import make_grid
+from onnxcalib.numeric.rounding import quantize
+from onnxcalib.spec import LayerPlan, QParams
+
+
+def build_model(text: str, *, opset: int = 17, ir: int = 8, **weights: np.ndarray) -> ModelProto:
+    """The model of a graph in ONNX text, with these initializers added; ``a__b`` in a keyword stands for ``a.b``."""
+    model = parser.parse_model(f'<ir_version: {ir}, opset_import: ["" : {opset}]>\n{text}')
+    for name, value in weights.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name.replace("__", ".")))
+    return model
+
+
+def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
+    """Outputs in onnxruntime, inputs in the order of those that are no initializers."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)})
+
+
+def round_layer(layer: LayerPlan, index: Index) -> LayerParams:
+    """The layer's weight rounded on the grid over its channels' largest values, its bias as it is."""
+    weight, axis = constant(index, layer.weight), layer.weight_spec.axis
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.maximum(np.abs(weight).max(axis=others), 1e-6).astype(np.float32) / layer.weight_spec.qmax
+    integers = quantize(weight, np.expand_dims(scale, others), 0, layer.weight_spec)
+    grid = QParams(scale, np.zeros(len(scale), np.int32), layer.weight_spec)
+    return LayerParams(integers.astype(np.int8), grid, constant(index, layer.bias) if layer.bias else None)
+
+
+def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "runtime", **bits: int) -> ModelProto:
+    """The model planned and emitted with min-max grids measured on one batch."""
+    plan, index = make_plan(model, **bits), Index(model.graph)
+    opened = ModelProto()
+    opened.CopyFrom(model)
+    names = [t for t in plan.activations if t in index.producer]
+    opened.graph.output.extend(helper.make_empty_tensor_value_info(t) for t in names if t not in index.outputs)
+    outputs = [value.name for value in opened.graph.output]
+    values = dict(zip([*index.inputs, *outputs], [*inputs, *run_model(opened, *inputs)], strict=True))
+    sets = {t: members for members in plan.shared for t in members}
+
+    def measure(tensors, spec):
+        low, high = min(values[t].min() for t in tensors), max(values[t].max() for t in tensors)
+        bounds = [plan.nonnegative[t] for t in tensors if t in plan.nonnegative]
+        return make_grid(float(low), float(high), spec, bound=min(bounds, default=None))
+
+    wide = {t: measure(sets.get(t, (t,)), spec) for t, spec in plan.activations.items()}
+    narrow = {t: measure((t,), spec) for t, spec in plan.narrowed.items()}
+    layers = {layer.name: round_layer(layer, index) for layer in plan.layers}
+    return emit_qdq(model, plan, wide, narrow, layers, encoding=encoding, keep_outputs=False)
+
+
+@pytest.fixture
+def build():
+    return build_model
+
+
+@pytest.fixture
+def run():
+    return run_model
+
+
+@pytest.fixture
+def rough():
+    return quantize_roughly
+
+
+@pytest.fixture
+def draw():
+    """Float32 normal deviates of a shape, the same in every run."""
+    rng = np.random.default_rng(0)
+    return lambda *shape: rng.normal(size=shape).astype(np.float32)

@@ -1,0 +1,384 @@
+"""What is written, and what onnxruntime makes of it."""
+
+from collections import Counter
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, TensorProto, checker, numpy_helper
+
+from onnxcalib.graph.emit import LayerParams, bias_scale, emit_qdq
+from onnxcalib.graph.extract import extract, infer_types
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.plan import make_plan
+from onnxcalib.spec import QParams, QuantSpec
+
+ENCODINGS = ("runtime", "standard")
+WIDTHS = ({}, {"weight_bits": 4}, {"weight_bits": 4, "activation_bits": 4}, {"activation_bits": 4})
+RESIDUAL = """g (float[N, 3, 8, 8] image) => (float[N, 5] scores) {
+    [stem] c1 = Conv <pads = [1, 1, 1, 1]> (image, w1, b1)  [relu1] r1 = Relu (c1)
+    [inner] c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2, b2)    [add] s = Add (c2, r1)    [relu2] r2 = Relu (s)
+    [pool] p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r2)
+    [tail] c3 = Conv <pads = [1, 1, 1, 1]> (p, w3, b3)
+    [mean] m = GlobalAveragePool (c3)  [flat] f = Flatten (m)  [head] scores = Gemm <transB = 1> (f, w4, b4)
+}"""
+SHAPES = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (16, 8, 3, 3), "w4": (5, 16)}
+
+
+@pytest.fixture
+def residual(build, draw):
+    weights = {name: draw(*shape) / np.float32(np.prod(shape[1:]) ** 0.5) for name, shape in SHAPES.items()}
+    biases = {f"b{name[1]}": draw(shape[0]) for name, shape in SHAPES.items()}
+    return build(RESIDUAL, opset=21, ir=10, **weights, **biases)
+
+
+def run(model, *inputs, optimize=True):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(zip([i.name for i in session.get_inputs()], inputs, strict=True)))
+
+
+def count_optimized(model, folder):
+    """Operators that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def measure_sqnr(wanted, given):
+    return 10 * np.log10(np.square(wanted).sum() / np.square(wanted - given).sum())
+
+
+def values_of(model):
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_both_encodings_pass_the_checker_and_run_with_and_without_optimizations(residual, rough, draw, encoding, bits):
+    x = draw(4, 3, 8, 8)
+    quantized = rough(residual, x, encoding=encoding, **bits)
+    checker.check_model(quantized, full_check=True)
+    (wanted,) = run(residual, x)
+    least = 8 if bits else 30
+    assert measure_sqnr(wanted, run(quantized, x)[0]) > least
+    assert measure_sqnr(wanted, run(quantized, x, optimize=False)[0]) > least
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_both_encodings_give_the_same_numbers(residual, rough, draw, bits):
+    x = draw(16, 3, 8, 8)
+    one, two = (run(rough(residual, x, encoding=e, **bits), x, optimize=False)[0] for e in ENCODINGS)
+    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "narrowed"), [(WIDTHS[0], 0), (WIDTHS[1], 0), (WIDTHS[2], 1)])
+def test_nothing_is_left_unfused_but_the_entry_and_what_narrows(residual, rough, draw, tmp_path, bits, narrowed):
+    quantized = rough(residual, draw(4, 3, 8, 8), **bits)
+    left = count_optimized(quantized, tmp_path)
+    assert left["QuantizeLinear"] == 1 + narrowed and left["DequantizeLinear"] == narrowed
+    assert left["QLinearConv"] == 3 and left["QLinearAdd"] == 1 and left["QGemm"] == 1
+    assert left["QLinearGlobalAveragePool"] == 1
+    assert not left.keys() & {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool", "MaxPool", "Cast"}
+
+
+def test_four_bit_activations_are_clipped_on_integers(residual, rough, draw):
+    x = draw(4, 3, 8, 8)
+    quantized = rough(residual, x, activation_bits=4)
+    nodes = {node.name: node for node in quantized.graph.node}
+    assert nodes["r1_narrowed_Clip"].input[0] == "r1_narrowed_quantized"
+    values = values_of(quantized)
+    ends = [numpy_helper.to_array(values[name]) for name in nodes["r1_narrowed_Clip"].input[1:]]
+    assert [(int(v), v.dtype) for v in ends] == [(0, np.uint8), (15, np.uint8)]
+    opened = ModelProto.FromString(quantized.SerializeToString())
+    del opened.graph.output[:]
+    opened.graph.output.append(onnx.helper.make_empty_tensor_value_info("r1_narrowed_clipped"))
+    assert run(opened, x, optimize=False)[0].max() == 15
+
+
+def test_names_survive(residual, rough, draw):
+    quantized = rough(residual, draw(2, 3, 8, 8), weight_bits=4, activation_bits=4)
+    nodes = {node.name: node for node in quantized.graph.node}
+    for node in residual.graph.node:
+        assert nodes[node.name].op_type == node.op_type and nodes[node.name].output == node.output
+    tensors = {t for node in quantized.graph.node for t in (*node.input, *node.output)}
+    assert set(values_of(residual)) <= tensors
+    assert quantized.graph.input == residual.graph.input and quantized.graph.output == residual.graph.output
+
+
+def test_the_source_is_left_as_it_is(residual, rough, draw):
+    before = residual.SerializeToString(deterministic=True)
+    rough(residual, draw(2, 3, 8, 8), weight_bits=4)
+    assert residual.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_four_bit_weights_are_packed_two_a_byte(build, rough, draw, encoding):
+    body = "[a] c = Conv (x, w1) [b] d = Conv (c, w2) [c] y = Conv (d, w3)"
+    model = build(
+        f"g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ {body} }}", opset=21, ir=10,
+        w1=draw(64, 4, 1, 1), w2=draw(64, 64, 5, 5), w3=draw(4, 64, 1, 1),
+    )  # fmt: skip
+    x = draw(1, 4, 8, 8)
+    four, eight = (rough(model, x, encoding=encoding, weight_bits=bits) for bits in (4, 8))
+    stored = values_of(four)["w2_quantized"]
+    assert stored.data_type == TensorProto.INT4 and len(stored.raw_data) == 64 * 64 * 25 / 2
+    assert len(four.SerializeToString()) < 0.55 * len(eight.SerializeToString())
+    assert "w2" not in values_of(four)
+
+
+def test_biases_are_whole_numbers_of_the_product_of_both_scales(residual, rough, draw):
+    x = draw(4, 3, 8, 8)
+    quantized = rough(residual, x)
+    values = {name: numpy_helper.to_array(tensor) for name, tensor in values_of(quantized).items()}
+    assert values["b2_quantized"].dtype == np.int32
+    np.testing.assert_array_equal(values["b2_scale"], values["r1_scale"] * values["w2_scale"])
+    restored = values["b2_quantized"] * values["b2_scale"].astype(np.float64)
+    original = numpy_helper.to_array(values_of(residual)["b2"])
+    assert (np.abs(restored - original) <= values["b2_scale"] / 2 * 1.001).all()
+
+
+def test_a_bias_beyond_int32_ends_at_its_largest_value(residual):
+    plan = make_plan(residual)
+    grid = QParams(np.float32(1e-6), np.int32(0), QuantSpec(8))
+    spec = plan.layers[0].weight_spec
+    weight = QParams(np.full(8, 1e-6, np.float32), np.zeros(8, np.int32), spec)
+    params = {"stem": LayerParams(np.zeros((8, 3, 3, 3), np.int8), weight, np.array([1e6, -1e6] * 4))}
+    quantized = emit_qdq(residual, plan, {t: grid for t in plan.activations}, {}, params)
+    stored = numpy_helper.to_array(values_of(quantized)["b1_quantized"])
+    assert stored.tolist() == [2**31 - 1, -(2**31 - 1)] * 4
+
+
+def test_layers_of_different_bits_on_one_tensor_have_biases_on_their_own_grids(build, rough, draw):
+    body = "[a] c = Conv (x, w1, b1) [b] d = Conv (c, w2, b2) [e] y = Conv (c, w3, b3) [f] z = Conv (d, w4, b4)"
+    names = {f"{k}{i}": draw(4, 4, 1, 1) if k == "w" else draw(4) for k in "wb" for i in range(1, 5)}
+    model = build(
+        f"g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) {{ {body} }}", opset=21, ir=10, **names
+    )
+    quantized = rough(model, draw(2, 4, 8, 8), activation_bits=4)
+    values = {name: numpy_helper.to_array(tensor) for name, tensor in values_of(quantized).items()}
+    np.testing.assert_array_equal(values["b2_scale"], values["c_narrowed_scale"] * values["w2_scale"])
+    np.testing.assert_array_equal(values["b3_scale"], values["c_scale"] * values["w3_scale"])
+
+
+def test_a_clip_that_its_grid_lies_inside_becomes_a_relu(build, rough, draw, tmp_path):
+    body = "[a] c = Conv (x, w1, b1) [clip] r = Clip (c, zero, six) [b] d = Conv (r, w2, b1) [e] y = Conv (d, w2, b1)"
+    model = build(
+        f"g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ {body} }}", opset=21, ir=10,
+        w1=8 * draw(4, 4, 1, 1), w2=draw(4, 4, 1, 1), b1=draw(4), zero=np.float32(0), six=np.float32(6),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    for bits in WIDTHS:
+        quantized = rough(model, x, **bits)
+        assert next(n for n in quantized.graph.node if n.name == "clip").op_type == "Relu"
+        left = count_optimized(quantized, tmp_path)
+        assert left["QLinearConv"] == 3 and left["QuantizeLinear"] == 1 and left["DequantizeLinear"] == 1
+    plan = make_plan(model)
+    wide = QParams(np.float32(7 / 255), np.int32(0), QuantSpec(8))
+    kept = emit_qdq(model, plan, {t: wide for t in plan.activations}, {}, {})
+    assert next(n for n in kept.graph.node if n.name == "clip").op_type == "Clip"
+
+
+@pytest.mark.parametrize(("bits", "casts"), [(4, ["r2_Cast"]), (8, ["r1_narrowed_Cast", "r2_Cast", "p_Cast"])])
+def test_the_standard_encoding_widens_only_what_onnxruntime_would_run_without_a_kernel(
+    residual, rough, draw, bits, casts
+):
+    x = draw(2, 3, 8, 8)
+    quantized = rough(residual, x, encoding="standard", weight_bits=bits, activation_bits=4, first_last_bits=bits)
+    assert [node.name for node in quantized.graph.node if node.op_type == "Cast"] == casts
+    (wanted,), (given,) = run(quantized, x, optimize=False), run(quantized, x)
+    np.testing.assert_allclose(given, wanted, atol=0.05 * np.abs(wanted).max())
+
+
+def test_outputs_that_convolutions_make_keep_their_names(build, rough, draw, tmp_path):
+    model = build(
+        """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] r)
+           { [a] c = Conv (x, w1, b1) [b] r = Relu (c) [d] y = Conv (r, w1, b1) }""",
+        w1=draw(4, 4, 1, 1), b1=draw(4),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    quantized = rough(model, x)
+    checker.check_model(quantized, full_check=True)
+    for wanted, given in zip(run(model, x), run(quantized, x), strict=True):
+        assert measure_sqnr(wanted, given) > 30
+    assert [o.name for o in quantized.graph.output] == ["y", "r"]
+    assert next(n for n in quantized.graph.node if n.name == "d").output == ["y_float"]
+    assert count_optimized(quantized, tmp_path)["QLinearConv"] == 2
+
+
+def test_a_cut_keeps_its_outputs_before_their_grid(residual, draw):
+    plan = make_plan(residual)
+    grids = {t: QParams(np.float32(0.05), np.int32(0 if t in plan.nonnegative else 128), QuantSpec(8)) for t in plan.activations}
+    kept = emit_qdq(residual, plan, grids, {}, {})
+    assert not any("_float" in t for node in kept.graph.node for t in node.output)
+    names = {node.name for node in kept.graph.node}
+    assert {"r1_QuantizeLinear", "r1_DequantizeLinear"} <= names and "w1_DequantizeLinear" not in names
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize(("group", "shape"), [(1, (6, 5, 2, 2)), (2, (6, 2, 2, 2)), (3, (6, 3, 2, 2))])
+def test_transposed_convolutions_run_with_groups_and_biases(build, rough, draw, bits, group, shape):
+    channels = shape[1] * group
+    model = build(
+        f"""g (float[N, 6, 4, 4] x) => (float[N, 4, h, w] y) {{
+            [a] t = ConvTranspose <group = {group}, strides = [2, 2]> (x, w1, b1)  [r] r = Relu (t)
+            [b] y = Conv (r, w2) }}""",
+        opset=21, ir=10, w1=draw(*shape), b1=draw(channels), w2=draw(4, channels, 1, 1),
+    )  # fmt: skip
+    x = draw(2, 6, 4, 4)
+    outputs = {}
+    for encoding in ENCODINGS:
+        quantized = rough(model, x, encoding=encoding, first_last_bits=bits.get("weight_bits", 8), **bits)
+        checker.check_model(quantized, full_check=True)
+        outputs[encoding] = run(quantized, x, optimize=False)[0]
+        assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > (10 if bits else 30)
+    np.testing.assert_allclose(outputs["runtime"], outputs["standard"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "weights", "kernel"),
+    [
+        ("N, 6", "y = Gemm (x, w, b)", {"w": (6, 4), "b": (4,)}, "QGemm"),
+        ("N, 6", "y = Gemm <transB = 1> (x, w, b)", {"w": (4, 6), "b": (4,)}, "QGemm"),
+        ("N, 6", "y = Gemm <transB = 1> (x, w)", {"w": (4, 6)}, "QGemm"),
+        ("N, 5, 6", "y = MatMul (x, w)", {"w": (6, 4)}, "MatMulIntegerToFloat"),
+        ("N, 2, 5, 6", "y = MatMul (x, w)", {"w": (6, 4)}, "MatMulIntegerToFloat"),
+        ("N, 4, 9", "y = Conv (x, w, b)", {"w": (6, 4, 3), "b": (6,)}, "QLinearConv"),
+        ("N, 4, 5, 5, 5", "y = Conv (x, w, b)", {"w": (6, 4, 3, 3, 3), "b": (6,)}, "QLinearConv"),
+        ("N, 4, 9, 9", "y = Conv <group = 4> (x, w)", {"w": (8, 1, 3, 3)}, "QLinearConv"),
+        ("N, 4, 9, 9", "y = Conv <group = 2> (x, w, b)", {"w": (6, 2, 3, 3), "b": (6,)}, "QLinearConv"),
+    ],
+)
+def test_every_kind_of_layer_gets_its_integer_kernel(build, rough, draw, tmp_path, shape, body, weights, kernel):
+    x = draw(*(int(d) if d.isdigit() else 3 for d in shape.split(", ")))
+    out = ", ".join(f"d{i}" for i in range(x.ndim))
+    arrays = {name: draw(*dims) for name, dims in weights.items()}
+    model = build(f"g (float[{shape}] x) => (float[{out}] y) {{ [layer] {body} }}", opset=21, ir=10, **arrays)
+    quantized = rough(model, x)
+    checker.check_model(quantized, full_check=True)
+    assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 30
+    assert count_optimized(quantized, tmp_path)[kernel] == 1
+    four = rough(model, x, weight_bits=4, first_last_bits=4)
+    checker.check_model(four, full_check=True)
+    assert measure_sqnr(run(model, x)[0], run(four, x)[0]) > 10
+
+
+def test_a_shared_weight_is_quantized_for_each_layer_and_its_float_values_go(build, rough, draw):
+    model = build(
+        "g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) { [a] c = Conv (x, w, b) [b] y = Conv (c, w, b) }",
+        w=draw(4, 4, 1, 1), b=draw(4),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    quantized = rough(model, x)
+    checker.check_model(quantized, full_check=True)
+    assert {"w_a_quantized", "w_b_quantized", "a_bias_quantized", "b_bias_quantized"} <= set(values_of(quantized))
+    assert not {"w", "b"} & set(values_of(quantized))
+    assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 30
+
+
+def test_a_weight_that_another_operator_reads_stays_for_it(build, rough, draw):
+    model = build(
+        """g (float[N, 4] x) => (float[N, 4] y, float[4, 4] v)
+           { [a] c = MatMul (x, w) [b] d = MatMul (c, w) [e] y = Add (d, x) [f] v = Neg (w) }""",
+        w=draw(4, 4),
+    )  # fmt: skip
+    x = draw(2, 4)
+    quantized = rough(model, x)
+    np.testing.assert_array_equal(run(quantized, x)[1], run(model, x)[1])
+
+
+def test_new_names_keep_clear_of_those_in_the_graph(build, rough, draw):
+    model = build(
+        """g (float[N, 4, 8, 8] c) => (float[N, 4, 8, 8] y) {
+            [a] c_dequantized = Conv (c, w, c_scale)  [a_bias] d = Mul (c_dequantized, c_quantized)
+            [c_QuantizeLinear] y = Conv (d, w, c_scale) }""",
+        w=draw(4, 4, 1, 1), c_scale=draw(4), c_quantized=np.float32(2),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    quantized = rough(model, x)
+    checker.check_model(quantized, full_check=True)
+    names = [node.name for node in quantized.graph.node]
+    assert len(set(names)) == len(names)
+    assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 25
+
+
+def test_tensors_that_subgraphs_read_are_the_quantized_ones(build, rough, draw, tmp_path):
+    model = build(
+        """g (float[N, 4, 8, 8] x, bool flag) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) {
+            [a] c = Conv (x, w, b)  [b] y = Conv (c, w, b)
+            [if] z = If (flag) <then_branch = g1 () => (float[N, 4, 8, 8] u) { u = Neg (c) },
+                                else_branch = g2 () => (float[N, 4, 8, 8] v) { v = Abs (c) }> }""",
+        w=draw(4, 4, 1, 1), b=draw(4),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    quantized = rough(model, x, np.array(True))
+    checker.check_model(quantized, full_check=True)
+    for flag in (True, False):
+        for wanted, given in zip(run(model, x, np.array(flag)), run(quantized, x, np.array(flag)), strict=True):
+            assert measure_sqnr(wanted, given) > 30
+    bodies = [a.g for node in quantized.graph.node for a in node.attribute if a.g.node]
+    assert [body.node[0].input[0] for body in bodies] == ["c_dequantized"] * 2
+    assert count_optimized(quantized, tmp_path)["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize(("bits", "read"), [(8, "c_quantized"), (4, "c_quantized")])
+def test_dimensions_are_read_off_the_integers(build, rough, draw, tmp_path, bits, read):
+    model = build(
+        """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
+            [a] c = Conv (x, w, b)  [shape] n = Shape (c)  [move] m = Reshape (c, n)
+            [b] d = Conv (m, w, b)  [e] y = Conv (d, w, b) }""",
+        opset=21, ir=10, w=draw(4, 4, 1, 1), b=draw(4),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    quantized = rough(model, x, activation_bits=bits)
+    assert next(n for n in quantized.graph.node if n.name == "shape").input == [read]
+    left = count_optimized(quantized, tmp_path)
+    assert left["QuantizeLinear"] == 1 and left["DequantizeLinear"] == 1
+    standard = rough(model, x, activation_bits=bits, encoding="standard")
+    np.testing.assert_allclose(run(standard, x, optimize=False)[0], run(quantized, x, optimize=False)[0], rtol=1e-5)
+
+
+def test_an_output_that_is_an_input_stays_itself(build, rough, draw):
+    model = build(
+        "g (float[N, 4] x) => (float[N, 3] y, float[N, 4] x) { [a] y = MatMul (x, w) }", opset=17, w=draw(4, 3)
+    )
+    x = draw(2, 4)
+    np.testing.assert_array_equal(run(rough(model, x), x)[1], x)
+
+
+def test_a_part_of_the_graph_is_written_with_the_plan_of_the_whole(residual, draw):
+    plan = make_plan(residual, weight_bits=4)
+    grids = {t: QParams(np.float32(0.05), np.int32(0), QuantSpec(8)) for t in plan.activations}
+    layer = next(k for k in plan.layers if k.name == "inner")
+    integers = np.clip(np.rint(4 * draw(8, 8, 3, 3)), -8, 7).astype(np.int8)
+    params = LayerParams(integers, QParams(np.full(8, 0.1, np.float32), np.zeros(8, np.int32), layer.weight_spec), draw(8))
+    cut = extract(residual, infer_types(residual), inputs=["r1"], outputs=["s", "r2"])
+    quantized = emit_qdq(cut, plan, grids, {}, {"inner": params})
+    x = np.abs(draw(2, 8, 8, 8))
+    total, rectified = run(quantized, x)
+    np.testing.assert_array_equal(rectified, np.maximum(total, 0))
+    index = Index(quantized.graph)
+    assert index.producer["w2"].op_type == "DequantizeLinear" and "w1" not in index.producer
+
+
+def test_bias_scales_are_float32_products():
+    grid = QParams(np.float32(0.1), np.int32(0), QuantSpec(8))
+    weight = QParams(np.float32([0.3, 0.7]), np.zeros(2, np.int32), QuantSpec(4, signed=True))
+    scale = bias_scale(grid, weight)
+    assert scale.dtype == np.float32
+    np.testing.assert_array_equal(scale, np.float32([0.1]) * np.float32([0.3, 0.7]))
+
+
+def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):
+    quantized = rough(residual, draw(2, 3, 8, 8), encoding="standard", weight_bits=4, activation_bits=4)
+    values = {name: numpy_helper.to_array(tensor) for name, tensor in values_of(quantized).items()}
+    assert values["r1_narrowed_zero_point"].dtype == ml_dtypes.uint4
+    assert values["r1_zero_point"].dtype == np.uint8
+    assert values["zeros_int4_8"].dtype == ml_dtypes.int4 and values["zeros_int8_8"].dtype == np.int8

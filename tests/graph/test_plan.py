@@ -1,0 +1,297 @@
+"""What is planned for small graphs. Tensors c, d, e are made by convolutions that keep 4 channels and the size."""
+
+import re
+
+import numpy as np
+import pytest
+
+from onnxcalib.errors import ModelError
+from onnxcalib.graph.fold import fold_constants
+from onnxcalib.graph.plan import make_plan
+
+CONV = "Conv <pads = [1, 1, 1, 1]>"
+WEIGHTS = {f"{kind}{i}": shape for i in range(1, 6) for kind, shape in (("w", (4, 4, 3, 3)), ("b", (4,)))}
+
+
+@pytest.fixture
+def model_of(build, draw):
+    """The model of a body in which ``conv(x, 1)`` stands for a convolution with weight w1 and bias b1."""
+
+    def make(body, outputs="float[N, a, h, w] y", opset=17, **weights):
+        body = re.sub(r"(\w+) = conv ?\((\w+), (\d)\)", rf"[conv\3] \1 = {CONV} (\2, w\3, b\3)", body)
+        given = {k: v for k, v in WEIGHTS.items() if re.search(rf"\b{k}\b", body)}
+        weights = {**{k: draw(*shape) for k, shape in given.items()}, **weights}
+        return build(f"g (float[N, 4, 8, 8] x) => ({outputs}) {{ {body} }}", opset=opset, **weights)
+
+    return make
+
+
+def plan_bits(plan):
+    return {tensor: spec.bits for tensor, spec in plan.activations.items()}
+
+
+def test_one_grid_a_tensor_behind_the_relu(model_of):
+    plan = make_plan(model_of("c = conv(x, 1) r = Relu (c) d = conv(r, 2) y = Relu (d)"))
+    assert list(plan.activations) == ["x", "r", "y"]
+    assert plan.nonnegative == {"r": float("inf"), "y": float("inf")}
+    assert plan.shared == () and plan.narrowed == {}
+
+
+def test_a_relu_that_is_not_alone_leaves_the_grid_at_the_convolution(model_of):
+    plan = make_plan(model_of("c = conv(x, 1) r = Relu (c) d = conv(r, 2) y = Add (c, d)"))
+    assert list(plan.activations) == ["x", "c", "r", "d"]
+    assert plan.nonnegative == {"r": float("inf")}
+
+
+def test_a_clip_at_six_bounds_its_grid(model_of):
+    body = "c = conv(x, 1) r = Clip (c, zero, six) y = conv(r, 2)"
+    plan = make_plan(model_of(body, zero=np.float32(0), six=np.float32(6)))
+    assert list(plan.activations) == ["x", "r", "y"] and plan.nonnegative == {"r": 6.0}
+
+
+@pytest.mark.parametrize(
+    "mover",
+    [
+        "MaxPool <kernel_shape = [2, 2]> (r)",
+        "Reshape (r, s)",
+        "Transpose <perm = [0, 1, 3, 2]> (r)",
+        "Slice (r, one, four, one)",
+        "Pad (r, p)",
+        "Gather <axis = 1> (r, s)",
+        "Resize (r, , two)",
+        "Expand (r, s)",
+    ],
+)
+def test_both_sides_of_a_mover_share_a_grid(model_of, mover):
+    constants = {
+        "s": np.int64([-1, 4, 4, 16]), "one": np.int64([1]), "four": np.int64([4]), "p": np.int64([0, 0, 1, 1] * 2),
+        "two": np.float32([1, 1, 2, 2]),
+    }  # fmt: skip
+    used = {k: v for k, v in constants.items() if re.search(rf"\b{k}\b", mover)}
+    plan = make_plan(model_of(f"c = conv(x, 1) r = Relu (c) m = {mover} y = conv(m, 2)", **used))
+    assert list(plan.activations) == ["x", "r", "m", "y"]
+    assert plan.shared == (("r", "m"),)
+
+
+def test_all_outputs_of_a_split_share_a_grid(model_of):
+    plan = make_plan(model_of("c = conv(x, 1) s, t = Split <axis = 2> (c) d = conv(s, 2) e = conv(t, 3) y = Add (d, e)"))
+    assert plan.shared == (("c", "s", "t"),)
+
+
+def test_the_indices_of_a_max_pool_get_no_grid(model_of):
+    plan = make_plan(model_of("c = conv(x, 1) m, i = MaxPool <kernel_shape = [2, 2]> (c) y = conv(m, 2)"))
+    assert list(plan.activations) == ["x", "c", "m", "y"]
+
+
+def test_a_linear_resize_keeps_its_own_grids(model_of):
+    body = 'c = conv(x, 1) m = Resize <mode = "linear"> (c, , two) y = conv(m, 2)'
+    plan = make_plan(model_of(body, two=np.float32([1, 1, 2, 2])))
+    assert plan.shared == () and list(plan.activations) == ["x", "c", "m", "y"]
+
+
+def test_a_concat_shares_its_grid_with_inputs_that_it_alone_reads(model_of):
+    body = "c = conv(x, 1) d = conv(x, 2) e = conv(d, 3) k = Concat <axis = 1> (c, d, e) y = conv(k, 4)"
+    plan = make_plan(model_of(body, w4=np.zeros((4, 12, 3, 3), np.float32)))
+    assert plan.shared == (("c", "e", "k"),)
+
+
+def test_a_concat_of_rectified_and_signed_tensors_shares_nothing(model_of):
+    body = "c = conv(x, 1) r = Relu (c) d = conv(x, 2) k = Concat <axis = 1> (r, d) y = conv(k, 3)"
+    assert make_plan(model_of(body, w3=np.zeros((4, 8, 3, 3), np.float32))).shared == ()
+
+
+def test_a_pooled_rectified_tensor_keeps_its_zero_to_itself(model_of):
+    body = """c = conv(x, 1) r = Relu (c) m = MaxPool <kernel_shape = [1, 1]> (r) d = conv(x, 2)
+              k = Concat <axis = 1> (d, m) y = conv(k, 3)"""
+    assert make_plan(model_of(body, w3=np.zeros((4, 8, 3, 3), np.float32))).shared == (("r", "m"),)
+
+
+def test_a_concat_of_different_bounds_shares_nothing(model_of):
+    body = """c = conv(x, 1) r = Relu (c) d = conv(x, 2) q = Clip (d, zero, six)
+              k = Concat <axis = 1> (r, q) y = conv(k, 3)"""
+    constants = {"zero": np.float32(0), "six": np.float32(6), "w3": np.zeros((4, 8, 3, 3), np.float32)}
+    assert make_plan(model_of(body, **constants)).shared == ()
+
+
+def test_a_rectified_concat_does_not_share_with_its_signed_inputs(model_of):
+    body = "c = conv(x, 1) d = conv(x, 2) k = Concat <axis = 1> (c, d) r = Relu (k) y = conv(r, 3)"
+    plan = make_plan(model_of(body, w3=np.zeros((4, 8, 3, 3), np.float32)))
+    assert plan.shared == () and list(plan.activations) == ["x", "c", "d", "r", "y"]
+
+
+def test_concats_of_rectified_tensors_share_as_one(model_of):
+    body = """c = conv(x, 1) r = Relu (c) d = conv(x, 2) q = Relu (d) k = Concat <axis = 1> (r, q)
+              m = MaxPool <kernel_shape = [2, 2]> (k) y = conv(m, 3)"""
+    plan = make_plan(model_of(body, w3=np.zeros((4, 8, 3, 3), np.float32)))
+    assert plan.shared == (("r", "q", "k", "m"),)
+
+
+@pytest.mark.parametrize(
+    ("op", "tensors"),
+    [
+        ("Add (c, r)", ["c", "r", "z"]),
+        ("Mul (c, r)", ["c", "r", "z"]),
+        ("AveragePool <kernel_shape = [2, 2]> (r)", ["r", "z"]),
+        ("Sigmoid (r)", ["r", "z"]),
+        ("LeakyRelu (r)", ["r", "z"]),
+    ],
+)
+def test_operators_between_layers_run_on_integers(model_of, op, tensors):
+    plan = make_plan(model_of(f"c = conv(x, 1) d = conv(x, 2) r = Relu (d) z = {op} y = conv(z, 3)"))
+    assert [t for t in plan.activations if t in "crz"] == [t for t in ("c", "r", "z") if t in {*tensors, "c"}]
+    assert plan.activations.keys() >= set(tensors)
+
+
+@pytest.mark.parametrize("op", ["HardSwish (c)", "Add (c, k)", "Mul (k, c)", "Tanh (c)", "LayerNormalization (c, k)"])
+def test_operators_without_an_integer_kernel_stay_float_between_two_grids(model_of, op):
+    constants = {"k": np.ones(8, np.float32)} if "k" in op else {}
+    plan = make_plan(model_of(f"c = conv(x, 1) f = {op} g = Exp (f) y = conv(g, 2)", **constants))
+    assert list(plan.activations) == ["x", "c", "g", "y"] and plan.shared == ()
+
+
+def test_an_add_with_one_float_side_takes_it_onto_integers(model_of):
+    body = "c = conv(x, 1) f = Tanh (c) d = conv(x, 2) s = Add (f, d) y = conv(s, 3)"
+    assert list(make_plan(model_of(body)).activations) == ["x", "c", "f", "d", "s", "y"]
+
+
+def test_what_no_layer_follows_stays_float(model_of):
+    plan = make_plan(model_of("c = conv(x, 1) d = conv(c, 2) s = Add (c, d) y = GlobalAveragePool (s)"))
+    assert list(plan.activations) == ["x", "c", "d"]
+
+
+def test_a_dense_layer_gives_float_where_nothing_needs_integers(model_of):
+    body = "c = conv(x, 1) p = GlobalAveragePool (c) f = Flatten (p) y = Gemm <transB = 1> (f, v, b2)"
+    plan = make_plan(model_of(body, v=np.zeros((4, 4), np.float32)))
+    assert list(plan.activations) == ["x", "c", "p", "f"] and plan.shared == (("p", "f"),)
+
+
+def test_weights_have_a_scale_an_output_channel(model_of):
+    body = """c = conv(x, 1) t = ConvTranspose (c, v1) p = GlobalAveragePool (t) f = Flatten (p)
+              a = Gemm <transB = 1> (f, v2) b = Gemm (a, v3, v4) y = MatMul (b, v5)"""
+    weights = {"v1": (4, 6, 1, 1), "v2": (5, 6), "v3": (5, 7), "v4": (7,), "v5": (7, 3)}
+    plan = make_plan(model_of(body, **{k: np.zeros(s, np.float32) for k, s in weights.items()}))
+    assert [(k.op, k.weight_spec.axis, k.bias) for k in plan.layers] == [
+        ("Conv", 0, "b1"), ("ConvTranspose", 1, None), ("Gemm", 0, None), ("Gemm", 1, "v4"), ("MatMul", 1, None),
+    ]  # fmt: skip
+    assert all(k.weight_spec.signed and k.weight_spec.symmetric for k in plan.layers)
+    assert not any(k.activation_spec.signed or k.activation_spec.axis is not None for k in plan.layers)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups"), [((8, 4, 3), 1), ((8, 1, 3, 3), 4), ((8, 2, 3, 3), 2), ((8, 4, 1, 3, 3), 1)]
+)
+def test_convolutions_of_any_rank_and_grouping_are_layers(build, kernel, groups):
+    dims = ", ".join(["N", "4", *"8" * (len(kernel) - 2)])
+    model = build(
+        f"g (float[{dims}] x) => (float[N, a, {dims[6:]}] y) {{ [c] y = Conv <group = {groups}> (x, w) }}",
+        w=np.zeros(kernel, np.float32),
+    )
+    (layer,) = make_plan(model).layers
+    assert (layer.name, layer.groups, layer.weight_spec.axis, layer.input, layer.output) == ("c", groups, 0, "x", "y")
+
+
+def test_a_shared_weight_makes_two_layers(model_of):
+    plan = make_plan(model_of("c = conv(x, 1) r = Relu (c) y = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)"))
+    assert [k.weight for k in plan.layers] == ["w1", "w1"]
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = MatMul (k, x)",
+        "y = MatMul (x, cube)",
+        "y = MatMul (x, x)",
+        "y = Gemm <transA = 1> (x, k)",
+        "y = Gemm <alpha = 0.5> (x, k)",
+        "y = Gemm (x, k, x)",
+        "y = Gemm (x, k, rows)",
+        "y = MatMul (x, doubles)",
+        "y = com.example.MatMul (x, k)",
+        "y = Relu (x)",
+    ],
+)
+def test_a_graph_without_a_plain_constant_layer_is_refused(build, node):
+    constants = {
+        "k": np.zeros((4, 4), np.float32), "cube": np.zeros((1, 4, 4), np.float32),
+        "doubles": np.zeros((4, 4)), "rows": np.zeros((4, 4), np.float32),
+    }  # fmt: skip
+    used = {k: v for k, v in constants.items() if re.search(rf"\b{k}\b", node)}
+    model = build(f"g (float[4, 4] x) => (float[4, 4] y) {{ {node} }}", **used)
+    with pytest.raises(ModelError, match="graph: no quantizable layer found; a Conv, ConvTranspose, Gemm or MatMul"):
+        make_plan(model)
+
+
+def test_ends_keep_their_bits(model_of):
+    body = "c = conv(x, 1) d = conv(c, 2) e = conv(d, 3) y = conv(d, 4) z = Add (e, y)"
+    model = model_of(body, outputs="float[N, a, h, w] z")
+
+    def bits(**settings):
+        plan = make_plan(model, **settings)
+        return {k.name: (k.weight_spec.bits, k.activation_spec.bits) for k in plan.layers}
+
+    inner = {"conv2": (4, 4)}
+    assert bits(weight_bits=4, activation_bits=4) == {k: (8, 8) for k in ("conv1", "conv3", "conv4")} | inner
+    ends = {k: (4, 4) for k in ("conv1", "conv3", "conv4")}
+    assert bits(weight_bits=4, activation_bits=4, first_last_bits=4) == ends | inner
+    assert set(bits(weight_bits=4, activation_bits=8, first_last_bits=4).values()) == {(4, 8)}
+
+
+def test_four_bit_inputs_of_layers_and_eight_bit_adds(model_of):
+    body = """c = conv(x, 1) r = Relu (c) d = conv(r, 2) e = Relu (d) f = conv(e, 3) s = Add (f, r) t = Relu (s)
+              y = conv(t, 4)"""
+    plan = make_plan(model_of(body), weight_bits=4, activation_bits=4)
+    assert plan_bits(plan) == {"x": 8, "r": 8, "e": 4, "f": 8, "t": 8, "y": 8}
+    assert {t: s.bits for t, s in plan.narrowed.items()} == {"r": 4}
+
+
+def test_a_tensor_is_narrowed_behind_its_mover(model_of):
+    body = """a = conv(x, 1) c = Relu (a) m = MaxPool <kernel_shape = [1, 1]> (c) d = conv(m, 2) e = conv(m, 3)
+              s = Add (c, d) u = Add (s, e) y = conv(u, 4)"""
+    plan = make_plan(model_of(body), activation_bits=4)
+    assert plan_bits(plan)["c"] == plan_bits(plan)["m"] == 8
+    assert set(plan.narrowed) == {"m"}
+
+
+def test_layers_of_different_bits_that_read_one_tensor(model_of):
+    body = "c = conv(x, 1) d = conv(c, 2) e = conv(d, 3) y = conv(c, 4)"
+    plan = make_plan(model_of(body, outputs="float[N, a, h, w] e, float[N, a, h, w] y"), activation_bits=4)
+    assert plan_bits(plan)["c"] == 8 and plan.narrowed["c"].bits == 4
+    assert {k.name: k.activation_spec.bits for k in plan.layers} == {"conv1": 8, "conv2": 4, "conv3": 8, "conv4": 8}
+
+
+def test_a_layer_inside_a_sharing_set_still_asks_for_its_bits(model_of):
+    body = """a = conv(x, 1) m = MaxPool <kernel_shape = [1, 1]> (a) d = conv(a, 2) k = Concat <axis = 1> (m, d)
+              e = conv(k, 3) y = conv(e, 4)"""
+    plan = make_plan(model_of(body, w3=np.zeros((4, 8, 3, 3), np.float32)), activation_bits=4)
+    assert plan.shared == (("a", "m", "d", "k"),)
+    assert plan_bits(plan) == {"x": 8, "a": 4, "m": 4, "d": 4, "k": 4, "e": 8, "y": 8}
+
+
+def test_a_graph_output_keeps_eight_bits_and_is_narrowed_for_the_layers_inside(model_of):
+    body = "c = conv(x, 1) r = Relu (c) d = conv(r, 2) y = conv(d, 3)"
+    plan = make_plan(model_of(body, outputs="float[N, a, h, w] r, float[N, a, h, w] y"), activation_bits=4)
+    assert plan_bits(plan)["r"] == 8 and plan.narrowed["r"].bits == 4
+
+
+def test_who_reads_the_dimensions_alone_does_not_ask_for_bits(model_of):
+    body = "c = conv(x, 1) n = Shape (c) m = Reshape (c, n) d = conv(m, 2) y = conv(d, 3)"
+    plan = make_plan(model_of(body), activation_bits=4)
+    assert plan_bits(plan) == {"x": 8, "c": 4, "m": 4, "d": 8, "y": 8} and plan.narrowed == {}
+
+
+def test_a_subgraph_that_reads_a_tensor_keeps_it_at_eight_bits(model_of):
+    body = """c = conv(x, 1) d = conv(c, 2) y = conv(d, 3)
+              z = If (flag) <then_branch = g1 () => (float[N, 4, 8, 8] u) { u = Tanh (c) },
+                             else_branch = g2 () => (float[N, 4, 8, 8] v) { v = Exp (c) }>"""
+    outputs = "float[N, a, h, w] y, float[N, a, h, w] z"
+    plan = make_plan(model_of(body, outputs=outputs, flag=np.array(True)), activation_bits=4)
+    assert plan_bits(plan)["c"] == 8 and plan.narrowed["c"].bits == 4
+
+
+def test_the_dimensions_of_a_fixed_graph_are_no_readers_at_all(build, draw):
+    model = build(
+        "g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y) { [a] c = Conv (x, w) n = Shape (x) y = Reshape (c, n) }",
+        w=draw(4, 4, 1, 1),
+    )
+    fold_constants(model)
+    assert list(make_plan(model).activations) == ["x", "c"]

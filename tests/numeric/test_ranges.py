@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxcalib.numeric.histogram import Histogram
+from onnxcalib.numeric.ranges import RANGE_KINDS, choose_grid, make_grid
+from onnxcalib.numeric.rounding import snap
+from onnxcalib.spec import QuantSpec
+
+BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
+RNG = np.random.default_rng(0)
+GAUSSIAN = RNG.normal(size=50_000).astype(np.float32)
+HEAVY = RNG.standard_t(3, size=50_000).astype(np.float32)
+
+
+def collect(values):
+    histogram = Histogram()
+    histogram.add(values)
+    return histogram
+
+
+def measure_error(values, grid):
+    snapped = snap(values, grid.scale, grid.zero_point.astype(np.float32), grid.spec)
+    return float(np.square(snapped.astype(np.float64) - values).mean())
+
+
+def ends(grid):
+    return tuple(float(grid.scale) * (q - int(grid.zero_point)) for q in (grid.spec.qmin, grid.spec.qmax))
+
+
+@pytest.mark.parametrize(("spec", "share"), [(BYTES, 1.0), (NIBBLES, 0.4)])
+@pytest.mark.parametrize("values", [HEAVY, np.abs(HEAVY), HEAVY - 3, np.maximum(HEAVY, 0)])
+def test_squared_error_beats_min_max_on_heavy_tails(values, spec, share):
+    histogram = collect(values)
+    errors = {kind: measure_error(values, choose_grid(histogram, spec, kind=kind)) for kind in RANGE_KINDS}
+    assert errors["squared-error"] < share * errors["min-max"]
+    assert errors["squared-error"] == min(errors.values())
+
+
+def test_squared_error_is_near_the_best_range_of_all():
+    chosen = measure_error(GAUSSIAN, choose_grid(collect(GAUSSIAN), NIBBLES))
+    tried = [make_grid(-a, b, NIBBLES) for a in np.linspace(1, 4, 31) for b in np.linspace(1, 4, 31)]
+    assert chosen <= 1.02 * min(measure_error(GAUSSIAN, grid) for grid in tried)
+
+
+def test_squared_error_cuts_an_outlier_on_one_side_alone():
+    outlying = np.concatenate([GAUSSIAN, np.float32([30.0])])
+    low, high = ends(choose_grid(collect(outlying), NIBBLES))
+    expected = ends(choose_grid(collect(GAUSSIAN), NIBBLES))
+    assert low == pytest.approx(expected[0], rel=0.2) and high == pytest.approx(expected[1], rel=0.2)
+
+
+def test_min_max_reaches_both_ends():
+    low, high = ends(choose_grid(collect(GAUSSIAN), BYTES, kind="min-max"))
+    step = (high - low) / 255
+    assert low == pytest.approx(GAUSSIAN.min(), abs=step) and high == pytest.approx(GAUSSIAN.max(), abs=step)
+
+
+@pytest.mark.parametrize("percentile", [99.99, 99.0, 90.0])
+def test_a_percentile_leaves_out_its_share_of_the_values(percentile):
+    grid = choose_grid(collect(HEAVY), BYTES, kind="percentile", percentile=percentile)
+    low, high = ends(grid)
+    outside = np.mean((HEAVY < low - grid.scale) | (HEAVY > high + grid.scale))
+    inside = np.mean((HEAVY > low + grid.scale) & (HEAVY < high - grid.scale))
+    assert 100 * (1 - outside) >= percentile - 0.01
+    assert 100 * inside <= percentile + 0.05
+
+
+def test_a_percentile_of_values_of_one_sign_cuts_their_far_end_alone():
+    values = np.linspace(0, 1, 10_001, dtype=np.float32)
+    low, high = ends(choose_grid(collect(values), BYTES, kind="percentile", percentile=90.0))
+    assert low == 0 and high == pytest.approx(0.9, abs=0.001)
+
+
+def test_a_percentile_of_hundred_is_min_max():
+    histogram = collect(HEAVY)
+    by_percentile = choose_grid(histogram, BYTES, kind="percentile", percentile=100.0)
+    assert ends(by_percentile) == pytest.approx(ends(choose_grid(histogram, BYTES, kind="min-max")))
+
+
+def test_entropy_clips_far_outliers_and_keeps_what_has_none():
+    flat = np.linspace(-1, 1, 100_001, dtype=np.float32)
+    assert ends(choose_grid(collect(flat), BYTES, kind="entropy")) == pytest.approx((-1, 1), abs=0.03)
+    outlying = np.concatenate([GAUSSIAN, np.float32([1000.0])])
+    low, high = ends(choose_grid(collect(outlying), NIBBLES, kind="entropy"))
+    assert high < 100 and low < -0.5
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    high=st.floats(2.0**-10, 1e6, width=32),
+    bound=st.floats(2.0**-10, 1e4, width=32),
+    bits=st.sampled_from([8, 4]),
+)
+def test_a_bounded_grid_starts_at_zero_and_ends_inside_its_bound(high, bound, bits):
+    grid = make_grid(-1.0, high, QuantSpec(bits), bound=bound)
+    assert grid.zero_point == 0 and grid.scale.dtype == np.float32
+    assert np.float32(grid.spec.qmax) * grid.scale <= np.float32(bound)
+    assert float(grid.scale) * grid.spec.qmax == pytest.approx(min(high, bound), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", RANGE_KINDS)
+def test_every_kind_respects_a_bound_even_where_the_data_reach_below_zero(kind):
+    grid = choose_grid(collect(HEAVY), NIBBLES, kind=kind, bound=float("inf"))
+    assert grid.zero_point == 0
+    assert ends(choose_grid(collect(HEAVY), NIBBLES, kind=kind, bound=0.5))[1] <= 0.5
+
+
+def test_squared_error_with_a_bound_is_judged_on_the_bounded_grid():
+    values = np.concatenate([np.full(2000, -50.0), np.abs(GAUSSIAN)]).astype(np.float32)
+    grid = choose_grid(collect(values), NIBBLES, bound=float("inf"))
+    positive = choose_grid(collect(np.abs(GAUSSIAN)), NIBBLES, bound=float("inf"))
+    assert float(grid.scale) == pytest.approx(float(positive.scale), rel=0.1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(low=st.floats(-1e4, 1e4, width=32), high=st.floats(-1e4, 1e4, width=32), bits=st.sampled_from([8, 4]))
+def test_zero_is_on_every_grid(low, high, bits):
+    spec = QuantSpec(bits)
+    grid = make_grid(min(low, high), max(low, high), spec)
+    assert spec.qmin <= grid.zero_point <= spec.qmax and grid.scale > 0
+    assert grid.zero_point.dtype == np.int32 and grid.scale.dtype == np.float32
+    assert snap(np.float32(0), grid.scale, grid.zero_point.astype(np.float32), spec) == 0
+
+
+@pytest.mark.parametrize("kind", RANGE_KINDS)
+@pytest.mark.parametrize("value", [0.0, 3.0, -0.25])
+def test_a_constant_tensor_is_on_its_grid(kind, value):
+    values = np.full(100, value, np.float32)
+    grid = choose_grid(collect(values), BYTES, kind=kind)
+    assert np.isfinite(grid.scale) and grid.scale > 0
+    assert measure_error(values, grid) <= (0.01 * value) ** 2
+
+
+@pytest.mark.parametrize("kind", RANGE_KINDS)
+def test_a_tensor_without_values_has_a_grid(kind):
+    grid = choose_grid(Histogram(), BYTES, kind=kind)
+    assert np.isfinite(grid.scale) and grid.scale > 0

@@ -1,0 +1,81 @@
+import functools
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import parser
+
+from onnxcalib.numeric.rounding import dequantize, quantize, snap
+from onnxcalib.spec import QuantSpec
+
+BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
+SCALES = st.floats(min_value=2.0**-20, max_value=2.0**10, width=32)
+
+
+@functools.cache
+def session():
+    """QuantizeLinear to uint8, and the same clipped to 4 bits."""
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]>'
+        "g (float[N] x, float scale, uint8 zero, uint8 low, uint8 high) => (uint8[N] y, uint8[N] z)"
+        "{ y = QuantizeLinear (x, scale, zero) z = Clip (y, low, high) }"
+    )
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def run_onnxruntime(x, scale, zero_point, spec):
+    feeds = {"x": x, "scale": scale, "zero": zero_point, "low": spec.qmin, "high": spec.qmax}
+    types = {"x": np.float32, "scale": np.float32}
+    outputs = session().run(None, {name: np.asarray(v, types.get(name, np.uint8)) for name, v in feeds.items()})
+    return outputs[0 if spec.bits == 8 else 1]
+
+
+def half_grid_points(scale):
+    """Values between two levels, in float32, and their neighbours."""
+    points = ((np.arange(-40, 300) + 0.5) * np.float64(scale)).astype(np.float32)
+    return np.concatenate([points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf))])
+
+
+@pytest.mark.parametrize("spec", [BYTES, NIBBLES])
+@settings(max_examples=100, deadline=None)
+@given(scale=SCALES, zero_point=st.integers(0, 15), values=st.lists(st.floats(-1e4, 1e4, width=32), max_size=20))
+def test_rounding_is_that_of_onnxruntime_between_levels_and_anywhere(spec, scale, zero_point, values):
+    x = np.concatenate([half_grid_points(scale), np.asarray(values, np.float32)])
+    expected = run_onnxruntime(x, scale, zero_point, spec)
+    given_ = quantize(x, np.float32(scale), np.float32(zero_point), spec)
+    assert given_.dtype == np.float32
+    np.testing.assert_array_equal(given_, expected)
+
+
+def test_a_product_with_the_reciprocal_rounds_some_values_otherwise():
+    differing = 0
+    for scale in np.linspace(0.01, 0.2, 50, dtype=np.float32):
+        x = half_grid_points(scale)
+        by_product = (np.round(x * (np.float32(1) / scale)) + 7).clip(0, 255)
+        differing += int((by_product != run_onnxruntime(x, scale, 7, BYTES)).sum())
+        np.testing.assert_array_equal(quantize(x, scale, np.float32(7), BYTES), run_onnxruntime(x, scale, 7, BYTES))
+    assert differing > 0
+
+
+def test_numpy_and_torch_round_alike():
+    scale = np.float32(0.037)
+    x = half_grid_points(scale)
+    by_torch = quantize(torch.from_numpy(x), torch.tensor(scale), torch.tensor(7.0), BYTES)
+    np.testing.assert_array_equal(by_torch.numpy(), quantize(x, scale, np.float32(7), BYTES))
+
+
+def test_signed_grids_reach_from_their_least_to_their_largest_integer():
+    spec = QuantSpec(4, signed=True)
+    assert quantize(np.array([-100.0, 100.0]), 1.0, 0, spec).tolist() == [-8, 7]
+
+
+def test_snapping_is_quantizing_and_back():
+    x = np.linspace(-3, 3, 101)
+    snapped = snap(x, 0.1, 20, BYTES)
+    np.testing.assert_array_equal(snapped, dequantize(quantize(x, 0.1, 20, BYTES), 0.1, 20))
+    inside = x > -2.05
+    assert np.abs(snapped - x)[inside].max() <= 0.05 + 1e-12
+    assert snapped.min() == pytest.approx(-2.0)
