@@ -37,7 +37,7 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """Float against quantized on one model output; agreement: share of equal top-1, 0 to 1, where it has class scores."""
+    """Float against quantized on one model output; agreement is the share of equal top-1 (0 to 1) of class scores."""
 
     name: str
     sqnr_db: float

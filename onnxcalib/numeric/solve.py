@@ -22,8 +22,10 @@ DEFAULT_RIDGE = 0.3
 # Square of float32's rounding, generously: the least variance that a mean of size 1 leaves to be seen.
 ROUNDING = 1e-12
 # Shares of the largest weight at which the scale grid ends, and how many are tried.
-SMALLEST_SHARE = {4: 0.4, 8: 0.85}
-SHARES = {4: 16, 8: 4}
+FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 16, dtype=torch.float64)
+EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
+# Rows of candidates that are rounded at once may take so many bytes.
+ROW_BYTES = 64 * 2**20
 SWEEPS = 6
 REFITS = 2
 # Columns after which the rest of the matrix hears of their changes, as one matrix product.
@@ -76,19 +78,53 @@ def _regularise(moments: Moments, weight: torch.Tensor, ridge: float) -> tuple[t
     return moments.gram + damping * torch.eye(weight.shape[2], dtype=torch.float64), moments.cross + damping * weight
 
 
-def _search_scale(gram, factor, optimum, spec: QuantSpec):
-    """The scale, among shares of the largest weight, whose GPTQ rounding has the least loss; by output channel."""
-    groups, channels, size = optimum.shape
-    shares = torch.linspace(SMALLEST_SHARE[spec.bits], 1.0, SHARES[spec.bits], dtype=torch.float64)
+def round_layer(weight: torch.Tensor, spec: QuantSpec) -> Solution:
+    """The rounding of least squared weight error, for a layer (groups, C, K) whose input is not to be had; no bias."""
+    weight = weight.double()
+    best = _Best()
+    for scale in _candidate_scales(weight, spec):
+        integers = quantize(weight, scale[..., None], 0, spec)
+        best.take((integers * scale[..., None] - weight).square().sum(2), integers, scale)
+    return Solution(best.integers, best.scale, torch.zeros_like(best.scale))
+
+
+class _Best:
+    """The candidate of least loss so far, by row: losses and scale (groups, R), integers (groups, R, K)."""
+
+    def __init__(self) -> None:
+        self.loss = self.integers = self.scale = None
+
+    def take(self, loss: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> None:
+        if self.loss is None:
+            self.loss, self.integers, self.scale = loss, integers, scale
+            return
+        better = loss < self.loss
+        self.loss = torch.where(better, loss, self.loss)
+        self.integers = torch.where(better[..., None], integers, self.integers)
+        self.scale = torch.where(better, scale, self.scale)
+
+
+def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """Scales (candidates, groups, C) whose grids end at shares of each channel's largest weight."""
+    shares = EIGHT_BIT_SHARES if spec.bits == 8 else FEW_BIT_SHARES
     largest = optimum.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax)
-    scales = largest[..., None] * shares / spec.qmax
-    rows = optimum[:, :, None, :].expand(-1, -1, len(shares), -1).reshape(groups, -1, size)
-    integers = gptq(factor, rows, scales.reshape(groups, -1), spec)
-    losses = excess(gram, rows, integers, scales.reshape(groups, -1)).reshape(groups, channels, -1)
-    best = losses.argmin(2, keepdim=True)
-    chosen = integers.reshape(groups, channels, len(shares), size)
-    chosen = chosen.gather(2, best[..., None].expand(-1, -1, -1, size)).squeeze(2)
-    return scales.gather(2, best).squeeze(2), chosen
+    return shares[:, None, None] * largest / spec.qmax
+
+
+def _search_scale(gram, factor, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale whose GPTQ rounding has the least loss, by output channel, and that rounding."""
+    candidates = _candidate_scales(optimum, spec)
+    together = max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))
+    best = _Best()
+    for part in candidates.split(together):
+        rows = optimum.repeat(1, len(part), 1)
+        scales = part.movedim(0, 1).reshape(len(rows), -1)
+        integers = gptq(factor, rows, scales, spec)
+        losses = excess(gram, rows, integers, scales)
+        for number in range(len(part)):
+            own = slice(number * optimum.shape[1], (number + 1) * optimum.shape[1])
+            best.take(losses[:, own], integers[:, own], scales[:, own])
+    return best.scale, best.integers
 
 
 def excess(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

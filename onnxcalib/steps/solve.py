@@ -16,9 +16,9 @@ from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, needed_nodes
 from ..graph.index import Index, constant
 from ..graph.layout import from_rows, to_rows, window_of
-from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
+from ..numeric.gram import MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
-from ..numeric.solve import DEFAULT_RIDGE, Solution, choose_ridge, solve_layer
+from ..numeric.solve import DEFAULT_RIDGE, Solution, choose_ridge, round_layer, solve_layer
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerPlan, QParams, QuantPlan
@@ -91,7 +91,7 @@ def round_layers(walk: Walk) -> None:
     for layer in walk.plan.layers:
         weight = constant(walk.index, layer.weight)
         bias = constant(walk.index, layer.bias) if layer.bias else None
-        solution = round_rows(torch.from_numpy(to_rows(weight, layer).copy()), layer)
+        solution = round_layer(torch.from_numpy(to_rows(weight, layer).copy()), layer.weight_spec)
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
 
 
@@ -107,27 +107,16 @@ def solve_block(walk: Walk, block: Block) -> str | None:
         bias = constant(walk.index, layer.bias) if layer.bias else None
         if layer.op == "ConvTranspose":
             reasons.append(f"{layer.name}: a ConvTranspose has no columns to solve on")
-            solution = round_rows(rows, layer)
+            solution = round_layer(rows, layer.weight_spec)
         elif rows.shape[2] > MOST_INPUTS:
             size = rows.shape[2]
             reasons.append(f"{layer.name}: {size} inputs a channel are too many to solve, {MOST_INPUTS} the most")
-            solution = round_rows(rows, layer)
+            solution = round_layer(rows, layer.weight_spec)
         else:
             solution = _Stream(walk, block, layer, weight.shape).solve(rows)
             bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
     return "; ".join(reasons) or None
-
-
-def round_rows(rows: torch.Tensor, layer: LayerPlan) -> Solution:
-    """The rounding of least squared weight error: the same problem with white inputs."""
-    groups, channels, size = rows.shape
-    identity = torch.eye(size, dtype=torch.float64).expand(groups, -1, -1)
-    zeros = torch.zeros(groups, size, dtype=torch.float64)
-    white = Moments(
-        identity, rows.double(), zeros, torch.zeros(groups, channels, dtype=torch.float64), torch.ones(groups)
-    )
-    return solve_layer(white, rows, layer.weight_spec, ridge=0.0)
 
 
 def _params(solution: Solution, layer: LayerPlan, shape, bias, input_grid: QParams) -> LayerParams:

@@ -1,0 +1,70 @@
+import numpy as np
+import onnx
+import pytest
+
+from onnxcalib.errors import ModelError
+from onnxcalib.runtime import session as session_module
+from onnxcalib.runtime.session import Session
+
+
+@pytest.fixture
+def model(build, draw):
+    return build(
+        "g (float[N, 4] x, float[N, 4] unused) => (float[N, 3] y, float[N, 3] z) { y = MatMul (x, w) z = Relu (y) }",
+        w=draw(4, 3),
+    )
+
+
+def test_outputs_come_by_name_and_feeds_that_are_not_read_are_left_out(model, draw):
+    del model.graph.input[1]
+    x = draw(2, 4)
+    session = Session(model)
+    assert session.inputs == ["x"] and session.outputs == ["y", "z"]
+    values = session.run({"x": x, "other": x})
+    np.testing.assert_array_equal(values["z"], np.maximum(values["y"], 0))
+    assert list(session.run({"x": x}, ["z"])) == ["z"]
+
+
+def test_a_model_that_onnxruntime_refuses_is_a_model_error_of_one_line(model):
+    model.graph.node[0].op_type = "MatMull"
+    with pytest.raises(ModelError, match="onnxruntime cannot load the model: .*MatMull") as caught:
+        Session(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_fails_is_a_model_error_of_one_line(model, draw):
+    with pytest.raises(ModelError, match="onnxruntime cannot run the model: .*x") as caught:
+        Session(model).run({"x": draw(2, 5), "unused": draw(2, 4)})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_feed_is_named(model, draw):
+    with pytest.raises(ModelError, match="onnxruntime cannot run the model: .*unused"):
+        Session(model).run({"x": draw(2, 4)})
+
+
+def test_the_optimized_graph_is_written_where_asked_with_its_weights_beside_it(build, draw, tmp_path):
+    model = build("g (float[N, 64] x) => (float[N, 64] y) { a = Identity (x) y = MatMul (a, w) }", w=draw(64, 64))
+    path = tmp_path / "optimized.onnx"
+    session = Session(model, dump=path)
+    graph = onnx.load(path, load_external_data=False).graph
+    assert [node.op_type for node in graph.node] == ["MatMul"]
+    assert path.stat().st_size < 64 * 64 * 4 <= (tmp_path / "optimized.onnx.data").stat().st_size
+    assert session.run({"x": draw(2, 64)})["y"].shape == (2, 64)
+
+
+def test_optimizations_can_be_left_out(build, draw, tmp_path):
+    model = build("g (float[N, 4] x) => (float[N, 4] y) { a = Identity (x) y = Relu (a) }")
+    Session(model, optimize=False, dump=tmp_path / "plain.onnx")
+    assert [node.op_type for node in onnx.load(tmp_path / "plain.onnx").graph.node] == ["Identity", "Relu"]
+
+
+def test_a_model_too_large_for_one_message_goes_through_a_file_and_keeps_its_weights(model, draw, monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "MOST_BYTES", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = model.SerializeToString(deterministic=True)
+    x = draw(2, 4)
+    values = Session(model).run({"x": x, "unused": x})
+    np.testing.assert_allclose(values["y"], x @ onnx.numpy_helper.to_array(model.graph.initializer[0]), rtol=1e-5)
+    assert model.SerializeToString(deterministic=True) == before
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,88 @@
+import errno
+
+import numpy as np
+import pytest
+
+from onnxcalib.errors import OutputError
+from onnxcalib.runtime.store import Store
+
+BATCHES = [np.arange(24, dtype=np.float32).reshape(4, 2, 3), np.arange(100, 112, dtype=np.float32).reshape(2, 2, 3)]
+
+
+@pytest.fixture
+def store():
+    with Store() as store:
+        for batch in BATCHES:
+            store.append("t", batch)
+        yield store
+
+
+def test_batches_come_back_as_they_were_given(store):
+    for number, batch in enumerate(BATCHES):
+        np.testing.assert_array_equal(store.batch("t", number), batch)
+
+
+def test_rows_are_samples_counted_over_all_batches(store):
+    whole = np.concatenate(BATCHES)
+    np.testing.assert_array_equal(store.rows("t", [5, 0, 3, 3]), whole[[5, 0, 3, 3]])
+    assert store.rows("t", []).shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.int64(7), np.array([True, False]), np.zeros((0, 3), np.float16), np.arange(6).reshape(2, 3).T, np.array(["a"])[:0]],
+)
+def test_any_shape_and_type_is_kept(value):
+    with Store() as store:
+        store.append("t", np.asarray(value))
+        back = store.batch("t", 0)
+    np.testing.assert_array_equal(back, value)
+    assert back.dtype == value.dtype and back.shape == value.shape
+
+
+def test_rows_of_scalars_are_single_values():
+    with Store() as store:
+        store.append("t", np.arange(5))
+        assert store.rows("t", [4, 1]).tolist() == [4, 1]
+
+
+def test_a_dropped_tensor_is_forgotten_and_its_space_free(store):
+    store.append("u", BATCHES[0])
+    assert store.names() == ["t", "u"] and len(list(store.folder.iterdir())) == 2
+    store.drop("t")
+    assert store.names() == ["u"] and "t" not in store and "u" in store
+    assert len(list(store.folder.iterdir())) == 1
+    store.append("t", BATCHES[1])
+    np.testing.assert_array_equal(store.batch("t", 0), BATCHES[1])
+    np.testing.assert_array_equal(store.batch("u", 0), BATCHES[0])
+
+
+def test_the_folder_goes_with_the_block_and_with_an_exception():
+    with Store() as store:
+        store.append("t", BATCHES[0])
+        folder = store.folder
+        assert folder.is_dir()
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), Store() as store:
+        folder = store.folder
+        raise KeyboardInterrupt
+    assert not folder.exists()
+
+
+def test_samples_are_the_first_axis_where_every_batch_has_a_row_for_each(store):
+    assert store.sample_major("t", [4, 2])
+    assert not store.sample_major("t", [4, 3])
+    store.append("scalar", np.float32(1))
+    assert not store.sample_major("scalar", [1])
+    for width in (3, 5):
+        store.append("ragged", np.zeros((2, width)))
+    assert not store.sample_major("ragged", [2, 2])
+
+
+def test_a_full_disk_is_one_line_with_what_to_do(store, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(OutputError, match=r"tensor u cannot be stored \(No space left on device\); room .*TMPDIR"):
+        store.append("u", BATCHES[0])
