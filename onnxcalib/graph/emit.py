@@ -133,7 +133,7 @@ class _Writer:
             _reroute(node, tensor, pair[0].output[0] if on_integers else read)
         if slim:
             narrow_read = self._name(f"{tensor}_narrowed_dequantized")
-            pair += self._pair(f"{tensor}_narrowed", (read, narrow_read), narrow, slim)
+            pair += self._narrow(f"{tensor}_narrowed", (read, narrow_read), narrow, slim)
             for node in slim:
                 _reroute(node, tensor, narrow_read)
         if producer is None:
@@ -172,6 +172,21 @@ class _Writer:
             nodes.append(self._node("Cast", [integers], widened, stem, to=TensorProto.UINT8))
             integers = widened
         return [*nodes, self._node("DequantizeLinear", [integers, scale, zero_point], read, stem)]
+
+    def _narrow(self, stem: str, ends: tuple[str, str], grid: QParams, readers: list[NodeProto]) -> list[NodeProto]:
+        """The pair that puts a tensor of more bits on the narrower grid.
+
+        A LeakyRelu of slope 1 is the identity, and lets onnxruntime fuse the step from grid to grid into a table look-up
+        on integers (QLinearLeakyRelu); without it a DequantizeLinear and a QuantizeLinear stay.
+        """
+        source, read = ends
+        if self.encoding == "standard":
+            return self._pair(stem, ends, grid, readers)
+        same = self._name(f"{stem}_identity")
+        return [
+            self._node("LeakyRelu", [source], same, stem, alpha=1.0),
+            *self._pair(stem, (same, read), grid, readers),
+        ]
 
     def _refuses_four_bits(self, node: NodeProto) -> bool:
         """Whether onnxruntime would put a 4-bit tensor into a kernel of the node that cannot read it.

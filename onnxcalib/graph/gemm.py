@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from .index import Index, constant, is_op
+from .index import Index, attribute_of, constant, is_op
 from .normalise import drop_dead, drop_stale_shapes
 from .operand import write_operand
 from .shapes import infer_shapes
@@ -16,11 +16,12 @@ def normalise_gemm(model: ModelProto) -> int:
 
     ``alpha A B + beta C = A (alpha B) + (beta C)`` where B and C are constant; else the factor stays. A MatMul becomes
     a Gemm, of the MatMul's name and the Add's output, where its left operand has two dimensions, the right one is a
-    constant matrix, and the Add alone reads it and adds a constant of one value or one a column. Nodes are told apart by
-    name, so each needs its own.
+    constant matrix, and the Add alone reads it and adds a constant of one value or one a column. A constant C of one
+    value, or of one row, becomes one value a column. Nodes are told apart by name, so each needs its own.
     """
     index = Index(model.graph)
-    count = sum(_fold_factors(model, index, node) for node in model.graph.node if is_op(node, "Gemm"))
+    gemms = [node for node in model.graph.node if is_op(node, "Gemm")]
+    count = sum(_fold_factors(model, index, node) + _flatten_bias(model, index, node) for node in gemms)
     matmuls = [node for node in model.graph.node if is_op(node, "MatMul")]
     shapes = infer_shapes(model) if matmuls else {}
     spent = []
@@ -70,6 +71,18 @@ def _fold_factors(model: ModelProto, index: Index, node: NodeProto) -> int:
             count += 1
         node.attribute.remove(attribute)
     return count
+
+
+def _flatten_bias(model: ModelProto, index: Index, node: NodeProto) -> int:
+    weight = constant(index, node.input[1])
+    bias = constant(index, node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if weight is None or bias is None:
+        return 0
+    columns = weight.shape[0 if attribute_of(node, "transB", 0) else 1]
+    if bias.shape == (columns,) or bias.size not in (1, columns) or bias.shape[:-1] not in ((), (1,)):
+        return 0
+    write_operand(model.graph, index, node, 2, np.broadcast_to(bias.reshape(-1), (columns,)))
+    return 1
 
 
 def _bias_add(index: Index, node: NodeProto) -> NodeProto | None:

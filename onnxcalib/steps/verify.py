@@ -81,7 +81,7 @@ def verify(
             )
             for layer in layers
         ),
-        unfused=_list_unfused(graph),
+        unfused=_list_unfused(quantized, graph),
         float_pass_seconds=seconds,
     )
 
@@ -100,7 +100,7 @@ def _output_records(comparisons: dict[str, Comparison]) -> tuple[OutputRecord, .
 
 def find_unfused(quantized: ModelProto) -> tuple[UnfusedRecord, ...]:
     """Every QuantizeLinear and DequantizeLinear that is left once onnxruntime has optimized the graph, and why."""
-    return _list_unfused(_optimize(quantized, 0)[1])
+    return _list_unfused(quantized, _optimize(quantized, 0)[1])
 
 
 def _optimize(quantized: ModelProto, threads: int) -> tuple[Session, GraphProto]:
@@ -111,8 +111,10 @@ def _optimize(quantized: ModelProto, threads: int) -> tuple[Session, GraphProto]
         return session, onnx.load(path, load_external_data=False).graph
 
 
-def _list_unfused(graph: GraphProto) -> tuple[UnfusedRecord, ...]:
+def _list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
     index = Index(graph)
+    # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
+    tensors = {node.name: _float_side(node) for node in quantized.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)}
     behind: set[str] = set()  # tensors that integers reach
     for node in graph.node:
         if node.op_type in INTEGER_TO_FLOAT or not behind.isdisjoint(reads(node)):
@@ -124,12 +126,17 @@ def _list_unfused(graph: GraphProto) -> tuple[UnfusedRecord, ...]:
     records = []
     for node in graph.node:
         if node.op_type == QUANTIZE:
-            tensor = node.input[0]
-            records.append(UnfusedRecord(QUANTIZE, tensor, _explain_quantize(index, node, tensor in behind)))
+            reason = _explain_quantize(index, node, node.input[0] in behind)
         elif node.op_type == DEQUANTIZE:
-            tensor = node.output[0]
-            records.append(UnfusedRecord(DEQUANTIZE, tensor, _explain_dequantize(index, node, tensor in ahead)))
+            reason = _explain_dequantize(index, node, node.output[0] in ahead)
+        else:
+            continue
+        records.append(UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason))
     return tuple(records)
+
+
+def _float_side(node: NodeProto) -> str:
+    return node.input[0] if node.op_type == QUANTIZE else node.output[0]
 
 
 def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> str:

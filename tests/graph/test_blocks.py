@@ -1,6 +1,7 @@
 """Blocks of small graphs; ``conv(t)`` in a body is a 1x1 convolution of 4 channels that keeps the size."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_blocks_cover_every_node_once_in_an_order_that_can_be_run(model):
     assert sorted(name for block in blocks for name in block.layers) == sorted(layer.name for layer in plan.layers)
     assert len({block.name for block in blocks}) == len(blocks)
     check_order(model, blocks, ["x"])
-    assert not any(a.layers == b.layers == () for a, b in zip(blocks, blocks[1:], strict=False))
+    assert not any(a.layers == b.layers == () for a, b in pairwise(blocks))
 
 
 @settings(max_examples=200, deadline=None)
@@ -101,7 +102,9 @@ def test_a_block_taken_apart_has_one_layer_a_part_in_an_order_that_can_be_run(mo
 
 
 def test_a_chain_is_taken_layer_by_layer_with_its_activations(model_of):
-    model = model_of("a = conv(x) b = Relu (a) c = conv(b) d = Tanh (c) e = MaxPool <kernel_shape = [1, 1]> (d) y = conv(e)")
+    model = model_of(
+        "a = conv(x) b = Relu (a) c = conv(b) d = Tanh (c) e = MaxPool <kernel_shape = [1, 1]> (d) y = conv(e)"
+    )
     assert list_blocks(model) == [("a", "b"), ("c", "d"), ("y",)]
 
 

@@ -48,7 +48,8 @@ def test_needed_nodes_go_back_no_further_than_the_inputs(model):
 def test_types_are_inferred_and_recorded_ones_fill_the_gaps(build):
     model = build(
         """g (float[N, 4] x) => (float[N, 2] y)
-           <float[N, 9] a, int64[3] u> { a = Relu (x) u = com.example.Op (x) s = Shape (a) y = com.example.Op (u, s) }"""
+           <float[N, 9] a, int64[3] u> {
+               a = Relu (x)  u = com.example.Op (x)  s = Shape (a)  y = com.example.Op (u, s) }"""
     )
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     types = infer_types(model)

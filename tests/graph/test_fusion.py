@@ -32,7 +32,12 @@ def graph_of(build, body, opset=17, **weights):
 )
 def test_movers_give_values_of_their_input_and_zeros(build, body, moves):
     graph, index = graph_of(
-        build, body, two=np.float32([1, 1, 2, 2]), one=np.int64([0, 0, 1, 1] * 2), zero=np.float32(0), half=np.float32(0.5)
+        build,
+        body,
+        two=np.float32([1, 1, 2, 2]),
+        one=np.int64([0, 0, 1, 1] * 2),
+        zero=np.float32(0),
+        half=np.float32(0.5),
     )
     assert moves_values(index, graph.node[0]) is moves
 

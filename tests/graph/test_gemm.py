@@ -107,3 +107,23 @@ def test_a_product_that_no_gemm_can_stand_for_stays(build, draw, text, bias):
     before = ops(model)
     assert normalise_gemm(model) == 0
     assert ops(model) == before
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 3)])
+@pytest.mark.parametrize(("dims", "attributes"), [((4, 3), ""), ((3, 4), "<transB = 1>")])
+def test_the_bias_of_a_gemm_becomes_one_value_a_column(build, run, draw, shape, dims, attributes):
+    model = build(
+        f"g (float[N, 4] x) => (float[N, 3] y) {{ y = Gemm {attributes} (x, w, b) }}", w=draw(*dims), b=draw(*shape)
+    )
+    name_nodes(model)
+    x = draw(5, 4)
+    before = run(model, x)[0]
+    assert normalise_gemm(model) == 1
+    assert values(model)["b"].shape == (3,)
+    np.testing.assert_array_equal(run(model, x)[0], before)
+    assert normalise_gemm(model) == 0
+
+
+def test_a_bias_of_one_value_a_row_stays(build, draw):
+    model = build("g (float[3, 4] x) => (float[3, 3] y) { [fc] y = Gemm (x, w, b) }", w=draw(4, 3), b=draw(3, 1))
+    assert normalise_gemm(model) == 0

@@ -74,7 +74,9 @@ def test_both_sides_of_a_mover_share_a_grid(model_of, mover):
 
 
 def test_all_outputs_of_a_split_share_a_grid(model_of):
-    plan = make_plan(model_of("c = conv(x, 1) s, t = Split <axis = 2> (c) d = conv(s, 2) e = conv(t, 3) y = Add (d, e)"))
+    plan = make_plan(
+        model_of("c = conv(x, 1) s, t = Split <axis = 2> (c) d = conv(s, 2) e = conv(t, 3) y = Add (d, e)")
+    )
     assert plan.shared == (("c", "s", "t"),)
 
 

@@ -37,7 +37,11 @@ def test_a_mean_that_drops_its_axes_is_flattened_behind(build, run, draw, shape)
     rank = shape.count(",") + 1
     model = model_of(build, f"y = ReduceMean <axes = {list(range(2, rank))}, keepdims = 0> (x)", shape, "a, b")
     name = model.graph.node[0].name
-    x = draw(*[4, 3, 6, 5, 7][:rank]) if "h" in shape else draw(*(int(d) if d.isdigit() else 4 for d in shape.split(", ")))
+    x = (
+        draw(*[4, 3, 6, 5, 7][:rank])
+        if "h" in shape
+        else draw(*(int(d) if d.isdigit() else 4 for d in shape.split(", ")))
+    )
     (before,) = run(model, x)
     assert globalise_pools(model) == 1
     assert [(n.op_type, n.name) for n in model.graph.node[:2]] == [

@@ -30,7 +30,13 @@ def test_rows_are_samples_counted_over_all_batches(store):
 
 @pytest.mark.parametrize(
     "value",
-    [np.int64(7), np.array([True, False]), np.zeros((0, 3), np.float16), np.arange(6).reshape(2, 3).T, np.array(["a"])[:0]],
+    [
+        np.int64(7),
+        np.array([True, False]),
+        np.zeros((0, 3), np.float16),
+        np.arange(6).reshape(2, 3).T,
+        np.array(["a"])[:0],
+    ],
 )
 def test_any_shape_and_type_is_kept(value):
     with Store() as store:
