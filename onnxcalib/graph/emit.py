@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ..spec import LayerPlan, QParams, QuantPlan
+from ..spec import LayerPlan, QParams, QuantPlan, QuantSpec
 from .fusion import SHAPE_READERS
 from .index import Index, is_op, reads, subgraphs
 from .normalise import unused_name
@@ -133,7 +133,8 @@ class _Writer:
             _reroute(node, tensor, pair[0].output[0] if on_integers else read)
         if slim:
             narrow_read = self._name(f"{tensor}_narrowed_dequantized")
-            pair += self._narrow(f"{tensor}_narrowed", (read, narrow_read), narrow, slim)
+            grids = (grid, narrow)
+            pair += self._narrow(f"{tensor}_narrowed", (read, narrow_read), grids, slim)
             for node in slim:
                 _reroute(node, tensor, narrow_read)
         if producer is None:
@@ -173,20 +174,25 @@ class _Writer:
             integers = widened
         return [*nodes, self._node("DequantizeLinear", [integers, scale, zero_point], read, stem)]
 
-    def _narrow(self, stem: str, ends: tuple[str, str], grid: QParams, readers: list[NodeProto]) -> list[NodeProto]:
-        """The pair that puts a tensor of more bits on the narrower grid.
+    def _narrow(
+        self, stem: str, ends: tuple[str, str], grids: tuple[QParams, QParams], readers: list[NodeProto]
+    ) -> list[NodeProto]:
+        """The pair that puts a tensor from its wide grid on the narrow one.
 
-        A LeakyRelu of slope 1 is the identity, and lets onnxruntime fuse the step from grid to grid into a table look-up
-        on integers (QLinearLeakyRelu); without it a DequantizeLinear and a QuantizeLinear stay.
+        A LeakyRelu of slope 1 is the identity, and lets onnxruntime fuse the step from grid to grid into a table
+        look-up on integers (QLinearLeakyRelu); without it a DequantizeLinear and a QuantizeLinear stay. Values that
+        are never negative go to the top of uint8, where its own saturation does what the integer Clip would.
         """
         source, read = ends
+        wide, narrow = grids
         if self.encoding == "standard":
-            return self._pair(stem, ends, grid, readers)
+            return self._pair(stem, ends, narrow, readers)
         same = self._name(f"{stem}_identity")
-        return [
-            self._node("LeakyRelu", [source], same, stem, alpha=1.0),
-            *self._pair(stem, (same, read), grid, readers),
-        ]
+        table = self._node("LeakyRelu", [source], same, stem, alpha=1.0)
+        if wide.zero_point == 0 and narrow.zero_point == 0:
+            top = QuantSpec(8)
+            narrow = QParams(narrow.scale, np.asarray(top.qmax - narrow.spec.qmax, np.int32), top)
+        return [table, *self._pair(stem, (same, read), narrow, readers)]
 
     def _refuses_four_bits(self, node: NodeProto) -> bool:
         """Whether onnxruntime would put a 4-bit tensor into a kernel of the node that cannot read it.

@@ -135,9 +135,10 @@ def _quantized_tensors(graph: GraphProto, index: Index, layers: tuple[LayerPlan,
         if node.name in names:
             on_integers.update(carried_outputs(index, node))
         elif _joins_integers(index, node, on_integers):
-            outputs = carried_outputs(index, node)
-            chosen.append((node, outputs))
-            on_integers.update(outputs)
+            chosen.append((node, carried_outputs(index, node)))
+            on_integers.update(chosen[-1][1])
+        elif _alone_moves(index, node):
+            chosen.append((node, carried_outputs(index, node)))
     for node, outputs in reversed(chosen):
         if not wanted.isdisjoint(outputs):
             wanted.update(data_inputs(node))
@@ -155,6 +156,13 @@ def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> boo
         return False
     inputs = data_inputs(node)
     return not on_integers.isdisjoint(inputs) and index.initializers.keys().isdisjoint(inputs)
+
+
+def _alone_moves(index: Index, node: NodeProto) -> bool:
+    """Whether a node moves a float tensor that nobody else reads: it may as well be quantized before it."""
+    if not moves_values(index, node) or node.input[0] in index.initializers or node.input[0] in index.outputs:
+        return False
+    return len(index.readers(node.input[0])) == 1
 
 
 def _sharing_sets(

@@ -24,6 +24,10 @@ RESIDUAL = """g (float[N, 3, 8, 8] image) => (float[N, 5] scores) {
     [tail] c3 = Conv <pads = [1, 1, 1, 1]> (p, w3, b3)
     [mean] m = GlobalAveragePool (c3)  [flat] f = Flatten (m)  [head] scores = Gemm <transB = 1> (f, w4, b4)
 }"""
+CHAIN = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+    [one] c1 = Conv (x, w1)  [relu1] r1 = Relu (c1)  [two] c2 = Conv (r1, w2)
+    [relu2] r2 = Relu (c2)  [three] y = Conv (r2, w3)
+}"""
 SHAPES = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (16, 8, 3, 3), "w4": (5, 16)}
 
 
@@ -89,18 +93,32 @@ def test_nothing_is_left_unfused_but_the_entry_and_a_table_narrows(residual, rou
     assert not left.keys() & {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool", "MaxPool", "Cast"}
 
 
-def test_four_bit_activations_are_clipped_on_integers(residual, rough, draw):
+def test_four_bit_activations_are_clipped_on_integers(build, rough, draw):
+    model = build(CHAIN, opset=21, ir=10, w1=draw(4, 3, 1, 1), w2=draw(4, 4, 1, 1), w3=draw(4, 4, 1, 1))
     x = draw(4, 3, 8, 8)
-    quantized = rough(residual, x, activation_bits=4)
+    quantized = rough(model, x, activation_bits=4)
     nodes = {node.name: node for node in quantized.graph.node}
-    assert nodes["r1_narrowed_Clip"].input[0] == "r1_narrowed_quantized"
+    assert nodes["r1_Clip"].input[0] == "r1_quantized"
     values = values_of(quantized)
-    ends = [numpy_helper.to_array(values[name]) for name in nodes["r1_narrowed_Clip"].input[1:]]
+    ends = [numpy_helper.to_array(values[name]) for name in nodes["r1_Clip"].input[1:]]
     assert [(int(v), v.dtype) for v in ends] == [(0, np.uint8), (15, np.uint8)]
-    opened = ModelProto.FromString(quantized.SerializeToString())
+    assert integers_of(quantized, "r1_clipped", x).max() == 15
+
+
+def test_narrowed_values_that_are_never_negative_saturate_where_uint8_does(residual, rough, draw):
+    x = draw(16, 3, 8, 8)
+    quantized = rough(residual, x, activation_bits=4)
+    assert "r1_narrowed_Clip" not in {node.name for node in quantized.graph.node}
+    assert numpy_helper.to_array(values_of(quantized)["r1_narrowed_zero_point"]) == 240
+    integers = integers_of(quantized, "r1_narrowed_quantized", 9 * x)
+    assert integers.min() == 240 and integers.max() == 255
+
+
+def integers_of(model, tensor, x):
+    opened = ModelProto.FromString(model.SerializeToString())
     del opened.graph.output[:]
-    opened.graph.output.append(onnx.helper.make_empty_tensor_value_info("r1_narrowed_clipped"))
-    assert run(opened, x, optimize=False)[0].max() == 15
+    opened.graph.output.append(onnx.helper.make_empty_tensor_value_info(tensor))
+    return run(opened, x, optimize=False)[0]
 
 
 def test_names_survive(residual, rough, draw):
@@ -193,6 +211,21 @@ def test_the_standard_encoding_widens_only_what_onnxruntime_would_run_without_a_
     x = draw(2, 3, 8, 8)
     quantized = rough(residual, x, encoding="standard", weight_bits=bits, activation_bits=4, first_last_bits=bits)
     assert [node.name for node in quantized.graph.node if node.op_type == "Cast"] == casts
+    (wanted,), (given,) = run(quantized, x, optimize=False), run(quantized, x)
+    np.testing.assert_allclose(given, wanted, atol=0.05 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_pool_of_a_float_tensor_loads_in_every_encoding(build, rough, draw, bits, encoding):
+    model = build(
+        """g (float[N, 4, 6, 6] x) => (float[N, 4, 3, 3] y) {
+            [a] a = Conv (x, w, b)  [t] t = Tanh (a)  [p] p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (t)
+            [c] c = Conv (p, w, b)  [d] y = Conv (c, w, b) }""",
+        opset=21, ir=10, w=draw(4, 4, 1, 1), b=draw(4),
+    )  # fmt: skip
+    x = draw(2, 4, 6, 6)
+    quantized = rough(model, x, encoding=encoding, **bits)
     (wanted,), (given,) = run(quantized, x, optimize=False), run(quantized, x)
     np.testing.assert_allclose(given, wanted, atol=0.05 * np.abs(wanted).max())
 

@@ -156,6 +156,17 @@ def test_an_add_with_one_float_side_takes_it_onto_integers(model_of):
     assert list(make_plan(model_of(body)).activations) == ["x", "c", "f", "d", "s", "y"]
 
 
+@pytest.mark.parametrize(
+    ("body", "tensors"),
+    [
+        ("f = Tanh (c) m = MaxPool <kernel_shape = [1, 1]> (f) t = Transpose (m) y = conv(t, 2)", ["f", "m", "t"]),
+        ("f = Tanh (c) m = MaxPool <kernel_shape = [1, 1]> (f) d = conv(m, 2) y = Mul (d, f)", ["m", "d"]),
+    ],
+)
+def test_a_float_tensor_is_quantized_before_a_mover_that_alone_reads_it(model_of, body, tensors):
+    assert list(make_plan(model_of(f"c = conv(x, 1) {body}")).activations)[2:] in (tensors, [*tensors, "y"])
+
+
 def test_what_no_layer_follows_stays_float(model_of):
     plan = make_plan(model_of("c = conv(x, 1) d = conv(c, 2) s = Add (c, d) y = GlobalAveragePool (s)"))
     assert list(plan.activations) == ["x", "c", "d"]

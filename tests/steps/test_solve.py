@@ -1,0 +1,279 @@
+"""Layers of small blocks, solved on what the quantized layers before them give."""
+
+import weakref
+
+import numpy as np
+import pytest
+
+from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.numeric.rounding import snap
+from onnxcalib.runtime.session import Session
+from onnxcalib.runtime.store import Store
+from onnxcalib.steps import solve as solve_step
+from onnxcalib.steps.solve import guard_scale, round_layers, solve_block
+
+CONV = "g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
+RESIDUAL = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)  [relu0] r = Relu (s)
+    [inner] c = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)  [relu1] d = Relu (c)
+    [outer] e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2)  %s  [relu2] y = Relu (z)
+}"""
+PLAIN = RESIDUAL % "[add] z = Add (e, r)"
+PROJECTED = RESIDUAL % "[short] p = Conv (r, w3, b3)  [add] z = Add (p, e)"
+
+
+@pytest.fixture
+def conv(build, weigh):
+    return build(CONV, w=weigh(5, 4, 3, 3), b=weigh(5))
+
+
+def make_residual(build, weigh, text):
+    weights = {f"w{i}": weigh(4, 4, 3, 3) for i in range(3)} | {f"b{i}": weigh(4) for i in range(3)}
+    return build(text, **weights, **({"w3": weigh(4, 4, 1, 1), "b3": weigh(4)} if "w3" in text else {}))
+
+
+def measure(walk, block):
+    """Error of the block's outputs from its quantized inputs, over the float model's outputs: relative, and its mean."""
+    sessions = {
+        "float:": Session(walk.float_cut(block, list(block.outputs))),
+        "quantized:": Session(walk.quantized_cut(block, list(block.outputs))),
+    }
+    found = {prefix: [] for prefix in sessions}
+    for number in range(len(walk.sizes)):
+        for prefix, session in sessions.items():
+            found[prefix].append(session.run(walk.feeds(prefix, session.inputs, number))[block.outputs[0]])
+    wanted, given = (np.concatenate(found[prefix]) for prefix in sessions)
+    error = given - wanted
+    return float(np.square(error).mean() / np.square(wanted).mean()), error.mean(axis=(0, *range(2, error.ndim)))
+
+
+def change_prefix(walk, tensor, change):
+    """Let the quantized layers before ``tensor`` give ``change`` of what the float model does."""
+    values = [walk.store.batch(f"float:{tensor}", number) for number in range(len(walk.sizes))]
+    walk.store.drop(f"quantized:{tensor}")
+    for value in values:
+        walk.store.append(f"quantized:{tensor}", np.asarray(change(value), np.float32))
+
+
+def first_block(walk):
+    return next(block for block in find_blocks(walk.model, walk.plan) if block.layers)
+
+
+def residual_block(walk):
+    """The block of the Add, its inputs and outputs stored as the float model has them."""
+    stem, block = [b for b in find_blocks(walk.model, walk.plan) if b.layers]
+    session = Session(walk.float_cut(stem, list(stem.outputs)))
+    for number in range(len(walk.sizes)):
+        value = session.run(walk.feeds("float:", session.inputs, number))[stem.outputs[0]]
+        walk.store.append(f"float:{stem.outputs[0]}", value)
+        walk.store.append(f"quantized:{stem.outputs[0]}", value)
+    return block
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 1e-4), (4, 2e-2)])
+def test_a_solved_layer_is_close_to_float_and_has_no_mean_error(conv, draw, walk_of, bits, most):
+    walk = walk_of(conv, draw(40, 4, 6, 6), weight_bits=bits, first_last_bits=bits, size=16)
+    block = first_block(walk)
+    assert solve_block(walk, block) == {}
+    error, mean = measure(walk, block)
+    assert error < most and np.abs(mean).max() < 1e-4
+    assert walk.layers["c"].integers.dtype == np.int8 and walk.layers["c"].grid.spec.bits == bits
+
+
+def test_weights_make_up_for_what_the_prefix_lost(conv, draw, walk_of):
+    walk = walk_of(conv, draw(40, 4, 6, 6))
+    block = first_block(walk)
+    change_prefix(walk, "x", lambda x: 0.8 * x + 0.1)
+    solve_block(walk, block)
+    error, mean = measure(walk, block)
+    round_layers(walk)
+    assert error < 0.1 * measure(walk, block)[0] and np.abs(mean).max() < 1e-3
+
+
+@pytest.mark.parametrize("text", [PLAIN, PROJECTED])
+def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh, draw, walk_of, monkeypatch, text):
+    errors = []
+    for other in (solve_step._shortcut, lambda *_: None):
+        monkeypatch.setattr(solve_step, "_shortcut", other)
+        walk = walk_of(make_residual(build, weigh, text), draw(40, 4, 6, 6), weight_bits=4, activation_bits=4)
+        block = residual_block(walk)
+        change_prefix(walk, "r", lambda r: r * np.float32([0.7, 1.2, 1.0, 0.8]).reshape(4, 1, 1) + 0.1)
+        solve_block(walk, block)
+        errors.append(measure(walk, block)[0])
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_the_shortcut_is_made_up_for_once(build, weigh, draw, walk_of):
+    walk = walk_of(make_residual(build, weigh, PROJECTED), draw(8, 4, 6, 6))
+    block = residual_block(walk)
+    waits = {layer.name: layer for layer in walk.plan.layers}
+    order = [name for name in ("inner", "outer", "short") if name in block.layers]
+    found = {}
+    for name in order:
+        found[name] = solve_step._shortcut(walk, block, waits[name])
+        walk.layers[name] = None
+    assert found == {"inner": None, "outer": None, "short": "e"}
+
+
+def test_a_product_without_a_bias_keeps_its_mean(build, draw, walk_of):
+    model = build("g (float[N, 5, 16] x) => (float[N, 5, 8] y) { [l] y = MatMul (x, w) }", w=draw(16, 8))
+    walk = walk_of(model, np.abs(draw(40, 5, 16)) + 2, first_last_bits=4)
+    block = first_block(walk)
+    solve_block(walk, block)
+    assert walk.layers["l"].bias is None
+    solved = measure(walk, block)[0]
+    round_layers(walk)
+    assert solved < 0.1 * measure(walk, block)[0]
+
+
+def test_a_product_of_vectors_is_solved(build, draw, walk_of):
+    model = build("g (float[6] x) => (float[5] y) { [l] y = MatMul (x, w) }", w=draw(6, 5))
+    walk = walk_of(model, draw(24))
+    assert solve_block(walk, first_block(walk)) == {}
+    assert walk.layers["l"].integers.shape == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "data"),
+    [
+        ("Conv <group = 4, pads = [1, 1, 1, 1]> (x, w, b)", (4, 1, 3, 3), (24, 4, 6, 6)),
+        ("Conv <group = 2, strides = [2, 1], pads = [0, 1, 2, 1]> (x, w, b)", (6, 2, 3, 2), (24, 4, 6, 6)),
+        ('Conv <auto_pad = "SAME_LOWER", strides = [2]> (x, w, b)', (5, 4, 3), (24, 4, 9)),
+        ("Conv <dilations = [1, 2, 1]> (x, w, b)", (3, 4, 2, 2, 1), (16, 4, 4, 5, 3)),
+        ("Gemm (x, w, b)", (4, 6), (60, 4)),
+        ("Gemm <transB = 1> (x, w, b)", (6, 4), (60, 4)),
+        ("MatMul (x, w)", (4, 6), (30, 3, 4)),
+    ],
+)
+def test_every_kind_of_layer_is_solved(build, weigh, draw, walk_of, text, shape, data):
+    dims = ", ".join(["N", *map(str, data[1:])])
+    channels = shape[1] if text.startswith(("Gemm (", "MatMul")) else shape[0]
+    weights = {"w": weigh(*shape), "b": weigh(channels)} if "b)" in text else {"w": weigh(*shape)}
+    model = build(f"g (float[{dims}] x) => (float y) {{ [l] y = {text} }}", **weights)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    walk = walk_of(model, draw(*data), weight_bits=8)
+    block = first_block(walk)
+    assert solve_block(walk, block) == {}
+    assert measure(walk, block)[0] < 1e-3
+
+
+def test_a_transposed_convolution_is_rounded_and_says_why(build, weigh, draw, walk_of):
+    model = build(
+        "g (float[N, 4, 6, 6] x) => (float[N, 2, 7, 7] y) { [up] y = ConvTranspose (x, w, b) }",
+        w=weigh(4, 2, 2, 2), b=weigh(2),
+    )  # fmt: skip
+    walk = walk_of(model, draw(8, 4, 6, 6))
+    assert solve_block(walk, first_block(walk)) == {"up": "up: a ConvTranspose has no columns to solve on"}
+    assert walk.layers["up"].integers.shape == (4, 2, 2, 2) and walk.layers["up"].grid.scale.shape == (2,)
+    np.testing.assert_array_equal(walk.layers["up"].bias, weigh_of(walk, "b"))
+
+
+def weigh_of(walk, name):
+    return solve_step.constant(walk.index, name)
+
+
+def test_a_layer_of_too_many_inputs_is_rounded_and_says_why(conv, draw, walk_of, monkeypatch):
+    monkeypatch.setattr(solve_step, "MOST_INPUTS", 35)
+    walk = walk_of(conv, draw(8, 4, 6, 6))
+    assert solve_block(walk, first_block(walk)) == {"c": "c: 36 inputs a channel are too many to solve, 35 the most"}
+    np.testing.assert_array_equal(walk.layers["c"].bias, weigh_of(walk, "b"))
+
+
+def test_rounding_alone_keeps_biases_and_the_nearest_weights(conv, draw, walk_of):
+    walk = walk_of(conv, draw(8, 4, 6, 6))
+    round_layers(walk)
+    params = walk.layers["c"]
+    weight, scale = weigh_of(walk, "w"), params.grid.scale.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(params.integers * scale, snap(weight, scale, 0, params.grid.spec), rtol=1e-6)
+    np.testing.assert_array_equal(params.bias, weigh_of(walk, "b"))
+
+
+@pytest.mark.parametrize("solve", [True, False])
+def test_a_channel_of_next_to_no_weights_keeps_its_bias(build, draw, walk_of, solve):
+    weight = np.abs(draw(3, 4, 3, 3))
+    weight[1] *= 1e-12
+    bias = np.float32([0.5, -300.0, 20.0])
+    walk = walk_of(build(CONV.replace("5,", "3,"), w=weight, b=bias), np.abs(draw(16, 4, 6, 6)))
+    block = first_block(walk)
+    if solve:
+        solve_block(walk, block)
+    else:
+        round_layers(walk)
+    _, mean = measure(walk, block)
+    assert abs(mean[1]) < 1e-3
+    levels = np.abs(walk.layers["c"].bias) / (walk.layers["c"].grid.scale * walk.activations["x"].scale)
+    assert levels.max() < 2**30
+
+
+def test_a_scale_is_raised_no_further_than_its_bias_needs(conv, draw, walk_of):
+    walk = walk_of(conv, draw(8, 4, 6, 6))
+    grid = walk.activations["x"]
+    scale = np.float32([1e-3, 1e-20, 0.0])
+    found = guard_scale(scale, np.float64([5.0, 5.0, 0.0]), grid)
+    assert found[0] == scale[0] and found[1] == pytest.approx(5 / (2.0**29 * float(grid.scale))) and found[2] > 0
+    np.testing.assert_array_equal(guard_scale(scale[:2], None, grid), scale[:2])
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_batches_do_not_change_the_result(conv, draw, walk_of, size):
+    data, layers = draw(40, 4, 6, 6), []
+    for each in (16, size):
+        walk = walk_of(conv, data, size=each)
+        solve_block(walk, first_block(walk))
+        layers.append(walk.layers["c"])
+    assert sum(walk.sizes) == 40 and len(walk.sizes) == -(-40 // size)
+    assert np.abs(layers[0].integers.astype(int) - layers[1].integers).max() <= 1
+    np.testing.assert_allclose(layers[0].grid.scale, layers[1].grid.scale, rtol=1e-2)
+    np.testing.assert_allclose(layers[0].bias, layers[1].bias, atol=1e-3)
+
+
+def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, walk_of, monkeypatch):
+    seen = []
+    unfold = solve_step.unfold
+    monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(solve_step, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
+    solve_block(*(lambda walk: (walk, first_block(walk)))(walk_of(conv, draw(40, 4, 6, 6), size=16)))
+    assert max(columns.shape[2] for columns in seen) <= 3 * 36
+    assert sum(columns.shape[2] for columns in seen) == 40 * 36
+
+
+def test_places_are_sampled_where_there_are_more_than_needed(conv, draw, walk_of, monkeypatch):
+    seen = []
+    unfold = solve_step.unfold
+    monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(solve_step, "LEAST_COLUMNS", 400)
+    monkeypatch.setattr(solve_step, "COLUMNS_PER_INPUT", 10)
+    walk = walk_of(conv, draw(40, 4, 6, 6))
+    solve_block(walk, first_block(walk))
+    assert sum(columns.shape[2] for columns in seen) == 400
+    assert measure(walk, first_block(walk))[0] < 1e-3
+
+
+def test_one_sample_in_four_judges_the_ridge(conv, draw, walk_of, monkeypatch):
+    counts = []
+
+    def choose(learned, judged, _weight):
+        counts.append((learned.columns, judged.columns))
+        return 0.1
+
+    monkeypatch.setattr(solve_step, "choose_ridge", choose)
+    for number in (40, 3):
+        walk = walk_of(conv, draw(number, 4, 6, 6), size=16)
+        solve_block(walk, first_block(walk))
+    assert counts == [(30 * 36, 10 * 36)]
+
+
+def test_nothing_is_kept_per_sample(conv, draw, walk_of, monkeypatch):
+    alive, most = [], []
+    read = Store.batch
+
+    def watch(self, name, number):
+        value = read(self, name, number)
+        alive.append(weakref.ref(value))
+        most.append(sum(ref() is not None for ref in alive))
+        return value
+
+    walk = walk_of(conv, draw(60, 4, 6, 6), size=4)
+    monkeypatch.setattr(Store, "batch", watch)
+    solve_block(walk, first_block(walk))
+    assert len(most) >= 30 and max(most) <= 5
