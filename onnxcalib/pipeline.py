@@ -17,13 +17,14 @@ from onnx import ModelProto
 
 from .config import QuantizeConfig
 from .data import CalibrationSet, open_calibration
-from .errors import ModelError
+from .errors import DataError, ModelError
 from .graph.blocks import find_blocks
 from .graph.emit import emit_qdq
 from .graph.extract import infer_types
 from .graph.load import inputs_of, load_model
 from .graph.plan import make_plan
 from .graph.save import check_output, model_bytes, save_model
+from .graph.shapes import describe_outputs
 from .report import BlockRecord, Observer, Report
 from .runtime.session import Session
 from .runtime.store import Store
@@ -113,10 +114,17 @@ class _Run:
         return Result(quantized, report)
 
     def _open(self, model: ModelProto, calibration) -> CalibrationSet:
+        inputs = inputs_of(model)
         if isinstance(calibration, CalibrationSet):
             samples = calibration
+            if samples.inputs != inputs:
+                found, wanted = (", ".join(repr(i.name) for i in each) for each in (samples.inputs, inputs))
+                raise DataError(
+                    f"calibration: the set was opened for the inputs {found}; the model's are {wanted}, each of a type"
+                    " and shape; open it with the model's own"
+                )
         else:
-            samples = open_calibration(calibration, inputs_of(model), self.config.data, limit=self.config.samples)
+            samples = open_calibration(calibration, inputs, self.config.data, limit=self.config.samples)
         for text in samples.warnings:
             self.warnings.append(text)
             self.observer.warn(text)
@@ -155,10 +163,7 @@ class _Run:
             keep_outputs=False,
         )
         self._describe(quantized, plan)
-        try:
-            onnx.checker.check_model(quantized, full_check=True)
-        except onnx.checker.ValidationError as error:
-            raise ModelError(f"the quantized model fails onnx's checker: {error}; please report this") from error
+        _check(quantized)
         return quantized, records
 
     def _describe(self, model: ModelProto, plan: QuantPlan) -> None:
@@ -172,3 +177,22 @@ class _Run:
         for key, value in entries.items():
             entry = model.metadata_props.add()
             entry.key, entry.value = key, value
+
+
+def _check(model: ModelProto) -> None:
+    """Have onnx's checker pass the quantized model; shapes that contradict the operators are replaced.
+
+    Files record wrong ones, which onnxruntime passes over. Raises ModelError.
+    """
+    try:
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except onnx.shape_inference.InferenceError:
+            del model.graph.value_info[:]
+            for value in model.graph.output:
+                value.type.tensor_type.ClearField("shape")
+            describe_outputs(model)
+            onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        found = str(error).strip().partition("\n")[0]
+        raise ModelError(f"the quantized model fails onnx's checker: {found}; please report this") from error

@@ -71,7 +71,8 @@ class ActivationQuantizer(nn.Module):
         return self.start * self.log_step.exp()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        snapped = _Snap.apply(x, self.scale, self.zero_point, self.spec)
+        zero_point = self.zero_point.clamp(self.spec.qmin, self.spec.qmax)
+        snapped = _Snap.apply(x, self.scale, zero_point, self.spec)
         if not self.training or self.drop == 0:
             return snapped
         return torch.where(torch.rand_like(x) < self.drop, x, snapped)

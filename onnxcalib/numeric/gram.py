@@ -38,6 +38,17 @@ class Moments:
             total,
         )
 
+    def about_zero(self) -> Moments:
+        """The moments about zero, on which a layer without a bias depends."""
+        inputs, targets = self.input_mean, self.target_mean
+        return Moments(
+            self.gram + inputs.unsqueeze(2) * inputs.unsqueeze(1),
+            self.cross + targets.unsqueeze(2) * inputs.unsqueeze(1),
+            torch.zeros_like(inputs),
+            torch.zeros_like(targets),
+            self.columns,
+        )
+
 
 class MomentSum:
     """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, so that no activation needs to be kept.

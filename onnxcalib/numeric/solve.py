@@ -13,7 +13,7 @@ import torch
 
 from ..spec import QuantSpec
 from .gram import Moments
-from .rounding import quantize, snap
+from .rounding import quantize
 
 # Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
 # the noise of the quantized prefix, and few samples; which is best differs by layer, so that held-out samples choose.
@@ -51,31 +51,14 @@ def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridg
         integers = descend(gram, optimum, integers, scale, spec)
         scale = _refit_scale(cross, gram, integers, scale)
     integers = descend(gram, optimum, integers, scale, spec)
-    plain = round_nearest(weight, spec)
-    # Rare, and never wanted: a row on which the float weights' own rounding is better.
-    worse = excess(gram, optimum, plain.integers, plain.scale) < excess(gram, optimum, integers, scale)
-    integers, scale = torch.where(worse[..., None], plain.integers, integers), torch.where(worse, plain.scale, scale)
+    best = _Best()
+    best.take(excess(gram, optimum, integers, scale), integers, scale)
+    # Rounding the float weights is better on a few rows in a hundred, on up to twice the loss.
+    plain = round_layer(weight, spec)
+    best.take(excess(gram, optimum, plain.integers, plain.scale), plain.integers, plain.scale)
+    integers, scale = best.integers, best.scale
     bias = moments.target_mean - ((integers * scale[..., None]) @ moments.input_mean[..., None]).squeeze(-1)
     return Solution(integers, scale, bias)
-
-
-def round_nearest(weight: torch.Tensor, spec: QuantSpec) -> Solution:
-    """Integers and scales of least squared weight error, by nearest rounding alone; the bias is zero.
-
-    The same as ``solve_layer`` on inputs of equal variance without correlation, at the cost of no Gram matrix.
-    """
-    weight = weight.double()
-    largest = weight.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax)
-    best = torch.full_like(largest, torch.inf)
-    scale = largest / spec.qmax
-    for share in _shares(spec):
-        candidate = largest * share / spec.qmax
-        error = (snap(weight, candidate[..., None], 0, spec) - weight).square().sum(2)
-        scale, best = torch.where(error < best, candidate, scale), torch.minimum(error, best)
-    for _ in range(REFITS):
-        integers = quantize(weight, scale[..., None], 0, spec)
-        scale = _divide((integers * weight).sum(2), integers.square().sum(2), scale)
-    return Solution(quantize(weight, scale[..., None], 0, spec), scale, torch.zeros_like(scale))
 
 
 def choose_ridge(learned: Moments, judged: Moments, weight: torch.Tensor) -> float:
@@ -150,10 +133,6 @@ def _search_scale(gram, factor, optimum, spec: QuantSpec) -> tuple[torch.Tensor,
     return best.scale, best.integers
 
 
-def _shares(spec: QuantSpec) -> torch.Tensor:
-    return torch.linspace(SMALLEST_SHARE[spec.bits], 1.0, SHARES[spec.bits], dtype=torch.float64)
-
-
 def excess(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Loss above the continuous optimum, ``d A d^T`` with ``d = s q - W*``, by group and row (groups, R)."""
     difference = integers * scale[..., None] - optimum
@@ -210,9 +189,5 @@ def _refit_scale(cross, gram, integers, scale):
     """The best scale for given integers, ``s = q C^T / q A q^T``; kept as it was where that is not positive."""
     along = (integers * cross).sum(2)
     power = ((integers @ gram) * integers).sum(2)
-    return _divide(along, power, scale)
-
-
-def _divide(along, power, scale):
     fitted = along / power.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where((fitted > 0) & (power > 0), fitted, scale)

@@ -8,18 +8,19 @@ from functools import partial
 
 import numpy as np
 import torch
+from onnx import ModelProto
 from torch import nn
 from torch.nn.utils import parametrize
 
 from ..graph.blocks import single_layers
-from ..graph.emit import LayerParams
 from ..graph.extract import extract
+from ..graph.index import reads
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.session import Session
 from ..spec import Block, LayerPlan, QParams
-from .solve import Walk, guard_scale, solve_block
+from .solve import Walk, make_params, solve_block
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
@@ -41,7 +42,7 @@ def reconstruct(walk: Walk, blocks: Sequence[Block], observer: Observer) -> tupl
             settled = list(_settle(walk, block))
             records += settled
             observer.block(settled[-1])
-        walk.settled.update(block.inputs, _inner(walk, block))
+        walk.settled |= _read_inside(walk, block)
         _run(walk, block, quantized=True)
         later = set().union(*waiting[number + 1 :])
         for name in walk.store.names():
@@ -55,7 +56,7 @@ def _settle(walk: Walk, block: Block) -> Iterator[BlockRecord]:
     start = time.perf_counter()
     rounded = solve_block(walk, block)
     try:
-        yield _learned_record(walk, block, rounded, start)
+        yield _learned_record(walk, block, _join(rounded, block), start)
         return
     except BlockError as error:
         reason = str(error)
@@ -64,10 +65,14 @@ def _settle(walk: Walk, block: Block) -> Iterator[BlockRecord]:
         if part is not block:
             _run(walk, part, quantized=False)
         if part.layers:
-            yield _settle_part(walk, part, rounded, reason, learn=part is not block)
+            yield _settle_part(walk, part, _join(rounded, part), reason, learn=part is not block)
         if part is not block:
-            walk.settled.update(part.inputs, _inner(walk, part))
+            walk.settled |= _read_inside(walk, part)
             _run(walk, part, quantized=True)
+
+
+def _join(reasons: dict[str, str], block: Block) -> str | None:
+    return "; ".join(reason for name, reason in reasons.items() if name in block.layers) or None
 
 
 def _learned_record(walk: Walk, block: Block, reason: str | None, start: float) -> BlockRecord:
@@ -85,7 +90,7 @@ def _settle_part(walk: Walk, part: Block, rounded: str | None, reason: str, *, l
     start = time.perf_counter()
     try:
         if learn:
-            return _learned_record(walk, part, f"not as one block: {reason}", start)
+            return _learned_record(walk, part, "; ".join(filter(None, (f"not as one block: {reason}", rounded))), start)
     except BlockError as error:
         reason = f"{reason}; alone: {error}"
     reason = "; ".join(filter(None, (reason, rounded)))
@@ -106,9 +111,9 @@ def _run(walk: Walk, block: Block, *, quantized: bool) -> None:
             walk.store.append(prefix + name, value)
 
 
-def _inner(walk: Walk, block: Block) -> set[str]:
-    made = {t for n in walk.model.graph.node if n.name in block.nodes for t in n.output}
-    return made - set(block.outputs)
+def _read_inside(walk: Walk, block: Block) -> set[str]:
+    """Tensors that the block reads: what follows was learned on their grids, which must not change any more."""
+    return {t for n in walk.model.graph.node if n.name in block.nodes for t in reads(n)}
 
 
 def _learn(walk: Walk, block: Block) -> Outcome:
@@ -120,11 +125,12 @@ def _learn(walk: Walk, block: Block) -> Outcome:
     error = compare(module, cut, feeds, wanted)
     if not error <= PARITY:
         raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
+    size = _batch_size(walk, block) if _takes_any_batch(walk, block, module, cut) else None
     quantizers = _place_activations(walk, block, module)
     modules = {name: layer_module(module, name) for name in block.layers}
     weights = {name: _attach(walk, _layer(walk, name), part) for name, part in modules.items()}
     units = {m.bias: _bias_unit(walk, _layer(walk, name)) for name, m in modules.items() if m.bias.requires_grad}
-    data = _Samples(walk, block, _batch_size(walk, block))
+    data = _Samples(walk, block, size)
     torch.manual_seed(walk.config.seed)
     outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.steps, bias_units=units)
     if outcome.step:
@@ -182,7 +188,8 @@ def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
         shape[axis] = -1
         position, step = stored, step.reshape(shape)
     quantizer = WeightQuantizer(position.contiguous(), step, layer.weight_spec)
-    part.bias.data = torch.zeros_like(part.bias) if params.bias is None else torch.from_numpy(params.bias).float()
+    # A copy: the bias of a layer that was not solved lies in the model itself.
+    part.bias.data = torch.zeros_like(part.bias) if params.bias is None else torch.tensor(params.bias).float()
     part.bias.requires_grad_(layer.op != "MatMul")
     parametrize.register_parametrization(part, "weight", quantizer, unsafe=True)
     part.parametrizations.weight.original.requires_grad_(False)
@@ -207,14 +214,12 @@ def _read_back(walk: Walk, modules, weights, quantizers) -> None:
         walk.narrowed[tensor] = quantizer.grid(walk.plan.nonnegative.get(tensor))
     for name, quantizer in weights.items():
         layer = _layer(walk, name)
-        old = walk.layers[name]
         integers = quantizer.integers().detach().numpy()
         if isinstance(modules[name], nn.Linear) and layer.weight_spec.axis == 1:
             integers = integers.T
         bias = None if layer.op == "MatMul" else modules[name].bias.detach().numpy().astype(np.float64)
-        scale = guard_scale(quantizer.step.detach().reshape(-1).numpy(), bias, walk.input_grid(layer))
-        grid = QParams(scale, old.grid.zero_point, old.grid.spec)
-        walk.layers[name] = LayerParams(integers.astype(np.int8), grid, bias)
+        scale = quantizer.step.detach().reshape(-1).numpy()
+        walk.layers[name] = make_params(layer, integers, scale, bias, walk.input_grid(layer))
 
 
 def _batch_size(walk: Walk, block: Block) -> int:
@@ -228,20 +233,31 @@ def _batch_size(walk: Walk, block: Block) -> int:
     return int(np.clip(BATCH_ELEMENTS // max(widest, 1), LEAST_BATCH, MOST_BATCH))
 
 
+def _takes_any_batch(walk: Walk, block: Block, module: nn.Module, cut: ModelProto) -> bool:
+    """Whether the module computes samples in other numbers than the stored batches: a Reshape may fix their number."""
+    names = [f"float:{t}" for t in (*block.inputs, *block.outputs)]
+    if not all(walk.store.sample_major(t, walk.sizes) for t in names):
+        return False
+    rows = range(1 if walk.sizes[0] > 1 else min(2, len(walk.sizes)))
+    feeds = {t: walk.store.rows(f"float:{t}", rows) for t in block.inputs}
+    try:
+        return compare(module, cut, feeds, [walk.store.rows(f"float:{t}", rows) for t in block.outputs]) <= PARITY
+    except BlockError:
+        return False
+
+
 class _Samples:
     """Mini-batches of a block: inputs from the quantized prefix, targets from the float model."""
 
-    def __init__(self, walk: Walk, block: Block, size: int):
-        self.store, self.size = walk.store, size
+    def __init__(self, walk: Walk, block: Block, size: int | None):
+        """``size``: samples in a mini-batch; None: one stored batch, as it is."""
+        self.store, self.size = walk.store, size or 1
         self.inputs = [f"quantized:{t}" for t in block.inputs]
         self.targets = [f"float:{t}" for t in block.outputs]
-        names = [*self.inputs, *self.targets]
-        by_sample = all(self.store.sample_major(t, walk.sizes) for t in names)
+        by_sample = size is not None
         total = sum(walk.sizes) if by_sample else len(walk.sizes)
         judges = max(1, total // HELD_OUT)
         self.read: Callable = self._rows if by_sample else self._batch
-        if not by_sample:
-            self.size = 1
         generator = np.random.default_rng(walk.config.seed)
         order = generator.permutation(total)
         self.judging, self.learning = order[:judges], order[judges:] if total > judges else order

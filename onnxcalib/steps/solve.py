@@ -95,35 +95,41 @@ def round_layers(walk: Walk) -> None:
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
 
 
-def solve_block(walk: Walk, block: Block) -> str | None:
+def solve_block(walk: Walk, block: Block) -> dict[str, str]:
     """Give every layer of the block its LayerParams, in order: solved on moments where it can be, else rounded.
 
-    Returns why layers were rounded, as one line, or None.
+    Returns the layers that were rounded, each with the reason.
     """
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     for layer in (layer for layer in walk.plan.layers if layer.name in block.layers):
         weight = constant(walk.index, layer.weight)
         rows = torch.from_numpy(to_rows(weight, layer).copy())
         bias = constant(walk.index, layer.bias) if layer.bias else None
         if layer.op == "ConvTranspose":
-            reasons.append(f"{layer.name}: a ConvTranspose has no columns to solve on")
+            reasons[layer.name] = f"{layer.name}: a ConvTranspose has no columns to solve on"
             solution = round_layer(rows, layer.weight_spec)
         elif rows.shape[2] > MOST_INPUTS:
             size = rows.shape[2]
-            reasons.append(f"{layer.name}: {size} inputs a channel are too many to solve, {MOST_INPUTS} the most")
+            reasons[layer.name] = f"{layer.name}: {size} inputs a channel are too many to solve, {MOST_INPUTS} the most"
             solution = round_layer(rows, layer.weight_spec)
         else:
             solution = _Stream(walk, block, layer, weight.shape).solve(rows)
             bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
-    return "; ".join(reasons) or None
+    return reasons
 
 
 def _params(solution: Solution, layer: LayerPlan, shape, bias, input_grid: QParams) -> LayerParams:
-    integers = from_rows(solution.integers.numpy(), layer, shape).astype(np.int8)
-    scale = guard_scale(solution.scale.reshape(-1).numpy(), bias, input_grid)
-    grid = QParams(scale, np.zeros(len(scale), np.int32), layer.weight_spec)
-    return LayerParams(integers, grid, bias)
+    integers = from_rows(solution.integers.numpy(), layer, shape)
+    return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)
+
+
+def make_params(layer: LayerPlan, integers: np.ndarray, scale: np.ndarray, bias, input_grid: QParams) -> LayerParams:
+    """What the layer became, on a scale that ``guard_scale`` allows; integers are in the weight's own shape."""
+    allowed = guard_scale(scale, bias, input_grid)
+    others = [i for i in range(integers.ndim) if i != layer.weight_spec.axis]
+    integers = np.rint(integers * np.expand_dims(scale / allowed, others)).astype(np.int8)
+    return LayerParams(integers, QParams(allowed, np.zeros(len(allowed), np.int32), layer.weight_spec), bias)
 
 
 def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams) -> np.ndarray:
@@ -158,13 +164,16 @@ class _Stream:
                 (judged if judging else learned).add(*part)
             first += size
         seen = [total.centre() for total in (learned, judged) if total.columns]
+        if self.layer.op == "MatMul":
+            seen = [moments.about_zero() for moments in seen]
         if len(seen) < 2:
             return solve_layer(seen[0], rows, self.layer.weight_spec, ridge=DEFAULT_RIDGE)
         return solve_layer(seen[0].pool(seen[1]), rows, self.layer.weight_spec, ridge=choose_ridge(*seen, rows))
 
     def _parts(self, number: int, first: int, size: int):
         """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
-        wanted, given = self.reference.run(number), self.prefix.run(number)
+        cuts = (self.reference, self.prefix)
+        wanted, given = ({t: np.atleast_2d(v) for t, v in cut.run(number).items()} for cut in cuts)
         by_sample = len(wanted[self.layer.output]) == size
         for start, end in self._spans(wanted[self.layer.output], size):
             for judging in (False, True):

@@ -76,7 +76,8 @@ def test_a_solved_layer_is_close_to_float_and_has_no_mean_error(conv, draw, walk
     block = first_block(walk)
     assert solve_block(walk, block) == {}
     error, mean = measure(walk, block)
-    assert error < most and np.abs(mean).max() < 1e-4
+    step = walk.layers["c"].grid.scale * walk.activations["x"].scale
+    assert error < most and (np.abs(mean) <= 0.51 * step).all()
     assert walk.layers["c"].integers.dtype == np.int8 and walk.layers["c"].grid.spec.bits == bits
 
 
@@ -123,7 +124,7 @@ def test_a_product_without_a_bias_keeps_its_mean(build, draw, walk_of):
     assert walk.layers["l"].bias is None
     solved = measure(walk, block)[0]
     round_layers(walk)
-    assert solved < 0.1 * measure(walk, block)[0]
+    assert solved < 0.2 * measure(walk, block)[0]
 
 
 def test_a_product_of_vectors_is_solved(build, draw, walk_of):
@@ -165,10 +166,10 @@ def test_a_transposed_convolution_is_rounded_and_says_why(build, weigh, draw, wa
     walk = walk_of(model, draw(8, 4, 6, 6))
     assert solve_block(walk, first_block(walk)) == {"up": "up: a ConvTranspose has no columns to solve on"}
     assert walk.layers["up"].integers.shape == (4, 2, 2, 2) and walk.layers["up"].grid.scale.shape == (2,)
-    np.testing.assert_array_equal(walk.layers["up"].bias, weigh_of(walk, "b"))
+    np.testing.assert_array_equal(walk.layers["up"].bias, weight_of(walk, "b"))
 
 
-def weigh_of(walk, name):
+def weight_of(walk, name):
     return solve_step.constant(walk.index, name)
 
 
@@ -176,16 +177,16 @@ def test_a_layer_of_too_many_inputs_is_rounded_and_says_why(conv, draw, walk_of,
     monkeypatch.setattr(solve_step, "MOST_INPUTS", 35)
     walk = walk_of(conv, draw(8, 4, 6, 6))
     assert solve_block(walk, first_block(walk)) == {"c": "c: 36 inputs a channel are too many to solve, 35 the most"}
-    np.testing.assert_array_equal(walk.layers["c"].bias, weigh_of(walk, "b"))
+    np.testing.assert_array_equal(walk.layers["c"].bias, weight_of(walk, "b"))
 
 
 def test_rounding_alone_keeps_biases_and_the_nearest_weights(conv, draw, walk_of):
     walk = walk_of(conv, draw(8, 4, 6, 6))
     round_layers(walk)
     params = walk.layers["c"]
-    weight, scale = weigh_of(walk, "w"), params.grid.scale.reshape(-1, 1, 1, 1)
+    weight, scale = weight_of(walk, "w"), params.grid.scale.reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(params.integers * scale, snap(weight, scale, 0, params.grid.spec), rtol=1e-6)
-    np.testing.assert_array_equal(params.bias, weigh_of(walk, "b"))
+    np.testing.assert_array_equal(params.bias, weight_of(walk, "b"))
 
 
 @pytest.mark.parametrize("solve", [True, False])
@@ -232,7 +233,8 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, walk_of, monkeyp
     unfold = solve_step.unfold
     monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
     monkeypatch.setattr(solve_step, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
-    solve_block(*(lambda walk: (walk, first_block(walk)))(walk_of(conv, draw(40, 4, 6, 6), size=16)))
+    walk = walk_of(conv, draw(40, 4, 6, 6), size=16)
+    solve_block(walk, first_block(walk))
     assert max(columns.shape[2] for columns in seen) <= 3 * 36
     assert sum(columns.shape[2] for columns in seen) == 40 * 36
 

@@ -1,0 +1,154 @@
+"""Columns against torch's own convolutions, and moments against those of all columns at once."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from onnxcalib.numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
+
+CONVS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def convolve(x, weight, window):
+    """The convolution by torch, its asymmetric pads applied beforehand."""
+    rank = len(window.kernel)
+    pads = [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
+    padded = functional.pad(x, pads)
+    return CONVS[rank](padded, weight, None, window.strides, 0, window.dilations, window.groups)
+
+
+def check_columns(x, weight, window, places=None):
+    """unfold times the weight's rows gives what pick takes from the convolution."""
+    wanted = convolve(x, weight, window)
+    places = torch.arange(wanted[0, 0].numel()) if places is None else places
+    columns = unfold(x, window, places)
+    rows = weight.reshape(window.groups, weight.shape[0] // window.groups, -1)
+    assert columns.shape == (window.groups, rows.shape[2], len(x) * len(places))
+    torch.testing.assert_close(rows @ columns, pick(wanted, places, window.groups), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("dilations", [1, 2])
+def test_columns_times_rows_are_the_convolution(rank, groups, strides, dilations):
+    torch.manual_seed(0)
+    kernel, spatial = (3, 2, 1)[:rank], (9, 7, 5)[:rank]
+    pads = (1, 0, 2, 2, 1, 0)[:rank] + (0, 2, 1)[:rank]
+    window = Window(kernel, (strides,) * rank, (dilations,) * rank, pads, groups)
+    x = torch.randn(3, 4, *spatial, dtype=torch.float64)
+    check_columns(x, torch.randn(8, 4 // groups, *kernel, dtype=torch.float64), window)
+
+
+def test_columns_of_chosen_places_alone_are_taken():
+    torch.manual_seed(0)
+    window = Window((3, 3), (2, 1), (1, 2), (0, 2, 1, 1), groups=2)
+    x = torch.randn(2, 4, 8, 9, dtype=torch.float64)
+    check_columns(x, torch.randn(6, 2, 3, 3, dtype=torch.float64), window, torch.tensor([0, 5, 11]))
+
+
+def test_a_wrong_pad_is_seen():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    one, other = (Window((3, 3), (1, 1), (1, 1), pads) for pads in ((0, 1, 2, 1), (2, 1, 0, 1)))
+    places = torch.arange(convolve(x, weight, one)[0, 0].numel())
+    columns = unfold(x, other, places)
+    wanted = pick(convolve(x, weight, one), places, 1)
+    assert not torch.allclose(weight.reshape(1, 4, -1) @ columns, wanted)
+
+
+def test_rows_of_any_rank_become_columns():
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 5, 4), torch.randn(4, 6)
+    product = weight.T @ flatten_rows(x)
+    torch.testing.assert_close(product, flatten_rows(x @ weight))
+    assert flatten_rows(x).shape == (1, 4, 30)
+
+
+def test_places_are_distinct_in_order_and_repeat_with_the_seed():
+    chosen = [choose_places((5, 6), 7, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert torch.equal(*chosen) and len(chosen[0].unique()) == 7
+    assert torch.equal(chosen[0], chosen[0].sort().values) and 0 <= chosen[0][0] and chosen[0][-1] < 30
+    generator = torch.Generator().manual_seed(3)
+    assert not torch.equal(choose_places((5, 6), 7, generator), choose_places((5, 6), 7, generator))
+
+
+@pytest.mark.parametrize("wanted", [None, 30, 31])
+def test_all_places_are_taken_where_no_fewer_are_wanted(wanted):
+    assert torch.equal(choose_places((5, 6), wanted, torch.Generator()), torch.arange(30))
+
+
+def correlated(groups, size, columns, seed):
+    """Inputs (groups, size, columns) with correlations and means, and targets of three channels."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(groups, size, size)) @ rng.normal(size=(groups, size, columns))
+    inputs += rng.normal(size=(groups, size, 1))
+    targets = rng.normal(size=(groups, 3, size)) @ inputs + rng.normal(size=(groups, 3, columns)) + 2
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def moments_at_once(inputs, targets):
+    means = inputs.mean(2), targets.mean(2)
+    x, y = inputs - means[0][..., None], targets - means[1][..., None]
+    return Moments(x @ x.mT / x.shape[2], y @ x.mT / x.shape[2], *means, x.shape[2])
+
+
+def check_equal(one, other, tolerance):
+    for name in ("gram", "cross", "input_mean", "target_mean"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=tolerance, rtol=tolerance)
+    assert one.columns == other.columns
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 6), st.integers(0, 99))
+def test_streamed_moments_are_those_of_all_columns_at_once(parts, groups, size, seed):
+    inputs, targets = correlated(groups, size, sum(parts), seed)
+    total = MomentSum()
+    for x, y in zip(inputs.split(parts, 2), targets.split(parts, 2), strict=True):
+        total.add(x, y)
+    check_equal(total.centre(), moments_at_once(inputs, targets), 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_pooled_moments_are_those_of_both_sets(first, second, seed):
+    inputs, targets = correlated(2, 4, first + second, seed)
+    parts = []
+    for x, y in zip(inputs.split([first, second], 2), targets.split([first, second], 2), strict=True):
+        parts.append(MomentSum())
+        parts[-1].add(x, y)
+    pooled = parts[0].centre().pool(parts[1].centre())
+    check_equal(pooled, moments_at_once(inputs, targets), 1e-9)
+
+
+def test_a_small_variance_beside_a_large_mean_survives_float32():
+    inputs, targets = correlated(1, 5, 4000, 0)
+    wanted = moments_at_once(inputs, targets)
+    total = MomentSum()
+    for x, y in zip(inputs.split(500, 2), targets.split(500, 2), strict=True):
+        total.add((x + 3000).float(), (y - 2000).float())
+    found = total.centre()
+    torch.testing.assert_close(found.gram, wanted.gram, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.cross, wanted.cross, rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_that_never_vary_have_no_variance():
+    total = MomentSum()
+    for _ in range(3):
+        total.add(torch.full((1, 4, 33), 0.3), torch.full((1, 2, 33), -1.7))
+    found = total.centre()
+    assert found.gram.abs().max() < 1e-12 and found.cross.abs().max() < 1e-12
+    torch.testing.assert_close(found.input_mean, torch.full((1, 4), 0.3, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_moments_about_zero_are_plain_means_of_products():
+    inputs, targets = correlated(2, 4, 30, 1)
+    total = MomentSum()
+    total.add(inputs, targets)
+    found = total.centre().about_zero()
+    torch.testing.assert_close(found.gram, inputs @ inputs.mT / 30)
+    torch.testing.assert_close(found.cross, targets @ inputs.mT / 30)
+    assert not found.input_mean.any() and not found.target_mean.any() and found.columns == 30

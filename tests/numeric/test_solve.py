@@ -1,0 +1,230 @@
+"""Integers against brute force and nearest rounding, in the metric that they are to minimise."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxcalib.numeric import solve as solve_module
+from onnxcalib.numeric.gram import MomentSum
+from onnxcalib.numeric.rounding import quantize
+from onnxcalib.numeric.solve import RIDGES, choose_ridge, descend, excess, gptq, round_layer, solve_layer
+from onnxcalib.spec import QuantSpec
+
+FOUR, EIGHT = (QuantSpec(bits, signed=True, symmetric=True, axis=0) for bits in (4, 8))
+
+
+def moments_of(inputs, targets):
+    total = MomentSum()
+    total.add(inputs, targets)
+    return total.centre()
+
+
+def draw_problem(seed, *, groups=1, channels=4, size=12, columns=300):
+    """Correlated inputs (groups, K, P) with means, and a weight (groups, C, K)."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(groups, size, size)) @ rng.normal(size=(groups, size, columns))
+    inputs += rng.normal(size=(groups, size, 1))
+    return torch.from_numpy(inputs), torch.from_numpy(rng.normal(size=(groups, channels, size)))
+
+
+def measure_loss(moments, weight, weights, ridge):
+    """E|y - w x - b|^2 + ridge |w - W|^2 by row, up to a constant, at the best bias."""
+    damping = ridge * moments.gram.diagonal(dim1=1, dim2=2).mean(1)[:, None]
+    fit = ((weights @ moments.gram) * weights).sum(2) - 2 * (weights * moments.cross).sum(2)
+    return fit + damping * (weights - weight).square().sum(2)
+
+
+def weights_of(solution):
+    return solution.integers * solution.scale[..., None]
+
+
+def draw_tiny(seed, bits):
+    """A quadratic (1, K, K), its optimum (1, R, K) in reach of the grid of step 1 partly, and the grid's spec."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(1, 5))
+    root = rng.normal(size=(size, size + 1))
+    gram = torch.from_numpy(root @ root.T)[None] + 0.01 * torch.eye(size, dtype=torch.float64)
+    optimum = torch.from_numpy(rng.normal(size=(1, 3, size))) * 2 ** (bits - 1)
+    return gram, optimum, QuantSpec(bits, signed=True, symmetric=True, axis=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
+def test_descent_ends_where_no_change_of_one_integer_helps(seed, bits):
+    gram, optimum, spec = draw_tiny(seed, bits)
+    scale = torch.full(optimum.shape[:2], 1.3, dtype=torch.float64)
+    start = quantize(optimum, scale[..., None], 0, spec)
+    found = descend(gram, optimum, start, scale, spec)
+    loss = excess(gram, optimum, found, scale)
+    assert (loss <= excess(gram, optimum, start, scale) + 1e-12).all()
+    for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
+        other = found.clone()
+        other[:, :, j] = value
+        assert (excess(gram, optimum, other, scale) >= loss - 1e-9).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
+def test_descent_finds_the_best_of_all_integers_where_inputs_are_not_correlated(seed, bits):
+    gram, optimum, spec = draw_tiny(seed, bits)
+    gram = torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
+    scale = torch.full(optimum.shape[:2], 0.7, dtype=torch.float64)
+    found = descend(gram, optimum, torch.zeros_like(optimum), scale, spec)
+    grid = range(spec.qmin, spec.qmax + 1)
+    all_of_them = torch.tensor(list(itertools.product(grid, repeat=optimum.shape[2])), dtype=torch.float64)
+    for row in range(optimum.shape[1]):
+        rows = optimum[:, row : row + 1].expand(-1, len(all_of_them), -1)
+        losses = excess(gram, rows, all_of_them[None], scale[:, :1].expand(-1, len(all_of_them)))
+        mine = excess(gram, optimum, found, scale)[0, row]
+        torch.testing.assert_close(mine, losses.min(), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([FOUR, EIGHT]), st.sampled_from([0.003, 0.3, 30.0]), st.integers(2, 20))
+def test_no_row_is_worse_than_its_nearest_rounding(seed, spec, ridge, size):
+    inputs, weight = draw_problem(seed, groups=2, size=size)
+    moments = moments_of(inputs, weight @ inputs)
+    solved = measure_loss(moments, weight, weights_of(solve_layer(moments, weight, spec, ridge=ridge)), ridge)
+    rounded = measure_loss(moments, weight, weights_of(round_layer(weight, spec)), ridge)
+    assert (solved <= rounded + 1e-9 * rounded.abs()).all()
+
+
+@pytest.mark.parametrize(("spec", "share"), [(FOUR, 0.6), (EIGHT, 0.8)])
+def test_solving_takes_much_of_the_error_of_nearest_rounding(spec, share):
+    inputs, weight = draw_problem(0, channels=32, size=30)
+    moments = moments_of(inputs, weight @ inputs)
+    losses = [
+        excess(moments.gram, weight, s.integers, s.scale).sum()
+        for s in (solve_layer(moments, weight, spec, ridge=0.003), round_layer(weight, spec))
+    ]
+    assert losses[0] < share * losses[1]
+
+
+def test_integers_stay_on_the_grid_and_scales_are_positive():
+    inputs, weight = draw_problem(1, groups=3)
+    for spec in (FOUR, EIGHT):
+        found = solve_layer(moments_of(inputs, weight @ inputs), weight, spec)
+        assert torch.equal(found.integers, found.integers.round().clip(spec.qmin, spec.qmax))
+        assert (found.scale > 0).all()
+        assert found.integers.shape == weight.shape and found.scale.shape == found.bias.shape == weight.shape[:2]
+
+
+@pytest.mark.parametrize("spec", [FOUR, EIGHT])
+def test_the_bias_leaves_no_mean_error(spec):
+    inputs, weight = draw_problem(2, groups=2)
+    targets = weight @ inputs + torch.arange(8.0).reshape(2, 4, 1)
+    found = solve_layer(moments_of(inputs, targets), weight, spec)
+    error = targets - weights_of(found) @ inputs - found.bias[..., None]
+    assert error.square().mean() > 1e-6
+    assert error.mean(2).abs().max() < 1e-9
+
+
+def test_inputs_that_never_vary_keep_their_float_weights():
+    inputs, weight = draw_problem(3, size=10)
+    inputs[:, 4:7] = 0.7
+    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, ridge=0.3)
+    off = (weights_of(found) - weight)[:, :, 4:7].abs()
+    reach = found.scale[..., None] * FOUR.qmax
+    assert (off <= found.scale[..., None] / 2 + (weight[:, :, 4:7].abs() - reach).clamp_min(0) + 1e-9).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e4])
+def test_a_layer_whose_inputs_are_all_dead_is_rounded(value):
+    weight = draw_problem(4, groups=2)[1].float()
+    inputs = torch.full((2, 12, 50), value)
+    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, ridge=0.003)
+    assert torch.isfinite(found.bias).all()
+    assert ((weights_of(found) - weight).abs() <= found.scale[..., None] * 1.01).float().mean() > 0.95
+    torch.testing.assert_close(
+        weights_of(found) @ inputs.double() + found.bias[..., None], weight.double() @ inputs.double(), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_weights_of_nothing_give_zeros():
+    inputs, weight = draw_problem(5)
+    weight[:, 1] = 0
+    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR)
+    assert torch.isfinite(found.scale).all() and weights_of(found)[:, 1].abs().max() < 1e-30
+
+
+def test_a_large_ridge_gives_the_rounding_of_the_float_weights():
+    inputs, weight = draw_problem(6)
+    targets = torch.randn(1, 4, inputs.shape[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = solve_layer(moments_of(inputs, targets), weight, EIGHT, ridge=1e6)
+    assert ((weights_of(found) - weight).abs() <= found.scale[..., None] * 0.51).all()
+
+
+def test_weights_make_up_for_what_the_quantized_prefix_lost():
+    inputs, weight = draw_problem(7, size=8)
+    quantized = inputs.clone()
+    quantized[:, ::2] *= 0.8
+    quantized[:, 1] += 0.5 * quantized[:, 2]
+    targets = weight @ inputs
+    moments = moments_of(quantized, targets)
+
+    def measure(solution):
+        error = targets - weights_of(solution) @ quantized
+        return (error - error.mean(2, keepdim=True)).square().mean()
+
+    symmetric = solve_layer(moments_of(quantized, weight @ quantized), weight, EIGHT, ridge=0.003)
+    assert measure(solve_layer(moments, weight, EIGHT, ridge=0.003)) < 0.05 * measure(symmetric)
+
+
+def draw_noisy(columns, generator):
+    """Inputs that lost much to quantization, and the float model's outputs."""
+    weight = torch.randn(1, 4, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs = torch.randn(1, 24, columns, generator=generator, dtype=torch.float64)
+    noise = torch.randn(inputs.shape, generator=generator, dtype=torch.float64)
+    return moments_of(inputs + 0.5 * noise, weight @ inputs), weight
+
+
+def test_few_noisy_samples_choose_a_larger_ridge_than_many():
+    generator = torch.Generator().manual_seed(1)
+    judged, weight = draw_noisy(2000, generator)
+    few, many = (choose_ridge(draw_noisy(n, generator)[0], judged, weight) for n in (30, 20000))
+    assert {few, many} <= set(RIDGES) and few >= 0.3 and many <= 0.03
+
+
+def test_rounding_takes_the_scale_of_least_squared_weight_error():
+    weight = draw_problem(8, groups=2)[1]
+    weight[0, 0, 0] = 9.0
+    for spec, shares in ((FOUR, solve_module.FEW_BIT_SHARES), (EIGHT, solve_module.EIGHT_BIT_SHARES)):
+        found = round_layer(weight, spec)
+        assert torch.equal(found.integers, quantize(weight, found.scale[..., None], 0, spec))
+        assert not found.bias.any() and found.bias.shape == found.scale.shape
+        error = (weights_of(found) - weight).square().sum(2)
+        full = weight.abs().amax(2) / spec.qmax
+        for share in shares:
+            other = quantize(weight, (full * share)[..., None], 0, spec) * (full * share)[..., None]
+            assert (error <= (other - weight).square().sum(2) + 1e-12).all()
+
+
+def test_gptq_on_inputs_without_correlation_is_nearest_rounding():
+    weight = draw_problem(9)[1]
+    scale = weight.abs().amax(2) / 7
+    factor = 2 * torch.eye(12, dtype=torch.float64)[None]
+    assert torch.equal(gptq(factor, weight, scale, FOUR), quantize(weight, scale[..., None], 0, FOUR))
+
+
+def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
+    inputs, weight = draw_problem(10, channels=32, size=40)
+    gram = moments_of(inputs, weight @ inputs).gram
+    scale = weight.abs().amax(2) / 7
+    found = gptq(torch.linalg.cholesky(gram), weight, scale, FOUR)
+    nearest = quantize(weight, scale[..., None], 0, FOUR)
+    assert excess(gram, weight, found, scale).sum() < 0.7 * excess(gram, weight, nearest, scale).sum()
+
+
+@pytest.mark.parametrize(("name", "value"), [("LAZY", 1000), ("LAZY", 3), ("ROW_BYTES", 1)])
+def test_the_order_of_the_work_does_not_change_the_result(monkeypatch, name, value):
+    inputs, weight = draw_problem(11, size=70, groups=2)
+    moments = moments_of(inputs, weight @ inputs)
+    before = solve_layer(moments, weight, FOUR)
+    monkeypatch.setattr(solve_module, name, value)
+    after = solve_layer(moments, weight, FOUR)
+    assert torch.equal(before.integers, after.integers)
+    torch.testing.assert_close(before.scale, after.scale)
