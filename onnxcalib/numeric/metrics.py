@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Values compared at once: so few that their float64 copies stay in the processor's cache, and that OpenBLAS, which splits
-# dot products of more than 10,000, starts no threads: they fight with onnxruntime's and take a hundred times as long.
+# Values compared at once: so few that their float64 copies stay in the processor's cache, and that OpenBLAS, which
+# splits dot products of more than 10,000, starts no threads: they fight with onnxruntime's and take far longer.
 CHUNK = 2**13
 
 

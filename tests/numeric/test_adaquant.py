@@ -49,7 +49,9 @@ def test_the_weight_step_has_the_exact_gradient_of_fixed_integers():
                 quantizer.log_step[row] += shift
                 losses.append(measure())
                 quantizer.log_step[row] -= shift
-        torch.testing.assert_close(quantizer.log_step.grad[row, 0], (losses[0] - losses[1]) / 2e-4, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            quantizer.log_step.grad[row, 0], (losses[0] - losses[1]) / 2e-4, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_weight_passes_its_gradient_straight_through_even_beyond_the_grid():

@@ -140,7 +140,10 @@ def test_a_layer_whose_inputs_are_all_dead_is_rounded(value):
     assert torch.isfinite(found.bias).all()
     assert ((weights_of(found) - weight).abs() <= found.scale[..., None] * 1.01).float().mean() > 0.95
     torch.testing.assert_close(
-        weights_of(found) @ inputs.double() + found.bias[..., None], weight.double() @ inputs.double(), rtol=1e-5, atol=1e-5
+        weights_of(found) @ inputs.double() + found.bias[..., None],
+        weight.double() @ inputs.double(),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

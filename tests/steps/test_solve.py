@@ -33,7 +33,7 @@ def make_residual(build, weigh, text):
 
 
 def measure(walk, block):
-    """Error of the block's outputs from its quantized inputs, over the float model's outputs: relative, and its mean."""
+    """Error of the block's outputs from its quantized inputs, against the float model's: relative, and its mean."""
     sessions = {
         "float:": Session(walk.float_cut(block, list(block.outputs))),
         "quantized:": Session(walk.quantized_cut(block, list(block.outputs))),
