@@ -82,3 +82,9 @@ def draw():
     """Float32 normal deviates of a shape, the same in every run."""
     rng = np.random.default_rng(0)
     return lambda *shape: rng.normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def weigh(draw):
+    """Float32 weights of a shape whose outputs are about as large as the inputs."""
+    return lambda *shape: draw(*shape) / np.float32(np.sqrt(max(np.prod(shape[1:]), 1)))

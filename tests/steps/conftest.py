@@ -1,6 +1,5 @@
 """A walk through a small model, its calibration set stored, before the first block."""
 
-import numpy as np
 import pytest
 
 from onnxcalib.config import QuantizeConfig
@@ -34,9 +33,3 @@ def walk_of():
     yield make
     for store in stores:
         store.__exit__()
-
-
-@pytest.fixture
-def weigh(draw):
-    """Float32 weights of a shape whose outputs are about as large as the inputs."""
-    return lambda *shape: draw(*shape) / np.float32(np.sqrt(max(np.prod(shape[1:]), 1)))
