@@ -174,3 +174,16 @@ def test_a_set_that_was_opened_for_another_model_is_refused(net, build, weigh):
     samples = onnxcalib.open_calibration(np.ones((3, 2), np.float32), onnxcalib.graph.load.inputs_of(other))
     with pytest.raises(DataError, match="the set was opened for the inputs 'x'; the model's are 'image'"):
         quantize(net, samples, settings())
+
+
+def test_what_a_body_reads_is_quantized_outside_of_it(build, weigh):
+    text = """g (float[N, 3, 8, 8] image, bool[1] wide) => (float[N, 4, 8, 8] y) {
+        c = Conv (image, w)  r = Relu (c)
+        y = If (wide) <
+            then_branch = one () => (float[N, 4, 8, 8] p) { p = Add (r, r) },
+            else_branch = two () => (float[N, 4, 8, 8] q) { q = Identity (r) }
+        >
+    }"""
+    model = build(text, w=weigh(4, 3, 1, 1))
+    result = quantize(model, {"image": SAMPLES[:1], "wide": np.array([True])}, settings())
+    assert result.report.outputs[0].sqnr_db > 30 and [layer.op for layer in result.report.layers] == ["Conv"]

@@ -14,7 +14,7 @@ from ..config import QuantizeConfig
 from ..data import CalibrationSet
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, needed_nodes
-from ..graph.index import Index, constant
+from ..graph.index import Index, constant, reads
 from ..graph.layout import from_rows, to_rows, window_of
 from ..numeric.gram import MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
@@ -79,7 +79,7 @@ class Walk:
 
     def _read(self, inputs, outputs) -> list[str]:
         names = needed_nodes(self.index, inputs, outputs)
-        read = {t for n in self.model.graph.node if n.name in names for t in n.input}
+        read = {t for n in self.model.graph.node if n.name in names for t in reads(n)}
         return [t for t in inputs if t in read]
 
     def feeds(self, prefix: str, tensors, number: int) -> dict[str, np.ndarray]:
