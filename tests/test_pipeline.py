@@ -1,6 +1,8 @@
 """The main job from Python, end to end on small models."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import onnx
@@ -9,7 +11,7 @@ from onnx import numpy_helper
 
 import onnxcalib
 import onnxcalib.graph.load
-from onnxcalib import DataError, ModelError, QuantizeConfig, quantize
+from onnxcalib import DataError, ModelError, OutputError, QuantizeConfig, quantize
 from onnxcalib.report import Observer
 
 SAMPLES = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
@@ -50,11 +52,11 @@ def test_every_pair_of_bits_gives_a_checked_model_near_the_float_one(net, weight
     }
 
 
-@pytest.mark.parametrize("activation_bits", [8, 4])
-def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_plain, activation_bits):
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (8, 4)])
+def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_plain, weight_bits, activation_bits):
     given = []
     for encoding in ("runtime", "standard"):
-        config = settings(weight_bits=4, activation_bits=activation_bits, encoding=encoding)
+        config = settings(weight_bits=weight_bits, activation_bits=activation_bits, encoding=encoding)
         given.append(run_plain(quantize(net, SAMPLES, config).model, SAMPLES))
     np.testing.assert_allclose(given[0], given[1], rtol=1e-5, atol=1e-6)
 
@@ -187,3 +189,171 @@ def test_what_a_body_reads_is_quantized_outside_of_it(build, weigh):
     model = build(text, w=weigh(4, 3, 1, 1))
     result = quantize(model, {"image": SAMPLES[:1], "wide": np.array([True])}, settings())
     assert result.report.outputs[0].sqnr_db > 30 and [layer.op for layer in result.report.layers] == ["Conv"]
+
+
+def test_two_runs_with_one_seed_give_the_same_bytes(net):
+    config = settings(weight_bits=4, activation_bits=4, seed=7)
+    one, two = (quantize(net, SAMPLES, config).model.SerializeToString() for _ in range(2))
+    assert one == two
+
+
+def test_the_graph_keeps_its_names(net):
+    graph = quantize(net, SAMPLES, settings(weight_bits=4)).model.graph
+    assert {"stem", "inner", "add", "deep", "mean", "head"} <= {node.name for node in graph.node}
+    assert {"image"} == {value.name for value in graph.input} and ["scores"] == [value.name for value in graph.output]
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "shape"),
+    [
+        ("y = Gemm <transB = 1> (r, w2, b2)  r = Relu (h)  h = Gemm (x, w1)", {"w1": (8, 9), "w2": (5, 9), "b2": (5,)}, (8,)),
+        ("y = Conv <dilations = [2]> (r, w2)  r = Relu (h)  h = Conv <strides = [2]> (x, w1, b1)",
+         {"w1": (6, 3, 3), "b1": (6,), "w2": (4, 6, 3)}, (3, 21)),
+        ("y = Conv (r, w2, b2)  r = Clip (h, zero, six)  h = Conv <group = 4, pads = [1, 1, 1, 1]> (x, w1, b1)",
+         {"w1": (8, 1, 3, 3), "b1": (8,), "w2": (4, 8, 1, 1), "b2": (4,)}, (4, 6, 6)),
+        ("y = Conv (r, w2)  r = LeakyRelu (h)  h = Conv (x, w1)", {"w1": (3, 2, 2, 2, 2), "w2": (2, 3, 1, 2, 1)}, (2, 4, 5, 3)),
+        ("y = MatMul (r, w2)  r = Softmax (h)  h = MatMul (x, w1)", {"w1": (6, 7), "w2": (7, 3)}, (3, 2, 6)),
+    ],
+    ids=["gemm", "conv1d", "depthwise", "conv3d", "matmul"],
+)  # fmt: skip
+@pytest.mark.parametrize("batch", ["N", "2"])
+def test_layers_of_every_kind_are_quantized(build, weigh, draw, text, weights, shape, batch):
+    body = "  ".join(reversed(text.split("  ")))
+    dims = ", ".join(map(str, (batch, *shape)))
+    values = {name: weigh(*each) for name, each in weights.items()} | LIMITS
+    model = build(f"g (float[{dims}] x) => (float y) {{ {body} }}", **values)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    result = quantize(model, draw(20, *shape), settings(weight_bits=4))
+    assert len(result.report.layers) == 2 and result.report.outputs[0].sqnr_db > 20
+    assert {block.outcome for block in result.report.blocks} <= {"reconstructed", "rolled back"}
+
+
+def test_external_data_are_read_and_no_file_of_the_input_changes(net, tmp_path):
+    onnx.save(net, tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(net, tmp_path / "whole.onnx")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"net.onnx", "weights.bin", "whole.onnx"}
+    apart, whole = (quantize(tmp_path / name, SAMPLES, settings()).model for name in ("net.onnx", "whole.onnx"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert apart.SerializeToString() == whole.SerializeToString()
+
+
+def test_shapes_that_the_file_records_wrongly_do_not_stop_a_run(net):
+    net.graph.value_info.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, ["N", 7, 8, 8]))
+    net.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 9
+    result = quantize(net, SAMPLES, settings())
+    onnx.checker.check_model(result.model, full_check=True)
+    assert [d.dim_value for d in result.model.graph.output[0].type.tensor_type.shape.dim][1] == 4
+
+
+def test_an_operator_that_torch_does_not_know_stays_in_float(build, weigh, draw):
+    text = "g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) { c = Conv (x, w)  g = com.microsoft.Gelu (c)  y = Conv (g, w) }"
+    model = build(text, w=weigh(4, 4, 1, 1))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    result = quantize(model, draw(12, 4, 6, 6), settings())
+    assert result.report.outputs[0].sqnr_db > 30
+    assert "Gelu" in [node.op_type for node in result.model.graph.node]
+
+
+class Interrupter(Observer):
+    """Presses Ctrl-C at a moment."""
+
+    def __init__(self, moment):
+        self.moment = moment
+
+    def stage(self, name):
+        if name == self.moment:
+            raise KeyboardInterrupt
+
+    def block(self, record):
+        if self.moment == "block":
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["prepare", "calibrate", "reconstruct", "block", "verify"])
+def test_an_interrupted_run_leaves_nothing_behind(net, tmp_path, monkeypatch, moment):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        quantize(net, SAMPLES, settings(), observer=Interrupter(moment))
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_files_are_gone_after_a_run_and_after_a_refusal(net, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    quantize(net, SAMPLES, settings())
+    with pytest.raises(DataError):
+        quantize(net, SAMPLES * np.float32(np.nan), settings())
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sample_is_kept(net, monkeypatch):
+    most = []
+    for number in (64, 192):
+        alive, seen = [], []
+
+        def watch(self, indices, alive=alive, seen=seen):
+            values = read(self, indices)
+            alive.extend(weakref.ref(value) for value in values.values())
+            alive[:] = [ref for ref in alive if ref() is not None]
+            seen.append(len(alive))
+            return values
+
+        with monkeypatch.context() as patch:
+            read = onnxcalib.CalibrationSet.read
+            patch.setattr(onnxcalib.CalibrationSet, "read", watch)
+            quantize(net, np.resize(SAMPLES, (number, 3, 8, 8)), settings())
+        most.append(max(seen))
+        assert len(seen) >= 3 * number // 32
+    assert most[0] == most[1] <= 3
+
+
+def test_only_the_first_samples_are_used_where_so_many_are_asked_for(net):
+    bad = SAMPLES.copy()
+    bad[10:] = np.nan
+    assert quantize(net, bad, settings(samples=10)).report.samples == 10
+
+
+def test_a_float_model_that_overflows_is_refused_with_the_tensor(net):
+    weight = next(t for t in net.graph.initializer if t.name == "w2")
+    weight.CopyFrom(numpy_helper.from_array(np.full((8, 8, 3, 3), np.inf, np.float32), "w2"))
+    with pytest.raises(DataError, match="tensor s: the float model gives values that are not finite"):
+        quantize(net, SAMPLES, settings())
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, "no such file"), (b"", "is empty"), (b"not a model", "not an ONNX model")]
+)
+def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path, content, text):
+    path = tmp_path / "net.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=f"net.onnx: .*{text}"):
+        quantize(path, SAMPLES, settings())
+
+
+def test_a_model_that_onnxruntime_does_not_run_is_refused(build):
+    model = build("g (float[N, 3] x) => (float[N, 3] y) { y = com.example.Nothing (x) }")
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    with pytest.raises(ModelError, match="onnxruntime cannot load the model"):
+        quantize(model, np.ones((4, 3), np.float32), settings())
+
+
+def test_a_quantized_model_that_fails_the_checker_is_a_model_error(net, monkeypatch):
+    def refuse(*_given, **_named):
+        raise onnx.checker.ValidationError("first line\nsecond line")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(ModelError, match="the quantized model fails onnx's checker: first line; please report this$"):
+        quantize(net, SAMPLES, settings(reconstruct=False))
+
+
+def test_a_result_is_written_whole_or_not_at_all(net, tmp_path):
+    result = quantize(net, SAMPLES, settings(reconstruct=False))
+    result.save(tmp_path / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    assert (tmp_path / "out.onnx").read_bytes() == result.model.SerializeToString()
+    with pytest.raises(OutputError, match="nowhere"):
+        result.save(tmp_path / "nowhere" / "out.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
