@@ -29,7 +29,7 @@ def _option(name: str, text: str, panel: str = SETTINGS, **more: Any) -> Any:
 def _spell(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return ",".join(f"{part:g}" for part in default) if isinstance(default, tuple) else str(default)
+    return ",".join(f"{part:g}" for part in default) or "none" if isinstance(default, tuple) else str(default)
 
 
 def quantize(
@@ -61,6 +61,12 @@ def quantize(
     samples: Annotated[int | None, _option("samples", "Use only the first so many samples.")] = None,
     seed: Annotated[int | None, _option("seed", "Seed of all random choices.")] = None,
     threads: Annotated[int | None, _option("threads", "Threads to compute with.")] = None,
+    exclude: Annotated[
+        list[str] | None,
+        _option(
+            "exclude", "Leave this node in float; also for a regular expression; may be given again.", metavar="NAME"
+        ),
+    ] = None,
     mean: Annotated[str | None, _option("mean", "x = (pixel / 255 - mean) / std.", IMAGES, metavar="R,G,B")] = None,
     std: Annotated[str | None, _option("std", "As for --mean.", IMAGES, metavar="R,G,B")] = None,
     resize: Annotated[int | None, _option("resize", "Length of the shorter side.", IMAGES)] = None,
@@ -74,13 +80,16 @@ def quantize(
 ) -> None:
     """Write MODEL with 8-bit or 4-bit layers, as QuantizeLinear/DequantizeLinear pairs that onnxruntime fuses."""
     given = dict(locals())
-    options = {name: given[name] for name in _NAMES}
+    options = {name: given[name] or None if name == "exclude" else given[name] for name in _NAMES}
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         _run(model, calib, output or model.with_suffix(".quantized.onnx"), settings, report=report, quiet=quiet)
 
 
-_NAMES = tuple(name for name in (*QuantizeConfig.model_fields, *DataConfig.model_fields) if name != "data")
+# Settings of single layers are for files alone.
+_NAMES = tuple(
+    name for name in (*QuantizeConfig.model_fields, *DataConfig.model_fields) if name not in ("data", "layers")
+)
 
 
 def _run(model: Path, calib: Path, output: Path, settings: QuantizeConfig, *, report: Path | None, quiet: bool) -> None:

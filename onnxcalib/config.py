@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -39,6 +39,11 @@ def _split_size(value: Any) -> Any:
             raise ValueError("must be a size such as 224, or 'HxW'")
         return (int(sides[0]), int(sides[-1]))
     return value
+
+
+def _split_names(value: Any) -> Any:
+    """One name as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 class _Settings(BaseModel):
@@ -89,11 +94,42 @@ class DataConfig(_Settings):
         return value
 
 
+class LayerConfig(_Settings):
+    """What one layer has other than the rest: None leaves it as the rest is, ``exclude`` leaves the layer in float."""
+
+    weight_bits: Bits | None = None
+    activation_bits: Bits | None = None
+    exclude: bool = Field(default=False, strict=True)
+
+
+def _read_layers(value: Any) -> Any:
+    """Tables of LayerConfig by node name, their faults with the name in front."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f'layers: found {value!r}; it holds a table for each layer; write [layers."NAME"] above its bits'
+        )
+    return {name: _read_layer(name, settings) for name, settings in value.items()}
+
+
+def _read_layer(name: str, settings: Any) -> LayerConfig:
+    if isinstance(settings, LayerConfig):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"layers: {name!r}: found {settings!r}; it is a table; write [layers.{name!r}] above its bits"
+        )
+    try:
+        return LayerConfig(**{str(key).replace("-", "_"): each for key, each in settings.items()})
+    except ConfigError as error:
+        raise ConfigError(f"layers: {name!r}: {error}") from None
+
+
 class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
     Bits are those of weighted layers: their weights and the activations they read. steps: AdaQuant steps a block;
-    samples: use only the first so many; reconstruct: False calibrates and rounds only.
+    samples: use only the first so many; reconstruct: False calibrates and rounds only. exclude: nodes that stay in
+    float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole names.
     """
 
     weight_bits: Bits = 8
@@ -107,24 +143,65 @@ class QuantizeConfig(_Settings):
     samples: Count | None = None
     seed: int = Field(default=0, strict=True, ge=0)
     threads: Count | None = None
+    exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
+    layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
 
 
-def load_config(path: str | Path | None = None, options: Mapping[str, Any] | None = None) -> QuantizeConfig:
-    """The settings of a TOML file with command line options laid over them; an option that is None was not given.
+def _check_percentage(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
+        raise ValueError("is in %, above 1 and at most 100; multiply it by 100")
+    return value
 
-    Option names are field names, those of DataConfig included. Raises ConfigError that names the file or the option.
+
+class ValidateConfig(_Settings):
+    """All settings of ``validate``; a gate that is None is not asked for.
+
+    max_drop: of top-1 accuracy in points of 100, or of the user's own metric in its unit; min_agreement: of the top
+    class, in %; min_sqnr: of every output, in dB; max_size_ratio: bytes of the files, quantized / float; min_speedup:
+    float time / quantized time; max_unfused: QuantizeLinear and DequantizeLinear that onnxruntime leaves standing;
+    max_steps: largest difference of a layer between graph optimizations off and on, in quantization steps. confident:
+    the whole 95% interval of a measure must clear its gate. metric: ``module:function`` of a user's own. batch: samples
+    in a run that is timed.
     """
-    settings = {} if path is None else _read_toml(Path(path))
+
+    max_drop: Finite | None = None
+    min_agreement: Annotated[float | None, BeforeValidator(_check_percentage), Field(ge=0, le=100)] = None
+    min_sqnr: Finite | None = None
+    max_size_ratio: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    min_speedup: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    max_unfused: Annotated[int | None, Field(strict=True, ge=0)] = None
+    max_steps: Annotated[int, Field(strict=True, ge=0)] = 1
+    confident: bool = Field(default=False, strict=True)
+    metric: Annotated[str | None, Field(pattern=r"^[\w.]+:[\w.]+$")] = None
+    samples: Count | None = None
+    batch: Count = 1
+    threads: Count | None = None
+    data: DataConfig = DataConfig()
+
+
+Kind = TypeVar("Kind", QuantizeConfig, ValidateConfig)
+
+
+def load_config(
+    path: str | Path | None = None, options: Mapping[str, Any] | None = None, kind: type[Kind] = QuantizeConfig
+) -> Kind:
+    """Settings of ``kind`` from a TOML file, command line options laid over them; an option that is None is not given.
+
+    One file serves both commands: those of ``quantize`` stand at the top, those of ``validate`` in the table
+    [validate], those of images in [data]. Option names are field names, those of DataConfig included. All of the file
+    is checked. Raises ConfigError that names the file or the option.
+    """
+    settings = {} if path is None else _read_toml(Path(path))[kind]
     for key, value in (options or {}).items():
         if value is None:
             continue
         try:
-            QuantizeConfig(**_nest({key: value}))
+            kind(**_nest({key: value}))
         except ConfigError as error:
             raise ConfigError(f"--{key.replace('_', '-')}: {str(error).partition(': ')[2]}") from None
         settings[key] = value
-    return QuantizeConfig(**_nest(settings))
+    return kind(**_nest(settings))
 
 
 def nearest(name: str, allowed: tuple[str, ...] | list[str]) -> str:
@@ -133,35 +210,50 @@ def nearest(name: str, allowed: tuple[str, ...] | list[str]) -> str:
     return f" did you mean {match[0]!r}?" if match else ""
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    """Checked settings by field name, with those of the [data] table beside the others."""
+def _read_toml(path: Path) -> dict[type, dict[str, Any]]:
+    """Checked settings of each kind by field name, with those of the [data] table beside the others."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give --config a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}; see https://toml.io") from None
-    data = table.pop("data", {})
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: data: found {data!r}; it is a table; write [data] above its settings")
+    data = _read_section(path, _take_table(path, table, "data"), _DATA_NAMES)
+    gates = _read_section(path, _take_table(path, table, "validate"), _VALIDATE_NAMES)
+    flat = _read_section(path, table, _QUANTIZE_NAMES + _DATA_NAMES)
+    for key in flat.keys() & data.keys():
+        raise ConfigError(f"{path}: {key}: given twice; keep one")
+    data |= {key: flat[key] for key in flat if key in _DATA_NAMES}
+    settings: dict[type, dict[str, Any]] = {QuantizeConfig: flat | data, ValidateConfig: gates | data}
+    for kind, values in settings.items():
+        try:
+            kind(**_nest(values))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return settings
+
+
+def _take_table(path: Path, table: dict[str, Any], name: str) -> dict[str, Any]:
+    found = table.pop(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {name}: found {found!r}; it is a table; write [{name}] above its settings")
+    return found
+
+
+def _read_section(path: Path, section: Mapping[str, Any], allowed: tuple[str, ...]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for section, allowed in ((table, _FLAT_NAMES), (data, _DATA_NAMES)):
-        for key, value in section.items():
-            name = key.replace("-", "_")
-            if name not in allowed:
-                raise ConfigError(f"{path}: {key}: unknown setting;{_suggest(key, name, allowed)}")
-            if name in settings:
-                raise ConfigError(f"{path}: {key}: given twice; keep one")
-            settings[name] = value
-    try:
-        QuantizeConfig(**_nest(settings))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    for key, value in section.items():
+        name = key.replace("-", "_")
+        if name not in allowed:
+            raise ConfigError(f"{path}: {key}: unknown setting;{_suggest(key, name, allowed)}")
+        if name in settings:
+            raise ConfigError(f"{path}: {key}: given twice; keep one")
+        settings[name] = value
     return settings
 
 
 def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings as the fields of QuantizeConfig."""
+    """Flat settings as the fields of QuantizeConfig or ValidateConfig."""
     nested = {key: value for key, value in settings.items() if key not in _DATA_NAMES}
     data = {key: value for key, value in settings.items() if key in _DATA_NAMES}
     return {**nested, "data": data} if data else nested
@@ -187,4 +279,5 @@ def _describe(error: ValidationError, allowed: tuple[str, ...]) -> str:
 
 
 _DATA_NAMES = tuple(DataConfig.model_fields)
-_FLAT_NAMES = tuple(name for name in QuantizeConfig.model_fields if name != "data") + _DATA_NAMES
+_QUANTIZE_NAMES = tuple(name for name in QuantizeConfig.model_fields if name != "data")
+_VALIDATE_NAMES = tuple(name for name in ValidateConfig.model_fields if name != "data")

@@ -24,6 +24,7 @@ from .graph.extract import infer_types
 from .graph.load import inputs_of, load_model
 from .graph.plan import make_plan
 from .graph.save import check_output, model_bytes, save_model
+from .graph.select import select_nodes
 from .graph.shapes import describe_outputs
 from .report import BlockRecord, Observer, Report
 from .runtime.session import Session
@@ -136,6 +137,7 @@ class _Run:
             weight_bits=self.config.weight_bits,
             activation_bits=self.config.activation_bits,
             first_last_bits=self.config.first_last_bits,
+            selection=select_nodes(model, self.config),
         )
         self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
         return plan

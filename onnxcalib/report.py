@@ -37,13 +37,19 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """Float against quantized on one model output; agreement is the share of equal top-1 (0 to 1) of class scores."""
+    """Float against quantized on one model output.
+
+    agreement: share (0 to 1) of samples with equal top class, where the output is class scores. Intervals are those of
+    95% confidence, (low, high).
+    """
 
     name: str
     sqnr_db: float
     cosine: float
     max_abs_error: float
     agreement: float | None = None
+    sqnr_interval: tuple[float, float] | None = None
+    agreement_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,12 @@ class Report:
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON has no word for them."""
-        return json.dumps(_plain(asdict(self)), indent=2)
+        return to_json(asdict(self))
+
+
+def to_json(value: dict) -> str:
+    """JSON text of plain values; infinities and NaN become null."""
+    return json.dumps(_plain(value), indent=2)
 
 
 def _plain(value):

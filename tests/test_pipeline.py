@@ -61,6 +61,15 @@ def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_pla
     np.testing.assert_allclose(given[0], given[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("encoding", ["runtime", "standard"])
+def test_the_encoding_asked_for_is_written(net, encoding):
+    result = quantize(net, SAMPLES, settings(weight_bits=4, encoding=encoding, reconstruct=False))
+    types = {t.name: t.data_type for t in result.model.graph.initializer}
+    assert types["w2_quantized"] == onnx.TensorProto.INT4
+    readers = {node.op_type for node in result.model.graph.node if "w2_quantized" in node.input}
+    assert readers == {"Cast" if encoding == "runtime" else "DequantizeLinear"}
+
+
 @pytest.fixture
 def run_plain():
     from onnxcalib.runtime.session import Session

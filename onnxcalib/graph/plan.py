@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..errors import ModelError
+from ..config import LayerConfig
+from ..errors import ConfigError, ModelError
 from ..spec import LayerPlan, QuantPlan, QuantSpec
 from .fusion import (
     FLOAT_OUTPUT_LAYERS,
@@ -25,30 +26,43 @@ from .fusion import (
     upper_bound,
 )
 from .index import Index, attribute_of, is_op, reads
+from .select import Selection
 
 WIDE_BITS = 8
 
 
 def make_plan(
-    model: ModelProto, *, weight_bits: int = 8, activation_bits: int = 8, first_last_bits: int = 8
+    model: ModelProto,
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    first_last_bits: int = 8,
+    selection: Selection | None = None,
 ) -> QuantPlan:
     """Plan the quantization of every weighted layer and of the tensors between them.
 
     ``activation_bits`` are those of the inputs of weighted layers; a tensor that an Add, a pool or a float operator
     reads too is kept at 8 bits and narrowed for the layers alone. Layers that no other layer precedes or follows get
-    ``first_last_bits`` for their weight, and at least these for their input. Raises ModelError where the graph has no
-    quantizable layer.
+    ``first_last_bits`` for their weight, and at least these for their input. What ``selection`` says of a layer stands
+    above both. Raises ModelError where the graph has no quantizable layer, ConfigError where ``selection`` gives bits
+    to one that is not.
     """
     index = Index(model.graph)
+    selection = selection or Selection()
     layers = tuple(_layers(model.graph, index, weight_bits, activation_bits))
     if not layers:
         raise ModelError(
             "graph: no quantizable layer found; a Conv, ConvTranspose, Gemm or MatMul with a constant float weight is"
             " needed; nothing can be gained by quantizing this model"
         )
+    _refuse_bits_without_effect(selection, {layer.name for layer in layers})
     ends = _end_layers(model.graph, {layer.name for layer in layers})
+    layers = tuple(layer for layer in layers if layer.name not in selection.excluded)
+    if not layers:
+        raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     layers = tuple(_widen(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
-    quantized = _quantized_tensors(model.graph, index, layers)
+    layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
+    quantized = _quantized_tensors(model.graph, index, layers, selection.excluded)
     nonnegative = {t: c for t in quantized if (c := upper_bound(index, t)) is not None}
     shared = _sharing_sets(model.graph, index, quantized, nonnegative)
     activations, narrowed = _assign_bits(index, layers, quantized, shared)
@@ -61,6 +75,25 @@ def _widen(layer: LayerPlan, bits: int) -> LayerPlan:
         weight_spec=replace(layer.weight_spec, bits=bits),
         activation_spec=replace(layer.activation_spec, bits=max(bits, layer.activation_spec.bits)),
     )
+
+
+def _override(layer: LayerPlan, settings: LayerConfig) -> LayerPlan:
+    weight_bits = settings.weight_bits or layer.weight_spec.bits
+    activation_bits = settings.activation_bits or layer.activation_spec.bits
+    return replace(
+        layer,
+        weight_spec=replace(layer.weight_spec, bits=weight_bits),
+        activation_spec=replace(layer.activation_spec, bits=activation_bits),
+    )
+
+
+def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> None:
+    for name, settings in selection.layers:
+        if name not in quantizable and not settings.exclude:
+            raise ConfigError(
+                f"layers: {name!r}: the node stays in float; a Conv, ConvTranspose, Gemm or MatMul with a constant"
+                " float weight has bits; take its entry out"
+            )
 
 
 def _layers(graph: GraphProto, index: Index, weight_bits: int, activation_bits: int) -> Iterator[LayerPlan]:
@@ -125,8 +158,13 @@ def _end_layers(graph: GraphProto, names: set[str]) -> set[str]:
     return first | last
 
 
-def _quantized_tensors(graph: GraphProto, index: Index, layers: tuple[LayerPlan, ...]) -> list[str]:
-    """Tensors that get a grid, in graph order: what layers read and write, and what passes between them on integers."""
+def _quantized_tensors(
+    graph: GraphProto, index: Index, layers: tuple[LayerPlan, ...], excluded: frozenset[str]
+) -> list[str]:
+    """Tensors that get a grid, in graph order: what layers read and write, and what passes between them on integers.
+
+    Nodes of ``excluded`` stay in float, whatever they could run on.
+    """
     names = {layer.name for layer in layers}
     wanted = {layer.input for layer in layers}
     on_integers = set(wanted)
@@ -134,6 +172,8 @@ def _quantized_tensors(graph: GraphProto, index: Index, layers: tuple[LayerPlan,
     for node in graph.node:
         if node.name in names:
             on_integers.update(carried_outputs(index, node))
+        elif node.name in excluded:
+            continue
         elif _joins_integers(index, node, on_integers):
             chosen.append((node, carried_outputs(index, node)))
             on_integers.update(chosen[-1][1])

@@ -74,7 +74,9 @@ def test_threads_that_wait_do_not_spin_unless_asked_to(given, kept):
 def test_an_interrupted_run_ends_with_130_and_one_line(tmp_path, number):
     (tmp_path / "net.onnx").write_bytes(b"float")
     code = (
-        "import sys, time\nfrom onnxcalib import pipeline\nfrom onnxcalib.cli.main import main\n"
+        # A shell that starts the tests in the background has them, and so this child, ignore Ctrl-C.
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from onnxcalib import pipeline\nfrom onnxcalib.cli.main import main\n"
         "def wait(*a, **k):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "pipeline.quantize = wait\nsys.exit(main(['quantize', 'net.onnx', '--calib', 'data', '--quiet']))\n"
     )

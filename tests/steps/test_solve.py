@@ -1,6 +1,7 @@
 """Layers of small blocks, solved on what the quantized layers before them give."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -279,3 +280,19 @@ def test_nothing_is_kept_per_sample(conv, draw, walk_of, monkeypatch):
     monkeypatch.setattr(Store, "batch", watch)
     solve_block(walk, first_block(walk))
     assert len(most) >= 30 and max(most) <= 5
+
+
+def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, walk_of, monkeypatch):
+    seen = []
+    add = solve_step.MomentSum.add
+    monkeypatch.setattr(solve_step.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
+    walk = walk_of(make_residual(build, weigh, PLAIN), draw(8, 4, 6, 6), weight_bits=4, activation_bits=4)
+    block = residual_block(walk)
+    walk.narrowed["r"] = replace(walk.narrowed["r"], scale=np.float32(1.3) * walk.narrowed["r"].scale)
+    solve_block(walk, block)
+    r = walk.store.batch("quantized:r", 0)
+    for grid in (walk.activations["r"], walk.narrowed["r"]):
+        r = snap(r, grid.scale, grid.zero_point, grid.spec)
+    # The middle of the kernel sees every place once.
+    middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
+    np.testing.assert_allclose(np.sort(middle, axis=1), np.sort(np.moveaxis(r, 1, 0).reshape(4, -1), axis=1), rtol=1e-6)

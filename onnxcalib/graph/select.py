@@ -1,0 +1,67 @@
+"""Find the nodes that settings name, by whole name or by regular expression."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from ..config import LayerConfig, QuantizeConfig, nearest
+from ..errors import ConfigError
+from .fusion import LAYERS
+from .index import is_op
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Nodes that stay in float, and layer -> what it has other than the rest."""
+
+    excluded: frozenset[str] = frozenset()
+    layers: tuple[tuple[str, LayerConfig], ...] = ()
+
+    def settings(self, layer: str) -> LayerConfig:
+        """What was said of a layer; where several entries name it, the last of them."""
+        return dict(self.layers).get(layer, LayerConfig())
+
+
+def select_nodes(model: ModelProto, config: QuantizeConfig) -> Selection:
+    """What ``exclude`` and ``layers`` of the settings mean in this graph.
+
+    Raises ConfigError for a name that no node has, with the nearest one, and for bits of a node that has no weight.
+    """
+    names = [node.name for node in model.graph.node]
+    weighted = [node.name for node in model.graph.node if is_op(node, *LAYERS)]
+    excluded: set[str] = set()
+    for pattern in config.exclude:
+        excluded.update(match_names(pattern, names, f"exclude: {pattern!r}"))
+    layers = []
+    for pattern, settings in config.layers.items():
+        allowed = names if settings.exclude else weighted
+        found = match_names(pattern, allowed, f"layers: {pattern!r}")
+        if settings.exclude:
+            excluded.update(found)
+        layers += [(name, settings) for name in found]
+    return Selection(frozenset(excluded), tuple(layers))
+
+
+def match_names(pattern: str, names: Sequence[str], where: str) -> list[str]:
+    """The name itself, or all names that the regular expression matches whole. Raises ConfigError where none does."""
+    if pattern in names:
+        return [pattern]
+    try:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise ConfigError(f"{where}: no node has this name, and it is no regular expression ({error})") from None
+    if not found:
+        raise ConfigError(
+            f"{where}: no node has this name, and as a regular expression it matches none;"
+            f"{nearest(pattern, list(names)) or _name_some(names)}"
+        )
+    return found
+
+
+def _name_some(names: Iterable[str]) -> str:
+    few = list(names)[:3]
+    return f" there are {', '.join(few)}..." if few else " the graph has none"
