@@ -14,11 +14,12 @@ from onnxcalib.errors import ConfigError, OnnxCalibError
 
 
 class ExitStatus(IntEnum):
-    """130 is what shells give for a command that Ctrl-C ended."""
+    """GATE: the run was right and the model is not; 130 is what shells give for a command that Ctrl-C ended."""
 
     OK = 0
     ERROR = 1
     USAGE = 2
+    GATE = 3
     INTERRUPTED = 130
 
 

@@ -13,11 +13,13 @@ import typer
 from onnxcalib import __version__
 from onnxcalib.cli.exitstatus import ExitStatus, print_error
 from onnxcalib.cli.quantize import quantize
+from onnxcalib.cli.validate import validate
 
 UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("quantize")(quantize)
+app.command("validate")(validate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onnxcalib.report import OutputRecord, Report
+from onnxcalib.formats import spell_number
+from onnxcalib.report import OutputRecord, Report, UnfusedRecord
 
 WORST_LAYERS = 5  # as many as one reads
 NAMED = 3  # names listed for one reason; the report file has all
@@ -18,14 +19,20 @@ PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its
 
 def print_summary(report: Report, output: Path) -> None:
     """Print what was measured, most important first, on stdout."""
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = open_console()
     for table in (_tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
-    lines = [*_describe_blocks(report), *_describe_unfused(report), *_describe_cost(report, output)]
+    lines = [*_describe_blocks(report), *describe_unfused(report.unfused), *_describe_cost(report, output)]
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def open_console() -> Console:
+    """Stdout for text that holds names of tensors, in which nothing is markup, not even ``:cat:``."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def _tabulate_outputs(report: Report) -> Table:
@@ -39,8 +46,9 @@ def _tabulate_outputs(report: Report) -> Table:
 
 
 def _spell_output(record: OutputRecord) -> Sequence[str]:
-    agreement = "-" if record.agreement is None else f"{100 * record.agreement:.2f}"
-    return f"{record.sqnr_db:.2f}", f"{record.cosine:.6f}", f"{record.max_abs_error:.4g}", agreement
+    agreement = None if record.agreement is None else 100 * record.agreement
+    errors = spell_number(record.cosine, ".6f"), spell_number(record.max_abs_error, ".4g")
+    return spell_number(record.sqnr_db), *errors, spell_number(agreement)
 
 
 def _tabulate_layers(report: Report) -> Table:
@@ -62,15 +70,16 @@ def _describe_blocks(report: Report) -> list[str]:
     if not outcomes:
         return []
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-    return [f"blocks: {counts}", *(f"  {reason}: {_name_some(names)}" for reason, names in reasons.items())]
+    return [f"blocks: {counts}", *(f"  {reason}: {name_some(names)}" for reason, names in reasons.items())]
 
 
-def _describe_unfused(report: Report) -> list[str]:
+def describe_unfused(unfused: Sequence[UnfusedRecord]) -> list[str]:
+    """How many there are, and their tensors by reason."""
     reasons: dict[str, list[str]] = defaultdict(list)
-    for record in report.unfused:
+    for record in unfused:
         reasons[f"{record.op}: {record.reason}"].append(record.tensor)
-    lines = [f"unfused Q/DQ: {len(report.unfused)}"]
-    return lines + [f"  {reason}: {_name_some(tensors)}" for reason, tensors in reasons.items()]
+    lines = [f"unfused Q/DQ: {len(unfused)}"]
+    return lines + [f"  {reason}: {name_some(tensors)}" for reason, tensors in reasons.items()]
 
 
 def _describe_cost(report: Report, output: Path) -> list[str]:
@@ -85,7 +94,8 @@ def _describe_cost(report: Report, output: Path) -> list[str]:
     ]
 
 
-def _name_some(names: Iterable[str]) -> str:
+def name_some(names: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -10,11 +10,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxcalib.config import DataConfig, QuantizeConfig
+    from onnxcalib.config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
     from onnxcalib.data import CalibrationSet, open_calibration
     from onnxcalib.errors import ConfigError, DataError, ModelError, OnnxCalibError, OutputError
     from onnxcalib.pipeline import Result, quantize
     from onnxcalib.report import Observer, Report
+    from onnxcalib.validation import validate
+    from onnxcalib.verdict import Verdict
 
 __version__ = "0.1.0"
 
@@ -25,7 +27,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOMES = {
     "quantize": "pipeline",
     "Result": "pipeline",
+    "validate": "validation",
+    "Verdict": "verdict",
     "QuantizeConfig": "config",
+    "LayerConfig": "config",
+    "ValidateConfig": "config",
     "DataConfig": "config",
     "Report": "report",
     "Observer": "report",
@@ -43,6 +49,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DataError",
+    "LayerConfig",
     "ModelError",
     "Observer",
     "OnnxCalibError",
@@ -50,9 +57,12 @@ __all__ = [
     "QuantizeConfig",
     "Report",
     "Result",
+    "ValidateConfig",
+    "Verdict",
     "__version__",
     "open_calibration",
     "quantize",
+    "validate",
 ]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from onnxcalib.config import nearest
 from onnxcalib.errors import DataError
 from onnxcalib.spec import InputSpec
 
-LABELS = ("label", "labels", "y")  # what data sets call the answers; calibration never reads them
+LABELS = ("label", "labels", "y")  # what data sets call the answers, which are never an input's values
+CLASS = re.compile(r"[0-9]{1,18}")  # a class written in digits, of which int64 holds 18 whatever they are
 UNNAMED = "arr_0"  # numpy's name for an array that was saved to .npz without one
+_ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
 class StoredArray:
@@ -43,24 +47,36 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples: what one file, one set of files or the caller's arrays hold, by input name."""
+    """Some samples: what one file, one set of files or the caller's arrays hold, by input name.
+
+    file: the one file that holds them. label: the class of all of them; labels: reads the array of their classes, as it
+    was found. Each is None where there is none.
+    """
 
     where: str
     arrays: dict[str, Any]
+    file: Path | None = None
+    label: int | None = None
+    labels: Callable[[], np.ndarray] | None = None
 
 
 def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
     """A NumPy array, or a mapping from input names to arrays."""
-    where = "calibration"
+    where = "data"
     if isinstance(source, Mapping):
         names = match_names([str(name) for name in source], inputs, where)
-        return Part(where, {name: np.asarray(source[found]) for name, found in names.items()})
+        label = find_labels(source, inputs)
+        return Part(
+            where,
+            {name: np.asarray(source[found]) for name, found in names.items()},
+            labels=None if label is None else partial(np.asarray, source[label]),
+        )
     return Part(where, {_only_input(inputs, where): np.asarray(source)})
 
 
 def open_npy(path: Path, inputs: Sequence[InputSpec]) -> Part:
     """One .npy file for a model with one input."""
-    return Part(str(path), {_only_input(inputs, str(path)): StoredArray(path)})
+    return Part(str(path), {_only_input(inputs, str(path)): StoredArray(path)}, file=path)
 
 
 def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
@@ -68,7 +84,12 @@ def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
     where = str(paths[0].parent)
     by_stem = {path.stem: path for path in paths}
     names = match_names(list(by_stem), inputs, where)
-    return Part(where, {name: StoredArray(by_stem[found]) for name, found in names.items()})
+    label = find_labels(by_stem, inputs)
+    return Part(
+        where,
+        {name: StoredArray(by_stem[found]) for name, found in names.items()},
+        labels=None if label is None else partial(load_labels, by_stem[label]),
+    )
 
 
 def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> Iterator[Part]:
@@ -86,8 +107,14 @@ def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> It
             raise DataError(
                 f"{where}: {min(odd)} is in one of {first.name} and {other.name} only; each sample needs both"
             )
+    label = find_labels(by_name, inputs)
     for file in files:
-        yield Part(f"{where}/*/{file}", {name: StoredArray(folder / file) for name, folder in columns.items()})
+        yield Part(
+            f"{where}/*/{file}",
+            {name: StoredArray(folder / file) for name, folder in columns.items()},
+            file=None if others else first / file,
+            labels=None if label is None else partial(load_labels, by_name[label] / file),
+        )
 
 
 def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
@@ -102,9 +129,10 @@ def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
                 with archive.open(members[found]) as packed, target.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
                 arrays[name] = StoredArray(target, f"{path}: array {found!r}")
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except _ZIP_FAULTS as error:
         raise DataError(f"{path}: not a whole .npz file ({error}); write it again with numpy.savez") from None
-    return Part(str(path), arrays)
+    label = find_labels(members, inputs)
+    return Part(str(path), arrays, file=path, labels=None if label is None else partial(load_labels, path, label))
 
 
 def open_test_set(folder: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
@@ -143,6 +171,46 @@ def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -
             had = ", ".join(found) or "none"
             raise DataError(f"{where}: no array for input {name!r}, found {had}; {expected}; add it")
     return {name: name for name in wanted}
+
+
+def find_labels(found: Iterable[str], inputs: Sequence[InputSpec]) -> str | None:
+    """The name of LABELS under which labels were found; a name that is an input's is no label."""
+    wanted = [spec.name for spec in inputs]
+    return next((name for name in LABELS if name in found and name not in wanted), None)
+
+
+def load_labels(path: Path, name: str | None = None) -> np.ndarray:
+    """A .npy array, or from an .npz that of this name, else of the first name of LABELS that it has."""
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored
+        with stored:
+            name = name or find_labels(stored.files, ())
+            if name is None:
+                had = ", ".join(stored.files) or "none"
+                raise DataError(f"{path}: no array of labels, found {had}; name it {' or '.join(LABELS)}")
+            return stored[name]
+    except (ValueError, *_ZIP_FAULTS) as error:
+        raise DataError(f"{path}: labels are not a whole array of numbers ({error}); write it again") from None
+
+
+def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
+    """int64 (rows,) from integers of shape (rows,) or (rows, 1), or () where there is one row."""
+    if values.dtype.kind not in "iu":
+        raise DataError(f"{where}: labels are {values.dtype}; integers are needed, one a sample; give class indices")
+    if values.shape not in ((rows,), (rows, 1)) and not (rows == 1 and values.shape == ()):
+        raise DataError(
+            f"{where}: found labels of shape {_spell(values.shape)}; there are {rows} samples; give one label for each"
+        )
+    labels = values.astype(np.int64).reshape(rows)
+    if (labels < 0).any():
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise DataError(
+            f"{where}: {(labels < 0).sum()} of {rows} labels are negative, the first is {labels[row]} of sample {row}; "
+            "classes count from 0; take these samples out"
+        )
+    return labels
 
 
 def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bool:
@@ -187,7 +255,7 @@ def _load_tensor(file: Path) -> tuple[str, np.ndarray]:
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise DataError(f"{file}: not an ONNX tensor ({error}); write it with onnx.save_tensor") from None
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{file}: found {array.dtype}; calibration takes plain numbers; convert it")
+        raise DataError(f"{file}: found {array.dtype}; samples are plain numbers; convert it")
     return tensor.name, array
 
 

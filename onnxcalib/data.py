@@ -6,7 +6,9 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,24 @@ class _Slab:
         values = array[list(rows)] if self.stacked[name] else array[...][None]
         return np.asarray(values).astype(dtype, copy=False)
 
+    @property
+    def labelled(self) -> bool:
+        return self.part.label is not None or self.part.labels is not None
+
+    def read_labels(self) -> np.ndarray:
+        """int64 (rows,)"""
+        if self.part.labels is None:
+            return np.full(self.rows, self.part.label, np.int64)
+        return arrays.check_labels(self.part.where, self.part.labels(), self.rows)
+
 
 class CalibrationSet:
     """Samples for a model's inputs, read from their source as they are asked for.
 
     fixed_batch: a run of the model takes exactly so many samples; None: any number.
     warnings: what looks odd in the values, one line each.
+    folder: that of the samples, None where they are in one file or were given as arrays.
+    available: samples in the source; None where a limit was reached, so that they were not counted.
     """
 
     def __init__(
@@ -54,10 +68,14 @@ class CalibrationSet:
         samples: int,
         fixed_batch: int | None,
         warnings: tuple[str, ...] = (),
+        folder: Path | None = None,
+        available: int | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.fixed_batch = fixed_batch
         self.warnings = warnings
+        self.folder = folder
+        self.available = available
         self._slabs = tuple(slabs)
         self._samples = samples
         self._ends = np.cumsum([slab.rows for slab in slabs])
@@ -65,6 +83,27 @@ class CalibrationSet:
 
     def __len__(self) -> int:
         return self._samples
+
+    @cached_property
+    def names(self) -> tuple[str, ...] | None:
+        """The file of each sample relative to the folder, with slashes; None where not every sample has its own."""
+        files = [slab.part.file for slab in self._slabs if slab.rows == 1]
+        if self.folder is None or len(files) < len(self._slabs) or None in files:
+            return None
+        return tuple(file.relative_to(self.folder).as_posix() for file in files[: len(self)])
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """int64 (samples,), the classes that the source itself tells, or None; DataError where they are no classes."""
+        without = [slab.part.where for slab in self._slabs if not slab.labelled]
+        if len(without) == len(self._slabs):
+            return None
+        if without:
+            raise DataError(
+                f"{without[0]}: no labels, as in {len(without)} of {len(self._slabs)} files; "
+                "all or none must have them; add them, or give --labels"
+            )
+        return np.concatenate([slab.read_labels() for slab in self._slabs])[: len(self)]
 
     def read(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
         """Input -> the samples, stacked on axis 0; for a model without a batch axis one sample, as it is fed."""
@@ -105,10 +144,13 @@ def open_calibration(
 ) -> CalibrationSet:
     """Samples of ``source``, or its first ``limit``, checked against ``inputs``.
 
-    source: a folder or file path, a NumPy array, or a mapping from input names to arrays. Raises DataError.
+    source: a folder or file path, a NumPy array, a mapping from input names to arrays, or a set that is open already.
+    Raises DataError.
     """
+    if isinstance(source, CalibrationSet):
+        return _take_open(source, inputs, limit)
     if not inputs:
-        raise DataError("calibration: the model has no inputs; it gives the same outputs always; choose another model")
+        raise DataError("data: the model has no inputs; it gives the same outputs always; choose another model")
     scratch = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
     try:
         calibration = _collect(source, inputs, config or DataConfig(), limit, scratch)
@@ -119,18 +161,42 @@ def open_calibration(
     return calibration
 
 
+def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int | None) -> CalibrationSet:
+    if limit is not None and limit < len(samples):
+        raise DataError(f"data: found an open set of {len(samples)} samples; {limit} are wanted; open it with limit=")
+    found, wanted = ([(spec.name, np.dtype(spec.dtype)) for spec in each] for each in (samples.inputs, inputs))
+    if found != wanted or not all(map(_agree, samples.inputs, inputs)):
+        names = [", ".join(repr(spec.name) for spec in each) for each in (samples.inputs, inputs)]
+        raise DataError(
+            f"data: the set was opened for the inputs {names[0]}; the model's are {names[1]}, each of a type and shape;"
+            " open it with the model's own"
+        )
+    return samples
+
+
+def _agree(one: InputSpec, other: InputSpec) -> bool:
+    """Whether no dimension differs that both fix."""
+    if one.shape is None or other.shape is None:
+        return True
+    same_rank = len(one.shape) == len(other.shape)
+    return same_rank and all(a == b or None in (a, b) for a, b in zip(one.shape, other.shape, strict=True))
+
+
 def _collect(
     source: Any, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None, scratch: Path
 ) -> CalibrationSet:
-    where = source if isinstance(source, (str, Path)) else "calibration"
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    where = path or "data"
     slabs: list[_Slab] = []
-    samples = 0
+    samples, available = 0, None
     for part in _open_parts(source, inputs, config, scratch):
         slabs.append(_check_part(part, inputs))
         samples += slabs[-1].rows
         if limit is not None and samples >= limit:
             samples = limit
             break
+    else:
+        available = samples
     fixed_batch = _choose_batch(inputs, slabs)
     used = samples - samples % (fixed_batch or 1)
     if used == 0:
@@ -143,7 +209,15 @@ def _collect(
     if config != DataConfig() and not _hold_images(slabs[0]):
         notes.append(f"{where}: mean, std, sizes and layout are for image files; these arrays are used as they are")
     warnings = (*notes, *_scan(slabs, inputs, used))
-    return CalibrationSet(inputs, slabs, samples=used, fixed_batch=fixed_batch, warnings=warnings)
+    return CalibrationSet(
+        inputs,
+        slabs,
+        samples=used,
+        fixed_batch=fixed_batch,
+        warnings=warnings,
+        folder=path if path and path.is_dir() else None,
+        available=available,
+    )
 
 
 def _hold_images(slab: _Slab) -> bool:
@@ -154,14 +228,14 @@ def _open_parts(source: Any, inputs: Sequence[InputSpec], config: DataConfig, sc
     if isinstance(source, (np.ndarray, Mapping)):
         return iter([arrays.take_arrays(source, inputs)])
     if not isinstance(source, (str, Path)):
-        raise DataError(f"calibration: found {type(source).__name__}; give a path, a NumPy array or a dict of arrays")
+        raise DataError(f"data: found {type(source).__name__}; give a path, a NumPy array or a dict of arrays")
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, inputs, config, scratch)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give a folder of {KINDS}, or one .npz or .npy")
     if path.suffix.lower() not in (".npy", ".npz"):
-        raise DataError(f"{path}: not calibration data; give a folder of {KINDS}, or one .npz or .npy")
+        raise DataError(f"{path}: not a file of samples; give a folder of {KINDS}, or one .npz or .npy")
     return iter([_open_file(path, inputs, scratch)])
 
 
@@ -170,18 +244,47 @@ def _open_file(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
 
 
 def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path) -> Iterator[Part]:
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}; make it readable") from None
+    entries = [entry for entry in _list_folder(folder) if not _lists_labels(entry)]
     if not entries:
-        raise DataError(f"{folder}: the folder is empty; put {KINDS} in it")
+        raise DataError(f"{folder}: found labels alone; put {KINDS} beside them")
     sets = [entry for entry in entries if entry.is_dir() and entry.name.startswith("test_data_set_")]
     if sets or any(entry.match("input_*.pb") for entry in entries):
         return (arrays.open_test_set(each, inputs, scratch) for each in sets or [folder])
     if all(entry.is_dir() for entry in entries):
-        return arrays.open_npy_columns(entries, inputs)
-    suffix = _agree_on_suffix(entries)
+        columns = {entry.name for entry in entries} - set(arrays.LABELS)
+        if len(inputs) > 1 or columns <= {inputs[0].name}:
+            return arrays.open_npy_columns(entries, inputs)
+        return _open_classes(folder, entries, inputs, config, scratch)
+    return _open_files(folder, entries, inputs, config, scratch)
+
+
+def _open_classes(
+    folder: Path, folders: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
+) -> Iterator[Part]:
+    """Sub-folders named by class, all of one kind of files: one of each in turn, so that the first few have all."""
+    turns = zip_longest(*([(file, each.name) for file in _list_folder(each)] for each in folders))
+    files = dict(pair for turn in turns for pair in turn if pair is not None)
+    parts = _open_files(folder, list(files), inputs, config, scratch)
+    classes = _number_classes([each.name for each in folders])
+    if classes is None:
+        return parts
+    return (replace(part, label=classes[name], labels=None) for part, name in zip(parts, files.values(), strict=True))
+
+
+def _number_classes(names: Sequence[str]) -> dict[str, int] | None:
+    """Name -> class: the number that it is, where all are, else its place in the sorted names, as in torchvision.
+
+    None for a single name that is no number: such a folder holds samples, but tells nothing of their class.
+    """
+    if all(arrays.CLASS.fullmatch(name) for name in names):
+        return {name: int(name) for name in names}
+    return {name: place for place, name in enumerate(sorted(names))} if len(names) > 1 else None
+
+
+def _open_files(
+    folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
+) -> Iterator[Part]:
+    suffix = _agree_on_suffix(folder, entries)
     if suffix in images.SUFFIXES:
         return images.open_images(entries, inputs, config)
     if suffix == ".npy" and len(inputs) > 1:
@@ -189,18 +292,31 @@ def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, 
     return (_open_file(entry, inputs, scratch) for entry in entries)
 
 
-def _agree_on_suffix(entries: Sequence[Path]) -> str:
+def _lists_labels(entry: Path) -> bool:
+    """Whether a file beside the samples is that of their classes, such as labels.csv."""
+    return entry.stem in arrays.LABELS and entry.suffix.lower() in (".csv", ".json")
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}; make it readable") from None
+    if not entries:
+        raise DataError(f"{folder}: the folder is empty; put {KINDS} in it")
+    return entries
+
+
+def _agree_on_suffix(folder: Path, entries: Sequence[Path]) -> str:
     kinds: dict[str, Path] = {}
     for entry in entries:
         suffix = entry.suffix.lower()
         if entry.is_dir() or suffix not in (".npy", ".npz", *images.SUFFIXES):
-            raise DataError(f"{entry}: not calibration data; the folder may hold {KINDS}, of one kind; move it away")
+            raise DataError(f"{entry}: not a file of samples; the folder may hold {KINDS}, of one kind; move it away")
         kinds.setdefault("image" if suffix in images.SUFFIXES else suffix, entry)
     if len(kinds) > 1:
-        one, two = (path.name for path in list(kinds.values())[:2])
-        raise DataError(
-            f"{entries[0].parent}: found both {one} and {two}; a folder holds one kind of {KINDS}; separate them"
-        )
+        one, two = (path.relative_to(folder) for path in list(kinds.values())[:2])
+        raise DataError(f"{folder}: found both {one} and {two}; a folder holds one kind of {KINDS}; separate them")
     return entries[0].suffix.lower()
 
 
@@ -263,7 +379,7 @@ def _scan(slabs: Sequence[_Slab], inputs: Sequence[InputSpec], samples: int) -> 
                 least, most = min(least, low), max(most, high)
             left -= min(left, slab.rows)
         if least == most:
-            warnings.append(f"input {spec.name!r}: every calibration value is {least:g}; real data vary")
+            warnings.append(f"input {spec.name!r}: every value is {least:g}; real data vary")
         if spec.shape is not None and len(spec.shape) == 4 and least >= 0 and RAW_PIXEL_PEAK < most <= 255:
             warnings.append(
                 f"input {spec.name!r}: values from {least:g} to {most:g} look like raw pixels; "

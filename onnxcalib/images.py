@@ -86,7 +86,7 @@ def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: Data
                 f"{path}: found {_spell(image.size)} pixels (height x width) where {first[0].name} has "
                 f"{_spell(first[1])}; all must have one size; use --resize and --crop"
             )
-        yield Part(str(path), {form.input: image})
+        yield Part(str(path), {form.input: image}, file=path)
 
 
 def plan_images(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> ImageFormat:

@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from .config import QuantizeConfig
 from .data import CalibrationSet, open_calibration
-from .errors import DataError, ModelError
+from .errors import ModelError
 from .graph.blocks import find_blocks
 from .graph.emit import emit_qdq
 from .graph.extract import infer_types
@@ -97,6 +97,8 @@ class _Run:
         quantized, records = self._quantize(prepared.model, plan, samples)
         with self._stage("verify"):
             found = verify(original, prepared.model, quantized, plan.layers, samples, threads=self.threads)
+            for name, reason in found.missed.items():
+                self._warn(f"output {name} was not compared: {reason}")
         report = Report(
             settings=self.config.model_dump(mode="json"),
             passes=prepared.passes,
@@ -115,21 +117,14 @@ class _Run:
         return Result(quantized, report)
 
     def _open(self, model: ModelProto, calibration) -> CalibrationSet:
-        inputs = inputs_of(model)
-        if isinstance(calibration, CalibrationSet):
-            samples = calibration
-            if samples.inputs != inputs:
-                found, wanted = (", ".join(repr(i.name) for i in each) for each in (samples.inputs, inputs))
-                raise DataError(
-                    f"calibration: the set was opened for the inputs {found}; the model's are {wanted}, each of a type"
-                    " and shape; open it with the model's own"
-                )
-        else:
-            samples = open_calibration(calibration, inputs, self.config.data, limit=self.config.samples)
+        samples = open_calibration(calibration, inputs_of(model), self.config.data, limit=self.config.samples)
         for text in samples.warnings:
-            self.warnings.append(text)
-            self.observer.warn(text)
+            self._warn(text)
         return samples
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.observer.warn(text)
 
     def _plan(self, model: ModelProto) -> QuantPlan:
         plan = make_plan(

@@ -39,14 +39,14 @@ class LayerRecord:
 class OutputRecord:
     """Float against quantized on one model output.
 
-    agreement: share (0 to 1) of samples with equal top class, where the output is class scores. Intervals are those of
-    95% confidence, (low, high).
+    agreement: share (0 to 1) of samples with equal top class, where the output is class scores, or with all values
+    equal, where they are no floats and have no error to speak of. Intervals are those of 95% confidence, (low, high).
     """
 
     name: str
-    sqnr_db: float
-    cosine: float
-    max_abs_error: float
+    sqnr_db: float | None
+    cosine: float | None
+    max_abs_error: float | None
     agreement: float | None = None
     sqnr_interval: tuple[float, float] | None = None
     agreement_interval: tuple[float, float] | None = None

@@ -76,8 +76,8 @@ class LayerLoss:
     """Where loss comes from: one layer's share in it, SQNRs in dB.
 
     alone: of the layer's output, its input the float model's; all_before: of the layer's output in the quantized model;
-    at_output: of the model's output, this layer alone being quantized. reasons: what the numbers show. remedy: what to
-    do, and the same as lines for onnxcalib.toml.
+    at_output: of the model's output, this layer alone being quantized, None where the model cannot be run in parts.
+    reasons: what the numbers show. remedy: what to do, and the same as lines for onnxcalib.toml.
     """
 
     name: str
@@ -86,7 +86,7 @@ class LayerLoss:
     activation_bits: int
     alone_db: float
     all_before_db: float
-    at_output_db: float
+    at_output_db: float | None
     reasons: tuple[str, ...] = ()
     remedy: str = ""
     toml: str = ""

@@ -101,7 +101,7 @@ def test_one_npy_file_is_a_set(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_an_npz_holds_arrays_by_input_and_its_labels_are_never_read(tmp_path, save):
+def test_an_npz_holds_arrays_by_input_and_its_labels_are_not_read_unasked(tmp_path, save):
     left, right = make_values(3, 4), make_values(3, 2)
     save(tmp_path / "a.npz", left=left, right=right, labels=np.array([None, "a", 3], dtype=object))
     batch = open_calibration(tmp_path / "a.npz", PAIR).read([2, 1])
@@ -152,6 +152,162 @@ def test_onnx_test_data_is_read_in_the_order_of_the_inputs_or_by_name(tmp_path):
     assert len(open_calibration(tmp_path / "test_data_set_0", PAIR)) == 1
 
 
+# Sub-folders named by class, and the names and labels of samples
+
+
+def save_classes(folder, names, *, files=("a.npy", "b.npy")):
+    for place, name in enumerate(names):
+        (folder / name).mkdir()
+        for row, file in enumerate(files):
+            np.save(folder / name / file, np.full(4, 10 * place + row, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels"), [(("cat", "dog"), [0, 0, 1, 1]), (("10", "2"), [10, 10, 2, 2]), (("10", "a"), [0, 0, 1, 1])]
+)
+def test_sub_folders_are_classes_by_their_number_or_else_by_their_place(tmp_path, classes, labels):
+    save_classes(tmp_path, classes)
+    samples = open_calibration(tmp_path, VECTOR)
+    assert samples.names == tuple(f"{name}/{file}" for name in classes for file in ("a.npy", "b.npy"))
+    assert (samples.labels.tolist(), samples.labels.dtype) == (labels, np.int64)
+    np.testing.assert_array_equal(samples.read([0, 1, 2, 3])["x"][:, 0], [0, 1, 10, 11])
+
+
+def test_class_folders_of_images_must_agree_in_size_with_each_other(tmp_path):
+    for name, height in (("cat", 8), ("dog", 9)):
+        (tmp_path / name).mkdir()
+        make_image(tmp_path / name / "a.png", height)
+    inputs = [make_spec(None, 3, None, None)]
+    refuse("a.png: found 9x8 pixels (height x width) where a.png has 8x8", tmp_path, inputs)
+    assert open_calibration(tmp_path, inputs, DataConfig(resize=8, crop=8)).labels.tolist() == [0, 1]
+
+
+def test_all_rows_of_a_file_in_a_class_folder_are_of_that_class(tmp_path):
+    save_classes(tmp_path, ["0", "7"], files=["a.npy"])
+    np.save(tmp_path / "7" / "b.npy", make_values(3, 4))
+    samples = open_calibration(tmp_path, VECTOR)
+    assert (samples.labels.tolist(), samples.names) == ([0, 7, 7, 7, 7], None)
+
+
+def test_the_folder_of_a_class_outranks_the_labels_of_its_npz_files(tmp_path):
+    for name in ("3", "5"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "a.npz", x=make_values(4), y=9)
+    assert open_calibration(tmp_path, VECTOR).labels.tolist() == [3, 5]
+
+
+def test_an_empty_class_folder_is_refused_with_its_name(tmp_path):
+    save_classes(tmp_path, ["cat"])
+    (tmp_path / "dog").mkdir()
+    refuse(f"{tmp_path / 'dog'}: the folder is empty", tmp_path, VECTOR)
+
+
+def test_class_folders_of_two_kinds_are_refused_with_an_example_of_each(tmp_path):
+    save_classes(tmp_path, ["cat"])
+    (tmp_path / "dog").mkdir()
+    make_image(tmp_path / "dog" / "c.png")
+    refuse(f"{tmp_path}: found both cat/a.npy and dog/c.png", tmp_path, VECTOR)
+
+
+def test_a_folder_in_a_class_folder_is_refused_with_its_name(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    refuse(f"{tmp_path / 'train' / 'cat'}: not a file of samples", tmp_path, VECTOR)
+
+
+def test_a_single_sub_folder_that_is_no_number_tells_no_class(tmp_path):
+    save_classes(tmp_path, ["images"])
+    samples = open_calibration(tmp_path, VECTOR)
+    assert (samples.names, samples.labels) == (("images/a.npy", "images/b.npy"), None)
+
+
+def test_sub_folders_of_a_model_with_several_inputs_are_its_inputs(tmp_path):
+    save_classes(tmp_path, ["cat", "dog"])
+    refuse("'cat' is no input of the model; the model's inputs are left, right", tmp_path, PAIR)
+
+
+def test_a_limit_and_a_fixed_batch_cut_names_and_labels_to_the_samples(tmp_path):
+    save_classes(tmp_path, ["3", "5"])
+    cut = open_calibration(tmp_path, [make_spec(3, 4)])
+    limited = open_calibration(tmp_path, VECTOR, limit=3)
+    for samples in (cut, limited):
+        assert samples.names == ("3/a.npy", "5/a.npy", "3/b.npy")
+        assert samples.labels.tolist() == [3, 5, 3]
+    assert (cut.available, limited.available) == (4, None)
+
+
+def test_samples_of_a_file_of_several_have_no_names(tmp_path):
+    np.save(tmp_path / "a.npy", make_values(4))
+    assert open_calibration(tmp_path, VECTOR).names == ("a.npy",)
+    assert open_calibration(tmp_path / "a.npy", VECTOR).names is None
+    np.save(tmp_path / "b.npy", make_values(3, 4))
+    assert open_calibration(tmp_path, VECTOR).names is None
+    assert open_calibration(make_values(1, 4), VECTOR).names is None
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "y"])
+@pytest.mark.parametrize("shape", [(3,), (3, 1)])
+def test_an_npz_carries_labels(tmp_path, name, shape):
+    np.savez(tmp_path / "a.npz", **{"x": make_values(3, 4), name: np.array([4, 0, 2], np.uint8).reshape(shape)})
+    labels = open_calibration(tmp_path / "a.npz", VECTOR).labels
+    assert (labels.tolist(), labels.dtype) == ([4, 0, 2], np.int64)
+
+
+def test_a_mapping_carries_labels():
+    assert open_calibration({"x": make_values(3, 4), "y": [4, 0, 2]}, VECTOR, limit=2).labels.tolist() == [4, 0]
+
+
+def test_a_folder_of_npz_carries_labels(tmp_path):
+    np.savez(tmp_path / "a.npz", x=make_values(2, 4), labels=[1, 2])
+    np.savez(tmp_path / "b.npz", x=make_values(4), labels=7)
+    assert open_calibration(tmp_path, VECTOR).labels.tolist() == [1, 2, 7]
+
+
+def test_files_and_sub_folders_named_by_input_carry_labels_beside_them(tmp_path):
+    np.save(tmp_path / "left.npy", make_values(2, 4))
+    np.save(tmp_path / "right.npy", make_values(2, 2))
+    np.save(tmp_path / "labels.npy", [1, 2])
+    assert open_calibration(tmp_path, PAIR).labels.tolist() == [1, 2]
+    for name, value in (("x", np.ones(4, np.float32)), ("y", 5)):
+        (tmp_path / "columns" / name).mkdir(parents=True)
+        np.save(tmp_path / "columns" / name / "0.npy", value)
+    columns = open_calibration(tmp_path / "columns", VECTOR)
+    assert (columns.names, columns.labels.tolist()) == (("x/0.npy",), [5])
+
+
+def test_an_input_named_like_labels_is_an_input(tmp_path):
+    np.savez(tmp_path / "a.npz", y=make_values(3, 4))
+    samples = open_calibration(tmp_path / "a.npz", [make_spec(None, 4, name="y")])
+    assert (len(samples), samples.labels) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.array([None, "a", 3], dtype=object), "a.npz: labels are not a whole array of numbers"),
+        (np.ones(3, np.float32), "a.npz: labels are float32; integers are needed"),
+        (np.ones(4, np.int64), "a.npz: found labels of shape (4); there are 3 samples"),
+        (np.eye(3, dtype=np.int64), "a.npz: found labels of shape (3, 3); there are 3 samples"),
+        (np.int64(1), "a.npz: found labels of shape (); there are 3 samples"),
+        (np.array([1, -1, -1]), "a.npz: 2 of 3 labels are negative, the first is -1 of sample 1"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_when_they_are_asked_for(tmp_path, labels, text):
+    np.savez(tmp_path / "a.npz", x=make_values(3, 4), labels=labels)
+    samples = open_calibration(tmp_path / "a.npz", VECTOR)
+    assert len(samples) == 3
+    with pytest.raises(DataError, match=re.escape(text)) as refusal:
+        _ = samples.labels
+    assert "\n" not in str(refusal.value)
+
+
+def test_labels_in_some_files_alone_are_refused_with_one_that_has_none(tmp_path):
+    np.savez(tmp_path / "a.npz", x=make_values(4), y=1)
+    np.savez(tmp_path / "b.npz", x=make_values(4))
+    samples = open_calibration(tmp_path, VECTOR)
+    with pytest.raises(DataError, match=r"b\.npz: no labels, as in 1 of 2 files; all or none must have them"):
+        _ = samples.labels
+
+
 # Batches that the model dictates
 
 
@@ -159,11 +315,11 @@ def test_a_fixed_batch_leaves_the_odd_samples_out_and_says_so():
     calibration = open_calibration(make_values(7, 4), [make_spec(3, 4)])
     assert (len(calibration), calibration.fixed_batch) == (6, 3)
     assert [len(batch["x"]) for batch in calibration.batches(100)] == [3, 3]
-    assert calibration.warnings == ("calibration: the model takes 3 samples in a run; the last 1 are left out",)
+    assert calibration.warnings == ("data: the model takes 3 samples in a run; the last 1 are left out",)
 
 
 def test_fewer_samples_than_a_fixed_batch_are_refused():
-    refuse("calibration: found 2 samples; the model takes 3 in a run", make_values(2, 4), [make_spec(3, 4)])
+    refuse("data: found 2 samples; the model takes 3 in a run", make_values(2, 4), [make_spec(3, 4)])
 
 
 def test_a_model_without_a_batch_axis_gets_one_file_a_run(tmp_path):
@@ -210,19 +366,19 @@ def test_an_empty_sub_folder_is_refused_with_its_name(tmp_path):
 
 
 def test_a_source_of_another_type_is_refused():
-    refuse("calibration: found list; give a path, a NumPy array or a dict", [1, 2], VECTOR)
+    refuse("data: found list; give a path, a NumPy array or a dict", [1, 2], VECTOR)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "nested"])
 def test_a_stranger_in_the_folder_is_refused_with_its_name(tmp_path, name):
     np.save(tmp_path / "a.npy", make_values(3, 4))
     (tmp_path / name).touch() if "." in name else (tmp_path / name).mkdir()
-    refuse(f"{tmp_path / name}: not calibration data", tmp_path, VECTOR)
+    refuse(f"{tmp_path / name}: not a file of samples", tmp_path, VECTOR)
 
 
 def test_a_single_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "a.csv").touch()
-    refuse("a.csv: not calibration data; give a folder", tmp_path / "a.csv", VECTOR)
+    refuse("a.csv: not a file of samples; give a folder", tmp_path / "a.csv", VECTOR)
 
 
 def test_a_folder_of_two_kinds_is_refused_with_an_example_of_each(tmp_path):
@@ -304,7 +460,7 @@ def test_a_sub_folder_of_an_input_holds_npy_alone(tmp_path):
 
 def test_inputs_with_unequal_numbers_of_samples_are_refused():
     source = {"left": make_values(3, 4), "right": make_values(2, 2)}
-    refuse("calibration: found 3 samples of 'left', 2 of 'right'", source, PAIR)
+    refuse("data: found 3 samples of 'left', 2 of 'right'", source, PAIR)
 
 
 def test_a_test_data_set_with_too_few_inputs_is_refused(tmp_path):
@@ -319,7 +475,7 @@ def test_a_broken_tensor_file_is_refused_with_its_name(tmp_path):
 
 def test_a_tensor_of_text_is_refused_with_its_name(tmp_path):
     onnx.save_tensor(onnx.helper.make_tensor("x", onnx.TensorProto.STRING, [1], [b"a"]), tmp_path / "input_0.pb")
-    refuse("input_0.pb: found object; calibration takes plain numbers", tmp_path, VECTOR)
+    refuse("input_0.pb: found object; samples are plain numbers", tmp_path, VECTOR)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 1, 4, 1), ()])
@@ -386,7 +542,7 @@ def test_values_like_raw_pixels_are_warned_of():
 
 def test_constant_values_are_warned_of():
     (warning,) = open_calibration(np.full((2, 4), 0.5), VECTOR).warnings
-    assert warning == "input 'x': every calibration value is 0.5; real data vary"
+    assert warning == "input 'x': every value is 0.5; real data vary"
 
 
 def test_image_settings_beside_arrays_are_warned_of():

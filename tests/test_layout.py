@@ -24,20 +24,30 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "arrays": ({"errors", "spec", "config"}, {"numpy", "onnx", "google"}),
     "images": ({"errors", "spec", "config", "arrays"}, {"numpy", "PIL"}),
     "data": ({"errors", "spec", "config", "arrays", "images"}, {"numpy"}),
+    "labels": ({"errors", "spec", "config", "arrays", "images", "data"}, {"numpy"}),
     "report": ({"errors", "spec", "config"}, {"numpy"}),
+    "verdict": ({"report"}, set()),
+    "formats": ({"report", "verdict"}, set()),
     "numeric": ({"errors", "spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": ({"errors", "spec", "config"}, {"numpy", "onnx", "ml_dtypes", "google"}),
     "runtime": ({"errors", "spec", "graph"}, {"numpy", "onnx", "onnxruntime", "onnx2torch", "torch"}),
     "steps": (
-        {"errors", "spec", "config", "data", "report", "numeric", "graph", "runtime"},
+        {"errors", "spec", "config", "data", "labels", "report", "verdict", "numeric", "graph", "runtime"},
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
     "pipeline": (
         {"errors", "spec", "config", "data", "report", "numeric", "graph", "runtime", "steps", "onnxcalib"},
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
-    "cli": ({"errors", "config", "data", "report", "pipeline", "onnxcalib"}, {"typer", "rich", "click"}),
-    "onnxcalib": ({"errors", "config", "data", "report", "pipeline"}, set()),
+    "validation": (
+        {"errors", "spec", "config", "data", "labels", "report", "verdict", "graph", "runtime", "steps"},
+        {"numpy", "onnx"},
+    ),
+    "cli": (
+        {"errors", "config", "data", "report", "verdict", "formats", "pipeline", "validation", "onnxcalib"},
+        {"typer", "rich", "click"},
+    ),
+    "onnxcalib": ({"errors", "config", "data", "report", "verdict", "pipeline", "validation"}, set()),
 }
 HEAVY = ("torch", "onnxruntime", "onnx2torch", "scipy", "cvxpy")
 MAX_FILE_LINES = 400

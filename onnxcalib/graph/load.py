@@ -14,6 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from ..errors import ModelError
 from ..spec import InputSpec
 from .index import is_op, subgraphs
+from .save import model_bytes
 
 # The first IR version with opset imports, without which operators have no defined meaning (onnx IR specification).
 LEAST_IR_VERSION = 3
@@ -48,6 +49,25 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     return model
 
 
+def stored_bytes(source: Path | ModelProto) -> int:
+    """Bytes that a model takes on disk, its external data included."""
+    if isinstance(source, ModelProto):
+        return model_bytes(source)
+    path = Path(source)
+    tensors = [tensor for tensor in _all_tensors(_parse(path).graph) if uses_external_data(tensor)]
+    files = {path.parent / ExternalDataInfo(tensor).location for tensor in tensors}
+    return path.stat().st_size + sum(file.stat().st_size for file in files)
+
+
+def is_quantized(model: ModelProto) -> bool:
+    """Whether any node, those inside of others included, is one that only quantized models hold."""
+    return any(_is_quantized(node) for node in _all_nodes(model.graph))
+
+
+def _is_quantized(node: NodeProto) -> bool:
+    return node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear")
+
+
 def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
     """What a caller must feed: graph inputs that are no initializers; dimensions below 1 count as unknown."""
     initializers = {tensor.name for tensor in model.graph.initializer}
@@ -74,7 +94,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
     To be asked after constants are folded, as weights may be computed from them.
     """
     for node in _all_nodes(model.graph):
-        if node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear"):
+        if _is_quantized(node):
             raise ModelError(
                 f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
                 " a float32 model is needed; give the file that it was made from"

@@ -49,11 +49,11 @@ def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES) -
         data_aside.unlink(missing_ok=True)
 
 
-def check_output(path: Path, source: Path | None = None) -> None:
-    """Raise OutputError for a path that could not be written, or that is the input model, before any work is done."""
+def check_output(path: Path, *sources: Path) -> None:
+    """Raise OutputError, before any work is done, for a path that cannot be written or that is one of the sources."""
     path = Path(path)
-    if source is not None and _is_same(path, Path(source)):
-        raise OutputError(f"{path}: is the input model; the input is never overwritten; choose another output")
+    if any(_is_same(path, Path(source)) for source in sources):
+        raise OutputError(f"{path}: is read by this run; what is read is never overwritten; choose another output")
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; a file name is needed; add one to it")
     if path.exists() and not path.is_file():

@@ -19,6 +19,7 @@ from ..report import LayerRecord, OutputRecord, UnfusedRecord
 from ..runtime.session import Session
 from ..spec import LayerPlan
 from .calibrate import batch_size, with_outputs
+from .compare import OutputTally
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # Operators of onnxruntime that read integers and give float.
@@ -29,10 +30,14 @@ NARROWS = "narrows the tensor for the layers that read fewer bits"
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` measured; float_pass_seconds is the float model's time over the whole set."""
+    """What ``verify`` measured.
+
+    missed: output -> why it was not compared; float_pass_seconds: the float model's time over the whole set.
+    """
 
     outputs: tuple[OutputRecord, ...]
     outputs_unoptimized: tuple[OutputRecord, ...]
+    missed: dict[str, str]
     layers: tuple[LayerRecord, ...]
     unfused: tuple[UnfusedRecord, ...]
     float_pass_seconds: float
@@ -50,27 +55,28 @@ def verify(
     """Compare on all samples, batch by batch, and list what onnxruntime leaves unfused.
 
     Outputs of ``original`` against ``quantized`` with graph optimizations on and off; every layer's output against
-    ``prepared``'s, with optimizations off, as reading a tensor inside would keep it from being fused. Outputs that are
-    no floats, or whose shape depends on their values, are not compared. Raises ModelError.
+    ``prepared``'s, with optimizations off, as reading a tensor inside would keep it from being fused. Raises
+    ModelError.
     """
     names = [layer.output for layer in layers]
     reference = Session(original, threads=threads)
-    optimized, graph = _optimize(quantized, threads)
+    optimized, graph = optimize(quantized, threads)
     inner = Session(with_outputs(prepared, names), threads=threads)
     plain = Session(with_outputs(quantized, names), optimize=False, threads=threads)
-    on, off, by_layer = {}, {}, {}
+    on, off, by_layer = OutputTally(), OutputTally(), {}
     seconds = 0.0
     for feeds in samples.batches(batch_size(inner, samples)):
         start = time.perf_counter()
         wanted = reference.run(feeds)
         seconds += time.perf_counter() - start
         given = plain.run(feeds)
-        _compare(on, wanted, optimized.run(feeds))
-        _compare(off, wanted, given)
-        _compare(by_layer, inner.run(feeds, list(dict.fromkeys(names))), given)
+        on.add(wanted, optimized.run(feeds))
+        off.add(wanted, given)
+        _compare_layers(by_layer, inner.run(feeds, list(dict.fromkeys(names))), given)
     return Verification(
-        outputs=_output_records(on),
-        outputs_unoptimized=_output_records(off),
+        outputs=on.records(),
+        outputs_unoptimized=off.records(),
+        missed=on.missed | off.missed,
         layers=tuple(
             LayerRecord(
                 layer.name,
@@ -81,37 +87,27 @@ def verify(
             )
             for layer in layers
         ),
-        unfused=_list_unfused(quantized, graph),
+        unfused=list_unfused(quantized, graph),
         float_pass_seconds=seconds,
     )
 
 
-def _compare(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:
+def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:
     for name, value in reference.items():
-        if value.dtype.kind == "f" and value.shape == other[name].shape:
+        if value.shape == other[name].shape:
             comparisons.setdefault(name, Comparison()).add(value, other[name])
 
 
-def _output_records(comparisons: dict[str, Comparison]) -> tuple[OutputRecord, ...]:
-    return tuple(
-        OutputRecord(name, c.sqnr_db, c.cosine, c.max_abs_error, c.agreement) for name, c in comparisons.items()
-    )
-
-
-def find_unfused(quantized: ModelProto) -> tuple[UnfusedRecord, ...]:
-    """Every QuantizeLinear and DequantizeLinear that is left once onnxruntime has optimized the graph, and why."""
-    return _list_unfused(quantized, _optimize(quantized, 0)[1])
-
-
-def _optimize(quantized: ModelProto, threads: int) -> tuple[Session, GraphProto]:
-    """A session, and the graph that it runs."""
+def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphProto]:
+    """A session, and the graph that it runs. Raises ModelError."""
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         path = Path(folder) / "optimized.onnx"
         session = Session(quantized, dump=path, threads=threads)
         return session, onnx.load(path, load_external_data=False).graph
 
 
-def _list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
+def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
+    """Every QuantizeLinear and DequantizeLinear left in ``graph``, which onnxruntime made of ``quantized``, and why."""
     index = Index(graph)
     # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
     tensors = {node.name: _float_side(node) for node in quantized.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)}

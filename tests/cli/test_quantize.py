@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from onnxcalib import errors, pipeline
 from onnxcalib.cli.main import app
-from onnxcalib.cli.quantize import write_aside
+from onnxcalib.cli.files import write_aside
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import BlockRecord, LayerRecord, OutputRecord, Report, UnfusedRecord
 
@@ -144,11 +144,11 @@ def test_the_report_is_written_whole(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("-o", "net.onnx"), "net.onnx: is the input model"),
+        (("-o", "net.onnx"), "net.onnx: is read by this run"),
         (("-o", "absent/out.onnx"), "the folder absent does not exist"),
         (("--report", "absent/run.json"), "the folder absent does not exist"),
-        (("--report", "net.onnx"), "net.onnx: is the input model"),
-        (("--report", "out.onnx", "-o", "out.onnx"), "out.onnx: the report would replace another file of this run"),
+        (("--report", "net.onnx"), "net.onnx: is read by this run"),
+        (("--report", "out.onnx", "-o", "out.onnx"), "out.onnx: is the file of both --output and --report"),
     ],
 )
 def test_bad_output_paths_are_refused_before_any_work(run, arguments, text):

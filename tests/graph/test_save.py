@@ -121,12 +121,12 @@ def test_an_output_that_is_the_input_is_refused_however_it_is_spelled(tmp_path, 
         output.symlink_to(source)
     if link == "hard":
         output.hardlink_to(source)
-    with pytest.raises(OutputError, match="is the input model; the input is never overwritten"):
+    with pytest.raises(OutputError, match="is read by this run; what is read is never overwritten"):
         check_output(output, source)
 
 
 def test_an_output_that_would_be_the_input_is_refused_before_either_exists(tmp_path):
-    with pytest.raises(OutputError, match="is the input model"):
+    with pytest.raises(OutputError, match="is read by this run"):
         check_output(tmp_path / "m.onnx", tmp_path / "." / "m.onnx")
 
 

@@ -7,7 +7,7 @@ from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.plan import make_plan
 from onnxcalib.steps import verify as verify_module
-from onnxcalib.steps.verify import find_unfused, verify
+from onnxcalib.steps.verify import list_unfused, optimize, verify
 
 BODY = """{ [a] c = Conv (x, w1, b1)  [b] r = Relu (c)  [d] d = Conv (r, w2, b1)  [e] s = Add (d, r)
     [m] p = GlobalAveragePool (s)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
@@ -28,6 +28,10 @@ def samples_of(model, array):
 def compare(original, quantized, samples, prepared=None):
     layers = make_plan(prepared or original).layers
     return verify(original, prepared or original, quantized, layers, samples)
+
+
+def find_unfused(quantized):
+    return list_unfused(quantized, optimize(quantized)[1])
 
 
 def scale_initializer(model, name, factor):

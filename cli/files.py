@@ -1,0 +1,40 @@
+"""The files that a command writes: none of them one that it reads, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onnxcalib.errors import OutputError
+
+
+def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | None]) -> None:
+    """Refuse to write where it cannot be, over what the run reads, or twice to one place, before any work is done.
+
+    targets: option -> file; those that are None were not asked for. Raises OutputError.
+    """
+    from onnxcalib.pipeline import check_output
+
+    wanted = {option: path for option, path in targets.items() if path is not None}
+    read = [source for source in sources if source is not None]
+    for option, path in wanted.items():
+        check_output(path, *read)
+        others = [other for other, place in wanted.items() if other != option and place.resolve() == path.resolve()]
+        if others:
+            raise OutputError(
+                f"{path}: is the file of both {option} and {others[0]}; one would replace the other; give one of them"
+                " another name"
+            )
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises OutputError."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another place") from None
+    finally:
+        aside.unlink(missing_ok=True)

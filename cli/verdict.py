@@ -1,0 +1,86 @@
+"""What ``validate`` measured, and whether each gate holds, on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxcalib.cli.summary import describe_unfused, name_some, open_console
+from onnxcalib.formats import (
+    NO_ACCURACY_GATE,
+    Sheet,
+    conclude,
+    gather_toml,
+    lacks_accuracy_gate,
+    spell_advice,
+    spell_layers,
+    spell_measures,
+    spell_outputs,
+)
+from onnxcalib.verdict import ContractRecord, Explanation, Verdict
+
+WORST_TENSORS = 5  # as many as one reads
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print what was compared and measured, where loss comes from, and last of all each gate and the outcome."""
+    console = open_console()
+    _print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
+    for sheet in (spell_measures(verdict), spell_outputs(verdict)):
+        _print_sheet(console, sheet)
+    _print_lines(console, ["", *describe_unfused(verdict.unfused), *_describe_contract(verdict.contract)])
+    _print_sheet(console, _spell_steps(verdict.contract))
+    if verdict.explanation:
+        _print_explanation(console, verdict, verdict.explanation)
+    _print_gates(console, verdict)
+
+
+def _print_lines(console: Console, lines: list[str], style: str | None = None) -> None:
+    """Without line breaks of rich's own, so that lines can be searched for and copied."""
+    console.print("\n".join(lines), style=style, soft_wrap=True)
+
+
+def _print_sheet(console: Console, sheet: Sheet) -> None:
+    if not sheet.rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for i, header in enumerate(sheet.headers):
+        table.add_column(header, justify="right" if i and sheet.named else "left", overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+
+
+def _describe_contract(contract: ContractRecord) -> list[str]:
+    steps = "1 step" if contract.steps == 1 else f"{contract.steps} steps"
+    lines = [f"numerics contract: at most {steps} between graph optimizations off and on, {contract.samples} samples"]
+    if contract.mismatched:
+        lines.append(f"  unlike scales or zero points in a Q/DQ pair: {name_some(contract.mismatched)}")
+    return lines
+
+
+def _spell_steps(contract: ContractRecord) -> Sheet:
+    """The tensors that differ most; no rows where none does."""
+    worst = [record for record in contract.tensors if record.share > 0][:WORST_TENSORS]
+    rows = tuple((record.tensor, record.op, str(record.steps), f"{100 * record.share:.3g}") for record in worst)
+    return Sheet(("tensors that differ most", "op", "steps", "% of values"), rows)
+
+
+def _print_explanation(console: Console, verdict: Verdict, explanation: Explanation) -> None:
+    _print_sheet(console, spell_layers(verdict))
+    lines = [f"  {name}: {text}" for name, text in spell_advice(verdict)]
+    lines += [f"not judged: {len(explanation.unmatched)}"] if explanation.unmatched else []
+    lines += [f"  {text}" for text in explanation.unmatched]
+    if lines:
+        _print_lines(console, lines)
+    if toml := gather_toml(verdict):
+        print("\nlines for onnxcalib.toml:", toml, sep="\n\n")  # not by rich, which may change text
+
+
+def _print_gates(console: Console, verdict: Verdict) -> None:
+    _print_lines(console, ["", NO_ACCURACY_GATE] if lacks_accuracy_gate(verdict) else [""])
+    for gate in verdict.gates:
+        line = " ".join(f"{gate.name}: {gate.text}".split())  # names in it may have line breaks
+        _print_lines(console, [f"{'pass' if gate.passed else 'FAIL'}  {line}"], style=None if gate.passed else "red")
+    _print_lines(console, [conclude(verdict)], style="bold green" if verdict.passed else "bold red")

@@ -1,0 +1,125 @@
+"""The integer tensors of a quantized graph: where they are made, and the graph opened at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from .emit import reroute
+from .index import Index, constant, is_op
+
+# Types that a graph input of 8 bits can stand for; those of 4 bits are cast, as they cannot be fed from NumPy.
+BYTES = (TensorProto.UINT8, TensorProto.INT8)
+NIBBLES = {TensorProto.UINT4: TensorProto.UINT8, TensorProto.INT4: TensorProto.INT8}
+GIVEN = "given:"
+# What may stand between a QuantizeLinear and its DequantizeLinear without a change of grid.
+BETWEEN = ("Clip", "Cast", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity")
+
+
+@dataclass(frozen=True)
+class Integers:
+    """One integer tensor: the element type, and the operator whose result it holds (``input`` for a graph input)."""
+
+    tensor: str
+    type: int
+    op: str
+
+
+def find_integers(model: ModelProto) -> tuple[Integers, ...]:
+    """The tensors that QuantizeLinear and the QLinear operators make, in graph order, those of 8 and 4 bits."""
+    index = Index(model.graph)
+    found = []
+    for node in model.graph.node:
+        place = _zero_point_place(node)
+        if place is None or not node.output:
+            continue
+        zero_point = index.initializers.get(node.input[place]) if len(node.input) > place else None
+        kind = TensorProto.UINT8 if zero_point is None else zero_point.data_type  # uint8 is QuantizeLinear's default
+        if kind in BYTES or kind in NIBBLES:
+            source = index.producer.get(node.input[0]) if is_op(node, "QuantizeLinear") else node
+            found.append(Integers(node.output[0], kind, source.op_type if source else "input"))
+    return tuple(found)
+
+
+def _zero_point_place(node: NodeProto) -> int | None:
+    """Where a node has the zero point of its output among its inputs; None for nodes that make no integers."""
+    if is_op(node, "QuantizeLinear"):
+        return 2
+    if node.op_type in ("QLinearConv", "QLinearMatMul"):
+        return 7
+    return len(node.input) - 1 if node.op_type.startswith("QLinear") else None
+
+
+def give_integers(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
+    """A copy that gives these tensors as outputs of 8 bits and nothing else."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    for each in integers:
+        name = each.tensor
+        if each.type in NIBBLES:
+            name = f"{GIVEN}{each.tensor}:bytes"
+            copy.graph.node.append(helper.make_node("Cast", [each.tensor], [name], to=NIBBLES[each.type]))
+        copy.graph.output.append(helper.make_tensor_value_info(name, NIBBLES.get(each.type, each.type), None))
+    return copy
+
+
+def open_at(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
+    """``give_integers`` with every one of them also cut: its readers read a graph input, GIVEN + its name, instead."""
+    integers = tuple(integers)
+    copy = give_integers(model, integers)
+    index = Index(model.graph)
+    casts = []
+    for each in integers:
+        readers = {node.name for node in index.readers(each.tensor)}
+        if not readers:
+            continue
+        given = read = f"{GIVEN}{each.tensor}"
+        if each.type in NIBBLES:
+            read = f"{given}:nibbles"
+            casts.append(helper.make_node("Cast", [given], [read], to=each.type))
+        copy.graph.input.append(helper.make_tensor_value_info(given, NIBBLES.get(each.type, each.type), None))
+        for node in copy.graph.node:
+            if node.name in readers:
+                reroute(node, each.tensor, read)
+    nodes = [*casts, *copy.graph.node]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def find_mismatches(model: ModelProto) -> tuple[str, ...]:
+    """Tensors that a DequantizeLinear reads on another grid than the QuantizeLinear has put them on."""
+    index = Index(model.graph)
+    found = []
+    for node in model.graph.node:
+        if is_op(node, "QuantizeLinear"):
+            own = _grid(index, node)
+            if any(not _equal(own, _grid(index, reader)) for reader in _dequantizers(index, node.output[0])):
+                found.append(node.input[0])
+    return tuple(dict.fromkeys(found))
+
+
+def _dequantizers(index: Index, tensor: str) -> Iterator[NodeProto]:
+    for node in index.readers(tensor):
+        if is_op(node, "DequantizeLinear") and node.input[0] == tensor:
+            yield node
+        elif is_op(node, *BETWEEN) and node.input[0] == tensor:
+            yield from _dequantizers(index, node.output[0])
+
+
+def _grid(index: Index, node: NodeProto) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Scale and zero point, None where they are computed; a zero point that is left out is 0."""
+    scale = constant(index, node.input[1])
+    if len(node.input) < 3 or not node.input[2]:
+        return scale, np.zeros_like(scale, np.int32) if scale is not None else None
+    zero_point = constant(index, node.input[2])
+    return scale, None if zero_point is None else zero_point.astype(np.int32)
+
+
+def _equal(one: tuple, other: tuple) -> bool:
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    return all(a.size == b.size and np.array_equal(a.reshape(-1), b.reshape(-1)) for a, b in pairs)

@@ -1,0 +1,72 @@
+"""Whether two models can stand in for each other: the same inputs, the same outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import zip_longest
+
+from onnx import ModelProto, TensorProto
+
+from ..errors import ModelError
+from ..spec import InputSpec
+from .load import inputs_of
+
+
+def match_models(original: ModelProto, quantized: ModelProto) -> tuple[InputSpec, ...]:
+    """The inputs of both, with the dimensions that either of them fixes.
+
+    Raises ModelError that says which input or output differs, and how.
+    """
+    inputs, others = inputs_of(original), inputs_of(quantized)
+    _match_names("inputs", [spec.name for spec in inputs], [spec.name for spec in others])
+    _match_names("outputs", *([value.name for value in m.graph.output] for m in (original, quantized)))
+    for one, other in zip(_outputs_of(original), _outputs_of(quantized), strict=True):
+        _merge_shapes("output", one, other)
+    pairs = [[(spec.name, spec.dtype, spec.shape) for spec in pair] for pair in zip(inputs, others, strict=True)]
+    shapes = [_merge_shapes("input", one, other) for one, other in pairs]
+    return tuple(replace(spec, shape=shape) for spec, shape in zip(inputs, shapes, strict=True))
+
+
+def _match_names(kind: str, names: list[str], others: list[str]) -> None:
+    if names != others:
+        order = ", in another order" if sorted(names) == sorted(others) else ""
+        raise ModelError(
+            f"{kind}: the float model has {', '.join(names) or 'none'}, the quantized one {', '.join(others) or 'none'}"
+            f"{order}; both must be the same for one to replace the other; quantize this float model again"
+        )
+
+
+def _outputs_of(model: ModelProto) -> list[tuple]:
+    """(name, type, shape) of every output, None for what the file does not say."""
+    found = []
+    for value in model.graph.output:
+        tensor = value.type.tensor_type
+        known = value.type.HasField("tensor_type") and tensor.elem_type != TensorProto.UNDEFINED
+        shape = None
+        if known and tensor.HasField("shape"):
+            shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
+        found.append((value.name, TensorProto.DataType.Name(tensor.elem_type).lower() if known else None, shape))
+    return found
+
+
+def _merge_shapes(kind: str, one: tuple, other: tuple) -> tuple[int | None, ...] | None:
+    name, dtype, shape = one
+    _, other_dtype, other_shape = other
+    if None not in (dtype, other_dtype) and dtype != other_dtype:
+        raise ModelError(
+            f"{kind} {name}: the float model has {dtype}, the quantized one {other_dtype}; both must be the same for"
+            " one to replace the other; quantize this float model again"
+        )
+    if shape is None or other_shape is None:
+        return shape or other_shape
+    sides = list(zip_longest(shape, other_shape, fillvalue=0))
+    if any(0 in pair or (None not in pair and pair[0] != pair[1]) for pair in sides):
+        raise ModelError(
+            f"{kind} {name}: the float model has shape {_spell(shape)}, the quantized one {_spell(other_shape)}; both"
+            " must be the same for one to replace the other; quantize this float model again"
+        )
+    return tuple(a if b is None else b for a, b in sides)
+
+
+def _spell(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"

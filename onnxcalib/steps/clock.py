@@ -1,0 +1,65 @@
+"""Clock both models: one thread each, taking turns, so that what slows the machine slows both."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from onnx import ModelProto
+
+from ..data import CalibrationSet
+from ..errors import ConfigError
+from ..numeric.intervals import median_ratio_interval
+from ..runtime.session import Session
+from ..verdict import LatencyRecord
+
+# The first runs allocate memory and are not counted.
+WARM_UP = 3
+# Rounds of one run each: as many as fit into the seconds, within these bounds; medians of fewer do not repeat.
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 500, 3.0
+
+
+def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:
+    """Median times of both models on the first ``batch`` samples, or as many as a run of the model must have.
+
+    Raises ConfigError where the model cannot run so many at once.
+    """
+    if samples.fixed_batch is not None:
+        if batch not in (1, samples.fixed_batch):
+            raise ConfigError(
+                f"batch: found {batch}; a run of this model on these samples takes {samples.fixed_batch}; leave --batch"
+                " out"
+            )
+        batch = samples.fixed_batch
+    feeds = samples.read([i % len(samples) for i in range(batch)])
+    sessions = [Session(model, threads=1) for model in (original, quantized)]
+    times = np.array(_take_turns(sessions, feeds)).T
+    low, median, high = np.percentile(times, (25, 50, 75), axis=1)
+    spread = (high - low) / median
+    return LatencyRecord(
+        batch=batch,
+        runs=times.shape[1],
+        float_ms=1e3 * float(median[0]),
+        quantized_ms=1e3 * float(median[1]),
+        float_spread=float(spread[0]),
+        quantized_spread=float(spread[1]),
+        speedup=float(median[0] / median[1]),
+        speedup_interval=median_ratio_interval(times[0] / times[1]),
+    )
+
+
+def _take_turns(sessions: list[Session], feeds: dict[str, np.ndarray]) -> list[list[float]]:
+    """Seconds of each session, by round."""
+    rounds: list[list[float]] = []
+    end = np.inf
+    while len(rounds) < WARM_UP + LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+        if len(rounds) == WARM_UP:
+            end = time.perf_counter() + SECONDS
+        rounds.append([_time(session, feeds) for session in sessions])
+    return rounds[WARM_UP:]
+
+
+def _time(session: Session, feeds: dict[str, np.ndarray]) -> float:
+    start = time.perf_counter()
+    session.run(feeds)
+    return time.perf_counter() - start

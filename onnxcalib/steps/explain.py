@@ -1,0 +1,279 @@
+"""Explain where a quantized model loses: each layer alone, and with all before it, and what to do about the worst."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import ModelProto
+
+from ..data import CalibrationSet
+from ..errors import ModelError
+from ..graph.cut import live_behind
+from ..graph.emit import reroute
+from ..graph.extract import extract, infer_types
+from ..graph.fusion import moves_values
+from ..graph.index import Index, is_op
+from ..graph.integers import GIVEN
+from ..graph.layers import QuantizedLayer, find_quantized_layers
+from ..graph.normalise import name_nodes, sort_nodes
+from ..numeric.diagnosis import Symptoms, diagnose, rounding_sqnr
+from ..numeric.metrics import Comparison
+from ..runtime.session import Session
+from ..runtime.store import Store
+from ..verdict import Explanation, LayerLoss
+from .calibrate import batch_size, with_outputs
+
+# Samples on which the layers' own errors are measured: SQNRs of whole tensors move little with more.
+SAMPLES = 64
+# What a layer alone does to the model's output is measured on one sample in so many, within these bounds: each layer
+# costs half a pass of the float model on average.
+SHARE, LEAST, MOST = 8, 4, 16
+WORST = 10
+# From where on a symptom is named as a reason.
+WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
+
+
+@dataclass
+class _Layer:
+    """A quantized layer beside its float self; output is its name in the float model."""
+
+    layer: QuantizedLayer
+    output: str
+    alone: Comparison = field(default_factory=Comparison)
+    all_before: Comparison = field(default_factory=Comparison)
+    at_output: float = float("nan")
+
+
+def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> Explanation:
+    """Find the layers that lose most at the model's outputs, each quantized alone, and say what their numbers show.
+
+    Layers are those with a quantized constant weight whose input and output the float model has under the same names;
+    others are listed as unmatched. Works on the first SAMPLES samples; both models stay as they are. Raises ModelError.
+    """
+    original, quantized = (_copy_named(model) for model in (original, quantized))
+    layers, unmatched = _match(original, quantized)
+    if not layers:
+        return Explanation(0, (), unmatched)
+    with Store() as store:
+        trail = _Trail(original, quantized, layers, store, threads)
+        done = trail.walk(samples)
+        trail.follow()
+        worst = sorted(layers, key=lambda each: (_or(each.at_output, each.alone.sqnr_db), each.alone.sqnr_db))[:WORST]
+        losses = tuple(_describe(each, trail) for each in worst)
+    return Explanation(done, losses, unmatched)
+
+
+def _or(value: float, other: float) -> float:
+    return other if np.isnan(value) else value
+
+
+def _copy_named(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    name_nodes(copy)
+    sort_nodes(copy)
+    return copy
+
+
+def _match(original: ModelProto, quantized: ModelProto) -> tuple[list[_Layer], tuple[str, ...]]:
+    index, other = Index(original.graph), Index(quantized.graph)
+    known = {*index.inputs, *index.producer}
+    layers, unmatched = [], []
+    for layer in find_quantized_layers(quantized):
+        output = next((name for name in _names_of(other, layer.output) if name in known), None)
+        if layer.source not in known:
+            unmatched.append(f"{layer.name}: the float model has no tensor {layer.source}, which it reads")
+        elif output is None:
+            unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, which it makes")
+        else:
+            layers.append(_Layer(layer, output))
+    return layers, tuple(unmatched)
+
+
+def _names_of(index: Index, tensor: str) -> list[str]:
+    """A tensor's own name, and those that it has once it was put on a grid."""
+    names = [tensor]
+    for node in index.readers(tensor):
+        if is_op(node, "QuantizeLinear", "Clip", "DequantizeLinear"):
+            names += _names_of(index, node.output[0])
+    return names
+
+
+class _Trail:
+    """Both models run over the samples, and what of the float one is kept on disk for the first few."""
+
+    def __init__(
+        self, original: ModelProto, quantized: ModelProto, layers: list[_Layer], store: Store, threads: int
+    ) -> None:
+        self.original, self.layers, self.store, self.threads = original, layers, store, threads
+        self.index = Index(original.graph)
+        self.live = live_behind(original, [each.output for each in layers])
+        self.sources = {each.layer.source for each in layers}
+        parts = {part for source in self.sources for part in joined_parts(self.index, source)}
+        outputs = {each.output for each in layers}
+        kept = {*self.index.outputs, *self.sources, *parts, *(t for names in self.live.values() for t in names)}
+        self.kept = sorted(kept)
+        self.reference = Session(with_outputs(original, sorted(kept | outputs)), threads=threads)
+        inner = [each.layer.output for each in layers]
+        self.alone = Session(_open_layers(quantized, layers), threads=threads)
+        self.chain = Session(with_outputs(quantized, inner), threads=threads)
+        self.batches = 0
+
+    def walk(self, samples: CalibrationSet) -> int:
+        """Measure every layer's own error; the number of samples seen."""
+        size = min(batch_size(self.reference, samples), SAMPLES)
+        few = min(max(len(samples) // SHARE, LEAST), MOST)
+        done = 0
+        for feeds in samples.batches(size):
+            floats = {**feeds, **self.reference.run(feeds)}
+            alone = self.alone.run({f"{GIVEN}{name}": floats[name] for name in self.sources})
+            chain = self.chain.run(feeds, list({each.layer.output for each in self.layers}))
+            for each in self.layers:
+                wanted, name = floats[each.output], each.layer.output
+                if wanted.shape == alone[name].shape == chain[name].shape:
+                    each.alone.add(wanted, alone[name])
+                    each.all_before.add(wanted, chain[name])
+            if done < few:
+                for name in self.kept:
+                    self.store.append(name, floats[name])
+                for name, value in alone.items():
+                    self.store.append(f"alone:{name}", value)
+                self.batches += 1
+            done = min(done + (samples.fixed_batch or size), len(samples))
+            if done >= SAMPLES:
+                break
+        return done
+
+    def follow(self) -> None:
+        """Measure what each layer alone does to the float outputs, running what lies behind it."""
+        types = infer_types(self.original)
+        floats = [name for name in self.index.outputs if self.store.batch(name, 0).dtype.kind == "f"]
+        for each in self.layers:
+            inputs = self.live.get(each.output, ())
+            wanted = [name for name in floats if name not in inputs]
+            try:
+                rest = extract(self.original, types, inputs=inputs, outputs=wanted) if wanted else None
+                session = Session(rest, threads=self.threads) if rest else None
+                each.at_output = self._follow(each, inputs, floats, session)
+            except ModelError:  # a graph that onnxruntime cannot run in parts; the layer's own error ranks it
+                continue
+
+    def _follow(self, each: _Layer, inputs: tuple[str, ...], outputs: list[str], session: Session | None) -> float:
+        """SQNR in dB of the outputs, the mean of their relative errors being the error."""
+        found = {name: Comparison() for name in outputs}
+        for number in range(self.batches):
+            feeds = {name: self.store.batch(name, number) for name in inputs}
+            feeds[each.output] = self.store.batch(f"alone:{each.layer.output}", number)
+            given = {**feeds, **(session.run(feeds) if session else {})}
+            for name, comparison in found.items():
+                wanted = self.store.batch(name, number)
+                if wanted.shape == given[name].shape:
+                    comparison.add(wanted, given[name])
+        errors = [10 ** (-comparison.sqnr_db / 10) for comparison in found.values()]
+        mean = float(np.mean(errors)) if errors else float("nan")
+        return float("inf") if mean == 0 else -10 * float(np.log10(mean))
+
+    def values(self, name: str) -> np.ndarray:
+        """What was kept of a tensor, batches of unlike shapes flattened to the first one's channels."""
+        batches = [self.store.batch(name, number) for number in range(self.batches)]
+        same = [batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]]
+        return np.concatenate(same) if batches[0].ndim else np.array(batches)
+
+
+def _open_layers(quantized: ModelProto, layers: list[_Layer]) -> ModelProto:
+    """The layers and their grids, each reading a graph input, GIVEN + its source, in place of what lies before it."""
+    copy = ModelProto()
+    copy.CopyFrom(quantized)
+    entries = {each.layer.entry: each.layer.source for each in layers}
+    for node in copy.graph.node:
+        if node.name in entries:
+            reroute(node, entries[node.name], f"{GIVEN}{entries[node.name]}")
+    inputs = sorted({f"{GIVEN}{source}" for source in entries.values()})
+    return extract(copy, {}, inputs=inputs, outputs=list(dict.fromkeys(each.layer.output for each in layers)))
+
+
+def joined_parts(index: Index, tensor: str) -> tuple[str, ...]:
+    """What the Concat joins that makes a tensor, operators apart that only move values; nothing where none does."""
+    node = index.producer.get(tensor)
+    while node is not None and moves_values(index, node):
+        node = index.producer.get(node.input[0])
+    joins = node is not None and is_op(node, "Concat")
+    return tuple(t for t in node.input if t not in index.initializers) if joins else ()
+
+
+def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
+    layer = each.layer
+    reasons = _find_reasons(layer, trail)
+    wide = layer.weight_bits >= 8 and layer.activation_bits >= 8
+    remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
+    if wide:
+        remedy, lines = "leave it in float", "exclude = true"
+    return LayerLoss(
+        name=layer.name,
+        op=layer.op,
+        weight_bits=layer.weight_bits,
+        activation_bits=layer.activation_bits,
+        alone_db=each.alone.sqnr_db,
+        all_before_db=each.all_before.sqnr_db,
+        at_output_db=None if np.isnan(each.at_output) else each.at_output,
+        reasons=tuple(reasons),
+        remedy=remedy,
+        # A JSON string is a TOML one.
+        toml=f"[layers.{json.dumps(layer.name)}]\n{lines}",
+    )
+
+
+def _find_reasons(layer: QuantizedLayer, trail: _Trail) -> list[str]:
+    weight = rounding_sqnr(layer.integers, layer.scale, layer.axis)
+    if layer.grid is None:
+        return [f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB"]
+    values = trail.values(layer.source)
+    axis = values.ndim - 1 if layer.op == "MatMul" else min(1, values.ndim - 1)
+    found = diagnose(values, *layer.grid, axis)
+    parts = {name: float(np.abs(trail.values(name)).max()) for name in joined_parts(trail.index, layer.source)}
+    return [
+        f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB, its {layer.activation_bits}-bit input"
+        f" {found.sqnr_db:.1f} dB",
+        *_name_symptoms(found, layer.grid),
+        *_name_parts(parts),
+        *_name_channels(layer),
+    ]
+
+
+def _name_symptoms(found: Symptoms, grid: tuple[float, float, float]) -> list[str]:
+    _, low, high = grid
+    reasons = []
+    if found.spread > WIDE_SPREAD:
+        reasons.append(f"its input's grid, {low:.3g} to {high:.3g}, is {found.spread:.0f} times as wide as its bulk")
+    if found.clipped > MANY_CLIPPED:
+        reasons.append(f"{100 * found.clipped:.1f}% of its input saturate")
+    if found.unlike > UNLIKE_CHANNELS:
+        reasons.append(
+            f"a channel of its input reaches {found.unlike:.0f} times as far as the middle one, on one scale"
+        )
+    if found.dead > MANY_DEAD:
+        reasons.append(f"{100 * found.dead:.0f}% of its input's channels are dead")
+    return reasons
+
+
+def _name_parts(parts: Mapping[str, float]) -> list[str]:
+    ranges = sorted((value, name) for name, value in parts.items() if value > 0)
+    if len(ranges) < 2 or ranges[-1][0] <= UNLIKE_PARTS * ranges[0][0]:
+        return []
+    (least, one), (most, other) = ranges[0], ranges[-1]
+    return [f"a Concat joins {one}, up to {least:.3g}, and {other}, up to {most:.3g}, on one scale"]
+
+
+def _name_channels(layer: QuantizedLayer) -> list[str]:
+    """Output channels of the weight: some may be unlike the others on one scale, some hold nothing."""
+    rows = np.abs(np.moveaxis(layer.integers, layer.axis, 0)).reshape(layer.integers.shape[layer.axis], -1).max(axis=1)
+    alive = rows[rows > 0]
+    reasons = []
+    if layer.scale.size == 1 and alive.size and alive.max() > UNLIKE_CHANNELS * np.median(alive):
+        reasons.append("the ranges of its weight's channels are very unlike, on one scale")
+    if alive.size < (1 - MANY_DEAD) * rows.size:
+        reasons.append(f"{rows.size - alive.size} of its {rows.size} output channels have weights of 0 alone")
+    return reasons

@@ -1,0 +1,147 @@
+"""What ``validate`` prints on stdout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from onnxcalib.cli.summary import PLAIN_WIDTH
+from onnxcalib.cli.verdict import WORST_TENSORS, print_verdict
+from onnxcalib.formats import WORST_LAYERS
+from onnxcalib.report import OutputRecord, UnfusedRecord
+from onnxcalib.verdict import (
+    ContractRecord,
+    Explanation,
+    GateRecord,
+    LatencyRecord,
+    LayerLoss,
+    ScoreRecord,
+    StepsRecord,
+    Verdict,
+)
+
+DROP = GateRecord("max_drop", True, "0.40 points (95%: -0.20 to 1.00), at most 1")
+SQNR = GateRecord("min_sqnr", False, "12.10 dB of scores, at least 15")
+STEPS = GateRecord("max_steps", True, "1 step, at most 1")
+VERDICT = Verdict(
+    float_model="float.onnx",
+    quantized_model="quantized.onnx",
+    settings={},
+    samples=200,
+    scores=(ScoreRecord("top-1", 71.25, 70.85, 0.4, (-0.2, 1.0)), ScoreRecord("mine:f1", 0.8125, 0.75, 0.0625)),
+    outputs=(
+        OutputRecord("scores", 12.1, 0.999, 0.5, 0.975, (11.0, 13.0), (0.95, 1.0)),
+        OutputRecord("index", None, None, None, 0.99),
+        OutputRecord("copy", float("inf"), 1.0, 0.0),
+    ),
+    float_bytes=4000,
+    quantized_bytes=1000,
+    latency=LatencyRecord(1, 51, 12.5, 5.0, 0.03, float("nan"), 2.5, (2.25, 2.75)),
+    unfused=tuple(UnfusedRecord("QuantizeLinear", f"t{i}", "follows Resize") for i in range(4)),
+    contract=ContractRecord(
+        16, tuple(StepsRecord(f"tensor{i}", "Conv", 2 - i // 4, 0.05 if i < 6 else 0.0) for i in range(8)), ("x", "y")
+    ),
+    gates=(DROP, SQNR, STEPS),
+)
+
+
+@pytest.fixture
+def printed(capsys):
+    """The lines of a verdict, without rich's trailing blanks."""
+
+    def show(verdict: Verdict) -> list[str]:
+        print_verdict(verdict)
+        return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+    return show
+
+
+def split(lines: list[str]) -> list[list[str]]:
+    return [line.split() for line in lines]
+
+
+def test_the_gates_and_the_outcome_come_last(printed):
+    assert printed(VERDICT)[-4:] == [
+        "pass  max_drop: 0.40 points (95%: -0.20 to 1.00), at most 1",
+        "FAIL  min_sqnr: 12.10 dB of scores, at least 15",
+        "pass  max_steps: 1 step, at most 1",
+        "FAILED: 1 of 3 gates does not hold: min_sqnr",
+    ]
+    assert printed(replace(VERDICT, gates=(DROP, STEPS)))[-1] == "PASSED: 2 of 2 gates hold"
+
+
+def test_a_gate_is_one_line_whatever_names_it_holds(printed):
+    name = "two\nlines" + 200 * "x"
+    lines = printed(replace(VERDICT, gates=(replace(SQNR, text=f"12 dB of {name}, at least 15"),)))
+    assert lines[-2] == f"FAIL  min_sqnr: 12 dB of two lines{200 * 'x'}, at least 15"
+
+
+def test_a_run_without_an_accuracy_gate_says_so(printed):
+    said = "no accuracy gate was asked for: max_drop, min_agreement or min_sqnr"
+    assert printed(replace(VERDICT, gates=(STEPS,)))[-3:-1] == [said, "pass  max_steps: 1 step, at most 1"]
+    assert said not in printed(VERDICT)
+
+
+def test_scores_size_and_latency_are_shown_for_both_models(printed):
+    lines = printed(VERDICT)
+    assert lines[0] == "quantized.onnx against float.onnx on 200 samples"
+    rows = split(lines)
+    for row in (
+        "top-1 % 71.25 70.85 drop 0.40 (95%: -0.20 to 1.00)",
+        "mine:f1 0.8125 0.75 drop 0.0625",
+        "file, bytes 4,000 1,000 0.250 of float",
+        "latency, ms, batch 1 12.5 (spread 3%) 5 (spread nan%) 2.50 times as fast (95%: 2.25 to 2.75)",
+    ):
+        assert row.split() in rows
+
+
+def test_every_output_is_shown_and_what_was_not_measured_is_a_dash(printed):
+    rows = split(printed(VERDICT))
+    scores = "scores 97.50 (95%: 95.00 to 100.00) 12.10 (95%: 11.00 to 13.00) 0.999000 0.5"
+    for row in (scores, "index 99.00 - - -", "copy - inf 1.000000 0"):
+        assert row.split() in rows
+
+
+def test_unfused_nodes_are_named_by_reason(printed):
+    lines = printed(VERDICT)
+    assert "unfused Q/DQ: 4" in lines
+    assert "  QuantizeLinear: follows Resize: t0, t1, t2 and 1 more" in lines
+
+
+def test_the_numerics_contract_names_the_worst_tensors_and_unlike_pairs(printed):
+    lines = printed(VERDICT)
+    assert "numerics contract: at most 2 steps between graph optimizations off and on, 16 samples" in lines
+    assert "  unlike scales or zero points in a Q/DQ pair: x, y" in lines
+    shown = [row for row in split(lines) if row and row[0].startswith("tensor") and row[0] != "tensors"]
+    assert shown == [[f"tensor{i}", "Conv", str(2 - i // 4), "5"] for i in range(WORST_TENSORS)]
+    equal = ContractRecord(16, (StepsRecord("tensor0", "Conv", 0, 0.0),))
+    lines = printed(replace(VERDICT, contract=equal))
+    assert "numerics contract: at most 0 steps between graph optimizations off and on, 16 samples" in lines
+    assert not any("tensors that differ" in line or "unlike" in line for line in lines)
+
+
+def test_an_explanation_ends_in_toml_that_can_be_copied(printed):
+    toml = f'[layers."{200 * "x"}:cat:[b]"]\n\texclude = true'
+    layers = (
+        LayerLoss("worst", "Conv", 4, 8, 5.0, 4.0, float("inf"), ("few channels hold the range",), "keep it", toml),
+        *(LayerLoss(f"layer{i}", "Gemm", 8, 8, 20.0, 18.0, 30.0) for i in range(WORST_LAYERS)),
+    )
+    lines = printed(replace(VERDICT, explanation=Explanation(8, layers, ("loop: inside a Loop",))))
+    shown = [row for row in split(lines) if "W4A8" in row or "W8A8" in row]
+    assert shown[0] == "worst Conv W4A8 5.00 4.00 inf".split()
+    assert len(shown) == WORST_LAYERS
+    assert "  worst: few channels hold the range; keep it" in lines
+    assert lines[lines.index("not judged: 1") + 1] == "  loop: inside a Loop"
+    start = lines.index("lines for onnxcalib.toml:") + 2
+    assert "\n".join(lines[start : start + 2]) == toml
+    assert not any("toml" in line for line in printed(VERDICT))
+
+
+def test_names_are_neither_markup_nor_emoji_and_never_cut(printed):
+    name = "[red]:cat:" + 150 * "n"
+    lines = printed(replace(VERDICT, outputs=(OutputRecord(name, 30.0, 1.0, 0.5),), float_model=name))
+    assert lines[0] == f"quantized.onnx against {name} on 200 samples"
+    start = next(i for i, line in enumerate(lines) if line.startswith("[red]"))
+    assert "".join(line.split()[0] for line in lines[start : lines.index("", start)]) == name
+    assert max(map(len, lines[1:-4])) <= PLAIN_WIDTH
