@@ -48,9 +48,9 @@ class QParams:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A weighted node and how its weight and its input are quantized.
+    """A weighted node and how its weight and its input are quantized; tensors and the node go by their names.
 
-    ``weight_axis`` is the axis of output channels in the weight as stored, ``input`` the activation it reads.
+    ``input`` is the activation that it reads; ``weight_spec.axis`` counts output channels in the weight as stored.
     """
 
     name: str

@@ -66,9 +66,10 @@ class _Writer:
         self.weight_bits = {layer.name: layer.weight_spec.bits for layer in plan.layers}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
-        # Names that a new tensor or node must not take, and the constants written so far by the name wished for.
+        # Names that a new tensor or node must not take, the constants written so far, and those that are shared by use.
         self.taken = {*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes}
-        self.written: dict[str, TensorProto] = {}
+        self.written: list[TensorProto] = []
+        self.shared: dict[str, str] = {}
         self.after: dict[str, list[NodeProto]] = {}
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
@@ -81,7 +82,7 @@ class _Writer:
                 self._write_activation(tensor, activations[tensor], narrowed.get(tensor))
         for layer in self.plan.layers:
             if layer.name in layers and layer.name in self.nodes:
-                self._write_layer(layer, layers[layer.name], _input_grid(layer, activations, narrowed))
+                self._write_layer(layer, layers[layer.name], input_grid(layer, activations, narrowed))
                 replaced |= {layer.weight, layer.bias}
         nodes = list(self.at_start)
         for node in graph.node:
@@ -90,10 +91,10 @@ class _Writer:
         graph.node.extend(nodes)
         made = {t for node in nodes for t in node.output}
         needed = {t for node in nodes for t in reads(node)}.union(self.index.outputs) - made
-        needed -= {tensor.name for tensor in self.written.values()}
+        needed -= {tensor.name for tensor in self.written}
         kept = [i for i in graph.initializer if i.name not in replaced or i.name in needed]
         del graph.initializer[:]
-        graph.initializer.extend([*kept, *self.written.values()])
+        graph.initializer.extend([*kept, *self.written])
         return self.model
 
     def _name(self, wish: str) -> str:
@@ -102,11 +103,19 @@ class _Writer:
         self.taken.add(name)
         return name
 
+    def _write(self, name: str, values: np.ndarray) -> str:
+        self.written.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
+        return name
+
     def _constant(self, wish: str, values: np.ndarray) -> str:
-        """Name of a new initializer; one that is wished for again is shared."""
-        if wish not in self.written:
-            self.written[wish] = numpy_helper.from_array(np.asarray(values, order="C"), self._name(wish))
-        return self.written[wish].name
+        """Name of a new initializer."""
+        return self._write(self._name(wish), values)
+
+    def _shared_constant(self, use: str, values: np.ndarray) -> str:
+        """Name of the one initializer of a use that many have."""
+        if use not in self.shared:
+            self.shared[use] = self._constant(use, values)
+        return self.shared[use]
 
     def _node(self, op: str, inputs: list[str], output: str, stem: str, **attributes) -> NodeProto:
         return helper.make_node(op, inputs, [output], name=self._name(f"{stem}_{op}"), **attributes)
@@ -130,13 +139,13 @@ class _Writer:
         for node in wide:
             # Dimensions are read off the integers, so that no DequantizeLinear is left for them alone.
             on_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits == 8)
-            _reroute(node, tensor, pair[0].output[0] if on_integers else read)
+            reroute(node, tensor, pair[0].output[0] if on_integers else read)
         if slim:
-            narrow_read = self._name(f"{tensor}_narrowed_dequantized")
-            grids = (grid, narrow)
-            pair += self._narrow(f"{tensor}_narrowed", (read, narrow_read), grids, slim)
+            stem = self._name(f"{tensor}_narrowed")
+            narrow_read = self._name(f"{stem}_dequantized")
+            pair += self._narrow(stem, (read, narrow_read), (grid, narrow), slim)
             for node in slim:
-                _reroute(node, tensor, narrow_read)
+                reroute(node, tensor, narrow_read)
         if producer is None:
             self.at_start += pair
         else:
@@ -163,7 +172,8 @@ class _Writer:
         integers = self._name(f"{stem}_quantized")
         nodes = [self._node("QuantizeLinear", [source, scale, zero_point], integers, stem)]
         if in_bytes and bits < 8:
-            limits = [self._constant(f"uint{bits}_{k}", np.uint8(v)) for k, v in (("min", 0), ("max", grid.spec.qmax))]
+            bounds = {"min": 0, "max": grid.spec.qmax}
+            limits = [self._shared_constant(f"uint{bits}_{end}", np.uint8(value)) for end, value in bounds.items()]
             clipped = self._name(f"{stem}_clipped")
             nodes.append(self._node("Clip", [integers, *limits], clipped, stem))
             integers = clipped
@@ -227,7 +237,7 @@ class _Writer:
         node.input.append(name)
         if layer.op == "ConvTranspose":
             # No integer kernel reads it, and with groups its channels outnumber the weight's scales.
-            self.written[name] = numpy_helper.from_array(params.bias.astype(np.float32), name)
+            self._write(name, params.bias.astype(np.float32))
             return
         scale = bias_scale(input_grid, params.grid)
         integers = np.clip(np.rint(params.bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
@@ -245,12 +255,12 @@ class _Writer:
         inputs = [
             integers,
             self._constant(f"{name}_scale", np.asarray(scale, np.float32)),
-            self._constant(f"zeros_{zeros.dtype.name}_{len(scale)}", zeros),
+            self._shared_constant(f"zeros_{zeros.dtype.name}_{len(scale)}", zeros),
         ]
         return self._node("DequantizeLinear", inputs, name, name, axis=axis)
 
 
-def _input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: Mapping[str, QParams]) -> QParams:
+def input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: Mapping[str, QParams]) -> QParams:
     """The grid on which a layer reads its input."""
     narrow = narrowed.get(layer.input)
     if narrow is not None and narrow.spec.bits == layer.activation_spec.bits:
@@ -258,12 +268,12 @@ def _input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: 
     return activations[layer.input]
 
 
-def _reroute(node: NodeProto, tensor: str, target: str) -> None:
+def reroute(node: NodeProto, tensor: str, target: str) -> None:
     """Make the node, its subgraphs included, read ``target`` in place of ``tensor``."""
     _rename(node.input, tensor, target)
     for body in subgraphs(node):
         for inner in body.node:
-            _reroute(inner, tensor, target)
+            reroute(inner, tensor, target)
 
 
 def _rename(names, old: str, new: str) -> None:
@@ -273,5 +283,6 @@ def _rename(names, old: str, new: str) -> None:
 
 
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:
-    """float32(scale_x * scale_w), per channel, as onnxruntime's integer kernels have it."""
-    return (np.float32(input_grid.scale) * weight_grid.scale.astype(np.float32)).astype(np.float32)
+    """float32(scale_x * scale_w), per channel, as onnxruntime's integer kernels have it; none is denormal or zero."""
+    products = np.float32(input_grid.scale) * weight_grid.scale.astype(np.float32)
+    return np.maximum(products, np.finfo(np.float32).tiny).astype(np.float32)

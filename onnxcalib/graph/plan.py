@@ -100,7 +100,7 @@ def _layers(graph: GraphProto, index: Index, weight_bits: int, activation_bits: 
     for node in graph.node:
         if not is_op(node, *LAYERS) or not _quantizable(index, node):
             continue
-        axis = _channel_axis(node)
+        axis = channel_axis(node)
         yield LayerPlan(
             name=node.name,
             op=node.op_type,
@@ -115,11 +115,11 @@ def _layers(graph: GraphProto, index: Index, weight_bits: int, activation_bits: 
 
 
 def _quantizable(index: Index, node: NodeProto) -> bool:
-    """Whether weight and bias are float32 constants of the plain form, and the input is not."""
+    """Whether weight and bias are float32 constants of the plain form, none of them empty, and the input is not."""
     weight = index.initializers.get(node.input[1])
     if weight is None or weight.data_type != TensorProto.FLOAT or node.input[0] in index.initializers:
         return False
-    if node.op_type == "MatMul" and len(weight.dims) != 2:
+    if 0 in weight.dims or (node.op_type == "MatMul" and len(weight.dims) != 2):
         return False
     if node.op_type == "Gemm":
         factors = attribute_of(node, "alpha", 1.0), attribute_of(node, "beta", 1.0)
@@ -129,10 +129,10 @@ def _quantizable(index: Index, node: NodeProto) -> bool:
         return True
     bias = index.initializers.get(node.input[2])
     groups = attribute_of(node, "group", 1) if node.op_type == "ConvTranspose" else 1
-    return bias is not None and list(bias.dims) == [weight.dims[_channel_axis(node)] * groups]
+    return bias is not None and list(bias.dims) == [weight.dims[channel_axis(node)] * groups]
 
 
-def _channel_axis(node: NodeProto) -> int:
+def channel_axis(node: NodeProto) -> int:
     """The axis of a layer's output channels (of one group, for a ConvTranspose) in its weight."""
     return 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute_of(node, "transB", 0)) else 1
 

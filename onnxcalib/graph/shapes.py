@@ -14,7 +14,8 @@ MOST_VALUE_BYTES = 1 << 16
 def infer_shapes(model: ModelProto) -> dict[str, Shape]:
     """Tensor -> shape, None for a dimension that is not fixed; tensors of unknown rank are absent.
 
-    Shapes that the file records for inner tensors are not trusted, as exporters and editing tools leave wrong ones.
+    Shapes that the file records for other tensors than inputs are not trusted, as exporters and editing tools leave
+    wrong ones.
     Those of the initializers alone for a model that inference cannot read.
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
@@ -43,6 +44,9 @@ def infer_graph(model: ModelProto) -> GraphProto | None:
     """The graph without its weights, with types and shapes of what inference reaches; None where it cannot be read."""
     bare = copy_without_initializers(model)
     del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     for tensor in model.graph.initializer:
         if tensor.ByteSize() <= MOST_VALUE_BYTES:
             bare.graph.initializer.add().CopyFrom(tensor)

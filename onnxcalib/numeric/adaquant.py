@@ -26,6 +26,8 @@ BIAS_RATE = 0.01
 # Share of activations left unquantized while learning (Wei et al. 2022, QDrop).
 DROP = 0.5
 EVALUATIONS = 8
+# The power of targets that are all but zero, so that a relative error is finite.
+LEAST_POWER = 1e-12
 
 
 class _Snap(torch.autograd.Function):
@@ -129,9 +131,13 @@ Batch = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
 
 
 def relative_error(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squared error over the targets' power, averaged over the block's outputs."""
-    errors = [(a - b).square().sum() / b.square().sum().clamp_min(1e-12) for a, b in zip(outputs, targets, strict=True)]
-    return torch.stack(errors).mean()
+    """Squared error over the targets' power, averaged over the block's floating-point outputs."""
+    pairs = _floating(outputs, targets)
+    return torch.stack([(a - b).square().sum() / b.square().sum().clamp_min(LEAST_POWER) for a, b in pairs]).mean()
+
+
+def _floating(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    return [(a, b) for a, b in zip(outputs, targets, strict=True) if b.is_floating_point()]
 
 
 def learn_block(
@@ -145,7 +151,8 @@ def learn_block(
     """Learn every quantizer and bias in ``module``; it ends at its best iterate on the held-out batches.
 
     draw: gives one mini-batch of (inputs, float targets); held_out: the batches that judge. The module maps inputs to
-    a tuple of outputs. ``bias_units``: each trained bias with the output noise that its rate is relative to.
+    a tuple of outputs, one of floating point at least. ``bias_units``: each trained bias with the output noise that its
+    rate is relative to. Raises RuntimeError where torch fails, or where nothing that is learned moves these outputs.
     """
     optimizer = torch.optim.Adam(_rates(module, bias_units), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -156,6 +163,8 @@ def learn_block(
         inputs, targets = draw()
         module.train()
         loss = relative_error(module(*inputs), targets)
+        if not loss.requires_grad:
+            raise RuntimeError("nothing that is learned moves a floating-point output by a gradient")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -183,15 +192,15 @@ def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor]) -> l
 
 
 def _evaluate(module: nn.Module, batches: Sequence[Batch]) -> float:
+    """``relative_error`` of all batches as one: each output's error and power are summed before the ratio."""
     module.eval()
-    errors: list[float] = []
-    powers: list[float] = []
+    sums: list[np.ndarray] = []
     with torch.no_grad():
         for inputs, targets in batches:
-            for a, b in zip(module(*inputs), targets, strict=True):
-                errors.append(float((a - b).square().sum()))
-                powers.append(float(b.square().sum()))
-    return sum(errors) / max(sum(powers), 1e-12)
+            pairs = _floating(module(*inputs), targets)
+            sums.append(np.array([[float((a - b).square().sum()), float(b.square().sum())] for a, b in pairs]))
+    errors, powers = np.sum(sums, axis=0).T
+    return float(np.mean(errors / np.maximum(powers, LEAST_POWER)))
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

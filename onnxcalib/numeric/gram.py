@@ -30,13 +30,11 @@ class Moments:
         mine, theirs = self.columns / total, other.columns / total
         inputs = other.input_mean - self.input_mean
         targets = other.target_mean - self.target_mean
-        return Moments(
-            mine * self.gram + theirs * other.gram + mine * theirs * inputs.unsqueeze(2) * inputs.unsqueeze(1),
-            mine * self.cross + theirs * other.cross + mine * theirs * targets.unsqueeze(2) * inputs.unsqueeze(1),
-            self.input_mean + theirs * inputs,
-            self.target_mean + theirs * targets,
-            total,
-        )
+        between = mine * theirs * inputs.unsqueeze(1)
+        # In place, as a Gram matrix may have hundreds of megabytes.
+        gram = (mine * self.gram).add_(other.gram, alpha=theirs).addcmul_(inputs.unsqueeze(2), between)
+        cross = (mine * self.cross).add_(other.cross, alpha=theirs).addcmul_(targets.unsqueeze(2), between)
+        return Moments(gram, cross, self.input_mean + theirs * inputs, self.target_mean + theirs * targets, total)
 
     def about_zero(self) -> Moments:
         """The moments about zero, on which a layer without a bias depends."""
@@ -63,19 +61,25 @@ class MomentSum:
         self.columns = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add columns: inputs (groups, K, P), targets (groups, C, P)."""
+        """Add columns, maybe none: inputs (groups, K, P), targets (groups, C, P)."""
+        if not inputs.shape[2]:
+            return
         if self._shift is None:
             self._shift = (inputs.mean(2, keepdim=True), targets.mean(2, keepdim=True))
         inputs, targets = inputs - self._shift[0], targets - self._shift[1]
-        sums = [s.double() for s in (inputs @ inputs.mT, targets @ inputs.mT, inputs.sum(2), targets.sum(2))]
-        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+        products = (inputs @ inputs.mT, targets @ inputs.mT, inputs.sum(2), targets.sum(2))
+        if self._sums:
+            for total, product in zip(self._sums, products, strict=True):
+                total += product
+        else:
+            self._sums = [product.double() for product in products]
         self.columns += inputs.shape[2]
 
     def centre(self) -> Moments:
         """The moments about the means: what is left of the least squares once the bias is solved in closed form."""
         gram, cross, inputs, targets = (s / self.columns for s in self._sums)
-        gram = gram - inputs.unsqueeze(2) * inputs.unsqueeze(1)
-        cross = cross - targets.unsqueeze(2) * inputs.unsqueeze(1)
+        gram.addcmul_(inputs.unsqueeze(2), inputs.unsqueeze(1), value=-1)
+        cross.addcmul_(targets.unsqueeze(2), inputs.unsqueeze(1), value=-1)
         shift = [s.squeeze(2).double() for s in self._shift]
         return Moments(gram, cross, inputs + shift[0], targets + shift[1], self.columns)
 

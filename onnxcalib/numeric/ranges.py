@@ -14,8 +14,8 @@ from .rounding import snap
 SHARES = np.geomspace(1.0, 0.001, 142)
 # Rounds in which each end is searched with the other one fixed; a third did not change a decimal.
 ROUNDS = 2
-# A range narrower than this has no information; it stands for a constant tensor.
-LEAST_RANGE = 1e-8
+# The least scale: a range of fewer than so much a level has no information, and stands for a constant tensor.
+LEAST_SCALE = float(np.finfo(np.float32).tiny)
 RANGE_KINDS = ("min-max", "percentile", "squared-error", "entropy")
 
 
@@ -33,7 +33,7 @@ def choose_grid(
     its range ends inside [0, c], as onnxruntime demands to fuse the activation. Zero is always on the grid.
     """
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    if not np.isfinite(low) or high - low < LEAST_RANGE:
+    if not np.isfinite(low) or high - low < LEAST_SCALE * (spec.qmax - spec.qmin):
         low, high = 0.0, 1.0
     elif kind == "percentile":
         low, high = _percentile(histogram, percentile)
@@ -48,11 +48,11 @@ def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None =
     low, high = min(low, 0.0), max(high, 0.0)
     levels = spec.qmax - spec.qmin
     if bound is not None:
-        scale = np.float32(max(min(high, bound), LEAST_RANGE) / levels)
+        scale = np.float32(max(min(high, bound) / levels, LEAST_SCALE))
         while float(scale) * levels > bound:
             scale = np.nextafter(scale, np.float32(0))
         return QParams(np.asarray(scale), np.asarray(spec.qmin, np.int32), spec)
-    scale = np.float32(max(high - low, LEAST_RANGE) / levels)
+    scale = np.float32(max((high - low) / levels, LEAST_SCALE))
     zero_point = np.clip(np.rint(spec.qmin - low / float(scale)), spec.qmin, spec.qmax)
     return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), spec)
 

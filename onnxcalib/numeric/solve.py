@@ -46,7 +46,12 @@ def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridg
     gram, cross = _regularise(moments, weight.double(), ridge)
     factor = torch.linalg.cholesky(gram)
     optimum = torch.cholesky_solve(cross.mT, factor).mT
-    scale, integers = _search_scale(gram, factor, optimum, spec)
+    inverse = torch.cholesky_inverse(factor)
+    del factor
+    upper = torch.linalg.cholesky(inverse).mT.contiguous()
+    del inverse
+    scale, integers = _search_scale(gram, upper, optimum, spec)
+    del upper
     for _ in range(REFITS):
         integers = descend(gram, optimum, integers, scale, spec)
         scale = _refit_scale(cross, gram, integers, scale)
@@ -64,12 +69,13 @@ def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridg
 def choose_ridge(learned: Moments, judged: Moments, weight: torch.Tensor) -> float:
     """The ridge whose real-valued solution on ``learned`` has the least squared error on ``judged``."""
     weight = weight.double()
-    losses = []
-    for ridge in RIDGES:
+
+    def measure(ridge: float) -> float:
         gram, cross = _regularise(learned, weight, ridge)
         solution = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(gram)).mT
-        losses.append(float(((solution @ judged.gram) * solution).sum() - 2 * (solution * judged.cross).sum()))
-    return RIDGES[min(range(len(RIDGES)), key=losses.__getitem__)]
+        return float(((solution @ judged.gram) * solution).sum() - 2 * (solution * judged.cross).sum())
+
+    return min(RIDGES, key=measure)
 
 
 def _regularise(moments: Moments, weight: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +87,9 @@ def _regularise(moments: Moments, weight: torch.Tensor, ridge: float) -> tuple[t
     variance = moments.gram.diagonal(dim1=1, dim2=2).mean(1)
     least = ROUNDING * moments.input_mean.square().mean(1) + torch.finfo(torch.float32).tiny
     damping = torch.maximum(ridge * variance, least)[:, None, None]
-    return moments.gram + damping * torch.eye(weight.shape[2], dtype=torch.float64), moments.cross + damping * weight
+    gram = moments.gram.clone()
+    gram.diagonal(dim1=1, dim2=2).add_(damping.squeeze(2))
+    return gram, moments.cross + damping * weight
 
 
 def round_layer(weight: torch.Tensor, spec: QuantSpec) -> Solution:
@@ -117,7 +125,7 @@ def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     return shares[:, None, None] * largest / spec.qmax
 
 
-def _search_scale(gram, factor, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def _search_scale(gram, upper, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale whose GPTQ rounding has the least loss, by output channel, and that rounding."""
     candidates = _candidate_scales(optimum, spec)
     together = max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))
@@ -125,7 +133,7 @@ def _search_scale(gram, factor, optimum, spec: QuantSpec) -> tuple[torch.Tensor,
     for part in candidates.split(together):
         rows = optimum.repeat(1, len(part), 1)
         scales = part.movedim(0, 1).reshape(len(rows), -1)
-        integers = gptq(factor, rows, scales, spec)
+        integers = gptq(upper, rows, scales, spec)
         losses = excess(gram, rows, integers, scales)
         for number in range(len(part)):
             own = slice(number * optimum.shape[1], (number + 1) * optimum.shape[1])
@@ -139,13 +147,11 @@ def excess(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, sc
     return ((difference @ gram) * difference).sum(2)
 
 
-def gptq(factor: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+def gptq(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     """Round column after column, each time moving the columns to come to make up for the error (Frantar et al. 2023).
 
-    factor (groups, K, K): lower Cholesky factor of the Gram matrix; rows (groups, R, K); scale (groups, R).
+    upper (groups, K, K): upper Cholesky factor of the Gram matrix's inverse; rows (groups, R, K); scale (groups, R).
     """
-    inverse = torch.cholesky_inverse(factor)
-    upper = torch.linalg.cholesky(inverse).mT.contiguous()
     work, integers = rows.clone(), torch.empty_like(rows)
     size = rows.shape[2]
     for start in range(0, size, LAZY):

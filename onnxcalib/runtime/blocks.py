@@ -14,6 +14,7 @@ from torch import fx, nn
 from .converters.layer import LAYERS
 from .converters.linear import rewrite_linear
 from .converters.registry import OWN_DOMAIN, OWN_VERSION, OnnxGraph, convert, get_converter
+from .session import first_line
 
 _NAMES = "onnxcalib"  # the key of a module's _Names in GraphModule.meta, which survives a deep copy
 _ONNX_DOMAIN = "ai.onnx"  # the long name of the domain "", which onnx2torch does not know
@@ -46,7 +47,7 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     try:
         module = convert(copy)
     except Exception as error:  # onnx2torch and torch raise whatever they meet: the block is then not for torch
-        raise BlockError(f"block: {_first_line(error)}") from error
+        raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
     names = _Names()
     fx_nodes = {n.target: n for n in module.graph.nodes if n.op == "call_module"}
     for node, title in zip(copy.graph.node, titles, strict=False):
@@ -108,12 +109,12 @@ def compare(
     max over outputs of max|module - output| / max|output|; infinite for another shape or a value that is not finite.
     Raises BlockError where the module does not run.
     """
-    inputs = [torch.from_numpy(np.ascontiguousarray(feeds[value.name])) for value in _activation_inputs(model)]
     try:
+        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[value.name])) for value in _activation_inputs(model)]
         with torch.no_grad():
             computed = module(*inputs)
     except Exception as error:  # any fault of torch means that the block is not for torch
-        raise BlockError(f"block: {_first_line(error)}") from error
+        raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
     pairs = zip(computed, outputs, strict=True)
     return max((_relative_error(ours.cpu().numpy(), theirs) for ours, theirs in pairs), default=0.0)
 
@@ -130,11 +131,6 @@ def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     if error == 0:
         return 0.0
     return error / size if size else float("inf")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:

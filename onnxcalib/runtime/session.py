@@ -17,11 +17,20 @@ from ..graph.save import MOST_BYTES, model_bytes, save_model
 class Session:
     """One model in onnxruntime, on the CPU; inputs and outputs are the names of what it reads and gives."""
 
-    def __init__(self, model: ModelProto, *, optimize: bool = True, threads: int = 0, dump: Path | None = None):
+    def __init__(
+        self,
+        model: ModelProto,
+        *,
+        name: str = "the model",
+        optimize: bool = True,
+        threads: int = 0,
+        dump: Path | None = None,
+    ):
         """``threads`` 0: as many as cores. ``dump``: where the optimized graph is written, its weights beside it.
 
-        Raises ModelError where onnxruntime refuses the model.
+        ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
         """
+        self.name = name
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
@@ -35,7 +44,7 @@ class Session:
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
             )
-        self._session = _load(model, options)
+        self._session = _load(model, options, name)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -47,11 +56,11 @@ class Session:
         try:
             values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+            raise ModelError(f"onnxruntime cannot run {self.name}: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
 
-def _load(model: ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+def _load(model: ModelProto, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
         if model_bytes(model) <= MOST_BYTES:
@@ -61,8 +70,9 @@ def _load(model: ModelProto, options: ort.SessionOptions) -> ort.InferenceSessio
             save_model(model, path, most_bytes=MOST_BYTES)
             return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-        raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

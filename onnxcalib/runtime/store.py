@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ class Store:
     def __init__(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="onnxcalib-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
-        self._chunks: dict[str, list[tuple[int, tuple[int, ...], np.dtype]]] = {}
+        self._chunks: dict[str, list[tuple[int, tuple[int, ...], np.dtype | None]]] = {}
         self._paths: dict[str, Path] = {}
         self._made = 0
 
@@ -39,16 +40,21 @@ class Store:
         """Tensors that are kept now."""
         return list(self._paths)
 
-    def append(self, name: str, value: np.ndarray) -> None:
-        """Add the next batch of a tensor; raises OutputError where the disk has no room for it."""
+    def append(self, name: str, value: np.ndarray | list) -> None:
+        """Add the next batch of a tensor; raises OutputError where the disk has no room for it.
+
+        Strings and sequences are pickled: their batches come back, but have no rows.
+        """
+        pickled = isinstance(value, list) or value.dtype.hasobject
+        data = np.frombuffer(pickle.dumps(value), np.uint8) if pickled else np.asarray(value)
         if name not in self._paths:
             self._paths[name] = self.folder / str(self._made)
             self._chunks[name] = []
             self._made += 1
         try:
             with open(self._paths[name], "ab") as file:
-                self._chunks[name].append((file.tell(), value.shape, value.dtype))
-                file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+                self._chunks[name].append((file.tell(), data.shape, None if pickled else data.dtype))
+                file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise OutputError(
                 f"{self.folder}: tensor {name} cannot be stored ({error.strerror or error}); room for the activations"
@@ -60,9 +66,11 @@ class Store:
         self._paths.pop(name).unlink()
         del self._chunks[name]
 
-    def batch(self, name: str, number: int) -> np.ndarray:
+    def batch(self, name: str, number: int) -> np.ndarray | list:
         """The batch that was appended as ``number``."""
         offset, shape, dtype = self._chunks[name][number]
+        if dtype is None:
+            return pickle.loads(np.fromfile(self._paths[name], np.uint8, math.prod(shape), offset=offset).data)
         return np.fromfile(self._paths[name], dtype, math.prod(shape), offset=offset).reshape(shape)
 
     def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
@@ -76,8 +84,14 @@ class Store:
                 out[place] = np.fromfile(file, dtype, row)
         return out.reshape(len(indices), *shape[1:])
 
+    def mapped(self, name: str) -> np.ndarray:
+        """The whole tensor, (samples, ...), mapped from disk; every batch must count samples on axis 0."""
+        _, shape, dtype = self._chunks[name][0]
+        samples = sum(shape[0] for _, shape, _ in self._chunks[name])
+        return np.memmap(self._paths[name], dtype, mode="r", shape=(samples, *shape[1:]))
+
     def sample_major(self, name: str, sizes: Sequence[int]) -> bool:
         """Whether axis 0 counts samples: every batch has as many rows as samples, and rows of one shape."""
         chunks = self._chunks[name]
-        rows = [shape[0] if shape else None for _, shape, _ in chunks]
+        rows = [shape[0] if shape and dtype is not None else None for _, shape, dtype in chunks]
         return rows == list(sizes) and len({shape[1:] for _, shape, _ in chunks}) == 1

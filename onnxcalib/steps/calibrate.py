@@ -32,11 +32,14 @@ def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
 
 
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
-    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on one sample."""
+    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on one sample.
+
+    Sequences are left out of the count.
+    """
     if samples.fixed_batch is not None:
         return samples.fixed_batch
     outputs = session.run(samples.read([0]))
-    size = sum(value.nbytes for value in outputs.values())
+    size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
     return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
 
 
@@ -47,7 +50,7 @@ def collect_histograms(
 
     Raises DataError where the float model gives a value that is not finite.
     """
-    session = Session(with_outputs(model, tensors), threads=threads)
+    session = Session(with_outputs(model, tensors), name="the prepared model", threads=threads)
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(batch_size(session, samples)):

@@ -62,8 +62,11 @@ def check_unchanged(
     Values that are not finite in the original are left to calibration, which names where they come from.
     """
     wanted = Session(original, threads=threads).run(feeds)
-    given = Session(prepared, threads=threads).run(feeds)
-    changes = {name: _change(value, given[name]) for name, value in wanted.items() if value.dtype.kind == "f"}
+    given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
+    floats = {
+        name: value for name, value in wanted.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    }
+    changes = {name: _change(value, given[name]) for name, value in floats.items()}
     for name, change in changes.items():
         if not change <= TOLERANCE:
             raise ModelError(

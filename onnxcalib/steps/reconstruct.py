@@ -18,7 +18,7 @@ from ..graph.index import reads
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
-from ..runtime.session import Session
+from ..runtime.session import Session, first_line
 from ..spec import Block, LayerPlan, QParams
 from .solve import Walk, make_params, solve_block
 
@@ -35,23 +35,30 @@ def reconstruct(walk: Walk, blocks: Sequence[Block], observer: Observer) -> tupl
     """Walk the blocks in order; ``walk`` ends with the grids and the LayerParams of all layers."""
     records: list[BlockRecord] = []
     observer.blocks(sum(bool(b.layers) for b in blocks))
-    waiting = [set(b.inputs) for b in blocks]
-    for number, block in enumerate(blocks):
-        _run(walk, block, quantized=False)
+    for block, later in zip(blocks, _read_later(walk, blocks, set()), strict=True):
+        _run(walk, block, later, quantized=False)
         if block.layers:
-            settled = list(_settle(walk, block))
+            settled = list(_settle(walk, block, later))
             records += settled
             observer.block(settled[-1])
         walk.settled |= _read_inside(walk, block)
-        _run(walk, block, quantized=True)
-        later = set().union(*waiting[number + 1 :])
+        _run(walk, block, later, quantized=True)
         for name in walk.store.names():
             if name.partition(":")[2] not in later:
                 walk.store.drop(name)
     return tuple(records)
 
 
-def _settle(walk: Walk, block: Block) -> Iterator[BlockRecord]:
+def _read_later(walk: Walk, blocks: Sequence[Block], end: set[str]) -> list[set[str]]:
+    """For each block the tensors that the blocks behind it need to be solved and learned, and those of ``end``."""
+    later = [end]
+    for block in reversed(blocks[1:]):
+        read = block.inputs if block.layers else walk.inputs_read(block, [t for t in block.outputs if t in later[0]])
+        later.insert(0, later[0].union(read))
+    return later
+
+
+def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve and learn one block; where it cannot be learned as one, its layers are, one by one."""
     start = time.perf_counter()
     rounded = solve_block(walk, block)
@@ -60,15 +67,16 @@ def _settle(walk: Walk, block: Block) -> Iterator[BlockRecord]:
         return
     except BlockError as error:
         reason = str(error)
-    parts = single_layers(walk.model, walk.plan, block) if len(block.layers) > 1 else (block,)
-    for part in parts:
-        if part is not block:
-            _run(walk, part, quantized=False)
+    if len(block.layers) == 1:
+        yield _settle_part(walk, block, _join(rounded, block), reason, learn=False)
+        return
+    parts = single_layers(walk.model, walk.plan, block)
+    for part, read in zip(parts, _read_later(walk, parts, later), strict=True):
+        _run(walk, part, read, quantized=False)
         if part.layers:
-            yield _settle_part(walk, part, _join(rounded, part), reason, learn=part is not block)
-        if part is not block:
-            walk.settled |= _read_inside(walk, part)
-            _run(walk, part, quantized=True)
+            yield _settle_part(walk, part, _join(rounded, part), reason, learn=True)
+        walk.settled |= _read_inside(walk, part)
+        _run(walk, part, read, quantized=True)
 
 
 def _join(reasons: dict[str, str], block: Block) -> str | None:
@@ -76,7 +84,8 @@ def _join(reasons: dict[str, str], block: Block) -> str | None:
 
 
 def _learned_record(walk: Walk, block: Block, reason: str | None, start: float) -> BlockRecord:
-    outcome = _learn(walk, block)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they were
+        outcome = _learn(walk, block)
     kept = outcome.step > 0
     if not kept:
         reason = "; ".join(filter(None, (reason, "the loss on held-out samples did not fall")))
@@ -98,17 +107,21 @@ def _settle_part(walk: Walk, part: Block, rounded: str | None, reason: str, *, l
     return BlockRecord(part.name, part.layers, outcome, reason, seconds=time.perf_counter() - start)
 
 
-def _run(walk: Walk, block: Block, *, quantized: bool) -> None:
-    """Compute the block's outputs over the whole set from its stored inputs, into the store."""
+def _run(walk: Walk, block: Block, later: set[str], *, quantized: bool) -> None:
+    """Compute the block's outputs over the whole set from its stored inputs, into the store.
+
+    Those alone that are read later, or that are the targets of its own layers.
+    """
     prefix = "quantized:" if quantized else "float:"
-    outputs = [t for t in block.outputs if f"{prefix}{t}" not in walk.store]
+    kept = later.union(() if quantized or not block.layers else block.outputs)
+    outputs = [t for t in block.outputs if t in kept and f"{prefix}{t}" not in walk.store]
     if not outputs:
         return
     cut = (walk.quantized_cut if quantized else walk.float_cut)(block, outputs)
-    session = Session(cut, threads=walk.config.threads or 0)
+    session = Session(cut, name=f"block {block.name}", threads=walk.config.threads or 0)
     for number in range(len(walk.sizes)):
         for name, value in session.run(walk.feeds(prefix, session.inputs, number)).items():
-            walk.store.append(prefix + name, value)
+            walk.keep(prefix, name, value)
 
 
 def _read_inside(walk: Walk, block: Block) -> set[str]:
@@ -122,6 +135,8 @@ def _learn(walk: Walk, block: Block) -> Outcome:
     module = to_torch(cut)
     feeds = walk.feeds("float:", block.inputs, 0)
     wanted = [walk.store.batch(f"float:{t}", 0) for t in block.outputs]
+    if not any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in wanted):
+        raise BlockError("no output is of floating point")
     error = compare(module, cut, feeds, wanted)
     if not error <= PARITY:
         raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
@@ -132,7 +147,10 @@ def _learn(walk: Walk, block: Block) -> Outcome:
     units = {m.bias: _bias_unit(walk, _layer(walk, name)) for name, m in modules.items() if m.bias.requires_grad}
     data = _Samples(walk, block, size)
     torch.manual_seed(walk.config.seed)
-    outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.steps, bias_units=units)
+    try:
+        outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.steps, bias_units=units)
+    except RuntimeError as error:  # torch's own, which say where gradients or operators end
+        raise BlockError(f"block: {first_line(error)}") from error
     if outcome.step:
         _read_back(walk, modules, weights, quantizers)
     return outcome
@@ -226,7 +244,8 @@ def _batch_size(walk: Walk, block: Block) -> int:
     """Samples in a mini-batch, from the widest tensor that one sample makes inside the block."""
     made = [t for n in walk.model.graph.node if n.name in block.nodes for t in n.output if t]
     tensors = [t for t in made if t in walk.types and t not in block.outputs]
-    session = Session(walk.float_cut(block, [*block.outputs, *tensors]), threads=walk.config.threads or 0)
+    cut = walk.float_cut(block, [*block.outputs, *tensors])
+    session = Session(cut, name=f"block {block.name}", threads=walk.config.threads or 0)
     feeds = {t: walk.store.batch(f"float:{t}", 0) for t in session.inputs}
     values = session.run(feeds)
     widest = max(v.size for v in values.values()) / max(walk.sizes[0], 1)

@@ -8,15 +8,15 @@ from functools import partial
 
 import numpy as np
 import torch
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, ValueInfoProto, helper
 
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
-from ..graph.emit import LayerParams, emit_qdq
+from ..graph.emit import LayerParams, emit_qdq, input_grid
 from ..graph.extract import extract, needed_nodes
 from ..graph.index import Index, constant, reads
 from ..graph.layout import from_rows, to_rows, window_of
-from ..numeric.gram import MomentSum, Window, choose_places, flatten_rows, pick, unfold
+from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
 from ..numeric.solve import DEFAULT_RIDGE, Solution, choose_ridge, round_layer, solve_layer
 from ..runtime.session import Session
@@ -60,29 +60,38 @@ class Walk:
             first = next(iter(feeds.values()))
             self.sizes.append(min(size, len(first)) if first.ndim else 1)
             for name, value in feeds.items():
-                self.store.append(f"float:{name}", value)
-                self.store.append(f"quantized:{name}", value)
+                self.keep("float:", name, value)
+                self.keep("quantized:", name, value)
+
+    def keep(self, prefix: str, tensor: str, value: np.ndarray | list) -> None:
+        """Store the next batch of a tensor; where nothing else tells its type, the value does."""
+        self.store.append(prefix + tensor, value)
+        known = self.types.get(tensor)
+        if isinstance(value, np.ndarray) and not (known and known.type.WhichOneof("value")):
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            self.types[tensor] = helper.make_tensor_value_info(tensor, kind, None)
 
     def input_grid(self, layer: LayerPlan) -> QParams:
         """The grid on which a layer reads its input."""
-        narrow = self.narrowed.get(layer.input)
-        if narrow is not None and narrow.spec.bits == layer.activation_spec.bits:
-            return narrow
-        return self.activations[layer.input]
+        return input_grid(layer, self.activations, self.narrowed)
 
     def float_cut(self, block: Block, outputs) -> ModelProto:
-        return extract(self.model, self.types, inputs=self._read(block.inputs, outputs), outputs=outputs)
+        """The float model from the block's inputs, as far as they are read, to ``outputs``."""
+        return extract(self.model, self.types, inputs=self.inputs_read(block, outputs), outputs=outputs)
 
     def quantized_cut(self, block: Block, outputs) -> ModelProto:
+        """The same part with the grids and the layers that stand by now."""
         cut = self.float_cut(block, outputs)
         return emit_qdq(cut, self.plan, self.activations, self.narrowed, self.layers)
 
-    def _read(self, inputs, outputs) -> list[str]:
-        names = needed_nodes(self.index, inputs, outputs)
+    def inputs_read(self, block: Block, outputs) -> list[str]:
+        """Inputs of the block on which ``outputs`` depend."""
+        names = needed_nodes(self.index, block.inputs, outputs)
         read = {t for n in self.model.graph.node if n.name in names for t in reads(n)}
-        return [t for t in inputs if t in read]
+        return [t for t in block.inputs if t in read]
 
-    def feeds(self, prefix: str, tensors, number: int) -> dict[str, np.ndarray]:
+    def feeds(self, prefix: str, tensors, number: int) -> dict[str, np.ndarray | list]:
+        """Stored batch ``number`` of ``tensors``, by name, of the model that ``prefix`` stands for."""
         return {t: self.store.batch(prefix + t, number) for t in tensors}
 
 
@@ -114,7 +123,11 @@ def solve_block(walk: Walk, block: Block) -> dict[str, str]:
             solution = round_layer(rows, layer.weight_spec)
         else:
             solution = _Stream(walk, block, layer, weight.shape).solve(rows)
-            bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
+            if solution is None:
+                reasons[layer.name] = f"{layer.name}: no sample gives it an input to solve on"
+                solution = round_layer(rows, layer.weight_spec)
+            else:
+                bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
     return reasons
 
@@ -155,8 +168,21 @@ class _Stream:
         self.prefix = _Cut(walk, block, [layer.input, *extra], quantized=True)
         self.generator = torch.Generator().manual_seed(walk.config.seed)
 
-    def solve(self, rows: torch.Tensor) -> Solution:
-        """Stream the whole set, let every HELD_OUT-th sample choose the ridge, and solve on all of them."""
+    def solve(self, rows: torch.Tensor) -> Solution | None:
+        """Stream the whole set, let every HELD_OUT-th sample choose the ridge, and solve on all of them.
+
+        None where no sample has a column.
+        """
+        seen = self._measure()
+        if not seen:
+            return None
+        ridge = choose_ridge(*seen, rows) if len(seen) == 2 else DEFAULT_RIDGE
+        moments = seen[0].pool(seen[1]) if len(seen) == 2 else seen[0]
+        del seen  # the Gram matrices are most of the memory that solving takes
+        return solve_layer(moments, rows, self.layer.weight_spec, ridge=ridge)
+
+    def _measure(self) -> list[Moments]:
+        """Moments of the samples that learn and of those that judge, if there are any."""
         learned, judged = MomentSum(), MomentSum()
         first = 0
         for number, size in enumerate(self.walk.sizes):
@@ -164,11 +190,7 @@ class _Stream:
                 (judged if judging else learned).add(*part)
             first += size
         seen = [total.centre() for total in (learned, judged) if total.columns]
-        if self.layer.op == "MatMul":
-            seen = [moments.about_zero() for moments in seen]
-        if len(seen) < 2:
-            return solve_layer(seen[0], rows, self.layer.weight_spec, ridge=DEFAULT_RIDGE)
-        return solve_layer(seen[0].pool(seen[1]), rows, self.layer.weight_spec, ridge=choose_ridge(*seen, rows))
+        return [moments.about_zero() for moments in seen] if self.layer.op == "MatMul" else seen
 
     def _parts(self, number: int, first: int, size: int):
         """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
@@ -246,7 +268,7 @@ class _Cut:
         self.session = None
         if inner:
             make = walk.quantized_cut if quantized else walk.float_cut
-            self.session = Session(make(block, inner), threads=walk.config.threads or 0)
+            self.session = Session(make(block, inner), name=f"block {block.name}", threads=walk.config.threads or 0)
 
     def run(self, number: int) -> dict[str, np.ndarray]:
         values = self.walk.feeds(self.prefix, self.given, number)

@@ -345,6 +345,33 @@ def test_new_names_keep_clear_of_those_in_the_graph(build, rough, draw):
     assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 25
 
 
+def test_a_tensor_that_is_called_like_another_ones_narrowed_copy_keeps_its_own_grid(build, rough, draw):
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
+        [a] t = Conv (x, w1)  [b] OTHER = Conv (t, w2)  [c] d = Conv (OTHER, w3)  [e] s = Add (d, t)
+        [f] y = Conv (s, w1) }"""
+    weights = {"w1": draw(4, 4, 1, 1), "w2": 40 * draw(4, 4, 1, 1), "w3": draw(4, 4, 1, 1)}
+    x = draw(2, 4, 8, 8)
+    outputs = []
+    for name in ("u", "t_narrowed"):
+        model = build(text.replace("OTHER", name), opset=21, ir=10, **weights)
+        quantized = rough(model, x, activation_bits=4)
+        checker.check_model(quantized, full_check=True)
+        outputs.append(run(quantized, x)[0])
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_a_float_bias_that_is_called_like_a_scale_keeps_its_name(build, rough, draw):
+    model = build(
+        "g (float[N, 4, 8, 8] x) => (float[N, 4, 9, 9] y) { [a] y = ConvTranspose (x, w, x_scale) }",
+        w=draw(4, 4, 2, 2), x_scale=draw(4),
+    )  # fmt: skip
+    x = draw(2, 4, 8, 8)
+    quantized = rough(model, x)
+    checker.check_model(quantized, full_check=True)
+    assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 30
+    assert list(values_of(quantized)["x_scale"].dims) == [4]
+
+
 def test_tensors_that_subgraphs_read_are_the_quantized_ones(build, rough, draw, tmp_path):
     model = build(
         """g (float[N, 4, 8, 8] x, bool flag) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) {
@@ -412,6 +439,13 @@ def test_bias_scales_are_float32_products():
     scale = bias_scale(grid, weight)
     assert scale.dtype == np.float32
     np.testing.assert_array_equal(scale, np.float32([0.1]) * np.float32([0.3, 0.7]))
+
+
+def test_a_bias_scale_never_underflows_to_zero():
+    grid = QParams(np.float32(1e-6), np.int32(0), QuantSpec(8))
+    weight = QParams(np.float32([1e-38, 0.5]), np.zeros(2, np.int32), QuantSpec(8, signed=True))
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_array_equal(bias_scale(grid, weight), [tiny, np.float32(1e-6) * np.float32(0.5)])
 
 
 def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):

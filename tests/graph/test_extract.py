@@ -59,6 +59,12 @@ def test_types_are_inferred_and_recorded_ones_fill_the_gaps(build):
     assert types["u"].type.tensor_type.elem_type == TensorProto.INT64
 
 
+def test_a_part_that_starts_at_an_output_of_wrong_shape_takes_what_the_tensor_is(build, run, draw):
+    model = build("g (float[N, 4] x) => (float[1, 4] a, float[N, 4] y) { [a] a = Relu (x) [b] y = Neg (a) }")
+    a = draw(3, 4)
+    np.testing.assert_array_equal(run(extract(model, infer_types(model), inputs=["a"], outputs=["y"]), a)[0], -a)
+
+
 def test_what_nothing_knows_is_a_float_input_or_an_open_output(build):
     model = build("g (float[N] x) => (float[M] y) { [a] u = com.example.Op (x) [b] v = Relu (u) [d] y = Neg (v) }")
     cut = extract(model, {}, inputs=["u"], outputs=["v"])

@@ -12,6 +12,14 @@ def test_shapes_follow_from_the_inputs_with_none_for_what_is_free(build, draw):
     assert infer_shapes(model) == {"x": (None, 4), "w": (4, 3), "a": (None, 3), "y": (None, 3)}
 
 
+def test_a_wrong_shape_of_an_output_is_not_believed(build, draw):
+    model = build(
+        "g (float[N, 4] x) => (float[1, 4] a, float[N, 3] y) { a = Relu (x) y = MatMul (a, w) }", w=draw(4, 3)
+    )
+    assert infer_shapes(model)["a"] == (None, 4)
+    assert describe_outputs(model) == 0 and model.graph.output[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
 def test_a_large_initializer_counts_by_its_type_alone(build, draw, monkeypatch):
     monkeypatch.setattr(shapes, "MOST_VALUE_BYTES", 64)
     model = build("g (float[N, 40] x) => (float[N, 3] y) { a = MatMul (x, w) y = Relu (a) }", ir=8, w=draw(40, 3))

@@ -272,6 +272,39 @@ def test_a_fixed_grid_stays(monkeypatch):
     assert outcome.step and same_grid(task[0].quantizer.grid(), make_grid(0.52, 7))
 
 
+class Scaled(nn.Module):
+    """Outputs of very different power, each with a relative error of its own, and one that is no number."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.factors = nn.ParameterList([torch.tensor(1 + first), torch.tensor(1 + second)])
+
+    def forward(self, a, b):
+        return a * self.factors[0], b * self.factors[1], a > 0
+
+
+def test_outputs_are_judged_as_they_are_learned_each_by_its_own_power():
+    a, b = 100 * draw(8, 3), draw(8, 3, seed=1)
+    targets = [a, b, a > 0]
+    halves = [[[t[part] for t in each] for each in ([a, b], targets)] for part in (slice(0, 4), slice(4, 8))]
+    for first, second in ((0.03, 0.1), (0.02, 1.0)):
+        module = Scaled(first, second)
+        units = {module.factors[0]: torch.tensor(1.0)}
+        learned = relative_error(module(a, b), targets).item()
+        outcome = learn_block(module, lambda: ([a, b], targets), lambda: halves, steps=1, bias_units=units)
+        assert learned == pytest.approx((first**2 + second**2) / 2, rel=1e-4)
+        assert outcome.before == pytest.approx(learned, rel=1e-4)
+
+
+def test_what_no_gradient_reaches_is_refused():
+    x = draw(4, 3)
+    module = Scaled(0.0, 0.0)
+    module.forward = lambda x: ((x > 0).float(),)
+    units = {module.factors[0]: torch.tensor(1.0)}
+    with pytest.raises(RuntimeError, match="nothing that is learned moves a floating-point output by a gradient"):
+        learn_block(module, lambda: ([x], [x]), lambda: [([x], [x])], steps=1, bias_units=units)
+
+
 @pytest.mark.usefixtures("fast")
 def test_learning_repeats_with_the_seed():
     states = []

@@ -135,6 +135,24 @@ def test_a_small_variance_beside_a_large_mean_survives_float32():
     torch.testing.assert_close(found.cross, wanted.cross, rtol=1e-3, atol=1e-3)
 
 
+def test_a_batch_without_columns_adds_nothing():
+    inputs, targets = correlated(1, 3, 6, 0)
+    total = MomentSum()
+    for part in (inputs[:, :, :0], inputs, inputs[:, :, :0]):
+        total.add(part, targets[:, :, : part.shape[2]])
+    check_equal(total.centre(), moments_at_once(inputs, targets), 1e-9)
+
+
+def test_moments_stay_as_they_are_when_pooled_and_summed_on():
+    inputs, targets = correlated(1, 3, 6, 0)
+    total = MomentSum()
+    total.add(inputs, targets)
+    one, other = total.centre(), total.centre()
+    one.pool(other).about_zero()
+    total.add(inputs + 1, targets)
+    check_equal(one, moments_at_once(inputs, targets), 1e-9)
+
+
 def test_inputs_that_never_vary_have_no_variance():
     total = MomentSum()
     for _ in range(3):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.numeric.ranges import RANGE_KINDS, choose_grid, make_grid
 from onnxcalib.numeric.rounding import snap
-from onnxcalib.spec import QuantSpec
+from onnxcalib.spec import QParams, QuantSpec
 
 BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
 RNG = np.random.default_rng(0)
@@ -137,3 +137,15 @@ def test_a_constant_tensor_is_on_its_grid(kind, value):
 def test_a_tensor_without_values_has_a_grid(kind):
     grid = choose_grid(Histogram(), BYTES, kind=kind)
     assert np.isfinite(grid.scale) and grid.scale > 0
+
+
+@pytest.mark.parametrize("kind", RANGE_KINDS)
+@pytest.mark.parametrize("size", [1e-9, 1e-20, 1e-33])
+def test_small_values_get_a_grid_of_their_own_size(kind, size):
+    values = (GAUSSIAN * np.float32(size)).astype(np.float32)
+    grid = choose_grid(collect(values), BYTES, kind=kind)
+    assert measure_error(values.astype(np.float64) / size, rescale(grid, 1 / size)) < 1e-2
+
+
+def rescale(grid, factor):
+    return QParams(np.asarray(float(grid.scale) * factor), grid.zero_point, grid.spec)

@@ -209,15 +209,15 @@ def test_rounding_takes_the_scale_of_least_squared_weight_error():
 def test_gptq_on_inputs_without_correlation_is_nearest_rounding():
     weight = draw_problem(9)[1]
     scale = weight.abs().amax(2) / 7
-    factor = 2 * torch.eye(12, dtype=torch.float64)[None]
-    assert torch.equal(gptq(factor, weight, scale, FOUR), quantize(weight, scale[..., None], 0, FOUR))
+    upper = 0.5 * torch.eye(12, dtype=torch.float64)[None]
+    assert torch.equal(gptq(upper, weight, scale, FOUR), quantize(weight, scale[..., None], 0, FOUR))
 
 
 def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
     inputs, weight = draw_problem(10, channels=32, size=40)
     gram = moments_of(inputs, weight @ inputs).gram
     scale = weight.abs().amax(2) / 7
-    found = gptq(torch.linalg.cholesky(gram), weight, scale, FOUR)
+    found = gptq(torch.linalg.cholesky(torch.linalg.inv(gram)).mT, weight, scale, FOUR)
     nearest = quantize(weight, scale[..., None], 0, FOUR)
     assert excess(gram, weight, found, scale).sum() < 0.7 * excess(gram, weight, nearest, scale).sum()
 
@@ -231,3 +231,12 @@ def test_the_order_of_the_work_does_not_change_the_result(monkeypatch, name, val
     after = solve_layer(moments, weight, FOUR)
     assert torch.equal(before.integers, after.integers)
     torch.testing.assert_close(before.scale, after.scale)
+
+
+@pytest.mark.parametrize("solve", [solve_layer, lambda moments, weight, _: choose_ridge(moments, moments, weight)])
+def test_solving_leaves_the_moments_as_they_are(solve):
+    inputs, weight = draw_problem(12)
+    moments = moments_of(inputs, weight @ inputs)
+    before = moments.gram.clone(), moments.cross.clone()
+    solve(moments, weight, FOUR)
+    assert torch.equal(moments.gram, before[0]) and torch.equal(moments.cross, before[1])

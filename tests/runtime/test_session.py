@@ -39,6 +39,14 @@ def test_a_run_that_fails_is_a_model_error_of_one_line(model, draw):
     assert "\n" not in str(caught.value)
 
 
+def test_errors_name_what_was_run(model, draw):
+    with pytest.raises(ModelError, match="onnxruntime cannot run block conv1: "):
+        Session(model, name="block conv1").run({"x": draw(2, 4)})
+    model.graph.node[0].op_type = "MatMull"
+    with pytest.raises(ModelError, match="onnxruntime cannot load block conv1: "):
+        Session(model, name="block conv1")
+
+
 def test_a_missing_feed_is_named(model, draw):
     with pytest.raises(ModelError, match=r"onnxruntime cannot run the model: .*unused"):
         Session(model).run({"x": draw(2, 4)})

@@ -46,6 +46,20 @@ def test_any_shape_and_type_is_kept(value):
     assert back.dtype == value.dtype and back.shape == value.shape
 
 
+def test_strings_and_sequences_come_back_and_have_no_rows():
+    words, parts = np.array(["a", "bc"], object), [np.float32([1, 2]), np.zeros((2, 0), np.int64)]
+    with Store() as store:
+        for name, value in (("words", words), ("parts", parts), ("words", words[:1]), ("parts", [])):
+            store.append(name, value)
+        np.testing.assert_array_equal(store.batch("words", 0), words)
+        np.testing.assert_array_equal(store.batch("words", 1), ["a"])
+        for given, wanted in zip(store.batch("parts", 0), parts, strict=True):
+            np.testing.assert_array_equal(given, wanted)
+        assert store.batch("parts", 1) == []
+        sizes = [shape[0] for _, shape, _ in store._chunks["words"]]
+        assert not store.sample_major("words", [2, 1]) and not store.sample_major("words", sizes)
+
+
 def test_rows_of_scalars_are_single_values():
     with Store() as store:
         store.append("t", np.arange(5))

@@ -91,6 +91,15 @@ def test_a_batch_is_as_large_as_its_outputs_allow(model, draw):
     assert batch_size(session, samples, limit=1) == 1
 
 
+def test_sequences_are_left_out_of_the_size_of_a_batch(build, draw):
+    model = build(
+        """g (float[N, 4] x) => (float[N, 4] y, seq(float[N, 2]) s) {
+           y = Relu (x) s = SplitToSequence <axis = 1> (x, k) }""",
+        k=np.int64(2),
+    )
+    assert batch_size(Session(model), samples_of(model, draw(40, 4)), limit=5 * 4 * 4) == 5
+
+
 def test_a_fixed_batch_is_kept_to(build, draw):
     model = build("g (float[3, 4] x) => (float[3, 4] y) { [a] y = MatMul (x, w) }", w=draw(4, 4))
     samples = samples_of(model, draw(9, 4))

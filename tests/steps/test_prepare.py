@@ -80,6 +80,15 @@ def test_a_changed_output_is_a_fault_that_is_named(model, draw):
         check_unchanged(model, change_bias(model, np.nan), feeds)
 
 
+def test_outputs_that_are_no_float_tensors_are_passed_over(build, draw):
+    model = build(
+        """g (float[N, 4] x) => (float[N, 4] y, seq(float[N, 2]) s) {
+           y = Relu (x) s = SplitToSequence <axis = 1> (x, k) }""",
+        k=np.int64(2),
+    )
+    assert check_unchanged(model, model, {"x": draw(3, 4)}) == 0
+
+
 def test_an_output_of_another_shape_is_a_fault(build, draw):
     one = build("g (float[N, 4] x) => (float[a, b] y) { y = Relu (x) }")
     two = build("g (float[N, 4] x) => (float[a, b] y) { y = Transpose (x) }")

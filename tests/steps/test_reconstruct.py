@@ -5,8 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper
 
+from onnxcalib.errors import ModelError
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.emit import bias_scale, emit_qdq
 from onnxcalib.numeric import adaquant
@@ -284,8 +286,122 @@ def test_every_cut_is_computed_once(residual, draw, walk_of, monkeypatch, activa
 
     monkeypatch.setattr(Store, "append", count)
     rebuild(walk)
-    assert {f"{prefix}:{t}" for prefix in ("float", "quantized") for t in ("r", "v", "y")} <= set(appended)
+    assert {"float:r", "quantized:r", "float:v", "quantized:v", "float:y"} <= set(appended)
+    assert "quantized:y" not in appended  # nobody reads it
     assert set(appended.values()) == {len(walk.sizes)} == {3}
+
+
+def test_the_random_numbers_of_the_caller_go_on_as_they_were(residual, walk_of):
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    rebuild(walk_of(residual(), DATA, steps=1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+MASKED = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y, bool[N, 4, 6, 6] m) {
+    [relu] a = Relu (x)  [conv] c = Conv (a, w)  [greater] m = Greater (a, half)  [where] k = Where (m, a, half)
+    [add] s = Add (c, k)  [last] y = Relu (s) }"""
+GATE = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    [tanh] a = Tanh (x)  [exp] b = Exp (a)  [conv] c = Conv (b, w)  [greater] m = Greater (c, half)
+    [cast] k = Cast <to = 1> (m)  [add] y = Add (a, k) }"""
+INTEGERS = """g (float[N, 4, 6, 6] x) => (int64[N, 4, 6, 6] y) {
+    [cast] i = Cast <to = 7> (x)  [relu] a = Relu (x)  [conv] c = Conv (a, w)  [back] k = Cast <to = 7> (c)
+    [add] y = Add (k, i) }"""
+WORDS = """g (float[N, 4] x) => (float[N, 3] y, int64[N] u) {
+    [head] d = MatMul (x, w)  [most] k = ArgMax <axis = 1, keepdims = 0> (d)
+    [name] t = ai.onnx.ml.LabelEncoder <keys_int64s = [0, 1, 2], values_strings = ["a", "b", "c"]> (k)
+    [l] e = MatMul (d, v)  [number] u = ai.onnx.ml.LabelEncoder <keys_strings = ["a", "b"], values_int64s = [5, 6]> (t)
+    [cast] f = Cast <to = 1> (u)  [shape] g = Unsqueeze (f, one)  [mul] h = Mul (e, g)  [tail] y = MatMul (h, v) }"""
+PARTS = """g (float[N, 4, 6, 6] x) => (float[N, 2, 6, 6] y, seq(float[N, 2, 6, 6]) s) {
+    [conv] c = Conv (x, w)  [split] s = SplitToSequence <axis = 1> (c, two)  [first] i = SequenceAt (s, zero)
+    [l] d = Conv (i, v)  [second] j = SequenceAt (s, one)  [add] e = Add (d, j)  [tail] y = Conv (e, v) }"""
+
+
+def test_outputs_of_a_block_that_are_no_floats_are_not_scored(build, draw, walk_of):
+    walk = walk_of(build(MASKED, w=draw(4, 4, 1, 1), half=np.float32(0.5)), DATA, steps=2)
+    assert [record.outcome for record in rebuild(walk)] in (["reconstructed"], ["rolled back"])
+    assert measure(walk, DATA) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (GATE, "nothing that is learned moves a floating-point output by a gradient"),
+        (INTEGERS, "no output is of floating point"),
+    ],
+)
+def test_a_block_that_has_nothing_to_learn_from_stays_solved_and_says_why(build, draw, walk_of, text, reason):
+    weights = {"w": draw(4, 4, 1, 1)} | ({"half": np.float32(0.5)} if "half" in text else {})
+    (record,) = rebuild(walk_of(build(text, **weights), DATA, steps=2))
+    assert record.outcome == "solved" and reason in record.reason
+
+
+def test_a_fault_of_torch_while_learning_leaves_the_layers_solved(residual, walk_of, monkeypatch):
+    def fail(*_given, **_named):
+        raise RuntimeError("cannot be added up\nin two lines")
+
+    monkeypatch.setattr(reconstruct_step, "learn_block", fail)
+    walk = walk_of(residual(), DATA, weight_bits=4)
+    records = rebuild(walk)
+    assert {record.outcome for record in records} == {"solved"}
+    assert records[0].reason == "block: cannot be added up"
+    assert records[1].reason == "block: cannot be added up; alone: block: cannot be added up"
+    assert measure(walk, DATA) < 1e-2
+
+
+def test_strings_pass_from_block_to_block(build, draw, walk_of):
+    model = build(WORDS, w=draw(4, 3), v=draw(3, 3), one=np.int64([1]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    data = draw(32, 4)
+    walk = walk_of(model, data, steps=2)
+    assert [record.layers for record in rebuild(walk)] == [("head",), ("l",), ("tail",)]
+    assert walk.store.names() == [] and measure(walk, data[:4]) < 1e-3
+
+
+def test_sequences_pass_from_block_to_block(build, draw, walk_of):
+    numbers = {"zero": np.int64(0), "one": np.int64(1), "two": np.int64(2)}
+    walk = walk_of(build(PARTS, w=draw(4, 4, 1, 1), v=draw(2, 2, 1, 1), **numbers), DATA, steps=2)
+    assert [record.layers for record in rebuild(walk)] == [("conv",), ("l",), ("tail",)]
+    assert walk.store.names() == [] and measure(walk, DATA) < 1e-3
+
+
+def test_a_tensor_whose_type_only_its_values_tell_is_read_as_what_it_is(build, draw, walk_of):
+    model = build(
+        """g (float[N, 4] x, int32[N, 5] ids) => (float[N, 3] y) {
+           [embed] e, m = com.microsoft.EmbedLayerNormalization (ids, "", table, places, "", gain, shift)
+           [inner] s = MatMul (e, w2)  [cast] f = Cast <to = 1> (m)  [shape] g = Unsqueeze (f, one)
+           [mean] p = ReduceMean <axes = [1], keepdims = 0> (s)  [mul] h = Mul (p, g)  [sum] a = Add (h, x)
+           [tail] y = MatMul (a, w) }""".replace('""', ""),
+        table=draw(11, 8), places=draw(5, 8), gain=np.ones(8, np.float32), shift=np.zeros(8, np.float32),
+        w2=draw(8, 4), w=draw(4, 3), one=np.int64([1]),
+    )  # fmt: skip
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    ids = np.random.default_rng(0).integers(0, 11, (24, 5)).astype(np.int32)
+    records = rebuild(walk_of(model, {"x": draw(24, 4), "ids": ids}, steps=2))
+    assert [record.layers for record in records] == [("inner",), ("tail",)] and records[-1].outcome in (
+        "reconstructed",
+        "rolled back",
+    )
+
+
+def test_what_nobody_reads_later_is_neither_computed_nor_kept(build, draw, walk_of, monkeypatch):
+    model = build(
+        """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y, float[N, 16, 6, 6] wide) {
+           [stem] r = Conv (x, w)  [grow] wide = Concat <axis = 1> (r, r, r, r)  [tail] y = Conv (r, w) }""",
+        w=draw(4, 4, 1, 1),
+    )  # fmt: skip
+    walk = walk_of(model, DATA, steps=2)
+    seen, append = set(), Store.append
+    monkeypatch.setattr(Store, "append", lambda self, name, value: seen.add(name) or append(self, name, value))
+    rebuild(walk)
+    assert seen == {"float:r", "quantized:r", "float:y"}
+
+
+def test_a_block_that_onnxruntime_cannot_run_is_named(residual, walk_of):
+    walk = walk_of(residual(), DATA)
+    next(n for n in walk.model.graph.node if n.name == "inner").op_type = "Konv"
+    with pytest.raises(ModelError, match=r"onnxruntime cannot load block outer: .*Konv"):
+        rebuild(walk)
 
 
 def test_nothing_is_kept_per_sample(residual, draw, walk_of, monkeypatch):

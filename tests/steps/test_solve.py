@@ -128,6 +128,28 @@ def test_a_product_without_a_bias_keeps_its_mean(build, draw, walk_of):
     assert solved < 0.2 * measure(walk, block)[0]
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_layer_that_no_row_reaches_is_rounded_and_says_why(build, draw, walk_of, rows):
+    model = build(
+        """g (float[N, 4] x) => (float[M, 3] y) {
+           [sum] s = ReduceSum <keepdims = 0> (x, one)  [mask] k = Greater (s, limit)
+           [rows] d = Compress <axis = 0> (x, k)  [l] y = Gemm (d, w, b) }""",
+        one=np.int64([1]), limit=np.float32(100), w=draw(4, 3), b=draw(3),
+    )  # fmt: skip
+    data = draw(24, 4)
+    data[20 : 20 + rows] = 200  # in the last batch alone
+    walk = walk_of(model, data)
+    glue, block = find_blocks(walk.model, walk.plan)
+    session = Session(walk.float_cut(glue, ["d"]))
+    for number in range(len(walk.sizes)):
+        value = session.run(walk.feeds("float:", session.inputs, number))["d"]
+        for prefix in ("float:", "quantized:"):
+            walk.keep(prefix, "d", value)
+    reasons = solve_block(walk, block)
+    assert reasons == ({} if rows else {"l": "l: no sample gives it an input to solve on"})
+    assert np.array_equal(walk.layers["l"].bias, weight_of(walk, "b")) == (not rows)
+
+
 def test_a_product_of_vectors_is_solved(build, draw, walk_of):
     model = build("g (float[6] x) => (float[5] y) { [l] y = MatMul (x, w) }", w=draw(6, 5))
     walk = walk_of(model, draw(24))
