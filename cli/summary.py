@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -27,9 +28,16 @@ def print_summary(report: Report, output: Path) -> None:
     console.print("\n".join(lines), soft_wrap=True)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence where nobody reads: the work is done, and its exit status must not change."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 def open_console() -> Console:
     """Stdout for text that holds names of tensors, in which nothing is markup, not even ``:cat:``."""
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = _Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

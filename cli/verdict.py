@@ -69,7 +69,8 @@ def _spell_steps(contract: ContractRecord) -> Sheet:
 
 def _print_explanation(console: Console, verdict: Verdict, explanation: Explanation) -> None:
     _print_sheet(console, spell_layers(verdict))
-    lines = [f"  {name}: {text}" for name, text in spell_advice(verdict)]
+    lines = [f"  {note}" for note in explanation.notes]
+    lines += [f"  {name}: {text}" for name, text in spell_advice(verdict)]
     lines += [f"not judged: {len(explanation.unmatched)}"] if explanation.unmatched else []
     lines += [f"  {text}" for text in explanation.unmatched]
     if lines:

@@ -141,7 +141,7 @@ class QuantizeConfig(_Settings):
     reconstruct: bool = Field(default=True, strict=True)
     steps: Count = 100
     samples: Count | None = None
-    seed: int = Field(default=0, strict=True, ge=0)
+    seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}

@@ -88,7 +88,7 @@ def spell_advice(verdict: Verdict) -> list[tuple[str, str]]:
 def gather_toml(verdict: Verdict) -> str:
     """The worst layers' lines for onnxcalib.toml as one text, each line once; no table precedes a line of the top."""
     texts = dict.fromkeys(layer.toml.strip("\n") for layer in worst_layers(verdict))
-    return "\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
+    return "\n\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
 
 
 def spell_number(value: float | None, form: str = ".2f") -> str:
@@ -209,7 +209,8 @@ def _draw_explanation(verdict: Verdict) -> list[str]:
         f"<details><summary>Where the loss comes from ({verdict.explanation.samples} samples)</summary>",
         _draw_sheet(spell_layers(verdict)),
     ]
-    advice = [f"- {_code(name)}: {_text(text)}" for name, text in spell_advice(verdict)]
+    advice = [f"- {_text(note)}" for note in verdict.explanation.notes]
+    advice += [f"- {_code(name)}: {_text(text)}" for name, text in spell_advice(verdict)]
     advice += [f"- not judged: {_text(text)}" for text in verdict.explanation.unmatched]
     if advice:
         lines.append("\n".join(advice))

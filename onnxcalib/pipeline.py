@@ -80,8 +80,14 @@ class _Run:
         self.seconds[name] = time.perf_counter() - start
 
     def quantize(self, model, calibration) -> Result:
-        if self.threads:
-            torch.set_num_threads(self.threads)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            return self._run(model, calibration)
+        finally:
+            torch.set_num_threads(before)
+
+    def _run(self, model, calibration) -> Result:
         with self._stage("prepare"):
             original = load_model(model if isinstance(model, ModelProto) else Path(model))
             Session(original, threads=self.threads)

@@ -27,7 +27,8 @@ class ScoreRecord:
 class LatencyRecord:
     """Milliseconds a run of ``batch`` samples on one thread, medians of ``runs`` interleaved runs of both models.
 
-    Spreads are the distance between the quartiles, as a share of the median; speedup is float / quantized time.
+    Spreads are the distance between the quartiles, as a share of the median; speedup is the median of float / quantized
+    time over the pairs of runs.
     """
 
     batch: int
@@ -94,11 +95,15 @@ class LayerLoss:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The layers that lose most, the worst first, and those of the model that could not be judged, with the reason."""
+    """The layers that lose most, the worst first, and those of the model that could not be judged, with the reason.
+
+    notes: what holds for the whole model.
+    """
 
     samples: int
     layers: tuple[LayerLoss, ...]
     unmatched: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

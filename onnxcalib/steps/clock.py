@@ -43,7 +43,7 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
         quantized_ms=1e3 * float(median[1]),
         float_spread=float(spread[0]),
         quantized_spread=float(spread[1]),
-        speedup=float(median[0] / median[1]),
+        speedup=float(np.median(times[0] / times[1])),
         speedup_interval=median_ratio_interval(times[0] / times[1]),
     )
 

@@ -32,8 +32,10 @@ SAMPLES = 64
 # costs half a pass of the float model on average.
 SHARE, LEAST, MOST = 8, 4, 16
 WORST = 10
+SETTINGS_KEY = "onnxcalib.settings"
 # From where on a symptom is named as a reason.
 WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
+CANCELLED = 6.0  # dB
 
 
 @dataclass
@@ -55,15 +57,28 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
     """
     original, quantized = (_copy_named(model) for model in (original, quantized))
     layers, unmatched = _match(original, quantized)
+    notes = _read_notes(quantized)
     if not layers:
-        return Explanation(0, (), unmatched)
+        return Explanation(0, (), unmatched, notes)
     with Store() as store:
         trail = _Trail(original, quantized, layers, store, threads)
         done = trail.walk(samples)
         trail.follow()
         worst = sorted(layers, key=lambda each: (_or(each.at_output, each.alone.sqnr_db), each.alone.sqnr_db))[:WORST]
         losses = tuple(_describe(each, trail) for each in worst)
-    return Explanation(done, losses, unmatched)
+    return Explanation(done, losses, unmatched, notes)
+
+
+def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
+    """What the settings that the model was made with say; other tools write none."""
+    entries = {entry.key: entry.value for entry in quantized.metadata_props}
+    try:
+        settings = json.loads(entries.get(SETTINGS_KEY, "{}"))
+    except ValueError:
+        return ()
+    if isinstance(settings, dict) and settings.get("reconstruct") is False:
+        return ("the model was calibrated and rounded only; quantize it with reconstruct = true, the default, first",)
+    return ()
 
 
 def _or(value: float, other: float) -> float:
@@ -206,7 +221,7 @@ def joined_parts(index: Index, tensor: str) -> tuple[str, ...]:
 
 def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
     layer = each.layer
-    reasons = _find_reasons(layer, trail)
+    reasons = _find_reasons(each, trail)
     wide = layer.weight_bits >= 8 and layer.activation_bits >= 8
     remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
     if wide:
@@ -226,21 +241,31 @@ def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
     )
 
 
-def _find_reasons(layer: QuantizedLayer, trail: _Trail) -> list[str]:
+def _find_reasons(each: _Layer, trail: _Trail) -> list[str]:
+    layer = each.layer
     weight = rounding_sqnr(layer.integers, layer.scale, layer.axis)
     if layer.grid is None:
         return [f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB"]
-    values = trail.values(layer.source)
+    values = trail.values(each.layer.source)
     axis = values.ndim - 1 if layer.op == "MatMul" else min(1, values.ndim - 1)
     found = diagnose(values, *layer.grid, axis)
     parts = {name: float(np.abs(trail.values(name)).max()) for name in joined_parts(trail.index, layer.source)}
     return [
         f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB, its {layer.activation_bits}-bit input"
         f" {found.sqnr_db:.1f} dB",
+        *_name_cancelling(each.alone.sqnr_db, weight, found.sqnr_db),
         *_name_symptoms(found, layer.grid),
         *_name_parts(parts),
         *_name_channels(layer),
     ]
+
+
+def _name_cancelling(alone: float, weight: float, given: float) -> list[str]:
+    """Sums that are far smaller than their terms keep the terms' errors."""
+    expected = -10 * np.log10(10 ** (-weight / 10) + 10 ** (-given / 10))
+    if not alone < expected - CANCELLED:
+        return []
+    return [f"its products cancel: its output keeps {alone:.1f} dB where these would leave {expected:.1f} dB"]
 
 
 def _name_symptoms(found: Symptoms, grid: tuple[float, float, float]) -> list[str]:
