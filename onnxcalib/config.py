@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from onnxcalib.errors import ConfigError
 
@@ -148,9 +149,15 @@ class QuantizeConfig(_Settings):
     data: DataConfig = DataConfig()
 
 
-def _check_percentage(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1:
+def _check_percentage(value: float) -> float:
+    if 0 < value <= 1:
         raise ValueError("is in %, above 1 and at most 100; multiply it by 100")
+    return value
+
+
+def _check_metric(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
+        raise ValueError("must be MODULE:FUNCTION, such as scores:spearman for the function spearman of scores.py")
     return value
 
 
@@ -166,14 +173,14 @@ class ValidateConfig(_Settings):
     """
 
     max_drop: Finite | None = None
-    min_agreement: Annotated[float | None, BeforeValidator(_check_percentage), Field(ge=0, le=100)] = None
+    min_agreement: Annotated[float, Field(ge=0, le=100), AfterValidator(_check_percentage)] | None = None
     min_sqnr: Finite | None = None
     max_size_ratio: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     min_speedup: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     max_unfused: Annotated[int | None, Field(strict=True, ge=0)] = None
     max_steps: Annotated[int, Field(strict=True, ge=0)] = 1
     confident: bool = Field(default=False, strict=True)
-    metric: Annotated[str | None, Field(pattern=r"^[\w.]+:[\w.]+$")] = None
+    metric: Annotated[str | None, AfterValidator(_check_metric)] = None
     samples: Count | None = None
     batch: Count = 1
     threads: Count | None = None

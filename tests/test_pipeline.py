@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from typer.testing import CliRunner
 
 import onnxcalib
 import onnxcalib.graph.load
-from onnxcalib import DataError, ModelError, OutputError, QuantizeConfig, quantize
+from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
+from onnxcalib.cli.main import app
+from onnxcalib.config import load_config
 from onnxcalib.report import Observer
 
 SAMPLES = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
@@ -372,3 +375,114 @@ def test_a_result_is_written_whole_or_not_at_all(net, tmp_path):
     with pytest.raises(OutputError, match="nowhere"):
         result.save(tmp_path / "nowhere" / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def bits_of(model):
+    return json.loads(next(entry.value for entry in model.metadata_props if entry.key == "onnxcalib.bits"))
+
+
+def stored_types(model):
+    """Element type of each weight as it is stored, by the weight's name."""
+    types = {t.name.removesuffix("_quantized"): t.data_type for t in model.graph.initializer}
+    return {name: onnx.TensorProto.DataType.Name(types[name]) for name in ("w1", "w2", "w3", "w4")}
+
+
+@pytest.mark.parametrize("reconstruct", [True, False])
+def test_excluded_nodes_stay_float_and_the_rest_is_quantized(net, reconstruct):
+    result = quantize(net, SAMPLES, settings(exclude=["inner", "mean"], weight_bits=4, reconstruct=reconstruct))
+    assert bits_of(result.model) == {"stem": "W8A8", "deep": "W4A8", "head": "W8A8"}
+    assert [layer.name for layer in result.report.layers] == ["stem", "deep", "head"]
+    assert stored_types(result.model) == {"w1": "INT8", "w2": "FLOAT", "w3": "INT4", "w4": "INT8"}
+    values = {t.name: numpy_helper.to_array(t) for t in result.model.graph.initializer}
+    wanted = {t.name: numpy_helper.to_array(t) for t in net.graph.initializer}
+    inner = next(node for node in result.model.graph.node if node.name == "inner")
+    assert inner.input[1:] == ["w2", "b2"]
+    np.testing.assert_array_equal(values["w2"], wanted["w2"])
+    np.testing.assert_array_equal(values["b2"], wanted["b2"])
+    onnx.checker.check_model(result.model, full_check=True)
+    assert result.report.outputs[0].sqnr_db > 12
+
+
+def test_an_expression_excludes_all_that_it_matches_whole(net):
+    model = quantize(net, SAMPLES, settings(exclude=["(inn|de).*"], reconstruct=False)).model
+    assert list(bits_of(model)) == ["stem", "head"]
+
+
+def test_a_layer_keeps_its_own_bits_in_a_model_of_others(net):
+    layers = {"inner": {"weight_bits": 8, "activation_bits": 8}, "stem": {"weight_bits": 4}, "deep": {}}
+    result = quantize(net, SAMPLES, settings(weight_bits=4, activation_bits=4, layers=layers))
+    assert bits_of(result.model) == {"stem": "W4A8", "inner": "W8A8", "deep": "W4A4", "head": "W8A8"}
+    assert stored_types(result.model) == {"w1": "INT4", "w2": "INT8", "w3": "INT4", "w4": "INT8"}
+    assert {k.name: (k.weight_bits, k.activation_bits) for k in result.report.layers}["inner"] == (8, 8)
+    clipped = [node.output[0] for node in result.model.graph.node if node.op_type == "Clip"]
+    assert clipped == ["t_clipped"]  # r, which the inner layer reads, keeps 8 bits
+
+
+def test_one_layer_of_four_bits_makes_a_model_that_may_hold_them(net):
+    result = quantize(net, SAMPLES, settings(layers={"deep": {"weight_bits": 4}}, reconstruct=False))
+    assert stored_types(result.model) == {"w1": "INT8", "w2": "INT8", "w3": "INT4", "w4": "INT8"}
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"exclude": ["innr"]}, "exclude: 'innr': no node has this name, .* did you mean 'inner'?"),
+        ({"exclude": ["in"]}, "exclude: 'in': no node has this name"),
+        (
+            {"layers": {"dep": {"weight_bits": 4}}},
+            "layers: 'dep': no node with a constant weight has this name, .* did you mean 'deep'?",
+        ),
+        ({"layers": {"add": {"weight_bits": 4}}}, "layers: 'add': no node with a constant weight has this name"),
+        ({"exclude": ["stem|inner|deep|head"]}, "exclude: no layer is left to quantize; exclude fewer nodes"),
+    ],
+)
+def test_names_that_fit_no_node_are_refused_before_any_work(net, changes, text):
+    listener = Observer()
+    listener.stage = lambda name: pytest.fail("work began") if name != "prepare" else None
+    with pytest.raises(ConfigError, match=text):
+        quantize(net, SAMPLES, settings(**changes), observer=listener)
+
+
+LAYERS = """weight-bits = 4
+reconstruct = false
+exclude = ["deep"]
+[layers."in.*"]
+weight-bits = 8
+[layers.head]
+exclude = true
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        ([], {"stem": "W8A8", "inner": "W8A8"}),
+        (["--exclude", "inner", "--exclude", "relu."], {"stem": "W8A8", "deep": "W4A8"}),
+    ],
+)
+def test_layers_and_exclusions_of_a_file_reach_the_model(net, tmp_path, options, bits):
+    onnx.save(net, tmp_path / "net.onnx")
+    np.save(tmp_path / "samples.npy", SAMPLES)
+    (tmp_path / "run.toml").write_text(LAYERS)
+    if not options:
+        model = quantize(net, SAMPLES, load_config(tmp_path / "run.toml")).model
+        assert bits_of(model) == bits
+        entries = {entry.key: entry.value for entry in model.metadata_props}
+        made = json.loads(entries["onnxcalib.settings"])
+        assert made["exclude"] == ["deep"] and made["layers"]["in.*"]["weight_bits"] == 8
+    arguments = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "samples.npy")]
+    arguments += ["--config", str(tmp_path / "run.toml"), "-o", str(tmp_path / "out.onnx"), *options]
+    result = CliRunner().invoke(app, ["quantize", *arguments])
+    assert result.exit_code == 0, result.stderr
+    assert bits_of(onnx.load(tmp_path / "out.onnx")) == bits
+
+
+def test_an_excluded_name_that_fits_no_node_is_a_usage_error_on_the_command_line(net, tmp_path):
+    onnx.save(net, tmp_path / "net.onnx")
+    np.save(tmp_path / "samples.npy", SAMPLES)
+    arguments = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "samples.npy"), "--exclude", "heat"]
+    result = CliRunner().invoke(app, ["quantize", *arguments])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: exclude: 'heat': no node has this name")
+    assert result.stderr.splitlines()[-1].endswith("did you mean 'head'?")

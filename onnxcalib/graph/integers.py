@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from .emit import reroute
-from .index import Index, constant, is_op
+from .index import Index, attribute_of, constant, is_op
 
 # Types that a graph input of 8 bits can stand for; those of 4 bits are cast, as they cannot be fed from NumPy.
 BYTES = (TensorProto.UINT8, TensorProto.INT8)
@@ -29,19 +29,39 @@ class Integers:
 
 
 def find_integers(model: ModelProto) -> tuple[Integers, ...]:
-    """The tensors that QuantizeLinear and the QLinear operators make, in graph order, those of 8 and 4 bits."""
+    """The tensors that QuantizeLinear and the QLinear operators make of others than constants, in graph order.
+
+    Those of 8 and 4 bits.
+    """
     index = Index(model.graph)
     found = []
     for node in model.graph.node:
         place = _zero_point_place(node)
-        if place is None or not node.output:
+        if place is None or _is_constant(index, node.input[0]):
             continue
-        zero_point = index.initializers.get(node.input[place]) if len(node.input) > place else None
-        kind = TensorProto.UINT8 if zero_point is None else zero_point.data_type  # uint8 is QuantizeLinear's default
+        kind = element_type(index, node, place)
         if kind in BYTES or kind in NIBBLES:
             source = index.producer.get(node.input[0]) if is_op(node, "QuantizeLinear") else node
             found.append(Integers(node.output[0], kind, source.op_type if source else "input"))
     return tuple(found)
+
+
+def element_type(index: Index, node: NodeProto, place: int = 2) -> int:
+    """The type of the integers that a node makes: that of the zero point, its input number ``place``.
+
+    Where it has none, what the node says, or uint8, the default of QuantizeLinear.
+    """
+    name = node.input[place] if len(node.input) > place else ""
+    if name in index.initializers:
+        return index.initializers[name].data_type
+    if name and _is_constant(index, name):
+        return attribute_of(index.producer[name], "value", TensorProto()).data_type
+    return attribute_of(node, "output_dtype", 0) or TensorProto.UINT8
+
+
+def _is_constant(index: Index, tensor: str) -> bool:
+    producer = index.producer.get(tensor)
+    return tensor in index.initializers or (producer is not None and is_op(producer, "Constant"))
 
 
 def _zero_point_place(node: NodeProto) -> int | None:
@@ -50,6 +70,8 @@ def _zero_point_place(node: NodeProto) -> int | None:
         return 2
     if node.op_type in ("QLinearConv", "QLinearMatMul"):
         return 7
+    if node.op_type == "QGemm":
+        return 8 if len(node.input) > 8 and node.input[8] else None  # its output is float without
     return len(node.input) - 1 if node.op_type.startswith("QLinear") else None
 
 
@@ -71,10 +93,10 @@ def open_at(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
     """``give_integers`` with every one of them also cut: its readers read a graph input, GIVEN + its name, instead."""
     integers = tuple(integers)
     copy = give_integers(model, integers)
-    index = Index(model.graph)
+    index = Index(copy.graph)
     casts = []
     for each in integers:
-        readers = {node.name for node in index.readers(each.tensor)}
+        readers = [node for node in index.readers(each.tensor) if not node.output[0].startswith(GIVEN)]
         if not readers:
             continue
         given = read = f"{GIVEN}{each.tensor}"
@@ -82,9 +104,8 @@ def open_at(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
             read = f"{given}:nibbles"
             casts.append(helper.make_node("Cast", [given], [read], to=each.type))
         copy.graph.input.append(helper.make_tensor_value_info(given, NIBBLES.get(each.type, each.type), None))
-        for node in copy.graph.node:
-            if node.name in readers:
-                reroute(node, each.tensor, read)
+        for node in readers:
+            reroute(node, each.tensor, read)
     nodes = [*casts, *copy.graph.node]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
@@ -122,4 +143,4 @@ def _grid(index: Index, node: NodeProto) -> tuple[np.ndarray | None, np.ndarray 
 
 def _equal(one: tuple, other: tuple) -> bool:
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-    return all(a.size == b.size and np.array_equal(a.reshape(-1), b.reshape(-1)) for a, b in pairs)
+    return all(np.array_equal(a.reshape(-1), b.reshape(-1)) for a, b in pairs)

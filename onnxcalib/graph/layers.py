@@ -10,11 +10,15 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from .fusion import LAYERS
 from .index import Index, attribute_of, constant, is_op
+from .integers import element_type
 from .plan import channel_axis
 
 FOUR_BITS = (TensorProto.UINT4, TensorProto.INT4)
-# What may stand between a quantized tensor's first QuantizeLinear and a layer that reads it.
-CARRIERS = ("DequantizeLinear", "QuantizeLinear", "Clip", "Cast", "LeakyRelu", "Identity")
+SIXTEEN_BITS = (TensorProto.UINT16, TensorProto.INT16)
+SIGNED = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
+# What may stand between a quantized tensor's first QuantizeLinear and a layer that reads it, a Clip of integers and a
+# LeakyRelu of slope 1 apart.
+CARRIERS = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class QuantizedLayer:
 
     source: the float tensor that it reads or that is quantized for it; entry: the node that reads it so, the layer
     itself or a QuantizeLinear. highest: the largest integer that it may read; grid: step and ends of its input's grid.
-    integers and scale: of the weight as stored, axis: that of its output channels.
+    integers: of the weight, less their zero point; signed: whether they are stored so; scale: of a shape that
+    broadcasts to theirs; axis: that of the output channels.
     """
 
     name: str
@@ -32,6 +37,7 @@ class QuantizedLayer:
     entry: str
     output: str
     integers: np.ndarray
+    signed: bool
     scale: np.ndarray
     axis: int
     weight_bits: int
@@ -52,9 +58,11 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
 def kernel_rows(layer: QuantizedLayer) -> np.ndarray | None:
     """The weight as (channels, inputs) in the order in which onnxruntime's x86 kernel adds up the products.
 
-    None for layers with no such kernel: a depthwise Conv has one of its own, which is exact, a ConvTranspose none.
+    None for layers with no such kernel, or one that is exact: those of a depthwise Conv and of unsigned weights. A
+    ConvTranspose has none, nor have float inputs and those of 16 bits.
     """
-    if layer.op == "ConvTranspose" or (layer.op == "Conv" and layer.groups == len(layer.integers) > 1):
+    depthwise = layer.op == "Conv" and layer.groups == len(layer.integers) > 1 and layer.integers.shape[1] == 1
+    if layer.op == "ConvTranspose" or depthwise or not layer.signed or layer.activation_bits > 8:
         return None
     if layer.op == "Conv":  # channels last, so that the channels of one place are neighbours
         return np.moveaxis(layer.integers, 1, -1).reshape(len(layer.integers), -1)
@@ -66,18 +74,20 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     if dequantize is None or not is_op(dequantize, "DequantizeLinear"):
         return None
     weight, kind = _stored(index, dequantize.input[0])
-    scale = constant(index, dequantize.input[1])
+    scale = _spread(index, dequantize, 1, weight)
     if weight is None or scale is None:
         return None
+    zero_point = _spread(index, dequantize, 2, weight)
     entry = next((n for n in reversed(list(_trace(index, node.input[0]))) if is_op(n, "QuantizeLinear")), node)
     bits, highest, grid = _last_grid(index, node.input[0])
     return QuantizedLayer(
-        name=node.name,
+        name=node.name or node.output[0],
         op=node.op_type,
         source=entry.input[0],
         entry=entry.name,
         output=node.output[0],
-        integers=weight.astype(np.int32),
+        integers=weight.astype(np.int32) - (0 if zero_point is None else zero_point.astype(np.int32)),
+        signed=kind in SIGNED,
         scale=scale.astype(np.float32),
         axis=channel_axis(node) if weight.ndim == 2 or node.op_type != "MatMul" else weight.ndim - 1,
         weight_bits=4 if kind in FOUR_BITS else 8,
@@ -97,12 +107,42 @@ def _stored(index: Index, tensor: str) -> tuple[np.ndarray | None, int]:
     return (None, 0) if found is None else (constant(index, tensor), found.data_type)
 
 
+def _spread(index: Index, dequantize: NodeProto, place: int, weight: np.ndarray | None) -> np.ndarray | None:
+    """Scale or zero point of a weight, its input number ``place``, in a shape that broadcasts to the weight's."""
+    value = constant(index, dequantize.input[place]) if len(dequantize.input) > place else None
+    if value is None or weight is None or value.size == 1:
+        return value if value is None else value.reshape(())
+    axis = attribute_of(dequantize, "axis", 1) % weight.ndim
+    if value.ndim == 1:
+        return value.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+    block = attribute_of(dequantize, "block_size", 0)
+    return np.repeat(value, block, axis).take(range(weight.shape[axis]), axis)
+
+
 def _trace(index: Index, tensor: str) -> Iterator[NodeProto]:
     """The nodes that carry a layer's input on grids, from the layer back."""
     node = index.producer.get(tensor)
-    while node is not None and is_op(node, *CARRIERS):
+    while node is not None and _carries(index, node):
         yield node
         node = index.producer.get(node.input[0])
+
+
+def _carries(index: Index, node: NodeProto) -> bool:
+    if is_op(node, "LeakyRelu"):
+        return _is_mark(node)
+    return is_op(node, *CARRIERS) or (is_op(node, "Clip") and any(e is not None for e in _clip_ends(index, node)))
+
+
+def _is_mark(node: NodeProto) -> bool:
+    """Whether this is the LeakyRelu that ``emit`` writes where it narrows: the identity."""
+    return is_op(node, "LeakyRelu") and attribute_of(node, "alpha", 0.01) == 1
+
+
+def _clip_ends(index: Index, node: NodeProto) -> list[int | None]:
+    """Both ends of a Clip of integers, None for one that it has not, or that is none of an integer."""
+    names = [*node.input[1:3], "", ""][:2]
+    ends = [constant(index, name) for name in names]
+    return [int(end) if end is not None and end.dtype.kind in "iu" else None for end in ends]
 
 
 def _last_grid(index: Index, tensor: str) -> tuple[int, int, tuple[float, float, float] | None]:
@@ -110,29 +150,30 @@ def _last_grid(index: Index, tensor: str) -> tuple[int, int, tuple[float, float,
 
     Float input is 32 bits, 0 and None; so is the grid where its scale is computed.
     """
-    top = None
+    clips = []
     for node in _trace(index, tensor):
-        if is_op(node, "Clip") and top is None:
-            end = constant(index, node.input[2]) if len(node.input) > 2 and node.input[2] else None
-            top = int(end) if end is not None and end.dtype.kind in "iu" else None
+        if is_op(node, "Clip"):
+            clips.append(_clip_ends(index, node))
         if is_op(node, "QuantizeLinear"):
-            return _read_grid(index, node, top)
+            return _read_grid(index, node, clips)
     return 32, 0, None
 
 
-def _read_grid(index: Index, node: NodeProto, top: int | None) -> tuple[int, int, tuple[float, float, float] | None]:
-    """As ``_last_grid``, of a QuantizeLinear behind which integers are clipped to ``top``."""
+def _read_grid(
+    index: Index, node: NodeProto, clips: list[list[int | None]]
+) -> tuple[int, int, tuple[float, float, float] | None]:
+    """As ``_last_grid``, of a QuantizeLinear behind which integers are clipped."""
     scale = constant(index, node.input[1])
-    given = index.initializers.get(node.input[2]) if len(node.input) > 2 else None
-    zero_point = 0 if given is None else int(constant(index, given.name).reshape(-1)[0])
-    signed = given is not None and given.data_type in (TensorProto.INT8, TensorProto.INT4)
-    levels = 16 if given is not None and given.data_type in FOUR_BITS else 256
-    low, high = (-levels // 2, levels // 2 - 1) if signed else (0, levels - 1)
-    if top is not None:
-        high = min(high, top)
-    elif _narrows(index, node, zero_point):
+    given = constant(index, node.input[2]) if len(node.input) > 2 else None
+    zero_point = 0 if given is None else int(given.reshape(-1)[0])
+    kind = element_type(index, node)
+    levels = 2 ** (4 if kind in FOUR_BITS else 16 if kind in SIXTEEN_BITS else 8)
+    low, high = (-levels // 2, levels // 2 - 1) if kind in SIGNED else (0, levels - 1)
+    low = max([low, *(end for end, _ in clips if end is not None)])
+    high = min([high, *(end for _, end in clips if end is not None)])
+    if _narrows(index, node, zero_point):
         low = zero_point
-    bits = 4 if high - low < 16 else 8
+    bits = next(bits for bits in (4, 8, 16) if high - low < 2**bits)
     if scale is None or scale.size != 1:
         return bits, high, None
     step = float(scale.reshape(-1)[0])
@@ -142,5 +183,4 @@ def _read_grid(index: Index, node: NodeProto, top: int | None) -> tuple[int, int
 def _narrows(index: Index, node: NodeProto, zero_point: int) -> bool:
     """Whether a QuantizeLinear puts a tensor on 16 levels at the top of uint8, as ``emit`` writes it."""
     before = index.producer.get(node.input[0])
-    marked = before is not None and is_op(before, "LeakyRelu") and attribute_of(before, "alpha", 0.01) == 1
-    return marked and zero_point == 255 - 15
+    return before is not None and _is_mark(before) and zero_point == 255 - 15

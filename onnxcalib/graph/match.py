@@ -52,13 +52,14 @@ def _outputs_of(model: ModelProto) -> list[tuple]:
 def _merge_shapes(kind: str, one: tuple, other: tuple) -> tuple[int | None, ...] | None:
     name, dtype, shape = one
     _, other_dtype, other_shape = other
-    if None not in (dtype, other_dtype) and dtype != other_dtype:
+    # By identity: NumPy's float64 equals None.
+    if dtype is not None and other_dtype is not None and dtype != other_dtype:
         raise ModelError(
             f"{kind} {name}: the float model has {dtype}, the quantized one {other_dtype}; both must be the same for"
             " one to replace the other; quantize this float model again"
         )
     if shape is None or other_shape is None:
-        return shape or other_shape
+        return other_shape if shape is None else shape
     sides = list(zip_longest(shape, other_shape, fillvalue=0))
     if any(0 in pair or (None not in pair and pair[0] != pair[1]) for pair in sides):
         raise ModelError(

@@ -64,7 +64,7 @@ def make_plan(
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     quantized = _quantized_tensors(model.graph, index, layers, selection.excluded)
     nonnegative = {t: c for t in quantized if (c := upper_bound(index, t)) is not None}
-    shared = _sharing_sets(model.graph, index, quantized, nonnegative)
+    shared = _sharing_sets(model.graph, index, quantized, nonnegative, selection.excluded)
     activations, narrowed = _assign_bits(index, layers, quantized, shared)
     return QuantPlan(layers, activations, narrowed, shared, nonnegative)
 
@@ -206,9 +206,14 @@ def _alone_moves(index: Index, node: NodeProto) -> bool:
 
 
 def _sharing_sets(
-    graph: GraphProto, index: Index, quantized: list[str], nonnegative: dict[str, float]
+    graph: GraphProto,
+    index: Index,
+    quantized: list[str],
+    nonnegative: dict[str, float],
+    excluded: frozenset[str],
 ) -> tuple[tuple[str, ...], ...]:
     """Sets of tensors with one grid: both sides of a mover, and a Concat with the inputs that it alone reads."""
+    nodes = [node for node in graph.node if node.name not in excluded]
     parent = {t: t for t in quantized}
     bound = {t: nonnegative.get(t) for t in quantized}
 
@@ -224,10 +229,10 @@ def _sharing_sets(
                 parent[b] = a
                 bound[a] = min((c for c in (bound[a], bound[b]) if c is not None), default=None)
 
-    for node in graph.node:
+    for node in nodes:
         if moves_values(index, node):
             join([t for t in (node.input[0], *carried_outputs(index, node)) if t in parent])
-    for node in graph.node:
+    for node in nodes:
         if not is_op(node, "Concat") or not parent.keys() >= {*node.input, *carried_outputs(index, node)}:
             continue
         (output,) = carried_outputs(index, node)

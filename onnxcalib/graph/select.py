@@ -32,31 +32,35 @@ def select_nodes(model: ModelProto, config: QuantizeConfig) -> Selection:
     Raises ConfigError for a name that no node has, with the nearest one, and for bits of a node that has no weight.
     """
     names = [node.name for node in model.graph.node]
-    weighted = [node.name for node in model.graph.node if is_op(node, *LAYERS)]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    weighted = [node.name for node in model.graph.node if is_op(node, *LAYERS) and node.input[1] in constants]
     excluded: set[str] = set()
     for pattern in config.exclude:
-        excluded.update(match_names(pattern, names, f"exclude: {pattern!r}"))
+        excluded.update(match_names(pattern, names, f"exclude: {pattern!r}: no node"))
     layers = []
     for pattern, settings in config.layers.items():
-        allowed = names if settings.exclude else weighted
-        found = match_names(pattern, allowed, f"layers: {pattern!r}")
+        allowed, kind = (names, "node") if settings.exclude else (weighted, "node with a constant weight")
+        found = match_names(pattern, allowed, f"layers: {pattern!r}: no {kind}")
         if settings.exclude:
             excluded.update(found)
         layers += [(name, settings) for name in found]
     return Selection(frozenset(excluded), tuple(layers))
 
 
-def match_names(pattern: str, names: Sequence[str], where: str) -> list[str]:
-    """The name itself, or all names that the regular expression matches whole. Raises ConfigError where none does."""
+def match_names(pattern: str, names: Sequence[str], none: str) -> list[str]:
+    """The name itself, or all names that the regular expression matches whole.
+
+    Raises ConfigError where none does, which begins with ``none``.
+    """
     if pattern in names:
         return [pattern]
     try:
         found = [name for name in names if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise ConfigError(f"{where}: no node has this name, and it is no regular expression ({error})") from None
+        raise ConfigError(f"{none} has this name, and it is no regular expression ({error})") from None
     if not found:
         raise ConfigError(
-            f"{where}: no node has this name, and as a regular expression it matches none;"
+            f"{none} has this name, and as a regular expression it matches none;"
             f"{nearest(pattern, list(names)) or _name_some(names)}"
         )
     return found

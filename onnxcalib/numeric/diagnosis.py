@@ -14,9 +14,9 @@ BULK = (0.001, 0.999)
 class Symptoms:
     """What one tensor shows.
 
-    spread: width of the grid / width of the bulk; clipped: share of values outside of the grid; unlike: largest range
-    of a channel / median range of the channels that are not dead; dead: share of the channels that are zero throughout;
-    sqnr_db: of the tensor on its grid.
+    spread: width of the grid / width of the bulk, infinite where the bulk is one value; clipped: share of values
+    outside of the grid; unlike: largest range of a channel / median range of the channels that are not dead; dead:
+    share of the channels that are zero throughout; sqnr_db: of the tensor on its grid.
     """
 
     spread: float
@@ -30,27 +30,30 @@ def diagnose(values: np.ndarray, scale: float, low: float, high: float, axis: in
     """Symptoms of values with channels on ``axis``, put on the grid of steps ``scale`` from ``low`` to ``high``."""
     values = np.moveaxis(np.asarray(values, np.float32), axis, 0).reshape(values.shape[axis], -1)
     bulk = np.quantile(values, BULK)
-    width = max(float(bulk[1] - bulk[0]), np.finfo(np.float32).tiny)
-    ranges = np.abs(values).max(axis=1, initial=0)
+    width = float(bulk[1] - bulk[0])
+    ranges = np.abs(values).max(axis=1)
     alive = ranges[ranges > 0]
     error = np.clip(np.round(values / np.float32(scale)) * np.float32(scale), low, high) - values
     noise, power = float(np.square(error).sum(dtype=np.float64)), float(np.square(values).sum(dtype=np.float64))
     half = scale / 2
     return Symptoms(
-        spread=(high - low) / width,
+        spread=(high - low) / width if width else float("inf"),
         clipped=float(((values < low - half) | (values > high + half)).mean()),
         unlike=float(alive.max() / np.median(alive)) if alive.size else 1.0,
-        dead=float((ranges == 0).mean()) if ranges.size else 0.0,
+        dead=float((ranges == 0).mean()),
         sqnr_db=_decibel(power, noise),
     )
 
 
 def rounding_sqnr(integers: np.ndarray, scale: np.ndarray, axis: int) -> float:
-    """SQNR in dB that rounding a weight to its grid leaves, its error being even over a step: scale^2 / 12 a value."""
-    rows = np.moveaxis(integers, axis, 0).reshape(integers.shape[axis], -1).astype(np.float64)
-    steps = np.square(np.broadcast_to(scale.reshape(-1), (len(rows),)).astype(np.float64))
-    power = float((steps * np.square(rows).sum(axis=1)).sum())
-    return _decibel(power, float((steps * rows.shape[1] / 12).sum()))
+    """SQNR in dB that rounding a weight to its grid leaves, its error being even over a step: scale^2 / 12 a value.
+
+    scale: one, one for each channel on ``axis``, or of a shape that broadcasts to that of ``integers``.
+    """
+    if scale.ndim == 1:
+        scale = scale.reshape([-1 if i == axis % integers.ndim else 1 for i in range(integers.ndim)])
+    steps = np.square(np.broadcast_to(scale, integers.shape).astype(np.float64))
+    return _decibel(float((steps * np.square(integers.astype(np.float64))).sum()), float(steps.sum() / 12))
 
 
 def _decibel(power: float, noise: float) -> float:

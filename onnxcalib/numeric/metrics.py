@@ -46,8 +46,8 @@ class Comparison:
             a = reference[:, start : start + CHUNK].astype(np.float64)
             b = other[:, start : start + CHUNK].astype(np.float64)
             if not np.isfinite(a).all():
-                same = (a == b) | (np.isnan(a) & np.isnan(b))
-                a, b = np.where(np.isfinite(a), a, 0), np.where(same, np.where(np.isfinite(a), a, 0), b)
+                finite, same = np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b))
+                a, b = np.where(finite, a, 0), np.where(finite, b, np.where(same, 0, np.inf))
             self._other += float(np.einsum("ij,ij->", b, b))
             self._product += float(np.einsum("ij,ij->", a, b))
             powers[0] += np.einsum("ij,ij->i", a, a)
@@ -61,8 +61,8 @@ class Comparison:
     def sqnr_db(self) -> float:
         """``10 log10(sum a^2 / sum (a - b)^2)``; infinite where nothing differs."""
         reference, error = self.powers[:2]
-        if error == 0:
-            return float("inf")
+        if error in (0, np.inf):
+            return float("inf" if error == 0 else "-inf")
         return 10 * float(np.log10(max(reference, np.finfo(np.float64).tiny) / error))
 
     @property

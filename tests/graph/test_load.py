@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph.load import inputs_of, load_model, refuse_unsuitable
+from onnxcalib.graph.load import inputs_of, is_quantized, load_model, refuse_unsuitable, stored_bytes
 
 LINEAR = "g (float[N, 4] x) => (float[N, 3] y) { [fc] y = MatMul (x, w) }"
 
@@ -195,3 +195,64 @@ def test_layers_inside_branches_alone_are_refused_with_that_reason(build, draw):
     )
     with pytest.raises(ModelError, match="no quantizable layer found outside the bodies of If, Loop or Scan nodes"):
         refuse_unsuitable(model)
+
+
+def test_a_file_takes_its_bytes_and_those_of_each_file_beside_it_once(tmp_path, build, draw):
+    body = "{ a = MatMul (x, w)  b = MatMul (a, v)  y = Add (b, c) }"
+    weights = {"w": draw(40, 30), "v": draw(30, 20), "c": draw(20)}
+    text = f"g (float[N, 40] x) => (float[N, 20] y) {body}"
+    onnx.save(build(text, **weights), tmp_path / "whole.onnx")
+    whole = (tmp_path / "whole.onnx").stat().st_size
+    assert stored_bytes(tmp_path / "whole.onnx") == stored_bytes(str(tmp_path / "whole.onnx")) == whole
+    for together in (True, False):
+        folder = tmp_path / str(together)
+        folder.mkdir()
+        options = {"save_as_external_data": True, "all_tensors_to_one_file": together, "size_threshold": 0}
+        onnx.save(build(text, **weights), folder / "m.onnx", **options)
+        files = list(folder.iterdir())
+        assert len(files) == (2 if together else 4)
+        assert stored_bytes(folder / "m.onnx") == sum(file.stat().st_size for file in files)
+        (folder / "other.data").write_bytes(b"not read by the model")
+        assert stored_bytes(folder / "m.onnx") == sum(file.stat().st_size for file in files)
+
+
+def test_external_data_inside_of_bodies_count(tmp_path, build, draw):
+    text = """g (float[N, 4] x, bool flag) => (float[N, 4] y) { y = If (flag) <
+        then_branch = yes () => (float[N, 4] p) { p = MatMul (x, w) },
+        else_branch = no () => (float[N, 4] q) { q = Relu (x) }> }"""
+    model = build(text)
+    body = model.graph.node[0].attribute[0].g
+    body.initializer.append(onnx.numpy_helper.from_array(draw(4, 4), "w"))
+    onnx.save(model, tmp_path / "m.onnx")
+    tensor = body.initializer[0]
+    (tmp_path / "m.data").write_bytes(tensor.raw_data)
+    onnx.external_data_helper.set_external_data(tensor, "m.data", length=64)
+    tensor.ClearField("raw_data")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    assert stored_bytes(tmp_path / "m.onnx") == (tmp_path / "m.onnx").stat().st_size + 64
+
+
+def test_a_model_in_memory_takes_what_its_file_would(tmp_path, linear):
+    (tmp_path / "m.onnx").write_bytes(linear.SerializeToString())
+    framing = 8 * len(linear.graph.initializer)  # the keys and lengths of the tensors are not counted
+    assert 0 <= stored_bytes(tmp_path / "m.onnx") - stored_bytes(linear) <= framing
+
+
+def test_a_missing_file_has_no_size(tmp_path):
+    with pytest.raises(ModelError, match=r"nowhere\.onnx: no such file"):
+        stored_bytes(tmp_path / "nowhere.onnx")
+
+
+@pytest.mark.parametrize(
+    ("op", "quantized"),
+    [("QuantizeLinear", True), ("DequantizeLinear", True), ("QLinearAdd", True), ("QGemm", True), ("MatMulNBits", True),
+     ("DynamicQuantizeMatMul", True), ("Conv", False), ("Gemm", False)],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_model_is_quantized_by_its_operators_even_inside_of_bodies(linear, op, quantized, inside):
+    assert not is_quantized(linear)
+    node = helper.make_node(op, ["y"], ["z"])
+    if inside:
+        node = helper.make_node("If", ["c"], ["z"], then_branch=helper.make_graph([node], "yes", [], []))
+    linear.graph.node.append(node)
+    assert is_quantized(linear) == quantized

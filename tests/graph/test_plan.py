@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from onnxcalib.errors import ModelError
+from onnxcalib.config import LayerConfig
+from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.fold import fold_constants
 from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.select import Selection
 
 CONV = "Conv <pads = [1, 1, 1, 1]>"
 WEIGHTS = {f"{kind}{i}": shape for i in range(1, 6) for kind, shape in (("w", (4, 4, 3, 3)), ("b", (4,)))}
@@ -219,6 +221,7 @@ def test_a_shared_weight_makes_two_layers(model_of):
         "y = Gemm (x, k, x)",
         "y = Gemm (x, k, rows)",
         "y = MatMul (x, doubles)",
+        "y = MatMul (x, empty)",
         "y = com.example.MatMul (x, k)",
         "y = Relu (x)",
     ],
@@ -227,6 +230,7 @@ def test_a_graph_without_a_plain_constant_layer_is_refused(build, node):
     constants = {
         "k": np.zeros((4, 4), np.float32), "cube": np.zeros((1, 4, 4), np.float32),
         "doubles": np.zeros((4, 4)), "rows": np.zeros((4, 4), np.float32),
+        "empty": np.zeros((4, 0), np.float32),
     }  # fmt: skip
     used = {k: v for k, v in constants.items() if re.search(rf"\b{k}\b", node)}
     model = build(f"g (float[4, 4] x) => (float[4, 4] y) {{ {node} }}", **used)
@@ -308,3 +312,76 @@ def test_the_dimensions_of_a_fixed_graph_are_no_readers_at_all(build, draw):
     )
     fold_constants(model)
     assert list(make_plan(model).activations) == ["x", "c"]
+
+
+CHAIN = "c = conv(x, 1) r = Relu (c) d = conv(r, 2) e = conv(d, 3) y = conv(e, 4)"
+
+
+def select(*excluded, **layers):
+    return Selection(frozenset(excluded), tuple((name, LayerConfig(**bits)) for name, bits in layers.items()))
+
+
+def test_an_excluded_layer_has_no_plan_and_its_output_no_grid_of_its_own(model_of):
+    model = model_of(CHAIN)
+    plan = make_plan(model, selection=select("conv2"))
+    assert [layer.name for layer in plan.layers] == ["conv1", "conv3", "conv4"]
+    assert list(plan.activations) == ["x", "r", "d", "e", "y"]  # d is read by conv3
+    assert list(make_plan(model, selection=select("conv3", "conv4")).activations) == ["x", "r", "d"]
+
+
+def test_an_excluded_operator_is_given_no_grid_for_its_own_sake(model_of):
+    model = model_of("c = conv(x, 1) f = Tanh (c) d = conv(x, 2) [add] s = Add (f, d) [exp] g = Exp (s) y = conv(g, 3)")
+    body = "c = conv(x, 1) f = Tanh (c) d = conv(x, 2) [add] s = Add (f, d) [again] u = Sigmoid (s) y = conv(u, 3)"
+    assert list(make_plan(model, selection=select("add")).activations) == ["x", "c", "d", "g", "y"]
+    model = model_of(body)
+    assert {"f", "s"} <= set(make_plan(model).activations)
+    assert list(make_plan(model, selection=select("add")).activations) == ["x", "c", "d", "u", "y"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c = conv(x, 1) [out] m = MaxPool <kernel_shape = [1, 1]> (c) y = conv(m, 2)",
+        "c = conv(x, 1) m = conv(x, 2) [out] k = Concat <axis = 2> (c, m) y = conv(k, 3)",
+    ],
+)
+def test_an_excluded_node_ties_no_grids_together(model_of, body):
+    model = model_of(body)
+    assert len(make_plan(model).shared) == 1
+    plan = make_plan(model, selection=select("out"))
+    assert plan.shared == () and {"c", "m"} <= set(plan.activations)
+
+
+def test_bits_of_a_layer_stand_above_those_of_the_rest_and_of_the_ends(model_of):
+    layers = {"conv1": {"weight_bits": 4}, "conv2": {"weight_bits": 8, "activation_bits": 8}}
+    plan = make_plan(model_of(CHAIN), weight_bits=4, activation_bits=4, selection=select(**layers))
+    assert {k.name: (k.weight_spec.bits, k.activation_spec.bits) for k in plan.layers} == {
+        "conv1": (4, 8), "conv2": (8, 8), "conv3": (4, 4), "conv4": (8, 8),
+    }  # fmt: skip
+    assert plan_bits(plan) == {"x": 8, "r": 8, "d": 4, "e": 8, "y": 8} and plan.narrowed == {}
+    assert all(k.weight_spec.signed and k.weight_spec.axis == 0 for k in plan.layers)
+
+
+def test_the_ends_are_those_of_the_whole_graph_whatever_is_excluded(model_of):
+    plan = make_plan(model_of(CHAIN), weight_bits=4, selection=select("conv1", "conv4"))
+    assert {k.name: k.weight_spec.bits for k in plan.layers} == {"conv2": 4, "conv3": 4}
+
+
+def test_a_tensor_whose_readers_differ_in_bits_is_narrowed_for_some(model_of):
+    body = "c = conv(x, 1) d = conv(c, 2) e = conv(c, 3) s = Add (d, e) y = conv(s, 4)"
+    plan = make_plan(model_of(body), activation_bits=4, selection=select(conv3={"activation_bits": 8}))
+    assert plan_bits(plan)["c"] == 8 and plan.narrowed["c"].bits == 4
+
+
+def test_bits_of_a_layer_that_stays_float_are_refused(model_of):
+    body = "c = conv(x, 1) [cube] d = MatMul (c, k) y = conv(d, 2)"
+    model = model_of(body, k=np.zeros((1, 8, 8), np.float32))
+    text = "layers: 'cube': the node stays in float; a Conv, ConvTranspose, Gemm or MatMul with a constant float weight"
+    with pytest.raises(ConfigError, match=text):
+        make_plan(model, selection=select(cube={"weight_bits": 4}))
+    assert len(make_plan(model, selection=select("cube", cube={"exclude": True})).layers) == 2
+
+
+def test_nothing_left_to_quantize_is_refused(model_of):
+    with pytest.raises(ConfigError, match="exclude: no layer is left to quantize; exclude fewer nodes"):
+        make_plan(model_of("y = conv(x, 1)"), selection=select("conv1"))

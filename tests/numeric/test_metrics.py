@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.metrics import Comparison
+from onnxcalib.numeric.metrics import CHUNK, Accuracy, Comparison, scores_classes, top_class
 
 
 def compare(*pairs):
@@ -63,3 +63,123 @@ def test_other_shapes_have_no_agreement(draw, shape):
 
 def test_nothing_compared_has_no_agreement():
     assert Comparison().agreement is None
+
+
+def test_powers_are_sums_over_samples_of_both_norms_and_their_products(draw):
+    a, b = draw(7, 3, 50), draw(7, 3, 50)
+    comparison = Comparison()
+    comparison.add(a[:4], b[:4], 4)
+    comparison.add(a[4:], b[4:], 3)
+    signal, error = (np.square(x.astype(np.float64)).sum(axis=(1, 2)) for x in (a, a.astype(np.float64) - b))
+    wanted = [signal.sum(), error.sum(), (signal**2).sum(), (error**2).sum(), (signal * error).sum()]
+    np.testing.assert_allclose(comparison.powers, wanted, rtol=1e-6)
+    assert comparison.samples == 7
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 0), (0,)])
+def test_what_has_no_row_for_each_sample_is_one_sample(draw, shape):
+    a, b = draw(*shape), draw(*shape)
+    comparison = Comparison()
+    comparison.add(np.asarray(a), np.asarray(b), 6)
+    assert comparison.samples == 1
+    assert comparison.powers[2] == pytest.approx(comparison.powers[0] ** 2)
+
+
+@pytest.mark.parametrize("columns", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_chunks_add_up_to_the_whole(draw, columns):
+    a, b = draw(3, columns), draw(3, columns)
+    comparison = Comparison()
+    comparison.add(a, b, 3)
+    error = a.astype(np.float64) - b
+    assert comparison.powers[1] == pytest.approx(np.square(error).sum())
+    assert comparison.powers[3] == pytest.approx((np.square(error).sum(axis=1) ** 2).sum())
+    assert comparison.max_abs_error == np.abs(error).max() and comparison.samples == 3
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_both_counts_as_equal(value):
+    comparison = compare(([1.0, value, 2.0], [1.0, value, 2.5]))
+    assert comparison.powers[:2].tolist() == [5, 0.25] and comparison.max_abs_error == 0.5
+    assert comparison.cosine == pytest.approx(6 / np.sqrt(5 * 7.25))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("one", "other"), [(np.nan, 5), (np.inf, 5), (np.inf, -np.inf), (-np.inf, 0), (5, np.inf), (np.inf, np.nan)]
+)
+def test_what_is_not_finite_in_one_alone_is_an_infinite_error(one, other):
+    comparison = compare(([1.0, one], [1.0, other]))
+    assert comparison.sqnr_db == -float("inf") and comparison.max_abs_error == float("inf")
+
+
+def test_an_error_that_is_no_number_is_none():
+    comparison = compare(([1.0, 2.0], [1.0, np.nan]), ([1.0], [1.0]))
+    assert np.isnan(comparison.sqnr_db) and np.isnan(comparison.max_abs_error)
+
+
+def test_rows_are_those_of_class_scores_alone(draw):
+    x = draw(4, 5)
+    assert compare((x, x), (x, -x)).rows == 8 and compare((x, x), (x, -x)).equal == 4
+    assert compare((draw(4, 5, 2), draw(4, 5, 2))).rows == 0
+
+
+def test_scores_that_are_some_of_the_time_are_none(draw):
+    x, y = draw(4, 5), draw(4, 5, 2)
+    assert compare((x, x), (y, y)).agreement is None and compare((y, y), (x, x)).agreement is None
+
+
+def test_a_row_with_nan_has_no_best_class():
+    assert top_class(np.float32([[0, 2, 1], [3, np.nan, 0], [np.inf, 0, 0], [np.nan] * 3])).tolist() == [1, -1, 0, -1]
+    broken = compare(([[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [np.nan, 0.0]]))
+    assert broken.agreement == 0.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "scores"),
+    [((4, 3), True), ((4, 3, 1), True), ((4, 3, 1, 1), True), ((4, 1, 3), False), ((4, 3, 2), False), ((4, 1), False),
+     ((4,), False), ((), False), ((1, 3), True)],
+)  # fmt: skip
+def test_scores_have_a_class_axis_and_nothing_behind_it(shape, scores):
+    assert scores_classes(shape) == scores
+
+
+def count(k, *batches):
+    accuracy = Accuracy(k)
+    for scores, other, labels in batches:
+        accuracy.add(np.float32(scores), np.float32(other), np.array(labels))
+    return accuracy.samples, accuracy.right, accuracy.other_right, accuracy.lost, accuracy.gained
+
+
+ONE = [[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.0, 0.2, 0.8], [0.5, 0.3, 0.2]]
+OTHER = [[0.8, 0.2, 0.0], [0.9, 0.1, 0.0], [0.0, 0.1, 0.9], [0.3, 0.5, 0.2]]
+
+
+def test_right_answers_are_counted_in_both_models_and_those_that_change_apart():
+    assert count(1, (ONE, OTHER, [0, 1, 2, 1])) == (4, 3, 3, 1, 1)
+    assert count(1, (ONE[:1], OTHER[:1], [0]), (ONE[1:], OTHER[1:], [1, 2, 0])) == (4, 4, 2, 2, 0)
+    assert count(1, (OTHER, ONE, [0, 1, 2, 0])) == (4, 2, 4, 0, 2)
+    assert count(1, (ONE, OTHER, [2, 2, 1, 2])) == (4, 0, 0, 0, 0)
+
+
+def test_a_label_among_the_best_counts():
+    assert count(2, (ONE, OTHER, [1, 0, 1, 2])) == (4, 3, 3, 0, 0)
+    assert count(2, (ONE, OTHER, [2, 2, 0, 2])) == (4, 0, 0, 0, 0)
+    assert count(5, (ONE, OTHER, [2, 2, 0, 2])) == (4, 4, 4, 0, 0)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_among_equals_the_first_are_the_best(k):
+    assert count(k, ([[1, 1, 1]] * 3, [[1, 1, 1]] * 3, [0, 1, 2]))[1] == k
+    many = np.tile([0, 1, 2], (k, 400))
+    assert count(k, (many, many, [2, 5][:k]))[1] == k
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_row_with_nan_is_never_right(k):
+    assert count(k, ([[np.nan, 1.0, 5.0]] * 3, [[0.0, 1.0, 5.0]] * 3, [0, 1, 2]))[1:3] == (0, k)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_right_answers_are_counted_with_axes_of_one_behind(k):
+    shaped = [np.reshape(x, (4, 3, 1, 1)) for x in (ONE, OTHER)]
+    assert count(k, (*shaped, [0, 1, 2, 1])) == count(k, (ONE, OTHER, [0, 1, 2, 1]))

@@ -106,3 +106,22 @@ def test_a_full_disk_is_one_line_with_what_to_do(store, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(OutputError, match=r"tensor u cannot be stored \(No space left on device\); room .*TMPDIR"):
         store.append("u", BATCHES[0])
+
+
+def test_a_mapped_tensor_is_all_batches_in_order_and_cannot_be_written(store):
+    store.append("u", BATCHES[1])
+    mapped = store.mapped("t")
+    np.testing.assert_array_equal(mapped, np.concatenate(BATCHES))
+    assert mapped.dtype == np.float32 and isinstance(mapped, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        mapped[0] = 0
+    store.append("t", BATCHES[1])
+    assert store.mapped("t").shape == (8, 2, 3) and len(mapped) == 6
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.float16, np.uint8])
+def test_one_value_a_sample_is_mapped_as_a_vector(dtype):
+    with Store() as store:
+        for part in ([0, 1, 1], [1], [0, 1]):
+            store.append("t", np.array(part, dtype))
+        assert store.mapped("t").tolist() == [0, 1, 1, 1, 0, 1] and store.mapped("t").dtype == dtype
