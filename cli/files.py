@@ -32,7 +32,7 @@ def write_aside(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises OutputError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="replace")  # names of files may be no Unicode
         os.replace(aside, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; give another place") from None

@@ -142,9 +142,9 @@ def _run(
         "--junit": lambda: formats.to_junit(verdict),
         "--markdown": lambda: formats.to_markdown(verdict),
     }
-    for option, path in reports.items():
-        if path is not None:
-            write_aside(path, writers[option]())
+    texts = {path: writers[option]() for option, path in reports.items() if path is not None}
+    for path, text in texts.items():
+        write_aside(path, text)
     if not quiet or not verdict.passed:
         print_verdict(verdict)
     return verdict.passed

@@ -196,21 +196,14 @@ def load_labels(path: Path, name: str | None = None) -> np.ndarray:
 
 
 def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
-    """int64 (rows,) from integers of shape (rows,) or (rows, 1), or () where there is one row."""
-    if values.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels are {values.dtype}; integers are needed, one a sample; give class indices")
+    """(rows,) from numbers of shape (rows,) or (rows, 1), or () where there is one row; integers become int64."""
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: labels are {values.dtype}; numbers are needed, one a sample; give class indices")
     if values.shape not in ((rows,), (rows, 1)) and not (rows == 1 and values.shape == ()):
         raise DataError(
             f"{where}: found labels of shape {_spell(values.shape)}; there are {rows} samples; give one label for each"
         )
-    labels = values.astype(np.int64).reshape(rows)
-    if (labels < 0).any():
-        row = int(np.flatnonzero(labels < 0)[0])
-        raise DataError(
-            f"{where}: {(labels < 0).sum()} of {rows} labels are negative, the first is {labels[row]} of sample {row}; "
-            "classes count from 0; take these samples out"
-        )
-    return labels
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64).reshape(rows)
 
 
 def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bool:

@@ -25,15 +25,15 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def choose_labels(path: Path | None, samples: CalibrationSet) -> np.ndarray | None:
-    """int64 (samples,): those of the file, else those that the data carry, else None; DataError where they are none."""
+    """(samples,): those of the file, else those that the data carry, else None; DataError where they are no numbers."""
     return samples.labels if path is None else read_labels(path, samples)
 
 
 def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
-    """int64 (samples,) from a file that gives every sample a class.
+    """(samples,) from a file that gives every sample a class.
 
     .csv: rows of file,class, with or without a header; .json: {file: class}; the files are relative to the folder of
-    the data. .npy, or .npz with an array of labels: one integer a sample, in their order. Raises DataError.
+    the data. .npy, or .npz with an array of labels: one number a sample, in their order. Raises DataError.
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".json", ".npy", ".npz"):
@@ -61,6 +61,11 @@ def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
 
 def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequence[str] | None = None) -> None:
     """Raise DataError where a label is none of 0 to ``classes`` - 1; names: those of the samples, if any."""
+    if labels.dtype.kind == "f":
+        raise DataError(
+            f"{where}: labels are {labels.dtype}; class indices are whole numbers from 0 on; give these, or --metric for"
+            " labels of another meaning"
+        )
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if not len(outside):
         return

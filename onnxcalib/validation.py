@@ -132,7 +132,7 @@ def load_metric(path: str) -> tuple[str, Metric]:
         metric = importlib.import_module(module)
         for part in name.split("."):
             metric = getattr(metric, part)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and must not end this run
         raise ConfigError(
             f"metric {path}: cannot be loaded ({type(error).__name__}: {error}); MODULE:FUNCTION of an installed"
             " module, or of a file in this folder, is needed"

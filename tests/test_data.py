@@ -163,14 +163,14 @@ def save_classes(folder, names, *, files=("a.npy", "b.npy")):
 
 
 @pytest.mark.parametrize(
-    ("classes", "labels"), [(("cat", "dog"), [0, 0, 1, 1]), (("10", "2"), [10, 10, 2, 2]), (("10", "a"), [0, 0, 1, 1])]
+    ("classes", "labels"), [(("cat", "dog"), [0, 1, 0, 1]), (("10", "2"), [10, 2, 10, 2]), (("10", "a"), [0, 1, 0, 1])]
 )
 def test_sub_folders_are_classes_by_their_number_or_else_by_their_place(tmp_path, classes, labels):
     save_classes(tmp_path, classes)
     samples = open_calibration(tmp_path, VECTOR)
-    assert samples.names == tuple(f"{name}/{file}" for name in classes for file in ("a.npy", "b.npy"))
+    assert samples.names == tuple(f"{name}/{file}" for file in ("a.npy", "b.npy") for name in classes)
     assert (samples.labels.tolist(), samples.labels.dtype) == (labels, np.int64)
-    np.testing.assert_array_equal(samples.read([0, 1, 2, 3])["x"][:, 0], [0, 1, 10, 11])
+    np.testing.assert_array_equal(samples.read([0, 1, 2, 3])["x"][:, 0], [0, 10, 1, 11])
 
 
 def test_class_folders_of_images_must_agree_in_size_with_each_other(tmp_path):
@@ -194,6 +194,20 @@ def test_the_folder_of_a_class_outranks_the_labels_of_its_npz_files(tmp_path):
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "a.npz", x=make_values(4), y=9)
     assert open_calibration(tmp_path, VECTOR).labels.tolist() == [3, 5]
+
+
+def test_a_list_of_labels_beside_the_samples_is_no_sample(tmp_path):
+    np.save(tmp_path / "a.npy", make_values(4))
+    (tmp_path / "labels.csv").write_text("a.npy,1\n")
+    assert open_calibration(tmp_path, VECTOR).names == ("a.npy",)
+    (tmp_path / "a.npy").unlink()
+    refuse(f"{tmp_path}: found labels alone; put", tmp_path, VECTOR)
+
+
+def test_an_open_set_is_taken_as_it_is_and_not_with_another_limit(tmp_path):
+    samples = open_calibration(make_values(5, 4), VECTOR)
+    assert open_calibration(samples, VECTOR, limit=5) is samples
+    refuse("found an open set of 5 samples; 3 are wanted; open it with limit=", samples, VECTOR, limit=3)
 
 
 def test_an_empty_class_folder_is_refused_with_its_name(tmp_path):
@@ -284,14 +298,13 @@ def test_an_input_named_like_labels_is_an_input(tmp_path):
     ("labels", "text"),
     [
         (np.array([None, "a", 3], dtype=object), "a.npz: labels are not a whole array of numbers"),
-        (np.ones(3, np.float32), "a.npz: labels are float32; integers are needed"),
+        (np.array(["a", "b", "c"]), "a.npz: labels are <U1; numbers are needed"),
         (np.ones(4, np.int64), "a.npz: found labels of shape (4); there are 3 samples"),
         (np.eye(3, dtype=np.int64), "a.npz: found labels of shape (3, 3); there are 3 samples"),
         (np.int64(1), "a.npz: found labels of shape (); there are 3 samples"),
-        (np.array([1, -1, -1]), "a.npz: 2 of 3 labels are negative, the first is -1 of sample 1"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused_when_they_are_asked_for(tmp_path, labels, text):
+def test_labels_that_are_no_numbers_a_sample_are_refused_when_they_are_asked_for(tmp_path, labels, text):
     np.savez(tmp_path / "a.npz", x=make_values(3, 4), labels=labels)
     samples = open_calibration(tmp_path / "a.npz", VECTOR)
     assert len(samples) == 3

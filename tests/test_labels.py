@@ -174,8 +174,7 @@ def test_a_file_with_two_classes_is_refused_with_its_name(folder, tmp_path):
         ("l.json", 3, "found no object but a int"),
         ("l.npy", [3, 1, 0, 3], "found labels of shape (4); there are 5 samples"),
         ("l.npy", [3, 1, 0, 3, 2, 2], "found labels of shape (6); there are 5 samples"),
-        ("l.npy", np.ones(5), "labels are float64; integers are needed"),
-        ("l.npy", [0, 0, 0, 0, -3], "1 of 5 labels are negative, the first is -3 of sample 4"),
+        ("l.npy", list("abcde"), "labels are <U1; numbers are needed"),
         ("l.npz", {"classes": [3, 1, 0, 3, 2]}, "no array of labels, found classes; name it label or labels or y"),
         ("l.txt", ROWS, "not a file of labels; give .csv or .json of file and class, or .npy"),
     ],
@@ -241,3 +240,11 @@ def test_labels_counted_from_1_are_said_to_look_so():
         check_classes(np.array([1, 5, 2]), 5, "l.csv")
     with pytest.raises(DataError, match="allowed: 0 to 4; give the class indices"):
         check_classes(np.array([0, 5, 2]), 5, "l.csv")
+
+
+def test_labels_of_another_meaning_are_read_but_are_no_classes(folder, tmp_path):
+    path = write(tmp_path / "scores.npy", np.array([0.5, 3, -1, 2, 4]))
+    scores = read_labels(path, open_samples(folder))
+    assert scores.tolist() == [0.5, 3, -1, 2, 4]
+    with pytest.raises(DataError, match=r"output y: labels are float64; class indices are whole numbers .* or --metric"):
+        check_classes(scores, 5, "output y")

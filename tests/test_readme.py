@@ -14,6 +14,8 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
+from onnxcalib.config import LayerConfig, load_config
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -63,15 +65,27 @@ def test_the_python_snippet_quantizes_a_model(folder):
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
 
 
-def test_every_option_of_the_shown_commands_exists():
-    code = "import sys; from onnxcalib.cli.main import main; sys.exit(main(['quantize', '--help']))"
+def read_options(command: str) -> set[str]:
+    code = f"import sys; from onnxcalib.cli.main import main; sys.exit(main(['{command}', '--help']))"
     helped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert helped.returncode == 0, helped.stderr
-    assert len(COMMANDS) == 2
-    shown = {word for command in COMMANDS for word in shlex.split(command) if word.startswith("-")}
-    shown |= set(re.findall(r"`(--[\w-]+)", README))
-    unknown = {word for word in shown if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", helped.stdout)}
-    assert not unknown
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", helped.stdout))
+
+
+def test_every_option_of_the_shown_commands_exists():
+    options = {command: read_options(command) for command in ("quantize", "validate")}
+    assert [command.split()[1] for command in COMMANDS] == ["quantize", "quantize", "validate", "validate"]
+    for command in COMMANDS:
+        shown = {word for word in shlex.split(command) if word.startswith("-")}
+        assert shown <= options[command.split()[1]], command
+    assert set(re.findall(r"`(--[\w-]+)", README)) <= options["quantize"] | options["validate"]
+
+
+def test_the_toml_shown_is_taken(tmp_path):
+    (snippet,) = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "run.toml").write_text(snippet)
+    layers = load_config(tmp_path / "run.toml").layers
+    assert layers == {"/layer1/conv1/Conv": LayerConfig(weight_bits=8, activation_bits=8)}
 
 
 def test_every_dependency_is_given_a_reason():

@@ -26,6 +26,15 @@ def normalise(model: ModelProto) -> dict[str, int]:
     return {step.__name__: step(model) for step in passes}
 
 
+def tidy(model: ModelProto) -> ModelProto:
+    """A copy whose nodes have names and stand in order, and whose constants are initializers; no other change."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for step in (spell_domain, drop_initializer_inputs, sort_nodes, lift_constants, name_nodes):
+        step(copy)
+    return copy
+
+
 def spell_domain(model: ModelProto) -> int:
     """Write the standard domain as the empty string, where it is spelled out as ``ai.onnx``."""
     count = 0

@@ -66,6 +66,14 @@ class Comparison:
         return 10 * float(np.log10(max(reference, np.finfo(np.float64).tiny) / error))
 
     @property
+    def relative_error(self) -> float:
+        """``sum (a - b)^2 / sum a^2``; infinite where it is no number."""
+        reference, error = self.powers[:2]
+        if error == 0:
+            return 0.0
+        return float(error / reference) if reference > 0 and np.isfinite(error) else float("inf")
+
+    @property
     def cosine(self) -> float:
         """Cosine of the angle between both, all batches taken as one vector; that of zero and zero is 1."""
         norm = np.sqrt(self.powers[0] * self._other)

@@ -52,7 +52,8 @@ def _take_turns(sessions: list[Session], feeds: dict[str, np.ndarray]) -> list[l
     """Seconds of each session, by round."""
     rounds: list[list[float]] = []
     end = np.inf
-    while len(rounds) < WARM_UP + LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
+    least, most = WARM_UP + LEAST_ROUNDS, WARM_UP + MOST_ROUNDS
+    while len(rounds) < least or (len(rounds) < most and time.perf_counter() < end):
         if len(rounds) == WARM_UP:
             end = time.perf_counter() + SECONDS
         rounds.append([_time(session, feeds) for session in sessions])

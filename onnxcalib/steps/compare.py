@@ -90,10 +90,10 @@ def compare(
                 _keep(store, metric[0], "float", wanted, count)
                 _keep(store, metric[0], "quantized", given, count)
             elif labels is not None:
-                name = _find_scores(wanted, given, count)
                 if not accuracies:
+                    name = _find_scores(wanted, given, count)
                     classes = wanted[name].shape[1]
-                    check_classes(labels, classes, f"output {name}")
+                    check_classes(labels, classes, f"output {name}", names=samples.names)
                     accuracies = [Accuracy(k) for k in TOP if k == 1 or classes > k]
                 for accuracy in accuracies:
                     accuracy.add(wanted[name], given[name], labels[done : done + count])
@@ -119,14 +119,16 @@ def _find_scores(wanted: Mapping[str, Any], given: Mapping[str, Any], count: int
 
 def _keep(store: Store, metric: str, side: str, outputs: dict[str, Any], count: int) -> None:
     for name, value in outputs.items():
-        if count == 1 and isinstance(value, np.ndarray) and (not value.ndim or len(value) != 1):
+        key, numbers = f"{side}:{name}", isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        if numbers and count == 1 and value.shape[:1] != (1,):
             value = value[None]
-        if not isinstance(value, np.ndarray) or len(value) != count or value.dtype.kind not in "fiub":
+        known = store.rows(key, [0]).shape[1:] if key in store else None
+        if not numbers or value.shape[:1] != (count,) or known not in (None, value.shape[1:]):
             raise ConfigError(
-                f"metric {metric}: output {name} has no row for each sample; only such numbers can be kept for a"
-                " metric; leave out --metric"
+                f"metric {metric}: output {name} has no row of one shape for each sample; only such numbers can be"
+                " kept for a metric; leave out --metric"
             )
-        store.append(f"{side}:{name}", value)
+        store.append(key, value)
 
 
 def _apply(name: str, metric: Metric, store: Store, outputs: list[str], labels: np.ndarray | None) -> ScoreRecord:
@@ -143,7 +145,7 @@ def _apply(name: str, metric: Metric, store: Store, outputs: list[str], labels: 
 def _call(name: str, metric: Metric, side: str, kept: dict[str, np.ndarray], labels: np.ndarray | None) -> np.ndarray:
     try:
         value = np.asarray(metric(kept, labels), np.float64)
-    except Exception as error:  # a user's function may raise anything
+    except (Exception, SystemExit) as error:  # a user's function may raise anything, and must not end this run
         raise ConfigError(
             f"metric {name}: raised {type(error).__name__}: {error}; it is given the outputs by name and the labels,"
             " and has to return a number, or one for each sample; mend it"

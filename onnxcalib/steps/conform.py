@@ -9,7 +9,7 @@ from ..data import CalibrationSet
 from ..graph.index import attribute_of
 from ..graph.integers import GIVEN, find_integers, find_mismatches, give_integers, open_at
 from ..graph.layers import find_quantized_layers, kernel_rows
-from ..graph.normalise import name_nodes
+from ..graph.normalise import tidy
 from ..numeric.saturation import INT16_MAX, pair_bound
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
@@ -26,9 +26,7 @@ def conform(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) ->
 
     A difference so cannot spread: each is that of the operators between two integer tensors. Raises ModelError.
     """
-    model = ModelProto()
-    model.CopyFrom(quantized)
-    name_nodes(model)
+    model = tidy(quantized)
     integers = find_integers(model)
     mismatched = find_mismatches(model)
     if not integers:
@@ -65,7 +63,7 @@ def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
     ``optimized`` is the graph that onnxruntime runs.
     """
     bounds = {}
-    for layer in find_quantized_layers(quantized):
+    for layer in find_quantized_layers(tidy(quantized)):
         rows = kernel_rows(layer)
         bounds[layer.name] = 0 if rows is None else pair_bound(rows, layer.highest)
     wide = [name for name, bound in bounds.items() if bound > INT16_MAX]

@@ -18,7 +18,7 @@ from ..graph.fusion import moves_values
 from ..graph.index import Index, is_op
 from ..graph.integers import GIVEN
 from ..graph.layers import QuantizedLayer, find_quantized_layers
-from ..graph.normalise import name_nodes, sort_nodes
+from ..graph.normalise import tidy
 from ..numeric.diagnosis import Symptoms, diagnose, rounding_sqnr
 from ..numeric.metrics import Comparison
 from ..runtime.session import Session
@@ -55,7 +55,7 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
     Layers are those with a quantized constant weight whose input and output the float model has under the same names;
     others are listed as unmatched. Works on the first SAMPLES samples; both models stay as they are. Raises ModelError.
     """
-    original, quantized = (_copy_named(model) for model in (original, quantized))
+    original, quantized = tidy(original), tidy(quantized)
     layers, unmatched = _match(original, quantized)
     notes = _read_notes(quantized)
     if not layers:
@@ -83,14 +83,6 @@ def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
 
 def _or(value: float, other: float) -> float:
     return other if np.isnan(value) else value
-
-
-def _copy_named(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    name_nodes(copy)
-    sort_nodes(copy)
-    return copy
 
 
 def _match(original: ModelProto, quantized: ModelProto) -> tuple[list[_Layer], tuple[str, ...]]:
@@ -165,7 +157,8 @@ class _Trail:
     def follow(self) -> None:
         """Measure what each layer alone does to the float outputs, running what lies behind it."""
         types = infer_types(self.original)
-        floats = [name for name in self.index.outputs if self.store.batch(name, 0).dtype.kind == "f"]
+        values = {name: self.store.batch(name, 0) for name in self.index.outputs}
+        floats = [name for name, value in values.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
         for each in self.layers:
             inputs = self.live.get(each.output, ())
             wanted = [name for name in floats if name not in inputs]
@@ -187,9 +180,11 @@ class _Trail:
                 wanted = self.store.batch(name, number)
                 if wanted.shape == given[name].shape:
                     comparison.add(wanted, given[name])
-        errors = [10 ** (-comparison.sqnr_db / 10) for comparison in found.values()]
-        mean = float(np.mean(errors)) if errors else float("nan")
-        return float("inf") if mean == 0 else -10 * float(np.log10(mean))
+        errors = [comparison.relative_error for comparison in found.values() if comparison.samples]
+        if not errors:
+            return float("nan")
+        with np.errstate(divide="ignore"):
+            return -10 * float(np.log10(np.mean(errors)))
 
     def values(self, name: str) -> np.ndarray:
         """What was kept of a tensor, batches of unlike shapes flattened to the first one's channels."""
@@ -236,9 +231,13 @@ def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
         at_output_db=None if np.isnan(each.at_output) else each.at_output,
         reasons=tuple(reasons),
         remedy=remedy,
-        # A JSON string is a TOML one.
-        toml=f"[layers.{json.dumps(layer.name)}]\n{lines}",
+        toml=f"[layers.{_quote(layer.name)}]\n{lines}",
     )
+
+
+def _quote(name: str) -> str:
+    """A basic string of TOML, which is one of JSON but for the delete character."""
+    return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _find_reasons(each: _Layer, trail: _Trail) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from ..config import ValidateConfig
@@ -37,10 +38,7 @@ def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str
             " number for each sample, or leave --confident out"
         )
     passed = _most(score.drop, score.drop_interval, limit, confident)
-    what = "rise" if score.drop < 0 else "drop"
-    change = (
-        f"{score.name} {score.float_score:.2f} to {score.quantized_score:.2f}, a {what} of {abs(score.drop):.2f}{unit}"
-    )
+    change = f"{score.name} {score.float_score:.2f} to {score.quantized_score:.2f}, a drop of {score.drop:.2f}{unit}"
     return passed, f"{change}{_spell_interval(score.drop_interval, '.2f')}, at most {limit:g}"
 
 
@@ -51,7 +49,7 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tupl
             "min_agreement: found no output that is class scores, (samples, classes), or whole numbers; agreement needs"
             " one; use --min-sqnr, or --metric with --max-drop"
         )
-    worst = min(records, key=lambda record: record.agreement)
+    worst = min(records, key=lambda record: _low(record.agreement, record.agreement_interval, confident))
     interval = tuple(100 * end for end in worst.agreement_interval)
     passed = _least(100 * worst.agreement, interval, limit, confident)
     share = f"{100 * worst.agreement:.2f}%{_spell_interval(interval, '.2f')}"
@@ -64,7 +62,7 @@ def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str
     records = [record for record in found.outputs if record.sqnr_db is not None]
     if not records:
         raise ConfigError("min_sqnr: found no output of floats; SQNR needs one; use --min-agreement")
-    worst = min(records, key=lambda record: -float("inf") if record.sqnr_db != record.sqnr_db else record.sqnr_db)
+    worst = min(records, key=lambda record: _low(record.sqnr_db, record.sqnr_interval, confident))
     passed = _least(worst.sqnr_db, worst.sqnr_interval, limit, confident)
     interval = _spell_interval(worst.sqnr_interval, ".2f")
     return passed, f"{worst.sqnr_db:.2f} dB{interval} on {worst.name}, at least {limit:g} dB"
@@ -117,6 +115,12 @@ def _most(value: float, interval: Interval | None, limit: float, confident: bool
 
 def _least(value: float, interval: Interval | None, limit: float, confident: bool) -> bool:
     return bool((interval[0] if confident and interval else value) >= limit)
+
+
+def _low(value: float, interval: Interval | None, confident: bool) -> tuple[bool, float]:
+    """Sorts outputs by what is judged of them, NaN first."""
+    judged = interval[0] if confident and interval else value
+    return not math.isnan(value), judged
 
 
 def _spell_interval(interval: Interval | None, form: str) -> str:

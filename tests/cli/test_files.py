@@ -1,0 +1,90 @@
+"""Files that a command writes: never over what it reads, never two in one place, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from onnxcalib.cli.files import check_targets, write_aside
+from onnxcalib.errors import OutputError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"model")
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+def check(targets, sources=()):
+    check_targets(
+        {option: path and Path(path) for option, path in targets.items()}, [path and Path(path) for path in sources]
+    )
+
+
+def test_new_files_and_old_reports_may_be_written(folder):
+    (folder / "old.json").write_text("{}")
+    check({"--json": "old.json", "--junit": "new.xml", "--markdown": None}, ["model.onnx", "data", None])
+    check({"--json": "data/new.json"}, ["model.onnx", "data"])
+
+
+@pytest.mark.parametrize("target", ["model.onnx", "./model.onnx", "data/../model.onnx", "link.onnx", "hard.onnx"])
+def test_what_is_read_is_never_a_target_whatever_its_name(folder, target):
+    (folder / "link.onnx").symlink_to("model.onnx")
+    os.link(folder / "model.onnx", folder / "hard.onnx")
+    with pytest.raises(OutputError, match="is read by this run; what is read is never overwritten; choose another"):
+        check({"--json": target}, ["other.onnx", "model.onnx"])
+
+
+def test_a_folder_of_samples_is_no_target():
+    with pytest.raises(OutputError, match="data: is read by this run"):
+        check({"--json": "data"}, ["data"])
+    with pytest.raises(OutputError, match="data: is a directory; a file name is needed"):
+        check({"--json": "data"})
+
+
+def test_a_missing_folder_is_refused():
+    with pytest.raises(OutputError, match=re.escape("absent/a.json: the folder absent does not exist")):
+        check({"--json": "absent/a.json"})
+
+
+@pytest.mark.parametrize("other", ["a.json", "./a.json", "data/../a.json"])
+def test_one_place_for_two_files_is_refused_by_both_options(other):
+    text = "is the file of both --json and --junit; one would replace the other; give one of them another name"
+    with pytest.raises(OutputError, match=re.escape(text)):
+        check({"--json": "a.json", "--junit": other, "--markdown": None})
+
+
+def test_every_target_is_looked_at():
+    with pytest.raises(OutputError, match=re.escape("model.onnx: is read by this run")):
+        check({"--json": "a.json", "--junit": None, "--markdown": "model.onnx"}, ["model.onnx"])
+
+
+def test_a_file_is_written_in_utf_8_and_replaces_the_old_one(folder):
+    (folder / "a.md").write_text("old text that is longer")
+    write_aside(folder / "a.md", "größer\n")
+    assert (folder / "a.md").read_bytes() == "größer\n".encode()
+    assert sorted(path.name for path in folder.iterdir()) == ["a.md", "data", "model.onnx"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(folder, monkeypatch):
+    (folder / "a.md").write_text("old")
+
+    def fail(source, target):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OutputError, match=r"a\.md: cannot be written: No space left on device; give another place"):
+        write_aside(folder / "a.md", "new")
+    assert (folder / "a.md").read_text() == "old"
+    assert sorted(path.name for path in folder.iterdir()) == ["a.md", "data", "model.onnx"]
+
+
+def test_text_that_is_no_unicode_is_written_all_the_same(folder):
+    """Names of tensors and files may hold anything; a lone surrogate stands for a byte of a file name."""
+    write_aside(folder / "a.md", "name \udcff\n")
+    assert (folder / "a.md").read_bytes().startswith(b"name ")
