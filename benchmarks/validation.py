@@ -5,10 +5,10 @@
 The data folder is that of benchmarks/accuracy.py. Without a word all three parts run; each prints a table:
 
 latency: ``onnxcalib validate`` on a W8A8 model five times, at batch 1 and 32: milliseconds and speed-up of each run,
-how far they lie apart, and the speed-up by benchmarks/accuracy.py's own clock. explain: W4A4 by plain rounding; its cost
-in passes of the float model over its samples, and the SQNR before and after its lines for the five worst layers, and
-for all that it names, are given to ``quantize``, rounding again and with reconstruction; ``recovered`` is the share of
-what W4A4 lost against W8A8, in dB. memory: peak of a run on a quarter of the samples and on all of them.
+how far they lie apart, and the speed-up by benchmarks/accuracy.py's own clock. explain: W4A4 by plain rounding; its
+cost in passes of the float model over its samples, and the SQNR before and after its lines for the five worst layers,
+and for all that it names, are given to ``quantize``, rounding again and with reconstruction; ``recovered`` is the share
+of what W4A4 lost against W8A8, in dB. memory: peak of a run on a quarter of the samples and on all of them.
 """
 
 from __future__ import annotations

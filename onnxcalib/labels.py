@@ -63,8 +63,8 @@ def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequen
     """Raise DataError where a label is none of 0 to ``classes`` - 1; names: those of the samples, if any."""
     if labels.dtype.kind == "f":
         raise DataError(
-            f"{where}: labels are {labels.dtype}; class indices are whole numbers from 0 on; give these, or --metric for"
-            " labels of another meaning"
+            f"{where}: labels are {labels.dtype}; class indices are whole numbers from 0 on; give these, or --metric"
+            " for labels of another meaning"
         )
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if not len(outside):

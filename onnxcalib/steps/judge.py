@@ -39,7 +39,7 @@ def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str
         )
     passed = _most(score.drop, score.drop_interval, limit, confident)
     change = f"{score.name} {score.float_score:.2f} to {score.quantized_score:.2f}, a drop of {score.drop:.2f}{unit}"
-    return passed, f"{change}{_spell_interval(score.drop_interval, '.2f')}, at most {limit:g}"
+    return passed, f"{change}{_spell_interval(score.drop_interval)}, {_spell_scope(confident)}at most {limit:g}"
 
 
 def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
@@ -52,8 +52,8 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tupl
     worst = min(records, key=lambda record: _low(record.agreement, record.agreement_interval, confident))
     interval = tuple(100 * end for end in worst.agreement_interval)
     passed = _least(100 * worst.agreement, interval, limit, confident)
-    share = f"{100 * worst.agreement:.2f}%{_spell_interval(interval, '.2f')}"
-    return passed, f"{share} on {worst.name}, at least {limit:g}%"
+    share = f"{100 * worst.agreement:.2f}%{_spell_interval(interval)}"
+    return passed, f"{share} on {worst.name}, {_spell_scope(confident)}at least {limit:g}%"
 
 
 def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
@@ -64,8 +64,8 @@ def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str
         raise ConfigError("min_sqnr: found no output of floats; SQNR needs one; use --min-agreement")
     worst = min(records, key=lambda record: _low(record.sqnr_db, record.sqnr_interval, confident))
     passed = _least(worst.sqnr_db, worst.sqnr_interval, limit, confident)
-    interval = _spell_interval(worst.sqnr_interval, ".2f")
-    return passed, f"{worst.sqnr_db:.2f} dB{interval} on {worst.name}, at least {limit:g} dB"
+    sqnr = f"{worst.sqnr_db:.2f} dB{_spell_interval(worst.sqnr_interval)}"
+    return passed, f"{sqnr} on {worst.name}, {_spell_scope(confident)}at least {limit:g} dB"
 
 
 def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
@@ -76,8 +76,8 @@ def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str
 def _judge_speedup(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     latency = found.latency
     passed = _least(latency.speedup, latency.speedup_interval, limit, confident)
-    interval = _spell_interval(latency.speedup_interval, ".2f")
-    return passed, f"{latency.speedup:.2f} times as fast{interval} at batch {latency.batch}, at least {limit:g}"
+    speedup = f"{latency.speedup:.2f} times as fast{_spell_interval(latency.speedup_interval)}"
+    return passed, f"{speedup} at batch {latency.batch}, {_spell_scope(confident)}at least {limit:g}"
 
 
 def _judge_unfused(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
@@ -123,5 +123,9 @@ def _low(value: float, interval: Interval | None, confident: bool) -> tuple[bool
     return not math.isnan(value), judged
 
 
-def _spell_interval(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f" (95%: {interval[0]:{form}} to {interval[1]:{form}})"
+def _spell_interval(interval: Interval | None) -> str:
+    return "" if interval is None else f" (95%: {interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def _spell_scope(confident: bool) -> str:
+    return "the whole interval " if confident else ""

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from onnxcalib import errors, pipeline
-from onnxcalib.cli.main import app
 from onnxcalib.cli.files import write_aside
+from onnxcalib.cli.main import app
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import BlockRecord, LayerRecord, OutputRecord, Report, UnfusedRecord
 
