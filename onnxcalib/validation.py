@@ -67,7 +67,8 @@ class _Run:
         classes = choose_labels(None if labels is None else Path(labels), samples)
         self._check_labels(classes, metric)
         optimized, graph = optimize(quantized, self.threads)
-        compared = self._compare(original, optimized, samples, classes, metric)
+        demanded = labels is not None or self.config.max_drop is not None
+        compared = self._compare(original, optimized, samples, labels=classes, demand_scores=demanded, metric=metric)
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("conform")
@@ -91,19 +92,21 @@ class _Run:
             explanation=explain_loss(original, quantized, samples, self.threads) if explain else None,
             warnings=tuple(self.warnings),
         )
-        return replace(verdict, gates=judge(verdict, self.config, compared.missed))
+        return replace(verdict, gates=judge(verdict, self.config, sorted(compared.unlike)))
 
-    def _compare(self, original: ModelProto, optimized: Session, samples, classes, metric) -> Comparisons:
+    def _compare(self, original: ModelProto, optimized: Session, samples, **options) -> Comparisons:
         self.observer.stage("compare")
         reference = Session(original, name="the float model", threads=self.threads)
         size = batch_size(reference, samples)
-        compared = compare(reference, optimized, samples, size, labels=classes, metric=metric)
-        for name, reason in compared.missed.items():
-            self._warn(f"output {name} was not compared: {reason}")
+        compared = compare(reference, optimized, samples, size, **options)
+        for text in compared.notes:
+            self._warn(text)
         return compared
 
     def _check_order(self, original: ModelProto, quantized: ModelProto) -> None:
         if is_quantized(quantized):
+            if is_quantized(original):
+                self._warn("the first model is quantized too; what is lost against a float model is not measured")
             return
         if is_quantized(original):
             raise ModelError(

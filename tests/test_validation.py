@@ -184,7 +184,7 @@ def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
         narrow = change(narrow, f"{name}_quantized", lambda value: value // 2)
     listener = Listener()
     verdict = validate(net, wide, DATA, observer=listener)
-    assert "layers can saturate on x86 processors without VNNI (in inner sums" in verdict.warnings[-1]
+    assert "layers can saturate on x86 without VNNI (in inner sums" in verdict.warnings[-1]
     assert listener.warnings == list(verdict.warnings)
     assert validate(net, narrow, DATA).warnings == ()
 
@@ -392,3 +392,35 @@ def test_a_metric_that_fails_ends_the_run_by_its_name(net, quantized):
     write_module("own_failing", "def f(outputs, labels):\n    return outputs['logits']\n")
     with pytest.raises(ConfigError, match="metric own_failing:f: raised KeyError: 'logits'"):
         validate(net, quantized, DATA, ValidateConfig(metric="own_failing:f"))
+
+
+def test_labels_of_the_data_that_fit_no_output_are_passed_over_with_a_warning(build, weigh):
+    model = build("g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) { y = Conv (x, w) }", w=weigh(4, 3, 1, 1))
+    data, other = {"x": DATA, "labels": np.zeros(len(DATA), np.int64)}, round_only(model)
+    verdict = validate(model, other, data)
+    assert verdict.passed and verdict.scores == ()
+    assert any("labels need class scores" in text and "are not used" in text for text in verdict.warnings)
+    with pytest.raises(ConfigError, match=r"labels need class scores, .*; leave the labels out"):
+        validate(model, other, data, ValidateConfig(max_drop=1))
+
+
+def test_an_agreement_gate_fails_where_another_output_cannot_be_compared(build, draw):
+    text = """g (float[N, 6] x) => (float[N, 6] y, float[M, 6] z) {
+        y = MatMul (x, w)  z = Slice (y, start, end, axes) }"""
+    weights = {"w": draw(6, 6), "start": np.int64([0]), "axes": np.int64([0])}
+    models = [build(text, **weights, end=np.int64([end])) for end in (3, 2)]
+    verdict = validate(*models, draw(12, 6), ValidateConfig(min_agreement=50))
+    (failed,) = [gate for gate in verdict.gates if not gate.passed]
+    assert failed.text == "output z could not be compared, at least 50%"
+
+
+def test_a_float_model_that_is_quantized_too_is_warned_of(quantized):
+    (text,) = [text for text in validate(quantized, quantized, DATA).warnings if "first model" in text]
+    assert text == "the first model is quantized too; what is lost against a float model is not measured"
+
+
+def test_a_metric_that_is_no_number_for_the_quantized_model_fails_its_gate(net, quantized, tmp_path):
+    (tmp_path / "no_number.py").write_text("def mean(outputs, labels):\n    return outputs['y'].mean()\n")
+    broken = change(quantized, "w3_scale", lambda scale: scale * np.nan)
+    verdict = validate(net, broken, DATA, ValidateConfig(metric="no_number:mean", max_drop=1, confident=True))
+    assert [gate.name for gate in verdict.gates if not gate.passed] == ["max_drop"]

@@ -77,7 +77,8 @@ class Comparison:
     def cosine(self) -> float:
         """Cosine of the angle between both, all batches taken as one vector; that of zero and zero is 1."""
         norm = np.sqrt(self.powers[0] * self._other)
-        return float(self._product / norm) if norm else float(self.powers[1] == 0)
+        with np.errstate(invalid="ignore"):  # infinite by infinite is no number
+            return float(self._product / norm) if norm else float(self.powers[1] == 0)
 
     @property
     def rows(self) -> int:

@@ -23,10 +23,14 @@ Metric = Callable[[dict[str, np.ndarray], np.ndarray | None], Any]
 
 
 class OutputTally:
-    """Running comparison of every output of two models; missed: output -> why it cannot be compared."""
+    """Running comparison of every output of two models.
+
+    missed: output -> why it cannot be compared; unlike: those of them whose shapes differ.
+    """
 
     def __init__(self) -> None:
         self.missed: dict[str, str] = {}
+        self.unlike: set[str] = set()
         self._floats: dict[str, Comparison] = {}
         self._others: dict[str, list[int]] = {}
 
@@ -38,6 +42,7 @@ class OutputTally:
                 self.missed[name] = "it is no tensor"
             elif value.shape != other.shape:
                 self.missed[name] = f"the float model gives shape {value.shape}, the quantized one {other.shape}"
+                self.unlike.add(name)
             elif value.dtype.kind == "f":
                 self._floats.setdefault(name, Comparison()).add(value, other, samples)
             else:
@@ -58,11 +63,15 @@ class OutputTally:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Scores against labels or by a user's metric, outputs against each other, and what could not be compared."""
+    """Scores against labels or by a user's metric, outputs against each other, and what could not be compared.
+
+    notes: one line for each output that was not, and for labels that fit none; unlike: outputs whose shapes differ.
+    """
 
     scores: tuple[ScoreRecord, ...]
     outputs: tuple[OutputRecord, ...]
-    missed: dict[str, str]
+    notes: tuple[str, ...] = ()
+    unlike: frozenset[str] = frozenset()
 
 
 def compare(
@@ -72,15 +81,17 @@ def compare(
     size: int,
     *,
     labels: np.ndarray | None = None,
+    demand_scores: bool = True,
     metric: tuple[str, Metric] | None = None,
 ) -> Comparisons:
     """Run both models over all samples, ``size`` at a time, keeping counts and sums alone.
 
-    labels: class of every sample, int64 (samples,), for the first output that is class scores. metric: a name and a
+    labels: class of every sample, int64 (samples,), for the first output that is class scores; where there is none,
+    ``demand_scores`` decides between a fault and a note. metric: a name and a
     function of the outputs by name, (samples, ...) each and on disk, and of the labels. Raises ModelError where a model
     fails, DataError for a class that the scores do not have, ConfigError where labels or metric do not fit the outputs.
     """
-    tally, accuracies, done = OutputTally(), [], 0
+    tally, accuracies, notes, done = OutputTally(), [], [], 0
     with Store() as store:
         for feeds in samples.batches(size):
             count = min(samples.fixed_batch or size, len(samples) - done)
@@ -89,32 +100,40 @@ def compare(
             if metric is not None:
                 _keep(store, metric[0], "float", wanted, count)
                 _keep(store, metric[0], "quantized", given, count)
-            elif labels is not None:
-                if not accuracies:
-                    name = _find_scores(wanted, given, count)
+            elif labels is not None and not accuracies:
+                name = _find_scores(wanted, given, count)
+                if name is None:
+                    notes.append(_refuse_labels(wanted, demand_scores))
+                    labels = None
+                else:
                     classes = wanted[name].shape[1]
                     check_classes(labels, classes, f"output {name}", names=samples.names)
                     accuracies = [Accuracy(k) for k in TOP if k == 1 or classes > k]
-                for accuracy in accuracies:
-                    accuracy.add(wanted[name], given[name], labels[done : done + count])
+            for accuracy in accuracies:
+                accuracy.add(wanted[name], given[name], labels[done : done + count])
             done += count
         scores = [_record_accuracy(accuracy) for accuracy in accuracies]
         if metric is not None:
             scores.append(_apply(*metric, store, list(original.outputs), labels))
-    return Comparisons(tuple(scores), tally.records(), tally.missed)
+    notes += [f"output {name} was not compared: {reason}" for name, reason in tally.missed.items()]
+    return Comparisons(tuple(scores), tally.records(), tuple(notes), frozenset(tally.unlike))
 
 
-def _find_scores(wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> str:
+def _find_scores(wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> str | None:
     """The first output that is class scores, one row a sample, in both models."""
     for name, value in wanted.items():
         if isinstance(value, np.ndarray) and value.dtype.kind == "f" and scores_classes(value.shape):
             if len(value) == count and given[name].shape == value.shape:
                 return name
+    return None
+
+
+def _refuse_labels(wanted: Mapping[str, Any], demand_scores: bool) -> str:
     shapes = ", ".join(f"{name} {getattr(value, 'shape', '')}" for name, value in wanted.items())
-    raise ConfigError(
-        f"labels: found the outputs {shapes}; labels need class scores, (samples, classes), of both models; leave the"
-        " labels out, or give --metric MODULE:FUNCTION"
-    )
+    found = f"labels: found the outputs {shapes}; labels need class scores, (samples, classes), of both models"
+    if demand_scores:
+        raise ConfigError(f"{found}; leave the labels out, or give --metric MODULE:FUNCTION")
+    return f"{found}; those of the data are not used"
 
 
 def _keep(store: Store, metric: str, side: str, outputs: dict[str, Any], count: int) -> None:
@@ -138,7 +157,8 @@ def _apply(name: str, metric: Metric, store: Store, outputs: list[str], labels: 
         kept = {output: store.mapped(f"{side}:{output}") for output in outputs}
         values.append(_call(name, metric, side, kept, labels))
     scores = [float(value.mean()) for value in values]
-    interval = mean_interval(values[0] - values[1]) if values[0].ndim and values[0].shape == values[1].shape else None
+    paired = values[0].ndim and values[0].shape == values[1].shape and np.isfinite(values[1]).all()
+    interval = mean_interval(values[0] - values[1]) if paired else None
     return ScoreRecord(name, *scores, scores[0] - scores[1], interval)
 
 
@@ -151,8 +171,10 @@ def _call(name: str, metric: Metric, side: str, kept: dict[str, np.ndarray], lab
             " and has to return a number, or one for each sample; mend it"
         ) from error
     samples = len(next(iter(kept.values())))
-    if value.shape not in ((), (samples,)) or not np.isfinite(value).all():
-        found = f"shape {value.shape}" if np.isfinite(value).all() else "numbers that are not finite"
+    # Of the quantized model NaN is a result: one that passes no gate.
+    finite = side == "quantized" or np.isfinite(value).all()
+    if value.shape not in ((), (samples,)) or not finite:
+        found = f"shape {value.shape}" if finite else "numbers that are not finite"
         raise ConfigError(
             f"metric {name}: returned {found} for the {side} model; one finite number, or one for each of the"
             f" {samples} samples, is needed; mend it"

@@ -71,9 +71,9 @@ def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
     if wide:
         worst = max(wide, key=bounds.__getitem__)
         risks.append(
-            f"{len(wide)} layers can saturate on x86 processors without VNNI (in {worst} sums of two products reach"
-            f" {bounds[worst]:,}, int16 ends at {INT16_MAX:,}); there set onnxruntime's session.x64quantprecision to 1,"
-            " or give these layers 4-bit weights"
+            f"{len(wide)} of {len(bounds)} layers can saturate on x86 without VNNI (in {worst} sums of two products"
+            f" reach {bounds[worst]:,}, int16 ends at {INT16_MAX:,}); there set onnxruntime's"
+            " session.x64quantprecision to 1, or give these layers 4-bit weights"
         )
     rounded = [
         node.name or node.output[0]
@@ -82,8 +82,8 @@ def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
     ]
     if rounded:
         risks.append(
-            f"{len(rounded)} MatMuls with 4-bit weights ({rounded[0]} first) quantize the activations that they read to"
-            " 8 bits, which the file does not say; set onnxruntime's session.qdq_matmulnbits_accuracy_level to 1 for"
-            " float activations"
+            f"MatMuls with 4-bit weights ({len(rounded)} of them, {rounded[0]} first) quantize the activations that"
+            " they read to 8 bits, which the file does not say; set onnxruntime's"
+            " session.qdq_matmulnbits_accuracy_level to 1 for float activations"
         )
     return risks

@@ -126,13 +126,14 @@ def test_a_sequence_is_reported_as_missed_and_the_other_outputs_are_compared(bui
     )
     session = Session(build(text))
     found = compare(session, session, samples_of(data), 4)
-    assert found.missed == {"parts": "it is no tensor"}
+    assert (found.notes, found.unlike) == (("output parts was not compared: it is no tensor",), frozenset())
     assert [record.name for record in found.outputs] == ["y"]
 
 
 def test_outputs_of_unlike_shapes_are_reported_as_missed_with_both_shapes(data):
     found = compare(Stub(y=same, z=same), Stub(y=lambda x: x[:, :5], z=same), samples_of(data), 10)
-    assert found.missed == {"y": "the float model gives shape (10, 6), the quantized one (10, 5)"}
+    reason = "the float model gives shape (10, 6), the quantized one (10, 5)"
+    assert (found.notes, found.unlike) == ((f"output y was not compared: {reason}",), frozenset("y"))
     assert [record.name for record in found.outputs] == ["z"]
 
 
@@ -321,9 +322,9 @@ def test_a_metric_that_fails_is_refused(data, metric, text):
     assert str(refusal.value).endswith("mend it")
 
 
-def test_a_metric_that_fails_on_the_quantized_model_alone_is_refused_by_its_side(data):
-    with pytest.raises(ConfigError, match=r"not finite for the quantized model.*each of the 10 samples"):
-        apply(largest, data, other=lambda x: x * np.inf)
+def test_a_metric_of_the_quantized_model_that_is_no_number_is_a_result_without_an_interval(data):
+    (score,) = apply(largest, data, other=lambda x: x * np.nan).scores
+    assert np.isfinite(score.float_score) and np.isnan(score.drop) and score.drop_interval is None
 
 
 KEPT = re.escape(

@@ -220,7 +220,7 @@ def test_neighbours_that_sum_above_128_are_warned_of(build, rough, draw, weigh, 
     )
     quantized = change(rough(model, draw(8, 4, 6, 6)), "w_quantized", lambda _: fill(first, second))
     text = (
-        f"1 layers can saturate on x86 processors without VNNI (in a sums of two products reach {bound or 0:,}, int16"
+        f"1 of 1 layers can saturate on x86 without VNNI (in a sums of two products reach {bound or 0:,}, int16"
         " ends at 32,767); there set onnxruntime's session.x64quantprecision to 1, or give these layers 4-bit weights"
     )
     assert risks_of(quantized) == ([text] if bound else [])
@@ -230,7 +230,7 @@ def test_the_worst_layer_is_named_and_all_are_counted(quantized):
     wide = change(quantized, "w1_quantized", lambda value: fill(70, 70, value.shape))
     wide = change(wide, "w2_quantized", lambda value: fill(120, 120, value.shape))
     (text,) = risks_of(change(wide, "w3_quantized", lambda value: value // 4))
-    assert text.startswith("2 layers can saturate") and f"(in d sums of two products reach {240 * 255:,}" in text
+    assert text.startswith("2 of 3 layers can saturate") and f"(in d sums of two products reach {240 * 255:,}" in text
 
 
 def test_4_bit_weights_cannot_saturate(build, rough, draw):
@@ -253,7 +253,7 @@ def test_4_bit_activations_are_too_small_to_saturate(build, rough, draw):
     )  # fmt: skip
     for bits, count in ((8, 3), (4, 2)):
         (text,) = risks_of(rough(model, draw(8, 4, 6, 6), activation_bits=bits))
-        assert text.startswith(f"{count} layers can saturate")
+        assert text.startswith(f"{count} of 3 layers can saturate")
 
 
 @pytest.fixture
@@ -272,8 +272,9 @@ def weight_only(build, draw):
 def test_float_activations_that_onnxruntime_quantizes_are_warned_of(weight_only):
     (text,) = risks_of(weight_only)
     wanted = (
-        r"1 MatMuls with 4-bit weights \(.* first\) quantize the activations that they read to 8 bits, which the file"
-        r" does not say; set onnxruntime's session.qdq_matmulnbits_accuracy_level to 1 for float activations"
+        r"MatMuls with 4-bit weights \(1 of them, .* first\) quantize the activations that they read to 8"
+        r" bits, which the file does not say; set onnxruntime's session.qdq_matmulnbits_accuracy_level to 1"
+        r" for float activations"
     )
     assert re.fullmatch(wanted, text)
 
