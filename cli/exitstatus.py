@@ -10,7 +10,7 @@ from enum import IntEnum
 
 import typer
 
-from onnxcalib.errors import ConfigError, OnnxCalibError
+from onnxcalib.errors import ConfigError, GateError, OnnxCalibError
 
 
 class ExitStatus(IntEnum):
@@ -39,7 +39,8 @@ def report_faults(*, verbose: bool) -> Iterator[None]:
         if verbose:
             traceback.print_exc()
         print_error(str(error))
-        raise typer.Exit(ExitStatus.USAGE if isinstance(error, ConfigError) else ExitStatus.ERROR) from None
+        usage = isinstance(error, ConfigError) and not isinstance(error, GateError)
+        raise typer.Exit(ExitStatus.USAGE if usage else ExitStatus.ERROR) from None
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left", file=sys.stderr)
         raise typer.Exit(ExitStatus.INTERRUPTED) from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxcalib.config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
     from onnxcalib.data import CalibrationSet, open_calibration
-    from onnxcalib.errors import ConfigError, DataError, ModelError, OnnxCalibError, OutputError
+    from onnxcalib.errors import ConfigError, DataError, GateError, ModelError, OnnxCalibError, OutputError
     from onnxcalib.pipeline import Result, quantize
     from onnxcalib.report import Observer, Report
     from onnxcalib.validation import validate
@@ -41,6 +41,7 @@ _HOMES = {
     "ModelError": "errors",
     "DataError": "errors",
     "ConfigError": "errors",
+    "GateError": "errors",
     "OutputError": "errors",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DataError",
+    "GateError",
     "LayerConfig",
     "ModelError",
     "Observer",

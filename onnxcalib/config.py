@@ -15,6 +15,7 @@ from onnxcalib.errors import ConfigError
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
+MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -172,17 +173,17 @@ class ValidateConfig(_Settings):
     in a run that is timed.
     """
 
-    max_drop: Finite | None = None
+    max_drop: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None
     min_agreement: Annotated[float, Field(ge=0, le=100), AfterValidator(_check_percentage)] | None = None
-    min_sqnr: Finite | None = None
-    max_size_ratio: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    min_speedup: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    min_sqnr: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None
+    max_size_ratio: Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)] = None
+    min_speedup: Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)] = None
     max_unfused: Annotated[int | None, Field(strict=True, ge=0)] = None
     max_steps: Annotated[int, Field(strict=True, ge=0)] = 1
     confident: bool = Field(default=False, strict=True)
     metric: Annotated[str | None, AfterValidator(_check_metric)] = None
     samples: Count | None = None
-    batch: Count = 1
+    batch: Annotated[int, Field(strict=True, ge=1, le=MOST_BATCH)] = 1
     threads: Count | None = None
     data: DataConfig = DataConfig()
 
@@ -252,7 +253,8 @@ def _read_section(path: Path, section: Mapping[str, Any], allowed: tuple[str, ..
     for key, value in section.items():
         name = key.replace("-", "_")
         if name not in allowed:
-            raise ConfigError(f"{path}: {key}: unknown setting;{_suggest(key, name, allowed)}")
+            hint = " write it under [validate]" if name in _VALIDATE_NAMES else _suggest(key, name, allowed)
+            raise ConfigError(f"{path}: {key}: unknown setting;{hint}")
         if name in settings:
             raise ConfigError(f"{path}: {key}: given twice; keep one")
         settings[name] = value

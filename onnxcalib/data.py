@@ -111,7 +111,7 @@ class CalibrationSet:
         if not self._batched:
             (slab, row), *rest = places
             assert not rest, "this model takes one sample a run"
-            return {spec.name: slab.take(spec.name, [row], np.dtype(spec.dtype))[0] for spec in self.inputs}
+            return {spec.name: np.asarray(slab.take(spec.name, [row], np.dtype(spec.dtype))[0]) for spec in self.inputs}
         return {spec.name: self._gather(spec, places) for spec in self.inputs}
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:

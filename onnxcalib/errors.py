@@ -20,5 +20,9 @@ class ConfigError(OnnxCalibError):
     """A setting is unknown, ill-typed or contradicts another."""
 
 
+class GateError(ConfigError):
+    """A gate, a metric or labels do not fit what the models give."""
+
+
 class OutputError(OnnxCalibError):
     """The result cannot be written where it was asked for."""

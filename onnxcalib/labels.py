@@ -7,14 +7,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from onnxcalib.arrays import CLASS, check_labels, load_labels
+from onnxcalib.arrays import CLASS, LABELS, check_labels, load_labels
 from onnxcalib.data import CalibrationSet
 from onnxcalib.errors import DataError
 
@@ -55,8 +55,16 @@ def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
         raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
-    entries = _read_csv(path, text) if suffix == ".csv" else _read_json(path, text)
+    entries = _read_csv(path, text, set(samples.names)) if suffix == ".csv" else _read_json(path, text)
     return _match(path, _read_classes(path, entries), samples)
+
+
+def find_list(samples: CalibrationSet) -> Path | None:
+    """A list of labels in the folder of the samples, which is read only where it is asked for."""
+    if samples.folder is None:
+        return None
+    places = (samples.folder / f"{name}{suffix}" for name in LABELS for suffix in (".csv", ".json"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequence[str] | None = None) -> None:
@@ -87,7 +95,8 @@ def _take_in_order(path: Path, samples: CalibrationSet) -> np.ndarray:
     return check_labels(str(path), values[: len(samples)], len(samples))
 
 
-def _read_csv(path: Path, text: str) -> Entries:
+def _read_csv(path: Path, text: str, names: Collection[str]) -> Entries:
+    """Rows of file and class; a first one that names no sample and has no number is a header."""
     entries: Entries = []
     rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
@@ -101,7 +110,7 @@ def _read_csv(path: Path, text: str) -> Entries:
             entries.append((row[0], row[1]))
     except csv.Error as error:
         raise DataError(f"{path}: line {rows.line_num}: not CSV ({error}); write rows of file,class") from None
-    headed = bool(entries) and not _INTEGER.fullmatch(entries[0][1].strip())
+    headed = bool(entries) and entries[0][0] not in names and not _INTEGER.fullmatch(entries[0][1].strip())
     return entries[1:] if headed else entries
 
 

@@ -99,7 +99,7 @@ class _Run:
             feeds = samples.read(range(samples.fixed_batch or 1))
             change = check_unchanged(original, prepared.model, feeds, self.threads)
             self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
-            plan = self._plan(prepared.model)
+            plan = self._plan(prepared.model, [node.name for node in original.graph.node if node.name])
         quantized, records = self._quantize(prepared.model, plan, samples)
         with self._stage("verify"):
             found = verify(original, prepared.model, quantized, plan.layers, samples, threads=self.threads)
@@ -132,13 +132,13 @@ class _Run:
         self.warnings.append(text)
         self.observer.warn(text)
 
-    def _plan(self, model: ModelProto) -> QuantPlan:
+    def _plan(self, model: ModelProto, before: list[str]) -> QuantPlan:
         plan = make_plan(
             model,
             weight_bits=self.config.weight_bits,
             activation_bits=self.config.activation_bits,
             first_last_bits=self.config.first_last_bits,
-            selection=select_nodes(model, self.config),
+            selection=select_nodes(model, self.config, before=before),
         )
         self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
         return plan

@@ -13,18 +13,19 @@ from onnx import ModelProto
 
 from .config import ValidateConfig
 from .data import CalibrationSet, open_calibration
-from .errors import ConfigError, ModelError
+from .errors import GateError, ModelError
 from .graph.load import is_quantized, load_model, stored_bytes
 from .graph.match import match_models
-from .labels import choose_labels
+from .labels import choose_labels, find_list
 from .report import Observer
 from .runtime.session import Session
 from .steps.calibrate import batch_size
 from .steps.clock import clock
-from .steps.compare import Comparisons, Metric, compare
+from .steps.compare import Comparisons, compare
 from .steps.conform import conform, find_risks
 from .steps.explain import explain as explain_loss
-from .steps.judge import judge
+from .steps.judge import check_gates, judge
+from .steps.score import Metric
 from .steps.verify import list_unfused, optimize
 from .verdict import Verdict
 
@@ -42,7 +43,7 @@ def validate(
     """Measure how much a quantized model lost against its float model, and judge it by the gates of ``config``.
 
     labels: a file of classes, see ``labels.read_labels``; without it those that the data carry, or none. explain: find
-    the layers that the loss comes from. Raises ModelError, DataError or ConfigError; a gate that does not hold raises
+    the layers that the loss comes from. Raises ModelError, DataError or GateError; a gate that does not hold raises
     nothing.
     """
     run = _Run(config or ValidateConfig(), observer or Observer())
@@ -65,10 +66,10 @@ class _Run:
         for text in samples.warnings:
             self._warn(text)
         classes = choose_labels(None if labels is None else Path(labels), samples)
-        self._check_labels(classes, metric)
+        self._check_labels(classes, metric, samples)
         optimized, graph = optimize(quantized, self.threads)
         demanded = labels is not None or self.config.max_drop is not None
-        compared = self._compare(original, optimized, samples, labels=classes, demand_scores=demanded, metric=metric)
+        compared = self._compare(original, optimized, samples, labels=classes, labels_demanded=demanded, metric=metric)
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("conform")
@@ -92,7 +93,7 @@ class _Run:
             explanation=explain_loss(original, quantized, samples, self.threads) if explain else None,
             warnings=tuple(self.warnings),
         )
-        return replace(verdict, gates=judge(verdict, self.config, sorted(compared.unlike)))
+        return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 
     def _compare(self, original: ModelProto, optimized: Session, samples, **options) -> Comparisons:
         self.observer.stage("compare")
@@ -101,6 +102,9 @@ class _Run:
         compared = compare(reference, optimized, samples, size, **options)
         for text in compared.notes:
             self._warn(text)
+        for name, reason in compared.missed.items():
+            self._warn(f"output {name} was not compared: {reason}")
+        check_gates(compared, self.config)
         return compared
 
     def _check_order(self, original: ModelProto, quantized: ModelProto) -> None:
@@ -114,11 +118,11 @@ class _Run:
             )
         self._warn("the second model holds no quantized operator; two float models are compared")
 
-    def _check_labels(self, classes: np.ndarray | None, metric: tuple[str, Metric] | None) -> None:
+    def _check_labels(self, classes: np.ndarray | None, metric: tuple[str, Metric] | None, samples) -> None:
         if self.config.max_drop is not None and classes is None and metric is None:
-            raise ConfigError(
-                "max_drop: found no labels; accuracy needs the class of every sample; give --labels, or ask for"
-                " --min-agreement or --min-sqnr in its place"
+            raise GateError(
+                "max_drop: found no labels; accuracy needs the class of every sample; give --labels"
+                f" {find_list(samples) or 'FILE'}, or ask for --min-agreement or --min-sqnr in its place"
             )
 
     def _warn(self, text: str) -> None:
@@ -127,7 +131,7 @@ class _Run:
 
 
 def load_metric(path: str) -> tuple[str, Metric]:
-    """The function that ``module:function`` names, looked for in the run's folder first. Raises ConfigError."""
+    """The function that ``module:function`` names, looked for in the run's folder first. Raises GateError."""
     module, _, name = path.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -136,14 +140,14 @@ def load_metric(path: str) -> tuple[str, Metric]:
         for part in name.split("."):
             metric = getattr(metric, part)
     except (Exception, SystemExit) as error:  # a user's module may raise anything, and must not end this run
-        raise ConfigError(
+        raise GateError(
             f"metric {path}: cannot be loaded ({type(error).__name__}: {error}); MODULE:FUNCTION of an installed"
             " module, or of a file in this folder, is needed"
         ) from error
     finally:
         sys.path.remove(here)
     if not callable(metric):
-        raise ConfigError(f"metric {path}: is no function; name one that takes the outputs and the labels")
+        raise GateError(f"metric {path}: is no function; name one that takes the outputs and the labels")
     return path, metric
 
 

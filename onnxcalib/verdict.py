@@ -13,7 +13,7 @@ Interval = tuple[float, float]  # of 95% confidence: (low, high)
 class ScoreRecord:
     """One measure against labels, or a user's own, of both models; top-1 and top-5 are in %, higher is better.
 
-    drop: float minus quantized, in the same unit.
+    drop: float minus quantized, in the same unit; output: the class scores that labels were compared with.
     """
 
     name: str
@@ -21,6 +21,7 @@ class ScoreRecord:
     quantized_score: float
     drop: float
     drop_interval: Interval | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True)

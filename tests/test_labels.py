@@ -248,3 +248,10 @@ def test_labels_of_another_meaning_are_read_but_are_no_classes(folder, tmp_path)
     assert scores.tolist() == [0.5, 3, -1, 2, 4]
     with pytest.raises(DataError, match=r"output y: labels are float64; class indices .* or --metric"):
         check_classes(scores, 5, "output y")
+
+
+def test_a_first_row_that_names_a_sample_is_no_header(folder, tmp_path):
+    path = write(tmp_path / "l.csv", ROWS.replace("a.npy,3", "a.npy,cat"))
+    refuse(
+        "1 of 5 classes are no integers from 0 on: those of 'a.npy', the first being 'cat'", path, open_samples(folder)
+    )

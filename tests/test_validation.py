@@ -14,7 +14,7 @@ import pytest
 from onnx import ModelProto, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
-from onnxcalib import ConfigError, DataError, ModelError, QuantizeConfig, ValidateConfig, quantize, validate
+from onnxcalib import ConfigError, DataError, GateError, ModelError, QuantizeConfig, ValidateConfig, quantize, validate
 from onnxcalib.report import Observer
 from onnxcalib.steps import clock
 from onnxcalib.validation import load_metric
@@ -303,8 +303,8 @@ def test_warnings_of_the_data_are_in_the_verdict(net, quantized):
 def test_a_drop_without_labels_is_refused_before_any_model_runs(net, quantized):
     listener = Listener()
     text = (
-        "max_drop: found no labels; accuracy needs the class of every sample; give --labels, or ask for --min-agreement"
-        " or --min-sqnr in its place"
+        "max_drop: found no labels; accuracy needs the class of every sample; give --labels FILE, or ask for"
+        " --min-agreement or --min-sqnr in its place"
     )
     with pytest.raises(ConfigError, match=re.escape(text)):
         validate(net, quantized, DATA, ValidateConfig(max_drop=1), observer=listener)
@@ -331,14 +331,15 @@ def test_bad_labels_are_refused(net, quantized, run):
 # Metrics
 
 
-def test_a_metric_of_the_current_folder_takes_the_place_of_accuracy(net, quantized, run):
+def test_a_metric_of_the_current_folder_is_judged_in_place_of_accuracy(net, quantized, run):
     write_module("own_accuracy", "def score(outputs, labels):\n    return 1.0 * (outputs['y'].argmax(1) == labels)\n")
     np.save("labels.npy", answers(run, net))
     config = ValidateConfig(metric="own_accuracy:score", max_drop=0.2, confident=True)
     verdict = validate(net, quantized, DATA, config, labels="labels.npy")
-    (score,) = verdict.scores
+    score, top1, _ = verdict.scores
     assert (score.name, score.float_score) == ("own_accuracy:score", 1) and score.drop_interval is not None
-    assert verdict.gates[0].name == "max_drop" and "own_accuracy:score 1.00 to " in verdict.gates[0].text
+    assert (top1.name, top1.drop) == ("top-1", pytest.approx(100 * score.drop))
+    assert verdict.gates[0].name == "max_drop" and "own_accuracy:score 1 to " in verdict.gates[0].text
 
 
 def test_a_metric_needs_no_labels(net, quantized):
@@ -422,5 +423,29 @@ def test_a_float_model_that_is_quantized_too_is_warned_of(quantized):
 def test_a_metric_that_is_no_number_for_the_quantized_model_fails_its_gate(net, quantized, tmp_path):
     (tmp_path / "no_number.py").write_text("def mean(outputs, labels):\n    return outputs['y'].mean()\n")
     broken = change(quantized, "w3_scale", lambda scale: scale * np.nan)
-    verdict = validate(net, broken, DATA, ValidateConfig(metric="no_number:mean", max_drop=1, confident=True))
+    verdict = validate(net, broken, DATA, ValidateConfig(metric="no_number:mean", max_drop=0.1, confident=True))
     assert [gate.name for gate in verdict.gates if not gate.passed] == ["max_drop"]
+
+
+def test_a_list_of_labels_beside_the_samples_is_named_where_labels_are_missing(net, quantized, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    np.save(folder / "a.npy", DATA[0])
+    (folder / "labels.csv").write_text("a.npy,3\n")
+    with pytest.raises(GateError, match=re.escape(f"give --labels {folder / 'labels.csv'}, or ask for")):
+        validate(net, quantized, folder, ValidateConfig(max_drop=1))
+
+
+def test_labels_are_taken_for_those_of_the_output_that_the_float_model_has_right(build, weigh, run):
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 8] feat, float[N, 7] y) {
+        [stem] c = Conv (x, w1)  p = GlobalAveragePool (c)  feat = Flatten (p)
+        [head] y = Gemm <transB = 1> (feat, w2) }"""
+    model = build(text, w1=weigh(8, 3, 1, 1), w2=weigh(7, 8))
+    other = round_only(model)
+    wrong = change(other, "w2_scale", lambda scale: -scale)
+    np.save("labels.npy", run(model, DATA)[1].argmax(axis=1))
+    config = ValidateConfig(max_drop=20)
+    good, bad = (validate(model, each, DATA, config, labels="labels.npy") for each in (other, wrong))
+    assert good.passed and "top-1 on y 100.00 to " in good.gates[0].text
+    assert not bad.passed and bad.scores[0].output == "y"
+    assert any("taken for those of output y" in text and "feat" in text for text in good.warnings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
@@ -26,11 +26,17 @@ class Selection:
         return dict(self.layers).get(layer, LayerConfig())
 
 
-def select_nodes(model: ModelProto, config: QuantizeConfig) -> Selection:
-    """What ``exclude`` and ``layers`` of the settings mean in this graph.
+def select_nodes(model: ModelProto, config: QuantizeConfig, *, before: Collection[str] = ()) -> Selection:
+    """What ``exclude`` and ``layers`` of the settings mean in this graph; ``before``: nodes' names before preparation.
 
     Raises ConfigError for a name that no node has, with the nearest one, and for bits of a node that has no weight.
     """
+    for pattern in (*config.exclude, *config.layers):
+        if pattern in before and all(node.name != pattern for node in model.graph.node):
+            raise ConfigError(
+                f"node {pattern!r}: found to be folded into others by preparation; those that are left have settings;"
+                " name the layer beside it"
+            )
     names = [node.name for node in model.graph.node]
     constants = {tensor.name for tensor in model.graph.initializer}
     weighted = [node.name for node in model.graph.node if is_op(node, *LAYERS) and node.input[1] in constants]

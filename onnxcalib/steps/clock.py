@@ -8,7 +8,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
-from ..errors import ConfigError
+from ..errors import GateError
 from ..numeric.intervals import median_ratio_interval
 from ..runtime.session import Session
 from ..verdict import LatencyRecord
@@ -22,11 +22,11 @@ LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 500, 3.0
 def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:
     """Median times of both models on the first ``batch`` samples, or as many as a run of the model must have.
 
-    Raises ConfigError where the model cannot run so many at once.
+    Raises GateError where the model cannot run so many at once.
     """
     if samples.fixed_batch is not None:
         if batch not in (1, samples.fixed_batch):
-            raise ConfigError(
+            raise GateError(
                 f"batch: found {batch}; a run of this model on these samples takes {samples.fixed_batch}; leave --batch"
                 " out"
             )

@@ -3,54 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
-from ..errors import ConfigError
-from ..verdict import GateRecord, Interval, Verdict
+from ..errors import GateError
+from ..verdict import GateRecord, Interval, ScoreRecord, Verdict
+from .compare import Comparisons
+
+# Shares of samples are no binary fractions: 241 of 250 must pass a limit of 96.4%.
+ROUNDING = 1e-9
 
 
-def judge(found: Verdict, config: ValidateConfig, unlike: Iterable[str] = ()) -> tuple[GateRecord, ...]:
-    """One record for every gate of ``config``, in its order; unlike: outputs of unlike shapes.
+def check_gates(found: Comparisons, config: ValidateConfig) -> None:
+    """Raise GateError for a gate that asks for what these outputs do not give, or that nothing could fail.
 
-    What is not a number passes no gate. With ``confident`` the end of the interval that is nearer to the limit is
-    judged in place of the measure itself. Raises ConfigError where a gate asks for what was not measured.
+    Where an output could not be compared, gates on outputs have something to judge: they fail.
+    """
+    if config.max_drop is not None:
+        _check_drop(found.scores, config.max_drop, config.confident)
+    if found.missed:
+        return
+    if config.min_agreement is not None and all(record.agreement is None for record in found.outputs):
+        raise GateError(
+            "min_agreement: found no output that is class scores, (samples, classes), or whole numbers; agreement needs"
+            " one; use --min-sqnr, or --metric with --max-drop"
+        )
+    if config.min_sqnr is not None and all(record.sqnr_db is None for record in found.outputs):
+        raise GateError("min_sqnr: found no output of floats; SQNR needs one; use --min-agreement")
+
+
+def _check_drop(scores: Sequence[ScoreRecord], limit: float, confident: bool) -> None:
+    if not scores:
+        raise GateError(
+            "max_drop: found no labels; accuracy needs the class of every sample; give --labels, or ask for"
+            " --min-agreement or --min-sqnr in its place"
+        )
+    score = scores[0]
+    if confident and score.drop_interval is None and not math.isnan(score.drop):
+        raise GateError(
+            f"confident: found one number for all samples from metric {score.name}, which has no interval; return one"
+            " number for each sample, or leave --confident out"
+        )
+    if 0 < score.float_score <= limit:
+        raise GateError(
+            f"max_drop: found {limit:g} where {score.name} of the float model is {score.float_score:.6g}; not even a"
+            " drop to 0 would fail; give less, in the unit of the score"
+        )
+
+
+def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) -> tuple[GateRecord, ...]:
+    """One record for every gate of ``config``, in its order; missed: outputs that could not be compared.
+
+    ``check_gates`` has passed them. What is not a number passes no gate, nor does an output that was not compared. With
+    ``confident`` the end of the interval that is nearer to the limit is judged in place of the measure itself.
     """
     asked = {name: getattr(config, name) for name in _GATES}
     return tuple(
-        GateRecord(name, *_GATES[name](found, limit, config.confident, tuple(unlike)))
+        GateRecord(name, *_GATES[name](found, limit, config.confident, tuple(missed)))
         for name, limit in asked.items()
         if limit is not None
     )
 
 
-def _judge_drop(found: Verdict, limit: float, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
-    if not found.scores:
-        raise ConfigError(
-            "max_drop: found no labels; accuracy needs the classes of the samples; give --labels, or --min-agreement or"
-            " --min-sqnr in its place"
-        )
+def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     score = found.scores[0]
-    unit = " points" if score.name.startswith("top-") else ""
-    if confident and score.drop_interval is None and not math.isnan(score.drop):
-        raise ConfigError(
-            f"confident: found one number for all samples from metric {score.name}, which has no interval; return one"
-            " number for each sample, or leave --confident out"
-        )
+    unit, form = (" points", ".2f") if score.name.startswith("top-") else ("", ".6g")
+    where = f" on {score.output}" if score.output else ""
     passed = _most(score.drop, score.drop_interval, limit, confident)
-    change = f"{score.name} {score.float_score:.2f} to {score.quantized_score:.2f}, a drop of {score.drop:.2f}{unit}"
-    return passed, f"{change}{_spell_interval(score.drop_interval)}, {_spell_scope(confident)}at most {limit:g}"
+    change = f"{score.name}{where} {score.float_score:{form}} to {score.quantized_score:{form}}, a drop of"
+    drop = f"{score.drop:{form}}{unit}{_spell_interval(score.drop_interval, form)}"
+    return passed, f"{change} {drop}, {_spell_scope(confident)}at most {limit:g}"
 
 
-def _judge_agreement(found: Verdict, limit: float, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+    if missed:
+        return False, f"output {missed[0]} could not be compared, at least {limit:g}%"
     records = [record for record in found.outputs if record.agreement is not None]
-    if not records:
-        raise ConfigError(
-            "min_agreement: found no output that is class scores, (samples, classes), or whole numbers; agreement needs"
-            " one; use --min-sqnr, or --metric with --max-drop"
-        )
-    if unlike:
-        return False, f"output {unlike[0]} could not be compared, at least {limit:g}%"
     worst = min(records, key=lambda record: _low(record.agreement, record.agreement_interval, confident))
     interval = tuple(100 * end for end in worst.agreement_interval)
     passed = _least(100 * worst.agreement, interval, limit, confident)
@@ -58,36 +86,34 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, unlike: tupl
     return passed, f"{share} on {worst.name}, {_spell_scope(confident)}at least {limit:g}%"
 
 
-def _judge_sqnr(found: Verdict, limit: float, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
-    if unlike:
-        return False, f"output {unlike[0]} could not be compared, at least {limit:g} dB"
+def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+    if missed:
+        return False, f"output {missed[0]} could not be compared, at least {limit:g} dB"
     records = [record for record in found.outputs if record.sqnr_db is not None]
-    if not records:
-        raise ConfigError("min_sqnr: found no output of floats; SQNR needs one; use --min-agreement")
     worst = min(records, key=lambda record: _low(record.sqnr_db, record.sqnr_interval, confident))
     passed = _least(worst.sqnr_db, worst.sqnr_interval, limit, confident)
     sqnr = f"{worst.sqnr_db:.2f} dB{_spell_interval(worst.sqnr_interval)}"
     return passed, f"{sqnr} on {worst.name}, {_spell_scope(confident)}at least {limit:g} dB"
 
 
-def _judge_size(found: Verdict, limit: float, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     sizes = f"{found.quantized_bytes:,} of {found.float_bytes:,} bytes"
     return found.size_ratio <= limit, f"{found.size_ratio:.3f} ({sizes}), at most {limit:g}"
 
 
-def _judge_speedup(found: Verdict, limit: float, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_speedup(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     latency = found.latency
     passed = _least(latency.speedup, latency.speedup_interval, limit, confident)
     speedup = f"{latency.speedup:.2f} times as fast{_spell_interval(latency.speedup_interval)}"
     return passed, f"{speedup} at batch {latency.batch}, {_spell_scope(confident)}at least {limit:g}"
 
 
-def _judge_unfused(found: Verdict, limit: int, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_unfused(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     count = len(found.unfused)
     return count <= limit, f"{count} QuantizeLinear and DequantizeLinear left, at most {limit}"
 
 
-def _judge_steps(found: Verdict, limit: int, confident: bool, unlike: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_steps(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     contract = found.contract
     if contract.mismatched:
         more = f" and {len(contract.mismatched) - 1} more" if len(contract.mismatched) > 1 else ""
@@ -112,11 +138,13 @@ _GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], tuple[bool, 
 
 
 def _most(value: float, interval: Interval | None, limit: float, confident: bool) -> bool:
-    return bool((interval[1] if confident and interval else value) <= limit)
+    judged = interval[1] if confident and interval else value
+    return bool(judged <= limit + ROUNDING * max(1.0, abs(limit)))
 
 
 def _least(value: float, interval: Interval | None, limit: float, confident: bool) -> bool:
-    return bool((interval[0] if confident and interval else value) >= limit)
+    judged = interval[0] if confident and interval else value
+    return bool(judged >= limit - ROUNDING * max(1.0, abs(limit)))
 
 
 def _low(value: float, interval: Interval | None, confident: bool) -> tuple[bool, float]:
@@ -125,8 +153,8 @@ def _low(value: float, interval: Interval | None, confident: bool) -> tuple[bool
     return not math.isnan(value), judged
 
 
-def _spell_interval(interval: Interval | None) -> str:
-    return "" if interval is None else f" (95%: {interval[0]:.2f} to {interval[1]:.2f})"
+def _spell_interval(interval: Interval | None, form: str = ".2f") -> str:
+    return "" if interval is None else f" (95%: {interval[0]:{form}} to {interval[1]:{form}})"
 
 
 def _spell_scope(confident: bool) -> str:

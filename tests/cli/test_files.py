@@ -29,7 +29,8 @@ def check(targets, sources=()):
 def test_new_files_and_old_reports_may_be_written(folder):
     (folder / "old.json").write_text("{}")
     check({"--json": "old.json", "--junit": "new.xml", "--markdown": None}, ["model.onnx", "data", None])
-    check({"--json": "data/new.json"}, ["model.onnx", "data"])
+    with pytest.raises(OutputError, match=r"data/new\.json: lies in data, which this run reads; .*; choose another"):
+        check({"--json": "data/new.json"}, ["model.onnx", "data"])
 
 
 @pytest.mark.parametrize("target", ["model.onnx", "./model.onnx", "data/../model.onnx", "link.onnx", "hard.onnx"])

@@ -94,3 +94,8 @@ def test_the_last_entry_that_names_a_layer_counts(net):
 def test_names_of_nothing_are_refused_with_the_setting_and_the_nearest_name(net, settings, text):
     with pytest.raises(ConfigError, match=text):
         select(net, **settings)
+
+
+def test_a_node_that_preparation_folds_is_refused_as_such(net):
+    with pytest.raises(ConfigError, match=r"node 'norm': found to be folded into others by preparation; .* beside it"):
+        select_nodes(net, QuantizeConfig(exclude="norm"), before=["norm", "a"])

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from onnxcalib.numeric.intervals import (
+    Z,
     agreement_interval,
     drop_interval,
     mean_interval,
@@ -109,10 +110,12 @@ def test_drop_covers_95_percent(n, lost, gained):
 
 
 @pytest.mark.parametrize("n", [1, 2, 50])
-def test_equal_differences_have_no_interval_and_no_warning(n):
+def test_equal_differences_are_as_uncertain_as_right_and_wrong_answers_are_and_give_no_warning(n):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert mean_interval(np.full(n, 0.3)) == (0.3, 0.3)
+        low, high = mean_interval(np.full(n, 0.3))
+        assert high == pytest.approx(0.3) and low == pytest.approx(0.3 * n / (n + Z**2))
+        assert mean_interval(np.zeros(n), 2.0) == pytest.approx((-2 * Z**2 / (n + Z**2), 2 * Z**2 / (n + Z**2)))
         assert mean_interval(np.zeros(n)) == (0.0, 0.0)
 
 
@@ -254,3 +257,10 @@ def test_median_covers_95_percent_whatever_the_number_of_ratios(n):
     rng = np.random.default_rng(n)
     found = np.array([median_ratio_interval(x) for x in np.exp(rng.standard_t(2, (1500, n)))])
     assert np.mean((found[:, 0] <= 1) & (1 <= found[:, 1])) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [1, 5, 100])
+def test_all_lost_or_all_gained_leaves_room_for_others(n):
+    low, high = drop_interval(n, 0, n)
+    assert (low, high) == (pytest.approx(n / (n + Z**2)), 1.0)
+    assert drop_interval(0, n, n) == pytest.approx((-high, -low))

@@ -120,20 +120,20 @@ def test_truth_values_and_strings_are_compared_by_their_equal_share(data):
         assert found.outputs[0].agreement == np.mean(data[:, 0] > 0)
 
 
-def test_a_sequence_is_reported_as_missed_and_the_other_outputs_are_compared(build, data):
+def test_a_sequence_is_compared_tensor_by_tensor(build, data):
     text = (
         "g (float[N, 6] x) => (seq(float[M, 6]) parts, float[N, 6] y) { parts = SequenceConstruct (x)  y = Relu (x) }"
     )
     session = Session(build(text))
     found = compare(session, session, samples_of(data), 4)
-    assert (found.notes, found.unlike) == (("output parts was not compared: it is no tensor",), frozenset())
-    assert [record.name for record in found.outputs] == ["y"]
+    assert found.missed == {}
+    assert [record.name for record in found.outputs] == ["parts[0]", "y"]
 
 
 def test_outputs_of_unlike_shapes_are_reported_as_missed_with_both_shapes(data):
     found = compare(Stub(y=same, z=same), Stub(y=lambda x: x[:, :5], z=same), samples_of(data), 10)
     reason = "the float model gives shape (10, 6), the quantized one (10, 5)"
-    assert (found.notes, found.unlike) == ((f"output y was not compared: {reason}",), frozenset("y"))
+    assert found.missed == {"y": reason}
     assert [record.name for record in found.outputs] == ["z"]
 
 
@@ -257,7 +257,7 @@ def test_a_metric_of_a_number_for_each_sample_has_the_interval_of_its_mean_drop(
     assert score.drop_interval == pytest.approx(mean_interval(best.astype(np.float64) / 2), rel=1e-5)
 
 
-def test_a_metric_takes_the_place_of_accuracy_and_is_given_the_labels(data):
+def test_a_metric_comes_before_accuracy_and_is_given_the_labels(data):
     seen = []
 
     def metric(outputs, labels):
@@ -265,7 +265,7 @@ def test_a_metric_takes_the_place_of_accuracy_and_is_given_the_labels(data):
         return 1.0
 
     labels = np.arange(10) % 6
-    assert [score.name for score in apply(metric, data, labels=labels).scores] == ["mine:own"]
+    assert [score.name for score in apply(metric, data, labels=labels).scores] == ["mine:own", "top-1", "top-5"]
     assert len(seen) == 2 and all(each is labels for each in seen)
     apply(metric, data)
     assert seen[2:] == [None, None]

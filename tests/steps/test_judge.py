@@ -7,9 +7,10 @@ import re
 import pytest
 
 from onnxcalib.config import ValidateConfig
-from onnxcalib.errors import ConfigError
+from onnxcalib.errors import GateError
 from onnxcalib.report import OutputRecord, UnfusedRecord
-from onnxcalib.steps.judge import judge
+from onnxcalib.steps.compare import Comparisons
+from onnxcalib.steps.judge import check_gates, judge
 from onnxcalib.verdict import ContractRecord, LatencyRecord, ScoreRecord, StepsRecord, Verdict
 
 NAN, INF = float("nan"), float("inf")
@@ -130,7 +131,7 @@ def test_the_drop_is_that_of_the_first_score():
 
 def test_a_metric_has_no_points():
     record = gate(found(scores=(score(0.5, None, "mine:f1"),)), max_drop=1)
-    assert (record.passed, record.text) == (True, "mine:f1 80.00 to 79.50, a drop of 0.50, at most 1")
+    assert (record.passed, record.text) == (True, "mine:f1 80 to 79.5, a drop of 0.5, at most 1")
 
 
 # Several outputs
@@ -247,14 +248,19 @@ def test_a_model_without_quantized_tensors_keeps_the_contract():
         (
             {"scores": ()},
             {"max_drop": 1},
-            "max_drop: found no labels; accuracy needs the classes of the samples; give --labels, or --min-agreement or"
-            " --min-sqnr in its place",
+            "max_drop: found no labels; accuracy needs the class of every sample; give --labels, or ask for"
+            " --min-agreement or --min-sqnr in its place",
         ),
         (
             {"scores": (score(0.5, None, "mine:f1"),)},
             {"max_drop": 1, "confident": True},
             "confident: found one number for all samples from metric mine:f1, which has no interval; return one number"
             " for each sample, or leave --confident out",
+        ),
+        (
+            {"scores": (score(0.5, None, "mine:f1"),)},
+            {"max_drop": 80},
+            "max_drop: found 80 where mine:f1 of the float model is 80; not even a drop to 0 would fail; give less, in",
         ),
         (
             {"outputs": (output("y", 20.0, None),)},
@@ -270,5 +276,18 @@ def test_a_model_without_quantized_tensors_keeps_the_contract():
     ],
 )
 def test_a_gate_on_what_was_not_measured_is_refused(changes, settings, text):
-    with pytest.raises(ConfigError, match=re.escape(text)):
-        judge(found(**changes), ValidateConfig(**settings))
+    verdict = found(**changes)
+    with pytest.raises(GateError, match=re.escape(text)):
+        check_gates(Comparisons(verdict.scores, verdict.outputs, {}), ValidateConfig(**settings))
+
+
+def test_gates_that_fit_are_let_pass_and_so_are_those_that_an_output_fails_that_was_not_compared():
+    every = ValidateConfig(max_drop=1, min_agreement=90, min_sqnr=9)
+    check_gates(Comparisons(found().scores, found().outputs, {}), every)
+    check_gates(Comparisons(found().scores, (), {"y": "it is no tensor"}), every)
+
+
+def test_a_share_passes_a_limit_that_it_equals_but_for_binary_rounding():
+    assert gate(found(outputs=(output("y", 20.0, 241 / 250),)), min_agreement=96.4).passed
+    assert not gate(found(outputs=(output("y", 20.0, 240 / 250),)), min_agreement=96.4).passed
+    assert gate(found(scores=(score(100 * (301 - 300) / 500),)), max_drop=0.2).passed
