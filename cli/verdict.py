@@ -13,6 +13,7 @@ from onnxcalib.formats import (
     gather_toml,
     lacks_accuracy_gate,
     spell_advice,
+    spell_change,
     spell_layers,
     spell_measures,
     spell_outputs,
@@ -53,8 +54,10 @@ def _print_sheet(console: Console, sheet: Sheet) -> None:
 
 
 def _describe_contract(contract: ContractRecord) -> list[str]:
-    steps = "1 step" if contract.steps == 1 else f"{contract.steps} steps"
-    lines = [f"numerics contract: at most {steps} between graph optimizations off and on, {contract.samples} samples"]
+    steps = "at most 1 step" if contract.steps == 1 else f"at most {contract.steps} steps"
+    found = steps if contract.tensors else "no integer tensor to judge"
+    where = f"between graph optimizations off and on, {contract.samples} samples"
+    lines = [f"numerics contract: {found} {where}{spell_change(contract)}"]
     if contract.mismatched:
         lines.append(f"  unlike scales or zero points in a Q/DQ pair: {name_some(contract.mismatched)}")
     return lines

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from .report import OutputRecord
-from .verdict import Interval, LatencyRecord, LayerLoss, ScoreRecord, Verdict
+from .verdict import ContractRecord, Interval, LatencyRecord, LayerLoss, ScoreRecord, Verdict
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
 PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, of a unit that nobody states
-WORST_LAYERS = 10  # as many as one reads; the JSON report has all
+WORST_LAYERS = 10  # as many as one reads
 ABSENT = "-"
 # What XML 1.0 has no way to hold, escaped or not: https://www.w3.org/TR/xml/#charsets
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -47,8 +48,6 @@ def lacks_accuracy_gate(verdict: Verdict) -> bool:
 
 def spell_measures(verdict: Verdict) -> Sheet:
     """What there is one of for a whole model: scores, file, latency, fusion and numerics contract."""
-    differing = sum(record.share > 0 for record in verdict.contract.tensors)
-    contract = f"by optimizations, in {differing} of {len(verdict.contract.tensors)} tensors"
     rows = (
         *(_spell_score(score) for score in verdict.scores),
         (
@@ -59,7 +58,7 @@ def spell_measures(verdict: Verdict) -> Sheet:
         ),
         _spell_latency(verdict.latency),
         ("unfused Q/DQ", ABSENT, str(len(verdict.unfused)), ""),
-        ("numerics contract, steps", ABSENT, str(verdict.contract.steps), contract),
+        _spell_contract(verdict.contract),
     )
     return Sheet(("measure", "float", "quantized", ""), rows, named=False)
 
@@ -89,6 +88,13 @@ def gather_toml(verdict: Verdict) -> str:
     """The worst layers' lines for onnxcalib.toml as one text, each line once; no table precedes a line of the top."""
     texts = dict.fromkeys(layer.toml.strip("\n") for layer in worst_layers(verdict))
     return "\n\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
+
+
+def spell_change(contract: ContractRecord) -> str:
+    """What graph optimizations do to the outputs, behind a semicolon; nothing where there are none of floats."""
+    if contract.sqnr_db is None:
+        return ""
+    return "; outputs are equal" if contract.sqnr_db == math.inf else f"; outputs differ by {contract.sqnr_db:.1f} dB"
 
 
 def spell_number(value: float | None, form: str = ".2f") -> str:
@@ -175,6 +181,13 @@ def _spell_latency(latency: LatencyRecord) -> tuple[str, ...]:
         spell(latency.quantized_ms, latency.quantized_spread),
         f"{latency.speedup:.2f} times as fast{spell_interval(latency.speedup_interval)}",
     )
+
+
+def _spell_contract(contract: ContractRecord) -> tuple[str, ...]:
+    differing = sum(record.share > 0 for record in contract.tensors)
+    where = f"by optimizations, in {differing} of {len(contract.tensors)} tensors"
+    steps, where = (str(contract.steps), where) if contract.tensors else (ABSENT, "no integer tensor to judge")
+    return ("numerics contract, steps", ABSENT, steps, where + spell_change(contract))
 
 
 def _spell_output(record: OutputRecord) -> tuple[str, ...]:

@@ -60,16 +60,18 @@ class ContractRecord:
     """The numerics contract: graph optimizations off against all on, layer by layer, on the first ``samples`` samples.
 
     tensors: the integer tensors, those that differ most first; mismatched: tensors whose QuantizeLinear and
-    DequantizeLinear have unlike scales or zero points.
+    DequantizeLinear have unlike scales or zero points. sqnr_db: of the whole model's float outputs, the mean of their
+    relative errors being the error; infinite where they are equal, None where there are none.
     """
 
     samples: int
     tensors: tuple[StepsRecord, ...]
     mismatched: tuple[str, ...] = ()
+    sqnr_db: float | None = None
 
     @property
     def steps(self) -> int:
-        """The largest difference of any tensor; 0 where none is quantized."""
+        """The largest difference of any tensor; 0 where there is none."""
         return max((record.steps for record in self.tensors), default=0)
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from onnxcalib.formats import WORST_LAYERS, conclude, gather_toml, to_junit, to_markdown
+from onnxcalib.formats import WORST_LAYERS, conclude, gather_toml, spell_measures, to_junit, to_markdown
 from onnxcalib.report import OutputRecord, UnfusedRecord
 from onnxcalib.verdict import (
     ContractRecord,
@@ -46,7 +46,7 @@ VERDICT = Verdict(
     quantized_bytes=1_000_000,
     latency=LatencyRecord(4, 51, 12.5, 5.0, 0.03, 0.06, 2.5, (2.25, 2.75)),
     unfused=(UnfusedRecord("QuantizeLinear", "image", "follows Resize"),),
-    contract=ContractRecord(16, (StepsRecord("a", "Conv", 1, 0.01), StepsRecord("b", "Add", 0, 0.0))),
+    contract=ContractRecord(16, (StepsRecord("a", "Conv", 1, 0.01), StepsRecord("b", "Add", 0, 0.0)), (), 39.84),
     gates=(DROP, STEPS),
 )
 ROWS = [
@@ -56,7 +56,7 @@ ROWS = [
     ["file, bytes", "4,000,000", "1,000,000", "0.250 of float"],
     ["latency, ms, batch 4", "12.5 (spread 3%)", "5 (spread 6%)", "2.50 times as fast (95%: 2.25 to 2.75)"],
     ["unfused Q/DQ", "-", "1", ""],
-    ["numerics contract, steps", "-", "1", "by optimizations, in 1 of 2 tensors"],
+    ["numerics contract, steps", "-", "1", "by optimizations, in 1 of 2 tensors; outputs differ by 39.8 dB"],
 ]
 OUTPUT_ROWS = [
     ["scores", "97.50 (95%: 95.00 to 100.00)", "31.25 (95%: 30.00 to 32.50)", "0.999000", "0.5"],
@@ -145,6 +145,23 @@ def test_characters_that_xml_cannot_hold_are_left_out():
     )
     failure = ElementTree.fromstring(to_junit(verdict).encode()).find("testsuite/testcase/failure")
     assert failure.get("message") == "max_steps: 2 steps of a<&b, at most 1"
+
+
+@pytest.mark.parametrize(
+    ("contract", "cells"),
+    [
+        (ContractRecord(8, ()), ["-", "no integer tensor to judge"]),
+        (ContractRecord(8, (), (), 45.0), ["-", "no integer tensor to judge; outputs differ by 45.0 dB"]),
+        (ContractRecord(8, (StepsRecord("a", "Conv", 0, 0.0),)), ["0", "by optimizations, in 0 of 1 tensors"]),
+        (
+            ContractRecord(8, (StepsRecord("a", "Conv", 0, 0.0),), (), float("inf")),
+            ["0", "by optimizations, in 0 of 1 tensors; outputs are equal"],
+        ),
+    ],
+)
+def test_the_contract_says_what_was_judged(contract, cells):
+    (row,) = [row for row in spell_measures(replace(VERDICT, contract=contract)).rows if row[0].startswith("numerics")]
+    assert list(row) == ["numerics contract, steps", "-", *cells]
 
 
 def test_markdown_says_the_outcome_and_every_gate_and_measure():

@@ -11,10 +11,12 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from .emit import reroute
 from .index import Index, attribute_of, constant, is_op
 
-# Types that a graph input of 8 bits can stand for; those of 4 bits are cast, as they cannot be fed from NumPy.
-BYTES = (TensorProto.UINT8, TensorProto.INT8)
+# Types that a graph input can have; those of 4 bits are cast to 8, as they cannot be fed from NumPy.
+FED = (TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16)
 NIBBLES = {TensorProto.UINT4: TensorProto.UINT8, TensorProto.INT4: TensorProto.INT8}
 GIVEN = "given:"
+# QuantizeLinear and DequantizeLinear had 16 bits in onnxruntime's own domain before ONNX had them.
+LINEAR_DOMAINS = ("", "com.microsoft")
 # What may stand between a QuantizeLinear and its DequantizeLinear without a change of grid.
 BETWEEN = ("Clip", "Cast", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity")
 
@@ -31,7 +33,7 @@ class Integers:
 def find_integers(model: ModelProto) -> tuple[Integers, ...]:
     """The tensors that QuantizeLinear and the QLinear operators make of others than constants, in graph order.
 
-    Those of 8 and 4 bits.
+    Those of 16, 8 and 4 bits.
     """
     index = Index(model.graph)
     found = []
@@ -40,10 +42,15 @@ def find_integers(model: ModelProto) -> tuple[Integers, ...]:
         if place is None or _is_constant(index, node.input[0]):
             continue
         kind = element_type(index, node, place)
-        if kind in BYTES or kind in NIBBLES:
-            source = index.producer.get(node.input[0]) if is_op(node, "QuantizeLinear") else node
+        if kind in FED or kind in NIBBLES:
+            source = index.producer.get(node.input[0]) if is_linear(node, "QuantizeLinear") else node
             found.append(Integers(node.output[0], kind, source.op_type if source else "input"))
     return tuple(found)
+
+
+def is_linear(node: NodeProto, *kinds: str) -> bool:
+    """Whether the node is one of these, QuantizeLinear and DequantizeLinear, in either domain that has them."""
+    return node.domain in LINEAR_DOMAINS and node.op_type in kinds
 
 
 def element_type(index: Index, node: NodeProto, place: int = 2) -> int:
@@ -66,7 +73,7 @@ def _is_constant(index: Index, tensor: str) -> bool:
 
 def _zero_point_place(node: NodeProto) -> int | None:
     """Where a node has the zero point of its output among its inputs; None for nodes that make no integers."""
-    if is_op(node, "QuantizeLinear"):
+    if is_linear(node, "QuantizeLinear"):
         return 2
     if node.op_type in ("QLinearConv", "QLinearMatMul"):
         return 7
@@ -76,7 +83,7 @@ def _zero_point_place(node: NodeProto) -> int | None:
 
 
 def give_integers(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
-    """A copy that gives these tensors as outputs of 8 bits and nothing else."""
+    """A copy that gives these tensors as outputs, those of 4 bits as 8, and nothing else."""
     copy = ModelProto()
     copy.CopyFrom(model)
     del copy.graph.output[:]
@@ -117,7 +124,7 @@ def find_mismatches(model: ModelProto) -> tuple[str, ...]:
     index = Index(model.graph)
     found = []
     for node in model.graph.node:
-        if is_op(node, "QuantizeLinear"):
+        if is_linear(node, "QuantizeLinear"):
             own = _grid(index, node)
             if any(not _equal(own, _grid(index, reader)) for reader in _dequantizers(index, node.output[0])):
                 found.append(node.input[0])
@@ -126,7 +133,7 @@ def find_mismatches(model: ModelProto) -> tuple[str, ...]:
 
 def _dequantizers(index: Index, tensor: str) -> Iterator[NodeProto]:
     for node in index.readers(tensor):
-        if is_op(node, "DequantizeLinear") and node.input[0] == tensor:
+        if is_linear(node, "DequantizeLinear") and node.input[0] == tensor:
             yield node
         elif is_op(node, *BETWEEN) and node.input[0] == tensor:
             yield from _dequantizers(index, node.output[0])

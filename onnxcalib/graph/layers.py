@@ -10,15 +10,19 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from .fusion import LAYERS
 from .index import Index, attribute_of, constant, is_op
-from .integers import element_type
+from .integers import element_type, is_linear
 from .plan import channel_axis
 
 FOUR_BITS = (TensorProto.UINT4, TensorProto.INT4)
 SIXTEEN_BITS = (TensorProto.UINT16, TensorProto.INT16)
+UINT8_MAX = 2**8 - 1
 SIGNED = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
 # What may stand between a quantized tensor's first QuantizeLinear and a layer that reads it, a Clip of integers and a
 # LeakyRelu of slope 1 apart.
-CARRIERS = ("DequantizeLinear", "QuantizeLinear", "Cast", "Identity")
+LINEAR = ("DequantizeLinear", "QuantizeLinear")
+CARRIERS = ("Cast", "Identity")
+# Operators on integers: where the weight stands among their inputs; the zero point of what they read is input 2.
+OPERATORS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class QuantizedLayer:
     """A layer with a quantized constant weight.
 
     source: the float tensor that it reads or that is quantized for it; entry: the node that reads it so, the layer
-    itself or a QuantizeLinear. highest: the largest integer that it may read; grid: step and ends of its input's grid.
-    integers: of the weight, less their zero point; signed: whether they are stored so; scale: of a shape that
-    broadcasts to theirs; axis: that of the output channels.
+    itself or a QuantizeLinear. highest: the largest integer that its kernel may read; grid: step and ends of its
+    input's grid. stored: the weight's integers; signed: their type; integers: less their zero point; scale: of a shape
+    that broadcasts to theirs; axis: that of the output channels.
     """
 
     name: str
@@ -36,6 +40,7 @@ class QuantizedLayer:
     source: str
     entry: str
     output: str
+    stored: np.ndarray
     integers: np.ndarray
     signed: bool
     scale: np.ndarray
@@ -47,6 +52,20 @@ class QuantizedLayer:
     groups: int
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """What a layer's integer kernel multiplies on x86 without VNNI.
+
+    weight: the constant that holds it; rows: its integers as stored, (channels, inputs), in the order in which pairs of
+    products are added up; None where sums are exact. highest: the largest integer that they are multiplied by.
+    """
+
+    name: str
+    weight: str
+    rows: np.ndarray | None
+    highest: int
+
+
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     """The Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, in graph order."""
     index = Index(model.graph)
@@ -55,30 +74,68 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     )
 
 
+def find_kernels(model: ModelProto) -> tuple[Kernel, ...]:
+    """Those of the quantized layers and of the operators on integers with a constant weight, in graph order."""
+    index = Index(model.graph)
+    found = []
+    for node in model.graph.node:
+        if is_op(node, *LAYERS) and (layer := _read_layer(index, node)) is not None:
+            weight = index.producer[node.input[1]].input[0]
+            found.append(Kernel(layer.name, weight, kernel_rows(layer), layer.highest))
+        elif node.op_type in OPERATORS and (weight := node.input[OPERATORS[node.op_type]]) in index.initializers:
+            found.append(Kernel(node.name or node.output[0], weight, _operator_rows(index, node, weight), UINT8_MAX))
+    return tuple(found)
+
+
 def kernel_rows(layer: QuantizedLayer) -> np.ndarray | None:
     """The weight as (channels, inputs) in the order in which onnxruntime's x86 kernel adds up the products.
 
     None for layers with no such kernel, or one that is exact: those of a depthwise Conv and of unsigned weights. A
     ConvTranspose has none, nor have float inputs and those of 16 bits.
     """
-    depthwise = layer.op == "Conv" and layer.groups == len(layer.integers) > 1 and layer.integers.shape[1] == 1
-    if layer.op == "ConvTranspose" or depthwise or not layer.signed or layer.activation_bits > 8:
+    if layer.op == "ConvTranspose" or not layer.signed or layer.activation_bits > 8:
         return None
-    if layer.op == "Conv":  # channels last, so that the channels of one place are neighbours
-        return np.moveaxis(layer.integers, 1, -1).reshape(len(layer.integers), -1)
-    return np.moveaxis(layer.integers, layer.axis, 0).reshape(layer.integers.shape[layer.axis], -1)
+    return _arrange(layer.stored, layer.groups) if layer.op == "Conv" else _transpose(layer.stored, layer.axis)
+
+
+def _operator_rows(index: Index, node: NodeProto, name: str) -> np.ndarray | None:
+    """As ``kernel_rows``; signed activations, which stay so here, have an exact kernel, and so has ConvInteger.
+
+    ConvInteger multiplies weights by activations and not these by those.
+    """
+    weight, kind = _stored(index, name)
+    if node.op_type == "ConvInteger" or kind not in SIGNED or element_type(index, node) in SIGNED:
+        return None
+    if node.op_type == "QLinearConv":
+        return _arrange(weight, attribute_of(node, "group", 1))
+    return _transpose(weight, 0 if attribute_of(node, "transB", 0) else weight.ndim - 1)
+
+
+def _arrange(weight: np.ndarray, groups: int) -> np.ndarray | None:
+    """A convolution's weight with channels last, so that the channels of one place are neighbours; None: depthwise."""
+    if groups == len(weight) > 1 and weight.shape[1] == 1:
+        return None
+    return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+
+
+def _transpose(weight: np.ndarray, axis: int) -> np.ndarray:
+    """The columns of a matrix, or of each of many, one row each; axis: that of the columns."""
+    if weight.ndim == 1:
+        return weight[None]
+    columns = np.moveaxis(weight, axis, -2)
+    return columns.reshape(-1, columns.shape[-1])
 
 
 def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     dequantize = index.producer.get(node.input[1])
-    if dequantize is None or not is_op(dequantize, "DequantizeLinear"):
+    if dequantize is None or not is_linear(dequantize, "DequantizeLinear"):
         return None
     weight, kind = _stored(index, dequantize.input[0])
     scale = _spread(index, dequantize, 1, weight)
     if weight is None or scale is None:
         return None
     zero_point = _spread(index, dequantize, 2, weight)
-    entry = next((n for n in reversed(list(_trace(index, node.input[0]))) if is_op(n, "QuantizeLinear")), node)
+    entry = next((n for n in reversed(list(_trace(index, node.input[0]))) if is_linear(n, "QuantizeLinear")), node)
     bits, highest, grid = _last_grid(index, node.input[0])
     return QuantizedLayer(
         name=node.name or node.output[0],
@@ -86,6 +143,7 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         source=entry.input[0],
         entry=entry.name,
         output=node.output[0],
+        stored=weight,
         integers=weight.astype(np.int32) - (0 if zero_point is None else zero_point.astype(np.int32)),
         signed=kind in SIGNED,
         scale=scale.astype(np.float32),
@@ -130,6 +188,8 @@ def _trace(index: Index, tensor: str) -> Iterator[NodeProto]:
 def _carries(index: Index, node: NodeProto) -> bool:
     if is_op(node, "LeakyRelu"):
         return _is_mark(node)
+    if is_linear(node, *LINEAR):
+        return True
     return is_op(node, *CARRIERS) or (is_op(node, "Clip") and any(e is not None for e in _clip_ends(index, node)))
 
 
@@ -146,7 +206,7 @@ def _clip_ends(index: Index, node: NodeProto) -> list[int | None]:
 
 
 def _last_grid(index: Index, tensor: str) -> tuple[int, int, tuple[float, float, float] | None]:
-    """Bits of the grid that a layer reads its input on, the largest integer on it, its step and its ends in floats.
+    """Bits of the grid that a layer reads its input on, the largest integer there, its step and its ends in floats.
 
     Float input is 32 bits, 0 and None; so is the grid where its scale is computed.
     """
@@ -154,7 +214,7 @@ def _last_grid(index: Index, tensor: str) -> tuple[int, int, tuple[float, float,
     for node in _trace(index, tensor):
         if is_op(node, "Clip"):
             clips.append(_clip_ends(index, node))
-        if is_op(node, "QuantizeLinear"):
+        if is_linear(node, "QuantizeLinear"):
             return _read_grid(index, node, clips)
     return 32, 0, None
 
@@ -162,7 +222,10 @@ def _last_grid(index: Index, tensor: str) -> tuple[int, int, tuple[float, float,
 def _read_grid(
     index: Index, node: NodeProto, clips: list[list[int | None]]
 ) -> tuple[int, int, tuple[float, float, float] | None]:
-    """As ``_last_grid``, of a QuantizeLinear behind which integers are clipped."""
+    """As ``_last_grid``, of a QuantizeLinear behind which integers are clipped.
+
+    onnxruntime moves signed integers up to unsigned ones, so that the largest is the width of their grid.
+    """
     scale = constant(index, node.input[1])
     given = constant(index, node.input[2]) if len(node.input) > 2 else None
     zero_point = 0 if given is None else int(given.reshape(-1)[0])
@@ -174,10 +237,11 @@ def _read_grid(
     if _narrows(index, node, zero_point):
         low = zero_point
     bits = next(bits for bits in (4, 8, 16) if high - low < 2**bits)
+    highest = high - low if kind in SIGNED else high
     if scale is None or scale.size != 1:
-        return bits, high, None
+        return bits, highest, None
     step = float(scale.reshape(-1)[0])
-    return bits, high, (step, (low - zero_point) * step, (high - zero_point) * step)
+    return bits, highest, (step, (low - zero_point) * step, (high - zero_point) * step)
 
 
 def _narrows(index: Index, node: NodeProto, zero_point: int) -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
 from ..graph.index import attribute_of
-from ..graph.integers import GIVEN, find_integers, find_mismatches, give_integers, open_at
-from ..graph.layers import find_quantized_layers, kernel_rows
+from ..graph.integers import GIVEN, find_integers, find_mismatches, give_integers, is_linear, open_at
+from ..graph.layers import find_kernels
 from ..graph.normalise import tidy
+from ..numeric.metrics import Comparison
 from ..numeric.saturation import INT16_MAX, pair_bound
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
-from .calibrate import batch_size
+from .calibrate import batch_size, with_outputs
 
 # Samples looked at: a fault of a kernel is in each of them, and the model without optimizations is slow.
 SAMPLES = 32
@@ -24,37 +28,79 @@ INT8_ACCURACY = 4
 def conform(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> ContractRecord:
     """Compute every integer tensor with graph optimizations off and all on, from equal integers before it.
 
-    A difference so cannot spread: each is that of the operators between two integer tensors. Raises ModelError.
+    A difference so cannot spread: each is that of the operators between two. What all of them do is seen in the whole
+    model's outputs. Raises ModelError.
     """
     model = tidy(quantized)
     integers = find_integers(model)
-    mismatched = find_mismatches(model)
-    if not integers:
-        return ContractRecord(0, (), mismatched)
-    plain = Session(give_integers(model, integers), optimize=False, threads=threads)
-    opened = Session(open_at(model, integers), threads=threads)
+    outputs = [value.name for value in model.graph.output]
+    plain = Session(with_outputs(give_integers(model, integers), outputs), optimize=False, threads=threads)
+    opened = Session(open_at(model, integers), threads=threads) if integers else None
+    whole = Session(model, threads=threads)
+    differences = [_Difference() for _ in integers]
+    changes = _Changes()
     size = min(batch_size(plain, samples), SAMPLES)
-    steps = np.zeros(len(integers), np.int64)
-    moved = np.zeros(len(integers), np.int64)
-    values = np.zeros(len(integers), np.int64)
     done = 0
     for feeds in samples.batches(size):
-        wanted = list(plain.run(feeds).values())
-        given = {f"{GIVEN}{each.tensor}": value for each, value in zip(integers, wanted, strict=True)}
-        for place, (one, other) in enumerate(zip(wanted, opened.run(feeds | given).values(), strict=True)):
-            difference = np.abs(one.astype(np.int16) - other)
-            steps[place] = max(steps[place], difference.max(initial=0))
-            moved[place] += np.count_nonzero(difference)
-            values[place] += difference.size
+        wanted = plain.run(feeds)
+        changes.add(wanted, whole.run(feeds))
+        if opened:
+            values = [wanted[name] for name in opened.outputs]
+            given = {f"{GIVEN}{each.tensor}": value for each, value in zip(integers, values, strict=True)}
+            others = opened.run(feeds | given).values()
+            for difference, one, other in zip(differences, values, others, strict=True):
+                difference.add(one, other)
         done = min(done + (samples.fixed_batch or size), len(samples))
         if done >= SAMPLES:
             break
     records = [
-        StepsRecord(each.tensor, each.op, int(steps[i]), float(moved[i] / max(values[i], 1)))
-        for i, each in enumerate(integers)
+        StepsRecord(each.tensor, each.op, difference.steps, difference.moved / max(difference.values, 1))
+        for each, difference in zip(integers, differences, strict=True)
     ]
     records.sort(key=lambda record: (-record.steps, -record.share))
-    return ContractRecord(done, tuple(records), mismatched)
+    return ContractRecord(done, tuple(records), find_mismatches(model), changes.sqnr_db)
+
+
+@dataclass
+class _Difference:
+    """How far one integer tensor is moved: the most steps, and how many of its values are moved at all."""
+
+    steps: int = 0
+    moved: int = 0
+    values: int = 0
+
+    def add(self, one: np.ndarray, other: np.ndarray) -> None:
+        difference = np.abs(one.astype(np.int32) - other)
+        self.steps = max(self.steps, int(difference.max(initial=0)))
+        self.moved += int(np.count_nonzero(difference))
+        self.values += difference.size
+
+
+class _Changes:
+    """How far the outputs of floats are moved; one of another shape is as far as can be."""
+
+    def __init__(self) -> None:
+        self.comparisons: dict[str, Comparison] = {}
+        self.unlike: set[str] = set()
+
+    def add(self, wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> None:
+        for name, value in given.items():
+            if name not in wanted or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+                continue
+            comparison = self.comparisons.setdefault(name, Comparison())
+            if value.shape == wanted[name].shape:
+                comparison.add(wanted[name], value)
+            else:
+                self.unlike.add(name)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """In dB, of the mean of the outputs' relative errors; None where no output is of floats."""
+        if not self.comparisons:
+            return None
+        errors = [np.inf if name in self.unlike else each.relative_error for name, each in self.comparisons.items()]
+        with np.errstate(divide="ignore"):
+            return -10 * float(np.log10(np.mean(errors)))
 
 
 def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
@@ -62,10 +108,12 @@ def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
 
     ``optimized`` is the graph that onnxruntime runs.
     """
-    bounds = {}
-    for layer in find_quantized_layers(tidy(quantized)):
-        rows = kernel_rows(layer)
-        bounds[layer.name] = 0 if rows is None else pair_bound(rows, layer.highest)
+    # Weights that are still dequantized belong to layers that run in float.
+    floats = {node.input[0] for node in optimized.node if is_linear(node, "DequantizeLinear")}
+    bounds = {
+        each.name: 0 if each.rows is None or each.weight in floats else pair_bound(each.rows, each.highest)
+        for each in find_kernels(tidy(quantized))
+    }
     wide = [name for name, bound in bounds.items() if bound > INT16_MAX]
     risks = []
     if wide:

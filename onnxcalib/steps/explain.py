@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from ..data import CalibrationSet
 from ..errors import ModelError
@@ -17,7 +17,7 @@ from ..graph.extract import extract, infer_types
 from ..graph.fusion import moves_values
 from ..graph.index import Index, is_op
 from ..graph.integers import GIVEN
-from ..graph.layers import QuantizedLayer, find_quantized_layers
+from ..graph.layers import QuantizedLayer
 from ..graph.normalise import tidy
 from ..numeric.diagnosis import Symptoms, diagnose, rounding_sqnr
 from ..numeric.metrics import Comparison
@@ -25,6 +25,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .calibrate import batch_size, with_outputs
+from .pair import Pair, name_float_nodes, pair_layers
 
 # Samples on which the layers' own errors are measured: SQNRs of whole tensors move little with more.
 SAMPLES = 64
@@ -32,6 +33,7 @@ SAMPLES = 64
 # costs half a pass of the float model on average.
 SHARE, LEAST, MOST = 8, 4, 16
 WORST = 10
+BEHIND, ROUNDED = "behind:", "rounded:"
 SETTINGS_KEY = "onnxcalib.settings"
 # From where on a symptom is named as a reason.
 WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
@@ -40,23 +42,30 @@ CANCELLED = 6.0  # dB
 
 @dataclass
 class _Layer:
-    """A quantized layer beside its float self; output is its name in the float model."""
+    """What was measured of a pair; grid: of the float output itself on the grid behind the layer, where that clips."""
 
-    layer: QuantizedLayer
-    output: str
+    pair: Pair
     alone: Comparison = field(default_factory=Comparison)
     all_before: Comparison = field(default_factory=Comparison)
+    grid: Comparison = field(default_factory=Comparison)
     at_output: float = float("nan")
+
+    @property
+    def made(self) -> str:
+        """The tensor that stands for the float output: the layer's own output, or what it is behind the grid."""
+        return f"{BEHIND}{self.pair.layer.output}" if self.pair.path else self.pair.layer.output
 
 
 def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> Explanation:
     """Find the layers that lose most at the model's outputs, each quantized alone, and say what their numbers show.
 
     Layers are those with a quantized constant weight whose input and output the float model has under the same names;
-    others are listed as unmatched. Works on the first SAMPLES samples; both models stay as they are. Raises ModelError.
+    they have the names that ``quantize`` gives the float layers. Others are listed as unmatched. Works on the first
+    SAMPLES samples; both models stay as they are. Raises ModelError.
     """
-    original, quantized = tidy(original), tidy(quantized)
-    layers, unmatched = _match(original, quantized)
+    (original, names), quantized = name_float_nodes(original), tidy(quantized)
+    pairs, unmatched = pair_layers(original, quantized, names)
+    layers = [_Layer(pair) for pair in pairs]
     notes = _read_notes(quantized)
     if not layers:
         return Explanation(0, (), unmatched, notes)
@@ -85,30 +94,6 @@ def _or(value: float, other: float) -> float:
     return other if np.isnan(value) else value
 
 
-def _match(original: ModelProto, quantized: ModelProto) -> tuple[list[_Layer], tuple[str, ...]]:
-    index, other = Index(original.graph), Index(quantized.graph)
-    known = {*index.inputs, *index.producer}
-    layers, unmatched = [], []
-    for layer in find_quantized_layers(quantized):
-        output = next((name for name in _names_of(other, layer.output) if name in known), None)
-        if layer.source not in known:
-            unmatched.append(f"{layer.name}: the float model has no tensor {layer.source}, which it reads")
-        elif output is None:
-            unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, which it makes")
-        else:
-            layers.append(_Layer(layer, output))
-    return layers, tuple(unmatched)
-
-
-def _names_of(index: Index, tensor: str) -> list[str]:
-    """A tensor's own name, and those that it has once it was put on a grid."""
-    names = [tensor]
-    for node in index.readers(tensor):
-        if is_op(node, "QuantizeLinear", "Clip", "DequantizeLinear"):
-            names += _names_of(index, node.output[0])
-    return names
-
-
 class _Trail:
     """Both models run over the samples, and what of the float one is kept on disk for the first few."""
 
@@ -117,16 +102,18 @@ class _Trail:
     ) -> None:
         self.original, self.layers, self.store, self.threads = original, layers, store, threads
         self.index = Index(original.graph)
-        self.live = live_behind(original, [each.output for each in layers])
-        self.sources = {each.layer.source for each in layers}
+        self.live = live_behind(original, [each.pair.output for each in layers])
+        self.sources = {each.pair.layer.source for each in layers}
         parts = {part for source in self.sources for part in joined_parts(self.index, source)}
-        outputs = {each.output for each in layers}
+        outputs = {each.pair.output for each in layers}
+        self.given = self.sources | {each.pair.output for each in layers if each.pair.path}
         kept = {*self.index.outputs, *self.sources, *parts, *(t for names in self.live.values() for t in names)}
         self.kept = sorted(kept)
         self.reference = Session(with_outputs(original, sorted(kept | outputs)), threads=threads)
-        inner = [each.layer.output for each in layers]
-        self.alone = Session(_open_layers(quantized, layers), threads=threads)
-        self.chain = Session(with_outputs(quantized, inner), threads=threads)
+        self.made = list(dict.fromkeys(each.made for each in layers))
+        extended = _extend(quantized, layers)
+        self.alone = Session(_open_layers(extended, layers), threads=threads)
+        self.chain = Session(with_outputs(extended, self.made), threads=threads)
         self.batches = 0
 
     def walk(self, samples: CalibrationSet) -> int:
@@ -136,18 +123,20 @@ class _Trail:
         done = 0
         for feeds in samples.batches(size):
             floats = {**feeds, **self.reference.run(feeds)}
-            alone = self.alone.run({f"{GIVEN}{name}": floats[name] for name in self.sources})
-            chain = self.chain.run(feeds, list({each.layer.output for each in self.layers}))
+            alone = self.alone.run({f"{GIVEN}{name}": floats[name] for name in self.given})
+            chain = self.chain.run(feeds, self.made)
             for each in self.layers:
-                wanted, name = floats[each.output], each.layer.output
+                wanted, name = floats[each.pair.output], each.made
                 if wanted.shape == alone[name].shape == chain[name].shape:
                     each.alone.add(wanted, alone[name])
                     each.all_before.add(wanted, chain[name])
+                    if each.pair.path:
+                        each.grid.add(wanted, alone[f"{ROUNDED}{name}"])
             if done < few:
                 for name in self.kept:
                     self.store.append(name, floats[name])
-                for name, value in alone.items():
-                    self.store.append(f"alone:{name}", value)
+                for name in self.made:
+                    self.store.append(f"alone:{name}", alone[name])
                 self.batches += 1
             done = min(done + (samples.fixed_batch or size), len(samples))
             if done >= SAMPLES:
@@ -160,7 +149,7 @@ class _Trail:
         values = {name: self.store.batch(name, 0) for name in self.index.outputs}
         floats = [name for name, value in values.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
         for each in self.layers:
-            inputs = self.live.get(each.output, ())
+            inputs = self.live.get(each.pair.output, ())
             wanted = [name for name in floats if name not in inputs]
             try:
                 rest = extract(self.original, types, inputs=inputs, outputs=wanted) if wanted else None
@@ -174,7 +163,7 @@ class _Trail:
         found = {name: Comparison() for name in outputs}
         for number in range(self.batches):
             feeds = {name: self.store.batch(name, number) for name in inputs}
-            feeds[each.output] = self.store.batch(f"alone:{each.layer.output}", number)
+            feeds[each.pair.output] = self.store.batch(f"alone:{each.made}", number)
             given = {**feeds, **(session.run(feeds) if session else {})}
             for name, comparison in found.items():
                 wanted = self.store.batch(name, number)
@@ -193,16 +182,42 @@ class _Trail:
         return np.concatenate(same) if batches[0].ndim else np.array(batches)
 
 
-def _open_layers(quantized: ModelProto, layers: list[_Layer]) -> ModelProto:
-    """The layers and their grids, each reading a graph input, GIVEN + its source, in place of what lies before it."""
+def _extend(quantized: ModelProto, layers: list[_Layer]) -> ModelProto:
+    """A copy that also makes what layers give behind their grids, by nodes of its own: those there may be cut off."""
     copy = ModelProto()
     copy.CopyFrom(quantized)
-    entries = {each.layer.entry: each.layer.source for each in layers}
+    for each in layers:
+        _add_path(copy, each.pair.path, each.pair.layer.output, each.made)
+    return copy
+
+
+def _add_path(model: ModelProto, path: tuple[NodeProto, ...], tensor: str, end: str) -> None:
+    """Append copies of the nodes, which lead from one tensor to another."""
+    for place, node in enumerate(path, 1):
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.name = copy.output[0] = end if place == len(path) else f"{end}:{place}"
+        copy.input[0], tensor = tensor, copy.output[0]
+        model.graph.node.append(copy)
+
+
+def _open_layers(extended: ModelProto, layers: list[_Layer]) -> ModelProto:
+    """The layers and their grids, each reading a graph input, GIVEN + its source, in place of what lies before it.
+
+    Where a grid clips, it is given the float output too, GIVEN + its name.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(extended)
+    entries = {each.pair.layer.entry: each.pair.layer.source for each in layers}
     for node in copy.graph.node:
         if node.name in entries:
             reroute(node, entries[node.name], f"{GIVEN}{entries[node.name]}")
-    inputs = sorted({f"{GIVEN}{source}" for source in entries.values()})
-    return extract(copy, {}, inputs=inputs, outputs=list(dict.fromkeys(each.layer.output for each in layers)))
+    clipped = [each for each in layers if each.pair.path]
+    for each in clipped:
+        _add_path(copy, each.pair.path, f"{GIVEN}{each.pair.output}", f"{ROUNDED}{each.made}")
+    inputs = sorted({f"{GIVEN}{name}" for name in (*entries.values(), *(each.pair.output for each in clipped))})
+    outputs = [*dict.fromkeys(each.made for each in layers), *(f"{ROUNDED}{each.made}" for each in clipped)]
+    return extract(copy, {}, inputs=inputs, outputs=outputs)
 
 
 def joined_parts(index: Index, tensor: str) -> tuple[str, ...]:
@@ -215,23 +230,22 @@ def joined_parts(index: Index, tensor: str) -> tuple[str, ...]:
 
 
 def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
-    layer = each.layer
-    reasons = _find_reasons(each, trail)
+    layer, name = each.pair.layer, each.pair.name
     wide = layer.weight_bits >= 8 and layer.activation_bits >= 8
     remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
     if wide:
         remedy, lines = "leave it in float", "exclude = true"
     return LayerLoss(
-        name=layer.name,
+        name=name or layer.name,
         op=layer.op,
         weight_bits=layer.weight_bits,
         activation_bits=layer.activation_bits,
         alone_db=each.alone.sqnr_db,
         all_before_db=each.all_before.sqnr_db,
         at_output_db=None if np.isnan(each.at_output) else each.at_output,
-        reasons=tuple(reasons),
+        reasons=tuple(_find_reasons(each, trail)),
         remedy=remedy,
-        toml=f"[layers.{_quote(layer.name)}]\n{lines}",
+        toml=f"[layers.{_quote(name)}]\n{lines}" if name else "",
     )
 
 
@@ -241,27 +255,32 @@ def _quote(name: str) -> str:
 
 
 def _find_reasons(each: _Layer, trail: _Trail) -> list[str]:
-    layer = each.layer
+    layer = each.pair.layer
     weight = rounding_sqnr(layer.integers, layer.scale, layer.axis)
     if layer.grid is None:
         return [f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB"]
-    values = trail.values(each.layer.source)
+    values = trail.values(layer.source)
     axis = values.ndim - 1 if layer.op == "MatMul" else min(1, values.ndim - 1)
     found = diagnose(values, *layer.grid, axis)
     parts = {name: float(np.abs(trail.values(name)).max()) for name in joined_parts(trail.index, layer.source)}
+    parted = f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB, its {layer.activation_bits}-bit input"
+    parted += f" {found.sqnr_db:.1f} dB"
+    kept = [weight, found.sqnr_db]
+    if each.pair.path:
+        kept.append(each.grid.sqnr_db)
+        parted += f", the grid that clips its output {each.grid.sqnr_db:.1f} dB"
     return [
-        f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB, its {layer.activation_bits}-bit input"
-        f" {found.sqnr_db:.1f} dB",
-        *_name_cancelling(each.alone.sqnr_db, weight, found.sqnr_db),
+        parted,
+        *_name_cancelling(each.alone.sqnr_db, kept),
         *_name_symptoms(found, layer.grid),
         *_name_parts(parts),
         *_name_channels(layer),
     ]
 
 
-def _name_cancelling(alone: float, weight: float, given: float) -> list[str]:
+def _name_cancelling(alone: float, kept: list[float]) -> list[str]:
     """Sums that are far smaller than their terms keep the terms' errors."""
-    expected = -10 * np.log10(10 ** (-weight / 10) + 10 ** (-given / 10))
+    expected = -10 * np.log10(sum(10 ** (-each / 10) for each in kept))
     if not alone < expected - CANCELLED:
         return []
     return [f"its products cancel: its output keeps {alone:.1f} dB where these would leave {expected:.1f} dB"]

@@ -119,7 +119,7 @@ def _judge_steps(found: Verdict, limit: int, confident: bool, missed: tuple[str,
         more = f" and {len(contract.mismatched) - 1} more" if len(contract.mismatched) > 1 else ""
         return False, f"{contract.mismatched[0]}{more} is dequantized on another grid than it was quantized on"
     if not contract.tensors:
-        return True, f"no tensor is quantized, at most {limit}"
+        return True, f"no integer tensor to judge, at most {limit}"
     worst = contract.tensors[0]
     where = f" at {worst.tensor} ({worst.op})" if worst.steps else ""
     steps = "1 step" if worst.steps == 1 else f"{worst.steps} steps"

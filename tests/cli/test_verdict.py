@@ -115,10 +115,17 @@ def test_the_numerics_contract_names_the_worst_tensors_and_unlike_pairs(printed)
     assert "  unlike scales or zero points in a Q/DQ pair: x, y" in lines
     shown = [row for row in split(lines) if row and row[0].startswith("tensor") and row[0] != "tensors"]
     assert shown == [[f"tensor{i}", "Conv", str(2 - i // 4), "5"] for i in range(WORST_TENSORS)]
-    equal = ContractRecord(16, (StepsRecord("tensor0", "Conv", 0, 0.0),))
+    equal = ContractRecord(16, (StepsRecord("tensor0", "Conv", 0, 0.0),), (), float("inf"))
     lines = printed(replace(VERDICT, contract=equal))
-    assert "numerics contract: at most 0 steps between graph optimizations off and on, 16 samples" in lines
+    where = "between graph optimizations off and on, 16 samples"
+    assert f"numerics contract: at most 0 steps {where}; outputs are equal" in lines
     assert not any("tensors that differ" in line or "unlike" in line for line in lines)
+
+
+def test_a_contract_without_integer_tensors_is_that_of_the_outputs(printed):
+    lines = printed(replace(VERDICT, contract=ContractRecord(32, (), (), 39.84)))
+    where = "between graph optimizations off and on, 32 samples"
+    assert f"numerics contract: no integer tensor to judge {where}; outputs differ by 39.8 dB" in lines
 
 
 def test_an_explanation_ends_in_toml_that_can_be_copied(printed):

@@ -13,6 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxcalib.graph.integers import GIVEN, Integers, find_integers, find_mismatches, give_integers, open_at
 
 U8, I8, U4, I4 = TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT4, TensorProto.INT4
+U16, I16 = TensorProto.UINT16, TensorProto.INT16
 RESIDUAL = """g (float[N, 3, 8, 8] image) => (float[N, 5] scores) {
     [stem] c1 = Conv <pads = [1, 1, 1, 1]> (image, w1, b1)  [relu1] r1 = Relu (c1)
     [inner] c2 = Conv <pads = [1, 1, 1, 1]> (r1, w2, b2)  [relu2] r2 = Relu (c2)
@@ -219,10 +220,31 @@ def test_weights_that_are_quantized_in_the_graph_are_no_integers_of_it(build, dr
     assert list(types_of(model)) == ["q"]
 
 
-def test_integers_of_other_widths_and_of_other_operators_are_not_found(build):
-    nodes = """a = QuantizeLinear (x, s, wide) b = DequantizeLinear (a, s, wide)
-               c, d, e = DynamicQuantizeLinear (b) y = DequantizeLinear (c, d, e)"""
-    assert find_integers(quantize_by_hand(build, nodes, wide=np.uint16(7))) == ()
+def test_integers_of_other_operators_are_not_found(build):
+    nodes = "c, d, e = DynamicQuantizeLinear (x) y = DequantizeLinear (c, d, e)"
+    assert find_integers(quantize_by_hand(build, nodes)) == ()
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+@pytest.mark.parametrize(("dtype", "kind"), [(np.uint16, U16), (np.int16, I16), (np.uint8, U8)])
+def test_both_domains_have_integers_of_8_and_16_bits(build, draw, execute, domain, dtype, kind):
+    nodes = f"""q = {domain}QuantizeLinear (x, s, z) d = {domain}DequantizeLinear (q, s, z) n = Neg (d)
+                r = {domain}QuantizeLinear (n, t, z) y = {domain}DequantizeLinear (r, t, z)"""
+    model, x = quantize_by_hand(build, nodes, z=np.array(60, dtype)), draw(2, 4)
+    integers = find_integers(model)
+    assert integers == (Integers("q", kind, "input"), Integers("r", kind, "Neg"))
+    wanted, _ = execute(give_integers(model, integers), {"x": x}, optimize=False)
+    given, _ = execute(open_at(model, integers), {"x": 0 * x} | give(integers, wanted), optimize=False)
+    assert {value.dtype for value in wanted.values()} == {np.dtype(dtype)}
+    np.testing.assert_array_equal(given["r"], wanted["r"])
+    np.testing.assert_array_equal(given["q"], np.full((2, 4), 60))
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+def test_grids_that_do_not_fit_are_found_in_both_domains(build, domain):
+    nodes = f"q = {domain}QuantizeLinear (x, s, z) y = {domain}DequantizeLinear (q, s, o)"
+    assert find_mismatches(quantize_by_hand(build, nodes, z=np.uint16(7), o=np.uint16(7))) == ()
+    assert find_mismatches(quantize_by_hand(build, nodes, z=np.uint16(7), o=np.uint16(8))) == ("x",)
 
 
 def test_signed_activations_are_opened_as_they_are(build, draw, execute):

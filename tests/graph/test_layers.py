@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from onnxcalib.graph.layers import find_quantized_layers, kernel_rows
+from onnxcalib.graph.layers import find_kernels, find_quantized_layers, kernel_rows
 
 NET = """g (float[N, 3, 8, 8] image) => (float[N, 5] scores) {
     [stem] c1 = Conv <pads = [1, 1, 1, 1]> (image, w1, b1)  [relu1] r1 = Relu (c1)
@@ -117,14 +117,15 @@ ON_GRID = f"q = QuantizeLinear (x, s, z) e = DequantizeLinear (q, s, z) {WEIGHT}
     ("zero", "bits", "highest", "ends"),
     [
         (np.uint8(10), 8, 255, (-5.0, 122.5)),
-        (np.int8(-8), 8, 127, (-60.0, 67.5)),
+        (np.int8(-8), 8, 255, (-60.0, 67.5)),
         (np.array(3).astype(ml_dtypes.uint4), 4, 15, (-1.5, 6.0)),
-        (np.array(-3).astype(ml_dtypes.int4), 4, 7, (-2.5, 5.0)),
+        (np.array(-3).astype(ml_dtypes.int4), 4, 15, (-2.5, 5.0)),
         (np.uint16(1000), 16, 65535, (-500.0, 32267.5)),
-        (np.int16(0), 16, 32767, (-16384.0, 16383.5)),
+        (np.int16(0), 16, 65535, (-16384.0, 16383.5)),
     ],
 )
 def test_the_zero_point_has_the_type_of_the_grid(build, zero, bits, highest, ends):
+    """The largest integer is that of the grid moved to start at 0, which onnxruntime does with signed ones."""
     layer = only(by_hand(build, ON_GRID, z=zero))
     assert (layer.activation_bits, layer.highest, layer.grid) == (bits, highest, (0.5, *ends))
 
@@ -143,7 +144,7 @@ def test_a_grid_without_a_zero_point_begins_at_zero(build):
         ("(q, , high)", np.uint8(2), 4, 15, (-1.0, 6.5)),
         ("(q, low)", np.uint8(2), 8, 255, (-1.0, 126.5)),
         ("(q)", np.uint8(2), 8, 255, (-1.0, 126.5)),
-        ("(q, low, high)", np.int8(0), 4, 7, (-4.0, 3.5)),
+        ("(q, low, high)", np.int8(0), 4, 15, (-4.0, 3.5)),
     ],
 )
 def test_a_clip_of_integers_ends_the_grid(build, clip, zero, bits, highest, ends):
@@ -296,7 +297,21 @@ def test_rows_of_stacked_matrices_are_the_columns_of_each(build):
     weight = np.arange(24, dtype=np.int8).reshape(2, 4, 3)
     layer = only(by_hand(build, ON_GRID, z=np.uint8(3), v=weight))
     assert layer.axis == 2
-    assert kernel_rows(layer).tolist() == [[*weight[0, :, i], *weight[1, :, i]] for i in range(3)]
+    np.testing.assert_array_equal(kernel_rows(layer), [weight[k, :, i] for k in range(2) for i in range(3)])
+
+
+def test_rows_are_the_integers_as_they_are_stored(build):
+    """The kernel multiplies these, and takes what the zero point makes from the sums."""
+    weight = np.arange(16, dtype=np.int8).reshape(4, 4)
+    nodes = ON_GRID.replace("(v, s)", "(v, s, o)")
+    layer = only(by_hand(build, nodes, z=np.uint8(3), v=weight, o=np.int8(-100)))
+    np.testing.assert_array_equal(kernel_rows(layer), weight.T)
+    np.testing.assert_array_equal(layer.integers, weight.astype(int) + 100)
+
+
+def test_a_vector_is_one_row(build):
+    layer = only(by_hand(build, ON_GRID, z=np.uint8(3), v=np.arange(4, dtype=np.int8)))
+    assert kernel_rows(layer).tolist() == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize(
@@ -313,3 +328,78 @@ def test_a_transposed_convolution_has_no_integer_kernel(build, rough, draw):
     text = "g (float[N, 4, 3, 3] x) => (float[N, 6, 4, 4] y) { [t] y = ConvTranspose (x, w) }"
     layer = only(rough(build(text, opset=21, ir=10, w=draw(4, 6, 2, 2)), draw(2, 4, 3, 3)))
     assert (layer.op, layer.axis, kernel_rows(layer)) == ("ConvTranspose", 1, None)
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft."])
+def test_layers_are_found_behind_both_domains_of_quantize_linear(build, domain):
+    nodes = ON_GRID.replace("= Quant", f"= {domain}Quant").replace("= Dequant", f"= {domain}Dequant")
+    model = by_hand(build, nodes, z=np.uint8(10))
+    model.graph.node[0].name = "entry"
+    layer = only(model)
+    assert (layer.source, layer.entry, layer.grid, layer.activation_bits) == ("x", "entry", (0.5, -5.0, 122.5), 8)
+
+
+# Kernels
+
+
+def test_layers_have_the_kernels_of_their_rows(quantized):
+    model = quantized()
+    kernels, layers = find_kernels(model), find_quantized_layers(model)
+    assert [(k.name, k.highest) for k in kernels] == [(layer.name, layer.highest) for layer in layers]
+    assert [k.weight for k in kernels][:3] == ["w1_quantized", "w2_quantized", "w3_quantized"]
+    for kernel, layer in zip(kernels, layers, strict=True):
+        np.testing.assert_array_equal(kernel.rows, kernel_rows(layer))
+
+
+SQUARE = np.arange(16, dtype=np.int8).reshape(4, 4)
+FILTERS = np.arange(36, dtype=np.int8).reshape(2, 2, 3, 3)
+STACK = np.arange(24, dtype=np.int8).reshape(2, 4, 3)
+CHANNELS_LAST = [[*FILTERS[i].transpose(1, 2, 0).reshape(-1)] for i in range(2)]
+Q_CONV = "QLinearConv {} (x, s, z, w, s, o, s, z)"
+Q_MATMUL = "QLinearMatMul (x, s, z, w, s, o, s, z)"
+Q_GEMM = "com.microsoft.QGemm {} (x, s, z, w, s, o, b, s, z)"
+INTEGERS = "MatMulInteger (x, w, z, o)"
+
+
+def operate(build, node, weight, kind="uint8"):
+    """The rows of one operator on integers; o is the zero point of its weight."""
+    text = f"g ({kind} x) => ({kind} y) {{ [op] y = {node.replace('{}', '')} }}"
+    constants = {"s": np.float32(0.5), "z": np.array(3, kind), "o": weight.dtype.type(0), "b": np.zeros(4, np.int32)}
+    (kernel,) = find_kernels(build(text, w=weight, **constants))
+    assert (kernel.name, kernel.weight, kernel.highest) == ("op", "w", 255)
+    return kernel.rows
+
+
+@pytest.mark.parametrize(
+    ("node", "weight", "rows"),
+    [
+        (Q_CONV, FILTERS, CHANNELS_LAST),
+        (Q_CONV.format("<group = 2>"), FILTERS, CHANNELS_LAST),
+        (Q_MATMUL, SQUARE, SQUARE.T),
+        (Q_MATMUL, STACK, [STACK[k, :, i] for k in range(2) for i in range(3)]),
+        (Q_GEMM, SQUARE, SQUARE.T),
+        (Q_GEMM.format("<transB = 1>"), SQUARE, SQUARE),
+        (INTEGERS, SQUARE, SQUARE.T),
+        ("MatMulInteger (x, w)", SQUARE, SQUARE.T),
+    ],
+)
+def test_operators_on_integers_have_kernels_too(build, node, weight, rows):
+    np.testing.assert_array_equal(operate(build, node, weight), rows)
+
+
+@pytest.mark.parametrize(
+    ("node", "weight"), [(Q_CONV, FILTERS), (Q_MATMUL, SQUARE), (Q_GEMM, SQUARE), (INTEGERS, SQUARE)]
+)
+def test_operators_on_unsigned_weights_or_signed_activations_are_exact(build, node, weight):
+    assert operate(build, node, weight.astype(np.uint8)) is None
+    assert operate(build, node, weight, "int8") is None
+
+
+def test_convolutions_of_single_channels_and_those_without_scales_are_exact(build):
+    assert operate(build, Q_CONV.format("<group = 2>"), FILTERS[:, :1]) is None
+    assert operate(build, "ConvInteger (x, w, z, o)", FILTERS) is None
+
+
+def test_a_weight_that_is_computed_has_no_kernel(build):
+    text = "g (uint8 x, int8[4, 4] w) => (int32 y) { y = MatMulInteger (x, w) }"
+    assert find_kernels(build(text)) == ()

@@ -6,8 +6,10 @@ import re
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.integers import GIVEN
@@ -21,6 +23,8 @@ BODY = """{ [a] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [b] r = Relu (c)
     [d] d = Conv <pads = [1, 1, 1, 1]> (r, w2, b1)  [e] s = Add (d, r)  [g] t = Relu (s)
     [m] p = GlobalAveragePool (t)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
 
+CHAIN = BODY.replace("[e] s = Add (d, r)  [g] t = Relu (s)", "[g] t = Relu (d)")
+
 
 @pytest.fixture
 def model(build, weigh):
@@ -33,6 +37,36 @@ def model(build, weigh):
 @pytest.fixture
 def quantized(model, rough, draw):
     return rough(model, draw(16, 4, 6, 6))
+
+
+@pytest.fixture
+def by_tool(draw, tmp_path):
+    """Models that onnxruntime's own tool has quantized: statically, by format and types, or dynamically."""
+    source, target = tmp_path / "float.onnx", tmp_path / "tool.onnx"
+
+    def make(model, form, activations=QuantType.QUInt8, weights=QuantType.QInt8, **extra):
+        onnx.save(model, source)
+        if form == "dynamic":
+            quantize_dynamic(source, target, weight_type=weights)
+        else:
+            shape = [dim.dim_value or 8 for dim in model.graph.input[0].type.tensor_type.shape.dim]
+            types = {"activation_type": activations, "weight_type": weights, "extra_options": extra}
+            quantize_static(source, target, Reader({"x": draw(*shape)}), quant_format=form, **types)
+        return onnx.load(target)
+
+    return make
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, *samples):
+        self.samples = iter(samples)
+
+    def get_next(self):
+        return next(self.samples, None)
+
+
+QDQ, QOPERATOR = QuantFormat.QDQ, QuantFormat.QOperator
+U8, I8, U16, I16 = QuantType.QUInt8, QuantType.QInt8, QuantType.QUInt16, QuantType.QInt16
 
 
 def samples_of(model, array):
@@ -98,7 +132,7 @@ def bend(monkeypatch):
 
             def run(self, feeds, outputs=None):
                 values = super().run(feeds, outputs)
-                if self.bent:
+                if self.bent and tensor in values:
                     values[tensor] = make(values[tensor])
                 return values
 
@@ -120,12 +154,15 @@ def test_a_session_that_gives_other_integers_is_found_at_its_tensor(quantized, d
     assert found.steps == 3 and max(record.steps for record in others) <= 1
 
 
-@pytest.mark.parametrize(("kind", "ends"), [(np.uint8, (0, 255)), (np.int8, (-128, 127))])
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [(np.uint8, (0, 255)), (np.int8, (-128, 127)), (np.uint16, (0, 65535)), (np.int16, (-32768, 32767))],
+)
 def test_a_difference_from_end_to_end_of_the_type_is_not_wrapped(build, draw, bend, kind, ends):
     model = build(
         "g (float[N, 3] x) => (float[N, 3] y) {"
         " q = QuantizeLinear (x, scale, zero)  y = DequantizeLinear (q, scale, zero) }",
-        scale=np.float32(1e-6), zero=np.array(0, kind),
+        opset=21, ir=10, scale=np.float32(1e-6), zero=np.array(0, kind),
     )  # fmt: skip
     bend("q", lambda value: np.full_like(value, ends[0]))
     (record,) = conform(model, samples_of(model, np.abs(draw(4, 3)) + 1)).tensors
@@ -165,12 +202,13 @@ def test_every_layer_starts_from_the_integers_of_the_session_without_optimizatio
 
     monkeypatch.setattr(module, "Session", Spy)
     found = conform(quantized, samples_of(quantized, draw(4, 4, 6, 6)))
-    (*_, plain), (inputs, feeds, _) = seen[-2:]
-    assert set(plain) == {record.tensor for record in found.tensors}
-    for tensor, value in plain.items():
-        np.testing.assert_array_equal(feeds[f"{GIVEN}{tensor}"], value)
+    (*_, plain), _, (inputs, feeds, _) = seen[-3:]
+    tensors = {record.tensor for record in found.tensors}
+    assert set(plain) == tensors | {"y"}
+    for tensor in tensors:
+        np.testing.assert_array_equal(feeds[f"{GIVEN}{tensor}"], plain[tensor])
     read = {name for node in quantized.graph.node for name in node.input}
-    assert {f"{GIVEN}{tensor}" for tensor in plain.keys() & read} <= set(inputs)
+    assert {f"{GIVEN}{tensor}" for tensor in tensors & read} <= set(inputs)
 
 
 def test_no_more_samples_are_looked_at_than_needed(quantized, draw):
@@ -179,9 +217,93 @@ def test_no_more_samples_are_looked_at_than_needed(quantized, draw):
     assert conform(fixed, samples_of(fixed, draw(60, 4, 6, 6))).samples == 36
 
 
-def test_a_float_model_has_nothing_to_compare(model, draw):
+def test_a_float_model_is_judged_by_its_outputs_alone(model, draw):
     found = conform(model, samples_of(model, draw(4, 4, 6, 6)))
-    assert (found.samples, found.tensors, found.mismatched, found.steps) == (0, (), (), 0)
+    assert (found.samples, found.tensors, found.mismatched, found.steps) == (4, (), (), 0)
+    assert found.sqnr_db > 100
+
+
+@pytest.mark.parametrize("domain", ["", "com.microsoft"])
+@pytest.mark.parametrize(("activations", "kind"), [(U16, TensorProto.UINT16), (I16, TensorProto.INT16)])
+def test_tensors_of_16_bits_are_compared_in_both_domains(model, by_tool, draw, domain, activations, kind):
+    wide = by_tool(model, QDQ, activations, UseQDQContribOps=bool(domain))
+    nodes = {node.input[0]: node for node in wide.graph.node if node.op_type == "QuantizeLinear"}
+    types = {tensor.name: tensor.data_type for tensor in wide.graph.initializer}
+    assert {(node.domain, types[node.input[2]]) for node in nodes.values()} == {(domain, kind)}
+    found = conform(wide, samples_of(wide, draw(20, 4, 6, 6)))
+    assert {record.tensor for record in found.tensors} == {node.output[0] for node in nodes.values()}
+    assert len(found.tensors) > 5 and found.steps <= 1 and found.mismatched == () and found.sqnr_db > 60
+    wrong = retouch(wide, lambda zero: zero ^ 1, tensor=reader_of(wide, nodes["r"].output[0]), place=2)
+    assert conform(wrong, samples_of(wrong, draw(2, 4, 6, 6))).mismatched == ("r",)
+
+
+def reader_of(model, tensor):
+    return next(node.output[0] for node in model.graph.node if tensor in node.input)
+
+
+# The outputs of the whole model
+
+
+@pytest.mark.parametrize("form", ["dynamic", "weights alone"])
+def test_models_without_integer_tensors_are_compared_at_their_outputs(model, weight_only, by_tool, draw, form):
+    quantized = by_tool(model, form) if form == "dynamic" else weight_only
+    x = draw(SAMPLES + 9, 4, 6, 6) if form == "dynamic" else draw(SAMPLES + 9, 64)
+    found = conform(quantized, samples_of(quantized, x))
+    assert (found.samples, found.tensors) == (SAMPLES, ())
+    off, on = (Session(quantized, optimize=on).run({"x": x[:SAMPLES]})["y"] for on in (False, True))
+    error = np.sum(np.square(on - off, dtype=np.float64)) / np.sum(np.square(off, dtype=np.float64))
+    assert found.sqnr_db == (pytest.approx(-10 * np.log10(error), abs=1e-3) if error else np.inf)
+    if form == "weights alone":  # MatMulNBits rounds its input to 8 bits
+        assert 30 < found.sqnr_db < 60
+
+
+def two_outputs(build, kind="float"):
+    text = f"g (float[N, 3] x) => ({kind}[N, 3] y, {kind}[N, 3] z) {{ "
+    if kind == "float":
+        return build(f"{text} y = Relu (x)  z = Neg (x) }}")
+    return build(f"{text} y = Cast <to = 7> (x)  z = Neg (y) }}")
+
+
+def test_the_error_is_the_mean_of_the_outputs_own_ones(build, draw, bend):
+    model = two_outputs(build)
+    assert conform(model, samples_of(model, draw(8, 3))).sqnr_db == np.inf
+    bend("y", lambda value: value * np.float32(1.1))
+    assert conform(model, samples_of(model, draw(8, 3))).sqnr_db == pytest.approx(20 + 10 * np.log10(2), abs=1e-3)
+
+
+def test_all_batches_count(build, draw, bend):
+    model = change_batch(two_outputs(build), 4)
+    calls = []
+
+    def last(value):
+        calls.append(len(value))
+        return value * np.float32(1.1) if len(calls) == 3 else value
+
+    bend("z", last)
+    x = draw(4, 3)
+    found = conform(model, samples_of(model, np.concatenate([x, x, x])))
+    assert calls == [4, 4, 4] and found.sqnr_db == pytest.approx(20 + 10 * np.log10(6), abs=1e-3)
+
+
+def test_outputs_of_another_shape_are_as_far_apart_as_can_be(build, draw, bend):
+    model = two_outputs(build)
+    bend("y", lambda value: value[:, :2])
+    assert conform(model, samples_of(model, draw(8, 3))).sqnr_db == -np.inf
+
+
+def test_whole_numbers_have_no_error_in_decibels(build, draw):
+    model = two_outputs(build, "int64")
+    found = conform(model, samples_of(model, draw(8, 3)))
+    assert (found.sqnr_db, found.samples) == (None, 8)
+
+
+def test_an_integer_tensor_that_is_an_output_is_compared_as_integers(build, draw):
+    text = (
+        "g (float[N, 3] x) => (uint8[N, 3] q, float[N, 3] y) { q = QuantizeLinear (x, s)  y = DequantizeLinear (q, s) }"
+    )
+    model = build(text, s=np.float32(0.01))
+    found = conform(model, samples_of(model, draw(8, 3)))
+    assert ([record.tensor for record in found.tensors], found.sqnr_db) == (["q"], np.inf)
 
 
 def test_a_model_without_a_batch_axis_and_names_of_nodes_is_compared(build, draw):
@@ -254,6 +376,76 @@ def test_4_bit_activations_are_too_small_to_saturate(build, rough, draw):
     for bits, count in ((8, 3), (4, 2)):
         (text,) = risks_of(rough(model, draw(8, 4, 6, 6), activation_bits=bits))
         assert text.startswith(f"{count} of 3 layers can saturate")
+
+
+@pytest.fixture
+def fill_up(build):
+    """The model of a body all of whose weights become 127."""
+    shapes = {"w1": (4, 4, 3, 3), "w2": (4, 4, 3, 3), "w3": (5, 4), "b1": (4,), "b3": (5,)}
+    ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    return lambda body: build(f"g (float[N, 4, 6, 6] x) => (float[N, 5] y) {body}", **ones)
+
+
+@pytest.fixture
+def wide(fill_up):
+    return fill_up(CHAIN)
+
+
+def activation_types(graph):
+    """Of what each integer operator with a weight reads, as onnxruntime runs it."""
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    kinds = ("QLinearConv", "QGemm", "QLinearMatMul")
+    return [(node.op_type, types[node.input[2]]) for node in graph.node if node.op_type in kinds]
+
+
+@pytest.mark.parametrize(
+    ("form", "activations", "runs_as"),
+    [(QDQ, U8, TensorProto.UINT8), (QDQ, I8, TensorProto.UINT8), (QOPERATOR, U8, TensorProto.UINT8)],
+)
+def test_layers_are_warned_of_in_the_form_that_onnxruntime_runs_them_in(wide, by_tool, form, activations, runs_as):
+    quantized = by_tool(wide, form, activations)
+    kinds = ["QLinearConv", "QLinearConv", "QGemm"]
+    assert activation_types(optimize(quantized)[1]) == [(kind, runs_as) for kind in kinds]
+    (text,) = risks_of(quantized)
+    assert text.startswith("3 of 3 layers can saturate")
+    assert f"sums of two products reach {255 * 254:,}," in text
+
+
+def test_a_matmul_of_signed_integers_is_run_on_unsigned_ones_too(build, by_tool):
+    model = build("g (float[N, 4] x) => (float[N, 4] y) { [m] y = MatMul (x, w) }", w=np.ones((4, 4), np.float32))
+    quantized = by_tool(model, QDQ, I8)
+    assert activation_types(optimize(quantized)[1]) == [("QLinearMatMul", TensorProto.UINT8)]
+    (text,) = risks_of(quantized)
+    assert f"(in m sums of two products reach {255 * 254:,}," in text
+
+
+def test_layers_that_onnxruntime_runs_in_float_cannot_saturate(fill_up, by_tool):
+    """It does not shift signed integers that two layers read, and keeps the layers around them in float."""
+    quantized = by_tool(fill_up(BODY), QDQ, I8)
+    assert [kind for kind, _ in activation_types(optimize(quantized)[1])] == ["QGemm"]
+    (text,) = risks_of(quantized)
+    assert text.startswith("1 of 3 layers can saturate on x86 without VNNI (in h ")
+
+
+def test_operators_on_signed_integers_stay_so_and_are_exact(wide, by_tool):
+    """onnxruntime has a fast kernel of x86 for unsigned activations alone, and shifts those of pairs alone."""
+    quantized = by_tool(wide, QOPERATOR, I8)
+    assert {kind for _, kind in activation_types(optimize(quantized)[1])} == {TensorProto.INT8}
+    assert risks_of(quantized) == []
+
+
+@pytest.mark.parametrize("form", [QDQ, QOPERATOR, "dynamic"])
+def test_unsigned_weights_cannot_saturate(wide, by_tool, form):
+    assert risks_of(by_tool(wide, form, U8, U8)) == []
+
+
+def test_a_dynamic_model_is_warned_of_its_matrices(wide, by_tool):
+    quantized = by_tool(wide, "dynamic")
+    ops = [node.op_type for node in quantized.graph.node if node.op_type.endswith("Integer")]
+    assert ops == ["ConvInteger", "ConvInteger", "MatMulInteger"]
+    (text,) = risks_of(quantized)
+    assert text.startswith("1 of 3 layers can saturate")
+    assert re.search(rf"\(in h\w* sums of two products reach {255 * 254:,},", text)
 
 
 @pytest.fixture

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, load, numpy_helper, save
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.config import load_config
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.index import Index
+from onnxcalib.graph.layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.steps.explain import SAMPLES, WORST, explain, joined_parts
 
@@ -228,9 +233,10 @@ def test_a_layer_that_reads_an_unknown_tensor_is_listed_as_unmatched(net, rough,
     assert {layer.name for layer in found.layers} == {"stem", "inner", "head"}
 
 
-def test_a_model_without_quantized_layers_has_nothing_to_explain(net, images):
+def test_a_model_without_quantized_layers_has_none_to_explain_and_says_why(net, images):
     found = explained(net, net, images)
-    assert (found.samples, found.layers, found.unmatched) == (0, (), ())
+    assert (found.samples, found.layers) == (0, ())
+    assert found.unmatched[0] == "stem (Conv): its weight is float" and len(found.unmatched) == 4
 
 
 def test_nodes_without_names_and_in_another_order_are_explained(net, rough, images):
@@ -242,6 +248,157 @@ def test_nodes_without_names_and_in_another_order_are_explained(net, rough, imag
         node.name = ""
     worst = first(net, wrong, images)
     assert worst.name and worst.op == "Conv" and worst.alone_db < 15
+
+
+# Models that onnxruntime's quantization tool made
+
+
+class Batches(CalibrationDataReader):
+    def __init__(self, data):
+        self.batches = iter([{"x": sample[None]} for sample in data])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+@pytest.fixture
+def make_static(tmp_path):
+    """The model as ``quantize_static`` makes it; ``ready``: after onnxruntime's own preparation, which folds norms."""
+
+    def make(model, data, ready=False, **settings):
+        path = tmp_path / "float.onnx"
+        save(model, path)
+        if ready:
+            quant_pre_process(path, tmp_path / "ready.onnx", skip_symbolic_shape=True)
+            path = tmp_path / "ready.onnx"
+        quantize_static(path, tmp_path / "quantized.onnx", Batches(data), **settings)
+        return load(tmp_path / "quantized.onnx")
+
+    return make
+
+
+CONVS = """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ [one] a = Conv (x, w1) {0} [two] c = Conv ({1}, w2) {2}
+    [three] y = Conv ({3}, w3) }}"""
+CLIPPED = {
+    "Conv and Relu": CONVS.format("b = Relu (a)", "b", "d = Relu (c)", "d"),
+    "Conv and Clip": CONVS.format("b = Clip (a, low, high)", "b", "d = Clip (c, low, high)", "d"),
+    "MatMul and Relu": CONVS.format("b = Relu (a)", "b", "d = Relu (c)", "d").replace("Conv", "MatMul"),
+    "Conv, BatchNormalization and Relu": CONVS.format(
+        "n = BatchNormalization (a, g, h, m, v) b = Relu (n)", "b",
+        "k = BatchNormalization (c, g, h, m, v) d = Relu (k)", "d",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=CLIPPED)
+def clipped(request, build, draw):
+    """A float model whose activations the tool leaves to the grids behind the layers."""
+    shape = (8, 8) if "MatMul" in request.param else (4, 4, 1, 1)
+    weights = {f"w{i}": draw(*shape) / np.float32(2) for i in (1, 2, 3)}
+    norm = {"g": np.abs(draw(4)) + 1, "h": draw(4) / 2, "m": draw(4) / 2, "v": np.abs(draw(4)) + 1}
+    ends = {"low": np.float32(-0.3), "high": np.float32(1.2)}
+    return build(CLIPPED[request.param], **weights, **norm, **ends)
+
+
+ACTIVATIONS = [QuantType.QUInt8, QuantType.QInt8]
+
+
+def layers_in(model):
+    return [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_a_right_layer_whose_activation_its_grid_took_over_loses_what_its_bits_give(clipped, make_static, draw, kind):
+    x = draw(24, 4, 8, 8)
+    model = make_static(clipped, x, ready=True, activation_type=kind)
+    assert {node.op_type for node in model.graph.node} == {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        layers_in(model)[0].op_type,
+    }
+    found = explained(clipped, model, x)
+    assert {layer.name for layer in found.layers} == {"one", "two", "three"} and found.unmatched == ()
+    for layer in found.layers:
+        (reason,) = layer.reasons
+        parts = [float(value) for value in re.findall(r"([\d.]+) dB", reason)]
+        assert len(parts) == (2 if layer.name == "three" else 3)
+        assert layer.alone_db == pytest.approx(-10 * np.log10(sum(10 ** (-part / 10) for part in parts)), abs=4)
+        assert min(layer.alone_db, layer.all_before_db, layer.at_output_db) > 28
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_wrong_layer_whose_activation_its_grid_took_over_is_named_first(clipped, make_static, draw, place):
+    x = draw(24, 4, 8, 8)
+    model = make_static(clipped, x, ready=True)
+    weight = Index(model.graph).producer[layers_in(model)[place].input[1]]
+    worst, *others = explained(clipped, change(model, weight.input[1], lambda scale: scale * 3), x).layers
+    assert worst.name == ("one", "two", "three")[place] and worst.alone_db < 12
+    assert min(other.alone_db for other in others) > 28
+
+
+def test_a_grid_that_does_not_clip_where_the_float_model_does_is_a_loss(net, make_static, images):
+    model = make_static(net, images, activation_type=QuantType.QUInt8)
+    worst = first(net, set_grid(model, "u", -4, 4), images)
+    assert worst.name == "deep" and worst.alone_db < 10
+    assert explained(net, set_grid(model, "u", 0, 8), images).layers[0].alone_db > 25
+
+
+def test_a_coarse_grid_behind_a_layer_is_told_from_products_that_cancel(net, make_static, images):
+    model = make_static(net, images, activation_type=QuantType.QUInt8)
+    reasons = reasons_of(net, set_grid(model, "u", 0, 300), images, "deep")
+    assert "cancel" not in reasons and "the grid that clips its output " in reasons
+
+
+UNNAMED = """g (float[N, 6] x) => (float[N, 6] y) { a = MatMul (x, w1)  s = Add (a, b1)  b = Relu (s)
+    i = Identity (b)  c = MatMul (i, w2)  d = Relu (c)  e = Gemm (d, w3, b1)  [twin] f = Relu (e)  g = MatMul (f, w4)
+    y = Identity (g) }"""
+
+
+@pytest.fixture
+def unnamed(build, draw):
+    return build(UNNAMED, **{f"w{i}": draw(6, 6) / np.float32(2.4) for i in (1, 2, 3, 4)}, b1=draw(6))
+
+
+def paste(layers, folder) -> QuantizeConfig:
+    """The settings that layers' lines make, under 4 bits for all others."""
+    lines = ["reconstruct = false", "weight_bits = 4", "activation_bits = 4", "first_last_bits = 4"]
+    path = folder / "onnxcalib.toml"
+    path.write_text("\n\n".join([*lines, *(layer.toml for layer in layers)]), encoding="utf-8")
+    return load_config(path)
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_the_lines_of_unnamed_nodes_raise_exactly_these_layers(unnamed, make_static, draw, tmp_path, ready):
+    x = draw(60, 6)
+    settings = {"weight_type": QuantType.QInt4, "extra_options": {"MatMulConstBOnly": True}}
+    found = explained(unnamed, make_static(unnamed, x, ready=ready, **settings), x)
+    assert {layer.remedy for layer in found.layers} == {"raise it to 8 bits"}
+    assert {layer.name for layer in found.layers} == {"MatMul_a", "MatMul_c", "Gemm_e", "MatMul_y"}
+    for some in (found.layers[:2], found.layers[2:]):
+        model = quantize(unnamed, x, paste(some, tmp_path)).model
+        bits = {layer.name: layer.weight_bits for layer in find_quantized_layers(model)}
+        assert {name for name, width in bits.items() if width == 8} == {layer.name for layer in some}
+        assert len(bits) == 4
+
+
+def test_the_lines_of_unnamed_nodes_leave_exactly_these_layers_in_float(unnamed, make_static, draw, tmp_path):
+    x = draw(60, 6)
+    some = explained(unnamed, make_static(unnamed, x), x).layers[:2]
+    model = quantize(unnamed, x, paste(some, tmp_path)).model
+    left = {layer.name for layer in find_quantized_layers(model)}
+    assert left == {"MatMul_a", "MatMul_c", "Gemm_e", "MatMul_y"} - {layer.name for layer in some}
+
+
+def test_a_layer_that_no_float_layer_can_be_named_for_has_no_lines(build, rough, draw):
+    weights = {f"w{i}": draw(6, 6) / np.float32(2.4) for i in (1, 2)}
+    twice = build(
+        "g (float[N, 6] x) => (float[N, 6] y) { [a] p = MatMul (x, w1)  [b] q = MatMul (x, w2)  y = Add (p, q) }",
+        **weights,
+    )
+    once = build("g (float[N, 6] x) => (float[N, 6] y) { [ab] y = MatMul (x, w) }", w=weights["w1"] + weights["w2"])
+    x = draw(40, 6)
+    (layer,) = explained(twice, rough(once, x), x).layers
+    assert (layer.name, layer.toml) == ("ab", "") and layer.alone_db > 25
 
 
 # Reasons
@@ -336,7 +493,8 @@ def test_unlike_channels_of_a_weight_on_one_scale_are_named(build, draw):
         q = QuantizeLinear (x, sx, zx)  a = DequantizeLinear (q, sx, zx)
         v = DequantizeLinear {axis} (w, sw, zw)  [only] y = MatMul (a, v) }}"""
     float_net = build(
-        "g (float[N, 6] x) => (float[N, 6] y) { y = MatMul (x, w) }", w=weight.astype(np.float32) * np.float32(0.01)
+        "g (float[N, 6] x) => (float[N, 6] y) { [only] y = MatMul (x, w) }",
+        w=weight.astype(np.float32) * np.float32(0.01),
     )
     grid = {"sx": np.float32(0.05), "zx": np.uint8(128), "w": weight}
     one = build(text.format(axis=""), **grid, sw=np.float32(0.01), zw=np.int8(0))
@@ -396,6 +554,7 @@ def test_the_lines_of_a_wide_layer_leave_it_in_float(net, rough, images):
     config = read_toml(worst)
     assert config.layers["deep"].exclude
     found = explained(net, quantize(net, images, config).model, images)
+    assert found.unmatched == ("deep (Conv): its weight is float",)
     assert {layer.name for layer in found.layers} == {"stem", "inner", "head"}
 
 

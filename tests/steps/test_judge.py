@@ -234,9 +234,9 @@ def test_several_steps_are_named_by_their_tensor_and_none_by_no_tensor():
     assert gate(found(contract=contract), max_steps=1).text == text
 
 
-def test_a_model_without_quantized_tensors_keeps_the_contract():
+def test_a_model_without_integer_tensors_keeps_the_contract():
     record = gate(found(contract=ContractRecord(0, ())), max_steps=0)
-    assert (record.passed, record.text) == (True, "no tensor is quantized, at most 0")
+    assert (record.passed, record.text) == (True, "no integer tensor to judge, at most 0")
 
 
 # What was not measured
