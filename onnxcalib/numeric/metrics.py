@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-# Values compared at once: so few that their float64 copies stay in the processor's cache, and that OpenBLAS, which
-# splits dot products of more than 10,000, starts no threads: they fight with onnxruntime's and take far longer.
-CHUNK = 2**13
+# Values compared at once: so few that their float64 copies stay in the processor's cache. Sums are taken by einsum, as
+# OpenBLAS starts threads for dot products of more than 10,000: they fight with onnxruntime's and take far longer.
+CHUNK = 2**15
 
 
 class Comparison:

@@ -36,7 +36,7 @@ def net(build, weigh):
 
 @pytest.fixture
 def images(draw):
-    return draw(24, 3, 8, 8)
+    return draw(16, 3, 8, 8)
 
 
 def change(model, name, make):
@@ -72,7 +72,7 @@ def test_the_layer_whose_scale_is_wrong_is_named_first(net, rough, images, layer
     assert worst.name == layer and worst.alone_db < 15 and worst.at_output_db < 25
     assert min(other.at_output_db for other in others) > worst.at_output_db + 10
     assert min(other.alone_db for other in others) > 25  # each alone: what lies before it does not count
-    assert (found.samples, found.unmatched) == (24, ())
+    assert (found.samples, found.unmatched) == (16, ())
 
 
 @pytest.mark.parametrize(("layer", "weight"), [("stem", "w1"), ("inner", "w2")])
