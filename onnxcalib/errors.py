@@ -13,7 +13,7 @@ class ModelError(OnnxCalibError):
 
 
 class DataError(OnnxCalibError):
-    """The calibration data cannot be used, or do not fit the model."""
+    """The samples or their labels cannot be used, or do not fit the model."""
 
 
 class ConfigError(OnnxCalibError):

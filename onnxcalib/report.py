@@ -103,7 +103,7 @@ class Observer:
     """Hears what a run does while it does it; this one is silent, the CLI's draws a progress bar."""
 
     def stage(self, name: str) -> None:
-        """A stage (prepare, calibrate, reconstruct, verify) begins."""
+        """A stage begins: prepare, calibrate, reconstruct, verify, or load, compare, clock, conform, explain."""
 
     def note(self, text: str) -> None:
         """One line worth reading in a log."""
