@@ -45,6 +45,19 @@ def diagnose(values: np.ndarray, scale: float, low: float, high: float, axis: in
     )
 
 
+def channel_gains(reference: np.ndarray, other: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many times each channel of ``other`` is that of ``reference``, and their correlation, (channels,) each.
+
+    Least squares without the means; both are 0 where one of the two does not vary.
+    """
+    a, b = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (reference, other))
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
+    product, power, other_power = (np.einsum("ij,ij->i", x, y) for x, y in ((a, b), (a, a), (b, b)))
+    varies = (power > 0) & (other_power > 0)
+    gains = np.divide(product, power, out=np.zeros(len(a)), where=varies)
+    return gains, np.divide(product, np.sqrt(power * other_power), out=np.zeros(len(a)), where=varies)
+
+
 def rounding_sqnr(integers: np.ndarray, scale: np.ndarray, axis: int) -> float:
     """SQNR in dB that rounding a weight to its grid leaves, its error being even over a step: scale^2 / 12 a value.
 

@@ -19,7 +19,7 @@ from ..graph.index import Index, is_op
 from ..graph.integers import GIVEN
 from ..graph.layers import QuantizedLayer
 from ..graph.normalise import tidy
-from ..numeric.diagnosis import Symptoms, diagnose, rounding_sqnr
+from ..numeric.diagnosis import Symptoms, channel_gains, diagnose, rounding_sqnr
 from ..numeric.metrics import Comparison
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -38,6 +38,7 @@ SETTINGS_KEY = "onnxcalib.settings"
 # From where on a symptom is named as a reason.
 WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
 CANCELLED = 6.0  # dB
+ALIKE, WRONG_GAIN = 0.9, 0.25
 
 
 @dataclass
@@ -271,11 +272,25 @@ def _find_reasons(each: _Layer, trail: _Trail) -> list[str]:
         parted += f", the grid that clips its output {each.grid.sqnr_db:.1f} dB"
     return [
         parted,
-        *_name_cancelling(each.alone.sqnr_db, kept),
+        *(_name_gains(each, trail) or _name_cancelling(each.alone.sqnr_db, kept)),
         *_name_symptoms(found, layer.grid),
         *_name_parts(parts),
         *_name_channels(layer),
     ]
+
+
+def _name_gains(each: _Layer, trail: _Trail) -> list[str]:
+    """Channels that are a multiple of the float model's: rounding does not do that, a wrong scale or sign does."""
+    wanted, given = trail.values(each.pair.output), trail.values(f"alone:{each.made}")
+    if wanted.shape != given.shape or wanted.ndim < 2:
+        return []
+    axis = wanted.ndim - 1 if each.pair.layer.op == "MatMul" else 1
+    gains, correlations = channel_gains(wanted, given, axis)
+    wrong = np.flatnonzero((np.abs(correlations) > ALIKE) & (np.abs(gains - 1) > WRONG_GAIN))
+    if not wrong.size:
+        return []
+    which = f"{wrong.size} of its {gains.size} output channels, number {wrong[0]} first,"
+    return [f"{which} are about {gains[wrong[0]]:.2g} times the float model's: a wrong scale or sign, or saturation"]
 
 
 def _name_cancelling(alone: float, kept: list[float]) -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.diagnosis import diagnose, rounding_sqnr
+from onnxcalib.numeric.diagnosis import channel_gains, diagnose, rounding_sqnr
 
 INF = float("inf")
 
@@ -118,3 +118,12 @@ def test_bytes_and_nibbles_of_a_weight_differ_by_their_bits():
 
 def test_a_weight_of_zeros_is_noise_alone():
     assert rounding_sqnr(np.zeros((2, 2), np.int32), np.ones(2, np.float32), 0) < -1000
+
+
+def test_gains_are_those_of_each_channel_whatever_its_offset(draw):
+    x = draw(50, 3, 4)
+    gains, correlations = channel_gains(x, x * np.float32([-1, 0.5, 2])[:, None] + 7, 1)
+    np.testing.assert_allclose(gains, [-1, 0.5, 2], rtol=1e-5)
+    np.testing.assert_allclose(correlations, [-1, 1, 1], rtol=1e-5)
+    gains, correlations = channel_gains(x, np.ones_like(x), 1)
+    assert gains.tolist() == correlations.tolist() == [0, 0, 0]

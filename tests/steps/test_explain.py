@@ -581,3 +581,22 @@ def test_a_model_that_was_rounded_only_is_told_to_be_reconstructed(net, rough, i
         entry.value = text
         assert explained(net, model, images).notes == ()
     assert explained(net, rough(net, images), images).notes == ()
+
+
+@pytest.mark.parametrize(("factor", "gain"), [(-1, "-1"), (3, "3")])
+def test_channels_that_are_a_multiple_of_the_float_ones_are_named_as_a_wrong_scale_or_sign(
+    net, rough, images, factor, gain
+):
+    def spoil(scale):
+        return np.where(np.arange(scale.size) == 2, factor, 1).reshape(scale.shape) * scale
+
+    worst = first(net, change(rough(net, images), "w2_scale", spoil), images)
+    channels = net.graph.initializer[1].dims[0]
+    text = f"1 of its {channels} output channels, number 2 first, are about {gain} times the float model's"
+    assert worst.name == "inner" and any(reason.startswith(text) for reason in worst.reasons)
+    assert not any("products cancel" in reason for reason in worst.reasons)
+
+
+def test_a_right_model_has_no_such_channels(net, rough, images):
+    found = explained(net, rough(net, images), images)
+    assert not [reason for layer in found.layers for reason in layer.reasons if "times the float model" in reason]
