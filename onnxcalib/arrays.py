@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcalib.config import nearest
 from onnxcalib.errors import DataError
-from onnxcalib.spec import InputSpec
+from onnxcalib.spec import InputSpec, spell_shape
 
 LABELS = ("label", "labels", "y")  # what data sets call the answers, which are never an input's values
 CLASS = re.compile(r"[0-9]{1,18}")  # a class written in digits, of which int64 holds 18 whatever they are
@@ -201,7 +201,8 @@ def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
         raise DataError(f"{where}: labels are {values.dtype}; numbers are needed, one a sample; give class indices")
     if values.shape not in ((rows,), (rows, 1)) and not (rows == 1 and values.shape == ()):
         raise DataError(
-            f"{where}: found labels of shape {_spell(values.shape)}; there are {rows} samples; give one label for each"
+            f"{where}: found labels of shape {spell_shape(values.shape)}; there are {rows} samples; give one label"
+            " for each"
         )
     return values.astype(np.float64 if values.dtype.kind == "f" else np.int64).reshape(rows)
 
@@ -219,10 +220,10 @@ def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bo
         sample = spec.shape[1:] if batched else spec.shape
     stacked = len(shape) == len(sample) + 1
     if not _fits(shape[1:] if stacked else shape, sample):
-        allowed = _spell(spec.shape or ()) + (", the first axis being samples" if batched else " in a run")
-        raise DataError(f"{where}: found shape {_spell(shape)}; the model takes {allowed};{_hint(shape, sample)}")
+        allowed = spell_shape(spec.shape or ()) + (", the first axis being samples" if batched else " in a run")
+        raise DataError(f"{where}: found shape {spell_shape(shape)}; the model takes {allowed};{_hint(shape, sample)}")
     if 0 in shape:
-        raise DataError(f"{where}: found shape {_spell(shape)}, which holds no values; give at least one sample")
+        raise DataError(f"{where}: found shape {spell_shape(shape)}, which holds no values; give at least one sample")
     return stacked
 
 
@@ -289,7 +290,3 @@ def _hint(found: tuple[int, ...], sample: tuple[int | None, ...]) -> str:
             if _fits((*shape[1:], shape[0]), sample):
                 return f" channels are first; move them with numpy.moveaxis(x, {len(found) - len(sample)}, -1)"
     return " reshape or resize the data"
-
-
-def _spell(shape: Sequence[int | None]) -> str:
-    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"

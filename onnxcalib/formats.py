@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from .report import OutputRecord
-from .verdict import ContractRecord, Interval, LatencyRecord, LayerLoss, ScoreRecord, Verdict
+from .verdict import ContractRecord, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
@@ -99,11 +99,6 @@ def spell_change(contract: ContractRecord) -> str:
 
 def spell_number(value: float | None, form: str = ".2f") -> str:
     return ABSENT if value is None else format(value, form)
-
-
-def spell_interval(interval: Interval | None, form: str = ".2f", *, scale: float = 1.0) -> str:
-    """`` (95%: low to high)`` with the space in front, or nothing."""
-    return "" if interval is None else f" (95%: {' to '.join(format(scale * end, form) for end in interval)})"
 
 
 def to_markdown(verdict: Verdict) -> str:

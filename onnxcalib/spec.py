@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,11 @@ class InputSpec:
     name: str
     dtype: np.dtype
     shape: tuple[int | None, ...] | None
+
+
+def spell_shape(shape: Sequence[int | None]) -> str:
+    """A shape as messages have it: ``(any, 3, 8)``."""
+    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
 
 @dataclass(frozen=True)

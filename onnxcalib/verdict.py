@@ -9,6 +9,11 @@ from .report import OutputRecord, UnfusedRecord, to_json
 Interval = tuple[float, float]  # of 95% confidence: (low, high)
 
 
+def spell_interval(interval: Interval | None, form: str = ".2f", *, scale: float = 1.0) -> str:
+    """`` (95%: low to high)`` with the space in front, or nothing."""
+    return "" if interval is None else f" (95%: {' to '.join(format(scale * end, form) for end in interval)})"
+
+
 @dataclass(frozen=True)
 class ScoreRecord:
     """One measure against labels, or a user's own, of both models; top-1 and top-5 are in %, higher is better.

@@ -48,6 +48,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """The graph's nodes, each followed by those of its bodies."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from all_nodes(body)
+
+
 def captured(node: NodeProto) -> set[str]:
     """Names that the node's subgraphs, nested ones included, read from outside of them."""
     outer: set[str] = set()

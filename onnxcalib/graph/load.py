@@ -13,8 +13,9 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from ..errors import ModelError
 from ..spec import InputSpec
-from .index import is_op, subgraphs
+from .index import all_nodes, is_op, subgraphs
 from .save import model_bytes
+from .shapes import recorded_shape
 
 # The first IR version with opset imports, without which operators have no defined meaning (onnx IR specification).
 LEAST_IR_VERSION = 3
@@ -61,7 +62,7 @@ def stored_bytes(source: Path | ModelProto) -> int:
 
 def is_quantized(model: ModelProto) -> bool:
     """Whether any node, those inside of others included, is one that only quantized models hold."""
-    return any(_is_quantized(node) for node in _all_nodes(model.graph))
+    return any(_is_quantized(node) for node in all_nodes(model.graph))
 
 
 def _is_quantized(node: NodeProto) -> bool:
@@ -80,11 +81,8 @@ def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
             raise ModelError(
                 f"input {value.name}: its type is {kind}; only tensors can be calibrated; export the model without it"
             )
-        tensor = value.type.tensor_type
-        shape = None
-        if tensor.HasField("shape"):
-            shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
-        specs.append(InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+        specs.append(InputSpec(value.name, dtype, recorded_shape(value)))
     return tuple(specs)
 
 
@@ -93,7 +91,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
 
     To be asked after constants are folded, as weights may be computed from them.
     """
-    for node in _all_nodes(model.graph):
+    for node in all_nodes(model.graph):
         if _is_quantized(node):
             raise ModelError(
                 f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
@@ -131,13 +129,6 @@ def _weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tup
         for body in subgraphs(node):
             inner.update(*_weight_types(body, constants))
     return own, inner
-
-
-def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for body in subgraphs(node):
-            yield from _all_nodes(body)
 
 
 def _all_tensors(graph: GraphProto) -> Iterator[TensorProto]:

@@ -8,8 +8,9 @@ from itertools import zip_longest
 from onnx import ModelProto, TensorProto
 
 from ..errors import ModelError
-from ..spec import InputSpec
+from ..spec import InputSpec, spell_shape
 from .load import inputs_of
+from .shapes import recorded_shape
 
 
 def match_models(original: ModelProto, quantized: ModelProto) -> tuple[InputSpec, ...]:
@@ -42,10 +43,8 @@ def _outputs_of(model: ModelProto) -> list[tuple]:
     for value in model.graph.output:
         tensor = value.type.tensor_type
         known = value.type.HasField("tensor_type") and tensor.elem_type != TensorProto.UNDEFINED
-        shape = None
-        if known and tensor.HasField("shape"):
-            shape = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
-        found.append((value.name, TensorProto.DataType.Name(tensor.elem_type).lower() if known else None, shape))
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower() if known else None
+        found.append((value.name, kind, recorded_shape(value) if known else None))
     return found
 
 
@@ -63,11 +62,8 @@ def _merge_shapes(kind: str, one: tuple, other: tuple) -> tuple[int | None, ...]
     sides = list(zip_longest(shape, other_shape, fillvalue=0))
     if any(0 in pair or (None not in pair and pair[0] != pair[1]) for pair in sides):
         raise ModelError(
-            f"{kind} {name}: the float model has shape {_spell(shape)}, the quantized one {_spell(other_shape)}; both"
+            f"{kind} {name}: the float model has shape {spell_shape(shape)}, the quantized one"
+            f" {spell_shape(other_shape)}; both"
             " must be the same for one to replace the other; quantize this float model again"
         )
     return tuple(a if b is None else b for a, b in sides)
-
-
-def _spell(shape: tuple[int | None, ...]) -> str:
-    return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, ValueInfoProto, helper, shape_inference
 
 from .skeleton import copy_without_initializers
 
@@ -21,10 +21,17 @@ def infer_shapes(model: ModelProto) -> dict[str, Shape]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     graph = infer_graph(model)
     for value in () if graph is None else (*graph.input, *graph.output, *graph.value_info):
-        tensor = value.type.tensor_type
-        if value.type.HasField("tensor_type") and tensor.HasField("shape"):
-            shapes[value.name] = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
+        if (shape := recorded_shape(value)) is not None:
+            shapes[value.name] = shape
     return shapes
+
+
+def recorded_shape(value: ValueInfoProto) -> Shape | None:
+    """The shape that is written down for a tensor, None for a dimension that is not fixed; None for no shape."""
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
 
 
 def describe_outputs(model: ModelProto) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Values compared at once: so few that their float64 copies stay in the processor's cache. Sums are taken by einsum, as
@@ -89,6 +91,12 @@ class Comparison:
     def agreement(self) -> float | None:
         """Share of rows with equal arg max, where the tensor is (samples, classes); None elsewhere."""
         return self.equal / self.rows if self.rows else None
+
+
+def mean_sqnr(errors: Sequence[float]) -> float:
+    """SQNR in dB of several tensors, the mean of their relative errors being the error."""
+    with np.errstate(divide="ignore"):
+        return -10 * float(np.log10(np.mean(errors)))
 
 
 class Accuracy:

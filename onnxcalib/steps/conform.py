@@ -13,7 +13,7 @@ from ..graph.index import attribute_of
 from ..graph.integers import GIVEN, find_integers, find_mismatches, give_integers, is_linear, open_at
 from ..graph.layers import find_kernels
 from ..graph.normalise import tidy
-from ..numeric.metrics import Comparison
+from ..numeric.metrics import Comparison, mean_sqnr
 from ..numeric.saturation import INT16_MAX, pair_bound
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
@@ -99,8 +99,7 @@ class _Changes:
         if not self.comparisons:
             return None
         errors = [np.inf if name in self.unlike else each.relative_error for name, each in self.comparisons.items()]
-        with np.errstate(divide="ignore"):
-            return -10 * float(np.log10(np.mean(errors)))
+        return mean_sqnr(errors)
 
 
 def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:

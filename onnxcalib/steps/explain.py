@@ -20,7 +20,7 @@ from ..graph.integers import GIVEN
 from ..graph.layers import QuantizedLayer
 from ..graph.normalise import tidy
 from ..numeric.diagnosis import Symptoms, channel_gains, diagnose, rounding_sqnr
-from ..numeric.metrics import Comparison
+from ..numeric.metrics import Comparison, mean_sqnr
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
@@ -171,10 +171,7 @@ class _Trail:
                 if wanted.shape == given[name].shape:
                     comparison.add(wanted, given[name])
         errors = [comparison.relative_error for comparison in found.values() if comparison.samples]
-        if not errors:
-            return float("nan")
-        with np.errstate(divide="ignore"):
-            return -10 * float(np.log10(np.mean(errors)))
+        return mean_sqnr(errors) if errors else float("nan")
 
     def values(self, name: str) -> np.ndarray:
         """What was kept of a tensor, batches of unlike shapes flattened to the first one's channels."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
 from ..errors import GateError
-from ..verdict import GateRecord, Interval, ScoreRecord, Verdict
+from ..verdict import GateRecord, Interval, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
 # Shares of samples are no binary fractions: 241 of 250 must pass a limit of 96.4%.
@@ -71,7 +71,7 @@ def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str
     where = f" on {score.output}" if score.output else ""
     passed = _most(score.drop, score.drop_interval, limit, confident)
     change = f"{score.name}{where} {score.float_score:{form}} to {score.quantized_score:{form}}, a drop of"
-    drop = f"{score.drop:{form}}{unit}{_spell_interval(score.drop_interval, form)}"
+    drop = f"{score.drop:{form}}{unit}{spell_interval(score.drop_interval, form)}"
     return passed, f"{change} {drop}, {_spell_scope(confident)}at most {limit:g}"
 
 
@@ -82,7 +82,7 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tupl
     worst = min(records, key=lambda record: _low(record.agreement, record.agreement_interval, confident))
     interval = tuple(100 * end for end in worst.agreement_interval)
     passed = _least(100 * worst.agreement, interval, limit, confident)
-    share = f"{100 * worst.agreement:.2f}%{_spell_interval(interval)}"
+    share = f"{100 * worst.agreement:.2f}%{spell_interval(interval)}"
     return passed, f"{share} on {worst.name}, {_spell_scope(confident)}at least {limit:g}%"
 
 
@@ -92,7 +92,7 @@ def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str
     records = [record for record in found.outputs if record.sqnr_db is not None]
     worst = min(records, key=lambda record: _low(record.sqnr_db, record.sqnr_interval, confident))
     passed = _least(worst.sqnr_db, worst.sqnr_interval, limit, confident)
-    sqnr = f"{worst.sqnr_db:.2f} dB{_spell_interval(worst.sqnr_interval)}"
+    sqnr = f"{worst.sqnr_db:.2f} dB{spell_interval(worst.sqnr_interval)}"
     return passed, f"{sqnr} on {worst.name}, {_spell_scope(confident)}at least {limit:g} dB"
 
 
@@ -104,7 +104,7 @@ def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str
 def _judge_speedup(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     latency = found.latency
     passed = _least(latency.speedup, latency.speedup_interval, limit, confident)
-    speedup = f"{latency.speedup:.2f} times as fast{_spell_interval(latency.speedup_interval)}"
+    speedup = f"{latency.speedup:.2f} times as fast{spell_interval(latency.speedup_interval)}"
     return passed, f"{speedup} at batch {latency.batch}, {_spell_scope(confident)}at least {limit:g}"
 
 
@@ -151,10 +151,6 @@ def _low(value: float, interval: Interval | None, confident: bool) -> tuple[bool
     """Sorts outputs by what is judged of them, NaN first."""
     judged = interval[0] if confident and interval else value
     return not math.isnan(value), judged
-
-
-def _spell_interval(interval: Interval | None, form: str = ".2f") -> str:
-    return "" if interval is None else f" (95%: {interval[0]:{form}} to {interval[1]:{form}})"
 
 
 def _spell_scope(confident: bool) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, NodeProto
 
 from ..graph.fusion import LAYERS
-from ..graph.index import Index, is_op, reads, subgraphs
+from ..graph.index import Index, all_nodes, is_op, reads, subgraphs
 from ..graph.integers import is_linear
 from ..graph.layers import QuantizedLayer, find_quantized_layers
 from ..graph.normalise import normalise, tidy
@@ -134,7 +134,7 @@ def _explain_weighted(index: Index, graph: GraphProto) -> Iterator[tuple[NodePro
             fixed.update(node.output)
         if _weight_of(node) in fixed:
             yield node, _explain_unread(index, node)
-        for inner in _inner_nodes(subgraphs(node)):
+        for inner in (inner for body in subgraphs(node) for inner in all_nodes(body)):
             if inner.op_type in WEIGHT_PLACES:
                 yield inner, f"it is inside {node.name} ({node.op_type}), whose bodies are not looked into"
 
@@ -143,13 +143,6 @@ def _weight_of(node: NodeProto) -> str:
     """The tensor that is a node's weight, or an empty text."""
     place = WEIGHT_PLACES.get(node.op_type, len(node.input))
     return node.input[place] if place < len(node.input) else ""
-
-
-def _inner_nodes(bodies: Iterable[GraphProto]) -> Iterator[NodeProto]:
-    for body in bodies:
-        for node in body.node:
-            yield node
-            yield from _inner_nodes(subgraphs(node))
 
 
 def _explain_unread(index: Index, node: NodeProto) -> str:
