@@ -56,6 +56,9 @@ def quantize(
     samples: Samples = None,
     seed: Annotated[int | None, setting("seed", "Seed of all random choices.")] = None,
     threads: Threads = None,
+    device: Annotated[
+        str | None, setting("device", "auto, cpu or cuda: where layers are solved and learned.", metavar="NAME")
+    ] = None,
     exclude: Annotated[
         list[str] | None,
         setting(

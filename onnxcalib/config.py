@@ -130,7 +130,8 @@ class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
     Bits are those of weighted layers: their weights and the activations they read. steps: AdaQuant steps a block;
-    samples: use only the first so many; reconstruct: False calibrates and rounds only. exclude: nodes that stay in
+    samples: use only the first so many; reconstruct: False calibrates and rounds only. device: where layers are solved
+    and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in
     float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole names.
     """
 
@@ -145,6 +146,7 @@ class QuantizeConfig(_Settings):
     samples: Count | None = None
     seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()

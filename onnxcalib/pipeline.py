@@ -27,6 +27,7 @@ from .graph.save import check_output, model_bytes, save_model
 from .graph.select import select_nodes
 from .graph.shapes import describe_outputs
 from .report import BlockRecord, Observer, Report
+from .runtime.device import choose_device, full_precision
 from .runtime.session import Session
 from .runtime.store import Store
 from .spec import QuantPlan
@@ -69,6 +70,7 @@ class _Run:
     def __init__(self, config: QuantizeConfig, observer: Observer):
         self.config, self.observer = config, observer
         self.threads = config.threads or 0
+        self.device = choose_device(config.device)
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
 
@@ -83,7 +85,8 @@ class _Run:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            return self._run(model, calibration)
+            with full_precision():
+                return self._run(model, calibration)
         finally:
             torch.set_num_threads(before)
 
@@ -149,7 +152,7 @@ class _Run:
             activations, narrowed = choose_grids(plan, histograms, self.config)
         with self._stage("reconstruct"), Store() as store:
             size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=self.threads), samples)
-            walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed)
+            walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed, self.device)
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
                 walk.fill(samples, size)

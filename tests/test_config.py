@@ -23,7 +23,7 @@ def test_the_defaults_are_those_of_the_documentation():
     assert (config.weight_bits, config.activation_bits, config.first_last_bits) == (8, 8, 8)
     assert (config.range, config.percentile, config.encoding) == ("squared-error", 99.99, "runtime")
     assert (config.reconstruct, config.steps, config.samples, config.seed, config.threads) == (True, 100, None, 0, None)
-    assert (config.exclude, config.layers) == ((), {})
+    assert (config.device, config.exclude, config.layers) == ("auto", (), {})
     assert config.data == DataConfig(mean=0, std=1, resize=None, crop=None, layout=None, channels=None)
 
 
@@ -44,6 +44,7 @@ def test_crop_is_one_size_or_height_and_width(value, size):
     [
         ({"weight_bits": 5}, "weight_bits: found 5; allowed: 8 or 4"),
         ({"range": "max"}, "range: found 'max'; allowed: 'min-max', 'percentile', 'squared-error' or 'entropy'"),
+        ({"device": "gpu"}, "device: found 'gpu'; allowed: 'auto', 'cpu' or 'cuda'"),
         ({"steps": 0}, "steps: found 0; input should be greater than or equal to 1"),
         ({"samples": True}, "samples: found True; input should be a valid integer"),
         ({"reconstruct": "yes"}, "reconstruct: found 'yes'; input should be a valid boolean"),

@@ -16,6 +16,7 @@ from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeC
 from onnxcalib.cli.main import app
 from onnxcalib.config import load_config
 from onnxcalib.report import Observer
+from tests.device import FAR, FarDevice
 
 SAMPLES = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
 NET = """g (float[N, 3, 8, 8] image) => (float[N, 4] scores) {
@@ -207,6 +208,24 @@ def test_two_runs_with_one_seed_give_the_same_bytes(net):
     config = settings(weight_bits=4, activation_bits=4, seed=7)
     one, two = (quantize(net, SAMPLES, config).model.SerializeToString() for _ in range(2))
     assert one == two
+
+
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 4), (8, 8)])
+def test_another_device_computes_the_same_file(net, monkeypatch, weight_bits, activation_bits):
+    config = settings(weight_bits=weight_bits, activation_bits=activation_bits)
+    wanted = quantize(net, SAMPLES, config)
+    monkeypatch.setattr(onnxcalib.pipeline, "choose_device", lambda _: FAR)
+    with FarDevice() as device:
+        found = quantize(net, SAMPLES, config)
+    assert device.moved > 100
+    assert [block.outcome for block in found.report.blocks] == [block.outcome for block in wanted.report.blocks]
+    assert found.model.SerializeToString() == wanted.model.SerializeToString()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^device: found 'cuda', but torch sees no CUDA device"):
+        quantize("missing.onnx", SAMPLES, settings(device="cuda"))
 
 
 def test_the_graph_keeps_its_names(net):

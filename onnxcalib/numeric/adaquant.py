@@ -77,7 +77,9 @@ class ActivationQuantizer(nn.Module):
         snapped = _Snap.apply(x, self.scale, zero_point, self.spec)
         if not self.training or self.drop == 0:
             return snapped
-        return torch.where(torch.rand_like(x) < self.drop, x, snapped)
+        # Drawn on the CPU, so that a seed stands for the same numbers on every device.
+        dropped = (torch.rand(x.shape) < self.drop).to(x.device)
+        return torch.where(dropped, x, snapped)
 
     def grid(self, bound: float | None = None) -> QParams:
         """The learned grid; with ``bound`` its range is kept inside [0, bound]."""

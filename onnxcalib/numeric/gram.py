@@ -114,7 +114,7 @@ def unfold(x: torch.Tensor, window: Window, places: torch.Tensor) -> torch.Tenso
     for d in range(rank):
         span = (window.kernel[d] - 1) * window.dilations[d] + 1
         view = view.unfold(2 + d, span, window.strides[d])[..., :: window.dilations[d]]
-    index = torch.unravel_index(places, view.shape[2 : 2 + rank])
+    index = (axis.to(x.device) for axis in torch.unravel_index(places, view.shape[2 : 2 + rank]))
     columns = view[(slice(None), slice(None), *index)]
     count, channels = x.shape[:2]
     columns = columns.reshape(count, window.groups, channels // window.groups, len(places), -1)
@@ -124,7 +124,7 @@ def unfold(x: torch.Tensor, window: Window, places: torch.Tensor) -> torch.Tenso
 def pick(y: torch.Tensor, places: torch.Tensor, groups: int) -> torch.Tensor:
     """Columns (groups, C / groups, N * places) of an output (N, C, *spatial)."""
     count, channels = y.shape[:2]
-    picked = y.reshape(count, groups, channels // groups, -1)[..., places]
+    picked = y.reshape(count, groups, channels // groups, -1)[..., places.to(y.device)]
     return picked.permute(1, 2, 0, 3).reshape(groups, channels // groups, -1)
 
 

@@ -40,6 +40,10 @@ class Solution:
     scale: torch.Tensor
     bias: torch.Tensor
 
+    def cpu(self) -> Solution:
+        """The same in the memory that NumPy reads."""
+        return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu())
+
 
 def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridge: float = DEFAULT_RIDGE) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K)."""
@@ -122,7 +126,7 @@ def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     """Scales (candidates, groups, C) whose grids end at shares of each channel's largest weight."""
     shares = EIGHT_BIT_SHARES if spec.bits == 8 else FEW_BIT_SHARES
     largest = optimum.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax)
-    return shares[:, None, None] * largest / spec.qmax
+    return shares.to(largest.device)[:, None, None] * largest / spec.qmax
 
 
 def _search_scale(gram, upper, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:

@@ -144,9 +144,10 @@ def _learn(walk: Walk, block: Block) -> Outcome:
     quantizers = _place_activations(walk, block, module)
     modules = {name: layer_module(module, name) for name in block.layers}
     weights = {name: _attach(walk, _layer(walk, name), part) for name, part in modules.items()}
+    module.to(walk.device)
     units = {m.bias: _bias_unit(walk, _layer(walk, name)) for name, m in modules.items() if m.bias.requires_grad}
     data = _Samples(walk, block, size)
-    torch.manual_seed(walk.config.seed)
+    torch.default_generator.manual_seed(walk.config.seed)  # alone, as no other device draws
     try:
         outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.steps, bias_units=units)
     except RuntimeError as error:  # torch's own, which say where gradients or operators end
@@ -232,11 +233,11 @@ def _read_back(walk: Walk, modules, weights, quantizers) -> None:
         walk.narrowed[tensor] = quantizer.grid(walk.plan.nonnegative.get(tensor))
     for name, quantizer in weights.items():
         layer = _layer(walk, name)
-        integers = quantizer.integers().detach().numpy()
+        integers = quantizer.integers().detach().cpu().numpy()
         if isinstance(modules[name], nn.Linear) and layer.weight_spec.axis == 1:
             integers = integers.T
-        bias = None if layer.op == "MatMul" else modules[name].bias.detach().numpy().astype(np.float64)
-        scale = quantizer.step.detach().reshape(-1).numpy()
+        bias = None if layer.op == "MatMul" else modules[name].bias.detach().cpu().numpy().astype(np.float64)
+        scale = quantizer.step.detach().reshape(-1).cpu().numpy()
         walk.layers[name] = make_params(layer, integers, scale, bias, walk.input_grid(layer))
 
 
@@ -270,7 +271,7 @@ class _Samples:
 
     def __init__(self, walk: Walk, block: Block, size: int | None):
         """``size``: samples in a mini-batch; None: one stored batch, as it is."""
-        self.store, self.size = walk.store, size or 1
+        self.store, self.device, self.size = walk.store, walk.device, size or 1
         self.inputs = [f"quantized:{t}" for t in block.inputs]
         self.targets = [f"float:{t}" for t in block.outputs]
         by_sample = size is not None
@@ -291,9 +292,12 @@ class _Samples:
             yield self.read(np.sort(self.judging[start : start + self.size]))
 
     def _rows(self, indices):
-        read = partial(self.store.rows, indices=indices)
-        return tuple([torch.from_numpy(read(t)) for t in names] for names in (self.inputs, self.targets))
+        return self._move(partial(self.store.rows, indices=indices))
 
     def _batch(self, indices):
-        read = partial(self.store.batch, number=int(indices[0]))
-        return tuple([torch.from_numpy(read(t)) for t in names] for names in (self.inputs, self.targets))
+        return self._move(partial(self.store.batch, number=int(indices[0])))
+
+    def _move(self, read: Callable):
+        """Inputs and targets by name, on the device that learns."""
+        names = (self.inputs, self.targets)
+        return tuple([torch.from_numpy(read(t)).to(self.device) for t in part] for part in names)

@@ -48,6 +48,7 @@ class Walk:
     sizes: list[int]
     activations: dict[str, QParams]
     narrowed: dict[str, QParams]
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
     layers: dict[str, LayerParams] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
 
@@ -173,13 +174,13 @@ class _Stream:
 
         None where no sample has a column.
         """
-        seen = self._measure()
+        seen, rows = self._measure(), rows.to(self.walk.device)
         if not seen:
             return None
         ridge = choose_ridge(*seen, rows) if len(seen) == 2 else DEFAULT_RIDGE
         moments = seen[0].pool(seen[1]) if len(seen) == 2 else seen[0]
         del seen  # the Gram matrices are most of the memory that solving takes
-        return solve_layer(moments, rows, self.layer.weight_spec, ridge=ridge)
+        return solve_layer(moments, rows, self.layer.weight_spec, ridge=ridge).cpu()
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""
@@ -221,8 +222,7 @@ class _Stream:
         return -(-columns // sum(self.walk.sizes))
 
     def _columns(self, wanted, given, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        target = torch.from_numpy(wanted[self.layer.output][kept])
-        inputs = torch.from_numpy(given[self.layer.input][kept])
+        target, inputs = self._move(wanted[self.layer.output][kept]), self._move(given[self.layer.input][kept])
         if self.layer.op == "Conv":
             places = choose_places(target.shape[2:], self._wanted(), self.generator)
             geometry = window_of(self.node, self.shape[2:], tuple(inputs.shape[2:]))
@@ -232,16 +232,23 @@ class _Stream:
             columns, choose = flatten_rows(inputs), flatten_rows
         target = choose(target)
         if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
-            shortcut = choose(torch.from_numpy(given[self.other][kept]))
+            shortcut = choose(self._move(given[self.other][kept]))
             shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
-            target = target + choose(torch.from_numpy(wanted[self.other][kept])) - shortcut
+            target = target + choose(self._move(wanted[self.other][kept])) - shortcut
         grid = self.walk.input_grid(self.layer)
         if grid is self.walk.narrowed.get(self.layer.input):
             columns = self._on_grid(columns, self.walk.activations[self.layer.input])
         return self._on_grid(columns, grid), target
 
+    def _move(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.walk.device)
+
     def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
-        return x if grid is None else snap(x, float(grid.scale), float(grid.zero_point), grid.spec)
+        if grid is None:
+            return x
+        # Beside x, as a division by a number is a product with its reciprocal on CUDA.
+        scale = torch.tensor(float(grid.scale), dtype=x.dtype).to(x.device)
+        return snap(x, scale, float(grid.zero_point), grid.spec)
 
 
 def _shortcut(walk: Walk, block: Block, layer: LayerPlan) -> str | None:

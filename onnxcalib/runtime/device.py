@@ -1,0 +1,28 @@
+"""Where torch computes: the CPU, or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from ..errors import ConfigError
+
+
+def choose_device(setting: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` stands for on this machine. Raises ConfigError."""
+    seen = torch.cuda.is_available()
+    if setting == "cuda" and not seen:
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise ConfigError(
+            f"device: found 'cuda', but torch sees no CUDA device ({torch.__version__}, which {built}); here allowed:"
+            " 'auto' or 'cpu'; leave the setting out, or install torch and a driver for the GPU"
+        )
+    return torch.device("cuda" if seen and setting != "cpu" else "cpu")
+
+
+def full_precision() -> AbstractContextManager:
+    """Convolutions of float32 in float32, each time the same: cuDNN would take TF32, of ten bits."""
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
+    )
