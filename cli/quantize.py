@@ -52,7 +52,10 @@ def quantize(
         setting("encoding", "runtime (fast in onnxruntime) or standard (plain 4-bit types).", metavar="NAME"),
     ] = None,
     reconstruct: Annotated[bool | None, setting("reconstruct", "AdaQuant, or calibrate and round only.")] = None,
-    steps: Annotated[int | None, setting("steps", "AdaQuant steps a block.")] = None,
+    effort: Annotated[
+        str | None, setting("effort", "fast (layers solved), balanced or best (blocks learned too).", metavar="NAME")
+    ] = None,
+    steps: Annotated[int | None, setting("steps", "AdaQuant steps a block, in place of those of --effort.")] = None,
     samples: Samples = None,
     seed: Annotated[int | None, setting("seed", "Seed of all random choices.")] = None,
     threads: Threads = None,

@@ -17,6 +17,8 @@ Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
 MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# AdaQuant steps a block. Measured on the curve of accuracy against time that the README shows.
+EFFORTS = {"fast": 0, "balanced": 100, "best": 400}
 
 
 def _split_numbers(value: Any) -> Any:
@@ -129,8 +131,9 @@ def _read_layer(name: str, settings: Any) -> LayerConfig:
 class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
-    Bits are those of weighted layers: their weights and the activations they read. steps: AdaQuant steps a block;
-    samples: use only the first so many; reconstruct: False calibrates and rounds only. device: where layers are solved
+    Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any;
+    AdaQuant then learns each block in so many steps as EFFORTS has, or as ``steps`` says. samples: use only the first
+    so many; reconstruct: False calibrates and rounds only. device: where layers are solved
     and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in
     float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole names.
     """
@@ -142,7 +145,8 @@ class QuantizeConfig(_Settings):
     percentile: float = Field(default=99.99, gt=50, le=100, allow_inf_nan=False)
     encoding: Literal["runtime", "standard"] = "runtime"
     reconstruct: bool = Field(default=True, strict=True)
-    steps: Count = 100
+    effort: Literal["fast", "balanced", "best"] = "balanced"
+    steps: Annotated[int, Field(strict=True, ge=0)] | None = None
     samples: Count | None = None
     seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
@@ -150,6 +154,11 @@ class QuantizeConfig(_Settings):
     exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
+
+    @property
+    def block_steps(self) -> int:
+        """AdaQuant steps a block: ``steps``, or what ``effort`` stands for."""
+        return EFFORTS[self.effort] if self.steps is None else self.steps
 
 
 def _check_percentage(value: float) -> float:

@@ -22,7 +22,8 @@ def test_the_defaults_are_those_of_the_documentation():
     config = QuantizeConfig()
     assert (config.weight_bits, config.activation_bits, config.first_last_bits) == (8, 8, 8)
     assert (config.range, config.percentile, config.encoding) == ("squared-error", 99.99, "runtime")
-    assert (config.reconstruct, config.steps, config.samples, config.seed, config.threads) == (True, 100, None, 0, None)
+    assert (config.reconstruct, config.effort, config.steps, config.block_steps) == (True, "balanced", None, 100)
+    assert (config.samples, config.seed, config.threads) == (None, 0, None)
     assert (config.device, config.exclude, config.layers) == ("auto", (), {})
     assert config.data == DataConfig(mean=0, std=1, resize=None, crop=None, layout=None, channels=None)
 
@@ -45,7 +46,8 @@ def test_crop_is_one_size_or_height_and_width(value, size):
         ({"weight_bits": 5}, "weight_bits: found 5; allowed: 8 or 4"),
         ({"range": "max"}, "range: found 'max'; allowed: 'min-max', 'percentile', 'squared-error' or 'entropy'"),
         ({"device": "gpu"}, "device: found 'gpu'; allowed: 'auto', 'cpu' or 'cuda'"),
-        ({"steps": 0}, "steps: found 0; input should be greater than or equal to 1"),
+        ({"steps": -1}, "steps: found -1; input should be greater than or equal to 0"),
+        ({"effort": "most"}, "effort: found 'most'; allowed: 'fast', 'balanced' or 'best'"),
         ({"samples": True}, "samples: found True; input should be a valid integer"),
         ({"reconstruct": "yes"}, "reconstruct: found 'yes'; input should be a valid boolean"),
         ({"percentile": 101}, "percentile: found 101; input should be less than or equal to 100"),

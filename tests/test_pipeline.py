@@ -228,6 +228,11 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypat
         quantize("missing.onnx", SAMPLES, settings(device="cuda"))
 
 
+def test_the_fast_effort_solves_and_learns_nothing(net):
+    blocks = quantize(net, SAMPLES, QuantizeConfig(weight_bits=4, effort="fast")).report.blocks
+    assert {block.outcome for block in blocks} == {"solved"} and all(block.loss_before is None for block in blocks)
+
+
 def test_the_graph_keeps_its_names(net):
     graph = quantize(net, SAMPLES, settings(weight_bits=4)).model.graph
     assert {"stem", "inner", "add", "deep", "mean", "head"} <= {node.name for node in graph.node}

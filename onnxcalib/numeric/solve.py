@@ -1,8 +1,9 @@
 """Solve one linear layer for integers: least squares, scale search, GPTQ, coordinate descent, closed-form bias.
 
 With the input quantized to x and the float target y, min over integers q, scales s and bias b of
-``E |y - s q x - b|^2 + ridge |s q - W|^2`` is quadratic in the weights: its minimum W* = C A^-1 over the reals, and
-``tr((s q - W*) A (s q - W*)^T)`` above it (Hubara et al. 2021, eq. 2 and 3, V and the bias at their optimum).
+``E |y - s q x - b|^2`` is quadratic in the weights: least at W* = C A^-1 over the reals, which a Prior holds near the
+float weights W, and ``tr((s q - W*) A (s q - W*)^T)`` above that (Hubara et al. 2021, eq. 2 and 3, V and the bias at
+their optimum).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .rounding import quantize
 # Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
 # the noise of the quantized prefix, and few samples; which is best differs by layer, so that held-out samples choose.
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-DEFAULT_RIDGE = 0.3
+# The same for the metric in which integers are chosen: only what its estimate from few samples needs.
+DAMPING = 0.1
 # Square of float32's rounding, generously: the least variance that a mean of size 1 leaves to be seen.
 ROUNDING = 1e-12
 # Shares of the largest weight at which the scale grid ends, and how many are tried.
@@ -45,15 +47,26 @@ class Solution:
         return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu())
 
 
-def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridge: float = DEFAULT_RIDGE) -> Solution:
+@dataclass(frozen=True)
+class Prior:
+    """How far the float weights W hold against the least squares, in which the prefix's error makes noise too.
+
+    The solution is ``W + trust (W_r - W)``: ridge, in units of the mean input variance, pulls W_r to W where inputs
+    vary little; trust, 0 to 1, shrinks what is left of the change, where inputs vary much as well.
+    """
+
+    ridge: float = 0.3
+    trust: float = 1.0
+
+
+def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, prior: Prior) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K)."""
-    gram, cross = _regularise(moments, weight.double(), ridge)
-    factor = torch.linalg.cholesky(gram)
-    optimum = torch.cholesky_solve(cross.mT, factor).mT
-    inverse = torch.cholesky_inverse(factor)
-    del factor
-    upper = torch.linalg.cholesky(inverse).mT.contiguous()
-    del inverse
+    optimum = _solve_real(moments, weight.double(), prior)
+    # What noise there is lies in the optimum: the metric of rounding needs no such prior.
+    gram = moments.gram.clone()
+    gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
+    cross = optimum @ gram
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram))).mT.contiguous()
     scale, integers = _search_scale(gram, upper, optimum, spec)
     del upper
     for _ in range(REFITS):
@@ -70,30 +83,41 @@ def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, ridg
     return Solution(integers, scale, bias)
 
 
-def choose_ridge(learned: Moments, judged: Moments, weight: torch.Tensor) -> float:
-    """The ridge whose real-valued solution on ``learned`` has the least squared error on ``judged``."""
+def choose_prior(learned: Moments, judged: Moments, weight: torch.Tensor) -> Prior:
+    """The prior whose real-valued solution on ``learned`` has the least squared error on ``judged``.
+
+    For each ridge the best trust is known in closed form: with D = W_r - W the error of ``W + t D`` is quadratic in t.
+    """
     weight = weight.double()
+    slack = judged.cross - weight @ judged.gram
+    found: dict[Prior, float] = {}
+    for ridge in RIDGES:
+        change = _solve_real(learned, weight, Prior(ridge)) - weight
+        power, gain = float(((change @ judged.gram) * change).sum()), float((change * slack).sum())
+        trust = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
+        found[Prior(ridge, trust)] = trust * trust * power - 2 * trust * gain
+    return min(found, key=found.get)
 
-    def measure(ridge: float) -> float:
-        gram, cross = _regularise(learned, weight, ridge)
-        solution = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(gram)).mT
-        return float(((solution @ judged.gram) * solution).sum() - 2 * (solution * judged.cross).sum())
 
-    return min(RIDGES, key=measure)
+def _solve_real(moments: Moments, weight: torch.Tensor, prior: Prior) -> torch.Tensor:
+    """``W + trust ((C + r W) (A + r I)^-1 - W)``, r being the ridge's damping."""
+    damping = _damping(moments, prior.ridge)
+    gram = moments.gram.clone()
+    gram.diagonal(dim1=1, dim2=2).add_(damping)
+    cross = moments.cross + damping[..., None] * weight
+    solution = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(gram)).mT
+    return weight + prior.trust * (solution - weight)
 
 
-def _regularise(moments: Moments, weight: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``A + r I`` and ``C + r W``, r being ``ridge`` times the mean variance of a group's inputs.
+def _damping(moments: Moments, ridge: float) -> torch.Tensor:
+    """``ridge`` times the mean variance of a group's inputs (groups, 1).
 
-    Inputs that hardly vary leave nothing to solve: r stays above the rounding of their moments, and any positive r
+    Inputs that hardly vary leave nothing to solve: it stays above the rounding of their moments, and any positive one
     keeps their float weights.
     """
     variance = moments.gram.diagonal(dim1=1, dim2=2).mean(1)
     least = ROUNDING * moments.input_mean.square().mean(1) + torch.finfo(torch.float32).tiny
-    damping = torch.maximum(ridge * variance, least)[:, None, None]
-    gram = moments.gram.clone()
-    gram.diagonal(dim1=1, dim2=2).add_(damping.squeeze(2))
-    return gram, moments.cross + damping * weight
+    return torch.maximum(ridge * variance, least)[:, None]
 
 
 def round_layer(weight: torch.Tensor, spec: QuantSpec) -> Solution:

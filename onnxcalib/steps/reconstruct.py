@@ -62,6 +62,9 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve and learn one block; where it cannot be learned as one, its layers are, one by one."""
     start = time.perf_counter()
     rounded = solve_block(walk, block)
+    if not walk.config.block_steps:
+        yield _solved_record(block, _join(rounded, block), None, start)
+        return
     try:
         yield _learned_record(walk, block, _join(rounded, block), start)
         return
@@ -102,9 +105,14 @@ def _settle_part(walk: Walk, part: Block, rounded: str | None, reason: str, *, l
             return _learned_record(walk, part, "; ".join(filter(None, (f"not as one block: {reason}", rounded))), start)
     except BlockError as error:
         reason = f"{reason}; alone: {error}"
-    reason = "; ".join(filter(None, (reason, rounded)))
+    return _solved_record(part, rounded, reason, start)
+
+
+def _solved_record(block: Block, rounded: str | None, reason: str | None, start: float) -> BlockRecord:
+    """A block that is not learned; ``rounded`` says which of its layers were not solved either, and why."""
+    reason = "; ".join(filter(None, (reason, rounded))) or None
     outcome = "rounded" if rounded else "solved"
-    return BlockRecord(part.name, part.layers, outcome, reason, seconds=time.perf_counter() - start)
+    return BlockRecord(block.name, block.layers, outcome, reason, seconds=time.perf_counter() - start)
 
 
 def _run(walk: Walk, block: Block, later: set[str], *, quantized: bool) -> None:
@@ -149,7 +157,7 @@ def _learn(walk: Walk, block: Block) -> Outcome:
     data = _Samples(walk, block, size)
     torch.default_generator.manual_seed(walk.config.seed)  # alone, as no other device draws
     try:
-        outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.steps, bias_units=units)
+        outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.block_steps, bias_units=units)
     except RuntimeError as error:  # torch's own, which say where gradients or operators end
         raise BlockError(f"block: {first_line(error)}") from error
     if outcome.step:

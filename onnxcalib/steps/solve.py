@@ -18,12 +18,12 @@ from ..graph.index import Index, constant, reads
 from ..graph.layout import from_rows, to_rows, window_of
 from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
-from ..numeric.solve import DEFAULT_RIDGE, Solution, choose_ridge, round_layer, solve_layer
+from ..numeric.solve import Prior, Solution, choose_prior, round_layer, solve_layer
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerPlan, QParams, QuantPlan
 
-# One sample in so many chooses the ridge of every layer.
+# One sample in so many chooses the prior of every layer.
 HELD_OUT = 4
 # Columns seen per unknown of a row: neighbouring places are much alike, and more did not change a decimal.
 COLUMNS_PER_INPUT = 128
@@ -170,17 +170,17 @@ class _Stream:
         self.generator = torch.Generator().manual_seed(walk.config.seed)
 
     def solve(self, rows: torch.Tensor) -> Solution | None:
-        """Stream the whole set, let every HELD_OUT-th sample choose the ridge, and solve on all of them.
+        """Stream the whole set, let every HELD_OUT-th sample choose the prior, and solve on all of them.
 
         None where no sample has a column.
         """
         seen, rows = self._measure(), rows.to(self.walk.device)
         if not seen:
             return None
-        ridge = choose_ridge(*seen, rows) if len(seen) == 2 else DEFAULT_RIDGE
+        prior = choose_prior(*seen, rows) if len(seen) == 2 else Prior()
         moments = seen[0].pool(seen[1]) if len(seen) == 2 else seen[0]
         del seen  # the Gram matrices are most of the memory that solving takes
-        return solve_layer(moments, rows, self.layer.weight_spec, ridge=ridge).cpu()
+        return solve_layer(moments, rows, self.layer.weight_spec, prior=prior).cpu()
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.solve import RIDGES, choose_ridge, descend, excess, gptq, round_layer, solve_layer
+from onnxcalib.numeric.solve import (
+    DAMPING,
+    RIDGES,
+    Prior,
+    choose_prior,
+    descend,
+    excess,
+    gptq,
+    round_layer,
+    solve_layer,
+)
 from onnxcalib.spec import QuantSpec
 
 FOUR, EIGHT = (QuantSpec(bits, signed=True, symmetric=True, axis=0) for bits in (4, 8))
@@ -88,8 +98,8 @@ def test_descent_finds_the_best_of_all_integers_where_inputs_are_not_correlated(
 def test_no_row_is_worse_than_its_nearest_rounding(seed, spec, ridge, size):
     inputs, weight = draw_problem(seed, groups=2, size=size)
     moments = moments_of(inputs, weight @ inputs)
-    solved = measure_loss(moments, weight, weights_of(solve_layer(moments, weight, spec, ridge=ridge)), ridge)
-    rounded = measure_loss(moments, weight, weights_of(round_layer(weight, spec)), ridge)
+    found = (solve_layer(moments, weight, spec, prior=Prior(ridge)), round_layer(weight, spec))
+    solved, rounded = (measure_loss(moments, weight, weights_of(s), min(ridge, DAMPING)) for s in found)
     assert (solved <= rounded + 1e-9 * rounded.abs()).all()
 
 
@@ -99,7 +109,7 @@ def test_solving_takes_much_of_the_error_of_nearest_rounding(spec, share):
     moments = moments_of(inputs, weight @ inputs)
     losses = [
         excess(moments.gram, weight, s.integers, s.scale).sum()
-        for s in (solve_layer(moments, weight, spec, ridge=0.003), round_layer(weight, spec))
+        for s in (solve_layer(moments, weight, spec, prior=Prior(0.003)), round_layer(weight, spec))
     ]
     assert losses[0] < share * losses[1]
 
@@ -107,7 +117,7 @@ def test_solving_takes_much_of_the_error_of_nearest_rounding(spec, share):
 def test_integers_stay_on_the_grid_and_scales_are_positive():
     inputs, weight = draw_problem(1, groups=3)
     for spec in (FOUR, EIGHT):
-        found = solve_layer(moments_of(inputs, weight @ inputs), weight, spec)
+        found = solve_layer(moments_of(inputs, weight @ inputs), weight, spec, prior=Prior())
         assert torch.equal(found.integers, found.integers.round().clip(spec.qmin, spec.qmax))
         assert (found.scale > 0).all()
         assert found.integers.shape == weight.shape and found.scale.shape == found.bias.shape == weight.shape[:2]
@@ -117,7 +127,7 @@ def test_integers_stay_on_the_grid_and_scales_are_positive():
 def test_the_bias_leaves_no_mean_error(spec):
     inputs, weight = draw_problem(2, groups=2)
     targets = weight @ inputs + torch.arange(8.0).reshape(2, 4, 1)
-    found = solve_layer(moments_of(inputs, targets), weight, spec)
+    found = solve_layer(moments_of(inputs, targets), weight, spec, prior=Prior())
     error = targets - weights_of(found) @ inputs - found.bias[..., None]
     assert error.square().mean() > 1e-6
     assert error.mean(2).abs().max() < 1e-9
@@ -126,7 +136,7 @@ def test_the_bias_leaves_no_mean_error(spec):
 def test_inputs_that_never_vary_keep_their_float_weights():
     inputs, weight = draw_problem(3, size=10)
     inputs[:, 4:7] = 0.7
-    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, ridge=0.3)
+    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, prior=Prior(0.3))
     off = (weights_of(found) - weight)[:, :, 4:7].abs()
     reach = found.scale[..., None] * FOUR.qmax
     assert (off <= found.scale[..., None] / 2 + (weight[:, :, 4:7].abs() - reach).clamp_min(0) + 1e-9).all()
@@ -136,7 +146,7 @@ def test_inputs_that_never_vary_keep_their_float_weights():
 def test_a_layer_whose_inputs_are_all_dead_is_rounded(value):
     weight = draw_problem(4, groups=2)[1].float()
     inputs = torch.full((2, 12, 50), value)
-    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, ridge=0.003)
+    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, prior=Prior(0.003))
     assert torch.isfinite(found.bias).all()
     assert ((weights_of(found) - weight).abs() <= found.scale[..., None] * 1.01).float().mean() > 0.95
     torch.testing.assert_close(
@@ -150,15 +160,19 @@ def test_a_layer_whose_inputs_are_all_dead_is_rounded(value):
 def test_weights_of_nothing_give_zeros():
     inputs, weight = draw_problem(5)
     weight[:, 1] = 0
-    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR)
+    found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, prior=Prior())
     assert torch.isfinite(found.scale).all() and weights_of(found)[:, 1].abs().max() < 1e-30
 
 
-def test_a_large_ridge_gives_the_rounding_of_the_float_weights():
+@pytest.mark.parametrize("prior", [Prior(1e9), Prior(0.003, trust=0.0)])
+def test_where_the_float_weights_hold_the_targets_do_not_matter(prior):
     inputs, weight = draw_problem(6)
     targets = torch.randn(1, 4, inputs.shape[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = solve_layer(moments_of(inputs, targets), weight, EIGHT, ridge=1e6)
-    assert ((weights_of(found) - weight).abs() <= found.scale[..., None] * 0.51).all()
+    damped = Prior(min(prior.ridge, DAMPING))
+    wanted = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, prior=damped)
+    found = solve_layer(moments_of(inputs, targets), weight, FOUR, prior=prior)
+    assert torch.equal(found.integers, wanted.integers)
+    torch.testing.assert_close(found.scale, wanted.scale, rtol=1e-6, atol=0)
 
 
 def test_weights_make_up_for_what_the_quantized_prefix_lost():
@@ -173,8 +187,8 @@ def test_weights_make_up_for_what_the_quantized_prefix_lost():
         error = targets - weights_of(solution) @ quantized
         return (error - error.mean(2, keepdim=True)).square().mean()
 
-    symmetric = solve_layer(moments_of(quantized, weight @ quantized), weight, EIGHT, ridge=0.003)
-    assert measure(solve_layer(moments, weight, EIGHT, ridge=0.003)) < 0.05 * measure(symmetric)
+    symmetric = solve_layer(moments_of(quantized, weight @ quantized), weight, EIGHT, prior=Prior(0.003))
+    assert measure(solve_layer(moments, weight, EIGHT, prior=Prior(0.003))) < 0.05 * measure(symmetric)
 
 
 def draw_noisy(columns, generator):
@@ -188,8 +202,17 @@ def draw_noisy(columns, generator):
 def test_few_noisy_samples_choose_a_larger_ridge_than_many():
     generator = torch.Generator().manual_seed(1)
     judged, weight = draw_noisy(2000, generator)
-    few, many = (choose_ridge(draw_noisy(n, generator)[0], judged, weight) for n in (30, 20000))
+    few, many = (choose_prior(draw_noisy(n, generator)[0], judged, weight).ridge for n in (30, 20000))
     assert {few, many} <= set(RIDGES) and few >= 0.3 and many <= 0.03
+
+
+@pytest.mark.parametrize(("share", "trust"), [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0), (-1.0, 0.0)])
+def test_a_change_is_trusted_as_far_as_it_holds_on_the_samples_that_judge(share, trust):
+    inputs, weight = draw_problem(13, size=8)
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    learned = moments_of(inputs, (weight + change) @ inputs)
+    judged = moments_of(inputs, (weight + share * change) @ inputs)
+    assert abs(choose_prior(learned, judged, weight).trust - trust) < 0.02
 
 
 def test_rounding_takes_the_scale_of_least_squared_weight_error():
@@ -226,17 +249,23 @@ def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
 def test_the_order_of_the_work_does_not_change_the_result(monkeypatch, name, value):
     inputs, weight = draw_problem(11, size=70, groups=2)
     moments = moments_of(inputs, weight @ inputs)
-    before = solve_layer(moments, weight, FOUR)
+    before = solve_layer(moments, weight, FOUR, prior=Prior())
     monkeypatch.setattr(solve_module, name, value)
-    after = solve_layer(moments, weight, FOUR)
+    after = solve_layer(moments, weight, FOUR, prior=Prior())
     assert torch.equal(before.integers, after.integers)
     torch.testing.assert_close(before.scale, after.scale)
 
 
-@pytest.mark.parametrize("solve", [solve_layer, lambda moments, weight, _: choose_ridge(moments, moments, weight)])
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda moments, weight: solve_layer(moments, weight, FOUR, prior=Prior()),
+        lambda moments, weight: choose_prior(moments, moments, weight),
+    ],
+)
 def test_solving_leaves_the_moments_as_they_are(solve):
     inputs, weight = draw_problem(12)
     moments = moments_of(inputs, weight @ inputs)
     before = moments.gram.clone(), moments.cross.clone()
-    solve(moments, weight, FOUR)
+    solve(moments, weight)
     assert torch.equal(moments.gram, before[0]) and torch.equal(moments.cross, before[1])

@@ -270,7 +270,7 @@ def test_the_narrower_grid_of_a_tensor_is_learned_too(residual, walk_of, monkeyp
     walk = walk_of(residual("LeakyRelu"), DATA, steps=20, **FOUR)
     start = walk.narrowed["r"] = stretch(walk.narrowed["r"], 1.5)
     records = rebuild(walk)
-    assert records[1].outcome == "reconstructed" and records[1].loss_after < 0.9 * records[1].loss_before
+    assert records[1].outcome == "reconstructed" and records[1].loss_after < 0.98 * records[1].loss_before
     assert walk.narrowed["r"].scale < start.scale
 
 

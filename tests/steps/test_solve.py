@@ -8,6 +8,7 @@ import pytest
 
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.numeric.rounding import snap
+from onnxcalib.numeric.solve import Prior
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
 from onnxcalib.steps import solve as solve_step
@@ -274,14 +275,14 @@ def test_places_are_sampled_where_there_are_more_than_needed(conv, draw, walk_of
     assert measure(walk, first_block(walk))[0] < 1e-3
 
 
-def test_one_sample_in_four_judges_the_ridge(conv, draw, walk_of, monkeypatch):
+def test_one_sample_in_four_judges_the_prior(conv, draw, walk_of, monkeypatch):
     counts = []
 
     def choose(learned, judged, _weight):
         counts.append((learned.columns, judged.columns))
-        return 0.1
+        return Prior(0.1)
 
-    monkeypatch.setattr(solve_step, "choose_ridge", choose)
+    monkeypatch.setattr(solve_step, "choose_prior", choose)
     for number in (40, 3):
         walk = walk_of(conv, draw(number, 4, 6, 6), size=16)
         solve_block(walk, first_block(walk))
