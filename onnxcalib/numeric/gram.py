@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
+
+# Inputs whose products with themselves and those behind them are one matrix product: the lower half is not computed.
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MomentSum:
         if self._shift is None:
             self._shift = (inputs.mean(2, keepdim=True), targets.mean(2, keepdim=True))
         inputs, targets = inputs - self._shift[0], targets - self._shift[1]
-        products = (inputs @ inputs.mT, targets @ inputs.mT, inputs.sum(2), targets.sum(2))
+        products = (_multiply_upper(inputs), targets @ inputs.mT, inputs.sum(2), targets.sum(2))
         if self._sums:
             for total, product in zip(self._sums, products, strict=True):
                 total += product
@@ -78,10 +80,25 @@ class MomentSum:
     def centre(self) -> Moments:
         """The moments about the means: what is left of the least squares once the bias is solved in closed form."""
         gram, cross, inputs, targets = (s / self.columns for s in self._sums)
+        for own in _blocks(gram.shape[1]):
+            gram[:, own.stop :, own] = gram[:, own, own.stop :].mT
         gram.addcmul_(inputs.unsqueeze(2), inputs.unsqueeze(1), value=-1)
         cross.addcmul_(targets.unsqueeze(2), inputs.unsqueeze(1), value=-1)
         shift = [s.squeeze(2).double() for s in self._shift]
         return Moments(gram, cross, inputs + shift[0], targets + shift[1], self.columns)
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+
+
+def _multiply_upper(x: torch.Tensor) -> torch.Tensor:
+    """``x x^T`` (groups, K, K) in the blocks on the diagonal and to their right; zero in the others."""
+    size = x.shape[1]
+    product = x.new_zeros(len(x), size, size)
+    for own in _blocks(size):
+        product[:, own, own.start :] = x[:, own] @ x[:, own.start :].mT
+    return product
 
 
 @dataclass(frozen=True)
@@ -103,29 +120,42 @@ def choose_places(sizes: Sequence[int], wanted: int | None, generator: torch.Gen
     return torch.randperm(total, generator=generator)[:wanted].sort().values
 
 
-def unfold(x: torch.Tensor, window: Window, places: torch.Tensor) -> torch.Tensor:
-    """Input columns of a convolution at ``places`` of its output.
+def unfold(
+    x: torch.Tensor, window: Window, places: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Input columns of a convolution at ``places`` of its output, of ``change(x)`` if that is given.
 
-    x (N, C, *spatial) -> (groups, C / groups * prod(kernel), N * places), inputs in the weight's own order.
+    x (N, C, *spatial) -> (groups, C / groups * prod(kernel), places * N), inputs in the weight's own order. Each value
+    is read and changed once, however often it comes; those of all samples are then moved together.
     """
-    rank = len(window.kernel)
-    pads = [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
-    view = functional.pad(x, pads) if any(pads) else x
+    index = _index_columns(window, x.shape[2:], places)
+    needed, position = (t.to(x.device) for t in index.unique(return_inverse=True))
+    values = x.flatten(2).index_select(2, needed.clamp_min(0))
+    values = values if change is None else change(values)
+    values.masked_fill_(needed < 0, 0)
+    columns = values.permute(1, 2, 0).contiguous().index_select(1, position.flatten())
+    return columns.reshape(window.groups, -1, len(places) * len(x))
+
+
+def _index_columns(window: Window, sizes: Sequence[int], places: torch.Tensor) -> torch.Tensor:
+    """Flat index of the input value under each weight of the kernel at each place; -1 in the padding."""
+    rank, shapes = len(window.kernel), []
     for d in range(rank):
         span = (window.kernel[d] - 1) * window.dilations[d] + 1
-        view = view.unfold(2 + d, span, window.strides[d])[..., :: window.dilations[d]]
-    index = (axis.to(x.device) for axis in torch.unravel_index(places, view.shape[2 : 2 + rank]))
-    columns = view[(slice(None), slice(None), *index)]
-    count, channels = x.shape[:2]
-    columns = columns.reshape(count, window.groups, channels // window.groups, len(places), -1)
-    return columns.permute(1, 2, 4, 0, 3).reshape(window.groups, -1, count * len(places))
+        shapes.append((sizes[d] + window.pads[d] + window.pads[d + rank] - span) // window.strides[d] + 1)
+    index, inside = torch.zeros(1, len(places), dtype=torch.int64), torch.ones(1, len(places), dtype=torch.bool)
+    for d, place in enumerate(torch.unravel_index(places, shapes)):
+        offsets = torch.arange(window.kernel[d]) * window.dilations[d] - window.pads[d]
+        position = place * window.strides[d] + offsets[:, None]
+        index = (index.unsqueeze(1) * sizes[d] + position).flatten(0, 1)
+        inside = (inside.unsqueeze(1) & (0 <= position) & (position < sizes[d])).flatten(0, 1)
+    return index.where(inside, -1)
 
 
 def pick(y: torch.Tensor, places: torch.Tensor, groups: int) -> torch.Tensor:
-    """Columns (groups, C / groups, N * places) of an output (N, C, *spatial)."""
-    count, channels = y.shape[:2]
-    picked = y.reshape(count, groups, channels // groups, -1)[..., places.to(y.device)]
-    return picked.permute(1, 2, 0, 3).reshape(groups, channels // groups, -1)
+    """Columns (groups, C / groups, places * N) of an output (N, C, *spatial)."""
+    picked = y.flatten(2).index_select(2, places.to(y.device))
+    return picked.permute(1, 2, 0).reshape(groups, y.shape[1] // groups, -1)
 
 
 def flatten_rows(x: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,8 @@ EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
 ROW_BYTES = 64 * 2**20
 SWEEPS = 6
 REFITS = 2
-# Columns after which the rest of the matrix hears of their changes, as one matrix product.
-LAZY = 64
+# Inputs after which the rest of the matrix hears of their moves, as one matrix product.
+LAZY = 32
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, prio
     gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
     cross = optimum @ gram
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram))).mT.contiguous()
-    scale, integers = _search_scale(gram, upper, optimum, spec)
+    scale, integers = _search_scale(upper, optimum, spec)
     del upper
     for _ in range(REFITS):
         integers = descend(gram, optimum, integers, scale, spec)
@@ -153,7 +153,7 @@ def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     return shares.to(largest.device)[:, None, None] * largest / spec.qmax
 
 
-def _search_scale(gram, upper, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def _search_scale(upper, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale whose GPTQ rounding has the least loss, by output channel, and that rounding."""
     candidates = _candidate_scales(optimum, spec)
     together = max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))
@@ -161,8 +161,7 @@ def _search_scale(gram, upper, optimum, spec: QuantSpec) -> tuple[torch.Tensor, 
     for part in candidates.split(together):
         rows = optimum.repeat(1, len(part), 1)
         scales = part.movedim(0, 1).reshape(len(rows), -1)
-        integers = gptq(upper, rows, scales, spec)
-        losses = excess(gram, rows, integers, scales)
+        integers, losses = gptq(upper, rows, scales, spec)
         for number in range(len(part)):
             own = slice(number * optimum.shape[1], (number + 1) * optimum.shape[1])
             best.take(losses[:, own], integers[:, own], scales[:, own])
@@ -175,48 +174,64 @@ def excess(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, sc
     return ((difference @ gram) * difference).sum(2)
 
 
-def gptq(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Round column after column, each time moving the columns to come to make up for the error (Frantar et al. 2023).
+def gptq(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec):
+    """Round input after input, each time moving those to come to make up for the error (Frantar et al. 2023).
 
-    upper (groups, K, K): upper Cholesky factor of the Gram matrix's inverse; rows (groups, R, K); scale (groups, R).
+    upper U (groups, K, K): upper Cholesky factor of the Gram matrix's inverse; rows W* (groups, R, K); scale (groups,
+    R). Gives integers (groups, R, K), and ``excess`` of them: the sum of ``(s (q_j - w_j) / U_jj)^2``, w_j being the
+    weight as it was when its turn came.
     """
-    work, integers = rows.clone(), torch.empty_like(rows)
-    size = rows.shape[2]
-    for start in range(0, size, LAZY):
-        end = min(start + LAZY, size)
-        errors = torch.empty_like(work[:, :, start:end])
-        for j in range(start, end):
-            integers[:, :, j] = quantize(work[:, :, j], scale, 0, spec)
-            error = (work[:, :, j] - integers[:, :, j] * scale) / upper[:, None, j, j]
-            work[:, :, j + 1 : end] -= error[..., None] * upper[:, None, j, j + 1 : end]
-            errors[:, :, j - start] = error
-        work[:, :, end:] -= errors @ upper[:, start:end, end:]
-    return integers
+    wish = (rows / scale[..., None]).mT.contiguous()
+    integers, loss = torch.empty_like(wish), torch.zeros_like(scale)
+    diagonal = upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    for own in _blocks(wish.shape[1]):
+        rates = upper[:, own] / diagonal[:, own]
+        integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec)
+        wish[:, own.stop :].baddbmm_(rates[:, :, own.stop :].mT, moved)
+        loss += (moved / diagonal[:, own]).square_().sum(1)
+    return integers.mT, loss * scale.square()
 
 
 def descend(gram, optimum, integers, scale, spec: QuantSpec) -> torch.Tensor:
-    """Coordinate descent on the integers until no single change of one of them lowers the loss, or SWEEPS are done."""
-    integers = integers.clone()
-    gradient = (integers * scale[..., None] - optimum) @ gram
-    curvature = gram.diagonal(dim1=1, dim2=2)
-    size = integers.shape[2]
+    """Coordinate descent on the integers until no single change of one of them lowers the loss, or SWEEPS are done.
+
+    With A the Gram matrix, the loss along q_j is least at its wish ``q_j - ((q - W* / s) A)_j / A_jj``, which a change
+    of q_k by d moves by ``-d A_kj / A_jj``.
+    """
+    curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
+    wish = (integers - (integers - optimum / scale[..., None]) @ gram / curvature).mT.contiguous()
+    integers = integers.mT.contiguous()
     for _ in range(SWEEPS):
         changed = False
-        for start in range(0, size, LAZY):
-            end = min(start + LAZY, size)
-            near, before = gradient[:, :, start:end].clone(), integers[:, :, start:end].clone()
-            for j in range(start, end):
-                target = integers[:, :, j] * scale - near[:, :, j - start] / curvature[:, None, j]
-                new = quantize(target, scale, 0, spec)
-                near += ((new - integers[:, :, j]) * scale)[..., None] * gram[:, None, j, start:end]
-                integers[:, :, j] = new
-            moved = (integers[:, :, start:end] - before) * scale[..., None]
+        for own in _blocks(wish.shape[1]):
+            rates = gram[:, own] / -curvature
+            rates[:, :, own].diagonal(dim1=1, dim2=2).zero_()
+            integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec, integers[:, own])
             if moved.any():
-                gradient += moved @ gram[:, start:end]
+                wish.baddbmm_(rates.mT, moved)
                 changed = True
         if not changed:
             break
-    return integers
+    return integers.mT
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, min(start + LAZY, size)) for start in range(0, size, LAZY)]
+
+
+def _round_in_turn(wish, rates, spec: QuantSpec, before=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers of a few inputs, each the nearest to its wish, and their moves: from ``before``, else from the wish.
+
+    Each move changes the wishes of the others: that of k by rates (groups, B, B) [j, k] times the move of j. Integers,
+    moves and wishes are (groups, B, R), in units of the scale. Operators in place, as all that is slow is their number.
+    """
+    near, integers, moved = wish.clone(), torch.empty_like(wish), torch.empty_like(wish)
+    turns = (x.split(1, dim=1) for x in (near, near if before is None else before, integers, moved))
+    for near_j, before_j, integer_j, moved_j, rates_j in zip(*turns, rates.unsqueeze(3).unbind(1), strict=True):
+        torch.round(near_j, out=integer_j).clamp_(spec.qmin, spec.qmax)
+        torch.sub(integer_j, before_j, out=moved_j)
+        near.addcmul_(moved_j, rates_j)
+    return integers, moved
 
 
 def _refit_scale(cross, gram, integers, scale):

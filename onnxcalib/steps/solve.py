@@ -226,19 +226,23 @@ class _Stream:
         if self.layer.op == "Conv":
             places = choose_places(target.shape[2:], self._wanted(), self.generator)
             geometry = window_of(self.node, self.shape[2:], tuple(inputs.shape[2:]))
-            columns = unfold(inputs, Window(**geometry, groups=self.layer.groups), places)
+            columns = unfold(inputs, Window(**geometry, groups=self.layer.groups), places, self._snap_input)
             choose = partial(pick, places=places, groups=self.layer.groups)
         else:
-            columns, choose = flatten_rows(inputs), flatten_rows
+            columns, choose = flatten_rows(self._snap_input(inputs)), flatten_rows
         target = choose(target)
         if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
             shortcut = choose(self._move(given[self.other][kept]))
             shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
             target = target + choose(self._move(wanted[self.other][kept])) - shortcut
+        return columns, target
+
+    def _snap_input(self, x: torch.Tensor) -> torch.Tensor:
+        """Input values as the quantized layer reads them."""
         grid = self.walk.input_grid(self.layer)
         if grid is self.walk.narrowed.get(self.layer.input):
-            columns = self._on_grid(columns, self.walk.activations[self.layer.input])
-        return self._on_grid(columns, grid), target
+            x = self._on_grid(x, self.walk.activations[self.layer.input])
+        return self._on_grid(x, grid)
 
     def _move(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(self.walk.device)
