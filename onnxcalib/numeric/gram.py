@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from torch.nn import functional
 
 # Inputs whose products with themselves and those behind them are one matrix product: the lower half is not computed.
 BLOCK = 128
@@ -128,7 +130,8 @@ def unfold(
     x (N, C, *spatial) -> (groups, C / groups * prod(kernel), places * N), inputs in the weight's own order. Each value
     is read and changed once, however often it comes; those of all samples are then moved together.
     """
-    index = _index_columns(window, x.shape[2:], places)
+    windows = _view_windows(window, tuple(x.shape[2:]))
+    index = windows[torch.unravel_index(places, windows.shape[: x.dim() - 2])].flatten(1).T
     needed, position = (t.to(x.device) for t in index.unique(return_inverse=True))
     values = x.flatten(2).index_select(2, needed.clamp_min(0))
     values = values if change is None else change(values)
@@ -137,19 +140,16 @@ def unfold(
     return columns.reshape(window.groups, -1, len(places) * len(x))
 
 
-def _index_columns(window: Window, sizes: Sequence[int], places: torch.Tensor) -> torch.Tensor:
-    """Flat index of the input value under each weight of the kernel at each place; -1 in the padding."""
-    rank, shapes = len(window.kernel), []
+@lru_cache(maxsize=1)
+def _view_windows(window: Window, sizes: tuple[int, ...]) -> torch.Tensor:
+    """A view (*places, *kernel) of flat indices: the input value under each weight at a place, -1 in the padding."""
+    rank = len(sizes)
+    pads = [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
+    view = functional.pad(torch.arange(math.prod(sizes)).reshape(sizes), pads, value=-1)
     for d in range(rank):
         span = (window.kernel[d] - 1) * window.dilations[d] + 1
-        shapes.append((sizes[d] + window.pads[d] + window.pads[d + rank] - span) // window.strides[d] + 1)
-    index, inside = torch.zeros(1, len(places), dtype=torch.int64), torch.ones(1, len(places), dtype=torch.bool)
-    for d, place in enumerate(torch.unravel_index(places, shapes)):
-        offsets = torch.arange(window.kernel[d]) * window.dilations[d] - window.pads[d]
-        position = place * window.strides[d] + offsets[:, None]
-        index = (index.unsqueeze(1) * sizes[d] + position).flatten(0, 1)
-        inside = (inside.unsqueeze(1) & (0 <= position) & (position < sizes[d])).flatten(0, 1)
-    return index.where(inside, -1)
+        view = view.unfold(d, span, window.strides[d])[..., :: window.dilations[d]]
+    return view
 
 
 def pick(y: torch.Tensor, places: torch.Tensor, groups: int) -> torch.Tensor:

@@ -226,7 +226,7 @@ def _round_in_turn(wish, rates, spec: QuantSpec, before=None) -> tuple[torch.Ten
     moves and wishes are (groups, B, R), in units of the scale. Operators in place, as all that is slow is their number.
     """
     near, integers, moved = wish.clone(), torch.empty_like(wish), torch.empty_like(wish)
-    turns = (x.split(1, dim=1) for x in (near, near if before is None else before, integers, moved))
+    turns = (x.unsqueeze(2).unbind(1) for x in (near, near if before is None else before, integers, moved))
     for near_j, before_j, integer_j, moved_j, rates_j in zip(*turns, rates.unsqueeze(3).unbind(1), strict=True):
         torch.round(near_j, out=integer_j).clamp_(spec.qmin, spec.qmax)
         torch.sub(integer_j, before_j, out=moved_j)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from onnxcalib.numeric import gram as gram_module
 from onnxcalib.numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
 
 CONVS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -48,6 +49,23 @@ def test_columns_of_chosen_places_alone_are_taken():
     window = Window((3, 3), (2, 1), (1, 2), (0, 2, 1, 1), groups=2)
     x = torch.randn(2, 4, 8, 9, dtype=torch.float64)
     check_columns(x, torch.randn(6, 2, 3, 3, dtype=torch.float64), window, torch.tensor([0, 5, 11]))
+
+
+def test_each_value_that_is_read_is_changed_once_and_padding_never():
+    torch.manual_seed(0)
+    window = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
+    x, seen = torch.randn(2, 4, 8, 8, dtype=torch.float64), []
+
+    def change(values):
+        seen.append(values)
+        return 2 * values + 1
+
+    places = torch.tensor([0, 1, 5])
+    columns = unfold(x, window, places, change)
+    assert torch.equal(columns, unfold(2 * x + 1, window, places)) and (columns == 0).any()
+    # Rows 0 and 1 in columns 0 to 3, rows 2 and 3 in columns 1 to 3, and one slot for all padding.
+    (values,) = seen
+    assert values.shape == (2, 4, 8 + 6 + 1)
 
 
 def test_a_wrong_pad_is_seen():
@@ -122,6 +140,16 @@ def test_pooled_moments_are_those_of_both_sets(first, second, seed):
         parts[-1].add(x, y)
     pooled = parts[0].centre().pool(parts[1].centre())
     check_equal(pooled, moments_at_once(inputs, targets), 1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_products_in_blocks_are_those_of_all_inputs_at_once(monkeypatch, block):
+    monkeypatch.setattr(gram_module, "BLOCK", block)
+    inputs, targets = correlated(2, 5, 40, 0)
+    total = MomentSum()
+    for x, y in zip(inputs.split(20, 2), targets.split(20, 2), strict=True):
+        total.add(x, y)
+    check_equal(total.centre(), moments_at_once(inputs, targets), 1e-9)
 
 
 def test_a_small_variance_beside_a_large_mean_survives_float32():
