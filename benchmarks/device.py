@@ -38,7 +38,8 @@ def compare(model: Path, bits: str, arguments: argparse.Namespace, test: tuple, 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "settings.toml"
             path.write_text(f'device = "{device}"\n{settings}')
-            job = {"data": arguments.data, "samples": None, "config": path, "out": Path(folder), "latency": False}
+            job = {"data": arguments.data, "out": Path(folder), "config": path}
+            job |= {"effort": None, "samples": None, "latency": False}
             rows[device] = measure(model, bits, argparse.Namespace(**job), test, cache)
     found: dict[str, Any] = {"model": model.stem, "bits": bits, **rows}
     if faults := [row["failed"] for row in rows.values() if "failed" in row]:

@@ -258,17 +258,9 @@ def measure(name: str, model: Path, bits: str, arguments: argparse.Namespace, te
     scaling = read_preprocessing(arguments.data, model.name)
     try:
         if name in OWN_TOOLS:
-            with tempfile.TemporaryDirectory() as folder:
-                config = Path(folder) / "effort.toml"
-                config.write_text(f'effort = "{OWN_TOOLS[name]}"\n')
-                own = {
-                    "data": arguments.data,
-                    "out": arguments.out,
-                    "config": config,
-                    "samples": None,
-                    "latency": False,
-                }
-                row |= measure_onnxcalib(model, bits, argparse.Namespace(**own), test, {})
+            own = {"data": arguments.data, "out": arguments.out, "effort": OWN_TOOLS[name]}
+            own |= {"config": None, "samples": None, "latency": False}
+            row |= measure_onnxcalib(model, bits, argparse.Namespace(**own), test, {})
             output = arguments.out / f"{model.stem}.{bits.lower()}.onnx"
         else:
             output, found = measure_peer(name, model, bits, arguments)
