@@ -6,6 +6,7 @@ sequential, eq. 3), by Adam on straight-through gradients, all rates relative to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,46 +24,65 @@ WEIGHT_STEP_RATE = 0.002
 ACTIVATION_STEP_RATE = 0.0005
 ZERO_POINT_RATE = 0.005
 BIAS_RATE = 0.01
-# Share of activations left unquantized while learning (Wei et al. 2022, QDrop).
-DROP = 0.5
 EVALUATIONS = 8
 # The power of targets that are all but zero, so that a relative error is finite.
 LEAST_POWER = 1e-12
 
 
 class _Snap(torch.autograd.Function):
-    """Snap to the grid; straight-through to x, LSQ gradients (Esser et al. 2020) to scale and zero point."""
+    """``snap``, straight-through to x, with LSQ gradients (Esser et al. 2020) to a tensor's one scale and zero point.
+
+    Where ``mixed`` (0 or 1, in x's shape) is 0 the value stays x. Written for few passes over memory, which are what a
+    step on a block costs: all that the gradients need is left in place by the forward pass.
+    """
 
     @staticmethod
-    def forward(ctx, x, scale, zero_point, spec: QuantSpec):
+    def forward(ctx, x, scale, zero_point, mixed, spec: QuantSpec):
         level = zero_point.round()
-        integers = quantize(x, scale, level, spec) - level
-        ctx.save_for_backward(x, scale, level, integers)
-        ctx.spec = spec
-        return integers * scale
+        ratio = x / scale
+        rounded = ratio.round()
+        integers = rounded.clamp(spec.qmin - level, spec.qmax - level)
+        outside = rounded.ne_(integers)
+        # d(snapped) / d(scale): the rounding error in steps, or the end of the grid.
+        slope = torch.sub(integers, ratio.addcmul_(ratio, outside, value=-1), out=ratio)
+        snapped = integers.mul_(scale)
+        if mixed is not None:
+            snapped = torch.lerp(x, snapped, mixed)
+            slope.mul_(mixed)
+            outside.mul_(mixed)
+        ctx.save_for_backward(slope, outside, scale)
+        return snapped
 
     @staticmethod
     def backward(ctx, gradient):
-        x, scale, level, integers = ctx.saved_tensors
-        ratio = x / scale
-        rounded = ratio.round() + level
-        inside = (rounded >= ctx.spec.qmin) & (rounded <= ctx.spec.qmax)
-        to_x = gradient * inside
+        slope, outside, scale = ctx.saved_tensors
+        lost = gradient * outside
         to_scale = to_zero = None
         if ctx.needs_input_grad[1]:
-            to_scale = (gradient * integers - to_x * ratio).sum_to_size(scale.shape)
+            to_scale = torch.dot(gradient.flatten(), slope.flatten())
         if ctx.needs_input_grad[2]:
-            to_zero = ((to_x - gradient) * scale).sum_to_size(level.shape)
-        return to_x, to_scale, to_zero, None
+            to_zero = -scale * lost.sum()
+        return torch.sub(gradient, lost, out=lost), to_scale, to_zero, None, None
+
+
+def _toss(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
+    """Fair coins, 0 or 1, as ``like`` is; drawn on the CPU, so that a seed stands for the same on every device."""
+    size = math.prod(shape)
+    drawn = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8).to(like.device)
+    bits = drawn & (1 << torch.arange(8, dtype=torch.uint8, device=like.device))
+    return bits.ne(0).flatten()[:size].reshape(shape).to(like.dtype)
 
 
 class ActivationQuantizer(nn.Module):
-    """Learned per-tensor grid of an activation; while training, each value stays float with probability ``drop``."""
+    """Learned per-tensor grid of an activation; if ``mix``, half of the values, drawn anew, stay float in training.
 
-    def __init__(self, grid: QParams, *, fixed: bool = False, drop: float = DROP):
+    Mixing is QDrop's (Wei et al. 2022).
+    """
+
+    def __init__(self, grid: QParams, *, fixed: bool = False, mix: bool = True):
         super().__init__()
         self.spec = grid.spec
-        self.drop = drop
+        self.mix = mix
         self.register_buffer("start", torch.tensor(float(grid.scale)))
         self.log_step = nn.Parameter(torch.zeros(()), requires_grad=not fixed)
         pinned = fixed or int(grid.zero_point) == grid.spec.qmin
@@ -74,12 +94,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         zero_point = self.zero_point.clamp(self.spec.qmin, self.spec.qmax)
-        snapped = _Snap.apply(x, self.scale, zero_point, self.spec)
-        if not self.training or self.drop == 0:
-            return snapped
-        # Drawn on the CPU, so that a seed stands for the same numbers on every device.
-        dropped = (torch.rand(x.shape) < self.drop).to(x.device)
-        return torch.where(dropped, x, snapped)
+        mixed = _toss(x.shape, x) if self.training and self.mix else None
+        return _Snap.apply(x, self.scale, zero_point, mixed, self.spec)
 
     def grid(self, bound: float | None = None) -> QParams:
         """The learned grid; with ``bound`` its range is kept inside [0, bound]."""

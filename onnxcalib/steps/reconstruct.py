@@ -199,7 +199,7 @@ def _place_activations(walk: Walk, block: Block, module: nn.Module):
 
 def _quantizer(grid: QParams, *, fixed: bool) -> ActivationQuantizer:
     # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time.
-    return ActivationQuantizer(grid, fixed=fixed, **({"drop": 0.0} if grid.spec.bits == 8 else {}))
+    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < 8)
 
 
 def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:

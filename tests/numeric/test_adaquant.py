@@ -86,7 +86,7 @@ def reference_gradients(x, gradient, scale, zero_point, spec):
 
 
 def test_activation_gradients_are_those_of_lsq():
-    quantizer = ActivationQuantizer(make_grid(0.25, 5), drop=0.0).double()
+    quantizer = ActivationQuantizer(make_grid(0.25, 5), mix=False).double()
     x, gradient = (2 * draw(200)).double().requires_grad_(), draw(200, seed=1).double()
     quantizer(x).backward(gradient)
     to_x, to_log_step, to_zero = reference_gradients(x.detach(), gradient, 0.25, 5, QuantSpec(4))
@@ -97,7 +97,7 @@ def test_activation_gradients_are_those_of_lsq():
 
 
 def test_the_gradient_of_clipped_values_is_that_of_a_finite_difference():
-    quantizer = ActivationQuantizer(make_grid(0.25, 5), drop=0.0).double()
+    quantizer = ActivationQuantizer(make_grid(0.25, 5), mix=False).double()
     x = torch.tensor([9.0, -7.0, 8.0], dtype=torch.float64)
     quantizer(x).sum().backward()
     values = []
@@ -110,12 +110,25 @@ def test_the_gradient_of_clipped_values_is_that_of_a_finite_difference():
 
 
 def test_a_share_of_values_stays_float_in_training_alone():
-    quantizer = ActivationQuantizer(make_grid(0.3, 6), drop=0.5)
+    quantizer = ActivationQuantizer(make_grid(0.3, 6))
     x = draw(4000)
     torch.manual_seed(0)
     kept = (quantizer.train()(x) == x).float().mean()
     assert 0.4 < kept < 0.6
     assert torch.equal(quantizer.eval()(x), snap(x, torch.tensor(0.3), 6, QuantSpec(4)))
+
+
+def test_what_stays_float_passes_its_gradient_on_and_moves_no_grid():
+    quantizer = ActivationQuantizer(make_grid(0.25, 5)).double()
+    x, gradient = (2 * draw(400)).double().requires_grad_(), draw(400, seed=1).double()
+    y = quantizer.train()(x)
+    y.backward(gradient)
+    stayed = y.detach() == x.detach()
+    assert 100 < stayed.sum() < 300
+    to_x, to_log_step, to_zero = reference_gradients(x.detach(), gradient * ~stayed, 0.25, 5, QuantSpec(4))
+    torch.testing.assert_close(x.grad, torch.where(stayed, gradient, to_x))
+    torch.testing.assert_close(quantizer.log_step.grad, to_log_step)
+    torch.testing.assert_close(quantizer.zero_point.grad, to_zero)
 
 
 @pytest.mark.parametrize("bound", [6.0, 1.0])
@@ -129,7 +142,7 @@ def test_a_grid_ends_inside_its_bound(bound):
 
 
 def test_a_zero_point_never_leaves_the_integers():
-    quantizer = ActivationQuantizer(make_grid(0.3, 15), drop=0.0)
+    quantizer = ActivationQuantizer(make_grid(0.3, 15), mix=False)
     with torch.no_grad():
         quantizer.zero_point += 2.0
     x = -draw(100).abs()
@@ -143,7 +156,7 @@ class Net(nn.Module):
 
     def __init__(self, weight, bias, *, step, grid, fixed=False):
         super().__init__()
-        self.quantizer = ActivationQuantizer(grid, drop=0.0, fixed=fixed)
+        self.quantizer = ActivationQuantizer(grid, mix=False, fixed=fixed)
         self.linear = nn.Linear(weight.shape[1], weight.shape[0])
         self.linear.bias.data = bias.clone()
         position = quantize(weight, step, 0, FOUR)
@@ -311,7 +324,7 @@ def test_learning_repeats_with_the_seed():
     for _ in range(2):
         torch.manual_seed(0)
         task = make_task(shift_bias=0.3)
-        task[0].quantizer.drop = 0.5
+        task[0].quantizer.mix = True
         learn(task)
         states.append(task[0].state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
