@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -15,10 +15,26 @@ from onnxcalib.errors import ConfigError
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
+MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
 MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-# AdaQuant steps a block. Measured on the curve of accuracy against time that the README shows.
-EFFORTS = {"fast": 0, "balanced": 100, "best": 400}
+
+
+class Effort(NamedTuple):
+    """What an effort stands for.
+
+    width: branches of the search for integers; views: of each image, beside itself; steps: of AdaQuant, a block;
+    rescue: the same for a block of which a layer could not be solved.
+    """
+
+    width: int
+    views: int
+    steps: int
+    rescue: int
+
+
+# Points on the curve of accuracy against time that the README shows.
+EFFORTS = {"fast": Effort(8, 0, 0, 0), "balanced": Effort(16, 1, 0, 100), "best": Effort(32, 2, 100, 100)}
 
 
 def _split_numbers(value: Any) -> Any:
@@ -131,9 +147,10 @@ def _read_layer(name: str, settings: Any) -> LayerConfig:
 class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
-    Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any;
-    AdaQuant then learns each block in so many steps as EFFORTS has, or as ``steps`` says. samples: use only the first
-    so many; reconstruct: False calibrates and rounds only. device: where layers are solved
+    Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any,
+    by a wider search for integers and on more views of the images with more of it, and at best AdaQuant then learns
+    each block, as EFFORTS has it; ``steps`` and ``views`` win over that. samples: use only the first so many;
+    reconstruct: False calibrates and rounds only. device: where layers are solved
     and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in
     float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole names.
     """
@@ -147,6 +164,7 @@ class QuantizeConfig(_Settings):
     reconstruct: bool = Field(default=True, strict=True)
     effort: Literal["fast", "balanced", "best"] = "balanced"
     steps: Annotated[int, Field(strict=True, ge=0)] | None = None
+    views: Annotated[int, Field(strict=True, ge=0, le=MOST_VIEWS)] | None = None
     samples: Count | None = None
     seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
@@ -155,10 +173,20 @@ class QuantizeConfig(_Settings):
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
 
+    def block_steps(self, *, solved: bool) -> int:
+        """AdaQuant steps of a block, all of whose layers were ``solved`` or not: ``steps``, or those of ``effort``."""
+        effort = EFFORTS[self.effort]
+        return self.steps if self.steps is not None else effort.steps if solved else effort.rescue
+
     @property
-    def block_steps(self) -> int:
-        """AdaQuant steps a block: ``steps``, or what ``effort`` stands for."""
-        return EFFORTS[self.effort] if self.steps is None else self.steps
+    def search_width(self) -> int:
+        """Branches of the search for a layer's integers."""
+        return EFFORTS[self.effort].width
+
+    @property
+    def image_views(self) -> int:
+        """Views of each image beside itself: ``views``, or what ``effort`` stands for."""
+        return EFFORTS[self.effort].views if self.views is None else self.views
 
 
 def _check_percentage(value: float) -> float:

@@ -26,6 +26,7 @@ from .graph.plan import make_plan
 from .graph.save import check_output, model_bytes, save_model
 from .graph.select import select_nodes
 from .graph.shapes import describe_outputs
+from .images import image_axes
 from .report import BlockRecord, Observer, Report
 from .runtime.device import choose_device, full_precision
 from .runtime.session import Session
@@ -155,7 +156,7 @@ class _Run:
             walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed, self.device)
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
-                walk.fill(samples, size)
+                walk.fill(samples, size, image_axes(samples.inputs, self.config.data))
                 records = reconstruct(walk, find_blocks(model, plan), self.observer)
             else:
                 round_layers(walk)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from onnxcalib.config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig, load_config
+from onnxcalib.config import EFFORTS, DataConfig, LayerConfig, QuantizeConfig, ValidateConfig, load_config
 from onnxcalib.errors import ConfigError
 
 
@@ -22,10 +24,23 @@ def test_the_defaults_are_those_of_the_documentation():
     config = QuantizeConfig()
     assert (config.weight_bits, config.activation_bits, config.first_last_bits) == (8, 8, 8)
     assert (config.range, config.percentile, config.encoding) == ("squared-error", 99.99, "runtime")
-    assert (config.reconstruct, config.effort, config.steps, config.block_steps) == (True, "balanced", None, 100)
+    assert (config.reconstruct, config.effort, config.steps, config.views) == (True, "balanced", None, None)
     assert (config.samples, config.seed, config.threads) == (None, 0, None)
     assert (config.device, config.exclude, config.layers) == ("auto", (), {})
     assert config.data == DataConfig(mean=0, std=1, resize=None, crop=None, layout=None, channels=None)
+
+
+def test_more_effort_is_more_of_each_and_settings_of_their_own_win():
+    efforts = [QuantizeConfig(effort=effort) for effort in ("fast", "balanced", "best")]
+    for fast, slow in itertools.pairwise(efforts):
+        assert fast.search_width <= slow.search_width
+        assert fast.image_views <= slow.image_views
+        for solved in (False, True):
+            assert fast.block_steps(solved=solved) <= slow.block_steps(solved=solved)
+        assert EFFORTS[fast.effort] != EFFORTS[slow.effort]
+    config = QuantizeConfig(effort="best", views=0, steps=0)
+    assert (config.image_views, config.search_width) == (0, efforts[2].search_width)
+    assert config.block_steps(solved=True) == config.block_steps(solved=False) == 0
 
 
 @pytest.mark.parametrize("value", ["0.1,0.2,0.3", [0.1, 0.2, 0.3], (0.1, 0.2, 0.3)])
@@ -47,6 +62,8 @@ def test_crop_is_one_size_or_height_and_width(value, size):
         ({"range": "max"}, "range: found 'max'; allowed: 'min-max', 'percentile', 'squared-error' or 'entropy'"),
         ({"device": "gpu"}, "device: found 'gpu'; allowed: 'auto', 'cpu' or 'cuda'"),
         ({"steps": -1}, "steps: found -1; input should be greater than or equal to 0"),
+        ({"views": -1}, "views: found -1; input should be greater than or equal to 0"),
+        ({"views": 101}, "views: found 101; input should be less than or equal to 100"),
         ({"effort": "most"}, "effort: found 'most'; allowed: 'fast', 'balanced' or 'best'"),
         ({"samples": True}, "samples: found True; input should be a valid integer"),
         ({"reconstruct": "yes"}, "reconstruct: found 'yes'; input should be a valid boolean"),

@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
     "pipeline": (
-        {"errors", "spec", "config", "data", "report", "numeric", "graph", "runtime", "steps", "onnxcalib"},
+        {"errors", "spec", "config", "images", "data", "report", "numeric", "graph", "runtime", "steps", "onnxcalib"},
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
     "validation": (

@@ -1,4 +1,4 @@
-"""Solve one linear layer for integers: least squares, scale search, GPTQ, coordinate descent, closed-form bias.
+"""Solve one linear layer for integers: least squares, scale search, lattice search, descent, closed-form bias.
 
 With the input quantized to x and the float target y, min over integers q, scales s and bias b of
 ``E |y - s q x - b|^2`` is quadratic in the weights: least at W* = C A^-1 over the reals, which a Prior holds near the
@@ -14,6 +14,7 @@ import torch
 
 from ..spec import QuantSpec
 from .gram import Moments
+from .lattice import descend, excess, factor, gptq, order_inputs, search
 from .rounding import quantize
 
 # Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
@@ -28,10 +29,9 @@ FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 16, dtype=torch.float64)
 EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
 # Rows of candidates that are rounded at once may take so many bytes.
 ROW_BYTES = 64 * 2**20
-SWEEPS = 6
+# Scales of each row that are searched in full.
+SCALES = 3
 REFITS = 2
-# Inputs after which the rest of the matrix hears of their moves, as one matrix product.
-LAZY = 32
 
 
 @dataclass(frozen=True)
@@ -59,28 +59,48 @@ class Prior:
     trust: float = 1.0
 
 
-def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, prior: Prior) -> Solution:
-    """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K)."""
-    optimum = _solve_real(moments, weight.double(), prior)
+def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, prior: Prior, width: int = 1) -> Solution:
+    """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K).
+
+    width: branches of the search for the integers (``lattice.search``).
+    """
+    weight = weight.double()
+    order = order_inputs(moments.gram)
+    optimum = _permute(_solve_real(moments, weight, prior), order)
     # What noise there is lies in the optimum: the metric of rounding needs no such prior.
-    gram = moments.gram.clone()
+    gram = _permute(_permute(moments.gram, order).mT, order)
     gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
-    cross = optimum @ gram
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram))).mT.contiguous()
-    scale, integers = _search_scale(upper, optimum, spec)
-    del upper
-    for _ in range(REFITS):
-        integers = descend(gram, optimum, integers, scale, spec)
-        scale = _refit_scale(cross, gram, integers, scale)
-    integers = descend(gram, optimum, integers, scale, spec)
-    best = _Best()
-    best.take(excess(gram, optimum, integers, scale), integers, scale)
+    best = _round_optimum(gram, optimum, spec, width)
     # Rounding the float weights is better on a few rows in a hundred, on up to twice the loss.
-    plain = round_layer(weight, spec)
+    plain = round_layer(_permute(weight, order), spec)
     best.take(excess(gram, optimum, plain.integers, plain.scale), plain.integers, plain.scale)
-    integers, scale = best.integers, best.scale
+    integers, scale = _permute(best.integers, order.argsort(1)), best.scale
     bias = moments.target_mean - ((integers * scale[..., None]) @ moments.input_mean[..., None]).squeeze(-1)
     return Solution(integers, scale, bias)
+
+
+def _permute(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """rows (groups, R, K) with the inputs in an order (groups, K)."""
+    return rows.gather(2, order.unsqueeze(1).expand(rows.shape))
+
+
+def _round_optimum(gram: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, width: int) -> _Best:
+    """Integers and scales near the optimum: searched for at a few scales, then made better by turns."""
+    upper = factor(gram)
+    scales = _choose_scales(upper, optimum, spec, SCALES if width > 1 else 1)
+    rows, scale = optimum.repeat(1, len(scales), 1), torch.cat(list(scales), 1)
+    integers = search(upper, rows, scale, spec, width=width)
+    del upper  # a Gram matrix's size
+    cross = rows @ gram
+    for _ in range(REFITS):
+        integers = descend(gram, rows, integers, scale, spec)
+        scale = _refit_scale(cross, gram, integers, scale)
+    integers = descend(gram, rows, integers, scale, spec)
+    best = _Best()
+    parts = (x.split(optimum.shape[1], 1) for x in (excess(gram, rows, integers, scale), integers, scale))
+    for part in zip(*parts, strict=True):
+        best.take(*part)
+    return best
 
 
 def choose_prior(learned: Moments, judged: Moments, weight: torch.Tensor) -> Prior:
@@ -153,85 +173,14 @@ def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     return shares.to(largest.device)[:, None, None] * largest / spec.qmax
 
 
-def _search_scale(upper, optimum, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale whose GPTQ rounding has the least loss, by output channel, and that rounding."""
+def _choose_scales(upper: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, count: int) -> torch.Tensor:
+    """The ``count`` scales (count, groups, C) whose GPTQ rounding has the least loss, by output channel."""
     candidates = _candidate_scales(optimum, spec)
-    together = max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))
-    best = _Best()
-    for part in candidates.split(together):
-        rows = optimum.repeat(1, len(part), 1)
-        scales = part.movedim(0, 1).reshape(len(rows), -1)
-        integers, losses = gptq(upper, rows, scales, spec)
-        for number in range(len(part)):
-            own = slice(number * optimum.shape[1], (number + 1) * optimum.shape[1])
-            best.take(losses[:, own], integers[:, own], scales[:, own])
-    return best.scale, best.integers
-
-
-def excess(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Loss above the continuous optimum, ``d A d^T`` with ``d = s q - W*``, by group and row (groups, R)."""
-    difference = integers * scale[..., None] - optimum
-    return ((difference @ gram) * difference).sum(2)
-
-
-def gptq(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec):
-    """Round input after input, each time moving those to come to make up for the error (Frantar et al. 2023).
-
-    upper U (groups, K, K): upper Cholesky factor of the Gram matrix's inverse; rows W* (groups, R, K); scale (groups,
-    R). Gives integers (groups, R, K), and ``excess`` of them: the sum of ``(s (q_j - w_j) / U_jj)^2``, w_j being the
-    weight as it was when its turn came.
-    """
-    wish = (rows / scale[..., None]).mT.contiguous()
-    integers, loss = torch.empty_like(wish), torch.zeros_like(scale)
-    diagonal = upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
-    for own in _blocks(wish.shape[1]):
-        rates = upper[:, own] / diagonal[:, own]
-        integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec)
-        wish[:, own.stop :].baddbmm_(rates[:, :, own.stop :].mT, moved)
-        loss += (moved / diagonal[:, own]).square_().sum(1)
-    return integers.mT, loss * scale.square()
-
-
-def descend(gram, optimum, integers, scale, spec: QuantSpec) -> torch.Tensor:
-    """Coordinate descent on the integers until no single change of one of them lowers the loss, or SWEEPS are done.
-
-    With A the Gram matrix, the loss along q_j is least at its wish ``q_j - ((q - W* / s) A)_j / A_jj``, which a change
-    of q_k by d moves by ``-d A_kj / A_jj``.
-    """
-    curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
-    wish = (integers - (integers - optimum / scale[..., None]) @ gram / curvature).mT.contiguous()
-    integers = integers.mT.contiguous()
-    for _ in range(SWEEPS):
-        changed = False
-        for own in _blocks(wish.shape[1]):
-            rates = gram[:, own] / -curvature
-            rates[:, :, own].diagonal(dim1=1, dim2=2).zero_()
-            integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec, integers[:, own])
-            if moved.any():
-                wish.baddbmm_(rates.mT, moved)
-                changed = True
-        if not changed:
-            break
-    return integers.mT
-
-
-def _blocks(size: int) -> list[slice]:
-    return [slice(start, min(start + LAZY, size)) for start in range(0, size, LAZY)]
-
-
-def _round_in_turn(wish, rates, spec: QuantSpec, before=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers of a few inputs, each the nearest to its wish, and their moves: from ``before``, else from the wish.
-
-    Each move changes the wishes of the others: that of k by rates (groups, B, B) [j, k] times the move of j. Integers,
-    moves and wishes are (groups, B, R), in units of the scale. Operators in place, as all that is slow is their number.
-    """
-    near, integers, moved = wish.clone(), torch.empty_like(wish), torch.empty_like(wish)
-    turns = (x.unsqueeze(2).unbind(1) for x in (near, near if before is None else before, integers, moved))
-    for near_j, before_j, integer_j, moved_j, rates_j in zip(*turns, rates.unsqueeze(3).unbind(1), strict=True):
-        torch.round(near_j, out=integer_j).clamp_(spec.qmin, spec.qmax)
-        torch.sub(integer_j, before_j, out=moved_j)
-        near.addcmul_(moved_j, rates_j)
-    return integers, moved
+    losses = []
+    for part in candidates.split(max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))):
+        scales = torch.cat(list(part), 1)
+        losses += gptq(upper, optimum.repeat(1, len(part), 1), scales, spec)[1].split(optimum.shape[1], 1)
+    return candidates.gather(0, torch.stack(losses).topk(count, dim=0, largest=False).indices)
 
 
 def _refit_scale(cross, gram, integers, scale):

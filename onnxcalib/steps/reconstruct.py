@@ -61,23 +61,27 @@ def _read_later(walk: Walk, blocks: Sequence[Block], end: set[str]) -> list[set[
 def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve and learn one block; where it cannot be learned as one, its layers are, one by one."""
     start = time.perf_counter()
-    rounded = solve_block(walk, block)
-    if not walk.config.block_steps:
-        yield _solved_record(block, _join(rounded, block), None, start)
+    reasons = solve_block(walk, block)
+    rounded = _join(reasons, block)
+    steps = walk.config.block_steps(solved=rounded is None)
+    if not steps:
+        yield _solved_record(block, rounded, None, start)
         return
     try:
-        yield _learned_record(walk, block, _join(rounded, block), start)
+        yield _learned_record(walk, block, rounded, start, steps=steps)
         return
     except BlockError as error:
         reason = str(error)
     if len(block.layers) == 1:
-        yield _settle_part(walk, block, _join(rounded, block), reason, learn=False)
+        yield _settle_part(walk, block, rounded, reason, steps=0)
         return
     parts = single_layers(walk.model, walk.plan, block)
     for part, read in zip(parts, _read_later(walk, parts, later), strict=True):
         _run(walk, part, read, quantized=False)
         if part.layers:
-            yield _settle_part(walk, part, _join(rounded, part), reason, learn=True)
+            rounded = _join(reasons, part)
+            steps = walk.config.block_steps(solved=rounded is None)
+            yield _settle_part(walk, part, rounded, reason, steps=steps)
         walk.settled |= _read_inside(walk, part)
         _run(walk, part, read, quantized=True)
 
@@ -86,9 +90,9 @@ def _join(reasons: dict[str, str], block: Block) -> str | None:
     return "; ".join(reason for name, reason in reasons.items() if name in block.layers) or None
 
 
-def _learned_record(walk: Walk, block: Block, reason: str | None, start: float) -> BlockRecord:
+def _learned_record(walk: Walk, block: Block, reason: str | None, start: float, *, steps: int) -> BlockRecord:
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they were
-        outcome = _learn(walk, block)
+        outcome = _learn(walk, block, steps)
     kept = outcome.step > 0
     if not kept:
         reason = "; ".join(filter(None, (reason, "the loss on held-out samples did not fall")))
@@ -97,12 +101,13 @@ def _learned_record(walk: Walk, block: Block, reason: str | None, start: float) 
     return BlockRecord(block.name, block.layers, name, reason, outcome.before, outcome.after, seconds)
 
 
-def _settle_part(walk: Walk, part: Block, rounded: str | None, reason: str, *, learn: bool) -> BlockRecord:
+def _settle_part(walk: Walk, part: Block, rounded: str | None, reason: str, *, steps: int) -> BlockRecord:
     """One layer of a block that torch does not take: learned alone if it can be, else left as it was solved."""
     start = time.perf_counter()
     try:
-        if learn:
-            return _learned_record(walk, part, "; ".join(filter(None, (f"not as one block: {reason}", rounded))), start)
+        if steps:
+            joined = "; ".join(filter(None, (f"not as one block: {reason}", rounded)))
+            return _learned_record(walk, part, joined, start, steps=steps)
     except BlockError as error:
         reason = f"{reason}; alone: {error}"
     return _solved_record(part, rounded, reason, start)
@@ -137,7 +142,7 @@ def _read_inside(walk: Walk, block: Block) -> set[str]:
     return {t for n in walk.model.graph.node if n.name in block.nodes for t in reads(n)}
 
 
-def _learn(walk: Walk, block: Block) -> Outcome:
+def _learn(walk: Walk, block: Block, steps: int) -> Outcome:
     """AdaQuant on the block; its results go into ``walk``. Raises BlockError, having changed nothing."""
     cut = extract(walk.model, walk.types, nodes=block.nodes, inputs=block.inputs, outputs=block.outputs)
     module = to_torch(cut)
@@ -157,7 +162,7 @@ def _learn(walk: Walk, block: Block) -> Outcome:
     data = _Samples(walk, block, size)
     torch.default_generator.manual_seed(walk.config.seed)  # alone, as no other device draws
     try:
-        outcome = learn_block(module, data.draw, data.held_out, steps=walk.config.block_steps, bias_units=units)
+        outcome = learn_block(module, data.draw, data.held_out, steps=steps, bias_units=units)
     except RuntimeError as error:  # torch's own, which say where gradients or operators end
         raise BlockError(f"block: {first_line(error)}") from error
     if outcome.step:
@@ -283,13 +288,14 @@ class _Samples:
         self.inputs = [f"quantized:{t}" for t in block.inputs]
         self.targets = [f"float:{t}" for t in block.outputs]
         by_sample = size is not None
-        total = sum(walk.sizes) if by_sample else len(walk.sizes)
+        total = (sum(walk.sizes) if by_sample else len(walk.sizes)) // walk.passes
         judges = max(1, total // HELD_OUT)
         self.read: Callable = self._rows if by_sample else self._batch
-        generator = np.random.default_rng(walk.config.seed)
-        order = generator.permutation(total)
-        self.judging, self.learning = order[:judges], order[judges:] if total > judges else order
-        self.generator = generator
+        self.generator = np.random.default_rng(walk.config.seed)
+        order = self.generator.permutation(total)
+        learning = order[judges:] if total > judges else order
+        self.judging = order[:judges]
+        self.learning = np.concatenate([learning + total * number for number in range(walk.passes)])
 
     def draw(self):
         chosen = self.generator.choice(self.learning, min(self.size, len(self.learning)), replace=False)

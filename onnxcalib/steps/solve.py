@@ -19,6 +19,7 @@ from ..graph.layout import from_rows, to_rows, window_of
 from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Solution, choose_prior, round_layer, solve_layer
+from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerPlan, QParams, QuantPlan
@@ -38,7 +39,10 @@ BIAS_LEVELS = 2.0**29
 
 @dataclass
 class Walk:
-    """The walk through the blocks: what it knows so far; grids and layers grow and settle as it goes."""
+    """The walk through the blocks: what it knows so far; grids and layers grow and settle as it goes.
+
+    sizes: samples of each stored batch, of all ``passes`` over the calibration set: itself, then views of its images.
+    """
 
     model: ModelProto
     types: dict[str, ValueInfoProto]
@@ -49,20 +53,28 @@ class Walk:
     activations: dict[str, QParams]
     narrowed: dict[str, QParams]
     device: torch.device = torch.device("cpu")  # noqa: RUF009
+    passes: int = 1
     layers: dict[str, LayerParams] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.index = Index(self.model.graph)
 
-    def fill(self, samples: CalibrationSet, size: int) -> None:
-        """Store the model's inputs over the whole set; they are the same in both models."""
-        for feeds in samples.batches(size):
-            first = next(iter(feeds.values()))
-            self.sizes.append(min(size, len(first)) if first.ndim else 1)
-            for name, value in feeds.items():
-                self.keep("float:", name, value)
-                self.keep("quantized:", name, value)
+    def fill(self, samples: CalibrationSet, size: int, axes: tuple[int, int] | None = None) -> None:
+        """Store the model's inputs over the whole set; they are the same in both models.
+
+        With ``axes``, those of an image's rows and columns, so many passes with views follow as the settings say.
+        """
+        self.passes = 1 + (self.config.image_views if axes else 0)
+        generator = np.random.default_rng(self.config.seed)
+        for number in range(self.passes):
+            for feeds in samples.batches(size):
+                first = next(iter(feeds.values()))
+                self.sizes.append(min(size, len(first)) if first.ndim else 1)
+                for name, value in feeds.items():
+                    value = draw_views(value, axes, generator) if number else value
+                    self.keep("float:", name, value)
+                    self.keep("quantized:", name, value)
 
     def keep(self, prefix: str, tensor: str, value: np.ndarray | list) -> None:
         """Store the next batch of a tensor; where nothing else tells its type, the value does."""
@@ -180,7 +192,8 @@ class _Stream:
         prior = choose_prior(*seen, rows) if len(seen) == 2 else Prior()
         moments = seen[0].pool(seen[1]) if len(seen) == 2 else seen[0]
         del seen  # the Gram matrices are most of the memory that solving takes
-        return solve_layer(moments, rows, self.layer.weight_spec, prior=prior).cpu()
+        width = self.walk.config.search_width
+        return solve_layer(moments, rows, self.layer.weight_spec, prior=prior, width=width).cpu()
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""
@@ -200,12 +213,15 @@ class _Stream:
         by_sample = len(wanted[self.layer.output]) == size
         for start, end in self._spans(wanted[self.layer.output], size):
             for judging in (False, True):
-                kept = [i for i in range(start, end) if self._judges(first + i if by_sample else number) == judging]
+                places = ((first + i, i) if by_sample else (number, i) for i in range(start, end))
+                kept = [i for place, i in places if self._judges(place, by_sample=by_sample) == judging]
                 if kept:
                     yield self._columns(wanted, given, kept), judging
 
-    def _judges(self, place: int) -> bool:
-        return place % HELD_OUT == HELD_OUT - 1
+    def _judges(self, place: int, *, by_sample: bool) -> bool:
+        """Whether sample (or batch) ``place`` judges; views do what their sample does."""
+        total = sum(self.walk.sizes) if by_sample else len(self.walk.sizes)
+        return place % (total // self.walk.passes) % HELD_OUT == HELD_OUT - 1
 
     def _spans(self, output: np.ndarray, size: int):
         """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""

@@ -75,8 +75,8 @@ def test_defaults_reach_the_library_and_the_output_is_named_after_the_model(run,
 def test_every_option_reaches_its_setting(run):
     text = (
         "--weight-bits 4 --activation-bits 4 --first-last-bits 4 --range entropy --percentile 99.5 --encoding standard "
-        "--no-reconstruct --effort best --steps 7 --samples 9 --seed 3 --threads 2 --device cpu --mean 0.1,0.2,0.3 "
-        "--std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
+        "--no-reconstruct --effort best --steps 7 --views 2 --samples 9 --seed 3 --threads 2 --device cpu "
+        "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
@@ -89,6 +89,7 @@ def test_every_option_reaches_its_setting(run):
         encoding="standard",
         reconstruct=False,
         steps=7,
+        views=2,
         samples=9,
         seed=3,
         effort="best",

@@ -1,6 +1,4 @@
-"""Integers against brute force and nearest rounding, in the metric that they are to minimise."""
-
-import itertools
+"""Solutions of layers against nearest rounding, in the metric that they are to minimise."""
 
 import numpy as np
 import pytest
@@ -8,20 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcalib.numeric import lattice
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
+from onnxcalib.numeric.lattice import excess
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.solve import (
-    DAMPING,
-    RIDGES,
-    Prior,
-    choose_prior,
-    descend,
-    excess,
-    gptq,
-    round_layer,
-    solve_layer,
-)
+from onnxcalib.numeric.solve import DAMPING, RIDGES, Prior, choose_prior, round_layer, solve_layer
 from onnxcalib.spec import QuantSpec
 
 FOUR, EIGHT = (QuantSpec(bits, signed=True, symmetric=True, axis=0) for bits in (4, 8))
@@ -52,47 +42,6 @@ def weights_of(solution):
     return solution.integers * solution.scale[..., None]
 
 
-def draw_tiny(seed, bits):
-    """A quadratic (1, K, K), its optimum (1, R, K) in reach of the grid of step 1 partly, and the grid's spec."""
-    rng = np.random.default_rng(seed)
-    size = int(rng.integers(1, 5))
-    root = rng.normal(size=(size, size + 1))
-    gram = torch.from_numpy(root @ root.T)[None] + 0.01 * torch.eye(size, dtype=torch.float64)
-    optimum = torch.from_numpy(rng.normal(size=(1, 3, size))) * 2 ** (bits - 1)
-    return gram, optimum, QuantSpec(bits, signed=True, symmetric=True, axis=0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
-def test_descent_ends_where_no_change_of_one_integer_helps(seed, bits):
-    gram, optimum, spec = draw_tiny(seed, bits)
-    scale = torch.full(optimum.shape[:2], 1.3, dtype=torch.float64)
-    start = quantize(optimum, scale[..., None], 0, spec)
-    found = descend(gram, optimum, start, scale, spec)
-    loss = excess(gram, optimum, found, scale)
-    assert (loss <= excess(gram, optimum, start, scale) + 1e-12).all()
-    for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
-        other = found.clone()
-        other[:, :, j] = value
-        assert (excess(gram, optimum, other, scale) >= loss - 1e-9).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
-def test_descent_finds_the_best_of_all_integers_where_inputs_are_not_correlated(seed, bits):
-    gram, optimum, spec = draw_tiny(seed, bits)
-    gram = torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
-    scale = torch.full(optimum.shape[:2], 0.7, dtype=torch.float64)
-    found = descend(gram, optimum, torch.zeros_like(optimum), scale, spec)
-    grid = range(spec.qmin, spec.qmax + 1)
-    all_of_them = torch.tensor(list(itertools.product(grid, repeat=optimum.shape[2])), dtype=torch.float64)
-    for row in range(optimum.shape[1]):
-        rows = optimum[:, row : row + 1].expand(-1, len(all_of_them), -1)
-        losses = excess(gram, rows, all_of_them[None], scale[:, :1].expand(-1, len(all_of_them)))
-        mine = excess(gram, optimum, found, scale)[0, row]
-        torch.testing.assert_close(mine, losses.min(), rtol=1e-9, atol=1e-9)
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([FOUR, EIGHT]), st.sampled_from([0.003, 0.3, 30.0]), st.integers(2, 20))
 def test_no_row_is_worse_than_its_nearest_rounding(seed, spec, ridge, size):
@@ -112,6 +61,24 @@ def test_solving_takes_much_of_the_error_of_nearest_rounding(spec, share):
         for s in (solve_layer(moments, weight, spec, prior=Prior(0.003)), round_layer(weight, spec))
     ]
     assert losses[0] < share * losses[1]
+
+
+def test_a_wider_search_takes_more_of_the_error():
+    inputs, weight = draw_problem(14, channels=16, size=40)
+    moments = moments_of(inputs, weight @ inputs)
+    found = [solve_layer(moments, weight, FOUR, prior=Prior(0.003), width=width) for width in (1, 4, 32)]
+    narrow, wide, widest = (excess(moments.gram, weight, s.integers, s.scale).sum() for s in found)
+    assert widest < wide < 0.95 * narrow
+
+
+def test_inputs_may_come_in_any_order():
+    inputs, weight = draw_problem(15, groups=2)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    targets = weight @ inputs
+    straight = solve_layer(moments_of(inputs, targets), weight, FOUR, prior=Prior(), width=4)
+    turned = solve_layer(moments_of(inputs[:, order], targets), weight[:, :, order], FOUR, prior=Prior(), width=4)
+    assert torch.equal(turned.integers, straight.integers[:, :, order])
+    torch.testing.assert_close(turned.bias, straight.bias)
 
 
 def test_integers_stay_on_the_grid_and_scales_are_positive():
@@ -229,30 +196,22 @@ def test_rounding_takes_the_scale_of_least_squared_weight_error():
             assert (error <= (other - weight).square().sum(2) + 1e-12).all()
 
 
-def test_gptq_on_inputs_without_correlation_is_nearest_rounding():
-    weight = draw_problem(9)[1]
-    scale = weight.abs().amax(2) / 7
-    upper = 0.5 * torch.eye(12, dtype=torch.float64)[None]
-    assert torch.equal(gptq(upper, weight, scale, FOUR)[0], quantize(weight, scale[..., None], 0, FOUR))
-
-
-def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
-    inputs, weight = draw_problem(10, channels=32, size=40)
-    gram = moments_of(inputs, weight @ inputs).gram
-    scale = weight.abs().amax(2) / 7
-    found, loss = gptq(torch.linalg.cholesky(torch.linalg.inv(gram)).mT, weight, scale, FOUR)
-    nearest = quantize(weight, scale[..., None], 0, FOUR)
-    torch.testing.assert_close(loss, excess(gram, weight, found, scale), rtol=1e-9, atol=0)
-    assert loss.sum() < 0.7 * excess(gram, weight, nearest, scale).sum()
-
-
-@pytest.mark.parametrize(("name", "value"), [("LAZY", 1000), ("LAZY", 3), ("ROW_BYTES", 1)])
-def test_the_order_of_the_work_does_not_change_the_result(monkeypatch, name, value):
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (lattice, "LAZY", 1000),
+        (lattice, "LAZY", 3),
+        (lattice, "BRANCH_BYTES", 1),
+        (solve_module, "ROW_BYTES", 1),
+    ],
+)
+@pytest.mark.parametrize("width", [1, 5])
+def test_the_order_of_the_work_does_not_change_the_result(monkeypatch, module, name, value, width):
     inputs, weight = draw_problem(11, size=70, groups=2)
     moments = moments_of(inputs, weight @ inputs)
-    before = solve_layer(moments, weight, FOUR, prior=Prior())
-    monkeypatch.setattr(solve_module, name, value)
-    after = solve_layer(moments, weight, FOUR, prior=Prior())
+    before = solve_layer(moments, weight, FOUR, prior=Prior(), width=width)
+    monkeypatch.setattr(module, name, value)
+    after = solve_layer(moments, weight, FOUR, prior=Prior(), width=width)
     assert torch.equal(before.integers, after.integers)
     torch.testing.assert_close(before.scale, after.scale)
 

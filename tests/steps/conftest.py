@@ -15,10 +15,10 @@ from onnxcalib.steps.solve import Walk
 
 @pytest.fixture
 def walk_of():
-    """Makes a Walk of a model and a calibration array; ``size``: samples in a stored batch."""
+    """Makes a Walk of a model and a calibration array; ``size``: samples in a stored batch; ``axes``: of images."""
     stores = []
 
-    def make(model, data, *, size=8, **settings):
+    def make(model, data, *, size=8, axes=None, **settings):
         config = QuantizeConfig(**settings)
         samples = open_calibration(data, inputs_of(model), config.data)
         prepared = prepare(load_model(model), config).model
@@ -27,7 +27,7 @@ def walk_of():
         grids = choose_grids(plan, collect_histograms(prepared, list(plan.activations), samples), config)
         stores.append(Store())
         walk = Walk(prepared, infer_types(prepared), plan, config, stores[-1], [], *grids)
-        walk.fill(samples, samples.fixed_batch or size)
+        walk.fill(samples, samples.fixed_batch or size, axes)
         return walk
 
     yield make

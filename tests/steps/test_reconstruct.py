@@ -173,7 +173,7 @@ def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, wal
 
     monkeypatch.setattr(reconstruct_step, "to_torch", refuse)
     data = draw(32, 4, 6, 6)
-    walk = walk_of(residual(), data, weight_bits=4)
+    walk = walk_of(residual(), data, weight_bits=4, steps=2)
     records = rebuild(walk)
     assert [(record.layers, record.outcome) for record in records] == [
         ((name,), "solved") for name in ("stem", "inner", "outer", "tail", "head")
@@ -185,7 +185,7 @@ def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, wal
 
 def test_a_block_that_torch_computes_otherwise_is_not_learned(residual, draw, walk_of, monkeypatch):
     monkeypatch.setattr(reconstruct_step, "compare", lambda *_: 0.5)
-    walk = walk_of(residual(), draw(16, 4, 6, 6))
+    walk = walk_of(residual(), draw(16, 4, 6, 6), steps=2)
     for record in rebuild(walk):
         assert record.outcome == "solved"
         assert "torch differs from onnxruntime by 5.0e-01 of the largest output, more than 1e-03" in record.reason
@@ -207,6 +207,21 @@ def test_a_layer_that_is_rounded_says_so_and_its_neighbour_does_not(build, weigh
     inner, up = rebuild(walk_of(model, draw(16, 4, 6, 6), steps=2))[1:]
     assert (inner.outcome, up.outcome) == ("solved", "rounded")
     assert "ConvTranspose" not in inner.reason and up.reason.endswith("up: a ConvTranspose has no columns to solve on")
+
+
+@pytest.mark.parametrize(
+    ("effort", "outcomes"), [("fast", {"rounded"}), ("balanced", {"reconstructed"}), ("best", {"reconstructed"})]
+)
+def test_a_block_with_a_layer_that_is_rounded_is_learned_unless_in_haste(build, weigh, walk_of, effort, outcomes):
+    model = build(
+        """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+           [first] r = Conv (x, w0)  [up] u = ConvTranspose (r, w1)  [last] y = Conv (u, w2) }""",
+        **{f"w{i}": weigh(4, 4, 1, 1) for i in range(3)},
+    )
+    first, up, last = rebuild(walk_of(model, DATA, effort=effort, weight_bits=4, first_last_bits=4))
+    assert {up.outcome} == outcomes and "ConvTranspose" in up.reason
+    learned = {"reconstructed", "rolled back"} if effort == "best" else {"solved"}
+    assert {first.outcome, last.outcome} <= learned
 
 
 def test_the_model_that_is_walked_stays_as_it_is(build, weigh, draw, walk_of, monkeypatch):
@@ -341,7 +356,7 @@ def test_a_fault_of_torch_while_learning_leaves_the_layers_solved(residual, walk
         raise RuntimeError("cannot be added up\nin two lines")
 
     monkeypatch.setattr(reconstruct_step, "learn_block", fail)
-    walk = walk_of(residual(), DATA, weight_bits=4)
+    walk = walk_of(residual(), DATA, weight_bits=4, steps=2)
     records = rebuild(walk)
     assert {record.outcome for record in records} == {"solved"}
     assert records[0].reason == "block: cannot be added up"
@@ -442,6 +457,15 @@ def test_two_walks_with_one_seed_are_equal_and_another_seed_is_not(residual, wal
         rebuild(walk)
         found.append(layers_of(walk))
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("size", [8, 5])
+def test_views_of_samples_that_judge_are_not_learned_from(residual, walk_of, size):
+    walk = walk_of(residual(), DATA, size=size, axes=(2, 3), views=2)
+    data = reconstruct_step._Samples(walk, find_blocks(walk.model, walk.plan)[0], 4)
+    judging, learning = set(data.judging.tolist()), set(data.learning.tolist())
+    assert len(judging) == 4 and judging < set(range(32))
+    assert learning == {place for place in range(96) if place % 32 not in judging}
 
 
 GATED = """g (float[%s, 4, 6, 6] x) => (float[%s, 4, 6, 6] y) {

@@ -12,7 +12,7 @@ from onnxcalib.numeric.solve import Prior
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
 from onnxcalib.steps import solve as solve_step
-from onnxcalib.steps.solve import guard_scale, round_layers, solve_block
+from onnxcalib.steps.solve import _Stream, guard_scale, round_layers, solve_block
 
 CONV = "g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
 RESIDUAL = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
@@ -287,6 +287,30 @@ def test_one_sample_in_four_judges_the_prior(conv, draw, walk_of, monkeypatch):
         walk = walk_of(conv, draw(number, 4, 6, 6), size=16)
         solve_block(walk, first_block(walk))
     assert counts == [(30 * 36, 10 * 36)]
+
+
+@pytest.mark.parametrize("size", [16, 10])
+def test_views_follow_the_samples_and_judge_with_them(conv, draw, walk_of, monkeypatch, size):
+    places = []
+    judges = _Stream._judges
+    monkeypatch.setattr(_Stream, "_judges", lambda self, *a, **k: places.append((a[0], judges(self, *a, **k))))
+    data = draw(42, 4, 6, 6)
+    walk = walk_of(conv, data, size=size, axes=(2, 3), views=2)
+    assert walk.passes == 3 and sum(walk.sizes) == 3 * 42
+    stored = walk.store.rows("float:x", range(3 * 42))
+    assert np.array_equal(stored[:42], data) and np.array_equal(stored, walk.store.rows("quantized:x", range(3 * 42)))
+    views = stored[42:].reshape(2, 42, 4, 6, 6)
+    assert not np.array_equal(views[0], data) and not np.array_equal(views[0], views[1])
+    assert all(set(view.flat) <= set(image.flat) for pass_ in views for view, image in zip(pass_, data, strict=True))
+    solve_block(walk, first_block(walk))
+    judging = {place for place, judged in places if judged}
+    assert judging == {place for place in range(3 * 42) if place % 42 % 4 == 3}
+
+
+@pytest.mark.parametrize(("axes", "views"), [(None, 2), ((2, 3), 0)])
+def test_there_are_no_views_of_what_is_no_image_or_where_none_are_asked_for(conv, draw, walk_of, axes, views):
+    walk = walk_of(conv, draw(10, 4, 6, 6), axes=axes, views=views)
+    assert walk.passes == 1 and sum(walk.sizes) == 10
 
 
 def test_nothing_is_kept_per_sample(conv, draw, walk_of, monkeypatch):

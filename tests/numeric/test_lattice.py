@@ -1,0 +1,138 @@
+"""Integers against brute force and nearest rounding, in the metric that they are to minimise."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxcalib.numeric.lattice import descend, excess, factor, gptq, order_inputs, search
+from onnxcalib.numeric.rounding import quantize
+from onnxcalib.spec import QuantSpec
+
+FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)
+
+
+def draw_tiny(seed, bits):
+    """A quadratic (1, K, K), its optimum (1, R, K) in reach of the grid of step 1 partly, and the grid's spec."""
+    rng = np.random.default_rng(seed)
+    size = int(rng.integers(1, 5))
+    root = rng.normal(size=(size, size + 1))
+    gram = torch.from_numpy(root @ root.T)[None] + 0.01 * torch.eye(size, dtype=torch.float64)
+    optimum = torch.from_numpy(rng.normal(size=(1, 3, size))) * 2 ** (bits - 1)
+    return gram, optimum, QuantSpec(bits, signed=True, symmetric=True, axis=0)
+
+
+def draw_rows(seed, *, groups=1, channels=32, size=40):
+    """The Gram matrix (groups, K, K) of correlated inputs, and float weights (groups, R, K)."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(groups, size, size)) @ rng.normal(size=(groups, size, 300))
+    weight = torch.from_numpy(rng.normal(size=(groups, channels, size)))
+    return torch.from_numpy(inputs @ inputs.swapaxes(1, 2) / 300), weight
+
+
+def try_all(gram, optimum, scale, spec):
+    """The least loss (1, R) over all integers."""
+    grid = itertools.product(range(spec.qmin, spec.qmax + 1), repeat=optimum.shape[2])
+    integers = torch.tensor(list(grid), dtype=torch.float64)[None]
+    rows = (optimum[:, row : row + 1].expand(integers.shape) for row in range(optimum.shape[1]))
+    scales = scale[:, :1].expand(integers.shape[:2])
+    return torch.stack([excess(gram, row, integers, scales).min() for row in rows])[None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
+def test_descent_ends_where_no_change_of_one_integer_helps(seed, bits):
+    gram, optimum, spec = draw_tiny(seed, bits)
+    scale = torch.full(optimum.shape[:2], 1.3, dtype=torch.float64)
+    start = quantize(optimum, scale[..., None], 0, spec)
+    found = descend(gram, optimum, start, scale, spec)
+    loss = excess(gram, optimum, found, scale)
+    assert (loss <= excess(gram, optimum, start, scale) + 1e-12).all()
+    for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
+        other = found.clone()
+        other[:, :, j] = value
+        assert (excess(gram, optimum, other, scale) >= loss - 1e-9).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
+def test_descent_finds_the_best_of_all_integers_where_inputs_are_not_correlated(seed, bits):
+    gram, optimum, spec = draw_tiny(seed, bits)
+    gram = torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
+    scale = torch.full(optimum.shape[:2], 0.7, dtype=torch.float64)
+    found = descend(gram, optimum, torch.zeros_like(optimum), scale, spec)
+    grid = range(spec.qmin, spec.qmax + 1)
+    all_of_them = torch.tensor(list(itertools.product(grid, repeat=optimum.shape[2])), dtype=torch.float64)
+    for row in range(optimum.shape[1]):
+        rows = optimum[:, row : row + 1].expand(-1, len(all_of_them), -1)
+        losses = excess(gram, rows, all_of_them[None], scale[:, :1].expand(-1, len(all_of_them)))
+        mine = excess(gram, optimum, found, scale)[0, row]
+        torch.testing.assert_close(mine, losses.min(), rtol=1e-9, atol=1e-9)
+
+
+def test_gptq_on_inputs_without_correlation_is_nearest_rounding():
+    weight = draw_rows(9, channels=4, size=12)[1]
+    scale = weight.abs().amax(2) / 7
+    upper = 0.5 * torch.eye(12, dtype=torch.float64)[None]
+    assert torch.equal(gptq(upper, weight, scale, FOUR)[0], quantize(weight, scale[..., None], 0, FOUR))
+
+
+def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
+    gram, weight = draw_rows(10)
+    scale = weight.abs().amax(2) / 7
+    found, loss = gptq(factor(gram), weight, scale, FOUR)
+    nearest = quantize(weight, scale[..., None], 0, FOUR)
+    torch.testing.assert_close(loss, excess(gram, weight, found, scale), rtol=1e-9, atol=0)
+    assert loss.sum() < 0.7 * excess(gram, weight, nearest, scale).sum()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
+def test_a_search_along_all_branches_finds_the_best_of_all_integers_inside_the_grid(seed, bits):
+    gram, _, spec = draw_tiny(seed, bits)
+    # The best integer is not always one of the two next to its wish, but far inside the grid it mostly is.
+    optimum = torch.from_numpy(np.random.default_rng(seed).uniform(-0.4, 0.4, size=(1, 3, gram.shape[1])))
+    scale = torch.full(optimum.shape[:2], 0.9, dtype=torch.float64)
+    found = search(factor(gram), optimum, scale, spec, width=4**4)
+    best = try_all(gram, optimum, scale, spec)
+    loss = excess(gram, optimum, found, scale)
+    assert (loss >= best - 1e-9).all()
+    assert (loss <= best + 1e-9).float().mean() >= 2 / 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9))
+def test_a_search_stays_on_the_grid(seed, width):
+    gram, weight = draw_rows(seed, groups=2, channels=3, size=7)
+    found = search(factor(gram), 3 * weight, weight.abs().amax(2) / 7, FOUR, width=width)
+    assert found.shape == weight.shape
+    assert torch.equal(found, found.round().clip(FOUR.qmin, FOUR.qmax))
+
+
+@pytest.mark.parametrize("size", [1, 12, 32, 70])
+def test_a_search_along_one_branch_is_gptq(size):
+    gram, weight = draw_rows(1, groups=3, channels=5, size=size)
+    scale, upper = weight.abs().amax(2) / 7, factor(gram)
+    assert torch.equal(search(upper, weight, scale, FOUR, width=1), gptq(upper, weight, scale, FOUR)[0])
+
+
+def test_more_branches_find_better_integers():
+    gram, weight = draw_rows(2, groups=2)
+    scale, upper = weight.abs().amax(2) / 7, factor(gram)
+    losses = [excess(gram, weight, search(upper, weight, scale, FOUR, width=w), scale).sum() for w in (1, 4, 32)]
+    assert losses[2] < losses[1] < 0.9 * losses[0]
+
+
+def test_the_inputs_of_most_power_come_first():
+    gram = torch.diag_embed(torch.tensor([[1.0, 3.0, 2.0, 3.0], [4.0, 1.0, 1.0, 0.0]]))
+    assert order_inputs(gram).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3]]
+
+
+def test_the_factor_is_triangular_and_that_of_the_inverse():
+    gram, _ = draw_rows(3, groups=2, channels=4, size=9)
+    upper = factor(gram)
+    torch.testing.assert_close(upper.mT @ upper, torch.linalg.inv(gram))
+    assert torch.equal(upper, upper.triu())

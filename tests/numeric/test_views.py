@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from onnxcalib.numeric.views import SHIFT, draw_views
+
+
+def draw(images, axes=(2, 3), seed=0):
+    return draw_views(images, axes, np.random.default_rng(seed))
+
+
+def find_shift(view, image):
+    """Rows, columns and mirroring that make ``image`` (H, W) the view, or None."""
+    size = image.shape[0]
+    padded = np.pad(image, size // SHIFT, mode="reflect")
+    for mirrored in (False, True):
+        turned = view[:, ::-1] if mirrored else view
+        for row, column in np.ndindex(2 * (size // SHIFT) + 1, 2 * (size // SHIFT) + 1):
+            if np.array_equal(turned, padded[row : row + size, column : column + size]):
+                return row, column, mirrored
+    return None
+
+
+def test_each_view_is_a_shift_of_its_image_reflected_at_the_end_and_maybe_mirrored():
+    images = np.random.default_rng(1).normal(size=(40, 2, 16, 16)).astype(np.float32)
+    views = draw(images)
+    assert views.shape == images.shape and views.dtype == images.dtype
+    found = [find_shift(view[0], image[0]) for view, image in zip(views, images, strict=True)]
+    assert None not in found
+    assert found == [find_shift(view[1], image[1]) for view, image in zip(views, images, strict=True)]
+    rows, columns, mirrored = map(set, zip(*found, strict=True))
+    assert rows == columns == set(range(5)) and mirrored == {False, True}
+
+
+def test_axes_say_where_rows_and_columns_are():
+    images = np.random.default_rng(1).normal(size=(10, 3, 16, 24)).astype(np.float32)
+    last = draw(images.transpose(0, 2, 3, 1), (1, 2))
+    assert np.array_equal(last.transpose(0, 3, 1, 2), draw(images))
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (4, 3, 1, 7), (0, 3, 16, 16)])
+def test_small_images_are_mirrored_only(shape):
+    images = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    for view, image in zip(draw(images), images, strict=True):
+        assert np.array_equal(view, image) or np.array_equal(view, image[..., ::-1])
+
+
+def test_views_repeat_with_the_seed_and_leave_the_images_as_they_are():
+    images = np.random.default_rng(1).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    before = images.copy()
+    assert np.array_equal(draw(images), draw(images))
+    assert not np.array_equal(draw(images), draw(images, seed=1))
+    assert np.array_equal(images, before)
