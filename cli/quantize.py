@@ -51,7 +51,7 @@ def quantize(
         str | None,
         setting("encoding", "runtime (fast in onnxruntime) or standard (plain 4-bit types).", metavar="NAME"),
     ] = None,
-    reconstruct: Annotated[bool | None, setting("reconstruct", "AdaQuant, or calibrate and round only.")] = None,
+    reconstruct: Annotated[bool | None, setting("reconstruct", "Solve and learn, or calibrate and round only.")] = None,
     effort: Annotated[str | None, setting("effort", "fast, balanced or best.", metavar="NAME")] = None,
     steps: Annotated[int | None, setting("steps", "AdaQuant steps a block, in place of those of --effort.")] = None,
     views: Annotated[int | None, setting("views", "Shifted, mirrored copies of each image, likewise.")] = None,

@@ -148,8 +148,9 @@ class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
     Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any,
-    by a wider search for integers and on more views of the images with more of it, and at best AdaQuant then learns
-    each block, as EFFORTS has it; ``steps`` and ``views`` win over that. samples: use only the first so many;
+    by a wider search for integers and on more views of image files with more of it; AdaQuant then learns each block
+    at best, at balanced those with a layer that could not be solved, as EFFORTS has it; ``steps`` and ``views`` (which
+    is for arrays of images too) win over that. samples: use only the first so many;
     reconstruct: False calibrates and rounds only. device: where layers are solved
     and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in
     float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole names.

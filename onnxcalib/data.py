@@ -56,6 +56,7 @@ class CalibrationSet:
 
     fixed_batch: a run of the model takes exactly so many samples; None: any number.
     warnings: what looks odd in the values, one line each.
+    images: whether the samples are image files.
     folder: that of the samples, None where they are in one file or were given as arrays.
     available: samples in the source; None where a limit was reached, so that they were not counted.
     """
@@ -77,6 +78,7 @@ class CalibrationSet:
         self.folder = folder
         self.available = available
         self._slabs = tuple(slabs)
+        self.images = all(map(_hold_images, slabs))
         self._samples = samples
         self._ends = np.cumsum([slab.rows for slab in slabs])
         self._batched = _share_batch(inputs)

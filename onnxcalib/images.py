@@ -117,16 +117,15 @@ def plan_images(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> 
     return ImageFormat(spec.name, dtype, layout, channels, height, width, config)
 
 
-def image_axes(inputs: Sequence[InputSpec], config: DataConfig) -> tuple[int, int] | None:
-    """Axes of rows and columns where the model's one input is of images, as far as its shape tells; else None."""
-    if len(inputs) != 1 or inputs[0].shape is None or len(inputs[0].shape) != 4:
+def image_axes(shape: Sequence[int], config: DataConfig) -> tuple[int, int] | None:
+    """Axes of rows and columns of an input of this shape, where that is one of images; else None."""
+    if len(shape) != 4:
         return None
-    layout = config.layout or _infer_layout(inputs[0].shape)
-    depth = inputs[0].shape[1 if layout == "nchw" else 3]
-    return ((2, 3) if layout == "nchw" else (1, 2)) if depth in (1, 3) else None
+    layout = config.layout or _infer_layout(shape)
+    return ((2, 3) if layout == "nchw" else (1, 2)) if shape[1 if layout == "nchw" else 3] in (1, 3) else None
 
 
-def _infer_layout(shape: tuple[int | None, ...]) -> str:
+def _infer_layout(shape: Sequence[int | None]) -> str:
     return "nhwc" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "nchw"
 
 

@@ -156,7 +156,7 @@ class _Run:
             walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed, self.device)
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
-                walk.fill(samples, size, image_axes(samples.inputs, self.config.data))
+                walk.fill(samples, size, self._view_axes(samples))
                 records = reconstruct(walk, find_blocks(model, plan), self.observer)
             else:
                 round_layers(walk)
@@ -172,6 +172,18 @@ class _Run:
         self._describe(quantized, plan)
         _check(quantized)
         return quantized, records
+
+    def _view_axes(self, samples: CalibrationSet) -> tuple[int, int] | None:
+        """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
+        if not self.config.image_views or (self.config.views is None and not samples.images):
+            return None
+        values = list(samples.read(range(samples.fixed_batch or 1)).values())
+        axes = image_axes(values[0].shape, self.config.data) if len(values) == 1 else None
+        if axes is None:
+            self._warn("views: none were made; one input of images is needed, of 4 dimensions and 1 or 3 channels")
+        else:
+            self.observer.note(f"{self.config.image_views} views of each image beside itself")
+        return axes
 
     def _describe(self, model: ModelProto, plan: QuantPlan) -> None:
         """Write the tool's version, the settings and every layer's bits into the model's metadata."""

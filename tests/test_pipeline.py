@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 from typer.testing import CliRunner
 
 import onnxcalib
@@ -231,6 +232,44 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypat
 def test_the_fast_effort_solves_and_learns_nothing(net):
     blocks = quantize(net, SAMPLES, QuantizeConfig(weight_bits=4, effort="fast")).report.blocks
     assert {block.outcome for block in blocks} == {"solved"} and all(block.loss_before is None for block in blocks)
+
+
+class Notes(Observer):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def count_views(model, samples, config):
+    """Views of each image that a run says it made, and its warnings."""
+    listener = Notes()
+    report = quantize(model, samples, config, observer=listener).report
+    said = [text for text in listener.notes if text.endswith("views of each image beside itself")]
+    return [int(text.split()[0]) for text in said], report.warnings
+
+
+def test_image_files_have_views_by_effort_and_arrays_when_asked(net, tmp_path):
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    for samples, config, views in (
+        (tmp_path, QuantizeConfig(), [1]),
+        (tmp_path, QuantizeConfig(effort="fast"), []),
+        (tmp_path, QuantizeConfig(views=0), []),
+        (SAMPLES, QuantizeConfig(), []),
+        (SAMPLES, QuantizeConfig(views=3), [3]),
+    ):
+        assert count_views(net, samples, config) == (views, ()), config
+
+
+def test_views_of_what_is_no_image_are_refused_with_a_warning(build, weigh, draw):
+    model = build("g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w) }", w=weigh(4, 4, 1, 1))
+    made, warnings = count_views(model, draw(8, 4, 6, 6), QuantizeConfig(views=2))
+    assert made == [] and warnings == (
+        "views: none were made; one input of images is needed, of 4 dimensions and 1 or 3 channels",
+    )
 
 
 def test_the_graph_keeps_its_names(net):

@@ -51,7 +51,9 @@ def gptq(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: Qua
 
 
 def search(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec, *, width: int):
-    """The best leaf where ``width`` branches are followed (the M-algorithm): each forks to the two nearest integers.
+    """The best leaf where ``width`` branches are followed (the M-algorithm).
+
+    Each forks to the two integers next to its wish, of which one beyond the grid is dropped.
 
     Arguments and integers as in ``gptq``, which it is for a width of 1.
     """
@@ -115,7 +117,7 @@ def descend(gram, optimum, integers, scale, spec: QuantSpec) -> torch.Tensor:
     """
     curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
     wish = (integers - (integers - optimum / scale[..., None]) @ gram / curvature).mT.contiguous()
-    integers = integers.mT.contiguous()
+    integers = integers.mT.clone(memory_format=torch.contiguous_format)
     for _ in range(SWEEPS):
         changed = False
         for own in _blocks(wish.shape[1]):

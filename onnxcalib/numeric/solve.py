@@ -85,22 +85,30 @@ def _permute(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _round_optimum(gram: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, width: int) -> _Best:
-    """Integers and scales near the optimum: searched for at a few scales, then made better by turns."""
+    """Integers and scales near the optimum, of so many output channels at once as ROW_BYTES have room for."""
     upper = factor(gram)
+    row = len(optimum) * optimum.shape[2] * optimum.element_size()
+    parts = [_round_rows(gram, upper, rows, spec, width) for rows in optimum.split(max(1, ROW_BYTES // row), 1)]
+    best = _Best()
+    best.take(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
+    return best
+
+
+def _round_rows(gram, upper, optimum, spec: QuantSpec, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, integers and scales of the rows ``optimum``: searched for at a few scales, then made better by turns."""
     scales = _choose_scales(upper, optimum, spec, SCALES if width > 1 else 1)
     rows, scale = optimum.repeat(1, len(scales), 1), torch.cat(list(scales), 1)
     integers = search(upper, rows, scale, spec, width=width)
-    del upper  # a Gram matrix's size
-    cross = rows @ gram
+    cross = (optimum @ gram).repeat(1, len(scales), 1)
     for _ in range(REFITS):
         integers = descend(gram, rows, integers, scale, spec)
         scale = _refit_scale(cross, gram, integers, scale)
     integers = descend(gram, rows, integers, scale, spec)
     best = _Best()
-    parts = (x.split(optimum.shape[1], 1) for x in (excess(gram, rows, integers, scale), integers, scale))
-    for part in zip(*parts, strict=True):
+    found = (x.split(optimum.shape[1], 1) for x in (excess(gram, rows, integers, scale), integers, scale))
+    for part in zip(*found, strict=True):
         best.take(*part)
-    return best
+    return best.loss, best.integers, best.scale
 
 
 def choose_prior(learned: Moments, judged: Moments, weight: torch.Tensor) -> Prior:

@@ -9,7 +9,7 @@ SHIFT = 8
 
 
 def draw_views(images: np.ndarray, axes: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """One view of each image: shifted, what leaves it reflected back in at the other end, and half of them mirrored.
+    """One view of each image: shifted, the gap filled by the reflection of that end, and half of them mirrored.
 
     images (N, ...); ``axes`` are those of rows and columns. A side below SHIFT is not shifted.
     """

@@ -89,18 +89,26 @@ def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
     assert loss.sum() < 0.7 * excess(gram, weight, nearest, scale).sum()
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
-def test_a_search_along_all_branches_finds_the_best_of_all_integers_inside_the_grid(seed, bits):
-    gram, _, spec = draw_tiny(seed, bits)
-    # The best integer is not always one of the two next to its wish, but far inside the grid it mostly is.
-    optimum = torch.from_numpy(np.random.default_rng(seed).uniform(-0.4, 0.4, size=(1, 3, gram.shape[1])))
-    scale = torch.full(optimum.shape[:2], 0.9, dtype=torch.float64)
-    found = search(factor(gram), optimum, scale, spec, width=4**4)
-    best = try_all(gram, optimum, scale, spec)
-    loss = excess(gram, optimum, found, scale)
-    assert (loss >= best - 1e-9).all()
-    assert (loss <= best + 1e-9).float().mean() >= 2 / 3
+def test_a_search_along_all_branches_mostly_finds_the_best_of_all_integers():
+    exact = []
+    for seed in range(60):
+        gram, _, spec = draw_tiny(seed, 2 + seed % 2)
+        # Far inside the grid the best integer is mostly, though not always, one of the two next to its wish.
+        optimum = torch.from_numpy(np.random.default_rng(seed).uniform(-0.4, 0.4, size=(1, 3, gram.shape[1])))
+        scale = torch.full(optimum.shape[:2], 0.9, dtype=torch.float64)
+        best = try_all(gram, optimum, scale, spec)
+        loss = excess(gram, optimum, search(factor(gram), optimum, scale, spec, width=4**4), scale)
+        assert (loss >= best - 1e-9).all()
+        exact += (loss <= best + 1e-9).flatten().tolist()
+    assert np.mean(exact) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1), (1, 1, 5), (2, 3, 4)])
+def test_descent_leaves_where_it_started(shape):
+    gram, weight = draw_rows(4, groups=shape[0], channels=shape[1], size=shape[2])
+    start = torch.zeros_like(weight)
+    found = descend(gram, weight, start, weight.abs().amax(2) / 7, FOUR)
+    assert not start.any() and found.any()
 
 
 @settings(max_examples=30, deadline=None)
