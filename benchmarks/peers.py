@@ -9,7 +9,7 @@ has 8 bits in onnxcalib and the activation bits in the peers, as each does by de
 says; those with gradients take --iterations steps a layer. Where a peer fails, its row says why.
 
 Columns as in benchmarks/accuracy.py; speed: float time / quantized time at batch 1 on one thread. With --json FILE,
-rows that the file holds already are not measured again. --plot draws agreement against time from the rows.
+rows that the file holds already are not measured again. --plot draws SQNR against time from the rows.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ ENVIRONMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quark": (TORCH, ("amd-quark==0.13", *TORCH, *COMMON)),
 }
 COLUMNS = {"agreement": ".1f", "sqnr_db": ".1f", "top1": ".1f", "time": ".0f", "memory_gb": ".2f"}
+MARKS = "sD^vP*X<>"
 COLUMNS |= {"file": ".3f", "speed": ".2f", "unfused": "d"}
 
 
@@ -151,7 +152,8 @@ def run_aimet(job: Job, method: str) -> None:
         onnx.load(job.model),
         param_type=types[job.weight_bits],
         activation_type=types[job.activation_bits],
-        quant_scheme="tf_enhanced",
+        # Sequential MSE searches the weights' ranges itself, and takes no other scheme.
+        quant_scheme="min_max" if method == "seq_mse" else "tf_enhanced",
         config_file=get_path_for_per_channel_config(),
     )
     weights, inputs = job.wide()
@@ -283,7 +285,7 @@ def render(row: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Agreement against time in float passes, a panel for each model and bits."""
+    """SQNR (of all measures the one that few images tell best) against time, a panel for each model and bits."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -294,18 +296,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, panels = pyplot.subplots(
         len(models), len(bits), figsize=(4.2 * len(bits), 3.2 * len(models)), squeeze=False, layout="constrained"
     )
-    marks = dict(
-        zip(dict.fromkeys(row["tool"] for row in rows if row["tool"] not in OWN_TOOLS), "sD^vP*X<>", strict=False)
-    )
+    peers = dict.fromkeys(row["tool"] for row in rows if row["tool"] not in OWN_TOOLS)
+    marks = {
+        tool: {"marker": mark, "color": f"C{number}"}
+        for number, (tool, mark) in enumerate(zip(peers, MARKS, strict=False), 1)
+    }
     for i, j in np.ndindex(panels.shape):
         panel, here = panels[i, j], [row for row in rows if (row["model"], row["bits"]) == (models[i], bits[j])]
-        own = sorted((row["time"], row["agreement"]) for row in here if row["tool"] in OWN_TOOLS)
+        own = sorted((row["time"], row["sqnr_db"]) for row in here if row["tool"] in OWN_TOOLS)
         if own:
-            panel.plot(*zip(*own, strict=True), "o-", label=f"{OWN} fast, balanced, best")
+            panel.plot(*zip(*own, strict=True), "o-", color="C0", label=f"{OWN} fast, balanced, best")
         for row in here:
             if row["tool"] in marks:
-                panel.plot(row["time"], row["agreement"], marks[row["tool"]], label=row["tool"])
-        panel.set(xscale="log", title=f"{models[i]} {bits[j]}", xlabel="time, float passes", ylabel="agreement, %")
+                panel.plot(row["time"], row["sqnr_db"], linestyle="", label=row["tool"], **marks[row["tool"]])
+        panel.set(xscale="log", title=f"{models[i]} {bits[j]}", xlabel="time, float passes", ylabel="SQNR, dB")
         panel.grid(alpha=0.3)
     labelled = {
         text: line for panel in panels.flat for line, text in zip(*panel.get_legend_handles_labels(), strict=True)
@@ -325,7 +329,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=2000, help="steps a layer of peers with gradients")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="quantized models, environments")
     parser.add_argument("--json", type=Path, help="keep all rows there")
-    parser.add_argument("--plot", type=Path, help="draw agreement against time into this .png")
+    parser.add_argument("--plot", type=Path, help="draw SQNR against time into this .png")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
