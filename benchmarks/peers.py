@@ -61,8 +61,8 @@ ENVIRONMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quark": (TORCH, ("amd-quark==0.13", *TORCH, *COMMON)),
 }
 COLUMNS = {"agreement": ".1f", "sqnr_db": ".1f", "top1": ".1f", "time": ".0f", "memory_gb": ".2f"}
-MARKS = "sD^vP*X<>"
 COLUMNS |= {"file": ".3f", "speed": ".2f", "unfused": "d"}
+MARKS = "sD^vP*X<>"
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,7 @@ class _Samples:
         self.inputs = [f"quantized:{t}" for t in block.inputs]
         self.targets = [f"float:{t}" for t in block.outputs]
         by_sample = size is not None
-        total = (sum(walk.sizes) if by_sample else len(walk.sizes)) // walk.passes
+        total = walk.count(by_sample=by_sample)
         judges = max(1, total // HELD_OUT)
         self.read: Callable = self._rows if by_sample else self._batch
         self.generator = np.random.default_rng(walk.config.seed)

@@ -76,6 +76,10 @@ class Walk:
                     self.keep("float:", name, value)
                     self.keep("quantized:", name, value)
 
+    def count(self, *, by_sample: bool) -> int:
+        """Samples, or else stored batches, of one pass over the calibration set."""
+        return (sum(self.sizes) if by_sample else len(self.sizes)) // self.passes
+
     def keep(self, prefix: str, tensor: str, value: np.ndarray | list) -> None:
         """Store the next batch of a tensor; where nothing else tells its type, the value does."""
         self.store.append(prefix + tensor, value)
@@ -220,8 +224,7 @@ class _Stream:
 
     def _judges(self, place: int, *, by_sample: bool) -> bool:
         """Whether sample (or batch) ``place`` judges; views do what their sample does."""
-        total = sum(self.walk.sizes) if by_sample else len(self.walk.sizes)
-        return place % (total // self.walk.passes) % HELD_OUT == HELD_OUT - 1
+        return place % self.walk.count(by_sample=by_sample) % HELD_OUT == HELD_OUT - 1
 
     def _spans(self, output: np.ndarray, size: int):
         """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
