@@ -31,7 +31,8 @@ from .report import BlockRecord, Observer, Report
 from .runtime.device import choose_device, full_precision
 from .runtime.session import Session
 from .runtime.store import Store
-from .spec import QuantPlan
+from .spec import QParams, QuantPlan
+from .steps.align import align_inputs
 from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
 from .steps.prepare import check_unchanged, prepare
 from .steps.reconstruct import reconstruct
@@ -100,11 +101,18 @@ class _Run:
             for name, count in prepared.passes.items():
                 if count:
                     self.observer.note(f"{name}: {count}")
+            names = [node.name for node in original.graph.node if node.name]
+            plan = self._plan(prepared.model, names)
+            fixed, rescaled = align_inputs(prepared.model, plan, samples, self.threads)
+            if fixed:
+                self.observer.note(f"{', '.join(fixed)}: read without error, on the levels of their values")
+            if rescaled:
+                plan = self._plan(prepared.model, names)
             feeds = samples.read(range(samples.fixed_batch or 1))
             change = check_unchanged(original, prepared.model, feeds, self.threads)
             self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
-            plan = self._plan(prepared.model, [node.name for node in original.graph.node if node.name])
-        quantized, records = self._quantize(prepared.model, plan, samples)
+            self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
+        quantized, records = self._quantize(prepared.model, plan, fixed, samples)
         with self._stage("verify"):
             found = verify(original, prepared.model, quantized, plan.layers, samples, threads=self.threads)
             for name, reason in found.missed.items():
@@ -137,23 +145,24 @@ class _Run:
         self.observer.warn(text)
 
     def _plan(self, model: ModelProto, before: list[str]) -> QuantPlan:
-        plan = make_plan(
+        return make_plan(
             model,
             weight_bits=self.config.weight_bits,
             activation_bits=self.config.activation_bits,
             first_last_bits=self.config.first_last_bits,
             selection=select_nodes(model, self.config, before=before),
         )
-        self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
-        return plan
 
-    def _quantize(self, model: ModelProto, plan: QuantPlan, samples: CalibrationSet):
+    def _quantize(self, model: ModelProto, plan: QuantPlan, fixed: dict[str, QParams], samples: CalibrationSet):
+        """The quantized model and the blocks' records; ``fixed``: grids that are known before calibration."""
         with self._stage("calibrate"):
             histograms = collect_histograms(model, list(plan.activations), samples, threads=self.threads)
             activations, narrowed = choose_grids(plan, histograms, self.config)
+            activations |= fixed
         with self._stage("reconstruct"), Store() as store:
             size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=self.threads), samples)
             walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed, self.device)
+            walk.settled |= fixed.keys()
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
                 walk.fill(samples, size, self._view_axes(samples))

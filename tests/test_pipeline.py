@@ -272,6 +272,27 @@ def test_views_of_what_is_no_image_are_refused_with_a_warning(build, weigh, draw
     )
 
 
+MEAN, STD = np.float32([[[0.48]], [[0.46]], [[0.41]]]), np.float32([[[0.23]], [[0.22]], [[0.21]]])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(np.float32(0), np.float32(1)), (MEAN, STD)], ids=["plain", "normalized"])
+@pytest.mark.parametrize("steps", [0, 5])
+def test_pixels_reach_the_first_layer_without_error(net, run, mean, std, steps):
+    pixels = np.random.default_rng(5).integers(0, 256, (24, 3, 8, 8)).astype(np.float32)
+    pixels[:, :, 0, :2] = 0, 255
+    images = (pixels / np.float32(255) - mean) / std
+    listener = Notes()
+    model = quantize(net, images, settings(steps=steps), observer=listener).model
+    assert any("read without error" in text for text in listener.notes)
+    stem = next(node for node in model.graph.node if node.name == "stem")
+    model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info(stem.input[0]))
+    (read,) = run(model, images)
+    if mean is MEAN:
+        np.testing.assert_array_equal(read[:, :, 1:-1, 1:-1], pixels)
+    else:
+        np.testing.assert_allclose(read, images, atol=1e-6)
+
+
 def test_the_graph_keeps_its_names(net):
     graph = quantize(net, SAMPLES, settings(weight_bits=4)).model.graph
     assert {"stem", "inner", "add", "deep", "mean", "head"} <= {node.name for node in graph.node}

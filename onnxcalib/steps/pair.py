@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import GraphProto, ModelProto, NodeProto
 
@@ -24,6 +24,8 @@ DYNAMIC = (
 PACKED = ("MatMulNBits", "MatMulBnb4")
 FLOAT = ("LSTM", "GRU", "RNN", "Attention", "FusedConv", "FusedGemm", "FusedMatMul")
 WEIGHT_PLACES = {**dict.fromkeys((*LAYERS, *DYNAMIC, *PACKED, *FLOAT), 1), **dict.fromkeys(QLINEAR, 3)}
+# What quantize puts in front of a layer that reads its input in other units.
+RESCALERS = ("Pad", "Mul", "Add")
 MOST_LINES, FIRST = 10, 3
 
 
@@ -65,7 +67,7 @@ def pair_layers(
     known = {*index.inputs, *index.producer}
     found = find_quantized_layers(quantized)
     pairs, unmatched = [], []
-    for layer in found:
+    for layer in (_before_rescaling(other, layer, known) for layer in found):
         output, path = next((each for each in _follow(other, layer.output) if each[0] in known), ("", ()))
         if layer.source not in known:
             unmatched.append(f"{layer.name}: the float model has no tensor {layer.source}, which it reads")
@@ -76,6 +78,20 @@ def pair_layers(
             path = (path or _path_to_grid(other, layer.output)) if clipped else ()
             pairs.append(Pair(layer, names.get(node.name) if node else None, output, path))
     return pairs, (*unmatched, *list_unread(quantized, {layer.name for layer in found}))
+
+
+def _before_rescaling(index: Index, layer: QuantizedLayer, known: set[str]) -> QuantizedLayer:
+    """The layer as it reads a tensor that the float model has, which Pad, Mul and Add of constants then rescale.
+
+    Its grid is in the units that these make, so that it says nothing of that tensor.
+    """
+    source, entry = layer.source, layer.entry
+    while source not in known:
+        node = index.producer.get(source)
+        if node is None or not is_op(node, *RESCALERS) or not index.initializers.keys() >= {*node.input[1:]} - {""}:
+            return layer
+        source, entry = node.input[0], node.name
+    return layer if source == layer.source else replace(layer, source=source, entry=entry, grid=None)
 
 
 def _follow(index: Index, tensor: str, path: tuple[NodeProto, ...] = ()) -> Iterator[tuple[str, tuple[NodeProto, ...]]]:

@@ -239,3 +239,33 @@ def test_many_of_a_kind_are_one_line(build, draw):
 
 def test_other_operators_with_constants_are_not_taken_for_layers(build, draw):
     assert unread(build(f"{IO} {{ a = Mul (x, w)  y = com.microsoft.Strange (a, w) }}", w=draw(6, 6))) == ()
+
+
+# Rescaled inputs
+
+
+RESCALED = """{ p = Pad (x, pads)  m = Mul (p, factor)  a = Add (m, shift)
+    q = QuantizeLinear (a, s, z)  [d] u = DequantizeLinear (q, s, z)  v = DequantizeLinear (w, s, z)
+    [layer] y = Conv (u, v) }"""
+CONSTANTS = {
+    "pads": np.int64([0, 0, 1, 1, 0, 0, 1, 1]), "factor": np.float32([[[2]], [[3]]]), "s": np.float32(0.1),
+    "shift": np.float32([[[1]], [[5]]]), "z": np.int8(0), "w": np.ones((2, 2, 3, 3), np.int8),
+}  # fmt: skip
+PICTURE = "g (float[N, 2, 6, 6] x) => (float[N, 2, 6, 6] y)"
+
+
+def test_a_layer_whose_input_is_rescaled_stands_for_the_one_that_reads_it_plainly(build, draw):
+    float_net = build(f"{PICTURE} {{ [layer] y = Conv <pads = [1, 1, 1, 1]> (x, w) }}", w=draw(2, 2, 3, 3))
+    quantized = build(f"{PICTURE} {RESCALED}", **CONSTANTS)
+    (found,), unmatched = pair(float_net, quantized)
+    assert (found.name, found.layer.source, found.output, unmatched) == ("layer", "x", "y", ())
+    assert found.layer.grid is None  # in other units
+    readers = [node.name for node in Index(tidy(quantized).graph).readers("x")]
+    assert readers == [found.layer.entry]
+
+
+@pytest.mark.parametrize("change", [("Mul (p, factor)", "Mul (p, p)"), ("Add (m, shift)", "Max (m, shift)")])
+def test_what_is_more_than_rescaled_has_no_pair(build, draw, change):
+    float_net = build(f"{PICTURE} {{ [layer] y = Conv <pads = [1, 1, 1, 1]> (x, w) }}", w=draw(2, 2, 3, 3))
+    pairs, (line,) = pair(float_net, build(f"{PICTURE} {RESCALED.replace(*change)}", **CONSTANTS))
+    assert pairs == [] and line == "layer: the float model has no tensor a, which it reads"

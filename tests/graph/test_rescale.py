@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from onnx import ModelProto, checker
+
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.rescale import can_rescale, rescale_input
+
+FACTOR, SHIFT = np.array([4.0, 0.5, 30.0]), np.array([-3.0, 7.0, 100.0])
+
+
+def copy(model):
+    return ModelProto.FromString(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("node", "ops"),
+    [
+        ("[c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", ["Pad", "Mul", "Add", "Conv"]),
+        ("[c] y = Conv <pads = [0, 2, 1, 0], strides = [2, 2]> (x, w)", ["Pad", "Mul", "Add", "Conv"]),
+        ("[c] y = Conv (x, w, b)", ["Mul", "Add", "Conv"]),
+        ('[c] y = Conv <auto_pad = "VALID"> (x, w, b)', ["Mul", "Add", "Conv"]),
+    ],
+)
+def test_the_outputs_stay_as_they_are(build, run, draw, node, ops):
+    model = build(
+        f"g (float[N, 3, 8, 8] x) => (float[N, 4, h, v] y) {{ {node} }}",
+        w=draw(4, 3, 3, 3), b=draw(4),
+    )  # fmt: skip
+    if "w, b" not in node:
+        del model.graph.initializer[1]
+    x = draw(2, 3, 8, 8)
+    (before,) = run(model, x)
+    layer = make_plan(model).layers[0]
+    assert can_rescale(model, layer)
+    tensor = rescale_input(model, layer, FACTOR, SHIFT)
+    checker.check_model(model, full_check=True)
+    assert [n.op_type for n in model.graph.node] == ops
+    assert make_plan(model).layers[0].input == tensor
+    np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-3, atol=1e-3)
+
+
+def test_the_conv_reads_its_input_in_the_new_units(build, run, draw):
+    model = build("g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) { [c] y = Conv (x, w) }", w=draw(4, 3, 1, 1))
+    tensor = rescale_input(model, make_plan(model).layers[0], FACTOR, SHIFT)
+    model.graph.output[0].name = tensor
+    x = draw(2, 3, 8, 8)
+    given = run(model, x)[0]
+    np.testing.assert_allclose(given, x * FACTOR[:, None, None] + SHIFT[:, None, None], rtol=1e-5, atol=1e-4)
+
+
+def test_other_readers_of_the_tensor_and_of_the_weight_see_no_change(build, run, draw):
+    model = build(
+        """g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y, float[N, 3, 8, 8] z)
+        { [a] y = Conv <pads = [1, 1, 1, 1]> (x, w)  [b] z = Conv <pads = [1, 1, 1, 1]> (x, w) }""",
+        w=draw(3, 3, 3, 3),
+    )
+    x = draw(2, 3, 8, 8)
+    before = run(model, x)
+    rescale_input(model, make_plan(model).layers[0], FACTOR, SHIFT)
+    assert list(Index(model.graph).producer["z"].input) == ["x", "w"]
+    for one, other in zip(run(model, x), before, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["Conv <group = 3> (x, w)", 'Conv <auto_pad = "SAME_UPPER"> (x, v)', "ConvTranspose (x, v)"],
+)
+def test_other_layers_are_not_taken(build, draw, node):
+    model = build(
+        f"g (float[N, 3, 8, 8] x) => (float[N, 3, h, v] y) {{ [c] y = {node} }}",
+        w=draw(3, 1, 3, 3), v=draw(3, 3, 3, 3),
+    )  # fmt: skip
+    assert not can_rescale(model, make_plan(model).layers[0])

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from onnxcalib.numeric.levels import Levels, find_levels, shared_grid, stretch
+from onnxcalib.numeric.rounding import snap
+from onnxcalib.spec import QuantSpec
+
+SPEC = QuantSpec(8)
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+
+def pixels(mean=MEAN, std=STD, *, low=0, high=255, size=4000, seed=0):
+    """Normalized values (3, size) of which all pixels from low to high occur, each channel's ends among them."""
+    drawn = np.random.default_rng(seed).integers(low, high + 1, (3, size))
+    drawn[:, :2] = low, high
+    return ((drawn.astype(np.float32) / np.float32(255) - mean[:, None]) / std[:, None]).astype(np.float32), drawn
+
+
+def test_the_pitch_and_the_ends_of_normalized_pixels_are_found():
+    values, _ = pixels()
+    found = find_levels(values, 256)
+    np.testing.assert_allclose(found.pitch, 1 / (255 * STD.astype(float)), rtol=1e-5)
+    np.testing.assert_allclose(found.origin, -MEAN / STD, rtol=1e-5)
+    assert found.highest.tolist() == [255, 255, 255]
+
+
+def test_gaps_between_levels_do_no_harm():
+    values = np.float32([[0, 1, 3, 7, 20]]) * np.float32(0.1) + np.float32(5)
+    found = find_levels(values, 256)
+    assert found.highest.tolist() == [20] and found.pitch == pytest.approx([0.1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.random.default_rng(0).normal(size=(3, 1000)),
+        np.random.default_rng(0).normal(size=(3, 50)),
+        np.arange(257.0)[None],
+        np.float32([[0, 2, 5]]),
+        np.ones((2, 9)),
+        np.float32([[0, 1, 2], [4, 4, 4]]),
+        np.float32([[0, 1, np.nan]]),
+        np.float32([[0, 1, np.inf]]),
+        np.zeros((3, 0)),
+        np.zeros((0, 3)),
+    ],
+    ids=["many", "few", "257", "uneven", "constant", "one constant", "nan", "inf", "empty", "no channel"],
+)
+def test_values_that_are_on_no_even_levels_have_none(values):
+    assert find_levels(values.astype(np.float32), 256) is None
+
+
+def test_later_values_widen_the_levels_at_both_ends():
+    some, _ = pixels(low=40, high=200)
+    found = find_levels(some, 256)
+    wider = found.extend(pixels(seed=1)[0])
+    assert wider.highest.tolist() == [255] * 3
+    np.testing.assert_allclose(wider.origin, -MEAN / STD, rtol=1e-4)
+    inside = wider.extend(some)
+    np.testing.assert_array_equal(inside.highest, wider.highest)
+    np.testing.assert_array_equal(inside.origin, wider.origin)
+
+
+@pytest.mark.parametrize("wrong", [0.5, 0.02, np.nan, np.inf])
+def test_a_later_value_between_two_levels_ends_it(wrong):
+    values, _ = pixels()
+    found = find_levels(values, 256)
+    values[1, 7] += wrong * found.pitch[1]
+    assert found.extend(values) is None
+
+
+def test_channels_of_one_pitch_share_a_grid_that_makes_no_error():
+    values = (np.arange(256, dtype=np.float32) / np.float32(255))[None].repeat(3, 0)
+    grid = shared_grid(find_levels(values, 256), SPEC)
+    assert int(grid.zero_point) == 0
+    assert np.abs(snap(values, float(grid.scale), 0, SPEC) - values).max() < 1e-6
+
+
+def test_what_a_grid_has_left_lies_on_both_sides_of_the_levels():
+    values = (np.arange(3, 252, dtype=np.float32) / np.float32(255))[None]
+    grid = shared_grid(find_levels(values, 256), SPEC)
+    assert grid.scale == pytest.approx(1 / 255, rel=1e-5) and int(grid.zero_point) == 0
+    found = Levels(np.array([-1.0]), np.array([0.01]), np.array([200]))
+    grid = shared_grid(found, SPEC)
+    assert int(grid.zero_point) == 127  # the levels stand on 27 to 227
+
+
+def test_few_levels_stand_a_whole_number_of_steps_apart():
+    values = (np.arange(17, dtype=np.float32) / np.float32(16))[None]
+    grid = shared_grid(find_levels(values, 256), SPEC)
+    assert grid.scale == pytest.approx(1 / 16 / 15, rel=1e-5)
+    snapped = snap(values, float(grid.scale), float(grid.zero_point), SPEC)
+    assert np.abs(snapped - values).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("origin", "pitch", "highest"),
+    [
+        ([0, 0], [1.0, 1.001], [255, 255]),
+        ([0, -20], [1.0, 1.0], [255, 255]),
+        ([0, 0.5], [1.0, 1.0], [200, 200]),
+        ([300], [1.0], [200]),
+        ([-400], [1.0], [200]),
+    ],
+    ids=["pitches drift apart", "the range is too wide", "halves would be ties", "zero lies below", "zero lies above"],
+)
+def test_there_is_no_shared_grid_where(origin, pitch, highest):
+    assert shared_grid(Levels(np.array(origin, float), np.array(pitch), np.array(highest)), SPEC) is None
+
+
+def test_stretching_puts_every_pixel_on_its_own_integer():
+    values, drawn = pixels()
+    factor, shift = stretch(find_levels(values, 256), SPEC)
+    stretched = factor[:, None] * values + shift[:, None]
+    np.testing.assert_allclose(stretched, drawn, atol=0.01)
+
+
+def test_stretching_refuses_more_levels_than_the_grid_has():
+    assert stretch(Levels(np.zeros(2), np.ones(2), np.array([255, 256])), SPEC) is None
