@@ -23,8 +23,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Effort(NamedTuple):
     """What an effort stands for.
 
-    width: branches of the search for integers; views: of each image, beside itself; steps: of AdaQuant, a block;
-    rescue: the same for a block of which a layer could not be solved.
+    width: branches of the search for integers; views: of each image, beside itself; steps: of AdaQuant, a block that
+    reads activations of less than 8 bits; rescue: the same for a block of which a layer could not be solved.
     """
 
     width: int
@@ -148,12 +148,12 @@ class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
     Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any,
-    by a wider search for integers and on more views of image files with more of it; AdaQuant then learns each block
-    at best, at balanced those with a layer that could not be solved, as EFFORTS has it; ``steps`` and ``views`` (which
-    is for arrays of images too) win over that. samples: use only the first so many;
-    reconstruct: False calibrates and rounds only. device: where layers are solved
-    and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in
-    float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole names.
+    by a wider search for integers and on more views of image files with more of it; AdaQuant then learns blocks with a
+    layer that could not be solved, at balanced and best, and at best those that read activations of less than 8 bits.
+    ``steps``, of every block, and ``views``, also of arrays of images, win over that. samples: use only the first so
+    many; reconstruct: False calibrates and rounds only. device: where layers are solved and blocks learned, CUDA by
+    itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in float; layers: settings of
+    single layers. Both name nodes, or are regular expressions that match whole names.
     """
 
     weight_bits: Bits = 8
@@ -174,10 +174,16 @@ class QuantizeConfig(_Settings):
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
 
-    def block_steps(self, *, solved: bool) -> int:
-        """AdaQuant steps of a block, all of whose layers were ``solved`` or not: ``steps``, or those of ``effort``."""
+    def block_steps(self, *, solved: bool, narrow: bool) -> int:
+        """AdaQuant steps of a block: ``steps``, or what ``effort`` stands for.
+
+        solved: whether all of its layers were; narrow: whether one of them reads less than 8 bits. Elsewhere the steps
+        change nothing for the better: what is left after the layers are solved is in the activations' grids.
+        """
+        if self.steps is not None:
+            return self.steps
         effort = EFFORTS[self.effort]
-        return self.steps if self.steps is not None else effort.steps if solved else effort.rescue
+        return max(effort.steps if narrow else 0, 0 if solved else effort.rescue)
 
     @property
     def search_width(self) -> int:

@@ -35,12 +35,15 @@ def test_more_effort_is_more_of_each_and_settings_of_their_own_win():
     for fast, slow in itertools.pairwise(efforts):
         assert fast.search_width <= slow.search_width
         assert fast.image_views <= slow.image_views
-        for solved in (False, True):
-            assert fast.block_steps(solved=solved) <= slow.block_steps(solved=solved)
+        for solved, narrow in itertools.product((False, True), repeat=2):
+            kind = {"solved": solved, "narrow": narrow}
+            assert fast.block_steps(**kind) <= slow.block_steps(**kind)
         assert EFFORTS[fast.effort] != EFFORTS[slow.effort]
     config = QuantizeConfig(effort="best", views=0, steps=0)
     assert (config.image_views, config.search_width) == (0, efforts[2].search_width)
-    assert config.block_steps(solved=True) == config.block_steps(solved=False) == 0
+    assert config.block_steps(solved=True, narrow=True) == config.block_steps(solved=False, narrow=True) == 0
+    assert efforts[2].block_steps(solved=True, narrow=True) > efforts[2].block_steps(solved=True, narrow=False) == 0
+    assert QuantizeConfig(effort="fast", steps=3).block_steps(solved=True, narrow=False) == 3
 
 
 @pytest.mark.parametrize("value", ["0.1,0.2,0.3", [0.1, 0.2, 0.3], (0.1, 0.2, 0.3)])

@@ -22,6 +22,7 @@ from ..runtime.session import Session, first_line
 from ..spec import Block, LayerPlan, QParams
 from .solve import Walk, make_params, solve_block
 
+FULL_BITS = 8
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
 # One sample in so many judges a block and is not learned from.
@@ -63,7 +64,7 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     start = time.perf_counter()
     reasons = solve_block(walk, block)
     rounded = _join(reasons, block)
-    steps = walk.config.block_steps(solved=rounded is None)
+    steps = _steps(walk, block, rounded)
     if not steps:
         yield _solved_record(block, rounded, None, start)
         return
@@ -80,10 +81,14 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
         _run(walk, part, read, quantized=False)
         if part.layers:
             rounded = _join(reasons, part)
-            steps = walk.config.block_steps(solved=rounded is None)
-            yield _settle_part(walk, part, rounded, reason, steps=steps)
+            yield _settle_part(walk, part, rounded, reason, steps=_steps(walk, part, rounded))
         walk.settled |= _read_inside(walk, part)
         _run(walk, part, read, quantized=True)
+
+
+def _steps(walk: Walk, block: Block, rounded: str | None) -> int:
+    narrow = any(_layer(walk, name).activation_spec.bits < FULL_BITS for name in block.layers)
+    return walk.config.block_steps(solved=rounded is None, narrow=narrow)
 
 
 def _join(reasons: dict[str, str], block: Block) -> str | None:
@@ -204,7 +209,7 @@ def _place_activations(walk: Walk, block: Block, module: nn.Module):
 
 def _quantizer(grid: QParams, *, fixed: bool) -> ActivationQuantizer:
     # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time.
-    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < 8)
+    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS)
 
 
 def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:

@@ -220,8 +220,20 @@ def test_a_block_with_a_layer_that_is_rounded_is_learned_unless_in_haste(build, 
     )
     first, up, last = rebuild(walk_of(model, DATA, effort=effort, weight_bits=4, first_last_bits=4))
     assert {up.outcome} == outcomes and "ConvTranspose" in up.reason
-    learned = {"reconstructed", "rolled back"} if effort == "best" else {"solved"}
-    assert {first.outcome, last.outcome} <= learned
+    assert {first.outcome, last.outcome} == {"solved"}
+
+
+@pytest.mark.parametrize(("effort", "bits", "learned"), [("balanced", 4, False), ("best", 8, False), ("best", 4, True)])
+def test_a_solved_block_is_learned_at_best_where_it_reads_less_than_8_bits(
+    build, weigh, walk_of, effort, bits, learned
+):
+    model = build(
+        "g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) { [a] r = Conv (x, w0)  [b] y = Conv (r, w1) }",
+        **{f"w{i}": weigh(4, 4, 1, 1) for i in range(2)},
+    )
+    records = rebuild(walk_of(model, DATA, effort=effort, activation_bits=bits, first_last_bits=bits))
+    outcomes = {"reconstructed", "rolled back"} if learned else {"solved"}
+    assert len(records) == 2 and {record.outcome for record in records} <= outcomes
 
 
 def test_the_model_that_is_walked_stays_as_it_is(build, weigh, draw, walk_of, monkeypatch):
