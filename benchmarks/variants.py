@@ -95,9 +95,10 @@ def soften(steps: int) -> None:
 
     def begin_block(*args, **kwargs):
         state.update(step=0, start=None)
-        outcome = learn(*args, **kwargs)
-        live.clear()
-        return outcome
+        try:
+            return learn(*args, **kwargs)
+        finally:
+            live.clear()
 
     adaquant.relative_error, adaquant.WEIGHT_RATE = penalized, SOFT_RATE
     reconstruct.learn_block, reconstruct.WeightQuantizer = begin_block, SoftRounding

@@ -32,7 +32,7 @@ from .runtime.device import choose_device, full_precision
 from .runtime.session import Session
 from .runtime.store import Store
 from .spec import QParams, QuantPlan
-from .steps.align import align_inputs
+from .steps.align import align_inputs, keep_aligned
 from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
 from .steps.prepare import check_unchanged, prepare
 from .steps.reconstruct import reconstruct
@@ -98,16 +98,15 @@ class _Run:
             Session(original, threads=self.threads)
             samples = self._open(original, calibration)
             prepared = prepare(load_model(original), self.config)
-            for name, count in prepared.passes.items():
-                if count:
-                    self.observer.note(f"{name}: {count}")
             names = [node.name for node in original.graph.node if node.name]
             plan = self._plan(prepared.model, names)
             fixed, rescaled = align_inputs(prepared.model, plan, samples, self.threads)
-            if fixed:
-                self.observer.note(f"{', '.join(fixed)}: read without error, on the levels of their values")
             if rescaled:
+                prepared.passes["rescale_input"] = rescaled
                 plan = self._plan(prepared.model, names)
+            for name, count in prepared.passes.items():
+                if count:
+                    self.observer.note(f"{name}: {count}")
             feeds = samples.read(range(samples.fixed_batch or 1))
             change = check_unchanged(original, prepared.model, feeds, self.threads)
             self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
@@ -154,15 +153,18 @@ class _Run:
         )
 
     def _quantize(self, model: ModelProto, plan: QuantPlan, fixed: dict[str, QParams], samples: CalibrationSet):
-        """The quantized model and the blocks' records; ``fixed``: grids that are known before calibration."""
+        """The quantized model and the blocks' records; ``fixed``: what ``align_inputs`` gives."""
         with self._stage("calibrate"):
             histograms = collect_histograms(model, list(plan.activations), samples, threads=self.threads)
             activations, narrowed = choose_grids(plan, histograms, self.config)
-            activations |= fixed
+            aligned = keep_aligned(fixed, histograms)
+            activations |= aligned
+            if aligned:
+                self.observer.note(f"{', '.join(aligned)}: read on the levels of their values")
         with self._stage("reconstruct"), Store() as store:
             size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=self.threads), samples)
             walk = Walk(model, infer_types(model), plan, self.config, store, [], activations, narrowed, self.device)
-            walk.settled |= fixed.keys()
+            walk.settled |= aligned.keys()
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
                 walk.fill(samples, size, self._view_axes(samples))

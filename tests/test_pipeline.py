@@ -276,19 +276,22 @@ MEAN, STD = np.float32([[[0.48]], [[0.46]], [[0.41]]]), np.float32([[[0.23]], [[
 
 
 @pytest.mark.parametrize(("mean", "std"), [(np.float32(0), np.float32(1)), (MEAN, STD)], ids=["plain", "normalized"])
-@pytest.mark.parametrize("steps", [0, 5])
-def test_pixels_reach_the_first_layer_without_error(net, run, mean, std, steps):
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"steps": 5}, {"reconstruct": False}, {"encoding": "standard"}])
+def test_pixels_reach_the_first_layer_without_error(net, run, mean, std, changes):
     pixels = np.random.default_rng(5).integers(0, 256, (24, 3, 8, 8)).astype(np.float32)
     pixels[:, :, 0, :2] = 0, 255
     images = (pixels / np.float32(255) - mean) / std
     listener = Notes()
-    model = quantize(net, images, settings(steps=steps), observer=listener).model
-    assert any("read without error" in text for text in listener.notes)
+    result = quantize(net, images, settings(**changes), observer=listener)
+    model = result.model
+    assert any("read on the levels" in text for text in listener.notes)
+    assert result.report.passes.get("rescale_input", 0) == (mean is MEAN)
     stem = next(node for node in model.graph.node if node.name == "stem")
     model.graph.output[0].CopyFrom(onnx.helper.make_empty_tensor_value_info(stem.input[0]))
     (read,) = run(model, images)
     if mean is MEAN:
-        np.testing.assert_array_equal(read[:, :, 1:-1, 1:-1], pixels)
+        levels = read[:, :, 1:-1, 1:-1] - read[:, :, 1:-1, 1:-1].min(axis=(0, 2, 3), keepdims=True)
+        np.testing.assert_array_equal(levels, pixels)
     else:
         np.testing.assert_allclose(read, images, atol=1e-6)
 

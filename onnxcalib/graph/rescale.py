@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ..spec import LayerPlan
-from .index import Index, attribute_of, constant
+from .fusion import SHAPE_READERS
+from .index import Index, all_nodes, attribute_of, constant, is_op, subgraphs
 from .normalise import unused_name
 from .operand import write_operand
 
 
 def can_rescale(model: ModelProto, layer: LayerPlan) -> bool:
-    """Whether ``rescale_input`` takes the layer: a Conv of one group with its pads in plain numbers."""
-    node = next(node for node in model.graph.node if node.name == layer.name)
-    plain = attribute_of(node, "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
-    return layer.op == "Conv" and layer.groups == 1 and plain
+    """Whether ``rescale_input`` takes the layer: a Conv of one group, its pads in numbers, that alone reads its input.
+
+    Another reader may keep the input on a grid, so that it would be rounded twice.
+    """
+    index = Index(model.graph)
+    plain = attribute_of(_find_node(model, layer), "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    readers = [node for node in index.readers(layer.input) if not is_op(node, *SHAPE_READERS)]
+    alone = len(readers) == 1 and layer.input not in index.outputs
+    return layer.op == "Conv" and layer.groups == 1 and plain and alone
 
 
 def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift: np.ndarray) -> str:
     """Put a Mul and an Add in front of a Conv that ``can_rescale`` takes; mutates ``model``, gives the Add's output.
 
-    With x' = f x + s per input channel, ``W x + b = (W / f) x' + b - sum(W s / f)``. Zeros around the image would be
-    those of x' then, so that a Pad in front of both takes the Conv's place in adding them. factor, shift: (channels,).
+    With x' = f x + s per input channel, ``W x + b = (W / f) x' + b - sum(W s / f)``. Where the Conv pads with zeros, a
+    Pad in front of the Mul does so in its place: its own would be zeros of x', not of x. factor, shift: (channels,).
     """
     index = Index(model.graph)
-    node = next(node for node in model.graph.node if node.name == layer.name)
+    node = _find_node(model, layer)
     weight = constant(index, layer.weight)
     broadcast = (1, -1, *[1] * (weight.ndim - 2))
     scaled = weight.astype(np.float64) / factor.reshape(broadcast)
@@ -33,7 +39,6 @@ def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift
     bias = bias - (scaled * shift.reshape(broadcast)).sum(axis=tuple(range(1, weight.ndim)))
     write_operand(model.graph, index, node, 1, scaled.astype(np.float32))
     write_operand(model.graph, index, node, 2, bias.astype(np.float32))
-    taken = {*index.producer, *index.position, *index.initializers, *index.inputs}
     operands: dict[str, np.ndarray] = {}
     pads = list(attribute_of(node, "pads", []))
     if any(pads):
@@ -41,6 +46,17 @@ def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift
         operands["Pad"] = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
         next(a for a in node.attribute if a.name == "pads").ints[:] = [0] * len(pads)
     operands["Mul"], operands["Add"] = (value.reshape(broadcast[1:]).astype(np.float32) for value in (factor, shift))
+    _insert_before(model, node, operands)
+    return node.input[0]
+
+
+def _find_node(model: ModelProto, layer: LayerPlan) -> NodeProto:
+    return next(node for node in model.graph.node if node.name == layer.name)
+
+
+def _insert_before(model: ModelProto, node: NodeProto, operands: dict[str, np.ndarray]) -> None:
+    """Put operators, each with its constant second operand, one after the other in front of the node's first input."""
+    taken = _names(model)
     place = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
     for offset, (op, operand) in enumerate(operands.items()):
         names = [unused_name(f"{node.name}_{op}{kind}", taken) for kind in ("", "_operand", "_output")]
@@ -49,4 +65,11 @@ def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift
         made = helper.make_node(op, [node.input[0], names[1]], [names[2]], name=names[0])
         model.graph.node.insert(place + offset, made)
         node.input[0] = names[2]
-    return node.input[0]
+
+
+def _names(model: ModelProto) -> set[str]:
+    """Names of all nodes and tensors, those inside bodies included."""
+    nodes = list(all_nodes(model.graph))
+    graphs = [model.graph, *(body for node in nodes for body in subgraphs(node))]
+    named = {value.name for graph in graphs for value in (*graph.input, *graph.initializer)}
+    return named.union(*((node.name, *node.output) for node in nodes))

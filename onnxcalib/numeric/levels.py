@@ -13,8 +13,12 @@ from ..spec import QParams, QuantSpec
 
 # How far from its level a value may lie, in levels: what float32 leaves of a pixel is some 0.0001.
 TOLERANCE = 0.01
-# The same for levels against the grid of a tensor: a constant error, which a bias takes up, but nothing near a tie.
+# The same for a grid that all channels share: there it is a constant of the channel, which a bias can take up.
 GRID_TOLERANCE = 0.25
+# Beyond so many levels from the first one, a value is on none of them.
+FAR = 2**31
+# Values that are looked at at once.
+CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -30,78 +34,98 @@ class Levels:
 
     def extend(self, values: np.ndarray) -> Levels | None:
         """The levels of other values (channels, n) too; None where one lies between two levels."""
-        if not np.isfinite(values).all():
-            return None
+        levels: Levels | None = self
+        for start in range(0, values.shape[1], CHUNK):
+            levels = levels and levels._extend(values[:, start : start + CHUNK])
+        return levels
+
+    def _extend(self, values: np.ndarray) -> Levels | None:
         places = (values - self.origin[:, None]) / self.pitch[:, None]
+        if not np.abs(places).max() < FAR:
+            return None
         levels = np.rint(places)
-        if np.abs(places - levels).max(initial=0.0) > TOLERANCE:
+        if np.abs(places - levels).max() > TOLERANCE:
             return None
         lowest = np.minimum(levels.min(1), 0).astype(np.int64)
         highest = np.maximum(levels.max(1).astype(np.int64), self.highest) - lowest
         return replace(self, origin=self.origin + self.pitch * lowest, highest=highest)
 
+    def reach_zero(self) -> Levels:
+        """The same levels, and those on to the one nearest to zero: a grid has to hold it, as what pads images."""
+        zero = np.rint(-self.origin / self.pitch).astype(np.int64)
+        lowest = np.minimum(zero, 0)
+        return replace(self, origin=self.origin + self.pitch * lowest, highest=np.maximum(self.highest, zero) - lowest)
+
 
 def find_levels(values: np.ndarray, most: int) -> Levels | None:
-    """The levels of values (channels, n), at most ``most`` a channel; None where there are none, or a channel has one.
+    """The levels of values (channels, n), at most ``most`` a channel; None where there are none.
 
-    The pitch is the least difference of two values: levels of which no two neighbours occur are not found.
+    The pitch is the least difference of two values: levels of which no two neighbours occur are not found. A channel of
+    one value has it and zero for levels; if all are so, there are none.
     """
-    found = [_fit(np.unique(channel).astype(np.float64), most) for channel in values]
-    if not found or None in found:
+    if not values.size or not np.isfinite(values).all():
+        return None
+    found = [_fit(np.unique(channel[:CHUNK]).astype(np.float64), most) for channel in values]
+    if None in found or all(highest == 0 for *_, highest in found):
         return None
     origin, pitch, highest = zip(*found, strict=True)
-    return Levels(np.array(origin), np.array(pitch), np.array(highest))
+    # Every value once more: rounding may have parted levels, but must not have joined what lies between them.
+    return Levels(np.array(origin), np.array(pitch), np.array(highest)).extend(values)
 
 
 def _fit(values: np.ndarray, most: int) -> tuple[float, float, int] | None:
-    """Origin, pitch and number of the last level of ascending values."""
-    # Values that rounding has parted are one level.
-    least = (values[-1] - values[0]) / (most / TOLERANCE) if values.size else 0.0
+    """Origin, pitch and number of the last level of ascending values; None where they are on none."""
+    least = (values[-1] - values[0]) / (most / TOLERANCE)
     values = values[np.diff(values, prepend=-np.inf) > least]
-    if not 2 <= values.size <= most:
+    if values.size == 1:
+        return float(values[0]), float(abs(values[0])) or 1.0, 0
+    if values.size > most:
         return None
     levels = np.rint((values - values[0]) / np.diff(values).min())
     pitch, origin = np.polyfit(levels, values, 1)
-    apart = np.abs((values - origin) / pitch - levels).max()
-    return (float(origin), float(pitch), int(levels[-1])) if levels[-1] < most and apart <= TOLERANCE else None
+    return (float(origin), float(pitch), int(levels[-1])) if levels[-1] < most else None
 
 
 def shared_grid(levels: Levels, spec: QuantSpec) -> QParams | None:
     """The grid of one scale on which the levels of all channels lie, up to a constant a channel; None if none does."""
+    levels = levels.reach_zero()
     pitch = levels.pitch.mean()
     # Over all levels the pitches must not drift apart.
     if np.abs(levels.pitch / pitch - 1).max() * (spec.qmax - spec.qmin) > TOLERANCE:
         return None
     low, high = levels.origin.min(), (levels.origin + levels.pitch * levels.highest).max()
-    share, margin = _spread(np.ceil((high - low) / pitch - TOLERANCE), spec)
-    if share == 0:
+    most = _most_steps(np.ceil((high - low) / pitch - TOLERANCE), spec)
+    if most == 0:
         return None
-    scale = np.float32(pitch / share)
-    zero_point = np.rint(spec.qmin + margin - low / scale)
-    apart = levels.origin / float(scale)
-    exact = np.abs(apart - np.rint(apart)).max() <= GRID_TOLERANCE
-    if not exact or not spec.qmin <= zero_point <= spec.qmax:
+    scale = np.float32(pitch / most)
+    places = levels.origin / float(scale)
+    if np.abs(places - np.rint(places)).max() > GRID_TOLERANCE:
         return None
-    return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), spec)
+    # What the grid has left is for values to come: on both sides, or above where there are none below zero.
+    margin = 0 if low > -scale / 2 else (spec.qmax - spec.qmin - round((high - low) / float(scale))) // 2
+    return QParams(np.asarray(scale), np.asarray(np.rint(spec.qmin + margin - low / scale), np.int32), spec)
 
 
-def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray] | None:
-    """factor and shift (channels,) by which ``factor x + shift`` puts all levels on the integers of ``spec``.
+def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QParams] | None:
+    """factor and shift (channels,) by which ``factor x + shift`` puts all levels on a grid of scale 1, and that grid.
 
-    None where a channel has more levels than the grid.
+    The shifts are small: zero lies in the grid's middle where it does among the levels. None where a channel has more
+    levels than the grid.
     """
-    shares, margins = zip(*(_spread(highest, spec) for highest in levels.highest), strict=True)
-    if 0 in shares:
+    levels = levels.reach_zero()
+    most = np.array([_most_steps(highest, spec) for highest in levels.highest])
+    if 0 in most:
         return None
-    factor = np.array(shares) / levels.pitch
-    return factor, spec.qmin + np.array(margins) - factor * levels.origin
+    # Channels of few levels could stand further apart, but the weight's channels should have one unit if they can.
+    steps = np.clip(np.rint(levels.pitch * (most / levels.pitch).min()), 1, most)
+    factor = steps / levels.pitch
+    margin = (spec.qmax - spec.qmin - steps * levels.highest) // 2
+    shift = spec.qmin + margin - factor * levels.origin
+    zero_point = np.clip(np.rint(shift.mean()), spec.qmin, spec.qmax)
+    grid = QParams(np.asarray(np.float32(1)), np.asarray(zero_point, np.int32), spec)
+    return factor, shift - zero_point, grid
 
 
-def _spread(highest: float, spec: QuantSpec) -> tuple[int, int]:
-    """Steps of the grid to a level, none where there are too many levels, and the steps left below the first one.
-
-    What is left is shared by both ends: the values to come may have a few levels more.
-    """
-    steps = spec.qmax - spec.qmin
-    share = steps // max(int(highest), 1)
-    return share, (steps - share * int(highest)) // 2
+def _most_steps(highest: float, spec: QuantSpec) -> int:
+    """Steps of the grid that there can be between two levels; none where there are more levels than steps."""
+    return (spec.qmax - spec.qmin) // max(int(highest), 1)

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from ..graph.blocks import single_layers
 from ..graph.extract import extract
 from ..graph.index import reads
+from ..graph.plan import WIDE_BITS
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
@@ -22,7 +23,6 @@ from ..runtime.session import Session, first_line
 from ..spec import Block, LayerPlan, QParams
 from .solve import Walk, make_params, solve_block
 
-FULL_BITS = 8
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
 # One sample in so many judges a block and is not learned from.
@@ -87,7 +87,7 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
 
 
 def _steps(walk: Walk, block: Block, rounded: str | None) -> int:
-    narrow = any(_layer(walk, name).activation_spec.bits < FULL_BITS for name in block.layers)
+    narrow = any(_layer(walk, name).activation_spec.bits < WIDE_BITS for name in block.layers)
     return walk.config.block_steps(solved=rounded is None, narrow=narrow)
 
 
@@ -209,7 +209,7 @@ def _place_activations(walk: Walk, block: Block, module: nn.Module):
 
 def _quantizer(grid: QParams, *, fixed: bool) -> ActivationQuantizer:
     # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time.
-    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS)
+    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < WIDE_BITS)
 
 
 def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:

@@ -38,13 +38,13 @@ def test_gaps_between_levels_do_no_harm():
         np.arange(257.0)[None],
         np.float32([[0, 2, 5]]),
         np.ones((2, 9)),
-        np.float32([[0, 1, 2], [4, 4, 4]]),
+        np.concatenate([np.zeros(50), np.random.default_rng(0).uniform(0.5, 1, 100_000)])[None],
         np.float32([[0, 1, np.nan]]),
         np.float32([[0, 1, np.inf]]),
         np.zeros((3, 0)),
         np.zeros((0, 3)),
     ],
-    ids=["many", "few", "257", "uneven", "constant", "one constant", "nan", "inf", "empty", "no channel"],
+    ids=["many", "few", "257", "uneven", "constant", "a continuum beside a gap", "nan", "inf", "empty", "no channel"],
 )
 def test_values_that_are_on_no_even_levels_have_none(values):
     assert find_levels(values.astype(np.float32), 256) is None
@@ -76,7 +76,7 @@ def test_channels_of_one_pitch_share_a_grid_that_makes_no_error():
     assert np.abs(snap(values, float(grid.scale), 0, SPEC) - values).max() < 1e-6
 
 
-def test_what_a_grid_has_left_lies_on_both_sides_of_the_levels():
+def test_what_a_grid_has_left_lies_on_both_sides_of_the_levels_or_above_zero():
     values = (np.arange(3, 252, dtype=np.float32) / np.float32(255))[None]
     grid = shared_grid(find_levels(values, 256), SPEC)
     assert grid.scale == pytest.approx(1 / 255, rel=1e-5) and int(grid.zero_point) == 0
@@ -99,8 +99,8 @@ def test_few_levels_stand_a_whole_number_of_steps_apart():
         ([0, 0], [1.0, 1.001], [255, 255]),
         ([0, -20], [1.0, 1.0], [255, 255]),
         ([0, 0.5], [1.0, 1.0], [200, 200]),
-        ([300], [1.0], [200]),
-        ([-400], [1.0], [200]),
+        ([200], [1.0], [100]),
+        ([-300], [1.0], [100]),
     ],
     ids=["pitches drift apart", "the range is too wide", "halves would be ties", "zero lies below", "zero lies above"],
 )
@@ -108,12 +108,47 @@ def test_there_is_no_shared_grid_where(origin, pitch, highest):
     assert shared_grid(Levels(np.array(origin, float), np.array(pitch), np.array(highest)), SPEC) is None
 
 
-def test_stretching_puts_every_pixel_on_its_own_integer():
+def test_a_channel_of_one_value_has_it_and_zero_beside_the_levels_of_the_others():
+    values = np.float32([[0, 1, 2], [4, 4, 4]])
+    found = find_levels(values, 256)
+    assert found.highest.tolist() == [2, 0] and found.pitch[1] == 4
+    assert find_levels(values[1:], 256) is None
+    assert found.extend(np.float32([[1], [0]])).highest.tolist() == [2, 1]
+
+
+def test_values_beyond_all_counting_are_on_no_level():
+    assert find_levels(np.float32([[0, 1, 2]]), 256).extend(np.float32([[1e30]])) is None
+
+
+def test_many_values_are_looked_at_in_parts(monkeypatch):
+    monkeypatch.setattr("onnxcalib.numeric.levels.CHUNK", 100)
+    values, _ = pixels()
+    assert find_levels(values, 256).highest.tolist() == [255] * 3
+    values[2, -1] += np.float32(0.005)
+    assert find_levels(values, 256) is None
+
+
+def test_stretching_puts_every_pixel_on_its_own_step():
     values, drawn = pixels()
-    factor, shift = stretch(find_levels(values, 256), SPEC)
+    factor, shift, grid = stretch(find_levels(values, 256), SPEC)
     stretched = factor[:, None] * values + shift[:, None]
-    np.testing.assert_allclose(stretched, drawn, atol=0.01)
+    np.testing.assert_allclose(stretched + float(grid.zero_point), drawn, atol=0.01)
+    assert float(grid.scale) == 1 and np.abs(shift).max() < 15  # of 104, 116 and 124 levels
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 60), (200, 255), (90, 140)])
+def test_zero_is_on_the_grid_wherever_the_levels_lie(low, high):
+    _, shift, grid = stretch(find_levels(pixels(low=low, high=high)[0], 256), SPEC)
+    zero = shift + float(grid.zero_point)
+    assert zero.min() >= 0 and zero.max() <= 255
+
+
+def test_a_channel_of_few_levels_has_the_unit_of_the_others():
+    found = Levels(np.array([-2.0, 0.0]), np.array([1 / 64, 1.0]), np.array([255, 1]))
+    factor, _, _ = stretch(found, SPEC)
+    np.testing.assert_allclose(factor, [64, 64])
 
 
 def test_stretching_refuses_more_levels_than_the_grid_has():
     assert stretch(Levels(np.zeros(2), np.ones(2), np.array([255, 256])), SPEC) is None
+    assert stretch(Levels(np.array([300.0]), np.ones(1), np.array([9])), SPEC) is None

@@ -7,9 +7,12 @@ from onnx import ModelProto
 from onnxcalib.data import DataConfig, open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.plan import make_plan
+from onnxcalib.numeric.histogram import Histogram
+from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.rounding import snap
 from onnxcalib.spec import QuantSpec
-from onnxcalib.steps.align import align_inputs
+from onnxcalib.steps.align import align_inputs, keep_aligned
+from onnxcalib.steps.calibrate import collect_histograms
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 IMAGE = "g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y)"
@@ -49,9 +52,10 @@ def test_normalized_pixels_are_read_in_their_own_units(model, run):
     assert make_plan(model).layers[0].input == tensor
     np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-3, atol=1e-3)
     model.graph.output[0].name = tensor
-    inner = run(model, x)[0][:, :, 1:-1, 1:-1]
+    read = run(model, x)[0]
+    inner = read[:, :, 1:-1, 1:-1] + float(grid.zero_point)
     np.testing.assert_allclose(inner, photographs(), atol=0.02)
-    assert error_of(inner, grid) < 0.02
+    assert error_of(read, grid) <= 0.5  # what pads them are zeros, between levels
 
 
 def test_pixels_of_one_scale_need_no_rewriting(model):
@@ -118,6 +122,42 @@ def test_only_first_layers_are_looked_at(model):
     model.graph.initializer[0].raw_data = weight.tobytes()
     fixed, _ = align(model, photographs() / np.float32(255))
     assert fixed.keys() == {"x"}
+
+
+@pytest.mark.parametrize("pixels", [photographs() / 4, photographs() / 4 + 190])
+def test_zeros_around_dark_and_bright_images_are_on_the_grid(model, run, pixels):
+    x = normalized(np.floor(pixels))
+    fixed, rewritten = align(model, x)
+    ((tensor, grid),) = fixed.items()
+    model.graph.output[0].name = tensor
+    assert rewritten == 1 and error_of(run(model, x)[0], grid) <= 0.5
+
+
+def test_images_with_a_mask_are_read_in_one_unit(build, draw):
+    model = build(f"{IMAGE.replace('3,', '4,')} {{ {FIRST} }}", w=draw(4, 4, 3, 3), v=draw(4, 4, 1, 1))
+    mask = np.random.default_rng(0).integers(0, 2, (12, 1, 8, 8)).astype(np.float32)
+    before = np.abs(np.frombuffer(model.graph.initializer[0].raw_data, np.float32)).max()
+    _, rewritten = align(model, np.concatenate([normalized(photographs()), mask], 1))
+    weight = np.frombuffer(next(i for i in model.graph.initializer if i.name == "w").raw_data, np.float32)
+    assert rewritten == 1 and np.abs(weight).max() > before / 70  # the pixels' unit is 1 / 58
+
+
+def test_a_grid_that_does_not_hold_the_whole_set_is_not_kept(build, draw):
+    model = build("g (float[N, 16] x) => (float[N, 4] y) { [a] y = MatMul (x, w) }", w=draw(16, 4))
+    x = np.random.default_rng(0).integers(0, 40, (200, 16)).astype(np.float32)
+    samples = open_calibration(x, inputs_of(model), DataConfig())
+    fixed, _ = align_inputs(model, make_plan(model), samples)
+    assert keep_aligned(fixed, collect_histograms(model, ["x"], samples)) == fixed
+    x[7, 3] = 400
+    assert keep_aligned(fixed, collect_histograms(model, ["x"], samples)) == {}
+
+
+def test_a_shared_grid_is_kept_for_all_or_for_none():
+    grid, other = (make_grid(0, 255, QuantSpec(8)) for _ in range(2))
+    histograms = {name: Histogram() for name in "abc"}
+    for name, most in (("a", 300), ("b", 200), ("c", 200)):
+        histograms[name].add(np.float32([0, most]))
+    assert keep_aligned({"a": grid, "b": grid, "c": other}, histograms) == {"c": other}
 
 
 def test_a_model_of_fixed_batch_gets_whole_batches(build, draw):
