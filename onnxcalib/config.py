@@ -15,6 +15,7 @@ from onnxcalib.errors import ConfigError
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
+FULL_BITS = 8
 MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
 MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -23,8 +24,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Effort(NamedTuple):
     """What an effort stands for.
 
-    width: branches of the search for integers; views: of each image, beside itself; steps: of AdaQuant, a block that
-    reads activations of less than 8 bits; rescue: the same for a block of which a layer could not be solved.
+    width: branches of the search for a layer's integers; views: of each image, beside itself; both where weights have
+    less than 8 bits. steps: of AdaQuant, a block that reads activations of less than 8 bits; rescue: the same for a
+    block of which a layer could not be solved.
     """
 
     width: int
@@ -148,8 +150,8 @@ class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
     Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any,
-    by a wider search for integers and on more views of image files with more of it; AdaQuant then learns blocks with a
-    layer that could not be solved, at balanced and best, and at best those that read activations of less than 8 bits.
+    those of 4-bit weights by a wider search for integers and on more views of image files with more of it. AdaQuant
+    then learns blocks with a layer that could not be solved, at balanced and best, and at best those that read 4 bits.
     ``steps``, of every block, and ``views``, also of arrays of images, win over that. samples: use only the first so
     many; reconstruct: False calibrates and rounds only. device: where layers are solved and blocks learned, CUDA by
     itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in float; layers: settings of
@@ -185,15 +187,18 @@ class QuantizeConfig(_Settings):
         effort = EFFORTS[self.effort]
         return max(effort.steps if narrow else 0, 0 if solved else effort.rescue)
 
-    @property
-    def search_width(self) -> int:
-        """Branches of the search for a layer's integers."""
-        return EFFORTS[self.effort].width
+    def search_width(self, weight_bits: int) -> int:
+        """Branches of the search for a layer's integers; at 8 bits the first one is as good as any."""
+        return EFFORTS[self.effort].width if weight_bits < FULL_BITS else 1
 
-    @property
-    def image_views(self) -> int:
-        """Views of each image beside itself: ``views``, or what ``effort`` stands for."""
-        return EFFORTS[self.effort].views if self.views is None else self.views
+    def image_views(self, weight_bits: int) -> int:
+        """Views of each image beside itself, for a model whose weights have so many bits, or more.
+
+        ``views``, or what ``effort`` stands for; at 8 bits they bring a layer no nearer to its optimum.
+        """
+        if self.views is not None:
+            return self.views
+        return EFFORTS[self.effort].views if weight_bits < FULL_BITS else 0
 
 
 def _check_percentage(value: float) -> float:

@@ -167,7 +167,7 @@ class _Run:
             walk.settled |= aligned.keys()
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
-                walk.fill(samples, size, self._view_axes(samples))
+                walk.fill(samples, size, self._view_axes(samples, plan))
                 records = reconstruct(walk, find_blocks(model, plan), self.observer)
             else:
                 round_layers(walk)
@@ -184,16 +184,17 @@ class _Run:
         _check(quantized)
         return quantized, records
 
-    def _view_axes(self, samples: CalibrationSet) -> tuple[int, int] | None:
+    def _view_axes(self, samples: CalibrationSet, plan: QuantPlan) -> tuple[int, int] | None:
         """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
-        if not self.config.image_views or (self.config.views is None and not samples.images):
+        views = self.config.image_views(plan.least_weight_bits)
+        if not views or (self.config.views is None and not samples.images):
             return None
         values = list(samples.read(range(samples.fixed_batch or 1)).values())
         axes = image_axes(values[0].shape, self.config.data) if len(values) == 1 else None
         if axes is None:
             self._warn("views: none were made; one input of images is needed, of 4 dimensions and 1 or 3 channels")
         else:
-            self.observer.note(f"{self.config.image_views} views of each image beside itself")
+            self.observer.note(f"{views} views of each image beside itself")
         return axes
 
     def _describe(self, model: ModelProto, plan: QuantPlan) -> None:

@@ -86,6 +86,10 @@ class QuantPlan:
     shared: tuple[tuple[str, ...], ...] = ()
     nonnegative: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def least_weight_bits(self) -> int:
+        return min(layer.weight_spec.bits for layer in self.layers)
+
 
 @dataclass(frozen=True)
 class Block:

@@ -255,10 +255,11 @@ def test_image_files_have_views_by_effort_and_arrays_when_asked(net, tmp_path):
         pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     for samples, config, views in (
-        (tmp_path, QuantizeConfig(), [1]),
-        (tmp_path, QuantizeConfig(effort="fast"), []),
-        (tmp_path, QuantizeConfig(views=0), []),
-        (SAMPLES, QuantizeConfig(), []),
+        (tmp_path, QuantizeConfig(weight_bits=4), [1]),
+        (tmp_path, QuantizeConfig(), []),
+        (tmp_path, QuantizeConfig(weight_bits=4, effort="fast"), []),
+        (tmp_path, QuantizeConfig(weight_bits=4, views=0), []),
+        (SAMPLES, QuantizeConfig(weight_bits=4), []),
         (SAMPLES, QuantizeConfig(views=3), [3]),
     ):
         assert count_views(net, samples, config) == (views, ()), config

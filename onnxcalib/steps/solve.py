@@ -65,7 +65,7 @@ class Walk:
 
         With ``axes``, those of an image's rows and columns, so many passes with views follow as the settings say.
         """
-        self.passes = 1 + (self.config.image_views if axes else 0)
+        self.passes = 1 + (self.config.image_views(self.plan.least_weight_bits) if axes else 0)
         generator = np.random.default_rng(self.config.seed)
         for number in range(self.passes):
             for feeds in samples.batches(size):
@@ -196,8 +196,9 @@ class _Stream:
         prior = choose_prior(*seen, rows) if len(seen) == 2 else Prior()
         moments = seen[0].pool(seen[1]) if len(seen) == 2 else seen[0]
         del seen  # the Gram matrices are most of the memory that solving takes
-        width = self.walk.config.search_width
-        return solve_layer(moments, rows, self.layer.weight_spec, prior=prior, width=width).cpu()
+        spec = self.layer.weight_spec
+        width = self.walk.config.search_width(spec.bits)
+        return solve_layer(moments, rows, spec, prior=prior, width=width).cpu()
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""
