@@ -25,8 +25,8 @@ class Effort(NamedTuple):
     """What an effort stands for.
 
     width: branches of the search for a layer's integers; views: of each image, beside itself; both where weights have
-    less than 8 bits. steps: of AdaQuant, a block that reads activations of less than 8 bits; rescue: the same for a
-    block of which a layer could not be solved.
+    less than 8 bits. steps: of AdaQuant, a block with a layer of several groups that reads less than 8 bits; rescue:
+    the same for a block of which a layer could not be solved.
     """
 
     width: int
@@ -36,7 +36,7 @@ class Effort(NamedTuple):
 
 
 # Points on the curve of accuracy against time that the README shows.
-EFFORTS = {"fast": Effort(8, 0, 0, 0), "balanced": Effort(16, 1, 0, 100), "best": Effort(32, 2, 100, 100)}
+EFFORTS = {"fast": Effort(8, 0, 0, 0), "balanced": Effort(16, 1, 0, 100), "best": Effort(32, 2, 200, 200)}
 
 
 def _split_numbers(value: Any) -> Any:
@@ -151,7 +151,8 @@ class QuantizeConfig(_Settings):
 
     Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any,
     those of 4-bit weights by a wider search for integers and on more views of image files with more of it. AdaQuant
-    then learns blocks with a layer that could not be solved, at balanced and best, and at best those that read 4 bits.
+    then learns blocks with a layer that could not be solved, at balanced and best, and at best those with a layer of
+    several groups that reads 4 bits.
     ``steps``, of every block, and ``views``, also of arrays of images, win over that. samples: use only the first so
     many; reconstruct: False calibrates and rounds only. device: where layers are solved and blocks learned, CUDA by
     itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in float; layers: settings of
@@ -176,16 +177,16 @@ class QuantizeConfig(_Settings):
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
 
-    def block_steps(self, *, solved: bool, narrow: bool) -> int:
+    def block_steps(self, *, solved: bool, hard: bool) -> int:
         """AdaQuant steps of a block: ``steps``, or what ``effort`` stands for.
 
-        solved: whether all of its layers were; narrow: whether one of them reads less than 8 bits. Elsewhere the steps
-        change nothing for the better: what is left after the layers are solved is in the activations' grids.
+        solved: whether all of its layers were; hard: whether one of several groups reads less than 8 bits. Its filters
+        have few inputs to make up for the error of one; elsewhere the steps change nothing once the layers are solved.
         """
         if self.steps is not None:
             return self.steps
         effort = EFFORTS[self.effort]
-        return max(effort.steps if narrow else 0, 0 if solved else effort.rescue)
+        return max(effort.steps if hard else 0, 0 if solved else effort.rescue)
 
     def search_width(self, weight_bits: int) -> int:
         """Branches of the search for a layer's integers; at 8 bits the first one is as good as any."""

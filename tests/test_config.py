@@ -35,16 +35,16 @@ def test_more_effort_is_more_of_each_and_settings_of_their_own_win():
     for fast, slow in itertools.pairwise(efforts):
         assert fast.search_width(4) < slow.search_width(4) and fast.image_views(4) < slow.image_views(4)
         assert fast.search_width(8) == slow.search_width(8) == 1 and fast.image_views(8) == slow.image_views(8) == 0
-        for solved, narrow in itertools.product((False, True), repeat=2):
-            kind = {"solved": solved, "narrow": narrow}
+        for solved, hard in itertools.product((False, True), repeat=2):
+            kind = {"solved": solved, "hard": hard}
             assert fast.block_steps(**kind) <= slow.block_steps(**kind)
         assert EFFORTS[fast.effort] != EFFORTS[slow.effort]
     config = QuantizeConfig(effort="best", views=0, steps=0)
     assert (config.image_views(4), config.search_width(4)) == (0, efforts[2].search_width(4))
     assert QuantizeConfig(views=3).image_views(8) == 3
-    assert config.block_steps(solved=True, narrow=True) == config.block_steps(solved=False, narrow=True) == 0
-    assert efforts[2].block_steps(solved=True, narrow=True) > efforts[2].block_steps(solved=True, narrow=False) == 0
-    assert QuantizeConfig(effort="fast", steps=3).block_steps(solved=True, narrow=False) == 3
+    assert config.block_steps(solved=True, hard=True) == config.block_steps(solved=False, hard=True) == 0
+    assert efforts[2].block_steps(solved=True, hard=True) > efforts[2].block_steps(solved=True, hard=False) == 0
+    assert QuantizeConfig(effort="fast", steps=3).block_steps(solved=True, hard=False) == 3
 
 
 @pytest.mark.parametrize("value", ["0.1,0.2,0.3", [0.1, 0.2, 0.3], (0.1, 0.2, 0.3)])

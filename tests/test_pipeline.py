@@ -234,6 +234,19 @@ def test_the_fast_effort_solves_and_learns_nothing(net):
     assert {block.outcome for block in blocks} == {"solved"} and all(block.loss_before is None for block in blocks)
 
 
+def test_more_effort_is_for_weights_or_activations_of_few_bits(net, tmp_path):
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+
+    def graph(effort, weight_bits):
+        config = QuantizeConfig(effort=effort, weight_bits=weight_bits)
+        return quantize(net, tmp_path, config).model.graph.SerializeToString(deterministic=True)
+
+    assert graph("fast", 8) == graph("best", 8)
+    assert graph("fast", 4) != graph("best", 4)
+
+
 class Notes(Observer):
     def __init__(self):
         self.notes = []

@@ -87,8 +87,9 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
 
 
 def _steps(walk: Walk, block: Block, rounded: str | None) -> int:
-    narrow = any(_layer(walk, name).activation_spec.bits < WIDE_BITS for name in block.layers)
-    return walk.config.block_steps(solved=rounded is None, narrow=narrow)
+    layers = [_layer(walk, name) for name in block.layers]
+    hard = any(layer.groups > 1 and layer.activation_spec.bits < WIDE_BITS for layer in layers)
+    return walk.config.block_steps(solved=rounded is None, hard=hard)
 
 
 def _join(reasons: dict[str, str], block: Block) -> str | None:
