@@ -15,6 +15,7 @@ from onnxcalib.errors import ConfigError
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
+# What all efforts do equally well; they differ in what has less.
 FULL_BITS = 8
 MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
 MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
@@ -149,14 +150,14 @@ def _read_layer(name: str, settings: Any) -> LayerConfig:
 class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
-    Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at any,
-    those of 4-bit weights by a wider search for integers and on more views of image files with more of it. AdaQuant
-    then learns blocks with a layer that could not be solved, at balanced and best, and at best those with a layer of
-    several groups that reads 4 bits.
-    ``steps``, of every block, and ``views``, also of arrays of images, win over that. samples: use only the first so
-    many; reconstruct: False calibrates and rounds only. device: where layers are solved and blocks learned, CUDA by
-    itself where torch sees it; onnxruntime stays on the CPU. exclude: nodes that stay in float; layers: settings of
-    single layers. Both name nodes, or are regular expressions that match whole names.
+    Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at
+    any, those of 4-bit weights by a wider search for integers and on more views of image files with more of it.
+    AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
+    a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
+    win over that. samples: use only the first so many; reconstruct: False calibrates and rounds only. device: where
+    layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude:
+    nodes that stay in float; layers: settings of single layers. Both name nodes, or are regular expressions that
+    match whole names.
     """
 
     weight_bits: Bits = 8

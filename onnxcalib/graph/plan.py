@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..config import LayerConfig
+from ..config import FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import LayerPlan, QuantPlan, QuantSpec
 from .fusion import (
@@ -27,8 +27,6 @@ from .fusion import (
 )
 from .index import Index, attribute_of, is_op, reads
 from .select import Selection
-
-WIDE_BITS = 8
 
 
 def make_plan(
@@ -258,7 +256,7 @@ def _assign_bits(
         if tensor not in activations:
             members = set_of.get(tensor, (tensor,))
             needs = _bits_needed(index, members, bits_of)
-            bits = needs.pop() if len(needs) == 1 else WIDE_BITS
+            bits = needs.pop() if len(needs) == 1 else FULL_BITS
             activations |= {t: QuantSpec(bits) for t in members}
         bits = activations[tensor].bits
         narrower = {bits_of[n.name] for n in index.readers(tensor) if bits_of.get(n.name, bits) < bits}
@@ -269,7 +267,7 @@ def _assign_bits(
 
 def _bits_needed(index: Index, members: tuple[str, ...], bits_of: dict[str, int]) -> set[int]:
     """Bits at which the readers of a set of tensors want them, those apart that pass values on inside the set."""
-    needs = {WIDE_BITS for t in members if t in index.outputs}
+    needs = {FULL_BITS for t in members if t in index.outputs}
     for node in (n for t in members for n in index.readers(t)):
         if node.name in bits_of:
             needs.add(bits_of[node.name])
@@ -278,5 +276,5 @@ def _bits_needed(index: Index, members: tuple[str, ...], bits_of: dict[str, int]
         elif not (is_op(node, "Concat") or moves_values(index, node)) or not set(members) & set(
             carried_outputs(index, node)
         ):
-            needs.add(WIDE_BITS)
+            needs.add(FULL_BITS)
     return needs

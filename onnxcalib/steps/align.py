@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from onnx import ModelProto
 
+from ..config import FULL_BITS
 from ..data import CalibrationSet
 from ..graph.extract import extract, infer_types, needed_nodes
 from ..graph.fusion import moves_values
 from ..graph.index import Index
-from ..graph.plan import WIDE_BITS
 from ..graph.rescale import can_rescale, rescale_input
 from ..numeric.histogram import Histogram
 from ..numeric.levels import Levels, find_levels, shared_grid, stretch
@@ -44,7 +44,7 @@ def align_inputs(
     for layer in plan.layers:
         before = needed_nodes(index, index.inputs, [layer.input])
         spec = plan.activations[layer.input]
-        if before & names or layer.activation_spec != spec or spec.bits < WIDE_BITS or layer.input in plan.nonnegative:
+        if before & names or layer.activation_spec != spec or spec.bits < FULL_BITS or layer.input in plan.nonnegative:
             continue
         key = (layer.input, layer.op == "Conv")
         if key not in found:

@@ -12,10 +12,10 @@ from onnx import ModelProto
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..config import FULL_BITS
 from ..graph.blocks import single_layers
 from ..graph.extract import extract
 from ..graph.index import reads
-from ..graph.plan import WIDE_BITS
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
@@ -88,7 +88,7 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
 
 def _steps(walk: Walk, block: Block, rounded: str | None) -> int:
     layers = [_layer(walk, name) for name in block.layers]
-    hard = any(layer.groups > 1 and layer.activation_spec.bits < WIDE_BITS for layer in layers)
+    hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
     return walk.config.block_steps(solved=rounded is None, hard=hard)
 
 
@@ -210,7 +210,7 @@ def _place_activations(walk: Walk, block: Block, module: nn.Module):
 
 def _quantizer(grid: QParams, *, fixed: bool) -> ActivationQuantizer:
     # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time.
-    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < WIDE_BITS)
+    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS)
 
 
 def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
