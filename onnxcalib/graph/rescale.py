@@ -6,6 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ..spec import LayerPlan
+from .extract import needed_nodes
 from .fusion import SHAPE_READERS
 from .index import Index, all_nodes, attribute_of, constant, is_op, subgraphs
 from .normalise import unused_name
@@ -13,15 +14,22 @@ from .operand import write_operand
 
 
 def can_rescale(model: ModelProto, layer: LayerPlan) -> bool:
-    """Whether ``rescale_input`` takes the layer: a Conv of one group, its pads in numbers, that alone reads its input.
+    """Whether ``rescale_input`` takes the layer: a Conv of one group, its pads in numbers, alone behind its inputs.
 
-    Another reader may keep the input on a grid, so that it would be rounded twice.
+    Any other reader of its input, or of what that is made from, may keep it on a grid, so that it is rounded twice.
     """
     index = Index(model.graph)
+    before = needed_nodes(index, index.inputs, [layer.input])
+    made = {t for node in model.graph.node if node.name in before for t in node.output if t}
+    given = {t for t in index.inputs if any(node.name in before for node in index.readers(t))}
+    path = {layer.input, *made, *given}
+    alone = path.isdisjoint(index.outputs) and all(_count_readers(index, t) <= 1 for t in path)
     plain = attribute_of(_find_node(model, layer), "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
-    readers = [node for node in index.readers(layer.input) if not is_op(node, *SHAPE_READERS)]
-    alone = len(readers) == 1 and layer.input not in index.outputs
     return layer.op == "Conv" and layer.groups == 1 and plain and alone
+
+
+def _count_readers(index: Index, tensor: str) -> int:
+    return sum(not is_op(node, *SHAPE_READERS) for node in index.readers(tensor))
 
 
 def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift: np.ndarray) -> str:

@@ -15,8 +15,8 @@ from ..spec import QParams, QuantSpec
 TOLERANCE = 0.01
 # The same for a grid that all channels share: there it is a constant of the channel, which a bias can take up.
 GRID_TOLERANCE = 0.25
-# Beyond so many levels from the first one, a value is on none of them.
-FAR = 2**31
+# Beyond so many levels from the first one a value is on none of them, and levels closer together are none.
+FAR, LEAST_PITCH = 2**31, 1e-30
 # Values that are looked at at once.
 CHUNK = 2**20
 
@@ -60,17 +60,20 @@ class Levels:
 def find_levels(values: np.ndarray, most: int) -> Levels | None:
     """The levels of values (channels, n), at most ``most`` a channel; None where there are none.
 
-    The pitch is the least difference of two values: levels of which no two neighbours occur are not found. A channel of
-    one value has it and zero for levels; if all are so, there are none.
+    The pitch is the least difference of two of the first CHUNK values: levels of which no two neighbours occur are not
+    found. A channel of one value gets the pitch of the others; if all are so, there are no levels.
     """
     if not values.size or not np.isfinite(values).all():
         return None
     found = [_fit(np.unique(channel[:CHUNK]).astype(np.float64), most) for channel in values]
-    if None in found or all(highest == 0 for *_, highest in found):
+    if None in found:
         return None
-    origin, pitch, highest = zip(*found, strict=True)
+    origin, pitch, highest = (np.array(each) for each in zip(*found, strict=True))
+    varied = highest > 0
+    if not varied.any() or pitch[varied].min() < LEAST_PITCH:
+        return None
     # Every value once more: rounding may have parted levels, but must not have joined what lies between them.
-    return Levels(np.array(origin), np.array(pitch), np.array(highest)).extend(values)
+    return Levels(origin, np.where(varied, pitch, pitch[varied].mean()), highest).extend(values)
 
 
 def _fit(values: np.ndarray, most: int) -> tuple[float, float, int] | None:
@@ -78,7 +81,7 @@ def _fit(values: np.ndarray, most: int) -> tuple[float, float, int] | None:
     least = (values[-1] - values[0]) / (most / TOLERANCE)
     values = values[np.diff(values, prepend=-np.inf) > least]
     if values.size == 1:
-        return float(values[0]), float(abs(values[0])) or 1.0, 0
+        return float(values[0]), 0.0, 0
     if values.size > most:
         return None
     levels = np.rint((values - values[0]) / np.diff(values).min())
@@ -109,23 +112,25 @@ def shared_grid(levels: Levels, spec: QuantSpec) -> QParams | None:
 def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QParams] | None:
     """factor and shift (channels,) by which ``factor x + shift`` puts all levels on a grid of scale 1, and that grid.
 
-    The shifts are small: zero lies in the grid's middle where it does among the levels. None where a channel has more
-    levels than the grid.
+    Each channel's zero is moved as little as its levels allow, so that channels that reach less far than others in
+    these samples may reach as far in others. None where a channel has more levels than the grid.
     """
     levels = levels.reach_zero()
     most = np.array([_most_steps(highest, spec) for highest in levels.highest])
     if 0 in most:
         return None
     # Channels of few levels could stand further apart, but the weight's channels should have one unit if they can.
-    steps = np.clip(np.rint(levels.pitch * (most / levels.pitch).min()), 1, most)
-    factor = steps / levels.pitch
-    margin = (spec.qmax - spec.qmin - steps * levels.highest) // 2
-    shift = spec.qmin + margin - factor * levels.origin
-    zero_point = np.clip(np.rint(shift.mean()), spec.qmin, spec.qmax)
+    steps = np.clip(np.rint(levels.pitch * (most / levels.pitch).min()), 1, most).astype(np.int64)
+    steps //= np.gcd.reduce(steps)
+    factor, height = steps / levels.pitch, steps * levels.highest
+    zero = -factor * levels.origin  # above each channel's lowest level
+    middle = (spec.qmin + spec.qmax - (height - zero).max() - (-zero).min()) / 2
+    zero_point = np.clip(np.rint(middle), spec.qmin, spec.qmax)
+    lowest = np.clip(np.rint(zero_point - zero), spec.qmin, spec.qmax - height)
     grid = QParams(np.asarray(np.float32(1)), np.asarray(zero_point, np.int32), spec)
-    return factor, shift - zero_point, grid
+    return factor, lowest + zero - zero_point, grid
 
 
 def _most_steps(highest: float, spec: QuantSpec) -> int:
-    """Steps of the grid that there can be between two levels; none where there are more levels than steps."""
+    """Steps of the grid that there can be between two levels; 0 where there are more levels than steps."""
     return (spec.qmax - spec.qmin) // max(int(highest), 1)

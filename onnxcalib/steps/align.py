@@ -68,10 +68,11 @@ def align_inputs(
 def keep_aligned(fixed: Mapping[str, QParams], histograms: Mapping[str, Histogram]) -> dict[str, QParams]:
     """Of ``fixed`` the grids that hold all values of the calibration set; the others are to be chosen as any.
 
-    A grid that tensors share is kept for all of them or for none.
+    A grid that tensors share is kept for all of them or for none. A layer that was made to read other units for the
+    sake of a grid that is dropped goes on to do so.
     """
-    passed = {id(grid) for tensor, grid in fixed.items() if not _holds(grid, histograms[tensor])}
-    return {tensor: grid for tensor, grid in fixed.items() if id(grid) not in passed}
+    dropped = {id(grid) for tensor, grid in fixed.items() if not _holds(grid, histograms[tensor])}
+    return {tensor: grid for tensor, grid in fixed.items() if id(grid) not in dropped}
 
 
 def _holds(grid: QParams, histogram: Histogram) -> bool:

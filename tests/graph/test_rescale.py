@@ -3,6 +3,7 @@ import pytest
 from onnx import ModelProto, checker
 
 from onnxcalib.graph.index import Index
+from onnxcalib.graph.normalise import name_nodes
 from onnxcalib.graph.plan import make_plan
 from onnxcalib.graph.rescale import can_rescale, rescale_input
 
@@ -97,6 +98,19 @@ def test_a_conv_whose_input_others_read_is_not_taken_but_for_its_shape(build, dr
         f"g (float[N, 3, 8, 8] x) => (float[N, 3, h, v] y) {{ [c] y = Conv (x, w)  {other} }}",
         w=draw(3, 3, 3, 3), u=draw(3, 3, 3, 3),
     )  # fmt: skip
+    assert can_rescale(model, make_plan(model).layers[0]) is taken
+
+
+@pytest.mark.parametrize(
+    ("other", "taken"), [("", True), ("z = Conv (x, u)", False), ("z = Concat <axis = 1> (y, x)", False)]
+)
+def test_a_conv_behind_a_tensor_that_others_read_is_not_taken(build, draw, other, taken):
+    model = build(
+        f"""g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {{
+        p = MaxPool <kernel_shape = [1, 1]> (x)  [c] y = Conv (p, w)  {other} }}""",
+        w=draw(3, 3, 1, 1), u=draw(3, 3, 3, 3),
+    )  # fmt: skip
+    name_nodes(model)
     assert can_rescale(model, make_plan(model).layers[0]) is taken
 
 

@@ -108,12 +108,18 @@ def test_there_is_no_shared_grid_where(origin, pitch, highest):
     assert shared_grid(Levels(np.array(origin, float), np.array(pitch), np.array(highest)), SPEC) is None
 
 
-def test_a_channel_of_one_value_has_it_and_zero_beside_the_levels_of_the_others():
-    values = np.float32([[0, 1, 2], [4, 4, 4]])
+@pytest.mark.parametrize("value", [4, 0, -7, 3e-8, 1e-40])
+def test_a_channel_of_one_value_has_the_pitch_of_the_others(value):
+    values = np.float32([[0, 0.5, 1], [value] * 3])
     found = find_levels(values, 256)
-    assert found.highest.tolist() == [2, 0] and found.pitch[1] == 4
+    assert found.highest.tolist() == [2, 0] and found.pitch.tolist() == pytest.approx([0.5, 0.5])
     assert find_levels(values[1:], 256) is None
-    assert found.extend(np.float32([[1], [0]])).highest.tolist() == [2, 1]
+    factor, _, _ = stretch(found, SPEC)
+    assert factor[0] == factor[1]
+
+
+def test_levels_too_close_together_for_float32_are_none():
+    assert find_levels(np.float32([[0, 1e-38, 2e-38]]), 256) is None
 
 
 def test_values_beyond_all_counting_are_on_no_level():
@@ -141,6 +147,23 @@ def test_zero_is_on_the_grid_wherever_the_levels_lie(low, high):
     _, shift, grid = stretch(find_levels(pixels(low=low, high=high)[0], 256), SPEC)
     zero = shift + float(grid.zero_point)
     assert zero.min() >= 0 and zero.max() <= 255
+
+
+@pytest.mark.parametrize(("low", "high"), [(215, 255), (0, 40), (100, 130)])
+def test_a_channel_that_reaches_less_far_than_others_may_do_so_later(low, high):
+    """All channels of one mean and deviation, so that each fits on the grid of all."""
+    mean, std = np.full(3, 0.5, np.float32), np.full(3, 0.25, np.float32)
+    values, _ = pixels(mean, std)
+    some, _ = pixels(mean, std, low=low, high=high)
+    values[0] = some[0]
+    factor, shift, grid = stretch(find_levels(values, 256), SPEC)
+    later = factor[:, None] * pixels(mean, std, seed=1)[0] + shift[:, None] + float(grid.zero_point)
+    assert later.min() >= -0.5 and later.max() <= 255.5
+
+
+def test_dark_images_leave_room_for_brighter_ones():
+    factor, _, _ = stretch(find_levels(pixels(high=60)[0], 256), SPEC)
+    np.testing.assert_allclose(factor, 255 * STD, rtol=1e-4)  # one step a pixel
 
 
 def test_a_channel_of_few_levels_has_the_unit_of_the_others():
