@@ -57,3 +57,9 @@ def needed_nodes(index: Index, inputs: Sequence[str], outputs: Sequence[str]) ->
         names.add(node.name)
         stack.extend(t for t in reads(node) if t not in known)
     return names
+
+
+def needed_inputs(index: Index, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    """Those of the tensors ``inputs`` on which ``outputs`` depend, or that are among them."""
+    names = needed_nodes(index, inputs, outputs)
+    return [t for t in inputs if t in outputs or any(node.name in names for node in index.readers(t))]

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ..spec import LayerPlan
-from .extract import needed_nodes
+from .extract import needed_inputs, needed_nodes
 from .fusion import SHAPE_READERS
 from .index import Index, all_nodes, attribute_of, constant, is_op, subgraphs
 from .normalise import unused_name
@@ -21,8 +21,7 @@ def can_rescale(model: ModelProto, layer: LayerPlan) -> bool:
     index = Index(model.graph)
     before = needed_nodes(index, index.inputs, [layer.input])
     made = {t for node in model.graph.node if node.name in before for t in node.output if t}
-    given = {t for t in index.inputs if any(node.name in before for node in index.readers(t))}
-    path = {layer.input, *made, *given}
+    path = {layer.input, *made, *needed_inputs(index, index.inputs, [layer.input])}
     alone = path.isdisjoint(index.outputs) and all(_count_readers(index, t) <= 1 for t in path)
     plain = attribute_of(_find_node(model, layer), "auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
     return layer.op == "Conv" and layer.groups == 1 and plain and alone

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from ..config import FULL_BITS
 from ..data import CalibrationSet
-from ..graph.extract import extract, infer_types, needed_nodes
+from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
 from ..graph.fusion import moves_values
 from ..graph.index import Index
 from ..graph.rescale import can_rescale, rescale_input
@@ -48,7 +48,7 @@ def align_inputs(
             continue
         key = (layer.input, layer.op == "Conv")
         if key not in found:
-            inputs = [t for t in index.inputs if t == layer.input or any(n.name in before for n in index.readers(t))]
+            inputs = needed_inputs(index, index.inputs, [layer.input])
             cut = extract(model, types, inputs=inputs, outputs=[layer.input])
             found[key] = _read_levels(cut, layer, samples, threads)
         levels = found[key]

@@ -13,8 +13,8 @@ from onnx import ModelProto, ValueInfoProto, helper
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
 from ..graph.emit import LayerParams, emit_qdq, input_grid
-from ..graph.extract import extract, needed_nodes
-from ..graph.index import Index, constant, reads
+from ..graph.extract import extract, needed_inputs, needed_nodes
+from ..graph.index import Index, constant
 from ..graph.layout import from_rows, to_rows, window_of
 from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
 from ..numeric.rounding import snap
@@ -103,9 +103,7 @@ class Walk:
 
     def inputs_read(self, block: Block, outputs) -> list[str]:
         """Inputs of the block on which ``outputs`` depend."""
-        names = needed_nodes(self.index, block.inputs, outputs)
-        read = {t for n in self.model.graph.node if n.name in names for t in reads(n)}
-        return [t for t in block.inputs if t in read]
+        return needed_inputs(self.index, block.inputs, outputs)
 
     def feeds(self, prefix: str, tensors, number: int) -> dict[str, np.ndarray | list]:
         """Stored batch ``number`` of ``tensors``, by name, of the model that ``prefix`` stands for."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, checker, helper
 
-from onnxcalib.graph.extract import extract, infer_types, needed_nodes
+from onnxcalib.graph.extract import extract, infer_types, needed_inputs, needed_nodes
 from onnxcalib.graph.index import Index
 
 BODY = """g (float[N, 4, 8, 8] x, bool flag) => (float[N, 4, 8, 8] y) {
@@ -92,3 +92,11 @@ def test_opset_and_ir_version_are_kept(build, draw):
     model = build("g (float[N, 4] x) => (float[N, 4] y) { [a] y = MatMul (x, w) }", opset=21, ir=10, w=draw(4, 4))
     cut = extract(model, infer_types(model), inputs=["x"], outputs=["y"])
     assert cut.ir_version == 10 and [(e.domain, e.version) for e in cut.opset_import] == [("", 21)]
+
+
+def test_the_inputs_on_which_outputs_depend_are_told_from_the_others(build):
+    model = build("g (float[4] a, float[4] b, float[4] c) => (float[4] y) { [s] t = Add (a, b)  [u] y = Mul (t, c) }")
+    index = Index(model.graph)
+    assert needed_inputs(index, ["a", "b", "c"], ["t"]) == ["a", "b"]
+    assert needed_inputs(index, ["a", "t", "c"], ["y"]) == ["t", "c"]
+    assert needed_inputs(index, ["a", "c"], ["c"]) == ["c"]
