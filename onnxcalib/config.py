@@ -25,19 +25,21 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Effort(NamedTuple):
     """What an effort stands for.
 
-    width: branches of the search for a layer's integers; views: of each image, beside itself; both where weights have
-    less than 8 bits. steps: of AdaQuant, a block with a layer of several groups that reads less than 8 bits; rescue:
-    the same for a block of which a layer could not be solved.
+    width: branches of the search for a layer's integers; views: of each image, beside itself; probes: directions of the
+    model's outputs for which integers are chosen; all three where weights have less than 8 bits. steps: of AdaQuant, a
+    block with a layer of several groups that reads less than 8 bits; rescue: the same for a block of which a layer
+    could not be solved.
     """
 
     width: int
     views: int
+    probes: int
     steps: int
     rescue: int
 
 
 # Points on the curve of accuracy against time that the README shows.
-EFFORTS = {"fast": Effort(8, 0, 0, 0), "balanced": Effort(16, 1, 0, 100), "best": Effort(32, 2, 200, 200)}
+EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), "best": Effort(32, 2, 4, 200, 200)}
 
 
 def _split_numbers(value: Any) -> Any:

@@ -15,7 +15,7 @@ import onnx
 import torch
 from onnx import ModelProto
 
-from .config import QuantizeConfig
+from .config import EFFORTS, QuantizeConfig
 from .data import CalibrationSet, open_calibration
 from .errors import ModelError
 from .graph.blocks import find_blocks
@@ -35,6 +35,7 @@ from .spec import QParams, QuantPlan
 from .steps.align import align_inputs, keep_aligned
 from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
 from .steps.prepare import check_unchanged, prepare
+from .steps.probes import draw_probes
 from .steps.reconstruct import reconstruct
 from .steps.solve import Walk, round_layers
 from .steps.verify import verify
@@ -168,6 +169,7 @@ class _Run:
             records: tuple[BlockRecord, ...] = ()
             if self.config.reconstruct:
                 walk.fill(samples, size, self._view_axes(samples, plan))
+                self._probe(walk, samples)
                 records = reconstruct(walk, find_blocks(model, plan), self.observer)
             else:
                 round_layers(walk)
@@ -196,6 +198,13 @@ class _Run:
         else:
             self.observer.note(f"{views} views of each image beside itself")
         return axes
+
+    def _probe(self, walk: Walk, samples: CalibrationSet) -> None:
+        count, reason = draw_probes(walk, samples, EFFORTS[self.config.effort].probes)
+        if reason:
+            self.observer.note(f"no layer is solved for the model's outputs: {reason}")
+        elif count:
+            self.observer.note(f"{count} layers are solved for the model's outputs")
 
     def _describe(self, model: ModelProto, plan: QuantPlan) -> None:
         """Write the tool's version, the settings and every layer's bits into the model's metadata."""

@@ -161,3 +161,16 @@ def pick(y: torch.Tensor, places: torch.Tensor, groups: int) -> torch.Tensor:
 def flatten_rows(x: torch.Tensor) -> torch.Tensor:
     """Columns (1, K, rows) of the input or target (..., K) of a Gemm or MatMul."""
     return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
+
+
+def sum_places(columns: torch.Tensor, probes: torch.Tensor, *, places_first: bool) -> torch.Tensor:
+    """Columns of one group, summed over the places of each sample under its probes: (K, N * M).
+
+    columns (1, K, P * N) of places and samples in that order, or (1, K, N * P); probes (N, M, P).
+    """
+    size, (samples, _, places) = columns.shape[1], probes.shape
+    if places_first:
+        own = columns.reshape(size, places, samples).permute(2, 0, 1)
+    else:
+        own = columns.reshape(size, samples, places).transpose(0, 1)
+    return (own @ probes.mT).transpose(0, 1).reshape(size, -1)

@@ -22,6 +22,8 @@ from .rounding import quantize
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # The same for the metric in which integers are chosen: only what its estimate from few samples needs.
 DAMPING = 0.1
+# Columns for each input at which what the model's outputs see has half the say in that metric.
+HALF_SEEN = 2
 # Square of float32's rounding, generously: the least variance that a mean of size 1 leaves to be seen.
 ROUNDING = 1e-12
 # Shares of the largest weight at which the scale grid ends, and how many are tried.
@@ -59,16 +61,42 @@ class Prior:
     trust: float = 1.0
 
 
-def solve_layer(moments: Moments, weight: torch.Tensor, spec: QuantSpec, *, prior: Prior, width: int = 1) -> Solution:
+@dataclass(frozen=True)
+class Seen:
+    """What the model's outputs see of a layer's input: the Gram matrix (1, K, K) of so many sums over places."""
+
+    gram: torch.Tensor
+    columns: int
+
+    def blend(self, gram: torch.Tensor) -> torch.Tensor:
+        """Both Gram matrices on the scale of the layer's own, this one with more of a say the more columns it is of."""
+        trace, own = gram.diagonal(dim1=1, dim2=2).sum(), self.gram.diagonal(dim1=1, dim2=2).sum()
+        if not own > 0:
+            return gram
+        share = self.columns / (self.columns + HALF_SEEN * gram.shape[1])
+        return (1 - share) * gram + (share * trace / own) * self.gram
+
+
+def solve_layer(
+    moments: Moments,
+    weight: torch.Tensor,
+    spec: QuantSpec,
+    *,
+    prior: Prior,
+    width: int = 1,
+    seen: Seen | None = None,
+) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K).
 
-    width: branches of the search for the integers (``lattice.search``).
+    width: branches of the search for the integers (``lattice.search``). seen: with it, integers are chosen for what
+    their error does to the model's outputs, not to the layer's own; their optimum stays the layer's own.
     """
     weight = weight.double()
     order = order_inputs(moments.gram)
     optimum = _permute(_solve_real(moments, weight, prior), order)
     # What noise there is lies in the optimum: the metric of rounding needs no such prior.
-    gram = _permute(_permute(moments.gram, order).mT, order)
+    gram = moments.gram if seen is None else seen.blend(moments.gram)
+    gram = _permute(_permute(gram, order).mT, order)
     gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
     best = _round_optimum(gram, optimum, spec, width)
     # Rounding the float weights is better on a few rows in a hundred, on up to twice the loss.

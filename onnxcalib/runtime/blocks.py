@@ -101,6 +101,16 @@ def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Se
     module.recompile()
 
 
+def return_also(module: fx.GraphModule, tensors: Sequence[str]) -> None:
+    """Make the module return ``tensors`` too, behind the graph's outputs, as the nodes behind them read them."""
+    names: _Names = module.meta[_NAMES]
+    fx_nodes = {n.name: n for n in module.graph.nodes}
+    output = next(n for n in module.graph.nodes if n.op == "output")
+    output.args = ((*output.args[0], *(fx_nodes[names.tensors[tensor]] for tensor in tensors)),)
+    module.graph.lint()
+    module.recompile()
+
+
 def compare(
     module: fx.GraphModule, model: ModelProto, feeds: Mapping[str, np.ndarray], outputs: Sequence[np.ndarray]
 ) -> float:

@@ -21,7 +21,7 @@ from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import Block, LayerPlan, QParams
-from .solve import Walk, make_params, solve_block
+from .solve import PROBE, Walk, make_params, solve_block
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
@@ -45,7 +45,7 @@ def reconstruct(walk: Walk, blocks: Sequence[Block], observer: Observer) -> tupl
         walk.settled |= _read_inside(walk, block)
         _run(walk, block, later, quantized=True)
         for name in walk.store.names():
-            if name.partition(":")[2] not in later:
+            if name.partition(":")[2] not in later and not name.startswith(PROBE):
                 walk.store.drop(name)
     return tuple(records)
 

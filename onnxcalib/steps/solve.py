@@ -16,9 +16,9 @@ from ..graph.emit import LayerParams, emit_qdq, input_grid
 from ..graph.extract import extract, needed_inputs, needed_nodes
 from ..graph.index import Index, constant
 from ..graph.layout import from_rows, to_rows, window_of
-from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
+from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, sum_places, unfold
 from ..numeric.rounding import snap
-from ..numeric.solve import Prior, Solution, choose_prior, round_layer, solve_layer
+from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
 from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -35,6 +35,8 @@ MOST_INPUTS = 4608
 UNFOLD_BYTES = 64 * 2**20
 # int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
 BIAS_LEVELS = 2.0**29
+# Of the names under which the store keeps the probes of a layer's output (``steps.probes``).
+PROBE = "probe:"
 
 
 @dataclass
@@ -188,15 +190,33 @@ class _Stream:
 
         None where no sample has a column.
         """
-        seen, rows = self._measure(), rows.to(self.walk.device)
-        if not seen:
+        measured, rows = self._measure(), rows.to(self.walk.device)
+        if not measured:
             return None
-        prior = choose_prior(*seen, rows) if len(seen) == 2 else Prior()
-        moments = seen[0].pool(seen[1]) if len(seen) == 2 else seen[0]
-        del seen  # the Gram matrices are most of the memory that solving takes
-        spec = self.layer.weight_spec
+        prior = choose_prior(*measured, rows) if len(measured) == 2 else Prior()
+        moments = measured[0].pool(measured[1]) if len(measured) == 2 else measured[0]
+        del measured  # the Gram matrices are most of the memory that solving takes
+        spec, seen = self.layer.weight_spec, self._see(moments.input_mean)
         width = self.walk.config.search_width(spec.bits)
-        return solve_layer(moments, rows, spec, prior=prior, width=width).cpu()
+        return solve_layer(moments, rows, spec, prior=prior, width=width, seen=seen).cpu()
+
+    def _see(self, mean: torch.Tensor) -> Seen | None:
+        """What the model's outputs see of the input about ``mean`` (1, K), if it has probes; these go with it."""
+        name, total, columns = PROBE + self.layer.output, 0.0, 0
+        if name not in self.walk.store:
+            return None
+        mean = mean.float().unsqueeze(2)
+        for number in range(len(self.walk.sizes)):
+            inputs = np.atleast_2d(self.prefix.run(number)[self.layer.input])
+            probes = self.walk.store.batch(name, number)
+            for start, end in self._spans(probes.shape[2], len(inputs)):
+                part, places = self._move(inputs[start:end]), torch.arange(probes.shape[2])
+                own = self._move(probes[start:end])
+                sums = sum_places(self._unfold(part, places) - mean, own, places_first=self.layer.op == "Conv")
+                total = total + (sums @ sums.T).double()
+                columns += sums.shape[1]
+        self.walk.store.drop(name)
+        return Seen(total[None], columns)
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""
@@ -214,7 +234,7 @@ class _Stream:
         cuts = (self.reference, self.prefix)
         wanted, given = ({t: np.atleast_2d(v) for t, v in cut.run(number).items()} for cut in cuts)
         by_sample = len(wanted[self.layer.output]) == size
-        for start, end in self._spans(wanted[self.layer.output], size):
+        for start, end in self._spans(*self._extent(wanted[self.layer.output])):
             for judging in (False, True):
                 places = ((first + i, i) if by_sample else (number, i) for i in range(start, end))
                 kept = [i for place, i in places if self._judges(place, by_sample=by_sample) == judging]
@@ -225,12 +245,16 @@ class _Stream:
         """Whether sample (or batch) ``place`` judges; views do what their sample does."""
         return place % self.walk.count(by_sample=by_sample) % HELD_OUT == HELD_OUT - 1
 
-    def _spans(self, output: np.ndarray, size: int):
-        """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
+    def _extent(self, output: np.ndarray) -> tuple[int, int]:
+        """Places of a row of the output that are unfolded, and its rows."""
         places = math.prod(output.shape[2:]) if self.layer.op == "Conv" else math.prod(output.shape[1:-1])
-        row = 4 * math.prod(self.shape[1:]) * self.layer.groups * min(places, self._wanted() or places)
+        return min(places, self._wanted() or places), len(output)
+
+    def _spans(self, places: int, rows: int):
+        """Ranges of rows whose input, unfolded at so many places, stays below UNFOLD_BYTES."""
+        row = 4 * math.prod(self.shape[1:]) * self.layer.groups * places
         step = max(1, UNFOLD_BYTES // max(row, 1))
-        return [(start, min(start + step, len(output))) for start in range(0, len(output), step)]
+        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
     def _wanted(self) -> int | None:
         """Places an image that suffice; None for all of them."""
@@ -241,19 +265,23 @@ class _Stream:
 
     def _columns(self, wanted, given, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         target, inputs = self._move(wanted[self.layer.output][kept]), self._move(given[self.layer.input][kept])
+        places, choose = None, flatten_rows
         if self.layer.op == "Conv":
             places = choose_places(target.shape[2:], self._wanted(), self.generator)
-            geometry = window_of(self.node, self.shape[2:], tuple(inputs.shape[2:]))
-            columns = unfold(inputs, Window(**geometry, groups=self.layer.groups), places, self._snap_input)
             choose = partial(pick, places=places, groups=self.layer.groups)
-        else:
-            columns, choose = flatten_rows(self._snap_input(inputs)), flatten_rows
-        target = choose(target)
+        columns, target = self._unfold(inputs, places), choose(target)
         if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
             shortcut = choose(self._move(given[self.other][kept]))
             shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
             target = target + choose(self._move(wanted[self.other][kept])) - shortcut
         return columns, target
+
+    def _unfold(self, inputs: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+        """Columns of the input as the quantized layer reads it, a Conv's at ``places`` of its output."""
+        if self.layer.op != "Conv":
+            return flatten_rows(self._snap_input(inputs))
+        geometry = window_of(self.node, self.shape[2:], tuple(inputs.shape[2:]))
+        return unfold(inputs, Window(**geometry, groups=self.layer.groups), places, self._snap_input)
 
     def _snap_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them."""

@@ -1,0 +1,138 @@
+"""Probes: random directions of the model's outputs, pulled back to what each layer gives.
+
+An error e of a layer's output moves the model's outputs by J e, J the float model's Jacobian, and for a normal v the
+mean of ``(v^T J e)^2`` is ``|J e|^2``. What a layer's rounding does to the outputs is therefore seen through ``v^T J``
+(GuidedQuant, Kim et al. 2025, from BRECQ, Li et al. 2021, weights each place by itself with it; here a sample's places
+are summed first, as what one place adds another may take away, which is most of the gain).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..config import FULL_BITS
+from ..data import CalibrationSet
+from ..graph.index import constant
+from ..graph.layout import to_rows
+from ..graph.load import inputs_of
+from ..runtime.blocks import BlockError, compare, return_also, to_torch
+from ..runtime.session import Session, first_line
+from ..spec import LayerPlan
+from .calibrate import batch_size, with_outputs
+from .reconstruct import PARITY
+from .solve import MOST_INPUTS, PROBE, Walk
+
+# Random sums of a layer's channels, as which each direction is kept.
+SIGNS = 8
+# What the layers give for the samples that go through torch at once may take so many bytes.
+MOST_BYTES = 64 * 2**20
+
+
+def draw_probes(walk: Walk, samples: CalibrationSet, directions: int) -> tuple[int, str | None]:
+    """Store the probes of layers of one group and few-bit weights, for every sample of the walk.
+
+    Those of a layer that gives (N, C, *places) or (N, *places, C) are (N, directions * SIGNS, P). Returns how many
+    layers have some, and why none has where the model is none for torch.
+    """
+    layers = {layer.output: layer for layer in walk.plan.layers if _wants_probes(walk, layer)}
+    if not directions or not layers:
+        return 0, None
+    session = Session(with_outputs(walk.model, list(layers)), threads=walk.config.threads or 0)
+    reason = None
+    try:
+        _Puller(walk, layers, directions).run(batch_size(session, samples, MOST_BYTES))
+    except BlockError as error:
+        for name in [name for name in walk.store.names() if name.startswith(PROBE)]:
+            walk.store.drop(name)
+        reason = str(error)
+    return sum(name.startswith(PROBE) for name in walk.store.names()), reason
+
+
+def _wants_probes(walk: Walk, layer: LayerPlan) -> bool:
+    """A layer of several groups has too few inputs to choose between, and as many probes as it has outputs."""
+    if layer.weight_spec.bits == FULL_BITS or layer.groups > 1 or layer.op == "ConvTranspose":
+        return False
+    return to_rows(constant(walk.index, layer.weight), layer).shape[2] <= MOST_INPUTS
+
+
+class _Puller:
+    """The float model in torch, through which directions of its outputs are pulled back."""
+
+    def __init__(self, walk: Walk, layers: dict[str, LayerPlan], directions: int):
+        self.walk, self.layers, self.directions = walk, layers, directions
+        self.module = to_torch(walk.model)
+        self.inputs = [i.name for i in inputs_of(walk.model)]
+        self.generator = torch.Generator().manual_seed(walk.config.seed)
+
+    def run(self, size: int) -> None:
+        """Store the probes of all batches, ``size`` samples at once; of layers without any for a sample, none."""
+        self._check_parity(size)
+        return_also(self.module, list(self.layers))
+        self.module.to(self.walk.device)
+        for number, count in enumerate(self.walk.sizes):
+            feeds = self.walk.feeds("float:", self.inputs, number)
+            if not self.layers:
+                return
+            parts = [self._pull(feeds, count, range(at, min(at + size, count))) for at in range(0, count, size)]
+            for tensor in [t for t in self.layers if not all(t in part for part in parts)]:
+                del self.layers[tensor]
+                if PROBE + tensor in self.walk.store:
+                    self.walk.store.drop(PROBE + tensor)
+            for tensor in self.layers:
+                self.walk.store.append(PROBE + tensor, np.concatenate([part[tensor] for part in parts]))
+
+    def _check_parity(self, size: int) -> None:
+        count = self.walk.sizes[0]
+        feeds = _take_rows(self.walk.feeds("float:", self.inputs, 0), count, range(min(size, count)))
+        outputs = list(Session(self.walk.model, threads=self.walk.config.threads or 0).run(feeds).values())
+        error = compare(self.module, self.walk.model, feeds, outputs)
+        if not error <= PARITY:
+            raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output")
+
+    def _pull(self, feeds: dict[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
+        """Probes (N, directions * SIGNS, P) of some samples of a batch of ``count``, by the layer's output."""
+        feeds = _take_rows(feeds, count, rows)
+        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.walk.device) for t in self.inputs]
+        try:
+            (*outputs,) = self.module(*inputs)
+            made = dict(zip(self.layers, outputs[-len(self.layers) :], strict=True))
+            outputs = [v for v in outputs[: -len(self.layers)] if v.requires_grad]
+            found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
+            for number in range(self.directions if outputs else 0):
+                score = sum(self._direct(v) for v in outputs)
+                more = number < self.directions - 1
+                pulled = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
+                for tensor, gradient in zip(made, pulled, strict=True):
+                    if gradient is not None and gradient.dim() > 1 and len(gradient) == len(rows):
+                        found[tensor].append(self._mix(gradient, self.layers[tensor]))
+        except RuntimeError as error:  # torch's own, which say where gradients or operators end
+            raise BlockError(first_line(error)) from error
+        return {t: _level(torch.cat(parts, 1)).cpu().numpy() for t, parts in found.items() if parts}
+
+    def _direct(self, output: torch.Tensor) -> torch.Tensor:
+        """The output along a random direction, in units of its root mean square: several outputs count alike."""
+        direction = torch.randn(output.shape, generator=self.generator).to(output)
+        size = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
+        return (output * direction).sum() / size
+
+    def _mix(self, gradient: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
+        """Sums (N, SIGNS, P) of the channels under random signs."""
+        if layer.op == "Conv":
+            channels = gradient.flatten(2)
+        else:
+            channels = gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT
+        signs = torch.randint(2, (len(channels), SIGNS, channels.shape[1]), generator=self.generator) * 2 - 1
+        return signs.to(channels) @ channels
+
+
+def _level(probes: torch.Tensor) -> torch.Tensor:
+    """Each sample's probes at a length of one: as many samples as can be have a say. Those without a gradient, zero."""
+    length = torch.linalg.vector_norm(probes, dim=(1, 2), keepdim=True)
+    return torch.where(length.isfinite() & (length > 0), probes / length, 0.0)
+
+
+def _take_rows(feeds: dict[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
+    """These samples of a batch of ``count``; inputs that do not count samples as they are."""
+    of_samples = {t: np.ndim(value) > 0 and len(value) == count for t, value in feeds.items()}
+    return {t: value[rows.start : rows.stop] if of_samples[t] else value for t, value in feeds.items()}

@@ -1,0 +1,122 @@
+"""Probes of small models whose Jacobian is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from onnxcalib.data import open_calibration
+from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.graph.load import inputs_of
+from onnxcalib.steps import probes as probes_step
+from onnxcalib.steps.probes import SIGNS, draw_probes
+from onnxcalib.steps.solve import PROBE, _Stream, solve_block
+
+POOLED = """g (float[N, 4, 5, 5] x) => (float[N, 6, 1, 1] y) {
+    [c] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [pool] y = GlobalAveragePool (a)
+}"""
+MIXED = """g (float[N, 4, 5, 5] x) => (float[N, 3] y) {
+    [c] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [relu] r = Relu (a)
+    [deep] d = Conv <group = 6, pads = [1, 1, 1, 1]> (r, wd, bd)  [pool] p = GlobalAveragePool (d)
+    [flat] f = Flatten (p)  [fc] y = Gemm <transB = 1> (f, wf, bf)
+}"""
+TOKENS = "g (float[N, 7, 4] x) => (float[N, 7, 6] y) { [m] y = MatMul (x, w) }"
+
+
+@pytest.fixture
+def pooled(build, weigh):
+    return build(POOLED, w=weigh(6, 4, 3, 3), b=weigh(6))
+
+
+@pytest.fixture
+def mixed(build, weigh):
+    weights = {"w": weigh(6, 4, 3, 3), "b": weigh(6), "wd": weigh(6, 1, 3, 3), "bd": weigh(6)}
+    return build(MIXED, **weights, wf=weigh(3, 6), bf=weigh(3))
+
+
+def probe(walk, data, directions=2):
+    return draw_probes(walk, open_calibration(data, inputs_of(walk.model), walk.config.data), directions)
+
+
+def first_stream(walk):
+    block = next(block for block in find_blocks(walk.model, walk.plan) if block.layers)
+    layer = walk.plan.layers[0]
+    return _Stream(walk, block, layer, next(t for t in walk.model.graph.initializer if t.name == layer.weight).dims)
+
+
+def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, walk_of):
+    data = draw(20, 4, 5, 5)
+    walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
+    assert probe(walk, data) == (1, None)
+    stream = first_stream(walk)
+    seen = stream._see(torch.zeros(1, 36))
+    columns = stream._unfold(torch.from_numpy(data), torch.arange(25))[0].reshape(36, 25, 20).mean(1).double()
+    gram = columns @ columns.T
+    assert seen.columns == 20 * 2 * SIGNS
+    np.testing.assert_allclose(seen.gram[0] / seen.gram[0].trace(), gram / gram.trace(), atol=1e-5)
+    assert PROBE + "a" not in walk.store
+
+
+def test_layers_of_one_group_and_few_bits_have_probes_of_every_sample(mixed, draw, walk_of):
+    data = draw(20, 4, 5, 5)
+    walk = walk_of(mixed, data, weight_bits=4, size=8)
+    walk_wide = walk_of(mixed, data, weight_bits=8, size=8)
+    few = {layer.output for layer in walk.plan.layers if layer.weight_spec.bits == 4 and layer.groups == 1}
+    count, _ = probe(walk, data, directions=3)
+    assert count == len(few) and probe(walk_wide, data) == (0, None) and probe(walk, data, directions=0) == (0, None)
+    walk = walk_of(mixed, data, weight_bits=4, first_last_bits=4, size=8)
+    assert probe(walk, data, directions=3) == (2, None)
+    for tensor, places in (("a", 25), ("y", 1)):
+        shapes = [walk.store.batch(PROBE + tensor, number).shape for number in range(3)]
+        assert shapes == [(8, 3 * SIGNS, places), (8, 3 * SIGNS, places), (4, 3 * SIGNS, places)]
+    lengths = np.linalg.norm(walk.store.batch(PROBE + "a", 0), axis=(1, 2))
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
+def test_samples_pass_in_parts_of_bounded_size(mixed, draw, walk_of, monkeypatch):
+    data, found = draw(11, 4, 5, 5), []
+    pull = probes_step._Puller._pull
+    monkeypatch.setattr(probes_step._Puller, "_pull", lambda *a: found.append(len(a[3])) or pull(*a))
+    monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (6 * 25 + 3 + 3))
+    walk = walk_of(mixed, data, weight_bits=4, first_last_bits=4, size=8)
+    assert probe(walk, data) == (2, None) and found == [3, 3, 2, 3]
+    assert len(walk.store.batch(PROBE + "a", 0)) == 8
+
+
+def test_tokens_are_places(build, weigh, draw, walk_of):
+    data = draw(10, 7, 4)
+    walk = walk_of(build(TOKENS, w=weigh(4, 6)), data, weight_bits=4, first_last_bits=4)
+    assert probe(walk, data) == (1, None)
+    seen = first_stream(walk)._see(torch.zeros(1, 4))
+    assert seen.gram.shape == (1, 4, 4) and seen.columns == 10 * 2 * SIGNS
+
+
+def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw, walk_of):
+    text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y, int64[k, 4] z) "
+    text += "{ [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [where] t = NonZero (y)  [turn] z = Transpose (t) }"
+    data = draw(10, 4, 5, 5)
+    walk = walk_of(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
+    count, reason = probe(walk, data)
+    assert count == 0 and "torch" in reason and not [t for t in walk.store.names() if t.startswith(PROBE)]
+
+
+def test_samples_without_a_gradient_have_no_say(build, weigh, draw, walk_of):
+    text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y) { [c] a = Conv (x, w, b)  [relu] y = Relu (a) }"
+    data = draw(10, 4, 5, 5)
+    data[::2] = 0
+    walk = walk_of(build(text, w=weigh(6, 4, 1, 1), b=-np.ones(6, np.float32)), data, weight_bits=4, first_last_bits=4)
+    assert probe(walk, data) == (1, None)
+    batch = walk.store.batch(PROBE + "a", 0)
+    assert np.isfinite(batch).all() and not batch[::2].any() and batch[1::2].any(axis=(1, 2)).all()
+
+
+def test_outputs_suffer_less_where_integers_are_chosen_for_them(pooled, draw, walk_of, run):
+    data = draw(64, 4, 5, 5) + draw(64, 4, 1, 1)
+    errors = []
+    for directions in (0, 4):
+        walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4, size=16)
+        probe(walk, data, directions)
+        block = next(block for block in find_blocks(walk.model, walk.plan) if block.layers)
+        solve_block(walk, block)
+        outputs = [run(cut(block, ["y"]), data)[0] for cut in (walk.float_cut, walk.quantized_cut)]
+        errors.append(np.square(outputs[0] - outputs[1]).mean())
+    assert errors[1] < 0.8 * errors[0]
