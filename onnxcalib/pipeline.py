@@ -202,9 +202,9 @@ class _Run:
     def _probe(self, walk: Walk, samples: CalibrationSet) -> None:
         count, reason = draw_probes(walk, samples, EFFORTS[self.config.effort].probes)
         if reason:
-            self.observer.note(f"no layer is solved for the model's outputs: {reason}")
+            self.observer.note(f"layers solved for the model's outputs: none, {reason}")
         elif count:
-            self.observer.note(f"{count} layers are solved for the model's outputs")
+            self.observer.note(f"layers solved for the model's outputs: {count}")
 
     def _describe(self, model: ModelProto, plan: QuantPlan) -> None:
         """Write the tool's version, the settings and every layer's bits into the model's metadata."""

@@ -255,6 +255,15 @@ class Notes(Observer):
         self.notes.append(text)
 
 
+@pytest.mark.parametrize(("effort", "said"), [("fast", []), ("best", ["layers solved for the model's outputs: 1"])])
+def test_layers_are_solved_for_the_outputs_by_effort(build, weigh, draw, effort, said):
+    text = "g (float[N, 4, 6, 6] x) => (float[N, 5, 4, 4] y) { [c] a = Conv (x, w, b)  [r] y = Relu (a) }"
+    listener = Notes()
+    config = QuantizeConfig(effort=effort, weight_bits=4, first_last_bits=4)
+    quantize(build(text, w=weigh(5, 4, 3, 3), b=weigh(5)), draw(8, 4, 6, 6), config, observer=listener)
+    assert [note for note in listener.notes if note.startswith("layers solved")] == said
+
+
 def count_views(model, samples, config):
     """Views of each image that a run says it made, and its warnings."""
     listener = Notes()

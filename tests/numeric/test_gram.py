@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from onnxcalib.numeric import gram as gram_module
-from onnxcalib.numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, unfold
+from onnxcalib.numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, sum_places, unfold
 
 CONVS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -198,3 +198,11 @@ def test_moments_about_zero_are_plain_means_of_products():
     torch.testing.assert_close(found.gram, inputs @ inputs.mT / 30)
     torch.testing.assert_close(found.cross, targets @ inputs.mT / 30)
     assert not found.input_mean.any() and not found.target_mean.any() and found.columns == 30
+
+
+@pytest.mark.parametrize("places_first", [True, False])
+def test_columns_are_summed_over_the_places_of_each_sample_under_its_probes(places_first):
+    own, probes = torch.randn(3, 5, 7), torch.randn(3, 2, 7)  # samples, inputs, places
+    columns = own.permute(1, 2, 0) if places_first else own.transpose(0, 1)
+    found = sum_places(columns.reshape(1, 5, 21), probes, places_first=places_first)
+    torch.testing.assert_close(found, torch.einsum("nkp,nmp->knm", own, probes).reshape(5, 6))

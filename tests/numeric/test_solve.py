@@ -11,7 +11,7 @@ from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.lattice import excess
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.solve import DAMPING, RIDGES, Prior, choose_prior, round_layer, solve_layer
+from onnxcalib.numeric.solve import DAMPING, HALF_SEEN, RIDGES, Prior, Seen, choose_prior, round_layer, solve_layer
 from onnxcalib.spec import QuantSpec
 
 FOUR, EIGHT = (QuantSpec(bits, signed=True, symmetric=True, axis=0) for bits in (4, 8))
@@ -164,6 +164,28 @@ def draw_noisy(columns, generator):
     inputs = torch.randn(1, 24, columns, generator=generator, dtype=torch.float64)
     noise = torch.randn(inputs.shape, generator=generator, dtype=torch.float64)
     return moments_of(inputs + 0.5 * noise, weight @ inputs), weight
+
+
+def test_integers_for_the_outputs_do_less_to_what_the_outputs_see():
+    inputs, weight = draw_problem(8, size=24, columns=2000)
+    moments = moments_of(inputs, weight @ inputs)
+    narrow = torch.randn(24, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    seen = Seen((narrow @ narrow.T)[None], columns=10**4)
+    losses = []
+    for metric in (None, seen):
+        found = solve_layer(moments, weight, FOUR, prior=Prior(0.003), seen=metric)
+        losses.append(float(excess(seen.gram, weight, found.integers, found.scale).sum()))
+        assert (found.bias - (weight - weights_of(found)) @ moments.input_mean[0]).abs().max() < 1e-9
+    assert losses[1] < 0.5 * losses[0]
+
+
+def test_what_the_outputs_see_has_a_say_by_its_columns_and_none_if_nothing():
+    gram = torch.eye(4, dtype=torch.float64)[None] * 3
+    other = torch.diag(torch.arange(4.0, dtype=torch.float64))[None]
+    half = Seen(other, columns=HALF_SEEN * 4).blend(gram)
+    torch.testing.assert_close(half, gram / 2 + other)
+    torch.testing.assert_close(Seen(other, columns=10**9).blend(gram), 2 * other, atol=1e-6, rtol=0)
+    assert torch.equal(Seen(torch.zeros_like(gram), columns=10**9).blend(gram), gram)
 
 
 def test_few_noisy_samples_choose_a_larger_ridge_than_many():

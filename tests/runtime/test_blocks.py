@@ -7,7 +7,7 @@ import torch
 from onnx import helper, numpy_helper, parser
 from torch import nn
 
-from onnxcalib.runtime.blocks import BlockError, compare, layer_module, place, to_torch
+from onnxcalib.runtime.blocks import BlockError, compare, layer_module, place, return_also, to_torch
 from onnxcalib.runtime.session import Session
 
 TOLERANCE = 1e-5
@@ -264,6 +264,16 @@ def test_a_quantizer_reads_one_of_a_nodes_outputs():
     first, second = np.split(make_array((2, 4)), 2, axis=1)
     for ours, theirs in zip(run_block(module, model), (first + second - 2 * second, first), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_inner_tensors_may_be_returned_as_their_readers_read_them():
+    model = parse("g (float[2, 3] x) => (float[2, 3] y) { a = Sin (x)  b = Cos (a)  y = Exp (b) }")
+    module = to_torch(model)
+    return_also(module, ["a", "b"])
+    x = torch.randn(2, 3, requires_grad=True)
+    y, a, b = module(x)
+    torch.testing.assert_close(a, x.sin())
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), [a, b]), (-a.sin() * y, y))
 
 
 def test_a_copied_block_takes_quantizers_of_its_own():

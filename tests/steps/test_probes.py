@@ -14,9 +14,9 @@ from onnxcalib.steps.solve import PROBE, _Stream, solve_block
 POOLED = """g (float[N, 4, 5, 5] x) => (float[N, 6, 1, 1] y) {
     [c] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [pool] y = GlobalAveragePool (a)
 }"""
-MIXED = """g (float[N, 4, 5, 5] x) => (float[N, 3] y) {
+DEEP = """g (float[N, 4, 5, 5] x) => (float[N, 3] y) {
     [c] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [relu] r = Relu (a)
-    [deep] d = Conv <group = 6, pads = [1, 1, 1, 1]> (r, wd, bd)  [pool] p = GlobalAveragePool (d)
+    [d] d = Conv <group = 1, pads = [1, 1, 1, 1]> (r, wd, bd)  [pool] p = GlobalAveragePool (d)
     [flat] f = Flatten (p)  [fc] y = Gemm <transB = 1> (f, wf, bf)
 }"""
 TOKENS = "g (float[N, 7, 4] x) => (float[N, 7, 6] y) { [m] y = MatMul (x, w) }"
@@ -27,10 +27,9 @@ def pooled(build, weigh):
     return build(POOLED, w=weigh(6, 4, 3, 3), b=weigh(6))
 
 
-@pytest.fixture
-def mixed(build, weigh):
-    weights = {"w": weigh(6, 4, 3, 3), "b": weigh(6), "wd": weigh(6, 1, 3, 3), "bd": weigh(6)}
-    return build(MIXED, **weights, wf=weigh(3, 6), bf=weigh(3))
+def make_deep(build, weigh, groups=1):
+    weights = {"w": weigh(6, 4, 3, 3), "b": weigh(6), "wd": weigh(6, 6 // groups, 3, 3), "bd": weigh(6)}
+    return build(DEEP.replace("group = 1", f"group = {groups}"), **weights, wf=weigh(3, 6), bf=weigh(3))
 
 
 def probe(walk, data, directions=2):
@@ -56,29 +55,37 @@ def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, wal
     assert PROBE + "a" not in walk.store
 
 
-def test_layers_of_one_group_and_few_bits_have_probes_of_every_sample(mixed, draw, walk_of):
+def test_layers_whose_weights_alone_have_few_bits_have_probes_of_every_sample(build, weigh, draw, walk_of):
     data = draw(20, 4, 5, 5)
-    walk = walk_of(mixed, data, weight_bits=4, size=8)
-    walk_wide = walk_of(mixed, data, weight_bits=8, size=8)
-    few = {layer.output for layer in walk.plan.layers if layer.weight_spec.bits == 4 and layer.groups == 1}
-    count, _ = probe(walk, data, directions=3)
-    assert count == len(few) and probe(walk_wide, data) == (0, None) and probe(walk, data, directions=0) == (0, None)
-    walk = walk_of(mixed, data, weight_bits=4, first_last_bits=4, size=8)
-    assert probe(walk, data, directions=3) == (2, None)
-    for tensor, places in (("a", 25), ("y", 1)):
-        shapes = [walk.store.batch(PROBE + tensor, number).shape for number in range(3)]
-        assert shapes == [(8, 3 * SIGNS, places), (8, 3 * SIGNS, places), (4, 3 * SIGNS, places)]
-    lengths = np.linalg.norm(walk.store.batch(PROBE + "a", 0), axis=(1, 2))
-    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+    walk = walk_of(make_deep(build, weigh), data, weight_bits=4, size=8)
+    assert probe(walk, data, directions=0) == (0, None)
+    assert probe(walk, data, directions=3) == (1, None)
+    shapes = [walk.store.batch(PROBE + "d", number).shape for number in range(3)]
+    assert shapes == [(8, 3 * SIGNS, 25), (8, 3 * SIGNS, 25), (4, 3 * SIGNS, 25)]
+    np.testing.assert_allclose(np.linalg.norm(walk.store.batch(PROBE + "d", 0), axis=(1, 2)), 1, rtol=1e-5)
 
 
-def test_samples_pass_in_parts_of_bounded_size(mixed, draw, walk_of, monkeypatch):
+@pytest.mark.parametrize(
+    ("bits", "groups"),
+    [
+        ({"weight_bits": 8}, 1),
+        ({"weight_bits": 4, "activation_bits": 4}, 1),
+        ({"weight_bits": 4}, 6),
+    ],
+)
+def test_no_layer_has_probes_where_more_than_rounding_its_weight_is_lost(build, weigh, draw, walk_of, bits, groups):
+    data = draw(20, 4, 5, 5)
+    walk = walk_of(make_deep(build, weigh, groups), data, **bits)
+    assert probe(walk, data) == (0, None)
+
+
+def test_samples_pass_in_parts_of_bounded_size(build, weigh, draw, walk_of, monkeypatch):
     data, found = draw(11, 4, 5, 5), []
     pull = probes_step._Puller._pull
     monkeypatch.setattr(probes_step._Puller, "_pull", lambda *a: found.append(len(a[3])) or pull(*a))
-    monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (6 * 25 + 3 + 3))
-    walk = walk_of(mixed, data, weight_bits=4, first_last_bits=4, size=8)
-    assert probe(walk, data) == (2, None) and found == [3, 3, 2, 3]
+    monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (2 * 6 * 25 + 3 + 3))
+    walk = walk_of(make_deep(build, weigh), data, weight_bits=4, first_last_bits=4, size=8)
+    assert probe(walk, data) == (3, None) and found == [3, 3, 2, 3]
     assert len(walk.store.batch(PROBE + "a", 0)) == 8
 
 
