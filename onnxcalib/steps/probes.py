@@ -16,6 +16,7 @@ from ..data import CalibrationSet
 from ..graph.index import constant
 from ..graph.layout import to_rows
 from ..graph.load import inputs_of
+from ..graph.save import model_bytes
 from ..runtime.blocks import BlockError, compare, return_also, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import LayerPlan
@@ -27,6 +28,8 @@ from .solve import MOST_INPUTS, PROBE, Walk
 SIGNS = 8
 # What the layers give for the samples that go through torch at once may take so many bytes.
 MOST_BYTES = 64 * 2**20
+# Larger models stay out of torch: as one module it holds all weights once more.
+MOST_MODEL_BYTES = 2**29
 
 
 def draw_probes(walk: Walk, samples: CalibrationSet, directions: int) -> tuple[int, str | None]:
@@ -38,6 +41,9 @@ def draw_probes(walk: Walk, samples: CalibrationSet, directions: int) -> tuple[i
     layers = {layer.output: layer for layer in _list_layers(walk)}
     if not directions or not layers:
         return 0, None
+    size = model_bytes(walk.model)
+    if size > MOST_MODEL_BYTES:
+        return 0, f"the model has {size / 2**20:.0f} MB, more than the {MOST_MODEL_BYTES / 2**20:.0f} MB for torch"
     session = Session(with_outputs(walk.model, list(layers)), threads=walk.config.threads or 0)
     reason = None
     try:

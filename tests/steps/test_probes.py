@@ -106,6 +106,13 @@ def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw
     assert count == 0 and "torch" in reason and not [t for t in walk.store.names() if t.startswith(PROBE)]
 
 
+def test_a_model_too_large_for_torch_has_none_and_says_why(pooled, draw, walk_of, monkeypatch):
+    data = draw(10, 4, 5, 5)
+    walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4)
+    monkeypatch.setattr(probes_step, "MOST_MODEL_BYTES", 400)
+    assert probe(walk, data) == (0, "the model has 0 MB, more than the 0 MB for torch")
+
+
 def test_samples_without_a_gradient_have_no_say(build, weigh, draw, walk_of):
     text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y) { [c] a = Conv (x, w, b)  [relu] y = Relu (a) }"
     data = draw(10, 4, 5, 5)
