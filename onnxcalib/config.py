@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from onnxcalib.errors import ConfigError
+from onnxcalib.limits import read_limit
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -19,6 +20,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 FULL_BITS = 8
 MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
 MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
+CANDIDATES = ("W8A8", "W4A8", "W4A4", "W8A4")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -81,6 +83,15 @@ class _Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError(_describe(error, tuple(type(self).model_fields))) from None
+
+
+def _check_limit(value: Any) -> str:
+    read_limit(value)
+    return str(value).strip()
+
+
+def _split_candidates(value: Any) -> Any:
+    return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
 
 
 class DataConfig(_Settings):
@@ -157,9 +168,10 @@ class QuantizeConfig(_Settings):
     AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
     a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
     win over that. samples: use only the first so many; reconstruct: False calibrates and rounds only. device: where
-    layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. exclude:
-    nodes that stay in float; layers: settings of single layers. Both name nodes, or are regular expressions that
-    match whole names.
+    layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. max_size and
+    max_bops: budgets within which a bit plan of the candidates loses least, in place of the same bits everywhere; or
+    max_loss, of the outputs' divergence, with which it is smallest. exclude: nodes that stay in float; layers: settings
+    of single layers. Both name nodes, or are regular expressions that match whole names.
     """
 
     weight_bits: Bits = 8
@@ -176,9 +188,26 @@ class QuantizeConfig(_Settings):
     seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    candidates: Annotated[tuple[Literal[CANDIDATES], ...], BeforeValidator(_split_candidates)] = CANDIDATES
+    max_size: Annotated[str, BeforeValidator(_check_limit)] | None = None
+    max_bops: Annotated[str, BeforeValidator(_check_limit)] | None = None
+    max_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
+
+    @property
+    def planned(self) -> bool:
+        """Whether bits are chosen within a budget."""
+        return any(limit is not None for limit in (self.max_size, self.max_bops, self.max_loss))
+
+    @property
+    def least_bits(self) -> int:
+        """The fewest bits that anything may get."""
+        bits = [self.weight_bits, self.activation_bits, self.first_last_bits]
+        bits += [b for layer in self.layers.values() for b in (layer.weight_bits, layer.activation_bits) if b]
+        bits += [int(digit) for name in self.candidates if self.planned for digit in re.findall(r"\d", name)]
+        return min(bits)
 
     def block_steps(self, *, solved: bool, hard: bool) -> int:
         """AdaQuant steps of a block: ``steps``, or what ``effort`` stands for.

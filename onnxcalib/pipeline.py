@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
 
-from .config import EFFORTS, QuantizeConfig
+from .bitplan import CANDIDATE_OF, BitPlan, read_plan
+from .config import EFFORTS, LayerConfig, QuantizeConfig
 from .data import CalibrationSet, open_calibration
-from .errors import ModelError
+from .errors import ConfigError, ModelError
 from .graph.blocks import find_blocks
 from .graph.emit import emit_qdq
 from .graph.extract import infer_types
 from .graph.load import inputs_of, load_model
 from .graph.plan import make_plan
-from .graph.save import check_output, model_bytes, save_model
-from .graph.select import select_nodes
+from .graph.save import check_output, fingerprint, model_bytes, save_model
+from .graph.select import Selection, select_nodes
 from .graph.shapes import describe_outputs
 from .images import image_axes
 from .report import BlockRecord, Observer, Report
@@ -33,14 +35,17 @@ from .runtime.session import Session
 from .runtime.store import Store
 from .spec import QParams, QuantPlan
 from .steps.align import align_inputs, keep_aligned
+from .steps.allocate import Bits
 from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
-from .steps.prepare import check_unchanged, prepare
+from .steps.prepare import Prepared, check_unchanged, prepare
 from .steps.probes import draw_probes
 from .steps.reconstruct import reconstruct
+from .steps.sensitivity import Grids, measure_sets
 from .steps.solve import Walk, round_layers
+from .steps.stitch import make_bit_plan
 from .steps.verify import verify
 
-__all__ = ["Result", "check_output", "quantize"]
+__all__ = ["Result", "check_output", "plan", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,56 @@ def quantize(
     calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
     config: QuantizeConfig | None = None,
     *,
+    plan: str | Path | BitPlan | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Quantize a float ONNX model with a few unlabelled samples.
 
-    Raises ModelError, DataError or ConfigError; the model given is not changed.
+    Bits are those of the settings, of a bit plan, or of one made for the settings' budgets. Raises ModelError,
+    DataError or ConfigError; the model given is not changed.
     """
-    return _Run(config or QuantizeConfig(), observer or Observer()).quantize(model, calibration)
+    config, observer = config or QuantizeConfig(), observer or Observer()
+    original = load_model(model if isinstance(model, ModelProto) else Path(model))
+    if plan is None and config.planned:
+        plan = _plan(original, calibration, config, observer)
+    if plan is not None:
+        plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
+        plan.check(fingerprint(original))
+        config = config.model_copy(update={"layers": {**config.layers, **plan.settings()}})
+    run = _Run(config, observer)
+    return run.call(run.quantize, original, calibration)
+
+
+def plan(
+    model: str | Path | ModelProto,
+    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
+    config: QuantizeConfig,
+    *,
+    observer: Observer | None = None,
+) -> BitPlan:
+    """Choose the bits of every layer within the settings' budgets, by what each set of layers alone loses and costs.
+
+    Raises ConfigError for settings without a budget, and for budgets that no plan meets, with what can be reached.
+    """
+    if not config.planned:
+        raise ConfigError("max_size: found no budget; give max_size, max_bops or max_loss to plan within")
+    return _plan(model, calibration, config, observer or Observer())
+
+
+def _plan(model, calibration, config: QuantizeConfig, observer: Observer) -> BitPlan:
+    run = _Run(config, observer)
+    return run.call(run.plan, model, calibration)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The model as it was given and as it is prepared, its nodes' names before, and what its samples say of it."""
+
+    original: ModelProto
+    prepared: Prepared
+    names: list[str]
+    samples: CalibrationSet
+    fixed: dict[str, QParams]
 
 
 class _Run:
@@ -84,42 +132,31 @@ class _Run:
         yield
         self.seconds[name] = time.perf_counter() - start
 
-    def quantize(self, model, calibration) -> Result:
+    def call(self, what: Callable[..., Any], *arguments: Any) -> Any:
+        """What a method gives, computed on as many threads as the settings say."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
             with full_precision():
-                return self._run(model, calibration)
+                return what(*arguments)
         finally:
             torch.set_num_threads(before)
 
-    def _run(self, model, calibration) -> Result:
-        with self._stage("prepare"):
-            original = load_model(model if isinstance(model, ModelProto) else Path(model))
-            Session(original, threads=self.threads)
-            samples = self._open(original, calibration)
-            prepared = prepare(load_model(original), self.config)
-            names = [node.name for node in original.graph.node if node.name]
-            plan = self._plan(prepared.model, names)
-            fixed, rescaled = align_inputs(prepared.model, plan, samples, self.threads)
-            if rescaled:
-                prepared.passes["rescale_input"] = rescaled
-                plan = self._plan(prepared.model, names)
-            for name, count in prepared.passes.items():
-                if count:
-                    self.observer.note(f"{name}: {count}")
-            feeds = samples.read(range(samples.fixed_batch or 1))
-            change = check_unchanged(original, prepared.model, feeds, self.threads)
-            self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
-            self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
-        quantized, records = self._quantize(prepared.model, plan, fixed, samples)
+    def plan(self, model, calibration) -> BitPlan:
+        return self._choose_bits(self._prepare(model, calibration))
+
+    def quantize(self, model, calibration) -> Result:
+        ready = self._prepare(model, calibration)
+        plan = self._plan(ready)
+        quantized, records = self._quantize(ready, plan)
         with self._stage("verify"):
-            found = verify(original, prepared.model, quantized, plan.layers, samples, threads=self.threads)
+            original, samples = ready.original, ready.samples
+            found = verify(original, ready.prepared.model, quantized, plan.layers, samples, threads=self.threads)
             for name, reason in found.missed.items():
                 self._warn(f"output {name} was not compared: {reason}")
         report = Report(
             settings=self.config.model_dump(mode="json"),
-            passes=prepared.passes,
+            passes=ready.prepared.passes,
             blocks=records,
             layers=found.layers,
             outputs=found.outputs,
@@ -134,6 +171,27 @@ class _Run:
         )
         return Result(quantized, report)
 
+    def _prepare(self, model, calibration) -> _Ready:
+        with self._stage("prepare"):
+            original = load_model(model if isinstance(model, ModelProto) else Path(model))
+            Session(original, threads=self.threads)
+            samples = self._open(original, calibration)
+            prepared = prepare(load_model(original), self.config)
+            ready = _Ready(original, prepared, [n.name for n in original.graph.node if n.name], samples, {})
+            plan = self._plan(ready)
+            fixed, rescaled = align_inputs(prepared.model, plan, samples, self.threads)
+            if rescaled:
+                prepared.passes["rescale_input"] = rescaled
+                plan = self._plan(ready)
+            for name, count in prepared.passes.items():
+                if count:
+                    self.observer.note(f"{name}: {count}")
+            feeds = samples.read(range(samples.fixed_batch or 1))
+            change = check_unchanged(original, prepared.model, feeds, self.threads)
+            self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
+            self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
+        return replace(ready, fixed=fixed)
+
     def _open(self, model: ModelProto, calibration) -> CalibrationSet:
         samples = open_calibration(calibration, inputs_of(model), self.config.data, limit=self.config.samples)
         for text in samples.warnings:
@@ -144,22 +202,37 @@ class _Run:
         self.warnings.append(text)
         self.observer.warn(text)
 
-    def _plan(self, model: ModelProto, before: list[str]) -> QuantPlan:
+    def _plan(self, ready: _Ready, layers: Mapping[str, LayerConfig] | None = None, **bits: int) -> QuantPlan:
+        """The plan of the settings, or of other bits; those of ``layers``, by name, stand above both."""
+        model = ready.prepared.model
+        chosen = select_nodes(model, self.config, before=ready.names)
         return make_plan(
             model,
-            weight_bits=self.config.weight_bits,
-            activation_bits=self.config.activation_bits,
+            weight_bits=bits.get("weight_bits", self.config.weight_bits),
+            activation_bits=bits.get("activation_bits", self.config.activation_bits),
             first_last_bits=self.config.first_last_bits,
-            selection=select_nodes(model, self.config, before=before),
+            selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
         )
 
-    def _quantize(self, model: ModelProto, plan: QuantPlan, fixed: dict[str, QParams], samples: CalibrationSet):
-        """The quantized model and the blocks' records; ``fixed``: what ``align_inputs`` gives."""
+    def _grids(self, ready: _Ready, plan: QuantPlan, histograms) -> tuple[dict[str, QParams], dict[str, QParams]]:
+        """Grids of the planned tensors, those of the model's inputs on the levels of their values if that can be."""
+        activations, narrowed = choose_grids(plan, histograms, self.config)
+        return activations | self._keep_aligned(ready, plan, histograms), narrowed
+
+    def _keep_aligned(self, ready: _Ready, plan: QuantPlan, histograms) -> dict[str, QParams]:
+        fixed = {t: grid for t, grid in ready.fixed.items() if plan.activations[t].bits == grid.spec.bits}
+        return keep_aligned(fixed, histograms)
+
+    def _collect(self, ready: _Ready, plan: QuantPlan):
+        return collect_histograms(ready.prepared.model, list(plan.activations), ready.samples, threads=self.threads)
+
+    def _quantize(self, ready: _Ready, plan: QuantPlan) -> tuple[ModelProto, tuple[BlockRecord, ...]]:
+        """The quantized model and the blocks' records."""
+        model, samples = ready.prepared.model, ready.samples
         with self._stage("calibrate"):
-            histograms = collect_histograms(model, list(plan.activations), samples, threads=self.threads)
-            activations, narrowed = choose_grids(plan, histograms, self.config)
-            aligned = keep_aligned(fixed, histograms)
-            activations |= aligned
+            histograms = self._collect(ready, plan)
+            activations, narrowed = self._grids(ready, plan, histograms)
+            aligned = self._keep_aligned(ready, plan, histograms)
             if aligned:
                 self.observer.note(f"{', '.join(aligned)}: read on the levels of their values")
         with self._stage("reconstruct"), Store() as store:
@@ -173,18 +246,39 @@ class _Run:
                 records = reconstruct(walk, find_blocks(model, plan), self.observer)
             else:
                 round_layers(walk)
-        quantized = emit_qdq(
-            model,
-            plan,
-            walk.activations,
-            walk.narrowed,
-            walk.layers,
-            encoding=self.config.encoding,
-            keep_outputs=False,
-        )
-        self._describe(quantized, plan)
+        quantized = self._emit(model, plan, (walk.activations, walk.narrowed), walk.layers)
         _check(quantized)
         return quantized, records
+
+    def _emit(self, model: ModelProto, plan: QuantPlan, grids, layers) -> ModelProto:
+        encoding = self.config.encoding
+        quantized = emit_qdq(model, plan, *grids, layers, encoding=encoding, keep_outputs=False)
+        self._describe(quantized, plan)
+        return quantized
+
+    def _choose_bits(self, ready: _Ready) -> BitPlan:
+        """Measure the sets and choose their bits within the settings' budgets."""
+        with self._stage("plan"):
+            histograms = self._collect(ready, self._plan(ready))
+            grids = {}
+            for candidate in (CANDIDATE_OF[name] for name in dict.fromkeys(("W8A8", *self.config.candidates))):
+                uniform = self._plan(ready, **candidate._asdict())
+                grids[candidate] = Grids(uniform, *self._grids(ready, uniform, histograms))
+            layers = len(next(iter(grids.values())).plan.layers)
+            self.observer.blocks(layers)
+            measured = measure_sets(
+                ready.prepared.model, grids, ready.samples, self.config, device=self.device, tell=self.observer.planned
+            )
+
+            def stitch(bits: Bits) -> ModelProto:
+                own = {n: c for each, c in zip(measured.sets, bits, strict=True) for n in each.layers}
+                settings = {name: _bits_of(grids[c].plan, name) for name, c in own.items()}
+                plan = self._plan(ready, settings)
+                params = {name: measured.params[name][candidate] for name, candidate in own.items()}
+                return self._emit(ready.prepared.model, plan, self._grids(ready, plan, histograms), params)
+
+            found = make_bit_plan(ready.original, measured, stitch, self.config, ready.samples)
+        return found
 
     def _view_axes(self, samples: CalibrationSet, plan: QuantPlan) -> tuple[int, int] | None:
         """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
@@ -217,6 +311,11 @@ class _Run:
         for key, value in entries.items():
             entry = model.metadata_props.add()
             entry.key, entry.value = key, value
+
+
+def _bits_of(plan: QuantPlan, name: str) -> LayerConfig:
+    layer = next(layer for layer in plan.layers if layer.name == name)
+    return LayerConfig(weight_bits=layer.weight_spec.bits, activation_bits=layer.activation_spec.bits)
 
 
 def _check(model: ModelProto) -> None:

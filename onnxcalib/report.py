@@ -111,6 +111,9 @@ class Observer:
     def warn(self, text: str) -> None:
         """One line that the user should act on."""
 
+    def planned(self, layer: str) -> None:
+        """What a layer loses and costs at each candidate is known."""
+
     def blocks(self, total: int) -> None:
         """Reconstruction begins, on so many blocks."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,6 +90,34 @@ class QuantPlan:
     @property
     def least_weight_bits(self) -> int:
         return min(layer.weight_spec.bits for layer in self.layers)
+
+
+class Candidate(NamedTuple):
+    """Bits that a layer may have; written ``W4A8``."""
+
+    weight_bits: int
+    activation_bits: int
+
+    def __str__(self) -> str:
+        return f"W{self.weight_bits}A{self.activation_bits}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a set of layers costs at one candidate: bytes of the file, and MACs times both bits, of one sample."""
+
+    bytes: int
+    bops: int
+
+
+@dataclass(frozen=True)
+class BitSet:
+    """Layers by name that must have one candidate, their MACs, and what each candidate loses and costs."""
+
+    layers: tuple[str, ...]
+    macs: int
+    losses: dict[Candidate, float]
+    costs: dict[Candidate, Cost]
 
 
 @dataclass(frozen=True)

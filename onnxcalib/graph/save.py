@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,14 @@ def check_output(path: Path, *sources: Path) -> None:
 def model_bytes(model: ModelProto) -> int:
     """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
     return copy_without_initializers(model).ByteSize() + sum(tensor.ByteSize() for tensor in model.graph.initializer)
+
+
+def fingerprint(model: ModelProto) -> str:
+    """SHA-256 of the graph and its weights, in hexadecimal; the same for one model however its file is laid out."""
+    digest = hashlib.sha256(copy_without_initializers(model).SerializeToString(deterministic=True))
+    for tensor in model.graph.initializer:
+        digest.update(tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 def _is_same(path: Path, source: Path) -> bool:

@@ -38,9 +38,7 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
-    bits = [config.weight_bits, config.first_last_bits, config.activation_bits]
-    bits += [b for layer in config.layers.values() for b in (layer.weight_bits, layer.activation_bits)]
-    four_bit = 4 in bits
+    four_bit = config.least_bits == 4
     model, raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)

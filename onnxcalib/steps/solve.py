@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, so
 from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
-from ..spec import Block, LayerPlan, QParams, QuantPlan
+from ..spec import Block, LayerPlan, QParams, QuantPlan, QuantSpec
 
 # One sample in so many chooses the prior of every layer.
 HELD_OUT = 4
@@ -128,25 +129,36 @@ def solve_block(walk: Walk, block: Block) -> dict[str, str]:
     """
     reasons: dict[str, str] = {}
     for layer in (layer for layer in walk.plan.layers if layer.name in block.layers):
-        weight = constant(walk.index, layer.weight)
-        rows = torch.from_numpy(to_rows(weight, layer).copy())
-        bias = constant(walk.index, layer.bias) if layer.bias else None
-        if layer.op == "ConvTranspose":
-            reasons[layer.name] = f"{layer.name}: a ConvTranspose has no columns to solve on"
-            solution = round_layer(rows, layer.weight_spec)
-        elif rows.shape[2] > MOST_INPUTS:
-            size = rows.shape[2]
-            reasons[layer.name] = f"{layer.name}: {size} inputs a channel are too many to solve, {MOST_INPUTS} the most"
-            solution = round_layer(rows, layer.weight_spec)
-        else:
-            solution = _Stream(walk, block, layer, weight.shape).solve(rows)
-            if solution is None:
-                reasons[layer.name] = f"{layer.name}: no sample gives it an input to solve on"
-                solution = round_layer(rows, layer.weight_spec)
-            else:
-                bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
-        walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
+        (walk.layers[layer.name],), reason = solve_widths(walk, block, layer, [layer.weight_spec])
+        if reason is not None:
+            reasons[layer.name] = reason
     return reasons
+
+
+def solve_widths(
+    walk: Walk, block: Block, layer: LayerPlan, specs: Sequence[QuantSpec]
+) -> tuple[list[LayerParams], str | None]:
+    """LayerParams of one layer for each weight spec, from the same moments; the reason where it was rounded instead."""
+    weight = constant(walk.index, layer.weight)
+    rows = torch.from_numpy(to_rows(weight, layer).copy())
+    bias = constant(walk.index, layer.bias) if layer.bias else None
+    reason = solutions = None
+    if layer.op == "ConvTranspose":
+        reason = f"{layer.name}: a ConvTranspose has no columns to solve on"
+    elif rows.shape[2] > MOST_INPUTS:
+        reason = f"{layer.name}: {rows.shape[2]} inputs a channel are too many to solve, {MOST_INPUTS} the most"
+    else:
+        solutions = _Stream(walk, block, layer, weight.shape).solve(rows, specs)
+        if solutions is None:
+            reason = f"{layer.name}: no sample gives it an input to solve on"
+    found = []
+    for number, spec in enumerate(specs):
+        solution = solutions[number] if solutions else round_layer(rows, spec)
+        if solutions:
+            bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
+        own = replace(layer, weight_spec=spec)
+        found.append(_params(solution, own, weight.shape, bias, walk.input_grid(layer)))
+    return found, reason
 
 
 def _params(solution: Solution, layer: LayerPlan, shape, bias, input_grid: QParams) -> LayerParams:
@@ -185,8 +197,8 @@ class _Stream:
         self.prefix = _Cut(walk, block, [layer.input, *extra], quantized=True)
         self.generator = torch.Generator().manual_seed(walk.config.seed)
 
-    def solve(self, rows: torch.Tensor) -> Solution | None:
-        """Stream the whole set, let every HELD_OUT-th sample choose the prior, and solve on all of them.
+    def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
+        """Stream the whole set, let every HELD_OUT-th sample choose the prior, and solve on all of them for each spec.
 
         None where no sample has a column.
         """
@@ -196,9 +208,10 @@ class _Stream:
         prior = choose_prior(*measured, rows) if len(measured) == 2 else Prior()
         moments = measured[0].pool(measured[1]) if len(measured) == 2 else measured[0]
         del measured  # the Gram matrices are most of the memory that solving takes
-        spec, seen = self.layer.weight_spec, self._see(moments.input_mean)
-        width = self.walk.config.search_width(spec.bits)
-        return solve_layer(moments, rows, spec, prior=prior, width=width, seen=seen).cpu()
+        seen, width = self._see(moments.input_mean), self.walk.config.search_width
+        return [
+            solve_layer(moments, rows, spec, prior=prior, width=width(spec.bits), seen=seen).cpu() for spec in specs
+        ]
 
     def _see(self, mean: torch.Tensor) -> Seen | None:
         """What the model's outputs see of the input about ``mean`` (1, K), if it has probes; these go with it."""

@@ -1,0 +1,95 @@
+"""The bit plan as a value and as a file: JSON that a person can read, edit and hand to ``quantize --plan``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onnxcalib.config import CANDIDATES, LayerConfig
+from onnxcalib.errors import ConfigError
+from onnxcalib.spec import Candidate
+
+SCHEMA = 1
+Name = Literal[CANDIDATES]
+CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SetRecord(_Record):
+    """Layers of one candidate; what each loses (divergence of the outputs), and costs in the file and in BOPs."""
+
+    layers: tuple[str, ...]
+    macs: int
+    loss: dict[Name, float]
+    bytes: dict[Name, int]
+    bops: dict[Name, int]
+
+
+class Totals(_Record):
+    """Of the whole model: its divergence as the sum of its sets' and as measured, file size and BOPs."""
+
+    predicted_loss: float
+    measured_loss: float
+    bytes: int
+    bops: int
+
+
+class BitPlan(_Record):
+    """Bits of every layer, and what they were chosen from.
+
+    layers: what ``quantize`` obeys, by node name. model: fingerprint of the model that it is for. totals, eight_bit:
+    of this plan and of W8A8 everywhere. bound: what no plan within the budgets is predicted to lose less than.
+    """
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    model: str
+    budgets: dict[str, float]
+    layers: dict[str, Name]
+    totals: Totals
+    eight_bit: Totals
+    bound: float
+    rounds: int
+    sets: tuple[SetRecord, ...]
+
+    def settings(self) -> dict[str, LayerConfig]:
+        """The bits as ``quantize`` has settings of single layers."""
+        bits = {name: CANDIDATE_OF[candidate] for name, candidate in self.layers.items()}
+        return {
+            name: LayerConfig(weight_bits=c.weight_bits, activation_bits=c.activation_bits) for name, c in bits.items()
+        }
+
+    def check(self, model: str) -> None:
+        """Refuse a model of another fingerprint, by ConfigError."""
+        if self.model != model:
+            raise ConfigError(
+                f"plan: found one for another model, {self.model[:12]}; this one is {model[:12]}; plan it too"
+            )
+
+    def to_json(self) -> str:
+        """What ``read_plan`` reads; numbers of a set stand on one line each."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
+
+
+def read_plan(path: Path) -> BitPlan:
+    """The plan of a file. Raises ConfigError that says what is wrong with it."""
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give --plan a file of onnxcalib plan") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}; give --plan a file of onnxcalib plan") from None
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise ConfigError(f"{path}: schema: found {found!r}; this version reads {SCHEMA}; plan the model again")
+    try:
+        return BitPlan.model_validate(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ConfigError(f"{path}: {where}: found {fault['input']!r}; {fault['msg']}; mend it") from None

@@ -1,0 +1,222 @@
+"""Measure what each set of layers loses and costs at each candidate's bits, all other layers left in float.
+
+The layers are solved on the float model's own activations (parallel AdaQuant: Hubara et al. 2021, section 3.3), so that
+candidates of different sets can be stitched together. Their loss is the divergence of the model's outputs with one set
+swapped in: what lies before it is the float model's, and only what lies behind it is run again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from onnx import ModelProto
+
+from ..config import QuantizeConfig
+from ..data import CalibrationSet
+from ..graph.cut import live_behind
+from ..graph.emit import LayerParams, emit_qdq
+from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
+from ..graph.index import Index, constant
+from ..graph.save import model_bytes
+from ..numeric.divergence import Divergence
+from ..runtime.session import Session
+from ..runtime.store import Store
+from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
+from .calibrate import batch_size, with_outputs
+from .solve import Walk, solve_widths
+
+# Samples on which the outputs' divergence is measured.
+JUDGES = 64
+
+
+@dataclass(frozen=True)
+class Grids:
+    """A plan whose free layers all have one candidate's bits, and the grids of what they read."""
+
+    plan: QuantPlan
+    activations: Mapping[str, QParams]
+    narrowed: Mapping[str, QParams]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The sets, and each layer's parameters at each of its candidates, solved on the float model's activations."""
+
+    sets: tuple[BitSet, ...]
+    params: dict[str, dict[Candidate, LayerParams]]
+
+
+class _FloatWalk(Walk):
+    """A walk on which the layers before a layer are the float model's."""
+
+    def feeds(self, prefix: str, tensors, number: int) -> dict:
+        return super().feeds("float:", tensors, number)
+
+
+def find_sets(plan: QuantPlan) -> list[list[str]]:
+    """Layers by name that must have one candidate: those that read one tensor, or tensors of one grid."""
+    members = {t: of_set for of_set in plan.shared for t in of_set}
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for layer in plan.layers:
+        sets.setdefault(members.get(layer.input, (layer.input,)), []).append(layer.name)
+    return list(sets.values())
+
+
+def measure_sets(
+    model: ModelProto,
+    grids: Mapping[Candidate, Grids],
+    samples: CalibrationSet,
+    config: QuantizeConfig,
+    *,
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> Measured:
+    """Losses, costs and parameters of all sets; ``tell`` hears the name of each layer that is done.
+
+    A candidate under which a layer keeps other bits (the first and the last) is one of those bits.
+    """
+    with Store() as store:
+        sweep = _Sweep(model, grids, samples, config, store, device)
+        found = []
+        for names in sweep.ordered_sets():
+            found.append(sweep.measure(names))
+            for name in names:
+                tell(name)
+        return Measured(tuple(found), sweep.params)
+
+
+class _Sweep:
+    """The float model's activations where it stands now, moved on from set to set, and what was found so far."""
+
+    def __init__(self, model, grids, samples: CalibrationSet, config: QuantizeConfig, store: Store, device) -> None:
+        self.model, self.grids, self.config, self.store, self.device = model, grids, config, store, device
+        self.index, self.types = Index(model.graph), infer_types(model)
+        self.threads = config.threads or 0
+        self.plan = next(iter(grids.values())).plan
+        self.params: dict[str, dict[Candidate, LayerParams]] = {}
+        self.sizes: list[int] = []
+        self.outputs: list[dict[str, np.ndarray]] = []
+        session = Session(with_outputs(model, self._tensors()), threads=self.threads)
+        whole, size = Session(model, threads=self.threads), batch_size(session, samples)
+        for feeds in samples.batches(size):
+            first = next(iter(feeds.values()))
+            self.sizes.append(min(size, len(first)) if first.ndim else 1)
+            for name, value in feeds.items():
+                self.store.append(f"float:{name}", value)
+            if sum(self.sizes[:-1]) < JUDGES:
+                given = whole.run(feeds)
+                self.outputs.append(
+                    {n: v for n, v in given.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
+                )
+        feeds = samples.read(range(samples.fixed_batch or 1))
+        shapes = {**feeds, **session.run(feeds)}
+        self.shapes = {t: v.shape for t, v in shapes.items() if isinstance(v, np.ndarray)}
+        self.per_run = samples.fixed_batch or 1
+
+    def _tensors(self) -> list[str]:
+        return [*self.plan.activations, *(t for k in self.plan.layers for t in (k.input, k.output))]
+
+    def ordered_sets(self) -> list[list[str]]:
+        place = {node.name: number for number, node in enumerate(self.model.graph.node)}
+        return sorted(find_sets(self.plan), key=lambda names: min(place[name] for name in names))
+
+    def measure(self, names: list[str]) -> BitSet:
+        """Solve the layers of a set at every candidate, and swap each candidate into the float model."""
+        layers = {c: [k for k in g.plan.layers if k.name in names] for c, g in self.grids.items()}
+        candidates = self._candidates(layers)
+        inputs = self._move(layers[candidates[0]])
+        block = self._block(layers[candidates[0]], inputs)
+        self._solve(block, {c: layers[c] for c in candidates})
+        losses = {c: self._swap(inputs, layers[c], c) for c in candidates}
+        costs = {c: self._cost(layers[c], c) for c in candidates}
+        return BitSet(tuple(names), sum(self._macs(k) for k in layers[candidates[0]]), losses, costs)
+
+    def _candidates(self, layers: Mapping[Candidate, list[LayerPlan]]) -> list[Candidate]:
+        """Those that are as they are called: first and last layers, and what settings name, have their own bits."""
+        own = {c: {Candidate(k.weight_spec.bits, k.activation_spec.bits) for k in of} for c, of in layers.items()}
+        asked = {Candidate(int(name[1]), int(name[3])) for name in self.config.candidates}
+        true = [c for c in layers if own[c] == {c}]
+        return [c for c in true if c in asked] or true or list(layers)[:1]
+
+    def _move(self, layers: list[LayerPlan]) -> list[str]:
+        """Bring the stored activations to where the first of the layers reads; the tensors there."""
+        made = {t: place for place, node in enumerate(self.model.graph.node) for t in node.output}
+        tensor = min((layer.input for layer in layers), key=lambda t: made.get(t, -1))
+        inputs = list(live_behind(self.model, [tensor]).get(tensor, self.index.inputs))
+        known = [name.partition(":")[2] for name in self.store.names()]
+        missing = [t for t in inputs if t not in known]
+        if missing:
+            read = needed_inputs(self.index, known, missing)
+            session = Session(extract(self.model, self.types, inputs=read, outputs=missing), threads=self.threads)
+            for number in range(len(self.sizes)):
+                given = session.run({t: self.store.batch(f"float:{t}", number) for t in read})
+                for name, value in given.items():
+                    self.store.append(f"float:{name}", value)
+        for name in known:
+            if name not in inputs:
+                self.store.drop(f"float:{name}")
+        return inputs
+
+    def _block(self, layers: list[LayerPlan], inputs: list[str]) -> Block:
+        outputs = [layer.output for layer in layers]
+        wanted = needed_nodes(self.index, inputs, outputs)
+        nodes = [node.name for node in self.model.graph.node if node.name in wanted]
+        return Block(layers[0].name, tuple(nodes), tuple(inputs), tuple(outputs), tuple(k.name for k in layers))
+
+    def _solve(self, block: Block, layers: Mapping[Candidate, list[LayerPlan]]) -> None:
+        """Parameters of the block's layers: moments once for each activation width, on which all weights are solved."""
+        by_width: dict[int, list[Candidate]] = {}
+        for candidate in layers:
+            by_width.setdefault(candidate.activation_bits, []).append(candidate)
+        for candidates in by_width.values():
+            grids = self.grids[candidates[0]]
+            walk = _FloatWalk(
+                self.model, self.types, grids.plan, self.config, self.store, self.sizes,
+                dict(grids.activations), dict(grids.narrowed), self.device,
+            )  # fmt: skip
+            for place, layer in enumerate(layers[candidates[0]]):
+                specs = [layers[c][place].weight_spec for c in candidates]
+                params, _ = solve_widths(walk, block, layer, specs)
+                self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
+
+    def _swap(self, inputs: list[str], layers: list[LayerPlan], candidate: Candidate) -> float:
+        """Divergence of the outputs with these layers alone quantized, the mean over outputs."""
+        outputs = list(self.outputs[0])
+        read = needed_inputs(self.index, inputs, outputs)
+        cut = extract(self.model, self.types, inputs=read, outputs=outputs)
+        session = Session(self._emit(cut, layers, candidate), threads=self.threads)
+        found = {name: Divergence() for name in outputs}
+        for number, wanted in enumerate(self.outputs):
+            given = session.run({t: self.store.batch(f"float:{t}", number) for t in read})
+            for name, divergence in found.items():
+                divergence.add(wanted[name], given[name])
+        return float(np.mean([divergence.value for divergence in found.values()]))
+
+    def _emit(self, cut: ModelProto, layers: list[LayerPlan], candidate: Candidate) -> ModelProto:
+        grids = self.grids[candidate]
+        tensors = {layer.input for layer in layers}
+        specs = {t: spec for t, spec in grids.plan.activations.items() if t in tensors}
+        slim = {t: spec for t, spec in grids.plan.narrowed.items() if t in tensors}
+        plan = replace(grids.plan, layers=tuple(layers), activations=specs, narrowed=slim)
+        params = {layer.name: self.params[layer.name][candidate] for layer in layers}
+        encoding = self.config.encoding
+        return emit_qdq(cut, plan, grids.activations, grids.narrowed, params, encoding=encoding)
+
+    def _cost(self, layers: list[LayerPlan], candidate: Candidate) -> Cost:
+        """Bytes of the layers and of what puts their inputs on their grids, and bit operations of one sample."""
+        inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
+        cut = extract(self.model, {}, nodes=[k.name for k in layers], inputs=inputs, outputs=outputs)
+        bops = sum(self._macs(k) * k.weight_spec.bits * k.activation_spec.bits for k in layers)
+        return Cost(model_bytes(self._emit(cut, layers, candidate)), bops)
+
+    def _macs(self, layer: LayerPlan) -> int:
+        """Products of one sample: of a ConvTranspose each input is in as many as its weight has outputs."""
+        weight = constant(self.index, layer.weight)
+        if layer.op == "ConvTranspose":
+            return math.prod(self.shapes.get(layer.input, ())) * math.prod(weight.shape[1:]) // self.per_run
+        inputs = weight.size // weight.shape[layer.weight_spec.axis]
+        return math.prod(self.shapes.get(layer.output, ())) * inputs // self.per_run
