@@ -12,6 +12,7 @@ import typer
 
 from onnxcalib import __version__
 from onnxcalib.cli.exitstatus import ExitStatus, print_error
+from onnxcalib.cli.plan import plan
 from onnxcalib.cli.quantize import quantize
 from onnxcalib.cli.validate import validate
 
@@ -19,6 +20,7 @@ UsageError = typer.BadParameter.__base__  # typer brings its own click, and does
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("quantize")(quantize)
+app.command("plan")(plan)
 app.command("validate")(validate)
 
 

@@ -26,7 +26,9 @@ def setting(name: str, text: str, panel: str = SETTINGS, **more: Any) -> Any:
 def _spell(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return ",".join(f"{part:g}" for part in default) or "none" if isinstance(default, tuple) else str(default)
+    if not isinstance(default, tuple):
+        return str(default)
+    return ",".join(part if isinstance(part, str) else f"{part:g}" for part in default) or "none"
 
 
 DATA_HELP = "a folder of images, .npy or .npz, one .npz or .npy, or ONNX test data."
@@ -41,3 +43,32 @@ Channels = Annotated[str | None, setting("channels", "rgb, bgr or gray.", IMAGES
 Config = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
+FirstLastBits = Annotated[int | None, setting("first_last_bits", "Bits of the first and last layer.")]
+Encoding = Annotated[
+    str | None, setting("encoding", "runtime (fast in onnxruntime) or standard (plain 4-bit types).", metavar="NAME")
+]
+Range = Annotated[str | None, setting("range", "min-max, percentile, squared-error or entropy.", metavar="METHOD")]
+Percentile = Annotated[float | None, setting("percentile", "What --range percentile keeps, in %.")]
+Effort = Annotated[str | None, setting("effort", "fast, balanced or best.", metavar="NAME")]
+Seed = Annotated[int | None, setting("seed", "Seed of all random choices.")]
+Device = Annotated[
+    str | None, setting("device", "auto, cpu or cuda: where layers are solved and learned.", metavar="NAME")
+]
+Exclude = Annotated[
+    list[str] | None,
+    setting("exclude", "Leave this node in float; also for a regular expression; may be given again.", metavar="NAME"),
+]
+BUDGETS = "Bit plan"
+Candidates = Annotated[
+    str | None, setting("candidates", "Bits that layers may get, weights and inputs.", BUDGETS, metavar="W8A8,...")
+]
+MaxSize = Annotated[
+    str | None,
+    setting("max_size", "Most bytes of the file: 0.15 of the float one, 0.6@8-bit, or 300KB.", BUDGETS, metavar="SIZE"),
+]
+MaxBops = Annotated[
+    str | None, setting("max_bops", "Most bit operations of a sample, likewise.", BUDGETS, metavar="BOPS")
+]
+MaxLoss = Annotated[
+    float | None, setting("max_loss", "Most divergence of the outputs, for the smallest file.", BUDGETS, metavar="LOSS")
+]

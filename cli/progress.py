@@ -50,8 +50,10 @@ class ProgressObserver(Observer):
         self._console.print(f"warning: {text}")
 
     def blocks(self, total: int) -> None:
-        self._total = total
+        self._done, self._total = 0, total
         if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
             self._task = self._bar.add_task("blocks", total=total)
 
     def block(self, record: BlockRecord) -> None:
@@ -61,6 +63,13 @@ class ProgressObserver(Observer):
             self._bar.update(self._task, advance=1, description=text)
         else:
             self._print(f"  block {self._done}/{self._total} {text}")
+
+    def planned(self, layer: str) -> None:
+        self._done += 1
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=1, description=layer)
+        else:
+            self._print(f"  layer {self._done}/{self._total} {layer}")
 
     def _print(self, text: str) -> None:
         if not self._quiet:

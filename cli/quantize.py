@@ -10,15 +10,28 @@ import typer
 from onnxcalib.cli.exitstatus import report_faults
 from onnxcalib.cli.files import check_targets, write_aside
 from onnxcalib.cli.options import (
+    BUDGETS,
     DATA_HELP,
+    Candidates,
     Channels,
     Config,
     Crop,
+    Device,
+    Effort,
+    Encoding,
+    Exclude,
+    FirstLastBits,
     Layout,
+    MaxBops,
+    MaxLoss,
+    MaxSize,
     Mean,
+    Percentile,
     Quiet,
+    Range,
     Resize,
     Samples,
+    Seed,
     Std,
     Threads,
     Verbose,
@@ -42,31 +55,26 @@ def quantize(
     ] = None,
     weight_bits: Annotated[int | None, setting("weight_bits", "Bits of the weights, 8 or 4.")] = None,
     activation_bits: Annotated[int | None, setting("activation_bits", "Bits of what layers read, 8 or 4.")] = None,
-    first_last_bits: Annotated[int | None, setting("first_last_bits", "Bits of the first and last layer.")] = None,
-    range: Annotated[
-        str | None, setting("range", "min-max, percentile, squared-error or entropy.", metavar="METHOD")
+    first_last_bits: FirstLastBits = None,
+    candidates: Candidates = None,
+    max_size: MaxSize = None,
+    max_bops: MaxBops = None,
+    max_loss: MaxLoss = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Bits of a file of onnxcalib plan.", rich_help_panel=BUDGETS, metavar="FILE")
     ] = None,
-    percentile: Annotated[float | None, setting("percentile", "What --range percentile keeps, in %.")] = None,
-    encoding: Annotated[
-        str | None,
-        setting("encoding", "runtime (fast in onnxruntime) or standard (plain 4-bit types).", metavar="NAME"),
-    ] = None,
+    range: Range = None,
+    percentile: Percentile = None,
+    encoding: Encoding = None,
     reconstruct: Annotated[bool | None, setting("reconstruct", "Solve and learn, or calibrate and round only.")] = None,
-    effort: Annotated[str | None, setting("effort", "fast, balanced or best.", metavar="NAME")] = None,
+    effort: Effort = None,
     steps: Annotated[int | None, setting("steps", "AdaQuant steps a block, in place of those of --effort.")] = None,
     views: Annotated[int | None, setting("views", "Shifted, mirrored copies of each image, likewise.")] = None,
     samples: Samples = None,
-    seed: Annotated[int | None, setting("seed", "Seed of all random choices.")] = None,
+    seed: Seed = None,
     threads: Threads = None,
-    device: Annotated[
-        str | None, setting("device", "auto, cpu or cuda: where layers are solved and learned.", metavar="NAME")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        setting(
-            "exclude", "Leave this node in float; also for a regular expression; may be given again.", metavar="NAME"
-        ),
-    ] = None,
+    device: Device = None,
+    exclude: Exclude = None,
     mean: Mean = None,
     std: Std = None,
     resize: Resize = None,
@@ -84,8 +92,8 @@ def quantize(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
-        check_targets({"--output": target, "--report": report}, [model, calib, config])
-        _run(model, calib, target, settings, report=report, quiet=quiet)
+        check_targets({"--output": target, "--report": report}, [model, calib, config, plan])
+        _run(model, calib, target, settings, plan=plan, report=report, quiet=quiet)
 
 
 # Settings of single layers are for files alone.
@@ -94,12 +102,12 @@ _NAMES = tuple(
 )
 
 
-def _run(model: Path, calib: Path, output: Path, settings: QuantizeConfig, *, report: Path | None, quiet: bool) -> None:
+def _run(model: Path, calib: Path, output: Path, settings: QuantizeConfig, *, plan, report, quiet: bool) -> None:
     from onnxcalib import pipeline
     from onnxcalib.cli.progress import ProgressObserver
 
     with ProgressObserver(quiet=quiet) as observer:
-        result = pipeline.quantize(model, calib, settings, observer=observer)
+        result = pipeline.quantize(model, calib, settings, plan=plan, observer=observer)
     result.save(output)
     if report:
         write_aside(report, result.report.to_json() + "\n")

@@ -28,6 +28,8 @@ _HOMES = {
     "quantize": "pipeline",
     "Result": "pipeline",
     "validate": "validation",
+    "plan": "pipeline",
+    "BitPlan": "bitplan",
     "Verdict": "verdict",
     "QuantizeConfig": "config",
     "LayerConfig": "config",
@@ -46,6 +48,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BitPlan",
     "CalibrationSet",
     "ConfigError",
     "DataConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "open_calibration",
+    "plan",
     "quantize",
     "validate",
 ]

@@ -73,16 +73,14 @@ def quantize(
     Bits are those of the settings, of a bit plan, or of one made for the settings' budgets. Raises ModelError,
     DataError or ConfigError; the model given is not changed.
     """
-    config, observer = config or QuantizeConfig(), observer or Observer()
-    original = load_model(model if isinstance(model, ModelProto) else Path(model))
-    if plan is None and config.planned:
-        plan = _plan(original, calibration, config, observer)
+    run = _Run(config or QuantizeConfig(), observer or Observer())
+    if plan is None and run.config.planned:
+        plan = run.call(run.plan, model, calibration)
     if plan is not None:
         plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
-        plan.check(fingerprint(original))
-        config = config.model_copy(update={"layers": {**config.layers, **plan.settings()}})
-    run = _Run(config, observer)
-    return run.call(run.quantize, original, calibration)
+        plan.check(fingerprint(_load(model)))
+        run = _Run(_with_bits(run.config, plan.settings()), run.observer)
+    return run.call(run.quantize, model, calibration)
 
 
 def plan(
@@ -98,12 +96,12 @@ def plan(
     """
     if not config.planned:
         raise ConfigError("max_size: found no budget; give max_size, max_bops or max_loss to plan within")
-    return _plan(model, calibration, config, observer or Observer())
-
-
-def _plan(model, calibration, config: QuantizeConfig, observer: Observer) -> BitPlan:
-    run = _Run(config, observer)
+    run = _Run(config, observer or Observer())
     return run.call(run.plan, model, calibration)
+
+
+def _load(model: str | Path | ModelProto) -> ModelProto:
+    return load_model(model if isinstance(model, ModelProto) else Path(model))
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,7 @@ class _Run:
 
     def _prepare(self, model, calibration) -> _Ready:
         with self._stage("prepare"):
-            original = load_model(model if isinstance(model, ModelProto) else Path(model))
+            original = _load(model)
             Session(original, threads=self.threads)
             samples = self._open(original, calibration)
             prepared = prepare(load_model(original), self.config)
@@ -250,35 +248,35 @@ class _Run:
         _check(quantized)
         return quantized, records
 
-    def _emit(self, model: ModelProto, plan: QuantPlan, grids, layers) -> ModelProto:
+    def _emit(self, model: ModelProto, plan: QuantPlan, grids, layers, config: QuantizeConfig | None = None):
+        """The QDQ model; ``config``: settings that it is to name, if not those of this run."""
         encoding = self.config.encoding
         quantized = emit_qdq(model, plan, *grids, layers, encoding=encoding, keep_outputs=False)
-        self._describe(quantized, plan)
+        _describe(quantized, plan, config or self.config)
         return quantized
 
     def _choose_bits(self, ready: _Ready) -> BitPlan:
         """Measure the sets and choose their bits within the settings' budgets."""
         with self._stage("plan"):
             histograms = self._collect(ready, self._plan(ready))
-            grids = {}
+            uniform = {}
             for candidate in (CANDIDATE_OF[name] for name in dict.fromkeys(("W8A8", *self.config.candidates))):
-                uniform = self._plan(ready, **candidate._asdict())
-                grids[candidate] = Grids(uniform, *self._grids(ready, uniform, histograms))
-            layers = len(next(iter(grids.values())).plan.layers)
-            self.observer.blocks(layers)
-            measured = measure_sets(
-                ready.prepared.model, grids, ready.samples, self.config, device=self.device, tell=self.observer.planned
-            )
+                plan = self._plan(ready, **candidate._asdict())
+                uniform[candidate] = Grids(plan, *self._grids(ready, plan, histograms))
+            self.observer.blocks(len(uniform[candidate].plan.layers))
+            tell = self.observer.planned
+            model, samples = ready.prepared.model, ready.samples
+            measured = measure_sets(model, uniform, samples, self.config, device=self.device, tell=tell)
 
             def stitch(bits: Bits) -> ModelProto:
                 own = {n: c for each, c in zip(measured.sets, bits, strict=True) for n in each.layers}
-                settings = {name: _bits_of(grids[c].plan, name) for name, c in own.items()}
-                plan = self._plan(ready, settings)
-                params = {name: measured.params[name][candidate] for name, candidate in own.items()}
-                return self._emit(ready.prepared.model, plan, self._grids(ready, plan, histograms), params)
+                layers = {name: _bits_of(uniform[c].plan, name) for name, c in own.items()}
+                plan = self._plan(ready, layers)
+                grids = self._grids(ready, plan, histograms)
+                params = {name: measured.params[name][c] for name, c in own.items()}
+                return self._emit(model, plan, grids, params, config=_with_bits(self.config, layers))
 
-            found = make_bit_plan(ready.original, measured, stitch, self.config, ready.samples)
-        return found
+            return make_bit_plan(ready.original, measured, stitch, self.config, samples)
 
     def _view_axes(self, samples: CalibrationSet, plan: QuantPlan) -> tuple[int, int] | None:
         """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
@@ -300,17 +298,23 @@ class _Run:
         elif count:
             self.observer.note(f"layers solved for the model's outputs: {count}")
 
-    def _describe(self, model: ModelProto, plan: QuantPlan) -> None:
-        """Write the tool's version, the settings and every layer's bits into the model's metadata."""
-        bits = {k.name: f"W{k.weight_spec.bits}A{k.activation_spec.bits}" for k in plan.layers}
-        entries = {
-            "onnxcalib.version": version("onnxcalib"),
-            "onnxcalib.settings": self.config.model_dump_json(),
-            "onnxcalib.bits": json.dumps(bits),
-        }
-        for key, value in entries.items():
-            entry = model.metadata_props.add()
-            entry.key, entry.value = key, value
+
+def _describe(model: ModelProto, plan: QuantPlan, config: QuantizeConfig) -> None:
+    """Write the tool's version, the settings and every layer's bits into the model's metadata."""
+    bits = {k.name: f"W{k.weight_spec.bits}A{k.activation_spec.bits}" for k in plan.layers}
+    entries = {
+        "onnxcalib.version": version("onnxcalib"),
+        "onnxcalib.settings": config.model_dump_json(),
+        "onnxcalib.bits": json.dumps(bits),
+    }
+    for key, value in entries.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
+def _with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
+    """The settings with these bits of single layers."""
+    return config.model_copy(update={"layers": {**config.layers, **layers}})
 
 
 def _bits_of(plan: QuantPlan, name: str) -> LayerConfig:

@@ -103,7 +103,7 @@ class Observer:
     """Hears what a run does while it does it; this one is silent, the CLI's draws a progress bar."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: prepare, calibrate, reconstruct, verify, or load, compare, clock, conform, explain."""
+        """A stage begins: prepare, plan, calibrate, reconstruct, verify, or load, compare, clock, conform, explain."""
 
     def note(self, text: str) -> None:
         """One line worth reading in a log."""
@@ -111,11 +111,11 @@ class Observer:
     def warn(self, text: str) -> None:
         """One line that the user should act on."""
 
+    def blocks(self, total: int) -> None:
+        """Reconstruction begins, on so many blocks; or planning, on so many layers."""
+
     def planned(self, layer: str) -> None:
         """What a layer loses and costs at each candidate is known."""
-
-    def blocks(self, total: int) -> None:
-        """Reconstruction begins, on so many blocks."""
 
     def block(self, record: BlockRecord) -> None:
         """One block is done."""

@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "errors": ({"spec"}, {"numpy"}),
     "spec": ({"errors"}, {"numpy"}),
-    "config": ({"errors", "spec"}, {"pydantic"}),
+    "limits": (set(), set()),
+    "config": ({"errors", "spec", "limits"}, {"pydantic"}),
+    "bitplan": ({"errors", "spec", "config"}, {"pydantic"}),
     "arrays": ({"errors", "spec", "config"}, {"numpy", "onnx", "google"}),
     "images": ({"errors", "spec", "config", "arrays"}, {"numpy", "PIL"}),
     "data": ({"errors", "spec", "config", "arrays", "images"}, {"numpy"}),
@@ -32,11 +34,17 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "graph": ({"errors", "spec", "config"}, {"numpy", "onnx", "ml_dtypes", "google"}),
     "runtime": ({"errors", "spec", "graph"}, {"numpy", "onnx", "onnxruntime", "onnx2torch", "torch"}),
     "steps": (
-        {"errors", "spec", "config", "data", "labels", "report", "verdict", "numeric", "graph", "runtime"},
+        {
+            *("errors", "spec", "limits", "config", "bitplan", "data", "labels", "report", "verdict"),
+            *("numeric", "graph", "runtime"),
+        },
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
     "pipeline": (
-        {"errors", "spec", "config", "images", "data", "report", "numeric", "graph", "runtime", "steps", "onnxcalib"},
+        {
+            *("errors", "spec", "config", "bitplan", "images", "data", "report"),
+            *("numeric", "graph", "runtime", "steps", "onnxcalib"),
+        },
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
     "validation": (
@@ -44,10 +52,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx"},
     ),
     "cli": (
-        {"errors", "config", "data", "report", "verdict", "formats", "pipeline", "validation", "onnxcalib"},
+        {"errors", "config", "bitplan", "data", "report", "verdict", "formats", "pipeline", "validation", "onnxcalib"},
         {"typer", "rich", "click"},
     ),
-    "onnxcalib": ({"errors", "config", "data", "report", "verdict", "pipeline", "validation"}, set()),
+    "onnxcalib": ({"errors", "config", "bitplan", "data", "report", "verdict", "pipeline", "validation"}, set()),
 }
 HEAVY = ("torch", "onnxruntime", "onnx2torch", "scipy", "cvxpy")
 MAX_FILE_LINES = 400

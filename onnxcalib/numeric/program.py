@@ -6,6 +6,7 @@ With binaries I of set l and candidate n: least ``sum_l,n I value`` with ``sum_n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ class _Program:
         self.allowed = np.isfinite(self.values)
         self.values = np.where(self.allowed, self.values, 0.0)
         self.rows: list[Row] = [(_flatten(row), float(limit)) for row, limit in zip(rows, limits, strict=True)]
-        floors = [self.floor(row).sum() for row, _ in self.rows]
+        floors = [float(self.floor(row).sum()) for row, _ in self.rows]
         if any(floor > limit for floor, (_, limit) in zip(floors, self.rows, strict=True)):
             raise InfeasibleError(floors)
 
@@ -126,7 +127,7 @@ class _Program:
         """
         _, weights, bound = self._run(self.values, self.rows, boolean=False)
         if weights is None:
-            raise InfeasibleError([self.floor(row).sum() for row, _ in self.rows])
+            raise InfeasibleError([float(self.floor(row).sum()) for row, _ in self.rows])
         choice = self._read(weights)
         split = np.maximum.reduceat(weights, self.starts) < WHOLE
         slim = sum((self._scale(row, limit)[0] for row, limit in self.rows), np.zeros_like(self.values))
@@ -151,7 +152,9 @@ class _Program:
         scaled = np.where(allowed, objective - floor[self.owner], 0) / spread
         problem = cvxpy.Problem(cvxpy.Minimize(scaled @ x), constraints)
         try:
-            problem.solve(cvxpy.HIGHS, time_limit=SECONDS, **OPTIONS, **(EXACT if boolean else {}))
+            with warnings.catch_warnings():  # that time ran out is told by the status
+                warnings.simplefilter("ignore", UserWarning)
+                problem.solve(cvxpy.HIGHS, **OPTIONS, **({"time_limit": SECONDS, **EXACT} if boolean else {}))
         except cvxpy.SolverError:
             return cvxpy.SOLVER_ERROR, None, np.nan
         # At a limit of time HiGHS reports zeros; they are no choice.

@@ -80,7 +80,7 @@ def measure_sets(
     A candidate under which a layer keeps other bits (the first and the last) is one of those bits.
     """
     with Store() as store:
-        sweep = _Sweep(model, grids, samples, config, store, device)
+        sweep = _Sweep(model, grids, samples, config, store=store, device=device)
         found = []
         for names in sweep.ordered_sets():
             found.append(sweep.measure(names))
@@ -92,7 +92,7 @@ def measure_sets(
 class _Sweep:
     """The float model's activations where it stands now, moved on from set to set, and what was found so far."""
 
-    def __init__(self, model, grids, samples: CalibrationSet, config: QuantizeConfig, store: Store, device) -> None:
+    def __init__(self, model, grids, samples: CalibrationSet, config: QuantizeConfig, *, store: Store, device) -> None:
         self.model, self.grids, self.config, self.store, self.device = model, grids, config, store, device
         self.index, self.types = Index(model.graph), infer_types(model)
         self.threads = config.threads or 0

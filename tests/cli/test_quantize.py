@@ -42,8 +42,8 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"float")
     calls = []
 
-    def quantize(model, calibration, config, *, observer):
-        calls.append((model, calibration, config))
+    def quantize(model, calibration, config, *, plan, observer):
+        calls.append((model, calibration, config) if plan is None else (model, calibration, config, plan))
         observer.stage("calibrate")
         observer.note("folded 3")
         observer.warn("odd values")

@@ -1,0 +1,84 @@
+"""``onnxcalib plan``: what it hands to the library, what it writes and prints, and how it fails."""
+
+import pytest
+from typer.testing import CliRunner
+
+from onnxcalib import errors, pipeline
+from onnxcalib.bitplan import read_plan
+from onnxcalib.cli.exitstatus import ExitStatus
+from onnxcalib.cli.main import app
+from onnxcalib.config import DataConfig, QuantizeConfig
+from tests.test_bitplan import PLAN
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command in an empty folder, with a library that does no work: call it with arguments."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_bytes(b"float")
+    calls = []
+
+    def make(model, calibration, config, *, observer):
+        calls.append((str(model), str(calibration), config))
+        observer.stage("plan")
+        observer.blocks(2)
+        observer.planned("deep")
+        return PLAN
+
+    monkeypatch.setattr(pipeline, "plan", make)
+
+    def invoke(*arguments, fault=None):
+        if fault:
+            monkeypatch.setattr(pipeline, "plan", lambda *a, **k: (_ for _ in ()).throw(fault))
+        return CliRunner().invoke(app, ["plan", *arguments])
+
+    invoke.calls = calls
+    return invoke
+
+
+def test_the_plan_is_written_beside_the_model_and_printed(run, tmp_path):
+    result = run("net.onnx", "--calib", "data", "--max-size", "0.2")
+    assert result.exit_code == 0, result.stderr
+    assert run.calls == [("net.onnx", "data", QuantizeConfig(max_size="0.2"))]
+    assert read_plan(tmp_path / "net.plan.json") == PLAN
+    assert "  layer 1/2 deep" in result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["layer", "bits", "loss", "W4A8"] and lines[1].split() == ["deep", "W4A8", "5.00e-01"]
+    assert "this plan: loss 6.25e-01 (sum of its layers' 5.00e-01), 100 bytes, 6.4e+03 bit operations" in result.stdout
+    assert "onnxcalib quantize --plan net.plan.json obeys it" in result.stdout
+
+
+def test_every_option_reaches_its_setting(run):
+    text = (
+        "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-loss 0.1 --first-last-bits 4 "
+        "--range entropy --percentile 99.5 --encoding standard --effort best --samples 9 --seed 3 --threads 2 "
+        "--device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
+    )
+    assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
+    budgets = {"candidates": ("W8A8", "W4A4"), "max_size": "300KB", "max_bops": "0.5@8-bit", "max_loss": 0.1}
+    others = {"first_last_bits": 4, "range": "entropy", "percentile": 99.5, "encoding": "standard", "effort": "best"}
+    rest = {"samples": 9, "seed": 3, "threads": 2, "device": "cpu", "exclude": ("x",), "data": data}
+    assert run.calls[0][2] == QuantizeConfig(**budgets, **others, **rest)
+
+
+def test_quiet_prints_nothing(run):
+    result = run("net.onnx", "--calib", "data", "--max-size", "0.2", "--quiet")
+    assert result.exit_code == 0 and result.stdout == "" and result.stderr == ""
+
+
+def test_a_fault_is_one_line_and_leaves_no_file(run, tmp_path):
+    result = run("net.onnx", "--calib", "data", "-o", "p.json", fault=errors.ConfigError("max_size: found 3 bytes"))
+    assert result.exit_code == ExitStatus.USAGE and result.stderr.splitlines()[-1] == "error: max_size: found 3 bytes"
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_a_budget_that_is_none_is_refused_before_anything_runs(run):
+    result = run("net.onnx", "--calib", "data", "--max-size", "small")
+    assert result.exit_code == ExitStatus.USAGE and not run.calls
+    assert "--max-size: found 'small'; must be a share of the float model such as 0.15" in result.stderr
+
+
+def test_what_is_read_is_never_written(run):
+    result = run("net.onnx", "--calib", "data", "--max-size", "0.2", "-o", "net.onnx")
+    assert result.exit_code and not run.calls and "net.onnx" in result.stderr

@@ -1,0 +1,75 @@
+"""Budgets met, and losses that do not add up."""
+
+import pytest
+
+from onnxcalib.errors import ConfigError
+from onnxcalib.spec import BitSet, Candidate, Cost
+from onnxcalib.steps.allocate import Budgets, allocate
+
+EIGHT, FOUR = Candidate(8, 8), Candidate(4, 8)
+
+
+def make_set(name, loss, size):
+    costs = {EIGHT: Cost(size, 64 * size), FOUR: Cost(size // 2, 32 * size)}
+    return BitSet((name,), size, {EIGHT: 0.0, FOUR: loss}, costs)
+
+
+SETS = [make_set("a", 3.0, 100), make_set("b", 1.0, 100), make_set("c", 2.0, 200)]
+
+
+def size_of(bits, rest=10):
+    return rest + sum(each.costs[c].bytes for each, c in zip(SETS, bits, strict=True))
+
+
+def loss_of(bits):
+    return sum(each.losses[c] for each, c in zip(SETS, bits, strict=True))
+
+
+def run(budgets, size=size_of, loss=loss_of):
+    return allocate(SETS, budgets, size_of=size, loss_of=loss)
+
+
+def test_the_least_loss_within_a_size_is_found_and_measured():
+    found = run(Budgets(bytes=310))
+    assert found.bits == (EIGHT, EIGHT, FOUR) and size_of(found.bits) == 310
+    assert found.predicted_loss == found.measured_loss == found.bound == 2.0 and found.rounds == 1
+
+
+def test_bytes_of_no_set_that_depend_on_the_choice_stay_within_the_budget():
+    def size(bits):
+        return size_of(bits, rest=10 + 30 * (bits[1] != bits[0]))
+
+    found = run(Budgets(bytes=360), size)
+    assert size((EIGHT, FOUR, EIGHT)) == 390 and found.bits == (EIGHT, EIGHT, FOUR)
+
+
+def test_the_smallest_file_within_a_loss_is_found():
+    found = run(Budgets(loss=3.0))
+    assert size_of(found.bits) == 260 and found.measured_loss == 3.0
+
+
+def test_bit_operations_are_a_budget_too():
+    found = run(Budgets(bops=32 * 400 + 32 * 100))
+    assert found.bits == (EIGHT, FOUR, FOUR)
+
+
+def test_where_losses_do_not_add_up_they_are_measured_around_the_solution():
+    def loss(bits):  # b and c together lose far more than apart
+        return loss_of(bits) + 20 * (bits[1] == bits[2] == FOUR)
+
+    found = run(Budgets(bytes=260), loss=loss)
+    assert found.bits == (FOUR, EIGHT, FOUR)
+    assert found.rounds > 1 and found.measured_loss == found.predicted_loss == 5.0
+
+
+@pytest.mark.parametrize(
+    ("budgets", "text"),
+    [
+        (Budgets(bytes=200), r"^max_size: found 200 bytes; the smallest that can be reached is 210 bytes; raise it"),
+        (Budgets(bops=100), r"^max_bops: found 100 bit operations; the smallest that can be reached is 12,800"),
+        (Budgets(bytes=210, loss=5.0), r"^max_size: found 210 bytes; .* is 260 bytes; max_loss: found 5; .* is 6;"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_with_the_smallest_that_is_not(budgets, text):
+    with pytest.raises(ConfigError, match=text):
+        run(budgets)

@@ -1,0 +1,130 @@
+"""Sets of layers, and what each loses and costs at its candidates."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from onnxcalib.config import QuantizeConfig
+from onnxcalib.data import open_calibration
+from onnxcalib.graph.emit import emit_qdq
+from onnxcalib.graph.load import inputs_of, load_model
+from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.save import model_bytes
+from onnxcalib.numeric.divergence import Divergence
+from onnxcalib.runtime.session import Session
+from onnxcalib.spec import Candidate
+from onnxcalib.steps.calibrate import choose_grids, collect_histograms
+from onnxcalib.steps.prepare import prepare
+from onnxcalib.steps.sensitivity import Grids, find_sets, measure_sets
+
+EIGHT, FOUR, LIGHT = Candidate(8, 8), Candidate(4, 4), Candidate(4, 8)
+NET = """g (float[N, 3, 8, 8] x) => (float[N, 4, 1, 1] y) {
+    [stem] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)  [r0] r = Relu (a)
+    [main] c = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)  [side] d = Conv (r, w2, b2)
+    [add] s = Add (c, d)  [r1] t = Relu (s)
+    [deep] e = Conv <pads = [1, 1, 1, 1]> (t, w3, b3)  [r2] f = Relu (e)
+    [pool] g = GlobalAveragePool (f)  [head] y = Conv (g, w4, b4)
+}"""
+
+
+@pytest.fixture
+def net(build, weigh):
+    shapes = [(6, 3, 3, 3), (6, 6, 3, 3), (6, 6, 1, 1), (5, 6, 3, 3), (4, 5, 1, 1)]
+    weights = {f"w{i}": weigh(*shape) for i, shape in enumerate(shapes)}
+    return build(NET, **weights, **{f"b{i}": weigh(shape[0]) for i, shape in enumerate(shapes)})
+
+
+def measure(model, data, candidates=(EIGHT, LIGHT, FOUR), **settings):
+    """The prepared model, grids by candidate, samples, and what was measured; the layers heard of as they were done."""
+    names = tuple(str(c) for c in candidates)
+    config = QuantizeConfig(effort="fast", candidates=names, max_size="1", **settings)
+    samples = open_calibration(data, inputs_of(model), config.data)
+    prepared = prepare(load_model(model), config).model
+    make = partial(make_plan, prepared, first_last_bits=config.first_last_bits)
+    plans = {c: make(**c._asdict()) for c in dict.fromkeys((EIGHT, *candidates))}
+    histograms = collect_histograms(prepared, list(plans[EIGHT].activations), samples)
+    grids = {c: Grids(plan, *choose_grids(plan, histograms, config)) for c, plan in plans.items()}
+    heard = []
+    found = measure_sets(prepared, grids, samples, config, device=torch.device("cpu"), tell=heard.append)
+    return prepared, grids, samples, found, heard
+
+
+def test_layers_that_read_one_tensor_are_a_set(net, draw):
+    _, grids, _, found, heard = measure(net, draw(8, 3, 8, 8))
+    assert [each.layers for each in found.sets] == [("stem",), ("main", "side"), ("deep",), ("head",)]
+    assert sorted(find_sets(grids[EIGHT].plan)) == sorted(list(each.layers) for each in found.sets)
+    assert heard == ["stem", "main", "side", "deep", "head"]
+
+
+def test_first_and_last_have_their_own_bits_alone(net, draw):
+    _, _, _, found, _ = measure(net, draw(8, 3, 8, 8), candidates=(LIGHT, FOUR))
+    assert [list(each.losses) for each in found.sets] == [[EIGHT], [LIGHT, FOUR], [LIGHT, FOUR], [EIGHT]]
+    _, _, _, found, _ = measure(net, draw(8, 3, 8, 8), candidates=(LIGHT, FOUR), first_last_bits=4)
+    assert [list(each.losses) for each in found.sets] == [[LIGHT, FOUR]] * 4
+
+
+def test_a_loss_is_that_of_the_whole_model_with_one_set_swapped_in(net, draw):
+    prepared, grids, samples, found, _ = measure(net, draw(40, 3, 8, 8))
+    wanted = Session(prepared).run(samples.read(range(40)))["y"]
+    for each in found.sets[1:3]:
+        for candidate, loss in each.losses.items():
+            own = grids[candidate]
+            layers = tuple(k for k in own.plan.layers if k.name in each.layers)
+            tensors = {k.input for k in layers}
+            plan = type(own.plan)(
+                layers,
+                {t: s for t, s in own.plan.activations.items() if t in tensors},
+                {t: s for t, s in own.plan.narrowed.items() if t in tensors},
+            )
+            params = {k.name: found.params[k.name][candidate] for k in layers}
+            model = emit_qdq(prepared, plan, own.activations, own.narrowed, params)
+            divergence = Divergence()
+            divergence.add(wanted, Session(model).run(samples.read(range(40)))["y"])
+            assert loss == pytest.approx(divergence.value, rel=1e-3)
+        assert each.losses[EIGHT] < each.losses[LIGHT] < each.losses[FOUR]
+
+
+def test_costs_are_bytes_and_products_of_one_sample(net, draw):
+    _, _, _, found, _ = measure(net, draw(8, 3, 8, 8))
+    tied, deep = found.sets[1], found.sets[2]
+    assert tied.macs == 64 * 6 * 6 * 10 and deep.macs == 64 * 5 * 6 * 9
+    assert deep.costs[FOUR].bops == 16 * deep.macs and deep.costs[LIGHT].bops == 32 * deep.macs
+    saved = deep.costs[EIGHT].bytes - deep.costs[LIGHT].bytes
+    assert 5 * 6 * 9 // 2 - 200 < saved < 5 * 6 * 9 // 2
+
+
+def test_models_that_differ_in_one_set_differ_by_its_bytes(net, draw):
+    prepared, grids, _, found, _ = measure(net, draw(8, 3, 8, 8), candidates=(EIGHT, LIGHT))
+    own = grids[EIGHT]
+    sizes = []
+    for candidate in (EIGHT, LIGHT):
+        wide, slim = own.plan.layers, grids[candidate].plan.layers
+        layers = tuple(y if y.name == "deep" else x for x, y in zip(wide, slim, strict=True))
+        plan = type(own.plan)(layers, own.plan.activations, own.plan.narrowed, own.plan.shared, own.plan.nonnegative)
+        params = {k.name: found.params[k.name][candidate if k.name == "deep" else EIGHT] for k in layers}
+        sizes.append(model_bytes(emit_qdq(prepared, plan, own.activations, own.narrowed, params)))
+    deep = found.sets[2].costs
+    assert sizes[0] - sizes[1] == pytest.approx(deep[EIGHT].bytes - deep[LIGHT].bytes, abs=24)
+
+
+def test_a_batch_that_the_model_fixes_is_kept(build, weigh, draw):
+    text = "g (float[2, 3, 8, 8] x) => (float[2, 4, 8, 8] y) { [one] a = Conv (x, w0, b0)  [two] y = Conv (a, w1, b1) }"
+    model = build(text, w0=weigh(5, 3, 1, 1), b0=weigh(5), w1=weigh(4, 5, 1, 1), b1=weigh(4))
+    _, _, _, found, _ = measure(model, draw(4, 3, 8, 8), candidates=(EIGHT, LIGHT), first_last_bits=4)
+    assert [each.macs for each in found.sets] == [64 * 15, 64 * 20]
+    assert all(0 < each.losses[LIGHT] < 1 for each in found.sets)
+
+
+def test_one_activation_width_is_measured_once(net, draw, monkeypatch):
+    from onnxcalib.steps import solve as solve_step
+
+    found = []
+    measure_moments = solve_step._Stream._measure
+    monkeypatch.setattr(
+        solve_step._Stream, "_measure", lambda self: found.append(self.layer.name) or measure_moments(self)
+    )
+    measure(net, draw(8, 3, 8, 8))
+    assert found.count("deep") == 2 and found.count("stem") == 1
+    assert np.isfinite(found.count("head"))
