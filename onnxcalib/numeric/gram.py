@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch.nn import functional
+from torch.nn import functional, grad
 
 # Inputs whose products with themselves and those behind them are one matrix product: the lower half is not computed.
 BLOCK = 128
@@ -163,14 +163,29 @@ def flatten_rows(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
 
 
-def sum_places(columns: torch.Tensor, probes: torch.Tensor, *, places_first: bool) -> torch.Tensor:
-    """Columns of one group, summed over the places of each sample under its probes: (K, N * M).
+def project(x: torch.Tensor, probes: torch.Tensor, window: Window | None = None) -> torch.Tensor:
+    """What a layer's weights would get as gradients: its columns, summed over each sample's places under its probes.
 
-    columns (1, K, P * N) of places and samples in that order, or (1, K, N * P); probes (N, M, P).
+    x: the input (N, C, *spatial) of a convolution of one group, or (N, ..., K) where ``window`` is None; probes
+    (N, M, P), P the places of the output. Gives (K, N * M).
     """
-    size, (samples, _, places) = columns.shape[1], probes.shape
-    if places_first:
-        own = columns.reshape(size, places, samples).permute(2, 0, 1)
-    else:
-        own = columns.reshape(size, samples, places).transpose(0, 1)
-    return (own @ probes.mT).transpose(0, 1).reshape(size, -1)
+    if window is None:
+        return (probes @ x.reshape(len(x), -1, x.shape[-1])).permute(2, 0, 1).flatten(1)
+    rank = x.dim() - 2
+    x = functional.pad(x, [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])])
+    gradient = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}[rank]
+    shape = (probes.shape[1], x.shape[1], *window.kernel)
+    places = count_places(window, x.shape[2:])
+    steps = {"stride": window.strides, "dilation": window.dilations}
+    sums = [
+        gradient(one[None], shape, own.reshape(1, -1, *places), **steps) for one, own in zip(x, probes, strict=True)
+    ]
+    return torch.cat([each.flatten(1).T for each in sums], 1)
+
+
+def count_places(window: Window, padded: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of a convolution's output on an input of ``padded`` sizes."""
+    spans = [(kernel - 1) * step for kernel, step in zip(window.kernel, window.dilations, strict=True)]
+    return tuple(
+        (size - span - 1) // stride + 1 for size, span, stride in zip(padded, spans, window.strides, strict=True)
+    )

@@ -30,6 +30,8 @@ SIGNS = 8
 MOST_BYTES = 64 * 2**20
 # Larger models stay out of torch: as one module it holds all weights once more.
 MOST_MODEL_BYTES = 2**29
+# The probes of all layers and samples are stored before the first is used.
+MOST_STORED_BYTES = 2**32
 
 
 def draw_probes(walk: Walk, samples: CalibrationSet, directions: int) -> tuple[int, str | None]:
@@ -80,12 +82,14 @@ class _Puller:
         self.walk, self.layers, self.directions = walk, layers, directions
         self.module = to_torch(walk.model)
         self.inputs = [i.name for i in inputs_of(walk.model)]
+        self.returned = list(layers)
+        self.felt: set[str] = set()
         self.generator = torch.Generator().manual_seed(walk.config.seed)
 
     def run(self, size: int) -> None:
         """Store the probes of all batches, ``size`` samples at once; of layers without any for a sample, none."""
         self._check_parity(size)
-        return_also(self.module, list(self.layers))
+        return_also(self.module, self.returned)
         self.module.to(self.walk.device)
         for number, count in enumerate(self.walk.sizes):
             feeds = self.walk.feeds("float:", self.inputs, number)
@@ -93,11 +97,25 @@ class _Puller:
                 return
             parts = [self._pull(feeds, count, range(at, min(at + size, count))) for at in range(0, count, size)]
             for tensor in [t for t in self.layers if not all(t in part for part in parts)]:
-                del self.layers[tensor]
-                if PROBE + tensor in self.walk.store:
-                    self.walk.store.drop(PROBE + tensor)
+                self._drop(tensor)
             for tensor in self.layers:
                 self.walk.store.append(PROBE + tensor, np.concatenate([part[tensor] for part in parts]))
+            self._check_room()
+        for tensor in self.layers.keys() - self.felt:
+            self._drop(tensor)
+
+    def _drop(self, tensor: str) -> None:
+        del self.layers[tensor]
+        if PROBE + tensor in self.walk.store:
+            self.walk.store.drop(PROBE + tensor)
+
+    def _check_room(self) -> None:
+        """Refuse what would fill the disk, from the size of the first batch."""
+        size = sum(self.walk.store.batch(PROBE + tensor, 0).nbytes for tensor in self.layers)
+        total = size * sum(self.walk.sizes) / self.walk.sizes[0]
+        if total > MOST_STORED_BYTES:
+            room = MOST_STORED_BYTES / 2**30
+            raise BlockError(f"their probes would take {total / 2**30:.0f} GB of disk, more than {room:.0f} GB")
 
     def _check_parity(self, size: int) -> None:
         count = self.walk.sizes[0]
@@ -105,33 +123,41 @@ class _Puller:
         outputs = list(Session(self.walk.model, threads=self.walk.config.threads or 0).run(feeds).values())
         error = compare(self.module, self.walk.model, feeds, outputs)
         if not error <= PARITY:
-            raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output")
+            difference = f"{error:.1e} of the largest output, more than {PARITY:.0e}"
+            raise BlockError(f"torch differs from onnxruntime by {difference}")
 
     def _pull(self, feeds: dict[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
         """Probes (N, directions * SIGNS, P) of some samples of a batch of ``count``, by the layer's output."""
         feeds = _take_rows(feeds, count, rows)
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.walk.device) for t in self.inputs]
         try:
-            (*outputs,) = self.module(*inputs)
-            made = dict(zip(self.layers, outputs[-len(self.layers) :], strict=True))
-            outputs = [v for v in outputs[: -len(self.layers)] if v.requires_grad]
+            values = self.module(*inputs)
+            given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
+            made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
+            outputs = [v for v in given if v.requires_grad]
+            if not outputs:
+                raise BlockError("no output has a gradient")
             found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
-            for number in range(self.directions if outputs else 0):
+            for number in range(self.directions):
                 score = sum(self._direct(v) for v in outputs)
                 more = number < self.directions - 1
                 pulled = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
                 for tensor, gradient in zip(made, pulled, strict=True):
                     if gradient is not None and gradient.dim() > 1 and len(gradient) == len(rows):
                         found[tensor].append(self._mix(gradient, self.layers[tensor]))
-        except RuntimeError as error:  # torch's own, which say where gradients or operators end
-            raise BlockError(first_line(error)) from error
-        return {t: _level(torch.cat(parts, 1)).cpu().numpy() for t, parts in found.items() if parts}
+        except BlockError:
+            raise
+        except Exception as error:  # any fault of torch or onnx2torch means that the model is not for torch
+            raise BlockError(f"{type(error).__name__}: {first_line(error)}") from error
+        probes = {t: _level(torch.cat(parts, 1)) for t, parts in found.items() if parts}
+        self.felt |= {t for t, value in probes.items() if value.any()}
+        return {t: value.half().cpu().numpy() for t, value in probes.items()}
 
     def _direct(self, output: torch.Tensor) -> torch.Tensor:
-        """The output along a random direction, in units of its root mean square: several outputs count alike."""
+        """The output along a random direction, in units of its length: several outputs count alike."""
         direction = torch.randn(output.shape, generator=self.generator).to(output)
-        size = output.detach().square().mean().sqrt().clamp_min(torch.finfo(output.dtype).tiny)
-        return (output * direction).sum() / size
+        length = torch.linalg.vector_norm(output.detach().float()).clamp_min(torch.finfo(torch.float32).tiny)
+        return (output * direction).float().sum() / length
 
     def _mix(self, gradient: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
         """Sums (N, SIGNS, P) of the channels under random signs."""

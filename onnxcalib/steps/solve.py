@@ -17,7 +17,7 @@ from ..graph.emit import LayerParams, emit_qdq, input_grid
 from ..graph.extract import extract, needed_inputs, needed_nodes
 from ..graph.index import Index, constant
 from ..graph.layout import from_rows, to_rows, window_of
-from ..numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, sum_places, unfold
+from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_places, flatten_rows, pick, project, unfold
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
 from ..numeric.views import draw_views
@@ -36,6 +36,8 @@ MOST_INPUTS = 4608
 UNFOLD_BYTES = 64 * 2**20
 # int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
 BIAS_LEVELS = 2.0**29
+# Samples that are seen through probes at once.
+ROWS = 8
 # Of the names under which the store keeps the probes of a layer's output (``steps.probes``).
 PROBE = "probe:"
 
@@ -218,18 +220,31 @@ class _Stream:
         name, total, columns = PROBE + self.layer.output, 0.0, 0
         if name not in self.walk.store:
             return None
-        mean = mean.float().unsqueeze(2)
         for number in range(len(self.walk.sizes)):
             inputs = np.atleast_2d(self.prefix.run(number)[self.layer.input])
             probes = self.walk.store.batch(name, number)
-            for start, end in self._spans(probes.shape[2], len(inputs)):
-                part, places = self._move(inputs[start:end]), torch.arange(probes.shape[2])
-                own = self._move(probes[start:end])
-                sums = sum_places(self._unfold(part, places) - mean, own, places_first=self.layer.op == "Conv")
+            window = self._window(inputs.shape[2:]) if self.layer.op == "Conv" else None
+            if probes.shape[::2] != self._places(inputs, window):  # rows that only look like samples
+                total = None
+                break
+            for start in range(0, len(inputs), ROWS):
+                part, own = (self._move(x[start : start + ROWS]) for x in (inputs, probes))
+                own = own.float()
+                sums = project(self._snap_input(part), own, window) - mean.float().T * own.sum(2).flatten()
                 total = total + (sums @ sums.T).double()
                 columns += sums.shape[1]
         self.walk.store.drop(name)
-        return Seen(total[None], columns)
+        return None if total is None else Seen(total[None], columns)
+
+    def _window(self, sizes: tuple[int, ...]) -> Window:
+        return Window(**window_of(self.node, self.shape[2:], tuple(sizes)), groups=self.layer.groups)
+
+    def _places(self, inputs: np.ndarray, window: Window | None) -> tuple[int, int]:
+        """Rows of the input, and places of each row's output."""
+        if window is None:
+            return len(inputs), math.prod(inputs.shape[1:-1])
+        pads = np.array(window.pads).reshape(2, -1).sum(0)
+        return len(inputs), math.prod(count_places(window, [int(x) for x in inputs.shape[2:] + pads]))
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""
@@ -293,8 +308,7 @@ class _Stream:
         """Columns of the input as the quantized layer reads it, a Conv's at ``places`` of its output."""
         if self.layer.op != "Conv":
             return flatten_rows(self._snap_input(inputs))
-        geometry = window_of(self.node, self.shape[2:], tuple(inputs.shape[2:]))
-        return unfold(inputs, Window(**geometry, groups=self.layer.groups), places, self._snap_input)
+        return unfold(inputs, self._window(inputs.shape[2:]), places, self._snap_input)
 
     def _snap_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them."""

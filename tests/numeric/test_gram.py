@@ -1,5 +1,7 @@
 """Columns against torch's own convolutions, and moments against those of all columns at once."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,17 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from onnxcalib.numeric import gram as gram_module
-from onnxcalib.numeric.gram import Moments, MomentSum, Window, choose_places, flatten_rows, pick, sum_places, unfold
+from onnxcalib.numeric.gram import (
+    Moments,
+    MomentSum,
+    Window,
+    choose_places,
+    count_places,
+    flatten_rows,
+    pick,
+    project,
+    unfold,
+)
 
 CONVS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -200,9 +212,25 @@ def test_moments_about_zero_are_plain_means_of_products():
     assert not found.input_mean.any() and not found.target_mean.any() and found.columns == 30
 
 
-@pytest.mark.parametrize("places_first", [True, False])
-def test_columns_are_summed_over_the_places_of_each_sample_under_its_probes(places_first):
-    own, probes = torch.randn(3, 5, 7), torch.randn(3, 2, 7)  # samples, inputs, places
-    columns = own.permute(1, 2, 0) if places_first else own.transpose(0, 1)
-    found = sum_places(columns.reshape(1, 5, 21), probes, places_first=places_first)
-    torch.testing.assert_close(found, torch.einsum("nkp,nmp->knm", own, probes).reshape(5, 6))
+@pytest.mark.parametrize("pads", [(0, 0), (1, 1), (0, 2)])
+@pytest.mark.parametrize(
+    ("rank", "strides", "dilations"), [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (2, 1, 2), (3, 1, 1)]
+)
+def test_inputs_seen_through_probes_are_columns_summed_over_places(rank, strides, dilations, pads):
+    window = Window((3,) * rank, (strides,) * rank, (dilations,) * rank, (pads[0],) * rank + (pads[1],) * rank)
+    x = torch.randn(3, 2, *(7,) * rank)
+    places = math.prod(count_places(window, [7 + sum(pads)] * rank))
+    columns = unfold(x, window, torch.arange(places)).reshape(-1, places, 3)
+    probes = torch.randn(3, 4, places)
+    found = project(x, probes, window)
+    torch.testing.assert_close(
+        found, torch.einsum("kpn,nmp->knm", columns, probes).reshape(-1, 12), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 7, 5), (3, 2, 4, 5)])
+def test_rows_seen_through_probes_are_summed_over_places(shape):
+    x = torch.randn(shape)
+    probes = torch.randn(3, 4, math.prod(shape[1:-1]))
+    columns = flatten_rows(x).reshape(5, 3, -1)
+    torch.testing.assert_close(project(x, probes), torch.einsum("knp,nmp->knm", columns, probes).reshape(5, 12))

@@ -51,7 +51,7 @@ def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, wal
     columns = stream._unfold(torch.from_numpy(data), torch.arange(25))[0].reshape(36, 25, 20).mean(1).double()
     gram = columns @ columns.T
     assert seen.columns == 20 * 2 * SIGNS
-    np.testing.assert_allclose(seen.gram[0] / seen.gram[0].trace(), gram / gram.trace(), atol=1e-5)
+    np.testing.assert_allclose(seen.gram[0] / seen.gram[0].trace(), gram / gram.trace(), atol=1e-4)
     assert PROBE + "a" not in walk.store
 
 
@@ -62,7 +62,9 @@ def test_layers_whose_weights_alone_have_few_bits_have_probes_of_every_sample(bu
     assert probe(walk, data, directions=3) == (1, None)
     shapes = [walk.store.batch(PROBE + "d", number).shape for number in range(3)]
     assert shapes == [(8, 3 * SIGNS, 25), (8, 3 * SIGNS, 25), (4, 3 * SIGNS, 25)]
-    np.testing.assert_allclose(np.linalg.norm(walk.store.batch(PROBE + "d", 0), axis=(1, 2)), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(walk.store.batch(PROBE + "d", 0).astype(float), axis=(1, 2)), 1, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,76 @@ def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw
     walk = walk_of(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
     count, reason = probe(walk, data)
     assert count == 0 and "torch" in reason and not [t for t in walk.store.names() if t.startswith(PROBE)]
+
+
+def make_gated(build, weigh):
+    text = """g (float[N, 4, 8, 8] x) => (float[N, 6, 1, 1] y) {
+        [first] a = Conv <strides = [2, 2]> (x, w0, b0)  [gate] g = Conv <strides = [2, 2]> (x, w1, b1)
+        [up] p = Greater (g, zero)  [cast] c = Cast <to = 1> (p)  [mul] m = Mul (a, c)
+        [last] d = Conv <strides = [2, 2]> (m, w2, b2)  [pool] y = GlobalAveragePool (d)
+    }"""
+    weights = {"w0": weigh(6, 4, 3, 3), "w1": weigh(6, 4, 3, 3), "w2": weigh(6, 6, 2, 2)}
+    return build(text, **weights, **{f"b{i}": weigh(6) for i in range(3)}, zero=np.zeros(1, np.float32))
+
+
+def test_a_layer_without_a_gradient_leaves_the_others_theirs(build, weigh, draw, walk_of):
+    data = draw(11, 4, 8, 8)
+    walk = walk_of(make_gated(build, weigh), data, weight_bits=4, first_last_bits=4, size=4)
+    assert probe(walk, data) == (2, None)
+    shapes = {t: [walk.store.batch(PROBE + t, n).shape[::2] for n in range(3)] for t in ("a", "d")}
+    assert shapes == {"a": [(4, 9), (4, 9), (3, 9)], "d": [(4, 1), (4, 1), (3, 1)]}
+    assert PROBE + "g" not in walk.store
+
+
+def test_gradients_that_end_at_an_operator_have_no_say(build, weigh, draw, walk_of):
+    text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y) { [c] a = Conv (x, w, b)  [r] t = Round (a)  y = Neg (t) }"
+    data = draw(6, 4, 5, 5)
+    walk = walk_of(build(text, w=weigh(6, 4, 1, 1), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
+    assert probe(walk, data)[0] == 0 and PROBE + "a" not in walk.store
+
+
+def test_a_model_of_integer_outputs_has_none_and_says_why(build, weigh, draw, walk_of):
+    text = (
+        "g (float[N, 4, 5, 5] x) => (int64[N, 1, 5, 5] y) { [c] a = Conv (x, w, b)  [top] y = ArgMax <axis = 1> (a) }"
+    )
+    data = draw(6, 4, 5, 5)
+    walk = walk_of(build(text, w=weigh(6, 4, 1, 1), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
+    assert probe(walk, data) == (0, "no output has a gradient")
+
+
+def test_rows_that_are_no_samples_are_not_seen(pooled, draw, walk_of):
+    data = draw(8, 4, 5, 5)
+    walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
+    walk.store.append(PROBE + "a", np.ones((8, 16, 24), np.float16))
+    assert first_stream(walk)._see(torch.zeros(1, 36)) is None and PROBE + "a" not in walk.store
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no such kernel\nsecond line"), ValueError("bad sample")])
+def test_whatever_torch_raises_leaves_the_model_without_probes(pooled, draw, walk_of, monkeypatch, fault):
+    data = draw(8, 4, 5, 5)
+    walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4)
+
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(probes_step._Puller, "_mix", fail)
+    assert probe(walk, data) == (0, f"{type(fault).__name__}: {str(fault).partition(chr(10))[0]}")
+
+
+def test_a_torch_model_that_computes_other_numbers_gives_none(pooled, draw, walk_of, monkeypatch):
+    data = draw(8, 4, 5, 5)
+    walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4)
+    monkeypatch.setattr(probes_step, "compare", lambda *_: 0.5)
+    reason = "torch differs from onnxruntime by 5.0e-01 of the largest output, more than 1e-03"
+    assert probe(walk, data) == (0, reason)
+
+
+def test_probes_that_would_fill_the_disk_are_left_out(pooled, draw, walk_of, monkeypatch):
+    data = draw(8, 4, 5, 5)
+    walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4)
+    monkeypatch.setattr(probes_step, "MOST_STORED_BYTES", 1000)
+    assert probe(walk, data) == (0, "their probes would take 0 GB of disk, more than 0 GB")
+    assert not [t for t in walk.store.names() if t.startswith(PROBE)]
 
 
 def test_a_model_too_large_for_torch_has_none_and_says_why(pooled, draw, walk_of, monkeypatch):
