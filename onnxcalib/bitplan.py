@@ -13,6 +13,7 @@ from onnxcalib.errors import ConfigError
 from onnxcalib.spec import Candidate
 
 SCHEMA = 1
+FLOAT = "float"
 Name = Literal[CANDIDATES]
 CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
 
@@ -43,14 +44,15 @@ class Totals(_Record):
 class BitPlan(_Record):
     """Bits of every layer, and what they were chosen from.
 
-    layers: what ``quantize`` obeys, by node name. model: fingerprint of the model that it is for. totals, eight_bit:
-    of this plan and of W8A8 everywhere. bound: what no plan within the budgets is predicted to lose less than.
+    layers: what ``quantize`` obeys, by node name; float for those left so. model: fingerprint of the model that it is
+    for. totals, eight_bit: of this plan and of W8A8 where the settings allow it. bound: what no choice within the
+    budgets has a smaller sum of losses than, or bytes where the loss was limited.
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
     model: str
     budgets: dict[str, float]
-    layers: dict[str, Name]
+    layers: dict[str, Literal[*CANDIDATES, FLOAT]]
     totals: Totals
     eight_bit: Totals
     bound: float
@@ -59,10 +61,7 @@ class BitPlan(_Record):
 
     def settings(self) -> dict[str, LayerConfig]:
         """The bits as ``quantize`` has settings of single layers."""
-        bits = {name: CANDIDATE_OF[candidate] for name, candidate in self.layers.items()}
-        return {
-            name: LayerConfig(weight_bits=c.weight_bits, activation_bits=c.activation_bits) for name, c in bits.items()
-        }
+        return {name: _settings_of(bits) for name, bits in self.layers.items()}
 
     def check(self, model: str) -> None:
         """Refuse a model of another fingerprint, by ConfigError."""
@@ -74,6 +73,12 @@ class BitPlan(_Record):
     def to_json(self) -> str:
         """What ``read_plan`` reads; numbers of a set stand on one line each."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
+
+
+def _settings_of(name: str) -> LayerConfig:
+    if name == FLOAT:
+        return LayerConfig(exclude=True)
+    return LayerConfig(weight_bits=CANDIDATE_OF[name].weight_bits, activation_bits=CANDIDATE_OF[name].activation_bits)
 
 
 def read_plan(path: Path) -> BitPlan:

@@ -188,7 +188,9 @@ class QuantizeConfig(_Settings):
     seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    candidates: Annotated[tuple[Literal[CANDIDATES], ...], BeforeValidator(_split_candidates)] = CANDIDATES
+    candidates: Annotated[tuple[Literal[CANDIDATES], ...], BeforeValidator(_split_candidates), Field(min_length=1)] = (
+        CANDIDATES
+    )
     max_size: Annotated[str, BeforeValidator(_check_limit)] | None = None
     max_bops: Annotated[str, BeforeValidator(_check_limit)] | None = None
     max_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

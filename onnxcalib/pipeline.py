@@ -17,7 +17,7 @@ import torch
 from onnx import ModelProto
 
 from .bitplan import CANDIDATE_OF, BitPlan, read_plan
-from .config import EFFORTS, LayerConfig, QuantizeConfig
+from .config import EFFORTS, FULL_BITS, LayerConfig, QuantizeConfig
 from .data import CalibrationSet, open_calibration
 from .errors import ConfigError, ModelError
 from .graph.blocks import find_blocks
@@ -33,7 +33,7 @@ from .report import BlockRecord, Observer, Report
 from .runtime.device import choose_device, full_precision
 from .runtime.session import Session
 from .runtime.store import Store
-from .spec import QParams, QuantPlan
+from .spec import Candidate, QParams, QuantPlan
 from .steps.align import align_inputs, keep_aligned
 from .steps.allocate import Bits
 from .steps.calibrate import batch_size, choose_grids, collect_histograms, with_outputs
@@ -74,13 +74,22 @@ def quantize(
     DataError or ConfigError; the model given is not changed.
     """
     run = _Run(config or QuantizeConfig(), observer or Observer())
+    if plan is not None and run.config.planned:
+        raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
     if plan is None and run.config.planned:
         plan = run.call(run.plan, model, calibration)
-    if plan is not None:
-        plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
-        plan.check(fingerprint(_load(model)))
-        run = _Run(_with_bits(run.config, plan.settings()), run.observer)
-    return run.call(run.quantize, model, calibration)
+    if plan is None:
+        return run.call(run.quantize, model, calibration)
+    plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
+    plan.check(fingerprint(_load(model)))
+    run = _Run(_with_bits(run.config, plan.settings()), run.observer)
+    result = run.call(run.quantize, model, calibration)
+    if run.config.max_size is not None and result.report.quantized_bytes > plan.budgets["max_size"]:
+        raise ConfigError(
+            f"max_size: found {result.report.quantized_bytes:,} bytes where {plan.totals.bytes:,} were planned;"
+            f" {plan.budgets['max_size']:,.0f} are allowed; plan with that much less"
+        )
+    return result
 
 
 def plan(
@@ -176,7 +185,8 @@ class _Run:
             samples = self._open(original, calibration)
             prepared = prepare(load_model(original), self.config)
             ready = _Ready(original, prepared, [n.name for n in original.graph.node if n.name], samples, {})
-            plan = self._plan(ready)
+            # Bits that are planned may be more than the settings': whether to rescale must not depend on them.
+            plan = self._plan(ready, **({"activation_bits": FULL_BITS} if self.config.planned else {}))
             fixed, rescaled = align_inputs(prepared.model, plan, samples, self.threads)
             if rescaled:
                 prepared.passes["rescale_input"] = rescaled
@@ -276,7 +286,14 @@ class _Run:
                 params = {name: measured.params[name][c] for name, c in own.items()}
                 return self._emit(model, plan, grids, params, config=_with_bits(self.config, layers))
 
-            return make_bit_plan(ready.original, measured, stitch, self.config, samples)
+            def name_of(layer: str, candidate: Candidate) -> str:
+                bits = _bits_of(uniform[candidate].plan, layer)
+                return str(Candidate(bits.weight_bits, bits.activation_bits))
+
+            excluded = [k.name for k in make_plan(model).layers if k.name not in measured.params]
+            return make_bit_plan(
+                ready.original, measured, stitch, self.config, samples, name_of=name_of, excluded=excluded
+            )
 
     def _view_axes(self, samples: CalibrationSet, plan: QuantPlan) -> tuple[int, int] | None:
         """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
@@ -314,7 +331,8 @@ def _describe(model: ModelProto, plan: QuantPlan, config: QuantizeConfig) -> Non
 
 def _with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
     """The settings with these bits of single layers."""
-    return config.model_copy(update={"layers": {**config.layers, **layers}})
+    others = {name: each for name, each in config.layers.items() if name not in layers}
+    return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds
 
 
 def _bits_of(plan: QuantPlan, name: str) -> LayerConfig:

@@ -12,7 +12,7 @@ TOTALS = Totals(predicted_loss=0.5, measured_loss=0.625, bytes=100, bops=6400)
 PLAN = BitPlan(
     model="a" * 64,
     budgets={"max_size": 120.0},
-    layers={"stem": "W8A8", "deep": "W4A8"},
+    layers={"stem": "W8A8", "deep": "W4A8", "loop": "float"},
     totals=TOTALS,
     eight_bit=TOTALS,
     bound=0.5,
@@ -29,6 +29,7 @@ def test_what_is_written_is_read_again(tmp_path):
 
 def test_bits_are_settings_of_single_layers():
     assert PLAN.settings()["deep"] == LayerConfig(weight_bits=4, activation_bits=8)
+    assert PLAN.settings()["loop"] == LayerConfig(exclude=True)
 
 
 @pytest.mark.parametrize(

@@ -274,13 +274,14 @@ def plain(build, weigh):
 
 
 @pytest.mark.parametrize("limit", ["0.997@8-bit", "0.985@8-bit", "0.97@8-bit"])
-def test_a_model_is_planned_within_a_size_and_keeps_it(plain, limit):
+def test_a_model_is_planned_within_a_size_and_keeps_it(plain, limit, tmp_path):
     config = QuantizeConfig(effort="fast", max_size=limit, candidates="W8A8,W4A8")
     found = plan(plain, SAMPLES, config)
     result = quantize(plain, SAMPLES, config)
     assert bits_of(result.model) == found.layers
     assert result.report.quantized_bytes <= found.budgets["max_size"] and "W4A8" in found.layers.values()
-    assert result.report.quantized_bytes == pytest.approx(found.totals.bytes, abs=16)
+    result.save(tmp_path / "q.onnx")
+    assert (tmp_path / "q.onnx").stat().st_size == result.report.quantized_bytes == found.totals.bytes
     assert found.layers["stem"] == found.layers["head"] == "W8A8"
 
 
@@ -306,6 +307,42 @@ def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
     path.write_text(found.to_json().replace('"deep": "W8A8"', '"deep": "W4A4"'))
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=path)
     assert bits_of(result.model) == {**found.layers, "deep": "W4A4"}
+
+
+def test_settings_of_layers_stand_above_the_plan(plain):
+    layers = {"deep": {"weight_bits": 4}, ".*": {"activation_bits": 8}}
+    config = QuantizeConfig(effort="fast", max_size="1MB", first_last_bits=4, layers=layers)
+    found = plan(plain, SAMPLES, config)
+    assert found.layers["deep"] == "W4A8" and set(found.layers.values()) <= {"W4A8", "W8A8"}
+    assert bits_of(quantize(plain, SAMPLES, config).model) == found.layers
+
+
+def test_layers_left_in_float_are_so_by_the_plan_too(plain):
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1MB", exclude="deep"))
+    assert found.layers["deep"] == "float"
+    assert "deep" not in bits_of(quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=found).model)
+
+
+def test_shares_are_of_all_at_8_bits_whatever_the_candidates(plain):
+    wide, slim = (
+        plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit", candidates=names)).eight_bit
+        for names in ("W8A8,W4A8", "W4A8")
+    )
+    assert wide.bops == slim.bops and wide.bytes == pytest.approx(slim.bytes, abs=16)
+
+
+def test_a_budget_beside_a_plan_is_refused(plain):
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+    with pytest.raises(ConfigError, match=r"^plan: found a budget beside it; its bits are chosen already"):
+        quantize(plain, SAMPLES, QuantizeConfig(max_size="1"), plan=found)
+
+
+def test_a_file_that_outgrows_its_budget_is_refused(plain, monkeypatch):
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+    small = found.model_copy(update={"budgets": {"max_size": 100.0}})
+    monkeypatch.setattr(onnxcalib.pipeline, "make_bit_plan", lambda *_, **__: small)
+    with pytest.raises(ConfigError, match=r"^max_size: found [\d,]+ bytes where [\d,]+ were planned; 100 are allowed"):
+        quantize(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
 
 
 def test_a_plan_for_another_model_is_refused(plain, net):

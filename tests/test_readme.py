@@ -73,8 +73,8 @@ def read_options(command: str) -> set[str]:
 
 
 def test_every_option_of_the_shown_commands_exists():
-    options = {command: read_options(command) for command in ("quantize", "validate")}
-    assert [command.split()[1] for command in COMMANDS] == ["quantize", "quantize", "validate", "validate"]
+    options = {command: read_options(command) for command in ("quantize", "plan", "validate")}
+    assert [command.split()[1] for command in COMMANDS] == [*["quantize"] * 2, "plan", "quantize", *["validate"] * 2]
     for command in COMMANDS:
         shown = {word for word in shlex.split(command) if word.startswith("-")}
         assert shown <= options[command.split()[1]], command

@@ -70,7 +70,15 @@ def check_output(path: Path, *sources: Path) -> None:
 
 def model_bytes(model: ModelProto) -> int:
     """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
-    return copy_without_initializers(model).ByteSize() + sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    bare = copy_without_initializers(model)
+    tensors = sum(1 + _varint_bytes(size) + size for size in (t.ByteSize() for t in model.graph.initializer))
+    graph = bare.graph.ByteSize()
+    return bare.ByteSize() + tensors + _varint_bytes(graph + tensors) - _varint_bytes(graph)
+
+
+def _varint_bytes(length: int) -> int:
+    """Bytes in which protobuf writes the length of a field."""
+    return max(1, -(-length.bit_length() // 7))
 
 
 def fingerprint(model: ModelProto) -> str:

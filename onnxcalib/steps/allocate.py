@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from ..numeric.program import Choice, InfeasibleError, choose
+from ..numeric.program import InfeasibleError, choose
 from ..spec import BitSet, Candidate
 
 # The sum of the sets' losses and the stitched model's loss agree within this factor, or losses are measured again.
 AGREEMENT = 1.1
 ROUNDS = 3
-# Rounds in which the file's size, of which a little depends on the choice as a whole, may move.
+# Times that the program is solved again as the bytes of no set, of which few depend on the choice, turn out more.
 SIZE_ROUNDS = 5
+UNITS = {"max_size": " bytes", "max_bops": " bit operations", "max_loss": ""}
 
 Bits = tuple[Candidate, ...]  # of every set
 
@@ -29,7 +30,10 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The sets' bits, the program's bound on their loss (or size), predicted and measured loss, and rounds taken."""
+    """The sets' bits, the sum of their losses and that of the model with all of them, and the rounds taken.
+
+    bound: what no choice within the budgets has a smaller sum than, or with a limit on the loss is smaller than.
+    """
 
     bits: Bits
     bound: float
@@ -47,89 +51,118 @@ def allocate(
 ) -> Allocation:
     """Solve the program; where the stitched model loses other than predicted, measure around the solution and repeat.
 
-    size_of and loss_of: bytes and divergence of the model with all sets at these bits. The best choice measured is
-    kept. Raises ConfigError for budgets that no choice meets.
+    size_of and loss_of: bytes and divergence of the model with all sets at these bits. Of all choices measured, the
+    best within the budgets is taken. Raises ConfigError for budgets that no choice meets.
     """
-    losses = [dict(each.losses) for each in sets]
-    known: dict[Bits, float] = {}
-    best: Allocation | None = None
-    base = 0.0
+    search = _Search(sets, budgets, size_of, loss_of)
+    losses, base, bound, rounds = [each.losses for each in sets], 0.0, 0.0, 0
     for number in range(1, ROUNDS + 1):
-        bits, bound = _solve(sets, losses, base, budgets, size_of)
-        predicted = base + _total(losses, bits)
-        if bits not in known:
-            known[bits] = loss_of(bits)
-        found = Allocation(bits, bound, predicted, known[bits], number)
-        if best is None or _is_better(found, best, budgets):
-            best = found
-        agrees = max(predicted, known[bits]) <= AGREEMENT * max(min(predicted, known[bits]), 1e-12)
-        if agrees or number == ROUNDS:
+        try:
+            bits, least = search.solve(losses, base)
+        except ConfigError:
+            if not search.known or search.best() is None:
+                raise
             break
-        base, losses = known[bits], _measure_around(sets, bits, known, loss_of)
-    return best
-
-
-def _is_better(one: Allocation, other: Allocation, budgets: Budgets) -> bool:
-    if budgets.loss is None:
-        return one.measured_loss < other.measured_loss
-    return other.measured_loss > budgets.loss and one.measured_loss < other.measured_loss
+        rounds, bound = number, least if number == 1 else bound
+        predicted, measured = base + _total(losses, bits), search.measure(bits)
+        if number == ROUNDS or max(predicted, measured) <= AGREEMENT * min(predicted, measured):
+            break
+        base, losses = measured, search.measure_around(bits)
+    chosen = search.best() or bits
+    return Allocation(chosen, bound, _total([each.losses for each in sets], chosen), search.known[chosen], rounds)
 
 
 def _total(losses: Sequence[Mapping[Candidate, float]], bits: Bits) -> float:
     return sum(of_set[candidate] for of_set, candidate in zip(losses, bits, strict=True))
 
 
-def _measure_around(sets, bits: Bits, known: dict[Bits, float], loss_of) -> list[dict[Candidate, float]]:
-    """What the stitched model's loss changes by where one set takes another of its candidates."""
-    around = []
-    for place, each in enumerate(sets):
-        changes = {}
-        for candidate in each.losses:
-            other = (*bits[:place], candidate, *bits[place + 1 :])
-            if other not in known:
-                known[other] = loss_of(other)
-            changes[candidate] = known[other] - known[bits]
-        around.append(changes)
-    return around
+class _Search:
+    """What is known of whole choices: sizes, and the losses of those that were measured."""
+
+    def __init__(self, sets: Sequence[BitSet], budgets: Budgets, size_of, loss_of) -> None:
+        self.sets, self.budgets, self._size_of, self._loss_of = sets, budgets, size_of, loss_of
+        self.known: dict[Bits, float] = {}
+        self._sizes: dict[Bits, int] = {}
+        self.names = [list(each.losses) for each in sets]
+        self.bytes = [[each.costs[c].bytes for c in own] for each, own in zip(sets, self.names, strict=True)]
+        self.bops = [[each.costs[c].bops for c in own] for each, own in zip(sets, self.names, strict=True)]
+        self.smallest = self._pick(row.index(min(row)) for row in self.bytes)
+
+    def _pick(self, places) -> Bits:
+        return tuple(own[place] for own, place in zip(self.names, places, strict=True))
+
+    def size(self, bits: Bits) -> int:
+        if bits not in self._sizes:
+            self._sizes[bits] = self._size_of(bits)
+        return self._sizes[bits]
+
+    def measure(self, bits: Bits) -> float:
+        if bits not in self.known:
+            self.known[bits] = self._loss_of(bits)
+        return self.known[bits]
+
+    def measure_around(self, bits: Bits) -> list[dict[Candidate, float]]:
+        """What the stitched model's loss changes by where one set takes another of its candidates."""
+        return [
+            {c: self.measure((*bits[:place], c, *bits[place + 1 :])) - self.measure(bits) for c in own}
+            for place, own in enumerate(self.names)
+        ]
+
+    def best(self) -> Bits | None:
+        """Of the choices measured, the one within the budgets that loses least, or is smallest with a limit on that."""
+        if self.budgets.loss is None:
+            order = sorted(self.known, key=self.known.get)
+        else:
+            order = sorted(self.known, key=lambda bits: (self.size(bits), self.known[bits]))
+        return next((bits for bits in order if self._fits(bits)), None)
+
+    def _fits(self, bits: Bits) -> bool:
+        limits = self.budgets
+        if (
+            limits.bops is not None
+            and sum(each.costs[c].bops for each, c in zip(self.sets, bits, strict=True)) > limits.bops
+        ):
+            return False
+        if limits.loss is not None and self.known[bits] > limits.loss:
+            return False
+        return limits.bytes is None or self.size(bits) <= limits.bytes
+
+    def solve(self, losses: Sequence[Mapping[Candidate, float]], base: float) -> tuple[Bits, float]:
+        """The program's answer and its bound; bytes that belong to no set are measured on the answer itself."""
+        loss = [[of_set[c] for c in own] for of_set, own in zip(losses, self.names, strict=True)]
+        values, ties = (loss, self.bytes) if self.budgets.loss is None else (self.bytes, loss)
+        rest = self._rest(self.smallest)
+        first = None
+        for _ in range(SIZE_ROUNDS):
+            rows = {
+                "max_size": (self.bytes, self.budgets.bytes, rest),
+                "max_bops": (self.bops, self.budgets.bops, 0.0),
+                "max_loss": (loss, self.budgets.loss, base),
+            }
+            rows = {kind: row for kind, row in rows.items() if row[1] is not None}
+            try:
+                answer = choose(
+                    values, [row for row, _, _ in rows.values()], [x - more for _, x, more in rows.values()], ties=ties
+                )
+            except InfeasibleError as error:
+                if first is not None and self.size(self.smallest) <= self.budgets.bytes:
+                    return self.smallest, first
+                raise ConfigError(_spell(rows, error.least)) from None
+            bits = self._pick(answer.candidates)
+            first = answer.bound + (base if self.budgets.loss is None else rest) if first is None else first
+            if self.budgets.bytes is None or self.size(bits) <= self.budgets.bytes:
+                return bits, first
+            rest = max(self._rest(bits), rest + 1)
+        return self.smallest, first
+
+    def _rest(self, bits: Bits) -> int:
+        """Bytes that belong to no set."""
+        return self.size(bits) - sum(each.costs[c].bytes for each, c in zip(self.sets, bits, strict=True))
 
 
-def _solve(sets, losses, base: float, budgets: Budgets, size_of) -> tuple[Bits, float]:
-    """The program's answer and its bound, with the bytes that belong to no set measured on the answer itself."""
-    names = [list(each.losses) for each in sets]
-    loss = [[of_set[c] for c in own] for of_set, own in zip(losses, names, strict=True)]
-    size = [[each.costs[c].bytes for c in own] for each, own in zip(sets, names, strict=True)]
-    bops = [[each.costs[c].bops for c in own] for each, own in zip(sets, names, strict=True)]
-    smallest = tuple(
-        min(own, key=lambda c, each=each: each.costs[c].bytes) for each, own in zip(sets, names, strict=True)
-    )
-    rest = size_of(smallest) - sum(each.costs[c].bytes for each, c in zip(sets, smallest, strict=True))
-    for _ in range(SIZE_ROUNDS):
-        rows, limits, kinds = [], [], []
-        if budgets.bytes is not None:
-            rows, limits, kinds = [*rows, size], [*limits, budgets.bytes - rest], [*kinds, "max_size"]
-        if budgets.bops is not None:
-            rows, limits, kinds = [*rows, bops], [*limits, budgets.bops], [*kinds, "max_bops"]
-        if budgets.loss is not None:
-            rows, limits, kinds = [*rows, loss], [*limits, budgets.loss - base], [*kinds, "max_loss"]
-        values, ties = (loss, size) if budgets.loss is None else (size, loss)
-        try:
-            answer: Choice = choose(values, rows, limits, ties=ties)
-        except InfeasibleError as error:
-            added = {"max_size": rest, "max_loss": base}
-            raise ConfigError(_spell_infeasible(kinds, limits, error.least, added)) from None
-        bits = tuple(own[n] for own, n in zip(names, answer.candidates, strict=True))
-        over = size_of(bits) - (rest + sum(each.costs[c].bytes for each, c in zip(sets, bits, strict=True)))
-        if over == 0 or (over < 0 and budgets.bytes is not None) or budgets.bytes is None:
-            return bits, answer.bound + (base if budgets.loss is None else rest)
-        rest += over
-    return bits, answer.bound + base
-
-
-def _spell_infeasible(kinds, limits, least, added: Mapping[str, float]) -> str:
+def _spell(rows: Mapping[str, tuple], least: Sequence[float]) -> str:
     parts = []
-    for kind, limit, low in zip(kinds, limits, least, strict=True):
-        more = added.get(kind, 0.0)
-        wanted, reachable = (f"{x + more:.4g}" if kind == "max_loss" else f"{x + more:,.0f}" for x in (limit, low))
-        unit = {"max_size": " bytes", "max_bops": " bit operations", "max_loss": ""}[kind]
-        parts.append(f"{kind}: found {wanted}{unit}; the smallest that can be reached is {reachable}{unit}")
+    for (kind, (_, limit, more)), low in zip(rows.items(), least, strict=True):
+        wanted, reached = (f"{x:.4g}" if kind == "max_loss" else f"{x:,.0f}" for x in (limit, low + more))
+        parts.append(f"{kind}: found {wanted}{UNITS[kind]}; the smallest that can be reached is {reached}{UNITS[kind]}")
     return "; ".join(parts) + "; raise it, or allow more candidates"

@@ -8,8 +8,9 @@ swapped in: what lies before it is the float model's, and only what lies behind 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from onnx import ModelProto
 
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
+from ..errors import ConfigError
 from ..graph.cut import live_behind
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
@@ -48,6 +50,33 @@ class Measured:
 
     sets: tuple[BitSet, ...]
     params: dict[str, dict[Candidate, LayerParams]]
+
+
+def judged_outputs(batches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the outputs in which a loss can be seen. Raises ConfigError where there is none."""
+    names = [name for name in batches[0] if all(_can_judge(batch[name]) for batch in batches)]
+    names = [name for name in names if any(batch[name].any() for batch in batches)]
+    if not names:
+        raise ConfigError(
+            f"plan: found no loss to see in the outputs {', '.join(batches[0])}; one of finite floating point numbers"
+            " that are not all zero is needed; give the bits yourself"
+        )
+    return names
+
+
+def _can_judge(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and bool(np.isfinite(value).all())
+
+
+def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping]], names: Sequence[str]) -> float:
+    """Divergence of a model's outputs on (feeds, wanted outputs), the mean over ``names``, where shapes agree."""
+    found = {name: Divergence() for name in names}
+    for feeds, wanted in batches:
+        given = session.run(feeds, names)
+        for name, divergence in found.items():
+            if wanted[name].shape == given[name].shape:
+                divergence.add(wanted[name], given[name])
+    return float(np.mean([divergence.value for divergence in found.values()]))
 
 
 class _FloatWalk(Walk):
@@ -95,6 +124,7 @@ class _Sweep:
     def __init__(self, model, grids, samples: CalibrationSet, config: QuantizeConfig, *, store: Store, device) -> None:
         self.model, self.grids, self.config, self.store, self.device = model, grids, config, store, device
         self.index, self.types = Index(model.graph), infer_types(model)
+        self.made = {t: place for place, node in enumerate(model.graph.node) for t in node.output}
         self.threads = config.threads or 0
         self.plan = next(iter(grids.values())).plan
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
@@ -108,10 +138,8 @@ class _Sweep:
             for name, value in feeds.items():
                 self.store.append(f"float:{name}", value)
             if sum(self.sizes[:-1]) < JUDGES:
-                given = whole.run(feeds)
-                self.outputs.append(
-                    {n: v for n, v in given.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
-                )
+                self.outputs.append(whole.run(feeds))
+        self.judged = judged_outputs(self.outputs)
         feeds = samples.read(range(samples.fixed_batch or 1))
         shapes = {**feeds, **session.run(feeds)}
         self.shapes = {t: v.shape for t, v in shapes.items() if isinstance(v, np.ndarray)}
@@ -121,8 +149,12 @@ class _Sweep:
         return [*self.plan.activations, *(t for k in self.plan.layers for t in (k.input, k.output))]
 
     def ordered_sets(self) -> list[list[str]]:
-        place = {node.name: number for number, node in enumerate(self.model.graph.node)}
-        return sorted(find_sets(self.plan), key=lambda names: min(place[name] for name in names))
+        """In the order in which what they read is made, so that activations are never needed again."""
+        layers = {layer.name: layer for layer in self.plan.layers}
+        return sorted(find_sets(self.plan), key=lambda names: min(self._made(layers[name].input) for name in names))
+
+    def _made(self, tensor: str) -> int:
+        return self.made.get(tensor, -1)
 
     def measure(self, names: list[str]) -> BitSet:
         """Solve the layers of a set at every candidate, and swap each candidate into the float model."""
@@ -138,14 +170,11 @@ class _Sweep:
     def _candidates(self, layers: Mapping[Candidate, list[LayerPlan]]) -> list[Candidate]:
         """Those that are as they are called: first and last layers, and what settings name, have their own bits."""
         own = {c: {Candidate(k.weight_spec.bits, k.activation_spec.bits) for k in of} for c, of in layers.items()}
-        asked = {Candidate(int(name[1]), int(name[3])) for name in self.config.candidates}
-        true = [c for c in layers if own[c] == {c}]
-        return [c for c in true if c in asked] or true or list(layers)[:1]
+        return [c for c in layers if own[c] == {c}] or list(layers)[:1]
 
     def _move(self, layers: list[LayerPlan]) -> list[str]:
         """Bring the stored activations to where the first of the layers reads; the tensors there."""
-        made = {t: place for place, node in enumerate(self.model.graph.node) for t in node.output}
-        tensor = min((layer.input for layer in layers), key=lambda t: made.get(t, -1))
+        tensor = min((layer.input for layer in layers), key=self._made)
         inputs = list(live_behind(self.model, [tensor]).get(tensor, self.index.inputs))
         known = [name.partition(":")[2] for name in self.store.names()]
         missing = [t for t in inputs if t not in known]
@@ -180,21 +209,23 @@ class _Sweep:
             )  # fmt: skip
             for place, layer in enumerate(layers[candidates[0]]):
                 specs = [layers[c][place].weight_spec for c in candidates]
-                params, _ = solve_widths(walk, block, layer, specs)
+                params, reason = solve_widths(walk, block, layer, specs)
+                if reason is not None and layer.op != "MatMul":  # AdaQuant gives such a layer a bias
+                    params = [
+                        each if each.bias is not None else replace(each, bias=self._no_bias(layer)) for each in params
+                    ]
                 self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
+
+    def _no_bias(self, layer: LayerPlan) -> np.ndarray:
+        return np.zeros(self.shapes[layer.output][1 if layer.op == "ConvTranspose" else -1])
 
     def _swap(self, inputs: list[str], layers: list[LayerPlan], candidate: Candidate) -> float:
         """Divergence of the outputs with these layers alone quantized, the mean over outputs."""
-        outputs = list(self.outputs[0])
-        read = needed_inputs(self.index, inputs, outputs)
-        cut = extract(self.model, self.types, inputs=read, outputs=outputs)
+        read = needed_inputs(self.index, inputs, self.judged)
+        cut = extract(self.model, self.types, inputs=read, outputs=self.judged)
         session = Session(self._emit(cut, layers, candidate), threads=self.threads)
-        found = {name: Divergence() for name in outputs}
-        for number, wanted in enumerate(self.outputs):
-            given = session.run({t: self.store.batch(f"float:{t}", number) for t in read})
-            for name, divergence in found.items():
-                divergence.add(wanted[name], given[name])
-        return float(np.mean([divergence.value for divergence in found.values()]))
+        feeds = [{t: self.store.batch(f"float:{t}", number) for t in read} for number in range(len(self.outputs))]
+        return divergence_of(session, list(zip(feeds, self.outputs, strict=True)), self.judged)
 
     def _emit(self, cut: ModelProto, layers: list[LayerPlan], candidate: Candidate) -> ModelProto:
         grids = self.grids[candidate]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto
 
-from ..bitplan import BitPlan, SetRecord, Totals
+from ..bitplan import FLOAT, BitPlan, SetRecord, Totals
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
+from ..errors import ConfigError
 from ..graph.save import fingerprint, model_bytes
 from ..limits import read_limit
-from ..numeric.divergence import Divergence
 from ..runtime.session import Session
+from ..spec import BitSet, Candidate
 from .allocate import Bits, Budgets, allocate
 from .calibrate import batch_size
-from .sensitivity import JUDGES, Measured
+from .sensitivity import JUDGES, Measured, divergence_of, judged_outputs
 
 FLOAT_BITS = 32
 BUDGETS = ("max_size", "max_bops", "max_loss")
@@ -28,13 +30,20 @@ def make_bit_plan(
     stitch: Callable[[Bits], ModelProto],
     config: QuantizeConfig,
     samples: CalibrationSet,
+    *,
+    name_of: Callable[[str, Candidate], str],
+    excluded: Sequence[str],
 ) -> BitPlan:
     """The bits within the settings' budgets; ``stitch`` gives the model with all sets at these.
+
+    name_of: the bits that a layer has at a candidate, which are its own where settings say so; excluded: layers that
+    stay in float.
 
     Raises ConfigError for budgets that cannot be met.
     """
     judge, sets = _Judge(original, samples, config.threads or 0), measured.sets
     eight = tuple(max(each.losses) for each in sets)
+    asked = [_keep(each, config.candidates) for each in sets]
 
     def bops_of(bits: Bits) -> int:
         return sum(each.costs[c].bops for each, c in zip(sets, bits, strict=True))
@@ -47,9 +56,9 @@ def make_bit_plan(
     ]
     budgets = Budgets(*limits, config.max_loss)
     chosen = allocate(
-        sets, budgets, size_of=lambda bits: model_bytes(stitch(bits)), loss_of=lambda bits: judge.loss_of(stitch(bits))
+        asked, budgets, size_of=lambda bits: model_bytes(stitch(bits)), loss_of=lambda bits: judge.loss_of(stitch(bits))
     )
-    names = {n: str(c) for each, c in zip(sets, chosen.bits, strict=True) for n in each.layers}
+    names = {n: name_of(n, c) for each, c in zip(sets, chosen.bits, strict=True) for n in each.layers}
 
     def totals(bits: Bits, predicted: float, loss: float) -> Totals:
         return Totals(predicted_loss=predicted, measured_loss=loss, bytes=model_bytes(stitch(bits)), bops=bops_of(bits))
@@ -57,7 +66,7 @@ def make_bit_plan(
     return BitPlan(
         model=fingerprint(original),
         budgets={k: v for k, v in zip(BUDGETS, (*limits, config.max_loss), strict=True) if v},
-        layers=names,
+        layers={**names, **dict.fromkeys(excluded, FLOAT)},
         totals=totals(chosen.bits, chosen.predicted_loss, chosen.measured_loss),
         eight_bit=totals(
             eight, sum(each.losses[c] for each, c in zip(sets, eight, strict=True)), judge.loss_of(stitch(eight))
@@ -68,13 +77,24 @@ def make_bit_plan(
             SetRecord(
                 layers=each.layers,
                 macs=each.macs,
-                loss={str(c): loss for c, loss in each.losses.items()},
-                bytes={str(c): cost.bytes for c, cost in each.costs.items()},
-                bops={str(c): cost.bops for c, cost in each.costs.items()},
+                loss={name_of(each.layers[0], c): loss for c, loss in each.losses.items()},
+                bytes={name_of(each.layers[0], c): cost.bytes for c, cost in each.costs.items()},
+                bops={name_of(each.layers[0], c): cost.bops for c, cost in each.costs.items()},
             )
             for each in sets
         ),
     )
+
+
+def _keep(each: BitSet, names: Sequence[str]) -> BitSet:
+    """The set with the candidates that were asked for, or with what it has where these are none."""
+    losses = {c: loss for c, loss in each.losses.items() if str(c) in names} or each.losses
+    if not any(np.isfinite(loss) for loss in losses.values()):
+        raise ConfigError(
+            f"{each.layers[0]}: found outputs that are not finite at each of its candidates"
+            f" {', '.join(map(str, losses))}; exclude the layer"
+        )
+    return replace(each, losses=losses)
 
 
 class _Judge:
@@ -82,21 +102,14 @@ class _Judge:
 
     def __init__(self, original: ModelProto, samples: CalibrationSet, threads: int):
         session = Session(original, threads=threads)
-        size, self.threads, self.pairs = min(batch_size(session, samples), JUDGES), threads, []
+        size, self.threads, self.batches = min(batch_size(session, samples), JUDGES), threads, []
         done = 0
         for feeds in samples.batches(size):
-            self.pairs.append((feeds, session.run(feeds)))
+            self.batches.append((feeds, session.run(feeds)))
             done += size
             if done >= JUDGES:
                 break
+        self.names = judged_outputs([wanted for _, wanted in self.batches])
 
     def loss_of(self, model: ModelProto) -> float:
-        """Divergence of a model's outputs, the mean over those of floating point."""
-        session = Session(model, threads=self.threads)
-        found: dict[str, Divergence] = {}
-        for feeds, wanted in self.pairs:
-            given = session.run(feeds)
-            for name, value in wanted.items():
-                if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.shape == given[name].shape:
-                    found.setdefault(name, Divergence()).add(value, given[name])
-        return float(np.mean([each.value for each in found.values()])) if found else 0.0
+        return divergence_of(Session(model, threads=self.threads), self.batches, self.names)

@@ -73,3 +73,27 @@ def test_where_losses_do_not_add_up_they_are_measured_around_the_solution():
 def test_a_budget_out_of_reach_is_refused_with_the_smallest_that_is_not(budgets, text):
     with pytest.raises(ConfigError, match=text):
         run(budgets)
+
+
+def test_a_limit_on_the_loss_that_holds_when_measured_is_used_up():
+    def loss(bits):  # together they lose far less than the sum of each alone
+        return (0.0, 3.0, 2.0, 2.2)[sum(c == FOUR for c in bits)]
+
+    found = run(Budgets(loss=3.5), loss=loss)
+    assert found.measured_loss <= 3.5 and size_of(found.bits) == 210
+
+
+def test_a_later_round_that_finds_no_choice_leaves_the_best_that_was_measured():
+    def loss(bits):
+        return (0.0, 3.0, 8.0, 9.0)[sum(c == FOUR for c in bits)]
+
+    found = run(Budgets(loss=3.0), loss=loss)
+    assert found.measured_loss == 3.0 and size_of(found.bits) == 310
+
+
+def test_the_smallest_choice_is_taken_where_others_turn_out_larger_than_they_seemed():
+    def size(bits):
+        return size_of(bits) + 100 * (len(set(bits)) > 1)
+
+    found = run(Budgets(bytes=260), size)
+    assert found.bits == (FOUR, FOUR, FOUR)

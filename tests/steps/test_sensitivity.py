@@ -8,6 +8,7 @@ import torch
 
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.data import open_calibration
+from onnxcalib.errors import ConfigError
 from onnxcalib.graph.emit import emit_qdq
 from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.graph.plan import make_plan
@@ -20,6 +21,7 @@ from onnxcalib.steps.prepare import prepare
 from onnxcalib.steps.sensitivity import Grids, find_sets, measure_sets
 
 EIGHT, FOUR, LIGHT = Candidate(8, 8), Candidate(4, 4), Candidate(4, 8)
+WIDE = [EIGHT, LIGHT, FOUR]
 NET = """g (float[N, 3, 8, 8] x) => (float[N, 4, 1, 1] y) {
     [stem] a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)  [r0] r = Relu (a)
     [main] c = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)  [side] d = Conv (r, w2, b2)
@@ -60,9 +62,9 @@ def test_layers_that_read_one_tensor_are_a_set(net, draw):
 
 def test_first_and_last_have_their_own_bits_alone(net, draw):
     _, _, _, found, _ = measure(net, draw(8, 3, 8, 8), candidates=(LIGHT, FOUR))
-    assert [list(each.losses) for each in found.sets] == [[EIGHT], [LIGHT, FOUR], [LIGHT, FOUR], [EIGHT]]
+    assert [list(each.losses) for each in found.sets] == [[EIGHT], WIDE, WIDE, [EIGHT]]
     _, _, _, found, _ = measure(net, draw(8, 3, 8, 8), candidates=(LIGHT, FOUR), first_last_bits=4)
-    assert [list(each.losses) for each in found.sets] == [[LIGHT, FOUR]] * 4
+    assert [list(each.losses) for each in found.sets] == [WIDE[1:], WIDE, WIDE, WIDE[1:]]
 
 
 def test_a_loss_is_that_of_the_whole_model_with_one_set_swapped_in(net, draw):
@@ -128,3 +130,35 @@ def test_one_activation_width_is_measured_once(net, draw, monkeypatch):
     measure(net, draw(8, 3, 8, 8))
     assert found.count("deep") == 2 and found.count("stem") == 1
     assert np.isfinite(found.count("head"))
+
+
+def test_activations_are_met_in_the_order_in_which_they_are_made(build, weigh, draw):
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+        [stem] r = Conv (x, w0, b0)  [pool] p = AveragePool <kernel_shape = [1, 1]> (r)  [c1] a = Conv (r, w1, b1)
+        [c2] b = Conv (a, w2, b2)  [side] d = Conv (p, w3, b3)  [late] e = Conv (x, w4, b4)
+        [s1] s = Add (b, d)  [s2] y = Add (s, e)
+    }"""
+    weights = {f"w{i}": weigh(4, 3 if i in (0, 4) else 4, 1, 1) for i in range(5)}
+    model = build(text, **weights, **{f"b{i}": weigh(4) for i in range(5)})
+    _, _, _, found, heard = measure(model, draw(8, 3, 8, 8), candidates=(LIGHT,), first_last_bits=4)
+    assert set(heard) == {"stem", "late", "c1", "c2", "side"} and heard[:2] == ["stem", "late"]
+    assert all(each.losses[LIGHT] > 0 for each in found.sets)
+
+
+def test_outputs_in_which_no_loss_can_be_seen_are_refused(build, weigh, draw):
+    text = (
+        "g (float[N, 3, 8, 8] x) => (int64[N, 1, 8, 8] y) { [c] a = Conv (x, w, b)  [top] y = ArgMax <axis = 1> (a) }"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^plan: found no loss to see in the outputs y; one of finite floating point"
+    ):
+        measure(build(text, w=weigh(5, 3, 1, 1), b=weigh(5)), draw(8, 3, 8, 8))
+
+
+def test_outputs_of_zeros_are_passed_over(build, weigh, draw):
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y, float[N, 5, 8, 8] z) {
+        [c] y = Conv (x, w, b)  [sub] s = Sub (y, y)  [same] z = Identity (s)
+    }"""
+    model = build(text, w=weigh(5, 3, 1, 1), b=weigh(5))
+    _, _, _, found, _ = measure(model, draw(8, 3, 8, 8), candidates=(LIGHT,), first_last_bits=4)
+    assert 0 < found.sets[0].losses[LIGHT] < 1
