@@ -309,11 +309,18 @@ def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
     assert bits_of(result.model) == {**found.layers, "deep": "W4A4"}
 
 
-def test_settings_of_layers_stand_above_the_plan(plain):
-    layers = {"deep": {"weight_bits": 4}, ".*": {"activation_bits": 8}}
+@pytest.mark.parametrize(
+    ("layers", "deep"),
+    [
+        ({"deep": {"weight_bits": 4, "activation_bits": 8}}, "W4A8"),
+        ({".*": {"activation_bits": 8}, "deep": {"weight_bits": 4, "activation_bits": 4}}, "W4A4"),
+        ({"deep": {"weight_bits": 4}, ".*": {"activation_bits": 8}}, "W8A8"),
+    ],
+)
+def test_settings_of_layers_stand_above_the_plan_and_the_last_one_holds(plain, layers, deep):
     config = QuantizeConfig(effort="fast", max_size="1MB", first_last_bits=4, layers=layers)
     found = plan(plain, SAMPLES, config)
-    assert found.layers["deep"] == "W4A8" and set(found.layers.values()) <= {"W4A8", "W8A8"}
+    assert found.layers["deep"] == deep
     assert bits_of(quantize(plain, SAMPLES, config).model) == found.layers
 
 
