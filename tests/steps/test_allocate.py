@@ -97,3 +97,9 @@ def test_the_smallest_choice_is_taken_where_others_turn_out_larger_than_they_see
 
     found = run(Budgets(bytes=260), size)
     assert found.bits == (FOUR, FOUR, FOUR)
+
+
+def test_a_loss_that_no_choice_keeps_when_measured_is_refused():
+    found = iter([3.01, *[3.5] * 99])
+    with pytest.raises(ConfigError, match=r"^max_loss: found 3; the smallest that was reached is 3.01; raise it$"):
+        run(Budgets(loss=3.0), loss=lambda _: next(found))
