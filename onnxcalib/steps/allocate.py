@@ -69,6 +69,10 @@ def allocate(
             break
         base, losses = measured, search.measure_around(bits)
     chosen = search.best()
+    if chosen is None and budgets.loss is None:
+        raise ConfigError(
+            "max_size: found no choice within it and max_bops that holds when measured; raise one of them"
+        )
     if chosen is None:
         least = min(search.known.values())
         raise ConfigError(f"max_loss: found {budgets.loss:.4g}; the smallest that was reached is {least:.4g}; raise it")
@@ -156,8 +160,6 @@ class _Search:
             if self.budgets.bytes is None or self.size(bits) <= self.budgets.bytes:
                 return bits, first
             rest = max(self._rest(bits), rest + 1)
-        if self.size(self.smallest) > self.budgets.bytes:
-            raise ConfigError(_spell({"max_size": rows["max_size"]}, [self.size(self.smallest) - rows["max_size"][2]]))
         return self.smallest, first
 
     def _rest(self, bits: Bits) -> int:

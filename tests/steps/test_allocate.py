@@ -1,5 +1,7 @@
 """Budgets met, and losses that do not add up."""
 
+from dataclasses import replace
+
 import pytest
 
 from onnxcalib.errors import ConfigError
@@ -103,3 +105,17 @@ def test_a_loss_that_no_choice_keeps_when_measured_is_refused():
     found = iter([3.01, *[3.5] * 99])
     with pytest.raises(ConfigError, match=r"^max_loss: found 3; the smallest that was reached is 3.01; raise it$"):
         run(Budgets(loss=3.0), loss=lambda _: next(found))
+
+
+def test_two_budgets_that_no_choice_keeps_when_measured_are_refused():
+    def size(bits):  # what is within the bit operations turns out too large; the smallest is not within them
+        return size_of(bits) + 500 * (len(set(bits)) > 1)
+
+    sets = [
+        replace(each, costs={EIGHT: each.costs[EIGHT], FOUR: replace(each.costs[FOUR], bops=10**6)}) for each in SETS
+    ]
+    sets[0] = SETS[0]
+    with pytest.raises(
+        ConfigError, match=r"^max_size: found no choice within it and max_bops that holds when measured"
+    ):
+        allocate(sets, Budgets(bytes=400, bops=64 * 400), size_of=size, loss_of=loss_of)
