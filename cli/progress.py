@@ -57,19 +57,17 @@ class ProgressObserver(Observer):
             self._task = self._bar.add_task("blocks", total=total)
 
     def block(self, record: BlockRecord) -> None:
+        self._advance("block", describe_block(record))
+
+    def planned(self, layer: str) -> None:
+        self._advance("layer", layer)
+
+    def _advance(self, kind: str, text: str) -> None:
         self._done += 1
-        text = describe_block(record)
         if self._bar and self._task is not None:
             self._bar.update(self._task, advance=1, description=text)
         else:
-            self._print(f"  block {self._done}/{self._total} {text}")
-
-    def planned(self, layer: str) -> None:
-        self._done += 1
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=1, description=layer)
-        else:
-            self._print(f"  layer {self._done}/{self._total} {layer}")
+            self._print(f"  {kind} {self._done}/{self._total} {text}")
 
     def _print(self, text: str) -> None:
         if not self._quiet:

@@ -78,7 +78,7 @@ class BitPlan(_Record):
 def _settings_of(name: str) -> LayerConfig:
     if name == FLOAT:
         return LayerConfig(exclude=True)
-    return LayerConfig(weight_bits=CANDIDATE_OF[name].weight_bits, activation_bits=CANDIDATE_OF[name].activation_bits)
+    return LayerConfig(**CANDIDATE_OF[name]._asdict())
 
 
 def read_plan(path: Path) -> BitPlan:

@@ -76,12 +76,13 @@ def quantize(
     run = _Run(config or QuantizeConfig(), observer or Observer())
     if plan is not None and run.config.planned:
         raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
-    if plan is None and run.config.planned:
-        plan = run.call(run.plan, model, calibration)
-    if plan is None:
+    if plan is None and not run.config.planned:
         return run.call(run.quantize, model, calibration)
-    plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
-    plan.check(fingerprint(_load(model)))
+    if plan is None:
+        plan = run.call(run.plan, model, calibration)
+    else:
+        plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
+        plan.check(fingerprint(_load(model)))
     run = _Run(_with_bits(run.config, plan.settings()), run.observer)
     result = run.call(run.quantize, model, calibration)
     if run.config.max_size is not None and result.report.quantized_bytes > plan.budgets["max_size"]:
@@ -280,15 +281,14 @@ class _Run:
 
             def stitch(bits: Bits) -> ModelProto:
                 own = {n: c for each, c in zip(measured.sets, bits, strict=True) for n in each.layers}
-                layers = {name: _bits_of(uniform[c].plan, name) for name, c in own.items()}
+                layers = {name: LayerConfig(**_bits_of(uniform[c].plan, name)._asdict()) for name, c in own.items()}
                 plan = self._plan(ready, layers)
                 grids = self._grids(ready, plan, histograms)
                 params = {name: measured.params[name][c] for name, c in own.items()}
                 return self._emit(model, plan, grids, params, config=_with_bits(self.config, layers))
 
             def name_of(layer: str, candidate: Candidate) -> str:
-                bits = _bits_of(uniform[candidate].plan, layer)
-                return str(Candidate(bits.weight_bits, bits.activation_bits))
+                return str(_bits_of(uniform[candidate].plan, layer))
 
             excluded = [k.name for k in make_plan(model).layers if k.name not in measured.params]
             return make_bit_plan(
@@ -318,7 +318,7 @@ class _Run:
 
 def _describe(model: ModelProto, plan: QuantPlan, config: QuantizeConfig) -> None:
     """Write the tool's version, the settings and every layer's bits into the model's metadata."""
-    bits = {k.name: f"W{k.weight_spec.bits}A{k.activation_spec.bits}" for k in plan.layers}
+    bits = {layer.name: str(layer.bits) for layer in plan.layers}
     entries = {
         "onnxcalib.version": version("onnxcalib"),
         "onnxcalib.settings": config.model_dump_json(),
@@ -335,9 +335,8 @@ def _with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> Qua
     return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds
 
 
-def _bits_of(plan: QuantPlan, name: str) -> LayerConfig:
-    layer = next(layer for layer in plan.layers if layer.name == name)
-    return LayerConfig(weight_bits=layer.weight_spec.bits, activation_bits=layer.activation_spec.bits)
+def _bits_of(plan: QuantPlan, name: str) -> Candidate:
+    return next(layer.bits for layer in plan.layers if layer.name == name)
 
 
 def _check(model: ModelProto) -> None:

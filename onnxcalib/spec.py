@@ -70,6 +70,10 @@ class LayerPlan:
     activation_spec: QuantSpec
     groups: int = 1
 
+    @property
+    def bits(self) -> Candidate:
+        return Candidate(self.weight_spec.bits, self.activation_spec.bits)
+
 
 @dataclass(frozen=True)
 class QuantPlan:

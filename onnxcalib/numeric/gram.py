@@ -144,8 +144,7 @@ def unfold(
 def _view_windows(window: Window, sizes: tuple[int, ...]) -> torch.Tensor:
     """A view (*places, *kernel) of flat indices: the input value under each weight at a place, -1 in the padding."""
     rank = len(sizes)
-    pads = [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
-    view = functional.pad(torch.arange(math.prod(sizes)).reshape(sizes), pads, value=-1)
+    view = functional.pad(torch.arange(math.prod(sizes)).reshape(sizes), _torch_pads(window), value=-1)
     for d in range(rank):
         span = (window.kernel[d] - 1) * window.dilations[d] + 1
         view = view.unfold(d, span, window.strides[d])[..., :: window.dilations[d]]
@@ -171,11 +170,10 @@ def project(x: torch.Tensor, probes: torch.Tensor, window: Window | None = None)
     """
     if window is None:
         return (probes @ x.reshape(len(x), -1, x.shape[-1])).permute(2, 0, 1).flatten(1)
-    rank = x.dim() - 2
-    x = functional.pad(x, [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])])
-    gradient = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}[rank]
+    gradient = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}[x.dim() - 2]
     shape = (probes.shape[1], x.shape[1], *window.kernel)
     places = count_places(window, x.shape[2:])
+    x = functional.pad(x, _torch_pads(window))
     steps = {"stride": window.strides, "dilation": window.dilations}
     sums = [
         gradient(one[None], shape, own.reshape(1, -1, *places), **steps) for one, own in zip(x, probes, strict=True)
@@ -183,9 +181,17 @@ def project(x: torch.Tensor, probes: torch.Tensor, window: Window | None = None)
     return torch.cat([each.flatten(1).T for each in sums], 1)
 
 
-def count_places(window: Window, padded: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of a convolution's output on an input of ``padded`` sizes."""
+def count_places(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of a convolution's output on an input of spatial ``sizes``."""
+    rank = len(sizes)
     spans = [(kernel - 1) * step for kernel, step in zip(window.kernel, window.dilations, strict=True)]
+    padded = [sizes[d] + window.pads[d] + window.pads[d + rank] for d in range(rank)]
     return tuple(
         (size - span - 1) // stride + 1 for size, span, stride in zip(padded, spans, window.strides, strict=True)
     )
+
+
+def _torch_pads(window: Window) -> list[int]:
+    """The pads as torch has them: begin and end of the last axis first."""
+    rank = len(window.kernel)
+    return [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]

@@ -17,11 +17,11 @@ from ..graph.index import constant
 from ..graph.layout import to_rows
 from ..graph.load import inputs_of
 from ..graph.save import model_bytes
-from ..runtime.blocks import BlockError, compare, return_also, to_torch
+from ..runtime.blocks import BlockError, return_also, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import LayerPlan
 from .calibrate import batch_size, with_outputs
-from .reconstruct import PARITY
+from .reconstruct import check_parity
 from .solve import MOST_INPUTS, PROBE, Walk
 
 # Random sums of a layer's channels, as which each direction is kept.
@@ -121,10 +121,7 @@ class _Puller:
         count = self.walk.sizes[0]
         feeds = _take_rows(self.walk.feeds("float:", self.inputs, 0), count, range(min(size, count)))
         outputs = list(Session(self.walk.model, threads=self.walk.config.threads or 0).run(feeds).values())
-        error = compare(self.module, self.walk.model, feeds, outputs)
-        if not error <= PARITY:
-            difference = f"{error:.1e} of the largest output, more than {PARITY:.0e}"
-            raise BlockError(f"torch differs from onnxruntime by {difference}")
+        check_parity(self.module, self.walk.model, feeds, outputs)
 
     def _pull(self, feeds: dict[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
         """Probes (N, directions * SIGNS, P) of some samples of a batch of ``count``, by the layer's output."""

@@ -156,9 +156,7 @@ def _learn(walk: Walk, block: Block, steps: int) -> Outcome:
     wanted = [walk.store.batch(f"float:{t}", 0) for t in block.outputs]
     if not any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in wanted):
         raise BlockError("no output is of floating point")
-    error = compare(module, cut, feeds, wanted)
-    if not error <= PARITY:
-        raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
+    check_parity(module, cut, feeds, wanted)
     size = _batch_size(walk, block) if _takes_any_batch(walk, block, module, cut) else None
     quantizers = _place_activations(walk, block, module)
     modules = {name: layer_module(module, name) for name in block.layers}
@@ -174,6 +172,13 @@ def _learn(walk: Walk, block: Block, steps: int) -> Outcome:
     if outcome.step:
         _read_back(walk, modules, weights, quantizers)
     return outcome
+
+
+def check_parity(module: nn.Module, cut: ModelProto, feeds, wanted) -> None:
+    """Refuse, by BlockError, a module whose outputs are not those ``wanted`` of onnxruntime."""
+    error = compare(module, cut, feeds, wanted)
+    if not error <= PARITY:
+        raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
 
 
 def _layer(walk: Walk, name: str) -> LayerPlan:

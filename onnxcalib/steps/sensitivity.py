@@ -163,13 +163,13 @@ class _Sweep:
         inputs = self._move(layers[candidates[0]])
         block = self._block(layers[candidates[0]], inputs)
         self._solve(block, {c: layers[c] for c in candidates})
-        losses = {c: self._swap(inputs, layers[c], c) for c in candidates}
+        losses = self._swap(inputs, {c: layers[c] for c in candidates})
         costs = {c: self._cost(layers[c], c) for c in candidates}
         return BitSet(tuple(names), sum(self._macs(k) for k in layers[candidates[0]]), losses, costs)
 
     def _candidates(self, layers: Mapping[Candidate, list[LayerPlan]]) -> list[Candidate]:
         """Those that are as they are called: first and last layers, and what settings name, have their own bits."""
-        own = {c: {Candidate(k.weight_spec.bits, k.activation_spec.bits) for k in of} for c, of in layers.items()}
+        own = {c: {layer.bits for layer in of} for c, of in layers.items()}
         return [c for c in layers if own[c] == {c}] or list(layers)[:1]
 
     def _move(self, layers: list[LayerPlan]) -> list[str]:
@@ -219,13 +219,17 @@ class _Sweep:
     def _no_bias(self, layer: LayerPlan) -> np.ndarray:
         return np.zeros(self.shapes[layer.output][1 if layer.op == "ConvTranspose" else -1])
 
-    def _swap(self, inputs: list[str], layers: list[LayerPlan], candidate: Candidate) -> float:
-        """Divergence of the outputs with these layers alone quantized, the mean over outputs."""
+    def _swap(self, inputs: list[str], layers: Mapping[Candidate, list[LayerPlan]]) -> dict[Candidate, float]:
+        """Divergence of the outputs with these layers alone quantized, at each candidate."""
         read = needed_inputs(self.index, inputs, self.judged)
         cut = extract(self.model, self.types, inputs=read, outputs=self.judged)
-        session = Session(self._emit(cut, layers, candidate), threads=self.threads)
         feeds = [{t: self.store.batch(f"float:{t}", number) for t in read} for number in range(len(self.outputs))]
-        return divergence_of(session, list(zip(feeds, self.outputs, strict=True)), self.judged)
+        batches = list(zip(feeds, self.outputs, strict=True))
+        losses = {}
+        for candidate, own in layers.items():
+            session = Session(self._emit(cut, own, candidate), threads=self.threads)
+            losses[candidate] = divergence_of(session, batches, self.judged)
+        return losses
 
     def _emit(self, cut: ModelProto, layers: list[LayerPlan], candidate: Candidate) -> ModelProto:
         grids = self.grids[candidate]

@@ -241,10 +241,8 @@ class _Stream:
 
     def _places(self, inputs: np.ndarray, window: Window | None) -> tuple[int, int]:
         """Rows of the input, and places of each row's output."""
-        if window is None:
-            return len(inputs), math.prod(inputs.shape[1:-1])
-        pads = np.array(window.pads).reshape(2, -1).sum(0)
-        return len(inputs), math.prod(count_places(window, [int(x) for x in inputs.shape[2:] + pads]))
+        sizes = inputs.shape[1:-1] if window is None else count_places(window, inputs.shape[2:])
+        return len(inputs), math.prod(sizes)
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that learn and of those that judge, if there are any."""
@@ -262,7 +260,7 @@ class _Stream:
         cuts = (self.reference, self.prefix)
         wanted, given = ({t: np.atleast_2d(v) for t, v in cut.run(number).items()} for cut in cuts)
         by_sample = len(wanted[self.layer.output]) == size
-        for start, end in self._spans(*self._extent(wanted[self.layer.output])):
+        for start, end in self._spans(wanted[self.layer.output]):
             for judging in (False, True):
                 places = ((first + i, i) if by_sample else (number, i) for i in range(start, end))
                 kept = [i for place, i in places if self._judges(place, by_sample=by_sample) == judging]
@@ -273,16 +271,12 @@ class _Stream:
         """Whether sample (or batch) ``place`` judges; views do what their sample does."""
         return place % self.walk.count(by_sample=by_sample) % HELD_OUT == HELD_OUT - 1
 
-    def _extent(self, output: np.ndarray) -> tuple[int, int]:
-        """Places of a row of the output that are unfolded, and its rows."""
+    def _spans(self, output: np.ndarray):
+        """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
         places = math.prod(output.shape[2:]) if self.layer.op == "Conv" else math.prod(output.shape[1:-1])
-        return min(places, self._wanted() or places), len(output)
-
-    def _spans(self, places: int, rows: int):
-        """Ranges of rows whose input, unfolded at so many places, stays below UNFOLD_BYTES."""
-        row = 4 * math.prod(self.shape[1:]) * self.layer.groups * places
+        row = 4 * math.prod(self.shape[1:]) * self.layer.groups * min(places, self._wanted() or places)
         step = max(1, UNFOLD_BYTES // max(row, 1))
-        return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+        return [(start, min(start + step, len(output))) for start in range(0, len(output), step)]
 
     def _wanted(self) -> int | None:
         """Places an image that suffice; None for all of them."""

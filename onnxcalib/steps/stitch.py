@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +49,8 @@ def make_bit_plan(
         return sum(each.costs[c].bops for each, c in zip(sets, bits, strict=True))
 
     of_float = model_bytes(original), FLOAT_BITS**2 * sum(each.macs for each in sets)
-    of_eight = model_bytes(stitch(eight)), bops_of(eight)
+    widest = stitch(eight)
+    of_eight = model_bytes(widest), bops_of(eight)
     limits = [
         None if text is None else read_limit(text).resolve(of_float=whole, of_eight=wide)
         for text, whole, wide in zip((config.max_size, config.max_bops), of_float, of_eight, strict=True)
@@ -60,29 +61,35 @@ def make_bit_plan(
     )
     names = {n: name_of(n, c) for each, c in zip(sets, chosen.bits, strict=True) for n in each.layers}
 
-    def totals(bits: Bits, predicted: float, loss: float) -> Totals:
-        return Totals(predicted_loss=predicted, measured_loss=loss, bytes=model_bytes(stitch(bits)), bops=bops_of(bits))
-
     return BitPlan(
         model=fingerprint(original),
         budgets={k: v for k, v in zip(BUDGETS, (*limits, config.max_loss), strict=True) if v},
         layers={**names, **dict.fromkeys(excluded, FLOAT)},
-        totals=totals(chosen.bits, chosen.predicted_loss, chosen.measured_loss),
-        eight_bit=totals(
-            eight, sum(each.losses[c] for each, c in zip(sets, eight, strict=True)), judge.loss_of(stitch(eight))
+        totals=Totals(
+            predicted_loss=chosen.predicted_loss,
+            measured_loss=chosen.measured_loss,
+            bytes=model_bytes(stitch(chosen.bits)),
+            bops=bops_of(chosen.bits),
+        ),
+        eight_bit=Totals(
+            predicted_loss=sum(each.losses[c] for each, c in zip(sets, eight, strict=True)),
+            measured_loss=judge.loss_of(widest),
+            bytes=of_eight[0],
+            bops=of_eight[1],
         ),
         bound=chosen.bound,
         rounds=chosen.rounds,
-        sets=tuple(
-            SetRecord(
-                layers=each.layers,
-                macs=each.macs,
-                loss={name_of(each.layers[0], c): loss for c, loss in each.losses.items()},
-                bytes={name_of(each.layers[0], c): cost.bytes for c, cost in each.costs.items()},
-                bops={name_of(each.layers[0], c): cost.bops for c, cost in each.costs.items()},
-            )
-            for each in sets
-        ),
+        sets=tuple(_record(each, {c: name_of(each.layers[0], c) for c in each.losses}) for each in sets),
+    )
+
+
+def _record(each: BitSet, names: Mapping[Candidate, str]) -> SetRecord:
+    return SetRecord(
+        layers=each.layers,
+        macs=each.macs,
+        loss={names[c]: loss for c, loss in each.losses.items()},
+        bytes={names[c]: cost.bytes for c, cost in each.costs.items()},
+        bops={names[c]: cost.bops for c, cost in each.costs.items()},
     )
 
 
