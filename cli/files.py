@@ -33,11 +33,13 @@ def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | N
             )
 
 
-def write_aside(path: Path, text: str) -> None:
+def write_aside(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all. Raises OutputError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8", errors="replace")  # names of files may be no Unicode
+        if isinstance(content, str):
+            content = content.encode("utf-8", errors="replace")  # names of files may be no Unicode
+        aside.write_bytes(content)
         os.replace(aside, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; give another place") from None

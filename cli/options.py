@@ -69,6 +69,26 @@ MaxSize = Annotated[
 MaxBops = Annotated[
     str | None, setting("max_bops", "Most bit operations of a sample, likewise.", BUDGETS, metavar="BOPS")
 ]
+MaxLatency = Annotated[
+    str | None, setting("max_latency", "Most time of a run, likewise, or 12ms.", BUDGETS, metavar="TIME")
+]
 MaxLoss = Annotated[
     float | None, setting("max_loss", "Most divergence of the outputs, for the smallest file.", BUDGETS, metavar="LOSS")
+]
+MaxDrop = Annotated[
+    float | None,
+    setting("max_drop", "Most samples in % whose top class changes, for the smallest file.", BUDGETS, metavar="POINTS"),
+]
+Latencies = Annotated[
+    Path | None,
+    setting("latencies", "CSV of layer, configuration, milliseconds; else measured here.", BUDGETS, metavar="FILE"),
+]
+Jobs = Annotated[int | None, setting("jobs", "Worker processes that plan. [default: one a core]", BUDGETS)]
+Scheduler = Annotated[
+    str | None,
+    setting("scheduler", "Plan on a Dask cluster: tcp://HOST:PORT of its scheduler.", BUDGETS, metavar="ADDRESS"),
+]
+CacheDir = Annotated[
+    Path | None,
+    setting("cache_dir", "Where what planning measured is kept. [default: the user's cache]", BUDGETS, metavar="DIR"),
 ]

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from onnxcalib.bitplan import BitPlan, Totals
+from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.cli.exitstatus import report_faults
 from onnxcalib.cli.files import check_targets, write_aside
 from onnxcalib.cli.options import (
+    BUDGETS,
     DATA_HELP,
+    CacheDir,
     Candidates,
     Channels,
     Config,
@@ -22,8 +24,12 @@ from onnxcalib.cli.options import (
     Encoding,
     Exclude,
     FirstLastBits,
+    Jobs,
+    Latencies,
     Layout,
     MaxBops,
+    MaxDrop,
+    MaxLatency,
     MaxLoss,
     MaxSize,
     Mean,
@@ -32,12 +38,13 @@ from onnxcalib.cli.options import (
     Range,
     Resize,
     Samples,
+    Scheduler,
     Seed,
     Std,
     Threads,
     Verbose,
 )
-from onnxcalib.cli.summary import open_console
+from onnxcalib.cli.summary import open_console, tabulate_sets
 from onnxcalib.config import load_config
 
 
@@ -52,7 +59,13 @@ def plan(
     candidates: Candidates = None,
     max_size: MaxSize = None,
     max_bops: MaxBops = None,
+    max_latency: MaxLatency = None,
     max_loss: MaxLoss = None,
+    max_drop: MaxDrop = None,
+    latencies: Latencies = None,
+    jobs: Jobs = None,
+    scheduler: Scheduler = None,
+    cache_dir: CacheDir = None,
     first_last_bits: FirstLastBits = None,
     range: Range = None,
     percentile: Percentile = None,
@@ -69,45 +82,78 @@ def plan(
     crop: Crop = None,
     layout: Layout = None,
     channels: Channels = None,
+    frontier: Annotated[
+        bool,
+        typer.Option("--frontier", help="Show the least loss of every size too, or instead.", rich_help_panel=BUDGETS),
+    ] = False,
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Choose the bits of every layer of MODEL within a budget, by what each loses and costs, for quantize --plan."""
     given = dict(locals())
-    own = ("model", "calib", "output", "config", "quiet", "verbose")
+    own = ("model", "calib", "output", "frontier", "config", "quiet", "verbose")
     options = {name: value or None if name == "exclude" else value for name, value in given.items() if name not in own}
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.plan.json"
-        check_targets({"--output": target}, [model, calib, config])
+        curve = target.with_name(f"{target.name.removesuffix('.json').removesuffix('.plan')}.frontier.json")
+        plot = curve.with_suffix(".png")
+        targets = {"--output": target if settings.planned or not frontier else None}
+        check_targets(targets | ({"--frontier": curve, "its plot": plot} if frontier else {}), [model, calib, config])
         from onnxcalib import pipeline
         from onnxcalib.cli.progress import ProgressObserver
 
         with ProgressObserver(quiet=quiet) as observer:
-            found = pipeline.plan(model, calib, settings, observer=observer)
-        write_aside(target, found.to_json() + "\n")
-        if not quiet:
+            found = None
+            if targets["--output"]:
+                found = pipeline.plan(model, calib, settings, observer=observer)
+                write_aside(target, found.to_json() + "\n")
+            traced = pipeline.frontier(model, calib, settings, observer=observer) if frontier else None
+        if traced:
+            from onnxcalib.cli.plot import draw_frontier
+
+            write_aside(curve, traced.to_json() + "\n")
+            write_aside(plot, draw_frontier(traced, model.name))
+        if not quiet and found:
             print_plan(found, target)
+        if not quiet and traced:
+            print_frontier(traced, curve, plot)
 
 
 def print_plan(plan: BitPlan, output: Path) -> None:
-    """What each set loses at each of its candidates, the chosen one marked, and the totals, on stdout."""
+    """What each set loses at each of its candidates, the bits chosen, and the totals, on stdout."""
     console = open_console()
-    names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
-    table = Table("layer", "bits", box=None, pad_edge=False)
-    for name in names:
-        table.add_column(f"loss {name}", justify="right")
-    for each in plan.sets:
-        losses = [f"{each.loss[name]:.2e}" if name in each.loss else "" for name in names]
-        for layer in each.layers:
-            table.add_row(layer, plan.layers[layer], *losses)
-    console.print(table)
+    console.print(tabulate_sets(plan))
     console.print(f"all at 8 bits: {_spell(plan.eight_bit)}")
     console.print(f"this plan: {_spell(plan.totals)}, after {plan.rounds} round{'s' * (plan.rounds > 1)}")
     console.print(f"wrote {output}; onnxcalib quantize --plan {output} obeys it", soft_wrap=True)
 
 
 def _spell(totals: Totals) -> str:
-    losses = f"loss {totals.measured_loss:.2e} (sum of its layers' {totals.predicted_loss:.2e})"
-    return f"{losses}, {totals.bytes:,} bytes, {totals.bops:.3g} bit operations"
+    parts = [f"loss {totals.measured_loss:.2e} (predicted {totals.predicted_loss:.2e})"]
+    if totals.agreement is not None:
+        parts.append(f"agreement {totals.agreement:.1f}%")
+    parts += [f"{totals.bytes:,} bytes", f"{totals.bops:.3g} bit operations"]
+    if totals.milliseconds is not None:
+        parts.append(f"{totals.milliseconds:.4g} ms")
+    return ", ".join(parts)
+
+
+def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
+    """The curve, and the choices of one candidate everywhere, on stdout."""
+    console = open_console()
+    table = Table("choice", box=None, pad_edge=False)
+    for name in ("bytes", "of float", "bit operations", "loss"):
+        table.add_column(name, justify="right")
+
+    def add(name: str, point: Point) -> None:
+        share = point.bytes / frontier.float_bytes
+        table.add_row(name, f"{point.bytes:,}", f"{share:.3f}", f"{point.bops:.3g}", f"{point.loss:.2e}")
+
+    for point in frontier.points:
+        add("planned", point)
+    for name, point in frontier.uniform.items():
+        add(f"{name} everywhere", point)
+    console.print(table)
+    console.print(f"wrote {output} and {plot}", soft_wrap=True)

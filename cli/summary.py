@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from onnxcalib.bitplan import BitPlan
 from onnxcalib.formats import spell_number
 from onnxcalib.report import OutputRecord, Report, UnfusedRecord
 
@@ -21,11 +22,26 @@ PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its
 def print_summary(report: Report, output: Path) -> None:
     """Print what was measured, most important first, on stdout."""
     console = open_console()
+    if report.plan:
+        console.print(tabulate_sets(BitPlan.model_validate(report.plan)))
     for table in (_tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
     lines = [*_describe_blocks(report), *describe_unfused(report.unfused), *_describe_cost(report, output)]
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def tabulate_sets(plan: BitPlan) -> Table:
+    """What each set of layers loses at each of its candidates, and what it has."""
+    names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
+    table = Table("layer", "bits", box=None, pad_edge=False)
+    for name in names:
+        table.add_column(f"loss {name}", justify="right")
+    for each in plan.sets:
+        losses = [f"{each.loss[name]:.2e}" if name in each.loss else "" for name in names]
+        for layer in each.layers:
+            table.add_row(layer, plan.layers[layer], *losses)
+    return table
 
 
 class _Console(Console):

@@ -23,22 +23,28 @@ class _Record(BaseModel):
 
 
 class SetRecord(_Record):
-    """Layers of one candidate; what each loses (divergence of the outputs), and costs in the file and in BOPs."""
+    """Layers of one candidate; what each loses (divergence of the outputs), and costs in the file, in BOPs and time."""
 
     layers: tuple[str, ...]
     macs: int
     loss: dict[Name, float]
     bytes: dict[Name, int]
     bops: dict[Name, int]
+    milliseconds: dict[Name, float] = {}
 
 
 class Totals(_Record):
-    """Of the whole model: its divergence as the sum of its sets' and as measured, file size and BOPs."""
+    """Of the whole model: its divergence as predicted from its sets' and as measured, file size and BOPs.
+
+    milliseconds of one run, and agreement of the top class in %, are known where they are limited.
+    """
 
     predicted_loss: float
     measured_loss: float
     bytes: int
     bops: int
+    milliseconds: float | None = None
+    agreement: float | None = None
 
 
 class BitPlan(_Record):
@@ -73,6 +79,27 @@ class BitPlan(_Record):
     def to_json(self) -> str:
         """What ``read_plan`` reads; numbers of a set stand on one line each."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
+
+
+class Point(_Record):
+    """One choice of every layer's bits: the sum of its sets' losses, and what it costs."""
+
+    bytes: int
+    bops: int
+    loss: float
+    layers: dict[str, Name]
+
+
+class Frontier(_Record):
+    """Least losses by size, smallest file first, and the choices of one candidate everywhere, by its name."""
+
+    model: str
+    float_bytes: int
+    points: tuple[Point, ...]
+    uniform: dict[Name, Point]
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1)
 
 
 def _settings_of(name: str) -> LayerConfig:

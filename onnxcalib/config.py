@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from onnxcalib.errors import ConfigError
-from onnxcalib.limits import read_limit
+from onnxcalib.limits import LATENCY, read_limit
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -21,6 +21,11 @@ FULL_BITS = 8
 MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
 MOST_BATCH = 4096  # of samples in a run that is timed: more fit no memory
 CANDIDATES = ("W8A8", "W4A8", "W4A4", "W8A4")
+# Limits on the whole model within which bits are planned: of what it costs, and of what it loses.
+COSTS = ("max_size", "max_bops", "max_latency")
+BUDGETS = (*COSTS, "max_loss", "max_drop")
+# Where and how fast a run computes, and what it keeps; none of these changes what it finds.
+PLACES = ("jobs", "scheduler", "cache_dir")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -90,8 +95,16 @@ def _check_limit(value: Any) -> str:
     return str(value).strip()
 
 
+def _check_latency(value: Any) -> str:
+    read_limit(value, LATENCY)
+    return str(value).strip()
+
+
 def _split_candidates(value: Any) -> Any:
     return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+
+File = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
 class DataConfig(_Settings):
@@ -168,10 +181,13 @@ class QuantizeConfig(_Settings):
     AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
     a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
     win over that. samples: use only the first so many; reconstruct: False calibrates and rounds only. device: where
-    layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. max_size and
-    max_bops: budgets within which a bit plan of the candidates loses least, in place of the same bits everywhere; or
-    max_loss, of the outputs' divergence, with which it is smallest. exclude: nodes that stay in float; layers: settings
-    of single layers. Both name nodes, or are regular expressions that match whole names.
+    layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. max_size,
+    max_bops and max_latency: budgets within which a bit plan of the candidates loses least, in place of the same bits
+    everywhere; or max_loss, of the outputs' divergence, or max_drop, of the top class' agreement in points of 100,
+    with which it is smallest. latencies: a CSV file of layers' times, in place of measuring them. jobs, scheduler:
+    worker processes, or a Dask cluster, that plan; cache_dir: where what they measured is kept. exclude: nodes that
+    stay in float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole
+    names.
     """
 
     weight_bits: Bits = 8
@@ -193,7 +209,13 @@ class QuantizeConfig(_Settings):
     )
     max_size: Annotated[str, BeforeValidator(_check_limit)] | None = None
     max_bops: Annotated[str, BeforeValidator(_check_limit)] | None = None
+    max_latency: Annotated[str, BeforeValidator(_check_latency)] | None = None
     max_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    max_drop: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] | None = None
+    latencies: File | None = None
+    jobs: Count | None = None
+    scheduler: Annotated[str, Field(pattern=r"^\w+://.+")] | None = None
+    cache_dir: File | None = None
     exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
@@ -201,7 +223,7 @@ class QuantizeConfig(_Settings):
     @property
     def planned(self) -> bool:
         """Whether bits are chosen within a budget."""
-        return any(limit is not None for limit in (self.max_size, self.max_bops, self.max_loss))
+        return any(getattr(self, name) is not None for name in BUDGETS)
 
     @property
     def least_bits(self) -> int:

@@ -63,7 +63,7 @@ class UnfusedRecord:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a run measured."""
+    """Everything that a run measured; ``plan``: the bit plan that it obeyed, as its file has it."""
 
     settings: dict
     passes: dict[str, int] = field(default_factory=dict)
@@ -78,6 +78,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     float_pass_seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    plan: dict | None = None
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON has no word for them."""

@@ -108,10 +108,11 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a set of layers costs at one candidate: bytes of the file, and MACs times both bits, of one sample."""
+    """What a set of layers costs at one candidate: bytes of the file, MACs times both bits, of one sample, and time."""
 
     bytes: int
     bops: int
+    milliseconds: float = 0.0
 
 
 @dataclass(frozen=True)

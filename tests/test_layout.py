@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "spec": ({"errors"}, {"numpy"}),
     "limits": (set(), set()),
     "config": ({"errors", "spec", "limits"}, {"pydantic"}),
+    "latencies": ({"errors", "spec", "config"}, set()),
     "bitplan": ({"errors", "spec", "config"}, {"pydantic"}),
     "arrays": ({"errors", "spec", "config"}, {"numpy", "onnx", "google"}),
     "images": ({"errors", "spec", "config", "arrays"}, {"numpy", "PIL"}),
@@ -32,20 +33,31 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "formats": ({"report", "verdict"}, set()),
     "numeric": ({"errors", "spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": ({"errors", "spec", "config"}, {"numpy", "onnx", "ml_dtypes", "google"}),
-    "runtime": ({"errors", "spec", "graph"}, {"numpy", "onnx", "onnxruntime", "onnx2torch", "torch"}),
+    "runtime": (
+        {"errors", "spec", "graph"},
+        {"numpy", "onnx", "onnxruntime", "onnx2torch", "torch", "distributed", "joblib", "loky", "platformdirs"},
+    ),
     "steps": (
         {
-            *("errors", "spec", "limits", "config", "bitplan", "data", "labels", "report", "verdict"),
+            *("errors", "spec", "limits", "config", "latencies", "bitplan", "data", "labels", "report", "verdict"),
             *("numeric", "graph", "runtime"),
         },
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
     ),
+    "run": (
+        {"errors", "spec", "config", "bitplan", "data", "report", "numeric", "graph", "runtime", "steps"},
+        {"onnx"},
+    ),
+    "planning": (
+        {"errors", "spec", "config", "bitplan", "run", "graph", "runtime", "steps"},
+        {"onnx"},
+    ),
     "pipeline": (
         {
-            *("errors", "spec", "config", "bitplan", "images", "data", "report"),
-            *("numeric", "graph", "runtime", "steps", "onnxcalib"),
+            *("errors", "spec", "config", "bitplan", "images", "data", "report", "run", "planning"),
+            *("graph", "runtime", "steps"),
         },
-        {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},
+        {"numpy", "onnx"},
     ),
     "validation": (
         {"errors", "spec", "config", "data", "labels", "report", "verdict", "graph", "runtime", "steps"},
@@ -53,7 +65,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {"errors", "config", "bitplan", "data", "report", "verdict", "formats", "pipeline", "validation", "onnxcalib"},
-        {"typer", "rich", "click"},
+        {"typer", "rich", "click", "matplotlib"},
     ),
     "onnxcalib": ({"errors", "config", "bitplan", "data", "report", "verdict", "pipeline", "validation"}, set()),
 }

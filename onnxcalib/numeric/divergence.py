@@ -20,26 +20,41 @@ class Divergence:
     """
 
     def __init__(self) -> None:
-        self._total, self._weight = 0.0, 0.0
+        self._totals: list[np.ndarray] = []
+        self._weights: list[np.ndarray] = []
 
     def add(self, reference: np.ndarray, other: np.ndarray) -> None:
         """Take in one batch of both, of one shape."""
         a, b = reference.astype(np.float64), other.astype(np.float64)
         if scores_classes(reference.shape):
-            a, b = (_log_probabilities(x, like=a) for x in (a, b))
-            self._total += float((np.exp(a) * (a - b)).sum())
-            self._weight += len(a)
+            a, b = (_log_probabilities(x, like=a).reshape(len(a), -1) for x in (a, b))
+            self._totals.append((np.exp(a) * (a - b)).sum(1))
+            self._weights.append(np.ones(len(a)))
         else:
-            self._total += float(np.square(a - b).sum())
-            self._weight += float(np.square(a).sum())
+            a, b = (np.atleast_1d(x).reshape(len(np.atleast_1d(x)), -1) for x in (a, b))
+            self._totals.append(np.square(a - b).sum(1))
+            self._weights.append(np.square(a).sum(1))
 
     @property
     def value(self) -> float:
         """Zero where both are equal; infinite where a value is not finite, or nothing but zeros was wanted."""
-        if self._total == 0:
+        total, weight = sum(float(t.sum()) for t in self._totals), sum(float(w.sum()) for w in self._weights)
+        if total == 0:
             return 0.0
-        value = self._total / self._weight if self._weight else np.inf
+        value = total / weight if weight else np.inf
         return value if np.isfinite(value) else np.inf
+
+    @property
+    def error(self) -> float:
+        """Standard error of the value, of a ratio of sums over samples; infinite of fewer than two."""
+        totals, weights = (np.concatenate([[], *each]) for each in (self._totals, self._weights))
+        value, count = self.value, len(totals)
+        if count < 2 or not np.isfinite(value):
+            return np.inf
+        if value == 0:
+            return 0.0
+        residuals = totals - value * weights
+        return float(np.sqrt(np.square(residuals).sum() * count / (count - 1)) / weights.sum())
 
 
 def _log_probabilities(scores: np.ndarray, *, like: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -26,3 +27,15 @@ def full_precision() -> AbstractContextManager:
     return torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
+
+
+@contextmanager
+def computing(threads: int | None) -> Iterator[None]:
+    """Torch on so many threads (None: as many as now), and in full precision."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with full_precision():
+            yield
+    finally:
+        torch.set_num_threads(before)

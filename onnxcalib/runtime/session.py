@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from onnx import ModelProto
 
 from ..errors import ModelError
 from ..graph.save import MOST_BYTES, model_bytes, save_model
+
+# What the profiler puts behind the name of a node.
+KERNEL = "_kernel_time"
 
 
 class Session:
@@ -25,8 +29,10 @@ class Session:
         optimize: bool = True,
         threads: int = 0,
         dump: Path | None = None,
+        profile: Path | None = None,
     ):
         """``threads`` 0: as many as cores. ``dump``: where the optimized graph is written, its weights beside it.
+        ``profile``: with what the name of the file begins that ``end_profile`` reads.
 
         ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
         """
@@ -38,6 +44,8 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         if dump is not None:
             options.optimized_model_filepath = str(dump)
             # Otherwise a model above 2 GB could not be written.
@@ -58,6 +66,14 @@ class Session:
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise ModelError(f"onnxruntime cannot run {self.name}: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
+
+    def end_profile(self) -> dict[str, list[float]]:
+        """Milliseconds that each node's kernel took, run by run, by the node's name in the optimized graph."""
+        times: dict[str, list[float]] = {}
+        for event in json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8")):
+            if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+                times.setdefault(event["name"].removesuffix(KERNEL), []).append(event["dur"] / 1000)
+        return times
 
 
 def _load(model: ModelProto, options: ort.SessionOptions, name: str) -> ort.InferenceSession:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
 from ..numeric.program import InfeasibleError, choose
@@ -14,25 +14,42 @@ AGREEMENT = 1.1
 ROUNDS = 3
 # Times that the program is solved again as the bytes of no set, of which few depend on the choice, turn out more.
 SIZE_ROUNDS = 5
-UNITS = {"max_size": " bytes", "max_bops": " bit operations", "max_loss": ""}
+# Halvings of the range of sizes in which the smallest that keeps the agreement is looked for.
+HALVINGS = 7
+# Of each budget: how its numbers are written.
+SPELLING = {
+    "max_size": "{:,.0f} bytes".format,
+    "max_bops": "{:,.0f} bit operations".format,
+    "max_latency": "{:.4g} ms".format,
+    "max_loss": "{:.4g}".format,
+}
+
+NONE_HOLDS = "max_size: found no choice within it and the other budgets that holds when measured; raise one of them"
 
 Bits = tuple[Candidate, ...]  # of every set
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """Limits on the whole model, None where there is none; with ``loss`` it is the size that is to be least."""
+    """Limits on the whole model, None where there is none; with ``loss`` it is the size that is to be least.
+
+    milliseconds: of which ``rest`` are those of no set.
+    """
 
     bytes: float | None = None
     bops: float | None = None
+    milliseconds: float | None = None
+    rest: float = 0.0
     loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The sets' bits, the sum of their losses and that of the model with all of them, and the rounds taken.
+    """The sets' bits, the loss of the model with all of them as predicted and as measured, and the rounds taken.
 
-    bound: what no choice within the budgets has a smaller sum than, or with a limit on the loss is smaller than.
+    predicted_loss: in the first round the sum of the sets' losses; later it starts from what was measured on the choice
+    before, and a choice that differs from that one in a single set was measured then. bound: what no choice within the
+    budgets has a smaller sum than, or with a limit on the loss is smaller than.
     """
 
     bits: Bits
@@ -65,18 +82,64 @@ def allocate(
             break
         rounds, bound = number, least if number == 1 else bound
         predicted, measured = base + _total(losses, bits), search.measure(bits)
+        search.predicted.setdefault(bits, predicted)
         if number == ROUNDS or max(predicted, measured) <= AGREEMENT * min(predicted, measured):
             break
         base, losses = measured, search.measure_around(bits)
     chosen = search.best()
     if chosen is None and budgets.loss is None:
-        raise ConfigError(
-            "max_size: found no choice within it and max_bops that holds when measured; raise one of them"
-        )
+        raise ConfigError(NONE_HOLDS)
     if chosen is None:
         least = min(search.known.values())
         raise ConfigError(f"max_loss: found {budgets.loss:.4g}; the smallest that was reached is {least:.4g}; raise it")
-    return Allocation(chosen, bound, _total([each.losses for each in sets], chosen), search.known[chosen], rounds)
+    measured = search.known[chosen]
+    return Allocation(chosen, bound, search.predicted.get(chosen, measured), measured, rounds)
+
+
+def allocate_for_agreement(
+    sets: Sequence[BitSet],
+    budgets: Budgets,
+    least: float,
+    *,
+    size_of: Callable[[Bits], int],
+    agreement_of: Callable[[Bits], float],
+) -> tuple[Bits, float]:
+    """The smallest choice found whose agreement, in %, is at least this, and the bound of the program that gave it.
+
+    The program of least loss is solved for one size after the other, halving the range in which the answer lies.
+    Raises ConfigError where none agrees as much.
+    """
+    search = _Search(sets, budgets, size_of, None)
+    losses = [each.losses for each in sets]
+    high = search.size(search.widest) if budgets.bytes is None else budgets.bytes
+    low, chosen, best = float(search.size(search.smallest)), None, 0.0
+    for size in [high, low, *[None] * HALVINGS]:
+        size = (low + high) / 2 if size is None else size
+        search.budgets = replace(budgets, bytes=size)
+        try:
+            bits, bound = search.solve(losses, 0.0)
+        except ConfigError:
+            if chosen is None:
+                raise
+            low = max(low, size)
+            continue
+        agreement = agreement_of(bits)
+        best = max(best, agreement)
+        if agreement >= least:
+            chosen, high = (bits, bound), min(high, search.size(bits))
+        elif chosen is None:
+            raise ConfigError(
+                f"max_drop: found {100 - least:.4g}; within the other budgets the smallest that was reached is"
+                f" {100 - best:.4g}; raise it, or allow more candidates"
+            )
+        else:
+            low = max(low, size)
+    return chosen
+
+
+def solve_once(sets: Sequence[BitSet], budgets: Budgets, size_of: Callable[[Bits], int]) -> Bits:
+    """The choice of least summed loss within the budgets, by the losses as they are. Raises ConfigError."""
+    return _Search(sets, budgets, size_of, None).solve([each.losses for each in sets], 0.0)[0]
 
 
 def _total(losses: Sequence[Mapping[Candidate, float]], bits: Bits) -> float:
@@ -89,11 +152,16 @@ class _Search:
     def __init__(self, sets: Sequence[BitSet], budgets: Budgets, size_of, loss_of) -> None:
         self.sets, self.budgets, self._size_of, self._loss_of = sets, budgets, size_of, loss_of
         self.known: dict[Bits, float] = {}
+        self.predicted: dict[Bits, float] = {}
         self._sizes: dict[Bits, int] = {}
         self.names = [list(each.losses) for each in sets]
         self.bytes = [[each.costs[c].bytes for c in own] for each, own in zip(sets, self.names, strict=True)]
         self.bops = [[each.costs[c].bops for c in own] for each, own in zip(sets, self.names, strict=True)]
+        self.milliseconds = [
+            [each.costs[c].milliseconds for c in own] for each, own in zip(sets, self.names, strict=True)
+        ]
         self.smallest = self._pick(row.index(min(row)) for row in self.bytes)
+        self.widest = self._pick(row.index(max(row)) for row in self.bytes)
 
     def _pick(self, places) -> Bits:
         return tuple(own[place] for own, place in zip(self.names, places, strict=True))
@@ -124,11 +192,11 @@ class _Search:
         return next((bits for bits in order if self._fits(bits)), None)
 
     def _fits(self, bits: Bits) -> bool:
-        limits = self.budgets
-        if (
-            limits.bops is not None
-            and sum(each.costs[c].bops for each, c in zip(self.sets, bits, strict=True)) > limits.bops
-        ):
+        limits, costs = self.budgets, [each.costs[c] for each, c in zip(self.sets, bits, strict=True)]
+        if limits.bops is not None and sum(cost.bops for cost in costs) > limits.bops:
+            return False
+        spent = limits.rest + sum(cost.milliseconds for cost in costs)
+        if limits.milliseconds is not None and spent > limits.milliseconds:
             return False
         if limits.loss is not None and self.known[bits] > limits.loss:
             return False
@@ -138,12 +206,13 @@ class _Search:
         """The program's answer and its bound; bytes that belong to no set are measured on the answer itself."""
         loss = [[of_set[c] for c in own] for of_set, own in zip(losses, self.names, strict=True)]
         values, ties = (loss, self.bytes) if self.budgets.loss is None else (self.bytes, loss)
-        rest = self._rest(self.smallest)
+        rest = min(self._rest(self.smallest), self._rest(self.widest))
         first = None
         for _ in range(SIZE_ROUNDS):
             rows = {
                 "max_size": (self.bytes, self.budgets.bytes, rest),
                 "max_bops": (self.bops, self.budgets.bops, 0.0),
+                "max_latency": (self.milliseconds, self.budgets.milliseconds, self.budgets.rest),
                 "max_loss": (loss, self.budgets.loss, base),
             }
             rows = {kind: row for kind, row in rows.items() if row[1] is not None}
@@ -170,6 +239,6 @@ class _Search:
 def _spell(rows: Mapping[str, tuple], least: Sequence[float]) -> str:
     parts = []
     for (kind, (_, limit, more)), low in zip(rows.items(), least, strict=True):
-        wanted, reached = (f"{x:.4g}" if kind == "max_loss" else f"{x:,.0f}" for x in (limit, low + more))
-        parts.append(f"{kind}: found {wanted}{UNITS[kind]}; the smallest that can be reached is {reached}{UNITS[kind]}")
+        spell = SPELLING[kind]
+        parts.append(f"{kind}: found {spell(limit)}; the smallest that can be reached is {spell(low + more)}")
     return "; ".join(parts) + "; raise it, or allow more candidates"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, helper
@@ -13,7 +16,7 @@ from ..errors import DataError
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..runtime.session import Session
-from ..spec import QParams, QuantPlan
+from ..spec import QParams, QuantPlan, QuantSpec
 
 # All planned activations of one batch may take so many bytes.
 BATCH_BYTES = 128 * 2**20
@@ -43,6 +46,41 @@ def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYT
     return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
 
 
+class Batches:
+    """A calibration set in the batches of a model's runs: read whenever they are asked for, shipped by value.
+
+    per_run: samples that a run takes at least; one: the feeds of such a run.
+    """
+
+    def __init__(self, samples: CalibrationSet, size: int) -> None:
+        self.per_run = samples.fixed_batch or 1
+        self.one = samples.read(range(self.per_run))
+        self._size = size
+        self._read = partial(samples.batches, size)
+
+    def count(self, feeds: Mapping[str, Any]) -> int:
+        """Samples in a batch, one where the model has no axis of them."""
+        first = next(iter(feeds.values()))
+        return min(self._size, len(first)) if first.ndim else 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._read())
+
+    def digest(self) -> str:
+        """SHA-256 of all samples, in hexadecimal."""
+        found = hashlib.sha256()
+        for feeds in self:
+            for name, value in feeds.items():
+                found.update(f"{name} {value.dtype} {value.shape}".encode())
+                found.update(
+                    repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).data
+                )
+        return found.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_read": partial(iter, tuple(self))}
+
+
 def collect_histograms(
     model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, *, threads: int = 0
 ) -> dict[str, Histogram]:
@@ -67,27 +105,24 @@ def collect_histograms(
 
 
 def choose_grids(
-    plan: QuantPlan, histograms: dict[str, Histogram], config: QuantizeConfig
+    plan: QuantPlan, histograms: dict[str, Histogram], config: QuantizeConfig, known: dict[Any, QParams] | None = None
 ) -> tuple[dict[str, QParams], dict[str, QParams]]:
-    """First grids of the planned activations and of their narrowed copies; tensors that share a grid get one."""
+    """First grids of the planned activations and of their narrowed copies; tensors that share a grid get one.
+
+    known: what was chosen from these histograms for other plans; grows.
+    """
     sets = {t: members for members in plan.shared for t in members}
-    chosen: dict[tuple[str, ...], QParams] = {}
-    activations: dict[str, QParams] = {}
-    for tensor, spec in plan.activations.items():
-        members = sets.get(tensor, (tensor,))
-        if members not in chosen:
-            bounds = [plan.nonnegative[t] for t in members if t in plan.nonnegative]
-            chosen[members] = _choose(members, histograms, spec, config, min(bounds, default=None))
-        activations[tensor] = chosen[members]
-    narrowed = {
-        tensor: _choose((tensor,), histograms, spec, config, plan.nonnegative.get(tensor))
-        for tensor, spec in plan.narrowed.items()
-    }
-    return activations, narrowed
+    known = {} if known is None else known
 
+    def choose(members: tuple[str, ...], spec: QuantSpec) -> QParams:
+        bound = min((plan.nonnegative[t] for t in members if t in plan.nonnegative), default=None)
+        key = (members, spec, bound)
+        if key not in known:
+            merged = Histogram()
+            for tensor in members:
+                merged.merge(histograms[tensor])
+            known[key] = choose_grid(merged, spec, kind=config.range, percentile=config.percentile, bound=bound)
+        return known[key]
 
-def _choose(members, histograms, spec, config: QuantizeConfig, bound: float | None) -> QParams:
-    merged = Histogram()
-    for tensor in members:
-        merged.merge(histograms[tensor])
-    return choose_grid(merged, spec, kind=config.range, percentile=config.percentile, bound=bound)
+    activations = {tensor: choose(sets.get(tensor, (tensor,)), spec) for tensor, spec in plan.activations.items()}
+    return activations, {tensor: choose((tensor,), spec) for tensor, spec in plan.narrowed.items()}

@@ -8,8 +8,11 @@ swapped in: what lies before it is the float model's, and only what lies behind 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,6 @@ import torch
 from onnx import ModelProto
 
 from ..config import QuantizeConfig
-from ..data import CalibrationSet
 from ..errors import ConfigError
 from ..graph.cut import live_behind
 from ..graph.emit import LayerParams, emit_qdq
@@ -25,14 +27,21 @@ from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
 from ..graph.index import Index, constant
 from ..graph.save import model_bytes
 from ..numeric.divergence import Divergence
+from ..runtime.cache import Cache
+from ..runtime.device import computing
 from ..runtime.session import Session
 from ..runtime.store import Store
+from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
-from .calibrate import batch_size, with_outputs
+from .calibrate import Batches, with_outputs
 from .solve import Walk, solve_widths
 
 # Samples on which the outputs' divergence is measured.
 JUDGES = 64
+# Standard error of a divergence, relative to it, at which no more samples are looked at.
+TIGHT = 0.05
+# Each task runs the float model up to its sets anew, and a worker's loss costs one of them.
+SETS_A_TASK = 4
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,26 @@ class Grids:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What is to be measured, as each worker gets it: the prepared model, its candidates' grids and the samples."""
+
+    model: ModelProto
+    grids: Mapping[Candidate, Grids]
+    batches: Batches
+    config: QuantizeConfig
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class Measured:
-    """The sets, and each layer's parameters at each of its candidates, solved on the float model's activations."""
+    """Sets, and each layer's parameters at each of its candidates, solved on the float model's activations.
+
+    seconds: what solving took, and swapping candidates in, summed over workers, without what the cache had.
+    """
 
     sets: tuple[BitSet, ...]
     params: dict[str, dict[Candidate, LayerParams]]
+    seconds: dict[str, float]
 
 
 def judged_outputs(batches: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -69,13 +93,18 @@ def _can_judge(value: Any) -> bool:
 
 
 def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping]], names: Sequence[str]) -> float:
-    """Divergence of a model's outputs on (feeds, wanted outputs), the mean over ``names``, where shapes agree."""
+    """Divergence of a model's outputs on (feeds, wanted outputs), the mean over ``names``, where shapes agree.
+
+    Batches that come after it is known to TIGHT are left out.
+    """
     found = {name: Divergence() for name in names}
     for feeds, wanted in batches:
         given = session.run(feeds, names)
         for name, divergence in found.items():
             if wanted[name].shape == given[name].shape:
                 divergence.add(wanted[name], given[name])
+        if all(each.error <= TIGHT * each.value for each in found.values()):
+            break
     return float(np.mean([divergence.value for divergence in found.values()]))
 
 
@@ -96,74 +125,133 @@ def find_sets(plan: QuantPlan) -> list[list[str]]:
 
 
 def measure_sets(
-    model: ModelProto,
-    grids: Mapping[Candidate, Grids],
-    samples: CalibrationSet,
-    config: QuantizeConfig,
-    *,
-    device: torch.device,
-    tell: Callable[[str], None],
+    survey: Survey, cache: Cache, *, tell: Callable[[str], None], warn: Callable[[str], None] = lambda text: None
 ) -> Measured:
     """Losses, costs and parameters of all sets; ``tell`` hears the name of each layer that is done.
 
-    A candidate under which a layer keeps other bits (the first and the last) is one of those bits.
+    Neighbouring sets are one task, that of a worker; what the cache has is not measured again. A candidate under which
+    a layer keeps other bits (the first and the last) is one of those bits.
     """
-    with Store() as store:
-        sweep = _Sweep(model, grids, samples, config, store=store, device=device)
-        found = []
-        for names in sweep.ordered_sets():
-            found.append(sweep.measure(names))
-            for name in names:
-                tell(name)
-        return Measured(tuple(found), sweep.params)
+    sets, config = order_sets(survey), survey.config
+    tasks = {f"sets {part[0]}": part for part in (sets[i : i + SETS_A_TASK] for i in range(0, len(sets), SETS_A_TASK))}
+    parts: dict[str, Measured] = {}
+
+    def take(name: str, part: Measured) -> None:
+        parts[name] = cache.recall(name, lambda: part)
+        for of_set in part.sets:
+            for layer in of_set.layers:
+                tell(layer)
+
+    known = [name for name in tasks if name in cache]
+    for name in known:
+        take(name, cache.recall(name, partial(measure_part, survey, tasks[name])))
+    seconds = {"solve": 0.0, "swap": 0.0}
+    jobs = config.jobs or (1 if survey.device.type == "cuda" else count_jobs(config.threads or 1))
+    others = {name: part for name, part in tasks.items() if name not in known}
+    if others:
+        places = {"jobs": min(jobs, len(others)), "scheduler": config.scheduler}
+        for name, part in run_tasks(measure_part, survey, others, **places, warn=warn):
+            take(name, part)
+            seconds = {what: seconds[what] + part.seconds[what] for what in seconds}
+    found = [parts[name] for name in tasks]
+    return Measured(
+        tuple(each for part in found for each in part.sets),
+        {layer: params for part in found for layer, params in part.params.items()},
+        seconds,
+    )
+
+
+def order_sets(survey: Survey) -> list[list[str]]:
+    """In the order in which what they read is made, so that activations are never needed again."""
+    made = {t: place for place, node in enumerate(survey.model.graph.node) for t in node.output}
+    plan = next(iter(survey.grids.values())).plan
+    layers = {layer.name: layer for layer in plan.layers}
+    return sorted(find_sets(plan), key=lambda names: min(made.get(layers[name].input, -1) for name in names))
+
+
+def measure_part(survey: Survey, sets: Sequence[Sequence[str]]) -> Measured:
+    """The same of a few sets, on as many threads as the settings say, or on one: results must not depend on where."""
+    threads = survey.config.threads or 1
+    with Store() as store, computing(threads):
+        sweep = _Sweep(survey, store, threads)
+        found = tuple(sweep.measure(names) for names in sets)
+        return Measured(found, sweep.params, sweep.seconds)
+
+
+def cut_set(model: ModelProto, layers: Sequence[LayerPlan]) -> ModelProto:
+    """The part of the model that a set's layers alone are."""
+    inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
+    return extract(model, {}, nodes=[k.name for k in layers], inputs=inputs, outputs=outputs)
+
+
+def emit_set(
+    cut: ModelProto,
+    layers: Sequence[LayerPlan],
+    grids: Grids,
+    params: Mapping[str, LayerParams],
+    *,
+    encoding: str,
+    closed: bool = False,
+) -> ModelProto:
+    """A part of the model in which these layers alone, and what they read, are on their grids.
+
+    closed: so is what the layers give, and then again float.
+    """
+    tensors = {t for layer in layers for t in ((layer.input, layer.output) if closed else (layer.input,))}
+    specs = {t: spec for t, spec in grids.plan.activations.items() if t in tensors}
+    slim = {t: spec for t, spec in grids.plan.narrowed.items() if t in tensors}
+    plan = replace(grids.plan, layers=tuple(layers), activations=specs, narrowed=slim)
+    return emit_qdq(cut, plan, grids.activations, grids.narrowed, params, encoding=encoding, keep_outputs=not closed)
 
 
 class _Sweep:
     """The float model's activations where it stands now, moved on from set to set, and what was found so far."""
 
-    def __init__(self, model, grids, samples: CalibrationSet, config: QuantizeConfig, *, store: Store, device) -> None:
-        self.model, self.grids, self.config, self.store, self.device = model, grids, config, store, device
+    def __init__(self, survey: Survey, store: Store, threads: int) -> None:
+        model = survey.model
+        self.model, self.grids, self.config, self.store = model, survey.grids, survey.config, store
+        self.device, self.threads = survey.device, threads
         self.index, self.types = Index(model.graph), infer_types(model)
         self.made = {t: place for place, node in enumerate(model.graph.node) for t in node.output}
-        self.threads = config.threads or 0
-        self.plan = next(iter(grids.values())).plan
+        self.plan = next(iter(survey.grids.values())).plan
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
+        self.seconds = {"solve": 0.0, "swap": 0.0}
         self.sizes: list[int] = []
         self.outputs: list[dict[str, np.ndarray]] = []
-        session = Session(with_outputs(model, self._tensors()), threads=self.threads)
-        whole, size = Session(model, threads=self.threads), batch_size(session, samples)
-        for feeds in samples.batches(size):
-            first = next(iter(feeds.values()))
-            self.sizes.append(min(size, len(first)) if first.ndim else 1)
+        whole = Session(model, threads=threads)
+        for feeds in survey.batches:
+            self.sizes.append(survey.batches.count(feeds))
             for name, value in feeds.items():
                 self.store.append(f"float:{name}", value)
             if sum(self.sizes[:-1]) < JUDGES:
                 self.outputs.append(whole.run(feeds))
         self.judged = judged_outputs(self.outputs)
-        feeds = samples.read(range(samples.fixed_batch or 1))
-        shapes = {**feeds, **session.run(feeds)}
+        self.per_run, one = survey.batches.per_run, survey.batches.one
+        shapes = {**one, **Session(with_outputs(model, self._tensors()), threads=threads).run(one)}
         self.shapes = {t: v.shape for t, v in shapes.items() if isinstance(v, np.ndarray)}
-        self.per_run = samples.fixed_batch or 1
 
     def _tensors(self) -> list[str]:
         return [*self.plan.activations, *(t for k in self.plan.layers for t in (k.input, k.output))]
 
-    def ordered_sets(self) -> list[list[str]]:
-        """In the order in which what they read is made, so that activations are never needed again."""
-        layers = {layer.name: layer for layer in self.plan.layers}
-        return sorted(find_sets(self.plan), key=lambda names: min(self._made(layers[name].input) for name in names))
-
     def _made(self, tensor: str) -> int:
         return self.made.get(tensor, -1)
 
-    def measure(self, names: list[str]) -> BitSet:
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+    def measure(self, names: Sequence[str]) -> BitSet:
         """Solve the layers of a set at every candidate, and swap each candidate into the float model."""
         layers = {c: [k for k in g.plan.layers if k.name in names] for c, g in self.grids.items()}
         candidates = self._candidates(layers)
         inputs = self._move(layers[candidates[0]])
         block = self._block(layers[candidates[0]], inputs)
-        self._solve(block, {c: layers[c] for c in candidates})
-        losses = self._swap(inputs, {c: layers[c] for c in candidates})
+        with self._timed("solve"):
+            self._solve(block, {c: layers[c] for c in candidates})
+        with self._timed("swap"):
+            losses = self._swap(inputs, {c: layers[c] for c in candidates})
         costs = {c: self._cost(layers[c], c) for c in candidates}
         return BitSet(tuple(names), sum(self._macs(k) for k in layers[candidates[0]]), losses, costs)
 
@@ -232,21 +320,13 @@ class _Sweep:
         return losses
 
     def _emit(self, cut: ModelProto, layers: list[LayerPlan], candidate: Candidate) -> ModelProto:
-        grids = self.grids[candidate]
-        tensors = {layer.input for layer in layers}
-        specs = {t: spec for t, spec in grids.plan.activations.items() if t in tensors}
-        slim = {t: spec for t, spec in grids.plan.narrowed.items() if t in tensors}
-        plan = replace(grids.plan, layers=tuple(layers), activations=specs, narrowed=slim)
         params = {layer.name: self.params[layer.name][candidate] for layer in layers}
-        encoding = self.config.encoding
-        return emit_qdq(cut, plan, grids.activations, grids.narrowed, params, encoding=encoding)
+        return emit_set(cut, layers, self.grids[candidate], params, encoding=self.config.encoding)
 
     def _cost(self, layers: list[LayerPlan], candidate: Candidate) -> Cost:
         """Bytes of the layers and of what puts their inputs on their grids, and bit operations of one sample."""
-        inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
-        cut = extract(self.model, {}, nodes=[k.name for k in layers], inputs=inputs, outputs=outputs)
         bops = sum(self._macs(k) * k.weight_spec.bits * k.activation_spec.bits for k in layers)
-        return Cost(model_bytes(self._emit(cut, layers, candidate)), bops)
+        return Cost(model_bytes(self._emit(cut_set(self.model, layers), layers, candidate)), bops)
 
     def _macs(self, layer: LayerPlan) -> int:
         """Products of one sample: of a ConvTranspose each input is in as many as its weight has outputs."""

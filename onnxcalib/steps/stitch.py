@@ -1,122 +1,115 @@
-"""Make a bit plan: candidates of all sets, stitched into one model, are judged by its size and its outputs."""
+"""Whole models stitched of every set's own candidate: what they weigh, cost and lose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Sequence
 
-import numpy as np
 from onnx import ModelProto
 
-from ..bitplan import FLOAT, BitPlan, SetRecord, Totals
-from ..config import QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError
-from ..graph.save import fingerprint, model_bytes
-from ..limits import read_limit
+from ..graph.save import model_bytes
+from ..numeric.metrics import scores_classes, top_class
+from ..runtime.cache import Cache
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate
-from .allocate import Bits, Budgets, allocate
+from .allocate import Bits
 from .calibrate import batch_size
-from .sensitivity import JUDGES, Measured, divergence_of, judged_outputs
-
-FLOAT_BITS = 32
-BUDGETS = ("max_size", "max_bops", "max_loss")
+from .sensitivity import JUDGES, divergence_of, judged_outputs
 
 
-def make_bit_plan(
-    original: ModelProto,
-    measured: Measured,
-    stitch: Callable[[Bits], ModelProto],
-    config: QuantizeConfig,
-    samples: CalibrationSet,
-    *,
-    name_of: Callable[[str, Candidate], str],
-    excluded: Sequence[str],
-) -> BitPlan:
-    """The bits within the settings' budgets; ``stitch`` gives the model with all sets at these.
+class Stitcher:
+    """Models of the sets' bits, each measured once; what the cache has is not measured again.
 
-    name_of: the bits that a layer has at a candidate, which are its own where settings say so; excluded: layers that
-    stay in float.
-
-    Raises ConfigError for budgets that cannot be met.
+    emit: the model with all sets at these bits. rest: milliseconds of what belongs to no set. seconds: what was spent
+    on measuring, and what the float model takes for the whole calibration set.
     """
-    judge, sets = _Judge(original, samples, config.threads or 0), measured.sets
-    eight = tuple(max(each.losses) for each in sets)
-    asked = [_keep(each, config.candidates) for each in sets]
 
-    def bops_of(bits: Bits) -> int:
-        return sum(each.costs[c].bops for each, c in zip(sets, bits, strict=True))
+    def __init__(
+        self,
+        original: ModelProto,
+        emit: Callable[[Bits], ModelProto],
+        samples: CalibrationSet,
+        cache: Cache,
+        threads: int,
+    ) -> None:
+        self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
+        self.sets: tuple[BitSet, ...] = ()
+        self.rest = 0.0
+        self.seconds = 0.0
+        self._sizes: dict[Bits, int] = {}
+        self._float = Session(original, threads=threads)
+        self._size = min(batch_size(self._float, samples), JUDGES)
+        start = time.perf_counter()
+        self._judged = self._run_float(JUDGES)
+        self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(JUDGES, len(samples))
+        self._names = judged_outputs([wanted for _, wanted in self._judged])
 
-    of_float = model_bytes(original), FLOAT_BITS**2 * sum(each.macs for each in sets)
-    widest = stitch(eight)
-    of_eight = model_bytes(widest), bops_of(eight)
-    limits = [
-        None if text is None else read_limit(text).resolve(of_float=whole, of_eight=wide)
-        for text, whole, wide in zip((config.max_size, config.max_bops), of_float, of_eight, strict=True)
-    ]
-    budgets = Budgets(*limits, config.max_loss)
-    chosen = allocate(
-        asked, budgets, size_of=lambda bits: model_bytes(stitch(bits)), loss_of=lambda bits: judge.loss_of(stitch(bits))
-    )
-    names = {n: name_of(n, c) for each, c in zip(sets, chosen.bits, strict=True) for n in each.layers}
-
-    return BitPlan(
-        model=fingerprint(original),
-        budgets={k: v for k, v in zip(BUDGETS, (*limits, config.max_loss), strict=True) if v},
-        layers={**names, **dict.fromkeys(excluded, FLOAT)},
-        totals=Totals(
-            predicted_loss=chosen.predicted_loss,
-            measured_loss=chosen.measured_loss,
-            bytes=model_bytes(stitch(chosen.bits)),
-            bops=bops_of(chosen.bits),
-        ),
-        eight_bit=Totals(
-            predicted_loss=sum(each.losses[c] for each, c in zip(sets, eight, strict=True)),
-            measured_loss=judge.loss_of(widest),
-            bytes=of_eight[0],
-            bops=of_eight[1],
-        ),
-        bound=chosen.bound,
-        rounds=chosen.rounds,
-        sets=tuple(_record(each, {c: name_of(each.layers[0], c) for c in each.losses}) for each in sets),
-    )
-
-
-def _record(each: BitSet, names: Mapping[Candidate, str]) -> SetRecord:
-    return SetRecord(
-        layers=each.layers,
-        macs=each.macs,
-        loss={names[c]: loss for c, loss in each.losses.items()},
-        bytes={names[c]: cost.bytes for c, cost in each.costs.items()},
-        bops={names[c]: cost.bops for c, cost in each.costs.items()},
-    )
-
-
-def _keep(each: BitSet, names: Sequence[str]) -> BitSet:
-    """The set with the candidates that were asked for, or with what it has where these are none."""
-    losses = {c: loss for c, loss in each.losses.items() if str(c) in names} or each.losses
-    if not any(np.isfinite(loss) for loss in losses.values()):
-        raise ConfigError(
-            f"{each.layers[0]}: found outputs that are not finite at each of its candidates"
-            f" {', '.join(map(str, losses))}; exclude the layer"
-        )
-    return replace(each, losses=losses)
-
-
-class _Judge:
-    """The float model's outputs on the first JUDGES samples."""
-
-    def __init__(self, original: ModelProto, samples: CalibrationSet, threads: int):
-        session = Session(original, threads=threads)
-        size, self.threads, self.batches = min(batch_size(session, samples), JUDGES), threads, []
-        done = 0
-        for feeds in samples.batches(size):
-            self.batches.append((feeds, session.run(feeds)))
-            done += size
-            if done >= JUDGES:
+    def _run_float(self, most: int) -> list[tuple[dict, dict]]:
+        """Feeds and float outputs of the first samples, at least so many if there are."""
+        found, done = [], 0
+        for feeds in self.samples.batches(self._size):
+            found.append((feeds, self._float.run(feeds)))
+            done += self._size
+            if done >= most:
                 break
-        self.names = judged_outputs([wanted for _, wanted in self.batches])
+        return found
 
-    def loss_of(self, model: ModelProto) -> float:
-        return divergence_of(Session(model, threads=self.threads), self.batches, self.names)
+    def size(self, bits: Bits) -> int:
+        """Bytes of the file."""
+        if bits not in self._sizes:
+            self._sizes[bits] = model_bytes(self.emit(bits))
+        return self._sizes[bits]
+
+    def bops(self, bits: Bits) -> int:
+        """MACs times both bits, of one sample."""
+        return sum(each.costs[c].bops for each, c in zip(self.sets, bits, strict=True))
+
+    def milliseconds(self, bits: Bits) -> float:
+        """The sum of the sets' times and the rest."""
+        return self.rest + sum(each.costs[c].milliseconds for each, c in zip(self.sets, bits, strict=True))
+
+    def loss(self, bits: Bits) -> float:
+        """Divergence of the outputs on the first JUDGES samples."""
+
+        def measure() -> float:
+            return divergence_of(self._open(bits), self._judged, self._names)
+
+        return self._timed(f"loss {_spell(bits)}", measure)
+
+    def agreement(self, bits: Bits) -> float:
+        """% of all samples whose top class is the float model's, of the output in which they agree least.
+
+        Raises ConfigError where no output is class scores.
+        """
+
+        def measure() -> float:
+            session, same = self._open(bits), {name: [] for name in self._names}
+            for feeds in self.samples.batches(self._size):
+                wanted, given = self._float.run(feeds, self._names), session.run(feeds, self._names)
+                for name, found in same.items():
+                    if scores_classes(wanted[name].shape):
+                        found.extend(top_class(wanted[name]) == top_class(given[name]))
+            shares = [100.0 * sum(found) / len(found) for found in same.values() if found]
+            if not shares:
+                raise ConfigError(
+                    "max_drop: found no class scores in the outputs; it limits the agreement of the top class;"
+                    " give max_loss"
+                )
+            return min(shares)
+
+        return self._timed(f"agreement {_spell(bits)}", measure)
+
+    def _open(self, bits: Bits) -> Session:
+        return Session(self.emit(bits), threads=self.threads)
+
+    def _timed(self, name: str, measure: Callable[[], float]) -> float:
+        start = time.perf_counter()
+        found = self.cache.recall(name, measure)
+        self.seconds += time.perf_counter() - start
+        return found
+
+
+def _spell(bits: Sequence[Candidate]) -> str:
+    return " ".join(map(str, bits))

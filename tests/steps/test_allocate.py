@@ -116,6 +116,6 @@ def test_two_budgets_that_no_choice_keeps_when_measured_are_refused():
     ]
     sets[0] = SETS[0]
     with pytest.raises(
-        ConfigError, match=r"^max_size: found no choice within it and max_bops that holds when measured"
+        ConfigError, match=r"^max_size: found no choice within it and the other budgets that holds when measured"
     ):
         allocate(sets, Budgets(bytes=400, bops=64 * 400), size_of=size, loss_of=loss_of)

@@ -1,0 +1,115 @@
+"""Plan bits for one run's model: measure what sets of layers lose and cost, or recall it, and choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from .bitplan import CANDIDATE_OF, BitPlan, Frontier
+from .config import BUDGETS, PLACES, LayerConfig, QuantizeConfig
+from .graph.plan import make_plan
+from .graph.save import fingerprint
+from .run import Ready, Run
+from .runtime.cache import Cache
+from .runtime.session import Session
+from .spec import Candidate, QuantPlan
+from .steps.allocate import Bits
+from .steps.calibrate import Batches, batch_size, with_outputs
+from .steps.latency import Latencies, look_up_times, time_sets
+from .steps.plan_bits import make_bit_plan, trace_frontier, widest
+from .steps.sensitivity import Grids, Survey, measure_sets
+from .steps.stitch import Stitcher
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What there is to choose from, and the seconds that measuring it took, of all workers together."""
+
+    whole: Stitcher
+    latencies: Latencies | None
+    seconds: dict[str, float]
+    name_of: Callable[[str, Candidate], str]
+
+    def spell_time(self) -> str:
+        """In passes of the float model over all samples."""
+        spent = {
+            "solving every layer at its candidates": self.seconds["solve"],
+            "swapping them in": self.seconds["swap"],
+            "stitched models": self.whole.seconds,
+        }
+        passes = self.whole.pass_seconds
+        return ", ".join(f"{what} {seconds:.1f} s ({seconds / passes:.0f} passes)" for what, seconds in spent.items())
+
+
+def choose_bits(run: Run, ready: Ready) -> BitPlan:
+    """Choose the sets' bits within the settings' budgets."""
+    with run.stage("plan"):
+        measured = _measure(run, ready)
+        whole = measured.whole
+        names = {name for each in whole.sets for name in each.layers}
+        excluded = [k.name for k in make_plan(ready.prepared.model).layers if k.name not in names]
+        found = make_bit_plan(whole, run.config, measured.latencies, name_of=measured.name_of, excluded=excluded)
+        run.observer.note(measured.spell_time())
+        return found
+
+
+def trace(run: Run, ready: Ready) -> Frontier:
+    """The least loss for every size of the file."""
+    with run.stage("plan"):
+        planned = _measure(run, ready)
+        run.observer.note(planned.spell_time())
+        return trace_frontier(planned.whole, run.config)
+
+
+def _measure(run: Run, ready: Ready) -> _Planned:
+    """What every set loses and costs at each candidate, or what the cache has of it."""
+    model, samples, config = ready.prepared.model, ready.samples, run.config
+    size = batch_size(Session(with_outputs(model, list(run.plan(ready).activations)), threads=run.threads), samples)
+    batches = Batches(samples, size)
+    subject = f"{fingerprint(ready.original)} {batches.digest()} {run.device.type} {_spell_settings(config)}"
+    cache = Cache(subject, config.cache_dir)
+    if cache.broken:
+        run.warn(f"cache_dir: measurements are not kept: {cache.broken}")
+    histograms = cache.recall("histograms", lambda: run.collect(ready, run.plan(ready)))
+    uniform, known = {}, {}
+    for candidate in (CANDIDATE_OF[name] for name in dict.fromkeys(("W8A8", *config.candidates))):
+        plan = run.plan(ready, **candidate._asdict())
+        uniform[candidate] = Grids(plan, *run.grids(ready, plan, histograms, known))
+    run.observer.blocks(len(uniform[candidate].plan.layers))
+    survey = Survey(model, uniform, batches, config, run.device)
+    measured = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
+
+    def stitch(bits: Bits) -> ModelProto:
+        own = {n: c for each, c in zip(measured.sets, bits, strict=True) for n in each.layers}
+        layers = {name: LayerConfig(**_bits_of(uniform[c].plan, name)._asdict()) for name, c in own.items()}
+        plan = run.plan(ready, layers)
+        grids = run.grids(ready, plan, histograms, known)
+        params = {name: measured.params[name][c] for name, c in own.items()}
+        return run.emit(model, plan, grids, params)
+
+    def name_of(layer: str, candidate: Candidate) -> str:
+        return str(_bits_of(uniform[candidate].plan, layer))
+
+    whole = Stitcher(ready.original, stitch, samples, cache, run.threads)
+    whole.sets, latencies = measured.sets, None
+    if config.max_latency is not None:
+        if config.latencies is None:
+            wide = stitch(widest(measured.sets))
+            timed = cache.recall("latencies", lambda: time_sets(survey, measured, wide))
+        else:
+            timed = look_up_times(Path(config.latencies), measured.sets, name_of)
+        whole.sets, latencies = timed
+        whole.rest = latencies.rest
+    return _Planned(whole, latencies, measured.seconds, name_of)
+
+
+def _spell_settings(config: QuantizeConfig) -> str:
+    """The settings on which measurements for a plan depend."""
+    return config.model_dump_json(exclude={*PLACES, *BUDGETS, "latencies", "data"})
+
+
+def _bits_of(plan: QuantPlan, name: str) -> Candidate:
+    return next(layer.bits for layer in plan.layers if layer.name == name)

@@ -1,0 +1,154 @@
+"""One run over one model: its settings, what it says and times, the prepared model, its plans and what they write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from .bitplan import BitPlan
+from .config import BUDGETS, FULL_BITS, PLACES, LayerConfig, QuantizeConfig
+from .data import CalibrationSet, open_calibration
+from .graph.emit import emit_qdq
+from .graph.load import inputs_of, load_model
+from .graph.plan import make_plan
+from .graph.select import Selection, select_nodes
+from .numeric.histogram import Histogram
+from .report import Observer
+from .runtime.device import choose_device
+from .runtime.session import Session
+from .spec import QParams, QuantPlan
+from .steps.align import align_inputs, keep_aligned
+from .steps.calibrate import choose_grids, collect_histograms
+from .steps.prepare import Prepared, check_unchanged, prepare
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model as it was given and as it is prepared, its nodes' names before, and what its samples say of it."""
+
+    original: ModelProto
+    prepared: Prepared
+    names: list[str]
+    samples: CalibrationSet
+    fixed: dict[str, QParams]
+
+
+class Run:
+    """What the jobs on one model share.
+
+    given: the settings as a user gave them; config: the same, with the bits of a plan once it is obeyed.
+    """
+
+    def __init__(self, config: QuantizeConfig, observer: Observer):
+        self.given = self.config = config
+        self.observer = observer
+        self.threads = config.threads or 0
+        self.device = choose_device(config.device)
+        self.seconds: dict[str, float] = {}
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Tell the observer of a stage, and time it."""
+        self.observer.stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def prepare(self, model, calibration) -> Ready:
+        """Load and rewrite the model, open the samples, and see that the outputs are as before."""
+        with self.stage("prepare"):
+            original = load(model)
+            Session(original, threads=self.threads)
+            samples = self._open(original, calibration)
+            prepared = prepare(load_model(original), self.config)
+            ready = Ready(original, prepared, [n.name for n in original.graph.node if n.name], samples, {})
+            # Bits that are planned may be more than the settings': whether to rescale must not depend on them.
+            plan = self.plan(ready, **({"activation_bits": FULL_BITS} if self.config.planned else {}))
+            fixed, rescaled = align_inputs(prepared.model, plan, samples, self.threads)
+            if rescaled:
+                prepared.passes["rescale_input"] = rescaled
+                plan = self.plan(ready)
+            for name, count in prepared.passes.items():
+                if count:
+                    self.observer.note(f"{name}: {count}")
+            feeds = samples.read(range(samples.fixed_batch or 1))
+            change = check_unchanged(original, prepared.model, feeds, self.threads)
+            self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
+            self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
+        return replace(ready, fixed=fixed)
+
+    def _open(self, model: ModelProto, calibration) -> CalibrationSet:
+        samples = open_calibration(calibration, inputs_of(model), self.config.data, limit=self.config.samples)
+        for text in samples.warnings:
+            self.warn(text)
+        return samples
+
+    def warn(self, text: str) -> None:
+        """Tell the observer, and the report."""
+        self.warnings.append(text)
+        self.observer.warn(text)
+
+    def plan(self, ready: Ready, layers: Mapping[str, LayerConfig] | None = None, **bits: int) -> QuantPlan:
+        """The plan of the settings, or of other bits; those of ``layers``, by name, stand above both."""
+        model = ready.prepared.model
+        chosen = select_nodes(model, self.config, before=ready.names)
+        return make_plan(
+            model,
+            weight_bits=bits.get("weight_bits", self.config.weight_bits),
+            activation_bits=bits.get("activation_bits", self.config.activation_bits),
+            first_last_bits=self.config.first_last_bits,
+            selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
+        )
+
+    def grids(
+        self, ready: Ready, plan: QuantPlan, histograms, known: dict[Any, QParams] | None = None
+    ) -> tuple[dict[str, QParams], dict[str, QParams]]:
+        """Grids of the planned tensors, those of the model's inputs on the levels of their values if that can be."""
+        activations, narrowed = choose_grids(plan, histograms, self.config, known)
+        return activations | self.keep_aligned(ready, plan, histograms), narrowed
+
+    def keep_aligned(self, ready: Ready, plan: QuantPlan, histograms) -> dict[str, QParams]:
+        """Grids on the levels of the inputs' values that hold for all samples."""
+        fixed = {t: grid for t, grid in ready.fixed.items() if plan.activations[t].bits == grid.spec.bits}
+        return keep_aligned(fixed, histograms)
+
+    def collect(self, ready: Ready, plan: QuantPlan) -> dict[str, Histogram]:
+        """Histograms of the planned tensors over all samples."""
+        return collect_histograms(ready.prepared.model, list(plan.activations), ready.samples, threads=self.threads)
+
+    def obey(self, plan: BitPlan) -> None:
+        """Give every layer the bits of a plan."""
+        self.config = with_bits(self.config, plan.settings())
+
+    def emit(self, model: ModelProto, plan: QuantPlan, grids, layers) -> ModelProto:
+        """The QDQ model, which names the tool's version, the settings as they were given and every layer's bits."""
+        quantized = emit_qdq(model, plan, *grids, layers, encoding=self.config.encoding, keep_outputs=False)
+        entries = {
+            "onnxcalib.version": version("onnxcalib"),
+            "onnxcalib.settings": self.given.model_dump_json(exclude={*PLACES, *BUDGETS, "candidates", "latencies"}),
+            "onnxcalib.bits": json.dumps({layer.name: str(layer.bits) for layer in plan.layers}),
+        }
+        for key, value in entries.items():
+            entry = quantized.metadata_props.add()
+            entry.key, entry.value = key, value
+        return quantized
+
+
+def load(model: str | Path | ModelProto) -> ModelProto:
+    """A copy of the model, or that of a file. Raises ModelError."""
+    return load_model(model if isinstance(model, ModelProto) else Path(model))
+
+
+def with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
+    """The settings with these bits of single layers."""
+    others = {name: each for name, each in config.layers.items() if name not in layers}
+    return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds

@@ -1,0 +1,115 @@
+"""Run independent tasks: in worker processes of this machine, or on a Dask cluster. The results are the same."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, as_completed
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import loky
+
+from ..errors import ConfigError
+
+# Times that tasks of workers that ended are run once more.
+LOSSES = 3
+# Seconds in which a cluster must answer.
+PATIENCE = 10
+
+
+def count_jobs(threads: int) -> int:
+    """As many workers of so many threads each as this machine has cores for."""
+    return max(1, loky.cpu_count() // threads)
+
+
+def run_tasks(
+    function: Callable[[Any, Any], Any],
+    common: Any,
+    tasks: Mapping[Hashable, Any],
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Iterator[tuple[Hashable, Any]]:
+    """(key, function(common, task)) of every task, as each is done.
+
+    With one job they run here, one after the other. ``common`` goes to each worker once, and so must be picklable, as
+    must a task and its result. What was lost with a worker is run again; raises ConfigError where that goes on.
+    """
+    if scheduler is None and (jobs == 1 or len(tasks) == 1):
+        yield from ((key, function(common, task)) for key, task in tasks.items())
+        return
+    waiting = dict(tasks)
+    for left in reversed(range(LOSSES)):
+        opened = _open_processes(common, jobs) if scheduler is None else _open_cluster(common, scheduler)
+        try:
+            with opened as (executor, given):
+                futures = {executor.submit(_run, function, given, task): key for key, task in waiting.items()}
+                for future in as_completed(futures):
+                    result = future.result()
+                    del waiting[futures[future]]
+                    yield futures[future], result
+                return
+        except (BrokenExecutor, CancelledError):
+            if left:
+                warn(f"a worker was lost; {len(waiting)} of {len(tasks)} tasks are run again")
+    raise ConfigError(
+        f"jobs: workers ended before their task {LOSSES} times; each needs memory for the model and its samples;"
+        " take fewer, or --jobs 1"
+    )
+
+
+def _run(function: Callable[[Any, Any], Any], given: Any, task: Any) -> Any:
+    return function(_read(given) if isinstance(given, Path) else given, task)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
+@contextmanager
+def _open_processes(common: Any, jobs: int) -> Iterator[tuple[Executor, Path]]:
+    """Processes that have imported nothing of this one's main module, which so needs no guard against that."""
+    with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
+        path = Path(folder) / "common"
+        with open(path, "wb") as file:
+            pickle.dump(common, file, pickle.HIGHEST_PROTOCOL)
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        executor = loky.ProcessPoolExecutor(jobs, env={"OMP_NUM_THREADS": threads})
+        try:
+            yield executor, path
+        finally:
+            executor.shutdown(kill_workers=True)
+
+
+@contextmanager
+def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]:
+    """The executor of a cluster; the cluster itself runs lost tasks again as long as one of its workers has ``common``.
+
+    Raises ConfigError where there is none.
+    """
+    try:
+        from distributed import Client
+        from distributed.scheduler import KilledWorker
+    except ImportError:
+        raise ConfigError(
+            f"scheduler: found {scheduler}, but Dask is not installed; install onnxcalib[dask], or leave it out"
+        ) from None
+    try:
+        client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"scheduler: found {scheduler}: {error}; the address of a running Dask scheduler is needed"
+        ) from None
+    with client:
+        try:
+            yield client.get_executor(pure=False), client.scatter(common, broadcast=True)
+        except KilledWorker as error:
+            raise BrokenExecutor(str(error)) from error
