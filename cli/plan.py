@@ -45,7 +45,7 @@ from onnxcalib.cli.options import (
     Verbose,
 )
 from onnxcalib.cli.summary import open_console, tabulate_sets
-from onnxcalib.config import load_config
+from onnxcalib.config import QuantizeConfig, load_config
 
 
 def plan(
@@ -97,27 +97,31 @@ def plan(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.plan.json"
-        curve = target.with_name(f"{target.name.removesuffix('.json').removesuffix('.plan')}.frontier.json")
-        plot = curve.with_suffix(".png")
-        targets = {"--output": target if settings.planned or not frontier else None}
-        check_targets(targets | ({"--frontier": curve, "its plot": plot} if frontier else {}), [model, calib, config])
-        from onnxcalib import pipeline
-        from onnxcalib.cli.progress import ProgressObserver
+        _run(model, calib, target, settings, frontier=frontier, config=config, quiet=quiet)
 
-        with ProgressObserver(quiet=quiet) as observer:
-            found = None
-            if targets["--output"]:
-                found = pipeline.plan(model, calib, settings, observer=observer)
-                write_aside(target, found.to_json() + "\n")
-            traced = pipeline.frontier(model, calib, settings, observer=observer) if frontier else None
-        if traced:
-            from onnxcalib.cli.plot import draw_frontier
 
-            write_aside(curve, traced.to_json() + "\n")
-            write_aside(plot, draw_frontier(traced, model.name))
-        if not quiet and found:
-            print_plan(found, target)
-        if not quiet and traced:
+def _run(model: Path, calib: Path, target: Path, settings: QuantizeConfig, *, frontier: bool, config, quiet) -> None:
+    planned = settings.planned or not frontier  # a curve needs no budget
+    curve = target.with_name(f"{target.name.removesuffix('.json').removesuffix('.plan')}.frontier.json")
+    plot = curve.with_suffix(".png")
+    drawn = {"--frontier": curve, "the plot of --frontier": plot} if frontier else {}
+    check_targets({"--output": target if planned else None, **drawn}, [model, calib, config])
+    from onnxcalib import pipeline
+    from onnxcalib.cli.progress import ProgressObserver
+
+    with ProgressObserver(quiet=quiet) as observer:
+        found = pipeline.plan(model, calib, settings, observer=observer) if planned else None
+        if found:
+            write_aside(target, found.to_json() + "\n")
+        traced = pipeline.frontier(model, calib, settings, observer=observer) if frontier else None
+    if found and not quiet:
+        print_plan(found, target)
+    if traced:
+        from onnxcalib.cli.plot import draw_frontier
+
+        write_aside(curve, traced.to_json() + "\n")
+        write_aside(plot, draw_frontier(traced, model.name))
+        if not quiet:
             print_frontier(traced, curve, plot)
 
 

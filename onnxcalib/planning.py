@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from .bitplan import CANDIDATE_OF, BitPlan, Frontier
 from .config import BUDGETS, PLACES, LayerConfig, QuantizeConfig
+from .errors import ConfigError
 from .graph.plan import make_plan
 from .graph.save import fingerprint
 from .run import Ready, Run
@@ -45,7 +46,11 @@ class _Planned:
 
 
 def choose_bits(run: Run, ready: Ready) -> BitPlan:
-    """Choose the sets' bits within the settings' budgets."""
+    """Choose the sets' bits within the settings' budgets. Raises ConfigError."""
+    if run.config.max_loss is not None and run.config.max_drop is not None:
+        raise ConfigError(
+            "max_drop: found max_loss beside it; each says what may be lost for the smallest file; give one of them"
+        )
     with run.stage("plan"):
         measured = _measure(run, ready)
         whole = measured.whole

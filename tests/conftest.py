@@ -62,6 +62,14 @@ def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "ru
     return emit_qdq(model, plan, wide, narrow, layers, encoding=encoding, keep_outputs=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _keep_out_of_the_user_cache(tmp_path_factory):
+    """What tests plan is kept in a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def build():
     return build_model

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from onnxcalib import ConfigError
-from onnxcalib.bitplan import BitPlan, SetRecord, Totals, read_plan
+from onnxcalib.bitplan import BitPlan, Frontier, Point, SetRecord, Totals, read_plan
 from onnxcalib.config import LayerConfig
 
 TOTALS = Totals(predicted_loss=0.5, measured_loss=0.625, bytes=100, bops=6400)
@@ -19,6 +19,12 @@ PLAN = BitPlan(
     rounds=1,
     sets=(SetRecord(layers=("deep",), macs=10, loss={"W4A8": 0.5}, bytes={"W4A8": 5}, bops={"W4A8": 320}),),
 )
+
+POINTS = [
+    Point(bytes=size, bops=bops, loss=loss, layers={"deep": bits})
+    for size, bops, loss, bits in ((100, 3200, 0.5, "W4A8"), (200, 6400, 1e-3, "W8A8"))
+]
+FRONTIER = Frontier(model="a" * 64, float_bytes=1000, points=POINTS, uniform={"W8A8": POINTS[1]})
 
 
 def test_what_is_written_is_read_again(tmp_path):
@@ -60,3 +66,8 @@ def test_a_missing_file_is_named(tmp_path):
         ConfigError, match=r"none.json: cannot be read: No such file .*; give --plan a file of onnxcalib"
     ):
         read_plan(tmp_path / "none.json")
+
+
+def test_a_frontier_is_json():
+    found = json.loads(FRONTIER.to_json())
+    assert found["points"][0] == {"bytes": 100, "bops": 3200, "loss": 0.5, "layers": {"deep": "W4A8"}}

@@ -249,7 +249,7 @@ def test_gates_on_the_command_line_win_over_the_file(write):
         ("[validate]\nresize = 40", "resize: unknown setting;"),
         ("[validate]\nmax-drop = 1\nmax_drop = 2", "max_drop: given twice; keep one"),
         ("validate = 3", "validate: found 3; it is a table; write [validate] above its settings"),
-        ("max-drop = 1", "max-drop: unknown setting;"),
+        ("min-sqnr = 1", "min-sqnr: unknown setting;"),
         ("weight-bits = 16", "weight_bits: found 16; allowed: 8 or 4"),
         ("[layers.stem]\nweight-bits = 16", "layers: 'stem': weight_bits: found 16; allowed: 8 or 4"),
         ("[data]\nstd = 0", "std: found 0; must be greater than 0"),

@@ -194,7 +194,10 @@ def test_setup_cfg_lists_every_third_party_package_that_the_table_allows():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     required = {
-        re.split(r"\W", line, maxsplit=1)[0] for line in setup["options"]["install_requires"].split("\n") if line
+        re.split(r"\W", line, maxsplit=1)[0]
+        for lines in (setup["options"]["install_requires"], setup["options.extras_require"]["dask"])
+        for line in lines.split("\n")
+        if line
     }
     imported = set().union(*(packages for _, packages in MAY_IMPORT.values()))
     comes_with = {"PIL": "pillow", "click": "typer", "ml_dtypes": "onnx", "google": "onnx"}  # google: protobuf

@@ -2,7 +2,7 @@
 
 import pytest
 
-from onnxcalib.limits import Limit, read_limit
+from onnxcalib.limits import LATENCY, Limit, read_limit
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,17 @@ def test_anything_else_is_refused(text):
 def test_a_share_is_of_what_it_says():
     shares = [Limit(0.5, of).resolve(of_float=100, of_eight=30) for of in ("float", "8-bit", None)]
     assert shares == [50, 15, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("12ms", (12, None)), ("1.5 s", (1500, None)), ("0.5", (0.5, "float")), ("2@8-bit", (2, "8-bit"))],
+)
+def test_times_have_units(text, limit):
+    assert read_limit(text, LATENCY) == limit
+
+
+@pytest.mark.parametrize("text", ["12", "12KB", "0ms"])
+def test_a_time_without_a_unit_is_refused(text):
+    with pytest.raises(ValueError, match=r"or 12ms$"):
+        read_limit(text, LATENCY)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import onnxcalib
 import onnxcalib.graph.load
-from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, plan, quantize
+from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
 from onnxcalib.cli.main import app
 from onnxcalib.config import load_config
 from onnxcalib.report import Observer
@@ -262,109 +262,6 @@ def test_layers_are_solved_for_the_outputs_by_effort(build, weigh, draw, effort,
     config = QuantizeConfig(effort=effort, weight_bits=4, first_last_bits=4)
     quantize(build(text, w=weigh(5, 4, 3, 3), b=weigh(5)), draw(8, 4, 6, 6), config, observer=listener)
     assert [note for note in listener.notes if note.startswith("layers solved")] == said
-
-
-PLAIN = NET.replace(", group = 8", "")
-
-
-@pytest.fixture
-def plain(build, weigh):
-    weights = {"w1": weigh(8, 3, 3, 3), "w2": weigh(8, 8, 3, 3), "w3": weigh(8, 8, 3, 3), "w4": weigh(4, 8)}
-    return build(PLAIN, **weights, b1=weigh(8), b2=weigh(8), b4=weigh(4), **LIMITS)
-
-
-@pytest.mark.parametrize("limit", ["0.997@8-bit", "0.985@8-bit", "0.97@8-bit"])
-def test_a_model_is_planned_within_a_size_and_keeps_it(plain, limit, tmp_path):
-    config = QuantizeConfig(effort="fast", max_size=limit, candidates="W8A8,W4A8")
-    found = plan(plain, SAMPLES, config)
-    result = quantize(plain, SAMPLES, config)
-    assert bits_of(result.model) == found.layers
-    assert result.report.quantized_bytes <= found.budgets["max_size"] and "W4A8" in found.layers.values()
-    result.save(tmp_path / "q.onnx")
-    assert (tmp_path / "q.onnx").stat().st_size == result.report.quantized_bytes == found.totals.bytes
-    assert found.layers["stem"] == found.layers["head"] == "W8A8"
-
-
-def test_a_larger_budget_never_loses_more(plain):
-    plans = [
-        plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_bops=limit))
-        for limit in ("0.5@8-bit", "0.7@8-bit", "1@8-bit")
-    ]
-    losses = [each.totals.predicted_loss for each in plans]
-    assert losses == sorted(losses, reverse=True) and set(plans[2].layers.values()) == {"W8A8"}
-    assert all(each.totals.bops <= each.budgets["max_bops"] for each in plans)
-
-
-def test_the_smallest_file_within_a_loss_is_planned(plain):
-    config = QuantizeConfig(effort="fast", candidates="W8A8,W4A8")
-    wide, slim = (plan(plain, SAMPLES, config.model_copy(update={"max_loss": loss})) for loss in (1e-7, 1.0))
-    assert "W4A8" not in wide.layers.values() and slim.totals.bytes < wide.totals.bytes
-
-
-def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
-    path = tmp_path / "plan.json"
-    path.write_text(found.to_json().replace('"deep": "W8A8"', '"deep": "W4A4"'))
-    result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=path)
-    assert bits_of(result.model) == {**found.layers, "deep": "W4A4"}
-
-
-@pytest.mark.parametrize(
-    ("layers", "deep"),
-    [
-        ({"deep": {"weight_bits": 4, "activation_bits": 8}}, "W4A8"),
-        ({".*": {"activation_bits": 8}, "deep": {"weight_bits": 4, "activation_bits": 4}}, "W4A4"),
-        ({"deep": {"weight_bits": 4}, ".*": {"activation_bits": 8}}, "W8A8"),
-    ],
-)
-def test_settings_of_layers_stand_above_the_plan_and_the_last_one_holds(plain, layers, deep):
-    config = QuantizeConfig(effort="fast", max_size="1MB", first_last_bits=4, layers=layers)
-    found = plan(plain, SAMPLES, config)
-    assert found.layers["deep"] == deep
-    assert bits_of(quantize(plain, SAMPLES, config).model) == found.layers
-
-
-def test_layers_left_in_float_are_so_by_the_plan_too(plain):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1MB", exclude="deep"))
-    assert found.layers["deep"] == "float"
-    assert "deep" not in bits_of(quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=found).model)
-
-
-def test_shares_are_of_all_at_8_bits_whatever_the_candidates(plain):
-    wide, slim = (
-        plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit", candidates=names)).eight_bit
-        for names in ("W8A8,W4A8", "W4A8")
-    )
-    assert wide.bops == slim.bops and wide.bytes == pytest.approx(slim.bytes, abs=16)
-
-
-def test_a_budget_beside_a_plan_is_refused(plain):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
-    with pytest.raises(ConfigError, match=r"^plan: found a budget beside it; its bits are chosen already"):
-        quantize(plain, SAMPLES, QuantizeConfig(max_size="1"), plan=found)
-
-
-def test_a_file_that_outgrows_its_budget_is_refused(plain, monkeypatch):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
-    small = found.model_copy(update={"budgets": {"max_size": 100.0}})
-    monkeypatch.setattr(onnxcalib.pipeline, "make_bit_plan", lambda *_, **__: small)
-    with pytest.raises(ConfigError, match=r"^max_size: found [\d,]+ bytes where [\d,]+ were planned; 100 are allowed"):
-        quantize(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
-
-
-def test_a_plan_for_another_model_is_refused(plain, net):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
-    with pytest.raises(
-        ConfigError, match=r"^plan: found one for another model, \w{12}; this one is \w{12}; plan it too"
-    ):
-        quantize(net, SAMPLES, plan=found)
-
-
-def test_planning_needs_a_budget_and_one_that_can_be_met(plain):
-    with pytest.raises(ConfigError, match=r"^max_size: found no budget; give max_size, max_bops or max_loss"):
-        plan(plain, SAMPLES, QuantizeConfig())
-    with pytest.raises(ConfigError, match=r"^max_size: found 1,000 bytes; the smallest that can be reached is \d,\d+ "):
-        plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1KB"))
 
 
 def count_views(model, samples, config):

@@ -110,6 +110,6 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]
         ) from None
     with client:
         try:
-            yield client.get_executor(pure=False), client.scatter(common, broadcast=True)
+            yield client.get_executor(pure=False), client.scatter(common, broadcast=True, hash=False)
         except KilledWorker as error:
             raise BrokenExecutor(str(error)) from error

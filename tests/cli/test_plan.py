@@ -8,7 +8,7 @@ from onnxcalib.bitplan import read_plan
 from onnxcalib.cli.exitstatus import ExitStatus
 from onnxcalib.cli.main import app
 from onnxcalib.config import DataConfig, QuantizeConfig
-from tests.test_bitplan import PLAN
+from tests.test_bitplan import FRONTIER, PLAN
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def run(tmp_path, monkeypatch):
         return PLAN
 
     monkeypatch.setattr(pipeline, "plan", make)
+    monkeypatch.setattr(pipeline, "frontier", lambda *arguments, **_: calls.append(arguments) or FRONTIER)
 
     def invoke(*arguments, fault=None):
         if fault:
@@ -44,19 +45,22 @@ def test_the_plan_is_written_beside_the_model_and_printed(run, tmp_path):
     assert "  layer 1/2 deep" in result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["layer", "bits", "loss", "W4A8"] and lines[1].split() == ["deep", "W4A8", "5.00e-01"]
-    assert "this plan: loss 6.25e-01 (sum of its layers' 5.00e-01), 100 bytes, 6.4e+03 bit operations" in result.stdout
+    assert "this plan: loss 6.25e-01 (predicted 5.00e-01), 100 bytes, 6.4e+03 bit operations" in result.stdout
     assert "onnxcalib quantize --plan net.plan.json obeys it" in result.stdout
 
 
 def test_every_option_reaches_its_setting(run):
     text = (
-        "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-loss 0.1 --first-last-bits 4 "
+        "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-latency 5ms --max-loss 0.1 --max-drop 2 "
+        "--latencies t.csv --jobs 2 --scheduler tcp://a:1 --cache-dir c --first-last-bits 4 "
         "--range entropy --percentile 99.5 --encoding standard --effort best --samples 9 --seed 3 --threads 2 "
         "--device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
     budgets = {"candidates": ("W8A8", "W4A4"), "max_size": "300KB", "max_bops": "0.5@8-bit", "max_loss": 0.1}
+    budgets |= {"max_latency": "5ms", "max_drop": 2.0, "latencies": "t.csv"}
+    budgets |= {"jobs": 2, "scheduler": "tcp://a:1", "cache_dir": "c"}
     others = {"first_last_bits": 4, "range": "entropy", "percentile": 99.5, "encoding": "standard", "effort": "best"}
     rest = {"samples": 9, "seed": 3, "threads": 2, "device": "cpu", "exclude": ("x",), "data": data}
     assert run.calls[0][2] == QuantizeConfig(**budgets, **others, **rest)
@@ -82,3 +86,29 @@ def test_a_budget_that_is_none_is_refused_before_anything_runs(run):
 def test_what_is_read_is_never_written(run):
     result = run("net.onnx", "--calib", "data", "--max-size", "0.2", "-o", "net.onnx")
     assert result.exit_code and not run.calls and "net.onnx" in result.stderr
+
+
+def test_a_frontier_is_written_printed_and_drawn_and_needs_no_budget(run, tmp_path):
+    result = run("net.onnx", "--calib", "data", "--frontier")
+    assert result.exit_code == 0, result.stderr
+    assert not (tmp_path / "net.plan.json").exists() and len(run.calls) == 1
+    assert (tmp_path / "net.frontier.json").read_text() == FRONTIER.to_json() + "\n"
+    assert (tmp_path / "net.frontier.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[1] == ["planned", "100", "0.100", "3.2e+03", "5.00e-01"]
+    assert lines[3] == ["W8A8", "everywhere", "200", "0.200", "6.4e+03", "1.00e-03"]
+
+
+def test_beside_a_budget_the_frontier_comes_on_top(run, tmp_path):
+    result = run("net.onnx", "--calib", "data", "--frontier", "--max-size", "0.2", "-o", "small.json")
+    assert result.exit_code == 0, result.stderr
+    assert {"small.json", "small.frontier.json", "small.frontier.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "this plan: " in result.stdout and "W8A8 everywhere" in result.stdout
+
+
+def test_what_was_limited_is_printed(run, monkeypatch):
+    totals = PLAN.totals.model_copy(update={"agreement": 98.5, "milliseconds": 1.25})
+    monkeypatch.setattr(pipeline, "plan", lambda *_, **__: PLAN.model_copy(update={"totals": totals}))
+    result = run("net.onnx", "--calib", "data", "--max-drop", "2")
+    line = "this plan: loss 6.25e-01 (predicted 5.00e-01), agreement 98.5%, 100 bytes, 6.4e+03 bit operations, 1.25 ms"
+    assert line in result.stdout

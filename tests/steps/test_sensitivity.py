@@ -1,5 +1,6 @@
 """Sets of layers, and what each loses and costs at its candidates."""
 
+import tempfile
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,12 @@ from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.graph.plan import make_plan
 from onnxcalib.graph.save import model_bytes
 from onnxcalib.numeric.divergence import Divergence
+from onnxcalib.runtime.cache import Cache
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import Candidate
-from onnxcalib.steps.calibrate import choose_grids, collect_histograms
+from onnxcalib.steps.calibrate import Batches, choose_grids, collect_histograms
 from onnxcalib.steps.prepare import prepare
-from onnxcalib.steps.sensitivity import Grids, find_sets, measure_sets
+from onnxcalib.steps.sensitivity import Grids, Survey, find_sets, measure_sets
 
 EIGHT, FOUR, LIGHT = Candidate(8, 8), Candidate(4, 4), Candidate(4, 8)
 WIDE = [EIGHT, LIGHT, FOUR]
@@ -49,7 +51,9 @@ def measure(model, data, candidates=(EIGHT, LIGHT, FOUR), **settings):
     histograms = collect_histograms(prepared, list(plans[EIGHT].activations), samples)
     grids = {c: Grids(plan, *choose_grids(plan, histograms, config)) for c, plan in plans.items()}
     heard = []
-    found = measure_sets(prepared, grids, samples, config, device=torch.device("cpu"), tell=heard.append)
+    survey = Survey(prepared, grids, Batches(samples, 16), config, torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure_sets(survey, Cache("test", folder), tell=heard.append)
     return prepared, grids, samples, found, heard
 
 
