@@ -215,7 +215,7 @@ def test_two_runs_with_one_seed_give_the_same_bytes(net):
 def test_another_device_computes_the_same_file(net, monkeypatch, weight_bits, activation_bits):
     config = settings(weight_bits=weight_bits, activation_bits=activation_bits)
     wanted = quantize(net, SAMPLES, config)
-    monkeypatch.setattr(onnxcalib.pipeline, "choose_device", lambda _: FAR)
+    monkeypatch.setattr(onnxcalib.run, "choose_device", lambda _: FAR)
     with FarDevice() as device:
         found = quantize(net, SAMPLES, config)
     assert device.moved > 100
