@@ -28,8 +28,9 @@ from .spec import QuantPlan
 from .steps.calibrate import batch_size, with_outputs
 from .steps.probes import draw_probes
 from .steps.reconstruct import reconstruct
-from .steps.solve import Walk, round_layers
+from .steps.solve import round_layers
 from .steps.verify import verify
+from .steps.walk import Walk
 
 __all__ = ["Result", "check_output", "frontier", "plan", "quantize"]
 

@@ -22,7 +22,8 @@ from ..runtime.session import Session, first_line
 from ..spec import LayerPlan
 from .calibrate import batch_size, with_outputs
 from .reconstruct import check_parity
-from .solve import MOST_INPUTS, PROBE, Walk
+from .solve import MOST_INPUTS
+from .walk import PROBE, Walk
 
 # Random sums of a layer's channels, as which each direction is kept.
 SIGNS = 8

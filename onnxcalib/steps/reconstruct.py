@@ -21,7 +21,8 @@ from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import Block, LayerPlan, QParams
-from .solve import PROBE, Walk, make_params, solve_block
+from .solve import make_params, solve_block
+from .walk import Walk, read_later, run
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3
@@ -36,27 +37,16 @@ def reconstruct(walk: Walk, blocks: Sequence[Block], observer: Observer) -> tupl
     """Walk the blocks in order; ``walk`` ends with the grids and the LayerParams of all layers."""
     records: list[BlockRecord] = []
     observer.blocks(sum(bool(b.layers) for b in blocks))
-    for block, later in zip(blocks, _read_later(walk, blocks, set()), strict=True):
-        _run(walk, block, later, quantized=False)
+    for block, later in zip(blocks, read_later(walk, blocks, set()), strict=True):
+        run(walk, block, later, quantized=False)
         if block.layers:
             settled = list(_settle(walk, block, later))
             records += settled
             observer.block(settled[-1])
         walk.settled |= _read_inside(walk, block)
-        _run(walk, block, later, quantized=True)
-        for name in walk.store.names():
-            if name.partition(":")[2] not in later and not name.startswith(PROBE):
-                walk.store.drop(name)
+        run(walk, block, later, quantized=True)
+        walk.forget(later)
     return tuple(records)
-
-
-def _read_later(walk: Walk, blocks: Sequence[Block], end: set[str]) -> list[set[str]]:
-    """For each block the tensors that the blocks behind it need to be solved and learned, and those of ``end``."""
-    later = [end]
-    for block in reversed(blocks[1:]):
-        read = block.inputs if block.layers else walk.inputs_read(block, [t for t in block.outputs if t in later[0]])
-        later.insert(0, later[0].union(read))
-    return later
 
 
 def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
@@ -77,13 +67,13 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
         yield _settle_part(walk, block, rounded, reason, steps=0)
         return
     parts = single_layers(walk.model, walk.plan, block)
-    for part, read in zip(parts, _read_later(walk, parts, later), strict=True):
-        _run(walk, part, read, quantized=False)
+    for part, read in zip(parts, read_later(walk, parts, later), strict=True):
+        run(walk, part, read, quantized=False)
         if part.layers:
             rounded = _join(reasons, part)
             yield _settle_part(walk, part, rounded, reason, steps=_steps(walk, part, rounded))
         walk.settled |= _read_inside(walk, part)
-        _run(walk, part, read, quantized=True)
+        run(walk, part, read, quantized=True)
 
 
 def _steps(walk: Walk, block: Block, rounded: str | None) -> int:
@@ -124,23 +114,6 @@ def _solved_record(block: Block, rounded: str | None, reason: str | None, start:
     reason = "; ".join(filter(None, (reason, rounded))) or None
     outcome = "rounded" if rounded else "solved"
     return BlockRecord(block.name, block.layers, outcome, reason, seconds=time.perf_counter() - start)
-
-
-def _run(walk: Walk, block: Block, later: set[str], *, quantized: bool) -> None:
-    """Compute the block's outputs over the whole set from its stored inputs, into the store.
-
-    Those alone that are read later, or that are the targets of its own layers.
-    """
-    prefix = "quantized:" if quantized else "float:"
-    kept = later.union(() if quantized or not block.layers else block.outputs)
-    outputs = [t for t in block.outputs if t in kept and f"{prefix}{t}" not in walk.store]
-    if not outputs:
-        return
-    cut = (walk.quantized_cut if quantized else walk.float_cut)(block, outputs)
-    session = Session(cut, name=f"block {block.name}", threads=walk.config.threads or 0)
-    for number in range(len(walk.sizes)):
-        for name, value in session.run(walk.feeds(prefix, session.inputs, number)).items():
-            walk.keep(prefix, name, value)
 
 
 def _read_inside(walk: Walk, block: Block) -> set[str]:

@@ -34,7 +34,8 @@ from ..runtime.store import Store
 from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
 from .calibrate import Batches, with_outputs
-from .solve import Walk, solve_widths
+from .solve import solve_widths
+from .walk import Walk
 
 # Samples on which the outputs' divergence is measured.
 JUDGES = 64

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-from onnx import ModelProto, ValueInfoProto, helper
 
-from ..config import QuantizeConfig
-from ..data import CalibrationSet
-from ..graph.emit import LayerParams, emit_qdq, input_grid
-from ..graph.extract import extract, needed_inputs, needed_nodes
-from ..graph.index import Index, constant
+from ..graph.emit import LayerParams
+from ..graph.extract import needed_nodes
+from ..graph.index import constant
 from ..graph.layout import from_rows, to_rows, window_of
 from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_places, flatten_rows, pick, project, unfold
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
-from ..numeric.views import draw_views
-from ..runtime.session import Session
-from ..runtime.store import Store
-from ..spec import Block, LayerPlan, QParams, QuantPlan, QuantSpec
+from ..spec import Block, LayerPlan, QParams, QuantSpec
+from .walk import PROBE, Cut, Walk
 
 # One sample in so many chooses the prior of every layer.
 HELD_OUT = 4
@@ -38,81 +33,6 @@ UNFOLD_BYTES = 64 * 2**20
 BIAS_LEVELS = 2.0**29
 # Samples that are seen through probes at once.
 ROWS = 8
-# Of the names under which the store keeps the probes of a layer's output (``steps.probes``).
-PROBE = "probe:"
-
-
-@dataclass
-class Walk:
-    """The walk through the blocks: what it knows so far; grids and layers grow and settle as it goes.
-
-    sizes: samples of each stored batch, of all ``passes`` over the calibration set: itself, then views of its images.
-    """
-
-    model: ModelProto
-    types: dict[str, ValueInfoProto]
-    plan: QuantPlan
-    config: QuantizeConfig
-    store: Store
-    sizes: list[int]
-    activations: dict[str, QParams]
-    narrowed: dict[str, QParams]
-    device: torch.device = torch.device("cpu")  # noqa: RUF009
-    passes: int = 1
-    layers: dict[str, LayerParams] = field(default_factory=dict)
-    settled: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.index = Index(self.model.graph)
-
-    def fill(self, samples: CalibrationSet, size: int, axes: tuple[int, int] | None = None) -> None:
-        """Store the model's inputs over the whole set; they are the same in both models.
-
-        With ``axes``, those of an image's rows and columns, so many passes with views follow as the settings say.
-        """
-        self.passes = 1 + (self.config.image_views(self.plan.least_weight_bits) if axes else 0)
-        generator = np.random.default_rng(self.config.seed)
-        for number in range(self.passes):
-            for feeds in samples.batches(size):
-                first = next(iter(feeds.values()))
-                self.sizes.append(min(size, len(first)) if first.ndim else 1)
-                for name, value in feeds.items():
-                    value = draw_views(value, axes, generator) if number else value
-                    self.keep("float:", name, value)
-                    self.keep("quantized:", name, value)
-
-    def count(self, *, by_sample: bool) -> int:
-        """Samples, or else stored batches, of one pass over the calibration set."""
-        return (sum(self.sizes) if by_sample else len(self.sizes)) // self.passes
-
-    def keep(self, prefix: str, tensor: str, value: np.ndarray | list) -> None:
-        """Store the next batch of a tensor; where nothing else tells its type, the value does."""
-        self.store.append(prefix + tensor, value)
-        known = self.types.get(tensor)
-        if isinstance(value, np.ndarray) and not (known and known.type.WhichOneof("value")):
-            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-            self.types[tensor] = helper.make_tensor_value_info(tensor, kind, None)
-
-    def input_grid(self, layer: LayerPlan) -> QParams:
-        """The grid on which a layer reads its input."""
-        return input_grid(layer, self.activations, self.narrowed)
-
-    def float_cut(self, block: Block, outputs) -> ModelProto:
-        """The float model from the block's inputs, as far as they are read, to ``outputs``."""
-        return extract(self.model, self.types, inputs=self.inputs_read(block, outputs), outputs=outputs)
-
-    def quantized_cut(self, block: Block, outputs) -> ModelProto:
-        """The same part with the grids and the layers that stand by now."""
-        cut = self.float_cut(block, outputs)
-        return emit_qdq(cut, self.plan, self.activations, self.narrowed, self.layers)
-
-    def inputs_read(self, block: Block, outputs) -> list[str]:
-        """Inputs of the block on which ``outputs`` depend."""
-        return needed_inputs(self.index, block.inputs, outputs)
-
-    def feeds(self, prefix: str, tensors, number: int) -> dict[str, np.ndarray | list]:
-        """Stored batch ``number`` of ``tensors``, by name, of the model that ``prefix`` stands for."""
-        return {t: self.store.batch(prefix + t, number) for t in tensors}
 
 
 def round_layers(walk: Walk) -> None:
@@ -195,8 +115,8 @@ class _Stream:
         self.node = next(n for n in walk.model.graph.node if n.name == layer.name)
         self.other = _shortcut(walk, block, layer)
         extra = [self.other] if self.other else []
-        self.reference = _Cut(walk, block, [layer.output, *extra], quantized=False)
-        self.prefix = _Cut(walk, block, [layer.input, *extra], quantized=True)
+        self.reference = Cut(walk, block, [layer.output, *extra], quantized=False)
+        self.prefix = Cut(walk, block, [layer.input, *extra], quantized=True)
         self.generator = torch.Generator().manual_seed(walk.config.seed)
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
@@ -333,23 +253,3 @@ def _shortcut(walk: Walk, block: Block, layer: LayerPlan) -> str | None:
     needed = needed_nodes(walk.index, block.inputs, [other])
     waiting = set(block.layers) - set(walk.layers)
     return other if needed <= set(block.nodes) and not needed & waiting else None
-
-
-class _Cut:
-    """Tensors inside a block, computed batch by batch from its stored inputs; inputs themselves are passed through."""
-
-    def __init__(self, walk: Walk, block: Block, tensors, *, quantized: bool):
-        self.walk, self.tensors = walk, tensors
-        self.prefix = "quantized:" if quantized else "float:"
-        self.given = [t for t in tensors if t in block.inputs]
-        inner = [t for t in tensors if t not in block.inputs]
-        self.session = None
-        if inner:
-            make = walk.quantized_cut if quantized else walk.float_cut
-            self.session = Session(make(block, inner), name=f"block {block.name}", threads=walk.config.threads or 0)
-
-    def run(self, number: int) -> dict[str, np.ndarray]:
-        values = self.walk.feeds(self.prefix, self.given, number)
-        if self.session is not None:
-            values |= self.session.run(self.walk.feeds(self.prefix, self.session.inputs, number))
-        return values

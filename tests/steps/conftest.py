@@ -10,7 +10,7 @@ from onnxcalib.graph.plan import make_plan
 from onnxcalib.runtime.store import Store
 from onnxcalib.steps.calibrate import choose_grids, collect_histograms
 from onnxcalib.steps.prepare import prepare
-from onnxcalib.steps.solve import Walk
+from onnxcalib.steps.walk import Walk
 
 
 @pytest.fixture

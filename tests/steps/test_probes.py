@@ -10,7 +10,8 @@ from onnxcalib.graph.load import inputs_of
 from onnxcalib.steps import probes as probes_step
 from onnxcalib.steps import reconstruct as reconstruct_step
 from onnxcalib.steps.probes import SIGNS, draw_probes
-from onnxcalib.steps.solve import PROBE, _Stream, solve_block
+from onnxcalib.steps.solve import _Stream, solve_block
+from onnxcalib.steps.walk import PROBE
 
 POOLED = """g (float[N, 4, 5, 5] x) => (float[N, 6, 1, 1] y) {
     [c] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [pool] y = GlobalAveragePool (a)
