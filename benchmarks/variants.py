@@ -50,7 +50,7 @@ def soften(steps: int) -> None:
     import torch
 
     from onnxcalib.numeric import adaquant
-    from onnxcalib.steps import reconstruct
+    from onnxcalib.steps import learn as learn_step
 
     live: list[SoftRounding] = []
 
@@ -80,10 +80,12 @@ def soften(steps: int) -> None:
         def integers(self):
             return (self.base + self.opened().ge(0.5)).clamp(self.spec.qmin, self.spec.qmax)
 
-    plain, learn, state = adaquant.relative_error, adaquant.learn_block, {"step": 0, "start": None}
+    plain, learn, state = adaquant._mean_ratio, adaquant.learn_block, {"step": 0, "start": None}
 
-    def penalized(outputs, targets):
-        error = plain(outputs, targets)
+    def penalized(sums):
+        error = plain(sums)
+        if not error.requires_grad:  # held-out samples are judged as they are
+            return error
         state["start"] = state["start"] or float(error.detach())
         state["step"] += 1
         done = (state["step"] / steps - WARM_UP) / (1 - WARM_UP)
@@ -100,8 +102,8 @@ def soften(steps: int) -> None:
         finally:
             live.clear()
 
-    adaquant.relative_error, adaquant.WEIGHT_RATE = penalized, SOFT_RATE
-    reconstruct.learn_block, reconstruct.WeightQuantizer = begin_block, SoftRounding
+    adaquant._mean_ratio, adaquant.WEIGHT_RATE = penalized, SOFT_RATE
+    learn_step.learn_block, learn_step.WeightQuantizer = begin_block, SoftRounding
 
 
 def weigh() -> None:
@@ -113,7 +115,7 @@ def weigh() -> None:
     from onnxcalib.runtime.blocks import to_torch
     from onnxcalib.steps import reconstruct
 
-    learn, pairs = reconstruct._learn, adaquant._floating
+    learn, pairs = reconstruct._learn, adaquant.floating
     state: dict[str, Any] = {"root": None}
 
     def find_root(walk, block):
@@ -143,7 +145,7 @@ def weigh() -> None:
         root = state["root"]
         return pairs(outputs, targets) if root is None else [(a * root, b * root) for a, b in pairs(outputs, targets)]
 
-    reconstruct._learn, adaquant._floating = learn_weighted, weighted
+    reconstruct._learn, adaquant.floating = learn_weighted, weighted
 
 
 def recut(size: int) -> None:

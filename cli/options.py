@@ -9,17 +9,20 @@ import typer
 
 from onnxcalib.config import DataConfig, QuantizeConfig, ValidateConfig
 
-SETTINGS, IMAGES = "Settings", "Image files"
+SETTINGS, IMAGES, STEPS = "Settings", "Image files", "Steps"
 _FIELDS = {**ValidateConfig.model_fields, **QuantizeConfig.model_fields, **DataConfig.model_fields}
 
 
-def setting(name: str, text: str, panel: str = SETTINGS, **more: Any) -> Any:
-    """An option that is None unless given, so that a configuration file can set it; help shows the real default."""
+def setting(name: str, text: str, panel: str = SETTINGS, *, switch: bool = False, **more: Any) -> Any:
+    """An option that is None unless given, so that a configuration file can set it; help shows the real default.
+
+    switch: one that is on or off, of a setting whose default is neither.
+    """
     default = _FIELDS[name].default
     shown = "from the model" if name in ("layout", "channels") else None if default is None else _spell(default)
     text = f"{text} [default: {shown}]" if shown else text
     spelling = name.replace("_", "-")
-    forms = f"--{spelling}/--no-{spelling}" if isinstance(default, bool) else f"--{spelling}"
+    forms = f"--{spelling}/--no-{spelling}" if switch or isinstance(default, bool) else f"--{spelling}"
     return typer.Option(forms, help=text.replace("[", r"\["), show_default=False, rich_help_panel=panel, **more)
 
 

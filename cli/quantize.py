@@ -12,6 +12,7 @@ from onnxcalib.cli.files import check_targets, write_aside
 from onnxcalib.cli.options import (
     BUDGETS,
     DATA_HELP,
+    STEPS,
     CacheDir,
     Candidates,
     Channels,
@@ -78,7 +79,16 @@ def quantize(
     range: Range = None,
     percentile: Percentile = None,
     encoding: Encoding = None,
-    reconstruct: Annotated[bool | None, setting("reconstruct", "Solve and learn, or calibrate and round only.")] = None,
+    pipeline: Annotated[
+        str | None, setting("pipeline", "light (no reconstruction), default or advanced.", STEPS, metavar="NAME")
+    ] = None,
+    reconstruct: Annotated[
+        bool | None, setting("reconstruct", "Solve and learn layers, or calibrate and round only.", STEPS, switch=True)
+    ] = None,
+    statistics: Annotated[
+        bool | None, setting("statistics", "Tune means and deviations of layers' outputs.", STEPS, switch=True)
+    ] = None,
+    biases: Annotated[bool | None, setting("biases", "Train biases end to end.", STEPS, switch=True)] = None,
     effort: Effort = None,
     steps: Annotated[int | None, setting("steps", "AdaQuant steps a block, in place of those of --effort.")] = None,
     views: Annotated[int | None, setting("views", "Shifted, mirrored copies of each image, likewise.")] = None,

@@ -24,7 +24,7 @@ def print_summary(report: Report, output: Path) -> None:
     console = open_console()
     if report.plan:
         console.print(tabulate_sets(BitPlan.model_validate(report.plan)))
-    for table in (_tabulate_outputs(report), _tabulate_layers(report)):
+    for table in (_tabulate_steps(report), _tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
     lines = [*_describe_blocks(report), *describe_unfused(report.unfused), *_describe_cost(report, output)]
@@ -66,6 +66,18 @@ def _tabulate_outputs(report: Report) -> Table:
     for session, records in (("optimized", report.outputs), ("unoptimized", report.outputs_unoptimized)):
         for record in records:
             table.add_row(record.name, session, *_spell_output(record))
+    return table
+
+
+def _tabulate_steps(report: Report) -> Table:
+    """What each step did to the outputs, in order."""
+    table = Table("step", "outcome", "output", box=None, pad_edge=False)
+    for name in ("SQNR dB", "agreement %"):
+        table.add_column(name, justify="right")
+    for step in report.steps:
+        for record in step.outputs:
+            numbers = _spell_output(record)
+            table.add_row(step.name, step.outcome, record.name, numbers[0], numbers[-1])
     return table
 
 

@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from onnxcalib.errors import ConfigError
-from onnxcalib.limits import LATENCY, read_limit
+from onnxcalib.values import (
+    check_latency,
+    check_limit,
+    check_metric,
+    check_percentage,
+    split_candidates,
+    split_names,
+    split_numbers,
+    split_size,
+)
 
 Bits = Literal[8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -24,6 +33,9 @@ CANDIDATES = ("W8A8", "W4A8", "W4A4", "W8A4")
 # Limits on the whole model within which bits are planned: of what it costs, and of what it loses.
 COSTS = ("max_size", "max_bops", "max_latency")
 BUDGETS = (*COSTS, "max_loss", "max_drop")
+# What is done to the layers once they are calibrated, in this order, and which of it each pipeline does.
+STEPS = ("reconstruct", "statistics", "biases")
+PIPELINES = {"light": ("statistics",), "default": ("reconstruct",), "advanced": STEPS}
 # Where and how fast a run computes, and what it keeps; none of these changes what it finds.
 PLACES = ("jobs", "scheduler", "cache_dir")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -49,35 +61,6 @@ class Effort(NamedTuple):
 EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), "best": Effort(32, 2, 4, 200, 200)}
 
 
-def _split_numbers(value: Any) -> Any:
-    """``'r,g,b'``, a list or one number, as a tuple; anything else is left for pydantic to refuse."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (value,)
-    if isinstance(value, str):
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            raise ValueError("must be one number, or three as 'r,g,b'") from None
-    return value
-
-
-def _split_size(value: Any) -> Any:
-    """``224``, ``'224'``, ``'HxW'`` or ``[H, W]`` as (height, width)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value, value)
-    if isinstance(value, str):
-        sides = value.lower().split("x")
-        if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
-            raise ValueError("must be a size such as 224, or 'HxW'")
-        return (int(sides[0]), int(sides[-1]))
-    return value
-
-
-def _split_names(value: Any) -> Any:
-    """One name as a tuple of one."""
-    return (value,) if isinstance(value, str) else value
-
-
 class _Settings(BaseModel):
     """Frozen, with no room for unknown keys, and refused by ConfigError in one line."""
 
@@ -90,20 +73,6 @@ class _Settings(BaseModel):
             raise ConfigError(_describe(error, tuple(type(self).model_fields))) from None
 
 
-def _check_limit(value: Any) -> str:
-    read_limit(value)
-    return str(value).strip()
-
-
-def _check_latency(value: Any) -> str:
-    read_limit(value, LATENCY)
-    return str(value).strip()
-
-
-def _split_candidates(value: Any) -> Any:
-    return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
-
-
 File = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 
 
@@ -114,10 +83,10 @@ class DataConfig(_Settings):
     resize: shorter side; crop: (height, width) of the centre; layout and channels: None reads them off the model.
     """
 
-    mean: Annotated[tuple[Finite, ...], BeforeValidator(_split_numbers)] = (0.0,)
-    std: Annotated[tuple[Finite, ...], BeforeValidator(_split_numbers)] = (1.0,)
+    mean: Annotated[tuple[Finite, ...], BeforeValidator(split_numbers)] = (0.0,)
+    std: Annotated[tuple[Finite, ...], BeforeValidator(split_numbers)] = (1.0,)
     resize: Count | None = None
-    crop: Annotated[tuple[Count, Count] | None, BeforeValidator(_split_size)] = None
+    crop: Annotated[tuple[Count, Count] | None, BeforeValidator(split_size)] = None
     layout: Literal["nchw", "nhwc"] | None = None
     channels: Literal["rgb", "bgr", "gray"] | None = None
 
@@ -180,7 +149,9 @@ class QuantizeConfig(_Settings):
     any, those of 4-bit weights by a wider search for integers and on more views of image files with more of it.
     AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
     a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
-    win over that. samples: use only the first so many; reconstruct: False calibrates and rounds only. device: where
+    win over that. pipeline: which of STEPS are done; each by its own name wins over that: reconstruct solves and learns
+    layers, otherwise they are rounded; statistics tunes means and deviations of their outputs; biases trains these end
+    to end. samples: use only the first so many. device: where
     layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. max_size,
     max_bops and max_latency: budgets within which a bit plan of the candidates loses least, in place of the same bits
     everywhere; or max_loss, of the outputs' divergence, or max_drop, of the top class' agreement in points of 100,
@@ -196,7 +167,10 @@ class QuantizeConfig(_Settings):
     range: Literal["min-max", "percentile", "squared-error", "entropy"] = "squared-error"
     percentile: float = Field(default=99.99, gt=50, le=100, allow_inf_nan=False)
     encoding: Literal["runtime", "standard"] = "runtime"
-    reconstruct: bool = Field(default=True, strict=True)
+    pipeline: Literal["light", "default", "advanced"] = "default"
+    reconstruct: Annotated[bool, Field(strict=True)] | None = None
+    statistics: Annotated[bool, Field(strict=True)] | None = None
+    biases: Annotated[bool, Field(strict=True)] | None = None
     effort: Literal["fast", "balanced", "best"] = "balanced"
     steps: Annotated[int, Field(strict=True, ge=0)] | None = None
     views: Annotated[int, Field(strict=True, ge=0, le=MOST_VIEWS)] | None = None
@@ -204,19 +178,19 @@ class QuantizeConfig(_Settings):
     seed: int = Field(default=0, strict=True, ge=0, lt=2**63)
     threads: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    candidates: Annotated[tuple[Literal[CANDIDATES], ...], BeforeValidator(_split_candidates), Field(min_length=1)] = (
+    candidates: Annotated[tuple[Literal[CANDIDATES], ...], BeforeValidator(split_candidates), Field(min_length=1)] = (
         CANDIDATES
     )
-    max_size: Annotated[str, BeforeValidator(_check_limit)] | None = None
-    max_bops: Annotated[str, BeforeValidator(_check_limit)] | None = None
-    max_latency: Annotated[str, BeforeValidator(_check_latency)] | None = None
+    max_size: Annotated[str, BeforeValidator(check_limit)] | None = None
+    max_bops: Annotated[str, BeforeValidator(check_limit)] | None = None
+    max_latency: Annotated[str, BeforeValidator(check_latency)] | None = None
     max_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     max_drop: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] | None = None
     latencies: File | None = None
     jobs: Count | None = None
     scheduler: Annotated[str, Field(pattern=r"^\w+://.+")] | None = None
     cache_dir: File | None = None
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_split_names)] = ()
+    exclude: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ()
     layers: Annotated[dict[str, LayerConfig], BeforeValidator(_read_layers)] = {}
     data: DataConfig = DataConfig()
 
@@ -224,6 +198,11 @@ class QuantizeConfig(_Settings):
     def planned(self) -> bool:
         """Whether bits are chosen within a budget."""
         return any(getattr(self, name) is not None for name in BUDGETS)
+
+    def does(self, step: str) -> bool:
+        """Whether one of STEPS is done."""
+        chosen = getattr(self, step)
+        return step in PIPELINES[self.pipeline] if chosen is None else chosen
 
     @property
     def least_bits(self) -> int:
@@ -258,18 +237,6 @@ class QuantizeConfig(_Settings):
         return EFFORTS[self.effort].views if weight_bits < FULL_BITS else 0
 
 
-def _check_percentage(value: float) -> float:
-    if 0 < value <= 1:
-        raise ValueError("is in %, above 1 and at most 100; multiply it by 100")
-    return value
-
-
-def _check_metric(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
-        raise ValueError("must be MODULE:FUNCTION, such as scores:spearman for the function spearman of scores.py")
-    return value
-
-
 class ValidateConfig(_Settings):
     """All settings of ``validate``; a gate that is None is not asked for.
 
@@ -282,14 +249,14 @@ class ValidateConfig(_Settings):
     """
 
     max_drop: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None
-    min_agreement: Annotated[float, Field(ge=0, le=100), AfterValidator(_check_percentage)] | None = None
+    min_agreement: Annotated[float, Field(ge=0, le=100), AfterValidator(check_percentage)] | None = None
     min_sqnr: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None
     max_size_ratio: Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)] = None
     min_speedup: Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)] = None
     max_unfused: Annotated[int | None, Field(strict=True, ge=0)] = None
     max_steps: Annotated[int, Field(strict=True, ge=0)] = 1
     confident: bool = Field(default=False, strict=True)
-    metric: Annotated[str | None, AfterValidator(_check_metric)] = None
+    metric: Annotated[str | None, AfterValidator(check_metric)] = None
     samples: Count | None = None
     batch: Annotated[int, Field(strict=True, ge=1, le=MOST_BATCH)] = 1
     threads: Count | None = None

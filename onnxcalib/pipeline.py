@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,19 @@ from .graph.extract import infer_types
 from .graph.save import check_output, fingerprint, model_bytes, save_model
 from .images import image_axes
 from .planning import choose_bits, trace
-from .report import BlockRecord, Observer, Report
+from .report import BlockRecord, Observer, Report, StepRecord
 from .run import Ready, Run, load
 from .runtime.device import computing
 from .runtime.session import Session
 from .runtime.store import Store
 from .spec import QuantPlan
+from .steps.appraise import Appraiser, is_nearer
+from .steps.biases import tune_biases
 from .steps.calibrate import batch_size, with_outputs
 from .steps.probes import draw_probes
 from .steps.reconstruct import reconstruct
 from .steps.solve import round_layers
+from .steps.statistics import SAMPLES, tune_statistics
 from .steps.verify import verify
 from .steps.walk import Walk
 
@@ -117,7 +120,7 @@ def frontier(
 
 def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
     plan = run.plan(ready)
-    quantized, records = _reconstruct(run, ready, plan)
+    quantized, records, steps = _settle(run, ready, plan)
     with run.stage("verify"):
         original, samples = ready.original, ready.samples
         found = verify(original, ready.prepared.model, quantized, plan.layers, samples, threads=run.threads)
@@ -127,6 +130,7 @@ def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
         settings=run.config.model_dump(mode="json"),
         passes=ready.prepared.passes,
         blocks=records,
+        steps=steps,
         layers=found.layers,
         outputs=found.outputs,
         outputs_unoptimized=found.outputs_unoptimized,
@@ -142,8 +146,8 @@ def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
     return Result(quantized, report)
 
 
-def _reconstruct(run: Run, ready: Ready, plan: QuantPlan) -> tuple[ModelProto, tuple[BlockRecord, ...]]:
-    """The quantized model and the blocks' records."""
+def _settle(run: Run, ready: Ready, plan: QuantPlan):
+    """The quantized model, the records of its blocks, and those of the steps."""
     model, samples = ready.prepared.model, ready.samples
     with run.stage("calibrate"):
         histograms = run.collect(ready, plan)
@@ -156,15 +160,55 @@ def _reconstruct(run: Run, ready: Ready, plan: QuantPlan) -> tuple[ModelProto, t
         walk = Walk(model, infer_types(model), plan, run.config, store, [], activations, narrowed, run.device)
         walk.settled |= aligned.keys()
         records: tuple[BlockRecord, ...] = ()
-        if run.config.reconstruct:
+        if run.config.does("reconstruct"):
             walk.fill(samples, size, _view_axes(run, samples, plan))
             _probe(run, walk, samples)
             records = reconstruct(walk, find_blocks(model, plan), run.observer)
         else:
             round_layers(walk)
-    quantized = run.emit(model, plan, (walk.activations, walk.narrowed), walk.layers)
+    steps = _tune(run, ready, walk, size)
+    quantized = _emit(run, ready, walk)
     check_model(quantized)
-    return quantized, records
+    return quantized, records, steps
+
+
+def _emit(run: Run, ready: Ready, walk: Walk) -> ModelProto:
+    return run.emit(ready.prepared.model, walk.plan, (walk.activations, walk.narrowed), walk.layers)
+
+
+def _tune(run: Run, ready: Ready, walk: Walk, size: int) -> tuple[StepRecord, ...]:
+    """The steps behind the first, each kept where it brings the outputs nearer to the float model's."""
+    tuners = {"statistics": _tune_statistics, "biases": tune_biases}
+    wanted = [name for name in tuners if run.config.does(name)]
+    if not wanted:
+        return ()
+    with Store() as outputs:
+        with run.stage("appraise"):
+            appraiser = Appraiser(ready.original, ready.samples, outputs, run.threads)
+            first = "reconstruct" if run.config.does("reconstruct") else "round"
+            records = [StepRecord(first, "done", appraiser.appraise(_emit(run, ready, walk)))]
+        for name in wanted:
+            before = records[-1].outputs
+            with run.stage(name), Store() as store:
+                again = replace(walk, store=store, sizes=[], passes=1, layers=dict(walk.layers))
+                if name == "statistics":
+                    again.fill_some(ready.samples, size, SAMPLES)
+                else:
+                    again.fill(ready.samples, size)
+                kept, remark = tuners[name](again)
+                found = appraiser.appraise(_emit(run, ready, again)) if kept else before
+                if kept and not is_nearer(found, before):
+                    kept, remark = False, "the outputs were no nearer to the float model's"
+            if kept:
+                walk.layers = again.layers
+            records.append(StepRecord(name, "kept" if kept else "rolled back", found if kept else before, remark))
+            run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
+    return tuple(records)
+
+
+def _tune_statistics(walk: Walk) -> tuple[bool, None]:
+    tune_statistics(walk)
+    return True, None
 
 
 def _view_axes(run: Run, samples: CalibrationSet, plan: QuantPlan) -> tuple[int, int] | None:

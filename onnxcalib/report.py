@@ -53,6 +53,20 @@ class OutputRecord:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """What one step did to the outputs, on the calibration set, in the order of the steps.
+
+    outcome: ``done``, ``kept``, or ``rolled back`` (it brought the outputs no nearer to the float model's);
+    outputs: those of the model as it then was, after a roll-back too.
+    """
+
+    name: str
+    outcome: str
+    outputs: tuple[OutputRecord, ...]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class UnfusedRecord:
     """A QuantizeLinear or DequantizeLinear that onnxruntime left standing, the tensor it works on, and why."""
 
@@ -63,11 +77,15 @@ class UnfusedRecord:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a run measured; ``plan``: the bit plan that it obeyed, as its file has it."""
+    """Everything that a run measured.
+
+    steps: empty where nothing came behind the first; plan: the bit plan that was obeyed, as its file has it.
+    """
 
     settings: dict
     passes: dict[str, int] = field(default_factory=dict)
     blocks: tuple[BlockRecord, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
     outputs: tuple[OutputRecord, ...] = ()
     outputs_unoptimized: tuple[OutputRecord, ...] = ()
@@ -104,7 +122,10 @@ class Observer:
     """Hears what a run does while it does it; this one is silent, the CLI's draws a progress bar."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: prepare, plan, calibrate, reconstruct, verify, or load, compare, clock, conform, explain."""
+        """A stage begins: prepare, plan, calibrate, reconstruct, appraise, statistics, biases, verify.
+
+        Those of ``validate`` are load, compare, clock, conform, explain.
+        """
 
     def note(self, text: str) -> None:
         """One line worth reading in a log."""

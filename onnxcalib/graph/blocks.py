@@ -46,6 +46,12 @@ def single_layers(model: ModelProto, plan: QuantPlan, block: Block) -> tuple[Blo
     return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
 
 
+def join_blocks(model: ModelProto, plan: QuantPlan, blocks: Iterable[Block]) -> Block:
+    """Neighbouring blocks as one."""
+    names = [name for block in blocks for name in block.nodes]
+    return _cut(model.graph, Index(model.graph), names, {layer.name for layer in plan.layers})
+
+
 def _own_layers(graph: GraphProto, index: Index, owner: dict[str, str], layers: set[str]) -> None:
     """Make every layer without an owner its own and its activation function's; other nodes are on their own."""
     for node in graph.node:

@@ -148,13 +148,26 @@ class Outcome:
 Batch = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
 
 
+# Of each output that counts, (outputs, 2): what is wrong with it, and what that is relative to.
+Sums = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]
+
+
+def error_sums(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared error and the targets' power of each floating-point output."""
+    return torch.stack([torch.stack([(a - b).square().sum(), b.square().sum()]) for a, b in floating(outputs, targets)])
+
+
 def relative_error(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
     """Squared error over the targets' power, averaged over the block's floating-point outputs."""
-    pairs = _floating(outputs, targets)
-    return torch.stack([(a - b).square().sum() / b.square().sum().clamp_min(LEAST_POWER) for a, b in pairs]).mean()
+    return _mean_ratio(error_sums(outputs, targets))
 
 
-def _floating(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+def _mean_ratio(sums: torch.Tensor) -> torch.Tensor:
+    return (sums[:, 0] / sums[:, 1].clamp_min(LEAST_POWER)).mean()
+
+
+def floating(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+    """Pairs of those outputs that are of floating point."""
     return [(a, b) for a, b in zip(outputs, targets, strict=True) if b.is_floating_point()]
 
 
@@ -165,22 +178,25 @@ def learn_block(
     *,
     steps: int,
     bias_units: dict[nn.Parameter, torch.Tensor],
+    bias_rate: float = BIAS_RATE,
+    sums: Sums = error_sums,
 ) -> Outcome:
-    """Learn every quantizer and bias in ``module``; it ends at its best iterate on the held-out batches.
+    """Learn every quantizer that is not frozen and every bias; ``module`` ends at its best iterate on held-out batches.
 
     draw: gives one mini-batch of (inputs, float targets); held_out: the batches that judge. The module maps inputs to
-    a tuple of outputs, one of floating point at least. ``bias_units``: each trained bias with the output noise that its
-    rate is relative to. Raises RuntimeError where torch fails, or where nothing that is learned moves these outputs.
+    a tuple of outputs, one of floating point at least. ``bias_units``: each trained bias with the output noise that
+    ``bias_rate`` is relative to. sums: what is to be least, as a ratio of each output's two. Raises RuntimeError where
+    torch fails, or where nothing that is learned moves these outputs.
     """
-    optimizer = torch.optim.Adam(_rates(module, bias_units), betas=(0.9, 0.99))
+    optimizer = torch.optim.Adam(_rates(module, bias_units, bias_rate), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    before = best = _evaluate(module, held_out())
+    before = best = _evaluate(module, held_out(), sums)
     kept, best_step = _state(module), 0
     period = max(1, steps // EVALUATIONS)
     for step in range(1, steps + 1):
         inputs, targets = draw()
         module.train()
-        loss = relative_error(module(*inputs), targets)
+        loss = _mean_ratio(sums(module(*inputs), targets))
         if not loss.requires_grad:
             raise RuntimeError("nothing that is learned moves a floating-point output by a gradient")
         optimizer.zero_grad(set_to_none=True)
@@ -188,7 +204,7 @@ def learn_block(
         optimizer.step()
         schedule.step()
         if step % period == 0 or step == steps:
-            now = _evaluate(module, held_out())
+            now = _evaluate(module, held_out(), sums)
             if now < best:
                 best, kept, best_step = now, _state(module), step
     module.load_state_dict(kept)
@@ -196,29 +212,25 @@ def learn_block(
     return Outcome(before, best, best_step)
 
 
-def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor]) -> list[dict]:
+def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias_rate: float) -> list[dict]:
     groups = []
     for part in module.modules():
         if isinstance(part, WeightQuantizer):
-            groups.append({"params": [part.position], "lr": WEIGHT_RATE})
-            groups.append({"params": [part.log_step], "lr": WEIGHT_STEP_RATE})
+            groups.append({"params": [p for p in (part.position,) if p.requires_grad], "lr": WEIGHT_RATE})
+            groups.append({"params": [p for p in (part.log_step,) if p.requires_grad], "lr": WEIGHT_STEP_RATE})
         elif isinstance(part, ActivationQuantizer):
             groups.append({"params": [p for p in (part.log_step,) if p.requires_grad], "lr": ACTIVATION_STEP_RATE})
             groups.append({"params": [p for p in (part.zero_point,) if p.requires_grad], "lr": ZERO_POINT_RATE})
-    groups += [{"params": [bias], "lr": BIAS_RATE * float(unit)} for bias, unit in bias_units.items()]
+    groups += [{"params": [bias], "lr": bias_rate * float(unit)} for bias, unit in bias_units.items()]
     return [g for g in groups if g["params"]]
 
 
-def _evaluate(module: nn.Module, batches: Sequence[Batch]) -> float:
-    """``relative_error`` of all batches as one: each output's error and power are summed before the ratio."""
+def _evaluate(module: nn.Module, batches: Sequence[Batch], sums: Sums) -> float:
+    """The loss of all batches as one: each output's two are summed before the ratio."""
     module.eval()
-    sums: list[np.ndarray] = []
     with torch.no_grad():
-        for inputs, targets in batches:
-            pairs = _floating(module(*inputs), targets)
-            sums.append(np.array([[float((a - b).square().sum()), float(b.square().sum())] for a, b in pairs]))
-    errors, powers = np.sum(sums, axis=0).T
-    return float(np.mean(errors / np.maximum(powers, LEAST_POWER)))
+        found = [sums(module(*inputs), targets).double().cpu() for inputs, targets in batches]
+    return float(_mean_ratio(torch.stack(found).sum(0)))
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from ..runtime.blocks import BlockError, return_also, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import LayerPlan
 from .calibrate import batch_size, with_outputs
-from .reconstruct import check_parity
+from .learn import check_parity
 from .solve import MOST_INPUTS
 from .walk import PROBE, Walk
 

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
-from onnx import ModelProto
-from torch import nn
-from torch.nn.utils import parametrize
 
 from ..config import FULL_BITS
 from ..graph.blocks import single_layers
-from ..graph.extract import extract
 from ..graph.index import reads
-from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
+from ..numeric.adaquant import Outcome
 from ..report import BlockRecord, Observer
-from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
-from ..runtime.session import Session, first_line
-from ..spec import Block, LayerPlan, QParams
-from .solve import make_params, solve_block
+from ..runtime.blocks import BlockError
+from ..spec import Block
+from .learn import Learner, Samples, layer_of
+from .solve import solve_block
 from .walk import Walk, read_later, run
 
-# Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
-PARITY = 1e-3
 # One sample in so many judges a block and is not learned from.
 HELD_OUT = 8
-# A mini-batch holds about so many activations of the block's widest tensor, within these numbers of samples.
-BATCH_ELEMENTS = 2**20
-LEAST_BATCH, MOST_BATCH = 4, 32
 
 
 def reconstruct(walk: Walk, blocks: Sequence[Block], observer: Observer) -> tuple[BlockRecord, ...]:
@@ -77,7 +66,7 @@ def _settle(walk: Walk, block: Block, later: set[str]) -> Iterator[BlockRecord]:
 
 
 def _steps(walk: Walk, block: Block, rounded: str | None) -> int:
-    layers = [_layer(walk, name) for name in block.layers]
+    layers = [layer_of(walk, name) for name in block.layers]
     hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
     return walk.config.block_steps(solved=rounded is None, hard=hard)
 
@@ -123,179 +112,9 @@ def _read_inside(walk: Walk, block: Block) -> set[str]:
 
 def _learn(walk: Walk, block: Block, steps: int) -> Outcome:
     """AdaQuant on the block; its results go into ``walk``. Raises BlockError, having changed nothing."""
-    cut = extract(walk.model, walk.types, nodes=block.nodes, inputs=block.inputs, outputs=block.outputs)
-    module = to_torch(cut)
-    feeds = walk.feeds("float:", block.inputs, 0)
-    wanted = [walk.store.batch(f"float:{t}", 0) for t in block.outputs]
-    if not any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in wanted):
-        raise BlockError("no output is of floating point")
-    check_parity(module, cut, feeds, wanted)
-    size = _batch_size(walk, block) if _takes_any_batch(walk, block, module, cut) else None
-    quantizers = _place_activations(walk, block, module)
-    modules = {name: layer_module(module, name) for name in block.layers}
-    weights = {name: _attach(walk, _layer(walk, name), part) for name, part in modules.items()}
-    module.to(walk.device)
-    units = {m.bias: _bias_unit(walk, _layer(walk, name)) for name, m in modules.items() if m.bias.requires_grad}
-    data = _Samples(walk, block, size)
-    torch.default_generator.manual_seed(walk.config.seed)  # alone, as no other device draws
-    try:
-        outcome = learn_block(module, data.draw, data.held_out, steps=steps, bias_units=units)
-    except RuntimeError as error:  # torch's own, which say where gradients or operators end
-        raise BlockError(f"block: {first_line(error)}") from error
+    learner = Learner(walk, block, frozen=False)
+    data = Samples(walk, block, learner.size, judges=HELD_OUT)
+    outcome = learner.learn(data.draw, data.held_out, steps=steps)
     if outcome.step:
-        _read_back(walk, modules, weights, quantizers)
+        learner.read_back()
     return outcome
-
-
-def check_parity(module: nn.Module, cut: ModelProto, feeds, wanted) -> None:
-    """Refuse, by BlockError, a module whose outputs are not those ``wanted`` of onnxruntime."""
-    error = compare(module, cut, feeds, wanted)
-    if not error <= PARITY:
-        raise BlockError(f"torch differs from onnxruntime by {error:.1e} of the largest output, more than {PARITY:.0e}")
-
-
-def _layer(walk: Walk, name: str) -> LayerPlan:
-    return next(layer for layer in walk.plan.layers if layer.name == name)
-
-
-def _place_activations(walk: Walk, block: Block, module: nn.Module):
-    """Put a learned quantizer on every planned tensor that the block reads; its sharing set has one."""
-    sets = {t: members for members in walk.plan.shared for t in members}
-    nodes = {n.name: n for n in walk.model.graph.node if n.name in block.nodes}
-    bits = {layer.name: layer.activation_spec.bits for layer in walk.plan.layers}
-    quantizers: dict[tuple[str, ...], ActivationQuantizer] = {}
-    narrow: dict[str, ActivationQuantizer] = {}
-    inside = {t for n in nodes.values() for t in (*n.input, *n.output)}
-    for tensor in walk.activations:
-        readers = [n.name for n in walk.index.consumers.get(tensor, []) if n.name in nodes]
-        if not readers:
-            continue
-        members = sets.get(tensor, (tensor,))
-        fixed = any(t in walk.settled or t not in inside for t in members)
-        if members not in quantizers:
-            quantizers[members] = _quantizer(walk.activations[tensor], fixed=fixed)
-        wide = quantizers[members]
-        slim = walk.narrowed.get(tensor)
-        narrow_readers = [name for name in readers if slim is not None and bits.get(name) == slim.spec.bits]
-        wide_readers = [name for name in readers if name not in narrow_readers]
-        if wide_readers:
-            place(module, tensor, wide, only=wide_readers)
-        if narrow_readers:
-            narrow[tensor] = _quantizer(slim, fixed=tensor in walk.settled)
-            place(module, tensor, nn.Sequential(wide, narrow[tensor]), only=narrow_readers)
-    return quantizers, narrow
-
-
-def _quantizer(grid: QParams, *, fixed: bool) -> ActivationQuantizer:
-    # At 8 bits a float value and its quantized one hardly differ: mixing them would only cost time.
-    return ActivationQuantizer(grid, fixed=fixed, mix=grid.spec.bits < FULL_BITS)
-
-
-def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
-    """Make the layer's weight its quantized one, learned from the solved integers on."""
-    params = walk.layers[layer.name]
-    stored = torch.from_numpy(params.integers.astype(np.float32))
-    axis = layer.weight_spec.axis
-    step = torch.from_numpy(params.grid.scale)
-    if isinstance(part, nn.Linear):
-        position, step = (stored if axis == 0 else stored.T), step[:, None]
-    else:
-        shape = [1] * stored.ndim
-        shape[axis] = -1
-        position, step = stored, step.reshape(shape)
-    quantizer = WeightQuantizer(position.contiguous(), step, layer.weight_spec)
-    # A copy: the bias of a layer that was not solved lies in the model itself.
-    part.bias.data = torch.zeros_like(part.bias) if params.bias is None else torch.tensor(params.bias).float()
-    part.bias.requires_grad_(layer.op != "MatMul")
-    parametrize.register_parametrization(part, "weight", quantizer, unsafe=True)
-    part.parametrizations.weight.original.requires_grad_(False)
-    return quantizer
-
-
-def _bias_unit(walk: Walk, layer: LayerPlan) -> torch.Tensor:
-    """What one weight step moves an output by, at the top of the input's range."""
-    grid = walk.input_grid(layer)
-    return torch.tensor(float(np.mean(walk.layers[layer.name].grid.scale)) * float(grid.scale) * grid.spec.qmax)
-
-
-def _read_back(walk: Walk, modules, weights, quantizers) -> None:
-    wide, narrow = quantizers
-    for members, quantizer in wide.items():
-        bounds = [walk.plan.nonnegative[t] for t in members if t in walk.plan.nonnegative]
-        grid = quantizer.grid(min(bounds, default=None))
-        for tensor in members:
-            if tensor in walk.activations:
-                walk.activations[tensor] = grid
-    for tensor, quantizer in narrow.items():
-        walk.narrowed[tensor] = quantizer.grid(walk.plan.nonnegative.get(tensor))
-    for name, quantizer in weights.items():
-        layer = _layer(walk, name)
-        integers = quantizer.integers().detach().cpu().numpy()
-        if isinstance(modules[name], nn.Linear) and layer.weight_spec.axis == 1:
-            integers = integers.T
-        bias = None if layer.op == "MatMul" else modules[name].bias.detach().cpu().numpy().astype(np.float64)
-        scale = quantizer.step.detach().reshape(-1).cpu().numpy()
-        walk.layers[name] = make_params(layer, integers, scale, bias, walk.input_grid(layer))
-
-
-def _batch_size(walk: Walk, block: Block) -> int:
-    """Samples in a mini-batch, from the widest tensor that one sample makes inside the block."""
-    made = [t for n in walk.model.graph.node if n.name in block.nodes for t in n.output if t]
-    tensors = [t for t in made if t in walk.types and t not in block.outputs]
-    cut = walk.float_cut(block, [*block.outputs, *tensors])
-    session = Session(cut, name=f"block {block.name}", threads=walk.config.threads or 0)
-    feeds = {t: walk.store.batch(f"float:{t}", 0) for t in session.inputs}
-    values = session.run(feeds)
-    widest = max(v.size for v in values.values()) / max(walk.sizes[0], 1)
-    return int(np.clip(BATCH_ELEMENTS // max(widest, 1), LEAST_BATCH, MOST_BATCH))
-
-
-def _takes_any_batch(walk: Walk, block: Block, module: nn.Module, cut: ModelProto) -> bool:
-    """Whether the module computes samples in other numbers than the stored batches: a Reshape may fix their number."""
-    names = [f"float:{t}" for t in (*block.inputs, *block.outputs)]
-    if not all(walk.store.sample_major(t, walk.sizes) for t in names):
-        return False
-    rows = range(1 if walk.sizes[0] > 1 else min(2, len(walk.sizes)))
-    feeds = {t: walk.store.rows(f"float:{t}", rows) for t in block.inputs}
-    try:
-        return compare(module, cut, feeds, [walk.store.rows(f"float:{t}", rows) for t in block.outputs]) <= PARITY
-    except BlockError:
-        return False
-
-
-class _Samples:
-    """Mini-batches of a block: inputs from the quantized prefix, targets from the float model."""
-
-    def __init__(self, walk: Walk, block: Block, size: int | None):
-        """``size``: samples in a mini-batch; None: one stored batch, as it is."""
-        self.store, self.device, self.size = walk.store, walk.device, size or 1
-        self.inputs = [f"quantized:{t}" for t in block.inputs]
-        self.targets = [f"float:{t}" for t in block.outputs]
-        by_sample = size is not None
-        total = walk.count(by_sample=by_sample)
-        judges = max(1, total // HELD_OUT)
-        self.read: Callable = self._rows if by_sample else self._batch
-        self.generator = np.random.default_rng(walk.config.seed)
-        order = self.generator.permutation(total)
-        learning = order[judges:] if total > judges else order
-        self.judging = order[:judges]
-        self.learning = np.concatenate([learning + total * number for number in range(walk.passes)])
-
-    def draw(self):
-        chosen = self.generator.choice(self.learning, min(self.size, len(self.learning)), replace=False)
-        return self.read(np.sort(chosen))
-
-    def held_out(self):
-        for start in range(0, len(self.judging), self.size):
-            yield self.read(np.sort(self.judging[start : start + self.size]))
-
-    def _rows(self, indices):
-        return self._move(partial(self.store.rows, indices=indices))
-
-    def _batch(self, indices):
-        return self._move(partial(self.store.batch, number=int(indices[0])))
-
-    def _move(self, read: Callable):
-        """Inputs and targets by name, on the device that learns."""
-        names = (self.inputs, self.targets)
-        return tuple([torch.from_numpy(read(t)).to(self.device) for t in part] for part in names)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,12 +57,24 @@ class Walk:
         generator = np.random.default_rng(self.config.seed)
         for number in range(self.passes):
             for feeds in samples.batches(size):
-                first = next(iter(feeds.values()))
-                self.sizes.append(min(size, len(first)) if first.ndim else 1)
-                for name, value in feeds.items():
-                    value = draw_views(value, axes, generator) if number else value
-                    self.keep("float:", name, value)
-                    self.keep("quantized:", name, value)
+                self._store(feeds, size, partial(draw_views, axes=axes, generator=generator) if number else None)
+
+    def fill_some(self, samples: CalibrationSet, size: int, most: int) -> None:
+        """Store the model's inputs for about so many samples from all over the set."""
+        run = samples.fixed_batch or 1
+        starts = np.unique(np.linspace(0, len(samples) // run - 1, max(1, most // run)).astype(int)) * run
+        chosen = [int(start) + place for start in starts for place in range(run)]
+        step = samples.fixed_batch or size
+        for start in range(0, len(chosen), step):
+            self._store(samples.read(chosen[start : start + step]), step)
+
+    def _store(self, feeds: Mapping[str, Any], size: int, change: Callable | None = None) -> None:
+        first = next(iter(feeds.values()))
+        self.sizes.append(min(size, len(first)) if first.ndim else 1)
+        for name, value in feeds.items():
+            value = value if change is None else change(value)
+            self.keep("float:", name, value)
+            self.keep("quantized:", name, value)
 
     def count(self, *, by_sample: bool) -> int:
         """Samples, or else stored batches, of one pass over the calibration set."""

@@ -18,6 +18,7 @@ from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
 from onnxcalib.spec import QParams
 from onnxcalib.steps import reconstruct as reconstruct_step
+from onnxcalib.steps.learn import Samples
 from onnxcalib.steps.reconstruct import reconstruct
 from onnxcalib.steps.solve import solve_block
 
@@ -474,7 +475,7 @@ def test_two_walks_with_one_seed_are_equal_and_another_seed_is_not(residual, wal
 @pytest.mark.parametrize("size", [8, 5])
 def test_views_of_samples_that_judge_are_not_learned_from(residual, walk_of, size):
     walk = walk_of(residual(), DATA, size=size, axes=(2, 3), views=2)
-    data = reconstruct_step._Samples(walk, find_blocks(walk.model, walk.plan)[0], 4)
+    data = Samples(walk, find_blocks(walk.model, walk.plan)[0], 4, judges=8)
     judging, learning = set(data.judging.tolist()), set(data.learning.tolist())
     assert len(judging) == 4 and judging < set(range(32))
     assert learning == {place for place in range(96) if place % 32 not in judging}

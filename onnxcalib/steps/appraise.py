@@ -1,0 +1,46 @@
+"""Appraise: what each step of a pipeline did to the outputs, on the calibration set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import ModelProto
+
+from ..data import CalibrationSet
+from ..report import OutputRecord
+from ..runtime.session import Session
+from ..runtime.store import Store
+from .calibrate import batch_size
+from .compare import OutputTally
+
+
+class Appraiser:
+    """The float model's outputs, run once and kept in the store, to which quantized models are compared."""
+
+    def __init__(self, original: ModelProto, samples: CalibrationSet, store: Store, threads: int) -> None:
+        self.samples, self.store, self.threads = samples, store, threads
+        session = Session(original, threads=threads)
+        self.size, self.names = batch_size(session, samples), session.outputs
+        for feeds in samples.batches(self.size):
+            for name, value in session.run(feeds).items():
+                store.append(f"wanted:{name}", value)
+
+    def appraise(self, quantized: ModelProto) -> tuple[OutputRecord, ...]:
+        """Its outputs against the float model's, over all samples."""
+        session, tally, done = Session(quantized, threads=self.threads), OutputTally(), 0
+        for number, feeds in enumerate(self.samples.batches(self.size)):
+            wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
+            count = min(self.samples.fixed_batch or self.size, len(self.samples) - done)
+            tally.add(wanted, session.run(feeds), count)
+            done += count
+        return tally.records()
+
+
+def is_nearer(outputs: Sequence[OutputRecord], before: Sequence[OutputRecord]) -> bool:
+    """Whether the outputs that have an SQNR have more of it on the average."""
+    gains = [
+        new.sqnr_db - old.sqnr_db
+        for new, old in zip(outputs, before, strict=True)
+        if new.sqnr_db is not None and old.sqnr_db is not None and new.sqnr_db != old.sqnr_db
+    ]
+    return bool(gains) and sum(gains) > 0

@@ -1,0 +1,70 @@
+"""Statistics tuning: every layer's output gets the float model's mean and deviation a channel, by its scale and bias.
+
+The stored integers and the graph stay as they are (Hubara et al. 2021, section 3.4, para-normalization).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..graph.blocks import find_blocks, single_layers
+from ..graph.emit import LayerParams
+from ..numeric.statistics import Affine, ChannelTally
+from ..spec import Block, LayerPlan, QParams
+from .solve import guard_scale
+from .walk import Cut, Walk, read_later, run
+
+# Samples from all over the set on which statistics are estimated: as both models see the same ones, more change nothing
+# (on the networks of the README 32, 64, 128 and 256 are alike).
+SAMPLES = 32
+
+
+def tune_statistics(walk: Walk) -> None:
+    """Tune all layers in order, each on what the tuned layers before it give, over the walk's samples; mutates it.
+
+    The walk holds LayerParams of all layers, and stands before the first block.
+    """
+    blocks = find_blocks(walk.model, walk.plan)
+    parts = [part for block in blocks for part in single_layers(walk.model, walk.plan, block)]
+    layers = {layer.name: layer for layer in walk.plan.layers}
+    for part, later in zip(parts, read_later(walk, parts, set()), strict=True):
+        for name in part.layers:
+            _tune(walk, part, layers[name])
+        run(walk, part, later, quantized=False)
+        run(walk, part, later, quantized=True)
+        walk.forget(later)
+
+
+def _tune(walk: Walk, part: Block, layer: LayerPlan) -> None:
+    """Fit the layer's output; the part's own in the float model are stored on the way, so that it is run once."""
+    reference = Cut(walk, part, list(dict.fromkeys((layer.output, *part.outputs))), quantized=False)
+    given = Cut(walk, part, [layer.output], quantized=True)
+    tally = ChannelTally()
+    for number in range(len(walk.sizes)):
+        wanted, found = reference.run(number), given.run(number)[layer.output]
+        for tensor in part.outputs:
+            walk.keep("float:", tensor, wanted[tensor])
+        if wanted[layer.output].shape == found.shape and found.ndim > 1:
+            tally.add(wanted[layer.output], found, 1 if layer.op in ("Conv", "ConvTranspose") else -1)
+    if tally.count:
+        fit = tally.fit(centred=layer.op != "MatMul")
+        walk.layers[layer.name] = apply_affine(walk.layers[layer.name], fit, walk.input_grid(layer))
+
+
+def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams) -> LayerParams:
+    """The layer whose output is ``fit`` of this one's, its integers the same.
+
+    A scale is not brought below what the int32 bias needs: the gain is then what that leaves.
+    """
+    scale, bias = params.grid.scale, params.bias
+    if bias is None and (fit.centre.any() or fit.target.any()):
+        bias = np.zeros(len(scale))
+
+    def move(gain: np.ndarray) -> np.ndarray | None:
+        return None if bias is None else fit.target + gain * (bias - fit.centre)
+
+    tuned = guard_scale(scale * fit.gain, move(fit.gain), input_grid)
+    # The gain that it is, of a scale that was rounded to float32, or held up.
+    return replace(params, grid=replace(params.grid, scale=tuned), bias=move(tuned.astype(np.float64) / scale))
