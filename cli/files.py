@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import OutputError
 
 
@@ -31,6 +32,11 @@ def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | N
                 f"{path}: is the file of both {option} and {others[0]}; one would replace the other; give one of them"
                 " another name"
             )
+
+
+def list_read(settings: QuantizeConfig) -> list[Path]:
+    """Files that settings name."""
+    return [] if settings.latencies is None else [Path(settings.latencies)]
 
 
 def write_aside(path: Path, content: str | bytes) -> None:

@@ -61,6 +61,18 @@ Exclude = Annotated[
     list[str] | None,
     setting("exclude", "Leave this node in float; also for a regular expression; may be given again.", metavar="NAME"),
 ]
+Steps = Annotated[int | None, setting("steps", "AdaQuant steps a block, in place of those of --effort.")]
+Views = Annotated[int | None, setting("views", "Shifted, mirrored copies of each image, likewise.")]
+Pipeline = Annotated[
+    str | None, setting("pipeline", "light (no reconstruction), default or advanced.", STEPS, metavar="NAME")
+]
+Reconstruct = Annotated[
+    bool | None, setting("reconstruct", "Solve and learn layers, or calibrate and round only.", STEPS, switch=True)
+]
+Statistics = Annotated[
+    bool | None, setting("statistics", "Tune means and deviations of layers' outputs.", STEPS, switch=True)
+]
+Biases = Annotated[bool | None, setting("biases", "Train biases end to end.", STEPS, switch=True)]
 BUDGETS = "Bit plan"
 Candidates = Annotated[
     str | None, setting("candidates", "Bits that layers may get, weights and inputs.", BUDGETS, metavar="W8A8,...")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.cli.exitstatus import report_faults
-from onnxcalib.cli.files import check_targets, write_aside
+from onnxcalib.cli.files import check_targets, list_read, write_aside
 from onnxcalib.cli.options import (
     BUDGETS,
     DATA_HELP,
@@ -46,6 +46,7 @@ from onnxcalib.cli.options import (
 )
 from onnxcalib.cli.summary import open_console, tabulate_sets
 from onnxcalib.config import QuantizeConfig, load_config
+from onnxcalib.formats import spell_number
 
 
 def plan(
@@ -102,10 +103,14 @@ def plan(
 
 def _run(model: Path, calib: Path, target: Path, settings: QuantizeConfig, *, frontier: bool, config, quiet) -> None:
     planned = settings.planned or not frontier  # a curve needs no budget
-    curve = target.with_name(f"{target.name.removesuffix('.json').removesuffix('.plan')}.frontier.json")
+    stem = target.name.removesuffix(".json").removesuffix(".plan")
+    curve = target.with_name(f"{stem}.frontier.json")
     plot = curve.with_suffix(".png")
     drawn = {"--frontier": curve, "the plot of --frontier": plot} if frontier else {}
-    check_targets({"--output": target if planned else None, **drawn}, [model, calib, config])
+    check_targets(
+        {"--output": target if planned else None, **drawn},
+        [model, calib, config, *list_read(settings)],
+    )
     from onnxcalib import pipeline
     from onnxcalib.cli.progress import ProgressObserver
 
@@ -153,7 +158,7 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 
     def add(name: str, point: Point) -> None:
         share = point.bytes / frontier.float_bytes
-        table.add_row(name, f"{point.bytes:,}", f"{share:.3f}", f"{point.bops:.3g}", f"{point.loss:.2e}")
+        table.add_row(name, f"{point.bytes:,}", f"{share:.3f}", f"{point.bops:.3g}", spell_number(point.loss, ".2e"))
 
     for point in frontier.points:
         add("planned", point)

@@ -18,6 +18,8 @@ def draw_frontier(frontier: Frontier, title: str) -> bytes:
     sizes = [point.bytes / frontier.float_bytes for point in frontier.points]
     axes.plot(sizes, [point.loss for point in frontier.points], marker=".", label="planned")
     for name, point in frontier.uniform.items():
+        if point.loss is None:
+            continue
         at = (point.bytes / frontier.float_bytes, point.loss)
         axes.plot(*at, marker="x", color="black", linestyle="")
         axes.annotate(name, at, xytext=(4, 4), textcoords="offset points")

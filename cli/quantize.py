@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from onnxcalib.cli.exitstatus import report_faults
-from onnxcalib.cli.files import check_targets, write_aside
+from onnxcalib.cli.files import check_targets, list_read, write_aside
 from onnxcalib.cli.options import (
     BUDGETS,
     DATA_HELP,
-    STEPS,
+    Biases,
     CacheDir,
     Candidates,
     Channels,
@@ -33,33 +33,32 @@ from onnxcalib.cli.options import (
     MaxSize,
     Mean,
     Percentile,
+    Pipeline,
     Quiet,
     Range,
+    Reconstruct,
     Resize,
     Samples,
     Scheduler,
     Seed,
+    Statistics,
     Std,
+    Steps,
     Threads,
     Verbose,
+    Views,
     setting,
 )
 from onnxcalib.config import DataConfig, QuantizeConfig, load_config
+
+OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
 
 
 def quantize(
     *,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained float ONNX model.", show_default=False)],
-    calib: Annotated[
-        Path,
-        typer.Option(help=f"Unlabelled samples: {DATA_HELP}"),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help=r"Where to write. \[default: MODEL with .quantized.onnx]", show_default=False
-        ),
-    ] = None,
+    calib: Annotated[Path, typer.Option(help=f"Unlabelled samples: {DATA_HELP}")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
     weight_bits: Annotated[int | None, setting("weight_bits", "Bits of the weights, 8 or 4.")] = None,
     activation_bits: Annotated[int | None, setting("activation_bits", "Bits of what layers read, 8 or 4.")] = None,
     first_last_bits: FirstLastBits = None,
@@ -79,19 +78,13 @@ def quantize(
     range: Range = None,
     percentile: Percentile = None,
     encoding: Encoding = None,
-    pipeline: Annotated[
-        str | None, setting("pipeline", "light (no reconstruction), default or advanced.", STEPS, metavar="NAME")
-    ] = None,
-    reconstruct: Annotated[
-        bool | None, setting("reconstruct", "Solve and learn layers, or calibrate and round only.", STEPS, switch=True)
-    ] = None,
-    statistics: Annotated[
-        bool | None, setting("statistics", "Tune means and deviations of layers' outputs.", STEPS, switch=True)
-    ] = None,
-    biases: Annotated[bool | None, setting("biases", "Train biases end to end.", STEPS, switch=True)] = None,
+    pipeline: Pipeline = None,
+    reconstruct: Reconstruct = None,
+    statistics: Statistics = None,
+    biases: Biases = None,
     effort: Effort = None,
-    steps: Annotated[int | None, setting("steps", "AdaQuant steps a block, in place of those of --effort.")] = None,
-    views: Annotated[int | None, setting("views", "Shifted, mirrored copies of each image, likewise.")] = None,
+    steps: Steps = None,
+    views: Views = None,
     samples: Samples = None,
     seed: Seed = None,
     threads: Threads = None,
@@ -114,7 +107,8 @@ def quantize(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
-        check_targets({"--output": target, "--report": report}, [model, calib, config, plan])
+        read = [model, calib, config, plan, *list_read(settings)]
+        check_targets({"--output": target, "--report": report}, read)
         _run(model, calib, target, settings, plan=plan, report=report, quiet=quiet)
 
 

@@ -38,7 +38,7 @@ def tabulate_sets(plan: BitPlan) -> Table:
     for name in names:
         table.add_column(f"loss {name}", justify="right")
     for each in plan.sets:
-        losses = [f"{each.loss[name]:.2e}" if name in each.loss else "" for name in names]
+        losses = [spell_number(each.loss[name], ".2e") if name in each.loss else "" for name in names]
         for layer in each.layers:
             table.add_row(layer, plan.layers[layer], *losses)
     return table

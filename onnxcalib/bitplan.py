@@ -23,11 +23,14 @@ class _Record(BaseModel):
 
 
 class SetRecord(_Record):
-    """Layers of one candidate; what each loses (divergence of the outputs), and costs in the file, in BOPs and time."""
+    """Layers of one candidate; what each loses, and costs in the file, in BOPs and time.
+
+    loss: divergence of the outputs, null where these are not finite.
+    """
 
     layers: tuple[str, ...]
     macs: int
-    loss: dict[Name, float]
+    loss: dict[Name, float | None]
     bytes: dict[Name, int]
     bops: dict[Name, int]
     milliseconds: dict[Name, float] = {}
@@ -52,7 +55,8 @@ class BitPlan(_Record):
 
     layers: what ``quantize`` obeys, by node name; float for those left so. model: fingerprint of the model that it is
     for. totals, eight_bit: of this plan and of W8A8 where the settings allow it. bound: what no choice within the
-    budgets has a smaller sum of losses than, or bytes where the loss was limited.
+    budgets has a smaller sum of losses than, or bytes where the loss was limited; where agreement was, the least
+    sum at the size that was found.
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
@@ -82,11 +86,11 @@ class BitPlan(_Record):
 
 
 class Point(_Record):
-    """One choice of every layer's bits: the sum of its sets' losses, and what it costs."""
+    """One choice of every layer's bits: the sum of its sets' losses, null if not finite, and what it costs."""
 
     bytes: int
     bops: int
-    loss: float
+    loss: float | None
     layers: dict[str, Name]
 
 

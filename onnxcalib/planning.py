@@ -13,8 +13,9 @@ from .config import BUDGETS, PLACES, LayerConfig, QuantizeConfig
 from .errors import ConfigError
 from .graph.plan import make_plan
 from .graph.save import fingerprint
+from .latencies import read_latencies
 from .run import Ready, Run
-from .runtime.cache import Cache
+from .runtime.cache import Cache, machine
 from .runtime.session import Session
 from .spec import Candidate, QuantPlan
 from .steps.allocate import Bits
@@ -66,7 +67,7 @@ def trace(run: Run, ready: Ready) -> Frontier:
     with run.stage("plan"):
         planned = _measure(run, ready)
         run.observer.note(planned.spell_time())
-        return trace_frontier(planned.whole, run.config)
+        return trace_frontier(planned.whole, run.config, planned.name_of)
 
 
 def _measure(run: Run, ready: Ready) -> _Planned:
@@ -76,6 +77,8 @@ def _measure(run: Run, ready: Ready) -> _Planned:
     batches = Batches(samples, size)
     subject = f"{fingerprint(ready.original)} {batches.digest()} {run.device.type} {_spell_settings(config)}"
     cache = Cache(subject, config.cache_dir)
+    if config.latencies is not None and config.max_latency is not None:
+        read_latencies(Path(config.latencies))  # a fault of it comes before the work
     if cache.broken:
         run.warn(f"cache_dir: measurements are not kept: {cache.broken}")
     histograms = cache.recall("histograms", lambda: run.collect(ready, run.plan(ready)))
@@ -84,7 +87,9 @@ def _measure(run: Run, ready: Ready) -> _Planned:
         plan = run.plan(ready, **candidate._asdict())
         uniform[candidate] = Grids(plan, *run.grids(ready, plan, histograms, known))
     run.observer.blocks(len(uniform[candidate].plan.layers))
-    survey = Survey(model, uniform, batches, config, run.device)
+    # The same number of threads wherever a layer is measured: what is found must not depend on it.
+    own = config.model_copy(update={"threads": config.threads or 1})
+    survey = Survey(model, uniform, batches, own, run.device)
     measured = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
 
     def stitch(bits: Bits) -> ModelProto:
@@ -103,7 +108,7 @@ def _measure(run: Run, ready: Ready) -> _Planned:
     if config.max_latency is not None:
         if config.latencies is None:
             wide = stitch(widest(measured.sets))
-            timed = cache.recall("latencies", lambda: time_sets(survey, measured, wide))
+            timed = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, measured, wide))
         else:
             timed = look_up_times(Path(config.latencies), measured.sets, name_of)
         whole.sets, latencies = timed

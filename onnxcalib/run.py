@@ -29,6 +29,9 @@ from .steps.align import align_inputs, keep_aligned
 from .steps.calibrate import choose_grids, collect_histograms
 from .steps.prepare import Prepared, check_unchanged, prepare
 
+# The text of the settings fills multiples of so many bytes: a file's size, which may be limited, hardly depends on it.
+SETTINGS_BYTES = 256
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -132,9 +135,10 @@ class Run:
     def emit(self, model: ModelProto, plan: QuantPlan, grids, layers) -> ModelProto:
         """The QDQ model, which names the tool's version, the settings as they were given and every layer's bits."""
         quantized = emit_qdq(model, plan, *grids, layers, encoding=self.config.encoding, keep_outputs=False)
+        settings = self.given.model_dump_json(exclude={*PLACES, *BUDGETS, "candidates", "latencies"})
         entries = {
             "onnxcalib.version": version("onnxcalib"),
-            "onnxcalib.settings": self.given.model_dump_json(exclude={*PLACES, *BUDGETS, "candidates", "latencies"}),
+            "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             "onnxcalib.bits": json.dumps({layer.name: str(layer.bits) for layer in plan.layers}),
         }
         for key, value in entries.items():

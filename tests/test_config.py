@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from onnxcalib.config import EFFORTS, DataConfig, LayerConfig, QuantizeConfig, ValidateConfig, load_config
+from onnxcalib.config import EFFORTS, STEPS, DataConfig, LayerConfig, QuantizeConfig, ValidateConfig, load_config
 from onnxcalib.errors import ConfigError
 
 
@@ -24,7 +24,8 @@ def test_the_defaults_are_those_of_the_documentation():
     config = QuantizeConfig()
     assert (config.weight_bits, config.activation_bits, config.first_last_bits) == (8, 8, 8)
     assert (config.range, config.percentile, config.encoding) == ("squared-error", 99.99, "runtime")
-    assert (config.reconstruct, config.effort, config.steps, config.views) == (True, "balanced", None, None)
+    assert (config.pipeline, config.effort, config.steps, config.views) == ("default", "balanced", None, None)
+    assert [step for step in STEPS if config.does(step)] == ["reconstruct"]
     assert (config.samples, config.seed, config.threads) == (None, 0, None)
     assert (config.device, config.exclude, config.layers) == ("auto", (), {})
     assert config.data == DataConfig(mean=0, std=1, resize=None, crop=None, layout=None, channels=None)
@@ -319,3 +320,18 @@ def test_bad_settings_of_layers_are_refused_with_the_layer(values, text):
     with pytest.raises(ConfigError) as refusal:
         QuantizeConfig(**values)
     assert str(refusal.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"pipeline": "light"}, ["statistics"]),
+        ({"pipeline": "advanced"}, ["reconstruct", "statistics", "biases"]),
+        ({"pipeline": "advanced", "biases": False}, ["reconstruct", "statistics"]),
+        ({"statistics": True}, ["reconstruct", "statistics"]),
+        ({"reconstruct": False}, []),
+    ],
+)
+def test_steps_are_those_of_the_pipeline_unless_named(settings, steps):
+    config = QuantizeConfig(**settings)
+    assert [step for step in STEPS if config.does(step)] == steps

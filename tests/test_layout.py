@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"onnx"},
     ),
     "planning": (
-        {"errors", "spec", "config", "bitplan", "run", "graph", "runtime", "steps"},
+        {"errors", "spec", "config", "latencies", "bitplan", "run", "graph", "runtime", "steps"},
         {"onnx"},
     ),
     "pipeline": (

@@ -36,6 +36,11 @@ class Divergence:
             self._weights.append(np.square(a).sum(1))
 
     @property
+    def samples(self) -> int:
+        """Samples taken in."""
+        return sum(map(len, self._totals))
+
+    @property
     def value(self) -> float:
         """Zero where both are equal; infinite where a value is not finite, or nothing but zeros was wanted."""
         total, weight = sum(float(t.sum()) for t in self._totals), sum(float(w.sum()) for w in self._weights)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -39,13 +44,38 @@ class Cache:
     def __contains__(self, name: str) -> bool:
         return not self.broken and self._recall.check_call_in_cache(self.subject, name, None)
 
+    def keep(self, name: str, value: Any) -> Any:
+        """Keep what was found elsewhere."""
+        return self.recall(name, lambda: value)
+
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
         """What was found by this name before, or what ``compute`` finds now."""
-        return compute() if self.broken else self._recall(self.subject, name, compute)
+        if self.broken:
+            return compute()
+        with warnings.catch_warnings(record=True) as faults, _silenced():
+            found = self._recall(self.subject, name, compute)
+        self.broken = next((str(fault.message).strip().splitlines()[-1] for fault in faults), self.broken)
+        return found
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without joblib's log of what it could not read; it is then found anew."""
+    logger = logging.getLogger("joblib")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _call(subject: str, name: str, compute: Callable[[], Any]) -> Any:  # joblib names the entry by the other two
     return compute()
+
+
+def machine() -> str:
+    """What times depend on."""
+    return f"{platform.node()} {platform.machine()} {os.cpu_count()}"
 
 
 @cache

@@ -8,18 +8,22 @@ import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, as_completed
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import loky
 
 from ..errors import ConfigError
+from .session import first_line
 
 # Times that tasks of workers that ended are run once more.
 LOSSES = 3
 # Seconds in which a cluster must answer.
 PATIENCE = 10
+# Seconds after which a worker without a task ends.
+IDLE = 30
 
 
 def count_jobs(threads: int) -> int:
@@ -58,9 +62,10 @@ def run_tasks(
         except (BrokenExecutor, CancelledError):
             if left:
                 warn(f"a worker was lost; {len(waiting)} of {len(tasks)} tasks are run again")
+    setting, remedy = ("jobs", "take fewer, or --jobs 1") if scheduler is None else ("scheduler", "give them more")
     raise ConfigError(
-        f"jobs: workers ended before their task {LOSSES} times; each needs memory for the model and its samples;"
-        " take fewer, or --jobs 1"
+        f"{setting}: workers ended before their task {LOSSES} times; each needs memory for the model and its samples;"
+        f" {remedy}"
     )
 
 
@@ -82,7 +87,9 @@ def _open_processes(common: Any, jobs: int) -> Iterator[tuple[Executor, Path]]:
         with open(path, "wb") as file:
             pickle.dump(common, file, pickle.HIGHEST_PROTOCOL)
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        executor = loky.ProcessPoolExecutor(jobs, env={"OMP_NUM_THREADS": threads})
+        # What a worker that is ended leaves behind goes with this folder, and its siblings end soon after their parent.
+        env = {"OMP_NUM_THREADS": threads, "TMPDIR": folder}
+        executor = loky.ProcessPoolExecutor(jobs, env=env, timeout=IDLE)
         try:
             yield executor, path
         finally:
@@ -102,14 +109,34 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]
         raise ConfigError(
             f"scheduler: found {scheduler}, but Dask is not installed; install onnxcalib[dask], or leave it out"
         ) from None
-    try:
-        client = Client(scheduler, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError) as error:
+    client, fault = _connect(partial(Client, scheduler, timeout=PATIENCE, set_as_default=False))
+    if client is None:
         raise ConfigError(
-            f"scheduler: found {scheduler}: {error}; the address of a running Dask scheduler is needed"
+            f"scheduler: found {scheduler}: {fault}; the address of a running Dask scheduler is needed"
         ) from None
     with client:
         try:
-            yield client.get_executor(pure=False), client.scatter(common, broadcast=True, hash=False)
+            client.wait_for_workers(1, PATIENCE)
+            shipped = client.scatter(common, broadcast=True, hash=False)
+        except (OSError, TimeoutError) as error:
+            raise ConfigError(f"scheduler: found no worker at {scheduler}: {first_line(error)}; start some") from None
+        try:
+            yield client.get_executor(pure=False), shipped
         except KilledWorker as error:
             raise BrokenExecutor(str(error)) from error
+
+
+def _connect(make: Callable[[], Any]) -> tuple[Any, str]:
+    """A client, or why there is none; a server that speaks another language lets one wait for ever."""
+    found: list[Any] = [None, "no answer"]
+
+    def run() -> None:
+        try:
+            found[0] = make()
+        except Exception as error:  # Dask raises whatever its parts meet
+            found[1] = first_line(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(2 * PATIENCE)
+    return found[0], found[1]

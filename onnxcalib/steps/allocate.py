@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -87,8 +88,6 @@ def allocate(
             break
         base, losses = measured, search.measure_around(bits)
     chosen = search.best()
-    if chosen is None and budgets.loss is None:
-        raise ConfigError(NONE_HOLDS)
     if chosen is None:
         least = min(search.known.values())
         raise ConfigError(f"max_loss: found {budgets.loss:.4g}; the smallest that was reached is {least:.4g}; raise it")
@@ -111,11 +110,13 @@ def allocate_for_agreement(
     """
     search = _Search(sets, budgets, size_of, None)
     losses = [each.losses for each in sets]
-    high = search.size(search.widest) if budgets.bytes is None else budgets.bytes
+    high = search.size(search.largest) if budgets.bytes is None else budgets.bytes
     low, chosen, best = float(search.size(search.smallest)), None, 0.0
     for size in [high, low, *[None] * HALVINGS]:
         size = (low + high) / 2 if size is None else size
-        search.budgets = replace(budgets, bytes=size)
+        # What the user did not limit is none of the budgets that a refusal names.
+        unlimited = budgets.bytes is None and size == high
+        search.budgets = budgets if unlimited else replace(budgets, bytes=size)
         try:
             bits, bound = search.solve(losses, 0.0)
         except ConfigError:
@@ -160,8 +161,16 @@ class _Search:
         self.milliseconds = [
             [each.costs[c].milliseconds for c in own] for each, own in zip(sets, self.names, strict=True)
         ]
-        self.smallest = self._pick(row.index(min(row)) for row in self.bytes)
-        self.widest = self._pick(row.index(max(row)) for row in self.bytes)
+        finite = [
+            [place for place, c in enumerate(own) if math.isfinite(each.losses[c])]
+            for each, own in zip(sets, self.names, strict=True)
+        ]
+        self.smallest = self._pick(
+            min(places, key=row.__getitem__) for places, row in zip(finite, self.bytes, strict=True)
+        )
+        self.largest = self._pick(
+            max(places, key=row.__getitem__) for places, row in zip(finite, self.bytes, strict=True)
+        )
 
     def _pick(self, places) -> Bits:
         return tuple(own[place] for own, place in zip(self.names, places, strict=True))
@@ -192,13 +201,15 @@ class _Search:
         return next((bits for bits in order if self._fits(bits)), None)
 
     def _fits(self, bits: Bits) -> bool:
+        return self._affords(bits) and (self.budgets.loss is None or self.known[bits] <= self.budgets.loss)
+
+    def _affords(self, bits: Bits) -> bool:
+        """Whether the choice is within the budgets of bytes, bit operations and time."""
         limits, costs = self.budgets, [each.costs[c] for each, c in zip(self.sets, bits, strict=True)]
         if limits.bops is not None and sum(cost.bops for cost in costs) > limits.bops:
             return False
         spent = limits.rest + sum(cost.milliseconds for cost in costs)
         if limits.milliseconds is not None and spent > limits.milliseconds:
-            return False
-        if limits.loss is not None and self.known[bits] > limits.loss:
             return False
         return limits.bytes is None or self.size(bits) <= limits.bytes
 
@@ -206,7 +217,7 @@ class _Search:
         """The program's answer and its bound; bytes that belong to no set are measured on the answer itself."""
         loss = [[of_set[c] for c in own] for of_set, own in zip(losses, self.names, strict=True)]
         values, ties = (loss, self.bytes) if self.budgets.loss is None else (self.bytes, loss)
-        rest = min(self._rest(self.smallest), self._rest(self.widest))
+        rest = min(self._rest(self.smallest), self._rest(self.largest))
         first = None
         for _ in range(SIZE_ROUNDS):
             rows = {
@@ -221,7 +232,7 @@ class _Search:
                     values, [row for row, _, _ in rows.values()], [x - more for _, x, more in rows.values()], ties=ties
                 )
             except InfeasibleError as error:
-                if first is not None and self.size(self.smallest) <= self.budgets.bytes:
+                if first is not None and self._affords(self.smallest):
                     return self.smallest, first
                 raise ConfigError(_spell(rows, error.least)) from None
             bits = self._pick(answer.candidates)
@@ -229,6 +240,8 @@ class _Search:
             if self.budgets.bytes is None or self.size(bits) <= self.budgets.bytes:
                 return bits, first
             rest = max(self._rest(bits), rest + 1)
+        if not self._affords(self.smallest):
+            raise ConfigError(NONE_HOLDS)
         return self.smallest, first
 
     def _rest(self, bits: Bits) -> int:

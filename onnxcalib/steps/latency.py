@@ -87,7 +87,7 @@ def look_up_times(
             layer, bits = missing[0]
             raise ConfigError(
                 f"{path}: found no time of {layer} at {bits}, nor {len(missing) - 1} more; every layer at each of its"
-                " candidates is needed; add it, or give fewer candidates"
+                " candidates and at W8A8 is needed; add it"
             )
         found.append(_with_times(each, {c: sum(table[key] for key in of) for c, of in keys.items()}))
     layers = [layer for each in sets for layer in each.layers]

@@ -95,23 +95,24 @@ def _sum_up(whole: Stitcher, bits: Bits, predicted: float, *, timed: bool, agree
     )
 
 
-def trace_frontier(whole: Stitcher, config: QuantizeConfig) -> Frontier:
+def trace_frontier(whole: Stitcher, config: QuantizeConfig, name_of: NameOf) -> Frontier:
     """The least sum of losses for sizes from the smallest file to that of eight bits, and the uniform choices.
 
     Solved from the losses of the sets alone: nothing is measured. A larger budget never has a larger loss.
     """
     sets = [keep_candidates(each, config.candidates) for each in whole.sets]
-    smallest = tuple(min(each.losses, key=lambda c, each=each: each.costs[c].bytes) for each in sets)
-    largest = tuple(min(each.losses, key=each.losses.get) for each in sets)
+    finite = [{c: each.costs[c].bytes for c, loss in each.losses.items() if np.isfinite(loss)} for each in sets]
+    smallest = tuple(min(of_set, key=of_set.get) for of_set in finite)
+    best = tuple(min(each.losses, key=each.losses.get) for each in sets)
     points: list[Point] = []
-    for budget in np.linspace(whole.size(smallest), max(whole.size(largest), whole.size(smallest)), POINTS):
+    for budget in np.linspace(whole.size(smallest), max(whole.size(best), whole.size(smallest)), POINTS):
         bits = solve_once(sets, Budgets(bytes=float(budget)), whole.size)
         if not points or predict(sets, bits) < points[-1].loss:
-            points.append(_point(whole, bits))
+            points.append(_point(whole, bits, name_of))
     uniform = {}
     for name in dict.fromkeys(config.candidates):
         bits = tuple(CANDIDATE_OF[name] if CANDIDATE_OF[name] in each.losses else max(each.losses) for each in sets)
-        uniform[name] = _point(whole, bits)
+        uniform[name] = _point(whole, bits, name_of)
     return Frontier(
         model=fingerprint(whole.original),
         float_bytes=model_bytes(whole.original),
@@ -120,9 +121,10 @@ def trace_frontier(whole: Stitcher, config: QuantizeConfig) -> Frontier:
     )
 
 
-def _point(whole: Stitcher, bits: Bits) -> Point:
-    layers = {name: str(c) for each, c in zip(whole.sets, bits, strict=True) for name in each.layers}
-    return Point(bytes=whole.size(bits), bops=whole.bops(bits), loss=predict(whole.sets, bits), layers=layers)
+def _point(whole: Stitcher, bits: Bits, name_of: NameOf) -> Point:
+    layers = {name: name_of(name, c) for each, c in zip(whole.sets, bits, strict=True) for name in each.layers}
+    loss = predict(whole.sets, bits)
+    return Point(bytes=whole.size(bits), bops=whole.bops(bits), loss=loss if np.isfinite(loss) else None, layers=layers)
 
 
 def predict(sets: Sequence[BitSet], bits: Bits) -> float:
@@ -149,14 +151,14 @@ def keep_candidates(each: BitSet, names: Sequence[str]) -> BitSet:
 def record_sets(sets: Sequence[BitSet], name_of: NameOf, *, timed: bool) -> tuple[SetRecord, ...]:
     """What each set loses and costs at each candidate."""
 
-    def spell(each: BitSet, values: Mapping[Candidate, float]) -> dict[str, float]:
+    def spell(each: BitSet, values: Mapping[Candidate, float | None]) -> dict[str, float | None]:
         return {name_of(each.layers[0], c): value for c, value in values.items()}
 
     return tuple(
         SetRecord(
             layers=each.layers,
             macs=each.macs,
-            loss=spell(each, each.losses),
+            loss=spell(each, {c: loss if np.isfinite(loss) else None for c, loss in each.losses.items()}),
             bytes=spell(each, {c: cost.bytes for c, cost in each.costs.items()}),
             bops=spell(each, {c: cost.bops for c, cost in each.costs.items()}),
             milliseconds=spell(each, {c: cost.milliseconds for c, cost in each.costs.items()}) if timed else {},

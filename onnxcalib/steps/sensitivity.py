@@ -25,7 +25,7 @@ from ..graph.cut import live_behind
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
 from ..graph.index import Index, constant
-from ..graph.save import model_bytes
+from ..graph.save import MOST_BYTES, model_bytes
 from ..numeric.divergence import Divergence
 from ..runtime.cache import Cache
 from ..runtime.device import computing
@@ -41,6 +41,8 @@ from .walk import Walk
 JUDGES = 64
 # Standard error of a divergence, relative to it, at which no more samples are looked at.
 TIGHT = 0.05
+# A standard error of fewer samples says little.
+LEAST_JUDGES = 16
 # Each task runs the float model up to its sets anew, and a worker's loss costs one of them.
 SETS_A_TASK = 4
 
@@ -96,7 +98,7 @@ def _can_judge(value: Any) -> bool:
 def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping]], names: Sequence[str]) -> float:
     """Divergence of a model's outputs on (feeds, wanted outputs), the mean over ``names``, where shapes agree.
 
-    Batches that come after it is known to TIGHT are left out.
+    Infinite where they never do. Batches that come after it is known to TIGHT are left out.
     """
     found = {name: Divergence() for name in names}
     for feeds, wanted in batches:
@@ -104,9 +106,10 @@ def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping]], 
         for name, divergence in found.items():
             if wanted[name].shape == given[name].shape:
                 divergence.add(wanted[name], given[name])
-        if all(each.error <= TIGHT * each.value for each in found.values()):
+        if all(each.samples >= LEAST_JUDGES and each.error <= TIGHT * each.value for each in found.values()):
             break
-    return float(np.mean([divergence.value for divergence in found.values()]))
+    values = [divergence.value for divergence in found.values() if divergence.samples]
+    return float(np.mean(values)) if values else math.inf
 
 
 class _FloatWalk(Walk):
@@ -138,7 +141,7 @@ def measure_sets(
     parts: dict[str, Measured] = {}
 
     def take(name: str, part: Measured) -> None:
-        parts[name] = cache.recall(name, lambda: part)
+        parts[name] = cache.keep(name, part)
         for of_set in part.sets:
             for layer in of_set.layers:
                 tell(layer)
@@ -147,10 +150,13 @@ def measure_sets(
     for name in known:
         take(name, cache.recall(name, partial(measure_part, survey, tasks[name])))
     seconds = {"solve": 0.0, "swap": 0.0}
-    jobs = config.jobs or (1 if survey.device.type == "cuda" else count_jobs(config.threads or 1))
+    large = model_bytes(survey.model) > MOST_BYTES
+    if large and (config.jobs or config.scheduler):
+        warn("jobs: a model above 2 GB is planned in this process alone")
+    jobs = 1 if large else config.jobs or (1 if survey.device.type == "cuda" else count_jobs(config.threads or 1))
     others = {name: part for name, part in tasks.items() if name not in known}
     if others:
-        places = {"jobs": min(jobs, len(others)), "scheduler": config.scheduler}
+        places = {"jobs": min(jobs, len(others)), "scheduler": None if large else config.scheduler}
         for name, part in run_tasks(measure_part, survey, others, **places, warn=warn):
             take(name, part)
             seconds = {what: seconds[what] + part.seconds[what] for what in seconds}
@@ -174,7 +180,9 @@ def measure_part(survey: Survey, sets: Sequence[Sequence[str]]) -> Measured:
     """The same of a few sets, on as many threads as the settings say, or on one: results must not depend on where."""
     threads = survey.config.threads or 1
     with Store() as store, computing(threads):
+        start = time.perf_counter()
         sweep = _Sweep(survey, store, threads)
+        sweep.seconds["swap"] += time.perf_counter() - start
         found = tuple(sweep.measure(names) for names in sets)
         return Measured(found, sweep.params, sweep.seconds)
 
@@ -247,7 +255,8 @@ class _Sweep:
         """Solve the layers of a set at every candidate, and swap each candidate into the float model."""
         layers = {c: [k for k in g.plan.layers if k.name in names] for c, g in self.grids.items()}
         candidates = self._candidates(layers)
-        inputs = self._move(layers[candidates[0]])
+        with self._timed("swap"):
+            inputs = self._move(layers[candidates[0]])
         block = self._block(layers[candidates[0]], inputs)
         with self._timed("solve"):
             self._solve(block, {c: layers[c] for c in candidates})
@@ -306,7 +315,7 @@ class _Sweep:
                 self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
 
     def _no_bias(self, layer: LayerPlan) -> np.ndarray:
-        return np.zeros(self.shapes[layer.output][1 if layer.op == "ConvTranspose" else -1])
+        return np.zeros(self.shapes[layer.output][1 if layer.op in ("Conv", "ConvTranspose") else -1])
 
     def _swap(self, inputs: list[str], layers: Mapping[Candidate, list[LayerPlan]]) -> dict[Candidate, float]:
         """Divergence of the outputs with these layers alone quantized, at each candidate."""

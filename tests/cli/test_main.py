@@ -29,7 +29,12 @@ def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["quantize", "--help"]) == ExitStatus.OK
     shown = capsys.readouterr().out
-    for text in ("[default: squared-error]", "[default: 99.99]", "[default: yes]", "[default: MODEL with .quantized"):
+    for text in (
+        "[default: squared-error]",
+        "[default: 99.99]",
+        "[default: balanced]",
+        "[default: MODEL with .quantized",
+    ):
         assert text in shown
 
 

@@ -112,3 +112,9 @@ def test_what_was_limited_is_printed(run, monkeypatch):
     result = run("net.onnx", "--calib", "data", "--max-drop", "2")
     line = "this plan: loss 6.25e-01 (predicted 5.00e-01), agreement 98.5%, 100 bytes, 6.4e+03 bit operations, 1.25 ms"
     assert line in result.stdout
+
+
+def test_a_table_of_times_is_read_and_so_never_written(run, tmp_path):
+    (tmp_path / "t.csv").write_text("layer,configuration,milliseconds")
+    result = run("net.onnx", "--calib", "data", "--max-latency", "1ms", "--latencies", "t.csv", "-o", "t.csv")
+    assert result.exit_code and not run.calls and "t.csv: is read by this run" in result.stderr

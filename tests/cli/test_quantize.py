@@ -75,7 +75,8 @@ def test_defaults_reach_the_library_and_the_output_is_named_after_the_model(run,
 def test_every_option_reaches_its_setting(run):
     text = (
         "--weight-bits 4 --activation-bits 4 --first-last-bits 4 --range entropy --percentile 99.5 --encoding standard "
-        "--no-reconstruct --effort best --steps 7 --views 2 --samples 9 --seed 3 --threads 2 --device cpu "
+        "--pipeline light --no-reconstruct --statistics --no-biases --effort best --steps 7 "
+        "--views 2 --samples 9 --seed 3 --threads 2 --device cpu "
         "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
@@ -87,7 +88,10 @@ def test_every_option_reaches_its_setting(run):
         range="entropy",
         percentile=99.5,
         encoding="standard",
+        pipeline="light",
         reconstruct=False,
+        statistics=True,
+        biases=False,
         steps=7,
         views=2,
         samples=9,
@@ -103,7 +107,7 @@ def test_every_option_reaches_its_setting(run):
 def test_options_win_over_the_configuration_file(run, tmp_path):
     (tmp_path / "run.toml").write_text("steps = 7\nreconstruct = false\n[data]\nresize = 40\n")
     assert run("net.onnx", "--calib", "data", "--config", "run.toml", "--steps", "9", "--reconstruct").exit_code == 0
-    assert run.calls[0][2] == QuantizeConfig(steps=9, data=DataConfig(resize=40))
+    assert run.calls[0][2] == QuantizeConfig(steps=9, reconstruct=True, data=DataConfig(resize=40))
 
 
 def test_the_table_goes_to_stdout_and_progress_to_stderr(run):

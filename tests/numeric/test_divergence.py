@@ -44,3 +44,26 @@ def test_equal_outputs_do_not_diverge_and_what_is_not_finite_does_without_end(sc
     assert measure((scores[0], scores[0])) == 0 and measure((np.zeros((2, 1)), np.zeros((2, 1)))) == 0
     assert measure((np.ones((2, 1)), np.full((2, 1), np.nan))) == np.inf
     assert measure((np.zeros((2, 1)), np.ones((2, 1)))) == np.inf
+
+
+def test_the_standard_error_is_that_of_the_mean_over_samples():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(200, 3, 4, 4))
+    found, spread = [], []
+    for _ in range(200):
+        divergence = Divergence()
+        for _ in range(4):
+            picked = reference[rng.choice(200, 10)]
+            noise = rng.normal(size=picked.shape) * rng.uniform(0, 1, (10, 1, 1, 1))
+            divergence.add(picked, picked + noise)
+        found.append(divergence.error)
+        spread.append(divergence.value)
+        assert divergence.samples == 40
+    assert np.mean(found) == pytest.approx(np.std(spread), rel=0.15)
+
+
+def test_fewer_than_two_samples_have_no_standard_error():
+    divergence = Divergence()
+    assert divergence.error == np.inf and divergence.samples == 0
+    divergence.add(np.ones((1, 3)), np.zeros((1, 3)))
+    assert divergence.error == np.inf

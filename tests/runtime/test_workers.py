@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 
 import pytest
 
@@ -70,3 +71,18 @@ def test_a_cluster_needs_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ConfigError, match=r"^scheduler: found tcp://x:1, but Dask is not installed; install onnxcalib"):
         dict(run_tasks(print, None, TASKS, scheduler="tcp://x:1"))
+
+
+def test_what_lost_workers_stored_is_cleared_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+    def store(common, task):
+        import tempfile
+
+        open(os.path.join(tempfile.mkdtemp(), "activations"), "w").close()
+        os._exit(1)
+
+    with pytest.raises(ConfigError):
+        dict(run_tasks(store, None, TASKS, jobs=2))
+    assert not list(tmp_path.iterdir())

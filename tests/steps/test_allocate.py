@@ -6,7 +6,8 @@ import pytest
 
 from onnxcalib.errors import ConfigError
 from onnxcalib.spec import BitSet, Candidate, Cost
-from onnxcalib.steps.allocate import Budgets, allocate
+from onnxcalib.steps import allocate as allocate_step
+from onnxcalib.steps.allocate import Budgets, allocate, allocate_for_agreement
 
 EIGHT, FOUR = Candidate(8, 8), Candidate(4, 8)
 
@@ -107,7 +108,16 @@ def test_a_loss_that_no_choice_keeps_when_measured_is_refused():
         run(Budgets(loss=3.0), loss=lambda _: next(found))
 
 
-def test_two_budgets_that_no_choice_keeps_when_measured_are_refused():
+@pytest.mark.parametrize(
+    ("rounds", "text"),
+    [
+        (5, r"^max_size: found 400 bytes; .* is 710 bytes; max_bops: found 25,600 bit operations; .* is 22,400 "),
+        (1, r"^max_size: found no choice within it and the other budgets that holds when measured"),
+    ],
+)
+def test_two_budgets_that_no_choice_keeps_when_measured_are_refused(rounds, text, monkeypatch):
+    monkeypatch.setattr(allocate_step, "SIZE_ROUNDS", rounds)
+
     def size(bits):  # what is within the bit operations turns out too large; the smallest is not within them
         return size_of(bits) + 500 * (len(set(bits)) > 1)
 
@@ -115,7 +125,30 @@ def test_two_budgets_that_no_choice_keeps_when_measured_are_refused():
         replace(each, costs={EIGHT: each.costs[EIGHT], FOUR: replace(each.costs[FOUR], bops=10**6)}) for each in SETS
     ]
     sets[0] = SETS[0]
-    with pytest.raises(
-        ConfigError, match=r"^max_size: found no choice within it and the other budgets that holds when measured"
-    ):
+    with pytest.raises(ConfigError, match=text):
         allocate(sets, Budgets(bytes=400, bops=64 * 400), size_of=size, loss_of=loss_of)
+
+
+def test_the_smallest_choice_for_an_agreement_keeps_the_other_budgets():
+    agreement = {0: 100.0, 1: 99.0, 2: 97.0, 3: 90.0}
+
+    def agree(bits):
+        return agreement[sum(c == FOUR for c in bits)]
+
+    bits, _ = allocate_for_agreement(SETS, Budgets(), 96, size_of=size_of, agreement_of=agree)
+    assert size_of(bits) == 260 and agree(bits) == 97
+    heavy = [replace(e, costs={EIGHT: e.costs[EIGHT], FOUR: replace(e.costs[FOUR], bops=10**6)}) for e in SETS]
+    budgets = Budgets(bops=64 * 400)  # only eight bits keep it
+    bits, _ = allocate_for_agreement(heavy, budgets, 10, size_of=size_of, agreement_of=agree)
+    assert bits == (EIGHT, EIGHT, EIGHT)
+
+
+def test_a_refusal_names_no_budget_that_was_not_given():
+    with pytest.raises(ConfigError, match=r"^max_bops: found 1 bit operations; the smallest that can be reached"):
+        allocate_for_agreement(SETS, Budgets(bops=1), 10, size_of=size_of, agreement_of=lambda _: 100.0)
+
+
+def test_a_candidate_of_infinite_loss_is_no_way_to_a_small_file():
+    sets = [replace(SETS[0], losses={EIGHT: 0.0, FOUR: float("inf")}), *SETS[1:]]
+    found = allocate(sets, Budgets(bytes=320), size_of=size_of, loss_of=loss_of)
+    assert found.bits[0] == EIGHT

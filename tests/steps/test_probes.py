@@ -7,8 +7,8 @@ import torch
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.load import inputs_of
+from onnxcalib.steps import learn as learn_step
 from onnxcalib.steps import probes as probes_step
-from onnxcalib.steps import reconstruct as reconstruct_step
 from onnxcalib.steps.probes import SIGNS, draw_probes
 from onnxcalib.steps.solve import _Stream, solve_block
 from onnxcalib.steps.walk import PROBE
@@ -167,7 +167,7 @@ def test_whatever_torch_raises_leaves_the_model_without_probes(pooled, draw, wal
 def test_a_torch_model_that_computes_other_numbers_gives_none(pooled, draw, walk_of, monkeypatch):
     data = draw(8, 4, 5, 5)
     walk = walk_of(pooled, data, weight_bits=4, first_last_bits=4)
-    monkeypatch.setattr(reconstruct_step, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(learn_step, "compare", lambda *_: 0.5)
     reason = "torch differs from onnxruntime by 5.0e-01 of the largest output, more than 1e-03"
     assert probe(walk, data) == (0, reason)
 

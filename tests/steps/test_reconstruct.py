@@ -17,6 +17,7 @@ from onnxcalib.runtime.blocks import BlockError
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
 from onnxcalib.spec import QParams
+from onnxcalib.steps import learn as learn_step
 from onnxcalib.steps import reconstruct as reconstruct_step
 from onnxcalib.steps.learn import Samples
 from onnxcalib.steps.reconstruct import reconstruct
@@ -172,7 +173,7 @@ def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, wal
     def refuse(_model):
         raise BlockError("torch is away")
 
-    monkeypatch.setattr(reconstruct_step, "to_torch", refuse)
+    monkeypatch.setattr(learn_step, "to_torch", refuse)
     data = draw(32, 4, 6, 6)
     walk = walk_of(residual(), data, weight_bits=4, steps=2)
     records = rebuild(walk)
@@ -185,7 +186,7 @@ def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, wal
 
 
 def test_a_block_that_torch_computes_otherwise_is_not_learned(residual, draw, walk_of, monkeypatch):
-    monkeypatch.setattr(reconstruct_step, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(learn_step, "compare", lambda *_: 0.5)
     walk = walk_of(residual(), draw(16, 4, 6, 6), steps=2)
     for record in rebuild(walk):
         assert record.outcome == "solved"
@@ -204,7 +205,7 @@ def test_a_layer_that_is_rounded_says_so_and_its_neighbour_does_not(build, weigh
     def refuse(_model):
         raise BlockError("torch is away")
 
-    monkeypatch.setattr(reconstruct_step, "to_torch", refuse)
+    monkeypatch.setattr(learn_step, "to_torch", refuse)
     inner, up = rebuild(walk_of(model, draw(16, 4, 6, 6), steps=2))[1:]
     assert (inner.outcome, up.outcome) == ("solved", "rounded")
     assert "ConvTranspose" not in inner.reason and up.reason.endswith("up: a ConvTranspose has no columns to solve on")
@@ -368,7 +369,7 @@ def test_a_fault_of_torch_while_learning_leaves_the_layers_solved(residual, walk
     def fail(*_given, **_named):
         raise RuntimeError("cannot be added up\nin two lines")
 
-    monkeypatch.setattr(reconstruct_step, "learn_block", fail)
+    monkeypatch.setattr(learn_step, "learn_block", fail)
     walk = walk_of(residual(), DATA, weight_bits=4, steps=2)
     records = rebuild(walk)
     assert {record.outcome for record in records} == {"solved"}

@@ -18,9 +18,10 @@ from onnxcalib.numeric.divergence import Divergence
 from onnxcalib.runtime.cache import Cache
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import Candidate
+from onnxcalib.steps import solve as solve_step
 from onnxcalib.steps.calibrate import Batches, choose_grids, collect_histograms
 from onnxcalib.steps.prepare import prepare
-from onnxcalib.steps.sensitivity import Grids, Survey, find_sets, measure_sets
+from onnxcalib.steps.sensitivity import Grids, Survey, divergence_of, find_sets, measure_sets
 
 EIGHT, FOUR, LIGHT = Candidate(8, 8), Candidate(4, 4), Candidate(4, 8)
 WIDE = [EIGHT, LIGHT, FOUR]
@@ -124,8 +125,6 @@ def test_a_batch_that_the_model_fixes_is_kept(build, weigh, draw):
 
 
 def test_one_activation_width_is_measured_once(net, draw, monkeypatch):
-    from onnxcalib.steps import solve as solve_step
-
     found = []
     measure_moments = solve_step._Stream._measure
     monkeypatch.setattr(
@@ -166,3 +165,38 @@ def test_outputs_of_zeros_are_passed_over(build, weigh, draw):
     model = build(text, w=weigh(5, 3, 1, 1), b=weigh(5))
     _, _, _, found, _ = measure(model, draw(8, 3, 8, 8), candidates=(LIGHT,), first_last_bits=4)
     assert 0 < found.sets[0].losses[LIGHT] < 1
+
+
+class Fake:
+    """A session that gives these outputs, one after the other."""
+
+    def __init__(self, *outputs):
+        self.outputs, self.runs = list(outputs), 0
+
+    def run(self, feeds, names):
+        self.runs += 1
+        return {"y": self.outputs[self.runs - 1]}
+
+
+def test_samples_are_no_longer_looked_at_once_the_divergence_is_known(draw):
+    wanted = draw(8, 3, 4, 4)
+    batches = [({}, {"y": wanted})] * 9
+    session = Fake(*[wanted * 1.1] * 9)
+    assert divergence_of(session, batches, ["y"]) == pytest.approx(0.01, rel=1e-4)
+    assert session.runs == 2  # of 8 samples each: fewer than 16 say little
+    noisy = Fake(*[wanted * (1 + 0.5**i) for i in range(9)])
+    divergence_of(noisy, batches, ["y"])
+    assert noisy.runs == 9
+
+
+def test_outputs_that_can_never_be_compared_are_no_loss_of_nothing(draw):
+    batches = [({}, {"y": draw(2, 3)}), ({}, {"y": draw(2, 3)})]
+    assert divergence_of(Fake(draw(1, 3), draw(3, 3)), batches, ["y"]) == float("inf")
+    assert divergence_of(Fake(draw(1, 3), batches[1][1]["y"]), batches, ["y"]) == 0
+
+
+def test_a_convolution_without_a_bias_that_cannot_be_solved_gets_one_of_its_channels(build, weigh, draw, monkeypatch):
+    monkeypatch.setattr(solve_step, "MOST_INPUTS", 10)
+    text = "g (float[N, 3, 6, 5] x) => (float[N, 4, 6, 5] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w) }"
+    _, _, _, found, _ = measure(build(text, w=weigh(4, 3, 3, 3)), draw(4, 3, 6, 5), (LIGHT,), first_last_bits=4)
+    assert found.params["c"][LIGHT].bias.shape == (4,)
