@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -596,3 +597,52 @@ def test_an_excluded_name_that_fits_no_node_is_a_usage_error_on_the_command_line
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("error: exclude: 'heat': no node has this name")
     assert result.stderr.splitlines()[-1].endswith("did you mean 'head'?")
+
+
+def initializers(model):
+    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+
+
+def test_statistics_tuning_changes_scales_and_biases_alone(build, weigh):
+    weights = {"w1": weigh(8, 3, 3, 3), "w2": weigh(8, 8, 3, 3), "w3": weigh(8, 1, 3, 3), "w4": weigh(4, 8)}
+    biases = {"b1": weigh(8), "b2": weigh(8), "b3": weigh(8), "b4": weigh(4)}
+    net = build(NET.replace("(t, w3)", "(t, w3, b3)"), **weights, **biases, **LIMITS)
+    light = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="light"))
+    plain = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="light", statistics=False))
+    nodes = [[node.SerializeToString() for node in result.model.graph.node] for result in (light, plain)]
+    assert nodes[0] == nodes[1]
+    before, after = initializers(plain.model), initializers(light.model)
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    dequantized = [node for node in light.model.graph.node if node.op_type == "DequantizeLinear"]
+    scales = {node.input[1] for node in dequantized}
+    biases = {node.input[0] for node in dequantized if after.get(node.input[0], SAMPLES).dtype == np.int32}
+    assert before.keys() == after.keys() and changed and changed <= scales | biases
+    assert [(step.name, step.outcome) for step in light.report.steps] == [("round", "done"), ("statistics", "kept")]
+    assert light.report.steps[1].outputs[0].sqnr_db > light.report.steps[0].outputs[0].sqnr_db
+    assert light.report.steps[1].outputs[0].sqnr_db == pytest.approx(light.report.outputs[0].sqnr_db)
+    assert plain.report.steps == () and not light.report.blocks
+
+
+def test_a_step_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatch):
+    def spoil(walk):
+        walk.layers["deep"] = replace(walk.layers["deep"], bias=walk.layers["deep"].bias + 100)
+
+    plain = quantize(net, SAMPLES, settings(weight_bits=4))
+    monkeypatch.setattr(onnxcalib.pipeline, "tune_statistics", spoil)
+    result = quantize(net, SAMPLES, settings(weight_bits=4, statistics=True))
+    assert [(step.name, step.outcome) for step in result.report.steps] == [
+        ("reconstruct", "done"),
+        ("statistics", "rolled back"),
+    ]
+    assert result.report.steps[1].reason == "the outputs were no nearer to the float model's"
+    assert result.report.steps[0].outputs == result.report.steps[1].outputs
+    assert all(np.array_equal(v, initializers(plain.model)[k]) for k, v in initializers(result.model).items())
+
+
+def test_the_advanced_pipeline_takes_all_steps_in_order(net):
+    result = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="advanced"))
+    assert [step.name for step in result.report.steps] == ["reconstruct", "statistics", "biases"]
+    sqnr = [step.outputs[0].sqnr_db for step in result.report.steps]
+    assert sqnr == sorted(sqnr) and result.report.blocks
+    without = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="advanced", biases=False))
+    assert [step.name for step in without.report.steps] == ["reconstruct", "statistics"]

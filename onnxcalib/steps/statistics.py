@@ -56,15 +56,12 @@ def _tune(walk: Walk, part: Block, layer: LayerPlan) -> None:
 def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams) -> LayerParams:
     """The layer whose output is ``fit`` of this one's, its integers the same.
 
-    A scale is not brought below what the int32 bias needs: the gain is then what that leaves.
+    A scale is not brought below what the int32 bias needs: of a channel with next to no weights it does not matter.
     """
     scale, bias = params.grid.scale, params.bias
     if bias is None and (fit.centre.any() or fit.target.any()):
         bias = np.zeros(len(scale))
 
-    def move(gain: np.ndarray) -> np.ndarray | None:
-        return None if bias is None else fit.target + gain * (bias - fit.centre)
-
-    tuned = guard_scale(scale * fit.gain, move(fit.gain), input_grid)
-    # The gain that it is, of a scale that was rounded to float32, or held up.
-    return replace(params, grid=replace(params.grid, scale=tuned), bias=move(tuned.astype(np.float64) / scale))
+    tuned = None if bias is None else fit.target + fit.gain * (bias - fit.centre)
+    scale = guard_scale(scale * fit.gain, tuned, input_grid)
+    return replace(params, grid=replace(params.grid, scale=scale), bias=tuned)

@@ -1,0 +1,87 @@
+"""Bias tuning: kept where held-out samples show that it helps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxcalib.steps import biases as biases_step
+from onnxcalib.steps.biases import tune_biases
+from onnxcalib.steps.solve import round_layers
+from tests.steps.test_statistics import NET, error
+
+
+@pytest.fixture
+def net(build, weigh):
+    weights = {"w1": weigh(6, 3, 3, 3), "w2": weigh(6, 6, 3, 3), "w3": weigh(6, 5)}
+    return build(NET, **weights, b1=weigh(6), b2=weigh(6), b3=weigh(5))
+
+
+@pytest.fixture
+def rounded(walk_of, net, draw):
+    walk = walk_of(net, draw(64, 3, 8, 8), weight_bits=4, first_last_bits=4)
+    round_layers(walk)
+    return walk
+
+
+def shift(walk, name, by):
+    walk.layers[name] = replace(walk.layers[name], bias=walk.layers[name].bias + by)
+
+
+def test_a_bias_that_is_off_is_mended(rounded, draw, monkeypatch):
+    monkeypatch.setattr(biases_step, "RATE", 0.02)
+    feeds = {"x": draw(64, 3, 8, 8)}
+    shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
+    before, layers = error(rounded, feeds), dict(rounded.layers)
+    assert tune_biases(rounded) == (True, None)
+    assert error(rounded, feeds) < 0.7 * before
+    for name, params in rounded.layers.items():
+        assert np.array_equal(params.integers, layers[name].integers)
+        assert np.array_equal(params.grid.scale, layers[name].grid.scale)
+
+
+def test_where_nothing_is_gained_nothing_changes(rounded, monkeypatch):
+    monkeypatch.setattr(biases_step, "RATE", 50.0)  # each step makes it worse
+    before = dict(rounded.layers)
+    assert tune_biases(rounded) == (False, "the loss on held-out samples did not fall")
+    assert rounded.layers == before
+
+
+def test_a_gain_within_the_noise_is_not_kept(rounded, monkeypatch):
+    monkeypatch.setattr(biases_step, "_is_better", lambda *_: False)
+    shift(rounded, "fc", 1.0 * np.arange(5))
+    before = dict(rounded.layers)
+    assert tune_biases(rounded) == (False, "what it gains on held-out samples is within their noise")
+    assert rounded.layers == before
+
+
+@pytest.mark.parametrize(
+    ("gains", "better"), [([0.1, 0.1, 0.1], True), ([1.0, -0.9, 0.1], False), ([-0.1], False), ([0.2], True)]
+)
+def test_a_gain_counts_beyond_its_standard_error(gains, better):
+    before = np.full((1, len(gains)), 2.0)
+    assert biases_step._is_better(before, before - gains) == better
+
+
+def test_the_longest_end_that_torch_takes_is_trained(walk_of, build, weigh, draw, monkeypatch):
+    monkeypatch.setattr(biases_step, "RATE", 0.02)
+    text = """g (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) {
+        [c1] a = Conv (x, w1, b1)  [odd] n = Trilu (a)
+        [c2] r = Conv (n, w2, b2)  [c3] y = Conv (r, w3, b3)
+    }"""
+    weights = {"w1": weigh(4, 3, 1, 1), "w2": weigh(4, 4, 1, 1), "w3": weigh(5, 4, 1, 1)}
+    walk = walk_of(build(text, **weights, b1=weigh(4), b2=weigh(4), b3=weigh(5)), draw(64, 3, 6, 6), weight_bits=4)
+    round_layers(walk)
+    shift(walk, "c3", np.linspace(-1, 1, 5))
+    before = dict(walk.layers)
+    kept, remark = tune_biases(walk)
+    assert kept and remark.startswith("the layers from c2 on alone: ") and "Trilu" in remark
+    assert walk.layers["c1"] is before["c1"] and walk.layers["c3"] is not before["c3"]
+
+
+def test_a_model_that_torch_does_not_take_at_all_says_why(walk_of, build, weigh, draw):
+    text = "g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) { [c] a = Conv (x, w, b)  [odd] y = Trilu (a) }"
+    walk = walk_of(build(text, w=weigh(4, 3, 1, 1), b=weigh(4)), draw(8, 3, 6, 6))
+    round_layers(walk)
+    kept, reason = tune_biases(walk)
+    assert not kept and "Trilu" in reason
