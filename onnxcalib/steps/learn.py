@@ -217,8 +217,12 @@ class Samples:
         return self.read(np.sort(chosen))
 
     def held_out(self):
-        for start in range(0, len(self.judging), self.size):
-            yield self.read(np.sort(self.judging[start : start + self.size]))
+        return self.batches(self.judging)
+
+    def batches(self, indices: np.ndarray):
+        """Those samples, a mini-batch at a time."""
+        for start in range(0, len(indices), self.size):
+            yield self.read(np.sort(indices[start : start + self.size]))
 
     def _rows(self, indices):
         return self._move(partial(self.store.rows, indices=indices))

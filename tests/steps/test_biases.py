@@ -19,7 +19,7 @@ def net(build, weigh):
 
 @pytest.fixture
 def rounded(walk_of, net, draw):
-    walk = walk_of(net, draw(64, 3, 8, 8), weight_bits=4, first_last_bits=4)
+    walk = walk_of(net, draw(128, 3, 8, 8), weight_bits=4, first_last_bits=4)
     round_layers(walk)
     return walk
 
@@ -70,7 +70,7 @@ def test_the_longest_end_that_torch_takes_is_trained(walk_of, build, weigh, draw
         [c2] r = Conv (n, w2, b2)  [c3] y = Conv (r, w3, b3)
     }"""
     weights = {"w1": weigh(4, 3, 1, 1), "w2": weigh(4, 4, 1, 1), "w3": weigh(5, 4, 1, 1)}
-    walk = walk_of(build(text, **weights, b1=weigh(4), b2=weigh(4), b3=weigh(5)), draw(64, 3, 6, 6), weight_bits=4)
+    walk = walk_of(build(text, **weights, b1=weigh(4), b2=weigh(4), b3=weigh(5)), draw(128, 3, 6, 6), weight_bits=4)
     round_layers(walk)
     shift(walk, "c3", np.linspace(-1, 1, 5))
     before = dict(walk.layers)
@@ -85,3 +85,11 @@ def test_a_model_that_torch_does_not_take_at_all_says_why(walk_of, build, weigh,
     round_layers(walk)
     kept, reason = tune_biases(walk)
     assert not kept and "Trilu" in reason
+
+
+@pytest.mark.parametrize(("count", "deciding"), [(64, 8), (4, 0)])
+def test_few_samples_decide_nothing(walk_of, net, draw, count, deciding):
+    walk = walk_of(net, draw(count, 3, 8, 8), weight_bits=4)
+    round_layers(walk)
+    text = f"{deciding} samples are too few to see whether it helps, 128 in all would do"
+    assert tune_biases(walk) == (False, text)
