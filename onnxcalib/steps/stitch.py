@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
@@ -39,6 +40,7 @@ class Stitcher:
         self.rest = 0.0
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
+        self._classes: dict[str, np.ndarray] | None = None
         self._float = Session(original, threads=threads)
         self._size = min(batch_size(self._float, samples), JUDGES)
         start = time.perf_counter()
@@ -85,21 +87,28 @@ class Stitcher:
         """
 
         def measure() -> float:
-            session, same = self._open(bits), {name: [] for name in self._names}
-            for feeds in self.samples.batches(self._size):
-                wanted, given = self._float.run(feeds, self._names), session.run(feeds, self._names)
-                for name, found in same.items():
-                    if scores_classes(wanted[name].shape):
-                        found.extend(top_class(wanted[name]) == top_class(given[name]))
-            shares = [100.0 * sum(found) / len(found) for found in same.values() if found]
-            if not shares:
+            wanted = self._top_classes()
+            session = self._open(bits)
+            given = [session.run(feeds, list(wanted)) for feeds in self.samples.batches(self._size)]
+            return min(
+                100.0 * float(np.mean(np.concatenate([top_class(each[name]) for each in given]) == classes))
+                for name, classes in wanted.items()
+            )
+
+        return self._timed(f"agreement {_spell(bits)}", measure)
+
+    def _top_classes(self) -> dict[str, np.ndarray]:
+        """The float model's top class of every sample, by output. Raises ConfigError where none is class scores."""
+        if self._classes is None:
+            given = [self._float.run(feeds, self._names) for feeds in self.samples.batches(self._size)]
+            scores = [name for name in self._names if all(scores_classes(each[name].shape) for each in given)]
+            if not scores:
                 raise ConfigError(
                     "max_drop: found no class scores in the outputs; it limits the agreement of the top class;"
                     " give max_loss"
                 )
-            return min(shares)
-
-        return self._timed(f"agreement {_spell(bits)}", measure)
+            self._classes = {name: np.concatenate([top_class(each[name]) for each in given]) for name in scores}
+        return self._classes
 
     def _open(self, bits: Bits) -> Session:
         return Session(self.emit(bits), threads=self.threads)
