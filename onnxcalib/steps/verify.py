@@ -22,7 +22,7 @@ from .calibrate import batch_size, with_outputs
 from .compare import OutputTally
 
 # Samples of which every layer is looked at, which takes several times as long as running the models.
-INNER = 64
+INNER = 32
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 # Operators of onnxruntime that read integers and give float.
 INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
