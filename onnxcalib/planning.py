@@ -9,7 +9,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from .bitplan import CANDIDATE_OF, BitPlan, Frontier
-from .config import BUDGETS, PLACES, LayerConfig, QuantizeConfig
+from .config import BUDGETS, PLACES, STEPS, LayerConfig, QuantizeConfig
 from .errors import ConfigError
 from .graph.plan import make_plan
 from .graph.save import fingerprint
@@ -118,7 +118,9 @@ def _measure(run: Run, ready: Ready) -> _Planned:
 
 def _spell_settings(config: QuantizeConfig) -> str:
     """The settings on which measurements for a plan depend."""
-    return config.model_dump_json(exclude={*PLACES, *BUDGETS, "latencies", "data"})
+    return config.model_dump_json(
+        exclude={*PLACES, *BUDGETS, *STEPS, "latencies", "data", "pipeline", "steps", "views"}
+    )
 
 
 def _bits_of(plan: QuantPlan, name: str) -> Candidate:

@@ -67,6 +67,14 @@ def test_a_cluster_that_does_not_answer_is_refused(monkeypatch):
         dict(run_tasks(print, None, TASKS, scheduler="tcp://127.0.0.1:1"))
 
 
+def test_a_cluster_without_workers_is_refused(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr("onnxcalib.runtime.workers.PATIENCE", 2)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        with pytest.raises(ConfigError, match=r"^scheduler: found no worker at tcp://.*; start some$"):
+            dict(run_tasks(print, None, TASKS, scheduler=cluster.scheduler_address))
+
+
 def test_a_cluster_needs_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ConfigError, match=r"^scheduler: found tcp://x:1, but Dask is not installed; install onnxcalib"):
