@@ -1,6 +1,6 @@
 """Quantize real networks by each step alone and together, with few samples and many, and print mean and spread.
 
-    python benchmarks/ablation.py [--data DIR] [--models a,b] [--bits W4A8,W4A4] [--samples 16,64,256] [--seeds 3]
+    python benchmarks/ablation.py [--data DIR] [--models a,b] [--bits W4A8,W4A4] [--samples 16,64,256,1024] [--seeds 3]
 
 The data folder is that of ``accuracy.py``. A seed draws the calibration images, where there are more than are asked
 for (CIFAR-10: 1,024 in cifar10/calib.npz), and all random choices. Cells are agreement % on the test images, mean over
@@ -61,14 +61,21 @@ def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarra
     }
 
 
+def _read_variants(text: str) -> list[str]:
+    unknown = [name for name in text.split(",") if name not in VARIANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    return text.split(",")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("ONNXCALIB_DATA", ROOT.parent / "shared/data"))
     parser.add_argument("--data", type=Path, default=default, help="folder with models and images")
     parser.add_argument("--models", type=lambda text: text.split(","), default=DEFAULT_MODELS.split(","))
     parser.add_argument("--bits", type=lambda text: text.split(","), default=["W4A8", "W4A4"])
-    parser.add_argument("--samples", type=lambda text: [int(n) for n in text.split(",")], default=[16, 64, 256])
-    parser.add_argument("--variants", type=lambda text: text.split(","), default=list(VARIANTS))
+    parser.add_argument("--samples", type=lambda text: [int(n) for n in text.split(",")], default=[16, 64, 256, 1024])
+    parser.add_argument("--variants", type=_read_variants, default=list(VARIANTS), help=", ".join(VARIANTS))
     parser.add_argument("--effort", default="fast")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all numbers there")

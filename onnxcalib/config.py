@@ -149,16 +149,15 @@ class QuantizeConfig(_Settings):
     any, those of 4-bit weights by a wider search for integers and on more views of image files with more of it.
     AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
     a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
-    win over that. pipeline: which of STEPS are done; each by its own name wins over that: reconstruct solves and learns
-    layers, otherwise they are rounded; statistics tunes means and deviations of their outputs; biases trains these end
-    to end. samples: use only the first so many. device: where
-    layers are solved and blocks learned, CUDA by itself where torch sees it; onnxruntime stays on the CPU. max_size,
-    max_bops and max_latency: budgets within which a bit plan of the candidates loses least, in place of the same bits
-    everywhere; or max_loss, of the outputs' divergence, or max_drop, of the top class' agreement in points of 100,
-    with which it is smallest. latencies: a CSV file of layers' times, in place of measuring them. jobs, scheduler:
-    worker processes, or a Dask cluster, that plan; cache_dir: where what they measured is kept. exclude: nodes that
-    stay in float; layers: settings of single layers. Both name nodes, or are regular expressions that match whole
-    names.
+    win over that. pipeline: which of STEPS are done; each by its own name wins over that: reconstruct solves and
+    learns layers, otherwise they are rounded; statistics tunes means and deviations of their outputs; biases trains
+    these end to end. samples: use only the first so many. device: where layers are solved and blocks learned, CUDA
+    by itself where torch sees it; onnxruntime stays on the CPU. max_size, max_bops and max_latency: budgets within
+    which a bit plan of the candidates loses least, in place of the same bits everywhere; or max_loss, of the
+    outputs' divergence, or max_drop, of the top class' agreement in points of 100, with which it is smallest.
+    latencies: a CSV file of layers' times, in place of measuring them. jobs, scheduler: worker processes, or a Dask
+    cluster, that plan; cache_dir: where what they measured is kept. exclude: nodes that stay in float; layers:
+    settings of single layers. Both name nodes, or are regular expressions that match whole names.
     """
 
     weight_bits: Bits = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .graph.extract import infer_types
 from .graph.save import check_output, fingerprint, model_bytes, save_model
 from .images import image_axes
 from .planning import choose_bits, trace
-from .report import BlockRecord, Observer, Report, StepRecord
+from .report import BlockRecord, Observer, OutputRecord, Report, StepRecord
 from .run import Ready, Run, load
 from .runtime.device import computing
 from .runtime.session import Session
@@ -126,6 +126,7 @@ def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
         found = verify(original, ready.prepared.model, quantized, plan.layers, samples, threads=run.threads)
         for name, reason in found.missed.items():
             run.warn(f"output {name} was not compared: {reason}")
+        _check_drop(run, planned, found.outputs)
     report = Report(
         settings=run.config.model_dump(mode="json"),
         passes=ready.prepared.passes,
@@ -144,6 +145,17 @@ def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
     )
     return Result(quantized, report)
+
+
+def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:
+    """Warn where the model drops more than its plan, which was measured on layers that are solved, was to."""
+    least = min((record.agreement for record in outputs if record.agreement is not None), default=1.0)
+    allowed = planned.budgets.get("max_drop", 100.0) if planned else 100.0
+    if 100 * (1 - least) > allowed:
+        run.warn(
+            f"max_drop: found {100 * (1 - least):.4g} in the model where {allowed:.4g} was planned for; reconstruct its"
+            " layers, or plan with less"
+        )
 
 
 def _settle(run: Run, ready: Ready, plan: QuantPlan):

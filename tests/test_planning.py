@@ -304,3 +304,10 @@ def test_times_are_measured_where_no_file_gives_them(plain, tmp_path):
 def test_one_limit_on_what_is_lost_is_enough(plain):
     with pytest.raises(ConfigError, match=r"^max_drop: found max_loss beside it; .*; give one of them$"):
         plan(plain, SAMPLES, QuantizeConfig(max_drop=1.0, max_loss=0.1))
+
+
+def test_a_model_that_drops_more_than_its_plan_says_so(plain, monkeypatch):
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_drop=99.0))
+    strict = found.model_copy(update={"budgets": {"max_drop": -1.0}})
+    result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast", pipeline="light"), plan=strict)
+    assert result.report.warnings[-1].startswith("max_drop: found ")

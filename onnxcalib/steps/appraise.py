@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from onnx import ModelProto
@@ -37,10 +38,12 @@ class Appraiser:
 
 
 def is_nearer(outputs: Sequence[OutputRecord], before: Sequence[OutputRecord]) -> bool:
-    """Whether the outputs that have an SQNR have more of it on the average."""
-    gains = [
-        new.sqnr_db - old.sqnr_db
-        for new, old in zip(outputs, before, strict=True)
-        if new.sqnr_db is not None and old.sqnr_db is not None and new.sqnr_db != old.sqnr_db
-    ]
-    return bool(gains) and sum(gains) > 0
+    """Whether SQNR has risen on the average of the outputs that have one; else agreement, where none does."""
+    old = {record.name: record for record in before}
+    pairs = [(record, old[record.name]) for record in outputs if record.name in old]
+    for name in ("sqnr_db", "agreement"):
+        values = [(getattr(a, name), getattr(b, name)) for a, b in pairs]
+        gains = [a - b for a, b in values if a is not None and b is not None and math.isfinite(a - b)]
+        if gains:
+            return sum(gains) > 0
+    return False

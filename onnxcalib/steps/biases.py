@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from ..graph.blocks import find_blocks, join_blocks
+from ..graph.extract import extract
 from ..numeric.distill import divergence_sums, sample_losses
-from ..runtime.blocks import BlockError
+from ..runtime.blocks import BlockError, to_torch
 from ..spec import Block
-from .learn import Learner, Samples
+from .learn import Learner, Samples, layer_of
+from .solve import guard_scale
 from .walk import Walk, run
 
 # Few, at a low rate: more fits the samples (MobileNetV2 at W4A8: the held-out loss rose from a tenth of a pass on).
@@ -28,7 +30,7 @@ JUDGES = 4
 # fits the calibration set alone (with 32 images ResNet-20 lost 0.15 dB before these).
 LEAST_DECIDING = 16
 CERTAIN = 2.0
-TOO_FEW = "{} samples are too few to see whether it helps, {} in all would do"
+TOO_FEW = "{} samples are too few to see whether it helps, {} would do"
 
 
 def tune_biases(walk: Walk) -> tuple[bool, str | None]:
@@ -37,16 +39,19 @@ def tune_biases(walk: Walk) -> tuple[bool, str | None]:
     Returns whether they are changed in the walk, which holds LayerParams of all layers and stands before the first
     block; and a remark: the part that was trained, or why nothing was kept.
     """
+    samples = sum(walk.sizes)
+    if samples < 2 * JUDGES * LEAST_DECIDING:
+        return False, TOO_FEW.format(samples, 2 * JUDGES * LEAST_DECIDING)
     learner, remark = _find_part(walk)
     if learner is None:
         return False, remark
+    if not learner.biases():
+        return False, "no layer that torch takes has a bias"
     data = Samples(walk, learner.block, learner.size, judges=JUDGES)
     stopping, deciding = (list(data.batches(half)) for half in (data.judging[::2], data.judging[1::2]))
-    if not deciding:
-        return False, TOO_FEW.format(0, LEAST_DECIDING * 2 * JUDGES)
     before = _judge(learner, deciding)
     if before.shape[1] < LEAST_DECIDING:
-        return False, TOO_FEW.format(before.shape[1], LEAST_DECIDING * 2 * JUDGES)
+        return False, "its outputs do not count samples, and the batches are too few to see whether it helps"
     try:
         with torch.random.fork_rng(devices=[]):
             outcome = learner.learn(data.draw, lambda: stopping, steps=STEPS, bias_rate=RATE, sums=divergence_sums)
@@ -57,7 +62,9 @@ def tune_biases(walk: Walk) -> tuple[bool, str | None]:
     if not _is_better(before, _judge(learner, deciding)):
         return False, "what it gains on held-out samples is within their noise"
     for name, bias in learner.biases().items():
-        walk.layers[name] = replace(walk.layers[name], bias=bias)
+        params, grid = walk.layers[name], walk.input_grid(layer_of(walk, name))
+        scale = guard_scale(params.grid.scale, bias, grid)
+        walk.layers[name] = replace(params, grid=replace(params.grid, scale=scale), bias=bias)
     return True, remark
 
 
@@ -69,6 +76,11 @@ def _find_part(walk: Walk) -> tuple[Learner | None, str | None]:
         if not any(block.layers for block in blocks[start:]):
             break
         part = join_blocks(walk.model, walk.plan, blocks[start:])
+        try:  # before anything is computed for it
+            to_torch(extract(walk.model, walk.types, nodes=part.nodes, inputs=part.inputs, outputs=part.outputs))
+        except BlockError as error:
+            first = first or str(error)
+            continue
         _store(walk, join_blocks(walk.model, walk.plan, blocks[:start]) if start else None, part)
         try:
             learner = Learner(walk, part, frozen=True)

@@ -59,9 +59,11 @@ def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams) -> Layer
     A scale is not brought below what the int32 bias needs: of a channel with next to no weights it does not matter.
     """
     scale, bias = params.grid.scale, params.bias
+    # The groups of a ConvTranspose share their scales: only the means are a channel's own.
+    own = len(fit.gain) == len(scale)
+    gain = fit.gain if own else np.ones_like(fit.gain)
     if bias is None and (fit.centre.any() or fit.target.any()):
-        bias = np.zeros(len(scale))
-
-    tuned = None if bias is None else fit.target + fit.gain * (bias - fit.centre)
-    scale = guard_scale(scale * fit.gain, tuned, input_grid)
+        bias = np.zeros(len(gain))
+    tuned = None if bias is None else fit.target + gain * (bias - fit.centre)
+    scale = guard_scale(scale * gain if own else scale, tuned, input_grid)
     return replace(params, grid=replace(params.grid, scale=scale), bias=tuned)

@@ -71,12 +71,13 @@ def verify(
         start = time.perf_counter()
         wanted = reference.run(feeds)
         seconds += time.perf_counter() - start
-        on.add(wanted, optimized.run(feeds))
+        count = min(size, len(samples) - done)
+        on.add(wanted, optimized.run(feeds), count)
         done += size
         if done - size >= INNER:
             continue
         given = plain.run(feeds)
-        off.add(wanted, given)
+        off.add(wanted, given, count)
         _compare_layers(by_layer, inner.run(feeds, list(dict.fromkeys(names))), given)
     return Verification(
         outputs=on.records(),

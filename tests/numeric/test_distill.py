@@ -23,3 +23,17 @@ def test_they_sum_to_the_divergence(shape):
 def test_outputs_of_integers_do_not_count():
     found = sample_losses([torch.ones(2, 3), torch.ones(2)], [torch.ones(2, 3), torch.ones(2, dtype=torch.int64)])
     assert found.shape[0] == 1 and not found[..., 0].any()
+
+
+def test_probabilities_are_taken_for_what_they_are():
+    rng = np.random.default_rng(0)
+    target, output = (torch.softmax(torch.from_numpy(rng.normal(size=(6, 5))), 1) for _ in range(2))
+    divergence = Divergence()
+    divergence.add(target.numpy(), output.numpy())
+    loss, weight = divergence_sums([output], [target])[0].tolist()
+    assert loss / weight == pytest.approx(divergence.value, rel=1e-6)
+
+
+def test_where_one_output_counts_no_samples_a_batch_is_one():
+    found = sample_losses([torch.zeros(4, 3), torch.zeros(())], [torch.ones(4, 3), torch.ones(())])
+    assert found.shape == (2, 1, 2)

@@ -113,3 +113,14 @@ def test_a_model_with_a_branch_of_no_layers_is_tuned_through(walk_of, build, wei
     tune_statistics(walk)
     assert np.array_equal(walk.layers["c"].integers, before.integers)
     assert not np.array_equal(walk.layers["c"].bias, before.bias)
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+def test_groups_of_a_transposed_convolution_share_their_scales_and_keep_them(walk_of, build, weigh, draw, bias):
+    text = f"g (float[N, 4, 6, 6] x) => (float[N, 6, 7, 7] y) {{ [t] y = ConvTranspose <group = 2> (x, w{bias}) }}"
+    weights = {"w": weigh(4, 3, 2, 2), **({"b": weigh(6)} if bias else {})}
+    walk = walk_of(build(text, **weights), draw(64, 4, 6, 6), weight_bits=4, first_last_bits=4)
+    round_layers(walk)
+    before = walk.layers["t"]
+    tune_statistics(walk)
+    assert np.array_equal(walk.layers["t"].grid.scale, before.grid.scale) and walk.layers["t"].bias.shape == (6,)
