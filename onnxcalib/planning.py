@@ -21,7 +21,7 @@ from .spec import Candidate, QuantPlan
 from .steps.allocate import Bits
 from .steps.calibrate import Batches, batch_size, with_outputs
 from .steps.latency import Latencies, look_up_times, time_sets
-from .steps.plan_bits import make_bit_plan, trace_frontier, widest
+from .steps.plan_bits import make_bit_plan, trace_frontier
 from .steps.sensitivity import Grids, Survey, measure_sets
 from .steps.stitch import Stitcher
 
@@ -107,8 +107,7 @@ def _measure(run: Run, ready: Ready) -> _Planned:
     whole.sets, latencies = measured.sets, None
     if config.max_latency is not None:
         if config.latencies is None:
-            wide = stitch(widest(measured.sets))
-            timed = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, measured, wide))
+            timed = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, measured.sets, stitch))
         else:
             timed = look_up_times(Path(config.latencies), measured.sets, name_of)
         whole.sets, latencies = timed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from ..errors import ConfigError
 from ..latencies import FLOAT, read_latencies
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate
-from .calibrate import with_outputs
-from .sensitivity import Measured, Survey, cut_set, emit_set
+from .sensitivity import Survey
 
 # Runs of which the median counts, after one that allocates.
 RUNS = 15
@@ -30,48 +29,48 @@ class Latencies:
     of_float: float | None
 
 
-def time_sets(survey: Survey, measured: Measured, widest: ModelProto) -> tuple[tuple[BitSet, ...], Latencies]:
-    """The sets with each candidate's times; ``widest``: the model at eight bits, of which the rest is what is left.
+def time_sets(
+    survey: Survey, sets: Sequence[BitSet], stitch: Callable[[tuple[Candidate, ...]], ModelProto]
+) -> tuple[tuple[BitSet, ...], Latencies]:
+    """The sets with each candidate's times, in the model that ``stitch`` makes with this candidate wherever it can be.
 
-    Times are those of kernels in a run of as few samples as the model takes.
+    Times are those of kernels, which go by their layers' names, in a run of as few samples as the model takes.
     """
     layers = {layer.name: layer for layer in next(iter(survey.grids.values())).plan.layers}
-    tensors = [layers[name].input for each in measured.sets for name in each.layers]
-    threads = survey.config.threads or 0
-    feeds = {
-        **survey.batches.one,
-        **Session(with_outputs(survey.model, tensors), threads=threads).run(survey.batches.one),
-    }
-    sets = []
-    for each in measured.sets:
-        times = {c: _time_set(survey, measured, each.layers, c, feeds) for c in each.costs}
-        sets.append(_with_times(each, times))
-    total = sum(each.costs[max(each.costs)].milliseconds for each in sets)
-    rest = max(0.0, time_model(widest, survey.batches.one, threads=threads) - total)
-    return tuple(sets), Latencies(rest, time_model(survey.model, survey.batches.one, threads=threads))
+    one, threads = survey.batches.one, survey.config.threads or 0
+    readers = {layer.input: name for name, layer in layers.items()}
+    profiles, owned = {}, {}
+    for candidate in survey.grids:
+        bits = tuple(candidate if candidate in each.costs else max(each.costs) for each in sets)
+        profiles[candidate] = profile(stitch(bits), one, threads=threads)
+        owned[candidate] = dict.fromkeys(layers, 0.0)
+        for kernel, milliseconds in profiles[candidate].items():
+            owner = _find_owner(kernel, layers) or readers.get(_find_owner(kernel, readers))
+            if owner is not None:
+                owned[candidate][owner] += milliseconds
+    found = [_with_times(each, {c: sum(owned[c][name] for name in each.layers) for c in each.costs}) for each in sets]
+    widest = max(profiles)
+    total = sum(each.costs[max(each.costs)].milliseconds for each in found)
+    rest = max(0.0, sum(profiles[widest].values()) - total)
+    return tuple(found), Latencies(rest, sum(profile(survey.model, one, threads=threads).values()))
 
 
-def _time_set(survey: Survey, measured: Measured, names: Sequence[str], candidate: Candidate, feeds) -> float:
-    """Kernels of the set's layers, as they read and give integers: what turns these to float and back is not theirs."""
-    grids = survey.grids[candidate]
-    layers = [layer for layer in grids.plan.layers if layer.name in names]
-    params = {layer.name: measured.params[layer.name][candidate] for layer in layers}
-    cut, encoding = cut_set(survey.model, layers), survey.config.encoding
-    model = emit_set(cut, layers, grids, params, encoding=encoding, closed=True)
-    inputs, outputs = {i.name for i in model.graph.input}, {o.name for o in model.graph.output}
-    borders = {n.name for n in model.graph.node if n.op_type == "QuantizeLinear" and inputs & set(n.input)}
-    borders |= {n.name for n in model.graph.node if n.op_type == "DequantizeLinear" and outputs & set(n.output)}
-    return time_model(model, feeds, threads=survey.config.threads or 0, without=borders)
+def _find_owner(kernel: str, names: Iterable[str]) -> str | None:
+    """The longest name that the kernel's begins with: onnxruntime puts ``_token_4``, ``_nchwc`` and such behind it.
+
+    What puts a tensor on its grid is named after it in the same way.
+    """
+    return max((name for name in names if kernel == name or kernel.startswith(f"{name}_")), key=len, default=None)
 
 
-def time_model(model: ModelProto, feeds: Mapping[str, Any], *, threads: int, without: set[str] = frozenset()) -> float:
-    """Milliseconds of all kernels of a run, each the median of RUNS, but for those of the nodes ``without``."""
+def profile(model: ModelProto, feeds: Mapping[str, Any], *, threads: int) -> dict[str, float]:
+    """Milliseconds of each kernel, the median of RUNS, by the name of its node."""
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         session = Session(model, threads=threads, profile=Path(folder) / "profile")
         for _ in range(RUNS + 1):
             session.run(feeds)
         times = session.end_profile()
-    return sum(statistics.median(runs[1:]) for name, runs in times.items() if name not in without)
+    return {name: statistics.median(runs[1:]) for name, runs in times.items()}
 
 
 def look_up_times(

@@ -187,32 +187,6 @@ def measure_part(survey: Survey, sets: Sequence[Sequence[str]]) -> Measured:
         return Measured(found, sweep.params, sweep.seconds)
 
 
-def cut_set(model: ModelProto, layers: Sequence[LayerPlan]) -> ModelProto:
-    """The part of the model that a set's layers alone are."""
-    inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
-    return extract(model, {}, nodes=[k.name for k in layers], inputs=inputs, outputs=outputs)
-
-
-def emit_set(
-    cut: ModelProto,
-    layers: Sequence[LayerPlan],
-    grids: Grids,
-    params: Mapping[str, LayerParams],
-    *,
-    encoding: str,
-    closed: bool = False,
-) -> ModelProto:
-    """A part of the model in which these layers alone, and what they read, are on their grids.
-
-    closed: so is what the layers give, and then again float.
-    """
-    tensors = {t for layer in layers for t in ((layer.input, layer.output) if closed else (layer.input,))}
-    specs = {t: spec for t, spec in grids.plan.activations.items() if t in tensors}
-    slim = {t: spec for t, spec in grids.plan.narrowed.items() if t in tensors}
-    plan = replace(grids.plan, layers=tuple(layers), activations=specs, narrowed=slim)
-    return emit_qdq(cut, plan, grids.activations, grids.narrowed, params, encoding=encoding, keep_outputs=not closed)
-
-
 class _Sweep:
     """The float model's activations where it stands now, moved on from set to set, and what was found so far."""
 
@@ -330,13 +304,21 @@ class _Sweep:
         return losses
 
     def _emit(self, cut: ModelProto, layers: list[LayerPlan], candidate: Candidate) -> ModelProto:
+        """A part of the model in which these layers alone, and what they read, are on their grids."""
+        grids = self.grids[candidate]
+        tensors = {layer.input for layer in layers}
+        specs = {t: spec for t, spec in grids.plan.activations.items() if t in tensors}
+        slim = {t: spec for t, spec in grids.plan.narrowed.items() if t in tensors}
+        plan = replace(grids.plan, layers=tuple(layers), activations=specs, narrowed=slim)
         params = {layer.name: self.params[layer.name][candidate] for layer in layers}
-        return emit_set(cut, layers, self.grids[candidate], params, encoding=self.config.encoding)
+        return emit_qdq(cut, plan, grids.activations, grids.narrowed, params, encoding=self.config.encoding)
 
     def _cost(self, layers: list[LayerPlan], candidate: Candidate) -> Cost:
         """Bytes of the layers and of what puts their inputs on their grids, and bit operations of one sample."""
+        inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
+        cut = extract(self.model, {}, nodes=[k.name for k in layers], inputs=inputs, outputs=outputs)
         bops = sum(self._macs(k) * k.weight_spec.bits * k.activation_spec.bits for k in layers)
-        return Cost(model_bytes(self._emit(cut_set(self.model, layers), layers, candidate)), bops)
+        return Cost(model_bytes(self._emit(cut, layers, candidate)), bops)
 
     def _macs(self, layer: LayerPlan) -> int:
         """Products of one sample: of a ConvTranspose each input is in as many as its weight has outputs."""
