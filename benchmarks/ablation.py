@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import ROOT, SIZES, normalize, open_session, read_photographs, read_preprocessing, read_test, run
+from accuracy import ROOT, SIZES, judge, normalize, open_session, read_photographs, read_preprocessing, read_test, run
 
 DEFAULT_MODELS = "cifar10_resnet20,cifar10_resnet56,imagenet_mobilenetv2"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def read_calibration(data: Path, task: str) -> np.ndarray:
 
 
 def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarray, test: tuple) -> dict[str, float]:
-    """Agreement, SQNR, and passes of one quantization; test: images, float outputs, scaling."""
+    """Agreement, SQNR, and passes of one quantization; test: images with labels, float outputs, scaling."""
     import onnxcalib
 
     images, reference, scaling = test
@@ -51,14 +51,10 @@ def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarra
     seconds = time.perf_counter() - began
     path = ROOT / f"benchmarks/results/ablation.{os.getpid()}.onnx"
     result.save(path)
-    logits, _ = run(open_session(path), images, scaling)
+    found = judge(model, path, reference, images, scaling)
     path.unlink()
-    power, error = (np.square(values).sum() for values in (reference.astype(np.float64), reference - logits))
-    return {
-        "agreement": 100 * float((logits.argmax(1) == reference.argmax(1)).mean()),
-        "sqnr_db": float(10 * np.log10(power / error)),
-        "passes": seconds / result.report.float_pass_seconds,
-    }
+    passes = seconds / result.report.float_pass_seconds
+    return {"agreement": found["agreement"], "sqnr_db": found["sqnr_db"], "passes": passes}
 
 
 def _read_variants(text: str) -> list[str]:
@@ -88,8 +84,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{model}: none; name the data folder by --data or $ONNXCALIB_DATA")
             continue
         images, scaling = read_calibration(arguments.data, task), read_preprocessing(arguments.data, model.name)
-        test = read_test(arguments.data, task)[0]
-        judged = (test, run(open_session(model), test, scaling)[0], scaling)
+        test = read_test(arguments.data, task)
+        judged = (test, run(open_session(model), test[0], scaling)[0], scaling)
         for bits in arguments.bits:
             for count in [count for count in arguments.samples if count <= len(images)]:
                 for variant in arguments.variants:

@@ -22,7 +22,6 @@ from typing import Any
 
 import accuracy
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "from onnxcalib.cli.main import main; raise SystemExit(main())"
 DEFAULT_MODELS = ("cifar10_resnet20", "cifar10_resnet56", "imagenet_mobilenetv2")
 FORMATS = {"file": ".4f", "budget": ".1f", "agreement": ".1f", "sqnr_db": ".2f", "gap": ".0f"}
@@ -83,7 +82,7 @@ def render(row: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("ONNXCALIB_DATA", ROOT.parent / "shared/data"))
+    default = Path(os.environ.get("ONNXCALIB_DATA", accuracy.ROOT.parent / "shared/data"))
     parser.add_argument("--data", type=Path, default=default, help="folder with models and images")
     parser.add_argument("--models", type=lambda text: text.split(","), default=DEFAULT_MODELS)
     parser.add_argument("--candidates", default="W8A8,W4A8")

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from .adaquant import floating
-from .divergence import LEAST, PROBABLE, TEMPERATURE
 from .metrics import scores_classes
+
+# Of the softmax (Hinton et al. 2015): at 1 a handful of samples near a tie of classes make all of the divergence.
+TEMPERATURE = 4.0
+# Sums of probabilities may be off one by so much; smaller ones count as this.
+PROBABLE, LEAST = 1e-3, 1e-12
 
 
 def sample_losses(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -33,7 +37,7 @@ def sample_losses(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tenso
 
 
 def _log_probabilities(scores: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """As ``divergence`` takes them: scores are probabilities where the targets ``like`` are."""
+    """Logarithms of the softmax of scores, which are taken for probabilities where the targets ``like`` are."""
     if (like >= 0).all() and ((like.sum(1) - 1).abs() < PROBABLE).all():
         scores = scores.clamp_min(LEAST).log()
     return torch.log_softmax(scores / TEMPERATURE, 1)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import log_softmax
+import torch
 
-from .metrics import scores_classes
-
-# Of the softmax (Hinton et al. 2015): at 1 a handful of samples near a tie of classes make all of the divergence.
-TEMPERATURE = 4.0
-# Sums of probabilities may be off one by so much; smaller ones count as this.
-PROBABLE, LEAST = 1e-3, 1e-12
+from .distill import sample_losses
 
 
 class Divergence:
-    """Of class scores the mean over samples of KL(p || q), p the reference's softmax at TEMPERATURE.
+    """Of class scores the mean over samples of KL(p || q), p the reference's softmax at ``distill.TEMPERATURE``.
 
     Of other outputs the squared error relative to the reference's squares.
     """
@@ -25,15 +20,10 @@ class Divergence:
 
     def add(self, reference: np.ndarray, other: np.ndarray) -> None:
         """Take in one batch of both, of one shape."""
-        a, b = reference.astype(np.float64), other.astype(np.float64)
-        if scores_classes(reference.shape):
-            a, b = (_log_probabilities(x, like=a).reshape(len(a), -1) for x in (a, b))
-            self._totals.append((np.exp(a) * (a - b)).sum(1))
-            self._weights.append(np.ones(len(a)))
-        else:
-            a, b = (np.atleast_1d(x).reshape(len(np.atleast_1d(x)), -1) for x in (a, b))
-            self._totals.append(np.square(a - b).sum(1))
-            self._weights.append(np.square(a).sum(1))
+        target, output = (torch.from_numpy(x.astype(np.float64)) for x in (reference, other))
+        loss, weight = sample_losses([output], [target])[0].numpy().T
+        self._totals.append(loss)
+        self._weights.append(weight)
 
     @property
     def samples(self) -> int:
@@ -60,10 +50,3 @@ class Divergence:
             return 0.0
         residuals = totals - value * weights
         return float(np.sqrt(np.square(residuals).sum() * count / (count - 1)) / weights.sum())
-
-
-def _log_probabilities(scores: np.ndarray, *, like: np.ndarray) -> np.ndarray:
-    """Logarithms of the softmax of scores, which are taken for probabilities where the reference ``like`` are."""
-    if (like >= 0).all() and (np.abs(like.sum(1) - 1) < PROBABLE).all():
-        scores = np.log(np.maximum(scores, LEAST))
-    return log_softmax(scores / TEMPERATURE, axis=1)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from onnxcalib.numeric.divergence import TEMPERATURE, Divergence
+from onnxcalib.numeric.distill import TEMPERATURE
+from onnxcalib.numeric.divergence import Divergence
 
 
 def measure(*pairs):

@@ -12,6 +12,19 @@ from onnxcalib.steps.calibrate import choose_grids, collect_histograms
 from onnxcalib.steps.prepare import prepare
 from onnxcalib.steps.walk import Walk
 
+RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+    [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
+    [c2] c = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)  [s] s = Add (c, r)  [r2] t = Relu (s)
+    [p] p = GlobalAveragePool (t)  [f] f = Flatten (p)  [fc] y = Gemm (f, w3, b3)
+}"""
+
+
+@pytest.fixture
+def residual(build, weigh):
+    """Two convolutions with their Add, and a Gemm."""
+    weights = {"w1": weigh(6, 3, 3, 3), "w2": weigh(6, 6, 3, 3), "w3": weigh(6, 5)}
+    return build(RESIDUAL, **weights, b1=weigh(6), b2=weigh(6), b3=weigh(5))
+
 
 @pytest.fixture
 def walk_of():

@@ -8,18 +8,12 @@ import pytest
 from onnxcalib.steps import biases as biases_step
 from onnxcalib.steps.biases import tune_biases
 from onnxcalib.steps.solve import round_layers
-from tests.steps.test_statistics import NET, error
+from tests.steps.test_statistics import error
 
 
 @pytest.fixture
-def net(build, weigh):
-    weights = {"w1": weigh(6, 3, 3, 3), "w2": weigh(6, 6, 3, 3), "w3": weigh(6, 5)}
-    return build(NET, **weights, b1=weigh(6), b2=weigh(6), b3=weigh(5))
-
-
-@pytest.fixture
-def rounded(walk_of, net, draw):
-    walk = walk_of(net, draw(128, 3, 8, 8), weight_bits=4, first_last_bits=4)
+def rounded(walk_of, residual, draw):
+    walk = walk_of(residual, draw(128, 3, 8, 8), weight_bits=4, first_last_bits=4)
     round_layers(walk)
     return walk
 
@@ -87,8 +81,8 @@ def test_a_model_that_torch_does_not_take_at_all_says_why(walk_of, build, weigh,
     assert not kept and "Trilu" in reason
 
 
-def test_few_samples_decide_nothing(walk_of, net, draw):
-    walk = walk_of(net, draw(64, 3, 8, 8), weight_bits=4)
+def test_few_samples_decide_nothing(walk_of, residual, draw):
+    walk = walk_of(residual, draw(64, 3, 8, 8), weight_bits=4)
     round_layers(walk)
     assert tune_biases(walk) == (False, "64 samples are too few to see whether it helps, 128 would do")
 

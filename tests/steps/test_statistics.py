@@ -13,22 +13,10 @@ from onnxcalib.spec import QParams, QuantSpec
 from onnxcalib.steps.solve import round_layers
 from onnxcalib.steps.statistics import apply_affine, tune_statistics
 
-NET = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
-    [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
-    [c2] c = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)  [s] s = Add (c, r)  [r2] t = Relu (s)
-    [p] p = GlobalAveragePool (t)  [f] f = Flatten (p)  [fc] y = Gemm (f, w3, b3)
-}"""
-
 
 @pytest.fixture
-def net(build, weigh):
-    weights = {"w1": weigh(6, 3, 3, 3), "w2": weigh(6, 6, 3, 3), "w3": weigh(6, 5)}
-    return build(NET, **weights, b1=weigh(6), b2=weigh(6), b3=weigh(5))
-
-
-@pytest.fixture
-def rounded(walk_of, net, draw):
-    walk = walk_of(net, draw(256, 3, 8, 8), weight_bits=4, first_last_bits=4)
+def rounded(walk_of, residual, draw):
+    walk = walk_of(residual, draw(256, 3, 8, 8), weight_bits=4, first_last_bits=4)
     round_layers(walk)
     return walk
 
