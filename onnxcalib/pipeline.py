@@ -194,13 +194,13 @@ def _tune(run: Run, ready: Ready, walk: Walk, size: int) -> tuple[StepRecord, ..
     wanted = [name for name in tuners if run.config.does(name)]
     if not wanted:
         return ()
-    with Store() as outputs:
+    with Store() as wanted_outputs:
         with run.stage("appraise"):
-            appraiser = Appraiser(ready.original, ready.samples, outputs, run.threads)
+            appraiser = Appraiser(ready.original, ready.samples, wanted_outputs, run.threads)
             first = "reconstruct" if run.config.does("reconstruct") else "round"
-            records = [StepRecord(first, "done", appraiser.appraise(_emit(run, ready, walk)))]
+            outputs, losses = appraiser.appraise(_emit(run, ready, walk))
+            records = [StepRecord(first, "done", outputs)]
         for name in wanted:
-            before = records[-1].outputs
             with run.stage(name), Store() as store:
                 again = replace(walk, store=store, sizes=[], passes=1, layers=dict(walk.layers))
                 if name == "statistics":
@@ -208,12 +208,13 @@ def _tune(run: Run, ready: Ready, walk: Walk, size: int) -> tuple[StepRecord, ..
                 else:
                     again.fill(ready.samples, size)
                 kept, remark = tuners[name](again)
-                found = appraiser.appraise(_emit(run, ready, again)) if kept else before
-                if kept and not is_nearer(found, before):
-                    kept, remark = False, "the outputs were no nearer to the float model's"
+                if kept:
+                    found, left = appraiser.appraise(_emit(run, ready, again))
+                    kept = is_nearer(left, losses)
+                    remark = remark if kept else "the outputs were no nearer to the float model's"
             if kept:
-                walk.layers = again.layers
-            records.append(StepRecord(name, "kept" if kept else "rolled back", found if kept else before, remark))
+                walk.layers, outputs, losses = again.layers, found, left
+            records.append(StepRecord(name, "kept" if kept else "rolled back", outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
     return tuple(records)
 

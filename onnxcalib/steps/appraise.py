@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
+from ..numeric.divergence import Divergence
 from ..report import OutputRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
 from .calibrate import batch_size
 from .compare import OutputTally
+
+# Of each output the divergence, as a bit plan's loss counts it: SQNR says little of class scores, all of which may move
+# together. Of outputs that are no floats, where none is, the share of samples that differ.
+Losses = Mapping[str, float]
 
 
 class Appraiser:
@@ -26,24 +33,40 @@ class Appraiser:
             for name, value in session.run(feeds).items():
                 store.append(f"wanted:{name}", value)
 
-    def appraise(self, quantized: ModelProto) -> tuple[OutputRecord, ...]:
-        """Its outputs against the float model's, over all samples."""
+    def appraise(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
+        """Its outputs against the float model's, over all samples, and what each of them loses."""
         session, tally, done = Session(quantized, threads=self.threads), OutputTally(), 0
+        divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
+            given = session.run(feeds)
             count = min(self.samples.fixed_batch or self.size, len(self.samples) - done)
-            tally.add(wanted, session.run(feeds), count)
+            tally.add(wanted, given, count)
+            for name, value in wanted.items():
+                if _is_float(value) and _is_float(given[name]) and value.shape == given[name].shape:
+                    divergences.setdefault(name, Divergence()).add(value, given[name])
             done += count
-        return tally.records()
+        outputs = tally.records()
+        return outputs, {name: each.value for name, each in divergences.items()} or _disagreements(outputs)
 
 
-def is_nearer(outputs: Sequence[OutputRecord], before: Sequence[OutputRecord]) -> bool:
-    """Whether SQNR has risen on the average of the outputs that have one; else agreement, where none does."""
-    old = {record.name: record for record in before}
-    pairs = [(record, old[record.name]) for record in outputs if record.name in old]
-    for name in ("sqnr_db", "agreement"):
-        values = [(getattr(a, name), getattr(b, name)) for a, b in pairs]
-        gains = [a - b for a, b in values if a is not None and b is not None and math.isfinite(a - b)]
-        if gains:
-            return sum(gains) > 0
-    return False
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _disagreements(outputs: Sequence[OutputRecord]) -> Losses:
+    return {record.name: 1 - record.agreement for record in outputs if record.agreement is not None}
+
+
+def is_nearer(losses: Losses, before: Losses) -> bool:
+    """Whether losses have fallen on the geometric mean of the outputs, whose units may differ."""
+    return sum(_gain(before[name], loss) for name, loss in losses.items() if name in before) > 0
+
+
+def _gain(old: float, new: float) -> float:
+    """Logarithm of the ratio of two losses, which may be zero or infinite."""
+    if old == new:
+        return 0.0
+    if new == 0 or math.isinf(old):
+        return math.inf
+    return -math.inf if old == 0 or math.isinf(new) else math.log(old / new)
