@@ -84,7 +84,7 @@ class Run:
                 if count:
                     self.observer.note(f"{name}: {count}")
             feeds = samples.read(range(samples.fixed_batch or 1))
-            change = check_unchanged(original, prepared.model, feeds, self.threads)
+            change = check_unchanged(original, prepared.model, feeds, self.threads, tolerance=prepared.tolerance)
             self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
             self.observer.note(f"{len(plan.layers)} layers and {len(plan.activations)} activations to quantize")
         return replace(ready, fixed=fixed)

@@ -97,7 +97,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
                 f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
                 " a float32 model is needed; give the file that it was made from"
             )
-    types, inner = _weight_types(model.graph)
+    types, inner = weight_types(model.graph)
     if TensorProto.FLOAT in types:
         return
     if types & set(FLOAT_TYPES):
@@ -116,7 +116,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
     )
 
 
-def _weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tuple[set[int], set[int]]:
+def weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tuple[set[int], set[int]]:
     """Element types of the constant weights of the graph's layers, and of the layers in its nodes' bodies."""
     constants = {**(outer or {}), **{tensor.name: tensor.data_type for tensor in graph.initializer}}
     own: set[int] = set()
@@ -127,7 +127,7 @@ def _weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tup
         if is_op(node, *WEIGHTED_OPS) and node.input[1] in constants:
             own.add(constants[node.input[1]])
         for body in subgraphs(node):
-            inner.update(*_weight_types(body, constants))
+            inner.update(*weight_types(body, constants))
     return own, inner
 
 

@@ -167,8 +167,9 @@ def _mean_ratio(sums: torch.Tensor) -> torch.Tensor:
 
 
 def floating(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """Pairs of those outputs that are of floating point."""
-    return [(a, b) for a, b in zip(outputs, targets, strict=True) if b.is_floating_point()]
+    """Pairs of those outputs that are of floating point, in float32 at least: sums of squares outgrow float16."""
+    pairs = [(a, b) for a, b in zip(outputs, targets, strict=True) if b.is_floating_point()]
+    return [tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in pair) for pair in pairs]
 
 
 def learn_block(

@@ -106,3 +106,12 @@ def test_outputs_that_are_no_floats_are_not_compared(build, draw):
     one = build("g (float[N, 4] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }")
     two = build("g (float[N, 4] x) => (int64[N] y) { y = ArgMin <axis = 1, keepdims = 0> (x) }")
     assert check_unchanged(one, two, {"x": draw(3, 4)}) == 0
+
+
+def test_a_float16_model_computes_in_float32_within_a_tolerance_of_its_own(build, draw):
+    weight = (draw(4, 8) / 4).astype(np.float16)
+    model = build("g (float16[N, 4] x) => (float16[N, 8] y) { y = MatMul (x, w) }", w=weight)
+    prepared = prepare(copy(model), QuantizeConfig())
+    feeds = {"x": draw(3, 4).astype(np.float16)}
+    assert prepared.passes["widen_half"] == 1 and prepared.tolerance > TOLERANCE
+    assert check_unchanged(model, prepared.model, feeds, tolerance=prepared.tolerance) < 1e-2
