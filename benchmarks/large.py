@@ -87,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
         }
         words = [str(word) for pair in options.items() for word in pair]
         began = time.perf_counter()
-        done = subprocess.run([str(Path(sys.executable).with_name("onnxcalib")), "quantize", str(model), *words], check=False)
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("onnxcalib")), "quantize", str(model), *words], check=False
+        )
         seconds = time.perf_counter() - began
         if done.returncode:
             return done.returncode

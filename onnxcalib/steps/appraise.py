@@ -35,17 +35,15 @@ class Appraiser:
 
     def appraise(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
         """Its outputs against the float model's, over all samples, and what each of them loses."""
-        session, tally, done = Session(quantized, threads=self.threads), OutputTally(), 0
+        session, tally = Session(quantized, threads=self.threads), OutputTally()
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
             given = session.run(feeds)
-            count = min(self.samples.fixed_batch or self.size, len(self.samples) - done)
-            tally.add(wanted, given, count)
+            tally.add(wanted, given, self.samples.count(feeds))
             for name, value in wanted.items():
                 if _is_float(value) and _is_float(given[name]) and value.shape == given[name].shape:
                     divergences.setdefault(name, Divergence()).add(value, given[name])
-            done += count
         outputs = tally.records()
         return outputs, {name: each.value for name, each in divergences.items()} or _disagreements(outputs)
 

@@ -17,6 +17,7 @@ from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..runtime.session import Session
 from ..spec import QParams, QuantPlan, QuantSpec
+from .mask import drop_padding, find_real
 
 # All planned activations of one batch may take so many bytes.
 BATCH_BYTES = 128 * 2**20
@@ -35,13 +36,13 @@ def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
 
 
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
-    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on one sample.
+    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on the largest sample.
 
     Sequences are left out of the count.
     """
     if samples.fixed_batch is not None:
         return samples.fixed_batch
-    outputs = session.run(samples.read([0]))
+    outputs = session.run(samples.read([samples.largest]))
     size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
     return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
 
@@ -55,13 +56,12 @@ class Batches:
     def __init__(self, samples: CalibrationSet, size: int) -> None:
         self.per_run = samples.fixed_batch or 1
         self.one = samples.read(range(self.per_run))
-        self._size = size
+        self._batched = samples.batched
         self._read = partial(samples.batches, size)
 
     def count(self, feeds: Mapping[str, Any]) -> int:
         """Samples in a batch, one where the model has no axis of them."""
-        first = next(iter(feeds.values()))
-        return min(self._size, len(first)) if first.ndim else 1
+        return len(next(iter(feeds.values()))) if self._batched else 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._read())
@@ -84,7 +84,7 @@ class Batches:
 def collect_histograms(
     model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, *, threads: int = 0
 ) -> dict[str, Histogram]:
-    """Histogram of every tensor named, over the whole set, in one streamed pass.
+    """Histogram of every tensor named, over the whole set but its padding, in one streamed pass.
 
     Raises DataError where the float model gives a value that is not finite.
     """
@@ -92,10 +92,10 @@ def collect_histograms(
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(batch_size(session, samples)):
-        values = {**feeds, **session.run(feeds, made)}
+        values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
         for name, histogram in histograms.items():
             try:
-                histogram.add(values[name])
+                histogram.add(drop_padding(values[name], real))
             except ValueError as error:
                 raise DataError(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
