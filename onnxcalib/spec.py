@@ -58,6 +58,7 @@ class LayerPlan:
     """A weighted node and how its weight and its input are quantized; tensors and the node go by their names.
 
     ``input`` is the activation that it reads; ``weight_spec.axis`` counts output channels in the weight as stored.
+    adder: the Add that gives a MatMul its ``bias``, and the layer's ``output``; None where the node reads its own.
     """
 
     name: str
@@ -69,6 +70,12 @@ class LayerPlan:
     weight_spec: QuantSpec
     activation_spec: QuantSpec
     groups: int = 1
+    adder: str | None = None
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether a bias can be had, if only a new one: all but a MatMul that no Add follows."""
+        return self.op != "MatMul" or self.adder is not None
 
     @property
     def bits(self) -> Candidate:
@@ -83,6 +90,8 @@ class QuantPlan:
     narrowed: tensor -> the narrower grid that weighted layers read it on, where other consumers need ``activations``.
     shared: sets of tensors that must have equal QParams (two sides of a pool, of a reshape, of a Concat).
     nonnegative: tensors that a Relu or a Clip(0, c) makes: c or infinity; zero point 0, range inside [0, c].
+    float_reads: tensor of a float operator that float operators, or nobody but the user, read too -> these operators:
+    nothing would fuse with them, and they read it as it is.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -90,6 +99,7 @@ class QuantPlan:
     narrowed: dict[str, QuantSpec] = field(default_factory=dict)
     shared: tuple[tuple[str, ...], ...] = ()
     nonnegative: dict[str, float] = field(default_factory=dict)
+    float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def least_weight_bits(self) -> int:

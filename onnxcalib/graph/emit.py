@@ -121,9 +121,10 @@ class _Writer:
         return helper.make_node(op, inputs, [output], name=self._name(f"{stem}_{op}"), **attributes)
 
     def _write_activation(self, tensor: str, grid: QParams, narrow: QParams | None) -> None:
-        readers = list(self.index.readers(tensor))
+        in_float = self.plan.float_reads.get(tensor)
+        readers = [n for n in self.index.readers(tensor) if n.name not in (in_float or ())]
         producer = self.index.producer.get(tensor)
-        is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs
+        is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs and in_float is None
         if not readers and not is_output:
             return
         source, read = tensor, tensor
@@ -227,7 +228,9 @@ class _Writer:
         elif bits == 4:
             dtype = ml_dtypes.int4
         nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, axis))
-        if params.bias is not None and layer.op != "MatMul":
+        if layer.adder is not None:
+            self._write_added_bias(layer, params)
+        elif params.bias is not None and layer.op != "MatMul":
             self._write_bias(layer, params, input_grid)
 
     def _write_bias(self, layer: LayerPlan, params: LayerParams, input_grid: QParams) -> None:
@@ -243,6 +246,15 @@ class _Writer:
         integers = np.clip(np.rint(params.bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
         stored = self._constant(f"{name}_quantized", integers)
         self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, 0))
+
+    def _write_added_bias(self, layer: LayerPlan, params: LayerParams) -> None:
+        """The constant of the Add behind a MatMul, which stays in float; a cut may end before it."""
+        adder = self.nodes.get(layer.adder)
+        if adder is not None and params.bias is not None:
+            alone = self.index.readers(layer.bias) == [adder] and layer.bias not in self.index.outputs
+            name = layer.bias if alone else self._name(f"{layer.name}_bias")
+            _rename(adder.input, layer.bias, name)
+            self._write(name, params.bias.astype(np.float32))
 
     def _operand_name(self, layer: LayerPlan, operand: str | None, wish: str) -> str:
         """The operand's own name where the layer alone reads it, else a new one."""

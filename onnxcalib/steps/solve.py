@@ -77,7 +77,7 @@ def solve_widths(
     for number, spec in enumerate(specs):
         solution = solutions[number] if solutions else round_layer(rows, spec)
         if solutions:
-            bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
+            bias = None if not layer.takes_bias else solution.bias.reshape(-1).numpy()
         own = replace(layer, weight_spec=spec)
         found.append(_params(solution, own, weight.shape, bias, walk.input_grid(layer)))
     return found, reason
@@ -114,6 +114,7 @@ class _Stream:
         self.walk, self.layer, self.shape = walk, layer, shape
         self.node = next(n for n in walk.model.graph.node if n.name == layer.name)
         self.other = _shortcut(walk, block, layer)
+        self.join = walk.index.readers(layer.output)[0].name if self.other else None
         extra = [self.other] if self.other else []
         self.reference = Cut(walk, block, [layer.output, *extra], quantized=False)
         self.prefix = Cut(walk, block, [layer.input, *extra], quantized=True)
@@ -173,7 +174,7 @@ class _Stream:
                 (judged if judging else learned).add(*part)
             first += size
         seen = [total.centre() for total in (learned, judged) if total.columns]
-        return [moments.about_zero() for moments in seen] if self.layer.op == "MatMul" else seen
+        return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
     def _parts(self, number: int, first: int, size: int):
         """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
@@ -214,7 +215,8 @@ class _Stream:
         columns, target = self._unfold(inputs, places), choose(target)
         if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
             shortcut = choose(self._move(given[self.other][kept]))
-            shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
+            if self.join not in self.walk.plan.float_reads.get(self.other, ()):
+                shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
             target = target + choose(self._move(wanted[self.other][kept])) - shortcut
         return columns, target
 

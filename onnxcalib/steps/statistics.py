@@ -49,7 +49,7 @@ def _tune(walk: Walk, part: Block, layer: LayerPlan) -> None:
         if wanted[layer.output].shape == found.shape and found.ndim > 1:
             tally.add(wanted[layer.output], found, 1 if layer.op in ("Conv", "ConvTranspose") else -1)
     if tally.count:
-        fit = tally.fit(centred=layer.op != "MatMul")
+        fit = tally.fit(centred=layer.takes_bias)
         walk.layers[layer.name] = apply_affine(walk.layers[layer.name], fit, walk.input_grid(layer))
 
 

@@ -454,3 +454,70 @@ def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):
     assert values["r1_narrowed_zero_point"].dtype == ml_dtypes.uint4
     assert values["r1_zero_point"].dtype == np.uint8
     assert values["zeros_int4_8"].dtype == ml_dtypes.int4 and values["zeros_int8_8"].dtype == np.int8
+
+
+ATTENTION = """g (float[N, S, 16] x, float[N, 1, S] mask) => (float[N, S, 16] y) {
+    [norm] h = LayerNormalization (x, gain)
+    [query] q0 = MatMul (h, wq)  [query_add] q = Add (q0, bq)
+    [key] k = MatMul (h, wk)  [value] v = MatMul (h, wv)
+    [turn] kt = Transpose <perm = [0, 2, 1]> (k)
+    [scores] s = MatMul (q, kt)  [masked] m = Add (s, mask)  [soft] p = Softmax (m)
+    [mix] o = MatMul (p, v)
+    [dense] d0 = MatMul (o, wd)  [dense_add] d = Add (bd, d0)
+    [join] y = Add (d, h)
+}"""
+
+
+@pytest.fixture
+def attention(build, draw):
+    weights = {name: draw(16, 16) / np.float32(8) for name in ("wq", "wk", "wv", "wd")}
+    return build(ATTENTION, gain=np.ones(16, np.float32), bq=draw(16), bd=draw(16), **weights)
+
+
+def test_all_products_of_attention_run_on_integers_and_its_residual_in_float(attention, rough, draw, tmp_path):
+    x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
+    mask[:, :, 3:] = -1e38
+    quantized = rough(attention, x, mask)
+    found = count_optimized(quantized, tmp_path)
+    assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == 6
+    assert not {"MatMul", "FusedMatMul", "QLinearSoftmax", "QLinearAdd", "DequantizeLinear"} & found.keys()
+    assert next(n for n in quantized.graph.node if n.name == "join").input[1] == "h"
+    assert measure_sqnr(run(attention, x, mask)[0], run(quantized, x, mask)[0]) > 30
+
+
+def test_the_bias_of_a_matmul_is_written_where_it_is_added(attention, rough, draw):
+    x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
+    plan = make_plan(attention)
+    quantized = rough(attention, x, mask)
+    assert (
+        numpy_helper.to_array(values_of(quantized)["bq"]) == numpy_helper.to_array(values_of(attention)["bq"])
+    ).all()
+    layers = {
+        "query": LayerParams(
+            np.ones((16, 16), np.int8), QParams(np.ones(16), np.zeros(16), QuantSpec(8)), np.arange(16.0)
+        )
+    }
+    grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in plan.activations}
+    written = emit_qdq(attention, plan, grids, {}, layers)
+    assert (numpy_helper.to_array(values_of(written)["bq"]) == np.arange(16)).all()
+    cut = extract(attention, infer_types(attention), inputs=["h"], outputs=["q0"])
+    assert "bq" not in values_of(emit_qdq(cut, plan, grids, {}, layers))
+
+
+def test_a_bias_that_others_read_is_written_anew(build, draw):
+    text = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
+        [one] t = MatMul (x, w)  [add] y = Add (t, b)  [two] u = MatMul (x, w)  [also] z = Add (b, u)
+    }"""
+    model = build(text, w=draw(4, 4), b=draw(4))
+    plan = make_plan(model)
+    params = LayerParams(
+        np.ones((4, 4), np.int8), QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1)), np.arange(4.0)
+    )
+    written = emit_qdq(model, plan, {"x": QParams(np.float32(0.1), np.int32(0), QuantSpec(8))}, {}, {"one": params})
+    values = values_of(written)
+    added, also = (next(n for n in written.graph.node if n.name == name) for name in ("add", "also"))
+    assert (numpy_helper.to_array(values[added.input[1]]) == np.arange(4)).all()
+    assert (
+        also.input[0] == "b"
+        and (numpy_helper.to_array(values["b"]) == numpy_helper.to_array(values_of(model)["b"])).all()
+    )

@@ -343,3 +343,40 @@ def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, wa
     # The middle of the kernel sees every place once.
     middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
     np.testing.assert_allclose(np.sort(middle, axis=1), np.sort(np.moveaxis(r, 1, 0).reshape(4, -1), axis=1), rtol=1e-6)
+
+
+ADDED = (
+    "g (float[N, 5, 6] x) => (float[N, 5, 4] y) { [mul] t = MatMul (x, w)  [add] y = Add (t, b)  [tanh] z = Tanh (y) }"
+)
+
+
+def test_the_bias_behind_a_matmul_takes_up_the_mean_error(build, weigh, draw, walk_of):
+    walk = walk_of(build(ADDED, w=weigh(6, 4), b=weigh(4)), draw(40, 5, 6), weight_bits=4, first_last_bits=4)
+    block = first_block(walk)
+    change_prefix(walk, "x", lambda x: x + 0.2)
+    solve_block(walk, block)
+    wanted, given = (
+        np.concatenate([Session(cut).run(walk.feeds(prefix, ["x"], n))["y"] for n in range(len(walk.sizes))])
+        for prefix, cut in (
+            ("float:", walk.float_cut(block, ["y"])),
+            ("quantized:", walk.quantized_cut(block, ["y"])),
+        )
+    )
+    assert np.abs((given - wanted).mean((0, 1))).max() < 1e-3
+    assert np.square(given - wanted).mean() < 0.02 * np.square(wanted).mean()
+
+
+def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, draw, walk_of):
+    text = """g (float[N, 6] x) => (float[N, 6] y) {
+        [norm] h = Tanh (x)  [one] t = MatMul (h, w)  [add] u = Add (t, b)  [join] y = Add (u, h)
+    }"""
+    walk = walk_of(build(text, w=weigh(6, 6), b=weigh(6)), draw(40, 6))
+    block = next(b for b in find_blocks(walk.model, walk.plan) if b.layers)
+    for prefix in ("float:", "quantized:"):
+        for number in range(len(walk.sizes)):
+            walk.store.append(f"{prefix}h", np.tanh(walk.store.batch("float:x", number)))
+    stream = _Stream(walk, block, walk.plan.layers[0], (6, 6))
+    assert (stream.other, stream.join) == ("h", "join")
+    walk.activations["h"] = replace(walk.activations["h"], scale=np.float32(0.5))
+    _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(walk.sizes[0])))
+    assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"], atol=1e-6)
