@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..config import FULL_BITS, LayerConfig
+from ..config import FLOAT_BITS, FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import LayerPlan, QuantPlan, QuantSpec
+from .embeddings import find_embeddings
 from .fusion import (
+    BLOCK_LAYERS,
     FLOAT_OUTPUT_LAYERS,
     INTEGER_OPS,
     LAYERS,
@@ -29,6 +31,9 @@ from .index import Index, attribute_of, is_op, reads
 from .select import Selection
 from .shapes import infer_graph
 
+# Inputs with one scale in 4-bit weights that float activations meet: see the README's measurements.
+FOUR_BIT_BLOCK = 32
+
 
 def make_plan(
     model: ModelProto,
@@ -36,6 +41,8 @@ def make_plan(
     weight_bits: int = 8,
     activation_bits: int = 8,
     first_last_bits: int = 8,
+    block_size: int | None = None,
+    embedding_bits: int = FLOAT_BITS,
     selection: Selection | None = None,
 ) -> QuantPlan:
     """Plan the quantization of every weighted layer and of the tensors between them.
@@ -43,8 +50,10 @@ def make_plan(
     ``activation_bits`` are those of the inputs of weighted layers; a tensor that an Add, a pool or a float operator
     reads too is kept at 8 bits and narrowed for the layers alone. Layers that no other layer precedes or follows get
     ``first_last_bits`` for their weight, and at least these for their input. What ``selection`` says of a layer stands
-    above both. Raises ModelError where the graph has no quantizable layer, ConfigError where ``selection`` gives bits
-    to one that is not.
+    above both. Layers of 32 ``activation_bits`` read float tensors, and those that are a MatMul or a Gemm have a scale
+    for each ``block_size`` inputs, with 4 bits for each FOUR_BIT_BLOCK if that is None. Raises ModelError where the
+    graph has no quantizable layer, ConfigError where ``selection`` gives bits to one that is not, or where no layer
+    could have blocks.
     """
     index = Index(model.graph)
     selection = selection or Selection()
@@ -61,12 +70,15 @@ def make_plan(
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     layers = tuple(_widen(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
-    quantized, made = _quantized_tensors(model, index, layers, selection.excluded)
+    layers = _give_blocks(layers, block_size)
+    on_grids = tuple(layer for layer in layers if not layer.reads_float)
+    quantized, made = _quantized_tensors(model, index, on_grids, selection.excluded)
     nonnegative = {t: c for t in quantized if (c := upper_bound(index, t)) is not None}
     shared = _sharing_sets(model.graph, index, quantized, nonnegative, selection.excluded)
     float_reads = _float_reads(index, quantized, made)
-    activations, narrowed = _assign_bits(index, layers, (quantized, float_reads), shared)
-    return QuantPlan(layers, activations, narrowed, shared, nonnegative, float_reads)
+    activations, narrowed = _assign_bits(index, on_grids, (quantized, float_reads), shared)
+    embeddings = find_embeddings(model, embedding_bits, selection.excluded)
+    return QuantPlan(layers, activations, narrowed, shared, nonnegative, float_reads, embeddings)
 
 
 def _widen(layer: LayerPlan, bits: int) -> LayerPlan:
@@ -84,6 +96,23 @@ def _override(layer: LayerPlan, settings: LayerConfig) -> LayerPlan:
         layer,
         weight_spec=replace(layer.weight_spec, bits=weight_bits),
         activation_spec=replace(layer.activation_spec, bits=activation_bits),
+    )
+
+
+def _give_blocks(layers: tuple[LayerPlan, ...], block_size: int | None) -> tuple[LayerPlan, ...]:
+    """Blocks of inputs for the layers that onnxruntime has a kernel of blocks for."""
+    fit = {layer.name for layer in layers if layer.reads_float and layer.op in BLOCK_LAYERS}
+    if block_size is not None and not fit:
+        raise ConfigError(
+            f"block_size: found {block_size}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
+            " have blocks; leave it out"
+        )
+    return tuple(
+        replace(layer, weight_spec=replace(layer.weight_spec, block=block))
+        if layer.name in fit
+        and (block := block_size or (FOUR_BIT_BLOCK if layer.weight_spec.bits < FULL_BITS else None))
+        else layer
+        for layer in layers
     )
 
 
@@ -180,7 +209,7 @@ def _quantized_tensors(
     layers included, each with those of its outputs that do.
     """
     graph, names = model.graph, {layer.name for layer in layers}
-    products = set(_products(model, index)) - excluded
+    products = set(_products(model, index)) - excluded if layers else set()
     wanted = {layer.input for layer in layers}.union(*(n.input for n in graph.node if n.name in products))
     on_integers = set(wanted)
     chosen: list[tuple[NodeProto, list[str]]] = []

@@ -127,6 +127,8 @@ def _quantizer(grid: QParams, *, fixed: bool, frozen: bool) -> ActivationQuantiz
 
 def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
     """Make the layer's weight its quantized one, learned from the solved integers on."""
+    if layer.reads_float:
+        raise BlockError(f"{layer.name}: what reads float activations is solved or rounded, and not learned")
     params = walk.layers[layer.name]
     stored = torch.from_numpy(params.integers.astype(np.float32))
     axis = layer.weight_spec.axis

@@ -43,7 +43,7 @@ def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
     [
         (
             ("quantize", "net.onnx", "--calib", "d", "--weight-bit", "4"),
-            "error: No such option: --weight-bit (Possible options: --weight-bits) (see 'onnxcalib quantize --help')",
+            "error: No such option: --weight-bit (Possible options: --embedding-bits, --weight-bits) (see 'onnxcalib quantize --help')",
         ),
         (("quantise",), "error: No such command 'quantise'. Did you mean 'quantize'? (see 'onnxcalib --help')"),
         (("quantize", "net.onnx"), "error: Missing option '--calib' (see 'onnxcalib quantize --help')"),
