@@ -465,3 +465,43 @@ def test_what_a_layer_makes_is_read_on_its_grid_by_all(build, draw):
         [one] t = Conv (x, w1)  [two] y = Conv (t, w2)  [tanh] z = Tanh (t)
     }"""
     assert make_plan(build(text, w1=draw(4, 3, 1, 1), w2=draw(4, 4, 1, 1))).float_reads == {}
+
+
+MIXED = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+    [conv] a = Conv (x, w1)  [flat] f = Flatten (a)  [mid] m = Gemm (f, w2)  [last] y = Gemm (m, w3)
+}"""
+
+
+@pytest.fixture
+def mixed(build, draw):
+    return build(MIXED, w1=draw(4, 3, 8, 8), w2=draw(4, 6), w3=draw(6, 5))
+
+
+@pytest.mark.parametrize(
+    ("bits", "blocks"),
+    [
+        ({"weight_bits": 4}, [None, 32, None]),
+        ({"weight_bits": 4, "first_last_bits": 4}, [None, 32, 32]),
+        ({"weight_bits": 4, "block_size": 128}, [None, 128, 128]),
+        ({"weight_bits": 8}, [None, None, None]),
+        ({"weight_bits": 8, "block_size": 32}, [None, 32, 32]),
+    ],
+)
+def test_layers_that_read_float_have_no_grids_and_matrices_blocks(mixed, bits, blocks):
+    plan = make_plan(mixed, activation_bits=32, **bits)
+    assert plan.activations == plan.narrowed == {}
+    assert [layer.weight_spec.block for layer in plan.layers] == blocks
+    assert all(layer.reads_float for layer in plan.layers)
+
+
+def test_one_layer_alone_may_read_float(mixed):
+    selection = Selection(layers=(("mid", LayerConfig(activation_bits=32, weight_bits=4)),))
+    plan = make_plan(mixed, selection=selection)
+    assert set(plan.activations) == {"x", "a", "m"}
+    assert [layer.weight_spec.block for layer in plan.layers] == [None, 32, None]
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(layers=(("conv", LayerConfig(activation_bits=32)),))])
+def test_blocks_without_a_layer_to_use_them_are_refused(mixed, selection):
+    with pytest.raises(ConfigError, match=r"^block_size: found 32, and no layer to use it; .* activation_bits 32 .*"):
+        make_plan(mixed, block_size=32, selection=selection)
