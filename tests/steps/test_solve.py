@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.graph.embeddings import find_embeddings
+from onnxcalib.graph.index import Index, constant
 from onnxcalib.numeric.rounding import snap
 from onnxcalib.numeric.solve import Prior
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
+from onnxcalib.spec import QuantPlan
 from onnxcalib.steps import solve as solve_step
-from onnxcalib.steps.solve import _Stream, guard_scale, round_layers, solve_block
+from onnxcalib.steps.solve import _Stream, guard_scale, round_embeddings, round_layers, solve_block
+from onnxcalib.steps.walk import Cut
 
 CONV = "g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
 RESIDUAL = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
@@ -380,3 +384,42 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     walk.activations["h"] = replace(walk.activations["h"], scale=np.float32(0.5))
     _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(walk.sizes[0])))
     assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"], atol=1e-6)
+
+
+def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, walk_of):
+    text = "g (int64[N, 5] ids) => (float[N, 5, 4] y) { [look] e = Gather (table, ids)  [mul] y = MatMul (e, w) }"
+    ids = np.random.default_rng(0).integers(0, 500, (40, 5))
+    walk = walk_of(build(text, table=draw(500, 40), w=weigh(40, 4)), ids, activation_bits=32, embedding_bits=4)
+    walk.plan = replace(walk.plan, embeddings=find_embeddings(walk.model, 4))
+    walk.layers |= round_embeddings(walk.index, walk.plan)
+    params = walk.layers["look"]
+    assert params.integers.shape == (500, 40) and params.grid.scale.shape == (500, 2)
+    table = constant(walk.index, "table")
+    given = params.integers * params.grid.scale.repeat(32, 1)[:, :40]
+    assert np.square(given - table).mean() < 0.02 * np.square(table).mean()
+    glue, block = find_blocks(walk.model, walk.plan)
+    found = Cut(walk, glue, ["e"], quantized=True).run(0)["e"]
+    assert np.allclose(found, given[ids[:8]], atol=1e-6) and block.layers == ("mul",)
+
+
+def test_the_parts_of_a_large_table_are_rounded_as_the_whole(build, draw, monkeypatch):
+    model = build("g (int64[N] ids) => (float[N, 40] y) { [look] y = Gather (table, ids) }", table=draw(500, 40))
+    plan = QuantPlan((), {}, embeddings=find_embeddings(model, 8))
+    whole = round_embeddings(Index(model.graph), plan)["look"]
+    monkeypatch.setattr(solve_step, "TABLE_BYTES", 3 * 160)
+    parts = round_embeddings(Index(model.graph), plan)["look"]
+    assert np.array_equal(whole.integers, parts.integers) and np.array_equal(whole.grid.scale, parts.grid.scale)
+
+
+@pytest.mark.parametrize("trans", [0, 1])
+def test_blocks_of_a_gemm_are_along_its_inputs_however_it_is_stored(build, weigh, draw, walk_of, trans):
+    weight = weigh(40, 6).T.copy() if trans else weigh(40, 6)
+    text = f"g (float[N, 40] x) => (float[N, 6] y) {{ [fc] y = Gemm <transB = {trans}> (x, w, b) }}"
+    walk = walk_of(
+        build(text, w=weight, b=weigh(6)), draw(64, 40), weight_bits=4, first_last_bits=4, activation_bits=32
+    )
+    block = first_block(walk)
+    assert solve_block(walk, block) == {}
+    params = walk.layers["fc"]
+    assert params.integers.shape == weight.shape and params.grid.scale.shape == ((6, 2) if trans else (2, 6))
+    assert measure(walk, block)[0] < 0.02
