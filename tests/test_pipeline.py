@@ -683,8 +683,8 @@ TEXT = {
     ("bits", "least", "ratio"),
     [
         ({}, 28, 0.32),
-        ({"weight_bits": 4}, 16, 0.24),
-        ({"weight_bits": 4, "activation_bits": 32}, 16, 0.24),
+        ({"weight_bits": 4}, 14, 0.24),
+        ({"weight_bits": 4, "activation_bits": 32}, 14, 0.24),
         ({"weight_bits": 4, "activation_bits": 32, "first_last_bits": 4, "block_size": 128}, 14, 0.21),
         ({"activation_bits": 32, "block_size": 32}, 34, 0.36),
         ({"embedding_bits": 32}, 28, 0.9),

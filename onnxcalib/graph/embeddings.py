@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from ..config import FLOAT_BITS
+from ..config import FLOAT_BITS, FULL_BITS
 from ..spec import LayerPlan, QuantSpec
 from .index import Index, attribute_of, is_op
 
@@ -18,12 +18,16 @@ FOUR_BIT_BLOCK = 32
 def find_embeddings(model: ModelProto, bits: int, excluded: frozenset[str] = frozenset()) -> tuple[LayerPlan, ...]:
     """A plan for every Gather of rows of a float table that nothing else reads, in graph order; none at 32 bits.
 
-    4-bit values have a scale for each FOUR_BIT_BLOCK of a row, 8-bit ones a scale for each row.
+    4-bit values have a scale for each FOUR_BIT_BLOCK of a row that these divide, others a scale for each row.
     """
     if bits == FLOAT_BITS:
         return ()
     index = Index(model.graph)
-    spec = QuantSpec(bits, signed=True, symmetric=True, axis=0, block=FOUR_BIT_BLOCK if bits < 8 else None)
+
+    def spec_of(table: str) -> QuantSpec:
+        in_blocks = bits < FULL_BITS and index.initializers[table].dims[1] % FOUR_BIT_BLOCK == 0
+        return QuantSpec(bits, signed=True, symmetric=True, axis=0, block=FOUR_BIT_BLOCK if in_blocks else None)
+
     return tuple(
         LayerPlan(
             name=node.name,
@@ -32,7 +36,7 @@ def find_embeddings(model: ModelProto, bits: int, excluded: frozenset[str] = fro
             weight=node.input[0],
             bias=None,
             output=node.output[0],
-            weight_spec=spec,
+            weight_spec=spec_of(node.input[0]),
             activation_spec=QuantSpec(FLOAT_BITS),
         )
         for node in model.graph.node

@@ -257,34 +257,43 @@ class _Writer:
         self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, QuantSpec(32, axis=0)))
 
     def _write_embedding(self, layer: LayerPlan, params: LayerParams) -> None:
-        """Look up integers and their scales, and multiply: a DequantizeLinear in front would take the whole table.
+        """Look up integers and their scales, and multiply; blocks are an axis of their own until then.
 
+        A DequantizeLinear in front would take the whole table, one behind keep onnxruntime from fusing what reads it.
         onnxruntime 1.32 has no Gather of 4 bits; the Cast to 8 is folded when the session loads.
         """
-        node, stem, bits = self.nodes[layer.name], layer.weight, params.grid.spec.bits
-        nodes = self.before.setdefault(layer.name, [])
+        node, spec = self.nodes[layer.name], params.grid.spec
+        nodes, width = self.before.setdefault(layer.name, []), params.integers.shape[1]
         if layer.weight not in self.tables:
-            integers = params.integers.astype(np.int8)
-            table = self._constant(f"{stem}_quantized", integers if bits == 8 else integers.astype(ml_dtypes.int4))
-            scales = params.grid.scale.astype(np.float32).reshape(len(integers), -1)
-            if bits < 8:
-                widened = self._name(f"{stem}_int8")
-                nodes.append(self._node("Cast", [table], widened, stem, to=TensorProto.INT8))
-                table = widened
-            self.tables[stem] = table, self._constant(f"{stem}_scale", scales)
-        found, scale = (self._name(f"{layer.output}_{what}") for what in ("integers", "scale"))
-        for source, target in zip(self.tables[stem], (found, scale), strict=True):
-            nodes.append(self._node("Gather", [source, layer.input], target, layer.name, axis=0))
-        block = params.grid.spec.block
-        if block is None:
-            number = self._name(f"{layer.output}_float")
-            nodes.append(self._node("Cast", [found], number, layer.name, to=TensorProto.FLOAT))
-            node.op_type, node.input[:] = "Mul", [number, scale]
-            del node.attribute[:]
-        else:
-            node.op_type, node.input[:] = "DequantizeLinear", [found, scale]
-            del node.attribute[:]
-            node.attribute.extend([helper.make_attribute("axis", -1), helper.make_attribute("block_size", block)])
+            self.tables[layer.weight] = self._write_table(layer.weight, params, nodes)
+        parts = []
+        for source, what in zip(self.tables[layer.weight], ("integers", "scale"), strict=True):
+            parts.append(self._name(f"{layer.output}_{what}"))
+            nodes.append(self._node("Gather", [source, layer.input], parts[-1], layer.name, axis=0))
+        number = self._name(f"{layer.output}_float")
+        nodes.append(self._node("Cast", parts[:1], number, layer.name, to=TensorProto.FLOAT))
+        del node.attribute[:]
+        if spec.block is None:
+            node.op_type, node.input[:] = "Mul", [number, parts[1]]
+            return
+        product, sizes, shape = (self._name(f"{layer.output}_{what}") for what in ("blocks", "sizes", "shape"))
+        end = self._shared_constant(f"width_{width}", np.array([width]))
+        nodes.append(self._node("Mul", [number, parts[1]], product, layer.name))
+        nodes.append(self._node("Shape", [layer.input], sizes, layer.name))
+        nodes.append(self._node("Concat", [sizes, end], shape, layer.name, axis=0))
+        node.op_type, node.input[:] = "Reshape", [product, shape]
+
+    def _write_table(self, name: str, params: LayerParams, nodes: list[NodeProto]) -> tuple[str, str]:
+        """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
+        spec, integers = params.grid.spec, params.integers.astype(np.int8)
+        if spec.block is not None:
+            integers = integers.reshape(len(integers), -1, spec.block)
+        scale = self._constant(f"{name}_scale", params.grid.scale.astype(np.float32)[..., None])
+        if spec.bits == 8:
+            return self._constant(f"{name}_quantized", integers), scale
+        stored = self._constant(f"{name}_quantized", integers.astype(ml_dtypes.int4))
+        nodes.append(self._node("Cast", [stored], self._name(f"{name}_int8"), name, to=TensorProto.INT8))
+        return nodes[-1].output[0], scale
 
     def _write_added_bias(self, layer: LayerPlan, params: LayerParams) -> None:
         """The constant of the Add behind a MatMul, which stays in float; a cut may end before it."""

@@ -42,3 +42,11 @@ def test_what_is_no_embedding_stays_as_it_is(build, body, more):
 
 def test_gathers_that_share_a_table_are_embeddings_of_it(build):
     assert [e.name for e in find(build, LOOK + " [also] z = Gather (table, ids)")] == ["look", "also"]
+
+
+def test_rows_that_blocks_do_not_divide_have_one_scale_each(build):
+    model = build(
+        "g (int64[N] ids) => (float y) { [look] y = Gather (table, ids) }", table=np.zeros((900, 40), np.float32)
+    )
+    (found,) = find_embeddings(model, 4)
+    assert (found.weight_spec.bits, found.weight_spec.block) == (4, None)
