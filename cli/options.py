@@ -56,6 +56,13 @@ Config = Annotated[Path | None, typer.Option(help="TOML file with any of the set
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
 FirstLastBits = Annotated[int | None, setting("first_last_bits", "Bits of the first and last layer.")]
+BlockSize = Annotated[
+    int | None, setting("block_size", "Inputs of a MatMul with a scale of their own, 32 or 128, where it reads float.")
+]
+EmbeddingBits = Annotated[
+    int | None,
+    setting("embedding_bits", "Bits of tables that a Gather looks up, 32, 8 or 4. [default: those of the weights]"),
+]
 Encoding = Annotated[
     str | None, setting("encoding", "runtime (fast in onnxruntime) or standard (plain 4-bit types).", metavar="NAME")
 ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from onnxcalib.errors import ConfigError
+from onnxcalib.spec import FLOAT_BITS
 from onnxcalib.values import (
     check_latency,
     check_limit,
@@ -25,6 +26,8 @@ from onnxcalib.values import (
 )
 
 Bits = Literal[8, 4]
+# Of what layers read: 32 leaves it in float, and quantizes the weights alone.
+ActivationBits = Literal[FLOAT_BITS, 8, 4]
 Count = Annotated[int, Field(strict=True, ge=1)]
 # What all efforts do equally well; they differ in what has less.
 FULL_BITS = 8
@@ -129,7 +132,7 @@ class LayerConfig(_Settings):
     """What one layer has other than the rest: None leaves it as the rest is, ``exclude`` leaves the layer in float."""
 
     weight_bits: Bits | None = None
-    activation_bits: Bits | None = None
+    activation_bits: ActivationBits | None = None
     exclude: bool = Field(default=False, strict=True)
 
 
@@ -158,7 +161,10 @@ def _read_layer(name: str, settings: Any) -> LayerConfig:
 class QuantizeConfig(_Settings):
     """All settings of ``quantize``.
 
-    Bits are those of weighted layers: their weights and the activations they read. effort: layers are solved at
+    Bits are those of weighted layers: their weights and the activations they read; 32 of these leaves them in float.
+    block_size: so many inputs of a MatMul or Gemm share a scale where its activations are float; None: 32 with 4-bit
+    weights, all inputs with others. embedding_bits: of tables that a Gather looks up by row; None: those of the
+    weights. effort: layers are solved at
     any, those of 4-bit weights by a wider search for integers and on more views of image files with more of it.
     AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
     a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
@@ -174,8 +180,10 @@ class QuantizeConfig(_Settings):
     """
 
     weight_bits: Bits = 8
-    activation_bits: Bits = 8
+    activation_bits: ActivationBits = 8
     first_last_bits: Bits = 8
+    block_size: Literal[32, 128] | None = None
+    embedding_bits: Literal[32, 8, 4] | None = None
     range: Literal["min-max", "percentile", "squared-error", "entropy"] = "squared-error"
     percentile: float = Field(default=99.99, gt=50, le=100, allow_inf_nan=False)
     encoding: Literal["runtime", "standard"] = "runtime"
@@ -219,10 +227,15 @@ class QuantizeConfig(_Settings):
     @property
     def least_bits(self) -> int:
         """The fewest bits that anything may get."""
-        bits = [self.weight_bits, self.activation_bits, self.first_last_bits]
+        bits = [self.weight_bits, self.activation_bits, self.first_last_bits, self.embedding_bits or 8]
         bits += [b for layer in self.layers.values() for b in (layer.weight_bits, layer.activation_bits) if b]
         bits += [int(digit) for name in self.candidates if self.planned for digit in re.findall(r"\d", name)]
         return min(bits)
+
+    @property
+    def float_activations(self) -> bool:
+        """Whether any layer may read float activations."""
+        return FLOAT_BITS in (self.activation_bits, *(layer.activation_bits for layer in self.layers.values()))
 
     def block_steps(self, *, solved: bool, hard: bool) -> int:
         """AdaQuant steps of a block: ``steps``, or what ``effort`` stands for.

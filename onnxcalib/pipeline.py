@@ -30,7 +30,7 @@ from .steps.biases import tune_biases
 from .steps.calibrate import batch_size, with_outputs
 from .steps.probes import draw_probes
 from .steps.reconstruct import reconstruct
-from .steps.solve import round_layers
+from .steps.solve import round_embeddings, round_layers
 from .steps.statistics import SAMPLES, tune_statistics
 from .steps.verify import verify
 from .steps.walk import Walk
@@ -123,7 +123,8 @@ def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
     quantized, records, steps = _settle(run, ready, plan)
     with run.stage("verify"):
         original, samples = ready.original, ready.samples
-        found = verify(original, ready.prepared.model, quantized, plan.layers, samples, threads=run.threads)
+        layers = (*plan.embeddings, *plan.layers)
+        found = verify(original, ready.prepared.model, quantized, layers, samples, threads=run.threads)
         for name, reason in found.missed.items():
             run.warn(f"output {name} was not compared: {reason}")
         _check_drop(run, planned, found.outputs)
@@ -171,6 +172,7 @@ def _settle(run: Run, ready: Ready, plan: QuantPlan):
         size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=run.threads), samples)
         walk = Walk(model, infer_types(model), plan, run.config, store, [], activations, narrowed, run.device)
         walk.settled |= aligned.keys()
+        walk.layers |= round_embeddings(walk.index, plan)
         records: tuple[BlockRecord, ...] = ()
         if run.config.does("reconstruct"):
             walk.fill(samples, size, _view_axes(run, samples, plan))

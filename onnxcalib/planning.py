@@ -11,6 +11,7 @@ from onnx import ModelProto
 from .bitplan import CANDIDATE_OF, BitPlan, Frontier
 from .config import BUDGETS, PLACES, STEPS, LayerConfig, QuantizeConfig
 from .errors import ConfigError
+from .graph.index import Index
 from .graph.plan import make_plan
 from .graph.save import fingerprint
 from .latencies import read_latencies
@@ -23,6 +24,7 @@ from .steps.calibrate import Batches, batch_size, with_outputs
 from .steps.latency import Latencies, look_up_times, time_sets
 from .steps.plan_bits import make_bit_plan, trace_frontier
 from .steps.sensitivity import Grids, Survey, measure_sets
+from .steps.solve import round_embeddings
 from .steps.stitch import Stitcher
 
 
@@ -92,12 +94,14 @@ def _measure(run: Run, ready: Ready) -> _Planned:
     survey = Survey(model, uniform, batches, own, run.device)
     measured = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
 
+    embedded = round_embeddings(Index(model.graph), run.plan(ready))
+
     def stitch(bits: Bits) -> ModelProto:
         own = {n: c for each, c in zip(measured.sets, bits, strict=True) for n in each.layers}
         layers = {name: LayerConfig(**_bits_of(uniform[c].plan, name)._asdict()) for name, c in own.items()}
         plan = run.plan(ready, layers)
         grids = run.grids(ready, plan, histograms, known)
-        params = {name: measured.params[name][c] for name, c in own.items()}
+        params = embedded | {name: measured.params[name][c] for name, c in own.items()}
         return run.emit(model, plan, grids, params)
 
     def name_of(layer: str, candidate: Candidate) -> str:

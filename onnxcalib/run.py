@@ -14,8 +14,9 @@ from typing import Any
 from onnx import ModelProto
 
 from .bitplan import BitPlan
-from .config import BUDGETS, FULL_BITS, PLACES, LayerConfig, QuantizeConfig
+from .config import BUDGETS, FLOAT_BITS, FULL_BITS, PLACES, LayerConfig, QuantizeConfig
 from .data import CalibrationSet, open_calibration
+from .errors import ConfigError
 from .graph.emit import emit_qdq
 from .graph.load import inputs_of, load_model
 from .graph.plan import make_plan
@@ -53,6 +54,12 @@ class Run:
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
+        """Raises ConfigError for settings that do not go together."""
+        if config.planned and config.float_activations:
+            raise ConfigError(
+                f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read 8 or 4;"
+                " take one of them out"
+            )
         self.given = self.config = config
         self.observer = observer
         self.threads = config.threads or 0
@@ -111,6 +118,8 @@ class Run:
             weight_bits=bits.get("weight_bits", self.config.weight_bits),
             activation_bits=bits.get("activation_bits", self.config.activation_bits),
             first_last_bits=self.config.first_last_bits,
+            block_size=self.config.block_size,
+            embedding_bits=self.config.embedding_bits or self.config.weight_bits,
             selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
         )
 
@@ -141,7 +150,7 @@ class Run:
         entries = {
             "onnxcalib.version": version("onnxcalib"),
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
-            "onnxcalib.bits": json.dumps({layer.name: str(layer.bits) for layer in plan.layers}),
+            "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*plan.embeddings, *plan.layers)}),
         }
         for key, value in entries.items():
             entry = quantized.metadata_props.add()

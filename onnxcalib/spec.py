@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+FLOAT_BITS = 32
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -25,12 +27,16 @@ def spell_shape(shape: Sequence[int | None]) -> str:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How a tensor is put on an integer grid; ``axis`` is None for one scale a tensor."""
+    """How a tensor is put on an integer grid; ``axis`` is None for one scale a tensor; 32 bits stand for float.
+
+    block: of a matrix, along the axis that is not ``axis``: so many neighbours share a scale; None: all of them do.
+    """
 
     bits: int
     signed: bool = False
     symmetric: bool = False
     axis: int | None = None
+    block: int | None = None
 
     @property
     def qmin(self) -> int:
@@ -45,7 +51,8 @@ class QuantSpec:
 class QParams:
     """Grid of one tensor: ``x ~ scale * (q - zero_point)``.
 
-    scale is float32 and zero_point int32, both of shape () or (channels,).
+    scale is float32 and zero_point int32, both of shape () or (channels,); of blocks a matrix with one row or column of
+    blocks where the tensor has ``spec.block`` of its own.
     """
 
     scale: np.ndarray
@@ -57,7 +64,10 @@ class QParams:
 class LayerPlan:
     """A weighted node and how its weight and its input are quantized; tensors and the node go by their names.
 
+    A Gather of rows of a constant is one too, of float input, on which nothing is solved: its rows are its channels.
+
     ``input`` is the activation that it reads; ``weight_spec.axis`` counts output channels in the weight as stored.
+    adder: the Add that gives a MatMul its ``bias``, and the layer's ``output``; None where the node reads its own.
     """
 
     name: str
@@ -69,6 +79,16 @@ class LayerPlan:
     weight_spec: QuantSpec
     activation_spec: QuantSpec
     groups: int = 1
+    adder: str | None = None
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether a bias can be had, if only a new one: all but a MatMul that no Add follows."""
+        return self.op != "MatMul" or self.adder is not None
+
+    @property
+    def reads_float(self) -> bool:
+        return self.activation_spec.bits == FLOAT_BITS
 
     @property
     def bits(self) -> Candidate:
@@ -83,6 +103,9 @@ class QuantPlan:
     narrowed: tensor -> the narrower grid that weighted layers read it on, where other consumers need ``activations``.
     shared: sets of tensors that must have equal QParams (two sides of a pool, of a reshape, of a Concat).
     nonnegative: tensors that a Relu or a Clip(0, c) makes: c or infinity; zero point 0, range inside [0, c].
+    embeddings: Gathers of rows of a constant, of which integers are stored.
+    float_reads: tensor of a float operator that float operators, or nobody but the user, read too -> these operators:
+    nothing would fuse with them, and they read it as it is.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -90,6 +113,8 @@ class QuantPlan:
     narrowed: dict[str, QuantSpec] = field(default_factory=dict)
     shared: tuple[tuple[str, ...], ...] = ()
     nonnegative: dict[str, float] = field(default_factory=dict)
+    float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
+    embeddings: tuple[LayerPlan, ...] = ()
 
     @property
     def least_weight_bits(self) -> int:

@@ -33,11 +33,23 @@ def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
 def round_layer(layer: LayerPlan, index: Index) -> LayerParams:
     """The layer's weight rounded on the grid over its channels' largest values, its bias as it is."""
     weight, axis = constant(index, layer.weight), layer.weight_spec.axis
+    if layer.weight_spec.block is not None:
+        return round_in_blocks(layer, weight, constant(index, layer.bias) if layer.bias else None)
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.maximum(np.abs(weight).max(axis=others), 1e-6).astype(np.float32) / layer.weight_spec.qmax
     integers = quantize(weight, np.expand_dims(scale, others), 0, layer.weight_spec)
     grid = QParams(scale, np.zeros(len(scale), np.int32), layer.weight_spec)
     return LayerParams(integers.astype(np.int8), grid, constant(index, layer.bias) if layer.bias else None)
+
+
+def round_in_blocks(layer: LayerPlan, weight: np.ndarray, bias: np.ndarray | None) -> LayerParams:
+    """As ``round_layer``, on a grid for each block of a matrix."""
+    spec, along = layer.weight_spec, 1 - layer.weight_spec.axis
+    starts = np.arange(0, weight.shape[along], spec.block)
+    scale = np.maximum(np.maximum.reduceat(np.abs(weight), starts, axis=along), 1e-6).astype(np.float32) / spec.qmax
+    spread = scale.repeat(spec.block, along).take(range(weight.shape[along]), along)
+    integers = quantize(weight, spread, 0, spec).astype(np.int8)
+    return LayerParams(integers, QParams(scale, np.zeros(scale.shape, np.int32), spec), bias)
 
 
 def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "runtime", **bits: int) -> ModelProto:
@@ -58,7 +70,7 @@ def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "ru
 
     wide = {t: measure(sets.get(t, (t,)), spec) for t, spec in plan.activations.items()}
     narrow = {t: measure((t,), spec) for t, spec in plan.narrowed.items()}
-    layers = {layer.name: round_layer(layer, index) for layer in plan.layers}
+    layers = {layer.name: round_layer(layer, index) for layer in (*plan.layers, *plan.embeddings)}
     return emit_qdq(model, plan, wide, narrow, layers, encoding=encoding, keep_outputs=False)
 
 

@@ -646,3 +646,74 @@ def test_the_advanced_pipeline_takes_all_steps_in_order(net):
     assert sqnr == sorted(sqnr) and result.report.blocks
     without = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="advanced", biases=False))
     assert [step.name for step in without.report.steps] == ["reconstruct", "statistics"]
+
+
+@pytest.mark.parametrize(("bits", "least"), [({"weight_bits": 8}, 38), ({"weight_bits": 4, "first_last_bits": 4}, 14)])
+@pytest.mark.parametrize("pipeline", ["default", "advanced"])
+def test_weights_alone_are_quantized_where_activations_are_float(net, pipeline, bits, least):
+    result = quantize(net, SAMPLES, settings(activation_bits=32, pipeline=pipeline, **bits))
+    assert result.report.outputs[0].sqnr_db > least
+    assert {layer.activation_bits for layer in result.report.layers} == {32}
+    assert not any(node.op_type == "QuantizeLinear" for node in result.model.graph.node)
+    assert {block.outcome for block in result.report.blocks} == {"solved"}
+
+
+TOKENS = """g (int64[N, S] ids, float[N, S] mask) => (float[N, 40] y) {
+    [look] e = Gather (table, ids)
+    [wide] a0 = MatMul (e, w1)  [wide_add] a = Add (a0, b1)  [tanh] t = Tanh (a)
+    [back] c0 = MatMul (t, w2)  [back_add] c = Add (c0, b2)  [skip] s = Add (c, e)
+    [last] l = MatMul (s, w3)
+    [open] m = Unsqueeze (mask, two)  [masked] z = Mul (l, m)  [sum] y = ReduceMean <axes = [1], keepdims = 0> (z)
+}"""
+
+
+@pytest.fixture
+def tokens(build, weigh, draw):
+    weights = {"w1": weigh(40, 80), "w2": weigh(80, 40), "w3": weigh(40, 40), "b1": weigh(80), "b2": weigh(40)}
+    return build(TOKENS, table=draw(500, 40), two=np.array([2]), **weights)
+
+
+TEXT = {
+    "ids": np.random.default_rng(5).integers(0, 500, (24, 6)),
+    "mask": np.ones((24, 6), np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("bits", "least", "ratio"),
+    [
+        ({}, 28, 0.32),
+        ({"weight_bits": 4}, 14, 0.24),
+        ({"weight_bits": 4, "activation_bits": 32}, 14, 0.24),
+        ({"weight_bits": 4, "activation_bits": 32, "first_last_bits": 4, "block_size": 128}, 14, 0.21),
+        ({"activation_bits": 32, "block_size": 32}, 34, 0.36),
+        ({"embedding_bits": 32}, 28, 0.9),
+    ],
+)
+def test_embeddings_have_the_bits_of_the_weights_or_their_own(tokens, bits, least, ratio):
+    result = quantize(tokens, TEXT, settings(**bits))
+    assert result.report.outputs[0].sqnr_db > least
+    assert result.report.quantized_bytes < ratio * result.report.float_bytes + 6000  # nodes and settings
+    looked = [(k.op, k.weight_bits, k.activation_bits) for k in result.report.layers if k.name == "look"]
+    wanted = bits.get("embedding_bits", bits.get("weight_bits", 8))
+    assert looked == ([] if wanted == 32 else [("Gather", wanted, 32)])
+
+
+def test_a_block_that_reads_float_is_not_learned_and_says_so(tokens):
+    result = quantize(tokens, TEXT, settings(weight_bits=4, activation_bits=32, biases=True))
+    assert all(
+        "what reads float activations is solved or rounded, and not learned" in b.reason for b in result.report.blocks
+    )
+
+
+@pytest.mark.parametrize("changes", [{"activation_bits": 32}, {"layers": {"deep": {"activation_bits": 32}}}])
+def test_bits_are_not_planned_for_float_activations(net, changes):
+    with pytest.raises(
+        ConfigError, match=r"^activation_bits: found 32 beside a budget; bits are planned for layers .*"
+    ):
+        quantize(net, SAMPLES, settings(max_size="0.3", **changes))
+
+
+def test_blocks_in_a_model_without_float_activations_are_refused(net):
+    with pytest.raises(ConfigError, match=r"^block_size: found 32, and no layer to use it"):
+        quantize(net, SAMPLES, settings(block_size=32))

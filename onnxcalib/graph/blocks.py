@@ -1,7 +1,9 @@
 """Partition the graph into blocks: residual blocks with their add, single layers elsewhere, the rest between them.
 
 A residual block is found from structure: the nodes between an Add and the nearest tensor through which all its inputs
-come (its immediate dominator). Every such region has one entry, so that regions and single nodes always have an order.
+come (its immediate dominator). Such a region has one entry, so that regions and single nodes always have an order.
+Where something else comes in, as the mask of attention does, it is the nodes on the ways from one operand of the Add to
+the other, as long as that leaves an order.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ ENTRY = ""
 # What activation functions are made of. They follow their layer as long as they read nothing but its output.
 ACTIVATIONS = (
     "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu", "Erf",
-    "Softplus", "Add", "Sub", "Mul", "Div",
+    "Softplus", "Add", "Sub", "Mul", "Div", "LayerNormalization",
 )  # fmt: skip
 
 
@@ -93,14 +95,52 @@ def _residual_regions(graph: GraphProto, index: Index, layers: set[str]) -> dict
         if not is_op(node, "Add") or any(t in index.initializers for t in node.input):
             continue
         entry = parent[node.output[0]]
-        if entry == ENTRY:
-            continue
-        region = _between(index, entry, node)
-        count = sum(name in layers for name in region)
-        if not 1 <= count <= MOST_LAYERS or any(name in owner for name in region):
-            continue
-        owner |= dict.fromkeys((*region, *_activation_after(index, node, owner, layers)), node.name)
+        regions = [] if entry == ENTRY else [_between(index, entry, node)]
+        regions += _ways(graph, index, node)
+        for region in regions:
+            count = sum(name in layers for name in region)
+            if (
+                1 <= count <= MOST_LAYERS
+                and owner.keys().isdisjoint(region)
+                and _has_order(graph, index, owner, region)
+            ):
+                after = _activation_after(index, node, {**owner, **dict.fromkeys(region, "")}, layers)
+                owner |= dict.fromkeys((*region, *after), node.name)
+                break
     return owner
+
+
+def _ways(graph: GraphProto, index: Index, join: NodeProto) -> list[set[str]]:
+    """Names of the nodes on all ways from one operand of ``join`` to the other, ``join`` included; none or one set."""
+    found = []
+    for place, entry in enumerate(join.input):
+        region, made = set(), {entry}
+        behind = _between(index, entry, join)
+        for node in graph.node:
+            if node.name in behind and not made.isdisjoint(reads(node)):
+                region.add(node.name)
+                made.update(node.output)
+        if join.input[1 - place] in made - {entry}:
+            found.append(region)
+    return found
+
+
+def _has_order(graph: GraphProto, index: Index, owner: dict[str, str], region: set[str]) -> bool:
+    """Whether no other group of nodes stands between two nodes of the region, at however many removes."""
+    group = {n.name: owner.get(n.name, n.name) for n in graph.node} | dict.fromkeys(region, ENTRY)
+    read: dict[str, set[str]] = {}
+    for node in graph.node:
+        sources = {group[index.producer[t].name] for t in reads(node) if t in index.producer}
+        read.setdefault(group[node.name], set()).update(sources - {group[node.name]})
+    seen, stack = set(), list(read[ENTRY])
+    while stack:
+        name = stack.pop()
+        if name == ENTRY:
+            return False
+        if name not in seen:
+            seen.add(name)
+            stack.extend(read[name])
+    return True
 
 
 def _between(index: Index, entry: str, join: NodeProto) -> set[str]:

@@ -7,14 +7,14 @@ weight's DequantizeLinear gives the weight's own name, so that the layers read o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..spec import LayerPlan, QParams, QuantPlan, QuantSpec
-from .fusion import SHAPE_READERS
+from .fusion import BLOCK_LAYERS, SHAPE_READERS
 from .index import Index, is_op, reads, subgraphs
 from .normalise import unused_name
 
@@ -63,6 +63,7 @@ class _Writer:
         self.index = Index(self.model.graph)
         self.nodes = {node.name: node for node in self.model.graph.node}
         self.layer_bits = {layer.name: layer.activation_spec.bits for layer in plan.layers}
+        self.tables: dict[str, tuple[str, str]] = {}
         self.weight_bits = {layer.name: layer.weight_spec.bits for layer in plan.layers}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
@@ -84,6 +85,10 @@ class _Writer:
             if layer.name in layers and layer.name in self.nodes:
                 self._write_layer(layer, layers[layer.name], input_grid(layer, activations, narrowed))
                 replaced |= {layer.weight, layer.bias}
+        for layer in self.plan.embeddings:
+            if layer.name in layers and layer.name in self.nodes:
+                self._write_embedding(layer, layers[layer.name])
+                replaced.add(layer.weight)
         nodes = list(self.at_start)
         for node in graph.node:
             nodes += [*self.before.get(node.name, []), node, *self.after.get(node.name, [])]
@@ -121,9 +126,10 @@ class _Writer:
         return helper.make_node(op, inputs, [output], name=self._name(f"{stem}_{op}"), **attributes)
 
     def _write_activation(self, tensor: str, grid: QParams, narrow: QParams | None) -> None:
-        readers = list(self.index.readers(tensor))
+        in_float = self.plan.float_reads.get(tensor)
+        readers = [n for n in self.index.readers(tensor) if n.name not in (in_float or ())]
         producer = self.index.producer.get(tensor)
-        is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs
+        is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs and in_float is None
         if not readers and not is_output:
             return
         source, read = tensor, tensor
@@ -211,23 +217,29 @@ class _Writer:
         """
         return is_op(node, *NO_FOUR_BIT_KERNEL) or self.weight_bits.get(node.name) == 8
 
-    def _write_layer(self, layer: LayerPlan, params: LayerParams, input_grid: QParams) -> None:
+    def _write_layer(self, layer: LayerPlan, params: LayerParams, input_grid: QParams | None) -> None:
         node = self.nodes[layer.name]
         name = self._operand_name(layer, layer.weight, f"{layer.weight}_{layer.name}")
         node.input[1] = name
-        bits, axis = params.grid.spec.bits, params.grid.spec.axis
+        if layer.reads_float:
+            params = turn_upright(node, params)
+        spec = params.grid.spec
         integers = params.integers.astype(np.int8)
-        stored = self._constant(f"{name}_quantized", integers if bits == 8 else integers.astype(ml_dtypes.int4))
+        stored = self._constant(f"{name}_quantized", integers if spec.bits == 8 else integers.astype(ml_dtypes.int4))
         nodes = self.before.setdefault(layer.name, [])
         dtype = np.int8
-        if bits == 4 and self.encoding == "runtime":
+        # MatMulNBits takes 4 bits as they are.
+        packed = layer.reads_float and layer.op in BLOCK_LAYERS
+        if spec.bits == 4 and self.encoding == "runtime" and not packed:
             widened = self._name(f"{name}_int8")
             nodes.append(self._node("Cast", [stored], widened, name, to=TensorProto.INT8))
             stored = widened
-        elif bits == 4:
+        elif spec.bits == 4:
             dtype = ml_dtypes.int4
-        nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, axis))
-        if params.bias is not None and layer.op != "MatMul":
+        nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, spec))
+        if layer.adder is not None:
+            self._write_added_bias(layer, params)
+        elif params.bias is not None and layer.op != "MatMul":
             self._write_bias(layer, params, input_grid)
 
     def _write_bias(self, layer: LayerPlan, params: LayerParams, input_grid: QParams) -> None:
@@ -235,33 +247,96 @@ class _Writer:
         name = self._operand_name(layer, layer.bias, f"{layer.name}_bias")
         del node.input[2:]
         node.input.append(name)
-        if layer.op == "ConvTranspose":
+        if layer.op == "ConvTranspose" or layer.reads_float:
             # No integer kernel reads it, and with groups its channels outnumber the weight's scales.
             self._write(name, params.bias.astype(np.float32))
             return
         scale = bias_scale(input_grid, params.grid)
         integers = np.clip(np.rint(params.bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
         stored = self._constant(f"{name}_quantized", integers)
-        self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, 0))
+        self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, QuantSpec(32, axis=0)))
+
+    def _write_embedding(self, layer: LayerPlan, params: LayerParams) -> None:
+        """Look up integers and their scales, and multiply; blocks are an axis of their own until then.
+
+        A DequantizeLinear in front would take the whole table, one behind keep onnxruntime from fusing what reads it.
+        onnxruntime 1.32 has no Gather of 4 bits; the Cast to 8 is folded when the session loads.
+        """
+        node, spec = self.nodes[layer.name], params.grid.spec
+        nodes, width = self.before.setdefault(layer.name, []), params.integers.shape[1]
+        if layer.weight not in self.tables:
+            self.tables[layer.weight] = self._write_table(layer.weight, params, nodes)
+        parts = []
+        for source, what in zip(self.tables[layer.weight], ("integers", "scale"), strict=True):
+            parts.append(self._name(f"{layer.output}_{what}"))
+            nodes.append(self._node("Gather", [source, layer.input], parts[-1], layer.name, axis=0))
+        number = self._name(f"{layer.output}_float")
+        nodes.append(self._node("Cast", parts[:1], number, layer.name, to=TensorProto.FLOAT))
+        del node.attribute[:]
+        if spec.block is None:
+            node.op_type, node.input[:] = "Mul", [number, parts[1]]
+            return
+        product, sizes, shape = (self._name(f"{layer.output}_{what}") for what in ("blocks", "sizes", "shape"))
+        end = self._shared_constant(f"width_{width}", np.array([width]))
+        nodes.append(self._node("Mul", [number, parts[1]], product, layer.name))
+        nodes.append(self._node("Shape", [layer.input], sizes, layer.name))
+        nodes.append(self._node("Concat", [sizes, end], shape, layer.name, axis=0))
+        node.op_type, node.input[:] = "Reshape", [product, shape]
+
+    def _write_table(self, name: str, params: LayerParams, nodes: list[NodeProto]) -> tuple[str, str]:
+        """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
+        spec, integers = params.grid.spec, params.integers.astype(np.int8)
+        if spec.block is not None:
+            integers = integers.reshape(len(integers), -1, spec.block)
+        scale = self._constant(f"{name}_scale", params.grid.scale.astype(np.float32)[..., None])
+        if spec.bits == 8:
+            return self._constant(f"{name}_quantized", integers), scale
+        stored = self._constant(f"{name}_quantized", integers.astype(ml_dtypes.int4))
+        nodes.append(self._node("Cast", [stored], self._name(f"{name}_int8"), name, to=TensorProto.INT8))
+        return nodes[-1].output[0], scale
+
+    def _write_added_bias(self, layer: LayerPlan, params: LayerParams) -> None:
+        """The constant of the Add behind a MatMul, which stays in float; a cut may end before it."""
+        adder = self.nodes.get(layer.adder)
+        if adder is not None and params.bias is not None:
+            alone = self.index.readers(layer.bias) == [adder] and layer.bias not in self.index.outputs
+            name = layer.bias if alone else self._name(f"{layer.name}_bias")
+            _rename(adder.input, layer.bias, name)
+            self._write(name, params.bias.astype(np.float32))
 
     def _operand_name(self, layer: LayerPlan, operand: str | None, wish: str) -> str:
         """The operand's own name where the layer alone reads it, else a new one."""
         alone = operand and self.index.readers(operand) == [self.nodes[layer.name]]
         return operand if alone and operand not in self.index.outputs else self._name(wish)
 
-    def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype, axis: int) -> NodeProto:
-        """DequantizeLinear of a constant, zero point 0 written out: onnxruntime fuses no Gemm without it."""
+    def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype, spec: QuantSpec) -> NodeProto:
+        """DequantizeLinear of a constant, zero point 0 written out: onnxruntime fuses no Gemm without it.
+
+        That of blocks has none, as one for each would be stored.
+        """
+        inputs = [integers, self._constant(f"{name}_scale", np.asarray(scale, np.float32))]
+        if spec.block is not None:
+            return self._node("DequantizeLinear", inputs, name, name, axis=1 - spec.axis, block_size=spec.block)
         zeros = np.zeros(len(scale)).astype(dtype)
-        inputs = [
-            integers,
-            self._constant(f"{name}_scale", np.asarray(scale, np.float32)),
-            self._shared_constant(f"zeros_{zeros.dtype.name}_{len(scale)}", zeros),
-        ]
-        return self._node("DequantizeLinear", inputs, name, name, axis=axis)
+        inputs.append(self._shared_constant(f"zeros_{zeros.dtype.name}_{len(scale)}", zeros))
+        return self._node("DequantizeLinear", inputs, name, name, axis=spec.axis)
 
 
-def input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: Mapping[str, QParams]) -> QParams:
-    """The grid on which a layer reads its input."""
+def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
+    """Take the transposition out of a Gemm, with which onnxruntime makes no MatMulNBits of it."""
+    if node.op_type != "Gemm" or params.grid.spec.axis == 1:
+        return params
+    kept = [attribute for attribute in node.attribute if attribute.name != "transB"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
+    return replace(params, integers=params.integers.T, grid=grid)
+
+
+def input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: Mapping[str, QParams]) -> QParams | None:
+    """The grid on which a layer reads its input; None where that is float."""
+    if layer.reads_float:
+        return None
     narrow = narrowed.get(layer.input)
     if narrow is not None and narrow.spec.bits == layer.activation_spec.bits:
         return narrow

@@ -10,6 +10,8 @@ from onnx import NodeProto
 from .index import Index, attribute_of, constant, is_op
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Layers that run on float activations with scales for blocks of inputs (MatMulNBits).
+BLOCK_LAYERS = ("Gemm", "MatMul")
 # Layers whose kernel gives a float output where no QuantizeLinear follows; a Conv stays float without one.
 FLOAT_OUTPUT_LAYERS = ("Gemm", "MatMul", "ConvTranspose")
 # Operators whose output holds values of their first input and nothing else: they run on integers as they are.

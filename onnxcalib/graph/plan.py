@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..config import FULL_BITS, LayerConfig
+from ..config import FLOAT_BITS, FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import LayerPlan, QuantPlan, QuantSpec
+from .embeddings import find_embeddings
 from .fusion import (
+    BLOCK_LAYERS,
     FLOAT_OUTPUT_LAYERS,
     INTEGER_OPS,
     LAYERS,
@@ -27,6 +29,10 @@ from .fusion import (
 )
 from .index import Index, attribute_of, is_op, reads
 from .select import Selection
+from .shapes import infer_graph
+
+# Inputs with one scale in 4-bit weights that float activations meet: see the README's measurements.
+FOUR_BIT_BLOCK = 32
 
 
 def make_plan(
@@ -35,6 +41,8 @@ def make_plan(
     weight_bits: int = 8,
     activation_bits: int = 8,
     first_last_bits: int = 8,
+    block_size: int | None = None,
+    embedding_bits: int = FLOAT_BITS,
     selection: Selection | None = None,
 ) -> QuantPlan:
     """Plan the quantization of every weighted layer and of the tensors between them.
@@ -42,8 +50,10 @@ def make_plan(
     ``activation_bits`` are those of the inputs of weighted layers; a tensor that an Add, a pool or a float operator
     reads too is kept at 8 bits and narrowed for the layers alone. Layers that no other layer precedes or follows get
     ``first_last_bits`` for their weight, and at least these for their input. What ``selection`` says of a layer stands
-    above both. Raises ModelError where the graph has no quantizable layer, ConfigError where ``selection`` gives bits
-    to one that is not.
+    above both. Layers of 32 ``activation_bits`` read float tensors, and those that are a MatMul or a Gemm have a scale
+    for each ``block_size`` inputs, with 4 bits for each FOUR_BIT_BLOCK if that is None. Raises ModelError where the
+    graph has no quantizable layer, ConfigError where ``selection`` gives bits to one that is not, or where no layer
+    could have blocks.
     """
     index = Index(model.graph)
     selection = selection or Selection()
@@ -60,11 +70,15 @@ def make_plan(
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     layers = tuple(_widen(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
-    quantized = _quantized_tensors(model.graph, index, layers, selection.excluded)
+    layers = _give_blocks(layers, block_size)
+    on_grids = tuple(layer for layer in layers if not layer.reads_float)
+    quantized, made = _quantized_tensors(model, index, on_grids, selection.excluded)
     nonnegative = {t: c for t in quantized if (c := upper_bound(index, t)) is not None}
     shared = _sharing_sets(model.graph, index, quantized, nonnegative, selection.excluded)
-    activations, narrowed = _assign_bits(index, layers, quantized, shared)
-    return QuantPlan(layers, activations, narrowed, shared, nonnegative)
+    float_reads = _float_reads(index, quantized, made)
+    activations, narrowed = _assign_bits(index, on_grids, (quantized, float_reads), shared)
+    embeddings = find_embeddings(model, embedding_bits, selection.excluded)
+    return QuantPlan(layers, activations, narrowed, shared, nonnegative, float_reads, embeddings)
 
 
 def _widen(layer: LayerPlan, bits: int) -> LayerPlan:
@@ -85,6 +99,23 @@ def _override(layer: LayerPlan, settings: LayerConfig) -> LayerPlan:
     )
 
 
+def _give_blocks(layers: tuple[LayerPlan, ...], block_size: int | None) -> tuple[LayerPlan, ...]:
+    """Blocks of inputs for the layers that onnxruntime has a kernel of blocks for."""
+    fit = {layer.name for layer in layers if layer.reads_float and layer.op in BLOCK_LAYERS}
+    if block_size is not None and not fit:
+        raise ConfigError(
+            f"block_size: found {block_size}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
+            " have blocks; leave it out"
+        )
+    return tuple(
+        replace(layer, weight_spec=replace(layer.weight_spec, block=block))
+        if layer.name in fit
+        and (block := block_size or (FOUR_BIT_BLOCK if layer.weight_spec.bits < FULL_BITS else None))
+        else layer
+        for layer in layers
+    )
+
+
 def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> None:
     for name, settings in selection.layers:
         if name not in quantizable and not settings.exclude:
@@ -99,13 +130,16 @@ def _layers(graph: GraphProto, index: Index, weight_bits: int, activation_bits: 
         if not is_op(node, *LAYERS) or not _quantizable(index, node):
             continue
         axis = channel_axis(node)
+        adder = _find_adder(index, node)
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
         yield LayerPlan(
             name=node.name,
             op=node.op_type,
             input=node.input[0],
             weight=node.input[1],
-            bias=node.input[2] if len(node.input) > 2 and node.input[2] else None,
-            output=node.output[0],
+            bias=bias if adder is None else next(t for t in adder.input if t != node.output[0]),
+            output=(adder or node).output[0],
+            adder=adder and adder.name,
             weight_spec=QuantSpec(weight_bits, signed=True, symmetric=True, axis=axis),
             activation_spec=QuantSpec(activation_bits),
             groups=attribute_of(node, "group", 1),
@@ -128,6 +162,16 @@ def _quantizable(index: Index, node: NodeProto) -> bool:
     bias = index.initializers.get(node.input[2])
     groups = attribute_of(node, "group", 1) if node.op_type == "ConvTranspose" else 1
     return bias is not None and list(bias.dims) == [weight.dims[channel_axis(node)] * groups]
+
+
+def _find_adder(index: Index, node: NodeProto) -> NodeProto | None:
+    """The Add of a constant a column that alone reads a MatMul."""
+    made, readers = node.output[0], index.readers(node.output[0])
+    if node.op_type != "MatMul" or len(readers) != 1 or not is_op(readers[0], "Add") or made in index.outputs:
+        return None
+    bias = index.initializers.get(next((t for t in readers[0].input if t != made), ""))
+    columns = index.initializers[node.input[1]].dims[1]
+    return readers[0] if bias is not None and list(bias.dims) == [columns] else None
 
 
 def channel_axis(node: NodeProto) -> int:
@@ -157,35 +201,66 @@ def _end_layers(graph: GraphProto, names: set[str]) -> set[str]:
 
 
 def _quantized_tensors(
-    graph: GraphProto, index: Index, layers: tuple[LayerPlan, ...], excluded: frozenset[str]
-) -> list[str]:
+    model: ModelProto, index: Index, layers: tuple[LayerPlan, ...], excluded: frozenset[str]
+) -> tuple[list[str], dict[str, list[str]]]:
     """Tensors that get a grid, in graph order: what layers read and write, and what passes between them on integers.
 
-    Nodes of ``excluded`` stay in float, whatever they could run on.
+    Nodes of ``excluded`` stay in float, whatever they could run on. The second of both: the nodes that run on integers,
+    layers included, each with those of its outputs that do.
     """
-    names = {layer.name for layer in layers}
-    wanted = {layer.input for layer in layers}
+    graph, names = model.graph, {layer.name for layer in layers}
+    products = set(_products(model, index)) - excluded if layers else set()
+    wanted = {layer.input for layer in layers}.union(*(n.input for n in graph.node if n.name in products))
     on_integers = set(wanted)
     chosen: list[tuple[NodeProto, list[str]]] = []
     for node in graph.node:
         if node.name in names:
             on_integers.update(carried_outputs(index, node))
-        elif node.name in excluded:
+        elif node.name in excluded or node.name in products:
+            # What a product gives is float unless a layer reads it: a mask of -1e38 would leave a Softmax no grid.
             continue
         elif _joins_integers(index, node, on_integers):
             chosen.append((node, carried_outputs(index, node)))
             on_integers.update(chosen[-1][1])
         elif _alone_moves(index, node):
             chosen.append((node, carried_outputs(index, node)))
+    made = {}
     for node, outputs in reversed(chosen):
         if not wanted.isdisjoint(outputs):
+            made[node.name] = outputs
             wanted.update(data_inputs(node))
             wanted.update(outputs)
     for node in graph.node:
         if node.name in names and node.op_type not in FLOAT_OUTPUT_LAYERS:
             wanted.update(carried_outputs(index, node))
+        if node.name in names or node.name in products:
+            made[node.name] = carried_outputs(index, node)
     order = [*index.inputs, *(t for node in graph.node for t in node.output)]
-    return [t for t in order if t in wanted]
+    return [t for t in order if t in wanted], made
+
+
+def _products(model: ModelProto, index: Index) -> list[str]:
+    """Names of the MatMuls of two float activations, as those of attention: both operands get a grid."""
+    nodes = [n for n in model.graph.node if is_op(n, "MatMul") and index.initializers.keys().isdisjoint(n.input)]
+    graph = infer_graph(model) if nodes else None
+    values = () if graph is None else (*graph.input, *graph.value_info, *graph.output)
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return [n.name for n in nodes if floats.issuperset(n.input)]
+
+
+def _float_reads(index: Index, quantized: list[str], made: dict[str, list[str]]) -> dict[str, frozenset[str]]:
+    """For each planned tensor that a float operator makes, its readers that are float operators; see QuantPlan.
+
+    So a residual that skips a layer behind a LayerNormalization has no rounding at all.
+    """
+    from_integers = {t for outputs in made.values() for t in outputs}
+    found = {}
+    for tensor in quantized:
+        if tensor in index.producer and tensor not in from_integers:
+            readers = {n.name for n in index.readers(tensor) if n.name not in made and not is_op(n, *SHAPE_READERS)}
+            if readers or tensor in index.outputs:
+                found[tensor] = frozenset(readers)
+    return found
 
 
 def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> bool:
@@ -245,9 +320,16 @@ def _sharing_sets(
 
 
 def _assign_bits(
-    index: Index, layers: tuple[LayerPlan, ...], quantized: list[str], shared: tuple[tuple[str, ...], ...]
+    index: Index,
+    layers: tuple[LayerPlan, ...],
+    tensors: tuple[list[str], dict[str, frozenset[str]]],
+    shared: tuple[tuple[str, ...], ...],
 ) -> tuple[dict[str, QuantSpec], dict[str, QuantSpec]]:
-    """Grids by tensor: the layers' bits where only layers read the set, else 8, with narrower ones for the layers."""
+    """Grids by tensor: the layers' bits where only layers read the set, else 8, with narrower ones for the layers.
+
+    tensors: those that are quantized, and who reads them in float.
+    """
+    quantized, float_reads = tensors
     bits_of = {layer.name: layer.activation_spec.bits for layer in layers}
     set_of = {t: members for members in shared for t in members}
     activations: dict[str, QuantSpec] = {}
@@ -255,7 +337,7 @@ def _assign_bits(
     for tensor in quantized:
         if tensor not in activations:
             members = set_of.get(tensor, (tensor,))
-            needs = _bits_needed(index, members, bits_of)
+            needs = _bits_needed(index, members, bits_of, float_reads)
             bits = needs.pop() if len(needs) == 1 else FULL_BITS
             activations |= {t: QuantSpec(bits) for t in members}
         bits = activations[tensor].bits
@@ -265,13 +347,15 @@ def _assign_bits(
     return {t: activations[t] for t in quantized}, narrowed
 
 
-def _bits_needed(index: Index, members: tuple[str, ...], bits_of: dict[str, int]) -> set[int]:
+def _bits_needed(
+    index: Index, members: tuple[str, ...], bits_of: dict[str, int], float_reads: dict[str, frozenset[str]]
+) -> set[int]:
     """Bits at which the readers of a set of tensors want them, those apart that pass values on inside the set."""
-    needs = {FULL_BITS for t in members if t in index.outputs}
-    for node in (n for t in members for n in index.readers(t)):
+    needs = {FULL_BITS for t in members if t in index.outputs and t not in float_reads}
+    for tensor, node in ((t, n) for t in members for n in index.readers(t)):
         if node.name in bits_of:
             needs.add(bits_of[node.name])
-        elif is_op(node, *SHAPE_READERS):
+        elif is_op(node, *SHAPE_READERS) or node.name in float_reads.get(tensor, ()):
             continue
         elif not (is_op(node, "Concat") or moves_values(index, node)) or not set(members) & set(
             carried_outputs(index, node)

@@ -3,6 +3,9 @@
 Over integers q the loss is ``(s q - W*) A (s q - W*)^T``. With A^-1 = U^T U, U upper triangular, it is the sum over the
 inputs in turn of ``(s (q_j - w_j) / U_jj)^2``, w_j being the best weight once the integers before it are chosen: its
 wish. So the inputs are a tree, the nearest point of a lattice the leaf of least loss, and GPTQ the first leaf found.
+
+A scale is one a row, (groups, R), or one of each input of a row, (groups, R, K). With the first all is computed in
+units of it, with the second in those of the weights, where an input's integers are multiples of its step.
 """
 
 from __future__ import annotations
@@ -30,24 +33,42 @@ def factor(gram: torch.Tensor) -> torch.Tensor:
 
 def excess(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Loss above the continuous optimum, ``d A d^T`` with ``d = s q - W*``, by group and row (groups, R)."""
-    difference = integers * scale[..., None] - optimum
+    difference = integers * spread(scale) - optimum
     return ((difference @ gram) * difference).sum(2)
+
+
+def spread(scale: torch.Tensor) -> torch.Tensor:
+    """The scale in a shape that broadcasts to the integers'."""
+    return scale if scale.dim() == 3 else scale[..., None]
+
+
+def _units(scale: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | None]:
+    """What the rows are divided by, and the inputs' steps (groups, K, R) in the units that are left."""
+    return (1.0, scale.mT.contiguous()) if scale.dim() == 3 else (scale[..., None], None)
+
+
+def _on_grid(values: torch.Tensor, steps: torch.Tensor | None) -> torch.Tensor:
+    """The integers of values that are multiples of their steps."""
+    return values if steps is None else (values / steps).round_()
 
 
 def gptq(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec):
     """Round input after input to its wish, each time moving those to come to make up for it (Frantar et al. 2023).
 
-    upper U (groups, K, K); rows W* (groups, R, K); scale (groups, R). Gives integers (groups, R, K) and their loss.
+    upper U (groups, K, K); rows W* (groups, R, K). Gives integers (groups, R, K) and their loss in the scale's shape.
     """
-    wish = (rows / scale[..., None]).mT.contiguous()
-    integers, loss = torch.empty_like(wish), torch.zeros_like(scale)
+    unit, steps = _units(scale)
+    wish = (rows / unit).mT.contiguous()
+    values, losses = torch.empty_like(wish), torch.empty_like(wish)
     diagonal = upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
     for own in _blocks(wish.shape[1]):
         rates = upper[:, own] / diagonal[:, own]
-        integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec)
+        own_steps = None if steps is None else steps[:, own]
+        values[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec, steps=own_steps)
         wish[:, own.stop :].baddbmm_(rates[:, :, own.stop :].mT, moved)
-        loss += (moved / diagonal[:, own]).square_().sum(1)
-    return integers.mT, loss * scale.square()
+        losses[:, own] = (moved / diagonal[:, own]).square_()
+    loss = losses.sum(1) * scale.square() if steps is None else losses.mT
+    return _on_grid(values, steps).mT, loss
 
 
 def search(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec, *, width: int):
@@ -59,40 +80,46 @@ def search(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: Q
     """
     branch = len(rows) * rows.shape[2] * rows.element_size() * width
     parts = zip(*(x.split(max(1, BRANCH_BYTES // branch), 1) for x in (rows, scale)), strict=True)
-    return torch.cat([_follow(upper, part / own[..., None], spec, width) for part, own in parts], 1)
+    return torch.cat([_follow(upper, part, own, spec, width=width) for part, own in parts], 1)
 
 
-def _follow(upper, wish, spec: QuantSpec, width: int) -> torch.Tensor:
-    """``search`` for rows in units of their scale (groups, R, K). Branches are the last axis, inputs the second."""
+def _follow(upper, rows, scale, spec: QuantSpec, *, width: int) -> torch.Tensor:
+    """``search`` for some rows (groups, R, K). Branches are the last axis, inputs the second."""
+    unit, steps = _units(scale)
+    wish = rows / unit
     wish = wish.mT.unsqueeze(3).contiguous()
     integers = wish[:, :0]
     loss = torch.zeros_like(wish[:, 0])
     diagonal = upper.diagonal(dim1=1, dim2=2)[:, :, None]
     for own in _blocks(wish.shape[1]):
         rates = upper[:, own] / diagonal[:, own]
-        inside = (rates[:, :, own], diagonal[:, own].reciprocal())
+        inside = (rates[:, :, own], diagonal[:, own].reciprocal(), None if steps is None else steps[:, own])
         chosen, moved, loss, parent = _fork_in_turn(wish[:, : own.stop - own.start], inside, loss, spec, width)
         integers = torch.cat([_take(integers, parent), chosen], 1)
         wish = _take(wish[:, own.stop - own.start :], parent)
         wish.flatten(2).baddbmm_(rates[:, :, own.stop :].mT, moved.flatten(2))
-    return _take(integers, loss.argmin(2, keepdim=True)).squeeze(3).mT
+    return _on_grid(_take(integers, loss.argmin(2, keepdim=True)).squeeze(3), steps).mT
 
 
 def _fork_in_turn(near, inside, loss, spec: QuantSpec, width: int):
     """Fork the branches at each of a few inputs and keep the best: integers, moves, losses, and the branch each is of.
 
-    near: wishes (groups, B, R, M); inside: rates (groups, B, B) and 1 / U_jj (groups, B, 1); loss (groups, R, M).
+    near: wishes (groups, B, R, M); inside: rates (groups, B, B), 1 / U_jj (groups, B, 1) and steps (groups, B, R) or
+    None, with which integers are given times them; loss (groups, R, M).
     """
-    rates, weights = inside
+    rates, weights, steps = inside
     integers = moved = near[:, :0]
     parent = torch.arange(near.shape[3], device=near.device).expand(loss.shape)
     for j in range(len(rates[0])):
         wish = near[:, 0]
-        nearest = wish.round().clamp_(spec.qmin, spec.qmax)
-        other = nearest + torch.where(wish < nearest, -1.0, 1.0)
+        level = wish if steps is None else wish / steps[:, j, :, None]
+        nearest = level.round().clamp_(spec.qmin, spec.qmax)
+        other = nearest + torch.where(level < nearest, -1.0, 1.0)
         fork = torch.cat([nearest, other], 2)
+        outside = (fork < spec.qmin) | (fork > spec.qmax)
+        fork = fork if steps is None else fork.mul_(steps[:, j, :, None])
         losses = ((fork - wish.repeat(1, 1, 2)) * weights[:, j, None]).square_() + loss.repeat(1, 1, 2)
-        losses.masked_fill_((fork < spec.qmin) | (fork > spec.qmax), torch.inf)
+        losses.masked_fill_(outside, torch.inf)
         loss, kept = losses.topk(min(width, losses.shape[2]), dim=2, largest=False)
         source = kept % wish.shape[2]
         integer = fork.gather(2, kept)
@@ -116,36 +143,47 @@ def descend(gram, optimum, integers, scale, spec: QuantSpec) -> torch.Tensor:
     of q_k by d moves by ``-d A_kj / A_jj``.
     """
     curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
-    wish = (integers - (integers - optimum / scale[..., None]) @ gram / curvature).mT.contiguous()
+    unit, steps = _units(scale)
+    integers = integers if steps is None else integers * scale
+    wish = (integers - (integers - optimum / unit) @ gram / curvature).mT.contiguous()
     integers = integers.mT.clone(memory_format=torch.contiguous_format)
     for _ in range(SWEEPS):
         changed = False
         for own in _blocks(wish.shape[1]):
             rates = gram[:, own] / -curvature
             rates[:, :, own].diagonal(dim1=1, dim2=2).zero_()
-            integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec, integers[:, own])
+            own_steps = None if steps is None else steps[:, own]
+            before = integers[:, own]
+            integers[:, own], moved = _round_in_turn(wish[:, own], rates[:, :, own], spec, before, steps=own_steps)
             if moved.any():
                 wish.baddbmm_(rates.mT, moved)
                 changed = True
         if not changed:
             break
-    return integers.mT
+    return _on_grid(integers, steps).mT
 
 
 def _blocks(size: int) -> list[slice]:
     return [slice(start, min(start + LAZY, size)) for start in range(0, size, LAZY)]
 
 
-def _round_in_turn(wish, rates, spec: QuantSpec, before=None) -> tuple[torch.Tensor, torch.Tensor]:
+def _round_in_turn(wish, rates, spec: QuantSpec, before=None, *, steps=None) -> tuple[torch.Tensor, torch.Tensor]:
     """Integers of a few inputs, each the nearest to its wish, and their moves: from ``before``, else from the wish.
 
     Each move changes the wishes of the others: that of k by rates (groups, B, B) [j, k] times the move of j. Integers,
-    moves and wishes are (groups, B, R), in units of the scale. Operators in place, as all that is slow is their number.
+    moves and wishes are (groups, B, R), in units of the scale, or with ``steps`` (groups, B, R) in those of the
+    weights. Operators in place, as all that is slow is their number.
     """
     near, integers, moved = wish.clone(), torch.empty_like(wish), torch.empty_like(wish)
     turns = (x.unsqueeze(2).unbind(1) for x in (near, near if before is None else before, integers, moved))
-    for near_j, before_j, integer_j, moved_j, rates_j in zip(*turns, rates.unsqueeze(3).unbind(1), strict=True):
-        torch.round(near_j, out=integer_j).clamp_(spec.qmin, spec.qmax)
+    own = [None] * wish.shape[1] if steps is None else steps.unsqueeze(2).unbind(1)
+    for near_j, before_j, integer_j, moved_j, rates_j, step_j in zip(
+        *turns, rates.unsqueeze(3).unbind(1), own, strict=True
+    ):
+        if step_j is None:
+            torch.round(near_j, out=integer_j).clamp_(spec.qmin, spec.qmax)
+        else:
+            torch.div(near_j, step_j, out=integer_j).round_().clamp_(spec.qmin, spec.qmax).mul_(step_j)
         torch.sub(integer_j, before_j, out=moved_j)
         near.addcmul_(moved_j, rates_j)
     return integers, moved

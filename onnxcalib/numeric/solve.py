@@ -8,13 +8,14 @@ their optimum).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..spec import QuantSpec
+from .block import Blocks
 from .gram import Moments
-from .lattice import descend, excess, factor, gptq, order_inputs, search
+from .lattice import descend, excess, factor, gptq, order_inputs, search, spread
 from .rounding import quantize
 
 # Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
@@ -38,7 +39,7 @@ REFITS = 2
 
 @dataclass(frozen=True)
 class Solution:
-    """Integers (groups, C, K), scale (groups, C) and bias (groups, C)."""
+    """Integers (groups, C, K), scale (groups, C), or (groups, C, B) of B blocks, and bias (groups, C)."""
 
     integers: torch.Tensor
     scale: torch.Tensor
@@ -98,13 +99,21 @@ def solve_layer(
     gram = moments.gram if seen is None else seen.blend(moments.gram)
     gram = _permute(_permute(gram, order).mT, order)
     gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
-    best = _round_optimum(gram, optimum, spec, width)
+    blocks = None if spec.block is None else Blocks(order // spec.block)
+    best = _round_optimum(gram, optimum, (spec, blocks), width)
     # Rounding the float weights is better on a few rows in a hundred, on up to twice the loss.
-    plain = round_layer(_permute(weight, order), spec)
-    best.take(excess(gram, optimum, plain.integers, plain.scale), plain.integers, plain.scale)
+    plain = round_layer(weight, spec)
+    plain_integers = _permute(plain.integers, order)
+    best.take(excess(gram, optimum, plain_integers, _spread(plain.scale, blocks)), plain_integers, plain.scale)
     integers, scale = _permute(best.integers, order.argsort(1)), best.scale
-    bias = moments.target_mean - ((integers * scale[..., None]) @ moments.input_mean[..., None]).squeeze(-1)
+    weights = _permute(best.integers * spread(_spread(scale, blocks)), order.argsort(1))
+    bias = moments.target_mean - (weights @ moments.input_mean[..., None]).squeeze(-1)
     return Solution(integers, scale, bias)
+
+
+def _spread(scale: torch.Tensor, blocks: Blocks | None) -> torch.Tensor:
+    """The scale as ``lattice`` has it: of blocks, that of each input."""
+    return scale if blocks is None else blocks.spread(scale)
 
 
 def _permute(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -112,11 +121,19 @@ def _permute(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return rows.gather(2, order.unsqueeze(1).expand(rows.shape))
 
 
-def _round_optimum(gram: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, width: int) -> _Best:
+def _round_optimum(
+    gram: torch.Tensor, optimum: torch.Tensor, grid: tuple[QuantSpec, Blocks | None], width: int
+) -> _Best:
     """Integers and scales near the optimum, of so many output channels at once as ROW_BYTES have room for."""
+    spec, blocks = grid
     upper = factor(gram)
     row = len(optimum) * optimum.shape[2] * optimum.element_size()
-    parts = [_round_rows(gram, upper, rows, spec, width) for rows in optimum.split(max(1, ROW_BYTES // row), 1)]
+    parts = [
+        _round_rows(gram, upper, rows, spec, width)
+        if blocks is None
+        else _round_blocks((gram, upper), rows, spec, blocks, width)
+        for rows in optimum.split(max(1, ROW_BYTES // row), 1)
+    ]
     best = _Best()
     best.take(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
     return best
@@ -136,6 +153,28 @@ def _round_rows(gram, upper, optimum, spec: QuantSpec, width: int) -> tuple[torc
     found = (x.split(optimum.shape[1], 1) for x in (excess(gram, rows, integers, scale), integers, scale))
     for part in zip(*found, strict=True):
         best.take(*part)
+    return best.loss, best.integers, best.scale
+
+
+def _round_blocks(metric, optimum, spec: QuantSpec, blocks: Blocks, width: int):
+    """As ``_round_rows`` with a scale for each block of inputs, all blocks of a row refitted at once.
+
+    metric: the Gram matrix and its factor.
+    """
+    gram, upper = metric
+    candidates = (
+        torch.stack([share * blocks.largest(optimum) for share in _shares(spec).to(optimum.device)]) / spec.qmax
+    )
+    losses = [blocks.add(gptq(upper, optimum, blocks.spread(each), spec)[1]) for each in candidates]
+    scale = candidates.gather(0, torch.stack(losses).argmin(0, keepdim=True))[0]
+    integers = search(upper, optimum, blocks.spread(scale), spec, width=width)
+    best = _Best()
+    for _ in range(REFITS):
+        integers = descend(gram, optimum, integers, blocks.spread(scale), spec)
+        best.take(excess(gram, optimum, integers, blocks.spread(scale)), integers, scale)
+        scale = blocks.refit(gram, optimum, integers, scale)
+    integers = descend(gram, optimum, integers, blocks.spread(scale), spec)
+    best.take(excess(gram, optimum, integers, blocks.spread(scale)), integers, scale)
     return best.loss, best.integers, best.scale
 
 
@@ -179,6 +218,8 @@ def _damping(moments: Moments, ridge: float) -> torch.Tensor:
 def round_layer(weight: torch.Tensor, spec: QuantSpec) -> Solution:
     """The rounding of least squared weight error, for a layer (groups, C, K) whose input is not to be had; no bias."""
     weight = weight.double()
+    if spec.block is not None:
+        return _round_in_blocks(weight, spec)
     best = _Best()
     for scale in _candidate_scales(weight, spec):
         integers = quantize(weight, scale[..., None], 0, spec)
@@ -186,8 +227,17 @@ def round_layer(weight: torch.Tensor, spec: QuantSpec) -> Solution:
     return Solution(best.integers, best.scale, torch.zeros_like(best.scale))
 
 
+def _round_in_blocks(weight: torch.Tensor, spec: QuantSpec) -> Solution:
+    """``round_layer`` of every block by itself."""
+    groups, rows, size = weight.shape
+    padded = torch.nn.functional.pad(weight, (0, -size % spec.block))
+    found = round_layer(padded.reshape(groups, -1, spec.block), replace(spec, block=None))
+    integers = found.integers.reshape(padded.shape)[..., :size]
+    return Solution(integers, found.scale.reshape(groups, rows, -1), torch.zeros_like(weight[..., 0]))
+
+
 class _Best:
-    """The candidate of least loss so far, by row: losses and scale (groups, R), integers (groups, R, K)."""
+    """The candidate of least loss so far, by row: losses (groups, R), and integers and scale as a Solution's."""
 
     def __init__(self) -> None:
         self.loss = self.integers = self.scale = None
@@ -199,14 +249,17 @@ class _Best:
         better = loss < self.loss
         self.loss = torch.where(better, loss, self.loss)
         self.integers = torch.where(better[..., None], integers, self.integers)
-        self.scale = torch.where(better, scale, self.scale)
+        self.scale = torch.where(better if scale.dim() == 2 else better[..., None], scale, self.scale)
 
 
 def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     """Scales (candidates, groups, C) whose grids end at shares of each channel's largest weight."""
-    shares = EIGHT_BIT_SHARES if spec.bits == 8 else FEW_BIT_SHARES
     largest = optimum.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax)
-    return shares.to(largest.device)[:, None, None] * largest / spec.qmax
+    return _shares(spec).to(largest.device)[:, None, None] * largest / spec.qmax
+
+
+def _shares(spec: QuantSpec) -> torch.Tensor:
+    return EIGHT_BIT_SHARES if spec.bits == 8 else FEW_BIT_SHARES
 
 
 def _choose_scales(upper: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, count: int) -> torch.Tensor:

@@ -41,7 +41,7 @@ def align_inputs(
     found: dict[tuple[str, bool], Levels | None] = {}
     fixed: dict[str, QParams] = {}
     rewritten = 0
-    for layer in plan.layers:
+    for layer in (layer for layer in plan.layers if not layer.reads_float):
         before = needed_nodes(index, index.inputs, [layer.input])
         spec = plan.activations[layer.input]
         if before & names or layer.activation_spec != spec or spec.bits < FULL_BITS or layer.input in plan.nonnegative:

@@ -88,6 +88,8 @@ def collect_histograms(
 
     Raises DataError where the float model gives a value that is not finite.
     """
+    if not tensors:
+        return {}
     session = Session(with_outputs(model, tensors), name="the prepared model", threads=threads)
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]

@@ -129,8 +129,8 @@ def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
     ]
     if rounded:
         risks.append(
-            f"MatMuls with 4-bit weights ({len(rounded)} of them, {rounded[0]} first) quantize the activations that"
-            " they read to 8 bits, which the file does not say; set onnxruntime's"
+            f"MatMuls whose weights alone have few bits ({len(rounded)} of them, {rounded[0]} first) quantize what they"
+            " read to 8 bits, which the file does not say; set onnxruntime's"
             " session.qdq_matmulnbits_accuracy_level to 1 for float activations"
         )
     return risks

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from ..config import FULL_BITS
 from ..graph.extract import extract
+from ..graph.index import constant
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.session import Session, first_line
@@ -71,7 +72,7 @@ class Learner:
     def biases(self) -> dict[str, np.ndarray]:
         """Biases by layer as they stand, float64, of those that are learned."""
         return {
-            name: part.bias.detach().cpu().numpy().astype(np.float64)
+            name: _bias_of(self.walk, layer_of(self.walk, name), part)
             for name, part in self.layers.items()
             if part.bias.requires_grad
         }
@@ -97,7 +98,9 @@ def _place_activations(walk: Walk, block: Block, module: nn.Module, *, frozen: b
     narrow: dict[str, ActivationQuantizer] = {}
     inside = {t for n in nodes.values() for t in (*n.input, *n.output)}
     for tensor in walk.activations:
-        readers = [n.name for n in walk.index.consumers.get(tensor, []) if n.name in nodes]
+        in_float = walk.plan.float_reads.get(tensor, ())
+        names = [n.name for n in walk.index.consumers.get(tensor, []) if n.name in nodes]
+        readers = [name for name in names if name not in in_float]
         if not readers:
             continue
         members = sets.get(tensor, (tensor,))
@@ -124,6 +127,8 @@ def _quantizer(grid: QParams, *, fixed: bool, frozen: bool) -> ActivationQuantiz
 
 def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
     """Make the layer's weight its quantized one, learned from the solved integers on."""
+    if layer.reads_float:
+        raise BlockError(f"{layer.name}: what reads float activations is solved or rounded, and not learned")
     params = walk.layers[layer.name]
     stored = torch.from_numpy(params.integers.astype(np.float32))
     axis = layer.weight_spec.axis
@@ -136,11 +141,22 @@ def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
         position, step = stored, step.reshape(shape)
     quantizer = WeightQuantizer(position.contiguous(), step, layer.weight_spec)
     # A copy: the bias of a layer that was not solved lies in the model itself.
-    part.bias.data = torch.zeros_like(part.bias) if params.bias is None else torch.tensor(params.bias).float()
-    part.bias.requires_grad_(layer.op != "MatMul")
+    bias = None if params.bias is None else params.bias - _added_bias(walk, layer)
+    part.bias.data = torch.zeros_like(part.bias) if bias is None else torch.tensor(bias).float()
+    part.bias.requires_grad_(layer.takes_bias)
     parametrize.register_parametrization(part, "weight", quantizer, unsafe=True)
     part.parametrizations.weight.original.requires_grad_(False)
     return quantizer
+
+
+def _added_bias(walk: Walk, layer: LayerPlan) -> np.ndarray | float:
+    """What the Add behind a MatMul, which stays as it is in torch, adds to the layer's own bias there."""
+    return 0.0 if layer.adder is None else constant(walk.index, layer.bias).astype(np.float64)
+
+
+def _bias_of(walk: Walk, layer: LayerPlan, part: nn.Module) -> np.ndarray:
+    """The layer's bias as it was learned, that of the Add behind it included."""
+    return part.bias.detach().cpu().numpy().astype(np.float64) + _added_bias(walk, layer)
 
 
 def _bias_unit(walk: Walk, layer: LayerPlan) -> torch.Tensor:
@@ -164,7 +180,7 @@ def _read_back(walk: Walk, modules, weights, quantizers) -> None:
         integers = quantizer.integers().detach().cpu().numpy()
         if isinstance(modules[name], nn.Linear) and layer.weight_spec.axis == 1:
             integers = integers.T
-        bias = None if layer.op == "MatMul" else modules[name].bias.detach().cpu().numpy().astype(np.float64)
+        bias = _bias_of(walk, layer, modules[name]) if layer.takes_bias else None
         scale = quantizer.step.detach().reshape(-1).cpu().numpy()
         walk.layers[name] = make_params(layer, integers, scale, bias, walk.input_grid(layer))
 

@@ -45,7 +45,7 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
-    four_bit = config.least_bits == 4
+    four_bit = config.least_bits == 4 or config.block_size is not None
     model, raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)

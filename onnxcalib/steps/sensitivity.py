@@ -285,7 +285,7 @@ class _Sweep:
             for place, layer in enumerate(layers[candidates[0]]):
                 specs = [layers[c][place].weight_spec for c in candidates]
                 params, reason = solve_widths(walk, block, layer, specs)
-                if reason is not None and layer.op != "MatMul":  # AdaQuant gives such a layer a bias
+                if reason is not None and layer.takes_bias:  # AdaQuant gives such a layer a bias
                     params = [
                         each if each.bias is not None else replace(each, bias=self._no_bias(layer)) for each in params
                     ]
@@ -319,7 +319,8 @@ class _Sweep:
     def _cost(self, layers: list[LayerPlan], candidate: Candidate) -> Cost:
         """Bytes of the layers and of what puts their inputs on their grids, and bit operations of one sample."""
         inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
-        cut = extract(self.model, {}, nodes=[k.name for k in layers], inputs=inputs, outputs=outputs)
+        nodes = [name for k in layers for name in (k.name, k.adder) if name]
+        cut = extract(self.model, {}, nodes=nodes, inputs=inputs, outputs=outputs)
         bops = sum(self._macs(k) * k.weight_spec.bits * k.activation_spec.bits for k in layers)
         return Cost(model_bytes(self._emit(cut, layers, candidate)), bops)
 

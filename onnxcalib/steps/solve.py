@@ -12,12 +12,12 @@ import torch
 
 from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
-from ..graph.index import constant
+from ..graph.index import Index, constant
 from ..graph.layout import from_rows, to_rows, window_of
 from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_places, flatten_rows, pick, project, unfold
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
-from ..spec import Block, LayerPlan, QParams, QuantSpec
+from ..spec import Block, LayerPlan, QParams, QuantPlan, QuantSpec
 from .mask import drop_padding
 from .walk import PROBE, Cut, Walk
 
@@ -30,6 +30,8 @@ LEAST_COLUMNS = 2**15
 MOST_INPUTS = 4608
 # Bytes of unfolded input at once.
 UNFOLD_BYTES = 64 * 2**20
+# Bytes of an embedding that are rounded at once, in float64 and with several copies.
+TABLE_BYTES = 8 * 2**20
 # int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
 BIAS_LEVELS = 2.0**29
 # Samples that are seen through probes at once.
@@ -43,6 +45,28 @@ def round_layers(walk: Walk) -> None:
         bias = constant(walk.index, layer.bias) if layer.bias else None
         solution = round_layer(torch.from_numpy(to_rows(weight, layer).copy()), layer.weight_spec)
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
+
+
+def round_embeddings(index: Index, plan: QuantPlan) -> dict[str, LayerParams]:
+    """LayerParams of every embedding: of each row, or block of it, the rounding of least squared error."""
+    found = {}
+    for layer in plan.embeddings:
+        table = constant(index, layer.weight)
+        parts = [
+            round_layer(torch.from_numpy(rows.copy())[None], layer.weight_spec)
+            for rows in np.split(table, _cuts(table))
+        ]
+        integers = torch.cat([part.integers[0] for part in parts]).numpy().astype(np.int8)
+        scale = torch.cat([part.scale[0] for part in parts]).numpy().astype(np.float32)
+        grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
+        found[layer.name] = LayerParams(integers, grid, None)
+    return found
+
+
+def _cuts(table: np.ndarray) -> range:
+    """Rows at which a table comes apart into parts of about TABLE_BYTES."""
+    step = max(1, TABLE_BYTES // table[0].nbytes)
+    return range(step, len(table), step)
 
 
 def solve_block(walk: Walk, block: Block) -> dict[str, str]:
@@ -78,18 +102,25 @@ def solve_widths(
     for number, spec in enumerate(specs):
         solution = solutions[number] if solutions else round_layer(rows, spec)
         if solutions:
-            bias = None if layer.op == "MatMul" else solution.bias.reshape(-1).numpy()
+            bias = None if not layer.takes_bias else solution.bias.reshape(-1).numpy()
         own = replace(layer, weight_spec=spec)
         found.append(_params(solution, own, weight.shape, bias, walk.input_grid(layer)))
     return found, reason
 
 
-def _params(solution: Solution, layer: LayerPlan, shape, bias, input_grid: QParams) -> LayerParams:
+def _params(solution: Solution, layer: LayerPlan, shape, bias, input_grid: QParams | None) -> LayerParams:
     integers = from_rows(solution.integers.numpy(), layer, shape)
+    if layer.weight_spec.block is not None:
+        scale = solution.scale[0].numpy().astype(np.float32)
+        scale = scale if layer.weight_spec.axis == 0 else scale.T
+        grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
+        return LayerParams(integers.astype(np.int8), grid, bias)
     return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)
 
 
-def make_params(layer: LayerPlan, integers: np.ndarray, scale: np.ndarray, bias, input_grid: QParams) -> LayerParams:
+def make_params(
+    layer: LayerPlan, integers: np.ndarray, scale: np.ndarray, bias, input_grid: QParams | None
+) -> LayerParams:
     """What the layer became, on a scale that ``guard_scale`` allows; integers are in the weight's own shape."""
     allowed = guard_scale(scale, bias, input_grid)
     others = [i for i in range(integers.ndim) if i != layer.weight_spec.axis]
@@ -97,10 +128,13 @@ def make_params(layer: LayerPlan, integers: np.ndarray, scale: np.ndarray, bias,
     return LayerParams(integers, QParams(allowed, np.zeros(len(allowed), np.int32), layer.weight_spec), bias)
 
 
-def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams) -> np.ndarray:
-    """The scale, raised where the int32 bias of a channel with next to no weights would overflow."""
+def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None) -> np.ndarray:
+    """The scale, raised where the int32 bias of a channel with next to no weights would overflow.
+
+    Of a layer that reads float, whose bias is so too, it is as it was.
+    """
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
-    if bias is not None and len(bias) == len(scale):
+    if input_grid is not None and bias is not None and len(bias) == len(scale):
         scale = np.maximum(scale, np.abs(bias) / (BIAS_LEVELS * float(input_grid.scale)))
     return scale.astype(np.float32)
 
@@ -115,6 +149,7 @@ class _Stream:
         self.walk, self.layer, self.shape = walk, layer, shape
         self.node = next(n for n in walk.model.graph.node if n.name == layer.name)
         self.other = _shortcut(walk, block, layer)
+        self.join = walk.index.readers(layer.output)[0].name if self.other else None
         extra = [self.other] if self.other else []
         self.reference = Cut(walk, block, [layer.output, *extra], quantized=False)
         self.prefix = Cut(walk, block, [layer.input, *extra], quantized=True)
@@ -174,7 +209,7 @@ class _Stream:
                 (judged if judging else learned).add(*part)
             first += size
         seen = [total.centre() for total in (learned, judged) if total.columns]
-        return [moments.about_zero() for moments in seen] if self.layer.op == "MatMul" else seen
+        return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
     def _parts(self, number: int, first: int, size: int):
         """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
@@ -224,7 +259,8 @@ class _Stream:
         columns, target = self._unfold(inputs, places), choose(target)
         if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
             shortcut = choose(take(given[self.other]))
-            shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
+            if self.join not in self.walk.plan.float_reads.get(self.other, ()):
+                shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
             target = target + choose(take(wanted[self.other])) - shortcut
         return columns, target
 
@@ -237,7 +273,7 @@ class _Stream:
     def _snap_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them."""
         grid = self.walk.input_grid(self.layer)
-        if grid is self.walk.narrowed.get(self.layer.input):
+        if grid is not None and grid is self.walk.narrowed.get(self.layer.input):
             x = self._on_grid(x, self.walk.activations[self.layer.input])
         return self._on_grid(x, grid)
 

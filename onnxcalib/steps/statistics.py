@@ -52,21 +52,23 @@ def _tune(walk: Walk, part: Block, layer: LayerPlan) -> None:
             pair = (drop_padding(y, None if conv else walk.masks[number]) for y in (wanted[layer.output], found))
             tally.add(*pair, 1 if conv else -1)
     if tally.count:
-        fit = tally.fit(centred=layer.op != "MatMul")
+        fit = tally.fit(centred=layer.takes_bias)
         walk.layers[layer.name] = apply_affine(walk.layers[layer.name], fit, walk.input_grid(layer))
 
 
-def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams) -> LayerParams:
+def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams | None) -> LayerParams:
     """The layer whose output is ``fit`` of this one's, its integers the same.
 
     A scale is not brought below what the int32 bias needs: of a channel with next to no weights it does not matter.
     """
     scale, bias = params.grid.scale, params.bias
     # The groups of a ConvTranspose share their scales: only the means are a channel's own.
-    own = len(fit.gain) == len(scale)
+    axis, block = params.grid.spec.axis, params.grid.spec.block
+    own = block is not None or len(fit.gain) == len(scale)
     gain = fit.gain if own else np.ones_like(fit.gain)
     if bias is None and (fit.centre.any() or fit.target.any()):
         bias = np.zeros(len(gain))
     tuned = None if bias is None else fit.target + gain * (bias - fit.centre)
-    scale = guard_scale(scale * gain if own else scale, tuned, input_grid)
+    along = np.expand_dims(gain, 1 - axis) if block is not None else gain
+    scale = guard_scale(scale * along if own else scale, tuned, input_grid)
     return replace(params, grid=replace(params.grid, scale=scale), bias=tuned)

@@ -91,8 +91,8 @@ class Walk:
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             self.types[tensor] = helper.make_tensor_value_info(tensor, kind, None)
 
-    def input_grid(self, layer: LayerPlan) -> QParams:
-        """The grid on which a layer reads its input."""
+    def input_grid(self, layer: LayerPlan) -> QParams | None:
+        """The grid on which a layer reads its input; None where that is float."""
         return input_grid(layer, self.activations, self.narrowed)
 
     def float_cut(self, block: Block, outputs) -> ModelProto:

@@ -42,8 +42,8 @@ def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
     ("arguments", "line"),
     [
         (
-            ("quantize", "net.onnx", "--calib", "d", "--weight-bit", "4"),
-            "error: No such option: --weight-bit (Possible options: --weight-bits) (see 'onnxcalib quantize --help')",
+            ("quantize", "net.onnx", "--calib", "d", "--percentil", "99"),
+            "error: No such option: --percentil (Possible options: --percentile) (see 'onnxcalib quantize --help')",
         ),
         (("quantise",), "error: No such command 'quantise'. Did you mean 'quantize'? (see 'onnxcalib --help')"),
         (("quantize", "net.onnx"), "error: Missing option '--calib' (see 'onnxcalib quantize --help')"),

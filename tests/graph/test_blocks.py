@@ -201,3 +201,49 @@ def test_single_layers_of_a_residual_block(model_of):
         (("c",), ("r",), ("c",), ("c",)),
         (("t", "u"), ("c", "a"), ("u",), ()),
     ]
+
+
+ATTENTION = """
+    h = Relu (x)
+    k = conv(h) q = conv(h) s = Mul (k, q) m = Add (s, mask) p = Softmax (m) o = conv(p)
+    r = Add (o, h) n = Clip (r) f = conv(n) g = Relu (f) e = conv(g) t = Add (n, e) y = Sigmoid (t)
+"""
+
+
+def test_a_region_into_which_a_mask_comes_is_found_from_the_operands_of_its_add(build):
+    body = re.sub(r"conv ?\((\w+)\)", r"Conv (\1, weight)", ATTENTION)
+    text = f"g (float[N, 4, 8, 8] x, float[N, 4, 8, 8] mask) => (float[N, 4, 8, 8] y) {{ {body} }}"
+    model = build(text, weight=WEIGHT)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    blocks = find_blocks(model, make_plan(model))
+    check_order(model, blocks, ["x", "mask"])
+    assert [b.nodes for b in blocks if b.layers] == [
+        ("k", "q", "s", "m", "p", "o", "r", "n"),
+        ("f", "g", "e", "t", "y"),
+    ]
+    assert set(blocks[1].inputs) == {"h", "mask"}
+
+
+def test_a_norm_behind_an_add_belongs_to_its_block(model_of):
+    body = "a = conv(x) b = conv(a) c = Add (b, a) n = LayerNormalization <axis = 1> (c, gain) y = conv(n)"
+    assert list_blocks(model_of(body, gain=np.ones((4, 8, 8), np.float32))) == [("a",), ("b", "c", "n"), ("y",)]
+
+
+def test_regions_that_would_wait_for_each_other_are_not_both_taken(build):
+    # Each Add reads, beside its own way, what stands in the middle of the other's.
+    body = """
+        e = Relu (x) f = Tanh (z)
+        a = conv(e) b = conv(f)
+        c = Mul (a, d) d = Mul (b, u) i = conv(c) y = Add (i, e)
+        j = Mul (d, a) k = conv(j) w = Add (k, f)
+    """
+    text = """g (float[N, 4, 8, 8] x, float[N, 4, 8, 8] z, float[N, 4, 8, 8] u)
+        => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] w) { %s }"""
+    body = body.replace("c = Mul (a, d) d = Mul (b, u)", "d = Mul (b, u) c = Mul (a, d)")
+    model = build(text % re.sub(r"conv ?\((\w+)\)", r"Conv (\1, weight)", body), weight=WEIGHT)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    blocks = find_blocks(model, make_plan(model))
+    check_order(model, blocks, ["x", "z", "u"])
+    assert sorted(len(b.layers) for b in blocks if b.layers) == [1, 1, 2]

@@ -9,10 +9,12 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, checker, numpy_helper
 
+from onnxcalib.config import LayerConfig
 from onnxcalib.graph.emit import LayerParams, bias_scale, emit_qdq
 from onnxcalib.graph.extract import extract, infer_types
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.select import Selection
 from onnxcalib.spec import QParams, QuantSpec
 
 ENCODINGS = ("runtime", "standard")
@@ -454,3 +456,155 @@ def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):
     assert values["r1_narrowed_zero_point"].dtype == ml_dtypes.uint4
     assert values["r1_zero_point"].dtype == np.uint8
     assert values["zeros_int4_8"].dtype == ml_dtypes.int4 and values["zeros_int8_8"].dtype == np.int8
+
+
+ATTENTION = """g (float[N, S, 16] x, float[N, 1, S] mask) => (float[N, S, 16] y) {
+    [norm] h = LayerNormalization (x, gain)
+    [query] q0 = MatMul (h, wq)  [query_add] q = Add (q0, bq)
+    [key] k = MatMul (h, wk)  [value] v = MatMul (h, wv)
+    [turn] kt = Transpose <perm = [0, 2, 1]> (k)
+    [scores] s = MatMul (q, kt)  [masked] m = Add (s, mask)  [soft] p = Softmax (m)
+    [mix] o = MatMul (p, v)
+    [dense] d0 = MatMul (o, wd)  [dense_add] d = Add (bd, d0)
+    [join] y = Add (d, h)
+}"""
+
+
+@pytest.fixture
+def attention(build, draw):
+    weights = {name: draw(16, 16) / np.float32(8) for name in ("wq", "wk", "wv", "wd")}
+    return build(ATTENTION, gain=np.ones(16, np.float32), bq=draw(16), bd=draw(16), **weights)
+
+
+def test_all_products_of_attention_run_on_integers_and_its_residual_in_float(attention, rough, draw, tmp_path):
+    x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
+    mask[:, :, 3:] = -1e38
+    quantized = rough(attention, x, mask)
+    found = count_optimized(quantized, tmp_path)
+    assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == 6
+    assert not {"MatMul", "FusedMatMul", "QLinearSoftmax", "QLinearAdd", "DequantizeLinear"} & found.keys()
+    assert next(n for n in quantized.graph.node if n.name == "join").input[1] == "h"
+    assert measure_sqnr(run(attention, x, mask)[0], run(quantized, x, mask)[0]) > 30
+
+
+def test_the_bias_of_a_matmul_is_written_where_it_is_added(attention, rough, draw):
+    x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
+    plan = make_plan(attention)
+    quantized = rough(attention, x, mask)
+    assert (
+        numpy_helper.to_array(values_of(quantized)["bq"]) == numpy_helper.to_array(values_of(attention)["bq"])
+    ).all()
+    layers = {
+        "query": LayerParams(
+            np.ones((16, 16), np.int8), QParams(np.ones(16), np.zeros(16), QuantSpec(8)), np.arange(16.0)
+        )
+    }
+    grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in plan.activations}
+    written = emit_qdq(attention, plan, grids, {}, layers)
+    assert (numpy_helper.to_array(values_of(written)["bq"]) == np.arange(16)).all()
+    cut = extract(attention, infer_types(attention), inputs=["h"], outputs=["q0"])
+    assert "bq" not in values_of(emit_qdq(cut, plan, grids, {}, layers))
+
+
+def test_a_bias_that_others_read_is_written_anew(build, draw):
+    text = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
+        [one] t = MatMul (x, w)  [add] y = Add (t, b)  [two] u = MatMul (x, w)  [also] z = Add (b, u)
+    }"""
+    model = build(text, w=draw(4, 4), b=draw(4))
+    plan = make_plan(model)
+    params = LayerParams(
+        np.ones((4, 4), np.int8), QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1)), np.arange(4.0)
+    )
+    written = emit_qdq(model, plan, {"x": QParams(np.float32(0.1), np.int32(0), QuantSpec(8))}, {}, {"one": params})
+    values = values_of(written)
+    added, also = (next(n for n in written.graph.node if n.name == name) for name in ("add", "also"))
+    assert (numpy_helper.to_array(values[added.input[1]]) == np.arange(4)).all()
+    assert (
+        also.input[0] == "b"
+        and (numpy_helper.to_array(values["b"]) == numpy_helper.to_array(values_of(model)["b"])).all()
+    )
+
+
+FLAT = """g (float[N, 40] x) => (float[N, 16] y) {
+    [first] a = Gemm <transB = 1> (x, w1, b1)  [tanh] t = Tanh (a)
+    [middle] b0 = MatMul (t, w2)  [add] b = Add (b0, b2)  [erf] r = Erf (b)  [last] y = Gemm (r, w3)
+}"""
+
+
+@pytest.fixture
+def flat(build, draw):
+    weights = {"w1": draw(48, 40), "w2": draw(48, 64), "w3": draw(64, 16)}
+    return build(FLAT, opset=21, ir=10, **{k: v / np.float32(7) for k, v in weights.items()}, b1=draw(48), b2=draw(64))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("bits", "least"), [({"weight_bits": 4, "first_last_bits": 4}, 15), ({"block_size": 32}, 40), ({}, 38)]
+)
+def test_weights_alone_on_grids_run_as_matmulnbits_of_float_activations(
+    flat, rough, draw, tmp_path, encoding, bits, least
+):
+    x = draw(7, 40)
+    quantized = rough(flat, x, encoding=encoding, activation_bits=32, **bits)
+    checker.check_model(quantized, full_check=True)
+    found = count_optimized(quantized, tmp_path)
+    assert found["MatMulNBits"] == 3, found
+    assert not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node)
+    plain = run(quantized, x, optimize=False)[0]
+    assert measure_sqnr(run(flat, x)[0], plain) > least
+    assert measure_sqnr(plain, run(quantized, x)[0]) > 35  # its own int8 activations
+
+
+def test_four_bit_weights_of_float_activations_are_stored_in_blocks_along_their_inputs(flat, rough, draw):
+    quantized = rough(flat, draw(7, 40), activation_bits=32, weight_bits=4, first_last_bits=4)
+    values = values_of(quantized)
+    nodes = {node.output[0]: node for node in quantized.graph.node}
+    scales = {name: list(values[nodes[name].input[1]].dims) for name in ("w1", "w2", "w3")}
+    assert scales == {"w1": [2, 48], "w2": [2, 64], "w3": [2, 16]}
+    assert all(values[nodes[name].input[0]].data_type == TensorProto.INT4 for name in scales)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_convolution_of_float_activations_has_weights_of_few_bits_alone(residual, rough, draw, tmp_path, bits):
+    x = draw(4, 3, 8, 8)
+    quantized = rough(residual, x, activation_bits=32, weight_bits=bits, first_last_bits=bits)
+    checker.check_model(quantized, full_check=True)
+    assert not {"QLinearConv", "QuantizeLinear"} & count_optimized(quantized, tmp_path).keys()
+    assert measure_sqnr(run(residual, x)[0], run(quantized, x)[0]) > (15 if bits == 4 else 38)
+
+
+def test_one_layer_alone_may_read_float(attention, rough, draw, tmp_path):
+    x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
+    selection = Selection(layers=(("dense", LayerConfig(activation_bits=32)),))
+    found = count_optimized(rough(attention, x, mask, selection=selection), tmp_path)
+    assert found["MatMulNBits"] == 1 and found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == 5
+
+
+EMBEDDED = """g (int64[N, S] ids, int64[N, S] more) => (float[N, S, 8] y, float[N, S, W] z) {
+    [look] a = Gather (table, ids)  [again] b = Gather <axis = 0> (table, more)
+    [sum] z = Add (a, b)  [layer] y = MatMul (z, w)
+}"""
+
+
+@pytest.mark.parametrize(("bits", "width", "least"), [(8, 64, 40), (4, 64, 18), (4, 40, 15)])
+def test_an_embedding_is_looked_up_as_integers(build, draw, rough, tmp_path, bits, width, least):
+    model = build(EMBEDDED, opset=21, ir=10, table=draw(600, width), w=draw(width, 8))
+    ids = np.arange(12).reshape(3, 4)
+    quantized = rough(model, ids, ids[::-1], embedding_bits=bits, activation_bits=32)
+    checker.check_model(quantized, full_check=True)
+    wanted, (_, given) = run(model, ids, ids[::-1])[1], run(quantized, ids, ids[::-1])
+    assert measure_sqnr(wanted, given) > least
+    assert quantized.ByteSize() < (0.33 if bits == 8 else 0.22) * model.ByteSize()
+    read = {name for node in quantized.graph.node if node.op_type == "Gather" for name in node.input[:1]}
+    assert read == ({"table_quantized", "table_scale"} if bits == 8 else {"table_int8", "table_scale"})
+    found = count_optimized(quantized, tmp_path)
+    assert (found["Gather"], found["Mul"], found["MatMulNBits"]) == (4, 2, 1) and "DequantizeLinear" not in found
+    empty = np.zeros((0, 4), np.int64)
+    assert run(quantized, empty, empty)[1].shape == (0, 4, width)
+
+
+def test_an_embedding_is_the_same_in_both_encodings(build, draw, rough):
+    model = build(EMBEDDED, opset=21, ir=10, table=draw(600, 64), w=draw(64, 8))
+    ids = np.arange(12).reshape(3, 4)
+    both = [rough(model, ids, ids, embedding_bits=4, encoding=encoding) for encoding in ENCODINGS]
+    assert np.array_equal(*(run(each, ids, ids, optimize=False)[1] for each in both))

@@ -385,3 +385,123 @@ def test_bits_of_a_layer_that_stays_float_are_refused(model_of):
 def test_nothing_left_to_quantize_is_refused(model_of):
     with pytest.raises(ConfigError, match="exclude: no layer is left to quantize; exclude fewer nodes"):
         make_plan(model_of("y = conv(x, 1)"), selection=select("conv1"))
+
+
+ATTENTION = """g (float[N, S, 8] x, float[N, 1, S] mask) => (float[N, S, 8] y) {
+    [norm] h = LayerNormalization (x, gain)
+    [query] q0 = MatMul (h, wq)  [query_add] q = Add (q0, bq)
+    [key] k = MatMul (h, wk)  [value] v = MatMul (h, wv)
+    [turn] kt = Transpose <perm = [0, 2, 1]> (k)
+    [scores] s = MatMul (q, kt)  [masked] m = Add (s, mask)  [soft] p = Softmax (m)
+    [mix] o = MatMul (p, v)
+    [dense] d0 = MatMul (o, wd)  [dense_add] d = Add (bd, d0)
+    [join] y = Add (d, h)
+}"""
+
+
+@pytest.fixture
+def attention(build, draw):
+    weights = {name: draw(8, 8) for name in ("wq", "wk", "wv", "wd")}
+    return build(ATTENTION, gain=np.ones(8, np.float32), bq=draw(8), bd=draw(8), **weights)
+
+
+def test_both_operands_of_a_product_of_activations_get_a_grid_and_its_surroundings_stay_in_float(attention):
+    plan = make_plan(attention, activation_bits=4)
+    assert [k.name for k in plan.layers] == ["query", "key", "value", "dense"]
+    assert set(plan.activations) == {"h", "q", "k", "kt", "p", "v", "o"}
+    assert all(plan.activations[t].bits == 8 for t in ("q", "k", "kt", "p", "v"))
+
+
+def test_a_product_of_integers_has_no_grid(build, draw):
+    text = """g (float[N, 4] x, int32[N, 4, 4] a) => (float[N, 4] y, int32[N, 4, 4] z) {
+        y = MatMul (x, w)  [product] z = MatMul (a, a)
+    }"""
+    assert set(make_plan(build(text, w=draw(4, 4))).activations) == {"x"}
+
+
+def test_an_excluded_product_stays_in_float(attention):
+    plan = make_plan(attention, selection=Selection(frozenset({"scores"})))
+    assert "q" not in plan.activations and "p" in plan.activations
+
+
+def test_the_add_behind_a_matmul_is_the_layers_bias(attention):
+    layers = {layer.name: layer for layer in make_plan(attention).layers}
+    assert (layers["query"].adder, layers["query"].bias, layers["query"].output) == ("query_add", "bq", "q")
+    assert (layers["dense"].adder, layers["dense"].bias, layers["dense"].output) == ("dense_add", "bd", "d")
+    assert (layers["key"].adder, layers["key"].bias, layers["key"].output) == (None, None, "k")
+    assert layers["query"].takes_bias and not layers["key"].takes_bias
+
+
+@pytest.mark.parametrize(
+    ("body", "bias"),
+    [
+        ("[a] t = MatMul (x, w)  [b] y = Add (t, c)  [d] z = Relu (t)", (4,)),  # read by others too
+        ("[a] z = MatMul (x, w)  [b] y = Add (z, c)", (4,)),  # given as an output
+        ("[a] t = MatMul (x, w)  [b] y = Add (t, c)  [d] z = Relu (y)", (2, 4)),  # not one number a column
+        ("[a] t = MatMul (x, w)  [b] y = Add (t, x)  [d] z = Add (y, c)", (4,)),  # no constant
+    ],
+)
+def test_an_add_that_is_no_bias_is_none(build, draw, body, bias):
+    model = build(f"g (float[2, 4] x) => (float[2, 4] y, float[2, 4] z) {{ {body} }}", w=draw(4, 4), c=draw(*bias))
+    assert make_plan(model).layers[0].adder is None
+
+
+def test_float_operators_read_what_a_float_operator_makes_unquantized(attention):
+    assert make_plan(attention).float_reads == {"h": frozenset({"join"})}
+
+
+def test_a_narrow_grid_is_the_only_one_where_all_others_read_in_float(attention):
+    plan = make_plan(attention, activation_bits=4, first_last_bits=4)
+    assert plan.activations["h"].bits == 4 and "h" not in plan.narrowed
+
+
+def test_what_a_float_operator_gives_the_user_stays_in_float(build, draw):
+    text = "g (float[N, 4] x) => (float[N, 4] h, float[N, 4] y) { [tanh] h = Tanh (x)  [layer] y = MatMul (h, w) }"
+    assert make_plan(build(text, w=draw(4, 4))).float_reads == {"h": frozenset()}
+
+
+def test_what_a_layer_makes_is_read_on_its_grid_by_all(build, draw):
+    text = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) {
+        [one] t = Conv (x, w1)  [two] y = Conv (t, w2)  [tanh] z = Tanh (t)
+    }"""
+    assert make_plan(build(text, w1=draw(4, 3, 1, 1), w2=draw(4, 4, 1, 1))).float_reads == {}
+
+
+MIXED = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+    [conv] a = Conv (x, w1)  [flat] f = Flatten (a)  [mid] m = Gemm (f, w2)  [last] y = Gemm (m, w3)
+}"""
+
+
+@pytest.fixture
+def mixed(build, draw):
+    return build(MIXED, w1=draw(4, 3, 8, 8), w2=draw(4, 6), w3=draw(6, 5))
+
+
+@pytest.mark.parametrize(
+    ("bits", "blocks"),
+    [
+        ({"weight_bits": 4}, [None, 32, None]),
+        ({"weight_bits": 4, "first_last_bits": 4}, [None, 32, 32]),
+        ({"weight_bits": 4, "block_size": 128}, [None, 128, 128]),
+        ({"weight_bits": 8}, [None, None, None]),
+        ({"weight_bits": 8, "block_size": 32}, [None, 32, 32]),
+    ],
+)
+def test_layers_that_read_float_have_no_grids_and_matrices_blocks(mixed, bits, blocks):
+    plan = make_plan(mixed, activation_bits=32, **bits)
+    assert plan.activations == plan.narrowed == {}
+    assert [layer.weight_spec.block for layer in plan.layers] == blocks
+    assert all(layer.reads_float for layer in plan.layers)
+
+
+def test_one_layer_alone_may_read_float(mixed):
+    selection = Selection(layers=(("mid", LayerConfig(activation_bits=32, weight_bits=4)),))
+    plan = make_plan(mixed, selection=selection)
+    assert set(plan.activations) == {"x", "a", "m"}
+    assert [layer.weight_spec.block for layer in plan.layers] == [None, 32, None]
+
+
+@pytest.mark.parametrize("selection", [Selection(), Selection(layers=(("conv", LayerConfig(activation_bits=32)),))])
+def test_blocks_without_a_layer_to_use_them_are_refused(mixed, selection):
+    with pytest.raises(ConfigError, match=r"^block_size: found 32, and no layer to use it; .* activation_bits 32 .*"):
+        make_plan(mixed, block_size=32, selection=selection)

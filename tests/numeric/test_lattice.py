@@ -144,3 +144,44 @@ def test_the_factor_is_triangular_and_that_of_the_inverse():
     upper = factor(gram)
     torch.testing.assert_close(upper.mT @ upper, torch.linalg.inv(gram))
     assert torch.equal(upper, upper.triu())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1, 3]))
+def test_a_scale_for_each_input_that_is_the_same_for_all_changes_nothing(seed, width):
+    gram, weight = draw_rows(seed, channels=5, size=40)
+    scale = weight.abs().amax(2) / 6
+    each = scale[..., None].expand(weight.shape).contiguous()
+    upper = factor(gram)
+    assert torch.equal(gptq(upper, weight, scale, FOUR)[0], gptq(upper, weight, each, FOUR)[0])
+    torch.testing.assert_close(gptq(upper, weight, scale, FOUR)[1], gptq(upper, weight, each, FOUR)[1].sum(2))
+    found = [search(upper, weight, s, FOUR, width=width) for s in (scale, each)]
+    assert torch.equal(*found)
+    assert torch.equal(*(descend(gram, weight, found[0], s, FOUR) for s in (scale, each)))
+    torch.testing.assert_close(*(excess(gram, weight, found[0], s) for s in (scale, each)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_with_a_scale_for_each_input_descent_ends_where_no_change_of_one_integer_helps(seed):
+    gram, optimum, spec = draw_tiny(seed, 3)
+    scale = torch.from_numpy(np.random.default_rng(seed).uniform(0.5, 2, size=optimum.shape))
+    found = descend(gram, optimum, quantize(optimum, scale, 0, spec), scale, spec)
+    loss = excess(gram, optimum, found, scale)
+    for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
+        other = found.clone()
+        other[:, :, j] = value
+        assert (excess(gram, optimum, other, scale) >= loss - 1e-9).all()
+
+
+def test_with_a_scale_for_each_input_a_wide_search_finds_the_best_leaf():
+    for seed in range(5):
+        gram, optimum, spec = draw_tiny(seed, 2)
+        scale = torch.from_numpy(np.random.default_rng(seed).uniform(0.5, 2, size=optimum.shape))
+        grid = torch.tensor(list(itertools.product(range(-2, 2), repeat=optimum.shape[2])), dtype=torch.float64)[None]
+        found = search(factor(gram), optimum, scale, spec, width=256)
+        for row in range(3):
+            rows, scales = (x[:, row : row + 1].expand(grid.shape) for x in (optimum, scale))
+            least = excess(gram, rows, grid, scales).min()
+            mine = excess(gram, optimum, found, scale)[0, row]
+            assert mine <= 1.5 * least + 1e-9  # forks are the two integers next to a wish, which need not hold the best

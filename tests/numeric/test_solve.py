@@ -251,3 +251,45 @@ def test_solving_leaves_the_moments_as_they_are(solve):
     before = moments.gram.clone(), moments.cross.clone()
     solve(moments, weight)
     assert torch.equal(moments.gram, before[0]) and torch.equal(moments.cross, before[1])
+
+
+BLOCKS = QuantSpec(4, signed=True, symmetric=True, axis=0, block=5)
+
+
+def spread_blocks(solution, block, size):
+    return solution.scale.repeat_interleave(block, 2)[..., :size]
+
+
+def test_each_block_has_a_scale_that_suits_it():
+    inputs, weight = draw_problem(3, channels=16, size=12)
+    weight[:, :, 5:10] *= 20
+    moments = moments_of(inputs, weight @ inputs)
+    losses = {}
+    for name, spec in (("row", FOUR), ("blocks", BLOCKS)):
+        solution = solve_layer(moments, weight, spec, prior=Prior(), width=4)
+        scale = solution.scale if name == "row" else spread_blocks(solution, 5, 12)
+        losses[name] = excess(moments.gram, weight, solution.integers, scale).sum()
+        assert solution.integers.abs().max() <= 8
+        bias = moments.target_mean - (
+            (solution.integers * (scale if scale.dim() == 3 else scale[..., None])) @ moments.input_mean[..., None]
+        ).squeeze(-1)
+        torch.testing.assert_close(solution.bias, bias)
+    assert solution.scale.shape == (1, 16, 3)
+    assert losses["blocks"] < 0.5 * losses["row"]
+
+
+def test_blocks_are_no_worse_solved_than_rounded():
+    inputs, weight = draw_problem(4, channels=8, size=23)
+    moments = moments_of(inputs, weight @ inputs)
+    solved, rounded = solve_layer(moments, weight, BLOCKS, prior=Prior(0.003)), round_layer(weight, BLOCKS)
+    losses = [measure_loss(moments, weight, s.integers * spread_blocks(s, 5, 23), 0.003) for s in (solved, rounded)]
+    assert (losses[0] <= losses[1] + 1e-9 * losses[1].abs()).all()
+
+
+def test_rounding_in_blocks_is_that_of_each_block_alone():
+    weight = draw_problem(5, channels=3, size=12)[1]
+    found = round_layer(weight, BLOCKS)
+    assert found.integers.shape == weight.shape and found.scale.shape == (1, 3, 3)
+    alone = round_layer(weight[:, :, 5:10], QuantSpec(4, signed=True, symmetric=True, axis=0))
+    assert torch.equal(found.integers[:, :, 5:10], alone.integers)
+    assert torch.equal(found.scale[:, :, 1], alone.scale)

@@ -464,7 +464,7 @@ def weight_only(build, draw):
 def test_float_activations_that_onnxruntime_quantizes_are_warned_of(weight_only):
     (text,) = risks_of(weight_only)
     wanted = (
-        r"MatMuls with 4-bit weights \(1 of them, .* first\) quantize the activations that they read to 8"
+        r"MatMuls whose weights alone have few bits \(1 of them, .* first\) quantize what they read to 8"
         r" bits, which the file does not say; set onnxruntime's session.qdq_matmulnbits_accuracy_level to 1"
         r" for float activations"
     )

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.graph.embeddings import find_embeddings
+from onnxcalib.graph.index import Index, constant
 from onnxcalib.numeric.rounding import snap
 from onnxcalib.numeric.solve import Prior
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
+from onnxcalib.spec import QuantPlan
 from onnxcalib.steps import solve as solve_step
-from onnxcalib.steps.solve import _Stream, guard_scale, round_layers, solve_block
+from onnxcalib.steps.solve import _Stream, guard_scale, round_embeddings, round_layers, solve_block
+from onnxcalib.steps.walk import Cut
 
 CONV = "g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
 RESIDUAL = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
@@ -343,3 +347,79 @@ def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, wa
     # The middle of the kernel sees every place once.
     middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
     np.testing.assert_allclose(np.sort(middle, axis=1), np.sort(np.moveaxis(r, 1, 0).reshape(4, -1), axis=1), rtol=1e-6)
+
+
+ADDED = (
+    "g (float[N, 5, 6] x) => (float[N, 5, 4] y) { [mul] t = MatMul (x, w)  [add] y = Add (t, b)  [tanh] z = Tanh (y) }"
+)
+
+
+def test_the_bias_behind_a_matmul_takes_up_the_mean_error(build, weigh, draw, walk_of):
+    walk = walk_of(build(ADDED, w=weigh(6, 4), b=weigh(4)), draw(40, 5, 6), weight_bits=4, first_last_bits=4)
+    block = first_block(walk)
+    change_prefix(walk, "x", lambda x: x + 0.2)
+    solve_block(walk, block)
+    wanted, given = (
+        np.concatenate([Session(cut).run(walk.feeds(prefix, ["x"], n))["y"] for n in range(len(walk.sizes))])
+        for prefix, cut in (
+            ("float:", walk.float_cut(block, ["y"])),
+            ("quantized:", walk.quantized_cut(block, ["y"])),
+        )
+    )
+    assert np.abs((given - wanted).mean((0, 1))).max() < 1e-3
+    assert np.square(given - wanted).mean() < 0.02 * np.square(wanted).mean()
+
+
+def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, draw, walk_of):
+    text = """g (float[N, 6] x) => (float[N, 6] y) {
+        [norm] h = Tanh (x)  [one] t = MatMul (h, w)  [add] u = Add (t, b)  [join] y = Add (u, h)
+    }"""
+    walk = walk_of(build(text, w=weigh(6, 6), b=weigh(6)), draw(40, 6))
+    block = next(b for b in find_blocks(walk.model, walk.plan) if b.layers)
+    for prefix in ("float:", "quantized:"):
+        for number in range(len(walk.sizes)):
+            walk.store.append(f"{prefix}h", np.tanh(walk.store.batch("float:x", number)))
+    stream = _Stream(walk, block, walk.plan.layers[0], (6, 6))
+    assert (stream.other, stream.join) == ("h", "join")
+    walk.activations["h"] = replace(walk.activations["h"], scale=np.float32(0.5))
+    _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(walk.sizes[0])))
+    assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"], atol=1e-6)
+
+
+def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, walk_of):
+    text = "g (int64[N, 5] ids) => (float[N, 5, 4] y) { [look] e = Gather (table, ids)  [mul] y = MatMul (e, w) }"
+    ids = np.random.default_rng(0).integers(0, 500, (40, 5))
+    walk = walk_of(build(text, table=draw(500, 64), w=weigh(64, 4)), ids, activation_bits=32, embedding_bits=4)
+    walk.plan = replace(walk.plan, embeddings=find_embeddings(walk.model, 4))
+    walk.layers |= round_embeddings(walk.index, walk.plan)
+    params = walk.layers["look"]
+    assert params.integers.shape == (500, 64) and params.grid.scale.shape == (500, 2)
+    table = constant(walk.index, "table")
+    given = params.integers * params.grid.scale.repeat(32, 1)
+    assert np.square(given - table).mean() < 0.02 * np.square(table).mean()
+    glue, block = find_blocks(walk.model, walk.plan)
+    found = Cut(walk, glue, ["e"], quantized=True).run(0)["e"]
+    assert np.allclose(found, given[ids[:8]], atol=1e-6) and block.layers == ("mul",)
+
+
+def test_the_parts_of_a_large_table_are_rounded_as_the_whole(build, draw, monkeypatch):
+    model = build("g (int64[N] ids) => (float[N, 40] y) { [look] y = Gather (table, ids) }", table=draw(500, 40))
+    plan = QuantPlan((), {}, embeddings=find_embeddings(model, 8))
+    whole = round_embeddings(Index(model.graph), plan)["look"]
+    monkeypatch.setattr(solve_step, "TABLE_BYTES", 3 * 160)
+    parts = round_embeddings(Index(model.graph), plan)["look"]
+    assert np.array_equal(whole.integers, parts.integers) and np.array_equal(whole.grid.scale, parts.grid.scale)
+
+
+@pytest.mark.parametrize("trans", [0, 1])
+def test_blocks_of_a_gemm_are_along_its_inputs_however_it_is_stored(build, weigh, draw, walk_of, trans):
+    weight = weigh(40, 6).T.copy() if trans else weigh(40, 6)
+    text = f"g (float[N, 40] x) => (float[N, 6] y) {{ [fc] y = Gemm <transB = {trans}> (x, w, b) }}"
+    walk = walk_of(
+        build(text, w=weight, b=weigh(6)), draw(64, 40), weight_bits=4, first_last_bits=4, activation_bits=32
+    )
+    block = first_block(walk)
+    assert solve_block(walk, block) == {}
+    params = walk.layers["fc"]
+    assert params.integers.shape == weight.shape and params.grid.scale.shape == ((6, 2) if trans else (2, 6))
+    assert measure(walk, block)[0] < 0.02

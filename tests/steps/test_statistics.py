@@ -112,3 +112,15 @@ def test_groups_of_a_transposed_convolution_share_their_scales_and_keep_them(wal
     before = walk.layers["t"]
     tune_statistics(walk)
     assert np.array_equal(walk.layers["t"].grid.scale, before.grid.scale) and walk.layers["t"].bias.shape == (6,)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_all_blocks_of_a_channel_take_in_its_gain(axis):
+    fit = Affine(np.array([2.0, 0.5]), np.zeros(2), np.zeros(2))
+    spec = QuantSpec(bits=4, signed=True, symmetric=True, axis=axis, block=2)
+    scale = np.float32([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    scale = scale if axis == 0 else scale.T
+    grid = QParams(scale, np.zeros(scale.shape, np.int32), spec)
+    found = apply_affine(LayerParams(np.ones((2, 6) if axis == 0 else (6, 2), np.int8), grid, None), fit, None)
+    wanted = scale * (np.float32([[2], [0.5]]) if axis == 0 else np.float32([2, 0.5]))
+    assert found.grid.scale == pytest.approx(wanted) and found.bias is None
