@@ -1,6 +1,6 @@
 """Our own onnx2torch registrations, one small file an operator family; importing this adds them all."""
 
-from . import activation, layer, linear, norm, pad, pool, rearrange, reduce, resize, retyped, shape, slice
+from . import activation, layer, linear, norm, pad, pool, rearrange, recurrent, reduce, resize, retyped, shape, slice
 
 __all__ = [
     "activation",
@@ -10,6 +10,7 @@ __all__ = [
     "pad",
     "pool",
     "rearrange",
+    "recurrent",
     "reduce",
     "resize",
     "retyped",
