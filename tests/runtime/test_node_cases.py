@@ -14,8 +14,8 @@ from onnxcalib.runtime.blocks import BlockError, to_torch
 from onnxcalib.runtime.converters.registry import get_converter
 
 TOLERANCE = 1e-3
-# Versions of the onnx package add and drop cases; 1.23 has 628, and 86 operators.
-LEAST_CASES, LEAST_OPERATORS = 500, 80
+# Versions of the onnx package differ; 1.23 has 1,607, of 115 operators.
+LEAST_CASES, LEAST_OPERATORS = 1000, 90
 
 
 def has_converters(model: ModelProto) -> bool:
