@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sequences import BERT, GPT, GRUSpeech, LSTMSpeech, SwinNet, ViT
+from sequences import BERT, GPT, GRUSpeech, LSTMSpeech, SwinNet, TorchEncoder, ViT
 from torch import Tensor, nn
 
 CLASSES = 10
@@ -257,12 +257,16 @@ def draw_images(generator: np.random.Generator, count: int, size: int) -> np.nda
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a network and its inputs; ``scripted`` for TorchScript, where that takes another form."""
+    """How to build a network and its inputs.
+
+    scripted: for TorchScript, where that takes another form; least_opset: of the exporters that know its operators.
+    """
 
     build: Callable[[], nn.Module]
     kind: str = "image"
     size: int = 32
     scripted: Callable[[], nn.Module] | None = None
+    least_opset: int = 0
 
     def draw(self, count: int, seed: int = 0) -> np.ndarray:
         generator = np.random.default_rng(seed)
@@ -287,6 +291,7 @@ ARCHITECTURES = {
     "vit": Architecture(ViT),
     "swin": Architecture(SwinNet),
     "bert": Architecture(BERT, "tokens", 16),
+    "encoder": Architecture(TorchEncoder, "tokens", 16, least_opset=14),
     "gpt2": Architecture(GPT, "tokens", 16),
     "lstm": Architecture(LSTMSpeech, "frames", 20),
     "gru": Architecture(GRUSpeech, "frames", 20),

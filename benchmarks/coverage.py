@@ -2,23 +2,26 @@
 
     python benchmarks/coverage.py [--models a,b] [--exporters ts11,dynamo20] [--bits W8A8,W4A8] [--data DIR] [--latency]
 
-Networks with random weights (architectures.py) are exported by torch: by its older exporter (ts, with a dynamic batch)
-at opsets 11, 13 and 17, and by its newer one (dynamo, which needs onnxscript) at 18, 20, 21 and its default. The models
-of a data folder's ops/ (--data, else $ONNXCALIB_DATA, else ../shared/data beside the repository) follow, on random input.
-Each is quantized with few random samples at effort fast, and with AdaQuant steps for every block, so that each has to
-become a torch module.
+Networks with random weights (architectures.py, sequences.py) are exported by torch: by its older exporter (ts, with a
+dynamic batch) at opsets 11, 13 and 17, and by its newer one (dynamo, which needs onnxscript) at 18, 20, 21 and its
+default. The models of a data folder's ops/ (--data, else $ONNXCALIB_DATA, else ../shared/data beside the repository)
+follow, on random input. Each is quantized with few random samples at effort fast, and with AdaQuant steps for every
+block, so that each has to become a torch module.
 
 Columns: blocks = those with weights that torch took as a whole / all; rolled = of them those whose loss did not fall;
-layers = quantized layers; sqnr_db of the worst output; fused % of the QuantizeLinear and DequantizeLinear; seconds;
-with --latency the speed against float at one thread. What fell back follows with its reason, indented. The exit status is 1 where a model
-failed or fewer than 90% of all blocks were taken.
+layers = quantized layers; whole = whether torch takes the whole model, as probes and the training of biases need it;
+sqnr_db of the worst output; fused % of QuantizeLinear and DequantizeLinear; seconds; with --latency the speed against
+float on one thread. What fell back follows with its reason, indented. The exit status is 1 where a model failed that
+is not to be refused, or fewer than 90% of all blocks were taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -26,6 +29,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +40,39 @@ from accuracy import ROOT, compare_speed
 from architectures import ARCHITECTURES, build
 
 import onnxcalib
-from onnxcalib.graph.load import inputs_of
+from onnxcalib.data import open_calibration
+from onnxcalib.graph.load import inputs_of, load_model
+from onnxcalib.runtime.blocks import BlockError, to_torch
+from onnxcalib.runtime.session import Session
+from onnxcalib.steps.learn import check_parity
+from onnxcalib.steps.prepare import prepare
 
 EXPORTERS = ("ts11", "ts13", "ts17", "dynamo18", "dynamo20", "dynamo21", "dynamo")
 DEFAULT_BITS = ("W8A8", "W4A8")
 STEPS = 4
 LEAST_TAKEN = 0.9
+# Models that have to be refused, and a part of what the user is told.
+REFUSED = {"silero_vad_op18_ifless": "no quantizable layer found outside the bodies of If, Loop or Scan nodes"}
 TAKEN = ("reconstructed", "rolled back")
-HEAD = f"{'model':28} {'exporter':9} {'bits':5} {'blocks':>8} {'rolled':>6} {'layers':>6} {'sqnr_db':>8} {'fused':>6} {'seconds':>8}"
+FORMATS = {
+    "rolled": "d",
+    "layers": "d",
+    "whole": "s",
+    "sqnr_db": ".1f",
+    "fused": ".0f",
+    "seconds": ".1f",
+    "speed": ".2f",
+}
+
+
+def opset_of(exporter: str) -> int | None:
+    """That of ``ts11`` or ``dynamo18``, None for the default."""
+    return int(exporter.removeprefix("dynamo").removeprefix("ts") or 0) or None
 
 
 def export(name: str, exporter: str, path: Path) -> None:
     """Write one of ARCHITECTURES as the exporter does, ``ts`` or ``dynamo`` with the opset behind."""
-    newer = exporter.startswith("dynamo")
-    opset = int(exporter.removeprefix("dynamo").removeprefix("ts") or 0) or None
+    newer, opset = exporter.startswith("dynamo"), opset_of(exporter)
     entry, model = ARCHITECTURES[name], build(name, scripted=not newer)
     x = torch.from_numpy(entry.draw(1 if newer else 2))
     if not newer and entry.scripted:
@@ -94,6 +117,8 @@ def measure(path: Path, samples: Any, bits: str, arguments: argparse.Namespace) 
     row |= {"rolled": sum(b.outcome == "rolled back" for b in report.blocks), "layers": len(report.layers)}
     levels = [record.sqnr_db for record in report.outputs if record.sqnr_db is not None]
     row |= {"sqnr_db": min(levels, default=float("nan")), "fused": 100 * (1 - len(report.unfused) / linear)}
+    reason = refuse_whole(path, samples, config)
+    row |= {"whole": "no" if reason else "yes", **({"whole_reason": reason} if reason else {})}
     row |= {"seconds": seconds, "warnings": list(report.warnings)}
     row["unfused"] = [f"{left.op} {left.tensor}: {left.reason}" for left in report.unfused]
     if arguments.latency:
@@ -102,6 +127,19 @@ def measure(path: Path, samples: Any, bits: str, arguments: argparse.Namespace) 
         feed = samples[:1] if isinstance(samples, np.ndarray) else None
         row["speed"] = compare_speed(path, saved, feed) if feed is not None else float("nan")
     return row
+
+
+def refuse_whole(path: Path, samples: Any, config: onnxcalib.QuantizeConfig) -> str | None:
+    """Why torch does not take the whole model, as it is prepared."""
+    original = load_model(path)
+    model, inputs = prepare(load_model(original), config).model, inputs_of(original)
+    calibration = open_calibration(samples, inputs, config.data)
+    feeds = calibration.read(range(calibration.fixed_batch or 2))
+    try:
+        check_parity(to_torch(model), model, feeds, list(Session(model, threads=1).run(feeds).values()))
+    except BlockError as error:
+        return str(error)
+    return None
 
 
 def is_taken(block: onnxcalib.report.BlockRecord) -> bool:
@@ -113,20 +151,23 @@ def render(row: dict[str, Any]) -> str:
     head = f"{row['model']:28} {row['exporter']:9} {row['bits']:5}"
     if "failed" in row:
         return f"{head} failed: {row['failed']}"
-    cells = f"{row['taken']:4}/{row['blocks']:<3} {row['rolled']:6} {row['layers']:6} {row['sqnr_db']:8.1f}"
-    lines = [
-        f"{head} {cells} {row['fused']:6.0f} {row['seconds']:8.1f} {format(row['speed'], '.2f') if 'speed' in row else ''}"
-    ]
-    return "\n".join([lines[0].rstrip(), *(f"    {name}: {reason}" for name, reason in row["fallen"].items())])
+    blocks = f"{row['taken']}/{row['blocks']}"
+    cells = [format(format(row[key], form), ">8") for key, form in FORMATS.items() if key in row]
+    return "\n".join(
+        [f"{head} {blocks:>8}{''.join(cells)}", *(f"    {name}: {text}" for name, text in row["fallen"].items())]
+    )
 
 
 def list_jobs(arguments: argparse.Namespace, folder: Path):
     """(name, exporter, path, samples), exported one by one; a fault of the exporter stands in the path's place."""
     for name in [name for name in ARCHITECTURES if arguments.models is None or name in arguments.models]:
         for exporter in arguments.exporters:
+            if (opset_of(exporter) or math.inf) < ARCHITECTURES[name].least_opset:
+                continue
             path = folder / f"{name}.{exporter}.onnx"
             try:
-                export(name, exporter, path)
+                with redirect_stdout(io.StringIO()):  # the older exporter prints the graphs that it does not know
+                    export(name, exporter, path)
             except Exception as error:  # torch's exporters raise whatever they meet
                 yield name, exporter, f"not exported: {type(error).__name__}: {str(error).strip()[:200]}", None
                 continue
@@ -156,8 +197,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a layer, which the older exporter does not know
     rows = []
-    print(HEAD + (f" {'speed':>6}" if arguments.latency else ""), flush=True)
+    print(f"{'model':28} {'exporter':9} {'bits':5} {'blocks':>8}{''.join(f'{key:>8}' for key in FORMATS)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, exporter, path, samples in list_jobs(arguments, Path(folder)):
             for bits in arguments.bits:
@@ -171,8 +213,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def summarize(rows: list[dict[str, Any]]) -> int:
     blocks, taken = (sum(row.get(key, 0) for row in rows) for key in ("blocks", "taken"))
-    failed = sum("failed" in row for row in rows)
-    print(f"{len(rows)} runs, {failed} failed; {taken} of {blocks} blocks taken by torch as a whole")
+    told = [row for row in rows if row["model"] in REFUSED and REFUSED[row["model"]] in row.get("failed", "")]
+    failed = sum("failed" in row for row in rows) - len(told)
+    print(
+        f"{len(rows)} runs, {len(told)} refused as they should, {failed} failed; {taken} of {blocks} blocks taken by torch as a whole"
+    )
     return int(failed > 0 or taken < LEAST_TAKEN * blocks)
 
 

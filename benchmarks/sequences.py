@@ -102,21 +102,43 @@ class SwinNet(nn.Module):
         return self.head(x.mean((1, 2)))
 
 
+class Post(Encoder):
+    """Norm last, as in BERT."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.first(x + self.attention(x, mask))
+        return self.second(x + self.mlp(x))
+
+
 class BERT(nn.Module):
-    """Norm last, with a mask of the padding and a pooler."""
+    """Layers of our own, a mask of the padding, and a pooler."""
 
     def __init__(self) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(64, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, activation="gelu", batch_first=True)
-        self.norm, self.layers = nn.LayerNorm(WIDTH), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.layers = nn.LayerNorm(WIDTH), nn.ModuleList(map(Post, [WIDTH] * 2))
         self.pool, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.norm(self.words(tokens) + self.places(places))
-        x = self.layers(x, src_key_padding_mask=tokens == 0)
+        mask = (tokens == 0)[:, None, None, :].to(x.dtype) * -1e4
+        for layer in self.layers:
+            x = layer(x, mask)
         return self.head(torch.tanh(self.pool(x[:, 0])))
+
+
+class TorchEncoder(nn.Module):
+    """torch's own transformer layers, whose attention is one operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, 3)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, activation="gelu", batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.layers(self.words(tokens)).mean(1))
 
 
 class GPT(nn.Module):
@@ -128,13 +150,13 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Encoder(WIDTH, approximate="tanh") for _ in range(2))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.head.weight = self.words.weight
+        self.register_buffer("mask", torch.full((64, 64), -1e4).triu(1))
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
         x = self.words(tokens) + self.places(torch.arange(length, device=tokens.device))
-        mask = torch.full((length, length), -1e4).triu(1)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, self.mask[:length, :length])
         return self.head(self.norm(x))
 
 
