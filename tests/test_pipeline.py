@@ -193,17 +193,21 @@ def test_a_set_that_was_opened_for_another_model_is_refused(net, build, weigh):
         quantize(net, samples, settings())
 
 
-def test_what_a_body_reads_is_quantized_outside_of_it(build, weigh):
+@pytest.mark.parametrize(("opset", "bits"), [(17, 8), (17, 4), (11, 8), (11, 4)])
+def test_what_a_body_reads_is_quantized_outside_of_it(build, weigh, opset, bits):
     text = """g (float[N, 3, 8, 8] image, bool[1] wide) => (float[N, 4, 8, 8] y) {
         c = Conv (image, w)  r = Relu (c)
         y = If (wide) <
             then_branch = one () => (float[N, 4, 8, 8] p) { p = Add (r, r) },
-            else_branch = two () => (float[N, 4, 8, 8] q) { q = Identity (r) }
+            else_branch = two () => (float[N, 4, 8, 8] q) { q = Softmax <axis = 1> (r) }
         >
     }"""
-    model = build(text, w=weigh(4, 3, 1, 1))
-    result = quantize(model, {"image": SAMPLES[:1], "wide": np.array([True])}, settings())
-    assert result.report.outputs[0].sqnr_db > 30 and [layer.op for layer in result.report.layers] == ["Conv"]
+    model = build(text, opset=opset, w=weigh(4, 3, 1, 1))
+    for wide in (True, False):
+        config = settings(weight_bits=bits, first_last_bits=bits)
+        result = quantize(model, {"image": SAMPLES[:1], "wide": np.array([wide])}, config)
+        assert result.report.outputs[0].sqnr_db > (30 if bits == 8 else 15)
+        assert [layer.op for layer in result.report.layers] == ["Conv"]
 
 
 def test_two_runs_with_one_seed_give_the_same_bytes(net):
@@ -376,6 +380,18 @@ def test_shapes_that_the_file_records_wrongly_do_not_stop_a_run(net):
     result = quantize(net, SAMPLES, settings())
     onnx.checker.check_model(result.model, full_check=True)
     assert [d.dim_value for d in result.model.graph.output[0].type.tensor_type.shape.dim][1] == 4
+
+
+def test_a_recurrence_between_layers_stays_in_float_and_goes_to_torch(build, weigh, draw):
+    text = """g (float[N, 6, 4] x) => (float[6, N, 3] y) {
+        t = Transpose <perm = [1, 0, 2]> (x)  a = MatMul (t, w1)  b = Relu (a)
+        h = LSTM <hidden_size = 5> (b, w, r)  s = Squeeze (h, one)  y = MatMul (s, w2)
+    }"""
+    weights = {"w1": weigh(4, 8), "w": weigh(1, 20, 8), "r": weigh(1, 20, 5), "w2": weigh(5, 3), "one": np.array([1])}
+    result = quantize(build(text, **weights), draw(12, 6, 4), settings(biases=True, effort="best", weight_bits=4))
+    assert result.report.outputs[0].sqnr_db > 20 and len(result.report.layers) == 2
+    assert "LSTM" in [node.op_type for node in result.model.graph.node]
+    assert "no converter" not in str([step.reason for step in result.report.steps])
 
 
 def test_an_operator_that_torch_does_not_know_stays_in_float(build, weigh, draw):

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from onnx import ModelProto, ValueInfoProto, checker, helper, version_converter
+from collections.abc import Mapping
+
+from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, helper, version_converter
 
 from ..errors import ModelError
-from .index import Index, attribute_of, constant, subgraphs
+from .index import Index, attribute_of, captured, constant, subgraphs
 from .normalise import drop_dead, drop_initializer_inputs, lift_constants, name_nodes
+from .shapes import infer_graph
 
 # Resize got its coordinate modes here (onnx changelog, Resize-11); the converter leaves them out and so means
 # half_pixel and round_prefer_floor. Before, ``x / scale`` was rounded down, or up by onnxruntime where it shrinks.
 RESIZE_MODES_OPSET = 11
+# Of the nodes that stand for those with bodies in what the converter is given; it passes over domains it does not know.
+BODY_DOMAIN = "onnxcalib.body"
 
 
 def raise_opset(model: ModelProto, least: int) -> tuple[ModelProto, bool]:
     """The model at opset ``least`` and True, or the model itself and False if it is there or above already.
 
     Inputs, outputs, tensor and node names, and metadata survive; initializers no longer appear among the inputs.
-    Raises ModelError where an operator cannot be converted, or where a body of If, Loop or Scan would be left behind.
+    Bodies of If, Loop and Scan are raised too. Raises ModelError where an operator cannot be converted.
     """
     found = opset_of(model)
     if found >= least:
         return model, False
     where = f"graph {model.graph.name}: opset {found} cannot be raised to {least}"
     advice = f"opset {least} or newer is needed; export the model at such an opset"
-    bodies = [node for node in model.graph.node if any(True for _ in subgraphs(node))]
-    if bodies:
-        raise ModelError(f"{where} as node {bodies[0].name or bodies[0].op_type} has a body; {advice}")
     old = ModelProto()
     old.CopyFrom(model)
     drop_initializer_inputs(old)
     lift_constants(old)
     try:
-        new = version_converter.convert_version(old, least)
+        new = _convert(old, least, _types(old.graph, infer_graph(old)))
     except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise ModelError(f"{where} ({str(error).strip().splitlines()[0]}); {advice}") from error
-    if found < RESIZE_MODES_OPSET:
-        _keep_resize_modes(new, old)
     _restore(new, old)
     for step in (lift_constants, drop_dead, name_nodes):
         step(new)
@@ -50,6 +50,74 @@ def raise_opset(model: ModelProto, least: int) -> tuple[ModelProto, bool]:
 def opset_of(model: ModelProto) -> int:
     """Version of the standard operators that the model asks for, 0 if none."""
     return next((entry.version for entry in model.opset_import if not entry.domain), 0)
+
+
+def _convert(old: ModelProto, least: int, types: Mapping[str, TypeProto]) -> ModelProto:
+    """The converter's model, with bodies converted one by one: it leaves these as they were, at an opset not theirs.
+
+    It fails where it replaces what a body captures, so that it is given nodes without bodies, which read that.
+    """
+    bare = ModelProto()
+    bare.CopyFrom(old)
+    owners = {node.output[0]: node for node in old.graph.node if any(True for _ in subgraphs(node))}
+    for node in bare.graph.node:
+        if node.output[0] in owners:
+            node.input.extend(sorted(captured(node)))
+            node.domain = BODY_DOMAIN
+            del node.attribute[:]
+            named = [name for name in node.output if name in types and name not in {v.name for v in old.graph.output}]
+            bare.graph.value_info.extend(ValueInfoProto(name=name, type=types[name]) for name in named)
+    if owners:
+        bare.opset_import.append(helper.make_opsetid(BODY_DOMAIN, 1))
+    new = version_converter.convert_version(bare, least)
+    if opset_of(old) < RESIZE_MODES_OPSET:
+        _keep_resize_modes(new, old)
+    for node in new.graph.node:
+        if node.domain == BODY_DOMAIN:
+            owner = owners[node.output[0]]
+            node.CopyFrom(owner)
+            for place, body in enumerate(subgraphs(node)):
+                converted = _convert_body(body, old, least, types)
+                _rename_new(converted, body, f"{node.output[0]}.{place}.")
+                body.CopyFrom(converted)
+    kept = [entry for entry in new.opset_import if entry.domain != BODY_DOMAIN]
+    del new.opset_import[:]
+    new.opset_import.extend(kept)
+    return new
+
+
+def _convert_body(body: GraphProto, owner: ModelProto, least: int, types: Mapping[str, TypeProto]) -> GraphProto:
+    """The body as a model of its own, which reads what it captures as inputs, converted and taken out again."""
+    alone = helper.make_model(body, opset_imports=owner.opset_import, ir_version=owner.ir_version)
+    outer = sorted(captured(helper.make_node("If", [], [], body=body)))
+    for name in outer:
+        alone.graph.input.append(ValueInfoProto(name=name, type=types.get(name)))
+    lift_constants(alone)
+    raised = _convert(alone, least, {**types, **_types(alone.graph, infer_graph(alone))}).graph
+    values = [ValueInfoProto.FromString(value.SerializeToString()) for value in body.input]
+    del raised.input[:], raised.value_info[:]
+    raised.input.extend(values)
+    return raised
+
+
+def _rename_new(converted: GraphProto, body: GraphProto, prefix: str) -> None:
+    """Give what the converter added names of its own: it takes the same ones in every graph."""
+    made = {name for node in body.node for name in node.output} | {tensor.name for tensor in body.initializer}
+    new = {name for node in converted.node for name in node.output if name and name not in made}
+    for node in converted.node:
+        for field in (node.input, node.output):
+            field[:] = [prefix + name if name in new else name for name in field]
+
+
+def _types(graph: GraphProto, inferred: GraphProto | None) -> dict[str, TypeProto]:
+    """Type of every tensor that has one."""
+    known = (graph.input, graph.output, *(() if inferred is None else (inferred.value_info, inferred.output)))
+    constants = {
+        tensor.name: helper.make_tensor_type_proto(tensor.data_type, tensor.dims) for tensor in graph.initializer
+    }
+    return constants | {
+        value.name: value.type for values in known for value in values if value.type.WhichOneof("value")
+    }
 
 
 def _keep_resize_modes(new: ModelProto, old: ModelProto) -> None:

@@ -12,7 +12,7 @@ from ..errors import ModelError
 from ..graph.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
 from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
 from ..graph.fold import fold_constants
-from ..graph.gemm import normalise_gemm
+from ..graph.gemm import normalise_gemm, spread_biases
 from ..graph.half import widen_half
 from ..graph.load import refuse_unsuitable
 from ..graph.normalise import drop_dead, normalise
@@ -53,7 +53,7 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     passes["widen_half"] = widen_half(model)
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
-    for step in (fold_affine, normalise_gemm, globalise_pools):
+    for step in (fold_affine, normalise_gemm, spread_biases, globalise_pools):
         passes[step.__name__] = step(model)
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from onnx import checker, numpy_helper
 
-from onnxcalib.graph.gemm import normalise_gemm
+from onnxcalib.graph.gemm import normalise_gemm, spread_biases
 from onnxcalib.graph.index import attribute_of
 from onnxcalib.graph.normalise import name_nodes
+from onnxcalib.steps.verify import optimize
 
 
 def ops(model):
@@ -127,3 +128,30 @@ def test_the_bias_of_a_gemm_becomes_one_value_a_column(build, run, draw, shape, 
 def test_a_bias_of_one_value_a_row_stays(build, draw):
     model = build("g (float[3, 4] x) => (float[3, 3] y) { [fc] y = Gemm (x, w, b) }", w=draw(4, 3), b=draw(3, 1))
     assert normalise_gemm(model) == 0
+
+
+def test_a_biased_product_of_static_shape_keeps_its_integer_kernel(build, run, rough, draw):
+    def kernels(model):
+        return [node.op_type for node in optimize(rough(model, x))[1].node]
+
+    model = build(
+        "g (float[2, 5, 4] x) => (float[2, 5, 3] y) { [m] a = MatMul (x, w) [b] y = Add (a, c) }",
+        w=draw(4, 3),
+        c=draw(3),
+    )
+    x = draw(2, 5, 4)
+    before = run(model, x)[0]
+    assert "Gemm" in kernels(model)
+    assert spread_biases(model) == 1
+    assert values(model)[model.graph.node[1].input[1]].shape == (1, 1, 3)
+    np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-6)
+    assert "MatMulIntegerToFloat" in kernels(model)
+    assert "Gemm" not in kernels(model)
+
+
+@pytest.mark.parametrize(("shape", "bias"), [("N, 5, 4", 3), ("5, 4", 3), ("2, 5, 4", 5)])
+def test_biases_of_other_products_stay(build, draw, shape, bias):
+    operand = draw(bias) if bias == 3 else draw(bias, 1)
+    model = build(f"g (float[{shape}] x) => (y) {{ a = MatMul (x, w) y = Add (a, c) }}", w=draw(4, 3), c=operand)
+    name_nodes(model)
+    assert spread_biases(model) == 0

@@ -146,8 +146,8 @@ def test_names_that_python_cannot_use_are_kept():
 
 
 def test_an_operator_without_converter_is_refused_with_its_name_and_version():
-    model = parse("block (float[3, 3] x) => (float[3, 3] y) { y = Trilu (x) }")
-    with pytest.raises(BlockError, match=r"^Trilu_0: Trilu-14 has no converter to torch$"):
+    model = parse("block (float[3, 3] x) => (float y) { y = Det (x) }")
+    with pytest.raises(BlockError, match=r"^Det_0: Det-11 has no converter to torch$"):
         to_torch(model)
 
 

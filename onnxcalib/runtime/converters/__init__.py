@@ -1,18 +1,41 @@
 """Our own onnx2torch registrations, one small file an operator family; importing this adds them all."""
 
-from . import activation, layer, linear, norm, pad, pool, rearrange, reduce, resize, retyped, shape, slice
+from . import (
+    activation,
+    attention,
+    grid,
+    indexing,
+    layer,
+    linear,
+    norm,
+    pad,
+    pool,
+    rearrange,
+    recurrent,
+    reduce,
+    resize,
+    retyped,
+    shape,
+    slice,
+    typed,
+)
 
 __all__ = [
     "activation",
+    "attention",
+    "grid",
+    "indexing",
     "layer",
     "linear",
     "norm",
     "pad",
     "pool",
     "rearrange",
+    "recurrent",
     "reduce",
     "resize",
     "retyped",
     "shape",
     "slice",
+    "typed",
 ]

@@ -27,6 +27,27 @@ class Crop(nn.Module):
         return pad_spatial(x, self.margins, 0.0)
 
 
+class CropTo(nn.Module):
+    """A transposed layer without padding, cut to the sizes given, or to so many strides as the input has elements.
+
+    ``before`` is the smaller part of an odd cut, where ``smaller_first``.
+    """
+
+    def __init__(self, layer: nn.Module, sizes: list[int] | None, *, smaller_first: bool) -> None:
+        super().__init__()
+        self.layer, self.sizes, self.smaller_first = layer, sizes, smaller_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        strided = [size * stride for size, stride in zip(x.shape[2:], self.layer.stride, strict=True)]
+        margins = []
+        for size, wanted in zip(y.shape[2:], self.sizes or strided, strict=True):
+            refuse_unless(size >= wanted, f"ConvTranspose: {wanted} elements asked for, of {size}")
+            small, large = (size - wanted) // 2, size - wanted - (size - wanted) // 2
+            margins.append((-small, -large) if self.smaller_first else (-large, -small))
+        return pad_spatial(y, margins, 0.0)
+
+
 # onnx2torch's own leaves the bias out where ONNX does, and refuses paddings that depend on the input's size.
 @register("Conv", 22, replace=(1, 11))
 def build_conv(node: OnnxNode, graph: OnnxGraph) -> Converted:
@@ -54,20 +75,23 @@ def build_conv_transpose(node: OnnxNode, graph: OnnxGraph) -> Converted:
     weight, bias = read_weight(graph, node), initializer(graph, node, 2)
     window, groups = read_window(node, weight.shape[2:]), node.attributes.get("group", 1)
     refuse_unless(window.rank in _TRANSPOSED, f"ConvTranspose: {window.rank} spatial axes")
-    refuse_unless("output_shape" not in node.attributes, "ConvTranspose: output_shape")
-    refuse_unless(window.is_fixed, f"ConvTranspose: auto_pad {window.auto_pad}")
+    sizes = node.attributes.get("output_shape")
+    crops = sizes is not None or not window.is_fixed
     layer = _TRANSPOSED[window.rank](
         weight.shape[0],
         weight.shape[1] * groups,
         window.kernel,
         stride=window.strides,
-        padding=window.pads[: window.rank] if window.is_symmetric else 0,
+        padding=window.pads[: window.rank] if window.is_symmetric and not crops else 0,
         output_padding=tuple(node.attributes.get("output_padding", [0] * window.rank)),
         groups=groups,
         dilation=window.dilations,
     )
     fill(layer, weight, bias)
-    module = layer if window.is_symmetric else nn.Sequential(layer, Crop(window.margins(())))
+    if crops:
+        module = CropTo(layer, sizes, smaller_first=window.auto_pad == "SAME_UPPER")
+    else:
+        module = layer if window.is_symmetric else nn.Sequential(layer, Crop(window.margins(())))
     return Converted(module, node.input_values[:1])
 
 

@@ -5,12 +5,14 @@ onnx2torch's own need the input's shape, change with train mode, and take one of
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .registry import Converted, OnnxGraph, OnnxNode, has_one_output, refuse_unless, register
 
-_EPSILON = 1e-5  # ONNX's default for all four
+_EPSILON = 1e-5  # ONNX's default for all that have one
+_NO_DIVISION_BY_ZERO = 1e-9  # of MeanVarianceNormalization, in its definition
 
 
 class BatchNorm(nn.Module):
@@ -60,6 +62,42 @@ class GroupNorm(nn.Module):
         return F.group_norm(x, self.groups, scale, bias, self.epsilon)
 
 
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + epsilon) * scale`` over ``axis`` and all that follow."""
+
+    def __init__(self, axis: int, epsilon: float) -> None:
+        super().__init__()
+        self.axis, self.epsilon = axis, epsilon
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        axes = tuple(range(self.axis % x.dim(), x.dim()))
+        return x * torch.rsqrt(x.square().mean(axes, keepdim=True) + self.epsilon) * scale
+
+
+class LpNorm(nn.Module):
+    """``x`` over its norm along an axis, and 0 where that is 0."""
+
+    def __init__(self, axis: int, p: int) -> None:
+        super().__init__()
+        self.axis, self.p = axis, p
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.linalg.vector_norm(x, self.p, self.axis, keepdim=True)
+        return torch.where(size == 0, torch.zeros_like(x), x / torch.where(size == 0, torch.ones_like(size), size))
+
+
+class MeanVarianceNorm(nn.Module):
+    """``(x - mean) / deviation`` over axes."""
+
+    def __init__(self, axes: list[int]) -> None:
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(self.axes, keepdim=True)
+        return centred / (centred.square().mean(self.axes, keepdim=True).sqrt() + _NO_DIVISION_BY_ZERO)
+
+
 @register("BatchNormalization", 7, replace=(9, 14, 15))
 def build_batch_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     """Version 7 may be told to normalize each activation by its own; 14 and later, to train."""
@@ -86,6 +124,24 @@ def build_layer_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 def build_group_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
     """Scale and bias per group became per channel in 21."""
     return GroupNorm(node.attributes["num_groups"], node.attributes.get("epsilon", _EPSILON))
+
+
+@register("RMSNormalization", 23)
+def build_rms_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """The scale broadcasts."""
+    return RMSNorm(node.attributes.get("axis", -1), node.attributes.get("epsilon", _EPSILON))
+
+
+@register("LpNormalization", 1, 22)
+def build_lp_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """The first or the second norm."""
+    return LpNorm(node.attributes.get("axis", -1), node.attributes.get("p", 2))
+
+
+@register("MeanVarianceNormalization", 9, 13)
+def build_mean_variance_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+    """Over all but the channels unless told otherwise."""
+    return MeanVarianceNorm(node.attributes.get("axes", [0, 2, 3]))
 
 
 @register("Dropout", 7, 22, replace=(10, 12, 13))

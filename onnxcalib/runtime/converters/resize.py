@@ -21,10 +21,17 @@ _ROUNDINGS = {
 
 
 class Resize(nn.Module):
-    """Nearest or linear interpolation, one axis after the other, at the coordinates that ONNX defines."""
+    """Nearest, linear or cubic interpolation, one axis after the other, at the coordinates that ONNX defines.
 
-    def __init__(self, mode: str, coordinates: str, rounding: str, axes: list[int] | None) -> None:
+    bend: the cubic's coefficient; inside: neighbours beyond the edges have no weight.
+    """
+
+    def __init__(
+        self, mode: str, coordinates: str, rounding: str, axes: list[int] | None, *,
+        bend: float = -0.75, inside: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.bend, self.inside = bend, inside
         self.mode, self.coordinates, self.rounding, self.axes = mode, coordinates, rounding, axes
 
     def forward(self, x: Tensor, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
@@ -48,6 +55,8 @@ class Resize(nn.Module):
             exact = _original_coordinates(self.coordinates, size, last + 1, np.float64(scale))
             place = _nearest(self.rounding, source, exact, last)
             return x.index_select(axis, torch.from_numpy(place).to(x.device))
+        if self.mode == "cubic":
+            return self._bend_axis(x, axis, source)
         source = np.clip(source, 0, last)
         lower = np.floor(source).astype(np.int64)
         upper = np.minimum(lower + 1, last)
@@ -57,6 +66,27 @@ class Resize(nn.Module):
         first = x.index_select(axis, torch.from_numpy(lower).to(x.device))
         second = x.index_select(axis, torch.from_numpy(upper).to(x.device))
         return first * (1 - weight) + second * weight
+
+    def _bend_axis(self, x: Tensor, axis: int, source: np.ndarray) -> Tensor:
+        """The sum of the four elements around each place, by Keys' weights."""
+        last = x.shape[axis] - 1
+        below = np.floor(source)
+        away, a = source - below, self.bend
+        weights = []
+        for step in (-1, 0, 1, 2):
+            far = np.abs(away - step)
+            near = ((a + 2) * far - (a + 3)) * far * far + 1
+            weight = np.where(far <= 1, near, ((a * far - 5 * a) * far + 8 * a) * far - 4 * a)
+            place = below + step
+            weights.append(np.where((place < 0) | (place > last), 0, weight) if self.inside else weight)
+        total = np.sum(weights, 0) if self.inside else 1
+        shape = [1] * x.dim()
+        shape[axis] = len(source)
+        terms = []
+        for step, weight in zip((-1, 0, 1, 2), weights, strict=True):
+            place = torch.from_numpy(np.clip(below + step, 0, last).astype(np.int64)).to(x.device)
+            terms.append(x.index_select(axis, place) * torch.from_numpy(weight / total).to(x).reshape(shape))
+        return sum(terms)
 
 
 def _original_coordinates(mode: str, size: int, original: int, scale: np.floating) -> np.ndarray:
@@ -86,10 +116,10 @@ def _nearest(rounding: str, source: np.ndarray, exact: np.ndarray, last: int) ->
 
 @register("Resize", 18, 19, replace=(10, 11, 13))
 def build_resize(node: OnnxNode, graph: OnnxGraph) -> Converted:
-    """Nearest and linear, without antialias, cropping or a kept aspect ratio."""
+    """Nearest, linear and cubic, without antialias, cropping or a kept aspect ratio."""
     attributes = node.attributes
     mode = attributes.get("mode", "nearest")
-    refuse_unless(mode in ("nearest", "linear"), f"Resize: mode {mode}")
+    refuse_unless(mode in ("nearest", "linear", "cubic"), f"Resize: mode {mode}")
     refuse_unless(not attributes.get("antialias", 0), "Resize: antialias")
     policy = attributes.get("keep_aspect_ratio_policy", "stretch")
     refuse_unless(policy == "stretch", f"Resize: keep_aspect_ratio_policy {policy}")
@@ -99,11 +129,13 @@ def build_resize(node: OnnxNode, graph: OnnxGraph) -> Converted:
     coordinates = attributes.get("coordinate_transformation_mode", "half_pixel")
     refuse_unless(coordinates in _COORDINATES, f"Resize: coordinate_transformation_mode {coordinates}")
     symmetric = coordinates == "half_pixel_symmetric"  # its places are exact for no scale: see _nearest
-    refuse_unless(mode == "linear" or not symmetric, f"Resize: coordinate_transformation_mode {coordinates}, nearest")
+    refuse_unless(mode != "nearest" or not symmetric, f"Resize: coordinate_transformation_mode {coordinates}, nearest")
     rounding = attributes.get("nearest_mode", "round_prefer_floor")
     refuse_unless(rounding in _ROUNDINGS, f"Resize: nearest_mode {rounding}")
     # The second input, roi, is for the cropping mode that is refused above.
-    return Converted(Resize(mode, coordinates, rounding, attributes.get("axes")), (inputs[0], *inputs[2:]))
+    bend, inside = attributes.get("cubic_coeff_a", -0.75), bool(attributes.get("exclude_outside", 0))
+    module = Resize(mode, coordinates, rounding, attributes.get("axes"), bend=bend, inside=inside)
+    return Converted(module, (inputs[0], *inputs[2:]))
 
 
 @register("Upsample", 9)

@@ -1,8 +1,8 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxcalib.runtime.blocks import BlockError, to_torch
+from onnxcalib.runtime.blocks import BlockError, compare, to_torch
 from tests.runtime.converters.parity import make_block, make_input, node_error
 
 TOLERANCE = 1e-5
@@ -52,16 +52,28 @@ def test_a_convolution_pads_by_itself(auto_pad, size, stride):
     assert node_error("Conv", 11, x, [weight], auto_pad=auto_pad, strides=[stride, stride]) < TOLERANCE
 
 
-def test_a_transposed_convolution_that_pads_by_itself_is_refused():
-    block = make_block("ConvTranspose", 11, {"x": make_input(1, 2, 5)}, [make_input(2, 2, 3)], auto_pad="SAME_UPPER")
-    with pytest.raises(BlockError, match="ConvTranspose: auto_pad SAME_UPPER"):
-        to_torch(block)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    version=st.sampled_from(VERSIONS),
+    auto_pad=st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"]),
+    kernel=st.integers(2, 4),
+    stride=st.integers(1, 2),
+    cut=st.integers(0, 3),
+)
+def test_a_transposed_convolution_has_the_size_that_is_asked_for(version, auto_pad, kernel, stride, cut):
+    x, weight = make_input(1, 2, 5, 6), make_input(2, 3, kernel, kernel)
+    attributes = {"auto_pad": auto_pad, "strides": [stride, stride]}
+    assume(kernel >= stride)
+    if auto_pad in ("NOTSET", "VALID"):
+        attributes["output_shape"] = [(size - 1) * stride + kernel - cut for size in (5, 6)]
+    assert node_error("ConvTranspose", version, x, [weight], **attributes) < TOLERANCE
 
 
-def test_a_transposed_convolution_with_its_output_shape_given_is_refused():
-    block = make_block("ConvTranspose", 11, {"x": make_input(1, 2, 5)}, [make_input(2, 2, 3)], output_shape=[9])
-    with pytest.raises(BlockError, match="ConvTranspose: output_shape"):
-        to_torch(block)
+def test_a_transposed_convolution_cannot_be_cut_to_more_than_it_has():
+    x = make_input(1, 2, 5)
+    block = make_block("ConvTranspose", 11, {"x": x}, [make_input(2, 2, 3)], output_shape=[9])
+    with pytest.raises(BlockError, match="ConvTranspose: 9 elements asked for, of 7"):
+        compare(to_torch(block), block, {"x": x}, [])
 
 
 def test_a_convolution_over_four_axes_is_refused():

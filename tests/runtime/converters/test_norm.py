@@ -83,3 +83,25 @@ def test_one_output_of_several_is_not_taken_for_the_first_sample():
     block.graph.node.append(helper.make_node("Relu", ["y0"], ["z"]))
     block.graph.output[0].name = "z"
     assert measure_error(block, {"x": make_input(3, 4)}) == 0
+
+
+@pytest.mark.parametrize("axis", [-1, 1, -3])
+def test_a_norm_by_the_root_of_the_mean_square_agrees(axis):
+    x = make_input(2, 3, 4)
+    scale = make_input(*x.shape[axis:])
+    assert node_error("RMSNormalization", 23, x, [scale], axis=axis, epsilon=1e-3) < TOLERANCE
+
+
+@pytest.mark.parametrize("version", [1, 22])
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_norm_by_a_length_agrees_and_gives_zeros_for_zeros(version, p, axis):
+    x = make_input(2, 3, 4)
+    x[0, 1], x[1, :, 2] = 0, 0
+    assert node_error("LpNormalization", version, x, p=p, axis=axis) < TOLERANCE
+
+
+@pytest.mark.parametrize("version", [9, 13])
+@pytest.mark.parametrize("attributes", [{}, {"axes": [1, 2]}])
+def test_a_norm_by_mean_and_deviation_agrees(version, attributes):
+    assert node_error("MeanVarianceNormalization", version, make_input(2, 3, 4, 5), **attributes) < TOLERANCE

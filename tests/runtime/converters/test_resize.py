@@ -61,6 +61,22 @@ def test_linear_interpolation_at_symmetric_places_agrees(scale):
     assert node_error("Resize", 19, X, scaled(1, 1, scale, scale), **attributes) < TOLERANCE
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    version=st.sampled_from([11, 13, 18, 19]),
+    coordinates=st.sampled_from(COORDINATES),
+    constants=st.one_of(
+        st.tuples(*[st.floats(0.5, 3.0, width=32)] * 2).map(lambda pair: scaled(1, 1, *pair)),
+        st.tuples(*[st.integers(2, 15)] * 2).map(lambda pair: sized(1, 2, *pair)),
+    ),
+    bend=st.sampled_from([-0.75, -0.5]),
+    inside=st.integers(0, 1),
+)
+def test_cubic_interpolation_agrees(version, coordinates, constants, bend, inside):
+    attributes = {"coordinate_transformation_mode": coordinates, "cubic_coeff_a": bend, "exclude_outside": inside}
+    assert node_error("Resize", version, X, constants, mode="cubic", **attributes) < 1e-4
+
+
 @pytest.mark.parametrize("x", [make_input(1, 2, 5), make_input(1, 1, 3, 4, 5)])
 def test_one_and_three_axes_are_resized_too(x):
     constants = [None, np.array([1, 1, *[2] * (x.ndim - 2)], np.float32)]
@@ -83,7 +99,7 @@ def test_the_first_versions_take_scales_alone(op, version, mode):
 @pytest.mark.parametrize(
     ("attributes", "text"),
     [
-        ({"mode": "cubic"}, "Resize: mode cubic"),
+        ({"mode": "quintic"}, "Resize: mode quintic"),
         ({"mode": "linear", "antialias": 1}, "Resize: antialias"),
         ({"keep_aspect_ratio_policy": "not_larger"}, "Resize: keep_aspect_ratio_policy not_larger"),
         ({"coordinate_transformation_mode": "tf_crop_and_resize"}, "mode tf_crop_and_resize"),
