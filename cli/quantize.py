@@ -66,9 +66,7 @@ def quantize(
     calib: Annotated[Path, typer.Option(help=f"Unlabelled samples: {DATA_HELP}")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
     weight_bits: Annotated[int | None, setting("weight_bits", "Bits of the weights, 8 or 4.")] = None,
-    activation_bits: Annotated[
-        int | None, setting("activation_bits", "Bits of what layers read, 8, 4, or 32 for float.")
-    ] = None,
+    activation_bits: Annotated[int | None, setting("activation_bits", "Bits of what layers read, 8, 4 or 32.")] = None,
     first_last_bits: FirstLastBits = None,
     block_size: BlockSize = None,
     embedding_bits: EmbeddingBits = None,
@@ -82,9 +80,7 @@ def quantize(
     jobs: Jobs = None,
     scheduler: Scheduler = None,
     cache_dir: CacheDir = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Bits of a file of onnxcalib plan.", rich_help_panel=BUDGETS, metavar="FILE")
-    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A bit plan.", rich_help_panel=BUDGETS, metavar="FILE")] = None,
     range: Range = None,
     percentile: Percentile = None,
     encoding: Encoding = None,

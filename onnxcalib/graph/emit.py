@@ -302,7 +302,7 @@ class _Writer:
             alone = self.index.readers(layer.bias) == [adder] and layer.bias not in self.index.outputs
             name = layer.bias if alone else self._name(f"{layer.name}_bias")
             _rename(adder.input, layer.bias, name)
-            self._write(name, params.bias.astype(np.float32))
+            self._write(name, params.bias.astype(np.float32).reshape(self.index.initializers[layer.bias].dims))
 
     def _operand_name(self, layer: LayerPlan, operand: str | None, wish: str) -> str:
         """The operand's own name where the layer alone reads it, else a new one."""

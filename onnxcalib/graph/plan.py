@@ -7,6 +7,7 @@ equal grids on both sides of an operator that only moves values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -171,7 +172,7 @@ def _find_adder(index: Index, node: NodeProto) -> NodeProto | None:
         return None
     bias = index.initializers.get(next((t for t in readers[0].input if t != made), ""))
     columns = index.initializers[node.input[1]].dims[1]
-    return readers[0] if bias is not None and list(bias.dims) == [columns] else None
+    return readers[0] if bias is not None and bias.dims and bias.dims[-1] == columns == math.prod(bias.dims) else None
 
 
 def channel_axis(node: NodeProto) -> int:

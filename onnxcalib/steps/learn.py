@@ -151,7 +151,7 @@ def _attach(walk: Walk, layer: LayerPlan, part: nn.Module) -> WeightQuantizer:
 
 def _added_bias(walk: Walk, layer: LayerPlan) -> np.ndarray | float:
     """What the Add behind a MatMul, which stays as it is in torch, adds to the layer's own bias there."""
-    return 0.0 if layer.adder is None else constant(walk.index, layer.bias).astype(np.float64)
+    return 0.0 if layer.adder is None else constant(walk.index, layer.bias).astype(np.float64).reshape(-1)
 
 
 def _bias_of(walk: Walk, layer: LayerPlan, part: nn.Module) -> np.ndarray:

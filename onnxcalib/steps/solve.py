@@ -42,7 +42,7 @@ def round_layers(walk: Walk) -> None:
     """Give every layer its LayerParams by rounding alone, biases as they are."""
     for layer in walk.plan.layers:
         weight = constant(walk.index, layer.weight)
-        bias = constant(walk.index, layer.bias) if layer.bias else None
+        bias = constant(walk.index, layer.bias).reshape(-1) if layer.bias else None
         solution = round_layer(torch.from_numpy(to_rows(weight, layer).copy()), layer.weight_spec)
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
 
@@ -88,7 +88,7 @@ def solve_widths(
     """LayerParams of one layer for each weight spec, from the same moments; the reason where it was rounded instead."""
     weight = constant(walk.index, layer.weight)
     rows = torch.from_numpy(to_rows(weight, layer).copy())
-    bias = constant(walk.index, layer.bias) if layer.bias else None
+    bias = constant(walk.index, layer.bias).reshape(-1) if layer.bias else None
     reason = solutions = None
     if layer.op == "ConvTranspose":
         reason = f"{layer.name}: a ConvTranspose has no columns to solve on"

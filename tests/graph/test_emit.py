@@ -506,6 +506,16 @@ def test_the_bias_of_a_matmul_is_written_where_it_is_added(attention, rough, dra
     assert "bq" not in values_of(emit_qdq(cut, plan, grids, {}, layers))
 
 
+def test_a_bias_keeps_the_axes_over_which_it_is_spread(build, draw):
+    text = "g (float[2, 5, 6] x) => (float[2, 5, 4] y) { [mul] t = MatMul (x, w)  [add] y = Add (t, b) }"
+    model = build(text, w=draw(6, 4), b=draw(1, 1, 4))
+    grid = QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1))
+    params = {"mul": LayerParams(np.ones((6, 4), np.int8), grid, np.arange(4.0))}
+    grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in ("x", "y")}
+    written = numpy_helper.to_array(values_of(emit_qdq(model, make_plan(model), grids, {}, params))["b"])
+    assert (written == np.arange(4).reshape(1, 1, 4)).all()
+
+
 def test_a_bias_that_others_read_is_written_anew(build, draw):
     text = """g (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) {
         [one] t = MatMul (x, w)  [add] y = Add (t, b)  [two] u = MatMul (x, w)  [also] z = Add (b, u)

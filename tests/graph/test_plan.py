@@ -432,6 +432,12 @@ def test_the_add_behind_a_matmul_is_the_layers_bias(attention):
     assert layers["query"].takes_bias and not layers["key"].takes_bias
 
 
+def test_a_bias_that_is_spread_over_the_axes_of_the_product_is_one_too(build, draw):
+    text = "g (float[2, 5, 6] x) => (float[2, 5, 4] y) { [mul] t = MatMul (x, w)  [add] y = Add (t, b) }"
+    (layer,) = make_plan(build(text, w=draw(6, 4), b=draw(1, 1, 4))).layers
+    assert (layer.adder, layer.bias, layer.output) == ("add", "b", "y")
+
+
 @pytest.mark.parametrize(
     ("body", "bias"),
     [

@@ -382,7 +382,7 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     stream = _Stream(walk, block, walk.plan.layers[0], (6, 6))
     assert (stream.other, stream.join) == ("h", "join")
     walk.activations["h"] = replace(walk.activations["h"], scale=np.float32(0.5))
-    _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(walk.sizes[0])))
+    _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(walk.sizes[0])), None)
     assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"], atol=1e-6)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .registry import OnnxGraph, OnnxNode, refuse_unless, register
+from .registry import Converted, OnnxGraph, OnnxNode, refuse_unless, register
 
 Activation = Callable[[Tensor], Tensor]
 # Those without parameters; names are read without regard to case.
@@ -30,16 +30,20 @@ class Recurrent(nn.Module):
 
     gates = 1
 
-    def __init__(self, directions: tuple[bool, ...], activations: list[Activation], **options: int) -> None:
+    def __init__(
+        self, directions: tuple[bool, ...], activations: list[Activation], given: Sequence[int], **options: int
+    ) -> None:
+        """``given``: places of the operator's inputs that a node has, in their order."""
         super().__init__()
         self.directions, self.activations = directions, activations
         self.batch_first, self.outputs = bool(options["layout"]), options["outputs"]
         self.linear_before_reset = bool(options["linear_before_reset"])
+        self.given = given
 
-    def forward(
-        self, x: Tensor, weight: Tensor, recurrence: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None,
-        hidden: Tensor | None = None, cell: Tensor | None = None, peepholes: Tensor | None = None,
-    ) -> tuple[Tensor, ...] | Tensor:  # fmt: skip
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """x, weight, recurrence, and those of bias, lengths, first state and cell, and peepholes that are ``given``."""
+        inputs = dict(zip(self.given, tensors, strict=True))
+        x, weight, recurrence, bias, lengths, hidden, cell, peepholes = (inputs.get(place) for place in range(8))
         if self.batch_first:
             x, hidden, cell = (None if t is None else t.transpose(0, 1) for t in (x, hidden, cell))
         size = recurrence.shape[2]
@@ -116,7 +120,7 @@ class GRU(Recurrent):
         return (1 - update) * squash(drive[:, 2 * size :] + back) + update * hidden, cell
 
 
-def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Recurrent:
+def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Converted:
     attributes, op = node.attributes, node.operation_type
     direction = attributes.get("direction", "forward")
     refuse_unless(direction in _DIRECTIONS, f"{op}: direction {direction}")
@@ -126,29 +130,32 @@ def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Rec
     names = attributes.get("activations", list(usual) * len(directions))
     unknown = [name for name in names if name.lower() not in _ACTIVATIONS]
     refuse_unless(not unknown, f"{op}: activations {', '.join(unknown)}")
-    return kind(
+    given = [place for place, name in enumerate(node.input_values) if name]
+    module = kind(
         directions,
         [_ACTIVATIONS[name.lower()] for name in names],
+        given,
         layout=attributes.get("layout", 0),
         outputs=len(node.output_values),
         linear_before_reset=attributes.get("linear_before_reset", 0),
     )
+    return Converted(module, tuple(node.input_values[place] for place in given))
 
 
 # Version 14 adds ``layout``; 22 changes types alone.
 @register("LSTM", 7, 14, 22)
-def build_lstm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+def build_lstm(node: OnnxNode, graph: OnnxGraph) -> Converted:
     """With peepholes; without clip and coupled gates."""
     return _build(LSTM, node, ("Sigmoid", "Tanh", "Tanh"))
 
 
 @register("GRU", 7, 14, 22)
-def build_gru(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+def build_gru(node: OnnxNode, graph: OnnxGraph) -> Converted:
     """With the reset gate before or behind the product."""
     return _build(GRU, node, ("Sigmoid", "Tanh"))
 
 
 @register("RNN", 7, 14, 22)
-def build_rnn(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+def build_rnn(node: OnnxNode, graph: OnnxGraph) -> Converted:
     """Of one activation function."""
     return _build(Recurrent, node, ("Tanh",))
