@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, helper, version_converter
 
 from ..errors import ModelError
-from .index import Index, attribute_of, captured, constant, subgraphs
+from .index import Index, attribute_of, captured, constant, is_op, subgraphs
 from .normalise import drop_dead, drop_initializer_inputs, lift_constants, name_nodes
 from .shapes import infer_graph
 
@@ -121,12 +121,18 @@ def _types(graph: GraphProto, inferred: GraphProto | None) -> dict[str, TypeProt
 
 
 def _keep_resize_modes(new: ModelProto, old: ModelProto) -> None:
-    """Say what Upsample and the first Resize meant: asymmetric coordinates; old scales tell the rounding."""
+    """Say what Upsample and the first Resize meant: asymmetric coordinates; old scales tell the rounding.
+
+    Their outputs, which the converter names anew inside a graph, get their names back.
+    """
     index = Index(old.graph)
+    resizes = [node for node in new.graph.node if is_op(node, "Resize")]
+    originals = [node for node in old.graph.node if is_op(node, "Upsample", "Resize")]
+    renamed = {node.output[0]: before.output[0] for node, before in zip(resizes, originals, strict=True)}
     for node in new.graph.node:
-        if node.op_type != "Resize" or node.domain:
-            continue
-        before = index.producer[node.output[0]]
+        for field in (node.input, node.output):
+            field[:] = [renamed.get(name, name) for name in field]
+    for node, before in zip(resizes, originals, strict=True):
         scales = constant(index, before.input[1]) if len(before.input) > 1 else None
         shrinks = scales is not None and (scales < 1).any()
         if shrinks and (scales > 1).any() and attribute_of(node, "mode", b"nearest") == b"nearest":

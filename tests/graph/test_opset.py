@@ -3,6 +3,7 @@ import pytest
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 from onnxcalib.errors import ModelError
+from onnxcalib.graph.index import all_nodes
 from onnxcalib.graph.opset import opset_of, raise_opset
 
 
@@ -64,6 +65,26 @@ def test_a_raised_model_computes_the_same(conv_then, run, draw, op, opset, opera
     after = run(new, x)[0]
     assert after.shape == before.shape
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("op", "opset", "scale"), [("Upsample", 9, 1.5), ("Resize", 10, 0.5)])
+def test_resizes_inside_a_graph_keep_their_meaning_and_their_tensors(build, run, draw, op, opset, scale):
+    text = f"""g (float[1, 2, 4, 4] x, bool flag) => (float[1, 2, 8, 8] y, float[1, 2, M, M] z) {{
+        a = {op} (x, two)  b = Relu (a)  c = {op} <mode = "linear"> (b, other)  z = Neg (c)
+        y = If (flag) <
+            then_branch = yes () => (float[1, 2, 8, 8] p) {{ p = Neg (a) }},
+            else_branch = no () => (float[1, 2, 8, 8] q) {{ n = Neg (x)  r = {op} (n, two)  q = Add (r, a) }}
+        >
+    }}"""
+    scales = {"two": np.float32([1, 1, 2, 2]), "other": np.float32([1, 1, scale, scale])}
+    old = build(text, opset=opset, ir=4, **scales)
+    new, _ = raise_opset(old, 13)
+    made = {name for node in all_nodes(new.graph) for name in node.output}
+    assert {name for node in all_nodes(old.graph) for name in node.output} <= made
+    for flag in (True, False):
+        feeds = draw(1, 2, 4, 4), np.array(flag)
+        for given, wanted in zip(run(new, *feeds), run(old, *feeds), strict=True):
+            np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_names_inputs_outputs_and_metadata_survive(conv_then):
