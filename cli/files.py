@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxcalib.config import QuantizeConfig
+from onnxcalib.config import QuantizeConfig, ValidateConfig
 from onnxcalib.errors import OutputError
 
 
@@ -34,9 +34,10 @@ def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | N
             )
 
 
-def list_read(settings: QuantizeConfig) -> list[Path]:
+def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:
     """Files that settings name."""
-    return [] if settings.latencies is None else [Path(settings.latencies)]
+    named = (getattr(settings, "latencies", None), settings.data.tokenizer)
+    return [Path(name) for name in named if name is not None]
 
 
 def write_aside(path: Path, content: str | bytes) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from onnxcalib.config import DataConfig, QuantizeConfig, ValidateConfig
 
-SETTINGS, IMAGES, STEPS = "Settings", "Image files", "Steps"
+SETTINGS, IMAGES, TEXTS, STEPS = "Settings", "Image files", "Texts", "Steps"
 _FIELDS = {**ValidateConfig.model_fields, **QuantizeConfig.model_fields, **DataConfig.model_fields}
 
 
@@ -34,7 +34,7 @@ def _spell(default: Any) -> str:
     return ",".join(part if isinstance(part, str) else f"{part:g}" for part in default) or "none"
 
 
-DATA_HELP = "a folder of images, .npy or .npz, one .npz or .npy, or ONNX test data."
+DATA_HELP = "a folder of images, .npy or .npz, one .npz or .npy, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
 Samples = Annotated[int | None, setting("samples", "Use only the first so many samples.")]
 Threads = Annotated[int | None, setting("threads", "Threads to compute with.")]
 Mean = Annotated[str | None, setting("mean", "x = (pixel / 255 - mean) / std.", IMAGES, metavar="R,G,B")]
@@ -43,6 +43,15 @@ Resize = Annotated[int | None, setting("resize", "Length of the shorter side.", 
 Crop = Annotated[str | None, setting("crop", "Size of the centre that is kept.", IMAGES, metavar="N|HxW")]
 Layout = Annotated[str | None, setting("layout", "nchw or nhwc.", IMAGES, metavar="ORDER")]
 Channels = Annotated[str | None, setting("channels", "rgb, bgr or gray.", IMAGES, metavar="ORDER")]
+Tokenizer = Annotated[Path | None, setting("tokenizer", "The model's own tokenizer.json.", TEXTS, metavar="FILE")]
+TextColumn = Annotated[
+    str | None,
+    setting("text_column", "Columns or keys of texts; numbers from 1 without a header.", TEXTS, metavar="NAME,..."),
+]
+Pairs = Annotated[bool | None, setting("pairs", "Two columns are one sample, not two.", TEXTS)]
+MaxLength = Annotated[
+    int | None, setting("max_length", "Tokens to which texts are cut. [default: the tokenizer's]", TEXTS)
+]
 Config = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]

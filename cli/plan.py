@@ -30,9 +30,11 @@ from onnxcalib.cli.options import (
     MaxBops,
     MaxDrop,
     MaxLatency,
+    MaxLength,
     MaxLoss,
     MaxSize,
     Mean,
+    Pairs,
     Percentile,
     Quiet,
     Range,
@@ -41,7 +43,9 @@ from onnxcalib.cli.options import (
     Scheduler,
     Seed,
     Std,
+    TextColumn,
     Threads,
+    Tokenizer,
     Verbose,
 )
 from onnxcalib.cli.summary import open_console, tabulate_sets
@@ -83,6 +87,10 @@ def plan(
     crop: Crop = None,
     layout: Layout = None,
     channels: Channels = None,
+    tokenizer: Tokenizer = None,
+    text_column: TextColumn = None,
+    pairs: Pairs = None,
+    max_length: MaxLength = None,
     frontier: Annotated[
         bool,
         typer.Option("--frontier", help="Show the least loss of every size too, or instead.", rich_help_panel=BUDGETS),

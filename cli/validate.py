@@ -8,19 +8,23 @@ from typing import Annotated
 import typer
 
 from onnxcalib.cli.exitstatus import ExitStatus, report_faults
-from onnxcalib.cli.files import check_targets, write_aside
+from onnxcalib.cli.files import check_targets, list_read, write_aside
 from onnxcalib.cli.options import (
     DATA_HELP,
     Channels,
     Config,
     Crop,
     Layout,
+    MaxLength,
     Mean,
+    Pairs,
     Quiet,
     Resize,
     Samples,
     Std,
+    TextColumn,
     Threads,
+    Tokenizer,
     Verbose,
     setting,
 )
@@ -99,6 +103,10 @@ def validate(
     crop: Crop = None,
     layout: Layout = None,
     channels: Channels = None,
+    tokenizer: Tokenizer = None,
+    text_column: TextColumn = None,
+    pairs: Pairs = None,
+    max_length: MaxLength = None,
     config: Config = None,
     explain: Explain = False,
     json: Json = None,
@@ -112,7 +120,7 @@ def validate(
     with report_faults(verbose=verbose):
         settings = load_config(config, {name: given[name] for name in _NAMES}, ValidateConfig)
         reports = {"--json": json, "--junit": junit, "--markdown": markdown}
-        check_targets(reports, [float_model, quantized_model, data, labels, config])
+        check_targets(reports, [float_model, quantized_model, data, labels, config, *list_read(settings)])
         models = float_model, quantized_model
         passed = _run(models, data, labels, settings, explain=explain, quiet=quiet, reports=reports)
     raise typer.Exit(ExitStatus.OK if passed else ExitStatus.GATE)

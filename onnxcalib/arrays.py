@@ -50,7 +50,8 @@ class Part:
     """Some samples: what one file, one set of files or the caller's arrays hold, by input name.
 
     file: the one file that holds them. label: the class of all of them; labels: reads the array of their classes, as it
-    was found. Each is None where there is none.
+    was found. Each is None where there is none. lengths: tokens of each
+    sample, (rows,), of texts.
     """
 
     where: str
@@ -58,6 +59,7 @@ class Part:
     file: Path | None = None
     label: int | None = None
     labels: Callable[[], np.ndarray] | None = None
+    lengths: np.ndarray | None = None
 
 
 def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:

@@ -18,6 +18,7 @@ from onnxcalib.values import (
     check_metric,
     check_percentage,
     split_candidates,
+    split_columns,
     split_names,
     split_numbers,
     split_size,
@@ -77,10 +78,13 @@ File = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(val
 
 
 class DataConfig(_Settings):
-    """How image files become a model's input: x = (pixel / 255 - mean) / std, after resizing and cropping.
+    """How files become a model's input: images by x = (pixel / 255 - mean) / std, after resizing and cropping.
 
     mean and std: one number, or three in the order r, g, b whatever ``channels`` says.
     resize: shorter side; crop: (height, width) of the centre; layout and channels: None reads them off the model.
+    tokenizer: the tokenizer.json that turns texts into tokens; text_column: names of the columns or keys that hold
+    them, or numbers from 1 where the file has no header; each is a sample, or with ``pairs`` the two of a row are one.
+    max_length: tokens to which texts are truncated; None is as the tokenizer says, or as the model fixes.
     """
 
     mean: Annotated[tuple[Finite, ...], BeforeValidator(split_numbers)] = (0.0,)
@@ -89,6 +93,10 @@ class DataConfig(_Settings):
     crop: Annotated[tuple[Count, Count] | None, BeforeValidator(split_size)] = None
     layout: Literal["nchw", "nhwc"] | None = None
     channels: Literal["rgb", "bgr", "gray"] | None = None
+    tokenizer: File | None = None
+    text_column: Annotated[tuple[str, ...], BeforeValidator(split_columns)] = ()
+    pairs: Annotated[bool, Field(strict=True)] = False
+    max_length: Count | None = None
 
     @field_validator("mean", "std")
     @classmethod
@@ -110,6 +118,11 @@ class DataConfig(_Settings):
         if min(value) <= 0:
             raise ValueError("must be greater than 0")
         return value
+
+
+# Of DataConfig, by the kind of samples that they are for.
+TEXT_SETTINGS = ("tokenizer", "text_column", "pairs", "max_length")
+IMAGE_SETTINGS = tuple(name for name in DataConfig.model_fields if name not in TEXT_SETTINGS)
 
 
 class LayerConfig(_Settings):
@@ -271,7 +284,7 @@ def load_config(
     """Settings of ``kind`` from a TOML file, command line options laid over them; an option that is None is not given.
 
     One file serves both commands: those of ``quantize`` stand at the top, those of ``validate`` in the table
-    [validate], those of images in [data]. Option names are field names, those of DataConfig included. All of the file
+    [validate], those of samples in [data]. Option names are field names, those of DataConfig included. All of the file
     is checked. Raises ConfigError that names the file or the option.
     """
     settings = {} if path is None else _read_toml(Path(path))[kind]

@@ -31,6 +31,8 @@ from .steps.prepare import Prepared, check_unchanged, prepare
 
 # The text of the settings fills multiples of so many bytes: a file's size, which may be limited, hardly depends on it.
 SETTINGS_BYTES = 256
+# Settings that do not go into the file: what they name lies on the machine of the run, or became the layers' bits.
+_UNTOLD = {**dict.fromkeys((*PLACES, *BUDGETS, "candidates", "latencies"), True), "data": {"tokenizer"}}
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Run:
     def emit(self, model: ModelProto, plan: QuantPlan, grids, layers) -> ModelProto:
         """The QDQ model, which names the tool's version, the settings as they were given and every layer's bits."""
         quantized = emit_qdq(model, plan, *grids, layers, encoding=self.config.encoding, keep_outputs=False)
-        settings = self.given.model_dump_json(exclude={*PLACES, *BUDGETS, "candidates", "latencies"})
+        settings = self.given.model_dump_json(exclude=_UNTOLD)
         entries = {
             "onnxcalib.version": version("onnxcalib"),
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),

@@ -37,6 +37,15 @@ def split_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def split_columns(value: Any) -> Any:
+    """``'a,b'``, a number, or a list of names and numbers, as a tuple of texts."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(","))
+    listed = value if isinstance(value, (list, tuple)) else (value,)
+    numbers = [isinstance(each, int) and not isinstance(each, bool) for each in listed]
+    return tuple(str(each) if number else each for each, number in zip(listed, numbers, strict=True))
+
+
 def check_limit(value: Any) -> str:
     read_limit(value)
     return str(value).strip()

@@ -347,12 +347,22 @@ def test_a_model_without_a_batch_axis_gets_one_file_a_run(tmp_path):
     np.testing.assert_array_equal(second["state"], make_values(2, 1, 3, seed=1))
 
 
-def test_samples_of_different_sizes_are_run_one_by_one(tmp_path):
-    for index, length in enumerate((5, 7)):
-        np.save(tmp_path / f"{index}.npy", make_values(2, length))
+def test_samples_of_one_size_are_run_together_in_the_order_of_the_first(tmp_path):
+    for index, (rows, length) in enumerate([(2, 5), (4, 7), (3, 5)]):
+        np.save(tmp_path / f"{index}.npy", make_values(rows, length, seed=index))
     calibration = open_calibration(tmp_path, [make_spec(None, None)])
-    assert calibration.fixed_batch == 1
-    assert [batch["x"].shape for batch in calibration.batches(4)] == [(1, 5), (1, 5), (1, 7), (1, 7)]
+    assert (calibration.fixed_batch, calibration.largest) == (None, 2)
+    assert calibration.split(3) == [[0, 1, 6], [2, 3, 4], [5], [7, 8]]
+    assert calibration.split(8, among=[8, 5, 1]) == [[5], [8, 1]]
+    assert [batch["x"].shape for batch in calibration.batches(3)] == [(3, 5), (3, 7), (1, 7), (2, 5)]
+    np.testing.assert_array_equal(calibration.read([0, 6])["x"][1], make_values(3, 5, seed=2)[0])
+    assert calibration.alike(6) == [0, 1, 6, 7, 8, 0]
+
+
+def test_a_run_counts_its_samples():
+    assert open_calibration(make_values(3, 4), VECTOR).count({"x": make_values(2, 4)}) == 2
+    lone = {"input": make_values(1, 9), "sr": np.int64(16000), "state": make_values(2, 1, 3)}
+    assert open_calibration(lone, STATEFUL).count(lone) == 1
 
 
 def test_samples_of_different_sizes_are_refused_where_a_run_takes_several(tmp_path):
@@ -379,7 +389,7 @@ def test_an_empty_sub_folder_is_refused_with_its_name(tmp_path):
 
 
 def test_a_source_of_another_type_is_refused():
-    refuse("data: found list; give a path, a NumPy array or a dict", [1, 2], VECTOR)
+    refuse("data: found list; give a path, a NumPy array, a dict of arrays or a list of texts", [1, 2], VECTOR)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "nested"])
@@ -390,8 +400,8 @@ def test_a_stranger_in_the_folder_is_refused_with_its_name(tmp_path, name):
 
 
 def test_a_single_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "a.csv").touch()
-    refuse("a.csv: not a file of samples; give a folder", tmp_path / "a.csv", VECTOR)
+    (tmp_path / "a.pdf").touch()
+    refuse("a.pdf: not a file of samples; give a folder", tmp_path / "a.pdf", VECTOR)
 
 
 def test_a_folder_of_two_kinds_is_refused_with_an_example_of_each(tmp_path):
@@ -560,7 +570,7 @@ def test_constant_values_are_warned_of():
 
 def test_image_settings_beside_arrays_are_warned_of():
     (warning,) = open_calibration(make_values(2, 4), VECTOR, DataConfig(mean=0.5)).warnings
-    assert "these arrays are used as they are" in warning
+    assert "these samples are used as they are" in warning
 
 
 # Images

@@ -27,7 +27,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "bitplan": ({"errors", "spec", "config"}, {"pydantic"}),
     "arrays": ({"errors", "spec", "config"}, {"numpy", "onnx", "google"}),
     "images": ({"errors", "spec", "config", "arrays"}, {"numpy", "PIL"}),
-    "data": ({"errors", "spec", "config", "arrays", "images"}, {"numpy"}),
+    "texts": ({"errors", "spec", "config", "arrays", "slabs"}, {"numpy", "tokenizers"}),
+    "sources": ({"errors", "spec", "config", "arrays", "images", "texts"}, {"numpy"}),
+    "slabs": ({"errors", "spec", "arrays"}, {"numpy"}),
+    "data": ({"errors", "spec", "config", "images", "sources", "slabs"}, {"numpy"}),
     "labels": ({"errors", "spec", "config", "arrays", "images", "data"}, {"numpy"}),
     "report": ({"errors", "spec", "config"}, {"numpy"}),
     "verdict": ({"report"}, set()),
@@ -70,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "onnxcalib": ({"errors", "config", "bitplan", "data", "report", "verdict", "pipeline", "validation"}, set()),
 }
-HEAVY = ("torch", "onnxruntime", "onnx2torch", "scipy", "cvxpy")
+HEAVY = ("torch", "onnxruntime", "onnx2torch", "scipy", "cvxpy", "tokenizers")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_POSITIONAL = 5

@@ -112,5 +112,6 @@ def _values(cut: ModelProto, samples: CalibrationSet, threads: int) -> Iterator[
     size = samples.fixed_batch or BATCH
     chosen = np.linspace(0, max(0, len(samples) - size), max(1, SAMPLES // size)).astype(int)
     for start in np.unique(chosen):
-        feeds = samples.read(range(start, min(start + size, len(samples))))
-        yield feeds[tensor] if session is None else session.run({name: feeds[name] for name in names})[tensor]
+        for part in samples.split(size, range(start, min(start + size, len(samples)))):
+            feeds = samples.read(part)
+            yield feeds[tensor] if session is None else session.run({name: feeds[name] for name in names})[tensor]

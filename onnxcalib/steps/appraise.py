@@ -28,12 +28,10 @@ class Appraiser:
 
     def appraise(self, quantized: ModelProto) -> tuple[OutputRecord, ...]:
         """Its outputs against the float model's, over all samples."""
-        session, tally, done = Session(quantized, threads=self.threads), OutputTally(), 0
+        session, tally = Session(quantized, threads=self.threads), OutputTally()
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
-            count = min(self.samples.fixed_batch or self.size, len(self.samples) - done)
-            tally.add(wanted, session.run(feeds), count)
-            done += count
+            tally.add(wanted, session.run(feeds), self.samples.count(feeds))
         return tally.records()
 
 

@@ -35,13 +35,13 @@ def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
 
 
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
-    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on one sample.
+    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on the largest sample.
 
     Sequences are left out of the count.
     """
     if samples.fixed_batch is not None:
         return samples.fixed_batch
-    outputs = session.run(samples.read([0]))
+    outputs = session.run(samples.read([samples.largest]))
     size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
     return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
 
@@ -55,13 +55,12 @@ class Batches:
     def __init__(self, samples: CalibrationSet, size: int) -> None:
         self.per_run = samples.fixed_batch or 1
         self.one = samples.read(range(self.per_run))
-        self._size = size
+        self._batched = samples.batched
         self._read = partial(samples.batches, size)
 
     def count(self, feeds: Mapping[str, Any]) -> int:
         """Samples in a batch, one where the model has no axis of them."""
-        first = next(iter(feeds.values()))
-        return min(self._size, len(first)) if first.ndim else 1
+        return len(next(iter(feeds.values()))) if self._batched else 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._read())

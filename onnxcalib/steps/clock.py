@@ -20,7 +20,7 @@ LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 500, 3.0
 
 
 def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:
-    """Median times of both models on the first ``batch`` samples, or as many as a run of the model must have.
+    """Median times of both models on ``batch`` samples of one shape, or as many as a run of the model must have.
 
     Raises GateError where the model cannot run so many at once.
     """
@@ -31,7 +31,7 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
                 " out"
             )
         batch = samples.fixed_batch
-    feeds = samples.read([i % len(samples) for i in range(batch)])
+    feeds = samples.read(samples.alike(batch))
     sessions = [Session(model, threads=1) for model in (original, quantized)]
     times = np.array(_take_turns(sessions, feeds)).T
     low, median, high = np.percentile(times, (25, 50, 75), axis=1)

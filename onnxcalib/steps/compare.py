@@ -94,18 +94,20 @@ def compare(
     the labels; its score comes first. Raises ModelError where a model fails, DataError for a class that the scores do
     not have, GateError where labels or metric do not fit the outputs.
     """
-    outputs, done = OutputTally(), 0
+    outputs, runs = OutputTally(), samples.split(size)
+    order = np.concatenate(runs)
     classes = None if labels is None or (metric and labels.dtype.kind == "f") else labels
     with Store() as store:
-        by_metric = MetricTally(*metric, store) if metric else None
-        by_label = None if classes is None else LabelTally(classes, samples, demanded=labels_demanded and not metric)
-        for feeds in samples.batches(size):
-            count = min(samples.fixed_batch or size, len(samples) - done)
+        by_metric = MetricTally(*metric, store, order) if metric else None
+        by_label = None
+        if classes is not None:
+            by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
+        for part in runs:
+            feeds = samples.read(part)
             wanted, given = original.run(feeds), quantized.run(feeds)
             for tally in (outputs, by_metric, by_label):
                 if tally is not None:
-                    tally.add(wanted, given, count)
-            done += count
+                    tally.add(wanted, given, len(part))
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
     return Comparisons(tuple(scores), outputs.records(), outputs.missed, tuple(by_label.notes) if by_label else ())

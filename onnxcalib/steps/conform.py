@@ -50,7 +50,7 @@ def conform(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) ->
             others = opened.run(feeds | given).values()
             for difference, one, other in zip(differences, values, others, strict=True):
                 difference.add(one, other)
-        done = min(done + (samples.fixed_batch or size), len(samples))
+        done += samples.count(feeds)
         if done >= SAMPLES:
             break
     records = [

@@ -139,7 +139,7 @@ class _Trail:
                 for name in self.made:
                     self.store.append(f"alone:{name}", alone[name])
                 self.batches += 1
-            done = min(done + (samples.fixed_batch or size), len(samples))
+            done += samples.count(feeds)
             if done >= SAMPLES:
                 break
         return done

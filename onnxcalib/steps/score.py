@@ -25,18 +25,18 @@ class LabelTally:
     notes: one line for labels that fit no output, or more than one.
     """
 
-    def __init__(self, labels: np.ndarray, samples: CalibrationSet, *, demanded: bool) -> None:
-        """``demanded``: labels that fit no output are a fault, and not a note."""
+    def __init__(self, labels: np.ndarray, samples: CalibrationSet, order: np.ndarray, *, demanded: bool) -> None:
+        """``order``: in which samples are run; ``demanded``: labels that fit no output are a fault, and not a note."""
         self.notes: list[str] = []
         self._labels, self._names, self._demanded = labels, samples.names, demanded
         self._tallies: dict[str, list[Accuracy]] | None = None
-        self._done = 0
+        self._order, self._done = order, 0
 
     def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
         """Take in both models' outputs of the next ``count`` samples. Raises DataError for a class that none has."""
         if self._tallies is None:
             self._tallies = self._choose(wanted, given, count)
-        labels = self._labels[self._done : self._done + count]
+        labels = self._labels[self._order[self._done : self._done + count]]
         for name, tally in self._tallies.items():
             for accuracy in tally:
                 accuracy.add(wanted[name], given[name], labels)
@@ -85,8 +85,10 @@ def _record(accuracy: Accuracy, output: str) -> ScoreRecord:
 class MetricTally:
     """Both models' outputs, kept on disk for a user's function of all of them."""
 
-    def __init__(self, name: str, metric: Metric, store: Store) -> None:
+    def __init__(self, name: str, metric: Metric, store: Store, order: np.ndarray) -> None:
+        """``order``: in which samples are run; where it is not their own, the function gets them sorted, in memory."""
         self.name, self._metric, self._store = name, metric, store
+        self._places = None if (np.diff(order) > 0).all() else np.argsort(order)
         self._outputs: list[str] = []
 
     def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
@@ -118,6 +120,8 @@ class MetricTally:
 
     def _call(self, side: str, labels: np.ndarray | None) -> np.ndarray:
         kept = {name: self._store.mapped(f"{side}:{name}") for name in self._outputs}
+        if self._places is not None:
+            kept = {name: values[self._places] for name, values in kept.items()}
         try:
             value = np.asarray(self._metric(kept, labels), np.float64)
         except (Exception, SystemExit) as error:  # a user's function may raise anything, and must not end this run

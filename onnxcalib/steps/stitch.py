@@ -53,7 +53,7 @@ class Stitcher:
         found, done = [], 0
         for feeds in self.samples.batches(self._size):
             found.append((feeds, self._float.run(feeds)))
-            done += self._size
+            done += self.samples.count(feeds)
             if done >= most:
                 break
         return found

@@ -71,10 +71,10 @@ def verify(
         start = time.perf_counter()
         wanted = reference.run(feeds)
         seconds += time.perf_counter() - start
-        count = min(size, len(samples) - done)
+        count = samples.count(feeds)
         on.add(wanted, optimized.run(feeds), count)
-        done += size
-        if done - size >= INNER:
+        done += count
+        if done - count >= INNER:
             continue
         given = plain.run(feeds)
         off.add(wanted, given, count)

@@ -57,20 +57,19 @@ class Walk:
         generator = np.random.default_rng(self.config.seed)
         for number in range(self.passes):
             for feeds in samples.batches(size):
-                self._store(feeds, size, partial(draw_views, axes=axes, generator=generator) if number else None)
+                change = partial(draw_views, axes=axes, generator=generator) if number else None
+                self._store(feeds, samples.count(feeds), change)
 
     def fill_some(self, samples: CalibrationSet, size: int, most: int) -> None:
         """Store the model's inputs for about so many samples from all over the set."""
         run = samples.fixed_batch or 1
         starts = np.unique(np.linspace(0, len(samples) // run - 1, max(1, most // run)).astype(int)) * run
         chosen = [int(start) + place for start in starts for place in range(run)]
-        step = samples.fixed_batch or size
-        for start in range(0, len(chosen), step):
-            self._store(samples.read(chosen[start : start + step]), step)
+        for part in samples.split(size, chosen):
+            self._store(samples.read(part), len(part))
 
-    def _store(self, feeds: Mapping[str, Any], size: int, change: Callable | None = None) -> None:
-        first = next(iter(feeds.values()))
-        self.sizes.append(min(size, len(first)) if first.ndim else 1)
+    def _store(self, feeds: Mapping[str, Any], count: int, change: Callable | None = None) -> None:
+        self.sizes.append(count)
         for name, value in feeds.items():
             value = value if change is None else change(value)
             self.keep("float:", name, value)

@@ -1,0 +1,142 @@
+"""Parts that have been checked: their samples by number, those of token sequences cut to their own lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxcalib import arrays
+from onnxcalib.arrays import Part, check_array
+from onnxcalib.errors import DataError
+from onnxcalib.spec import InputSpec
+
+# Inputs (samples, tokens, ...) of transformers, by the names that exporters give them; 1 in the mask is a token that
+# counts, 0 is padding.
+MASK, POSITIONS = "attention_mask", "position_ids"
+TOKENS = ("input_ids", MASK, "token_type_ids", POSITIONS, "inputs_embeds")
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A part that has been checked: ``rows`` samples of these shapes; stacked arrays have the samples on axis 0.
+
+    spans: the first token of each sample and the one behind its last, (rows, 2), where ``cut`` inputs are cut to them.
+    """
+
+    part: Part
+    rows: int
+    shapes: dict[str, tuple[int, ...]]
+    stacked: dict[str, bool]
+    spans: np.ndarray | None = None
+    cut: frozenset[str] = frozenset()
+
+    def take(self, name: str, rows: Sequence[int], dtype: np.dtype, *, whole: bool = False) -> np.ndarray:
+        """(len(rows), *sample shape), of rows of one length; whole: with their padding, of any."""
+        array = self.part.arrays[name]
+        values = array[list(rows)] if self.stacked[name] else array[...][None]
+        if name in self.cut and not whole:
+            spans = self.spans[list(rows)]
+            values = np.stack([value[first:end] for value, (first, end) in zip(values, spans, strict=True)])
+        return np.asarray(values).astype(dtype, copy=False)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample, (rows,); 0 where samples are not cut, so that all have the slab's shapes."""
+        return np.zeros(self.rows, np.int64) if self.spans is None else self.spans[:, 1] - self.spans[:, 0]
+
+    @property
+    def labelled(self) -> bool:
+        return self.part.label is not None or self.part.labels is not None
+
+    def read_labels(self) -> np.ndarray:
+        """int64 (rows,)"""
+        if self.part.labels is None:
+            return np.full(self.rows, self.part.label, np.int64)
+        return arrays.check_labels(self.part.where, self.part.labels(), self.rows)
+
+
+def check_part(part: Part, inputs: Sequence[InputSpec]) -> Slab:
+    """Types, ranks and shapes of one part, from headers alone."""
+    batched = share_batch(inputs)
+    shapes, stacked, counts = {}, {}, {}
+    for spec in inputs:
+        array = part.arrays[spec.name]
+        stacked[spec.name] = check_array(f"{part.where}: input {spec.name!r}", array, spec, batched=batched)
+        shapes[spec.name] = tuple(array.shape[1:] if stacked[spec.name] else array.shape)
+        counts[spec.name] = array.shape[0] if stacked[spec.name] else 1
+    (first, rows), *others = counts.items()
+    for name, count in others:
+        if count != rows:
+            raise DataError(
+                f"{part.where}: found {rows} samples of {first!r}, {count} of {name!r}; give as many of each"
+            )
+    return Slab(part, rows, shapes, stacked)
+
+
+def share_batch(inputs: Sequence[InputSpec]) -> bool:
+    """Whether all inputs have a leading axis of one and the same length, fixed or open."""
+    ranked = [spec.shape for spec in inputs if spec.shape is not None]
+    return all(shape for shape in ranked) and len({shape[0] for shape in ranked if shape}) <= 1
+
+
+def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | None]:
+    """The slab with its samples cut to the tokens that the mask counts, so that padding is never run.
+
+    Also what to know of padding that stays, if any: where the model fixes the number of tokens or of samples, where a
+    mask is no run of ones, or starts with zeros in a model that counts positions from the first token, padded or not.
+    """
+    named = {spec.name: spec for spec in inputs}
+    mask = _find_mask(slab, named)
+    if mask is None or mask.all():
+        return slab, None
+    length = mask.shape[1]
+    cut = frozenset(name for name in named if name in TOKENS and slab.shapes[name][:1] == (length,))
+    reason = _find_obstacle(slab, named, cut, length)
+    if reason is not None:
+        return slab, reason
+    spans, odd = _find_spans(mask, left=POSITIONS in cut)
+    if odd:
+        reason = (
+            f"{odd} of {slab.rows} samples have a mask that is no run of ones{'' if POSITIONS in cut else ' first'}"
+        )
+    return replace(slab, spans=spans, cut=cut), reason
+
+
+def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
+    """Whether a token counts, bool (rows, tokens): what the mask says, or the lengths of texts."""
+    if MASK in named and len(slab.shapes[MASK]) == 1:
+        return slab.take(MASK, range(slab.rows), np.dtype(named[MASK].dtype)) != 0
+    if slab.part.lengths is not None:
+        (length,) = next(iter(slab.shapes.values()))
+        return np.arange(length) < slab.part.lengths[:, None]
+    return None
+
+
+def _find_obstacle(slab: Slab, named: dict[str, InputSpec], cut: frozenset[str], length: int) -> str | None:
+    """Why the samples cannot be cut."""
+    for name, spec in named.items():
+        shape = (None,) * (len(slab.shapes[name]) + 1) if spec.shape is None else spec.shape
+        if shape[0] not in (None, 1):
+            return f"the model takes {shape[0]} samples in a run"
+        sides = shape[len(shape) - len(slab.shapes[name]) :]
+        if name in cut and sides[0] is not None:
+            return f"the model takes {length} tokens"
+        if name not in cut and any(
+            side is None and found == length for side, found in zip(sides, slab.shapes[name], strict=True)
+        ):
+            return f"input {name!r} may count tokens too"
+    return None
+
+
+def _find_spans(mask: np.ndarray, *, left: bool) -> tuple[np.ndarray, int]:
+    """First token and the one behind the last of each row, and the number of rows that are left whole.
+
+    left: rows may start with padding.
+    """
+    count = mask.sum(axis=1)
+    first = mask.argmax(axis=1)
+    end = mask.shape[1] - mask[:, ::-1].argmax(axis=1)
+    whole = (count != end - first) | (count == 0) | ((first > 0) & (not left))
+    spans = np.stack([np.where(whole, 0, first), np.where(whole, mask.shape[1], end)], axis=1)
+    return spans, int(whole.sum())
