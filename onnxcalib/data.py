@@ -211,7 +211,10 @@ def _collect(
     if used < samples:
         notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
     if padded is not None:
-        notes.append(f"{where}: padding is run: {padded}; give sentences of one length, or a model of any length")
+        notes.append(
+            f"{where}: padding is run: {padded}; its mask keeps it out of ranges and solving for tensors of (samples,"
+            " tokens, ...) alone, not for attention scores or losses; a model of any length needs none"
+        )
     notes += _find_unused(config, slabs[0], str(where))
     warnings = (*notes, *_scan(slabs, inputs, used))
     return CalibrationSet(

@@ -202,7 +202,7 @@ def _tune(run: Run, ready: Ready, walk: Walk, size: int) -> tuple[StepRecord, ..
         for name in wanted:
             before = records[-1].outputs
             with run.stage(name), Store() as store:
-                again = replace(walk, store=store, sizes=[], passes=1, layers=dict(walk.layers))
+                again = replace(walk, store=store, sizes=[], masks=[], passes=1, layers=dict(walk.layers))
                 if name == "statistics":
                     again.fill_some(ready.samples, size, SAMPLES)
                 else:

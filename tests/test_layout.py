@@ -43,7 +43,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "steps": (
         {
-            *("errors", "spec", "limits", "config", "latencies", "bitplan", "data", "labels", "report", "verdict"),
+            *("errors", "spec", "limits", "config", "latencies", "bitplan", "slabs", "data", "labels", "report"),
+            "verdict",
             *("numeric", "graph", "runtime"),
         },
         {"numpy", "scipy", "torch", "cvxpy", "onnx", "onnxruntime", "onnx2torch"},

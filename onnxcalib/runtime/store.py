@@ -73,6 +73,10 @@ class Store:
             return pickle.loads(np.fromfile(self._paths[name], np.uint8, math.prod(shape), offset=offset).data)
         return np.fromfile(self._paths[name], dtype, math.prod(shape), offset=offset).reshape(shape)
 
+    def counts(self, name: str) -> list[int]:
+        """Values in each batch."""
+        return [math.prod(shape) for _, shape, _ in self._chunks[name]]
+
     def rows(self, name: str, indices: Sequence[int]) -> np.ndarray:
         """Samples by number, where axis 0 of every batch counts samples."""
         _, shape, dtype = self._chunks[name][0]

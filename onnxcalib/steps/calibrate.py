@@ -17,6 +17,7 @@ from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..runtime.session import Session
 from ..spec import QParams, QuantPlan, QuantSpec
+from .mask import drop_padding, find_real
 
 # All planned activations of one batch may take so many bytes.
 BATCH_BYTES = 128 * 2**20
@@ -83,7 +84,7 @@ class Batches:
 def collect_histograms(
     model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, *, threads: int = 0
 ) -> dict[str, Histogram]:
-    """Histogram of every tensor named, over the whole set, in one streamed pass.
+    """Histogram of every tensor named, over the whole set but its padding, in one streamed pass.
 
     Raises DataError where the float model gives a value that is not finite.
     """
@@ -91,10 +92,10 @@ def collect_histograms(
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(batch_size(session, samples)):
-        values = {**feeds, **session.run(feeds, made)}
+        values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
         for name, histogram in histograms.items():
             try:
-                histogram.add(values[name])
+                histogram.add(drop_padding(values[name], real))
             except ValueError as error:
                 raise DataError(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"

@@ -113,7 +113,8 @@ class _Puller:
     def _check_room(self) -> None:
         """Refuse what would fill the disk, from the size of the first batch."""
         size = sum(self.walk.store.batch(PROBE + tensor, 0).nbytes for tensor in self.layers)
-        total = size * sum(self.walk.sizes) / self.walk.sizes[0]
+        counts = self.walk.store.counts(f"float:{self.inputs[0]}")
+        total = size * sum(counts) / counts[0]
         if total > MOST_STORED_BYTES:
             room = MOST_STORED_BYTES / 2**30
             raise BlockError(f"their probes would take {total / 2**30:.0f} GB of disk, more than {room:.0f} GB")

@@ -34,6 +34,7 @@ from ..runtime.store import Store
 from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
 from .calibrate import Batches, with_outputs
+from .mask import find_real
 from .solve import solve_widths
 from .walk import Walk
 
@@ -200,10 +201,12 @@ class _Sweep:
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
         self.seconds = {"solve": 0.0, "swap": 0.0}
         self.sizes: list[int] = []
+        self.masks: list[np.ndarray | None] = []
         self.outputs: list[dict[str, np.ndarray]] = []
         whole = Session(model, threads=threads)
         for feeds in survey.batches:
             self.sizes.append(survey.batches.count(feeds))
+            self.masks.append(find_real(feeds))
             for name, value in feeds.items():
                 self.store.append(f"float:{name}", value)
             if sum(self.sizes[:-1]) < JUDGES:
@@ -277,7 +280,7 @@ class _Sweep:
             grids = self.grids[candidates[0]]
             walk = _FloatWalk(
                 self.model, self.types, grids.plan, self.config, self.store, self.sizes,
-                dict(grids.activations), dict(grids.narrowed), self.device,
+                dict(grids.activations), dict(grids.narrowed), self.device, masks=self.masks,
             )  # fmt: skip
             for place, layer in enumerate(layers[candidates[0]]):
                 specs = [layers[c][place].weight_spec for c in candidates]

@@ -18,6 +18,7 @@ from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_plac
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
 from ..spec import Block, LayerPlan, QParams, QuantSpec
+from .mask import drop_padding
 from .walk import PROBE, Cut, Walk
 
 # One sample in so many chooses the prior of every layer.
@@ -184,8 +185,14 @@ class _Stream:
             for judging in (False, True):
                 places = ((first + i, i) if by_sample else (number, i) for i in range(start, end))
                 kept = [i for place, i in places if self._judges(place, by_sample=by_sample) == judging]
-                if kept:
-                    yield self._columns(wanted, given, kept), judging
+                real = self._real(number, kept, by_sample=by_sample)
+                if kept and (real is None or real.any()):
+                    yield self._columns(wanted, given, kept, real), judging
+
+    def _real(self, number: int, kept: list[int], *, by_sample: bool) -> np.ndarray | None:
+        """Which tokens of these samples count; None where all do."""
+        mask = self.walk.masks[number] if by_sample and self.layer.op != "Conv" else None
+        return None if mask is None else mask[kept]
 
     def _judges(self, place: int, *, by_sample: bool) -> bool:
         """Whether sample (or batch) ``place`` judges; views do what their sample does."""
@@ -205,17 +212,20 @@ class _Stream:
         columns = max(COLUMNS_PER_INPUT * math.prod(self.shape[1:]), LEAST_COLUMNS)
         return -(-columns // sum(self.walk.sizes))
 
-    def _columns(self, wanted, given, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        target, inputs = self._move(wanted[self.layer.output][kept]), self._move(given[self.layer.input][kept])
+    def _columns(self, wanted, given, kept: list[int], real) -> tuple[torch.Tensor, torch.Tensor]:
+        def take(values: np.ndarray) -> torch.Tensor:
+            return self._move(drop_padding(values[kept], real))
+
+        target, inputs = take(wanted[self.layer.output]), take(given[self.layer.input])
         places, choose = None, flatten_rows
         if self.layer.op == "Conv":
             places = choose_places(target.shape[2:], self._wanted(), self.generator)
             choose = partial(pick, places=places, groups=self.layer.groups)
         columns, target = self._unfold(inputs, places), choose(target)
         if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
-            shortcut = choose(self._move(given[self.other][kept]))
+            shortcut = choose(take(given[self.other]))
             shortcut = self._on_grid(shortcut, self.walk.activations.get(self.other))
-            target = target + choose(self._move(wanted[self.other][kept])) - shortcut
+            target = target + choose(take(wanted[self.other])) - shortcut
         return columns, target
 
     def _unfold(self, inputs: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:

@@ -20,6 +20,7 @@ from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerPlan, QParams, QuantPlan
+from .mask import find_real
 
 # Of the names under which the store keeps the probes of a layer's output (``steps.probes``).
 PROBE = "probe:"
@@ -30,6 +31,7 @@ class Walk:
     """The walk through the blocks: what it knows so far; grids and layers grow and settle as it goes.
 
     sizes: samples of each stored batch, of all ``passes`` over the calibration set: itself, then views of its images.
+    masks: which tokens of each stored batch count, bool (samples, tokens), None where all do.
     """
 
     model: ModelProto
@@ -44,6 +46,7 @@ class Walk:
     passes: int = 1
     layers: dict[str, LayerParams] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
+    masks: list[np.ndarray | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.index = Index(self.model.graph)
@@ -70,6 +73,7 @@ class Walk:
 
     def _store(self, feeds: Mapping[str, Any], count: int, change: Callable | None = None) -> None:
         self.sizes.append(count)
+        self.masks.append(find_real(feeds))
         for name, value in feeds.items():
             value = value if change is None else change(value)
             self.keep("float:", name, value)

@@ -1,0 +1,92 @@
+"""Models of token sequences from end to end: padding changes nothing, labels and metrics keep their samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from onnxcalib import DataConfig, QuantizeConfig, ValidateConfig, plan, quantize, validate
+
+WORDS, WIDTH = 20, 8
+# Self-attention with a mask and a mean over what it counts, as sentence encoders have them.
+ENCODER = """g (int64[N, S] input_ids, int64[N, S] attention_mask) => (float[N, C] y) <
+    int64[1] one = {1}, int64[1] two = {2}, float tiny = {1e-9}, float far = {-10000.0}, float unit = {1.0}
+> {
+    [embed] e = Gather (table, input_ids)
+    [q] q = MatMul (e, wq)  [k] k = MatMul (e, wk)  [v] v = MatMul (e, wv)
+    [turn] kt = Transpose <perm = [0, 2, 1]> (k)  [score] s = MatMul (q, kt)
+    [mask] m = Cast <to = 1> (attention_mask)  [not] o = Sub (unit, m)  [big] b = Mul (o, far)
+    [open] u = Unsqueeze (b, one)  [hide] h = Add (s, u)  [soft] p = Softmax (h)
+    [mix] a = MatMul (p, v)  [join] r = Add (a, e)  [act] t = Relu (r)  [out] d = MatMul (t, wo)
+    [wide] w = Unsqueeze (m, two)  [keep] f = Mul (d, w)
+    [sum] z = ReduceSum <keepdims = 0> (f, one)  [count] c = ReduceSum <keepdims = 1> (m, one)
+    [mean] x = Div (z, c)  [head] y = Gemm (x, wh, bh)
+}"""
+LENGTHS = np.random.default_rng(3).integers(2, 9, 40)
+IDS = np.random.default_rng(4).integers(1, WORDS, (40, 8)) * (np.arange(8) < LENGTHS[:, None])
+MASK = (IDS > 0).astype(np.int64)
+
+
+@pytest.fixture
+def encoder(build, weigh):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo")}
+    return build(ENCODER, table=weigh(WORDS, WIDTH) * 3, **weights, wh=weigh(WIDTH, 5), bh=weigh(5))
+
+
+def settings(**more):
+    return QuantizeConfig(**{"threads": 1, "effort": "fast", **more})
+
+
+@pytest.mark.parametrize("bits", [{}, {"weight_bits": 4, "effort": "best"}, {"pipeline": "advanced"}])
+def test_padded_and_unpadded_samples_give_the_same_model_to_the_byte(encoder, tmp_path, bits):
+    padded = quantize(encoder, {"input_ids": IDS, "attention_mask": MASK}, settings(**bits)).model
+    for number, (row, length) in enumerate(zip(IDS, LENGTHS, strict=True)):
+        np.savez(
+            tmp_path / f"{number:02}.npz",
+            input_ids=row[None, :length],
+            attention_mask=MASK[number : number + 1, :length],
+        )
+    apart = quantize(encoder, tmp_path, settings(**bits)).model
+    assert padded.SerializeToString() == apart.SerializeToString()
+
+
+def test_texts_give_the_model_that_their_tokens_give(encoder, tmp_path):
+    names = [f"w{number}" for number in range(WORDS)]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = [" ".join(names[i] for i in row[:length]) for row, length in zip(IDS, LENGTHS, strict=True)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    config = settings(data=DataConfig(tokenizer=tmp_path / "tokenizer.json"))
+    by_text = [quantize(encoder, source, config).model for source in (texts, tmp_path / "texts.txt")]
+    by_token = quantize(encoder, {"input_ids": IDS, "attention_mask": MASK}, settings()).model
+    assert by_text[0].graph == by_text[1].graph == by_token.graph
+    assert not any(str(tmp_path) in entry.value for entry in by_text[1].metadata_props)
+
+
+def test_all_samples_are_seen_and_all_layers_solved(encoder):
+    result = quantize(encoder, {"input_ids": IDS, "attention_mask": MASK}, settings())
+    assert result.report.samples == 40 and len(result.report.layers) >= 5
+    assert {block.outcome for block in result.report.blocks} <= {"solved", "reconstructed"}
+    assert all(layer.sqnr_db > 20 for layer in result.report.layers)
+
+
+def test_bits_of_a_model_of_sequences_are_planned(encoder, tmp_path):
+    config = settings(max_bops="0.9@8-bit", cache_dir=tmp_path, jobs=2)
+    found = plan(encoder, {"input_ids": IDS, "attention_mask": MASK}, config)
+    assert {each.weight_bits for each in found.settings().values()} == {4, 8}
+
+
+def test_labels_and_a_metric_keep_their_samples(encoder, run, tmp_path, monkeypatch):
+    scores = np.concatenate([run(encoder, IDS[i : i + 1, :n], MASK[i : i + 1, :n])[0] for i, n in enumerate(LENGTHS)])
+    data = {"input_ids": IDS, "attention_mask": MASK, "labels": scores.argmax(1)}
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\ndef right(outputs, labels):\n    return (outputs['y'].argmax(1) == labels).astype(float)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    quantized = quantize(encoder, data, settings()).model
+    verdict = validate(encoder, quantized, data, ValidateConfig(threads=1, metric="own:right", batch=4), explain=True)
+    own, top, *_ = verdict.scores
+    assert (own.name, own.float_score, top.name, top.float_score) == ("own:right", 1.0, "top-1", 100.0)
+    assert verdict.latency.batch == 4 and verdict.samples == 40 and verdict.outputs[0].agreement > 0.9
