@@ -15,6 +15,7 @@ from onnxcalib.spec import InputSpec
 # Inputs (samples, tokens, ...) of transformers, by the names that exporters give them; 1 in the mask is a token that
 # counts, 0 is padding.
 MASK, POSITIONS = "attention_mask", "position_ids"
+ROWS = 4096  # of a mask that are read at once, so that it takes a byte a token in memory
 TOKENS = ("input_ids", MASK, "token_type_ids", POSITIONS, "inputs_embeds")
 
 
@@ -106,7 +107,8 @@ def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | No
 def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
     """Whether a token counts, bool (rows, tokens): what the mask says, or the lengths of texts."""
     if MASK in named and len(slab.shapes[MASK]) == 1:
-        return slab.take(MASK, range(slab.rows), np.dtype(named[MASK].dtype)) != 0
+        starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
+        return np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
     if slab.part.lengths is not None:
         (length,) = next(iter(slab.shapes.values()))
         return np.arange(length) < slab.part.lengths[:, None]

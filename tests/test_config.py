@@ -54,6 +54,18 @@ def test_mean_is_given_as_text_or_as_numbers(value):
 
 
 @pytest.mark.parametrize(
+    ("value", "columns"), [("a, b", ("a", "b")), (2, ("2",)), (["a", 3], ("a", "3")), (("a",), ("a",)), ([], ())]
+)
+def test_columns_of_texts_are_names_and_numbers(value, columns):
+    assert DataConfig(text_column=value).text_column == columns
+
+
+def test_a_column_is_no_switch():
+    with pytest.raises(ConfigError, match="text_column: found True; input should be a valid string"):
+        DataConfig(text_column=True)
+
+
+@pytest.mark.parametrize(
     ("value", "size"), [(224, (224, 224)), ("224", (224, 224)), ("200x300", (200, 300)), ([200, 300], (200, 300))]
 )
 def test_crop_is_one_size_or_height_and_width(value, size):

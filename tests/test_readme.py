@@ -75,7 +75,7 @@ def read_options(command: str) -> set[str]:
 def test_every_option_of_the_shown_commands_exists():
     options = {command: read_options(command) for command in ("quantize", "plan", "validate")}
     assert [command.split()[1] for command in COMMANDS] == [
-        *("quantize", "quantize", "plan", "quantize", "plan", "validate", "validate")
+        *("quantize", "quantize", "quantize", "plan", "quantize", "plan", "validate", "validate")
     ]
     for command in COMMANDS:
         shown = {word for word in shlex.split(command) if word.startswith("-")}

@@ -50,12 +50,12 @@ def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYT
 class Batches:
     """A calibration set in the batches of a model's runs: read whenever they are asked for, shipped by value.
 
-    per_run: samples that a run takes at least; one: the feeds of such a run.
+    per_run: samples that a run takes at least; one: the feeds of such a run, of the median size.
     """
 
     def __init__(self, samples: CalibrationSet, size: int) -> None:
         self.per_run = samples.fixed_batch or 1
-        self.one = samples.read(range(self.per_run))
+        self.one = samples.read(samples.alike(self.per_run))
         self._batched = samples.batched
         self._read = partial(samples.batches, size)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxcalib.cli.files import check_targets, write_aside
+from onnxcalib.cli.files import check_targets, list_read, write_aside
+from onnxcalib.config import QuantizeConfig, ValidateConfig
 from onnxcalib.errors import OutputError
 
 
@@ -39,6 +40,12 @@ def test_what_is_read_is_never_a_target_whatever_its_name(folder, target):
     os.link(folder / "model.onnx", folder / "hard.onnx")
     with pytest.raises(OutputError, match="is read by this run; what is read is never overwritten; choose another"):
         check({"--json": target}, ["other.onnx", "model.onnx"])
+
+
+def test_files_that_settings_name_are_read():
+    data = {"tokenizer": "t.json"}
+    assert list_read(QuantizeConfig(latencies="l.csv", data=data)) == [Path("l.csv"), Path("t.json")]
+    assert list_read(ValidateConfig(data=data)) == [Path("t.json")] and list_read(QuantizeConfig()) == []
 
 
 def test_a_folder_of_samples_is_no_target():

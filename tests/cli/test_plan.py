@@ -10,6 +10,8 @@ from onnxcalib.cli.main import app
 from onnxcalib.config import DataConfig, QuantizeConfig
 from tests.test_bitplan import FRONTIER, PLAN
 
+TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
@@ -54,10 +56,11 @@ def test_every_option_reaches_its_setting(run):
         "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-latency 5ms --max-loss 0.1 --max-drop 2 "
         "--latencies t.csv --jobs 2 --scheduler tcp://a:1 --cache-dir c --first-last-bits 4 "
         "--range entropy --percentile 99.5 --encoding standard --effort best --samples 9 --seed 3 --threads 2 "
-        "--device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
+        "--device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
+        "--tokenizer t.json --text-column a,b --pairs --max-length 64"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
-    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
     budgets = {"candidates": ("W8A8", "W4A4"), "max_size": "300KB", "max_bops": "0.5@8-bit", "max_loss": 0.1}
     budgets |= {"max_latency": "5ms", "max_drop": 2.0, "latencies": "t.csv"}
     budgets |= {"jobs": 2, "scheduler": "tcp://a:1", "cache_dir": "c"}

@@ -17,6 +17,8 @@ from onnxcalib.cli.main import app
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import BlockRecord, LayerRecord, OutputRecord, Report, UnfusedRecord
 
+TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}
+
 REPORT = Report(
     settings={},
     blocks=(
@@ -77,10 +79,11 @@ def test_every_option_reaches_its_setting(run):
         "--weight-bits 4 --activation-bits 4 --first-last-bits 4 --range entropy --percentile 99.5 --encoding standard "
         "--pipeline light --no-reconstruct --statistics --no-biases --effort best --steps 7 "
         "--views 2 --samples 9 --seed 3 --threads 2 --device cpu "
-        "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr"
+        "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
+        "--tokenizer t.json --text-column a,b --pairs --max-length 64"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
-    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
     expected = QuantizeConfig(
         weight_bits=4,
         activation_bits=4,

@@ -20,6 +20,8 @@ from onnxcalib.report import OutputRecord
 from onnxcalib.steps import clock
 from onnxcalib.verdict import ContractRecord, GateRecord, LatencyRecord, Verdict
 
+TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}
+
 PASS = GateRecord("min_sqnr", True, "20.00 dB on y, at least 15 dB")
 FAIL = GateRecord("min_agreement", False, "80.00% on y, at least 90%")
 VERDICT = Verdict(
@@ -83,10 +85,11 @@ def test_every_option_reaches_its_setting(run):
     text = (
         "--labels labels.csv --max-drop 1.5 --min-agreement 95 --min-sqnr 15.5 --max-size-ratio 0.5 --min-speedup 1.2 "
         "--max-unfused 7 --max-steps 3 --confident --metric own.module:score --samples 9 --batch 4 --threads 2 "
-        "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr --explain"
+        "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
+        "--tokenizer t.json --text-column a,b --pairs --max-length 64 --explain"
     )
     assert run(*BASE, *text.split()).exit_code == 0
-    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr")
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
     expected = ValidateConfig(
         max_drop=1.5,
         min_agreement=95,

@@ -125,3 +125,8 @@ def test_one_value_a_sample_is_mapped_as_a_vector(dtype):
         for part in ([0, 1, 1], [1], [0, 1]):
             store.append("t", np.array(part, dtype))
         assert store.mapped("t").tolist() == [0, 1, 1, 1, 0, 1] and store.mapped("t").dtype == dtype
+
+
+def test_values_are_counted_by_batch(store):
+    store.append("t", np.float32(1))
+    assert store.counts("t") == [24, 12, 1]
