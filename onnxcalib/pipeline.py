@@ -52,7 +52,7 @@ class Result:
 
 def quantize(
     model: str | Path | ModelProto,
-    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
+    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet,
     config: QuantizeConfig | None = None,
     *,
     plan: str | Path | BitPlan | None = None,
@@ -86,7 +86,7 @@ def quantize(
 
 def plan(
     model: str | Path | ModelProto,
-    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
+    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet,
     config: QuantizeConfig,
     *,
     observer: Observer | None = None,
@@ -104,7 +104,7 @@ def plan(
 
 def frontier(
     model: str | Path | ModelProto,
-    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
+    calibration: str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet,
     config: QuantizeConfig | None = None,
     *,
     observer: Observer | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from .verdict import Verdict
 def validate(
     float_model: str | Path | ModelProto,
     quantized_model: str | Path | ModelProto,
-    data: str | Path | np.ndarray | Mapping[str, np.ndarray] | CalibrationSet,
+    data: str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet,
     config: ValidateConfig | None = None,
     *,
     labels: str | Path | None = None,
