@@ -60,7 +60,7 @@ def test_a_gain_counts_beyond_its_standard_error(gains, better):
 def test_the_longest_end_that_torch_takes_is_trained(walk_of, build, weigh, draw, monkeypatch):
     monkeypatch.setattr(biases_step, "RATE", 0.02)
     text = """g (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) {
-        [c1] a = Conv (x, w1, b1)  [odd] n = Trilu (a)
+        [c1] a = Conv (x, w1, b1)  [odd] n = Shrink (a)
         [c2] r = Conv (n, w2, b2)  [c3] y = Conv (r, w3, b3)
     }"""
     weights = {"w1": weigh(4, 3, 1, 1), "w2": weigh(4, 4, 1, 1), "w3": weigh(5, 4, 1, 1)}
@@ -69,16 +69,16 @@ def test_the_longest_end_that_torch_takes_is_trained(walk_of, build, weigh, draw
     shift(walk, "c3", np.linspace(-1, 1, 5))
     before = dict(walk.layers)
     kept, remark = tune_biases(walk)
-    assert kept and remark.startswith("the layers from c2 on alone: ") and "Trilu" in remark
+    assert kept and remark.startswith("the layers from c2 on alone: ") and "Shrink" in remark
     assert walk.layers["c1"] is before["c1"] and walk.layers["c3"] is not before["c3"]
 
 
 def test_a_model_that_torch_does_not_take_at_all_says_why(walk_of, build, weigh, draw):
-    text = "g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) { [c] a = Conv (x, w, b)  [odd] y = Trilu (a) }"
+    text = "g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) { [c] a = Conv (x, w, b)  [odd] y = Shrink (a) }"
     walk = walk_of(build(text, w=weigh(4, 3, 1, 1), b=weigh(4)), draw(128, 3, 6, 6))
     round_layers(walk)
     kept, reason = tune_biases(walk)
-    assert not kept and "Trilu" in reason
+    assert not kept and "Shrink" in reason
 
 
 def test_few_samples_decide_nothing(walk_of, residual, draw):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .registry import OnnxGraph, OnnxNode, refuse_unless, register
+from .registry import Converted, OnnxGraph, OnnxNode, refuse_unless, register
 
 Activation = Callable[[Tensor], Tensor]
 # Those without parameters; names are read without regard to case.
@@ -18,6 +18,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": torch.relu,
     "softsign": F.softsign,
 }
+INPUTS = ("x", "weight", "recurrence", "bias", "lengths", "hidden", "cell", "peepholes")
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
@@ -30,16 +31,16 @@ class Recurrent(nn.Module):
 
     gates = 1
 
-    def __init__(self, directions: tuple[bool, ...], activations: list[Activation], **options: int) -> None:
+    def __init__(self, directions: tuple[bool, ...], activations: list[Activation], **options) -> None:
         super().__init__()
-        self.directions, self.activations = directions, activations
+        self.directions, self.activations, self.given = directions, activations, options["given"]
         self.batch_first, self.outputs = bool(options["layout"]), options["outputs"]
         self.linear_before_reset = bool(options["linear_before_reset"])
 
-    def forward(
-        self, x: Tensor, weight: Tensor, recurrence: Tensor, bias: Tensor | None = None, lengths: Tensor | None = None,
-        hidden: Tensor | None = None, cell: Tensor | None = None, peepholes: Tensor | None = None,
-    ) -> tuple[Tensor, ...] | Tensor:  # fmt: skip
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """``values``: those of the inputs that ``given`` names."""
+        given = dict(zip(self.given, values, strict=True))
+        x, weight, recurrence, bias, lengths, hidden, cell, peepholes = map(given.get, INPUTS)
         if self.batch_first:
             x, hidden, cell = (None if t is None else t.transpose(0, 1) for t in (x, hidden, cell))
         size = recurrence.shape[2]
@@ -116,7 +117,7 @@ class GRU(Recurrent):
         return (1 - update) * squash(drive[:, 2 * size :] + back) + update * hidden, cell
 
 
-def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Recurrent:
+def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Converted:
     attributes, op = node.attributes, node.operation_type
     direction = attributes.get("direction", "forward")
     refuse_unless(direction in _DIRECTIONS, f"{op}: direction {direction}")
@@ -126,29 +127,31 @@ def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Rec
     names = attributes.get("activations", list(usual) * len(directions))
     unknown = [name for name in names if name.lower() not in _ACTIVATIONS]
     refuse_unless(not unknown, f"{op}: activations {', '.join(unknown)}")
-    return kind(
+    module = kind(
         directions,
         [_ACTIVATIONS[name.lower()] for name in names],
+        given=[name for name, value in zip(INPUTS, node.input_values, strict=False) if value],
         layout=attributes.get("layout", 0),
         outputs=len(node.output_values),
         linear_before_reset=attributes.get("linear_before_reset", 0),
     )
+    return Converted(module, tuple(filter(None, node.input_values)))
 
 
 # Version 14 adds ``layout``; 22 changes types alone.
 @register("LSTM", 7, 14, 22)
-def build_lstm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+def build_lstm(node: OnnxNode, graph: OnnxGraph) -> Converted:
     """With peepholes; without clip and coupled gates."""
     return _build(LSTM, node, ("Sigmoid", "Tanh", "Tanh"))
 
 
 @register("GRU", 7, 14, 22)
-def build_gru(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+def build_gru(node: OnnxNode, graph: OnnxGraph) -> Converted:
     """With the reset gate before or behind the product."""
     return _build(GRU, node, ("Sigmoid", "Tanh"))
 
 
 @register("RNN", 7, 14, 22)
-def build_rnn(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
+def build_rnn(node: OnnxNode, graph: OnnxGraph) -> Converted:
     """Of one activation function."""
     return _build(Recurrent, node, ("Tanh",))
