@@ -103,7 +103,7 @@ def test_tokens_are_places(build, weigh, draw, walk_of):
 
 def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw, walk_of):
     text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y, float[N, 6, 5, 5] z) "
-    text += "{ [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [shrink] z = Shrink (y) }"
+    text += "{ [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b)  [odd] z = Shrink (y) }"
     data = draw(10, 4, 5, 5)
     walk = walk_of(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
     count, reason = probe(walk, data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": torch.relu,
     "softsign": F.softsign,
 }
+INPUTS = ("x", "weight", "recurrence", "bias", "lengths", "hidden", "cell", "peepholes")
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
 
@@ -30,20 +31,16 @@ class Recurrent(nn.Module):
 
     gates = 1
 
-    def __init__(
-        self, directions: tuple[bool, ...], activations: list[Activation], given: Sequence[int], **options: int
-    ) -> None:
-        """``given``: places of the operator's inputs that a node has, in their order."""
+    def __init__(self, directions: tuple[bool, ...], activations: list[Activation], **options) -> None:
         super().__init__()
-        self.directions, self.activations = directions, activations
+        self.directions, self.activations, self.given = directions, activations, options["given"]
         self.batch_first, self.outputs = bool(options["layout"]), options["outputs"]
         self.linear_before_reset = bool(options["linear_before_reset"])
-        self.given = given
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """x, weight, recurrence, and those of bias, lengths, first state and cell, and peepholes that are ``given``."""
-        inputs = dict(zip(self.given, tensors, strict=True))
-        x, weight, recurrence, bias, lengths, hidden, cell, peepholes = (inputs.get(place) for place in range(8))
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...] | Tensor:
+        """``values``: those of the inputs that ``given`` names."""
+        given = dict(zip(self.given, values, strict=True))
+        x, weight, recurrence, bias, lengths, hidden, cell, peepholes = map(given.get, INPUTS)
         if self.batch_first:
             x, hidden, cell = (None if t is None else t.transpose(0, 1) for t in (x, hidden, cell))
         size = recurrence.shape[2]
@@ -130,16 +127,15 @@ def _build(kind: type[Recurrent], node: OnnxNode, usual: tuple[str, ...]) -> Con
     names = attributes.get("activations", list(usual) * len(directions))
     unknown = [name for name in names if name.lower() not in _ACTIVATIONS]
     refuse_unless(not unknown, f"{op}: activations {', '.join(unknown)}")
-    given = [place for place, name in enumerate(node.input_values) if name]
     module = kind(
         directions,
         [_ACTIVATIONS[name.lower()] for name in names],
-        given,
+        given=[name for name, value in zip(INPUTS, node.input_values, strict=False) if value],
         layout=attributes.get("layout", 0),
         outputs=len(node.output_values),
         linear_before_reset=attributes.get("linear_before_reset", 0),
     )
-    return Converted(module, tuple(node.input_values[place] for place in given))
+    return Converted(module, tuple(filter(None, node.input_values)))
 
 
 # Version 14 adds ``layout``; 22 changes types alone.
