@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import FLOAT_BITS, FULL_BITS
@@ -15,9 +17,12 @@ LEAST_BYTES = 2**16
 FOUR_BIT_BLOCK = 32
 
 
-def find_embeddings(model: ModelProto, bits: int, excluded: frozenset[str] = frozenset()) -> tuple[LayerPlan, ...]:
-    """A plan for every Gather of rows of a float table that nothing else reads, in graph order; none at 32 bits.
+def find_embeddings(
+    model: ModelProto, bits: int, excluded: frozenset[str] = frozenset(), layers: Collection[str] = ()
+) -> tuple[LayerPlan, ...]:
+    """A plan for every Gather of rows of a float table, in graph order; none at 32 bits.
 
+    Nothing else may read the table but ``layers``, which get integers of their own.
     4-bit values have a scale for each FOUR_BIT_BLOCK of a row that these divide, others a scale for each row.
     """
     if bits == FLOAT_BITS:
@@ -40,11 +45,11 @@ def find_embeddings(model: ModelProto, bits: int, excluded: frozenset[str] = fro
             activation_spec=QuantSpec(FLOAT_BITS),
         )
         for node in model.graph.node
-        if node.name not in excluded and _looks_up(index, node, excluded)
+        if node.name not in excluded and _looks_up(index, node, excluded, layers)
     )
 
 
-def _looks_up(index: Index, node: NodeProto, excluded: frozenset[str]) -> bool:
+def _looks_up(index: Index, node: NodeProto, excluded: frozenset[str], layers: Collection[str]) -> bool:
     if not is_op(node, "Gather"):
         return False
     table = index.initializers.get(node.input[0])
@@ -54,7 +59,10 @@ def _looks_up(index: Index, node: NodeProto, excluded: frozenset[str]) -> bool:
     return (
         4 * table.dims[0] * table.dims[1] >= LEAST_BYTES
         and node.input[0] not in index.outputs
-        and all(_reads_rows(reader, node.input[0]) and reader.name not in excluded for reader in readers)
+        and all(
+            reader.name in layers or (_reads_rows(reader, node.input[0]) and reader.name not in excluded)
+            for reader in readers
+        )
     )
 
 

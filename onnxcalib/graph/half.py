@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
 
-from .index import subgraphs
+from .index import list_names, subgraphs
 from .load import weight_types
+from .normalise import unused_name
 
 HALF, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
 # Attributes that name an element type.
@@ -29,13 +30,18 @@ def widen_half(model: ModelProto) -> int:
         _widen_type(value.type)
     inputs = [value.name for value in graph.input if _is_half(value.type)]
     outputs = [value.name for value in graph.output if _is_half(value.type) and value.name not in inputs]
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    renamed = {name: _free_name(f"{name}.float32", taken) for name in (*inputs, *outputs)}
+    taken, renamed, casts = list_names(model), {}, {}
+    for name in (*inputs, *outputs):
+        renamed[name] = unused_name(f"{name}.float32", taken)
+        casts[name] = unused_name(f"{renamed[name]}.cast", taken | {renamed[name]})
+        taken |= {renamed[name], casts[name]}
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
     _rename(graph, renamed)
     nodes = [
-        *(helper.make_node("Cast", [name], [renamed[name]], f"{renamed[name]}.cast", to=SINGLE) for name in inputs),
+        *(helper.make_node("Cast", [name], [renamed[name]], casts[name], to=SINGLE) for name in inputs),
         *graph.node,
-        *(helper.make_node("Cast", [renamed[name]], [name], f"{name}.cast", to=HALF) for name in outputs),
+        *(helper.make_node("Cast", [renamed[name]], [name], casts[name], to=HALF) for name in outputs),
     ]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -89,10 +95,3 @@ def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
             _rename(body, outer)
             for value in body.output:
                 value.name = outer.get(value.name, value.name)
-
-
-def _free_name(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 
 class Index:
@@ -54,6 +54,14 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
         yield node
         for body in subgraphs(node):
             yield from all_nodes(body)
+
+
+def list_names(model: ModelProto) -> set[str]:
+    """Names of all nodes and tensors, those inside bodies included."""
+    nodes = list(all_nodes(model.graph))
+    graphs = [model.graph, *(body for node in nodes for body in subgraphs(node))]
+    named = {value.name for graph in graphs for value in (*graph.input, *graph.initializer)}
+    return named.union(*((node.name, *node.output) for node in nodes))
 
 
 def captured(node: NodeProto) -> set[str]:

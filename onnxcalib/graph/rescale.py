@@ -8,7 +8,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from ..spec import LayerPlan
 from .extract import needed_inputs, needed_nodes
 from .fusion import SHAPE_READERS
-from .index import Index, all_nodes, attribute_of, constant, is_op, subgraphs
+from .index import Index, attribute_of, constant, is_op, list_names
 from .normalise import unused_name
 from .operand import write_operand
 
@@ -63,7 +63,7 @@ def _find_node(model: ModelProto, layer: LayerPlan) -> NodeProto:
 
 def _insert_before(model: ModelProto, node: NodeProto, operands: dict[str, np.ndarray]) -> None:
     """Put operators, each with its constant second operand, one after the other in front of the node's first input."""
-    taken = _names(model)
+    taken = list_names(model)
     place = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
     for offset, (op, operand) in enumerate(operands.items()):
         names = [unused_name(f"{node.name}_{op}{kind}", taken) for kind in ("", "_operand", "_output")]
@@ -72,11 +72,3 @@ def _insert_before(model: ModelProto, node: NodeProto, operands: dict[str, np.nd
         made = helper.make_node(op, [node.input[0], names[1]], [names[2]], name=names[0])
         model.graph.node.insert(place + offset, made)
         node.input[0] = names[2]
-
-
-def _names(model: ModelProto) -> set[str]:
-    """Names of all nodes and tensors, those inside bodies included."""
-    nodes = list(all_nodes(model.graph))
-    graphs = [model.graph, *(body for node in nodes for body in subgraphs(node))]
-    named = {value.name for graph in graphs for value in (*graph.input, *graph.initializer)}
-    return named.union(*((node.name, *node.output) for node in nodes))

@@ -28,6 +28,11 @@ class Moments:
     target_mean: torch.Tensor
     columns: int
 
+    @property
+    def finite(self) -> bool:
+        """Whether all that was seen was finite; sums of what is not are not."""
+        return bool(self.gram.isfinite().all() and self.cross.isfinite().all())
+
     def pool(self, other: Moments) -> Moments:
         """The moments of both sets of columns together (Chan et al. 1979)."""
         total = self.columns + other.columns

@@ -71,8 +71,10 @@ def tune_biases(walk: Walk) -> tuple[bool, str | None]:
 def _find_part(walk: Walk) -> tuple[Learner | None, str | None]:
     """The longest run of blocks that ends the model and that torch takes, its inputs and outputs stored."""
     blocks = [block for block in find_blocks(walk.model, walk.plan)]
-    first = None
-    for start in range(len(blocks)):
+    in_float = {layer.name for layer in walk.plan.layers if layer.reads_float}
+    past = max((place + 1 for place, block in enumerate(blocks) if in_float.intersection(block.layers)), default=0)
+    first = f"{blocks[past - 1].layers[-1]} reads float activations, and is not learned" if past else None
+    for start in range(past, len(blocks)):
         if not any(block.layers for block in blocks[start:]):
             break
         part = join_blocks(walk.model, walk.plan, blocks[start:])

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..errors import DataError
 from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
 from ..graph.index import Index, constant
@@ -158,7 +159,7 @@ class _Stream:
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
         """Stream the whole set, let every HELD_OUT-th sample choose the prior, and solve on all of them for each spec.
 
-        None where no sample has a column.
+        None where no sample has a column. Raises DataError for values that are not finite.
         """
         measured, rows = self._measure(), rows.to(self.walk.device)
         if not measured:
@@ -209,6 +210,11 @@ class _Stream:
                 (judged if judging else learned).add(*part)
             first += size
         seen = [total.centre() for total in (learned, judged) if total.columns]
+        if not all(moments.finite for moments in seen):
+            raise DataError(
+                f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"
+                " calibration set; finite values are needed; check the preprocessing, or the model on these samples"
+            )
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
     def _parts(self, number: int, first: int, size: int):

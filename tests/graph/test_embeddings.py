@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.embeddings import FOUR_BIT_BLOCK, LEAST_BYTES, find_embeddings
+from onnxcalib.graph.plan import make_plan
 
 TEXT = "g (int64[N, S] ids, float[N, S, 32] x) => (float y, float z) { %s }"
 LOOK = "[look] y = Gather (table, ids)"
@@ -50,3 +51,13 @@ def test_rows_that_blocks_do_not_divide_have_one_scale_each(build):
     )
     (found,) = find_embeddings(model, 4)
     assert (found.weight_spec.bits, found.weight_spec.block) == (4, None)
+
+
+def test_a_table_that_a_layer_reads_too_is_an_embedding_where_that_layer_has_integers_of_its_own(build, draw):
+    text = """g (int64[N] ids) => (float[N, 600] y) {
+        [look] e = Gather (table, ids)  [head] y = Gemm <transB = 1> (e, table)
+    }"""
+    model = build(text, table=draw(600, 64))
+    assert find_embeddings(model, 8) == ()
+    assert [layer.name for layer in find_embeddings(model, 8, layers={"head"})] == ["look"]
+    assert [layer.name for layer in make_plan(model, embedding_bits=8).embeddings] == ["look"]

@@ -85,3 +85,15 @@ def test_a_float32_model_is_left_alone(build, draw):
     before = model.SerializeToString()
     assert widen_half(model) == 0
     assert model.SerializeToString() == before
+
+
+def test_an_output_that_is_a_constant_keeps_its_type_too(build, draw, half_weight):
+    bias = draw(4).astype(np.float16)
+    model = build(
+        "g (float16[N, 4] x) => (float16[N, 4] y, float16[4] b) { h = MatMul (x, w) y = Add (h, b) }",
+        w=half_weight,
+        b=bias,
+    )
+    widen_half(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert (Session(model).run({"x": draw(3, 4).astype(np.float16)})["b"] == bias).all()

@@ -445,6 +445,7 @@ def test_a_bias_that_is_spread_over_the_axes_of_the_product_is_one_too(build, dr
         ("[a] z = MatMul (x, w)  [b] y = Add (z, c)", (4,)),  # given as an output
         ("[a] t = MatMul (x, w)  [b] y = Add (t, c)  [d] z = Relu (y)", (2, 4)),  # not one number a column
         ("[a] t = MatMul (x, w)  [b] y = Add (t, x)  [d] z = Add (y, c)", (4,)),  # no constant
+        ("[a] t = MatMul (x, w)  [b] u = Add (t, c)  [d] y = Squeeze (u)  [e] z = Relu (y)", (1, 1, 4)),  # adds an axis
     ],
 )
 def test_an_add_that_is_no_bias_is_none(build, draw, body, bias):

@@ -102,3 +102,14 @@ def test_layers_without_biases_are_left_alone(walk_of, build, weigh, draw):
     walk = walk_of(build(text, w=weigh(8, 8), v=weigh(8, 8)), draw(128, 6, 8), weight_bits=4, first_last_bits=4)
     round_layers(walk)
     assert tune_biases(walk) == (False, "no layer that torch takes has a bias")
+
+
+def test_layers_that_read_float_are_left_out_before_anything_is_computed(walk_of, build, weigh, draw, monkeypatch):
+    monkeypatch.setattr(biases_step, "_store", lambda *_: pytest.fail("computed"))
+    text = """g (float[N, 8] x) => (float[N, 5] y) {
+        [one] h = Gemm (x, w, b)  [relu] r = Relu (h)  [two] y = Gemm (r, v, c)
+    }"""
+    model = build(text, w=weigh(8, 8), b=weigh(8), v=weigh(8, 5), c=weigh(5))
+    walk = walk_of(model, draw(128, 8), weight_bits=4, activation_bits=32)
+    round_layers(walk)
+    assert tune_biases(walk) == (False, "two reads float activations, and is not learned")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from onnxcalib.errors import DataError
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.embeddings import find_embeddings
 from onnxcalib.graph.index import Index, constant
@@ -423,3 +424,14 @@ def test_blocks_of_a_gemm_are_along_its_inputs_however_it_is_stored(build, weigh
     params = walk.layers["fc"]
     assert params.integers.shape == weight.shape and params.grid.scale.shape == ((6, 2) if trans else (2, 6))
     assert measure(walk, block)[0] < 0.02
+
+
+def test_values_that_are_not_finite_are_a_fault_of_the_data_where_no_range_is_measured(build, weigh, draw, walk_of):
+    text = "g (float[N, 6] x) => (float[N, 4] y) { [log] h = Log (x)  [mul] y = MatMul (h, w) }"
+    walk = walk_of(build(text, w=weigh(6, 4)), draw(40, 6), activation_bits=32)
+    block = next(b for b in find_blocks(walk.model, walk.plan) if b.layers)
+    for prefix in ("float:", "quantized:"):
+        for number in range(len(walk.sizes)):
+            walk.store.append(f"{prefix}h", np.full((walk.sizes[number], 6), np.nan, np.float32))
+    with pytest.raises(DataError, match="tensor h: layer mul reads or gives values that are not finite"):
+        solve_block(walk, block)
