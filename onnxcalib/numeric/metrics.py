@@ -9,6 +9,8 @@ import numpy as np
 # Values compared at once: so few that their float64 copies stay in the processor's cache. Sums are taken by einsum, as
 # OpenBLAS starts threads for dot products of more than 10,000: they fight with onnxruntime's and take far longer.
 CHUNK = 2**15
+# Squared lengths so near one are one.
+UNIT = 1e-3
 
 
 class Comparison:
@@ -36,7 +38,9 @@ class Comparison:
         self.powers += [x.sum() for x in (signal, error, signal**2, error**2, signal * error)]
         self.samples += len(signal)
         shape = reference.shape
-        self._scores &= scores_classes(shape)
+        # Rows of length one are embeddings, but for probabilities that are all but certain.
+        embeds = bool(np.abs(signal - 1).max(initial=0) < UNIT) and (reference < 0).any()
+        self._scores &= scores_classes(shape) and not embeds
         if self._scores:
             self._rows += shape[0]
             self.equal += int((top_class(reference) == top_class(other)).sum())
@@ -84,12 +88,12 @@ class Comparison:
 
     @property
     def rows(self) -> int:
-        """Rows of class scores, of which ``equal`` have the same arg max; 0 for a tensor that is something else."""
+        """Rows of class scores, of which ``equal`` have the same arg max; 0 for what is something else."""
         return self._rows if self._scores else 0
 
     @property
     def agreement(self) -> float | None:
-        """Share of rows with equal arg max, where the tensor is (samples, classes); None elsewhere."""
+        """Share of rows with equal arg max, of a tensor (samples, classes) that is no embedding; None elsewhere."""
         return self.equal / self.rows if self.rows else None
 
 

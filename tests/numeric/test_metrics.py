@@ -61,6 +61,13 @@ def test_other_shapes_have_no_agreement(draw, shape):
     assert compare((draw(*shape), draw(*shape))).agreement is None
 
 
+def test_embeddings_of_length_one_have_no_agreement_and_certain_probabilities_do(draw):
+    rows = draw(5, 4)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert compare((rows, rows)).agreement is None
+    assert compare((np.eye(4), np.eye(4))).agreement == 1
+
+
 def test_nothing_compared_has_no_agreement():
     assert Comparison().agreement is None
 
