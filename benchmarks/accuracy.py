@@ -187,14 +187,15 @@ def count_unfused(path: Path) -> int:
     return sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
 
 
-def compare_speed(slow: Path, fast: Path, feed: np.ndarray) -> float:
-    """Time of ``slow`` over that of ``fast``, one thread, interleaved medians."""
+def compare_speed(slow: Path, fast: Path, feeds: np.ndarray | dict[str, np.ndarray]) -> float:
+    """Time of ``slow`` over that of ``fast``, one thread, interleaved medians; an array is for the first input."""
     pair = [open_session(path, threads=1) for path in (slow, fast)]
+    feeds = feeds if isinstance(feeds, dict) else {pair[0].get_inputs()[0].name: feeds}
     times: list[list[float]] = [[], []]
     for turn in range(LATENCY_RUNS + 2):
         for session, record in zip(pair, times, strict=True):
             began = time.perf_counter()
-            session.run(None, {session.get_inputs()[0].name: feed})
+            session.run(None, feeds)
             if turn >= 2:
                 record.append(time.perf_counter() - began)
     return statistics.median(times[0]) / statistics.median(times[1])

@@ -23,6 +23,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -99,7 +100,7 @@ def draw_inputs(model: onnx.ModelProto, count: int) -> dict[str, np.ndarray]:
 
 def measure(path: Path, samples: Any, bits: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row; a failure says why under ``failed``."""
-    digits = {"weight_bits": int(bits[1]), "activation_bits": int(bits[3])}
+    digits = dict(zip(("weight_bits", "activation_bits"), map(int, re.findall(r"\d+", bits)), strict=True))
     config = onnxcalib.QuantizeConfig(effort="fast", steps=arguments.steps, threads=1, **digits)
     began = time.perf_counter()
     try:

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from accuracy import FLOAT_PASSES, LATENCY_BATCHES, LATENCY_RUNS, ROOT, count_unfused, open_session, read_peak_gb
+from accuracy import FLOAT_PASSES, LATENCY_BATCHES, ROOT, compare_speed, count_unfused, open_session, read_peak_gb
 from scipy.stats import spearmanr
 
 LENGTH, BATCH = 128, 32
@@ -111,19 +111,6 @@ def score(embedded: np.ndarray, gold: list[float]) -> float:
     """The first half of the rows belongs to the second half, pair by pair."""
     unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
     return 100 * float(spearmanr((unit[: len(gold)] * unit[len(gold) :]).sum(1), gold).statistic)
-
-
-def compare_speed(slow: Path, fast: Path, feeds: dict[str, np.ndarray]) -> float:
-    """Time of ``slow`` over that of ``fast``, one thread, interleaved medians."""
-    times: list[list[float]] = [[], []]
-    pair = [open_session(path, threads=1) for path in (slow, fast)]
-    for turn in range(LATENCY_RUNS + 2):
-        for session, record in zip(pair, times, strict=True):
-            began = time.perf_counter()
-            session.run(None, feeds)
-            if turn >= 2:
-                record.append(time.perf_counter() - began)
-    return statistics.median(times[0]) / statistics.median(times[1])
 
 
 def measure(model: Path, bits: str, arguments: argparse.Namespace) -> dict[str, Any]:

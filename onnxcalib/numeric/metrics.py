@@ -38,9 +38,7 @@ class Comparison:
         self.powers += [x.sum() for x in (signal, error, signal**2, error**2, signal * error)]
         self.samples += len(signal)
         shape = reference.shape
-        # Rows of length one are embeddings, but for probabilities that are all but certain.
-        embeds = bool(np.abs(signal - 1).max(initial=0) < UNIT) and (reference < 0).any()
-        self._scores &= scores_classes(shape) and not embeds
+        self._scores &= scores_classes(shape) and not _embeds(reference)
         if self._scores:
             self._rows += shape[0]
             self.equal += int((top_class(reference) == top_class(other)).sum())
@@ -126,6 +124,12 @@ class Accuracy:
 def scores_classes(shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape is (samples, classes), axes of one behind them apart."""
     return len(shape) >= 2 and shape[1] > 1 and int(np.prod(shape)) == shape[0] * shape[1]
+
+
+def _embeds(rows: np.ndarray) -> bool:
+    """Whether all rows have length one, and are not probabilities that are all but certain."""
+    squares = np.square(rows.reshape(len(rows), -1), dtype=np.float64).sum(1)
+    return bool(np.abs(squares - 1).max(initial=0) < UNIT and (rows < 0).any())
 
 
 def top_class(scores: np.ndarray) -> np.ndarray:
