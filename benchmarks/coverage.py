@@ -11,8 +11,8 @@ block, so that each has to become a torch module.
 Columns: blocks = those with weights that torch took as a whole / all; rolled = of them those whose loss did not fall;
 layers = quantized layers; whole = whether torch takes the whole model, as probes and the training of biases need it;
 sqnr_db of the worst output; fused % of QuantizeLinear and DequantizeLinear; seconds; with --latency the speed against
-float on one thread. What fell back follows with its reason, indented. The exit status is 1 where a model failed that
-is not to be refused, or fewer than 90% of all blocks were taken.
+float on one thread. What fell back follows with its reason, indented. The exit status is 1 where nothing was run, a
+model failed that is not to be refused or has next to no SQNR, or fewer than 90% of all blocks were taken.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ EXPORTERS = ("ts11", "ts13", "ts17", "dynamo18", "dynamo20", "dynamo21", "dynamo
 DEFAULT_BITS = ("W8A8", "W4A8")
 STEPS = 4
 LEAST_TAKEN = 0.9
+# Less, on random weights and few random samples, is a fault and not noise.
+LEAST_SQNR = 5
 # Models that have to be refused, and a part of what the user is told.
 REFUSED = {"silero_vad_op18_ifless": "no quantizable layer found outside the bodies of If, Loop or Scan nodes"}
 TAKEN = ("reconstructed", "rolled back")
@@ -218,8 +220,11 @@ def summarize(rows: list[dict[str, Any]]) -> int:
     told = [row for row in rows if row["model"] in REFUSED and REFUSED[row["model"]] in row.get("failed", "")]
     failed = sum("failed" in row for row in rows) - len(told)
     outcomes = f"{len(told)} refused as they should, {failed} failed"
+    noisy = [row for row in rows if not row.get("sqnr_db", math.inf) > LEAST_SQNR]
+    for row in noisy:
+        print(f"{row['model']} {row['exporter']} {row['bits']}: {row['sqnr_db']:.1f} dB, {LEAST_SQNR} are wanted")
     print(f"{len(rows)} runs, {outcomes}; {taken} of {blocks} blocks taken as a whole")
-    return int(failed > 0 or taken < LEAST_TAKEN * blocks)
+    return int(not rows or failed > 0 or bool(noisy) or taken < LEAST_TAKEN * blocks)
 
 
 if __name__ == "__main__":
