@@ -16,7 +16,8 @@ from onnxcalib.spec import InputSpec
 # counts, 0 is padding.
 MASK, POSITIONS = "attention_mask", "position_ids"
 ROWS = 4096  # of a mask that are read at once, so that it takes a byte a token in memory
-TOKENS = ("input_ids", MASK, "token_type_ids", POSITIONS, "inputs_embeds")
+IDS = ("input_ids", "inputs_embeds")  # the tokens themselves
+TOKENS = (*IDS, MASK, "token_type_ids", POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def share_batch(inputs: Sequence[InputSpec]) -> bool:
 def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | None]:
     """The slab with its samples cut to the tokens that the mask counts, so that padding is never run.
 
-    Also what to know of padding that stays, if any: where the model fixes the number of tokens or of samples, where a
-    mask is no run of ones, or starts with zeros in a model that counts positions from the first token, padded or not.
+    Also what to know of padding that stays, if any: where the model fixes the number of tokens or of samples, where the
+    mask counts other tokens than those that are fed, is no run of ones, or starts with zeros in a model that counts
+    positions from the first token, padded or not.
     """
     named = {spec.name: spec for spec in inputs}
     mask = _find_mask(slab, named)
@@ -117,6 +119,8 @@ def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
 
 def _find_obstacle(slab: Slab, named: dict[str, InputSpec], cut: frozenset[str], length: int) -> str | None:
     """Why the samples cannot be cut."""
+    if not cut.intersection(IDS):
+        return f"no {' or '.join(IDS)} has the {length} tokens of the mask, which may count those of the past too"
     for name, spec in named.items():
         shape = (None,) * (len(slab.shapes[name]) + 1) if spec.shape is None else spec.shape
         if shape[0] not in (None, 1):

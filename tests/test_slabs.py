@@ -63,6 +63,19 @@ def test_another_input_that_may_count_tokens_keeps_samples_whole():
     assert "padding is run: input 'bias' may count tokens too" in samples.warnings[0]
 
 
+def test_a_mask_that_counts_tokens_of_the_past_is_not_cut():
+    past = InputSpec("past", np.dtype(np.float32), (None, None, 2))
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    arrays = {
+        "input_ids": NUMBERS[:, :1],
+        "attention_mask": mask,
+        "past": np.random.default_rng(0).normal(size=(3, 3, 2)),
+    }
+    samples = open_calibration(arrays, [IDS, MASK, past])
+    assert read_all(samples, "attention_mask") == mask.tolist() and samples.split(8) == [[0, 1, 2]]
+    assert "padding is run: no input_ids or inputs_embeds has the 4 tokens of the mask" in samples.warnings[0]
+
+
 def test_vectors_of_tokens_are_cut_too_and_checked_whole():
     specs = [MASK, InputSpec("inputs_embeds", np.dtype(np.float32), (None, None, 2))]
     values = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
