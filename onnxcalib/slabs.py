@@ -90,15 +90,24 @@ def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | No
     positions from the first token, padded or not.
     """
     named = {spec.name: spec for spec in inputs}
-    mask = _find_mask(slab, named)
-    if mask is None or mask.all():
+    texts = slab.part.texts
+    if texts is not None:
+        length = next(iter(slab.shapes.values()))[0]
+        ends = np.full(slab.rows, length) if texts.left else texts.lengths
+        spans, odd = np.stack([ends - texts.lengths, ends], axis=1), 0
+        padded = bool((texts.lengths < length).any())
+    else:
+        mask = _find_mask(slab, named)
+        padded = mask is not None and not mask.all()
+        length = mask.shape[1] if padded else 0
+    if not padded:
         return slab, None
-    length = mask.shape[1]
     cut = frozenset(name for name in named if name in TOKENS and slab.shapes[name][:1] == (length,))
     reason = _find_obstacle(slab, named, cut, length)
     if reason is not None:
         return slab, reason
-    spans, odd = _find_spans(mask, left=POSITIONS in cut)
+    if texts is None:
+        spans, odd = _find_spans(mask, left=POSITIONS in cut)
     if odd:
         reason = (
             f"{odd} of {slab.rows} samples have a mask that is no run of ones{'' if POSITIONS in cut else ' first'}"
@@ -107,14 +116,11 @@ def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | No
 
 
 def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
-    """Whether a token counts, bool (rows, tokens): what the mask says, or the lengths of texts."""
-    if MASK in named and len(slab.shapes[MASK]) == 1:
-        starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
-        return np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
-    if slab.part.lengths is not None:
-        (length,) = next(iter(slab.shapes.values()))
-        return np.arange(length) < slab.part.lengths[:, None]
-    return None
+    """Whether a token counts, bool (rows, tokens)."""
+    if MASK not in named or len(slab.shapes[MASK]) != 1:
+        return None
+    starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
+    return np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
 
 
 def _find_obstacle(slab: Slab, named: dict[str, InputSpec], cut: frozenset[str], length: int) -> str | None:
