@@ -34,6 +34,7 @@ class CalibrationSet:
     batched: whether a run's samples are stacked on axis 0; else a run takes one, as it is.
     available: samples in the source; None where a limit was reached, so that they were not counted.
     largest: the first of the samples with the most values.
+    texts: what is known of the texts that the samples were made of, None where they were not.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CalibrationSet:
         self.available = available
         self._slabs = tuple(slabs)
         self.images = all(map(_hold_images, slabs))
+        self.texts = slabs[0].part.texts
         self._samples = samples
         self._ends = np.cumsum([slab.rows for slab in slabs])
         self.batched = share_batch(inputs)

@@ -116,11 +116,18 @@ def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | No
 
 
 def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
-    """Whether a token counts, bool (rows, tokens)."""
+    """Whether a token counts, bool (rows, tokens); DataError where none of a sample does."""
     if MASK not in named or len(slab.shapes[MASK]) != 1:
         return None
     starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
-    return np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
+    mask = np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
+    empty = np.flatnonzero(~mask.any(axis=1))
+    if len(empty) and dtype.kind != "f":  # one of floats may be added to scores, where 0 lets a token count
+        raise DataError(
+            f"{slab.part.where}: {MASK}: all is 0 in {len(empty)} of {slab.rows} samples, the first being sample"
+            f" {empty[0]}; a sample needs a token that counts; leave these out"
+        )
+    return mask
 
 
 def _find_obstacle(slab: Slab, named: dict[str, InputSpec], cut: frozenset[str], length: int) -> str | None:
