@@ -49,10 +49,12 @@ class StoredArray:
 class Texts:
     """What is known of the texts that a part's arrays were made of.
 
-    tokenizer: its file; lengths: tokens of each, (rows,); largest: largest token of each, (rows,); left: padding stands
-    before a text, not behind it; skipped: which texts were left out, '' where none was.
+    where: their file; tokenizer: that of the tokenizer; lengths: tokens of each, (rows,); largest: the largest token of
+    each, (rows,); left: padding stands before a text, not behind it; skipped: which texts were left out, '' where none
+    was.
     """
 
+    where: str
     tokenizer: str
     lengths: np.ndarray
     largest: np.ndarray

@@ -119,7 +119,9 @@ def _encode(
         filling = {"input_ids": padding.token, "token_type_ids": padding.type}.get(spec.name, 0)
         flat = _join(spec.name, codes, ends)
         arrays[spec.name] = Tokens(flat, ends, length, np.dtype(spec.dtype), (filling, padding.left))
-    facts = Texts(str(config.tokenizer), lengths, np.array(codes.largest), padding.left, codes.tell_skipped())
+    facts = Texts(
+        codes.where, str(config.tokenizer), lengths, np.array(codes.largest), padding.left, codes.tell_skipped()
+    )
     return Part(codes.where, arrays, texts=facts)
 
 
