@@ -39,8 +39,8 @@ Data = Annotated[Path, typer.Option(help=f"Samples that neither has seen: {DATA_
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="Classes: .csv or .json of file and class, .npy or .npz in the samples' order; without it those of"
-        " sub-folders named by class, or of a labels array in .npz."
+        help="Classes: .csv or .json of file and class; .npy, .npz or one a line (.txt, .csv) in the samples' order;"
+        " without it those of sub-folders named by class, or of a labels array in .npz."
     ),
 ]
 MaxDrop = Annotated[

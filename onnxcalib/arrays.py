@@ -46,12 +46,28 @@ class StoredArray:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """What is known of the texts that a part's arrays were made of.
+
+    where: their file; tokenizer: that of the tokenizer; lengths: tokens of each, (rows,); largest: the largest token of
+    each, (rows,); left: padding stands before a text, not behind it; skipped: which texts were left out, '' where none
+    was.
+    """
+
+    where: str
+    tokenizer: str
+    lengths: np.ndarray
+    largest: np.ndarray
+    left: bool
+    skipped: str
+
+
+@dataclass(frozen=True)
 class Part:
     """Some samples: what one file, one set of files or the caller's arrays hold, by input name.
 
     file: the one file that holds them. label: the class of all of them; labels: reads the array of their classes, as it
-    was found. Each is None where there is none. lengths: tokens of each
-    sample, (rows,), of texts.
+    was found. texts: what is known of them where the samples were made of texts. Each is None where there is none.
     """
 
     where: str
@@ -59,7 +75,7 @@ class Part:
     file: Path | None = None
     label: int | None = None
     labels: Callable[[], np.ndarray] | None = None
-    lengths: np.ndarray | None = None
+    texts: Texts | None = None
 
 
 def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:

@@ -16,7 +16,7 @@ import numpy as np
 from onnxcalib import images
 from onnxcalib.config import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from onnxcalib.errors import DataError
-from onnxcalib.slabs import Slab, check_part, cut_padding, share_batch
+from onnxcalib.slabs import MASK, Slab, check_part, cut_padding, share_batch
 from onnxcalib.sources import open_parts
 from onnxcalib.spec import InputSpec
 
@@ -34,6 +34,7 @@ class CalibrationSet:
     batched: whether a run's samples are stacked on axis 0; else a run takes one, as it is.
     available: samples in the source; None where a limit was reached, so that they were not counted.
     largest: the first of the samples with the most values.
+    texts: what is known of the texts that the samples were made of, None where they were not.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CalibrationSet:
         self.available = available
         self._slabs = tuple(slabs)
         self.images = all(map(_hold_images, slabs))
+        self.texts = slabs[0].part.texts
         self._samples = samples
         self._ends = np.cumsum([slab.rows for slab in slabs])
         self.batched = share_batch(inputs)
@@ -211,10 +213,15 @@ def _collect(
     if used < samples:
         notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
     if padded is not None:
-        notes.append(
-            f"{where}: padding is run: {padded}; its mask keeps it out of ranges and solving for tensors of (samples,"
-            " tokens, ...) alone, not for attention scores or losses; a model of any length needs none"
+        share = (
+            "its mask keeps it out of ranges and solving for tensors of (samples, tokens, ...) alone, not for attention"
+            " scores or losses"
         )
+        if all(spec.name != MASK for spec in inputs):
+            share = "the model has no mask, so that it enters ranges, solving and losses"
+        notes.append(f"{where}: padding is run: {padded}; {share}")
+    if slabs[0].part.texts is not None and slabs[0].part.texts.skipped:
+        notes.append(slabs[0].part.texts.skipped)
     notes += _find_unused(config, slabs[0], str(where))
     warnings = (*notes, *_scan(slabs, inputs, used))
     return CalibrationSet(
@@ -239,7 +246,7 @@ def _find_unused(config: DataConfig, slab: Slab, where: str) -> list[str]:
     notes = []
     if given.intersection(IMAGE_SETTINGS) and not _hold_images(slab):
         notes.append(f"{where}: mean, std, sizes and layout are for image files; these samples are used as they are")
-    if given.intersection(TEXT_SETTINGS) and slab.part.lengths is None:
+    if given.intersection(TEXT_SETTINGS) and slab.part.texts is None:
         notes.append(f"{where}: tokenizer, columns and lengths are for texts; these samples are used as they are")
     return notes
 

@@ -21,6 +21,7 @@ from onnxcalib.errors import DataError
 Entries = list[tuple[str, str]]  # (file, class) as they are written
 SHOWN = 3  # names in a message
 SHOWN_LENGTH = 40  # characters of what should be a class: a file of another kind may hold anything there
+_NUMBER = re.compile(r"[+-]?([0-9]{1,18}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -33,28 +34,31 @@ def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
     """(samples,) from a file that gives every sample a class.
 
     .csv: rows of file,class, with or without a header; .json: {file: class}; the files are relative to the folder of
-    the data. .npy, or .npz with an array of labels: one number a sample, in their order. Raises DataError.
+    the data. .npy, .npz with an array of labels, .txt, or .csv of one column where the samples have no files of their
+    own: one number a sample, in their order. Raises DataError.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".json", ".npy", ".npz"):
+    if suffix not in (".csv", ".json", ".txt", ".npy", ".npz"):
         raise DataError(
-            f"{path}: not a file of labels; give .csv or .json of file and class, or .npy of one integer a sample"
+            f"{path}: not a file of labels; give .csv or .json of file and class, or .npy or .txt of one number each"
         )
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give --labels a .csv, .json, .npy or .npz file")
+        raise DataError(f"{path}: no such file; give --labels a .csv, .json, .txt, .npy or .npz file")
     if suffix in (".npy", ".npz"):
-        return _take_in_order(path, samples)
-    if samples.names is None:
-        raise DataError(
-            f"{path}: classes by file, but the samples have no files of their own; "
-            "give .npy or .npz of one integer a sample, in their order"
-        )
+        return _take_in_order(path, np.atleast_1d(load_labels(path)), samples)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
+    if suffix == ".txt" or (suffix == ".csv" and samples.names is None and "," not in text):
+        return _take_in_order(path, _read_column(path, text), samples)
+    if samples.names is None:
+        raise DataError(
+            f"{path}: classes by file, but the samples have no files of their own; "
+            "give .npy, .npz, or .txt or .csv of one column, of one integer a sample, in their order"
+        )
     entries = _read_csv(path, text, set(samples.names)) if suffix == ".csv" else _read_json(path, text)
     return _match(path, _read_classes(path, entries), samples)
 
@@ -87,12 +91,30 @@ def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequen
     )
 
 
-def _take_in_order(path: Path, samples: CalibrationSet) -> np.ndarray:
+def _take_in_order(path: Path, values: np.ndarray, samples: CalibrationSet) -> np.ndarray:
     """Labels of all the samples in the source; those of samples that a limit leaves out may be there or not."""
-    values = np.atleast_1d(load_labels(path))
+    if samples.texts is not None and samples.texts.skipped and len(values) != samples.available:
+        raise DataError(
+            f"{path}: labels in the order of texts, but {samples.texts.skipped}, so that others than it may get its"
+            " label; take empty texts out of the data, and their labels out of the file"
+        )
     if samples.available is not None:
         return check_labels(str(path), values, samples.available)[: len(samples)]
     return check_labels(str(path), values[: len(samples)], len(samples))
+
+
+def _read_column(path: Path, text: str) -> np.ndarray:
+    """One number a line; a first line that is none is a header."""
+    lines = [line.strip() for line in text.rstrip().split("\n")]
+    headed = int(not _NUMBER.fullmatch(lines[0]))
+    for number, line in enumerate(lines[headed:], 1 + headed):
+        if not _NUMBER.fullmatch(line):
+            raise DataError(
+                f"{path}: line {number}: found {line[:SHOWN_LENGTH]!r}; write one number a line, in the order of the"
+                " samples"
+            )
+    whole = all(map(_INTEGER.fullmatch, lines[headed:]))
+    return np.array([int(line) if whole else float(line) for line in lines[headed:]])
 
 
 def _read_csv(path: Path, text: str, names: Collection[str]) -> Entries:

@@ -29,6 +29,7 @@ from .spec import QParams, QuantPlan
 from .steps.align import align_inputs, keep_aligned
 from .steps.calibrate import choose_grids, collect_histograms
 from .steps.prepare import Prepared, check_unchanged, prepare
+from .steps.trial import try_texts
 
 # The text of the settings fills multiples of so many bytes: a file's size, which may be limited, hardly depends on it.
 SETTINGS_BYTES = 256
@@ -79,8 +80,9 @@ class Run:
         """Load and rewrite the model, open the samples, and see that the outputs are as before."""
         with self.stage("prepare"):
             original = load(model)
-            Session(original, threads=self.threads)
+            session = Session(original, threads=self.threads)
             samples = self._open(original, calibration)
+            try_texts(session, samples)
             prepared = prepare(load_model(original), self.config)
             ready = Ready(original, prepared, [n.name for n in original.graph.node if n.name], samples, {})
             # Bits that are planned may be more than the settings': whether to rescale must not depend on them.

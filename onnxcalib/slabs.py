@@ -16,7 +16,8 @@ from onnxcalib.spec import InputSpec
 # counts, 0 is padding.
 MASK, POSITIONS = "attention_mask", "position_ids"
 ROWS = 4096  # of a mask that are read at once, so that it takes a byte a token in memory
-TOKENS = ("input_ids", MASK, "token_type_ids", POSITIONS, "inputs_embeds")
+IDS = ("input_ids", "inputs_embeds")  # the tokens themselves
+TOKENS = (*IDS, MASK, "token_type_ids", POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,29 @@ def share_batch(inputs: Sequence[InputSpec]) -> bool:
 def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | None]:
     """The slab with its samples cut to the tokens that the mask counts, so that padding is never run.
 
-    Also what to know of padding that stays, if any: where the model fixes the number of tokens or of samples, where a
-    mask is no run of ones, or starts with zeros in a model that counts positions from the first token, padded or not.
+    Also what to know of padding that stays, if any: where the model fixes the number of tokens or of samples, where the
+    mask counts other tokens than those that are fed, is no run of ones, or starts with zeros in a model that counts
+    positions from the first token, padded or not.
     """
     named = {spec.name: spec for spec in inputs}
-    mask = _find_mask(slab, named)
-    if mask is None or mask.all():
+    texts = slab.part.texts
+    if texts is not None:
+        length = next(iter(slab.shapes.values()))[0]
+        ends = np.full(slab.rows, length) if texts.left else texts.lengths
+        spans, odd = np.stack([ends - texts.lengths, ends], axis=1), 0
+        padded = bool((texts.lengths < length).any())
+    else:
+        mask = _find_mask(slab, named)
+        padded = mask is not None and not mask.all()
+        length = mask.shape[1] if padded else 0
+    if not padded:
         return slab, None
-    length = mask.shape[1]
     cut = frozenset(name for name in named if name in TOKENS and slab.shapes[name][:1] == (length,))
     reason = _find_obstacle(slab, named, cut, length)
     if reason is not None:
         return slab, reason
-    spans, odd = _find_spans(mask, left=POSITIONS in cut)
+    if texts is None:
+        spans, odd = _find_spans(mask, left=POSITIONS in cut)
     if odd:
         reason = (
             f"{odd} of {slab.rows} samples have a mask that is no run of ones{'' if POSITIONS in cut else ' first'}"
@@ -105,18 +116,24 @@ def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | No
 
 
 def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
-    """Whether a token counts, bool (rows, tokens): what the mask says, or the lengths of texts."""
-    if MASK in named and len(slab.shapes[MASK]) == 1:
-        starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
-        return np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
-    if slab.part.lengths is not None:
-        (length,) = next(iter(slab.shapes.values()))
-        return np.arange(length) < slab.part.lengths[:, None]
-    return None
+    """Whether a token counts, bool (rows, tokens); DataError where none of a sample does."""
+    if MASK not in named or len(slab.shapes[MASK]) != 1:
+        return None
+    starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
+    mask = np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
+    empty = np.flatnonzero(~mask.any(axis=1))
+    if len(empty) and dtype.kind != "f":  # one of floats may be added to scores, where 0 lets a token count
+        raise DataError(
+            f"{slab.part.where}: {MASK}: all is 0 in {len(empty)} of {slab.rows} samples, the first being sample"
+            f" {empty[0]}; a sample needs a token that counts; leave these out"
+        )
+    return mask
 
 
 def _find_obstacle(slab: Slab, named: dict[str, InputSpec], cut: frozenset[str], length: int) -> str | None:
     """Why the samples cannot be cut."""
+    if not cut.intersection(IDS):
+        return f"no {' or '.join(IDS)} has the {length} tokens of the mask, which may count those of the past too"
     for name, spec in named.items():
         shape = (None,) * (len(slab.shapes[name]) + 1) if spec.shape is None else spec.shape
         if shape[0] not in (None, 1):

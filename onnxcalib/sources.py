@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxcalib import arrays, images, texts
+from onnxcalib import arrays, images, textfiles, texts
 from onnxcalib.arrays import Part
 from onnxcalib.config import DataConfig
 from onnxcalib.errors import DataError
@@ -38,7 +38,7 @@ def open_parts(
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; give a folder of {KINDS}, {FILES}")
     suffix = path.suffix.lower()
-    if suffix in texts.SUFFIXES:
+    if suffix in textfiles.SUFFIXES:
         return iter([texts.open_texts(path, inputs, config, limit)])
     if suffix not in (".npy", ".npz"):
         raise DataError(f"{path}: not a file of samples; give a folder of {KINDS}, {FILES}")

@@ -1,67 +1,156 @@
-"""Texts as model inputs: read from lines, columns or JSON lines, and encoded by the model's own tokenizer."""
+"""Texts as model inputs: encoded by the model's own tokenizer, and kept as tokens of unlike lengths."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from onnxcalib.arrays import Part
+from onnxcalib.arrays import Part, Texts
 from onnxcalib.config import DataConfig
 from onnxcalib.errors import DataError
 from onnxcalib.slabs import MASK, POSITIONS
 from onnxcalib.spec import InputSpec
+from onnxcalib.textfiles import Row, read_rows
 
-SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 # What a tokenizer gives, by the names of inputs that exporters give them.
 GIVEN = ("input_ids", MASK, "token_type_ids", POSITIONS)
-# Columns and keys that hold the texts where none is named.
-USUAL = ("text", "sentence")
 # Tokens where neither the settings, the tokenizer nor the model say how many: those of BERT's table of positions.
 MOST_TOKENS = 512
 PADDING = ("[PAD]", "<pad>")
+CHUNK = 1024  # texts that are encoded at once: what a tokenizer gives takes some kilobytes for each
+
+
+class Padding(NamedTuple):
+    """What stands in the place of tokens, and whether it stands before them."""
+
+    token: int
+    type: int
+    left: bool
+
+
+class Tokens:
+    """An input's values (rows, tokens) as an array that is padded row by row when it is read.
+
+    flat: the values of all rows, one row after the other; ends: where each row's end.
+    """
+
+    def __init__(self, flat: np.ndarray, ends: np.ndarray, length: int, dtype: np.dtype, pad: tuple[int, bool]):
+        """``pad``: the value that fills a row, and whether it stands before it."""
+        self.shape, self.dtype = (len(ends), length), dtype
+        self._flat, self._ends, self._pad = flat, ends, pad
+
+    def __getitem__(self, rows: Sequence[int]) -> np.ndarray:
+        """(len(rows), tokens)"""
+        filling, left = self._pad
+        values = np.full((len(rows), self.shape[1]), filling, self.dtype)
+        for target, row in zip(values, rows, strict=True):
+            found = self._flat[self._ends[row - 1] if row else 0 : self._ends[row]]
+            target[slice(len(target) - len(found), None) if left else slice(len(found))] = found
+        return values
+
+
+class _Codes:
+    """What a tokenizer gave for the texts so far, and the lines of those that were left out."""
+
+    def __init__(self, where: str, unit: str) -> None:
+        self.where, self.unit = where, unit
+        self.ids: list[np.ndarray] = []
+        self.types: list[np.ndarray] = []
+        self.lengths: list[int] = []
+        self.largest: list[int] = []
+        self.skipped: list[int] = []
+
+    def add(self, codes: Sequence[Any], lines: Sequence[int]) -> None:
+        """Take what has tokens; such as hold none are left out."""
+        self.skipped += [line for line, code in zip(lines, codes, strict=True) if not code.ids]
+        codes = [code for code in codes if code.ids]
+        self.lengths += [len(code.ids) for code in codes]
+        self.largest += [max(code.ids) for code in codes]
+        self.ids.append(np.array([i for code in codes for i in code.ids], np.int32))
+        self.types.append(np.array([i for code in codes for i in code.type_ids], np.int32))
+
+    def tell_skipped(self) -> str:
+        if not self.skipped:
+            return ""
+        count = f"{len(self.skipped)} texts are" if len(self.skipped) > 1 else "1 text is"
+        return f"{self.where}: {count} empty and left out, the first at {self.unit} {min(self.skipped)}"
 
 
 def open_texts(path: Path, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
     """The texts of a file as one part, those behind the first ``limit`` samples unread."""
-    return _encode(path, _read_samples(path, config), inputs, config, limit)
+    return _encode(_Codes(str(path), "line"), read_rows(path, config), inputs, config, limit)
 
 
 def take_texts(texts: Sequence[str], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
     """A list of texts as one part."""
     if config.text_column or config.pairs:
         raise DataError("text_column: a list of texts has no columns; leave out text_column and pairs, or give a file")
-    return _encode("data", iter(texts), inputs, config, limit)
+    rows = (Row(number, (text,)) for number, text in enumerate(texts, 1))
+    return _encode(_Codes("data", "text"), rows, inputs, config, limit)
 
 
-def _encode(where: Any, samples: Iterator[Any], inputs: Sequence[InputSpec], config: DataConfig, limit) -> Part:
+def _encode(
+    codes: _Codes, rows: Iterator[Row], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None
+) -> Part:
     """Arrays (samples, tokens), padded to the longest, or to what the model fixes; a mask has 1 for every token."""
-    fixed = _check_inputs(where, inputs)
-    tokenizer, padding = _open_tokenizer(where, config, fixed)
-    found = list(islice(samples, limit))
-    if not found:
-        raise DataError(f"{where}: found no text; give at least one")
-    codes = tokenizer.encode_batch(found)
-    length = fixed or max(len(code.ids) for code in codes)
+    fixed = _check_inputs(codes.where, inputs)
+    tokenizer, padding = _open_tokenizer(codes.where, config, fixed)
+    samples = _list_samples(codes, rows, pairs=config.pairs)
+    while chunk := list(islice(samples, CHUNK if limit is None else min(CHUNK, limit - len(codes.lengths)))):
+        lines, found = zip(*chunk, strict=True)
+        try:
+            codes.add(tokenizer.encode_batch(found), lines)
+        except Exception as error:  # the package raises no class of its own
+            raise DataError(
+                f"{codes.where}: {config.tokenizer} cannot encode {codes.unit}s {lines[0]} to {lines[-1]} ({error});"
+                " give the model's own tokenizer.json, or another --max-length"
+            ) from None
+    if not codes.lengths:
+        raise DataError(f"{codes.where}: found no text; give at least one")
+    lengths = np.array(codes.lengths)
+    ends = np.cumsum(lengths)
+    length = fixed or int(lengths.max())
     arrays = {}
     for spec in inputs:
-        values = np.full((len(codes), length), padding if spec.name == "input_ids" else 0, np.dtype(spec.dtype))
-        for row, code in zip(values, codes, strict=True):
-            row[: len(code.ids)] = _values(spec.name, code)
-        arrays[spec.name] = values
-    return Part(str(where), arrays, lengths=np.array([len(code.ids) for code in codes]))
+        filling = {"input_ids": padding.token, "token_type_ids": padding.type}.get(spec.name, 0)
+        flat = _join(spec.name, codes, ends)
+        arrays[spec.name] = Tokens(flat, ends, length, np.dtype(spec.dtype), (filling, padding.left))
+    facts = Texts(
+        codes.where, str(config.tokenizer), lengths, np.array(codes.largest), padding.left, codes.tell_skipped()
+    )
+    return Part(codes.where, arrays, texts=facts)
 
 
-def _values(name: str, code: Any) -> Sequence[int]:
-    """What one encoded text gives an input."""
+def _list_samples(codes: _Codes, rows: Iterator[Row], *, pairs: bool) -> Iterator[tuple[int, Any]]:
+    """One text a sample with its line, or with ``pairs`` the two of a row; empty ones are left out."""
+    for line, texts in rows:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{codes.where}: {codes.unit} {line}: found {text[error.start]!r}, half of a character; mend the"
+                    " text"
+                ) from None
+        for sample in [texts] if pairs else texts:
+            if all(text.strip() for text in texts) if pairs else sample.strip():
+                yield line, sample
+            else:
+                codes.skipped.append(line)
+
+
+def _join(name: str, codes: _Codes, ends: np.ndarray) -> np.ndarray:
+    """The values of an input for all texts, (tokens of all,)."""
+    if name == MASK:
+        return np.broadcast_to(np.uint8(1), ends[-1])
     if name == POSITIONS:
-        return range(len(code.ids))
-    return {"input_ids": code.ids, MASK: code.attention_mask, "token_type_ids": code.type_ids}[name]
+        starts = np.repeat(ends - codes.lengths, codes.lengths)
+        return (np.arange(ends[-1]) - starts).astype(np.int32)
+    return np.concatenate(codes.ids if name == "input_ids" else codes.types)
 
 
 def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
@@ -83,21 +172,11 @@ def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
     return fixed
 
 
-def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[Any, int]:
-    """The tokenizer, which truncates and does not pad, and the token that stands for padding."""
-    if config.tokenizer is None:
-        raise DataError(f"{where}: texts need the model's tokenizer; give --tokenizer its tokenizer.json")
-    if not Path(config.tokenizer).is_file():
-        raise DataError(f"{config.tokenizer}: no such file; give --tokenizer the model's tokenizer.json")
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(config.tokenizer)
-    except Exception as error:  # the package raises no class of its own
-        raise DataError(
-            f"{config.tokenizer}: not a tokenizer ({error}); give --tokenizer the model's tokenizer.json"
-        ) from None
-    length = config.max_length or (tokenizer.truncation or {}).get("max_length", MOST_TOKENS)
+def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[Any, Padding]:
+    """The tokenizer, which truncates as it is set to and does not pad, and what padding there is to be."""
+    tokenizer = _load_tokenizer(where, config.tokenizer)
+    own = tokenizer.truncation or {}
+    length = config.max_length or own.get("max_length", MOST_TOKENS)
     if fixed is not None:
         if config.max_length is not None and config.max_length > fixed:
             raise DataError(f"max_length: found {config.max_length}; the model takes {fixed} tokens; give no more")
@@ -107,105 +186,27 @@ def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[
         raise DataError(
             f"max_length: found {length}; {special} are the tokenizer's own, so that none is left for text; give more"
         )
-    padding = (tokenizer.padding or {}).get("pad_id")
-    if padding is None:
-        padding = next((i for i in map(tokenizer.token_to_id, PADDING) if i is not None), 0)
-    tokenizer.enable_truncation(length)
+    # The strategy is of pairs. The stride is of the pieces that truncation cuts off, of which no samples are made.
+    strategy = own.get("strategy", "longest_first") if config.pairs else "longest_first"
+    tokenizer.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
+    pad = tokenizer.padding or {}
+    token = pad.get("pad_id")
+    if token is None:
+        token = next((i for i in map(tokenizer.token_to_id, PADDING) if i is not None), 0)
     tokenizer.no_padding()
-    return tokenizer, padding
+    return tokenizer, Padding(token, pad.get("pad_type_id", 0), pad.get("direction") == "left")
 
 
-def _read_samples(path: Path, config: DataConfig) -> Iterator[Any]:
-    """One text a sample, row after row; with ``pairs`` the two texts of a row."""
-    if path.suffix.lower() == ".txt":
-        if config.text_column or config.pairs:
-            raise DataError(f"{path}: a .txt holds a text a line, no columns; leave out --text-column and --pairs")
-        yield from (line for _, line in _lines(path))
-        return
-    if config.pairs and len(config.text_column) != 2:
-        raise DataError(
-            f"{path}: pairs: found {len(config.text_column)} columns; a pair is of two; give --text-column A,B"
-        )
-    rows = _read_jsonl if path.suffix.lower() == ".jsonl" else _read_table
-    for texts in rows(path, config.text_column):
-        if config.pairs:
-            yield tuple(texts)
-        else:
-            yield from texts
+def _load_tokenizer(where: Any, path: str | None) -> Any:
+    if path is None:
+        raise DataError(f"{where}: texts need the model's tokenizer; give --tokenizer its tokenizer.json")
+    if Path(path).is_dir():
+        raise DataError(f"{path}: found a folder; give --tokenizer the file tokenizer.json in it")
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; give --tokenizer the model's tokenizer.json")
+    from tokenizers import Tokenizer
 
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that hold more than blanks, with their numbers."""
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
-
-
-def _read_table(path: Path, wanted: tuple[str, ...]) -> Iterator[list[str]]:
-    """The texts of each row. In tab-separated files quotes are plain characters, as data sets have them there."""
-    lines = [line + "\n" for _, line in _lines(path)]
-    if not lines:
-        return
-    tabs = path.suffix.lower() == ".tsv" or ("\t" in lines[0] and "," not in lines[0])
-    rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
-    try:
-        first = next(rows)
-        places, headed = _choose_columns(path, first, wanted)
-        if not headed:
-            yield [first[place] for place in places]
-        for row in rows:
-            if len(row) <= max(places):
-                raise DataError(
-                    f"{path}: row {rows.line_num}: found {len(row)} columns; column {max(places) + 1} is to be read;"
-                    " mend the row"
-                )
-            yield [row[place] for place in places]
-    except csv.Error as error:
-        raise DataError(f"{path}: row {rows.line_num}: not CSV ({error}); mend the row") from None
-
-
-def _choose_columns(path: Path, first: list[str], wanted: tuple[str, ...]) -> tuple[list[int], bool]:
-    """Places of the columns, from 0, and whether the first row is a header."""
-    if not wanted:
-        usual = [name for name in USUAL if name in first]
-        if usual or len(first) == 1:
-            return [first.index(usual[0]) if usual else 0], bool(usual)
-    elif all(name in first for name in wanted):
-        return [first.index(name) for name in wanted], True
-    elif all(name.isdecimal() and 1 <= int(name) <= len(first) for name in wanted):
-        return [int(name) - 1 for name in wanted], False
-    found = next((repr(name) for name in wanted if name not in first), "none")
-    raise DataError(
-        f"{path}: text_column: found {found}; the columns are {', '.join(map(repr, first))}; give --text-column one of"
-        f" these, or a number from 1 to {len(first)} where the first row is no header"
-    )
-
-
-def _read_jsonl(path: Path, wanted: tuple[str, ...]) -> Iterator[list[str]]:
-    """The texts of each line: of an object's keys, or a text by itself."""
-    for number, line in _lines(path):
-        where = f"{path}: line {number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); write an object a line") from None
-        if isinstance(value, str) and not wanted:
-            yield [value]
-            continue
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: found {type(value).__name__}; write an object with the text under a key")
-        keys = wanted or tuple(name for name in USUAL if name in value)[:1]
-        missing = next((repr(name) for name in keys if name not in value), None if keys else "none")
-        if missing is not None:
-            had = ", ".join(map(repr, value)) or "none"
-            raise DataError(f"{where}: text_column: found {missing}; the keys are {had}; give one of these")
-        for name in keys:
-            if not isinstance(value[name], str):
-                raise DataError(f"{where}: {name!r} is {type(value[name]).__name__}; a text is needed; mend the line")
-        yield [value[name] for name in keys]
+        return Tokenizer.from_file(path)
+    except Exception as error:  # the package raises no class of its own
+        raise DataError(f"{path}: not a tokenizer ({error}); give --tokenizer the model's tokenizer.json") from None

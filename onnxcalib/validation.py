@@ -26,6 +26,7 @@ from .steps.conform import conform, find_risks
 from .steps.explain import explain as explain_loss
 from .steps.judge import check_gates, judge
 from .steps.score import Metric
+from .steps.trial import try_texts
 from .steps.verify import list_unfused, optimize
 from .verdict import Verdict
 
@@ -98,6 +99,7 @@ class _Run:
     def _compare(self, original: ModelProto, optimized: Session, samples, **options) -> Comparisons:
         self.observer.stage("compare")
         reference = Session(original, name="the float model", threads=self.threads)
+        try_texts(reference, samples)
         size = batch_size(reference, samples)
         compared = compare(reference, optimized, samples, size, **options)
         for text in compared.notes:

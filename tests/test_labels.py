@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
+from onnxcalib.config import DataConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.errors import DataError
 from onnxcalib.labels import check_classes, choose_labels, read_labels
@@ -176,7 +178,7 @@ def test_a_file_with_two_classes_is_refused_with_its_name(folder, tmp_path):
         ("l.npy", [3, 1, 0, 3, 2, 2], "found labels of shape (6); there are 5 samples"),
         ("l.npy", list("abcde"), "labels are <U1; numbers are needed"),
         ("l.npz", {"classes": [3, 1, 0, 3, 2]}, "no array of labels, found classes; name it label or labels or y"),
-        ("l.txt", ROWS, "not a file of labels; give .csv or .json of file and class, or .npy"),
+        ("l.text", ROWS, "not a file of labels; give .csv or .json of file and class, or .npy"),
     ],
 )
 def test_a_file_of_another_form_is_refused(folder, tmp_path, name, content, text):
@@ -217,10 +219,48 @@ def test_a_file_of_labels_that_cannot_be_read_is_refused_with_its_name(folder, t
 
 def test_labels_by_file_are_refused_for_samples_without_files(tmp_path):
     np.save(tmp_path / "data.npy", np.ones((5, 2), np.float32))
-    text = (
-        "l.csv: classes by file, but the samples have no files of their own; give .npy or .npz of one integer a sample"
-    )
+    text = "l.csv: classes by file, but the samples have no files of their own; give .npy, .npz, or .txt or .csv of one"
     refuse(text, write(tmp_path / "l.csv", ROWS), open_samples(tmp_path / "data.npy"))
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv"])
+def test_one_column_of_numbers_is_in_the_order_of_the_samples(tmp_path, name):
+    np.save(tmp_path / "data.npy", np.ones((3, 2), np.float32))
+    samples = open_samples(tmp_path / "data.npy")
+    labels = read_labels(write(tmp_path / name, "label\r\n3\r\n0\r\n12\r\n\r\n"), samples)
+    assert labels.tolist() == [3, 0, 12] and labels.dtype == np.int64
+    scores = read_labels(write(tmp_path / name, "3\n.5\n-1e2"), samples)
+    assert scores.tolist() == [3.0, 0.5, -100.0] and scores.dtype == np.float64
+    refuse("found labels of shape (2); there are 3", write(tmp_path / name, "3\n5"), samples)
+    refuse(f"{name}: line 2: found ''; write one number a line", write(tmp_path / name, "3\n\n5\n1"), samples)
+
+
+@pytest.fixture
+def open_lines(tmp_path):
+    """Samples of the lines of a text file, of words that are digits."""
+    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(10)}, unk_token="0"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    def make(lines, limit=None):
+        path = write(tmp_path / "x.txt", "\n".join(lines))
+        inputs = [InputSpec("input_ids", np.dtype(np.int64), (None, None))]
+        return open_calibration(path, inputs, DataConfig(tokenizer=tmp_path / "tokenizer.json"), limit=limit)
+
+    return make
+
+
+def test_labels_of_texts_are_in_their_order_where_none_is_empty(open_lines, tmp_path):
+    path = write(tmp_path / "l.npy", [3, 1, 2])
+    assert read_labels(path, open_lines("312")).tolist() == [3, 1, 2]
+    assert read_labels(path, open_lines(["3", "", "1", "2"])).tolist() == [3, 1, 2]
+    assert read_labels(path, open_lines(["3", "1", "", "2"], limit=2)).tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_labels_that_may_count_empty_texts_are_refused(open_lines, tmp_path, limit):
+    path = write(tmp_path / "l.npy", [3, 0, 1, 2])
+    refuse("l.npy: labels in the order of texts, but ", path, open_lines(["3", "", "1", "2"], limit=limit))
+    refuse("x.txt: 1 text is empty and left out, the first at line 2, so", path, open_lines(["3", "", "1", "2"], limit))
 
 
 def test_classes_of_the_model_are_let_pass():

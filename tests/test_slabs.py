@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.data import open_calibration
+from onnxcalib.errors import DataError
 from onnxcalib.spec import InputSpec
 
 INT = np.dtype(np.int64)
@@ -34,13 +35,21 @@ def test_padding_before_a_sample_is_cut_off_where_positions_are_given():
     assert read_all(samples, "position_ids")[0] == [20, 30] and samples.warnings == ()
 
 
-@pytest.mark.parametrize("row", [[0, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]])
+@pytest.mark.parametrize("row", [[0, 0, 1, 1], [1, 0, 1, 0]])
 def test_a_mask_that_cannot_be_cut_by_leaves_its_sample_whole_and_is_told_of(row):
     mask = np.array([row, [1, 1, 0, 0], [1, 1, 1, 1]])
     samples = open_calibration({"input_ids": NUMBERS, "attention_mask": mask}, [IDS, MASK])
     assert read_all(samples) == [[0, 1, 2, 3], [4, 5], [8, 9, 10, 11]]
     (warning,) = samples.warnings
     assert "padding is run: 1 of 3 samples have a mask that is no run of ones first" in warning
+
+
+def test_a_sample_of_which_no_token_counts_is_refused():
+    mask = np.array([[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    with pytest.raises(DataError, match="attention_mask: all is 0 in 2 of 3 samples, the first being sample 1; a samp"):
+        open_calibration({"input_ids": NUMBERS, "attention_mask": mask}, [IDS, MASK])
+    floats = InputSpec("attention_mask", np.dtype(np.float32), (None, None))
+    assert len(open_calibration({"input_ids": NUMBERS, "attention_mask": mask * -1e4}, [IDS, floats])) == 3
 
 
 @pytest.mark.parametrize(
@@ -61,6 +70,19 @@ def test_another_input_that_may_count_tokens_keeps_samples_whole():
     samples = open_calibration({"input_ids": NUMBERS, "attention_mask": mask, "bias": bias}, specs)
     assert read_all(samples) == NUMBERS.tolist()
     assert "padding is run: input 'bias' may count tokens too" in samples.warnings[0]
+
+
+def test_a_mask_that_counts_tokens_of_the_past_is_not_cut():
+    past = InputSpec("past", np.dtype(np.float32), (None, None, 2))
+    mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
+    arrays = {
+        "input_ids": NUMBERS[:, :1],
+        "attention_mask": mask,
+        "past": np.random.default_rng(0).normal(size=(3, 3, 2)),
+    }
+    samples = open_calibration(arrays, [IDS, MASK, past])
+    assert read_all(samples, "attention_mask") == mask.tolist() and samples.split(8) == [[0, 1, 2]]
+    assert "padding is run: no input_ids or inputs_embeds has the 4 tokens of the mask" in samples.warnings[0]
 
 
 def test_vectors_of_tokens_are_cut_too_and_checked_whole():

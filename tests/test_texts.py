@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from onnxcalib.config import DataConfig
 from onnxcalib.data import open_calibration
@@ -80,7 +80,107 @@ def test_texts_are_padded_to_the_tokens_that_a_model_fixes(tokenizer):
     (batch,) = samples.batches(8)
     assert batch["input_ids"].tolist() == [[CLS, A, B, SEP], [CLS, C, SEP, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert "padding is run: the model takes 4 tokens" in samples.warnings[0]
+    (warning,) = samples.warnings
+    assert "padding is run: the model takes 4 tokens; its mask keeps it out of ranges" in warning
+
+
+def test_padding_of_a_model_without_a_mask_is_said_to_enter_ranges(tokenizer):
+    fixed = make_specs("input_ids", shape=(None, 4))
+    samples = open_calibration(["a b c", "c"], fixed, DataConfig(tokenizer=tokenizer))
+    assert samples.warnings == (
+        "data: padding is run: the model takes 4 tokens; the model has no mask, so that it enters ranges, solving and"
+        " losses",
+    )
+
+
+def test_truncation_and_padding_are_on_the_side_that_the_tokenizer_has_them(tokenizer):
+    own = Tokenizer.from_file(str(tokenizer))
+    own.enable_truncation(4, direction="left", stride=1)
+    own.enable_padding(direction="left", pad_id=3, pad_type_id=2)
+    own.save(str(tokenizer))
+    fixed = make_specs("input_ids", "attention_mask", "token_type_ids", "position_ids", shape=(None, 5))
+    batch = open_calibration(["a a b c", "c"], fixed, DataConfig(tokenizer=tokenizer)).read([0, 1])
+    assert batch["input_ids"].tolist() == [[3, CLS, B, C, SEP], [3, 3, CLS, C, SEP]]
+    assert batch["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert batch["token_type_ids"].tolist() == [[2, 0, 0, 0, 0], [2, 2, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 0, 1, 2, 3], [0, 0, 0, 1, 2]]
+    samples = open_calibration(["a a b c", "c"], BERT, DataConfig(tokenizer=tokenizer))
+    assert [samples.read([i])["input_ids"].tolist() for i in (0, 1)] == [[[CLS, B, C, SEP]], [[CLS, C, SEP]]]
+
+
+def test_pairs_are_truncated_by_the_strategy_of_the_tokenizer(tokenizer, tmp_path):
+    own = Tokenizer.from_file(str(tokenizer))
+    own.enable_truncation(6, strategy="only_second")
+    own.save(str(tokenizer))
+    config = DataConfig(tokenizer=tokenizer, text_column="1,2", pairs=True)
+    (tmp_path / "x.tsv").write_text("a b\tb c c c c\n")
+    ids = open_calibration(tmp_path / "x.tsv", IDS, config).read([0])["input_ids"]
+    assert ids.tolist() == [[CLS, A, B, SEP, B, SEP]]
+    (tmp_path / "x.tsv").write_text("b c c c c\ta\n")
+    refuse("cannot encode lines 1 to 1 (Truncation error", open_calibration, tmp_path / "x.tsv", IDS, config)
+
+
+def test_many_texts_are_encoded_a_few_at_a_time_and_kept_by_their_own_lengths(tokenizer):
+    texts = ["a b"] * 3000 + ["a " * 500] + ["", "c"]
+    samples = open_calibration(texts, BERT, DataConfig(tokenizer=tokenizer))
+    assert len(samples) == 3002 and samples.read([3001])["input_ids"].tolist() == [[CLS, C, SEP]]
+    assert samples.read([3000])["input_ids"].shape == (1, 502)
+    assert samples.warnings == ("data: 1 text is empty and left out, the first at text 3002",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "kept", "warning"),
+    [
+        ("x.txt", "a\n\n \nb\n", {}, [[A], [B]], "2 texts are empty and left out, the first at line 2"),
+        ("x.csv", "id,text\n1,a\n2,\n\n3,b\n", {}, [[A], [B]], "2 texts are empty and left out, the first at line 3"),
+        (
+            "x.tsv",
+            "\na\t\nb\tc",
+            {"text_column": "1,2"},
+            [[A], [B], [C]],
+            "2 texts are empty and left out, the first at line 1",
+        ),
+        (
+            "x.csv",
+            "a,\nb,c",
+            {"text_column": "1,2", "pairs": True},
+            [[B, SEP, C]],
+            "1 text is empty and left out, the first at line 1",
+        ),
+        ("x.jsonl", '\n"a"\n{"text": ""}', {}, [[A]], "2 texts are empty and left out, the first at line 1"),
+    ],
+)
+def test_empty_texts_are_left_out_and_told_of(tokenizer, tmp_path, name, content, settings, kept, warning):
+    (tmp_path / name).write_text(content)
+    samples = open_calibration(tmp_path / name, IDS, DataConfig(tokenizer=tokenizer, **settings))
+    assert [samples.read([i])["input_ids"][0, 1:-1].tolist() for i in range(len(samples))] == kept
+    assert samples.warnings == (f"{tmp_path / name}: {warning}",)
+
+
+def test_texts_of_no_tokens_are_left_out_and_told_of(tokenizer):
+    own = Tokenizer(models.WordLevel({"a": 0}))
+    own.pre_tokenizer, own.normalizer = pre_tokenizers.Whitespace(), normalizers.Replace("b", "")
+    own.save(str(tokenizer))
+    samples = open_calibration(["a", "b", "a a", " "], IDS, DataConfig(tokenizer=tokenizer), limit=2)
+    assert [samples.read([i])["input_ids"].tolist() for i in range(len(samples))] == [[[0]], [[0, 0]]]
+    assert samples.warnings == ("data: 1 text is empty and left out, the first at text 2",)
+
+
+def test_half_a_character_is_refused_with_its_line(tokenizer, tmp_path):
+    config = DataConfig(tokenizer=tokenizer)
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "b \\ud800"}')
+    refuse("x.jsonl: line 2: found '\\ud800', half of a character", open_calibration, tmp_path / "x.jsonl", IDS, config)
+    refuse("data: text 2: found '\\udfff', half of a character", open_calibration, ["a", "\udfff"], IDS, config)
+
+
+def test_blank_lines_within_quotes_are_text_and_others_are_counted(read):
+    assert read("x.csv", 'text,n\n"a\n\nb",1\n\nc,2\n') == [[A, B], [C]]
+    refuse("x.csv: line 6: found 1 columns; column 2", read, "x.csv", 'n,text\n1,"a\n\nb"\n\n2\n')
+
+
+def test_more_tabs_than_commas_in_the_first_line_separate_columns(read):
+    assert read("x.csv", "1\ta, b\tc\n", text_column=2) == [[A, 3, B]]
+    assert read("x.csv", "1,a\tb,c\n", text_column=2) == [[A, B]]
 
 
 def test_lines_of_a_text_file_are_samples_and_blank_ones_are_none(read):
@@ -135,6 +235,7 @@ def test_a_missing_tokenizer_is_asked_for(tmp_path):
     refuse("data: texts need the model's tokenizer; give --tokenizer its tokenizer.json", open_calibration, ["a"], IDS)
     absent = DataConfig(tokenizer=tmp_path / "absent.json")
     refuse("absent.json: no such file; give --tokenizer", open_calibration, ["a"], IDS, absent)
+    refuse("found a folder; give --tokenizer the file", open_calibration, ["a"], IDS, DataConfig(tokenizer=tmp_path))
     (tmp_path / "odd.json").write_text("{}")
     refuse("odd.json: not a tokenizer (", open_calibration, ["a"], IDS, DataConfig(tokenizer=tmp_path / "odd.json"))
 
@@ -176,8 +277,8 @@ def test_a_length_that_does_not_fit_is_refused(tokenizer):
             {"text_column": 3},
             "found '3'; the columns are 'id', 'note'; give --text-column one",
         ),
-        ("x.csv", "id,note\n1,a\n2", {"text_column": "note"}, "row 3: found 1 columns; column 2 is to be read; mend"),
-        ("x.csv", 'id,note\n1,"a\n', {"text_column": "note"}, "x.csv: row 2: not CSV ("),
+        ("x.csv", "id,note\n1,a\n2", {"text_column": "note"}, "line 3: found 1 columns; column 2 is to be read; mend"),
+        ("x.csv", 'id,note\n1,"a\n', {"text_column": "note"}, "x.csv: line 2: not CSV ("),
         ("x.csv", "a,b", {"pairs": True, "text_column": 1}, "pairs: found 1 columns; a pair is of two; give --text-"),
         ("x.jsonl", "{", {}, "x.jsonl: line 1: not JSON ("),
         ("x.jsonl", "[1]", {}, "x.jsonl: line 1: found list; write an object with the text under a key"),
