@@ -51,6 +51,43 @@ def test_padded_and_unpadded_samples_give_the_same_model_to_the_byte(encoder, tm
     assert padded.SerializeToString() == apart.SerializeToString()
 
 
+# Of as many features as tokens: an axis is not told by its length.
+POOLED = ENCODER.replace("[N, S]", "[N, 8]")
+BY_TOKEN = POOLED.replace("=> (float[N, C] y)", "=> (float[N, C] y, float[N, 8, 8] d)")
+FLAT = """g (int64[N, 8] input_ids, int64[N, 8] attention_mask) => (float[N, 8, 8] y) <
+    int64[2] rows = {-1, 8}, int64[3] tokens = {-1, 8, 8}
+> {
+    [embed] e = Gather (table, input_ids)  [flatten] f = Reshape (e, rows)  [first] g = Gemm (f, wq, bh)
+    [act] r = Relu (g)  [second] h = MatMul (r, wk)  [open] y = Reshape (h, tokens)
+}"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_bits": 4, "effort": "balanced"},
+        {"weight_bits": 4, "effort": "best"},
+        {"weight_bits": 4, "activation_bits": 4, "steps": 12},
+        {"steps": 12, "pipeline": "advanced"},
+        {"weight_bits": 4, "pipeline": "light"},
+        {"max_bops": "0.9@8-bit", "first_last_bits": 4, "jobs": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("text", [POOLED, BY_TOKEN, FLAT], ids=["pooled", "by token", "flat"])
+def test_garbage_behind_the_mask_of_a_model_of_fixed_length_changes_nothing(build, weigh, text, options):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo", "wh")}
+    model = build(text, table=weigh(WORDS, WIDTH) * 3, **weights, bh=weigh(WIDTH))
+    mask, found = np.tile(MASK, (4, 1)), []
+    for garbage in (0, 17):
+        ids = np.where(mask, np.tile(IDS, (4, 1)), garbage)
+        found.append(quantize(model, {"input_ids": ids, "attention_mask": mask}, settings(**options)))
+    assert found[0].model.SerializeToString() == found[1].model.SerializeToString()
+    assert [o.sqnr_db for o in found[0].report.outputs] == [o.sqnr_db for o in found[1].report.outputs]
+    assert found[0].report.steps == found[1].report.steps
+
+
 def test_texts_give_the_model_that_their_tokens_give(encoder, tmp_path):
     names = [f"w{number}" for number in range(WORDS)]
     tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))

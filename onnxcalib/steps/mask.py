@@ -1,13 +1,20 @@
-"""Padding that a model of fixed length has to be fed: left out of what is measured, where a tensor shows its place."""
+"""Padding that a model of fixed length has to be fed: left out of all that is measured, solved and learned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from onnx import ModelProto
+from torch import nn
 
-from ..slabs import MASK
+from ..graph.shapes import infer_shapes
+from ..graph.tokens import Axes, find_tokens
+from ..slabs import MASK, TOKENS
 
 
 def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
@@ -19,6 +26,87 @@ def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
     return None if real.all() else real
 
 
-def drop_padding(values: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-    """Of values (samples, tokens, ...) those of tokens that count, (some, ...); of other shapes all."""
-    return values if real is None or values.shape[:2] != real.shape else values[real]
+class Padding:
+    """Where a model's tensors hold padding: on the axes that count tokens, by its graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+
+    @cached_property
+    def axes(self) -> dict[str, Axes]:
+        """Tensor -> axes that count tokens."""
+        shape = infer_shapes(self.model).get(MASK, ())
+        return find_tokens(self.model, TOKENS, shape[1] if len(shape) == 2 else None)
+
+    def places(self, tensor: str, shape: Sequence[int], real, *, last: bool = True):
+        """Which places of ``tensor`` count, bool of rank len(shape) that broadcasts to it; None where all do.
+
+        real: an array or a torch tensor, as the result is. last: its last axis may count tokens.
+        """
+        axes = () if real is None else self.axes.get(tensor, ())
+        found = None
+        for axis in axes if last else (axis for axis in axes if axis < len(shape) - 1):
+            sides = _sides(axis, tuple(shape), tuple(real.shape))
+            if sides is None:
+                return None
+            own = real.reshape(sides)
+            found = own if found is None else found & own
+        return found
+
+    def drop(self, tensor: str, values: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+        """Of the values those that count, with the axes behind the tokens', (some, ...); all where none is padding."""
+        return select(values, self.places(tensor, values.shape, real))
+
+    def blank(self, tensor: str, values, real, fill: float = 0):
+        """The values, an array or a torch tensor, with ``fill`` for padding."""
+        if real is None or not isinstance(values, (np.ndarray, torch.Tensor)):
+            return values
+        kept = self.places(tensor, values.shape, real)
+        if kept is None:
+            return values
+        if isinstance(values, torch.Tensor):
+            return values.masked_fill(~kept, fill)
+        return np.where(kept, values, np.asarray(fill, values.dtype))
+
+    def hide(self, outputs: Mapping[str, Any], real: np.ndarray | None) -> Mapping[str, Any]:
+        """A model's outputs, by name, in which padding adds nothing to a comparison and is no top class."""
+        if real is None:
+            return outputs
+        return {t: self.blank(t, v, real, -np.inf if is_float(v) else 0) for t, v in outputs.items()}
+
+
+def is_float(value: Any) -> bool:
+    """Whether a model's output is an array of floating point."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _sides(axis: int, shape: tuple[int, ...], real: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of a mask (samples, tokens) along that axis of ``shape``; None where it is of other lengths."""
+    ones = (1,) * len(shape)
+    if axis == 0:  # samples and tokens in one
+        return (shape[0], *ones[1:]) if shape and shape[0] == math.prod(real) else None
+    if axis >= len(shape) or (shape[0], shape[axis]) != real:
+        return None
+    return (real[0], *ones[1:axis], real[1], *ones[axis + 1 :])
+
+
+def select(values: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+    """Values (some, ...) where ``kept``, of as many axes, is true; whole along the last axes, where it is 1 long."""
+    if kept is None:
+        return values
+    while kept.ndim > 1 and kept.shape[-1] == 1:
+        kept = kept[..., 0]
+    return values[np.broadcast_to(kept, values.shape[: kept.ndim])]
+
+
+class Unpadded(nn.Module):
+    """A block whose outputs are zero at padding; it takes which tokens count, bool (samples, tokens), as last input."""
+
+    def __init__(self, module: nn.Module, outputs: Sequence[str], padding: Padding) -> None:
+        super().__init__()
+        self.module, self.outputs, self.padding = module, outputs, padding
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        *inputs, real = inputs
+        given = self.module(*inputs)
+        return [self.padding.blank(name, value, real) for name, value in zip(self.outputs, given, strict=True)]

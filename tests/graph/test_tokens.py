@@ -1,0 +1,96 @@
+"""Axes that count tokens: followed through what operators do, not told by their lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcalib.graph.tokens import find_tokens
+
+# 6 tokens, 6 features, 6 classes: nothing is told by a length.
+SQUARE = "float[N, 6, 6] x, int64[N, 6] ids"
+WIDE = "float[N, 6, 8] x, int64[N, 6] ids"
+
+
+def follow(build, inputs, body, output="float[N, K] y", length=6, **weights):
+    model = build(f"g ({inputs}) => ({output}) {{ {body} }}", **weights)
+    return find_tokens(model, ("x", "ids"), length)
+
+
+@pytest.mark.parametrize(
+    ("body", "axes"),
+    [
+        ("y = Relu (x)", (1,)),
+        ("y = Softmax <axis = -1> (x)", (1,)),
+        ("y = Transpose <perm = [0, 2, 1]> (x)", (2,)),
+        ("y = MatMul (x, square)", (1,)),
+        ("t = Transpose <perm = [0, 2, 1]> (x) y = MatMul (x, t)", (1, 2)),
+        ("t = Transpose <perm = [0, 2, 1]> (x) s = MatMul (x, t) y = MatMul (s, x)", (1,)),
+        ("t = Transpose <perm = [0, 2, 1]> (x) y = MatMul (t, x)", ()),
+        ('y = Einsum <equation = "nqd,nkd->nqk"> (x, x)', (1, 2)),
+        ('y = Einsum <equation = "nqd...,nkd->nqk"> (x, x)', ()),
+        ("y = Gather (square, ids)", (1,)),
+        ("y = Gather <axis = 1> (x, first)", ()),
+        ("y = Gather <axis = 1> (x, range)", ()),
+        ("y = Gather <axis = 2> (x, first)", (1,)),
+        ("y = ReduceMean <axes = [1], keepdims = 0> (x)", ()),
+        ("y = ReduceMean <axes = [2], keepdims = 0> (x)", (1,)),
+        ("y = ReduceMean <axes = [1]> (x)", ()),
+        ("y = ReduceMean (x)", ()),
+        ("y = ReduceSum <keepdims = 0> (x, one)", ()),
+        ("y = ReduceSum (x, two)", (1,)),
+        ("y = ArgMax <axis = 2, keepdims = 0> (x)", (1,)),
+        ("y = Slice (x, zero, one, one)", ()),
+        ("y = Shape (x)", ()),
+        ("y = OneHot (ids, six, onoff)", (1,)),
+        ("p = ReduceMean <axes = [1], keepdims = 0> (x) y = MatMul (p, square)", ()),
+        ("c = Cast <to = 1> (ids) u = Unsqueeze (c, onetwo) y = Relu (u)", (3,)),
+        ("c = Cast <to = 1> (ids) u = Unsqueeze (c, one) t = Transpose <perm = [0, 2, 1]> (x) "
+         "s = MatMul (x, t) y = Add (s, u)", (1, 2)),
+    ],
+)  # fmt: skip
+def test_an_axis_of_tokens_is_followed_where_features_are_as_many(build, body, axes):
+    numbers = {"zero": [0], "one": [1], "two": [2], "onetwo": [1, 2], "range": np.arange(6)}
+    weights = {name: np.asarray(value, np.int64) for name, value in numbers.items()}
+    weights |= {"first": np.array(0), "six": np.array(6), "onoff": np.zeros(2, np.float32)}
+    weights["square"] = np.ones((6, 6), np.float32)
+    assert follow(build, SQUARE, body, **weights).get("y", ()) == axes
+
+
+@pytest.mark.parametrize("length", [6, None])
+@pytest.mark.parametrize(
+    ("body", "axes"),
+    [
+        ("y = Reshape (x, heads)", (1,)),
+        ("h = Reshape (x, heads) y = Transpose <perm = [0, 2, 1, 3]> (h)", (2,)),
+        ("h = Reshape (x, heads) t = Transpose <perm = [0, 2, 1, 3]> (h) u = Transpose <perm = [0, 2, 1, 3]> (t) "
+         "y = Reshape (u, joined)", (1,)),
+        ("y = Reshape (x, rows)", (0,)),
+        ("r = Reshape (x, rows) y = Gemm (r, w)", (0,)),
+        ("r = Reshape (x, rows) g = Gemm (r, w) y = Reshape (g, heads)", (1,)),
+        ("y = Reshape (x, flat)", ()),
+        ("y = Flatten (x)", ()),
+    ],
+)  # fmt: skip
+def test_an_axis_of_tokens_is_followed_through_reshapes(build, body, axes, length):
+    inputs = WIDE if length else WIDE.replace("N, 6", "N, S")
+    shapes = {"heads": [-1, 6, 2, 4] if length else [0, 0, 2, 4], "joined": [0, 0, 8], "rows": [-1, 8], "flat": [0, 48]}
+    if length is None and ("Gemm" in body or "flat" in body):
+        shapes |= {"heads": [-1, 6, 2, 4], "flat": [0, -1]}
+        axes = () if "heads" in body else axes  # the number of tokens is open, and the Reshape fixes it
+    weights = {name: np.asarray(value, np.int64) for name, value in shapes.items()}
+    found = follow(build, inputs, body, length=length, w=np.ones((8, 8), np.float32), **weights)
+    assert found.get("y", ()) == axes
+
+
+def test_behind_a_body_tokens_are_told_by_their_number(build):
+    body = """c = Shape (x) t = Gather (c, zero) p = Greater (t, zero)
+        y = If (p) <then_branch = a () => (float[N, 6, 8] u) { u = Relu (x) },
+                    else_branch = b () => (float[N, 6, 8] v) { v = Neg (x) }>
+        z = ReduceMax <axes = [1], keepdims = 0> (y)"""
+    found = follow(build, WIDE, body, "float[N, 6, 8] y, float[N, 8] z", zero=np.array(0))
+    assert (found["y"], found.get("z", ())) == ((1,), ())
+
+
+def test_without_inputs_of_tokens_nothing_counts_them(build):
+    assert find_tokens(build("g (float[N, 6, 8] image) => (float[N, 6, 8] y) { y = Relu (image) }"), ("x",), 6) == {}
