@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -86,6 +87,21 @@ def test_garbage_behind_the_mask_of_a_model_of_fixed_length_changes_nothing(buil
     assert found[0].model.SerializeToString() == found[1].model.SerializeToString()
     assert [o.sqnr_db for o in found[0].report.outputs] == [o.sqnr_db for o in found[1].report.outputs]
     assert found[0].report.steps == found[1].report.steps
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4])
+@pytest.mark.parametrize("kind", ["min-max", "percentile", "squared-error"])
+def test_padding_that_is_run_gives_the_ranges_of_a_model_that_needs_none(build, weigh, kind, activation_bits):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo", "wh")}
+    weights |= {"table": weigh(WORDS, WIDTH) * 3, "bh": weigh(WIDTH)}
+    bits, found = {"activation_bits": activation_bits, "first_last_bits": activation_bits, "range": kind}, []
+    for text in (ENCODER, POOLED):
+        result = quantize(build(text, **weights), {"input_ids": IDS, "attention_mask": MASK}, settings(**bits))
+        grids = {i.name: onnx.numpy_helper.to_array(i) for i in result.model.graph.initializer}
+        found.append({name: grid for name, grid in grids.items() if name.endswith("_scale") and grid.size == 1})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 8
+    for name, grid in found[0].items():
+        np.testing.assert_allclose(found[1][name], grid, rtol=1e-6, err_msg=name)
 
 
 def test_texts_give_the_model_that_their_tokens_give(encoder, tmp_path):

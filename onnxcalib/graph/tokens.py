@@ -21,6 +21,7 @@ RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def find_tokens(model: ModelProto, inputs: Iterable[str], length: int | None = None) -> dict[str, Axes]:
     """Tensor -> its axes of tokens, of those that have some; of ``inputs`` it is axis 1, ``length`` long if fixed.
 
+    Tensors whose samples are not on axis 0, as those of query, key and value in one may be, are left out.
     Axis 0 stands for samples and tokens in one where it is longer than ``length``, else for the tokens alone. An axis
     is one of tokens by what the operators do, and not by its length: a feature axis may be as long.
     """
@@ -28,15 +29,19 @@ def find_tokens(model: ModelProto, inputs: Iterable[str], length: int | None = N
     follower.axes.update({name: (1,) for name in inputs if name in follower.index.inputs})
     for node in model.graph.node:
         follower.follow(node)
-    return follower.axes
+    return {tensor: axes for tensor, axes in follower.axes.items() if tensor not in follower.moved}
 
 
 class _Follower:
-    """The axes known so far, and the rules by which an operator's outputs have theirs."""
+    """The axes known so far, and the rules by which an operator's outputs have theirs.
+
+    moved: tensors with another axis in front of the samples.
+    """
 
     def __init__(self, model: ModelProto, length: int | None) -> None:
         self.index, self.shapes, self.length = Index(model.graph), infer_shapes(model), length
         self.axes: dict[str, Axes] = {}
+        self.moved: set[str] = set()
 
     def follow(self, node: NodeProto) -> None:
         """The axes of the node's outputs."""
@@ -50,6 +55,16 @@ class _Follower:
             found = [axis for axis in sorted(set(found)) if self._fits(output, axis)]
             if found:
                 self.axes[output] = tuple(found)
+                if self._moves(node, [name in self.moved for name in read]):
+                    self.moved.add(output)
+
+    def _moves(self, node: NodeProto, moved: list[bool]) -> bool:
+        """Whether the outputs' samples are not on axis 0, by whether those of the inputs with tokens are not."""
+        if is_op(node, "Transpose"):
+            return moved[0] != (next(iter(attribute_of(node, "perm", None) or ()), -1) != 0)
+        first = (self.shapes.get(node.input[0]) or (None,))[0]
+        taken = is_op(node, "Gather") and attribute_of(node, "axis", 0) == 0 and self._rank(node.input[1]) == 0
+        return any(moved) and not taken and not (is_op(node, "Squeeze") and first == 1)
 
     def _rule(self, node: NodeProto) -> Callable[[NodeProto, str], Iterable[int]]:
         rules = {

@@ -57,6 +57,24 @@ def test_an_axis_of_tokens_is_followed_where_features_are_as_many(build, body, a
     assert follow(build, SQUARE, body, **weights).get("y", ()) == axes
 
 
+@pytest.mark.parametrize(
+    ("body", "axes"),
+    [
+        ("y = Transpose <perm = [2, 0, 3, 1, 4]> (h)", ()),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y = Relu (t)", ()),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y = Gather (t, first)", (2,)),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y, b, c = Split (t) z = Relu (y)", ()),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) a, b, c = Split (t, ones) y = Squeeze (a, zero)", (2,)),
+        ("t = Transpose (h) y = Transpose (t)", (1,)),
+    ],
+)
+def test_tensors_are_left_out_while_another_axis_is_before_the_samples(build, body, axes):
+    weights = {"all": [0, 0, 3, 2, 4], "zero": [0], "ones": [1, 1, 1], "first": 0}
+    weights = {name: np.asarray(value, np.int64) for name, value in weights.items()}
+    found = follow(build, "float[N, 6, 24] x", f"h = Reshape (x, all) {body}", **weights)
+    assert found.get("y", ()) == axes
+
+
 @pytest.mark.parametrize("length", [6, None])
 @pytest.mark.parametrize(
     ("body", "axes"),
