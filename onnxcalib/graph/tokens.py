@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from onnx import ModelProto, NodeProto
 
@@ -15,33 +16,49 @@ Axes = tuple[int, ...]
 SAMPLES, TOKENS = 1_000_003, 1_000_033
 # What these give are numbers about a tensor, and no places of it.
 NO_PLACES = ("ConstantOfShape", "NonZero", "Range", "Shape", "Size")
-RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+RESHAPES = ("Flatten", "Reshape", "Unsqueeze")
 
 
-def find_tokens(model: ModelProto, inputs: Iterable[str], length: int | None = None) -> dict[str, Axes]:
-    """Tensor -> its axes of tokens, of those that have some; of ``inputs`` it is axis 1, ``length`` long if fixed.
+class Places(NamedTuple):
+    """Axes of a tensor that count tokens, and the one that counts samples; None where axis 0 counts both in one."""
 
-    Tensors whose samples are not on axis 0, as those of query, key and value in one may be, are left out.
-    Axis 0 stands for samples and tokens in one where it is longer than ``length``, else for the tokens alone. An axis
-    is one of tokens by what the operators do, and not by its length: a feature axis may be as long.
+    tokens: Axes
+    samples: int | None = 0
+
+
+def find_tokens(model: ModelProto, inputs: Iterable[str], shape: Shape = (None, None)) -> dict[str, Places]:
+    """Tensor -> its axes, of those that count tokens; ``inputs`` are (samples, tokens, ...), as in ``shape``.
+
+    An axis is one of tokens by what the operators do, and not by its length: a feature axis may be as long.
     """
-    follower = _Follower(model, length)
-    follower.axes.update({name: (1,) for name in inputs if name in follower.index.inputs})
-    for node in model.graph.node:
-        follower.follow(node)
-    return {tensor: axes for tensor, axes in follower.axes.items() if tensor not in follower.moved}
+    index, shapes = Index(model.graph), infer_shapes(model)
+    given = [name for name in inputs if name in index.inputs]
+    tokens, samples = (
+        _Follower(index, shapes, length, merges=merges) for length, merges in ((shape[1], True), (shape[0], False))
+    )
+    for axis, follower in ((1, tokens), (0, samples)):
+        follower.axes.update(dict.fromkeys(given, (axis,)))
+        for node in model.graph.node:
+            follower.follow(node)
+    found = {}
+    for tensor, axes in tokens.axes.items():
+        first = [axis for axis in samples.axes.get(tensor, ()) if axis not in axes]
+        if len(first) == 1:
+            found[tensor] = Places(axes, first[0])
+        elif axes == samples.axes.get(tensor) == (0,):
+            found[tensor] = Places(axes, None)
+    return found
 
 
 class _Follower:
-    """The axes known so far, and the rules by which an operator's outputs have theirs.
+    """The axes of one kind known so far, and the rules by which an operator's outputs have theirs.
 
-    moved: tensors with another axis in front of the samples.
+    length: theirs, if fixed. merges: they come second, and axis 0 may count what comes first and them in one.
     """
 
-    def __init__(self, model: ModelProto, length: int | None) -> None:
-        self.index, self.shapes, self.length = Index(model.graph), infer_shapes(model), length
+    def __init__(self, index: Index, shapes: dict[str, Shape], length: int | None, *, merges: bool) -> None:
+        self.index, self.shapes, self.length, self.merges = index, shapes, length, merges
         self.axes: dict[str, Axes] = {}
-        self.moved: set[str] = set()
 
     def follow(self, node: NodeProto) -> None:
         """The axes of the node's outputs."""
@@ -55,22 +72,18 @@ class _Follower:
             found = [axis for axis in sorted(set(found)) if self._fits(output, axis)]
             if found:
                 self.axes[output] = tuple(found)
-                if self._moves(node, [name in self.moved for name in read]):
-                    self.moved.add(output)
-
-    def _moves(self, node: NodeProto, moved: list[bool]) -> bool:
-        """Whether the outputs' samples are not on axis 0, by whether those of the inputs with tokens are not."""
-        if is_op(node, "Transpose"):
-            return moved[0] != (next(iter(attribute_of(node, "perm", None) or ()), -1) != 0)
-        first = (self.shapes.get(node.input[0]) or (None,))[0]
-        taken = is_op(node, "Gather") and attribute_of(node, "axis", 0) == 0 and self._rank(node.input[1]) == 0
-        return any(moved) and not taken and not (is_op(node, "Squeeze") and first == 1)
 
     def _rule(self, node: NodeProto) -> Callable[[NodeProto, str], Iterable[int]]:
         rules = {
             **dict.fromkeys(RESHAPES, self._reshape),
             **dict.fromkeys(("ArgMax", "ArgMin"), self._reduce),
-            **{"Transpose": self._transpose, "MatMul": self._multiply, "Gemm": self._gemm, "Gather": self._gather},
+            **{
+                "Transpose": self._transpose,
+                "Squeeze": self._squeeze,
+                "MatMul": self._multiply,
+                "Gemm": self._gemm,
+                "Gather": self._gather,
+            },
             **{"Einsum": self._sum_products, "OneHot": self._keep},
         }
         if node.op_type.startswith("Reduce"):
@@ -94,9 +107,9 @@ class _Follower:
         return size is None or self.length is None or size == self.length or (axis == 0 and size % self.length == 0)
 
     def _guess(self, name: str) -> Axes:
-        """Behind a body, which is not followed: axis 1 of what looks like (samples, tokens, features)."""
-        shape = self.shapes.get(name, ())
-        return (1,) if len(shape) > 2 and shape[1] == self.length else ()
+        """Behind a body, which is not followed: what looks like (samples, tokens, features) is taken for it."""
+        shape, axis = self.shapes.get(name, ()), int(self.merges)
+        return (axis,) if len(shape) > 2 and shape[axis] == self.length else ()
 
     def _align(self, node: NodeProto, output: str) -> Iterable[int]:
         """As broadcasting has it: axes count from the last one."""
@@ -137,20 +150,26 @@ class _Follower:
         yield from (axis + own for own in self._of(indices))
         yield from (own if own < axis else own + ranks[1] - 1 for own in self._of(data) if own != axis)
 
-    def _reduce(self, node: NodeProto, output: str) -> list[int]:
-        own, rank = self._of(node.input[0]), self._rank(node.input[0])
-        over = attribute_of(node, "axes", None)
-        if node.op_type.startswith("Arg"):
-            over = [attribute_of(node, "axis", 0)]
-        elif over is None and len(node.input) > 1 and node.input[1]:
-            over = constant(self.index, node.input[1])
+    def _reduce(self, node: NodeProto, output: str) -> Iterable[int]:
+        over = [attribute_of(node, "axis", 0)] if node.op_type.startswith("Arg") else self._listed(node)
+        rank = self._rank(node.input[0])
         if over is None or rank is None:
-            return []
+            return ()
         gone = {int(axis) % rank for axis in over}
-        kept = [axis for axis in own if axis not in gone]
-        if attribute_of(node, "keepdims", 1):
-            return kept
-        return [axis - sum(each < axis for each in gone) for axis in kept]
+        kept = [axis for axis in self._of(node.input[0]) if axis not in gone]
+        return kept if attribute_of(node, "keepdims", 1) else _shift(kept, gone)
+
+    def _squeeze(self, node: NodeProto, output: str) -> Iterable[int]:
+        over, rank = self._listed(node), self._rank(node.input[0])
+        if over is None or rank is None:
+            return self._reshape(node, output)
+        return _shift(self._of(node.input[0]), {int(axis) % rank for axis in over})
+
+    def _listed(self, node: NodeProto) -> Sequence[int] | None:
+        """The operator's axes, an attribute or an input by its opset; None where they are not written down."""
+        if len(node.input) > 1 and node.input[1]:
+            return constant(self.index, node.input[1])
+        return attribute_of(node, "axes", None)
 
     def _sum_products(self, node: NodeProto, output: str) -> list[int]:
         before, arrow, after = attribute_of(node, "equation", b"").decode().replace(" ", "").partition("->")
@@ -165,7 +184,9 @@ class _Follower:
         if not own:
             return ()
         sizes = None if None in shapes else self._fill(own, *shapes)
-        return self._guess(output) if sizes is None else _follow_reshape(own, *sizes, self.length or TOKENS)
+        if sizes is None:
+            return self._guess(output)
+        return _follow_reshape(own, *sizes, self.length or TOKENS, merges=self.merges)
 
     def _fill(self, own: Axes, before: Shape, after: Shape) -> tuple[list[int], list[int]] | None:
         """Both shapes with numbers for what is open; None where more than one of the latter is left."""
@@ -187,11 +208,16 @@ class _Follower:
     def _open(self, own: Axes, axis: int, length: int) -> int:
         if axis not in own:
             return SAMPLES if axis == 0 else TOKENS + axis
-        return SAMPLES * length if axis == 0 else length
+        return SAMPLES * length if axis == 0 and self.merges else length
 
 
-def _follow_reshape(own: Axes, before: Sequence[int], after: Sequence[int], length: int) -> list[int]:
-    """Axes of the tokens behind a Reshape: runs of axes that hold as many values belong together."""
+def _shift(axes: Iterable[int], gone: set[int]) -> list[int]:
+    """The axes when those of ``gone`` are taken out, which are none of them."""
+    return [axis - sum(each < axis for each in gone) for axis in axes]
+
+
+def _follow_reshape(own: Axes, before: Sequence[int], after: Sequence[int], length: int, *, merges: bool) -> list[int]:
+    """Axes behind a Reshape: runs of axes that hold as many values belong together."""
     found, i, j = [], 0, 0
     while i < len(before) and j < len(after):
         first, start = i, j
@@ -205,13 +231,15 @@ def _follow_reshape(own: Axes, before: Sequence[int], after: Sequence[int], leng
             else:
                 return found
         for axis in (axis for axis in own if first <= axis < i):
-            merged = axis == 0 and before[0] != length
+            merged = merges and axis == 0 and before[0] != length
             ahead = math.prod(before[first:axis])
-            for place in range(start, j):
-                alike = after[place] == length and math.prod(after[start:place]) == ahead and not merged
-                apart = merged and start == 0 and place == 1 and after[1] == length
-                whole = place == start == first == 0 and j == 1 and (i == 1 if merged else (axis, i) == (1, 2))
-                if alike or apart or whole:
-                    found.append(place)
-                    break
+            if axis == 0 and not merges:  # samples stay in front
+                places = [0]
+            elif merged:  # as they are, or samples and tokens apart again
+                places = [0] if (i, j) == (1, 1) else [1] if after[1] == length else []
+            elif merges and (axis, i, j) == (1, 2, 1):  # samples and tokens become one
+                places = [0]
+            else:
+                places = [p for p in range(start, j) if after[p] == length and math.prod(after[start:p]) == ahead]
+            found += places[:1]
     return found

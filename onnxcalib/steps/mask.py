@@ -13,7 +13,7 @@ from onnx import ModelProto
 from torch import nn
 
 from ..graph.shapes import infer_shapes
-from ..graph.tokens import Axes, find_tokens
+from ..graph.tokens import Places, find_tokens
 from ..slabs import MASK, TOKENS
 
 
@@ -33,23 +33,24 @@ class Padding:
         self.model = model
 
     @cached_property
-    def axes(self) -> dict[str, Axes]:
-        """Tensor -> axes that count tokens."""
+    def axes(self) -> dict[str, Places]:
+        """Tensor -> axes that count tokens and samples."""
         shape = infer_shapes(self.model).get(MASK, ())
-        return find_tokens(self.model, TOKENS, shape[1] if len(shape) == 2 else None)
+        return find_tokens(self.model, TOKENS, shape if len(shape) == 2 else (None, None))
 
     def places(self, tensor: str, shape: Sequence[int], real, *, last: bool = True):
         """Which places of ``tensor`` count, bool of rank len(shape) that broadcasts to it; None where all do.
 
         real: an array or a torch tensor, as the result is. last: its last axis may count tokens.
         """
-        axes = () if real is None else self.axes.get(tensor, ())
+        if real is None or tensor not in self.axes:
+            return None
+        axes, samples = self.axes[tensor]
         found = None
         for axis in axes if last else (axis for axis in axes if axis < len(shape) - 1):
-            sides = _sides(axis, tuple(shape), tuple(real.shape))
-            if sides is None:
+            own = _place(real, tuple(shape), axis, samples)
+            if own is None:
                 return None
-            own = real.reshape(sides)
             found = own if found is None else found & own
         return found
 
@@ -80,14 +81,15 @@ def is_float(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
-def _sides(axis: int, shape: tuple[int, ...], real: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of a mask (samples, tokens) along that axis of ``shape``; None where it is of other lengths."""
-    ones = (1,) * len(shape)
-    if axis == 0:  # samples and tokens in one
-        return (shape[0], *ones[1:]) if shape and shape[0] == math.prod(real) else None
-    if axis >= len(shape) or (shape[0], shape[axis]) != real:
+def _place(real, shape: tuple[int, ...], axis: int, samples: int | None):
+    """The mask along these axes of ``shape``, one long along all others; None where it is of other lengths."""
+    ones = [1] * len(shape)
+    if samples is None:  # axis 0 counts both
+        return real.reshape(-1, *ones[1:]) if shape and shape[0] == math.prod(real.shape) else None
+    if max(axis, samples) >= len(shape) or (shape[samples], shape[axis]) != tuple(real.shape):
         return None
-    return (real[0], *ones[1:axis], real[1], *ones[axis + 1 :])
+    ones[samples], ones[axis] = real.shape
+    return (real if samples < axis else real.T).reshape(ones)
 
 
 def select(values: np.ndarray, kept: np.ndarray | None) -> np.ndarray:

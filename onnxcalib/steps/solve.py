@@ -228,7 +228,8 @@ class _Stream:
     def _real(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
         """Which places of the batch's output, of this shape, count; None where all do."""
         mask = self.walk.masks[number] if self.layer.op != "Conv" else None
-        return self.walk.padding.places(self.layer.output, shape, mask, last=False)
+        kept = self.walk.padding.places(self.layer.output, shape, mask, last=False)
+        return None if kept is None else np.broadcast_to(kept, (shape[0], *kept.shape[1:]))
 
     def _judges(self, place: int, *, by_sample: bool) -> bool:
         """Whether sample (or batch) ``place`` judges; views do what their sample does."""

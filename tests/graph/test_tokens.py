@@ -14,7 +14,7 @@ WIDE = "float[N, 6, 8] x, int64[N, 6] ids"
 
 def follow(build, inputs, body, output="float[N, K] y", length=6, **weights):
     model = build(f"g ({inputs}) => ({output}) {{ {body} }}", **weights)
-    return find_tokens(model, ("x", "ids"), length)
+    return find_tokens(model, ("x", "ids"), (None, length))
 
 
 @pytest.mark.parametrize(
@@ -54,25 +54,28 @@ def test_an_axis_of_tokens_is_followed_where_features_are_as_many(build, body, a
     weights = {name: np.asarray(value, np.int64) for name, value in numbers.items()}
     weights |= {"first": np.array(0), "six": np.array(6), "onoff": np.zeros(2, np.float32)}
     weights["square"] = np.ones((6, 6), np.float32)
-    assert follow(build, SQUARE, body, **weights).get("y", ()) == axes
+    assert follow(build, SQUARE, body, **weights).get("y", ((),))[0] == axes
 
 
+@pytest.mark.parametrize("samples", ["N", 6, 1])
 @pytest.mark.parametrize(
-    ("body", "axes"),
+    ("body", "tokens", "place"),
     [
-        ("y = Transpose <perm = [2, 0, 3, 1, 4]> (h)", ()),
-        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y = Relu (t)", ()),
-        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y = Gather (t, first)", (2,)),
-        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y, b, c = Split (t) z = Relu (y)", ()),
-        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) a, b, c = Split (t, ones) y = Squeeze (a, zero)", (2,)),
-        ("t = Transpose (h) y = Transpose (t)", (1,)),
+        ("y = Transpose <perm = [2, 0, 3, 1, 4]> (h)", (3,), 1),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y = Relu (t)", (3,), 1),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) y = Gather (t, first)", (2,), 0),
+        ("t = Transpose <perm = [2, 0, 3, 1, 4]> (h) a, b, c = Split (t, ones) y = Squeeze (a, zero)", (2,), 0),
+        ("t = Transpose (h) y = Transpose (t)", (1,), 0),
+        ("t = Transpose <perm = [1, 0, 2]> (x) y = MatMul (t, w)", (0,), 1),
     ],
 )
-def test_tensors_are_left_out_while_another_axis_is_before_the_samples(build, body, axes):
+def test_samples_are_followed_too(build, body, tokens, place, samples):
     weights = {"all": [0, 0, 3, 2, 4], "zero": [0], "ones": [1, 1, 1], "first": 0}
     weights = {name: np.asarray(value, np.int64) for name, value in weights.items()}
-    found = follow(build, "float[N, 6, 24] x", f"h = Reshape (x, all) {body}", **weights)
-    assert found.get("y", ()) == axes
+    weights["w"] = np.ones((24, 6), np.float32)
+    inputs = f"float[{samples}, 6, 24] x"
+    model = build(f"g ({inputs}) => (float[K] y) {{ h = Reshape (x, all) {body} }}", **weights)
+    assert find_tokens(model, ["x"], (samples if samples != "N" else None, 6))["y"] == (tokens, place)
 
 
 @pytest.mark.parametrize("length", [6, None])
@@ -98,7 +101,7 @@ def test_an_axis_of_tokens_is_followed_through_reshapes(build, body, axes, lengt
         axes = () if "heads" in body else axes  # the number of tokens is open, and the Reshape fixes it
     weights = {name: np.asarray(value, np.int64) for name, value in shapes.items()}
     found = follow(build, inputs, body, length=length, w=np.ones((8, 8), np.float32), **weights)
-    assert found.get("y", ()) == axes
+    assert found.get("y", ((),))[0] == axes and found.get("y", ((), None))[1] == (0 if axes and axes[0] else None)
 
 
 def test_behind_a_body_tokens_are_told_by_their_number(build):
@@ -107,8 +110,11 @@ def test_behind_a_body_tokens_are_told_by_their_number(build):
                     else_branch = b () => (float[N, 6, 8] v) { v = Neg (x) }>
         z = ReduceMax <axes = [1], keepdims = 0> (y)"""
     found = follow(build, WIDE, body, "float[N, 6, 8] y, float[N, 8] z", zero=np.array(0))
-    assert (found["y"], found.get("z", ())) == ((1,), ())
+    assert (found["y"], "z" in found) == (((1,), 0), False)
 
 
 def test_without_inputs_of_tokens_nothing_counts_them(build):
-    assert find_tokens(build("g (float[N, 6, 8] image) => (float[N, 6, 8] y) { y = Relu (image) }"), ("x",), 6) == {}
+    assert (
+        find_tokens(build("g (float[N, 6, 8] image) => (float[N, 6, 8] y) { y = Relu (image) }"), ("x",), (None, 6))
+        == {}
+    )

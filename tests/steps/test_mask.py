@@ -41,21 +41,23 @@ VALUES = np.arange(8).reshape(2, 2, 2)
 
 def pad(**axes):
     padding = Padding(None)
-    padding.axes = axes
+    padding.axes = {name: each if isinstance(each[0], tuple) else (each, 0) for name, each in axes.items()}
     return padding
 
 
 def test_padding_is_dropped_along_every_axis_of_tokens_and_no_other():
-    padding = pad(x=(1,), last=(2,), both=(1, 2), rows=(0,))
+    padding = pad(x=(1,), last=(2,), both=(1, 2), rows=((0,), None))
     assert padding.drop("x", VALUES, REAL).tolist() == [[0, 1], [4, 5], [6, 7]]
     assert padding.drop("last", VALUES, REAL).tolist() == [0, 2, 4, 5, 6, 7]
     assert padding.drop("both", VALUES, REAL).tolist() == [0, 4, 5, 6, 7]
     assert padding.drop("rows", VALUES.reshape(4, 2), REAL).tolist() == [[0, 1], [4, 5], [6, 7]]
+    first = pad(x=((0,), 1)).drop("x", VALUES.transpose(1, 0, 2), REAL)
+    assert first.tolist() == [[0, 1], [4, 5], [6, 7]]  # token by token
     assert padding.drop("pooled", VALUES, REAL) is VALUES and padding.drop("x", VALUES, None) is VALUES
 
 
 def test_a_tensor_of_other_lengths_than_the_mask_is_left_whole():
-    padding = pad(x=(1,), rows=(0,), scalar=(3,))
+    padding = pad(x=(1,), rows=((0,), None), scalar=(3,))
     for name, shape in (("x", (2, 3, 2)), ("x", (4, 2)), ("rows", (3, 2)), ("scalar", (2, 2))):
         assert padding.places(name, shape, REAL) is None
 
