@@ -212,7 +212,7 @@ def _collect(
         notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
     if padded is not None:
         notes.append(
-            f"{where}: padding is run: {padded}; its mask keeps it out of all that is measured and learned, wherever the"
+            f"{where}: padding is run: {padded}; its mask keeps it out of what is measured and learned, wherever the"
             " graph shows which axes count tokens; convolutions over tokens mix it in; a model of any length needs none"
         )
     notes += _find_unused(config, slabs[0], str(where))

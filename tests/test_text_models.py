@@ -89,6 +89,18 @@ def test_garbage_behind_the_mask_of_a_model_of_fixed_length_changes_nothing(buil
     assert found[0].report.steps == found[1].report.steps
 
 
+def test_padding_is_not_compared_when_a_model_of_fixed_length_is_validated(build, weigh):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo", "wh")}
+    text = BY_TOKEN.replace(" d)", " d, int64[N, 8] best)").replace(
+        "[sum]", "[top] best = ArgMax <axis = 2, keepdims = 0> (d) [sum]"
+    )
+    model = build(text, table=weigh(WORDS, WIDTH) * 3, **weights, bh=weigh(WIDTH))
+    data = [{"input_ids": np.where(MASK, IDS, garbage), "attention_mask": MASK} for garbage in (0, 17)]
+    quantized = quantize(model, data[0], settings(weight_bits=4)).model
+    found = [validate(model, quantized, each, ValidateConfig(threads=1)).outputs for each in data]
+    assert found[0] == found[1] and {record.name for record in found[0]} == {"y", "d", "best"}
+
+
 @pytest.mark.parametrize("activation_bits", [8, 4])
 @pytest.mark.parametrize("kind", ["min-max", "percentile", "squared-error"])
 def test_padding_that_is_run_gives_the_ranges_of_a_model_that_needs_none(build, weigh, kind, activation_bits):
