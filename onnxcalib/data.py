@@ -214,8 +214,8 @@ def _collect(
         notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
     if padded is not None:
         share = (
-            "its mask keeps it out of ranges and solving for tensors of (samples, tokens, ...) alone, not for attention"
-            " scores or losses"
+            "its mask keeps it out of what is measured and learned, wherever the graph shows which axes count tokens;"
+            " convolutions over tokens mix it in; a model of any length needs none"
         )
         if all(spec.name != MASK for spec in inputs):
             share = "the model has no mask, so that it enters ranges, solving and losses"

@@ -25,6 +25,7 @@ from .steps.compare import Comparisons, compare
 from .steps.conform import conform, find_risks
 from .steps.explain import explain as explain_loss
 from .steps.judge import check_gates, judge
+from .steps.mask import Padding
 from .steps.score import Metric
 from .steps.trial import try_texts
 from .steps.verify import list_unfused, optimize
@@ -101,7 +102,7 @@ class _Run:
         reference = Session(original, name="the float model", threads=self.threads)
         try_texts(reference, samples)
         size = batch_size(reference, samples)
-        compared = compare(reference, optimized, samples, size, **options)
+        compared = compare(reference, optimized, samples, size, padding=Padding(original), **options)
         for text in compared.notes:
             self._warn(text)
         for name, reason in compared.missed.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -49,6 +50,70 @@ def test_padded_and_unpadded_samples_give_the_same_model_to_the_byte(encoder, tm
         )
     apart = quantize(encoder, tmp_path, settings(**bits)).model
     assert padded.SerializeToString() == apart.SerializeToString()
+
+
+# Of as many features as tokens: an axis is not told by its length.
+POOLED = ENCODER.replace("[N, S]", "[N, 8]")
+BY_TOKEN = POOLED.replace("=> (float[N, C] y)", "=> (float[N, C] y, float[N, 8, 8] d)")
+FLAT = """g (int64[N, 8] input_ids, int64[N, 8] attention_mask) => (float[N, 8, 8] y) <
+    int64[2] rows = {-1, 8}, int64[3] tokens = {-1, 8, 8}
+> {
+    [embed] e = Gather (table, input_ids)  [flatten] f = Reshape (e, rows)  [first] g = Gemm (f, wq, bh)
+    [act] r = Relu (g)  [second] h = MatMul (r, wk)  [open] y = Reshape (h, tokens)
+}"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_bits": 4, "effort": "balanced"},
+        {"weight_bits": 4, "effort": "best"},
+        {"weight_bits": 4, "activation_bits": 4, "steps": 12},
+        {"steps": 12, "pipeline": "advanced"},
+        {"weight_bits": 4, "pipeline": "light"},
+        {"max_bops": "0.9@8-bit", "first_last_bits": 4, "jobs": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("text", [POOLED, BY_TOKEN, FLAT], ids=["pooled", "by token", "flat"])
+def test_garbage_behind_the_mask_of_a_model_of_fixed_length_changes_nothing(build, weigh, text, options):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo", "wh")}
+    model = build(text, table=weigh(WORDS, WIDTH) * 3, **weights, bh=weigh(WIDTH))
+    mask, found = np.tile(MASK, (4, 1)), []
+    for garbage in (0, 17):
+        ids = np.where(mask, np.tile(IDS, (4, 1)), garbage)
+        found.append(quantize(model, {"input_ids": ids, "attention_mask": mask}, settings(**options)))
+    assert found[0].model.SerializeToString() == found[1].model.SerializeToString()
+    assert [o.sqnr_db for o in found[0].report.outputs] == [o.sqnr_db for o in found[1].report.outputs]
+    assert found[0].report.steps == found[1].report.steps
+
+
+def test_padding_is_not_compared_when_a_model_of_fixed_length_is_validated(build, weigh):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo", "wh")}
+    text = BY_TOKEN.replace(" d)", " d, int64[N, 8] best)").replace(
+        "[sum]", "[top] best = ArgMax <axis = 2, keepdims = 0> (d) [sum]"
+    )
+    model = build(text, table=weigh(WORDS, WIDTH) * 3, **weights, bh=weigh(WIDTH))
+    data = [{"input_ids": np.where(MASK, IDS, garbage), "attention_mask": MASK} for garbage in (0, 17)]
+    quantized = quantize(model, data[0], settings(weight_bits=4)).model
+    found = [validate(model, quantized, each, ValidateConfig(threads=1)).outputs for each in data]
+    assert found[0] == found[1] and {record.name for record in found[0]} == {"y", "d", "best"}
+
+
+@pytest.mark.parametrize("activation_bits", [8, 4])
+@pytest.mark.parametrize("kind", ["min-max", "percentile", "squared-error"])
+def test_padding_that_is_run_gives_the_ranges_of_a_model_that_needs_none(build, weigh, kind, activation_bits):
+    weights = {name: weigh(WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wo", "wh")}
+    weights |= {"table": weigh(WORDS, WIDTH) * 3, "bh": weigh(WIDTH)}
+    bits, found = {"activation_bits": activation_bits, "first_last_bits": activation_bits, "range": kind}, []
+    for text in (ENCODER, POOLED):
+        result = quantize(build(text, **weights), {"input_ids": IDS, "attention_mask": MASK}, settings(**bits))
+        grids = {i.name: onnx.numpy_helper.to_array(i) for i in result.model.graph.initializer}
+        found.append({name: grid for name, grid in grids.items() if name.endswith("_scale") and grid.size == 1})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 8
+    for name, grid in found[0].items():
+        np.testing.assert_allclose(found[1][name], grid, rtol=1e-6, err_msg=name)
 
 
 def test_texts_give_the_model_that_their_tokens_give(encoder, tmp_path):

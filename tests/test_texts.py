@@ -81,7 +81,7 @@ def test_texts_are_padded_to_the_tokens_that_a_model_fixes(tokenizer):
     assert batch["input_ids"].tolist() == [[CLS, A, B, SEP], [CLS, C, SEP, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     (warning,) = samples.warnings
-    assert "padding is run: the model takes 4 tokens; its mask keeps it out of ranges" in warning
+    assert "padding is run: the model takes 4 tokens; its mask keeps it out of what is measured" in warning
 
 
 def test_padding_of_a_model_without_a_mask_is_said_to_enter_ranges(tokenizer):

@@ -21,6 +21,7 @@ from ..numeric.histogram import Histogram
 from ..numeric.levels import Levels, find_levels, shared_grid, stretch
 from ..runtime.session import Session
 from ..spec import LayerPlan, QParams, QuantPlan
+from .mask import Padding, find_real, select
 
 # Samples from all over the set in which levels are looked for, a few at a time.
 SAMPLES, BATCH = 32, 4
@@ -35,7 +36,7 @@ def align_inputs(
     ``model``, and counts how often; the model then needs another plan. What the other samples hold is for
     ``keep_aligned`` to judge.
     """
-    index = Index(model.graph)
+    index, padding = Index(model.graph), Padding(model)
     types = infer_types(model)
     names = {layer.name for layer in plan.layers}
     found: dict[tuple[str, bool], Levels | None] = {}
@@ -50,7 +51,7 @@ def align_inputs(
         if key not in found:
             inputs = needed_inputs(index, index.inputs, [layer.input])
             cut = extract(model, types, inputs=inputs, outputs=[layer.input])
-            found[key] = _read_levels(cut, layer, samples, threads)
+            found[key] = _read_levels(layer, _values(cut, samples, threads, padding))
         levels = found[key]
         if levels is None:
             continue
@@ -90,22 +91,25 @@ def _moved_from_input(index: Index, tensor: str) -> set[str]:
     return found
 
 
-def _read_levels(cut: ModelProto, layer: LayerPlan, samples: CalibrationSet, threads: int) -> Levels | None:
-    """Levels of the tensor that ``cut`` makes, by channel of a Conv, else of all values alike."""
+def _read_levels(layer: LayerPlan, given: Iterator[tuple[np.ndarray, np.ndarray | None]]) -> Levels | None:
+    """Levels of a layer's input, given as values and which of them count: of a Conv by channel, else of all alike."""
     levels: Levels | None = None
     most = layer.activation_spec.qmax - layer.activation_spec.qmin + 1
-    for number, values in enumerate(_values(cut, samples, threads)):
+    for number, (values, kept) in enumerate(given):
         if values.dtype != np.float32 or not values.size or values.ndim < 2:
             return None
-        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1) if layer.op == "Conv" else values.reshape(1, -1)
+        conv = layer.op == "Conv"
+        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1) if conv else select(values, kept).reshape(1, -1)
         levels = levels.extend(rows) if number else find_levels(rows, most)
         if levels is None:
             return None
     return levels
 
 
-def _values(cut: ModelProto, samples: CalibrationSet, threads: int) -> Iterator[np.ndarray]:
-    """The one output of ``cut`` on samples from all over the set."""
+def _values(
+    cut: ModelProto, samples: CalibrationSet, threads: int, padding: Padding
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The one output of ``cut`` on samples from all over the set, and which of its places count."""
     tensor = cut.graph.output[0].name
     names = [value.name for value in cut.graph.input]
     session = Session(cut, name=f"the model up to {tensor}", threads=threads) if cut.graph.node else None
@@ -114,4 +118,5 @@ def _values(cut: ModelProto, samples: CalibrationSet, threads: int) -> Iterator[
     for start in np.unique(chosen):
         for part in samples.split(size, range(start, min(start + size, len(samples)))):
             feeds = samples.read(part)
-            yield feeds[tensor] if session is None else session.run({name: feeds[name] for name in names})[tensor]
+            given = feeds if session is None else session.run({name: feeds[name] for name in names})
+            yield given[tensor], padding.places(tensor, given[tensor].shape, find_real(feeds))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
@@ -16,6 +14,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from .calibrate import batch_size
 from .compare import OutputTally
+from .mask import Padding, find_real, is_float
 
 # Of each output the divergence, as a bit plan's loss counts it: SQNR says little of class scores, all of which may move
 # together. Of outputs that are no floats, where none is, the share of samples that differ.
@@ -28,7 +27,7 @@ class Appraiser:
     def __init__(self, original: ModelProto, samples: CalibrationSet, store: Store, threads: int) -> None:
         self.samples, self.store, self.threads = samples, store, threads
         session = Session(original, threads=threads)
-        self.size, self.names = batch_size(session, samples), session.outputs
+        self.size, self.names, self.padding = batch_size(session, samples), session.outputs, Padding(original)
         for feeds in samples.batches(self.size):
             for name, value in session.run(feeds).items():
                 store.append(f"wanted:{name}", value)
@@ -39,17 +38,14 @@ class Appraiser:
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
-            given = session.run(feeds)
-            tally.add(wanted, given, self.samples.count(feeds))
+            given, real = session.run(feeds), find_real(feeds)
+            tally.add(*(self.padding.hide(each, real) for each in (wanted, given)), self.samples.count(feeds))
             for name, value in wanted.items():
-                if _is_float(value) and _is_float(given[name]) and value.shape == given[name].shape:
-                    divergences.setdefault(name, Divergence()).add(value, given[name])
+                if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
+                    pair = (self.padding.blank(name, each, real) for each in (value, given[name]))
+                    divergences.setdefault(name, Divergence()).add(*pair)
         outputs = tally.records()
         return outputs, {name: each.value for name, each in divergences.items()} or _disagreements(outputs)
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def _disagreements(outputs: Sequence[OutputRecord]) -> Losses:

@@ -17,7 +17,7 @@ from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..runtime.session import Session
 from ..spec import QParams, QuantPlan, QuantSpec
-from .mask import drop_padding, find_real
+from .mask import Padding, find_real
 
 # All planned activations of one batch may take so many bytes.
 BATCH_BYTES = 128 * 2**20
@@ -91,13 +91,13 @@ def collect_histograms(
     if not tensors:
         return {}
     session = Session(with_outputs(model, tensors), name="the prepared model", threads=threads)
-    histograms = {name: Histogram() for name in tensors}
+    histograms, padding = {name: Histogram() for name in tensors}, Padding(model)
     made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(batch_size(session, samples)):
         values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
         for name, histogram in histograms.items():
             try:
-                histogram.add(drop_padding(values[name], real))
+                histogram.add(padding.drop(name, values[name], real))
             except ValueError as error:
                 raise DataError(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"

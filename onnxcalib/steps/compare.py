@@ -15,6 +15,7 @@ from ..report import OutputRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..verdict import ScoreRecord
+from .mask import Padding, find_real
 from .score import LabelTally, Metric, MetricTally
 
 
@@ -86,13 +87,15 @@ def compare(
     labels: np.ndarray | None = None,
     labels_demanded: bool = True,
     metric: tuple[str, Metric] | None = None,
+    padding: Padding | None = None,
 ) -> Comparisons:
     """Run both models over all samples, ``size`` at a time, keeping counts and sums alone.
 
     labels: class of every sample, int64 (samples,); where no output is class scores ``labels_demanded`` decides between
     a fault and a note. metric: a name and a function of the outputs by name, (samples, ...) each and on disk, and of
-    the labels; its score comes first. Raises ModelError where a model fails, DataError for a class that the scores do
-    not have, GateError where labels or metric do not fit the outputs.
+    the labels; its score comes first. padding: where outputs hold some, which is not compared. Raises ModelError where
+    a model fails, DataError for a class that the scores do not have, GateError where labels or metric do not fit the
+    outputs.
     """
     outputs, runs = OutputTally(), samples.split(size)
     order = np.concatenate(runs)
@@ -104,10 +107,12 @@ def compare(
             by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
         for part in runs:
             feeds = samples.read(part)
-            wanted, given = original.run(feeds), quantized.run(feeds)
-            for tally in (outputs, by_metric, by_label):
+            pair = original.run(feeds), quantized.run(feeds)
+            for tally in (by_metric, by_label):
                 if tally is not None:
-                    tally.add(wanted, given, len(part))
+                    tally.add(*pair, len(part))
+            real = None if padding is None else find_real(feeds)
+            outputs.add(*(pair if real is None else (padding.hide(each, real) for each in pair)), len(part))
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
     return Comparisons(tuple(scores), outputs.records(), outputs.missed, tuple(by_label.notes) if by_label else ())

@@ -19,6 +19,7 @@ from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, le
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import Block, LayerPlan, QParams
+from .mask import Unpadded
 from .solve import make_params
 from .walk import Walk
 
@@ -52,6 +53,8 @@ class Learner:
         if frozen:
             for quantizer in self.weights.values():
                 quantizer.requires_grad_(False)
+        if walk.has_padding(block.outputs):
+            self.module = Unpadded(self.module, block.outputs, walk.padding)
         self.module.to(walk.device)
 
     def learn(self, draw, held_out, *, steps: int, **more: Any) -> Outcome:
@@ -215,13 +218,13 @@ class Samples:
 
     def __init__(self, walk: Walk, block: Block, size: int | None, *, judges: int):
         """``size``: samples in a mini-batch; None: one stored batch, as it is. ``judges``: one in so many judges."""
-        self.store, self.device, self.size = walk.store, walk.device, size or 1
-        self.inputs = [f"quantized:{t}" for t in block.inputs]
-        self.targets = [f"float:{t}" for t in block.outputs]
+        self.walk, self.block, self.size = walk, block, size or 1
         by_sample = size is not None
         total = walk.count(by_sample=by_sample)
         judging = max(1, total // judges)
         self.read: Callable = self._rows if by_sample else self._batch
+        real = walk.real_tokens() if walk.has_padding(block.outputs) else None
+        self.real = np.concatenate(real) if real is not None and by_sample else real
         self.generator = np.random.default_rng(walk.config.seed)
         order = self.generator.permutation(total)
         learning = order[judging:] if total > judging else order
@@ -241,12 +244,16 @@ class Samples:
             yield self.read(np.sort(indices[start : start + self.size]))
 
     def _rows(self, indices):
-        return self._move(partial(self.store.rows, indices=indices))
+        real = None if self.real is None else self.real[indices]
+        return self._move(partial(self.walk.store.rows, indices=indices), real)
 
     def _batch(self, indices):
-        return self._move(partial(self.store.batch, number=int(indices[0])))
+        number = int(indices[0])
+        real = None if self.real is None else self.real[number]
+        return self._move(partial(self.walk.store.batch, number=number), real)
 
-    def _move(self, read: Callable):
-        """Inputs and targets by name, on the device that learns."""
-        names = (self.inputs, self.targets)
-        return tuple([torch.from_numpy(read(t)).to(self.device) for t in part] for part in names)
+    def _move(self, read: Callable, real: np.ndarray | None):
+        """Inputs and targets, on the device that learns; targets are zero at padding, and what is none an input."""
+        inputs = [read(f"quantized:{t}") for t in self.block.inputs] + ([] if real is None else [real])
+        targets = [self.walk.padding.blank(t, read(f"float:{t}"), real) for t in self.block.outputs]
+        return tuple([torch.from_numpy(value).to(self.walk.device) for value in part] for part in (inputs, targets))

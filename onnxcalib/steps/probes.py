@@ -8,6 +8,8 @@ are summed first, as what one place adds another may take away, which is most of
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -83,6 +85,7 @@ class _Puller:
         self.walk, self.layers, self.directions = walk, layers, directions
         self.module = to_torch(walk.model)
         self.inputs = [i.name for i in inputs_of(walk.model)]
+        self.outputs = [o.name for o in walk.model.graph.output]
         self.returned = list(layers)
         self.felt: set[str] = set()
         self.generator = torch.Generator().manual_seed(walk.config.seed)
@@ -96,7 +99,8 @@ class _Puller:
             feeds = self.walk.feeds("float:", self.inputs, number)
             if not self.layers:
                 return
-            parts = [self._pull(feeds, count, range(at, min(at + size, count))) for at in range(0, count, size)]
+            rows = [range(at, min(at + size, count)) for at in range(0, count, size)]
+            parts = [self._pull(_take_rows(feeds, count, part), len(part), self._real(number, part)) for part in rows]
             for tensor in [t for t in self.layers if not all(t in part for part in parts)]:
                 self._drop(tensor)
             for tensor in self.layers:
@@ -125,15 +129,20 @@ class _Puller:
         outputs = list(Session(self.walk.model, threads=self.walk.config.threads or 0).run(feeds).values())
         check_parity(self.module, self.walk.model, feeds, outputs)
 
-    def _pull(self, feeds: dict[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
-        """Probes (N, directions * SIGNS, P) of some samples of a batch of ``count``, by the layer's output."""
-        feeds = _take_rows(feeds, count, rows)
+    def _real(self, number: int, rows: range) -> torch.Tensor | None:
+        """Which tokens of these samples of a batch count; None where all do."""
+        mask = self.walk.masks[number]
+        return None if mask is None else torch.from_numpy(mask[rows.start : rows.stop]).to(self.walk.device)
+
+    def _pull(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
+        """Probes (N, directions * SIGNS, P) of these samples, by the layer's output; zero at padding."""
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.walk.device) for t in self.inputs]
+        blank = partial(self.walk.padding.blank, real=real)
         try:
             values = self.module(*inputs)
             given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
             made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
-            outputs = [v for v in given if v.requires_grad]
+            outputs = [blank(t, v) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad]
             if not outputs:
                 raise BlockError("no output has a gradient")
             found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
@@ -142,8 +151,8 @@ class _Puller:
                 more = number < self.directions - 1
                 pulled = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
                 for tensor, gradient in zip(made, pulled, strict=True):
-                    if gradient is not None and gradient.dim() > 1 and len(gradient) == len(rows):
-                        found[tensor].append(self._mix(gradient, self.layers[tensor]))
+                    if gradient is not None and gradient.dim() > 1 and len(gradient) == samples:
+                        found[tensor].append(self._mix(blank(tensor, gradient), self.layers[tensor]))
         except BlockError:
             raise
         except Exception as error:  # any fault of torch or onnx2torch means that the model is not for torch

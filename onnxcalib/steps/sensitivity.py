@@ -34,7 +34,7 @@ from ..runtime.store import Store
 from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
 from .calibrate import Batches, with_outputs
-from .mask import find_real
+from .mask import Padding, find_real
 from .solve import solve_widths
 from .walk import Walk
 
@@ -96,17 +96,18 @@ def _can_judge(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == "f" and bool(np.isfinite(value).all())
 
 
-def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping]], names: Sequence[str]) -> float:
-    """Divergence of a model's outputs on (feeds, wanted outputs), the mean over ``names``, where shapes agree.
+def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping, Any]], names: Sequence[str]) -> float:
+    """Divergence of a model's outputs on (feeds, wanted outputs, blank), the mean over ``names``, where shapes agree.
 
-    Infinite where they never do. Batches that come after it is known to TIGHT are left out.
+    ``blank`` is told a name and a value, and makes its padding what it is in the wanted one. Infinite where shapes
+    never agree. Batches that come after it is known to TIGHT are left out.
     """
     found = {name: Divergence() for name in names}
-    for feeds, wanted in batches:
+    for feeds, wanted, blank in batches:
         given = session.run(feeds, names)
         for name, divergence in found.items():
             if wanted[name].shape == given[name].shape:
-                divergence.add(wanted[name], given[name])
+                divergence.add(wanted[name], blank(name, given[name]))
         if all(each.samples >= LEAST_JUDGES and each.error <= TIGHT * each.value for each in found.values()):
             break
     values = [divergence.value for divergence in found.values() if divergence.samples]
@@ -202,6 +203,7 @@ class _Sweep:
         self.seconds = {"solve": 0.0, "swap": 0.0}
         self.sizes: list[int] = []
         self.masks: list[np.ndarray | None] = []
+        self.padding = Padding(model)
         self.outputs: list[dict[str, np.ndarray]] = []
         whole = Session(model, threads=threads)
         for feeds in survey.batches:
@@ -210,7 +212,8 @@ class _Sweep:
             for name, value in feeds.items():
                 self.store.append(f"float:{name}", value)
             if sum(self.sizes[:-1]) < JUDGES:
-                self.outputs.append(whole.run(feeds))
+                blank = partial(self.padding.blank, real=self.masks[-1])
+                self.outputs.append({name: blank(name, value) for name, value in whole.run(feeds).items()})
         self.judged = judged_outputs(self.outputs)
         self.per_run, one = survey.batches.per_run, survey.batches.one
         shapes = {**one, **Session(with_outputs(model, self._tensors()), threads=threads).run(one)}
@@ -280,7 +283,7 @@ class _Sweep:
             grids = self.grids[candidates[0]]
             walk = _FloatWalk(
                 self.model, self.types, grids.plan, self.config, self.store, self.sizes,
-                dict(grids.activations), dict(grids.narrowed), self.device, masks=self.masks,
+                dict(grids.activations), dict(grids.narrowed), self.device, masks=self.masks, padding=self.padding,
             )  # fmt: skip
             for place, layer in enumerate(layers[candidates[0]]):
                 specs = [layers[c][place].weight_spec for c in candidates]
@@ -299,7 +302,8 @@ class _Sweep:
         read = needed_inputs(self.index, inputs, self.judged)
         cut = extract(self.model, self.types, inputs=read, outputs=self.judged)
         feeds = [{t: self.store.batch(f"float:{t}", number) for t in read} for number in range(len(self.outputs))]
-        batches = list(zip(feeds, self.outputs, strict=True))
+        blanks = [partial(self.padding.blank, real=real) for real in self.masks[: len(feeds)]]
+        batches = list(zip(feeds, self.outputs, blanks, strict=True))
         losses = {}
         for candidate, own in layers.items():
             session = Session(self._emit(cut, own, candidate), threads=self.threads)

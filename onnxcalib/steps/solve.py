@@ -19,7 +19,7 @@ from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_plac
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
 from ..spec import Block, LayerPlan, QParams, QuantPlan, QuantSpec
-from .mask import drop_padding
+from .mask import select
 from .walk import PROBE, Cut, Walk
 
 # One sample in so many chooses the prior of every layer.
@@ -222,18 +222,20 @@ class _Stream:
         cuts = (self.reference, self.prefix)
         wanted, given = ({t: np.atleast_2d(v) for t, v in cut.run(number).items()} for cut in cuts)
         by_sample = len(wanted[self.layer.output]) == size
+        real = self._real(number, wanted[self.layer.output].shape)
         for start, end in self._spans(wanted[self.layer.output]):
             for judging in (False, True):
                 places = ((first + i, i) if by_sample else (number, i) for i in range(start, end))
                 kept = [i for place, i in places if self._judges(place, by_sample=by_sample) == judging]
-                real = self._real(number, kept, by_sample=by_sample)
-                if kept and (real is None or real.any()):
-                    yield self._columns(wanted, given, kept, real), judging
+                own = None if real is None else real[kept]
+                if kept and (own is None or own.any()):
+                    yield self._columns(wanted, given, kept, own), judging
 
-    def _real(self, number: int, kept: list[int], *, by_sample: bool) -> np.ndarray | None:
-        """Which tokens of these samples count; None where all do."""
-        mask = self.walk.masks[number] if by_sample and self.layer.op != "Conv" else None
-        return None if mask is None else mask[kept]
+    def _real(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Which places of the batch's output, of this shape, count; None where all do."""
+        mask = self.walk.masks[number] if self.layer.op != "Conv" else None
+        kept = self.walk.padding.places(self.layer.output, shape, mask, last=False)
+        return None if kept is None else np.broadcast_to(kept, (shape[0], *kept.shape[1:]))
 
     def _judges(self, place: int, *, by_sample: bool) -> bool:
         """Whether sample (or batch) ``place`` judges; views do what their sample does."""
@@ -255,7 +257,7 @@ class _Stream:
 
     def _columns(self, wanted, given, kept: list[int], real) -> tuple[torch.Tensor, torch.Tensor]:
         def take(values: np.ndarray) -> torch.Tensor:
-            return self._move(drop_padding(values[kept], real))
+            return self._move(select(values[kept], real))
 
         target, inputs = take(wanted[self.layer.output]), take(given[self.layer.input])
         places, choose = None, flatten_rows

@@ -13,7 +13,7 @@ from ..graph.blocks import find_blocks, single_layers
 from ..graph.emit import LayerParams
 from ..numeric.statistics import Affine, ChannelTally
 from ..spec import Block, LayerPlan, QParams
-from .mask import drop_padding
+from .mask import select
 from .solve import guard_scale
 from .walk import Cut, Walk, read_later, run
 
@@ -49,8 +49,9 @@ def _tune(walk: Walk, part: Block, layer: LayerPlan) -> None:
             walk.keep("float:", tensor, wanted[tensor])
         if wanted[layer.output].shape == found.shape and found.ndim > 1:
             conv = layer.op in ("Conv", "ConvTranspose")
-            pair = (drop_padding(y, None if conv else walk.masks[number]) for y in (wanted[layer.output], found))
-            tally.add(*pair, 1 if conv else -1)
+            real = None if conv else walk.masks[number]
+            kept = walk.padding.places(layer.output, found.shape, real, last=False)
+            tally.add(*(select(y, kept) for y in (wanted[layer.output], found)), 1 if conv else -1)
     if tally.count:
         fit = tally.fit(centred=layer.takes_bias)
         walk.layers[layer.name] = apply_affine(walk.layers[layer.name], fit, walk.input_grid(layer))

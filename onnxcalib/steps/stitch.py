@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -17,6 +19,7 @@ from ..runtime.session import Session
 from ..spec import BitSet, Candidate
 from .allocate import Bits
 from .calibrate import batch_size
+from .mask import Padding, find_real
 from .sensitivity import JUDGES, divergence_of, judged_outputs
 
 
@@ -41,18 +44,20 @@ class Stitcher:
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
-        self._float = Session(original, threads=threads)
+        self._float, self._padding = Session(original, threads=threads), Padding(original)
         self._size = min(batch_size(self._float, samples), JUDGES)
         start = time.perf_counter()
         self._judged = self._run_float(JUDGES)
         self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(JUDGES, len(samples))
-        self._names = judged_outputs([wanted for _, wanted in self._judged])
+        self._names = judged_outputs([wanted for _, wanted, _ in self._judged])
 
-    def _run_float(self, most: int) -> list[tuple[dict, dict]]:
-        """Feeds and float outputs of the first samples, at least so many if there are."""
+    def _run_float(self, most: int) -> list[tuple[Mapping, dict, Callable]]:
+        """The first samples, at least so many if there are, as ``divergence_of`` takes them."""
         found, done = [], 0
         for feeds in self.samples.batches(self._size):
-            found.append((feeds, self._float.run(feeds)))
+            blank = partial(self._padding.blank, real=find_real(feeds))
+            outputs = self._float.run(feeds)
+            found.append((feeds, {name: blank(name, value) for name, value in outputs.items()}, blank))
             done += self.samples.count(feeds)
             if done >= most:
                 break
@@ -89,7 +94,7 @@ class Stitcher:
         def measure() -> float:
             wanted = self._top_classes()
             session = self._open(bits)
-            given = [session.run(feeds, list(wanted)) for feeds in self.samples.batches(self._size)]
+            given = self._run(session, list(wanted))
             return min(
                 100.0 * float(np.mean(np.concatenate([top_class(each[name]) for each in given]) == classes))
                 for name, classes in wanted.items()
@@ -100,7 +105,7 @@ class Stitcher:
     def _top_classes(self) -> dict[str, np.ndarray]:
         """The float model's top class of every sample, by output. Raises ConfigError where none is class scores."""
         if self._classes is None:
-            given = [self._float.run(feeds, self._names) for feeds in self.samples.batches(self._size)]
+            given = self._run(self._float, self._names)
             scores = [name for name in self._names if all(scores_classes(each[name].shape) for each in given)]
             if not scores:
                 raise ConfigError(
@@ -109,6 +114,13 @@ class Stitcher:
                 )
             self._classes = {name: np.concatenate([top_class(each[name]) for each in given]) for name in scores}
         return self._classes
+
+    def _run(self, session: Session, names: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Outputs of all samples, batch by batch, in which padding is no top class."""
+        found = []
+        for feeds in self.samples.batches(self._size):
+            found.append(self._padding.hide(session.run(feeds, names), find_real(feeds)))
+        return found
 
     def _open(self, bits: Bits) -> Session:
         return Session(self.emit(bits), threads=self.threads)

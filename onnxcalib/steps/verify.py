@@ -20,6 +20,7 @@ from ..runtime.session import Session
 from ..spec import LayerPlan
 from .calibrate import batch_size, with_outputs
 from .compare import OutputTally
+from .mask import Padding, find_real
 
 # Samples of which every layer is looked at, which takes several times as long as running the models.
 INNER = 32
@@ -66,19 +67,22 @@ def verify(
     inner = Session(with_outputs(prepared, names), threads=threads)
     plain = Session(with_outputs(quantized, names), optimize=False, threads=threads)
     on, off, by_layer = OutputTally(), OutputTally(), {}
+    whole, inside = Padding(original), Padding(prepared)
     seconds, done, size = 0.0, 0, batch_size(inner, samples)
     for feeds in samples.batches(size):
         start = time.perf_counter()
-        wanted = reference.run(feeds)
+        wanted, real = reference.run(feeds), find_real(feeds)
         seconds += time.perf_counter() - start
         count = samples.count(feeds)
-        on.add(wanted, optimized.run(feeds), count)
+        wanted = whole.hide(wanted, real)
+        on.add(wanted, whole.hide(optimized.run(feeds), real), count)
         done += count
         if done - count >= INNER:
             continue
         given = plain.run(feeds)
-        off.add(wanted, given, count)
-        _compare_layers(by_layer, inner.run(feeds, list(dict.fromkeys(names))), given)
+        off.add(wanted, whole.hide(given, real), count)
+        made = inner.run(feeds, list(dict.fromkeys(names)))
+        _compare_layers(by_layer, inside.hide(made, real), inside.hide(given, real))
     return Verification(
         outputs=on.records(),
         outputs_unoptimized=off.records(),

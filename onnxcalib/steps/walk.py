@@ -20,7 +20,7 @@ from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerPlan, QParams, QuantPlan
-from .mask import find_real
+from .mask import Padding, find_real
 
 # Of the names under which the store keeps the probes of a layer's output (``steps.probes``).
 PROBE = "probe:"
@@ -31,7 +31,7 @@ class Walk:
     """The walk through the blocks: what it knows so far; grids and layers grow and settle as it goes.
 
     sizes: samples of each stored batch, of all ``passes`` over the calibration set: itself, then views of its images.
-    masks: which tokens of each stored batch count, bool (samples, tokens), None where all do.
+    masks: which tokens of each stored batch count, bool (samples, tokens), None where all do; padding: where they are.
     """
 
     model: ModelProto
@@ -47,9 +47,11 @@ class Walk:
     layers: dict[str, LayerParams] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
     masks: list[np.ndarray | None] = field(default_factory=list)
+    padding: Padding | None = None
 
     def __post_init__(self) -> None:
         self.index = Index(self.model.graph)
+        self.padding = self.padding or Padding(self.model)
 
     def fill(self, samples: CalibrationSet, size: int, axes: tuple[int, int] | None = None) -> None:
         """Store the model's inputs over the whole set; they are the same in both models.
@@ -78,6 +80,16 @@ class Walk:
             value = value if change is None else change(value)
             self.keep("float:", name, value)
             self.keep("quantized:", name, value)
+
+    def has_padding(self, tensors: Sequence[str]) -> bool:
+        """Whether some of these tensors count tokens, not all of which count."""
+        return any(mask is not None for mask in self.masks) and any(t in self.padding.axes for t in tensors)
+
+    def real_tokens(self) -> list[np.ndarray]:
+        """The masks of a walk with padding, those too in which all tokens count."""
+        length = next(mask.shape[1] for mask in self.masks if mask is not None)
+        pairs = zip(self.masks, self.sizes, strict=True)
+        return [np.ones((size, length), bool) if mask is None else mask for mask, size in pairs]
 
     def count(self, *, by_sample: bool) -> int:
         """Samples, or else stored batches, of one pass over the calibration set."""
