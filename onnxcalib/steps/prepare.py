@@ -46,7 +46,7 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     """
     passes = normalise(model)
     four_bit = config.least_bits == 4 or config.block_size is not None
-    model, raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
+    raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
     passes["fold_constants"] = fold_constants(model)
