@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from ..errors import OutputError
-from .skeleton import copy_without_initializers
+from .skeleton import copy_fields, copy_without_initializers, held_bytes
 
 # Protocol buffers cannot hold more in one message; what is not tensor data needs some room too.
 MOST_BYTES = 2**31 - 2**24
@@ -71,9 +71,19 @@ def check_output(path: Path, *sources: Path) -> None:
 def model_bytes(model: ModelProto) -> int:
     """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
     bare = copy_without_initializers(model)
-    tensors = sum(1 + _varint_bytes(size) + size for size in (t.ByteSize() for t in model.graph.initializer))
+    tensors = sum(1 + _varint_bytes(size) + size for size in (_tensor_bytes(t) for t in model.graph.initializer))
     graph = bare.graph.ByteSize()
     return bare.ByteSize() + tensors + _varint_bytes(graph + tensors) - _varint_bytes(graph)
+
+
+def _tensor_bytes(tensor: TensorProto) -> int:
+    """As ``ByteSize``, which holds the data three times on its way."""
+    if not tensor.HasField("raw_data"):
+        return tensor.ByteSize()
+    light = TensorProto()
+    copy_fields(tensor, light, but="raw_data")
+    data = len(tensor.raw_data)
+    return light.ByteSize() + 1 + _varint_bytes(data) + data
 
 
 def _varint_bytes(length: int) -> int:
@@ -113,7 +123,7 @@ def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
     light = copy_without_initializers(model)
     for tensor in model.graph.initializer:
         stub = light.graph.initializer.add()
-        if tensor.ByteSize() < LEAST_EXTERNAL_BYTES or tensor.data_type == TensorProto.STRING:
+        if tensor.data_type == TensorProto.STRING or held_bytes(tensor) < LEAST_EXTERNAL_BYTES:
             stub.CopyFrom(tensor)
             continue
         raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data

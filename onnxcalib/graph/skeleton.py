@@ -14,8 +14,8 @@ MOST_VALUE_BYTES = 1 << 16
 def copy_without_initializers(model: ModelProto) -> ModelProto:
     """A deep copy of all but the graph's initializers, which are never copied on the way."""
     bare = ModelProto()
-    _copy_fields(model, bare, but="graph")
-    _copy_fields(model.graph, bare.graph, but="initializer")
+    copy_fields(model, bare, but="graph")
+    copy_fields(model.graph, bare.graph, but="initializer")
     return bare
 
 
@@ -64,7 +64,8 @@ def _is_large(tensor: TensorProto) -> bool:
     return tensor.data_type != TensorProto.UNDEFINED and held_bytes(tensor) > MOST_VALUE_BYTES
 
 
-def _copy_fields(source: Message, target: Message, *, but: str) -> None:
+def copy_fields(source: Message, target: Message, *, but: str) -> None:
+    """Copy what is set in a message, but for one field, to an empty one of the same kind."""
     for field, value in source.ListFields():
         if field.name == but:
             continue

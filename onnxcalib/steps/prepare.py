@@ -72,7 +72,7 @@ def check_unchanged(
 
     Values that are not finite in the original are left to calibration, which names where they come from.
     """
-    wanted = Session(original, threads=threads).run(feeds)
+    wanted = Session(original, threads=threads).run(feeds)  # gone before the other is made
     given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
     floats = {
         name: value for name, value in wanted.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"

@@ -17,8 +17,9 @@ from ..graph.index import Index, reads
 from ..numeric.metrics import Comparison
 from ..report import LayerRecord, OutputRecord, UnfusedRecord
 from ..runtime.session import Session
+from ..runtime.store import Store
 from ..spec import LayerPlan
-from .calibrate import batch_size, with_outputs
+from .calibrate import batch_size
 from .compare import OutputTally
 
 # Samples of which every layer is looked at, which takes several times as long as running the models.
@@ -60,25 +61,20 @@ def verify(
     INNER; there every layer's output against ``prepared``'s too, as reading a tensor inside would keep it from being
     fused. Raises ModelError.
     """
-    names = [layer.output for layer in layers]
-    reference = Session(original, threads=threads)
-    optimized, graph = optimize(quantized, threads)
-    inner = Session(with_outputs(prepared, names), threads=threads)
-    plain = Session(with_outputs(quantized, names), optimize=False, threads=threads)
-    on, off, by_layer = OutputTally(), OutputTally(), {}
-    seconds, done, size = 0.0, 0, batch_size(inner, samples)
-    for feeds in samples.batches(size):
-        start = time.perf_counter()
-        wanted = reference.run(feeds)
-        seconds += time.perf_counter() - start
-        count = samples.count(feeds)
-        on.add(wanted, optimized.run(feeds), count)
-        done += count
-        if done - count >= INNER:
-            continue
-        given = plain.run(feeds)
-        off.add(wanted, given, count)
-        _compare_layers(by_layer, inner.run(feeds, list(dict.fromkeys(names))), given)
+    names = list(dict.fromkeys(layer.output for layer in layers))
+    on, off, seconds = OutputTally(), OutputTally(), 0.0
+    with Store() as store:
+        by_layer, size, looked = _look_inside((prepared, quantized), names, samples, store, threads)
+        reference = Session(original, threads=threads)
+        optimized, graph = optimize(quantized, threads)
+        for number, feeds in enumerate(samples.batches(size)):
+            start = time.perf_counter()
+            wanted = reference.run(feeds)
+            seconds += time.perf_counter() - start
+            count = samples.count(feeds)
+            on.add(wanted, optimized.run(feeds), count)
+            if number < looked:
+                off.add(wanted, {name: store.batch(name, number) for name in wanted}, count)
     return Verification(
         outputs=on.records(),
         outputs_unoptimized=off.records(),
@@ -96,6 +92,29 @@ def verify(
         unfused=list_unfused(quantized, graph),
         float_pass_seconds=seconds,
     )
+
+
+def _look_inside(
+    models: tuple[ModelProto, ModelProto], names: Sequence[str], samples: CalibrationSet, store: Store, threads: int
+) -> tuple[dict[str, Comparison], int, int]:
+    """Compare the prepared and the quantized model's layers, whose outputs are ``names``, on the first INNER samples.
+
+    Also the size of a batch and how many were run; the quantized model's outputs of these are in the store. Both
+    sessions are gone before the next are made.
+    """
+    inner = Session(models[0], also=names, threads=threads)
+    plain = Session(models[1], also=names, optimize=False, threads=threads)
+    by_layer: dict[str, Comparison] = {}
+    done, run, size = 0, 0, batch_size(inner, samples)
+    for feeds in samples.batches(size):
+        given = plain.run(feeds)
+        _compare_layers(by_layer, inner.run(feeds, names), given)
+        for value in models[1].graph.output:
+            store.append(value.name, given[value.name])
+        done, run = done + samples.count(feeds), run + 1
+        if done >= INNER:
+            break
+    return by_layer, size, run
 
 
 def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:

@@ -102,3 +102,10 @@ def test_layers_without_biases_are_left_alone(walk_of, build, weigh, draw):
     walk = walk_of(build(text, w=weigh(8, 8), v=weigh(8, 8)), draw(128, 6, 8), weight_bits=4, first_last_bits=4)
     round_layers(walk)
     assert tune_biases(walk) == (False, "no layer that torch takes has a bias")
+
+
+def test_a_part_is_no_larger_than_torch_should_hold(rounded, monkeypatch):
+    monkeypatch.setattr(biases_step, "MOST_MODEL_BYTES", 1000)
+    shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
+    _, remark = tune_biases(rounded)
+    assert remark.startswith("the layers from fc on alone: 0 MB of weights are more than the 0 for torch")
