@@ -23,19 +23,20 @@ LEAST_EXTERNAL_BYTES = 1024
 PAGE_BYTES = 4096
 
 
-def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES) -> None:
+def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES, lasting: bool = True) -> None:
     """Write the model to ``path``; above ``most_bytes`` its tensors go to ``path``'s name with ``.data`` behind it.
 
-    The model is left as it is. Any failure removes what was written aside; those of the system raise OutputError.
+    ``lasting``: wait until the disk has it. The model is left as it is. Any failure removes what was written aside;
+    those of the system raise OutputError.
     """
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
     aside, data_aside = _aside(path), _aside(data_path)
     try:
         if model_bytes(model) > most_bytes:
-            with _opened(data_aside) as file:
+            with _opened(data_aside, lasting) as file:
                 model = _move_out(model, file, data_path.name)
-        with _opened(aside) as file:
+        with _opened(aside, lasting) as file:
             file.write(model.SerializeToString())
         if data_aside.exists():
             os.replace(data_aside, data_path)
@@ -111,11 +112,12 @@ def _aside(path: Path) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, lasting: bool) -> Iterator[BinaryIO]:
     with open(path, "wb") as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())  # a full disk shows here at the latest, and not after the rename
+        if lasting:
+            os.fsync(file.fileno())  # a full disk shows here at the latest, and not after the rename
 
 
 def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:

@@ -12,8 +12,11 @@ import onnxruntime as ort
 from onnx import ModelProto, helper
 
 from ..errors import ModelError
-from ..graph.save import MOST_BYTES, model_bytes, save_model
+from ..graph.save import model_bytes, save_model
 
+# Larger models go through a file, whose weights onnxruntime maps: from memory it copies them, beside the message, which
+# protobuf holds twice as it writes it. And one message holds no 2 GB.
+MOST_BYTES = 2**28
 # What the profiler puts behind the name of a node.
 KERNEL = "_kernel_time"
 
@@ -95,7 +98,7 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
             return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
             path = Path(folder) / "model.onnx"
-            save_model(model, path, most_bytes=MOST_BYTES)
+            save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
             with open(path, "ab") as file:
                 file.write(more)
             return ort.InferenceSession(str(path), options, providers=providers)
