@@ -27,7 +27,7 @@ from .runtime.store import Store
 from .spec import QuantPlan
 from .steps.appraise import Appraiser, is_nearer
 from .steps.biases import tune_biases
-from .steps.calibrate import batch_size, with_outputs
+from .steps.calibrate import batch_size
 from .steps.probes import draw_probes
 from .steps.reconstruct import reconstruct
 from .steps.solve import round_embeddings, round_layers
@@ -169,7 +169,7 @@ def _settle(run: Run, ready: Ready, plan: QuantPlan):
         if aligned:
             run.observer.note(f"{', '.join(aligned)}: read on the levels of their values")
     with run.stage("reconstruct"), Store() as store:
-        size = batch_size(Session(with_outputs(model, list(plan.activations)), threads=run.threads), samples)
+        size = batch_size(Session(model, also=list(plan.activations), threads=run.threads), samples)
         walk = Walk(model, infer_types(model), plan, run.config, store, [], activations, narrowed, run.device)
         walk.settled |= aligned.keys()
         walk.layers |= round_embeddings(walk.index, plan)

@@ -20,7 +20,7 @@ from .runtime.cache import Cache, machine
 from .runtime.session import Session
 from .spec import Candidate, QuantPlan
 from .steps.allocate import Bits
-from .steps.calibrate import Batches, batch_size, with_outputs
+from .steps.calibrate import Batches, batch_size
 from .steps.latency import Latencies, look_up_times, time_sets
 from .steps.plan_bits import make_bit_plan, trace_frontier
 from .steps.sensitivity import Grids, Survey, measure_sets
@@ -75,7 +75,7 @@ def trace(run: Run, ready: Ready) -> Frontier:
 def _measure(run: Run, ready: Ready) -> _Planned:
     """What every set loses and costs at each candidate, or what the cache has of it."""
     model, samples, config = ready.prepared.model, ready.samples, run.config
-    size = batch_size(Session(with_outputs(model, list(run.plan(ready).activations)), threads=run.threads), samples)
+    size = batch_size(Session(model, also=list(run.plan(ready).activations), threads=run.threads), samples)
     batches = Batches(samples, size)
     subject = f"{fingerprint(ready.original)} {batches.digest()} {run.device.type} {_spell_settings(config)}"
     cache = Cache(subject, config.cache_dir)

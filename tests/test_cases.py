@@ -16,7 +16,6 @@ from onnxcalib.cli.exitstatus import ExitStatus
 from onnxcalib.cli.main import main
 from onnxcalib.runtime.session import Session
 from onnxcalib.steps import clock
-from onnxcalib.steps.calibrate import with_outputs
 
 CLASSES, WIDTH, SIDE = 10, 16, 10
 GATES = ("--max-drop", "3", "--min-agreement", "97", "--min-sqnr", "25")
@@ -56,7 +55,7 @@ def work(tmp_path_factory):
     }
     weights |= {f"b{i}": 0.2 * rng.normal(size=WIDTH) for i in (1, 2, 3)} | {f"b{i}": np.zeros(CLASSES) for i in (4, 5)}
     wide = {name: value.astype(np.float32) for name, value in weights.items()}
-    session = Session(with_outputs(build_net(wide), ["f"]))
+    session = Session(build_net(wide), also=["f"])
     features = np.hstack([session.run({"image": images})["f"], np.ones((len(images), 1))])
     for weight, bias, shift in (("w4", "b4", 0), ("w5", "b5", 3)):
         solution = np.linalg.lstsq(features, 10 * np.eye(CLASSES)[(labels + shift) % CLASSES], rcond=3e-2)[0].T

@@ -17,6 +17,7 @@ from ..spec import LayerPlan, QParams, QuantPlan, QuantSpec
 from .fusion import BLOCK_LAYERS, SHAPE_READERS
 from .index import Index, is_op, reads, subgraphs
 from .normalise import unused_name
+from .skeleton import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
 FOUR_BIT_OPSET, FOUR_BIT_IR = 21, 10
@@ -57,10 +58,11 @@ def emit_qdq(
 
 class _Writer:
     def __init__(self, model: ModelProto, plan: QuantPlan, encoding: str, keep_outputs: bool):
-        self.model = ModelProto()
-        self.model.CopyFrom(model)
+        # The weights that are replaced are never copied: protobuf frees nothing of a message before all of it.
+        self.model = copy_without_initializers(model)
         self.plan = plan
         self.index = Index(self.model.graph)
+        self.index.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes = {node.name: node for node in self.model.graph.node}
         self.layer_bits = {layer.name: layer.activation_spec.bits for layer in plan.layers}
         self.tables: dict[str, tuple[str, str]] = {}
@@ -97,8 +99,8 @@ class _Writer:
         made = {t for node in nodes for t in node.output}
         needed = {t for node in nodes for t in reads(node)}.union(self.index.outputs) - made
         needed -= {tensor.name for tensor in self.written}
-        kept = [i for i in graph.initializer if i.name not in replaced or i.name in needed]
-        del graph.initializer[:]
+        stored = self.index.initializers.values()
+        kept = [i for i in stored if i.name not in replaced or i.name in needed]
         graph.initializer.extend([*kept, *self.written])
         return self.model
 

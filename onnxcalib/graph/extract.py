@@ -40,9 +40,10 @@ def extract(
         model.graph.name or "block",
         [types.get(t) or helper.make_tensor_value_info(t, TensorProto.FLOAT, None) for t in inputs],
         [types.get(t) or unknown(t) for t in outputs],
-        [i for i in model.graph.initializer if i.name in read],
     )
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    part.graph.initializer.extend(i for i in model.graph.initializer if i.name in read)  # to make them would copy twice
+    return part
 
 
 def needed_nodes(index: Index, inputs: Sequence[str], outputs: Sequence[str]) -> set[str]:

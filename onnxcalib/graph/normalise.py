@@ -11,6 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from ..errors import ModelError
 from .index import Index, captured, constant, reads, subgraphs
 from .shapes import describe_outputs
+from .skeleton import copy_without_weights, replace_around_weights
 
 STANDARD_DOMAIN = "ai.onnx"
 # Before it an initializer has to be a graph input too (onnx IR specification).
@@ -67,12 +68,13 @@ def inline_functions(model: ModelProto) -> int:
     count = len(model.functions)
     if count:
         try:
-            model.CopyFrom(onnx.inliner.inline_local_functions(model))
+            inlined = onnx.inliner.inline_local_functions(copy_without_weights(model))
         except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
             raise ModelError(
                 f"graph {model.graph.name}: its {count} functions cannot be inlined ({str(error).splitlines()[0]});"
                 " plain operators are needed; export the model without functions"
             ) from error
+        replace_around_weights(model, inlined)
     return count - len(model.functions)
 
 

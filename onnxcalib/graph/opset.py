@@ -10,6 +10,7 @@ from ..errors import ModelError
 from .index import Index, attribute_of, captured, constant, is_op, subgraphs
 from .normalise import drop_dead, drop_initializer_inputs, lift_constants, name_nodes
 from .shapes import infer_graph
+from .skeleton import copy_without_weights, replace_around_weights
 
 # Resize got its coordinate modes here (onnx changelog, Resize-11); the converter leaves them out and so means
 # half_pixel and round_prefer_floor. Before, ``x / scale`` was rounded down, or up by onnxruntime where it shrinks.
@@ -18,19 +19,18 @@ RESIZE_MODES_OPSET = 11
 BODY_DOMAIN = "onnxcalib.body"
 
 
-def raise_opset(model: ModelProto, least: int) -> tuple[ModelProto, bool]:
-    """The model at opset ``least`` and True, or the model itself and False if it is there or above already.
+def raise_opset(model: ModelProto, least: int) -> bool:
+    """Bring the model to opset ``least``; False if it is there or above already.
 
     Inputs, outputs, tensor and node names, and metadata survive; initializers no longer appear among the inputs.
     Bodies of If, Loop and Scan are raised too. Raises ModelError where an operator cannot be converted.
     """
     found = opset_of(model)
     if found >= least:
-        return model, False
+        return False
     where = f"graph {model.graph.name}: opset {found} cannot be raised to {least}"
     advice = f"opset {least} or newer is needed; export the model at such an opset"
-    old = ModelProto()
-    old.CopyFrom(model)
+    old = copy_without_weights(model)
     drop_initializer_inputs(old)
     lift_constants(old)
     try:
@@ -44,7 +44,10 @@ def raise_opset(model: ModelProto, least: int) -> tuple[ModelProto, bool]:
         checker.check_model(new)
     except checker.ValidationError as error:
         raise ModelError(f"{where} ({str(error).strip().splitlines()[0]}); {advice}") from error
-    return new, True
+    replace_around_weights(model, new)
+    drop_initializer_inputs(model)
+    drop_dead(model)
+    return True
 
 
 def opset_of(model: ModelProto) -> int:

@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from ..errors import OutputError
-from .skeleton import copy_without_initializers
+from .skeleton import copy_fields, copy_without_initializers, held_bytes
 
 # Protocol buffers cannot hold more in one message; what is not tensor data needs some room too.
 MOST_BYTES = 2**31 - 2**24
@@ -23,19 +23,20 @@ LEAST_EXTERNAL_BYTES = 1024
 PAGE_BYTES = 4096
 
 
-def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES) -> None:
+def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES, lasting: bool = True) -> None:
     """Write the model to ``path``; above ``most_bytes`` its tensors go to ``path``'s name with ``.data`` behind it.
 
-    The model is left as it is. Any failure removes what was written aside; those of the system raise OutputError.
+    ``lasting``: wait until the disk has it. The model is left as it is. Any failure removes what was written aside;
+    those of the system raise OutputError.
     """
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
     aside, data_aside = _aside(path), _aside(data_path)
     try:
         if model_bytes(model) > most_bytes:
-            with _opened(data_aside) as file:
+            with _opened(data_aside, lasting) as file:
                 model = _move_out(model, file, data_path.name)
-        with _opened(aside) as file:
+        with _opened(aside, lasting) as file:
             file.write(model.SerializeToString())
         if data_aside.exists():
             os.replace(data_aside, data_path)
@@ -71,9 +72,19 @@ def check_output(path: Path, *sources: Path) -> None:
 def model_bytes(model: ModelProto) -> int:
     """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
     bare = copy_without_initializers(model)
-    tensors = sum(1 + _varint_bytes(size) + size for size in (t.ByteSize() for t in model.graph.initializer))
+    tensors = sum(1 + _varint_bytes(size) + size for size in (_tensor_bytes(t) for t in model.graph.initializer))
     graph = bare.graph.ByteSize()
     return bare.ByteSize() + tensors + _varint_bytes(graph + tensors) - _varint_bytes(graph)
+
+
+def _tensor_bytes(tensor: TensorProto) -> int:
+    """As ``ByteSize``, which holds the data three times on its way."""
+    if not tensor.HasField("raw_data"):
+        return tensor.ByteSize()
+    light = TensorProto()
+    copy_fields(tensor, light, but="raw_data")
+    data = len(tensor.raw_data)
+    return light.ByteSize() + 1 + _varint_bytes(data) + data
 
 
 def _varint_bytes(length: int) -> int:
@@ -101,11 +112,12 @@ def _aside(path: Path) -> Path:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, lasting: bool) -> Iterator[BinaryIO]:
     with open(path, "wb") as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())  # a full disk shows here at the latest, and not after the rename
+        if lasting:
+            os.fsync(file.fileno())  # a full disk shows here at the latest, and not after the rename
 
 
 def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
@@ -113,7 +125,7 @@ def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
     light = copy_without_initializers(model)
     for tensor in model.graph.initializer:
         stub = light.graph.initializer.add()
-        if tensor.ByteSize() < LEAST_EXTERNAL_BYTES or tensor.data_type == TensorProto.STRING:
+        if tensor.data_type == TensorProto.STRING or held_bytes(tensor) < LEAST_EXTERNAL_BYTES:
             stub.CopyFrom(tensor)
             continue
         raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, ValueInfoProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
 
-from .skeleton import copy_without_initializers
+from .skeleton import copy_without_weights
 
 Shape = tuple[int | None, ...]
-# Larger initializers cannot be shapes or axes, so inference needs to know their types alone.
-MOST_VALUE_BYTES = 1 << 16
 
 
 def infer_shapes(model: ModelProto) -> dict[str, Shape]:
@@ -49,16 +47,11 @@ def describe_outputs(model: ModelProto) -> int:
 
 def infer_graph(model: ModelProto) -> GraphProto | None:
     """The graph without its weights, with types and shapes of what inference reaches; None where it cannot be read."""
-    bare = copy_without_initializers(model)
+    bare = copy_without_weights(model)
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
-    for tensor in model.graph.initializer:
-        if tensor.ByteSize() <= MOST_VALUE_BYTES:
-            bare.graph.initializer.add().CopyFrom(tensor)
-        elif tensor.name not in {value.name for value in bare.graph.input}:
-            bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     try:
         return shape_inference.infer_shapes(bare, data_prop=True).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError):

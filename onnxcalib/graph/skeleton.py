@@ -2,19 +2,70 @@
 
 from __future__ import annotations
 
+import math
+
 from google.protobuf.message import Message
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
+
+# Larger initializers cannot be shapes, axes or scales, so who reads a graph needs to know their types alone.
+MOST_VALUE_BYTES = 1 << 16
 
 
 def copy_without_initializers(model: ModelProto) -> ModelProto:
     """A deep copy of all but the graph's initializers, which are never copied on the way."""
     bare = ModelProto()
-    _copy_fields(model, bare, but="graph")
-    _copy_fields(model.graph, bare.graph, but="initializer")
+    copy_fields(model, bare, but="graph")
+    copy_fields(model.graph, bare.graph, but="initializer")
     return bare
 
 
-def _copy_fields(source: Message, target: Message, *, but: str) -> None:
+def copy_without_weights(model: ModelProto) -> ModelProto:
+    """A deep copy with a graph input in place of every initializer above MOST_VALUE_BYTES.
+
+    For onnx's own passes, which take a model as one message.
+    """
+    light = copy_without_initializers(model)
+    inputs = {value.name for value in light.graph.input}
+    for tensor in model.graph.initializer:
+        if not _is_large(tensor):
+            light.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in inputs:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
+
+
+def replace_around_weights(model: ModelProto, light: ModelProto) -> None:
+    """Make the model what was made of its ``copy_without_weights``, whose inputs in place of weights go.
+
+    The large initializers are not copied. Mutates both.
+    """
+    graph = model.graph
+    large = {tensor.name for tensor in graph.initializer if _is_large(tensor)}
+    inputs = {value.name for value in graph.input}
+    for place in reversed(range(len(light.graph.input))):
+        if light.graph.input[place].name in large - inputs:
+            del light.graph.input[place]
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in large:
+            del graph.initializer[place]
+    for owner, kept in ((model, "graph"), (graph, "initializer")):
+        for field in owner.DESCRIPTOR.fields:
+            if field.name != kept:
+                owner.ClearField(field.name)
+    model.MergeFrom(light)
+
+
+def held_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor's values as an array, by its type: to ask protobuf for the size would copy the tensor twice."""
+    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def _is_large(tensor: TensorProto) -> bool:
+    return tensor.data_type != TensorProto.UNDEFINED and held_bytes(tensor) > MOST_VALUE_BYTES
+
+
+def copy_fields(source: Message, target: Message, *, but: str) -> None:
+    """Copy what is set in a message, but for one field, to an empty one of the same kind."""
     for field, value in source.ListFields():
         if field.name == but:
             continue

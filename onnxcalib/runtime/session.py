@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from ..errors import ModelError
-from ..graph.save import MOST_BYTES, model_bytes, save_model
+from ..graph.save import model_bytes, save_model
 
+# Larger models go through a file, whose weights onnxruntime maps: from memory it copies them, beside the message, which
+# protobuf holds twice as it writes it. And one message holds no 2 GB.
+MOST_BYTES = 2**28
 # What the profiler puts behind the name of a node.
 KERNEL = "_kernel_time"
 
@@ -25,13 +28,15 @@ class Session:
         self,
         model: ModelProto,
         *,
+        also: Sequence[str] = (),
         name: str = "the model",
         optimize: bool = True,
         threads: int = 0,
         dump: Path | None = None,
         profile: Path | None = None,
     ):
-        """``threads`` 0: as many as cores. ``dump``: where the optimized graph is written, its weights beside it.
+        """``also``: tensors to give beside the outputs, of those that are computed. ``threads`` 0: as many as cores.
+        ``dump``: where the optimized graph is written, its weights beside it.
         ``profile``: with what the name of the file begins that ``end_profile`` reads.
 
         ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
@@ -52,7 +57,7 @@ class Session:
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
             )
-        self._session = _load(model, options, name)
+        self._session = _load(model, _more_outputs(model, also), options, name)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -76,14 +81,26 @@ class Session:
         return times
 
 
-def _load(model: ModelProto, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
+def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
+    """What to put behind the model's own bytes, as protobuf merges messages that follow each other; a copy is saved."""
+    given = {value.name for value in model.graph.output}
+    made = {tensor for node in model.graph.node for tensor in node.output}
+    wanted = [name for name in dict.fromkeys(tensors) if name in made - given]
+    more = ModelProto()
+    more.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
+    return more.SerializeToString() if wanted else b""
+
+
+def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     try:
         if model_bytes(model) <= MOST_BYTES:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+            return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers)
         with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
             path = Path(folder) / "model.onnx"
-            save_model(model, path, most_bytes=MOST_BYTES)
+            save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
+            with open(path, "ab") as file:
+                file.write(more)
             return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error

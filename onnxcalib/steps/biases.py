@@ -14,10 +14,13 @@ import torch
 
 from ..graph.blocks import find_blocks, join_blocks
 from ..graph.extract import extract
+from ..graph.index import reads
+from ..graph.skeleton import held_bytes
 from ..numeric.distill import divergence_sums, sample_losses
 from ..runtime.blocks import BlockError, to_torch
 from ..spec import Block
 from .learn import Learner, Samples, layer_of
+from .probes import MOST_MODEL_BYTES
 from .solve import guard_scale
 from .walk import Walk, run
 
@@ -78,6 +81,12 @@ def _find_part(walk: Walk) -> tuple[Learner | None, str | None]:
         if not any(block.layers for block in blocks[start:]):
             break
         part = join_blocks(walk.model, walk.plan, blocks[start:])
+        size = _weight_bytes(walk, part)
+        if size > MOST_MODEL_BYTES:
+            first = (
+                first or f"{size / 2**20:.0f} MB of weights are more than the {MOST_MODEL_BYTES / 2**20:.0f} for torch"
+            )
+            continue
         try:  # before anything is computed for it
             to_torch(extract(walk.model, walk.types, nodes=part.nodes, inputs=part.inputs, outputs=part.outputs))
         except BlockError as error:
@@ -91,6 +100,12 @@ def _find_part(walk: Walk) -> tuple[Learner | None, str | None]:
             continue
         return learner, None if first is None else f"the layers from {part.layers[0]} on alone: {first}"
     return None, first or "the model has no layers"
+
+
+def _weight_bytes(walk: Walk, block: Block) -> int:
+    nodes, constants = set(block.nodes), walk.index.initializers
+    read = {tensor for node in walk.model.graph.node if node.name in nodes for tensor in reads(node)}
+    return sum(held_bytes(constants[tensor]) for tensor in read & constants.keys())
 
 
 def _store(walk: Walk, before: Block | None, part: Block) -> None:

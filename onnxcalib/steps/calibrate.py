@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
@@ -22,17 +22,6 @@ from .mask import Padding, find_real
 # All planned activations of one batch may take so many bytes.
 BATCH_BYTES = 128 * 2**20
 MOST_SAMPLES = 32
-
-
-def with_outputs(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
-    """A copy of the model that gives ``tensors`` too (those that it computes)."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    given = {o.name for o in copy.graph.output}
-    made = {t for n in copy.graph.node for t in n.output}
-    wanted = [name for name in dict.fromkeys(tensors) if name in made - given]
-    copy.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
-    return copy
 
 
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
@@ -90,7 +79,7 @@ def collect_histograms(
     """
     if not tensors:
         return {}
-    session = Session(with_outputs(model, tensors), name="the prepared model", threads=threads)
+    session = Session(model, also=tensors, name="the prepared model", threads=threads)
     histograms, padding = {name: Histogram() for name in tensors}, Padding(model)
     made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(batch_size(session, samples)):

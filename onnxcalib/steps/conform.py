@@ -17,7 +17,7 @@ from ..numeric.metrics import Comparison, mean_sqnr
 from ..numeric.saturation import INT16_MAX, pair_bound
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
-from .calibrate import batch_size, with_outputs
+from .calibrate import batch_size
 
 # Samples looked at: a fault of a kernel is in each of them, and the model without optimizations is slow.
 SAMPLES = 32
@@ -34,7 +34,7 @@ def conform(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) ->
     model = tidy(quantized)
     integers = find_integers(model)
     outputs = [value.name for value in model.graph.output]
-    plain = Session(with_outputs(give_integers(model, integers), outputs), optimize=False, threads=threads)
+    plain = Session(give_integers(model, integers), also=outputs, optimize=False, threads=threads)
     opened = Session(open_at(model, integers), threads=threads) if integers else None
     whole = Session(model, threads=threads)
     differences = [_Difference() for _ in integers]

@@ -24,7 +24,7 @@ from ..numeric.metrics import Comparison, mean_sqnr
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
-from .calibrate import batch_size, with_outputs
+from .calibrate import batch_size
 from .pair import Pair, name_float_nodes, pair_layers
 
 # Samples on which the layers' own errors are measured: those of 64 were within a dB.
@@ -110,11 +110,11 @@ class _Trail:
         self.given = self.sources | {each.pair.output for each in layers if each.pair.path}
         kept = {*self.index.outputs, *self.sources, *parts, *(t for names in self.live.values() for t in names)}
         self.kept = sorted(kept)
-        self.reference = Session(with_outputs(original, sorted(kept | outputs)), threads=threads)
+        self.reference = Session(original, also=sorted(kept | outputs), threads=threads)
         self.made = list(dict.fromkeys(each.made for each in layers))
         extended = _extend(quantized, layers)
         self.alone = Session(_open_layers(extended, layers), threads=threads)
-        self.chain = Session(with_outputs(extended, self.made), threads=threads)
+        self.chain = Session(extended, also=self.made, threads=threads)
         self.batches = 0
 
     def walk(self, samples: CalibrationSet) -> int:

@@ -46,7 +46,7 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     """
     passes = normalise(model)
     four_bit = config.least_bits == 4 or config.block_size is not None
-    model, raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
+    raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
     passes["fold_constants"] = fold_constants(model)
@@ -72,7 +72,7 @@ def check_unchanged(
 
     Values that are not finite in the original are left to calibration, which names where they come from.
     """
-    wanted = Session(original, threads=threads).run(feeds)
+    wanted = Session(original, threads=threads).run(feeds)  # gone before the other is made
     given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
     floats = {
         name: value for name, value in wanted.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"

@@ -22,7 +22,7 @@ from ..graph.save import model_bytes
 from ..runtime.blocks import BlockError, return_also, to_torch
 from ..runtime.session import Session, first_line
 from ..spec import LayerPlan
-from .calibrate import batch_size, with_outputs
+from .calibrate import batch_size
 from .learn import check_parity
 from .solve import MOST_INPUTS
 from .walk import PROBE, Walk
@@ -49,7 +49,7 @@ def draw_probes(walk: Walk, samples: CalibrationSet, directions: int) -> tuple[i
     size = model_bytes(walk.model)
     if size > MOST_MODEL_BYTES:
         return 0, f"the model has {size / 2**20:.0f} MB, more than the {MOST_MODEL_BYTES / 2**20:.0f} MB for torch"
-    session = Session(with_outputs(walk.model, list(layers)), threads=walk.config.threads or 0)
+    session = Session(walk.model, also=list(layers), threads=walk.config.threads or 0)
     reason = None
     try:
         _Puller(walk, layers, directions).run(batch_size(session, samples, MOST_BYTES))

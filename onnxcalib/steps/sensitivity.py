@@ -33,7 +33,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
-from .calibrate import Batches, with_outputs
+from .calibrate import Batches
 from .mask import Padding, find_real
 from .solve import solve_widths
 from .walk import Walk
@@ -216,7 +216,7 @@ class _Sweep:
                 self.outputs.append({name: blank(name, value) for name, value in whole.run(feeds).items()})
         self.judged = judged_outputs(self.outputs)
         self.per_run, one = survey.batches.per_run, survey.batches.one
-        shapes = {**one, **Session(with_outputs(model, self._tensors()), threads=threads).run(one)}
+        shapes = {**one, **Session(model, also=self._tensors(), threads=threads).run(one)}
         self.shapes = {t: v.shape for t, v in shapes.items() if isinstance(v, np.ndarray)}
 
     def _tensors(self) -> list[str]:

@@ -17,8 +17,9 @@ from ..graph.index import Index, reads
 from ..numeric.metrics import Comparison
 from ..report import LayerRecord, OutputRecord, UnfusedRecord
 from ..runtime.session import Session
+from ..runtime.store import Store
 from ..spec import LayerPlan
-from .calibrate import batch_size, with_outputs
+from .calibrate import batch_size
 from .compare import OutputTally
 from .mask import Padding, find_real
 
@@ -61,28 +62,21 @@ def verify(
     INNER; there every layer's output against ``prepared``'s too, as reading a tensor inside would keep it from being
     fused. Raises ModelError.
     """
-    names = [layer.output for layer in layers]
-    reference = Session(original, threads=threads)
-    optimized, graph = optimize(quantized, threads)
-    inner = Session(with_outputs(prepared, names), threads=threads)
-    plain = Session(with_outputs(quantized, names), optimize=False, threads=threads)
-    on, off, by_layer = OutputTally(), OutputTally(), {}
-    whole, inside = Padding(original), Padding(prepared)
-    seconds, done, size = 0.0, 0, batch_size(inner, samples)
-    for feeds in samples.batches(size):
-        start = time.perf_counter()
-        wanted, real = reference.run(feeds), find_real(feeds)
-        seconds += time.perf_counter() - start
-        count = samples.count(feeds)
-        wanted = whole.hide(wanted, real)
-        on.add(wanted, whole.hide(optimized.run(feeds), real), count)
-        done += count
-        if done - count >= INNER:
-            continue
-        given = plain.run(feeds)
-        off.add(wanted, whole.hide(given, real), count)
-        made = inner.run(feeds, list(dict.fromkeys(names)))
-        _compare_layers(by_layer, inside.hide(made, real), inside.hide(given, real))
+    names = list(dict.fromkeys(layer.output for layer in layers))
+    on, off, seconds, padding = OutputTally(), OutputTally(), 0.0, Padding(original)
+    with Store() as store:
+        by_layer, size, looked = _look_inside((prepared, quantized), names, samples, store, threads)
+        reference = Session(original, threads=threads)
+        optimized, graph = optimize(quantized, threads)
+        for number, feeds in enumerate(samples.batches(size)):
+            start = time.perf_counter()
+            wanted, real = reference.run(feeds), find_real(feeds)
+            seconds += time.perf_counter() - start
+            count, wanted = samples.count(feeds), padding.hide(wanted, real)
+            on.add(wanted, padding.hide(optimized.run(feeds), real), count)
+            if number < looked:
+                given = {name: store.batch(name, number) for name in wanted}
+                off.add(wanted, padding.hide(given, real), count)
     return Verification(
         outputs=on.records(),
         outputs_unoptimized=off.records(),
@@ -100,6 +94,29 @@ def verify(
         unfused=list_unfused(quantized, graph),
         float_pass_seconds=seconds,
     )
+
+
+def _look_inside(
+    models: tuple[ModelProto, ModelProto], names: Sequence[str], samples: CalibrationSet, store: Store, threads: int
+) -> tuple[dict[str, Comparison], int, int]:
+    """Compare the prepared and the quantized model's layers, whose outputs are ``names``, on the first INNER samples.
+
+    Also the size of a batch and how many were run; the quantized model's outputs of these are in the store. Both
+    sessions are gone before the next are made.
+    """
+    inner = Session(models[0], also=names, threads=threads)
+    plain = Session(models[1], also=names, optimize=False, threads=threads)
+    by_layer: dict[str, Comparison] = {}
+    done, run, size, padding = 0, 0, batch_size(inner, samples), Padding(models[0])
+    for feeds in samples.batches(size):
+        given, real = plain.run(feeds), find_real(feeds)
+        _compare_layers(by_layer, padding.hide(inner.run(feeds, names), real), padding.hide(given, real))
+        for value in models[1].graph.output:
+            store.append(value.name, given[value.name])
+        done, run = done + samples.count(feeds), run + 1
+        if done >= INNER:
+            break
+    return by_layer, size, run
 
 
 def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:

@@ -1,9 +1,10 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxcalib.errors import ModelError
+from onnxcalib.graph import skeleton
 from onnxcalib.graph.normalise import (
     drop_dead,
     drop_identities,
@@ -46,6 +47,27 @@ def test_functions_are_inlined_and_compute_the_same(run):
     assert ops(model) == ["Add"] and not model.functions
     np.testing.assert_array_equal(run(model, x)[0], x + x)
     assert inline_functions(model) == 0
+
+
+def test_large_weights_are_not_handed_to_the_inliner(run, draw, monkeypatch):
+    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    model = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (float[N, 4] x) => (float[N, 3] y) { y = mine.layer (x, w, b) }
+        <domain: "mine", opset_import: ["" : 17]>
+        layer (a, v, c) => (d) { p = MatMul (a, v) d = Add (p, c) }
+        """
+    )
+    w, b, x = draw(4, 3), draw(3), draw(2, 4)
+    model.graph.initializer.extend([numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")])
+    seen = []
+    inline = onnx.inliner.inline_local_functions
+    monkeypatch.setattr(onnx.inliner, "inline_local_functions", lambda given: (seen.append(given), inline(given))[1])
+    assert inline_functions(model) == 1
+    assert [[tensor.name for tensor in given.graph.initializer] for given in seen] == [["b"]]
+    assert ops(model) == ["MatMul", "Add"] and [value.name for value in model.graph.input] == ["x"]
+    np.testing.assert_allclose(run(model, x)[0], x @ w + b, rtol=1e-5)
 
 
 def test_functions_that_call_each_other_in_a_cycle_are_refused():

@@ -157,3 +157,11 @@ def test_an_output_in_a_folder_without_the_right_to_write_is_refused(tmp_path, m
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="is not writable; choose another output"):
         check_output(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("lasting", "waits"), [(True, 2), (False, 0)])
+def test_the_disk_is_waited_for_unless_the_file_is_a_passing_one(tmp_path, model, monkeypatch, lasting, waits):
+    waited = []
+    monkeypatch.setattr(save.os, "fsync", waited.append)
+    save_model(model, tmp_path / "m.onnx", most_bytes=100, lasting=lasting)
+    assert len(waited) == waits and (tmp_path / "m.onnx.data").exists()

@@ -79,3 +79,15 @@ def test_a_model_too_large_for_one_message_goes_through_a_file_and_keeps_its_wei
     np.testing.assert_allclose(values["y"], x @ onnx.numpy_helper.to_array(model.graph.initializer[0]), rtol=1e-5)
     assert model.SerializeToString(deterministic=True) == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("most", [session_module.MOST_BYTES, 10])
+def test_tensors_inside_are_given_beside_the_outputs_and_the_model_stays_as_it_is(model, draw, monkeypatch, most):
+    monkeypatch.setattr(session_module, "MOST_BYTES", most)
+    del model.graph.output[0]
+    before = model.SerializeToString(deterministic=True)
+    session = Session(model, also=["y", "x", "z", "y", "nowhere"])
+    assert session.outputs == ["z", "y"]
+    values = session.run({"x": draw(2, 4), "unused": draw(2, 4)})
+    np.testing.assert_array_equal(values["z"], np.maximum(values["y"], 0))
+    assert model.SerializeToString(deterministic=True) == before

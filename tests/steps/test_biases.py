@@ -113,3 +113,10 @@ def test_layers_that_read_float_are_left_out_before_anything_is_computed(walk_of
     walk = walk_of(model, draw(128, 8), weight_bits=4, activation_bits=32)
     round_layers(walk)
     assert tune_biases(walk) == (False, "two reads float activations, and is not learned")
+
+
+def test_a_part_is_no_larger_than_torch_should_hold(rounded, monkeypatch):
+    monkeypatch.setattr(biases_step, "MOST_MODEL_BYTES", 1000)
+    shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
+    _, remark = tune_biases(rounded)
+    assert remark.startswith("the layers from fc on alone: 0 MB of weights are more than the 0 for torch")
