@@ -86,7 +86,7 @@ def test_no_layer_has_probes_where_more_than_rounding_its_weight_is_lost(build, 
 def test_samples_pass_in_parts_of_bounded_size(build, weigh, draw, walk_of, monkeypatch):
     data, found = draw(11, 4, 5, 5), []
     pull = probes_step._Puller._pull
-    monkeypatch.setattr(probes_step._Puller, "_pull", lambda *a: found.append(len(a[3])) or pull(*a))
+    monkeypatch.setattr(probes_step._Puller, "_pull", lambda *a: found.append(a[2]) or pull(*a))
     monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (2 * 6 * 25 + 3 + 3))
     walk = walk_of(make_deep(build, weigh), data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(walk, data) == (3, None) and found == [3, 3, 2, 3]

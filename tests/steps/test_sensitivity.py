@@ -178,13 +178,13 @@ class Fake:
         return {"y": self.outputs[self.runs - 1]}
 
 
-def keep(_name, value):
+def as_it_is(name, value):
     return value
 
 
 def test_samples_are_no_longer_looked_at_once_the_divergence_is_known(draw):
     wanted = draw(8, 3, 4, 4)
-    batches = [({}, {"y": wanted}, keep)] * 9
+    batches = [({}, {"y": wanted}, as_it_is)] * 9
     session = Fake(*[wanted * 1.1] * 9)
     assert divergence_of(session, batches, ["y"]) == pytest.approx(0.01, rel=1e-4)
     assert session.runs == 2  # of 8 samples each: fewer than 16 say little
@@ -194,7 +194,7 @@ def test_samples_are_no_longer_looked_at_once_the_divergence_is_known(draw):
 
 
 def test_outputs_that_can_never_be_compared_are_no_loss_of_nothing(draw):
-    batches = [({}, {"y": draw(2, 3)}, keep), ({}, {"y": draw(2, 3)}, keep)]
+    batches = [({}, {"y": draw(2, 3)}, as_it_is) for _ in range(2)]
     assert divergence_of(Fake(draw(1, 3), draw(3, 3)), batches, ["y"]) == float("inf")
     assert divergence_of(Fake(draw(1, 3), batches[1][1]["y"]), batches, ["y"]) == 0
 
