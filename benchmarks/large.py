@@ -121,9 +121,11 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = build(folder, arguments.gigabytes, arguments.width, arguments.pairs)
-        rows = [measure(folder, model, bits, options) for bits in arguments.weight_bits]
-    for row in (HEADER, ["---"] * len(HEADER), *filter(None, rows)):
-        print(f"| {' | '.join(row)} |")
+        rows = []
+        for bits in arguments.weight_bits:
+            rows.append(measure(folder, model, bits, options))
+            for row in (HEADER, ["---"] * len(HEADER), *filter(None, rows)):
+                print(f"| {' | '.join(row)} |", flush=True)
     return int(None in rows)
 
 

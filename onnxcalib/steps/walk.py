@@ -150,8 +150,8 @@ def run(walk: Walk, block: Block, later: set[str], *, quantized: bool) -> None:
     outputs = [t for t in block.outputs if t in kept and f"{prefix}{t}" not in walk.store]
     if not outputs:
         return
-    cut = (walk.quantized_cut if quantized else walk.float_cut)(block, outputs)
-    session = Session(cut, name=f"block {block.name}", threads=walk.config.threads or 0)
+    make = walk.quantized_cut if quantized else walk.float_cut
+    session = Session(make(block, outputs), name=f"block {block.name}", threads=walk.config.threads or 0)
     for number in range(len(walk.sizes)):
         for name, value in session.run(walk.feeds(prefix, session.inputs, number)).items():
             walk.keep(prefix, name, value)
