@@ -29,8 +29,13 @@ class Moments:
     columns: int
 
     @property
+    def seen_finite(self) -> bool:
+        """Whether all values that were seen are finite: means of what is not are not."""
+        return bool(self.input_mean.isfinite().all() and self.target_mean.isfinite().all())
+
+    @property
     def finite(self) -> bool:
-        """Whether all that was seen was finite; sums of what is not are not."""
+        """Whether their products are finite too, which those of large values need not be."""
         return bool(self.gram.isfinite().all() and self.cross.isfinite().all())
 
     def pool(self, other: Moments) -> Moments:

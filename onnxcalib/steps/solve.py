@@ -98,7 +98,7 @@ def solve_widths(
     else:
         solutions = _Stream(walk, block, layer, weight.shape).solve(rows, specs)
         if solutions is None:
-            reason = f"{layer.name}: no sample gives it an input to solve on"
+            reason = f"{layer.name}: no sample gives it an input to solve on, or one whose squares float32 has"
     found = []
     for number, spec in enumerate(specs):
         solution = solutions[number] if solutions else round_layer(rows, spec)
@@ -159,10 +159,10 @@ class _Stream:
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
         """Stream the whole set, let every HELD_OUT-th sample choose the prior, and solve on all of them for each spec.
 
-        None where no sample has a column. Raises DataError for values that are not finite.
+        None where no sample has a column, or their products overflow. Raises DataError for values that are not finite.
         """
         measured, rows = self._measure(), rows.to(self.walk.device)
-        if not measured:
+        if not measured or not all(moments.finite for moments in measured):
             return None
         prior = choose_prior(*measured, rows) if len(measured) == 2 else Prior()
         moments = measured[0].pool(measured[1]) if len(measured) == 2 else measured[0]
@@ -210,7 +210,7 @@ class _Stream:
                 (judged if judging else learned).add(*part)
             first += size
         seen = [total.centre() for total in (learned, judged) if total.columns]
-        if not all(moments.finite for moments in seen):
+        if not all(moments.seen_finite for moments in seen):
             raise DataError(
                 f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"
                 " calibration set; finite values are needed; check the preprocessing, or the model on these samples"
