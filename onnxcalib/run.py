@@ -83,6 +83,7 @@ class Run:
             session = Session(original, threads=self.threads)
             samples = self._open(original, calibration)
             try_texts(session, samples)
+            del session  # large models are held once
             prepared = prepare(load_model(original), self.config)
             ready = Ready(original, prepared, [n.name for n in original.graph.node if n.name], samples, {})
             # Bits that are planned may be more than the settings': whether to rescale must not depend on them.

@@ -115,14 +115,20 @@ def cut_padding(slab: Slab, inputs: Sequence[InputSpec]) -> tuple[Slab, str | No
     return replace(slab, spans=spans, cut=cut), reason
 
 
+def count_tokens(mask: np.ndarray) -> np.ndarray:
+    """Whether a token counts, by a mask's value: not zero; where floats are none above zero, which are added, zero."""
+    return mask >= 0 if mask.dtype.kind == "f" and not (mask > 0).any() else mask != 0
+
+
 def _find_mask(slab: Slab, named: dict[str, InputSpec]) -> np.ndarray | None:
     """Whether a token counts, bool (rows, tokens); DataError where none of a sample does."""
     if MASK not in named or len(slab.shapes[MASK]) != 1:
         return None
     starts, dtype = range(0, slab.rows, ROWS), np.dtype(named[MASK].dtype)
-    mask = np.concatenate([slab.take(MASK, range(s, min(s + ROWS, slab.rows)), dtype) != 0 for s in starts])
+    parts = (slab.take(MASK, range(start, min(start + ROWS, slab.rows)), dtype) for start in starts)
+    mask = np.concatenate([count_tokens(part) for part in parts])
     empty = np.flatnonzero(~mask.any(axis=1))
-    if len(empty) and dtype.kind != "f":  # one of floats may be added to scores, where 0 lets a token count
+    if len(empty):
         raise DataError(
             f"{slab.part.where}: {MASK}: all is 0 in {len(empty)} of {slab.rows} samples, the first being sample"
             f" {empty[0]}; a sample needs a token that counts; leave these out"

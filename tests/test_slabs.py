@@ -7,6 +7,7 @@ import pytest
 
 from onnxcalib.data import open_calibration
 from onnxcalib.errors import DataError
+from onnxcalib.slabs import count_tokens
 from onnxcalib.spec import InputSpec
 
 INT = np.dtype(np.int64)
@@ -49,7 +50,8 @@ def test_a_sample_of_which_no_token_counts_is_refused():
     with pytest.raises(DataError, match="attention_mask: all is 0 in 2 of 3 samples, the first being sample 1; a samp"):
         open_calibration({"input_ids": NUMBERS, "attention_mask": mask}, [IDS, MASK])
     floats = InputSpec("attention_mask", np.dtype(np.float32), (None, None))
-    assert len(open_calibration({"input_ids": NUMBERS, "attention_mask": mask * -1e4}, [IDS, floats])) == 3
+    added = np.where(NUMBERS > 9, -1e4, 0).astype(np.float32)
+    assert len(open_calibration({"input_ids": NUMBERS, "attention_mask": added}, [IDS, floats])) == 3
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,17 @@ def test_files_padded_to_unlike_lengths_run_together_where_their_samples_are_of_
     samples = open_calibration(tmp_path, [IDS, MASK])
     assert samples.split(8) == [[0, 1, 2, 3]]
     assert samples.read(range(4))["input_ids"].shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("mask", "real"),
+    [
+        (np.array([[1, 1, 0]]), [[True, True, False]]),
+        (np.array([[1, 0, 0]], np.float32), [[True, False, False]]),
+        (np.array([[0, 0, -1e4]], np.float32), [[True, True, False]]),  # added to scores
+        (np.zeros((1, 3), np.float32), [[True, True, True]]),
+        (np.zeros((1, 3), np.int64), [[False, False, False]]),
+    ],
+)
+def test_a_mask_says_which_tokens_count_by_its_type_and_values(mask, real):
+    assert count_tokens(mask).tolist() == real

@@ -26,7 +26,7 @@ class Comparison:
         self.max_abs_error = 0.0
         self._other = self._product = 0.0
         self._rows = self.equal = 0
-        self._scores = True
+        self._scores = self._embeds = True
 
     def add(self, reference: np.ndarray, other: np.ndarray, samples: int = 1) -> None:
         """Take in one batch of both, of one shape; axis 0 is ``samples`` long, or the whole batch one sample."""
@@ -38,7 +38,8 @@ class Comparison:
         self.powers += [x.sum() for x in (signal, error, signal**2, error**2, signal * error)]
         self.samples += len(signal)
         shape = reference.shape
-        self._scores &= scores_classes(shape) and not _embeds(reference)
+        self._scores &= scores_classes(shape)
+        self._embeds = self._embeds and self._scores and _embeds(reference)
         if self._scores:
             self._rows += shape[0]
             self.equal += int((top_class(reference) == top_class(other)).sum())
@@ -87,7 +88,7 @@ class Comparison:
     @property
     def rows(self) -> int:
         """Rows of class scores, of which ``equal`` have the same arg max; 0 for what is something else."""
-        return self._rows if self._scores else 0
+        return self._rows if self._scores and not self._embeds else 0
 
     @property
     def agreement(self) -> float | None:
@@ -127,8 +128,8 @@ def scores_classes(shape: tuple[int, ...]) -> bool:
 
 
 def _embeds(rows: np.ndarray) -> bool:
-    """Whether all rows have length one, and are not probabilities that are all but certain."""
-    squares = np.square(rows.reshape(len(rows), -1), dtype=np.float64).sum(1)
+    """Whether all rows (samples, classes) have length one, and are not probabilities that are all but certain."""
+    squares = np.square(rows, dtype=np.float64).reshape(rows.shape[:2]).sum(1)
     return bool(np.abs(squares - 1).max(initial=0) < UNIT and (rows < 0).any())
 
 

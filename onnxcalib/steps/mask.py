@@ -12,9 +12,11 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ..graph.normalise import inline_functions, spell_domain
 from ..graph.shapes import infer_shapes
+from ..graph.skeleton import copy_without_weights
 from ..graph.tokens import Places, find_tokens
-from ..slabs import MASK, TOKENS
+from ..slabs import MASK, TOKENS, count_tokens
 
 
 def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
@@ -22,7 +24,7 @@ def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
     mask = feeds.get(MASK)
     if mask is None or mask.ndim != 2:
         return None
-    real = mask != 0
+    real = count_tokens(mask)
     return None if real.all() else real
 
 
@@ -35,8 +37,11 @@ class Padding:
     @cached_property
     def axes(self) -> dict[str, Places]:
         """Tensor -> axes that count tokens and samples."""
-        shape = infer_shapes(self.model).get(MASK, ())
-        return find_tokens(self.model, TOKENS, shape if len(shape) == 2 else (None, None))
+        model = copy_without_weights(self.model)
+        for step in (spell_domain, inline_functions):  # the model may be as the user gave it
+            step(model)
+        shape = infer_shapes(model).get(MASK, ())
+        return find_tokens(model, TOKENS, shape if len(shape) == 2 else (None, None))
 
     def places(self, tensor: str, shape: Sequence[int], real, *, last: bool = True):
         """Which places of ``tensor`` count, bool of rank len(shape) that broadcasts to it; None where all do.

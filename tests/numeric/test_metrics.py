@@ -68,6 +68,12 @@ def test_embeddings_of_length_one_have_no_agreement_and_certain_probabilities_do
     assert compare((np.eye(4), np.eye(4))).agreement == 1
 
 
+def test_a_row_of_class_scores_that_has_length_one_by_chance_counts(draw):
+    rows = np.array([[3.0, 4.0], [-0.6, 0.8]], np.float32)
+    assert compare(*((row[None], row[None]) for row in rows)).agreement == 1
+    assert compare(*((row[None] / 5, row[None] / 5) for row in -rows[:1])).agreement is None
+
+
 def test_nothing_compared_has_no_agreement():
     assert Comparison().agreement is None
 

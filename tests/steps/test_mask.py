@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import torch
+from onnx import numpy_helper
 
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
@@ -124,3 +126,17 @@ def test_statistics_of_padding_are_not_tuned(build, weigh, walk_of):
         scales.append([walk.layers[layer.name].grid.scale for layer in walk.plan.layers])
     for fixed, free in zip(*scales, strict=True):
         np.testing.assert_allclose(fixed, free, rtol=1e-4)
+
+
+def test_padding_is_found_behind_the_functions_of_a_model_as_it_is_given(weigh):
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 17, "own" : 1]>
+        g (int64[N, 6] input_ids, int64[N, 6] attention_mask) => (float[N, 6, 4] y) <float[12, 4] table> {
+            y = own.look (table, input_ids)
+        }
+        <domain: "own", opset_import: ["" : 17]>
+        look (rows, ids) => (found) { found = Gather (rows, ids) }"""
+    )
+    model.graph.initializer.append(numpy_helper.from_array(weigh(12, 4), "table"))
+    assert Padding(model).axes["y"] == ((1,), 0)
+    assert model.functions
