@@ -53,12 +53,12 @@ def round_embeddings(index: Index, plan: QuantPlan) -> dict[str, LayerParams]:
     found = {}
     for layer in plan.embeddings:
         table = constant(index, layer.weight)
-        parts = [
-            round_layer(torch.from_numpy(rows.copy())[None], layer.weight_spec)
-            for rows in np.split(table, _cuts(table))
-        ]
-        integers = torch.cat([part.integers[0] for part in parts]).numpy().astype(np.int8)
-        scale = torch.cat([part.scale[0] for part in parts]).numpy().astype(np.float32)
+        integers, scales = [], []
+        for rows in np.split(table, _cuts(table)):
+            part = round_layer(torch.from_numpy(rows.copy())[None], layer.weight_spec)
+            integers.append(part.integers[0].to(torch.int8).numpy())  # at once: in float64 they are twice the table
+            scales.append(part.scale[0].float().numpy())
+        integers, scale = np.concatenate(integers), np.concatenate(scales)
         grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
         found[layer.name] = LayerParams(integers, grid, None)
     return found
