@@ -42,12 +42,12 @@ def read_calibration(data: Path, task: str) -> np.ndarray:
 
 def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarray, test: tuple) -> dict[str, float]:
     """Agreement, SQNR, and passes of one quantization; test: images with labels, float outputs, scaling."""
-    import onnxcalib
+    from onnxcalib import QuantizeConfig, quantize  # starts torch, which is no part of a quantization
 
     images, reference, scaling = test
-    config = onnxcalib.QuantizeConfig(weight_bits=int(bits[1]), activation_bits=int(bits[3]), **settings)
+    config = QuantizeConfig(weight_bits=int(bits[1]), activation_bits=int(bits[3]), **settings)
     began = time.perf_counter()
-    result = onnxcalib.quantize(model, normalize(samples, *scaling), config)
+    result = quantize(model, normalize(samples, *scaling), config)
     seconds = time.perf_counter() - began
     path = ROOT / f"benchmarks/results/ablation.{os.getpid()}.onnx"
     result.save(path)
