@@ -458,24 +458,6 @@ def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):
     assert values["zeros_int4_8"].dtype == ml_dtypes.int4 and values["zeros_int8_8"].dtype == np.int8
 
 
-ATTENTION = """g (float[N, S, 16] x, float[N, 1, S] mask) => (float[N, S, 16] y) {
-    [norm] h = LayerNormalization (x, gain)
-    [query] q0 = MatMul (h, wq)  [query_add] q = Add (q0, bq)
-    [key] k = MatMul (h, wk)  [value] v = MatMul (h, wv)
-    [turn] kt = Transpose <perm = [0, 2, 1]> (k)
-    [scores] s = MatMul (q, kt)  [masked] m = Add (s, mask)  [soft] p = Softmax (m)
-    [mix] o = MatMul (p, v)
-    [dense] d0 = MatMul (o, wd)  [dense_add] d = Add (bd, d0)
-    [join] y = Add (d, h)
-}"""
-
-
-@pytest.fixture
-def attention(build, draw):
-    weights = {name: draw(16, 16) / np.float32(8) for name in ("wq", "wk", "wv", "wd")}
-    return build(ATTENTION, gain=np.ones(16, np.float32), bq=draw(16), bd=draw(16), **weights)
-
-
 def test_all_products_of_attention_run_on_integers_and_its_residual_in_float(attention, rough, draw, tmp_path):
     x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
     mask[:, :, 3:] = -1e38

@@ -387,24 +387,6 @@ def test_nothing_left_to_quantize_is_refused(model_of):
         make_plan(model_of("y = conv(x, 1)"), selection=select("conv1"))
 
 
-ATTENTION = """g (float[N, S, 8] x, float[N, 1, S] mask) => (float[N, S, 8] y) {
-    [norm] h = LayerNormalization (x, gain)
-    [query] q0 = MatMul (h, wq)  [query_add] q = Add (q0, bq)
-    [key] k = MatMul (h, wk)  [value] v = MatMul (h, wv)
-    [turn] kt = Transpose <perm = [0, 2, 1]> (k)
-    [scores] s = MatMul (q, kt)  [masked] m = Add (s, mask)  [soft] p = Softmax (m)
-    [mix] o = MatMul (p, v)
-    [dense] d0 = MatMul (o, wd)  [dense_add] d = Add (bd, d0)
-    [join] y = Add (d, h)
-}"""
-
-
-@pytest.fixture
-def attention(build, draw):
-    weights = {name: draw(8, 8) for name in ("wq", "wk", "wv", "wd")}
-    return build(ATTENTION, gain=np.ones(8, np.float32), bq=draw(8), bd=draw(8), **weights)
-
-
 def test_both_operands_of_a_product_of_activations_get_a_grid_and_its_surroundings_stay_in_float(attention):
     plan = make_plan(attention, activation_bits=4)
     assert [k.name for k in plan.layers] == ["query", "key", "value", "dense"]
