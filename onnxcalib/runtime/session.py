@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -109,3 +110,8 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
 def first_line(error: Exception) -> str:
     """The first line of what an exception says, its type where it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def is_float(value: Any) -> bool:
+    """Whether a model's output is an array of floating point."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"

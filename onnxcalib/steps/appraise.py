@@ -10,11 +10,11 @@ from onnx import ModelProto
 from ..data import CalibrationSet
 from ..numeric.divergence import Divergence
 from ..report import OutputRecord
-from ..runtime.session import Session
+from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from .calibrate import batch_size
 from .compare import OutputTally
-from .mask import Padding, find_real, is_float
+from .mask import Padding, find_real
 
 # Of each output the divergence, as a bit plan's loss counts it: SQNR says little of class scores, all of which may move
 # together. Of outputs that are no floats, where none is, the share of samples that differ.

@@ -21,7 +21,7 @@ from ..graph.layers import QuantizedLayer
 from ..graph.normalise import tidy
 from ..numeric.diagnosis import Symptoms, channel_gains, diagnose, rounding_sqnr
 from ..numeric.metrics import Comparison, mean_sqnr
-from ..runtime.session import Session
+from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .calibrate import batch_size
@@ -148,7 +148,7 @@ class _Trail:
         """Measure what each layer alone does to the float outputs, running what lies behind it."""
         types = infer_types(self.original)
         values = {name: self.store.batch(name, 0) for name in self.index.outputs}
-        floats = [name for name, value in values.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
+        floats = [name for name, value in values.items() if is_float(value)]
         for each in self.layers:
             inputs = self.live.get(each.pair.output, ())
             wanted = [name for name in floats if name not in inputs]

@@ -17,7 +17,7 @@ from ..graph.extract import extract
 from ..graph.index import constant
 from ..numeric.adaquant import ActivationQuantizer, Outcome, WeightQuantizer, learn_block
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
-from ..runtime.session import Session, first_line
+from ..runtime.session import Session, first_line, is_float
 from ..spec import Block, LayerPlan, QParams
 from .mask import Unpadded
 from .solve import make_params
@@ -43,7 +43,7 @@ class Learner:
         self.module = to_torch(cut)
         feeds = walk.feeds("float:", block.inputs, 0)
         wanted = [walk.store.batch(f"float:{t}", 0) for t in block.outputs]
-        if not any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in wanted):
+        if not any(is_float(value) for value in wanted):
             raise BlockError("no output is of floating point")
         check_parity(self.module, cut, feeds, wanted)
         self.size = _batch_size(walk, block) if _takes_any_batch(walk, block, self.module, cut) else None

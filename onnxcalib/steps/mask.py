@@ -16,6 +16,7 @@ from ..graph.normalise import inline_functions, spell_domain
 from ..graph.shapes import infer_shapes
 from ..graph.skeleton import copy_without_weights
 from ..graph.tokens import Places, find_tokens
+from ..runtime.session import is_float
 from ..slabs import MASK, TOKENS, count_tokens
 
 
@@ -79,11 +80,6 @@ class Padding:
         if real is None:
             return outputs
         return {t: self.blank(t, v, real, -np.inf if is_float(v) else 0) for t, v in outputs.items()}
-
-
-def is_float(value: Any) -> bool:
-    """Whether a model's output is an array of floating point."""
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def _place(real, shape: tuple[int, ...], axis: int, samples: int | None):

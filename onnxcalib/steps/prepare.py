@@ -18,7 +18,7 @@ from ..graph.load import refuse_unsuitable
 from ..graph.normalise import drop_dead, normalise
 from ..graph.opset import raise_opset
 from ..graph.pool import globalise_pools
-from ..runtime.session import Session
+from ..runtime.session import Session, is_float
 
 # Largest change of an output by the passes, relative to its largest value: they reorder float32 sums, no more; of a
 # float16 model, which then computes in float32, the rounding that it had.
@@ -74,9 +74,7 @@ def check_unchanged(
     """
     wanted = Session(original, threads=threads).run(feeds)  # gone before the other is made
     given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
-    floats = {
-        name: value for name, value in wanted.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    }
+    floats = {name: value for name, value in wanted.items() if is_float(value)}
     changes = {name: _change(value, given[name]) for name, value in floats.items()}
     for name, change in changes.items():
         if not change <= tolerance:

@@ -12,6 +12,7 @@ from ..errors import GateError
 from ..labels import check_classes
 from ..numeric.intervals import drop_interval, mean_interval
 from ..numeric.metrics import Accuracy, scores_classes
+from ..runtime.session import is_float
 from ..runtime.store import Store
 from ..verdict import ScoreRecord
 
@@ -46,7 +47,7 @@ class LabelTally:
         fit = {
             name: value.shape[1]
             for name, value in wanted.items()
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and scores_classes(value.shape)
+            if is_float(value) and scores_classes(value.shape)
             if len(value) == count and getattr(given[name], "shape", None) == value.shape
         }
         if not fit:

@@ -29,7 +29,7 @@ from ..graph.save import MOST_BYTES, model_bytes
 from ..numeric.divergence import Divergence
 from ..runtime.cache import Cache
 from ..runtime.device import computing
-from ..runtime.session import Session
+from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, LayerPlan, QParams, QuantPlan
@@ -93,7 +93,7 @@ def judged_outputs(batches: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _can_judge(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == "f" and bool(np.isfinite(value).all())
+    return is_float(value) and bool(np.isfinite(value).all())
 
 
 def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping, Any]], names: Sequence[str]) -> float:
