@@ -50,18 +50,19 @@ def round_layers(walk: Walk) -> None:
 
 def round_embeddings(index: Index, plan: QuantPlan) -> dict[str, LayerParams]:
     """LayerParams of every embedding: of each row, or block of it, the rounding of least squared error."""
-    found = {}
-    for layer in plan.embeddings:
-        table = constant(index, layer.weight)
-        integers, scales = [], []
-        for rows in np.split(table, _cuts(table)):
-            part = round_layer(torch.from_numpy(rows.copy())[None], layer.weight_spec)
-            integers.append(part.integers[0].to(torch.int8).numpy())  # at once: in float64 they are twice the table
-            scales.append(part.scale[0].float().numpy())
-        integers, scale = np.concatenate(integers), np.concatenate(scales)
-        grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
-        found[layer.name] = LayerParams(integers, grid, None)
-    return found
+    specs = {layer.weight: layer.weight_spec for layer in plan.embeddings}  # several may look up one table
+    tables = {name: _round_table(constant(index, name), spec) for name, spec in specs.items()}
+    return {layer.name: tables[layer.weight] for layer in plan.embeddings}
+
+
+def _round_table(table: np.ndarray, spec: QuantSpec) -> LayerParams:
+    integers, scales = [], []
+    for rows in np.split(table, _cuts(table)):
+        part = round_layer(torch.from_numpy(rows.copy())[None], spec)
+        integers.append(part.integers[0].to(torch.int8).numpy())  # at once: in float64 they are twice the table
+        scales.append(part.scale[0].float().numpy())
+    scale = np.concatenate(scales)
+    return LayerParams(np.concatenate(integers), QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
 
 
 def _cuts(table: np.ndarray) -> range:
