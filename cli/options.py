@@ -66,6 +66,10 @@ EmbeddingBits = Annotated[
 Encoding = Annotated[
     str | None, setting("encoding", "runtime (fast in onnxruntime) or standard (plain 4-bit types).", metavar="NAME")
 ]
+WeightRange = Annotated[
+    str | None,
+    setting("weight_range", "bounded (exact on any processor) or full (x86 with VNNI, ARM).", metavar="NAME"),
+]
 Range = Annotated[str | None, setting("range", "min-max, percentile, squared-error or entropy.", metavar="METHOD")]
 Percentile = Annotated[float | None, setting("percentile", "What --range percentile keeps, in %.")]
 Effort = Annotated[str | None, setting("effort", "fast, balanced or best.", metavar="NAME")]

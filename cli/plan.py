@@ -48,6 +48,7 @@ from onnxcalib.cli.options import (
     Threads,
     Tokenizer,
     Verbose,
+    WeightRange,
 )
 from onnxcalib.cli.summary import open_console, tabulate_sets
 from onnxcalib.config import QuantizeConfig, load_config
@@ -77,6 +78,7 @@ def plan(
     range: Range = None,
     percentile: Percentile = None,
     encoding: Encoding = None,
+    weight_range: WeightRange = None,
     effort: Effort = None,
     samples: Samples = None,
     seed: Seed = None,

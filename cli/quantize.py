@@ -53,6 +53,7 @@ from onnxcalib.cli.options import (
     Tokenizer,
     Verbose,
     Views,
+    WeightRange,
     setting,
 )
 from onnxcalib.config import DataConfig, QuantizeConfig, load_config
@@ -84,6 +85,7 @@ def quantize(
     range: Range = None,
     percentile: Percentile = None,
     encoding: Encoding = None,
+    weight_range: WeightRange = None,
     pipeline: Pipeline = None,
     reconstruct: Reconstruct = None,
     statistics: Statistics = None,

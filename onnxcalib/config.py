@@ -164,12 +164,12 @@ class QuantizeConfig(_Settings):
     Bits are those of weighted layers: their weights and the activations they read; 32 of these leaves them in float.
     block_size: so many inputs of a MatMul or Gemm share a scale where its activations are float; None: 32 with 4-bit
     weights, all inputs with others. embedding_bits: of tables that a Gather looks up by row; None: those of the
-    weights. effort: layers are solved at
-    any, those of 4-bit weights by a wider search for integers and on more views of image files with more of it.
-    AdaQuant then learns blocks with a layer that could not be solved, at balanced and best, and at best those with
-    a layer of several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images,
-    win over that. pipeline: which of STEPS are done; each by its own name wins over that: reconstruct solves and
-    learns layers, otherwise they are rounded; statistics tunes means and deviations of their outputs; biases trains
+    weights. weight_range: with bounded no sum of products saturates on x86 without VNNI, with full they may. effort:
+    layers are solved at any, those of 4-bit weights by a wider search and on more views of image files. AdaQuant then
+    learns blocks with a layer that could not be solved, at balanced and best, and at best those with a layer of several
+    groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images, win over that.
+    pipeline: which of STEPS are done; each by its own name wins over that: reconstruct solves and learns layers,
+    otherwise they are rounded; statistics tunes means and deviations of their outputs; biases trains
     these end to end. samples: use only the first so many. device: where layers are solved and blocks learned, CUDA
     by itself where torch sees it; onnxruntime stays on the CPU. max_size, max_bops and max_latency: budgets within
     which a bit plan of the candidates loses least, in place of the same bits everywhere; or max_loss, of the
@@ -187,6 +187,7 @@ class QuantizeConfig(_Settings):
     range: Literal["min-max", "percentile", "squared-error", "entropy"] = "squared-error"
     percentile: float = Field(default=99.99, gt=50, le=100, allow_inf_nan=False)
     encoding: Literal["runtime", "standard"] = "runtime"
+    weight_range: Literal["bounded", "full"] = "bounded"
     pipeline: Literal["light", "default", "advanced"] = "default"
     reconstruct: Annotated[bool, Field(strict=True)] | None = None
     statistics: Annotated[bool, Field(strict=True)] | None = None

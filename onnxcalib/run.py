@@ -123,6 +123,7 @@ class Run:
             first_last_bits=self.config.first_last_bits,
             block_size=self.config.block_size,
             embedding_bits=self.config.embedding_bits or self.config.weight_bits,
+            pair_limits=self.config.weight_range == "bounded",
             selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
         )
 

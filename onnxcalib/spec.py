@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 FLOAT_BITS = 32
+# Where the sums of two products saturate in kernels for x86 without VNNI.
+INT16_MAX = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class QuantSpec:
     """How a tensor is put on an integer grid; ``axis`` is None for one scale a tensor; 32 bits stand for float.
 
     block: of a matrix, along the axis that is not ``axis``: so many neighbours share a scale; None: all of them do.
+    pair_limit: of a weight, the largest sum of one sign that two integers may have which a kernel adds up as a pair;
+    None: any.
     """
 
     bits: int
@@ -37,6 +41,7 @@ class QuantSpec:
     symmetric: bool = False
     axis: int | None = None
     block: int | None = None
+    pair_limit: int | None = None
 
     @property
     def qmin(self) -> int:

@@ -3,13 +3,16 @@
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from onnx import ModelProto, helper, numpy_helper, parser
 
 from onnxcalib.graph.emit import LayerParams, emit_qdq
 from onnxcalib.graph.index import Index, constant
+from onnxcalib.graph.layout import summing_order, to_rows
 from onnxcalib.graph.plan import make_plan
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.rounding import quantize
+from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import LayerPlan, QParams
 
 
@@ -31,12 +34,16 @@ def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def round_layer(layer: LayerPlan, index: Index) -> LayerParams:
-    """The layer's weight rounded on the grid over its channels' largest values, its bias as it is."""
+    """The layer's weight rounded on the grid over its channels' largest values or pairs, its bias as it is."""
     weight, axis = constant(index, layer.weight), layer.weight_spec.axis
     if layer.weight_spec.block is not None:
         return round_in_blocks(layer, weight, constant(index, layer.bias) if layer.bias else None)
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.maximum(np.abs(weight).max(axis=others), 1e-6).astype(np.float32) / layer.weight_spec.qmax
+    if limit := layer.weight_spec.pair_limit:
+        rows = to_rows(weight, layer)[..., summing_order(layer, weight.shape)]
+        largest = pair_sums(torch.from_numpy(rows)).amax(-1).flatten().numpy()
+        scale = np.maximum(scale, largest / (limit - 1))  # as each of a pair may be rounded up
     integers = quantize(weight, np.expand_dims(scale, others), 0, layer.weight_spec)
     grid = QParams(scale, np.zeros(len(scale), np.int32), layer.weight_spec)
     return LayerParams(integers.astype(np.int8), grid, constant(index, layer.bias) if layer.bias else None)

@@ -17,7 +17,11 @@ import onnxcalib.graph.load
 from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
 from onnxcalib.cli.main import app
 from onnxcalib.config import load_config
+from onnxcalib.graph.layers import find_kernels
+from onnxcalib.graph.normalise import tidy
+from onnxcalib.numeric.saturation import pair_bound
 from onnxcalib.report import Observer
+from onnxcalib.spec import INT16_MAX
 from tests.device import FAR, FarDevice
 
 SAMPLES = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
@@ -65,6 +69,22 @@ def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_pla
         config = settings(weight_bits=weight_bits, activation_bits=activation_bits, encoding=encoding)
         given.append(run_plain(quantize(net, SAMPLES, config).model, SAMPLES))
     np.testing.assert_allclose(given[0], given[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("how", [{}, {"pipeline": "light"}, {"pipeline": "advanced"}, {"steps": 30, "effort": "best"}])
+def test_no_kernel_of_what_is_written_can_saturate(net, weight_bits, how):
+    """By default; with the whole range of the weights some of the 8-bit ones can."""
+    bounds = {}
+    for weight_range in ("bounded", "full"):
+        config = settings(weight_bits=weight_bits, weight_range=weight_range, **how)
+        result = quantize(net, SAMPLES, config)
+        kernels = [kernel for kernel in find_kernels(tidy(result.model)) if kernel.rows is not None]
+        assert {kernel.name for kernel in kernels} == {"stem", "inner", "head"}
+        bounds[weight_range] = max(pair_bound(kernel.rows, kernel.highest) for kernel in kernels)
+        entries = {entry.key: entry.value for entry in result.model.metadata_props}
+        assert json.loads(entries["onnxcalib.settings"])["weight_range"] == weight_range
+    assert bounds["bounded"] <= INT16_MAX < bounds["full"]
 
 
 @pytest.mark.parametrize("encoding", ["runtime", "standard"])

@@ -29,6 +29,21 @@ def from_rows(rows: np.ndarray, layer: LayerPlan, shape: tuple[int, ...]) -> np.
     return rows[0] if layer.weight_spec.axis == 0 else rows[0].T
 
 
+def adds_pairs(op: str, shape: tuple[int, ...], groups: int) -> bool:
+    """Whether onnxruntime's x86 kernel of a layer adds products in pairs, the weight being of int8 and this shape.
+
+    A ConvTranspose has no integer kernel, and a depthwise Conv one of its own, which is exact.
+    """
+    return op != "ConvTranspose" and not (op == "Conv" and groups == shape[0] > 1 and shape[1] == 1)
+
+
+def summing_order(layer: LayerPlan, shape: tuple[int, ...]) -> np.ndarray:
+    """Inputs of a row of ``to_rows`` in the order in which the kernel adds them: those of a Conv channels last."""
+    if layer.op != "Conv":
+        return np.arange(shape[1 - layer.weight_spec.axis])
+    return np.moveaxis(np.arange(math.prod(shape[1:])).reshape(shape[1:]), 0, -1).reshape(-1)
+
+
 def window_of(node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Kernel, strides, dilations and pads (begins, then ends) of a Conv on an input of ``spatial`` size."""
     rank = len(kernel)

@@ -8,7 +8,7 @@ equal grids on both sides of an operator that only moves values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..config import FLOAT_BITS, FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
-from ..spec import LayerPlan, QuantPlan, QuantSpec
+from ..spec import INT16_MAX, LayerPlan, QuantPlan, QuantSpec
 from .embeddings import find_embeddings
 from .fusion import (
     BLOCK_LAYERS,
@@ -30,6 +30,7 @@ from .fusion import (
     upper_bound,
 )
 from .index import Index, attribute_of, is_op, reads
+from .layout import adds_pairs
 from .select import Selection
 from .shapes import Shape, infer_graph, infer_shapes
 
@@ -46,6 +47,7 @@ def make_plan(
     first_last_bits: int = 8,
     block_size: int | None = None,
     embedding_bits: int = FLOAT_BITS,
+    pair_limits: bool = True,
     selection: Selection | None = None,
 ) -> QuantPlan:
     """Plan the quantization of every weighted layer and of the tensors between them.
@@ -54,7 +56,8 @@ def make_plan(
     reads too is kept at 8 bits and narrowed for the layers alone. Layers that no other layer precedes or follows get
     ``first_last_bits`` for their weight, and at least these for their input. What ``selection`` says of a layer stands
     above both. Layers of 32 ``activation_bits`` read float tensors, and those that are a MatMul or a Gemm have a scale
-    for each ``block_size`` inputs, with 4 bits for each FLOAT_INPUT_BLOCK if that is None. Raises ModelError where the
+    for each ``block_size`` inputs, with 4 bits for each FLOAT_INPUT_BLOCK if that is None. With ``pair_limits`` the
+    integers of weights are to be such that no kernel's sums can saturate. Raises ModelError where the
     graph has no quantizable layer, ConfigError where ``selection`` gives bits to one that is not, or where no layer
     could have blocks.
     """
@@ -80,6 +83,8 @@ def make_plan(
     shared = _sharing_sets(model.graph, index, quantized, nonnegative, selection.excluded)
     float_reads = _float_reads(index, quantized, made)
     activations, narrowed = _assign_bits(index, on_grids, (quantized, float_reads), shared)
+    if pair_limits:
+        layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, narrowed) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
     return QuantPlan(layers, activations, narrowed, shared, nonnegative, float_reads, embeddings)
 
@@ -100,6 +105,19 @@ def _override(layer: LayerPlan, settings: LayerConfig) -> LayerPlan:
         weight_spec=replace(layer.weight_spec, bits=weight_bits),
         activation_spec=replace(layer.activation_spec, bits=activation_bits),
     )
+
+
+def _limit_pairs(layer: LayerPlan, shape: Sequence[int], narrowed: Mapping[str, QuantSpec]) -> LayerPlan:
+    """The layer with the pair_limit that its kernel needs, where integers of its bits can be beyond it.
+
+    A narrowed tensor may stand at the top of uint8 (``emit``).
+    """
+    spec = layer.weight_spec
+    if layer.reads_float or not adds_pairs(layer.op, tuple(shape), layer.groups):
+        return layer
+    highest = QuantSpec(FULL_BITS).qmax if layer.input in narrowed else layer.activation_spec.qmax
+    limit = INT16_MAX // highest
+    return layer if limit >= -2 * spec.qmin else replace(layer, weight_spec=replace(spec, pair_limit=limit))
 
 
 def _give_blocks(layers: tuple[LayerPlan, ...], block_size: int | None) -> tuple[LayerPlan, ...]:

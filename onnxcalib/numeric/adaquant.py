@@ -16,6 +16,7 @@ from torch import nn
 
 from ..spec import QParams, QuantSpec
 from .rounding import quantize
+from .saturation import keep_pairs
 
 # Learning rates, none absolute: positions and zero points in steps, steps as logarithms, biases in output noise.
 # From solved integers, higher ones only add noise that the cosine cannot take back (measured on ResNet-20 at W4A4).
@@ -117,7 +118,7 @@ class WeightQuantizer(nn.Module):
     """
 
     def __init__(self, position: torch.Tensor, step: torch.Tensor, spec: QuantSpec):
-        """position: in W's shape; step: positive, broadcasting against it."""
+        """position: in W's shape, as torch has it: (channels, inputs, ...); step: positive, broadcasting against it."""
         super().__init__()
         self.spec = spec
         self.register_buffer("start", step.float())
@@ -133,7 +134,12 @@ class WeightQuantizer(nn.Module):
         return integers * self.step
 
     def integers(self) -> torch.Tensor:
-        return quantize(self.position, 1.0, 0, self.spec)
+        integers = quantize(self.position, 1.0, 0, self.spec)
+        if self.spec.pair_limit is None:
+            return integers
+        channels_last = integers.movedim(1, -1)  # as kernels add
+        kept = keep_pairs(channels_last.flatten(1), self.spec.pair_limit)
+        return kept.reshape(channels_last.shape).movedim(-1, 1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ wish. So the inputs are a tree, the nearest point of a lattice the leaf of least
 
 A scale is one a row, (groups, R), or one of each input of a row, (groups, R, K). With the first all is computed in
 units of it, with the second in those of the weights, where an input's integers are multiples of its step.
+
+Where a spec has a pair_limit, inputs 2i and 2i + 1 are a pair (``saturation.order_pairs``), and the integer of each
+keeps to what that of the other leaves it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import torch
 
 from ..spec import QuantSpec
+from .saturation import clamp_beside
 
 # Inputs after which the rest of the matrix hears of their moves, as one matrix product.
 LAZY = 32
@@ -76,8 +80,10 @@ def search(upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: Q
 
     Each forks to the two integers next to its wish, of which one beyond the grid is dropped.
 
-    Arguments and integers as in ``gptq``, which it is for a width of 1.
+    Arguments and integers as in ``gptq``, which it is for a width of 1, the one that keeps a pair_limit.
     """
+    if width == 1:
+        return gptq(upper, rows, scale, spec)[0]
     branch = len(rows) * rows.shape[2] * rows.element_size() * width
     parts = zip(*(x.split(max(1, BRANCH_BYTES // branch), 1) for x in (rows, scale)), strict=True)
     return torch.cat([_follow(upper, part, own, spec, width=width) for part, own in parts], 1)
@@ -177,13 +183,29 @@ def _round_in_turn(wish, rates, spec: QuantSpec, before=None, *, steps=None) -> 
     near, integers, moved = wish.clone(), torch.empty_like(wish), torch.empty_like(wish)
     turns = (x.unsqueeze(2).unbind(1) for x in (near, near if before is None else before, integers, moved))
     own = [None] * wish.shape[1] if steps is None else steps.unsqueeze(2).unbind(1)
-    for near_j, before_j, integer_j, moved_j, rates_j, step_j in zip(
-        *turns, rates.unsqueeze(3).unbind(1), own, strict=True
+    beside = _partners(integers, before, spec)
+    for near_j, before_j, integer_j, moved_j, rates_j, step_j, partner_j in zip(
+        *turns, rates.unsqueeze(3).unbind(1), own, beside, strict=True
     ):
-        if step_j is None:
+        if partner_j is not None:
+            clamp_beside(torch.round(near_j, out=integer_j), partner_j, spec)
+        elif step_j is None:
             torch.round(near_j, out=integer_j).clamp_(spec.qmin, spec.qmax)
         else:
             torch.div(near_j, step_j, out=integer_j).round_().clamp_(spec.qmin, spec.qmax).mul_(step_j)
         torch.sub(integer_j, before_j, out=moved_j)
         near.addcmul_(moved_j, rates_j)
     return integers, moved
+
+
+def _partners(integers, before, spec: QuantSpec) -> list[torch.Tensor | None]:
+    """For each of a few inputs (groups, B, R) what holds its partner's integer when its turn comes; None: not chosen.
+
+    The first of a pair sees the second as it was ``before``, the second sees the first as it has become.
+    """
+    count = integers.shape[1]
+    if spec.pair_limit is None:
+        return [None] * count
+    chosen = integers.unsqueeze(2).unbind(1)
+    waiting = [None] * count if before is None else before.unsqueeze(2).unbind(1)
+    return [chosen[j - 1] if j % 2 else (waiting[j + 1] if j + 1 < count else None) for j in range(count)]

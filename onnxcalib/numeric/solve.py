@@ -17,6 +17,7 @@ from .block import Blocks
 from .gram import Moments
 from .lattice import descend, excess, factor, gptq, order_inputs, search, spread
 from .rounding import quantize
+from .saturation import keep_pairs, order_pairs, pair_sums
 
 # Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
 # the noise of the quantized prefix, and few samples; which is best differs by layer, so that held-out samples choose.
@@ -86,14 +87,16 @@ def solve_layer(
     prior: Prior,
     width: int = 1,
     seen: Seen | None = None,
+    summing: torch.Tensor | None = None,
 ) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K).
 
     width: branches of the search for the integers (``lattice.search``). seen: with it, integers are chosen for what
-    their error does to the model's outputs, not to the layer's own; their optimum stays the layer's own.
+    their error does to the model's outputs, not to the layer's own; their optimum stays the layer's own. summing (K,):
+    the inputs in the order in which the kernel adds, of which a pair_limit speaks; None: as they are.
     """
     weight = weight.double()
-    order = order_inputs(moments.gram)
+    order = _order(moments.gram, spec, summing)
     optimum = _permute(_solve_real(moments, weight, prior), order)
     # What noise there is lies in the optimum: the metric of rounding needs no such prior.
     gram = moments.gram if seen is None else seen.blend(moments.gram)
@@ -102,13 +105,21 @@ def solve_layer(
     blocks = None if spec.block is None else Blocks(order // spec.block)
     best = _round_optimum(gram, optimum, (spec, blocks), width)
     # Rounding the float weights is better on a few rows in a hundred, on up to twice the loss.
-    plain = round_layer(weight, spec)
+    plain = round_layer(weight, spec, summing=summing)
     plain_integers = _permute(plain.integers, order)
     best.take(excess(gram, optimum, plain_integers, _spread(plain.scale, blocks)), plain_integers, plain.scale)
     integers, scale = _permute(best.integers, order.argsort(1)), best.scale
     weights = _permute(best.integers * spread(_spread(scale, blocks)), order.argsort(1))
     bias = moments.target_mean - (weights @ moments.input_mean[..., None]).squeeze(-1)
     return Solution(integers, scale, bias)
+
+
+def _order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> torch.Tensor:
+    """The order (groups, K) in which integers are chosen."""
+    if spec.pair_limit is None:
+        return order_inputs(gram)
+    natural = torch.arange(gram.shape[1], device=gram.device)
+    return order_pairs(gram.diagonal(dim1=1, dim2=2), natural if summing is None else summing)
 
 
 def _spread(scale: torch.Tensor, blocks: Blocks | None) -> torch.Tensor:
@@ -215,16 +226,22 @@ def _damping(moments: Moments, ridge: float) -> torch.Tensor:
     return torch.maximum(ridge * variance, least)[:, None]
 
 
-def round_layer(weight: torch.Tensor, spec: QuantSpec) -> Solution:
-    """The rounding of least squared weight error, for a layer (groups, C, K) whose input is not to be had; no bias."""
+def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor | None = None) -> Solution:
+    """The rounding of least squared weight error, for a layer (groups, C, K) whose input is not to be had; no bias.
+
+    summing: as in ``solve_layer``.
+    """
     weight = weight.double()
     if spec.block is not None:
         return _round_in_blocks(weight, spec)
+    bound = summing is not None and spec.pair_limit is not None
+    rows = weight[..., summing] if bound else weight
     best = _Best()
-    for scale in _candidate_scales(weight, spec):
-        integers = quantize(weight, scale[..., None], 0, spec)
-        best.take((integers * scale[..., None] - weight).square().sum(2), integers, scale)
-    return Solution(best.integers, best.scale, torch.zeros_like(best.scale))
+    for scale in _candidate_scales(rows, spec):
+        integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit)
+        best.take((integers * scale[..., None] - rows).square().sum(2), integers, scale)
+    integers = best.integers[..., summing.argsort()] if bound else best.integers
+    return Solution(integers, best.scale, torch.zeros_like(best.scale))
 
 
 def _round_in_blocks(weight: torch.Tensor, spec: QuantSpec) -> Solution:
@@ -253,9 +270,14 @@ class _Best:
 
 
 def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Scales (candidates, groups, C) whose grids end at shares of each channel's largest weight."""
-    largest = optimum.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax)
-    return _shares(spec).to(largest.device)[:, None, None] * largest / spec.qmax
+    """Scales (candidates, groups, C) whose grids end at shares of each channel's largest weight.
+
+    With a pair_limit, where the largest pair's sum ends if that is farther out; inputs are in the order of the pairs.
+    """
+    least = optimum.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax) / spec.qmax
+    if spec.pair_limit is not None:
+        least = torch.maximum(least, pair_sums(optimum).amax(2) / spec.pair_limit)
+    return _shares(spec).to(least.device)[:, None, None] * least
 
 
 def _shares(spec: QuantSpec) -> torch.Tensor:

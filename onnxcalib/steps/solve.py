@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
 from ..graph.index import Index, constant
-from ..graph.layout import from_rows, to_rows, window_of
+from ..graph.layout import from_rows, summing_order, to_rows, window_of
 from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_places, flatten_rows, pick, project, unfold
 from ..numeric.rounding import snap
 from ..numeric.solve import Prior, Seen, Solution, choose_prior, round_layer, solve_layer
@@ -44,8 +44,14 @@ def round_layers(walk: Walk) -> None:
     for layer in walk.plan.layers:
         weight = constant(walk.index, layer.weight)
         bias = constant(walk.index, layer.bias).reshape(-1) if layer.bias else None
-        solution = round_layer(torch.from_numpy(to_rows(weight, layer).copy()), layer.weight_spec)
+        rows, summing = torch.from_numpy(to_rows(weight, layer).copy()), _summing(layer, weight.shape)
+        solution = round_layer(rows, layer.weight_spec, summing=summing)
         walk.layers[layer.name] = _params(solution, layer, weight.shape, bias, walk.input_grid(layer))
+
+
+def _summing(layer: LayerPlan, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """``summing_order`` of a layer whose integers have a pair_limit."""
+    return None if layer.weight_spec.pair_limit is None else torch.from_numpy(summing_order(layer, shape))
 
 
 def round_embeddings(index: Index, plan: QuantPlan) -> dict[str, LayerParams]:
@@ -102,10 +108,10 @@ def solve_widths(
             reason = f"{layer.name}: no sample gives it an input to solve on, or one whose squares float32 has"
     found = []
     for number, spec in enumerate(specs):
-        solution = solutions[number] if solutions else round_layer(rows, spec)
+        own = replace(layer, weight_spec=spec)
+        solution = solutions[number] if solutions else round_layer(rows, spec, summing=_summing(own, weight.shape))
         if solutions:
             bias = None if not layer.takes_bias else solution.bias.reshape(-1).numpy()
-        own = replace(layer, weight_spec=spec)
         found.append(_params(solution, own, weight.shape, bias, walk.input_grid(layer)))
     return found, reason
 
@@ -169,8 +175,10 @@ class _Stream:
         moments = measured[0].pool(measured[1]) if len(measured) == 2 else measured[0]
         del measured  # the Gram matrices are most of the memory that solving takes
         seen, width = self._see(moments.input_mean), self.walk.config.search_width
+        summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.walk.device)
         return [
-            solve_layer(moments, rows, spec, prior=prior, width=width(spec.bits), seen=seen).cpu() for spec in specs
+            solve_layer(moments, rows, spec, prior=prior, width=width(spec.bits), seen=seen, summing=summing).cpu()
+            for spec in specs
         ]
 
     def _see(self, mean: torch.Tensor) -> Seen | None:

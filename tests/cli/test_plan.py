@@ -55,9 +55,9 @@ def test_every_option_reaches_its_setting(run):
     text = (
         "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-latency 5ms --max-loss 0.1 --max-drop 2 "
         "--latencies t.csv --jobs 2 --scheduler tcp://a:1 --cache-dir c --first-last-bits 4 "
-        "--range entropy --percentile 99.5 --encoding standard --effort best --samples 9 --seed 3 --threads 2 "
-        "--device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
-        "--tokenizer t.json --text-column a,b --pairs --max-length 64"
+        "--range entropy --percentile 99.5 --encoding standard --weight-range full --effort best --samples 9 --seed 3 "
+        "--threads 2 --device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc "
+        "--channels bgr --tokenizer t.json --text-column a,b --pairs --max-length 64"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
@@ -65,6 +65,7 @@ def test_every_option_reaches_its_setting(run):
     budgets |= {"max_latency": "5ms", "max_drop": 2.0, "latencies": "t.csv"}
     budgets |= {"jobs": 2, "scheduler": "tcp://a:1", "cache_dir": "c"}
     others = {"first_last_bits": 4, "range": "entropy", "percentile": 99.5, "encoding": "standard", "effort": "best"}
+    others["weight_range"] = "full"
     rest = {"samples": 9, "seed": 3, "threads": 2, "device": "cpu", "exclude": ("x",), "data": data}
     assert run.calls[0][2] == QuantizeConfig(**budgets, **others, **rest)
 

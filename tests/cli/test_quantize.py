@@ -77,7 +77,7 @@ def test_defaults_reach_the_library_and_the_output_is_named_after_the_model(run,
 def test_every_option_reaches_its_setting(run):
     text = (
         "--weight-bits 4 --activation-bits 4 --first-last-bits 4 --range entropy --percentile 99.5 --encoding standard "
-        "--pipeline light --no-reconstruct --statistics --no-biases --effort best --steps 7 "
+        "--weight-range full --pipeline light --no-reconstruct --statistics --no-biases --effort best --steps 7 "
         "--views 2 --samples 9 --seed 3 --threads 2 --device cpu "
         "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
         "--tokenizer t.json --text-column a,b --pairs --max-length 64"
@@ -91,6 +91,7 @@ def test_every_option_reaches_its_setting(run):
         range="entropy",
         percentile=99.5,
         encoding="standard",
+        weight_range="full",
         pipeline="light",
         reconstruct=False,
         statistics=True,

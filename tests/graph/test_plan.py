@@ -494,3 +494,38 @@ def test_one_layer_alone_may_read_float(mixed):
 def test_blocks_without_a_layer_to_use_them_are_refused(mixed, selection):
     with pytest.raises(ConfigError, match=r"^block_size: found 32, and no layer to use it; .* activation_bits 32 .*"):
         make_plan(mixed, block_size=32, selection=selection)
+
+
+LIMITED_NET = """g (float[N, 8, 8, 8] x) => (float[N, 5] y) {
+    [dense] a = Conv (x, w1) r = Relu (a) [depthwise] b = Conv <group = 8> (r, w2)
+    [multiplied] c = Conv <group = 8> (b, w3) [grouped] d = Conv <group = 2> (c, w4)
+    [up] e = ConvTranspose (d, w5) m = GlobalAveragePool (e) f = Flatten (m)
+    [inner] h = MatMul (f, w6) [last] y = Gemm <transB = 1> (h, w7) }"""
+LIMITED_SHAPES = {"w1": (8, 8, 1, 1), "w2": (8, 1, 3, 3), "w3": (16, 1, 1, 1), "w4": (8, 8, 1, 1), "w5": (8, 8, 2, 2)}
+LIMITED_SHAPES |= {"w6": (8, 8), "w7": (5, 8)}
+
+
+def find_limits(build, draw, **settings):
+    model = build(LIMITED_NET, opset=21, ir=10, **{name: draw(*shape) for name, shape in LIMITED_SHAPES.items()})
+    return {layer.name: layer.weight_spec.pair_limit for layer in make_plan(model, **settings).layers}
+
+
+def test_pairs_are_limited_in_layers_whose_kernels_add_in_pairs(build, draw):
+    limited = dict.fromkeys(("dense", "multiplied", "grouped", "inner", "last"), 128)
+    assert find_limits(build, draw) == {**limited, "depthwise": None, "up": None}
+
+
+def test_pairs_are_not_limited_where_they_cannot_reach_so_far_or_may(build, draw):
+    """4 bits of the weight or of the activation are too few, float activations have no such kernel."""
+    none = dict.fromkeys(("dense", "depthwise", "multiplied", "grouped", "up", "inner", "last"))
+    assert find_limits(build, draw, pair_limits=False) == none
+    assert find_limits(build, draw, weight_bits=4, first_last_bits=4) == none
+    assert find_limits(build, draw, activation_bits=4) == none | {"dense": 128, "last": 128}
+    assert find_limits(build, draw, activation_bits=32)["inner"] is None
+
+
+def test_a_tensor_that_is_narrowed_may_stand_at_the_top_of_its_type(model_of):
+    model = model_of("c = conv(x, 1) r = Relu (c) d = conv(r, 2) e = Add (d, r) y = conv(e, 3)", opset=21)
+    plan = make_plan(model, activation_bits=4, first_last_bits=8)
+    limits = {layer.input: layer.weight_spec.pair_limit for layer in plan.layers}
+    assert "r" in plan.narrowed and limits["r"] == 128

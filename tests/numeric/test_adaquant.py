@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from onnxcalib.numeric import adaquant
 from onnxcalib.numeric.adaquant import ActivationQuantizer, WeightQuantizer, learn_block, relative_error
 from onnxcalib.numeric.rounding import quantize, snap
+from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QParams, QuantSpec
 
 FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)
@@ -32,6 +33,18 @@ def test_a_weight_is_its_integers_times_its_step():
     quantizer = WeightQuantizer(position, step, FOUR)
     assert torch.equal(quantizer.integers(), quantize(position, 1.0, 0, FOUR))
     torch.testing.assert_close(quantizer(torch.zeros(3, 5)), quantizer.integers() * step)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (6, 15)])
+def test_learned_integers_keep_their_pair_limit_in_the_order_of_the_kernel(shape):
+    """That of a convolution, as of onnxruntime's, has channels last."""
+    spec = QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=128)
+    position = 90 * draw(*shape)
+    kept = WeightQuantizer(position, torch.ones(6, *[1] * (len(shape) - 1)), spec).integers()
+    nearest = quantize(position, 1.0, 0, spec)
+    sums, before = (pair_sums(x.movedim(1, -1).flatten(1)) for x in (kept, nearest))
+    assert int(before.max()) > 128 and torch.equal(sums, before.clamp_max(128))
+    assert torch.equal(kept.abs() <= nearest.abs(), torch.ones_like(kept, dtype=torch.bool))
 
 
 def test_the_weight_step_has_the_exact_gradient_of_fixed_integers():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnxcalib.numeric.lattice import descend, excess, factor, gptq, order_inputs, search
 from onnxcalib.numeric.rounding import quantize
+from onnxcalib.numeric.saturation import keep_pairs, pair_sums
 from onnxcalib.spec import QuantSpec
 
 FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)
@@ -185,3 +186,50 @@ def test_with_a_scale_for_each_input_a_wide_search_finds_the_best_leaf():
             least = excess(gram, rows, grid, scales).min()
             mine = excess(gram, optimum, found, scale)[0, row]
             assert mine <= 1.5 * least + 1e-9  # forks are the two integers next to a wish, which need not hold the best
+
+
+LIMITED = QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=128)
+
+
+@pytest.mark.parametrize("size", [40, 41, 96])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_integers_of_pairs_keep_to_their_limit(size, share):
+    """Whether the scale leaves next to none beyond it, or many."""
+    gram, weight = draw_rows(1, size=size, groups=2)
+    scale = share * weight.abs().amax(2) / 64
+    upper = factor(gram)
+    rounded, searched = gptq(upper, weight, scale, LIMITED)[0], search(upper, weight, scale, LIMITED, width=1)
+    assert torch.equal(rounded, searched)
+    start = keep_pairs(quantize(weight, scale[..., None], 0, LIMITED), LIMITED.pair_limit)
+    for integers in (
+        rounded,
+        descend(gram, weight, rounded, scale, LIMITED),
+        descend(gram, weight, start, scale, LIMITED),
+    ):
+        assert int(pair_sums(integers).max()) <= LIMITED.pair_limit
+        assert LIMITED.qmin <= int(integers.min()) and int(integers.max()) <= LIMITED.qmax
+        assert torch.equal(integers, integers.round())
+    if share < 1:
+        assert int(pair_sums(rounded).max()) == LIMITED.pair_limit
+
+
+def test_descent_under_a_limit_ends_where_no_allowed_change_helps():
+    gram, weight = draw_rows(2, channels=6, size=7)
+    scale = weight.abs().amax(2) / 90
+    start = keep_pairs(quantize(weight, scale[..., None], 0, LIMITED), LIMITED.pair_limit)
+    found = descend(gram, weight, start, scale, LIMITED)
+    loss = excess(gram, weight, found, scale)
+    assert (loss <= excess(gram, weight, start, scale) + 1e-9).all()
+    for j, value in itertools.product(range(7), range(LIMITED.qmin, LIMITED.qmax + 1)):
+        other = found.clone()
+        other[:, :, j] = value
+        allowed = pair_sums(other).amax(2) <= LIMITED.pair_limit
+        assert (~allowed | (excess(gram, weight, other, scale) >= loss - 1e-9)).all()
+
+
+def test_a_limit_beyond_all_pairs_changes_nothing():
+    gram, weight = draw_rows(3)
+    free, far = (QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=limit) for limit in (None, 256))
+    scale = weight.abs().amax(2) / 127
+    one, other = (descend(gram, weight, gptq(factor(gram), weight, scale, s)[0], scale, s) for s in (free, far))
+    assert torch.equal(one, other)

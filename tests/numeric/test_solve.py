@@ -1,5 +1,7 @@
 """Solutions of layers against nearest rounding, in the metric that they are to minimise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.lattice import excess
 from onnxcalib.numeric.rounding import quantize
+from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.numeric.solve import DAMPING, HALF_SEEN, RIDGES, Prior, Seen, choose_prior, round_layer, solve_layer
 from onnxcalib.spec import QuantSpec
 
@@ -293,3 +296,47 @@ def test_rounding_in_blocks_is_that_of_each_block_alone():
     alone = round_layer(weight[:, :, 5:10], QuantSpec(4, signed=True, symmetric=True, axis=0))
     assert torch.equal(found.integers[:, :, 5:10], alone.integers)
     assert torch.equal(found.scale[:, :, 1], alone.scale)
+
+
+LIMITED = replace(EIGHT, pair_limit=128)
+
+
+@pytest.mark.parametrize("size", [16, 27])
+@pytest.mark.parametrize("summing", [True, False])
+def test_solved_and_rounded_integers_keep_their_pair_limit_in_the_order_of_the_kernel(size, summing):
+    inputs, weight = draw_problem(0, groups=2, channels=16, size=size)
+    weight = weight.abs()  # of one sign, so that most pairs would be beyond it
+    moments = moments_of(inputs, weight @ inputs)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0)) if summing else None
+    for found in (
+        solve_layer(moments, weight, LIMITED, prior=Prior(), summing=order),
+        round_layer(weight, LIMITED, summing=order),
+    ):
+        rows = found.integers if order is None else found.integers[..., order]
+        assert int(pair_sums(rows).max()) <= 128
+        assert int(pair_sums(rows).amax(2).min()) >= 110  # every row uses most of what it may
+
+
+def test_a_pair_limit_costs_less_than_7_bits():
+    inputs, weight = draw_problem(1, channels=64, size=64)
+    moments = moments_of(inputs, weight @ inputs)
+
+    def measure(spec):
+        found = solve_layer(moments, weight, spec, prior=Prior(0.003))
+        return 10 * float(excess(moments.gram, weight, found.integers, found.scale).sum().log10())
+
+    free, limited, seven = (measure(spec) for spec in (EIGHT, LIMITED, replace(EIGHT, bits=7)))
+    assert free < limited < free + 3.5 and limited < seven - 2
+
+
+def test_rows_whose_pairs_are_far_from_their_limit_are_as_without():
+    inputs, weight = draw_problem(2, channels=8, size=12)
+    weight[..., ::2] *= 1e-3  # one of each pair is next to nothing
+    moments = moments_of(inputs, weight @ inputs)
+    one, other = (round_layer(weight, spec) for spec in (EIGHT, LIMITED))
+    torch.testing.assert_close(one.scale, other.scale, rtol=0.01, atol=0)
+    losses = [
+        excess(moments.gram, weight, s.integers, s.scale).sum()
+        for s in (solve_layer(moments, weight, spec, prior=Prior(0.003)) for spec in (EIGHT, LIMITED))
+    ]
+    assert losses[1] < 1.2 * losses[0]
