@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
 from ..graph.save import model_bytes, save_model
+from ..graph.unshare import unshare_integers
 
 # Larger models go through a file, whose weights onnxruntime maps: from memory it copies them, beside the message, which
 # protobuf holds twice as it writes it. And one message holds no 2 GB.
 MOST_BYTES = 2**28
 # What the profiler puts behind the name of a node.
 KERNEL = "_kernel_time"
+# Makes onnxruntime turn int8 weights into uint8, whose kernels are exact on x86 without VNNI, at some cost of time.
+EXACT = "session.x64quantprecision"
 
 
 class Session:
@@ -32,12 +37,14 @@ class Session:
         also: Sequence[str] = (),
         name: str = "the model",
         optimize: bool = True,
+        deployed: bool = False,
         threads: int = 0,
         dump: Path | None = None,
         profile: Path | None = None,
     ):
         """``also``: tensors to give beside the outputs, of those that are computed. ``threads`` 0: as many as cores.
-        ``dump``: where the optimized graph is written, its weights beside it.
+        ``deployed``: as users run it, sums of integers saturating where this processor's kernels do; otherwise they are
+        exact on every processor. ``dump``: where the optimized graph is written, its weights beside it.
         ``profile``: with what the name of the file begins that ``end_profile`` reads.
 
         ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
@@ -58,7 +65,11 @@ class Session:
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
             )
-        self._session = _load(model, _more_outputs(model, also), options, name)
+        more = _more_outputs(model, also)
+        if deployed or not optimize or not saturates():
+            self._session = _load(model, more, options, name)
+        else:
+            self._session = _load_exact(model, more, options, name)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -105,6 +116,40 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
             return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
+
+
+def _load_exact(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
+    """The model with exact sums on a processor whose kernels saturate."""
+    options.add_session_config_entry(EXACT, "1")
+    # It refuses what other tools write: int8 constants that several nodes read, or no zero point.
+    with suppress(ModelError):
+        return _load(model, more, options, name)
+    with suppress(ModelError):
+        return _load(unshare_integers(model), more, options, name)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _load(model, more, options, name)
+
+
+@cache
+def saturates() -> bool:
+    """Whether onnxruntime's integer kernels saturate on this processor, as they do on x86 without VNNI.
+
+    Found by a product that fits int16 once and not twice.
+    """
+    highest, most = 255, 127
+    names = ("a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "y_scale", "y_zero")
+    one, zero = np.float32(1), np.uint8(0)
+    values = (None, one, zero, np.full((2, 1), most, np.int8), one, np.int8(0), np.float32(highest), zero)
+    graph = helper.make_graph(
+        [helper.make_node("QLinearMatMul", names, ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 1])],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in zip(names, values, strict=True) if v is not None],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    given = Session(model, deployed=True, threads=1).run({"a": np.full((1, 2), highest, np.uint8)})["y"]
+    return int(given[0, 0]) != 2 * most
 
 
 def first_line(error: Exception) -> str:

@@ -66,7 +66,7 @@ def _find_owner(kernel: str, names: Iterable[str]) -> str | None:
 def profile(model: ModelProto, feeds: Mapping[str, Any], *, threads: int) -> dict[str, float]:
     """Milliseconds of each kernel, the median of RUNS, by the name of its node."""
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
-        session = Session(model, threads=threads, profile=Path(folder) / "profile")
+        session = Session(model, deployed=True, threads=threads, profile=Path(folder) / "profile")
         for _ in range(RUNS + 1):
             session.run(feeds)
         times = session.end_profile()

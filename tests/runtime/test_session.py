@@ -91,3 +91,42 @@ def test_tensors_inside_are_given_beside_the_outputs_and_the_model_stays_as_it_i
     values = session.run({"x": draw(2, 4), "unused": draw(2, 4)})
     np.testing.assert_array_equal(values["z"], np.maximum(values["y"], 0))
     assert model.SerializeToString(deterministic=True) == before
+
+
+SHARED = """g (float[N, 8] x) => (float[N, 8] y) {
+    xq = QuantizeLinear (x, one, low) xd = DequantizeLinear (xq, one, low)
+    w1 = DequantizeLinear <axis = 1> (v, ones, zeros) a = MatMul (xd, w1)
+    aq = QuantizeLinear (a, step, low) ad = DequantizeLinear (aq, step, low)
+    w2 = DequantizeLinear <axis = 1> (v, ones, zeros) b = MatMul (ad, w2)
+    bq = QuantizeLinear (b, far, low) y = DequantizeLinear (bq, far, low) }"""
+SIZE = 127 * 8 * 255
+CONSTANTS = {"one": np.float32(1), "low": np.uint8(0), "ones": np.ones(8, np.float32)}
+CONSTANTS |= {"step": np.float32(SIZE / 100), "far": np.float32(SIZE * 127 * 8 / 100)}
+
+
+@pytest.fixture(params=["shared", "left out"])
+def foreign(request, build):
+    """Two layers whose every pair saturates; they share weight and zero point, or have none."""
+    text = SHARED if request.param == "shared" else SHARED.replace(", zeros)", ")")
+    zeros = {"zeros": np.zeros(8, np.int8)} if request.param == "shared" else {}
+    return build(text, v=np.full((8, 8), 127, np.int8), **CONSTANTS, **zeros)
+
+
+@pytest.mark.parametrize("assumed", [None, True])
+def test_sums_are_exact_in_files_of_other_tools_on_every_processor(foreign, assumed, monkeypatch):
+    """Also where the session option that makes them so refuses the file, whether it is needed here or not."""
+    if assumed is not None:
+        monkeypatch.setattr(session_module, "saturates", lambda: assumed)
+    feeds = {"x": np.full((3, 8), 255, np.float32)}
+    wanted, given = (Session(foreign, optimize=optimize).run(feeds)["y"] for optimize in (False, True))
+    np.testing.assert_array_equal(wanted, given)
+    deployed = Session(foreign, deployed=True).run(feeds)["y"]
+    monkeypatch.undo()
+    assert np.array_equal(wanted, deployed) is not session_module.saturates()
+
+
+def test_a_model_that_no_session_takes_is_a_model_error_where_sums_saturate_too(model, monkeypatch):
+    monkeypatch.setattr(session_module, "saturates", lambda: True)
+    model.graph.node[0].op_type = "MatMull"
+    with pytest.raises(ModelError, match=r"onnxruntime cannot load the model: .*MatMull"):
+        Session(model)

@@ -34,7 +34,8 @@ def fake(monkeypatch):
     state = State()
 
     class Session:
-        def __init__(self, model, *, threads):
+        def __init__(self, model, *, deployed, threads):
+            assert deployed
             self.model = model
             state.threads.append(threads)
 
