@@ -119,8 +119,7 @@ def quantize(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
-        read = [model, calib, config, plan, *list_read(settings)]
-        check_targets({"--output": target, "--report": report}, read)
+        check_targets({"--output": target, "--report": report}, [model, calib, config, plan, *list_read(settings)])
         _run(model, calib, target, settings, plan=plan, report=report, quiet=quiet)
 
 

@@ -48,7 +48,7 @@ def test_the_smallest_file_within_a_loss_is_planned(plain):
 
 
 def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
     path = tmp_path / "plan.json"
     path.write_text(found.to_json().replace('"deep": "W8A8"', '"deep": "W4A4"'))
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=path)
@@ -85,21 +85,21 @@ def test_shares_are_of_all_at_8_bits_whatever_the_candidates(plain):
 
 
 def test_a_budget_beside_a_plan_is_refused(plain):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
     with pytest.raises(ConfigError, match=r"^plan: found a budget beside it; its bits are chosen already"):
-        quantize(plain, SAMPLES, QuantizeConfig(max_size="1"), plan=found)
+        quantize(plain, SAMPLES, QuantizeConfig(max_size="1@8-bit"), plan=found)
 
 
 def test_a_file_that_outgrows_its_budget_is_refused(plain, monkeypatch):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
     small = found.model_copy(update={"budgets": {"max_size": 100.0}})
     monkeypatch.setattr(onnxcalib.planning, "make_bit_plan", lambda *_, **__: small)
     with pytest.raises(ConfigError, match=r"^max_size: found [\d,]+ bytes where [\d,]+ were planned; 100 are allowed"):
-        quantize(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+        quantize(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
 
 
 def test_a_plan_for_another_model_is_refused(plain, deep):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1"))
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
     with pytest.raises(
         ConfigError, match=r"^plan: found one for another model, \w{12}; this one is \w{12}; plan it too"
     ):
@@ -135,7 +135,7 @@ def images(draw):
 
 
 def test_a_second_budget_measures_no_set_again(plain, tmp_path, monkeypatch):
-    config = QuantizeConfig(effort="fast", max_size="1", cache_dir=tmp_path)
+    config = QuantizeConfig(effort="fast", max_size="1@8-bit", cache_dir=tmp_path)
     wide = plan(plain, SAMPLES, config)
     monkeypatch.setattr(onnxcalib.steps.sensitivity, "_Sweep", None)
     slim = plan(plain, SAMPLES, config.model_copy(update={"max_size": "0.985@8-bit"}))
@@ -156,7 +156,8 @@ def test_where_nothing_can_be_kept_one_is_told(plain, tmp_path):
             self.said += (text,)
 
     listener = Listener()
-    plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1", cache_dir=tmp_path / "file"), observer=listener)
+    config = QuantizeConfig(effort="fast", max_size="1@8-bit", cache_dir=tmp_path / "file")
+    plan(plain, SAMPLES, config, observer=listener)
     assert listener.said[-1].startswith(f"cache_dir: measurements are not kept: {tmp_path / 'file'}: ")
 
 
@@ -219,7 +220,7 @@ def test_the_plan_goes_into_the_report(plain):
 
 def test_a_frontier_falls_from_the_smallest_file_to_the_widest(deep, images, tmp_path, monkeypatch):
     config = QuantizeConfig(effort="fast", cache_dir=tmp_path, candidates="W8A8,W4A8,W4A4")
-    plan(deep, images, config.model_copy(update={"max_size": "1"}))
+    plan(deep, images, config.model_copy(update={"max_size": "1@8-bit"}))
     monkeypatch.setattr(onnxcalib.steps.sensitivity, "_Sweep", None)
     monkeypatch.setattr(onnxcalib.steps.stitch, "divergence_of", None)
     found = frontier(deep, images, config)
@@ -258,7 +259,7 @@ def write_times(path, sets, configurations):
 
 def test_a_budget_of_time_is_kept_by_the_times_of_a_file(plain, tmp_path):
     config = QuantizeConfig(effort="fast", candidates="W8A8,W4A4")
-    sets = plan(plain, SAMPLES, config.model_copy(update={"max_size": "1"})).sets
+    sets = plan(plain, SAMPLES, config.model_copy(update={"max_size": "1@8-bit"})).sets
     table = write_times(tmp_path / "t.csv", sets, {"W8A8": 2, "W4A4": 1, "float": 4})
     inner = len([layer for each in sets for layer in each.layers]) - 2
     for text in (
@@ -277,7 +278,7 @@ def test_a_budget_of_time_is_kept_by_the_times_of_a_file(plain, tmp_path):
 
 def test_a_file_without_all_times_is_refused(plain, tmp_path):
     config = QuantizeConfig(effort="fast", candidates="W8A8,W4A4", max_latency="0.5")
-    sets = plan(plain, SAMPLES, config.model_copy(update={"max_size": "1", "max_latency": None})).sets
+    sets = plan(plain, SAMPLES, config.model_copy(update={"max_size": "1@8-bit", "max_latency": None})).sets
     some = config.model_copy(update={"latencies": str(write_times(tmp_path / "t.csv", sets, {"W8A8": 2}))})
     with pytest.raises(ConfigError, match=r"t.csv: found no time of \w+ at W4A4, nor \d+ more; every layer at each of"):
         plan(plain, SAMPLES, some)

@@ -2,6 +2,9 @@
 
 Names of the original survive: the producer keeps its tensor's name, consumers read ``NAME_dequantized``; a quantized
 weight's DequantizeLinear gives the weight's own name, so that the layers read on as before.
+
+Each of these nodes has a zero point written out that no other node reads. Without one onnxruntime fuses no Gemm, and
+other runtimes take INT4 weights for garbage; with a shared one ``session.x64quantprecision`` makes onnxruntime fail.
 """
 
 from __future__ import annotations
@@ -175,10 +178,10 @@ class _Writer:
         bits = grid.spec.bits
         in_bytes = self.encoding == "runtime" or bits == 8
         scale = self._constant(f"{stem}_scale", np.asarray(grid.scale, np.float32))
-        zero = np.asarray(grid.zero_point)
-        zero_point = self._constant(f"{stem}_zero_point", zero.astype(np.uint8 if in_bytes else ml_dtypes.uint4))
+        zero, dtype = np.asarray(grid.zero_point), np.uint8 if in_bytes else ml_dtypes.uint4
         integers = self._name(f"{stem}_quantized")
-        nodes = [self._node("QuantizeLinear", [source, scale, zero_point], integers, stem)]
+        inputs = [source, scale, self._constant(f"{stem}_zero_point", zero.astype(dtype))]
+        nodes = [self._node("QuantizeLinear", inputs, integers, stem)]
         if in_bytes and bits < 8:
             bounds = {"min": 0, "max": grid.spec.qmax}
             limits = [self._shared_constant(f"uint{bits}_{end}", np.uint8(value)) for end, value in bounds.items()]
@@ -186,11 +189,11 @@ class _Writer:
             nodes.append(self._node("Clip", [integers, *limits], clipped, stem))
             integers = clipped
         elif not in_bytes and any(self._refuses_four_bits(node) for node in readers):
-            zero_point = self._constant(f"{stem}_zero_point_uint8", zero.astype(np.uint8))
-            widened = self._name(f"{stem}_uint8")
+            dtype, widened = np.uint8, self._name(f"{stem}_uint8")
             nodes.append(self._node("Cast", [integers], widened, stem, to=TensorProto.UINT8))
             integers = widened
-        return [*nodes, self._node("DequantizeLinear", [integers, scale, zero_point], read, stem)]
+        inputs = [integers, scale, self._constant(f"{stem}_dequantized_zero_point", zero.astype(dtype))]
+        return [*nodes, self._node("DequantizeLinear", inputs, read, stem)]
 
     def _narrow(
         self, stem: str, ends: tuple[str, str], grids: tuple[QParams, QParams], readers: list[NodeProto]
@@ -312,15 +315,12 @@ class _Writer:
         return operand if alone and operand not in self.index.outputs else self._name(wish)
 
     def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype, spec: QuantSpec) -> NodeProto:
-        """DequantizeLinear of a constant, zero point 0 written out: onnxruntime fuses no Gemm without it.
-
-        That of blocks has none, as one for each would be stored.
-        """
-        inputs = [integers, self._constant(f"{name}_scale", np.asarray(scale, np.float32))]
+        """DequantizeLinear of a constant; block scales lie along the axis that is not the channels'."""
+        scale = np.asarray(scale, np.float32)
+        zeros = self._constant(f"{name}_zero_point", np.zeros(scale.shape).astype(dtype))
+        inputs = [integers, self._constant(f"{name}_scale", scale), zeros]
         if spec.block is not None:
             return self._node("DequantizeLinear", inputs, name, name, axis=1 - spec.axis, block_size=spec.block)
-        zeros = np.zeros(len(scale)).astype(dtype)
-        inputs.append(self._shared_constant(f"zeros_{zeros.dtype.name}_{len(scale)}", zeros))
         return self._node("DequantizeLinear", inputs, name, name, axis=spec.axis)
 
 

@@ -21,6 +21,10 @@ MOVERS = (
 )  # fmt: skip
 # Operators with an integer kernel between a DequantizeLinear and a QuantizeLinear.
 INTEGER_OPS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
+# Operators that give no negative values.
+NONNEGATIVE_OPS = ("Sigmoid", "HardSigmoid", "Softmax", "Abs")
+# Operators that give negative values only where they read some; movers are others.
+AVERAGES = ("AveragePool", "GlobalAveragePool")
 # Operators that read a tensor's dimensions and none of its values.
 SHAPE_READERS = ("Shape", "Size")
 
@@ -62,6 +66,16 @@ def upper_bound(index: Index, tensor: str) -> float | None:
         return math.inf
     low, high = (_clip_end(index, node, place, name) for place, name in ((1, "min"), (2, "max")))
     return high if low == 0 and high > 0 else None
+
+
+def is_nonnegative(index: Index, tensor: str) -> bool:
+    """Whether what makes ``tensor`` leaves no negative value in it."""
+    node = index.producer.get(tensor)
+    if node is None:
+        return False
+    if upper_bound(index, tensor) is not None or is_op(node, *NONNEGATIVE_OPS):
+        return True
+    return (moves_values(index, node) or is_op(node, *AVERAGES)) and is_nonnegative(index, node.input[0])
 
 
 def _clip_end(index: Index, node: NodeProto, place: int, name: str) -> float:

@@ -9,15 +9,19 @@ from onnx import ModelProto
 
 from ..config import QuantizeConfig
 from ..errors import ModelError
+from ..graph.attributes import spell_attributes
 from ..graph.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
 from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
 from ..graph.fold import fold_constants
 from ..graph.gemm import normalise_gemm, spread_biases
 from ..graph.half import widen_half
+from ..graph.hardswish import split_hardswish
 from ..graph.load import refuse_unsuitable
 from ..graph.normalise import drop_dead, normalise
 from ..graph.opset import raise_opset
+from ..graph.pads import fold_pads
 from ..graph.pool import globalise_pools
+from ..graph.twins import merge_twins
 from ..runtime.session import Session, is_float
 
 # Largest change of an output by the passes, relative to its largest value: they reorder float32 sums, no more; of a
@@ -49,11 +53,13 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
-    passes["fold_constants"] = fold_constants(model)
-    passes["widen_half"] = widen_half(model)
+    for step in (fold_constants, widen_half, merge_twins):
+        passes[step.__name__] = step(model)
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
-    for step in (fold_affine, normalise_gemm, spread_biases, globalise_pools):
+    for step in (
+        fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, globalise_pools,
+    ):  # fmt: skip
         passes[step.__name__] = step(model)
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)

@@ -455,7 +455,11 @@ def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):
     values = {name: numpy_helper.to_array(tensor) for name, tensor in values_of(quantized).items()}
     assert values["r1_narrowed_zero_point"].dtype == ml_dtypes.uint4
     assert values["r1_zero_point"].dtype == np.uint8
-    assert values["zeros_int4_8"].dtype == ml_dtypes.int4 and values["zeros_int8_8"].dtype == np.int8
+    assert values["w2_zero_point"].dtype == ml_dtypes.int4 and values["w4_zero_point"].dtype == np.int8
+    assert values["b2_zero_point"].dtype == np.int32
+    for name in ("w2", "w4", "b2"):
+        assert values[f"{name}_zero_point"].shape == values[f"{name}_scale"].shape
+        assert not values[f"{name}_zero_point"].astype(np.int32).any()
 
 
 def test_all_products_of_attention_run_on_integers_and_its_residual_in_float(attention, rough, draw, tmp_path):
@@ -515,6 +519,61 @@ def test_a_bias_that_others_read_is_written_anew(build, draw):
         also.input[0] == "b"
         and (numpy_helper.to_array(values["b"]) == numpy_helper.to_array(values_of(model)["b"])).all()
     )
+
+
+def refuse_shared_zero_points(model):
+    """Fail where a QuantizeLinear or DequantizeLinear has no constant zero point that it alone reads."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    linear = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert linear
+    for node in linear:
+        assert len(node.input) == 3 and node.input[2] in values_of(model), node.name
+        assert readers[node.input[2]] == 1, node.name
+
+
+def run_with_unsigned_weights(model, *inputs):
+    """As ``run``, weights being turned into uint8 on processors whose int8 kernels would saturate."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(zip([i.name for i in session.get_inputs()], inputs, strict=True)))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_each_zero_point_is_read_by_one_node_so_that_weights_can_become_unsigned(residual, rough, draw, encoding, bits):
+    x = draw(4, 3, 8, 8)
+    quantized = rough(residual, x, encoding=encoding, **bits)
+    refuse_shared_zero_points(quantized)
+    (wanted,), (given,) = run(quantized, x, optimize=False), run_with_unsigned_weights(quantized, x)
+    np.testing.assert_allclose(given, wanted, atol=0.05 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("block", [None, 32, 128])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_each_zero_point_of_weights_alone_is_read_by_one_node(flat, residual, rough, draw, encoding, block, bits):
+    for model, x in ((flat, draw(7, 40)), (residual, draw(4, 3, 8, 8))):
+        quantized = rough(
+            model, x, encoding=encoding, activation_bits=32, weight_bits=bits, first_last_bits=bits, block_size=block
+        )
+        refuse_shared_zero_points(quantized)
+        (wanted,), (given,) = run(quantized, x, optimize=False), run_with_unsigned_weights(quantized, x)
+        assert measure_sqnr(wanted, given) > 35  # MatMulNBits has int8 activations of its own
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_each_zero_point_of_attention_and_embeddings_is_read_by_one_node(attention, build, rough, draw, encoding):
+    inputs = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
+    quantized = rough(attention, *inputs, encoding=encoding, weight_bits=4)
+    refuse_shared_zero_points(quantized)
+    run_with_unsigned_weights(quantized, *inputs)
+    table = build(EMBEDDED, opset=21, ir=10, table=draw(600, 64), w=draw(64, 8))
+    ids = np.arange(12).reshape(3, 4)
+    looked_up = rough(table, ids, ids, embedding_bits=4, encoding=encoding)
+    refuse_shared_zero_points(looked_up)
+    run_with_unsigned_weights(looked_up, ids, ids)
 
 
 FLAT = """g (float[N, 40] x) => (float[N, 16] y) {

@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from onnxcalib.graph.fusion import carried_outputs, data_inputs, moved_outputs, moves_values, rectified, upper_bound
+from onnxcalib.graph.fusion import (
+    carried_outputs,
+    data_inputs,
+    is_nonnegative,
+    moved_outputs,
+    moves_values,
+    rectified,
+    upper_bound,
+)
 from onnxcalib.graph.index import Index
 
 
@@ -116,3 +124,21 @@ def test_the_indices_of_a_pool_are_no_moved_values(build):
 def test_movers_carry_their_first_input_alone(build):
     graph, _ = graph_of(build, "a = Reshape (x, s) y = Concat <axis = 0> (x, a)", s=np.int64([-1]))
     assert [data_inputs(node) for node in graph.node] == [["x"], ["x", "a"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "never"),
+    [
+        ("y = Relu (x)", True),
+        ("y = Sigmoid (x)", True),
+        ("y = Clip (x, zero)", True),
+        ("y = Clip (x, one)", False),
+        ("r = Abs (x)  s = MaxPool <kernel_shape = [2, 2]> (r)  y = GlobalAveragePool (s)", True),
+        ("r = Relu (x)  y = Pad (r, pads)", True),
+        ("r = Relu (x)  y = Neg (r)", False),
+        ("y = Transpose (x)", False),
+    ],
+)
+def test_tensors_that_are_never_negative_are_known_by_what_makes_them(build, body, never):
+    _, index = graph_of(build, body, zero=np.float32(0), one=np.float32(-1), pads=np.int64([0, 0, 1, 1, 0, 0, 1, 1]))
+    assert is_nonnegative(index, "y") is never and not is_nonnegative(index, "x")

@@ -4,6 +4,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import ModelError
+from onnxcalib.graph.index import attribute_of
 from onnxcalib.graph.opset import opset_of
 from onnxcalib.steps.prepare import TOLERANCE, check_unchanged, prepare
 
@@ -31,10 +32,26 @@ def test_norms_and_dense_layers_are_folded_and_every_pass_counted(model, draw):
     assert ops == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
     assert {name: count for name, count in prepared.passes.items() if count} == {
         "drop_identities": 1, "name_nodes": 6, "fold_batchnorm": 1, "normalise_gemm": 1, "globalise_pools": 1,
+        "spell_attributes": 1,
     }  # fmt: skip
     assert prepared.passes["raise_opset"] == 0
     assert len(prepared.norms) == 1
     assert check_unchanged(model, prepared.model, {"x": draw(4, 3, 6, 6)}) < 1e-5
+
+
+def test_pads_and_attributes_are_written_into_convolutions_and_pools(build, draw):
+    model = build(
+        """g (float[N, 3, 8, 8] x) => (float[a, b, c, d] y) {
+            p = Pad (x, pads)  c = Conv <strides = [2, 2]> (p, w)  s = HardSwish (c)  r = Relu (s)  t = Relu (s)
+            u = Add (r, t)  m = AveragePool <kernel_shape = [2, 2], auto_pad = "SAME_UPPER"> (u)  y = Conv (m, v) }""",
+        w=draw(4, 3, 3, 3), v=draw(4, 4, 1, 1), pads=np.int64([0, 0, 0, 1, 0, 0, 1, 1]),
+    )  # fmt: skip
+    prepared = prepare(copy(model), QuantizeConfig())
+    ops = [node.op_type for node in prepared.model.graph.node]
+    assert ops == ["Conv", "HardSigmoid", "Mul", "Relu", "Add", "AveragePool", "Conv"]
+    pads = [attribute_of(node, "pads", None) for node in prepared.model.graph.node if "kernel_shape" in str(node)]
+    assert pads == [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+    assert check_unchanged(model, prepared.model, {"x": draw(4, 3, 8, 8)}) < 1e-5
 
 
 @pytest.mark.parametrize(
