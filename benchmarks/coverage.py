@@ -10,9 +10,11 @@ block, so that each has to become a torch module.
 
 Columns: blocks = those with weights that torch took as a whole / all; rolled = of them those whose loss did not fall;
 layers = quantized layers; whole = whether torch takes the whole model, as probes and the training of biases need it;
-sqnr_db of the worst output; fused % of QuantizeLinear and DequantizeLinear; seconds; with --latency the speed against
-float on one thread. What fell back follows with its reason, indented. The exit status is 1 where nothing was run, a
-model failed that is not to be refused or has next to no SQNR, or fewer than 90% of all blocks were taken.
+sqnr_db of the worst output; fused % of QuantizeLinear and DequantizeLinear; risks = integer kernels that can saturate
+on x86 without VNNI; exact = whether onnxruntime loads the file with session.x64quantprecision = 1; seconds; with
+--latency the speed against float on one thread. What fell back follows with its reason, indented. The exit status is 1
+where nothing was run, a model failed that is not to be refused or has next to no SQNR, a kernel can saturate, a file
+does not load, or fewer than 90% of all blocks were taken.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ FORMATS = {
     "whole": "s",
     "sqnr_db": ".1f",
     "fused": ".0f",
+    "risks": "d",
+    "exact": "s",
     "seconds": ".1f",
     "speed": ".2f",
 }
@@ -122,6 +126,7 @@ def measure(path: Path, samples: Any, bits: str, arguments: argparse.Namespace) 
     row |= {"sqnr_db": min(levels, default=float("nan")), "fused": 100 * (1 - len(report.unfused) / linear)}
     reason = refuse_whole(path, samples, config)
     row |= {"whole": "no" if reason else "yes", **({"whole_reason": reason} if reason else {})}
+    row |= {"risks": len(report.saturation.layers), "exact": "yes" if loads_exact(result.model) else "no"}
     row |= {"seconds": seconds, "warnings": list(report.warnings)}
     row["unfused"] = [f"{left.op} {left.tensor}: {left.reason}" for left in report.unfused]
     if arguments.latency:
@@ -130,6 +135,15 @@ def measure(path: Path, samples: Any, bits: str, arguments: argparse.Namespace) 
         feed = samples[:1] if isinstance(samples, np.ndarray) else None
         row["speed"] = compare_speed(path, saved, feed) if feed is not None else float("nan")
     return row
+
+
+def loads_exact(model: onnx.ModelProto) -> bool:
+    """Whether onnxruntime takes the file with unsigned weights in place of signed ones."""
+    try:
+        Session(model, unsigned=True)
+    except onnxcalib.ModelError:
+        return False
+    return True
 
 
 def refuse_whole(path: Path, samples: Any, config: onnxcalib.QuantizeConfig) -> str | None:
@@ -223,8 +237,10 @@ def summarize(rows: list[dict[str, Any]]) -> int:
     noisy = [row for row in rows if not row.get("sqnr_db", math.inf) > LEAST_SQNR]
     for row in noisy:
         print(f"{row['model']} {row['exporter']} {row['bits']}: {row['sqnr_db']:.1f} dB, {LEAST_SQNR} are wanted")
-    print(f"{len(rows)} runs, {outcomes}; {taken} of {blocks} blocks taken as a whole")
-    return int(not rows or failed > 0 or bool(noisy) or taken < LEAST_TAKEN * blocks)
+    unsafe = sum(bool(row.get("risks")) or row.get("exact") == "no" for row in rows)
+    safety = f"{unsafe} files not exact on x86"
+    print(f"{len(rows)} runs, {outcomes}; {taken} of {blocks} blocks taken as a whole; {safety}")
+    return int(not rows or failed > 0 or bool(noisy) or unsafe > 0 or taken < LEAST_TAKEN * blocks)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan
-from onnxcalib.formats import spell_number
+from onnxcalib.formats import name_some, spell_number, spell_saturation
 from onnxcalib.report import OutputRecord, Report, UnfusedRecord
 
 WORST_LAYERS = 5  # as many as one reads
-NAMED = 3  # names listed for one reason; the report file has all
 PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its own
 
 
@@ -27,7 +26,8 @@ def print_summary(report: Report, output: Path) -> None:
     for table in (_tabulate_steps(report), _tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
-    lines = [*_describe_blocks(report), *describe_unfused(report.unfused), *_describe_cost(report, output)]
+    lines = [*_describe_blocks(report), *describe_unfused(report.unfused), spell_saturation(report.saturation)]
+    lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
 
 
@@ -63,7 +63,12 @@ def _tabulate_outputs(report: Report) -> Table:
     table = Table("output", "session", box=None, pad_edge=False)
     for name in ("SQNR dB", "cosine", "max error", "agreement %"):
         table.add_column(name, justify="right")
-    for session, records in (("optimized", report.outputs), ("unoptimized", report.outputs_unoptimized)):
+    sessions = {
+        "optimized": report.outputs,
+        "unoptimized": report.outputs_unoptimized,
+        "without VNNI": report.saturation.outputs,
+    }
+    for session, records in sessions.items():
         for record in records:
             table.add_row(record.name, session, *_spell_output(record))
     return table
@@ -128,10 +133,3 @@ def _describe_cost(report: Report, output: Path) -> list[str]:
         f"time: {total:.1f} s ({stages}){passes}, {report.samples} samples",
         f"wrote {output}",
     ]
-
-
-def name_some(names: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -63,6 +63,10 @@ MaxSteps = Annotated[
     int | None,
     setting("max_steps", "Most steps that graph optimizations may move a layer's output.", GATES, metavar="COUNT"),
 ]
+MaxSaturating = Annotated[
+    int | None,
+    setting("max_saturating", "Most layers that can saturate on x86 without VNNI.", GATES, metavar="COUNT"),
+]
 Confident = Annotated[bool | None, setting("confident", "Ask that the whole 95% interval clear its gate.", GATES)]
 Metric = Annotated[
     str | None,
@@ -92,6 +96,7 @@ def validate(
     min_speedup: MinSpeedup = None,
     max_unfused: MaxUnfused = None,
     max_steps: MaxSteps = None,
+    max_saturating: MaxSaturating = None,
     confident: Confident = None,
     metric: Metric = None,
     samples: Samples = None,

@@ -5,18 +5,19 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from onnxcalib.cli.summary import describe_unfused, name_some, open_console
+from onnxcalib.cli.summary import describe_unfused, open_console
 from onnxcalib.formats import (
     NO_ACCURACY_GATE,
     Sheet,
     conclude,
     gather_toml,
     lacks_accuracy_gate,
+    list_sheets,
+    name_some,
     spell_advice,
     spell_change,
     spell_layers,
-    spell_measures,
-    spell_outputs,
+    spell_saturation,
 )
 from onnxcalib.verdict import ContractRecord, Explanation, Verdict
 
@@ -27,9 +28,10 @@ def print_verdict(verdict: Verdict) -> None:
     """Print what was compared and measured, where loss comes from, and last of all each gate and the outcome."""
     console = open_console()
     _print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
-    for sheet in (spell_measures(verdict), spell_outputs(verdict)):
+    for sheet in list_sheets(verdict):
         _print_sheet(console, sheet)
-    _print_lines(console, ["", *describe_unfused(verdict.unfused), *_describe_contract(verdict.contract)])
+    lines = [*describe_unfused(verdict.unfused), spell_saturation(verdict.saturation)]
+    _print_lines(console, ["", *lines, *_describe_contract(verdict.contract)])
     _print_sheet(console, _spell_steps(verdict.contract))
     if verdict.explanation:
         _print_explanation(console, verdict, verdict.explanation)

@@ -269,9 +269,9 @@ class ValidateConfig(_Settings):
     max_drop: of top-1 accuracy in points of 100, or of the user's own metric in its unit; min_agreement: of the top
     class, in %; min_sqnr: of every output, in dB; max_size_ratio: bytes of the files, quantized / float; min_speedup:
     float time / quantized time; max_unfused: QuantizeLinear and DequantizeLinear that onnxruntime leaves standing;
-    max_steps: largest difference of a layer between graph optimizations off and on, in quantization steps. confident:
-    the whole 95% interval of a measure must clear its gate. metric: ``module:function`` of a user's own. batch: samples
-    in a run that is timed.
+    max_steps: largest difference of a layer between graph optimizations off and on, in quantization steps;
+    max_saturating: layers whose sums can saturate on x86 without VNNI. confident: the whole 95% interval of a measure
+    must clear its gate. metric: ``module:function`` of a user's own. batch: samples in a run that is timed.
     """
 
     max_drop: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None
@@ -281,6 +281,7 @@ class ValidateConfig(_Settings):
     min_speedup: Annotated[float | None, Field(strict=True, gt=0, allow_inf_nan=False)] = None
     max_unfused: Annotated[int | None, Field(strict=True, ge=0)] = None
     max_steps: Annotated[int, Field(strict=True, ge=0)] = 1
+    max_saturating: Annotated[int | None, Field(strict=True, ge=0)] = None
     confident: bool = Field(default=False, strict=True)
     metric: Annotated[str | None, AfterValidator(check_metric)] = None
     samples: Count | None = None

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from .report import OutputRecord
+from .report import OutputRecord, SaturationRecord, spell_worst
 from .verdict import ContractRecord, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
 PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, of a unit that nobody states
 WORST_LAYERS = 10  # as many as one reads
+NAMED = 3  # names listed in one line; the JSON report has all
 ABSENT = "-"
 # What XML 1.0 has no way to hold, escaped or not: https://www.w3.org/TR/xml/#charsets
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -59,13 +60,54 @@ def spell_measures(verdict: Verdict) -> Sheet:
         _spell_latency(verdict.latency),
         ("unfused Q/DQ", ABSENT, str(len(verdict.unfused)), ""),
         _spell_contract(verdict.contract),
+        ("integer kernels", ABSENT, str(verdict.saturation.kernels), _spell_bounds(verdict.saturation)),
     )
     return Sheet(("measure", "float", "quantized", ""), rows, named=False)
+
+
+def list_sheets(verdict: Verdict) -> list[Sheet]:
+    """What was measured, without the sheets that have no rows."""
+    sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict)
+    return [sheet for sheet in sheets if sheet.rows]
 
 
 def spell_outputs(verdict: Verdict) -> Sheet:
     headers = ("output", "agreement %", "SQNR dB", "cosine", "max error")
     return Sheet(headers, tuple(_spell_output(record) for record in verdict.outputs))
+
+
+def spell_saturated(verdict: Verdict) -> Sheet:
+    """The outputs of saturating sums; no rows where none can saturate."""
+    headers = ("output on x86 without VNNI", "agreement %", "SQNR dB", "cosine", "max error")
+    return Sheet(headers, tuple(_spell_output(record) for record in verdict.saturation.outputs))
+
+
+def spell_saturation(found: SaturationRecord) -> str:
+    """How many integer kernels there are, which can saturate on x86 without VNNI and what the outputs are there."""
+    if not found.kernels:
+        return "integer kernels: none"
+    line = f"integer kernels: {found.kernels}, {_spell_bounds(found)}"
+    if not found.layers:
+        return line
+    worst, unread = found.layers[0], name_some(found.unread)
+    line += f" (worst {worst.name}: sums of two products reach {worst.bound:,}, int16 ends at 32,767)"
+    if not found.outputs:
+        why = found.reason or f"{unread} cannot be emulated"
+        return f"{line}: what the outputs are there was not measured; {why}"
+    least = " at least" if len(found.outputs) > 1 else ""
+    line += f": there the outputs have{least} {spell_worst(found.outputs)} ({found.samples} samples)"
+    return f"{line}; in these numbers sums are exact in {unread}, which cannot be emulated" if unread else line
+
+
+def _spell_bounds(found: SaturationRecord) -> str:
+    return f"{len(found.layers) or 'none'} can saturate on x86 without VNNI" if found.kernels else ""
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def spell_layers(verdict: Verdict) -> Sheet:
@@ -114,7 +156,7 @@ def to_markdown(verdict: Verdict) -> str:
     if verdict.gates:
         gate_rows = [(_code(g.name), _text(g.text), "pass" if g.passed else "**FAIL**") for g in verdict.gates]
         lines.append(_draw_table(("gate", "measured and limit", "verdict"), gate_rows))
-    lines += [_draw_sheet(sheet) for sheet in (spell_measures(verdict), spell_outputs(verdict)) if sheet.rows]
+    lines += [_draw_sheet(sheet) for sheet in list_sheets(verdict)]
     if warnings := list_warnings(verdict):
         lines += ["**Warnings**", "\n".join(f"- {_text(warning)}" for warning in warnings)]
     if verdict.explanation:
@@ -133,7 +175,7 @@ def to_junit(verdict: Verdict) -> str:
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("float_model", "quantized_model", "samples", "size_ratio"):
         ElementTree.SubElement(properties, "property", name=name, value=str(getattr(verdict, name)))
-    measured = "\n".join([*_list_lines(spell_measures(verdict)), *_list_lines(spell_outputs(verdict))])
+    measured = "\n".join(line for sheet in list_sheets(verdict) for line in _list_lines(sheet))
     for gate in verdict.gates:
         case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name, time="0")
         line = f"{gate.name}: {gate.text}"

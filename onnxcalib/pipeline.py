@@ -136,6 +136,7 @@ def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
         layers=found.layers,
         outputs=found.outputs,
         outputs_unoptimized=found.outputs_unoptimized,
+        saturation=found.saturation,
         unfused=found.unfused,
         float_bytes=model_bytes(original),
         quantized_bytes=model_bytes(quantized),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 
@@ -52,6 +54,19 @@ class OutputRecord:
     agreement_interval: tuple[float, float] | None = None
 
 
+def spell_worst(outputs: Sequence[OutputRecord]) -> str:
+    """Least SQNR and least agreement of all outputs: ``12.8 dB, 90.1% agreement``."""
+    decibels = [record.sqnr_db for record in outputs if record.sqnr_db is not None]
+    shares = [100 * record.agreement for record in outputs if record.agreement is not None]
+    found = [f"{_least(decibels):.1f} dB"] if decibels else []
+    return ", ".join([*found, *([f"{_least(shares):.1f}% agreement"] if shares else [])])
+
+
+def _least(values: Sequence[float]) -> float:
+    """The smallest value, or NaN where there is one."""
+    return math.nan if any(map(math.isnan, values)) else min(values)
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """What one step did to the outputs, on the calibration set, in the order of the steps.
@@ -76,6 +91,31 @@ class UnfusedRecord:
 
 
 @dataclass(frozen=True)
+class BoundRecord:
+    """The largest magnitude that a sum of two products can have in one layer's kernel."""
+
+    name: str
+    bound: int
+
+
+@dataclass(frozen=True)
+class SaturationRecord:
+    """What a quantized model gives on x86 without VNNI, where sums of two products saturate at the ends of int16.
+
+    kernels: how many kernels multiply constant weights by integers; layers: those that can saturate there, the worst
+    first. outputs: the float model's against those of saturating sums, on the first ``samples`` samples. unread: layers
+    whose sums do not saturate in these, as their operators cannot be emulated. reason: why nothing could be measured.
+    """
+
+    kernels: int = 0
+    layers: tuple[BoundRecord, ...] = ()
+    samples: int = 0
+    outputs: tuple[OutputRecord, ...] = ()
+    unread: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a run measured.
 
@@ -89,6 +129,7 @@ class Report:
     layers: tuple[LayerRecord, ...] = ()
     outputs: tuple[OutputRecord, ...] = ()
     outputs_unoptimized: tuple[OutputRecord, ...] = ()
+    saturation: SaturationRecord = field(default_factory=SaturationRecord)
     unfused: tuple[UnfusedRecord, ...] = ()
     float_bytes: int = 0
     quantized_bytes: int = 0
@@ -124,7 +165,7 @@ class Observer:
     def stage(self, name: str) -> None:
         """A stage begins: prepare, plan, calibrate, reconstruct, appraise, statistics, biases, verify.
 
-        Those of ``validate`` are load, compare, clock, conform, explain.
+        Those of ``validate`` are load, compare, clock, conform, saturate, explain.
         """
 
     def note(self, text: str) -> None:

@@ -26,6 +26,7 @@ from .steps.conform import conform, find_risks
 from .steps.explain import explain as explain_loss
 from .steps.judge import check_gates, judge
 from .steps.mask import Padding
+from .steps.saturation import advise, measure_saturation
 from .steps.score import Metric
 from .steps.trial import try_texts
 from .steps.verify import list_unfused, optimize
@@ -76,7 +77,9 @@ class _Run:
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("conform")
         contract = conform(quantized, samples, self.threads)
-        for text in find_risks(quantized, graph):
+        self.observer.stage("saturate")
+        saturation = measure_saturation(original, quantized, graph, samples, self.threads)
+        for text in [*advise(saturation, quantized, samples), *find_risks(graph)]:
             self._warn(text)
         if explain:
             self.observer.stage("explain")
@@ -92,6 +95,7 @@ class _Run:
             latency=latency,
             unfused=list_unfused(quantized, graph),
             contract=contract,
+            saturation=saturation,
             explanation=explain_loss(original, quantized, samples, self.threads) if explain else None,
             warnings=tuple(self.warnings),
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
-from .report import OutputRecord, UnfusedRecord, to_json
+from .report import OutputRecord, SaturationRecord, UnfusedRecord, to_json
 
 Interval = tuple[float, float]  # of 95% confidence: (low, high)
 
@@ -138,6 +138,7 @@ class Verdict:
     latency: LatencyRecord
     unfused: tuple[UnfusedRecord, ...]
     contract: ContractRecord
+    saturation: SaturationRecord = field(default_factory=SaturationRecord)
     gates: tuple[GateRecord, ...] = ()
     explanation: Explanation | None = None
     warnings: tuple[str, ...] = ()

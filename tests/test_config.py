@@ -175,9 +175,10 @@ def test_no_gate_but_that_of_steps_is_asked_for_by_default():
 
 def test_gates_take_the_ends_of_what_they_may_be():
     limits = {"max_drop": -0.5, "min_agreement": 100, "min_sqnr": -3, "max_size_ratio": 0.01, "min_speedup": 0.1}
-    config = ValidateConfig(**limits, max_unfused=0, max_steps=0, metric="my.scores:Best.of")
+    config = ValidateConfig(**limits, max_unfused=0, max_steps=0, max_saturating=0, metric="my.scores:Best.of")
     assert {name: getattr(config, name) for name in limits} == limits
-    assert (config.max_unfused, config.max_steps, config.metric) == (0, 0, "my.scores:Best.of")
+    assert (config.max_unfused, config.max_steps, config.max_saturating) == (0, 0, 0)
+    assert config.metric == "my.scores:Best.of"
     assert ValidateConfig(min_agreement=0).min_agreement == 0
     assert ValidateConfig(min_agreement=1.01).min_agreement == 1.01
 
@@ -202,6 +203,8 @@ def test_gates_take_the_ends_of_what_they_may_be():
         ({"max_unfused": 0.5}, "max_unfused: found 0.5; input should be a valid integer"),
         ({"max_steps": -1}, "max_steps: found -1; input should be greater than or equal to 0"),
         ({"max_steps": None}, "max_steps: found None; input should be a valid integer"),
+        ({"max_saturating": -1}, "max_saturating: found -1; input should be greater than or equal to 0"),
+        ({"max_saturating": 1.5}, "max_saturating: found 1.5; input should be a valid integer"),
         ({"confident": "yes"}, "confident: found 'yes'; input should be a valid boolean"),
         ({"metric": "scores"}, "metric: found 'scores'; must be MODULE:FUNCTION"),
         ({"metric": "my scores:f"}, "metric: found 'my scores:f'; must be MODULE:FUNCTION"),

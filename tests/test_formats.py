@@ -12,8 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from onnxcalib.formats import WORST_LAYERS, conclude, gather_toml, spell_measures, to_junit, to_markdown
-from onnxcalib.report import OutputRecord, UnfusedRecord
+from onnxcalib.formats import (
+    WORST_LAYERS,
+    conclude,
+    gather_toml,
+    spell_measures,
+    spell_saturation,
+    to_junit,
+    to_markdown,
+)
+from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from onnxcalib.verdict import (
     ContractRecord,
     Explanation,
@@ -27,6 +35,7 @@ from onnxcalib.verdict import (
 
 STEPS = GateRecord("max_steps", True, "1 step, at most 1")
 DROP = GateRecord("max_drop", False, "3.00 points (95%: 1.00 to 5.00), at most 2")
+BOUNDS = (BoundRecord("stem", 41_000), BoundRecord("head", 33_000))
 VERDICT = Verdict(
     float_model="float.onnx",
     quantized_model="quantized.onnx",
@@ -47,6 +56,7 @@ VERDICT = Verdict(
     latency=LatencyRecord(4, 51, 12.5, 5.0, 0.03, 0.06, 2.5, (2.25, 2.75)),
     unfused=(UnfusedRecord("QuantizeLinear", "image", "follows Resize"),),
     contract=ContractRecord(16, (StepsRecord("a", "Conv", 1, 0.01), StepsRecord("b", "Add", 0, 0.0)), (), 39.84),
+    saturation=SaturationRecord(23, BOUNDS, 64, (OutputRecord("scores", 12.84, 0.95, 3.5, 0.9012),)),
     gates=(DROP, STEPS),
 )
 ROWS = [
@@ -57,12 +67,14 @@ ROWS = [
     ["latency, ms, batch 4", "12.5 (spread 3%)", "5 (spread 6%)", "2.50 times as fast (95%: 2.25 to 2.75)"],
     ["unfused Q/DQ", "-", "1", ""],
     ["numerics contract, steps", "-", "1", "by optimizations, in 1 of 2 tensors; outputs differ by 39.8 dB"],
+    ["integer kernels", "-", "23", "2 can saturate on x86 without VNNI"],
 ]
 OUTPUT_ROWS = [
     ["scores", "97.50 (95%: 95.00 to 100.00)", "31.25 (95%: 30.00 to 32.50)", "0.999000", "0.5"],
     ["index", "99.00", "-", "-", "-"],
     ["copy", "-", "inf", "1.000000", "0"],
 ]
+SATURATED_ROWS = [["scores", "90.12", "12.84", "0.950000", "3.5"]]
 ODD_NAMES = ("a|b", "a\\|b", "`", "``a` b", "<b>&amp;", "*a* _b_ ~~c~~", "[x](http://y)", "two\nlines\r\nmore", "<!--")
 
 
@@ -125,6 +137,8 @@ def test_what_was_measured_is_the_output_of_the_test_suite():
     lines = ElementTree.fromstring(to_junit(explained)).findtext("testsuite/system-out").splitlines()
     assert "index: agreement % 99.00" in lines
     assert "unfused Q/DQ: quantized 1" in lines
+    assert "integer kernels: quantized 23, 2 can saturate on x86 without VNNI" in lines
+    assert "scores: agreement % 90.12, SQNR dB 12.84, cosine 0.950000, max error 3.5" in lines
     assert "warning: odd values" in lines
     assert "conv: op Conv, bits W4A8, alone dB 20.00, with all before dB 18.00, at output dB nan" in lines
     assert "conv: few channels hold the range; keep it in float" in lines
@@ -145,6 +159,49 @@ def test_characters_that_xml_cannot_hold_are_left_out():
     )
     failure = ElementTree.fromstring(to_junit(verdict).encode()).find("testsuite/testcase/failure")
     assert failure.get("message") == "max_steps: 2 steps of a<&b, at most 1"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (SaturationRecord(), "none"),
+        (SaturationRecord(23), "23, none can saturate on x86 without VNNI"),
+        (
+            VERDICT.saturation,
+            "23, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
+            " 32,767): there the outputs have 12.8 dB, 90.1% agreement (64 samples)",
+        ),
+        (
+            SaturationRecord(2, BOUNDS, 9, (OutputRecord("y", 30.0, 1, 1), OutputRecord("z", 20.0, 1, 1)), ("a", "b")),
+            "2, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
+            " 32,767): there the outputs have at least 20.0 dB (9 samples); in these numbers sums are exact in a, b,"
+            " which cannot be emulated",
+        ),
+        (
+            SaturationRecord(2, BOUNDS, 9, (OutputRecord("y", 30.0, 1, 1), OutputRecord("z", float("nan"), 1, 1))),
+            "2, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
+            " 32,767): there the outputs have at least nan dB (9 samples)",
+        ),
+        (
+            SaturationRecord(5, BOUNDS, unread=("a", "b", "c", "d")),
+            "5, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
+            " 32,767): what the outputs are there was not measured; a, b, c and 1 more cannot be emulated",
+        ),
+        (
+            SaturationRecord(5, BOUNDS, reason="no memory"),
+            "5, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
+            " 32,767): what the outputs are there was not measured; no memory",
+        ),
+    ],
+)
+def test_one_line_says_what_can_saturate_and_what_the_outputs_are_there(given, text):
+    assert spell_saturation(given) == f"integer kernels: {text}"
+
+
+def test_there_is_no_table_of_saturated_outputs_where_none_can_saturate():
+    sound = replace(VERDICT, saturation=SaturationRecord(23))
+    assert "without VNNI |" in to_markdown(VERDICT)
+    assert "output on x86" not in to_markdown(sound) + to_junit(sound)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +228,7 @@ def test_markdown_says_the_outcome_and_every_gate_and_measure():
     assert "<details>" not in text
     rows = [row for row in Reader(text).rows if row]
     assert rows[:2] == [["max_drop", DROP.text, "FAIL"], ["max_steps", STEPS.text, "pass"]]
-    assert rows[2:] == ROWS + OUTPUT_ROWS
+    assert rows[2:] == ROWS + OUTPUT_ROWS + SATURATED_ROWS
     assert to_markdown(replace(VERDICT, gates=(STEPS,))).startswith("## onnxcalib validate: PASSED\n")
 
 

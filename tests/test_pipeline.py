@@ -71,20 +71,31 @@ def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_pla
     np.testing.assert_allclose(given[0], given[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("weight_bits", [8, 4])
-@pytest.mark.parametrize("how", [{}, {"pipeline": "light"}, {"pipeline": "advanced"}, {"steps": 30, "effort": "best"}])
-def test_no_kernel_of_what_is_written_can_saturate(net, weight_bits, how):
-    """By default; with the whole range of the weights some of the 8-bit ones can."""
-    bounds = {}
-    for weight_range in ("bounded", "full"):
-        config = settings(weight_bits=weight_bits, weight_range=weight_range, **how)
-        result = quantize(net, SAMPLES, config)
-        kernels = [kernel for kernel in find_kernels(tidy(result.model)) if kernel.rows is not None]
-        assert {kernel.name for kernel in kernels} == {"stem", "inner", "head"}
-        bounds[weight_range] = max(pair_bound(kernel.rows, kernel.highest) for kernel in kernels)
-        entries = {entry.key: entry.value for entry in result.model.metadata_props}
-        assert json.loads(entries["onnxcalib.settings"])["weight_range"] == weight_range
-    assert bounds["bounded"] <= INT16_MAX < bounds["full"]
+def find_bound(result):
+    """The largest sum of two products of any layer whose kernel adds in pairs."""
+    kernels = [kernel for kernel in find_kernels(tidy(result.model)) if kernel.rows is not None]
+    assert {kernel.name for kernel in kernels} == {"stem", "inner", "head"}
+    return max(pair_bound(kernel.rows, kernel.highest) for kernel in kernels)
+
+
+HOW = [{}, {"weight_bits": 4}, {"pipeline": "light"}, {"pipeline": "advanced"}, {"steps": 30, "effort": "best"}]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_no_kernel_of_what_is_written_can_saturate(net, how):
+    result = quantize(net, SAMPLES, settings(**how))
+    assert find_bound(result) <= INT16_MAX
+    assert read_settings(result.model)["weight_range"] == "bounded"
+
+
+def test_with_the_whole_range_of_the_weights_some_can(net):
+    result = quantize(net, SAMPLES, settings(weight_range="full", reconstruct=False))
+    assert find_bound(result) > INT16_MAX
+    assert read_settings(result.model)["weight_range"] == "full"
+
+
+def read_settings(model):
+    return json.loads(next(e.value for e in model.metadata_props if e.key == "onnxcalib.settings"))
 
 
 @pytest.mark.parametrize("encoding", ["runtime", "standard"])
@@ -131,7 +142,16 @@ def test_the_report_is_whole_and_serialises(net):
     assert set(report["seconds"]) == {"prepare", "calibrate", "reconstruct", "verify"}
     assert [block["layers"] for block in report["blocks"]] == [["stem"], ["inner"], ["deep"], ["head"]]
     assert [entry["reason"] for entry in report["unfused"]] == ["entry of the graph"]
+    assert report["saturation"] == {
+        "kernels": 4, "layers": [], "samples": 0, "outputs": [], "unread": [], "reason": None
+    }  # fmt: skip
     assert len(report["outputs_unoptimized"]) == 1 and all(layer["sqnr_db"] for layer in report["layers"])
+
+
+def test_weights_on_the_full_range_are_told_what_they_give_where_sums_saturate(net):
+    report = quantize(net, SAMPLES, settings(weight_range="full")).report
+    assert report.saturation.kernels == 4 and report.saturation.layers and report.saturation.samples >= 16
+    assert report.saturation.outputs[0].sqnr_db < report.outputs_unoptimized[0].sqnr_db
 
 
 def test_without_reconstruction_weights_are_rounded_and_biases_kept(net):

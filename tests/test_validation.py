@@ -85,11 +85,12 @@ def write_module(name, text):
 
 def test_a_right_model_passes_every_gate(net, quantized, run, tmp_path):
     config = ValidateConfig(
-        max_drop=5, min_agreement=90, min_sqnr=25, max_size_ratio=2.5, min_speedup=0.01, max_unfused=2, samples=20
-    )
+        max_drop=5, min_agreement=90, min_sqnr=25, max_size_ratio=2.5, min_speedup=0.01, max_unfused=2,
+        max_saturating=3, samples=20,
+    )  # fmt: skip
     np.save("labels.npy", answers(run, net))
     verdict = validate(net, quantized, DATA, config, labels="labels.npy")
-    assert verdict.passed and [gate.passed for gate in verdict.gates] == [True] * 7
+    assert verdict.passed and [gate.passed for gate in verdict.gates] == [True] * 8
     assert (verdict.samples, verdict.float_model, verdict.quantized_model) == (20, "g", "g")
     assert [score.name for score in verdict.scores] == ["top-1", "top-5"] and verdict.scores[0].float_score == 100
     assert [output.name for output in verdict.outputs] == ["y"] and verdict.outputs[0].sqnr_db > 25
@@ -140,9 +141,9 @@ def test_explaining_names_the_spoilt_layer(net, quantized):
 def test_the_stages_are_heard_in_order(net, quantized):
     listener = Listener()
     validate(net, quantized, DATA, observer=listener)
-    assert listener.stages == ["load", "compare", "clock", "conform"]
+    assert listener.stages == ["load", "compare", "clock", "conform", "saturate"]
     validate(net, quantized, DATA, explain=True, observer=listener)
-    assert listener.stages[4:] == ["load", "compare", "clock", "conform", "explain"]
+    assert listener.stages[5:] == ["load", "compare", "clock", "conform", "saturate", "explain"]
 
 
 def test_the_verdict_survives_json(net, quantized, run):
@@ -183,10 +184,18 @@ def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
     for name in ("w1", "w3"):
         narrow = change(narrow, f"{name}_quantized", lambda value: value // 2)
     listener = Listener()
-    verdict = validate(net, wide, DATA, observer=listener)
-    assert "layers can saturate on x86 without VNNI (in inner sums" in verdict.warnings[-1]
+    config = ValidateConfig(max_saturating=0)
+    verdict = validate(net, wide, DATA, config, observer=listener)
+    assert "integer kernels can saturate on x86 without VNNI (in inner sums" in verdict.warnings[-1]
     assert listener.warnings == list(verdict.warnings)
-    assert validate(net, narrow, DATA).warnings == ()
+    assert verdict.saturation.layers[0].name == "inner" and verdict.saturation.samples > 0
+    (gate,) = [gate for gate in verdict.gates if not gate.passed]
+    assert gate.name == "max_saturating" and "of 3 integer kernels can saturate on x86 without VNNI (" in gate.text
+    read = json.loads(verdict.to_json())["saturation"]
+    assert read["kernels"] == 3 and read["layers"][0]["name"] == "inner"
+    assert read["outputs"][0]["sqnr_db"] == verdict.saturation.outputs[0].sqnr_db
+    sound = validate(net, narrow, DATA, config)
+    assert sound.warnings == () and sound.passed and sound.saturation.outputs == ()
 
 
 # Order and shape of the models

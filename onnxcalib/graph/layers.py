@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from .fusion import LAYERS
+from .fusion import LAYERS, moves_values
 from .index import Index, attribute_of, constant, is_op
 from .integers import element_type, is_linear
+from .layout import adds_pairs
 from .plan import channel_axis
 
 FOUR_BITS = (TensorProto.UINT4, TensorProto.INT4)
@@ -21,8 +22,19 @@ SIGNED = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
 # LeakyRelu of slope 1 apart.
 LINEAR = ("DequantizeLinear", "QuantizeLinear")
 CARRIERS = ("Cast", "Identity")
-# Operators on integers: where the weight stands among their inputs; the zero point of what they read is input 2.
-OPERATORS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
+# Operators on integers: where weights stand among their inputs, and where the zero point of what these multiply is.
+# None is for those that make these integers themselves, as uint8.
+OPERATORS: dict[str, tuple[tuple[int, ...], int | None]] = {
+    "QLinearConv": ((3,), 2),
+    "QLinearMatMul": ((3,), 2),
+    "QGemm": ((3,), 2),
+    "ConvInteger": ((1,), 2),
+    "MatMulInteger": ((1,), 2),
+    "MatMulIntegerToFloat": ((1,), 4),
+    "DynamicQuantizeMatMul": ((1,), None),
+    "QAttention": ((1,), 6),
+    "DynamicQuantizeLSTM": ((1, 2), None),
+}
 
 
 @dataclass(frozen=True)
@@ -75,16 +87,35 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
 
 
 def find_kernels(model: ModelProto) -> tuple[Kernel, ...]:
-    """Those of the quantized layers and of the operators on integers with a constant weight, in graph order."""
+    """Those of the quantized layers and of the operators on integers with a constant weight, in graph order.
+
+    An LSTM has two.
+    """
     index = Index(model.graph)
     found = []
     for node in model.graph.node:
         if is_op(node, *LAYERS) and (layer := _read_layer(index, node)) is not None:
             weight = index.producer[node.input[1]].input[0]
-            found.append(Kernel(layer.name, weight, kernel_rows(layer), layer.highest))
-        elif node.op_type in OPERATORS and (weight := node.input[OPERATORS[node.op_type]]) in index.initializers:
-            found.append(Kernel(node.name or node.output[0], weight, _operator_rows(index, node, weight), UINT8_MAX))
+            bits, highest, _ = _last_grid(index, skip_movers(index, node.input[0]))
+            rows = kernel_rows(replace(layer, activation_bits=bits))
+            found.append(Kernel(layer.name, weight, rows, highest))
+        elif node.op_type in OPERATORS:
+            weights = [node.input[place] for place in OPERATORS[node.op_type][0]]
+            found += [
+                Kernel(node.name or node.output[0], weight, _operator_rows(index, node, weight), UINT8_MAX)
+                for weight in weights
+                if weight in index.initializers
+            ]
     return tuple(found)
+
+
+def skip_movers(index: Index, tensor: str) -> str:
+    """The tensor whose values a layer's input holds, which onnxruntime moves as integers where it is dequantized."""
+    node = index.producer.get(tensor)
+    while node is not None and (is_op(node, "Identity") or moves_values(index, node)):
+        tensor = node.input[0]
+        node = index.producer.get(tensor)
+    return tensor
 
 
 def kernel_rows(layer: QuantizedLayer) -> np.ndarray | None:
@@ -93,9 +124,10 @@ def kernel_rows(layer: QuantizedLayer) -> np.ndarray | None:
     None for layers with no such kernel, or one that is exact: those of a depthwise Conv and of unsigned weights. A
     ConvTranspose has none, nor have float inputs and those of 16 bits.
     """
-    if layer.op == "ConvTranspose" or not layer.signed or layer.activation_bits > 8:
+    paired = adds_pairs(layer.op, layer.stored.shape, layer.groups)
+    if not paired or not layer.signed or layer.activation_bits > 8:
         return None
-    return _arrange(layer.stored, layer.groups) if layer.op == "Conv" else _transpose(layer.stored, layer.axis)
+    return _arrange(layer.stored) if layer.op == "Conv" else _transpose(layer.stored, layer.axis)
 
 
 def _operator_rows(index: Index, node: NodeProto, name: str) -> np.ndarray | None:
@@ -104,17 +136,17 @@ def _operator_rows(index: Index, node: NodeProto, name: str) -> np.ndarray | Non
     ConvInteger multiplies weights by activations and not these by those.
     """
     weight, kind = _stored(index, name)
-    if node.op_type == "ConvInteger" or kind not in SIGNED or element_type(index, node) in SIGNED:
+    zero_point = OPERATORS[node.op_type][1]
+    signed = zero_point is not None and element_type(index, node, zero_point) in SIGNED
+    if node.op_type == "ConvInteger" or kind not in SIGNED or signed:
         return None
     if node.op_type == "QLinearConv":
-        return _arrange(weight, attribute_of(node, "group", 1))
+        return _arrange(weight) if adds_pairs("Conv", weight.shape, attribute_of(node, "group", 1)) else None
     return _transpose(weight, 0 if attribute_of(node, "transB", 0) else weight.ndim - 1)
 
 
-def _arrange(weight: np.ndarray, groups: int) -> np.ndarray | None:
-    """A convolution's weight with channels last, so that the channels of one place are neighbours; None: depthwise."""
-    if groups == len(weight) > 1 and weight.shape[1] == 1:
-        return None
+def _arrange(weight: np.ndarray) -> np.ndarray:
+    """A convolution's weight with channels last, so that the channels of one place are neighbours."""
     return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
 
 

@@ -1,6 +1,8 @@
-"""Give every node that reads an int8 constant one of its own, as onnxruntime's session.x64quantprecision needs it."""
+"""Give every node that reads an int8 constant one of its own, without which session.x64quantprecision fails."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 from onnx import ModelProto, TensorProto, numpy_helper
@@ -11,12 +13,17 @@ from .normalise import unused_name
 
 
 def unshare_integers(model: ModelProto) -> ModelProto:
-    """A copy whose int8 constants have one reader each, and whose dequantized ones have a zero point written out."""
+    """A copy whose int8 constants have one reader each, and whose dequantized ones have a zero point written out.
+
+    The model itself where it is so already.
+    """
+    if not _shares(model):
+        return model
     copy = ModelProto()
     copy.CopyFrom(model)
     index, taken = Index(copy.graph), list_names(copy)
     stored = {name: tensor for name, tensor in index.initializers.items() if tensor.data_type == TensorProto.INT8}
-    seen = set(index.outputs)
+    seen: set[str] = set()
 
     def add(values: np.ndarray, wish: str) -> str:
         name = unused_name(wish, taken)
@@ -34,3 +41,10 @@ def unshare_integers(model: ModelProto) -> ModelProto:
                 node.input[place] = add(numpy_helper.to_array(stored[name]), name)
             seen.add(name)
     return copy
+
+
+def _shares(model: ModelProto) -> bool:
+    stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
+    reads = Counter(name for node in model.graph.node for name in node.input if name in stored)
+    bare = (is_linear(node, "DequantizeLinear") and not any(node.input[2:]) for node in model.graph.node)
+    return any(count > 1 for count in reads.values()) or any(bare)

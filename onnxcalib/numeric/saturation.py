@@ -19,20 +19,16 @@ def pair_bound(rows: np.ndarray, highest: int) -> int:
     A weight whose sign the other has not counts as 0. rows: integers of the weight, (channels, inputs), in the order in
     which the kernel adds; highest: largest integer of the activation.
     """
-    return int(highest * _largest_sums(rows).max(initial=0))
+    return int(highest * _sum_pairs(rows).max(initial=0))
 
 
 def find_wide_pairs(rows: np.ndarray, highest: int) -> np.ndarray:
     """The pairs whose sum of products can leave int16, (n, 2): row and number of the pair in it, row by row."""
-    return np.argwhere(highest * _largest_sums(rows) > INT16_MAX)
+    return np.argwhere(highest * _sum_pairs(rows) > INT16_MAX)
 
 
-def _largest_sums(rows: np.ndarray) -> np.ndarray:
-    """Of each pair of neighbours the larger of its sums of one sign, (channels, pairs)."""
-    if rows.shape[1] % 2:
-        rows = np.pad(rows, ((0, 0), (0, 1)))
-    pairs = rows.reshape(len(rows), -1, 2).astype(np.int32)
-    return np.maximum(np.maximum(pairs, 0).sum(axis=2), -np.minimum(pairs, 0).sum(axis=2))
+def _sum_pairs(rows: np.ndarray) -> np.ndarray:
+    return pair_sums(torch.from_numpy(rows.astype(np.int32))).numpy()
 
 
 def pair_sums(rows: torch.Tensor) -> torch.Tensor:

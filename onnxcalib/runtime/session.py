@@ -24,7 +24,7 @@ MOST_BYTES = 2**28
 # What the profiler puts behind the name of a node.
 KERNEL = "_kernel_time"
 # Makes onnxruntime turn int8 weights into uint8, whose kernels are exact on x86 without VNNI, at some cost of time.
-EXACT = "session.x64quantprecision"
+UNSIGNED = "session.x64quantprecision"
 
 
 class Session:
@@ -38,13 +38,15 @@ class Session:
         name: str = "the model",
         optimize: bool = True,
         deployed: bool = False,
+        unsigned: bool = False,
         threads: int = 0,
         dump: Path | None = None,
         profile: Path | None = None,
     ):
         """``also``: tensors to give beside the outputs, of those that are computed. ``threads`` 0: as many as cores.
         ``deployed``: as users run it, sums of integers saturating where this processor's kernels do; otherwise they are
-        exact on every processor. ``dump``: where the optimized graph is written, its weights beside it.
+        exact on every processor. ``unsigned``: with int8 weights made unsigned by onnxruntime's own option.
+        ``dump``: where the optimized graph is written, its weights beside it.
         ``profile``: with what the name of the file begins that ``end_profile`` reads.
 
         ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
@@ -65,11 +67,11 @@ class Session:
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
             )
-        more = _more_outputs(model, also)
-        if deployed or not optimize or not saturates():
-            self._session = _load(model, more, options, name)
-        else:
-            self._session = _load_exact(model, more, options, name)
+        exact = optimize and not deployed and not unsigned and saturates()
+        if unsigned or exact:
+            options.add_session_config_entry(UNSIGNED, "1")
+        load = _load_exact if exact else _load
+        self._session = load(model, _more_outputs(model, also), options, name)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -119,13 +121,10 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
 
 
 def _load_exact(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
-    """The model with exact sums on a processor whose kernels saturate."""
-    options.add_session_config_entry(EXACT, "1")
-    # It refuses what other tools write: int8 constants that several nodes read, or no zero point.
-    with suppress(ModelError):
-        return _load(model, more, options, name)
+    """The model with exact sums on a processor whose kernels saturate; ``options`` make weights unsigned."""
     with suppress(ModelError):
         return _load(unshare_integers(model), more, options, name)
+    # What onnxruntime refuses so is signed integers by signed ones in QLinear operators, whose sums are exact.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return _load(model, more, options, name)
 

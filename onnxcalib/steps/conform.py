@@ -10,11 +10,9 @@ from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
 from ..graph.index import attribute_of
-from ..graph.integers import GIVEN, find_integers, find_mismatches, give_integers, is_linear, open_at
-from ..graph.layers import find_kernels
+from ..graph.integers import GIVEN, find_integers, find_mismatches, give_integers, open_at
 from ..graph.normalise import tidy
 from ..numeric.metrics import Comparison, mean_sqnr
-from ..numeric.saturation import INT16_MAX, pair_bound
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
 from .calibrate import batch_size
@@ -35,8 +33,8 @@ def conform(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) ->
     integers = find_integers(model)
     outputs = [value.name for value in model.graph.output]
     plain = Session(give_integers(model, integers), also=outputs, optimize=False, threads=threads)
-    opened = Session(open_at(model, integers), threads=threads) if integers else None
-    whole = Session(model, threads=threads)
+    opened = Session(open_at(model, integers), deployed=True, threads=threads) if integers else None
+    whole = Session(model, deployed=True, threads=threads)
     differences = [_Difference() for _ in integers]
     changes = _Changes()
     size = min(batch_size(plain, samples), SAMPLES)
@@ -102,35 +100,17 @@ class _Changes:
         return mean_sqnr(errors)
 
 
-def find_risks(quantized: ModelProto, optimized: GraphProto) -> list[str]:
-    """What makes the numbers differ on another machine, or from what the file says, one line each.
-
-    ``optimized`` is the graph that onnxruntime runs.
-    """
-    # Weights that are still dequantized belong to layers that run in float.
-    floats = {node.input[0] for node in optimized.node if is_linear(node, "DequantizeLinear")}
-    bounds = {
-        each.name: 0 if each.rows is None or each.weight in floats else pair_bound(each.rows, each.highest)
-        for each in find_kernels(tidy(quantized))
-    }
-    wide = [name for name, bound in bounds.items() if bound > INT16_MAX]
-    risks = []
-    if wide:
-        worst = max(wide, key=bounds.__getitem__)
-        risks.append(
-            f"{len(wide)} of {len(bounds)} layers can saturate on x86 without VNNI (in {worst} sums of two products"
-            f" reach {bounds[worst]:,}, int16 ends at {INT16_MAX:,}); there set onnxruntime's"
-            " session.x64quantprecision to 1, or give these layers 4-bit weights"
-        )
+def find_risks(optimized: GraphProto) -> list[str]:
+    """What makes the numbers differ from what the file says, one line each, in the graph that onnxruntime runs."""
     rounded = [
         node.name or node.output[0]
         for node in optimized.node
         if node.op_type == "MatMulNBits" and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY
     ]
-    if rounded:
-        risks.append(
-            f"MatMuls whose weights alone have few bits ({len(rounded)} of them, {rounded[0]} first) quantize what they"
-            " read to 8 bits, which the file does not say; set onnxruntime's"
-            " session.qdq_matmulnbits_accuracy_level to 1 for float activations"
-        )
-    return risks
+    if not rounded:
+        return []
+    return [
+        f"MatMuls whose weights alone have few bits ({len(rounded)} of them, {rounded[0]} first) quantize what they"
+        " read to 8 bits, which the file does not say; set onnxruntime's"
+        " session.qdq_matmulnbits_accuracy_level to 1 for float activations"
+    ]

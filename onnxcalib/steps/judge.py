@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
 from ..errors import GateError
+from ..report import spell_worst
 from ..verdict import GateRecord, Interval, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
@@ -126,6 +127,16 @@ def _judge_steps(found: Verdict, limit: int, confident: bool, missed: tuple[str,
     return worst.steps <= limit, f"{steps} between graph optimizations off and on{where}, at most {limit}"
 
 
+def _judge_saturating(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+    kernels, layers = found.saturation.kernels, found.saturation.layers
+    if not kernels:
+        return True, f"no integer kernel to judge, at most {limit}"
+    what = spell_worst(found.saturation.outputs)
+    there = f" ({what} there)" if what else ""
+    count = f"{len(layers)} of {kernels} integer kernels can saturate on x86 without VNNI{there}"
+    return len(layers) <= limit, f"{count}, at most {limit}"
+
+
 _GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], tuple[bool, str]]] = {
     "max_drop": _judge_drop,
     "min_agreement": _judge_agreement,
@@ -134,6 +145,7 @@ _GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], tuple[bool, 
     "min_speedup": _judge_speedup,
     "max_unfused": _judge_unfused,
     "max_steps": _judge_steps,
+    "max_saturating": _judge_saturating,
 }
 
 

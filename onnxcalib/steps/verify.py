@@ -15,13 +15,14 @@ from onnx import GraphProto, ModelProto, NodeProto
 from ..data import CalibrationSet
 from ..graph.index import Index, reads
 from ..numeric.metrics import Comparison
-from ..report import LayerRecord, OutputRecord, UnfusedRecord
+from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerPlan
 from .calibrate import batch_size
 from .compare import OutputTally
 from .mask import Padding, find_real
+from .saturation import measure_saturation
 
 # Samples of which every layer is looked at, which takes several times as long as running the models.
 INNER = 32
@@ -44,6 +45,7 @@ class Verification:
     missed: dict[str, str]
     layers: tuple[LayerRecord, ...]
     unfused: tuple[UnfusedRecord, ...]
+    saturation: SaturationRecord
     float_pass_seconds: float
 
 
@@ -60,7 +62,7 @@ def verify(
 
     Outputs of ``original`` against ``quantized`` with graph optimizations on all samples, and without on the first
     INNER; there every layer's output against ``prepared``'s too, as reading a tensor inside would keep it from being
-    fused. Raises ModelError.
+    fused. What the outputs are where sums saturate is measured apart. Raises ModelError.
     """
     names = list(dict.fromkeys(layer.output for layer in layers))
     on, off, seconds, padding = OutputTally(), OutputTally(), 0.0, Padding(original)
@@ -77,6 +79,7 @@ def verify(
             if number < looked:
                 given = {name: store.batch(name, number) for name in wanted}
                 off.add(wanted, padding.hide(given, real), count)
+    del reference, optimized  # large models are held once
     return Verification(
         outputs=on.records(),
         outputs_unoptimized=off.records(),
@@ -92,6 +95,7 @@ def verify(
             for layer in layers
         ),
         unfused=list_unfused(quantized, graph),
+        saturation=measure_saturation(original, quantized, graph, samples, threads),
         float_pass_seconds=seconds,
     )
 
@@ -129,7 +133,7 @@ def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphPro
     """A session, and the graph that it runs. Raises ModelError."""
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session = Session(quantized, dump=path, threads=threads)
+        session = Session(quantized, deployed=True, dump=path, threads=threads)
         return session, onnx.load(path, load_external_data=False).graph
 
 

@@ -84,8 +84,8 @@ def test_defaults_reach_the_library(run, tmp_path):
 def test_every_option_reaches_its_setting(run):
     text = (
         "--labels labels.csv --max-drop 1.5 --min-agreement 95 --min-sqnr 15.5 --max-size-ratio 0.5 --min-speedup 1.2 "
-        "--max-unfused 7 --max-steps 3 --confident --metric own.module:score --samples 9 --batch 4 --threads 2 "
-        "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
+        "--max-unfused 7 --max-steps 3 --max-saturating 2 --confident --metric own.module:score --samples 9 --batch 4 "
+        "--threads 2 --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
         "--tokenizer t.json --text-column a,b --pairs --max-length 64 --explain"
     )
     assert run(*BASE, *text.split()).exit_code == 0
@@ -98,6 +98,7 @@ def test_every_option_reaches_its_setting(run):
         min_speedup=1.2,
         max_unfused=7,
         max_steps=3,
+        max_saturating=2,
         confident=True,
         metric="own.module:score",
         samples=9,

@@ -9,7 +9,7 @@ import pytest
 from onnxcalib.cli.summary import PLAIN_WIDTH
 from onnxcalib.cli.verdict import WORST_TENSORS, print_verdict
 from onnxcalib.formats import WORST_LAYERS
-from onnxcalib.report import OutputRecord, UnfusedRecord
+from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from onnxcalib.verdict import (
     ContractRecord,
     Explanation,
@@ -107,6 +107,18 @@ def test_unfused_nodes_are_named_by_reason(printed):
     lines = printed(VERDICT)
     assert "unfused Q/DQ: 4" in lines
     assert "  QuantizeLinear: follows Resize: t0, t1, t2 and 1 more" in lines
+
+
+def test_what_can_saturate_is_said_with_the_outputs_there(printed):
+    assert "integer kernels: none" in printed(VERDICT)
+    saturation = SaturationRecord(
+        5, (BoundRecord("stem", 41_000),), 16, (OutputRecord("scores", 12.84, 0.95, 3.5, 0.9),)
+    )
+    lines = printed(replace(VERDICT, saturation=saturation))
+    (line,) = [line for line in lines if line.startswith("integer kernels: ")]
+    assert line.startswith("integer kernels: 5, 1 can saturate on x86 without VNNI (worst stem: ")
+    assert line.endswith(": there the outputs have 12.8 dB, 90.0% agreement (16 samples)")
+    assert ["scores", "90.00", "12.84", "0.950000", "3.5"] in split(lines)
 
 
 def test_the_numerics_contract_names_the_worst_tensors_and_unlike_pairs(printed):

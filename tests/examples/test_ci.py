@@ -147,7 +147,7 @@ def test_a_sound_model_passes_and_leaves_all_reports(finished):
         assert result.returncode == 0, result.stdout + result.stderr
     assert results[-1].stdout.splitlines()[-1].startswith("PASSED: ")
     suite = ElementTree.parse(folder / "report.xml").find("testsuite")
-    gates = {"max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_steps"}
+    gates = {"max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_steps", "max_saturating"}
     assert {case.get("name") for case in suite.findall("testcase")} == gates
     assert suite.get("failures") == "0"
     assert (folder / "report.md").read_text(encoding="utf-8").startswith("## onnxcalib validate: PASSED\n")
@@ -161,7 +161,7 @@ def test_a_spoilt_model_fails_and_leaves_all_reports_nonetheless(finished, tmp_p
     spoil(folder / "quantized.onnx")
     result = call(validate, folder)
     assert result.returncode == 3, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-1].startswith("FAILED: 3 of 5 gates do not hold: ")
+    assert result.stdout.splitlines()[-1].startswith("FAILED: 3 of 6 gates do not hold: ")
     suite = ElementTree.parse(folder / "report.xml").find("testsuite")
     failed = {case.get("name") for case in suite.findall("testcase") if case.find("failure") is not None}
     assert failed == {"max_drop", "min_agreement", "min_sqnr"}

@@ -381,6 +381,9 @@ def operate(build, node, weight, kind="uint8"):
         (Q_GEMM.format("<transB = 1>"), SQUARE, SQUARE),
         (INTEGERS, SQUARE, SQUARE.T),
         ("MatMulInteger (x, w)", SQUARE, SQUARE.T),
+        ("com.microsoft.MatMulIntegerToFloat (x, w, s, s, z, o)", SQUARE, SQUARE.T),
+        ("com.microsoft.DynamicQuantizeMatMul (x, w, s)", SQUARE, SQUARE.T),
+        ("com.microsoft.QAttention <num_heads = 1> (x, w, b, s, s, , z, o)", SQUARE, SQUARE.T),
     ],
 )
 def test_operators_on_integers_have_kernels_too(build, node, weight, rows):
@@ -388,8 +391,13 @@ def test_operators_on_integers_have_kernels_too(build, node, weight, rows):
 
 
 @pytest.mark.parametrize(
-    ("node", "weight"), [(Q_CONV, FILTERS), (Q_MATMUL, SQUARE), (Q_GEMM, SQUARE), (INTEGERS, SQUARE)]
-)
+    ("node", "weight"),
+    [
+        (Q_CONV, FILTERS), (Q_MATMUL, SQUARE), (Q_GEMM, SQUARE), (INTEGERS, SQUARE),
+        ("com.microsoft.MatMulIntegerToFloat (x, w, s, s, z, o)", SQUARE),
+        ("com.microsoft.QAttention <num_heads = 1> (x, w, b, s, s, , z, o)", SQUARE),
+    ],
+)  # fmt: skip
 def test_operators_on_unsigned_weights_or_signed_activations_are_exact(build, node, weight):
     assert operate(build, node, weight.astype(np.uint8)) is None
     assert operate(build, node, weight, "int8") is None
@@ -403,3 +411,29 @@ def test_convolutions_of_single_channels_and_those_without_scales_are_exact(buil
 def test_a_weight_that_is_computed_has_no_kernel(build):
     text = "g (uint8 x, int8[4, 4] w) => (int32 y) { y = MatMulInteger (x, w) }"
     assert find_kernels(build(text)) == ()
+
+
+def test_an_lstm_has_a_kernel_for_what_it_reads_and_one_for_its_state(build):
+    text = """g (float x) => (float y) {
+        [op] y = com.microsoft.DynamicQuantizeLSTM <hidden_size = 3> (x, w, r, , , , , , s, o, s, o) }"""
+    read, state = np.arange(48, dtype=np.int8).reshape(1, 4, 12), np.arange(36, dtype=np.int8).reshape(1, 3, 12)
+    kernels = find_kernels(build(text, w=read, r=state, s=np.ones(1, np.float32), o=np.zeros(1, np.int8)))
+    assert [(kernel.name, kernel.weight) for kernel in kernels] == [("op", "w"), ("op", "r")]
+    for kernel, weight in zip(kernels, (read, state), strict=True):
+        np.testing.assert_array_equal(kernel.rows, weight[0].T)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "highest"),
+    [
+        ("t = Transpose <perm = [1, 0]> (e)", 255),
+        ("r = Reshape (e, shape) i = Identity (r) t = Flatten (i)", 255),
+        ("t = Relu (e)", 0),
+    ],
+)
+def test_values_that_are_moved_behind_their_dequantizer_are_those_of_the_kernel(build, nodes, highest):
+    """The layer reads floats in the file, and integers once onnxruntime has moved the DequantizeLinear behind it."""
+    model = by_hand(build, f"{ON_GRID.partition('[fc]')[0]} {nodes} [fc] y = MatMul (t, d)", z=np.uint8(3))
+    model.graph.initializer.append(numpy_helper.from_array(np.int64([4, 2, 2]), "shape"))
+    (kernel,) = find_kernels(model)
+    assert (kernel.highest, kernel.rows is None, only(model).activation_bits) == (highest, not highest, 32)

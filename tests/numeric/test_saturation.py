@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from onnxcalib.numeric.saturation import clamp_beside, keep_pairs, order_pairs, pair_bound, pair_sums
+from onnxcalib.numeric.saturation import clamp_beside, find_wide_pairs, keep_pairs, order_pairs, pair_bound, pair_sums
 from onnxcalib.spec import INT16_MAX, QuantSpec
 
 
@@ -32,6 +32,20 @@ ROWS = st.tuples(st.integers(1, 4), st.integers(1, 9)).flatmap(
 @given(ROWS, st.integers(0, 255))
 def test_the_bound_is_reached_and_never_passed(rows, highest):
     assert pair_bound(rows, highest) == search(rows, highest)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS, st.integers(0, 255))
+def test_the_pairs_that_can_saturate_are_those_whose_own_bound_is_beyond_int16(rows, highest):
+    pairs = {
+        (row, first // 2)
+        for row in range(len(rows))
+        for first in range(0, rows.shape[1], 2)
+        if pair_bound(rows[row : row + 1, first : first + 2], highest) > INT16_MAX
+    }
+    found = find_wide_pairs(rows, highest)
+    assert found.shape == (len(pairs), 2) and set(map(tuple, found.tolist())) == pairs
+    assert sorted(found.tolist()) == found.tolist()
 
 
 @settings(max_examples=50, deadline=None)

@@ -107,9 +107,13 @@ CONSTANTS |= {"step": np.float32(SIZE / 100), "far": np.float32(SIZE * 127 * 8 /
 @pytest.fixture(params=["shared", "left out"])
 def foreign(request, build):
     """Two layers whose every pair saturates; they share weight and zero point, or have none."""
-    text = SHARED if request.param == "shared" else SHARED.replace(", zeros)", ")")
-    zeros = {"zeros": np.zeros(8, np.int8)} if request.param == "shared" else {}
-    return build(text, v=np.full((8, 8), 127, np.int8), **CONSTANTS, **zeros)
+    wide = np.full((8, 8), 127, np.int8)
+    if request.param == "shared":
+        return build(SHARED, v=wide, zeros=np.zeros(8, np.int8), **CONSTANTS)
+    text = SHARED.replace(", zeros)", ")").replace(
+        "w2 = DequantizeLinear <axis = 1> (v", "w2 = DequantizeLinear <axis = 1> (u"
+    )
+    return build(text, v=wide, u=wide.copy(), **CONSTANTS)
 
 
 @pytest.mark.parametrize("assumed", [None, True])

@@ -8,7 +8,7 @@ import pytest
 
 from onnxcalib.config import ValidateConfig
 from onnxcalib.errors import GateError
-from onnxcalib.report import OutputRecord, UnfusedRecord
+from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from onnxcalib.steps.compare import Comparisons
 from onnxcalib.steps.judge import check_gates, judge
 from onnxcalib.verdict import ContractRecord, LatencyRecord, ScoreRecord, StepsRecord, Verdict
@@ -105,7 +105,7 @@ def test_a_gate_says_what_was_measured_and_its_limit(settings, text):
 def test_only_gates_that_were_asked_for_are_judged_in_the_order_of_the_settings():
     every = {
         "max_steps": 1, "max_unfused": 9, "min_speedup": 1, "max_size_ratio": 1, "min_sqnr": 1, "min_agreement": 90,
-        "max_drop": 9,
+        "max_drop": 9, "max_saturating": 3,
     }  # fmt: skip
     order = [name for name in ValidateConfig.model_fields if name.startswith(("max_", "min_"))]
     assert [record.name for record in judge(found(), ValidateConfig(**every))] == order
@@ -291,3 +291,33 @@ def test_a_share_passes_a_limit_that_it_equals_but_for_binary_rounding():
     assert gate(found(outputs=(output("y", 20.0, 241 / 250),)), min_agreement=96.4).passed
     assert not gate(found(outputs=(output("y", 20.0, 240 / 250),)), min_agreement=96.4).passed
     assert gate(found(scores=(score(100 * (301 - 300) / 500),)), max_drop=0.2).passed
+
+
+# Saturation
+
+
+@pytest.mark.parametrize(
+    ("layers", "outputs", "limit", "passed", "text"),
+    [
+        ((), (), 0, True, "0 of 7 integer kernels can saturate on x86 without VNNI, at most 0"),
+        (
+            ("a", "b"), ((12.84, 0.9012), (30.0, None)), 1, False,
+            "2 of 7 integer kernels can saturate on x86 without VNNI (12.8 dB, 90.1% agreement there), at most 1",
+        ),
+        (
+            ("a", "b"), ((None, 0.5),), 2, True,
+            "2 of 7 integer kernels can saturate on x86 without VNNI (50.0% agreement there), at most 2",
+        ),
+        (("a",), (), 0, False, "1 of 7 integer kernels can saturate on x86 without VNNI, at most 0"),
+    ],
+)  # fmt: skip
+def test_layers_that_can_saturate_are_counted_and_what_they_do_is_said(layers, outputs, limit, passed, text):
+    bounds = tuple(BoundRecord(name, 40_000) for name in layers)
+    records = tuple(OutputRecord("y", sqnr, None, None, agreement) for sqnr, agreement in outputs)
+    record = gate(found(saturation=SaturationRecord(7, bounds, 16, records)), max_saturating=limit)
+    assert (record.name, record.passed, record.text) == ("max_saturating", passed, text)
+
+
+def test_a_model_without_integer_kernels_cannot_saturate():
+    record = gate(found(), max_saturating=0)
+    assert (record.passed, record.text) == (True, "no integer kernel to judge, at most 0")

@@ -6,6 +6,7 @@ from onnxcalib.config import DataConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.plan import make_plan
+from onnxcalib.report import SaturationRecord
 from onnxcalib.steps import verify as verify_module
 from onnxcalib.steps.verify import list_unfused, optimize, verify
 
@@ -179,3 +180,13 @@ def test_no_file_is_left_behind(model, rough, draw, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     find_unfused(rough(model, draw(2, 4, 6, 6)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_saturates_elsewhere_is_measured_apart(model, rough, draw):
+    x = draw(20, 4, 6, 6)
+    quantized = rough(model, x)
+    assert compare(model, quantized, samples_of(model, x)).saturation == SaturationRecord(3)
+    tensor = next(t for t in quantized.graph.initializer if t.name == "w2_quantized")
+    tensor.CopyFrom(numpy_helper.from_array(np.full((4, 4, 1, 1), 127, np.int8), tensor.name))
+    found = compare(model, quantized, samples_of(model, x)).saturation
+    assert [layer.name for layer in found.layers] == ["d"] and found.outputs[0].name == "y"

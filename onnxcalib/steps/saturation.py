@@ -1,0 +1,107 @@
+"""Saturation: which kernels can saturate on x86 without VNNI, and what the outputs are where they do."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import GraphProto, ModelProto
+
+from ..data import CalibrationSet
+from ..errors import ModelError
+from ..graph.integers import is_linear
+from ..graph.layers import Kernel, find_kernels
+from ..graph.normalise import tidy
+from ..graph.saturate import Saturated, saturate
+from ..numeric.saturation import find_wide_pairs, pair_bound
+from ..report import BoundRecord, OutputRecord, SaturationRecord
+from ..runtime.session import Session
+from ..spec import INT16_MAX
+from .calibrate import batch_size
+from .compare import OutputTally
+from .mask import Padding, find_real
+
+# Samples that are run with saturating sums.
+LEAST_SAMPLES, MOST_SAMPLES = 16, 256
+# With such a share of all pairs a sample takes about 15 runs of the float model; with more there are fewer samples. Of
+# trained weights on the full range of 8 bits about 2% of the pairs can saturate.
+SHARE = 0.04
+# The tensors of products in ``Saturated`` may take so many bytes together; a run holds about five of one layer at once.
+PRODUCT_BYTES = 32 * 2**20
+# The key of what onnxcalib writes into its files.
+OWN = "onnxcalib.version"
+
+
+def measure_saturation(
+    original: ModelProto, quantized: ModelProto, optimized: GraphProto, samples: CalibrationSet, threads: int = 0
+) -> SaturationRecord:
+    """The bounds of all kernels on integers, and the outputs of saturating sums against those of ``original``.
+
+    Equal on all machines, but for operators that cannot be emulated. optimized: the graph that onnxruntime runs of
+    ``quantized``.
+    """
+    model = tidy(quantized)
+    kernels = list_kernels(model, optimized)
+    adding = [kernel for kernel in kernels if kernel.rows is not None]
+    found = [(kernel, find_wide_pairs(kernel.rows, kernel.highest)) for kernel in adding]
+    wide = [(kernel, pairs) for kernel, pairs in found if len(pairs)]
+    bounds = [BoundRecord(kernel.name, pair_bound(kernel.rows, kernel.highest)) for kernel, _ in wide]
+    layers = tuple(sorted(bounds, key=lambda record: -record.bound))
+    if not wide:
+        return SaturationRecord(len(kernels))
+    share = sum(len(pairs) for _, pairs in wide) / sum(kernel.rows.size / 2 for kernel in adding)
+    saturated = saturate(model, {kernel.name: (kernel, pairs) for kernel, pairs in wide})
+    if not saturated.products:
+        return SaturationRecord(len(kernels), layers, unread=saturated.exact)
+    most = int(np.clip(MOST_SAMPLES * SHARE / share, LEAST_SAMPLES, MOST_SAMPLES))
+    try:
+        count, outputs = _compare(original, saturated, samples, most, threads)
+    except ModelError as error:
+        return SaturationRecord(len(kernels), layers, unread=saturated.exact, reason=str(error))
+    return SaturationRecord(len(kernels), layers, count, outputs, saturated.exact)
+
+
+def list_kernels(model: ModelProto, optimized: GraphProto) -> list[Kernel]:
+    """Those that onnxruntime runs on integers: what it still dequantizes are weights of layers that run in float."""
+    floats = {node.input[0] for node in optimized.node if is_linear(node, "DequantizeLinear")}
+    return [kernel for kernel in find_kernels(model) if kernel.highest and kernel.weight not in floats]
+
+
+def _compare(
+    original: ModelProto, saturated: Saturated, samples: CalibrationSet, most: int, threads: int
+) -> tuple[int, tuple[OutputRecord, ...]]:
+    """How many samples were run, ``most`` or the last batch's more, and what was found on them."""
+    how = {"name": "the model with saturating sums", "optimize": False, "threads": threads}
+    size = batch_size(Session(saturated.model, also=saturated.products, **how), samples, PRODUCT_BYTES)
+    sessions = Session(original, threads=threads), Session(saturated.model, **how)
+    tally, padding, done = OutputTally(), Padding(original), 0
+    for feeds in samples.batches(min(size, most)):
+        real, count = find_real(feeds), samples.count(feeds)
+        tally.add(*(padding.hide(session.run(feeds), real) for session in sessions), count)
+        done += count
+        if done >= most:
+            break
+    return done, tally.records()
+
+
+def advise(found: SaturationRecord, quantized: ModelProto, samples: CalibrationSet) -> list[str]:
+    """A line on the layers that can saturate and on what helps with this file; none where there are none."""
+    if not found.layers:
+        return []
+    worst = found.layers[0]
+    own = any(entry.key == OWN for entry in quantized.metadata_props)
+    again = "with --weight-range bounded" if own else "by onnxcalib, or with weights of 7 bits (reduce_range) or fewer"
+    option = "onnxruntime's session.x64quantprecision"
+    taken = _takes_unsigned(quantized, samples)
+    there = f", or set {option} to 1 there" if taken else f" ({option} = 1 cannot run this file)"
+    return [
+        f"{len(found.layers)} of {found.kernels} integer kernels can saturate on x86 without VNNI (in {worst.name} sums"
+        f" of two products reach {worst.bound:,}, int16 ends at {INT16_MAX:,}); quantize again {again}{there}"
+    ]
+
+
+def _takes_unsigned(quantized: ModelProto, samples: CalibrationSet) -> bool:
+    """Whether onnxruntime loads and runs the file with weights that it makes unsigned."""
+    try:
+        Session(quantized, unsigned=True).run(samples.read(range(samples.fixed_batch or 1)))
+    except ModelError:
+        return False
+    return True
