@@ -32,7 +32,8 @@ SHAPE_READERS = ("Shape", "Size")
 def moves_values(index: Index, node: NodeProto) -> bool:
     """Whether each value of the node's output is one of its first input's, or the zero of a Pad."""
     if is_op(node, "Resize"):
-        return attribute_of(node, "mode", b"nearest") == b"nearest"
+        crops = attribute_of(node, "coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
+        return attribute_of(node, "mode", b"nearest") == b"nearest" and not crops
     if is_op(node, "Pad"):
         return _pads_with_own_values(index, node)
     return is_op(node, *MOVERS)

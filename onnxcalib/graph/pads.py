@@ -29,26 +29,31 @@ def fold_pads(model: ModelProto) -> int:
     and it may have neither dilations nor ceil_mode. Kernels and pads must be written out. A Pad of nothing vanishes
     whoever reads it. Nodes are told apart by name.
     """
-    empty = _drop_empty(model)
-    index = Index(model.graph)
-    spent = []
-    for node in model.graph.node:
-        padding = _read_padding(index, node)
-        if padding is None or node.output[0] in index.outputs:
-            continue
-        readers = index.readers(node.output[0])
-        totals = [_add_pads(index, reader, node, padding) for reader in readers]
-        if not totals or None in totals:
-            continue
-        for reader, pads in zip(readers, totals, strict=True):
-            reader.input[0] = node.input[0]
-            _write(reader, "pads", pads)
-            if reader.op_type == "AveragePool":
-                _write(reader, "count_include_pad", 1)
-        spent.append(node.name)
+    count = _drop_empty(model)
+    names = [node.name for node in model.graph.node if is_op(node, "Pad")]
+    for name in reversed(names):  # of several in a row the last goes first
         index = Index(model.graph)
-    remove_nodes(model, spent)
-    return empty + len(spent)
+        if _fold(index, model.graph.node[index.position[name]]):
+            remove_nodes(model, [name])
+            count += 1
+    return count
+
+
+def _fold(index: Index, node: NodeProto) -> bool:
+    """Let the readers of a Pad take its pads over; whether they all can."""
+    padding = _read_padding(index, node)
+    if padding is None or node.output[0] in index.outputs:
+        return False
+    readers = index.readers(node.output[0])
+    totals = [_add_pads(index, reader, node, padding) for reader in readers]
+    if not totals or None in totals:
+        return False
+    for reader, pads in zip(readers, totals, strict=True):
+        reader.input[0] = node.input[0]
+        _write(reader, "pads", pads)
+        if reader.op_type == "AveragePool":
+            _write(reader, "count_include_pad", 1)
+    return True
 
 
 def _drop_empty(model: ModelProto) -> int:

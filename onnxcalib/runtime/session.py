@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
 from ..graph.save import model_bytes, save_model
-from ..graph.unshare import unshare_integers
+from ..graph.unsign import unsign_weights
 
 # Larger models go through a file, whose weights onnxruntime maps: from memory it copies them, beside the message, which
 # protobuf holds twice as it writes it. And one message holds no 2 GB.
@@ -67,10 +67,9 @@ class Session:
             options.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
             )
-        exact = optimize and not deployed and not unsigned and saturates()
-        if unsigned or exact:
+        if unsigned:
             options.add_session_config_entry(UNSIGNED, "1")
-        load = _load_exact if exact else _load
+        load = _load if deployed or unsigned or not saturates() else _load_exact
         self._session = load(model, _more_outputs(model, also), options, name)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
@@ -121,11 +120,14 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
 
 
 def _load_exact(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
-    """The model with exact sums on a processor whose kernels saturate; ``options`` make weights unsigned."""
+    """The model with exact sums on a processor whose kernels saturate."""
+    model = unsign_weights(model)
+    # What becomes an int8 weight only in the session, as a float one that is quantized there, is left to onnxruntime.
+    options.add_session_config_entry(UNSIGNED, "1")
     with suppress(ModelError):
-        return _load(unshare_integers(model), more, options, name)
-    # What onnxruntime refuses so is signed integers by signed ones in QLinear operators, whose sums are exact.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return _load(model, more, options, name)
+    # It refuses signed integers by signed ones, whose sums are exact.
+    options.add_session_config_entry(UNSIGNED, "0")
     return _load(model, more, options, name)
 
 

@@ -188,3 +188,29 @@ def test_integer_kernels_pad_with_the_zero_of_the_grid(build, rough, draw, tmp_p
     assert kernel.split()[0] in found and (found.count("QuantizeLinear"), found.count("DequantizeLinear")) == (1, 1)
     assert np.abs(fused - plain).max() < 1.01 * values["y_scale"]
     assert (np.abs(fused - plain) > 0).mean() < 0.01
+
+
+def test_several_pads_in_a_row_all_go(build, run, draw):
+    text = """g (float[N, 3, 8, 7] x) => (float[a, b, c, d] y) {
+        p = Pad (x, pads) q = Pad (p, more) r = Pad (q, pads) y = Conv (r, w) }"""
+    model = build(text, opset=18, w=draw(4, 3, 3, 3), pads=PADS, more=np.int64([0, 0, 0, 2, 0, 0, 1, 0]))
+    name_nodes(model)
+    spell_attributes(model)
+    x = draw(2, 3, 8, 7)
+    wanted = run(model, x)[0]
+    assert fold_pads(model) == 3 and ops(model) == ["Conv"]
+    np.testing.assert_allclose(run(model, x)[0], wanted, rtol=1e-5, atol=1e-5)
+    assert attribute_of(last(model), "pads", None) == [2, 2, 5, 2]
+
+
+def test_a_resize_that_extrapolates_may_give_negative_values(build, draw):
+    """Beside what it reads, which has none: so a MaxPool behind it keeps its Pad."""
+    text = """g (float[N, 3, 6, 6] x) => (float[a, b, c, d] y) {
+        r = Relu (x) q = Resize <mode = "nearest", coordinate_transformation_mode = "tf_crop_and_resize",
+        extrapolation_value = -5.0> (r, roi, scales)
+        p = Pad (q, pads) y = MaxPool <kernel_shape = [3, 3], strides = [2, 2]> (p) }"""
+    roi = np.array([0, 0, -0.5, -0.5, 1, 1, 1.5, 1.5], np.float32)
+    model = build(text, opset=18, roi=roi, scales=np.array([1, 1, 2, 2], np.float32), pads=PADS)
+    name_nodes(model)
+    spell_attributes(model)
+    assert fold_pads(model) == 0

@@ -134,3 +134,24 @@ def test_a_model_that_no_session_takes_is_a_model_error_where_sums_saturate_too(
     model.graph.node[0].op_type = "MatMull"
     with pytest.raises(ModelError, match=r"onnxruntime cannot load the model: .*MatMull"):
         Session(model)
+
+
+QUANTIZED_HERE = """g (float[N, 8] x) => (float[N, 8] y) {
+    xq = QuantizeLinear (x, one, low) xd = DequantizeLinear (xq, one, low)
+    k = QuantizeLinear <axis = 1> (f, ones, zeros) w = DequantizeLinear <axis = 1> (k, ones, zeros)
+    a = MatMul (xd, w) aq = QuantizeLinear (a, step, low) y = DequantizeLinear (aq, step, low) }"""
+IN_INTEGERS = """g (float[N, 8] x) => (float[N, 8] y) {
+    q = QuantizeLinear (x, one, low) p = MatMulInteger (q, v, low) y = Cast <to = 1> (p) }"""
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("text", [QUANTIZED_HERE, IN_INTEGERS], ids=["a weight quantized in the session", "integers"])
+def test_sums_are_exact_whatever_form_the_integers_have(build, text, optimize):
+    constants = {
+        "f": np.full((8, 8), 127, np.float32),
+        "v": np.full((8, 8), 127, np.int8),
+        "zeros": np.zeros(8, np.int8),
+    }
+    model = build(text, **CONSTANTS, **constants)
+    given = Session(model, optimize=optimize).run({"x": np.full((3, 8), 255, np.float32)})["y"]
+    np.testing.assert_allclose(given, SIZE, rtol=0.01)

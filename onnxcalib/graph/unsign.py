@@ -1,0 +1,108 @@
+"""Make int8 weights unsigned: the kernels of x86 without VNNI that multiply unsigned integers are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from .index import attribute_of, is_op, list_names, subgraphs
+from .integers import is_linear
+from .normalise import unused_name
+
+# What is added to a weight and to its zero point.
+SHIFT = 128
+# No two integers within it have a sum of products beyond int16.
+SAFE = 64
+# Where operators on integers have their weights, each with its zero point.
+PLACES = {
+    "QLinearConv": ((3, 5),), "QLinearMatMul": ((3, 5),), "QGemm": ((3, 5),), "MatMulInteger": ((1, 3),),
+    "MatMulIntegerToFloat": ((1, 5),), "DynamicQuantizeMatMul": ((1, 3),), "QAttention": ((1, 7),),
+    "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
+}  # fmt: skip
+# Where some of them have the zero point of what they multiply: those that take signed integers take no unsigned weights
+# beside them, and have exact kernels for both.
+ACTIVATIONS = {"QLinearConv": 2, "QLinearMatMul": 2, "QGemm": 2, "MatMulInteger": 2, "MatMulIntegerToFloat": 4}
+
+
+def unsign_weights(model: ModelProto) -> ModelProto:
+    """A copy that has q + 128, of zero point z + 128, in place of int8 constants q, in bodies too.
+
+    The model itself where no such integer is beyond SAFE. What it gives stays the same, but for saturation.
+    """
+    if not any(_beyond(tensor) for graph in _graphs(model.graph) for tensor in _constants(graph).values()):
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    _Writer(copy).write(copy.graph, {})
+    return copy
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for body in subgraphs(node):
+            yield from _graphs(body)
+
+
+def _constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Initializers, and what Constant nodes give, by name."""
+    given = {tensor.name: tensor for tensor in graph.initializer}
+    values = ((node.output[0], attribute_of(node, "value", None)) for node in graph.node if is_op(node, "Constant"))
+    return given | {name: value for name, value in values if value is not None}
+
+
+def _beyond(tensor: TensorProto) -> bool:
+    if tensor.data_type != TensorProto.INT8:
+        return False
+    values = numpy_helper.to_array(tensor)
+    return bool(values.size) and bool(values.max() > SAFE or values.min() < -SAFE)
+
+
+class _Writer:
+    """New constants go to the outermost graph."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.graph, self.taken = model.graph, list_names(model)
+
+    def write(self, graph: GraphProto, outer: dict[str, TensorProto]) -> None:
+        known = outer | _constants(graph)
+        for node in graph.node:
+            for weight, zero_point in _places(node):
+                self._unsign(node, weight, zero_point, known)
+            for body in subgraphs(node):
+                self.write(body, known)
+
+    def _unsign(self, node: NodeProto, weight: int, zero_point: int, known: dict[str, TensorProto]) -> None:
+        tensor = known.get(node.input[weight]) if weight < len(node.input) else None
+        if tensor is None or not _beyond(tensor) or _reads_signed(node, known):
+            return
+        name = node.input[zero_point] if zero_point < len(node.input) else ""
+        if name and name not in known:
+            return
+        node.input.extend([""] * (zero_point + 1 - len(node.input)))
+        scale = known.get(node.input[1]) if is_linear(node, "DequantizeLinear") else None
+        zeros = np.zeros(() if scale is None else list(scale.dims), np.int8)
+        node.input[zero_point] = self._add(numpy_helper.to_array(known[name]) if name else zeros, node.input[weight])
+        node.input[weight] = self._add(numpy_helper.to_array(tensor), node.input[weight])
+
+    def _add(self, values: np.ndarray, stem: str) -> str:
+        name = unused_name(f"{stem}_unsigned", self.taken)
+        self.taken.add(name)
+        shifted = (values.astype(np.int16) + SHIFT).astype(np.uint8)
+        self.graph.initializer.append(numpy_helper.from_array(shifted, name))
+        return name
+
+
+def _places(node: NodeProto) -> tuple[tuple[int, int], ...]:
+    """Of a node that may read a weight: where it stands, and where its zero point."""
+    if is_linear(node, "DequantizeLinear"):
+        return ((0, 2),)
+    return PLACES.get(node.op_type, ())
+
+
+def _reads_signed(node: NodeProto, known: dict[str, TensorProto]) -> bool:
+    place = ACTIVATIONS.get(node.op_type, len(node.input))
+    zero_point = known.get(node.input[place]) if place < len(node.input) else None
+    return zero_point is not None and zero_point.data_type == TensorProto.INT8
