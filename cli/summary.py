@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan
-from onnxcalib.formats import name_some, spell_number, spell_saturation
+from onnxcalib.formats import list_processors, name_some, spell_number, spell_saturation
 from onnxcalib.report import OutputRecord, Report, UnfusedRecord
 
 WORST_LAYERS = 5  # as many as one reads
@@ -66,7 +66,7 @@ def _tabulate_outputs(report: Report) -> Table:
     sessions = {
         "optimized": report.outputs,
         "unoptimized": report.outputs_unoptimized,
-        "without VNNI": report.saturation.outputs,
+        **list_processors(report.saturation),
     }
     for session, records in sessions.items():
         for record in records:

@@ -65,7 +65,7 @@ MaxSteps = Annotated[
 ]
 MaxSaturating = Annotated[
     int | None,
-    setting("max_saturating", "Most layers that can saturate on x86 without VNNI.", GATES, metavar="COUNT"),
+    setting("max_saturating", "Most integer kernels that can saturate on x86 without VNNI.", GATES, metavar="COUNT"),
 ]
 Confident = Annotated[bool | None, setting("confident", "Ask that the whole 95% interval clear its gate.", GATES)]
 Metric = Annotated[

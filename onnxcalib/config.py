@@ -165,9 +165,9 @@ class QuantizeConfig(_Settings):
     block_size: so many inputs of a MatMul or Gemm share a scale where its activations are float; None: 32 with 4-bit
     weights, all inputs with others. embedding_bits: of tables that a Gather looks up by row; None: those of the
     weights. weight_range: with bounded no sum of products saturates on x86 without VNNI, with full they may. effort:
-    layers are solved at any, those of 4-bit weights by a wider search and on more views of image files. AdaQuant then
-    learns blocks with a layer that could not be solved, at balanced and best, and at best those with a layer of several
-    groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images, win over that.
+    layers are solved at any; with more of it 4-bit weights by a wider search, on more views of image files. AdaQuant
+    then learns blocks with a layer that could not be solved, at balanced and best, and at best those with a layer of
+    several groups that reads 4 bits. ``steps``, of every block, and ``views``, also of arrays of images, win over that.
     pipeline: which of STEPS are done; each by its own name wins over that: reconstruct solves and learns layers,
     otherwise they are rounded; statistics tunes means and deviations of their outputs; biases trains
     these end to end. samples: use only the first so many. device: where layers are solved and blocks learned, CUDA
@@ -270,8 +270,8 @@ class ValidateConfig(_Settings):
     class, in %; min_sqnr: of every output, in dB; max_size_ratio: bytes of the files, quantized / float; min_speedup:
     float time / quantized time; max_unfused: QuantizeLinear and DequantizeLinear that onnxruntime leaves standing;
     max_steps: largest difference of a layer between graph optimizations off and on, in quantization steps;
-    max_saturating: layers whose sums can saturate on x86 without VNNI. confident: the whole 95% interval of a measure
-    must clear its gate. metric: ``module:function`` of a user's own. batch: samples in a run that is timed.
+    max_saturating: integer kernels that can saturate on x86 without VNNI. confident: the whole 95% interval of a
+    measure must clear its gate. metric: ``module:function`` of a user's own. batch: samples in a run that is timed.
     """
 
     max_drop: Annotated[float | None, Field(strict=True, allow_inf_nan=False)] = None

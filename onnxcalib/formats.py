@@ -77,9 +77,20 @@ def spell_outputs(verdict: Verdict) -> Sheet:
 
 
 def spell_saturated(verdict: Verdict) -> Sheet:
-    """The outputs of saturating sums; no rows where none can saturate."""
-    headers = ("output on x86 without VNNI", "agreement %", "SQNR dB", "cosine", "max error")
-    return Sheet(headers, tuple(_spell_output(record) for record in verdict.saturation.outputs))
+    """The outputs of exact and of saturating sums; no rows where none can saturate."""
+    headers = ("output", "session", "agreement %", "SQNR dB", "cosine", "max error")
+    rows = (
+        (name, session, *cells)
+        for session, records in list_processors(verdict.saturation).items()
+        for name, *cells in map(_spell_output, records)
+    )
+    return Sheet(headers, tuple(rows))
+
+
+def list_processors(found: SaturationRecord) -> dict[str, tuple[OutputRecord, ...]]:
+    """The outputs on processors with exact sums and on those without VNNI, by what their rows of a table are called."""
+    sessions = {"exact sums": found.exact, "without VNNI": found.outputs}
+    return {f"{session} ({found.samples} samples)": records for session, records in sessions.items()}
 
 
 def spell_saturation(found: SaturationRecord) -> str:
@@ -95,8 +106,9 @@ def spell_saturation(found: SaturationRecord) -> str:
         why = found.reason or f"{unread} cannot be emulated"
         return f"{line}: what the outputs are there was not measured; {why}"
     least = " at least" if len(found.outputs) > 1 else ""
-    line += f": there the outputs have{least} {spell_worst(found.outputs)} ({found.samples} samples)"
-    return f"{line}; in these numbers sums are exact in {unread}, which cannot be emulated" if unread else line
+    line += f": there the outputs have{least} {spell_worst(found.outputs)}, with exact sums {spell_worst(found.exact)}"
+    line += f" ({found.samples} samples)"
+    return f"{line}; the first leaves out saturation in {unread}, which cannot be emulated" if unread else line
 
 
 def _spell_bounds(found: SaturationRecord) -> str:

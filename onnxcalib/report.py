@@ -92,7 +92,7 @@ class UnfusedRecord:
 
 @dataclass(frozen=True)
 class BoundRecord:
-    """The largest magnitude that a sum of two products can have in one layer's kernel."""
+    """The largest magnitude that a sum of two products can have in one integer kernel."""
 
     name: str
     bound: int
@@ -102,15 +102,17 @@ class BoundRecord:
 class SaturationRecord:
     """What a quantized model gives on x86 without VNNI, where sums of two products saturate at the ends of int16.
 
-    kernels: how many kernels multiply constant weights by integers; layers: those that can saturate there, the worst
-    first. outputs: the float model's against those of saturating sums, on the first ``samples`` samples. unread: layers
-    whose sums do not saturate in these, as their operators cannot be emulated. reason: why nothing could be measured.
+    kernels: how many operators multiply integers; layers: those that can saturate there, the worst first. outputs: the
+    float model's against those of saturating sums, on the first ``samples`` samples; exact: on the same samples against
+    those of exact sums, as other processors have them. unread: kernels whose sums do not saturate in ``outputs``,
+    as they cannot be emulated. reason: why nothing could be measured.
     """
 
     kernels: int = 0
     layers: tuple[BoundRecord, ...] = ()
     samples: int = 0
     outputs: tuple[OutputRecord, ...] = ()
+    exact: tuple[OutputRecord, ...] = ()
     unread: tuple[str, ...] = ()
     reason: str | None = None
 

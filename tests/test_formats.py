@@ -56,7 +56,13 @@ VERDICT = Verdict(
     latency=LatencyRecord(4, 51, 12.5, 5.0, 0.03, 0.06, 2.5, (2.25, 2.75)),
     unfused=(UnfusedRecord("QuantizeLinear", "image", "follows Resize"),),
     contract=ContractRecord(16, (StepsRecord("a", "Conv", 1, 0.01), StepsRecord("b", "Add", 0, 0.0)), (), 39.84),
-    saturation=SaturationRecord(23, BOUNDS, 64, (OutputRecord("scores", 12.84, 0.95, 3.5, 0.9012),)),
+    saturation=SaturationRecord(
+        23,
+        BOUNDS,
+        64,
+        (OutputRecord("scores", 12.84, 0.95, 3.5, 0.9012),),
+        (OutputRecord("scores", 30.5, 0.998, 0.25, 0.96875),),
+    ),
     gates=(DROP, STEPS),
 )
 ROWS = [
@@ -74,7 +80,11 @@ OUTPUT_ROWS = [
     ["index", "99.00", "-", "-", "-"],
     ["copy", "-", "inf", "1.000000", "0"],
 ]
-SATURATED_ROWS = [["scores", "90.12", "12.84", "0.950000", "3.5"]]
+SATURATED_ROWS = [
+    ["scores", "exact sums (64 samples)", "96.88", "30.50", "0.998000", "0.25"],
+    ["scores", "without VNNI (64 samples)", "90.12", "12.84", "0.950000", "3.5"],
+]
+FINE = OutputRecord("y", 30.0, 1, 1)
 ODD_NAMES = ("a|b", "a\\|b", "`", "``a` b", "<b>&amp;", "*a* _b_ ~~c~~", "[x](http://y)", "two\nlines\r\nmore", "<!--")
 
 
@@ -138,7 +148,8 @@ def test_what_was_measured_is_the_output_of_the_test_suite():
     assert "index: agreement % 99.00" in lines
     assert "unfused Q/DQ: quantized 1" in lines
     assert "integer kernels: quantized 23, 2 can saturate on x86 without VNNI" in lines
-    assert "scores: agreement % 90.12, SQNR dB 12.84, cosine 0.950000, max error 3.5" in lines
+    session = "scores: session without VNNI (64 samples), "
+    assert f"{session}agreement % 90.12, SQNR dB 12.84, cosine 0.950000, max error 3.5" in lines
     assert "warning: odd values" in lines
     assert "conv: op Conv, bits W4A8, alone dB 20.00, with all before dB 18.00, at output dB nan" in lines
     assert "conv: few channels hold the range; keep it in float" in lines
@@ -169,18 +180,19 @@ def test_characters_that_xml_cannot_hold_are_left_out():
         (
             VERDICT.saturation,
             "23, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
-            " 32,767): there the outputs have 12.8 dB, 90.1% agreement (64 samples)",
+            " 32,767): there the outputs have 12.8 dB, 90.1% agreement, with exact sums 30.5 dB, 96.9% agreement"
+            " (64 samples)",
         ),
         (
-            SaturationRecord(2, BOUNDS, 9, (OutputRecord("y", 30.0, 1, 1), OutputRecord("z", 20.0, 1, 1)), ("a", "b")),
+            SaturationRecord(2, BOUNDS, 9, (FINE, OutputRecord("z", 20.0, 1, 1)), (FINE, FINE), ("a", "b")),
             "2, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
-            " 32,767): there the outputs have at least 20.0 dB (9 samples); in these numbers sums are exact in a, b,"
-            " which cannot be emulated",
+            " 32,767): there the outputs have at least 20.0 dB, with exact sums 30.0 dB (9 samples); the first leaves"
+            " out saturation in a, b, which cannot be emulated",
         ),
         (
-            SaturationRecord(2, BOUNDS, 9, (OutputRecord("y", 30.0, 1, 1), OutputRecord("z", float("nan"), 1, 1))),
+            SaturationRecord(2, BOUNDS, 9, (FINE, OutputRecord("z", float("nan"), 1, 1)), (FINE, FINE)),
             "2, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
-            " 32,767): there the outputs have at least nan dB (9 samples)",
+            " 32,767): there the outputs have at least nan dB, with exact sums 30.0 dB (9 samples)",
         ),
         (
             SaturationRecord(5, BOUNDS, unread=("a", "b", "c", "d")),
@@ -200,8 +212,8 @@ def test_one_line_says_what_can_saturate_and_what_the_outputs_are_there(given, t
 
 def test_there_is_no_table_of_saturated_outputs_where_none_can_saturate():
     sound = replace(VERDICT, saturation=SaturationRecord(23))
-    assert "without VNNI |" in to_markdown(VERDICT)
-    assert "output on x86" not in to_markdown(sound) + to_junit(sound)
+    assert "without VNNI (64 samples) |" in to_markdown(VERDICT)
+    assert "exact sums" not in to_markdown(sound) + to_junit(sound)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +287,7 @@ def test_markdown_folds_the_explanation_away_and_keeps_its_toml_as_it_is():
     text = to_markdown(replace(VERDICT, explanation=Explanation(8, tuple(layers), ("loop: inside a Loop",))))
     assert text.index("<details>") < text.index("few channels") < text.index("exclude") < text.index("</details>")
     read = Reader(text)
-    names = [row[0] for row in read.rows if len(row) == 6]
+    names = [row[0] for row in read.rows if row[1:2] == ["Conv"]]
     assert names == ["first", *(f"layer{i}" for i in range(WORST_LAYERS - 1))]
     assert read.items == [
         "first: few channels hold the range; long tail; keep it in float",

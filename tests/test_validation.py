@@ -194,6 +194,7 @@ def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
     read = json.loads(verdict.to_json())["saturation"]
     assert read["kernels"] == 3 and read["layers"][0]["name"] == "inner"
     assert read["outputs"][0]["sqnr_db"] == verdict.saturation.outputs[0].sqnr_db
+    assert read["exact"][0]["sqnr_db"] == verdict.saturation.exact[0].sqnr_db
     sound = validate(net, narrow, DATA, config)
     assert sound.warnings == () and sound.passed and sound.saturation.outputs == ()
 

@@ -44,6 +44,20 @@ def summing_order(layer: LayerPlan, shape: tuple[int, ...]) -> np.ndarray:
     return np.moveaxis(np.arange(math.prod(shape[1:])).reshape(shape[1:]), 0, -1).reshape(-1)
 
 
+def kernel_rows(weight: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """A weight as (channels, inputs), in the order in which onnxruntime's x86 kernel adds up the products.
+
+    axis: that of the columns of a matrix, or of each of many, which are its channels; None for a convolution, whose
+    channels of one place are neighbours.
+    """
+    if axis is None:
+        return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
+    if weight.ndim == 1:
+        return weight[None]
+    columns = np.moveaxis(weight, axis, -2)
+    return columns.reshape(-1, columns.shape[-1])
+
+
 def window_of(node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Kernel, strides, dilations and pads (begins, then ends) of a Conv on an input of ``spatial`` size."""
     rank = len(kernel)

@@ -31,7 +31,7 @@ def tidy(model: ModelProto) -> ModelProto:
     """A copy whose nodes have names and stand in order, and whose constants are initializers; no other change."""
     copy = ModelProto()
     copy.CopyFrom(model)
-    for step in (spell_domain, drop_initializer_inputs, sort_nodes, lift_constants, name_nodes):
+    for step in (name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
         step(copy)
     return copy
 

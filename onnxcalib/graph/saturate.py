@@ -14,7 +14,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .index import Index, attribute_of
-from .layers import Kernel, find_quantized_layers
+from .kernels import Kernel
+from .layers import find_quantized_layers
 from .sums import Sums, read_layer, read_operator
 
 # So many pairs of a layer are computed at once, or those of one output channel.
@@ -40,8 +41,8 @@ class Saturated:
 def saturate(model: ModelProto, kernels: Mapping[str, tuple[Kernel, np.ndarray]]) -> Saturated:
     """A copy in which the sums of these kernels saturate.
 
-    kernels: by node name, what ``find_kernels`` says and which pairs can saturate, (n, 2): row and number of the pair
-    in it, row by row. All nodes must have names.
+    kernels: by the name of the node that each is of, and which of its pairs can saturate, (n, 2): row and number of the
+    pair in it, row by row. All nodes must have names. A node that holds other integers than its kernel stays exact.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -54,13 +55,13 @@ def saturate(model: ModelProto, kernels: Mapping[str, tuple[Kernel, np.ndarray]]
             continue
         layer = layers.get(node.name)
         sums = read_operator(index, copy.graph, node) if layer is None else read_layer(index, node, layer)
-        if sums is None:
+        kernel, pairs = kernels[node.name]
+        if sums is None or not np.array_equal(sums.rows, kernel.rows):
             exact.append(node.name)
             nodes.append(node)
         else:
-            kernel, pairs = kernels[node.name]
             writer = _Writer(copy, sums.result)
-            nodes.extend(_write(writer, sums, kernel.rows, pairs))
+            nodes.extend(_write(writer, sums, pairs))
             products.append(max(writer.products, key=writer.products.__getitem__))
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del copy.graph.node[:]
@@ -68,7 +69,7 @@ def saturate(model: ModelProto, kernels: Mapping[str, tuple[Kernel, np.ndarray]]
     return Saturated(copy, tuple(exact), tuple(products))
 
 
-def _write(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndarray) -> Iterator[NodeProto]:
+def _write(writer: _Writer, sums: Sums, pairs: np.ndarray) -> Iterator[NodeProto]:
     """The nodes of a layer, and behind its result those that add what saturation changes."""
     for node in sums.nodes:
         if sums.result not in node.output:
@@ -76,7 +77,7 @@ def _write(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndarray) -> 
             continue
         node.output[0] = f"{sums.result}:exact"
         yield node
-        change = (_change_conv if sums.conv is not None else _change_matrix)(writer, sums, rows, pairs)
+        change = (_change_conv if sums.conv is not None else _change_matrix)(writer, sums, pairs)
         if sums.kind != TensorProto.FLOAT:
             change = writer.apply("Cast", change, to=sums.kind)
         writer.apply("Add", node.output[0], change, output=sums.result)
@@ -119,7 +120,7 @@ class _Writer:
         return parts[0] if len(parts) == 1 else self.apply("Concat", *parts, axis=axis)
 
 
-def _change_conv(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndarray) -> str:
+def _change_conv(writer: _Writer, sums: Sums, pairs: np.ndarray) -> str:
     """A Conv with a group for each pair: its two inputs, less the zero point as it pads with 0, that is added back."""
     outputs, channels, *window = sums.weight_shape
     relative = writer.apply("Cast", sums.source, to=TensorProto.FLOAT)
@@ -129,7 +130,7 @@ def _change_conv(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndarra
     kept = [each for each in sums.conv.attribute if each.name != "group"]
     parts = []
     for start, end, part in _split(pairs, outputs):
-        weights, places = _weights(rows, part)
+        weights, places = _weights(sums.rows, part)
         taps, sources = np.divmod(places, channels)
         sources += (part[:, :1] * groups // outputs) * channels
         filters = np.zeros((len(part), 2, int(np.prod(window))), np.float32)
@@ -144,7 +145,7 @@ def _change_conv(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndarra
     return writer.join(parts, 1)
 
 
-def _change_matrix(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndarray) -> str:
+def _change_matrix(writer: _Writer, sums: Sums, pairs: np.ndarray) -> str:
     """The inputs of every pair by their place on the last axis, multiplied and added up one by one."""
     source = writer.apply("Cast", sums.source, to=TensorProto.FLOAT)
     if sums.shift:
@@ -152,8 +153,8 @@ def _change_matrix(writer: _Writer, sums: Sums, rows: np.ndarray, pairs: np.ndar
     if sums.transposed:
         source = writer.apply("Transpose", source, perm=[1, 0])
     parts = []
-    for start, end, part in _split(pairs, len(rows)):
-        weights, places = _weights(rows, part)
+    for start, end, part in _split(pairs, len(sums.rows)):
+        weights, places = _weights(sums.rows, part)
         one, other = (
             writer.apply("Mul", writer.apply("Gather", source, places[:, side], axis=-1), weights[:, side])
             for side in (0, 1)

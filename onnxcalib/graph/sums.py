@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from .index import Index, attribute_of, constant, is_op
 from .integers import element_type, is_linear
-from .layers import SIGNED, QuantizedLayer, kernel_rows, skip_movers
+from .kernels import skip_movers
+from .layers import SIGNED, QuantizedLayer
+from .layout import kernel_rows
 
 # What onnxruntime adds to signed activations and what makes signed weights unsigned.
 SHIFT = 128
@@ -22,8 +24,8 @@ class Sums:
 
     result: the one of their tensors, of the element type ``kind``, that holds the sums times ``scales`` (rows,); of
     None they are sums of integers. source: the integers that are multiplied, once ``shift`` is added to them, and
-    transposed first where ``transposed``; a Conv pads with ``zero_point``. conv: the node whose window a Conv has;
-    weight_shape: that of its weight.
+    transposed first where ``transposed``; a Conv pads with ``zero_point``. rows: what they are multiplied by, as
+    ``kernel_rows`` has it. conv: the node whose window a Conv has; weight_shape: that of its weight.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -32,6 +34,7 @@ class Sums:
     source: str
     shift: int
     zero_point: int
+    rows: np.ndarray
     scales: np.ndarray | None
     weight_shape: tuple[int, ...]
     conv: NodeProto | None = None
@@ -45,7 +48,8 @@ def read_layer(index: Index, node: NodeProto, layer: QuantizedLayer) -> Sums | N
     if before is None or not is_linear(before, "DequantizeLinear") or (layer.op != "Conv" and layer.stored.ndim != 2):
         return None
     scale, zero_point = _scalar(index, before.input[1]), _scalar(index, *before.input[2:], default=0)
-    scales = kernel_rows(replace(layer, stored=np.broadcast_to(layer.scale, layer.stored.shape), activation_bits=8))
+    axis = None if layer.op == "Conv" else layer.axis
+    scales = kernel_rows(np.broadcast_to(layer.scale, layer.stored.shape), axis)
     if scale is None or zero_point is None or np.any(scales != scales[:, :1]):
         return None
     nodes, source = [node], before.input[0]
@@ -60,6 +64,7 @@ def read_layer(index: Index, node: NodeProto, layer: QuantizedLayer) -> Sums | N
         source=source,
         shift=SHIFT if _integer_type(index, before) in SIGNED else 0,
         zero_point=int(zero_point),
+        rows=kernel_rows(layer.stored, axis),
         scales=np.float32(attribute_of(node, "alpha", 1.0)) * np.float32(scale) * np.float32(scales[:, 0]),
         weight_shape=layer.stored.shape,
         conv=node if layer.op == "Conv" else None,
@@ -84,7 +89,7 @@ def _read_linear(index: Index, graph: GraphProto, node: NodeProto) -> Sums | Non
     stored, scale, zero_point = constant(index, inputs[3]), _scalar(index, inputs[1]), _scalar(index, inputs[2])
     scales, offsets = constant(index, inputs[4]), constant(index, inputs[5])
     added = constant(index, bias) if bias else np.int32(0)
-    if any(each is None for each in (scale, zero_point, scales, offsets, added)):
+    if any(each is None for each in (stored, scale, zero_point, scales, offsets, added)):
         return None
     if operator != "Conv" and stored.ndim != 2:
         return None
@@ -109,6 +114,7 @@ def _read_linear(index: Index, graph: GraphProto, node: NodeProto) -> Sums | Non
         source=inputs[0],
         shift=0,
         zero_point=int(zero_point),
+        rows=kernel_rows(stored, None if operator == "Conv" else axis),
         scales=np.broadcast_to(scales, stored.shape[axis : axis + 1]),
         weight_shape=stored.shape,
         conv=layer if operator == "Conv" else None,
@@ -121,7 +127,7 @@ def _read_integers(index: Index, graph: GraphProto, node: NodeProto) -> Sums | N
     inputs = [*node.input, "", ""]
     stored = constant(index, inputs[1])
     zero_point = constant(index, inputs[3]) if inputs[3] else np.int32(0)
-    if stored.ndim != 2 or zero_point is None:
+    if stored is None or stored.ndim != 2 or zero_point is None:
         return None
     name = node.output[0]
     moved = [(each.astype(np.int32) + SHIFT).astype(np.uint8) for each in (stored, zero_point)]
@@ -134,6 +140,7 @@ def _read_integers(index: Index, graph: GraphProto, node: NodeProto) -> Sums | N
         source=inputs[0],
         shift=0,
         zero_point=0,
+        rows=kernel_rows(stored, 1),
         scales=None,
         weight_shape=stored.shape,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +52,11 @@ class Session:
         ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
         """
         self.name = name
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = threads
-        # Spinning threads of onnxruntime take the cores from torch between two runs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        if profile is not None:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        if dump is not None:
-            options.optimized_model_filepath = str(dump)
-            # Otherwise a model above 2 GB could not be written.
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", f"{dump.name}.data"
-            )
-        if unsigned:
-            options.add_session_config_entry(UNSIGNED, "1")
-        load = _load if deployed or unsigned or not saturates() else _load_exact
-        self._session = load(model, _more_outputs(model, also), options, name)
+        more, choose = _more_outputs(model, also), partial(_choose_options, optimize, threads, dump, profile)
+        if deployed or unsigned or not saturates():
+            self._session = _load(model, more, choose(unsigned=unsigned), name)
+        else:
+            self._session = _load_exact(model, more, choose, name)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -92,6 +78,27 @@ class Session:
             if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
                 times.setdefault(event["name"].removesuffix(KERNEL), []).append(event["dur"] / 1000)
         return times
+
+
+def _choose_options(
+    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, unsigned: bool
+) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    # Spinning threads of onnxruntime take the cores from torch between two runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if dump is not None:
+        options.optimized_model_filepath = str(dump)
+        # Otherwise a model above 2 GB could not be written.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{dump.name}.data")
+    if unsigned:
+        options.add_session_config_entry(UNSIGNED, "1")
+    return options
 
 
 def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
@@ -119,16 +126,14 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
         raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
 
 
-def _load_exact(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
-    """The model with exact sums on a processor whose kernels saturate."""
+def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str):
+    """The session with exact sums on a processor whose kernels saturate."""
     model = unsign_weights(model)
     # What becomes an int8 weight only in the session, as a float one that is quantized there, is left to onnxruntime.
-    options.add_session_config_entry(UNSIGNED, "1")
     with suppress(ModelError):
-        return _load(model, more, options, name)
+        return _load(model, more, choose(unsigned=True), name)
     # It refuses signed integers by signed ones, whose sums are exact.
-    options.add_session_config_entry(UNSIGNED, "0")
-    return _load(model, more, options, name)
+    return _load(model, more, choose(unsigned=False), name)
 
 
 @cache

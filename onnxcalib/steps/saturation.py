@@ -1,14 +1,16 @@
-"""Saturation: which kernels can saturate on x86 without VNNI, and what the outputs are where they do."""
+"""Saturation: which integer kernels can saturate on x86 without VNNI, and what the outputs are where they do."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
 from ..errors import ModelError
-from ..graph.integers import is_linear
-from ..graph.layers import Kernel, find_kernels
+from ..graph.kernels import Kernel, find_kernels, find_source
 from ..graph.normalise import tidy
 from ..graph.saturate import Saturated, saturate
 from ..numeric.saturation import find_wide_pairs, pair_bound
@@ -33,57 +35,66 @@ OWN = "onnxcalib.version"
 def measure_saturation(
     original: ModelProto, quantized: ModelProto, optimized: GraphProto, samples: CalibrationSet, threads: int = 0
 ) -> SaturationRecord:
-    """The bounds of all kernels on integers, and the outputs of saturating sums against those of ``original``.
+    """The bounds of all integer kernels, and the outputs of exact and of saturating sums against those of ``original``.
 
     Equal on all machines, but for operators that cannot be emulated. optimized: the graph that onnxruntime runs of
-    ``quantized``.
+    ``quantized``, as ``optimize`` gives it.
     """
     model = tidy(quantized)
-    kernels = list_kernels(model, optimized)
+    kernels = _restore_names(model, find_kernels(optimized))
     adding = [kernel for kernel in kernels if kernel.rows is not None]
     found = [(kernel, find_wide_pairs(kernel.rows, kernel.highest)) for kernel in adding]
     wide = [(kernel, pairs) for kernel, pairs in found if len(pairs)]
-    bounds = [BoundRecord(kernel.name, pair_bound(kernel.rows, kernel.highest)) for kernel, _ in wide]
-    layers = tuple(sorted(bounds, key=lambda record: -record.bound))
     if not wide:
         return SaturationRecord(len(kernels))
+    bounds = [BoundRecord(kernel.name, pair_bound(kernel.rows, kernel.highest)) for kernel, _ in wide]
+    record = SaturationRecord(len(kernels), tuple(sorted(bounds, key=lambda each: -each.bound)))
     share = sum(len(pairs) for _, pairs in wide) / sum(kernel.rows.size / 2 for kernel in adding)
     saturated = saturate(model, {kernel.name: (kernel, pairs) for kernel, pairs in wide})
+    names = {node.name for node in model.graph.node}.difference(saturated.exact)
+    unread = dict.fromkeys(kernel.name for kernel, _ in wide if kernel.name not in names)
+    record = replace(record, unread=tuple(unread))
     if not saturated.products:
-        return SaturationRecord(len(kernels), layers, unread=saturated.exact)
+        return record
     most = int(np.clip(MOST_SAMPLES * SHARE / share, LEAST_SAMPLES, MOST_SAMPLES))
     try:
-        count, outputs = _compare(original, saturated, samples, most, threads)
+        count, exact, outputs = _compare((original, quantized), saturated, samples, most, threads)
     except ModelError as error:
-        return SaturationRecord(len(kernels), layers, unread=saturated.exact, reason=str(error))
-    return SaturationRecord(len(kernels), layers, count, outputs, saturated.exact)
+        return replace(record, reason=str(error))
+    return replace(record, samples=count, exact=exact, outputs=outputs)
 
 
-def list_kernels(model: ModelProto, optimized: GraphProto) -> list[Kernel]:
-    """Those that onnxruntime runs on integers: what it still dequantizes are weights of layers that run in float."""
-    floats = {node.input[0] for node in optimized.node if is_linear(node, "DequantizeLinear")}
-    return [kernel for kernel in find_kernels(model) if kernel.highest and kernel.weight not in floats]
+def _restore_names(model: ModelProto, kernels: Iterable[Kernel]) -> list[Kernel]:
+    """Kernels by the names of the model's nodes that they are of; one of a node that it has not keeps its name."""
+    names = {node.name for node in model.graph.node}
+    return [replace(kernel, name=find_source(kernel.name, names) or kernel.name) for kernel in kernels]
 
 
 def _compare(
-    original: ModelProto, saturated: Saturated, samples: CalibrationSet, most: int, threads: int
-) -> tuple[int, tuple[OutputRecord, ...]]:
-    """How many samples were run, ``most`` or the last batch's more, and what was found on them."""
+    models: tuple[ModelProto, ModelProto], saturated: Saturated, samples: CalibrationSet, most: int, threads: int
+) -> tuple[int, tuple[OutputRecord, ...], tuple[OutputRecord, ...]]:
+    """How many samples were run, ``most`` or the last batch's more, and what was found on them.
+
+    The float model's outputs against those of the quantized one with exact sums, and with saturating ones.
+    """
     how = {"name": "the model with saturating sums", "optimize": False, "threads": threads}
     size = batch_size(Session(saturated.model, also=saturated.products, **how), samples, PRODUCT_BYTES)
-    sessions = Session(original, threads=threads), Session(saturated.model, **how)
-    tally, padding, done = OutputTally(), Padding(original), 0
+    reference, exact = (Session(model, threads=threads) for model in models)
+    sessions = exact, Session(saturated.model, **how)
+    tallies, padding, done = (OutputTally(), OutputTally()), Padding(models[0]), 0
     for feeds in samples.batches(min(size, most)):
         real, count = find_real(feeds), samples.count(feeds)
-        tally.add(*(padding.hide(session.run(feeds), real) for session in sessions), count)
+        wanted = padding.hide(reference.run(feeds), real)
+        for tally, session in zip(tallies, sessions, strict=True):
+            tally.add(wanted, padding.hide(session.run(feeds), real), count)
         done += count
         if done >= most:
             break
-    return done, tally.records()
+    return done, *(tally.records() for tally in tallies)
 
 
 def advise(found: SaturationRecord, quantized: ModelProto, samples: CalibrationSet) -> list[str]:
-    """A line on the layers that can saturate and on what helps with this file; none where there are none."""
+    """A line on the kernels that can saturate and on what helps with this file; none where there are none."""
     if not found.layers:
         return []
     worst = found.layers[0]

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from ..data import CalibrationSet
-from ..graph.index import Index, reads
+from ..graph.index import Index, reads, subgraphs
+from ..graph.normalise import name_nodes
 from ..numeric.metrics import Comparison
 from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from ..runtime.session import Session
@@ -130,11 +132,38 @@ def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, 
 
 
 def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphProto]:
-    """A session, and the graph that it runs. Raises ModelError."""
+    """A session, and the graph that it runs: nodes have the names of ``tidy``, where onnxruntime has kept them.
+
+    Of large constants the graph holds those of int8 alone, the weights of integer kernels. Raises ModelError.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session = Session(quantized, deployed=True, dump=path, threads=threads)
-        return session, onnx.load(path, load_external_data=False).graph
+        session = Session(_name_all(quantized), deployed=True, dump=path, threads=threads)
+        graph = onnx.load(path, load_external_data=False).graph
+        _load_integers(graph, folder)
+        return session, graph
+
+
+def _name_all(model: ModelProto) -> ModelProto:
+    """The model itself where each node has a name, as a copy takes memory; else a copy whose nodes have."""
+    if all(node.name for node in model.graph.node):
+        return model
+    named = ModelProto()
+    named.CopyFrom(model)
+    name_nodes(named)
+    return named
+
+
+def _load_integers(graph: GraphProto, folder: str) -> None:
+    """Read constants of int8 that lie in files of the folder, those of bodies too."""
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, folder)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    for node in graph.node:
+        for body in subgraphs(node):
+            _load_integers(body, folder)
 
 
 def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:

@@ -36,7 +36,13 @@ REPORT = Report(
     layers=tuple(LayerRecord(f"layer{i}", "Conv", 4, 8, sqnr_db=10.0 + i) for i in range(7)),
     outputs=(OutputRecord("scores", 31.25, 0.999, 0.5, agreement=0.975),),
     outputs_unoptimized=(OutputRecord("scores", 32.5, 0.999, 0.5),),
-    saturation=SaturationRecord(7, (BoundRecord("stem", 41_000),), 8, (OutputRecord("scores", 12.84, 0.95, 3.5, 0.5),)),
+    saturation=SaturationRecord(
+        7,
+        (BoundRecord("stem", 41_000),),
+        8,
+        (OutputRecord("scores", 12.84, 0.95, 3.5, 0.5),),
+        (OutputRecord("scores", 30.5, 0.998, 0.25, 0.75),),
+    ),
     unfused=(UnfusedRecord("QuantizeLinear", "image", "entry of the graph"),),
     float_bytes=4000,
     quantized_bytes=1000,
@@ -128,7 +134,8 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["scores", "optimized", "31.25", "0.999000", "0.5", "97.50"] in rows
     assert ["scores", "unoptimized", "32.50", "0.999000", "0.5", "-"] in rows
-    assert ["scores", "without", "VNNI", "12.84", "0.950000", "3.5", "50.00"] in rows
+    assert ["scores", "exact", "sums", "(8", "samples)", "30.50", "0.998000", "0.25", "75.00"] in rows
+    assert ["scores", "without", "VNNI", "(8", "samples)", "12.84", "0.950000", "3.5", "50.00"] in rows
     assert [row for row in rows if row[0].startswith("layer")] == [
         [f"layer{i}", "Conv", "W4A8", f"{10 + i}.00"] for i in range(5)
     ]
@@ -138,7 +145,8 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
         "unfused Q/DQ: 1",
         "  QuantizeLinear: entry of the graph: image",
         "integer kernels: 7, 1 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16"
-        " ends at 32,767): there the outputs have 12.8 dB, 50.0% agreement (8 samples)",
+        " ends at 32,767): there the outputs have 12.8 dB, 50.0% agreement, with exact sums 30.5 dB, 75.0% agreement"
+        " (8 samples)",
         "size: 4,000 -> 1,000 bytes, 0.250 of float",
         "time: 4.0 s (calibrate 1.0, reconstruct 3.0), 200 float passes, 16 samples",
         "wrote out.onnx",

@@ -112,13 +112,19 @@ def test_unfused_nodes_are_named_by_reason(printed):
 def test_what_can_saturate_is_said_with_the_outputs_there(printed):
     assert "integer kernels: none" in printed(VERDICT)
     saturation = SaturationRecord(
-        5, (BoundRecord("stem", 41_000),), 16, (OutputRecord("scores", 12.84, 0.95, 3.5, 0.9),)
+        5,
+        (BoundRecord("stem", 41_000),),
+        16,
+        (OutputRecord("scores", 12.84, 0.95, 3.5, 0.9),),
+        (OutputRecord("scores", 30.5, 0.998, 0.25, 0.96),),
     )
     lines = printed(replace(VERDICT, saturation=saturation))
     (line,) = [line for line in lines if line.startswith("integer kernels: ")]
     assert line.startswith("integer kernels: 5, 1 can saturate on x86 without VNNI (worst stem: ")
-    assert line.endswith(": there the outputs have 12.8 dB, 90.0% agreement (16 samples)")
-    assert ["scores", "90.00", "12.84", "0.950000", "3.5"] in split(lines)
+    both = "12.8 dB, 90.0% agreement, with exact sums 30.5 dB, 96.0% agreement (16 samples)"
+    assert line.endswith(f": there the outputs have {both}")
+    assert ["scores", "exact", "sums", "(16", "samples)", "96.00", "30.50", "0.998000", "0.25"] in split(lines)
+    assert ["scores", "without", "VNNI", "(16", "samples)", "90.00", "12.84", "0.950000", "3.5"] in split(lines)
 
 
 def test_the_numerics_contract_names_the_worst_tensors_and_unlike_pairs(printed):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnxcalib.graph.layout import from_rows, to_rows, window_of
+from onnxcalib.graph.layout import adds_pairs, from_rows, kernel_rows, to_rows, window_of
 from onnxcalib.spec import LayerPlan, QuantSpec
 
 
@@ -36,6 +36,57 @@ def test_rows_of_a_dense_layer_multiply_its_input(draw):
     x, weight = draw(3, 7), draw(7, 5)
     (rows,) = to_rows(weight, plan_layer("MatMul", 1))
     np.testing.assert_allclose(x @ rows.T, x @ weight, rtol=1e-6)
+
+
+# The order of an x86 kernel's sums
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 3), (4, 2, 3), (2, 3, 2, 2, 2)])
+def test_rows_of_a_convolution_have_neighbouring_channels_side_by_side(shape):
+    weight = np.random.default_rng(1).integers(-128, 128, shape).astype(np.int8)
+    rows = kernel_rows(weight)
+    assert rows.shape == (shape[0], int(np.prod(shape[1:])))
+    places = list(np.ndindex(*shape[2:]))
+    for channel, row in enumerate(rows):
+        wanted = [weight[(channel, source, *place)] for place in places for source in range(shape[1])]
+        assert row.tolist() == wanted
+
+
+def test_rows_multiply_a_patch_with_its_channels_last(build, run):
+    rng = np.random.default_rng(2)
+    weight, patch = rng.integers(-128, 128, (4, 3, 2, 3)), rng.integers(0, 256, (3, 2, 3))
+    text = "g (float[1, 3, 2, 3] x) => (float[1, 4, 1, 1] y) { y = Conv (x, w) }"
+    (wanted,) = run(build(text, w=weight.astype(np.float32)), patch[None].astype(np.float32))
+    np.testing.assert_array_equal(kernel_rows(weight) @ np.moveaxis(patch, 0, -1).reshape(-1), wanted.reshape(-1))
+
+
+def test_rows_of_matrices_are_the_columns_of_each():
+    matrix, stack = np.arange(12).reshape(4, 3), np.arange(24).reshape(2, 4, 3)
+    np.testing.assert_array_equal(kernel_rows(matrix, 1), matrix.T)
+    np.testing.assert_array_equal(kernel_rows(matrix, 0), matrix)
+    np.testing.assert_array_equal(kernel_rows(stack, 2), [stack[k, :, i] for k in range(2) for i in range(3)])
+
+
+def test_a_vector_is_one_row():
+    assert kernel_rows(np.arange(4), 0).tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "groups", "found"),
+    [
+        ("Conv", (4, 1, 3, 3), 4, False),
+        ("Conv", (4, 2, 3, 3), 4, True),
+        ("Conv", (8, 1, 3, 3), 4, True),
+        ("Conv", (1, 1, 3, 3), 1, True),
+        ("Conv", (1, 4, 3, 3), 1, True),
+        ("ConvTranspose", (4, 4, 3, 3), 1, False),
+    ],
+)
+def test_a_depthwise_and_a_transposed_convolution_add_no_pairs(op, shape, groups, found):
+    assert adds_pairs(op, shape, groups) == found
+
+
+# Windows
 
 
 def test_a_window_without_attributes_is_the_plain_one():
