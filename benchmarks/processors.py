@@ -6,10 +6,10 @@ Each model is quantized twice, with --weight-range full and bounded, at the defa
 process of its own. The data folder is that of accuracy.py and, for models named text_*, of text.py.
 
 Columns: at_risk = integer kernels that can saturate on x86 without VNNI, of all; exact = agreement % with the float
-model, of texts 100 x Spearman's correlation with what people said (STS-B), / SQNR dB, with exact sums; deployed = the same in a default session on this processor, whose kind is printed
-first; cost = dB between both ranges with exact sums. With --speed, at W8A8: time of onnxruntime's own quantize_static
-(min-max, uint8 x int8, a scale a channel, after its preprocessing) over that of the bounded file, at batch 1 and 32, on
-one thread.
+model, of texts 100 x Spearman's correlation with what people said (STS-B), / SQNR dB, with exact sums; deployed = the
+same in a default session on this processor, whose kind is printed first; cost = dB between both ranges with exact sums.
+With --speed, at W8A8: time of onnxruntime's own quantize_static (min-max, uint8 x int8, a scale a channel, after its
+preprocessing) over that of the bounded file, at batch 1 and 32, on one thread.
 """
 
 from __future__ import annotations

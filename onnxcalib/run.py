@@ -20,6 +20,7 @@ from .errors import ConfigError
 from .graph.emit import emit_qdq
 from .graph.load import inputs_of, load_model
 from .graph.plan import make_plan
+from .graph.rescale import fold_integer_pads
 from .graph.select import Selection, select_nodes
 from .numeric.histogram import Histogram
 from .report import Observer
@@ -150,6 +151,7 @@ class Run:
     def emit(self, model: ModelProto, plan: QuantPlan, grids, layers) -> ModelProto:
         """The QDQ model, which names the tool's version, the settings as they were given and every layer's bits."""
         quantized = emit_qdq(model, plan, *grids, layers, encoding=self.config.encoding, keep_outputs=False)
+        fold_integer_pads(quantized)
         settings = self.given.model_dump_json(exclude=_UNTOLD)
         entries = {
             "onnxcalib.version": version("onnxcalib"),

@@ -6,8 +6,10 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from ..spec import LayerPlan
+from .emit import reroute
 from .extract import needed_inputs, needed_nodes
 from .fusion import SHAPE_READERS
+from .gemm import remove_nodes
 from .index import Index, attribute_of, constant, is_op, list_names
 from .normalise import unused_name
 from .operand import write_operand
@@ -34,8 +36,9 @@ def _count_readers(index: Index, tensor: str) -> int:
 def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift: np.ndarray) -> str:
     """Put a Mul and an Add in front of a Conv that ``can_rescale`` takes; mutates ``model``, gives the Add's output.
 
-    With x' = f x + s per input channel, ``W x + b = (W / f) x' + b - sum(W s / f)``. Where the Conv pads with zeros, a
-    Pad in front of the Mul does so in its place: its own would be zeros of x', not of x. factor, shift: (channels,).
+    There is no Mul where all factors are 1. With x' = f x + s per input channel, ``W x + b = (W / f) x' + b - sum(W s /
+    f)``. Where the Conv pads with zeros, a Pad in front of the Mul does so in its place: its own would be zeros of x',
+    not of x. factor, shift: (channels,).
     """
     index = Index(model.graph)
     node = _find_node(model, layer)
@@ -52,9 +55,72 @@ def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift
         half = len(pads) // 2
         operands["Pad"] = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
         next(a for a in node.attribute if a.name == "pads").ints[:] = [0] * len(pads)
-    operands["Mul"], operands["Add"] = (value.reshape(broadcast[1:]).astype(np.float32) for value in (factor, shift))
+    if np.any(factor != 1):
+        operands["Mul"] = factor.reshape(broadcast[1:]).astype(np.float32)
+    operands["Add"] = shift.reshape(broadcast[1:]).astype(np.float32)
     _insert_before(model, node, operands)
     return node.input[0]
+
+
+def fold_integer_pads(model: ModelProto) -> int:
+    """Let Convs pad with the zero point where a Pad of zeros in front of their QuantizeLinear comes to the same.
+
+    Mul and Add of constants may stand between. The integers are equal; onnxruntime has no fast kernel for the Pad.
+    Returns how many Pads are gone.
+    """
+    spent = []
+    for node in [node for node in model.graph.node if is_op(node, "Pad")]:
+        index = Index(model.graph)
+        pads = _read_zero_pads(index, node)
+        readers = _find_padded(index, node, len(pads) // 2) if pads else []
+        if not readers:
+            continue
+        for reader in readers:
+            own = next(attribute for attribute in reader.attribute if attribute.name == "pads")
+            own.ints[:] = [one + other for one, other in zip(own.ints, pads, strict=True)]
+        reroute(index.readers(node.output[0])[0], node.output[0], node.input[0])
+        spent.append(node.name)
+    remove_nodes(model, spent)
+    return len(spent)
+
+
+def _read_zero_pads(index: Index, node: NodeProto) -> list[int] | None:
+    """Begins, then ends, in space alone, of a Pad of zeros; None for other nodes."""
+    if not is_op(node, "Pad") or attribute_of(node, "mode", b"constant") != b"constant" or any(node.input[3:]):
+        return None
+    pads, fill = (constant(index, name) if name else np.zeros(1) for name in [*node.input[1:], ""][:2])
+    if pads is None or fill is None or fill.any() or (pads < 0).any() or node.output[0] in index.outputs:
+        return None
+    begins, ends = pads.reshape(2, -1)
+    return None if (*begins[:2], *ends[:2]) != (0, 0, 0, 0) else [*begins[2:].tolist(), *ends[2:].tolist()]
+
+
+def _find_padded(index: Index, pad: NodeProto, rank: int) -> list[NodeProto]:
+    """The Convs that read a Pad's output on a grid whose zero point stands for its zeros; none where others do too.
+
+    rank: axes in space.
+    """
+    node, value = pad, np.float32(0)
+    while len(readers := index.readers(node.output[0])) == 1 and node.output[0] not in index.outputs:
+        node, source = readers[0], node.output[0]
+        if is_op(node, "Mul", "Add"):
+            other = constant(index, next((name for name in node.input if name != source), ""))
+            if other is None or other.ndim > rank + 1 or other.size > len(np.atleast_1d(other)):
+                return []  # neither one value nor one of each channel
+            if other.ndim <= rank and other.size > 1:
+                return []
+            value = value * other if node.op_type == "Mul" else value + other
+        elif is_op(node, "QuantizeLinear"):
+            scale = constant(index, node.input[1])
+            if scale is None or scale.size != 1 or np.rint(value / scale).any():
+                return []
+        elif is_op(node, "DequantizeLinear"):
+            convs = index.readers(node.output[0])
+            padding = [is_op(conv, "Conv") and attribute_of(conv, "pads", None) is not None for conv in convs]
+            return list(convs) if all(padding) and node.output[0] not in index.outputs else []
+        else:
+            return []
+    return []
 
 
 def _find_node(model: ModelProto, layer: LayerPlan) -> NodeProto:

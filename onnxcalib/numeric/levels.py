@@ -15,6 +15,8 @@ from ..spec import QParams, QuantSpec
 TOLERANCE = 0.01
 # The same for a grid that all channels share: there it is a constant of the channel, which a bias can take up.
 GRID_TOLERANCE = 0.25
+# Half a step, less what float32 may leave of a pixel.
+HALF = 0.499
 # Beyond so many levels from the first one a value is on none of them, and levels closer together are none.
 FAR, LEAST_PITCH = 2**31, 1e-30
 # Values that are looked at at once.
@@ -110,10 +112,11 @@ def shared_grid(levels: Levels, spec: QuantSpec) -> QParams | None:
 
 
 def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QParams] | None:
-    """factor and shift (channels,) by which ``factor x + shift`` puts all levels on a grid of scale 1, and that grid.
+    """factor and shift (channels,) by which ``factor x + shift`` puts all levels on one grid, and that grid.
 
-    Each channel's zero is moved as little as its levels allow, so that channels that reach less far than others in
-    these samples may reach as far in others. None where a channel has more levels than the grid.
+    Its scale is 1, or that of the levels where all channels have one, whose factors then are 1. Each channel's zero is
+    moved as little as its levels allow, so that channels that reach less far than others in these samples may reach as
+    far in others. None where a channel has more levels than the grid.
     """
     levels = levels.reach_zero()
     most = np.array([_most_steps(highest, spec) for highest in levels.highest])
@@ -127,8 +130,14 @@ def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QP
     middle = (spec.qmin + spec.qmax - (height - zero).max() - (-zero).min()) / 2
     zero_point = np.clip(np.rint(middle), spec.qmin, spec.qmax)
     lowest = np.clip(np.rint(zero_point - zero), spec.qmin, spec.qmax - height)
-    grid = QParams(np.asarray(np.float32(1)), np.asarray(zero_point, np.int32), spec)
-    return factor, lowest + zero - zero_point, grid
+    shift, unit = lowest + zero - zero_point, 1.0
+    # Short of the half that it may be, so that zero itself is rounded to the zero point, with which kernels pad.
+    shift = np.where(np.abs(shift) < 0.5 + TOLERANCE, np.clip(shift, -HALF, HALF), shift)
+    if np.ptp(factor) / factor.mean() * (spec.qmax - spec.qmin) <= TOLERANCE:
+        unit = factor.mean()
+        factor, shift = np.ones_like(factor), shift / unit
+    grid = QParams(np.asarray(np.float32(1 / unit)), np.asarray(zero_point, np.int32), spec)
+    return factor, shift, grid
 
 
 def _most_steps(highest: float, spec: QuantSpec) -> int:

@@ -5,7 +5,7 @@ from onnx import ModelProto, checker
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.normalise import name_nodes
 from onnxcalib.graph.plan import make_plan
-from onnxcalib.graph.rescale import can_rescale, rescale_input
+from onnxcalib.graph.rescale import can_rescale, fold_integer_pads, rescale_input
 
 FACTOR, SHIFT = np.array([4.0, 0.5, 30.0]), np.array([-3.0, 7.0, 100.0])
 
@@ -124,3 +124,57 @@ def test_other_layers_are_not_taken(build, draw, node):
         w=draw(3, 1, 3, 3), v=draw(3, 3, 3, 3),
     )  # fmt: skip
     assert not can_rescale(model, make_plan(model).layers[0])
+
+
+def test_there_is_no_product_where_all_factors_are_one(build, run, draw):
+    model = build("g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) { [c] y = Conv (x, w) }", w=draw(4, 3, 1, 1))
+    x = draw(2, 3, 8, 8)
+    (before,) = run(model, x)
+    rescale_input(model, make_plan(model).layers[0], np.ones(3), SHIFT)
+    assert [n.op_type for n in model.graph.node] == ["Add", "Conv"]
+    np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-3, atol=1e-3)
+
+
+PADDED = """g (float[N, 3, 6, 6] x) => (float[N, 4, h, v] y) {{
+    p = Pad (x, pads) {between} q = QuantizeLinear (s, step, z) d = DequantizeLinear (q, step, z)
+    y = Conv <pads = [0, 1, 0, 0]> (d, w) }}"""
+ADD, BOTH = "s = Add (p, shift)", "m = Mul (p, factor) s = Add (m, shift)"
+PADS = np.array([0, 0, 1, 1, 0, 0, 0, 2])
+
+
+@pytest.mark.parametrize(
+    ("between", "shift", "gone"),
+    [
+        (ADD, [0.024, -0.024, 0.0], True),
+        (BOTH, [0.024, -0.024, 0.0], True),
+        (ADD, [0.024, -0.03, 0.0], False),  # read one step off the zero point
+        ("s = Identity (p)", [0, 0, 0], False),
+        ("s = Sub (p, shift)", [0.0, 0.0, 0.0], False),
+    ],
+)
+def test_a_pad_goes_where_the_zero_point_stands_for_its_zeros(build, run, draw, between, shift, gone):
+    constants = {"shift": np.float32(shift).reshape(3, 1, 1), "factor": np.float32([2, 3, 1]).reshape(3, 1, 1)}
+    constants |= {"step": np.float32(0.05), "z": np.uint8(120), "pads": PADS, "w": draw(4, 3, 3, 3)}
+    model = build(PADDED.format(between=between), **constants)
+    name_nodes(model)
+    x = draw(2, 3, 6, 6)
+    (before,) = run(model, x)
+    assert fold_integer_pads(model) == gone
+    assert ("Pad" in [n.op_type for n in model.graph.node]) is not gone
+    checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(run(model, x)[0], before)
+
+
+@pytest.mark.parametrize("change", ["value", "batch", "other"])
+def test_a_pad_that_is_not_the_convs_alone_stays(build, draw, change):
+    text, pads, more = PADDED.format(between=ADD), PADS, {}
+    if change == "value":
+        text, more = text.replace("Pad (x, pads)", "Pad (x, pads, one)"), {"one": np.float32(1)}
+    elif change == "batch":
+        pads = np.array([0, 1, 0, 0, 0, 0, 0, 0])
+    else:
+        text = text.replace("y) {", "y, float[N, 3, a, b] also) { also = Relu (p) ")
+    model = build(text, shift=np.zeros((3, 1, 1), np.float32), step=np.float32(0.05), z=np.uint8(120), pads=pads,
+                  w=draw(4, 3, 3, 3), **more)  # fmt: skip
+    name_nodes(model)
+    assert fold_integer_pads(model) == 0

@@ -157,8 +157,9 @@ def test_a_channel_that_reaches_less_far_than_others_may_do_so_later(low, high):
     some, _ = pixels(mean, std, low=low, high=high)
     values[0] = some[0]
     factor, shift, grid = stretch(find_levels(values, 256), SPEC)
-    later = factor[:, None] * pixels(mean, std, seed=1)[0] + shift[:, None] + float(grid.zero_point)
-    assert later.min() >= -0.5 and later.max() <= 255.5
+    later = factor[:, None] * pixels(mean, std, seed=1)[0] + shift[:, None]
+    steps = later / float(grid.scale) + float(grid.zero_point)
+    assert steps.min() >= -0.5 and steps.max() <= 255.5
 
 
 def test_dark_images_leave_room_for_brighter_ones():
@@ -168,8 +169,18 @@ def test_dark_images_leave_room_for_brighter_ones():
 
 def test_a_channel_of_few_levels_has_the_unit_of_the_others():
     found = Levels(np.array([-2.0, 0.0]), np.array([1 / 64, 1.0]), np.array([255, 1]))
-    factor, _, _ = stretch(found, SPEC)
-    np.testing.assert_allclose(factor, [64, 64])
+    factor, _, grid = stretch(found, SPEC)
+    np.testing.assert_allclose(factor / float(grid.scale), [64, 64])
+
+
+def test_channels_of_one_mean_and_deviation_need_a_shift_alone():
+    """That of pixels whose mean lies between two levels; zero then is read as the zero point."""
+    values, drawn = pixels(np.full(3, 0.5, np.float32), np.full(3, 0.5, np.float32))
+    factor, shift, grid = stretch(find_levels(values, 256), SPEC)
+    assert factor.tolist() == [1, 1, 1] and float(grid.scale) == pytest.approx(1 / 127.5)
+    places = (values + shift[:, None]) / float(grid.scale) + float(grid.zero_point)
+    np.testing.assert_allclose(places, drawn, atol=0.01)
+    assert 0 < np.abs(shift).max() < 0.5 * float(grid.scale)
 
 
 def test_stretching_refuses_more_levels_than_the_grid_has():
