@@ -104,7 +104,9 @@ def spell_saturation(found: SaturationRecord) -> str:
     line += f" (worst {worst.name}: sums of two products reach {worst.bound:,}, int16 ends at 32,767)"
     if not found.outputs:
         why = found.reason or f"{unread} cannot be emulated"
-        return f"{line}: what the outputs are there was not measured; {why}"
+        line += f": what the outputs are there was not measured; {why}"
+        exact = f"; with exact sums they have {spell_worst(found.exact)} ({found.samples} samples)"
+        return f"{line}{exact}" if found.exact else line
     least = " at least" if len(found.outputs) > 1 else ""
     line += f": there the outputs have{least} {spell_worst(found.outputs)}, with exact sums {spell_worst(found.exact)}"
     line += f" ({found.samples} samples)"

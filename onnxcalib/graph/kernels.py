@@ -69,7 +69,8 @@ def find_kernels(
     outer: initializers of the graphs around this one. within: what names begin with.
     """
     index = Index(graph)
-    index.initializers = {**(outer or {}), **index.initializers}
+    bound = {*index.inputs, *index.producer}
+    index.initializers = {k: v for k, v in (outer or {}).items() if k not in bound} | index.initializers
     found: list[Kernel] = []
     for node in graph.node:
         name = within + (node.name or node.output[0])
@@ -113,8 +114,11 @@ def _find_highest(index: Index, node: NodeProto, operator: Operator) -> int:
         highest = highest if end is None else min(highest, end)
         before = index.producer.get(skip_movers(index, before.input[0]))
     # A Conv pads with the zero point, which need not be within the ends.
-    zero_point = constant(index, node.input[operator.activations]) if len(node.input) > operator.activations else None
-    return highest if zero_point is None else max(highest, int(zero_point.max(initial=0)))
+    name = node.input[operator.activations] if len(node.input) > operator.activations else ""
+    if not name:
+        return highest
+    zero_point = constant(index, name)
+    return UINT8_MAX if zero_point is None else max(highest, int(zero_point.max(initial=0)))
 
 
 def _read_rows(index: Index, node: NodeProto, place: int, offset: int) -> np.ndarray | None:

@@ -88,7 +88,7 @@ def _read_zero_pads(index: Index, node: NodeProto) -> list[int] | None:
     """Begins, then ends, in space alone, of a Pad of zeros; None for other nodes."""
     if not is_op(node, "Pad") or attribute_of(node, "mode", b"constant") != b"constant" or any(node.input[3:]):
         return None
-    pads, fill = (constant(index, name) if name else np.zeros(1) for name in [*node.input[1:], ""][:2])
+    pads, fill = (constant(index, name) if name else np.zeros(2) for name in [*node.input[1:], "", ""][:2])
     if pads is None or fill is None or fill.any() or (pads < 0).any() or node.output[0] in index.outputs:
         return None
     begins, ends = pads.reshape(2, -1)
@@ -100,7 +100,7 @@ def _find_padded(index: Index, pad: NodeProto, rank: int) -> list[NodeProto]:
 
     rank: axes in space.
     """
-    node, value = pad, np.float32(0)
+    node, value, grid = pad, np.float32(0), None
     while len(readers := index.readers(node.output[0])) == 1 and node.output[0] not in index.outputs:
         node, source = readers[0], node.output[0]
         if is_op(node, "Mul", "Add"):
@@ -114,13 +114,26 @@ def _find_padded(index: Index, pad: NodeProto, rank: int) -> list[NodeProto]:
             scale = constant(index, node.input[1])
             if scale is None or scale.size != 1 or np.rint(value / scale).any():
                 return []
+            grid = _read_constants(index, node)
         elif is_op(node, "DequantizeLinear"):
             convs = index.readers(node.output[0])
-            padding = [is_op(conv, "Conv") and attribute_of(conv, "pads", None) is not None for conv in convs]
-            return list(convs) if all(padding) and node.output[0] not in index.outputs else []
+            alone = grid is not None and _read_constants(index, node) == grid and node.output[0] not in index.outputs
+            return list(convs) if alone and all(_pads_input(conv, node.output[0]) for conv in convs) else []
         else:
             return []
     return []
+
+
+def _read_constants(index: Index, node: NodeProto) -> tuple | None:
+    """Scale and zero point of a QuantizeLinear or DequantizeLinear as plain values; None where it lacks one of them."""
+    values = [constant(index, name) for name in node.input[1:3]]
+    return None if len(values) < 2 or any(v is None for v in values) else tuple(v.tolist() for v in values)
+
+
+def _pads_input(node: NodeProto, tensor: str) -> bool:
+    """Whether the node is a Conv with pads in numbers whose input, and nothing else, is this tensor."""
+    plain = attribute_of(node, "auto_pad", b"NOTSET") == b"NOTSET" and attribute_of(node, "pads", None) is not None
+    return is_op(node, "Conv") and plain and node.input[0] == tensor and list(node.input).count(tensor) == 1
 
 
 def _find_node(model: ModelProto, layer: LayerPlan) -> NodeProto:

@@ -29,9 +29,13 @@ ACTIVATIONS = {"QLinearConv": 2, "QLinearMatMul": 2, "QGemm": 2, "MatMulInteger"
 def unsign_weights(model: ModelProto) -> ModelProto:
     """A copy that has q + 128, of zero point z + 128, in place of int8 constants q, in bodies too.
 
-    The model itself where no such integer is beyond SAFE. What it gives stays the same, but for saturation.
+    So are float constants quantized that a QuantizeLinear makes such integers of. The model itself where there are none
+    beyond SAFE, and no such node. What it gives stays the same, but for saturation.
     """
-    if not any(_beyond(tensor) for graph in _graphs(model.graph) for tensor in _constants(graph).values()):
+    constants = {k: v for graph in _graphs(model.graph) for k, v in _constants(graph).items()}
+    nodes = (node for graph in _graphs(model.graph) for node in graph.node)
+    quantizes = any(is_linear(node, "QuantizeLinear") and node.input[0] in constants for node in nodes)
+    if not quantizes and not any(map(_beyond, constants.values())):
         return model
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -67,12 +71,25 @@ class _Writer:
         self.graph, self.taken = model.graph, list_names(model)
 
     def write(self, graph: GraphProto, outer: dict[str, TensorProto]) -> None:
-        known = outer | _constants(graph)
+        bound = {value.name for value in graph.input}.union(*(node.output for node in graph.node))
+        known = {name: tensor for name, tensor in outer.items() if name not in bound} | _constants(graph)
         for node in graph.node:
+            self._unsign_quantized(graph, node, known)
             for weight, zero_point in _places(node):
                 self._unsign(node, weight, zero_point, known)
             for body in subgraphs(node):
                 self.write(body, known)
+
+    def _unsign_quantized(self, graph: GraphProto, node: NodeProto, known: dict[str, TensorProto]) -> None:
+        """Move the zero points of a QuantizeLinear of a constant and of the DequantizeLinears that alone read it."""
+        if not is_linear(node, "QuantizeLinear") or node.input[0] not in known:
+            return
+        pair = [node, *(other for other in graph.node if node.output[0] in other.input)]
+        bare = not all(is_linear(other, "QuantizeLinear", "DequantizeLinear") for other in pair)
+        names = ["" if bare or len(other.input) < 3 else other.input[2] for other in pair]
+        if all(name in known and known[name].data_type == TensorProto.INT8 for name in names):
+            for other, name in zip(pair, names, strict=True):
+                other.input[2] = self._add(numpy_helper.to_array(known[name]), name)
 
     def _unsign(self, node: NodeProto, weight: int, zero_point: int, known: dict[str, TensorProto]) -> None:
         tensor = known.get(node.input[weight]) if weight < len(node.input) else None
@@ -83,6 +100,8 @@ class _Writer:
             return
         node.input.extend([""] * (zero_point + 1 - len(node.input)))
         scale = known.get(node.input[1]) if is_linear(node, "DequantizeLinear") else None
+        if scale is None and not name and is_linear(node, "DequantizeLinear"):
+            return  # of whose shape the zero point has to be
         zeros = np.zeros(() if scale is None else list(scale.dims), np.int8)
         node.input[zero_point] = self._add(numpy_helper.to_array(known[name]) if name else zeros, node.input[weight])
         node.input[weight] = self._add(numpy_helper.to_array(tensor), node.input[weight])
@@ -103,6 +122,11 @@ def _places(node: NodeProto) -> tuple[tuple[int, int], ...]:
 
 
 def _reads_signed(node: NodeProto, known: dict[str, TensorProto]) -> bool:
-    place = ACTIVATIONS.get(node.op_type, len(node.input))
-    zero_point = known.get(node.input[place]) if place < len(node.input) else None
-    return zero_point is not None and zero_point.data_type == TensorProto.INT8
+    """Whether the weight is multiplied by signed integers, or by what may be such."""
+    if node.op_type not in ACTIVATIONS:
+        return False
+    place = ACTIVATIONS[node.op_type]
+    name = node.input[place] if place < len(node.input) else ""
+    if not name:  # MatMulInteger alone takes unsigned weights beside integers of both types
+        return node.op_type != "MatMulInteger"
+    return name not in known or known[name].data_type == TensorProto.INT8

@@ -128,12 +128,13 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
 
 def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str):
     """The session with exact sums on a processor whose kernels saturate."""
-    model = unsign_weights(model)
-    # What becomes an int8 weight only in the session, as a float one that is quantized there, is left to onnxruntime.
-    with suppress(ModelError):
-        return _load(model, more, choose(unsigned=True), name)
-    # It refuses signed integers by signed ones, whose sums are exact.
-    return _load(model, more, choose(unsigned=False), name)
+    exact = unsign_weights(model)
+    # What becomes an int8 weight only in the session, as a float one that is quantized there, is left to onnxruntime,
+    # which refuses signed integers by signed ones, whose sums are exact.
+    for unsigned in (True, False):
+        with suppress(ModelError):
+            return _load(exact, more, choose(unsigned=unsigned), name)
+    return _load(model, more, choose(unsigned=False), name)  # with the user's own names in the error
 
 
 @cache

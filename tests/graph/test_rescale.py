@@ -165,13 +165,17 @@ def test_a_pad_goes_where_the_zero_point_stands_for_its_zeros(build, run, draw, 
     np.testing.assert_array_equal(run(model, x)[0], before)
 
 
-@pytest.mark.parametrize("change", ["value", "batch", "other"])
+@pytest.mark.parametrize("change", ["value", "batch", "other", "weight", "grid"])
 def test_a_pad_that_is_not_the_convs_alone_stays(build, draw, change):
     text, pads, more = PADDED.format(between=ADD), PADS, {}
     if change == "value":
         text, more = text.replace("Pad (x, pads)", "Pad (x, pads, one)"), {"one": np.float32(1)}
     elif change == "batch":
         pads = np.array([0, 1, 0, 0, 0, 0, 0, 0])
+    elif change == "weight":
+        text = text.replace("(d, w)", "(w, d)")
+    elif change == "grid":
+        text, more = text.replace("(q, step, z)", "(q, step, other)"), {"other": np.uint8(7)}
     else:
         text = text.replace("y) {", "y, float[N, 3, a, b] also) { also = Relu (p) ")
     model = build(text, shift=np.zeros((3, 1, 1), np.float32), step=np.float32(0.05), z=np.uint8(120), pads=pads,

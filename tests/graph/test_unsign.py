@@ -19,6 +19,8 @@ FORMS = {
     " e = DequantizeLinear <axis = 1> (w, t, z) y = MatMul (a, e)",
     "without a zero point": "d = DequantizeLinear <axis = 1> (w, t) y = MatMul (x, d)",
     "with a scalar": "d = DequantizeLinear (w, s, i) y = MatMul (x, d)",
+    "quantized in the graph": "q = QuantizeLinear <axis = 1> (floats, t, z) d = DequantizeLinear <axis = 1> (q, t, z)"
+    " y = MatMul (x, d)",
     "of a domain of its own": "d = com.microsoft.DequantizeLinear (w, s, i) y = MatMul (x, d)",
     "in blocks": "d = DequantizeLinear <axis = 0, block_size = 2> (w, b) y = MatMul (x, d)",
     "QLinearMatMul": "q = QuantizeLinear (x, s, low) p = QLinearMatMul (q, s, low, w, t, none, far, low)"
@@ -39,7 +41,16 @@ SHAPES = {"image": np.array([-1, 4, 1, 1]), "flat": np.array([-1, 4])}
 @pytest.fixture
 def make(build):
     def build_form(nodes, **more):
-        given = {"w": WIDE, "f": FILTER, "b": np.full((2, 4), 0.5, np.float32), **SCALES, **ZEROS, **SHAPES, **more}
+        given = {
+            "floats": 9 * WIDE.astype(np.float32) / 127,
+            "w": WIDE,
+            "f": FILTER,
+            "b": np.full((2, 4), 0.5, np.float32),
+            **SCALES,
+            **ZEROS,
+            **SHAPES,
+            **more,
+        }
         model = build(f"g (float[N, 4] x) => (float[N, 4] y) {{ {nodes} }}", opset=21, ir=10, **given)
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         return model
@@ -115,3 +126,34 @@ def test_a_model_without_wide_integers_is_not_copied(build):
     model = build("g (float[N, 4] x) => (float[N, 4] y) { d = DequantizeLinear (w, s) y = MatMul (x, d) }",
                   w=np.full((4, 4), SAFE, np.int8), s=np.float32(1))  # fmt: skip
     assert unsign_weights(model) is model
+
+
+def test_a_zero_point_is_not_made_up_where_the_scale_is_computed(make, run_exact, draw):
+    model = make("c = Abs (t) d = DequantizeLinear <axis = 1> (w, c) y = MatMul (x, d)")
+    x = draw(5, 4)
+    np.testing.assert_array_equal(run_exact(model, x), run_exact(unsign_weights(model), x))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "q = QuantizeLinear (x, s, i) y = com.microsoft.MatMulIntegerToFloat (q, w, s, t)",
+        "k = Identity (i) q = QuantizeLinear (x, s, k) p = QLinearMatMul (q, s, k, w, t, none, far, i)"
+        " y = DequantizeLinear (p, far, i)",
+    ],
+)
+def test_weights_stay_beside_what_may_be_signed(nodes, make, run_exact, draw):
+    model = make(nodes, i=np.int8(0))
+    x = draw(5, 4)
+    np.testing.assert_array_equal(run_exact(model, x), run_exact(unsign_weights(model), x))
+
+
+def test_a_name_that_a_body_binds_anew_is_not_the_constant_outside(build):
+    """The input of a body shadows it."""
+    body = "b (int8[4, 4] w, float[4] e) => (float[4, 4] out) { out = DequantizeLinear (w, s) }"
+    model = build(f"""g (int8[3, 4, 4] many, float[3, 4] e) => (float[3, 4, 4] y, float[4, 4] z) {{
+        y = Scan <num_scan_inputs = 2, body = {body}> (many, e) z = DequantizeLinear (w, s) }}""",
+        w=WIDE, s=np.float32(1))  # fmt: skip
+    scan, plain = unsign_weights(model).graph.node
+    (inner,) = (attribute.g.node[0] for attribute in scan.attribute if attribute.name == "body")
+    assert inner.input[0] == "w" and plain.input[0] != "w"

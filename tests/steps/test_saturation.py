@@ -262,10 +262,10 @@ def test_a_kernel_is_found_however_its_integers_get_there(formed, measure, form)
     found = measure(original, quantized, x)
     name = "choose/fc" if "body" in form else "fc"
     assert found.kernels == 1 + ("operator" in form) and found.layers == (BoundRecord(name, FULL),)
-    assert found.unread == (() if emulated else (name,)) and bool(found.outputs) == bool(found.exact) == emulated
+    assert found.unread == (() if emulated else (name,)) and bool(found.outputs) == emulated
     (deployed,) = saturate_by(original, quantized, x)
-    if emulated:
-        assert found.exact[0].sqnr_db > 20 > found.outputs[0].sqnr_db
+    assert found.exact[0].sqnr_db > 20
+    assert not emulated or found.outputs[0].sqnr_db < 20
     if saturates():
         assert deployed.sqnr_db < 10
         assert not emulated or found.outputs[0].sqnr_db == pytest.approx(deployed.sqnr_db, abs=0.01)
@@ -372,7 +372,7 @@ def test_operators_that_cannot_be_rewritten_are_named(build, draw, measure):
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     found = measure(alone, alone, draw(4, 3, 4))
     assert (found.kernels, names_of(found), found.unread) == (1, ["attend"], ("attend",))
-    assert (found.samples, found.outputs, found.reason) == (0, (), None)
+    assert (found.samples, found.outputs, found.reason) == (4, (), None) and len(found.exact) == 1
     found = measure(beside, beside, draw(4, 3, 4))
     assert (found.kernels, found.unread, len(found.outputs)) == (2, ("attend",), 1)
 
