@@ -57,7 +57,8 @@ def rescale_input(model: ModelProto, layer: LayerPlan, factor: np.ndarray, shift
         next(a for a in node.attribute if a.name == "pads").ints[:] = [0] * len(pads)
     if np.any(factor != 1):
         operands["Mul"] = factor.reshape(broadcast[1:]).astype(np.float32)
-    operands["Add"] = shift.reshape(broadcast[1:]).astype(np.float32)
+    # One value for all channels is added faster.
+    operands["Add"] = (shift.reshape(broadcast[1:]) if np.any(shift != shift[0]) else shift[0]).astype(np.float32)
     _insert_before(model, node, operands)
     return node.input[0]
 

@@ -135,6 +135,7 @@ def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QP
     shift = np.where(np.abs(shift) < 0.5 + TOLERANCE, np.clip(shift, -HALF, HALF), shift)
     if np.ptp(factor) / factor.mean() * (spec.qmax - spec.qmin) <= TOLERANCE:
         unit = factor.mean()
+        shift = np.full_like(shift, shift.mean()) if np.ptp(shift) <= TOLERANCE else shift
         factor, shift = np.ones_like(factor), shift / unit
     grid = QParams(np.asarray(np.float32(1 / unit)), np.asarray(zero_point, np.int32), spec)
     return factor, shift, grid

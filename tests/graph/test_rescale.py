@@ -126,12 +126,15 @@ def test_other_layers_are_not_taken(build, draw, node):
     assert not can_rescale(model, make_plan(model).layers[0])
 
 
-def test_there_is_no_product_where_all_factors_are_one(build, run, draw):
+@pytest.mark.parametrize(("shift", "sizes"), [(SHIFT, [3, 1, 1]), (np.full(3, 0.5), [])])
+def test_there_is_no_product_where_all_factors_are_one(build, run, draw, shift, sizes):
     model = build("g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) { [c] y = Conv (x, w) }", w=draw(4, 3, 1, 1))
     x = draw(2, 3, 8, 8)
     (before,) = run(model, x)
-    rescale_input(model, make_plan(model).layers[0], np.ones(3), SHIFT)
+    rescale_input(model, make_plan(model).layers[0], np.ones(3), shift)
     assert [n.op_type for n in model.graph.node] == ["Add", "Conv"]
+    added = next(t for t in model.graph.initializer if t.name == model.graph.node[0].input[1])
+    assert list(added.dims) == sizes
     np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-3, atol=1e-3)
 
 
@@ -148,13 +151,20 @@ PADS = np.array([0, 0, 1, 1, 0, 0, 0, 2])
         (ADD, [0.024, -0.024, 0.0], True),
         (BOTH, [0.024, -0.024, 0.0], True),
         (ADD, [0.024, -0.03, 0.0], False),  # read one step off the zero point
+        ("s = Add (p, half)", [0, 0, 0], True),
         ("s = Identity (p)", [0, 0, 0], False),
         ("s = Sub (p, shift)", [0.0, 0.0, 0.0], False),
     ],
 )
 def test_a_pad_goes_where_the_zero_point_stands_for_its_zeros(build, run, draw, between, shift, gone):
     constants = {"shift": np.float32(shift).reshape(3, 1, 1), "factor": np.float32([2, 3, 1]).reshape(3, 1, 1)}
-    constants |= {"step": np.float32(0.05), "z": np.uint8(120), "pads": PADS, "w": draw(4, 3, 3, 3)}
+    constants |= {
+        "half": np.float32(0.024),
+        "step": np.float32(0.05),
+        "z": np.uint8(120),
+        "pads": PADS,
+        "w": draw(4, 3, 3, 3),
+    }
     model = build(PADDED.format(between=between), **constants)
     name_nodes(model)
     x = draw(2, 3, 6, 6)
