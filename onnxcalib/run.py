@@ -26,7 +26,7 @@ from .numeric.histogram import Histogram
 from .report import Observer
 from .runtime.device import choose_device
 from .runtime.session import Session
-from .spec import QParams, QuantPlan
+from .spec import VERSION_KEY, QParams, QuantPlan
 from .steps.align import align_inputs, keep_aligned
 from .steps.calibrate import choose_grids, collect_histograms
 from .steps.prepare import Prepared, check_unchanged, prepare
@@ -154,7 +154,7 @@ class Run:
         fold_integer_pads(quantized)
         settings = self.given.model_dump_json(exclude=_UNTOLD)
         entries = {
-            "onnxcalib.version": version("onnxcalib"),
+            VERSION_KEY: version("onnxcalib"),
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*plan.embeddings, *plan.layers)}),
         }

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 FLOAT_BITS = 32
+# The key under which a file names the version that made it.
+VERSION_KEY = "onnxcalib.version"
 # Where the sums of two products saturate in kernels for x86 without VNNI.
 INT16_MAX = 2**15 - 1
 

@@ -41,7 +41,7 @@ def summing_order(layer: LayerPlan, shape: tuple[int, ...]) -> np.ndarray:
     """Inputs of a row of ``to_rows`` in the order in which the kernel adds them: those of a Conv channels last."""
     if layer.op != "Conv":
         return np.arange(shape[1 - layer.weight_spec.axis])
-    return np.moveaxis(np.arange(math.prod(shape[1:])).reshape(shape[1:]), 0, -1).reshape(-1)
+    return kernel_rows(np.arange(math.prod(shape[1:])).reshape(1, *shape[1:]))[0]
 
 
 def kernel_rows(weight: np.ndarray, axis: int | None = None) -> np.ndarray:

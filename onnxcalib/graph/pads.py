@@ -13,7 +13,7 @@ from .index import Index, attribute_of, constant, is_op
 from .normalise import drop_identities
 
 
-class _Padding(NamedTuple):
+class Padding(NamedTuple):
     """Begins, then ends, on each of ``axes``, or on all where that is None; the value that is put there."""
 
     pads: np.ndarray
@@ -41,7 +41,7 @@ def fold_pads(model: ModelProto) -> int:
 
 def _fold(index: Index, node: NodeProto) -> bool:
     """Let the readers of a Pad take its pads over; whether they all can."""
-    padding = _read_padding(index, node)
+    padding = read_padding(index, node)
     if padding is None or node.output[0] in index.outputs:
         return False
     readers = index.readers(node.output[0])
@@ -71,7 +71,7 @@ def _drop_empty(model: ModelProto) -> int:
     return count
 
 
-def _read_padding(index: Index, node: NodeProto) -> _Padding | None:
+def read_padding(index: Index, node: NodeProto) -> Padding | None:
     """What a Pad of constants adds; None for one that takes away or repeats values, and for other nodes."""
     if not is_op(node, "Pad") or attribute_of(node, "mode", b"constant") != b"constant":
         return None
@@ -80,10 +80,10 @@ def _read_padding(index: Index, node: NodeProto) -> _Padding | None:
     known = all(value is not None for name, value in zip(names, (pads, fill, axes), strict=True) if name)
     if not known or pads is None or (pads < 0).any():
         return None
-    return _Padding(pads, 0.0 if fill is None else fill.item(), axes)
+    return Padding(pads, 0.0 if fill is None else fill.item(), axes)
 
 
-def _add_pads(index: Index, reader: NodeProto, pad: NodeProto, padding: _Padding) -> list[int] | None:
+def _add_pads(index: Index, reader: NodeProto, pad: NodeProto, padding: Padding) -> list[int] | None:
     """The reader's pads and the Pad's together; None where they would not give the same."""
     if not is_op(reader, *TAKERS) or reader.input[0] != pad.output[0] or list(reader.input).count(pad.output[0]) > 1:
         return None

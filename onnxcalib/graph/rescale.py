@@ -13,6 +13,7 @@ from .gemm import remove_nodes
 from .index import Index, attribute_of, constant, is_op, list_names
 from .normalise import unused_name
 from .operand import write_operand
+from .pads import read_padding
 
 
 def can_rescale(model: ModelProto, layer: LayerPlan) -> bool:
@@ -87,12 +88,10 @@ def fold_integer_pads(model: ModelProto) -> int:
 
 def _read_zero_pads(index: Index, node: NodeProto) -> list[int] | None:
     """Begins, then ends, in space alone, of a Pad of zeros; None for other nodes."""
-    if not is_op(node, "Pad") or attribute_of(node, "mode", b"constant") != b"constant" or any(node.input[3:]):
+    padding = read_padding(index, node)
+    if padding is None or padding.fill or padding.axes is not None or node.output[0] in index.outputs:
         return None
-    pads, fill = (constant(index, name) if name else np.zeros(2) for name in [*node.input[1:], "", ""][:2])
-    if pads is None or fill is None or fill.any() or (pads < 0).any() or node.output[0] in index.outputs:
-        return None
-    begins, ends = pads.reshape(2, -1)
+    begins, ends = padding.pads.reshape(2, -1)
     return None if (*begins[:2], *ends[:2]) != (0, 0, 0, 0) else [*begins[2:].tolist(), *ends[2:].tolist()]
 
 

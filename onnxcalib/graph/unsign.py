@@ -9,21 +9,17 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from .index import attribute_of, is_op, list_names, subgraphs
 from .integers import is_linear
+from .kernels import OPERATORS
 from .normalise import unused_name
 
 # What is added to a weight and to its zero point.
 SHIFT = 128
 # No two integers within it have a sum of products beyond int16.
 SAFE = 64
-# Where operators on integers have their weights, each with its zero point.
-PLACES = {
-    "QLinearConv": ((3, 5),), "QLinearMatMul": ((3, 5),), "QGemm": ((3, 5),), "MatMulInteger": ((1, 3),),
-    "MatMulIntegerToFloat": ((1, 5),), "DynamicQuantizeMatMul": ((1, 3),), "QAttention": ((1, 7),),
-    "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
-}  # fmt: skip
-# Where some of them have the zero point of what they multiply: those that take signed integers take no unsigned weights
-# beside them, and have exact kernels for both.
-ACTIVATIONS = {"QLinearConv": 2, "QLinearMatMul": 2, "QGemm": 2, "MatMulInteger": 2, "MatMulIntegerToFloat": 4}
+# Its sums are exact as they are.
+EXACT = "ConvInteger"
+# These take signed integers too, and then no unsigned weights beside them; their kernels for both signed are exact.
+TAKE_SIGNED = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat")
 
 
 def unsign_weights(model: ModelProto) -> ModelProto:
@@ -98,10 +94,10 @@ class _Writer:
         name = node.input[zero_point] if zero_point < len(node.input) else ""
         if name and name not in known:
             return
-        node.input.extend([""] * (zero_point + 1 - len(node.input)))
         scale = known.get(node.input[1]) if is_linear(node, "DequantizeLinear") else None
         if scale is None and not name and is_linear(node, "DequantizeLinear"):
             return  # of whose shape the zero point has to be
+        node.input.extend([""] * (zero_point + 1 - len(node.input)))
         zeros = np.zeros(() if scale is None else list(scale.dims), np.int8)
         node.input[zero_point] = self._add(numpy_helper.to_array(known[name]) if name else zeros, node.input[weight])
         node.input[weight] = self._add(numpy_helper.to_array(tensor), node.input[weight])
@@ -118,14 +114,15 @@ def _places(node: NodeProto) -> tuple[tuple[int, int], ...]:
     """Of a node that may read a weight: where it stands, and where its zero point."""
     if is_linear(node, "DequantizeLinear"):
         return ((0, 2),)
-    return PLACES.get(node.op_type, ())
+    operator = None if node.op_type == EXACT else OPERATORS.get(node.op_type)
+    return () if operator is None else tuple(zip(operator.weights, operator.offsets, strict=True))
 
 
 def _reads_signed(node: NodeProto, known: dict[str, TensorProto]) -> bool:
     """Whether the weight is multiplied by signed integers, or by what may be such."""
-    if node.op_type not in ACTIVATIONS:
+    if node.op_type not in TAKE_SIGNED:
         return False
-    place = ACTIVATIONS[node.op_type]
+    place = OPERATORS[node.op_type].activations
     name = node.input[place] if place < len(node.input) else ""
     if not name:  # MatMulInteger alone takes unsigned weights beside integers of both types
         return node.op_type != "MatMulInteger"

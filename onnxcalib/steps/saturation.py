@@ -16,7 +16,7 @@ from ..graph.saturate import Saturated, saturate
 from ..numeric.saturation import find_wide_pairs, pair_bound
 from ..report import BoundRecord, OutputRecord, SaturationRecord
 from ..runtime.session import Session
-from ..spec import INT16_MAX
+from ..spec import INT16_MAX, VERSION_KEY
 from .calibrate import batch_size
 from .compare import OutputTally
 from .mask import Padding, find_real
@@ -28,8 +28,6 @@ LEAST_SAMPLES, MOST_SAMPLES = 16, 256
 SHARE = 0.04
 # The tensors of products in ``Saturated`` may take so many bytes together; a run holds about five of one layer at once.
 PRODUCT_BYTES = 32 * 2**20
-# The key of what onnxcalib writes into its files.
-OWN = "onnxcalib.version"
 
 
 def measure_saturation(
@@ -97,7 +95,7 @@ def advise(found: SaturationRecord, quantized: ModelProto, samples: CalibrationS
     if not found.layers:
         return []
     worst = found.layers[0]
-    own = any(entry.key == OWN for entry in quantized.metadata_props)
+    own = any(entry.key == VERSION_KEY for entry in quantized.metadata_props)
     again = "with --weight-range bounded" if own else "by onnxcalib, or with weights of 7 bits (reduce_range) or fewer"
     option = "onnxruntime's session.x64quantprecision"
     taken = _takes_unsigned(quantized, samples)
