@@ -45,10 +45,10 @@ from architectures import ARCHITECTURES, build
 import onnxcalib
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of, load_model
+from onnxcalib.quantization.learn import check_parity
+from onnxcalib.quantization.prepare import prepare
 from onnxcalib.runtime.blocks import BlockError, to_torch
 from onnxcalib.runtime.session import Session
-from onnxcalib.steps.learn import check_parity
-from onnxcalib.steps.prepare import prepare
 
 EXPORTERS = ("ts11", "ts13", "ts17", "dynamo18", "dynamo20", "dynamo21", "dynamo")
 DEFAULT_BITS = ("W8A8", "W4A8")

@@ -50,7 +50,7 @@ def soften(steps: int) -> None:
     import torch
 
     from onnxcalib.numeric import adaquant
-    from onnxcalib.steps import learn as learn_step
+    from onnxcalib.quantization import learn as learn_step
 
     live: list[SoftRounding] = []
 
@@ -112,19 +112,19 @@ def weigh() -> None:
 
     from onnxcalib.graph.extract import extract
     from onnxcalib.numeric import adaquant
+    from onnxcalib.quantization import reconstruct
     from onnxcalib.runtime.blocks import to_torch
-    from onnxcalib.steps import reconstruct
 
     learn, pairs = reconstruct._learn, adaquant.floating
     state: dict[str, Any] = {"root": None}
 
-    def find_root(walk, block):
+    def find_root(state, block):
         """Root of the weights, of shape (1, ...) as one sample's output; None for the block that ends the model."""
-        goal = walk.model.graph.output[0].name
+        goal = state.model.graph.output[0].name
         if len(block.outputs) != 1 or goal in block.outputs:
             return None
-        cut = extract(walk.model, walk.types, inputs=block.outputs, outputs=[goal])
-        stored = walk.store.rows(f"float:{block.outputs[0]}", np.arange(min(FISHER_SAMPLES, sum(walk.sizes))))
+        cut = extract(state.model, state.types, inputs=block.outputs, outputs=[goal])
+        stored = state.store.rows(f"float:{block.outputs[0]}", np.arange(min(FISHER_SAMPLES, sum(state.sizes))))
         x = torch.from_numpy(stored).requires_grad_()
         logits = to_torch(cut).eval()(x)[0]
         root = logits.detach().softmax(1).sqrt()
@@ -136,10 +136,10 @@ def weigh() -> None:
         weights = total.mean(0, keepdim=True)
         return (weights / weights.mean()).sqrt()
 
-    def learn_weighted(walk, block, steps):
-        state["generator"] = torch.Generator().manual_seed(walk.config.seed)
-        state["root"] = find_root(walk, block)
-        return learn(walk, block, steps)
+    def learn_weighted(state, block, steps):
+        state["generator"] = torch.Generator().manual_seed(state.config.seed)
+        state["root"] = find_root(state, block)
+        return learn(state, block, steps)
 
     def weighted(outputs, targets):
         root = state["root"]

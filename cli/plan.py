@@ -52,7 +52,7 @@ from onnxcalib.cli.options import (
 )
 from onnxcalib.cli.summary import open_console, tabulate_sets
 from onnxcalib.config import QuantizeConfig, load_config
-from onnxcalib.formats import spell_number
+from onnxcalib.validation.render import spell_number
 
 
 def plan(

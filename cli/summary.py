@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan
-from onnxcalib.formats import list_processors, name_some, spell_number, spell_saturation
 from onnxcalib.report import OutputRecord, Report, UnfusedRecord
+from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
 WORST_LAYERS = 5  # as many as one reads
 PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its own

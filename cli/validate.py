@@ -144,16 +144,17 @@ def _run(
     quiet: bool,
     reports: dict[str, Path | None],
 ) -> bool:
-    from onnxcalib import formats, validation
     from onnxcalib.cli.progress import ProgressObserver
     from onnxcalib.cli.verdict import print_verdict
+    from onnxcalib.validation import render
+    from onnxcalib.validation.run import validate as run_validation
 
     with ProgressObserver(quiet=quiet) as observer:
-        verdict = validation.validate(*models, data, settings, labels=labels, explain=explain, observer=observer)
+        verdict = run_validation(*models, data, settings, labels=labels, explain=explain, observer=observer)
     writers = {
         "--json": lambda: verdict.to_json() + "\n",
-        "--junit": lambda: formats.to_junit(verdict),
-        "--markdown": lambda: formats.to_markdown(verdict),
+        "--junit": lambda: render.to_junit(verdict),
+        "--markdown": lambda: render.to_markdown(verdict),
     }
     texts = {path: writers[option]() for option, path in reports.items() if path is not None}
     for path, text in texts.items():

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.cli.summary import describe_unfused, open_console
-from onnxcalib.formats import (
+from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     Sheet,
     conclude,

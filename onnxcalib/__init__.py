@@ -10,13 +10,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxcalib.config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
-    from onnxcalib.data import CalibrationSet, open_calibration
-    from onnxcalib.errors import ConfigError, DataError, GateError, ModelError, OnnxCalibError, OutputError
-    from onnxcalib.pipeline import Result, quantize
-    from onnxcalib.report import Observer, Report
-    from onnxcalib.validation import validate
-    from onnxcalib.verdict import Verdict
+    from .config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
+    from .data import CalibrationSet, open_calibration
+    from .errors import ConfigError, DataError, GateError, ModelError, OnnxCalibError, OutputError
+    from .pipeline import Result, quantize
+    from .report import Observer, Report
+    from .validation.run import validate
+    from .verdict import Verdict
 
 __version__ = "0.1.0"
 
@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOMES = {
     "quantize": "pipeline",
     "Result": "pipeline",
-    "validate": "validation",
+    "validate": "validation.run",
     "plan": "pipeline",
     "frontier": "pipeline",
     "BitPlan": "bitplan",

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from onnxcalib.config import CANDIDATES, LayerConfig
-from onnxcalib.errors import ConfigError
-from onnxcalib.spec import Candidate
+from .config import CANDIDATES, LayerConfig
+from .errors import ConfigError
+from .spec import Candidate
 
 SCHEMA = 1
 FLOAT = "float"

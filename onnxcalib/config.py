@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from onnxcalib.errors import ConfigError
-from onnxcalib.spec import FLOAT_BITS
-from onnxcalib.values import (
+from .errors import ConfigError
+from .spec import FLOAT_BITS
+from .values import (
     check_latency,
     check_limit,
     check_metric,

@@ -12,28 +12,28 @@ from onnx import ModelProto
 from .bitplan import BitPlan, Frontier, read_plan
 from .config import BUDGETS, EFFORTS, QuantizeConfig
 from .data import CalibrationSet
+from .data.images import image_axes
 from .errors import ConfigError
 from .graph.blocks import find_blocks
 from .graph.check import check_model
 from .graph.extract import infer_types
 from .graph.save import check_output, fingerprint, model_bytes, save_model
-from .images import image_axes
-from .planning import choose_bits, trace
+from .planning.run import choose_bits, trace
+from .quantization.biases import tune_biases
+from .quantization.calibrate import batch_size
+from .quantization.evaluate import Evaluator, is_nearer
+from .quantization.probes import draw_probes
+from .quantization.reconstruct import reconstruct
+from .quantization.run import Ready, Run, load
+from .quantization.solve import round_embeddings, round_layers
+from .quantization.state import ReconstructionState
+from .quantization.statistics import SAMPLES, tune_statistics
+from .quantization.verify import verify
 from .report import BlockRecord, Observer, OutputRecord, Report, StepRecord
-from .run import Ready, Run, load
 from .runtime.device import computing
 from .runtime.session import Session
 from .runtime.store import Store
-from .spec import QuantPlan
-from .steps.appraise import Appraiser, is_nearer
-from .steps.biases import tune_biases
-from .steps.calibrate import batch_size
-from .steps.probes import draw_probes
-from .steps.reconstruct import reconstruct
-from .steps.solve import round_embeddings, round_layers
-from .steps.statistics import SAMPLES, tune_statistics
-from .steps.verify import verify
-from .steps.walk import Walk
+from .spec import QuantScheme
 
 __all__ = ["Result", "check_output", "frontier", "plan", "quantize"]
 
@@ -119,11 +119,11 @@ def frontier(
 
 
 def _quantize(run: Run, ready: Ready, planned: BitPlan | None = None) -> Result:
-    plan = run.plan(ready)
-    quantized, records, steps = _settle(run, ready, plan)
+    scheme = run.scheme(ready)
+    quantized, records, steps = _settle(run, ready, scheme)
     with run.stage("verify"):
         original, samples = ready.original, ready.samples
-        layers = (*plan.embeddings, *plan.layers)
+        layers = (*scheme.embeddings, *scheme.layers)
         found = verify(original, ready.prepared.model, quantized, layers, samples, threads=run.threads)
         for name, reason in found.missed.items():
             run.warn(f"output {name} was not compared: {reason}")
@@ -160,76 +160,78 @@ def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecor
         )
 
 
-def _settle(run: Run, ready: Ready, plan: QuantPlan):
+def _settle(run: Run, ready: Ready, scheme: QuantScheme):
     """The quantized model, the records of its blocks, and those of the steps."""
     model, samples = ready.prepared.model, ready.samples
     with run.stage("calibrate"):
-        histograms = run.collect(ready, plan)
-        activations, narrowed = run.grids(ready, plan, histograms)
-        aligned = run.keep_aligned(ready, plan, histograms)
-        if aligned:
-            run.observer.note(f"{', '.join(aligned)}: read on the levels of their values")
+        histograms = run.collect(ready, scheme)
+        activations, requantized = run.grids(ready, scheme, histograms)
+        lossless = run.keep_lossless(ready, scheme, histograms)
+        if lossless:
+            run.observer.note(f"{', '.join(lossless)}: read on the levels of their values")
     with run.stage("reconstruct"), Store() as store:
-        size = batch_size(Session(model, also=list(plan.activations), threads=run.threads), samples)
-        walk = Walk(model, infer_types(model), plan, run.config, store, [], activations, narrowed, run.device)
-        walk.settled |= aligned.keys()
-        walk.layers |= round_embeddings(walk.index, plan)
+        size = batch_size(Session(model, also=list(scheme.activations), threads=run.threads), samples)
+        state = ReconstructionState(
+            model, infer_types(model), scheme, run.config, store, [], activations, requantized, run.device
+        )
+        state.frozen |= lossless.keys()
+        state.layers |= round_embeddings(state.index, scheme)
         records: tuple[BlockRecord, ...] = ()
         if run.config.does("reconstruct"):
-            walk.fill(samples, size, _view_axes(run, samples, plan))
-            _probe(run, walk, samples)
-            records = reconstruct(walk, find_blocks(model, plan), run.observer)
+            state.fill(samples, size, _view_axes(run, samples, scheme))
+            _probe(run, state, samples)
+            records = reconstruct(state, find_blocks(model, scheme), run.observer)
         else:
-            round_layers(walk)
-    steps = _tune(run, ready, walk, size)
-    quantized = _emit(run, ready, walk)
+            round_layers(state)
+    steps = _tune(run, ready, state, size)
+    quantized = _emit(run, ready, state)
     check_model(quantized)
     return quantized, records, steps
 
 
-def _emit(run: Run, ready: Ready, walk: Walk) -> ModelProto:
-    return run.emit(ready.prepared.model, walk.plan, (walk.activations, walk.narrowed), walk.layers)
+def _emit(run: Run, ready: Ready, state: ReconstructionState) -> ModelProto:
+    return run.emit(ready.prepared.model, state.scheme, (state.activations, state.requantized), state.layers)
 
 
-def _tune(run: Run, ready: Ready, walk: Walk, size: int) -> tuple[StepRecord, ...]:
+def _tune(run: Run, ready: Ready, state: ReconstructionState, size: int) -> tuple[StepRecord, ...]:
     """The steps behind the first, each kept where it brings the outputs nearer to the float model's."""
     tuners = {"statistics": _tune_statistics, "biases": tune_biases}
     wanted = [name for name in tuners if run.config.does(name)]
     if not wanted:
         return ()
     with Store() as wanted_outputs:
-        with run.stage("appraise"):
-            appraiser = Appraiser(ready.original, ready.samples, wanted_outputs, run.threads)
+        with run.stage("evaluate"):
+            evaluator = Evaluator(ready.original, ready.samples, wanted_outputs, run.threads)
             first = "reconstruct" if run.config.does("reconstruct") else "round"
-            outputs, losses = appraiser.appraise(_emit(run, ready, walk))
+            outputs, losses = evaluator.evaluate(_emit(run, ready, state))
             records = [StepRecord(first, "done", outputs)]
         for name in wanted:
             with run.stage(name), Store() as store:
-                again = replace(walk, store=store, sizes=[], masks=[], passes=1, layers=dict(walk.layers))
+                again = replace(state, store=store, sizes=[], masks=[], passes=1, layers=dict(state.layers))
                 if name == "statistics":
                     again.fill_some(ready.samples, size, SAMPLES)
                 else:
                     again.fill(ready.samples, size)
                 kept, remark = tuners[name](again)
                 if kept:
-                    found, left = appraiser.appraise(_emit(run, ready, again))
+                    found, left = evaluator.evaluate(_emit(run, ready, again))
                     kept = is_nearer(left, losses)
                     remark = remark if kept else "the outputs were no nearer to the float model's"
             if kept:
-                walk.layers, outputs, losses = again.layers, found, left
+                state.layers, outputs, losses = again.layers, found, left
             records.append(StepRecord(name, "kept" if kept else "rolled back", outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
     return tuple(records)
 
 
-def _tune_statistics(walk: Walk) -> tuple[bool, None]:
-    tune_statistics(walk)
+def _tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
+    tune_statistics(state)
     return True, None
 
 
-def _view_axes(run: Run, samples: CalibrationSet, plan: QuantPlan) -> tuple[int, int] | None:
+def _view_axes(run: Run, samples: CalibrationSet, scheme: QuantScheme) -> tuple[int, int] | None:
     """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
-    views = run.config.image_views(plan.least_weight_bits)
+    views = run.config.image_views(scheme.least_weight_bits)
     if not views or (run.config.views is None and not samples.images):
         return None
     values = list(samples.read(range(samples.fixed_batch or 1)).values())
@@ -241,8 +243,8 @@ def _view_axes(run: Run, samples: CalibrationSet, plan: QuantPlan) -> tuple[int,
     return axes
 
 
-def _probe(run: Run, walk: Walk, samples: CalibrationSet) -> None:
-    count, reason = draw_probes(walk, samples, EFFORTS[run.config.effort].probes)
+def _probe(run: Run, state: ReconstructionState, samples: CalibrationSet) -> None:
+    count, reason = draw_probes(state, samples, EFFORTS[run.config.effort].probes)
     if reason:
         run.observer.note(f"layers solved for the model's outputs: none, {reason}")
     elif count:

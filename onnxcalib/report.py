@@ -165,7 +165,7 @@ class Observer:
     """Hears what a run does while it does it; this one is silent, the CLI's draws a progress bar."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: prepare, plan, calibrate, reconstruct, appraise, statistics, biases, verify.
+        """A stage begins: prepare, plan, calibrate, reconstruct, evaluate, statistics, biases, verify.
 
         Those of ``validate`` are load, compare, clock, conform, saturate, explain.
         """

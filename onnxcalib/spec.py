@@ -68,7 +68,7 @@ class QParams:
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class LayerScheme:
     """A weighted node and how its weight and its input are quantized; tensors and the node go by their names.
 
     A Gather of rows of a constant is one too, of float input, on which nothing is solved: its rows are its channels.
@@ -86,12 +86,12 @@ class LayerPlan:
     weight_spec: QuantSpec
     activation_spec: QuantSpec
     groups: int = 1
-    adder: str | None = None
+    bias_add: str | None = None
 
     @property
     def takes_bias(self) -> bool:
         """Whether a bias can be had, if only a new one: all but a MatMul that no Add follows."""
-        return self.op != "MatMul" or self.adder is not None
+        return self.op != "MatMul" or self.bias_add is not None
 
     @property
     def reads_float(self) -> bool:
@@ -103,7 +103,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class QuantPlan:
+class QuantScheme:
     """Which tensors are quantized, and how.
 
     activations: tensor -> its grid as all its consumers read it.
@@ -115,13 +115,13 @@ class QuantPlan:
     nothing would fuse with them, and they read it as it is.
     """
 
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[LayerScheme, ...]
     activations: dict[str, QuantSpec]
-    narrowed: dict[str, QuantSpec] = field(default_factory=dict)
+    requantized: dict[str, QuantSpec] = field(default_factory=dict)
     shared: tuple[tuple[str, ...], ...] = ()
     nonnegative: dict[str, float] = field(default_factory=dict)
     float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
-    embeddings: tuple[LayerPlan, ...] = ()
+    embeddings: tuple[LayerScheme, ...] = ()
 
     @property
     def least_weight_bits(self) -> int:

@@ -1,19 +1,21 @@
-"""Small models from text, and onnxruntime to compare them with."""
+"""Small models from text, onnxruntime to compare them with, and what its own tool makes of them."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto, helper, numpy_helper, parser
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
 from onnxcalib.graph.emit import LayerParams, emit_qdq
 from onnxcalib.graph.index import Index, constant
 from onnxcalib.graph.layout import summing_order, to_rows
-from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import pair_sums
-from onnxcalib.spec import LayerPlan, QParams
+from onnxcalib.spec import LayerScheme, QParams
 
 
 def build_model(text: str, *, opset: int = 17, ir: int = 8, **weights: np.ndarray) -> ModelProto:
@@ -33,7 +35,7 @@ def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
     return session.run(None, {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)})
 
 
-def round_layer(layer: LayerPlan, index: Index) -> LayerParams:
+def round_layer(layer: LayerScheme, index: Index) -> LayerParams:
     """The layer's weight rounded on the grid over its channels' largest values or pairs, its bias as it is."""
     weight, axis = constant(index, layer.weight), layer.weight_spec.axis
     if layer.weight_spec.block is not None:
@@ -49,7 +51,7 @@ def round_layer(layer: LayerPlan, index: Index) -> LayerParams:
     return LayerParams(integers.astype(np.int8), grid, constant(index, layer.bias) if layer.bias else None)
 
 
-def round_in_blocks(layer: LayerPlan, weight: np.ndarray, bias: np.ndarray | None) -> LayerParams:
+def round_in_blocks(layer: LayerScheme, weight: np.ndarray, bias: np.ndarray | None) -> LayerParams:
     """As ``round_layer``, on a grid for each block of a matrix."""
     spec, along = layer.weight_spec, 1 - layer.weight_spec.axis
     starts = np.arange(0, weight.shape[along], spec.block)
@@ -61,29 +63,29 @@ def round_in_blocks(layer: LayerPlan, weight: np.ndarray, bias: np.ndarray | Non
 
 def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "runtime", **bits: int) -> ModelProto:
     """The model planned and emitted with min-max grids measured on one batch."""
-    plan, index = make_plan(model, **bits), Index(model.graph)
+    scheme, index = make_scheme(model, **bits), Index(model.graph)
     opened = ModelProto()
     opened.CopyFrom(model)
-    names = [t for t in plan.activations if t in index.producer]
+    names = [t for t in scheme.activations if t in index.producer]
     opened.graph.output.extend(helper.make_empty_tensor_value_info(t) for t in names if t not in index.outputs)
     outputs = [value.name for value in opened.graph.output]
     values = dict(zip([*index.inputs, *outputs], [*inputs, *run_model(opened, *inputs)], strict=True))
-    sets = {t: members for members in plan.shared for t in members}
+    sets = {t: members for members in scheme.shared for t in members}
 
     def measure(tensors, spec):
         low, high = min(values[t].min() for t in tensors), max(values[t].max() for t in tensors)
-        bounds = [plan.nonnegative[t] for t in tensors if t in plan.nonnegative]
+        bounds = [scheme.nonnegative[t] for t in tensors if t in scheme.nonnegative]
         return make_grid(float(low), float(high), spec, bound=min(bounds, default=None))
 
-    wide = {t: measure(sets.get(t, (t,)), spec) for t, spec in plan.activations.items()}
-    narrow = {t: measure((t,), spec) for t, spec in plan.narrowed.items()}
-    layers = {layer.name: round_layer(layer, index) for layer in (*plan.layers, *plan.embeddings)}
-    return emit_qdq(model, plan, wide, narrow, layers, encoding=encoding, keep_outputs=False)
+    wide = {t: measure(sets.get(t, (t,)), spec) for t, spec in scheme.activations.items()}
+    narrow = {t: measure((t,), spec) for t, spec in scheme.requantized.items()}
+    layers = {layer.name: round_layer(layer, index) for layer in (*scheme.layers, *scheme.embeddings)}
+    return emit_qdq(model, scheme, wide, narrow, layers, encoding=encoding, keep_outputs=False)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _keep_out_of_the_user_cache(tmp_path_factory):
-    """What tests plan is kept in a folder of their own."""
+    """What tests scheme is kept in a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -115,3 +117,30 @@ def draw():
 def weigh(draw):
     """Float32 weights of a shape whose outputs are about as large as the inputs."""
     return lambda *shape: draw(*shape) / np.float32(np.sqrt(max(np.prod(shape[1:]), 1)))
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self, *samples):
+        self.samples = iter(samples)
+
+    def get_next(self):
+        return next(self.samples, None)
+
+
+@pytest.fixture
+def by_tool(draw, tmp_path):
+    """Models that onnxruntime's own tool has quantized: statically, by format and types, or dynamically."""
+    source, target = tmp_path / "float.onnx", tmp_path / "tool.onnx"
+
+    def make(model, form, activations=QuantType.QUInt8, weights=QuantType.QInt8, *, data=None, narrow=False, **extra):
+        onnx.save(model, source)
+        if form == "dynamic":
+            quantize_dynamic(source, target, weight_type=weights)
+        else:
+            shape = [dim.dim_value or 8 for dim in model.graph.input[0].type.tensor_type.shape.dim]
+            types = {"activation_type": activations, "weight_type": weights, "extra_options": extra}
+            reader = Reader({"x": draw(*shape) if data is None else data})
+            quantize_static(source, target, reader, quant_format=form, reduce_range=narrow, **types)
+        return onnx.load(target)
+
+    return make

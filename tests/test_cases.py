@@ -15,7 +15,7 @@ from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.cli.exitstatus import ExitStatus
 from onnxcalib.cli.main import main
 from onnxcalib.runtime.session import Session
-from onnxcalib.steps import clock
+from onnxcalib.validation import timing as clock
 
 CLASSES, WIDTH, SIDE = 10, 16, 10
 GATES = ("--max-drop", "3", "--min-agreement", "97", "--min-sqnr", "25")

@@ -256,7 +256,7 @@ def test_two_runs_with_one_seed_give_the_same_bytes(net):
 def test_another_device_computes_the_same_file(net, monkeypatch, weight_bits, activation_bits):
     config = settings(weight_bits=weight_bits, activation_bits=activation_bits)
     wanted = quantize(net, SAMPLES, config)
-    monkeypatch.setattr(onnxcalib.run, "choose_device", lambda _: FAR)
+    monkeypatch.setattr(onnxcalib.quantization.run, "choose_device", lambda _: FAR)
     with FarDevice() as device:
         found = quantize(net, SAMPLES, config)
     assert device.moved > 100
@@ -676,8 +676,8 @@ def test_statistics_tuning_changes_scales_and_biases_alone(build, weigh):
 
 
 def test_a_step_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatch):
-    def spoil(walk):
-        walk.layers["deep"] = replace(walk.layers["deep"], bias=walk.layers["deep"].bias + 100)
+    def spoil(state):
+        state.layers["deep"] = replace(state.layers["deep"], bias=state.layers["deep"].bias + 100)
 
     plain = quantize(net, SAMPLES, settings(weight_bits=4))
     monkeypatch.setattr(onnxcalib.pipeline, "tune_statistics", spoil)

@@ -13,34 +13,30 @@ from dataclasses import dataclass, field
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from ..spec import Block, QuantPlan
+from ..spec import Block, QuantScheme
 from .index import Index, is_op, reads
+from .ops import ACTIVATIONS
 
 # A region with more layers than this is no residual block but a long skip: its layers are taken one by one.
 MOST_LAYERS = 6
 # Dominates every tensor; no tensor has this name.
 ENTRY = ""
-# What activation functions are made of. They follow their layer as long as they read nothing but its output.
-ACTIVATIONS = (
-    "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu", "Erf",
-    "Softplus", "Add", "Sub", "Mul", "Div", "LayerNormalization",
-)  # fmt: skip
 
 
-def find_blocks(model: ModelProto, plan: QuantPlan) -> tuple[Block, ...]:
+def find_blocks(model: ModelProto, scheme: QuantScheme) -> tuple[Block, ...]:
     """Blocks that cover every node, in an order in which each reads only what blocks before it (or the graph) give."""
     graph, index = model.graph, Index(model.graph)
-    layers = {layer.name for layer in plan.layers}
+    layers = {layer.name for layer in scheme.layers}
     owner = _residual_regions(graph, index, layers)
     _own_layers(graph, index, owner, layers)
     groups = _ordered_groups(graph, index, owner)
     return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
 
 
-def single_layers(model: ModelProto, plan: QuantPlan, block: Block) -> tuple[Block, ...]:
+def single_layers(model: ModelProto, scheme: QuantScheme, block: Block) -> tuple[Block, ...]:
     """The block taken apart into one block a layer, what lies between them as blocks of no layers."""
     graph, index = model.graph, Index(model.graph)
-    layers = {layer.name for layer in plan.layers}
+    layers = {layer.name for layer in scheme.layers}
     inside = set(block.nodes)
     owner = {node.name: node.name for node in graph.node if node.name not in inside}
     _own_layers(graph, index, owner, layers)
@@ -48,10 +44,10 @@ def single_layers(model: ModelProto, plan: QuantPlan, block: Block) -> tuple[Blo
     return tuple(_cut(graph, index, names, layers) for names in _merge_glue(groups, layers))
 
 
-def join_blocks(model: ModelProto, plan: QuantPlan, blocks: Iterable[Block]) -> Block:
+def join_blocks(model: ModelProto, scheme: QuantScheme, blocks: Iterable[Block]) -> Block:
     """Neighbouring blocks as one."""
     names = [name for block in blocks for name in block.nodes]
-    return _cut(model.graph, Index(model.graph), names, {layer.name for layer in plan.layers})
+    return _cut(model.graph, Index(model.graph), names, {layer.name for layer in scheme.layers})
 
 
 def _own_layers(graph: GraphProto, index: Index, owner: dict[str, str], layers: set[str]) -> None:

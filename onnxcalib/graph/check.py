@@ -7,7 +7,7 @@ from onnx import ModelProto
 
 from ..errors import ModelError
 from .shapes import describe_outputs
-from .skeleton import copy_without_weights
+from .weightless import copy_without_weights
 
 
 def check_model(model: ModelProto) -> None:

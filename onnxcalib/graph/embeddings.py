@@ -7,7 +7,7 @@ from collections.abc import Collection
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import FLOAT_BITS, FULL_BITS
-from ..spec import LayerPlan, QuantSpec
+from ..spec import LayerScheme, QuantSpec
 from .index import Index, attribute_of, is_op
 
 # A smaller table costs more in nodes to run than it saves.
@@ -19,7 +19,7 @@ FOUR_BIT_BLOCK = 32
 
 def find_embeddings(
     model: ModelProto, bits: int, excluded: frozenset[str] = frozenset(), layers: Collection[str] = ()
-) -> tuple[LayerPlan, ...]:
+) -> tuple[LayerScheme, ...]:
     """A plan for every Gather of rows of a float table, in graph order; none at 32 bits.
 
     Nothing else may read the table but ``layers``, which get integers of their own.
@@ -34,7 +34,7 @@ def find_embeddings(
         return QuantSpec(bits, signed=True, symmetric=True, axis=0, block=FOUR_BIT_BLOCK if in_blocks else None)
 
     return tuple(
-        LayerPlan(
+        LayerScheme(
             name=node.name,
             op="Gather",
             input=node.input[1],

@@ -16,11 +16,11 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ..spec import LayerPlan, QParams, QuantPlan, QuantSpec
-from .fusion import BLOCK_LAYERS, SHAPE_READERS
-from .index import Index, is_op, reads, subgraphs
-from .normalise import unused_name
-from .skeleton import copy_without_initializers
+from ..spec import LayerScheme, QParams, QuantScheme, QuantSpec
+from .edit import replace_name, reroute, unused_name
+from .index import Index, is_op, reads
+from .ops import MATRIX_LAYERS, SHAPE_READERS
+from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
 FOUR_BIT_OPSET, FOUR_BIT_IR = 21, 10
@@ -40,9 +40,9 @@ class LayerParams:
 
 def emit_qdq(
     model: ModelProto,
-    plan: QuantPlan,
+    scheme: QuantScheme,
     activations: Mapping[str, QParams],
-    narrowed: Mapping[str, QParams],
+    requantized: Mapping[str, QParams],
     layers: Mapping[str, LayerParams],
     *,
     encoding: str = "runtime",
@@ -56,20 +56,20 @@ def emit_qdq(
     4-bit weights as INT4 behind a Cast to int8 and clips 4-bit activations on integers (integer kernels in
     onnxruntime); ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
     """
-    return _Writer(model, plan, encoding, keep_outputs).write(activations, narrowed, layers)
+    return _Writer(model, scheme, encoding, keep_outputs).write(activations, requantized, layers)
 
 
 class _Writer:
-    def __init__(self, model: ModelProto, plan: QuantPlan, encoding: str, keep_outputs: bool):
+    def __init__(self, model: ModelProto, scheme: QuantScheme, encoding: str, keep_outputs: bool):
         # The weights that are replaced are never copied: protobuf frees nothing of a message before all of it.
         self.model = copy_without_initializers(model)
-        self.plan = plan
+        self.scheme = scheme
         self.index = Index(self.model.graph)
         self.index.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes = {node.name: node for node in self.model.graph.node}
-        self.layer_bits = {layer.name: layer.activation_spec.bits for layer in plan.layers}
+        self.layer_bits = {layer.name: layer.activation_spec.bits for layer in scheme.layers}
         self.tables: dict[str, tuple[str, str]] = {}
-        self.weight_bits = {layer.name: layer.weight_spec.bits for layer in plan.layers}
+        self.weight_bits = {layer.name: layer.weight_spec.bits for layer in scheme.layers}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
         # Names that a new tensor or node must not take, the constants written so far, and those that are shared by use.
@@ -80,17 +80,17 @@ class _Writer:
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
 
-    def write(self, activations, narrowed, layers) -> ModelProto:
+    def write(self, activations, requantized, layers) -> ModelProto:
         graph = self.model.graph
         replaced: set[str] = set()
         for tensor in [*self.index.inputs, *(t for n in graph.node for t in n.output)]:
-            if tensor in activations and tensor in self.plan.activations:
-                self._write_activation(tensor, activations[tensor], narrowed.get(tensor))
-        for layer in self.plan.layers:
+            if tensor in activations and tensor in self.scheme.activations:
+                self._write_activation(tensor, activations[tensor], requantized.get(tensor))
+        for layer in self.scheme.layers:
             if layer.name in layers and layer.name in self.nodes:
-                self._write_layer(layer, layers[layer.name], input_grid(layer, activations, narrowed))
+                self._write_layer(layer, layers[layer.name], input_grid(layer, activations, requantized))
                 replaced |= {layer.weight, layer.bias}
-        for layer in self.plan.embeddings:
+        for layer in self.scheme.embeddings:
             if layer.name in layers and layer.name in self.nodes:
                 self._write_embedding(layer, layers[layer.name])
                 replaced.add(layer.weight)
@@ -107,9 +107,9 @@ class _Writer:
         graph.initializer.extend([*kept, *self.written])
         return self.model
 
-    def _name(self, wish: str) -> str:
+    def _name(self, name: str) -> str:
         """The name wished for, numbered where the graph has it already."""
-        name = unused_name(wish, self.taken)
+        name = unused_name(name, self.taken)
         self.taken.add(name)
         return name
 
@@ -117,9 +117,9 @@ class _Writer:
         self.written.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
-    def _constant(self, wish: str, values: np.ndarray) -> str:
+    def _constant(self, name: str, values: np.ndarray) -> str:
         """Name of a new initializer."""
-        return self._write(self._name(wish), values)
+        return self._write(self._name(name), values)
 
     def _shared_constant(self, use: str, values: np.ndarray) -> str:
         """Name of the one initializer of a use that many have."""
@@ -131,7 +131,7 @@ class _Writer:
         return helper.make_node(op, inputs, [output], name=self._name(f"{stem}_{op}"), **attributes)
 
     def _write_activation(self, tensor: str, grid: QParams, narrow: QParams | None) -> None:
-        in_float = self.plan.float_reads.get(tensor)
+        in_float = self.scheme.float_reads.get(tensor)
         readers = [n for n in self.index.readers(tensor) if n.name not in (in_float or ())]
         producer = self.index.producer.get(tensor)
         is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs and in_float is None
@@ -140,7 +140,7 @@ class _Writer:
         source, read = tensor, tensor
         if is_output:
             source = self._name(f"{tensor}_float")
-            _rename(producer.output, tensor, source)
+            replace_name(producer.output, tensor, source)
         else:
             read = self._name(f"{tensor}_dequantized")
         self._absorb_clip(tensor, grid)
@@ -152,7 +152,7 @@ class _Writer:
             on_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits == 8)
             reroute(node, tensor, pair[0].output[0] if on_integers else read)
         if slim:
-            stem = self._name(f"{tensor}_narrowed")
+            stem = self._name(f"{tensor}_requantized")
             narrow_read = self._name(f"{stem}_dequantized")
             pair += self._narrow(stem, (read, narrow_read), (grid, narrow), slim)
             for node in slim:
@@ -165,9 +165,9 @@ class _Writer:
     def _absorb_clip(self, tensor: str, grid: QParams) -> None:
         """Replace a Clip(0, c) by the Relu that it is once the grid ends inside [0, c]: onnxruntime fuses only that."""
         node = self.index.producer.get(tensor)
-        if node is None or node.op_type != "Clip" or grid.zero_point != 0 or tensor not in self.plan.nonnegative:
+        if node is None or node.op_type != "Clip" or grid.zero_point != 0 or tensor not in self.scheme.nonnegative:
             return
-        if grid.spec.qmax * float(grid.scale) <= self.plan.nonnegative[tensor]:
+        if grid.spec.qmax * float(grid.scale) <= self.scheme.nonnegative[tensor]:
             node.op_type = "Relu"
             del node.input[1:]
             del node.attribute[:]
@@ -222,7 +222,7 @@ class _Writer:
         """
         return is_op(node, *NO_FOUR_BIT_KERNEL) or self.weight_bits.get(node.name) == 8
 
-    def _write_layer(self, layer: LayerPlan, params: LayerParams, input_grid: QParams | None) -> None:
+    def _write_layer(self, layer: LayerScheme, params: LayerParams, input_grid: QParams | None) -> None:
         node = self.nodes[layer.name]
         name = self._operand_name(layer, layer.weight, f"{layer.weight}_{layer.name}")
         node.input[1] = name
@@ -234,7 +234,7 @@ class _Writer:
         nodes = self.before.setdefault(layer.name, [])
         dtype = np.int8
         # MatMulNBits takes 4 bits as they are.
-        packed = layer.reads_float and layer.op in BLOCK_LAYERS
+        packed = layer.reads_float and layer.op in MATRIX_LAYERS
         if spec.bits == 4 and self.encoding == "runtime" and not packed:
             widened = self._name(f"{name}_int8")
             nodes.append(self._node("Cast", [stored], widened, name, to=TensorProto.INT8))
@@ -242,12 +242,12 @@ class _Writer:
         elif spec.bits == 4:
             dtype = ml_dtypes.int4
         nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, spec))
-        if layer.adder is not None:
+        if layer.bias_add is not None:
             self._write_added_bias(layer, params)
         elif params.bias is not None and layer.op != "MatMul":
             self._write_bias(layer, params, input_grid)
 
-    def _write_bias(self, layer: LayerPlan, params: LayerParams, input_grid: QParams) -> None:
+    def _write_bias(self, layer: LayerScheme, params: LayerParams, input_grid: QParams) -> None:
         node = self.nodes[layer.name]
         name = self._operand_name(layer, layer.bias, f"{layer.name}_bias")
         del node.input[2:]
@@ -261,7 +261,7 @@ class _Writer:
         stored = self._constant(f"{name}_quantized", integers)
         self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, QuantSpec(32, axis=0)))
 
-    def _write_embedding(self, layer: LayerPlan, params: LayerParams) -> None:
+    def _write_embedding(self, layer: LayerScheme, params: LayerParams) -> None:
         """Look up integers and their scales, and multiply; blocks are an axis of their own until then.
 
         A DequantizeLinear in front would take the whole table, one behind keep onnxruntime from fusing what reads it.
@@ -300,19 +300,19 @@ class _Writer:
         nodes.append(self._node("Cast", [stored], self._name(f"{name}_int8"), name, to=TensorProto.INT8))
         return nodes[-1].output[0], scale
 
-    def _write_added_bias(self, layer: LayerPlan, params: LayerParams) -> None:
+    def _write_added_bias(self, layer: LayerScheme, params: LayerParams) -> None:
         """The constant of the Add behind a MatMul, which stays in float; a cut may end before it."""
-        adder = self.nodes.get(layer.adder)
-        if adder is not None and params.bias is not None:
-            alone = self.index.readers(layer.bias) == [adder] and layer.bias not in self.index.outputs
+        bias_add = self.nodes.get(layer.bias_add)
+        if bias_add is not None and params.bias is not None:
+            alone = self.index.readers(layer.bias) == [bias_add] and layer.bias not in self.index.outputs
             name = layer.bias if alone else self._name(f"{layer.name}_bias")
-            _rename(adder.input, layer.bias, name)
+            replace_name(bias_add.input, layer.bias, name)
             self._write(name, params.bias.astype(np.float32).reshape(self.index.initializers[layer.bias].dims))
 
-    def _operand_name(self, layer: LayerPlan, operand: str | None, wish: str) -> str:
+    def _operand_name(self, layer: LayerScheme, operand: str | None, name: str) -> str:
         """The operand's own name where the layer alone reads it, else a new one."""
         alone = operand and self.index.readers(operand) == [self.nodes[layer.name]]
-        return operand if alone and operand not in self.index.outputs else self._name(wish)
+        return operand if alone and operand not in self.index.outputs else self._name(name)
 
     def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype, spec: QuantSpec) -> NodeProto:
         """DequantizeLinear of a constant; block scales lie along the axis that is not the channels'."""
@@ -335,28 +335,16 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     return replace(params, integers=params.integers.T, grid=grid)
 
 
-def input_grid(layer: LayerPlan, activations: Mapping[str, QParams], narrowed: Mapping[str, QParams]) -> QParams | None:
+def input_grid(
+    layer: LayerScheme, activations: Mapping[str, QParams], requantized: Mapping[str, QParams]
+) -> QParams | None:
     """The grid on which a layer reads its input; None where that is float."""
     if layer.reads_float:
         return None
-    narrow = narrowed.get(layer.input)
+    narrow = requantized.get(layer.input)
     if narrow is not None and narrow.spec.bits == layer.activation_spec.bits:
         return narrow
     return activations[layer.input]
-
-
-def reroute(node: NodeProto, tensor: str, target: str) -> None:
-    """Make the node, its subgraphs included, read ``target`` in place of ``tensor``."""
-    _rename(node.input, tensor, target)
-    for body in subgraphs(node):
-        for inner in body.node:
-            reroute(inner, tensor, target)
-
-
-def _rename(names, old: str, new: str) -> None:
-    for place, name in enumerate(names):
-        if name == old:
-            names[place] = new
 
 
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:

@@ -8,25 +8,7 @@ import numpy as np
 from onnx import NodeProto
 
 from .index import Index, attribute_of, constant, is_op
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Layers that run on float activations with scales for blocks of inputs (MatMulNBits).
-BLOCK_LAYERS = ("Gemm", "MatMul")
-# Layers whose kernel gives a float output where no QuantizeLinear follows; a Conv stays float without one.
-FLOAT_OUTPUT_LAYERS = ("Gemm", "MatMul", "ConvTranspose")
-# Operators whose output holds values of their first input and nothing else: they run on integers as they are.
-MOVERS = (
-    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "GlobalMaxPool", "ReduceMax", "Slice",
-    "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile",
-)  # fmt: skip
-# Operators with an integer kernel between a DequantizeLinear and a QuantizeLinear.
-INTEGER_OPS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
-# Operators that give no negative values.
-NONNEGATIVE_OPS = ("Sigmoid", "HardSigmoid", "Softmax", "Abs")
-# Operators that give negative values only where they read some; movers are others.
-AVERAGES = ("AveragePool", "GlobalAveragePool")
-# Operators that read a tensor's dimensions and none of its values.
-SHAPE_READERS = ("Shape", "Size")
+from .ops import AVERAGES, INTEGER_OPS, MOVERS, NONNEGATIVE_OPS
 
 
 def moves_values(index: Index, node: NodeProto) -> bool:

@@ -7,11 +7,11 @@ import math
 import numpy as np
 from onnx import NodeProto
 
-from ..spec import LayerPlan
+from ..spec import LayerScheme
 from .index import attribute_of
 
 
-def to_rows(weight: np.ndarray, layer: LayerPlan) -> np.ndarray:
+def to_rows(weight: np.ndarray, layer: LayerScheme) -> np.ndarray:
     """Weight as stored -> (groups, channels, K). A ConvTranspose gives one group: its channel axis spans all groups."""
     if layer.op == "Conv":
         return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1)
@@ -20,7 +20,7 @@ def to_rows(weight: np.ndarray, layer: LayerPlan) -> np.ndarray:
     return (weight if layer.weight_spec.axis == 0 else weight.T)[None]
 
 
-def from_rows(rows: np.ndarray, layer: LayerPlan, shape: tuple[int, ...]) -> np.ndarray:
+def from_rows(rows: np.ndarray, layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of ``to_rows`` for a weight stored in ``shape``."""
     if layer.op == "Conv":
         return rows.reshape(shape)
@@ -37,7 +37,7 @@ def adds_pairs(op: str, shape: tuple[int, ...], groups: int) -> bool:
     return op != "ConvTranspose" and not (op == "Conv" and groups == shape[0] > 1 and shape[1] == 1)
 
 
-def summing_order(layer: LayerPlan, shape: tuple[int, ...]) -> np.ndarray:
+def summing_order(layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
     """Inputs of a row of ``to_rows`` in the order in which the kernel adds them: those of a Conv channels last."""
     if layer.op != "Conv":
         return np.arange(shape[1 - layer.weight_spec.axis])

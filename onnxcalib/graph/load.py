@@ -14,6 +14,7 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 from ..errors import ModelError
 from ..spec import InputSpec
 from .index import all_nodes, is_op, subgraphs
+from .ops import LAYERS, QUANTIZED_OPS
 from .save import model_bytes
 from .shapes import recorded_shape
 
@@ -21,13 +22,7 @@ from .shapes import recorded_shape
 LEAST_IR_VERSION = 3
 # onnxruntime guarantees no kernel below opset 7 (its compatibility page).
 LEAST_OPSET = 7
-WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-# Operators that only a quantized model holds; those of onnxruntime's own domain included.
-QUANTIZED_OPS = (
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm",
-    "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QAttention",
-)  # fmt: skip
 
 
 def load_model(source: Path | ModelProto) -> ModelProto:
@@ -111,7 +106,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
         found = "no quantizable layer found"
         advice = "nothing can be gained by quantizing this model"
     raise ModelError(
-        f"graph {model.graph.name}: {found}; a {', '.join(WEIGHTED_OPS[:-1])} or {WEIGHTED_OPS[-1]} with a constant"
+        f"graph {model.graph.name}: {found}; a {', '.join(LAYERS[:-1])} or {LAYERS[-1]} with a constant"
         f" float32 weight is needed; {advice}"
     )
 
@@ -124,7 +119,7 @@ def weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tupl
     for node in graph.node:
         if is_op(node, "Constant") and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t.data_type
-        if is_op(node, *WEIGHTED_OPS) and node.input[1] in constants:
+        if is_op(node, *LAYERS) and node.input[1] in constants:
             own.add(constants[node.input[1]])
         for body in subgraphs(node):
             inner.update(*weight_types(body, constants))

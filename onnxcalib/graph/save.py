@@ -13,7 +13,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from ..errors import OutputError
-from .skeleton import copy_fields, copy_without_initializers, held_bytes
+from .weightless import copy_fields, copy_without_initializers, held_bytes
 
 # Protocol buffers cannot hold more in one message; what is not tensor data needs some room too.
 MOST_BYTES = 2**31 - 2**24

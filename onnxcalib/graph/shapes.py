@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
 
-from .skeleton import copy_without_weights
+from .weightless import copy_without_weights
 
 Shape = tuple[int | None, ...]
 

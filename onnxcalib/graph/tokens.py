@@ -19,14 +19,14 @@ NO_PLACES = ("ConstantOfShape", "NonZero", "Range", "Shape", "Size")
 RESHAPES = ("Flatten", "Reshape", "Unsqueeze")
 
 
-class Places(NamedTuple):
+class TokenAxes(NamedTuple):
     """Axes of a tensor that count tokens, and the one that counts samples; None where axis 0 counts both in one."""
 
     tokens: Axes
     samples: int | None = 0
 
 
-def find_tokens(model: ModelProto, inputs: Iterable[str], shape: Shape = (None, None)) -> dict[str, Places]:
+def find_tokens(model: ModelProto, inputs: Iterable[str], shape: Shape = (None, None)) -> dict[str, TokenAxes]:
     """Tensor -> its axes, of those that count tokens; ``inputs`` are (samples, tokens, ...), as in ``shape``.
 
     An axis is one of tokens by what the operators do, and not by its length: a feature axis may be as long.
@@ -44,9 +44,9 @@ def find_tokens(model: ModelProto, inputs: Iterable[str], shape: Shape = (None, 
     for tensor, axes in tokens.axes.items():
         first = [axis for axis in samples.axes.get(tensor, ()) if axis not in axes]
         if len(first) == 1:
-            found[tensor] = Places(axes, first[0])
+            found[tensor] = TokenAxes(axes, first[0])
         elif axes == samples.axes.get(tensor) == (0,):
-            found[tensor] = Places(axes, None)
+            found[tensor] = TokenAxes(axes, None)
     return found
 
 

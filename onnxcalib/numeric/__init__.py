@@ -1,1 +1,8 @@
-"""The mathematics of quantization: arrays and tensors in and out, no ONNX."""
+"""The mathematics of quantization: arrays and tensors in and out, no ONNX.
+
+Read the files in this order. Grids: ``rounding`` and ``saturation`` define integers and what processors add;
+``histogram``, ``ranges`` and ``levels`` give activations their grids. Layers: ``gram`` has the moments that a layer's
+error depends on, ``integer_search`` and ``solve`` find its integers, ``block`` handles scales of blocks. Learning:
+``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them. Measuring: ``metrics``,
+``divergence``, ``intervals`` and ``diagnosis``. Planning: ``program`` is the integer program over bits.
+"""

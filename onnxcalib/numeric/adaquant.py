@@ -46,13 +46,13 @@ class _Snap(torch.autograd.Function):
         outside = rounded.ne_(integers)
         # d(snapped) / d(scale): the rounding error in steps, or the end of the grid.
         slope = torch.sub(integers, ratio.addcmul_(ratio, outside, value=-1), out=ratio)
-        snapped = integers.mul_(scale)
+        quantized_values = integers.mul_(scale)
         if mixed is not None:
-            snapped = torch.lerp(x, snapped, mixed)
+            quantized_values = torch.lerp(x, quantized_values, mixed)
             slope.mul_(mixed)
             outside.mul_(mixed)
         ctx.save_for_backward(slope, outside, scale)
-        return snapped
+        return quantized_values
 
     @staticmethod
     def backward(ctx, gradient):

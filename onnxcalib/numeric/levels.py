@@ -16,7 +16,7 @@ TOLERANCE = 0.01
 # The same for a grid that all channels share: there it is a constant of the channel, which a bias can take up.
 GRID_TOLERANCE = 0.25
 # Half a step, less what float32 may leave of a pixel.
-HALF = 0.499
+FLOAT16 = 0.499
 # Beyond so many levels from the first one a value is on none of them, and levels closer together are none.
 FAR, LEAST_PITCH = 2**31, 1e-30
 # Values that are looked at at once.
@@ -132,7 +132,7 @@ def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QP
     lowest = np.clip(np.rint(zero_point - zero), spec.qmin, spec.qmax - height)
     shift, unit = lowest + zero - zero_point, 1.0
     # Short of the half that it may be, so that zero itself is rounded to the zero point, with which kernels pad.
-    shift = np.where(np.abs(shift) < 0.5 + TOLERANCE, np.clip(shift, -HALF, HALF), shift)
+    shift = np.where(np.abs(shift) < 0.5 + TOLERANCE, np.clip(shift, -FLOAT16, FLOAT16), shift)
     if np.ptp(factor) / factor.mean() * (spec.qmax - spec.qmin) <= TOLERANCE:
         unit = factor.mean()
         shift = np.full_like(shift, shift.mean()) if np.ptp(shift) <= TOLERANCE else shift

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..spec import QParams, QuantSpec
 from .histogram import Histogram
-from .rounding import snap
+from .rounding import fake_quantize
 
 # Shares of an end of the full range that the squared-error and the entropy search try: 5% apart, down to a thousandth.
 SHARES = np.geomspace(1.0, 0.001, 142)
@@ -89,18 +89,18 @@ def _search(histogram: Histogram, grid_over: Callable[[float, float], QParams], 
 
 
 def _squared_error(centres, counts, scale: float, zero_point: int, spec: QuantSpec) -> float:
-    return float(np.dot(counts, np.square(snap(centres, scale, zero_point, spec) - centres)))
+    return float(np.dot(counts, np.square(fake_quantize(centres, scale, zero_point, spec) - centres)))
 
 
 def _divergence(centres, counts, scale: float, zero_point: int, spec: QuantSpec) -> float:
     """KL divergence of the histogram from its quantized self, each level's mass spread evenly over its bins."""
-    snapped = snap(centres, scale, zero_point, spec)
+    quantized_values = fake_quantize(centres, scale, zero_point, spec)
     # Centres ascend, and so do their levels.
-    level = np.concatenate([[0], np.cumsum(np.diff(snapped) > 0)])
+    level = np.concatenate([[0], np.cumsum(np.diff(quantized_values) > 0)])
     width = np.bincount(level)
     mass = np.bincount(level, weights=counts)
     share = counts / counts.sum()
     other = mass[level] / width[level] / counts.sum()
     # Clipped mass is lost to the end levels; without this term a range of nothing would have no divergence.
-    clipped = (np.abs(snapped - centres) > scale / 2 + 1e-12).astype(np.float64)
+    clipped = (np.abs(quantized_values - centres) > scale / 2 + 1e-12).astype(np.float64)
     return float(np.sum(share * np.log(share / other)) + np.dot(share, clipped))

@@ -19,6 +19,6 @@ def dequantize(integers, scale, zero_point):
     return (integers - zero_point) * scale
 
 
-def snap(x, scale, zero_point, spec: QuantSpec):
+def fake_quantize(x, scale, zero_point, spec: QuantSpec):
     """The value on the grid nearest to ``x``, clipped to the grid's range."""
     return dequantize(quantize(x, scale, zero_point, spec), scale, zero_point)

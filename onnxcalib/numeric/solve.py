@@ -15,7 +15,7 @@ import torch
 from ..spec import QuantSpec
 from .block import Blocks
 from .gram import Moments
-from .lattice import descend, excess, factor, gptq, order_inputs, search, spread
+from .integer_search import descend, excess, factor, gptq, order_inputs, search, spread
 from .rounding import quantize
 from .saturation import keep_pairs, order_pairs, pair_sums
 
@@ -64,7 +64,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Seen:
+class OutputMetric:
     """What the model's outputs see of a layer's input: the Gram matrix (1, K, K) of so many sums over places."""
 
     gram: torch.Tensor
@@ -86,7 +86,7 @@ def solve_layer(
     *,
     prior: Prior,
     width: int = 1,
-    seen: Seen | None = None,
+    seen: OutputMetric | None = None,
     summing: torch.Tensor | None = None,
 ) -> Solution:
     """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K).

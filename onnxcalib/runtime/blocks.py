@@ -11,6 +11,7 @@ import torch
 from onnx import ModelProto, NodeProto, ValueInfoProto, defs, helper
 from torch import fx, nn
 
+from ..graph.ops import CONVOLUTIONS
 from .converters.layer import LAYERS
 from .converters.linear import rewrite_linear
 from .converters.registry import OWN_DOMAIN, OWN_VERSION, OnnxGraph, convert, get_converter
@@ -18,7 +19,6 @@ from .session import first_line
 
 _NAMES = "onnxcalib"  # the key of a module's _Names in GraphModule.meta, which survives a deep copy
 _ONNX_DOMAIN = "ai.onnx"  # the long name of the domain "", which onnx2torch does not know
-_SPATIAL_LAYERS = ("Conv", "ConvTranspose")
 
 
 class BlockError(Exception):
@@ -160,7 +160,7 @@ def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
         titles.append(title)
         node.name = f"n{number}"
         _drop_unused_outputs(node, used, versions)
-        if rewrite_linear(node, constants) or (node.op_type in _SPATIAL_LAYERS and not node.domain):
+        if rewrite_linear(node, constants) or (node.op_type in CONVOLUTIONS and not node.domain):
             layers.add(title)
     inputs = _activation_inputs(copy)
     del graph.input[:]

@@ -15,8 +15,8 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
+from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
-from ..graph.unsign import unsign_weights
 
 # Larger models go through a file, whose weights onnxruntime maps: from memory it copies them, beside the message, which
 # protobuf holds twice as it writes it. And one message holds no 2 GB.

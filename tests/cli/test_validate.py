@@ -13,11 +13,13 @@ import pytest
 from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
-from onnxcalib import errors, formats, validation
+from onnxcalib import errors
 from onnxcalib.cli.main import app, main
 from onnxcalib.config import DataConfig, ValidateConfig
 from onnxcalib.report import OutputRecord
-from onnxcalib.steps import clock
+from onnxcalib.validation import render as formats
+from onnxcalib.validation import run as validation
+from onnxcalib.validation import timing as clock
 from onnxcalib.verdict import ContractRecord, GateRecord, LatencyRecord, Verdict
 
 TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}

@@ -8,8 +8,8 @@ import pytest
 
 from onnxcalib.cli.summary import PLAIN_WIDTH
 from onnxcalib.cli.verdict import WORST_TENSORS, print_verdict
-from onnxcalib.formats import WORST_LAYERS
 from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
+from onnxcalib.validation.render import WORST_LAYERS
 from onnxcalib.verdict import (
     ContractRecord,
     Explanation,

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcalib.graph.blocks import MOST_LAYERS, find_blocks, single_layers
 from onnxcalib.graph.index import Index
-from onnxcalib.graph.normalise import name_nodes
-from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.passes.normalise import name_nodes
+from onnxcalib.graph.scheme import make_scheme
 
 WEIGHT = np.zeros((4, 4, 1, 1), np.float32)
 
@@ -31,7 +31,7 @@ def model_of(build):
 
 def list_blocks(model):
     """Blocks with layers, each as its node names."""
-    return [block.nodes for block in find_blocks(model, make_plan(model)) if block.layers]
+    return [block.nodes for block in find_blocks(model, make_scheme(model)) if block.layers]
 
 
 def check_order(model, blocks, given):
@@ -75,11 +75,11 @@ def graphs(draw):
 @settings(max_examples=300, deadline=None)
 @given(model=graphs())
 def test_blocks_cover_every_node_once_in_an_order_that_can_be_run(model):
-    plan = make_plan(model)
-    blocks = find_blocks(model, plan)
+    scheme = make_scheme(model)
+    blocks = find_blocks(model, scheme)
     covered = [name for block in blocks for name in block.nodes]
     assert sorted(covered) == sorted(n.name for n in model.graph.node)
-    assert sorted(name for block in blocks for name in block.layers) == sorted(layer.name for layer in plan.layers)
+    assert sorted(name for block in blocks for name in block.layers) == sorted(layer.name for layer in scheme.layers)
     assert len({block.name for block in blocks}) == len(blocks)
     check_order(model, blocks, ["x"])
     assert not any(a.layers == b.layers == () for a, b in pairwise(blocks))
@@ -88,10 +88,10 @@ def test_blocks_cover_every_node_once_in_an_order_that_can_be_run(model):
 @settings(max_examples=200, deadline=None)
 @given(model=graphs())
 def test_a_block_taken_apart_has_one_layer_a_part_in_an_order_that_can_be_run(model):
-    plan = make_plan(model)
+    scheme = make_scheme(model)
     whole = Index(model.graph)
-    for block in find_blocks(model, plan):
-        parts = single_layers(model, plan, block)
+    for block in find_blocks(model, scheme):
+        parts = single_layers(model, scheme, block)
         assert sorted(name for part in parts for name in part.nodes) == sorted(block.nodes)
         assert all(len(part.layers) <= 1 for part in parts)
         given_ = set(block.inputs)
@@ -128,7 +128,7 @@ def test_of_nested_residuals_the_inner_one_is_the_block(model_of):
     body = "a = conv(x) b = conv(a) c = conv(b) t = Add (c, b) d = conv(t) u = Add (d, a) y = conv(u)"
     model = model_of(body)
     assert list_blocks(model) == [("a",), ("b",), ("c", "t"), ("d",), ("y",)]
-    check_order(model, find_blocks(model, make_plan(model)), ["x"])
+    check_order(model, find_blocks(model, make_scheme(model)), ["x"])
 
 
 def test_a_long_skip_falls_to_single_layers(model_of):
@@ -146,8 +146,8 @@ def test_the_skips_of_a_u_net_do_not_make_one_block_of_it(model_of):
               t = Add (i, a) y = conv(t)"""
     model = model_of(body)
     assert ("c", "d", "e", "f", "q", "s") not in list_blocks(model)
-    assert max(len(block.layers) for block in find_blocks(model, make_plan(model))) <= MOST_LAYERS
-    check_order(model, find_blocks(model, make_plan(model)), ["x"])
+    assert max(len(block.layers) for block in find_blocks(model, make_scheme(model))) <= MOST_LAYERS
+    check_order(model, find_blocks(model, make_scheme(model)), ["x"])
 
 
 def test_an_add_of_tensors_from_different_inputs_is_no_residual(build):
@@ -193,9 +193,9 @@ def test_an_unused_optional_output_does_not_confuse_the_search(build):
 def test_single_layers_of_a_residual_block(model_of):
     body = "a = conv(x) b = conv(a) r = Relu (b) c = conv(r) t = Add (c, a) u = Relu (t) y = conv(u)"
     model = model_of(body)
-    plan = make_plan(model)
-    block = next(b for b in find_blocks(model, plan) if len(b.layers) == 2)
-    parts = single_layers(model, plan, block)
+    scheme = make_scheme(model)
+    block = next(b for b in find_blocks(model, scheme) if len(b.layers) == 2)
+    parts = single_layers(model, scheme, block)
     assert [(p.nodes, p.inputs, p.outputs, p.layers) for p in parts] == [
         (("b", "r"), ("a",), ("r",), ("b",)),
         (("c",), ("r",), ("c",), ("c",)),
@@ -216,7 +216,7 @@ def test_a_region_into_which_a_mask_comes_is_found_from_the_operands_of_its_add(
     model = build(text, weight=WEIGHT)
     for node in model.graph.node:
         node.name = node.output[0]
-    blocks = find_blocks(model, make_plan(model))
+    blocks = find_blocks(model, make_scheme(model))
     check_order(model, blocks, ["x", "mask"])
     assert [b.nodes for b in blocks if b.layers] == [
         ("k", "q", "s", "m", "p", "o", "r", "n"),
@@ -244,6 +244,6 @@ def test_regions_that_would_wait_for_each_other_are_not_both_taken(build):
     model = build(text % re.sub(r"conv ?\((\w+)\)", r"Conv (\1, weight)", body), weight=WEIGHT)
     for node in model.graph.node:
         node.name = node.output[0]
-    blocks = find_blocks(model, make_plan(model))
+    blocks = find_blocks(model, make_scheme(model))
     check_order(model, blocks, ["x", "z", "u"])
     assert sorted(len(b.layers) for b in blocks if b.layers) == [1, 1, 2]

@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph import skeleton
+from onnxcalib.graph import weightless as skeleton
 from onnxcalib.graph.check import check_model
 
 

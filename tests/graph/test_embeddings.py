@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.embeddings import FOUR_BIT_BLOCK, LEAST_BYTES, find_embeddings
-from onnxcalib.graph.plan import make_plan
+from onnxcalib.graph.scheme import make_scheme
 
 TEXT = "g (int64[N, S] ids, float[N, S, 32] x) => (float y, float z) { %s }"
 LOOK = "[look] y = Gather (table, ids)"
@@ -60,4 +60,4 @@ def test_a_table_that_a_layer_reads_too_is_an_embedding_where_that_layer_has_int
     model = build(text, table=draw(600, 64))
     assert find_embeddings(model, 8) == ()
     assert [layer.name for layer in find_embeddings(model, 8, layers={"head"})] == ["look"]
-    assert [layer.name for layer in make_plan(model, embedding_bits=8).embeddings] == ["look"]
+    assert [layer.name for layer in make_scheme(model, embedding_bits=8).embeddings] == ["look"]

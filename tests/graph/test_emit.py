@@ -13,8 +13,8 @@ from onnxcalib.config import LayerConfig
 from onnxcalib.graph.emit import LayerParams, bias_scale, emit_qdq
 from onnxcalib.graph.extract import extract, infer_types
 from onnxcalib.graph.index import Index
-from onnxcalib.graph.plan import make_plan
-from onnxcalib.graph.select import Selection
+from onnxcalib.graph.names import Selection
+from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.spec import QParams, QuantSpec
 
 ENCODINGS = ("runtime", "standard")
@@ -85,11 +85,11 @@ def test_both_encodings_give_the_same_numbers(residual, rough, draw, bits):
     np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "narrowed"), [(WIDTHS[0], 0), (WIDTHS[1], 0), (WIDTHS[2], 1)])
-def test_nothing_is_left_unfused_but_the_entry_and_a_table_narrows(residual, rough, draw, tmp_path, bits, narrowed):
+@pytest.mark.parametrize(("bits", "requantized"), [(WIDTHS[0], 0), (WIDTHS[1], 0), (WIDTHS[2], 1)])
+def test_nothing_is_left_unfused_but_the_entry_and_a_table_narrows(residual, rough, draw, tmp_path, bits, requantized):
     quantized = rough(residual, draw(4, 3, 8, 8), **bits)
     left = count_optimized(quantized, tmp_path)
-    assert left["QuantizeLinear"] == 1 and left["DequantizeLinear"] == 0 and left["QLinearLeakyRelu"] == narrowed
+    assert left["QuantizeLinear"] == 1 and left["DequantizeLinear"] == 0 and left["QLinearLeakyRelu"] == requantized
     assert left["QLinearConv"] == 3 and left["QLinearAdd"] == 1 and left["QGemm"] == 1
     assert left["QLinearGlobalAveragePool"] == 1
     assert not left.keys() & {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool", "MaxPool", "Cast"}
@@ -107,12 +107,12 @@ def test_four_bit_activations_are_clipped_on_integers(build, rough, draw):
     assert integers_of(quantized, "r1_clipped", x).max() == 15
 
 
-def test_narrowed_values_that_are_never_negative_saturate_where_uint8_does(residual, rough, draw):
+def test_requantized_values_that_are_never_negative_saturate_where_uint8_does(residual, rough, draw):
     x = draw(16, 3, 8, 8)
     quantized = rough(residual, x, activation_bits=4)
-    assert "r1_narrowed_Clip" not in {node.name for node in quantized.graph.node}
-    assert numpy_helper.to_array(values_of(quantized)["r1_narrowed_zero_point"]) == 240
-    integers = integers_of(quantized, "r1_narrowed_quantized", 9 * x)
+    assert "r1_requantized_Clip" not in {node.name for node in quantized.graph.node}
+    assert numpy_helper.to_array(values_of(quantized)["r1_requantized_zero_point"]) == 240
+    integers = integers_of(quantized, "r1_requantized_quantized", 9 * x)
     assert integers.min() == 240 and integers.max() == 255
 
 
@@ -166,12 +166,12 @@ def test_biases_are_whole_numbers_of_the_product_of_both_scales(residual, rough,
 
 
 def test_a_bias_beyond_int32_ends_at_its_largest_value(residual):
-    plan = make_plan(residual)
+    scheme = make_scheme(residual)
     grid = QParams(np.float32(1e-6), np.int32(0), QuantSpec(8))
-    spec = plan.layers[0].weight_spec
+    spec = scheme.layers[0].weight_spec
     weight = QParams(np.full(8, 1e-6, np.float32), np.zeros(8, np.int32), spec)
     params = {"stem": LayerParams(np.zeros((8, 3, 3, 3), np.int8), weight, np.array([1e6, -1e6] * 4))}
-    quantized = emit_qdq(residual, plan, {t: grid for t in plan.activations}, {}, params)
+    quantized = emit_qdq(residual, scheme, {t: grid for t in scheme.activations}, {}, params)
     stored = numpy_helper.to_array(values_of(quantized)["b1_quantized"])
     assert stored.tolist() == [2**31 - 1, -(2**31 - 1)] * 4
 
@@ -184,7 +184,7 @@ def test_layers_of_different_bits_on_one_tensor_have_biases_on_their_own_grids(b
     )
     quantized = rough(model, draw(2, 4, 8, 8), activation_bits=4)
     values = {name: numpy_helper.to_array(tensor) for name, tensor in values_of(quantized).items()}
-    np.testing.assert_array_equal(values["b2_scale"], values["c_narrowed_scale"] * values["w2_scale"])
+    np.testing.assert_array_equal(values["b2_scale"], values["c_requantized_scale"] * values["w2_scale"])
     np.testing.assert_array_equal(values["b3_scale"], values["c_scale"] * values["w3_scale"])
 
 
@@ -200,13 +200,13 @@ def test_a_clip_that_its_grid_lies_inside_becomes_a_relu(build, rough, draw, tmp
         assert next(n for n in quantized.graph.node if n.name == "clip").op_type == "Relu"
         left = count_optimized(quantized, tmp_path)
         assert left["QLinearConv"] == 3 and left["QuantizeLinear"] == 1 and left["DequantizeLinear"] == 1
-    plan = make_plan(model)
+    scheme = make_scheme(model)
     wide = QParams(np.float32(7 / 255), np.int32(0), QuantSpec(8))
-    kept = emit_qdq(model, plan, {t: wide for t in plan.activations}, {}, {})
+    kept = emit_qdq(model, scheme, {t: wide for t in scheme.activations}, {}, {})
     assert next(n for n in kept.graph.node if n.name == "clip").op_type == "Clip"
 
 
-@pytest.mark.parametrize(("bits", "casts"), [(4, ["r2_Cast"]), (8, ["r1_narrowed_Cast", "r2_Cast", "p_Cast"])])
+@pytest.mark.parametrize(("bits", "casts"), [(4, ["r2_Cast"]), (8, ["r1_requantized_Cast", "r2_Cast", "p_Cast"])])
 def test_the_standard_encoding_widens_only_what_onnxruntime_would_run_without_a_kernel(
     residual, rough, draw, bits, casts
 ):
@@ -249,12 +249,12 @@ def test_outputs_that_convolutions_make_keep_their_names(build, rough, draw, tmp
 
 
 def test_a_cut_keeps_its_outputs_before_their_grid(residual, draw):
-    plan = make_plan(residual)
+    scheme = make_scheme(residual)
     grids = {
-        t: QParams(np.float32(0.05), np.int32(0 if t in plan.nonnegative else 128), QuantSpec(8))
-        for t in plan.activations
+        t: QParams(np.float32(0.05), np.int32(0 if t in scheme.nonnegative else 128), QuantSpec(8))
+        for t in scheme.activations
     }
-    kept = emit_qdq(residual, plan, grids, {}, {})
+    kept = emit_qdq(residual, scheme, grids, {}, {})
     assert not any("_float" in t for node in kept.graph.node for t in node.output)
     names = {node.name for node in kept.graph.node}
     assert {"r1_QuantizeLinear", "r1_DequantizeLinear"} <= names and "w1_DequantizeLinear" not in names
@@ -347,14 +347,14 @@ def test_new_names_keep_clear_of_those_in_the_graph(build, rough, draw):
     assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 25
 
 
-def test_a_tensor_that_is_called_like_another_ones_narrowed_copy_keeps_its_own_grid(build, rough, draw):
+def test_a_tensor_that_is_called_like_another_ones_requantized_copy_keeps_its_own_grid(build, rough, draw):
     text = """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
         [a] t = Conv (x, w1)  [b] OTHER = Conv (t, w2)  [c] d = Conv (OTHER, w3)  [e] s = Add (d, t)
         [f] y = Conv (s, w1) }"""
     weights = {"w1": draw(4, 4, 1, 1), "w2": 40 * draw(4, 4, 1, 1), "w3": draw(4, 4, 1, 1)}
     x = draw(2, 4, 8, 8)
     outputs = []
-    for name in ("u", "t_narrowed"):
+    for name in ("u", "t_requantized"):
         model = build(text.replace("OTHER", name), opset=21, ir=10, **weights)
         quantized = rough(model, x, activation_bits=4)
         checker.check_model(quantized, full_check=True)
@@ -419,15 +419,15 @@ def test_an_output_that_is_an_input_stays_itself(build, rough, draw):
 
 
 def test_a_part_of_the_graph_is_written_with_the_plan_of_the_whole(residual, draw):
-    plan = make_plan(residual, weight_bits=4)
-    grids = {t: QParams(np.float32(0.05), np.int32(0), QuantSpec(8)) for t in plan.activations}
-    layer = next(k for k in plan.layers if k.name == "inner")
+    scheme = make_scheme(residual, weight_bits=4)
+    grids = {t: QParams(np.float32(0.05), np.int32(0), QuantSpec(8)) for t in scheme.activations}
+    layer = next(k for k in scheme.layers if k.name == "inner")
     integers = np.clip(np.rint(4 * draw(8, 8, 3, 3)), -8, 7).astype(np.int8)
     params = LayerParams(
         integers, QParams(np.full(8, 0.1, np.float32), np.zeros(8, np.int32), layer.weight_spec), draw(8)
     )
     cut = extract(residual, infer_types(residual), inputs=["r1"], outputs=["s", "r2"])
-    quantized = emit_qdq(cut, plan, grids, {}, {"inner": params})
+    quantized = emit_qdq(cut, scheme, grids, {}, {"inner": params})
     x = np.abs(draw(2, 8, 8, 8))
     total, rectified = run(quantized, x)
     np.testing.assert_array_equal(rectified, np.maximum(total, 0))
@@ -453,7 +453,7 @@ def test_a_bias_scale_never_underflows_to_zero():
 def test_zero_points_have_the_type_of_their_integers(residual, rough, draw):
     quantized = rough(residual, draw(2, 3, 8, 8), encoding="standard", weight_bits=4, activation_bits=4)
     values = {name: numpy_helper.to_array(tensor) for name, tensor in values_of(quantized).items()}
-    assert values["r1_narrowed_zero_point"].dtype == ml_dtypes.uint4
+    assert values["r1_requantized_zero_point"].dtype == ml_dtypes.uint4
     assert values["r1_zero_point"].dtype == np.uint8
     assert values["w2_zero_point"].dtype == ml_dtypes.int4 and values["w4_zero_point"].dtype == np.int8
     assert values["b2_zero_point"].dtype == np.int32
@@ -475,7 +475,7 @@ def test_all_products_of_attention_run_on_integers_and_its_residual_in_float(att
 
 def test_the_bias_of_a_matmul_is_written_where_it_is_added(attention, rough, draw):
     x, mask = draw(3, 5, 16), np.zeros((3, 1, 5), np.float32)
-    plan = make_plan(attention)
+    scheme = make_scheme(attention)
     quantized = rough(attention, x, mask)
     assert (
         numpy_helper.to_array(values_of(quantized)["bq"]) == numpy_helper.to_array(values_of(attention)["bq"])
@@ -485,11 +485,11 @@ def test_the_bias_of_a_matmul_is_written_where_it_is_added(attention, rough, dra
             np.ones((16, 16), np.int8), QParams(np.ones(16), np.zeros(16), QuantSpec(8)), np.arange(16.0)
         )
     }
-    grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in plan.activations}
-    written = emit_qdq(attention, plan, grids, {}, layers)
+    grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in scheme.activations}
+    written = emit_qdq(attention, scheme, grids, {}, layers)
     assert (numpy_helper.to_array(values_of(written)["bq"]) == np.arange(16)).all()
     cut = extract(attention, infer_types(attention), inputs=["h"], outputs=["q0"])
-    assert "bq" not in values_of(emit_qdq(cut, plan, grids, {}, layers))
+    assert "bq" not in values_of(emit_qdq(cut, scheme, grids, {}, layers))
 
 
 def test_a_bias_keeps_the_axes_over_which_it_is_spread(build, draw):
@@ -498,7 +498,7 @@ def test_a_bias_keeps_the_axes_over_which_it_is_spread(build, draw):
     grid = QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1))
     params = {"mul": LayerParams(np.ones((6, 4), np.int8), grid, np.arange(4.0))}
     grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in ("x", "y")}
-    written = numpy_helper.to_array(values_of(emit_qdq(model, make_plan(model), grids, {}, params))["b"])
+    written = numpy_helper.to_array(values_of(emit_qdq(model, make_scheme(model), grids, {}, params))["b"])
     assert (written == np.arange(4).reshape(1, 1, 4)).all()
 
 
@@ -507,11 +507,11 @@ def test_a_bias_that_others_read_is_written_anew(build, draw):
         [one] t = MatMul (x, w)  [add] y = Add (t, b)  [two] u = MatMul (x, w)  [also] z = Add (b, u)
     }"""
     model = build(text, w=draw(4, 4), b=draw(4))
-    plan = make_plan(model)
+    scheme = make_scheme(model)
     params = LayerParams(
         np.ones((4, 4), np.int8), QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1)), np.arange(4.0)
     )
-    written = emit_qdq(model, plan, {"x": QParams(np.float32(0.1), np.int32(0), QuantSpec(8))}, {}, {"one": params})
+    written = emit_qdq(model, scheme, {"x": QParams(np.float32(0.1), np.int32(0), QuantSpec(8))}, {}, {"one": params})
     values = values_of(written)
     added, also = (next(n for n in written.graph.node if n.name == name) for name in ("add", "also"))
     assert (numpy_helper.to_array(values[added.input[1]]) == np.arange(4)).all()

@@ -3,12 +3,12 @@ import pytest
 from onnx import helper
 
 from onnxcalib.graph.layout import adds_pairs, from_rows, kernel_rows, to_rows, window_of
-from onnxcalib.spec import LayerPlan, QuantSpec
+from onnxcalib.spec import LayerScheme, QuantSpec
 
 
 def plan_layer(op, axis, groups=1):
     spec = QuantSpec(8, signed=True, symmetric=True, axis=axis)
-    return LayerPlan("layer", op, "x", "w", None, "y", spec, QuantSpec(8), groups)
+    return LayerScheme("layer", op, "x", "w", None, "y", spec, QuantSpec(8), groups)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxcalib.graph import skeleton
+from onnxcalib.graph import weightless as skeleton
 from onnxcalib.graph.shapes import describe_outputs, infer_shapes
 
 

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from onnxcalib.numeric import adaquant
 from onnxcalib.numeric.adaquant import ActivationQuantizer, WeightQuantizer, learn_block, relative_error
-from onnxcalib.numeric.rounding import quantize, snap
+from onnxcalib.numeric.rounding import fake_quantize, quantize
 from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QParams, QuantSpec
 
@@ -78,7 +78,7 @@ def test_a_weight_passes_its_gradient_straight_through_even_beyond_the_grid():
 def test_an_activation_is_snapped_to_its_grid(zero_point, fixed):
     quantizer = ActivationQuantizer(make_grid(0.3, zero_point), fixed=fixed).eval()
     x = 4 * draw(50)
-    assert torch.equal(quantizer(x), snap(x, torch.tensor(0.3), zero_point, QuantSpec(4)))
+    assert torch.equal(quantizer(x), fake_quantize(x, torch.tensor(0.3), zero_point, QuantSpec(4)))
     assert same_grid(quantizer.grid(), make_grid(0.3, zero_point))
     assert quantizer.log_step.requires_grad is not fixed
 
@@ -128,7 +128,7 @@ def test_a_share_of_values_stays_float_in_training_alone():
     torch.manual_seed(0)
     kept = (quantizer.train()(x) == x).float().mean()
     assert 0.4 < kept < 0.6
-    assert torch.equal(quantizer.eval()(x), snap(x, torch.tensor(0.3), 6, QuantSpec(4)))
+    assert torch.equal(quantizer.eval()(x), fake_quantize(x, torch.tensor(0.3), 6, QuantSpec(4)))
 
 
 def test_what_stays_float_passes_its_gradient_on_and_moves_no_grid():
@@ -161,7 +161,7 @@ def test_a_zero_point_never_leaves_the_integers():
     x = -draw(100).abs()
     grid = quantizer.grid()
     assert grid.zero_point == 15
-    assert torch.equal(quantizer(x), snap(x, torch.tensor(0.3), 15, QuantSpec(4)))
+    assert torch.equal(quantizer(x), fake_quantize(x, torch.tensor(0.3), 15, QuantSpec(4)))
 
 
 class Net(nn.Module):

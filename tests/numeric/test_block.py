@@ -3,7 +3,7 @@
 import torch
 
 from onnxcalib.numeric.block import Blocks
-from onnxcalib.numeric.lattice import excess
+from onnxcalib.numeric.integer_search import excess
 
 OF = Blocks(torch.tensor([[0, 1, 0, 1, 1]]))
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.numeric.levels import Levels, find_levels, shared_grid, stretch
-from onnxcalib.numeric.rounding import snap
+from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.spec import QuantSpec
 
 SPEC = QuantSpec(8)
@@ -73,7 +73,7 @@ def test_channels_of_one_pitch_share_a_grid_that_makes_no_error():
     values = (np.arange(256, dtype=np.float32) / np.float32(255))[None].repeat(3, 0)
     grid = shared_grid(find_levels(values, 256), SPEC)
     assert int(grid.zero_point) == 0
-    assert np.abs(snap(values, float(grid.scale), 0, SPEC) - values).max() < 1e-6
+    assert np.abs(fake_quantize(values, float(grid.scale), 0, SPEC) - values).max() < 1e-6
 
 
 def test_what_a_grid_has_left_lies_on_both_sides_of_the_levels_or_above_zero():
@@ -89,8 +89,8 @@ def test_few_levels_stand_a_whole_number_of_steps_apart():
     values = (np.arange(17, dtype=np.float32) / np.float32(16))[None]
     grid = shared_grid(find_levels(values, 256), SPEC)
     assert grid.scale == pytest.approx(1 / 16 / 15, rel=1e-5)
-    snapped = snap(values, float(grid.scale), float(grid.zero_point), SPEC)
-    assert np.abs(snapped - values).max() < 1e-6
+    quantized_values = fake_quantize(values, float(grid.scale), float(grid.zero_point), SPEC)
+    assert np.abs(quantized_values - values).max() < 1e-6
 
 
 @pytest.mark.parametrize(

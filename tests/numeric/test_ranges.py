@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.numeric.ranges import RANGE_KINDS, choose_grid, make_grid
-from onnxcalib.numeric.rounding import snap
+from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.spec import QParams, QuantSpec
 
 BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
@@ -21,8 +21,8 @@ def collect(values):
 
 
 def measure_error(values, grid):
-    snapped = snap(values, grid.scale, grid.zero_point.astype(np.float32), grid.spec)
-    return float(np.square(snapped.astype(np.float64) - values).mean())
+    quantized_values = fake_quantize(values, grid.scale, grid.zero_point.astype(np.float32), grid.spec)
+    return float(np.square(quantized_values.astype(np.float64) - values).mean())
 
 
 def ends(grid):
@@ -121,7 +121,7 @@ def test_zero_is_on_every_grid(low, high, bits):
     grid = make_grid(min(low, high), max(low, high), spec)
     assert spec.qmin <= grid.zero_point <= spec.qmax and grid.scale > 0
     assert grid.zero_point.dtype == np.int32 and grid.scale.dtype == np.float32
-    assert snap(np.float32(0), grid.scale, grid.zero_point.astype(np.float32), spec) == 0
+    assert fake_quantize(np.float32(0), grid.scale, grid.zero_point.astype(np.float32), spec) == 0
 
 
 @pytest.mark.parametrize("kind", RANGE_KINDS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import parser
 
-from onnxcalib.numeric.rounding import dequantize, quantize, snap
+from onnxcalib.numeric.rounding import dequantize, fake_quantize, quantize
 from onnxcalib.spec import QuantSpec
 
 BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
@@ -74,8 +74,8 @@ def test_signed_grids_reach_from_their_least_to_their_largest_integer():
 
 def test_snapping_is_quantizing_and_back():
     x = np.linspace(-3, 3, 101)
-    snapped = snap(x, 0.1, 20, BYTES)
-    np.testing.assert_array_equal(snapped, dequantize(quantize(x, 0.1, 20, BYTES), 0.1, 20))
+    quantized_values = fake_quantize(x, 0.1, 20, BYTES)
+    np.testing.assert_array_equal(quantized_values, dequantize(quantize(x, 0.1, 20, BYTES), 0.1, 20))
     inside = x > -2.05
-    assert np.abs(snapped - x)[inside].max() <= 0.05 + 1e-12
-    assert snapped.min() == pytest.approx(-2.0)
+    assert np.abs(quantized_values - x)[inside].max() <= 0.05 + 1e-12
+    assert quantized_values.min() == pytest.approx(-2.0)

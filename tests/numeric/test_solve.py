@@ -8,13 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcalib.numeric import lattice
+from onnxcalib.numeric import integer_search as lattice
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
-from onnxcalib.numeric.lattice import excess
+from onnxcalib.numeric.integer_search import excess
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import pair_sums
-from onnxcalib.numeric.solve import DAMPING, HALF_SEEN, RIDGES, Prior, Seen, choose_prior, round_layer, solve_layer
+from onnxcalib.numeric.solve import (
+    DAMPING,
+    HALF_SEEN,
+    RIDGES,
+    OutputMetric,
+    Prior,
+    choose_prior,
+    round_layer,
+    solve_layer,
+)
 from onnxcalib.spec import QuantSpec
 
 FOUR, EIGHT = (QuantSpec(bits, signed=True, symmetric=True, axis=0) for bits in (4, 8))
@@ -173,7 +182,7 @@ def test_integers_for_the_outputs_do_less_to_what_the_outputs_see():
     inputs, weight = draw_problem(8, size=24, columns=2000)
     moments = moments_of(inputs, weight @ inputs)
     narrow = torch.randn(24, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    seen = Seen((narrow @ narrow.T)[None], columns=10**4)
+    seen = OutputMetric((narrow @ narrow.T)[None], columns=10**4)
     losses = []
     for metric in (None, seen):
         found = solve_layer(moments, weight, FOUR, prior=Prior(0.003), seen=metric)
@@ -185,10 +194,10 @@ def test_integers_for_the_outputs_do_less_to_what_the_outputs_see():
 def test_what_the_outputs_see_has_a_say_by_its_columns_and_none_if_nothing():
     gram = torch.eye(4, dtype=torch.float64)[None] * 3
     other = torch.diag(torch.arange(4.0, dtype=torch.float64))[None]
-    half = Seen(other, columns=HALF_SEEN * 4).blend(gram)
+    half = OutputMetric(other, columns=HALF_SEEN * 4).blend(gram)
     torch.testing.assert_close(half, gram / 2 + other)
-    torch.testing.assert_close(Seen(other, columns=10**9).blend(gram), 2 * other, atol=1e-6, rtol=0)
-    assert torch.equal(Seen(torch.zeros_like(gram), columns=10**9).blend(gram), gram)
+    torch.testing.assert_close(OutputMetric(other, columns=10**9).blend(gram), 2 * other, atol=1e-6, rtol=0)
+    assert torch.equal(OutputMetric(torch.zeros_like(gram), columns=10**9).blend(gram), gram)
 
 
 def test_few_noisy_samples_choose_a_larger_ridge_than_many():

@@ -8,7 +8,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxcalib.graph.layout import adds_pairs, from_rows, summing_order, to_rows
 from onnxcalib.numeric.solve import round_layer
 from onnxcalib.runtime.session import Session, saturates
-from onnxcalib.spec import INT16_MAX, LayerPlan, QuantSpec
+from onnxcalib.spec import INT16_MAX, LayerScheme, QuantSpec
 
 HIGHEST = 255
 LIMIT = INT16_MAX // HIGHEST
@@ -48,12 +48,12 @@ WIDE = {
 UNPAIRED = "depthwise Conv"
 
 
-def plan_layer(op: str, shape, attributes) -> LayerPlan:
+def plan_layer(op: str, shape, attributes) -> LayerScheme:
     axis = 1 if op == "MatMul" else 0
     groups = attributes.get("group", 1)
     limit = LIMIT if adds_pairs(op, shape, groups) else None
     spec = QuantSpec(8, signed=True, symmetric=True, axis=axis, pair_limit=limit)
-    return LayerPlan("layer", op, "x", "w", None, "y", spec, QuantSpec(8), groups)
+    return LayerScheme("layer", op, "x", "w", None, "y", spec, QuantSpec(8), groups)
 
 
 def make_model(kernel, weight: np.ndarray, *, scale: float, zero_points=(0, 0)) -> ModelProto:

@@ -1,0 +1,310 @@
+"""Arrays named by model input, from .npy, .npz and ONNX test data files or from Python, left on disk until read."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import nearest
+from ..errors import DataError
+from ..spec import InputSpec, spell_shape
+
+LABELS = ("label", "labels", "y")  # what data sets call the answers, which are never an input's values
+CLASS = re.compile(r"[0-9]{1,18}")  # a class written in digits, of which int64 holds 18 whatever they are
+UNNAMED = "arr_0"  # numpy's name for an array that was saved to .npz without one
+_ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+
+
+class StoredArray:
+    """A .npy file, mapped anew for each read: pages of earlier reads must not count as this process's memory."""
+
+    def __init__(self, path: Path, where: str | None = None) -> None:
+        self._path = path
+        self._where = where or str(path)
+        view = self._map()
+        self.shape, self.dtype = view.shape, view.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.array(self._map()[index])
+
+    def _map(self) -> np.ndarray:
+        try:
+            return np.lib.format.open_memmap(self._path, mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{self._where}: not a whole .npy array of numbers ({error}); write it again") from None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is known of the texts that a part's arrays were made of.
+
+    where: their file; tokenizer: that of the tokenizer; lengths: tokens of each, (rows,); largest: the largest token of
+    each, (rows,); left: padding stands before a text, not behind it; skipped: which texts were left out, '' where none
+    was.
+    """
+
+    where: str
+    tokenizer: str
+    lengths: np.ndarray
+    largest: np.ndarray
+    left: bool
+    skipped: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some samples: what one file, one set of files or the caller's arrays hold, by input name.
+
+    file: the one file that holds them. label: the class of all of them; labels: reads the array of their classes, as it
+    was found. texts: what is known of them where the samples were made of texts. Each is None where there is none.
+    """
+
+    where: str
+    arrays: dict[str, Any]
+    file: Path | None = None
+    label: int | None = None
+    labels: Callable[[], np.ndarray] | None = None
+    texts: Texts | None = None
+
+
+def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
+    """A NumPy array, or a mapping from input names to arrays."""
+    where = "data"
+    if isinstance(source, Mapping):
+        names = match_names([str(name) for name in source], inputs, where)
+        label = find_labels(source, inputs)
+        return Part(
+            where,
+            {name: np.asarray(source[found]) for name, found in names.items()},
+            labels=None if label is None else partial(np.asarray, source[label]),
+        )
+    return Part(where, {_only_input(inputs, where): np.asarray(source)})
+
+
+def open_npy(path: Path, inputs: Sequence[InputSpec]) -> Part:
+    """One .npy file for a model with one input."""
+    return Part(str(path), {_only_input(inputs, str(path)): StoredArray(path)}, file=path)
+
+
+def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
+    """.npy files that are named by input, as one part."""
+    where = str(paths[0].parent)
+    by_stem = {path.stem: path for path in paths}
+    names = match_names(list(by_stem), inputs, where)
+    label = find_labels(by_stem, inputs)
+    return Part(
+        where,
+        {name: StoredArray(by_stem[found]) for name, found in names.items()},
+        labels=None if label is None else partial(load_labels, by_stem[label]),
+    )
+
+
+def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> Iterator[Part]:
+    """Sub-folders named by input; the files of one part have the same name in each."""
+    where = str(folders[0].parent)
+    by_name = {folder.name: folder for folder in folders}
+    columns = {name: by_name[found] for name, found in match_names(list(by_name), inputs, where).items()}
+    first, *others = columns.values()
+    files = _list_npy(first)
+    if not files:
+        raise DataError(f"{first}: the folder is empty; put one .npy file a sample in it")
+    for other in others:
+        odd = set(files) ^ set(_list_npy(other))
+        if odd:
+            raise DataError(
+                f"{where}: {min(odd)} is in one of {first.name} and {other.name} only; each sample needs both"
+            )
+    label = find_labels(by_name, inputs)
+    for file in files:
+        yield Part(
+            f"{where}/*/{file}",
+            {name: StoredArray(folder / file) for name, folder in columns.items()},
+            file=None if others else first / file,
+            labels=None if label is None else partial(load_labels, by_name[label] / file),
+        )
+
+
+def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
+    """One .npz; the members that are inputs are unpacked into ``scratch``, to be read row by row."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+            names = match_names(list(members), inputs, str(path))
+            arrays = {}
+            for name, found in names.items():
+                target = _new_file(scratch)
+                with archive.open(members[found]) as packed, target.open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+                arrays[name] = StoredArray(target, f"{path}: array {found!r}")
+    except _ZIP_FAULTS as error:
+        raise DataError(f"{path}: not a whole .npz file ({error}); write it again with numpy.savez") from None
+    label = find_labels(members, inputs)
+    return Part(str(path), arrays, file=path, labels=None if label is None else partial(load_labels, path, label))
+
+
+def open_test_set(folder: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
+    """``input_0.pb``, ``input_1.pb``...: ONNX tensors in the order of the model's inputs; outputs are not read."""
+    files = sorted(folder.glob("input_*.pb"), key=lambda path: (len(path.name), path.name))
+    if len(files) != len(inputs):
+        names = ", ".join(spec.name for spec in inputs)
+        raise DataError(
+            f"{folder}: found {len(files)} input_*.pb; the model has inputs {names}; give one file for each"
+        )
+    tensors = [_load_tensor(file) for file in files]
+    named = dict(zip((name for name, _ in tensors), range(len(tensors)), strict=True))
+    by_name = {spec.name for spec in inputs} == set(named)
+    arrays = {}
+    for place, spec in enumerate(inputs):
+        source = named[spec.name] if by_name else place
+        target = _new_file(scratch)
+        np.save(target, tensors[source][1], allow_pickle=False)
+        arrays[spec.name] = StoredArray(target, str(files[source]))
+    return Part(str(folder), arrays)
+
+
+def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
+    """Input -> the name under which its array was found; labels are passed over, other strangers refused."""
+    wanted = [spec.name for spec in inputs]
+    found = [name for name in found if name in wanted or name not in LABELS]
+    if len(wanted) == 1 and found == [UNNAMED]:
+        return {wanted[0]: UNNAMED}
+    expected = f"the model's inputs are {', '.join(wanted)}"
+    for name in found:
+        if name not in wanted:
+            hint = nearest(name, wanted) or " rename it, or take it out"
+            raise DataError(f"{where}: {name!r} is no input of the model; {expected};{hint}")
+    for name in wanted:
+        if name not in found:
+            had = ", ".join(found) or "none"
+            raise DataError(f"{where}: no array for input {name!r}, found {had}; {expected}; add it")
+    return {name: name for name in wanted}
+
+
+def find_labels(found: Iterable[str], inputs: Sequence[InputSpec]) -> str | None:
+    """The name of LABELS under which labels were found; a name that is an input's is no label."""
+    wanted = [spec.name for spec in inputs]
+    return next((name for name in LABELS if name in found and name not in wanted), None)
+
+
+def load_labels(path: Path, name: str | None = None) -> np.ndarray:
+    """A .npy array, or from an .npz that of this name, else of the first name of LABELS that it has."""
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return stored
+        with stored:
+            name = name or find_labels(stored.files, ())
+            if name is None:
+                had = ", ".join(stored.files) or "none"
+                raise DataError(f"{path}: no array of labels, found {had}; name it {' or '.join(LABELS)}")
+            return stored[name]
+    except (ValueError, *_ZIP_FAULTS) as error:
+        raise DataError(f"{path}: labels are not a whole array of numbers ({error}); write it again") from None
+
+
+def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
+    """(rows,) from numbers of shape (rows,) or (rows, 1), or () where there is one row; integers become int64."""
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: labels are {values.dtype}; numbers are needed, one a sample; give class indices")
+    if values.shape not in ((rows,), (rows, 1)) and not (rows == 1 and values.shape == ()):
+        raise DataError(
+            f"{where}: found labels of shape {spell_shape(values.shape)}; there are {rows} samples; give one label"
+            " for each"
+        )
+    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64).reshape(rows)
+
+
+def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bool:
+    """Check type, rank and shape against an input; whether the samples are on axis 0, or the array is one sample.
+
+    A sample has the input's shape without its batch axis where the model is ``batched``, else all of it.
+    """
+    _check_dtype(where, array.dtype, np.dtype(spec.dtype))
+    shape = tuple(array.shape)
+    if spec.shape is None:
+        sample: tuple[int | None, ...] = (None,) * (len(shape) - 1)
+    else:
+        sample = spec.shape[1:] if batched else spec.shape
+    stacked = len(shape) == len(sample) + 1
+    if not _fits(shape[1:] if stacked else shape, sample):
+        allowed = spell_shape(spec.shape or ()) + (", the first axis being samples" if batched else " in a run")
+        raise DataError(f"{where}: found shape {spell_shape(shape)}; the model takes {allowed};{_hint(shape, sample)}")
+    if 0 in shape:
+        raise DataError(f"{where}: found shape {spell_shape(shape)}, which holds no values; give at least one sample")
+    return stacked
+
+
+def _check_dtype(where: str, found: np.dtype, wanted: np.dtype) -> None:
+    if found == wanted or (found.kind == "f" and wanted.kind == "f"):
+        return
+    if wanted.kind == "f" and found.kind in "iu":
+        raise DataError(
+            f"{where}: found {found}; the model takes {wanted}; convert as in training, such as "
+            f"((x / 255 - mean) / std).astype('{wanted}'), or give image files with --mean and --std"
+        )
+    if wanted.kind == "f" or not np.can_cast(found, wanted):
+        raise DataError(f"{where}: found {found}; the model takes {wanted}; convert with .astype('{wanted}')")
+
+
+def _load_tensor(file: Path) -> tuple[str, np.ndarray]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        tensor = onnx.load_tensor(str(file))
+        array = onnx.numpy_helper.to_array(tensor)
+    except (OSError, DecodeError, ValueError, TypeError) as error:
+        raise DataError(f"{file}: not an ONNX tensor ({error}); write it with onnx.save_tensor") from None
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{file}: found {array.dtype}; samples are plain numbers; convert it")
+    return tensor.name, array
+
+
+def _list_npy(folder: Path) -> list[str]:
+    files = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    for file in files:
+        if not file.lower().endswith(".npy"):
+            raise DataError(f"{folder / file}: a sub-folder of one input holds .npy files only; move it away")
+    return files
+
+
+def _new_file(scratch: Path) -> Path:
+    handle, name = tempfile.mkstemp(".npy", dir=scratch)
+    os.close(handle)
+    return Path(name)
+
+
+def _only_input(inputs: Sequence[InputSpec], where: str) -> str:
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise DataError(
+            f"{where}: found one array; the model has inputs {names}; give one for each by name, as in .npz"
+        )
+    return inputs[0].name
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(found) == len(wanted) and all(want in (None, have) for have, want in zip(found, wanted, strict=True))
+
+
+def _hint(found: tuple[int, ...], sample: tuple[int | None, ...]) -> str:
+    """What to do about a shape that does not fit: move the channels where that would cure it."""
+    if len(sample) > 1:
+        shape = tuple(found[-len(sample) :])
+        if len(shape) == len(sample):
+            if _fits((shape[-1], *shape[:-1]), sample):
+                return f" channels are last; move them with numpy.moveaxis(x, -1, {len(found) - len(sample)})"
+            if _fits((*shape[1:], shape[0]), sample):
+                return f" channels are first; move them with numpy.moveaxis(x, {len(found) - len(sample)}, -1)"
+    return " reshape or resize the data"

@@ -1,0 +1,193 @@
+"""Image files as model inputs: resized, cropped, reordered and normalized on reading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig
+from ..errors import DataError
+from ..spec import InputSpec
+from .arrays import Part
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")  # Pillow's modes of 16-bit grey files, which convert() would clip
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How pixels are laid out and scaled for one input; height and width are None where the model leaves them open."""
+
+    input: str
+    dtype: np.dtype
+    layout: str
+    channels: str
+    height: int | None
+    width: int | None
+    config: DataConfig
+
+    def place(self, height: int, width: int) -> tuple[int, int]:
+        """Size after ``resize``: the shorter side gets it, the longer one follows, rounded down."""
+        side = self.config.resize
+        if side is None:
+            return height, width
+        short = min(height, width)
+        return (side, side * width // short) if height == short else (side * height // short, side)
+
+
+class ImageFile:
+    """One image; ``image[...]`` decodes it to the shape of one sample."""
+
+    def __init__(self, path: Path, form: ImageFormat) -> None:
+        self._path, self._form = path, form
+        self._placed = form.place(*_read_size(path))
+        self.size = form.config.crop or self._placed
+        if self.size[0] > self._placed[0] or self.size[1] > self._placed[1]:
+            raise DataError(
+                f"{path}: found {_spell(self._placed)} pixels (height x width); "
+                f"--crop needs {_spell(self.size)} or more; lower it, or enlarge with --resize"
+            )
+        depth = 1 if form.channels == "gray" else 3
+        self.shape = (depth, *self.size) if form.layout == "nchw" else (*self.size, depth)
+        self.dtype = form.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._decode()[index]
+
+    def _decode(self) -> np.ndarray:
+        """x = (pixel / 255 - mean) / std, or the pixels themselves for a uint8 input."""
+        pixels = _read_pixels(self._path, self._form.channels == "gray", self._placed)
+        top, left = ((have - want) // 2 for have, want in zip(self._placed, self.size, strict=True))
+        pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
+        if self._form.dtype.kind == "f":
+            mean, std = (np.asarray(v, np.float32) for v in (self._form.config.mean, self._form.config.std))
+            pixels = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        if self._form.channels == "bgr":
+            pixels = pixels[..., ::-1]
+        if self._form.layout == "nchw":
+            pixels = pixels.transpose(2, 0, 1)
+        return np.ascontiguousarray(pixels, self._form.dtype)
+
+
+def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:
+    """One part a file; headers are checked as they are reached, against the model and against the first file."""
+    form = plan_images(inputs, config, str(paths[0].parent))
+    first = None
+    for path in paths:
+        image = ImageFile(path, form)
+        _check_size(path, image.size, form)
+        first = first or (path, image.size)
+        if image.size != first[1]:
+            raise DataError(
+                f"{path}: found {_spell(image.size)} pixels (height x width) where {first[0].name} has "
+                f"{_spell(first[1])}; all must have one size; use --resize and --crop"
+            )
+        yield Part(str(path), {form.input: image}, file=path)
+
+
+def plan_images(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> ImageFormat:
+    """The layout, channels and size that images need, from the model's input where the configuration is silent."""
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise DataError(
+            f"{where}: images feed one input; the model has inputs {names}; give .npz files with all of them"
+        )
+    spec = inputs[0]
+    shape = (None,) * 4 if spec.shape is None else spec.shape
+    if len(shape) != 4:
+        raise DataError(
+            f"{where}: images need a 4-D input; the model's input {spec.name!r} has {len(shape)} dimensions; "
+            "give .npy files"
+        )
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind != "f" and dtype != np.uint8:
+        raise DataError(
+            f"{where}: images become floats or uint8; the model's input {spec.name!r} is {dtype}; give .npy"
+        )
+    if dtype == np.uint8 and (config.mean, config.std) != (DataConfig().mean, DataConfig().std):
+        raise DataError(f"{where}: the model's input {spec.name!r} is uint8, so raw pixels; leave out --mean and --std")
+    layout = config.layout or _infer_layout(shape)
+    axis = 1 if layout == "nchw" else 3
+    height, width = shape[2:] if layout == "nchw" else shape[1:3]
+    channels = _choose_channels(shape[axis], config, f"{where}: the model's input {spec.name!r}", layout)
+    return ImageFormat(spec.name, dtype, layout, channels, height, width, config)
+
+
+def image_axes(shape: Sequence[int], config: DataConfig) -> tuple[int, int] | None:
+    """Axes of rows and columns of an input of this shape, where that is one of images; else None."""
+    if len(shape) != 4:
+        return None
+    layout = config.layout or _infer_layout(shape)
+    return ((2, 3) if layout == "nchw" else (1, 2)) if shape[1 if layout == "nchw" else 3] in (1, 3) else None
+
+
+def _infer_layout(shape: Sequence[int | None]) -> str:
+    return "nhwc" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "nchw"
+
+
+def _choose_channels(depth: int | None, config: DataConfig, where: str, layout: str) -> str:
+    if depth not in (None, 1, 3):
+        raise DataError(
+            f"{where} has {depth} channels in layout {layout}; images have 1 or 3; change --layout or give .npy"
+        )
+    channels = config.channels or ("gray" if depth == 1 else "rgb")
+    have = 1 if channels == "gray" else 3
+    if depth not in (None, have):
+        fitting = "gray" if depth == 1 else "rgb or bgr"
+        raise DataError(f"{where} has {depth} channels; --channels {channels} gives {have}; use --channels {fitting}")
+    for name in ("mean", "std"):
+        count = len(getattr(config, name))
+        if count not in (1, have):
+            raise DataError(f"{where} takes {have} channel; --{name} has {count} numbers; give one")
+    return channels
+
+
+def _check_size(path: Path, size: tuple[int, int], form: ImageFormat) -> None:
+    want = (form.height or size[0], form.width or size[1])
+    if size != want:
+        crop = str(want[0]) if want[0] == want[1] else _spell(want)
+        raise DataError(
+            f"{path}: found {_spell(size)} pixels (height x width); "
+            f"the model's input {form.input!r} takes {_spell(want)}; use --resize {max(want)} --crop {crop}"
+        )
+
+
+def _read_size(path: Path) -> tuple[int, int]:
+    """(height, width) from the header."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _refuse(path, error) from None
+
+
+def _read_pixels(path: Path, gray: bool, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (height, width, 1 or 3), resized; the EXIF rotation is not applied, as training pipelines do not."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            image = opened
+            if image.mode in DEEP_MODES:
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            image = image.convert("L" if gray else "RGB")
+            if (image.height, image.width) != size:
+                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _refuse(path, error) from None
+    return pixels[..., None] if gray else pixels
+
+
+def _refuse(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not a readable image ({error}); replace it or take it out")
+
+
+def _spell(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,126 @@
+"""Sources of samples: what a path or a caller's object holds, as parts that are checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig
+from ..errors import DataError
+from ..spec import InputSpec
+from . import arrays, images, textfiles, tokenized
+from .arrays import Part
+
+KINDS = "images (png, jpg, jpeg, bmp, webp), .npy or .npz"
+FILES = "one .npz or .npy, or texts (txt, csv, tsv, jsonl)"
+
+
+def open_parts(
+    source: Any, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path, limit: int | None
+) -> Iterator[Part]:
+    """The parts of a source, each opened when it is reached; texts beyond ``limit`` are not encoded."""
+    if isinstance(source, (np.ndarray, Mapping)):
+        return iter([arrays.take_arrays(source, inputs)])
+    if isinstance(source, (list, tuple)) and source and all(isinstance(each, str) for each in source):
+        return iter([tokenized.take_texts(source, inputs, config, limit)])
+    if not isinstance(source, (str, Path)):
+        raise DataError(
+            f"data: found {type(source).__name__}; give a path, a NumPy array, a dict of arrays or a list of texts"
+        )
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path, inputs, config, scratch)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; give a folder of {KINDS}, {FILES}")
+    suffix = path.suffix.lower()
+    if suffix in textfiles.SUFFIXES:
+        return iter([tokenized.open_texts(path, inputs, config, limit)])
+    if suffix not in (".npy", ".npz"):
+        raise DataError(f"{path}: not a file of samples; give a folder of {KINDS}, {FILES}")
+    return iter([_open_file(path, inputs, scratch)])
+
+
+def _open_file(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
+    return arrays.open_npz(path, inputs, scratch) if path.suffix.lower() == ".npz" else arrays.open_npy(path, inputs)
+
+
+def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path) -> Iterator[Part]:
+    entries = [entry for entry in _list_folder(folder) if not _lists_labels(entry)]
+    if not entries:
+        raise DataError(f"{folder}: found labels alone; put {KINDS} beside them")
+    sets = [entry for entry in entries if entry.is_dir() and entry.name.startswith("test_data_set_")]
+    if sets or any(entry.match("input_*.pb") for entry in entries):
+        return (arrays.open_test_set(each, inputs, scratch) for each in sets or [folder])
+    if all(entry.is_dir() for entry in entries):
+        columns = {entry.name for entry in entries} - set(arrays.LABELS)
+        if len(inputs) > 1 or columns <= {inputs[0].name}:
+            return arrays.open_npy_columns(entries, inputs)
+        return _open_classes(folder, entries, inputs, config, scratch)
+    return _open_files(folder, entries, inputs, config, scratch)
+
+
+def _open_classes(
+    folder: Path, folders: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
+) -> Iterator[Part]:
+    """Sub-folders named by class, all of one kind of files: one of each in turn, so that the first few have all."""
+    turns = zip_longest(*([(file, each.name) for file in _list_folder(each)] for each in folders))
+    files = dict(pair for turn in turns for pair in turn if pair is not None)
+    parts = _open_files(folder, list(files), inputs, config, scratch)
+    classes = _number_classes([each.name for each in folders])
+    if classes is None:
+        return parts
+    return (replace(part, label=classes[name], labels=None) for part, name in zip(parts, files.values(), strict=True))
+
+
+def _number_classes(names: Sequence[str]) -> dict[str, int] | None:
+    """Name -> class: the number that it is, where all are, else its place in the sorted names, as in torchvision.
+
+    None for a single name that is no number: such a folder holds samples, but tells nothing of their class.
+    """
+    if all(arrays.CLASS.fullmatch(name) for name in names):
+        return {name: int(name) for name in names}
+    return {name: place for place, name in enumerate(sorted(names))} if len(names) > 1 else None
+
+
+def _open_files(
+    folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
+) -> Iterator[Part]:
+    suffix = _agree_on_suffix(folder, entries)
+    if suffix in images.SUFFIXES:
+        return images.open_images(entries, inputs, config)
+    if suffix == ".npy" and len(inputs) > 1:
+        return iter([arrays.open_npy_set(entries, inputs)])
+    return (_open_file(entry, inputs, scratch) for entry in entries)
+
+
+def _lists_labels(entry: Path) -> bool:
+    """Whether a file beside the samples is that of their classes, such as labels.csv."""
+    return entry.stem in arrays.LABELS and entry.suffix.lower() in (".csv", ".json")
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror}; make it readable") from None
+    if not entries:
+        raise DataError(f"{folder}: the folder is empty; put {KINDS} in it")
+    return entries
+
+
+def _agree_on_suffix(folder: Path, entries: Sequence[Path]) -> str:
+    kinds: dict[str, Path] = {}
+    for entry in entries:
+        suffix = entry.suffix.lower()
+        if entry.is_dir() or suffix not in (".npy", ".npz", *images.SUFFIXES):
+            raise DataError(f"{entry}: not a file of samples; the folder may hold {KINDS}, of one kind; move it away")
+        kinds.setdefault("image" if suffix in images.SUFFIXES else suffix, entry)
+    if len(kinds) > 1:
+        one, two = (path.relative_to(folder) for path in list(kinds.values())[:2])
+        raise DataError(f"{folder}: found both {one} and {two}; a folder holds one kind of {KINDS}; separate them")
+    return entries[0].suffix.lower()

@@ -1,0 +1,212 @@
+"""Texts as model inputs: encoded by the model's own tokenizer, and kept as tokens of unlike lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..config import DataConfig
+from ..errors import DataError
+from ..spec import InputSpec
+from .arrays import Part, Texts
+from .padding import MASK, POSITIONS
+from .textfiles import Row, read_rows
+
+# What a tokenizer gives, by the names of inputs that exporters give them.
+GIVEN = ("input_ids", MASK, "token_type_ids", POSITIONS)
+# Tokens where neither the settings, the tokenizer nor the model say how many: those of BERT's table of positions.
+MOST_TOKENS = 512
+PADDING = ("[PAD]", "<pad>")
+CHUNK = 1024  # texts that are encoded at once: what a tokenizer gives takes some kilobytes for each
+
+
+class Padding(NamedTuple):
+    """What stands in the place of tokens, and whether it stands before them."""
+
+    token: int
+    type: int
+    left: bool
+
+
+class Tokens:
+    """An input's values (rows, tokens) as an array that is padded row by row when it is read.
+
+    flat: the values of all rows, one row after the other; ends: where each row's end.
+    """
+
+    def __init__(self, flat: np.ndarray, ends: np.ndarray, length: int, dtype: np.dtype, pad: tuple[int, bool]):
+        """``pad``: the value that fills a row, and whether it stands before it."""
+        self.shape, self.dtype = (len(ends), length), dtype
+        self._flat, self._ends, self._pad = flat, ends, pad
+
+    def __getitem__(self, rows: Sequence[int]) -> np.ndarray:
+        """(len(rows), tokens)"""
+        filling, left = self._pad
+        values = np.full((len(rows), self.shape[1]), filling, self.dtype)
+        for target, row in zip(values, rows, strict=True):
+            found = self._flat[self._ends[row - 1] if row else 0 : self._ends[row]]
+            target[slice(len(target) - len(found), None) if left else slice(len(found))] = found
+        return values
+
+
+class _Codes:
+    """What a tokenizer gave for the texts so far, and the lines of those that were left out."""
+
+    def __init__(self, where: str, unit: str) -> None:
+        self.where, self.unit = where, unit
+        self.ids: list[np.ndarray] = []
+        self.types: list[np.ndarray] = []
+        self.lengths: list[int] = []
+        self.largest: list[int] = []
+        self.skipped: list[int] = []
+
+    def add(self, codes: Sequence[Any], lines: Sequence[int]) -> None:
+        """Take what has tokens; such as hold none are left out."""
+        self.skipped += [line for line, code in zip(lines, codes, strict=True) if not code.ids]
+        codes = [code for code in codes if code.ids]
+        self.lengths += [len(code.ids) for code in codes]
+        self.largest += [max(code.ids) for code in codes]
+        self.ids.append(np.array([i for code in codes for i in code.ids], np.int32))
+        self.types.append(np.array([i for code in codes for i in code.type_ids], np.int32))
+
+    def tell_skipped(self) -> str:
+        if not self.skipped:
+            return ""
+        count = f"{len(self.skipped)} texts are" if len(self.skipped) > 1 else "1 text is"
+        return f"{self.where}: {count} empty and left out, the first at {self.unit} {min(self.skipped)}"
+
+
+def open_texts(path: Path, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
+    """The texts of a file as one part, those behind the first ``limit`` samples unread."""
+    return _encode(_Codes(str(path), "line"), read_rows(path, config), inputs, config, limit)
+
+
+def take_texts(texts: Sequence[str], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
+    """A list of texts as one part."""
+    if config.text_column or config.pairs:
+        raise DataError("text_column: a list of texts has no columns; leave out text_column and pairs, or give a file")
+    rows = (Row(number, (text,)) for number, text in enumerate(texts, 1))
+    return _encode(_Codes("data", "text"), rows, inputs, config, limit)
+
+
+def _encode(
+    codes: _Codes, rows: Iterator[Row], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None
+) -> Part:
+    """Arrays (samples, tokens), padded to the longest, or to what the model fixes; a mask has 1 for every token."""
+    fixed = _check_inputs(codes.where, inputs)
+    tokenizer, padding = _open_tokenizer(codes.where, config, fixed)
+    samples = _list_samples(codes, rows, pairs=config.pairs)
+    while chunk := list(islice(samples, CHUNK if limit is None else min(CHUNK, limit - len(codes.lengths)))):
+        lines, found = zip(*chunk, strict=True)
+        try:
+            codes.add(tokenizer.encode_batch(found), lines)
+        except Exception as error:  # the package raises no class of its own
+            raise DataError(
+                f"{codes.where}: {config.tokenizer} cannot encode {codes.unit}s {lines[0]} to {lines[-1]} ({error});"
+                " give the model's own tokenizer.json, or another --max-length"
+            ) from None
+    if not codes.lengths:
+        raise DataError(f"{codes.where}: found no text; give at least one")
+    lengths = np.array(codes.lengths)
+    ends = np.cumsum(lengths)
+    length = fixed or int(lengths.max())
+    arrays = {}
+    for spec in inputs:
+        filling = {"input_ids": padding.token, "token_type_ids": padding.type}.get(spec.name, 0)
+        flat = _join(spec.name, codes, ends)
+        arrays[spec.name] = Tokens(flat, ends, length, np.dtype(spec.dtype), (filling, padding.left))
+    facts = Texts(
+        codes.where, str(config.tokenizer), lengths, np.array(codes.largest), padding.left, codes.tell_skipped()
+    )
+    return Part(codes.where, arrays, texts=facts)
+
+
+def _list_samples(codes: _Codes, rows: Iterator[Row], *, pairs: bool) -> Iterator[tuple[int, Any]]:
+    """One text a sample with its line, or with ``pairs`` the two of a row; empty ones are left out."""
+    for line, texts in rows:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{codes.where}: {codes.unit} {line}: found {text[error.start]!r}, half of a character; mend the"
+                    " text"
+                ) from None
+        for sample in [texts] if pairs else texts:
+            if all(text.strip() for text in texts) if pairs else sample.strip():
+                yield line, sample
+            else:
+                codes.skipped.append(line)
+
+
+def _join(name: str, codes: _Codes, ends: np.ndarray) -> np.ndarray:
+    """The values of an input for all texts, (tokens of all,)."""
+    if name == MASK:
+        return np.broadcast_to(np.uint8(1), ends[-1])
+    if name == POSITIONS:
+        starts = np.repeat(ends - codes.lengths, codes.lengths)
+        return (np.arange(ends[-1]) - starts).astype(np.int32)
+    return np.concatenate(codes.ids if name == "input_ids" else codes.types)
+
+
+def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
+    """Refuse inputs that a tokenizer cannot give; the number of tokens that the model fixes, if it does."""
+    fixed = None
+    for spec in inputs:
+        dtype = np.dtype(spec.dtype)
+        if spec.name not in GIVEN:
+            raise DataError(
+                f"{where}: the model's input {spec.name!r} is none of {', '.join(GIVEN)}, which a tokenizer gives;"
+                " give .npz files with all inputs"
+            )
+        if dtype not in (np.int64, np.int32) or (spec.shape is not None and len(spec.shape) != 2):
+            raise DataError(
+                f"{where}: texts become int64 or int32 of (samples, tokens); the model's input {spec.name!r} is"
+                f" {dtype} of {'any shape' if spec.shape is None else len(spec.shape)} axes; give .npz files"
+            )
+        fixed = fixed or (spec.shape[1] if spec.shape is not None else None)
+    return fixed
+
+
+def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[Any, Padding]:
+    """The tokenizer, which truncates as it is set to and does not pad, and what padding there is to be."""
+    tokenizer = _load_tokenizer(where, config.tokenizer)
+    own = tokenizer.truncation or {}
+    length = config.max_length or own.get("max_length", MOST_TOKENS)
+    if fixed is not None:
+        if config.max_length is not None and config.max_length > fixed:
+            raise DataError(f"max_length: found {config.max_length}; the model takes {fixed} tokens; give no more")
+        length = min(length, fixed)
+    special = tokenizer.num_special_tokens_to_add(is_pair=config.pairs)
+    if length <= special:
+        raise DataError(
+            f"max_length: found {length}; {special} are the tokenizer's own, so that none is left for text; give more"
+        )
+    # The strategy is of pairs. The stride is of the pieces that truncation cuts off, of which no samples are made.
+    strategy = own.get("strategy", "longest_first") if config.pairs else "longest_first"
+    tokenizer.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
+    pad = tokenizer.padding or {}
+    token = pad.get("pad_id")
+    if token is None:
+        token = next((i for i in map(tokenizer.token_to_id, PADDING) if i is not None), 0)
+    tokenizer.no_padding()
+    return tokenizer, Padding(token, pad.get("pad_type_id", 0), pad.get("direction") == "left")
+
+
+def _load_tokenizer(where: Any, path: str | None) -> Any:
+    if path is None:
+        raise DataError(f"{where}: texts need the model's tokenizer; give --tokenizer its tokenizer.json")
+    if Path(path).is_dir():
+        raise DataError(f"{path}: found a folder; give --tokenizer the file tokenizer.json in it")
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; give --tokenizer the model's tokenizer.json")
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(path)
+    except Exception as error:  # the package raises no class of its own
+        raise DataError(f"{path}: not a tokenizer ({error}); give --tokenizer the model's tokenizer.json") from None

@@ -1,0 +1,141 @@
+"""The integer kernels of a graph that onnxruntime has optimized, and what they multiply on x86 without VNNI."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+
+from ..fusion import moves_values
+from ..index import Index, attribute_of, constant, is_op, subgraphs
+from ..layout import adds_pairs, kernel_rows
+from .integers import LINEAR_DOMAINS, element_type
+from .quantized_layers import SIGNED, clip_ends
+
+UINT8_MAX = 2**8 - 1
+# Of a weight that is computed each pair may be the one whose sums are largest.
+ANY_INTEGERS = np.full((1, 2), -(2**7), np.int8)
+# What onnxruntime puts behind the name of a node that it changes the layout of, or fuses with another.
+SUFFIX = re.compile(r"(_token_\d+|/\w+Fusion)$")
+
+
+class Operator(NamedTuple):
+    """Where an operator on integers has them among its inputs.
+
+    weights: those that can be constants; offsets: the zero point of each; activations: the zero point of what they are
+    multiplied by. It is None where the operator reads floats and makes uint8 integers of them itself.
+    """
+
+    weights: tuple[int, ...]
+    offsets: tuple[int, ...]
+    activations: int | None
+
+
+OPERATORS = {
+    "QLinearConv": Operator((3,), (5,), 2),
+    "QLinearMatMul": Operator((3,), (5,), 2),
+    "QGemm": Operator((3,), (5,), 2),
+    "ConvInteger": Operator((1,), (3,), 2),
+    "MatMulInteger": Operator((1,), (3,), 2),
+    "MatMulIntegerToFloat": Operator((1,), (5,), 4),
+    "DynamicQuantizeMatMul": Operator((1,), (3,), None),
+    "QAttention": Operator((1,), (7,), 6),
+    "DynamicQuantizeLSTM": Operator((1, 2), (9, 11), None),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What an integer kernel multiplies on x86 without VNNI.
+
+    rows: the integers of its weight as stored, (channels, inputs), in the order in which pairs of products are added
+    up; None where sums are exact. highest: the largest integer that they are multiplied by.
+    """
+
+    name: str
+    rows: np.ndarray | None
+    highest: int
+
+
+def find_kernels(
+    graph: GraphProto, outer: Mapping[str, TensorProto] | None = None, within: str = ""
+) -> tuple[Kernel, ...]:
+    """Those of a graph as onnxruntime runs it and of its nodes' bodies, in order; an LSTM has two.
+
+    outer: initializers of the graphs around this one. within: what names begin with.
+    """
+    index = Index(graph)
+    bound = {*index.inputs, *index.producer}
+    index.initializers = {k: v for k, v in (outer or {}).items() if k not in bound} | index.initializers
+    found: list[Kernel] = []
+    for node in graph.node:
+        name = within + (node.name or node.output[0])
+        for body in subgraphs(node):
+            found.extend(find_kernels(body, index.initializers, f"{name}/"))
+        operator = OPERATORS.get(node.op_type) if node.domain in LINEAR_DOMAINS else None
+        if operator is not None:
+            highest = _find_highest(index, node, operator)
+            for place, offset in zip(operator.weights, operator.offsets, strict=True):
+                found.append(Kernel(name, _read_rows(index, node, place, offset), highest))
+    return tuple(found)
+
+
+def find_source(kernel: str, nodes: Collection[str]) -> str | None:
+    """Which of the names of a model's nodes a kernel has kept; None where onnxruntime has made the node anew."""
+    name = kernel
+    while name not in nodes:
+        name, shortened = SUFFIX.subn("", name)
+        if not shortened:
+            return None
+    return name
+
+
+def skip_movers(index: Index, tensor: str) -> str:
+    """The tensor whose values this one holds, moved by operators that run on integers too."""
+    node = index.producer.get(tensor)
+    while node is not None and (is_op(node, "Identity") or moves_values(index, node) or node.op_type == "NhwcMaxPool"):
+        tensor = node.input[0]
+        node = index.producer.get(tensor)
+    return tensor
+
+
+def _find_highest(index: Index, node: NodeProto, operator: Operator) -> int:
+    """The largest integer that weights are multiplied by: the end of a Clip of integers, or of uint8."""
+    if operator.activations is None:
+        return UINT8_MAX
+    highest = UINT8_MAX
+    before = index.producer.get(skip_movers(index, node.input[0]))
+    while before is not None and is_op(before, "Clip"):
+        end = clip_ends(index, before)[1]
+        highest = highest if end is None else min(highest, end)
+        before = index.producer.get(skip_movers(index, before.input[0]))
+    # A Conv pads with the zero point, which need not be within the ends.
+    name = node.input[operator.activations] if len(node.input) > operator.activations else ""
+    if not name:
+        return highest
+    zero_point = constant(index, name)
+    return UINT8_MAX if zero_point is None else max(highest, int(zero_point.max(initial=0)))
+
+
+def _read_rows(index: Index, node: NodeProto, place: int, offset: int) -> np.ndarray | None:
+    """The rows of the weight at ``place``, None where their sums are exact: those of ConvInteger and of unsigned ones.
+
+    Those by signed activations too, which onnxruntime has a fast kernel of x86 for only once they are unsigned.
+    ConvInteger multiplies weights by activations and not these by those.
+    """
+    weight = index.initializers.get(node.input[place])
+    kind = element_type(index, node, offset) if weight is None else weight.data_type
+    activations = OPERATORS[node.op_type].activations
+    signed = activations is not None and element_type(index, node, activations) in SIGNED
+    if node.op_type == "ConvInteger" or kind not in SIGNED or signed:
+        return None
+    if weight is None:
+        return ANY_INTEGERS
+    stored = numpy_helper.to_array(weight)
+    if node.op_type == "QLinearConv":
+        return kernel_rows(stored) if adds_pairs("Conv", stored.shape, attribute_of(node, "group", 1)) else None
+    return kernel_rows(stored, 0 if attribute_of(node, "transB", 0) else stored.ndim - 1)

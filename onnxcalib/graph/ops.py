@@ -1,0 +1,51 @@
+"""Families of operators by name: what passes, rules and reports mean by a layer, a pool or a quantized operator."""
+
+from __future__ import annotations
+
+# Layers: operators that multiply activations by a weight.
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+MATRIX_LAYERS = ("Gemm", "MatMul")
+LAYERS = (*CONVOLUTIONS, *MATRIX_LAYERS)
+# Layers that own one scale and one bias an output channel, into which arithmetic by channel can be folded.
+CHANNEL_LAYERS = (*CONVOLUTIONS, "Gemm")
+# Layers whose integer kernel gives a float output where no QuantizeLinear follows; a Conv stays float without one.
+FLOAT_OUTPUT_LAYERS = (*MATRIX_LAYERS, "ConvTranspose")
+
+# Operators whose output holds values of their first input and nothing else: they run on integers as they are.
+MOVERS = (
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "GlobalMaxPool", "ReduceMax", "Slice",
+    "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile",
+)  # fmt: skip
+# Operators with an integer kernel between a DequantizeLinear and a QuantizeLinear.
+INTEGER_OPS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
+# Operators that give no negative values.
+NONNEGATIVE_OPS = ("Sigmoid", "HardSigmoid", "Softmax", "Abs")
+# Operators that give negative values only where they read some; movers are others.
+AVERAGES = ("AveragePool", "GlobalAveragePool")
+# Pools with a kernel, strides and pads.
+POOLS = ("MaxPool", "AveragePool")
+# What activation functions are made of. They follow their layer as long as they read nothing but its output.
+ACTIVATIONS = (
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu", "Erf",
+    "Softplus", "Add", "Sub", "Mul", "Div", "LayerNormalization",
+)  # fmt: skip
+# Operators that read a tensor's dimensions and none of its values.
+SHAPE_READERS = ("Shape", "Size")
+# Operators that draw other values in each run.
+RANDOM_OPS = (
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout",
+)  # fmt: skip
+
+# From float to integers and back, one scale times an integer.
+QUANTIZE, DEQUANTIZE = LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
+# Layers that read integers; those of onnxruntime's own domain included. What onnxruntime makes of a quantized model:
+QLINEAR_LAYERS = ("QLinearConv", "QLinearMatMul", "QGemm")
+# those that quantize their activations as they run, or whose output is no 8-bit integer:
+DYNAMIC_LAYERS = (
+    "ConvInteger", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM", "QAttention",
+)  # fmt: skip
+# and those that quantize their weight alone.
+PACKED_LAYERS = ("MatMulNBits", "MatMulBnb4")
+# Operators that only a quantized model holds, but for the other ones named QLinear*.
+QUANTIZED_OPS = (*LINEAR_OPS, "DynamicQuantizeLinear", *QLINEAR_LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS)

@@ -1,0 +1,81 @@
+"""Rewrite a float16 model to compute in float32, its inputs and outputs as they were."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
+
+from ..edit import rename, unused_name
+from ..index import list_names, subgraphs
+from ..load import weight_types
+
+FLOAT16, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+# Attributes that name an element type.
+TYPE_ATTRIBUTES = ("to", "dtype", "stash_type")
+
+
+def widen_float16(model: ModelProto) -> int:
+    """Make all float16 of a graph float32 where layers have float16 weights; returns how many tensors had values.
+
+    Each float16 input and output of the graph keeps its type, with a Cast behind or before it. With weights in
+    integers nothing is left for float16 to save, and what lies between integer kernels is float32.
+    """
+    graph = model.graph
+    if FLOAT16 not in weight_types(graph)[0]:
+        return 0
+    count = _widen_constants(graph)
+    for value in graph.value_info:
+        _widen_type(value.type)
+    inputs = [value.name for value in graph.input if _is_float16(value.type)]
+    outputs = [value.name for value in graph.output if _is_float16(value.type) and value.name not in inputs]
+    taken, renamed, casts = list_names(model), {}, {}
+    for name in (*inputs, *outputs):
+        renamed[name] = unused_name(f"{name}.float32", taken)
+        casts[name] = unused_name(f"{renamed[name]}.cast", taken | {renamed[name]})
+        taken |= {renamed[name], casts[name]}
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    rename(graph, renamed)
+    nodes = [
+        *(helper.make_node("Cast", [name], [renamed[name]], casts[name], to=SINGLE) for name in inputs),
+        *graph.node,
+        *(helper.make_node("Cast", [renamed[name]], [name], casts[name], to=FLOAT16) for name in outputs),
+    ]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return count
+
+
+def _widen_constants(graph: GraphProto) -> int:
+    """Constants and attributes of the graph and of its bodies; and all types that a body declares."""
+    count = sum(_widen_tensor(tensor) for tensor in graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            tensors = (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors)
+            count += sum(_widen_tensor(tensor) for tensor in tensors)
+            if attribute.name in TYPE_ATTRIBUTES and attribute.i == FLOAT16:
+                attribute.i = SINGLE
+        for body in subgraphs(node):
+            count += _widen_constants(body)
+            for value in (*body.input, *body.output, *body.value_info):
+                _widen_type(value.type)
+    return count
+
+
+def _widen_tensor(tensor: TensorProto) -> bool:
+    if tensor.data_type != FLOAT16:
+        return False
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    return True
+
+
+def _widen_type(kind: TypeProto) -> None:
+    if _is_float16(kind):
+        kind.tensor_type.elem_type = SINGLE
+    for inner in (kind.sequence_type, kind.optional_type):
+        if inner.HasField("elem_type"):
+            _widen_type(inner.elem_type)
+
+
+def _is_float16(kind: TypeProto) -> bool:
+    return kind.WhichOneof("value") == "tensor_type" and kind.tensor_type.elem_type == FLOAT16

@@ -1,0 +1,34 @@
+"""Take HardSwish apart, so that its product runs on integers."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, helper
+
+from ..edit import unused_name
+from ..index import is_op, list_names
+
+# HardSwish is x HardSigmoid(x) with these (onnx operator specification).
+ALPHA, BETA = 1 / 6, 0.5
+
+
+def split_hardswish(model: ModelProto) -> int:
+    """Write each HardSwish as the product of its input and a HardSigmoid; returns the count.
+
+    onnxruntime does the same, but after it has looked for integer kernels: the product, and what reads it, stay float.
+    The product has the name and the output of the HardSwish.
+    """
+    taken = list_names(model)
+    nodes, count = [], 0
+    for node in model.graph.node:
+        if is_op(node, "HardSwish"):
+            gate, name = (unused_name(f"{name}_HardSigmoid", taken) for name in (node.output[0], node.name))
+            taken.update((gate, name))
+            nodes.append(helper.make_node("HardSigmoid", [node.input[0]], [gate], name=name, alpha=ALPHA, beta=BETA))
+            node.op_type = "Mul"
+            node.input.append(gate)
+            count += 1
+        nodes.append(node)
+    if count:
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    return count

@@ -1,0 +1,215 @@
+"""Bring the many ways to write the same graph into one, so that later passes need to know only that one.
+
+Each pass changes the model in place and returns how many rewrites it made.
+"""
+
+from __future__ import annotations
+
+import onnx.inliner
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from ...errors import ModelError
+from ..edit import drop_dead, drop_stale_shapes, refill, rename, unused_name
+from ..index import Index, captured, constant, reads, subgraphs
+from ..shapes import describe_outputs
+from ..weightless import copy_without_weights, replace_around_weights
+
+STANDARD_DOMAIN = "ai.onnx"
+# Before it an initializer has to be a graph input too (onnx IR specification).
+FREE_INITIALIZER_IR_VERSION = 4
+
+
+def normalise(model: ModelProto) -> dict[str, int]:
+    """All passes in their order; pass name -> rewrites."""
+    passes = (
+        spell_domain, inline_functions, drop_initializer_inputs, sort_nodes, lift_constants, drop_identities,
+        drop_dead, name_nodes, describe_outputs,
+    )  # fmt: skip
+    return {step.__name__: step(model) for step in passes}
+
+
+def tidy(model: ModelProto) -> ModelProto:
+    """A copy whose nodes have names and stand in order, and whose constants are initializers; no other change."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for step in (name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
+        step(copy)
+    return copy
+
+
+def spell_domain(model: ModelProto) -> int:
+    """Write the standard domain as the empty string, where it is spelled out as ``ai.onnx``."""
+    count = 0
+    for owner in (model, *model.functions):
+        kept = [entry for entry in owner.opset_import if entry.domain != STANDARD_DOMAIN]
+        for entry in owner.opset_import:
+            if entry.domain == STANDARD_DOMAIN:
+                count += 1
+                if all(other.domain for other in kept):
+                    kept.append(helper.make_opsetid("", entry.version))
+        refill(owner.opset_import, kept)
+    return count + sum(_spell_nodes(owner.node) for owner in (model.graph, *model.functions))
+
+
+def _spell_nodes(nodes: list[NodeProto]) -> int:
+    count = 0
+    for node in nodes:
+        if node.domain == STANDARD_DOMAIN:
+            node.domain = ""
+            count += 1
+        count += sum(_spell_nodes(body.node) for body in subgraphs(node))
+    return count
+
+
+def inline_functions(model: ModelProto) -> int:
+    """Replace calls of the model's own functions by their bodies; the count is that of the functions.
+
+    Those written for another opset than the model's stay; raises ModelError where functions call each other in a cycle.
+    """
+    count = len(model.functions)
+    if count:
+        try:
+            inlined = onnx.inliner.inline_local_functions(copy_without_weights(model))
+        except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+            raise ModelError(
+                f"graph {model.graph.name}: its {count} functions cannot be inlined ({str(error).splitlines()[0]});"
+                " plain operators are needed; export the model without functions"
+            ) from error
+        replace_around_weights(model, inlined)
+    return count - len(model.functions)
+
+
+def drop_initializer_inputs(model: ModelProto) -> int:
+    """Remove initializers from the graph's inputs, which makes them constants."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in constants]
+    count = len(model.graph.input) - len(kept)
+    refill(model.graph.input, kept)
+    model.ir_version = max(model.ir_version, FREE_INITIALIZER_IR_VERSION)
+    return count
+
+
+def sort_nodes(model: ModelProto) -> int:
+    """Put every node behind those whose outputs it reads, others as they were; raises ModelError on a cycle."""
+    made = {name for node in model.graph.node for name in node.output if name}
+    ready: set[str] = set()
+    order: list[int] = []
+    waiting = list(range(len(model.graph.node)))
+    needs = [{name for name in reads(node) if name in made} for node in model.graph.node]
+    while waiting:
+        left = []
+        for place in waiting:
+            if needs[place] <= ready:
+                order.append(place)
+                ready.update(model.graph.node[place].output)
+            else:
+                left.append(place)
+        if len(left) == len(waiting):
+            node = model.graph.node[left[0]]
+            raise ModelError(
+                f"node {node.name or node.op_type}: is part of a cycle, or waits for one; a graph without cycles is"
+                " needed; export the model again"
+            )
+        waiting = left
+    moved = sum(place != at for at, place in enumerate(order))
+    if moved:
+        refill(model.graph.node, [model.graph.node[place] for place in order])
+    return moved
+
+
+def lift_constants(model: ModelProto) -> int:
+    """Turn Constant nodes into initializers of the same name; those that are graph outputs, or sparse, stay."""
+    outputs = {value.name for value in model.graph.output}
+    kept, count = [], 0
+    for node in model.graph.node:
+        tensor = _constant_tensor(node) if node.op_type == "Constant" and not node.domain else None
+        if tensor is None or node.output[0] in outputs:
+            kept.append(node)
+            continue
+        tensor.name = node.output[0]
+        model.graph.initializer.append(tensor)
+        count += 1
+    if count:
+        refill(model.graph.node, kept)
+    return count
+
+
+def _constant_tensor(node: NodeProto) -> TensorProto | None:
+    """The value of a Constant node, whichever of the attributes holds it; None for a sparse one."""
+    if len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    tensor = TensorProto()
+    if attribute.name == "value":
+        tensor.CopyFrom(attribute.t)
+        return tensor
+    kinds = {"float": TensorProto.FLOAT, "int": TensorProto.INT64, "string": TensorProto.STRING}
+    kind = kinds.get(attribute.name.removeprefix("value_").removesuffix("s"))
+    if kind is None:
+        return None
+    value = helper.get_attribute_value(attribute)
+    several = isinstance(value, (list, tuple))
+    return helper.make_tensor("", kind, (len(value),) if several else (), value if several else [value])
+
+
+def name_nodes(model: ModelProto) -> int:
+    """Give every node a name of its own; the first holder of a name keeps it."""
+    taken = {node.name for node in model.graph.node}
+    seen: set[str] = set()
+    count = 0
+    for node in model.graph.node:
+        if not node.name or node.name in seen:
+            node.name = unused_name(node.name or f"{node.op_type}_{next(filter(None, node.output), '')}", taken)
+            count += 1
+        seen.add(node.name)
+        taken.add(node.name)
+    return count
+
+
+def drop_identities(model: ModelProto) -> int:
+    """Remove Identity, and Dropout in inference, where a rename can take their place; graph outputs keep their names.
+
+    One that stands between a graph input or a constant and a graph output stays, and so does one whose tensors are
+    captured by a subgraph.
+    """
+    index = Index(model.graph)
+    outputs = set(index.outputs)
+    inner = {name for node in model.graph.node for name in captured(node)}
+    renamed: dict[str, str] = {}
+    dropped = []
+    for place, node in enumerate(model.graph.node):
+        if not _passes_through(node, index, outputs):
+            continue
+        source, target = renamed.get(node.input[0], node.input[0]), node.output[0]
+        if source in inner or target in inner:
+            continue
+        if target in outputs:
+            if source in outputs or source not in index.producer or source in renamed:
+                continue
+            # The tensor takes the output's name, at its producer and at all who read it so far.
+            renamed = {name: target if now == source else now for name, now in renamed.items()}
+            renamed[source] = target
+        else:
+            renamed[target] = source
+        dropped.append(place)
+    rename(model.graph, renamed)
+    for place in reversed(dropped):
+        del model.graph.node[place]
+    drop_stale_shapes(model.graph)
+    return len(dropped)
+
+
+def _passes_through(node: NodeProto, index: Index, outputs: set[str]) -> bool:
+    if node.domain or not node.output or not node.output[0]:
+        return False
+    if node.op_type == "Identity":
+        return True
+    if node.op_type != "Dropout":
+        return False
+    mask = node.output[1] if len(node.output) > 1 else ""
+    if mask and (index.readers(mask) or mask in outputs):
+        return False
+    if len(node.input) < 3 or not node.input[2]:
+        return True
+    training = constant(index, node.input[2])
+    return training is not None and not training.any()

@@ -1,0 +1,122 @@
+"""Calibrate: stream the calibration set through the float model and give every planned tensor its first grid."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from ..config import QuantizeConfig
+from ..data import CalibrationSet
+from ..errors import DataError
+from ..numeric.histogram import Histogram
+from ..numeric.ranges import choose_grid
+from ..runtime.session import Session
+from ..spec import QParams, QuantScheme, QuantSpec
+from .padding_mask import Padding, find_real
+
+# All planned activations of one batch may take so many bytes.
+BATCH_BYTES = 128 * 2**20
+MOST_SAMPLES = 32
+
+
+def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
+    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on the largest sample.
+
+    Sequences are left out of the count.
+    """
+    if samples.fixed_batch is not None:
+        return samples.fixed_batch
+    outputs = session.run(samples.read([samples.largest]))
+    size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
+    return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
+
+
+class Batches:
+    """A calibration set in the batches of a model's runs: read whenever they are asked for, shipped by value.
+
+    per_run: samples that a run takes at least; one: the feeds of such a run, of the median size.
+    """
+
+    def __init__(self, samples: CalibrationSet, size: int) -> None:
+        self.per_run = samples.fixed_batch or 1
+        self.one = samples.read(samples.alike(self.per_run))
+        self._batched = samples.batched
+        self._read = partial(samples.batches, size)
+
+    def count(self, feeds: Mapping[str, Any]) -> int:
+        """Samples in a batch, one where the model has no axis of them."""
+        return len(next(iter(feeds.values()))) if self._batched else 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._read())
+
+    def digest(self) -> str:
+        """SHA-256 of all samples, in hexadecimal."""
+        found = hashlib.sha256()
+        for feeds in self:
+            for name, value in feeds.items():
+                found.update(f"{name} {value.dtype} {value.shape}".encode())
+                found.update(
+                    repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).data
+                )
+        return found.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_read": partial(iter, tuple(self))}
+
+
+def collect_histograms(
+    model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, *, threads: int = 0
+) -> dict[str, Histogram]:
+    """Histogram of every tensor named, over the whole set but its padding, in one streamed pass.
+
+    Raises DataError where the float model gives a value that is not finite.
+    """
+    if not tensors:
+        return {}
+    session = Session(model, also=tensors, name="the prepared model", threads=threads)
+    histograms, padding = {name: Histogram() for name in tensors}, Padding(model)
+    made = [name for name in session.outputs if name in histograms]
+    for feeds in samples.batches(batch_size(session, samples)):
+        values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
+        for name, histogram in histograms.items():
+            try:
+                histogram.add(padding.drop(name, values[name], real))
+            except ValueError as error:
+                raise DataError(
+                    f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
+                    " check the preprocessing, or the model on these samples"
+                ) from error
+    return histograms
+
+
+def choose_grids(
+    scheme: QuantScheme,
+    histograms: dict[str, Histogram],
+    config: QuantizeConfig,
+    known: dict[Any, QParams] | None = None,
+) -> tuple[dict[str, QParams], dict[str, QParams]]:
+    """First grids of the planned activations and of their narrowed copies; tensors that share a grid get one.
+
+    known: what was chosen from these histograms for other plans; grows.
+    """
+    sets = {t: members for members in scheme.shared for t in members}
+    known = {} if known is None else known
+
+    def choose(members: tuple[str, ...], spec: QuantSpec) -> QParams:
+        bound = min((scheme.nonnegative[t] for t in members if t in scheme.nonnegative), default=None)
+        key = (members, spec, bound)
+        if key not in known:
+            merged = Histogram()
+            for tensor in members:
+                merged.merge(histograms[tensor])
+            known[key] = choose_grid(merged, spec, kind=config.range, percentile=config.percentile, bound=bound)
+        return known[key]
+
+    activations = {tensor: choose(sets.get(tensor, (tensor,)), spec) for tensor, spec in scheme.activations.items()}
+    return activations, {tensor: choose((tensor,), spec) for tensor, spec in scheme.requantized.items()}

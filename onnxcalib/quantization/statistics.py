@@ -1,0 +1,75 @@
+"""Statistics tuning: every layer's output gets the float model's mean and deviation a channel, by its scale and bias.
+
+The stored integers and the graph stay as they are (Hubara et al. 2021, section 3.4, para-normalization).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..graph.blocks import find_blocks, single_layers
+from ..graph.emit import LayerParams
+from ..numeric.statistics import Affine, ChannelTally
+from ..spec import Block, LayerScheme, QParams
+from .padding_mask import select
+from .solve import guard_scale
+from .state import ReconstructionState, SubgraphRunner, read_later, run
+
+# Samples from all over the set on which statistics are estimated: as both models see the same ones, more change nothing
+# (on the networks of the README 32, 64, 128 and 256 are alike).
+SAMPLES = 32
+
+
+def tune_statistics(state: ReconstructionState) -> None:
+    """Tune all layers in order, each on what the tuned layers before it give, over the walk's samples; mutates it.
+
+    The walk holds LayerParams of all layers, and stands before the first block.
+    """
+    blocks = find_blocks(state.model, state.scheme)
+    parts = [part for block in blocks for part in single_layers(state.model, state.scheme, block)]
+    layers = {layer.name: layer for layer in state.scheme.layers}
+    for part, later in zip(parts, read_later(state, parts, set()), strict=True):
+        for name in part.layers:
+            _tune(state, part, layers[name])
+        run(state, part, later, quantized=False)
+        run(state, part, later, quantized=True)
+        state.forget(later)
+
+
+def _tune(state: ReconstructionState, part: Block, layer: LayerScheme) -> None:
+    """Fit the layer's output; the part's own in the float model are stored on the way, so that it is run once."""
+    reference = SubgraphRunner(state, part, list(dict.fromkeys((layer.output, *part.outputs))), quantized=False)
+    given = SubgraphRunner(state, part, [layer.output], quantized=True)
+    tally = ChannelTally()
+    for number in range(len(state.sizes)):
+        wanted, found = reference.run(number), given.run(number)[layer.output]
+        for tensor in part.outputs:
+            state.keep("float:", tensor, wanted[tensor])
+        if wanted[layer.output].shape == found.shape and found.ndim > 1:
+            conv = layer.op in ("Conv", "ConvTranspose")
+            real = None if conv else state.masks[number]
+            kept = state.padding.places(layer.output, found.shape, real, last=False)
+            tally.add(*(select(y, kept) for y in (wanted[layer.output], found)), 1 if conv else -1)
+    if tally.count:
+        fit = tally.fit(centred=layer.takes_bias)
+        state.layers[layer.name] = apply_affine(state.layers[layer.name], fit, state.input_grid(layer))
+
+
+def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams | None) -> LayerParams:
+    """The layer whose output is ``fit`` of this one's, its integers the same.
+
+    A scale is not brought below what the int32 bias needs: of a channel with next to no weights it does not matter.
+    """
+    scale, bias = params.grid.scale, params.bias
+    # The groups of a ConvTranspose share their scales: only the means are a channel's own.
+    axis, block = params.grid.spec.axis, params.grid.spec.block
+    own = block is not None or len(fit.gain) == len(scale)
+    gain = fit.gain if own else np.ones_like(fit.gain)
+    if bias is None and (fit.centre.any() or fit.target.any()):
+        bias = np.zeros(len(gain))
+    tuned = None if bias is None else fit.target + gain * (bias - fit.centre)
+    along = np.expand_dims(gain, 1 - axis) if block is not None else gain
+    scale = guard_scale(scale * along if own else scale, tuned, input_grid)
+    return replace(params, grid=replace(params.grid, scale=scale), bias=tuned)

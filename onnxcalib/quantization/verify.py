@@ -1,0 +1,218 @@
+"""Verify: run the float and the quantized model in onnxruntime on the calibration samples, and compare."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+from ..data import CalibrationSet
+from ..graph.index import Index, reads, subgraphs
+from ..graph.ops import DEQUANTIZE, QUANTIZE
+from ..graph.passes.normalise import name_nodes
+from ..numeric.metrics import Comparison
+from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
+from ..runtime.session import Session
+from ..runtime.store import Store
+from ..spec import LayerScheme
+from .calibrate import batch_size
+from .output_tally import OutputTally
+from .padding_mask import Padding, find_real
+from .saturation import measure_saturation
+
+# Samples of which every layer is looked at, which takes several times as long as running the models.
+INNER = 32
+# Operators of onnxruntime that read integers and give float.
+INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
+NO_KERNEL = "which has no integer kernel in onnxruntime here"
+NARROWS = "narrows the tensor for the layers that read fewer bits"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` measured.
+
+    missed: output -> why it was not compared; float_pass_seconds: the float model's time over the whole set.
+    """
+
+    outputs: tuple[OutputRecord, ...]
+    outputs_unoptimized: tuple[OutputRecord, ...]
+    missed: dict[str, str]
+    layers: tuple[LayerRecord, ...]
+    unfused: tuple[UnfusedRecord, ...]
+    saturation: SaturationRecord
+    float_pass_seconds: float
+
+
+def verify(
+    original: ModelProto,
+    prepared: ModelProto,
+    quantized: ModelProto,
+    layers: Sequence[LayerScheme],
+    samples: CalibrationSet,
+    *,
+    threads: int = 0,
+) -> Verification:
+    """Compare batch by batch, and list what onnxruntime leaves unfused.
+
+    Outputs of ``original`` against ``quantized`` with graph optimizations on all samples, and without on the first
+    INNER; there every layer's output against ``prepared``'s too, as reading a tensor inside would keep it from being
+    fused. What the outputs are where sums saturate is measured apart. Raises ModelError.
+    """
+    names = list(dict.fromkeys(layer.output for layer in layers))
+    on, off, seconds, padding = OutputTally(), OutputTally(), 0.0, Padding(original)
+    with Store() as store:
+        by_layer, size, looked = _look_inside((prepared, quantized), names, samples, store, threads)
+        reference = Session(original, threads=threads)
+        optimized, graph = optimize(quantized, threads)
+        for number, feeds in enumerate(samples.batches(size)):
+            start = time.perf_counter()
+            wanted, real = reference.run(feeds), find_real(feeds)
+            seconds += time.perf_counter() - start
+            count, wanted = samples.count(feeds), padding.hide(wanted, real)
+            on.add(wanted, padding.hide(optimized.run(feeds), real), count)
+            if number < looked:
+                given = {name: store.batch(name, number) for name in wanted}
+                off.add(wanted, padding.hide(given, real), count)
+    del reference, optimized  # large models are held once
+    return Verification(
+        outputs=on.records(),
+        outputs_unoptimized=off.records(),
+        missed=on.missed | off.missed,
+        layers=tuple(
+            LayerRecord(
+                layer.name,
+                layer.op,
+                layer.weight_spec.bits,
+                layer.activation_spec.bits,
+                by_layer[layer.output].sqnr_db if layer.output in by_layer else None,
+            )
+            for layer in layers
+        ),
+        unfused=list_unfused(quantized, graph),
+        saturation=measure_saturation(original, quantized, graph, samples, threads),
+        float_pass_seconds=seconds,
+    )
+
+
+def _look_inside(
+    models: tuple[ModelProto, ModelProto], names: Sequence[str], samples: CalibrationSet, store: Store, threads: int
+) -> tuple[dict[str, Comparison], int, int]:
+    """Compare the prepared and the quantized model's layers, whose outputs are ``names``, on the first INNER samples.
+
+    Also the size of a batch and how many were run; the quantized model's outputs of these are in the store. Both
+    sessions are gone before the next are made.
+    """
+    inner = Session(models[0], also=names, threads=threads)
+    plain = Session(models[1], also=names, optimize=False, threads=threads)
+    by_layer: dict[str, Comparison] = {}
+    done, run, size, padding = 0, 0, batch_size(inner, samples), Padding(models[0])
+    for feeds in samples.batches(size):
+        given, real = plain.run(feeds), find_real(feeds)
+        _compare_layers(by_layer, padding.hide(inner.run(feeds, names), real), padding.hide(given, real))
+        for value in models[1].graph.output:
+            store.append(value.name, given[value.name])
+        done, run = done + samples.count(feeds), run + 1
+        if done >= INNER:
+            break
+    return by_layer, size, run
+
+
+def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:
+    for name, value in reference.items():
+        if value.shape == other[name].shape:
+            comparisons.setdefault(name, Comparison()).add(value, other[name])
+
+
+def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphProto]:
+    """A session, and the graph that it runs: nodes have the names of ``tidy``, where onnxruntime has kept them.
+
+    Of large constants the graph holds those of int8 alone, the weights of integer kernels. Raises ModelError.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        session = Session(_name_all(quantized), deployed=True, dump=path, threads=threads)
+        graph = onnx.load(path, load_external_data=False).graph
+        _load_integers(graph, folder)
+        return session, graph
+
+
+def _name_all(model: ModelProto) -> ModelProto:
+    """The model itself where each node has a name, as a copy takes memory; else a copy whose nodes have."""
+    if all(node.name for node in model.graph.node):
+        return model
+    named = ModelProto()
+    named.CopyFrom(model)
+    name_nodes(named)
+    return named
+
+
+def _load_integers(graph: GraphProto, folder: str) -> None:
+    """Read constants of int8 that lie in files of the folder, those of bodies too."""
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, folder)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    for node in graph.node:
+        for body in subgraphs(node):
+            _load_integers(body, folder)
+
+
+def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
+    """Every QuantizeLinear and DequantizeLinear left in ``graph``, which onnxruntime made of ``quantized``, and why."""
+    index = Index(graph)
+    # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
+    tensors = {node.name: _float_side(node) for node in quantized.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)}
+    behind: set[str] = set()  # tensors that integers reach
+    for node in graph.node:
+        if node.op_type in INTEGER_TO_FLOAT or not behind.isdisjoint(reads(node)):
+            behind.update(node.output)
+    ahead: set[str] = set()  # tensors that reach integers
+    for node in reversed(graph.node):
+        if node.op_type == QUANTIZE or not ahead.isdisjoint(node.output):
+            ahead.update(reads(node))
+    records = []
+    for node in graph.node:
+        if node.op_type == QUANTIZE:
+            reason = _explain_quantize(index, node, node.input[0] in behind)
+        elif node.op_type == DEQUANTIZE:
+            reason = _explain_dequantize(index, node, node.output[0] in ahead)
+        else:
+            continue
+        records.append(UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason))
+    return tuple(records)
+
+
+def _float_side(node: NodeProto) -> str:
+    return node.input[0] if node.op_type == QUANTIZE else node.output[0]
+
+
+def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> str:
+    producer = index.producer.get(node.input[0])
+    if producer is None:
+        return "entry of the graph"
+    if producer.op_type == DEQUANTIZE:
+        return NARROWS
+    if not behind_integers:
+        return f"entry of the graph: nothing before {producer.op_type} is quantized"
+    return f"follows {producer.op_type}, {NO_KERNEL}"
+
+
+def _explain_dequantize(index: Index, node: NodeProto, ahead_of_integers: bool) -> str:
+    readers = sorted({n.op_type for n in index.readers(node.output[0])})
+    named = ", ".join(readers)
+    if node.input[0] in index.initializers:
+        return f"constant of {named}, {NO_KERNEL}"
+    if not readers:
+        return "exit of the graph"
+    if not ahead_of_integers:
+        return f"exit of the graph: nothing behind {named} is quantized"
+    return NARROWS if readers == [QUANTIZE] else f"read by {named}, {NO_KERNEL}"

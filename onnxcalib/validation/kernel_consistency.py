@@ -1,0 +1,116 @@
+"""Check that graph optimizations leave a quantized model's numbers as they are, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import GraphProto, ModelProto
+
+from ..data import CalibrationSet
+from ..graph.index import attribute_of
+from ..graph.inspect.integers import GIVEN, find_integers, find_mismatches, give_integers, open_at
+from ..graph.passes.normalise import tidy
+from ..numeric.metrics import Comparison, mean_sqnr
+from ..quantization.calibrate import batch_size
+from ..runtime.session import Session
+from ..verdict import ContractRecord, StepsRecord
+
+# Samples looked at: a fault of a kernel is in each of them, and the model without optimizations is slow.
+SAMPLES = 32
+# From this level on MatMulNBits computes in int8 (its schema, com.microsoft).
+INT8_ACCURACY = 4
+
+
+def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> ContractRecord:
+    """Compute every integer tensor with graph optimizations off and all on, from equal integers before it.
+
+    A difference so cannot spread: each is that of the operators between two. What all of them do is seen in the whole
+    model's outputs. Raises ModelError.
+    """
+    model = tidy(quantized)
+    integers = find_integers(model)
+    outputs = [value.name for value in model.graph.output]
+    plain = Session(give_integers(model, integers), also=outputs, optimize=False, threads=threads)
+    opened = Session(open_at(model, integers), deployed=True, threads=threads) if integers else None
+    whole = Session(model, deployed=True, threads=threads)
+    differences = [_Difference() for _ in integers]
+    changes = _Changes()
+    size = min(batch_size(plain, samples), SAMPLES)
+    done = 0
+    for feeds in samples.batches(size):
+        wanted = plain.run(feeds)
+        changes.add(wanted, whole.run(feeds))
+        if opened:
+            values = [wanted[name] for name in opened.outputs]
+            given = {f"{GIVEN}{each.tensor}": value for each, value in zip(integers, values, strict=True)}
+            others = opened.run(feeds | given).values()
+            for difference, one, other in zip(differences, values, others, strict=True):
+                difference.add(one, other)
+        done += samples.count(feeds)
+        if done >= SAMPLES:
+            break
+    records = [
+        StepsRecord(each.tensor, each.op, difference.steps, difference.moved / max(difference.values, 1))
+        for each, difference in zip(integers, differences, strict=True)
+    ]
+    records.sort(key=lambda record: (-record.steps, -record.share))
+    return ContractRecord(done, tuple(records), find_mismatches(model), changes.sqnr_db)
+
+
+@dataclass
+class _Difference:
+    """How far one integer tensor is moved: the most steps, and how many of its values are moved at all."""
+
+    steps: int = 0
+    moved: int = 0
+    values: int = 0
+
+    def add(self, one: np.ndarray, other: np.ndarray) -> None:
+        difference = np.abs(one.astype(np.int32) - other)
+        self.steps = max(self.steps, int(difference.max(initial=0)))
+        self.moved += int(np.count_nonzero(difference))
+        self.values += difference.size
+
+
+class _Changes:
+    """How far the outputs of floats are moved; one of another shape is as far as can be."""
+
+    def __init__(self) -> None:
+        self.comparisons: dict[str, Comparison] = {}
+        self.unlike: set[str] = set()
+
+    def add(self, wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]) -> None:
+        for name, value in given.items():
+            if name not in wanted or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+                continue
+            comparison = self.comparisons.setdefault(name, Comparison())
+            if value.shape == wanted[name].shape:
+                comparison.add(wanted[name], value)
+            else:
+                self.unlike.add(name)
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """In dB, of the mean of the outputs' relative errors; None where no output is of floats."""
+        if not self.comparisons:
+            return None
+        errors = [np.inf if name in self.unlike else each.relative_error for name, each in self.comparisons.items()]
+        return mean_sqnr(errors)
+
+
+def find_risks(optimized: GraphProto) -> list[str]:
+    """What makes the numbers differ from what the file says, one line each, in the graph that onnxruntime runs."""
+    rounded = [
+        node.name or node.output[0]
+        for node in optimized.node
+        if node.op_type == "MatMulNBits" and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY
+    ]
+    if not rounded:
+        return []
+    return [
+        f"MatMuls whose weights alone have few bits ({len(rounded)} of them, {rounded[0]} first) quantize what they"
+        " read to 8 bits, which the file does not say; set onnxruntime's"
+        " session.qdq_matmulnbits_accuracy_level to 1 for float activations"
+    ]

@@ -1,0 +1,306 @@
+"""A verdict for others to read: JUnit XML for pipelines, Markdown for a pull request; both spell numbers alike."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from ..report import OutputRecord, SaturationRecord, spell_worst
+from ..verdict import ContractRecord, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
+
+ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
+NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
+PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, of a unit that nobody states
+WORST_LAYERS = 10  # as many as one reads
+NAMED = 3  # names listed in one line; the JSON report has all
+ABSENT = "-"
+# What XML 1.0 has no way to hold, escaped or not: https://www.w3.org/TR/xml/#charsets
+ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Spelled cells under headers; ``named``: the first column holds names that a model gave, which may be any text."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    named: bool = True
+
+
+def conclude(verdict: Verdict) -> str:
+    """PASSED or FAILED, and how many gates hold, in one line."""
+    failed = [gate.name for gate in verdict.gates if not gate.passed]
+    total = len(verdict.gates)
+    gates = "gate" if total == 1 else "gates"
+    if failed:
+        verb = "does" if len(failed) == 1 else "do"
+        return f"FAILED: {len(failed)} of {total} {gates} {verb} not hold: {', '.join(failed)}"
+    if not total:
+        return "PASSED: no gate was asked for"
+    return f"PASSED: {total} of {total} {gates} {'holds' if total == 1 else 'hold'}"
+
+
+def lacks_accuracy_gate(verdict: Verdict) -> bool:
+    return not any(gate.name in ACCURACY_GATES for gate in verdict.gates)
+
+
+def spell_measures(verdict: Verdict) -> Sheet:
+    """What there is one of for a whole model: scores, file, latency, fusion and numerics contract."""
+    rows = (
+        *(_spell_score(score) for score in verdict.scores),
+        (
+            "file, bytes",
+            f"{verdict.float_bytes:,}",
+            f"{verdict.quantized_bytes:,}",
+            f"{verdict.size_ratio:.3f} of float",
+        ),
+        _spell_latency(verdict.latency),
+        ("unfused Q/DQ", ABSENT, str(len(verdict.unfused)), ""),
+        _spell_contract(verdict.contract),
+        ("integer kernels", ABSENT, str(verdict.saturation.kernels), _spell_bounds(verdict.saturation)),
+    )
+    return Sheet(("measure", "float", "quantized", ""), rows, named=False)
+
+
+def list_sheets(verdict: Verdict) -> list[Sheet]:
+    """What was measured, without the sheets that have no rows."""
+    sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict)
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def spell_outputs(verdict: Verdict) -> Sheet:
+    headers = ("output", "agreement %", "SQNR dB", "cosine", "max error")
+    return Sheet(headers, tuple(_spell_output(record) for record in verdict.outputs))
+
+
+def spell_saturated(verdict: Verdict) -> Sheet:
+    """The outputs of exact and of saturating sums; no rows where none can saturate."""
+    headers = ("output", "session", "agreement %", "SQNR dB", "cosine", "max error")
+    rows = (
+        (name, session, *cells)
+        for session, records in list_processors(verdict.saturation).items()
+        for name, *cells in map(_spell_output, records)
+    )
+    return Sheet(headers, tuple(rows))
+
+
+def list_processors(found: SaturationRecord) -> dict[str, tuple[OutputRecord, ...]]:
+    """The outputs on processors with exact sums and on those without VNNI, by what their rows of a table are called."""
+    sessions = {"exact sums": found.exact, "without VNNI": found.outputs}
+    return {f"{session} ({found.samples} samples)": records for session, records in sessions.items()}
+
+
+def spell_saturation(found: SaturationRecord) -> str:
+    """How many integer kernels there are, which can saturate on x86 without VNNI and what the outputs are there."""
+    if not found.kernels:
+        return "integer kernels: none"
+    line = f"integer kernels: {found.kernels}, {_spell_bounds(found)}"
+    if not found.layers:
+        return line
+    worst, unread = found.layers[0], name_some(found.unread)
+    line += f" (worst {worst.name}: sums of two products reach {worst.bound:,}, int16 ends at 32,767)"
+    if not found.outputs:
+        why = found.reason or f"{unread} cannot be emulated"
+        line += f": what the outputs are there was not measured; {why}"
+        exact = f"; with exact sums they have {spell_worst(found.exact)} ({found.samples} samples)"
+        return f"{line}{exact}" if found.exact else line
+    least = " at least" if len(found.outputs) > 1 else ""
+    line += f": there the outputs have{least} {spell_worst(found.outputs)}, with exact sums {spell_worst(found.exact)}"
+    line += f" ({found.samples} samples)"
+    return f"{line}; the first leaves out saturation in {unread}, which cannot be emulated" if unread else line
+
+
+def _spell_bounds(found: SaturationRecord) -> str:
+    return f"{len(found.layers) or 'none'} can saturate on x86 without VNNI" if found.kernels else ""
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def spell_layers(verdict: Verdict) -> Sheet:
+    """The worst layers of the explanation; no rows where there is none."""
+    headers = ("worst layers", "op", "bits", "alone dB", "with all before dB", "at output dB")
+    return Sheet(headers, tuple(_spell_layer(layer) for layer in worst_layers(verdict)))
+
+
+def worst_layers(verdict: Verdict) -> tuple[LayerLoss, ...]:
+    return verdict.explanation.layers[:WORST_LAYERS] if verdict.explanation else ()
+
+
+def spell_advice(verdict: Verdict) -> list[tuple[str, str]]:
+    """(layer, what its numbers show and what to do), for each of the worst layers that has any."""
+    advice = [(layer.name, "; ".join(filter(None, (*layer.reasons, layer.remedy)))) for layer in worst_layers(verdict)]
+    return [(name, text) for name, text in advice if text]
+
+
+def gather_toml(verdict: Verdict) -> str:
+    """The worst layers' lines for onnxcalib.toml as one text, each line once; no table precedes a line of the top."""
+    texts = dict.fromkeys(layer.toml.strip("\n") for layer in worst_layers(verdict))
+    return "\n\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
+
+
+def spell_change(contract: ContractRecord) -> str:
+    """What graph optimizations do to the outputs, behind a semicolon; nothing where there are none of floats."""
+    if contract.sqnr_db is None:
+        return ""
+    return "; outputs are equal" if contract.sqnr_db == math.inf else f"; outputs differ by {contract.sqnr_db:.1f} dB"
+
+
+def spell_number(value: float | None, form: str = ".2f") -> str:
+    return ABSENT if value is None else format(value, form)
+
+
+def to_markdown(verdict: Verdict) -> str:
+    """The verdict as GitHub-flavoured Markdown, for a pull request's comment or a job's summary."""
+    outcome, _, gates = conclude(verdict).partition(": ")
+    lines = [
+        f"## onnxcalib validate: {outcome}",
+        f"{_code(verdict.quantized_model)} against {_code(verdict.float_model)} on {verdict.samples} samples; "
+        f"{_text(gates)}.",
+    ]
+    if lacks_accuracy_gate(verdict):
+        lines.append(f"**Note**: {_text(NO_ACCURACY_GATE)}.")
+    if verdict.gates:
+        gate_rows = [(_code(g.name), _text(g.text), "pass" if g.passed else "**FAIL**") for g in verdict.gates]
+        lines.append(_draw_table(("gate", "measured and limit", "verdict"), gate_rows))
+    lines += [_draw_sheet(sheet) for sheet in list_sheets(verdict)]
+    if warnings := list_warnings(verdict):
+        lines += ["**Warnings**", "\n".join(f"- {_text(warning)}" for warning in warnings)]
+    if verdict.explanation:
+        lines += _draw_explanation(verdict)
+    return ILLEGAL.sub("", "\n\n".join(lines)) + "\n"
+
+
+def to_junit(verdict: Verdict) -> str:
+    """The verdict as JUnit XML, one test case a gate; what was measured stands in each failure and in system-out."""
+    failures = sum(not gate.passed for gate in verdict.gates)
+    # Checking a gate takes no time; readers such as dorny/test-reporter show NaN where none is stated.
+    counts = {"tests": str(len(verdict.gates)), "failures": str(failures), "errors": "0", "time": "0"}
+    root = ElementTree.Element("testsuites", counts)
+    name = f"onnxcalib validate {verdict.quantized_model}"
+    suite = ElementTree.SubElement(root, "testsuite", name=name, skipped="0", **counts)
+    properties = ElementTree.SubElement(suite, "properties")
+    for name in ("float_model", "quantized_model", "samples", "size_ratio"):
+        ElementTree.SubElement(properties, "property", name=name, value=str(getattr(verdict, name)))
+    measured = "\n".join(line for sheet in list_sheets(verdict) for line in _list_lines(sheet))
+    for gate in verdict.gates:
+        case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name, time="0")
+        line = f"{gate.name}: {gate.text}"
+        if gate.passed:
+            ElementTree.SubElement(case, "system-out").text = line
+        else:
+            failure = ElementTree.SubElement(case, "failure", message=line, type="GateFailure")
+            failure.text = f"{line}\n\n{measured}"
+    notes = [f"note: {NO_ACCURACY_GATE}"] if lacks_accuracy_gate(verdict) else []
+    notes += [f"warning: {text}" for text in list_warnings(verdict)]
+    worst = [*_list_lines(spell_layers(verdict)), *(f"{name}: {text}" for name, text in spell_advice(verdict))]
+    ElementTree.SubElement(suite, "system-out").text = "\n".join([measured, *notes, *worst])
+    ElementTree.indent(root)
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ILLEGAL.sub("", text)}\n'
+
+
+def list_warnings(verdict: Verdict) -> list[str]:
+    """Those of the run, and the tensors that break the numerics contract by their scales."""
+    unlike = verdict.contract.mismatched
+    found = [f"QuantizeLinear and DequantizeLinear have unlike scales or zero points on: {', '.join(unlike)}"]
+    return [*verdict.warnings, *(found if unlike else [])]
+
+
+def _spell_score(score: ScoreRecord) -> tuple[str, ...]:
+    known = score.name in PERCENT_SCORES
+    form = ".2f" if known else ".6g"
+    drop = f"drop {spell_number(score.drop, form)}{spell_interval(score.drop_interval, form)}"
+    scores = (spell_number(score.float_score, form), spell_number(score.quantized_score, form))
+    return (f"{score.name} %" if known else score.name, *scores, drop)
+
+
+def _spell_latency(latency: LatencyRecord) -> tuple[str, ...]:
+    def spell(milliseconds: float, spread: float) -> str:
+        return f"{milliseconds:.4g} (spread {100 * spread:.0f}%)"
+
+    return (
+        f"latency, ms, batch {latency.batch}",
+        spell(latency.float_ms, latency.float_spread),
+        spell(latency.quantized_ms, latency.quantized_spread),
+        f"{latency.speedup:.2f} times as fast{spell_interval(latency.speedup_interval)}",
+    )
+
+
+def _spell_contract(contract: ContractRecord) -> tuple[str, ...]:
+    differing = sum(record.share > 0 for record in contract.tensors)
+    where = f"by optimizations, in {differing} of {len(contract.tensors)} tensors"
+    steps, where = (str(contract.steps), where) if contract.tensors else (ABSENT, "no integer tensor to judge")
+    return ("numerics contract, steps", ABSENT, steps, where + spell_change(contract))
+
+
+def _spell_output(record: OutputRecord) -> tuple[str, ...]:
+    agreement = None if record.agreement is None else 100 * record.agreement
+    return (
+        record.name,
+        spell_number(agreement) + spell_interval(record.agreement_interval, scale=100),
+        spell_number(record.sqnr_db) + spell_interval(record.sqnr_interval),
+        spell_number(record.cosine, ".6f"),
+        spell_number(record.max_abs_error, ".4g"),
+    )
+
+
+def _spell_layer(layer: LayerLoss) -> tuple[str, ...]:
+    losses = (layer.alone_db, layer.all_before_db, layer.at_output_db)
+    bits = f"W{layer.weight_bits}A{layer.activation_bits}"
+    return (layer.name, layer.op, bits, *(spell_number(loss) for loss in losses))
+
+
+def _list_lines(sheet: Sheet) -> list[str]:
+    """One line a row, ``name: header cell, header cell``, as proportional fonts would not align columns."""
+    lines = []
+    for name, *cells in sheet.rows:
+        pairs = zip(sheet.headers[1:], cells, strict=True)
+        parts = (f"{header} {cell}".strip() for header, cell in pairs if cell not in ("", ABSENT))
+        lines.append(f"{name}: {', '.join(parts)}")
+    return lines
+
+
+def _draw_explanation(verdict: Verdict) -> list[str]:
+    lines = [
+        f"<details><summary>Where the loss comes from ({verdict.explanation.samples} samples)</summary>",
+        _draw_sheet(spell_layers(verdict)),
+    ]
+    advice = [f"- {_text(note)}" for note in verdict.explanation.notes]
+    advice += [f"- {_code(name)}: {_text(text)}" for name, text in spell_advice(verdict)]
+    advice += [f"- not judged: {_text(text)}" for text in verdict.explanation.unmatched]
+    if advice:
+        lines.append("\n".join(advice))
+    if toml := gather_toml(verdict):
+        lines += ["Lines for `onnxcalib.toml`:", f"```toml\n{toml}\n```"]  # no line of TOML is backticks alone
+    return [*lines, "</details>"]
+
+
+def _draw_sheet(sheet: Sheet) -> str:
+    first = _code if sheet.named else _text
+    return _draw_table(sheet.headers, [(first(name), *map(_text, cells)) for name, *cells in sheet.rows])
+
+
+def _draw_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are Markdown already and hold neither line breaks nor bare pipes."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *rows))
+
+
+def _text(text: str) -> str:
+    """Any text as Markdown that shows it on one line, in a table too."""
+    return re.sub(r"[\\`*_\[\]<>|~#&]", r"\\\g<0>", " ".join(text.split()))
+
+
+def _code(name: str) -> str:
+    """Any name in a code span, on one line; what a span in a table cannot hold goes into HTML, spelled by number."""
+    name = " ".join(ILLEGAL.sub("", name).split())
+    if name and not set(name) & set("`|\\"):
+        return f"`{name}`"
+    return f"<code>{re.sub(r'[^A-Za-z0-9 /.:-]', lambda found: f'&#{ord(found[0])};', name)}</code>"

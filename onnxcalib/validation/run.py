@@ -1,0 +1,164 @@
+"""The second job from end to end: a float and a quantized model and samples in, a verdict out."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from ..config import ValidateConfig
+from ..data import CalibrationSet, open_calibration
+from ..data.labels import choose_labels, find_list
+from ..errors import GateError, ModelError
+from ..graph.inspect.interface import check_interface
+from ..graph.load import is_quantized, load_model, stored_bytes
+from ..quantization.calibrate import batch_size
+from ..quantization.padding_mask import Padding
+from ..quantization.saturation import advise, measure_saturation
+from ..quantization.smoke_test import run_longest_texts
+from ..quantization.verify import list_unfused, optimize
+from ..report import Observer
+from ..runtime.session import Session
+from ..verdict import Verdict
+from .compare import Comparisons, compare
+from .explain import explain as explain_loss
+from .judge import check_gates, judge
+from .kernel_consistency import check_consistency, find_risks
+from .score import Metric
+from .timing import clock
+
+
+def validate(
+    float_model: str | Path | ModelProto,
+    quantized_model: str | Path | ModelProto,
+    data: str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet,
+    config: ValidateConfig | None = None,
+    *,
+    labels: str | Path | None = None,
+    explain: bool = False,
+    observer: Observer | None = None,
+) -> Verdict:
+    """Measure how much a quantized model lost against its float model, and judge it by the gates of ``config``.
+
+    labels: a file of classes, see ``labels.read_labels``; without it those that the data carry, or none. explain: find
+    the layers that the loss comes from. Raises ModelError, DataError or GateError; a gate that does not hold raises
+    nothing.
+    """
+    run = _Run(config or ValidateConfig(), observer or Observer())
+    return run.validate((float_model, quantized_model), data, labels, explain=explain)
+
+
+class _Run:
+    def __init__(self, config: ValidateConfig, observer: Observer):
+        self.config, self.observer = config, observer
+        self.threads = config.threads or 0
+        self.warnings: list[str] = []
+
+    def validate(self, models, data, labels, *, explain: bool) -> Verdict:
+        metric = load_metric(self.config.metric) if self.config.metric else None
+        self.observer.stage("load")
+        sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
+        original, quantized = (load_model(source) for source in sources)
+        self._check_order(original, quantized)
+        samples = open_calibration(
+            data, check_interface(original, quantized), self.config.data, limit=self.config.samples
+        )
+        for text in samples.warnings:
+            self._warn(text)
+        classes = choose_labels(None if labels is None else Path(labels), samples)
+        self._check_labels(classes, metric, samples)
+        optimized, graph = optimize(quantized, self.threads)
+        demanded = labels is not None or self.config.max_drop is not None
+        compared = self._compare(original, optimized, samples, labels=classes, labels_demanded=demanded, metric=metric)
+        self.observer.stage("clock")
+        latency = clock(original, quantized, samples, self.config.batch)
+        self.observer.stage("check kernels")
+        contract = check_consistency(quantized, samples, self.threads)
+        self.observer.stage("saturate")
+        saturation = measure_saturation(original, quantized, graph, samples, self.threads)
+        for text in [*advise(saturation, quantized, samples), *find_risks(graph)]:
+            self._warn(text)
+        if explain:
+            self.observer.stage("explain")
+        verdict = Verdict(
+            float_model=_name(sources[0]),
+            quantized_model=_name(sources[1]),
+            settings=self.config.model_dump(mode="json"),
+            samples=len(samples),
+            scores=compared.scores,
+            outputs=compared.outputs,
+            float_bytes=stored_bytes(sources[0]),
+            quantized_bytes=stored_bytes(sources[1]),
+            latency=latency,
+            unfused=list_unfused(quantized, graph),
+            contract=contract,
+            saturation=saturation,
+            explanation=explain_loss(original, quantized, samples, self.threads) if explain else None,
+            warnings=tuple(self.warnings),
+        )
+        return replace(verdict, gates=judge(verdict, self.config, compared.missed))
+
+    def _compare(self, original: ModelProto, optimized: Session, samples, **options) -> Comparisons:
+        self.observer.stage("compare")
+        reference = Session(original, name="the float model", threads=self.threads)
+        run_longest_texts(reference, samples)
+        size = batch_size(reference, samples)
+        compared = compare(reference, optimized, samples, size, padding=Padding(original), **options)
+        for text in compared.notes:
+            self._warn(text)
+        for name, reason in compared.missed.items():
+            self._warn(f"output {name} was not compared: {reason}")
+        check_gates(compared, self.config)
+        return compared
+
+    def _check_order(self, original: ModelProto, quantized: ModelProto) -> None:
+        if is_quantized(quantized):
+            if is_quantized(original):
+                self._warn("the first model is quantized too; what is lost against a float model is not measured")
+            return
+        if is_quantized(original):
+            raise ModelError(
+                "models: the first is quantized and the second is not; the float model comes first; swap the two"
+            )
+        self._warn("the second model holds no quantized operator; two float models are compared")
+
+    def _check_labels(self, classes: np.ndarray | None, metric: tuple[str, Metric] | None, samples) -> None:
+        if self.config.max_drop is not None and classes is None and metric is None:
+            raise GateError(
+                "max_drop: found no labels; accuracy needs the class of every sample; give --labels"
+                f" {find_list(samples) or 'FILE'}, or ask for --min-agreement or --min-sqnr in its place"
+            )
+
+    def _warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self.observer.warn(text)
+
+
+def load_metric(path: str) -> tuple[str, Metric]:
+    """The function that ``module:function`` names, looked for in the run's folder first. Raises GateError."""
+    module, _, name = path.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        metric = importlib.import_module(module)
+        for part in name.split("."):
+            metric = getattr(metric, part)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and must not end this run
+        raise GateError(
+            f"metric {path}: cannot be loaded ({type(error).__name__}: {error}); MODULE:FUNCTION of an installed"
+            " module, or of a file in this folder, is needed"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not callable(metric):
+        raise GateError(f"metric {path}: is no function; name one that takes the outputs and the labels")
+    return path, metric
+
+
+def _name(source: Path | ModelProto) -> str:
+    return str(source) if isinstance(source, Path) else source.graph.name

@@ -1,0 +1,142 @@
+"""Score both models against labels, and by a user's own metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..data import CalibrationSet
+from ..data.labels import check_classes
+from ..errors import GateError
+from ..numeric.intervals import drop_interval, mean_interval
+from ..numeric.metrics import Accuracy, scores_classes
+from ..runtime.session import is_float
+from ..runtime.store import Store
+from ..verdict import ScoreRecord
+
+TOP = (1, 5)
+Metric = Callable[[dict[str, np.ndarray], np.ndarray | None], Any]
+
+
+class LabelTally:
+    """Right answers of both models, counted in every output that may be class scores.
+
+    notes: one line for labels that fit no output, or more than one.
+    """
+
+    def __init__(self, labels: np.ndarray, samples: CalibrationSet, order: np.ndarray, *, demanded: bool) -> None:
+        """``order``: in which samples are run; ``demanded``: labels that fit no output are a fault, and not a note."""
+        self.notes: list[str] = []
+        self._labels, self._names, self._demanded = labels, samples.names, demanded
+        self._tallies: dict[str, list[Accuracy]] | None = None
+        self._order, self._done = order, 0
+
+    def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
+        """Take in both models' outputs of the next ``count`` samples. Raises DataError for a class that none has."""
+        if self._tallies is None:
+            self._tallies = self._choose(wanted, given, count)
+        labels = self._labels[self._order[self._done : self._done + count]]
+        for name, tally in self._tallies.items():
+            for accuracy in tally:
+                accuracy.add(wanted[name], given[name], labels)
+        self._done += count
+
+    def _choose(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> dict[str, list[Accuracy]]:
+        fit = {
+            name: value.shape[1]
+            for name, value in wanted.items()
+            if is_float(value) and scores_classes(value.shape)
+            if len(value) == count and getattr(given[name], "shape", None) == value.shape
+        }
+        if not fit:
+            shapes = ", ".join(f"{name} {getattr(value, 'shape', '')}" for name, value in wanted.items())
+            found = f"labels: found the outputs {shapes}; labels need class scores, (samples, classes), of both models"
+            if self._demanded:
+                raise GateError(f"{found}; leave the labels out, or give --metric MODULE:FUNCTION")
+            self.notes.append(f"{found}; those of the data are not used")
+            return {}
+        widest = max(fit, key=fit.__getitem__)
+        check_classes(self._labels, fit[widest], f"output {widest}", names=self._names)
+        enough = [name for name, classes in fit.items() if classes > self._labels.max()]
+        return {name: [Accuracy(k) for k in TOP if k == 1 or fit[name] > k] for name in enough}
+
+    def records(self) -> list[ScoreRecord]:
+        """Of the output in which the float model has most right: others of the form may be features, or other tasks."""
+        if not self._tallies:
+            return []
+        best = max(self._tallies, key=lambda name: self._tallies[name][0].right)
+        if len(self._tallies) > 1:
+            others = ", ".join(name for name in self._tallies if name != best)
+            self.notes.append(
+                f"labels are taken for those of output {best}, as the float model has fewer right in {others}"
+            )
+        return [_record(accuracy, best) for accuracy in self._tallies[best]]
+
+
+def _record(accuracy: Accuracy, output: str) -> ScoreRecord:
+    n = accuracy.samples
+    low, high = drop_interval(accuracy.lost, accuracy.gained, n)
+    drop = 100 * (accuracy.lost - accuracy.gained) / n
+    scores = 100 * accuracy.right / n, 100 * accuracy.other_right / n
+    return ScoreRecord(f"top-{accuracy.k}", *scores, drop, (100 * low, 100 * high), output)
+
+
+class MetricTally:
+    """Both models' outputs, kept on disk for a user's function of all of them."""
+
+    def __init__(self, name: str, metric: Metric, store: Store, order: np.ndarray) -> None:
+        """``order``: in which samples are run; where it is not their own, the function gets them sorted, in memory."""
+        self.name, self._metric, self._store = name, metric, store
+        self._places = None if (np.diff(order) > 0).all() else np.argsort(order)
+        self._outputs: list[str] = []
+
+    def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
+        """Keep both models' outputs of the next ``count`` samples. Raises GateError for an output without rows."""
+        self._outputs = list(wanted)
+        for side, outputs in (("float", wanted), ("quantized", given)):
+            for name, value in outputs.items():
+                self._keep(f"{side}:{name}", name, value, count)
+
+    def _keep(self, key: str, name: str, value: Any, count: int) -> None:
+        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        if numbers and count == 1 and value.shape[:1] != (1,):
+            value = value[None]
+        known = self._store.rows(key, [0]).shape[1:] if key in self._store else None
+        if not numbers or value.shape[:1] != (count,) or known not in (None, value.shape[1:]):
+            raise GateError(
+                f"metric {self.name}: output {name} has no row of one shape for each sample; only such numbers can be"
+                " kept for a metric; leave out --metric"
+            )
+        self._store.append(key, value)
+
+    def record(self, labels: np.ndarray | None) -> ScoreRecord:
+        """The metric of both models, with an interval where it gives one number for each sample. Raises GateError."""
+        values = [self._call(side, labels) for side in ("float", "quantized")]
+        scores = [float(value.mean()) for value in values]
+        paired = values[0].ndim and values[0].shape == values[1].shape and np.isfinite(values[1]).all()
+        interval = mean_interval(values[0] - values[1], float(np.ptp(values))) if paired else None
+        return ScoreRecord(self.name, *scores, scores[0] - scores[1], interval)
+
+    def _call(self, side: str, labels: np.ndarray | None) -> np.ndarray:
+        kept = {name: self._store.mapped(f"{side}:{name}") for name in self._outputs}
+        if self._places is not None:
+            kept = {name: values[self._places] for name, values in kept.items()}
+        try:
+            value = np.asarray(self._metric(kept, labels), np.float64)
+        except (Exception, SystemExit) as error:  # a user's function may raise anything, and must not end this run
+            raise GateError(
+                f"metric {self.name}: raised {type(error).__name__}: {error}; it is given the outputs by name and the"
+                " labels, and has to return a number, or one for each sample; mend it"
+            ) from error
+        samples = len(next(iter(kept.values())))
+        # Of the quantized model NaN is a result: one that passes no gate.
+        finite = side == "quantized" or np.isfinite(value).all()
+        if value.shape not in ((), (samples,)) or not finite:
+            found = f"shape {value.shape}" if finite else "numbers that are not finite"
+            raise GateError(
+                f"metric {self.name}: returned {found} for the {side} model; one finite number, or one for each of the"
+                f" {samples} samples, is needed; mend it"
+            )
+        return value

@@ -1,0 +1,285 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnxcalib.errors import ModelError
+from onnxcalib.graph import weightless as skeleton
+from onnxcalib.graph.edit import drop_dead, unused_name
+from onnxcalib.graph.passes.normalise import (
+    drop_identities,
+    drop_initializer_inputs,
+    inline_functions,
+    lift_constants,
+    name_nodes,
+    normalise,
+    sort_nodes,
+    spell_domain,
+)
+
+
+def ops(model):
+    return [node.op_type for node in model.graph.node]
+
+
+def test_the_spelled_out_standard_domain_becomes_the_empty_one(build):
+    model = build("g (float[2] x) => (float[2] y) { y = Relu (x) }")
+    model.opset_import[0].domain = "ai.onnx"
+    model.graph.node[0].domain = "ai.onnx"
+    assert spell_domain(model) == 2
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.graph.node[0].domain == ""
+    assert spell_domain(model) == 0
+
+
+def test_functions_are_inlined_and_compute_the_same(run):
+    model = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { y = mine.twice (x) }
+        <domain: "mine", opset_import: ["" : 17]>
+        twice (a) => (b) { b = Add (a, a) }
+        """
+    )
+    x = np.array([1.0, -3.0], np.float32)
+    assert inline_functions(model) == 1
+    assert ops(model) == ["Add"] and not model.functions
+    np.testing.assert_array_equal(run(model, x)[0], x + x)
+    assert inline_functions(model) == 0
+
+
+def test_large_weights_are_not_handed_to_the_inliner(run, draw, monkeypatch):
+    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    model = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (float[N, 4] x) => (float[N, 3] y) { y = mine.layer (x, w, b) }
+        <domain: "mine", opset_import: ["" : 17]>
+        layer (a, v, c) => (d) { p = MatMul (a, v) d = Add (p, c) }
+        """
+    )
+    w, b, x = draw(4, 3), draw(3), draw(2, 4)
+    model.graph.initializer.extend([numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")])
+    seen = []
+    inline = onnx.inliner.inline_local_functions
+    monkeypatch.setattr(onnx.inliner, "inline_local_functions", lambda given: (seen.append(given), inline(given))[1])
+    assert inline_functions(model) == 1
+    assert [[tensor.name for tensor in given.graph.initializer] for given in seen] == [["b"]]
+    assert ops(model) == ["MatMul", "Add"] and [value.name for value in model.graph.input] == ["x"]
+    np.testing.assert_allclose(run(model, x)[0], x @ w + b, rtol=1e-5)
+
+
+def test_functions_that_call_each_other_in_a_cycle_are_refused():
+    model = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { y = mine.again (x) }
+        <domain: "mine", opset_import: ["" : 17, "mine" : 1]>
+        again (a) => (b) { c = mine.again (a) b = Neg (c) }
+        """
+    )
+    with pytest.raises(ModelError, match=r"graph g: its 1 functions cannot be inlined \(Cycle detected"):
+        inline_functions(model)
+
+
+def test_a_function_written_for_another_opset_stays_a_function():
+    model = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { y = mine.old (x) }
+        <domain: "mine", opset_import: ["" : 9]>
+        old (a) => (b) { b = Neg (a) }
+        """
+    )
+    assert inline_functions(model) == 0
+    assert len(model.functions) == 1
+
+
+def test_initializers_are_taken_off_the_inputs_and_the_version_allows_it(build):
+    model = build("g (float[2] x, float[2] w) => (float[2] y) { y = Add (x, w) }", ir=3, w=np.ones(2, np.float32))
+    assert drop_initializer_inputs(model) == 1
+    assert [value.name for value in model.graph.input] == ["x"]
+    assert model.ir_version == 4
+
+
+def test_nodes_out_of_order_are_sorted(build):
+    model = build("g (float[2] x) => (float[2] y) { a = Relu (x) b = Neg (a) y = Abs (b) }")
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[::-1])
+    assert sort_nodes(model) == 2
+    assert ops(model) == ["Relu", "Neg", "Abs"]
+    assert sort_nodes(model) == 0
+
+
+def test_a_cycle_is_refused_with_a_node_of_it(build):
+    model = build("g (float[2] x) => (float[2] y) { [one] a = Add (x, b) [two] b = Relu (a) y = Abs (b) }")
+    with pytest.raises(ModelError, match="node one: is part of a cycle"):
+        sort_nodes(model)
+
+
+def test_constants_of_every_kind_become_initializers(build):
+    model = build(
+        """
+        g (float[2] x) => (float[2] y)
+        {
+          a = Constant <value = float[2] {1, 2}> ()
+          b = Constant <value_float = 3.0> ()
+          c = Constant <value_ints = [4, 5]> ()
+          s = Constant <value_string = "text"> ()
+          d = Add (x, a)
+          y = Mul (d, b)
+        }
+        """
+    )
+    assert lift_constants(model) == 4
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    np.testing.assert_array_equal(values["a"], np.array([1, 2], np.float32))
+    assert values["b"].dtype == np.float32 and values["b"].shape == () and values["b"] == 3
+    assert values["c"].dtype == np.int64 and list(values["c"]) == [4, 5]
+    assert values["s"].item() in ("text", b"text")
+    assert ops(model) == ["Add", "Mul"]
+
+
+def test_a_constant_that_is_an_output_or_sparse_stays_a_node(build):
+    model = build("g () => (float[1] y) { y = Constant <value = float[1] {1}> () }")
+    sparse = helper.make_sparse_tensor(
+        helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0]),
+        helper.make_tensor("i", TensorProto.INT64, [1], [0]),
+        [4],
+    )
+    model.graph.node.append(helper.make_node("Constant", [], ["z"], sparse_value=sparse))
+    assert lift_constants(model) == 0
+    assert ops(model) == ["Constant", "Constant"]
+
+
+def test_every_node_gets_a_name_of_its_own_and_the_first_holder_keeps_it(build):
+    model = build("g (float[2] x) => (float[2] y) { [n] a = Relu (x) [n] b = Neg (a) [n_1] c = Abs (b) y = Relu (c) }")
+    assert name_nodes(model) == 2
+    assert [node.name for node in model.graph.node] == ["n", "n_2", "n_1", "Relu_y"]
+    assert name_nodes(model) == 0
+
+
+def test_an_unused_name_is_the_wish_if_it_is_free():
+    assert unused_name("a", {"b"}) == "a"
+    assert unused_name("a", {"a", "a_1"}) == "a_2"
+
+
+def test_identity_and_dropout_go_and_the_output_keeps_its_name(build, run):
+    model = build(
+        """
+        g (float[2] x) => (float[2] y)
+        { a = Relu (x) b = Identity (a) c, mask = Dropout (b) d = Neg (c) e = Identity (d) y = Identity (e) }
+        """
+    )
+    x = np.array([1.0, -1.0], np.float32)
+    before = run(model, x)[0]
+    assert drop_identities(model) == 4
+    assert ops(model) == ["Relu", "Neg"]
+    assert list(model.graph.node[1].input) == ["a"] and list(model.graph.node[1].output) == ["y"]
+    np.testing.assert_array_equal(run(model, x)[0], before)
+
+
+def test_a_tensor_that_takes_an_outputs_name_is_renamed_for_its_other_readers_too(build, run):
+    model = build(
+        "g (float[2] x) => (float[2] y, float[2] z) { a = Relu (x) b = Identity (a) y = Identity (b) z = Neg (b) }"
+    )
+    x = np.array([1.0, -1.0], np.float32)
+    before = run(model, x)
+    assert drop_identities(model) == 2
+    assert ops(model) == ["Relu", "Neg"]
+    np.testing.assert_array_equal(run(model, x), before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[2] x) => (float[2] y) { y = Identity (x) }",
+        "g (float[2] x) => (float[2] a, float[2] y) { a = Relu (x) y = Identity (a) }",
+        "g (float[2] x) => (float[2] y, bool[2] m) { a = Relu (x) b, m = Dropout (a) y = Neg (b) }",
+        "g (float[2] x, bool t) => (float[2] y) { a = Relu (x) b = Dropout (a, , t) y = Neg (b) }",
+    ],
+    ids=["input to output", "between outputs", "mask used", "training"],
+)
+def test_an_identity_or_dropout_that_a_rename_cannot_replace_stays(build, text):
+    model = build(text)
+    before = ops(model)
+    assert drop_identities(model) == 0
+    assert ops(model) == before
+
+
+def test_a_dropout_whose_training_mode_is_constantly_off_goes(build):
+    model = build("g (float[2] x) => (float[2] y) { a = Relu (x) b = Dropout (a, , t) y = Neg (b) }", t=np.array(False))
+    assert drop_identities(model) == 1
+    model = build("g (float[2] x) => (float[2] y) { a = Relu (x) b = Dropout (a, , t) y = Neg (b) }", t=np.array(True))
+    assert drop_identities(model) == 0
+
+
+def test_an_identity_whose_tensor_a_branch_captures_stays(build):
+    model = build(
+        """
+        g (float[2] x, bool flag) => (float[2] y)
+        {
+          a = Relu (x)
+          b = Identity (a)
+          y = If (flag) <
+            then_branch = yes () => (float[2] p) { p = Neg (b) },
+            else_branch = no () => (float[2] q) { q = Abs (b) }
+          >
+        }
+        """
+    )
+    assert drop_identities(model) == 0
+
+
+def test_dead_nodes_unread_initializers_and_their_shapes_go(build):
+    model = build(
+        "g (float[2] x) => (float[2] y) <float[2] b> { y = Relu (x) a = Neg (x) b = Add (a, w) }",
+        w=np.ones(2, np.float32),
+    )
+    assert drop_dead(model) == 3
+    assert ops(model) == ["Relu"] and not model.graph.initializer and not model.graph.value_info
+    assert drop_dead(model) == 0
+
+
+def test_what_only_a_branch_reads_is_alive(build):
+    model = build(
+        """
+        g (bool flag) => (float[2] y)
+        {
+          a = Neg (w)
+          y = If (flag) <
+            then_branch = yes () => (float[2] p) { p = Neg (a) },
+            else_branch = no () => (float[2] q) { q = Abs (a) }
+          >
+        }
+        """,
+        w=np.ones(2, np.float32),
+    )
+    assert drop_dead(model) == 0
+
+
+def test_all_passes_together_count_what_they_did_and_change_no_output(build, run, draw):
+    model = build(
+        """
+        g (float[2, 3] x, float[3, 3] w) => (float[2, 3] y)
+        { k = Constant <value_float = 2.0> () a = MatMul (x, w) b = Identity (a) dead = Neg (b) y = Mul (b, k) }
+        """,
+        ir=4,
+        w=draw(3, 3),
+    )
+    x = draw(2, 3)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    expected = x @ weight * 2
+    assert normalise(model) == {
+        "spell_domain": 0,
+        "inline_functions": 0,
+        "drop_initializer_inputs": 1,
+        "sort_nodes": 0,
+        "lift_constants": 1,
+        "drop_identities": 1,
+        "drop_dead": 1,
+        "name_nodes": 2,
+        "describe_outputs": 0,
+    }
+    np.testing.assert_allclose(run(model, x)[0], expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,48 @@
+"""The reconstruction of a small model, its calibration set stored, before the first block."""
+
+import pytest
+
+from onnxcalib.config import QuantizeConfig
+from onnxcalib.data import open_calibration
+from onnxcalib.graph.extract import infer_types
+from onnxcalib.graph.load import inputs_of, load_model
+from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.quantization.calibrate import choose_grids, collect_histograms
+from onnxcalib.quantization.prepare import prepare
+from onnxcalib.quantization.state import ReconstructionState
+from onnxcalib.runtime.store import Store
+
+RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+    [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
+    [c2] c = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)  [s] s = Add (c, r)  [r2] t = Relu (s)
+    [p] p = GlobalAveragePool (t)  [f] f = Flatten (p)  [fc] y = Gemm (f, w3, b3)
+}"""
+
+
+@pytest.fixture
+def residual(build, weigh):
+    """Two convolutions with their Add, and a Gemm."""
+    weights = {"w1": weigh(6, 3, 3, 3), "w2": weigh(6, 6, 3, 3), "w3": weigh(6, 5)}
+    return build(RESIDUAL, **weights, b1=weigh(6), b2=weigh(6), b3=weigh(5))
+
+
+@pytest.fixture
+def state_of():
+    """Makes the state of a model and a calibration array; ``size``: samples in a stored batch; ``axes``: of images."""
+    stores = []
+
+    def make(model, data, *, size=8, axes=None, **settings):
+        config = QuantizeConfig(**settings)
+        samples = open_calibration(data, inputs_of(model), config.data)
+        prepared = prepare(load_model(model), config).model
+        bits = ("weight_bits", "activation_bits", "first_last_bits")
+        scheme = make_scheme(prepared, **{name: getattr(config, name) for name in bits})
+        grids = choose_grids(scheme, collect_histograms(prepared, list(scheme.activations), samples), config)
+        stores.append(Store())
+        state = ReconstructionState(prepared, infer_types(prepared), scheme, config, stores[-1], [], *grids)
+        state.fill(samples, samples.fixed_batch or size, axes)
+        return state
+
+    yield make
+    for store in stores:
+        store.__exit__()

@@ -1,0 +1,445 @@
+"""Layers of small blocks, solved on what the quantized layers before them give."""
+
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxcalib.errors import DataError
+from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.graph.embeddings import find_embeddings
+from onnxcalib.graph.index import Index, constant
+from onnxcalib.numeric.rounding import fake_quantize
+from onnxcalib.numeric.solve import Prior
+from onnxcalib.quantization import solve as solve_step
+from onnxcalib.quantization.solve import _Stream, guard_scale, round_embeddings, round_layers, solve_block
+from onnxcalib.quantization.state import SubgraphRunner
+from onnxcalib.runtime.session import Session
+from onnxcalib.runtime.store import Store
+from onnxcalib.spec import QuantScheme
+
+CONV = "g (float[N, 4, 6, 6] x) => (float[N, 5, 6, 6] y) { [c] y = Conv <pads = [1, 1, 1, 1]> (x, w, b) }"
+RESIDUAL = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)  [relu0] r = Relu (s)
+    [inner] c = Conv <pads = [1, 1, 1, 1]> (r, w1, b1)  [relu1] d = Relu (c)
+    [outer] e = Conv <pads = [1, 1, 1, 1]> (d, w2, b2)  %s  [relu2] y = Relu (z)
+}"""
+PLAIN = RESIDUAL % "[add] z = Add (e, r)"
+PROJECTED = RESIDUAL % "[short] p = Conv (r, w3, b3)  [add] z = Add (p, e)"
+
+
+@pytest.fixture
+def conv(build, weigh):
+    return build(CONV, w=weigh(5, 4, 3, 3), b=weigh(5))
+
+
+def make_residual(build, weigh, text):
+    weights = {f"w{i}": weigh(4, 4, 3, 3) for i in range(3)} | {f"b{i}": weigh(4) for i in range(3)}
+    return build(text, **weights, **({"w3": weigh(4, 4, 1, 1), "b3": weigh(4)} if "w3" in text else {}))
+
+
+def measure(state, block):
+    """Error of the block's outputs from its quantized inputs, against the float model's: relative, and its mean."""
+    sessions = {
+        "float:": Session(state.float_cut(block, list(block.outputs))),
+        "quantized:": Session(state.quantized_cut(block, list(block.outputs))),
+    }
+    found = {prefix: [] for prefix in sessions}
+    for number in range(len(state.sizes)):
+        for prefix, session in sessions.items():
+            found[prefix].append(session.run(state.feeds(prefix, session.inputs, number))[block.outputs[0]])
+    wanted, given = (np.concatenate(found[prefix]) for prefix in sessions)
+    error = given - wanted
+    return float(np.square(error).mean() / np.square(wanted).mean()), error.mean(axis=(0, *range(2, error.ndim)))
+
+
+def change_prefix(state, tensor, change):
+    """Let the quantized layers before ``tensor`` give ``change`` of what the float model does."""
+    values = [state.store.batch(f"float:{tensor}", number) for number in range(len(state.sizes))]
+    state.store.drop(f"quantized:{tensor}")
+    for value in values:
+        state.store.append(f"quantized:{tensor}", np.asarray(change(value), np.float32))
+
+
+def first_block(state):
+    return next(block for block in find_blocks(state.model, state.scheme) if block.layers)
+
+
+def residual_block(state):
+    """The block of the Add, its inputs and outputs stored as the float model has them."""
+    stem, block = [b for b in find_blocks(state.model, state.scheme) if b.layers]
+    session = Session(state.float_cut(stem, list(stem.outputs)))
+    for number in range(len(state.sizes)):
+        value = session.run(state.feeds("float:", session.inputs, number))[stem.outputs[0]]
+        state.store.append(f"float:{stem.outputs[0]}", value)
+        state.store.append(f"quantized:{stem.outputs[0]}", value)
+    return block
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 1e-4), (4, 2e-2)])
+def test_a_solved_layer_is_close_to_float_and_has_no_mean_error(conv, draw, state_of, bits, most):
+    state = state_of(conv, draw(40, 4, 6, 6), weight_bits=bits, first_last_bits=bits, size=16)
+    block = first_block(state)
+    assert solve_block(state, block) == {}
+    error, mean = measure(state, block)
+    step = state.layers["c"].grid.scale * state.activations["x"].scale
+    assert error < most and (np.abs(mean) <= 0.51 * step).all()
+    assert state.layers["c"].integers.dtype == np.int8 and state.layers["c"].grid.spec.bits == bits
+
+
+def test_weights_make_up_for_what_the_prefix_lost(conv, draw, state_of):
+    state = state_of(conv, draw(40, 4, 6, 6))
+    block = first_block(state)
+    change_prefix(state, "x", lambda x: 0.8 * x + 0.1)
+    solve_block(state, block)
+    error, mean = measure(state, block)
+    round_layers(state)
+    assert error < 0.1 * measure(state, block)[0] and np.abs(mean).max() < 1e-3
+
+
+@pytest.mark.parametrize("text", [PLAIN, PROJECTED])
+def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh, draw, state_of, monkeypatch, text):
+    errors = []
+    for other in (solve_step._shortcut, lambda *_: None):
+        monkeypatch.setattr(solve_step, "_shortcut", other)
+        state = state_of(make_residual(build, weigh, text), draw(40, 4, 6, 6), weight_bits=4, activation_bits=4)
+        block = residual_block(state)
+        change_prefix(state, "r", lambda r: r * np.float32([0.7, 1.2, 1.0, 0.8]).reshape(4, 1, 1) + 0.1)
+        solve_block(state, block)
+        errors.append(measure(state, block)[0])
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_the_shortcut_is_made_up_for_once(build, weigh, draw, state_of):
+    state = state_of(make_residual(build, weigh, PROJECTED), draw(8, 4, 6, 6))
+    block = residual_block(state)
+    waits = {layer.name: layer for layer in state.scheme.layers}
+    order = [name for name in ("inner", "outer", "short") if name in block.layers]
+    found = {}
+    for name in order:
+        found[name] = solve_step._shortcut(state, block, waits[name])
+        state.layers[name] = None
+    assert found == {"inner": None, "outer": None, "short": "e"}
+
+
+def test_a_product_without_a_bias_keeps_its_mean(build, draw, state_of):
+    model = build("g (float[N, 5, 16] x) => (float[N, 5, 8] y) { [l] y = MatMul (x, w) }", w=draw(16, 8))
+    state = state_of(model, np.abs(draw(40, 5, 16)) + 2, first_last_bits=4)
+    block = first_block(state)
+    solve_block(state, block)
+    assert state.layers["l"].bias is None
+    solved = measure(state, block)[0]
+    round_layers(state)
+    assert solved < 0.2 * measure(state, block)[0]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_layer_that_no_row_reaches_is_rounded_and_says_why(build, draw, state_of, rows):
+    model = build(
+        """g (float[N, 4] x) => (float[M, 3] y) {
+           [sum] s = ReduceSum <keepdims = 0> (x, one)  [mask] k = Greater (s, limit)
+           [rows] d = Compress <axis = 0> (x, k)  [l] y = Gemm (d, w, b) }""",
+        one=np.int64([1]), limit=np.float32(100), w=draw(4, 3), b=draw(3),
+    )  # fmt: skip
+    data = draw(24, 4)
+    data[20 : 20 + rows] = 200  # in the last batch alone
+    state = state_of(model, data)
+    glue, block = find_blocks(state.model, state.scheme)
+    session = Session(state.float_cut(glue, ["d"]))
+    for number in range(len(state.sizes)):
+        value = session.run(state.feeds("float:", session.inputs, number))["d"]
+        for prefix in ("float:", "quantized:"):
+            state.keep(prefix, "d", value)
+    reasons = solve_block(state, block)
+    assert reasons.keys() == (set() if rows else {"l"})
+    assert rows or reasons["l"].startswith("l: no sample gives it an input to solve on")
+    assert np.array_equal(state.layers["l"].bias, weight_of(state, "b")) == (not rows)
+
+
+def test_a_product_of_vectors_is_solved(build, draw, state_of):
+    model = build("g (float[6] x) => (float[5] y) { [l] y = MatMul (x, w) }", w=draw(6, 5))
+    state = state_of(model, draw(24))
+    assert solve_block(state, first_block(state)) == {}
+    assert state.layers["l"].integers.shape == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "data"),
+    [
+        ("Conv <group = 4, pads = [1, 1, 1, 1]> (x, w, b)", (4, 1, 3, 3), (24, 4, 6, 6)),
+        ("Conv <group = 2, strides = [2, 1], pads = [0, 1, 2, 1]> (x, w, b)", (6, 2, 3, 2), (24, 4, 6, 6)),
+        ('Conv <auto_pad = "SAME_LOWER", strides = [2]> (x, w, b)', (5, 4, 3), (24, 4, 9)),
+        ("Conv <dilations = [1, 2, 1]> (x, w, b)", (3, 4, 2, 2, 1), (16, 4, 4, 5, 3)),
+        ("Gemm (x, w, b)", (4, 6), (60, 4)),
+        ("Gemm <transB = 1> (x, w, b)", (6, 4), (60, 4)),
+        ("MatMul (x, w)", (4, 6), (30, 3, 4)),
+    ],
+)
+def test_every_kind_of_layer_is_solved(build, weigh, draw, state_of, text, shape, data):
+    dims = ", ".join(["N", *map(str, data[1:])])
+    channels = shape[1] if text.startswith(("Gemm (", "MatMul")) else shape[0]
+    weights = {"w": weigh(*shape), "b": weigh(channels)} if "b)" in text else {"w": weigh(*shape)}
+    model = build(f"g (float[{dims}] x) => (float y) {{ [l] y = {text} }}", **weights)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    state = state_of(model, draw(*data), weight_bits=8)
+    block = first_block(state)
+    assert solve_block(state, block) == {}
+    assert measure(state, block)[0] < 1e-3
+
+
+def test_a_transposed_convolution_is_rounded_and_says_why(build, weigh, draw, state_of):
+    model = build(
+        "g (float[N, 4, 6, 6] x) => (float[N, 2, 7, 7] y) { [up] y = ConvTranspose (x, w, b) }",
+        w=weigh(4, 2, 2, 2), b=weigh(2),
+    )  # fmt: skip
+    state = state_of(model, draw(8, 4, 6, 6))
+    assert solve_block(state, first_block(state)) == {"up": "up: a ConvTranspose has no columns to solve on"}
+    assert state.layers["up"].integers.shape == (4, 2, 2, 2) and state.layers["up"].grid.scale.shape == (2,)
+    np.testing.assert_array_equal(state.layers["up"].bias, weight_of(state, "b"))
+
+
+def weight_of(state, name):
+    return solve_step.constant(state.index, name)
+
+
+def test_a_layer_of_too_many_inputs_is_rounded_and_says_why(conv, draw, state_of, monkeypatch):
+    monkeypatch.setattr(solve_step, "MOST_INPUTS", 35)
+    state = state_of(conv, draw(8, 4, 6, 6))
+    assert solve_block(state, first_block(state)) == {"c": "c: 36 inputs a channel are too many to solve, 35 the most"}
+    np.testing.assert_array_equal(state.layers["c"].bias, weight_of(state, "b"))
+
+
+def test_rounding_alone_keeps_biases_and_the_nearest_weights(conv, draw, state_of):
+    state = state_of(conv, draw(8, 4, 6, 6))
+    round_layers(state)
+    params = state.layers["c"]
+    weight, scale = weight_of(state, "w"), params.grid.scale.reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(params.integers * scale, fake_quantize(weight, scale, 0, params.grid.spec), rtol=1e-6)
+    np.testing.assert_array_equal(params.bias, weight_of(state, "b"))
+
+
+@pytest.mark.parametrize("solve", [True, False])
+def test_a_channel_of_next_to_no_weights_keeps_its_bias(build, draw, state_of, solve):
+    weight = np.abs(draw(3, 4, 3, 3))
+    weight[1] *= 1e-12
+    bias = np.float32([0.5, -300.0, 20.0])
+    state = state_of(build(CONV.replace("5,", "3,"), w=weight, b=bias), np.abs(draw(16, 4, 6, 6)))
+    block = first_block(state)
+    if solve:
+        solve_block(state, block)
+    else:
+        round_layers(state)
+    _, mean = measure(state, block)
+    assert abs(mean[1]) < 1e-3
+    levels = np.abs(state.layers["c"].bias) / (state.layers["c"].grid.scale * state.activations["x"].scale)
+    assert levels.max() < 2**30
+
+
+def test_a_scale_is_raised_no_further_than_its_bias_needs(conv, draw, state_of):
+    state = state_of(conv, draw(8, 4, 6, 6))
+    grid = state.activations["x"]
+    scale = np.float32([1e-3, 1e-20, 0.0])
+    found = guard_scale(scale, np.float64([5.0, 5.0, 0.0]), grid)
+    assert found[0] == scale[0] and found[1] == pytest.approx(5 / (2.0**29 * float(grid.scale))) and found[2] > 0
+    np.testing.assert_array_equal(guard_scale(scale[:2], None, grid), scale[:2])
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_batches_do_not_change_the_result(conv, draw, state_of, size):
+    data, layers = draw(40, 4, 6, 6), []
+    for each in (16, size):
+        state = state_of(conv, data, size=each)
+        solve_block(state, first_block(state))
+        layers.append(state.layers["c"])
+    assert sum(state.sizes) == 40 and len(state.sizes) == -(-40 // size)
+    assert np.abs(layers[0].integers.astype(int) - layers[1].integers).max() <= 1
+    np.testing.assert_allclose(layers[0].grid.scale, layers[1].grid.scale, rtol=1e-2)
+    np.testing.assert_allclose(layers[0].bias, layers[1].bias, atol=1e-3)
+
+
+def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkeypatch):
+    seen = []
+    unfold = solve_step.unfold
+    monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(solve_step, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
+    state = state_of(conv, draw(40, 4, 6, 6), size=16)
+    solve_block(state, first_block(state))
+    assert max(columns.shape[2] for columns in seen) <= 3 * 36
+    assert sum(columns.shape[2] for columns in seen) == 40 * 36
+
+
+def test_places_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
+    seen = []
+    unfold = solve_step.unfold
+    monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(solve_step, "LEAST_COLUMNS", 400)
+    monkeypatch.setattr(solve_step, "COLUMNS_PER_INPUT", 10)
+    state = state_of(conv, draw(40, 4, 6, 6))
+    solve_block(state, first_block(state))
+    assert sum(columns.shape[2] for columns in seen) == 400
+    assert measure(state, first_block(state))[0] < 1e-3
+
+
+def test_one_sample_in_four_judges_the_prior(conv, draw, state_of, monkeypatch):
+    counts = []
+
+    def choose(learned, judged, _weight):
+        counts.append((learned.columns, judged.columns))
+        return Prior(0.1)
+
+    monkeypatch.setattr(solve_step, "choose_prior", choose)
+    for number in (40, 3):
+        state = state_of(conv, draw(number, 4, 6, 6), size=16)
+        solve_block(state, first_block(state))
+    assert counts == [(30 * 36, 10 * 36)]
+
+
+@pytest.mark.parametrize("size", [16, 10])
+def test_views_follow_the_samples_and_judge_with_them(conv, draw, state_of, monkeypatch, size):
+    places = []
+    judges = _Stream._judges
+    monkeypatch.setattr(_Stream, "_judges", lambda self, *a, **k: places.append((a[0], judges(self, *a, **k))))
+    data = draw(42, 4, 6, 6)
+    state = state_of(conv, data, size=size, axes=(2, 3), views=2)
+    assert state.passes == 3 and sum(state.sizes) == 3 * 42
+    stored = state.store.rows("float:x", range(3 * 42))
+    assert np.array_equal(stored[:42], data) and np.array_equal(stored, state.store.rows("quantized:x", range(3 * 42)))
+    views = stored[42:].reshape(2, 42, 4, 6, 6)
+    assert not np.array_equal(views[0], data) and not np.array_equal(views[0], views[1])
+    assert all(set(view.flat) <= set(image.flat) for pass_ in views for view, image in zip(pass_, data, strict=True))
+    solve_block(state, first_block(state))
+    judging = {place for place, judged in places if judged}
+    assert judging == {place for place in range(3 * 42) if place % 42 % 4 == 3}
+
+
+@pytest.mark.parametrize(("axes", "views"), [(None, 2), ((2, 3), 0)])
+def test_there_are_no_views_of_what_is_no_image_or_where_none_are_asked_for(conv, draw, state_of, axes, views):
+    state = state_of(conv, draw(10, 4, 6, 6), axes=axes, views=views)
+    assert state.passes == 1 and sum(state.sizes) == 10
+
+
+def test_nothing_is_kept_per_sample(conv, draw, state_of, monkeypatch):
+    alive, most = [], []
+    read = Store.batch
+
+    def watch(self, name, number):
+        value = read(self, name, number)
+        alive.append(weakref.ref(value))
+        most.append(sum(ref() is not None for ref in alive))
+        return value
+
+    state = state_of(conv, draw(60, 4, 6, 6), size=4)
+    monkeypatch.setattr(Store, "batch", watch)
+    solve_block(state, first_block(state))
+    assert len(most) >= 30 and max(most) <= 5
+
+
+def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, state_of, monkeypatch):
+    seen = []
+    add = solve_step.MomentSum.add
+    monkeypatch.setattr(solve_step.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
+    state = state_of(make_residual(build, weigh, PLAIN), draw(8, 4, 6, 6), weight_bits=4, activation_bits=4)
+    block = residual_block(state)
+    state.requantized["r"] = replace(state.requantized["r"], scale=np.float32(1.3) * state.requantized["r"].scale)
+    solve_block(state, block)
+    r = state.store.batch("quantized:r", 0)
+    for grid in (state.activations["r"], state.requantized["r"]):
+        r = fake_quantize(r, grid.scale, grid.zero_point, grid.spec)
+    # The middle of the kernel sees every place once.
+    middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
+    np.testing.assert_allclose(np.sort(middle, axis=1), np.sort(np.moveaxis(r, 1, 0).reshape(4, -1), axis=1), rtol=1e-6)
+
+
+ADDED = (
+    "g (float[N, 5, 6] x) => (float[N, 5, 4] y) { [mul] t = MatMul (x, w)  [add] y = Add (t, b)  [tanh] z = Tanh (y) }"
+)
+
+
+def test_the_bias_behind_a_matmul_takes_up_the_mean_error(build, weigh, draw, state_of):
+    state = state_of(build(ADDED, w=weigh(6, 4), b=weigh(4)), draw(40, 5, 6), weight_bits=4, first_last_bits=4)
+    block = first_block(state)
+    change_prefix(state, "x", lambda x: x + 0.2)
+    solve_block(state, block)
+    wanted, given = (
+        np.concatenate([Session(cut).run(state.feeds(prefix, ["x"], n))["y"] for n in range(len(state.sizes))])
+        for prefix, cut in (
+            ("float:", state.float_cut(block, ["y"])),
+            ("quantized:", state.quantized_cut(block, ["y"])),
+        )
+    )
+    assert np.abs((given - wanted).mean((0, 1))).max() < 1e-3
+    assert np.square(given - wanted).mean() < 0.02 * np.square(wanted).mean()
+
+
+def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, draw, state_of):
+    text = """g (float[N, 6] x) => (float[N, 6] y) {
+        [norm] h = Tanh (x)  [one] t = MatMul (h, w)  [add] u = Add (t, b)  [join] y = Add (u, h)
+    }"""
+    state = state_of(build(text, w=weigh(6, 6), b=weigh(6)), draw(40, 6))
+    block = next(b for b in find_blocks(state.model, state.scheme) if b.layers)
+    for prefix in ("float:", "quantized:"):
+        for number in range(len(state.sizes)):
+            state.store.append(f"{prefix}h", np.tanh(state.store.batch("float:x", number)))
+    stream = _Stream(state, block, state.scheme.layers[0], (6, 6))
+    assert (stream.other, stream.join) == ("h", "join")
+    state.activations["h"] = replace(state.activations["h"], scale=np.float32(0.5))
+    _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(state.sizes[0])), None)
+    assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"], atol=1e-6)
+
+
+def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of):
+    text = "g (int64[N, 5] ids) => (float[N, 5, 4] y) { [look] e = Gather (table, ids)  [mul] y = MatMul (e, w) }"
+    ids = np.random.default_rng(0).integers(0, 500, (40, 5))
+    state = state_of(build(text, table=draw(500, 64), w=weigh(64, 4)), ids, activation_bits=32, embedding_bits=4)
+    state.scheme = replace(state.scheme, embeddings=find_embeddings(state.model, 4))
+    state.layers |= round_embeddings(state.index, state.scheme)
+    params = state.layers["look"]
+    assert params.integers.shape == (500, 64) and params.grid.scale.shape == (500, 2)
+    table = constant(state.index, "table")
+    given = params.integers * params.grid.scale.repeat(32, 1)
+    assert np.square(given - table).mean() < 0.02 * np.square(table).mean()
+    glue, block = find_blocks(state.model, state.scheme)
+    found = SubgraphRunner(state, glue, ["e"], quantized=True).run(0)["e"]
+    assert np.allclose(found, given[ids[:8]], atol=1e-6) and block.layers == ("mul",)
+
+
+def test_the_parts_of_a_large_table_are_rounded_as_the_whole(build, draw, monkeypatch):
+    model = build("g (int64[N] ids) => (float[N, 40] y) { [look] y = Gather (table, ids) }", table=draw(500, 40))
+    scheme = QuantScheme((), {}, embeddings=find_embeddings(model, 8))
+    whole = round_embeddings(Index(model.graph), scheme)["look"]
+    monkeypatch.setattr(solve_step, "TABLE_BYTES", 3 * 160)
+    parts = round_embeddings(Index(model.graph), scheme)["look"]
+    assert np.array_equal(whole.integers, parts.integers) and np.array_equal(whole.grid.scale, parts.grid.scale)
+
+
+@pytest.mark.parametrize("trans", [0, 1])
+def test_blocks_of_a_gemm_are_along_its_inputs_however_it_is_stored(build, weigh, draw, state_of, trans):
+    weight = weigh(40, 6).T.copy() if trans else weigh(40, 6)
+    text = f"g (float[N, 40] x) => (float[N, 6] y) {{ [fc] y = Gemm <transB = {trans}> (x, w, b) }}"
+    state = state_of(
+        build(text, w=weight, b=weigh(6)), draw(64, 40), weight_bits=4, first_last_bits=4, activation_bits=32
+    )
+    block = first_block(state)
+    assert solve_block(state, block) == {}
+    params = state.layers["fc"]
+    assert params.integers.shape == weight.shape and params.grid.scale.shape == ((6, 2) if trans else (2, 6))
+    assert measure(state, block)[0] < 0.02
+
+
+def test_values_that_are_not_finite_are_a_fault_of_the_data_where_no_range_is_measured(build, weigh, draw, state_of):
+    text = "g (float[N, 6] x) => (float[N, 4] y) { [log] h = Log (x)  [mul] y = MatMul (h, w) }"
+    state = state_of(build(text, w=weigh(6, 4)), draw(40, 6), activation_bits=32)
+    block = next(b for b in find_blocks(state.model, state.scheme) if b.layers)
+    for prefix in ("float:", "quantized:"):
+        for number in range(len(state.sizes)):
+            state.store.append(f"{prefix}h", np.full((state.sizes[number], 6), np.nan, np.float32))
+    with pytest.raises(DataError, match="tensor h: layer mul reads or gives values that are not finite"):
+        solve_block(state, block)
+
+
+def test_a_layer_of_values_whose_squares_overflow_is_rounded(build, weigh, draw, state_of):
+    text = "g (float[N, 6] x) => (float[N, 4] y) { [mul] y = MatMul (x, w) }"
+    state = state_of(build(text, w=weigh(6, 4)), draw(40, 6) * np.float32(1e25), weight_bits=4, first_last_bits=4)
+    reasons = solve_block(state, first_block(state))
+    assert "squares" in reasons["mul"] and state.layers["mul"].integers.any()

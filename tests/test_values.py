@@ -1,0 +1,50 @@
+"""Budgets as users write them."""
+
+import pytest
+
+from onnxcalib.values import LATENCY, Limit, read_limit
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("0.15", Limit(0.15, "float")),
+        (0.6, Limit(0.6, "float")),
+        (1, Limit(1, "float")),
+        ("0.6@8-bit", Limit(0.6, "8-bit")),
+        ("1.1@8-BIT", Limit(1.1, "8-bit")),
+        ("300KB", Limit(300e3, None)),
+        ("1.5 mb", Limit(1.5e6, None)),
+        ("0.5MB", Limit(0.5e6, None)),
+        ("2e6", Limit(2e6, None)),
+        ("3g", Limit(3e9, None)),
+    ],
+)
+def test_shares_and_numbers_are_told_apart(text, limit):
+    found = read_limit(text)
+    assert found.number == pytest.approx(limit.number) and found.of == limit.of
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "0.5@8", "0.5KB@8-bit", "1,5", "10%"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(ValueError, match=r"^must be a share of the float model such as 0.15"):
+        read_limit(text)
+
+
+def test_a_share_is_of_what_it_says():
+    shares = [Limit(0.5, of).resolve(of_float=100, of_eight=30) for of in ("float", "8-bit", None)]
+    assert shares == [50, 15, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("12ms", (12, None)), ("1.5 s", (1500, None)), ("0.5", (0.5, "float")), ("2@8-bit", (2, "8-bit"))],
+)
+def test_times_have_units(text, limit):
+    assert read_limit(text, LATENCY) == limit
+
+
+@pytest.mark.parametrize("text", ["12", "12KB", "0ms"])
+def test_a_time_without_a_unit_is_refused(text):
+    with pytest.raises(ValueError, match=r"or 12ms$"):
+        read_limit(text, LATENCY)
