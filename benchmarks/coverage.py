@@ -46,7 +46,7 @@ import onnxcalib
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.quantization.learn import check_parity
-from onnxcalib.quantization.prepare import prepare
+from onnxcalib.quantization.prepare import rewrite
 from onnxcalib.runtime.blocks import BlockError, to_torch
 from onnxcalib.runtime.session import Session
 
@@ -149,7 +149,7 @@ def loads_exact(model: onnx.ModelProto) -> bool:
 def refuse_whole(path: Path, samples: Any, config: onnxcalib.QuantizeConfig) -> str | None:
     """Why torch does not take the whole model, as it is prepared."""
     original = load_model(path)
-    model, inputs = prepare(load_model(original), config).model, inputs_of(original)
+    model, inputs = rewrite(load_model(original), config).model, inputs_of(original)
     calibration = open_calibration(samples, inputs, config.data)
     feeds = calibration.read(range(calibration.fixed_batch or 2))
     try:

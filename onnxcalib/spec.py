@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -126,6 +126,31 @@ class QuantScheme:
     @property
     def least_weight_bits(self) -> int:
         return min(layer.weight_spec.bits for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The grids of a scheme's activations.
+
+    activations: tensor -> the grid on which its consumers read it. requantized: tensor -> the grid of fewer bits on
+    which weighted layers read it.
+    """
+
+    activations: Mapping[str, QParams]
+    requantized: Mapping[str, QParams] = field(default_factory=dict)
+
+    def of_input(self, layer: LayerScheme) -> QParams | None:
+        """The grid on which a layer reads its input; None where that is float."""
+        if layer.reads_float:
+            return None
+        requantized = self.requantized.get(layer.input)
+        if requantized is not None and requantized.spec.bits == layer.activation_spec.bits:
+            return requantized
+        return self.activations[layer.input]
+
+    def updated(self, activations: Mapping[str, QParams], requantized: Mapping[str, QParams] | None = None) -> Grids:
+        """These grids with some replaced."""
+        return Grids({**self.activations, **activations}, {**self.requantized, **(requantized or {})})
 
 
 class Candidate(NamedTuple):

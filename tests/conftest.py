@@ -15,7 +15,7 @@ from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import pair_sums
-from onnxcalib.spec import LayerScheme, QParams
+from onnxcalib.spec import Grids, LayerScheme, QParams
 
 
 def build_model(text: str, *, opset: int = 17, ir: int = 8, **weights: np.ndarray) -> ModelProto:
@@ -80,7 +80,7 @@ def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "ru
     wide = {t: measure(sets.get(t, (t,)), spec) for t, spec in scheme.activations.items()}
     narrow = {t: measure((t,), spec) for t, spec in scheme.requantized.items()}
     layers = {layer.name: round_layer(layer, index) for layer in (*scheme.layers, *scheme.embeddings)}
-    return emit_qdq(model, scheme, wide, narrow, layers, encoding=encoding, keep_outputs=False)
+    return emit_qdq(model, scheme, Grids(wide, narrow), layers, encoding=encoding, keep_outputs=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

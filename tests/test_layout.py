@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "quantization": (
         {*FOUNDATION, "bitplan", "report", *WORKSHOPS},
-        {"numpy", "torch", "onnx"},
+        {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (
         {*FOUNDATION, "values", "bitplan", "data", "numeric", "graph", "runtime", "quantization"},

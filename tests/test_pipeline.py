@@ -678,9 +678,10 @@ def test_statistics_tuning_changes_scales_and_biases_alone(build, weigh):
 def test_a_step_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatch):
     def spoil(state):
         state.layers["deep"] = replace(state.layers["deep"], bias=state.layers["deep"].bias + 100)
+        return True, None
 
     plain = quantize(net, SAMPLES, settings(weight_bits=4))
-    monkeypatch.setattr(onnxcalib.pipeline, "tune_statistics", spoil)
+    monkeypatch.setattr(onnxcalib.quantization.stages, "tune_statistics", spoil)
     result = quantize(net, SAMPLES, settings(weight_bits=4, statistics=True))
     assert [(step.name, step.outcome) for step in result.report.steps] == [
         ("reconstruct", "done"),

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ..spec import LayerScheme, QParams, QuantScheme, QuantSpec
+from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .edit import replace_name, reroute, unused_name
 from .index import Index, is_op, reads
 from .ops import MATRIX_LAYERS, SHAPE_READERS
@@ -41,8 +41,7 @@ class LayerParams:
 def emit_qdq(
     model: ModelProto,
     scheme: QuantScheme,
-    activations: Mapping[str, QParams],
-    requantized: Mapping[str, QParams],
+    grids: Grids,
     layers: Mapping[str, LayerParams],
     *,
     encoding: str = "runtime",
@@ -56,7 +55,7 @@ def emit_qdq(
     4-bit weights as INT4 behind a Cast to int8 and clips 4-bit activations on integers (integer kernels in
     onnxruntime); ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
     """
-    return _Writer(model, scheme, encoding, keep_outputs).write(activations, requantized, layers)
+    return _Writer(model, scheme, encoding, keep_outputs).write(grids, layers)
 
 
 class _Writer:
@@ -80,15 +79,15 @@ class _Writer:
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
 
-    def write(self, activations, requantized, layers) -> ModelProto:
+    def write(self, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         graph = self.model.graph
         replaced: set[str] = set()
         for tensor in [*self.index.inputs, *(t for n in graph.node for t in n.output)]:
-            if tensor in activations and tensor in self.scheme.activations:
-                self._write_activation(tensor, activations[tensor], requantized.get(tensor))
+            if tensor in grids.activations and tensor in self.scheme.activations:
+                self._write_activation(tensor, grids.activations[tensor], grids.requantized.get(tensor))
         for layer in self.scheme.layers:
             if layer.name in layers and layer.name in self.nodes:
-                self._write_layer(layer, layers[layer.name], input_grid(layer, activations, requantized))
+                self._write_layer(layer, layers[layer.name], grids.of_input(layer))
                 replaced |= {layer.weight, layer.bias}
         for layer in self.scheme.embeddings:
             if layer.name in layers and layer.name in self.nodes:
@@ -333,18 +332,6 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     node.attribute.extend(kept)
     grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
     return replace(params, integers=params.integers.T, grid=grid)
-
-
-def input_grid(
-    layer: LayerScheme, activations: Mapping[str, QParams], requantized: Mapping[str, QParams]
-) -> QParams | None:
-    """The grid on which a layer reads its input; None where that is float."""
-    if layer.reads_float:
-        return None
-    narrow = requantized.get(layer.input)
-    if narrow is not None and narrow.spec.bits == layer.activation_spec.bits:
-        return narrow
-    return activations[layer.input]
 
 
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:

@@ -137,3 +137,17 @@ def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
         stub.ClearField("raw_data")
         file.write(raw)
     return light
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: aside first, then renamed into place. Raises OutputError."""
+    aside = _aside(path)
+    try:
+        if isinstance(content, str):
+            content = content.encode("utf-8", errors="replace")  # names of files may be no Unicode
+        aside.write_bytes(content)
+        os.replace(aside, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another place") from None
+    finally:
+        aside.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None =
     levels = spec.qmax - spec.qmin
     if bound is not None:
         scale = np.float32(max(min(high, bound) / levels, LEAST_SCALE))
-        while float(scale) * levels > bound:
+        while float(scale) * levels > bound and scale > LEAST_SCALE:  # below it there is no fused kernel to please
             scale = np.nextafter(scale, np.float32(0))
         return QParams(np.asarray(scale), np.asarray(spec.qmin, np.int32), spec)
     scale = np.float32(max((high - low) / levels, LEAST_SCALE))

@@ -1,4 +1,4 @@
-"""Whole models stitched of every set's own candidate: what they weigh, cost and lose."""
+"""Whole models assembled of every set's own candidate: what they weigh, cost and lose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..graph.save import model_bytes
 from ..numeric.metrics import scores_classes, top_class
 from ..quantization.calibrate import batch_size
-from ..quantization.padding_mask import Padding, find_real
+from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.cache import Cache
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate
@@ -35,16 +35,19 @@ class Assembler:
         original: ModelProto,
         emit: Callable[[Bits], ModelProto],
         samples: CalibrationSet,
+        padding: PaddingMask,
         cache: Cache,
+        *,
         threads: int,
     ) -> None:
+        """``padding``: that of ``original``."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets: tuple[BitSet, ...] = ()
         self.rest = 0.0
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
-        self._float, self._padding = Session(original, threads=threads), Padding(original)
+        self._float, self._padding = Session(original, threads=threads), padding
         self._size = min(batch_size(self._float, samples), JUDGES)
         start = time.perf_counter()
         self._judged = self._run_float(JUDGES)

@@ -32,15 +32,15 @@ class Latencies:
 def time_sets(
     survey: Survey, sets: Sequence[BitSet], assemble: Callable[[tuple[Candidate, ...]], ModelProto]
 ) -> tuple[tuple[BitSet, ...], Latencies]:
-    """The sets with each candidate's times, in the model that ``stitch`` makes with this candidate wherever it can be.
+    """The sets with each candidate's times, in the assembled model with this candidate wherever it can be.
 
     Times are those of kernels, which go by their layers' names, in a run of as few samples as the model takes.
     """
-    layers = {layer.name: layer for layer in next(iter(survey.grids.values())).scheme.layers}
+    layers = {layer.name: layer for layer in next(iter(survey.uniform.values())).scheme.layers}
     one, threads = survey.batches.one, survey.config.threads or 0
     readers = {layer.input: name for name, layer in layers.items()}
     profiles, owned = {}, {}
-    for candidate in survey.grids:
+    for candidate in survey.uniform:
         bits = tuple(candidate if candidate in each.costs else max(each.costs) for each in sets)
         profiles[candidate] = profile(assemble(bits), one, threads=threads)
         owned[candidate] = dict.fromkeys(layers, 0.0)

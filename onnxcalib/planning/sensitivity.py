@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,15 +28,15 @@ from ..graph.liveness import find_live
 from ..graph.save import MOST_BYTES, model_bytes
 from ..numeric.divergence import Divergence
 from ..quantization.calibrate import Batches
-from ..quantization.padding_mask import Padding, find_real
+from ..quantization.padding_mask import PaddingMask
 from ..quantization.solve import solve_widths
-from ..quantization.state import ReconstructionState
+from ..quantization.state import FLOAT, Problem, ReconstructionState, StoredActivations
 from ..runtime.cache import Cache
 from ..runtime.device import computing
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from ..runtime.workers import count_jobs, run_tasks
-from ..spec import BitSet, Block, Candidate, Cost, LayerScheme, QParams, QuantScheme
+from ..spec import BitSet, Block, Candidate, Cost, Grids, LayerScheme, QuantScheme
 
 # Samples on which the outputs' divergence is measured.
 JUDGES = 64
@@ -49,20 +49,23 @@ SETS_A_TASK = 4
 
 
 @dataclass(frozen=True)
-class Grids:
+class UniformScheme:
     """A scheme whose free layers all have one candidate's bits, and the grids of what they read."""
 
     scheme: QuantScheme
-    activations: Mapping[str, QParams]
-    requantized: Mapping[str, QParams]
+    grids: Grids
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is to be measured, as each worker gets it: the prepared model, its candidates' grids and the samples."""
+    """What is to be measured, as each worker gets it: the prepared model, its schemes and the samples.
+
+    uniform: candidate -> the scheme in which all layers have it.
+    """
 
     model: ModelProto
-    grids: Mapping[Candidate, Grids]
+    padding: PaddingMask
+    uniform: Mapping[Candidate, UniformScheme]
     batches: Batches
     config: QuantizeConfig
     device: torch.device
@@ -86,7 +89,7 @@ def judged_outputs(batches: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [name for name in names if any(batch[name].any() for batch in batches)]
     if not names:
         raise ConfigError(
-            f"scheme: found no loss to see in the outputs {', '.join(batches[0])}; one of finite floating point numbers"
+            f"plan: found no loss to see in the outputs {', '.join(batches[0])}; one of finite floating point numbers"
             " that are not all zero is needed; give the bits yourself"
         )
     return names
@@ -114,11 +117,11 @@ def divergence_of(session: Session, batches: Sequence[tuple[Mapping, Mapping, An
     return float(np.mean(values)) if values else math.inf
 
 
-class _FloatState(ReconstructionState):
-    """A walk on which the layers before a layer are the float model's."""
+class _FloatActivations(StoredActivations):
+    """Activations of the float model alone, which the layers read in its place and in that of the quantized one."""
 
-    def feeds(self, prefix: str, tensors, number: int) -> dict:
-        return super().feeds("float:", tensors, number)
+    def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, np.ndarray | list]:
+        return super().feeds(FLOAT, tensors, number)
 
 
 def find_sets(scheme: QuantScheme) -> list[list[str]]:
@@ -173,7 +176,7 @@ def measure_sets(
 def order_sets(survey: Survey) -> list[list[str]]:
     """In the order in which what they read is made, so that activations are never needed again."""
     made = {t: place for place, node in enumerate(survey.model.graph.node) for t in node.output}
-    scheme = next(iter(survey.grids.values())).scheme
+    scheme = next(iter(survey.uniform.values())).scheme
     layers = {layer.name: layer for layer in scheme.layers}
     return sorted(find_sets(scheme), key=lambda names: min(made.get(layers[name].input, -1) for name in names))
 
@@ -194,25 +197,21 @@ class _Sweep:
 
     def __init__(self, survey: Survey, store: Store, threads: int) -> None:
         model = survey.model
-        self.model, self.grids, self.config, self.store = model, survey.grids, survey.config, store
+        self.model, self.uniform, self.config = model, survey.uniform, survey.config
+        self.padding = survey.padding
         self.device, self.threads = survey.device, threads
         self.index, self.types = Index(model.graph), infer_types(model)
         self.made = {t: place for place, node in enumerate(model.graph.node) for t in node.output}
-        self.scheme = next(iter(survey.grids.values())).scheme
+        self.stored = _FloatActivations(store, self.padding, self.types)
+        self.scheme = next(iter(survey.uniform.values())).scheme
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
         self.seconds = {"solve": 0.0, "swap": 0.0}
-        self.sizes: list[int] = []
-        self.masks: list[np.ndarray | None] = []
-        self.padding = Padding(model)
         self.outputs: list[dict[str, np.ndarray]] = []
         whole = Session(model, threads=threads)
         for feeds in survey.batches:
-            self.sizes.append(survey.batches.count(feeds))
-            self.masks.append(find_real(feeds))
-            for name, value in feeds.items():
-                self.store.append(f"float:{name}", value)
-            if sum(self.sizes[:-1]) < JUDGES:
-                blank = partial(self.padding.blank, real=self.masks[-1])
+            self.stored.add_float(feeds, survey.batches.count(feeds))
+            if sum(self.stored.sizes[:-1]) < JUDGES:
+                blank = partial(self.padding.blank, real=self.stored.masks[-1])
                 self.outputs.append({name: blank(name, value) for name, value in whole.run(feeds).items()})
         self.judged = judged_outputs(self.outputs)
         self.per_run, one = survey.batches.per_run, survey.batches.one
@@ -233,7 +232,7 @@ class _Sweep:
 
     def measure(self, names: Sequence[str]) -> BitSet:
         """Solve the layers of a set at every candidate, and swap each candidate into the float model."""
-        layers = {c: [k for k in g.scheme.layers if k.name in names] for c, g in self.grids.items()}
+        layers = {c: [k for k in each.scheme.layers if k.name in names] for c, each in self.uniform.items()}
         candidates = self._candidates(layers)
         with self._timed("swap"):
             inputs = self._move(layers[candidates[0]])
@@ -254,18 +253,18 @@ class _Sweep:
         """Bring the stored activations to where the first of the layers reads; the tensors there."""
         tensor = min((layer.input for layer in layers), key=self._made)
         inputs = list(find_live(self.model, [tensor]).get(tensor, self.index.inputs))
-        known = [name.partition(":")[2] for name in self.store.names()]
+        known = [name.partition(":")[2] for name in self.stored.store.names()]
         missing = [t for t in inputs if t not in known]
         if missing:
             read = needed_inputs(self.index, known, missing)
             session = Session(extract(self.model, self.types, inputs=read, outputs=missing), threads=self.threads)
-            for number in range(len(self.sizes)):
-                given = session.run({t: self.store.batch(f"float:{t}", number) for t in read})
+            for number in range(len(self.stored.sizes)):
+                given = session.run({t: self.stored.store.batch(f"{FLOAT}{t}", number) for t in read})
                 for name, value in given.items():
-                    self.store.append(f"float:{name}", value)
+                    self.stored.store.append(f"{FLOAT}{name}", value)
         for name in known:
             if name not in inputs:
-                self.store.drop(f"float:{name}")
+                self.stored.store.drop(f"{FLOAT}{name}")
         return inputs
 
     def _block(self, layers: list[LayerScheme], inputs: list[str]) -> Block:
@@ -280,11 +279,9 @@ class _Sweep:
         for candidate in layers:
             by_width.setdefault(candidate.activation_bits, []).append(candidate)
         for candidates in by_width.values():
-            grids = self.grids[candidates[0]]
-            state = _FloatState(
-                self.model, self.types, grids.scheme, self.config, self.store, self.sizes,
-                dict(grids.activations), dict(grids.requantized), self.device, masks=self.masks, padding=self.padding,
-            )  # fmt: skip
+            uniform = self.uniform[candidates[0]]
+            problem = Problem(self.model, uniform.scheme, self.config, self.padding, self.device)
+            state = ReconstructionState(problem, self.stored, uniform.grids)
             for place, layer in enumerate(layers[candidates[0]]):
                 specs = [layers[c][place].weight_spec for c in candidates]
                 params, reason = solve_widths(state, block, layer, specs)
@@ -301,8 +298,10 @@ class _Sweep:
         """Divergence of the outputs with these layers alone quantized, at each candidate."""
         read = needed_inputs(self.index, inputs, self.judged)
         cut = extract(self.model, self.types, inputs=read, outputs=self.judged)
-        feeds = [{t: self.store.batch(f"float:{t}", number) for t in read} for number in range(len(self.outputs))]
-        blanks = [partial(self.padding.blank, real=real) for real in self.masks[: len(feeds)]]
+        feeds = [
+            {t: self.stored.store.batch(f"{FLOAT}{t}", number) for t in read} for number in range(len(self.outputs))
+        ]
+        blanks = [partial(self.padding.blank, real=real) for real in self.stored.masks[: len(feeds)]]
         batches = list(zip(feeds, self.outputs, blanks, strict=True))
         losses = {}
         for candidate, own in layers.items():
@@ -312,13 +311,13 @@ class _Sweep:
 
     def _emit(self, cut: ModelProto, layers: list[LayerScheme], candidate: Candidate) -> ModelProto:
         """A part of the model in which these layers alone, and what they read, are on their grids."""
-        grids = self.grids[candidate]
+        uniform = self.uniform[candidate]
         tensors = {layer.input for layer in layers}
-        specs = {t: spec for t, spec in grids.scheme.activations.items() if t in tensors}
-        slim = {t: spec for t, spec in grids.scheme.requantized.items() if t in tensors}
-        scheme = replace(grids.scheme, layers=tuple(layers), activations=specs, requantized=slim)
+        activations = {t: spec for t, spec in uniform.scheme.activations.items() if t in tensors}
+        requantized = {t: spec for t, spec in uniform.scheme.requantized.items() if t in tensors}
+        scheme = replace(uniform.scheme, layers=tuple(layers), activations=activations, requantized=requantized)
         params = {layer.name: self.params[layer.name][candidate] for layer in layers}
-        return emit_qdq(cut, scheme, grids.activations, grids.requantized, params, encoding=self.config.encoding)
+        return emit_qdq(cut, scheme, uniform.grids, params, encoding=self.config.encoding)
 
     def _cost(self, layers: list[LayerScheme], candidate: Candidate) -> Cost:
         """Bytes of the layers and of what puts their inputs on their grids, and bit operations of one sample."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,8 @@ from ..errors import DataError
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..runtime.session import Session
-from ..spec import QParams, QuantScheme, QuantSpec
-from .padding_mask import Padding, find_real
+from ..spec import Grids, QParams, QuantScheme, QuantSpec
+from .padding_mask import PaddingMask, find_real
 
 # All planned activations of one batch may take so many bytes.
 BATCH_BYTES = 128 * 2**20
@@ -70,19 +71,30 @@ class Batches:
         return {**self.__dict__, "_read": partial(iter, tuple(self))}
 
 
-def collect_histograms(
-    model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, *, threads: int = 0
-) -> dict[str, Histogram]:
-    """Histogram of every tensor named, over the whole set but its padding, in one streamed pass.
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass of the float model over the calibration set found.
+
+    histograms: of every tensor of a scheme's activations. batch: how many samples at once keep these activations within
+    BATCH_BYTES.
+    """
+
+    histograms: Mapping[str, Histogram]
+    batch: int
+
+
+def collect_statistics(
+    model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, padding: PaddingMask, *, threads: int = 0
+) -> Statistics:
+    """Histograms of the tensors over the whole set but its padding, in one streamed pass.
 
     Raises DataError where the float model gives a value that is not finite.
     """
-    if not tensors:
-        return {}
     session = Session(model, also=tensors, name="the prepared model", threads=threads)
-    histograms, padding = {name: Histogram() for name in tensors}, Padding(model)
+    size = batch_size(session, samples)
+    histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
-    for feeds in samples.batches(batch_size(session, samples)):
+    for feeds in samples.batches(size) if tensors else ():
         values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
         for name, histogram in histograms.items():
             try:
@@ -92,18 +104,18 @@ def collect_histograms(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
                     " check the preprocessing, or the model on these samples"
                 ) from error
-    return histograms
+    return Statistics(histograms, size)
 
 
 def choose_grids(
     scheme: QuantScheme,
-    histograms: dict[str, Histogram],
+    histograms: Mapping[str, Histogram],
     config: QuantizeConfig,
     known: dict[Any, QParams] | None = None,
-) -> tuple[dict[str, QParams], dict[str, QParams]]:
-    """First grids of the planned activations and of their narrowed copies; tensors that share a grid get one.
+) -> Grids:
+    """First grids of the scheme's activations; tensors that share a grid get one.
 
-    known: what was chosen from these histograms for other plans; grows.
+    ``known`` holds grids that were chosen from these histograms for other schemes; grids that are new are added to it.
     """
     sets = {t: members for members in scheme.shared for t in members}
     known = {} if known is None else known
@@ -119,4 +131,4 @@ def choose_grids(
         return known[key]
 
     activations = {tensor: choose(sets.get(tensor, (tensor,)), spec) for tensor, spec in scheme.activations.items()}
-    return activations, {tensor: choose((tensor,), spec) for tensor, spec in scheme.requantized.items()}
+    return Grids(activations, {tensor: choose((tensor,), spec) for tensor, spec in scheme.requantized.items()})

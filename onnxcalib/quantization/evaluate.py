@@ -1,4 +1,4 @@
-"""Appraise: what each step of a pipeline did to the outputs, on the calibration set."""
+"""Evaluate: what each stage of a pipeline did to the outputs, on the calibration set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from .calibrate import batch_size
 from .output_tally import OutputTally
-from .padding_mask import Padding, find_real
+from .padding_mask import PaddingMask, find_real
 
 # Of each output the divergence, as a bit plan's loss counts it: SQNR says little of class scores, all of which may move
 # together. Of outputs that are no floats, where none is, the share of samples that differ.
@@ -24,10 +24,12 @@ Losses = Mapping[str, float]
 class Evaluator:
     """The float model's outputs, run once and kept in the store, to which quantized models are compared."""
 
-    def __init__(self, original: ModelProto, samples: CalibrationSet, store: Store, threads: int) -> None:
-        self.samples, self.store, self.threads = samples, store, threads
+    def __init__(
+        self, original: ModelProto, samples: CalibrationSet, padding: PaddingMask, store: Store, threads: int
+    ) -> None:
+        self.samples, self.padding, self.store, self.threads = samples, padding, store, threads
         session = Session(original, threads=threads)
-        self.size, self.names, self.padding = batch_size(session, samples), session.outputs, Padding(original)
+        self.size, self.names = batch_size(session, samples), session.outputs
         for feeds in samples.batches(self.size):
             for name, value in session.run(feeds).items():
                 store.append(f"wanted:{name}", value)

@@ -1,4 +1,4 @@
-"""Align: give the first layers' inputs 8-bit grids whose steps are the levels of their values, where they have such.
+"""Lossless input grids: 8-bit grids on the levels of what the first layers read, where these have few levels.
 
 The pixels of an image have 256 levels a channel. Normalization by a mean and a deviation of each channel moves them off
 any grid of one scale a tensor, and on the ResNets half of what 8 bits lost was lost there, at the input.
@@ -7,6 +7,7 @@ any grid of one scale a tensor, and on the ResNets half of what 8 bits lost was 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -21,22 +22,28 @@ from ..numeric.histogram import Histogram
 from ..numeric.levels import Levels, find_levels, shared_grid, stretch
 from ..runtime.session import Session
 from ..spec import LayerScheme, QParams, QuantScheme
-from .padding_mask import Padding, find_real, select
+from .padding_mask import PaddingMask, find_real, select
 
 # Samples from all over the set in which levels are looked for, a few at a time.
-SAMPLES, BATCH = 32, 4
+LEVEL_SAMPLES, LEVEL_BATCH = 32, 4
+
+
+class LosslessGrids(NamedTuple):
+    """Grids of tensors that hold their levels without error; rescaled: layers that were made to read other units."""
+
+    grids: Mapping[str, QParams]
+    rescaled: int
 
 
 def find_lossless_grids(
-    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0
-) -> tuple[dict[str, QParams], int]:
-    """The grids of tensors on which first layers read the levels of their inputs as they are.
+    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, padding: PaddingMask, threads: int = 0
+) -> LosslessGrids:
+    """The grids on which the first layers read the levels of their inputs without error, by some of the samples.
 
-    Where no grid of one scale does, the layer is made to read its input in units of the levels, if it can: mutates
-    ``model``, and counts how often; the model then needs another plan. What the other samples hold is for
-    ``keep_aligned`` to judge.
+    Where no grid of one scale does, the layer is made to read its input in units of the levels, if it can. That changes
+    ``model``, which then needs another scheme. ``keep_lossless`` drops the grids that do not hold all samples.
     """
-    index, padding = Index(model.graph), Padding(model)
+    index = Index(model.graph)
     types = infer_types(model)
     names = {layer.name for layer in scheme.layers}
     found: dict[tuple[str, bool], Levels | None] = {}
@@ -45,18 +52,14 @@ def find_lossless_grids(
     for layer in (layer for layer in scheme.layers if not layer.reads_float):
         before = needed_nodes(index, index.inputs, [layer.input])
         spec = scheme.activations[layer.input]
-        if (
-            before & names
-            or layer.activation_spec != spec
-            or spec.bits < FULL_BITS
-            or layer.input in scheme.nonnegative
-        ):
+        own_grid = layer.activation_spec == spec and spec.bits >= FULL_BITS and layer.input not in scheme.nonnegative
+        if before & names or not own_grid:
             continue
         key = (layer.input, layer.op == "Conv")
         if key not in found:
             inputs = needed_inputs(index, index.inputs, [layer.input])
-            cut = extract(model, types, inputs=inputs, outputs=[layer.input])
-            found[key] = _read_levels(layer, _values(cut, samples, threads, padding))
+            subgraph = extract(model, types, inputs=inputs, outputs=[layer.input])
+            found[key] = _read_levels(layer, _values(subgraph, samples, threads, padding))
         levels = found[key]
         if levels is None:
             continue
@@ -68,14 +71,14 @@ def find_lossless_grids(
             factor, shift, unit_grid = units
             fixed[rescale_input(model, layer, factor, shift)] = unit_grid
             rewritten += 1
-    return fixed, rewritten
+    return LosslessGrids(fixed, rewritten)
 
 
 def keep_lossless(fixed: Mapping[str, QParams], histograms: Mapping[str, Histogram]) -> dict[str, QParams]:
-    """Of ``fixed`` the grids that hold all values of the calibration set; the others are to be chosen as any.
+    """Those of the grids that hold all values of the calibration set; other tensors get grids as any.
 
-    A grid that tensors share is kept for all of them or for none. A layer that was made to read other units for the
-    sake of a grid that is dropped goes on to do so.
+    A grid that tensors share is kept for all of them or for none. Where a grid is dropped for which a layer was made to
+    read other units, the layer goes on to read them.
     """
     dropped = {id(grid) for tensor, grid in fixed.items() if not _holds(grid, histograms[tensor])}
     return {tensor: grid for tensor, grid in fixed.items() if id(grid) not in dropped}
@@ -88,7 +91,7 @@ def _holds(grid: QParams, histogram: Histogram) -> bool:
 
 
 def _moved_from_input(index: Index, tensor: str) -> set[str]:
-    """The tensor and those before it that hold the same values in other places."""
+    """The tensor and those before it that hold the same values in another order."""
     found = {tensor}
     while (node := index.producer.get(tensor)) is not None and moves_values(index, node):
         tensor = node.input[0]
@@ -112,14 +115,14 @@ def _read_levels(layer: LayerScheme, given: Iterator[tuple[np.ndarray, np.ndarra
 
 
 def _values(
-    cut: ModelProto, samples: CalibrationSet, threads: int, padding: Padding
+    subgraph: ModelProto, samples: CalibrationSet, threads: int, padding: PaddingMask
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The one output of ``cut`` on samples from all over the set, and which of its places count."""
-    tensor = cut.graph.output[0].name
-    names = [value.name for value in cut.graph.input]
-    session = Session(cut, name=f"the model up to {tensor}", threads=threads) if cut.graph.node else None
-    size = samples.fixed_batch or BATCH
-    chosen = np.linspace(0, max(0, len(samples) - size), max(1, SAMPLES // size)).astype(int)
+    """The one output of a subgraph on samples from all over the set, and which of its elements are no padding."""
+    tensor = subgraph.graph.output[0].name
+    names = [value.name for value in subgraph.graph.input]
+    session = Session(subgraph, name=f"the model up to {tensor}", threads=threads) if subgraph.graph.node else None
+    size = samples.fixed_batch or LEVEL_BATCH
+    chosen = np.linspace(0, max(0, len(samples) - size), max(1, LEVEL_SAMPLES // size)).astype(int)
     for start in np.unique(chosen):
         for part in samples.split(size, range(start, min(start + size, len(samples)))):
             feeds = samples.read(part)

@@ -29,7 +29,7 @@ def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
     return None if real.all() else real
 
 
-class Padding:
+class PaddingMask:
     """Where a model's tensors hold padding: on the axes that count tokens, by its graph."""
 
     def __init__(self, model: ModelProto) -> None:
@@ -39,8 +39,8 @@ class Padding:
     def axes(self) -> dict[str, TokenAxes]:
         """Tensor -> axes that count tokens and samples."""
         model = copy_without_weights(self.model)
-        for step in (spell_domain, inline_functions):  # the model may be as the user gave it
-            step(model)
+        for rewrite in (spell_domain, inline_functions):  # the model may be as the user gave it
+            rewrite(model)
         shape = infer_shapes(model).get(MASK, ())
         return find_tokens(model, TOKENS, shape if len(shape) == 2 else (None, None))
 
@@ -105,7 +105,7 @@ def select(values: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
 class Unpadded(nn.Module):
     """A block whose outputs are zero at padding; it takes which tokens count, bool (samples, tokens), as last input."""
 
-    def __init__(self, module: nn.Module, outputs: Sequence[str], padding: Padding) -> None:
+    def __init__(self, module: nn.Module, outputs: Sequence[str], padding: PaddingMask) -> None:
         super().__init__()
         self.module, self.outputs, self.padding = module, outputs, padding
 

@@ -1,8 +1,10 @@
-"""Prepare: bring a model into the form that planning expects, its outputs unchanged."""
+"""Prepare: rewrite a model into the form that the quantization scheme expects, its outputs unchanged."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -27,11 +29,11 @@ from ..runtime.session import Session, is_float
 
 # Largest change of an output by the passes, relative to its largest value: they reorder float32 sums, no more; of a
 # float16 model, which then computes in float32, the rounding that it had.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+TOLERANCE, FLOAT16_TOLERANCE = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Rewritten:
     """The rewritten model, each pass with its count of rewrites, and the norms folded into layers."""
 
     model: ModelProto
@@ -41,10 +43,10 @@ class Prepared:
     @property
     def tolerance(self) -> float:
         """What ``check_unchanged`` may find."""
-        return HALF_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
+        return FLOAT16_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
 
 
-def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
+def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     """Normalise, raise the opset as far as the bits need it, fold constants and norms; mutates ``model``.
 
     Raises ModelError for a model that cannot be quantized.
@@ -54,32 +56,33 @@ def prepare(model: ModelProto, config: QuantizeConfig) -> Prepared:
     raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
-    for step in (fold_constants, widen_float16, merge_duplicates):
-        passes[step.__name__] = step(model)
+    for graph_pass in (fold_constants, widen_float16, merge_duplicates):
+        passes[graph_pass.__name__] = graph_pass(model)
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
-    for step in (
+    for graph_pass in (
         fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, globalise_pools,
     ):  # fmt: skip
-        passes[step.__name__] = step(model)
+        passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)
-    return Prepared(model, passes, norms)
+    return Rewritten(model, passes, norms)
 
 
 def check_unchanged(
-    original: ModelProto,
+    wanted: Mapping[str, Any],
     prepared: ModelProto,
-    feeds: dict[str, np.ndarray],
+    feeds: Mapping[str, Any],
     threads: int = 0,
     *,
     tolerance: float = TOLERANCE,
 ) -> float:
     """Largest change of any float output on one batch, relative to its largest value; ModelError above ``tolerance``.
 
+    ``wanted`` are the outputs of the model as it was given.
+
     Values that are not finite in the original are left to calibration, which names where they come from.
     """
-    wanted = Session(original, threads=threads).run(feeds)  # gone before the other is made
     given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
     floats = {name: value for name, value in wanted.items() if is_float(value)}
     changes = {name: _change(value, given[name]) for name, value in floats.items()}

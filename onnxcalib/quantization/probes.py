@@ -8,7 +8,10 @@ are summed first, as what one place adds another may take away, which is most of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from ..spec import LayerScheme
 from .calibrate import batch_size
 from .learn import check_parity
 from .solve import MOST_INPUTS
-from .state import PROBE, ReconstructionState
+from .state import FLOAT, PROBE, ReconstructionState
 
 # Random sums of a layer's channels, as which each direction is kept.
 SIGNS = 8
@@ -37,27 +40,34 @@ MOST_MODEL_BYTES = 2**29
 MOST_STORED_BYTES = 2**32
 
 
-def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions: int) -> tuple[int, str | None]:
-    """Store the probes of layers with weights of few bits, where they help, for every sample of the walk.
+class Drawn(NamedTuple):
+    """How many layers have probes, and why none has where they were to have some."""
 
-    Those of a layer that gives (N, C, *places) or (N, *places, C) are (N, directions * SIGNS, P). Returns how many
-    layers have some, and why none has where the model is none for torch.
+    layers: int = 0
+    reason: str | None = None
+
+
+def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions: int) -> Drawn:
+    """Store the probes of layers with weights of few bits, where they help, for every stored sample.
+
+    The probes of a layer with P output positions are (N, directions * SIGNS, P).
     """
     layers = {layer.output: layer for layer in _list_layers(state)}
     if not directions or not layers:
-        return 0, None
-    size = model_bytes(state.model)
+        return Drawn()
+    size = model_bytes(state.problem.model)
     if size > MOST_MODEL_BYTES:
-        return 0, f"the model has {size / 2**20:.0f} MB, more than the {MOST_MODEL_BYTES / 2**20:.0f} MB for torch"
-    session = Session(state.model, also=list(layers), threads=state.config.threads or 0)
+        most = MOST_MODEL_BYTES / 2**20
+        return Drawn(reason=f"the model has {size / 2**20:.0f} MB, more than the {most:.0f} MB for torch")
+    session = Session(state.problem.model, also=list(layers), threads=state.problem.threads)
     reason = None
     try:
-        _Puller(state, layers, directions).run(batch_size(session, samples, MOST_BYTES))
+        _Puller(state, layers, directions).run(session, batch_size(session, samples, MOST_BYTES))
     except BlockError as error:
-        for name in [name for name in state.store.names() if name.startswith(PROBE)]:
-            state.store.drop(name)
+        for name in [name for name in state.stored.store.names() if name.startswith(PROBE)]:
+            state.stored.store.drop(name)
         reason = str(error)
-    return sum(name.startswith(PROBE) for name in state.store.names()), reason
+    return Drawn(sum(name.startswith(PROBE) for name in state.stored.store.names()), reason)
 
 
 def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
@@ -66,7 +76,7 @@ def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
     Those that read few bits lose more to these than to their own weights. Few-bit weights in several groups lose so
     much that the model leaves the Jacobian's reach (MobileNetV2 at W4A8: 1 point less agreement with probes).
     """
-    few = [layer for layer in state.scheme.layers if layer.weight_spec.bits < FULL_BITS]
+    few = [layer for layer in state.problem.scheme.layers if layer.weight_spec.bits < FULL_BITS]
     if any(layer.groups > 1 for layer in few):
         return []
     return [
@@ -74,7 +84,7 @@ def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
         for layer in few
         if layer.activation_spec.bits == FULL_BITS
         and layer.op != "ConvTranspose"
-        and to_rows(constant(state.index, layer.weight), layer).shape[2] <= MOST_INPUTS
+        and to_rows(constant(state.problem.index, layer.weight), layer).shape[2] <= MOST_INPUTS
     ]
 
 
@@ -82,21 +92,25 @@ class _Puller:
     """The float model in torch, through which directions of its outputs are pulled back."""
 
     def __init__(self, state: ReconstructionState, layers: dict[str, LayerScheme], directions: int):
-        self.state, self.layers, self.directions = state, layers, directions
-        self.module = to_torch(state.model)
-        self.inputs = [i.name for i in inputs_of(state.model)]
-        self.outputs = [o.name for o in state.model.graph.output]
+        self.problem, self.stored = state.problem, state.stored
+        self.layers, self.directions = layers, directions
+        self.module = to_torch(state.problem.model)
+        self.inputs = [i.name for i in inputs_of(state.problem.model)]
+        self.outputs = [o.name for o in state.problem.model.graph.output]
         self.returned = list(layers)
         self.felt: set[str] = set()
-        self.generator = torch.Generator().manual_seed(state.config.seed)
+        self.generator = torch.Generator().manual_seed(state.problem.config.seed)
 
-    def run(self, size: int) -> None:
-        """Store the probes of all batches, ``size`` samples at once; of layers without any for a sample, none."""
-        self._check_parity(size)
+    def run(self, session: Session, size: int) -> None:
+        """Store the probes of all batches, ``size`` samples at once; of layers without any for a sample, none.
+
+        ``session`` is the same model in onnxruntime.
+        """
+        self._check_parity(session, size)
         return_also(self.module, self.returned)
-        self.module.to(self.state.device)
-        for number, count in enumerate(self.state.sizes):
-            feeds = self.state.feeds("float:", self.inputs, number)
+        self.module.to(self.problem.device)
+        for number, count in enumerate(self.stored.sizes):
+            feeds = self.stored.feeds(FLOAT, self.inputs, number)
             if not self.layers:
                 return
             rows = [range(at, min(at + size, count)) for at in range(0, count, size)]
@@ -104,59 +118,56 @@ class _Puller:
             for tensor in [t for t in self.layers if not all(t in part for part in parts)]:
                 self._drop(tensor)
             for tensor in self.layers:
-                self.state.store.append(PROBE + tensor, np.concatenate([part[tensor] for part in parts]))
+                self.stored.store.append(PROBE + tensor, np.concatenate([part[tensor] for part in parts]))
             self._check_room()
         for tensor in self.layers.keys() - self.felt:
             self._drop(tensor)
 
     def _drop(self, tensor: str) -> None:
         del self.layers[tensor]
-        if PROBE + tensor in self.state.store:
-            self.state.store.drop(PROBE + tensor)
+        if PROBE + tensor in self.stored.store:
+            self.stored.store.drop(PROBE + tensor)
 
     def _check_room(self) -> None:
         """Refuse what would fill the disk, from the size of the first batch."""
-        size = sum(self.state.store.batch(PROBE + tensor, 0).nbytes for tensor in self.layers)
-        counts = self.state.store.counts(f"float:{self.inputs[0]}")
+        size = sum(self.stored.store.batch(PROBE + tensor, 0).nbytes for tensor in self.layers)
+        counts = self.stored.store.counts(f"{FLOAT}{self.inputs[0]}")
         total = size * sum(counts) / counts[0]
         if total > MOST_STORED_BYTES:
             room = MOST_STORED_BYTES / 2**30
             raise BlockError(f"their probes would take {total / 2**30:.0f} GB of disk, more than {room:.0f} GB")
 
-    def _check_parity(self, size: int) -> None:
-        count = self.state.sizes[0]
-        feeds = _take_rows(self.state.feeds("float:", self.inputs, 0), count, range(min(size, count)))
-        outputs = list(Session(self.state.model, threads=self.state.config.threads or 0).run(feeds).values())
-        check_parity(self.module, self.state.model, feeds, outputs)
+    def _check_parity(self, session: Session, size: int) -> None:
+        count = self.stored.sizes[0]
+        feeds = _take_rows(self.stored.feeds(FLOAT, self.inputs, 0), count, range(min(size, count)))
+        outputs = list(session.run(feeds, self.outputs).values())
+        check_parity(self.module, self.problem.model, feeds, outputs)
 
     def _real(self, number: int, rows: range) -> torch.Tensor | None:
         """Which tokens of these samples of a batch count; None where all do."""
-        mask = self.state.masks[number]
-        return None if mask is None else torch.from_numpy(mask[rows.start : rows.stop]).to(self.state.device)
+        mask = self.stored.masks[number]
+        return None if mask is None else torch.from_numpy(mask[rows.start : rows.stop]).to(self.problem.device)
 
     def _pull(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
         """Probes (N, directions * SIGNS, P) of these samples, by the layer's output; zero at padding."""
-        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.state.device) for t in self.inputs]
-        blank = partial(self.state.padding.blank, real=real)
-        try:
+        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.problem.device) for t in self.inputs]
+        blank = partial(self.problem.padding.blank, real=real)
+        with _refusing():
             values = self.module(*inputs)
-            given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
-            made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
-            outputs = [blank(t, v) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad]
-            if not outputs:
-                raise BlockError("no output has a gradient")
-            found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
-            for number in range(self.directions):
-                score = sum(self._direct(v) for v in outputs)
-                more = number < self.directions - 1
+        given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
+        made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
+        outputs = [blank(t, v) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad]
+        if not outputs:
+            raise BlockError("no output has a gradient")
+        found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
+        for number in range(self.directions):
+            score = sum(self._direct(v) for v in outputs)
+            more = number < self.directions - 1
+            with _refusing():
                 pulled = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
-                for tensor, gradient in zip(made, pulled, strict=True):
-                    if gradient is not None and gradient.dim() > 1 and len(gradient) == samples:
-                        found[tensor].append(self._mix(blank(tensor, gradient), self.layers[tensor]))
-        except BlockError:
-            raise
-        except Exception as error:  # any fault of torch or onnx2torch means that the model is not for torch
-            raise BlockError(f"{type(error).__name__}: {first_line(error)}") from error
+            for tensor, gradient in zip(made, pulled, strict=True):
+                if gradient is not None and gradient.dim() > 1 and len(gradient) == samples:
+                    found[tensor].append(self._mix(blank(tensor, gradient), self.layers[tensor]))
         probes = {t: _level(torch.cat(parts, 1)) for t, parts in found.items() if parts}
         self.felt |= {t for t, value in probes.items() if value.any()}
         return {t: value.half().cpu().numpy() for t, value in probes.items()}
@@ -175,6 +186,20 @@ class _Puller:
             channels = gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT
         signs = torch.randint(2, (len(channels), SIGNS, channels.shape[1]), generator=self.generator) * 2 - 1
         return signs.to(channels) @ channels
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns faults of torch and of onnx2torch's modules, which may raise anything, into BlockError.
+
+    Too little memory says nothing of the model, and stays what it is.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise BlockError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _level(probes: torch.Tensor) -> torch.Tensor:

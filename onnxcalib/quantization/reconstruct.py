@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from ..config import FULL_BITS
 from ..graph.blocks import single_layers
 from ..graph.index import reads
@@ -14,31 +12,31 @@ from ..numeric.adaquant import Outcome
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError
 from ..spec import Block
-from .learn import Learner, Samples, layer_of
+from .learn import Learner, MiniBatches, convert_block
 from .solve import solve_block
-from .state import ReconstructionState, read_later, run
+from .state import ReconstructionState, read_later, run_block
 
-# One sample in so many judges a block and is not learned from.
-HELD_OUT = 8
+# One sample in so many is held out from learning a block, and says which iteration is kept.
+BLOCK_HOLDOUT = 8
 
 
 def reconstruct(state: ReconstructionState, blocks: Sequence[Block], observer: Observer) -> tuple[BlockRecord, ...]:
-    """Walk the blocks in order; ``walk`` ends with the grids and the LayerParams of all layers."""
+    """Reconstruct the blocks in order; ``state`` ends with the grids and the LayerParams of all layers."""
     records: list[BlockRecord] = []
     observer.blocks(sum(bool(b.layers) for b in blocks))
     for block, later in zip(blocks, read_later(state, blocks, set()), strict=True):
-        run(state, block, later, quantized=False)
+        run_block(state, block, later, quantized=False)
         if block.layers:
-            settled = list(_settle(state, block, later))
-            records += settled
-            observer.block(settled[-1])
+            found = list(_reconstruct_block(state, block, later))
+            records += found
+            observer.block(found[-1])
         state.frozen |= _read_inside(state, block)
-        run(state, block, later, quantized=True)
-        state.forget(later)
+        run_block(state, block, later, quantized=True)
+        state.stored.forget(later)
     return tuple(records)
 
 
-def _settle(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
+def _reconstruct_block(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve and learn one block; where it cannot be learned as one, its layers are, one by one."""
     start = time.perf_counter()
     reasons = solve_block(state, block)
@@ -53,22 +51,22 @@ def _settle(state: ReconstructionState, block: Block, later: set[str]) -> Iterat
     except BlockError as error:
         reason = str(error)
     if len(block.layers) == 1:
-        yield _settle_part(state, block, rounded, reason, steps=0)
+        yield _reconstruct_part(state, block, rounded, reason, steps=0)
         return
-    parts = single_layers(state.model, state.scheme, block)
+    parts = single_layers(state.problem.model, state.problem.scheme, block)
     for part, read in zip(parts, read_later(state, parts, later), strict=True):
-        run(state, part, read, quantized=False)
+        run_block(state, part, read, quantized=False)
         if part.layers:
             rounded = _join(reasons, part)
-            yield _settle_part(state, part, rounded, reason, steps=_steps(state, part, rounded))
+            yield _reconstruct_part(state, part, rounded, reason, steps=_steps(state, part, rounded))
         state.frozen |= _read_inside(state, part)
-        run(state, part, read, quantized=True)
+        run_block(state, part, read, quantized=True)
 
 
 def _steps(state: ReconstructionState, block: Block, rounded: str | None) -> int:
-    layers = [layer_of(state, name) for name in block.layers]
+    layers = [state.problem.layers[name] for name in block.layers]
     hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
-    return state.config.block_steps(solved=rounded is None, hard=hard)
+    return state.problem.config.block_steps(solved=rounded is None, hard=hard)
 
 
 def _join(reasons: dict[str, str], block: Block) -> str | None:
@@ -78,8 +76,7 @@ def _join(reasons: dict[str, str], block: Block) -> str | None:
 def _learned_record(
     state: ReconstructionState, block: Block, reason: str | None, start: float, *, steps: int
 ) -> BlockRecord:
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they were
-        outcome = _learn(state, block, steps)
+    outcome = _learn(state, block, steps)
     kept = outcome.step > 0
     if not kept:
         reason = "; ".join(filter(None, (reason, "the loss on held-out samples did not fall")))
@@ -88,7 +85,7 @@ def _learned_record(
     return BlockRecord(block.name, block.layers, name, reason, outcome.before, outcome.after, seconds)
 
 
-def _settle_part(
+def _reconstruct_part(
     state: ReconstructionState, part: Block, rounded: str | None, reason: str, *, steps: int
 ) -> BlockRecord:
     """One layer of a block that torch does not take: learned alone if it can be, else left as it was solved."""
@@ -110,15 +107,15 @@ def _solved_record(block: Block, rounded: str | None, reason: str | None, start:
 
 
 def _read_inside(state: ReconstructionState, block: Block) -> set[str]:
-    """Tensors that the block reads: what follows was learned on their grids, which must not change any more."""
-    return {t for n in state.model.graph.node if n.name in block.nodes for t in reads(n)}
+    """Tensors that the block reads: its layers were solved on their grids, which must not change any more."""
+    return {t for n in state.problem.model.graph.node if n.name in block.nodes for t in reads(n)}
 
 
 def _learn(state: ReconstructionState, block: Block, steps: int) -> Outcome:
-    """AdaQuant on the block; its results go into ``walk``. Raises BlockError, having changed nothing."""
-    learner = Learner(state, block, frozen=False)
-    data = Samples(state, block, learner.size, judges=HELD_OUT)
-    outcome = learner.learn(data.draw, data.held_out, steps=steps)
+    """AdaQuant on the block; its results go into ``state``. Raises BlockError, having changed nothing."""
+    learner = Learner(state, convert_block(state, block), frozen=False)
+    data = MiniBatches(state, block, learner.size, holdout=BLOCK_HOLDOUT)
+    outcome = learner.learn(data.draw, data.read_held_out, steps=steps)
     if outcome.step:
         learner.read_back()
     return outcome

@@ -1,4 +1,4 @@
-"""One run over one model: its settings, what it says and times, the prepared model, its schemes and what they write."""
+"""One run over one model: what it says and times, and the prepared model with all that follows from its settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,19 @@ from ..bitplan import BitPlan
 from ..config import BUDGETS, FLOAT_BITS, FULL_BITS, PLACES, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet, open_calibration
 from ..errors import ConfigError
-from ..graph.emit import emit_qdq
+from ..graph.emit import LayerParams, emit_qdq
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
-from ..numeric.histogram import Histogram
 from ..report import Observer
 from ..runtime.device import choose_device
 from ..runtime.session import Session
-from ..spec import VERSION_KEY, QParams, QuantScheme
-from .calibrate import choose_grids, collect_histograms
+from ..spec import VERSION_KEY, Candidate, Grids, QParams, QuantScheme
+from .calibrate import Statistics, choose_grids, collect_statistics
 from .input_grid import find_lossless_grids, keep_lossless
-from .prepare import Prepared, check_unchanged, prepare
+from .padding_mask import PaddingMask
+from .prepare import check_unchanged, rewrite
 from .smoke_test import run_longest_texts
 
 # The text of the settings fills multiples of so many bytes: a file's size, which may be limited, hardly depends on it.
@@ -38,21 +39,10 @@ SETTINGS_BYTES = 256
 _UNTOLD = {**dict.fromkeys((*PLACES, *BUDGETS, "candidates", "latencies"), True), "data": {"tokenizer"}}
 
 
-@dataclass(frozen=True)
-class Ready:
-    """The model as it was given and as it is prepared, its nodes' names before, and what its samples say of it."""
-
-    original: ModelProto
-    prepared: Prepared
-    names: list[str]
-    samples: CalibrationSet
-    fixed: dict[str, QParams]
-
-
 class Run:
-    """What the jobs on one model share.
+    """What a run tells and keeps as it goes: its observer, its times, and what goes into the report.
 
-    given: the settings as a user gave them; config: the same, with the bits of a plan once it is obeyed.
+    seconds: stage -> time. left_out: what was not done -> why.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
@@ -62,12 +52,13 @@ class Run:
                 f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read 8 or 4;"
                 " take one of them out"
             )
-        self.given = self.config = config
+        self.config = config
         self.observer = observer
         self.threads = config.threads or 0
         self.device = choose_device(config.device)
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.left_out: dict[str, str] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -77,82 +68,75 @@ class Run:
         yield
         self.seconds[name] = time.perf_counter() - start
 
-    def prepare(self, model, calibration) -> Ready:
-        """Load and rewrite the model, open the samples, and see that the outputs are as before."""
-        with self.stage("prepare"):
-            original = load(model)
-            session = Session(original, threads=self.threads)
-            samples = self._open(original, calibration)
-            run_longest_texts(session, samples)
-            del session  # large models are held once
-            prepared = prepare(load_model(original), self.config)
-            ready = Ready(original, prepared, [n.name for n in original.graph.node if n.name], samples, {})
-            # Bits that are planned may be more than the settings': whether to rescale must not depend on them.
-            scheme = self.scheme(ready, **({"activation_bits": FULL_BITS} if self.config.planned else {}))
-            fixed, rescaled = find_lossless_grids(prepared.model, scheme, samples, self.threads)
-            if rescaled:
-                prepared.passes["rescale_input"] = rescaled
-                scheme = self.scheme(ready)
-            for name, count in prepared.passes.items():
-                if count:
-                    self.observer.note(f"{name}: {count}")
-            feeds = samples.read(range(samples.fixed_batch or 1))
-            change = check_unchanged(original, prepared.model, feeds, self.threads, tolerance=prepared.tolerance)
-            self.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
-            self.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
-        return replace(ready, fixed=fixed)
-
-    def _open(self, model: ModelProto, calibration) -> CalibrationSet:
-        samples = open_calibration(calibration, inputs_of(model), self.config.data, limit=self.config.samples)
-        for text in samples.warnings:
-            self.warn(text)
-        return samples
-
     def warn(self, text: str) -> None:
         """Tell the observer, and the report."""
         self.warnings.append(text)
         self.observer.warn(text)
 
-    def scheme(self, ready: Ready, layers: Mapping[str, LayerConfig] | None = None, **bits: int) -> QuantScheme:
-        """The scheme of the settings, or of other bits; those of ``layers``, by name, stand above both."""
-        model = ready.prepared.model
-        chosen = resolve_names(model, self.config, before=ready.names)
-        return make_scheme(
-            model,
-            weight_bits=bits.get("weight_bits", self.config.weight_bits),
-            activation_bits=bits.get("activation_bits", self.config.activation_bits),
-            first_last_bits=self.config.first_last_bits,
-            block_size=self.config.block_size,
-            embedding_bits=self.config.embedding_bits or self.config.weight_bits,
-            pair_limits=self.config.weight_range == "bounded",
-            selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
+    def leave_out(self, what: str, reason: str) -> None:
+        """Tell the observer, and the report, what is not done, and why."""
+        self.left_out[what] = reason
+        self.observer.note(f"{what}: none, {reason}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model that was rewritten for quantization, its samples, and what follows from the settings.
+
+    config: the settings with the bits of a plan, once there is one. original: the model as it was given. model: the
+    rewritten one. names: the original's nodes. passes: rewrites by graph pass. lossless: grids that hold the first
+    layers' inputs without error, as far as some samples tell.
+    """
+
+    run: Run
+    config: QuantizeConfig
+    original: ModelProto
+    model: ModelProto
+    names: tuple[str, ...]
+    passes: Mapping[str, int]
+    samples: CalibrationSet
+    lossless: Mapping[str, QParams]
+    padding: PaddingMask
+
+    @cached_property
+    def scheme(self) -> QuantScheme:
+        """The scheme of the settings."""
+        return self.make_scheme()
+
+    @cached_property
+    def original_padding(self) -> PaddingMask:
+        """Where the original model's tensors hold padding."""
+        return PaddingMask(self.original)
+
+    def make_scheme(
+        self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
+    ) -> QuantScheme:
+        """The scheme of the settings, or with other bits everywhere; those of ``layers`` win over both."""
+        return _make_scheme(self.model, self.config, self.names, layers=layers, bits=bits)
+
+    def with_plan(self, plan: BitPlan) -> Prepared:
+        """The same with the bits of a plan for every layer."""
+        return replace(self, config=with_bits(self.config, plan.settings()))
+
+    def collect(self, scheme: QuantScheme) -> Statistics:
+        """Statistics of the scheme's activations over all samples."""
+        return collect_statistics(
+            self.model, list(scheme.activations), self.samples, self.padding, threads=self.run.threads
         )
 
-    def grids(
-        self, ready: Ready, scheme: QuantScheme, histograms, known: dict[Any, QParams] | None = None
-    ) -> tuple[dict[str, QParams], dict[str, QParams]]:
-        """Grids of the planned tensors, those of the model's inputs on the levels of their values if that can be."""
-        activations, requantized = choose_grids(scheme, histograms, self.config, known)
-        return activations | self.keep_lossless(ready, scheme, histograms), requantized
+    def choose_grids(
+        self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
+    ) -> Grids:
+        """Grids of the scheme's activations; those of the model's inputs are lossless where all samples allow it."""
+        grids = choose_grids(scheme, statistics.histograms, self.config, known)
+        fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
+        return grids.updated(keep_lossless(fixed, statistics.histograms))
 
-    def keep_lossless(self, ready: Ready, scheme: QuantScheme, histograms) -> dict[str, QParams]:
-        """Grids on the levels of the inputs' values that hold for all samples."""
-        fixed = {t: grid for t, grid in ready.fixed.items() if scheme.activations[t].bits == grid.spec.bits}
-        return keep_lossless(fixed, histograms)
-
-    def collect(self, ready: Ready, scheme: QuantScheme) -> dict[str, Histogram]:
-        """Histograms of the planned tensors over all samples."""
-        return collect_histograms(ready.prepared.model, list(scheme.activations), ready.samples, threads=self.threads)
-
-    def obey(self, plan: BitPlan) -> None:
-        """Give every layer the bits of a plan."""
-        self.config = with_bits(self.config, plan.settings())
-
-    def emit(self, model: ModelProto, scheme: QuantScheme, grids, layers) -> ModelProto:
+    def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         """The QDQ model, which names the tool's version, the settings as they were given and every layer's bits."""
-        quantized = emit_qdq(model, scheme, *grids, layers, encoding=self.config.encoding, keep_outputs=False)
+        quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
         fold_integer_pads(quantized)
-        settings = self.given.model_dump_json(exclude=_UNTOLD)
+        settings = self.run.config.model_dump_json(exclude=_UNTOLD)
         entries = {
             VERSION_KEY: version("onnxcalib"),
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
@@ -162,6 +146,70 @@ class Run:
             entry = quantized.metadata_props.add()
             entry.key, entry.value = key, value
         return quantized
+
+
+def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: BitPlan | None = None) -> Prepared:
+    """Load and rewrite the model, open the samples, and check that the outputs are as before.
+
+    ``plan`` gives every layer its bits. Raises ModelError, DataError or ConfigError.
+    """
+    config = run.config if plan is None else with_bits(run.config, plan.settings())
+    with run.stage("prepare"):
+        original = load(model)
+        samples = open_calibration(calibration, inputs_of(original), config.data, limit=config.samples)
+        for text in samples.warnings:
+            run.warn(text)
+        feeds = samples.read(range(samples.fixed_batch or 1))
+        wanted = _run_original(original, samples, feeds, run.threads)
+        rewritten = rewrite(load_model(original), config)
+        names, passes = tuple(n.name for n in original.graph.node if n.name), dict(rewritten.passes)
+        # Bits that are planned may be more than the settings': whether to rescale must not depend on them.
+        bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
+        scheme, padding = _make_scheme(rewritten.model, config, names, bits=bits), PaddingMask(rewritten.model)
+        lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
+        if lossless.rescaled:
+            passes["rescale_input"] = lossless.rescaled
+            padding = PaddingMask(rewritten.model)
+        prepared = Prepared(run, config, original, rewritten.model, names, passes, samples, lossless.grids, padding)
+        for name, count in passes.items():
+            if count:
+                run.observer.note(f"{name}: {count}")
+        change = check_unchanged(wanted, rewritten.model, feeds, run.threads, tolerance=rewritten.tolerance)
+        scheme = prepared.scheme
+        run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
+        run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
+    return prepared
+
+
+def _run_original(
+    original: ModelProto, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
+) -> dict[str, Any]:
+    """Outputs on one batch. The session ends here: a large model is held once."""
+    session = Session(original, threads=threads)
+    run_longest_texts(session, samples)
+    return session.run(feeds)
+
+
+def _make_scheme(
+    model: ModelProto,
+    config: QuantizeConfig,
+    names: tuple[str, ...],
+    *,
+    layers: Mapping[str, LayerConfig] | None = None,
+    bits: Candidate | None = None,
+) -> QuantScheme:
+    chosen = resolve_names(model, config, before=names)
+    bits = bits or Candidate(config.weight_bits, config.activation_bits)
+    return make_scheme(
+        model,
+        weight_bits=bits.weight_bits,
+        activation_bits=bits.activation_bits,
+        first_last_bits=config.first_last_bits,
+        block_size=config.block_size,
+        embedding_bits=config.embedding_bits or config.weight_bits,
+        pair_limits=config.weight_range == "bounded",
+        selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
+    )
 
 
 def load(model: str | Path | ModelProto) -> ModelProto:

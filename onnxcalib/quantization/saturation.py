@@ -14,12 +14,12 @@ from ..graph.inspect.kernels import Kernel, find_kernels, find_source
 from ..graph.passes.normalise import tidy
 from ..graph.passes.saturating_sums import Saturated, saturate
 from ..numeric.saturation import find_wide_pairs, pair_bound
-from ..report import BoundRecord, OutputRecord, SaturationRecord
+from ..report import BoundRecord, SaturationRecord
 from ..runtime.session import Session
 from ..spec import INT16_MAX, VERSION_KEY
 from .calibrate import batch_size
 from .output_tally import OutputTally
-from .padding_mask import Padding, find_real
+from .padding_mask import PaddingMask, find_real
 
 # Samples that are run with saturating sums.
 LEAST_SAMPLES, MOST_SAMPLES = 16, 256
@@ -31,12 +31,18 @@ PRODUCT_BYTES = 32 * 2**20
 
 
 def measure_saturation(
-    original: ModelProto, quantized: ModelProto, optimized: GraphProto, samples: CalibrationSet, threads: int = 0
+    original: ModelProto,
+    quantized: ModelProto,
+    optimized: GraphProto,
+    samples: CalibrationSet,
+    *,
+    padding: PaddingMask,
+    threads: int = 0,
 ) -> SaturationRecord:
     """The bounds of all integer kernels, and the outputs of exact and of saturating sums against those of ``original``.
 
     Equal on all machines, but for operators that cannot be emulated. optimized: the graph that onnxruntime runs of
-    ``quantized``, as ``optimize`` gives it.
+    ``quantized``, as ``optimize`` gives it. padding: that of ``original``.
     """
     model = tidy(quantized)
     kernels = _restore_names(model, find_kernels(optimized))
@@ -54,10 +60,9 @@ def measure_saturation(
     record = replace(record, unread=tuple(unread))
     most = int(np.clip(MOST_SAMPLES * SHARE / share, LEAST_SAMPLES, MOST_SAMPLES))
     try:
-        count, exact, outputs = _compare((original, quantized), saturated, samples, most, threads)
+        return _compare(record, (original, quantized), saturated, samples, most, padding=padding, threads=threads)
     except ModelError as error:
         return replace(record, reason=str(error))
-    return replace(record, samples=count, exact=exact, outputs=outputs)
 
 
 def _restore_names(model: ModelProto, kernels: Iterable[Kernel]) -> list[Kernel]:
@@ -67,9 +72,16 @@ def _restore_names(model: ModelProto, kernels: Iterable[Kernel]) -> list[Kernel]
 
 
 def _compare(
-    models: tuple[ModelProto, ModelProto], saturated: Saturated, samples: CalibrationSet, most: int, threads: int
-) -> tuple[int, tuple[OutputRecord, ...], tuple[OutputRecord, ...]]:
-    """How many samples were run, ``most`` or the last batch's more, and what was found on them.
+    record: SaturationRecord,
+    models: tuple[ModelProto, ModelProto],
+    saturated: Saturated,
+    samples: CalibrationSet,
+    most: int,
+    *,
+    padding: PaddingMask,
+    threads: int,
+) -> SaturationRecord:
+    """The record with what was found on ``most`` samples, or on those of the last batch too.
 
     The float model's outputs against those of the quantized one with exact sums, and with saturating ones, which are
     none where no kernel is emulated.
@@ -78,7 +90,7 @@ def _compare(
     size = batch_size(Session(saturated.model, also=saturated.products, **how), samples, PRODUCT_BYTES)
     reference, exact = (Session(model, threads=threads) for model in models)
     sessions = [exact, *([Session(saturated.model, **how)] if saturated.products else [])]
-    tallies, padding, done = (OutputTally(), OutputTally()), Padding(models[0]), 0
+    tallies, done = (OutputTally(), OutputTally()), 0
     for feeds in samples.batches(min(size, most)):
         real, count = find_real(feeds), samples.count(feeds)
         wanted = padding.hide(reference.run(feeds), real)
@@ -87,7 +99,8 @@ def _compare(
         done += count
         if done >= most:
             break
-    return done, *(tally.records() for tally in tallies)
+    by_exact, by_saturating = (tally.records() for tally in tallies)
+    return replace(record, samples=done, exact=by_exact, outputs=by_saturating)
 
 
 def advise(found: SaturationRecord, quantized: ModelProto, samples: CalibrationSet) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -22,9 +22,9 @@ from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .padding_mask import select
 from .state import PROBE, ReconstructionState, SubgraphRunner
 
-# One sample in so many chooses the prior of every layer.
-HELD_OUT = 4
-# Columns seen per unknown of a row: neighbouring places are much alike, and more did not change a decimal.
+# One sample in so many is held out from solving a layer, and chooses its prior.
+PRIOR_HOLDOUT = 4
+# Columns seen per unknown of a row: neighbouring positions are much alike, and more did not change a decimal.
 COLUMNS_PER_INPUT = 128
 LEAST_COLUMNS = 2**15
 # Beyond so many inputs a channel the Gram matrix outgrows memory and time: such a layer is rounded, then learned.
@@ -35,15 +35,15 @@ UNFOLD_BYTES = 64 * 2**20
 TABLE_BYTES = 8 * 2**20
 # int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
 BIAS_LEVELS = 2.0**29
-# Samples that are seen through probes at once.
+# Samples whose probes are projected at once.
 ROWS = 8
 
 
 def round_layers(state: ReconstructionState) -> None:
     """Give every layer its LayerParams by rounding alone, biases as they are."""
-    for layer in state.scheme.layers:
-        weight = constant(state.index, layer.weight)
-        bias = constant(state.index, layer.bias).reshape(-1) if layer.bias else None
+    for layer in state.problem.scheme.layers:
+        weight = constant(state.problem.index, layer.weight)
+        bias = constant(state.problem.index, layer.bias).reshape(-1) if layer.bias else None
         rows, summing = torch.from_numpy(to_rows(weight, layer).copy()), _summing(layer, weight.shape)
         solution = round_layer(rows, layer.weight_spec, summing=summing)
         state.layers[layer.name] = _params(solution, layer, weight.shape, bias, state.input_grid(layer))
@@ -83,7 +83,7 @@ def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
     Returns the layers that were rounded, each with the reason.
     """
     reasons: dict[str, str] = {}
-    for layer in (layer for layer in state.scheme.layers if layer.name in block.layers):
+    for layer in (layer for layer in state.problem.scheme.layers if layer.name in block.layers):
         (state.layers[layer.name],), reason = solve_widths(state, block, layer, [layer.weight_spec])
         if reason is not None:
             reasons[layer.name] = reason
@@ -94,9 +94,9 @@ def solve_widths(
     state: ReconstructionState, block: Block, layer: LayerScheme, specs: Sequence[QuantSpec]
 ) -> tuple[list[LayerParams], str | None]:
     """LayerParams of one layer for each weight spec, from the same moments; the reason where it was rounded instead."""
-    weight = constant(state.index, layer.weight)
+    weight = constant(state.problem.index, layer.weight)
     rows = torch.from_numpy(to_rows(weight, layer).copy())
-    bias = constant(state.index, layer.bias).reshape(-1) if layer.bias else None
+    bias = constant(state.problem.index, layer.bias).reshape(-1) if layer.bias else None
     reason = solutions = None
     if layer.op == "ConvTranspose":
         reason = f"{layer.name}: a ConvTranspose has no columns to solve on"
@@ -150,75 +150,80 @@ def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams 
 class _Stream:
     """One layer's columns, batch by batch: its input from the quantized prefix, its target from the float model.
 
-    Where the layer's output is the last to reach an Add, the target also makes up for the error of what it is added to.
+    A column is what one output position reads, or one row of a matrix. Where the layer's output is the last to reach an
+    Add, the target also makes up for the error of the tensor that is added to it.
     """
 
     def __init__(self, state: ReconstructionState, block: Block, layer: LayerScheme, shape: tuple[int, ...]):
-        self.state, self.layer, self.shape = state, layer, shape
-        self.node = next(n for n in state.model.graph.node if n.name == layer.name)
-        self.other = _shortcut(state, block, layer)
-        self.join = state.index.readers(layer.output)[0].name if self.other else None
-        extra = [self.other] if self.other else []
+        self.state, self.stored, self.layer, self.shape = state, state.stored, layer, shape
+        self.problem = state.problem
+        self.is_conv = layer.op == "Conv"
+        self.node = next(n for n in self.problem.model.graph.node if n.name == layer.name)
+        self.shortcut = _find_shortcut(state, block, layer)
+        extra = [self.shortcut.tensor] if self.shortcut else []
         self.reference = SubgraphRunner(state, block, [layer.output, *extra], quantized=False)
         self.prefix = SubgraphRunner(state, block, [layer.input, *extra], quantized=True)
-        self.generator = torch.Generator().manual_seed(state.config.seed)
+        self.generator = torch.Generator().manual_seed(self.problem.config.seed)
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
-        """Stream the whole set, let every HELD_OUT-th sample choose the prior, and solve on all of them for each spec.
+        """Solve for each spec on the moments of all samples; those held out choose the prior.
 
         None where no sample has a column, or their products overflow. Raises DataError for values that are not finite.
         """
-        measured, rows = self._measure(), rows.to(self.state.device)
+        measured, rows = self._measure(), rows.to(self.problem.device)
         if not measured or not all(moments.finite for moments in measured):
             return None
         prior = choose_prior(*measured, rows) if len(measured) == 2 else Prior()
         moments = measured[0].pool(measured[1]) if len(measured) == 2 else measured[0]
         del measured  # the Gram matrices are most of the memory that solving takes
-        seen, width = self._see(moments.input_mean), self.state.config.search_width
-        summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.state.device)
+        metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
+        summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         return [
-            solve_layer(moments, rows, spec, prior=prior, width=width(spec.bits), seen=seen, summing=summing).cpu()
+            solve_layer(moments, rows, spec, prior=prior, width=width(spec.bits), seen=metric, summing=summing).cpu()
             for spec in specs
         ]
 
-    def _see(self, mean: torch.Tensor) -> OutputMetric | None:
-        """What the model's outputs see of the input about ``mean`` (1, K), if it has probes; these go with it."""
+    def _measure_output_metric(self, mean: torch.Tensor) -> OutputMetric | None:
+        """How the model's outputs depend on the layer's input about ``mean`` (1, K), if it has probes.
+
+        The probes are dropped from the store.
+        """
         name, total, columns = PROBE + self.layer.output, 0.0, 0
-        if name not in self.state.store:
+        if name not in self.stored.store:
             return None
-        for number in range(len(self.state.sizes)):
+        for number in range(len(self.stored.sizes)):
             inputs = np.atleast_2d(self.prefix.run(number)[self.layer.input])
-            probes = self.state.store.batch(name, number)
-            window = self._window(inputs.shape[2:]) if self.layer.op == "Conv" else None
-            if probes.shape[::2] != self._places(inputs, window):  # rows that only look like samples
+            probes = self.stored.store.batch(name, number)
+            window = self._window(inputs.shape[2:]) if self.is_conv else None
+            if probes.shape[::2] != self._count_positions(inputs, window):  # rows that only look like samples
                 total = None
                 break
             for start in range(0, len(inputs), ROWS):
                 part, own = (self._move(x[start : start + ROWS]) for x in (inputs, probes))
                 own = own.float()
-                sums = project(self._snap_input(part), own, window) - mean.float().T * own.sum(2).flatten()
+                sums = project(self._read_input(part), own, window) - mean.float().T * own.sum(2).flatten()
                 total = total + (sums @ sums.T).double()
                 columns += sums.shape[1]
-        self.state.store.drop(name)
+        self.stored.store.drop(name)
         return None if total is None else OutputMetric(total[None], columns)
 
     def _window(self, sizes: tuple[int, ...]) -> Window:
         return Window(**window_of(self.node, self.shape[2:], tuple(sizes)), groups=self.layer.groups)
 
-    def _places(self, inputs: np.ndarray, window: Window | None) -> tuple[int, int]:
-        """Rows of the input, and places of each row's output."""
+    def _count_positions(self, inputs: np.ndarray, window: Window | None) -> tuple[int, int]:
+        """Rows of the input, and positions of each row's output."""
         sizes = inputs.shape[1:-1] if window is None else count_places(window, inputs.shape[2:])
         return len(inputs), math.prod(sizes)
 
     def _measure(self) -> list[Moments]:
-        """Moments of the samples that learn and of those that judge, if there are any."""
-        learned, judged = MomentSum(), MomentSum()
+        """Moments of the samples that are solved on, then of those held out, if there are any of them."""
+        learning, held_out = MomentSum(), MomentSum()
         first = 0
-        for number, size in enumerate(self.state.sizes):
-            for part, judging in self._parts(number, first, size):
-                (judged if judging else learned).add(*part)
+        for number, size in enumerate(self.stored.sizes):
+            for batch, rows, is_held_out in self._read_parts(number, first):
+                (held_out if is_held_out else learning).add(*self._columns(batch, rows))
             first += size
-        seen = [total.centre() for total in (learned, judged) if total.columns]
+        seen = [total.centre() for total in (learning, held_out) if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise DataError(
                 f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"
@@ -226,76 +231,79 @@ class _Stream:
             )
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
-    def _parts(self, number: int, first: int, size: int):
-        """The batch's columns of inputs and of targets, in parts of bounded size, and whether they judge."""
-        cuts = (self.reference, self.prefix)
-        wanted, given = ({t: np.atleast_2d(v) for t, v in cut.run(number).items()} for cut in cuts)
-        by_sample = len(wanted[self.layer.output]) == size
-        real = self._real(number, wanted[self.layer.output].shape)
-        for start, end in self._spans(wanted[self.layer.output]):
-            for judging in (False, True):
-                places = ((first + i, i) if by_sample else (number, i) for i in range(start, end))
-                kept = [i for place, i in places if self._judges(place, by_sample=by_sample) == judging]
-                own = None if real is None else real[kept]
-                if kept and (own is None or own.any()):
-                    yield self._columns(wanted, given, kept, own), judging
+    def _read_parts(self, number: int, first: int) -> Iterator[tuple[_Batch, list[int], bool]]:
+        """Stored batch ``number``, in rows whose unfolded input stays small, and whether these rows are held out.
+
+        ``first``: index of the batch's first sample.
+        """
+        wanted, given = (
+            {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
+        )
+        output = wanted[self.layer.output]
+        batch = _Batch(wanted, given, self._real(number, output.shape))
+        by_sample = len(output) == self.stored.sizes[number]
+        total = self.stored.count(by_sample=by_sample)
+        for start, end in self._spans(output):
+            indices = {row: first + row if by_sample else number for row in range(start, end)}
+            # Views of a sample are held out with it.
+            held_out = {row for row, i in indices.items() if i % total % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1}
+            for rows, is_held_out in (([r for r in indices if r not in held_out], False), (sorted(held_out), True)):
+                if rows and (batch.real is None or batch.real[rows].any()):
+                    yield batch, rows, is_held_out
 
     def _real(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Which places of the batch's output, of this shape, count; None where all do."""
-        mask = self.state.masks[number] if self.layer.op != "Conv" else None
-        kept = self.state.padding.places(self.layer.output, shape, mask, last=False)
+        """Which rows of the batch's output, of this shape, are no padding; None where all are none."""
+        mask = None if self.is_conv else self.stored.masks[number]
+        kept = self.problem.padding.places(self.layer.output, shape, mask, last=False)
         return None if kept is None else np.broadcast_to(kept, (shape[0], *kept.shape[1:]))
 
-    def _judges(self, place: int, *, by_sample: bool) -> bool:
-        """Whether sample (or batch) ``place`` judges; views do what their sample does."""
-        return place % self.state.count(by_sample=by_sample) % HELD_OUT == HELD_OUT - 1
-
-    def _spans(self, output: np.ndarray):
+    def _spans(self, output: np.ndarray) -> list[tuple[int, int]]:
         """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
-        places = math.prod(output.shape[2:]) if self.layer.op == "Conv" else math.prod(output.shape[1:-1])
-        row = 4 * math.prod(self.shape[1:]) * self.layer.groups * min(places, self._wanted() or places)
-        step = max(1, UNFOLD_BYTES // max(row, 1))
-        return [(start, min(start + step, len(output))) for start in range(0, len(output), step)]
+        positions = math.prod(output.shape[2:]) if self.is_conv else math.prod(output.shape[1:-1])
+        size = 4 * math.prod(self.shape[1:]) * self.layer.groups * min(positions, self._enough() or positions)
+        at_once = max(1, UNFOLD_BYTES // max(size, 1))
+        return [(start, min(start + at_once, len(output))) for start in range(0, len(output), at_once)]
 
-    def _wanted(self) -> int | None:
-        """Places an image that suffice; None for all of them."""
-        if self.layer.op != "Conv":
+    def _enough(self) -> int | None:
+        """Positions of an image that suffice; None for all of them."""
+        if not self.is_conv:
             return None
         columns = max(COLUMNS_PER_INPUT * math.prod(self.shape[1:]), LEAST_COLUMNS)
-        return -(-columns // sum(self.state.sizes))
+        return -(-columns // sum(self.stored.sizes))
 
-    def _columns(self, wanted, given, kept: list[int], real) -> tuple[torch.Tensor, torch.Tensor]:
+    def _columns(self, batch: _Batch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns of the input as the quantized layer reads it, and of the target, of these rows of the batch."""
+        real = None if batch.real is None else batch.real[rows]
+
         def take(values: np.ndarray) -> torch.Tensor:
-            return self._move(select(values[kept], real))
+            return self._move(select(values[rows], real))
 
-        target, inputs = take(wanted[self.layer.output]), take(given[self.layer.input])
-        places, choose = None, flatten_rows
-        if self.layer.op == "Conv":
-            places = choose_places(target.shape[2:], self._wanted(), self.generator)
-            choose = partial(pick, places=places, groups=self.layer.groups)
-        columns, target = self._unfold(inputs, places), choose(target)
-        if self.other and wanted[self.other].shape == wanted[self.layer.output].shape:
-            shortcut = choose(take(given[self.other]))
-            if self.join not in self.state.scheme.float_reads.get(self.other, ()):
-                shortcut = self._on_grid(shortcut, self.state.activations.get(self.other))
-            target = target + choose(take(wanted[self.other])) - shortcut
+        inputs, target = take(batch.given[self.layer.input]), take(batch.wanted[self.layer.output])
+        if self.is_conv:
+            positions = choose_places(target.shape[2:], self._enough(), self.generator)
+            choose = partial(pick, places=positions, groups=self.layer.groups)
+            columns = unfold(inputs, self._window(inputs.shape[2:]), positions, self._read_input)
+        else:
+            choose = flatten_rows
+            columns = flatten_rows(self._read_input(inputs))
+        target = choose(target)
+        if self.shortcut and batch.wanted[self.shortcut.tensor].shape == batch.wanted[self.layer.output].shape:
+            given = choose(take(batch.given[self.shortcut.tensor]))
+            if self.shortcut.on_grid:
+                given = self._on_grid(given, self.state.grids.activations.get(self.shortcut.tensor))
+            target = target + choose(take(batch.wanted[self.shortcut.tensor])) - given
         return columns, target
 
-    def _unfold(self, inputs: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-        """Columns of the input as the quantized layer reads it, a Conv's at ``places`` of its output."""
-        if self.layer.op != "Conv":
-            return flatten_rows(self._snap_input(inputs))
-        return unfold(inputs, self._window(inputs.shape[2:]), places, self._snap_input)
-
-    def _snap_input(self, x: torch.Tensor) -> torch.Tensor:
+    def _read_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them."""
-        grid = self.state.input_grid(self.layer)
-        if grid is not None and grid is self.state.requantized.get(self.layer.input):
-            x = self._on_grid(x, self.state.activations[self.layer.input])
+        grids = self.state.grids
+        grid = grids.of_input(self.layer)
+        if grid is not None and grid is grids.requantized.get(self.layer.input):
+            x = self._on_grid(x, grids.activations[self.layer.input])
         return self._on_grid(x, grid)
 
     def _move(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.state.device)
+        return torch.from_numpy(values).to(self.problem.device)
 
     def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
         if grid is None:
@@ -305,14 +313,34 @@ class _Stream:
         return fake_quantize(x, scale, float(grid.zero_point), grid.spec)
 
 
-def _shortcut(state: ReconstructionState, block: Block, layer: LayerScheme) -> str | None:
-    """The tensor that an Add joins to the layer's output, if this layer is the last on which the Add waits."""
-    readers = state.index.consumers.get(layer.output, [])
+@dataclass(frozen=True)
+class _Batch:
+    """A stored batch in both models, by tensor, and which rows of the layer's output are no padding (None: all)."""
+
+    wanted: Mapping[str, np.ndarray]
+    given: Mapping[str, np.ndarray]
+    real: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Shortcut:
+    """The tensor that an Add joins to a layer's output; on_grid: whether the Add reads it quantized."""
+
+    tensor: str
+    on_grid: bool
+
+
+def _find_shortcut(state: ReconstructionState, block: Block, layer: LayerScheme) -> _Shortcut | None:
+    """What an Add joins to the layer's output, if this layer is the last on which the Add waits."""
+    index = state.problem.index
+    readers = index.readers(layer.output)
     if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].name not in block.nodes:
         return None
     other = next((t for t in readers[0].input if t != layer.output), None)
-    if other is None or other in state.index.initializers:
+    if other is None or other in index.initializers:
         return None
-    needed = needed_nodes(state.index, block.inputs, [other])
+    needed = needed_nodes(index, block.inputs, [other])
     waiting = set(block.layers) - set(state.layers)
-    return other if needed <= set(block.nodes) and not needed & waiting else None
+    if not needed <= set(block.nodes) or needed & waiting:
+        return None
+    return _Shortcut(other, readers[0].name not in state.problem.scheme.float_reads.get(other, ()))

@@ -15,27 +15,28 @@ from ..numeric.statistics import Affine, ChannelTally
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import select
 from .solve import guard_scale
-from .state import ReconstructionState, SubgraphRunner, read_later, run
+from .state import FLOAT, ReconstructionState, SubgraphRunner, read_later, run_block
 
 # Samples from all over the set on which statistics are estimated: as both models see the same ones, more change nothing
 # (on the networks of the README 32, 64, 128 and 256 are alike).
-SAMPLES = 32
+STATISTICS_SAMPLES = 32
 
 
-def tune_statistics(state: ReconstructionState) -> None:
-    """Tune all layers in order, each on what the tuned layers before it give, over the walk's samples; mutates it.
+def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
+    """Tune all layers in order, each on what the tuned layers before it give, over the stored samples.
 
-    The walk holds LayerParams of all layers, and stands before the first block.
+    ``state`` has the LayerParams of all layers, which are replaced, and stores the model's inputs alone.
+    Returns True, as layers have changed, and no remark.
     """
-    blocks = find_blocks(state.model, state.scheme)
-    parts = [part for block in blocks for part in single_layers(state.model, state.scheme, block)]
-    layers = {layer.name: layer for layer in state.scheme.layers}
+    blocks = find_blocks(state.problem.model, state.problem.scheme)
+    parts = [part for block in blocks for part in single_layers(state.problem.model, state.problem.scheme, block)]
     for part, later in zip(parts, read_later(state, parts, set()), strict=True):
         for name in part.layers:
-            _tune(state, part, layers[name])
-        run(state, part, later, quantized=False)
-        run(state, part, later, quantized=True)
-        state.forget(later)
+            _tune(state, part, state.problem.layers[name])
+        run_block(state, part, later, quantized=False)
+        run_block(state, part, later, quantized=True)
+        state.stored.forget(later)
+    return True, None
 
 
 def _tune(state: ReconstructionState, part: Block, layer: LayerScheme) -> None:
@@ -43,14 +44,14 @@ def _tune(state: ReconstructionState, part: Block, layer: LayerScheme) -> None:
     reference = SubgraphRunner(state, part, list(dict.fromkeys((layer.output, *part.outputs))), quantized=False)
     given = SubgraphRunner(state, part, [layer.output], quantized=True)
     tally = ChannelTally()
-    for number in range(len(state.sizes)):
+    for number in range(len(state.stored.sizes)):
         wanted, found = reference.run(number), given.run(number)[layer.output]
         for tensor in part.outputs:
-            state.keep("float:", tensor, wanted[tensor])
+            state.stored.keep(FLOAT, tensor, wanted[tensor])
         if wanted[layer.output].shape == found.shape and found.ndim > 1:
             conv = layer.op in ("Conv", "ConvTranspose")
-            real = None if conv else state.masks[number]
-            kept = state.padding.places(layer.output, found.shape, real, last=False)
+            real = None if conv else state.stored.masks[number]
+            kept = state.problem.padding.places(layer.output, found.shape, real, last=False)
             tally.add(*(select(y, kept) for y in (wanted[layer.output], found)), 1 if conv else -1)
     if tally.count:
         fit = tally.fit(centred=layer.takes_bias)

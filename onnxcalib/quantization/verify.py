@@ -13,7 +13,6 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from ..data import CalibrationSet
 from ..graph.index import Index, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
@@ -24,7 +23,8 @@ from ..runtime.store import Store
 from ..spec import LayerScheme
 from .calibrate import batch_size
 from .output_tally import OutputTally
-from .padding_mask import Padding, find_real
+from .padding_mask import find_real
+from .run import Prepared
 from .saturation import measure_saturation
 
 # Samples of which every layer is looked at, which takes several times as long as running the models.
@@ -51,34 +51,27 @@ class Verification:
     float_pass_seconds: float
 
 
-def verify(
-    original: ModelProto,
-    prepared: ModelProto,
-    quantized: ModelProto,
-    layers: Sequence[LayerScheme],
-    samples: CalibrationSet,
-    *,
-    threads: int = 0,
-) -> Verification:
+def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerScheme]) -> Verification:
     """Compare batch by batch, and list what onnxruntime leaves unfused.
 
-    Outputs of ``original`` against ``quantized`` with graph optimizations on all samples, and without on the first
-    INNER; there every layer's output against ``prepared``'s too, as reading a tensor inside would keep it from being
-    fused. What the outputs are where sums saturate is measured apart. Raises ModelError.
+    The original model's outputs are compared with those of ``quantized``, with graph optimizations on all samples, and
+    without on the first INNER. On these every layer's output is compared with the prepared model's too, as reading a
+    tensor inside would keep it from being fused. Outputs where sums saturate are measured apart. Raises ModelError.
     """
+    samples, threads, padding = prepared.samples, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
-    on, off, seconds, padding = OutputTally(), OutputTally(), 0.0, Padding(original)
+    on, off, seconds = OutputTally(), OutputTally(), 0.0
     with Store() as store:
-        by_layer, size, looked = _look_inside((prepared, quantized), names, samples, store, threads)
-        reference = Session(original, threads=threads)
+        inside = _look_inside(prepared, quantized, names, store)
+        reference = Session(prepared.original, threads=threads)
         optimized, graph = optimize(quantized, threads)
-        for number, feeds in enumerate(samples.batches(size)):
+        for number, feeds in enumerate(samples.batches(inside.batch)):
             start = time.perf_counter()
             wanted, real = reference.run(feeds), find_real(feeds)
             seconds += time.perf_counter() - start
             count, wanted = samples.count(feeds), padding.hide(wanted, real)
             on.add(wanted, padding.hide(optimized.run(feeds), real), count)
-            if number < looked:
+            if number < inside.batches:
                 given = {name: store.batch(name, number) for name in wanted}
                 off.add(wanted, padding.hide(given, real), count)
     del reference, optimized  # large models are held once
@@ -86,43 +79,46 @@ def verify(
         outputs=on.records(),
         outputs_unoptimized=off.records(),
         missed=on.missed | off.missed,
-        layers=tuple(
-            LayerRecord(
-                layer.name,
-                layer.op,
-                layer.weight_spec.bits,
-                layer.activation_spec.bits,
-                by_layer[layer.output].sqnr_db if layer.output in by_layer else None,
-            )
-            for layer in layers
-        ),
+        layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
-        saturation=measure_saturation(original, quantized, graph, samples, threads),
+        saturation=measure_saturation(prepared.original, quantized, graph, samples, padding=padding, threads=threads),
         float_pass_seconds=seconds,
     )
 
 
-def _look_inside(
-    models: tuple[ModelProto, ModelProto], names: Sequence[str], samples: CalibrationSet, store: Store, threads: int
-) -> tuple[dict[str, Comparison], int, int]:
+def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
+    bits = layer.weight_spec.bits, layer.activation_spec.bits
+    return LayerRecord(layer.name, layer.op, *bits, None if found is None else found.sqnr_db)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """Comparisons by tensor; batch: samples in a batch; batches: how many were run."""
+
+    layers: Mapping[str, Comparison]
+    batch: int
+    batches: int
+
+
+def _look_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[str], store: Store) -> _Inside:
     """Compare the prepared and the quantized model's layers, whose outputs are ``names``, on the first INNER samples.
 
-    Also the size of a batch and how many were run; the quantized model's outputs of these are in the store. Both
-    sessions are gone before the next are made.
+    The quantized model's outputs on these go into the store. Both sessions end here, before the next are made.
     """
-    inner = Session(models[0], also=names, threads=threads)
-    plain = Session(models[1], also=names, optimize=False, threads=threads)
+    samples, threads, padding = prepared.samples, prepared.run.threads, prepared.padding
+    inner = Session(prepared.model, also=names, threads=threads)
+    plain = Session(quantized, also=names, optimize=False, threads=threads)
     by_layer: dict[str, Comparison] = {}
-    done, run, size, padding = 0, 0, batch_size(inner, samples), Padding(models[0])
+    done, count, size = 0, 0, batch_size(inner, samples)
     for feeds in samples.batches(size):
         given, real = plain.run(feeds), find_real(feeds)
         _compare_layers(by_layer, padding.hide(inner.run(feeds, names), real), padding.hide(given, real))
-        for value in models[1].graph.output:
+        for value in quantized.graph.output:
             store.append(value.name, given[value.name])
-        done, run = done + samples.count(feeds), run + 1
+        done, count = done + samples.count(feeds), count + 1
         if done >= INNER:
             break
-    return by_layer, size, run
+    return _Inside(by_layer, size, count)
 
 
 def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:

@@ -45,7 +45,8 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     copy, titles, layers = _prepare(model)
     _refuse_unknown(copy, titles)
     try:
-        module = convert(copy)
+        with torch.random.fork_rng(devices=[]):  # new layers draw weights, which are replaced
+            module = convert(copy)
     except Exception as error:  # onnx2torch and torch raise whatever they meet: the block is then not for torch
         raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
     names = _Names()

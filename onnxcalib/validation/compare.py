@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import CalibrationSet
 from ..quantization.output_tally import OutputTally
-from ..quantization.padding_mask import Padding, find_real
+from ..quantization.padding_mask import PaddingMask, find_real
 from ..report import OutputRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -38,7 +38,7 @@ def compare(
     labels: np.ndarray | None = None,
     labels_demanded: bool = True,
     metric: tuple[str, Metric] | None = None,
-    padding: Padding | None = None,
+    padding: PaddingMask | None = None,
 ) -> Comparisons:
     """Run both models over all samples, ``size`` at a time, keeping counts and sums alone.
 

@@ -18,7 +18,7 @@ from ..errors import GateError, ModelError
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
-from ..quantization.padding_mask import Padding
+from ..quantization.padding_mask import PaddingMask
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import list_unfused, optimize
@@ -74,13 +74,15 @@ class _Run:
         self._check_labels(classes, metric, samples)
         optimized, graph = optimize(quantized, self.threads)
         demanded = labels is not None or self.config.max_drop is not None
-        compared = self._compare(original, optimized, samples, labels=classes, labels_demanded=demanded, metric=metric)
+        padding = PaddingMask(original)
+        options = {"labels": classes, "labels_demanded": demanded, "metric": metric, "padding": padding}
+        compared = self._compare(original, optimized, samples, **options)
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("check kernels")
         contract = check_consistency(quantized, samples, self.threads)
         self.observer.stage("saturate")
-        saturation = measure_saturation(original, quantized, graph, samples, self.threads)
+        saturation = measure_saturation(original, quantized, graph, samples, padding=padding, threads=self.threads)
         for text in [*advise(saturation, quantized, samples), *find_risks(graph)]:
             self._warn(text)
         if explain:
@@ -108,7 +110,7 @@ class _Run:
         reference = Session(original, name="the float model", threads=self.threads)
         run_longest_texts(reference, samples)
         size = batch_size(reference, samples)
-        compared = compare(reference, optimized, samples, size, padding=Padding(original), **options)
+        compared = compare(reference, optimized, samples, size, **options)
         for text in compared.notes:
             self._warn(text)
         for name, reason in compared.missed.items():

@@ -15,7 +15,7 @@ from onnxcalib.graph.extract import extract, infer_types
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
-from onnxcalib.spec import QParams, QuantSpec
+from onnxcalib.spec import Grids, QParams, QuantSpec
 
 ENCODINGS = ("runtime", "standard")
 WIDTHS = ({}, {"weight_bits": 4}, {"weight_bits": 4, "activation_bits": 4}, {"activation_bits": 4})
@@ -171,7 +171,7 @@ def test_a_bias_beyond_int32_ends_at_its_largest_value(residual):
     spec = scheme.layers[0].weight_spec
     weight = QParams(np.full(8, 1e-6, np.float32), np.zeros(8, np.int32), spec)
     params = {"stem": LayerParams(np.zeros((8, 3, 3, 3), np.int8), weight, np.array([1e6, -1e6] * 4))}
-    quantized = emit_qdq(residual, scheme, {t: grid for t in scheme.activations}, {}, params)
+    quantized = emit_qdq(residual, scheme, Grids({t: grid for t in scheme.activations}), params)
     stored = numpy_helper.to_array(values_of(quantized)["b1_quantized"])
     assert stored.tolist() == [2**31 - 1, -(2**31 - 1)] * 4
 
@@ -202,7 +202,7 @@ def test_a_clip_that_its_grid_lies_inside_becomes_a_relu(build, rough, draw, tmp
         assert left["QLinearConv"] == 3 and left["QuantizeLinear"] == 1 and left["DequantizeLinear"] == 1
     scheme = make_scheme(model)
     wide = QParams(np.float32(7 / 255), np.int32(0), QuantSpec(8))
-    kept = emit_qdq(model, scheme, {t: wide for t in scheme.activations}, {}, {})
+    kept = emit_qdq(model, scheme, Grids({t: wide for t in scheme.activations}), {})
     assert next(n for n in kept.graph.node if n.name == "clip").op_type == "Clip"
 
 
@@ -254,7 +254,7 @@ def test_a_cut_keeps_its_outputs_before_their_grid(residual, draw):
         t: QParams(np.float32(0.05), np.int32(0 if t in scheme.nonnegative else 128), QuantSpec(8))
         for t in scheme.activations
     }
-    kept = emit_qdq(residual, scheme, grids, {}, {})
+    kept = emit_qdq(residual, scheme, Grids(grids), {})
     assert not any("_float" in t for node in kept.graph.node for t in node.output)
     names = {node.name for node in kept.graph.node}
     assert {"r1_QuantizeLinear", "r1_DequantizeLinear"} <= names and "w1_DequantizeLinear" not in names
@@ -427,7 +427,7 @@ def test_a_part_of_the_graph_is_written_with_the_plan_of_the_whole(residual, dra
         integers, QParams(np.full(8, 0.1, np.float32), np.zeros(8, np.int32), layer.weight_spec), draw(8)
     )
     cut = extract(residual, infer_types(residual), inputs=["r1"], outputs=["s", "r2"])
-    quantized = emit_qdq(cut, scheme, grids, {}, {"inner": params})
+    quantized = emit_qdq(cut, scheme, Grids(grids), {"inner": params})
     x = np.abs(draw(2, 8, 8, 8))
     total, rectified = run(quantized, x)
     np.testing.assert_array_equal(rectified, np.maximum(total, 0))
@@ -486,10 +486,10 @@ def test_the_bias_of_a_matmul_is_written_where_it_is_added(attention, rough, dra
         )
     }
     grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in scheme.activations}
-    written = emit_qdq(attention, scheme, grids, {}, layers)
+    written = emit_qdq(attention, scheme, Grids(grids), layers)
     assert (numpy_helper.to_array(values_of(written)["bq"]) == np.arange(16)).all()
     cut = extract(attention, infer_types(attention), inputs=["h"], outputs=["q0"])
-    assert "bq" not in values_of(emit_qdq(cut, scheme, grids, {}, layers))
+    assert "bq" not in values_of(emit_qdq(cut, scheme, Grids(grids), layers))
 
 
 def test_a_bias_keeps_the_axes_over_which_it_is_spread(build, draw):
@@ -498,7 +498,7 @@ def test_a_bias_keeps_the_axes_over_which_it_is_spread(build, draw):
     grid = QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1))
     params = {"mul": LayerParams(np.ones((6, 4), np.int8), grid, np.arange(4.0))}
     grids = {t: QParams(np.float32(0.1), np.int32(0), QuantSpec(8)) for t in ("x", "y")}
-    written = numpy_helper.to_array(values_of(emit_qdq(model, make_scheme(model), grids, {}, params))["b"])
+    written = numpy_helper.to_array(values_of(emit_qdq(model, make_scheme(model), Grids(grids), params))["b"])
     assert (written == np.arange(4).reshape(1, 1, 4)).all()
 
 
@@ -511,7 +511,9 @@ def test_a_bias_that_others_read_is_written_anew(build, draw):
     params = LayerParams(
         np.ones((4, 4), np.int8), QParams(np.ones(4), np.zeros(4), QuantSpec(8, axis=1)), np.arange(4.0)
     )
-    written = emit_qdq(model, scheme, {"x": QParams(np.float32(0.1), np.int32(0), QuantSpec(8))}, {}, {"one": params})
+    written = emit_qdq(
+        model, scheme, Grids({"x": QParams(np.float32(0.1), np.int32(0), QuantSpec(8))}), {"one": params}
+    )
     values = values_of(written)
     added, also = (next(n for n in written.graph.node if n.name == name) for name in ("add", "also"))
     assert (numpy_helper.to_array(values[added.input[1]]) == np.arange(4)).all()

@@ -15,10 +15,11 @@ from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.graph.save import model_bytes
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.divergence import Divergence
-from onnxcalib.planning.sensitivity import Grids, Survey, divergence_of, find_sets, measure_sets
+from onnxcalib.planning.sensitivity import Survey, UniformScheme, divergence_of, find_sets, measure_sets
 from onnxcalib.quantization import solve as solve_step
-from onnxcalib.quantization.calibrate import Batches, choose_grids, collect_histograms
-from onnxcalib.quantization.prepare import prepare
+from onnxcalib.quantization.calibrate import Batches, choose_grids, collect_statistics
+from onnxcalib.quantization.padding_mask import PaddingMask
+from onnxcalib.quantization.prepare import rewrite
 from onnxcalib.runtime.cache import Cache
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import Candidate
@@ -46,13 +47,14 @@ def measure(model, data, candidates=(EIGHT, LIGHT, FOUR), **settings):
     names = tuple(str(c) for c in candidates)
     config = QuantizeConfig(effort="fast", candidates=names, max_size="1", **settings)
     samples = open_calibration(data, inputs_of(model), config.data)
-    prepared = prepare(load_model(model), config).model
+    prepared = rewrite(load_model(model), config).model
     make = partial(make_scheme, prepared, first_last_bits=config.first_last_bits)
     plans = {c: make(**c._asdict()) for c in dict.fromkeys((EIGHT, *candidates))}
-    histograms = collect_histograms(prepared, list(plans[EIGHT].activations), samples)
-    grids = {c: Grids(scheme, *choose_grids(scheme, histograms, config)) for c, scheme in plans.items()}
+    padding = PaddingMask(prepared)
+    histograms = collect_statistics(prepared, list(plans[EIGHT].activations), samples, padding).histograms
+    grids = {c: UniformScheme(scheme, choose_grids(scheme, histograms, config)) for c, scheme in plans.items()}
     heard = []
-    survey = Survey(prepared, grids, Batches(samples, 16), config, torch.device("cpu"))
+    survey = Survey(prepared, padding, grids, Batches(samples, 16), config, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
         found = measure_sets(survey, Cache("test", folder), tell=heard.append)
     return prepared, grids, samples, found, heard
@@ -86,7 +88,7 @@ def test_a_loss_is_that_of_the_whole_model_with_one_set_swapped_in(net, draw):
                 {t: s for t, s in own.scheme.requantized.items() if t in tensors},
             )
             params = {k.name: found.params[k.name][candidate] for k in layers}
-            model = emit_qdq(prepared, scheme, own.activations, own.requantized, params)
+            model = emit_qdq(prepared, scheme, own.grids, params)
             divergence = Divergence()
             divergence.add(wanted, Session(model).run(samples.read(range(40)))["y"])
             assert loss == pytest.approx(divergence.value, rel=1e-3)
@@ -113,7 +115,7 @@ def test_models_that_differ_in_one_set_differ_by_its_bytes(net, draw):
             layers, own.scheme.activations, own.scheme.requantized, own.scheme.shared, own.scheme.nonnegative
         )
         params = {k.name: found.params[k.name][candidate if k.name == "deep" else EIGHT] for k in layers}
-        sizes.append(model_bytes(emit_qdq(prepared, scheme, own.activations, own.requantized, params)))
+        sizes.append(model_bytes(emit_qdq(prepared, scheme, own.grids, params)))
     deep = found.sets[2].costs
     assert sizes[0] - sizes[1] == pytest.approx(deep[EIGHT].bytes - deep[LIGHT].bytes, abs=24)
 
@@ -155,7 +157,7 @@ def test_outputs_in_which_no_loss_can_be_seen_are_refused(build, weigh, draw):
         "g (float[N, 3, 8, 8] x) => (int64[N, 1, 8, 8] y) { [c] a = Conv (x, w, b)  [top] y = ArgMax <axis = 1> (a) }"
     )
     with pytest.raises(
-        ConfigError, match=r"^scheme: found no loss to see in the outputs y; one of finite floating point"
+        ConfigError, match=r"^plan: found no loss to see in the outputs y; one of finite floating point"
     ):
         measure(build(text, w=weigh(5, 3, 1, 1), b=weigh(5)), draw(8, 3, 8, 8))
 

@@ -4,12 +4,12 @@ import pytest
 
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.data import open_calibration
-from onnxcalib.graph.extract import infer_types
 from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.graph.scheme import make_scheme
-from onnxcalib.quantization.calibrate import choose_grids, collect_histograms
-from onnxcalib.quantization.prepare import prepare
-from onnxcalib.quantization.state import ReconstructionState
+from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
+from onnxcalib.quantization.padding_mask import PaddingMask
+from onnxcalib.quantization.prepare import rewrite
+from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations
 from onnxcalib.runtime.store import Store
 
 RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
@@ -34,14 +34,17 @@ def state_of():
     def make(model, data, *, size=8, axes=None, **settings):
         config = QuantizeConfig(**settings)
         samples = open_calibration(data, inputs_of(model), config.data)
-        prepared = prepare(load_model(model), config).model
+        prepared = rewrite(load_model(model), config).model
         bits = ("weight_bits", "activation_bits", "first_last_bits")
         scheme = make_scheme(prepared, **{name: getattr(config, name) for name in bits})
-        grids = choose_grids(scheme, collect_histograms(prepared, list(scheme.activations), samples), config)
+        padding = PaddingMask(prepared)
+        statistics = collect_statistics(prepared, list(scheme.activations), samples, padding)
+        problem = Problem(prepared, scheme, config, padding)
         stores.append(Store())
-        state = ReconstructionState(prepared, infer_types(prepared), scheme, config, stores[-1], [], *grids)
-        state.fill(samples, samples.fixed_batch or size, axes)
-        return state
+        stored = StoredActivations(stores[-1], padding, problem.types)
+        views = config.image_views(scheme.least_weight_bits) if axes else 0
+        stored.fill(samples, samples.fixed_batch or size, views=views, axes=axes, seed=config.seed)
+        return ReconstructionState(problem, stored, choose_grids(scheme, statistics.histograms, config))
 
     yield make
     for store in stores:

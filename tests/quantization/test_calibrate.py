@@ -11,7 +11,8 @@ from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric import histogram as histogram_module
 from onnxcalib.quantization import calibrate
-from onnxcalib.quantization.calibrate import batch_size, choose_grids, collect_histograms
+from onnxcalib.quantization.calibrate import batch_size, choose_grids, collect_statistics
+from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import QuantScheme, QuantSpec
 
@@ -23,13 +24,18 @@ def model(build, draw):
     return build(f"g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {BODY}", w1=draw(4, 4, 1, 1), w2=draw(4, 4, 1, 1))
 
 
+def collect(model, tensors, samples):
+    """Histograms of the tensors."""
+    return collect_statistics(model, tensors, samples, PaddingMask(model)).histograms
+
+
 def samples_of(model, array):
     return open_calibration(array, inputs_of(model), DataConfig())
 
 
 def test_histograms_count_every_value_with_the_exact_ends(model, draw):
     x = draw(70, 4, 6, 6)
-    histograms = collect_histograms(model, ["x", "c", "r", "y"], samples_of(model, x))
+    histograms = collect(model, ["x", "c", "r", "y"], samples_of(model, x))
     y, c = Session(model, also=["c"]).run({"x": x}).values()
     for name, value in {"x": x, "c": c, "r": np.maximum(c, 0), "y": y}.items():
         assert histograms[name].counts.sum() == value.size
@@ -39,9 +45,9 @@ def test_histograms_count_every_value_with_the_exact_ends(model, draw):
 
 def test_the_way_the_set_is_cut_into_batches_does_not_matter(model, draw, monkeypatch):
     samples = samples_of(model, draw(10, 4, 6, 6))
-    whole = collect_histograms(model, ["x"], samples)["x"]
+    whole = collect(model, ["x"], samples)["x"]
     monkeypatch.setattr(calibrate, "MOST_SAMPLES", 3)
-    parts = collect_histograms(model, ["x"], samples)["x"]
+    parts = collect(model, ["x"], samples)["x"]
     assert np.average(parts.centres, weights=parts.counts) == pytest.approx(
         np.average(whole.centres, weights=whole.counts), abs=parts.width
     )
@@ -60,7 +66,7 @@ def test_no_tensor_is_kept(model, draw, monkeypatch):
 
     monkeypatch.setattr(histogram_module.Histogram, "add", watch)
     monkeypatch.setattr(calibrate, "MOST_SAMPLES", 2)
-    collect_histograms(model, ["c", "r", "y"], samples_of(model, draw(40, 4, 6, 6)))
+    collect(model, ["c", "r", "y"], samples_of(model, draw(40, 4, 6, 6)))
     assert most <= 2 * 3
 
 
@@ -73,7 +79,7 @@ def test_a_value_that_is_not_finite_names_its_tensor(model, draw, bad):
         "tensor d: the float model gives values that are not finite on the calibration set; finite values .*check"
     )
     with pytest.raises(DataError, match=expected):
-        collect_histograms(model, ["x", "r", "d"], samples_of(model, draw(4, 4, 6, 6)))
+        collect(model, ["x", "r", "d"], samples_of(model, draw(4, 4, 6, 6)))
 
 
 def test_a_batch_is_as_large_as_its_outputs_allow(model, draw):
@@ -98,7 +104,7 @@ def test_a_fixed_batch_is_kept_to(build, draw):
     model = build("g (float[3, 4] x) => (float[3, 4] y) { [a] y = MatMul (x, w) }", w=draw(4, 4))
     samples = samples_of(model, draw(9, 4))
     assert batch_size(Session(model), samples) == 3
-    histograms = collect_histograms(model, ["x", "y"], samples)
+    histograms = collect(model, ["x", "y"], samples)
     assert histograms["y"].counts.sum() == 36
 
 
@@ -112,7 +118,7 @@ def test_tensors_that_share_get_one_grid_over_all_of_them():
     spec = QuantSpec(8)
     scheme = QuantScheme((), {"a": spec, "b": spec, "c": spec}, shared=(("a", "b"),))
     histograms = {"a": histogram_of([-1, 1]), "b": histogram_of([0, 3]), "c": histogram_of([0, 1])}
-    activations, _ = choose_grids(scheme, histograms, QuantizeConfig(range="min-max"))
+    activations = choose_grids(scheme, histograms, QuantizeConfig(range="min-max")).activations
     assert activations["a"] is activations["b"]
     assert float(activations["a"].scale) == pytest.approx(4 / 255)
     assert float(activations["c"].scale) == pytest.approx(1 / 255)
@@ -122,28 +128,29 @@ def test_a_bound_of_one_holds_for_all_that_share():
     spec = QuantSpec(8)
     scheme = QuantScheme((), {"a": spec, "b": spec}, shared=(("a", "b"),), nonnegative={"b": 6.0})
     histograms = {"a": histogram_of([-1, 9]), "b": histogram_of([0, 6])}
-    activations, _ = choose_grids(scheme, histograms, QuantizeConfig(range="min-max"))
+    activations = choose_grids(scheme, histograms, QuantizeConfig(range="min-max")).activations
     assert activations["a"].zero_point == 0 and float(activations["a"].scale) * 255 <= 6
 
 
 def test_a_requantized_tensor_has_a_grid_of_its_own(model, draw):
     scheme = make_scheme(model, activation_bits=4)
     assert list(scheme.requantized) == ["r"]
-    histograms = collect_histograms(model, list(scheme.activations), samples_of(model, draw(8, 4, 6, 6)))
-    activations, requantized = choose_grids(scheme, histograms, QuantizeConfig(activation_bits=4))
+    histograms = collect(model, list(scheme.activations), samples_of(model, draw(8, 4, 6, 6)))
+    grids = choose_grids(scheme, histograms, QuantizeConfig(activation_bits=4))
+    activations, requantized = grids.activations, grids.requantized
     assert activations["r"].spec.bits == 8 and requantized["r"].spec.bits == 4
     assert requantized["r"].scale > activations["r"].scale and requantized["r"].zero_point == 0
 
 
 def test_the_settings_choose_the_range(model, draw):
     scheme = make_scheme(model)
-    histograms = collect_histograms(model, list(scheme.activations), samples_of(model, draw(8, 4, 6, 6) ** 5))
+    histograms = collect(model, list(scheme.activations), samples_of(model, draw(8, 4, 6, 6) ** 5))
     settings = [
         {"range": "min-max"},
         {"range": "percentile", "percentile": 99.0},
         {"range": "percentile", "percentile": 80.0},
     ]
-    scales = [float(choose_grids(scheme, histograms, QuantizeConfig(**s))[0]["x"].scale) for s in settings]
+    scales = [float(choose_grids(scheme, histograms, QuantizeConfig(**s)).activations["x"].scale) for s in settings]
     assert scales[0] > scales[1] > scales[2]
 
 
@@ -154,4 +161,4 @@ def test_integer_inputs_are_fed_as_they_are(build, draw):
     )  # fmt: skip
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.INT64
     ids = np.arange(12).reshape(4, 3) % 10
-    assert collect_histograms(model, ["e"], samples_of(model, ids))["e"].counts.sum() == 48
+    assert collect(model, ["e"], samples_of(model, ids))["e"].counts.sum() == 48

@@ -11,8 +11,9 @@ from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.rounding import fake_quantize
-from onnxcalib.quantization.calibrate import collect_histograms
+from onnxcalib.quantization.calibrate import collect_statistics
 from onnxcalib.quantization.input_grid import find_lossless_grids, keep_lossless
+from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.spec import QuantSpec
 
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
@@ -35,9 +36,9 @@ def normalized(images, mean=MEAN, std=STD):
     return ((images / np.float32(255) - mean[:, None, None]) / std[:, None, None]).astype(np.float32)
 
 
-def align(model, data, **bits):
+def find(model, data, **bits):
     samples = open_calibration(data, inputs_of(model), DataConfig())
-    return find_lossless_grids(model, make_scheme(model, **bits), samples, threads=1)
+    return find_lossless_grids(model, make_scheme(model, **bits), samples, PaddingMask(model), threads=1)
 
 
 def error_of(values, grid):
@@ -47,7 +48,7 @@ def error_of(values, grid):
 def test_normalized_pixels_are_read_in_their_own_units(model, run):
     x = normalized(photographs())
     before = run(model, x)[0]
-    fixed, rewritten = align(model, x)
+    fixed, rewritten = find(model, x)
     assert rewritten == 1 and [n.op_type for n in model.graph.node][:4] == ["Pad", "Mul", "Add", "Conv"]
     ((tensor, grid),) = fixed.items()
     assert make_scheme(model).layers[0].input == tensor
@@ -62,7 +63,7 @@ def test_normalized_pixels_are_read_in_their_own_units(model, run):
 def test_pixels_of_one_scale_need_no_rewriting(model):
     before = model.SerializeToString()
     x = photographs() / np.float32(255)
-    fixed, rewritten = align(model, x)
+    fixed, rewritten = find(model, x)
     assert rewritten == 0 and model.SerializeToString() == before
     assert error_of(x, fixed["x"]) < 1e-6
 
@@ -72,7 +73,7 @@ def test_normalization_inside_the_model_is_seen_through(build, draw):
         f"{IMAGE} {{ [s] n = Sub (x, m)  [d] x2 = Div (n, s)  {FIRST.replace('(x,', '(x2,')} }}",
         m=MEAN[:, None, None] * 255, s=STD[:, None, None] * 255, w=draw(4, 3, 3, 3), v=draw(4, 4, 1, 1),
     )  # fmt: skip
-    fixed, rewritten = align(model, photographs())
+    fixed, rewritten = find(model, photographs())
     assert rewritten == 1 and len(fixed) == 1
 
 
@@ -82,17 +83,17 @@ def test_a_transpose_and_its_input_have_the_one_grid(build, draw):
         {{ [t] x = Transpose <perm = [0, 3, 1, 2]> (h)  {FIRST} }}""",
         w=draw(4, 3, 3, 3), v=draw(4, 4, 1, 1),
     )  # fmt: skip
-    fixed, rewritten = align(model, photographs().transpose(0, 2, 3, 1) / np.float32(255))
+    fixed, rewritten = find(model, photographs().transpose(0, 2, 3, 1) / np.float32(255))
     assert rewritten == 0 and fixed.keys() == {"h", "x"} and fixed["h"] is fixed["x"]
 
 
 def test_a_dense_layer_has_the_levels_of_all_its_inputs(build, draw):
     model = build("g (float[N, 16] x) => (float[N, 4] y) { [a] y = MatMul (x, w) }", w=draw(16, 4))
     x = np.random.default_rng(0).integers(0, 17, (40, 16)).astype(np.float32) / np.float32(16)
-    fixed, rewritten = align(model, x)
+    fixed, rewritten = find(model, x)
     assert rewritten == 0 and error_of(x, fixed["x"]) < 1e-6
     x[:, 3] += np.float32(0.01)
-    assert align(model, x) == ({}, 0)
+    assert find(model, x) == ({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +107,14 @@ def test_a_dense_layer_has_the_levels_of_all_its_inputs(build, draw):
 )
 def test_what_has_no_levels_for_its_bits_is_left_alone(model, bits, data):
     before = model.SerializeToString()
-    assert align(model, data, **bits) == ({}, 0)
+    assert find(model, data, **bits) == ({}, 0)
     assert model.SerializeToString() == before
 
 
 def test_levels_in_some_samples_alone_are_none(model):
     x = normalized(photographs())
     x[-1, 0, 4, 4] += np.float32(0.005)
-    assert align(model, x) == ({}, 0)
+    assert find(model, x) == ({}, 0)
 
 
 def test_only_first_layers_are_looked_at(model):
@@ -121,14 +122,14 @@ def test_only_first_layers_are_looked_at(model):
     weight = np.zeros((4, 3, 3, 3), np.float32)
     weight[:, 0, 1, 1] = 1
     model.graph.initializer[0].raw_data = weight.tobytes()
-    fixed, _ = align(model, photographs() / np.float32(255))
+    fixed, _ = find(model, photographs() / np.float32(255))
     assert fixed.keys() == {"x"}
 
 
 @pytest.mark.parametrize("pixels", [photographs() / 4, photographs() / 4 + 190])
 def test_zeros_around_dark_and_bright_images_are_on_the_grid(model, run, pixels):
     x = normalized(np.floor(pixels))
-    fixed, rewritten = align(model, x)
+    fixed, rewritten = find(model, x)
     ((tensor, grid),) = fixed.items()
     model.graph.output[0].name = tensor
     assert rewritten == 1 and error_of(run(model, x)[0], grid) <= 0.5
@@ -138,7 +139,7 @@ def test_images_with_a_mask_are_read_in_one_unit(build, draw):
     model = build(f"{IMAGE.replace('3,', '4,')} {{ {FIRST} }}", w=draw(4, 4, 3, 3), v=draw(4, 4, 1, 1))
     mask = np.random.default_rng(0).integers(0, 2, (12, 1, 8, 8)).astype(np.float32)
     before = np.abs(np.frombuffer(model.graph.initializer[0].raw_data, np.float32)).max()
-    _, rewritten = align(model, np.concatenate([normalized(photographs()), mask], 1))
+    _, rewritten = find(model, np.concatenate([normalized(photographs()), mask], 1))
     weight = np.frombuffer(next(i for i in model.graph.initializer if i.name == "w").raw_data, np.float32)
     assert rewritten == 1 and np.abs(weight).max() > before / 70  # the pixels' unit is 1 / 58
 
@@ -147,10 +148,10 @@ def test_a_grid_that_does_not_hold_the_whole_set_is_not_kept(build, draw):
     model = build("g (float[N, 16] x) => (float[N, 4] y) { [a] y = MatMul (x, w) }", w=draw(16, 4))
     x = np.random.default_rng(0).integers(0, 40, (200, 16)).astype(np.float32)
     samples = open_calibration(x, inputs_of(model), DataConfig())
-    fixed, _ = find_lossless_grids(model, make_scheme(model), samples)
-    assert keep_lossless(fixed, collect_histograms(model, ["x"], samples)) == fixed
+    fixed, _ = find_lossless_grids(model, make_scheme(model), samples, PaddingMask(model))
+    assert keep_lossless(fixed, collect_statistics(model, ["x"], samples, PaddingMask(model)).histograms) == fixed
     x[7, 3] = 400
-    assert keep_lossless(fixed, collect_histograms(model, ["x"], samples)) == {}
+    assert keep_lossless(fixed, collect_statistics(model, ["x"], samples, PaddingMask(model)).histograms) == {}
 
 
 def test_a_shared_grid_is_kept_for_all_or_for_none():
@@ -163,5 +164,5 @@ def test_a_shared_grid_is_kept_for_all_or_for_none():
 
 def test_a_model_of_fixed_batch_gets_whole_batches(build, draw):
     model = build(f"{IMAGE} {{ {FIRST} }}".replace("N,", "5,"), w=draw(4, 3, 3, 3), v=draw(4, 4, 1, 1))
-    fixed, rewritten = align(ModelProto.FromString(model.SerializeToString()), normalized(photographs(12)))
+    fixed, rewritten = find(ModelProto.FromString(model.SerializeToString()), normalized(photographs(12)))
     assert rewritten == 1 and next(iter(fixed.values())).spec == QuantSpec(8)

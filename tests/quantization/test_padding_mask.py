@@ -9,8 +9,8 @@ from onnx import numpy_helper
 
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
-from onnxcalib.quantization.calibrate import collect_histograms
-from onnxcalib.quantization.padding_mask import Padding, Unpadded, find_real, select
+from onnxcalib.quantization.calibrate import collect_statistics
+from onnxcalib.quantization.padding_mask import PaddingMask, Unpadded, find_real, select
 from onnxcalib.quantization.solve import _Stream, solve_block
 from onnxcalib.quantization.statistics import tune_statistics
 
@@ -42,7 +42,7 @@ VALUES = np.arange(8).reshape(2, 2, 2)
 
 
 def pad(**axes):
-    padding = Padding(None)
+    padding = PaddingMask(None)
     padding.axes = {name: each if isinstance(each[0], tuple) else (each, 0) for name, each in axes.items()}
     return padding
 
@@ -96,7 +96,9 @@ def test_a_block_without_padding_moves_nothing_at_padding():
 def test_padding_is_in_no_range(build, weigh):
     found = []
     for model in make_models(build, weigh):
-        histograms = collect_histograms(model, ["e", "r"], open_calibration(DATA, inputs_of(model)))
+        histograms = collect_statistics(
+            model, ["e", "r"], open_calibration(DATA, inputs_of(model)), PaddingMask(model)
+        ).histograms
         found.append([(h.minimum, h.maximum, int(h.counts.sum())) for h in histograms.values()])
     assert found[0][0] == found[1][0] and found[0][0][1] < 100
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
@@ -108,9 +110,10 @@ def test_padding_is_in_no_moments_and_in_no_statistics(build, weigh, state_of):
         state = state_of(model, DATA, weight_bits=4, first_last_bits=4)
         from onnxcalib.graph.blocks import find_blocks
 
-        block = find_blocks(state.model, state.scheme)[0]
-        stream = _Stream(state, block, state.scheme.layers[0], (4, 5))
-        found.append(sum(part[0].shape[-1] for n, s in enumerate(state.sizes) for part, _ in stream._parts(n, 0, s)))
+        block = find_blocks(state.problem.model, state.problem.scheme)[0]
+        stream = _Stream(state, block, state.problem.scheme.layers[0], (4, 5))
+        parts = [part for n in range(len(state.stored.sizes)) for part in stream._read_parts(n, 0)]
+        found.append(sum(stream._columns(batch, rows)[0].shape[-1] for batch, rows, _ in parts))
         assert solve_block(state, block) == {}
     assert found[0] == found[1] == LENGTHS.sum()
 
@@ -123,7 +126,7 @@ def test_statistics_of_padding_are_not_tuned(build, weigh, state_of):
         state = state_of(model, DATA, weight_bits=4, first_last_bits=4)
         round_layers(state)
         tune_statistics(state)
-        scales.append([state.layers[layer.name].grid.scale for layer in state.scheme.layers])
+        scales.append([state.layers[layer.name].grid.scale for layer in state.problem.scheme.layers])
     for fixed, free in zip(*scales, strict=True):
         np.testing.assert_allclose(fixed, free, rtol=1e-4)
 
@@ -138,5 +141,5 @@ def test_padding_is_found_behind_the_functions_of_a_model_as_it_is_given(weigh):
         look (rows, ids) => (found) { found = Gather (rows, ids) }"""
     )
     model.graph.initializer.append(numpy_helper.from_array(weigh(12, 4), "table"))
-    assert Padding(model).axes["y"] == ((1,), 0)
+    assert PaddingMask(model).axes["y"] == ((1,), 0)
     assert model.functions

@@ -7,6 +7,7 @@ import torch
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.load import inputs_of
+from onnxcalib.numeric.gram import unfold
 from onnxcalib.quantization import learn as learn_step
 from onnxcalib.quantization import probes as probes_step
 from onnxcalib.quantization.probes import SIGNS, draw_probes
@@ -35,13 +36,17 @@ def make_deep(build, weigh, groups=1):
 
 
 def probe(state, data, directions=2):
-    return draw_probes(state, open_calibration(data, inputs_of(state.model), state.config.data), directions)
+    return draw_probes(
+        state, open_calibration(data, inputs_of(state.problem.model), state.problem.config.data), directions
+    )
 
 
 def first_stream(state):
-    block = next(block for block in find_blocks(state.model, state.scheme) if block.layers)
-    layer = state.scheme.layers[0]
-    return _Stream(state, block, layer, next(t for t in state.model.graph.initializer if t.name == layer.weight).dims)
+    block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
+    layer = state.problem.scheme.layers[0]
+    return _Stream(
+        state, block, layer, next(t for t in state.problem.model.graph.initializer if t.name == layer.weight).dims
+    )
 
 
 def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, state_of):
@@ -49,12 +54,17 @@ def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, sta
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(state, data) == (1, None)
     stream = first_stream(state)
-    seen = stream._see(torch.zeros(1, 36))
-    columns = stream._unfold(torch.from_numpy(data), torch.arange(25))[0].reshape(36, 25, 20).mean(1).double()
+    seen = stream._measure_output_metric(torch.zeros(1, 36))
+    columns = (
+        unfold(torch.from_numpy(data), stream._window((5, 5)), torch.arange(25), stream._read_input)[0]
+        .reshape(36, 25, 20)
+        .mean(1)
+        .double()
+    )
     gram = columns @ columns.T
     assert seen.columns == 20 * 2 * SIGNS
     np.testing.assert_allclose(seen.gram[0] / seen.gram[0].trace(), gram / gram.trace(), atol=1e-4)
-    assert PROBE + "a" not in state.store
+    assert PROBE + "a" not in state.stored.store
 
 
 def test_layers_whose_weights_alone_have_few_bits_have_probes_of_every_sample(build, weigh, draw, state_of):
@@ -62,10 +72,10 @@ def test_layers_whose_weights_alone_have_few_bits_have_probes_of_every_sample(bu
     state = state_of(make_deep(build, weigh), data, weight_bits=4, size=8)
     assert probe(state, data, directions=0) == (0, None)
     assert probe(state, data, directions=3) == (1, None)
-    shapes = [state.store.batch(PROBE + "d", number).shape for number in range(3)]
+    shapes = [state.stored.store.batch(PROBE + "d", number).shape for number in range(3)]
     assert shapes == [(8, 3 * SIGNS, 25), (8, 3 * SIGNS, 25), (4, 3 * SIGNS, 25)]
     np.testing.assert_allclose(
-        np.linalg.norm(state.store.batch(PROBE + "d", 0).astype(float), axis=(1, 2)), 1, rtol=1e-3
+        np.linalg.norm(state.stored.store.batch(PROBE + "d", 0).astype(float), axis=(1, 2)), 1, rtol=1e-3
     )
 
 
@@ -90,14 +100,14 @@ def test_samples_pass_in_parts_of_bounded_size(build, weigh, draw, state_of, mon
     monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (2 * 6 * 25 + 3 + 3))
     state = state_of(make_deep(build, weigh), data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(state, data) == (3, None) and found == [3, 3, 2, 3]
-    assert len(state.store.batch(PROBE + "a", 0)) == 8
+    assert len(state.stored.store.batch(PROBE + "a", 0)) == 8
 
 
 def test_tokens_are_places(build, weigh, draw, state_of):
     data = draw(10, 7, 4)
     state = state_of(build(TOKENS, w=weigh(4, 6)), data, weight_bits=4, first_last_bits=4)
     assert probe(state, data) == (1, None)
-    seen = first_stream(state)._see(torch.zeros(1, 4))
+    seen = first_stream(state)._measure_output_metric(torch.zeros(1, 4))
     assert seen.gram.shape == (1, 4, 4) and seen.columns == 10 * 2 * SIGNS
 
 
@@ -107,7 +117,7 @@ def test_a_model_that_torch_cannot_take_has_none_and_says_why(build, weigh, draw
     data = draw(10, 4, 5, 5)
     state = state_of(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
     count, reason = probe(state, data)
-    assert count == 0 and "torch" in reason and not [t for t in state.store.names() if t.startswith(PROBE)]
+    assert count == 0 and "torch" in reason and not [t for t in state.stored.store.names() if t.startswith(PROBE)]
 
 
 def make_gated(build, weigh):
@@ -124,16 +134,16 @@ def test_a_layer_without_a_gradient_leaves_the_others_theirs(build, weigh, draw,
     data = draw(11, 4, 8, 8)
     state = state_of(make_gated(build, weigh), data, weight_bits=4, first_last_bits=4, size=4)
     assert probe(state, data) == (2, None)
-    shapes = {t: [state.store.batch(PROBE + t, n).shape[::2] for n in range(3)] for t in ("a", "d")}
+    shapes = {t: [state.stored.store.batch(PROBE + t, n).shape[::2] for n in range(3)] for t in ("a", "d")}
     assert shapes == {"a": [(4, 9), (4, 9), (3, 9)], "d": [(4, 1), (4, 1), (3, 1)]}
-    assert PROBE + "g" not in state.store
+    assert PROBE + "g" not in state.stored.store
 
 
 def test_gradients_that_end_at_an_operator_have_no_say(build, weigh, draw, state_of):
     text = "g (float[N, 4, 5, 5] x) => (float[N, 6, 5, 5] y) { [c] a = Conv (x, w, b)  [r] t = Round (a)  y = Neg (t) }"
     data = draw(6, 4, 5, 5)
     state = state_of(build(text, w=weigh(6, 4, 1, 1), b=weigh(6)), data, weight_bits=4, first_last_bits=4)
-    assert probe(state, data)[0] == 0 and PROBE + "a" not in state.store
+    assert probe(state, data)[0] == 0 and PROBE + "a" not in state.stored.store
 
 
 def test_a_model_of_integer_outputs_has_none_and_says_why(build, weigh, draw, state_of):
@@ -148,8 +158,10 @@ def test_a_model_of_integer_outputs_has_none_and_says_why(build, weigh, draw, st
 def test_rows_that_are_no_samples_are_not_seen(pooled, draw, state_of):
     data = draw(8, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
-    state.store.append(PROBE + "a", np.ones((8, 16, 24), np.float16))
-    assert first_stream(state)._see(torch.zeros(1, 36)) is None and PROBE + "a" not in state.store
+    state.stored.store.append(PROBE + "a", np.ones((8, 16, 24), np.float16))
+    assert (
+        first_stream(state)._measure_output_metric(torch.zeros(1, 36)) is None and PROBE + "a" not in state.stored.store
+    )
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("no such kernel\nsecond line"), ValueError("bad sample")])
@@ -157,11 +169,35 @@ def test_whatever_torch_raises_leaves_the_model_without_probes(pooled, draw, sta
     data = draw(8, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise fault
 
-    monkeypatch.setattr(probes_step._Puller, "_mix", fail)
+    monkeypatch.setattr(torch.autograd, "grad", fail)
     assert probe(state, data) == (0, f"{type(fault).__name__}: {str(fault).partition(chr(10))[0]}")
+
+
+def test_a_fault_of_our_own_is_not_taken_for_one_of_torch(pooled, draw, state_of, monkeypatch):
+    data = draw(8, 4, 5, 5)
+    state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
+
+    def fail(*_):
+        raise TypeError("a fault of our own")
+
+    monkeypatch.setattr(probes_step._Puller, "_mix", fail)
+    with pytest.raises(TypeError, match="a fault of our own"):
+        probe(state, data)
+
+
+def test_too_little_memory_says_nothing_of_the_model(pooled, draw, state_of, monkeypatch):
+    data = draw(8, 4, 5, 5)
+    state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe(state, data)
 
 
 def test_a_torch_model_that_computes_other_numbers_gives_none(pooled, draw, state_of, monkeypatch):
@@ -177,7 +213,7 @@ def test_probes_that_would_fill_the_disk_are_left_out(pooled, draw, state_of, mo
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
     monkeypatch.setattr(probes_step, "MOST_STORED_BYTES", 1000)
     assert probe(state, data) == (0, "their probes would take 0 GB of disk, more than 0 GB")
-    assert not [t for t in state.store.names() if t.startswith(PROBE)]
+    assert not [t for t in state.stored.store.names() if t.startswith(PROBE)]
 
 
 def test_a_model_too_large_for_torch_has_none_and_says_why(pooled, draw, state_of, monkeypatch):
@@ -195,7 +231,7 @@ def test_samples_without_a_gradient_have_no_say(build, weigh, draw, state_of):
         build(text, w=weigh(6, 4, 1, 1), b=-np.ones(6, np.float32)), data, weight_bits=4, first_last_bits=4
     )
     assert probe(state, data) == (1, None)
-    batch = state.store.batch(PROBE + "a", 0)
+    batch = state.stored.store.batch(PROBE + "a", 0)
     assert np.isfinite(batch).all() and not batch[::2].any() and batch[1::2].any(axis=(1, 2)).all()
 
 
@@ -205,8 +241,8 @@ def test_outputs_suffer_less_where_integers_are_chosen_for_them(pooled, draw, st
     for directions in (0, 4):
         state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=16)
         probe(state, data, directions)
-        block = next(block for block in find_blocks(state.model, state.scheme) if block.layers)
+        block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
         solve_block(state, block)
-        outputs = [run(cut(block, ["y"]), data)[0] for cut in (state.float_cut, state.quantized_cut)]
+        outputs = [run(cut(block, ["y"]), data)[0] for cut in (state.float_subgraph, state.quantized_subgraph)]
         errors.append(np.square(outputs[0] - outputs[1]).mean())
     assert errors[1] < 0.8 * errors[0]

@@ -14,7 +14,7 @@ from onnxcalib.graph.emit import bias_scale, emit_qdq
 from onnxcalib.numeric import adaquant
 from onnxcalib.quantization import learn as learn_step
 from onnxcalib.quantization import reconstruct as reconstruct_step
-from onnxcalib.quantization.learn import Samples
+from onnxcalib.quantization.learn import MiniBatches
 from onnxcalib.quantization.reconstruct import reconstruct
 from onnxcalib.quantization.solve import solve_block
 from onnxcalib.report import Observer
@@ -61,22 +61,22 @@ class Listener(Observer):
 
     def block(self, record):
         self.records.append(record)
-        self.grids.append(dict(self.state.activations) if self.state else {})
+        self.grids.append(dict(self.state.grids.activations) if self.state else {})
 
 
 def rebuild(state, observer=None):
-    return reconstruct(state, find_blocks(state.model, state.scheme), observer or Observer())
+    return reconstruct(state, find_blocks(state.problem.model, state.problem.scheme), observer or Observer())
 
 
 def measure(state, data):
     """Relative squared error of the model's output."""
-    wanted = Session(state.model).run({"x": data})["y"]
+    wanted = Session(state.problem.model).run({"x": data})["y"]
     given = Session(walk_model(state)).run({"x": data})["y"]
     return float(np.square(wanted - given).sum() / np.square(wanted).sum())
 
 
 def walk_model(state):
-    return emit_qdq(state.model, state.scheme, state.activations, state.requantized, state.layers, keep_outputs=False)
+    return emit_qdq(state.problem.model, state.problem.scheme, state.grids, state.layers, keep_outputs=False)
 
 
 def same(one, other):
@@ -110,7 +110,7 @@ def test_a_residual_net_is_reconstructed_block_after_block(residual, draw, state
             assert record.reason == "the loss on held-out samples did not fall"
     assert set(state.layers) == {"stem", "inner", "outer", "tail", "head"}
     assert measure(state, data) < most
-    assert state.store.names() == []
+    assert state.stored.store.names() == []
 
 
 def spoil_biases(state, block):
@@ -147,12 +147,12 @@ def test_a_loss_that_does_not_fall_rolls_the_block_back(residual, draw, state_of
     monkeypatch.setattr(reconstruct_step, "solve_block", remember)
     data = draw(32, 4, 6, 6)
     state = state_of(residual(), data, steps=5, **FOUR)
-    grids = {**state.activations, **state.requantized}
+    grids = {**state.grids.activations, **state.grids.requantized}
     for record in rebuild(state):
         assert record.outcome == "rolled back" and record.loss_after == record.loss_before
         assert record.reason == "the loss on held-out samples did not fall"
     assert all(same(state.layers[name], params) for name, params in solved.items()) and len(solved) == 5
-    assert {**state.activations, **state.requantized} == grids
+    assert {**state.grids.activations, **state.grids.requantized} == grids
 
 
 def test_a_block_that_torch_does_not_take_falls_back_to_its_layers(residual, draw, state_of):
@@ -166,7 +166,7 @@ def test_a_block_that_torch_does_not_take_falls_back_to_its_layers(residual, dra
         assert record.outcome in ("reconstructed", "rolled back")
         assert record.reason.startswith("not as one block: mid: com.microsoft::Gelu-1 has no converter to torch")
     assert records[0].reason is None or "Gelu" not in records[0].reason
-    assert measure(state, data) < 0.1 and state.store.names() == []
+    assert measure(state, data) < 0.1 and state.stored.store.names() == []
 
 
 def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, state_of, monkeypatch):
@@ -246,9 +246,9 @@ def test_the_model_that_is_walked_stays_as_it_is(build, weigh, draw, state_of, m
         w0=weigh(4, 4, 1, 1), b0=weigh(4), w1=weigh(4, 4, 2, 2), b1=weigh(4),
     )  # fmt: skip
     state = state_of(model, draw(16, 4, 6, 6), steps=10, weight_bits=4, first_last_bits=4)
-    before = state.model.SerializeToString(deterministic=True)
+    before = state.problem.model.SerializeToString(deterministic=True)
     assert rebuild(state)[1].outcome == "reconstructed"
-    assert state.model.SerializeToString(deterministic=True) == before
+    assert state.problem.model.SerializeToString(deterministic=True) == before
 
 
 def test_tensors_that_share_a_grid_learn_one(build, weigh, state_of, monkeypatch):
@@ -263,13 +263,18 @@ def test_tensors_that_share_a_grid_learn_one(build, weigh, state_of, monkeypatch
     )
     state = state_of(model, DATA, steps=20, **FOUR)
     for t in ("c", "t"):
-        state.activations[t] = stretch(state.activations[t], 1.5)
-    before = dict(state.activations)
+        state.grids.activations[t] = stretch(state.grids.activations[t], 1.5)
+    before = dict(state.grids.activations)
     rebuild(state)
-    assert {frozenset(members) for members in state.scheme.shared} == {frozenset("ct"), frozenset("zp")}
-    for members in state.scheme.shared:
-        assert len({(float(state.activations[t].scale), int(state.activations[t].zero_point)) for t in members}) == 1
-    assert before["c"].scale != state.activations["c"].scale
+    assert {frozenset(members) for members in state.problem.scheme.shared} == {frozenset("ct"), frozenset("zp")}
+    for members in state.problem.scheme.shared:
+        assert (
+            len(
+                {(float(state.grids.activations[t].scale), int(state.grids.activations[t].zero_point)) for t in members}
+            )
+            == 1
+        )
+    assert before["c"].scale != state.grids.activations["c"].scale
 
 
 def stretch(grid, factor):
@@ -285,7 +290,7 @@ def test_a_grid_does_not_change_once_a_block_was_learned_on_it(build, weigh, sta
         **{f"w{i}": weigh(4, 4, 1, 1) for i in range(3)},
     )
     state = state_of(model, DATA, steps=20)
-    start = state.activations["r"] = stretch(state.activations["r"], 2)
+    start = state.grids.activations["r"] = stretch(state.grids.activations["r"], 2)
     listener = Listener(state)
     records = rebuild(state, listener)
     assert [record.layers for record in records] == [("stem",), ("left",), ("right",)]
@@ -297,10 +302,10 @@ def test_a_grid_does_not_change_once_a_block_was_learned_on_it(build, weigh, sta
 def test_the_narrower_grid_of_a_tensor_is_learned_too(residual, state_of, monkeypatch):
     set_rates(monkeypatch, 0.02)
     state = state_of(residual("LeakyRelu"), DATA, steps=20, **FOUR)
-    start = state.requantized["r"] = stretch(state.requantized["r"], 2)
+    start = state.grids.requantized["r"] = stretch(state.grids.requantized["r"], 2)
     records = rebuild(state)
     assert records[1].outcome == "reconstructed" and records[1].loss_after < 0.98 * records[1].loss_before
-    assert state.requantized["r"].scale < start.scale
+    assert state.grids.requantized["r"].scale < start.scale
 
 
 @pytest.mark.parametrize("activation", ["Relu", "com.microsoft.Gelu"])
@@ -317,7 +322,7 @@ def test_every_cut_is_computed_once(residual, draw, state_of, monkeypatch, activ
     rebuild(state)
     assert {"float:r", "quantized:r", "float:v", "quantized:v", "float:y"} <= set(appended)
     assert "quantized:y" not in appended  # nobody reads it
-    assert set(appended.values()) == {len(state.sizes)} == {3}
+    assert set(appended.values()) == {len(state.stored.sizes)} == {3}
 
 
 def test_the_random_numbers_of_the_caller_go_on_as_they_were(residual, state_of):
@@ -384,14 +389,14 @@ def test_strings_pass_from_block_to_block(build, draw, state_of):
     data = draw(32, 4)
     state = state_of(model, data, steps=2)
     assert [record.layers for record in rebuild(state)] == [("head",), ("l",), ("tail",)]
-    assert state.store.names() == [] and measure(state, data[:4]) < 1e-3
+    assert state.stored.store.names() == [] and measure(state, data[:4]) < 1e-3
 
 
 def test_sequences_pass_from_block_to_block(build, draw, state_of):
     numbers = {"zero": np.int64(0), "one": np.int64(1), "two": np.int64(2)}
     state = state_of(build(PARTS, w=draw(4, 4, 1, 1), v=draw(2, 2, 1, 1), **numbers), DATA, steps=2)
     assert [record.layers for record in rebuild(state)] == [("conv",), ("l",), ("tail",)]
-    assert state.store.names() == [] and measure(state, DATA) < 1e-3
+    assert state.stored.store.names() == [] and measure(state, DATA) < 1e-3
 
 
 def test_a_tensor_whose_type_only_its_values_tell_is_read_as_what_it_is(build, draw, state_of):
@@ -428,7 +433,7 @@ def test_what_nobody_reads_later_is_neither_computed_nor_kept(build, draw, state
 
 def test_a_block_that_onnxruntime_cannot_run_is_named(residual, state_of):
     state = state_of(residual(), DATA)
-    next(n for n in state.model.graph.node if n.name == "inner").op_type = "Konv"
+    next(n for n in state.problem.model.graph.node if n.name == "inner").op_type = "Konv"
     with pytest.raises(ModelError, match=r"onnxruntime cannot load block outer: .*Konv"):
         rebuild(state)
 
@@ -476,10 +481,10 @@ def test_two_walks_with_one_seed_are_equal_and_another_seed_is_not(residual, sta
 @pytest.mark.parametrize("size", [8, 5])
 def test_views_of_samples_that_judge_are_not_learned_from(residual, state_of, size):
     state = state_of(residual(), DATA, size=size, axes=(2, 3), views=2)
-    data = Samples(state, find_blocks(state.model, state.scheme)[0], 4, judges=8)
-    judging, learning = set(data.judging.tolist()), set(data.learning.tolist())
-    assert len(judging) == 4 and judging < set(range(32))
-    assert learning == {place for place in range(96) if place % 32 not in judging}
+    data = MiniBatches(state, find_blocks(state.problem.model, state.problem.scheme)[0], 4, holdout=8)
+    held_out, learning = set(data.held_out.tolist()), set(data.learning.tolist())
+    assert len(held_out) == 4 and held_out < set(range(32))
+    assert learning == {index for index in range(96) if index % 32 not in held_out}
 
 
 GATED = """g (float[%s, 4, 6, 6] x) => (float[%s, 4, 6, 6] y) {
@@ -510,7 +515,7 @@ def test_one_sample_is_enough_to_run(residual, state_of):
 def snap_biases(state, block):
     """Solve the block, its biases as they will be written: torch learns them unrounded."""
     reasons = solve_block(state, block)
-    for layer in (layer for layer in state.scheme.layers if layer.name in block.layers):
+    for layer in (layer for layer in state.problem.scheme.layers if layer.name in block.layers):
         params = state.layers[layer.name]
         step = bias_scale(state.input_grid(layer), params.grid)
         params.bias[:] = np.rint(params.bias / step) * step
@@ -524,19 +529,21 @@ def test_learning_starts_from_what_the_solved_block_computes(residual, state_of,
     state, other = (state_of(model, DATA, steps=1, **FOUR) for _ in range(2))
     before = {record.layers: record.loss_before for record in rebuild(state)}
     held_out = np.random.default_rng(0).permutation(len(DATA))[: len(DATA) // 8]
-    for block in find_blocks(other.model, other.scheme):
-        store_outputs(other, block, "float:", other.float_cut)
+    for block in find_blocks(other.problem.model, other.problem.scheme):
+        store_outputs(other, block, "float:", other.float_subgraph)
         if block.layers:
             snap_biases(other, block)
-        store_outputs(other, block, "quantized:", other.quantized_cut)
+        store_outputs(other, block, "quantized:", other.quantized_subgraph)
         if block.layers:
-            wanted, given = (other.store.rows(f"{p}:{block.outputs[0]}", held_out) for p in ("float", "quantized"))
+            wanted, given = (
+                other.stored.store.rows(f"{p}:{block.outputs[0]}", held_out) for p in ("float", "quantized")
+            )
             error = np.square(given - wanted).sum() / np.square(wanted).sum()
             assert before[block.layers] == pytest.approx(error, rel=2e-3)
 
 
 def store_outputs(state, block, prefix, make):
     session = Session(make(block, list(block.outputs)))
-    for number in range(len(state.sizes)):
-        for name, value in session.run(state.feeds(prefix, session.inputs, number)).items():
-            state.store.append(prefix + name, value)
+    for number in range(len(state.stored.sizes)):
+        for name, value in session.run(state.stored.feeds(prefix, session.inputs, number)).items():
+            state.stored.store.append(prefix + name, value)

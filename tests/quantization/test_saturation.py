@@ -11,6 +11,7 @@ from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization import saturation as module
 from onnxcalib.quantization.output_tally import OutputTally
+from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.saturation import LEAST_SAMPLES, MOST_SAMPLES, advise, measure_saturation
 from onnxcalib.quantization.verify import optimize
 from onnxcalib.report import BoundRecord
@@ -32,7 +33,7 @@ def measure(draw):
     def run(original, quantized, x=None):
         shape = [dim.dim_value or 6 for dim in original.graph.input[0].type.tensor_type.shape.dim]
         samples = open_calibration(draw(*shape) if x is None else x, inputs_of(original))
-        return measure_saturation(original, quantized, optimize(quantized)[1], samples)
+        return measure_saturation(original, quantized, optimize(quantized)[1], samples, padding=PaddingMask(original))
 
     return run
 

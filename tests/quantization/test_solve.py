@@ -42,13 +42,13 @@ def make_residual(build, weigh, text):
 def measure(state, block):
     """Error of the block's outputs from its quantized inputs, against the float model's: relative, and its mean."""
     sessions = {
-        "float:": Session(state.float_cut(block, list(block.outputs))),
-        "quantized:": Session(state.quantized_cut(block, list(block.outputs))),
+        "float:": Session(state.float_subgraph(block, list(block.outputs))),
+        "quantized:": Session(state.quantized_subgraph(block, list(block.outputs))),
     }
     found = {prefix: [] for prefix in sessions}
-    for number in range(len(state.sizes)):
+    for number in range(len(state.stored.sizes)):
         for prefix, session in sessions.items():
-            found[prefix].append(session.run(state.feeds(prefix, session.inputs, number))[block.outputs[0]])
+            found[prefix].append(session.run(state.stored.feeds(prefix, session.inputs, number))[block.outputs[0]])
     wanted, given = (np.concatenate(found[prefix]) for prefix in sessions)
     error = given - wanted
     return float(np.square(error).mean() / np.square(wanted).mean()), error.mean(axis=(0, *range(2, error.ndim)))
@@ -56,24 +56,24 @@ def measure(state, block):
 
 def change_prefix(state, tensor, change):
     """Let the quantized layers before ``tensor`` give ``change`` of what the float model does."""
-    values = [state.store.batch(f"float:{tensor}", number) for number in range(len(state.sizes))]
-    state.store.drop(f"quantized:{tensor}")
+    values = [state.stored.store.batch(f"float:{tensor}", number) for number in range(len(state.stored.sizes))]
+    state.stored.store.drop(f"quantized:{tensor}")
     for value in values:
-        state.store.append(f"quantized:{tensor}", np.asarray(change(value), np.float32))
+        state.stored.store.append(f"quantized:{tensor}", np.asarray(change(value), np.float32))
 
 
 def first_block(state):
-    return next(block for block in find_blocks(state.model, state.scheme) if block.layers)
+    return next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
 
 
 def residual_block(state):
     """The block of the Add, its inputs and outputs stored as the float model has them."""
-    stem, block = [b for b in find_blocks(state.model, state.scheme) if b.layers]
-    session = Session(state.float_cut(stem, list(stem.outputs)))
-    for number in range(len(state.sizes)):
-        value = session.run(state.feeds("float:", session.inputs, number))[stem.outputs[0]]
-        state.store.append(f"float:{stem.outputs[0]}", value)
-        state.store.append(f"quantized:{stem.outputs[0]}", value)
+    stem, block = [b for b in find_blocks(state.problem.model, state.problem.scheme) if b.layers]
+    session = Session(state.float_subgraph(stem, list(stem.outputs)))
+    for number in range(len(state.stored.sizes)):
+        value = session.run(state.stored.feeds("float:", session.inputs, number))[stem.outputs[0]]
+        state.stored.store.append(f"float:{stem.outputs[0]}", value)
+        state.stored.store.append(f"quantized:{stem.outputs[0]}", value)
     return block
 
 
@@ -83,7 +83,7 @@ def test_a_solved_layer_is_close_to_float_and_has_no_mean_error(conv, draw, stat
     block = first_block(state)
     assert solve_block(state, block) == {}
     error, mean = measure(state, block)
-    step = state.layers["c"].grid.scale * state.activations["x"].scale
+    step = state.layers["c"].grid.scale * state.grids.activations["x"].scale
     assert error < most and (np.abs(mean) <= 0.51 * step).all()
     assert state.layers["c"].integers.dtype == np.int8 and state.layers["c"].grid.spec.bits == bits
 
@@ -101,8 +101,8 @@ def test_weights_make_up_for_what_the_prefix_lost(conv, draw, state_of):
 @pytest.mark.parametrize("text", [PLAIN, PROJECTED])
 def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh, draw, state_of, monkeypatch, text):
     errors = []
-    for other in (solve_step._shortcut, lambda *_: None):
-        monkeypatch.setattr(solve_step, "_shortcut", other)
+    for other in (solve_step._find_shortcut, lambda *_: None):
+        monkeypatch.setattr(solve_step, "_find_shortcut", other)
         state = state_of(make_residual(build, weigh, text), draw(40, 4, 6, 6), weight_bits=4, activation_bits=4)
         block = residual_block(state)
         change_prefix(state, "r", lambda r: r * np.float32([0.7, 1.2, 1.0, 0.8]).reshape(4, 1, 1) + 0.1)
@@ -114,13 +114,13 @@ def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh
 def test_the_shortcut_is_made_up_for_once(build, weigh, draw, state_of):
     state = state_of(make_residual(build, weigh, PROJECTED), draw(8, 4, 6, 6))
     block = residual_block(state)
-    waits = {layer.name: layer for layer in state.scheme.layers}
+    waits = {layer.name: layer for layer in state.problem.scheme.layers}
     order = [name for name in ("inner", "outer", "short") if name in block.layers]
     found = {}
     for name in order:
-        found[name] = solve_step._shortcut(state, block, waits[name])
+        found[name] = solve_step._find_shortcut(state, block, waits[name])
         state.layers[name] = None
-    assert found == {"inner": None, "outer": None, "short": "e"}
+    assert found == {"inner": None, "outer": None, "short": solve_step._Shortcut("e", on_grid=True)}
 
 
 def test_a_product_without_a_bias_keeps_its_mean(build, draw, state_of):
@@ -145,12 +145,12 @@ def test_a_layer_that_no_row_reaches_is_rounded_and_says_why(build, draw, state_
     data = draw(24, 4)
     data[20 : 20 + rows] = 200  # in the last batch alone
     state = state_of(model, data)
-    glue, block = find_blocks(state.model, state.scheme)
-    session = Session(state.float_cut(glue, ["d"]))
-    for number in range(len(state.sizes)):
-        value = session.run(state.feeds("float:", session.inputs, number))["d"]
+    glue, block = find_blocks(state.problem.model, state.problem.scheme)
+    session = Session(state.float_subgraph(glue, ["d"]))
+    for number in range(len(state.stored.sizes)):
+        value = session.run(state.stored.feeds("float:", session.inputs, number))["d"]
         for prefix in ("float:", "quantized:"):
-            state.keep(prefix, "d", value)
+            state.stored.keep(prefix, "d", value)
     reasons = solve_block(state, block)
     assert reasons.keys() == (set() if rows else {"l"})
     assert rows or reasons["l"].startswith("l: no sample gives it an input to solve on")
@@ -200,7 +200,7 @@ def test_a_transposed_convolution_is_rounded_and_says_why(build, weigh, draw, st
 
 
 def weight_of(state, name):
-    return solve_step.constant(state.index, name)
+    return solve_step.constant(state.problem.index, name)
 
 
 def test_a_layer_of_too_many_inputs_is_rounded_and_says_why(conv, draw, state_of, monkeypatch):
@@ -232,13 +232,13 @@ def test_a_channel_of_next_to_no_weights_keeps_its_bias(build, draw, state_of, s
         round_layers(state)
     _, mean = measure(state, block)
     assert abs(mean[1]) < 1e-3
-    levels = np.abs(state.layers["c"].bias) / (state.layers["c"].grid.scale * state.activations["x"].scale)
+    levels = np.abs(state.layers["c"].bias) / (state.layers["c"].grid.scale * state.grids.activations["x"].scale)
     assert levels.max() < 2**30
 
 
 def test_a_scale_is_raised_no_further_than_its_bias_needs(conv, draw, state_of):
     state = state_of(conv, draw(8, 4, 6, 6))
-    grid = state.activations["x"]
+    grid = state.grids.activations["x"]
     scale = np.float32([1e-3, 1e-20, 0.0])
     found = guard_scale(scale, np.float64([5.0, 5.0, 0.0]), grid)
     assert found[0] == scale[0] and found[1] == pytest.approx(5 / (2.0**29 * float(grid.scale))) and found[2] > 0
@@ -252,7 +252,7 @@ def test_batches_do_not_change_the_result(conv, draw, state_of, size):
         state = state_of(conv, data, size=each)
         solve_block(state, first_block(state))
         layers.append(state.layers["c"])
-    assert sum(state.sizes) == 40 and len(state.sizes) == -(-40 // size)
+    assert sum(state.stored.sizes) == 40 and len(state.stored.sizes) == -(-40 // size)
     assert np.abs(layers[0].integers.astype(int) - layers[1].integers).max() <= 1
     np.testing.assert_allclose(layers[0].grid.scale, layers[1].grid.scale, rtol=1e-2)
     np.testing.assert_allclose(layers[0].bias, layers[1].bias, atol=1e-3)
@@ -269,7 +269,7 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
     assert sum(columns.shape[2] for columns in seen) == 40 * 36
 
 
-def test_places_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
+def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
     seen = []
     unfold = solve_step.unfold
     monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
@@ -296,27 +296,35 @@ def test_one_sample_in_four_judges_the_prior(conv, draw, state_of, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [16, 10])
-def test_views_follow_the_samples_and_judge_with_them(conv, draw, state_of, monkeypatch, size):
-    places = []
-    judges = _Stream._judges
-    monkeypatch.setattr(_Stream, "_judges", lambda self, *a, **k: places.append((a[0], judges(self, *a, **k))))
+def test_views_follow_the_samples_and_are_held_out_with_them(conv, draw, state_of, monkeypatch, size):
+    found = []
+    read = _Stream._read_parts
+
+    def watch(self, number, first):
+        for batch, rows, is_held_out in read(self, number, first):
+            found.extend((first + row, is_held_out) for row in rows)
+            yield batch, rows, is_held_out
+
+    monkeypatch.setattr(_Stream, "_read_parts", watch)
     data = draw(42, 4, 6, 6)
     state = state_of(conv, data, size=size, axes=(2, 3), views=2)
-    assert state.passes == 3 and sum(state.sizes) == 3 * 42
-    stored = state.store.rows("float:x", range(3 * 42))
-    assert np.array_equal(stored[:42], data) and np.array_equal(stored, state.store.rows("quantized:x", range(3 * 42)))
+    assert state.stored.passes == 3 and sum(state.stored.sizes) == 3 * 42
+    stored = state.stored.store.rows("float:x", range(3 * 42))
+    assert np.array_equal(stored[:42], data) and np.array_equal(
+        stored, state.stored.store.rows("quantized:x", range(3 * 42))
+    )
     views = stored[42:].reshape(2, 42, 4, 6, 6)
     assert not np.array_equal(views[0], data) and not np.array_equal(views[0], views[1])
     assert all(set(view.flat) <= set(image.flat) for pass_ in views for view, image in zip(pass_, data, strict=True))
     solve_block(state, first_block(state))
-    judging = {place for place, judged in places if judged}
-    assert judging == {place for place in range(3 * 42) if place % 42 % 4 == 3}
+    held_out = {index for index, is_held_out in found if is_held_out}
+    assert held_out == {index for index in range(3 * 42) if index % 42 % 4 == 3}
 
 
 @pytest.mark.parametrize(("axes", "views"), [(None, 2), ((2, 3), 0)])
 def test_there_are_no_views_of_what_is_no_image_or_where_none_are_asked_for(conv, draw, state_of, axes, views):
     state = state_of(conv, draw(10, 4, 6, 6), axes=axes, views=views)
-    assert state.passes == 1 and sum(state.sizes) == 10
+    assert state.stored.passes == 1 and sum(state.stored.sizes) == 10
 
 
 def test_nothing_is_kept_per_sample(conv, draw, state_of, monkeypatch):
@@ -341,10 +349,12 @@ def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, st
     monkeypatch.setattr(solve_step.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
     state = state_of(make_residual(build, weigh, PLAIN), draw(8, 4, 6, 6), weight_bits=4, activation_bits=4)
     block = residual_block(state)
-    state.requantized["r"] = replace(state.requantized["r"], scale=np.float32(1.3) * state.requantized["r"].scale)
+    state.grids.requantized["r"] = replace(
+        state.grids.requantized["r"], scale=np.float32(1.3) * state.grids.requantized["r"].scale
+    )
     solve_block(state, block)
-    r = state.store.batch("quantized:r", 0)
-    for grid in (state.activations["r"], state.requantized["r"]):
+    r = state.stored.store.batch("quantized:r", 0)
+    for grid in (state.grids.activations["r"], state.grids.requantized["r"]):
         r = fake_quantize(r, grid.scale, grid.zero_point, grid.spec)
     # The middle of the kernel sees every place once.
     middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
@@ -362,10 +372,12 @@ def test_the_bias_behind_a_matmul_takes_up_the_mean_error(build, weigh, draw, st
     change_prefix(state, "x", lambda x: x + 0.2)
     solve_block(state, block)
     wanted, given = (
-        np.concatenate([Session(cut).run(state.feeds(prefix, ["x"], n))["y"] for n in range(len(state.sizes))])
+        np.concatenate(
+            [Session(cut).run(state.stored.feeds(prefix, ["x"], n))["y"] for n in range(len(state.stored.sizes))]
+        )
         for prefix, cut in (
-            ("float:", state.float_cut(block, ["y"])),
-            ("quantized:", state.quantized_cut(block, ["y"])),
+            ("float:", state.float_subgraph(block, ["y"])),
+            ("quantized:", state.quantized_subgraph(block, ["y"])),
         )
     )
     assert np.abs((given - wanted).mean((0, 1))).max() < 1e-3
@@ -377,29 +389,31 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
         [norm] h = Tanh (x)  [one] t = MatMul (h, w)  [add] u = Add (t, b)  [join] y = Add (u, h)
     }"""
     state = state_of(build(text, w=weigh(6, 6), b=weigh(6)), draw(40, 6))
-    block = next(b for b in find_blocks(state.model, state.scheme) if b.layers)
+    block = next(b for b in find_blocks(state.problem.model, state.problem.scheme) if b.layers)
     for prefix in ("float:", "quantized:"):
-        for number in range(len(state.sizes)):
-            state.store.append(f"{prefix}h", np.tanh(state.store.batch("float:x", number)))
-    stream = _Stream(state, block, state.scheme.layers[0], (6, 6))
-    assert (stream.other, stream.join) == ("h", "join")
-    state.activations["h"] = replace(state.activations["h"], scale=np.float32(0.5))
-    _, target = stream._columns(stream.reference.run(0), stream.prefix.run(0), list(range(state.sizes[0])), None)
-    assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"], atol=1e-6)
+        for number in range(len(state.stored.sizes)):
+            state.stored.store.append(f"{prefix}h", np.tanh(state.stored.store.batch("float:x", number)))
+    stream = _Stream(state, block, state.problem.scheme.layers[0], (6, 6))
+    assert stream.shortcut.tensor == "h" and not stream.shortcut.on_grid
+    state.grids.activations["h"] = replace(state.grids.activations["h"], scale=np.float32(0.5))
+    batch, rows, _ = next(stream._read_parts(0, 0))
+    _, target = stream._columns(batch, rows)
+    assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"][rows], atol=1e-6)
 
 
 def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of):
     text = "g (int64[N, 5] ids) => (float[N, 5, 4] y) { [look] e = Gather (table, ids)  [mul] y = MatMul (e, w) }"
     ids = np.random.default_rng(0).integers(0, 500, (40, 5))
     state = state_of(build(text, table=draw(500, 64), w=weigh(64, 4)), ids, activation_bits=32, embedding_bits=4)
-    state.scheme = replace(state.scheme, embeddings=find_embeddings(state.model, 4))
-    state.layers |= round_embeddings(state.index, state.scheme)
+    scheme = replace(state.problem.scheme, embeddings=find_embeddings(state.problem.model, 4))
+    state.problem = replace(state.problem, scheme=scheme)
+    state.layers |= round_embeddings(state.problem.index, state.problem.scheme)
     params = state.layers["look"]
     assert params.integers.shape == (500, 64) and params.grid.scale.shape == (500, 2)
-    table = constant(state.index, "table")
+    table = constant(state.problem.index, "table")
     given = params.integers * params.grid.scale.repeat(32, 1)
     assert np.square(given - table).mean() < 0.02 * np.square(table).mean()
-    glue, block = find_blocks(state.model, state.scheme)
+    glue, block = find_blocks(state.problem.model, state.problem.scheme)
     found = SubgraphRunner(state, glue, ["e"], quantized=True).run(0)["e"]
     assert np.allclose(found, given[ids[:8]], atol=1e-6) and block.layers == ("mul",)
 
@@ -430,10 +444,10 @@ def test_blocks_of_a_gemm_are_along_its_inputs_however_it_is_stored(build, weigh
 def test_values_that_are_not_finite_are_a_fault_of_the_data_where_no_range_is_measured(build, weigh, draw, state_of):
     text = "g (float[N, 6] x) => (float[N, 4] y) { [log] h = Log (x)  [mul] y = MatMul (h, w) }"
     state = state_of(build(text, w=weigh(6, 4)), draw(40, 6), activation_bits=32)
-    block = next(b for b in find_blocks(state.model, state.scheme) if b.layers)
+    block = next(b for b in find_blocks(state.problem.model, state.problem.scheme) if b.layers)
     for prefix in ("float:", "quantized:"):
-        for number in range(len(state.sizes)):
-            state.store.append(f"{prefix}h", np.full((state.sizes[number], 6), np.nan, np.float32))
+        for number in range(len(state.stored.sizes)):
+            state.stored.store.append(f"{prefix}h", np.full((state.stored.sizes[number], 6), np.nan, np.float32))
     with pytest.raises(DataError, match="tensor h: layer mul reads or gives values that are not finite"):
         solve_block(state, block)
 

@@ -32,8 +32,8 @@ def spoil(state):
 def error(state, feeds):
     from onnxcalib.graph.emit import emit_qdq
 
-    model = emit_qdq(state.model, state.scheme, state.activations, state.requantized, state.layers, keep_outputs=False)
-    given, wanted = Session(model).run(feeds)["y"], Session(state.model).run(feeds)["y"]
+    model = emit_qdq(state.problem.model, state.problem.scheme, state.grids, state.layers, keep_outputs=False)
+    given, wanted = Session(model).run(feeds)["y"], Session(state.problem.model).run(feeds)["y"]
     return float(np.square(given - wanted).sum() / np.square(wanted).sum())
 
 
@@ -48,9 +48,9 @@ def test_outputs_come_near_to_the_float_model_again(rounded, draw):
 
 def test_integers_and_grids_of_activations_stay(rounded):
     spoil(rounded)
-    before, grids = dict(rounded.layers), dict(rounded.activations)
+    before, grids = dict(rounded.layers), dict(rounded.grids.activations)
     tune_statistics(rounded)
-    assert rounded.activations == grids
+    assert rounded.grids.activations == grids
     for name, params in rounded.layers.items():
         assert np.array_equal(params.integers, before[name].integers)
         assert not np.array_equal(params.grid.scale, before[name].grid.scale)

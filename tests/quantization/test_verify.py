@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from onnxcalib.config import DataConfig
+from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import verify as verify_module
+from onnxcalib.quantization.padding_mask import PaddingMask
+from onnxcalib.quantization.run import Prepared, Run
 from onnxcalib.quantization.verify import list_unfused, optimize, verify
-from onnxcalib.report import SaturationRecord
+from onnxcalib.report import Observer, SaturationRecord
 
 BODY = """{ [a] c = Conv (x, w1, b1)  [b] r = Relu (c)  [d] d = Conv (r, w2, b1)  [e] s = Add (d, r)
     [m] p = GlobalAveragePool (s)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
@@ -27,8 +29,15 @@ def samples_of(model, array):
 
 
 def compare(original, quantized, samples, prepared=None):
-    layers = make_scheme(prepared or original).layers
-    return verify(original, prepared or original, quantized, layers, samples)
+    return verify(
+        prepared_of(original, samples, prepared or original), quantized, make_scheme(prepared or original).layers
+    )
+
+
+def prepared_of(original, samples, prepared):
+    config = QuantizeConfig()
+    run = Run(config, Observer())
+    return Prepared(run, config, original, prepared, (), {}, samples, {}, PaddingMask(prepared))
 
 
 def find_unfused(quantized):
@@ -77,7 +86,7 @@ def test_layers_carry_their_bits(model, rough, draw):
     model.opset_import[0].version, model.ir_version = 21, 10
     quantized = rough(model, x, weight_bits=4, activation_bits=4)
     layers = make_scheme(model, weight_bits=4, activation_bits=4).layers
-    found = verify(model, model, quantized, layers, samples_of(model, x))
+    found = verify(prepared_of(model, samples_of(model, x), model), quantized, layers)
     assert [(k.name, k.op, k.weight_bits, k.activation_bits) for k in found.layers] == [
         ("a", "Conv", 8, 8), ("d", "Conv", 4, 4), ("h", "Gemm", 8, 8),
     ]  # fmt: skip

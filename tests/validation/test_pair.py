@@ -16,7 +16,7 @@ from onnxruntime.quantization import (
 from onnxcalib import QuantizeConfig
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.passes.normalise import tidy
-from onnxcalib.quantization.prepare import prepare
+from onnxcalib.quantization.prepare import rewrite
 from onnxcalib.validation.pair import MOST_LINES, list_unread, name_float_nodes, pair_layers
 
 IO = "g (float[N, 6] x) => (float[N, 6] y)"
@@ -43,7 +43,7 @@ def test_nodes_have_the_names_that_quantize_gives_them(build, draw):
     before = model.SerializeToString()
     tidied, names = name_float_nodes(model)
     assert model.SerializeToString() == before
-    prepared = Index(prepare(model, QuantizeConfig()).model.graph).position
+    prepared = Index(rewrite(model, QuantizeConfig()).model.graph).position
     layers = [node for node in tidied.graph.node if node.op_type == "MatMul"]
     assert [names[node.name] for node in layers] == ["MatMul_a", "MatMul_e", "MatMul_y"]
     assert {names[node.name] for node in layers} <= set(prepared)

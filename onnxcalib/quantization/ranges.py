@@ -1,0 +1,117 @@
+"""Ranges of activations as a value and as a file: calibrated once, then saved, edited, loaded and given again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ConfigError
+from ..graph.save import write_file
+from ..numeric.ranges import make_grid
+from ..spec import Grids, QParams, QuantScheme, QuantSpec
+
+SCHEMA: Literal[1] = 1
+End = Annotated[float, Field(allow_inf_nan=False)]
+Range = tuple[End, End]
+
+
+class Ranges(BaseModel):
+    """The range of each activation: the lowest and the highest value that its grid holds.
+
+    model: SHA-256 of the float model. batch: samples whose activations fit into memory together. activations: tensor ->
+    range on which its consumers read it. requantized: tensor -> range on which weighted layers read it at fewer bits.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    model: str
+    batch: Annotated[int, Field(ge=1)]
+    activations: dict[str, Range]
+    requantized: dict[str, Range] = {}
+
+    @classmethod
+    def of_grids(cls, grids: Grids, *, model: str, batch: int) -> Ranges:
+        """The ranges of these grids; ``grids`` gives the same grids again."""
+        ends = ({t: ends_of(grid) for t, grid in part.items()} for part in (grids.activations, grids.requantized))
+        activations, requantized = ends
+        return cls(model=model, batch=batch, activations=activations, requantized=requantized)
+
+    def grids(self, scheme: QuantScheme) -> Grids:
+        """Grids over the ranges, with the bits of the scheme.
+
+        Tensors that share a grid share the union of their ranges. Raises ConfigError for a tensor without a range.
+        """
+        sharing = {t: members for members in scheme.shared for t in members}
+
+        def make(ranges: Mapping[str, Range], members: tuple[str, ...], spec: QuantSpec) -> QParams:
+            found = [_find(ranges, tensor) for tensor in members]
+            bound = min((scheme.nonnegative[t] for t in members if t in scheme.nonnegative), default=None)
+            low, high = min(low for low, _ in found), max(high for _, high in found)
+            return make_grid(low, high, spec, bound=bound)
+
+        return Grids(
+            {t: make(self.activations, sharing.get(t, (t,)), spec) for t, spec in scheme.activations.items()},
+            {t: make(self.requantized, (t,), spec) for t, spec in scheme.requantized.items()},
+        )
+
+    def check(self, model: str) -> None:
+        """Refuse a model of another fingerprint, by ConfigError."""
+        if self.model != model:
+            raise ConfigError(
+                f"ranges: found those of another model, {self.model[:12]}; this one is {model[:12]}; calibrate it too"
+            )
+
+    def to_json(self) -> str:
+        """What ``read_ranges`` reads."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the file aside and rename it. Raises OutputError."""
+        write_file(Path(path), self.to_json())
+
+
+def ends_of(grid: QParams) -> Range:
+    """The values of a grid's lowest and highest integer, exact in float64: ``make_grid`` gives the grid again."""
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return (grid.spec.qmin - zero_point) * scale, (grid.spec.qmax - zero_point) * scale
+
+
+def read_ranges(path: str | Path) -> Ranges:
+    """The ranges of a file. Raises ConfigError that says what is wrong with it."""
+    give = "give --ranges a file of onnxcalib calibrate"
+    try:
+        data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {give}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}; {give}") from None
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise ConfigError(f"{path}: schema: found {found!r}; this version reads {SCHEMA}; calibrate the model again")
+    try:
+        ranges = Ranges.model_validate(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise ConfigError(f"{path}: {where}: found {fault['input']!r}; {fault['msg']}; mend it") from None
+    for tensor, (low, high) in (*ranges.activations.items(), *ranges.requantized.items()):
+        if not low <= 0 <= high or low == high:
+            raise ConfigError(
+                f"{path}: {tensor}: found the range {low:g} to {high:g}; the lowest value comes first, and 0 lies"
+                " between the two; mend it"
+            )
+    return ranges
+
+
+def _find(ranges: Mapping[str, Range], tensor: str) -> Range:
+    if tensor not in ranges:
+        raise ConfigError(
+            f"ranges: found none of tensor {tensor!r}; every activation of the scheme needs one; calibrate with these"
+            " settings"
+        )
+    return ranges[tensor]

@@ -1,0 +1,117 @@
+"""A block in torch: which quantizers are placed and learned, what is refused, and how results come back."""
+
+import numpy as np
+import pytest
+import torch
+
+from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.quantization.learn import Learner, MiniBatches, convert_block
+from onnxcalib.quantization.solve import round_layers
+from onnxcalib.quantization.state import run_block
+from onnxcalib.runtime.blocks import BlockError
+
+DATA = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def state(residual, state_of):
+    state = state_of(residual, DATA, size=8, weight_bits=4, activation_bits=4, first_last_bits=4)
+    round_layers(state)
+    return state
+
+
+def first_block(state):
+    block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
+    run_block(state, block, set(block.outputs), quantized=False)
+    return block
+
+
+def learn(state, block, **options):
+    learner = Learner(state, convert_block(state, block), frozen=False)
+    data = MiniBatches(state, block, learner.size, holdout=8)
+    return learner, learner.learn(data.draw, data.read_held_out, steps=100, **options)
+
+
+def test_the_module_computes_what_the_block_does(state):
+    block = first_block(state)
+    converted = convert_block(state, block)
+    given = converted.module(*(torch.from_numpy(state.stored.feeds("float:", [t], 0)[t]) for t in block.inputs))
+    for value, tensor in zip(given, block.outputs, strict=True):
+        wanted = state.stored.feeds("float:", [tensor], 0)[tensor]
+        np.testing.assert_allclose(value.detach().numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_learned_replaces_grids_and_layers(state):
+    block = first_block(state)
+    grids, layers = state.grids, dict(state.layers)
+    learner, outcome = learn(state, block)
+    assert state.grids is grids and state.layers == layers  # nothing changes before it is read back
+    learner.read_back()
+    assert outcome.step > 0 and outcome.before > outcome.after
+    assert state.grids is not grids and set(state.grids.activations) == set(grids.activations)
+    assert {name for name in layers if state.layers[name] is not layers[name]} == set(block.layers)
+
+
+def test_frozen_tensors_keep_their_grids(state):
+    block = first_block(state)
+    state.frozen |= set(state.grids.activations)
+    grids = dict(state.grids.activations)
+    learner, _ = learn(state, block)
+    learner.read_back()
+    for tensor, grid in grids.items():
+        assert state.grids.activations[tensor].scale == grid.scale
+        assert state.grids.activations[tensor].zero_point == grid.zero_point
+
+
+def test_with_frozen_weights_biases_alone_are_learned(state):
+    block = first_block(state)
+    learner = Learner(state, convert_block(state, block), frozen=True)
+    learned = {name for name, value in learner.module.named_parameters() if value.requires_grad}
+    assert learned and all(name.endswith("bias") for name in learned)
+    assert set(learner.biases()) == set(block.layers)
+
+
+def test_learning_leaves_the_random_numbers_of_the_caller_alone(state):
+    block = first_block(state)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    learn(state, block)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_fault_of_torch_while_learning_is_one_of_the_block(state, monkeypatch):
+    block = first_block(state)
+
+    def fail(*_, **__):
+        raise RuntimeError("no gradient here\nsecond line")
+
+    monkeypatch.setattr("onnxcalib.quantization.learn.learn_block", fail)
+    with pytest.raises(BlockError, match=r"^block: no gradient here$"):
+        learn(state, block)
+
+
+def test_too_little_memory_is_no_fault_of_the_block(state, monkeypatch):
+    block = first_block(state)
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("onnxcalib.quantization.learn.learn_block", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        learn(state, block)
+
+
+def test_samples_are_held_out_and_never_drawn(state):
+    block = first_block(state)
+    data = MiniBatches(state, block, 4, holdout=8)
+    held_out = np.concatenate([inputs[0].numpy() for inputs, _ in data.read_held_out()])
+    assert len(held_out) == 3
+    drawn = np.concatenate([data.draw()[0][0].numpy() for _ in range(40)])
+    assert not any(np.array_equal(one, other) for one in held_out for other in drawn)
+
+
+def test_a_layer_that_reads_float_is_not_learned(residual, state_of):
+    state = state_of(residual, DATA, size=8, weight_bits=4, activation_bits=32)
+    round_layers(state)
+    with pytest.raises(BlockError, match="what reads float activations is solved or rounded, and not learned"):
+        Learner(state, convert_block(state, first_block(state)), frozen=False)
