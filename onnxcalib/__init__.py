@@ -10,10 +10,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bitplan import BitPlan, Frontier
     from .config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
-    from .data import CalibrationSet, open_calibration
+    from .data import CalibrationSet, InputSpec
     from .errors import ConfigError, DataError, GateError, ModelError, OnnxCalibError, OutputError
-    from .pipeline import Result, quantize
+    from .pipeline import Result, frontier, open_calibration, plan, quantize
     from .report import Observer, Report
     from .validation.run import validate
     from .verdict import Verdict
@@ -40,7 +41,8 @@ _HOMES = {
     "Report": "report",
     "Observer": "report",
     "CalibrationSet": "data",
-    "open_calibration": "data",
+    "InputSpec": "data",
+    "open_calibration": "pipeline",
     "OnnxCalibError": "errors",
     "ModelError": "errors",
     "DataError": "errors",
@@ -57,6 +59,7 @@ __all__ = [
     "DataError",
     "Frontier",
     "GateError",
+    "InputSpec",
     "LayerConfig",
     "ModelError",
     "Observer",

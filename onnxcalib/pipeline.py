@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
 from .bitplan import BitPlan, Frontier, read_plan
-from .config import BUDGETS, QuantizeConfig
-from .data import CalibrationSet
+from .config import BUDGETS, DataConfig, QuantizeConfig
+from .data import CalibrationSet, InputSpec, SampleSource
+from .data import open_calibration as open_samples
 from .errors import ConfigError
+from .graph.load import inputs_of
 from .graph.save import check_output, fingerprint, model_bytes, save_model, write_file
 from .planning.run import choose_bits, trace
 from .quantization.ranges import Ranges, read_ranges
@@ -33,6 +34,7 @@ __all__ = [
     "check_output",
     "emit",
     "frontier",
+    "open_calibration",
     "plan",
     "prepare",
     "quantize",
@@ -42,7 +44,6 @@ __all__ = [
 ]
 
 Model = str | Path | ModelProto
-Samples = str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,25 @@ class Result:
         save_model(self.model, Path(path))
 
 
+def open_calibration(
+    data: SampleSource,
+    model: Model | Sequence[InputSpec],
+    config: DataConfig | None = None,
+    *,
+    limit: int | None = None,
+) -> CalibrationSet:
+    """Samples for the inputs of a model, checked once, to be given to any of the other functions.
+
+    data: see ``onnxcalib.data.open_calibration``. model: a file, a model, or the descriptions of its inputs. limit: the
+    number of samples after which reading stops. Raises ModelError or DataError.
+    """
+    inputs = inputs_of(load(model)) if isinstance(model, (str, Path, ModelProto)) else model
+    return open_samples(data, inputs, config, limit=limit)
+
+
 def quantize(
     model: Model,
-    calibration: Samples,
+    calibration: SampleSource,
     config: QuantizeConfig | None = None,
     *,
     plan: str | Path | BitPlan | None = None,
@@ -93,7 +110,9 @@ def quantize(
     return Result(quantized, report)
 
 
-def plan(model: Model, calibration: Samples, config: QuantizeConfig, *, observer: Observer | None = None) -> BitPlan:
+def plan(
+    model: Model, calibration: SampleSource, config: QuantizeConfig, *, observer: Observer | None = None
+) -> BitPlan:
     """Choose the bits of every layer within the settings' budgets, by what each set of layers alone loses and costs.
 
     Raises ConfigError for settings without a budget, and for budgets that no plan meets, with what can be reached.
@@ -105,7 +124,7 @@ def plan(model: Model, calibration: Samples, config: QuantizeConfig, *, observer
 
 
 def frontier(
-    model: Model, calibration: Samples, config: QuantizeConfig | None = None, *, observer: Observer | None = None
+    model: Model, calibration: SampleSource, config: QuantizeConfig | None = None, *, observer: Observer | None = None
 ) -> Frontier:
     """The least loss for every size of the file, from the measurements that ``plan`` makes, or made."""
     config = config or QuantizeConfig()
@@ -116,7 +135,7 @@ def frontier(
 
 
 def prepare(
-    model: Model, calibration: Samples, config: QuantizeConfig | None = None, *, observer: Observer | None = None
+    model: Model, calibration: SampleSource, config: QuantizeConfig | None = None, *, observer: Observer | None = None
 ) -> Prepared:
     """The first stage: rewrite the model for quantization, and check its samples and that its outputs are as before.
 

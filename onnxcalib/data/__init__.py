@@ -1,10 +1,13 @@
 """What a user has, as samples that a model can read.
 
-Read the files in this order: ``arrays``, ``images``, ``textfiles`` and ``tokenized`` are the kinds of samples.
-``sources`` finds out which kind a path or an object holds. ``padding`` cuts sequences to their own tokens.
-``calibration_set`` ties all of them into the set that the jobs read batch by batch. ``labels`` has their classes.
+Read the files in this order. ``arrays``, ``images``, ``textfiles`` and ``tokenized`` read one kind of samples each.
+``iterables`` reads what Python yields, and ``spool`` keeps it on disk. ``sources`` finds out which kind a path or an
+object holds. ``checked`` and ``scan`` compare the samples with the model's inputs. ``padding`` trims sequences to their
+own tokens. ``calibration_set`` ties all of them into the set that the jobs read batch by batch. ``labels`` reads the
+class of each sample.
 """
 
-from .calibration_set import CalibrationSet, open_calibration
+from ..spec import InputSpec
+from .calibration_set import CalibrationSet, SampleSource, open_calibration
 
-__all__ = ["CalibrationSet", "open_calibration"]
+__all__ = ["CalibrationSet", "InputSpec", "SampleSource", "open_calibration"]

@@ -68,6 +68,7 @@ class Part:
 
     file: the one file that holds them. label: the class of all of them; labels: reads the array of their classes, as it
     was found. texts: what is known of them where the samples were made of texts. Each is None where there is none.
+    notes: warnings for the user, one line each.
     """
 
     where: str
@@ -76,20 +77,43 @@ class Part:
     label: int | None = None
     labels: Callable[[], np.ndarray] | None = None
     texts: Texts | None = None
+    notes: tuple[str, ...] = ()
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array or a tensor of any library, or an image of Pillow."""
+    return any(hasattr(value, name) for name in ("__array__", "__array_interface__", "detach"))
+
+
+def to_array(value: Any, where: str) -> np.ndarray:
+    """NumPy array of an array or a tensor of any library, on any device, or of nested lists. Raises DataError."""
+    try:
+        if hasattr(value, "detach"):  # torch's, which may need gradients or lie on another device
+            value = value.detach().cpu()
+            value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        return np.asarray(value)
+    except Exception as error:  # each library raises its own
+        found = f"{type(value).__name__} that is no array ({str(error).partition(chr(10))[0]})"
+        if "inhomogeneous" in str(error):
+            found = "lists of unlike lengths"
+        raise DataError(
+            f"{where}: found {found}; numbers in a regular array are needed; pad the samples, or give an iterable that"
+            " yields each of them by itself"
+        ) from error
 
 
 def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
-    """A NumPy array, or a mapping from input names to arrays."""
+    """An array or tensor, or a mapping from input names to arrays."""
     where = "data"
     if isinstance(source, Mapping):
         names = match_names([str(name) for name in source], inputs, where)
         label = find_labels(source, inputs)
         return Part(
             where,
-            {name: np.asarray(source[found]) for name, found in names.items()},
-            labels=None if label is None else partial(np.asarray, source[label]),
+            {name: to_array(source[found], f"{where}: input {name!r}") for name, found in names.items()},
+            labels=None if label is None else partial(to_array, source[label], f"{where}: labels"),
         )
-    return Part(where, {_only_input(inputs, where): np.asarray(source)})
+    return Part(where, {_only_input(inputs, where): to_array(source, where)})
 
 
 def open_npy(path: Path, inputs: Sequence[InputSpec]) -> Part:

@@ -1,4 +1,4 @@
-"""The calibration set: samples checked against the model's inputs before any work, and read batch by batch."""
+"""The calibration set: samples that are checked against the model's inputs first, then read batch by batch."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from ..errors import DataError
 from ..spec import InputSpec
-from . import images
-from .padding import MASK, CheckedSamples, check_part, cut_padding, share_batch
+from .checked import CheckedSamples, check_part, share_batch
+from .padding import MASK, trim_padding
+from .scan import hold_images, scan_values
 from .sources import open_parts
 
-SCAN_BYTES = 1 << 24  # how much of an array is looked at in one go, so that a scan needs no more memory
-RAW_PIXEL_PEAK = 64.0  # normalized images stay within a few units; 8-bit pixels of any real photograph pass this
+Location = tuple[CheckedSamples, int]  # of a sample: its part, and its row in that
 
 
 class CalibrationSet:
-    """Samples for a model's inputs, read from their source as they are asked for, each in its own shape.
+    """Samples for a model's inputs, each in its own shape, read from the disk when they are asked for.
 
-    fixed_batch: a run of the model takes exactly so many samples; None: any number.
-    warnings: what looks odd in the values, one line each.
+    fixed_batch: the number of samples that a run of the model takes; None: any number.
+    warnings: one line for each thing that looks wrong in the data.
     images: whether the samples are image files.
-    folder: that of the samples, None where they are in one file or were given as arrays.
-    batched: whether a run's samples are stacked on axis 0; else a run takes one, as it is.
-    available: samples in the source; None where a limit was reached, so that they were not counted.
-    largest: the first of the samples with the most values.
-    texts: what is known of the texts that the samples were made of, None where they were not.
+    folder: the folder of the samples; None where they are in one file or came from Python.
+    batched: whether a run takes samples stacked on axis 0; else it takes one sample without such an axis.
+    available: number of samples in the source; None where a limit was reached, since the rest is not counted.
+    largest: index of the first sample with the most values.
+    texts: facts about the texts that were encoded; None where the samples are no texts.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class CalibrationSet:
         self.folder = folder
         self.available = available
         self._checked = tuple(checked)
-        self.images = all(map(_hold_images, checked))
+        self.images = all(map(hold_images, checked))
         self.texts = checked[0].part.texts
         self._samples = samples
         self._ends = np.cumsum([part.rows for part in checked])
@@ -66,90 +66,119 @@ class CalibrationSet:
 
     @cached_property
     def names(self) -> tuple[str, ...] | None:
-        """The file of each sample relative to the folder, with slashes; None where not every sample has its own."""
-        files = [part.part.file for part in self._checked if part.rows == 1]
-        if self.folder is None or len(files) < len(self._checked) or None in files:
+        """The file of each sample relative to the folder, with slashes; None where files hold several samples."""
+        files = [part.part.file for part in self._checked if part.rows == 1 and part.part.file is not None]
+        if self.folder is None or len(files) < len(self._checked):
             return None
         return tuple(file.relative_to(self.folder).as_posix() for file in files[: len(self)])
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """int64 (samples,), the classes that the source itself tells, or None; DataError where they are no classes."""
+        """(samples,) numbers that the source itself holds, or None. Raises DataError for anything else."""
         without = [part.part.where for part in self._checked if not part.labelled]
         if len(without) == len(self._checked):
             return None
         if without:
             raise DataError(
-                f"{without[0]}: no labels, as in {len(without)} of {len(self._checked)} files; "
-                "all or none must have them; add them, or give --labels"
+                f"{without[0]}: no labels, as in {len(without)} of {len(self._checked)} files; all or none must have"
+                " them; add them, or give --labels"
             )
         return np.concatenate([part.read_labels() for part in self._checked])[: len(self)]
 
     def read(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
-        """Input -> the samples, stacked on axis 0; for a model without a batch axis one sample, as it is fed."""
-        places = [self._locate(int(index)) for index in indices]
+        """Input -> these samples, stacked on axis 0. A model without a batch axis gets one sample, without that axis.
+
+        The samples must be of one shape, as in the runs of ``split``. Raises IndexError and DataError.
+        """
+        found = [self._locate(int(index)) for index in indices]
         if not self.batched:
-            (part, row), *rest = places
+            (part, row), *rest = found
             assert not rest, "this model takes one sample a run"
             return {spec.name: np.asarray(part.take(spec.name, [row], np.dtype(spec.dtype))[0]) for spec in self.inputs}
-        return {spec.name: self._gather(spec, places) for spec in self.inputs}
+        return {spec.name: _gather(spec, found) for spec in self.inputs}
 
     def split(self, size: int, among: Sequence[int] | None = None) -> list[list[int]]:
-        """The samples, or those ``among`` them, in the runs that a model takes: ``size`` of one shape at most.
+        """Indices of all samples, or of those in ``among``, by run of the model.
 
-        A run has as many as ``fixed_batch`` says, if it does. Runs come in the order of their first samples.
+        The samples of a run have one shape. There are ``fixed_batch`` of them, or at most ``size`` where that is None.
+        Runs are in the order of their first samples.
         """
-        step = self.fixed_batch or size
+        count = self.fixed_batch or size
         alike: dict[int, list[int]] = {}
         for index in range(len(self)) if among is None else among:
             alike.setdefault(0 if self._kinds is None else int(self._kinds[index]), []).append(int(index))
-        runs = [group[at : at + step] for group in alike.values() for at in range(0, len(group), step)]
+        runs = [group[at : at + count] for group in alike.values() for at in range(0, len(group), count)]
         return sorted(runs, key=lambda run: run[0])
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """All samples, run by run as ``split`` has them."""
+        """All samples, in the runs of ``split``."""
         return (self.read(run) for run in self.split(size))
 
     def count(self, feeds: Mapping[str, np.ndarray]) -> int:
-        """Samples in the feeds of a run; one where the model has no axis of them."""
+        """Number of samples in the feeds of a run; 1 where the model has no batch axis."""
         return len(next(iter(feeds.values()))) if self.batched else 1
 
     def alike(self, count: int) -> list[int]:
-        """So many samples of one shape, that of the median size, again from the first where they are fewer."""
+        """Indices of ``count`` samples that all have the shape of median size, repeated where there are fewer."""
         if self._kinds is None:
             return [index % len(self) for index in range(count)]
         chosen = np.flatnonzero(self._kinds == np.sort(self._kinds)[len(self) // 2])
         return [int(chosen[number % len(chosen)]) for number in range(count)]
 
-    def _locate(self, index: int) -> tuple[CheckedSamples, int]:
+    def _locate(self, index: int) -> Location:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index}: the calibration set has {len(self)}")
-        place = int(np.searchsorted(self._ends, index, side="right"))
-        return self._checked[place], index - int(self._ends[place]) + self._checked[place].rows
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._checked[number], index - int(self._ends[number]) + self._checked[number].rows
 
-    def _gather(self, spec: InputSpec, places: Sequence[tuple[CheckedSamples, int]]) -> np.ndarray:
-        wanted: dict[int, tuple[CheckedSamples, list[int], list[int]]] = {}
-        for position, (part, row) in enumerate(places):
-            _, positions, rows = wanted.setdefault(id(part), (part, [], []))
-            positions.append(position)
-            rows.append(row)
-        dtype = np.dtype(spec.dtype)
-        gathered = None
-        for part, positions, rows in wanted.values():
-            values = part.take(spec.name, rows, dtype)
-            if gathered is None:
-                gathered = np.empty((len(places), *values.shape[1:]), dtype)
-            gathered[positions] = values
-        return gathered
+
+class DataReader(Protocol):
+    """What onnxruntime's ``CalibrationDataReader`` offers: arrays by input name, and None after the last."""
+
+    def get_next(self) -> Mapping[str, Any] | None: ...
+
+
+SampleSource: TypeAlias = str | Path | Iterable[Any] | DataReader | CalibrationSet
+
+
+def _gather(spec: InputSpec, found: Sequence[Location]) -> np.ndarray:
+    """The samples of an input on axis 0, each part read once."""
+    wanted: dict[int, tuple[CheckedSamples, list[int], list[int]]] = {}
+    for position, (part, row) in enumerate(found):
+        _, positions, rows = wanted.setdefault(id(part), (part, [], []))
+        positions.append(position)
+        rows.append(row)
+    dtype = np.dtype(spec.dtype)
+    read = [(positions, part.take(spec.name, rows, dtype)) for part, positions, rows in wanted.values()]
+    gathered = np.empty((len(found), *read[0][1].shape[1:]), dtype)
+    for positions, values in read:
+        gathered[positions] = values
+    return gathered
 
 
 def open_calibration(
-    source: Any, inputs: Sequence[InputSpec], config: DataConfig | None = None, *, limit: int | None = None
+    source: SampleSource, inputs: Sequence[InputSpec], config: DataConfig | None = None, *, limit: int | None = None
 ) -> CalibrationSet:
     """Samples of ``source``, or its first ``limit``, checked against ``inputs``.
 
-    source: a folder or file path, a NumPy array, a mapping from input names to arrays, a list of texts, or a set that
-    is open already. Raises DataError.
+    source: one of
+
+    - the path of a folder or file, or a set that is open already;
+    - an array or tensor with samples on its first axis, or a mapping from input names to such arrays;
+    - an iterable of texts;
+    - an iterable of samples: a generator, a torch DataLoader, a split of Hugging Face ``datasets``, or onnxruntime's
+      CalibrationDataReader.
+
+    Each item of an iterable is a mapping from input names to arrays, a tuple or list of arrays in the order of the
+    inputs, or the array of a model's only input. An array with as many axes as the input holds a batch, one with an
+    axis less holds one sample; where the model has no batch axis, an array with an axis more holds a batch. Nested
+    lists are arrays too. Items are read once, one at a time, and at most until there are ``limit`` samples. Their
+    values are kept in a temporary folder that is removed with the set.
+
+    Labels are read from the key ``label``, ``labels`` or ``y`` of a mapping. A tuple may hold labels, one integer a
+    sample, behind its inputs: these are not read. Other keys are not read either. A warning tells of both.
+
+    Raises DataError.
     """
     if isinstance(source, CalibrationSet):
         return _take_open(source, inputs, limit)
@@ -179,7 +208,7 @@ def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int 
 
 
 def _agree(one: InputSpec, other: InputSpec) -> bool:
-    """Whether no dimension differs that both fix."""
+    """Whether the ranks are equal, and each dimension that both fix."""
     if one.shape is None or other.shape is None:
         return True
     same_rank = len(one.shape) == len(other.shape)
@@ -187,17 +216,17 @@ def _agree(one: InputSpec, other: InputSpec) -> bool:
 
 
 def _collect(
-    source: Any, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None, scratch: Path
+    source: SampleSource, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None, scratch: Path
 ) -> CalibrationSet:
     path = Path(source) if isinstance(source, (str, Path)) else None
-    where = path or "data"
+    where = str(path or "data")
     checked: list[CheckedSamples] = []
     samples, available, padded = 0, None, None
-    for part in open_parts(source, inputs, config, scratch, limit):
-        part, reason = cut_padding(check_part(part, inputs), inputs)
+    for opened in open_parts(source, inputs, config, scratch, limit):
+        part, reason = trim_padding(check_part(opened, inputs), inputs)
         padded = padded or reason
         checked.append(part)
-        samples += checked[-1].rows
+        samples += part.rows
         if limit is not None and samples >= limit:
             samples = limit
             break
@@ -209,42 +238,41 @@ def _collect(
         raise DataError(
             f"{where}: found {samples} samples; the model takes {fixed_batch} in a run; give at least these"
         )
-    notes = []
+    notes = [note for part in checked for note in part.part.notes]
     if used < samples:
         notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
     if padded is not None:
-        share = (
-            "its mask keeps it out of what is measured and learned, wherever the graph shows which axes count tokens;"
-            " convolutions over tokens mix it in; a model of any length needs none"
-        )
-        if all(spec.name != MASK for spec in inputs):
-            share = "the model has no mask, so that it enters ranges, solving and losses"
-        notes.append(f"{where}: padding is run: {padded}; {share}")
+        notes.append(_tell_padding(where, padded, inputs))
     if checked[0].part.texts is not None and checked[0].part.texts.skipped:
         notes.append(checked[0].part.texts.skipped)
-    notes += _find_unused(config, checked[0], str(where))
-    warnings = (*notes, *_scan(checked, inputs, used))
+    notes += _find_unused(config, checked[0], where)
     return CalibrationSet(
         inputs,
         checked,
         samples=used,
         fixed_batch=fixed_batch,
-        warnings=warnings,
+        warnings=(*notes, *scan_values(checked, inputs, used)),
         folder=path if path and path.is_dir() else None,
         available=available,
     )
 
 
-def _hold_images(part: CheckedSamples) -> bool:
-    return any(isinstance(array, images.ImageFile) for array in part.part.arrays.values())
+def _tell_padding(where: str, reason: str, inputs: Sequence[InputSpec]) -> str:
+    effect = "the model has no mask, so that it enters ranges, solving and losses"
+    if any(spec.name == MASK for spec in inputs):
+        effect = (
+            "its mask keeps it out of what is measured and learned, wherever the graph shows which axes count tokens;"
+            " convolutions over tokens mix it in; a model of any length needs none"
+        )
+    return f"{where}: padding is run: {reason}; {effect}"
 
 
 def _find_unused(config: DataConfig, part: CheckedSamples, where: str) -> list[str]:
-    """Lines for settings that are for samples of another kind."""
+    """One line for each kind of settings that these samples do not use."""
     default = DataConfig()
     given = {name for name in DataConfig.model_fields if getattr(config, name) != getattr(default, name)}
     notes = []
-    if given.intersection(IMAGE_SETTINGS) and not _hold_images(part):
+    if given.intersection(IMAGE_SETTINGS) and not hold_images(part):
         notes.append(f"{where}: mean, std, sizes and layout are for image files; these samples are used as they are")
     if given.intersection(TEXT_SETTINGS) and part.part.texts is None:
         notes.append(f"{where}: tokenizer, columns and lengths are for texts; these samples are used as they are")
@@ -252,9 +280,9 @@ def _find_unused(config: DataConfig, part: CheckedSamples, where: str) -> list[s
 
 
 def _sort_samples(checked: Sequence[CheckedSamples], samples: int) -> tuple[np.ndarray | None, int]:
-    """A number for each sample that is that of its shape, in the order of sizes, and the first of the largest.
+    """The kind of each sample, (samples,), and the index of the first of the largest samples.
 
-    None for the numbers where all samples have one shape.
+    Samples of one shape are of one kind; kinds count from 0 in the order of sizes. None where all have one shape.
     """
     found: list[tuple[int, str]] = []
     for part in checked:
@@ -266,57 +294,23 @@ def _sort_samples(checked: Sequence[CheckedSamples], samples: int) -> tuple[np.n
 
 
 def _spell_sizes(part: CheckedSamples, length: int) -> tuple[int, str]:
-    """Values in a sample of so many tokens, and its shapes."""
-    shapes = {name: (int(length), *shape[1:]) if name in part.cut else shape for name, shape in part.shapes.items()}
+    """The number of values in a sample of ``length`` tokens, and its shapes as text."""
+    shapes = {name: (int(length), *shape[1:]) if name in part.trimmed else shape for name, shape in part.shapes.items()}
     return sum(math.prod(shape) for shape in shapes.values()), str(sorted(shapes.items()))
 
 
 def _choose_batch(inputs: Sequence[InputSpec], checked: Sequence[CheckedSamples]) -> int | None:
-    """Samples that one run must have: the model's, one where a model has no batch axis, or None for any number."""
+    """The number of samples that a run must have: 1 where the model has no batch axis, None for any number.
+
+    Raises DataError where a run takes several samples and they differ in size.
+    """
     if not share_batch(inputs):
         return 1
     fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
     for part in checked:
         if part.shapes != checked[0].shapes and fixed not in (None, 1):
             raise DataError(
-                f"{part.part.where}: samples have other sizes than in {checked[0].part.where}; "
-                f"the model takes {fixed} in a run, of one size; make them equal"
+                f"{part.part.where}: samples have other sizes than in {checked[0].part.where}; the model takes {fixed}"
+                " in a run, of one size; make them equal"
             )
     return fixed
-
-
-def _scan(checked: Sequence[CheckedSamples], inputs: Sequence[InputSpec], samples: int) -> list[str]:
-    """Read arrays of floats once, refuse NaN and infinity, and say which inputs hold unlikely values."""
-    warnings = []
-    for spec in inputs:
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind != "f" or _hold_images(checked[0]):
-            continue
-        least, most, left = np.inf, -np.inf, samples
-        for part in checked:
-            for start, chunk in _chunks(part, spec.name, dtype, left):
-                low, high = float(chunk.min()), float(chunk.max())
-                if not (np.isfinite(low) and np.isfinite(high)):
-                    bad = start + int(np.flatnonzero(~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1))[0])
-                    raise DataError(
-                        f"{part.part.where}: input {spec.name!r}: NaN or infinity in sample {bad}; remove it"
-                    )
-                least, most = min(least, low), max(most, high)
-            left -= min(left, part.rows)
-        if least == most:
-            warnings.append(f"input {spec.name!r}: every value is {least:g}; real data vary")
-        if spec.shape is not None and len(spec.shape) == 4 and least >= 0 and RAW_PIXEL_PEAK < most <= 255:
-            warnings.append(
-                f"input {spec.name!r}: values from {least:g} to {most:g} look like raw pixels; "
-                "normalize them as in training"
-            )
-    return warnings
-
-
-def _chunks(part: CheckedSamples, name: str, dtype: np.dtype, limit: int) -> Iterator[tuple[int, np.ndarray]]:
-    rows = min(part.rows, limit)
-    step = max(1, SCAN_BYTES // (max(1, int(np.prod(part.shapes[name]))) * dtype.itemsize))
-    for start in range(0, rows, step):
-        with np.errstate(over="ignore"):
-            chunk = part.take(name, range(start, min(start + step, rows)), dtype, whole=True)
-        yield start, chunk

@@ -8,12 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..config import DataConfig
 from ..errors import DataError
 from ..spec import InputSpec
-from . import arrays, images, textfiles, tokenized
+from . import arrays, images, iterables, textfiles, tokenized
 from .arrays import Part
 
 KINDS = "images (png, jpg, jpeg, bmp, webp), .npy or .npz"
@@ -23,15 +21,14 @@ FILES = "one .npz or .npy, or texts (txt, csv, tsv, jsonl)"
 def open_parts(
     source: Any, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path, limit: int | None
 ) -> Iterator[Part]:
-    """The parts of a source, each opened when it is reached; texts beyond ``limit`` are not encoded."""
-    if isinstance(source, (np.ndarray, Mapping)):
-        return iter([arrays.take_arrays(source, inputs)])
-    if isinstance(source, (list, tuple)) and source and all(isinstance(each, str) for each in source):
-        return iter([tokenized.take_texts(source, inputs, config, limit)])
+    """The parts of a source, each opened when it is reached. Nothing beyond ``limit`` is encoded or pulled."""
     if not isinstance(source, (str, Path)):
-        raise DataError(
-            f"data: found {type(source).__name__}; give a path, a NumPy array, a dict of arrays or a list of texts"
-        )
+        if isinstance(source, Mapping) or arrays.is_array(source):
+            return iter([arrays.take_arrays(source, inputs)])
+        items = iterables.Items(source)
+        if isinstance(items.peek(), str):
+            return iter([tokenized.take_texts(iterables.check_texts(items), inputs, config, limit)])
+        return iterables.spool_items(items, inputs, scratch, limit)
     path = Path(source)
     if path.is_dir():
         return _open_folder(path, inputs, config, scratch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,8 +85,8 @@ def open_texts(path: Path, inputs: Sequence[InputSpec], config: DataConfig, limi
     return _encode(_Codes(str(path), "line"), read_rows(path, config), inputs, config, limit)
 
 
-def take_texts(texts: Sequence[str], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
-    """A list of texts as one part."""
+def take_texts(texts: Iterable[str], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
+    """Texts as one part, those behind the first ``limit`` samples unread."""
     if config.text_column or config.pairs:
         raise DataError("text_column: a list of texts has no columns; leave out text_column and pairs, or give a file")
     rows = (Row(number, (text,)) for number, text in enumerate(texts, 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..config import ValidateConfig
-from ..data import CalibrationSet, open_calibration
+from ..data import SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
 from ..errors import GateError, ModelError
 from ..graph.inspect.interface import check_interface
@@ -36,7 +35,7 @@ from .timing import clock
 def validate(
     float_model: str | Path | ModelProto,
     quantized_model: str | Path | ModelProto,
-    data: str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str] | CalibrationSet,
+    data: SampleSource,
     config: ValidateConfig | None = None,
     *,
     labels: str | Path | None = None,

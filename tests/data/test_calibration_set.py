@@ -389,7 +389,8 @@ def test_an_empty_sub_folder_is_refused_with_its_name(tmp_path):
 
 
 def test_a_source_of_another_type_is_refused():
-    refuse("data: found list; give a path, a NumPy array, a dict of arrays or a list of texts", [1, 2], VECTOR)
+    refuse("data: found float; give a path, an array, a dict of arrays, a list of texts, or an iterable", 3.5, VECTOR)
+    refuse("data: found bytes; give a path", b"12", VECTOR)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "nested"])
@@ -550,7 +551,7 @@ def test_a_value_that_is_not_finite_is_refused_with_file_input_and_sample(tmp_pa
 
 
 def test_values_are_scanned_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("onnxcalib.data.calibration_set.SCAN_BYTES", 20)
+    monkeypatch.setattr("onnxcalib.data.scan.SCAN_BYTES", 20)
     values = make_values(50, 4)
     values[37, 3] = np.nan
     refuse("NaN or infinity in sample 37", values, VECTOR)

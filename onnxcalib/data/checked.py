@@ -1,0 +1,76 @@
+"""Samples that have been checked against the model's inputs, and the checks that need all inputs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DataError
+from ..spec import InputSpec
+from .arrays import Part, check_array, check_labels
+
+
+@dataclass(frozen=True)
+class CheckedSamples:
+    """A part whose ``rows`` samples fit the model.
+
+    shapes: those of one sample, by input, padding included. stacked: whether an input's array has samples on axis 0.
+    trimmed: the inputs that are read without padding; spans: the first token of each sample and the one behind its
+    last, (rows, 2), None where no input is trimmed.
+    """
+
+    part: Part
+    rows: int
+    shapes: dict[str, tuple[int, ...]]
+    stacked: dict[str, bool]
+    spans: np.ndarray | None = None
+    trimmed: frozenset[str] = frozenset()
+
+    def take(self, name: str, rows: Sequence[int], dtype: np.dtype, *, whole: bool = False) -> np.ndarray:
+        """(len(rows), *shape of a sample) without padding, for rows of one length; ``whole`` keeps the padding."""
+        array = self.part.arrays[name]
+        values = array[list(rows)] if self.stacked[name] else array[...][None]
+        if self.spans is not None and name in self.trimmed and not whole:
+            spans = self.spans[list(rows)]
+            values = np.stack([value[first:end] for value, (first, end) in zip(values, spans, strict=True)])
+        return np.asarray(values).astype(dtype, copy=False)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample, (rows,); 0 where no input is trimmed, as all samples then have the same shapes."""
+        return np.zeros(self.rows, np.int64) if self.spans is None else self.spans[:, 1] - self.spans[:, 0]
+
+    @property
+    def labelled(self) -> bool:
+        return self.part.label is not None or self.part.labels is not None
+
+    def read_labels(self) -> np.ndarray:
+        """int64 or float64 (rows,). Raises DataError where they are not one number a sample."""
+        if self.part.labels is None:
+            return np.full(self.rows, self.part.label, np.int64)
+        return check_labels(self.part.where, self.part.labels(), self.rows)
+
+
+def check_part(part: Part, inputs: Sequence[InputSpec]) -> CheckedSamples:
+    """Check types, ranks and shapes of a part, without reading its values. Raises DataError."""
+    batched = share_batch(inputs)
+    shapes, stacked, counts = {}, {}, {}
+    for spec in inputs:
+        array = part.arrays[spec.name]
+        stacked[spec.name] = check_array(f"{part.where}: input {spec.name!r}", array, spec, batched=batched)
+        shapes[spec.name] = tuple(array.shape[1:] if stacked[spec.name] else array.shape)
+        counts[spec.name] = array.shape[0] if stacked[spec.name] else 1
+    (first, rows), *others = counts.items()
+    for name, count in others:
+        if count != rows:
+            raise DataError(
+                f"{part.where}: found {rows} samples of {first!r}, {count} of {name!r}; give as many of each"
+            )
+    return CheckedSamples(part, rows, shapes, stacked)
+
+
+def share_batch(inputs: Sequence[InputSpec]) -> bool:
+    """Whether all inputs have a leading axis of one and the same length, fixed or open."""
+    ranked = [spec.shape for spec in inputs if spec.shape is not None]
+    return all(shape for shape in ranked) and len({shape[0] for shape in ranked if shape}) <= 1
