@@ -20,14 +20,14 @@ from ..config import nearest
 from ..errors import DataError
 from ..spec import InputSpec, spell_shape
 
-LABELS = ("label", "labels", "y")  # what data sets call the answers, which are never an input's values
-CLASS = re.compile(r"[0-9]{1,18}")  # a class written in digits, of which int64 holds 18 whatever they are
+LABELS = ("label", "labels", "y")  # names that data sets give to labels
+CLASS = re.compile(r"[0-9]{1,18}")  # a class in digits; every number of 18 digits fits int64
 UNNAMED = "arr_0"  # numpy's name for an array that was saved to .npz without one
 _ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
 class StoredArray:
-    """A .npy file, mapped anew for each read: pages of earlier reads must not count as this process's memory."""
+    """A .npy file. It is mapped anew for each read, so that earlier reads do not count as memory of this process."""
 
     def __init__(self, path: Path, where: str | None = None) -> None:
         self._path = path
@@ -40,18 +40,18 @@ class StoredArray:
 
     def _map(self) -> np.ndarray:
         try:
-            return np.lib.format.open_memmap(self._path, mode="r")
+            return np.asarray(np.lib.format.open_memmap(self._path, mode="r"))
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{self._where}: not a whole .npy array of numbers ({error}); write it again") from None
+            raise DataError(f"{self._where}: not a complete .npy array of numbers ({error}); write it again") from None
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What is known of the texts that a part's arrays were made of.
+    """Facts about the texts from which a part's arrays were encoded.
 
-    where: their file; tokenizer: that of the tokenizer; lengths: tokens of each, (rows,); largest: the largest token of
-    each, (rows,); left: padding stands before a text, not behind it; skipped: which texts were left out, '' where none
-    was.
+    where: the file of the texts. tokenizer: the file of the tokenizer. lengths: number of tokens, (rows,). largest: the
+    largest token, (rows,). left: whether padding stands before a text instead of behind it. skipped: a line about the
+    texts that were left out, or ''.
     """
 
     where: str
@@ -64,11 +64,11 @@ class Texts:
 
 @dataclass(frozen=True)
 class Part:
-    """Some samples: what one file, one set of files or the caller's arrays hold, by input name.
+    """Samples of one source: arrays by input name, from a file, a set of files, or Python.
 
-    file: the one file that holds them. label: the class of all of them; labels: reads the array of their classes, as it
-    was found. texts: what is known of them where the samples were made of texts. Each is None where there is none.
-    notes: warnings for the user, one line each.
+    where: the source, as messages name it. file: the file, where one holds them all. label: the class of all samples.
+    labels: reads the array of their labels, unchecked. texts: facts about encoded texts. Each is None where there is
+    none. notes: warnings for the user, one line each.
     """
 
     where: str
@@ -117,12 +117,12 @@ def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
 
 
 def open_npy(path: Path, inputs: Sequence[InputSpec]) -> Part:
-    """One .npy file for a model with one input."""
+    """The samples of a .npy file, for a model with one input."""
     return Part(str(path), {_only_input(inputs, str(path)): StoredArray(path)}, file=path)
 
 
 def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
-    """.npy files that are named by input, as one part."""
+    """The samples of .npy files, of which each holds one input and has its name."""
     where = str(paths[0].parent)
     by_stem = {path.stem: path for path in paths}
     names = match_names(list(by_stem), inputs, where)
@@ -135,7 +135,7 @@ def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
 
 
 def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> Iterator[Part]:
-    """Sub-folders named by input; the files of one part have the same name in each."""
+    """The samples of sub-folders, of which each holds one input and has its name; a part is a file name in all."""
     where = str(folders[0].parent)
     by_name = {folder.name: folder for folder in folders}
     columns = {name: by_name[found] for name, found in match_names(list(by_name), inputs, where).items()}
@@ -144,10 +144,11 @@ def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> It
     if not files:
         raise DataError(f"{first}: the folder is empty; put one .npy file a sample in it")
     for other in others:
-        odd = set(files) ^ set(_list_npy(other))
-        if odd:
+        unmatched = set(files) ^ set(_list_npy(other))
+        if unmatched:
             raise DataError(
-                f"{where}: {min(odd)} is in one of {first.name} and {other.name} only; each sample needs both"
+                f"{where}: {min(unmatched)} is in only one of {first.name} and {other.name}; each sample needs both;"
+                " add the missing file"
             )
     label = find_labels(by_name, inputs)
     for file in files:
@@ -160,7 +161,7 @@ def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> It
 
 
 def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
-    """One .npz; the members that are inputs are unpacked into ``scratch``, to be read row by row."""
+    """The samples of an .npz file, whose arrays are unpacked into ``scratch`` so that rows can be read singly."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
@@ -172,13 +173,13 @@ def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
                     shutil.copyfileobj(packed, unpacked)
                 arrays[name] = StoredArray(target, f"{path}: array {found!r}")
     except _ZIP_FAULTS as error:
-        raise DataError(f"{path}: not a whole .npz file ({error}); write it again with numpy.savez") from None
+        raise DataError(f"{path}: not a complete .npz file ({error}); write it again with numpy.savez") from None
     label = find_labels(members, inputs)
     return Part(str(path), arrays, file=path, labels=None if label is None else partial(load_labels, path, label))
 
 
 def open_test_set(folder: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
-    """``input_0.pb``, ``input_1.pb``...: ONNX tensors in the order of the model's inputs; outputs are not read."""
+    """The samples of ``input_0.pb``, ``input_1.pb``..., ONNX tensors named by input or else in the inputs' order."""
     files = sorted(folder.glob("input_*.pb"), key=lambda path: (len(path.name), path.name))
     if len(files) != len(inputs):
         names = ", ".join(spec.name for spec in inputs)
@@ -189,8 +190,8 @@ def open_test_set(folder: Path, inputs: Sequence[InputSpec], scratch: Path) -> P
     named = dict(zip((name for name, _ in tensors), range(len(tensors)), strict=True))
     by_name = {spec.name for spec in inputs} == set(named)
     arrays = {}
-    for place, spec in enumerate(inputs):
-        source = named[spec.name] if by_name else place
+    for number, spec in enumerate(inputs):
+        source = named[spec.name] if by_name else number
         target = _new_file(scratch)
         np.save(target, tensors[source][1], allow_pickle=False)
         arrays[spec.name] = StoredArray(target, str(files[source]))
@@ -198,7 +199,7 @@ def open_test_set(folder: Path, inputs: Sequence[InputSpec], scratch: Path) -> P
 
 
 def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
-    """Input -> the name under which its array was found; labels are passed over, other strangers refused."""
+    """Input -> the name of its array. Raises DataError for a name that is neither an input's nor one of LABELS."""
     wanted = [spec.name for spec in inputs]
     found = [name for name in found if name in wanted or name not in LABELS]
     if len(wanted) == 1 and found == [UNNAMED]:
@@ -216,13 +217,13 @@ def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -
 
 
 def find_labels(found: Iterable[str], inputs: Sequence[InputSpec]) -> str | None:
-    """The name of LABELS under which labels were found; a name that is an input's is no label."""
+    """The first name of LABELS that was found and is not an input's."""
     wanted = [spec.name for spec in inputs]
     return next((name for name in LABELS if name in found and name not in wanted), None)
 
 
 def load_labels(path: Path, name: str | None = None) -> np.ndarray:
-    """A .npy array, or from an .npz that of this name, else of the first name of LABELS that it has."""
+    """The array of a .npy file, or of an .npz file the array ``name``, by default the first of LABELS in it."""
     try:
         stored = np.load(path, allow_pickle=False)
         if isinstance(stored, np.ndarray):
@@ -232,15 +233,18 @@ def load_labels(path: Path, name: str | None = None) -> np.ndarray:
             if name is None:
                 had = ", ".join(stored.files) or "none"
                 raise DataError(f"{path}: no array of labels, found {had}; name it {' or '.join(LABELS)}")
-            return stored[name]
+            labels: np.ndarray = stored[name]
+            return labels
     except (ValueError, *_ZIP_FAULTS) as error:
-        raise DataError(f"{path}: labels are not a whole array of numbers ({error}); write it again") from None
+        raise DataError(f"{path}: labels are not a complete array of numbers ({error}); write it again") from None
 
 
 def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
-    """(rows,) from numbers of shape (rows,) or (rows, 1), or () where there is one row; integers become int64."""
+    """Labels as int64 or float64 (rows,), from shape (rows,), (rows, 1), or () for one row. Raises DataError."""
     if values.dtype.kind not in "iuf":
-        raise DataError(f"{where}: labels are {values.dtype}; numbers are needed, one a sample; give class indices")
+        raise DataError(
+            f"{where}: labels are {values.dtype}; numbers are needed, one for each sample; give class indices"
+        )
     if values.shape not in ((rows,), (rows, 1)) and not (rows == 1 and values.shape == ()):
         raise DataError(
             f"{where}: found labels of shape {spell_shape(values.shape)}; there are {rows} samples; give one label"
@@ -250,9 +254,11 @@ def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
 
 
 def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bool:
-    """Check type, rank and shape against an input; whether the samples are on axis 0, or the array is one sample.
+    """Check type, rank and shape against an input, and say whether axis 0 counts samples.
 
-    A sample has the input's shape without its batch axis where the model is ``batched``, else all of it.
+    A sample has the input's shape, without the first axis where the model is ``batched``. An array of that rank is one
+    sample, an array with one axis more holds several. Where the rank of the input is unknown, axis 0 counts samples.
+    Raises DataError.
     """
     _check_dtype(where, array.dtype, np.dtype(spec.dtype))
     shape = tuple(array.shape)
@@ -274,8 +280,8 @@ def _check_dtype(where: str, found: np.dtype, wanted: np.dtype) -> None:
         return
     if wanted.kind == "f" and found.kind in "iu":
         raise DataError(
-            f"{where}: found {found}; the model takes {wanted}; convert as in training, such as "
-            f"((x / 255 - mean) / std).astype('{wanted}'), or give image files with --mean and --std"
+            f"{where}: found {found}; the model takes {wanted}; convert as in training, for example with"
+            f" ((x / 255 - mean) / std).astype('{wanted}'), or give image files with --mean and --std"
         )
     if wanted.kind == "f" or not np.can_cast(found, wanted):
         raise DataError(f"{where}: found {found}; the model takes {wanted}; convert with .astype('{wanted}')")
@@ -291,7 +297,7 @@ def _load_tensor(file: Path) -> tuple[str, np.ndarray]:
     except (OSError, DecodeError, ValueError, TypeError) as error:
         raise DataError(f"{file}: not an ONNX tensor ({error}); write it with onnx.save_tensor") from None
     if array.dtype.kind not in "fiub":
-        raise DataError(f"{file}: found {array.dtype}; samples are plain numbers; convert it")
+        raise DataError(f"{file}: found {array.dtype}; samples are integers, floats or booleans; convert it")
     return tensor.name, array
 
 
@@ -323,7 +329,7 @@ def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 
 def _hint(found: tuple[int, ...], sample: tuple[int | None, ...]) -> str:
-    """What to do about a shape that does not fit: move the channels where that would cure it."""
+    """What to do about a shape that does not fit."""
     if len(sample) > 1:
         shape = tuple(found[-len(sample) :])
         if len(shape) == len(sample):

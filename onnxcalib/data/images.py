@@ -15,12 +15,12 @@ from ..spec import InputSpec
 from .arrays import Part
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")  # Pillow's modes of 16-bit grey files, which convert() would clip
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")  # 16-bit gray files, which Pillow's convert() would clip
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How pixels are laid out and scaled for one input; height and width are None where the model leaves them open."""
+    """How an image becomes an input; height and width are None where the model takes any."""
 
     input: str
     dtype: np.dtype
@@ -30,8 +30,8 @@ class ImageFormat:
     width: int | None
     config: DataConfig
 
-    def place(self, height: int, width: int) -> tuple[int, int]:
-        """Size after ``resize``: the shorter side gets it, the longer one follows, rounded down."""
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after resizing: the shorter side is ``resize``, the longer one is in proportion."""
         side = self.config.resize
         if side is None:
             return height, width
@@ -40,28 +40,29 @@ class ImageFormat:
 
 
 class ImageFile:
-    """One image; ``image[...]`` decodes it to the shape of one sample."""
+    """One image file as an array of one sample, decoded whenever it is read."""
 
     def __init__(self, path: Path, form: ImageFormat) -> None:
         self._path, self._form = path, form
-        self._placed = form.place(*_read_size(path))
-        self.size = form.config.crop or self._placed
-        if self.size[0] > self._placed[0] or self.size[1] > self._placed[1]:
+        self._resized = form.resized(*_read_size(path))
+        self.size = form.config.crop or self._resized
+        if self.size[0] > self._resized[0] or self.size[1] > self._resized[1]:
             raise DataError(
-                f"{path}: found {_spell(self._placed)} pixels (height x width); "
-                f"--crop needs {_spell(self.size)} or more; lower it, or enlarge with --resize"
+                f"{path}: found {_spell(self._resized)} pixels (height x width); --crop needs {_spell(self.size)} or"
+                " more; lower it, or enlarge the images with --resize"
             )
         depth = 1 if form.channels == "gray" else 3
         self.shape = (depth, *self.size) if form.layout == "nchw" else (*self.size, depth)
         self.dtype = form.dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return self._decode()[index]
+        values: np.ndarray = self._decode()[index]
+        return values
 
     def _decode(self) -> np.ndarray:
         """x = (pixel / 255 - mean) / std, or the pixels themselves for a uint8 input."""
-        pixels = _read_pixels(self._path, self._form.channels == "gray", self._placed)
-        top, left = ((have - want) // 2 for have, want in zip(self._placed, self.size, strict=True))
+        pixels = _read_pixels(self._path, self._form.channels == "gray", self._resized)
+        top, left = ((have - want) // 2 for have, want in zip(self._resized, self.size, strict=True))
         pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
         if self._form.dtype.kind == "f":
             mean, std = (np.asarray(v, np.float32) for v in (self._form.config.mean, self._form.config.std))
@@ -74,8 +75,8 @@ class ImageFile:
 
 
 def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:
-    """One part a file; headers are checked as they are reached, against the model and against the first file."""
-    form = plan_images(inputs, config, str(paths[0].parent))
+    """A part for each file. Sizes are checked against the model and against the first file. Raises DataError."""
+    form = choose_format(inputs, config, str(paths[0].parent))
     first = None
     for path in paths:
         image = ImageFile(path, form)
@@ -83,14 +84,14 @@ def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: Data
         first = first or (path, image.size)
         if image.size != first[1]:
             raise DataError(
-                f"{path}: found {_spell(image.size)} pixels (height x width) where {first[0].name} has "
-                f"{_spell(first[1])}; all must have one size; use --resize and --crop"
+                f"{path}: found {_spell(image.size)} pixels (height x width) where {first[0].name} has"
+                f" {_spell(first[1])}; all must have one size; use --resize and --crop"
             )
         yield Part(str(path), {form.input: image}, file=path)
 
 
-def plan_images(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> ImageFormat:
-    """The layout, channels and size that images need, from the model's input where the configuration is silent."""
+def choose_format(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> ImageFormat:
+    """The format of the model's input, where the configuration does not set it. Raises DataError."""
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise DataError(
@@ -118,7 +119,7 @@ def plan_images(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> 
 
 
 def image_axes(shape: Sequence[int], config: DataConfig) -> tuple[int, int] | None:
-    """Axes of rows and columns of an input of this shape, where that is one of images; else None."""
+    """Axes of height and width where an input of this shape takes images; else None."""
     if len(shape) != 4:
         return None
     layout = config.layout or _infer_layout(shape)
@@ -168,12 +169,12 @@ def _read_size(path: Path) -> tuple[int, int]:
 
 
 def _read_pixels(path: Path, gray: bool, size: tuple[int, int]) -> np.ndarray:
-    """uint8 (height, width, 1 or 3), resized; the EXIF rotation is not applied, as training pipelines do not."""
+    """uint8 (height, width, 1 or 3), resized. EXIF rotation is not applied, since training pipelines do not either."""
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
-            image = opened
+            image: Image.Image = opened
             if image.mode in DEEP_MODES:
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             image = image.convert("L" if gray else "RGB")

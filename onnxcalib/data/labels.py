@@ -1,4 +1,4 @@
-"""The class of each sample, from a file beside the data or from the data themselves."""
+"""The label of each sample, from a file beside the data or from the data themselves."""
 
 from __future__ import annotations
 
@@ -19,28 +19,29 @@ from .arrays import CLASS, LABELS, check_labels, load_labels
 from .calibration_set import CalibrationSet
 
 Entries = list[tuple[str, str]]  # (file, class) as they are written
-SHOWN = 3  # names in a message
-SHOWN_LENGTH = 40  # characters of what should be a class: a file of another kind may hold anything there
+SHOWN = 3  # names listed in a message
+SHOWN_LENGTH = 40  # characters of a wrong class in a message, since a file of another kind may hold anything
 _NUMBER = re.compile(r"[+-]?([0-9]{1,18}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 def choose_labels(path: Path | None, samples: CalibrationSet) -> np.ndarray | None:
-    """(samples,): those of the file, else those that the data carry, else None; DataError where they are no numbers."""
+    """(samples,) labels of the file, else of the data themselves, else None. Raises DataError."""
     return samples.labels if path is None else read_labels(path, samples)
 
 
 def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
-    """(samples,) from a file that gives every sample a class.
+    """(samples,) labels of a file.
 
-    .csv: rows of file,class, with or without a header; .json: {file: class}; the files are relative to the folder of
-    the data. .npy, .npz with an array of labels, .txt, or .csv of one column where the samples have no files of their
-    own: one number a sample, in their order. Raises DataError.
+    A .csv has rows of file,class, with or without a header; a .json is {file: class}. Files are relative to the folder
+    of the data. A .npy, an .npz with an array of labels, and a .txt have one number for each sample, in order. So does
+    a .csv of one column, where several samples are in one file. Raises DataError.
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".json", ".txt", ".npy", ".npz"):
         raise DataError(
-            f"{path}: not a file of labels; give .csv or .json of file and class, or .npy or .txt of one number each"
+            f"{path}: not a file of labels; give .csv or .json of file and class, or .npy or .txt of one number for"
+            " each sample"
         )
     if not path.is_file():
         raise DataError(f"{path}: no such file; give --labels a .csv, .json, .txt, .npy or .npz file")
@@ -56,27 +57,27 @@ def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
         return _take_in_order(path, _read_column(path, text), samples)
     if samples.names is None:
         raise DataError(
-            f"{path}: classes by file, but the samples have no files of their own; "
-            "give .npy, .npz, or .txt or .csv of one column, of one integer a sample, in their order"
+            f"{path}: classes by file, but the samples have no files of their own; give .npy, .npz, or a .txt or .csv"
+            " of one column, with one integer for each sample, in their order"
         )
     entries = _read_csv(path, text, set(samples.names)) if suffix == ".csv" else _read_json(path, text)
     return _match(path, _read_classes(path, entries), samples)
 
 
 def find_list(samples: CalibrationSet) -> Path | None:
-    """A list of labels in the folder of the samples, which is read only where it is asked for."""
+    """The file of labels in the folder of the samples, which is suggested to the user but not read by itself."""
     if samples.folder is None:
         return None
-    places = (samples.folder / f"{name}{suffix}" for name in LABELS for suffix in (".csv", ".json"))
-    return next((place for place in places if place.is_file()), None)
+    paths = (samples.folder / f"{name}{suffix}" for name in LABELS for suffix in (".csv", ".json"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequence[str] | None = None) -> None:
-    """Raise DataError where a label is none of 0 to ``classes`` - 1; names: those of the samples, if any."""
+    """Raise DataError for a label that is no integer from 0 to ``classes`` - 1; ``names`` are the samples' files."""
     if labels.dtype.kind == "f":
         raise DataError(
-            f"{where}: labels are {labels.dtype}; class indices are whole numbers from 0 on; give these, or --metric"
-            " for labels of another meaning"
+            f"{where}: labels are {labels.dtype}; class indices are integers from 0 on; give these, or --metric for"
+            " labels of another meaning"
         )
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if not len(outside):
@@ -86,17 +87,17 @@ def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequen
     if labels.min() >= 1 and labels.max() == classes:
         advice = "they look counted from 1; subtract 1 from each"
     raise DataError(
-        f"{where}: {len(outside)} of {len(labels)} labels are no class of the model, the first is {labels[first]} of "
-        f"{f'sample {first}' if names is None else repr(names[first])}; allowed: 0 to {classes - 1}; {advice}"
+        f"{where}: {len(outside)} of {len(labels)} labels are no class of the model, the first is {labels[first]} of"
+        f" {f'sample {first}' if names is None else repr(names[first])}; allowed: 0 to {classes - 1}; {advice}"
     )
 
 
 def _take_in_order(path: Path, values: np.ndarray, samples: CalibrationSet) -> np.ndarray:
-    """Labels of all the samples in the source; those of samples that a limit leaves out may be there or not."""
+    """One label for each sample of the source; labels behind a limit may be left out. Raises DataError."""
     if samples.texts is not None and samples.texts.skipped and len(values) != samples.available:
         raise DataError(
-            f"{path}: labels in the order of texts, but {samples.texts.skipped}, so that others than it may get its"
-            " label; take empty texts out of the data, and their labels out of the file"
+            f"{path}: labels are in the order of texts, but {samples.texts.skipped}, so labels may belong to other"
+            " texts; take empty texts out of the data, and their labels out of the file"
         )
     if samples.available is not None:
         return check_labels(str(path), values, samples.available)[: len(samples)]
@@ -104,7 +105,7 @@ def _take_in_order(path: Path, values: np.ndarray, samples: CalibrationSet) -> n
 
 
 def _read_column(path: Path, text: str) -> np.ndarray:
-    """One number a line; a first line that is none is a header."""
+    """One number a line; a first line that is no number is a header."""
     lines = [line.strip() for line in text.rstrip().split("\n")]
     headed = int(not _NUMBER.fullmatch(lines[0]))
     for number, line in enumerate(lines[headed:], 1 + headed):
@@ -118,7 +119,7 @@ def _read_column(path: Path, text: str) -> np.ndarray:
 
 
 def _read_csv(path: Path, text: str, names: Collection[str]) -> Entries:
-    """Rows of file and class; a first one that names no sample and has no number is a header."""
+    """Rows of file and class; a first row that names no sample and has no number is a header."""
     entries: Entries = []
     rows = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
@@ -137,24 +138,24 @@ def _read_csv(path: Path, text: str, names: Collection[str]) -> Entries:
 
 
 def _read_json(path: Path, text: str) -> Entries:
-    """Objects come as tuples of pairs, so that a key that is there twice is seen twice."""
+    """Pairs of file and class; both are kept where a file is there twice, so that its classes can be compared."""
     try:
         found: Any = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise DataError(f'{path}: not JSON ({error}); write {{"file": class, ...}}') from None
     if not isinstance(found, tuple):
-        raise DataError(f'{path}: found no object but a {type(found).__name__}; write {{"file": class, ...}}')
+        raise DataError(f'{path}: found {type(found).__name__}, not an object; write {{"file": class, ...}}')
     return [(name, str(label)) for name, label in found]
 
 
 def _read_classes(path: Path, entries: Entries) -> dict[str, int]:
-    """File -> class, each file under the plain form of its path: ``./a//b.png`` is ``a/b.png``."""
-    odd = [(name, label) for name, label in entries if not CLASS.fullmatch(label.strip())]
-    if odd:
+    """File -> class; paths are normalized, so that ``./a//b.png`` becomes ``a/b.png``. Raises DataError."""
+    refused = [(name, label) for name, label in entries if not CLASS.fullmatch(label.strip())]
+    if refused:
         raise DataError(
-            f"{path}: {len(odd)} of {len(entries)} classes are no integers from 0 on: "
-            f"those of {_name_some(name for name, _ in odd)}, the first being {odd[0][1][:SHOWN_LENGTH]!r}; "
-            "give the class indices of the model's output"
+            f"{path}: {len(refused)} of {len(entries)} classes are no integers from 0 on: those of"
+            f" {_name_some(name for name, _ in refused)}, the first being {refused[0][1][:SHOWN_LENGTH]!r}; give the"
+            " class indices of the model's output"
         )
     classes: dict[str, int] = {}
     twice: dict[str, None] = {}
@@ -170,13 +171,15 @@ def _read_classes(path: Path, entries: Entries) -> dict[str, int]:
 
 
 def _match(path: Path, classes: dict[str, int], samples: CalibrationSet) -> np.ndarray:
+    """int64 (samples,). Raises DataError where files and samples are not the same."""
     names = samples.names or ()
     missing = [name for name in names if name not in classes]
     unknown = [name for name in classes.keys() - set(names) if not _is_in(samples.folder, name)]
     if unknown:
         raise DataError(
-            f"{path}: {len(unknown)} of {len(classes)} files are not in {samples.folder}: "
-            f"{_name_some(sorted(unknown))}; write paths relative to it, such as {names[0]!r}, and take strangers out"
+            f"{path}: {len(unknown)} of {len(classes)} files are not in {samples.folder}:"
+            f" {_name_some(sorted(unknown))}; write paths relative to it, such as {names[0]!r}, and take other files"
+            " out"
         )
     if missing:
         raise DataError(
@@ -186,7 +189,7 @@ def _match(path: Path, classes: dict[str, int], samples: CalibrationSet) -> np.n
 
 
 def _is_in(folder: Path | None, name: str) -> bool:
-    """Whether a file is in the folder of the data, where a limit may have left it out of the set."""
+    """Whether a file is in the folder of the data, even if a limit leaves it out of the set."""
     inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
     return folder is not None and inside and os.path.isfile(folder / name)
 

@@ -1,4 +1,4 @@
-"""Sources of samples: what a path or a caller's object holds, as parts that are checked before any work."""
+"""Sources of samples: the parts of a path or of an object of Python, before they are checked."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _open_file(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
 def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path) -> Iterator[Part]:
     entries = [entry for entry in _list_folder(folder) if not _lists_labels(entry)]
     if not entries:
-        raise DataError(f"{folder}: found labels alone; put {KINDS} beside them")
+        raise DataError(f"{folder}: found only labels; samples are needed; put {KINDS} beside them")
     sets = [entry for entry in entries if entry.is_dir() and entry.name.startswith("test_data_set_")]
     if sets or any(entry.match("input_*.pb") for entry in entries):
         return (arrays.open_test_set(each, inputs, scratch) for each in sets or [folder])
@@ -64,7 +64,7 @@ def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, 
 def _open_classes(
     folder: Path, folders: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
 ) -> Iterator[Part]:
-    """Sub-folders named by class, all of one kind of files: one of each in turn, so that the first few have all."""
+    """The samples of sub-folders named by class, from each in turn, so that the first few hold all classes."""
     turns = zip_longest(*([(file, each.name) for file in _list_folder(each)] for each in folders))
     files = dict(pair for turn in turns for pair in turn if pair is not None)
     parts = _open_files(folder, list(files), inputs, config, scratch)
@@ -75,13 +75,13 @@ def _open_classes(
 
 
 def _number_classes(names: Sequence[str]) -> dict[str, int] | None:
-    """Name -> class: the number that it is, where all are, else its place in the sorted names, as in torchvision.
+    """Folder name -> class, None for a single name that is no number.
 
-    None for a single name that is no number: such a folder holds samples, but tells nothing of their class.
+    Names that are all numbers are the classes themselves. Other names are numbered in sorted order, as in torchvision.
     """
     if all(arrays.CLASS.fullmatch(name) for name in names):
         return {name: int(name) for name in names}
-    return {name: place for place, name in enumerate(sorted(names))} if len(names) > 1 else None
+    return {name: number for number, name in enumerate(sorted(names))} if len(names) > 1 else None
 
 
 def _open_files(
@@ -96,7 +96,7 @@ def _open_files(
 
 
 def _lists_labels(entry: Path) -> bool:
-    """Whether a file beside the samples is that of their classes, such as labels.csv."""
+    """Whether a file beside the samples holds their labels, as labels.csv does."""
     return entry.stem in arrays.LABELS and entry.suffix.lower() in (".csv", ".json")
 
 

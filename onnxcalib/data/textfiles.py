@@ -1,4 +1,4 @@
-"""Files of texts: lines, columns of tables and keys of JSON lines, row after row with the number of its line."""
+"""Files of texts: the lines of .txt, columns of .csv and .tsv, and keys of .jsonl, with their line numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..config import DataConfig
 from ..errors import DataError
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
-# Columns and keys that hold the texts where none is named.
-USUAL = ("text", "sentence")
+# Columns and keys that are read where the settings name none.
+DEFAULT_COLUMNS = ("text", "sentence")
 
 
 class Row(NamedTuple):
-    """The texts of a row, one of each column that is read, and the number of the line that it ends in.
+    """A row's texts, one from each column that is read, and the number of the row's last line.
 
-    A blank line is a row of one empty text, whatever the columns.
+    A blank line is a row of one empty text, however many columns are read.
     """
 
     line: int
@@ -28,14 +28,14 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path, config: DataConfig) -> Iterator[Row]:
-    """Row after row, read as it is asked for. Raises DataError."""
+    """The rows of a file, read one at a time. Raises DataError."""
     if path.suffix.lower() == ".txt":
         if config.text_column or config.pairs:
-            raise DataError(f"{path}: a .txt holds a text a line, no columns; leave out --text-column and --pairs")
+            raise DataError(f"{path}: a .txt holds one text a line and no columns; leave out --text-column and --pairs")
         return (Row(number, (line.rstrip("\r\n"),)) for number, line in enumerate(_read_lines(path), 1))
     if config.pairs and len(config.text_column) != 2:
         raise DataError(
-            f"{path}: pairs: found {len(config.text_column)} columns; a pair is of two; give --text-column A,B"
+            f"{path}: pairs: found {len(config.text_column)} columns; a pair needs two; give --text-column A,B"
         )
     read = _read_jsonl if path.suffix.lower() == ".jsonl" else _read_table
     return read(path, config.text_column)
@@ -52,7 +52,10 @@ def _read_lines(path: Path) -> Iterator[str]:
 
 
 def _read_table(path: Path, wanted: tuple[str, ...]) -> Iterator[Row]:
-    """In tab-separated files quotes are plain characters, as data sets have them there."""
+    """The rows of a .csv or .tsv; a .csv whose first row has more tabs than commas is separated by tabs.
+
+    Between tabs, quotes are plain characters, as in the files of data sets.
+    """
     lines, head = _read_lines(path), []
     for line in lines:
         head.append(line)
@@ -61,30 +64,30 @@ def _read_table(path: Path, wanted: tuple[str, ...]) -> Iterator[Row]:
     tabs = path.suffix.lower() == ".tsv" or (bool(head) and head[-1].count("\t") > head[-1].count(","))
     options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     rows = csv.reader(chain(head, lines), **options)
-    places: list[int] = []
+    columns: list[int] = []
     try:
         for row in rows:
             if len(row) < 2 and not "".join(row).strip():
                 yield Row(rows.line_num, ("",))
                 continue
-            if not places:
-                places, headed = _choose_columns(path, row, wanted)
+            if not columns:
+                columns, headed = _choose_columns(path, row, wanted)
                 if headed:
                     continue
-            if len(row) <= max(places):
+            if len(row) <= max(columns):
                 raise DataError(
-                    f"{path}: line {rows.line_num}: found {len(row)} columns; column {max(places) + 1} is to be read;"
-                    " mend the row"
+                    f"{path}: line {rows.line_num}: found {len(row)} columns; column {max(columns) + 1} is needed; mend"
+                    " the row"
                 )
-            yield Row(rows.line_num, tuple(row[place] for place in places))
+            yield Row(rows.line_num, tuple(row[column] for column in columns))
     except csv.Error as error:
         raise DataError(f"{path}: line {rows.line_num}: not CSV ({error}); mend the row") from None
 
 
 def _choose_columns(path: Path, first: list[str], wanted: tuple[str, ...]) -> tuple[list[int], bool]:
-    """Places of the columns, from 0, and whether the first row is a header."""
+    """Indices of the columns to read, from 0, and whether the first row is a header. Raises DataError."""
     if not wanted:
-        usual = [name for name in USUAL if name in first]
+        usual = [name for name in DEFAULT_COLUMNS if name in first]
         if usual or len(first) == 1:
             return [first.index(usual[0]) if usual else 0], bool(usual)
     elif all(name in first for name in wanted):
@@ -99,7 +102,7 @@ def _choose_columns(path: Path, first: list[str], wanted: tuple[str, ...]) -> tu
 
 
 def _read_jsonl(path: Path, wanted: tuple[str, ...]) -> Iterator[Row]:
-    """Of each line the values of an object's keys, or a text by itself."""
+    """The rows of a .jsonl, whose lines are objects with texts, or texts."""
     for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             yield Row(number, ("",))
@@ -108,13 +111,13 @@ def _read_jsonl(path: Path, wanted: tuple[str, ...]) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({error}); write an object a line") from None
+            raise DataError(f"{where}: not JSON ({error}); write one object a line") from None
         if isinstance(value, str) and not wanted:
             yield Row(number, (value,))
             continue
         if not isinstance(value, dict):
             raise DataError(f"{where}: found {type(value).__name__}; write an object with the text under a key")
-        keys = wanted or tuple(name for name in USUAL if name in value)[:1]
+        keys = wanted or tuple(name for name in DEFAULT_COLUMNS if name in value)[:1]
         missing = next((repr(name) for name in keys if name not in value), None if keys else "none")
         if missing is not None:
             had = ", ".join(map(repr, value)) or "none"

@@ -1,4 +1,4 @@
-"""Texts as model inputs: encoded by the model's own tokenizer, and kept as tokens of unlike lengths."""
+"""Texts as model inputs: encoded by the model's own tokenizer, kept without padding."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from .arrays import Part, Texts
 from .padding import MASK, POSITIONS
 from .textfiles import Row, read_rows
 
-# What a tokenizer gives, by the names of inputs that exporters give them.
+# Inputs that can be made from texts, by the names that exporters give them.
 GIVEN = ("input_ids", MASK, "token_type_ids", POSITIONS)
-# Tokens where neither the settings, the tokenizer nor the model say how many: those of BERT's table of positions.
-MOST_TOKENS = 512
-PADDING = ("[PAD]", "<pad>")
-CHUNK = 1024  # texts that are encoded at once: what a tokenizer gives takes some kilobytes for each
+# Where neither the settings, the tokenizer nor the model limit the length: the number of positions of BERT.
+MAX_TOKENS = 512
+PAD_TOKENS = ("[PAD]", "<pad>")  # names of the token that pads, where the tokenizer has no padding of its own
+CHUNK = 1024  # texts encoded at once, which bounds memory: an encoded text takes some kilobytes until it is packed
 
 
-class Padding(NamedTuple):
-    """What stands in the place of tokens, and whether it stands before them."""
+class PadToken(NamedTuple):
+    """The token that fills short rows, its token type, and whether it stands before the others."""
 
-    token: int
-    type: int
+    id: int
+    type_id: int
     left: bool
 
 
 class Tokens:
-    """An input's values (rows, tokens) as an array that is padded row by row when it is read.
+    """An input's values (rows, tokens), stored without padding and padded when they are read.
 
-    flat: the values of all rows, one row after the other; ends: where each row's end.
+    flat: the values of all rows, one row behind the other. ends: the index in ``flat`` behind each row's last value.
     """
 
     def __init__(self, flat: np.ndarray, ends: np.ndarray, length: int, dtype: np.dtype, pad: tuple[int, bool]):
-        """``pad``: the value that fills a row, and whether it stands before it."""
+        """``pad`` is the value that fills short rows, and whether it stands before the others."""
         self.shape, self.dtype = (len(ends), length), dtype
         self._flat, self._ends, self._pad = flat, ends, pad
 
@@ -54,7 +54,10 @@ class Tokens:
 
 
 class _Codes:
-    """What a tokenizer gave for the texts so far, and the lines of those that were left out."""
+    """The texts encoded so far, and the numbers of those that were left out.
+
+    unit: what the numbers count, lines of a file or texts of a list.
+    """
 
     def __init__(self, where: str, unit: str) -> None:
         self.where, self.unit = where, unit
@@ -65,7 +68,7 @@ class _Codes:
         self.skipped: list[int] = []
 
     def add(self, codes: Sequence[Any], lines: Sequence[int]) -> None:
-        """Take what has tokens; such as hold none are left out."""
+        """Keep the encoded texts; a text without tokens is left out."""
         self.skipped += [line for line, code in zip(lines, codes, strict=True) if not code.ids]
         codes = [code for code in codes if code.ids]
         self.lengths += [len(code.ids) for code in codes]
@@ -81,12 +84,12 @@ class _Codes:
 
 
 def open_texts(path: Path, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
-    """The texts of a file as one part, those behind the first ``limit`` samples unread."""
+    """The texts of a file, of which at most ``limit`` are read. Raises DataError."""
     return _encode(_Codes(str(path), "line"), read_rows(path, config), inputs, config, limit)
 
 
 def take_texts(texts: Iterable[str], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
-    """Texts as one part, those behind the first ``limit`` samples unread."""
+    """Texts of Python, of which at most ``limit`` are read. Raises DataError."""
     if config.text_column or config.pairs:
         raise DataError("text_column: a list of texts has no columns; leave out text_column and pairs, or give a file")
     rows = (Row(number, (text,)) for number, text in enumerate(texts, 1))
@@ -96,9 +99,9 @@ def take_texts(texts: Iterable[str], inputs: Sequence[InputSpec], config: DataCo
 def _encode(
     codes: _Codes, rows: Iterator[Row], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None
 ) -> Part:
-    """Arrays (samples, tokens), padded to the longest, or to what the model fixes; a mask has 1 for every token."""
+    """A part of arrays (samples, tokens), of the longest text's length or of the one that the model fixes."""
     fixed = _check_inputs(codes.where, inputs)
-    tokenizer, padding = _open_tokenizer(codes.where, config, fixed)
+    tokenizer, pad = _open_tokenizer(codes.where, config, fixed)
     samples = _list_samples(codes, rows, pairs=config.pairs)
     while chunk := list(islice(samples, CHUNK if limit is None else min(CHUNK, limit - len(codes.lengths)))):
         lines, found = zip(*chunk, strict=True)
@@ -116,35 +119,33 @@ def _encode(
     length = fixed or int(lengths.max())
     arrays = {}
     for spec in inputs:
-        filling = {"input_ids": padding.token, "token_type_ids": padding.type}.get(spec.name, 0)
+        filling = {"input_ids": pad.id, "token_type_ids": pad.type_id}.get(spec.name, 0)
         flat = _join(spec.name, codes, ends)
-        arrays[spec.name] = Tokens(flat, ends, length, np.dtype(spec.dtype), (filling, padding.left))
-    facts = Texts(
-        codes.where, str(config.tokenizer), lengths, np.array(codes.largest), padding.left, codes.tell_skipped()
-    )
+        arrays[spec.name] = Tokens(flat, ends, length, np.dtype(spec.dtype), (filling, pad.left))
+    facts = Texts(codes.where, str(config.tokenizer), lengths, np.array(codes.largest), pad.left, codes.tell_skipped())
     return Part(codes.where, arrays, texts=facts)
 
 
 def _list_samples(codes: _Codes, rows: Iterator[Row], *, pairs: bool) -> Iterator[tuple[int, Any]]:
-    """One text a sample with its line, or with ``pairs`` the two of a row; empty ones are left out."""
+    """The line and the text of each sample, or with ``pairs`` the two texts of a row; empty ones are left out."""
     for line, texts in rows:
         for text in texts:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"{codes.where}: {codes.unit} {line}: found {text[error.start]!r}, half of a character; mend the"
-                    " text"
+                    f"{codes.where}: {codes.unit} {line}: found {text[error.start]!r}, a lone surrogate, which is no"
+                    " character; mend the text"
                 ) from None
-        for sample in [texts] if pairs else texts:
-            if all(text.strip() for text in texts) if pairs else sample.strip():
-                yield line, sample
+        for sample in [texts] if pairs else [(text,) for text in texts]:
+            if all(text.strip() for text in sample):
+                yield line, sample if pairs else sample[0]
             else:
                 codes.skipped.append(line)
 
 
 def _join(name: str, codes: _Codes, ends: np.ndarray) -> np.ndarray:
-    """The values of an input for all texts, (tokens of all,)."""
+    """An input's values for all texts, one text behind the other."""
     if name == MASK:
         return np.broadcast_to(np.uint8(1), ends[-1])
     if name == POSITIONS:
@@ -154,7 +155,7 @@ def _join(name: str, codes: _Codes, ends: np.ndarray) -> np.ndarray:
 
 
 def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
-    """Refuse inputs that a tokenizer cannot give; the number of tokens that the model fixes, if it does."""
+    """The number of tokens that the model fixes, if it does. Raises DataError for inputs that texts cannot give."""
     fixed = None
     for spec in inputs:
         dtype = np.dtype(spec.dtype)
@@ -172,11 +173,11 @@ def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
     return fixed
 
 
-def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[Any, Padding]:
-    """The tokenizer, which truncates as it is set to and does not pad, and what padding there is to be."""
+def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[Any, PadToken]:
+    """The tokenizer, set to truncate and not to pad, and the token that pads. Raises DataError."""
     tokenizer = _load_tokenizer(where, config.tokenizer)
     own = tokenizer.truncation or {}
-    length = config.max_length or own.get("max_length", MOST_TOKENS)
+    length = config.max_length or own.get("max_length", MAX_TOKENS)
     if fixed is not None:
         if config.max_length is not None and config.max_length > fixed:
             raise DataError(f"max_length: found {config.max_length}; the model takes {fixed} tokens; give no more")
@@ -186,15 +187,15 @@ def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[
         raise DataError(
             f"max_length: found {length}; {special} are the tokenizer's own, so that none is left for text; give more"
         )
-    # The strategy is of pairs. The stride is of the pieces that truncation cuts off, of which no samples are made.
+    # The strategy concerns pairs only. The stride is left out: what is truncated makes no samples of its own.
     strategy = own.get("strategy", "longest_first") if config.pairs else "longest_first"
     tokenizer.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
-    pad = tokenizer.padding or {}
-    token = pad.get("pad_id")
+    padding = tokenizer.padding or {}
+    token = padding.get("pad_id")
     if token is None:
-        token = next((i for i in map(tokenizer.token_to_id, PADDING) if i is not None), 0)
+        token = next((i for i in map(tokenizer.token_to_id, PAD_TOKENS) if i is not None), 0)
     tokenizer.no_padding()
-    return tokenizer, Padding(token, pad.get("pad_type_id", 0), pad.get("direction") == "left")
+    return tokenizer, PadToken(token, padding.get("pad_type_id", 0), padding.get("direction") == "left")
 
 
 def _load_tokenizer(where: Any, path: str | None) -> Any:

@@ -68,7 +68,7 @@ def test_batches_cover_all_samples_in_order():
     np.testing.assert_array_equal(np.concatenate(batches), values)
 
 
-def test_doubles_are_requantized_to_the_type_of_the_input():
+def test_doubles_are_converted_to_the_type_of_the_input():
     batch = open_calibration(np.ones((2, 4)) * 0.1, VECTOR).read([0])["x"]
     assert batch.dtype == FLOAT
 
@@ -82,7 +82,7 @@ def test_limit_uses_the_first_samples_and_does_not_look_at_the_others(tmp_path):
     np.save(tmp_path / "0.npy", make_values(4, 4))
     (tmp_path / "1.npy").write_bytes(b"junk")
     assert len(open_calibration(tmp_path, VECTOR, limit=3)) == 3
-    refuse("1.npy: not a whole .npy array", tmp_path, VECTOR, limit=5)
+    refuse("1.npy: not a complete .npy array", tmp_path, VECTOR, limit=5)
 
 
 def test_a_folder_of_npy_mixes_files_of_many_samples_and_of_one(tmp_path):
@@ -141,10 +141,10 @@ def test_onnx_test_data_is_read_in_the_order_of_the_inputs_or_by_name(tmp_path):
     for index, names in enumerate((("", ""), ("right", "left"))):
         folder = tmp_path / f"test_data_set_{index}"
         folder.mkdir()
-        for place, name in enumerate(names):
-            width = 2 if (name or ("left", "right")[place]) == "right" else 4
+        for number, name in enumerate(names):
+            width = 2 if (name or ("left", "right")[number]) == "right" else 4
             tensor = onnx.numpy_helper.from_array(make_values(1, width, seed=index), name)
-            onnx.save_tensor(tensor, folder / f"input_{place}.pb")
+            onnx.save_tensor(tensor, folder / f"input_{number}.pb")
         (folder / "output_0.pb").write_bytes(b"never read")
     batch = open_calibration(tmp_path, PAIR).read([0, 1])
     np.testing.assert_array_equal(batch["left"], np.stack([make_values(4, seed=0), make_values(4, seed=1)]))
@@ -156,16 +156,16 @@ def test_onnx_test_data_is_read_in_the_order_of_the_inputs_or_by_name(tmp_path):
 
 
 def save_classes(folder, names, *, files=("a.npy", "b.npy")):
-    for place, name in enumerate(names):
+    for number, name in enumerate(names):
         (folder / name).mkdir()
         for row, file in enumerate(files):
-            np.save(folder / name / file, np.full(4, 10 * place + row, np.float32))
+            np.save(folder / name / file, np.full(4, 10 * number + row, np.float32))
 
 
 @pytest.mark.parametrize(
     ("classes", "labels"), [(("cat", "dog"), [0, 1, 0, 1]), (("10", "2"), [10, 2, 10, 2]), (("10", "a"), [0, 1, 0, 1])]
 )
-def test_sub_folders_are_classes_by_their_number_or_else_by_their_place(tmp_path, classes, labels):
+def test_sub_folders_are_classes_by_their_number_or_else_by_their_order(tmp_path, classes, labels):
     save_classes(tmp_path, classes)
     samples = open_calibration(tmp_path, VECTOR)
     assert samples.names == tuple(f"{name}/{file}" for file in ("a.npy", "b.npy") for name in classes)
@@ -201,7 +201,7 @@ def test_a_list_of_labels_beside_the_samples_is_no_sample(tmp_path):
     (tmp_path / "labels.csv").write_text("a.npy,1\n")
     assert open_calibration(tmp_path, VECTOR).names == ("a.npy",)
     (tmp_path / "a.npy").unlink()
-    refuse(f"{tmp_path}: found labels alone; put", tmp_path, VECTOR)
+    refuse(f"{tmp_path}: found only labels; samples are needed; put", tmp_path, VECTOR)
 
 
 def test_an_open_set_is_taken_as_it_is_and_not_with_another_limit(tmp_path):
@@ -239,14 +239,14 @@ def test_sub_folders_of_a_model_with_several_inputs_are_its_inputs(tmp_path):
     refuse("'cat' is no input of the model; the model's inputs are left, right", tmp_path, PAIR)
 
 
-def test_a_limit_and_a_fixed_batch_cut_names_and_labels_to_the_samples(tmp_path):
+def test_a_limit_and_a_fixed_batch_shorten_names_and_labels_too(tmp_path):
     save_classes(tmp_path, ["3", "5"])
-    cut = open_calibration(tmp_path, [make_spec(3, 4)])
+    batched = open_calibration(tmp_path, [make_spec(3, 4)])
     limited = open_calibration(tmp_path, VECTOR, limit=3)
-    for samples in (cut, limited):
+    for samples in (batched, limited):
         assert samples.names == ("3/a.npy", "5/a.npy", "3/b.npy")
         assert samples.labels.tolist() == [3, 5, 3]
-    assert (cut.available, limited.available) == (4, None)
+    assert (batched.available, limited.available) == (4, None)
 
 
 def test_samples_of_a_file_of_several_have_no_names(tmp_path):
@@ -297,7 +297,7 @@ def test_an_input_named_like_labels_is_an_input(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
-        (np.array([None, "a", 3], dtype=object), "a.npz: labels are not a whole array of numbers"),
+        (np.array([None, "a", 3], dtype=object), "a.npz: labels are not a complete array of numbers"),
         (np.array(["a", "b", "c"]), "a.npz: labels are <U1; numbers are needed"),
         (np.ones(4, np.int64), "a.npz: found labels of shape (4); there are 3 samples"),
         (np.eye(3, dtype=np.int64), "a.npz: found labels of shape (3, 3); there are 3 samples"),
@@ -414,31 +414,31 @@ def test_a_folder_of_two_kinds_is_refused_with_an_example_of_each(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\x01\x00"])
 def test_a_broken_npy_is_refused_with_its_name(tmp_path, content):
     (tmp_path / "a.npy").write_bytes(content)
-    refuse("a.npy: not a whole .npy array", tmp_path, VECTOR)
+    refuse("a.npy: not a complete .npy array", tmp_path, VECTOR)
 
 
-def test_a_cut_npy_is_refused_with_its_name(tmp_path):
+def test_a_truncated_npy_is_refused_with_its_name(tmp_path):
     np.save(tmp_path / "a.npy", make_values(30, 4))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
-    refuse("a.npy: not a whole .npy array", tmp_path, VECTOR)
+    refuse("a.npy: not a complete .npy array", tmp_path, VECTOR)
 
 
 def test_a_file_that_vanishes_after_opening_is_a_data_error(tmp_path):
     np.save(tmp_path / "a.npy", make_values(3, 4))
     calibration = open_calibration(tmp_path, VECTOR)
     (tmp_path / "a.npy").unlink()
-    with pytest.raises(DataError, match=r"a\.npy: not a whole"):
+    with pytest.raises(DataError, match=r"a\.npy: not a complete"):
         calibration.read([0])
 
 
 def test_an_npy_of_objects_is_refused_and_never_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", np.array([None, 1], dtype=object), allow_pickle=True)
-    refuse("a.npy: not a whole .npy array of numbers", tmp_path, VECTOR)
+    refuse("a.npy: not a complete .npy array of numbers", tmp_path, VECTOR)
 
 
 def test_a_broken_npz_is_refused_with_its_name(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK junk")
-    refuse("a.npz: not a whole .npz file", tmp_path, VECTOR)
+    refuse("a.npz: not a complete .npz file", tmp_path, VECTOR)
 
 
 def test_an_unknown_array_is_refused_with_the_nearest_input(tmp_path):
@@ -473,7 +473,7 @@ def test_sub_folders_must_hold_the_same_files(tmp_path):
         (tmp_path / name).mkdir()
         for file in files:
             np.save(tmp_path / name / file, make_values(2))
-    refuse("1.npy is in one of left and right only", tmp_path, PAIR)
+    refuse("1.npy is in only one of left and right", tmp_path, PAIR)
 
 
 def test_a_sub_folder_of_an_input_holds_npy_alone(tmp_path):
@@ -499,7 +499,7 @@ def test_a_broken_tensor_file_is_refused_with_its_name(tmp_path):
 
 def test_a_tensor_of_text_is_refused_with_its_name(tmp_path):
     onnx.save_tensor(onnx.helper.make_tensor("x", onnx.TensorProto.STRING, [1], [b"a"]), tmp_path / "input_0.pb")
-    refuse("input_0.pb: found object; samples are plain numbers", tmp_path, VECTOR)
+    refuse("input_0.pb: found object; samples are integers, floats or booleans", tmp_path, VECTOR)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 1, 4, 1), ()])
@@ -537,7 +537,7 @@ def test_a_type_that_would_lose_values_is_refused(found, wanted):
     refuse(f"found {found}; the model takes {wanted}; convert with .astype('{wanted}')", np.ones((2, 4), found), inputs)
 
 
-def test_narrow_integers_are_widened():
+def test_integers_of_a_smaller_type_are_converted():
     batch = open_calibration(np.ones((2, 4), np.int32), [make_spec(None, 4, dtype=np.int64)]).read([0])
     assert batch["x"].dtype == np.int64
 
@@ -645,7 +645,7 @@ def test_an_unreadable_image_is_refused_with_its_name(tmp_path):
     refuse("b.png: not a readable image", tmp_path, PLANES)
 
 
-def test_a_cut_image_is_refused_when_it_is_read(tmp_path):
+def test_a_truncated_image_is_refused_when_it_is_read(tmp_path):
     make_image(tmp_path / "a.png", 64, 64)
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])

@@ -256,7 +256,7 @@ def test_labels_that_are_no_numbers_are_refused_when_they_are_asked_for(labels, 
         lambda labels: [(VALUES, labels.numpy())],
     ],
 )
-def test_a_label_behind_the_inputs_of_a_tuple_is_passed_over_and_told_of(make):
+def test_a_label_behind_the_inputs_of_a_tuple_is_passed_over_and_reported(make):
     samples = open_calibration(make(torch.arange(6)), VECTOR)
     np.testing.assert_array_equal(read_all(samples), VALUES)
     assert samples.labels is None
@@ -265,7 +265,7 @@ def test_a_label_behind_the_inputs_of_a_tuple_is_passed_over_and_told_of(make):
     assert "yield {'x': ..., 'label': ...}" in warning
 
 
-def test_other_keys_are_not_read_and_told_of_once():
+def test_other_keys_are_not_read_and_reported_once():
     items = [{"x": VALUES[0], "idx": 0, "label": 1}, {"x": VALUES[1], "text": "b", "idx": 1, "label": 1}]
     samples = open_calibration(items, VECTOR)
     (warning,) = samples.warnings

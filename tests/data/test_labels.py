@@ -79,9 +79,9 @@ def test_a_file_gives_each_sample_its_class(folder, tmp_path, name, content):
 
 @pytest.mark.parametrize("name", ["l.csv", "l.json"])
 def test_files_in_sub_folders_are_named_with_them_and_outrank_the_folders(tmp_path, name):
-    for place in ("cat", "dog"):
-        (tmp_path / "data" / place).mkdir(parents=True)
-        np.save(tmp_path / "data" / place / "a.npy", np.ones(2, np.float32))
+    for folder in ("cat", "dog"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        np.save(tmp_path / "data" / folder / "a.npy", np.ones(2, np.float32))
     samples = open_samples(tmp_path / "data")
     content = "cat/a.npy,7\ndog/a.npy,5\n" if name == "l.csv" else {"dog/a.npy": 5, "cat/a.npy": 7}
     path = write(tmp_path / name, content)
@@ -172,8 +172,8 @@ def test_a_file_with_two_classes_is_refused_with_its_name(folder, tmp_path):
         ("l.csv", ROWS + "a.npy,1,2\n", "line 6: found 3 columns"),
         ("l.csv", 'a.npy,"3', "line 1: not CSV (unexpected end of data)"),
         ("l.csv", b"a.npy,1\xff\n", "not UTF-8 text"),
-        ("l.json", [1], "found no object but a list"),
-        ("l.json", 3, "found no object but a int"),
+        ("l.json", [1], "found list"),
+        ("l.json", 3, "found int"),
         ("l.npy", [3, 1, 0, 3], "found labels of shape (4); there are 5 samples"),
         ("l.npy", [3, 1, 0, 3, 2, 2], "found labels of shape (6); there are 5 samples"),
         ("l.npy", list("abcde"), "labels are <U1; numbers are needed"),
@@ -201,7 +201,7 @@ def test_broken_json_is_refused_with_its_name(folder, tmp_path, content):
 def test_a_broken_array_is_refused_with_its_name(folder, tmp_path, name):
     for content in (b"", b"junk", b"PK\x03\x04junk", b"\x93NUMPY\x01\x00"):
         (tmp_path / name).write_bytes(content)
-        refuse(f"{name}: labels are not a whole array of numbers (", tmp_path / name, open_samples(folder))
+        refuse(f"{name}: labels are not a complete array of numbers (", tmp_path / name, open_samples(folder))
 
 
 def test_a_missing_file_of_labels_is_refused_with_its_name(folder, tmp_path):
@@ -219,7 +219,7 @@ def test_a_file_of_labels_that_cannot_be_read_is_refused_with_its_name(folder, t
 
 def test_labels_by_file_are_refused_for_samples_without_files(tmp_path):
     np.save(tmp_path / "data.npy", np.ones((5, 2), np.float32))
-    text = "l.csv: classes by file, but the samples have no files of their own; give .npy, .npz, or .txt or .csv of one"
+    text = "l.csv: classes by file, but the samples have no files of their own; give .npy, .npz, or a .txt or .csv of"
     refuse(text, write(tmp_path / "l.csv", ROWS), open_samples(tmp_path / "data.npy"))
 
 
@@ -259,7 +259,7 @@ def test_labels_of_texts_are_in_their_order_where_none_is_empty(open_lines, tmp_
 @pytest.mark.parametrize("limit", [None, 2])
 def test_labels_that_may_count_empty_texts_are_refused(open_lines, tmp_path, limit):
     path = write(tmp_path / "l.npy", [3, 0, 1, 2])
-    refuse("l.npy: labels in the order of texts, but ", path, open_lines(["3", "", "1", "2"], limit=limit))
+    refuse("l.npy: labels are in the order of texts, but ", path, open_lines(["3", "", "1", "2"], limit=limit))
     refuse("x.txt: 1 text is empty and left out, the first at line 2, so", path, open_lines(["3", "", "1", "2"], limit))
 
 

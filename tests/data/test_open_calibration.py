@@ -52,7 +52,7 @@ def test_validate_reads_labels_from_a_generator(net, run):
     assert verdict.passed and verdict.scores == stacked.scores and verdict.scores
 
 
-def test_a_loader_with_labels_is_quantized_and_told_of(net):
+def test_a_loader_with_labels_is_quantized_with_a_warning(net):
     import torch
 
     loader = DataLoader(TensorDataset(torch.from_numpy(SAMPLES), torch.zeros(24, dtype=torch.long)), batch_size=8)

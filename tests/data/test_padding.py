@@ -1,4 +1,4 @@
-"""Padding of token sequences: cut off by the mask where the model runs any length, told of where it cannot be."""
+"""Padding of token sequences: trimmed where the model runs any length, reported where it stays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_all(samples, name="input_ids"):
     return [samples.read([i])[name][0].tolist() for i in range(len(samples))]
 
 
-def test_padding_behind_a_sample_is_cut_off():
+def test_padding_behind_a_sample_is_trimmed():
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     samples = open_calibration({"input_ids": NUMBERS, "attention_mask": mask}, [IDS, MASK])
     assert read_all(samples) == [[0, 1], [4, 5, 6, 7], [8, 9]]
@@ -28,7 +28,7 @@ def test_padding_behind_a_sample_is_cut_off():
     assert (samples.warnings, samples.split(8), samples.largest) == ((), [[0, 2], [1]], 1)
 
 
-def test_padding_before_a_sample_is_cut_off_where_positions_are_given():
+def test_padding_before_a_sample_is_trimmed_where_positions_are_given():
     mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]])
     arrays = {"input_ids": NUMBERS, "attention_mask": mask, "position_ids": NUMBERS * 10}
     samples = open_calibration(arrays, [IDS, MASK, POSITIONS])
@@ -37,7 +37,7 @@ def test_padding_before_a_sample_is_cut_off_where_positions_are_given():
 
 
 @pytest.mark.parametrize("row", [[0, 0, 1, 1], [1, 0, 1, 0]])
-def test_a_mask_that_cannot_be_cut_by_leaves_its_sample_whole_and_is_told_of(row):
+def test_a_mask_with_gaps_leaves_its_sample_whole_and_is_reported(row):
     mask = np.array([row, [1, 1, 0, 0], [1, 1, 1, 1]])
     samples = open_calibration({"input_ids": NUMBERS, "attention_mask": mask}, [IDS, MASK])
     assert read_all(samples) == [[0, 1, 2, 3], [4, 5], [8, 9, 10, 11]]
@@ -74,7 +74,7 @@ def test_another_input_that_may_count_tokens_keeps_samples_whole():
     assert "padding is run: input 'bias' may count tokens too" in samples.warnings[0]
 
 
-def test_a_mask_that_counts_tokens_of_the_past_is_not_cut():
+def test_a_mask_that_counts_tokens_of_the_past_trims_nothing():
     past = InputSpec("past", np.dtype(np.float32), (None, None, 2))
     mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]])
     arrays = {
@@ -87,7 +87,7 @@ def test_a_mask_that_counts_tokens_of_the_past_is_not_cut():
     assert "padding is run: no input_ids or inputs_embeds has the 4 tokens of the mask" in samples.warnings[0]
 
 
-def test_vectors_of_tokens_are_cut_too_and_checked_whole():
+def test_vectors_of_tokens_are_trimmed_too():
     specs = [MASK, InputSpec("inputs_embeds", np.dtype(np.float32), (None, None, 2))]
     values = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
     mask = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])

@@ -150,14 +150,14 @@ def test_many_texts_are_encoded_a_few_at_a_time_and_kept_by_their_own_lengths(to
         ("x.jsonl", '\n"a"\n{"text": ""}', {}, [[A]], "2 texts are empty and left out, the first at line 1"),
     ],
 )
-def test_empty_texts_are_left_out_and_told_of(tokenizer, tmp_path, name, content, settings, kept, warning):
+def test_empty_texts_are_left_out_and_reported(tokenizer, tmp_path, name, content, settings, kept, warning):
     (tmp_path / name).write_text(content)
     samples = open_calibration(tmp_path / name, IDS, DataConfig(tokenizer=tokenizer, **settings))
     assert [samples.read([i])["input_ids"][0, 1:-1].tolist() for i in range(len(samples))] == kept
     assert samples.warnings == (f"{tmp_path / name}: {warning}",)
 
 
-def test_texts_of_no_tokens_are_left_out_and_told_of(tokenizer):
+def test_texts_of_no_tokens_are_left_out_and_reported(tokenizer):
     own = Tokenizer(models.WordLevel({"a": 0}))
     own.pre_tokenizer, own.normalizer = pre_tokenizers.Whitespace(), normalizers.Replace("b", "")
     own.save(str(tokenizer))
@@ -169,8 +169,8 @@ def test_texts_of_no_tokens_are_left_out_and_told_of(tokenizer):
 def test_half_a_character_is_refused_with_its_line(tokenizer, tmp_path):
     config = DataConfig(tokenizer=tokenizer)
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "b \\ud800"}')
-    refuse("x.jsonl: line 2: found '\\ud800', half of a character", open_calibration, tmp_path / "x.jsonl", IDS, config)
-    refuse("data: text 2: found '\\udfff', half of a character", open_calibration, ["a", "\udfff"], IDS, config)
+    refuse("x.jsonl: line 2: found '\\ud800', a lone surrogate", open_calibration, tmp_path / "x.jsonl", IDS, config)
+    refuse("data: text 2: found '\\udfff', a lone surrogate", open_calibration, ["a", "\udfff"], IDS, config)
 
 
 def test_blank_lines_within_quotes_are_text_and_others_are_counted(read):
@@ -220,7 +220,7 @@ def test_two_columns_are_one_sample_where_pairs_are_asked_for(tokenizer, tmp_pat
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
-def test_texts_are_cut_to_the_settings_or_to_what_the_tokenizer_says(tokenizer):
+def test_texts_are_truncated_to_the_settings_or_to_what_the_tokenizer_says(tokenizer):
     long = [" ".join("a" * 600)]
     length = [open_calibration(long, IDS, DataConfig(tokenizer=tokenizer, max_length=7)).read([0])["input_ids"].size]
     length.append(open_calibration(long, IDS, DataConfig(tokenizer=tokenizer)).read([0])["input_ids"].size)
@@ -262,7 +262,7 @@ def test_a_length_that_does_not_fit_is_refused(tokenizer):
     [
         ("x.txt", "\n \n", {}, "x.txt: found no text; give at least one"),
         ("x.csv", "", {}, "x.csv: found no text; give at least one"),
-        ("x.txt", "a", {"text_column": "text"}, "x.txt: a .txt holds a text a line, no columns"),
+        ("x.txt", "a", {"text_column": "text"}, "x.txt: a .txt holds one text a line and no columns"),
         ("x.txt", b"\xff", {}, "x.txt: not UTF-8 text ("),
         (
             "x.csv",
@@ -277,9 +277,9 @@ def test_a_length_that_does_not_fit_is_refused(tokenizer):
             {"text_column": 3},
             "found '3'; the columns are 'id', 'note'; give --text-column one",
         ),
-        ("x.csv", "id,note\n1,a\n2", {"text_column": "note"}, "line 3: found 1 columns; column 2 is to be read; mend"),
+        ("x.csv", "id,note\n1,a\n2", {"text_column": "note"}, "line 3: found 1 columns; column 2 is needed; mend"),
         ("x.csv", 'id,note\n1,"a\n', {"text_column": "note"}, "x.csv: line 2: not CSV ("),
-        ("x.csv", "a,b", {"pairs": True, "text_column": 1}, "pairs: found 1 columns; a pair is of two; give --text-"),
+        ("x.csv", "a,b", {"pairs": True, "text_column": 1}, "pairs: found 1 columns; a pair needs two; give --text-"),
         ("x.jsonl", "{", {}, "x.jsonl: line 1: not JSON ("),
         ("x.jsonl", "[1]", {}, "x.jsonl: line 1: found list; write an object with the text under a key"),
         ("x.jsonl", '{"id": 1}', {}, "line 1: text_column: found none; the keys are 'id'; give one of these"),
