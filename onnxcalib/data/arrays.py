@@ -7,7 +7,6 @@ import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,6 @@ from ..spec import InputSpec, spell_shape
 LABELS = ("label", "labels", "y")  # names that data sets give to labels
 CLASS = re.compile(r"[0-9]{1,18}")  # a class in digits; every number of 18 digits fits int64
 UNNAMED = "arr_0"  # numpy's name for an array that was saved to .npz without one
-_ZIP_FAULTS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 
 
 class StoredArray:
@@ -41,8 +39,9 @@ class StoredArray:
     def _map(self) -> np.ndarray:
         try:
             return np.asarray(np.lib.format.open_memmap(self._path, mode="r"))
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{self._where}: not a complete .npy array of numbers ({error}); write it again") from None
+        except Exception as error:  # numpy's parser raises whatever a damaged header leads it to
+            text = _first_line(error)
+            raise DataError(f"{self._where}: not a complete .npy array of numbers ({text}); write it again") from None
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,17 @@ def to_array(value: Any, where: str) -> np.ndarray:
             value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
         return np.asarray(value)
     except Exception as error:  # each library raises its own
-        found = f"{type(value).__name__} that is no array ({str(error).partition(chr(10))[0]})"
+        found = f"{type(value).__name__} that is no array ({_first_line(error)})"
         if "inhomogeneous" in str(error):
             found = "lists of unlike lengths"
         raise DataError(
             f"{where}: found {found}; numbers in a regular array are needed; pad the samples, or give an iterable that"
             " yields each of them by itself"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
@@ -172,8 +175,12 @@ def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
                 with archive.open(members[found]) as packed, target.open("wb") as unpacked:
                     shutil.copyfileobj(packed, unpacked)
                 arrays[name] = StoredArray(target, f"{path}: array {found!r}")
-    except _ZIP_FAULTS as error:
-        raise DataError(f"{path}: not a complete .npz file ({error}); write it again with numpy.savez") from None
+    except DataError:
+        raise
+    except Exception as error:  # as above, and zipfile's and zlib's own
+        raise DataError(
+            f"{path}: not a complete .npz file ({_first_line(error)}); write it again with numpy.savez"
+        ) from None
     label = find_labels(members, inputs)
     return Part(str(path), arrays, file=path, labels=None if label is None else partial(load_labels, path, label))
 
@@ -235,8 +242,11 @@ def load_labels(path: Path, name: str | None = None) -> np.ndarray:
                 raise DataError(f"{path}: no array of labels, found {had}; name it {' or '.join(LABELS)}")
             labels: np.ndarray = stored[name]
             return labels
-    except (ValueError, *_ZIP_FAULTS) as error:
-        raise DataError(f"{path}: labels are not a complete array of numbers ({error}); write it again") from None
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        text = _first_line(error)
+        raise DataError(f"{path}: labels are not a complete array of numbers ({text}); write it again") from None
 
 
 def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from .calibration_set import CalibrationSet
 Entries = list[tuple[str, str]]  # (file, class) as they are written
 SHOWN = 3  # names listed in a message
 SHOWN_LENGTH = 40  # characters of a wrong class in a message, since a file of another kind may hold anything
-_NUMBER = re.compile(r"[+-]?([0-9]{1,18}\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")  # all integers of it fit int64
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 

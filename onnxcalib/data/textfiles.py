@@ -42,13 +42,18 @@ def read_rows(path: Path, config: DataConfig) -> Iterator[Row]:
 
 
 def _read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, with their ends. Raises DataError."""
+    number = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            yield from file
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if text:  # a file may hold a byte order mark alone
+                    yield text
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
+        raise DataError(f"{path}: line {number}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
 
 
 def _read_table(path: Path, wanted: tuple[str, ...]) -> Iterator[Row]:

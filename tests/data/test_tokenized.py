@@ -263,7 +263,7 @@ def test_a_length_that_does_not_fit_is_refused(tokenizer):
         ("x.txt", "\n \n", {}, "x.txt: found no text; give at least one"),
         ("x.csv", "", {}, "x.csv: found no text; give at least one"),
         ("x.txt", "a", {"text_column": "text"}, "x.txt: a .txt holds one text a line and no columns"),
-        ("x.txt", b"\xff", {}, "x.txt: not UTF-8 text ("),
+        ("x.txt", b"\xff", {}, "x.txt: line 1: not UTF-8 text ("),
         (
             "x.csv",
             "id,note\n1,a",
