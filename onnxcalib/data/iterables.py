@@ -13,12 +13,13 @@ import numpy as np
 
 from ..config import nearest
 from ..errors import DataError
-from ..spec import InputSpec
+from ..spec import InputSpec, spell_shape
 from .arrays import LABELS, Part, find_labels, is_array, to_array
 from .checked import CheckedSamples, check_part
 from .spool import Spool
 
 WHERE = "data"
+EXTRA = ""  # stands for the array behind the inputs of a tuple, among the names that were not read
 
 
 class Items:
@@ -110,9 +111,8 @@ class ItemReader:
     def __init__(self, inputs: Sequence[InputSpec]) -> None:
         self._inputs = inputs
         self._wanted = [spec.name for spec in inputs]
-        self._unread: dict[str, None] = {}
+        self._unread: dict[str, None] = {}  # in the order in which they were found
         self._told: set[str] = set()
-        self._unread_labels = False
 
     def read(self, item: Any, number: int) -> CheckedSamples:
         """The samples of an item, in arrays that may share its memory. Raises DataError."""
@@ -133,20 +133,20 @@ class ItemReader:
         return self._check({self._wanted[0]: item}, where)
 
     def tell(self) -> tuple[str, ...]:
-        """Lines about what was passed over since the last call."""
+        """Lines about what was not read, without what an earlier call has told."""
         new = [name for name in self._unread if name not in self._told]
         self._told.update(new)
+        names = [repr(name) for name in new if name != EXTRA]
         lines = []
-        if new:
+        if names:
             lines.append(
-                f"{WHERE}: {', '.join(map(repr, new))} in the items are no inputs of the model and are not read; its"
-                f" inputs are {', '.join(self._wanted)}"
+                f"{WHERE}: not read from the items: {', '.join(names)}; the model's inputs are"
+                f" {', '.join(self._wanted)}"
             )
-        if self._unread_labels and "" not in self._told:
-            self._told.add("")
+        if EXTRA in new:
             lines.append(
-                f"{WHERE}: each item holds one array more than the model has inputs; it looks like labels and is not"
-                f" read; to have labels read, yield {{{self._wanted[0]!r}: ..., 'label': ...}}"
+                f"{WHERE}: items hold one array more than the model has inputs; it looks like labels and is not read;"
+                f" to have labels read, yield {{{self._wanted[0]!r}: ..., 'label': ...}}"
             )
         return tuple(lines)
 
@@ -174,22 +174,23 @@ class ItemReader:
             raise DataError(f"{found} with a dictionary in it; yield the dictionary itself")
         if not count <= len(item) <= count + 1:
             raise DataError(
-                f"{found}; the model has {count} inputs, {', '.join(self._wanted)}; yield one array for each, of one"
-                " sample or of samples stacked on the first axis"
+                f"{found}; the model's inputs are {', '.join(self._wanted)}; yield one array for each, of one sample or"
+                " of samples stacked on the first axis"
             )
         return dict(zip(self._wanted, item, strict=False)), item[count:]
 
     def _pass_over_labels(self, value: Any, checked: CheckedSamples, where: str) -> None:
-        """Raises DataError for a value that is no integer a sample, and so may be meant to be read."""
+        """Note that labels are not read. Raises DataError for a value that is not one integer a sample."""
         array = to_array(value, f"{where}: array {len(self._inputs)}")
         rows = checked.rows
         of_samples = array.shape in ((rows,), (rows, 1)) or (rows == 1 and array.shape == ())
         if array.dtype.kind not in "iu" or not of_samples:
             raise DataError(
-                f"{where}: found {len(self._inputs) + 1} arrays, the last being {array.dtype} of shape {array.shape};"
-                f" the model has {len(self._inputs)} inputs, {', '.join(self._wanted)}; yield one array for each"
+                f"{where}: found {len(self._inputs) + 1} arrays, the last being {array.dtype} of shape"
+                f" {spell_shape(array.shape)}; the model's inputs are {', '.join(self._wanted)}; yield one array for"
+                " each"
             )
-        self._unread_labels = True
+        self._unread[EXTRA] = None
 
     def _check(self, values: Mapping[str, Any], where: str, labels: Any = None) -> CheckedSamples:
         arrays = {spec.name: _to_input(values[spec.name], spec, where) for spec in self._inputs}

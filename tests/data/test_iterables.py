@@ -269,7 +269,7 @@ def test_other_keys_are_not_read_and_reported_once():
     items = [{"x": VALUES[0], "idx": 0, "label": 1}, {"x": VALUES[1], "text": "b", "idx": 1, "label": 1}]
     samples = open_calibration(items, VECTOR)
     (warning,) = samples.warnings
-    assert warning.startswith("data: 'idx', 'text' in the items are no inputs of the model and are not read")
+    assert warning.startswith("data: not read from the items: 'idx', 'text'; the model's inputs are x")
     wide = InputSpec("x", np.dtype(np.float32), (None, None))
     later = [{"x": VALUES[0]}, {"x": VALUES[0, :2], "idx": 1}, {"x": VALUES[0, :3], "idx": 2}]
     assert len(open_calibration(later, [wide]).warnings) == 1
@@ -297,9 +297,9 @@ def test_other_keys_are_not_read_and_reported_once():
         ([{"x": "text"}], "data: item 0: input 'x': found <U4, which are no numbers; the model takes float32"),
         ([object()], "data: item 0: input 'x': found object, which are no numbers"),
         ([torch.zeros(4).to_sparse()], "data: item 0: input 'x': found Tensor that is no array"),
-        ([(VALUES[:2], VALUES[2:4])], "found 2 arrays, the last being float32 of shape (2, 4); the model has 1 inputs"),
-        ([(VALUES[:2], np.arange(3))], "found 2 arrays, the last being int64 of shape (3,)"),
-        ([list(VALUES)], "data: item 0: found a list of 6; the model has 1 inputs, x; yield one array for each"),
+        ([(VALUES[:2], VALUES[2:4])], "found 2 arrays, the last being float32 of shape (2, 4); the model's"),
+        ([(VALUES[:2], np.arange(3))], "found 2 arrays, the last being int64 of shape (3); the model's"),
+        ([list(VALUES)], "data: item 0: found a list of 6; the model's inputs are x; yield one array for each"),
         ([({"x": VALUES}, 1)], "data: item 0: found a tuple of 2 with a dictionary in it; yield the dictionary"),
         ([{"x": list(torch.from_numpy(VALUES))}], "found a list of Tensor, whose first axis may count samples or"),
         ([np.full(4, np.nan)], "data: item 0: input 'x': NaN or infinity in sample 0"),
@@ -318,7 +318,7 @@ def test_items_of_a_model_with_two_inputs_name_or_order_them():
     text = "data: item 0: no array for input 'left', found lefft, right; the model's inputs are left, right; did you"
     refuse(text, [{"lefft": VALUES, "right": RIGHT}], PAIR)
     refuse("data: item 0: found 6 samples of 'left', 5 of 'right'", [(VALUES, RIGHT[:5])], PAIR)
-    refuse("data: item 0: found a tuple of 1; the model has 2 inputs", [(VALUES,)], PAIR)
+    refuse("data: item 0: found a tuple of 1; the model's inputs are left, right", [(VALUES,)], PAIR)
 
 
 def test_inputs_of_strings_are_not_read_from_items():
