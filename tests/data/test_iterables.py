@@ -160,11 +160,11 @@ def test_images_of_pillow_feed_a_model_of_pixels():
 
 
 def test_integers_of_lists_become_the_models_type_where_they_fit():
-    narrow = InputSpec("x", np.dtype(np.int8), (None, None))
-    samples = open_calibration([[1, -128], [127, 0]], [narrow])
+    small = InputSpec("x", np.dtype(np.int8), (None, None))
+    samples = open_calibration([[1, -128], [127, 0]], [small])
     assert (read_all(samples).tolist(), read_all(samples).dtype) == ([[1, -128], [127, 0]], np.int8)
-    refuse("data: item 1: input 'x': found int64; the model takes int8", [[1], [128]], [narrow])
-    refuse("data: item 0: input 'x': found int64; the model takes int8", [np.array([1])], [narrow])
+    refuse("data: item 1: input 'x': found int64; the model takes int8", [[1], [128]], [small])
+    refuse("data: item 0: input 'x': found int64; the model takes int8", [np.array([1])], [small])
 
 
 def test_a_model_without_a_batch_axis_reads_its_inputs_or_a_batch_of_them():
