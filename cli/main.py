@@ -6,17 +6,22 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from onnxcalib import __version__
-from onnxcalib.cli.exitstatus import ExitStatus, print_error
-from onnxcalib.cli.plan import plan
-from onnxcalib.cli.quantize import quantize
-from onnxcalib.cli.validate import validate
 
-UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
+from .exitstatus import ExitStatus, print_error
+from .options import find_owners
+from .plan import plan
+from .quantize import quantize
+from .validate import validate
+
+if TYPE_CHECKING:
+    from typer._click.exceptions import UsageError
+else:
+    UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("quantize")(quantize)
@@ -52,13 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(status or ExitStatus.OK)
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "onnxcalib"
-        print_error(f"{error.format_message().rstrip('.')} (see '{command} --help')")
+        print_error(f"{_spell_usage(error).rstrip('.')} (see '{command} --help')")
         return ExitStatus.USAGE
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left", file=sys.stderr)
         return ExitStatus.INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _spell_usage(error: UsageError) -> str:
+    """What was wrong; of an option of another command, whose it is in place of options that look like it."""
+    option: str | None = getattr(error, "option_name", None)
+    hint = None if option is None else find_owners(option)
+    return f"No such option: {option}; {hint}" if hint else error.format_message()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 
 from matplotlib.figure import Figure
@@ -16,7 +17,8 @@ def draw_frontier(frontier: Frontier, title: str) -> bytes:
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="file, share of the float model", ylabel="sum of losses")
     sizes = [point.bytes / frontier.float_bytes for point in frontier.points]
-    axes.plot(sizes, [point.loss for point in frontier.points], marker=".", label="planned")
+    losses = [math.nan if point.loss is None else point.loss for point in frontier.points]
+    axes.plot(sizes, losses, marker=".", label="planned")
     for name, point in frontier.uniform.items():
         if point.loss is None:
             continue

@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The tables that a run ends with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onnxcalib.bitplan import BitPlan
+from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.report import OutputRecord, Report, UnfusedRecord
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
@@ -42,6 +42,44 @@ def tabulate_sets(plan: BitPlan) -> Table:
         for layer in each.layers:
             table.add_row(layer, plan.layers[layer], *losses)
     return table
+
+
+def print_plan(plan: BitPlan, output: Path) -> None:
+    """What each set loses at each of its candidates, the bits chosen, and the totals, on stdout."""
+    console = open_console()
+    console.print(tabulate_sets(plan))
+    console.print(f"all at 8 bits: {_spell_totals(plan.eight_bit)}")
+    console.print(f"this plan: {_spell_totals(plan.totals)}, after {plan.rounds} round{'s' * (plan.rounds > 1)}")
+    console.print(f"wrote {output}; onnxcalib quantize --plan {output} obeys it", soft_wrap=True)
+
+
+def _spell_totals(totals: Totals) -> str:
+    parts = [f"loss {totals.measured_loss:.2e} (predicted {totals.predicted_loss:.2e})"]
+    if totals.agreement is not None:
+        parts.append(f"agreement {totals.agreement:.1f}%")
+    parts += [f"{totals.bytes:,} bytes", f"{totals.bops:.3g} bit operations"]
+    if totals.milliseconds is not None:
+        parts.append(f"{totals.milliseconds:.4g} ms")
+    return ", ".join(parts)
+
+
+def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
+    """The curve, and the choices of one candidate everywhere, on stdout."""
+    console = open_console()
+    table = Table("choice", box=None, pad_edge=False)
+    for name in ("bytes", "of float", "bit operations", "loss"):
+        table.add_column(name, justify="right")
+
+    def add(name: str, point: Point) -> None:
+        share = point.bytes / frontier.float_bytes
+        table.add_row(name, f"{point.bytes:,}", f"{share:.3f}", f"{point.bops:.3g}", spell_number(point.loss, ".2e"))
+
+    for point in frontier.points:
+        add("planned", point)
+    for name, point in frontier.uniform.items():
+        add(f"{name} everywhere", point)
+    console.print(table)
+    console.print(f"wrote {output} and {plot}", soft_wrap=True)
 
 
 class _Console(Console):
@@ -95,9 +133,9 @@ def _spell_output(record: OutputRecord) -> Sequence[str]:
 def _tabulate_layers(report: Report) -> Table:
     table = Table("worst layers", "op", "bits", box=None, pad_edge=False)
     table.add_column("SQNR dB", justify="right")
-    measured = [layer for layer in report.layers if layer.sqnr_db is not None]
-    for layer in sorted(measured, key=lambda layer: layer.sqnr_db)[:WORST_LAYERS]:
-        table.add_row(layer.name, layer.op, f"W{layer.weight_bits}A{layer.activation_bits}", f"{layer.sqnr_db:.2f}")
+    measured = [(layer.sqnr_db, layer) for layer in report.layers if layer.sqnr_db is not None]
+    for sqnr, layer in sorted(measured, key=lambda each: each[0])[:WORST_LAYERS]:
+        table.add_row(layer.name, layer.op, f"W{layer.weight_bits}A{layer.activation_bits}", f"{sqnr:.2f}")
     return table
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from onnxcalib.cli.summary import describe_unfused, open_console
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     Sheet,
@@ -20,6 +19,8 @@ from onnxcalib.validation.render import (
     spell_saturation,
 )
 from onnxcalib.verdict import ContractRecord, Explanation, Verdict
+
+from .summary import describe_unfused, open_console
 
 WORST_TENSORS = 5  # as many as one reads
 

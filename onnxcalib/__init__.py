@@ -9,6 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from .spec import VERSION as __version__
+
 if TYPE_CHECKING:
     from .bitplan import BitPlan, Frontier
     from .config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from .report import Observer, Report
     from .validation.run import validate
     from .verdict import Verdict
-
-__version__ = "0.1.0"
 
 # OpenMP's threads wait by spinning and so take the cores from onnxruntime's between two operations of torch: on two
 # busy cores a run took 1.7 times as long. Read once, when torch is first loaded; a value that is set already stands.

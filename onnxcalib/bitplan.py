@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .config import CANDIDATES, LayerConfig
+from .config import CANDIDATES, CandidateName, LayerConfig
 from .errors import ConfigError
 from .spec import Candidate
 
-SCHEMA = 1
-FLOAT = "float"
-Name = Literal[CANDIDATES]
+SCHEMA: Literal[1] = 1
+FLOAT: Literal["float"] = "float"
 CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
 
 
@@ -30,10 +29,10 @@ class SetRecord(_Record):
 
     layers: tuple[str, ...]
     macs: int
-    loss: dict[Name, float | None]
-    bytes: dict[Name, int]
-    bops: dict[Name, int]
-    milliseconds: dict[Name, float] = {}
+    loss: dict[CandidateName, float | None]
+    bytes: dict[CandidateName, int]
+    bops: dict[CandidateName, int]
+    milliseconds: dict[CandidateName, float] = {}
 
 
 class Totals(_Record):
@@ -62,7 +61,7 @@ class BitPlan(_Record):
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
     model: str
     budgets: dict[str, float]
-    layers: dict[str, Literal[*CANDIDATES, FLOAT]]
+    layers: dict[str, Literal[CandidateName, "float"]]
     totals: Totals
     eight_bit: Totals
     bound: float
@@ -91,7 +90,7 @@ class Point(_Record):
     bytes: int
     bops: int
     loss: float | None
-    layers: dict[str, Name]
+    layers: dict[str, CandidateName]
 
 
 class Frontier(_Record):
@@ -100,7 +99,7 @@ class Frontier(_Record):
     model: str
     float_bytes: int
     points: tuple[Point, ...]
-    uniform: dict[Name, Point]
+    uniform: dict[CandidateName, Point]
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1)

@@ -213,9 +213,9 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
 def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:
     """Warn where the model drops more than its plan, which was measured on layers that are solved, was to."""
     least = min((record.agreement for record in outputs if record.agreement is not None), default=1.0)
-    allowed = planned.budgets.get("max_drop", 100.0) if planned else 100.0
+    allowed = planned.budgets.get("max_disagreement", 100.0) if planned else 100.0
     if 100 * (1 - least) > allowed:
         run.warn(
-            f"max_drop: found {100 * (1 - least):.4g} in the model where {allowed:.4g} was planned for; reconstruct its"
-            " layers, or plan with less"
+            f"max_disagreement: found {100 * (1 - least):.4g} in the model where {allowed:.4g} was planned for;"
+            " reconstruct its layers, or plan with less"
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-FLOAT_BITS = 32
-# The key under which a file names the version that made it.
+# The version of the tool, and the key under which a file names the version that made it.
+VERSION = "0.1.0"
 VERSION_KEY = "onnxcalib.version"
+FLOAT_BITS = 32
 # Where the sums of two products saturate in kernels for x86 without VNNI.
 INT16_MAX = 2**15 - 1
 

@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"typer", "rich", "matplotlib"},
     ),
     "onnxcalib": (
-        {"errors", "config", "bitplan", "data", "report", "verdict", "pipeline", "validation"},
+        {"errors", "spec", "config", "bitplan", "data", "report", "verdict", "pipeline", "validation"},
         set(),
     ),
 }

@@ -130,7 +130,7 @@ def allocate_for_agreement(
             chosen, high = (bits, bound), min(high, search.size(bits))
         elif chosen is None:
             raise ConfigError(
-                f"max_drop: found {100 - least:.4g}; within the other budgets the smallest that was reached is"
+                f"max_disagreement: found {100 - least:.4g}; within the other budgets the smallest that was reached is"
                 f" {100 - best:.4g}; raise it, or allow more candidates"
             )
         else:

@@ -112,7 +112,7 @@ class Assembler:
             scores = [name for name in self._names if all(scores_classes(each[name].shape) for each in given)]
             if not scores:
                 raise ConfigError(
-                    "max_drop: found no class scores in the outputs; it limits the agreement of the top class;"
+                    "max_disagreement: found no class scores in the outputs; it limits the agreement of the top class;"
                     " give max_loss"
                 )
             self._classes = {name: np.concatenate([top_class(each[name]) for each in given]) for name in scores}

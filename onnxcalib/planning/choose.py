@@ -41,16 +41,16 @@ def make_bit_plan(
     limits = _resolve(whole, eight, config, latencies)
     size, bops, milliseconds = (limits.get(name) for name in COSTS)
     budgets = Budgets(size, bops, milliseconds, whole.rest, config.max_loss)
-    if config.max_drop is None:
+    if config.max_disagreement is None:
         found = allocate(sets, budgets, size_of=whole.size, loss_of=whole.loss)
         bits, bound, predicted, rounds = found.bits, found.bound, found.predicted_loss, found.rounds
     else:
-        least = 100 - config.max_drop
+        least = 100 - config.max_disagreement
         bits, bound = allocate_for_agreement(sets, budgets, least, size_of=whole.size, agreement_of=whole.agreement)
         predicted, rounds = predict(sets, bits), 1
     names = {n: name_of(n, c) for each, c in zip(sets, bits, strict=True) for n in each.layers}
-    losses = {"max_loss": config.max_loss, "max_drop": config.max_drop}
-    timed, agreement = latencies is not None, config.max_drop is not None
+    losses = {"max_loss": config.max_loss, "max_disagreement": config.max_disagreement}
+    timed, agreement = latencies is not None, config.max_disagreement is not None
     return BitPlan(
         model=fingerprint(whole.original),
         budgets=limits | {name: limit for name, limit in losses.items() if limit is not None},

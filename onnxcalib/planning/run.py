@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF, BitPlan, Frontier
-from ..config import BUDGETS, PLACES, STEPS, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, EXECUTION, STAGES, LayerConfig, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..graph.save import fingerprint
@@ -52,9 +52,10 @@ class _Measured:
 def choose_bits(prepared: Prepared) -> BitPlan:
     """Choose the sets' bits within the settings' budgets. Raises ConfigError."""
     run, config = prepared.run, prepared.config
-    if config.max_loss is not None and config.max_drop is not None:
+    if config.max_loss is not None and config.max_disagreement is not None:
         raise ConfigError(
-            "max_drop: found max_loss beside it; each says what may be lost for the smallest file; give one of them"
+            "max_disagreement: found max_loss beside it; each says what may be lost for the smallest file; give one of"
+            " them"
         )
     with run.stage("plan"):
         measured = _measure(prepared)
@@ -148,5 +149,5 @@ class _Schemes:
 def _spell_settings(config: QuantizeConfig) -> str:
     """The settings on which measurements for a plan depend."""
     return config.model_dump_json(
-        exclude={*PLACES, *BUDGETS, *STEPS, "latencies", "data", "pipeline", "steps", "views"}
+        exclude={*EXECUTION, *BUDGETS, *STAGES, "latencies", "data", "pipeline", "steps", "views"}
     )

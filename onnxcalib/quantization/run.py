@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 from ..bitplan import BitPlan
-from ..config import BUDGETS, FLOAT_BITS, FULL_BITS, PLACES, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, EXECUTION, FLOAT_BITS, FULL_BITS, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet, open_calibration
 from ..errors import ConfigError
 from ..graph.emit import LayerParams, emit_qdq
@@ -26,7 +25,7 @@ from ..graph.scheme import make_scheme
 from ..report import Observer
 from ..runtime.device import choose_device
 from ..runtime.session import Session
-from ..spec import VERSION_KEY, Candidate, Grids, QParams, QuantScheme
+from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .input_grid import find_lossless_grids, keep_lossless
 from .padding_mask import PaddingMask
@@ -36,7 +35,7 @@ from .smoke_test import run_longest_texts
 # The text of the settings fills multiples of so many bytes: a file's size, which may be limited, hardly depends on it.
 SETTINGS_BYTES = 256
 # Settings that do not go into the file: what they name lies on the machine of the run, or became the layers' bits.
-_UNTOLD = {**dict.fromkeys((*PLACES, *BUDGETS, "candidates", "latencies"), True), "data": {"tokenizer"}}
+_UNTOLD = {**dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), True), "data": {"tokenizer"}}
 
 
 class Run:
@@ -138,7 +137,7 @@ class Prepared:
         fold_integer_pads(quantized)
         settings = self.run.config.model_dump_json(exclude=_UNTOLD)
         entries = {
-            VERSION_KEY: version("onnxcalib"),
+            VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*scheme.embeddings, *scheme.layers)}),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import onnxcalib
 from onnxcalib.cli import main as cli
 from onnxcalib.cli.exitstatus import ExitStatus
+from onnxcalib.config import QuantizeConfig, ValidateConfig, list_settings
 
 
 def test_version_is_printed(capsys):
@@ -60,9 +62,82 @@ def test_wrong_usage_is_one_line_with_the_nearest_match(capsys, monkeypatch, arg
     assert capsys.readouterr() == ("", line + "\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (
+            ("validate", "f", "q", "--data", "d", "--weight-bits", "4"),
+            "--weight-bits; it belongs to onnxcalib quantize",
+        ),
+        (("plan", "f", "--calib", "d", "--no-biases"), "--no-biases; it belongs to onnxcalib quantize"),
+        (("quantize", "f", "--calib", "d", "--confident"), "--confident; it belongs to onnxcalib validate"),
+        (
+            ("validate", "f", "q", "--data", "d", "--max-disagreement", "4"),
+            "--max-disagreement; it belongs to onnxcalib quantize and plan; max_drop, a gate of validate, limits",
+        ),
+        (
+            ("quantize", "f", "--calib", "d", "--max-drop", "4"),
+            "--max-drop; it belongs to onnxcalib validate; max_drop, a gate of validate, limits the accuracy lost, in"
+            " points; max_disagreement, a budget of bit plans, limits the samples whose top class changes, in % (see",
+        ),
+    ],
+)
+def test_an_option_of_another_command_is_refused_with_the_command(capsys, arguments, hint):
+    assert cli.main(arguments) == ExitStatus.USAGE
+    assert capsys.readouterr().err.startswith(f"error: No such option: {hint}")
+
+
 def test_an_option_that_is_no_number_is_refused(capsys):
     assert cli.main(["quantize", "net.onnx", "--calib", "d", "--steps", "many"]) == ExitStatus.USAGE
     assert "Invalid value for '--steps'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["quantize", "plan", "validate"])
+def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_example(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main([command, "--help"]) == ExitStatus.OK
+    shown = capsys.readouterr().out
+    panels = re.findall(r"^╭─ ([\w ]+) ─", shown, flags=re.MULTILINE)
+    first = {"quantize": "Bits", "plan": "Bit plan", "validate": "Gates"}[command]
+    assert panels[:3] == ["Arguments", "Options", first] and panels[-1] == "Expert settings"
+    assert len(set(panels)) == len(panels)
+    (example,) = re.findall(r"Example: (onnxcalib .*?) *$", shown, flags=re.MULTILINE)
+    options = {word for word in example.split() if word.startswith("-")}
+    assert example.split()[1] == command and options and all(f" {option} " in shown for option in options)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "absent"),
+    [
+        ("quantize", QuantizeConfig, {"layers"}),
+        (
+            "plan",
+            QuantizeConfig,
+            {
+                "layers", "weight_bits", "activation_bits", "block_size", "pipeline", "reconstruct", "statistics",
+                "biases", "steps", "views",
+            },
+        ),
+        ("validate", ValidateConfig, set()),
+    ],
+)  # fmt: skip
+def test_every_setting_is_an_option_with_the_sentence_of_its_field(capsys, monkeypatch, command, kind, absent):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert cli.main([command, "--help"]) == ExitStatus.OK
+    shown = capsys.readouterr().out
+    for setting in list_settings(kind):
+        line = next((line for line in shown.splitlines() if f"│ {setting.flag.split('/')[0]} " in line), None)
+        assert (line is None) == (setting.name in absent), setting.name
+        assert line is None or setting.text in line
+
+
+def test_help_and_version_load_only_what_they_need():
+    code = (
+        "import sys\nfrom onnxcalib.cli.main import main\nmain(['--help'])\nmain(['--version'])\n"
+        "print([name for name in ('numpy', 'onnx', 'torch', 'matplotlib') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout.splitlines()[-1] == "[]", found.stderr
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])

@@ -53,8 +53,8 @@ def test_the_plan_is_written_beside_the_model_and_printed(run, tmp_path):
 
 def test_every_option_reaches_its_setting(run):
     text = (
-        "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-latency 5ms --max-loss 0.1 --max-drop 2 "
-        "--latencies t.csv --jobs 2 --scheduler tcp://a:1 --cache-dir c --first-last-bits 4 "
+        "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-latency 5ms --max-loss 0.1 "
+        "--max-disagreement 2 --latencies t.csv --jobs 2 --scheduler tcp://a:1 --cache-dir c --first-last-bits 4 "
         "--range entropy --percentile 99.5 --encoding standard --weight-range full --effort best --samples 9 --seed 3 "
         "--threads 2 --device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc "
         "--channels bgr --tokenizer t.json --text-column a,b --pairs --max-length 64"
@@ -62,7 +62,7 @@ def test_every_option_reaches_its_setting(run):
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
     budgets = {"candidates": ("W8A8", "W4A4"), "max_size": "300KB", "max_bops": "0.5@8-bit", "max_loss": 0.1}
-    budgets |= {"max_latency": "5ms", "max_drop": 2.0, "latencies": "t.csv"}
+    budgets |= {"max_latency": "5ms", "max_disagreement": 2.0, "latencies": "t.csv"}
     budgets |= {"jobs": 2, "scheduler": "tcp://a:1", "cache_dir": "c"}
     others = {"first_last_bits": 4, "range": "entropy", "percentile": 99.5, "encoding": "standard", "effort": "best"}
     others["weight_range"] = "full"
@@ -113,7 +113,7 @@ def test_beside_a_budget_the_frontier_comes_on_top(run, tmp_path):
 def test_what_was_limited_is_printed(run, monkeypatch):
     totals = PLAN.totals.model_copy(update={"agreement": 98.5, "milliseconds": 1.25})
     monkeypatch.setattr(pipeline, "plan", lambda *_, **__: PLAN.model_copy(update={"totals": totals}))
-    result = run("net.onnx", "--calib", "data", "--max-drop", "2")
+    result = run("net.onnx", "--calib", "data", "--max-disagreement", "2")
     line = "this plan: loss 6.25e-01 (predicted 5.00e-01), agreement 98.5%, 100 bytes, 6.4e+03 bit operations, 1.25 ms"
     assert line in result.stdout
 

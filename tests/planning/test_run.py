@@ -234,21 +234,25 @@ def test_a_frontier_falls_from_the_smallest_file_to_the_widest(deep, images, tmp
 
 def test_the_smallest_file_within_a_drop_of_agreement_is_found(plain):
     config = QuantizeConfig(effort="fast")
-    strict, loose = (plan(plain, SAMPLES, config.model_copy(update={"max_drop": drop})) for drop in (5.0, 99.0))
-    assert strict.totals.agreement >= 95 and strict.budgets == {"max_drop": 5.0}
+    strict, loose = (plan(plain, SAMPLES, config.model_copy(update={"max_disagreement": drop})) for drop in (5.0, 99.0))
+    assert strict.totals.agreement >= 95 and strict.budgets == {"max_disagreement": 5.0}
     assert loose.totals.bytes <= strict.totals.bytes <= strict.eight_bit.bytes
 
 
 def test_a_drop_that_no_plan_keeps_is_refused(plain, monkeypatch):
     monkeypatch.setattr(onnxcalib.planning.assemble.Assembler, "agreement", lambda self, bits: 90.0)
-    with pytest.raises(ConfigError, match=r"^max_drop: found 1; within the other budgets .* reached is 10; raise it"):
-        plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_drop=1.0))
+    with pytest.raises(
+        ConfigError, match=r"^max_disagreement: found 1; within the other budgets .* reached is 10; raise it"
+    ):
+        plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_disagreement=1.0))
 
 
 def test_agreement_needs_class_scores(build, weigh, draw):
     model = build("g (float[N, 3, 5, 5] x) => (float[N, 5, 5, 5] y) { [c] y = Conv (x, w) }", w=weigh(5, 3, 1, 1))
-    with pytest.raises(ConfigError, match=r"^max_drop: found no class scores in the outputs; .*; give max_loss$"):
-        plan(model, draw(8, 3, 5, 5), QuantizeConfig(effort="fast", max_drop=1.0))
+    with pytest.raises(
+        ConfigError, match=r"^max_disagreement: found no class scores in the outputs; .*; give max_loss$"
+    ):
+        plan(model, draw(8, 3, 5, 5), QuantizeConfig(effort="fast", max_disagreement=1.0))
 
 
 def write_times(path, sets, configurations):
@@ -303,12 +307,12 @@ def test_times_are_measured_where_no_file_gives_them(plain, tmp_path):
 
 
 def test_one_limit_on_what_is_lost_is_enough(plain):
-    with pytest.raises(ConfigError, match=r"^max_drop: found max_loss beside it; .*; give one of them$"):
-        plan(plain, SAMPLES, QuantizeConfig(max_drop=1.0, max_loss=0.1))
+    with pytest.raises(ConfigError, match=r"^max_disagreement: found max_loss beside it; .*; give one of them$"):
+        plan(plain, SAMPLES, QuantizeConfig(max_disagreement=1.0, max_loss=0.1))
 
 
 def test_a_model_that_drops_more_than_its_plan_says_so(plain, monkeypatch):
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_drop=99.0))
-    strict = found.model_copy(update={"budgets": {"max_drop": -1.0}})
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_disagreement=99.0))
+    strict = found.model_copy(update={"budgets": {"max_disagreement": -1.0}})
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast", pipeline="light"), plan=strict)
-    assert result.report.warnings[-1].startswith("max_drop: found ")
+    assert result.report.warnings[-1].startswith("max_disagreement: found ")

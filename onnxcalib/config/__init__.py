@@ -1,0 +1,51 @@
+"""The settings of a run: names, types, defaults and allowed values, from Python, a TOML file or the command line.
+
+The pydantic fields are the only source: the options of the command line and the reference are made from them.
+"""
+
+from ..spec import FLOAT_BITS
+from .data import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
+from .describe import Setting, list_settings
+from .fields import EASILY_CONFUSED, PANELS, PLAN, REPORTS, nearest
+from .load import load_config
+from .quantize import (
+    BUDGETS,
+    CANDIDATES,
+    COSTS,
+    EFFORTS,
+    EXECUTION,
+    FULL_BITS,
+    STAGES,
+    CandidateName,
+    Effort,
+    LayerConfig,
+    QuantizeConfig,
+)
+from .validate import ValidateConfig
+
+__all__ = [
+    "BUDGETS",
+    "CANDIDATES",
+    "COSTS",
+    "EASILY_CONFUSED",
+    "EFFORTS",
+    "EXECUTION",
+    "FLOAT_BITS",
+    "FULL_BITS",
+    "IMAGE_SETTINGS",
+    "PANELS",
+    "PLAN",
+    "REPORTS",
+    "STAGES",
+    "TEXT_SETTINGS",
+    "CandidateName",
+    "DataConfig",
+    "Effort",
+    "LayerConfig",
+    "QuantizeConfig",
+    "Setting",
+    "ValidateConfig",
+    "list_settings",
+    "load_config",
+    "nearest",
+]

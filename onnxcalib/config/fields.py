@@ -1,0 +1,101 @@
+"""What all settings share: how each is shown to users, and refusals in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..errors import ConfigError
+
+# Panels of the help, in their order: what most people need comes first.
+GATES, REPORTS, BITS, EFFORT, PLAN = "Gates", "Reports", "Bits", "Accuracy and time", "Bit plan"
+IMAGES, TEXTS, EXPERT = "Image files", "Texts", "Expert settings"
+PANELS = (GATES, REPORTS, BITS, EFFORT, PLAN, IMAGES, TEXTS, EXPERT)
+# Two limits on what is lost, of which one is easily taken for the other.
+EASILY_CONFUSED = dict.fromkeys(
+    ("max_drop", "max_disagreement"),
+    "max_drop, a gate of validate, limits the accuracy lost, in points; max_disagreement, a budget of bit plans, limits"
+    " the samples whose top class changes, in %",
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a setting is shown beside the description of its field.
+
+    metavar: what stands for its value in the help; None is read off the type. form: the type in words, where the
+    type itself does not tell how the value is written. unset: what holds where the default is None. plan: whether it
+    bears on a bit plan, and so is an option of ``plan`` too. repeated: the option may be given again. file_only: there
+    is no option.
+    """
+
+    panel: str
+    metavar: str | None = None
+    form: str | None = None
+    unset: str | None = None
+    plan: bool = True
+    repeated: bool = False
+    file_only: bool = False
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+NaturalNumber = Annotated[int, Field(strict=True, ge=0)]
+Switch = Annotated[bool, Field(strict=True)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+File = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+
+
+class Settings(BaseModel):
+    """Frozen, with no room for unknown keys, and refused by ConfigError in one line.
+
+    table: where settings of the kind stand in a TOML file; empty for the top of the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: ClassVar[str] = ""
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_describe(error, tuple(type(self).model_fields))) from None
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str:
+    """`` did you mean 'x'?`` with the allowed name that is most like ``name``, or nothing where none is."""
+    match = difflib.get_close_matches(name, allowed, n=1)
+    return f" did you mean {match[0]!r}?" if match else ""
+
+
+def hint_at(name: str, allowed: Sequence[str]) -> str:
+    """Where an unknown setting belongs in a TOML file and in Python, or the allowed name most like it, or all names."""
+    kinds = sorted(Settings.__subclasses__(), key=lambda kind: kind.table)
+    homes = [f"{_spell_table(kind)} ({kind.__name__})" for kind in kinds if name in kind.model_fields]
+    if homes:
+        confused = f"; {EASILY_CONFUSED[name]}" if name in EASILY_CONFUSED else ""
+        return f" it belongs {' or '.join(homes)}{confused}"
+    return nearest(name, allowed) or f" {name!r} is none of {', '.join(allowed)}"
+
+
+def _spell_table(kind: type[Settings]) -> str:
+    return f"under [{kind.table}]" if kind.table else "at the top of the file"
+
+
+def _describe(error: ValidationError, allowed: Sequence[str]) -> str:
+    """The first fault of a pydantic error as ``setting: what was found; what is allowed``."""
+    fault = error.errors(include_url=False)[0]
+    key = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown setting;{hint_at(key, allowed)}"
+    if fault["type"] == "value_error":
+        allowed_text = str(fault["ctx"]["error"])
+    elif fault["type"] == "literal_error":
+        allowed_text = f"allowed: {fault['ctx']['expected']}"
+    else:
+        allowed_text = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{key}: found {fault['input']!r}; {allowed_text}"

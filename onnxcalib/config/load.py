@@ -1,0 +1,107 @@
+"""Read settings from a TOML file, with options of the command line laid over them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from ..errors import ConfigError
+from .data import DataConfig
+from .fields import Settings, hint_at
+from .quantize import QuantizeConfig
+from .validate import ValidateConfig
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+@overload
+def load_config(path: str | Path | None = None, options: Mapping[str, Any] | None = None) -> QuantizeConfig: ...
+
+
+@overload
+def load_config(path: str | Path | None, options: Mapping[str, Any] | None, kind: type[Kind]) -> Kind: ...
+
+
+@overload
+def load_config(
+    path: str | Path | None = None, options: Mapping[str, Any] | None = None, *, kind: type[Kind]
+) -> Kind: ...
+
+
+def load_config(
+    path: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    kind: type[Settings] = QuantizeConfig,
+) -> Settings:
+    """Settings of ``kind`` from a TOML file, command line options laid over them; an option that is None is not given.
+
+    One file serves all commands: the settings of ``quantize`` and ``plan`` stand at the top, those of ``validate`` in
+    the table [validate], those of samples in [data] or at the top. Option names are field names, those of DataConfig
+    included. All of the file is checked, whatever ``kind`` is. Raises ConfigError that names the file or the option.
+    """
+    settings = {} if path is None else _read_toml(Path(path))[kind]
+    for key, value in (options or {}).items():
+        if value is None:
+            continue
+        try:
+            kind(**_nest({key: value}))
+        except ConfigError as error:
+            raise ConfigError(f"--{key.replace('_', '-')}: {str(error).partition(': ')[2]}") from None
+        settings[key] = value
+    return kind(**_nest(settings))
+
+
+def _read_toml(path: Path) -> dict[type[Settings], dict[str, Any]]:
+    """Checked settings of each kind by field name, with those of the [data] table beside the others."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give --config a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}; see https://toml.io") from None
+    data = _read_section(path, _take_table(path, table, "data"), _DATA_NAMES)
+    gates = _read_section(path, _take_table(path, table, "validate"), _VALIDATE_NAMES)
+    flat = _read_section(path, table, _QUANTIZE_NAMES + _DATA_NAMES)
+    for key in flat.keys() & data.keys():
+        raise ConfigError(f"{path}: {key}: given twice; keep one")
+    data |= {key: flat[key] for key in flat if key in _DATA_NAMES}
+    settings: dict[type[Settings], dict[str, Any]] = {QuantizeConfig: flat | data, ValidateConfig: gates | data}
+    for kind, values in settings.items():
+        try:
+            kind(**_nest(values))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return settings
+
+
+def _take_table(path: Path, table: dict[str, Any], name: str) -> dict[str, Any]:
+    found = table.pop(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {name}: found {found!r}; it is a table; write [{name}] above its settings")
+    return found
+
+
+def _read_section(path: Path, section: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key, value in section.items():
+        name = key.replace("-", "_")
+        if name not in allowed:
+            raise ConfigError(f"{path}: {key}: unknown setting;{hint_at(name, allowed)}")
+        if name in settings:
+            raise ConfigError(f"{path}: {key}: given twice; keep one")
+        settings[name] = value
+    return settings
+
+
+def _nest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings as the fields of QuantizeConfig or ValidateConfig."""
+    nested = {key: value for key, value in settings.items() if key not in _DATA_NAMES}
+    data = {key: value for key, value in settings.items() if key in _DATA_NAMES}
+    return {**nested, "data": data} if data else nested
+
+
+_DATA_NAMES = tuple(DataConfig.model_fields)
+_QUANTIZE_NAMES = tuple(name for name in QuantizeConfig.model_fields if name != "data")
+_VALIDATE_NAMES = tuple(name for name in ValidateConfig.model_fields if name != "data")

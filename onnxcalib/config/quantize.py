@@ -1,0 +1,320 @@
+"""The settings of ``quantize`` and ``plan``, and what the efforts, pipelines and budgets among them stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+
+from pydantic import BeforeValidator, Field
+
+from ..errors import ConfigError
+from ..spec import FLOAT_BITS
+from ..values import check_latency, check_limit, split_candidates, split_names
+from .data import DataConfig
+from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, NaturalNumber, Option, Settings, Switch
+
+Bits = Literal[8, 4]
+# Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
+ActivationBits = Literal[32, 8, 4]
+CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4"]
+CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
+# With so many bits all efforts find the same; they differ with fewer.
+FULL_BITS = 8
+MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
+# Limits on the whole model within which bits are planned: on what it costs, and on what it loses.
+COSTS = ("max_size", "max_bops", "max_latency")
+BUDGETS = (*COSTS, "max_loss", "max_disagreement")
+# The stages that follow calibration, in this order, and which of them each pipeline has.
+STAGES = ("reconstruct", "statistics", "biases")
+PIPELINES = {"light": ("statistics",), "default": ("reconstruct",), "advanced": STAGES}
+# How and where a run is executed, and what it keeps; none of these changes what it finds.
+EXECUTION = ("jobs", "scheduler", "cache_dir")
+_ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0.6@8-bit)"
+
+
+class Effort(NamedTuple):
+    """What an effort stands for.
+
+    The first three hold where weights have less than 8 bits. width: branches of the search for a layer's integers.
+    views: copies of each image beside itself. probes: directions of the model's outputs for which integers are chosen.
+    steps: AdaQuant steps of a block with a layer of several groups that reads less than 8 bits. rescue: AdaQuant steps
+    of a block with a layer that could not be solved.
+    """
+
+    width: int
+    views: int
+    probes: int
+    steps: int
+    rescue: int
+
+
+# Points on the curve of accuracy against time that the README shows.
+EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), "best": Effort(32, 2, 4, 200, 200)}
+
+
+class LayerConfig(Settings):
+    """What one layer has other than the rest; None leaves it as the rest is."""
+
+    table: ClassVar[str] = 'layers."NAME"'
+
+    weight_bits: Annotated[
+        Bits | None, Field(description="Bits of the layer's weights."), Option(BITS, unset="those of the others")
+    ] = None
+    activation_bits: Annotated[
+        ActivationBits | None,
+        Field(description="Bits of the activations that the layer reads; 32 leaves them in float."),
+        Option(BITS, unset="those of the others"),
+    ] = None
+    exclude: Annotated[Switch, Field(description="Leave the layer in float."), Option(BITS)] = False
+
+
+def _read_layers(value: Any) -> Any:
+    """Tables of LayerConfig by node name, their faults with the name in front."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f'layers: found {value!r}; it holds a table for each layer; write [layers."NAME"] above its bits'
+        )
+    return {name: _read_layer(name, settings) for name, settings in value.items()}
+
+
+def _read_layer(name: str, settings: Any) -> LayerConfig:
+    if isinstance(settings, LayerConfig):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            f"layers: {name!r}: found {settings!r}; it is a table; write [layers.{name!r}] above its bits"
+        )
+    try:
+        return LayerConfig(**{str(key).replace("-", "_"): each for key, each in settings.items()})
+    except ConfigError as error:
+        raise ConfigError(f"layers: {name!r}: {error}") from None
+
+
+class QuantizeConfig(Settings):
+    """All settings of ``quantize`` and ``plan``.
+
+    A stage's own name (``reconstruct``, ``statistics``, ``biases``) wins over ``pipeline``; ``steps`` and ``views``
+    win over ``effort``. With a budget, bits are planned in place of the same bits everywhere: the least loss within
+    limits of the cost, or the smallest file within a limit of the loss.
+    """
+
+    weight_bits: Annotated[
+        Bits,
+        Field(description="Bits of the weights of all layers."),
+        Option(BITS, plan=False),
+    ] = 8
+    activation_bits: Annotated[
+        ActivationBits,
+        Field(description="Bits of the activations that layers read; 32 leaves them in float."),
+        Option(BITS, plan=False),
+    ] = 8
+    first_last_bits: Annotated[
+        Bits,
+        Field(description="Bits of the weights of the first and last layers, and least bits of what these read."),
+        Option(BITS),
+    ] = 8
+    block_size: Annotated[
+        Literal[32, 128] | None,
+        Field(description="Inputs of a MatMul or Gemm that share a scale, where it reads float activations."),
+        Option(EXPERT, unset="32 with 4-bit weights, all with others", plan=False),
+    ] = None
+    embedding_bits: Annotated[
+        Literal[32, 8, 4] | None,
+        Field(description="Bits of tables that a Gather looks up by row."),
+        Option(BITS, unset="those of the weights"),
+    ] = None
+    range: Annotated[
+        Literal["min-max", "percentile", "squared-error", "entropy"],
+        Field(description="How the range of an activation is chosen from its values."),
+        Option(EXPERT, metavar="METHOD"),
+    ] = "squared-error"
+    percentile: Annotated[
+        float,
+        Field(
+            gt=50,
+            le=100,
+            allow_inf_nan=False,
+            description="Share of the values in % that the range of method percentile holds.",
+        ),
+        Option(EXPERT),
+    ] = 99.99
+    encoding: Annotated[
+        Literal["runtime", "standard"],
+        Field(description="How 4-bit weights are stored: fast in onnxruntime, or as plain 4-bit types."),
+        Option(EXPERT),
+    ] = "runtime"
+    weight_range: Annotated[
+        Literal["bounded", "full"],
+        Field(
+            description="Integers that weights may have: bounded is exact on any CPU, full on ARM and x86 with VNNI."
+        ),
+        Option(EXPERT),
+    ] = "bounded"
+    pipeline: Annotated[
+        Literal["light", "default", "advanced"],
+        Field(description="Stages after calibration: statistics (light), reconstruct (default), or all (advanced)."),
+        Option(EFFORT, plan=False),
+    ] = "default"
+    reconstruct: Annotated[
+        Switch | None,
+        Field(description="Solve and learn the integers of layers; otherwise these are rounded."),
+        Option(EXPERT, unset="as the pipeline has it", plan=False),
+    ] = None
+    statistics: Annotated[
+        Switch | None,
+        Field(description="Give the outputs of layers the means and deviations that they have in the float model."),
+        Option(EXPERT, unset="as the pipeline has it", plan=False),
+    ] = None
+    biases: Annotated[
+        Switch | None,
+        Field(description="Train the biases of all layers end to end."),
+        Option(EXPERT, unset="as the pipeline has it", plan=False),
+    ] = None
+    effort: Annotated[
+        Literal["fast", "balanced", "best"],
+        Field(description="Time spent on layers of less than 8 bits: width of the search, views, AdaQuant steps."),
+        Option(EFFORT),
+    ] = "balanced"
+    steps: Annotated[
+        NaturalNumber | None,
+        Field(description="AdaQuant steps of every block."),
+        Option(EXPERT, unset="as the effort has it", plan=False),
+    ] = None
+    views: Annotated[
+        Annotated[int, Field(strict=True, ge=0, le=MOST_VIEWS)] | None,
+        Field(description="Shifted and mirrored copies of each image beside itself, of image files and of arrays."),
+        Option(EXPERT, unset="as the effort has it, for files", plan=False),
+    ] = None
+    samples: Annotated[
+        Count | None, Field(description="Use only the first so many samples."), Option(EFFORT, unset="all")
+    ] = None
+    seed: Annotated[
+        int,
+        Field(strict=True, ge=0, lt=2**63, description="Seed of all random choices."),
+        Option(EXPERT, form="integer, at least 0"),
+    ] = 0
+    threads: Annotated[
+        Count | None, Field(description="Threads to compute with."), Option(EFFORT, unset="one a core")
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="Where layers are solved and learned: auto is CUDA where torch sees it."),
+        Option(EFFORT),
+    ] = "auto"
+    candidates: Annotated[
+        tuple[CandidateName, ...],
+        BeforeValidator(split_candidates),
+        Field(min_length=1, description="Bits that layers may get, those of weights (W) and of activations (A)."),
+        Option(PLAN, metavar="W8A8,...", form="names"),
+    ] = CANDIDATES
+    max_size: Annotated[
+        Annotated[str, BeforeValidator(check_limit)] | None,
+        Field(description=f"Largest file: {_ANY_LIMIT}, or bytes (300KB)."),
+        Option(PLAN, metavar="SIZE", form="share or size"),
+    ] = None
+    max_bops: Annotated[
+        Annotated[str, BeforeValidator(check_limit)] | None,
+        Field(description="Most bit operations of a sample (MACs times both bits): a share, or a number (2e9)."),
+        Option(PLAN, metavar="BOPS", form="share or number"),
+    ] = None
+    max_latency: Annotated[
+        Annotated[str, BeforeValidator(check_latency)] | None,
+        Field(description="Longest time of a run: a share, or a time (12ms)."),
+        Option(PLAN, metavar="TIME", form="share or time"),
+    ] = None
+    max_loss: Annotated[
+        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Field(description="Largest divergence of the outputs; the smallest file within it is planned."),
+        Option(PLAN, metavar="LOSS"),
+    ] = None
+    max_disagreement: Annotated[
+        Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] | None,
+        Field(description="Most samples in % whose top class may change; the smallest file within it is planned."),
+        Option(PLAN, metavar="PERCENT"),
+    ] = None
+    latencies: Annotated[
+        File | None,
+        Field(description="CSV file of layer, configuration and milliseconds."),
+        Option(PLAN, metavar="FILE", form="file", unset="measured here"),
+    ] = None
+    jobs: Annotated[
+        Count | None, Field(description="Worker processes that plan."), Option(PLAN, unset="one a core")
+    ] = None
+    scheduler: Annotated[
+        Annotated[str, Field(pattern=r"^\w+://.+")] | None,
+        Field(description="Dask cluster that plans: tcp://HOST:PORT of its scheduler."),
+        Option(PLAN, metavar="ADDRESS", form="address", unset="this machine"),
+    ] = None
+    cache_dir: Annotated[
+        File | None,
+        Field(description="Folder that keeps what planning measured."),
+        Option(PLAN, metavar="DIR", form="folder", unset="the user's cache"),
+    ] = None
+    exclude: Annotated[
+        tuple[str, ...],
+        BeforeValidator(split_names),
+        Field(
+            description="Nodes that stay in float: a name, a regular expression, op:TYPE, or 'between:A -> B' for all"
+            " nodes on the paths from tensor A to tensor B."
+        ),
+        Option(BITS, metavar="NODES", form="one or a list of these", repeated=True),
+    ] = ()
+    layers: Annotated[
+        dict[str, LayerConfig],
+        BeforeValidator(_read_layers),
+        Field(
+            default_factory=dict,
+            description="Settings of single layers, which are named as in exclude; the last entry of a layer counts.",
+        ),
+        Option(BITS, form='tables `[layers."NAME"]`', file_only=True),
+    ]
+    data: DataConfig = DataConfig()
+
+    @property
+    def planned(self) -> bool:
+        """Whether bits are chosen within a budget."""
+        return any(getattr(self, name) is not None for name in BUDGETS)
+
+    def does(self, stage: str) -> bool:
+        """Whether one of STAGES is part of the run."""
+        chosen: bool | None = getattr(self, stage)
+        return stage in PIPELINES[self.pipeline] if chosen is None else chosen
+
+    @property
+    def least_bits(self) -> int:
+        """The fewest bits that anything may get."""
+        bits: list[int] = [self.weight_bits, self.activation_bits, self.first_last_bits, self.embedding_bits or 8]
+        bits += [b for layer in self.layers.values() for b in (layer.weight_bits, layer.activation_bits) if b]
+        bits += [int(digit) for name in self.candidates if self.planned for digit in re.findall(r"\d", name)]
+        return min(bits)
+
+    @property
+    def float_activations(self) -> bool:
+        """Whether any layer may read float activations."""
+        return FLOAT_BITS in (self.activation_bits, *(layer.activation_bits for layer in self.layers.values()))
+
+    def block_steps(self, *, solved: bool, hard: bool) -> int:
+        """AdaQuant steps of a block: ``steps``, or what ``effort`` stands for.
+
+        solved: whether all of its layers were; hard: whether a layer of several groups reads less than 8 bits. The
+        filters of that layer have few inputs that can make up for the error of one. Steps change nothing in other
+        blocks whose layers are solved.
+        """
+        if self.steps is not None:
+            return self.steps
+        effort = EFFORTS[self.effort]
+        return max(effort.steps if hard else 0, 0 if solved else effort.rescue)
+
+    def search_width(self, weight_bits: int) -> int:
+        """Branches of the search for a layer's integers; at 8 bits the first one is as good as any."""
+        return EFFORTS[self.effort].width if weight_bits < FULL_BITS else 1
+
+    def image_views(self, weight_bits: int) -> int:
+        """Views of each image beside itself, for a model whose weights have so many bits or more.
+
+        ``views``, or what ``effort`` stands for; at 8 bits views bring no layer nearer to its optimum.
+        """
+        if self.views is not None:
+            return self.views
+        return EFFORTS[self.effort].views if weight_bits < FULL_BITS else 0

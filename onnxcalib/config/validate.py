@@ -1,0 +1,103 @@
+"""The settings of ``validate``: the gates, and how they are measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from ..values import check_metric, check_percentage
+from .data import DataConfig
+from .fields import EXPERT, GATES, Count, NaturalNumber, Option, Settings, Switch
+
+MOST_BATCH = 4096  # samples in a run that is timed: more do not fit into memory
+
+
+class ValidateConfig(Settings):
+    """All settings of ``validate``; a gate that is None is not asked for."""
+
+    table: ClassVar[str] = "validate"
+
+    max_drop: Annotated[
+        float | None,
+        Field(
+            strict=True,
+            allow_inf_nan=False,
+            description="Most that accuracy may drop: points of 100, or units of your metric.",
+        ),
+        Option(GATES, metavar="POINTS"),
+    ] = None
+    min_agreement: Annotated[
+        Annotated[float, Field(ge=0, le=100), AfterValidator(check_percentage)] | None,
+        Field(description="Least share of samples in % whose top class stays."),
+        Option(GATES, metavar="PERCENT"),
+    ] = None
+    min_sqnr: Annotated[
+        float | None,
+        Field(
+            strict=True,
+            allow_inf_nan=False,
+            description="Least signal to quantization noise ratio of every output, in dB.",
+        ),
+        Option(GATES, metavar="DB"),
+    ] = None
+    max_size_ratio: Annotated[
+        float | None,
+        Field(
+            strict=True, gt=0, allow_inf_nan=False, description="Largest file, as a share of the float model's file."
+        ),
+        Option(GATES, metavar="RATIO"),
+    ] = None
+    min_speedup: Annotated[
+        float | None,
+        Field(
+            strict=True,
+            gt=0,
+            allow_inf_nan=False,
+            description="Least speedup: float time / quantized time, on one thread.",
+        ),
+        Option(GATES, metavar="RATIO"),
+    ] = None
+    max_unfused: Annotated[
+        int | None,
+        Field(
+            strict=True, ge=0, description="Most QuantizeLinear and DequantizeLinear that onnxruntime does not fuse."
+        ),
+        Option(GATES, metavar="COUNT"),
+    ] = None
+    max_steps: Annotated[
+        NaturalNumber,
+        Field(description="Most quantization steps by which graph optimizations may change the output of a layer."),
+        Option(GATES, metavar="COUNT"),
+    ] = 1
+    max_saturating: Annotated[
+        int | None,
+        Field(strict=True, ge=0, description="Most integer kernels that can saturate on x86 without VNNI."),
+        Option(GATES, metavar="COUNT"),
+    ] = None
+    confident: Annotated[
+        Switch,
+        Field(description="Demand that the whole 95% interval of a measure clears its gate."),
+        Option(GATES),
+    ] = False
+    metric: Annotated[
+        Annotated[str | None, AfterValidator(check_metric)],
+        Field(description="Your own metric: module:function of outputs and labels, of which more is better."),
+        Option(GATES, metavar="NAME", form="module:function"),
+    ] = None
+    samples: Annotated[
+        Count | None,
+        Field(description="Use only the first so many samples."),
+        Option(EXPERT, unset="all"),
+    ] = None
+    batch: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=MOST_BATCH)],
+        Field(description="Samples in a run that is timed."),
+        Option(EXPERT),
+    ] = 1
+    threads: Annotated[
+        Count | None,
+        Field(description="Threads to compute with."),
+        Option(EXPERT, unset="one a core"),
+    ] = None
+    data: DataConfig = DataConfig()

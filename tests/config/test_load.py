@@ -1,0 +1,199 @@
+"""TOML files and options: how they are merged, and in which words a fault in either is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxcalib.config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig, load_config
+from onnxcalib.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_toml(text: str):
+        path = tmp_path / "run.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_toml
+
+
+def test_a_file_sets_what_it_names_with_dashes_or_underscores_and_data_flat_or_in_a_table(write):
+    config = load_config(
+        write('weight-bits = 4\nfirst_last_bits = 4\nresize = 256\n[data]\ncrop = "224x200"\nstd = 0.5\n')
+    )
+    expected = QuantizeConfig(weight_bits=4, first_last_bits=4, data=DataConfig(resize=256, crop="224x200", std=0.5))
+    assert config == expected
+
+
+def test_options_win_over_the_file_and_missing_options_leave_it(write):
+    path = write("steps = 7\nseed = 3\n[data]\nresize = 40\n")
+    config = load_config(path, {"steps": 9, "seed": None, "crop": "32", "reconstruct": False})
+    assert config == QuantizeConfig(steps=9, seed=3, reconstruct=False, data=DataConfig(resize=40, crop=32))
+
+
+def test_without_file_and_options_the_defaults_hold():
+    assert load_config() == QuantizeConfig()
+
+
+def test_a_bad_option_is_named_as_the_user_wrote_it():
+    with pytest.raises(ConfigError, match=r"^--weight-bits: found 5; allowed: 8 or 4$"):
+        load_config(None, {"weight_bits": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("weight-bitz = 4", "weight-bitz: unknown setting; did you mean 'weight_bits'?"),
+        ("[data]\nrezise = 4", "rezise: unknown setting; did you mean 'resize'?"),
+        (
+            "[data]\nepochs = 4",
+            "epochs: unknown setting; 'epochs' is none of mean, std, resize, crop, layout, channels",
+        ),
+        ("[data]\nsteps = 4", "steps: unknown setting; it belongs at the top of the file (QuantizeConfig)"),
+        ("min-sqnr = 9", "min-sqnr: unknown setting; it belongs under [validate] (ValidateConfig)"),
+        ("[validate]\nresize = 9", "resize: unknown setting; it belongs under [data] (DataConfig)"),
+        (
+            "[validate]\nweight_bits = 4",
+            "weight_bits: unknown setting; it belongs at the top of the file (QuantizeConfig) or under"
+            ' [layers."NAME"] (LayerConfig)',
+        ),
+        (
+            "[layers.stem]\nmax_drop = 1",
+            "layers: 'stem': max_drop: unknown setting; it belongs under [validate] (ValidateConfig); max_drop, a gate",
+        ),
+        ("steps = 1\n[quantize]\nseed = 1", "quantize: unknown setting;"),
+        ("weight-bits = 4\nweight_bits = 8", "weight_bits: given twice; keep one"),
+        ("resize = 4\n[data]\nresize = 8", "resize: given twice; keep one"),
+        ("weight-bits = 16", "weight_bits: found 16; allowed: 8 or 4"),
+        ("data = 3", "data: found 3; it is a table; write [data] above its settings"),
+        ("steps = 1\nseed = = 2", "not TOML: Invalid value (at line 2, column 8)"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_name(write, text, complaint):
+    path = write(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path)
+    assert str(refusal.value).startswith(f"{path}: {complaint}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read: No such file"):
+        load_config(tmp_path / "absent.toml")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"run\.toml: not TOML"):
+        load_config(tmp_path / "run.toml")
+
+
+WHOLE = """steps = 7
+resize = 40
+exclude = "head"
+[layers.stem]
+weight-bits = 4
+[validate]
+max-drop = 1.5
+min_agreement = 99
+[data]
+crop = 32
+"""
+
+
+def test_one_file_serves_both_commands_and_each_takes_its_own(write):
+    path, data = write(WHOLE), DataConfig(resize=40, crop=32)
+    assert load_config(path) == QuantizeConfig(
+        steps=7, exclude=("head",), layers={"stem": LayerConfig(weight_bits=4)}, data=data
+    )
+    assert load_config(path, kind=ValidateConfig) == ValidateConfig(max_drop=1.5, min_agreement=99, data=data)
+    assert load_config(write("steps = 7"), kind=ValidateConfig) == ValidateConfig()
+
+
+def test_settings_of_both_commands_are_given_to_each_in_its_own_place(write):
+    path = write("samples = 7\nthreads = 2\n[validate]\nsamples = 9\n")
+    assert (load_config(path).samples, load_config(path).threads) == (7, 2)
+    config = load_config(path, kind=ValidateConfig)
+    assert (config.samples, config.threads) == (9, None)
+
+
+def test_gates_on_the_command_line_win_over_the_file(write):
+    options = {"max_drop": 0.5, "min_sqnr": None, "mean": "0.5", "confident": True}
+    config = load_config(write(WHOLE), options, ValidateConfig)
+    data = DataConfig(resize=40, crop=32, mean=0.5)
+    assert config == ValidateConfig(max_drop=0.5, min_agreement=99, confident=True, data=data)
+
+
+@pytest.mark.parametrize("kind", [QuantizeConfig, ValidateConfig])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[validate]\nmax-dropp = 1", "max-dropp: unknown setting; did you mean 'max_drop'?"),
+        ("[validate]\nmin-agreement = 0.9", "min_agreement: found 0.9; is in %, above 1"),
+        ("[validate]\nresize = 40", "resize: unknown setting;"),
+        ("[validate]\nmax-drop = 1\nmax_drop = 2", "max_drop: given twice; keep one"),
+        ("validate = 3", "validate: found 3; it is a table; write [validate] above its settings"),
+        ("min-sqnr = 1", "min-sqnr: unknown setting;"),
+        ("weight-bits = 16", "weight_bits: found 16; allowed: 8 or 4"),
+        ("[layers.stem]\nweight-bits = 16", "layers: 'stem': weight_bits: found 16; allowed: 8 or 4"),
+        ("[data]\nstd = 0", "std: found 0; must be greater than 0"),
+    ],
+)
+def test_all_of_a_file_is_checked_for_either_command(write, kind, text, complaint):
+    path = write(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path, kind=kind)
+    assert str(refusal.value).startswith(f"{path}: {complaint}")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"min_agreement": 0.5},
+            r"^--min-agreement: found 0\.5; is in %, .*; multiply it by 100$",
+        ),
+        ({"metric": "f"}, "^--metric: found 'f'; must be MODULE:FUNCTION"),
+        ({"std": "0"}, "^--std: found '0'; must be greater than 0$"),
+    ],
+)
+def test_a_bad_gate_is_named_as_the_user_wrote_it(options, text):
+    with pytest.raises(ConfigError, match=text):
+        load_config(None, options, ValidateConfig)
+
+
+def test_nodes_excluded_on_the_command_line_stand_for_those_of_the_file(write):
+    assert load_config(write('exclude = ["a", "b"]'), {"exclude": ["c"]}).exclude == ("c",)
+    assert load_config(write('exclude = ["a", "b"]'), {"exclude": None}).exclude == ("a", "b")
+
+
+def test_tables_of_layers_are_read_in_their_order_with_dashes_or_underscores(write):
+    text = "[layers.'b.*']\nexclude = true\n[layers.'a/conv']\nweight-bits = 4\nactivation_bits = 8\n[layers.last]\n"
+    layers = load_config(write(text)).layers
+    assert list(layers.items()) == [
+        ("b.*", LayerConfig(exclude=True)),
+        ("a/conv", LayerConfig(weight_bits=4, activation_bits=8)),
+        ("last", LayerConfig()),
+    ]
+    assert QuantizeConfig(layers=layers).layers == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "home"),
+    [
+        ("max-drop = 1", "max-drop: unknown setting; it belongs under [validate] (ValidateConfig)"),
+        (
+            "[validate]\nmax_disagreement = 1",
+            "max_disagreement: unknown setting; it belongs at the top of the file (QuantizeConfig)",
+        ),
+    ],
+)
+def test_a_budget_that_is_taken_for_the_gate_is_refused_with_the_difference(write, text, home):
+    path = write(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path)
+    assert str(refusal.value) == (
+        f"{path}: {home}; max_drop, a gate of validate, limits the accuracy lost, in points; max_disagreement, a budget"
+        " of bit plans, limits the samples whose top class changes, in %"
+    )
