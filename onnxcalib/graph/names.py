@@ -1,17 +1,29 @@
-"""Find the nodes that settings name, by whole name or by regular expression."""
+"""Find the nodes that settings select: by name, by operator type, or as the subgraph between tensors.
+
+A selector is, in this order of precedence:
+
+- the name of a node;
+- ``op:TYPE``: all nodes of an operator type, or of all types that a regular expression matches whole;
+- ``between:A -> B``: all nodes on the paths from tensor A to tensor B, the reader of A and the producer of B
+  included. Either side may name several tensors: ``between:A1, A2 -> B1, B2`` takes the paths from any of the
+  first to any of the second;
+- a regular expression that matches the names of nodes whole.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
 
 from ..config import LayerConfig, QuantizeConfig, nearest
 from ..errors import ConfigError
-from .index import is_op
+from .index import Index, is_op, reads
 from .ops import LAYERS
+
+TYPE, BETWEEN, ARROW = "op:", "between:", "->"
 
 
 @dataclass(frozen=True)
@@ -22,39 +34,139 @@ class Selection:
     layers: tuple[tuple[str, LayerConfig], ...] = ()
 
     def settings(self, layer: str) -> LayerConfig:
-        """What was said of a layer; where several entries name it, the last of them."""
+        """What was said of a layer; where several entries select it, the last of them."""
         return dict(self.layers).get(layer, LayerConfig())
 
 
-def resolve_names(model: ModelProto, config: QuantizeConfig, *, before: Collection[str] = ()) -> Selection:
-    """What ``exclude`` and ``layers`` of the settings mean in this graph; ``before``: nodes' names before preparation.
+def resolve_names(model: ModelProto, config: QuantizeConfig, *, before: ModelProto | None = None) -> Selection:
+    """What ``exclude`` and ``layers`` of the settings mean in this graph; ``before``: the model before preparation.
 
-    Raises ConfigError for a name that no node has, with the nearest one, and for bits of a node that has no weight.
+    Raises ConfigError for a selector that selects no node, with the nearest name, type or tensor, and for bits of nodes
+    of which none has a constant weight.
     """
-    for pattern in (*config.exclude, *config.layers):
-        if pattern in before and all(node.name != pattern for node in model.graph.node):
-            raise ConfigError(
-                f"node {pattern!r}: found to be folded into others by preparation; those that are left have settings;"
-                " name the layer beside it"
-            )
-    names = [node.name for node in model.graph.node]
-    constants = {tensor.name for tensor in model.graph.initializer}
-    weighted = [node.name for node in model.graph.node if is_op(node, *LAYERS) and node.input[1] in constants]
+    resolver = _Resolver(model, before)
     excluded: set[str] = set()
-    for pattern in config.exclude:
-        excluded.update(match_names(pattern, names, f"exclude: {pattern!r}: no node"))
+    for selector in config.exclude:
+        excluded.update(resolver.select(selector, f"exclude: {selector!r}"))
     layers = []
-    for pattern, settings in config.layers.items():
-        allowed, kind = (names, "node") if settings.exclude else (weighted, "node with a constant weight")
-        found = match_names(pattern, allowed, f"layers: {pattern!r}: no {kind}")
+    for selector, settings in config.layers.items():
+        where = f"layers: {selector!r}"
+        found = resolver.select(selector, where) if settings.exclude else resolver.select_weighted(selector, where)
         if settings.exclude:
             excluded.update(found)
         layers += [(name, settings) for name in found]
     return Selection(frozenset(excluded), tuple(layers))
 
 
-def match_names(pattern: str, names: Sequence[str], none: str) -> list[str]:
-    """The name itself, or all names that the regular expression matches whole.
+class _Resolver:
+    """Answers selectors for one prepared model; the model before preparation says what was folded."""
+
+    def __init__(self, model: ModelProto, before: ModelProto | None) -> None:
+        self.nodes = list(model.graph.node)
+        self.index = Index(model.graph)
+        self.names = [node.name for node in self.nodes]
+        constants = self.index.initializers
+        weighted = (node for node in self.nodes if is_op(node, *LAYERS) and node.input[1] in constants)
+        self.weighted = [node.name for node in weighted]
+        old = [] if before is None else list(before.graph.node)
+        self.folded_names = {node.name for node in old if node.name} - set(self.names)
+        self.folded_types = {node.op_type for node in old} - {node.op_type for node in self.nodes}
+        self.folded_tensors = {name for node in old for name in node.output} - self.index.producer.keys()
+
+    def select(self, selector: str, where: str) -> list[str]:
+        """Names of the nodes that a selector selects, of any kind; ``where`` begins the messages of refusals."""
+        return self._select(selector, self.names, where, "node")
+
+    def select_weighted(self, selector: str, where: str) -> list[str]:
+        """Names of the nodes with a constant weight that a selector selects."""
+        return self._select(selector, self.weighted, where, "node with a constant weight")
+
+    def _select(self, selector: str, allowed: list[str], where: str, kind: str) -> list[str]:
+        if selector in self.folded_names:
+            raise ConfigError(
+                f"node {selector!r}: found to be folded into others by preparation; those that are left have settings;"
+                " name the layer beside it"
+            )
+        if selector in self.names or not selector.startswith((TYPE, BETWEEN)):
+            return match_names(selector, allowed, f"{where}: no {kind}")
+        if selector.startswith(TYPE):
+            return self._select_type(selector.removeprefix(TYPE).strip(), allowed, where, kind)
+        found = self._find_between(selector.removeprefix(BETWEEN), where)
+        names = [name for name in allowed if name in found]
+        if not names:
+            raise ConfigError(
+                f"{where}: no {kind} is on the paths; they hold {', '.join(sorted(found)[:3])}; choose other tensors"
+            )
+        return names
+
+    def _select_type(self, wanted: str, allowed: list[str], where: str, kind: str) -> list[str]:
+        if wanted in self.folded_types:
+            raise ConfigError(
+                f"{where}: found no {wanted} behind preparation, which folds or replaces all of them; nodes that are"
+                " left have settings; name the layers beside it"
+            )
+        types = {node.name: node.op_type for node in self.nodes}
+        offered = list(dict.fromkeys(types[name] for name in allowed))
+        chosen = match_names(wanted, offered, f"{where}: no {kind}", what="type")
+        return [name for name in allowed if types[name] in chosen]
+
+    def _find_between(self, text: str, where: str) -> set[str]:
+        """Names of the nodes on the paths from any tensor left of the arrow to any tensor right of it."""
+        left, arrow, right = text.partition(ARROW)
+        if not arrow or not left.strip() or not right.strip():
+            raise ConfigError(f"{where}: found no tensors around an arrow; write '{BETWEEN}A {ARROW} B'")
+        sources, targets = self._split_tensors(left, where), self._split_tensors(right, where)
+        made, behind = self._follow(sources)
+        needed, before = self._trace(targets)
+        gaps = [(source, ", ".join(targets)) for source in sources if source not in needed]
+        gaps += [(", ".join(sources), target) for target in targets if target not in made]
+        for start, end in gaps:
+            raise ConfigError(
+                f"{where}: no path leads from {start} to {end}; data flow from the left to the right; choose tensors on"
+                " one path"
+            )
+        return behind & before
+
+    def _split_tensors(self, text: str, where: str) -> list[str]:
+        """The tensors of one side, all of the text where a tensor has it as its name."""
+        known = {*self.index.producer, *self.index.inputs}
+        text = text.strip()
+        names = [text] if text in known else [name.strip() for name in text.split(",")]
+        for name in names:
+            if name in self.folded_tensors:
+                raise ConfigError(
+                    f"{where}: tensor {name!r}: found to be folded by preparation; tensors that are left have settings;"
+                    " name the one before or behind it"
+                )
+            if name not in known:
+                raise ConfigError(
+                    f"{where}: no tensor has the name {name!r};{nearest(name, sorted(known)) or _name_some(known)}"
+                )
+        return names
+
+    def _follow(self, tensors: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Tensors that are computed from these, and the nodes that compute them; nodes stand in topological order."""
+        known, made, found = set(tensors), set[str](), set[str]()
+        for node in self.nodes:
+            if known.intersection(reads(node)):
+                found.add(node.name)
+                made.update(filter(None, node.output))
+                known.update(filter(None, node.output))
+        return made, found
+
+    def _trace(self, tensors: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Tensors that these are computed from, and the nodes that compute them."""
+        known, needed, found = set(tensors), set[str](), set[str]()
+        for node in reversed(self.nodes):
+            if known.intersection(node.output):
+                found.add(node.name)
+                needed.update(reads(node))
+                known.update(reads(node))
+        return needed, found
+
+
+def match_names(pattern: str, names: Sequence[str], none: str, *, what: str = "name") -> list[str]:
+    """The name itself, or all names that the regular expression matches whole; ``what``: what they are names of.
 
     Raises ConfigError where none does, which begins with ``none``.
     """
@@ -63,10 +175,10 @@ def match_names(pattern: str, names: Sequence[str], none: str) -> list[str]:
     try:
         found = [name for name in names if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise ConfigError(f"{none} has this name, and it is no regular expression ({error})") from None
+        raise ConfigError(f"{none} has this {what}, and it is no regular expression ({error})") from None
     if not found:
         raise ConfigError(
-            f"{none} has this name, and as a regular expression it matches none;"
+            f"{none} has this {what}, and as a regular expression it matches none;"
             f"{nearest(pattern, list(names)) or _name_some(names)}"
         )
     return found

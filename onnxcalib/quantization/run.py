@@ -83,7 +83,7 @@ class Prepared:
     """A float model that was rewritten for quantization, its samples, and what follows from the settings.
 
     config: the settings with the bits of a plan, once there is one. original: the model as it was given. model: the
-    rewritten one. names: the original's nodes. passes: rewrites by graph pass. lossless: grids that hold the first
+    rewritten one. passes: rewrites by graph pass. lossless: grids that hold the first
     layers' inputs without error, as far as some samples tell.
     """
 
@@ -91,7 +91,6 @@ class Prepared:
     config: QuantizeConfig
     original: ModelProto
     model: ModelProto
-    names: tuple[str, ...]
     passes: Mapping[str, int]
     samples: CalibrationSet
     lossless: Mapping[str, QParams]
@@ -111,7 +110,7 @@ class Prepared:
         self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
     ) -> QuantScheme:
         """The scheme of the settings, or with other bits everywhere; those of ``layers`` win over both."""
-        return _make_scheme(self.model, self.config, self.names, layers=layers, bits=bits)
+        return _make_scheme(self.model, self.config, self.original, layers=layers, bits=bits)
 
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same with the bits of a plan for every layer."""
@@ -161,15 +160,15 @@ def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: Bi
         feeds = samples.read(range(samples.fixed_batch or 1))
         wanted = _run_original(original, samples, feeds, run.threads)
         rewritten = rewrite(load_model(original), config)
-        names, passes = tuple(n.name for n in original.graph.node if n.name), dict(rewritten.passes)
+        passes = dict(rewritten.passes)
         # Bits that are planned may be more than the settings': whether to rescale must not depend on them.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
-        scheme, padding = _make_scheme(rewritten.model, config, names, bits=bits), PaddingMask(rewritten.model)
+        scheme, padding = _make_scheme(rewritten.model, config, original, bits=bits), PaddingMask(rewritten.model)
         lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
         if lossless.rescaled:
             passes["rescale_input"] = lossless.rescaled
             padding = PaddingMask(rewritten.model)
-        prepared = Prepared(run, config, original, rewritten.model, names, passes, samples, lossless.grids, padding)
+        prepared = Prepared(run, config, original, rewritten.model, passes, samples, lossless.grids, padding)
         for name, count in passes.items():
             if count:
                 run.observer.note(f"{name}: {count}")
@@ -192,12 +191,12 @@ def _run_original(
 def _make_scheme(
     model: ModelProto,
     config: QuantizeConfig,
-    names: tuple[str, ...],
+    original: ModelProto,
     *,
     layers: Mapping[str, LayerConfig] | None = None,
     bits: Candidate | None = None,
 ) -> QuantScheme:
-    chosen = resolve_names(model, config, before=names)
+    chosen = resolve_names(model, config, before=original)
     bits = bits or Candidate(config.weight_bits, config.activation_bits)
     return make_scheme(
         model,

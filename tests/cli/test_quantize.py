@@ -11,6 +11,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+import onnxcalib
 from onnxcalib import errors, pipeline
 from onnxcalib.cli.files import write_aside
 from onnxcalib.cli.main import app
@@ -246,3 +247,24 @@ def test_a_real_run_writes_a_model_that_onnx_accepts(tmp_path):
     assert result.exit_code == 0, result.stderr
     onnx.checker.check_model(onnx.load(tmp_path / "net.quantized.onnx"), full_check=True)
     assert json.loads((tmp_path / "run.json").read_text())["outputs"][0]["sqnr_db"] > 20
+
+
+def test_types_and_subgraphs_have_bits_of_their_own_or_stay_in_float(tmp_path):
+    rng = np.random.default_rng(0)
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[N, 8] x) => (float[N, 8] y) {
+        [first] a = MatMul (x, w)  [relu] b = Relu (a)  [second] c = MatMul (b, w)  [third] d = MatMul (c, w)
+        [prob] e = Softmax (d)  [last] y = Gemm (e, w)
+    }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=(8, 8)).astype(np.float32), "w"))
+    onnx.save(model, tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", rng.normal(size=(16, 8)).astype(np.float32))
+    (tmp_path / "run.toml").write_text('[layers."between:b -> d"]\nweight_bits = 4\n')
+    arguments = ["quantize", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "x.npy"), "--exclude", "op:Gemm"]
+    result = CliRunner().invoke(app, [*arguments, "--exclude", "op:Softmax", "--config", str(tmp_path / "run.toml")])
+    assert result.exit_code == 0, result.stderr
+    quantized = onnx.load(tmp_path / "net.quantized.onnx")
+    (bits,) = [entry.value for entry in quantized.metadata_props if entry.key == "onnxcalib.bits"]
+    assert json.loads(bits) == {"first": "W8A8", "second": "W4A8", "third": "W4A8"}
+    (entry,) = [entry.value for entry in quantized.metadata_props if entry.key == "onnxcalib.version"]
+    assert entry == onnxcalib.__version__

@@ -1,4 +1,4 @@
-"""Which nodes settings name, and in which words a name that fits none is refused."""
+"""Which nodes settings select, and in which words a selector that fits none is refused."""
 
 import numpy as np
 import pytest
@@ -96,6 +96,122 @@ def test_names_of_nothing_are_refused_with_the_setting_and_the_nearest_name(net,
         select(net, **settings)
 
 
-def test_a_node_that_preparation_folds_is_refused_as_such(net):
-    with pytest.raises(ConfigError, match=r"node 'norm': found to be folded into others by preparation; .* beside it"):
-        resolve_names(net, QuantizeConfig(exclude="norm"), before=["norm", "a"])
+BRANCHES = """g (float[N, 4] x) => (float[N, 4] y) {
+    [stem] s = MatMul (x, w)  [act] r = Relu (s)
+    [left] a = MatMul (r, w)  [right] b = MatMul (r, w)  [gate] c = Sigmoid (b)  [join] d = Mul (a, c)
+    [prob] p = Softmax (d)  [head] y = Gemm (p, w)
+}"""
+
+
+@pytest.fixture
+def branches(build):
+    return build(BRANCHES, w=np.eye(4, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("selector", "names"),
+    [
+        ("op:Softmax", {"prob"}),
+        ("op: MatMul", {"stem", "left", "right"}),
+        ("op:MatMul|Gemm", {"stem", "left", "right", "head"}),
+        ("op:S.*", {"gate", "prob"}),
+        ("between:s -> r", {"act"}),
+        ("between:r->d", {"left", "right", "gate", "join"}),
+        ("between:b -> d", {"gate", "join"}),
+        ("between:x -> y", {"stem", "act", "left", "right", "gate", "join", "prob", "head"}),
+        ("between:b, a -> d", {"gate", "join"}),
+        ("between: r -> a, c", {"left", "right", "gate"}),
+    ],
+)
+def test_nodes_are_selected_by_type_and_between_tensors(branches, selector, names):
+    assert select(branches, exclude=selector).excluded == names
+    assert select(branches, layers={selector: {"exclude": True}}).excluded == names
+
+
+def test_bits_by_type_or_between_tensors_go_to_nodes_with_a_weight_and_the_last_entry_counts(branches):
+    tables = {
+        "op:MatMul": {"weight_bits": 4},
+        "between:r -> d": {"activation_bits": 4},
+        "right": {"weight_bits": 8},
+    }
+    found = select(branches, layers=tables)
+    assert found.settings("stem") == LayerConfig(weight_bits=4) and found.settings("left").activation_bits == 4
+    assert found.settings("right") == LayerConfig(weight_bits=8) and found.settings("head") == LayerConfig()
+    assert {name for name, _ in found.layers} == {"stem", "left", "right"} and not found.excluded
+
+
+def test_a_node_with_the_name_of_a_selector_is_selected_by_its_name(build):
+    net = build(BRANCHES, w=np.eye(4, dtype=np.float32))
+    net.graph.node[1].name, net.graph.node[4].name = "op:MatMul", "between:x -> y"
+    assert select(net, exclude=["op:MatMul", "between:x -> y"]).excluded == {"op:MatMul", "between:x -> y"}
+
+
+def test_a_tensor_may_have_a_comma_in_its_name(branches):
+    for node in branches.graph.node:
+        for field in (node.input, node.output):
+            field[:] = ["r, 1" if name == "r" else name for name in field]
+    assert select(branches, exclude="between:r, 1 -> a").excluded == {"left"}
+
+
+def test_a_subgraph_holds_nodes_whose_bodies_read_its_tensors(build):
+    net = build("""g (float[N, 4] x, bool c) => (float[N, 4] y) {
+        [first] a = Relu (x)
+        [branch] b = If (c) <then_branch = t () => (float[N, 4] u) { u = Neg (a) },
+                             else_branch = e () => (float[N, 4] v) { v = Abs (a) }>
+        [last] y = Relu (b)
+    }""")
+    assert select(net, exclude="between:a -> y").excluded == {"branch", "last"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"exclude": "op:Sofmax"}, "exclude: 'op:Sofmax': no node has this type, .*; did you mean 'Softmax'?"),
+        ({"exclude": "op:("}, r"exclude: 'op:\(': no node has this type, and it is no regular expression"),
+        (
+            {"layers": {"op:Softmax": {"weight_bits": 4}}},
+            "layers: 'op:Softmax': no node with a constant weight has this type, .* there are MatMul, Gemm...",
+        ),
+        ({"exclude": "between:r"}, "exclude: 'between:r': found no tensors around an arrow; write 'between:A -> B'"),
+        ({"exclude": "between: -> d"}, "found no tensors around an arrow"),
+        (
+            {"exclude": "between:input -> d"},
+            "exclude: 'between:input -> d': no tensor has the name 'input'; there are",
+        ),
+        ({"exclude": "between:w -> d"}, "no tensor has the name 'w'"),
+        ({"exclude": "between:d -> r"}, "no path leads from d to r; data flow from the left to the right; choose"),
+        ({"exclude": "between:a -> c"}, "no path leads from a to c;"),
+        ({"exclude": "between:b, a -> c"}, "no path leads from a to c;"),
+        ({"exclude": "between:b -> b"}, "no path leads from b to b;"),
+        (
+            {"layers": {"between:b -> d": {"weight_bits": 4}}},
+            "layers: 'between:b -> d': no node with a constant weight is on the paths; they hold gate, join; choose",
+        ),
+    ],
+)
+def test_types_and_subgraphs_of_nothing_are_refused(branches, settings, text):
+    with pytest.raises(ConfigError, match=text):
+        select(branches, **settings)
+
+
+def test_the_nearest_tensor_is_named(build):
+    net = build("g (float[N] pixels) => (float[N] scores) { [a] scores = Relu (pixels) }")
+    with pytest.raises(ConfigError, match=r"no tensor has the name 'pixel'; did you mean 'pixels'\?$"):
+        select(net, exclude="between:pixel -> scores")
+
+
+BEFORE = "g (float[N, 4] x) => (float[N, 4] y) { [norm] a = Identity (x)  [fc1] y = Relu (a) }"
+
+
+@pytest.mark.parametrize(
+    ("selector", "text"),
+    [
+        ("norm", "node 'norm': found to be folded into others by preparation; .* beside it"),
+        ("op:Identity", "exclude: 'op:Identity': found no Identity behind preparation, .* beside it"),
+        ("between:q -> y", "exclude: 'between:q -> y': tensor 'q': found to be folded by preparation; .* behind it"),
+    ],
+)
+def test_what_preparation_folds_is_refused_as_such(net, build, selector, text):
+    before = build(BEFORE.replace(" a = ", " q = ").replace("(a)", "(q)"))
+    with pytest.raises(ConfigError, match=text):
+        resolve_names(net, QuantizeConfig(exclude=selector), before=before)
