@@ -1,4 +1,4 @@
-"""How a command ends, as the shell sees it."""
+"""The exit statuses of the commands, and how faults turn into them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnxcalib.errors import ConfigError, GateError, OnnxCalibError
 
 
 class ExitStatus(IntEnum):
-    """GATE: the run was right and the model is not; 130 is what shells give for a command that Ctrl-C ended."""
+    """GATE: validation finished, and a gate does not hold. INTERRUPTED: what shells give after Ctrl-C."""
 
     OK = 0
     ERROR = 1
@@ -24,13 +24,13 @@ class ExitStatus(IntEnum):
 
 
 def print_error(text: str) -> None:
-    """One line on stderr, whatever line breaks the text has."""
+    """Print one line on stderr, without the line breaks of the text."""
     print("error:", " ".join(text.split()), file=sys.stderr)
 
 
 @contextmanager
 def report_faults(*, verbose: bool) -> Iterator[None]:
-    """Turn whatever ends a command into one line and a typer.Exit; ``verbose`` shows tracebacks too."""
+    """Turn any exception into one line on stderr and a typer.Exit; ``verbose`` shows tracebacks too."""
     try:
         yield
     except (typer.Exit, typer.BadParameter):

@@ -1,4 +1,4 @@
-"""The files that a command writes: none of them one that it reads, each whole or not at all."""
+"""Write files whole or not at all, and never over a file that the command reads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from onnxcalib.errors import OutputError
 
 
 def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | None]) -> None:
-    """Refuse to write where it cannot be, over what the run reads, or twice to one place, before any work is done.
+    """Refuse targets that cannot be written, that the run reads, or that are named twice, before any work is done.
 
-    targets: option -> file; those that are None were not asked for. Raises OutputError.
+    targets: option -> file, or None where the option was not given. Raises OutputError.
     """
     from onnxcalib.pipeline import check_output
 
@@ -24,9 +24,9 @@ def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | N
         for folder in read:
             if folder.is_dir() and folder.resolve() in path.resolve().parents:
                 raise OutputError(
-                    f"{path}: lies in {folder}, which this run reads; such a folder stays as it is; choose another"
+                    f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another"
                 )
-        others = [other for other, place in wanted.items() if other != option and place.resolve() == path.resolve()]
+        others = [other for other, file in wanted.items() if other != option and file.resolve() == path.resolve()]
         if others:
             raise OutputError(
                 f"{path}: is the file of both {option} and {others[0]}; one would replace the other; give one of them"
@@ -35,7 +35,7 @@ def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | N
 
 
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:
-    """Files that settings name."""
+    """The files that settings name."""
     named = (getattr(settings, "latencies", None), settings.data.tokenizer)
     return [Path(name) for name in named if name is not None]
 
@@ -45,10 +45,10 @@ def write_aside(path: Path, content: str | bytes) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if isinstance(content, str):
-            content = content.encode("utf-8", errors="replace")  # names of files may be no Unicode
+            content = content.encode("utf-8", errors="replace")  # file names may be no Unicode
         aside.write_bytes(content)
         os.replace(aside, path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another place") from None
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another path") from None
     finally:
         aside.unlink(missing_ok=True)

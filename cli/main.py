@@ -1,4 +1,4 @@
-"""The ``onnxcalib`` command: finds the sub-command, and ends with its exit status."""
+"""The ``onnxcalib`` command: runs a sub-command, and ends with its exit status."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def show_help(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line, and return the exit status."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="onnxcalib", standalone_mode=False)
@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _spell_usage(error: UsageError) -> str:
-    """What was wrong; of an option of another command, whose it is in place of options that look like it."""
+    """What was wrong; for an option of another command, which command that is."""
     option: str | None = getattr(error, "option_name", None)
     hint = None if option is None else find_owners(option)
     return f"No such option: {option}; {hint}" if hint else error.format_message()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM end a run as Ctrl-C does, so that half-written files are removed."""
+    """End a run on SIGTERM as on Ctrl-C, so that half-written files are removed."""
     raise KeyboardInterrupt

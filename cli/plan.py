@@ -1,4 +1,4 @@
-"""``onnxcalib plan``: options in, the library called, the bit plan written, the table of its choices printed."""
+"""``onnxcalib plan``: reads options, calls the library, writes the bit plan and prints a table of its choices."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ SIZE, DOTS = (6.4, 4.0), 150  # inches, and dots in each
 
 
 def draw_frontier(frontier: Frontier, title: str) -> bytes:
-    """Loss against size, and the choices of one candidate everywhere, as PNG."""
+    """Draw loss against size, and what one candidate everywhere loses, as PNG."""
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="file, share of the float model", ylabel="sum of losses")
     sizes = [point.bytes / frontier.float_bytes for point in frontier.points]

@@ -11,7 +11,7 @@ from onnxcalib.report import BlockRecord, Observer
 
 
 class ProgressObserver(Observer):
-    """Prints stages, notes and blocks; ``quiet`` leaves the warnings; a context manager, as a bar needs an end."""
+    """Prints stages, notes and blocks, or with ``quiet`` warnings alone; the end of its ``with`` ends the bar."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)

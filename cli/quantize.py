@@ -1,4 +1,4 @@
-"""``onnxcalib quantize``: options in, the library called, the model and the report written, a table printed."""
+"""``onnxcalib quantize``: reads options, calls the library, writes the model and the report, prints a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .files import check_targets, list_read, write_aside
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
-PLAN_HELP = "Bit plan to obey, a file that onnxcalib plan wrote."
+PLAN_HELP = "Bit plan to use: a file that onnxcalib plan wrote."
 
 
 @with_settings(list_options(QuantizeConfig))

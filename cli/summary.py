@@ -19,11 +19,11 @@ PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its
 
 
 def print_summary(report: Report, output: Path) -> None:
-    """Print what was measured, most important first, on stdout."""
+    """Print on stdout what a run measured."""
     console = open_console()
     if report.plan:
         console.print(tabulate_sets(BitPlan.model_validate(report.plan)))
-    for table in (_tabulate_steps(report), _tabulate_outputs(report), _tabulate_layers(report)):
+    for table in (_tabulate_stages(report), _tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
     lines = [*_describe_blocks(report), *describe_unfused(report.unfused), spell_saturation(report.saturation)]
@@ -32,7 +32,7 @@ def print_summary(report: Report, output: Path) -> None:
 
 
 def tabulate_sets(plan: BitPlan) -> Table:
-    """What each set of layers loses at each of its candidates, and what it has."""
+    """What each set of layers loses at each of its candidates, and the bits that were chosen."""
     names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
     table = Table("layer", "bits", box=None, pad_edge=False)
     for name in names:
@@ -45,12 +45,12 @@ def tabulate_sets(plan: BitPlan) -> Table:
 
 
 def print_plan(plan: BitPlan, output: Path) -> None:
-    """What each set loses at each of its candidates, the bits chosen, and the totals, on stdout."""
+    """Print on stdout what each set loses at each of its candidates, the bits chosen, and the totals."""
     console = open_console()
     console.print(tabulate_sets(plan))
     console.print(f"all at 8 bits: {_spell_totals(plan.eight_bit)}")
     console.print(f"this plan: {_spell_totals(plan.totals)}, after {plan.rounds} round{'s' * (plan.rounds > 1)}")
-    console.print(f"wrote {output}; onnxcalib quantize --plan {output} obeys it", soft_wrap=True)
+    console.print(f"wrote {output}; onnxcalib quantize --plan {output} uses it", soft_wrap=True)
 
 
 def _spell_totals(totals: Totals) -> str:
@@ -64,7 +64,7 @@ def _spell_totals(totals: Totals) -> str:
 
 
 def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
-    """The curve, and the choices of one candidate everywhere, on stdout."""
+    """Print on stdout the least loss of each size, and what one candidate everywhere loses."""
     console = open_console()
     table = Table("choice", box=None, pad_edge=False)
     for name in ("bytes", "of float", "bit operations", "loss"):
@@ -84,13 +84,13 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Go on in silence where nobody reads: the work is done, and its exit status must not change."""
+        """Ignore that nobody reads the output: the work is done, and the exit status must not change."""
         with suppress(SystemExit):
             super().on_broken_pipe()
 
 
 def open_console() -> Console:
-    """Stdout for text that holds names of tensors, in which nothing is markup, not even ``:cat:``."""
+    """Open stdout for text with names of tensors, in which nothing is markup, not even ``:cat:``."""
     console = _Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -112,15 +112,15 @@ def _tabulate_outputs(report: Report) -> Table:
     return table
 
 
-def _tabulate_steps(report: Report) -> Table:
-    """What each step did to the outputs, in order."""
-    table = Table("step", "outcome", "output", box=None, pad_edge=False)
+def _tabulate_stages(report: Report) -> Table:
+    """What each stage did to the outputs, in order."""
+    table = Table("stage", "outcome", "output", box=None, pad_edge=False)
     for name in ("SQNR dB", "agreement %"):
         table.add_column(name, justify="right")
-    for step in report.steps:
-        for record in step.outputs:
+    for stage in report.steps:
+        for record in stage.outputs:
             numbers = _spell_output(record)
-            table.add_row(step.name, step.outcome, record.name, numbers[0], numbers[-1])
+            table.add_row(stage.name, stage.outcome, record.name, numbers[0], numbers[-1])
     return table
 
 
@@ -153,7 +153,7 @@ def _describe_blocks(report: Report) -> list[str]:
 
 
 def describe_unfused(unfused: Sequence[UnfusedRecord]) -> list[str]:
-    """How many there are, and their tensors by reason."""
+    """The number of Q/DQ that onnxruntime did not fuse, and their tensors by reason."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for record in unfused:
         reasons[f"{record.op}: {record.reason}"].append(record.tensor)

@@ -1,4 +1,4 @@
-"""``onnxcalib validate``: options in, the library called, reports written, a verdict printed, its exit status."""
+"""``onnxcalib validate``: reads options, calls the library, writes reports, prints a verdict, ends with its status."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from .files import check_targets, list_read, write_aside
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 FloatModel = Annotated[Path, typer.Argument(metavar="FLOAT", help="The float ONNX model.", show_default=False)]
-QuantizedModel = Annotated[Path, typer.Argument(metavar="QUANTIZED", help="The model made of it.", show_default=False)]
-Data = Annotated[Path, typer.Option(help=f"Samples that neither has seen: {SAMPLES_HELP}")]
+QuantizedModel = Annotated[
+    Path, typer.Argument(metavar="QUANTIZED", help="The model that was made of it.", show_default=False)
+]
+Data = Annotated[Path, typer.Option(help=f"Samples that were not used to quantize: {SAMPLES_HELP}")]
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="Classes: .csv or .json of file and class; .npy, .npz or one a line (.txt, .csv) in the samples' order;"
-        " without it those of sub-folders named by class, or of a labels array in .npz."
+        help="Classes of the samples: a .csv or .json file of file and class; or .npy, .npz, .txt or .csv with one"
+        " class a sample, in their order. Without it they come from sub-folders named by class, or from a labels array"
+        " in .npz."
     ),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Find the layers that the loss comes from.")]
-Json = Annotated[Path | None, typer.Option(help="Write everything measured.", rich_help_panel=REPORTS)]
+Explain = Annotated[bool, typer.Option("--explain", help="Find the layers that cause the loss.")]
+Json = Annotated[Path | None, typer.Option(help="Write all measurements to this file.", rich_help_panel=REPORTS)]
 Junit = Annotated[
-    Path | None, typer.Option(help="Write the gates as test cases, for CI servers.", rich_help_panel=REPORTS)
+    Path | None,
+    typer.Option(help="Write the gates as test cases to this file, for CI servers.", rich_help_panel=REPORTS),
 ]
 Markdown = Annotated[
-    Path | None, typer.Option(help="Write tables for a pull request's comment.", rich_help_panel=REPORTS)
+    Path | None,
+    typer.Option(help="Write tables to this file, for the comment of a pull request.", rich_help_panel=REPORTS),
 ]
 
 

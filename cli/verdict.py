@@ -1,4 +1,4 @@
-"""What ``validate`` measured, and whether each gate holds, on stdout."""
+"""Print what ``validate`` measured, and whether each gate holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORST_TENSORS = 5  # as many as one reads
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Print what was compared and measured, where loss comes from, and last of all each gate and the outcome."""
+    """Print what was compared and measured, where the loss comes from, and last each gate and the outcome."""
     console = open_console()
     _print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
     for sheet in list_sheets(verdict):
@@ -40,7 +40,7 @@ def print_verdict(verdict: Verdict) -> None:
 
 
 def _print_lines(console: Console, lines: list[str], style: str | None = None) -> None:
-    """Without line breaks of rich's own, so that lines can be searched for and copied."""
+    """Print without line breaks of rich's own, so that lines can be searched for and copied."""
     console.print("\n".join(lines), style=style, soft_wrap=True)
 
 

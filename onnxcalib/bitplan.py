@@ -1,4 +1,4 @@
-"""The bit plan as a value and as a file: JSON that a person can read, edit and hand to ``quantize --plan``."""
+"""The bit plan as a record and as a JSON file that a person can read, edit and hand to ``quantize --plan``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class _Record(BaseModel):
 
 
 class SetRecord(_Record):
-    """Layers of one candidate; what each loses, and costs in the file, in BOPs and time.
+    """Layers that must have the same bits, and what they lose and cost at each candidate.
 
-    loss: divergence of the outputs, null where these are not finite.
+    loss: divergence of the model's outputs with these layers alone quantized, null where an output is not finite.
+    bytes: size in the file. bops: bit operations of a sample. milliseconds: time of a run, where it is limited.
     """
 
     layers: tuple[str, ...]
@@ -36,9 +37,11 @@ class SetRecord(_Record):
 
 
 class Totals(_Record):
-    """Of the whole model: its divergence as predicted from its sets' and as measured, file size and BOPs.
+    """What the whole model loses and costs.
 
-    milliseconds of one run, and agreement of the top class in %, are known where they are limited.
+    predicted_loss: sum of the losses of all sets. measured_loss: divergence of the outputs of the whole model. bytes:
+    size of the file. bops: bit operations of a sample. milliseconds of one run, and agreement: samples in % whose top
+    class stays; both are known where they are limited.
     """
 
     predicted_loss: float
@@ -52,10 +55,11 @@ class Totals(_Record):
 class BitPlan(_Record):
     """Bits of every layer, and what they were chosen from.
 
-    layers: what ``quantize`` obeys, by node name; float for those left so. model: fingerprint of the model that it is
-    for. totals, eight_bit: of this plan and of W8A8 where the settings allow it. bound: what no choice within the
-    budgets has a smaller sum of losses than, or bytes where the loss was limited; where agreement was, the least
-    sum at the size that was found.
+    layers: candidate by node name, or float for layers that stay so; ``quantize --plan`` gives every layer these bits.
+    model: fingerprint of the model that the plan is for. budgets: the limits, in their units. totals: of this plan.
+    eight_bit: of the plan of W8A8 for every layer whose settings allow it. bound: proven lower bound of the sum of
+    losses within the budgets; of the bytes, where max_loss was given; where max_disagreement was, of the sum of losses
+    at the size of this plan. rounds: how often the losses were measured again.
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
@@ -69,23 +73,23 @@ class BitPlan(_Record):
     sets: tuple[SetRecord, ...]
 
     def settings(self) -> dict[str, LayerConfig]:
-        """The bits as ``quantize`` has settings of single layers."""
+        """The plan as settings of single layers."""
         return {name: _settings_of(bits) for name, bits in self.layers.items()}
 
     def check(self, model: str) -> None:
-        """Refuse a model of another fingerprint, by ConfigError."""
+        """Raise ConfigError for a model of another fingerprint."""
         if self.model != model:
             raise ConfigError(
-                f"plan: found one for another model, {self.model[:12]}; this one is {model[:12]}; plan it too"
+                f"plan: found one for the model {self.model[:12]}; this model is {model[:12]}; plan this one too"
             )
 
     def to_json(self) -> str:
-        """What ``read_plan`` reads; numbers of a set stand on one line each."""
+        """The text of the file that ``read_plan`` reads."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1)
 
 
 class Point(_Record):
-    """One choice of every layer's bits: the sum of its sets' losses, null if not finite, and what it costs."""
+    """One choice of bits for every layer: the sum of the losses, null if not finite, and what it costs."""
 
     bytes: int
     bops: int
@@ -94,7 +98,7 @@ class Point(_Record):
 
 
 class Frontier(_Record):
-    """Least losses by size, smallest file first, and the choices of one candidate everywhere, by its name."""
+    """The choice of least loss for each size, smallest file first, and for comparison one candidate everywhere."""
 
     model: str
     float_bytes: int
@@ -112,7 +116,7 @@ def _settings_of(name: str) -> LayerConfig:
 
 
 def read_plan(path: Path) -> BitPlan:
-    """The plan of a file. Raises ConfigError that says what is wrong with it."""
+    """Read a plan from a file. Raises ConfigError that says what is wrong with the file."""
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

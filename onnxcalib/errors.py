@@ -1,11 +1,11 @@
-"""What a user can do wrong, as exceptions whose text can be shown as it is.
+"""What a user can do wrong, as exceptions whose messages can be shown as they are.
 
 Messages read ``where: what was found; what is allowed; what to do``.
 """
 
 
 class OnnxCalibError(Exception):
-    """A fault that the caller can mend; its text is one clear line."""
+    """A fault that the caller can mend; its message is one line."""
 
 
 class ModelError(OnnxCalibError):
@@ -21,7 +21,7 @@ class ConfigError(OnnxCalibError):
 
 
 class GateError(ConfigError):
-    """A gate, a metric or labels do not fit what the models give."""
+    """A gate, a metric or labels do not fit the outputs of the models."""
 
 
 class OutputError(OnnxCalibError):

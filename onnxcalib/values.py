@@ -1,4 +1,4 @@
-"""Settings as a user writes them, text, numbers, lists and budgets, brought into a setting's form or refused."""
+"""Turn values of settings as users write them (text, numbers, lists, budgets) into one form, or refuse them."""
 
 from __future__ import annotations
 
@@ -7,50 +7,59 @@ from typing import Any, Literal, NamedTuple
 
 
 class Limit(NamedTuple):
-    """A budget: ``number`` as it is, or times what the float or the all-8-bit model has (``of``)."""
+    """A budget: ``number`` itself, or a share of what the float or the all-8-bit model has (``of``)."""
 
     number: float
     of: Literal["float", "8-bit"] | None
 
     def resolve(self, *, of_float: float, of_eight: float) -> float:
-        """The budget in the unit of what the two models have."""
+        """The budget in the unit in which the two models are measured."""
         return self.number * {"float": of_float, "8-bit": of_eight, None: 1.0}[self.of]
 
 
-class Scale(NamedTuple):
-    """The units that a kind of budget may have, in lower case, as multiples of its own; ``example``: one such budget.
+class Units(NamedTuple):
+    """The units that a kind of budget may be written in.
 
-    unit: what a number above 1 has if it says none, None where it must say it.
+    factors: unit in lower case -> its size in the unit that the tool computes in. example: a budget with a unit.
+    default: the unit of a number above 1 that is written without one; None where a unit must be written.
     """
 
-    units: dict[str, float]
+    factors: dict[str, float]
     example: str
-    unit: str | None
+    default: str | None
 
 
-COUNT = Scale({"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9}, "300KB", "b")
-LATENCY = Scale({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None)
+COUNT = Units({"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9}, "300KB", "b")
+LATENCY = Units({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None)
 _LIMIT = re.compile(r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE)
 
 
-def read_limit(value: Any, scale: Scale = COUNT) -> Limit:
-    """``0.15`` of the float model, ``0.6@8-bit`` of the all-8-bit one, or ``300KB``, ``2e6``. Raises ValueError."""
+def read_limit(value: Any, units: Units = COUNT) -> Limit:
+    """Read ``0.15`` (of the float model), ``0.6@8-bit`` (of the all-8-bit one), ``300KB`` or ``2e6``.
+
+    Raises ValueError for anything else.
+    """
     match = _LIMIT.fullmatch(str(value).strip())
     number = float(match["number"]) if match else 0.0
     unit = match["unit"].lower() if match else ""
     share = not unit and match is not None and (match["eight"] or number <= 1)
-    unit = unit or (scale.unit or "")
-    if match is None or not 0 < number or (match["eight"] and match["unit"]) or (not share and unit not in scale.units):
+    unit = unit or (units.default or "")
+    if (
+        match is None
+        or not 0 < number
+        or (match["eight"] and match["unit"])
+        or (not share and unit not in units.factors)
+    ):
         raise ValueError(
-            f"must be a share of the float model such as 0.15, of the 8-bit one as 0.6@8-bit, or {scale.example}"
+            f"must be a share of the float model such as 0.15, of the 8-bit one as 0.6@8-bit, or {units.example}"
         )
     if share:
         return Limit(number, "8-bit" if match["eight"] else "float")
-    return Limit(number * scale.units[unit], None)
+    return Limit(number * units.factors[unit], None)
 
 
 def split_numbers(value: Any) -> Any:
-    """``'r,g,b'``, a list or one number, as a tuple; anything else is left for pydantic to refuse."""
+    """Turn ``'r,g,b'`` or one number into a tuple; anything else is left for pydantic to read or refuse."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, str):
@@ -62,7 +71,7 @@ def split_numbers(value: Any) -> Any:
 
 
 def split_size(value: Any) -> Any:
-    """``224``, ``'224'``, ``'HxW'`` or ``[H, W]`` as (height, width)."""
+    """Turn ``224``, ``'224'`` or ``'HxW'`` into (height, width); anything else is left for pydantic."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
     if isinstance(value, str):
@@ -74,12 +83,12 @@ def split_size(value: Any) -> Any:
 
 
 def split_names(value: Any) -> Any:
-    """One name as a tuple of one."""
+    """Turn one name into a tuple of one."""
     return (value,) if isinstance(value, str) else value
 
 
 def split_columns(value: Any) -> Any:
-    """``'a,b'``, a number, or a list of names and numbers, as a tuple of texts."""
+    """Turn ``'a,b'``, a number, or a list of names and numbers into a tuple of texts."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(","))
     listed = value if isinstance(value, (list, tuple)) else (value,)
@@ -88,26 +97,31 @@ def split_columns(value: Any) -> Any:
 
 
 def check_limit(value: Any) -> str:
+    """Return a budget as text. Raises ValueError where ``read_limit`` does."""
     read_limit(value)
     return str(value).strip()
 
 
 def check_latency(value: Any) -> str:
+    """Return a budget of time as text. Raises ValueError where ``read_limit`` does."""
     read_limit(value, LATENCY)
     return str(value).strip()
 
 
 def split_candidates(value: Any) -> Any:
+    """Turn ``'w8a8,W4A8'`` into a tuple of names in upper case; anything else is left for pydantic."""
     return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
 
 
 def check_percentage(value: float) -> float:
+    """Return a percentage. Raises ValueError for what looks like a share of 1."""
     if 0 < value <= 1:
         raise ValueError("is in %, above 1 and at most 100; multiply it by 100")
     return value
 
 
 def check_metric(value: str | None) -> str | None:
+    """Return the name of a user's metric. Raises ValueError where it is not MODULE:FUNCTION."""
     if value is not None and not re.fullmatch(r"[\w.]+:[\w.]+", value):
         raise ValueError("must be MODULE:FUNCTION, such as scores:spearman for the function spearman of scores.py")
     return value

@@ -86,7 +86,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(folder, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OutputError, match=r"a\.md: cannot be written: No space left on device; give another place"):
+    with pytest.raises(OutputError, match=r"a\.md: cannot be written: No space left on device; give another path"):
         write_aside(folder / "a.md", "new")
     assert (folder / "a.md").read_text() == "old"
     assert sorted(path.name for path in folder.iterdir()) == ["a.md", "data", "model.onnx"]

@@ -101,7 +101,7 @@ def test_a_file_that_outgrows_its_budget_is_refused(plain, monkeypatch):
 def test_a_plan_for_another_model_is_refused(plain, deep):
     found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
     with pytest.raises(
-        ConfigError, match=r"^plan: found one for another model, \w{12}; this one is \w{12}; plan it too"
+        ConfigError, match=r"^plan: found one for the model \w{12}; this model is \w{12}; plan this one too"
     ):
         quantize(deep, SAMPLES, plan=found)
 
