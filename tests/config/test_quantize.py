@@ -53,6 +53,13 @@ def test_more_effort_is_more_of_each_and_settings_of_their_own_win():
         ({"percentile": 101}, "percentile: found 101; input should be less than or equal to 100"),
         ({"percentile": float("nan")}, "percentile: found nan; input should be a finite number"),
         ({"weight_bit": 8}, "weight_bit: unknown setting; did you mean 'weight_bits'?"),
+        ({"min_sqnr": 8}, "min_sqnr: unknown setting; it belongs under [validate] (ValidateConfig)"),
+        (
+            {"max_drop": 1},
+            "max_drop: unknown setting; it belongs under [validate] (ValidateConfig); max_drop, a gate of validate,"
+            " limits the accuracy lost, in points; max_disagreement, a budget of bit plans, limits the samples whose"
+            " top class changes, in %",
+        ),
         ({"data": {"means": 0}}, "means: unknown setting; did you mean 'mean'?"),
         ({"data": {"mean": "1,2"}}, "mean: found '1,2'; has 2 numbers; must be one number, or three as 'r,g,b'"),
         ({"data": {"mean": "a,b,c"}}, "mean: found 'a,b,c'; must be one number, or three as 'r,g,b'"),
