@@ -1,46 +1,58 @@
-"""Solve one linear layer for integers: least squares, scale search, lattice search, descent, closed-form bias.
+"""Solve one linear layer for its integers, scales and bias on the moments of its input and target.
 
-With the input quantized to x and the float target y, min over integers q, scales s and bias b of
-``E |y - s q x - b|^2`` is quadratic in the weights: least at W* = C A^-1 over the reals, which a Prior holds near the
-float weights W, and ``tr((s q - W*) A (s q - W*)^T)`` above that (Hubara et al. 2021, eq. 2 and 3, V and the bias at
-their optimum).
+The layer reads the quantized input x, and y is the output of the float layer. The integers q, scales s and bias b are
+to minimise ``E |y - s q x - b|^2`` (Hubara et al. 2021, eq. 2; where x comes from quantized layers, eq. 3). With A the
+covariance of x and C the covariance of y with x, the best bias leaves
+
+    tr((s q - W*) A (s q - W*)^T) + constant,    W* = C A^-1
+
+W* is the real-valued optimum, which a ``Prior`` pulls towards the float weight W. ``solve_layer`` finds it by least
+squares, searches for scales, searches for integers near W* (``integer_search``), refits scales and integers in turn,
+and computes the bias in closed form. ``round_layer`` rounds W itself, for layers without moments.
+
+Shapes: G groups, C output channels and K inputs a group, R rows, N scale blocks a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 
 from ..spec import QuantSpec
-from .block import Blocks
 from .gram import Moments
-from .integer_search import descend, excess, factor, gptq, order_inputs, search, spread
+from .integer_search import descend, excess_loss, expand_scale, factor_inverse, gptq, order_inputs, search
 from .rounding import quantize
 from .saturation import keep_pairs, order_pairs, pair_sums
+from .scale_blocks import ScaleBlocks
 
-# Candidate weights of the float weights in the solution, in units of the mean input variance. A weak prior over-fits
-# the noise of the quantized prefix, and few samples; which is best differs by layer, so that held-out samples choose.
+# Candidate ridges of the optimum, in units of the mean input variance. A weak ridge fits the noise of the quantized
+# prefix, and of few samples. Which ridge is best differs by layer, so that held-out samples choose.
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-# The same for the metric in which integers are chosen: only what its estimate from few samples needs.
+# Most ridge of the metric in which integers are chosen, in the same units: it only steadies an estimate from few
+# samples.
 DAMPING = 0.1
-# Columns for each input at which what the model's outputs see has half the say in that metric.
-HALF_SEEN = 2
-# Square of float32's rounding, generously: the least variance that a mean of size 1 leaves to be seen.
+# Columns per input at which the output-aware metric weighs as much as the layer's own.
+EQUAL_COLUMNS = 2
+# Square of float32's rounding, generously: the least variance that can be told from a mean of size 1.
 ROUNDING = 1e-12
-# Shares of the largest weight at which the scale grid ends, and how many are tried.
+# Candidate scales, as shares of the scale whose grid ends at the largest weight.
 FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 16, dtype=torch.float64)
 EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
 # Rows of candidates that are rounded at once may take so many bytes.
 ROW_BYTES = 64 * 2**20
-# Scales of each row that are searched in full.
+# Candidate scales of each row that go into the K-best search.
 SCALES = 3
+# Rounds in which scales are refitted to integers, and integers to scales.
 REFITS = 2
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Integers (groups, C, K), scale (groups, C), or (groups, C, B) of B blocks, and bias (groups, C)."""
+    """Integers (G, C, K), scale (G, C), or (G, C, N) with scale blocks, and bias (G, C) of a layer."""
 
     integers: torch.Tensor
     scale: torch.Tensor
@@ -53,10 +65,11 @@ class Solution:
 
 @dataclass(frozen=True)
 class Prior:
-    """How far the float weights W hold against the least squares, in which the prefix's error makes noise too.
+    """How much the optimum keeps to the float weight W: ``W* = W + trust (W_r - W)``.
 
-    The solution is ``W + trust (W_r - W)``: ridge, in units of the mean input variance, pulls W_r to W where inputs
-    vary little; trust, 0 to 1, shrinks what is left of the change, where inputs vary much as well.
+    W_r is the ridge regression towards W: ``ridge``, in units of the mean input variance, keeps W where inputs vary
+    little. ``trust``, from 0 to 1, shrinks the rest of the change, also where inputs vary much: least squares fits the
+    error of the quantized prefix there, part of which is noise.
     """
 
     ridge: float = 0.3
@@ -65,18 +78,25 @@ class Prior:
 
 @dataclass(frozen=True)
 class OutputMetric:
-    """What the model's outputs see of a layer's input: the Gram matrix (1, K, K) of so many sums over places."""
+    """The output-aware metric: how errors of the layer's weights change the model's outputs.
+
+    gram (1, K, K): ``sum p p^T`` over ``columns`` vectors p. Each p is the layer's input in one sample, weighted by a
+    probe (how each position of the layer's output changes the model's outputs) and summed over positions.
+    """
 
     gram: torch.Tensor
     columns: int
 
     def blend(self, gram: torch.Tensor) -> torch.Tensor:
-        """Both Gram matrices on the scale of the layer's own, this one with more of a say the more columns it is of."""
-        trace, own = gram.diagonal(dim1=1, dim2=2).sum(), self.gram.diagonal(dim1=1, dim2=2).sum()
-        if not own > 0:
+        """The layer's own Gram matrix (1, K, K) mixed with this one at the same trace, whose share grows with columns.
+
+        The share is ``columns / (columns + EQUAL_COLUMNS K)``, and 0 where this metric is zero.
+        """
+        trace, own_trace = gram.diagonal(dim1=1, dim2=2).sum(), self.gram.diagonal(dim1=1, dim2=2).sum()
+        if not own_trace > 0:
             return gram
-        share = self.columns / (self.columns + HALF_SEEN * gram.shape[1])
-        return (1 - share) * gram + (share * trace / own) * self.gram
+        share = self.columns / (self.columns + EQUAL_COLUMNS * gram.shape[1])
+        return (1 - share) * gram + (share * trace / own_trace) * self.gram
 
 
 def solve_layer(
@@ -86,73 +106,98 @@ def solve_layer(
     *,
     prior: Prior,
     width: int = 1,
-    seen: OutputMetric | None = None,
+    output_metric: OutputMetric | None = None,
     summing: torch.Tensor | None = None,
 ) -> Solution:
-    """Integers, scales and bias of one layer whose float weight is ``weight`` (groups, C, K).
+    """Integers, scales and bias of one layer whose float weight is ``weight`` (G, C, K).
 
-    width: branches of the search for the integers (``lattice.search``). seen: with it, integers are chosen for what
-    their error does to the model's outputs, not to the layer's own; their optimum stays the layer's own. summing (K,):
-    the inputs in the order in which the kernel adds, of which a pair_limit speaks; None: as they are.
+    width: branches of the K-best search. output_metric: integers are chosen for the least error of the model's outputs
+    instead of the layer's; the optimum W* stays that of the layer. summing (K,): the inputs in the order in which the
+    kernel sums their products, which makes the pairs of a pair_limit; None: as they are.
     """
     weight = weight.double()
-    order = _order(moments.gram, spec, summing)
+    order = _rounding_order(moments.gram, spec, summing)
     optimum = _permute(_solve_real(moments, weight, prior), order)
-    # What noise there is lies in the optimum: the metric of rounding needs no such prior.
-    gram = moments.gram if seen is None else seen.blend(moments.gram)
+    # The prior's ridge is for noise in the optimum; the metric has none.
+    gram = moments.gram if output_metric is None else output_metric.blend(moments.gram)
     gram = _permute(_permute(gram, order).mT, order)
     gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
-    blocks = None if spec.block is None else Blocks(order // spec.block)
+    blocks = None if spec.block is None else ScaleBlocks(order // spec.block)
     best = _round_optimum(gram, optimum, (spec, blocks), width)
-    # Rounding the float weights is better on a few rows in a hundred, on up to twice the loss.
+    # In a few rows of a hundred the rounded float weights are better, by up to half the loss.
     plain = round_layer(weight, spec, summing=summing)
     plain_integers = _permute(plain.integers, order)
-    best.take(excess(gram, optimum, plain_integers, _spread(plain.scale, blocks)), plain_integers, plain.scale)
-    integers, scale = _permute(best.integers, order.argsort(1)), best.scale
-    weights = _permute(best.integers * spread(_spread(scale, blocks)), order.argsort(1))
+    loss = excess_loss(gram, optimum, plain_integers, _expand_blocks(plain.scale, blocks))
+    best = best.improve(_Rounded(loss, plain_integers, plain.scale))
+    natural = order.argsort(1)
+    weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)
     bias = moments.target_mean - (weights @ moments.input_mean[..., None]).squeeze(-1)
-    return Solution(integers, scale, bias)
+    return Solution(_permute(best.integers, natural), best.scale, bias)
 
 
-def _order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> torch.Tensor:
-    """The order (groups, K) in which integers are chosen."""
+def _rounding_order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> torch.Tensor:
+    """The order (G, K) in which the search rounds inputs; pairs stay together under a pair_limit."""
     if spec.pair_limit is None:
         return order_inputs(gram)
     natural = torch.arange(gram.shape[1], device=gram.device)
     return order_pairs(gram.diagonal(dim1=1, dim2=2), natural if summing is None else summing)
 
 
-def _spread(scale: torch.Tensor, blocks: Blocks | None) -> torch.Tensor:
-    """The scale as ``lattice`` has it: of blocks, that of each input."""
-    return scale if blocks is None else blocks.spread(scale)
+def _expand_blocks(scale: torch.Tensor, blocks: ScaleBlocks | None) -> torch.Tensor:
+    """The scale as ``integer_search`` takes it: scales of blocks as scales of their inputs, (G, R, K)."""
+    return scale if blocks is None else blocks.expand(scale)
 
 
 def _permute(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """rows (groups, R, K) with the inputs in an order (groups, K)."""
+    """rows (G, R, K) with the inputs in the order (G, K)."""
     return rows.gather(2, order.unsqueeze(1).expand(rows.shape))
 
 
+class _Rounded(NamedTuple):
+    """A candidate for each row: losses (G, R), and integers and scale as a Solution has them."""
+
+    loss: torch.Tensor
+    integers: torch.Tensor
+    scale: torch.Tensor
+
+    def improve(self, other: _Rounded) -> _Rounded:
+        """This candidate with the rows replaced in which the other's loss is less."""
+        better = other.loss < self.loss
+        in_scale = better if other.scale.dim() == 2 else better[..., None]
+        return _Rounded(
+            torch.where(better, other.loss, self.loss),
+            torch.where(better[..., None], other.integers, self.integers),
+            torch.where(in_scale, other.scale, self.scale),
+        )
+
+
+def _choose_best(candidates: Iterable[_Rounded]) -> _Rounded:
+    """The candidate of least loss, row by row; the first of equals."""
+    return reduce(_Rounded.improve, candidates)
+
+
 def _round_optimum(
-    gram: torch.Tensor, optimum: torch.Tensor, grid: tuple[QuantSpec, Blocks | None], width: int
-) -> _Best:
-    """Integers and scales near the optimum, of so many output channels at once as ROW_BYTES have room for."""
+    gram: torch.Tensor, optimum: torch.Tensor, grid: tuple[QuantSpec, ScaleBlocks | None], width: int
+) -> _Rounded:
+    """Integers and scales near the optimum, for as many output channels at once as ROW_BYTES have room for."""
     spec, blocks = grid
-    upper = factor(gram)
-    row = len(optimum) * optimum.shape[2] * optimum.element_size()
+    upper = factor_inverse(gram)
+    row_bytes = len(optimum) * optimum.shape[2] * optimum.element_size()
     parts = [
         _round_rows(gram, upper, rows, spec, width)
         if blocks is None
         else _round_blocks((gram, upper), rows, spec, blocks, width)
-        for rows in optimum.split(max(1, ROW_BYTES // row), 1)
+        for rows in optimum.split(max(1, ROW_BYTES // row_bytes), 1)
     ]
-    best = _Best()
-    best.take(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
-    return best
+    return _Rounded(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
 
 
-def _round_rows(gram, upper, optimum, spec: QuantSpec, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses, integers and scales of the rows ``optimum``: searched for at a few scales, then made better by turns."""
+def _round_rows(
+    gram: torch.Tensor, upper: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, width: int
+) -> _Rounded:
+    """Round rows that have one scale each: search at a few scales, then refit integers and scale in turn."""
     scales = _choose_scales(upper, optimum, spec, SCALES if width > 1 else 1)
+    # The candidate scales make copies of the rows, one behind the other.
     rows, scale = optimum.repeat(1, len(scales), 1), torch.cat(list(scales), 1)
     integers = search(upper, rows, scale, spec, width=width)
     cross = (optimum @ gram).repeat(1, len(scales), 1)
@@ -160,53 +205,50 @@ def _round_rows(gram, upper, optimum, spec: QuantSpec, width: int) -> tuple[torc
         integers = descend(gram, rows, integers, scale, spec)
         scale = _refit_scale(cross, gram, integers, scale)
     integers = descend(gram, rows, integers, scale, spec)
-    best = _Best()
-    found = (x.split(optimum.shape[1], 1) for x in (excess(gram, rows, integers, scale), integers, scale))
-    for part in zip(*found, strict=True):
-        best.take(*part)
-    return best.loss, best.integers, best.scale
+    found = (x.split(optimum.shape[1], 1) for x in (excess_loss(gram, rows, integers, scale), integers, scale))
+    return _choose_best(_Rounded(*copy) for copy in zip(*found, strict=True))
 
 
-def _round_blocks(metric, optimum, spec: QuantSpec, blocks: Blocks, width: int):
-    """As ``_round_rows`` with a scale for each block of inputs, all blocks of a row refitted at once.
+def _round_blocks(
+    metric: tuple[torch.Tensor, torch.Tensor], optimum: torch.Tensor, spec: QuantSpec, blocks: ScaleBlocks, width: int
+) -> _Rounded:
+    """Round rows whose blocks of inputs have a scale each; all scales of a row are refitted at once.
 
-    metric: the Gram matrix and its factor.
+    metric: the Gram matrix, and the Cholesky factor of its inverse.
     """
     gram, upper = metric
-    candidates = (
-        torch.stack([share * blocks.largest(optimum) for share in _shares(spec).to(optimum.device)]) / spec.qmax
-    )
-    losses = [blocks.add(gptq(upper, optimum, blocks.spread(each), spec)[1]) for each in candidates]
+    shares = _shares(spec).to(optimum.device)
+    candidates = torch.stack([share * blocks.largest(optimum) for share in shares]) / spec.qmax
+    losses = [blocks.sum(gptq(upper, optimum, blocks.expand(each), spec)[1]) for each in candidates]
     scale = candidates.gather(0, torch.stack(losses).argmin(0, keepdim=True))[0]
-    integers = search(upper, optimum, blocks.spread(scale), spec, width=width)
-    best = _Best()
-    for _ in range(REFITS):
-        integers = descend(gram, optimum, integers, blocks.spread(scale), spec)
-        best.take(excess(gram, optimum, integers, blocks.spread(scale)), integers, scale)
-        scale = blocks.refit(gram, optimum, integers, scale)
-    integers = descend(gram, optimum, integers, blocks.spread(scale), spec)
-    best.take(excess(gram, optimum, integers, blocks.spread(scale)), integers, scale)
-    return best.loss, best.integers, best.scale
+    integers = search(upper, optimum, blocks.expand(scale), spec, width=width)
+    found = []
+    for number in range(REFITS + 1):
+        if number:
+            scale = blocks.refit(gram, optimum, integers, scale)
+        integers = descend(gram, optimum, integers, blocks.expand(scale), spec)
+        found.append(_Rounded(excess_loss(gram, optimum, integers, blocks.expand(scale)), integers, scale))
+    return _choose_best(found)
 
 
-def choose_prior(learned: Moments, judged: Moments, weight: torch.Tensor) -> Prior:
-    """The prior whose real-valued solution on ``learned`` has the least squared error on ``judged``.
+def choose_prior(fitted: Moments, held_out: Moments, weight: torch.Tensor) -> Prior:
+    """The prior whose real-valued optimum on ``fitted`` has the least squared error on ``held_out``.
 
-    For each ridge the best trust is known in closed form: with D = W_r - W the error of ``W + t D`` is quadratic in t.
+    For each ridge the best trust t has a closed form: with D = W_r - W the error of ``W + t D`` is quadratic in t.
     """
     weight = weight.double()
-    slack = judged.cross - weight @ judged.gram
-    found: dict[Prior, float] = {}
+    residual = held_out.cross - weight @ held_out.gram
+    errors: dict[Prior, float] = {}
     for ridge in RIDGES:
-        change = _solve_real(learned, weight, Prior(ridge)) - weight
-        power, gain = float(((change @ judged.gram) * change).sum()), float((change * slack).sum())
+        change = _solve_real(fitted, weight, Prior(ridge)) - weight
+        power, gain = float(((change @ held_out.gram) * change).sum()), float((change * residual).sum())
         trust = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
-        found[Prior(ridge, trust)] = trust * trust * power - 2 * trust * gain
-    return min(found, key=found.get)
+        errors[Prior(ridge, trust)] = trust * trust * power - 2 * trust * gain
+    return min(errors, key=errors.__getitem__)
 
 
 def _solve_real(moments: Moments, weight: torch.Tensor, prior: Prior) -> torch.Tensor:
-    """``W + trust ((C + r W) (A + r I)^-1 - W)``, r being the ridge's damping."""
+    """The real-valued optimum ``W + trust ((C + r W) (A + r I)^-1 - W)`` (G, C, K), with r of ``_damping``."""
     damping = _damping(moments, prior.ridge)
     gram = moments.gram.clone()
     gram.diagonal(dim1=1, dim2=2).add_(damping)
@@ -216,10 +258,9 @@ def _solve_real(moments: Moments, weight: torch.Tensor, prior: Prior) -> torch.T
 
 
 def _damping(moments: Moments, ridge: float) -> torch.Tensor:
-    """``ridge`` times the mean variance of a group's inputs (groups, 1).
+    """``ridge`` times the mean variance of a group's inputs, (G, 1), and always more than their moments' rounding.
 
-    Inputs that hardly vary leave nothing to solve: it stays above the rounding of their moments, and any positive one
-    keeps their float weights.
+    Inputs that hardly vary say nothing about their weights. Any positive damping lets these keep their float values.
     """
     variance = moments.gram.diagonal(dim1=1, dim2=2).mean(1)
     least = ROUNDING * moments.input_mean.square().mean(1) + torch.finfo(torch.float32).tiny
@@ -227,57 +268,45 @@ def _damping(moments: Moments, ridge: float) -> torch.Tensor:
 
 
 def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor | None = None) -> Solution:
-    """The rounding of least squared weight error, for a layer (groups, C, K) whose input is not to be had; no bias.
+    """Round the float weight (G, C, K) with the least squared weight error ``|s q - W|^2``; the bias is zero.
 
-    summing: as in ``solve_layer``.
+    For layers whose input cannot be had. summing: as in ``solve_layer``.
     """
     weight = weight.double()
     if spec.block is not None:
-        return _round_in_blocks(weight, spec)
-    bound = summing is not None and spec.pair_limit is not None
-    rows = weight[..., summing] if bound else weight
-    best = _Best()
-    for scale in _candidate_scales(rows, spec):
-        integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit)
-        best.take((integers * scale[..., None] - rows).square().sum(2), integers, scale)
-    integers = best.integers[..., summing.argsort()] if bound else best.integers
+        return _round_each_block(weight, spec, spec.block)
+    # Pairs are neighbours in the order in which the kernel sums.
+    order = summing if spec.pair_limit is not None else None
+    rows = weight if order is None else weight[..., order]
+    best = _choose_best(_round_nearest(rows, scale, spec) for scale in _candidate_scales(rows, spec))
+    integers = best.integers if order is None else best.integers[..., order.argsort()]
     return Solution(integers, best.scale, torch.zeros_like(best.scale))
 
 
-def _round_in_blocks(weight: torch.Tensor, spec: QuantSpec) -> Solution:
-    """``round_layer`` of every block by itself."""
+def _round_nearest(rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> _Rounded:
+    """Round to nearest at this scale (G, C), with the squared weight error as the loss."""
+    integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit)
+    return _Rounded((integers * scale[..., None] - rows).square().sum(2), integers, scale)
+
+
+def _round_each_block(weight: torch.Tensor, spec: QuantSpec, block: int) -> Solution:
+    """``round_layer`` of every block of ``block`` inputs by itself."""
     groups, rows, size = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, -size % spec.block))
-    found = round_layer(padded.reshape(groups, -1, spec.block), replace(spec, block=None))
+    padded = torch.nn.functional.pad(weight, (0, -size % block))
+    found = round_layer(padded.reshape(groups, -1, block), replace(spec, block=None))
     integers = found.integers.reshape(padded.shape)[..., :size]
     return Solution(integers, found.scale.reshape(groups, rows, -1), torch.zeros_like(weight[..., 0]))
 
 
-class _Best:
-    """The candidate of least loss so far, by row: losses (groups, R), and integers and scale as a Solution's."""
+def _candidate_scales(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """Candidate scales (candidates, G, R): shares of the scale at which no weight of the row is clipped.
 
-    def __init__(self) -> None:
-        self.loss = self.integers = self.scale = None
-
-    def take(self, loss: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> None:
-        if self.loss is None:
-            self.loss, self.integers, self.scale = loss, integers, scale
-            return
-        better = loss < self.loss
-        self.loss = torch.where(better, loss, self.loss)
-        self.integers = torch.where(better[..., None], integers, self.integers)
-        self.scale = torch.where(better if scale.dim() == 2 else better[..., None], scale, self.scale)
-
-
-def _candidate_scales(optimum: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Scales (candidates, groups, C) whose grids end at shares of each channel's largest weight.
-
-    With a pair_limit, where the largest pair's sum ends if that is farther out; inputs are in the order of the pairs.
+    With a pair_limit no pair's sum may be clipped at that scale either; pairs are neighbours in ``rows``.
     """
-    least = optimum.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax) / spec.qmax
+    largest = rows.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax) / spec.qmax
     if spec.pair_limit is not None:
-        least = torch.maximum(least, pair_sums(optimum).amax(2) / spec.pair_limit)
-    return _shares(spec).to(least.device)[:, None, None] * least
+        largest = torch.maximum(largest, pair_sums(rows).amax(2) / spec.pair_limit)
+    return _shares(spec).to(largest.device)[:, None, None] * largest
 
 
 def _shares(spec: QuantSpec) -> torch.Tensor:
@@ -285,17 +314,20 @@ def _shares(spec: QuantSpec) -> torch.Tensor:
 
 
 def _choose_scales(upper: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, count: int) -> torch.Tensor:
-    """The ``count`` scales (count, groups, C) whose GPTQ rounding has the least loss, by output channel."""
+    """The ``count`` candidate scales (count, G, R) at which GPTQ has the least loss, row by row."""
     candidates = _candidate_scales(optimum, spec)
-    losses = []
+    losses: list[torch.Tensor] = []
     for part in candidates.split(max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))):
         scales = torch.cat(list(part), 1)
         losses += gptq(upper, optimum.repeat(1, len(part), 1), scales, spec)[1].split(optimum.shape[1], 1)
     return candidates.gather(0, torch.stack(losses).topk(count, dim=0, largest=False).indices)
 
 
-def _refit_scale(cross, gram, integers, scale):
-    """The best scale for given integers, ``s = q C^T / q A q^T``; kept as it was where that is not positive."""
+def _refit_scale(cross: torch.Tensor, gram: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The scale (G, R) of least loss for these integers, ``s = q A w*^T / q A q^T``; as before if not positive.
+
+    cross (G, R, K): ``w* A``.
+    """
     along = (integers * cross).sum(2)
     power = ((integers @ gram) * integers).sum(2)
     fitted = along / power.clamp_min(torch.finfo(torch.float64).tiny)

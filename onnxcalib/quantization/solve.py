@@ -179,7 +179,9 @@ class _Stream:
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         return [
-            solve_layer(moments, rows, spec, prior=prior, width=width(spec.bits), seen=metric, summing=summing).cpu()
+            solve_layer(
+                moments, rows, spec, prior=prior, width=width(spec.bits), output_metric=metric, summing=summing
+            ).cpu()
             for spec in specs
         ]
 

@@ -1,4 +1,4 @@
-"""Integers against brute force and nearest rounding, in the metric that they are to minimise."""
+"""Integers against brute force and nearest rounding, by the loss that they are to minimise."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcalib.numeric.integer_search import descend, excess, factor, gptq, order_inputs, search
+from onnxcalib.numeric.integer_search import descend, excess_loss, factor_inverse, gptq, order_inputs, search
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import keep_pairs, pair_sums
 from onnxcalib.spec import QuantSpec
@@ -17,7 +17,7 @@ FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)
 
 
 def draw_tiny(seed, bits):
-    """A quadratic (1, K, K), its optimum (1, R, K) in reach of the grid of step 1 partly, and the grid's spec."""
+    """A Gram matrix (1, K, K), an optimum (1, R, K) partly within the grid of scale 1, and the grid's spec."""
     rng = np.random.default_rng(seed)
     size = int(rng.integers(1, 5))
     root = rng.normal(size=(size, size + 1))
@@ -40,7 +40,7 @@ def try_all(gram, optimum, scale, spec):
     integers = torch.tensor(list(grid), dtype=torch.float64)[None]
     rows = (optimum[:, row : row + 1].expand(integers.shape) for row in range(optimum.shape[1]))
     scales = scale[:, :1].expand(integers.shape[:2])
-    return torch.stack([excess(gram, row, integers, scales).min() for row in rows])[None]
+    return torch.stack([excess_loss(gram, row, integers, scales).min() for row in rows])[None]
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,12 +50,12 @@ def test_descent_ends_where_no_change_of_one_integer_helps(seed, bits):
     scale = torch.full(optimum.shape[:2], 1.3, dtype=torch.float64)
     start = quantize(optimum, scale[..., None], 0, spec)
     found = descend(gram, optimum, start, scale, spec)
-    loss = excess(gram, optimum, found, scale)
-    assert (loss <= excess(gram, optimum, start, scale) + 1e-12).all()
+    loss = excess_loss(gram, optimum, found, scale)
+    assert (loss <= excess_loss(gram, optimum, start, scale) + 1e-12).all()
     for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
         other = found.clone()
         other[:, :, j] = value
-        assert (excess(gram, optimum, other, scale) >= loss - 1e-9).all()
+        assert (excess_loss(gram, optimum, other, scale) >= loss - 1e-9).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -69,8 +69,8 @@ def test_descent_finds_the_best_of_all_integers_where_inputs_are_not_correlated(
     all_of_them = torch.tensor(list(itertools.product(grid, repeat=optimum.shape[2])), dtype=torch.float64)
     for row in range(optimum.shape[1]):
         rows = optimum[:, row : row + 1].expand(-1, len(all_of_them), -1)
-        losses = excess(gram, rows, all_of_them[None], scale[:, :1].expand(-1, len(all_of_them)))
-        mine = excess(gram, optimum, found, scale)[0, row]
+        losses = excess_loss(gram, rows, all_of_them[None], scale[:, :1].expand(-1, len(all_of_them)))
+        mine = excess_loss(gram, optimum, found, scale)[0, row]
         torch.testing.assert_close(mine, losses.min(), rtol=1e-9, atol=1e-9)
 
 
@@ -84,28 +84,28 @@ def test_gptq_on_inputs_without_correlation_is_nearest_rounding():
 def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
     gram, weight = draw_rows(10)
     scale = weight.abs().amax(2) / 7
-    found, loss = gptq(factor(gram), weight, scale, FOUR)
+    found, loss = gptq(factor_inverse(gram), weight, scale, FOUR)
     nearest = quantize(weight, scale[..., None], 0, FOUR)
-    torch.testing.assert_close(loss, excess(gram, weight, found, scale), rtol=1e-9, atol=0)
-    assert loss.sum() < 0.7 * excess(gram, weight, nearest, scale).sum()
+    torch.testing.assert_close(loss, excess_loss(gram, weight, found, scale), rtol=1e-9, atol=0)
+    assert loss.sum() < 0.7 * excess_loss(gram, weight, nearest, scale).sum()
 
 
-def test_a_search_along_all_branches_mostly_finds_the_best_of_all_integers():
+def test_a_search_that_keeps_all_branches_mostly_finds_the_best_of_all_integers():
     exact = []
     for seed in range(60):
         gram, _, spec = draw_tiny(seed, 2 + seed % 2)
-        # Far inside the grid the best integer is mostly, though not always, one of the two next to its wish.
+        # Far inside the grid the best integer is mostly, though not always, one of the two next to its compensated weight.
         optimum = torch.from_numpy(np.random.default_rng(seed).uniform(-0.4, 0.4, size=(1, 3, gram.shape[1])))
         scale = torch.full(optimum.shape[:2], 0.9, dtype=torch.float64)
         best = try_all(gram, optimum, scale, spec)
-        loss = excess(gram, optimum, search(factor(gram), optimum, scale, spec, width=4**4), scale)
+        loss = excess_loss(gram, optimum, search(factor_inverse(gram), optimum, scale, spec, width=4**4), scale)
         assert (loss >= best - 1e-9).all()
         exact += (loss <= best + 1e-9).flatten().tolist()
     assert np.mean(exact) > 0.9
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1), (1, 1, 5), (2, 3, 4)])
-def test_descent_leaves_where_it_started(shape):
+def test_descent_does_not_change_the_integers_that_it_starts_from(shape):
     gram, weight = draw_rows(4, groups=shape[0], channels=shape[1], size=shape[2])
     start = torch.zeros_like(weight)
     found = descend(gram, weight, start, weight.abs().amax(2) / 7, FOUR)
@@ -116,50 +116,50 @@ def test_descent_leaves_where_it_started(shape):
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_a_search_stays_on_the_grid(seed, width):
     gram, weight = draw_rows(seed, groups=2, channels=3, size=7)
-    found = search(factor(gram), 3 * weight, weight.abs().amax(2) / 7, FOUR, width=width)
+    found = search(factor_inverse(gram), 3 * weight, weight.abs().amax(2) / 7, FOUR, width=width)
     assert found.shape == weight.shape
     assert torch.equal(found, found.round().clip(FOUR.qmin, FOUR.qmax))
 
 
 @pytest.mark.parametrize("size", [1, 12, 32, 70])
-def test_a_search_along_one_branch_is_gptq(size):
+def test_a_search_of_width_one_is_gptq(size):
     gram, weight = draw_rows(1, groups=3, channels=5, size=size)
-    scale, upper = weight.abs().amax(2) / 7, factor(gram)
+    scale, upper = weight.abs().amax(2) / 7, factor_inverse(gram)
     assert torch.equal(search(upper, weight, scale, FOUR, width=1), gptq(upper, weight, scale, FOUR)[0])
 
 
 def test_more_branches_find_better_integers():
     gram, weight = draw_rows(2, groups=2)
-    scale, upper = weight.abs().amax(2) / 7, factor(gram)
-    losses = [excess(gram, weight, search(upper, weight, scale, FOUR, width=w), scale).sum() for w in (1, 4, 32)]
+    scale, upper = weight.abs().amax(2) / 7, factor_inverse(gram)
+    losses = [excess_loss(gram, weight, search(upper, weight, scale, FOUR, width=w), scale).sum() for w in (1, 4, 32)]
     assert losses[2] < losses[1] < 0.9 * losses[0]
 
 
-def test_the_inputs_of_most_power_come_first():
+def test_inputs_are_rounded_by_descending_power():
     gram = torch.diag_embed(torch.tensor([[1.0, 3.0, 2.0, 3.0], [4.0, 1.0, 1.0, 0.0]]))
     assert order_inputs(gram).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3]]
 
 
-def test_the_factor_is_triangular_and_that_of_the_inverse():
+def test_the_factor_is_upper_triangular_and_its_square_is_the_inverse():
     gram, _ = draw_rows(3, groups=2, channels=4, size=9)
-    upper = factor(gram)
+    upper = factor_inverse(gram)
     torch.testing.assert_close(upper.mT @ upper, torch.linalg.inv(gram))
     assert torch.equal(upper, upper.triu())
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([1, 3]))
-def test_a_scale_for_each_input_that_is_the_same_for_all_changes_nothing(seed, width):
+def test_equal_scales_for_all_inputs_give_what_one_scale_gives(seed, width):
     gram, weight = draw_rows(seed, channels=5, size=40)
     scale = weight.abs().amax(2) / 6
     each = scale[..., None].expand(weight.shape).contiguous()
-    upper = factor(gram)
+    upper = factor_inverse(gram)
     assert torch.equal(gptq(upper, weight, scale, FOUR)[0], gptq(upper, weight, each, FOUR)[0])
     torch.testing.assert_close(gptq(upper, weight, scale, FOUR)[1], gptq(upper, weight, each, FOUR)[1].sum(2))
     found = [search(upper, weight, s, FOUR, width=width) for s in (scale, each)]
     assert torch.equal(*found)
     assert torch.equal(*(descend(gram, weight, found[0], s, FOUR) for s in (scale, each)))
-    torch.testing.assert_close(*(excess(gram, weight, found[0], s) for s in (scale, each)))
+    torch.testing.assert_close(*(excess_loss(gram, weight, found[0], s) for s in (scale, each)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,24 +168,24 @@ def test_with_a_scale_for_each_input_descent_ends_where_no_change_of_one_integer
     gram, optimum, spec = draw_tiny(seed, 3)
     scale = torch.from_numpy(np.random.default_rng(seed).uniform(0.5, 2, size=optimum.shape))
     found = descend(gram, optimum, quantize(optimum, scale, 0, spec), scale, spec)
-    loss = excess(gram, optimum, found, scale)
+    loss = excess_loss(gram, optimum, found, scale)
     for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
         other = found.clone()
         other[:, :, j] = value
-        assert (excess(gram, optimum, other, scale) >= loss - 1e-9).all()
+        assert (excess_loss(gram, optimum, other, scale) >= loss - 1e-9).all()
 
 
-def test_with_a_scale_for_each_input_a_wide_search_finds_the_best_leaf():
+def test_with_a_scale_for_each_input_a_search_of_great_width_comes_near_the_least_loss():
     for seed in range(5):
         gram, optimum, spec = draw_tiny(seed, 2)
         scale = torch.from_numpy(np.random.default_rng(seed).uniform(0.5, 2, size=optimum.shape))
         grid = torch.tensor(list(itertools.product(range(-2, 2), repeat=optimum.shape[2])), dtype=torch.float64)[None]
-        found = search(factor(gram), optimum, scale, spec, width=256)
+        found = search(factor_inverse(gram), optimum, scale, spec, width=256)
         for row in range(3):
             rows, scales = (x[:, row : row + 1].expand(grid.shape) for x in (optimum, scale))
-            least = excess(gram, rows, grid, scales).min()
-            mine = excess(gram, optimum, found, scale)[0, row]
-            assert mine <= 1.5 * least + 1e-9  # forks are the two integers next to a wish, which need not hold the best
+            least = excess_loss(gram, rows, grid, scales).min()
+            mine = excess_loss(gram, optimum, found, scale)[0, row]
+            assert mine <= 1.5 * least + 1e-9  # the best integer need not be one of the two forks
 
 
 LIMITED = QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=128)
@@ -193,11 +193,11 @@ LIMITED = QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=128)
 
 @pytest.mark.parametrize("size", [40, 41, 96])
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_integers_of_pairs_keep_to_their_limit(size, share):
-    """Whether the scale leaves next to none beyond it, or many."""
+def test_pairs_of_integers_stay_within_their_limit(size, share):
+    """At a share of 1 hardly any pair is beyond the limit before it is clamped, at 0.5 many are."""
     gram, weight = draw_rows(1, size=size, groups=2)
     scale = share * weight.abs().amax(2) / 64
-    upper = factor(gram)
+    upper = factor_inverse(gram)
     rounded, searched = gptq(upper, weight, scale, LIMITED)[0], search(upper, weight, scale, LIMITED, width=1)
     assert torch.equal(rounded, searched)
     start = keep_pairs(quantize(weight, scale[..., None], 0, LIMITED), LIMITED.pair_limit)
@@ -218,18 +218,18 @@ def test_descent_under_a_limit_ends_where_no_allowed_change_helps():
     scale = weight.abs().amax(2) / 90
     start = keep_pairs(quantize(weight, scale[..., None], 0, LIMITED), LIMITED.pair_limit)
     found = descend(gram, weight, start, scale, LIMITED)
-    loss = excess(gram, weight, found, scale)
-    assert (loss <= excess(gram, weight, start, scale) + 1e-9).all()
+    loss = excess_loss(gram, weight, found, scale)
+    assert (loss <= excess_loss(gram, weight, start, scale) + 1e-9).all()
     for j, value in itertools.product(range(7), range(LIMITED.qmin, LIMITED.qmax + 1)):
         other = found.clone()
         other[:, :, j] = value
         allowed = pair_sums(other).amax(2) <= LIMITED.pair_limit
-        assert (~allowed | (excess(gram, weight, other, scale) >= loss - 1e-9)).all()
+        assert (~allowed | (excess_loss(gram, weight, other, scale) >= loss - 1e-9)).all()
 
 
-def test_a_limit_beyond_all_pairs_changes_nothing():
+def test_a_limit_that_no_pair_can_exceed_changes_nothing():
     gram, weight = draw_rows(3)
     free, far = (QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=limit) for limit in (None, 256))
     scale = weight.abs().amax(2) / 127
-    one, other = (descend(gram, weight, gptq(factor(gram), weight, scale, s)[0], scale, s) for s in (free, far))
+    one, other = (descend(gram, weight, gptq(factor_inverse(gram), weight, scale, s)[0], scale, s) for s in (free, far))
     assert torch.equal(one, other)

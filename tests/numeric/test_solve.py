@@ -1,4 +1,4 @@
-"""Solutions of layers against nearest rounding, in the metric that they are to minimise."""
+"""Solutions of layers against nearest rounding, by the loss that they are to minimise."""
 
 from dataclasses import replace
 
@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcalib.numeric import integer_search as lattice
+from onnxcalib.numeric import integer_search
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
-from onnxcalib.numeric.integer_search import excess
+from onnxcalib.numeric.integer_search import excess_loss
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.numeric.solve import (
     DAMPING,
-    HALF_SEEN,
+    EQUAL_COLUMNS,
     RIDGES,
     OutputMetric,
     Prior,
@@ -65,22 +65,22 @@ def test_no_row_is_worse_than_its_nearest_rounding(seed, spec, ridge, size):
 
 
 @pytest.mark.parametrize(("spec", "share"), [(FOUR, 0.6), (EIGHT, 0.8)])
-def test_solving_takes_much_of_the_error_of_nearest_rounding(spec, share):
+def test_solving_removes_much_of_the_error_of_nearest_rounding(spec, share):
     inputs, weight = draw_problem(0, channels=32, size=30)
     moments = moments_of(inputs, weight @ inputs)
     losses = [
-        excess(moments.gram, weight, s.integers, s.scale).sum()
+        excess_loss(moments.gram, weight, s.integers, s.scale).sum()
         for s in (solve_layer(moments, weight, spec, prior=Prior(0.003)), round_layer(weight, spec))
     ]
     assert losses[0] < share * losses[1]
 
 
-def test_a_wider_search_takes_more_of_the_error():
+def test_a_search_of_greater_width_removes_more_of_the_error():
     inputs, weight = draw_problem(14, channels=16, size=40)
     moments = moments_of(inputs, weight @ inputs)
     found = [solve_layer(moments, weight, FOUR, prior=Prior(0.003), width=width) for width in (1, 4, 32)]
-    narrow, wide, widest = (excess(moments.gram, weight, s.integers, s.scale).sum() for s in found)
-    assert widest < wide < 0.95 * narrow
+    one, four, many = (excess_loss(moments.gram, weight, s.integers, s.scale).sum() for s in found)
+    assert many < four < 0.95 * one
 
 
 def test_inputs_may_come_in_any_order():
@@ -136,7 +136,7 @@ def test_a_layer_whose_inputs_are_all_dead_is_rounded(value):
     )
 
 
-def test_weights_of_nothing_give_zeros():
+def test_weights_of_zero_stay_zero():
     inputs, weight = draw_problem(5)
     weight[:, 1] = 0
     found = solve_layer(moments_of(inputs, weight @ inputs), weight, FOUR, prior=Prior())
@@ -144,7 +144,7 @@ def test_weights_of_nothing_give_zeros():
 
 
 @pytest.mark.parametrize("prior", [Prior(1e9), Prior(0.003, trust=0.0)])
-def test_where_the_float_weights_hold_the_targets_do_not_matter(prior):
+def test_with_a_prior_that_keeps_the_float_weights_the_targets_do_not_matter(prior):
     inputs, weight = draw_problem(6)
     targets = torch.randn(1, 4, inputs.shape[2], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     damped = Prior(min(prior.ridge, DAMPING))
@@ -154,7 +154,7 @@ def test_where_the_float_weights_hold_the_targets_do_not_matter(prior):
     torch.testing.assert_close(found.scale, wanted.scale, rtol=1e-6, atol=0)
 
 
-def test_weights_make_up_for_what_the_quantized_prefix_lost():
+def test_weights_compensate_for_the_error_of_the_quantized_prefix():
     inputs, weight = draw_problem(7, size=8)
     quantized = inputs.clone()
     quantized[:, ::2] *= 0.8
@@ -178,23 +178,23 @@ def draw_noisy(columns, generator):
     return moments_of(inputs + 0.5 * noise, weight @ inputs), weight
 
 
-def test_integers_for_the_outputs_do_less_to_what_the_outputs_see():
+def test_the_output_aware_metric_lowers_the_error_that_the_outputs_see():
     inputs, weight = draw_problem(8, size=24, columns=2000)
     moments = moments_of(inputs, weight @ inputs)
-    narrow = torch.randn(24, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    seen = OutputMetric((narrow @ narrow.T)[None], columns=10**4)
+    few = torch.randn(24, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    seen = OutputMetric((few @ few.T)[None], columns=10**4)
     losses = []
     for metric in (None, seen):
-        found = solve_layer(moments, weight, FOUR, prior=Prior(0.003), seen=metric)
-        losses.append(float(excess(seen.gram, weight, found.integers, found.scale).sum()))
+        found = solve_layer(moments, weight, FOUR, prior=Prior(0.003), output_metric=metric)
+        losses.append(float(excess_loss(seen.gram, weight, found.integers, found.scale).sum()))
         assert (found.bias - (weight - weights_of(found)) @ moments.input_mean[0]).abs().max() < 1e-9
     assert losses[1] < 0.5 * losses[0]
 
 
-def test_what_the_outputs_see_has_a_say_by_its_columns_and_none_if_nothing():
+def test_the_output_aware_metric_weighs_more_the_more_columns_it_has_and_nothing_where_it_is_zero():
     gram = torch.eye(4, dtype=torch.float64)[None] * 3
     other = torch.diag(torch.arange(4.0, dtype=torch.float64))[None]
-    half = OutputMetric(other, columns=HALF_SEEN * 4).blend(gram)
+    half = OutputMetric(other, columns=EQUAL_COLUMNS * 4).blend(gram)
     torch.testing.assert_close(half, gram / 2 + other)
     torch.testing.assert_close(OutputMetric(other, columns=10**9).blend(gram), 2 * other, atol=1e-6, rtol=0)
     assert torch.equal(OutputMetric(torch.zeros_like(gram), columns=10**9).blend(gram), gram)
@@ -202,18 +202,18 @@ def test_what_the_outputs_see_has_a_say_by_its_columns_and_none_if_nothing():
 
 def test_few_noisy_samples_choose_a_larger_ridge_than_many():
     generator = torch.Generator().manual_seed(1)
-    judged, weight = draw_noisy(2000, generator)
-    few, many = (choose_prior(draw_noisy(n, generator)[0], judged, weight).ridge for n in (30, 20000))
+    held_out, weight = draw_noisy(2000, generator)
+    few, many = (choose_prior(draw_noisy(n, generator)[0], held_out, weight).ridge for n in (30, 20000))
     assert {few, many} <= set(RIDGES) and few >= 0.3 and many <= 0.03
 
 
 @pytest.mark.parametrize(("share", "trust"), [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0), (-1.0, 0.0)])
-def test_a_change_is_trusted_as_far_as_it_holds_on_the_samples_that_judge(share, trust):
+def test_a_change_is_trusted_as_far_as_it_holds_on_held_out_samples(share, trust):
     inputs, weight = draw_problem(13, size=8)
     change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    learned = moments_of(inputs, (weight + change) @ inputs)
-    judged = moments_of(inputs, (weight + share * change) @ inputs)
-    assert abs(choose_prior(learned, judged, weight).trust - trust) < 0.02
+    fitted = moments_of(inputs, (weight + change) @ inputs)
+    held_out = moments_of(inputs, (weight + share * change) @ inputs)
+    assert abs(choose_prior(fitted, held_out, weight).trust - trust) < 0.02
 
 
 def test_rounding_takes_the_scale_of_least_squared_weight_error():
@@ -233,9 +233,9 @@ def test_rounding_takes_the_scale_of_least_squared_weight_error():
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (lattice, "LAZY", 1000),
-        (lattice, "LAZY", 3),
-        (lattice, "BRANCH_BYTES", 1),
+        (integer_search, "LAZY_BATCH", 1000),
+        (integer_search, "LAZY_BATCH", 3),
+        (integer_search, "BRANCH_BYTES", 1),
         (solve_module, "ROW_BYTES", 1),
     ],
 )
@@ -272,7 +272,7 @@ def spread_blocks(solution, block, size):
     return solution.scale.repeat_interleave(block, 2)[..., :size]
 
 
-def test_each_block_has_a_scale_that_suits_it():
+def test_each_scale_block_has_a_scale_that_suits_it():
     inputs, weight = draw_problem(3, channels=16, size=12)
     weight[:, :, 5:10] *= 20
     moments = moments_of(inputs, weight @ inputs)
@@ -280,7 +280,7 @@ def test_each_block_has_a_scale_that_suits_it():
     for name, spec in (("row", FOUR), ("blocks", BLOCKS)):
         solution = solve_layer(moments, weight, spec, prior=Prior(), width=4)
         scale = solution.scale if name == "row" else spread_blocks(solution, 5, 12)
-        losses[name] = excess(moments.gram, weight, solution.integers, scale).sum()
+        losses[name] = excess_loss(moments.gram, weight, solution.integers, scale).sum()
         assert solution.integers.abs().max() <= 8
         bias = moments.target_mean - (
             (solution.integers * (scale if scale.dim() == 3 else scale[..., None])) @ moments.input_mean[..., None]
@@ -290,7 +290,7 @@ def test_each_block_has_a_scale_that_suits_it():
     assert losses["blocks"] < 0.5 * losses["row"]
 
 
-def test_blocks_are_no_worse_solved_than_rounded():
+def test_solved_scale_blocks_are_no_worse_than_rounded_ones():
     inputs, weight = draw_problem(4, channels=8, size=23)
     moments = moments_of(inputs, weight @ inputs)
     solved, rounded = solve_layer(moments, weight, BLOCKS, prior=Prior(0.003)), round_layer(weight, BLOCKS)
@@ -298,7 +298,7 @@ def test_blocks_are_no_worse_solved_than_rounded():
     assert (losses[0] <= losses[1] + 1e-9 * losses[1].abs()).all()
 
 
-def test_rounding_in_blocks_is_that_of_each_block_alone():
+def test_scale_blocks_are_rounded_each_by_itself():
     weight = draw_problem(5, channels=3, size=12)[1]
     found = round_layer(weight, BLOCKS)
     assert found.integers.shape == weight.shape and found.scale.shape == (1, 3, 3)
@@ -332,20 +332,20 @@ def test_a_pair_limit_costs_less_than_7_bits():
 
     def measure(spec):
         found = solve_layer(moments, weight, spec, prior=Prior(0.003))
-        return 10 * float(excess(moments.gram, weight, found.integers, found.scale).sum().log10())
+        return 10 * float(excess_loss(moments.gram, weight, found.integers, found.scale).sum().log10())
 
     free, limited, seven = (measure(spec) for spec in (EIGHT, LIMITED, replace(EIGHT, bits=7)))
     assert free < limited < free + 3.5 and limited < seven - 2
 
 
-def test_rows_whose_pairs_are_far_from_their_limit_are_as_without():
+def test_rows_whose_pairs_are_far_from_their_limit_are_rounded_as_without_it():
     inputs, weight = draw_problem(2, channels=8, size=12)
     weight[..., ::2] *= 1e-3  # one of each pair is next to nothing
     moments = moments_of(inputs, weight @ inputs)
     one, other = (round_layer(weight, spec) for spec in (EIGHT, LIMITED))
     torch.testing.assert_close(one.scale, other.scale, rtol=0.01, atol=0)
     losses = [
-        excess(moments.gram, weight, s.integers, s.scale).sum()
+        excess_loss(moments.gram, weight, s.integers, s.scale).sum()
         for s in (solve_layer(moments, weight, spec, prior=Prior(0.003)) for spec in (EIGHT, LIMITED))
     ]
     assert losses[1] < 1.2 * losses[0]

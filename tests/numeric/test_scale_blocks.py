@@ -1,26 +1,26 @@
-"""Scales of blocks of inputs: from block to input and back, and fitted together."""
+"""Scale blocks: from block to input and back, and all scales of a row fitted together."""
 
 import torch
 
-from onnxcalib.numeric.block import Blocks
-from onnxcalib.numeric.integer_search import excess
+from onnxcalib.numeric.integer_search import excess_loss
+from onnxcalib.numeric.scale_blocks import ScaleBlocks
 
-OF = Blocks(torch.tensor([[0, 1, 0, 1, 1]]))
+BLOCKS = ScaleBlocks(torch.tensor([[0, 1, 0, 1, 1]]))
 
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_values_of_blocks_are_spread_over_their_inputs_and_added_up_again():
+def test_values_of_blocks_are_repeated_for_their_inputs_and_summed_again():
     values = torch.tensor([[[2.0, 3.0], [5.0, 7.0]]])
-    spread = OF.spread(values)
-    assert spread.tolist() == [[[2, 3, 2, 3, 3], [5, 7, 5, 7, 7]]]
-    assert OF.add(spread).tolist() == [[[4, 9], [10, 21]]]
+    expanded = BLOCKS.expand(values)
+    assert expanded.tolist() == [[[2, 3, 2, 3, 3], [5, 7, 5, 7, 7]]]
+    assert BLOCKS.sum(expanded).tolist() == [[[4, 9], [10, 21]]]
 
 
 def test_the_largest_value_of_a_block_is_never_zero():
-    largest = OF.largest(torch.tensor([[[0.0, 1.0, 0.0, -3.0, 2.0]]]))
+    largest = BLOCKS.largest(torch.tensor([[[0.0, 1.0, 0.0, -3.0, 2.0]]]))
     assert largest[0, 0, 1] == 3 and 0 < largest[0, 0, 0] < 1e-37
 
 
@@ -28,9 +28,12 @@ def test_fitted_scales_are_those_of_least_loss():
     root, optimum = draw(1, 5, 9), draw(1, 4, 5, seed=1)
     gram, integers = root @ root.mT, (3 * draw(1, 4, 5, seed=2)).round()
     before = torch.full((1, 4, 2), 0.3, dtype=torch.float64)
-    fitted = OF.refit(gram, optimum, integers, before)
+    fitted = BLOCKS.refit(gram, optimum, integers, before)
     wanted = torch.stack(
-        [torch.stack([torch.where(OF.of[0] == block, row, 0.0) for block in range(2)], 1) for row in integers[0]]
+        [
+            torch.stack([torch.where(BLOCKS.numbers[0] == block, row, 0.0) for block in range(2)], 1)
+            for row in integers[0]
+        ]
     )
     for row in range(4):
         design = torch.linalg.cholesky(gram[0]).mT @ wanted[row]
@@ -39,13 +42,13 @@ def test_fitted_scales_are_those_of_least_loss():
         assert ((fitted[0, row] - exact).abs() < 1e-4)[~kept].all() and (exact[kept] <= 1e-9).all()
     positive = (fitted != before).all(2)
     assert (
-        excess(gram, optimum, integers, OF.spread(fitted))[positive]
-        <= excess(gram, optimum, integers, OF.spread(before))[positive]
+        excess_loss(gram, optimum, integers, BLOCKS.expand(fitted))[positive]
+        <= excess_loss(gram, optimum, integers, BLOCKS.expand(before))[positive]
     ).all()
 
 
 def test_a_block_of_zeros_keeps_its_scale():
     integers = torch.tensor([[[0.0, 1.0, 0.0, 2.0, 1.0]]], dtype=torch.float64)
     before = torch.full((1, 1, 2), 0.25, dtype=torch.float64)
-    fitted = OF.refit(torch.eye(5, dtype=torch.float64)[None], integers, integers, before)
+    fitted = BLOCKS.refit(torch.eye(5, dtype=torch.float64)[None], integers, integers, before)
     torch.testing.assert_close(fitted[0, 0], torch.tensor([0.25, 1.0], dtype=torch.float64), rtol=1e-4, atol=0)
