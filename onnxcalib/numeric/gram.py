@@ -1,4 +1,10 @@
-"""Second moments of a linear layer's input and target: all that its squared error depends on."""
+"""Second moments of a linear layer's input and target: all that its squared error depends on.
+
+A column is one input vector of the layer with the target vector that belongs to it. A Gemm or MatMul has one for every
+row of its input, a convolution one for every position of its output (a pixel of an image), of every sample.
+
+Shapes: G groups, K inputs and C output channels a group, P columns, N samples, M probes.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +16,16 @@ from functools import lru_cache
 import torch
 from torch.nn import functional, grad
 
-# Inputs whose products with themselves and those behind them are one matrix product: the lower half is not computed.
-BLOCK = 128
+# Rows of the Gram matrix that are one matrix product, from the diagonal on: what is below is copied, as it is symmetric.
+TILE = 128
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Centred second moments of one layer, by group.
+    """Second moments of one layer about the means, in float64.
 
-    gram (groups, K, K): covariance of the quantized input columns; cross (groups, C, K): covariance of the targets with
-    them; input_mean (groups, K), target_mean (groups, C); columns: how many were seen.
+    gram A (G, K, K): covariance of the quantized inputs; cross C (G, C, K): covariance of the targets with them;
+    input_mean (G, K), target_mean (G, C); columns: how many they are taken over.
     """
 
     gram: torch.Tensor
@@ -30,16 +36,16 @@ class Moments:
 
     @property
     def seen_finite(self) -> bool:
-        """Whether all values that were seen are finite: means of what is not are not."""
+        """Whether all inputs and targets are finite; one that is not makes its mean so."""
         return bool(self.input_mean.isfinite().all() and self.target_mean.isfinite().all())
 
     @property
     def finite(self) -> bool:
-        """Whether their products are finite too, which those of large values need not be."""
+        """Whether the covariances are finite; products of large finite values may overflow."""
         return bool(self.gram.isfinite().all() and self.cross.isfinite().all())
 
     def pool(self, other: Moments) -> Moments:
-        """The moments of both sets of columns together (Chan et al. 1979)."""
+        """The moments of both sets of columns together (Chan, Golub and LeVeque 1979, pairwise update)."""
         total = self.columns + other.columns
         mine, theirs = self.columns / total, other.columns / total
         inputs = other.input_mean - self.input_mean
@@ -51,7 +57,7 @@ class Moments:
         return Moments(gram, cross, self.input_mean + theirs * inputs, self.target_mean + theirs * targets, total)
 
     def about_zero(self) -> Moments:
-        """The moments about zero, on which a layer without a bias depends."""
+        """The moments about zero, with means of zero: the error of a layer that cannot have a bias depends on these."""
         inputs, targets = self.input_mean, self.target_mean
         return Moments(
             self.gram + inputs.unsqueeze(2) * inputs.unsqueeze(1),
@@ -65,8 +71,8 @@ class Moments:
 class MomentSum:
     """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, so that no activation needs to be kept.
 
-    Products are float32 about the first batch's means (their rounding would drown a variance that is small beside the
-    mean), sums are float64.
+    The first batch's means are subtracted before values are multiplied in float32: else rounding would hide a variance
+    that is small beside the mean. Sums are float64.
     """
 
     def __init__(self) -> None:
@@ -75,7 +81,7 @@ class MomentSum:
         self.columns = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add columns, maybe none: inputs (groups, K, P), targets (groups, C, P)."""
+        """Add columns: inputs (G, K, P), targets (G, C, P); P may be 0."""
         if not inputs.shape[2]:
             return
         if self._shift is None:
@@ -90,9 +96,13 @@ class MomentSum:
         self.columns += inputs.shape[2]
 
     def centre(self) -> Moments:
-        """The moments about the means: what is left of the least squares once the bias is solved in closed form."""
+        """The moments about the means, on which the error depends once the bias is solved in closed form.
+
+        At least one column has been added.
+        """
+        assert self._shift is not None
         gram, cross, inputs, targets = (s / self.columns for s in self._sums)
-        for own in _blocks(gram.shape[1]):
+        for own in _tiles(gram.shape[1]):
             gram[:, own.stop :, own] = gram[:, own, own.stop :].mT
         gram.addcmul_(inputs.unsqueeze(2), inputs.unsqueeze(1), value=-1)
         cross.addcmul_(targets.unsqueeze(2), inputs.unsqueeze(1), value=-1)
@@ -100,22 +110,22 @@ class MomentSum:
         return Moments(gram, cross, inputs + shift[0], targets + shift[1], self.columns)
 
 
-def _blocks(size: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+def _tiles(size: int) -> list[slice]:
+    return [slice(start, min(start + TILE, size)) for start in range(0, size, TILE)]
 
 
 def _multiply_upper(x: torch.Tensor) -> torch.Tensor:
-    """``x x^T`` (groups, K, K) in the blocks on the diagonal and to their right; zero in the others."""
+    """``x x^T`` (G, K, K) in the tiles on the diagonal and to their right; zero in the others."""
     size = x.shape[1]
     product = x.new_zeros(len(x), size, size)
-    for own in _blocks(size):
+    for own in _tiles(size):
         product[:, own, own.start :] = x[:, own] @ x[:, own.start :].mT
     return product
 
 
 @dataclass(frozen=True)
-class Window:
-    """Geometry of a convolution over the trailing axes: ``pads`` are begins then ends, as in ONNX."""
+class Convolution:
+    """Geometry of a convolution over the spatial axes; ``pads`` are all the begins, then all the ends, as in ONNX."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -124,8 +134,11 @@ class Window:
     groups: int = 1
 
 
-def choose_places(sizes: Sequence[int], wanted: int | None, generator: torch.Generator) -> torch.Tensor:
-    """Flat indices of ``wanted`` random places of an output of spatial ``sizes``; of all where None or too many."""
+def choose_positions(sizes: Sequence[int], wanted: int | None, generator: torch.Generator) -> torch.Tensor:
+    """Flat indices (P,) of ``wanted`` random positions in an output of spatial ``sizes``, ascending.
+
+    All positions where ``wanted`` is None, or no less than there are.
+    """
     total = math.prod(sizes)
     if wanted is None or wanted >= total:
         return torch.arange(total)
@@ -133,75 +146,79 @@ def choose_places(sizes: Sequence[int], wanted: int | None, generator: torch.Gen
 
 
 def unfold(
-    x: torch.Tensor, window: Window, places: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+    x: torch.Tensor,
+    convolution: Convolution,
+    positions: torch.Tensor,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Input columns of a convolution at ``places`` of its output, of ``change(x)`` if that is given.
+    """Input columns of a convolution at some positions of its output (im2col), of ``change(x)`` if that is given.
 
-    x (N, C, *spatial) -> (groups, C / groups * prod(kernel), places * N), inputs in the weight's own order. Each value
-    is read and changed once, however often it comes; those of all samples are then moved together.
+    x (N, channels, *spatial) -> (G, K, positions * N) with K = channels / G * prod(kernel), in the order of the
+    weight's own axes. ``change`` works element by element.
     """
-    windows = _view_windows(window, tuple(x.shape[2:]))
-    index = windows[torch.unravel_index(places, windows.shape[: x.dim() - 2])].flatten(1).T
+    patches = _index_patches(convolution, tuple(x.shape[2:]))
+    index = patches[torch.unravel_index(positions, patches.shape[: x.dim() - 2])].flatten(1).T
+    # Values that several patches share are read and changed once; all samples' values then move together.
     needed, position = (t.to(x.device) for t in index.unique(return_inverse=True))
     values = x.flatten(2).index_select(2, needed.clamp_min(0))
     values = values if change is None else change(values)
     values.masked_fill_(needed < 0, 0)
     columns = values.permute(1, 2, 0).contiguous().index_select(1, position.flatten())
-    return columns.reshape(window.groups, -1, len(places) * len(x))
+    return columns.reshape(convolution.groups, -1, len(positions) * len(x))
 
 
 @lru_cache(maxsize=1)
-def _view_windows(window: Window, sizes: tuple[int, ...]) -> torch.Tensor:
-    """A view (*places, *kernel) of flat indices: the input value under each weight at a place, -1 in the padding."""
+def _index_patches(convolution: Convolution, sizes: tuple[int, ...]) -> torch.Tensor:
+    """Flat index of the input value under each weight at each position (*output, *kernel); -1 is in the padding."""
     rank = len(sizes)
-    view = functional.pad(torch.arange(math.prod(sizes)).reshape(sizes), _torch_pads(window), value=-1)
+    view = functional.pad(torch.arange(math.prod(sizes)).reshape(sizes), _torch_pads(convolution), value=-1)
     for d in range(rank):
-        span = (window.kernel[d] - 1) * window.dilations[d] + 1
-        view = view.unfold(d, span, window.strides[d])[..., :: window.dilations[d]]
+        span = (convolution.kernel[d] - 1) * convolution.dilations[d] + 1
+        view = view.unfold(d, span, convolution.strides[d])[..., :: convolution.dilations[d]]
     return view
 
 
-def pick(y: torch.Tensor, places: torch.Tensor, groups: int) -> torch.Tensor:
-    """Columns (groups, C / groups, places * N) of an output (N, C, *spatial)."""
-    picked = y.flatten(2).index_select(2, places.to(y.device))
-    return picked.permute(1, 2, 0).reshape(groups, y.shape[1] // groups, -1)
+def gather_columns(y: torch.Tensor, positions: torch.Tensor, groups: int) -> torch.Tensor:
+    """Target columns (G, C, positions * N) of a convolution's output (N, G * C, *spatial), as ``unfold`` orders them."""
+    gathered = y.flatten(2).index_select(2, positions.to(y.device))
+    return gathered.permute(1, 2, 0).reshape(groups, y.shape[1] // groups, -1)
 
 
 def flatten_rows(x: torch.Tensor) -> torch.Tensor:
-    """Columns (1, K, rows) of the input or target (..., K) of a Gemm or MatMul."""
+    """Columns (1, K, P) of the input or target (..., K) of a Gemm or MatMul."""
     return x.reshape(-1, x.shape[-1]).T.unsqueeze(0)
 
 
-def project(x: torch.Tensor, probes: torch.Tensor, window: Window | None = None) -> torch.Tensor:
-    """What a layer's weights would get as gradients: its columns, summed over each sample's places under its probes.
+def project(x: torch.Tensor, probes: torch.Tensor, convolution: Convolution | None = None) -> torch.Tensor:
+    """Gradient of each probe with respect to a row of the weight, (K, N * M): ``sum_p probe_p x_p`` of each sample.
 
-    x: the input (N, C, *spatial) of a convolution of one group, or (N, ..., K) where ``window`` is None; probes
-    (N, M, P), P the places of the output. Gives (K, N * M).
+    x: the input (N, channels, *spatial) of a convolution of one group, or (N, ..., K) of a Gemm or MatMul, for which
+    ``convolution`` is None; probes (N, M, positions of the output).
     """
-    if window is None:
+    if convolution is None:
         return (probes @ x.reshape(len(x), -1, x.shape[-1])).permute(2, 0, 1).flatten(1)
     gradient = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}[x.dim() - 2]
-    shape = (probes.shape[1], x.shape[1], *window.kernel)
-    places = count_places(window, x.shape[2:])
-    x = functional.pad(x, _torch_pads(window))
-    steps = {"stride": window.strides, "dilation": window.dilations}
+    shape = (probes.shape[1], x.shape[1], *convolution.kernel)
+    sizes = output_sizes(convolution, x.shape[2:])
+    x = functional.pad(x, _torch_pads(convolution))
+    spacing = {"stride": convolution.strides, "dilation": convolution.dilations}
     sums = [
-        gradient(one[None], shape, own.reshape(1, -1, *places), **steps) for one, own in zip(x, probes, strict=True)
+        gradient(one[None], shape, own.reshape(1, -1, *sizes), **spacing) for one, own in zip(x, probes, strict=True)
     ]
     return torch.cat([each.flatten(1).T for each in sums], 1)
 
 
-def count_places(window: Window, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of a convolution's output on an input of spatial ``sizes``."""
+def output_sizes(convolution: Convolution, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Spatial sizes of a convolution's output for an input of spatial ``sizes``."""
     rank = len(sizes)
-    spans = [(kernel - 1) * step for kernel, step in zip(window.kernel, window.dilations, strict=True)]
-    padded = [sizes[d] + window.pads[d] + window.pads[d + rank] for d in range(rank)]
+    spans = [(kernel - 1) * each for kernel, each in zip(convolution.kernel, convolution.dilations, strict=True)]
+    padded = [sizes[d] + convolution.pads[d] + convolution.pads[d + rank] for d in range(rank)]
     return tuple(
-        (size - span - 1) // stride + 1 for size, span, stride in zip(padded, spans, window.strides, strict=True)
+        (size - span - 1) // stride + 1 for size, span, stride in zip(padded, spans, convolution.strides, strict=True)
     )
 
 
-def _torch_pads(window: Window) -> list[int]:
+def _torch_pads(convolution: Convolution) -> list[int]:
     """The pads as torch has them: begin and end of the last axis first."""
-    rank = len(window.kernel)
-    return [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
+    rank = len(convolution.kernel)
+    return [p for d in reversed(range(rank)) for p in (convolution.pads[d], convolution.pads[d + rank])]

@@ -15,7 +15,17 @@ from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
 from ..graph.index import Index, constant
 from ..graph.layout import from_rows, summing_order, to_rows, window_of
-from ..numeric.gram import Moments, MomentSum, Window, choose_places, count_places, flatten_rows, pick, project, unfold
+from ..numeric.gram import (
+    Convolution,
+    Moments,
+    MomentSum,
+    choose_positions,
+    flatten_rows,
+    gather_columns,
+    output_sizes,
+    project,
+    unfold,
+)
 from ..numeric.rounding import fake_quantize
 from ..numeric.solve import OutputMetric, Prior, Solution, choose_prior, round_layer, solve_layer
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
@@ -209,12 +219,12 @@ class _Stream:
         self.stored.store.drop(name)
         return None if total is None else OutputMetric(total[None], columns)
 
-    def _window(self, sizes: tuple[int, ...]) -> Window:
-        return Window(**window_of(self.node, self.shape[2:], tuple(sizes)), groups=self.layer.groups)
+    def _window(self, sizes: tuple[int, ...]) -> Convolution:
+        return Convolution(**window_of(self.node, self.shape[2:], tuple(sizes)), groups=self.layer.groups)
 
-    def _count_positions(self, inputs: np.ndarray, window: Window | None) -> tuple[int, int]:
+    def _count_positions(self, inputs: np.ndarray, window: Convolution | None) -> tuple[int, int]:
         """Rows of the input, and positions of each row's output."""
-        sizes = inputs.shape[1:-1] if window is None else count_places(window, inputs.shape[2:])
+        sizes = inputs.shape[1:-1] if window is None else output_sizes(window, inputs.shape[2:])
         return len(inputs), math.prod(sizes)
 
     def _measure(self) -> list[Moments]:
@@ -282,8 +292,8 @@ class _Stream:
 
         inputs, target = take(batch.given[self.layer.input]), take(batch.wanted[self.layer.output])
         if self.is_conv:
-            positions = choose_places(target.shape[2:], self._enough(), self.generator)
-            choose = partial(pick, places=positions, groups=self.layer.groups)
+            positions = choose_positions(target.shape[2:], self._enough(), self.generator)
+            choose = partial(gather_columns, positions=positions, groups=self.layer.groups)
             columns = unfold(inputs, self._window(inputs.shape[2:]), positions, self._read_input)
         else:
             choose = flatten_rows

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from onnxcalib.numeric import gram as gram_module
 from onnxcalib.numeric.gram import (
+    Convolution,
     Moments,
     MomentSum,
-    Window,
-    choose_places,
-    count_places,
+    choose_positions,
     flatten_rows,
-    pick,
+    gather_columns,
+    output_sizes,
     project,
     unfold,
 )
@@ -25,22 +25,24 @@ from onnxcalib.numeric.gram import (
 CONVS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-def convolve(x, weight, window):
+def convolve(x, weight, convolution):
     """The convolution by torch, its asymmetric pads applied beforehand."""
-    rank = len(window.kernel)
-    pads = [p for d in reversed(range(rank)) for p in (window.pads[d], window.pads[d + rank])]
+    rank = len(convolution.kernel)
+    pads = [p for d in reversed(range(rank)) for p in (convolution.pads[d], convolution.pads[d + rank])]
     padded = functional.pad(x, pads)
-    return CONVS[rank](padded, weight, None, window.strides, 0, window.dilations, window.groups)
+    return CONVS[rank](padded, weight, None, convolution.strides, 0, convolution.dilations, convolution.groups)
 
 
-def check_columns(x, weight, window, places=None):
-    """unfold times the weight's rows gives what pick takes from the convolution."""
-    wanted = convolve(x, weight, window)
-    places = torch.arange(wanted[0, 0].numel()) if places is None else places
-    columns = unfold(x, window, places)
-    rows = weight.reshape(window.groups, weight.shape[0] // window.groups, -1)
-    assert columns.shape == (window.groups, rows.shape[2], len(x) * len(places))
-    torch.testing.assert_close(rows @ columns, pick(wanted, places, window.groups), atol=1e-9, rtol=1e-9)
+def check_columns(x, weight, convolution, positions=None):
+    """The weight's rows times what unfold gives is what gather_columns takes from the convolution."""
+    wanted = convolve(x, weight, convolution)
+    positions = torch.arange(wanted[0, 0].numel()) if positions is None else positions
+    columns = unfold(x, convolution, positions)
+    rows = weight.reshape(convolution.groups, weight.shape[0] // convolution.groups, -1)
+    assert columns.shape == (convolution.groups, rows.shape[2], len(x) * len(positions))
+    torch.testing.assert_close(
+        rows @ columns, gather_columns(wanted, positions, convolution.groups), atol=1e-9, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -51,42 +53,42 @@ def test_columns_times_rows_are_the_convolution(rank, groups, strides, dilations
     torch.manual_seed(0)
     kernel, spatial = (3, 2, 1)[:rank], (9, 7, 5)[:rank]
     pads = (1, 0, 2, 2, 1, 0)[:rank] + (0, 2, 1)[:rank]
-    window = Window(kernel, (strides,) * rank, (dilations,) * rank, pads, groups)
+    convolution = Convolution(kernel, (strides,) * rank, (dilations,) * rank, pads, groups)
     x = torch.randn(3, 4, *spatial, dtype=torch.float64)
-    check_columns(x, torch.randn(8, 4 // groups, *kernel, dtype=torch.float64), window)
+    check_columns(x, torch.randn(8, 4 // groups, *kernel, dtype=torch.float64), convolution)
 
 
-def test_columns_of_chosen_places_alone_are_taken():
+def test_columns_are_taken_at_the_chosen_positions_alone():
     torch.manual_seed(0)
-    window = Window((3, 3), (2, 1), (1, 2), (0, 2, 1, 1), groups=2)
+    convolution = Convolution((3, 3), (2, 1), (1, 2), (0, 2, 1, 1), groups=2)
     x = torch.randn(2, 4, 8, 9, dtype=torch.float64)
-    check_columns(x, torch.randn(6, 2, 3, 3, dtype=torch.float64), window, torch.tensor([0, 5, 11]))
+    check_columns(x, torch.randn(6, 2, 3, 3, dtype=torch.float64), convolution, torch.tensor([0, 5, 11]))
 
 
 def test_each_value_that_is_read_is_changed_once_and_padding_never():
     torch.manual_seed(0)
-    window = Window((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
+    convolution = Convolution((3, 3), (2, 2), (1, 1), (1, 1, 1, 1))
     x, seen = torch.randn(2, 4, 8, 8, dtype=torch.float64), []
 
     def change(values):
         seen.append(values)
         return 2 * values + 1
 
-    places = torch.tensor([0, 1, 5])
-    columns = unfold(x, window, places, change)
-    assert torch.equal(columns, unfold(2 * x + 1, window, places)) and (columns == 0).any()
+    positions = torch.tensor([0, 1, 5])
+    columns = unfold(x, convolution, positions, change)
+    assert torch.equal(columns, unfold(2 * x + 1, convolution, positions)) and (columns == 0).any()
     # Rows 0 and 1 in columns 0 to 3, rows 2 and 3 in columns 1 to 3, and one slot for all padding.
     (values,) = seen
     assert values.shape == (2, 4, 8 + 6 + 1)
 
 
-def test_a_wrong_pad_is_seen():
+def test_columns_with_wrong_pads_differ():
     torch.manual_seed(0)
     x, weight = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.randn(4, 4, 3, 3, dtype=torch.float64)
-    one, other = (Window((3, 3), (1, 1), (1, 1), pads) for pads in ((0, 1, 2, 1), (2, 1, 0, 1)))
-    places = torch.arange(convolve(x, weight, one)[0, 0].numel())
-    columns = unfold(x, other, places)
-    wanted = pick(convolve(x, weight, one), places, 1)
+    one, other = (Convolution((3, 3), (1, 1), (1, 1), pads) for pads in ((0, 1, 2, 1), (2, 1, 0, 1)))
+    positions = torch.arange(convolve(x, weight, one)[0, 0].numel())
+    columns = unfold(x, other, positions)
+    wanted = gather_columns(convolve(x, weight, one), positions, 1)
     assert not torch.allclose(weight.reshape(1, 4, -1) @ columns, wanted)
 
 
@@ -98,17 +100,17 @@ def test_rows_of_any_rank_become_columns():
     assert flatten_rows(x).shape == (1, 4, 30)
 
 
-def test_places_are_distinct_in_order_and_repeat_with_the_seed():
-    chosen = [choose_places((5, 6), 7, torch.Generator().manual_seed(3)) for _ in range(2)]
+def test_positions_are_distinct_in_order_and_repeat_with_the_seed():
+    chosen = [choose_positions((5, 6), 7, torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*chosen) and len(chosen[0].unique()) == 7
     assert torch.equal(chosen[0], chosen[0].sort().values) and 0 <= chosen[0][0] and chosen[0][-1] < 30
     generator = torch.Generator().manual_seed(3)
-    assert not torch.equal(choose_places((5, 6), 7, generator), choose_places((5, 6), 7, generator))
+    assert not torch.equal(choose_positions((5, 6), 7, generator), choose_positions((5, 6), 7, generator))
 
 
 @pytest.mark.parametrize("wanted", [None, 30, 31])
-def test_all_places_are_taken_where_no_fewer_are_wanted(wanted):
-    assert torch.equal(choose_places((5, 6), wanted, torch.Generator()), torch.arange(30))
+def test_all_positions_are_taken_where_no_fewer_are_wanted(wanted):
+    assert torch.equal(choose_positions((5, 6), wanted, torch.Generator()), torch.arange(30))
 
 
 def correlated(groups, size, columns, seed):
@@ -154,9 +156,9 @@ def test_pooled_moments_are_those_of_both_sets(first, second, seed):
     check_equal(pooled, moments_at_once(inputs, targets), 1e-9)
 
 
-@pytest.mark.parametrize("block", [1, 2, 3])
-def test_products_in_blocks_are_those_of_all_inputs_at_once(monkeypatch, block):
-    monkeypatch.setattr(gram_module, "BLOCK", block)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_products_in_tiles_are_those_of_all_inputs_at_once(monkeypatch, size):
+    monkeypatch.setattr(gram_module, "TILE", size)
     inputs, targets = correlated(2, 5, 40, 0)
     total = MomentSum()
     for x, y in zip(inputs.split(20, 2), targets.split(20, 2), strict=True):
@@ -216,20 +218,22 @@ def test_moments_about_zero_are_plain_means_of_products():
 @pytest.mark.parametrize(
     ("rank", "strides", "dilations"), [(1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (2, 1, 2), (3, 1, 1)]
 )
-def test_inputs_seen_through_probes_are_columns_summed_over_places(rank, strides, dilations, pads):
-    window = Window((3,) * rank, (strides,) * rank, (dilations,) * rank, (pads[0],) * rank + (pads[1],) * rank)
+def test_gradients_of_probes_are_columns_weighted_by_them_and_summed_over_positions(rank, strides, dilations, pads):
+    convolution = Convolution(
+        (3,) * rank, (strides,) * rank, (dilations,) * rank, (pads[0],) * rank + (pads[1],) * rank
+    )
     x = torch.randn(3, 2, *(7,) * rank)
-    places = math.prod(count_places(window, [7] * rank))
-    columns = unfold(x, window, torch.arange(places)).reshape(-1, places, 3)
-    probes = torch.randn(3, 4, places)
-    found = project(x, probes, window)
+    positions = math.prod(output_sizes(convolution, [7] * rank))
+    columns = unfold(x, convolution, torch.arange(positions)).reshape(-1, positions, 3)
+    probes = torch.randn(3, 4, positions)
+    found = project(x, probes, convolution)
     torch.testing.assert_close(
         found, torch.einsum("kpn,nmp->knm", columns, probes).reshape(-1, 12), rtol=1e-4, atol=1e-4
     )
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 7, 5), (3, 2, 4, 5)])
-def test_rows_seen_through_probes_are_summed_over_places(shape):
+def test_gradients_of_probes_of_a_matrix_product_are_rows_weighted_by_them_and_summed(shape):
     x = torch.randn(shape)
     probes = torch.randn(3, 4, math.prod(shape[1:-1]))
     columns = flatten_rows(x).reshape(5, 3, -1)

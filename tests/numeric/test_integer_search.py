@@ -94,7 +94,7 @@ def test_a_search_that_keeps_all_branches_mostly_finds_the_best_of_all_integers(
     exact = []
     for seed in range(60):
         gram, _, spec = draw_tiny(seed, 2 + seed % 2)
-        # Far inside the grid the best integer is mostly, though not always, one of the two next to its compensated weight.
+        # Far inside the grid the best integer is mostly, not always, one of the two next to the compensated weight.
         optimum = torch.from_numpy(np.random.default_rng(seed).uniform(-0.4, 0.4, size=(1, 3, gram.shape[1])))
         scale = torch.full(optimum.shape[:2], 0.9, dtype=torch.float64)
         best = try_all(gram, optimum, scale, spec)
