@@ -1,8 +1,12 @@
 """The mathematics of quantization: arrays and tensors in and out, no ONNX.
 
-Read the files in this order. Grids: ``rounding`` and ``saturation`` define integers and what processors add;
-``histogram``, ``ranges`` and ``levels`` give activations their grids. Layers: ``gram`` has the moments that a layer's
-error depends on, ``integer_search`` and ``solve`` find its integers, ``scale_blocks`` has groups of inputs that share a scale. Learning:
-``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them. Measuring: ``metrics``,
-``divergence``, ``intervals`` and ``diagnosis``. Planning: ``program`` is the integer program over bits.
+Read the files in this order.
+
+- Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum; ``histogram``, ``ranges``
+  and ``levels`` give activations their grids.
+- Layers: ``gram`` has the moments that a layer's error depends on, ``integer_search`` and ``solve`` find its integers,
+  ``scale_blocks`` fits the scales of groups of inputs.
+- Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.
+- Measuring: ``metrics``, ``divergence``, ``intervals`` and ``diagnosis``.
+- Planning: ``program`` is the integer program over bits.
 """

@@ -1,7 +1,8 @@
-"""AdaQuant on one block: weights, weight steps, activation steps, zero points and biases learned together.
+"""AdaQuant on one block: weights, weight scales, activation scales, zero points and biases are learned together.
 
-``min |f(x) - f_q(x)|^2`` over V, the weight steps, the activation steps and the biases (Hubara et al. 2021, eq. 2;
-sequential, eq. 3), by Adam on straight-through gradients, all rates relative to the steps, with cosine decay.
+Minimises ``|f(x) - f_q(x)|^2`` over the weight perturbation V, the scales of weights and activations and the biases
+(Hubara et al. 2021, eq. 2; eq. 3 where x comes from quantized blocks), by Adam on straight-through gradients. Learning
+rates are relative to the scales and decay by a cosine.
 """
 
 from __future__ import annotations
@@ -9,42 +10,61 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.function import FunctionCtx
 
 from ..spec import QParams, QuantSpec
 from .rounding import quantize
 from .saturation import keep_pairs
 
-# Learning rates, none absolute: positions and zero points in steps, steps as logarithms, biases in output noise.
-# From solved integers, higher ones only add noise that the cosine cannot take back (measured on ResNet-20 at W4A4).
+# Learning rates. The units are a scale for positions and zero points, a factor of e for scales, the output noise for
+# biases. Higher rates only add noise to solved integers, which the decay cannot remove (ResNet-20 at W4A4).
 WEIGHT_RATE = 0.01
 WEIGHT_STEP_RATE = 0.002
 ACTIVATION_STEP_RATE = 0.0005
 ZERO_POINT_RATE = 0.005
 BIAS_RATE = 0.01
+# Evaluations on held-out batches while a block is learned.
 EVALUATIONS = 8
-# The power of targets that are all but zero, so that a relative error is finite.
+# Least power of targets, so that the relative error of targets of zero is finite.
 LEAST_POWER = 1e-12
 
 
-class _Snap(torch.autograd.Function):
-    """``snap``, straight-through to x, with LSQ gradients (Esser et al. 2020) to a tensor's one scale and zero point.
+class _Saved(Protocol):
+    """What torch hands to ``backward``: its own annotations allow one tensor and one flag alone."""
 
-    Where ``mixed`` (0 or 1, in x's shape) is 0 the value stays x. Written for few passes over memory, which are what a
-    step on a block costs: all that the gradients need is left in place by the forward pass.
+    saved_tensors: tuple[torch.Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """``fake_quantize``, straight-through to x, with LSQ's gradients to the tensor's one scale and its zero point.
+
+    Scale: Esser et al. 2020, eq. 3; zero point: LSQ+, Bhalgat et al. 2020. Where ``mixed`` (0 or 1, in x's shape) is 0
+    the value stays x, and moves neither.
     """
 
+    # Memory traffic is what an iteration costs: work is done in place, and forward leaves all that backward needs.
+
     @staticmethod
-    def forward(ctx, x, scale, zero_point, mixed, spec: QuantSpec):
+    def forward(
+        ctx: FunctionCtx,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        zero_point: torch.Tensor,
+        mixed: torch.Tensor | None,
+        spec: QuantSpec,
+    ) -> torch.Tensor:
         level = zero_point.round()
         ratio = x / scale
         rounded = ratio.round()
         integers = rounded.clamp(spec.qmin - level, spec.qmax - level)
         outside = rounded.ne_(integers)
-        # d(snapped) / d(scale): the rounding error in steps, or the end of the grid.
+        # d(output) / d(scale): the rounding error in units of the scale, or the end of the grid.
         slope = torch.sub(integers, ratio.addcmul_(ratio, outside, value=-1), out=ratio)
         quantized_values = integers.mul_(scale)
         if mixed is not None:
@@ -55,7 +75,7 @@ class _Snap(torch.autograd.Function):
         return quantized_values
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: _Saved, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         slope, outside, scale = ctx.saved_tensors
         lost = gradient * outside
         to_scale = to_zero = None
@@ -67,7 +87,8 @@ class _Snap(torch.autograd.Function):
 
 
 def _toss(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
-    """Fair coins, 0 or 1, as ``like`` is; drawn on the CPU, so that a seed stands for the same on every device."""
+    """Fair coins, 0 or 1, of the type and on the device of ``like``."""
+    # Drawn on the CPU, so that a seed gives the same coins on every device.
     size = math.prod(shape)
     drawn = torch.randint(0, 256, (-(-size // 8), 1), dtype=torch.uint8).to(like.device)
     bits = drawn & (1 << torch.arange(8, dtype=torch.uint8, device=like.device))
@@ -75,12 +96,15 @@ def _toss(shape: torch.Size, like: torch.Tensor) -> torch.Tensor:
 
 
 class ActivationQuantizer(nn.Module):
-    """Learned per-tensor grid of an activation; if ``mix``, half of the values, drawn anew, stay float in training.
+    """Puts an activation on a per-tensor grid whose scale and zero point are learned.
 
-    Mixing is QDrop's (Wei et al. 2022).
+    In training a random half of the values stays float if ``mix`` (QDrop, Wei et al. 2022). ``fixed``: the grid is not
+    learned. A zero point that starts at qmin stays there.
     """
 
-    def __init__(self, grid: QParams, *, fixed: bool = False, mix: bool = True):
+    start: torch.Tensor
+
+    def __init__(self, grid: QParams, *, fixed: bool = False, mix: bool = True) -> None:
         super().__init__()
         self.spec = grid.spec
         self.mix = mix
@@ -96,7 +120,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         zero_point = self.zero_point.clamp(self.spec.qmin, self.spec.qmax)
         mixed = _toss(x.shape, x) if self.training and self.mix else None
-        return _Snap.apply(x, self.scale, zero_point, mixed, self.spec)
+        output: torch.Tensor = _FakeQuantize.apply(x, self.scale, zero_point, mixed, self.spec)
+        return output
 
     def grid(self, bound: float | None = None) -> QParams:
         """The learned grid; with ``bound`` its range is kept inside [0, bound]."""
@@ -110,15 +135,17 @@ class ActivationQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """A layer's weight as ``step * round(clip(position))``; a parametrization of the float weight W.
+    """Gives a layer its weight as ``step * clip(round(position))``; a torch parametrization of the float weight W.
 
-    ``position`` is (W + V) / step, learned straight-through, so that a weight may move by more than one step. The step
-    scales the integers that stand: its gradient is exact, where that of LSQ (which moves integers too) misleads once
-    the integers are solved.
+    ``position`` is (W + V) / step, learned straight-through, so that a weight may move by more than one quantization
+    step. ``step``, the scale, is learned for the integers as they stand, with the exact gradient. LSQ's gradient counts
+    that a scale moves integers too, which misleads once the integers are solved.
     """
 
-    def __init__(self, position: torch.Tensor, step: torch.Tensor, spec: QuantSpec):
-        """position: in W's shape, as torch has it: (channels, inputs, ...); step: positive, broadcasting against it."""
+    start: torch.Tensor
+
+    def __init__(self, position: torch.Tensor, step: torch.Tensor, spec: QuantSpec) -> None:
+        """position (channels, inputs, ...): in torch's shape of W; step: positive, and broadcasts against it."""
         super().__init__()
         self.spec = spec
         self.register_buffer("start", step.float())
@@ -134,37 +161,37 @@ class WeightQuantizer(nn.Module):
         return integers * self.step
 
     def integers(self) -> torch.Tensor:
+        """The integers as they stand, in W's shape, within the spec's pair_limit."""
         integers = quantize(self.position, 1.0, 0, self.spec)
         if self.spec.pair_limit is None:
             return integers
-        channels_last = integers.movedim(1, -1)  # as kernels add
+        channels_last = integers.movedim(1, -1)  # the order in which kernels sum
         kept = keep_pairs(channels_last.flatten(1), self.spec.pair_limit)
         return kept.reshape(channels_last.shape).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Relative held-out loss before the first step and at the best iterate, and which step that was."""
+    """Relative held-out loss before the first step and at the best iterate, and the number of that step (0: none)."""
 
     before: float
     after: float
     step: int
 
 
+# Inputs of a block, and its float targets.
 Batch = tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]
-
-
-# Of each output that counts, (outputs, 2): what is wrong with it, and what that is relative to.
+# (outputs, targets) -> (outputs, 2): the error of each output, and what it is relative to; both add up over batches.
 Sums = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]
 
 
 def error_sums(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squared error and the targets' power of each floating-point output."""
+    """Squared error of each floating-point output and power of its target, both summed, (outputs, 2)."""
     return torch.stack([torch.stack([(a - b).square().sum(), b.square().sum()]) for a, b in floating(outputs, targets)])
 
 
 def relative_error(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Squared error over the targets' power, averaged over the block's floating-point outputs."""
+    """Squared error over the target's power, averaged over the floating-point outputs."""
     return _mean_ratio(error_sums(outputs, targets))
 
 
@@ -173,7 +200,7 @@ def _mean_ratio(sums: torch.Tensor) -> torch.Tensor:
 
 
 def floating(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
-    """Pairs of those outputs that are of floating point, in float32 at least: sums of squares outgrow float16."""
+    """(output, target) of each floating-point target, in float32 or wider: sums of squares overflow float16."""
     pairs = [(a, b) for a, b in zip(outputs, targets, strict=True) if b.is_floating_point()]
     return [tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in pair) for pair in pairs]
 
@@ -188,12 +215,15 @@ def learn_block(
     bias_rate: float = BIAS_RATE,
     sums: Sums = error_sums,
 ) -> Outcome:
-    """Learn every quantizer that is not frozen and every bias; ``module`` ends at its best iterate on held-out batches.
+    """Learn every quantizer that is not frozen and the biases; ``module`` ends at its best iterate on held-out batches.
 
-    draw: gives one mini-batch of (inputs, float targets); held_out: the batches that judge. The module maps inputs to
-    a tuple of outputs, one of floating point at least. ``bias_units``: each trained bias with the output noise that
-    ``bias_rate`` is relative to. sums: what is to be least, as a ratio of each output's two. Raises RuntimeError where
-    torch fails, or where nothing that is learned moves these outputs.
+    The module maps inputs to a tuple of outputs, of which at least one is of floating point.
+
+    draw: gives one mini-batch; held_out: gives the batches that iterates are compared on; steps: iterations.
+    bias_units: each learned bias with the output noise that ``bias_rate`` is relative to, a scalar tensor.
+    sums: the loss is the ratio of its two columns, averaged over the outputs.
+
+    Raises RuntimeError where torch fails, or where no floating-point output depends on what is learned.
     """
     optimizer = torch.optim.Adam(_rates(module, bias_units, bias_rate), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -219,8 +249,9 @@ def learn_block(
     return Outcome(before, best, best_step)
 
 
-def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias_rate: float) -> list[dict]:
-    groups = []
+def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias_rate: float) -> list[dict[str, Any]]:
+    """Adam's parameter groups, each with its learning rate."""
+    groups: list[dict[str, Any]] = []
     for part in module.modules():
         if isinstance(part, WeightQuantizer):
             groups.append({"params": [p for p in (part.position,) if p.requires_grad], "lr": WEIGHT_RATE})
@@ -233,7 +264,7 @@ def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias
 
 
 def _evaluate(module: nn.Module, batches: Sequence[Batch], sums: Sums) -> float:
-    """The loss of all batches as one: each output's two are summed before the ratio."""
+    """The loss of all batches as one: sums are taken over batches before the ratio."""
     module.eval()
     with torch.no_grad():
         found = [sums(module(*inputs), targets).double().cpu() for inputs, targets in batches]

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional, grad
 
-# Rows of the Gram matrix that are one matrix product, from the diagonal on: what is below is copied, as it is symmetric.
+# Rows of the Gram matrix that are one matrix product, from the diagonal on. The lower half is copied, not computed.
 TILE = 128
 
 
@@ -179,7 +179,7 @@ def _index_patches(convolution: Convolution, sizes: tuple[int, ...]) -> torch.Te
 
 
 def gather_columns(y: torch.Tensor, positions: torch.Tensor, groups: int) -> torch.Tensor:
-    """Target columns (G, C, positions * N) of a convolution's output (N, G * C, *spatial), as ``unfold`` orders them."""
+    """Target columns (G, C, positions * N) of an output (N, G * C, *spatial), in the order of ``unfold``."""
     gathered = y.flatten(2).index_select(2, positions.to(y.device))
     return gathered.permute(1, 2, 0).reshape(groups, y.shape[1] // groups, -1)
 

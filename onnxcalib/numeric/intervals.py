@@ -1,6 +1,6 @@
-"""Confidence intervals of what ``validate`` measures, over samples drawn at random from all that could come.
+"""95% confidence intervals of what ``validate`` measures, for samples drawn at random from a larger population.
 
-``benchmarks/intervals.py`` measures how often each holds the true value.
+Coverage is how often an interval contains the population's value; ``benchmarks/intervals.py`` measures it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ Interval = tuple[float, float]  # (low, high)
 CONFIDENCE = 0.95
 TWO_SIDED = (1 + CONFIDENCE) / 2
 Z = float(stats.norm.ppf(TWO_SIDED))
-# (1999 + 1) 0.95 is whole, as Davison and Hinkley 1997 advise; more narrow the interval by less than 1%.
+# (1999 + 1) 0.95 is a whole number, as Davison and Hinkley 1997 advise. More resamples change the width by below 1%.
 RESAMPLES, SEED = 1999, 0
 RESAMPLED_AT_ONCE = 2**20  # values, so that many samples need no more memory than few
-# Standard deviation of a resample, in that of the sample, below which it is rounding: all of its values are equal.
+# Deviation of a resample over the sample's, below which it is rounding error and all values of the resample are equal.
 LEAST_SPREAD = 1e-9
-# Of fewer than 6 values even the smallest and the largest enclose the median with less than 95%.
+# With fewer than 6 values even the smallest and the largest enclose the median with less than 95%.
 LEAST_ORDERED = 6
 
 
 def agreement_interval(equal: int, total: int) -> Interval:
-    """Interval of a proportion, ``equal`` of ``total`` > 0: Wilson 1927, the score test inverted.
+    """Interval of a proportion, ``equal`` of ``total`` > 0, as (low, high): Wilson 1927, the score test inverted.
 
     Exact coverage, 100 to 10,000 samples, p from 0.5 to 0.998: within 95 +- 2 points wherever 7 disagreements or more
     are expected. With 3 to 5 expected it misses that in 12% of the cases, mid-p in 20%, arc sine, Jeffreys and
@@ -37,9 +37,10 @@ def agreement_interval(equal: int, total: int) -> Interval:
 
 
 def drop_interval(lost: int, gained: int, total: int) -> Interval:
-    """Interval of the paired difference of two accuracies, ``(lost - gained) / total``: Tango 1998.
+    """Interval of the difference of two accuracies on the same samples, ``(lost - gained) / total``: Tango 1998.
 
-    lost: samples that the first alone has right, gained: the second alone. All delta that McNemar's score test accepts:
+    lost: samples that only the first model has right; gained: only the second. The interval holds every difference
+    delta that the score test (McNemar's at delta 0) accepts:
 
         (lost - gained - total delta)^2 <= z^2 total (2 q + delta (1 - delta))
 
@@ -52,7 +53,7 @@ def drop_interval(lost: int, gained: int, total: int) -> Interval:
 
 
 def _find_least_drop(lost: int, gained: int, total: int) -> float:
-    # The equation below, solved by hand where it has roots that are none of the test's.
+    # In these two cases the equation below has roots that are not the test's; its root is solved by hand.
     if lost + gained == 0:
         return -(Z**2) / (total + Z**2)
     if lost == total:
@@ -72,10 +73,12 @@ def mean_interval(differences: np.ndarray, spread: float = 0.0) -> Interval:
 
         mean +- quantile(|mean* - mean| / deviation*) deviation     over resamples *, and no less than Student's t
 
-    Of skewed differences percentile and BCa miss the mean far more often: 100 log-normal ones 91 and 92 (this one 93),
-    20% of them far off 92 and 90 (95). Differences of one size, as right or wrong gives, are left to
-    ``drop_interval``, as the bootstrap knows no result that was not drawn; where all are 0, ``spread``, how far apart
-    two of the metric's values lie, stands for the size.
+    On skewed differences the percentile and BCa bootstraps cover the mean less often: with 100 log-normal differences
+    91 and 92% (this interval: 93), with 20% outliers 92 and 90 (95).
+
+    Differences that are all 0 or of one size, as right and wrong answers give, go to ``drop_interval``: resampling
+    cannot show a result that was not drawn. Where all are 0 the size is ``spread``, the distance of two values that the
+    metric can have.
     """
     size = float(np.abs(differences).max()) or spread
     if np.isin(differences, (-size, 0, size)).all():
@@ -96,22 +99,26 @@ def mean_interval(differences: np.ndarray, spread: float = 0.0) -> Interval:
 
 
 def _studentize(values: np.ndarray, axis: int) -> np.ndarray:
-    """``|mean| / deviation`` along ``axis``; 0 where all values are equal, which says nothing of the spread."""
+    """``|mean| / deviation`` along ``axis``; 0 where all values are equal, as such a resample shows no deviation."""
     spread = np.asarray(values.std(axis=axis))
-    return np.divide(np.abs(values.mean(axis=axis)), spread, out=np.zeros(spread.shape), where=spread > LEAST_SPREAD)
+    ratio = np.zeros(spread.shape)
+    np.divide(np.abs(values.mean(axis=axis)), spread, out=ratio, where=spread > LEAST_SPREAD)
+    return ratio
 
 
 def sqnr_interval(powers: np.ndarray, samples: int) -> Interval:
-    """Interval of ``10 log10(sum a / sum e)`` in dB, a and e the signal's and the error's power of each sample.
+    """Interval of ``10 log10(sum a / sum e)`` in dB, with a and e the powers of signal and error of each sample.
 
-    powers: sums over samples of a, e, a^2, e^2 and a e. The delta method on the logarithm of a ratio of means (Cochran
-    1977, chapter 6), with Student's t of samples - 1:
+    powers (5,): sums over samples of a, e, a^2, e^2 and a e. The delta method on the logarithm of a ratio of means
+    (Cochran 1977, chapter 6), with Student's t of samples - 1 degrees of freedom:
 
         var log(sum a / sum e) = n / (n - 1) (sum a^2 / (sum a)^2 + sum e^2 / (sum e)^2 - 2 sum a e / (sum a sum e))
 
-    Coverage of 50 and more samples of log-normal powers as quantized networks have them is 94 to 95; where 3% of the
-    samples have ten times the error it is 88 with 100 samples and 94 with 500. (inf, inf) without any error;
-    (-inf, inf) of fewer than two samples, without signal, or of powers that are not finite.
+    With 50 samples or more, of log-normal powers as quantized networks have them, the coverage is 94 to 95%. Where 3% of
+    the samples have ten times the error it is 88% with 100 samples and 94% with 500.
+
+    (inf, inf) without any error; (-inf, inf) with fewer than two samples, without a signal, or with powers that are not
+    finite.
     """
     signal, error, signal2, error2, cross = map(float, powers)
     if error == 0:
@@ -128,16 +135,16 @@ def sqnr_interval(powers: np.ndarray, samples: int) -> Interval:
 def median_ratio_interval(ratios: np.ndarray) -> Interval:
     """Interval of the median of ``ratios`` (n,) of paired times, of any distribution: the sign test inverted.
 
-    The k-th smallest and k-th largest hold the median with 1 - 2 P(Binomial(n, 1/2) < k); between the last k with 95%
-    or more and the next the ends are interpolated by Hettmansperger and Sheather 1986, as order statistics alone
-    jump from 93 to 98% with n. (smallest, largest) of fewer than 6.
+    The k-th smallest and k-th largest ratio enclose the median with probability 1 - 2 P(Binomial(n, 1/2) < k). The ends
+    are interpolated between the largest k that has 95% or more and the next k (Hettmansperger and Sheather 1986), as
+    order statistics alone cover 93 to 98%, depending on n. With fewer than 6 ratios they are the smallest and largest.
     """
     ordered, n = np.sort(ratios), len(ratios)
     if n < LEAST_ORDERED:
         return float(ordered[0]), float(ordered[-1])
     k = int(stats.binom.ppf(1 - TWO_SIDED, n, 0.5))
-    wide, narrow = 1 - 2 * stats.binom.cdf((k - 1, k), n, 0.5)
-    share = (wide - CONFIDENCE) / (wide - narrow)
+    outer, inner = 1 - 2 * stats.binom.cdf((k - 1, k), n, 0.5)
+    share = (outer - CONFIDENCE) / (outer - inner)
     weight = (n - k) * share / (k + (n - 2 * k) * share)
     ends = (1 - weight) * ordered[[k - 1, n - k]] + weight * ordered[[k, n - k - 1]]
     return float(ends[0]), float(ends[1])

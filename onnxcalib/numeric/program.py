@@ -1,7 +1,12 @@
 """The integer program over bits: one candidate for each set of layers (Hubara et al. 2021, eq. 5 and 6).
 
-With binaries I of set l and candidate n: least ``sum_l,n I value`` with ``sum_n I = 1`` for every l and
-``sum_l,n I row <= limit`` for every row. Value is the loss and rows are costs, or the other way round.
+With binaries I_ln, 1 where set l takes candidate n:
+
+    minimise sum_ln I_ln value_ln    with sum_n I_ln = 1 for every l
+                                     and sum_ln I_ln row_ln <= limit for every row
+
+Values are losses and rows costs, or the other way round. In flat arrays the candidates of all sets lie one behind the
+other, (candidates,); a choice (sets,) has for each set the index of a candidate within the set.
 """
 
 from __future__ import annotations
@@ -14,33 +19,40 @@ import cvxpy
 import numpy as np
 from scipy import sparse
 
-# Sets up to which the program is solved exactly; beyond, its relaxation is rounded, and the gap stated.
+# Most sets for which the program is solved exactly. With more its relaxation is rounded, and the bound tells the gap.
 MOST_SETS = 2000
+# Time limit of one call of the solver.
 SECONDS = 60.0
-# What HiGHS may violate a row by, and what two totals may differ by to be a tie; of the scaled program.
+# By how much HiGHS may violate a row, and two totals may differ to be a tie, in the scaled program.
 TOLERANCE = 1e-9
-# A choice beyond a limit, by what the solver tolerates, is asked for again with the limit lowered by as much.
+# HiGHS's tolerance may give a choice beyond a limit: then it is called again, with the limit lowered by twice as much.
 RETRIES = 5
-# Of a candidate that the relaxation takes whole.
+# Weight from which the relaxation has decided on a candidate.
 WHOLE = 1 - 1e-6
 OPTIONS = {"primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE, "threads": 1}
 EXACT = {"mip_rel_gap": 0.0, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE}
 
-Table = Sequence[Sequence[float]]  # for every set a number for every candidate
-Row = tuple[np.ndarray, float]  # a number for every candidate, and the limit on their total
+Table = Sequence[Sequence[float]]  # of each set, a number for each candidate
+Row = tuple[np.ndarray, float]  # a number for each candidate (candidates,), and the limit on the total of those chosen
 
 
 class InfeasibleError(ValueError):
-    """No choice is within all limits; ``least``: what each row's total can be within the others', or else by itself."""
+    """No choice is within all limits.
 
-    def __init__(self, least: Sequence[float]):
+    least: of each row, the least total within the other rows' limits, or without them where these allow no choice.
+    """
+
+    def __init__(self, least: Sequence[float]) -> None:
         super().__init__(f"no choice is within all limits; totals can be {list(least)}")
         self.least = tuple(least)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A candidate for each set, the total that was to be least, and what none can be below: the same if exact."""
+    """The index of a candidate for each set, the total ``value``, and a proven lower bound of the least total.
+
+    The bound equals the value where the program was solved exactly.
+    """
 
     candidates: tuple[int, ...]
     value: float
@@ -55,10 +67,11 @@ def choose(
     ties: Table | None = None,
     most_sets: int = MOST_SETS,
 ) -> Choice:
-    """The candidates of least total value within the limits on the totals of rows; of such, of least total ``ties``.
+    """The choice of least total value whose row totals are within the limits.
 
-    An infinite value puts a candidate out of the question. Beyond ``most_sets`` sets, or where time runs out, the
-    choice is that of the linear relaxation, rounded. Raises InfeasibleError.
+    A candidate with an infinite value is never chosen. ``ties``: of all choices of the least value, the one with the
+    least total of these. With more than ``most_sets`` sets, or where time runs out, the linear relaxation is rounded,
+    and ties stay as they are. Raises InfeasibleError.
     """
     program = _Program(values, rows, limits)
     choice = program.solve(program.values, program.rows) if len(values) <= most_sets else None
@@ -76,9 +89,12 @@ def _flatten(table: Table) -> np.ndarray:
 
 
 class _Program:
-    """The candidates of all sets side by side; those of a set begin at ``starts``. A choice counts within each set."""
+    """The program in flat arrays: ``starts`` (sets,) is each set's first candidate, ``owner`` (candidates,) its set.
 
-    def __init__(self, values: Table, rows: Sequence[Table], limits: Sequence[float]):
+    Candidates of an infinite value are not ``allowed``, and have a value of 0.
+    """
+
+    def __init__(self, values: Table, rows: Sequence[Table], limits: Sequence[float]) -> None:
         counts = [len(of_set) for of_set in values]
         self.starts = np.cumsum([0, *counts[:-1]])
         self.owner = np.repeat(np.arange(len(counts)), counts)
@@ -91,19 +107,23 @@ class _Program:
             raise InfeasibleError(floors)
 
     def floor(self, row: np.ndarray) -> np.ndarray:
-        """The least number of each set."""
+        """The least number of each set's allowed candidates, (sets,)."""
         return np.minimum.reduceat(np.where(self.allowed, row, np.inf), self.starts)
 
     def total(self, row: np.ndarray, choice: np.ndarray) -> float:
+        """The sum of a row's numbers over the chosen candidates."""
         return float(row[self.starts + choice].sum())
 
     def solve(self, objective: np.ndarray, rows: Sequence[Row]) -> np.ndarray | None:
-        """The choice of least objective within the rows; None where time runs out. Raises InfeasibleError."""
+        """The choice of least total objective within the rows' limits; None where time runs out.
+
+        Raises InfeasibleError.
+        """
         asked = list(rows)
         for attempt in range(RETRIES):
-            status, weights, _ = self._run(objective, asked, boolean=True)
+            status, weights, _ = self._call_solver(objective, asked, boolean=True)
             if status == cvxpy.INFEASIBLE and not attempt:
-                raise InfeasibleError(self._reach(rows))
+                raise InfeasibleError(self._least_totals(rows))
             if weights is None:
                 return None
             choice = self._read(weights)
@@ -114,34 +134,40 @@ class _Program:
         return None
 
     def break_ties(self, choice: np.ndarray, ties: np.ndarray) -> np.ndarray:
-        """Of the choices of the same value, that of the least total ``ties``."""
+        """Of all choices of the same value as this one, the choice of least total ``ties``."""
         best = self.total(self.values, choice)
         room = TOLERANCE * max(abs(best), np.abs(self.values).max())
         found = self.solve(ties, [*self.rows, (self.values, best + room)])
         return choice if found is None or self.total(ties, found) >= self.total(ties, choice) else found
 
     def round_relaxation(self) -> tuple[np.ndarray, float]:
-        """The relaxation's choice and value: it splits no more sets than there are rows, which take what is cheapest.
+        """The rounded linear relaxation, and the relaxation's value, which is a lower bound.
 
-        What room that leaves is then spent on one set after the other, where it buys most. Raises InfeasibleError.
+        The relaxation splits no more sets than there are rows. A split set takes the cheapest of its candidates that
+        have weight. What the limits leave is then spent on one set after the other, where it lowers the value most.
+        Raises InfeasibleError.
         """
-        _, weights, bound = self._run(self.values, self.rows, boolean=False)
+        _, weights, bound = self._call_solver(self.values, self.rows, boolean=False)
         if weights is None:
             raise InfeasibleError([float(self.floor(row).sum()) for row, _ in self.rows])
         choice = self._read(weights)
         split = np.maximum.reduceat(weights, self.starts) < WHOLE
-        slim = sum((self._scale(row, limit)[0] for row, limit in self.rows), np.zeros_like(self.values))
-        cheapest = self._read(-np.where((weights > 1 - WHOLE) & self.allowed, slim, np.inf))
+        cost = sum((self._scale(row, limit)[0] for row, limit in self.rows), np.zeros_like(self.values))
+        cheapest = self._read(-np.where((weights > 1 - WHOLE) & self.allowed, cost, np.inf))
         choice = np.where(split, cheapest, choice)
         return self._spend(self._repair(choice)), bound
 
-    def _run(self, objective: np.ndarray, rows: Sequence[Row], *, boolean: bool):
-        """Status, the weight of every candidate, and the least total; no weights where the solver has none to give."""
+    def _call_solver(
+        self, objective: np.ndarray, rows: Sequence[Row], *, boolean: bool
+    ) -> tuple[str, np.ndarray | None, float]:
+        """Status, the weight of each candidate (None without a solution), and the least total.
+
+        boolean: weights are 0 or 1; else the linear relaxation's, from 0 to 1.
+        """
         floor = self.floor(objective)
         spread = max(float(np.where(self.allowed, objective - floor[self.owner], 0).max()), np.finfo(float).tiny)
         x = cvxpy.Variable(len(self.owner), boolean=boolean)
-        places = (np.ones(len(self.owner)), (self.owner, np.arange(len(self.owner))))
-        one_each = sparse.csr_matrix(places)
+        one_each = sparse.csr_matrix((np.ones(len(self.owner)), (self.owner, np.arange(len(self.owner)))))
         constraints = [one_each @ x == 1, x >= 0]
         allowed = self.allowed.copy()
         for row, limit in rows:
@@ -152,75 +178,85 @@ class _Program:
         scaled = np.where(allowed, objective - floor[self.owner], 0) / spread
         problem = cvxpy.Problem(cvxpy.Minimize(scaled @ x), constraints)
         try:
-            with warnings.catch_warnings():  # that time ran out is told by the status
+            with warnings.catch_warnings():  # the status tells that time ran out
                 warnings.simplefilter("ignore", UserWarning)
                 problem.solve(cvxpy.HIGHS, **OPTIONS, **({"time_limit": SECONDS, **EXACT} if boolean else {}))
         except cvxpy.SolverError:
             return cvxpy.SOLVER_ERROR, None, np.nan
-        # At a limit of time HiGHS reports zeros; they are no choice.
+        # At its time limit HiGHS reports zeros, which are not a choice.
         weights = x.value if problem.status in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE) else None
         if weights is None or not np.allclose(np.add.reduceat(weights, self.starts), 1, atol=1e-4):
             return problem.status, None, np.nan
         return problem.status, weights, float(problem.value) * spread + float(floor.sum())
 
     def _scale(self, row: np.ndarray, limit: float) -> tuple[np.ndarray, float]:
-        """The row above its floor and its limit, in units of what the limit leaves: 1, or 0 where it leaves nothing."""
+        """The row less the least number of each set, and the limit on it, both over what the limit leaves above these.
+
+        The scaled limit is 1, or 0 where the limit leaves nothing.
+        """
         floor = self.floor(row)
         room = limit - floor.sum()
         above = np.where(self.allowed, row - floor[self.owner], 0.0)
         return (above / room, 1.0) if room > 0 else (above, 0.0)
 
     def _read(self, weights: np.ndarray) -> np.ndarray:
-        """The candidate of most weight in each set, the first of equals."""
+        """The choice of the candidate with the most weight in each set, the first of equals."""
         weights = np.where(self.allowed, weights, -np.inf)
         most = np.maximum.reduceat(weights, self.starts)
-        place = np.where(weights == most[self.owner], np.arange(len(weights)), len(weights))
-        return np.minimum.reduceat(place, self.starts) - self.starts
+        index = np.where(weights == most[self.owner], np.arange(len(weights)), len(weights))
+        choice: np.ndarray = np.minimum.reduceat(index, self.starts) - self.starts
+        return choice
 
-    def _reach(self, rows: Sequence[Row]) -> list[float]:
+    def _least_totals(self, rows: Sequence[Row]) -> list[float]:
+        """``InfeasibleError.least`` of the rows."""
         floors = [float(self.floor(row).sum()) for row, _ in rows]
         least = []
-        for place, (row, _) in enumerate(rows):
-            others = [other for number, other in enumerate(rows) if number != place]
-            weights = self._run(row, others, boolean=True)[1] if others else None
-            least.append(floors[place] if weights is None else self.total(row, self._read(weights)))
+        for own, (row, _) in enumerate(rows):
+            others = [other for number, other in enumerate(rows) if number != own]
+            weights = self._call_solver(row, others, boolean=True)[1] if others else None
+            least.append(floors[own] if weights is None else self.total(row, self._read(weights)))
         return least
 
     def _repair(self, choice: np.ndarray) -> np.ndarray:
-        """Swaps, one at a time, until all limits hold: each time the one that costs least for what it mends."""
+        """Swap candidates one at a time until all limits hold, each time where a reduced excess costs the least value.
+
+        Raises InfeasibleError where no swap helps.
+        """
         for _ in range(len(choice)):
-            state = [self._moves(row, choice) for row, _ in self.rows]
-            before = [self.total(row, choice) - limit for row, limit in self.rows]
-            if max(before, default=0.0) <= 0:
+            changes = [self._changes(row, choice) for row, _ in self.rows]
+            excesses = [self.total(row, choice) - limit for row, limit in self.rows]
+            if max(excesses, default=0.0) <= 0:
                 return choice
             units = [max(abs(limit), np.finfo(float).tiny) for _, limit in self.rows]
-            mended = sum(
-                (max(b, 0.0) - np.maximum(b + move, 0.0)) / unit
-                for b, move, unit in zip(before, state, units, strict=True)
+            reduced = sum(
+                (max(excess, 0.0) - np.maximum(excess + change, 0.0)) / unit
+                for excess, change, unit in zip(excesses, changes, units, strict=True)
             )
-            price = np.maximum(self._moves(self.values, choice), 0.0) + np.finfo(float).tiny
-            worth = np.where(self.allowed, mended, 0.0) / price
+            price = np.maximum(self._changes(self.values, choice), 0.0) + np.finfo(float).tiny
+            worth = np.where(self.allowed, reduced, 0.0) / price
             if not worth.max() > 0:
                 break
             choice = self._swap(choice, int(worth.argmax()))
-        raise InfeasibleError(self._reach(self.rows))
+        raise InfeasibleError(self._least_totals(self.rows))
 
     def _spend(self, choice: np.ndarray) -> np.ndarray:
-        """Swaps, one at a time, that lower the value most within the limits."""
+        """Swap candidates one at a time, each time where it lowers the value most within the limits."""
         for _ in range(len(choice)):
-            gain = np.where(self.allowed, -self._moves(self.values, choice), 0.0)
+            gain = np.where(self.allowed, -self._changes(self.values, choice), 0.0)
             for row, limit in self.rows:
-                gain = np.where(self._moves(row, choice) <= limit - self.total(row, choice), gain, 0.0)
+                gain = np.where(self._changes(row, choice) <= limit - self.total(row, choice), gain, 0.0)
             if not gain.max() > 0:
                 break
             choice = self._swap(choice, int(gain.argmax()))
         return choice
 
-    def _moves(self, row: np.ndarray, choice: np.ndarray) -> np.ndarray:
-        """What the row's total changes by if a set takes another candidate, for every candidate."""
-        return row - row[self.starts + choice][self.owner]
+    def _changes(self, row: np.ndarray, choice: np.ndarray) -> np.ndarray:
+        """By how much the row's total changes if a set takes this candidate, for each candidate."""
+        changes: np.ndarray = row - row[self.starts + choice][self.owner]
+        return changes
 
-    def _swap(self, choice: np.ndarray, place: int) -> np.ndarray:
+    def _swap(self, choice: np.ndarray, candidate: int) -> np.ndarray:
+        """A copy of the choice in which the candidate at this flat index is taken by its set."""
         choice = choice.copy()
-        choice[self.owner[place]] = place - self.starts[self.owner[place]]
+        choice[self.owner[candidate]] = candidate - self.starts[self.owner[candidate]]
         return choice

@@ -1,4 +1,4 @@
-"""From a histogram of an activation to its scale and zero point."""
+"""From the histogram of an activation to its scale and zero point."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..spec import QParams, QuantSpec
 from .histogram import Histogram
 from .rounding import fake_quantize
 
-# Shares of an end of the full range that the squared-error and the entropy search try: 5% apart, down to a thousandth.
+# Ends of a range that the search tries, as shares of the full range's end: 5% apart, down to a thousandth.
 SHARES = np.geomspace(1.0, 0.001, 142)
-# Rounds in which each end is searched with the other one fixed; a third did not change a decimal.
+# Rounds in which each end is searched with the other one fixed; a third round changed no decimal.
 ROUNDS = 2
-# The least scale: a range of fewer than so much a level has no information, and stands for a constant tensor.
+# The least scale. A tensor whose range has less than this for every level is constant.
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
 RANGE_KINDS = ("min-max", "percentile", "squared-error", "entropy")
 
@@ -27,10 +27,11 @@ def choose_grid(
     percentile: float = 99.99,
     bound: float | None = None,
 ) -> QParams:
-    """The grid of one activation tensor from its histogram.
+    """The grid of one activation tensor; zero is always on it.
 
-    ``kind`` is one of RANGE_KINDS. ``bound`` c marks a tensor that a Relu or Clip(0, c) makes: its zero point is 0 and
-    its range ends inside [0, c], as onnxruntime demands to fuse the activation. Zero is always on the grid.
+    kind: one of RANGE_KINDS, how the range is chosen. percentile: percent of the values that the range keeps, for that
+    kind. bound: c of a tensor that a Clip(0, c) makes, or infinity of a Relu's. Its zero point is qmin and its range
+    ends inside [0, c]: onnxruntime fuses the activation only then.
     """
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
     if not np.isfinite(low) or high - low < LEAST_SCALE * (spec.qmax - spec.qmin):
@@ -44,7 +45,7 @@ def choose_grid(
 
 
 def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None = None) -> QParams:
-    """The asymmetric grid over [low, high] with zero on it; see ``choose_grid`` for ``bound``."""
+    """The asymmetric grid over [low, high], extended to hold zero; ``bound`` as in ``choose_grid``."""
     low, high = min(low, 0.0), max(high, 0.0)
     levels = spec.qmax - spec.qmin
     if bound is not None:
@@ -58,7 +59,7 @@ def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None =
 
 
 def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
-    """Cut (100 - percentile) / 2 percent off each side that has values."""
+    """The range without the outermost (100 - percentile) percent of the values, half of them on each side of zero."""
     total = histogram.counts.sum()
     tail = (1 - percentile / 100) * total
     tail = tail / 2 if histogram.minimum < 0 < histogram.maximum else tail
@@ -71,36 +72,43 @@ def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _search(histogram: Histogram, grid_over: Callable[[float, float], QParams], measure) -> tuple[float, float]:
+# (bin centres, counts, scale, zero point, spec) -> loss of the grid.
+Measure = Callable[[np.ndarray, np.ndarray, float, int, QuantSpec], float]
+
+
+def _search(
+    histogram: Histogram, grid_over: Callable[[float, float], QParams], measure: Measure
+) -> tuple[float, float]:
     """The range of least loss: both ends shrunk together, then each end alone."""
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
     used = histogram.counts > 0
     centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
 
-    def judge(a: float, b: float) -> tuple[float, float, float]:
+    def evaluate(a: float, b: float) -> tuple[float, float, float]:
         grid = grid_over(a, b)
         return measure(centres, counts, float(grid.scale), int(grid.zero_point), grid.spec), a, b
 
-    best = min(judge(low * share, high * share) for share in SHARES)
+    best = min(evaluate(low * share, high * share) for share in SHARES)
     for _ in range(ROUNDS if low < 0 < high else 0):
-        best = min(judge(best[1], high * share) for share in SHARES)
-        best = min(judge(low * share, best[2]) for share in SHARES)
+        best = min(evaluate(best[1], high * share) for share in SHARES)
+        best = min(evaluate(low * share, best[2]) for share in SHARES)
     return best[1], best[2]
 
 
-def _squared_error(centres, counts, scale: float, zero_point: int, spec: QuantSpec) -> float:
+def _squared_error(centres: np.ndarray, counts: np.ndarray, scale: float, zero_point: int, spec: QuantSpec) -> float:
+    """Squared error of the histogram's values on the grid, each taken for the centre of its bin."""
     return float(np.dot(counts, np.square(fake_quantize(centres, scale, zero_point, spec) - centres)))
 
 
-def _divergence(centres, counts, scale: float, zero_point: int, spec: QuantSpec) -> float:
-    """KL divergence of the histogram from its quantized self, each level's mass spread evenly over its bins."""
+def _divergence(centres: np.ndarray, counts: np.ndarray, scale: float, zero_point: int, spec: QuantSpec) -> float:
+    """KL divergence of the histogram from the quantized one, where a level's mass is even over the level's bins."""
     quantized_values = fake_quantize(centres, scale, zero_point, spec)
-    # Centres ascend, and so do their levels.
+    # The centres ascend, and their levels with them.
     level = np.concatenate([[0], np.cumsum(np.diff(quantized_values) > 0)])
     width = np.bincount(level)
     mass = np.bincount(level, weights=counts)
     share = counts / counts.sum()
     other = mass[level] / width[level] / counts.sum()
-    # Clipped mass is lost to the end levels; without this term a range of nothing would have no divergence.
+    # Without a term for clipped mass an empty range would have no divergence.
     clipped = (np.abs(quantized_values - centres) > scale / 2 + 1e-12).astype(np.float64)
     return float(np.sum(share * np.log(share / other)) + np.dot(share, clipped))

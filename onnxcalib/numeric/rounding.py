@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
+import torch
+
 from ..spec import QuantSpec
 
+# Values, and a scale or zero point that is not a number, are all arrays or all tensors.
+Values = TypeVar("Values", np.ndarray, torch.Tensor)
 
-def quantize(x, scale, zero_point, spec: QuantSpec):
+
+def quantize(x: Values, scale: Values | float, zero_point: Values | float, spec: QuantSpec) -> Values:
     """Integers ``clip(round_half_even(x / scale) + zero_point, qmin, qmax)``, in x's own float type.
 
-    Division, and not a product with 1/scale: only so every value agrees with onnxruntime's QuantizeLinear.
-    ``scale`` and ``zero_point`` broadcast against ``x``; NumPy's and torch's ``round`` both take halves to even.
+    The division is not replaced by a product with 1 / scale: only with it every value agrees with onnxruntime's
+    QuantizeLinear. ``scale`` and ``zero_point`` broadcast against ``x``.
     """
+    # NumPy's and torch's ``round`` both take halves to even.
     return ((x / scale).round() + zero_point).clip(spec.qmin, spec.qmax)
 
 
-def dequantize(integers, scale, zero_point):
-    """``(integers - zero_point) * scale``."""
+def dequantize(integers: Values, scale: Values | float, zero_point: Values | float) -> Values:
+    """Values ``(integers - zero_point) * scale`` in the units of ``scale``."""
     return (integers - zero_point) * scale
 
 
-def fake_quantize(x, scale, zero_point, spec: QuantSpec):
-    """The value on the grid nearest to ``x``, clipped to the grid's range."""
+def fake_quantize(x: Values, scale: Values | float, zero_point: Values | float, spec: QuantSpec) -> Values:
+    """The value on the grid nearest to ``x``, clipped to the grid's range: quantized and dequantized."""
     return dequantize(quantize(x, scale, zero_point, spec), scale, zero_point)

@@ -1,8 +1,9 @@
 """Whether 8-bit products can overflow the 16-bit sums of processors without VNNI, and integers that cannot.
 
-vpmaddubsw multiplies unsigned by signed bytes and adds the products of two neighbouring inputs in int16, saturating
-beyond INT16_MAX; VNNI adds in int32 at once. As an activation may be 0 where its neighbour is the highest integer h, a
-pair is safe when its integers of either sign sum to INT16_MAX / h at most: the pair_limit of a QuantSpec.
+x86's vpmaddubsw multiplies unsigned by signed bytes, and adds the products of two neighbouring inputs in int16, where
+they saturate at INT16_MAX. VNNI adds in int32. The two activations of a pair may be any integers from 0 to the highest,
+h, so that the sum is largest where only weights of one sign count. A pair of weights is safe if its positive integers,
+and its negative ones, sum to INT16_MAX / h at most: the pair_limit of a QuantSpec.
 """
 
 from __future__ import annotations
@@ -14,38 +15,46 @@ from ..spec import INT16_MAX, QuantSpec
 
 
 def pair_bound(rows: np.ndarray, highest: int) -> int:
-    """The largest magnitude that a sum of two neighbouring products can have: ``highest * |w_2i + w_2i+1|``.
+    """The largest magnitude of a sum of two neighbouring products: ``highest`` times the largest of ``pair_sums``.
 
-    A weight whose sign the other has not counts as 0. rows: integers of the weight, (channels, inputs), in the order in
-    which the kernel adds; highest: largest integer of the activation.
+    rows (channels, inputs): the weight's integers, in the order in which the kernel sums; highest: the activation's
+    largest integer.
     """
     return int(highest * _sum_pairs(rows).max(initial=0))
 
 
 def find_wide_pairs(rows: np.ndarray, highest: int) -> np.ndarray:
-    """The pairs whose sum of products can leave int16, (n, 2): row and number of the pair in it, row by row."""
+    """The pairs whose sum of products can leave int16: rows (row, index of the pair in it) of an array (n, 2).
+
+    Arguments as in ``pair_bound``.
+    """
     return np.argwhere(highest * _sum_pairs(rows) > INT16_MAX)
 
 
 def _sum_pairs(rows: np.ndarray) -> np.ndarray:
-    return pair_sums(torch.from_numpy(rows.astype(np.int32))).numpy()
+    sums: np.ndarray = pair_sums(torch.from_numpy(rows.astype(np.int32))).numpy()
+    return sums
 
 
 def pair_sums(rows: torch.Tensor) -> torch.Tensor:
-    """Of each pair of neighbours (..., 2i), (..., 2i + 1) the larger of its sums of one sign, (..., pairs)."""
+    """For each pair, elements 2i and 2i + 1 of the last axis, the sum of its positive or, if larger, negative elements.
+
+    rows (..., K) -> magnitudes (..., pairs); the last of an odd number is a pair with zero.
+    """
     pairs = _pair(rows)
     return torch.maximum(pairs.clamp_min(0).sum(-1), pairs.clamp_max(0).sum(-1).neg())
 
 
 def _pair(rows: torch.Tensor) -> torch.Tensor:
     """(..., K) as (..., pairs, 2), with a zero beside the last of an odd number."""
-    return torch.nn.functional.pad(rows, (0, rows.shape[-1] % 2)).unflatten(-1, (-1, 2))
+    pairs: torch.Tensor = torch.nn.functional.pad(rows, (0, rows.shape[-1] % 2)).unflatten(-1, (-1, 2))
+    return pairs
 
 
 def order_pairs(power: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Inputs (groups, K), pair behind pair, the pair with the input of most power first; one without a partner last.
+    """Inputs (G, K) pair by pair, by descending power of the stronger input; an input without a partner comes last.
 
-    power (groups, K): of each input; order (K,): the inputs in the order in which the kernel adds.
+    power (G, K): of each input in G groups; order (K,): the inputs in the order in which the kernel sums.
     """
     inputs, single = len(order), len(order) % 2
     pairs = order[: inputs - single].reshape(-1, 2)
@@ -55,22 +64,26 @@ def order_pairs(power: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def clamp_beside(integers: torch.Tensor, partner: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Bring integers into the part of the grid that those of their partners leave them; in place."""
+    """Clamp integers, in place, to the part of the grid that their partners' integers leave them.
+
+    ``spec`` has a pair_limit; ``partner`` has the shape of ``integers``.
+    """
+    assert spec.pair_limit is not None
     high = spec.pair_limit - partner.clamp_min(spec.pair_limit - spec.qmax)
     low = -spec.pair_limit - partner.clamp_max(-spec.pair_limit - spec.qmin)
     return integers.clamp_(low, high)
 
 
 def keep_pairs(integers: torch.Tensor, limit: int | None) -> torch.Tensor:
-    """The integers (..., K), whose pairs are neighbours, nearest to these with sums of one sign of ``limit`` at most.
+    """The integers (..., K) with every pair's sum of one sign brought down to ``limit``; as they are for None.
 
-    Both of a pair that is beyond it come down by half of what is too much.
+    Both integers of a pair beyond the limit lose half of the excess; the larger one loses the odd unit.
     """
     if limit is None:
         return integers
     pairs = _pair(integers)
-    much = (pair_sums(integers) - limit).clamp_min(0)
-    beyond = torch.where(pairs.sum(-1) > 0, much, -much)
+    excess = (pair_sums(integers) - limit).clamp_min(0)
+    beyond = torch.where(pairs.sum(-1) > 0, excess, -excess)
     half = (beyond / 2).trunc()
     larger = (pairs[..., 0].abs() >= pairs[..., 1].abs())[..., None]
     taken = torch.stack([beyond - half, half], -1)

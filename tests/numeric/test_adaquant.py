@@ -28,7 +28,7 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_weight_is_its_integers_times_its_step():
+def test_a_weight_is_its_integers_times_its_scale():
     position, step = 9 * draw(3, 5), torch.tensor([[0.1], [0.2], [0.3]])
     quantizer = WeightQuantizer(position, step, FOUR)
     assert torch.equal(quantizer.integers(), quantize(position, 1.0, 0, FOUR))
@@ -47,7 +47,7 @@ def test_learned_integers_keep_their_pair_limit_in_the_order_of_the_kernel(shape
     assert torch.equal(kept.abs() <= nearest.abs(), torch.ones_like(kept, dtype=torch.bool))
 
 
-def test_the_weight_step_has_the_exact_gradient_of_fixed_integers():
+def test_the_weight_scale_has_the_exact_gradient_of_fixed_integers():
     quantizer = WeightQuantizer(4 * draw(3, 5), torch.tensor([[0.1], [0.2], [0.3]]), FOUR).double()
     target = draw(3, 5, seed=1).double()
 
@@ -75,7 +75,7 @@ def test_a_weight_passes_its_gradient_straight_through_even_beyond_the_grid():
 
 @pytest.mark.parametrize("zero_point", [0, 6, 15])
 @pytest.mark.parametrize("fixed", [False, True])
-def test_an_activation_is_snapped_to_its_grid(zero_point, fixed):
+def test_an_activation_is_fake_quantized(zero_point, fixed):
     quantizer = ActivationQuantizer(make_grid(0.3, zero_point), fixed=fixed).eval()
     x = 4 * draw(50)
     assert torch.equal(quantizer(x), fake_quantize(x, torch.tensor(0.3), zero_point, QuantSpec(4)))
