@@ -1,4 +1,4 @@
-"""How far outputs are from their reference, as a bit plan's loss counts it."""
+"""The loss of a bit plan: how far the model's outputs are from the float model's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from .distill import sample_losses
 
 
 class Divergence:
-    """Of class scores the mean over samples of KL(p || q), p the reference's softmax at ``distill.TEMPERATURE``.
+    """The loss of one output, accumulated over batches in float64.
 
-    Of other outputs the squared error relative to the reference's squares.
+    For class scores the mean over samples of KL(p || q) in nats, with p and q the softmax of the reference and of the
+    other model at ``distill.TEMPERATURE``. For other outputs the squared error over the reference's power.
     """
 
     def __init__(self) -> None:
@@ -19,7 +20,7 @@ class Divergence:
         self._weights: list[np.ndarray] = []
 
     def add(self, reference: np.ndarray, other: np.ndarray) -> None:
-        """Take in one batch of both, of one shape."""
+        """Take in one batch of both models' outputs, of the same shape."""
         target, output = (torch.from_numpy(x.astype(np.float64)) for x in (reference, other))
         loss, weight = sample_losses([output], [target])[0].numpy().T
         self._totals.append(loss)
@@ -32,7 +33,7 @@ class Divergence:
 
     @property
     def value(self) -> float:
-        """Zero where both are equal; infinite where a value is not finite, or nothing but zeros was wanted."""
+        """The loss; 0 where both are equal, infinite where a value is not finite or the reference is all zeros."""
         total, weight = sum(float(t.sum()) for t in self._totals), sum(float(w.sum()) for w in self._weights)
         if total == 0:
             return 0.0
@@ -41,7 +42,7 @@ class Divergence:
 
     @property
     def error(self) -> float:
-        """Standard error of the value, of a ratio of sums over samples; infinite of fewer than two."""
+        """Standard error of ``value``, a ratio of sums over samples (Cochran 1977, chapter 6); inf below two samples."""
         totals, weights = (np.concatenate([[], *each]) for each in (self._totals, self._weights))
         value, count = self.value, len(totals)
         if count < 2 or not np.isfinite(value):

@@ -1,19 +1,19 @@
-"""A histogram that grows with its data: memory stays constant however many samples stream through."""
+"""A histogram whose bins widen with its data, so that memory stays constant however many values stream through."""
 
 from __future__ import annotations
 
 import numpy as np
 
 BINS = 8192
-# Values counted at once: few enough that their temporaries stay in the processor's cache.
+# Values counted at once: few enough that intermediate arrays stay in the processor's cache.
 CHUNK = 2**16
 
 
 class Histogram:
-    """Counts on ``BINS`` equal bins, bin i from ``(first + i) * width`` on, plus the exact minimum and maximum.
+    """Counts in BINS equal bins, bin i from ``(first + i) * width`` on, and the exact minimum and maximum.
 
-    The width is a power of two and zero is always a bin edge, so that a value outside widens the bins by merging pairs
-    of them, and two histograms of one tensor merge without loss.
+    The width, in units of the values, is a power of two, and zero is always a bin edge. A value outside makes pairs of
+    bins merge, and histograms of one tensor can be merged without loss.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Histogram:
         self.maximum = -np.inf
 
     def add(self, values: np.ndarray) -> None:
-        """Count an array of any shape; values that are not finite raise ValueError."""
+        """Count the values of an array of any shape; raises ValueError where one is not finite."""
         values = np.asarray(values, np.float32).reshape(-1)
         if not values.size:
             return
@@ -54,7 +54,7 @@ class Histogram:
         return (np.arange(BINS) + self.first + 0.5) * self.width
 
     def _cover(self, low: float, high: float, at_least: float = 0.0) -> None:
-        """Make the bins reach over [low, high], zero and what was counted, ``at_least`` wide each."""
+        """Make the bins, each at least ``at_least`` wide, cover [low, high], zero and all that was counted."""
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         low, high = min(self.minimum, 0.0), max(self.maximum, 0.0)
         if self.width == 0:
@@ -62,23 +62,23 @@ class Histogram:
             self.width = float(max(2.0 ** np.ceil(np.log2(span / (BINS - 2))), at_least))
             self.first = int(np.floor(low / self.width))
         while self.width < at_least:
-            self._halve()
+            self._merge_pairs()
         while np.floor(high / self.width) - np.floor(low / self.width) >= BINS:
-            self._halve()
+            self._merge_pairs()
         first = int(np.floor(low / self.width))
         if first < self.first or high >= (self.first + BINS) * self.width:
             self._move(first)
 
     def _move(self, first: int) -> None:
-        """Make ``first`` the first bin; what was counted lies within the new bins."""
+        """Make ``first`` the first bin; all that was counted must lie within the new bins."""
         moved = np.zeros_like(self.counts)
         used = np.flatnonzero(self.counts)
         moved[used + self.first - first] = self.counts[used]
         self.counts, self.first = moved, first
 
-    def _halve(self) -> None:
-        """Merge pairs of bins."""
-        places = (np.arange(BINS) + self.first) // 2
+    def _merge_pairs(self) -> None:
+        """Double the width: merge each two neighbouring bins."""
+        bins = (np.arange(BINS) + self.first) // 2
         merged = np.zeros_like(self.counts)
-        np.add.at(merged, places - places[0], self.counts)
-        self.counts, self.first, self.width = merged, int(places[0]), self.width * 2
+        np.add.at(merged, bins - bins[0], self.counts)
+        self.counts, self.first, self.width = merged, int(bins[0]), self.width * 2

@@ -114,7 +114,7 @@ def sqnr_interval(powers: np.ndarray, samples: int) -> Interval:
 
         var log(sum a / sum e) = n / (n - 1) (sum a^2 / (sum a)^2 + sum e^2 / (sum e)^2 - 2 sum a e / (sum a sum e))
 
-    With 50 samples or more, of log-normal powers as quantized networks have them, the coverage is 94 to 95%. Where 3% of
+    With 50 samples or more of log-normal powers, as quantized networks have them, coverage is 94 to 95%. Where 3% of
     the samples have ten times the error it is 88% with 100 samples and 94% with 500.
 
     (inf, inf) without any error; (-inf, inf) with fewer than two samples, without a signal, or with powers that are not

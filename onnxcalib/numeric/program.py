@@ -218,7 +218,7 @@ class _Program:
         return least
 
     def _repair(self, choice: np.ndarray) -> np.ndarray:
-        """Swap candidates one at a time until all limits hold, each time where a reduced excess costs the least value.
+        """Swap candidates one at a time until all limits hold, always the one that removes most excess for its value.
 
         Raises InfeasibleError where no swap helps.
         """

@@ -1,17 +1,17 @@
-"""Views of images: shifted and mirrored copies, which tell a layer's moments more closely than few samples do."""
+"""Views of images: shifted and mirrored copies, with which a layer's moments are estimated better from few samples."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# A view is shifted by up to one in so many of its image's rows and columns.
+# A view is shifted by at most 1 / SHIFT of its image's rows and columns.
 SHIFT = 8
 
 
 def draw_views(images: np.ndarray, axes: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """One view of each image: shifted, the gap filled by the reflection of that end, and half of them mirrored.
+    """One view of each image: shifted at random, the gap filled by reflection, and mirrored in half of the cases.
 
-    images (N, ...); ``axes`` are those of rows and columns. A side below SHIFT is not shifted.
+    images (N, ...); axes: of rows and of columns. An axis of fewer than SHIFT pixels is not shifted.
     """
     views = np.empty_like(images)
     for image, view in zip(images, views, strict=True):
@@ -25,6 +25,6 @@ def _shift(image: np.ndarray, axis: int, generator: np.random.Generator) -> np.n
     size = image.shape[axis]
     most = size // SHIFT
     start = int(generator.integers(-most, most + 1))
-    # Row -1 is row 1 again, and so on, as the reflection of a pad.
-    places = np.abs(np.arange(start, start + size))
-    return image.take(np.where(places < size, places, 2 * (size - 1) - places), axis)
+    # Pixel -1 is pixel 1 again, and so on, as in ONNX's reflect mode of Pad.
+    pixels = np.abs(np.arange(start, start + size))
+    return image.take(np.where(pixels < size, pixels, 2 * (size - 1) - pixels), axis)
