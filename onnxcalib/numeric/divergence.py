@@ -42,7 +42,7 @@ class Divergence:
 
     @property
     def error(self) -> float:
-        """Standard error of ``value``, a ratio of sums over samples (Cochran 1977, chapter 6); inf below two samples."""
+        """Standard error of ``value``, a ratio of sums over samples (Cochran 1977, chapter 6); inf below 2 samples."""
         totals, weights = (np.concatenate([[], *each]) for each in (self._totals, self._weights))
         value, count = self.value, len(totals)
         if count < 2 or not np.isfinite(value):
