@@ -1,4 +1,4 @@
-"""Our own onnx2torch registrations, one small file an operator family; importing this adds them all."""
+"""Our own converters for onnx2torch, one small file for each operator family; importing this registers them all."""
 
 from . import (
     activation,

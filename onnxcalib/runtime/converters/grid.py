@@ -1,4 +1,4 @@
-"""GridSample: values at places that are given in the input's own coordinates, from -1 to 1."""
+"""GridSample: values at given coordinates, which go from -1 to 1 over each axis of the input."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from .registry import OnnxGraph, OnnxNode, refuse_unless, register
 
-# ONNX's name, of either version -> torch's.
+# ONNX's names, those of version 16 and those of 20 -> torch's.
 _MODES = {"bilinear": "bilinear", "linear": "bilinear", "nearest": "nearest", "bicubic": "bicubic", "cubic": "bicubic"}
 
 
 class GridSample(nn.Module):
-    """(N, C, spatial...) and a grid (N, places..., coordinates) -> (N, C, places...)."""
+    """x (N, C, *spatial) at the points of a grid (N, *points, coordinates) -> (N, C, *points)."""
 
     def __init__(self, mode: str, padding: str, *, align_corners: bool) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class GridSample(nn.Module):
 
 @register("GridSample", 16, 20, 22)
 def build_grid_sample(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Modes were renamed, and a third axis allowed, in 20."""
+    """Version 20 renamed the modes and allowed a third axis."""
     mode, padding = node.attributes.get("mode", "bilinear"), node.attributes.get("padding_mode", "zeros")
     refuse_unless(mode in _MODES, f"GridSample: mode {mode}")
     return GridSample(_MODES[mode], padding, align_corners=bool(node.attributes.get("align_corners", 0)))

@@ -1,6 +1,6 @@
-"""Linear: our own operator, to which a Gemm or a MatMul with a constant weight is rewritten in the copy of a block.
+"""Linear: our own operator, to which a Gemm or MatMul with a constant weight is rewritten in the copy of a block.
 
-onnx2torch makes the constant operand of a MatMul a buffer, which nobody can train.
+onnx2torch makes the constant operand of a MatMul a buffer, which cannot be trained.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .registry import OWN_DOMAIN, OWN_VERSION, Converted, OnnxGraph, OnnxNode, i
 
 
 def rewrite_linear(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Turn ``node`` in place into a Linear; False, and no change, where it is not one.
+    """Rewrite ``node`` in place to a Linear, ``Y = X W + C``; False, and no change, where it is not one.
 
-    Y = X W + C: a MatMul with a constant 2-D W, or a Gemm with alpha = beta = 1, X not transposed and a constant C that
-    is the same for all rows.
+    It is one if it is a MatMul with a constant 2-D W, or a Gemm with alpha = beta = 1, X not transposed and a constant C
+    that is the same for all rows. constants: initializers by name.
     """
     if node.domain or node.op_type not in ("Gemm", "MatMul") or node.input[0] in constants:
         return False
@@ -41,7 +41,7 @@ def rewrite_linear(node: NodeProto, constants: Mapping[str, TensorProto]) -> boo
 
 
 def _is_row(dims: list[int], features: int) -> bool:
-    """True for the shape of a scalar or of one row."""
+    """Whether a shape is that of a scalar or of one row."""
     return all(size == 1 for size in dims[:-1]) and dims[-1:] in ([], [1], [features])
 
 

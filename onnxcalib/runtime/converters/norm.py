@@ -1,6 +1,6 @@
-"""Normalizations, and Dropout, as they are at inference, whatever mode the module is in.
+"""Normalizations, and Dropout, as they are at inference, also while the module is in train mode.
 
-onnx2torch's own need the input's shape, change with train mode, and take one of a node's outputs for its batch axis.
+onnx2torch's need the input's shape, depend on train mode, and some split the one output of a node along its batch axis.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from .registry import Converted, OnnxGraph, OnnxNode, has_one_output, refuse_unless, register
 
-_EPSILON = 1e-5  # ONNX's default for all that have one
-_NO_DIVISION_BY_ZERO = 1e-9  # of MeanVarianceNormalization, in its definition
+_EPSILON = 1e-5  # ONNX's default in every operator
+_NO_DIVISION_BY_ZERO = 1e-9  # in the definition of MeanVarianceNormalization
 
 
 class BatchNorm(nn.Module):
-    """With stored statistics."""
+    """Normalize each channel with stored statistics."""
 
     def __init__(self, epsilon: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Over the spatial axes."""
+    """Normalize each channel of each sample over the spatial axes."""
 
     def __init__(self, epsilon: float) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class InstanceNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Over ``axis`` and all that follow."""
+    """Normalize over ``axis`` and all axes behind it."""
 
     def __init__(self, axis: int, epsilon: float) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Over groups of channels; scale and bias are per group (18) or per channel (21)."""
+    """Normalize over groups of channels; scale and bias are per group (version 18) or per channel (21)."""
 
     def __init__(self, groups: int, epsilon: float) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class GroupNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + epsilon) * scale`` over ``axis`` and all that follow."""
+    """``x / sqrt(mean(x^2) + epsilon) * scale`` over ``axis`` and all axes behind it."""
 
     def __init__(self, axis: int, epsilon: float) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class RMSNorm(nn.Module):
 
 
 class LpNorm(nn.Module):
-    """``x`` over its norm along an axis, and 0 where that is 0."""
+    """``x / |x|_p`` along an axis, and 0 where the norm is 0."""
 
     def __init__(self, axis: int, p: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class LpNorm(nn.Module):
 
 
 class MeanVarianceNorm(nn.Module):
-    """``(x - mean) / deviation`` over axes."""
+    """``(x - mean) / (deviation + 1e-9)`` over the given axes."""
 
     def __init__(self, axes: list[int]) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class MeanVarianceNorm(nn.Module):
 
 @register("BatchNormalization", 7, replace=(9, 14, 15))
 def build_batch_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Version 7 may be told to normalize each activation by its own; 14 and later, to train."""
+    """Refuses statistics of each element (``spatial`` 0, version 7), and training (14 and later)."""
     refuse_unless(has_one_output(node), "BatchNormalization: more than one output is used")
     refuse_unless(not node.attributes.get("training_mode", 0), "BatchNormalization: training_mode 1")
     refuse_unless(bool(node.attributes.get("spatial", 1)), "BatchNormalization: spatial 0")
@@ -109,44 +109,44 @@ def build_batch_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 
 @register("InstanceNormalization", 22, replace=(6,))
 def build_instance_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Scale and bias per channel."""
+    """Scale and bias are per channel."""
     return InstanceNorm(node.attributes.get("epsilon", _EPSILON))
 
 
 @register("LayerNormalization", replace=(17,))
 def build_layer_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Without its mean and deviation as outputs."""
+    """Refuses mean and deviation as outputs."""
     refuse_unless(has_one_output(node), "LayerNormalization: more than one output is used")
     return LayerNorm(node.attributes.get("axis", -1), node.attributes.get("epsilon", _EPSILON))
 
 
 @register("GroupNormalization", 18, 21)
 def build_group_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Scale and bias per group became per channel in 21."""
+    """Scale and bias are per group in version 18, per channel in 21."""
     return GroupNorm(node.attributes["num_groups"], node.attributes.get("epsilon", _EPSILON))
 
 
 @register("RMSNormalization", 23)
 def build_rms_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """The scale broadcasts."""
+    """The scale broadcasts to the input."""
     return RMSNorm(node.attributes.get("axis", -1), node.attributes.get("epsilon", _EPSILON))
 
 
 @register("LpNormalization", 1, 22)
 def build_lp_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """The first or the second norm."""
+    """p is 1 or 2."""
     return LpNorm(node.attributes.get("axis", -1), node.attributes.get("p", 2))
 
 
 @register("MeanVarianceNormalization", 9, 13)
 def build_mean_variance_norm(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Over all but the channels unless told otherwise."""
+    """Over all axes but the channels' by default."""
     return MeanVarianceNorm(node.attributes.get("axes", [0, 2, 3]))
 
 
 @register("Dropout", 7, 22, replace=(10, 12, 13))
 def build_dropout(node: OnnxNode, graph: OnnxGraph) -> Converted:
-    """Nothing at inference; without its mask."""
+    """The identity; refuses the mask as an output."""
     refuse_unless(has_one_output(node), "Dropout: its mask is used")
     refuse_unless(not any(node.input_values[2:]), "Dropout: training_mode is given")
     return Converted(nn.Identity(), node.input_values[:1])

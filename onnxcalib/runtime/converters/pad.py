@@ -1,4 +1,4 @@
-"""Pad. onnx2torch's own knows neither ``axes`` nor ``wrap``, and reflects the last axes alone."""
+"""Pad. onnx2torch's knows neither ``axes`` nor ``wrap``, and reflects on the last axes only."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ class Pad(nn.Module):
         return x
 
     def _source(self, size: int, before: int, after: int) -> Tensor:
-        """Where each element of a padded axis comes from."""
-        # Whether cropped elements come back on the other side is not defined.
+        """Index of the input element from which each element of a padded axis is copied."""
+        # ONNX does not say whether elements cropped on one side are copied to the other.
         refuse_unless(before * after >= 0, f"Pad: mode {self.mode} with pads {before} and {after}")
-        place = torch.arange(-before, size + after)
+        index = torch.arange(-before, size + after)
         if self.mode == "edge":
-            return place.clamp(0, size - 1)
+            return index.clamp(0, size - 1)
         if self.mode == "wrap":
-            return place % size
+            return index.remainder(size)
         refuse_unless(max(before, after) < size, f"Pad: mode reflect, {max(before, after)} of {size} elements")
-        return (size - 1) - ((size - 1) - place.abs()).abs()
+        reflected: Tensor = (size - 1) - ((size - 1) - index.abs()).abs()
+        return reflected
 
 
 class StaticPad(nn.Module):
-    """Pad with the amounts and the value in attributes."""
+    """Pad whose amounts and value are attributes."""
 
     def __init__(self, mode: str, pads: list[int], value: float) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class StaticPad(nn.Module):
 
 @register("Pad", 18, 19, 21, 23, 24, 25, replace=(2, 11, 13))
 def build_pad(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Amounts, value and axes are inputs since 11, attributes before."""
+    """Amounts and value are inputs since version 11, attributes before; axes are an input since 18."""
     mode = node.attributes.get("mode", "constant")
     refuse_unless(mode in _MODES, f"Pad: mode {mode}")
     if "pads" in node.attributes:

@@ -1,4 +1,4 @@
-"""Pools. onnx2torch's own need the input's rank, refuse paddings that are not symmetric, and ignore dilations."""
+"""Pools. onnx2torch's need the input's rank, refuse asymmetric padding, and ignore dilations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAXIMA = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class AveragePool(nn.Module):
-    """Sum over each window, divided by how many of its elements count."""
+    """Sum over each window, divided by the number of its elements, padding included if ``counts_padding``."""
 
     def __init__(self, window: Window, *, counts_padding: bool) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class AveragePool(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Maximum over each window; padding never wins."""
+    """Maximum over each window, without the padding."""
 
     def __init__(self, window: Window) -> None:
         super().__init__()
@@ -53,19 +53,20 @@ class MaxPool(nn.Module):
 
 
 class GlobalPool(nn.Module):
-    """Mean or maximum over all spatial axes, which stay as 1."""
+    """Mean or maximum over all spatial axes, which become 1."""
 
-    def __init__(self, reduce: str) -> None:
+    def __init__(self, *, maximum: bool) -> None:
         super().__init__()
-        self.reduce = {"GlobalAveragePool": torch.mean, "GlobalMaxPool": torch.amax}[reduce]
+        self.maximum = maximum
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.reduce(x, dim=tuple(range(2, x.dim())), keepdim=True)
+        axes = tuple(range(2, x.dim()))
+        return x.amax(axes, keepdim=True) if self.maximum else x.mean(axes, keepdim=True)
 
 
 @register("AveragePool", 19, 22, replace=(7, 10, 11))
 def build_average_pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """AveragePool without dilations, which torch lacks."""
+    """Refuses dilations, which torch's AvgPool lacks."""
     window = read_window(node, node.attributes["kernel_shape"])
     refuse_unless(window.rank in _AVERAGES, f"AveragePool: {window.rank} spatial axes")
     refuse_unless(set(window.dilations) == {1}, f"AveragePool: dilations {window.dilations}")
@@ -74,7 +75,7 @@ def build_average_pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 
 @register("MaxPool", 22, replace=(8, 10, 11, 12))
 def build_max_pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """MaxPool without its indices."""
+    """Refuses the second output, the indices."""
     window = read_window(node, node.attributes["kernel_shape"])
     refuse_unless(window.rank in _MAXIMA, f"MaxPool: {window.rank} spatial axes")
     refuse_unless(has_one_output(node), "MaxPool: its indices are used")
@@ -84,5 +85,5 @@ def build_max_pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 @register("GlobalAveragePool", 22, replace=(1,))
 @register("GlobalMaxPool", 1, 22)
 def build_global_pool(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """GlobalAveragePool or GlobalMaxPool of any rank."""
-    return GlobalPool(node.operation_type)
+    """For inputs of any rank."""
+    return GlobalPool(maximum=node.operation_type == "GlobalMaxPool")

@@ -1,4 +1,4 @@
-"""DepthToSpace and SpaceToDepth. onnx2torch's own lacks the default mode of the first, and the second."""
+"""DepthToSpace, whose default mode onnx2torch lacks, and SpaceToDepth, which it lacks entirely."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SpaceToDepth(nn.Module):
 
 @register("DepthToSpace", 1, replace=(11, 13))
 def build_depth_to_space(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Column-row-depth is possible since 11."""
+    """Mode CRD (column, row, depth) exists since version 11."""
     mode = node.attributes.get("mode", "DCR")
     refuse_unless(mode in ("DCR", "CRD"), f"DepthToSpace: mode {mode}")
     return DepthToSpace(node.attributes["blocksize"], depth_first=mode == "DCR")
@@ -48,5 +48,5 @@ def build_depth_to_space(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 
 @register("SpaceToDepth", 1, 13)
 def build_space_to_depth(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """The inverse of DepthToSpace, depth first."""
+    """The inverse of DepthToSpace in its default mode DCR."""
     return SpaceToDepth(node.attributes["blocksize"])

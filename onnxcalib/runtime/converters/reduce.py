@@ -1,4 +1,4 @@
-"""Reductions. onnx2torch's own miss version 18, and take a wrong axis where several negative ones are removed."""
+"""Reductions. onnx2torch's lack version 18, and reduce a wrong axis where several negative ones are given."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _REDUCTIONS: dict[str, Callable[[Tensor, _Axes, bool], Tensor]] = {
     "ReduceSum": lambda x, axes, keep: x.sum(axes, keepdim=keep),
     "ReduceSumSquare": lambda x, axes, keep: x.square().sum(axes, keepdim=keep),
 }
-# What is left of a composite reduction over no axes at all.
+# What a composite reduction over no axes does to each element.
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "ReduceL1": torch.abs,
     "ReduceL2": torch.abs,
@@ -42,7 +42,7 @@ _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Reduce(nn.Module):
-    """One reduction over the axes in an attribute or in an input."""
+    """A reduction over the axes of an attribute or an input; without any over all axes, or over none if ``noop``."""
 
     def __init__(self, op: str, axes: list[int] | None, *, keep: bool, noop: bool) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Reduce(nn.Module):
 
 
 def build_reduce(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Axes are an input since 18 (ReduceSum: 13), an attribute before."""
+    """Axes are an input since version 18 (ReduceSum: 13), an attribute before."""
     attributes = node.attributes
     keep, noop = bool(attributes.get("keepdims", 1)), bool(attributes.get("noop_with_empty_axes", 0))
     return Reduce(node.operation_type, attributes.get("axes"), keep=keep, noop=noop)

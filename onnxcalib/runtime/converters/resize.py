@@ -1,6 +1,8 @@
-"""Resize and Upsample. onnx2torch's own takes torch's coordinates for ONNX's and only warns where they differ."""
+"""Resize and Upsample. onnx2torch's Resize uses torch's coordinates and only warns where ONNX's differ."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,10 +11,10 @@ from torch import Tensor, nn
 from .registry import Converted, OnnxGraph, OnnxNode, refuse_unless, register
 
 _F32 = np.float32
-# Of a place, in elements, where onnxruntime computes it in float32: some units in the last place of 1,000.
+# Error of a coordinate, in elements, that onnxruntime computes in float32: some units in the last place of 1,000.
 _ROUNDING_ERROR = 1e-3
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric")
-_ROUNDINGS = {
+_ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -23,15 +25,15 @@ _ROUNDINGS = {
 class Resize(nn.Module):
     """Nearest, linear or cubic interpolation, one axis after the other, at the coordinates that ONNX defines.
 
-    bend: the cubic's coefficient; inside: neighbours beyond the edges have no weight.
+    cubic: the coefficient a of Keys' kernel; inside: neighbours beyond the edges have no weight.
     """
 
     def __init__(
         self, mode: str, coordinates: str, rounding: str, axes: list[int] | None, *,
-        bend: float = -0.75, inside: bool = False,
+        cubic: float = -0.75, inside: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.bend, self.inside = bend, inside
+        self.cubic, self.inside = cubic, inside
         self.mode, self.coordinates, self.rounding, self.axes = mode, coordinates, rounding, axes
 
     def forward(self, x: Tensor, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
@@ -41,6 +43,7 @@ class Resize(nn.Module):
                 (size, _F32(size) / _F32(x.shape[axis])) for axis, size in zip(axes, sizes.tolist(), strict=True)
             ]
         else:
+            assert scales is not None  # ONNX requires scales or sizes
             factors = [_F32(scale) for scale in scales.tolist()]
             targets = [(int(_F32(x.shape[axis]) * s), s) for axis, s in zip(axes, factors, strict=True)]
         for axis, (size, scale) in zip(axes, targets, strict=True):
@@ -53,10 +56,10 @@ class Resize(nn.Module):
         source = _original_coordinates(self.coordinates, size, last + 1, scale)
         if self.mode == "nearest":
             exact = _original_coordinates(self.coordinates, size, last + 1, np.float64(scale))
-            place = _nearest(self.rounding, source, exact, last)
-            return x.index_select(axis, torch.from_numpy(place).to(x.device))
+            nearest = _nearest(self.rounding, source, exact, last)
+            return x.index_select(axis, torch.from_numpy(nearest).to(x.device))
         if self.mode == "cubic":
-            return self._bend_axis(x, axis, source)
+            return self._cubic_axis(x, axis, source)
         source = np.clip(source, 0, last)
         lower = np.floor(source).astype(np.int64)
         upper = np.minimum(lower + 1, last)
@@ -67,56 +70,63 @@ class Resize(nn.Module):
         second = x.index_select(axis, torch.from_numpy(upper).to(x.device))
         return first * (1 - weight) + second * weight
 
-    def _bend_axis(self, x: Tensor, axis: int, source: np.ndarray) -> Tensor:
-        """The sum of the four elements around each place, by Keys' weights."""
+    def _cubic_axis(self, x: Tensor, axis: int, source: np.ndarray) -> Tensor:
+        """The sum of the four elements around each coordinate, weighted by the cubic kernel of Keys 1981."""
         last = x.shape[axis] - 1
         below = np.floor(source)
-        away, a = source - below, self.bend
+        fraction, a = source - below, self.cubic
         weights = []
-        for step in (-1, 0, 1, 2):
-            far = np.abs(away - step)
+        for offset in (-1, 0, 1, 2):
+            far = np.abs(fraction - offset)
             near = ((a + 2) * far - (a + 3)) * far * far + 1
             weight = np.where(far <= 1, near, ((a * far - 5 * a) * far + 8 * a) * far - 4 * a)
-            place = below + step
-            weights.append(np.where((place < 0) | (place > last), 0, weight) if self.inside else weight)
+            index = below + offset
+            weights.append(np.where((index < 0) | (index > last), 0, weight) if self.inside else weight)
         total = np.sum(weights, 0) if self.inside else 1
         shape = [1] * x.dim()
         shape[axis] = len(source)
         terms = []
-        for step, weight in zip((-1, 0, 1, 2), weights, strict=True):
-            place = torch.from_numpy(np.clip(below + step, 0, last).astype(np.int64)).to(x.device)
-            terms.append(x.index_select(axis, place) * torch.from_numpy(weight / total).to(x).reshape(shape))
-        return sum(terms)
+        for offset, weight in zip((-1, 0, 1, 2), weights, strict=True):
+            indices = torch.from_numpy(np.clip(below + offset, 0, last).astype(np.int64)).to(x.device)
+            terms.append(x.index_select(axis, indices) * torch.from_numpy(weight / total).to(x).reshape(shape))
+        return sum(terms, x.new_zeros(()))
 
 
 def _original_coordinates(mode: str, size: int, original: int, scale: np.floating) -> np.ndarray:
-    """Place on the original axis of each element of the resized one, in the precision of ``scale``."""
+    """Coordinate on the original axis of each element of the resized one, in the precision of ``scale``."""
     kind = type(scale)
-    place, half = np.arange(size, dtype=kind), kind(0.5)
+    index: np.ndarray = np.arange(size, dtype=kind)
+    half_pixel = kind(0.5)
     if mode == "asymmetric":
-        return place / scale
-    if mode == "align_corners":
-        return np.zeros_like(place) if size == 1 else place * kind(original - 1) / kind(size - 1)
-    if mode == "pytorch_half_pixel" and size <= 1:
-        return np.zeros_like(place)
-    offset = kind(0)
-    if mode == "half_pixel_symmetric":
-        offset = kind(original) / kind(2) * (kind(1) - kind(size) / (scale * kind(original)))
-    return offset + (place + half) / scale - half
+        index = index / scale
+    elif mode == "align_corners":
+        index = np.zeros_like(index) if size == 1 else index * kind(original - 1) / kind(size - 1)
+    elif mode == "pytorch_half_pixel" and size <= 1:
+        index = np.zeros_like(index)
+    else:
+        offset = kind(0)
+        if mode == "half_pixel_symmetric":
+            offset = kind(original) / kind(2) * (kind(1) - kind(size) / (scale * kind(original)))
+        index = offset + (index + half_pixel) / scale - half_pixel
+    return index
 
 
 def _nearest(rounding: str, source: np.ndarray, exact: np.ndarray, last: int) -> np.ndarray:
-    """Element that is nearest to each place; NotImplementedError where float32's rounding decides which it is."""
+    """Index of the element nearest to each coordinate; ``exact`` has the coordinates in float64.
+
+    Raises NotImplementedError where float32's rounding decides which element is nearest.
+    """
     below, at, above = (
         np.clip(_ROUNDINGS[rounding](exact + shift), 0, last) for shift in (-_ROUNDING_ERROR, 0, _ROUNDING_ERROR)
     )
-    refuse_unless(bool(((below == above) | (source == exact)).all()), "Resize: a place is between two elements")
-    return at.astype(np.int64)
+    refuse_unless(bool(((below == above) | (source == exact)).all()), "Resize: a coordinate lies between two elements")
+    nearest: np.ndarray = at.astype(np.int64)
+    return nearest
 
 
 @register("Resize", 18, 19, replace=(10, 11, 13))
 def build_resize(node: OnnxNode, graph: OnnxGraph) -> Converted:
-    """Nearest, linear and cubic, without antialias, cropping or a kept aspect ratio."""
+    """Refuses antialias, cropping and a kept aspect ratio."""
     attributes = node.attributes
     mode = attributes.get("mode", "nearest")
     refuse_unless(mode in ("nearest", "linear", "cubic"), f"Resize: mode {mode}")
@@ -128,19 +138,19 @@ def build_resize(node: OnnxNode, graph: OnnxGraph) -> Converted:
         return Converted(Resize(mode, "asymmetric", "floor", None), tuple(inputs))
     coordinates = attributes.get("coordinate_transformation_mode", "half_pixel")
     refuse_unless(coordinates in _COORDINATES, f"Resize: coordinate_transformation_mode {coordinates}")
-    symmetric = coordinates == "half_pixel_symmetric"  # its places are exact for no scale: see _nearest
+    symmetric = coordinates == "half_pixel_symmetric"  # no scale has exact coordinates: see _nearest
     refuse_unless(mode != "nearest" or not symmetric, f"Resize: coordinate_transformation_mode {coordinates}, nearest")
     rounding = attributes.get("nearest_mode", "round_prefer_floor")
     refuse_unless(rounding in _ROUNDINGS, f"Resize: nearest_mode {rounding}")
-    # The second input, roi, is for the cropping mode that is refused above.
-    bend, inside = attributes.get("cubic_coeff_a", -0.75), bool(attributes.get("exclude_outside", 0))
-    module = Resize(mode, coordinates, rounding, attributes.get("axes"), bend=bend, inside=inside)
+    # The second input, roi, only counts in the cropping mode, which is refused above.
+    cubic, inside = attributes.get("cubic_coeff_a", -0.75), bool(attributes.get("exclude_outside", 0))
+    module = Resize(mode, coordinates, rounding, attributes.get("axes"), cubic=cubic, inside=inside)
     return Converted(module, (inputs[0], *inputs[2:]))
 
 
 @register("Upsample", 9)
 def build_upsample(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Resize as it was before opset 10."""
+    """Resize as it was called before opset 10."""
     mode = node.attributes.get("mode", "nearest")
     refuse_unless(mode in ("nearest", "linear"), f"Upsample: mode {mode}")
     return Resize(mode, "asymmetric", "floor", None)

@@ -1,14 +1,14 @@
-"""Versions of which onnx2torch has an earlier one that differs in the types it allows, and in nothing else we use.
+"""Versions that differ from one that onnx2torch has only in the types that they allow, and are served by its converter.
 
-Read in the schemas: none changes an attribute, an input or an output, but Cast-19 and Cast-24, which add attributes
-for 8-bit floats alone; those types are refused by the converter itself.
+This was read in the schemas: no version changes an attribute, input or output, except that Cast-19 and Cast-24 add
+attributes for 8-bit floats, types that the converter refuses itself.
 """
 
 from __future__ import annotations
 
 from .registry import repeat
 
-# operator: the version that onnx2torch knows, and those that it then serves too
+# operator -> (version that onnx2torch has, later versions that its converter serves too)
 RETYPED = {
     "Acos": (7, (22,)),
     "Asin": (7, (22,)),

@@ -1,4 +1,4 @@
-"""Operators that change the shape alone. onnx2torch's own order mixed negative axes wrongly, or refuse axis 0."""
+"""Operators that only change the shape. onnx2torch's sort mixed positive and negative axes wrongly or refuse axis 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .registry import OnnxGraph, OnnxNode, register
 
 
 class Reshape(nn.Module):
-    """Reshape; a 0 keeps the size at its place unless ``allowzero``."""
+    """Reshape; a size of 0 keeps the input's size on that axis unless ``allowzero``."""
 
     def __init__(self, *, allowzero: bool) -> None:
         super().__init__()
@@ -19,12 +19,12 @@ class Reshape(nn.Module):
     def forward(self, x: Tensor, shape: Tensor) -> Tensor:
         sizes = shape.tolist()
         if not self.allowzero:
-            sizes = [x.shape[place] if size == 0 else size for place, size in enumerate(sizes)]
+            sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
         return x.reshape(sizes)
 
 
 class Flatten(nn.Module):
-    """To two axes: those before ``axis``, and the rest."""
+    """To two axes: all before ``axis`` as one, and the rest as one."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Flatten(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Remove the axes named, or all of size 1."""
+    """Remove the given axes, or without any all axes of size 1."""
 
     def __init__(self, axes: list[int] | None) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Squeeze(nn.Module):
 
 
 class Unsqueeze(nn.Module):
-    """Insert axes of size 1 at these places of the result."""
+    """Insert axes of size 1, whose numbers are those that they have in the result."""
 
     def __init__(self, axes: list[int] | None) -> None:
         super().__init__()
@@ -56,6 +56,7 @@ class Unsqueeze(nn.Module):
 
     def forward(self, x: Tensor, axes: Tensor | None = None) -> Tensor:
         named = self.axes if axes is None else axes.reshape(-1).tolist()
+        assert named is not None  # ONNX requires them in one of the two
         rank = x.dim() + len(named)
         for axis in sorted(axis % rank for axis in named):
             x = x.unsqueeze(axis)
@@ -64,23 +65,23 @@ class Unsqueeze(nn.Module):
 
 @register("Reshape", 19, 21, 23, 24, 25, replace=(5, 13, 14))
 def build_reshape(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """``allowzero`` exists since 14."""
+    """``allowzero`` exists since version 14."""
     return Reshape(allowzero=bool(node.attributes.get("allowzero", 0)))
 
 
 @register("Flatten", 1, 21, 23, 24, 25, replace=(9, 11, 13))
 def build_flatten(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """A negative axis is allowed since 11."""
+    """A negative axis is allowed since version 11."""
     return Flatten(node.attributes.get("axis", 1))
 
 
 @register("Squeeze", 23, 24, 25, replace=(1, 11, 13, 21))
 def build_squeeze(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Axes are an input since 13, an attribute before."""
+    """Axes are an input since version 13, an attribute before."""
     return Squeeze(node.attributes.get("axes"))
 
 
 @register("Unsqueeze", 21, 23, 24, 25, replace=(1, 11, 13))
 def build_unsqueeze(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Axes are an input since 13, an attribute before."""
+    """Axes are an input since version 13, an attribute before."""
     return Unsqueeze(node.attributes.get("axes"))

@@ -1,4 +1,4 @@
-"""Slice and Split. onnx2torch's own Slice fails at version 1 and indexes by lists; its Split stops at version 13."""
+"""Slice and Split. onnx2torch's Slice fails at version 1 and indexes with lists; its Split ends at version 13."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from .registry import OnnxGraph, OnnxNode, register
 
-# Ends that onnxruntime takes for "as far as it goes", in either direction.
+# Ends that onnxruntime reads as "to the end of the axis", in either direction.
 _FAR = (2**31 - 1, 2**63 - 1)
 
 
 class Slice(nn.Module):
-    """``x[start:end:step]`` on each axis named."""
+    """``x[start:end:step]`` on each of ``axes``, or on the first ones."""
 
     def forward(
         self, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
@@ -26,7 +26,7 @@ class Slice(nn.Module):
 
 
 class StaticSlice(nn.Module):
-    """Slice with starts, ends and axes in attributes."""
+    """Slice whose starts, ends and axes are attributes."""
 
     def __init__(self, starts: list[int], ends: list[int], axes: list[int] | None) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class StaticSlice(nn.Module):
 
 
 class Split(nn.Module):
-    """Parts of the sizes given, or ``parts`` equal ones of which the last may be smaller."""
+    """Split into the given sizes, or into ``parts`` equal parts, of which the last may be smaller."""
 
     def __init__(self, axis: int, parts: int, sizes: list[int] | None) -> None:
         super().__init__()
@@ -48,16 +48,16 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor, split: Tensor | None = None) -> tuple[Tensor, ...] | Tensor:
         sizes = self.sizes if split is None else split.tolist()
-        parts = x.split(sizes or -(-x.shape[self.axis] // self.parts), dim=self.axis)
+        parts: tuple[Tensor, ...] = x.split(sizes or -(-x.shape[self.axis] // self.parts), dim=self.axis)
         if len(parts) != self.parts:
             raise ValueError(f"Split: {x.shape[self.axis]} elements make {len(parts)} parts, not {self.parts}")
-        # The graph takes the output of a node with one output as it is, and indexes that of any other.
+        # onnx2torch indexes what a module returns only if its node has several outputs.
         return parts[0] if self.parts == 1 else parts
 
 
 def _slice_axis(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor:
     size = x.shape[axis]
-    # As in Python, except that a start before the front is the first element when stepping backwards.
+    # As in Python, but a start in front of the first element is the first element, also with a negative step.
     lowest, highest = (0, size) if step > 0 else (-1, size - 1)
     start = min(max(start + size if start < 0 else start, 0), highest)
     if end in _FAR:
@@ -72,7 +72,7 @@ def _slice_axis(x: Tensor, axis: int, start: int, end: int, step: int) -> Tensor
 
 @register("Slice", 1, replace=(10, 11, 13))
 def build_slice(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Starts, ends, axes and steps are inputs since 10, attributes (without steps) before."""
+    """Starts, ends, axes and steps are inputs since version 10; before they are attributes, without steps."""
     attributes = node.attributes
     if "starts" in attributes:
         return StaticSlice(attributes["starts"], attributes["ends"], attributes.get("axes"))
@@ -81,5 +81,5 @@ def build_slice(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
 
 @register("Split", 18, replace=(2, 11, 13))
 def build_split(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """The sizes are an input since 13, an attribute before; ``num_outputs`` (18) repeats the number of outputs."""
+    """Sizes are an input since version 13, an attribute before; ``num_outputs`` (18) repeats the number of outputs."""
     return Split(node.attributes.get("axis", 0), len(node.output_values), node.attributes.get("split"))

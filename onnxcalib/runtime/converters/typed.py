@@ -1,4 +1,4 @@
-"""Operators about types and sizes, and powers, of which onnx2torch's own get types or attributes wrong."""
+"""Pow, and operators about types and sizes, where onnx2torch's get types or attributes wrong or are missing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .registry import OnnxGraph, OnnxNode, register
 
 
 class Pow(nn.Module):
-    """A power of the base's type, whatever the exponent's."""
+    """A power in the type of the base, whatever the type of the exponent."""
 
     def forward(self, x: Tensor, exponent: Tensor) -> Tensor:
         return torch.pow(x, exponent).to(x.dtype)
 
 
 class CastLike(nn.Module):
-    """To the type of another tensor."""
+    """Cast to the type of another tensor."""
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return x.to(other.dtype)
 
 
 class IsInf(nn.Module):
-    """Whether an element is infinite, of one sign or of either."""
+    """Whether an element is infinite, with the signs that are detected."""
 
     def __init__(self, *, negative: bool, positive: bool) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class IsInf(nn.Module):
 
 
 class Shape(nn.Module):
-    """Sizes from axis ``start`` to before axis ``end``, int64 also where there are none."""
+    """Sizes of the axes from ``start`` to before ``end``, int64 also for no axes."""
 
     def __init__(self, start: int, end: int | None) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Shape(nn.Module):
 
 
 class Size(nn.Module):
-    """Number of elements."""
+    """Number of elements, int64."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tensor(x.numel(), dtype=torch.int64, device=x.device)
@@ -53,31 +53,31 @@ class Size(nn.Module):
 
 @register("Pow", replace=(7, 12, 13, 15))
 def build_pow(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Base and exponent may differ in type since 12."""
+    """Base and exponent may differ in type since version 12."""
     return Pow()
 
 
-# Attributes of later versions concern 8-bit floats alone.
+# The attributes that later versions add are for 8-bit floats only.
 @register("CastLike", 15, 19, 21, 23, 24, 25)
 def build_cast_like(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Towards zero, from floats to integers."""
+    """Floats are rounded towards zero where the other tensor has integers."""
     return CastLike()
 
 
 @register("IsInf", 20, replace=(10,))
 def build_is_inf(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Of both signs unless told otherwise."""
+    """Both signs are detected by default."""
     negative, positive = (node.attributes.get(f"detect_{sign}", 1) for sign in ("negative", "positive"))
     return IsInf(negative=bool(negative), positive=bool(positive))
 
 
 @register("Shape", 19, 21, 23, 24, 25, replace=(1, 13, 15))
 def build_shape(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Some of the axes alone since 15."""
+    """``start`` and ``end`` exist since version 15."""
     return Shape(node.attributes.get("start", 0), node.attributes.get("end"))
 
 
 @register("Size", 1, 13, 19, 21, 23, 24, 25)
 def build_size(node: OnnxNode, graph: OnnxGraph) -> nn.Module:
-    """Of a tensor of any shape."""
+    """For a tensor of any shape."""
     return Size()

@@ -1,4 +1,4 @@
-"""Sliding windows: the paddings of convolutions and pools, and how many steps a window makes."""
+"""Sliding windows of convolutions and pools: their padding, and how far the last one reaches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .registry import OnnxNode
 
 @dataclass(frozen=True)
 class Window:
-    """A window over the spatial axes; ``pads`` are all the begins, then all the ends."""
+    """A window over the spatial axes.
+
+    pads: all the begins, then all the ends, as in ONNX; ceil: output sizes are rounded up.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -28,27 +31,28 @@ class Window:
 
     @property
     def is_fixed(self) -> bool:
-        """True where the padding does not depend on the size of the input."""
+        """Whether the padding is the same for inputs of all sizes."""
         return self.auto_pad in ("NOTSET", "VALID")
 
     @property
     def is_symmetric(self) -> bool:
+        """Whether the padding is fixed and equal at both ends of each axis, as torch's layers have it."""
         return self.is_fixed and self.pads[: self.rank] == self.pads[self.rank :]
 
     def margins(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """Padding before and after each spatial axis of an input of these sizes."""
+        """Padding before and after each spatial axis, for an input of these spatial sizes."""
         if self.is_fixed:
             return list(zip(self.pads[: self.rank], self.pads[self.rank :], strict=True))
         margins = []
         for size, kernel, stride, dilation in zip(sizes, self.kernel, self.strides, self.dilations, strict=True):
-            steps = -(-size // stride)
-            total = max((steps - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            windows = -(-size // stride)
+            total = max((windows - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
             small, large = total // 2, total - total // 2
             margins.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
         return margins
 
     def overhangs(self, sizes: Sequence[int], margins: Sequence[tuple[int, int]]) -> list[int]:
-        """How far the last window reaches beyond each padded axis (rounding up; else 0)."""
+        """By how many elements the last window of each axis reaches beyond the padded axis; 0 unless ``ceil``."""
         if not self.ceil:
             return [0] * self.rank
         overhangs = []
@@ -56,16 +60,16 @@ class Window:
             sizes, margins, self.kernel, self.strides, self.dilations, strict=True
         ):
             reach = (kernel - 1) * dilation + 1
-            steps = -(-(size + before + after - reach) // stride) + 1
-            # A window that starts in the padding on the right is ignored.
-            if (steps - 1) * stride >= size + before:
-                steps -= 1
-            overhangs.append(max((steps - 1) * stride + reach - size - before - after, 0))
+            windows = -(-(size + before + after - reach) // stride) + 1
+            # A window that would start in the padding at the end is left out.
+            if (windows - 1) * stride >= size + before:
+                windows -= 1
+            overhangs.append(max((windows - 1) * stride + reach - size - before - after, 0))
         return overhangs
 
 
 def read_window(node: OnnxNode, kernel: Sequence[int]) -> Window:
-    """The window that a node's attributes describe; absent ones have ONNX's defaults."""
+    """The window that a node's attributes describe, with ONNX's defaults; an unknown auto_pad raises NotImplementedError."""
     attributes, rank = node.attributes, len(kernel)
     auto_pad = attributes.get("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
@@ -82,7 +86,7 @@ def read_window(node: OnnxNode, kernel: Sequence[int]) -> Window:
 
 
 def pad_spatial(x: Tensor, margins: Sequence[tuple[int, int]], value: float) -> Tensor:
-    """``x`` (N, C, spatial...) with its spatial axes padded by ``value``; a negative margin crops."""
+    """``x`` (N, C, *spatial) with its spatial axes padded with ``value``; a negative margin crops."""
     flat = [margin for pair in reversed(margins) for margin in pair]
     return F.pad(x, flat, value=value) if any(flat) else x
 

@@ -41,7 +41,7 @@ def test_the_nearest_element_at_any_scale_agrees_or_is_refused(scales, coordinat
     try:
         assert node_error("Resize", 19, X, scaled(1, 1, *scales), mode="nearest", **attributes) == 0
     except BlockError as refusal:
-        assert "a place is between two elements" in str(refusal)
+        assert "a coordinate lies between two elements" in str(refusal)
 
 
 @pytest.mark.parametrize("version", [11, 13, 18, 19])
@@ -117,8 +117,8 @@ def test_an_unknown_mode_of_upsample_is_refused():
         to_torch(make_block("Upsample", 9, {"x": X}, [np.ones(4, np.float32)], mode="cubic"))
 
 
-def test_a_place_that_float32_rounds_to_either_side_is_refused():
+def test_a_coordinate_that_float32_rounds_to_either_side_is_refused():
     attributes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "round_prefer_ceil"}
     block = make_block("Resize", 13, {"x": X}, sized(1, 2, 3, 4), mode="nearest", **attributes)
-    with pytest.raises(BlockError, match="Resize: a place is between two elements"):
+    with pytest.raises(BlockError, match="Resize: a coordinate lies between two elements"):
         compare(to_torch(block), block, {"x": X}, [])
