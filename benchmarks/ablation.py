@@ -1,10 +1,10 @@
-"""Quantize real networks by each step alone and together, with few samples and many, and print mean and spread.
+"""Quantize real networks with each stage alone and with all together, from few samples and many.
 
     python benchmarks/ablation.py [--data DIR] [--models a,b] [--bits W4A8,W4A4] [--samples 16,64,256,1024] [--seeds 3]
 
-The data folder is that of ``accuracy.py``. A seed draws the calibration images, where there are more than are asked
-for (CIFAR-10: 1,024 in cifar10/calib.npz), and all random choices. Cells are agreement % on the test images, mean over
-seeds, its standard deviation in brackets, and SQNR in dB; passes is the time in passes of the float model.
+The data folder is that of ``accuracy.py``. A seed draws all random choices, and the calibration images where there are
+more than are asked for (CIFAR-10: 1,024 in cifar10/calib.npz). Cells are agreement % on the test images, as a mean over
+seeds with its standard deviation in brackets, and SQNR in dB; passes is the time in passes of the float model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def read_calibration(data: Path, task: str) -> np.ndarray:
-    """All images to calibrate with, uint8 (N, H, W, C)."""
+    """All calibration images, uint8 (N, H, W, C)."""
     if task == "cifar10":
         return np.load(data / "cifar10/calib.npz")["images"]
     return read_photographs(sorted((data / task / "calib256").glob("*.*")), SIZES[task])

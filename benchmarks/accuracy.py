@@ -1,4 +1,4 @@
-"""Quantize real networks and print how good, small and fast the results are, beside what we hold ourselves to.
+"""Quantize real networks and print how accurate, small and fast the results are, beside the bars that they must reach.
 
     python benchmarks/accuracy.py [--data DIR] [--models a,b] [--bits W8A8,W4A4] [--effort fast] [--latency] [--json F]
 
@@ -9,7 +9,7 @@ test sets: cifar10/test_jpeg.npz, imagenet/eval/ with labels.json. Each quantiza
 Columns: agreement = % of test images whose top-1 is the float model's; sqnr_db of the outputs; top-1 % of both, and the
 loss; file = quantized bytes / float bytes; unfused = Q/DQ left by onnxruntime; time = quantize and save, in passes of
 the float model over the same images; memory_gb = peak; with --latency the speed on one thread at batch 1 and 32,
-of W8A8 against float, of the others against W8A8. A bar follows in brackets; '!' marks a value that misses it.
+of W8A8 against float, of the others against W8A8. The bar follows in brackets; '!' marks a value that misses it.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ SIZES = {"cifar10": 32, "imagenet": 224}
 BATCH, FLOAT_PASSES = 50, 3
 LATENCY_BATCHES, LATENCY_RUNS = (1, 32), 15
 DEFAULT_BITS = ("W8A8", "W4A8", "W4A4")
-NARROW = {"speed_1": 0.9, "speed_32": 0.9}
-# What we hold ourselves to, by the model's name without the suffix of its export; UPPER names the upper bounds.
+FEW_BITS = {"speed_1": 0.9, "speed_32": 0.9}
+# Bars by the model's name without the suffix of its export; UPPER names those that are upper bounds.
 BARS: dict[str, dict[str, dict[str, float]]] = {
-    "cifar10_resnet20": {"W8A8": {"speed_1": 1.7, "speed_32": 1.7}, "W4A8": NARROW, "W4A4": NARROW},
+    "cifar10_resnet20": {"W8A8": {"speed_1": 1.7, "speed_32": 1.7}, "W4A8": FEW_BITS, "W4A4": FEW_BITS},
     "cifar10_resnet56": {
         "W8A8": {"agreement": 98.0, "sqnr_db": 26.5},
-        "W4A8": {"file": 0.20, **NARROW},
-        "W4A4": NARROW,
+        "W4A8": {"file": 0.20, **FEW_BITS},
+        "W4A4": FEW_BITS,
     },
     "imagenet_mobilenetv2": {
         "W8A8": {"speed_1": 1.6, "speed_32": 1.6, "memory_gb": 2.5},
-        "W4A8": {"file": 0.22, "memory_gb": 2.5, **NARROW},
-        "W4A4": {"memory_gb": 2.5, **NARROW},
+        "W4A8": {"file": 0.22, "memory_gb": 2.5, **FEW_BITS},
+        "W4A4": {"memory_gb": 2.5, **FEW_BITS},
     },
     "imagenet_squeezenet1.1": {"W8A8": {"loss": 1.5}},
 }
-# On top of these, by effort, from 256 samples; "balanced" must be as accurate as "fast" in the time of "best".
+# More bars by effort, from 256 samples; "balanced" must be as accurate as "fast" in the time of "best".
 EFFORT_KEYS = ("agreement", "sqnr_db", "loss", "time")
 EFFORT_BARS: dict[str, dict[tuple[str, str], tuple[float | None, ...]]] = {
     "fast": {

@@ -1,20 +1,20 @@
-"""Quantize small networks of many architectures as every exporter writes them, and print what became of each.
+"""Quantize small networks of many architectures, exported in every way, and print the outcome of each.
 
     python benchmarks/coverage.py [--models a,b] [--exporters ts11,dynamo20] [--bits W8A8,W4A8] [--data DIR] [--latency]
 
 Networks with random weights (architectures.py, sequences.py) are exported by torch: by its older exporter (ts, with a
 dynamic batch) at opsets 11, 13 and 17, and by its newer one (dynamo, which needs onnxscript) at 18, 20, 21 and its
 default. The models of a data folder's ops/ (--data, else $ONNXCALIB_DATA, else ../shared/data beside the repository)
-follow, on random input. Each is quantized with few random samples at effort fast, and with AdaQuant steps for every
-block, so that each has to become a torch module.
+follow, on random input. Each is quantized with few random samples at effort fast and with AdaQuant steps on every
+block, so that every block has to become a torch module.
 
-Columns: blocks = those with weights that torch took as a whole / all; rolled = of them those whose loss did not fall;
-layers = quantized layers; whole = whether torch takes the whole model, as probes and the training of biases need it;
+Columns: blocks = blocks with weights that became torch modules / all; rolled = those of them whose loss did not fall;
+layers = quantized layers; whole = whether the whole model becomes one, which probes and the learning of biases need;
 sqnr_db of the worst output; fused % of QuantizeLinear and DequantizeLinear; risks = integer kernels that can saturate
 on x86 without VNNI; exact = whether onnxruntime loads the file with session.x64quantprecision = 1; seconds; with
---latency the speed against float on one thread. What fell back follows with its reason, indented. The exit status is 1
-where nothing was run, a model failed that is not to be refused or has next to no SQNR, a kernel can saturate, a file
-does not load, or fewer than 90% of all blocks were taken.
+--latency the speed against float on one thread. Layers and blocks that fell back follow, indented, with the reason.
+The exit status is 1 where no model was measured, a model failed that need not be refused or has an SQNR below 5 dB, a
+kernel can saturate, a file does not load, or fewer than 90% of all blocks became torch modules.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ EXPORTERS = ("ts11", "ts13", "ts17", "dynamo18", "dynamo20", "dynamo21", "dynamo
 DEFAULT_BITS = ("W8A8", "W4A8")
 STEPS = 4
 LEAST_TAKEN = 0.9
-# Less, on random weights and few random samples, is a fault and not noise.
+# A lower SQNR, on random weights and few random samples, is a fault and not noise.
 LEAST_SQNR = 5
-# Models that have to be refused, and a part of what the user is told.
+# Models that have to be refused -> a part of the message.
 REFUSED = {"silero_vad_op18_ifless": "no quantizable layer found outside the bodies of If, Loop or Scan nodes"}
 TAKEN = ("reconstructed", "rolled back")
 FORMATS = {

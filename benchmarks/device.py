@@ -2,11 +2,11 @@
 
     python benchmarks/device.py [--data DIR] [--models a,b] [--bits W4A4,W4A8] [--config FILE.toml] [--json FILE]
 
-The data folder is that of benchmarks/accuracy.py, and so is the way of measuring: each quantization in a process of its
-own, judged on the test images. Columns: seconds of quantize and save, the start of CUDA included; speed-up = seconds on
+The data folder and the way of measuring are those of benchmarks/accuracy.py: each quantization in a process of its own,
+evaluated on the test images. Columns: seconds of quantize and save, the start of CUDA included; speed-up = seconds on
 the CPU / on the GPU; agreement of the top class with the float model, in %; SQNR of the outputs, in dB. Both devices
-draw the same random numbers, but sum in another order: where a sum lies half way between two integers they may go
-apart, and the outputs with them, within the tolerance printed last. '!' marks a pair beyond it, and the program then
+draw the same random numbers but sum in different orders. A sum near the middle of two integers may then be rounded
+differently, and the outputs differ; the tolerance is printed last. '!' marks a pair beyond it, and the program then
 exits with 1. Without a GPU it says so and exits with 0.
 """
 
@@ -25,13 +25,13 @@ from accuracy import ROOT, list_models, measure, read_test
 
 DEVICES = ("cpu", "cuda")
 DEFAULT_MODELS, DEFAULT_BITS = ["cifar10_resnet20", "imagenet_mobilenetv2"], ["W4A4"]
-# What the order of sums alone may change, in dB and in points of agreement. One thread and two on a CPU differ by up to
-# 0.1 dB and 0.8 points (ResNet-20 of CIFAR-10, W4A4 and W4A8).
+# By how much the order of sums may change results, in dB and in points of agreement. One and two threads of a CPU
+# differ by up to 0.1 dB and 0.8 points (ResNet-20 of CIFAR-10, W4A4 and W4A8).
 TOLERANCE = {"sqnr_db": 0.5, "agreement": 1.5}
 
 
 def compare(model: Path, bits: str, arguments: argparse.Namespace, test: tuple, cache: dict) -> dict[str, Any]:
-    """One row of each device, and what lies between them."""
+    """The rows of both devices, the speed-up, and what differs by more than the tolerance."""
     rows: dict[str, dict[str, Any]] = {}
     settings = arguments.config.read_text() if arguments.config else ""
     for device in DEVICES:

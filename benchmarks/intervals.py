@@ -1,12 +1,12 @@
-"""Print how often the 95% intervals of ``onnxcalib validate`` hold the true value, beside the plain normal interval.
+"""Print how often the 95% intervals of ``onnxcalib validate`` contain the true value, beside the normal interval.
 
     python benchmarks/intervals.py [--draws 2000] [--seed 0]
 
-Each row draws that many data sets of n samples from a population whose true value is known. Columns: the interval and
-the case; n; cover = % of the draws whose interval holds the truth; width = mean width (points, dB, or the unit of the
-case); then both of the normal (Wald) interval, estimate +- 1.96 standard errors, for comparison; of SQNR and speedup
-that of the mean of all samples' values. '!' marks coverage outside 95 +- 2, and if ours is, the program exits with 1.
-The Monte-Carlo error of 2000 draws is 0.5 points; counts are drawn ten times as often, as they cost little.
+Each row draws ``--draws`` data sets of n samples from a population whose true value is known. Columns: the interval and
+the case; n; cover = % of the draws whose interval contains the true value; width = mean width (points, dB, or the unit
+of the case); then both for the normal (Wald) interval, estimate +- 1.96 standard errors; for SQNR and speedup it is the
+one of the mean over samples. '!' marks coverage outside 95 +- 2. If ours is outside, the program exits with 1. The
+Monte-Carlo error of 2000 draws is 0.5 points. Counts are drawn ten times as often, as they cost little.
 
 Cases: agreement of the top class with P(equal); drop of accuracy with P(lost) and P(gained), in %; drop of a metric of
 the user's own, per sample: noise (as of PSNR), few (one sample in ten moves, more down than up, as of IoU), skewed
@@ -15,10 +15,10 @@ them: even (signal and error log-normal, sigma 0.55 and 0.7, as of CIFAR-10 ResN
 (3% of the samples with ten times the error, as of SqueezeNet 1.1 at W8A8); speedup of 1.8 with 5% of jitter and every
 tenth run delayed.
 
-What misses, and why. '~' stands for '!' where fewer than 4 disagreements, or outliers, are expected, and is not
-counted: so few have hardly any 95 +- 2 to give (with 1 expected, "at most 2" has 92% and "at most 3" 98%); drops are
-too wide there. SQNR with outliers is too narrow: where a set happens to lack the rare large errors, nothing in it
-tells. The same holds, to a lesser degree, of the mean of 100 skewed differences.
+What misses, and why. '~' stands for '!' where fewer than 4 disagreements or outliers are expected, and does not count:
+with counts this coarse hardly any interval has 95 +- 2 (with 1 expected, "at most 2" has 92% and "at most 3" 98%), and
+the intervals of drops are too wide. The interval of SQNR with outliers is too short: a set without the rare large
+errors does not show that they exist. The mean of 100 skewed differences has the same fault to a lesser degree.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ find_drop = lru_cache(None)(intervals.drop_interval)
 
 @dataclass(frozen=True)
 class Case:
-    """draw: one data set; ours and wald: its intervals, in the unit of ``truth``.
+    """draw: gives one data set; ours and wald: its intervals, in the unit of ``truth``.
 
-    expected: number of the samples that all depends on, disagreements or outliers; counted: only their number counts.
+    expected: expected number of disagreements or outliers; counted: a data set is the number of these alone.
     """
 
     interval: str

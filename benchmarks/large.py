@@ -1,10 +1,10 @@
-"""Quantize a made model above the 2 GB of one protobuf message, from and to external data, and print time and memory.
+"""Quantize a generated model above protobuf's 2 GB, from and to external data, and print time and memory.
 
     python benchmarks/large.py [--gigabytes 2.5] [--width 2048] [--samples 16] [--pipeline light] [--weight-bits 8 4]
 
-Tables of rows that are looked up by integers and summed, then residual feed-forward layers of random weights: half of
-the bytes, or ``--pairs`` pairs of them. Memory is the most that the process of ``onnxcalib quantize`` held, beside the
-size of the float model.
+The model looks rows up in tables and sums them; residual feed-forward layers with random weights follow, which have
+half of the bytes, or are ``--pairs`` pairs. Memory is the peak of the process of ``onnxcalib quantize``, and its ratio
+to the size of the float model.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def build(folder: Path, gigabytes: float, width: int, pairs: int | None = None) 
         for part in parts:
             _add_weight(graph, data, f"table_{part}", generator.standard_normal((rows, width), np.float32))
         for number in range(pairs):
-            # So that values stay of one size through a layer, and grow by no more than e through all of them.
+            # These gains keep the values' size through a layer, and let it grow by at most e through all layers.
             for name, gain in ((f"up{number}", 2), (f"down{number}", 1 / pairs)):
                 weight = generator.standard_normal((width, width), np.float32)
                 _add_weight(graph, data, name, weight * np.float32((gain / width) ** 0.5))

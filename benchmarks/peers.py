@@ -2,14 +2,14 @@
 
     python benchmarks/peers.py [--data DIR] [--tools a,b] [--models a,b] [--bits W8A8,W4A4] [--json FILE] [--plot FILE]
 
-The data folder is that of benchmarks/accuracy.py, and so is the way of measuring: each quantization in a process of its
-own, judged in onnxruntime on the test images. Each peer has a virtual environment of its own under --out, made on first
-use. All quantize weights per output channel and keep the first and the last layer at 8 bits; what a residual Add reads
-has 8 bits in onnxcalib and the activation bits in the peers, as each does by default. Peers run as their documentation
-says; those with gradients take --iterations steps a layer. Where a peer fails, its row says why.
+The data folder and the way of measuring are those of benchmarks/accuracy.py: each quantization in a process of its own,
+evaluated in onnxruntime on the test images. Each peer has a virtual environment of its own under --out, created on
+first use. All quantize weights per output channel and keep the first and the last layer at 8 bits. The inputs of a
+residual Add have 8 bits in onnxcalib and the activation bits in the peers, by the default of each. Peers are used as
+their documentation says; those with gradients take --iterations steps a layer. Where a peer fails, its row says why.
 
 Columns as in benchmarks/accuracy.py; speed: float time / quantized time at batch 1 on one thread. With --json FILE,
-rows that the file holds already are not measured again. --plot draws SQNR against time from the rows.
+rows that are in the file already are not measured again. --plot draws SQNR against time from the rows.
 """
 
 from __future__ import annotations

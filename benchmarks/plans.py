@@ -1,11 +1,11 @@
-"""Plan bits of real networks and print what the plans keep, beside the same bits everywhere.
+"""Make bit plans of real networks and print their accuracy, beside that of the same bits in every layer.
 
     python benchmarks/plans.py [--data DIR] [--models a,b] [--candidates W8A8,W4A8] [--effort fast] [--json F]
 
-The data folder is that of ``accuracy.py``, whose columns these are. For each model: W4A8 and W8A8 everywhere; a plan at
-the size of W4A8, and one midway between the two sizes. budget = file / what was allowed, in %; gap = how much of the dB
-between W4A8 and W8A8 a plan keeps, in %; predicted, measured = losses of the stitched model. Then: the frontier's
-losses, which must never rise with the size, and what planning took, in passes of the float model.
+Data folder and columns are those of ``accuracy.py``. Rows of each model: W4A8 and W8A8 in every layer; a bit plan at
+the size of W4A8, and one midway between the two sizes. More columns: budget = file / allowed size, in %; gap = share of
+the dB between W4A8 and W8A8 that a plan keeps, in %; predicted, measured = losses of the assembled model. Below follow
+the frontier's losses, which must never rise with the size, and the time of planning, in passes of the float model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOSSES = {"predicted": ".2e", "measured": ".2e"}
 
 
 def call(*arguments: str) -> str:
-    """stderr of ``onnxcalib`` with these arguments; what it prints there is what it did."""
+    """What ``onnxcalib`` prints on stderr with these arguments."""
     done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -37,7 +37,7 @@ def call(*arguments: str) -> str:
 
 
 def measure(model: Path, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one model; the last one holds what is not of one file."""
+    """Rows of one model; the last one has the frontier and the time of planning."""
     task = model.name.split("_")[0]
     mean, std = accuracy.read_preprocessing(arguments.data, model.name)
     spell = [",".join(f"{x / 255:.6g}" for x in values) for values in (mean, std)]

@@ -1,4 +1,4 @@
-"""What integers that cannot saturate cost, and how fast they are beside onnxruntime's own quantization.
+"""Print what integers that cannot saturate cost, and their speed beside that of onnxruntime's own quantization.
 
     python benchmarks/processors.py [--data DIR] [--models a,b] [--bits W8A8,W4A8] [--speed] [--json FILE]
 
@@ -6,10 +6,10 @@ Each model is quantized twice, with --weight-range full and bounded, at the defa
 process of its own. The data folder is that of accuracy.py and, for models named text_*, of text.py.
 
 Columns: at_risk = integer kernels that can saturate on x86 without VNNI, of all; exact = agreement % with the float
-model, of texts 100 x Spearman's correlation with what people said (STS-B), / SQNR dB, with exact sums; deployed = the
+model (for texts 100 x Spearman's correlation with people's scores of STS-B) / SQNR dB, with exact sums; deployed = the
 same in a default session on this processor, whose kind is printed first; cost = dB between both ranges with exact sums.
-With --speed, at W8A8: time of onnxruntime's own quantize_static (min-max, uint8 x int8, a scale a channel, after its
-preprocessing) over that of the bounded file, at batch 1 and 32, on one thread.
+With --speed, at W8A8: time of the file of onnxruntime's own quantize_static (min-max, uint8 x int8, a scale for each
+channel, after its preprocessing) over the time of the bounded file, at batch 1 and 32, on one thread.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ RANGES = ("full", "bounded")
 
 
 class Task:
-    """A model's calibration data, settings, and test samples as feeds."""
+    """A model's calibration data, settings, and test samples as feeds for onnxruntime."""
 
     def __init__(self, model: Path, data: Path) -> None:
         from onnxcalib import DataConfig, QuantizeConfig

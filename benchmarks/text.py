@@ -1,13 +1,13 @@
-"""Quantize sentence encoders and print how well they still rank the likeness of sentences (STS-B).
+"""Quantize sentence encoders and print how well they still rank the similarity of sentences (STS-B).
 
     python benchmarks/text.py --models FILE.onnx[,...] [--data DIR] [--bits W8A8,W4A8] [--effort fast] [--json FILE]
 
 The data folder (--data, else $ONNXCALIB_DATA, else ../shared/data beside the repository) holds text/tokenizer.json,
-text/sts-train.csv, of which --samples sentences from all over the file calibrate, and text/sts-dev.csv, which judges.
-Each quantization runs in a process of its own.
+text/sts-train.csv, from all over which --samples sentences are taken for calibration, and text/sts-dev.csv, on which
+models are evaluated. Each quantization is made in a process of its own.
 
-Columns: float and score = 100 x Spearman's correlation of the embeddings' cosine with what people said; sqnr_db of the
-embeddings, 'layers' the least and the median of single layers; rest = layers that fell back or were rolled back;
+Columns: float and score = 100 x Spearman's correlation of the embeddings' cosine with people's scores; sqnr_db of the
+embeddings; layers = least and median SQNR of single layers; rest = layers that fell back or were rolled back;
 time = quantize and save, in passes of the float model over the same sentences; memory_gb = peak; file = quantized bytes
 / float bytes; unfused = Q/DQ left by onnxruntime; speed against float at batch 1 and 32, one thread.
 """
@@ -44,10 +44,10 @@ def read_pairs(path: Path) -> tuple[list[str], list[str], list[float]]:
 
 
 def choose_texts(data: Path, count: int) -> list[str]:
-    """Sentences from all over the training file, whose kinds of text follow each other."""
+    """``count`` sentences from all over the training file, in which kinds of text come one after the other."""
     first, second, _ = read_pairs(data / "text/sts-train.csv")
-    places = np.linspace(0, len(first) - 1, -(-count // 2)).astype(int)
-    return [text for place in places for text in (first[place], second[place])][:count]
+    rows = np.linspace(0, len(first) - 1, -(-count // 2)).astype(int)
+    return [text for row in rows for text in (first[row], second[row])][:count]
 
 
 def open_texts(model: Path, texts: list[str], config):

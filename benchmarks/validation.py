@@ -1,14 +1,15 @@
-"""Measure the gate itself: does its latency repeat, does --explain pay, does its memory stay.
+"""Measure ``onnxcalib validate``: whether its latencies repeat, what --explain recovers, and its memory.
 
     python benchmarks/validation.py [latency] [explain] [memory] [--data DIR] [--model NAME] [--json FILE]
 
-The data folder is that of benchmarks/accuracy.py. Without a word all three parts run; each prints a table:
+The data folder is that of benchmarks/accuracy.py. Each part prints a table; without a name all three are measured.
 
-latency: ``onnxcalib validate`` on a W8A8 model five times, at batch 1 and 32: milliseconds and speed-up of each run,
-how far they lie apart, and the speed-up by benchmarks/accuracy.py's own clock. explain: W4A4 by plain rounding; its
-cost in passes of the float model over its samples, and the SQNR before and after its lines for the five worst layers,
-and for all that it names, are given to ``quantize``, rounding again and with reconstruction; ``recovered`` is the share
-of what W4A4 lost against W8A8, in dB. memory: peak of a run on a quarter of the samples and on all of them.
+latency: ``onnxcalib validate`` five times on a W8A8 model, at batch 1 and 32: milliseconds and speed-up each time, how
+far they differ, and the speed-up by benchmarks/accuracy.py's own clock.
+explain: --explain on a W4A4 model that was rounded without reconstruction; its cost, in passes of the float model over
+the samples. What it proposes for the five worst layers, and for all layers that it names, is given to ``quantize``,
+without reconstruction and with it; ``recovered`` is the share of the dB that W4A4 lost against W8A8.
+memory: peak of the process on a quarter of the samples and on all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ W4A4 = ("--weight-bits", "4", "--activation-bits", "4")
 
 
 class Bench:
-    """One model, its calibration and test data, and a folder for what is made of it."""
+    """One model, its calibration and test data, and a folder for the files that are made from it."""
 
     def __init__(self, data: Path, model: str, folder: Path):
         self.model, self.folder = data / f"models/{model}.onnx", folder

@@ -1,19 +1,19 @@
-"""Compare choices of the block stage, one changed at a time: agreement, SQNR and time of each.
+"""Compare ways to reconstruct blocks, one choice changed at a time: agreement, SQNR and time of each.
 
     python benchmarks/variants.py [--data DIR] [--models a,b] [--bits W4A4] [--variants a,b] [--json FILE]
 
-The data folder and the way of measuring are those of benchmarks/accuracy.py: 256 calibration images, each run in a
-process of its own. All variants start from the layers as ``--effort fast`` solves them (no views unless stated):
+The data folder and the way of measuring are those of benchmarks/accuracy.py: 256 calibration images, each quantization
+in a process of its own. All variants start from the layers as ``--effort fast`` solves them, without views:
 
-    solved            no block step at all
+    solved            no reconstruction of blocks
     steps-N           N AdaQuant steps a block, as onnxcalib takes them: straight-through weights, plain squared error
-    soft-N            N steps of AdaRound (Nagel et al. 2020) from the solved integers, activations learned as before
+    soft-N            N steps of AdaRound (Nagel et al. 2020) from the solved integers; activations as in steps-N
     weighted-N        N AdaQuant steps, each element's error weighted by the diagonal of the Fisher matrix of the output
     layers-N          N AdaQuant steps on every layer by itself
     pairs-N           N AdaQuant steps on two blocks at once
-    views-N           no block step, but N views of each image
+    views-N           no reconstruction of blocks, but N views of each image
 
-With --json FILE, rows that the file holds already are not measured again.
+With --json FILE, rows that are in the file already are not measured again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS = {"agreement": ".1f", "sqnr_db": ".2f", "top1": ".1f", "time": ".0f"}
 # AdaRound: h = clip((1.2 sigmoid(v) - 0.1), 0, 1); its penalty anneals from 20 to 2 after a fifth of the steps.
 STRETCH, SHIFT = 1.2, -0.1
 SHARPNESS, WARM_UP = (20.0, 2.0), 0.2
-# A solved integer may lie far from the float weight: the start is on its side of the threshold by so much.
+# A solved integer may lie far from the float weight, so that the start is at most this far beyond the threshold.
 MOST_START = 0.3
 SOFT_RATE = 0.03
 # Samples, and random directions in the space of outputs for each, from which the Fisher diagonal is estimated.
@@ -50,7 +50,7 @@ def soften(steps: int) -> None:
     import torch
 
     from onnxcalib.numeric import adaquant
-    from onnxcalib.quantization import learn as learn_step
+    from onnxcalib.quantization import learn as learn_stage
 
     live: list[SoftRounding] = []
 
@@ -84,7 +84,7 @@ def soften(steps: int) -> None:
 
     def penalized(sums):
         error = plain(sums)
-        if not error.requires_grad:  # held-out samples are judged as they are
+        if not error.requires_grad:  # held-out samples are evaluated without the penalty
             return error
         state["start"] = state["start"] or float(error.detach())
         state["step"] += 1
@@ -103,7 +103,7 @@ def soften(steps: int) -> None:
             live.clear()
 
     adaquant._mean_ratio, adaquant.WEIGHT_RATE = penalized, SOFT_RATE
-    learn_step.learn_block, learn_step.WeightQuantizer = begin_block, SoftRounding
+    learn_stage.learn_block, learn_stage.WeightQuantizer = begin_block, SoftRounding
 
 
 def weigh() -> None:
@@ -116,60 +116,60 @@ def weigh() -> None:
     from onnxcalib.runtime.blocks import to_torch
 
     learn, pairs = reconstruct._learn, adaquant.floating
-    state: dict[str, Any] = {"root": None}
+    fisher: dict[str, Any] = {"root": None}
 
     def find_root(state, block):
-        """Root of the weights, of shape (1, ...) as one sample's output; None for the block that ends the model."""
+        """Root of the weights, in the shape (1, ...) of one sample's output; None for the block that ends the model."""
         goal = state.model.graph.output[0].name
         if len(block.outputs) != 1 or goal in block.outputs:
             return None
-        cut = extract(state.model, state.types, inputs=block.outputs, outputs=[goal])
+        rest = extract(state.model, state.types, inputs=block.outputs, outputs=[goal])
         stored = state.store.rows(f"float:{block.outputs[0]}", np.arange(min(FISHER_SAMPLES, sum(state.sizes))))
         x = torch.from_numpy(stored).requires_grad_()
-        logits = to_torch(cut).eval()(x)[0]
+        logits = to_torch(rest).eval()(x)[0]
         root = logits.detach().softmax(1).sqrt()
         total = 0.0
         for _ in range(FISHER_DRAWS):
-            drawn = torch.randn(root.shape, generator=state["generator"])
+            drawn = torch.randn(root.shape, generator=fisher["generator"])
             direction = root * (drawn - root * (root * drawn).sum(1, keepdim=True))  # its covariance is diag(p) - pp'
             total = total + torch.autograd.grad((logits * direction).sum(), x, retain_graph=True)[0].square()
         weights = total.mean(0, keepdim=True)
         return (weights / weights.mean()).sqrt()
 
     def learn_weighted(state, block, steps):
-        state["generator"] = torch.Generator().manual_seed(state.config.seed)
-        state["root"] = find_root(state, block)
+        fisher["generator"] = torch.Generator().manual_seed(state.config.seed)
+        fisher["root"] = find_root(state, block)
         return learn(state, block, steps)
 
     def weighted(outputs, targets):
-        root = state["root"]
+        root = fisher["root"]
         return pairs(outputs, targets) if root is None else [(a * root, b * root) for a, b in pairs(outputs, targets)]
 
     reconstruct._learn, adaquant.floating = learn_weighted, weighted
 
 
-def recut(size: int) -> None:
-    """Make the library take each layer by itself (``size`` 1) or so many blocks at once."""
+def regroup(size: int) -> None:
+    """Make the library reconstruct each layer by itself (``size`` 1), or ``size`` blocks at once."""
     from onnxcalib import pipeline
     from onnxcalib.graph import blocks
     from onnxcalib.graph.index import Index
 
     find = pipeline.find_blocks
 
-    def find_parts(model, plan):
-        return tuple(part for block in find(model, plan) for part in blocks.single_layers(model, plan, block))
+    def find_parts(model, scheme):
+        return tuple(part for block in find(model, scheme) for part in blocks.single_layers(model, scheme, block))
 
-    def find_groups(model, plan):
-        found, index = find(model, plan), Index(model.graph)
-        layers = {layer.name for layer in plan.layers}
+    def find_groups(model, scheme):
+        found, index = find(model, scheme), Index(model.graph)
+        layers = {layer.name for layer in scheme.layers}
         groups = [[n for block in found[i : i + size] for n in block.nodes] for i in range(0, len(found), size)]
         return tuple(blocks._cut(model.graph, index, names, layers) for names in groups)
 
     pipeline.find_blocks = find_parts if size == 1 else find_groups
 
 
-def settle(variant: str) -> dict[str, int]:
-    """Patch the library for the variant; the settings that it takes besides."""
+def apply(variant: str) -> dict[str, int]:
+    """Patch the library for the variant; gives the settings that the variant also needs."""
     kind, _, number = variant.partition("-")
     if kind == "views":
         return {"steps": 0, "views": int(number)}
@@ -178,7 +178,7 @@ def settle(variant: str) -> dict[str, int]:
     elif kind == "weighted":
         weigh()
     elif kind in ("layers", "pairs"):
-        recut(1 if kind == "layers" else 2)
+        regroup(1 if kind == "layers" else 2)
     return {"steps": int(number or 0)}
 
 
@@ -199,7 +199,7 @@ def measure(model: Path, bits: str, variant: str, arguments: argparse.Namespace)
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    settings = settle(job["variant"])
+    settings = apply(job["variant"])
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "variant.toml"
         config.write_text("".join(f"{key} = {value}\n" for key, value in settings.items()))
@@ -220,7 +220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=split, default=MODELS, help="names without .onnx")
     parser.add_argument("--bits", default="W4A4", help="such as W4A4")
     parser.add_argument("--variants", type=split, default=VARIANTS, help="names as above, with any N")
-    parser.add_argument("--json", type=Path, help="write all rows there")
+    parser.add_argument("--json", type=Path, help="file that all rows are written to")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -17,8 +17,8 @@ from .registry import OWN_DOMAIN, OWN_VERSION, Converted, OnnxGraph, OnnxNode, i
 def rewrite_linear(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     """Rewrite ``node`` in place to a Linear, ``Y = X W + C``; False, and no change, where it is not one.
 
-    It is one if it is a MatMul with a constant 2-D W, or a Gemm with alpha = beta = 1, X not transposed and a constant C
-    that is the same for all rows. constants: initializers by name.
+    It is one if it is a MatMul with a constant 2-D W, or a Gemm with alpha = beta = 1, X not transposed and a constant
+    C that is the same for all rows. constants: initializers by name.
     """
     if node.domain or node.op_type not in ("Gemm", "MatMul") or node.input[0] in constants:
         return False

@@ -41,7 +41,7 @@ class Pad(nn.Module):
         if self.mode == "edge":
             return index.clamp(0, size - 1)
         if self.mode == "wrap":
-            return index.remainder(size)
+            return index % size
         refuse_unless(max(before, after) < size, f"Pad: mode reflect, {max(before, after)} of {size} elements")
         reflected: Tensor = (size - 1) - ((size - 1) - index.abs()).abs()
         return reflected
@@ -55,7 +55,8 @@ class StaticPad(nn.Module):
         self.pad, self.pads, self.value = Pad(mode), torch.tensor(pads), torch.tensor(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pad(x, self.pads, self.value)
+        padded: Tensor = self.pad(x, self.pads, self.value)
+        return padded
 
 
 @register("Pad", 18, 19, 21, 23, 24, 25, replace=(2, 11, 13))

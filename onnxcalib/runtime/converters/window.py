@@ -69,7 +69,7 @@ class Window:
 
 
 def read_window(node: OnnxNode, kernel: Sequence[int]) -> Window:
-    """The window that a node's attributes describe, with ONNX's defaults; an unknown auto_pad raises NotImplementedError."""
+    """The window of a node's attributes, with ONNX's defaults; an unknown auto_pad raises NotImplementedError."""
     attributes, rank = node.attributes, len(kernel)
     auto_pad = attributes.get("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
