@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from onnxcalib.numeric import adaquant
-from onnxcalib.numeric.adaquant import ActivationQuantizer, WeightQuantizer, learn_block, relative_error
+from onnxcalib.numeric.adaquant import ActivationQuantizer, WeightQuantizer, error_sums, learn_block, relative_error
 from onnxcalib.numeric.rounding import fake_quantize, quantize
 from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QParams, QuantSpec
@@ -298,6 +298,12 @@ def test_a_fixed_grid_stays(monkeypatch):
     assert outcome.step and same_grid(task[0].quantizer.grid(), make_grid(0.52, 7))
 
 
+def test_error_sums_leave_out_integers_and_do_not_overflow_in_float16():
+    outputs = [torch.full((3,), 300.0).half(), torch.tensor([1, 2])]
+    targets = [torch.full((3,), 600.0).half(), torch.tensor([1, 3])]
+    assert error_sums(outputs, targets).tolist() == [[3 * 300.0**2, 3 * 600.0**2]]
+
+
 class Scaled(nn.Module):
     """Outputs of very different power, each with a relative error of its own, and one that is no number."""
 
@@ -309,7 +315,7 @@ class Scaled(nn.Module):
         return a * self.factors[0], b * self.factors[1], a > 0
 
 
-def test_outputs_are_judged_as_they_are_learned_each_by_its_own_power():
+def test_held_out_outputs_have_the_loss_that_is_learned_each_relative_to_its_own_power():
     a, b = 100 * draw(8, 3), draw(8, 3, seed=1)
     targets = [a, b, a > 0]
     halves = [[[t[part] for t in each] for each in ([a, b], targets)] for part in (slice(0, 4), slice(4, 8))]

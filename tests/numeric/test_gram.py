@@ -238,3 +238,16 @@ def test_gradients_of_probes_of_a_matrix_product_are_rows_weighted_by_them_and_s
     probes = torch.randn(3, 4, math.prod(shape[1:-1]))
     columns = flatten_rows(x).reshape(5, 3, -1)
     torch.testing.assert_close(project(x, probes), torch.einsum("knp,nmp->knm", columns, probes).reshape(5, 12))
+
+
+@pytest.mark.parametrize(
+    ("value", "values_finite", "products_finite"),
+    [(1.0, True, True), (1e25, True, False), (torch.inf, False, False), (torch.nan, False, False)],
+)
+def test_moments_tell_values_that_are_not_finite_from_products_that_overflow(value, values_finite, products_finite):
+    inputs = torch.ones(1, 2, 8)
+    inputs[0, 1, 5:] = value
+    total = MomentSum()
+    total.add(inputs, torch.ones(1, 1, 8))
+    moments = total.centre()
+    assert (moments.seen_finite, moments.finite) == (values_finite, products_finite)

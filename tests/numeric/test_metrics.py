@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.metrics import CHUNK, Accuracy, Comparison, scores_classes, top_class
+from onnxcalib.numeric.metrics import CHUNK, Accuracy, Comparison, mean_sqnr, scores_classes, top_class
 
 
 def compare(*pairs):
@@ -17,6 +17,12 @@ def test_noise_of_a_known_power_has_the_known_ratio(draw):
     assert comparison.sqnr_db == pytest.approx(40, abs=0.05)
     assert comparison.cosine == pytest.approx(1 / np.sqrt(1 + 1e-4), abs=1e-6)
     assert comparison.max_abs_error == pytest.approx(0.01 * np.abs(noise).max(), rel=1e-3)
+
+
+def test_the_mean_sqnr_of_tensors_is_that_of_their_mean_relative_error():
+    assert mean_sqnr([0.01]) == pytest.approx(20)
+    assert mean_sqnr([0.0, 0.02]) == pytest.approx(20)
+    assert mean_sqnr([0.0, 0.0]) == float("inf")
 
 
 def test_equal_tensors_have_no_error(draw):
