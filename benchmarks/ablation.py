@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import ROOT, SIZES, judge, normalize, open_session, read_photographs, read_preprocessing, read_test, run
+from accuracy import (
+    ROOT,
+    SIZES,
+    evaluate,
+    normalize,
+    open_session,
+    read_photographs,
+    read_preprocessing,
+    read_test,
+    run,
+)
 
 DEFAULT_MODELS = "cifar10_resnet20,cifar10_resnet56,imagenet_mobilenetv2"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,7 +61,7 @@ def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarra
     seconds = time.perf_counter() - began
     path = ROOT / f"benchmarks/results/ablation.{os.getpid()}.onnx"
     result.save(path)
-    found = judge(model, path, reference, images, scaling)
+    found = evaluate(model, path, reference, images, scaling)
     path.unlink()
     passes = seconds / result.report.float_pass_seconds
     return {"agreement": found["agreement"], "sqnr_db": found["sqnr_db"], "passes": passes}
@@ -85,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         images, scaling = read_calibration(arguments.data, task), read_preprocessing(arguments.data, model.name)
         test = read_test(arguments.data, task)
-        judged = (test, run(open_session(model), test[0], scaling)[0], scaling)
+        evaluation = (test, run(open_session(model), test[0], scaling)[0], scaling)
         for bits in arguments.bits:
             for count in [count for count in arguments.samples if count <= len(images)]:
                 for variant in arguments.variants:
@@ -93,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
                     for seed in range(arguments.seeds):
                         chosen = np.random.default_rng(seed).permutation(len(images))[:count]
                         settings = {"effort": arguments.effort, "seed": seed, **VARIANTS[variant]}
-                        found.append(measure(model, bits, settings, images[np.sort(chosen)], judged))
+                        found.append(measure(model, bits, settings, images[np.sort(chosen)], evaluation))
                     rows.append({"model": name, "bits": bits, "samples": count, "variant": variant, "seeds": found})
                     print(render(rows[-1]), flush=True)
                     if arguments.json:

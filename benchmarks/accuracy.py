@@ -104,7 +104,7 @@ def read_photographs(paths: list[Path], size: int) -> np.ndarray:
 
 
 def read_test(data: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W, C) and labels to judge on."""
+    """Images (N, H, W, C) and labels of the test set."""
     if task == "cifar10":
         archive = np.load(data / "cifar10/test_jpeg.npz")
         return archive["images"], archive["labels"]
@@ -201,7 +201,7 @@ def compare_speed(slow: Path, fast: Path, feeds: np.ndarray | dict[str, np.ndarr
     return statistics.median(times[0]) / statistics.median(times[1])
 
 
-def judge(model: Path, quantized: Path, reference: np.ndarray, test: tuple, scaling: tuple) -> dict[str, Any]:
+def evaluate(model: Path, quantized: Path, reference: np.ndarray, test: tuple, scaling: tuple) -> dict[str, Any]:
     """Quality of the quantized file on the test images, and its size."""
     images, labels = test
     logits, _ = run(open_session(quantized), images, scaling)
@@ -240,7 +240,7 @@ def measure(model: Path, bits: str, arguments: argparse.Namespace, test: tuple, 
         if model not in cache:
             cache.clear()
             cache[model] = run(open_session(model), test[0], scaling)[0]
-        row |= judge(model, output, cache[model], test, scaling)
+        row |= evaluate(model, output, cache[model], test, scaling)
         reference = model if bits == "W8A8" else arguments.out / f"{model.stem}.w8a8.onnx"
         if arguments.latency and reference.exists():
             for batch in LATENCY_BATCHES:

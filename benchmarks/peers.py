@@ -36,7 +36,7 @@ from accuracy import (
     ROOT,
     SIZES,
     compare_speed,
-    judge,
+    evaluate,
     normalize,
     open_session,
     read_peak_gb,
@@ -269,7 +269,7 @@ def measure(name: str, model: Path, bits: str, arguments: argparse.Namespace, te
             row |= found
             if "failed" not in row:
                 reference = run(open_session(model), test[0], scaling)[0]
-                row |= judge(model, output, reference, test, scaling)
+                row |= evaluate(model, output, reference, test, scaling)
         if "failed" not in row:
             row["speed"] = compare_speed(model, output, normalize(test[0][:1], *scaling))
     except Exception as error:  # onnxruntime's exceptions have no common parent; the table must go on

@@ -47,8 +47,8 @@ def measure(model: Path, folder: Path, arguments: argparse.Namespace) -> list[di
     test, scaling = accuracy.read_test(arguments.data, task), (mean, std)
     reference = accuracy.run(accuracy.open_session(model), test[0], scaling)[0]
 
-    def judge(name: str, path: Path, **more: Any) -> dict[str, Any]:
-        row = {"model": model.stem, "choice": name, **accuracy.judge(model, path, reference, test, scaling), **more}
+    def evaluate(name: str, path: Path, **more: Any) -> dict[str, Any]:
+        row = {"model": model.stem, "choice": name, **accuracy.evaluate(model, path, reference, test, scaling), **more}
         print(render(row), flush=True)
         return row
 
@@ -56,7 +56,7 @@ def measure(model: Path, folder: Path, arguments: argparse.Namespace) -> list[di
     for bits in ("4", "8"):
         path = folder / f"w{bits}.onnx"
         call("quantize", *common, "--weight-bits", bits, "-o", str(path))
-        rows.append(judge(f"W{bits}A8", path))
+        rows.append(evaluate(f"W{bits}A8", path))
     sizes = [(folder / f"w{bits}.onnx").stat().st_size for bits in "48"]
     for name, size in (("at W4A8", sizes[0]), ("midway", sum(sizes) // 2)):
         plan, path = folder / "plan.json", folder / "planned.onnx"
@@ -64,7 +64,7 @@ def measure(model: Path, folder: Path, arguments: argparse.Namespace) -> list[di
         call("quantize", *common, "--plan", str(plan), "-o", str(path))
         totals = json.loads(plan.read_text())["totals"]
         losses = {"predicted": totals["predicted_loss"], "measured": totals["measured_loss"]}
-        rows.append(judge(name, path, budget=100 * path.stat().st_size / size, **losses))
+        rows.append(evaluate(name, path, budget=100 * path.stat().st_size / size, **losses))
         low, high = rows[0]["sqnr_db"], rows[1]["sqnr_db"]
         rows[-1]["gap"] = 100 * (rows[-1]["sqnr_db"] - low) / (high - low)
         print(f"    keeps {rows[-1]['gap']:.0f}% of the gap; {'; '.join(re.findall('solving.*', said))}", flush=True)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import ROOT, judge, open_session, quantize, read_preprocessing, read_test, run
+from accuracy import ROOT, evaluate, open_session, quantize, read_preprocessing, read_test, run
 
 MODELS = ("cifar10_resnet20", "cifar10_resnet56", "imagenet_mobilenetv2")
 VARIANTS = ("solved", "steps-100", "steps-300", "steps-1000", "steps-3000", "soft-100", "soft-300", "soft-1000")
@@ -195,7 +195,7 @@ def measure(model: Path, bits: str, variant: str, arguments: argparse.Namespace)
         scaling = read_preprocessing(arguments.data, model.name)
         test = read_test(arguments.data, model.name.split("_")[0])
         reference = run(open_session(model), test[0], scaling)[0]
-        return row | json.loads(done.stdout.splitlines()[-1]) | judge(model, output, reference, test, scaling)
+        return row | json.loads(done.stdout.splitlines()[-1]) | evaluate(model, output, reference, test, scaling)
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:

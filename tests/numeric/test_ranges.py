@@ -107,7 +107,7 @@ def test_every_kind_respects_a_bound_even_where_the_data_reach_below_zero(kind):
     assert ends(choose_grid(collect(HEAVY), NIBBLES, kind=kind, bound=0.5))[1] <= 0.5
 
 
-def test_squared_error_with_a_bound_is_judged_on_the_bounded_grid():
+def test_squared_error_with_a_bound_is_measured_on_the_bounded_grid():
     values = np.concatenate([np.full(2000, -50.0), np.abs(GAUSSIAN)]).astype(np.float32)
     grid = choose_grid(collect(values), NIBBLES, bound=float("inf"))
     positive = choose_grid(collect(np.abs(GAUSSIAN)), NIBBLES, bound=float("inf"))

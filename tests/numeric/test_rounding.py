@@ -72,7 +72,7 @@ def test_signed_grids_reach_from_their_least_to_their_largest_integer():
     assert quantize(np.array([-100.0, 100.0]), 1.0, 0, spec).tolist() == [-8, 7]
 
 
-def test_snapping_is_quantizing_and_back():
+def test_fake_quantizing_is_quantizing_and_dequantizing():
     x = np.linspace(-3, 3, 101)
     quantized_values = fake_quantize(x, 0.1, 20, BYTES)
     np.testing.assert_array_equal(quantized_values, dequantize(quantize(x, 0.1, 20, BYTES), 0.1, 20))

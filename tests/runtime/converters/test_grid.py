@@ -16,7 +16,7 @@ MODES = {16: ("bilinear", "nearest", "bicubic"), 20: ("linear", "nearest", "cubi
     corners=st.integers(0, 1),
     size=st.integers(2, 6),
 )
-def test_values_are_sampled_at_any_place_inside_and_outside(version, place, padding, corners, size):
+def test_values_are_sampled_at_points_inside_and_outside(version, place, padding, corners, size):
     x, grid = make_input(2, 3, size, 5), make_input(2, 4, 3, 2)
     attributes = {"mode": MODES[version][place], "padding_mode": padding, "align_corners": corners}
     assert node_error("GridSample", version, x, [grid], **attributes) < 1e-4

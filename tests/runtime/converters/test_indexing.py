@@ -10,7 +10,7 @@ SIZE = 4
 
 
 @pytest.mark.parametrize("version", [9, 13])
-def test_places_that_are_not_zero_are_one_a_column(version):
+def test_indices_of_elements_that_are_not_zero_are_columns(version):
     assert node_error("NonZero", version, (make_input(3, 4, 2) > 0).astype(np.float32)) == 0
 
 
@@ -62,7 +62,7 @@ def test_slices_are_scattered_to_tuples_of_indices(version, depth):
     assert node_error("ScatterND", version, make_input(SIZE, SIZE, SIZE), [indices, updates]) == 0
 
 
-def test_slices_may_be_added_more_than_one_to_a_place():
+def test_several_slices_may_be_added_to_one_index():
     indices, updates = np.array([[1], [3], [1]]), make_input(3, 4)
     assert node_error("ScatterND", 16, make_input(4, 4), [indices, updates], reduction="add") < 1e-6
 

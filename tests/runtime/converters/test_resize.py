@@ -56,7 +56,7 @@ def test_linear_interpolation_agrees(version, coordinates, constants):
 
 
 @pytest.mark.parametrize("scale", [2.0, 1.5, 0.7])
-def test_linear_interpolation_at_symmetric_places_agrees(scale):
+def test_linear_interpolation_at_symmetric_coordinates_agrees(scale):
     attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel_symmetric"}
     assert node_error("Resize", 19, X, scaled(1, 1, scale, scale), **attributes) < TOLERANCE
 

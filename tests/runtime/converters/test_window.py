@@ -36,7 +36,7 @@ def test_an_unknown_auto_pad_is_refused():
     ("changes", "fixed", "symmetric"),
     [({}, True, True), ({"pads": (0, 1)}, True, False), ({"auto_pad": "SAME_UPPER"}, False, False)],
 )
-def test_padding_is_fixed_and_symmetric_where_it_says_so(changes, fixed, symmetric):
+def test_padding_that_depends_on_sizes_or_differs_at_both_ends_is_told(changes, fixed, symmetric):
     window = make_window(**changes)
     assert (window.is_fixed, window.is_symmetric) == (fixed, symmetric)
 
