@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -38,17 +37,3 @@ def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:
     """The files that settings name."""
     named = (getattr(settings, "latencies", None), settings.data.tokenizer)
     return [Path(name) for name in named if name is not None]
-
-
-def write_aside(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all. Raises OutputError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if isinstance(content, str):
-            content = content.encode("utf-8", errors="replace")  # file names may be no Unicode
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another path") from None
-    finally:
-        aside.unlink(missing_ok=True)

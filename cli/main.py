@@ -12,6 +12,7 @@ import typer
 
 from onnxcalib import __version__
 
+from .calibrate import calibrate
 from .exitstatus import ExitStatus, print_error
 from .options import find_owners
 from .plan import plan
@@ -25,6 +26,7 @@ else:
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 app.command("quantize")(quantize)
+app.command("calibrate")(calibrate)
 app.command("plan")(plan)
 app.command("validate")(validate)
 

@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
-from .files import check_targets, list_read, write_aside
+from .files import check_targets, list_read
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
@@ -66,14 +66,14 @@ def _run(
     with ProgressObserver(quiet=quiet) as observer:
         found = pipeline.plan(model, calib, settings, observer=observer) if planned else None
         if found:
-            write_aside(target, found.to_json() + "\n")
+            pipeline.write_file(target, found.to_json() + "\n")
         traced = pipeline.frontier(model, calib, settings, observer=observer) if frontier else None
     if found and not quiet:
         summary.print_plan(found, target)
     if traced:
         from .plot import draw_frontier
 
-        write_aside(curve, traced.to_json() + "\n")
-        write_aside(plot, draw_frontier(traced, model.name))
+        pipeline.write_file(curve, traced.to_json() + "\n")
+        pipeline.write_file(plot, draw_frontier(traced, model.name))
         if not quiet:
             summary.print_frontier(traced, curve, plot)

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from onnxcalib.config import PLAN, QuantizeConfig, load_config
+from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
-from .files import check_targets, list_read, write_aside
+from .files import check_targets, list_read
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
 PLAN_HELP = "Bit plan to use: a file that onnxcalib plan wrote."
+RANGES_HELP = "Ranges of activations to use: a file that onnxcalib calibrate wrote."
 
 
 @with_settings(list_options(QuantizeConfig))
@@ -24,6 +25,7 @@ def quantize(
     calib: Annotated[Path, typer.Option(help=f"Unlabelled samples: {SAMPLES_HELP}")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
     plan: Annotated[Path | None, typer.Option(help=PLAN_HELP, rich_help_panel=PLAN, metavar="FILE")] = None,
+    ranges: Annotated[Path | None, typer.Option(help=RANGES_HELP, rich_help_panel=EXPERT, metavar="FILE")] = None,
     config: Config = None,
     report: Annotated[Path | None, typer.Option(help="Write all measurements to this JSON file.")] = None,
     quiet: Quiet = False,
@@ -37,8 +39,9 @@ def quantize(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
-        check_targets({"--output": target, "--report": report}, [model, calib, config, plan, *list_read(settings)])
-        _run(model, calib, target, settings, plan=plan, report=report, quiet=quiet)
+        read = [model, calib, config, plan, ranges, *list_read(settings)]
+        check_targets({"--output": target, "--report": report}, read)
+        _run(model, calib, target, settings, plan=plan, ranges=ranges, report=report, quiet=quiet)
 
 
 def _run(
@@ -48,6 +51,7 @@ def _run(
     settings: QuantizeConfig,
     *,
     plan: Path | None,
+    ranges: Path | None,
     report: Path | None,
     quiet: bool,
 ) -> None:
@@ -56,10 +60,10 @@ def _run(
     from .progress import ProgressObserver
 
     with ProgressObserver(quiet=quiet) as observer:
-        result = pipeline.quantize(model, calib, settings, plan=plan, observer=observer)
+        result = pipeline.quantize(model, calib, settings, plan=plan, ranges=ranges, observer=observer)
     result.save(output)
     if report:
-        write_aside(report, result.report.to_json() + "\n")
+        pipeline.write_file(report, result.report.to_json() + "\n")
     if not quiet:
         from .summary import print_summary
 

@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import REPORTS, ValidateConfig, load_config
 
 from .exitstatus import ExitStatus, report_faults
-from .files import check_targets, list_read, write_aside
+from .files import check_targets, list_read
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 FloatModel = Annotated[Path, typer.Argument(metavar="FLOAT", help="The float ONNX model.", show_default=False)]
@@ -77,6 +77,7 @@ def _run(
     quiet: bool,
     reports: dict[str, Path | None],
 ) -> bool:
+    from onnxcalib.pipeline import write_file
     from onnxcalib.validation import render
     from onnxcalib.validation.run import validate as run_validation
 
@@ -92,7 +93,7 @@ def _run(
     }
     texts = {path: writers[option]() for option, path in reports.items() if path is not None}
     for path, text in texts.items():
-        write_aside(path, text)
+        write_file(path, text)
     if not quiet or not verdict.passed:
         print_verdict(verdict)
     return verdict.passed

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from .config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig
     from .data import CalibrationSet, InputSpec
     from .errors import ConfigError, DataError, GateError, ModelError, OnnxCalibError, OutputError
-    from .pipeline import Result, frontier, open_calibration, plan, quantize
+    from .pipeline import (
+        Prepared,
+        Ranges,
+        Reconstruction,
+        Result,
+        calibrate,
+        emit,
+        frontier,
+        open_calibration,
+        plan,
+        prepare,
+        quantize,
+        read_ranges,
+        reconstruct,
+    )
     from .report import Observer, Report
     from .validation.run import validate
     from .verdict import Verdict
@@ -31,6 +45,14 @@ _HOMES = {
     "validate": "validation.run",
     "plan": "pipeline",
     "frontier": "pipeline",
+    "prepare": "pipeline",
+    "Prepared": "pipeline",
+    "calibrate": "pipeline",
+    "Ranges": "pipeline",
+    "read_ranges": "pipeline",
+    "reconstruct": "pipeline",
+    "Reconstruction": "pipeline",
+    "emit": "pipeline",
     "BitPlan": "bitplan",
     "Frontier": "bitplan",
     "Verdict": "verdict",
@@ -65,16 +87,24 @@ __all__ = [
     "Observer",
     "OnnxCalibError",
     "OutputError",
+    "Prepared",
     "QuantizeConfig",
+    "Ranges",
+    "Reconstruction",
     "Report",
     "Result",
     "ValidateConfig",
     "Verdict",
     "__version__",
+    "calibrate",
+    "emit",
     "frontier",
     "open_calibration",
     "plan",
+    "prepare",
     "quantize",
+    "read_ranges",
+    "reconstruct",
     "validate",
 ]
 

@@ -6,7 +6,7 @@ The pydantic fields are the only source: the options of the command line and the
 from ..spec import FLOAT_BITS
 from .data import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from .describe import Setting, list_settings
-from .fields import EASILY_CONFUSED, PANELS, PLAN, REPORTS, nearest
+from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, nearest
 from .load import load_config
 from .quantize import (
     BUDGETS,
@@ -28,8 +28,10 @@ __all__ = [
     "CANDIDATES",
     "COSTS",
     "EASILY_CONFUSED",
+    "EFFORT",
     "EFFORTS",
     "EXECUTION",
+    "EXPERT",
     "FLOAT_BITS",
     "FULL_BITS",
     "IMAGE_SETTINGS",

@@ -144,10 +144,10 @@ def write_file(path: Path, content: str | bytes) -> None:
     aside = _aside(path)
     try:
         if isinstance(content, str):
-            content = content.encode("utf-8", errors="replace")  # names of files may be no Unicode
+            content = content.encode("utf-8", errors="replace")  # file names may be no Unicode
         aside.write_bytes(content)
         os.replace(aside, path)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another place") from None
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another path") from None
     finally:
         aside.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxcalib.cli.files import check_targets, list_read, write_aside
+from onnxcalib.cli.files import check_targets, list_read
 from onnxcalib.config import QuantizeConfig, ValidateConfig
 from onnxcalib.errors import OutputError
 
@@ -70,29 +70,3 @@ def test_one_place_for_two_files_is_refused_by_both_options(other):
 def test_every_target_is_looked_at():
     with pytest.raises(OutputError, match=re.escape("model.onnx: is read by this run")):
         check({"--json": "a.json", "--junit": None, "--markdown": "model.onnx"}, ["model.onnx"])
-
-
-def test_a_file_is_written_in_utf_8_and_replaces_the_old_one(folder):
-    (folder / "a.md").write_text("old text that is longer")
-    write_aside(folder / "a.md", "größer\n")
-    assert (folder / "a.md").read_bytes() == "größer\n".encode()
-    assert sorted(path.name for path in folder.iterdir()) == ["a.md", "data", "model.onnx"]
-
-
-def test_a_failure_leaves_the_old_file_and_nothing_else(folder, monkeypatch):
-    (folder / "a.md").write_text("old")
-
-    def fail(source, target):
-        raise OSError(28, os.strerror(28))
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OutputError, match=r"a\.md: cannot be written: No space left on device; give another path"):
-        write_aside(folder / "a.md", "new")
-    assert (folder / "a.md").read_text() == "old"
-    assert sorted(path.name for path in folder.iterdir()) == ["a.md", "data", "model.onnx"]
-
-
-def test_text_that_is_no_unicode_is_written_all_the_same(folder):
-    """Names of tensors and files may hold anything; a lone surrogate stands for a byte of a file name."""
-    write_aside(folder / "a.md", "name \udcff\n")
-    assert (folder / "a.md").read_bytes().startswith(b"name ")

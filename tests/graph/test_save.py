@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcalib.errors import OutputError
 from onnxcalib.graph import save
-from onnxcalib.graph.save import check_output, model_bytes, save_model
+from onnxcalib.graph.save import check_output, model_bytes, save_model, write_file
 
 
 @pytest.fixture
@@ -165,3 +165,29 @@ def test_the_disk_is_waited_for_unless_the_file_is_a_passing_one(tmp_path, model
     monkeypatch.setattr(save.os, "fsync", waited.append)
     save_model(model, tmp_path / "m.onnx", most_bytes=100, lasting=lasting)
     assert len(waited) == waits and (tmp_path / "m.onnx.data").exists()
+
+
+def test_a_file_is_written_in_utf_8_and_replaces_the_old_one(tmp_path):
+    (tmp_path / "a.md").write_text("old text that is longer")
+    write_file(tmp_path / "a.md", "größer\n")
+    assert (tmp_path / "a.md").read_bytes() == "größer\n".encode()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / "a.md").write_text("old")
+
+    def fail(source, target):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OutputError, match=r"a\.md: cannot be written: No space left on device; give another path"):
+        write_file(tmp_path / "a.md", "new")
+    assert (tmp_path / "a.md").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md"]
+
+
+def test_text_that_is_no_unicode_is_written_all_the_same(tmp_path):
+    """Names of tensors and files may hold anything; a lone surrogate stands for a byte of a file name."""
+    write_file(tmp_path / "a.md", "name \udcff\n")
+    assert (tmp_path / "a.md").read_bytes().startswith(b"name ")
