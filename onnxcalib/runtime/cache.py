@@ -16,6 +16,7 @@ from typing import Any
 
 import platformdirs
 from joblib import Memory
+from joblib.memory import CacheWarning
 
 # What is kept in all, in bytes; of more, what was used last stays.
 MOST_BYTES = 4 * 2**30
@@ -49,18 +50,27 @@ class Cache:
         return self.recall(name, lambda: value)
 
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What was found by this name before, or what ``compute`` finds now."""
+        """What was found by this name before, or what ``compute`` finds now; its own warnings reach the user."""
         if self.broken:
             return compute()
-        with warnings.catch_warnings(record=True) as faults, _silenced():
-            found = self._recall(self.subject, name, compute)
-        self.broken = next((str(fault.message).strip().splitlines()[-1] for fault in faults), self.broken)
-        return found
+        computed: list[Any] = []
+
+        def find() -> Any:
+            computed.append(compute())
+            return computed[-1]
+
+        try:
+            with warnings.catch_warnings(), _silenced():
+                warnings.simplefilter("error", CacheWarning)  # joblib's word for a value that it could not write
+                return self._recall(self.subject, name, find)
+        except CacheWarning as fault:
+            self.broken = str(fault).strip().splitlines()[-1]
+            return computed[-1]
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Without joblib's log of what it could not read; it is then found anew."""
+    """Without joblib's log of entries that it could not read, which are computed anew."""
     logger = logging.getLogger("joblib")
     before, logger.disabled = logger.disabled, True
     try:

@@ -1,5 +1,9 @@
 """What was measured once is not measured again, unless what it depends on is another."""
 
+import warnings
+
+import pytest
+
 from onnxcalib.runtime.cache import Cache
 
 
@@ -30,3 +34,29 @@ def test_a_spoilt_entry_is_found_anew(tmp_path):
     (entry,) = tmp_path.rglob("output.pkl")
     entry.write_bytes(b"spoilt")
     assert Cache("a", tmp_path).recall("x", lambda: 2) == 2
+
+
+def test_warnings_of_what_is_computed_reach_the_user_and_leave_the_cache_at_work(tmp_path):
+    def compute():
+        warnings.warn("a lossy cast", RuntimeWarning, stacklevel=2)
+        return 1
+
+    cache = Cache("a", tmp_path)
+    with pytest.warns(RuntimeWarning, match="a lossy cast"):
+        assert cache.recall("x", compute) == 1
+    assert not cache.broken
+    assert Cache("a", tmp_path).recall("x", lambda: 2) == 1
+
+
+class Unwritable:
+    def __reduce__(self):
+        raise OSError("no space left")
+
+
+def test_a_value_that_cannot_be_written_is_returned_and_nothing_more_is_kept(tmp_path):
+    cache = Cache("a", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(cache.recall("x", Unwritable), Unwritable)
+    assert "no space left" in cache.broken
+    assert [cache.recall("y", lambda: 1), cache.recall("y", lambda: 2)] == [1, 2]
