@@ -87,7 +87,10 @@ def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
     except ValueError:
         return ()
     if isinstance(settings, dict) and settings.get("reconstruct") is False:
-        return ("the model was calibrated and rounded only; quantize it with reconstruct = true, the default, first",)
+        return (
+            "the weights of this model were rounded and not reconstructed; first quantize it with the default pipeline"
+            " (reconstruct = true)",
+        )
     return ()
 
 

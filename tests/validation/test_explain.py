@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
@@ -12,12 +13,13 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from onnxcalib import QuantizeConfig, quantize
-from onnxcalib.config import load_config
+from onnxcalib.config import STEPS, load_config
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
-from onnxcalib.validation.explain import SAMPLES, WORST, explain, joined_parts
+from onnxcalib.quantization.run import SETTINGS_BYTES
+from onnxcalib.validation.explain import SAMPLES, SETTINGS_KEY, WORST, explain, joined_parts
 
 BODY = """{ [stem] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [relu1] r = Relu (c)
     [inner] d = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)  [add] s = Add (d, r)  [relu2] t = Relu (s)
@@ -575,12 +577,22 @@ def test_the_lines_hold_whatever_name_a_layer_has(net, rough, images, name):
 def test_a_model_that_was_rounded_only_is_told_to_be_reconstructed(net, rough, images):
     model = round_only(net, images)
     (note,) = explained(net, model, images).notes
-    assert note == "the model was calibrated and rounded only; quantize it with reconstruct = true, the default, first"
-    entry = next(entry for entry in model.metadata_props if entry.key == "onnxcalib.settings")
+    assert note.startswith("the weights of this model were rounded and not reconstructed; first quantize it with")
+    entry = next(entry for entry in model.metadata_props if entry.key == SETTINGS_KEY)
     for text in (entry.value.replace("false", "true"), "{", "[1]", '"x"'):
         entry.value = text
         assert explained(net, model, images).notes == ()
     assert explained(net, rough(net, images), images).notes == ()
+
+
+def test_the_file_says_which_stages_were_done_and_light_is_told_to_reconstruct(net, images):
+    stages = {"light": [False, True, False], "default": [True, False, False]}
+    for pipeline, done in stages.items():
+        model = quantize(net, images, QuantizeConfig(pipeline=pipeline, steps=0)).model
+        text = next(entry.value for entry in model.metadata_props if entry.key == SETTINGS_KEY)
+        assert [json.loads(text)[name] for name in STEPS] == done
+        assert len(text) == 3 * SETTINGS_BYTES  # whatever the stages: the size of a file may be planned
+        assert len(explained(net, model, images).notes) == (pipeline == "light")
 
 
 @pytest.mark.parametrize(("factor", "gain"), [(-1, "-1"), (3, "3")])
