@@ -14,7 +14,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..bitplan import BitPlan
-from ..config import BUDGETS, EXECUTION, FLOAT_BITS, FULL_BITS, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, EXECUTION, FLOAT_BITS, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet, open_calibration
 from ..errors import ConfigError
 from ..graph.emit import LayerParams, emit_qdq
@@ -131,10 +131,12 @@ class Prepared:
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 
     def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
-        """The QDQ model, which names the tool's version, the settings as they were given and every layer's bits."""
+        """The QDQ model, which names the tool's version, the settings, what each stage did and every layer's bits."""
         quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
         fold_integer_pads(quantized)
-        settings = self.run.config.model_dump_json(exclude=_UNTOLD)
+        # Every stage as yes or no: a null would ask readers to know the pipelines.
+        stages = {name: self.run.config.does(name) for name in STAGES}
+        settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_UNTOLD)
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),

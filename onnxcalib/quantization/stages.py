@@ -10,7 +10,7 @@ from onnx import ModelProto
 from ..config import EFFORTS
 from ..data.images import image_axes
 from ..graph.blocks import find_blocks
-from ..graph.check import check_model
+from ..graph.check import check_model, correct_shapes
 from ..graph.emit import LayerParams
 from ..graph.save import fingerprint
 from ..report import BlockRecord, StepRecord
@@ -81,6 +81,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
 def emit_model(prepared: Prepared, found: Reconstruction) -> ModelProto:
     """The QDQ model of what the layers became. Raises ModelError where onnx's checker refuses it."""
     quantized = prepared.emit(found.scheme, found.grids, found.layers)
+    correct_shapes(quantized)
     check_model(quantized)
     return quantized
 

@@ -4,7 +4,7 @@ from onnx import TensorProto, helper
 
 from onnxcalib.errors import ModelError
 from onnxcalib.graph import weightless as skeleton
-from onnxcalib.graph.check import check_model
+from onnxcalib.graph.check import check_model, correct_shapes
 
 
 def test_large_weights_are_not_handed_to_the_checker(build, draw, monkeypatch):
@@ -20,10 +20,32 @@ def test_large_weights_are_not_handed_to_the_checker(build, draw, monkeypatch):
     assert len(model.graph.initializer) == 1
 
 
-def test_shapes_that_contradict_the_operators_are_replaced(build, draw):
-    model = build("g (float[2, 4] x) => (float[2, 5] y) { y = MatMul (x, w) }", w=draw(4, 3))
-    check_model(model)
-    assert model.graph.output[0] == helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])
+@pytest.fixture
+def contradicting(build, draw):
+    """A model that records 5 columns for an output of 3, and a shape for a tensor inside."""
+    model = build("g (float[2, 4] x) => (float[2, 5] y) { a = Relu (x) y = MatMul (a, w) }", w=draw(4, 3))
+    model.graph.value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [2, 4]))
+    return model
+
+
+def test_a_check_changes_nothing(contradicting):
+    before = contradicting.SerializeToString(deterministic=True)
+    with pytest.raises(ModelError, match=r"the quantized model fails onnx's checker: .*; please report this"):
+        check_model(contradicting)
+    assert contradicting.SerializeToString(deterministic=True) == before
+
+
+def test_shapes_that_contradict_the_operators_are_replaced(contradicting):
+    assert correct_shapes(contradicting)
+    assert contradicting.graph.output[0] == helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])
+    check_model(contradicting)
+
+
+def test_shapes_that_agree_with_the_operators_stay(contradicting):
+    contradicting.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 3
+    before = contradicting.SerializeToString(deterministic=True)
+    assert not correct_shapes(contradicting)
+    assert contradicting.SerializeToString(deterministic=True) == before
 
 
 def test_a_model_that_is_not_valid_is_refused(build):
