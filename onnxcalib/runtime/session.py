@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -54,9 +56,11 @@ class Session:
         self.name = name
         more, choose = _more_outputs(model, also), partial(_choose_options, optimize, threads, dump, profile)
         if deployed or unsigned or not saturates():
-            self._session = _load(model, more, choose(unsigned=unsigned), name)
+            loaded = _load(model, more, choose(unsigned=unsigned), name)
         else:
-            self._session = _load_exact(model, more, choose, name)
+            loaded = _load_exact(model, more, choose, name)
+        # In this order: attributes are released as they were set, and a folder cannot go before what maps its files.
+        self._session, self._folder = loaded
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -111,22 +115,37 @@ def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
     return more.SerializeToString() if wanted else b""
 
 
-def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> ort.InferenceSession:
+class _Folder:
+    """A temporary folder that goes with the last reference to this object, at the latest when Python ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+_Loaded = tuple[ort.InferenceSession, _Folder | None]
+
+
+def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> _Loaded:
+    """The session, and the folder with the weights that it maps, if it does."""
+    folder = None
     providers = ["CPUExecutionProvider"]
     try:
         if model_bytes(model) <= MOST_BYTES:
-            return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers)
-        with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
-            path = Path(folder) / "model.onnx"
-            save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
-            with open(path, "ab") as file:
-                file.write(more)
-            return ort.InferenceSession(str(path), options, providers=providers)
+            return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers), None
+        folder = _Folder()
+        path = folder.path / "model.onnx"
+        save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
+        with open(path, "ab") as file:
+            file.write(more)
+        return ort.InferenceSession(str(path), options, providers=providers), folder
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        if folder is not None:
+            folder.remove()  # the error's traceback would keep it
         raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
 
 
-def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str):
+def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str) -> _Loaded:
     """The session with exact sums on a processor whose kernels saturate."""
     exact = unsign_weights(model)
     # What becomes an int8 weight only in the session, as a float one that is quantized there, is left to onnxruntime,

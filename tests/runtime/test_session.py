@@ -81,6 +81,26 @@ def test_a_model_too_large_for_one_message_goes_through_a_file_and_keeps_its_wei
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_that_a_session_maps_stay_as_long_as_the_session(model, draw, monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "MOST_BYTES", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    session = Session(model)
+    assert {path.name for path in tmp_path.glob("*/*")} == {"model.onnx", "model.onnx.data"}
+    x = draw(2, 4)
+    assert session.run({"x": x, "unused": x})["y"].shape == (2, 3)
+    del session
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_a_model_that_is_refused_go_at_once(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "MOST_BYTES", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model.graph.node[0].op_type = "MatMull"
+    with pytest.raises(ModelError, match="cannot load the model") as caught:
+        Session(model)
+    assert list(tmp_path.iterdir()) == [] and caught.value.__cause__ is not None
+
+
 @pytest.mark.parametrize("most", [session_module.MOST_BYTES, 10])
 def test_tensors_inside_are_given_beside_the_outputs_and_the_model_stays_as_it_is(model, draw, monkeypatch, most):
     monkeypatch.setattr(session_module, "MOST_BYTES", most)
