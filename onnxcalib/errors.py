@@ -1,4 +1,4 @@
-"""What a user can do wrong, as exceptions whose messages can be shown as they are.
+"""What a user can do wrong, as exceptions and a warning whose messages can be shown as they are.
 
 Messages read ``where: what was found; what is allowed; what to do``.
 """
@@ -26,3 +26,7 @@ class GateError(ConfigError):
 
 class OutputError(OnnxCalibError):
     """The result cannot be written where it was asked for."""
+
+
+class OnnxCalibWarning(UserWarning):
+    """The run goes on, but the user should act on what its text says."""

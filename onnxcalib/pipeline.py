@@ -206,6 +206,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         seconds=run.seconds,
         float_pass_seconds=measured.float_pass_seconds,
         warnings=tuple(run.warnings),
+        left_out=tuple(run.left_out),
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
     )
 

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+from .errors import OnnxCalibWarning
+
+PACKAGE = __name__.partition(".")[0]
+# Silent until an application adds a handler, as Python asks of libraries: without this one, what has the level WARNING
+# would go to stderr beside the Python warning that says the same.
+LOGGER = logging.getLogger(PACKAGE)
+LOGGER.addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True)
 class BlockRecord:
     """What became of one block.
 
-    outcome: ``reconstructed`` (AdaQuant kept), ``rolled back`` (its loss on held-out samples did not fall),
-    ``solved`` (layers solved on their Gram matrices alone), ``rounded`` (initial rounding alone).
-    Losses are mean squared errors of the block's outputs on held-out samples, relative to the outputs' power.
+    outcome: ``reconstructed`` (AdaQuant's result is kept), ``rolled back`` (the loss on held-out samples did not
+    fall), ``solved`` (the layers were solved on their Gram matrices only), ``rounded`` (initial rounding only).
+    loss_before, loss_after: mean squared error of the block's outputs on held-out samples, divided by their mean
+    square.
     """
 
     name: str
@@ -28,7 +42,7 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """Bits of one weighted layer, and the SQNR of its output in the quantized model, in dB."""
+    """The bits of one weighted layer, and the SQNR in dB of its output in the quantized model."""
 
     name: str
     op: str
@@ -39,10 +53,10 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """Float against quantized on one model output.
+    """One output of the model, the float model's values against the quantized model's.
 
-    agreement: share (0 to 1) of samples with equal top class, where the output is class scores, or with all values
-    equal, where they are no floats and have no error to speak of. Intervals are those of 95% confidence, (low, high).
+    agreement: the share (0 to 1) of samples on which both models agree. Class scores agree where the top class is the
+    same; integers and booleans agree where all values are equal. Intervals are (low, high), at 95% confidence.
     """
 
     name: str
@@ -55,7 +69,7 @@ class OutputRecord:
 
 
 def spell_worst(outputs: Sequence[OutputRecord]) -> str:
-    """Least SQNR and least agreement of all outputs: ``12.8 dB, 90.1% agreement``."""
+    """The smallest SQNR and the smallest agreement of all outputs: ``12.8 dB, 90.1% agreement``."""
     decibels = [record.sqnr_db for record in outputs if record.sqnr_db is not None]
     shares = [100 * record.agreement for record in outputs if record.agreement is not None]
     found = [f"{_least(decibels):.1f} dB"] if decibels else []
@@ -68,11 +82,11 @@ def _least(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """What one step did to the outputs, on the calibration set, in the order of the steps.
+class StageRecord:
+    """What one stage that changes weights or biases did to the outputs, measured on the calibration set.
 
-    outcome: ``done``, ``kept``, or ``rolled back`` (it brought the outputs no nearer to the float model's);
-    outputs: those of the model as it then was, after a roll-back too.
+    outcome: ``done`` for the first stage; later ones are ``kept``, or ``rolled back`` where they brought the outputs no
+    nearer to the float model's. outputs: of the model after the stage, or after its roll-back.
     """
 
     name: str
@@ -83,7 +97,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class UnfusedRecord:
-    """A QuantizeLinear or DequantizeLinear that onnxruntime left standing, the tensor it works on, and why."""
+    """A QuantizeLinear or DequantizeLinear that onnxruntime did not fuse, its float tensor, and the reason."""
 
     op: str
     tensor: str
@@ -92,7 +106,7 @@ class UnfusedRecord:
 
 @dataclass(frozen=True)
 class BoundRecord:
-    """The largest magnitude that a sum of two products can have in one integer kernel."""
+    """The largest magnitude that the sum of two adjacent products can reach in one integer kernel."""
 
     name: str
     bound: int
@@ -100,12 +114,12 @@ class BoundRecord:
 
 @dataclass(frozen=True)
 class SaturationRecord:
-    """What a quantized model gives on x86 without VNNI, where sums of two products saturate at the ends of int16.
+    """What a quantized model computes on x86 without VNNI, where sums of two products saturate to int16.
 
-    kernels: how many operators multiply integers; layers: those that can saturate there, the worst first. outputs: the
-    float model's against those of saturating sums, on the first ``samples`` samples; exact: on the same samples against
-    those of exact sums, as other processors have them. unread: kernels whose sums do not saturate in ``outputs``,
-    as they cannot be emulated. reason: why nothing could be measured.
+    kernels: the number of operators that multiply integers. layers: those that can saturate, the worst first.
+    outputs: the float model against saturating sums, on the first ``samples`` samples. exact: the float model against
+    exact sums on the same samples, as on other processors. unread: kernels that cannot be emulated, so that
+    ``outputs`` has their sums exact. reason: why nothing was measured.
     """
 
     kernels: int = 0
@@ -118,16 +132,26 @@ class SaturationRecord:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything that a run measured.
+class LeftOutRecord:
+    """A part of the work that a run had to do without, such as probes or views of images, and the reason."""
 
-    steps: empty where nothing came behind the first; plan: the bit plan that was obeyed, as its file has it.
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that ``quantize`` did and measured.
+
+    passes: graph pass -> the number of its rewrites. steps: the stages that change weights or biases, empty where only
+    the first of them was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be
+    done, though the result holds without it.
     """
 
-    settings: dict
+    settings: dict[str, Any]
     passes: dict[str, int] = field(default_factory=dict)
     blocks: tuple[BlockRecord, ...] = ()
-    steps: tuple[StepRecord, ...] = ()
+    steps: tuple[StageRecord, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
     outputs: tuple[OutputRecord, ...] = ()
     outputs_unoptimized: tuple[OutputRecord, ...] = ()
@@ -139,20 +163,21 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     float_pass_seconds: float = 0.0
     warnings: tuple[str, ...] = ()
-    plan: dict | None = None
+    plan: dict[str, Any] | None = None
+    left_out: tuple[LeftOutRecord, ...] = ()
 
     def to_json(self) -> str:
-        """The whole report as JSON text; infinities and NaN become null, as JSON has no word for them."""
+        """The whole report as JSON text; infinities and NaN become null, as JSON cannot hold them."""
         return to_json(asdict(self))
 
 
-def to_json(value: dict) -> str:
+def to_json(value: Mapping[str, Any]) -> str:
     """JSON text of plain values; infinities and NaN become null."""
     return json.dumps(_plain(value), indent=2)
 
 
-def _plain(value):
-    if isinstance(value, dict):
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
@@ -162,25 +187,79 @@ def _plain(value):
 
 
 class Observer:
-    """Hears what a run does while it does it; this one is silent, the CLI's draws a progress bar."""
+    """Hears what a run does while it does it.
+
+    Subclasses override what they want to hear, and need not call super: the library's log and the report have
+    everything too. The CLI's draws a progress bar.
+    """
 
     def stage(self, name: str) -> None:
-        """A stage begins: prepare, plan, calibrate, reconstruct, evaluate, statistics, biases, verify.
+        """A stage begins.
 
-        Those of ``validate`` are load, compare, clock, conform, saturate, explain.
+        Those of ``quantize`` are prepare, plan, calibrate, reconstruct, evaluate, statistics, biases, verify; those of
+        ``validate`` are load, compare, clock, check kernels, saturate, explain.
         """
 
     def note(self, text: str) -> None:
         """One line worth reading in a log."""
 
     def warn(self, text: str) -> None:
-        """One line that the user should act on."""
+        """One line that the user should act on; issued as an OnnxCalibWarning unless a subclass overrides it.
+
+        ``warnings.warn``, and not the log alone: a library's log is silent until an application asks for it, and these
+        lines are of the kind for which Python has warnings, as the user can change the data or settings they name.
+        """
+        warnings.warn(text, OnnxCalibWarning, stacklevel=_count_own_frames() + 1)
 
     def blocks(self, total: int) -> None:
-        """Reconstruction begins, on so many blocks; or planning, on so many layers."""
+        """Reconstruction begins, on this many blocks; or planning, on this many layers."""
 
     def planned(self, layer: str) -> None:
         """What a layer loses and costs at each candidate is known."""
 
     def block(self, record: BlockRecord) -> None:
         """One block is done."""
+
+
+class LoggedObserver(Observer):
+    """Writes all that an observer hears to the logger ``onnxcalib``, and passes it on.
+
+    Stages and notes have the level INFO, single blocks and layers DEBUG, warnings WARNING.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def stage(self, name: str) -> None:
+        LOGGER.info("%s ...", name)
+        self._observer.stage(name)
+
+    def note(self, text: str) -> None:
+        LOGGER.info("%s", text)
+        self._observer.note(text)
+
+    def warn(self, text: str) -> None:
+        LOGGER.warning("%s", text)
+        self._observer.warn(text)
+
+    def blocks(self, total: int) -> None:
+        LOGGER.debug("%d blocks or layers", total)
+        self._observer.blocks(total)
+
+    def planned(self, layer: str) -> None:
+        LOGGER.debug("layer %s: measured at each candidate", layer)
+        self._observer.planned(layer)
+
+    def block(self, record: BlockRecord) -> None:
+        loss = "" if record.loss_before is None else f", loss {record.loss_before} -> {record.loss_after}"
+        LOGGER.debug("block %s: %s%s", record.name, record.outcome, loss)
+        self._observer.block(record)
+
+
+def _count_own_frames() -> int:
+    """Frames between the caller of this function, included, and the code that called this package."""
+    frame: FrameType | None = sys._getframe(1)
+    count = 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        frame, count = frame.f_back, count + 1
+    return count

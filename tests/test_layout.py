@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "values": (set(), set()),
     "config": ({"errors", "spec", "values"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
-    "report": (set(), set()),
+    "report": ({"errors"}, set()),
     "verdict": ({"report"}, set()),
     "data": (FOUNDATION, {"numpy", "onnx", "google", "PIL", "tokenizers"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),

@@ -22,7 +22,7 @@ from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
-from ..report import Observer
+from ..report import LeftOutRecord, LoggedObserver, Observer
 from ..runtime.device import choose_device
 from ..runtime.session import Session
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
@@ -41,7 +41,7 @@ _UNTOLD = {**dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), Tr
 class Run:
     """What a run tells and keeps as it goes: its observer, its times, and what goes into the report.
 
-    seconds: stage -> time. left_out: what was not done -> why.
+    seconds: stage -> time. left_out: what was not done, and why.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
@@ -52,12 +52,12 @@ class Run:
                 " take one of them out"
             )
         self.config = config
-        self.observer = observer
+        self.observer = LoggedObserver(observer)
         self.threads = config.threads or 0
         self.device = choose_device(config.device)
         self.seconds: dict[str, float] = {}
         self.warnings: list[str] = []
-        self.left_out: dict[str, str] = {}
+        self.left_out: list[LeftOutRecord] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -74,7 +74,7 @@ class Run:
 
     def leave_out(self, what: str, reason: str) -> None:
         """Tell the observer, and the report, what is not done, and why."""
-        self.left_out[what] = reason
+        self.left_out.append(LeftOutRecord(what, reason))
         self.observer.note(f"{what}: none, {reason}")
 
 

@@ -13,7 +13,7 @@ from ..graph.blocks import find_blocks
 from ..graph.check import check_model, correct_shapes
 from ..graph.emit import LayerParams
 from ..graph.save import fingerprint
-from ..report import BlockRecord, StepRecord
+from ..report import BlockRecord, StageRecord
 from ..runtime.store import Store
 from ..spec import Grids, QuantScheme
 from .biases import tune_biases
@@ -40,7 +40,7 @@ class Reconstruction:
     grids: Grids
     layers: Mapping[str, LayerParams]
     blocks: tuple[BlockRecord, ...] = ()
-    stages: tuple[StepRecord, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
 
 
 def calibrate_ranges(prepared: Prepared) -> Ranges:
@@ -97,7 +97,7 @@ def _find_lossless(prepared: Prepared, ranges: Ranges) -> set[str]:
 
 def _tune(
     prepared: Prepared, state: ReconstructionState, batch: int
-) -> tuple[dict[str, LayerParams], tuple[StepRecord, ...]]:
+) -> tuple[dict[str, LayerParams], tuple[StageRecord, ...]]:
     """The layers after the stages behind the first, each kept where it brings the outputs nearer to the float ones."""
     run, layers = prepared.run, state.layers
     tuners: dict[str, Callable[[ReconstructionState], tuple[bool, str | None]]] = {
@@ -114,7 +114,7 @@ def _tune(
             )
             first = "reconstruct" if prepared.config.does("reconstruct") else "round"
             outputs, losses = evaluator.evaluate(prepared.emit(state.problem.scheme, state.grids, layers))
-            records = [StepRecord(first, "done", outputs)]
+            records = [StageRecord(first, "done", outputs)]
         for name in wanted:
             with run.stage(name), Store() as store:
                 own = replace(state, stored=_open_store(state.problem, store), layers=dict(layers))
@@ -129,7 +129,7 @@ def _tune(
                     remark = remark if kept else "the outputs were no nearer to the float model's"
             if kept:
                 layers, outputs, losses = own.layers, found, left
-            records.append(StepRecord(name, "kept" if kept else "rolled back", outputs, remark))
+            records.append(StageRecord(name, "kept" if kept else "rolled back", outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
     return layers, tuple(records)
 
@@ -144,8 +144,8 @@ def _view_axes(prepared: Prepared) -> tuple[int, int] | None:
     axes = image_axes(values[0].shape, config.data) if len(values) == 1 else None
     if axes is None:
         reason = "one input of images is needed, of 4 dimensions and 1 or 3 channels"
+        prepared.run.leave_out("views", reason)
         prepared.run.warn(f"views: none were made; {reason}")
-        prepared.run.left_out["views"] = reason
     else:
         prepared.run.observer.note(f"{views} views of each image beside itself")
     return axes

@@ -21,7 +21,7 @@ from ..quantization.padding_mask import PaddingMask
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import list_unfused, optimize
-from ..report import Observer
+from ..report import LoggedObserver, Observer
 from ..runtime.session import Session
 from ..verdict import Verdict
 from .compare import Comparisons, compare
@@ -54,7 +54,7 @@ def validate(
 
 class _Run:
     def __init__(self, config: ValidateConfig, observer: Observer):
-        self.config, self.observer = config, observer
+        self.config, self.observer = config, LoggedObserver(observer)
         self.threads = config.threads or 0
         self.warnings: list[str] = []
 
