@@ -22,12 +22,12 @@ _ONNX_DOMAIN = "ai.onnx"  # the long name of the domain "", which onnx2torch doe
 
 
 class BlockError(Exception):
-    """A block cannot be a torch module, in one line; the caller falls back to smaller blocks."""
+    """A block cannot become a torch module. The text is one line; the caller falls back to smaller blocks."""
 
 
 @dataclass
 class _Names:
-    """Where the nodes and tensors of a block are in its module; names, so that a copy of the module keeps them."""
+    """Where a block's nodes and tensors are in its module, by name, so that they hold for a copy of the module too."""
 
     layers: dict[str, str] = field(default_factory=dict)  # weighted node -> submodule
     nodes: dict[str, str] = field(default_factory=dict)  # node -> fx node
@@ -38,16 +38,16 @@ class _Names:
 def to_torch(model: ModelProto) -> fx.GraphModule:
     """The block as a module in eval mode, called with the graph's inputs in order.
 
-    It returns a tuple, in the order of ``graph.output``. Conv, ConvTranspose, Gemm and MatMul with a constant 2-D
-    weight become torch layers (see ``layer_module``). The model is not changed. Unnamed nodes go by their first output.
-    Raises BlockError.
+    The module returns a tuple in the order of ``graph.output``. Conv, ConvTranspose, Gemm and MatMul with a constant
+    2-D weight become torch layers (see ``layer_module``). An unnamed node is known by its first output. The model is
+    not changed. Raises BlockError.
     """
     copy, titles, layers = _prepare(model)
     _refuse_unknown(copy, titles)
     try:
         with torch.random.fork_rng(devices=[]):  # new layers draw weights, which are replaced
-            module = convert(copy)
-    except Exception as error:  # onnx2torch and torch raise whatever they meet: the block is then not for torch
+            module: fx.GraphModule = convert(copy)
+    except Exception as error:  # onnx2torch and torch may raise anything at a model that they do not support
         raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
     names = _Names()
     fx_nodes = {n.target: n for n in module.graph.nodes if n.op == "call_module"}
@@ -76,10 +76,10 @@ def layer_module(module: fx.GraphModule, node_name: str) -> nn.Module:
 
 
 def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Sequence[str] | None = None) -> None:
-    """Make the nodes of the block (all, or ``only`` those) that read ``tensor`` read ``quantizer(tensor)``.
+    """Make the nodes that read ``tensor``, all of them or ``only`` the named ones, read ``quantizer(tensor)``.
 
-    Nodes that read it through another quantizer already are left alone, and so are the block's outputs: they return
-    the raw tensor. Raises BlockError where no read is left to replace.
+    A node that already reads the tensor through another quantizer keeps that one. The block's outputs keep returning
+    the raw tensor. Raises BlockError where no node is left to change.
     """
     names: _Names = module.meta[_NAMES]
     if tensor not in names.tensors:
@@ -90,7 +90,7 @@ def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Se
     chosen = list(readers) if only is None else list(only)
     missing = [title for title in chosen if title not in readers]
     if missing or not chosen:
-        raise BlockError(f"{tensor}: not read by {missing or 'any node'}; what reads it is {sorted(readers)}")
+        raise BlockError(f"{tensor}: not read by {missing or 'any node'}; its readers are {sorted(readers)}")
     target = f"quantizer_{names.quantizers}"
     names.quantizers += 1
     module.add_submodule(target, quantizer)
@@ -103,7 +103,7 @@ def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Se
 
 
 def return_also(module: fx.GraphModule, tensors: Sequence[str]) -> None:
-    """Make the module return ``tensors`` too, behind the graph's outputs, as the nodes behind them read them."""
+    """Make the module return ``tensors`` too, after the graph's outputs, before any quantizer."""
     names: _Names = module.meta[_NAMES]
     fx_nodes = {n.name: n for n in module.graph.nodes}
     output = next(n for n in module.graph.nodes if n.op == "output")
@@ -124,7 +124,7 @@ def compare(
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[value.name])) for value in _activation_inputs(model)]
         with torch.no_grad():
             computed = module(*inputs)
-    except Exception as error:  # any fault of torch means that the block is not for torch
+    except Exception as error:  # torch may raise anything where shapes or types differ from the graph's
         raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
     pairs = zip(computed, outputs, strict=True)
     return max((_relative_error(ours.cpu().numpy(), theirs) for ours, theirs in pairs), default=0.0)
@@ -145,7 +145,10 @@ def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
-    """A copy with nodes named by number and an Identity on each output; the nodes' names; which of them are layers."""
+    """A copy for onnx2torch, the names of the model's nodes, and which of them are layers.
+
+    The copy's nodes are named by number, and an Identity makes each of its outputs.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
@@ -166,7 +169,7 @@ def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
     inputs = _activation_inputs(copy)
     del graph.input[:]
     graph.input.extend(inputs)
-    # onnx2torch returns a node's whole tuple for one of its outputs, and stops at an output that is no node's.
+    # Without them onnx2torch returns a node's whole tuple for one of its outputs, and fails at an output without node.
     for number, value in enumerate(graph.output):
         wrapped = f"{value.name}.out{number}"
         graph.node.append(helper.make_node("Identity", [value.name], [wrapped], name=f"out{number}"))
@@ -181,7 +184,7 @@ def _activation_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def _drop_unused_outputs(node: NodeProto, used: set[str], versions: Mapping[str, int]) -> None:
-    """Drop trailing optional outputs that nobody reads: onnx2torch indexes the result of a node that has several."""
+    """Drop trailing optional outputs that no node reads, as onnx2torch indexes the result of a node with several."""
     try:
         schema = defs.get_schema(node.op_type, versions.get(node.domain, 0), node.domain)
     except defs.SchemaError:  # unknown to ONNX, and refused below
@@ -214,12 +217,14 @@ def _since_version(node: NodeProto, version: int) -> int:
 
 
 def _name_outputs(graph: fx.Graph, node: NodeProto, source: fx.Node) -> dict[str, str]:
-    """The fx node of each output; a node with several gets one ``getitem`` for each, read by all that read it."""
+    """The fx node of each output; each output of a node with several becomes one ``getitem`` that all readers share."""
     if len(node.output) == 1:
         return {node.output[0]: source.name}
     picks: dict[int, list[fx.Node]] = {}
     for user in list(source.users):
-        picks.setdefault(user.args[1], []).append(user)
+        position = user.args[1]
+        assert isinstance(position, int), f"onnx2torch reads {node.name} by {position!r}"
+        picks.setdefault(position, []).append(user)
     names = {}
     for number, users in picks.items():
         with graph.inserting_after(source):

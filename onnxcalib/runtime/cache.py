@@ -1,4 +1,4 @@
-"""What was measured once, kept on disk for the next run."""
+"""Keep measurements on disk for the next run."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ import platformdirs
 from joblib import Memory
 from joblib.memory import CacheWarning
 
-# What is kept in all, in bytes; of more, what was used last stays.
+# The most bytes that are kept; beyond them the entries that were used longest ago are removed.
 MOST_BYTES = 4 * 2**30
-# Results depend on these, and on our own code.
+# Measurements depend on the versions of these, and on our own code.
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "scipy", "torch")
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
 class Cache:
-    """Results of one subject, by name; everything that they depend on is part of ``subject``, or of the versions.
+    """The results of one subject, by name.
 
-    folder: None is the user's cache folder. Where it cannot be written, nothing is kept, and ``broken`` says why.
+    subject: names all that the results depend on, apart from the versions of the code. folder: None is the user's
+    cache folder. broken: why nothing is kept, where the folder cannot be written; otherwise empty.
     """
 
     def __init__(self, subject: str, folder: str | Path | None = None) -> None:
         self.subject, self.broken = f"{subject} {_versions()}", ""
-        place = Path(folder) if folder is not None else platformdirs.user_cache_path("onnxcalib")
+        kept_in = Path(folder) if folder is not None else platformdirs.user_cache_path("onnxcalib")
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            memory = Memory(place, verbose=0)
+            kept_in.mkdir(parents=True, exist_ok=True)
+            memory = Memory(kept_in, verbose=0)
             self._recall = memory.cache(_call, ignore=["compute"])
             memory.reduce_size(bytes_limit=MOST_BYTES)
         except OSError as error:
-            self.broken = f"{place}: {error.strerror or error}"
+            self.broken = f"{kept_in}: {error.strerror or error}"
 
     def __contains__(self, name: str) -> bool:
-        return not self.broken and self._recall.check_call_in_cache(self.subject, name, None)
+        return not self.broken and bool(self._recall.check_call_in_cache(self.subject, name, None))
 
     def keep(self, name: str, value: Any) -> Any:
-        """Keep what was found elsewhere."""
+        """Keep a value that was computed elsewhere; the value that is kept under this name, which may be older."""
         return self.recall(name, lambda: value)
 
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What was found by this name before, or what ``compute`` finds now; its own warnings reach the user."""
+        """The value that is kept under this name, or else that of ``compute``, which is then kept."""
         if self.broken:
             return compute()
         computed: list[Any] = []
@@ -61,7 +62,7 @@ class Cache:
 
         try:
             with warnings.catch_warnings(), _silenced():
-                warnings.simplefilter("error", CacheWarning)  # joblib's word for a value that it could not write
+                warnings.simplefilter("error", CacheWarning)  # raised by joblib for a value that it cannot write
                 return self._recall(self.subject, name, find)
         except CacheWarning as fault:
             self.broken = str(fault).strip().splitlines()[-1]
@@ -79,12 +80,12 @@ def _silenced() -> Iterator[None]:
         logger.disabled = before
 
 
-def _call(subject: str, name: str, compute: Callable[[], Any]) -> Any:  # joblib names the entry by the other two
+def _call(subject: str, name: str, compute: Callable[[], Any]) -> Any:  # joblib names the entry by the other arguments
     return compute()
 
 
 def machine() -> str:
-    """What times depend on."""
+    """The name of this machine, for measurements that depend on it."""
     return f"{platform.node()} {platform.machine()} {os.cpu_count()}"
 
 

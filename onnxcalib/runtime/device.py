@@ -1,4 +1,4 @@
-"""Where torch computes: the CPU, or an NVIDIA GPU."""
+"""Choose where torch computes, on the CPU or an NVIDIA GPU, and how."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def choose_device(setting: str) -> torch.device:
     return torch.device("cuda" if seen and setting != "cpu" else "cpu")
 
 
-def full_precision() -> AbstractContextManager:
-    """Convolutions of float32 in float32, each time the same: cuDNN would take TF32, of ten bits."""
+def full_precision() -> AbstractContextManager[None]:
+    """Compute float32 convolutions in float32 and the same way every time; cuDNN would use the 10 bits of TF32."""
     return torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
@@ -31,7 +31,7 @@ def full_precision() -> AbstractContextManager:
 
 @contextmanager
 def computing(threads: int | None) -> Iterator[None]:
-    """Torch on so many threads (None: as many as now), and in full precision."""
+    """Let torch compute on this many threads (None: as many as now), and in full precision."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

@@ -1,4 +1,4 @@
-"""Run models in onnxruntime: the only place that makes an InferenceSession."""
+"""Run models in onnxruntime; no other module makes an InferenceSession."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..errors import ModelError
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
 
-# Larger models go through a file, whose weights onnxruntime maps: from memory it copies them, beside the message, which
-# protobuf holds twice as it writes it. And one message holds no 2 GB.
+# Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
+# protobuf holds the message twice while it writes it, and onnxruntime copies it. A message has at most 2 GB, too.
 MOST_BYTES = 2**28
-# What the profiler puts behind the name of a node.
+# The profiler's suffix of a node's name.
 KERNEL = "_kernel_time"
-# Makes onnxruntime turn int8 weights into uint8, whose kernels are exact on x86 without VNNI, at some cost of time.
+# Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
 
 
 class Session:
-    """One model in onnxruntime, on the CPU; inputs and outputs are the names of what it reads and gives."""
+    """One model in onnxruntime on the CPU; ``inputs`` and ``outputs`` are the names of its tensors."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Session:
         dump: Path | None = None,
         profile: Path | None = None,
     ):
-        """``also``: tensors to give beside the outputs, of those that are computed. ``threads`` 0: as many as cores.
-        ``deployed``: as users run it, sums of integers saturating where this processor's kernels do; otherwise they are
-        exact on every processor. ``unsigned``: with int8 weights made unsigned by onnxruntime's own option.
-        ``dump``: where the optimized graph is written, its weights beside it.
-        ``profile``: with what the name of the file begins that ``end_profile`` reads.
+        """Raises ModelError where onnxruntime refuses the model.
 
-        ``name`` is what errors call the model. Raises ModelError where onnxruntime refuses it.
+        also: tensors to return after the outputs; those that no node computes are left out. name: what errors call the
+        model. deployed: as users run it, so that sums of integers saturate where this processor's kernels do;
+        otherwise they are exact on every processor. unsigned: int8 weights are made unsigned by onnxruntime's option.
+        threads: 0 is one for each core. dump: the file for the optimized graph; its weights are written beside it.
+        profile: how the name of the file begins that ``end_profile`` reads.
         """
         self.name = name
         more, choose = _more_outputs(model, also), partial(_choose_options, optimize, threads, dump, profile)
@@ -65,9 +65,9 @@ class Session:
         self.outputs = [o.name for o in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Outputs by name; feeds that the model does not read are left out. Raises ModelError."""
+        """The outputs by name; feeds that the model does not read are ignored. Raises ModelError."""
         names = list(self.outputs if outputs is None else outputs)
-        if not names:  # onnxruntime would give all of them
+        if not names:  # onnxruntime would return all of them
             return {}
         try:
             values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
@@ -76,7 +76,7 @@ class Session:
         return dict(zip(names, values, strict=True))
 
     def end_profile(self) -> dict[str, list[float]]:
-        """Milliseconds that each node's kernel took, run by run, by the node's name in the optimized graph."""
+        """Milliseconds of each node's kernel, one for each run, by the node's name in the optimized graph."""
         times: dict[str, list[float]] = {}
         for event in json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8")):
             if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
@@ -106,7 +106,7 @@ def _choose_options(
 
 
 def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
-    """What to put behind the model's own bytes, as protobuf merges messages that follow each other; a copy is saved."""
+    """Bytes to append to the model's own, which add outputs without a copy: protobuf merges concatenated messages."""
     given = {value.name for value in model.graph.output}
     made = {tensor for node in model.graph.node for tensor in node.output}
     wanted = [name for name in dict.fromkeys(tensors) if name in made - given]
@@ -116,7 +116,7 @@ def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
 
 
 class _Folder:
-    """A temporary folder that goes with the last reference to this object, at the latest when Python ends."""
+    """A temporary folder, removed with the last reference to this object, or else when Python exits."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
@@ -148,19 +148,19 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
 def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str) -> _Loaded:
     """The session with exact sums on a processor whose kernels saturate."""
     exact = unsign_weights(model)
-    # What becomes an int8 weight only in the session, as a float one that is quantized there, is left to onnxruntime,
-    # which refuses signed integers by signed ones, whose sums are exact.
+    # A float weight that the session itself quantizes to int8 is made unsigned by onnxruntime's option. The option
+    # refuses models that multiply signed by signed integers, whose sums are exact without it.
     for unsigned in (True, False):
         with suppress(ModelError):
             return _load(exact, more, choose(unsigned=unsigned), name)
-    return _load(model, more, choose(unsigned=False), name)  # with the user's own names in the error
+    return _load(model, more, choose(unsigned=False), name)  # its error has the user's own names
 
 
 @cache
 def saturates() -> bool:
     """Whether onnxruntime's integer kernels saturate on this processor, as they do on x86 without VNNI.
 
-    Found by a product that fits int16 once and not twice.
+    Measured with a product that fits into int16 while twice the product does not.
     """
     highest, most = 255, 127
     names = ("a", "a_scale", "a_zero", "b", "b_scale", "b_zero", "y_scale", "y_zero")
@@ -179,7 +179,7 @@ def saturates() -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, its type where it says nothing."""
+    """The first line of an exception's text, or its type where there is no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Run independent tasks: in worker processes of this machine, or on a Dask cluster. The results are the same."""
+"""Run independent tasks in worker processes of this machine or on a Dask cluster, with the same results."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ import loky
 from ..errors import ConfigError
 from .session import first_line
 
-# Times that tasks of workers that ended are run once more.
+# How often tasks are tried whose workers end before them.
 LOSSES = 3
-# Seconds in which a cluster must answer.
+# Seconds within which a cluster must answer.
 PATIENCE = 10
-# Seconds after which a worker without a task ends.
+# Seconds after which an idle worker ends.
 IDLE = 30
 
 
 def count_jobs(threads: int) -> int:
-    """As many workers of so many threads each as this machine has cores for."""
-    return max(1, loky.cpu_count() // threads)
+    """The number of workers, of this many threads each, for which this machine has cores."""
+    cores: int = loky.cpu_count()
+    return max(1, cores // threads)
 
 
 def run_tasks(
@@ -40,10 +41,11 @@ def run_tasks(
     scheduler: str | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[Hashable, Any]]:
-    """(key, function(common, task)) of every task, as each is done.
+    """Yield (key, function(common, task)) for every task, in the order in which they end.
 
-    With one job they run here, one after the other. ``common`` goes to each worker once, and so must be picklable, as
-    must a task and its result. What was lost with a worker is run again; raises ConfigError where that goes on.
+    With one job, tasks run in this process, one after the other. Otherwise ``common``, tasks and results are pickled;
+    ``common`` is sent to each worker once. Tasks of workers that end early are run again; raises ConfigError after
+    LOSSES such attempts.
     """
     if scheduler is None and (jobs == 1 or len(tasks) == 1):
         yield from ((key, function(common, task)) for key, task in tasks.items())
@@ -81,13 +83,13 @@ def _read(path: Path) -> Any:
 
 @contextmanager
 def _open_processes(common: Any, jobs: int) -> Iterator[tuple[Executor, Path]]:
-    """Processes that have imported nothing of this one's main module, which so needs no guard against that."""
+    """Worker processes, which do not import this one's main module: it needs no ``if __name__ == "__main__"``."""
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         path = Path(folder) / "common"
         with open(path, "wb") as file:
             pickle.dump(common, file, pickle.HIGHEST_PROTOCOL)
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        # What a worker that is ended leaves behind goes with this folder, and its siblings end soon after their parent.
+        # Files that a killed worker leaves are removed with this folder. Idle workers end soon after their parent.
         env = {"OMP_NUM_THREADS": threads, "TMPDIR": folder}
         executor = loky.ProcessPoolExecutor(jobs, env=env, timeout=IDLE)
         try:
@@ -98,9 +100,9 @@ def _open_processes(common: Any, jobs: int) -> Iterator[tuple[Executor, Path]]:
 
 @contextmanager
 def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]:
-    """The executor of a cluster; the cluster itself runs lost tasks again as long as one of its workers has ``common``.
+    """The executor of a cluster, which itself runs lost tasks again while one of its workers has ``common``.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError where Dask is not installed, or no scheduler or worker answers.
     """
     try:
         from distributed import Client
@@ -127,13 +129,16 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]
 
 
 def _connect(make: Callable[[], Any]) -> tuple[Any, str]:
-    """A client, or why there is none; a server that speaks another language lets one wait for ever."""
+    """A client, or the reason why there is none.
+
+    Made in a thread, as a server of another protocol at the same address would never answer.
+    """
     found: list[Any] = [None, "no answer"]
 
     def run() -> None:
         try:
             found[0] = make()
-        except Exception as error:  # Dask raises whatever its parts meet
+        except Exception as error:  # Dask passes on whatever its transports raise
             found[1] = first_line(error)
 
     thread = Thread(target=run, daemon=True)

@@ -56,7 +56,7 @@ def test_strings_and_sequences_come_back_and_have_no_rows():
         for given, wanted in zip(store.batch("parts", 0), parts, strict=True):
             np.testing.assert_array_equal(given, wanted)
         assert store.batch("parts", 1) == []
-        sizes = [shape[0] for _, shape, _ in store._chunks["words"]]
+        sizes = [shape[0] for _, shape, _ in store._batches["words"]]
         assert not store.sample_major("words", [2, 1]) and not store.sample_major("words", sizes)
 
 
