@@ -304,13 +304,13 @@ def test_a_quantizer_of_what_is_no_activation_is_refused():
 
 def test_a_quantizer_for_a_node_that_does_not_read_the_tensor_is_refused():
     module = to_torch(parse(FORK))
-    with pytest.raises(BlockError, match=r"t: not read by \['Abs_0'\]; what reads it is \['Mul_2', 'Neg_1'\]"):
+    with pytest.raises(BlockError, match=r"t: not read by \['Abs_0'\]; its readers are \['Mul_2', 'Neg_1'\]"):
         place(module, "t", Double(), only=["Abs_0", "Neg_1"])
 
 
 def test_a_quantizer_that_nobody_would_read_is_refused():
     module = to_torch(parse(FORK))
-    with pytest.raises(BlockError, match=r"p: not read by any node; what reads it is \[\]"):
+    with pytest.raises(BlockError, match=r"p: not read by any node; its readers are \[\]"):
         place(module, "p", Double())
 
 
