@@ -1,24 +1,25 @@
-"""What ``validate`` measured of a quantized model, and whether it passes, as plain records."""
+"""What ``validate`` measured of a quantized model, and whether it passes, as plain records that serialise to JSON."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from .report import OutputRecord, SaturationRecord, UnfusedRecord, to_json
 
-Interval = tuple[float, float]  # of 95% confidence: (low, high)
+Interval = tuple[float, float]  # (low, high), at 95% confidence
 
 
 def spell_interval(interval: Interval | None, form: str = ".2f", *, scale: float = 1.0) -> str:
-    """`` (95%: low to high)`` with the space in front, or nothing."""
+    """`` (95%: low to high)`` with the space in front, or an empty text where there is no interval."""
     return "" if interval is None else f" (95%: {' to '.join(format(scale * end, form) for end in interval)})"
 
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """One measure against labels, or a user's own, of both models; top-1 and top-5 are in %, higher is better.
+    """The score of both models by labels or by a user's metric; higher is better, top-1 and top-5 are in %.
 
-    drop: float minus quantized, in the same unit; output: the class scores that labels were compared with.
+    drop: float_score - quantized_score. output: the class scores that the labels were compared with.
     """
 
     name: str
@@ -31,10 +32,10 @@ class ScoreRecord:
 
 @dataclass(frozen=True)
 class LatencyRecord:
-    """Milliseconds a run of ``batch`` samples on one thread, medians of ``runs`` interleaved runs of both models.
+    """Milliseconds for ``batch`` samples on one thread: medians of ``runs`` runs of both models in turn.
 
-    Spreads are the distance between the quartiles, as a share of the median; speedup is the median of float / quantized
-    time over the pairs of runs.
+    Spreads are (upper quartile - lower quartile) / median. speedup: the median, over the pairs of runs, of float time /
+    quantized time.
     """
 
     batch: int
@@ -49,9 +50,9 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class StepsRecord:
-    """How far graph optimizations move one tensor, given equal integers to compute it from.
+    """How far graph optimizations move one integer tensor that is computed from equal integers.
 
-    steps: largest difference, in quantization steps; share: of its values that differ at all.
+    steps: the largest difference, in quantization steps. share: the share of its values that differ.
     """
 
     tensor: str
@@ -62,11 +63,11 @@ class StepsRecord:
 
 @dataclass(frozen=True)
 class ContractRecord:
-    """The numerics contract: graph optimizations off against all on, layer by layer, on the first ``samples`` samples.
+    """The numerics contract: graph optimizations off against on, layer by layer, on the first ``samples`` samples.
 
-    tensors: the integer tensors, those that differ most first; mismatched: tensors whose QuantizeLinear and
-    DequantizeLinear have unlike scales or zero points. sqnr_db: of the whole model's float outputs, the mean of their
-    relative errors being the error; infinite where they are equal, None where there are none.
+    tensors: the integer tensors, those that differ most first. mismatched: tensors whose QuantizeLinear and
+    DequantizeLinear have different scales or zero points. sqnr_db: SQNR of the whole model's float outputs, from the
+    mean of their relative errors; infinite where they are equal, None where there are none.
     """
 
     samples: int
@@ -76,17 +77,18 @@ class ContractRecord:
 
     @property
     def steps(self) -> int:
-        """The largest difference of any tensor; 0 where there is none."""
+        """The largest difference of any tensor; 0 where there are no tensors."""
         return max((record.steps for record in self.tensors), default=0)
 
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """Where loss comes from: one layer's share in it, SQNRs in dB.
+    """What one layer loses, as SQNR in dB.
 
-    alone: of the layer's output, its input the float model's; all_before: of the layer's output in the quantized model;
-    at_output: of the model's output, this layer alone being quantized, None where the model cannot be run in parts.
-    reasons: what the numbers show. remedy: what to do, and the same as lines for onnxcalib.toml.
+    alone_db: of the layer's output, computed from the float model's input. all_before_db: of the layer's output in the
+    quantized model. at_output_db: of the model's outputs where only this layer is quantized; None where the model
+    cannot be run in parts. reasons: what the numbers show. remedy: what to do; toml: the same as lines for
+    onnxcalib.toml.
     """
 
     name: str
@@ -103,9 +105,9 @@ class LayerLoss:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The layers that lose most, the worst first, and those of the model that could not be judged, with the reason.
+    """The layers that lose most, the worst first, measured on ``samples`` samples.
 
-    notes: what holds for the whole model.
+    unmatched: layers that could not be measured, each with the reason. notes: remarks on the whole model.
     """
 
     samples: int
@@ -116,7 +118,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class GateRecord:
-    """One demand: ``name`` is its setting, ``text`` says measured value and limit in one line."""
+    """One gate. name: its setting; text: the measured value and the limit in one line."""
 
     name: str
     passed: bool
@@ -125,11 +127,11 @@ class GateRecord:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that ``validate`` measured; it passes when every gate does."""
+    """Everything that ``validate`` measured. It passes when every gate does."""
 
     float_model: str
     quantized_model: str
-    settings: dict
+    settings: dict[str, Any]
     samples: int
     scores: tuple[ScoreRecord, ...]
     outputs: tuple[OutputRecord, ...]
@@ -149,9 +151,9 @@ class Verdict:
 
     @property
     def size_ratio(self) -> float:
-        """Bytes of the files, quantized / float."""
+        """Bytes of the quantized file / bytes of the float file."""
         return self.quantized_bytes / self.float_bytes
 
     def to_json(self) -> str:
-        """The whole verdict as JSON text; infinities and NaN become null, as JSON has no word for them."""
+        """The whole verdict as JSON text; infinities and NaN become null, as JSON cannot hold them."""
         return to_json({"passed": self.passed, **asdict(self)})

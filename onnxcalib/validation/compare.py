@@ -1,4 +1,4 @@
-"""Compare the float and the quantized model on a whole set, output by output."""
+"""Compare the float and the quantized model on all samples, output by output."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .score import LabelTally, Metric, MetricTally
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Scores against labels or by a user's metric, and outputs against each other.
+    """The scores of both models, by labels or a user's metric, and their outputs against each other.
 
-    missed: output -> why it could not be compared; notes: what to know of the labels, one line each.
+    missed: output -> why it could not be compared. notes: remarks on the labels, one line each.
     """
 
     scores: tuple[ScoreRecord, ...]
@@ -40,30 +40,35 @@ def compare(
     metric: tuple[str, Metric] | None = None,
     padding: PaddingMask | None = None,
 ) -> Comparisons:
-    """Run both models over all samples, ``size`` at a time, keeping counts and sums alone.
+    """Run both models on all samples, ``size`` at a time, and keep counts and sums only.
 
-    labels: class of every sample, int64 (samples,); where no output is class scores ``labels_demanded`` decides between
-    a fault and a note. metric: a name and a function of the outputs by name, (samples, ...) each and on disk, and of
-    the labels; its score comes first. padding: where outputs hold some, which is not compared. Raises ModelError where
-    a model fails, DataError for a class that the scores do not have, GateError where labels or metric do not fit the
-    outputs.
+    labels: the class of every sample, int64 (samples,). labels_demanded: raise GateError where no output is class
+    scores; otherwise that is a note. metric: a name, and a function of the outputs by name, (samples, ...) each, and
+    of the labels; its score comes first, and the outputs are kept on disk for it. padding: finds the values of the
+    outputs that belong to padding, which are not compared.
+
+    Raises ModelError where a model fails, DataError for a class that the scores do not have, and GateError where the
+    labels or the metric do not fit the outputs.
     """
-    outputs, runs = OutputTally(), samples.split(size)
-    order = np.concatenate(runs)
+    outputs, parts = OutputTally(), samples.split(size)
+    order = np.concatenate(parts)
     classes = None if labels is None or (metric and labels.dtype.kind == "f") else labels
     with Store() as store:
         by_metric = MetricTally(*metric, store, order) if metric else None
         by_label = None
         if classes is not None:
             by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
-        for part in runs:
+        for part in parts:
             feeds = samples.read(part)
-            pair = original.run(feeds), quantized.run(feeds)
+            wanted, given = original.run(feeds), quantized.run(feeds)
             for tally in (by_metric, by_label):
                 if tally is not None:
-                    tally.add(*pair, len(part))
-            real = None if padding is None else find_real(feeds)
-            outputs.add(*(pair if real is None else (padding.hide(each, real) for each in pair)), len(part))
+                    tally.add(wanted, given, len(part))
+            if padding is None:
+                outputs.add(wanted, given, len(part))
+            else:
+                real = find_real(feeds)
+                outputs.add(padding.hide(wanted, real), padding.hide(given, real), len(part))
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
     return Comparisons(tuple(scores), outputs.records(), outputs.missed, tuple(by_label.notes) if by_label else ())

@@ -1,4 +1,4 @@
-"""Explain where a quantized model loses: each layer alone, and with all before it, and what to do about the worst."""
+"""Explain where a quantized model loses accuracy: layer by layer, with reasons and remedies for the worst."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .pair import Pair, name_float_nodes, pair_layers
 
-# Samples on which the layers' own errors are measured: those of 64 were within a dB.
+# Samples on which the layers' own errors are measured; on 64 they were within a dB of these.
 SAMPLES = 16
-# What a layer alone does to the model's output is measured on one sample in so many, within these bounds: each layer
-# costs half a pass of the float model on average.
+# The effect of one layer on the model's outputs is measured on one sample in SHARE, within these bounds: each layer
+# costs half a pass of the float model over them on average.
 SHARE, LEAST, MOST = 8, 4, 16
 WORST = 10
 BEHIND, ROUNDED = "behind:", "rounded:"
 SETTINGS_KEY = "onnxcalib.settings"
-# From where on a symptom is named as a reason.
+# Thresholds above which a symptom is named as a reason.
 WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
 CANCELLED = 6.0  # dB
 ALIKE, WRONG_GAIN = 0.9, 0.25
@@ -43,7 +43,7 @@ ALIKE, WRONG_GAIN = 0.9, 0.25
 
 @dataclass
 class _Layer:
-    """What was measured of a pair; grid: of the float output itself on the grid behind the layer, where that clips."""
+    """What was measured of a pair. grid: of the float output, rounded on the grid behind the layer where that clips."""
 
     pair: Pair
     alone: Comparison = field(default_factory=Comparison)
@@ -52,17 +52,17 @@ class _Layer:
     at_output: float = float("nan")
 
     @property
-    def made(self) -> str:
-        """The tensor that stands for the float output: the layer's own output, or what it is behind the grid."""
+    def result(self) -> str:
+        """The tensor to compare with the float output: the layer's output, or that output behind the grid."""
         return f"{BEHIND}{self.pair.layer.output}" if self.pair.path else self.pair.layer.output
 
 
 def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> Explanation:
-    """Find the layers that lose most at the model's outputs, each quantized alone, and say what their numbers show.
+    """Find the layers that cost most at the model's outputs when they alone are quantized, and give the reasons.
 
-    Layers are those with a quantized constant weight whose input and output the float model has under the same names;
-    they have the names that ``quantize`` gives the float layers. Others are listed as unmatched. Works on the first
-    SAMPLES samples; both models stay as they are. Raises ModelError.
+    A layer has a quantized constant weight, and the float model has its input and its output under the same names;
+    others are listed as unmatched. Layers have the names that ``quantize`` gives the float layers. The first SAMPLES
+    samples are used. Both models stay as they are. Raises ModelError.
     """
     (original, names), quantized = name_float_nodes(original), tidy(quantized)
     pairs, unmatched = pair_layers(original, quantized, names)
@@ -71,16 +71,18 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
     if not layers:
         return Explanation(0, (), unmatched, notes)
     with Store() as store:
-        trail = _Trail(original, quantized, layers, store, threads)
-        done = trail.walk(samples)
-        trail.follow()
+        survey = _Survey(original, quantized, layers, store, threads)
+        done = survey.measure_layers(samples)
+        if fault := survey.measure_outputs():
+            why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
+            notes = (*notes, f"{why}: {fault}")
         worst = sorted(layers, key=lambda each: (_or(each.at_output, each.alone.sqnr_db), each.alone.sqnr_db))[:WORST]
-        losses = tuple(_describe(each, trail) for each in worst)
+        losses = tuple(_describe(each, survey) for each in worst)
     return Explanation(done, losses, unmatched, notes)
 
 
 def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
-    """What the settings that the model was made with say; other tools write none."""
+    """Remarks on the settings that the model was quantized with; other tools store none."""
     entries = {entry.key: entry.value for entry in quantized.metadata_props}
     try:
         settings = json.loads(entries.get(SETTINGS_KEY, "{}"))
@@ -98,8 +100,8 @@ def _or(value: float, other: float) -> float:
     return other if np.isnan(value) else value
 
 
-class _Trail:
-    """Both models run over the samples, and what of the float one is kept on disk for the first few."""
+class _Survey:
+    """Runs both models on the samples, and keeps tensors of the float model on disk for the first few of them."""
 
     def __init__(
         self, original: ModelProto, quantized: ModelProto, layers: list[_Layer], store: Store, threads: int
@@ -114,23 +116,23 @@ class _Trail:
         kept = {*self.index.outputs, *self.sources, *parts, *(t for names in self.live.values() for t in names)}
         self.kept = sorted(kept)
         self.reference = Session(original, also=sorted(kept | outputs), threads=threads)
-        self.made = list(dict.fromkeys(each.made for each in layers))
+        self.results = list(dict.fromkeys(each.result for each in layers))
         extended = _extend(quantized, layers)
         self.alone = Session(_open_layers(extended, layers), threads=threads)
-        self.chain = Session(extended, also=self.made, threads=threads)
+        self.chain = Session(extended, also=self.results, threads=threads)
         self.batches = 0
 
-    def walk(self, samples: CalibrationSet) -> int:
-        """Measure every layer's own error; the number of samples seen."""
+    def measure_layers(self, samples: CalibrationSet) -> int:
+        """Measure every layer's own error, and return the number of samples."""
         size = min(batch_size(self.reference, samples), SAMPLES)
         few = min(max(len(samples) // SHARE, LEAST), MOST)
         done = 0
         for feeds in samples.batches(size):
             floats = {**feeds, **self.reference.run(feeds)}
             alone = self.alone.run({f"{GIVEN}{name}": floats[name] for name in self.given})
-            chain = self.chain.run(feeds, self.made)
+            chain = self.chain.run(feeds, self.results)
             for each in self.layers:
-                wanted, name = floats[each.pair.output], each.made
+                wanted, name = floats[each.pair.output], each.result
                 if wanted.shape == alone[name].shape == chain[name].shape:
                     each.alone.add(wanted, alone[name])
                     each.all_before.add(wanted, chain[name])
@@ -139,7 +141,7 @@ class _Trail:
             if done < few:
                 for name in self.kept:
                     self.store.append(name, floats[name])
-                for name in self.made:
+                for name in self.results:
                     self.store.append(f"alone:{name}", alone[name])
                 self.batches += 1
             done += samples.count(feeds)
@@ -147,8 +149,12 @@ class _Trail:
                 break
         return done
 
-    def follow(self) -> None:
-        """Measure what each layer alone does to the float outputs, running what lies behind it."""
+    def measure_outputs(self) -> str:
+        """Measure how each layer alone changes the model's float outputs, by a run of the graph behind it.
+
+        Returns why the first layer could not be measured, or an empty text where all could.
+        """
+        fault = ""
         types = infer_types(self.original)
         values = {name: self.store.batch(name, 0) for name in self.index.outputs}
         floats = [name for name, value in values.items() if is_float(value)]
@@ -158,16 +164,19 @@ class _Trail:
             try:
                 rest = extract(self.original, types, inputs=inputs, outputs=wanted) if wanted else None
                 session = Session(rest, threads=self.threads) if rest else None
-                each.at_output = self._follow(each, inputs, floats, session)
-            except ModelError:  # a graph that onnxruntime cannot run in parts; the layer's own error ranks it
-                continue
+                each.at_output = self._compare_outputs(each, inputs, floats, session)
+            except ModelError as error:  # a graph that onnxruntime cannot run in parts
+                fault = fault or str(error)
+        return fault
 
-    def _follow(self, each: _Layer, inputs: tuple[str, ...], outputs: list[str], session: Session | None) -> float:
-        """SQNR in dB of the outputs, the mean of their relative errors being the error."""
+    def _compare_outputs(
+        self, each: _Layer, inputs: tuple[str, ...], outputs: list[str], session: Session | None
+    ) -> float:
+        """SQNR in dB of the outputs, from the mean of their relative errors."""
         found = {name: Comparison() for name in outputs}
         for number in range(self.batches):
             feeds = {name: self.store.batch(name, number) for name in inputs}
-            feeds[each.pair.output] = self.store.batch(f"alone:{each.made}", number)
+            feeds[each.pair.output] = self.store.batch(f"alone:{each.result}", number)
             given = {**feeds, **(session.run(feeds) if session else {})}
             for name, comparison in found.items():
                 wanted = self.store.batch(name, number)
@@ -177,35 +186,35 @@ class _Trail:
         return mean_sqnr(errors) if errors else float("nan")
 
     def values(self, name: str) -> np.ndarray:
-        """What was kept of a tensor, batches of unlike shapes flattened to the first one's channels."""
+        """What was kept of a tensor, from the batches that have the first one's shape, as samples."""
         batches = [self.store.batch(name, number) for number in range(self.batches)]
         same = [batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]]
         return np.concatenate(same) if batches[0].ndim else np.array(batches)
 
 
 def _extend(quantized: ModelProto, layers: list[_Layer]) -> ModelProto:
-    """A copy that also makes what layers give behind their grids, by nodes of its own: those there may be cut off."""
+    """A copy that also computes the layers' outputs behind their grids, by new nodes, as its own may be left out."""
     copy = ModelProto()
     copy.CopyFrom(quantized)
     for each in layers:
-        _add_path(copy, each.pair.path, each.pair.layer.output, each.made)
+        _add_path(copy, each.pair.path, each.pair.layer.output, each.result)
     return copy
 
 
 def _add_path(model: ModelProto, path: tuple[NodeProto, ...], tensor: str, end: str) -> None:
-    """Append copies of the nodes, which lead from one tensor to another."""
-    for place, node in enumerate(path, 1):
+    """Append copies of the nodes of ``path``, which compute ``end`` from ``tensor``."""
+    for position, node in enumerate(path, 1):
         copy = NodeProto()
         copy.CopyFrom(node)
-        copy.name = copy.output[0] = end if place == len(path) else f"{end}:{place}"
+        copy.name = copy.output[0] = end if position == len(path) else f"{end}:{position}"
         copy.input[0], tensor = tensor, copy.output[0]
         model.graph.node.append(copy)
 
 
 def _open_layers(extended: ModelProto, layers: list[_Layer]) -> ModelProto:
-    """The layers and their grids, each reading a graph input, GIVEN + its source, in place of what lies before it.
+    """A model of the layers and their grids alone, where each layer reads a graph input, GIVEN + its source.
 
-    Where a grid clips, it is given the float output too, GIVEN + its name.
+    A grid that clips also reads the float output, from the graph input GIVEN + its name.
     """
     copy = ModelProto()
     copy.CopyFrom(extended)
@@ -215,26 +224,26 @@ def _open_layers(extended: ModelProto, layers: list[_Layer]) -> ModelProto:
             reroute(node, entries[node.name], f"{GIVEN}{entries[node.name]}")
     clipped = [each for each in layers if each.pair.path]
     for each in clipped:
-        _add_path(copy, each.pair.path, f"{GIVEN}{each.pair.output}", f"{ROUNDED}{each.made}")
+        _add_path(copy, each.pair.path, f"{GIVEN}{each.pair.output}", f"{ROUNDED}{each.result}")
     inputs = sorted({f"{GIVEN}{name}" for name in (*entries.values(), *(each.pair.output for each in clipped))})
-    outputs = [*dict.fromkeys(each.made for each in layers), *(f"{ROUNDED}{each.made}" for each in clipped)]
+    outputs = [*dict.fromkeys(each.result for each in layers), *(f"{ROUNDED}{each.result}" for each in clipped)]
     return extract(copy, {}, inputs=inputs, outputs=outputs)
 
 
 def joined_parts(index: Index, tensor: str) -> tuple[str, ...]:
-    """What the Concat joins that makes a tensor, operators apart that only move values; nothing where none does."""
+    """The tensors that a Concat joins to ``tensor``, through operators that only move values; else an empty tuple."""
     node = index.producer.get(tensor)
     while node is not None and moves_values(index, node):
         node = index.producer.get(node.input[0])
-    joins = node is not None and is_op(node, "Concat")
-    return tuple(t for t in node.input if t not in index.initializers) if joins else ()
+    if node is None or not is_op(node, "Concat"):
+        return ()
+    return tuple(t for t in node.input if t not in index.initializers)
 
 
-def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
+def _describe(each: _Layer, survey: _Survey) -> LayerLoss:
     layer, name = each.pair.layer, each.pair.name
-    wide = layer.weight_bits >= 8 and layer.activation_bits >= 8
     remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
-    if wide:
+    if layer.weight_bits >= 8 and layer.activation_bits >= 8:
         remedy, lines = "leave it in float", "exclude = true"
     return LayerLoss(
         name=name or layer.name,
@@ -244,26 +253,27 @@ def _describe(each: _Layer, trail: _Trail) -> LayerLoss:
         alone_db=each.alone.sqnr_db,
         all_before_db=each.all_before.sqnr_db,
         at_output_db=None if np.isnan(each.at_output) else each.at_output,
-        reasons=tuple(_find_reasons(each, trail)),
+        reasons=tuple(_find_reasons(each, survey)),
         remedy=remedy,
         toml=f"[layers.{_quote(name)}]\n{lines}" if name else "",
     )
 
 
 def _quote(name: str) -> str:
-    """A basic string of TOML, which is one of JSON but for the delete character."""
+    """A basic string of TOML, which differs from one of JSON in the delete character only."""
     return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _find_reasons(each: _Layer, trail: _Trail) -> list[str]:
+def _find_reasons(each: _Layer, survey: _Survey) -> list[str]:
+    """What the numbers of a layer show, one line each."""
     layer = each.pair.layer
     weight = rounding_sqnr(layer.integers, layer.scale, layer.axis)
     if layer.grid is None:
         return [f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB"]
-    values = trail.values(layer.source)
+    values = survey.values(layer.source)
     axis = values.ndim - 1 if layer.op == "MatMul" else min(1, values.ndim - 1)
     found = diagnose(values, *layer.grid, axis)
-    parts = {name: float(np.abs(trail.values(name)).max()) for name in joined_parts(trail.index, layer.source)}
+    parts = {name: float(np.abs(survey.values(name)).max()) for name in joined_parts(survey.index, layer.source)}
     parted = f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB, its {layer.activation_bits}-bit input"
     parted += f" {found.sqnr_db:.1f} dB"
     kept = [weight, found.sqnr_db]
@@ -272,16 +282,16 @@ def _find_reasons(each: _Layer, trail: _Trail) -> list[str]:
         parted += f", the grid that clips its output {each.grid.sqnr_db:.1f} dB"
     return [
         parted,
-        *(_name_gains(each, trail) or _name_cancelling(each.alone.sqnr_db, kept)),
+        *(_name_gains(each, survey) or _name_cancelling(each.alone.sqnr_db, kept)),
         *_name_symptoms(found, layer.grid),
         *_name_parts(parts),
         *_name_channels(layer),
     ]
 
 
-def _name_gains(each: _Layer, trail: _Trail) -> list[str]:
-    """Channels that are a multiple of the float model's: rounding does not do that, a wrong scale or sign does."""
-    wanted, given = trail.values(each.pair.output), trail.values(f"alone:{each.made}")
+def _name_gains(each: _Layer, survey: _Survey) -> list[str]:
+    """Channels that are a multiple of the float model's, which no rounding causes, but a wrong scale or sign."""
+    wanted, given = survey.values(each.pair.output), survey.values(f"alone:{each.result}")
     if wanted.shape != given.shape or wanted.ndim < 2:
         return []
     axis = wanted.ndim - 1 if each.pair.layer.op == "MatMul" else 1
@@ -294,7 +304,7 @@ def _name_gains(each: _Layer, trail: _Trail) -> list[str]:
 
 
 def _name_cancelling(alone: float, kept: list[float]) -> list[str]:
-    """Sums that are far smaller than their terms keep the terms' errors."""
+    """Whether sums are far smaller than their terms, whose errors they keep."""
     expected = -10 * np.log10(sum(10 ** (-each / 10) for each in kept))
     if not alone < expected - CANCELLED:
         return []
@@ -326,7 +336,7 @@ def _name_parts(parts: Mapping[str, float]) -> list[str]:
 
 
 def _name_channels(layer: QuantizedLayer) -> list[str]:
-    """Output channels of the weight: some may be unlike the others on one scale, some hold nothing."""
+    """Output channels of the weight with very different ranges on one scale, or with zeros only."""
     rows = np.abs(np.moveaxis(layer.integers, layer.axis, 0)).reshape(layer.integers.shape[layer.axis], -1).max(axis=1)
     alive = rows[rows > 0]
     reasons = []

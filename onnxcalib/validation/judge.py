@@ -1,4 +1,4 @@
-"""Judge what was measured by the gates that were asked for."""
+"""Apply the gates that the user asked for to the measurements."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ..report import spell_worst
 from ..verdict import GateRecord, Interval, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
-# Shares of samples are no binary fractions: 241 of 250 must pass a limit of 96.4%.
+# Shares of samples are not binary fractions: 241 of 250 must pass a limit of 96.4%.
 ROUNDING = 1e-9
 
 
 def check_gates(found: Comparisons, config: ValidateConfig) -> None:
-    """Raise GateError for a gate that asks for what these outputs do not give, or that nothing could fail.
+    """Raise GateError for a gate that cannot be measured on these outputs, or that no model could fail.
 
-    Where an output could not be compared, gates on outputs have something to judge: they fail.
+    Where an output could not be compared, gates on outputs are not refused: they fail.
     """
     if config.max_drop is not None:
         _check_drop(found.scores, config.max_drop, config.confident)
@@ -53,10 +53,10 @@ def _check_drop(scores: Sequence[ScoreRecord], limit: float, confident: bool) ->
 
 
 def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) -> tuple[GateRecord, ...]:
-    """One record for every gate of ``config``, in its order; missed: outputs that could not be compared.
+    """One record for every gate that ``config`` sets, in the order of _GATES, after ``check_gates``.
 
-    ``check_gates`` has passed them. What is not a number passes no gate, nor does an output that was not compared. With
-    ``confident`` the end of the interval that is nearer to the limit is judged in place of the measure itself.
+    NaN passes no gate, nor does an output that could not be compared (``missed``). With ``confident`` a gate judges the
+    end of the interval that is nearer to the limit, not the measured value.
     """
     asked = {name: getattr(config, name) for name in _GATES}
     return tuple(
@@ -79,22 +79,28 @@ def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str
 def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     if missed:
         return False, f"output {missed[0]} could not be compared, at least {limit:g}%"
-    records = [record for record in found.outputs if record.agreement is not None]
-    worst = min(records, key=lambda record: _low(record.agreement, record.agreement_interval, confident))
-    interval = tuple(100 * end for end in worst.agreement_interval)
-    passed = _least(100 * worst.agreement, interval, limit, confident)
-    share = f"{100 * worst.agreement:.2f}%{spell_interval(interval)}"
-    return passed, f"{share} on {worst.name}, {_spell_scope(confident)}at least {limit:g}%"
+    shares = [
+        (record.agreement, record.agreement_interval, record.name)
+        for record in found.outputs
+        if record.agreement is not None
+    ]
+    share, interval, name = min(shares, key=lambda each: _low(each[0], each[1], confident))
+    percent = None if interval is None else (100 * interval[0], 100 * interval[1])
+    passed = _least(100 * share, percent, limit, confident)
+    text = f"{100 * share:.2f}%{spell_interval(percent)}"
+    return passed, f"{text} on {name}, {_spell_scope(confident)}at least {limit:g}%"
 
 
 def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     if missed:
         return False, f"output {missed[0]} could not be compared, at least {limit:g} dB"
-    records = [record for record in found.outputs if record.sqnr_db is not None]
-    worst = min(records, key=lambda record: _low(record.sqnr_db, record.sqnr_interval, confident))
-    passed = _least(worst.sqnr_db, worst.sqnr_interval, limit, confident)
-    sqnr = f"{worst.sqnr_db:.2f} dB{spell_interval(worst.sqnr_interval)}"
-    return passed, f"{sqnr} on {worst.name}, {_spell_scope(confident)}at least {limit:g} dB"
+    ratios = [
+        (record.sqnr_db, record.sqnr_interval, record.name) for record in found.outputs if record.sqnr_db is not None
+    ]
+    sqnr, interval, name = min(ratios, key=lambda each: _low(each[0], each[1], confident))
+    passed = _least(sqnr, interval, limit, confident)
+    text = f"{sqnr:.2f} dB{spell_interval(interval)}"
+    return passed, f"{text} on {name}, {_spell_scope(confident)}at least {limit:g} dB"
 
 
 def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
@@ -109,12 +115,12 @@ def _judge_speedup(found: Verdict, limit: float, confident: bool, missed: tuple[
     return passed, f"{speedup} at batch {latency.batch}, {_spell_scope(confident)}at least {limit:g}"
 
 
-def _judge_unfused(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_unfused(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     count = len(found.unfused)
     return count <= limit, f"{count} QuantizeLinear and DequantizeLinear left, at most {limit}"
 
 
-def _judge_steps(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_steps(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     contract = found.contract
     if contract.mismatched:
         more = f" and {len(contract.mismatched) - 1} more" if len(contract.mismatched) > 1 else ""
@@ -127,7 +133,7 @@ def _judge_steps(found: Verdict, limit: int, confident: bool, missed: tuple[str,
     return worst.steps <= limit, f"{steps} between graph optimizations off and on{where}, at most {limit}"
 
 
-def _judge_saturating(found: Verdict, limit: int, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_saturating(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
     kernels, layers = found.saturation.kernels, found.saturation.layers
     if not kernels:
         return True, f"no integer kernel to judge, at most {limit}"
@@ -160,7 +166,7 @@ def _least(value: float, interval: Interval | None, limit: float, confident: boo
 
 
 def _low(value: float, interval: Interval | None, confident: bool) -> tuple[bool, float]:
-    """Sorts outputs by what is judged of them, NaN first."""
+    """A key that sorts outputs by the value that is judged, NaN first."""
     judged = interval[0] if confident and interval else value
     return not math.isnan(value), judged
 

@@ -1,4 +1,4 @@
-"""Check that graph optimizations leave a quantized model's numbers as they are, layer by layer."""
+"""Check, layer by layer, that graph optimizations do not change a quantized model's numbers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..quantization.calibrate import batch_size
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
 
-# Samples looked at: a fault of a kernel is in each of them, and the model without optimizations is slow.
+# Samples that are compared: a fault of a kernel shows in each of them, and without optimizations the model is slow.
 SAMPLES = 32
 # From this level on MatMulNBits computes in int8 (its schema, com.microsoft).
 INT8_ACCURACY = 4
 
 
 def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> ContractRecord:
-    """Compute every integer tensor with graph optimizations off and all on, from equal integers before it.
+    """Compute every integer tensor with graph optimizations off and on, each time from the same integers before it.
 
-    A difference so cannot spread: each is that of the operators between two. What all of them do is seen in the whole
-    model's outputs. Raises ModelError.
+    Differences cannot spread that way: each comes from the operators between two integer tensors. How far they spread
+    together shows in the outputs of the whole model. Raises ModelError.
     """
     model = tidy(quantized)
     integers = find_integers(model)
@@ -61,7 +61,7 @@ def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: i
 
 @dataclass
 class _Difference:
-    """How far one integer tensor is moved: the most steps, and how many of its values are moved at all."""
+    """How far optimizations move one integer tensor; ``steps`` is in quantization steps, ``moved`` counts values."""
 
     steps: int = 0
     moved: int = 0
@@ -75,7 +75,7 @@ class _Difference:
 
 
 class _Changes:
-    """How far the outputs of floats are moved; one of another shape is as far as can be."""
+    """How far optimizations move the float outputs; one of another shape counts as an infinite error."""
 
     def __init__(self) -> None:
         self.comparisons: dict[str, Comparison] = {}
@@ -93,7 +93,7 @@ class _Changes:
 
     @property
     def sqnr_db(self) -> float | None:
-        """In dB, of the mean of the outputs' relative errors; None where no output is of floats."""
+        """The mean of the outputs' relative errors in dB; None where no output is of floats."""
         if not self.comparisons:
             return None
         errors = [np.inf if name in self.unlike else each.relative_error for name, each in self.comparisons.items()]
@@ -101,7 +101,7 @@ class _Changes:
 
 
 def find_risks(optimized: GraphProto) -> list[str]:
-    """What makes the numbers differ from what the file says, one line each, in the graph that onnxruntime runs."""
+    """Warnings of what onnxruntime computes other than the file says, found in its optimized graph, one line each."""
     rounded = [
         node.name or node.output[0]
         for node in optimized.node
@@ -110,7 +110,7 @@ def find_risks(optimized: GraphProto) -> list[str]:
     if not rounded:
         return []
     return [
-        f"MatMuls whose weights alone have few bits ({len(rounded)} of them, {rounded[0]} first) quantize what they"
-        " read to 8 bits, which the file does not say; set onnxruntime's"
+        f"MatMulNBits: {len(rounded)} with weights of few bits and float input ({rounded[0]} first) quantize that"
+        " input to 8 bits, which the file does not say; set onnxruntime's session option"
         " session.qdq_matmulnbits_accuracy_level to 1 for float activations"
     ]

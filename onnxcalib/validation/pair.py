@@ -1,4 +1,4 @@
-"""Pair the layers of a quantized model with the float model's tensors and names; say of others why they have none."""
+"""Pair the layers of a quantized model with the float model's tensors and names, or say why that is not possible."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ..graph.inspect.quantized_layers import QuantizedLayer, find_quantized_laye
 from ..graph.ops import DYNAMIC_LAYERS, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
 from ..graph.passes.normalise import normalise, tidy
 
-# What a grid that ends where they clip can stand for: tools remove them in front of a QuantizeLinear.
+# Operators that clip, for which tools substitute a grid with the same ends, in front of a QuantizeLinear.
 CLIPS = ("Relu", "Clip", "Max", "Min")
-# Layers that hold a weight as input number 1, that of QLINEAR_LAYERS being number 3.
+# Operators of float layers, whose weight is input 1.
 FLOAT = ("LSTM", "GRU", "RNN", "Attention", "FusedConv", "FusedGemm", "FusedMatMul")
-WEIGHT_PLACES = dict.fromkeys((*LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS, *FLOAT), 1) | dict.fromkeys(QLINEAR_LAYERS, 3)
-# What quantize puts in front of a layer that reads its input in other units.
+WEIGHT_INPUTS = dict.fromkeys((*LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS, *FLOAT), 1) | dict.fromkeys(QLINEAR_LAYERS, 3)
+# Operators that quantize puts in front of a layer to rescale its input.
 RESCALERS = ("Pad", "Mul", "Add")
 MOST_LINES, FIRST = 10, 3
+Reached = tuple[str, tuple[NodeProto, ...]]  # a tensor, and the nodes on the way to it
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A quantized layer beside its float self.
+    """A quantized layer and its counterpart in the float model.
 
-    name: of the float layer as ``quantize`` names it, None where no single one leads to the tensor; output: its output
-    in the float model. path: the nodes behind the quantized layer that put its output on a grid, where that grid clips
-    what an operator clips in the float model; else none.
+    name: the float layer's, as ``quantize`` names it, or None where not exactly one layer leads to the output. output:
+    the tensor of the float model that the layer computes. path: the nodes that put the quantized layer's output on a
+    grid, where that grid clips in place of an operator of the float model; otherwise empty.
     """
 
     layer: QuantizedLayer
@@ -39,11 +40,11 @@ class Pair:
 
 
 def name_float_nodes(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
-    """``tidy`` of a float model, and its nodes' names -> those that ``quantize`` gives the nodes that it keeps."""
+    """``tidy`` of a float model, and a map from its nodes' names to the names that ``quantize`` gives them."""
     tagged = ModelProto()
     tagged.CopyFrom(model)
-    for place, node in enumerate(tagged.graph.node):
-        node.doc_string = str(place)
+    for number, node in enumerate(tagged.graph.node):
+        node.doc_string = str(number)
     tidied = tidy(tagged)
     normalise(tagged)
     names = {node.doc_string: node.name for node in tagged.graph.node}
@@ -53,20 +54,22 @@ def name_float_nodes(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
 def pair_layers(
     original: ModelProto, quantized: ModelProto, names: dict[str, str]
 ) -> tuple[list[Pair], tuple[str, ...]]:
-    """The layers whose input and output the float model has too, and a line for every other node with a weight.
+    """The layers whose input and output the float model has too, and one line for every other node with a weight.
 
-    Both models are tidy; names: of the float nodes, as ``quantize`` has them.
+    Both models are tidy. names: from ``name_float_nodes``.
     """
     index, other = Index(original.graph), Index(quantized.graph)
     known = {*index.inputs, *index.producer}
     found = find_quantized_layers(quantized)
-    pairs, unmatched = [], []
+    pairs: list[Pair] = []
+    unmatched: list[str] = []
     for layer in (_before_rescaling(other, layer, known) for layer in found):
-        output, path = next((each for each in _follow(other, layer.output) if each[0] in known), ("", ()))
+        reached: Iterator[Reached] = (each for each in _follow(other, layer.output) if each[0] in known)
+        output, path = next(reached, ("", ()))
         if layer.source not in known:
-            unmatched.append(f"{layer.name}: the float model has no tensor {layer.source}, which it reads")
+            unmatched.append(f"{layer.name}: the float model has no tensor {layer.source}, the layer's input")
         elif not output:
-            unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, which it makes")
+            unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, the layer's output")
         else:
             node, clipped = _find_float_layer(index, output)
             path = (path or _path_to_grid(other, layer.output)) if clipped else ()
@@ -75,9 +78,9 @@ def pair_layers(
 
 
 def _before_rescaling(index: Index, layer: QuantizedLayer, known: set[str]) -> QuantizedLayer:
-    """The layer as it reads a tensor that the float model has, which Pad, Mul and Add of constants then rescale.
+    """The layer with the tensor of the float model as its source, where Pad, Mul and Add of constants rescale that.
 
-    Its grid is in the units that these make, so that it says nothing of that tensor.
+    The layer's grid is then dropped, as it holds for the rescaled values.
     """
     source, entry = layer.source, layer.entry
     while source not in known:
@@ -88,8 +91,8 @@ def _before_rescaling(index: Index, layer: QuantizedLayer, known: set[str]) -> Q
     return layer if source == layer.source else replace(layer, source=source, entry=entry, grid=None)
 
 
-def _follow(index: Index, tensor: str, path: tuple[NodeProto, ...] = ()) -> Iterator[tuple[str, tuple[NodeProto, ...]]]:
-    """A tensor, and those that it becomes on grids, each with the nodes on the way there."""
+def _follow(index: Index, tensor: str, path: tuple[NodeProto, ...] = ()) -> Iterator[Reached]:
+    """The tensor, and the tensors that Clip and Q/DQ nodes make of it, each with the nodes on the way there."""
     yield tensor, path
     for node in index.readers(tensor):
         if is_op(node, "Clip") or is_linear(node, "QuantizeLinear", "DequantizeLinear"):
@@ -97,15 +100,17 @@ def _follow(index: Index, tensor: str, path: tuple[NodeProto, ...] = ()) -> Iter
 
 
 def _path_to_grid(index: Index, tensor: str) -> tuple[NodeProto, ...]:
-    """The nodes to where a tensor is back in float, if nobody reads it but on a grid."""
+    """The nodes that quantize and dequantize a tensor, if it is read in no other way."""
     if tensor in index.outputs or not all(is_linear(node, "QuantizeLinear") for node in index.readers(tensor)):
         return ()
     return next((path for _, path in _follow(index, tensor) if path and is_linear(path[-1], "DequantizeLinear")), ())
 
 
 def _find_float_layer(index: Index, tensor: str) -> tuple[NodeProto | None, bool]:
-    """The one layer that leads to a float tensor, and whether anything on the way clips."""
-    layers, clipped, seen, waiting = [], False, set(), [tensor]
+    """The layer that leads to a float tensor, if there is exactly one, and whether an operator on the way clips."""
+    layers: list[NodeProto] = []
+    seen: set[str] = set()
+    clipped, waiting = False, [tensor]
     while waiting:
         node = index.producer.get(waiting.pop())
         if node is None or node.name in seen:
@@ -120,7 +125,7 @@ def _find_float_layer(index: Index, tensor: str) -> tuple[NodeProto | None, bool
 
 
 def list_unread(quantized: ModelProto, found: set[str]) -> tuple[str, ...]:
-    """Nodes with a constant weight that are not among those found, with the reason; many of a kind in one line."""
+    """One line for each node with a constant weight that is not in ``found``, or for each operator if they are many."""
     index = Index(quantized.graph)
     missed = [(node, why) for node, why in _explain_weighted(index, quantized.graph) if node.name not in found]
     if len(missed) <= MOST_LINES:
@@ -137,7 +142,7 @@ def _name_first(names: list[str]) -> str:
 
 
 def _explain_weighted(index: Index, graph: GraphProto) -> Iterator[tuple[NodeProto, str]]:
-    """Nodes with a constant weight, each with what keeps it from being judged if it is none of ``LAYERS`` on a grid."""
+    """Every node with a constant weight, and why it would not be judged as a layer."""
     fixed = set(index.initializers)
     for node in graph.node:
         if all(name in fixed for name in reads(node)):
@@ -145,14 +150,14 @@ def _explain_weighted(index: Index, graph: GraphProto) -> Iterator[tuple[NodePro
         if _weight_of(node) in fixed:
             yield node, _explain_unread(index, node)
         for inner in (inner for body in subgraphs(node) for inner in all_nodes(body)):
-            if inner.op_type in WEIGHT_PLACES:
-                yield inner, f"it is inside {node.name} ({node.op_type}), whose bodies are not looked into"
+            if inner.op_type in WEIGHT_INPUTS:
+                yield inner, f"it is inside {node.name} ({node.op_type}), whose bodies are not read"
 
 
 def _weight_of(node: NodeProto) -> str:
     """The tensor that is a node's weight, or an empty text."""
-    place = WEIGHT_PLACES.get(node.op_type, len(node.input))
-    return node.input[place] if place < len(node.input) else ""
+    position = WEIGHT_INPUTS.get(node.op_type, len(node.input))
+    return node.input[position] if position < len(node.input) else ""
 
 
 def _explain_unread(index: Index, node: NodeProto) -> str:

@@ -1,4 +1,4 @@
-"""A verdict for others to read: JUnit XML for pipelines, Markdown for a pull request; both spell numbers alike."""
+"""Write a verdict as JUnit XML for pipelines or Markdown for a pull request; both spell numbers alike."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from ..report import OutputRecord, SaturationRecord, spell_worst
-from ..verdict import ContractRecord, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
+from ..verdict import ContractRecord, Explanation, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
-PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, of a unit that nobody states
-WORST_LAYERS = 10  # as many as one reads
-NAMED = 3  # names listed in one line; the JSON report has all
+PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit that is not known
+WORST_LAYERS = 10  # more would hardly be read
+NAMED = 3  # names in one line; the JSON report has all of them
 ABSENT = "-"
-# What XML 1.0 has no way to hold, escaped or not: https://www.w3.org/TR/xml/#charsets
+# Characters that XML 1.0 cannot hold, escaped or not: https://www.w3.org/TR/xml/#charsets
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Spelled cells under headers; ``named``: the first column holds names that a model gave, which may be any text."""
+    """A table of text. named: the first column holds names from a model, which may be any text."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -48,7 +48,7 @@ def lacks_accuracy_gate(verdict: Verdict) -> bool:
 
 
 def spell_measures(verdict: Verdict) -> Sheet:
-    """What there is one of for a whole model: scores, file, latency, fusion and numerics contract."""
+    """The measures of whole models: scores, file size, latency, fusion, numerics contract, integer kernels."""
     rows = (
         *(_spell_score(score) for score in verdict.scores),
         (
@@ -66,7 +66,7 @@ def spell_measures(verdict: Verdict) -> Sheet:
 
 
 def list_sheets(verdict: Verdict) -> list[Sheet]:
-    """What was measured, without the sheets that have no rows."""
+    """The sheets of measures, outputs and saturated outputs, without those that have no rows."""
     sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict)
     return [sheet for sheet in sheets if sheet.rows]
 
@@ -77,7 +77,7 @@ def spell_outputs(verdict: Verdict) -> Sheet:
 
 
 def spell_saturated(verdict: Verdict) -> Sheet:
-    """The outputs of exact and of saturating sums; no rows where none can saturate."""
+    """The outputs with exact and with saturating sums; no rows where no kernel can saturate."""
     headers = ("output", "session", "agreement %", "SQNR dB", "cosine", "max error")
     rows = (
         (name, session, *cells)
@@ -88,13 +88,13 @@ def spell_saturated(verdict: Verdict) -> Sheet:
 
 
 def list_processors(found: SaturationRecord) -> dict[str, tuple[OutputRecord, ...]]:
-    """The outputs on processors with exact sums and on those without VNNI, by what their rows of a table are called."""
+    """The outputs on processors with exact sums and on those without VNNI, by the label of their rows."""
     sessions = {"exact sums": found.exact, "without VNNI": found.outputs}
     return {f"{session} ({found.samples} samples)": records for session, records in sessions.items()}
 
 
 def spell_saturation(found: SaturationRecord) -> str:
-    """How many integer kernels there are, which can saturate on x86 without VNNI and what the outputs are there."""
+    """How many integer kernels there are, which of them can saturate on x86 without VNNI, and the outputs there."""
     if not found.kernels:
         return "integer kernels: none"
     line = f"integer kernels: {found.kernels}, {_spell_bounds(found)}"
@@ -104,7 +104,7 @@ def spell_saturation(found: SaturationRecord) -> str:
     line += f" (worst {worst.name}: sums of two products reach {worst.bound:,}, int16 ends at 32,767)"
     if not found.outputs:
         why = found.reason or f"{unread} cannot be emulated"
-        line += f": what the outputs are there was not measured; {why}"
+        line += f": the outputs there were not measured; {why}"
         exact = f"; with exact sums they have {spell_worst(found.exact)} ({found.samples} samples)"
         return f"{line}{exact}" if found.exact else line
     least = " at least" if len(found.outputs) > 1 else ""
@@ -135,19 +135,19 @@ def worst_layers(verdict: Verdict) -> tuple[LayerLoss, ...]:
 
 
 def spell_advice(verdict: Verdict) -> list[tuple[str, str]]:
-    """(layer, what its numbers show and what to do), for each of the worst layers that has any."""
+    """(layer, reasons and remedy in one text) for each of the worst layers that has any."""
     advice = [(layer.name, "; ".join(filter(None, (*layer.reasons, layer.remedy)))) for layer in worst_layers(verdict)]
     return [(name, text) for name, text in advice if text]
 
 
 def gather_toml(verdict: Verdict) -> str:
-    """The worst layers' lines for onnxcalib.toml as one text, each line once; no table precedes a line of the top."""
+    """The worst layers' lines for onnxcalib.toml as one text, without repeats; tables come after other lines."""
     texts = dict.fromkeys(layer.toml.strip("\n") for layer in worst_layers(verdict))
     return "\n\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
 
 
 def spell_change(contract: ContractRecord) -> str:
-    """What graph optimizations do to the outputs, behind a semicolon; nothing where there are none of floats."""
+    """How graph optimizations change the float outputs, after a semicolon; empty where there are none."""
     if contract.sqnr_db is None:
         return ""
     return "; outputs are equal" if contract.sqnr_db == math.inf else f"; outputs differ by {contract.sqnr_db:.1f} dB"
@@ -174,18 +174,18 @@ def to_markdown(verdict: Verdict) -> str:
     if warnings := list_warnings(verdict):
         lines += ["**Warnings**", "\n".join(f"- {_text(warning)}" for warning in warnings)]
     if verdict.explanation:
-        lines += _draw_explanation(verdict)
+        lines += _draw_explanation(verdict, verdict.explanation)
     return ILLEGAL.sub("", "\n\n".join(lines)) + "\n"
 
 
 def to_junit(verdict: Verdict) -> str:
-    """The verdict as JUnit XML, one test case a gate; what was measured stands in each failure and in system-out."""
+    """The verdict as JUnit XML with one test case for each gate; failures and system-out hold the measurements."""
     failures = sum(not gate.passed for gate in verdict.gates)
     # Checking a gate takes no time; readers such as dorny/test-reporter show NaN where none is stated.
     counts = {"tests": str(len(verdict.gates)), "failures": str(failures), "errors": "0", "time": "0"}
     root = ElementTree.Element("testsuites", counts)
     name = f"onnxcalib validate {verdict.quantized_model}"
-    suite = ElementTree.SubElement(root, "testsuite", name=name, skipped="0", **counts)
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, "skipped": "0", **counts})
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("float_model", "quantized_model", "samples", "size_ratio"):
         ElementTree.SubElement(properties, "property", name=name, value=str(getattr(verdict, name)))
@@ -208,7 +208,7 @@ def to_junit(verdict: Verdict) -> str:
 
 
 def list_warnings(verdict: Verdict) -> list[str]:
-    """Those of the run, and the tensors that break the numerics contract by their scales."""
+    """The run's warnings, and one that names the tensors whose Q and DQ have different scales or zero points."""
     unlike = verdict.contract.mismatched
     found = [f"QuantizeLinear and DequantizeLinear have unlike scales or zero points on: {', '.join(unlike)}"]
     return [*verdict.warnings, *(found if unlike else [])]
@@ -259,7 +259,7 @@ def _spell_layer(layer: LayerLoss) -> tuple[str, ...]:
 
 
 def _list_lines(sheet: Sheet) -> list[str]:
-    """One line a row, ``name: header cell, header cell``, as proportional fonts would not align columns."""
+    """One line for each row, ``name: header cell, header cell``, as proportional fonts do not align columns."""
     lines = []
     for name, *cells in sheet.rows:
         pairs = zip(sheet.headers[1:], cells, strict=True)
@@ -268,14 +268,14 @@ def _list_lines(sheet: Sheet) -> list[str]:
     return lines
 
 
-def _draw_explanation(verdict: Verdict) -> list[str]:
+def _draw_explanation(verdict: Verdict, explanation: Explanation) -> list[str]:
     lines = [
-        f"<details><summary>Where the loss comes from ({verdict.explanation.samples} samples)</summary>",
+        f"<details><summary>Where the loss comes from ({explanation.samples} samples)</summary>",
         _draw_sheet(spell_layers(verdict)),
     ]
-    advice = [f"- {_text(note)}" for note in verdict.explanation.notes]
+    advice = [f"- {_text(note)}" for note in explanation.notes]
     advice += [f"- {_code(name)}: {_text(text)}" for name, text in spell_advice(verdict)]
-    advice += [f"- not judged: {_text(text)}" for text in verdict.explanation.unmatched]
+    advice += [f"- not judged: {_text(text)}" for text in explanation.unmatched]
     if advice:
         lines.append("\n".join(advice))
     if toml := gather_toml(verdict):
@@ -289,17 +289,17 @@ def _draw_sheet(sheet: Sheet) -> str:
 
 
 def _draw_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already and hold neither line breaks nor bare pipes."""
+    """A table; its cells are Markdown already, without line breaks and unescaped pipes."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *rows))
 
 
 def _text(text: str) -> str:
-    """Any text as Markdown that shows it on one line, in a table too."""
+    """Any text as Markdown that shows it on one line, also in a table."""
     return re.sub(r"[\\`*_\[\]<>|~#&]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _code(name: str) -> str:
-    """Any name in a code span, on one line; what a span in a table cannot hold goes into HTML, spelled by number."""
+    """Any name in a code span on one line, or in HTML, by character numbers, where a span in a table cannot hold it."""
     name = " ".join(ILLEGAL.sub("", name).split())
     if name and not set(name) & set("`|\\"):
         return f"`{name}`"

@@ -1,4 +1,4 @@
-"""The second job from end to end: a float and a quantized model and samples in, a verdict out."""
+"""Validate a quantized model from end to end: two models and samples in, a verdict out."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ from .kernel_consistency import check_consistency, find_risks
 from .score import Metric
 from .timing import clock
 
+Model = str | Path | ModelProto
+
 
 def validate(
-    float_model: str | Path | ModelProto,
-    quantized_model: str | Path | ModelProto,
+    float_model: Model,
+    quantized_model: Model,
     data: SampleSource,
     config: ValidateConfig | None = None,
     *,
@@ -42,23 +44,33 @@ def validate(
     explain: bool = False,
     observer: Observer | None = None,
 ) -> Verdict:
-    """Measure how much a quantized model lost against its float model, and judge it by the gates of ``config``.
+    """Measure how much a quantized model lost against its float model, and apply the gates of ``config``.
 
-    labels: a file of classes, see ``labels.read_labels``; without it those that the data carry, or none. explain: find
-    the layers that the loss comes from. Raises ModelError, DataError or GateError; a gate that does not hold raises
-    nothing.
+    labels: a file of classes (see ``labels.read_labels``); without it the labels of the data are used, if they have
+    any. explain: find the layers where the loss arises. Raises ModelError, DataError or GateError. A gate that does not
+    hold raises nothing: ask ``Verdict.passed``.
     """
     run = _Run(config or ValidateConfig(), observer or Observer())
     return run.validate((float_model, quantized_model), data, labels, explain=explain)
 
 
 class _Run:
+    """One validation: its settings, its observer, and the warnings that it gave."""
+
     def __init__(self, config: ValidateConfig, observer: Observer):
         self.config, self.observer = config, LoggedObserver(observer)
         self.threads = config.threads or 0
         self.warnings: list[str] = []
 
-    def validate(self, models, data, labels, *, explain: bool) -> Verdict:
+    def validate(
+        self,
+        models: tuple[Model, Model],
+        data: SampleSource,
+        labels: str | Path | None,
+        *,
+        explain: bool,
+    ) -> Verdict:
+        """The verdict on the float and the quantized model."""
         metric = load_metric(self.config.metric) if self.config.metric else None
         self.observer.stage("load")
         sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
@@ -74,8 +86,15 @@ class _Run:
         optimized, graph = optimize(quantized, self.threads)
         demanded = labels is not None or self.config.max_drop is not None
         padding = PaddingMask(original)
-        options = {"labels": classes, "labels_demanded": demanded, "metric": metric, "padding": padding}
-        compared = self._compare(original, optimized, samples, **options)
+        compared = self._compare(
+            original,
+            optimized,
+            samples,
+            labels=classes,
+            labels_demanded=demanded,
+            metric=metric,
+            padding=padding,
+        )
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("check kernels")
@@ -104,12 +123,32 @@ class _Run:
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 
-    def _compare(self, original: ModelProto, optimized: Session, samples, **options) -> Comparisons:
+    def _compare(
+        self,
+        original: ModelProto,
+        optimized: Session,
+        samples: CalibrationSet,
+        *,
+        labels: np.ndarray | None,
+        labels_demanded: bool,
+        metric: tuple[str, Metric] | None,
+        padding: PaddingMask,
+    ) -> Comparisons:
+        """Both models' outputs, once it is clear that the gates can judge them."""
         self.observer.stage("compare")
         reference = Session(original, name="the float model", threads=self.threads)
         run_longest_texts(reference, samples)
         size = batch_size(reference, samples)
-        compared = compare(reference, optimized, samples, size, **options)
+        compared = compare(
+            reference,
+            optimized,
+            samples,
+            size,
+            labels=labels,
+            labels_demanded=labels_demanded,
+            metric=metric,
+            padding=padding,
+        )
         for text in compared.notes:
             self._warn(text)
         for name, reason in compared.missed.items():
@@ -120,15 +159,17 @@ class _Run:
     def _check_order(self, original: ModelProto, quantized: ModelProto) -> None:
         if is_quantized(quantized):
             if is_quantized(original):
-                self._warn("the first model is quantized too; what is lost against a float model is not measured")
+                self._warn("the first model is quantized too; the loss against a float model is not measured")
             return
         if is_quantized(original):
             raise ModelError(
                 "models: the first is quantized and the second is not; the float model comes first; swap the two"
             )
-        self._warn("the second model holds no quantized operator; two float models are compared")
+        self._warn("the second model has no quantized operator; two float models are compared")
 
-    def _check_labels(self, classes: np.ndarray | None, metric: tuple[str, Metric] | None, samples) -> None:
+    def _check_labels(
+        self, classes: np.ndarray | None, metric: tuple[str, Metric] | None, samples: CalibrationSet
+    ) -> None:
         if self.config.max_drop is not None and classes is None and metric is None:
             raise GateError(
                 "max_drop: found no labels; accuracy needs the class of every sample; give --labels"
@@ -141,7 +182,7 @@ class _Run:
 
 
 def load_metric(path: str) -> tuple[str, Metric]:
-    """The function that ``module:function`` names, looked for in the run's folder first. Raises GateError."""
+    """The name, and the function that ``module:function`` names, from the current folder first. Raises GateError."""
     module, _, name = path.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
@@ -149,7 +190,7 @@ def load_metric(path: str) -> tuple[str, Metric]:
         metric = importlib.import_module(module)
         for part in name.split("."):
             metric = getattr(metric, part)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything, and must not end this run
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise GateError(
             f"metric {path}: cannot be loaded ({type(error).__name__}: {error}); MODULE:FUNCTION of an installed"
             " module, or of a file in this folder, is needed"

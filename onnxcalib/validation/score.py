@@ -21,20 +21,23 @@ Metric = Callable[[dict[str, np.ndarray], np.ndarray | None], Any]
 
 
 class LabelTally:
-    """Right answers of both models, counted in every output that may be class scores.
+    """Counts the right answers of both models in every output that may be class scores.
 
-    notes: one line for labels that fit no output, or more than one.
+    notes: one line where labels fit no output, or more than one.
     """
 
     def __init__(self, labels: np.ndarray, samples: CalibrationSet, order: np.ndarray, *, demanded: bool) -> None:
-        """``order``: in which samples are run; ``demanded``: labels that fit no output are a fault, and not a note."""
+        """order: the samples' numbers in the order in which they are run. demanded: labels must fit an output."""
         self.notes: list[str] = []
         self._labels, self._names, self._demanded = labels, samples.names, demanded
         self._tallies: dict[str, list[Accuracy]] | None = None
         self._order, self._done = order, 0
 
     def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
-        """Take in both models' outputs of the next ``count`` samples. Raises DataError for a class that none has."""
+        """Count in the next ``count`` samples, by both models' outputs.
+
+        Raises DataError for a class that no output has, and GateError where labels are demanded but fit no output.
+        """
         if self._tallies is None:
             self._tallies = self._choose(wanted, given, count)
         labels = self._labels[self._order[self._done : self._done + count]]
@@ -55,7 +58,7 @@ class LabelTally:
             found = f"labels: found the outputs {shapes}; labels need class scores, (samples, classes), of both models"
             if self._demanded:
                 raise GateError(f"{found}; leave the labels out, or give --metric MODULE:FUNCTION")
-            self.notes.append(f"{found}; those of the data are not used")
+            self.notes.append(f"{found}; the labels of the data are not used")
             return {}
         widest = max(fit, key=fit.__getitem__)
         check_classes(self._labels, fit[widest], f"output {widest}", names=self._names)
@@ -63,14 +66,15 @@ class LabelTally:
         return {name: [Accuracy(k) for k in TOP if k == 1 or fit[name] > k] for name in enough}
 
     def records(self) -> list[ScoreRecord]:
-        """Of the output in which the float model has most right: others of the form may be features, or other tasks."""
+        """Top-1 and top-5 of the output on which the float model is most accurate, as others may be features."""
         if not self._tallies:
             return []
-        best = max(self._tallies, key=lambda name: self._tallies[name][0].right)
-        if len(self._tallies) > 1:
-            others = ", ".join(name for name in self._tallies if name != best)
+        right = {name: tally[0].right for name, tally in self._tallies.items()}
+        best = max(right, key=right.__getitem__)
+        if len(right) > 1:
+            others = ", ".join(name for name in right if name != best)
             self.notes.append(
-                f"labels are taken for those of output {best}, as the float model has fewer right in {others}"
+                f"labels: compared with output {best}, on which the float model is most accurate, and not with {others}"
             )
         return [_record(accuracy, best) for accuracy in self._tallies[best]]
 
@@ -79,21 +83,27 @@ def _record(accuracy: Accuracy, output: str) -> ScoreRecord:
     n = accuracy.samples
     low, high = drop_interval(accuracy.lost, accuracy.gained, n)
     drop = 100 * (accuracy.lost - accuracy.gained) / n
-    scores = 100 * accuracy.right / n, 100 * accuracy.other_right / n
-    return ScoreRecord(f"top-{accuracy.k}", *scores, drop, (100 * low, 100 * high), output)
+    right, other_right = 100 * accuracy.right / n, 100 * accuracy.other_right / n
+    return ScoreRecord(f"top-{accuracy.k}", right, other_right, drop, (100 * low, 100 * high), output)
 
 
 class MetricTally:
-    """Both models' outputs, kept on disk for a user's function of all of them."""
+    """Keeps both models' outputs on disk, for a user's function of all of them."""
 
     def __init__(self, name: str, metric: Metric, store: Store, order: np.ndarray) -> None:
-        """``order``: in which samples are run; where it is not their own, the function gets them sorted, in memory."""
+        """order: the samples' numbers in the order in which they are run.
+
+        The function gets the samples in their own order. Where they are run in another, it gets them in memory.
+        """
         self.name, self._metric, self._store = name, metric, store
-        self._places = None if (np.diff(order) > 0).all() else np.argsort(order)
+        self._rows = None if (np.diff(order) > 0).all() else np.argsort(order)
         self._outputs: list[str] = []
 
     def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
-        """Keep both models' outputs of the next ``count`` samples. Raises GateError for an output without rows."""
+        """Keep both models' outputs of the next ``count`` samples.
+
+        Raises GateError for an output that has no row of numbers for each sample.
+        """
         self._outputs = list(wanted)
         for side, outputs in (("float", wanted), ("quantized", given)):
             for name, value in outputs.items():
@@ -112,26 +122,26 @@ class MetricTally:
         self._store.append(key, value)
 
     def record(self, labels: np.ndarray | None) -> ScoreRecord:
-        """The metric of both models, with an interval where it gives one number for each sample. Raises GateError."""
-        values = [self._call(side, labels) for side in ("float", "quantized")]
-        scores = [float(value.mean()) for value in values]
-        paired = values[0].ndim and values[0].shape == values[1].shape and np.isfinite(values[1]).all()
-        interval = mean_interval(values[0] - values[1], float(np.ptp(values))) if paired else None
-        return ScoreRecord(self.name, *scores, scores[0] - scores[1], interval)
+        """The metric of both models, with an interval where it returns a number for each sample. Raises GateError."""
+        wanted, given = (self._call(side, labels) for side in ("float", "quantized"))
+        float_score, quantized_score = float(wanted.mean()), float(given.mean())
+        paired = wanted.ndim and wanted.shape == given.shape and np.isfinite(given).all()
+        interval = mean_interval(wanted - given, float(np.ptp([wanted, given]))) if paired else None
+        return ScoreRecord(self.name, float_score, quantized_score, float_score - quantized_score, interval)
 
     def _call(self, side: str, labels: np.ndarray | None) -> np.ndarray:
         kept = {name: self._store.mapped(f"{side}:{name}") for name in self._outputs}
-        if self._places is not None:
-            kept = {name: values[self._places] for name, values in kept.items()}
+        if self._rows is not None:
+            kept = {name: values[self._rows] for name, values in kept.items()}
         try:
             value = np.asarray(self._metric(kept, labels), np.float64)
-        except (Exception, SystemExit) as error:  # a user's function may raise anything, and must not end this run
+        except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise GateError(
                 f"metric {self.name}: raised {type(error).__name__}: {error}; it is given the outputs by name and the"
                 " labels, and has to return a number, or one for each sample; mend it"
             ) from error
         samples = len(next(iter(kept.values())))
-        # Of the quantized model NaN is a result: one that passes no gate.
+        # NaN of the quantized model is a result, which passes no gate.
         finite = side == "quantized" or np.isfinite(value).all()
         if value.shape not in ((), (samples,)) or not finite:
             found = f"shape {value.shape}" if finite else "numbers that are not finite"

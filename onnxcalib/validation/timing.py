@@ -1,4 +1,4 @@
-"""Clock both models: one thread each, taking turns, so that what slows the machine slows both."""
+"""Time both models on one thread each, in turn, so that other load of the machine slows both alike."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ..verdict import LatencyRecord
 
 # The first runs allocate memory and are not counted.
 WARM_UP = 3
-# Rounds of one run each: as many as fit into the seconds, within these bounds; medians of fewer do not repeat.
+# A round is one run of each model. There are as many rounds as fit into SECONDS, within these bounds: medians of fewer
+# than the lower one differ from call to call.
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 500, 3.0
 
 
 def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:
-    """Median times of both models on ``batch`` samples of one shape, or as many as a run of the model must have.
+    """Median times of both models on ``batch`` samples of one shape, or on the batch size that the model fixes.
 
-    Raises GateError where the model cannot run so many at once.
+    Raises GateError for a batch that the model cannot run.
     """
     if samples.fixed_batch is not None:
         if batch not in (1, samples.fixed_batch):
@@ -49,7 +50,7 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
 
 
 def _take_turns(sessions: list[Session], feeds: dict[str, np.ndarray]) -> list[list[float]]:
-    """Seconds of each session, by round."""
+    """Seconds of each session, (rounds, sessions)."""
     rounds: list[list[float]] = []
     end = np.inf
     least, most = WARM_UP + LEAST_ROUNDS, WARM_UP + MOST_ROUNDS

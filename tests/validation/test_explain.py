@@ -15,10 +15,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.config import STEPS, load_config
 from onnxcalib.data import open_calibration
+from onnxcalib.graph.extract import extract
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.run import SETTINGS_BYTES
+from onnxcalib.validation import explain as explain_module
 from onnxcalib.validation.explain import SAMPLES, SETTINGS_KEY, WORST, explain, joined_parts
 
 BODY = """{ [stem] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [relu1] r = Relu (c)
@@ -220,7 +222,7 @@ def test_layers_of_other_names_are_listed_as_unmatched(net, rough, images):
                     names[place] = f"{name}_renamed"
     found = explained(net, quantized, images)
     assert [layer.name for layer in found.layers if layer.name == "inner"] == []
-    assert found.unmatched == ("inner: the float model has no tensor d_renamed, which it makes",)
+    assert found.unmatched == ("inner: the float model has no tensor d_renamed, the layer's output",)
 
 
 def test_a_layer_that_reads_an_unknown_tensor_is_listed_as_unmatched(net, rough, images):
@@ -231,7 +233,7 @@ def test_a_layer_that_reads_an_unknown_tensor_is_listed_as_unmatched(net, rough,
                 if name == "t":
                     names[place] = "strange"
     found = explained(net, quantized, images)
-    assert found.unmatched == ("deep: the float model has no tensor strange, which it reads",)
+    assert found.unmatched == ("deep: the float model has no tensor strange, the layer's input",)
     assert {layer.name for layer in found.layers} == {"stem", "inner", "head"}
 
 
@@ -593,6 +595,23 @@ def test_the_file_says_which_stages_were_done_and_light_is_told_to_reconstruct(n
         assert [json.loads(text)[name] for name in STEPS] == done
         assert len(text) == 3 * SETTINGS_BYTES  # whatever the stages: the size of a file may be planned
         assert len(explained(net, model, images).notes) == (pipeline == "light")
+
+
+def test_layers_whose_effect_on_the_outputs_cannot_be_measured_are_ranked_by_their_own_sqnr_with_the_reason(
+    net, rough, images, monkeypatch
+):
+    def extract_unknown(model, types, **ends):
+        part = extract(model, types, **ends)
+        if types and "w4" in {tensor.name for tensor in part.graph.initializer}:  # all that is behind deep
+            part.graph.node[-1].op_type = "Unknown"
+        return part
+
+    monkeypatch.setattr(explain_module, "extract", extract_unknown)
+    found = explained(net, rough(net, images), images)
+    assert {layer.name: layer.at_output_db is None for layer in found.layers} == {
+        "stem": True, "inner": True, "deep": True, "head": False,
+    }  # fmt: skip
+    assert re.match("some layers are ranked by the SQNR of their own output, .*Unknown", found.notes[-1])
 
 
 @pytest.mark.parametrize(("factor", "gain"), [(-1, "-1"), (3, "3")])

@@ -310,9 +310,9 @@ def weight_only(build, draw):
 def test_float_activations_that_onnxruntime_quantizes_are_warned_of(weight_only):
     (text,) = find_risks(optimize(weight_only)[1])
     wanted = (
-        r"MatMuls whose weights alone have few bits \(1 of them, .* first\) quantize what they read to 8"
-        r" bits, which the file does not say; set onnxruntime's session.qdq_matmulnbits_accuracy_level to 1"
-        r" for float activations"
+        r"MatMulNBits: 1 with weights of few bits and float input \(.* first\) quantize that input to 8"
+        r" bits, which the file does not say; set onnxruntime's session option"
+        r" session.qdq_matmulnbits_accuracy_level to 1 for float activations"
     )
     assert re.fullmatch(wanted, text)
 

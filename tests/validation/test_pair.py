@@ -218,7 +218,7 @@ def test_layers_in_the_bodies_of_a_node_are_listed(build, draw):
             else_branch = {body.format("e", "v", "two", "v")}> }}""",
         w=draw(6, 6),
     )
-    why = "it is inside choice (If), whose bodies are not looked into"
+    why = "it is inside choice (If), whose bodies are not read"
     assert sorted(unread(model)) == [f"one (MatMul): {why}", f"two (MatMul): {why}"]
 
 
@@ -268,4 +268,4 @@ def test_a_layer_whose_input_is_rescaled_stands_for_the_one_that_reads_it_plainl
 def test_what_is_more_than_rescaled_has_no_pair(build, draw, change):
     float_net = build(f"{PICTURE} {{ [layer] y = Conv <pads = [1, 1, 1, 1]> (x, w) }}", w=draw(2, 2, 3, 3))
     pairs, (line,) = pair(float_net, build(f"{PICTURE} {RESCALED.replace(*change)}", **CONSTANTS))
-    assert pairs == [] and line == "layer: the float model has no tensor a, which it reads"
+    assert pairs == [] and line == "layer: the float model has no tensor a, the layer's input"

@@ -197,12 +197,12 @@ def test_characters_that_xml_cannot_hold_are_left_out():
         (
             SaturationRecord(5, BOUNDS, unread=("a", "b", "c", "d")),
             "5, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
-            " 32,767): what the outputs are there was not measured; a, b, c and 1 more cannot be emulated",
+            " 32,767): the outputs there were not measured; a, b, c and 1 more cannot be emulated",
         ),
         (
             SaturationRecord(5, BOUNDS, reason="no memory"),
             "5, 2 can saturate on x86 without VNNI (worst stem: sums of two products reach 41,000, int16 ends at"
-            " 32,767): what the outputs are there was not measured; no memory",
+            " 32,767): the outputs there were not measured; no memory",
         ),
     ],
 )

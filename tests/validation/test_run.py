@@ -211,7 +211,7 @@ def test_swapped_models_are_refused(net, quantized):
 def test_two_float_models_are_compared_with_a_warning(net):
     listener = Listener()
     verdict = validate(net, net, DATA, ValidateConfig(min_sqnr=100), observer=listener)
-    text = "the second model holds no quantized operator; two float models are compared"
+    text = "the second model has no quantized operator; two float models are compared"
     assert verdict.passed and verdict.outputs[0].sqnr_db == math.inf
     assert verdict.warnings == (text,) and listener.warnings == [text]
 
@@ -427,7 +427,7 @@ def test_an_agreement_gate_fails_where_another_output_cannot_be_compared(build, 
 
 def test_a_float_model_that_is_quantized_too_is_warned_of(quantized):
     (text,) = [text for text in validate(quantized, quantized, DATA).warnings if "first model" in text]
-    assert text == "the first model is quantized too; what is lost against a float model is not measured"
+    assert text == "the first model is quantized too; the loss against a float model is not measured"
 
 
 def test_a_metric_that_is_no_number_for_the_quantized_model_fails_its_gate(net, quantized, tmp_path):
@@ -458,4 +458,4 @@ def test_labels_are_taken_for_those_of_the_output_that_the_float_model_has_right
     good, bad = (validate(model, each, DATA, config, labels="labels.npy") for each in (other, wrong))
     assert good.passed and "top-1 on y 100.00 to " in good.gates[0].text
     assert not bad.passed and bad.scores[0].output == "y"
-    assert any("taken for those of output y" in text and "feat" in text for text in good.warnings)
+    assert any("compared with output y, on which the float" in text and "feat" in text for text in good.warnings)
