@@ -446,7 +446,7 @@ def test_a_list_of_labels_beside_the_samples_is_named_where_labels_are_missing(n
         validate(net, quantized, folder, ValidateConfig(max_drop=1))
 
 
-def test_labels_are_taken_for_those_of_the_output_that_the_float_model_has_right(build, weigh, run):
+def test_labels_are_compared_with_the_output_on_which_the_float_model_is_most_accurate(build, weigh, run):
     text = """g (float[N, 3, 8, 8] x) => (float[N, 8] feat, float[N, 7] y) {
         [stem] c = Conv (x, w1)  p = GlobalAveragePool (c)  feat = Flatten (p)
         [head] y = Gemm <transB = 1> (feat, w2) }"""
