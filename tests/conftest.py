@@ -77,10 +77,10 @@ def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "ru
         bounds = [scheme.nonnegative[t] for t in tensors if t in scheme.nonnegative]
         return make_grid(float(low), float(high), spec, bound=min(bounds, default=None))
 
-    wide = {t: measure(sets.get(t, (t,)), spec) for t, spec in scheme.activations.items()}
-    narrow = {t: measure((t,), spec) for t, spec in scheme.requantized.items()}
+    activations = {t: measure(sets.get(t, (t,)), spec) for t, spec in scheme.activations.items()}
+    requantized = {t: measure((t,), spec) for t, spec in scheme.requantized.items()}
     layers = {layer.name: round_layer(layer, index) for layer in (*scheme.layers, *scheme.embeddings)}
-    return emit_qdq(model, scheme, Grids(wide, narrow), layers, encoding=encoding, keep_outputs=False)
+    return emit_qdq(model, scheme, Grids(activations, requantized), layers, encoding=encoding, keep_outputs=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

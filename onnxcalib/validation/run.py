@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..config import ValidateConfig
-from ..data import SampleSource, open_calibration
+from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
 from ..errors import GateError, ModelError
 from ..graph.inspect.interface import check_interface

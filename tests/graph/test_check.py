@@ -3,12 +3,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph import weightless as skeleton
+from onnxcalib.graph import weightless
 from onnxcalib.graph.check import check_model, correct_shapes
 
 
 def test_large_weights_are_not_handed_to_the_checker(build, draw, monkeypatch):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 40)
     model = build("g (float[N, 4] x) => (float[N, 3] y) { y = MatMul (x, w) }", w=draw(4, 3))
     seen = []
     check = onnx.checker.check_model

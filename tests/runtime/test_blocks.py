@@ -19,8 +19,8 @@ def parse(text, **weights):
     model = parser.parse_model(HEADER + text)
     for name, shape in weights.items():
         model.graph.initializer.append(numpy_helper.from_array(make_array(shape), name))
-    for place_, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{place_}"
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
     return model
 
 
@@ -280,10 +280,10 @@ def test_a_copied_block_takes_quantizers_of_its_own():
     model = parse(FORK)
     module = to_torch(model)
     place(module, "t", Double(), only=["Neg_1"])
-    twin = copy.deepcopy(module)
-    place(twin, "t", Double(), only=["Mul_2"])
+    copied = copy.deepcopy(module)
+    place(copied, "t", Double(), only=["Mul_2"])
     raw = np.abs(make_array((2, 3)))
-    np.testing.assert_allclose(run_block(twin, model)[1], 4 * raw * raw, rtol=1e-6)
+    np.testing.assert_allclose(run_block(copied, model)[1], 4 * raw * raw, rtol=1e-6)
     np.testing.assert_allclose(run_block(module, model)[1], raw * raw, rtol=1e-6)
     place(module, "x", Double())
 

@@ -217,9 +217,9 @@ def test_layers_of_other_names_are_listed_as_unmatched(net, rough, images):
     quantized = rough(net, images)
     for node in quantized.graph.node:
         for names in (node.input, node.output):
-            for place, name in enumerate(names):
+            for position, name in enumerate(names):
                 if name in ("u", "d"):
-                    names[place] = f"{name}_renamed"
+                    names[position] = f"{name}_renamed"
     found = explained(net, quantized, images)
     assert [layer.name for layer in found.layers if layer.name == "inner"] == []
     assert found.unmatched == ("inner: the float model has no tensor d_renamed, the layer's output",)
@@ -229,9 +229,9 @@ def test_a_layer_that_reads_an_unknown_tensor_is_listed_as_unmatched(net, rough,
     quantized = rough(net, images)
     for node in quantized.graph.node:
         for names in (node.input, node.output):
-            for place, name in enumerate(names):
+            for position, name in enumerate(names):
                 if name == "t":
-                    names[place] = "strange"
+                    names[position] = "strange"
     found = explained(net, quantized, images)
     assert found.unmatched == ("deep: the float model has no tensor strange, the layer's input",)
     assert {layer.name for layer in found.layers} == {"stem", "inner", "head"}
@@ -538,7 +538,7 @@ def read_toml(layer) -> QuantizeConfig:
     return QuantizeConfig(reconstruct=False, **tomllib.loads(layer.toml))
 
 
-def test_the_lines_of_a_narrow_layer_raise_it_and_mend_the_loss(net, images):
+def test_the_lines_of_a_4_bit_layer_raise_it_and_mend_the_loss(net, images):
     bits = {"weight_bits": 4, "activation_bits": 4}
     before = round_only(net, images, layers={"deep": bits})
     worst = first(net, before, images)

@@ -78,8 +78,8 @@ def test_a_right_model_is_moved_by_one_step_at_most_in_every_tensor(quantized, d
 @pytest.mark.parametrize("encoding", ["runtime", "standard"])
 def test_a_right_model_of_4_bits_keeps_the_contract_too(model, rough, draw, encoding):
     model.opset_import[0].version, model.ir_version = 21, 10
-    narrow = rough(model, draw(16, 4, 6, 6), encoding=encoding, weight_bits=4, activation_bits=4)
-    found = check_consistency(narrow, samples_of(narrow, draw(20, 4, 6, 6)))
+    four = rough(model, draw(16, 4, 6, 6), encoding=encoding, weight_bits=4, activation_bits=4)
+    found = check_consistency(four, samples_of(four, draw(20, 4, 6, 6)))
     assert found.steps <= 1 and found.mismatched == () and len(found.tensors) > 5
 
 
@@ -197,14 +197,14 @@ def test_a_float_model_is_judged_by_its_outputs_alone(model, draw):
 @pytest.mark.parametrize("domain", ["", "com.microsoft"])
 @pytest.mark.parametrize(("activations", "kind"), [(U16, TensorProto.UINT16), (I16, TensorProto.INT16)])
 def test_tensors_of_16_bits_are_compared_in_both_domains(model, by_tool, draw, domain, activations, kind):
-    wide = by_tool(model, QDQ, activations, UseQDQContribOps=bool(domain))
-    nodes = {node.input[0]: node for node in wide.graph.node if node.op_type == "QuantizeLinear"}
-    types = {tensor.name: tensor.data_type for tensor in wide.graph.initializer}
+    sixteen = by_tool(model, QDQ, activations, UseQDQContribOps=bool(domain))
+    nodes = {node.input[0]: node for node in sixteen.graph.node if node.op_type == "QuantizeLinear"}
+    types = {tensor.name: tensor.data_type for tensor in sixteen.graph.initializer}
     assert {(node.domain, types[node.input[2]]) for node in nodes.values()} == {(domain, kind)}
-    found = check_consistency(wide, samples_of(wide, draw(20, 4, 6, 6)))
+    found = check_consistency(sixteen, samples_of(sixteen, draw(20, 4, 6, 6)))
     assert {record.tensor for record in found.tensors} == {node.output[0] for node in nodes.values()}
     assert len(found.tensors) > 5 and found.steps <= 1 and found.mismatched == () and found.sqnr_db > 60
-    wrong = retouch(wide, lambda zero: zero ^ 1, tensor=reader_of(wide, nodes["r"].output[0]), place=2)
+    wrong = retouch(sixteen, lambda zero: zero ^ 1, tensor=reader_of(sixteen, nodes["r"].output[0]), place=2)
     assert check_consistency(wrong, samples_of(wrong, draw(2, 4, 6, 6))).mismatched == ("r",)
 
 

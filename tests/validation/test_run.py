@@ -179,13 +179,13 @@ def test_a_model_that_gives_nan_fails_every_gate_on_accuracy(net, quantized, run
 
 
 def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
-    wide = change(quantized, "w2_quantized", lambda value: np.full_like(value, 127))
-    narrow = change(quantized, "w2_quantized", lambda value: value // 2)
+    full = change(quantized, "w2_quantized", lambda value: np.full_like(value, 127))
+    halved = change(quantized, "w2_quantized", lambda value: value // 2)
     for name in ("w1", "w3"):
-        narrow = change(narrow, f"{name}_quantized", lambda value: value // 2)
+        halved = change(halved, f"{name}_quantized", lambda value: value // 2)
     listener = Listener()
     config = ValidateConfig(max_saturating=0)
-    verdict = validate(net, wide, DATA, config, observer=listener)
+    verdict = validate(net, full, DATA, config, observer=listener)
     assert "integer kernels can saturate on x86 without VNNI (in inner sums" in verdict.warnings[-1]
     assert listener.warnings == list(verdict.warnings)
     assert verdict.saturation.layers[0].name == "inner" and verdict.saturation.samples > 0
@@ -195,7 +195,7 @@ def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
     assert read["kernels"] == 3 and read["layers"][0]["name"] == "inner"
     assert read["outputs"][0]["sqnr_db"] == verdict.saturation.outputs[0].sqnr_db
     assert read["exact"][0]["sqnr_db"] == verdict.saturation.exact[0].sqnr_db
-    sound = validate(net, narrow, DATA, config)
+    sound = validate(net, halved, DATA, config)
     assert sound.warnings == () and sound.passed and sound.saturation.outputs == ()
 
 
@@ -238,8 +238,8 @@ def rename(model, old, new):
         value.name = new if value.name == old else value.name
     for node in changed.graph.node:
         for names in (node.input, node.output):
-            for place, name in enumerate(names):
-                names[place] = new if name == old else name
+            for position, name in enumerate(names):
+                names[position] = new if name == old else name
     return changed
 
 
