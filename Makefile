@@ -3,10 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py --out demo
+	$(BIN)/python examples/classifier/demo.py --out demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -14,6 +14,10 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Broken links are errors. The pages can be read from the disk: site/index.html.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # torch comes first and alone: where pip has a CPU wheel of this version at hand, nothing later pulls CUDA packages.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -23,5 +27,5 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist demo .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv build dist demo site .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

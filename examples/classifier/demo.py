@@ -1,6 +1,6 @@
 """Train a small CNN on handwritten digits, export it to ONNX, quantize it with onnxcalib and compare.
 
-    python examples/demo.py [--out DIR] [--epochs N]
+    python examples/classifier/demo.py [--out DIR] [--epochs N]
 
 The digits are scikit-learn's (1,797 real 8x8 images, inside that package). The network never sees the held-out
 digits, and quantization sees no labels: it reads a folder of 128 training digits as gray PNG images.

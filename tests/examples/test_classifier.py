@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "classifier" / "demo.py"
 
 
 @pytest.fixture(scope="module")
