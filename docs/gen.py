@@ -1,4 +1,4 @@
-"""mkdocs hook: settings.md gets the tables of all settings, which are made from their fields, in place of its marker."""
+"""mkdocs hook: the marker of settings.md becomes the tables of all settings, which are made from their fields."""
 
 from __future__ import annotations
 
