@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
+from onnxcalib.config.reference import render_reference
+
 MARKER = "<!-- settings -->"
-MODULE = "onnxcalib.config.reference"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """What mkdocs calls with the text of each page."""
-    return markdown.replace(MARKER, render_settings()) if page.file.src_uri == "settings.md" else markdown
-
-
-def render_settings() -> str:
-    """Markdown with every setting: key, option, type, default and meaning."""
-    try:
-        return importlib.import_module(MODULE).render_reference()
-    except ModuleNotFoundError:  # until the settings render themselves
-        return "The help of each command lists its options."
+    return markdown.replace(MARKER, render_reference()) if page.file.src_uri == "settings.md" else markdown

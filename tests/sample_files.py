@@ -98,10 +98,10 @@ def fit_classifier(images: np.ndarray) -> ModelProto:
 
 
 def write_images_and_classifiers(folder: Path) -> None:
-    seen = draw_images(folder / "images", 1, 16)
+    seen = draw_images(folder / "images", 1, 12)
     onnx.save(fit_classifier(seen), folder / "model.onnx")
-    draw_images(folder / "test", 2, 24)
-    (folder / "labels.csv").write_text("".join(f"{i:02}.png,{i % 4}\n" for i in range(24)))
+    draw_images(folder / "test", 2, 12)
+    (folder / "labels.csv").write_text("".join(f"{i:02}.png,{i % 4}\n" for i in range(12)))
     samples = draw_images(folder / "more", 3, 32)
     np.save(folder / "samples.npy", samples)
     for number in range(2):

@@ -237,6 +237,7 @@ def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_elsewhere(
     page = (tmp_path / "examples/detector.html").read_text(encoding="utf-8")
     assert "The decoding computes coordinates" in page
     assert "QuantizeConfig" in (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert "first_last_bits" in (tmp_path / "settings.html").read_text(encoding="utf-8")
     for path in tmp_path.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', path.read_text(encoding="utf-8"))
         assert not loaded, f"{path.name}: {loaded}"
