@@ -13,7 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from onnxcalib import QuantizeConfig, quantize
-from onnxcalib.config import STEPS, load_config
+from onnxcalib.config import STAGES, load_config
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.extract import extract
 from onnxcalib.graph.index import Index
@@ -592,7 +592,7 @@ def test_the_file_says_which_stages_were_done_and_light_is_told_to_reconstruct(n
     for pipeline, done in stages.items():
         model = quantize(net, images, QuantizeConfig(pipeline=pipeline, steps=0)).model
         text = next(entry.value for entry in model.metadata_props if entry.key == SETTINGS_KEY)
-        assert [json.loads(text)[name] for name in STEPS] == done
+        assert [json.loads(text)[name] for name in STAGES] == done
         assert len(text) == 3 * SETTINGS_BYTES  # whatever the stages: the size of a file may be planned
         assert len(explained(net, model, images).notes) == (pipeline == "light")
 
