@@ -4,6 +4,6 @@ Read the files in this order. ``index`` says who makes and who reads a tensor, `
 operators, ``edit`` has the elementary edits, ``shapes``, ``weightless``, ``liveness`` and ``extract`` cut and
 describe graphs. ``load``, ``check`` and ``save`` are the way in and out. ``fusion`` has the rules of onnxruntime,
 ``names`` resolves what a user names, ``layout``, ``embeddings`` and ``scheme`` decide which tensors are quantized,
-``blocks`` partitions the graph and ``tokens`` follows the axes of sequences; ``emit`` writes the QDQ model.
+``residuals`` and ``blocks`` partition the graph, and ``tokens`` follows the axes of sequences; ``emit`` writes the QDQ model.
 ``passes`` prepare a model, ``inspect`` reads a quantized one.
 """

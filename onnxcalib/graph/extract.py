@@ -23,17 +23,20 @@ def extract(
     nodes: Iterable[str] | None = None,
     inputs: Sequence[str],
     outputs: Sequence[str],
+    index: Index | None = None,
 ) -> ModelProto:
     """The model from the tensors ``inputs`` to the tensors ``outputs``: the nodes named, or all that ``outputs`` need.
 
     Nodes and the initializers that they read are copied. An input of unknown type is taken for float of any rank; an
-    output of unknown type is left to onnxruntime.
+    output of unknown type is left to onnxruntime. Nodes are told apart by name, so each needs its own. index: that of
+    the model's graph, if the caller has it; the whole graph is not looked at then.
     """
-    wanted = needed_nodes(Index(model.graph), inputs, outputs)
+    index = index or Index(model.graph)
+    wanted = needed_nodes(index, inputs, outputs)
     if nodes is not None:
         wanted &= set(nodes)
-    kept = [n for n in model.graph.node if n.name in wanted]
-    read = {t for n in kept for t in reads(n)}
+    kept = [index.nodes[name] for name in sorted(wanted, key=index.position.__getitem__)]
+    read = {tensor for node in kept for tensor in reads(node)}
     unknown = helper.make_empty_tensor_value_info
     graph = helper.make_graph(
         kept,
@@ -42,7 +45,8 @@ def extract(
         [types.get(t) or unknown(t) for t in outputs],
     )
     part = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    part.graph.initializer.extend(i for i in model.graph.initializer if i.name in read)  # to make them would copy twice
+    # Given to make_graph they would be copied twice.
+    part.graph.initializer.extend(tensor for name, tensor in index.initializers.items() if name in read)
     return part
 
 

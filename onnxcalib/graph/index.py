@@ -15,7 +15,7 @@ class Index:
     consumers: tensor -> the nodes that read it, each once, in graph order; a node whose subgraphs capture the tensor
     reads it too. Tensors that nobody reads are absent: use ``readers``.
     inputs: graph inputs that are not initializers.
-    position: node name -> place in the graph's node list (unnamed nodes are absent).
+    nodes and position: name -> the node, and its position in the graph's node list; unnamed nodes are absent.
     """
 
     def __init__(self, graph: GraphProto) -> None:
@@ -24,10 +24,12 @@ class Index:
         self.outputs: list[str] = [value.name for value in graph.output]
         self.producer: dict[str, NodeProto] = {}
         self.consumers: dict[str, list[NodeProto]] = {}
+        self.nodes: dict[str, NodeProto] = {}
         self.position: dict[str, int] = {}
-        for place, node in enumerate(graph.node):
+        for position, node in enumerate(graph.node):
             if node.name:
-                self.position[node.name] = place
+                self.nodes[node.name] = node
+                self.position[node.name] = position
             for tensor in node.output:
                 if tensor:
                     self.producer[tensor] = node

@@ -1,4 +1,6 @@
-"""A model that both planning and writing are tested on."""
+"""A model that both planning and writing are tested on, and a measure of how work grows."""
+
+import sys
 
 import numpy as np
 import pytest
@@ -19,3 +21,28 @@ ATTENTION = """g (float[N, S, 16] x, float[N, 1, S] mask) => (float[N, S, 16] y)
 def attention(build, draw):
     weights = {name: draw(16, 16) / np.float32(8) for name in ("wq", "wk", "wv", "wd")}
     return build(ATTENTION, gain=np.ones(16, np.float32), bq=draw(16), bd=draw(16), **weights)
+
+
+@pytest.fixture
+def count_lines():
+    """Counts the lines of the package that a call executes: how its work grows, whatever else the machine does."""
+
+    def count(call):
+        lines = 0
+
+        def trace(frame, event, _):
+            nonlocal lines
+            if "onnxcalib" not in frame.f_code.co_filename:
+                return None
+            lines += event == "line"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+        return lines
+
+    return count

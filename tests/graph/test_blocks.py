@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcalib.graph.blocks import MOST_LAYERS, find_blocks, single_layers
+from onnxcalib.graph.blocks import find_blocks, single_layers
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.passes.normalise import name_nodes
+from onnxcalib.graph.residuals import MOST_LAYERS
 from onnxcalib.graph.scheme import make_scheme
 
 WEIGHT = np.zeros((4, 4, 1, 1), np.float32)
@@ -247,3 +248,33 @@ def test_regions_that_would_wait_for_each_other_are_not_both_taken(build):
     blocks = find_blocks(model, make_scheme(model))
     check_order(model, blocks, ["x", "z", "u"])
     assert sorted(len(b.layers) for b in blocks if b.layers) == [1, 1, 2]
+
+
+def test_the_work_grows_with_the_graph_and_not_with_its_square(model_of, count_lines):
+    def work(count):
+        blocks = " ".join(
+            f"b{i} = conv(a{i}) c{i} = Relu (b{i}) d{i} = conv(c{i}) e{i} = Add (d{i}, a{i}) a{i + 1} = Relu (e{i})"
+            for i in range(count)
+        )
+        model = model_of(f"a0 = conv(x) {blocks} y = conv(a{count})")
+        scheme, index = make_scheme(model), Index(model.graph)
+        found = find_blocks(model, scheme, index=index)
+        assert sum(len(block.layers) == 2 for block in found) == count
+        return (
+            count_lines(lambda: find_blocks(model, scheme, index=index)),
+            count_lines(lambda: [single_layers(model, scheme, block, index=index) for block in found]),
+        )
+
+    for once, twice in zip(work(20), work(40), strict=True):
+        assert twice < 2.2 * once
+
+
+@pytest.mark.parametrize("skip", ["a0", "a{i}", "a{before}"], ids=["all skips from one", "residual", "of two before"])
+def test_adds_without_layers_are_passed_over_in_linear_work(model_of, count_lines, skip):
+    def work(count):
+        adds = [f"a{i + 1} = Add (a{i}, {skip.format(i=i, before=max(0, i - 1))})" for i in range(count)]
+        model = model_of(f"a0 = MaxPool <kernel_shape = [1, 1]> (x) {' '.join(adds)} y = conv(a{count})")
+        scheme = make_scheme(model)
+        return count_lines(lambda: find_blocks(model, scheme))
+
+    assert work(80) < 2.2 * work(40)

@@ -100,3 +100,14 @@ def test_the_inputs_on_which_outputs_depend_are_told_from_the_others(build):
     assert needed_inputs(index, ["a", "b", "c"], ["t"]) == ["a", "b"]
     assert needed_inputs(index, ["a", "t", "c"], ["y"]) == ["t", "c"]
     assert needed_inputs(index, ["a", "c"], ["c"]) == ["c"]
+
+
+def test_with_an_index_the_work_is_that_of_the_part(build, count_lines):
+    def work(count):
+        chain = " ".join(f"[n{i}] t{i + 1} = Neg (t{i})" for i in range(count))
+        model = build(f"g (float[N] x) => (float[N] y) {{ [first] t0 = Neg (x) {chain} [last] y = Neg (t{count}) }}")
+        index, part = Index(model.graph), {"inputs": ["t3"], "outputs": ["t6"]}
+        assert extract(model, {}, index=index, **part) == extract(model, {}, **part)
+        return count_lines(lambda: extract(model, {}, index=index, **part))
+
+    assert work(10) == work(100)

@@ -5,6 +5,8 @@ Each pass changes the model in place and returns how many rewrites it made.
 
 from __future__ import annotations
 
+import heapq
+
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
@@ -90,30 +92,37 @@ def drop_initializer_inputs(model: ModelProto) -> int:
 
 
 def sort_nodes(model: ModelProto) -> int:
-    """Put every node behind those whose outputs it reads, others as they were; raises ModelError on a cycle."""
-    made = {name for node in model.graph.node for name in node.output if name}
-    ready: set[str] = set()
+    """Put every node behind those whose outputs it reads, others as they were; raises ModelError on a cycle.
+
+    The order is that of repeated passes over the nodes, each of which takes the nodes whose inputs are there by then.
+    """
+    nodes = model.graph.node
+    made = {name for node in nodes for name in node.output if name}
+    needs = [{name for name in reads(node) if name in made} for node in nodes]
+    readers: dict[str, list[int]] = {}
+    for position, names in enumerate(needs):
+        for name in names:
+            readers.setdefault(name, []).append(position)
+    # Number of the pass and position of each node whose inputs are there; nodes are taken in this order.
+    ready = [(0, position) for position, names in enumerate(needs) if not names]
     order: list[int] = []
-    waiting = list(range(len(model.graph.node)))
-    needs = [{name for name in reads(node) if name in made} for node in model.graph.node]
-    while waiting:
-        left = []
-        for place in waiting:
-            if needs[place] <= ready:
-                order.append(place)
-                ready.update(model.graph.node[place].output)
-            else:
-                left.append(place)
-        if len(left) == len(waiting):
-            node = model.graph.node[left[0]]
-            raise ModelError(
-                f"node {node.name or node.op_type}: is part of a cycle, or waits for one; a graph without cycles is"
-                " needed; export the model again"
-            )
-        waiting = left
-    moved = sum(place != at for at, place in enumerate(order))
+    while ready:
+        number, position = heapq.heappop(ready)
+        order.append(position)
+        for name in nodes[position].output:
+            for reader in readers.pop(name, []):
+                needs[reader].remove(name)
+                if not needs[reader]:
+                    heapq.heappush(ready, (number + (reader < position), reader))
+    if len(order) < len(nodes):
+        node = nodes[min(set(range(len(nodes))).difference(order))]
+        raise ModelError(
+            f"node {node.name or node.op_type}: is part of a cycle, or waits for one; a graph without cycles is needed;"
+            " export the model again"
+        )
+    moved = sum(position != now for now, position in enumerate(order))
     if moved:
-        refill(model.graph.node, [model.graph.node[place] for place in order])
+        refill(nodes, [nodes[position] for position in order])
     return moved
 
 
