@@ -113,8 +113,8 @@ class QuantScheme:
     shared: sets of tensors that must have equal QParams (two sides of a pool, of a reshape, of a Concat).
     nonnegative: tensors that a Relu or a Clip(0, c) makes: c or infinity; zero point 0, range inside [0, c].
     embeddings: Gathers of rows of a constant, of which integers are stored.
-    float_reads: tensor of a float operator that float operators, or nobody but the user, read too -> these operators:
-    nothing would fuse with them, and they read it as it is.
+    float_reads: Maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
+    fuse.
     """
 
     layers: tuple[LayerScheme, ...]

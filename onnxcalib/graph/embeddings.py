@@ -1,4 +1,4 @@
-"""Embeddings: Gathers of rows of a constant table, of which integers are stored and looked up."""
+"""Find embeddings: Gathers of rows of a constant table, of which integers are stored and looked up."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Collection
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from ..config import FLOAT_BITS, FULL_BITS
-from ..spec import LayerScheme, QuantSpec
+from ..config import FULL_BITS
+from ..spec import FLOAT_BITS, LayerScheme, QuantSpec
 from .index import Index, attribute_of, is_op
 
 # A smaller table costs more in nodes to run than it saves.
 LEAST_BYTES = 2**16
-# Values of a row with one scale at 4 bits; at 8 one a row is as good. (MiniLM, the tables alone on 4 bits: 19.1 dB with
-# one scale a row, 22.4 with blocks of 128, 24.8 with these; at 8 bits 42.9 with one a row.)
+# Values of a row that share a scale at 4 bits. At 8 bits one scale a row is as good. (MiniLM, the tables alone on 4
+# bits: 19.1 dB with one scale a row, 22.4 with one for 128 values, 24.8 with one for 32. At 8 bits: 42.9 with one a
+# row.)
 FOUR_BIT_BLOCK = 32
 
 
 def find_embeddings(
     model: ModelProto, bits: int, excluded: frozenset[str] = frozenset(), layers: Collection[str] = ()
 ) -> tuple[LayerScheme, ...]:
-    """A plan for every Gather of rows of a float table, in graph order; none at 32 bits.
+    """The quantization of every Gather of rows of a float table, in graph order; none at 32 bits.
 
-    Nothing else may read the table but ``layers``, which get integers of their own.
-    4-bit values have a scale for each FOUR_BIT_BLOCK of a row that these divide, others a scale for each row.
+    Nothing but ``layers``, which get integers of their own, may read the table otherwise. Rows of 4-bit values have a
+    scale for every FOUR_BIT_BLOCK values if that divides their length; other rows have one scale.
     """
     if bits == FLOAT_BITS:
         return ()

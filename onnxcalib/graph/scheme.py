@@ -1,32 +1,31 @@
 """Decide which tensors get a QuantSpec, so that onnxruntime fuses the result into integer kernels.
 
-uint8 activations with one grid a tensor, int8 weights with one scale an output channel, one QuantizeLinear /
-DequantizeLinear pair a tensor read by all its consumers, nothing between a layer, its Relu and the QuantizeLinear, and
-equal grids on both sides of an operator that only moves values.
+An activation is uint8 and has one grid, a weight is int8 and has one scale an output channel. Each tensor has one
+QuantizeLinear and DequantizeLinear, which all its consumers read. Nothing stands between a layer, its Relu and the
+QuantizeLinear. Both sides of an operator that only moves values have equal grids.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..config import FLOAT_BITS, FULL_BITS, LayerConfig
+from ..config import FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
-from ..spec import INT16_MAX, LayerScheme, QuantScheme, QuantSpec
+from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec
 from .embeddings import find_embeddings
 from .fusion import carried_outputs, data_inputs, moves_values, upper_bound
-from .index import Index, attribute_of, is_op, reads
+from .index import Index, is_op
+from .layers import end_layers, find_layers
 from .layout import adds_pairs
 from .names import Selection
-from .ops import FLOAT_OUTPUT_LAYERS, INTEGER_OPS, LAYERS, MATRIX_LAYERS, SHAPE_READERS
-from .shapes import Shape, infer_graph, infer_shapes
+from .ops import FLOAT_OUTPUT_LAYERS, INTEGER_OPS, MATRIX_LAYERS, SHAPE_READERS
+from .shapes import infer_graph
 
-# Inputs with one scale in 4-bit weights that float activations meet: of 384 correlated normal ones the error is 2.4 dB
-# less than with 128, for a fifth more bytes.
+# Inputs that share a scale in 4-bit weights of layers that read float: the error of 384 correlated normal inputs is
+# 2.4 dB less than with 128 of them, for a fifth more bytes.
 FLOAT_INPUT_BLOCK = 32
 
 
@@ -41,38 +40,39 @@ def make_scheme(
     pair_limits: bool = True,
     selection: Selection | None = None,
 ) -> QuantScheme:
-    """Plan the quantization of every weighted layer and of the tensors between them.
+    """Decide the quantization of every weighted layer and of the tensors between them.
 
-    ``activation_bits`` are those of the inputs of weighted layers; a tensor that an Add, a pool or a float operator
-    reads too is kept at 8 bits and narrowed for the layers alone. Layers that no other layer precedes or follows get
-    ``first_last_bits`` for their weight, and at least these for their input. What ``selection`` says of a layer stands
-    above both. Layers of 32 ``activation_bits`` read float tensors, and those that are a MatMul or a Gemm have a scale
-    for each ``block_size`` inputs, with 4 bits for each FLOAT_INPUT_BLOCK if that is None. With ``pair_limits`` the
-    integers of weights are to be such that no kernel's sums can saturate. Raises ModelError where the
-    graph has no quantizable layer, ConfigError where ``selection`` gives bits to one that is not, or where no layer
-    could have blocks.
+    activation_bits: of the inputs of weighted layers. A tensor that an Add, a pool or a float operator reads too has 8
+    bits and is requantized for the layers alone. Layers of 32 bits read float tensors.
+    first_last_bits: of the weight of layers that no other layer precedes or follows; their input has at least these.
+    block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is FLOAT_INPUT_BLOCK for
+    4-bit weights and one scale a channel for others.
+    pair_limits: choose integers of weights with which no kernel's sums can saturate.
+    selection: settings of single layers, which override the others.
+    Raises ModelError where the graph has no quantizable layer. Raises ConfigError where ``selection`` gives bits to a
+    node that is no quantizable layer, excludes all layers, or where ``block_size`` has no layer.
     """
     index = Index(model.graph)
     selection = selection or Selection()
-    layers = tuple(_layers(model, index, weight_bits, activation_bits))
+    layers = tuple(find_layers(model, index, weight_bits, activation_bits))
     if not layers:
         raise ModelError(
             "graph: no quantizable layer found; a Conv, ConvTranspose, Gemm or MatMul with a constant float weight is"
             " needed; nothing can be gained by quantizing this model"
         )
     _refuse_bits_without_effect(selection, {layer.name for layer in layers})
-    ends = _end_layers(model.graph, {layer.name for layer in layers})
+    ends = end_layers(model.graph, {layer.name for layer in layers})
     layers = tuple(layer for layer in layers if layer.name not in selection.excluded)
     if not layers:
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
-    layers = tuple(_widen(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
+    layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     layers = _give_blocks(layers, block_size)
     on_grids = tuple(layer for layer in layers if not layer.reads_float)
-    quantized, made = _quantized_tensors(model, index, on_grids, selection.excluded)
-    nonnegative = {t: c for t in quantized if (c := upper_bound(index, t)) is not None}
+    quantized, integer_outputs = _quantized_tensors(model, index, on_grids, selection.excluded)
+    nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
     shared = _sharing_sets(model.graph, index, quantized, nonnegative, selection.excluded)
-    float_reads = _float_reads(index, quantized, made)
+    float_reads = _float_reads(index, quantized, integer_outputs)
     activations, requantized = _assign_bits(index, on_grids, (quantized, float_reads), shared)
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
@@ -80,7 +80,7 @@ def make_scheme(
     return QuantScheme(layers, activations, requantized, shared, nonnegative, float_reads, embeddings)
 
 
-def _widen(layer: LayerScheme, bits: int) -> LayerScheme:
+def _set_end_bits(layer: LayerScheme, bits: int) -> LayerScheme:
     return replace(
         layer,
         weight_spec=replace(layer.weight_spec, bits=bits),
@@ -99,9 +99,9 @@ def _override(layer: LayerScheme, settings: LayerConfig) -> LayerScheme:
 
 
 def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[str, QuantSpec]) -> LayerScheme:
-    """The layer with the pair_limit that its kernel needs, where integers of its bits can be beyond it.
+    """The layer with the pair_limit that its kernel needs, if integers of its bits can exceed it.
 
-    A narrowed tensor may stand at the top of uint8 (``emit``).
+    A requantized tensor may use the highest values of uint8 (see ``emit``).
     """
     spec = layer.weight_spec
     if layer.reads_float or not adds_pairs(layer.op, tuple(shape), layer.groups):
@@ -112,7 +112,7 @@ def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[
 
 
 def _give_blocks(layers: tuple[LayerScheme, ...], block_size: int | None) -> tuple[LayerScheme, ...]:
-    """Blocks of inputs for the layers that onnxruntime has a kernel of blocks for."""
+    """Let groups of inputs share a scale in the layers for which onnxruntime has a kernel that takes them."""
     fit = {layer.name for layer in layers if layer.reads_float and layer.op in MATRIX_LAYERS}
     if block_size is not None and not fit:
         raise ConfigError(
@@ -137,121 +137,54 @@ def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> 
             )
 
 
-def _layers(model: ModelProto, index: Index, weight_bits: int, activation_bits: int) -> Iterator[LayerScheme]:
-    shapes = cache(partial(infer_shapes, model))
-    for node in model.graph.node:
-        if not is_op(node, *LAYERS) or not _quantizable(index, node):
-            continue
-        axis = channel_axis(node)
-        bias_add = _find_bias_add(index, node, shapes)
-        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
-        yield LayerScheme(
-            name=node.name,
-            op=node.op_type,
-            input=node.input[0],
-            weight=node.input[1],
-            bias=bias if bias_add is None else next(t for t in bias_add.input if t != node.output[0]),
-            output=(bias_add or node).output[0],
-            bias_add=bias_add and bias_add.name,
-            weight_spec=QuantSpec(weight_bits, signed=True, symmetric=True, axis=axis),
-            activation_spec=QuantSpec(activation_bits),
-            groups=attribute_of(node, "group", 1),
-        )
-
-
-def _quantizable(index: Index, node: NodeProto) -> bool:
-    """Whether weight and bias are float32 constants of the plain form, none of them empty, and the input is not."""
-    weight = index.initializers.get(node.input[1])
-    if weight is None or weight.data_type != TensorProto.FLOAT or node.input[0] in index.initializers:
-        return False
-    if 0 in weight.dims or (node.op_type == "MatMul" and len(weight.dims) != 2):
-        return False
-    if node.op_type == "Gemm":
-        factors = attribute_of(node, "alpha", 1.0), attribute_of(node, "beta", 1.0)
-        if attribute_of(node, "transA", 0) or factors != (1.0, 1.0):
-            return False
-    if len(node.input) < 3 or not node.input[2]:
-        return True
-    bias = index.initializers.get(node.input[2])
-    groups = attribute_of(node, "group", 1) if node.op_type == "ConvTranspose" else 1
-    return bias is not None and list(bias.dims) == [weight.dims[channel_axis(node)] * groups]
-
-
-def _find_bias_add(index: Index, node: NodeProto, shapes: Callable[[], Mapping[str, Shape]]) -> NodeProto | None:
-    """The Add of a constant a column that alone reads a MatMul; of no more axes than the product is known to have."""
-    made, readers = node.output[0], index.readers(node.output[0])
-    if node.op_type != "MatMul" or len(readers) != 1 or not is_op(readers[0], "Add") or made in index.outputs:
-        return None
-    bias = index.initializers.get(next((t for t in readers[0].input if t != made), ""))
-    columns = index.initializers[node.input[1]].dims[1]
-    if bias is None or not bias.dims or not bias.dims[-1] == columns == math.prod(bias.dims):
-        return None
-    return readers[0] if len(bias.dims) == 1 or len(bias.dims) <= len(shapes().get(made, ())) else None
-
-
-def channel_axis(node: NodeProto) -> int:
-    """The axis of a layer's output channels (of one group, for a ConvTranspose) in its weight."""
-    return 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute_of(node, "transB", 0)) else 1
-
-
-def _end_layers(graph: GraphProto, names: set[str]) -> set[str]:
-    """Names of the layers that no other layer precedes, or that no other layer follows."""
-    seen: set[str] = set()
-    first: set[str] = set()
-    for node in graph.node:
-        preceded = not seen.isdisjoint(reads(node))
-        if node.name in names and not preceded:
-            first.add(node.name)
-        if preceded or node.name in names:
-            seen.update(t for t in node.output if t)
-    last: set[str] = set()
-    seen = set()
-    for node in reversed(graph.node):
-        followed = not seen.isdisjoint(node.output)
-        if node.name in names and not followed:
-            last.add(node.name)
-        if followed or node.name in names:
-            seen.update(reads(node))
-    return first | last
-
-
 def _quantized_tensors(
     model: ModelProto, index: Index, layers: tuple[LayerScheme, ...], excluded: frozenset[str]
 ) -> tuple[list[str], dict[str, list[str]]]:
-    """Tensors that get a grid, in graph order: what layers read and write, and what passes between them on integers.
+    """Tensors that get a grid, in graph order, and the nodes that run on integers, each with its integer outputs.
 
-    Nodes of ``excluded`` stay in float, whatever they could run on. The second of both: the nodes that run on integers,
-    layers included, each with those of its outputs that do.
+    A tensor gets a grid if a layer reads it, if a layer writes it and has no kernel with float output, or if it lies on
+    a path of operators with integer kernels to a layer. Nodes of ``excluded`` stay in float.
     """
     graph, names = model.graph, {layer.name for layer in layers}
     products = set(_products(model, index)) - excluded if layers else set()
-    wanted = {layer.input for layer in layers}.union(*(n.input for n in graph.node if n.name in products))
-    on_integers = set(wanted)
-    chosen: list[tuple[NodeProto, list[str]]] = []
-    for node in graph.node:
-        if node.name in names:
-            on_integers.update(carried_outputs(index, node))
-        elif node.name in excluded or node.name in products:
-            # What a product gives is float unless a layer reads it: a mask of -1e38 would leave a Softmax no grid.
-            continue
-        elif _joins_integers(index, node, on_integers):
-            chosen.append((node, carried_outputs(index, node)))
-            on_integers.update(chosen[-1][1])
-        elif _alone_moves(index, node):
-            chosen.append((node, carried_outputs(index, node)))
-    made = {}
-    for node, outputs in reversed(chosen):
+    wanted = {layer.input for layer in layers}.union(*(index.nodes[name].input for name in products))
+    candidates = _integer_candidates(graph, index, wanted, names, excluded | products)
+    integer_outputs: dict[str, list[str]] = {}
+    for node, outputs in reversed(candidates):
         if not wanted.isdisjoint(outputs):
-            made[node.name] = outputs
+            integer_outputs[node.name] = outputs
             wanted.update(data_inputs(node))
             wanted.update(outputs)
     for node in graph.node:
         if node.name in names and node.op_type not in FLOAT_OUTPUT_LAYERS:
             wanted.update(carried_outputs(index, node))
         if node.name in names or node.name in products:
-            made[node.name] = carried_outputs(index, node)
+            integer_outputs[node.name] = carried_outputs(index, node)
     order = [*index.inputs, *(t for node in graph.node for t in node.output)]
-    return [t for t in order if t in wanted], made
+    return [t for t in order if t in wanted], integer_outputs
+
+
+def _integer_candidates(
+    graph: GraphProto, index: Index, layer_inputs: set[str], layers: set[str], skipped: set[str] | frozenset[str]
+) -> list[tuple[NodeProto, list[str]]]:
+    """Nodes between layers that could run on integers, in graph order, each with the outputs that would be integers.
+
+    skipped: nodes that stay in float, and products. What a product gives is float unless a layer reads it: a mask of
+    -1e38 that is added to it would leave a Softmax no grid.
+    """
+    on_integers = set(layer_inputs)
+    found = []
+    for node in graph.node:
+        if node.name in layers:
+            on_integers.update(carried_outputs(index, node))
+        elif node.name in skipped:
+            continue
+        elif _joins_integers(index, node, on_integers):
+            found.append((node, carried_outputs(index, node)))
+            on_integers.update(found[-1][1])
+        elif _alone_moves(index, node):
+            found.append((node, carried_outputs(index, node)))
+    return found
 
 
 def _products(model: ModelProto, index: Index) -> list[str]:
@@ -263,23 +196,26 @@ def _products(model: ModelProto, index: Index) -> list[str]:
     return [n.name for n in nodes if floats.issuperset(n.input)]
 
 
-def _float_reads(index: Index, quantized: list[str], made: dict[str, list[str]]) -> dict[str, frozenset[str]]:
-    """For each planned tensor that a float operator makes, its readers that are float operators; see QuantPlan.
+def _float_reads(
+    index: Index, quantized: list[str], integer_outputs: dict[str, list[str]]
+) -> dict[str, frozenset[str]]:
+    """Each quantized tensor that a float operator makes and float operators or the user read; see QuantScheme.
 
-    So a residual that skips a layer behind a LayerNormalization has no rounding at all.
+    A residual that skips a layer behind a LayerNormalization is not rounded then.
     """
-    from_integers = {t for outputs in made.values() for t in outputs}
+    from_integers = {t for outputs in integer_outputs.values() for t in outputs}
     found = {}
     for tensor in quantized:
         if tensor in index.producer and tensor not in from_integers:
-            readers = {n.name for n in index.readers(tensor) if n.name not in made and not is_op(n, *SHAPE_READERS)}
-            if readers or tensor in index.outputs:
-                found[tensor] = frozenset(readers)
+            readers = [n for n in index.readers(tensor) if n.name not in integer_outputs]
+            names = frozenset(n.name for n in readers if not is_op(n, *SHAPE_READERS))
+            if names or tensor in index.outputs:
+                found[tensor] = names
     return found
 
 
 def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> bool:
-    """Whether a node can run on integers, some of its inputs being so; the others get a QuantizeLinear for its sake."""
+    """Whether a node can run on integers and reads some; its other inputs get a QuantizeLinear then."""
     if not is_op(node, *INTEGER_OPS) and not moves_values(index, node):
         return False
     inputs = data_inputs(node)
@@ -287,7 +223,7 @@ def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> boo
 
 
 def _alone_moves(index: Index, node: NodeProto) -> bool:
-    """Whether a node moves a float tensor that nobody else reads: it may as well be quantized before it."""
+    """Whether a node moves a float tensor that nobody else reads, which can be quantized before it as well as after."""
     if not moves_values(index, node) or node.input[0] in index.initializers or node.input[0] in index.outputs:
         return False
     return len(index.readers(node.input[0])) == 1
@@ -300,10 +236,10 @@ def _sharing_sets(
     nonnegative: dict[str, float],
     excluded: frozenset[str],
 ) -> tuple[tuple[str, ...], ...]:
-    """Sets of tensors with one grid: both sides of a mover, and a Concat with the inputs that it alone reads."""
+    """Sets of tensors that have one grid: both sides of a mover, and a Concat with the inputs that it alone reads."""
     nodes = [node for node in graph.node if node.name not in excluded]
     parent = {t: t for t in quantized}
-    bound = {t: nonnegative.get(t) for t in quantized}
+    bound_of = {t: nonnegative.get(t) for t in quantized}
 
     def find(t: str) -> str:
         while parent[t] != t:
@@ -315,7 +251,8 @@ def _sharing_sets(
             a, b = find(tensors[0]), find(t)
             if a != b:
                 parent[b] = a
-                bound[a] = min((c for c in (bound[a], bound[b]) if c is not None), default=None)
+                known = [bound for bound in (bound_of[a], bound_of[b]) if bound is not None]
+                bound_of[a] = min(known, default=None)
 
     for node in nodes:
         if moves_values(index, node):
@@ -324,9 +261,9 @@ def _sharing_sets(
         if not is_op(node, "Concat") or not parent.keys() >= {*node.input, *carried_outputs(index, node)}:
             continue
         (output,) = carried_outputs(index, node)
-        # A grid without negative values must not spread to a tensor that has them, nor one bound to another's.
-        bounds = {bound[find(t)] for t in node.input}
-        if len(bounds) == 1 and bound[find(output)] in {*bounds, None}:
+        # A grid without negative values must not be shared by a tensor that has them, nor by one with another bound.
+        bounds = {bound_of[find(t)] for t in node.input}
+        if len(bounds) == 1 and bound_of[find(output)] in {*bounds, None}:
             join([output, *(t for t in node.input if len(index.readers(t)) == 1)])
     sets: dict[str, list[str]] = {}
     for t in quantized:
@@ -340,9 +277,10 @@ def _assign_bits(
     tensors: tuple[list[str], dict[str, frozenset[str]]],
     shared: tuple[tuple[str, ...], ...],
 ) -> tuple[dict[str, QuantSpec], dict[str, QuantSpec]]:
-    """Grids by tensor: the layers' bits where only layers read the set, else 8, with narrower ones for the layers.
+    """The grid of each tensor, and the grid of fewer bits for which it is requantized.
 
-    tensors: those that are quantized, and who reads them in float.
+    A set of tensors that only layers read has the bits of these layers. Others have 8, and are requantized for the
+    layers that need fewer. tensors: those that are quantized, and who reads them in float.
     """
     quantized, float_reads = tensors
     bits_of = {layer.name: layer.activation_spec.bits for layer in layers}
@@ -356,23 +294,24 @@ def _assign_bits(
             bits = needs.pop() if len(needs) == 1 else FULL_BITS
             activations |= {t: QuantSpec(bits) for t in members}
         bits = activations[tensor].bits
-        narrower = {bits_of[n.name] for n in index.readers(tensor) if bits_of.get(n.name, bits) < bits}
-        if narrower:
-            requantized[tensor] = QuantSpec(min(narrower))
+        fewer = {bits_of[n.name] for n in index.readers(tensor) if bits_of.get(n.name, bits) < bits}
+        if fewer:
+            requantized[tensor] = QuantSpec(min(fewer))
     return {t: activations[t] for t in quantized}, requantized
 
 
 def _bits_needed(
     index: Index, members: tuple[str, ...], bits_of: dict[str, int], float_reads: dict[str, frozenset[str]]
 ) -> set[int]:
-    """Bits at which the readers of a set of tensors want them, those apart that pass values on inside the set."""
+    """Bits that the readers of a set of tensors need, without readers that move values inside the set."""
+    inside = set(members)
     needs = {FULL_BITS for t in members if t in index.outputs and t not in float_reads}
     for tensor, node in ((t, n) for t in members for n in index.readers(t)):
         if node.name in bits_of:
             needs.add(bits_of[node.name])
         elif is_op(node, *SHAPE_READERS) or node.name in float_reads.get(tensor, ()):
             continue
-        elif not (is_op(node, "Concat") or moves_values(index, node)) or not set(members) & set(
+        elif not (is_op(node, "Concat") or moves_values(index, node)) or inside.isdisjoint(
             carried_outputs(index, node)
         ):
             needs.add(FULL_BITS)

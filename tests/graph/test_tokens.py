@@ -91,11 +91,13 @@ def test_samples_are_followed_too(build, body, tokens, place, samples):
         ("r = Reshape (x, rows) g = Gemm (r, w) y = Reshape (g, heads)", (1,)),
         ("y = Reshape (x, flat)", ()),
         ("y = Flatten (x)", ()),
+        ("r = Reshape (x, rows) y = Reshape (r, line)", ()),
     ],
 )  # fmt: skip
 def test_an_axis_of_tokens_is_followed_through_reshapes(build, body, axes, length):
     inputs = WIDE if length else WIDE.replace("N, 6", "N, S")
     shapes = {"heads": [-1, 6, 2, 4] if length else [0, 0, 2, 4], "joined": [0, 0, 8], "rows": [-1, 8], "flat": [0, 48]}
+    shapes["line"] = [-1]
     if length is None and ("Gemm" in body or "flat" in body):
         shapes |= {"heads": [-1, 6, 2, 4], "flat": [0, -1]}
         axes = () if "heads" in body else axes  # the number of tokens is open, and the Reshape fixes it

@@ -9,8 +9,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..index import Index, attribute_of, constant, is_op
+from ..layers import channel_axis
 from ..ops import LAYERS, LINEAR_OPS
-from ..scheme import channel_axis
 from .integers import element_type, is_linear
 
 FOUR_BITS = (TensorProto.UINT4, TensorProto.INT4)
