@@ -1,15 +1,16 @@
-"""Write the plan into the graph: QuantizeLinear/DequantizeLinear around every planned tensor.
+"""Write a quantization scheme into the graph: QuantizeLinear and DequantizeLinear at every quantized tensor.
 
-Names of the original survive: the producer keeps its tensor's name, consumers read ``NAME_dequantized``; a quantized
-weight's DequantizeLinear gives the weight's own name, so that the layers read on as before.
+The names of the original survive. The producer of a tensor keeps its name, and consumers read ``NAME_dequantized``. The
+DequantizeLinear of a weight gives the weight's own name, so that the layer reads it as before.
 
-Each of these nodes has a zero point written out that no other node reads. Without one onnxruntime fuses no Gemm, and
-other runtimes take INT4 weights for garbage; with a shared one ``session.x64quantprecision`` makes onnxruntime fail.
+Each QuantizeLinear and DequantizeLinear has a zero point that no other node reads. Without a zero point onnxruntime
+fuses no Gemm, and other runtimes misread INT4 weights. With a shared one onnxruntime fails if the session option
+``session.x64quantprecision`` is set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import ml_dtypes
@@ -19,19 +20,19 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .edit import replace_name, reroute, unused_name
 from .index import Index, is_op, reads
-from .ops import MATRIX_LAYERS, SHAPE_READERS
+from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
 FOUR_BIT_OPSET, FOUR_BIT_IR = 21, 10
 PER_CHANNEL_OPSET = 13
-# onnxruntime 1.32 runs these on integers of any type as soon as both sides have it, but has no 4-bit kernels for them.
+# onnxruntime 1.32 runs these on integers of any type that both sides have, but has no 4-bit kernels for them.
 NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
 
 
 @dataclass(frozen=True)
 class LayerParams:
-    """What a layer's weight and bias became: integers of the weight's shape, its grid, and the float bias (or None)."""
+    """A layer's quantized weight and its bias: integers of the weight's shape, their grid, and floats or None."""
 
     integers: np.ndarray
     grid: QParams
@@ -47,31 +48,36 @@ def emit_qdq(
     encoding: str = "runtime",
     keep_outputs: bool = True,
 ) -> ModelProto:
-    """A copy of ``model`` with the planned tensors and layers on their grids.
+    """A copy of ``model`` with the tensors and layers of the scheme on their grids.
 
-    ``model`` may be a cut of the planned graph, of opset FOUR_BIT_OPSET where a grid has 4 bits, else of at least
-    PER_CHANNEL_OPSET. Layers that ``layers`` lacks stay in float. With ``keep_outputs`` a graph output is given before
-    its QuantizeLinear (as block cuts need it), otherwise after its DequantizeLinear. ``encoding``: ``runtime`` stores
-    4-bit weights as INT4 behind a Cast to int8 and clips 4-bit activations on integers (integer kernels in
-    onnxruntime); ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
+    ``model`` may be a subgraph of the one that the scheme was made for. It needs opset FOUR_BIT_OPSET if a grid has 4
+    bits, else at least PER_CHANNEL_OPSET. Layers that ``layers`` lacks stay in float. With ``keep_outputs`` a graph
+    output is the tensor before its QuantizeLinear, as subgraphs need it, otherwise the one after its DequantizeLinear.
+    encoding: ``runtime`` stores 4-bit weights as INT4 before a Cast to int8 and clips 4-bit activations as integers,
+    for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
     """
     return _Writer(model, scheme, encoding, keep_outputs).write(grids, layers)
 
 
 class _Writer:
+    """Collects the new nodes and constants of a copy of the model, to which ``write`` adds them.
+
+    at_start: nodes in front of all others; before and after: node name -> those that stand around the node.
+    """
+
     def __init__(self, model: ModelProto, scheme: QuantScheme, encoding: str, keep_outputs: bool):
         # The weights that are replaced are never copied: protobuf frees nothing of a message before all of it.
         self.model = copy_without_initializers(model)
         self.scheme = scheme
         self.index = Index(self.model.graph)
         self.index.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.nodes = {node.name: node for node in self.model.graph.node}
-        self.layer_bits = {layer.name: layer.activation_spec.bits for layer in scheme.layers}
-        self.tables: dict[str, tuple[str, str]] = {}
+        self.nodes = self.index.nodes
+        self.input_bits = {layer.name: layer.activation_spec.bits for layer in scheme.layers}
         self.weight_bits = {layer.name: layer.weight_spec.bits for layer in scheme.layers}
+        self.tables: dict[str, tuple[str, str]] = {}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
-        # Names that a new tensor or node must not take, the constants written so far, and those that are shared by use.
+        # Names that a new tensor or node must not take, the new constants, and those with one value for many nodes.
         self.taken = {*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes}
         self.written: list[TensorProto] = []
         self.shared: dict[str, str] = {}
@@ -81,7 +87,7 @@ class _Writer:
 
     def write(self, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         graph = self.model.graph
-        replaced: set[str] = set()
+        replaced: set[str | None] = set()
         for tensor in [*self.index.inputs, *(t for n in graph.node for t in n.output)]:
             if tensor in grids.activations and tensor in self.scheme.activations:
                 self._write_activation(tensor, grids.activations[tensor], grids.requantized.get(tensor))
@@ -107,7 +113,7 @@ class _Writer:
         return self.model
 
     def _name(self, name: str) -> str:
-        """The name wished for, numbered where the graph has it already."""
+        """The name itself, numbered where the graph has it already; it is taken from now on."""
         name = unused_name(name, self.taken)
         self.taken.add(name)
         return name
@@ -120,49 +126,62 @@ class _Writer:
         """Name of a new initializer."""
         return self._write(self._name(name), values)
 
-    def _shared_constant(self, use: str, values: np.ndarray) -> str:
-        """Name of the one initializer of a use that many have."""
-        if use not in self.shared:
-            self.shared[use] = self._constant(use, values)
-        return self.shared[use]
+    def _shared_constant(self, name: str, values: np.ndarray) -> str:
+        """Name of the one initializer for all nodes that ask for this name."""
+        if name not in self.shared:
+            self.shared[name] = self._constant(name, values)
+        return self.shared[name]
 
-    def _node(self, op: str, inputs: list[str], output: str, stem: str, **attributes) -> NodeProto:
-        return helper.make_node(op, inputs, [output], name=self._name(f"{stem}_{op}"), **attributes)
+    def _node(self, op: str, inputs: Sequence[str], output: str, prefix: str, **attributes: float) -> NodeProto:
+        node = helper.make_node(op, inputs, [output], name=self._name(f"{prefix}_{op}"))
+        node.attribute.extend(helper.make_attribute(name, attributes[name]) for name in sorted(attributes))
+        return node
 
-    def _write_activation(self, tensor: str, grid: QParams, narrow: QParams | None) -> None:
-        in_float = self.scheme.float_reads.get(tensor)
-        readers = [n for n in self.index.readers(tensor) if n.name not in (in_float or ())]
-        producer = self.index.producer.get(tensor)
-        is_output = tensor in self.index.outputs and producer is not None and not self.keep_outputs and in_float is None
+    def _write_activation(self, tensor: str, grid: QParams, layer_grid: QParams | None) -> None:
+        """Let the readers of a tensor read it on its grid.
+
+        layer_grid: of fewer bits, for the layers that need these; None where no layer does.
+        """
+        in_float = self.scheme.float_reads.get(tensor, frozenset())
+        readers = [node for node in self.index.readers(tensor) if node.name not in in_float]
+        bits = None if layer_grid is None else layer_grid.spec.bits
+        on_layer_grid = [node for node in readers if bits is not None and self.input_bits.get(node.name) == bits]
+        on_grid = [node for node in readers if bits is None or self.input_bits.get(node.name) != bits]
+        is_output = self._is_quantized_output(tensor)
         if not readers and not is_output:
             return
-        source, read = tensor, tensor
-        if is_output:
-            source = self._name(f"{tensor}_float")
-            replace_name(producer.output, tensor, source)
-        else:
-            read = self._name(f"{tensor}_dequantized")
+        source, dequantized = self._name_ends(tensor, is_output)
         self._absorb_clip(tensor, grid)
-        slim = [n for n in readers if narrow and self.layer_bits.get(n.name) == narrow.spec.bits]
-        wide = [n for n in readers if n not in slim]
-        pair = self._pair(tensor, (source, read), grid, wide)
-        for node in wide:
+        nodes = self._quantize(tensor, (source, dequantized), grid, on_grid)
+        integers = nodes[0].output[0]
+        for node in on_grid:
             # Dimensions are read off the integers, so that no DequantizeLinear is left for them alone.
-            on_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits == 8)
-            reroute(node, tensor, pair[0].output[0] if on_integers else read)
-        if slim:
-            stem = self._name(f"{tensor}_requantized")
-            narrow_read = self._name(f"{stem}_dequantized")
-            pair += self._narrow(stem, (read, narrow_read), (grid, narrow), slim)
-            for node in slim:
-                reroute(node, tensor, narrow_read)
-        if producer is None:
-            self.at_start += pair
-        else:
-            self.after.setdefault(producer.name, []).extend(pair)
+            reads_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits == 8)
+            reroute(node, tensor, integers if reads_integers else dequantized)
+        if layer_grid is not None and on_layer_grid:
+            prefix = self._name(f"{tensor}_requantized")
+            requantized = self._name(f"{prefix}_dequantized")
+            nodes += self._requantize(prefix, (dequantized, requantized), (grid, layer_grid), on_layer_grid)
+            for node in on_layer_grid:
+                reroute(node, tensor, requantized)
+        producer = self.index.producer.get(tensor)
+        (self.at_start if producer is None else self.after.setdefault(producer.name, [])).extend(nodes)
+
+    def _is_quantized_output(self, tensor: str) -> bool:
+        """Whether the tensor is a graph output that is given on its grid."""
+        given = tensor in self.index.outputs and tensor in self.index.producer
+        return given and not self.keep_outputs and tensor not in self.scheme.float_reads
+
+    def _name_ends(self, tensor: str, is_output: bool) -> tuple[str, str]:
+        """What QuantizeLinear reads and what DequantizeLinear gives; a graph output keeps its name for the latter."""
+        if not is_output:
+            return tensor, self._name(f"{tensor}_dequantized")
+        source = self._name(f"{tensor}_float")
+        replace_name(self.index.producer[tensor].output, tensor, source)
+        return source, tensor
 
     def _absorb_clip(self, tensor: str, grid: QParams) -> None:
-        """Replace a Clip(0, c) by the Relu that it is once the grid ends inside [0, c]: onnxruntime fuses only that."""
+        """Replace a Clip(0, c) by a Relu, which onnxruntime fuses alone, if the grid ends inside [0, c]."""
         node = self.index.producer.get(tensor)
         if node is None or node.op_type != "Clip" or grid.zero_point != 0 or tensor not in self.scheme.nonnegative:
             return
@@ -171,53 +190,58 @@ class _Writer:
             del node.input[1:]
             del node.attribute[:]
 
-    def _pair(self, stem: str, ends: tuple[str, str], grid: QParams, readers: list[NodeProto]) -> list[NodeProto]:
-        """QuantizeLinear and DequantizeLinear between two tensors, and what 4 bits need between these."""
-        source, read = ends
+    def _quantize(self, prefix: str, ends: tuple[str, str], grid: QParams, readers: list[NodeProto]) -> list[NodeProto]:
+        """QuantizeLinear and DequantizeLinear between two tensors, and what 4 bits need between these nodes.
+
+        readers: of the second tensor.
+        """
+        source, dequantized = ends
         bits = grid.spec.bits
         in_bytes = self.encoding == "runtime" or bits == 8
-        scale = self._constant(f"{stem}_scale", np.asarray(grid.scale, np.float32))
-        zero, dtype = np.asarray(grid.zero_point), np.uint8 if in_bytes else ml_dtypes.uint4
-        integers = self._name(f"{stem}_quantized")
-        inputs = [source, scale, self._constant(f"{stem}_zero_point", zero.astype(dtype))]
-        nodes = [self._node("QuantizeLinear", inputs, integers, stem)]
+        scale = self._constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
+        zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8 if in_bytes else ml_dtypes.uint4)
+        integers = self._name(f"{prefix}_quantized")
+        inputs = [source, scale, self._constant(f"{prefix}_zero_point", zero.astype(dtype))]
+        nodes = [self._node(QUANTIZE, inputs, integers, prefix)]
         if in_bytes and bits < 8:
             bounds = {"min": 0, "max": grid.spec.qmax}
-            limits = [self._shared_constant(f"uint{bits}_{end}", np.uint8(value)) for end, value in bounds.items()]
-            clipped = self._name(f"{stem}_clipped")
-            nodes.append(self._node("Clip", [integers, *limits], clipped, stem))
+            limits = [
+                self._shared_constant(f"uint{bits}_{end}", np.array(value, np.uint8)) for end, value in bounds.items()
+            ]
+            clipped = self._name(f"{prefix}_clipped")
+            nodes.append(self._node("Clip", [integers, *limits], clipped, prefix))
             integers = clipped
         elif not in_bytes and any(self._refuses_four_bits(node) for node in readers):
-            dtype, widened = np.uint8, self._name(f"{stem}_uint8")
-            nodes.append(self._node("Cast", [integers], widened, stem, to=TensorProto.UINT8))
+            dtype, widened = np.dtype(np.uint8), self._name(f"{prefix}_uint8")
+            nodes.append(self._node("Cast", [integers], widened, prefix, to=TensorProto.UINT8))
             integers = widened
-        inputs = [integers, scale, self._constant(f"{stem}_dequantized_zero_point", zero.astype(dtype))]
-        return [*nodes, self._node("DequantizeLinear", inputs, read, stem)]
+        inputs = [integers, scale, self._constant(f"{prefix}_dequantized_zero_point", zero.astype(dtype))]
+        return [*nodes, self._node(DEQUANTIZE, inputs, dequantized, prefix)]
 
-    def _narrow(
-        self, stem: str, ends: tuple[str, str], grids: tuple[QParams, QParams], readers: list[NodeProto]
+    def _requantize(
+        self, prefix: str, ends: tuple[str, str], grids: tuple[QParams, QParams], readers: list[NodeProto]
     ) -> list[NodeProto]:
-        """The pair that puts a tensor from its wide grid on the narrow one.
+        """The nodes that put a tensor from the first grid on the second one, which has fewer bits.
 
-        A LeakyRelu of slope 1 is the identity, and lets onnxruntime fuse the step from grid to grid into a table
-        look-up on integers (QLinearLeakyRelu); without it a DequantizeLinear and a QuantizeLinear stay. Values that
-        are never negative go to the top of uint8, where its own saturation does what the integer Clip would.
+        A LeakyRelu of slope 1 is the identity. With it onnxruntime fuses the change of grid into a table look-up on
+        integers (QLinearLeakyRelu); without it a DequantizeLinear and a QuantizeLinear stay. Values that are never
+        negative use the highest integers of uint8, whose own saturation does what the Clip of integers would.
         """
-        source, read = ends
-        wide, narrow = grids
+        source, dequantized = ends
+        first, second = grids
         if self.encoding == "standard":
-            return self._pair(stem, ends, narrow, readers)
-        same = self._name(f"{stem}_identity")
-        table = self._node("LeakyRelu", [source], same, stem, alpha=1.0)
-        if wide.zero_point == 0 and narrow.zero_point == 0:
-            top = QuantSpec(8)
-            narrow = QParams(narrow.scale, np.asarray(top.qmax - narrow.spec.qmax, np.int32), top)
-        return [table, *self._pair(stem, (same, read), narrow, readers)]
+            return self._quantize(prefix, ends, second, readers)
+        same = self._name(f"{prefix}_identity")
+        table = self._node("LeakyRelu", [source], same, prefix, alpha=1.0)
+        if first.zero_point == 0 and second.zero_point == 0:
+            uint8 = QuantSpec(8)
+            second = QParams(second.scale, np.asarray(uint8.qmax - second.spec.qmax, np.int32), uint8)
+        return [table, *self._quantize(prefix, (same, dequantized), second, readers)]
 
     def _refuses_four_bits(self, node: NodeProto) -> bool:
-        """Whether onnxruntime would put a 4-bit tensor into a kernel of the node that cannot read it.
+        """Whether onnxruntime would give a 4-bit tensor to a kernel of the node that cannot read it.
 
-        It does with the operators above, and with a layer of 8-bit weights; a Cast to 8 bits in front keeps it from it.
+        It does so for NO_FOUR_BIT_KERNEL and for layers of 8-bit weights, unless a Cast to 8 bits stands in front.
         """
         return is_op(node, *NO_FOUR_BIT_KERNEL) or self.weight_bits.get(node.name) == 8
 
@@ -231,7 +255,7 @@ class _Writer:
         integers = params.integers.astype(np.int8)
         stored = self._constant(f"{name}_quantized", integers if spec.bits == 8 else integers.astype(ml_dtypes.int4))
         nodes = self.before.setdefault(layer.name, [])
-        dtype = np.int8
+        dtype = np.dtype(np.int8)
         # MatMulNBits takes 4 bits as they are.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
         if spec.bits == 4 and self.encoding == "runtime" and not packed:
@@ -239,40 +263,43 @@ class _Writer:
             nodes.append(self._node("Cast", [stored], widened, name, to=TensorProto.INT8))
             stored = widened
         elif spec.bits == 4:
-            dtype = ml_dtypes.int4
+            dtype = np.dtype(ml_dtypes.int4)
         nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, spec))
+        if params.bias is None:
+            return
         if layer.bias_add is not None:
-            self._write_added_bias(layer, params)
-        elif params.bias is not None and layer.op != "MatMul":
-            self._write_bias(layer, params, input_grid)
+            self._write_added_bias(layer, layer.bias_add, params.bias)
+        elif layer.op != "MatMul":
+            self._write_bias(layer, params.bias, params.grid, input_grid)
 
-    def _write_bias(self, layer: LayerScheme, params: LayerParams, input_grid: QParams) -> None:
+    def _write_bias(self, layer: LayerScheme, bias: np.ndarray, grid: QParams, input_grid: QParams | None) -> None:
         node = self.nodes[layer.name]
         name = self._operand_name(layer, layer.bias, f"{layer.name}_bias")
         del node.input[2:]
         node.input.append(name)
-        if layer.op == "ConvTranspose" or layer.reads_float:
+        if layer.op == "ConvTranspose" or input_grid is None:
             # No integer kernel reads it, and with groups its channels outnumber the weight's scales.
-            self._write(name, params.bias.astype(np.float32))
+            self._write(name, bias.astype(np.float32))
             return
-        scale = bias_scale(input_grid, params.grid)
-        integers = np.clip(np.rint(params.bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
+        scale = bias_scale(input_grid, grid)
+        integers = np.clip(np.rint(bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
         stored = self._constant(f"{name}_quantized", integers)
-        self.before[layer.name].append(self._dequantize(name, stored, scale, np.int32, QuantSpec(32, axis=0)))
+        spec = QuantSpec(32, axis=0)
+        self.before[layer.name].append(self._dequantize(name, stored, scale, np.dtype(np.int32), spec))
 
     def _write_embedding(self, layer: LayerScheme, params: LayerParams) -> None:
-        """Look up integers and their scales, and multiply; blocks are an axis of their own until then.
+        """Look up integers and their scales and multiply them, values that share a scale on an axis of their own.
 
-        A DequantizeLinear in front would take the whole table, one behind keep onnxruntime from fusing what reads it.
-        onnxruntime 1.32 has no Gather of 4 bits; the Cast to 8 is folded when the session loads.
+        A DequantizeLinear in front would compute the whole table, and one behind would keep onnxruntime from fusing
+        what reads it. onnxruntime 1.32 has no Gather of 4 bits; it folds the Cast to 8 bits when the session loads.
         """
         node, spec = self.nodes[layer.name], params.grid.spec
         nodes, width = self.before.setdefault(layer.name, []), params.integers.shape[1]
         if layer.weight not in self.tables:
             self.tables[layer.weight] = self._write_table(layer.weight, params, nodes)
         parts = []
-        for source, what in zip(self.tables[layer.weight], ("integers", "scale"), strict=True):
-            parts.append(self._name(f"{layer.output}_{what}"))
+        for source, suffix in zip(self.tables[layer.weight], ("integers", "scale"), strict=True):
+            parts.append(self._name(f"{layer.output}_{suffix}"))
             nodes.append(self._node("Gather", [source, layer.input], parts[-1], layer.name, axis=0))
         number = self._name(f"{layer.output}_float")
         nodes.append(self._node("Cast", parts[:1], number, layer.name, to=TensorProto.FLOAT))
@@ -280,7 +307,7 @@ class _Writer:
         if spec.block is None:
             node.op_type, node.input[:] = "Mul", [number, parts[1]]
             return
-        product, sizes, shape = (self._name(f"{layer.output}_{what}") for what in ("blocks", "sizes", "shape"))
+        product, sizes, shape = (self._name(f"{layer.output}_{suffix}") for suffix in ("blocks", "sizes", "shape"))
         end = self._shared_constant(f"width_{width}", np.array([width]))
         nodes.append(self._node("Mul", [number, parts[1]], product, layer.name))
         nodes.append(self._node("Shape", [layer.input], sizes, layer.name))
@@ -299,32 +326,37 @@ class _Writer:
         nodes.append(self._node("Cast", [stored], self._name(f"{name}_int8"), name, to=TensorProto.INT8))
         return nodes[-1].output[0], scale
 
-    def _write_added_bias(self, layer: LayerScheme, params: LayerParams) -> None:
-        """The constant of the Add behind a MatMul, which stays in float; a cut may end before it."""
-        bias_add = self.nodes.get(layer.bias_add)
-        if bias_add is not None and params.bias is not None:
-            alone = self.index.readers(layer.bias) == [bias_add] and layer.bias not in self.index.outputs
-            name = layer.bias if alone else self._name(f"{layer.name}_bias")
-            replace_name(bias_add.input, layer.bias, name)
-            self._write(name, params.bias.astype(np.float32).reshape(self.index.initializers[layer.bias].dims))
+    def _write_added_bias(self, layer: LayerScheme, bias_add: str, bias: np.ndarray) -> None:
+        """Replace the constant of the bias Add of a MatMul, which stays in float; a subgraph may end before the Add."""
+        node, old = self.nodes.get(bias_add), layer.bias
+        if node is None or old is None:
+            return
+        alone = self.index.readers(old) == [node] and old not in self.index.outputs
+        name = old if alone else self._name(f"{layer.name}_bias")
+        replace_name(node.input, old, name)
+        self._write(name, bias.astype(np.float32).reshape(self.index.initializers[old].dims))
 
     def _operand_name(self, layer: LayerScheme, operand: str | None, name: str) -> str:
         """The operand's own name where the layer alone reads it, else a new one."""
-        alone = operand and self.index.readers(operand) == [self.nodes[layer.name]]
-        return operand if alone and operand not in self.index.outputs else self._name(name)
+        if operand and operand not in self.index.outputs and self.index.readers(operand) == [self.nodes[layer.name]]:
+            return operand
+        return self._name(name)
 
-    def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype, spec: QuantSpec) -> NodeProto:
-        """DequantizeLinear of a constant; block scales lie along the axis that is not the channels'."""
+    def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype: np.dtype, spec: QuantSpec) -> NodeProto:
+        """DequantizeLinear of a constant; scales of groups of inputs lie along the axis that is not the channels'."""
         scale = np.asarray(scale, np.float32)
         zeros = self._constant(f"{name}_zero_point", np.zeros(scale.shape).astype(dtype))
         inputs = [integers, self._constant(f"{name}_scale", scale), zeros]
+        attributes = {}
+        if spec.axis is not None:
+            attributes["axis"] = spec.axis if spec.block is None else 1 - spec.axis
         if spec.block is not None:
-            return self._node("DequantizeLinear", inputs, name, name, axis=1 - spec.axis, block_size=spec.block)
-        return self._node("DequantizeLinear", inputs, name, name, axis=spec.axis)
+            attributes["block_size"] = spec.block
+        return self._node(DEQUANTIZE, inputs, name, name, **attributes)
 
 
 def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
-    """Take the transposition out of a Gemm, with which onnxruntime makes no MatMulNBits of it."""
+    """Take the transposition out of a Gemm, as onnxruntime creates no MatMulNBits for a transposed one."""
     if node.op_type != "Gemm" or params.grid.spec.axis == 1:
         return params
     kept = [attribute for attribute in node.attribute if attribute.name != "transB"]
@@ -337,4 +369,5 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:
     """float32(scale_x * scale_w), per channel, as onnxruntime's integer kernels have it; none is denormal or zero."""
     products = np.float32(input_grid.scale) * weight_grid.scale.astype(np.float32)
-    return np.maximum(products, np.finfo(np.float32).tiny).astype(np.float32)
+    scale: np.ndarray = np.maximum(products, np.finfo(np.float32).tiny).astype(np.float32)
+    return scale
