@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
-from .edit import replace_name, reroute, unused_name
+from .edit import refill, replace_names, reroute, unused_name, write_attributes
 from .index import Index, is_op, reads
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .weightless import copy_without_initializers
@@ -71,7 +71,7 @@ class _Writer:
         self.scheme = scheme
         self.index = Index(self.model.graph)
         self.index.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.nodes = self.index.nodes
+        self.nodes = {node.name: node for node in self.model.graph.node}
         self.input_bits = {layer.name: layer.activation_spec.bits for layer in scheme.layers}
         self.weight_bits = {layer.name: layer.weight_spec.bits for layer in scheme.layers}
         self.tables: dict[str, tuple[str, str]] = {}
@@ -102,8 +102,7 @@ class _Writer:
         nodes = list(self.at_start)
         for node in graph.node:
             nodes += [*self.before.get(node.name, []), node, *self.after.get(node.name, [])]
-        del graph.node[:]
-        graph.node.extend(nodes)
+        refill(graph.node, nodes)
         made = {t for node in nodes for t in node.output}
         needed = {t for node in nodes for t in reads(node)}.union(self.index.outputs) - made
         needed -= {tensor.name for tensor in self.written}
@@ -177,7 +176,7 @@ class _Writer:
         if not is_output:
             return tensor, self._name(f"{tensor}_dequantized")
         source = self._name(f"{tensor}_float")
-        replace_name(self.index.producer[tensor].output, tensor, source)
+        replace_names(self.index.producer[tensor].output, {tensor: source})
         return source, tensor
 
     def _absorb_clip(self, tensor: str, grid: QParams) -> None:
@@ -333,7 +332,7 @@ class _Writer:
             return
         alone = self.index.readers(old) == [node] and old not in self.index.outputs
         name = old if alone else self._name(f"{layer.name}_bias")
-        replace_name(node.input, old, name)
+        replace_names(node.input, {old: name})
         self._write(name, bias.astype(np.float32).reshape(self.index.initializers[old].dims))
 
     def _operand_name(self, layer: LayerScheme, operand: str | None, name: str) -> str:
@@ -359,9 +358,7 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     """Take the transposition out of a Gemm, as onnxruntime creates no MatMulNBits for a transposed one."""
     if node.op_type != "Gemm" or params.grid.spec.axis == 1:
         return params
-    kept = [attribute for attribute in node.attribute if attribute.name != "transB"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    write_attributes(node, drop=("transB",))
     grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
     return replace(params, integers=params.integers.T, grid=grid)
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+Value = TypeVar("Value")
+
 
 class Index:
-    """Look-ups into one graph by tensor and node name; nodes inside subgraphs are not listed, what they capture is.
+    """Look-ups into one graph by tensor and node name; nodes inside bodies are not listed, what they capture is.
 
     producer: tensor -> the node that makes it.
-    consumers: tensor -> the nodes that read it, each once, in graph order; a node whose subgraphs capture the tensor
-    reads it too. Tensors that nobody reads are absent: use ``readers``.
+    consumers: tensor -> the nodes that read it, each once, in graph order; a node whose bodies capture the tensor reads
+    it too. Tensors that nobody reads are absent: use ``readers``.
     inputs: graph inputs that are not initializers.
     nodes and position: name -> the node, and its position in the graph's node list; unnamed nodes are absent.
     """
@@ -36,6 +39,10 @@ class Index:
             for tensor in reads(node):
                 self.consumers.setdefault(tensor, []).append(node)
 
+    def __contains__(self, tensor: object) -> bool:
+        """Whether the graph has a tensor of this name."""
+        return tensor in self.initializers or tensor in self.producer or tensor in self.inputs
+
     def readers(self, tensor: str) -> list[NodeProto]:
         """The nodes that read the tensor; none is an empty list."""
         return self.consumers.get(tensor, [])
@@ -50,6 +57,11 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def has_bodies(node: NodeProto) -> bool:
+    """Whether the node carries bodies."""
+    return any(True for _ in subgraphs(node))
+
+
 def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """The graph's nodes, each followed by those of its bodies."""
     for node in graph.node:
@@ -58,16 +70,22 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from all_nodes(body)
 
 
+def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and the bodies of its nodes, nested ones included."""
+    yield graph
+    for node in all_nodes(graph):
+        yield from subgraphs(node)
+
+
 def list_names(model: ModelProto) -> set[str]:
     """Names of all nodes and tensors, those inside bodies included."""
-    nodes = list(all_nodes(model.graph))
-    graphs = [model.graph, *(body for node in nodes for body in subgraphs(node))]
+    graphs = list(all_graphs(model.graph))
     named = {value.name for graph in graphs for value in (*graph.input, *graph.initializer)}
-    return named.union(*((node.name, *node.output) for node in nodes))
+    return named.union(*((node.name, *node.output) for graph in graphs for node in graph.node))
 
 
 def captured(node: NodeProto) -> set[str]:
-    """Names that the node's subgraphs, nested ones included, read from outside of them."""
+    """Names that the node's bodies, nested ones included, read from outside of them."""
     outer: set[str] = set()
     for graph in subgraphs(node):
         known = {tensor.name for tensor in graph.initializer}
@@ -81,7 +99,7 @@ def captured(node: NodeProto) -> set[str]:
 
 
 def reads(node: NodeProto) -> list[str]:
-    """Tensors that a node reads, by its inputs first and then by its subgraphs, each once."""
+    """Tensors that a node reads, by its inputs first and then by its bodies, each once."""
     own = [name for name in node.input if name]
     return list(dict.fromkeys(own + sorted(captured(node))))
 
@@ -92,11 +110,37 @@ def constant(index: Index, name: str) -> np.ndarray | None:
     return None if tensor is None else numpy_helper.to_array(tensor)
 
 
+def known_constant(index: Index, name: str) -> np.ndarray:
+    """Value of a tensor that the caller knows to be an initializer, as a fresh array; raises KeyError for others."""
+    return numpy_helper.to_array(index.initializers[name])
+
+
+def own_constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """The graph's initializers, and what its Constant nodes give as one tensor, by name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        value = attribute_of(node, "value", None) if is_op(node, "Constant") else None
+        if value is not None:
+            found[node.output[0]] = value
+    return found
+
+
+def in_scope(graph: GraphProto, outer: Mapping[str, Value], own: Mapping[str, Value]) -> dict[str, Value]:
+    """What is known by name inside a body: ``own``, and what is known outside of names that the body does not reuse."""
+    bound = {value.name for value in graph.input}.union(*(node.output for node in graph.node))
+    return {**{name: value for name, value in outer.items() if name not in bound}, **own}
+
+
 def is_op(node: NodeProto, *kinds: str) -> bool:
     """Whether the node is one of these standard operators."""
     return not node.domain and node.op_type in kinds
 
 
-def attribute_of(node: NodeProto, name: str, default):
+# What an attribute holds is for the operator to say, so that without a default its type is unknown.
+@overload
+def attribute_of(node: NodeProto, name: str, default: None) -> Any: ...
+@overload
+def attribute_of(node: NodeProto, name: str, default: Value) -> Value: ...
+def attribute_of(node: NodeProto, name: str, default: Any) -> Any:
     """Value of the node's attribute, or the default where it is left out."""
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)

@@ -147,7 +147,7 @@ def _quantized_tensors(
     """
     graph, names = model.graph, {layer.name for layer in layers}
     products = set(_products(model, index)) - excluded if layers else set()
-    wanted = {layer.input for layer in layers}.union(*(index.nodes[name].input for name in products))
+    wanted = {layer.input for layer in layers}.union(*(n.input for n in graph.node if n.name in products))
     candidates = _integer_candidates(graph, index, wanted, names, excluded | products)
     integer_outputs: dict[str, list[str]] = {}
     for node, outputs in reversed(candidates):
