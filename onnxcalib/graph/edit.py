@@ -112,7 +112,7 @@ def refill(field: MutableSequence[AnyMessage], messages: Sequence[AnyMessage]) -
 
 
 def write_attributes(
-    node: NodeProto, *, drop: Collection[str] = (), **values: int | float | str | Sequence[int]
+    node: NodeProto, values: Mapping[str, float | str | Sequence[int]], *, drop: Collection[str] = ()
 ) -> None:
     """Give a node these attributes behind those that it has of other names, without the ones to drop."""
     kept = [attribute for attribute in node.attribute if attribute.name not in {*drop, *values}]

@@ -133,7 +133,7 @@ class _Writer:
 
     def _node(self, op: str, inputs: Sequence[str], output: str, prefix: str, **attributes: float) -> NodeProto:
         node = helper.make_node(op, inputs, [output], name=self._name(f"{prefix}_{op}"))
-        node.attribute.extend(helper.make_attribute(name, attributes[name]) for name in sorted(attributes))
+        write_attributes(node, dict(sorted(attributes.items())))
         return node
 
     def _write_activation(self, tensor: str, grid: QParams, layer_grid: QParams | None) -> None:
@@ -358,7 +358,7 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     """Take the transposition out of a Gemm, as onnxruntime creates no MatMulNBits for a transposed one."""
     if node.op_type != "Gemm" or params.grid.spec.axis == 1:
         return params
-    write_attributes(node, drop=("transB",))
+    write_attributes(node, {}, drop=("transB",))
     grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
     return replace(params, integers=params.integers.T, grid=grid)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -51,8 +51,7 @@ def _quantizable(index: Index, node: NodeProto) -> bool:
     if len(node.input) < 3 or not node.input[2]:
         return True
     bias = index.initializers.get(node.input[2])
-    groups = attribute_of(node, "group", 1) if node.op_type == "ConvTranspose" else 1
-    return bias is not None and list(bias.dims) == [weight.dims[channel_axis(node)] * groups]
+    return bias is not None and list(bias.dims) == [count_channels(node, weight.dims)]
 
 
 def _find_bias_add(index: Index, node: NodeProto, shapes: Callable[[], Mapping[str, Shape]]) -> NodeProto | None:
@@ -70,6 +69,12 @@ def _find_bias_add(index: Index, node: NodeProto, shapes: Callable[[], Mapping[s
 def channel_axis(node: NodeProto) -> int:
     """The axis of a layer's output channels (of one group, for a ConvTranspose) in its weight."""
     return 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute_of(node, "transB", 0)) else 1
+
+
+def count_channels(node: NodeProto, shape: Sequence[int]) -> int:
+    """Number of a layer's output channels; ``shape``: its weight's."""
+    groups = attribute_of(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+    return shape[channel_axis(node)] * groups
 
 
 def end_layers(graph: GraphProto, names: set[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Fold BatchNormalization, and per-channel arithmetic with constants, into the layer in front of it.
+"""Fold BatchNormalization, and arithmetic with constants by channel, into the layer in front of it.
 
 With ``y`` the layer's output on channel c, in float64:
 
@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..edit import remove_nodes, write_operand
-from ..index import Index, attribute_of, constant, is_op
+from ..edit import remove_nodes, write_attributes, write_operand
+from ..index import Index, attribute_of, constant, is_op, known_constant
+from ..layers import channel_axis, count_channels
 from ..ops import CHANNEL_LAYERS
 from ..shapes import infer_shapes
 
@@ -30,7 +31,7 @@ INFERENCE_MODE, SPATIAL = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class FoldedNorm:
-    """What a folded BatchNormalization knew of its layer's output: per channel, deviation gamma and mean beta."""
+    """What a folded BatchNormalization says of its layer's output, by channel: standard deviation gamma, mean beta."""
 
     layer: str
     gamma: np.ndarray
@@ -39,17 +40,18 @@ class FoldedNorm:
 
 @dataclass(frozen=True, eq=False)
 class _Affine:
-    """``z = scale y + shift`` per channel, in float64, of one value or one a channel."""
+    """``z = scale y + shift`` by channel, in float64; both have one value, or one a channel."""
 
     scale: np.ndarray
     shift: np.ndarray
 
 
 def fold_batchnorm(model: ModelProto) -> tuple[FoldedNorm, ...]:
-    """Fold each inference-mode BatchNormalization that alone reads a layer's output; the layer makes its output then.
+    """Fold each inference-mode BatchNormalization that alone reads a layer's output, which the layer then gives.
 
     Layers are Conv, ConvTranspose, Gemm, and MatMul of a two-dimensional tensor, which becomes a Gemm. A weight that
-    other nodes read too is copied first. gamma and beta are kept for statistics tuning. Each node needs its own name.
+    other nodes read too is copied first. Returns the gamma and beta that were folded, for statistics tuning. Each node
+    needs a name of its own.
     """
     _matmuls_to_gemm(model)
     index = Index(model.graph)
@@ -57,9 +59,10 @@ def fold_batchnorm(model: ModelProto) -> tuple[FoldedNorm, ...]:
     for node in model.graph.node:
         layer = _layer_before(index, node, 0) if is_op(node, "BatchNormalization") else None
         affine = None if layer is None else _norm_affine(index, node)
-        if affine is None or not _absorb(model, index, layer, affine):
+        if layer is None or affine is None or not _absorb(model, index, layer, affine):
             continue
-        norms.append(FoldedNorm(layer.name, constant(index, node.input[1]), constant(index, node.input[2])))
+        gamma, beta = known_constant(index, node.input[1]), known_constant(index, node.input[2])
+        norms.append(FoldedNorm(layer.name, gamma, beta))
         _take_over(index, layer, node)
         spent.append(node.name)
     remove_nodes(model, spent)
@@ -67,19 +70,19 @@ def fold_batchnorm(model: ModelProto) -> tuple[FoldedNorm, ...]:
 
 
 def fold_affine(model: ModelProto) -> int:
-    """Fold each Mul, Div, Add or Sub of a layer's output with a constant a channel into the layer; returns the count.
+    """Fold each Mul, Div, Add or Sub of a layer's output with a constant by channel into the layer; returns the count.
 
-    So exporters write a BatchNormalization that they took apart. The conditions are those of ``fold_batchnorm``.
+    Some exporters write a BatchNormalization as these. The conditions are those of ``fold_batchnorm``.
     """
     index = Index(model.graph)
     spent = []
     for node in model.graph.node:
         if not is_op(node, "Mul", "Div", "Add", "Sub"):
             continue
-        for place in (0, 1):
-            layer = _layer_before(index, node, place)
-            affine = None if layer is None else _arithmetic_affine(index, node, place, layer)
-            if affine is not None and _absorb(model, index, layer, affine):
+        for number in (0, 1):
+            layer = _layer_before(index, node, number)
+            affine = None if layer is None else _arithmetic_affine(index, node, number, layer)
+            if layer is not None and affine is not None and _absorb(model, index, layer, affine):
                 _take_over(index, layer, node)
                 spent.append(node.name)
                 break
@@ -87,9 +90,9 @@ def fold_affine(model: ModelProto) -> int:
     return len(spent)
 
 
-def _layer_before(index: Index, node: NodeProto, place: int) -> NodeProto | None:
-    """The layer that makes input ``place``, if this node alone reads it, once."""
-    tensor = node.input[place]
+def _layer_before(index: Index, node: NodeProto, number: int) -> NodeProto | None:
+    """The layer that makes the node's input of this number, if the node alone reads it, once."""
+    tensor = node.input[number]
     layer = index.producer.get(tensor)
     if layer is None or not is_op(layer, *CHANNEL_LAYERS) or tensor in index.outputs:
         return None
@@ -107,38 +110,39 @@ def _norm_affine(index: Index, node: NodeProto) -> _Affine | None:
         return None
     if attribute_of(node, "spatial", SPATIAL) != SPATIAL or any(name for name in node.output[1:]):
         return None
-    values = [constant(index, name) for name in node.input[1:5]]
-    if any(value is None for value in values):
+    if not index.initializers.keys() >= set(node.input[1:5]):
         return None
-    gamma, beta, mean, var = (value.astype(np.float64) for value in values)
-    with np.errstate(all="ignore"):  # what is not finite is refused where it is absorbed
+    gamma, beta, mean, var = (known_constant(index, name).astype(np.float64) for name in node.input[1:5])
+    with np.errstate(all="ignore"):  # _absorb refuses what is not finite
         scale = gamma / np.sqrt(var + attribute_of(node, "epsilon", DEFAULT_EPSILON))
     return _Affine(scale, beta - mean * scale)
 
 
-def _arithmetic_affine(index: Index, node: NodeProto, place: int, layer: NodeProto) -> _Affine | None:
-    value = constant(index, node.input[1 - place])
+def _arithmetic_affine(index: Index, node: NodeProto, number: int, layer: NodeProto) -> _Affine | None:
+    """What a Mul, Div, Add or Sub does to the layer's output, which is its input of this number."""
+    value = constant(index, node.input[1 - number])
     weight = constant(index, layer.input[1])
     if value is None or weight is None or value.dtype.kind != "f":
         return None
-    if node.op_type == "Div" and place == 1:
+    if node.op_type == "Div" and number == 1:
         return None
     # A Gemm's output has two dimensions, and a Conv's as many as its weight.
-    value = _per_channel(value.astype(np.float64), weight.ndim, _channels(layer, weight))
+    value = _by_channel(value.astype(np.float64), weight.ndim, count_channels(layer, weight.shape))
     if value is None:
         return None
     one, zero = np.ones_like(value), np.zeros_like(value)
-    with np.errstate(all="ignore"):
-        return {
-            "Mul": lambda: _Affine(value, zero),
-            "Div": lambda: _Affine(1.0 / value, zero),
-            "Add": lambda: _Affine(one, value),
-            "Sub": lambda: _Affine(one, -value) if place == 0 else _Affine(-one, value),
-        }[node.op_type]()
+    if node.op_type == "Mul":
+        return _Affine(value, zero)
+    if node.op_type == "Div":
+        with np.errstate(all="ignore"):
+            return _Affine(1.0 / value, zero)
+    if node.op_type == "Add":
+        return _Affine(one, value)
+    return _Affine(one, -value) if number == 0 else _Affine(-one, value)
 
 
-def _per_channel(value: np.ndarray, rank: int, channels: int) -> np.ndarray | None:
-    """The constant as one value or one a channel, if it broadcasts along axis 1 of the output alone."""
+def _by_channel(value: np.ndarray, rank: int, channels: int) -> np.ndarray | None:
+    """The constant as one value, or one a channel, if it differs along axis 1 of the output alone."""
     if value.ndim > rank:
         return None
     shape = (1,) * (rank - value.ndim) + value.shape
@@ -147,20 +151,12 @@ def _per_channel(value: np.ndarray, rank: int, channels: int) -> np.ndarray | No
     return value.reshape(-1)
 
 
-def _channels(layer: NodeProto, weight: np.ndarray) -> int:
-    if layer.op_type == "Conv":
-        return weight.shape[0]
-    if layer.op_type == "ConvTranspose":
-        return weight.shape[1] * attribute_of(layer, "group", 1)
-    return weight.shape[0] if attribute_of(layer, "transB", 0) else weight.shape[1]
-
-
 def _absorb(model: ModelProto, index: Index, layer: NodeProto, affine: _Affine) -> bool:
-    """Write ``s W`` and ``s b + t`` into the layer; False, and nothing written, where that is not possible."""
+    """Write ``s W`` and ``s b + t`` into the layer; returns False, and writes nothing, where that is not possible."""
     weight = constant(index, layer.input[1])
     if weight is None or weight.dtype.kind != "f":
         return False
-    channels = _channels(layer, weight)
+    channels = count_channels(layer, weight.shape)
     bias = np.zeros(channels)
     if len(layer.input) > 2 and layer.input[2]:
         stored = constant(index, layer.input[2])
@@ -173,7 +169,7 @@ def _absorb(model: ModelProto, index: Index, layer: NodeProto, affine: _Affine) 
     if not (np.isfinite(affine.scale).all() and np.isfinite(affine.shift).all()):
         return False
     scale = np.broadcast_to(affine.scale, (channels,))
-    with np.errstate(over="ignore"):  # beyond the weight's own type, which the next line refuses
+    with np.errstate(over="ignore"):  # values beyond the weight's own type are refused below
         new_weight = _scale_weight(layer, weight.astype(np.float64), scale).astype(weight.dtype)
         new_bias = (scale * bias + affine.shift).astype(weight.dtype)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
@@ -183,21 +179,19 @@ def _absorb(model: ModelProto, index: Index, layer: NodeProto, affine: _Affine) 
     has_bias = len(layer.input) > 2 and layer.input[2]
     if has_bias or new_bias.any():
         write_operand(model.graph, index, layer, 2, new_bias)
-    for attribute in [a for a in layer.attribute if a.name == "beta"]:
-        layer.attribute.remove(attribute)
+    write_attributes(layer, {}, drop=("beta",))
     return True
 
 
 def _scale_weight(layer: NodeProto, weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Multiply output channels by their scale, one a channel."""
-    if layer.op_type == "Conv" or (layer.op_type == "Gemm" and attribute_of(layer, "transB", 0)):
-        return weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    if layer.op_type == "Gemm":
-        return weight * scale
-    group = attribute_of(layer, "group", 1)
+    """The weight with each output channel multiplied by its scale, (channels,)."""
+    group = attribute_of(layer, "group", 1) if layer.op_type == "ConvTranspose" else 1
+    axis = channel_axis(layer)
+    # The channels of a ConvTranspose lie group by group in front of those of a group.
     grouped = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-    factors = scale.reshape(group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-    return (grouped * factors).reshape(weight.shape)
+    factors = scale.reshape(group, *(weight.shape[axis] if each == axis else 1 for each in range(weight.ndim)))
+    scaled: np.ndarray = (grouped * factors).reshape(weight.shape)
+    return scaled
 
 
 def _matmuls_to_gemm(model: ModelProto) -> None:

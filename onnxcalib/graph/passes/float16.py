@@ -1,24 +1,24 @@
-"""Rewrite a float16 model to compute in float32, its inputs and outputs as they were."""
+"""Let a float16 model compute in float32; its inputs and outputs stay float16."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
 
-from ..edit import rename, unused_name
+from ..edit import refill, rename, unused_name
 from ..index import list_names, subgraphs
 from ..load import weight_types
 
-FLOAT16, SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+FLOAT16, FLOAT32 = TensorProto.FLOAT16, TensorProto.FLOAT
 # Attributes that name an element type.
 TYPE_ATTRIBUTES = ("to", "dtype", "stash_type")
 
 
 def widen_float16(model: ModelProto) -> int:
-    """Make all float16 of a graph float32 where layers have float16 weights; returns how many tensors had values.
+    """Make all float16 tensors float32 if layers have float16 weights; returns how many constants were rewritten.
 
-    Each float16 input and output of the graph keeps its type, with a Cast behind or before it. With weights in
-    integers nothing is left for float16 to save, and what lies between integer kernels is float32.
+    Each float16 input and output of the graph keeps its type, with a Cast behind or before it. With integer weights
+    float16 saves nothing, and what lies between integer kernels is float32.
     """
     graph = model.graph
     if FLOAT16 not in weight_types(graph)[0]:
@@ -28,7 +28,9 @@ def widen_float16(model: ModelProto) -> int:
         _widen_type(value.type)
     inputs = [value.name for value in graph.input if _is_float16(value.type)]
     outputs = [value.name for value in graph.output if _is_float16(value.type) and value.name not in inputs]
-    taken, renamed, casts = list_names(model), {}, {}
+    taken = list_names(model)
+    renamed: dict[str, str] = {}
+    casts: dict[str, str] = {}
     for name in (*inputs, *outputs):
         renamed[name] = unused_name(f"{name}.float32", taken)
         casts[name] = unused_name(f"{renamed[name]}.cast", taken | {renamed[name]})
@@ -37,24 +39,23 @@ def widen_float16(model: ModelProto) -> int:
         tensor.name = renamed.get(tensor.name, tensor.name)
     rename(graph, renamed)
     nodes = [
-        *(helper.make_node("Cast", [name], [renamed[name]], casts[name], to=SINGLE) for name in inputs),
+        *(helper.make_node("Cast", [name], [renamed[name]], casts[name], to=FLOAT32) for name in inputs),
         *graph.node,
         *(helper.make_node("Cast", [renamed[name]], [name], casts[name], to=FLOAT16) for name in outputs),
     ]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    refill(graph.node, nodes)
     return count
 
 
 def _widen_constants(graph: GraphProto) -> int:
-    """Constants and attributes of the graph and of its bodies; and all types that a body declares."""
+    """Rewrite the constants and attributes of the graph and its bodies, and the types that bodies declare."""
     count = sum(_widen_tensor(tensor) for tensor in graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
             tensors = (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors)
             count += sum(_widen_tensor(tensor) for tensor in tensors)
             if attribute.name in TYPE_ATTRIBUTES and attribute.i == FLOAT16:
-                attribute.i = SINGLE
+                attribute.i = FLOAT32
         for body in subgraphs(node):
             count += _widen_constants(body)
             for value in (*body.input, *body.output, *body.value_info):
@@ -71,7 +72,7 @@ def _widen_tensor(tensor: TensorProto) -> bool:
 
 def _widen_type(kind: TypeProto) -> None:
     if _is_float16(kind):
-        kind.tensor_type.elem_type = SINGLE
+        kind.tensor_type.elem_type = FLOAT32
     for inner in (kind.sequence_type, kind.optional_type):
         if inner.HasField("elem_type"):
             _widen_type(inner.elem_type)

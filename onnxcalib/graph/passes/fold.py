@@ -8,30 +8,30 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from ..edit import drop_dead
-from ..index import subgraphs
-from ..ops import LAYERS, LINEAR_OPS, RANDOM_OPS
+from ..edit import add_constant, drop_dead, remove_at
+from ..index import attribute_of, has_bodies, is_op
+from ..ops import LAYERS, LINEAR_OPS, RANDOM_OPS, SHAPE_READERS
 from ..shapes import Shape, infer_shapes
 
-# A folded result that is larger than this, and than the operands it came from, would only swell the file.
+# A folded result that is larger than this, and than the operands that it is computed from, only makes the file larger.
 MOST_BYTES = 1 << 20
 
 
 def fold_constants(model: ModelProto) -> int:
     """Replace nodes whose operands are all constant by initializers of the same names; returns how many nodes went.
 
-    Shape and Size are constant where the dimensions they tell are fixed, and a Gather of a Shape where those it picks
-    are. Left alone: random and quantizing operators, nodes with bodies or of other domains, those that make graph
-    outputs, results above MOST_BYTES unless they are a layer's weight, and what onnx's reference evaluator cannot
-    compute.
+    Shape and Size are constant where the dimensions that they give are fixed, and a Gather of a Shape where those that
+    it selects are. These nodes stay: random and quantizing operators, nodes with bodies or of other domains, nodes that
+    make graph outputs, nodes with results above MOST_BYTES that are no layer's weight, and nodes that onnx's reference
+    evaluator cannot compute.
     """
     total = 0
     while True:
         shapes = infer_shapes(model)
         folded = _fold_once(model, shapes)
         total += folded
-        # Folded operands may fix shapes further on, which only Shape and Size can turn into constants.
-        if not folded or not any(node.op_type in ("Shape", "Size") for node in model.graph.node):
+        # Folded operands may fix shapes of later tensors, which only Shape and Size turn into constants.
+        if not folded or not any(node.op_type in SHAPE_READERS for node in model.graph.node):
             return total
 
 
@@ -40,23 +40,22 @@ def _fold_once(model: ModelProto, shapes: dict[str, Shape]) -> int:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {value.name for value in graph.output}
     weights = _weight_sources(graph)
-    told: dict[str, Shape] = {}
+    shape_values: dict[str, Shape] = {}
     folded = []
-    for place, node in enumerate(graph.node):
+    for position, node in enumerate(graph.node):
         if not _foldable(node, outputs):
             continue
-        results = _tell_shape(node, shapes, told, constants)
+        results = _read_shape(node, shapes, shape_values, constants)
         if results is None and all(name in constants for name in node.input if name) and node.op_type != "Constant":
             operands = {name: constants[name] for name in node.input if name}
             results = _evaluate(model, node, operands, is_weight=not weights.isdisjoint(node.output))
         if results is None:
             continue
         for name, value in results.items():
-            graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+            add_constant(graph, name, value)
             constants[name] = graph.initializer[-1]
-        folded.append(place)
-    for place in reversed(folded):
-        del graph.node[place]
+        folded.append(position)
+    remove_at(graph.node, folded)
     if folded:
         drop_dead(model)
     return len(folded)
@@ -66,49 +65,58 @@ def _foldable(node: NodeProto, outputs: set[str]) -> bool:
     # Folding QuantizeLinear and DequantizeLinear would hide that the model is quantized already.
     if node.domain or node.op_type in RANDOM_OPS + LINEAR_OPS or not outputs.isdisjoint(node.output):
         return False
-    return not any(True for _ in subgraphs(node))
+    return not has_bodies(node)
 
 
 def _weight_sources(graph: GraphProto) -> set[str]:
-    """Tensors that the weight or the bias of some layer is, or is computed from."""
+    """Tensors that are the weight or bias of a layer, or from which one is computed."""
     sources: set[str] = set()
     for node in reversed(graph.node):
-        if node.op_type in LAYERS and not node.domain:
+        if is_op(node, *LAYERS):
             sources.update(name for name in node.input[1:] if name)
         if not sources.isdisjoint(node.output):
             sources.update(name for name in node.input if name)
     return sources
 
 
-def _tell_shape(
-    node: NodeProto, shapes: dict[str, Shape], told: dict[str, Shape], constants: dict[str, TensorProto]
+def _read_shape(
+    node: NodeProto, shapes: dict[str, Shape], shape_values: dict[str, Shape], constants: dict[str, TensorProto]
 ) -> dict[str, np.ndarray] | None:
-    """Value of a Shape, a Size or a Gather of a Shape from fixed dimensions; ``told`` remembers what Shapes tell."""
-    if node.op_type in ("Shape", "Size"):
+    """Value of a Shape, a Size or a Gather of a Shape from fixed dimensions; None for other nodes.
+
+    shape_values: what the Shapes met so far give, unknown dimensions included; mutated.
+    """
+    if is_op(node, *SHAPE_READERS):
         if node.input[0] not in shapes:
             return None
         dims = shapes[node.input[0]]
         if node.op_type == "Size":
-            return None if None in dims else {node.output[0]: np.array(math.prod(dims), dtype=np.int64)}
-        bounds = {attribute.name: attribute.i for attribute in node.attribute}
-        dims = dims[bounds.get("start", 0) : bounds.get("end", len(dims))]
-        told[node.output[0]] = dims
-        return None if None in dims else {node.output[0]: np.array(dims, dtype=np.int64)}
-    if node.op_type == "Gather" and node.input[0] in told and node.input[1] in constants:
-        dims = told[node.input[0]]
-        places = numpy_helper.to_array(constants[node.input[1]])
-        if not places.size or places.min() < -len(dims) or places.max() >= len(dims):
+            size = _fixed(dims)
+            return None if size is None else {node.output[0]: np.array(math.prod(size), dtype=np.int64)}
+        dims = dims[attribute_of(node, "start", 0) : attribute_of(node, "end", len(dims))]
+        shape_values[node.output[0]] = dims
+        value_shape: tuple[int, ...] = (len(dims),)
+    elif node.op_type == "Gather" and node.input[0] in shape_values and node.input[1] in constants:
+        whole, indices = shape_values[node.input[0]], numpy_helper.to_array(constants[node.input[1]])
+        if not indices.size or indices.min() < -len(whole) or indices.max() >= len(whole):
             return None
-        picked = [dims[place] for place in places.reshape(-1)]
-        if None not in picked:
-            return {node.output[0]: np.array(picked, dtype=np.int64).reshape(places.shape)}
-    return None
+        dims, value_shape = tuple(whole[number] for number in indices.reshape(-1)), indices.shape
+    else:
+        return None
+    fixed = _fixed(dims)
+    return None if fixed is None else {node.output[0]: np.array(fixed, dtype=np.int64).reshape(value_shape)}
+
+
+def _fixed(dims: Shape) -> list[int] | None:
+    """The dimensions where all of them are fixed."""
+    fixed = [size for size in dims if size is not None]
+    return fixed if len(fixed) == len(dims) else None
 
 
 def _evaluate(
     model: ModelProto, node: NodeProto, operands: dict[str, TensorProto], *, is_weight: bool
 ) -> dict[str, np.ndarray] | None:
-    """The node's outputs, or None where they are unknown, too large, or not of the type and shape they should have."""
+    """The node's outputs; None where they cannot be computed, are too large, or contradict shape inference."""
     names = [name for name in node.output if name]
     graph = helper.make_graph([node], "node", [], [helper.make_empty_tensor_value_info(name) for name in names])
     graph.initializer.extend(operands.values())
@@ -124,7 +132,7 @@ def _evaluate(
     try:
         with np.errstate(all="ignore"):
             values = ReferenceEvaluator(single).run(names, {})
-    except Exception:  # the evaluator passes on whatever numpy or its own operators raise
+    except Exception:  # the evaluator lets through whatever numpy or its own operators raise
         return None
     results = dict(zip(names, values, strict=True))
     if not all(_fits(results[name], expected[name]) for name in names):
@@ -134,10 +142,14 @@ def _evaluate(
 
 def _bytes(kind: TypeProto.Tensor) -> int:
     """Size of a tensor of that type, 0 where its shape is unknown."""
-    if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
+    if not _has_fixed_shape(kind):
         return 0
     itemsize = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).itemsize if kind.elem_type else 1
-    return itemsize * math.prod(d.dim_value for d in kind.shape.dim)
+    return itemsize * math.prod(int(d.dim_value) for d in kind.shape.dim)
+
+
+def _has_fixed_shape(kind: TypeProto.Tensor) -> bool:
+    return kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim)
 
 
 def _fits(value: object, kind: TypeProto.Tensor) -> bool:
@@ -146,6 +158,6 @@ def _fits(value: object, kind: TypeProto.Tensor) -> bool:
         return False
     if value.dtype != helper.tensor_dtype_to_np_dtype(kind.elem_type):
         return False
-    if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
+    if not _has_fixed_shape(kind):
         return True
     return value.shape == tuple(d.dim_value for d in kind.shape.dim)

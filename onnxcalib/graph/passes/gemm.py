@@ -1,52 +1,52 @@
-"""Write linear layers as plain Gemm: ``y = x W + b`` with alpha = beta = 1 and the bias inside."""
+"""Write linear layers as a Gemm of alpha = beta = 1 that adds the bias: ``y = x W + b``."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..edit import remove_nodes, write_operand
-from ..index import Index, attribute_of, constant, is_op
+from ..edit import remove_nodes, write_attributes, write_operand
+from ..index import Index, attribute_of, constant, is_op, known_constant
 from ..shapes import infer_shapes
 
 
 def normalise_gemm(model: ModelProto) -> int:
     """Fold alpha and beta of Gemm into its constants, and rewrite MatMul followed by Add as Gemm; returns the count.
 
-    ``alpha A B + beta C = A (alpha B) + (beta C)`` where B and C are constant; else the factor stays. A MatMul becomes
-    a Gemm, of the MatMul's name and the Add's output, where its left operand has two dimensions, the right one is a
-    constant matrix, and the Add alone reads it and adds a constant of one value or one a column. A constant C of one
-    value, or of one row, becomes one value a column. Nodes are told apart by name, so each needs its own.
+    ``alpha A B + beta C = A (alpha B) + (beta C)`` where B and C are constant; otherwise the factor stays. A constant C
+    of one value, or of one row, becomes one value a column. A MatMul becomes a Gemm if its left operand has two
+    dimensions, the right one is a constant matrix, and an Add of a constant with one value, or one a column, alone
+    reads it. The Gemm has the MatMul's name and the Add's output. Each node needs a name of its own.
     """
     index = Index(model.graph)
     gemms = [node for node in model.graph.node if is_op(node, "Gemm")]
     count = sum(_fold_factors(model, index, node) + _flatten_bias(model, index, node) for node in gemms)
     matmuls = [node for node in model.graph.node if is_op(node, "MatMul")]
     shapes = infer_shapes(model) if matmuls else {}
-    spent = []
+    replaced = []
     for node in matmuls:
         add = _bias_add(index, node) if len(shapes.get(node.input[0], ())) == 2 else None
         if add is None:
             continue
         bias = next(name for name in add.input if name != node.output[0])
-        columns = constant(index, node.input[1]).shape[1]
-        value = constant(index, bias)
+        columns = known_constant(index, node.input[1]).shape[1]
+        value = known_constant(index, bias)
         node.op_type = "Gemm"
         if value.shape == (columns,):
             node.input.append(bias)
         else:
             write_operand(model.graph, index, node, 2, np.broadcast_to(value.reshape(-1), (columns,)))
         node.output[0] = add.output[0]
-        spent.append(add.name)
-    remove_nodes(model, spent)
-    return count + len(spent)
+        replaced.append(add.name)
+    remove_nodes(model, replaced)
+    return count + len(replaced)
 
 
 def spread_biases(model: ModelProto) -> int:
-    """Give the constant row that an Add joins to a MatMul as many axes as the product has; returns the count.
+    """Give the constant row that is added to a MatMul as many axes as the product has; returns the count.
 
-    Of a MatMul of static shape and more than two axes and the Add of a row onnxruntime makes a float Gemm between two
-    Reshapes, before it looks for integer kernels (half the speed of the whole, on a ViT). Such a row it leaves alone.
+    onnxruntime turns a MatMul of static shape with more than two axes, and the Add of a row, into a float Gemm between
+    two Reshapes before it looks for integer kernels. A ViT takes twice the time then. It leaves an Add of more axes.
     """
     index = Index(model.graph)
     matmuls = [node for node in model.graph.node if is_op(node, "MatMul")]
@@ -57,28 +57,24 @@ def spread_biases(model: ModelProto) -> int:
         add = _bias_add(index, node) if len(shape) > 2 and None not in shape else None
         if add is None:
             continue
-        place = 1 - list(add.input).index(node.output[0])
-        value = constant(index, add.input[place])
-        write_operand(model.graph, index, add, place, value.reshape([1] * (len(shape) - 1) + [-1]))
+        number = 1 - list(add.input).index(node.output[0])
+        value = known_constant(index, add.input[number])
+        write_operand(model.graph, index, add, number, value.reshape([1] * (len(shape) - 1) + [-1]))
         count += 1
     return count
 
 
 def _fold_factors(model: ModelProto, index: Index, node: NodeProto) -> int:
     count = 0
-    for name, place in (("alpha", 1), ("beta", 2)):
-        attribute = next((a for a in node.attribute if a.name == name), None)
-        if attribute is None:
-            continue
-        has_operand = place < len(node.input) and node.input[place]
-        if attribute.f != 1.0 and has_operand:
-            value = constant(index, node.input[place])
+    for name, number in (("alpha", 1), ("beta", 2)):
+        factor = attribute_of(node, name, 1.0)
+        if factor != 1.0 and number < len(node.input) and node.input[number]:
+            value = constant(index, node.input[number])
             if value is None:
                 continue
-            scaled = (value.astype(np.float64) * attribute.f).astype(value.dtype)
-            write_operand(model.graph, index, node, place, scaled)
+            write_operand(model.graph, index, node, number, (value.astype(np.float64) * factor).astype(value.dtype))
             count += 1
-        node.attribute.remove(attribute)
+        write_attributes(node, {}, drop=(name,))
     return count
 
 
@@ -95,7 +91,7 @@ def _flatten_bias(model: ModelProto, index: Index, node: NodeProto) -> int:
 
 
 def _bias_add(index: Index, node: NodeProto) -> NodeProto | None:
-    """The Add of a constant of one value, or one a column, that alone reads the MatMul of a float matrix."""
+    """The Add of a constant with one value, or one a column, that alone reads a MatMul by a constant float matrix."""
     weight = constant(index, node.input[1])
     readers = index.readers(node.output[0])
     if weight is None or weight.ndim != 2 or weight.dtype.kind != "f" or node.input[0] in index.initializers:
@@ -105,6 +101,6 @@ def _bias_add(index: Index, node: NodeProto) -> NodeProto | None:
     if list(readers[0].input).count(node.output[0]) != 1:
         return None
     bias = constant(index, next(name for name in readers[0].input if name != node.output[0]))
-    # More dimensions, or more than one row, would broadcast the product instead.
+    # With more dimensions, or more than one row, the product would be broadcast.
     fits = bias is not None and bias.ndim <= 2 and bias.size in (1, weight.shape[1]) and bias.shape[:-1] in ((), (1,))
     return readers[0] if fits else None

@@ -1,10 +1,10 @@
-"""Take HardSwish apart, so that its product runs on integers."""
+"""Split HardSwish into a HardSigmoid and a product, which has an integer kernel."""
 
 from __future__ import annotations
 
-from onnx import ModelProto, helper
+from onnx import ModelProto, NodeProto, helper
 
-from ..edit import unused_name
+from ..edit import refill, unused_name
 from ..index import is_op, list_names
 
 # HardSwish is x HardSigmoid(x) with these (onnx operator specification).
@@ -14,11 +14,12 @@ ALPHA, BETA = 1 / 6, 0.5
 def split_hardswish(model: ModelProto) -> int:
     """Write each HardSwish as the product of its input and a HardSigmoid; returns the count.
 
-    onnxruntime does the same, but after it has looked for integer kernels: the product, and what reads it, stay float.
-    The product has the name and the output of the HardSwish.
+    onnxruntime does the same, but after it has looked for integer kernels, so that the product and what reads it stay
+    float. The product has the name and the output of the HardSwish.
     """
     taken = list_names(model)
-    nodes, count = [], 0
+    nodes: list[NodeProto] = []
+    count = 0
     for node in model.graph.node:
         if is_op(node, "HardSwish"):
             gate, name = (unused_name(f"{name}_HardSigmoid", taken) for name in (node.output[0], node.name))
@@ -29,6 +30,5 @@ def split_hardswish(model: ModelProto) -> int:
             count += 1
         nodes.append(node)
     if count:
-        del model.graph.node[:]
-        model.graph.node.extend(nodes)
+        refill(model.graph.node, nodes)
     return count

@@ -1,18 +1,16 @@
-"""Bring the many ways to write the same graph into one, so that later passes need to know only that one.
-
-Each pass changes the model in place and returns how many rewrites it made.
-"""
+"""Bring the many ways to write the same graph into one, the only one that later passes need to know."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError
-from ..edit import drop_dead, drop_stale_shapes, refill, rename, unused_name
-from ..index import Index, captured, constant, reads, subgraphs
+from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, unused_name
+from ..index import Index, captured, constant, is_op, reads, subgraphs
 from ..shapes import describe_outputs
 from ..weightless import copy_without_weights, replace_around_weights
 
@@ -22,20 +20,19 @@ FREE_INITIALIZER_IR_VERSION = 4
 
 
 def normalise(model: ModelProto) -> dict[str, int]:
-    """All passes in their order; pass name -> rewrites."""
+    """Run all graph passes of this file in their order; returns how many rewrites each made, by its name."""
     passes = (
         spell_domain, inline_functions, drop_initializer_inputs, sort_nodes, lift_constants, drop_identities,
         drop_dead, name_nodes, describe_outputs,
     )  # fmt: skip
-    return {step.__name__: step(model) for step in passes}
+    return {rewrite.__name__: rewrite(model) for rewrite in passes}
 
 
 def tidy(model: ModelProto) -> ModelProto:
-    """A copy whose nodes have names and stand in order, and whose constants are initializers; no other change."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    for step in (name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
-        step(copy)
+    """A copy whose nodes have names and stand in order, and whose constants are initializers."""
+    copy = copy_model(model)
+    for rewrite in (name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
+        rewrite(copy)
     return copy
 
 
@@ -53,7 +50,7 @@ def spell_domain(model: ModelProto) -> int:
     return count + sum(_spell_nodes(owner.node) for owner in (model.graph, *model.functions))
 
 
-def _spell_nodes(nodes: list[NodeProto]) -> int:
+def _spell_nodes(nodes: Iterable[NodeProto]) -> int:
     count = 0
     for node in nodes:
         if node.domain == STANDARD_DOMAIN:
@@ -64,9 +61,10 @@ def _spell_nodes(nodes: list[NodeProto]) -> int:
 
 
 def inline_functions(model: ModelProto) -> int:
-    """Replace calls of the model's own functions by their bodies; the count is that of the functions.
+    """Replace calls of the model's own functions by their bodies; returns the number of functions.
 
-    Those written for another opset than the model's stay; raises ModelError where functions call each other in a cycle.
+    Functions that are written for another opset than the model's stay. Raises ModelError where functions call each
+    other in a cycle.
     """
     count = len(model.functions)
     if count:
@@ -92,9 +90,9 @@ def drop_initializer_inputs(model: ModelProto) -> int:
 
 
 def sort_nodes(model: ModelProto) -> int:
-    """Put every node behind those whose outputs it reads, others as they were; raises ModelError on a cycle.
+    """Put every node behind those whose outputs it reads; returns how many moved, raises ModelError on a cycle.
 
-    The order is that of repeated passes over the nodes, each of which takes the nodes whose inputs are there by then.
+    The order is that of sweeps over the nodes, in each of which a node is taken if its inputs are made by then.
     """
     nodes = model.graph.node
     made = {name for node in nodes for name in node.output if name}
@@ -103,17 +101,17 @@ def sort_nodes(model: ModelProto) -> int:
     for position, names in enumerate(needs):
         for name in names:
             readers.setdefault(name, []).append(position)
-    # Number of the pass and position of each node whose inputs are there; nodes are taken in this order.
+    # Number of the sweep and position of each node whose inputs are made; nodes are taken in this order.
     ready = [(0, position) for position, names in enumerate(needs) if not names]
     order: list[int] = []
     while ready:
-        number, position = heapq.heappop(ready)
+        sweep, position = heapq.heappop(ready)
         order.append(position)
         for name in nodes[position].output:
             for reader in readers.pop(name, []):
                 needs[reader].remove(name)
                 if not needs[reader]:
-                    heapq.heappush(ready, (number + (reader < position), reader))
+                    heapq.heappush(ready, (sweep + (reader < position), reader))
     if len(order) < len(nodes):
         node = nodes[min(set(range(len(nodes))).difference(order))]
         raise ModelError(
@@ -127,11 +125,11 @@ def sort_nodes(model: ModelProto) -> int:
 
 
 def lift_constants(model: ModelProto) -> int:
-    """Turn Constant nodes into initializers of the same name; those that are graph outputs, or sparse, stay."""
+    """Turn Constant nodes into initializers of the same name; those that give graph outputs or are sparse stay."""
     outputs = {value.name for value in model.graph.output}
     kept, count = [], 0
     for node in model.graph.node:
-        tensor = _constant_tensor(node) if node.op_type == "Constant" and not node.domain else None
+        tensor = _constant_tensor(node) if is_op(node, "Constant") else None
         if tensor is None or node.output[0] in outputs:
             kept.append(node)
             continue
@@ -176,17 +174,16 @@ def name_nodes(model: ModelProto) -> int:
 
 
 def drop_identities(model: ModelProto) -> int:
-    """Remove Identity, and Dropout in inference, where a rename can take their place; graph outputs keep their names.
+    """Remove Identity, and Dropout in inference, where renaming a tensor does the same; graph outputs keep their names.
 
-    One that stands between a graph input or a constant and a graph output stays, and so does one whose tensors are
-    captured by a subgraph.
+    A node between a graph input or a constant and a graph output stays. A node whose tensors a body captures stays too.
     """
     index = Index(model.graph)
     outputs = set(index.outputs)
     inner = {name for node in model.graph.node for name in captured(node)}
     renamed: dict[str, str] = {}
     dropped = []
-    for place, node in enumerate(model.graph.node):
+    for position, node in enumerate(model.graph.node):
         if not _passes_through(node, index, outputs):
             continue
         source, target = renamed.get(node.input[0], node.input[0]), node.output[0]
@@ -195,15 +192,14 @@ def drop_identities(model: ModelProto) -> int:
         if target in outputs:
             if source in outputs or source not in index.producer or source in renamed:
                 continue
-            # The tensor takes the output's name, at its producer and at all who read it so far.
+            # The tensor takes the output's name, where it is made and where it is read so far.
             renamed = {name: target if now == source else now for name, now in renamed.items()}
             renamed[source] = target
         else:
             renamed[target] = source
-        dropped.append(place)
+        dropped.append(position)
     rename(model.graph, renamed)
-    for place in reversed(dropped):
-        del model.graph.node[place]
+    remove_at(model.graph.node, dropped)
     drop_stale_shapes(model.graph)
     return len(dropped)
 

@@ -1,4 +1,4 @@
-"""Raise a model's opset with onnx's version converter, and mend what the converter gets wrong."""
+"""Raise a model's opset with onnx's version converter, and correct what the converter gets wrong."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, helper, version_converter
 
 from ...errors import ModelError
-from ..edit import drop_dead, rename
-from ..index import Index, attribute_of, captured, constant, is_op, subgraphs
+from ..edit import copy_model, drop_dead, refill, rename, replace_names, write_attributes
+from ..index import Index, attribute_of, captured, constant, has_bodies, is_op, subgraphs
 from ..shapes import infer_graph
 from ..weightless import copy_without_weights, replace_around_weights
 from .normalise import drop_initializer_inputs, lift_constants, name_nodes
 
-# Resize got its coordinate modes here (onnx changelog, Resize-11); the converter leaves them out and so means
-# half_pixel and round_prefer_floor. Before, ``x / scale`` was rounded down, or up by onnxruntime where it shrinks.
+# Resize got its coordinate modes here (onnx changelog, Resize-11). The converter leaves them out, which stands for
+# half_pixel and round_prefer_floor. Before, ``x / scale`` was rounded down, or up by onnxruntime if the Resize shrinks.
 RESIZE_MODES_OPSET = 11
-# Of the nodes that stand for those with bodies in what the converter is given; it passes over domains it does not know.
+# Domain of the nodes that replace those with bodies for the converter, which leaves unknown domains alone.
 BODY_DOMAIN = "onnxcalib.body"
 
 
 def raise_opset(model: ModelProto, least: int) -> bool:
-    """Bring the model to opset ``least``; False if it is there or above already.
+    """Raise the model to opset ``least``, bodies included; returns False if it has that opset or a newer one already.
 
-    Inputs, outputs, tensor and node names, and metadata survive; initializers no longer appear among the inputs.
-    Bodies of If, Loop and Scan are raised too. Raises ModelError where an operator cannot be converted.
+    Inputs, outputs, tensor and node names, and metadata survive; initializers are no inputs afterwards. Raises
+    ModelError where an operator cannot be converted.
     """
     found = opset_of(model)
     if found >= least:
@@ -39,8 +39,8 @@ def raise_opset(model: ModelProto, least: int) -> bool:
     except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise ModelError(f"{where} ({str(error).strip().splitlines()[0]}); {advice}") from error
     _restore(new, old)
-    for step in (lift_constants, drop_dead, name_nodes):
-        step(new)
+    for rewrite in (lift_constants, drop_dead, name_nodes):
+        rewrite(new)
     try:
         checker.check_model(new)
     except checker.ValidationError as error:
@@ -57,13 +57,13 @@ def opset_of(model: ModelProto) -> int:
 
 
 def _convert(old: ModelProto, least: int, types: Mapping[str, TypeProto]) -> ModelProto:
-    """The converter's model, with bodies converted one by one: it leaves these as they were, at an opset not theirs.
+    """The converted model, its bodies converted one by one.
 
-    It fails where it replaces what a body captures, so that it is given nodes without bodies, which read that.
+    The converter leaves bodies as they were, at an opset that is not theirs. It fails if it replaces what a body
+    captures. So it is given nodes without bodies that read what the bodies capture.
     """
-    bare = ModelProto()
-    bare.CopyFrom(old)
-    owners = {node.output[0]: node for node in old.graph.node if any(True for _ in subgraphs(node))}
+    bare = copy_model(old)
+    owners = {node.output[0]: node for node in old.graph.node if has_bodies(node)}
     for node in bare.graph.node:
         if node.output[0] in owners:
             node.input.extend(sorted(captured(node)))
@@ -80,32 +80,29 @@ def _convert(old: ModelProto, least: int, types: Mapping[str, TypeProto]) -> Mod
         if node.domain == BODY_DOMAIN:
             owner = owners[node.output[0]]
             node.CopyFrom(owner)
-            for place, body in enumerate(subgraphs(node)):
+            for number, body in enumerate(subgraphs(node)):
                 converted = _convert_body(body, old, least, types)
-                _rename_new(converted, body, f"{node.output[0]}.{place}.")
+                _rename_new(converted, body, f"{node.output[0]}.{number}.")
                 body.CopyFrom(converted)
-    kept = [entry for entry in new.opset_import if entry.domain != BODY_DOMAIN]
-    del new.opset_import[:]
-    new.opset_import.extend(kept)
+    refill(new.opset_import, [entry for entry in new.opset_import if entry.domain != BODY_DOMAIN])
     return new
 
 
 def _convert_body(body: GraphProto, owner: ModelProto, least: int, types: Mapping[str, TypeProto]) -> GraphProto:
-    """The body as a model of its own, which reads what it captures as inputs, converted and taken out again."""
+    """The body, converted as a model of its own of which what it captures are inputs."""
     alone = helper.make_model(body, opset_imports=owner.opset_import, ir_version=owner.ir_version)
     outer = sorted(captured(helper.make_node("If", [], [], body=body)))
     for name in outer:
         alone.graph.input.append(ValueInfoProto(name=name, type=types.get(name)))
     lift_constants(alone)
     raised = _convert(alone, least, {**types, **_types(alone.graph, infer_graph(alone))}).graph
-    values = [ValueInfoProto.FromString(value.SerializeToString()) for value in body.input]
-    del raised.input[:], raised.value_info[:]
-    raised.input.extend(values)
+    refill(raised.input, body.input)
+    del raised.value_info[:]
     return raised
 
 
 def _rename_new(converted: GraphProto, body: GraphProto, prefix: str) -> None:
-    """Give what the converter added names of its own: it takes the same ones in every graph."""
+    """Give the tensors that the converter added unique names, as it uses the same ones in every graph."""
     made = {name for node in body.node for name in node.output} | {tensor.name for tensor in body.initializer}
     new = {name for node in converted.node for name in node.output if name and name not in made}
     rename(converted, {name: prefix + name for name in new})
@@ -123,46 +120,41 @@ def _types(graph: GraphProto, inferred: GraphProto | None) -> dict[str, TypeProt
 
 
 def _keep_resize_modes(new: ModelProto, old: ModelProto) -> None:
-    """Say what Upsample and the first Resize meant: asymmetric coordinates; old scales tell the rounding.
+    """Write out the modes of Upsample and the first Resize: asymmetric coordinates, and a rounding by their scales.
 
-    Their outputs, which the converter names anew inside a graph, get their names back.
+    Their outputs, which the converter renames inside a graph, get their names back.
     """
     index = Index(old.graph)
     resizes = [node for node in new.graph.node if is_op(node, "Resize")]
     originals = [node for node in old.graph.node if is_op(node, "Upsample", "Resize")]
     renamed = {node.output[0]: before.output[0] for node, before in zip(resizes, originals, strict=True)}
     for node in new.graph.node:
-        for field in (node.input, node.output):
-            field[:] = [renamed.get(name, name) for name in field]
+        replace_names(node.input, renamed)
+        replace_names(node.output, renamed)
     for node, before in zip(resizes, originals, strict=True):
         scales = constant(index, before.input[1]) if len(before.input) > 1 else None
-        shrinks = scales is not None and (scales < 1).any()
-        if shrinks and (scales > 1).any() and attribute_of(node, "mode", b"nearest") == b"nearest":
+        shrinks = scales is not None and bool((scales < 1).any())
+        stretches = scales is not None and bool((scales > 1).any())
+        if shrinks and stretches and attribute_of(node, "mode", b"nearest") == b"nearest":
             raise ModelError(
                 f"node {node.name or node.output[0]}: a nearest Resize that shrinks one axis and stretches another"
                 f" found at opset {opset_of(old)}; from {RESIZE_MODES_OPSET} on none can; export the model at such an"
                 " opset"
             )
-        modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil" if shrinks else "floor"}
-        kept = [attribute for attribute in node.attribute if attribute.name not in modes]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        node.attribute.extend(helper.make_attribute(name, value) for name, value in modes.items())
+        rounding = "ceil" if shrinks else "floor"
+        write_attributes(node, {"coordinate_transformation_mode": "asymmetric", "nearest_mode": rounding})
 
 
 def _restore(new: ModelProto, old: ModelProto) -> None:
-    """Put back what the converter drops or guesses: domains, interface, metadata, names of nodes it replaced."""
+    """Put back what the converter drops or guesses: domains, inputs, outputs, metadata, names of replaced nodes."""
     others = [entry for entry in old.opset_import if entry.domain]
     present = {entry.domain for entry in new.opset_import}
     new.opset_import.extend(entry for entry in others if entry.domain not in present)
     for field in ("input", "output"):
         inferred = {value.name: value for value in getattr(new.graph, field)}
         values = [v if v.type.tensor_type.HasField("shape") else inferred[v.name] for v in getattr(old.graph, field)]
-        copies = [ValueInfoProto.FromString(value.SerializeToString()) for value in values]
-        del getattr(new.graph, field)[:]
-        getattr(new.graph, field).extend(copies)
-    del new.metadata_props[:]
-    new.metadata_props.extend(old.metadata_props)
+        refill(getattr(new.graph, field), values)
+    refill(new.metadata_props, old.metadata_props)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(new, field, getattr(old, field))
     names = {node.output[0]: node.name for node in old.graph.node}

@@ -1,20 +1,20 @@
-"""Let convolutions and pools pad by themselves: a Pad in front of them has no integer kernel in onnxruntime."""
+"""Let convolutions and pools pad themselves, as a Pad in front of them has no integer kernel in onnxruntime."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
-from ..edit import remove_nodes
+from ..edit import remove_nodes, write_attributes
 from ..fusion import is_nonnegative
 from ..index import Index, attribute_of, constant, is_op
 from .normalise import drop_identities
 
 
 class Padding(NamedTuple):
-    """Begins, then ends, on each of ``axes``, or on all where that is None; the value that is put there."""
+    """What a Pad adds: begins, then ends, of each of ``axes``, or of all axes if that is None, and the value there."""
 
     pads: np.ndarray
     fill: float
@@ -22,37 +22,38 @@ class Padding(NamedTuple):
 
 
 def fold_pads(model: ModelProto) -> int:
-    """Move each constant Pad into the nodes that read it, where all of these can take it; returns the count.
+    """Move each constant Pad into the nodes that read it, if all of these can take it; returns the count.
 
-    A Conv takes zeros. So does an AveragePool that counts its pads or has none. A MaxPool ignores its own pads: it
-    takes -inf, and zeros beside values that are never negative. The pads of a pool must be smaller than its kernel,
-    and it may have neither dilations nor ceil_mode. Kernels and pads must be written out. A Pad of nothing vanishes
-    whoever reads it. Nodes are told apart by name.
+    A Conv takes zeros, and so does an AveragePool that counts its pads or has none. A MaxPool ignores its own pads, so
+    that it takes -inf, and zeros if its input is never negative. The pads of a pool must be smaller than its kernel,
+    and it may have neither dilations nor ceil_mode. Kernels and pads must be written out. A Pad of no values is
+    removed, whatever reads it. Each node needs a name of its own.
     """
     count = _drop_empty(model)
     names = [node.name for node in model.graph.node if is_op(node, "Pad")]
     for name in reversed(names):  # of several in a row the last goes first
         index = Index(model.graph)
-        if _fold(index, model.graph.node[index.position[name]]):
+        if _fold(index, index.nodes[name]):
             remove_nodes(model, [name])
             count += 1
     return count
 
 
 def _fold(index: Index, node: NodeProto) -> bool:
-    """Let the readers of a Pad take its pads over; whether they all can."""
+    """Add the pads to those of all nodes that read the Pad; returns False, and changes nothing, where one cannot."""
     padding = read_padding(index, node)
     if padding is None or node.output[0] in index.outputs:
         return False
     readers = index.readers(node.output[0])
-    totals = [_add_pads(index, reader, node, padding) for reader in readers]
-    if not totals or None in totals:
+    found = [_take_pads(index, reader, node, padding) for reader in readers]
+    totals = [pads for pads in found if pads is not None]
+    if not totals or len(totals) < len(readers):
         return False
     for reader, pads in zip(readers, totals, strict=True):
         reader.input[0] = node.input[0]
-        _write(reader, "pads", pads)
+        write_attributes(reader, {"pads": pads})
         if reader.op_type == "AveragePool":
-            _write(reader, "count_include_pad", 1)
+            write_attributes(reader, {"count_include_pad": 1})
     return True
 
 
@@ -83,21 +84,29 @@ def read_padding(index: Index, node: NodeProto) -> Padding | None:
     return Padding(pads, 0.0 if fill is None else fill.item(), axes)
 
 
-def _add_pads(index: Index, reader: NodeProto, pad: NodeProto, padding: Padding) -> list[int] | None:
-    """The reader's pads and the Pad's together; None where they would not give the same."""
+def add_pads(reader: NodeProto, padding: Padding) -> list[int] | None:
+    """The reader's own pads and those of a Pad; None where its own are not written out or the Pad is not in space."""
+    own = attribute_of(reader, "pads", None)
+    if own is None:
+        return None
+    added = np.zeros((2, len(own) // 2 + 2), np.int64)
+    added[:, slice(None) if padding.axes is None else padding.axes] = padding.pads.reshape(2, -1)
+    if added[:, :2].any():
+        return None
+    total: list[int] = (added[:, 2:] + np.reshape(own, (2, -1))).reshape(-1).tolist()
+    return total
+
+
+def _take_pads(index: Index, reader: NodeProto, pad: NodeProto, padding: Padding) -> list[int] | None:
+    """The pads with which the reader does what the Pad and it did; None where there are none."""
     if not is_op(reader, *TAKERS) or reader.input[0] != pad.output[0] or list(reader.input).count(pad.output[0]) > 1:
         return None
-    kernel, own = (attribute_of(reader, name, None) for name in ("kernel_shape", "pads"))
-    if kernel is None or own is None:
+    kernel, total = attribute_of(reader, "kernel_shape", None), add_pads(reader, padding)
+    if kernel is None or total is None or not TAKERS[reader.op_type](index, reader, pad, padding.fill):
         return None
-    added = np.zeros((2, len(kernel) + 2), np.int64)
-    added[:, slice(None) if padding.axes is None else padding.axes] = padding.pads.reshape(2, -1)
-    total = added[:, 2:] + np.reshape(own, (2, -1))
-    if added[:, :2].any() or not TAKERS[reader.op_type](index, reader, pad, padding.fill):
+    if reader.op_type != "Conv" and not np.all(np.reshape(total, (2, -1)) < kernel):
         return None
-    if reader.op_type != "Conv" and not (total < kernel).all():
-        return None
-    return total.reshape(-1).tolist()
+    return total
 
 
 def _conv_takes(index: Index, reader: NodeProto, pad: NodeProto, fill: float) -> bool:
@@ -110,7 +119,7 @@ def _average_takes(index: Index, reader: NodeProto, pad: NodeProto, fill: float)
 
 
 def _max_takes(index: Index, reader: NodeProto, pad: NodeProto, fill: float) -> bool:
-    if any(reader.output[1:]) or not _is_plain(reader):  # its second output counts places in what is padded
+    if any(reader.output[1:]) or not _is_plain(reader):  # its second output has indices of the padded tensor
         return False
     return fill == -np.inf or (fill == 0 and is_nonnegative(index, pad.input[0]))
 
@@ -119,11 +128,5 @@ TAKERS = {"Conv": _conv_takes, "AveragePool": _average_takes, "MaxPool": _max_ta
 
 
 def _is_plain(pool: NodeProto) -> bool:
-    """Whether every window lies within the pads, and reaches at least one value if they are within the kernel."""
+    """Whether no window leaves the padded input, and each has a value of the input if pads are smaller than kernels."""
     return not attribute_of(pool, "ceil_mode", 0) and set(attribute_of(pool, "dilations", [1])) == {1}
-
-
-def _write(node: NodeProto, name: str, value: int | list[int]) -> None:
-    for attribute in [a for a in node.attribute if a.name == name]:
-        node.attribute.remove(attribute)
-    node.attribute.append(helper.make_attribute(name, value))

@@ -12,10 +12,10 @@ from ..index import Index, attribute_of, constant, is_op
 
 
 def globalise_pools(model: ModelProto) -> int:
-    """Turn AveragePool and ReduceMean over the whole of every spatial axis into GlobalAveragePool; returns the count.
+    """Turn AveragePool and ReduceMean over all of every spatial axis into GlobalAveragePool; returns the count.
 
     ReduceMean has no integer kernel, and from opset 19 on AveragePool's float kernel is several times slower. A mean
-    that drops its axes gets a Flatten behind it. Nodes keep their names and outputs.
+    that removes its axes gets a Flatten behind it. Nodes keep their names and outputs.
     """
     nodes = [node for node in model.graph.node if is_op(node, "AveragePool", "ReduceMean")]
     types = infer_types(model) if nodes else {}
@@ -37,7 +37,7 @@ def globalise_pools(model: ModelProto) -> int:
 
 
 def _dims(value: ValueInfoProto | None) -> list[int | None] | None:
-    """Dimensions of a float32 image tensor (batch, channels, then space), None for one that is not fixed."""
+    """Dimensions (batch, channels, space) of a float32 image tensor, each None if it is not fixed; None for others."""
     if value is None or value.type.tensor_type.elem_type != TensorProto.FLOAT:
         return None
     tensor = value.type.tensor_type
@@ -68,5 +68,5 @@ def _flatten_after(model: ModelProto, node: NodeProto, taken: set[str]) -> None:
     node.output[0] = unused_name(f"{output}_pooled", taken)
     name = unused_name(f"{node.name}_Flatten", taken | {node.output[0]})
     taken.update((node.output[0], name))
-    place = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
-    model.graph.node.insert(place + 1, helper.make_node("Flatten", [node.output[0]], [output], name=name, axis=1))
+    position = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
+    model.graph.node.insert(position + 1, helper.make_node("Flatten", [node.output[0]], [output], name=name, axis=1))
