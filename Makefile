@@ -14,6 +14,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Broken links are errors. The pages can be read from the disk: site/index.html.
 docs: $(STAMP)
