@@ -1,0 +1,60 @@
+"""The public names. They are loaded on first use, from the modules that are named here."""
+
+from .bitplan import BitPlan as BitPlan, Frontier as Frontier
+from .config import (
+    DataConfig as DataConfig,
+    LayerConfig as LayerConfig,
+    QuantizeConfig as QuantizeConfig,
+    ValidateConfig as ValidateConfig,
+)
+from .data import CalibrationSet as CalibrationSet, InputSpec as InputSpec
+from .errors import (
+    ConfigError as ConfigError,
+    DataError as DataError,
+    GateError as GateError,
+    ModelError as ModelError,
+    OnnxCalibError as OnnxCalibError,
+    OnnxCalibWarning as OnnxCalibWarning,
+    OutputError as OutputError,
+)
+from .pipeline import (
+    Prepared as Prepared,
+    Ranges as Ranges,
+    Reconstruction as Reconstruction,
+    Result as Result,
+    calibrate as calibrate,
+    emit as emit,
+    frontier as frontier,
+    open_calibration as open_calibration,
+    plan as plan,
+    prepare as prepare,
+    quantize as quantize,
+    read_ranges as read_ranges,
+    reconstruct as reconstruct,
+)
+from .report import (
+    BlockRecord as BlockRecord,
+    BoundRecord as BoundRecord,
+    LayerRecord as LayerRecord,
+    LeftOutRecord as LeftOutRecord,
+    Observer as Observer,
+    OutputRecord as OutputRecord,
+    Report as Report,
+    SaturationRecord as SaturationRecord,
+    StageRecord as StageRecord,
+    UnfusedRecord as UnfusedRecord,
+)
+from .validation.run import validate as validate
+from .verdict import (
+    ContractRecord as ContractRecord,
+    Explanation as Explanation,
+    GateRecord as GateRecord,
+    LatencyRecord as LatencyRecord,
+    LayerLoss as LayerLoss,
+    ScoreRecord as ScoreRecord,
+    StepsRecord as StepsRecord,
+    Verdict as Verdict,
+)
+
+__version__: str
+__all__: list[str]
