@@ -10,7 +10,9 @@ import os
 
 import lazy_loader
 
-from .spec import VERSION as __version__
+from .spec import VERSION
+
+__version__ = VERSION
 
 # OpenMP's threads wait by spinning and so take the cores from onnxruntime's between two operations of torch: on two
 # busy cores a run took 1.7 times as long. Read once, when torch is first loaded; a value that is set already stands.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import configparser
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
