@@ -1,23 +1,29 @@
-"""Choose every set's candidate within the budgets, and check the choice as one model: losses may not add up."""
+"""Choose one candidate for every set within the budgets, and check the choice on the assembled model.
+
+The losses of the sets are measured one set at a time. They may not add up: the loss of the assembled model tells.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..errors import ConfigError
-from ..numeric.program import InfeasibleError, choose
+from ..numeric.program import InfeasibleError, Table, choose
 from ..spec import BitSet, Candidate
 
-# The sum of the sets' losses and the stitched model's loss agree within this factor, or losses are measured again.
-AGREEMENT = 1.1
+# Losses are measured again around a choice whose predicted and measured loss differ by more than this factor.
+MISMATCH = 1.1
+# Choices that are measured, each with all that differ from it in one set.
 ROUNDS = 3
-# Times that the program is solved again as the bytes of no set, of which few depend on the choice, turn out more.
-SIZE_ROUNDS = 5
-# Halvings of the range of sizes in which the smallest that keeps the agreement is looked for.
+# The program is solved at most so often: re-solves are allowed when the overhead outside the layer sets is larger than
+# assumed.
+SOLVES = 5
+# Halvings of the range of sizes that holds the smallest file of the wanted agreement.
 HALVINGS = 7
-# Of each budget: how its numbers are written.
+# How the numbers of each budget are written.
 SPELLING = {
     "max_size": "{:,.0f} bytes".format,
     "max_bops": "{:,.0f} bit operations".format,
@@ -27,14 +33,14 @@ SPELLING = {
 
 NONE_HOLDS = "max_size: found no choice within it and the other budgets that holds when measured; raise one of them"
 
-Bits = tuple[Candidate, ...]  # of every set
+Bits = tuple[Candidate, ...]  # the candidate of every set
 
 
 @dataclass(frozen=True)
 class Budgets:
-    """Limits on the whole model, None where there is none; with ``loss`` it is the size that is to be least.
+    """Limits on the whole model; None where there is none. With ``loss`` the size is minimized, else the loss.
 
-    milliseconds: of which ``rest`` are those of no set.
+    rest: milliseconds that belong to no set; ``milliseconds`` limits them together with the sets' own.
     """
 
     bytes: float | None = None
@@ -44,13 +50,20 @@ class Budgets:
     loss: float | None = None
 
 
+class Solution(NamedTuple):
+    """A choice that an integer program found, and a proven lower bound of the objective."""
+
+    bits: Bits
+    bound: float
+
+
 @dataclass(frozen=True)
 class Allocation:
-    """The sets' bits, the loss of the model with all of them as predicted and as measured, and the rounds taken.
+    """The chosen bits, the loss of the assembled model as predicted and as measured, and the rounds taken.
 
-    predicted_loss: in the first round the sum of the sets' losses; later it starts from what was measured on the choice
-    before, and a choice that differs from that one in a single set was measured then. bound: what no choice within the
-    budgets has a smaller sum than, or with a limit on the loss is smaller than.
+    bound: proven lower bound of the objective of the first program, which predicts by the sum of the sets' losses; the
+    objective is bytes where the loss is limited. predicted_loss: by the program that found the choice; equal to
+    ``measured_loss`` where the choice was measured as a neighbour of another.
     """
 
     bits: Bits
@@ -67,32 +80,31 @@ def allocate(
     size_of: Callable[[Bits], int],
     loss_of: Callable[[Bits], float],
 ) -> Allocation:
-    """Solve the program; where the stitched model loses other than predicted, measure around the solution and repeat.
+    """Solve the program; while the measured loss differs from the predicted, measure around the choice and repeat.
 
-    size_of and loss_of: bytes and divergence of the model with all sets at these bits. Of all choices measured, the
-    best within the budgets is taken. Raises ConfigError for budgets that no choice meets.
+    size_of and loss_of give the bytes and the divergence of the model assembled at these bits. The best of all measured
+    choices within the budgets is returned. Raises ConfigError for budgets that no choice meets.
     """
-    search = _Search(sets, budgets, size_of, loss_of)
-    losses, base, bound, rounds = [each.losses for each in sets], 0.0, 0.0, 0
-    for number in range(1, ROUNDS + 1):
+    program = _Program(sets, size_of)
+    choices = _MeasuredChoices(program, budgets, loss_of)
+    prediction = _Prediction.by_sum(sets)
+    first = solution = program.solve(prediction, budgets)
+    rounds = 1
+    while not choices.confirm(solution.bits, prediction) and rounds < ROUNDS:
+        prediction = choices.predict_around(solution.bits)
         try:
-            bits, least = search.solve(losses, base)
+            solution = program.solve(prediction, budgets)
         except ConfigError:
-            if not search.known or search.best() is None:
+            if choices.find_best() is None:
                 raise
             break
-        rounds, bound = number, least if number == 1 else bound
-        predicted, measured = base + _total(losses, bits), search.measure(bits)
-        search.predicted.setdefault(bits, predicted)
-        if number == ROUNDS or max(predicted, measured) <= AGREEMENT * min(predicted, measured):
-            break
-        base, losses = measured, search.measure_around(bits)
-    chosen = search.best()
-    if chosen is None:
-        least = min(search.known.values())
+        rounds += 1
+    best = choices.find_best()
+    if best is None:
+        least = min(choices.losses.values())
         raise ConfigError(f"max_loss: found {budgets.loss:.4g}; the smallest that was reached is {least:.4g}; raise it")
-    measured = search.known[chosen]
-    return Allocation(chosen, bound, search.predicted.get(chosen, measured), measured, rounds)
+    measured = choices.losses[best]
+    return Allocation(best, first.bound, choices.predicted.get(best, measured), measured, rounds)
 
 
 def allocate_for_agreement(
@@ -102,156 +114,241 @@ def allocate_for_agreement(
     *,
     size_of: Callable[[Bits], int],
     agreement_of: Callable[[Bits], float],
-) -> tuple[Bits, float]:
-    """The smallest choice found whose agreement, in %, is at least this, and the bound of the program that gave it.
+) -> Solution:
+    """The smallest choice found whose agreement, in %, is at least ``least``, and the bound of its program.
 
-    The program of least loss is solved for one size after the other, halving the range in which the answer lies.
-    Raises ConfigError where none agrees as much.
+    The size is bisected: at each size the program of least loss is solved, and its choice is measured. Raises
+    ConfigError where no choice meets the budgets, or where the largest one agrees too little.
     """
-    search = _Search(sets, budgets, size_of, None)
-    losses = [each.losses for each in sets]
-    high = search.size(search.largest) if budgets.bytes is None else budgets.bytes
-    low, chosen, best = float(search.size(search.smallest)), None, 0.0
-    for size in [high, low, *[None] * HALVINGS]:
-        size = (low + high) / 2 if size is None else size
-        # What the user did not limit is none of the budgets that a refusal names.
-        unlimited = budgets.bytes is None and size == high
-        search.budgets = budgets if unlimited else replace(budgets, bytes=size)
-        try:
-            bits, bound = search.solve(losses, 0.0)
-        except ConfigError:
-            if chosen is None:
-                raise
-            low = max(low, size)
-            continue
-        agreement = agreement_of(bits)
-        best = max(best, agreement)
-        if agreement >= least:
-            chosen, high = (bits, bound), min(high, search.size(bits))
-        elif chosen is None:
+    bisection = _SizeBisection(_Program(sets, size_of), budgets, agreement_of)
+    bisection.start(least)
+    bisection.try_size(bisection.low, least)
+    for _ in range(HALVINGS):
+        bisection.try_size((bisection.low + bisection.high) / 2, least)
+    return bisection.chosen
+
+
+def solve_once(sets: Sequence[BitSet], budgets: Budgets, size_of: Callable[[Bits], int]) -> Bits:
+    """The choice of the least sum of the sets' losses within the budgets; no loss is measured. Raises ConfigError."""
+    return _Program(sets, size_of).solve(_Prediction.by_sum(sets), budgets).bits
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """The loss of a choice is predicted as ``base`` and what each set adds to it at its candidate."""
+
+    base: float
+    added: Sequence[Mapping[Candidate, float]]
+
+    @classmethod
+    def by_sum(cls, sets: Sequence[BitSet]) -> _Prediction:
+        """The sum of the sets' own losses."""
+        return cls(0.0, [each.losses for each in sets])
+
+    def predict(self, bits: Bits) -> float:
+        return self.base + sum(of_set[candidate] for of_set, candidate in zip(self.added, bits, strict=True))
+
+
+class _SizeBisection:
+    """The range of sizes that holds the smallest file of the wanted agreement.
+
+    A file of ``low`` bytes is too small, as far as is known; ``chosen``, of at most ``high`` bytes, agrees enough.
+    """
+
+    def __init__(self, program: _Program, budgets: Budgets, agreement_of: Callable[[Bits], float]) -> None:
+        """Raises ConfigError for budgets that no choice meets."""
+        self.program, self.budgets, self.agreement_of = program, budgets, agreement_of
+        self.prediction = _Prediction.by_sum(program.sets)
+        self.chosen = program.solve(self.prediction, budgets)
+        most = program.size(program.largest) if budgets.bytes is None else budgets.bytes
+        self.low = float(program.size(program.smallest))
+        self.high = min(most, program.size(self.chosen.bits))
+
+    def start(self, least: float) -> None:
+        """Raise ConfigError where the choice of the user's own budgets agrees less than ``least``."""
+        best = self.agreement_of(self.chosen.bits)
+        if best < least:
             raise ConfigError(
                 f"max_disagreement: found {100 - least:.4g}; within the other budgets the smallest that was reached is"
                 f" {100 - best:.4g}; raise it, or allow more candidates"
             )
+
+    def try_size(self, size: float, least: float) -> None:
+        """Solve for files of at most ``size`` bytes, and move the end of the range on which the choice lies."""
+        unlimited = self.budgets.bytes is None and size == self.high
+        budgets = self.budgets if unlimited else replace(self.budgets, bytes=size)
+        try:
+            solution = self.program.solve(self.prediction, budgets)
+        except ConfigError:
+            self.low = max(self.low, size)
+            return
+        if self.agreement_of(solution.bits) >= least:
+            self.chosen, self.high = solution, min(self.high, self.program.size(solution.bits))
         else:
-            low = max(low, size)
-    return chosen
+            self.low = max(self.low, size)
 
 
-def solve_once(sets: Sequence[BitSet], budgets: Budgets, size_of: Callable[[Bits], int]) -> Bits:
-    """The choice of least summed loss within the budgets, by the losses as they are. Raises ConfigError."""
-    return _Search(sets, budgets, size_of, None).solve([each.losses for each in sets], 0.0)[0]
+class _MeasuredChoices:
+    """Losses of the assembled models that were measured, and those predicted for the choices of the programs."""
 
-
-def _total(losses: Sequence[Mapping[Candidate, float]], bits: Bits) -> float:
-    return sum(of_set[candidate] for of_set, candidate in zip(losses, bits, strict=True))
-
-
-class _Search:
-    """What is known of whole choices: sizes, and the losses of those that were measured."""
-
-    def __init__(self, sets: Sequence[BitSet], budgets: Budgets, size_of, loss_of) -> None:
-        self.sets, self.budgets, self._size_of, self._loss_of = sets, budgets, size_of, loss_of
-        self.known: dict[Bits, float] = {}
+    def __init__(self, program: _Program, budgets: Budgets, loss_of: Callable[[Bits], float]) -> None:
+        self.program, self.budgets, self._loss_of = program, budgets, loss_of
+        self.losses: dict[Bits, float] = {}
         self.predicted: dict[Bits, float] = {}
-        self._sizes: dict[Bits, int] = {}
-        self.names = [list(each.losses) for each in sets]
-        self.bytes = [[each.costs[c].bytes for c in own] for each, own in zip(sets, self.names, strict=True)]
-        self.bops = [[each.costs[c].bops for c in own] for each, own in zip(sets, self.names, strict=True)]
-        self.milliseconds = [
-            [each.costs[c].milliseconds for c in own] for each, own in zip(sets, self.names, strict=True)
+
+    def confirm(self, bits: Bits, prediction: _Prediction) -> bool:
+        """Whether the loss of the assembled model is about as predicted."""
+        predicted, measured = prediction.predict(bits), self._measure(bits)
+        self.predicted.setdefault(bits, predicted)
+        return max(predicted, measured) <= MISMATCH * min(predicted, measured)
+
+    def predict_around(self, bits: Bits) -> _Prediction:
+        """Predict from this choice, and from all choices that differ from it in one set, which are measured."""
+        base = self._measure(bits)
+        added = [
+            {
+                candidate: self._measure((*bits[:index], candidate, *bits[index + 1 :])) - base
+                for candidate in candidates
+            }
+            for index, candidates in enumerate(self.program.candidates)
         ]
-        finite = [
-            [place for place, c in enumerate(own) if math.isfinite(each.losses[c])]
-            for each, own in zip(sets, self.names, strict=True)
-        ]
-        self.smallest = self._pick(
-            min(places, key=row.__getitem__) for places, row in zip(finite, self.bytes, strict=True)
-        )
-        self.largest = self._pick(
-            max(places, key=row.__getitem__) for places, row in zip(finite, self.bytes, strict=True)
+        return _Prediction(base, added)
+
+    def find_best(self) -> Bits | None:
+        """The measured choice of least loss within the budgets, or the smallest one where the loss is limited."""
+        if self.budgets.loss is None:
+            order = sorted(self.losses, key=self.losses.__getitem__)
+        else:
+            order = sorted(self.losses, key=lambda bits: (self.program.size(bits), self.losses[bits]))
+        return next((bits for bits in order if self._is_within_budgets(bits)), None)
+
+    def _is_within_budgets(self, bits: Bits) -> bool:
+        limit = self.budgets.loss
+        return self.program.affords(bits, self.budgets) and (limit is None or self.losses[bits] <= limit)
+
+    def _measure(self, bits: Bits) -> float:
+        if bits not in self.losses:
+            self.losses[bits] = self._loss_of(bits)
+        return self.losses[bits]
+
+
+@dataclass(frozen=True)
+class _Constraint:
+    """A budget as a row of the integer program: the sum of the sets' ``costs`` and ``constant`` is at most ``limit``.
+
+    budget: the name of the setting. costs: a number for every candidate of every set.
+    """
+
+    budget: str
+    costs: Table
+    constant: float
+    limit: float
+
+    def spell_reachable(self, total: float) -> str:
+        """The limit, and the smallest that it could be, where the sets' costs can be ``total``."""
+        spell = SPELLING[self.budget]
+        return (
+            f"{self.budget}: found {spell(self.limit)}; the smallest that can be reached is"
+            f" {spell(total + self.constant)}"
         )
 
-    def _pick(self, places) -> Bits:
-        return tuple(own[place] for own, place in zip(self.names, places, strict=True))
+
+class _Program:
+    """The integer program over the sets' candidates; the size of each choice is asked for once.
+
+    candidates: of every set. smallest, largest: the choices of fewest and of most bytes, of finite losses.
+    """
+
+    def __init__(self, sets: Sequence[BitSet], size_of: Callable[[Bits], int]) -> None:
+        self.sets, self._size_of = sets, size_of
+        self._sizes: dict[Bits, int] = {}
+        self.candidates = [list(each.losses) for each in sets]
+        self.bytes = [[each.costs[c].bytes for c in each.losses] for each in sets]
+        self.bops = [[each.costs[c].bops for c in each.losses] for each in sets]
+        self.milliseconds = [[each.costs[c].milliseconds for c in each.losses] for each in sets]
+        self.smallest: Bits = tuple(min(_finite(each), key=lambda c: each.costs[c].bytes) for each in sets)
+        self.largest: Bits = tuple(max(_finite(each), key=lambda c: each.costs[c].bytes) for each in sets)
 
     def size(self, bits: Bits) -> int:
+        """Bytes of the assembled model's file."""
         if bits not in self._sizes:
             self._sizes[bits] = self._size_of(bits)
         return self._sizes[bits]
 
-    def measure(self, bits: Bits) -> float:
-        if bits not in self.known:
-            self.known[bits] = self._loss_of(bits)
-        return self.known[bits]
-
-    def measure_around(self, bits: Bits) -> list[dict[Candidate, float]]:
-        """What the stitched model's loss changes by where one set takes another of its candidates."""
-        return [
-            {c: self.measure((*bits[:place], c, *bits[place + 1 :])) - self.measure(bits) for c in own}
-            for place, own in enumerate(self.names)
-        ]
-
-    def best(self) -> Bits | None:
-        """Of the choices measured, the one within the budgets that loses least, or is smallest with a limit on that."""
-        if self.budgets.loss is None:
-            order = sorted(self.known, key=self.known.get)
-        else:
-            order = sorted(self.known, key=lambda bits: (self.size(bits), self.known[bits]))
-        return next((bits for bits in order if self._fits(bits)), None)
-
-    def _fits(self, bits: Bits) -> bool:
-        return self._affords(bits) and (self.budgets.loss is None or self.known[bits] <= self.budgets.loss)
-
-    def _affords(self, bits: Bits) -> bool:
+    def affords(self, bits: Bits, budgets: Budgets) -> bool:
         """Whether the choice is within the budgets of bytes, bit operations and time."""
-        limits, costs = self.budgets, [each.costs[c] for each, c in zip(self.sets, bits, strict=True)]
-        if limits.bops is not None and sum(cost.bops for cost in costs) > limits.bops:
+        costs = [each.costs[c] for each, c in zip(self.sets, bits, strict=True)]
+        if budgets.bops is not None and sum(cost.bops for cost in costs) > budgets.bops:
             return False
-        spent = limits.rest + sum(cost.milliseconds for cost in costs)
-        if limits.milliseconds is not None and spent > limits.milliseconds:
+        spent = budgets.rest + sum(cost.milliseconds for cost in costs)
+        if budgets.milliseconds is not None and spent > budgets.milliseconds:
             return False
-        return limits.bytes is None or self.size(bits) <= limits.bytes
+        return self._fits(bits, budgets)
 
-    def solve(self, losses: Sequence[Mapping[Candidate, float]], base: float) -> tuple[Bits, float]:
-        """The program's answer and its bound; bytes that belong to no set are measured on the answer itself."""
-        loss = [[of_set[c] for c in own] for of_set, own in zip(losses, self.names, strict=True)]
-        values, ties = (loss, self.bytes) if self.budgets.loss is None else (self.bytes, loss)
-        rest = min(self._rest(self.smallest), self._rest(self.largest))
-        first = None
-        for _ in range(SIZE_ROUNDS):
-            rows = {
-                "max_size": (self.bytes, self.budgets.bytes, rest),
-                "max_bops": (self.bops, self.budgets.bops, 0.0),
-                "max_latency": (self.milliseconds, self.budgets.milliseconds, self.budgets.rest),
-                "max_loss": (loss, self.budgets.loss, base),
-            }
-            rows = {kind: row for kind, row in rows.items() if row[1] is not None}
+    def solve(self, prediction: _Prediction, budgets: Budgets) -> Solution:
+        """The best choice by its predicted loss, or by bytes where the loss is limited; its size is checked.
+
+        The overhead depends on the choice. The least overhead is assumed first; when the file turns out larger than its
+        budget, the program is solved again with more. After SOLVES attempts the smallest choice is taken. Raises
+        ConfigError for budgets that no choice meets.
+        """
+        overhead = min(self._overhead(self.smallest), self._overhead(self.largest))
+        bound = 0.0
+        for attempt in range(SOLVES):
             try:
-                answer = choose(
-                    values, [row for row, _, _ in rows.values()], [x - more for _, x, more in rows.values()], ties=ties
-                )
-            except InfeasibleError as error:
-                if first is not None and self._affords(self.smallest):
-                    return self.smallest, first
-                raise ConfigError(_spell(rows, error.least)) from None
-            bits = self._pick(answer.candidates)
-            first = answer.bound + (base if self.budgets.loss is None else rest) if first is None else first
-            if self.budgets.bytes is None or self.size(bits) <= self.budgets.bytes:
-                return bits, first
-            rest = max(self._rest(bits), rest + 1)
-        if not self._affords(self.smallest):
+                solution = self._solve_assuming(overhead, prediction, budgets)
+            except ConfigError:
+                if attempt and self.affords(self.smallest, budgets):
+                    break
+                raise
+            if not attempt:  # the later bounds do not hold for choices of less overhead than they assume
+                bound = solution.bound
+            if self._fits(solution.bits, budgets):
+                return Solution(solution.bits, bound)
+            overhead = max(self._overhead(solution.bits), overhead + 1)
+        if not self.affords(self.smallest, budgets):
             raise ConfigError(NONE_HOLDS)
-        return self.smallest, first
+        return Solution(self.smallest, bound)
 
-    def _rest(self, bits: Bits) -> int:
-        """Bytes that belong to no set."""
+    def _solve_assuming(self, overhead: int, prediction: _Prediction, budgets: Budgets) -> Solution:
+        """The solution if every choice had this overhead. Raises ConfigError where there is none."""
+        losses = [
+            [added[c] for c in candidates] for added, candidates in zip(prediction.added, self.candidates, strict=True)
+        ]
+        minimize_loss = budgets.loss is None
+        objective, ties = (losses, self.bytes) if minimize_loss else (self.bytes, losses)
+        constraints = self._constrain(losses, prediction.base, overhead, budgets)
+        try:
+            answer = choose(
+                objective,
+                [each.costs for each in constraints],
+                [each.limit - each.constant for each in constraints],
+                ties=ties,
+            )
+        except InfeasibleError as error:
+            parts = [each.spell_reachable(total) for each, total in zip(constraints, error.least, strict=True)]
+            raise ConfigError("; ".join(parts) + "; raise it, or allow more candidates") from None
+        bits = tuple(own[index] for own, index in zip(self.candidates, answer.candidates, strict=True))
+        return Solution(bits, answer.bound + (prediction.base if minimize_loss else overhead))
+
+    def _constrain(self, losses: Table, base: float, overhead: int, budgets: Budgets) -> list[_Constraint]:
+        """One constraint for each budget that is given."""
+        rows: list[tuple[str, Table, float, float | None]] = [
+            ("max_size", self.bytes, overhead, budgets.bytes),
+            ("max_bops", self.bops, 0.0, budgets.bops),
+            ("max_latency", self.milliseconds, budgets.rest, budgets.milliseconds),
+            ("max_loss", losses, base, budgets.loss),
+        ]
+        return [_Constraint(name, costs, constant, limit) for name, costs, constant, limit in rows if limit is not None]
+
+    def _fits(self, bits: Bits, budgets: Budgets) -> bool:
+        return budgets.bytes is None or self.size(bits) <= budgets.bytes
+
+    def _overhead(self, bits: Bits) -> int:
+        """Bytes of the file that belong to no set."""
         return self.size(bits) - sum(each.costs[c].bytes for each, c in zip(self.sets, bits, strict=True))
 
 
-def _spell(rows: Mapping[str, tuple], least: Sequence[float]) -> str:
-    parts = []
-    for (kind, (_, limit, more)), low in zip(rows.items(), least, strict=True):
-        spell = SPELLING[kind]
-        parts.append(f"{kind}: found {spell(limit)}; the smallest that can be reached is {spell(low + more)}")
-    return "; ".join(parts) + "; raise it, or allow more candidates"
+def _finite(each: BitSet) -> list[Candidate]:
+    """The candidates of finite loss."""
+    return [c for c, loss in each.losses.items() if math.isfinite(loss)]

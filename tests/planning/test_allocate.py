@@ -109,14 +109,14 @@ def test_a_loss_that_no_choice_keeps_when_measured_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("rounds", "text"),
+    ("solves", "text"),
     [
         (5, r"^max_size: found 400 bytes; .* is 710 bytes; max_bops: found 25,600 bit operations; .* is 22,400 "),
         (1, r"^max_size: found no choice within it and the other budgets that holds when measured"),
     ],
 )
-def test_two_budgets_that_no_choice_keeps_when_measured_are_refused(rounds, text, monkeypatch):
-    monkeypatch.setattr(allocate_step, "SIZE_ROUNDS", rounds)
+def test_two_budgets_that_no_choice_keeps_when_measured_are_refused(solves, text, monkeypatch):
+    monkeypatch.setattr(allocate_step, "SOLVES", solves)
 
     def size(bits):  # what is within the bit operations turns out too large; the smallest is not within them
         return size_of(bits) + 500 * (len(set(bits)) > 1)
