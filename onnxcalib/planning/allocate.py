@@ -175,17 +175,17 @@ class _SizeBisection:
 
     def try_size(self, size: float, least: float) -> None:
         """Solve for files of at most ``size`` bytes, and move the end of the range on which the choice lies."""
-        unlimited = self.budgets.bytes is None and size == self.high
-        budgets = self.budgets if unlimited else replace(self.budgets, bytes=size)
+        if self.low >= self.high:
+            return
         try:
-            solution = self.program.solve(self.prediction, budgets)
+            solution = self.program.solve(self.prediction, replace(self.budgets, bytes=size))
         except ConfigError:
-            self.low = max(self.low, size)
+            self.low = size
             return
         if self.agreement_of(solution.bits) >= least:
             self.chosen, self.high = solution, min(self.high, self.program.size(solution.bits))
         else:
-            self.low = max(self.low, size)
+            self.low = size
 
 
 class _MeasuredChoices:

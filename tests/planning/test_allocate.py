@@ -152,3 +152,8 @@ def test_a_candidate_of_infinite_loss_is_no_way_to_a_small_file():
     sets = [replace(SETS[0], losses={EIGHT: 0.0, FOUR: float("inf")}), *SETS[1:]]
     found = allocate(sets, Budgets(bytes=320), size_of=size_of, loss_of=loss_of)
     assert found.bits[0] == EIGHT
+
+
+def test_where_the_smallest_file_agrees_enough_it_is_the_answer():
+    bits, bound = allocate_for_agreement(SETS, Budgets(), 80, size_of=size_of, agreement_of=lambda bits: 90.0)
+    assert bits == (FOUR, FOUR, FOUR) and bound == 6.0
