@@ -316,7 +316,10 @@ class _Program:
             [added[c] for c in candidates] for added, candidates in zip(prediction.added, self.candidates, strict=True)
         ]
         minimize_loss = budgets.loss is None
-        objective, ties = (losses, self.bytes) if minimize_loss else (self.bytes, losses)
+        objective: Table = losses
+        ties: Table = self.bytes
+        if not minimize_loss:
+            objective, ties = _exclude(self.bytes, losses), _replace_infinite(losses)
         constraints = self._constrain(losses, prediction.base, overhead, budgets)
         try:
             answer = choose(
@@ -337,7 +340,7 @@ class _Program:
             ("max_size", self.bytes, overhead, budgets.bytes),
             ("max_bops", self.bops, 0.0, budgets.bops),
             ("max_latency", self.milliseconds, budgets.rest, budgets.milliseconds),
-            ("max_loss", losses, base, budgets.loss),
+            ("max_loss", _replace_infinite(losses), base, budgets.loss),
         ]
         return [_Constraint(name, costs, constant, limit) for name, costs, constant, limit in rows if limit is not None]
 
@@ -352,3 +355,16 @@ class _Program:
 def _finite(each: BitSet) -> list[Candidate]:
     """The candidates of finite loss."""
     return [c for c, loss in each.losses.items() if math.isfinite(loss)]
+
+
+def _exclude(values: Table, losses: Table) -> list[list[float]]:
+    """The values, infinite for candidates whose loss is not finite: the program does not choose them."""
+    return [
+        [value if math.isfinite(loss) else math.inf for value, loss in zip(*of_set, strict=True)]
+        for of_set in zip(values, losses, strict=True)
+    ]
+
+
+def _replace_infinite(losses: Table) -> list[list[float]]:
+    """The losses with 0 for those that are not finite, which no row of the program may have."""
+    return [[loss if math.isfinite(loss) else 0.0 for loss in of_set] for of_set in losses]

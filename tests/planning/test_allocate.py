@@ -157,3 +157,9 @@ def test_a_candidate_of_infinite_loss_is_no_way_to_a_small_file():
 def test_where_the_smallest_file_agrees_enough_it_is_the_answer():
     bits, bound = allocate_for_agreement(SETS, Budgets(), 80, size_of=size_of, agreement_of=lambda bits: 90.0)
     assert bits == (FOUR, FOUR, FOUR) and bound == 6.0
+
+
+def test_a_candidate_of_infinite_loss_is_not_chosen_where_the_loss_is_limited():
+    sets = [replace(SETS[0], losses={EIGHT: 0.0, FOUR: float("inf")}), *SETS[1:]]
+    found = allocate(sets, Budgets(loss=100.0), size_of=size_of, loss_of=loss_of)
+    assert found.bits == (EIGHT, FOUR, FOUR) and found.bound == 260
