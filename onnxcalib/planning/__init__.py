@@ -1,6 +1,7 @@
 """Job 2: the bits of each layer, chosen within budgets.
 
-Read the files in this order: ``sensitivity`` measures what each set of layers loses and costs, ``latency`` and
-``latency_table`` what time it takes, ``assemble`` builds whole models of choices, ``allocate`` solves for the choice,
-``choose`` brings budgets into their units and makes the plan, ``run`` ties them.
+Read the files in this order: ``loss`` defines the loss; ``sensitivity`` measures the loss and the costs of each set of
+layers; ``latency`` and ``latency_table`` find its time; ``bits`` names simple choices for all sets; ``assemble`` builds
+and measures the model of a choice; ``allocate`` finds the best choice; ``choose`` resolves the budgets and makes the
+plan; ``run`` connects them.
 """

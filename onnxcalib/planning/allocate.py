@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..errors import ConfigError
 from ..numeric.program import InfeasibleError, Table, choose
 from ..spec import BitSet, Candidate
+from .bits import Bits, find_largest, find_smallest
 
 # Losses are measured again around a choice whose predicted and measured loss differ by more than this factor.
 MISMATCH = 1.1
@@ -32,8 +33,6 @@ SPELLING = {
 }
 
 NONE_HOLDS = "max_size: found no choice within it and the other budgets that holds when measured; raise one of them"
-
-Bits = tuple[Candidate, ...]  # the candidate of every set
 
 
 @dataclass(frozen=True)
@@ -266,8 +265,7 @@ class _Program:
         self.bytes = [[each.costs[c].bytes for c in each.losses] for each in sets]
         self.bops = [[each.costs[c].bops for c in each.losses] for each in sets]
         self.milliseconds = [[each.costs[c].milliseconds for c in each.losses] for each in sets]
-        self.smallest: Bits = tuple(min(_finite(each), key=lambda c: each.costs[c].bytes) for each in sets)
-        self.largest: Bits = tuple(max(_finite(each), key=lambda c: each.costs[c].bytes) for each in sets)
+        self.smallest, self.largest = find_smallest(sets), find_largest(sets)
 
     def size(self, bits: Bits) -> int:
         """Bytes of the assembled model's file."""
@@ -350,11 +348,6 @@ class _Program:
     def _overhead(self, bits: Bits) -> int:
         """Bytes of the file that belong to no set."""
         return self.size(bits) - sum(each.costs[c].bytes for each, c in zip(self.sets, bits, strict=True))
-
-
-def _finite(each: BitSet) -> list[Candidate]:
-    """The candidates of finite loss."""
-    return [c for c, loss in each.losses.items() if math.isfinite(loss)]
 
 
 def _exclude(values: Table, losses: Table) -> list[list[float]]:

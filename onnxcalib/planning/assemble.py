@@ -1,4 +1,4 @@
-"""Whole models assembled of every set's own candidate: what they weigh, cost and lose."""
+"""Assemble models of every set at its chosen candidate, and measure their size, costs, loss and agreement."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from ..quantization.calibrate import batch_size
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.cache import Cache
 from ..runtime.session import Session
-from ..spec import BitSet, Candidate
-from .allocate import Bits
-from .sensitivity import JUDGES, divergence_of, judged_outputs
+from ..spec import BitSet
+from .bits import Bits
+from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_outputs
 
 
 class Assembler:
-    """Models of the sets' bits, each measured once; what the cache has is not measured again.
+    """Models assembled at the bits of all sets. Each is measured once, or not at all where the cache has the result.
 
-    emit: the model with all sets at these bits. rest: milliseconds of what belongs to no set. seconds: what was spent
-    on measuring, and what the float model takes for the whole calibration set.
+    seconds: time spent on measuring. pass_seconds: time of the float model over the whole calibration set.
     """
 
     def __init__(
@@ -38,31 +37,33 @@ class Assembler:
         padding: PaddingMask,
         cache: Cache,
         *,
+        sets: tuple[BitSet, ...],
+        rest: float,
         threads: int,
     ) -> None:
-        """``padding``: that of ``original``."""
+        """``emit`` makes the model at these bits; ``padding`` is that of ``original``; ``rest`` are milliseconds of a
+        run that belong to no set."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
-        self.sets: tuple[BitSet, ...] = ()
-        self.rest = 0.0
+        self.sets, self.rest = sets, rest
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
         self._float, self._padding = Session(original, threads=threads), padding
-        self._size = min(batch_size(self._float, samples), JUDGES)
+        self._batch_size = min(batch_size(self._float, samples), LOSS_SAMPLES)
         start = time.perf_counter()
-        self._judged = self._run_float(JUDGES)
-        self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(JUDGES, len(samples))
-        self._names = judged_outputs([wanted for _, wanted, _ in self._judged])
+        self._references = self._run_float()
+        self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(LOSS_SAMPLES, len(samples))
+        self._names = find_comparable_outputs([batch.outputs for batch in self._references])
 
-    def _run_float(self, most: int) -> list[tuple[Mapping, dict, Callable]]:
-        """The first samples, at least so many if there are, as ``divergence_of`` takes them."""
+    def _run_float(self) -> list[ReferenceBatch]:
+        """The first batches, of at least LOSS_SAMPLES samples if there are as many."""
         found, done = [], 0
-        for feeds in self.samples.batches(self._size):
+        for feeds in self.samples.batches(self._batch_size):
             blank = partial(self._padding.blank, real=find_real(feeds))
-            outputs = self._float.run(feeds)
-            found.append((feeds, {name: blank(name, value) for name, value in outputs.items()}, blank))
+            outputs = {name: blank(name, value) for name, value in self._float.run(feeds).items()}
+            found.append(ReferenceBatch(feeds, outputs, blank))
             done += self.samples.count(feeds)
-            if done >= most:
+            if done >= LOSS_SAMPLES:
                 break
         return found
 
@@ -73,25 +74,25 @@ class Assembler:
         return self._sizes[bits]
 
     def bops(self, bits: Bits) -> int:
-        """MACs times both bits, of one sample."""
+        """Bit operations of one sample: multiplications times the bits of both factors."""
         return sum(each.costs[c].bops for each, c in zip(self.sets, bits, strict=True))
 
     def milliseconds(self, bits: Bits) -> float:
-        """The sum of the sets' times and the rest."""
+        """Time of one run: the sum of the sets' times, and what belongs to no set."""
         return self.rest + sum(each.costs[c].milliseconds for each, c in zip(self.sets, bits, strict=True))
 
     def loss(self, bits: Bits) -> float:
-        """Divergence of the outputs on the first JUDGES samples."""
+        """Divergence of the outputs on the first LOSS_SAMPLES samples."""
 
         def measure() -> float:
-            return divergence_of(self._open(bits), self._judged, self._names)
+            return divergence_of(self._open(bits), self._references, self._names)
 
-        return self._timed(f"loss {_spell(bits)}", measure)
+        return self._recall(f"loss {_spell(bits)}", measure)
 
     def agreement(self, bits: Bits) -> float:
-        """% of all samples whose top class is the float model's, of the output in which they agree least.
+        """% of all samples whose top class is the float model's; the lowest among the outputs of class scores.
 
-        Raises ConfigError where no output is class scores.
+        Raises ConfigError where there is no output of class scores.
         """
 
         def measure() -> float:
@@ -103,10 +104,10 @@ class Assembler:
                 for name, classes in wanted.items()
             )
 
-        return self._timed(f"agreement {_spell(bits)}", measure)
+        return self._recall(f"agreement {_spell(bits)}", measure)
 
     def _top_classes(self) -> dict[str, np.ndarray]:
-        """The float model's top class of every sample, by output. Raises ConfigError where none is class scores."""
+        """The float model's top class of every sample, by output of class scores. Raises ConfigError without any."""
         if self._classes is None:
             given = self._run(self._float, self._names)
             scores = [name for name in self._names if all(scores_classes(each[name].shape) for each in given)]
@@ -120,20 +121,21 @@ class Assembler:
 
     def _run(self, session: Session, names: Sequence[str]) -> list[Mapping[str, Any]]:
         """Outputs of all samples, batch by batch, in which padding is no top class."""
-        found = []
-        for feeds in self.samples.batches(self._size):
-            found.append(self._padding.hide(session.run(feeds, names), find_real(feeds)))
-        return found
+        return [
+            self._padding.hide(session.run(feeds, names), find_real(feeds))
+            for feeds in self.samples.batches(self._batch_size)
+        ]
 
     def _open(self, bits: Bits) -> Session:
         return Session(self.emit(bits), threads=self.threads)
 
-    def _timed(self, name: str, measure: Callable[[], float]) -> float:
+    def _recall(self, name: str, measure: Callable[[], float]) -> float:
+        """The measurement that the cache has, or else a new one, whose time is counted."""
         start = time.perf_counter()
-        found = self.cache.recall(name, measure)
+        found = float(self.cache.recall(name, measure))
         self.seconds += time.perf_counter() - start
         return found
 
 
-def _spell(bits: Sequence[Candidate]) -> str:
+def _spell(bits: Bits) -> str:
     return " ".join(map(str, bits))

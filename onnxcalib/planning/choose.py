@@ -1,9 +1,11 @@
-"""Plan bits: the budgets in their units, the choice within them, and the curve of what every budget would buy."""
+"""Make the plan: budgets in their units, the choice within them, and the trade-off between size and loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,17 +13,18 @@ from ..bitplan import CANDIDATE_OF, FLOAT, BitPlan, Frontier, Point, SetRecord, 
 from ..config import COSTS, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.save import fingerprint, model_bytes
-from ..spec import BitSet, Candidate
+from ..spec import FLOAT_BITS, BitSet, Candidate
 from ..values import COUNT, LATENCY, read_limit
-from .allocate import Bits, Budgets, allocate, allocate_for_agreement, solve_once
+from .allocate import Budgets, allocate, allocate_for_agreement, solve_once
 from .assemble import Assembler
+from .bits import Bits, find_smallest, find_uniform, find_widest, predict
 from .latency import Latencies
 
-FLOAT_BITS = 32
-# Budgets on the curve, from the smallest file to the widest.
+# Sizes of the frontier, evenly spaced.
 POINTS = 21
 
-NameOf = Callable[[str, Candidate], str]
+NameOf = Callable[[str, Candidate], str]  # a layer and a candidate -> the name of the bits that it has then
+Value = TypeVar("Value")
 
 
 def make_bit_plan(
@@ -32,12 +35,12 @@ def make_bit_plan(
     name_of: NameOf,
     excluded: Sequence[str],
 ) -> BitPlan:
-    """The bits within the settings' budgets.
+    """Choose bits within the settings' budgets.
 
-    latencies: None where none are limited. name_of: the bits that a layer has at a candidate, which are its own where
-    settings say so; excluded: layers that stay in float. Raises ConfigError for budgets that cannot be met.
+    latencies: None where time is not limited. name_of: a layer that the settings name keeps its own bits at every
+    candidate. excluded: layers that stay in float. Raises ConfigError for budgets that cannot be met.
     """
-    sets, eight = [keep_candidates(each, config.candidates) for each in whole.sets], widest(whole.sets)
+    sets, eight = [keep_candidates(each, config.candidates) for each in whole.sets], find_widest(whole.sets)
     limits = _resolve(whole, eight, config, latencies)
     size, bops, milliseconds = (limits.get(name) for name in COSTS)
     budgets = Budgets(size, bops, milliseconds, whole.rest, config.max_loss)
@@ -63,84 +66,92 @@ def make_bit_plan(
     )
 
 
-def _resolve(whole: Assembler, eight: Bits, config: QuantizeConfig, latencies: Latencies | None) -> dict[str, float]:
-    """The budgets on costs, by name, in their own units."""
-    of_float = model_bytes(whole.original), FLOAT_BITS**2 * sum(each.macs for each in whole.sets)
-    of_eight = whole.size(eight), whole.bops(eight)
+def _resolve(
+    assembler: Assembler, eight: Bits, config: QuantizeConfig, latencies: Latencies | None
+) -> dict[str, float]:
+    """The budgets on costs by name, in bytes, bit operations and milliseconds."""
+    macs = sum(each.macs for each in assembler.sets)
+    of_float: dict[str, float | None] = {
+        "max_size": model_bytes(assembler.original),
+        "max_bops": FLOAT_BITS**2 * macs,
+        "max_latency": None if latencies is None else latencies.of_float,
+    }
+    of_eight: dict[str, float] = {
+        "max_size": assembler.size(eight),
+        "max_bops": assembler.bops(eight),
+        "max_latency": assembler.milliseconds(eight),
+    }
     limits = {}
-    for name, in_float, in_eight in zip(COSTS, (*of_float, None), (*of_eight, None), strict=True):
-        text = getattr(config, name)
+    for name in COSTS:
+        text, in_float = getattr(config, name), of_float[name]
         if text is None:
             continue
         limit = read_limit(text, LATENCY if name == "max_latency" else COUNT)
-        if name == "max_latency":
-            in_float, in_eight = latencies.of_float, whole.milliseconds(eight)
         if limit.of == "float" and in_float is None:
             raise ConfigError(
-                f"{name}: found {text!r}, a share of the float model; {config.latencies} has not all times of it;"
+                f"{name}: found {text!r}, a share of the float model; {config.latencies} lacks times of float layers;"
                 f" add rows of configuration float, or give milliseconds such as {LATENCY.example}"
             )
-        limits[name] = limit.resolve(of_float=in_float or 0.0, of_eight=in_eight)
+        limits[name] = limit.resolve(of_float=in_float or 0.0, of_eight=of_eight[name])
     return limits
 
 
-def _sum_up(whole: Assembler, bits: Bits, predicted: float, *, timed: bool, agreement: bool) -> Totals:
+def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, agreement: bool) -> Totals:
     return Totals(
         predicted_loss=predicted,
-        measured_loss=whole.loss(bits),
-        bytes=whole.size(bits),
-        bops=whole.bops(bits),
-        milliseconds=whole.milliseconds(bits) if timed else None,
-        agreement=whole.agreement(bits) if agreement else None,
+        measured_loss=assembler.loss(bits),
+        bytes=assembler.size(bits),
+        bops=assembler.bops(bits),
+        milliseconds=assembler.milliseconds(bits) if timed else None,
+        agreement=assembler.agreement(bits) if agreement else None,
     )
 
 
-def trace_frontier(whole: Assembler, config: QuantizeConfig, name_of: NameOf) -> Frontier:
-    """The least sum of losses for sizes from the smallest file to that of eight bits, and the uniform choices.
+def trace_frontier(assembler: Assembler, config: QuantizeConfig, name_of: NameOf) -> Frontier:
+    """The least sum of losses for sizes from the smallest file to the file of least loss, and the uniform choices.
 
-    Solved from the losses of the sets alone: nothing is measured. A larger budget never has a larger loss.
+    No assembled model's loss is measured. The loss falls from point to point.
     """
-    sets = [keep_candidates(each, config.candidates) for each in whole.sets]
-    finite = [{c: each.costs[c].bytes for c, loss in each.losses.items() if np.isfinite(loss)} for each in sets]
-    smallest = tuple(min(of_set, key=of_set.get) for of_set in finite)
-    best = tuple(min(each.losses, key=each.losses.get) for each in sets)
+    sets = [keep_candidates(each, config.candidates) for each in assembler.sets]
+    smallest = assembler.size(find_smallest(sets))
+    best = assembler.size(tuple(min(each.losses, key=each.losses.__getitem__) for each in sets))
     points: list[Point] = []
-    for budget in np.linspace(whole.size(smallest), max(whole.size(best), whole.size(smallest)), POINTS):
-        bits = solve_once(sets, Budgets(bytes=float(budget)), whole.size)
-        if not points or predict(sets, bits) < points[-1].loss:
-            points.append(_point(whole, bits, name_of))
-    uniform = {}
-    for name in dict.fromkeys(config.candidates):
-        bits = tuple(CANDIDATE_OF[name] if CANDIDATE_OF[name] in each.losses else max(each.losses) for each in sets)
-        uniform[name] = _point(whole, bits, name_of)
+    least = math.inf
+    for budget in np.linspace(smallest, max(best, smallest), POINTS):
+        bits = solve_once(sets, Budgets(bytes=float(budget)), assembler.size)
+        if predict(sets, bits) < least:
+            points.append(_make_point(assembler, bits, name_of))
+            least = predict(sets, bits)
+    uniform = {
+        name: _make_point(assembler, find_uniform(sets, CANDIDATE_OF[name]), name_of)
+        for name in dict.fromkeys(config.candidates)
+    }
     return Frontier(
-        model=fingerprint(whole.original),
-        float_bytes=model_bytes(whole.original),
+        model=fingerprint(assembler.original),
+        float_bytes=model_bytes(assembler.original),
         points=tuple(points),
         uniform=uniform,
     )
 
 
-def _point(whole: Assembler, bits: Bits, name_of: NameOf) -> Point:
-    layers = {name: name_of(name, c) for each, c in zip(whole.sets, bits, strict=True) for name in each.layers}
-    loss = predict(whole.sets, bits)
-    return Point(bytes=whole.size(bits), bops=whole.bops(bits), loss=loss if np.isfinite(loss) else None, layers=layers)
+def _make_point(assembler: Assembler, bits: Bits, name_of: NameOf) -> Point:
+    layers = {name: name_of(name, c) for each, c in zip(assembler.sets, bits, strict=True) for name in each.layers}
+    return Point(
+        bytes=assembler.size(bits),
+        bops=assembler.bops(bits),
+        loss=_drop_infinite(predict(assembler.sets, bits)),
+        layers=layers,
+    )
 
 
-def predict(sets: Sequence[BitSet], bits: Bits) -> float:
-    """The sum of the sets' losses."""
-    return sum(each.losses[c] for each, c in zip(sets, bits, strict=True))
-
-
-def widest(sets: Sequence[BitSet]) -> Bits:
-    """Every set at the most bits that it has."""
-    return tuple(max(each.losses) for each in sets)
+def _drop_infinite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def keep_candidates(each: BitSet, names: Sequence[str]) -> BitSet:
-    """The set with the candidates that were asked for, or with what it has where these are none."""
+    """The set with the candidates ``names`` alone; a set that has none of them keeps all that it has."""
     losses = {c: loss for c, loss in each.losses.items() if str(c) in names} or each.losses
-    if not any(np.isfinite(loss) for loss in losses.values()):
+    if not any(math.isfinite(loss) for loss in losses.values()):
         raise ConfigError(
             f"{each.layers[0]}: found outputs that are not finite at each of its candidates"
             f" {', '.join(map(str, losses))}; exclude the layer"
@@ -149,19 +160,19 @@ def keep_candidates(each: BitSet, names: Sequence[str]) -> BitSet:
 
 
 def record_sets(sets: Sequence[BitSet], name_of: NameOf, *, timed: bool) -> tuple[SetRecord, ...]:
-    """What each set loses and costs at each candidate."""
+    """The loss and the costs of each set at each candidate."""
 
-    def spell(each: BitSet, values: Mapping[Candidate, float | None]) -> dict[str, float | None]:
+    def by_name(each: BitSet, values: Mapping[Candidate, Value]) -> dict[str, Value]:
         return {name_of(each.layers[0], c): value for c, value in values.items()}
 
     return tuple(
         SetRecord(
             layers=each.layers,
             macs=each.macs,
-            loss=spell(each, {c: loss if np.isfinite(loss) else None for c, loss in each.losses.items()}),
-            bytes=spell(each, {c: cost.bytes for c, cost in each.costs.items()}),
-            bops=spell(each, {c: cost.bops for c, cost in each.costs.items()}),
-            milliseconds=spell(each, {c: cost.milliseconds for c, cost in each.costs.items()}) if timed else {},
+            loss=by_name(each, {c: _drop_infinite(loss) for c, loss in each.losses.items()}),
+            bytes=by_name(each, {c: cost.bytes for c, cost in each.costs.items()}),
+            bops=by_name(each, {c: cost.bops for c, cost in each.costs.items()}),
+            milliseconds=by_name(each, {c: cost.milliseconds for c, cost in each.costs.items()}) if timed else {},
         )
         for each in sets
     )

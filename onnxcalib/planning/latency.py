@@ -1,4 +1,4 @@
-"""How long sets of layers take at their candidates: by onnxruntime's profiler on this machine, or by a user's file."""
+"""Times of the sets at their candidates: measured by onnxruntime's profiler on this machine, or read from a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from onnx import ModelProto
 
 from ..errors import ConfigError
 from ..runtime.session import Session
-from ..spec import BitSet, Candidate
+from ..spec import BitSet, Candidate, LayerScheme
+from .bits import Bits, find_uniform
 from .latency_table import FLOAT, read_latencies
 from .sensitivity import Survey
 
@@ -23,48 +24,55 @@ RUNS = 15
 
 @dataclass(frozen=True)
 class Latencies:
-    """Milliseconds of one run: of what belongs to no set, and of the whole float model, None where unknown."""
+    """The sets, whose costs have the times of their candidates, and two times in milliseconds of one run.
 
+    rest: of the kernels that belong to no set. of_float: of the float model, None where it is unknown.
+    """
+
+    sets: tuple[BitSet, ...]
     rest: float
     of_float: float | None
 
 
-def time_sets(
-    survey: Survey, sets: Sequence[BitSet], assemble: Callable[[tuple[Candidate, ...]], ModelProto]
-) -> tuple[tuple[BitSet, ...], Latencies]:
-    """The sets with each candidate's times, in the assembled model with this candidate wherever it can be.
+def time_sets(survey: Survey, sets: Sequence[BitSet], assemble: Callable[[Bits], ModelProto]) -> Latencies:
+    """Profile one assembled model for each candidate, which all sets have in it that were measured at it.
 
-    Times are those of kernels, which go by their layers' names, in a run of as few samples as the model takes.
+    The time of a set is that of its layers' kernels, in a run of the fewest samples that the model takes.
     """
-    layers = {layer.name: layer for layer in next(iter(survey.uniform.values())).scheme.layers}
     one, threads = survey.batches.one, survey.config.threads or 0
-    readers = {layer.input: name for name, layer in layers.items()}
-    profiles, owned = {}, {}
-    for candidate in survey.uniform:
-        bits = tuple(candidate if candidate in each.costs else max(each.costs) for each in sets)
-        profiles[candidate] = profile(assemble(bits), one, threads=threads)
-        owned[candidate] = dict.fromkeys(layers, 0.0)
-        for kernel, milliseconds in profiles[candidate].items():
-            owner = _find_owner(kernel, layers) or readers.get(_find_owner(kernel, readers))
-            if owner is not None:
-                owned[candidate][owner] += milliseconds
-    found = [_with_times(each, {c: sum(owned[c][name] for name in each.layers) for c in each.costs}) for each in sets]
-    widest = max(profiles)
-    total = sum(each.costs[max(each.costs)].milliseconds for each in found)
-    rest = max(0.0, sum(profiles[widest].values()) - total)
-    return tuple(found), Latencies(rest, sum(profile(survey.model, one, threads=threads).values()))
+    kernels = {c: profile(assemble(find_uniform(sets, c)), one, threads=threads) for c in survey.uniform}
+    by_layer = {c: _sum_by_layer(times, survey.scheme.layers) for c, times in kernels.items()}
+    timed = tuple(
+        _with_times(each, {c: sum(by_layer[c][name] for name in each.layers) for c in each.costs}) for each in sets
+    )
+    in_sets = sum(each.costs[max(each.costs)].milliseconds for each in timed)
+    rest = max(0.0, sum(kernels[max(kernels)].values()) - in_sets)
+    return Latencies(timed, rest, sum(profile(survey.model, one, threads=threads).values()))
+
+
+def _sum_by_layer(kernels: Mapping[str, float], layers: Sequence[LayerScheme]) -> dict[str, float]:
+    """Milliseconds of each layer: of its own kernels, and of those that quantize the tensor that it reads.
+
+    Kernels that quantize a tensor are named after it. Of several layers that read it, the last one counts them.
+    """
+    readers = {layer.input: layer.name for layer in layers}
+    totals = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for kernel, milliseconds in kernels.items():
+        layer, tensor = _find_owner(kernel, totals), _find_owner(kernel, readers)
+        if layer is not None:
+            totals[layer] += milliseconds
+        elif tensor is not None:
+            totals[readers[tensor]] += milliseconds
+    return totals
 
 
 def _find_owner(kernel: str, names: Iterable[str]) -> str | None:
-    """The longest name that the kernel's begins with: onnxruntime puts ``_token_4``, ``_nchwc`` and such behind it.
-
-    What puts a tensor on its grid is named after it in the same way.
-    """
+    """The longest of the names that the kernel's name begins with; onnxruntime appends ``_token_4`` or ``_nchwc``."""
     return max((name for name in names if kernel == name or kernel.startswith(f"{name}_")), key=len, default=None)
 
 
 def profile(model: ModelProto, feeds: Mapping[str, Any], *, threads: int) -> dict[str, float]:
-    """Milliseconds of each kernel, the median of RUNS, by the name of its node."""
+    """Milliseconds of each kernel, the median of RUNS runs, by the name of its node."""
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         session = Session(model, deployed=True, threads=threads, profile=Path(folder) / "profile")
         for _ in range(RUNS + 1):
@@ -73,12 +81,13 @@ def profile(model: ModelProto, feeds: Mapping[str, Any], *, threads: int) -> dic
     return {name: statistics.median(runs[1:]) for name, runs in times.items()}
 
 
-def look_up_times(
-    path: Path, sets: Sequence[BitSet], name_of: Callable[[str, Candidate], str]
-) -> tuple[tuple[BitSet, ...], Latencies]:
-    """The same from a user's file. ``name_of``: the bits that a layer has at a candidate. Raises ConfigError."""
+def look_up_times(path: Path, sets: Sequence[BitSet], name_of: Callable[[str, Candidate], str]) -> Latencies:
+    """Read the times of the layers from a user's file; the time of a set is their sum, and no other time counts.
+
+    ``name_of`` gives the bits that a layer has at a candidate. Raises ConfigError where a time is missing.
+    """
     table = read_latencies(path)
-    found = []
+    timed = []
     for each in sets:
         keys = {c: [(layer, name_of(layer, c)) for layer in each.layers] for c in each.costs}
         missing = [key for of_candidate in keys.values() for key in of_candidate if key not in table]
@@ -88,10 +97,12 @@ def look_up_times(
                 f"{path}: found no time of {layer} at {bits}, nor {len(missing) - 1} more; every layer at each of its"
                 " candidates and at W8A8 is needed; add it"
             )
-        found.append(_with_times(each, {c: sum(table[key] for key in of) for c, of in keys.items()}))
+        timed.append(
+            _with_times(each, {c: sum(table[key] for key in of_candidate) for c, of_candidate in keys.items()})
+        )
     layers = [layer for each in sets for layer in each.layers]
     known = all((layer, FLOAT) in table for layer in layers)
-    return tuple(found), Latencies(0.0, sum(table[layer, FLOAT] for layer in layers) if known else None)
+    return Latencies(tuple(timed), 0.0, sum(table[layer, FLOAT] for layer in layers) if known else None)
 
 
 def _with_times(each: BitSet, times: Mapping[Candidate, float]) -> BitSet:

@@ -1,4 +1,4 @@
-"""Plan bits for one run's model: measure what sets of layers lose and cost, or recall it, and choose."""
+"""Plan bits for one prepared model: measure the losses and costs of its sets, or recall them, and choose."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from ..quantization.solve import round_embeddings
 from ..runtime.cache import Cache, machine
 from ..runtime.session import Session
 from ..spec import Candidate, Grids, QParams, QuantScheme
-from .allocate import Bits
 from .assemble import Assembler
+from .bits import Bits
 from .choose import make_bit_plan, trace_frontier
 from .latency import Latencies, look_up_times, time_sets
 from .latency_table import read_latencies
-from .sensitivity import Survey, UniformScheme, measure_sets
+from .sensitivity import Measured, Survey, UniformScheme, measure_sets
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """What there is to choose from, and the seconds that measuring it took, of all workers together."""
+class _Measurements:
+    """What bits are chosen from. seconds: time of measuring the sets, summed over all workers."""
 
-    whole: Assembler
+    assembler: Assembler
     latencies: Latencies | None
     seconds: dict[str, float]
     name_of: Callable[[str, Candidate], str]
 
     def spell_time(self) -> str:
-        """In passes of the float model over all samples."""
+        """Seconds of each part, and as many passes of the float model over all samples as take the same time."""
         spent = {
             "solving every layer at its candidates": self.seconds["solve"],
-            "swapping them in": self.seconds["swap"],
-            "assembled models": self.whole.seconds,
+            "losses of single sets": self.seconds["evaluate"],
+            "assembled models": self.assembler.seconds,
         }
-        passes = self.whole.pass_seconds
-        return ", ".join(f"{what} {seconds:.1f} s ({seconds / passes:.0f} passes)" for what, seconds in spent.items())
+        one_pass = self.assembler.pass_seconds
+        return ", ".join(f"{what} {seconds:.1f} s ({seconds / one_pass:.0f} passes)" for what, seconds in spent.items())
 
 
 def choose_bits(prepared: Prepared) -> BitPlan:
@@ -59,56 +59,72 @@ def choose_bits(prepared: Prepared) -> BitPlan:
         )
     with run.stage("plan"):
         measured = _measure(prepared)
-        whole = measured.whole
-        names = {name for each in whole.sets for name in each.layers}
+        assembler = measured.assembler
+        names = {name for each in assembler.sets for name in each.layers}
         excluded = [k.name for k in make_scheme(prepared.model).layers if k.name not in names]
-        found = make_bit_plan(whole, config, measured.latencies, name_of=measured.name_of, excluded=excluded)
+        found = make_bit_plan(assembler, config, measured.latencies, name_of=measured.name_of, excluded=excluded)
         run.observer.note(measured.spell_time())
         return found
 
 
 def trace(prepared: Prepared) -> Frontier:
-    """The least loss for every size of the file."""
+    """Find the least loss for each of several sizes of the file."""
     with prepared.run.stage("plan"):
         measured = _measure(prepared)
         prepared.run.observer.note(measured.spell_time())
-        return trace_frontier(measured.whole, prepared.config, measured.name_of)
+        return trace_frontier(measured.assembler, prepared.config, measured.name_of)
 
 
-def _measure(prepared: Prepared) -> _Measured:
-    """What every set loses and costs at each candidate, or what the cache has of it."""
+def _measure(prepared: Prepared) -> _Measurements:
+    """Measure the loss and the costs of every set at each candidate, as far as the cache does not have them."""
     run, config = prepared.run, prepared.config
     if config.latencies is not None and config.max_latency is not None:
-        read_latencies(Path(config.latencies))  # a fault of it comes before the work
-    activations = list(prepared.scheme.activations)
-    size = batch_size(Session(prepared.model, also=activations, threads=run.threads), prepared.samples)
-    batches = Batches(prepared.samples, size)
+        read_latencies(Path(config.latencies))  # a fault of the file is found before the work
+    batches = _make_batches(prepared)
     cache = _open_cache(prepared, batches)
     statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme))
     schemes = _Schemes(prepared, statistics)
     run.observer.blocks(len(prepared.scheme.layers))
-    # The same number of threads wherever a layer is measured: what is found must not depend on it.
+    # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
     one_thread = config.model_copy(update={"threads": config.threads or 1})
     survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device)
     found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
+    emit = _make_emitter(prepared, schemes, found)
+    latencies = None
+    if config.max_latency is not None and config.latencies is not None:
+        latencies = look_up_times(Path(config.latencies), found.sets, schemes.name_of)
+    elif config.max_latency is not None:
+        latencies = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, found.sets, emit))
+    assembler = Assembler(
+        prepared.original,
+        emit,
+        prepared.samples,
+        prepared.original_padding,
+        cache,
+        sets=found.sets if latencies is None else latencies.sets,
+        rest=0.0 if latencies is None else latencies.rest,
+        threads=run.threads,
+    )
+    return _Measurements(assembler, latencies, found.seconds, schemes.name_of)
+
+
+def _make_batches(prepared: Prepared) -> Batches:
+    """The samples in batches whose activations fit into memory."""
+    activations = list(prepared.scheme.activations)
+    session = Session(prepared.model, also=activations, threads=prepared.run.threads)
+    return Batches(prepared.samples, batch_size(session, prepared.samples))
+
+
+def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> Callable[[Bits], ModelProto]:
+    """A function that assembles the model at the bits of all sets."""
     embedded = round_embeddings(Index(prepared.model.graph), prepared.scheme)
 
-    def assemble(bits: Bits) -> ModelProto:
-        own = {n: c for each, c in zip(found.sets, bits, strict=True) for n in each.layers}
-        params = embedded | {name: found.params[name][c] for name, c in own.items()}
-        return prepared.emit(*schemes.mix(own), params)
+    def emit(bits: Bits) -> ModelProto:
+        candidates = {name: c for each, c in zip(measured.sets, bits, strict=True) for name in each.layers}
+        params = embedded | {name: measured.params[name][c] for name, c in candidates.items()}
+        return prepared.emit(*schemes.mix(candidates), params)
 
-    padding = prepared.original_padding
-    whole = Assembler(prepared.original, assemble, prepared.samples, padding, cache, threads=run.threads)
-    whole.sets, latencies = found.sets, None
-    if config.max_latency is not None:
-        if config.latencies is None:
-            timed = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, found.sets, assemble))
-        else:
-            timed = look_up_times(Path(config.latencies), found.sets, schemes.name_of)
-        whole.sets, latencies = timed
-        whole.rest = latencies.rest
-    return _Measured(whole, latencies, found.seconds, schemes.name_of)
+    return emit
 
 
 def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
@@ -121,7 +137,10 @@ def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
 
 
 class _Schemes:
-    """The schemes in which all layers have one candidate, and mixtures of them, on grids from the same statistics."""
+    """The schemes in which all layers have one candidate, and mixtures of them; all grids are from the same statistics.
+
+    uniform: candidate -> the scheme in which all layers have it.
+    """
 
     def __init__(self, prepared: Prepared, statistics: Statistics) -> None:
         self.prepared, self.statistics = prepared, statistics
@@ -133,13 +152,13 @@ class _Schemes:
         return UniformScheme(scheme, self.prepared.choose_grids(scheme, self.statistics, self.known))
 
     def mix(self, candidates: Mapping[str, Candidate]) -> tuple[QuantScheme, Grids]:
-        """The scheme in which each layer has its own candidate, and its grids."""
+        """The scheme in which each layer has the candidate given for it, and its grids."""
         layers = {name: LayerConfig(**self._bits(name, c)._asdict()) for name, c in candidates.items()}
         scheme = self.prepared.make_scheme(layers)
         return scheme, self.prepared.choose_grids(scheme, self.statistics, self.known)
 
     def name_of(self, layer: str, candidate: Candidate) -> str:
-        """The bits that a layer has at a candidate, which are its own where settings say so."""
+        """The bits that a layer has at a candidate; a layer that the settings name keeps its own."""
         return str(self._bits(layer, candidate))
 
     def _bits(self, layer: str, candidate: Candidate) -> Candidate:

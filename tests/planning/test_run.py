@@ -288,7 +288,7 @@ def test_a_file_without_all_times_is_refused(plain, tmp_path):
         plan(plain, SAMPLES, some)
     both = config.model_copy(update={"latencies": str(write_times(tmp_path / "u.csv", sets, {"W8A8": 2, "W4A4": 1}))})
     with pytest.raises(
-        ConfigError, match=r"^max_latency: found '0.5', a share of the float model; .*u.csv has not all"
+        ConfigError, match=r"^max_latency: found '0.5', a share of the float model; .*u.csv lacks times"
     ):
         plan(plain, SAMPLES, both)
 

@@ -1,0 +1,67 @@
+"""The loss of a quantized model: the divergence of its outputs from the float model's, on the first samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..numeric.divergence import Divergence
+from ..runtime.session import Session, is_float
+
+# Samples on which the divergence of the outputs is measured.
+LOSS_SAMPLES = 64
+# Relative standard error of a divergence at which no more samples are run.
+RELATIVE_ERROR = 0.05
+# The standard error of fewer samples is not relied on.
+LEAST_SAMPLES = 16
+
+Blank = Callable[[str, Any], Any]  # a tensor's name and values -> the values, zero where they are padding
+
+
+@dataclass(frozen=True)
+class ReferenceBatch:
+    """Feeds of one batch, the float model's outputs with padding blanked, and what blanks other models' outputs."""
+
+    feeds: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    blank: Blank
+
+
+def find_comparable_outputs(batches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the outputs on which a loss can be measured. Raises ConfigError where there is none."""
+    names = [name for name in batches[0] if all(_is_comparable(batch[name]) for batch in batches)]
+    names = [name for name in names if any(batch[name].any() for batch in batches)]
+    if not names:
+        raise ConfigError(
+            f"plan: found no output on which a loss can be measured among {', '.join(batches[0])}; one of finite"
+            " floating point numbers that are not all zero is needed; give the bits yourself"
+        )
+    return names
+
+
+def _is_comparable(value: Any) -> bool:
+    return is_float(value) and bool(np.isfinite(value).all())
+
+
+def divergence_of(session: Session, batches: Sequence[ReferenceBatch], names: Sequence[str]) -> float:
+    """Divergence of a model's outputs from the reference, the mean over the outputs ``names``.
+
+    Batches in which the shapes of an output differ do not count for it; the result is infinite if that leaves none.
+    Once the relative standard error of all outputs is at most RELATIVE_ERROR, no more batches are run.
+    """
+    found = {name: Divergence() for name in names}
+    for batch in batches:
+        given = session.run(batch.feeds, names)
+        for name, divergence in found.items():
+            wanted = batch.outputs[name]
+            if wanted.shape == given[name].shape:
+                divergence.add(wanted, batch.blank(name, given[name]))
+        if all(each.samples >= LEAST_SAMPLES and each.error <= RELATIVE_ERROR * each.value for each in found.values()):
+            break
+    values = [divergence.value for divergence in found.values() if divergence.samples]
+    return float(np.mean(values)) if values else math.inf
