@@ -15,10 +15,11 @@ from ..errors import ConfigError
 from ..graph.save import fingerprint, model_bytes
 from ..spec import FLOAT_BITS, BitSet, Candidate
 from ..values import COUNT, LATENCY, read_limit
-from .allocate import Budgets, allocate, allocate_for_agreement, solve_once
+from .allocate import allocate, allocate_for_agreement, solve_once
 from .assemble import Assembler
 from .bits import Bits, find_smallest, find_uniform, find_widest, predict
 from .latency import Latencies
+from .program import Budgets
 
 # Sizes of the frontier, evenly spaced.
 POINTS = 21

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from onnxcalib.errors import ConfigError
-from onnxcalib.planning import allocate as allocate_step
-from onnxcalib.planning.allocate import Budgets, allocate, allocate_for_agreement
+from onnxcalib.planning import program
+from onnxcalib.planning.allocate import allocate, allocate_for_agreement
+from onnxcalib.planning.program import Budgets
 from onnxcalib.spec import BitSet, Candidate, Cost
 
 EIGHT, FOUR = Candidate(8, 8), Candidate(4, 8)
@@ -116,7 +117,7 @@ def test_a_loss_that_no_choice_keeps_when_measured_is_refused():
     ],
 )
 def test_two_budgets_that_no_choice_keeps_when_measured_are_refused(solves, text, monkeypatch):
-    monkeypatch.setattr(allocate_step, "SOLVES", solves)
+    monkeypatch.setattr(program, "SOLVES", solves)
 
     def size(bits):  # what is within the bit operations turns out too large; the smallest is not within them
         return size_of(bits) + 500 * (len(set(bits)) > 1)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.load import load_model
-from onnxcalib.planning.latency import _find_owner, profile
+from onnxcalib.planning.latency import _find_owner, _sum_by_layer, profile
+from onnxcalib.spec import LayerScheme, QuantSpec
 
 LAYERS = ["/a/Conv", "/a/Conv_1", "head"]
 
@@ -22,6 +23,15 @@ LAYERS = ["/a/Conv", "/a/Conv_1", "head"]
 )
 def test_a_kernel_is_its_layers_by_the_longest_name(kernel, owner):
     assert _find_owner(kernel, LAYERS) == owner
+
+
+def test_a_layer_takes_the_time_of_its_kernels_and_of_those_that_quantize_its_input():
+    layers = [
+        LayerScheme(name, "MatMul", tensor, "w", None, "y", QuantSpec(8), QuantSpec(8))
+        for name, tensor in (("first", "x"), ("second", "h"))
+    ]
+    kernels = {"first": 1.0, "first_nchwc": 2.0, "h_QuantizeLinear": 4.0, "Softmax": 8.0}
+    assert _sum_by_layer(kernels, layers) == {"first": 3.0, "second": 4.0}
 
 
 def test_kernels_are_timed_by_name(build, weigh, draw):

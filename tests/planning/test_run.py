@@ -43,8 +43,8 @@ def test_a_larger_budget_never_loses_more(plain):
 
 def test_the_smallest_file_within_a_loss_is_planned(plain):
     config = QuantizeConfig(effort="fast", candidates="W8A8,W4A8")
-    wide, slim = (plan(plain, SAMPLES, config.model_copy(update={"max_loss": loss})) for loss in (1e-7, 1.0))
-    assert "W4A8" not in wide.layers.values() and slim.totals.bytes < wide.totals.bytes
+    strict, loose = (plan(plain, SAMPLES, config.model_copy(update={"max_loss": loss})) for loss in (1e-7, 1.0))
+    assert "W4A8" not in strict.layers.values() and loose.totals.bytes < strict.totals.bytes
 
 
 def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
@@ -77,11 +77,11 @@ def test_layers_left_in_float_are_so_by_the_plan_too(plain):
 
 
 def test_shares_are_of_all_at_8_bits_whatever_the_candidates(plain):
-    wide, slim = (
+    both, light = (
         plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit", candidates=names)).eight_bit
         for names in ("W8A8,W4A8", "W4A8")
     )
-    assert wide.bops == slim.bops and wide.bytes == pytest.approx(slim.bytes, abs=16)
+    assert both.bops == light.bops and both.bytes == pytest.approx(light.bytes, abs=16)
 
 
 def test_a_budget_beside_a_plan_is_refused(plain):
@@ -136,10 +136,10 @@ def images(draw):
 
 def test_a_second_budget_measures_no_set_again(plain, tmp_path, monkeypatch):
     config = QuantizeConfig(effort="fast", max_size="1@8-bit", cache_dir=tmp_path)
-    wide = plan(plain, SAMPLES, config)
+    large = plan(plain, SAMPLES, config)
     monkeypatch.setattr(onnxcalib.planning.sensitivity, "_Sweep", None)
-    slim = plan(plain, SAMPLES, config.model_copy(update={"max_size": "0.985@8-bit"}))
-    assert slim.sets == wide.sets and slim.layers != wide.layers
+    small = plan(plain, SAMPLES, config.model_copy(update={"max_size": "0.985@8-bit"}))
+    assert small.sets == large.sets and small.layers != large.layers
     with pytest.raises(TypeError):  # another seed is another measurement
         plan(plain, SAMPLES, config.model_copy(update={"seed": 1}))
     with pytest.raises(TypeError):  # and so are other samples

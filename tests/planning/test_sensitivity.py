@@ -79,7 +79,7 @@ def test_first_and_last_have_their_own_bits_alone(net, draw):
     assert [list(each.losses) for each in found.sets] == [WIDE[1:], WIDE, WIDE, WIDE[1:]]
 
 
-def test_a_loss_is_that_of_the_whole_model_with_one_set_swapped_in(net, draw):
+def test_a_loss_is_the_divergence_of_the_model_with_one_set_quantized(net, draw):
     prepared, grids, samples, found, _ = measure(net, draw(40, 3, 8, 8))
     wanted = Session(prepared).run(samples.read(range(40)))["y"]
     for each in found.sets[1:3]:
@@ -114,8 +114,8 @@ def test_models_that_differ_in_one_set_differ_by_its_bytes(net, draw):
     own = grids[EIGHT]
     sizes = []
     for candidate in (EIGHT, LIGHT):
-        wide, slim = own.scheme.layers, grids[candidate].scheme.layers
-        layers = tuple(y if y.name == "deep" else x for x, y in zip(wide, slim, strict=True))
+        eight, other = own.scheme.layers, grids[candidate].scheme.layers
+        layers = tuple(y if y.name == "deep" else x for x, y in zip(eight, other, strict=True))
         scheme = type(own.scheme)(
             layers, own.scheme.activations, own.scheme.requantized, own.scheme.shared, own.scheme.nonnegative
         )
@@ -157,7 +157,7 @@ def test_activations_are_met_in_the_order_in_which_they_are_made(build, weigh, d
     assert all(each.losses[LIGHT] > 0 for each in found.sets)
 
 
-def test_outputs_in_which_no_loss_can_be_seen_are_refused(build, weigh, draw):
+def test_outputs_on_which_no_loss_can_be_measured_are_refused(build, weigh, draw):
     text = (
         "g (float[N, 3, 8, 8] x) => (int64[N, 1, 8, 8] y) { [c] a = Conv (x, w, b)  [top] y = ArgMax <axis = 1> (a) }"
     )
