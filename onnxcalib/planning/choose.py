@@ -29,7 +29,7 @@ Value = TypeVar("Value")
 
 
 def make_bit_plan(
-    whole: Assembler,
+    assembler: Assembler,
     config: QuantizeConfig,
     latencies: Latencies | None,
     *,
@@ -41,29 +41,31 @@ def make_bit_plan(
     latencies: None where time is not limited. name_of: a layer that the settings name keeps its own bits at every
     candidate. excluded: layers that stay in float. Raises ConfigError for budgets that cannot be met.
     """
-    sets, eight = [keep_candidates(each, config.candidates) for each in whole.sets], find_widest(whole.sets)
-    limits = _resolve(whole, eight, config, latencies)
+    sets, eight = [keep_candidates(each, config.candidates) for each in assembler.sets], find_widest(assembler.sets)
+    limits = _resolve(assembler, eight, config, latencies)
     size, bops, milliseconds = (limits.get(name) for name in COSTS)
-    budgets = Budgets(size, bops, milliseconds, whole.rest, config.max_loss)
+    budgets = Budgets(size, bops, milliseconds, assembler.rest, config.max_loss)
     if config.max_disagreement is None:
-        found = allocate(sets, budgets, size_of=whole.size, loss_of=whole.loss)
+        found = allocate(sets, budgets, size_of=assembler.size, loss_of=assembler.loss)
         bits, bound, predicted, rounds = found.bits, found.bound, found.predicted_loss, found.rounds
     else:
         least = 100 - config.max_disagreement
-        bits, bound = allocate_for_agreement(sets, budgets, least, size_of=whole.size, agreement_of=whole.agreement)
+        bits, bound = allocate_for_agreement(
+            sets, budgets, least, size_of=assembler.size, agreement_of=assembler.agreement
+        )
         predicted, rounds = predict(sets, bits), 1
     names = {n: name_of(n, c) for each, c in zip(sets, bits, strict=True) for n in each.layers}
     losses = {"max_loss": config.max_loss, "max_disagreement": config.max_disagreement}
     timed, agreement = latencies is not None, config.max_disagreement is not None
     return BitPlan(
-        model=fingerprint(whole.original),
+        model=fingerprint(assembler.original),
         budgets=limits | {name: limit for name, limit in losses.items() if limit is not None},
         layers={**names, **dict.fromkeys(excluded, FLOAT)},
-        totals=_sum_up(whole, bits, predicted, timed=timed, agreement=agreement),
-        eight_bit=_sum_up(whole, eight, predict(whole.sets, eight), timed=timed, agreement=agreement),
+        totals=_sum_up(assembler, bits, predicted, timed=timed, agreement=agreement),
+        eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), timed=timed, agreement=agreement),
         bound=bound,
         rounds=rounds,
-        sets=record_sets(whole.sets, name_of, timed=timed),
+        sets=record_sets(assembler.sets, name_of, timed=timed),
     )
 
 
