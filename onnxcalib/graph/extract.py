@@ -1,4 +1,4 @@
-"""Cut a part out of a graph as a model of its own."""
+"""Take a part out of a graph as a model of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .shapes import infer_graph
 
 
 def infer_types(model: ModelProto) -> dict[str, ValueInfoProto]:
-    """Element type and, where known, shape of every tensor that shape inference reaches, else what the file records."""
+    """Element type and, if known, shape of every tensor, as inferred, or else as the file records it."""
     graphs = [model.graph, infer_graph(model) or model.graph]
     return {v.name: v for graph in graphs for v in (*graph.input, *graph.value_info, *graph.output)}
 
@@ -65,6 +65,6 @@ def needed_nodes(index: Index, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 
 def needed_inputs(index: Index, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
-    """Those of the tensors ``inputs`` on which ``outputs`` depend, or that are among them."""
+    """Those of the tensors ``inputs`` that are among ``outputs`` or on which these depend."""
     names = needed_nodes(index, inputs, outputs)
     return [t for t in inputs if t in outputs or any(node.name in names for node in index.readers(t))]

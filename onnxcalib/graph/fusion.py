@@ -1,4 +1,4 @@
-"""What onnxruntime's CPU provider runs on integers: the rules that the plan's placement of QuantizeLinear follows."""
+"""What onnxruntime's CPU provider runs on integers: the rules by which a scheme places QuantizeLinear."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def moves_values(index: Index, node: NodeProto) -> bool:
 def _pads_with_own_values(index: Index, node: NodeProto) -> bool:
     if attribute_of(node, "mode", b"constant") != b"constant":
         return True
-    fill = attribute_of(node, "value", 0.0)
     if len(node.input) > 2 and node.input[2]:
         fill = constant(index, node.input[2])
-    return fill is not None and not np.any(fill)
+        return fill is not None and not np.any(fill)
+    return not attribute_of(node, "value", 0.0)
 
 
 def moved_outputs(node: NodeProto) -> list[str]:
-    """The outputs of a mover that hold values of its input: not the indices of a MaxPool."""
+    """The outputs of a mover that hold values of its input, which the indices of a MaxPool do not."""
     return [t for t in (node.output[:1] if node.op_type == "MaxPool" else node.output) if t]
 
 
@@ -47,12 +47,12 @@ def upper_bound(index: Index, tensor: str) -> float | None:
         return None
     if node.op_type == "Relu":
         return math.inf
-    low, high = (_clip_end(index, node, place, name) for place, name in ((1, "min"), (2, "max")))
+    low, high = (_clip_end(index, node, number, name) for number, name in ((1, "min"), (2, "max")))
     return high if low == 0 and high > 0 else None
 
 
 def is_nonnegative(index: Index, tensor: str) -> bool:
-    """Whether what makes ``tensor`` leaves no negative value in it."""
+    """Whether the operators that make ``tensor`` give no negative values."""
     node = index.producer.get(tensor)
     if node is None:
         return False
@@ -61,10 +61,10 @@ def is_nonnegative(index: Index, tensor: str) -> bool:
     return (moves_values(index, node) or is_op(node, *AVERAGES)) and is_nonnegative(index, node.input[0])
 
 
-def _clip_end(index: Index, node: NodeProto, place: int, name: str) -> float:
-    """One end of a Clip: infinite where left out, NaN where it is no constant."""
-    if len(node.input) > place and node.input[place]:
-        value = constant(index, node.input[place])
+def _clip_end(index: Index, node: NodeProto, number: int, name: str) -> float:
+    """One end of a Clip, an input or an attribute by its opset: infinite if left out, NaN if it is no constant."""
+    if len(node.input) > number and node.input[number]:
+        value = constant(index, node.input[number])
         return math.nan if value is None else float(value.reshape(-1)[0])
     return float(attribute_of(node, name, -math.inf if name == "min" else math.inf))
 
@@ -79,10 +79,10 @@ def rectified(index: Index, tensor: str) -> str:
 
 
 def carried_outputs(index: Index, node: NodeProto) -> list[str]:
-    """Where the QuantizeLinear of a node's outputs stands: behind the Relu that follows, if it is absorbed.
+    """The tensors that are quantized for a node's outputs: those of the Relus behind it where these are absorbed.
 
-    A mover's two sides have one grid, so that its Relu is absorbed only where nobody else needs the negative values of
-    its input: one input, one output, one reader.
+    Both sides of a mover have one grid. So its Relu is absorbed only if nothing else needs the negative values of its
+    input, which then has one reader, and if it has one output.
     """
     if not moves_values(index, node):
         return [rectified(index, t) for t in node.output[:1]]

@@ -1,4 +1,4 @@
-"""Who makes and who reads each tensor of a graph, found in one pass; a snapshot, to be rebuilt after a rewrite."""
+"""Which nodes make and read each tensor of a graph: a snapshot, to be built anew after a rewrite."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A layer's weight as rows: (groups, output channels of a group, inputs of a channel), whatever the operator stores."""
+"""A layer's weight as rows (groups, output channels of a group, inputs of a channel), for all operators alike."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import NodeProto
@@ -26,29 +27,31 @@ def from_rows(rows: np.ndarray, layer: LayerScheme, shape: tuple[int, ...]) -> n
         return rows.reshape(shape)
     if layer.op == "ConvTranspose":
         return np.moveaxis(rows.reshape(shape[1], shape[0], *shape[2:]), 0, 1)
-    return rows[0] if layer.weight_spec.axis == 0 else rows[0].T
+    matrix: np.ndarray = rows[0]
+    return matrix if layer.weight_spec.axis == 0 else matrix.T
 
 
 def adds_pairs(op: str, shape: tuple[int, ...], groups: int) -> bool:
-    """Whether onnxruntime's x86 kernel of a layer adds products in pairs, the weight being of int8 and this shape.
+    """Whether onnxruntime's x86 kernel for a layer with an int8 weight of this shape adds products in pairs.
 
-    A ConvTranspose has no integer kernel, and a depthwise Conv one of its own, which is exact.
+    A ConvTranspose has no integer kernel. A depthwise Conv has one of its own, which is exact.
     """
     return op != "ConvTranspose" and not (op == "Conv" and groups == shape[0] > 1 and shape[1] == 1)
 
 
 def summing_order(layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
-    """Inputs of a row of ``to_rows`` in the order in which the kernel adds them: those of a Conv channels last."""
+    """Inputs of a row of ``to_rows`` in the order in which the kernel adds them: for a Conv, channels last."""
     if layer.op != "Conv":
-        return np.arange(shape[1 - layer.weight_spec.axis])
-    return kernel_rows(np.arange(math.prod(shape[1:])).reshape(1, *shape[1:]))[0]
+        return np.arange(shape[1 if layer.weight_spec.axis == 0 else 0])
+    order: np.ndarray = kernel_rows(np.arange(math.prod(shape[1:])).reshape(1, *shape[1:]))[0]
+    return order
 
 
 def kernel_rows(weight: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """A weight as (channels, inputs), in the order in which onnxruntime's x86 kernel adds up the products.
+    """A weight as (channels, inputs), in the order in which onnxruntime's x86 kernel adds the products.
 
-    axis: that of the columns of a matrix, or of each of many, which are its channels; None for a convolution, whose
-    channels of one place are neighbours.
+    axis: of the output channels of a matrix, or of each of several matrices; None for a convolution, in whose rows the
+    channels of one kernel element are neighbours.
     """
     if axis is None:
         return np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
@@ -72,7 +75,10 @@ def window_of(node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]
     return {"kernel": tuple(kernel), "strides": strides, "dilations": dilations, "pads": pads}
 
 
-def _same_pads(kernel, strides, dilations, spatial, *, upper: bool) -> tuple[int, ...]:
+def _same_pads(
+    kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], spatial: Sequence[int], *, upper: bool
+) -> tuple[int, ...]:
+    """Pads for ``spatial / strides`` elements of output; an odd number makes the ends larger if ``upper``."""
     begins, ends = [], []
     for k, s, d, size in zip(kernel, strides, dilations, spatial, strict=True):
         total = max((math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size, 0)

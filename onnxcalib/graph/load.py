@@ -1,8 +1,8 @@
-"""Read a model from disk or from memory, and refuse at once what cannot be quantized, with a reason."""
+"""Read a model from disk or from memory, and refuse at once a model that cannot be quantized, with the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,15 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_t
 
 from ..errors import ModelError
 from ..spec import InputSpec
-from .index import all_nodes, is_op, subgraphs
+from .edit import copy_model
+from .index import all_nodes, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, QUANTIZED_OPS
 from .save import model_bytes
 from .shapes import recorded_shape
 
 # The first IR version with opset imports, without which operators have no defined meaning (onnx IR specification).
 LEAST_IR_VERSION = 3
-# onnxruntime guarantees no kernel below opset 7 (its compatibility page).
+# onnxruntime guarantees no kernel below opset 7 (its page on compatibility).
 LEAST_OPSET = 7
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
@@ -29,12 +30,11 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     """The model with all its weights in memory; a ModelProto is deep copied, a file's external data are read too.
 
     Raises ModelError for a file that is missing, unreadable or not ONNX, for external data that are missing or too
-    short, and for a model without outputs, of an IR version or opset that is out of range, or whose nodes read what
+    short, for a model without outputs, for an IR version or opset out of range, and for nodes that read a tensor that
     nothing makes.
     """
     if isinstance(source, ModelProto):
-        model, where = ModelProto(), "model"
-        model.CopyFrom(source)
+        model, where = copy_model(source), "model"
         _refuse_unread_data(model)
     else:
         path = Path(source)
@@ -65,7 +65,7 @@ def _is_quantized(node: NodeProto) -> bool:
 
 
 def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
-    """What a caller must feed: graph inputs that are no initializers; dimensions below 1 count as unknown."""
+    """The inputs that a caller must feed, which are no initializers; dimensions below 1 count as unknown."""
     initializers = {tensor.name for tensor in model.graph.initializer}
     specs = []
     for value in model.graph.input:
@@ -82,9 +82,9 @@ def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
 
 
 def refuse_unsuitable(model: ModelProto) -> None:
-    """Raise ModelError for a model that is quantized already, or that has no layer whose weight is constant float32.
+    """Raise ModelError for a model that is quantized already, or that has no layer with a constant float32 weight.
 
-    To be asked after constants are folded, as weights may be computed from them.
+    Constants must be folded before, as weights may be computed from them.
     """
     for node in all_nodes(model.graph):
         if _is_quantized(node):
@@ -111,16 +111,17 @@ def refuse_unsuitable(model: ModelProto) -> None:
     )
 
 
-def weight_types(graph: GraphProto, outer: dict[str, int] | None = None) -> tuple[set[int], set[int]]:
-    """Element types of the constant weights of the graph's layers, and of the layers in its nodes' bodies."""
-    constants = {**(outer or {}), **{tensor.name: tensor.data_type for tensor in graph.initializer}}
+def weight_types(graph: GraphProto, outer: Mapping[str, TensorProto] | None = None) -> tuple[set[int], set[int]]:
+    """Element types of the constant weights of the graph's layers, and of the layers in its nodes' bodies.
+
+    outer: constants of the graphs around this one.
+    """
+    constants = in_scope(graph, outer or {}, own_constants(graph))
     own: set[int] = set()
     inner: set[int] = set()
     for node in graph.node:
-        if is_op(node, "Constant") and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t.data_type
         if is_op(node, *LAYERS) and node.input[1] in constants:
-            own.add(constants[node.input[1]])
+            own.add(constants[node.input[1]].data_type)
         for body in subgraphs(node):
             inner.update(*weight_types(body, constants))
     return own, inner

@@ -11,7 +11,7 @@ CHANNEL_LAYERS = (*CONVOLUTIONS, "Gemm")
 # Layers whose integer kernel gives a float output where no QuantizeLinear follows; a Conv stays float without one.
 FLOAT_OUTPUT_LAYERS = (*MATRIX_LAYERS, "ConvTranspose")
 
-# Operators whose output holds values of their first input and nothing else: they run on integers as they are.
+# Movers: operators whose output holds values of their first input and nothing else, so that they run on integers.
 MOVERS = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "GlobalMaxPool", "ReduceMax", "Slice",
     "Split", "Gather", "DepthToSpace", "SpaceToDepth", "Expand", "Tile",
@@ -20,11 +20,11 @@ MOVERS = (
 INTEGER_OPS = ("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
 # Operators that give no negative values.
 NONNEGATIVE_OPS = ("Sigmoid", "HardSigmoid", "Softmax", "Abs")
-# Operators that give negative values only where they read some; movers are others.
+# Operators that, like movers, give negative values only if they read some.
 AVERAGES = ("AveragePool", "GlobalAveragePool")
 # Pools with a kernel, strides and pads.
 POOLS = ("MaxPool", "AveragePool")
-# What activation functions are made of. They follow their layer as long as they read nothing but its output.
+# Operators of which activation functions are made. They belong to their layer if they read nothing but its output.
 ACTIVATIONS = (
     "Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Gelu", "Elu", "Erf",
     "Softplus", "Add", "Sub", "Mul", "Div", "LayerNormalization",
@@ -38,14 +38,14 @@ RANDOM_OPS = (
 
 # From float to integers and back, one scale times an integer.
 QUANTIZE, DEQUANTIZE = LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
-# Layers that read integers; those of onnxruntime's own domain included. What onnxruntime makes of a quantized model:
+# Layers that read integers, of onnxruntime's own domain too: those that onnxruntime makes of a quantized model,
 QLINEAR_LAYERS = ("QLinearConv", "QLinearMatMul", "QGemm")
-# those that quantize their activations as they run, or whose output is no 8-bit integer:
+# those that quantize their activations as they run, or whose output is no 8-bit integer,
 DYNAMIC_LAYERS = (
     "ConvInteger", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM", "QAttention",
 )  # fmt: skip
-# and those that quantize their weight alone.
+# and those of which the weight alone is quantized.
 PACKED_LAYERS = ("MatMulNBits", "MatMulBnb4")
-# Operators that only a quantized model holds, but for the other ones named QLinear*.
+# Operators that only a quantized model has. There are more, whose names begin with QLinear.
 QUANTIZED_OPS = (*LINEAR_OPS, "DynamicQuantizeLinear", *QLINEAR_LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS)

@@ -58,7 +58,7 @@ class _Finder:
     def __init__(self, graph: GraphProto, index: Index, layers: Collection[str]) -> None:
         self.index, self.layers = index, layers
         self.owner: dict[str, str] = {}
-        self.members: dict[str, list[NodeProto]] = {}
+        self.members: dict[str, list[str]] = {}
         self.dominators = _Dominators(index.inputs)
         # Tensor -> position of its producer, and of the last layer among the producer and what that depends on.
         self.made_at = {tensor: position for position, node in enumerate(graph.node) for tensor in node.output}
@@ -135,7 +135,7 @@ class _Finder:
         """
         nodes = self.index.nodes
         stack = [nodes[name] for name in region]
-        seen = set()
+        seen: set[str] = set()
         while stack:
             node = stack.pop()
             for reader in (reader for tensor in node.output for reader in self.index.readers(tensor)):

@@ -1,4 +1,4 @@
-"""Write a model so that a failure leaves nothing behind: aside first, then renamed into place."""
+"""Write a model so that a failure leaves nothing behind: to a temporary file, which is then renamed."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from onnx.external_data_helper import set_external_data
 from ..errors import OutputError
 from .weightless import copy_fields, copy_without_initializers, held_bytes
 
-# Protocol buffers cannot hold more in one message; what is not tensor data needs some room too.
+# A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
 MOST_BYTES = 2**31 - 2**24
 # Smaller tensors stay in the model, where shape inference needs them; onnx.save's own threshold.
 LEAST_EXTERNAL_BYTES = 1024
-# So that readers can map the file into memory: a page of the processors in use.
+# A memory page of common processors: tensors begin at one, so that readers can map the file into memory.
 PAGE_BYTES = 4096
 
 
 def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES, lasting: bool = True) -> None:
-    """Write the model to ``path``; above ``most_bytes`` its tensors go to ``path``'s name with ``.data`` behind it.
+    """Write the model to ``path``, and its tensors to ``path`` + ``.data`` if it is larger than ``most_bytes``.
 
-    ``lasting``: wait until the disk has it. The model is left as it is. Any failure removes what was written aside;
-    those of the system raise OutputError.
+    lasting: wait until the disk has the file. The model is left as it is. Any failure removes the temporary files;
+    failures of the file system raise OutputError.
     """
     path = Path(path)
     data_path = path.with_name(path.name + ".data")
-    aside, data_aside = _aside(path), _aside(data_path)
+    temporary, temporary_data = _temporary(path), _temporary(data_path)
     try:
         if model_bytes(model) > most_bytes:
-            with _opened(data_aside, lasting) as file:
+            with _opened(temporary_data, lasting) as file:
                 model = _move_out(model, file, data_path.name)
-        with _opened(aside, lasting) as file:
+        with _opened(temporary, lasting) as file:
             file.write(model.SerializeToString())
-        if data_aside.exists():
-            os.replace(data_aside, data_path)
-        os.replace(aside, path)
+        if temporary_data.exists():
+            os.replace(temporary_data, data_path)
+        os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); room and the right to write are needed;"
             " choose another output"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
-        data_aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary_data.unlink(missing_ok=True)
 
 
 def check_output(path: Path, *sources: Path) -> None:
@@ -73,22 +73,22 @@ def model_bytes(model: ModelProto) -> int:
     """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
     bare = copy_without_initializers(model)
     tensors = sum(1 + _varint_bytes(size) + size for size in (_tensor_bytes(t) for t in model.graph.initializer))
-    graph = bare.graph.ByteSize()
-    return bare.ByteSize() + tensors + _varint_bytes(graph + tensors) - _varint_bytes(graph)
+    graph = int(bare.graph.ByteSize())
+    return int(bare.ByteSize()) + tensors + _varint_bytes(graph + tensors) - _varint_bytes(graph)
 
 
 def _tensor_bytes(tensor: TensorProto) -> int:
-    """As ``ByteSize``, which holds the data three times on its way."""
+    """As ``ByteSize``, which takes three times the memory of the data."""
     if not tensor.HasField("raw_data"):
-        return tensor.ByteSize()
+        return int(tensor.ByteSize())
     light = TensorProto()
     copy_fields(tensor, light, but="raw_data")
     data = len(tensor.raw_data)
-    return light.ByteSize() + 1 + _varint_bytes(data) + data
+    return int(light.ByteSize()) + 1 + _varint_bytes(data) + data
 
 
 def _varint_bytes(length: int) -> int:
-    """Bytes in which protobuf writes the length of a field."""
+    """Number of bytes in which protobuf writes the length of a field."""
     return max(1, -(-length.bit_length() // 7))
 
 
@@ -107,7 +107,7 @@ def _is_same(path: Path, source: Path) -> bool:
         return path.resolve() == source.resolve()
 
 
-def _aside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -117,24 +117,24 @@ def _opened(path: Path, lasting: bool) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         if lasting:
-            os.fsync(file.fileno())  # a full disk shows here at the latest, and not after the rename
+            os.fsync(file.fileno())  # a full disk raises here at the latest, and not after the rename
 
 
 def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
-    """A copy of the model whose larger initializers are references into ``file``, to which their bytes are written."""
+    """A copy of the model whose larger initializers are references into ``file``, to which it writes their bytes."""
     light = copy_without_initializers(model)
     for tensor in model.graph.initializer:
-        stub = light.graph.initializer.add()
+        reference = light.graph.initializer.add()
         if tensor.data_type == TensorProto.STRING or held_bytes(tensor) < LEAST_EXTERNAL_BYTES:
-            stub.CopyFrom(tensor)
+            reference.CopyFrom(tensor)
             continue
         raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
         file.write(b"\0" * (-file.tell() % PAGE_BYTES))
-        stub.name, stub.data_type, stub.doc_string = tensor.name, tensor.data_type, tensor.doc_string
-        stub.dims.extend(tensor.dims)
-        stub.raw_data = b""
-        set_external_data(stub, location, file.tell(), len(raw))
-        stub.ClearField("raw_data")
+        reference.name, reference.data_type, reference.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+        reference.dims.extend(tensor.dims)
+        reference.raw_data = b""
+        set_external_data(reference, location, file.tell(), len(raw))
+        reference.ClearField("raw_data")
         file.write(raw)
     return light
 

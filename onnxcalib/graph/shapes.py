@@ -1,4 +1,4 @@
-"""Shapes of a graph's tensors as far as the operators' own rules give them."""
+"""Shapes of a graph's tensors as far as the rules of the operators give them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ Shape = tuple[int | None, ...]
 def infer_shapes(model: ModelProto) -> dict[str, Shape]:
     """Tensor -> shape, None for a dimension that is not fixed; tensors of unknown rank are absent.
 
-    Shapes that the file records for other tensors than inputs are not trusted, as exporters and editing tools leave
-    wrong ones.
-    Those of the initializers alone for a model that inference cannot read.
+    Of the shapes that the file records only those of inputs are used, as exporters and editing tools leave wrong ones.
+    A model that inference cannot read has the shapes of its initializers alone.
     """
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     graph = infer_graph(model)
     for value in () if graph is None else (*graph.input, *graph.output, *graph.value_info):
         if (shape := recorded_shape(value)) is not None:
@@ -25,7 +24,7 @@ def infer_shapes(model: ModelProto) -> dict[str, Shape]:
 
 
 def recorded_shape(value: ValueInfoProto) -> Shape | None:
-    """The shape that is written down for a tensor, None for a dimension that is not fixed; None for no shape."""
+    """The shape that the file records for a tensor, None for a dimension that is not fixed; None if there is none."""
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
         return None
@@ -33,7 +32,7 @@ def recorded_shape(value: ValueInfoProto) -> Shape | None:
 
 
 def describe_outputs(model: ModelProto) -> int:
-    """Give graph outputs that come without a shape, which onnxruntime accepts and onnx does not, the inferred one."""
+    """Give graph outputs without a shape, which onnxruntime accepts and onnx does not, the inferred one."""
     bare = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
     graph = infer_graph(model) if bare else None
     inferred = {} if graph is None else {value.name: value.type for value in graph.output}
@@ -46,7 +45,7 @@ def describe_outputs(model: ModelProto) -> int:
 
 
 def infer_graph(model: ModelProto) -> GraphProto | None:
-    """The graph without its weights, with types and shapes of what inference reaches; None where it cannot be read."""
+    """The graph without its weights, with all types and shapes that inference finds; None if inference fails."""
     bare = copy_without_weights(model)
     del bare.graph.value_info[:]
     for value in bare.graph.output:

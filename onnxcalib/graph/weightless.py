@@ -1,4 +1,4 @@
-"""Copies of a model without its weights, for what needs the graph alone and may meet models above 2 GB."""
+"""Copies of a model without its weights, for code that needs the graph alone and may meet models above 2 GB."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, helper
 
-# Larger initializers cannot be shapes, axes or scales, so who reads a graph needs to know their types alone.
+# Larger initializers cannot be shapes, axes or scales, so that what reads a graph needs their types alone.
 MOST_VALUE_BYTES = 1 << 16
 
 
@@ -35,19 +35,19 @@ def copy_without_weights(model: ModelProto) -> ModelProto:
 
 
 def replace_around_weights(model: ModelProto, light: ModelProto) -> None:
-    """Make the model what was made of its ``copy_without_weights``, whose inputs in place of weights go.
+    """Make the model what its ``copy_without_weights`` has become, but with its weights instead of the copy's inputs.
 
     The large initializers are not copied. Mutates both.
     """
     graph = model.graph
     large = {tensor.name for tensor in graph.initializer if _is_large(tensor)}
-    inputs = {value.name for value in graph.input}
-    for place in reversed(range(len(light.graph.input))):
-        if light.graph.input[place].name in large - inputs:
-            del light.graph.input[place]
-    for place in reversed(range(len(graph.initializer))):
-        if graph.initializer[place].name not in large:
-            del graph.initializer[place]
+    stand_ins = large - {value.name for value in graph.input}
+    for position in reversed(range(len(light.graph.input))):
+        if light.graph.input[position].name in stand_ins:
+            del light.graph.input[position]
+    for position in reversed(range(len(graph.initializer))):
+        if graph.initializer[position].name not in large:
+            del graph.initializer[position]
     for owner, kept in ((model, "graph"), (graph, "initializer")):
         for field in owner.DESCRIPTOR.fields:
             if field.name != kept:
@@ -56,8 +56,8 @@ def replace_around_weights(model: ModelProto, light: ModelProto) -> None:
 
 
 def held_bytes(tensor: TensorProto) -> int:
-    """Bytes of a tensor's values as an array, by its type: to ask protobuf for the size would copy the tensor twice."""
-    return math.prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    """Bytes of a tensor's values as an array, by its type, as to ask protobuf for the size copies the tensor twice."""
+    return math.prod(int(size) for size in tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _is_large(tensor: TensorProto) -> bool:

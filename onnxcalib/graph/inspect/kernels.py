@@ -11,23 +11,23 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from ..fusion import moves_values
-from ..index import Index, attribute_of, constant, is_op, subgraphs
+from ..index import Index, attribute_of, constant, in_scope, is_op, subgraphs
 from ..layout import adds_pairs, kernel_rows
 from .integers import LINEAR_DOMAINS, element_type
 from .quantized_layers import SIGNED, clip_ends
 
 UINT8_MAX = 2**8 - 1
-# Of a weight that is computed each pair may be the one whose sums are largest.
+# A weight that is computed may hold the pair of integers with the largest sums.
 ANY_INTEGERS = np.full((1, 2), -(2**7), np.int8)
-# What onnxruntime puts behind the name of a node that it changes the layout of, or fuses with another.
+# What onnxruntime appends to the name of a node whose layout it changes, or that it fuses with another.
 SUFFIX = re.compile(r"(_token_\d+|/\w+Fusion)$")
 
 
 class Operator(NamedTuple):
-    """Where an operator on integers has them among its inputs.
+    """Numbers of the inputs of an operator on integers.
 
-    weights: those that can be constants; offsets: the zero point of each; activations: the zero point of what they are
-    multiplied by. It is None where the operator reads floats and makes uint8 integers of them itself.
+    weights: integers that can be constants. offsets: the zero point of each weight. activations: the zero point of what
+    the weights are multiplied by; None if the operator reads floats and quantizes them to uint8 itself.
     """
 
     weights: tuple[int, ...]
@@ -52,8 +52,8 @@ OPERATORS = {
 class Kernel:
     """What an integer kernel multiplies on x86 without VNNI.
 
-    rows: the integers of its weight as stored, (channels, inputs), in the order in which pairs of products are added
-    up; None where sums are exact. highest: the largest integer that they are multiplied by.
+    rows: the integers of its weight as stored, (channels, inputs), in the order in which pairs of products are added;
+    None if sums are exact. highest: the largest integer by which they are multiplied.
     """
 
     name: str
@@ -64,13 +64,12 @@ class Kernel:
 def find_kernels(
     graph: GraphProto, outer: Mapping[str, TensorProto] | None = None, within: str = ""
 ) -> tuple[Kernel, ...]:
-    """Those of a graph as onnxruntime runs it and of its nodes' bodies, in order; an LSTM has two.
+    """The kernels of a graph as onnxruntime runs it, and of its nodes' bodies, in order; an LSTM has two.
 
-    outer: initializers of the graphs around this one. within: what names begin with.
+    outer: initializers of the graphs around this one. within: prefix of the names.
     """
     index = Index(graph)
-    bound = {*index.inputs, *index.producer}
-    index.initializers = {k: v for k, v in (outer or {}).items() if k not in bound} | index.initializers
+    index.initializers = in_scope(graph, outer or {}, index.initializers)
     found: list[Kernel] = []
     for node in graph.node:
         name = within + (node.name or node.output[0])
@@ -79,13 +78,13 @@ def find_kernels(
         operator = OPERATORS.get(node.op_type) if node.domain in LINEAR_DOMAINS else None
         if operator is not None:
             highest = _find_highest(index, node, operator)
-            for place, offset in zip(operator.weights, operator.offsets, strict=True):
-                found.append(Kernel(name, _read_rows(index, node, place, offset), highest))
+            for weight, offset in zip(operator.weights, operator.offsets, strict=True):
+                found.append(Kernel(name, _read_rows(index, node, weight, offset), highest))
     return tuple(found)
 
 
 def find_source(kernel: str, nodes: Collection[str]) -> str | None:
-    """Which of the names of a model's nodes a kernel has kept; None where onnxruntime has made the node anew."""
+    """Name of the model's node of which a kernel was made; None if onnxruntime named the kernel anew."""
     name = kernel
     while name not in nodes:
         name, shortened = SUFFIX.subn("", name)
@@ -95,7 +94,7 @@ def find_source(kernel: str, nodes: Collection[str]) -> str | None:
 
 
 def skip_movers(index: Index, tensor: str) -> str:
-    """The tensor whose values this one holds, moved by operators that run on integers too."""
+    """The tensor whose values this one holds, as operators that run on integers too only moved them."""
     node = index.producer.get(tensor)
     while node is not None and (is_op(node, "Identity") or moves_values(index, node) or node.op_type == "NhwcMaxPool"):
         tensor = node.input[0]
@@ -104,7 +103,7 @@ def skip_movers(index: Index, tensor: str) -> str:
 
 
 def _find_highest(index: Index, node: NodeProto, operator: Operator) -> int:
-    """The largest integer that weights are multiplied by: the end of a Clip of integers, or of uint8."""
+    """The largest integer by which weights are multiplied: the end of a Clip of integers, or of uint8."""
     if operator.activations is None:
         return UINT8_MAX
     highest = UINT8_MAX
@@ -113,7 +112,7 @@ def _find_highest(index: Index, node: NodeProto, operator: Operator) -> int:
         end = clip_ends(index, before)[1]
         highest = highest if end is None else min(highest, end)
         before = index.producer.get(skip_movers(index, before.input[0]))
-    # A Conv pads with the zero point, which need not be within the ends.
+    # A Conv pads with the zero point, which may lie outside of the Clip's ends.
     name = node.input[operator.activations] if len(node.input) > operator.activations else ""
     if not name:
         return highest
@@ -121,13 +120,13 @@ def _find_highest(index: Index, node: NodeProto, operator: Operator) -> int:
     return UINT8_MAX if zero_point is None else max(highest, int(zero_point.max(initial=0)))
 
 
-def _read_rows(index: Index, node: NodeProto, place: int, offset: int) -> np.ndarray | None:
-    """The rows of the weight at ``place``, None where their sums are exact: those of ConvInteger and of unsigned ones.
+def _read_rows(index: Index, node: NodeProto, number: int, offset: int) -> np.ndarray | None:
+    """The rows of the weight that is the input of this number, with its zero point at ``offset``; None for exact sums.
 
-    Those by signed activations too, which onnxruntime has a fast kernel of x86 for only once they are unsigned.
-    ConvInteger multiplies weights by activations and not these by those.
+    Sums are exact for unsigned weights, for signed activations, which onnxruntime's fast kernels for x86 take only once
+    they are unsigned, and for ConvInteger, which has weights and activations the other way round.
     """
-    weight = index.initializers.get(node.input[place])
+    weight = index.initializers.get(node.input[number])
     kind = element_type(index, node, offset) if weight is None else weight.data_type
     activations = OPERATORS[node.op_type].activations
     signed = activations is not None and element_type(index, node, activations) in SIGNED

@@ -1,4 +1,4 @@
-"""The weighted layers of a quantized graph: their integers, and the grids that they read."""
+"""The weighted layers of a quantized graph: their integers, and the grids on which they read their input."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
-from ..ops import LAYERS, LINEAR_OPS
+from ..ops import DEQUANTIZE, LAYERS, LINEAR_OPS, QUANTIZE
 from .integers import element_type, is_linear
 
-FOUR_BITS = (TensorProto.UINT4, TensorProto.INT4)
-SIXTEEN_BITS = (TensorProto.UINT16, TensorProto.INT16)
-SIGNED = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
+FOUR_BITS: tuple[int, ...] = (TensorProto.UINT4, TensorProto.INT4)
+SIXTEEN_BITS: tuple[int, ...] = (TensorProto.UINT16, TensorProto.INT16)
+SIGNED: tuple[int, ...] = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
+# Operators between quantization and layer that leave the integers as they are.
 CARRIERS = ("Cast", "Identity")
 
 
@@ -23,9 +24,10 @@ CARRIERS = ("Cast", "Identity")
 class QuantizedLayer:
     """A layer with a quantized constant weight.
 
-    source: the float tensor that it reads or that is quantized for it; entry: the node that reads it so, the layer
-    itself or a QuantizeLinear. grid: step and ends of its input's grid. stored: the weight's integers; integers: less
-    their zero point; scale: of a shape that broadcasts to theirs; axis: that of the output channels.
+    source: the float tensor that the layer reads or that is quantized for it. entry: the node that reads ``source``,
+    the layer itself or a QuantizeLinear. grid: scale and ends of the input's grid, as floats. stored: the weight's
+    integers. integers: the same less their zero point. scale: of a shape that broadcasts to the weight's. axis: of the
+    output channels.
     """
 
     name: str
@@ -52,16 +54,16 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
 
 def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     dequantize = index.producer.get(node.input[1])
-    if dequantize is None or not is_linear(dequantize, "DequantizeLinear"):
+    if dequantize is None or not is_linear(dequantize, DEQUANTIZE):
         return None
-    weight, kind = _stored(index, dequantize.input[0])
-    scale = None if weight is None else _spread(index, dequantize, 1, weight)
-    if scale is None:
+    tensor = _stored_tensor(index, dequantize.input[0])
+    if tensor is None:
         return None
-    zero_point = _spread(index, dequantize, 2, weight)
-    if zero_point is None and any(dequantize.input[2:]):
+    weight = numpy_helper.to_array(tensor)
+    scale, zero_point = (_broadcastable(index, dequantize, number, weight) for number in (1, 2))
+    if scale is None or (zero_point is None and any(dequantize.input[2:])):
         return None
-    entry = next((n for n in reversed(list(_trace(index, node.input[0]))) if is_linear(n, "QuantizeLinear")), node)
+    entry = next((n for n in reversed(list(_trace(index, node.input[0]))) if is_linear(n, QUANTIZE)), node)
     bits, grid = _last_grid(index, node.input[0])
     return QuantizedLayer(
         name=node.name or node.output[0],
@@ -73,24 +75,23 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         integers=weight.astype(np.int32) - (0 if zero_point is None else zero_point.astype(np.int32)),
         scale=scale.astype(np.float32),
         axis=channel_axis(node) if weight.ndim == 2 or node.op_type != "MatMul" else weight.ndim - 1,
-        weight_bits=4 if kind in FOUR_BITS else 8,
+        weight_bits=4 if tensor.data_type in FOUR_BITS else 8,
         activation_bits=bits,
         grid=grid,
     )
 
 
-def _stored(index: Index, tensor: str) -> tuple[np.ndarray | None, int]:
-    """Integers of a constant and their type, through the Cast that 4-bit ones are widened by."""
-    producer = index.producer.get(tensor)
+def _stored_tensor(index: Index, name: str) -> TensorProto | None:
+    """The constant that a DequantizeLinear reads, directly or through the Cast of 4-bit integers to 8."""
+    producer = index.producer.get(name)
     if producer is not None and is_op(producer, "Cast"):
-        tensor = producer.input[0]
-    found = index.initializers.get(tensor)
-    return (None, 0) if found is None else (constant(index, tensor), found.data_type)
+        name = producer.input[0]
+    return index.initializers.get(name)
 
 
-def _spread(index: Index, dequantize: NodeProto, place: int, weight: np.ndarray) -> np.ndarray | None:
-    """Scale or zero point of a weight, its input number ``place``, in a shape that broadcasts to the weight's."""
-    value = constant(index, dequantize.input[place]) if len(dequantize.input) > place else None
+def _broadcastable(index: Index, dequantize: NodeProto, number: int, weight: np.ndarray) -> np.ndarray | None:
+    """A weight's scale or zero point, the input of this number, in a shape that broadcasts to the weight's."""
+    value = constant(index, dequantize.input[number]) if len(dequantize.input) > number else None
     if value is None or value.size == 1:
         return value if value is None else value.reshape(())
     axis = attribute_of(dequantize, "axis", 1) % weight.ndim
@@ -101,7 +102,7 @@ def _spread(index: Index, dequantize: NodeProto, place: int, weight: np.ndarray)
 
 
 def _trace(index: Index, tensor: str) -> Iterator[NodeProto]:
-    """The nodes that carry a layer's input on grids, from the layer back."""
+    """The nodes that quantize a layer's input and pass its integers on, from the layer back."""
     node = index.producer.get(tensor)
     while node is not None and _carries(index, node):
         yield node
@@ -110,34 +111,34 @@ def _trace(index: Index, tensor: str) -> Iterator[NodeProto]:
 
 def _carries(index: Index, node: NodeProto) -> bool:
     if is_op(node, "LeakyRelu"):
-        return _is_mark(node)
+        return _is_identity(node)
     if is_linear(node, *LINEAR_OPS):
         return True
     return is_op(node, *CARRIERS) or (is_op(node, "Clip") and any(e is not None for e in clip_ends(index, node)))
 
 
-def _is_mark(node: NodeProto) -> bool:
-    """Whether this is the LeakyRelu that ``emit`` writes where it narrows: the identity."""
+def _is_identity(node: NodeProto) -> bool:
+    """Whether this is the LeakyRelu of slope 1 that ``emit`` writes where it requantizes."""
     return is_op(node, "LeakyRelu") and attribute_of(node, "alpha", 0.01) == 1
 
 
 def clip_ends(index: Index, node: NodeProto) -> list[int | None]:
-    """Both ends of a Clip of integers, None for one that it has not, or that is none of an integer."""
+    """Both ends of a Clip of integers; None for an end that is missing, computed or no integer."""
     names = [*node.input[1:3], "", ""][:2]
     ends = [constant(index, name) for name in names]
     return [int(end) if end is not None and end.dtype.kind in "iu" else None for end in ends]
 
 
 def _last_grid(index: Index, tensor: str) -> tuple[int, tuple[float, float, float] | None]:
-    """Bits of the grid that a layer reads its input on, its step and its ends in floats.
+    """Bits of the grid on which a layer reads its input, and the grid's scale and ends as floats.
 
-    Float input is 32 bits and None; the grid is None too where its scale is computed.
+    Float input has 32 bits and no grid. The grid is None too where its scale is computed.
     """
     clips = []
     for node in _trace(index, tensor):
         if is_op(node, "Clip"):
             clips.append(clip_ends(index, node))
-        if is_linear(node, "QuantizeLinear"):
+        if is_linear(node, QUANTIZE):
             return _read_grid(index, node, clips)
     return 32, None
 
@@ -145,7 +146,7 @@ def _last_grid(index: Index, tensor: str) -> tuple[int, tuple[float, float, floa
 def _read_grid(
     index: Index, node: NodeProto, clips: list[list[int | None]]
 ) -> tuple[int, tuple[float, float, float] | None]:
-    """As ``_last_grid``, of a QuantizeLinear behind which integers are clipped."""
+    """As ``_last_grid``, of a QuantizeLinear whose integers are clipped to these ends."""
     scale = constant(index, node.input[1])
     given = constant(index, node.input[2]) if len(node.input) > 2 else None
     zero_point = 0 if given is None else int(given.reshape(-1)[0])
@@ -154,16 +155,16 @@ def _read_grid(
     low, high = (-levels // 2, levels // 2 - 1) if kind in SIGNED else (0, levels - 1)
     low = max([low, *(end for end, _ in clips if end is not None)])
     high = min([high, *(end for _, end in clips if end is not None)])
-    if _narrows(index, node, zero_point):
+    if _requantizes_to_top(index, node, zero_point):
         low = zero_point
     bits = next(bits for bits in (4, 8, 16) if high - low < 2**bits)
     if scale is None or scale.size != 1:
         return bits, None
-    step = float(scale.reshape(-1)[0])
-    return bits, (step, (low - zero_point) * step, (high - zero_point) * step)
+    distance = float(scale.reshape(-1)[0])
+    return bits, (distance, (low - zero_point) * distance, (high - zero_point) * distance)
 
 
-def _narrows(index: Index, node: NodeProto, zero_point: int) -> bool:
-    """Whether a QuantizeLinear puts a tensor on 16 levels at the top of uint8, as ``emit`` writes it."""
+def _requantizes_to_top(index: Index, node: NodeProto, zero_point: int) -> bool:
+    """Whether a QuantizeLinear puts a tensor on the 16 highest levels of uint8, as ``emit`` writes it."""
     before = index.producer.get(node.input[0])
-    return before is not None and _is_mark(before) and zero_point == 255 - 15
+    return before is not None and _is_identity(before) and zero_point == 255 - 15
