@@ -65,9 +65,10 @@ class _Finder:
         self.last_layer: dict[str, int] = {}
         # Add of two activations -> its operands, the one that is made first in front.
         self.operands: dict[str, tuple[str, str]] = {}
-        # Such a first operand -> position of the last Add that has it; other tensor -> those it is computed from. The
-        # latter are forgotten behind that Add, so that the sets stay small.
+        # First operand of an Add -> position of the last Add of which it is the first operand.
         self.last_add: dict[str, int] = {}
+        # Tensor -> the first operands from which it is computed. Each is left out behind its last Add, so that the sets
+        # stay small.
         self.origins: dict[str, frozenset[str]] = {}
         for position, node in enumerate(graph.node):
             if is_op(node, "Add") and index.initializers.keys().isdisjoint(node.input):
@@ -128,10 +129,11 @@ class _Finder:
         return region if count else None
 
     def _is_interrupted(self, region: set[str], end: int) -> bool:
-        """Whether nodes outside of the region, each owner's as one, read of it and are read by it.
+        """Whether the region would have to run both before and after another block.
 
-        end: position of the region's last node. What stands behind it leads to no node in front, as another owner's
-        nodes behind it are its activation function, which reads nothing but its own block.
+        Nodes outside of the region count as one with the others of their block. end: position of the region's last
+        node. Nodes behind it need not be looked at: of other blocks only activation functions stand there, which read
+        nothing but their own block.
         """
         nodes = self.index.nodes
         stack = [nodes[name] for name in region]

@@ -16,25 +16,25 @@ def model(build, draw):
 
 
 def test_a_part_gives_what_the_whole_gives(model, run, draw):
-    cut = extract(model, infer_types(model), inputs=["r"], outputs=["s"])
-    checker.check_model(cut, full_check=True)
-    assert [n.name for n in cut.graph.node] == ["d", "e"]
-    assert [t.name for t in cut.graph.initializer] == ["w2"]
+    part = extract(model, infer_types(model), inputs=["r"], outputs=["s"])
+    checker.check_model(part, full_check=True)
+    assert [n.name for n in part.graph.node] == ["d", "e"]
+    assert [t.name for t in part.graph.initializer] == ["w2"]
     x = draw(2, 4, 8, 8)
     front = extract(model, infer_types(model), inputs=["x"], outputs=["r"])
     (r,) = run(front, x)
-    np.testing.assert_allclose(run(cut, r)[0], -run(model, x, np.array(True))[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(part, r)[0], -run(model, x, np.array(True))[0], rtol=1e-5, atol=1e-6)
 
 
 def test_named_nodes_alone_are_taken(model):
-    cut = extract(model, infer_types(model), nodes=["d"], inputs=["r"], outputs=["d"])
-    assert [n.name for n in cut.graph.node] == ["d"]
+    part = extract(model, infer_types(model), nodes=["d"], inputs=["r"], outputs=["d"])
+    assert [n.name for n in part.graph.node] == ["d"]
 
 
 def test_the_source_is_not_shared_with_the_part(model):
-    cut = extract(model, infer_types(model), inputs=["x"], outputs=["r"])
-    cut.graph.node[0].name = "other"
-    cut.graph.initializer[0].name = "other"
+    part = extract(model, infer_types(model), inputs=["x"], outputs=["r"])
+    part.graph.node[0].name = "other"
+    part.graph.initializer[0].name = "other"
     assert model.graph.node[0].name == "a" and model.graph.initializer[0].name == "w1"
 
 
@@ -67,10 +67,10 @@ def test_a_part_that_starts_at_an_output_of_wrong_shape_takes_what_the_tensor_is
 
 def test_what_nothing_knows_is_a_float_input_or_an_open_output(build):
     model = build("g (float[N] x) => (float[M] y) { [a] u = com.example.Op (x) [b] v = Relu (u) [d] y = Neg (v) }")
-    cut = extract(model, {}, inputs=["u"], outputs=["v"])
-    assert cut.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
-    assert not cut.graph.input[0].type.tensor_type.HasField("shape")
-    assert not cut.graph.output[0].HasField("type")
+    part = extract(model, {}, inputs=["u"], outputs=["v"])
+    assert part.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    assert not part.graph.input[0].type.tensor_type.HasField("shape")
+    assert not part.graph.output[0].HasField("type")
 
 
 def test_what_a_subgraph_captures_comes_along(build, run, draw):
@@ -81,17 +81,17 @@ def test_what_a_subgraph_captures_comes_along(build, run, draw):
                                 else_branch = g2 () => (float[N, 4] v) { v = Neg (c) }> }""",
         w=draw(4, 4), k=np.ones(4, np.float32),
     )  # fmt: skip
-    cut = extract(model, infer_types(model), inputs=["c", "flag"], outputs=["z"])
-    assert [t.name for t in cut.graph.initializer] == ["k"]
+    part = extract(model, infer_types(model), inputs=["c", "flag"], outputs=["z"])
+    assert [t.name for t in part.graph.initializer] == ["k"]
     c = draw(2, 4)
-    np.testing.assert_array_equal(run(cut, c, np.array(True))[0], c + 1)
+    np.testing.assert_array_equal(run(part, c, np.array(True))[0], c + 1)
     assert needed_nodes(Index(model.graph), ["flag"], ["z"]) == {"a", "if"}
 
 
 def test_opset_and_ir_version_are_kept(build, draw):
     model = build("g (float[N, 4] x) => (float[N, 4] y) { [a] y = MatMul (x, w) }", opset=21, ir=10, w=draw(4, 4))
-    cut = extract(model, infer_types(model), inputs=["x"], outputs=["y"])
-    assert cut.ir_version == 10 and [(e.domain, e.version) for e in cut.opset_import] == [("", 21)]
+    part = extract(model, infer_types(model), inputs=["x"], outputs=["y"])
+    assert part.ir_version == 10 and [(e.domain, e.version) for e in part.opset_import] == [("", 21)]
 
 
 def test_the_inputs_on_which_outputs_depend_are_told_from_the_others(build):

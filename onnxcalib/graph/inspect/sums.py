@@ -77,7 +77,7 @@ def read_layer(index: Index, node: NodeProto, layer: QuantizedLayer) -> Sums | N
 def read_operator(index: Index, graph: GraphProto, node: NodeProto) -> Sums | None:
     """The sums of an operator on integers; constants of the nodes that replace it are added to the graph.
 
-    None for an operator that has no such form here.
+    None for an operator for which there are none.
     """
     read = _READERS.get((node.domain, node.op_type))
     return None if read is None else read(index, graph, node)

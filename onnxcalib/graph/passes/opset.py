@@ -30,7 +30,7 @@ def raise_opset(model: ModelProto, least: int) -> bool:
     if found >= least:
         return False
     where = f"graph {model.graph.name}: opset {found} cannot be raised to {least}"
-    advice = f"opset {least} or newer is needed; export the model at such an opset"
+    advice = f"opset {least} or newer is needed; export the model at that opset"
     old = copy_without_weights(model)
     drop_initializer_inputs(old)
     lift_constants(old)
@@ -138,7 +138,7 @@ def _keep_resize_modes(new: ModelProto, old: ModelProto) -> None:
         if shrinks and stretches and attribute_of(node, "mode", b"nearest") == b"nearest":
             raise ModelError(
                 f"node {node.name or node.output[0]}: a nearest Resize that shrinks one axis and stretches another"
-                f" found at opset {opset_of(old)}; from {RESIZE_MODES_OPSET} on none can; export the model at such an"
+                f" found at opset {opset_of(old)}; from {RESIZE_MODES_OPSET} on none can; export the model at that"
                 " opset"
             )
         rounding = "ceil" if shrinks else "floor"

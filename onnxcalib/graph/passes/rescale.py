@@ -16,8 +16,8 @@ from .pads import Padding, add_pads, read_padding
 def can_rescale(model: ModelProto, layer: LayerScheme) -> bool:
     """Whether ``rescale_input`` takes the layer: a Conv of one group with written pads that alone reads its input.
 
-    Nor may anything else read what its input is computed from. It could keep that tensor on a grid, so that the layer's
-    input was rounded twice.
+    Nothing else may read the tensors from which its input is computed either. Another reader could need a grid of its
+    own for one of them, and the layer's input would be rounded twice.
     """
     index = Index(model.graph)
     before = needed_nodes(index, index.inputs, [layer.input])

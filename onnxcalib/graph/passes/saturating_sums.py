@@ -30,7 +30,7 @@ CLIP_INPUTS = 11
 class Saturated:
     """A model whose layers' sums saturate. It must run without graph optimizations, which would fuse it into kernels.
 
-    exact: nodes that have no such form here and stay exact. products: for each other node, the name of the largest
+    exact: nodes that cannot be rewritten and stay exact. products: for each other node, the name of the largest
     tensor that it takes.
     """
 

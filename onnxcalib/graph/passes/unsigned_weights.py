@@ -26,8 +26,8 @@ TAKE_SIGNED = (*QLINEAR_LAYERS, "MatMulInteger", "MatMulIntegerToFloat")
 def unsign_weights(model: ModelProto) -> ModelProto:
     """A copy in which int8 weights q of zero point z are q + 128 of zero point z + 128, in bodies too.
 
-    A QuantizeLinear that makes an int8 weight of a float constant makes a uint8 one. The model itself is returned if it
-    has no such QuantizeLinear and no weight beyond SAFE. Outputs stay the same, but for saturation.
+    A QuantizeLinear that makes an int8 weight of a float constant makes a uint8 one. A model without a QuantizeLinear
+    of constants and without weights beyond SAFE is returned itself. Outputs stay the same, except for saturation.
     """
     graphs = list(all_graphs(model.graph))
     constants = {name: tensor for graph in graphs for name, tensor in own_constants(graph).items()}

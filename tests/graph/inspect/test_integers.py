@@ -64,12 +64,12 @@ def types_of(model):
     return {each.tensor: each.type for each in find_integers(model)}
 
 
-@pytest.mark.parametrize(("settings", "narrow"), [(EIGHT, None), (RUNTIME, U8), (STANDARD, U4)])
-def test_every_quantized_tensor_is_found_with_its_type_and_its_operator(residual, rough, draw, settings, narrow):
+@pytest.mark.parametrize(("settings", "inner_type"), [(EIGHT, None), (RUNTIME, U8), (STANDARD, U4)])
+def test_every_quantized_tensor_is_found_with_its_type_and_its_operator(residual, rough, draw, settings, inner_type):
     model = rough(residual, draw(4, 3, 8, 8), **settings)
     found = find_integers(model)
-    inner = {"r1_requantized_quantized", "r2_quantized", "s_quantized", "p_quantized"} if narrow else set()
-    assert {each.tensor for each in found if each.type != U8} == (inner if narrow == U4 else set())
+    inner = {"r1_requantized_quantized", "r2_quantized", "s_quantized", "p_quantized"} if inner_type else set()
+    assert {each.tensor for each in found if each.type != U8} == (inner if inner_type == U4 else set())
     assert inner <= {each.tensor for each in found}
     ops = {each.tensor: each.op for each in found if "requantized" not in each.tensor}
     assert ops == {

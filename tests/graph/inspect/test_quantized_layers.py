@@ -68,14 +68,14 @@ def test_four_bits_in_both_encodings(quantized, encoding):
     assert {name: k.source for name, k in layers.items()} == {
         "stem": "image", "inner": "r1", "deep": "r2", "tail": "s", "last": "k", "head": "f",
     }  # fmt: skip
-    for name, stem in {"inner": "r1_requantized", "deep": "r2", "tail": "s", "last": "k"}.items():
+    for name, prefix in {"inner": "r1_requantized", "deep": "r2", "tail": "s", "last": "k"}.items():
         layer, shift = layers[name], 0
         step, low, high = layer.grid
-        zero_point = int(values[f"{stem}_zero_point"])
+        zero_point = int(values[f"{prefix}_zero_point"])
         if encoding == "runtime" and name == "inner":
             assert zero_point == 240
             shift = 240
-        assert step == values[f"{stem}_scale"], name
+        assert step == values[f"{prefix}_scale"], name
         assert low == pytest.approx((shift - zero_point) * step) and high - low == pytest.approx(15 * step), name
     np.testing.assert_array_equal(layers["inner"].integers, values["w2_quantized"].astype(int))
     assert layers["inner"].integers.min() < 0 and np.abs(layers["inner"].integers).max() <= 8

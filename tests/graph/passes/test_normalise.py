@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph import weightless as skeleton
+from onnxcalib.graph import weightless
 from onnxcalib.graph.edit import drop_dead, unused_name
 from onnxcalib.graph.passes.normalise import (
     drop_identities,
@@ -49,7 +49,7 @@ def test_functions_are_inlined_and_compute_the_same(run):
 
 
 def test_large_weights_are_not_handed_to_the_inliner(run, draw, monkeypatch):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 40)
     model = parser.parse_model(
         """
         <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>

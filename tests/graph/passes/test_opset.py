@@ -3,7 +3,7 @@ import pytest
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper, version_converter
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph import weightless as skeleton
+from onnxcalib.graph import weightless
 from onnxcalib.graph.index import all_nodes
 from onnxcalib.graph.passes.opset import opset_of, raise_opset
 
@@ -80,7 +80,7 @@ def test_a_raised_model_computes_the_same(conv_then, run, draw, op, opset, opera
 def test_large_weights_are_not_handed_to_the_converter(
     conv_then, run, draw, monkeypatch, op, opset, operands, attributes
 ):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 1000)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 1000)
     old, x, seen = conv_then(op, opset, *operands, **attributes), draw(2, 6, 8, 8), []
 
     def spy(module, name: str) -> None:
