@@ -26,7 +26,7 @@ from .weightless import copy_without_initializers
 INT32_LIMIT = 2**31 - 1
 FOUR_BIT_OPSET, FOUR_BIT_IR = 21, 10
 PER_CHANNEL_OPSET = 13
-# onnxruntime 1.32 runs these on integers of any type that both sides have, but has no 4-bit kernels for them.
+# onnxruntime 1.32 runs these on integers of any type, but has no 4-bit kernels for them.
 NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
 
 
@@ -75,6 +75,9 @@ class _Writer:
         self.input_bits = {layer.name: layer.activation_spec.bits for layer in scheme.layers}
         self.weight_bits = {layer.name: layer.weight_spec.bits for layer in scheme.layers}
         self.tables: dict[str, tuple[str, str]] = {}
+        # onnxruntime moves a QuantizeLinear from behind these tensors to in front of the operators that make them.
+        movers = [node for node in self.model.graph.node if is_op(node, *NO_FOUR_BIT_KERNEL)]
+        self.in_bytes = {node.output[0] for node in movers if node.input[0] not in scheme.activations}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
         # Names that a new tensor or node must not take, the new constants, and those with one value for many nodes.
@@ -196,7 +199,7 @@ class _Writer:
         """
         source, dequantized = ends
         bits = grid.spec.bits
-        in_bytes = self.encoding == "runtime" or bits == 8
+        in_bytes = self.encoding == "runtime" or bits == 8 or prefix in self.in_bytes
         scale = self._constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
         zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8 if in_bytes else ml_dtypes.uint4)
         integers = self._name(f"{prefix}_quantized")

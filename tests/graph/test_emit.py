@@ -661,3 +661,12 @@ def test_an_embedding_is_the_same_in_both_encodings(build, draw, rough):
     ids = np.arange(12).reshape(3, 4)
     both = [rough(model, ids, ids, embedding_bits=4, encoding=encoding) for encoding in ENCODINGS]
     assert np.array_equal(*(run(each, ids, ids, optimize=False)[1] for each in both))
+
+
+def test_what_a_float_pool_makes_is_quantized_to_bytes_as_it_has_no_kernel_on_four_bits(build, run, rough, draw):
+    text = "g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] r) {{ {} }}"
+    body = "[relu] r = Relu (x)  [pool] p = MaxPool <kernel_shape = [1, 1]> (x)  [conv] y = Conv (p, w)"
+    model, x = build(text.format(body), opset=21, ir=10, w=draw(4, 4, 1, 1)), draw(2, 4, 8, 8)
+    quantized = rough(model, x, encoding="standard", weight_bits=4, activation_bits=4, first_last_bits=4)
+    assert values_of(quantized)["p_zero_point"].data_type == TensorProto.UINT8
+    assert len(run(quantized, x)) == 2

@@ -1,9 +1,15 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from onnx import checker, helper, numpy_helper
 
+from onnxcalib.graph.edit import copy_model
+from onnxcalib.graph.ops import RANDOM_OPS
 from onnxcalib.graph.passes import fold
 from onnxcalib.graph.passes.fold import fold_constants
+from onnxcalib.graph.passes.normalise import lift_constants
+from tests.conftest import run_model
+from tests.graph.strategies import SHAPE, models, whole_numbers
 
 
 def values(model):
@@ -195,3 +201,20 @@ def test_a_constant_node_is_not_evaluated(build):
     model = build("g (float[2] x) => (float[2] y) { y = Relu (x) }")
     model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value_float=1.0))
     assert fold_constants(model) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(model=models(), x=whole_numbers(SHAPE, 3))
+def test_folding_leaves_the_outputs_to_the_bit_and_nothing_to_fold(model, x):
+    lift_constants(model)
+    before, original = run_model(model, x), copy_model(model)
+    fold_constants(model)
+    checker.check_model(model, full_check=True)
+    assert (model.graph.input, model.graph.output) == (original.graph.input, original.graph.output)
+    for one, other in zip(before, run_model(model, x), strict=True):
+        np.testing.assert_array_equal(one, other)
+    known = values(model)
+    for node in model.graph.node:
+        assert node.op_type in RANDOM_OPS or not known.keys() >= set(node.input)
+    folded = model.SerializeToString()
+    assert fold_constants(model) == 0 and model.SerializeToString() == folded

@@ -1,11 +1,14 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper, parser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, checker, helper, numpy_helper, parser
 
 from onnxcalib.errors import ModelError
 from onnxcalib.graph import weightless
-from onnxcalib.graph.edit import drop_dead, unused_name
+from onnxcalib.graph.edit import copy_model, drop_dead, refill, unused_name
+from onnxcalib.graph.index import reads
 from onnxcalib.graph.passes.normalise import (
     drop_identities,
     drop_initializer_inputs,
@@ -15,7 +18,10 @@ from onnxcalib.graph.passes.normalise import (
     normalise,
     sort_nodes,
     spell_domain,
+    tidy,
 )
+from tests.conftest import run_model
+from tests.graph.strategies import SHAPE, models, whole_numbers
 
 
 def ops(model):
@@ -298,3 +304,41 @@ def test_sorting_takes_linear_work_in_the_worst_order(build, count_lines):
         return lines
 
     assert work(80) < 2.2 * work(40)
+
+
+@st.composite
+def spellings(draw):
+    """A model, and another way to write it: nodes in any order, some of one name, constants among the inputs."""
+    model = draw(models())
+    other = copy_model(model)
+    refill(other.graph.node, draw(st.permutations(list(model.graph.node))))
+    for node in other.graph.node:
+        node.name = draw(st.sampled_from(("", "a", "b")))
+        node.domain = draw(st.sampled_from(("", "ai.onnx")))
+    if draw(st.booleans()):
+        other.opset_import[0].domain = "ai.onnx"
+    for tensor in draw(st.lists(st.sampled_from(list(other.graph.initializer)), unique_by=lambda each: each.name)):
+        other.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims))
+    return model, other
+
+
+@settings(max_examples=60, deadline=None)
+@given(both=spellings(), x=whole_numbers(SHAPE, 3))
+def test_all_spellings_of_a_model_become_one_form_that_computes_the_same(both, x):
+    model, other = both
+    before = run_model(model, x)
+    normalise(other)
+    checker.check_model(other, full_check=True)
+    assert [value.name for value in other.graph.input] == ["x"]
+    assert other.graph.output == model.graph.output
+    for one, same in zip(before, run_model(other, x), strict=True):
+        np.testing.assert_array_equal(one, same)
+    names = [node.name for node in other.graph.node]
+    assert all(names) and len(set(names)) == len(names)
+    given_ = {"x", *(tensor.name for tensor in other.graph.initializer)}
+    for node in other.graph.node:
+        assert given_.issuperset(reads(node)) and node.op_type != "Constant"
+        given_.update(node.output)
+    once = other.SerializeToString()
+    assert not any(normalise(other).values()) and other.SerializeToString() == once
+    assert tidy(other).SerializeToString() == once
