@@ -141,13 +141,13 @@ def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: aside first, then renamed into place. Raises OutputError."""
-    aside = _aside(path)
+    temporary = _temporary(path)
     try:
         if isinstance(content, str):
             content = content.encode("utf-8", errors="replace")  # file names may be no Unicode
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}; give another path") from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
