@@ -15,6 +15,7 @@ from .spec import Candidate
 SCHEMA: Literal[1] = 1
 FLOAT: Literal["float"] = "float"
 CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
+NAME_OF: dict[Candidate, CandidateName] = {CANDIDATE_OF[name]: name for name in CANDIDATES}
 
 
 class _Record(BaseModel):

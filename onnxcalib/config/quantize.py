@@ -264,11 +264,10 @@ class QuantizeConfig(Settings):
         dict[str, LayerConfig],
         BeforeValidator(_read_layers),
         Field(
-            default_factory=dict,
-            description="Settings of single layers, which are named as in exclude; the last entry of a layer counts.",
+            description="Settings of single layers, which are named as in exclude; the last entry of a layer counts."
         ),
         Option(BITS, form='tables `[layers."NAME"]`', file_only=True),
-    ]
+    ] = Field(default_factory=dict)
     data: DataConfig = DataConfig()
 
     @property

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..bitplan import CANDIDATE_OF, FLOAT, BitPlan, Frontier, Point, SetRecord, Totals
-from ..config import COSTS, QuantizeConfig
+from ..config import COSTS, CandidateName, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.save import fingerprint, model_bytes
 from ..spec import FLOAT_BITS, BitSet, Candidate
@@ -24,7 +24,7 @@ from .program import Budgets
 # Sizes of the frontier, evenly spaced.
 POINTS = 21
 
-NameOf = Callable[[str, Candidate], str]  # a layer and a candidate -> the name of the bits that it has then
+NameOf = Callable[[str, Candidate], CandidateName]  # a layer and a candidate -> the name of the bits that it has then
 Value = TypeVar("Value")
 
 
@@ -165,7 +165,7 @@ def keep_candidates(each: BitSet, names: Sequence[str]) -> BitSet:
 def record_sets(sets: Sequence[BitSet], name_of: NameOf, *, timed: bool) -> tuple[SetRecord, ...]:
     """The loss and the costs of each set at each candidate."""
 
-    def by_name(each: BitSet, values: Mapping[Candidate, Value]) -> dict[str, Value]:
+    def by_name(each: BitSet, values: Mapping[Candidate, Value]) -> dict[CandidateName, Value]:
         return {name_of(each.layers[0], c): value for c, value in values.items()}
 
     return tuple(

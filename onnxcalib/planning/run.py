@@ -9,8 +9,8 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..bitplan import CANDIDATE_OF, BitPlan, Frontier
-from ..config import BUDGETS, EXECUTION, STAGES, LayerConfig, QuantizeConfig
+from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier
+from ..config import BUDGETS, EXECUTION, STAGES, CandidateName, LayerConfig, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..graph.save import fingerprint
@@ -36,7 +36,7 @@ class _Measurements:
     assembler: Assembler
     latencies: Latencies | None
     seconds: dict[str, float]
-    name_of: Callable[[str, Candidate], str]
+    name_of: Callable[[str, Candidate], CandidateName]
 
     def spell_time(self) -> str:
         """Seconds of each part, and as many passes of the float model over all samples as take the same time."""
@@ -157,9 +157,9 @@ class _Schemes:
         scheme = self.prepared.make_scheme(layers)
         return scheme, self.prepared.choose_grids(scheme, self.statistics, self.known)
 
-    def name_of(self, layer: str, candidate: Candidate) -> str:
+    def name_of(self, layer: str, candidate: Candidate) -> CandidateName:
         """The bits that a layer has at a candidate; a layer that the settings name keeps its own."""
-        return str(self._bits(layer, candidate))
+        return NAME_OF[self._bits(layer, candidate)]
 
     def _bits(self, layer: str, candidate: Candidate) -> Candidate:
         return next(each.bits for each in self.uniform[candidate].scheme.layers if each.name == layer)

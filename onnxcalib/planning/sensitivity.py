@@ -240,12 +240,12 @@ class _Sweep:
         Returns the tensors from which the rest of the model can be run.
         """
         tensor = min((layer.input for layer in layers), key=lambda name: self.position.get(name, -1))
-        inputs = list(find_live(self.model, [tensor]).get(tensor, self.index.inputs))
+        inputs = list(find_live(self.model, [tensor], index=self.index).get(tensor, self.index.inputs))
         known = [name.partition(":")[2] for name in self.stored.store.names()]
         missing = [t for t in inputs if t not in known]
         if missing:
             read = needed_inputs(self.index, known, missing)
-            session = Session(extract(self.model, self.types, inputs=read, outputs=missing), threads=self.threads)
+            session = Session(self._extract(read, missing), threads=self.threads)
             for number in range(len(self.stored.sizes)):
                 for name, value in session.run(self.stored.feeds(FLOAT, read, number)).items():
                     self.stored.store.append(f"{FLOAT}{name}", value)
@@ -253,6 +253,9 @@ class _Sweep:
             if name not in inputs:
                 self.stored.store.drop(f"{FLOAT}{name}")
         return inputs
+
+    def _extract(self, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
+        return extract(self.model, self.types, inputs=inputs, outputs=outputs, index=self.index)
 
     def _make_block(self, layers: list[LayerScheme], inputs: list[str]) -> Block:
         outputs = [layer.output for layer in layers]
@@ -286,7 +289,7 @@ class _Sweep:
     ) -> dict[Candidate, float]:
         """Divergence of the outputs with these layers alone quantized, at each candidate."""
         read = needed_inputs(self.index, inputs, self.compared)
-        subgraph = extract(self.model, self.types, inputs=read, outputs=self.compared)
+        subgraph = self._extract(read, self.compared)
         batches = [
             ReferenceBatch(
                 self.stored.feeds(FLOAT, read, number),
@@ -315,7 +318,7 @@ class _Sweep:
         """Bytes of the layers and of the nodes that quantize their inputs, and bit operations of one sample."""
         inputs, outputs = sorted({k.input for k in layers}), [k.output for k in layers]
         nodes = [name for k in layers for name in (k.name, k.bias_add) if name]
-        subgraph = extract(self.model, {}, nodes=nodes, inputs=inputs, outputs=outputs)
+        subgraph = extract(self.model, {}, nodes=nodes, inputs=inputs, outputs=outputs, index=self.index)
         bops = sum(self._macs(k) * k.weight_spec.bits * k.activation_spec.bits for k in layers)
         return Cost(model_bytes(self._quantize(subgraph, layers, candidate)), bops)
 
