@@ -59,7 +59,7 @@ class Assembler:
         """The first batches, of at least LOSS_SAMPLES samples if there are as many."""
         found, done = [], 0
         for feeds in self.samples.batches(self._batch_size):
-            blank = partial(self._padding.blank, real=find_real(feeds))
+            blank = partial(self._padding.fill_padding, real=find_real(feeds))
             outputs = {name: blank(name, value) for name, value in self._float.run(feeds).items()}
             found.append(ReferenceBatch(feeds, outputs, blank))
             done += self.samples.count(feeds)
@@ -122,7 +122,7 @@ class Assembler:
     def _run(self, session: Session, names: Sequence[str]) -> list[Mapping[str, Any]]:
         """Outputs of all samples, batch by batch, in which padding is no top class."""
         return [
-            self._padding.hide(session.run(feeds, names), find_real(feeds))
+            self._padding.mask_outputs(session.run(feeds, names), find_real(feeds))
             for feeds in self.samples.batches(self._batch_size)
         ]
 

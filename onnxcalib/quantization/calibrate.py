@@ -98,7 +98,7 @@ def collect_statistics(
         values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
         for name, histogram in histograms.items():
             try:
-                histogram.add(padding.drop(name, values[name], real))
+                histogram.add(padding.select_real(name, values[name], real))
             except ValueError as error:
                 raise DataError(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"

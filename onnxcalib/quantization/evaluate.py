@@ -41,10 +41,10 @@ class Evaluator:
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
             given, real = session.run(feeds), find_real(feeds)
-            tally.add(*(self.padding.hide(each, real) for each in (wanted, given)), self.samples.count(feeds))
+            tally.add(*(self.padding.mask_outputs(each, real) for each in (wanted, given)), self.samples.count(feeds))
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
-                    pair = (self.padding.blank(name, each, real) for each in (value, given[name]))
+                    pair = (self.padding.fill_padding(name, each, real) for each in (value, given[name]))
                     divergences.setdefault(name, Divergence()).add(*pair)
         outputs = tally.records()
         return outputs, {name: each.value for name, each in divergences.items()} or _disagreements(outputs)

@@ -127,4 +127,4 @@ def _values(
         for part in samples.split(size, range(start, min(start + size, len(samples)))):
             feeds = samples.read(part)
             given = feeds if session is None else session.run({name: feeds[name] for name in names})
-            yield given[tensor], padding.places(tensor, given[tensor].shape, find_real(feeds))
+            yield given[tensor], padding.mask_of(tensor, given[tensor].shape, find_real(feeds))

@@ -298,5 +298,5 @@ class MiniBatches:
     def _move(self, read: Callable, real: np.ndarray | None):
         """Inputs and targets, on the device that learns; targets are zero at padding. The mask is the last input."""
         inputs = [read(f"{QUANTIZED}{t}") for t in self.block.inputs] + ([] if real is None else [real])
-        targets = [self.padding.blank(t, read(f"{FLOAT}{t}"), real) for t in self.block.outputs]
+        targets = [self.padding.fill_padding(t, read(f"{FLOAT}{t}"), real) for t in self.block.outputs]
         return tuple([torch.from_numpy(value).to(self.device) for value in part] for part in (inputs, targets))

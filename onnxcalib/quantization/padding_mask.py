@@ -1,4 +1,4 @@
-"""Padding that a model of fixed length has to be fed: left out of all that is measured, solved and learned."""
+"""Padding of token sequences, which is left out of all that is measured, solved and learned."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from ..graph.passes.normalise import inline_functions, spell_domain
 from ..graph.shapes import infer_shapes
 from ..graph.tokens import TokenAxes, find_tokens
 from ..graph.weightless import copy_without_weights
+from ..numeric.rounding import Values
 from ..runtime.session import is_float
 
 
 def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
-    """Whether each token of a run counts, bool (samples, tokens); None where all do, or no mask says."""
+    """Mask of the tokens of a batch that are no padding, bool (samples, tokens); None where all are real or unmasked."""
     mask = feeds.get(MASK)
     if mask is None or mask.ndim != 2:
         return None
@@ -30,7 +31,10 @@ def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
 
 
 class PaddingMask:
-    """Where a model's tensors hold padding: on the axes that count tokens, by its graph."""
+    """Which elements of a model's tensors are padding: the graph tells which of their axes count tokens.
+
+    Every method takes ``real``, the mask of a batch as ``find_real`` gives it.
+    """
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
@@ -44,48 +48,58 @@ class PaddingMask:
         shape = infer_shapes(model).get(MASK, ())
         return find_tokens(model, TOKENS, shape if len(shape) == 2 else (None, None))
 
-    def places(self, tensor: str, shape: Sequence[int], real, *, last: bool = True):
-        """Which places of ``tensor`` count, bool of rank len(shape) that broadcasts to it; None where all do.
+    def mask_of(self, tensor: str, shape: Sequence[int], real: Values | None, *, last: bool = True) -> Values | None:
+        """Mask of the tensor's elements that are no padding, bool of rank len(shape) that broadcasts to ``shape``.
 
-        real: an array or a torch tensor, as the result is. last: its last axis may count tokens.
+        None where no element is known to be padding. last: whether the tensor's last axis may count tokens; if not, it
+        is not masked.
         """
         if real is None or tensor not in self.axes:
             return None
         axes, samples = self.axes[tensor]
-        found = None
+        found: Values | None = None
         for axis in axes if last else (axis for axis in axes if axis < len(shape) - 1):
-            own = _place(real, tuple(shape), axis, samples)
+            own = _align_mask(real, tuple(shape), axis, samples)
             if own is None:
                 return None
             found = own if found is None else found & own
         return found
 
-    def drop(self, tensor: str, values: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-        """Of the values those that count, with the axes behind the tokens', (some, ...); all where none is padding."""
-        return select(values, self.places(tensor, values.shape, real))
+    def select_real(self, tensor: str, values: np.ndarray, real: np.ndarray | None) -> np.ndarray:
+        """The values that are no padding, (selected, ...) with the axes behind the tokens' axis; all without padding."""
+        return select(values, self.mask_of(tensor, values.shape, real))
 
-    def blank(self, tensor: str, values, real, fill: float = 0):
-        """The values, an array or a torch tensor, with ``fill`` for padding."""
-        if real is None or not isinstance(values, (np.ndarray, torch.Tensor)):
-            return values
-        kept = self.places(tensor, values.shape, real)
-        if kept is None:
+    def fill_padding(self, tensor: str, values: Values, real: Values | None, fill: float = 0) -> Values:
+        """A copy of the values with ``fill`` at padding; the values themselves where they have none."""
+        real_values = self.mask_of(tensor, values.shape, real)
+        if real_values is None:
             return values
         if isinstance(values, torch.Tensor):
-            return values.masked_fill(~kept, fill)
-        return np.where(kept, values, np.asarray(fill, values.dtype))
+            return values.masked_fill(~real_values, fill)
+        return np.where(real_values, values, np.asarray(fill, values.dtype))
 
-    def hide(self, outputs: Mapping[str, Any], real: np.ndarray | None) -> Mapping[str, Any]:
-        """A model's outputs, by name, in which padding adds nothing to a comparison and is no top class."""
+    def mask_outputs(self, outputs: Mapping[str, Any], real: np.ndarray | None) -> Mapping[str, Any]:
+        """A model's outputs by name, their padding filled: it adds nothing to a comparison and is never the top class.
+
+        Outputs that are no arrays are returned as they are.
+        """
         if real is None:
             return outputs
-        return {t: self.blank(t, v, real, -np.inf if is_float(v) else 0) for t, v in outputs.items()}
+        return {
+            name: self.fill_padding(name, value, real, -np.inf if is_float(value) else 0)
+            if isinstance(value, np.ndarray)
+            else value
+            for name, value in outputs.items()
+        }
 
 
-def _place(real, shape: tuple[int, ...], axis: int, samples: int | None):
-    """The mask along these axes of ``shape``, one long along all others; None where it is of other lengths."""
+def _align_mask(real: Values, shape: tuple[int, ...], axis: int, samples: int | None) -> Values | None:
+    """The mask with its samples and tokens on these axes of ``shape`` and length 1 on all others.
+
+    samples: None where axis 0 counts samples and tokens together. Returns None where the lengths do not fit.
+    """
     ones = [1] * len(shape)
-    if samples is None:  # axis 0 counts both
+    if samples is None:
         return real.reshape(-1, *ones[1:]) if shape and shape[0] == math.prod(real.shape) else None
     if max(axis, samples) >= len(shape) or (shape[samples], shape[axis]) != tuple(real.shape):
         return None
@@ -93,23 +107,27 @@ def _place(real, shape: tuple[int, ...], axis: int, samples: int | None):
     return (real if samples < axis else real.T).reshape(ones)
 
 
-def select(values: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
-    """Values (some, ...) where ``kept``, of as many axes, is true; whole along the last axes, where it is 1 long."""
-    if kept is None:
+def select(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Values (selected, ...) where the mask, of as many axes, is true; all of them without a mask.
+
+    Trailing axes along which the mask has length 1 are selected whole.
+    """
+    if mask is None:
         return values
-    while kept.ndim > 1 and kept.shape[-1] == 1:
-        kept = kept[..., 0]
-    return values[np.broadcast_to(kept, values.shape[: kept.ndim])]
+    while mask.ndim > 1 and mask.shape[-1] == 1:
+        mask = mask[..., 0]
+    selected: np.ndarray = values[np.broadcast_to(mask, values.shape[: mask.ndim])]
+    return selected
 
 
 class Unpadded(nn.Module):
-    """A block whose outputs are zero at padding; it takes which tokens count, bool (samples, tokens), as last input."""
+    """A block whose outputs are zero at padding; its last input is the mask of the tokens, bool (samples, tokens)."""
 
     def __init__(self, module: nn.Module, outputs: Sequence[str], padding: PaddingMask) -> None:
         super().__init__()
         self.module, self.outputs, self.padding = module, outputs, padding
 
-    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        *inputs, real = inputs
+    def forward(self, *inputs_and_mask: torch.Tensor) -> list[torch.Tensor]:
+        *inputs, real = inputs_and_mask
         given = self.module(*inputs)
-        return [self.padding.blank(name, value, real) for name, value in zip(self.outputs, given, strict=True)]
+        return [self.padding.fill_padding(name, value, real) for name, value in zip(self.outputs, given, strict=True)]

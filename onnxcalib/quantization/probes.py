@@ -151,7 +151,7 @@ class _Puller:
     def _pull(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
         """Probes (N, directions * SIGNS, P) of these samples, by the layer's output; zero at padding."""
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.problem.device) for t in self.inputs]
-        blank = partial(self.problem.padding.blank, real=real)
+        blank = partial(self.problem.padding.fill_padding, real=real)
         with _refusing():
             values = self.module(*inputs)
         given, inner = values[: -len(self.returned)], values[-len(self.returned) :]

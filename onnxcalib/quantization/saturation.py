@@ -93,9 +93,9 @@ def _compare(
     tallies, done = (OutputTally(), OutputTally()), 0
     for feeds in samples.batches(min(size, most)):
         real, count = find_real(feeds), samples.count(feeds)
-        wanted = padding.hide(reference.run(feeds), real)
+        wanted = padding.mask_outputs(reference.run(feeds), real)
         for tally, session in zip(tallies, sessions, strict=False):
-            tally.add(wanted, padding.hide(session.run(feeds), real), count)
+            tally.add(wanted, padding.mask_outputs(session.run(feeds), real), count)
         done += count
         if done >= most:
             break

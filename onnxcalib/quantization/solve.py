@@ -266,7 +266,7 @@ class _Stream:
     def _real(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
         """Which rows of the batch's output, of this shape, are no padding; None where all are none."""
         mask = None if self.is_conv else self.stored.masks[number]
-        kept = self.problem.padding.places(self.layer.output, shape, mask, last=False)
+        kept = self.problem.padding.mask_of(self.layer.output, shape, mask, last=False)
         return None if kept is None else np.broadcast_to(kept, (shape[0], *kept.shape[1:]))
 
     def _spans(self, output: np.ndarray) -> list[tuple[int, int]]:

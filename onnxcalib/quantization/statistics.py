@@ -51,7 +51,7 @@ def _tune(state: ReconstructionState, part: Block, layer: LayerScheme) -> None:
         if wanted[layer.output].shape == found.shape and found.ndim > 1:
             conv = layer.op in ("Conv", "ConvTranspose")
             real = None if conv else state.stored.masks[number]
-            kept = state.problem.padding.places(layer.output, found.shape, real, last=False)
+            kept = state.problem.padding.mask_of(layer.output, found.shape, real, last=False)
             tally.add(*(select(y, kept) for y in (wanted[layer.output], found)), 1 if conv else -1)
     if tally.count:
         fit = tally.fit(centred=layer.takes_bias)

@@ -69,11 +69,11 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
             start = time.perf_counter()
             wanted, real = reference.run(feeds), find_real(feeds)
             seconds += time.perf_counter() - start
-            count, wanted = samples.count(feeds), padding.hide(wanted, real)
-            on.add(wanted, padding.hide(optimized.run(feeds), real), count)
+            count, wanted = samples.count(feeds), padding.mask_outputs(wanted, real)
+            on.add(wanted, padding.mask_outputs(optimized.run(feeds), real), count)
             if number < inside.batches:
                 given = {name: store.batch(name, number) for name in wanted}
-                off.add(wanted, padding.hide(given, real), count)
+                off.add(wanted, padding.mask_outputs(given, real), count)
     del reference, optimized  # large models are held once
     return Verification(
         outputs=on.records(),
@@ -112,7 +112,7 @@ def _look_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[str]
     done, count, size = 0, 0, batch_size(inner, samples)
     for feeds in samples.batches(size):
         given, real = plain.run(feeds), find_real(feeds)
-        _compare_layers(by_layer, padding.hide(inner.run(feeds, names), real), padding.hide(given, real))
+        _compare_layers(by_layer, padding.mask_outputs(inner.run(feeds, names), real), padding.mask_outputs(given, real))
         for value in quantized.graph.output:
             store.append(value.name, given[value.name])
         done, count = done + samples.count(feeds), count + 1

@@ -68,7 +68,7 @@ def compare(
                 outputs.add(wanted, given, len(part))
             else:
                 real = find_real(feeds)
-                outputs.add(padding.hide(wanted, real), padding.hide(given, real), len(part))
+                outputs.add(padding.mask_outputs(wanted, real), padding.mask_outputs(given, real), len(part))
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
     return Comparisons(tuple(scores), outputs.records(), outputs.missed, tuple(by_label.notes) if by_label else ())

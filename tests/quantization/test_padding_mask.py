@@ -49,39 +49,39 @@ def pad(**axes):
 
 def test_padding_is_dropped_along_every_axis_of_tokens_and_no_other():
     padding = pad(x=(1,), last=(2,), both=(1, 2), rows=((0,), None))
-    assert padding.drop("x", VALUES, REAL).tolist() == [[0, 1], [4, 5], [6, 7]]
-    assert padding.drop("last", VALUES, REAL).tolist() == [0, 2, 4, 5, 6, 7]
-    assert padding.drop("both", VALUES, REAL).tolist() == [0, 4, 5, 6, 7]
-    assert padding.drop("rows", VALUES.reshape(4, 2), REAL).tolist() == [[0, 1], [4, 5], [6, 7]]
-    first = pad(x=((0,), 1)).drop("x", VALUES.transpose(1, 0, 2), REAL)
+    assert padding.select_real("x", VALUES, REAL).tolist() == [[0, 1], [4, 5], [6, 7]]
+    assert padding.select_real("last", VALUES, REAL).tolist() == [0, 2, 4, 5, 6, 7]
+    assert padding.select_real("both", VALUES, REAL).tolist() == [0, 4, 5, 6, 7]
+    assert padding.select_real("rows", VALUES.reshape(4, 2), REAL).tolist() == [[0, 1], [4, 5], [6, 7]]
+    first = pad(x=((0,), 1)).select_real("x", VALUES.transpose(1, 0, 2), REAL)
     assert first.tolist() == [[0, 1], [4, 5], [6, 7]]  # token by token
-    assert padding.drop("pooled", VALUES, REAL) is VALUES and padding.drop("x", VALUES, None) is VALUES
+    assert padding.select_real("pooled", VALUES, REAL) is VALUES and padding.select_real("x", VALUES, None) is VALUES
 
 
 def test_a_tensor_of_other_lengths_than_the_mask_is_left_whole():
     padding = pad(x=(1,), rows=((0,), None), scalar=(3,))
     for name, shape in (("x", (2, 3, 2)), ("x", (4, 2)), ("rows", (3, 2)), ("scalar", (2, 2))):
-        assert padding.places(name, shape, REAL) is None
+        assert padding.mask_of(name, shape, REAL) is None
 
 
 def test_features_stay_together_even_if_there_is_but_one():
     padding = pad(x=(1,), heads=(2,))
-    assert padding.drop("x", VALUES[:, :, :1], REAL).shape == (3, 1)
-    assert padding.places("heads", (2, 2, 2), REAL, last=False) is None
-    kept = padding.places("heads", (2, 5, 2, 4), REAL, last=False)
+    assert padding.select_real("x", VALUES[:, :, :1], REAL).shape == (3, 1)
+    assert padding.mask_of("heads", (2, 2, 2), REAL, last=False) is None
+    kept = padding.mask_of("heads", (2, 5, 2, 4), REAL, last=False)
     assert select(np.zeros((2, 5, 2, 4)), kept).shape == (15, 4)
 
 
 def test_padding_is_made_alike_in_arrays_and_tensors_and_is_no_top_class():
     padding, scores = pad(x=(1,)), -np.ones((2, 2), np.float32)
     for values in (scores, torch.from_numpy(scores)):
-        assert padding.blank("x", values, REAL if values is scores else torch.from_numpy(REAL)).tolist() == [
+        assert padding.fill_padding("x", values, REAL if values is scores else torch.from_numpy(REAL)).tolist() == [
             [-1, 0],
             [-1, -1],
         ]
-    hidden = padding.hide({"x": scores, "other": scores, "list": [1]}, REAL)
+    hidden = padding.mask_outputs({"x": scores, "other": scores, "list": [1]}, REAL)
     assert hidden["x"].tolist() == [[-1, -np.inf], [-1, -1]] and hidden["other"] is scores and hidden["list"] == [1]
-    assert padding.hide({"x": np.ones((2, 2), int)}, REAL)["x"].tolist() == [[1, 0], [1, 1]]
+    assert padding.mask_outputs({"x": np.ones((2, 2), int)}, REAL)["x"].tolist() == [[1, 0], [1, 1]]
 
 
 def test_a_block_without_padding_moves_nothing_at_padding():
