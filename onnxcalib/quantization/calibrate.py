@@ -1,4 +1,4 @@
-"""Calibrate: stream the calibration set through the float model and give every planned tensor its first grid."""
+"""Calibrate: run the float model over the calibration set, and choose a grid for every activation of the scheme."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 from .padding_mask import PaddingMask, find_real
 
-# All planned activations of one batch may take so many bytes.
+# The activations of one batch for which grids are chosen may take so many bytes.
 BATCH_BYTES = 128 * 2**20
 MOST_SAMPLES = 32
 
 
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
-    """How many samples at once keep the session's outputs below ``limit`` bytes, measured on the largest sample.
+    """The number of samples whose outputs take less than ``limit`` bytes, measured on the largest sample.
 
-    Sequences are left out of the count.
+    Outputs that are sequences are not counted.
     """
     if samples.fixed_batch is not None:
         return samples.fixed_batch
@@ -38,9 +38,9 @@ def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYT
 
 
 class Batches:
-    """A calibration set in the batches of a model's runs: read whenever they are asked for, shipped by value.
+    """A calibration set in batches. They are read anew in every loop, but a pickle holds their values.
 
-    per_run: samples that a run takes at least; one: the feeds of such a run, of the median size.
+    per_run: the least number of samples with which the model runs. one: feeds of that many, of the median size.
     """
 
     def __init__(self, samples: CalibrationSet, size: int) -> None:
@@ -50,7 +50,7 @@ class Batches:
         self._read = partial(samples.batches, size)
 
     def count(self, feeds: Mapping[str, Any]) -> int:
-        """Samples in a batch, one where the model has no axis of them."""
+        """The number of samples in a batch; 1 where the model's inputs have no axis of samples."""
         return len(next(iter(feeds.values()))) if self._batched else 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -73,9 +73,9 @@ class Batches:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one pass of the float model over the calibration set found.
+    """What the float model showed on the calibration set.
 
-    histograms: of every tensor of a scheme's activations. batch: how many samples at once keep these activations within
+    histograms: activation of the scheme -> histogram. batch: the number of samples whose activations take less than
     BATCH_BYTES.
     """
 
@@ -86,7 +86,7 @@ class Statistics:
 def collect_statistics(
     model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, padding: PaddingMask, *, threads: int = 0
 ) -> Statistics:
-    """Histograms of the tensors over the whole set but its padding, in one streamed pass.
+    """Histograms of the tensors over the whole set without its padding, one batch in memory at a time.
 
     Raises DataError where the float model gives a value that is not finite.
     """
@@ -113,9 +113,9 @@ def choose_grids(
     config: QuantizeConfig,
     known: dict[Any, QParams] | None = None,
 ) -> Grids:
-    """First grids of the scheme's activations; tensors that share a grid get one.
+    """Grids of the scheme's activations as calibrated; tensors that share a grid get one.
 
-    ``known`` holds grids that were chosen from these histograms for other schemes; grids that are new are added to it.
+    known: grids that were chosen from these histograms for other schemes; new grids are added to it.
     """
     sets = {t: members for members in scheme.shared for t in members}
     known = {} if known is None else known

@@ -1,4 +1,4 @@
-"""Evaluate: what each stage of a pipeline did to the outputs, on the calibration set."""
+"""Evaluate: compare a quantized model's outputs with the float model's on the calibration set, after each stage."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .calibrate import batch_size
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
-# Of each output the divergence, as a bit plan's loss counts it: SQNR says little of class scores, all of which may move
-# together. Of outputs that are no floats, where none is, the share of samples that differ.
+# Output -> its divergence, as in the loss of a bit plan. SQNR would say little about class scores, which may all move
+# together. In a model without float outputs: output -> the share of samples on which it differs.
 Losses = Mapping[str, float]
 
 
 class Evaluator:
-    """The float model's outputs, run once and kept in the store, to which quantized models are compared."""
+    """Compares quantized models with the float model, which is run once; its outputs are kept in the store."""
 
     def __init__(
         self, original: ModelProto, samples: CalibrationSet, padding: PaddingMask, store: Store, threads: int
@@ -35,16 +35,17 @@ class Evaluator:
                 store.append(f"wanted:{name}", value)
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
-        """Its outputs against the float model's, over all samples, and what each of them loses."""
+        """Compare the outputs over all samples; returns a record and the loss of each output."""
         session, tally = Session(quantized, threads=self.threads), OutputTally()
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
             given, real = session.run(feeds), find_real(feeds)
-            tally.add(*(self.padding.mask_outputs(each, real) for each in (wanted, given)), self.samples.count(feeds))
+            masked = self.padding.mask_outputs(wanted, real), self.padding.mask_outputs(given, real)
+            tally.add(masked[0], masked[1], self.samples.count(feeds))
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
-                    pair = (self.padding.fill_padding(name, each, real) for each in (value, given[name]))
+                    pair = (self.padding.fill_padding(name, output, real) for output in (value, given[name]))
                     divergences.setdefault(name, Divergence()).add(*pair)
         outputs = tally.records()
         return outputs, {name: each.value for name, each in divergences.items()} or _disagreements(outputs)
@@ -55,7 +56,7 @@ def _disagreements(outputs: Sequence[OutputRecord]) -> Losses:
 
 
 def is_nearer(losses: Losses, before: Losses) -> bool:
-    """Whether losses have fallen on the geometric mean of the outputs, whose units may differ."""
+    """Whether the geometric mean of the losses has fallen; outputs may have different units."""
     return sum(_gain(before[name], loss) for name, loss in losses.items() if name in before) > 0
 
 

@@ -1,4 +1,4 @@
-"""Every output of two models compared batch by batch: in numbers, and in equal answers."""
+"""Compare all outputs of two models batch by batch: by their values, and by the share of equal answers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..report import OutputRecord
 
 
 class OutputTally:
-    """Running comparison of every output of two models; missed: output -> why it cannot be compared.
+    """Running comparison of every output of two models.
 
-    A sequence counts as an output for each of its tensors, NAME[0] and so on.
+    missed: output -> why it cannot be compared. Each tensor of a sequence is an output of its own, NAME[0] and so on.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class OutputTally:
         self._others: dict[str, list[int]] = {}
 
     def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], samples: int = 1) -> None:
-        """Take in both models' outputs for one batch of ``samples``."""
+        """Add both models' outputs for one batch of ``samples``."""
         for name, value in wanted.items():
             self._add(name, value, given[name], samples)
 
@@ -33,8 +33,8 @@ class OutputTally:
             if all(isinstance(each, dict) for each in (*value, *other)):  # probabilities by class, of each sample
                 value, other = (np.array([[d[k] for k in sorted(d)] for d in each]) for each in (value, other))
             else:
-                for place, pair in enumerate(zip(value, other, strict=True)):
-                    self._add(f"{name}[{place}]", *pair, samples)
+                for index, pair in enumerate(zip(value, other, strict=True)):
+                    self._add(f"{name}[{index}]", *pair, samples)
                 return
         if not isinstance(value, np.ndarray) or not isinstance(other, np.ndarray):
             self.missed[name] = "it is no tensor"
@@ -51,7 +51,7 @@ class OutputTally:
             sums[1] += len(same)
 
     def records(self) -> tuple[OutputRecord, ...]:
-        """What was found of each output that could be compared, with intervals over the samples."""
+        """One record for each output that could be compared, with intervals over the samples."""
         return tuple(_record_output(name, found) for name, found in self._floats.items()) + tuple(
             OutputRecord(name, None, None, None, equal / rows, None, agreement_interval(equal, rows))
             for name, (equal, rows) in self._others.items()

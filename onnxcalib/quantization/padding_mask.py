@@ -22,7 +22,7 @@ from ..runtime.session import is_float
 
 
 def find_real(feeds: Mapping[str, Any]) -> np.ndarray | None:
-    """Mask of the tokens of a batch that are no padding, bool (samples, tokens); None where all are real or unmasked."""
+    """Mask of the tokens of a batch that are no padding, bool (samples, tokens); None without padding."""
     mask = feeds.get(MASK)
     if mask is None or mask.ndim != 2:
         return None
@@ -66,7 +66,7 @@ class PaddingMask:
         return found
 
     def select_real(self, tensor: str, values: np.ndarray, real: np.ndarray | None) -> np.ndarray:
-        """The values that are no padding, (selected, ...) with the axes behind the tokens' axis; all without padding."""
+        """The values that are no padding, (selected, ...) with the axes behind the tokens; all without padding."""
         return select(values, self.mask_of(tensor, values.shape, real))
 
     def fill_padding(self, tensor: str, values: Values, real: Values | None, fill: float = 0) -> Values:

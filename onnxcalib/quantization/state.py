@@ -1,10 +1,10 @@
-"""What reconstruction works on, what it stores of both models, and the one object that it changes."""
+"""What reconstruction works on, what it stores of both models, and its state, the one object that it changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from .padding_mask import PaddingMask, find_real
 # Prefixes of the names under which the store keeps the float model's activations, those of the quantized model, and the
 # probes of a layer's output (``quantization.probes``).
 FLOAT, QUANTIZED, PROBE = "float:", "quantized:", "probe:"
+# What the store holds of a tensor: arrays, or what onnxruntime makes of a sequence.
+Stored = np.ndarray | list[Any]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Problem:
 
     @cached_property
     def index(self) -> Index:
+        """The index of the whole model's graph."""
         return Index(self.model.graph)
 
     @cached_property
     def types(self) -> dict[str, ValueInfoProto]:
-        """Types of tensors, as far as the graph tells them."""
+        """Tensor -> its type, where the graph tells it."""
         return infer_types(self.model)
 
     @cached_property
@@ -56,12 +59,20 @@ class Problem:
         return self.config.threads or 0
 
 
+@dataclass(frozen=True)
+class Views:
+    """How many views of each image are stored beside the image itself, and its axes of rows and of columns."""
+
+    count: int
+    axes: tuple[int, int]
+
+
 class StoredActivations:
     """Activations of both models over the calibration set, batch by batch, on disk.
 
-    sizes: samples of each stored batch, of all ``passes`` over the calibration set: the set itself, then views of its
-    images. masks: which tokens of each stored batch count, bool (samples, tokens), None where all do. types: types of
-    the stored tensors.
+    sizes: samples of each stored batch, in all ``passes`` over the calibration set; the first stores the samples, the
+    others store views of their images. masks: for each stored batch the mask of the tokens that are no padding, bool
+    (samples, tokens), or None without padding. types: types of the stored tensors.
     """
 
     def __init__(self, store: Store, padding: PaddingMask, types: Mapping[str, ValueInfoProto]) -> None:
@@ -75,73 +86,77 @@ class StoredActivations:
         samples: CalibrationSet,
         size: int,
         *,
-        views: int = 0,
-        axes: tuple[int, int] | None = None,
+        views: Views | None = None,
         seed: int = 0,
     ) -> None:
         """Store the model's inputs over the whole set; they are the same in both models.
 
-        ``views`` more passes follow with views of the images, whose rows and columns are ``axes``.
+        ``views.count`` passes over the set follow, each of which stores one view of every image.
         """
-        self.passes = 1 + views
+        for feeds in samples.batches(size):
+            self.add(feeds, samples.count(feeds))
+        if views is None:
+            return
+        self.passes = 1 + views.count
         generator = np.random.default_rng(seed)
-        for number in range(self.passes):
+        for _ in range(views.count):
             for feeds in samples.batches(size):
-                change = partial(draw_views, axes=axes, generator=generator) if number else None
-                self.add(feeds, samples.count(feeds), change)
+                drawn = {name: draw_views(value, views.axes, generator) for name, value in feeds.items()}
+                self.add(drawn, samples.count(feeds))
 
     def fill_some(self, samples: CalibrationSet, size: int, most: int) -> None:
-        """Store the model's inputs for about ``most`` samples from all over the set."""
+        """Store the model's inputs for about ``most`` samples, spread evenly over the set."""
         at_once = samples.fixed_batch or 1
         starts = np.unique(np.linspace(0, len(samples) // at_once - 1, max(1, most // at_once)).astype(int)) * at_once
         chosen = [int(start) + offset for start in starts for offset in range(at_once)]
         for part in samples.split(size, chosen):
             self.add(samples.read(part), len(part))
 
-    def add(
-        self, feeds: Mapping[str, Any], count: int, change: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> None:
-        """Store the model's inputs of the next batch, of ``count`` samples, as ``change`` makes them."""
-        feeds = feeds if change is None else {name: change(value) for name, value in feeds.items()}
+    def add(self, feeds: Mapping[str, Any], count: int) -> None:
+        """Store the inputs of both models for the next batch, of ``count`` samples."""
         self.add_float(feeds, count)
         for name, value in feeds.items():
             self.keep(QUANTIZED, name, value)
 
     def add_float(self, feeds: Mapping[str, Any], count: int) -> None:
-        """The same for the float model alone."""
+        """Store the inputs of the float model alone for the next batch, of ``count`` samples."""
         self.sizes.append(count)
         self.masks.append(find_real(feeds))
         for name, value in feeds.items():
             self.keep(FLOAT, name, value)
 
-    def keep(self, prefix: str, tensor: str, value: np.ndarray | list) -> None:
-        """Store the next batch of a tensor; where nothing else tells its type, the value does."""
+    def keep(self, prefix: str, tensor: str, value: Stored) -> None:
+        """Store the next batch of a tensor. Where the graph does not tell the tensor's type, the value does."""
         self.store.append(prefix + tensor, value)
         known = self.types.get(tensor)
         if isinstance(value, np.ndarray) and not (known and known.type.WhichOneof("value")):
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             self.types[tensor] = helper.make_tensor_value_info(tensor, kind, None)
 
-    def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, np.ndarray | list]:
-        """Stored batch ``number`` of ``tensors``, by name, of the model that ``prefix`` stands for."""
+    def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, Stored]:
+        """Stored batch ``number`` of the tensors by name, FLOAT or QUANTIZED."""
+        return {t: self.store.batch(prefix + t, number) for t in tensors}
+
+    def arrays(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, np.ndarray]:
+        """The same of tensors that are no sequences."""
         return {t: self.store.batch(prefix + t, number) for t in tensors}
 
     def count(self, *, by_sample: bool) -> int:
-        """Samples, or else stored batches, of one pass over the calibration set."""
+        """The number of samples in one pass over the calibration set, or of stored batches."""
         return (sum(self.sizes) if by_sample else len(self.sizes)) // self.passes
 
     def has_padding(self, tensors: Iterable[str]) -> bool:
-        """Whether some of these tensors count tokens, not all of which count."""
+        """Whether some of these tensors hold padding in some batch."""
         return any(mask is not None for mask in self.masks) and any(t in self.padding.axes for t in tensors)
 
     def real_tokens(self) -> list[np.ndarray]:
-        """The masks of all batches where some have padding, those too in which all tokens count."""
+        """The mask of every batch, where some batch has padding; all true for a batch without padding."""
         length = next(mask.shape[1] for mask in self.masks if mask is not None)
         pairs = zip(self.masks, self.sizes, strict=True)
         return [np.ones((size, length), bool) if mask is None else mask for mask, size in pairs]
 
     def forget(self, later: set[str]) -> None:
-        """Drop what is stored of tensors that are not among those read later; probes stay."""
+        """Drop the activations of all tensors but those in ``later``; probes stay."""
         for name in self.store.names():
             if name.partition(":")[2] not in later and not name.startswith(PROBE):
                 self.store.drop(name)
@@ -149,10 +164,10 @@ class StoredActivations:
 
 @dataclass
 class ReconstructionState:
-    """What reconstruction knows so far: the one object that its functions change.
+    """What reconstruction has found: the one object that its functions change.
 
-    grids: of all activations, first as they were calibrated. layers: what each layer has become. frozen: tensors whose
-    grids must not change any more, as later layers were solved on them.
+    grids: those of all activations, at first as calibrated. layers: layer -> its parameters once it is rounded, solved
+    or learned. frozen: tensors whose grids must not change any more, because a layer was solved on them.
     """
 
     problem: Problem
@@ -166,12 +181,12 @@ class ReconstructionState:
         return self.grids.of_input(layer)
 
     def float_subgraph(self, block: Block, outputs: Sequence[str]) -> ModelProto:
-        """The float model from the block's inputs, as far as they are read, to ``outputs``."""
+        """The float model from those of the block's inputs that ``outputs`` need to ``outputs``."""
         problem, inputs = self.problem, self.inputs_read(block, outputs)
-        return extract(problem.model, self.stored.types, inputs=inputs, outputs=outputs)
+        return extract(problem.model, self.stored.types, inputs=inputs, outputs=outputs, index=problem.index)
 
     def quantized_subgraph(self, block: Block, outputs: Sequence[str]) -> ModelProto:
-        """The same part with the grids and the layers as they are now."""
+        """The float subgraph, quantized with the present grids and layers."""
         return emit_qdq(self.float_subgraph(block, outputs), self.problem.scheme, self.grids, self.layers)
 
     def inputs_read(self, block: Block, outputs: Sequence[str]) -> list[str]:
@@ -180,7 +195,10 @@ class ReconstructionState:
 
 
 class SubgraphRunner:
-    """Tensors inside a block, computed batch by batch from its stored inputs; inputs themselves are passed through."""
+    """Computes tensors inside a block from its stored inputs, one stored batch at a time.
+
+    Those of the tensors that are inputs of the block are read from the store.
+    """
 
     def __init__(self, state: ReconstructionState, block: Block, tensors: Sequence[str], *, quantized: bool):
         self.stored = state.stored
@@ -191,16 +209,16 @@ class SubgraphRunner:
 
     def run(self, number: int) -> dict[str, np.ndarray]:
         """The tensors, by name, of stored batch ``number``."""
-        values = self.stored.feeds(self.prefix, self.given, number)
+        values = self.stored.arrays(self.prefix, self.given, number)
         if self.session is not None:
             values |= self.session.run(self.stored.feeds(self.prefix, self.session.inputs, number))
         return values
 
 
 def run_block(state: ReconstructionState, block: Block, later: set[str], *, quantized: bool) -> None:
-    """Compute the block's outputs over the whole set from its stored inputs, into the store.
+    """Compute the block's outputs over the whole set from its stored inputs, and store them.
 
-    Only outputs that are read later are computed, and those that are the targets of the block's own layers.
+    Outputs that are not in ``later`` are left out, but in the float model those of a block with layers are its targets.
     """
     stored, prefix = state.stored, QUANTIZED if quantized else FLOAT
     kept = later.union(() if quantized or not block.layers else block.outputs)
@@ -219,7 +237,7 @@ def _open(state: ReconstructionState, block: Block, outputs: Sequence[str], *, q
 
 
 def read_later(state: ReconstructionState, blocks: Sequence[Block], end: set[str]) -> list[set[str]]:
-    """For each block the tensors that the blocks behind it need to be solved and learned, and those of ``end``."""
+    """For each block the tensors that the blocks after it need to be solved and learned, and those of ``end``."""
     later = [end]
     for block in reversed(blocks[1:]):
         needed = [t for t in block.outputs if t in later[0]]

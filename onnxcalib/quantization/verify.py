@@ -1,4 +1,4 @@
-"""Verify: run the float and the quantized model in onnxruntime on the calibration samples, and compare."""
+"""Verify: run the float and the quantized model in onnxruntime on the calibration samples, and compare them."""
 
 from __future__ import annotations
 
@@ -27,19 +27,22 @@ from .padding_mask import find_real
 from .run import Prepared
 from .saturation import measure_saturation
 
-# Samples of which every layer is looked at, which takes several times as long as running the models.
+# Samples on which every layer is compared, which takes several times as long as running the models.
 INNER = 32
 # Operators of onnxruntime that read integers and give float.
 INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
 NO_KERNEL = "which has no integer kernel in onnxruntime here"
-NARROWS = "narrows the tensor for the layers that read fewer bits"
+REQUANTIZES = "requantizes the tensor for the layers that read fewer bits"
 
 
 @dataclass(frozen=True)
 class Verification:
     """What ``verify`` measured.
 
-    missed: output -> why it was not compared; float_pass_seconds: the float model's time over the whole set.
+    outputs: the quantized model's outputs on all samples, compared with the float model's. outputs_unoptimized: the
+    same on the first INNER samples, without graph optimizations. missed: output -> why it was not compared. layers: the
+    layers' outputs on the first INNER samples. unfused: the Q and DQ nodes that onnxruntime did not fuse. saturation:
+    what saturating sums do to the outputs. float_pass_seconds: the time of the float model over the whole set.
     """
 
     outputs: tuple[OutputRecord, ...]
@@ -52,24 +55,23 @@ class Verification:
 
 
 def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerScheme]) -> Verification:
-    """Compare batch by batch, and list what onnxruntime leaves unfused.
+    """Compare ``quantized`` with the original model batch by batch, and list what onnxruntime leaves unfused.
 
-    The original model's outputs are compared with those of ``quantized``, with graph optimizations on all samples, and
-    without on the first INNER. On these every layer's output is compared with the prepared model's too, as reading a
-    tensor inside would keep it from being fused. Outputs where sums saturate are measured apart. Raises ModelError.
+    Outputs are compared on all samples with graph optimizations. Without them, outputs and the output of every layer
+    are compared on the first INNER samples: onnxruntime cannot fuse a tensor that is returned. Raises ModelError.
     """
     samples, threads, padding = prepared.samples, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
     on, off, seconds = OutputTally(), OutputTally(), 0.0
     with Store() as store:
-        inside = _look_inside(prepared, quantized, names, store)
+        inside = _compare_inside(prepared, quantized, names, store)
         reference = Session(prepared.original, threads=threads)
         optimized, graph = optimize(quantized, threads)
         for number, feeds in enumerate(samples.batches(inside.batch)):
             start = time.perf_counter()
-            wanted, real = reference.run(feeds), find_real(feeds)
+            outputs, real = reference.run(feeds), find_real(feeds)
             seconds += time.perf_counter() - start
-            count, wanted = samples.count(feeds), padding.mask_outputs(wanted, real)
+            count, wanted = samples.count(feeds), padding.mask_outputs(outputs, real)
             on.add(wanted, padding.mask_outputs(optimized.run(feeds), real), count)
             if number < inside.batches:
                 given = {name: store.batch(name, number) for name in wanted}
@@ -93,17 +95,18 @@ def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
 
 @dataclass(frozen=True)
 class _Inside:
-    """Comparisons by tensor; batch: samples in a batch; batches: how many were run."""
+    """Comparisons of layers' outputs by tensor, the samples in a batch, and the number of batches that were run."""
 
     layers: Mapping[str, Comparison]
     batch: int
     batches: int
 
 
-def _look_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[str], store: Store) -> _Inside:
-    """Compare the prepared and the quantized model's layers, whose outputs are ``names``, on the first INNER samples.
+def _compare_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[str], store: Store) -> _Inside:
+    """Compare the tensors ``names`` of the prepared and of the quantized model on the first INNER samples.
 
-    The quantized model's outputs on these go into the store. Both sessions end here, before the next are made.
+    The quantized model's outputs on these samples go into the store. Both sessions end with this function, so that
+    large models are held once.
     """
     samples, threads, padding = prepared.samples, prepared.run.threads, prepared.padding
     inner = Session(prepared.model, also=names, threads=threads)
@@ -112,7 +115,9 @@ def _look_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[str]
     done, count, size = 0, 0, batch_size(inner, samples)
     for feeds in samples.batches(size):
         given, real = plain.run(feeds), find_real(feeds)
-        _compare_layers(by_layer, padding.mask_outputs(inner.run(feeds, names), real), padding.mask_outputs(given, real))
+        _compare_layers(
+            by_layer, padding.mask_outputs(inner.run(feeds, names), real), padding.mask_outputs(given, real)
+        )
         for value in quantized.graph.output:
             store.append(value.name, given[value.name])
         done, count = done + samples.count(feeds), count + 1
@@ -121,27 +126,29 @@ def _look_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[str]
     return _Inside(by_layer, size, count)
 
 
-def _compare_layers(comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other) -> None:
+def _compare_layers(
+    comparisons: dict[str, Comparison], reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]
+) -> None:
     for name, value in reference.items():
         if value.shape == other[name].shape:
             comparisons.setdefault(name, Comparison()).add(value, other[name])
 
 
 def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphProto]:
-    """A session, and the graph that it runs: nodes have the names of ``tidy``, where onnxruntime has kept them.
+    """A session, and the optimized graph that it runs, whose nodes keep their names as far as onnxruntime keeps them.
 
-    Of large constants the graph holds those of int8 alone, the weights of integer kernels. Raises ModelError.
+    The graph has no values of large constants but for int8, the weights of integer kernels. Raises ModelError.
     """
     with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session = Session(_name_all(quantized), deployed=True, dump=path, threads=threads)
+        session = Session(_with_node_names(quantized), deployed=True, dump=path, threads=threads)
         graph = onnx.load(path, load_external_data=False).graph
         _load_integers(graph, folder)
         return session, graph
 
 
-def _name_all(model: ModelProto) -> ModelProto:
-    """The model itself where each node has a name, as a copy takes memory; else a copy whose nodes have."""
+def _with_node_names(model: ModelProto) -> ModelProto:
+    """The model itself where every node has a name, to save memory; otherwise a copy in which every node has one."""
     if all(node.name for node in model.graph.node):
         return model
     named = ModelProto()
@@ -151,7 +158,7 @@ def _name_all(model: ModelProto) -> ModelProto:
 
 
 def _load_integers(graph: GraphProto, folder: str) -> None:
-    """Read constants of int8 that lie in files of the folder, those of bodies too."""
+    """Read the int8 constants of the graph and of its bodies from the files of the folder."""
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
             load_external_data_for_tensor(tensor, folder)
@@ -163,10 +170,12 @@ def _load_integers(graph: GraphProto, folder: str) -> None:
 
 
 def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
-    """Every QuantizeLinear and DequantizeLinear left in ``graph``, which onnxruntime made of ``quantized``, and why."""
+    """Every QuantizeLinear and DequantizeLinear in ``graph``, the optimized graph of ``quantized``, with a reason."""
     index = Index(graph)
     # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
-    tensors = {node.name: _float_side(node) for node in quantized.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)}
+    tensors: dict[str, str] = {
+        node.name: _float_side(node) for node in quantized.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)
+    }
     behind: set[str] = set()  # tensors that integers reach
     for node in graph.node:
         if node.op_type in INTEGER_TO_FLOAT or not behind.isdisjoint(reads(node)):
@@ -188,7 +197,8 @@ def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecor
 
 
 def _float_side(node: NodeProto) -> str:
-    return node.input[0] if node.op_type == QUANTIZE else node.output[0]
+    tensor: str = node.input[0] if node.op_type == QUANTIZE else node.output[0]
+    return tensor
 
 
 def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> str:
@@ -196,7 +206,7 @@ def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> s
     if producer is None:
         return "entry of the graph"
     if producer.op_type == DEQUANTIZE:
-        return NARROWS
+        return REQUANTIZES
     if not behind_integers:
         return f"entry of the graph: nothing before {producer.op_type} is quantized"
     return f"follows {producer.op_type}, {NO_KERNEL}"
@@ -211,4 +221,4 @@ def _explain_dequantize(index: Index, node: NodeProto, ahead_of_integers: bool) 
         return "exit of the graph"
     if not ahead_of_integers:
         return f"exit of the graph: nothing behind {named} is quantized"
-    return NARROWS if readers == [QUANTIZE] else f"read by {named}, {NO_KERNEL}"
+    return REQUANTIZES if readers == [QUANTIZE] else f"read by {named}, {NO_KERNEL}"

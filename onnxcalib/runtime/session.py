@@ -64,7 +64,9 @@ class Session:
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, feeds: Mapping[str, np.ndarray | list[Any]], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """The outputs by name; feeds that the model does not read are ignored. Raises ModelError."""
         names = list(self.outputs if outputs is None else outputs)
         if not names:  # onnxruntime would return all of them

@@ -9,7 +9,7 @@ from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.prepare import rewrite
-from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations
+from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations, Views
 from onnxcalib.runtime.store import Store
 
 RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
@@ -43,7 +43,7 @@ def state_of():
         stores.append(Store())
         stored = StoredActivations(stores[-1], padding, problem.types)
         views = config.image_views(scheme.least_weight_bits) if axes else 0
-        stored.fill(samples, samples.fixed_batch or size, views=views, axes=axes, seed=config.seed)
+        stored.fill(samples, samples.fixed_batch or size, views=Views(views, axes) if views else None, seed=config.seed)
         return ReconstructionState(problem, stored, choose_grids(scheme, statistics.histograms, config))
 
     yield make

@@ -155,7 +155,7 @@ def test_what_is_left_is_named_with_its_reason(model, rough, draw):
 def test_what_narrows_in_the_standard_encoding_is_named(model, rough, draw):
     model.opset_import[0].version, model.ir_version = 21, 10
     reasons = left(rough(model, draw(4, 4, 6, 6), activation_bits=4, encoding="standard"))
-    assert reasons["QuantizeLinear", "r_dequantized"] == "narrows the tensor for the layers that read fewer bits"
+    assert reasons["QuantizeLinear", "r_dequantized"] == "requantizes the tensor for the layers that read fewer bits"
 
 
 def test_a_float_operator_between_layers_is_named_on_both_sides(build, rough, draw):
