@@ -8,7 +8,7 @@ rates are relative to the scales and decay by a cosine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -208,7 +208,7 @@ def floating(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -
 def learn_block(
     module: nn.Module,
     draw: Callable[[], Batch],
-    held_out: Callable[[], Sequence[Batch]],
+    held_out: Callable[[], Iterable[Batch]],
     *,
     steps: int,
     bias_units: dict[nn.Parameter, torch.Tensor],
@@ -263,7 +263,7 @@ def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias
     return [g for g in groups if g["params"]]
 
 
-def _evaluate(module: nn.Module, batches: Sequence[Batch], sums: Sums) -> float:
+def _evaluate(module: nn.Module, batches: Iterable[Batch], sums: Sums) -> float:
     """The loss of all batches as one: sums are taken over batches before the ratio."""
     module.eval()
     with torch.no_grad():
