@@ -1,7 +1,7 @@
-"""Bias tuning: all biases trained end to end, so that the quantized model's outputs follow the float model's.
+"""Bias tuning: all biases are trained end to end, so that the quantized model's outputs follow the float model's.
 
-No labels are needed (Hubara et al. 2021, section 3.5). What is learned on three quarters of the samples is kept where
-the rest, half of which said when to stop, shows that it helps.
+No labels are needed (Hubara et al. 2021, section 3.5). Biases are learned on three quarters of the samples. Of the
+other samples one half chooses the iteration, and the other half decides whether its biases are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from ..graph.blocks import find_blocks, join_blocks
 from ..graph.index import reads
 from ..graph.weightless import held_bytes
+from ..numeric.adaquant import Batch
 from ..numeric.distill import divergence_sums, sample_losses
 from ..runtime.blocks import BlockError
 from ..spec import Block
@@ -23,35 +24,36 @@ from .probes import MOST_MODEL_BYTES
 from .solve import guard_scale
 from .state import ReconstructionState, run_block
 
-# Few, at a low rate: more fits the samples (MobileNetV2 at W4A8: the held-out loss rose from a tenth of a pass on).
+# Few iterations at a low rate: more fit the samples themselves (MobileNetV2 at W4A8: the held-out loss rose after a
+# tenth of a pass over the samples).
 STEPS = 96
 RATE = 0.002
-# One sample in so many is not learned from.
+# One sample in so many is held out.
 BIAS_HOLDOUT = 4
-# Samples without which nothing is decided, and standard errors by which their loss must fall: what is learned mostly
-# fits the calibration set alone (with 32 images ResNet-20 lost 0.15 dB before these).
+# The least number of deciding samples, and the standard errors by which their loss must fall. What is learned mostly
+# fits the calibration set alone: without these conditions ResNet-20 lost 0.15 dB with 32 images.
 LEAST_DECIDING = 16
 CERTAIN = 2.0
 TOO_FEW = "{} samples are too few to see whether it helps, {} would do"
 
 
 def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
-    """Train the biases of the whole model, or of the longest part up to its outputs that torch takes.
+    """Train the biases of the whole model, or of the longest part at its end that torch takes.
 
-    ``state`` has the LayerParams of all layers and stores the model's inputs alone. Returns whether biases changed in
-    it; and a remark: the part that was trained, or why nothing was kept.
+    ``state`` has the LayerParams of all layers; it stores the model's inputs alone. Returns whether biases in ``state``
+    changed, and a remark: which part was trained, or why nothing was kept.
     """
     samples = sum(state.stored.sizes)
     if samples < 2 * BIAS_HOLDOUT * LEAST_DECIDING:
         return False, TOO_FEW.format(samples, 2 * BIAS_HOLDOUT * LEAST_DECIDING)
-    learner, remark = _find_part(state)
+    learner, remark = _open_learner(state)
     if learner is None:
         return False, remark
     if not learner.biases():
         return False, "no layer that torch takes has a bias"
     data = MiniBatches(state, learner.block, learner.size, holdout=BIAS_HOLDOUT)
-    stopping, deciding = (list(data.batches(half)) for half in (data.held_out[::2], data.held_out[1::2]))
-    before = _losses(learner, deciding)
+    stopping, deciding = list(data.batches(data.held_out[::2])), list(data.batches(data.held_out[1::2]))
+    before = _relative_losses(learner, deciding)
     if before.shape[1] < LEAST_DECIDING:
         return False, "its outputs do not count samples, and the batches are too few to see whether it helps"
     try:
@@ -60,7 +62,7 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
         return False, str(error)
     if not outcome.step:
         return False, "the loss on held-out samples did not fall"
-    if not _is_better(before, _losses(learner, deciding)):
+    if not _is_better(before, _relative_losses(learner, deciding)):
         return False, "what it gains on held-out samples is within their noise"
     for name, bias in learner.biases().items():
         params, grid = state.layers[name], state.input_grid(state.problem.layers[name])
@@ -69,62 +71,72 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
     return True, remark
 
 
-def _find_part(state: ReconstructionState) -> tuple[Learner | None, str | None]:
-    """The longest run of blocks that ends the model and that torch takes, its inputs and outputs stored."""
-    blocks = [block for block in find_blocks(state.problem.model, state.problem.scheme)]
-    in_float = {layer.name for layer in state.problem.scheme.layers if layer.reads_float}
-    past = max((index + 1 for index, block in enumerate(blocks) if in_float.intersection(block.layers)), default=0)
-    first = f"{blocks[past - 1].layers[-1]} reads float activations, and is not learned" if past else None
-    for start in range(past, len(blocks)):
+def _open_learner(state: ReconstructionState) -> tuple[Learner | None, str | None]:
+    """A learner of the longest part at the end of the model that torch takes; its inputs and targets are stored.
+
+    The second result says why that part is not the whole model, or why there is none.
+    """
+    problem = state.problem
+    blocks = find_blocks(problem.model, problem.scheme, index=problem.index)
+    first, first_reason = _skip_float_readers(state, blocks)
+    for start in range(first, len(blocks)):
         if not any(block.layers for block in blocks[start:]):
             break
-        part = join_blocks(state.problem.model, state.problem.scheme, blocks[start:])
-        size = _weight_bytes(state, part)
-        if size > MOST_MODEL_BYTES:
-            first = (
-                first or f"{size / 2**20:.0f} MB of weights are more than the {MOST_MODEL_BYTES / 2**20:.0f} for torch"
-            )
-            continue
-        try:  # before anything is computed for it
-            converted = convert_block(state, part)
-        except BlockError as error:
-            first = first or str(error)
-            continue
-        _store(state, join_blocks(state.problem.model, state.problem.scheme, blocks[:start]) if start else None, part)
+        part = join_blocks(problem.model, problem.scheme, blocks[start:], index=problem.index)
         try:
+            _check_size(state, part)
+            converted = convert_block(state, part)  # before anything is computed for it
+            _store(state, blocks[:start], part)
             learner = Learner(state, converted, frozen=True)
         except BlockError as error:
-            first = first or str(error)
+            first_reason = first_reason or str(error)
             continue
-        return learner, None if first is None else f"the layers from {part.layers[0]} on alone: {first}"
-    return None, first or "the model has no layers"
+        return learner, first_reason and f"the layers from {part.layers[0]} on alone: {first_reason}"
+    return None, first_reason or "the model has no layers"
 
 
-def _weight_bytes(state: ReconstructionState, block: Block) -> int:
-    nodes, constants = set(block.nodes), state.problem.index.initializers
-    read = {tensor for node in state.problem.model.graph.node if node.name in nodes for tensor in reads(node)}
-    return sum(held_bytes(constants[tensor]) for tensor in read & constants.keys())
+def _skip_float_readers(state: ReconstructionState, blocks: Sequence[Block]) -> tuple[int, str | None]:
+    """Index of the first block after all layers that read float, and the name of the last of these as a reason."""
+    in_float = {layer.name for layer in state.problem.scheme.layers if layer.reads_float}
+    first = max((index + 1 for index, block in enumerate(blocks) if in_float.intersection(block.layers)), default=0)
+    return first, f"{blocks[first - 1].layers[-1]} reads float activations, and is not learned" if first else None
 
 
-def _store(state: ReconstructionState, before: Block | None, part: Block) -> None:
-    """What the part reads in the quantized model, and what both give in the float one."""
-    if before is not None:
+def _check_size(state: ReconstructionState, block: Block) -> None:
+    """Raise BlockError for a block with more weights than torch should hold."""
+    index = state.problem.index
+    read = {tensor for name in block.nodes for tensor in reads(index.nodes[name])}
+    size = sum(held_bytes(index.initializers[tensor]) for tensor in read & index.initializers.keys())
+    if size > MOST_MODEL_BYTES:
+        most = MOST_MODEL_BYTES / 2**20
+        raise BlockError(f"{size / 2**20:.0f} MB of weights are more than the {most:.0f} MB for torch")
+
+
+def _store(state: ReconstructionState, before: Sequence[Block], part: Block) -> None:
+    """Store the inputs of the part in both models, and its outputs in the float model."""
+    problem = state.problem
+    if before:
+        block = join_blocks(problem.model, problem.scheme, before, index=problem.index)
         for quantized in (False, True):
-            run_block(state, before, set(part.inputs), quantized=quantized)
+            run_block(state, block, set(part.inputs), quantized=quantized)
     run_block(state, part, set(part.outputs), quantized=False)
 
 
-def _losses(learner: Learner, batches: Sequence) -> np.ndarray:
-    """Loss of each sample relative to the mean of what it is relative to, (outputs, samples)."""
+def _relative_losses(learner: Learner, batches: Sequence[Batch]) -> np.ndarray:
+    """Loss of each output on each sample, (outputs, samples).
+
+    For class scores the divergence; for other outputs the squared error over the mean power of the target.
+    """
     learner.module.eval()
     with torch.no_grad():
         found = torch.cat([sample_losses(learner.module(*inputs), targets) for inputs, targets in batches], 1)
     losses, powers = found.double().cpu().numpy().transpose(2, 0, 1)
-    return losses / np.maximum(powers.mean(1, keepdims=True), np.finfo(np.float64).tiny)
+    relative: np.ndarray = losses / np.maximum(powers.mean(1, keepdims=True), np.finfo(np.float64).tiny)
+    return relative
 
 
 def _is_better(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the mean over outputs falls by more than CERTAIN standard errors, sample by sample."""
+    """Whether the loss, averaged over the outputs, falls by more than CERTAIN standard errors over the samples."""
     gains = (before - after).mean(0)
     error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
     return bool(gains.mean() > CERTAIN * error)

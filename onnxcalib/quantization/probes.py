@@ -1,16 +1,19 @@
-"""Probes: random directions of the model's outputs, pulled back to what each layer gives.
+"""A probe measures how a layer's rounding error changes the model's outputs.
 
-An error e of a layer's output moves the model's outputs by J e, J the float model's Jacobian, and for a normal v the
-mean of ``(v^T J e)^2`` is ``|J e|^2``. What a layer's rounding does to the outputs is therefore seen through ``v^T J``
-(GuidedQuant, Kim et al. 2025, from BRECQ, Li et al. 2021, weights each place by itself with it; here a sample's places
-are summed first, as what one place adds another may take away, which is most of the gain).
+An error e of a layer's output changes the model's outputs by J e, where J is the Jacobian of the float model. For a
+random normal v the mean of ``(v^T J e)^2`` is ``|J e|^2``. A probe is ``v^T J``: the gradient of the outputs along v
+with respect to the layer's output.
+
+GuidedQuant (Kim et al. 2025) and BRECQ (Li et al. 2021) weight the error of each output position by its own gradient.
+Here the positions of a sample are summed before they are squared, because the errors of different positions may
+cancel. Most of the gain comes from this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 
 from ..config import FULL_BITS
 from ..data import CalibrationSet
-from ..graph.index import constant
+from ..graph.index import known_constant
 from ..graph.layout import to_rows
 from ..graph.load import inputs_of
 from ..graph.save import model_bytes
@@ -30,18 +33,18 @@ from .learn import check_parity
 from .solve import MOST_INPUTS
 from .state import FLOAT, PROBE, ReconstructionState
 
-# Random sums of a layer's channels, as which each direction is kept.
+# For each direction so many random sums of a layer's channels are kept.
 SIGNS = 8
-# What the layers give for the samples that go through torch at once may take so many bytes.
+# The layers' outputs for the samples that go through torch at once may take so many bytes.
 MOST_BYTES = 64 * 2**20
-# Larger models stay out of torch: as one module it holds all weights once more.
+# Larger models are not converted to torch, where the module is a second copy of all weights.
 MOST_MODEL_BYTES = 2**29
 # The probes of all layers and samples are stored before the first is used.
 MOST_STORED_BYTES = 2**32
 
 
 class Drawn(NamedTuple):
-    """How many layers have probes, and why none has where they were to have some."""
+    """The number of layers that have probes, and the reason where no layer has the probes that it should have."""
 
     layers: int = 0
     reason: str | None = None
@@ -50,7 +53,7 @@ class Drawn(NamedTuple):
 def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions: int) -> Drawn:
     """Store the probes of layers with weights of few bits, where they help, for every stored sample.
 
-    The probes of a layer with P output positions are (N, directions * SIGNS, P).
+    The probes of a layer with P output positions are float16 (N, directions * SIGNS, P).
     """
     layers = {layer.output: layer for layer in _list_layers(state)}
     if not directions or not layers:
@@ -62,7 +65,7 @@ def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions:
     session = Session(state.problem.model, also=list(layers), threads=state.problem.threads)
     reason = None
     try:
-        _Puller(state, layers, directions).run(session, batch_size(session, samples, MOST_BYTES))
+        _ProbeComputer(state, layers, directions).run(session, batch_size(session, samples, MOST_BYTES))
     except BlockError as error:
         for name in [name for name in state.stored.store.names() if name.startswith(PROBE)]:
             state.stored.store.drop(name)
@@ -71,10 +74,11 @@ def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions:
 
 
 def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
-    """Layers whose rounding is most of what the outputs lose, so that the float model's Jacobian holds for it.
+    """Layers for which probes help: rounding their weights causes most of the loss, and the loss is small.
 
-    Those that read few bits lose more to these than to their own weights. Few-bit weights in several groups lose so
-    much that the model leaves the Jacobian's reach (MobileNetV2 at W4A8: 1 point less agreement with probes).
+    A layer that reads activations of few bits loses more to these than to its weights. In a model with grouped
+    convolutions of few-bit weights the loss is so large that the Jacobian no longer describes it (MobileNetV2 at W4A8:
+    1 point less agreement with probes).
     """
     few = [layer for layer in state.problem.scheme.layers if layer.weight_spec.bits < FULL_BITS]
     if any(layer.groups > 1 for layer in few):
@@ -84,12 +88,16 @@ def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
         for layer in few
         if layer.activation_spec.bits == FULL_BITS
         and layer.op != "ConvTranspose"
-        and to_rows(constant(state.problem.index, layer.weight), layer).shape[2] <= MOST_INPUTS
+        and to_rows(known_constant(state.problem.index, layer.weight), layer).shape[2] <= MOST_INPUTS
     ]
 
 
-class _Puller:
-    """The float model in torch, through which directions of its outputs are pulled back."""
+class _ProbeComputer:
+    """Computes probes by backpropagation through the float model in torch.
+
+    layers: tensor -> the layer that gives it, for the layers that may still have probes. with_gradient: those of the
+    tensors that have had a gradient other than zero.
+    """
 
     def __init__(self, state: ReconstructionState, layers: dict[str, LayerScheme], directions: int):
         self.problem, self.stored = state.problem, state.stored
@@ -98,29 +106,31 @@ class _Puller:
         self.inputs = [i.name for i in inputs_of(state.problem.model)]
         self.outputs = [o.name for o in state.problem.model.graph.output]
         self.returned = list(layers)
-        self.felt: set[str] = set()
+        self.with_gradient: set[str] = set()
         self.generator = torch.Generator().manual_seed(state.problem.config.seed)
 
     def run(self, session: Session, size: int) -> None:
-        """Store the probes of all batches, ``size`` samples at once; of layers without any for a sample, none.
+        """Store the probes of all batches, computed for ``size`` samples at once.
 
-        ``session`` is the same model in onnxruntime.
+        A layer that has no probes for some sample has none at all. session: the same model in onnxruntime.
         """
         self._check_parity(session, size)
         return_also(self.module, self.returned)
         self.module.to(self.problem.device)
         for number, count in enumerate(self.stored.sizes):
-            feeds = self.stored.feeds(FLOAT, self.inputs, number)
+            feeds = self.stored.arrays(FLOAT, self.inputs, number)
             if not self.layers:
                 return
-            rows = [range(at, min(at + size, count)) for at in range(0, count, size)]
-            parts = [self._pull(_take_rows(feeds, count, part), len(part), self._real(number, part)) for part in rows]
+            parts = []
+            for start in range(0, count, size):
+                rows = range(start, min(start + size, count))
+                parts.append(self._compute(_take_rows(feeds, count, rows), len(rows), self._mask_rows(number, rows)))
             for tensor in [t for t in self.layers if not all(t in part for part in parts)]:
                 self._drop(tensor)
             for tensor in self.layers:
                 self.stored.store.append(PROBE + tensor, np.concatenate([part[tensor] for part in parts]))
             self._check_room()
-        for tensor in self.layers.keys() - self.felt:
+        for tensor in self.layers.keys() - self.with_gradient:
             self._drop(tensor)
 
     def _drop(self, tensor: str) -> None:
@@ -129,7 +139,7 @@ class _Puller:
             self.stored.store.drop(PROBE + tensor)
 
     def _check_room(self) -> None:
-        """Refuse what would fill the disk, from the size of the first batch."""
+        """Raise BlockError if all probes, estimated from the first batch, would take more than MOST_STORED_BYTES."""
         size = sum(self.stored.store.batch(PROBE + tensor, 0).nbytes for tensor in self.layers)
         counts = self.stored.store.counts(f"{FLOAT}{self.inputs[0]}")
         total = size * sum(counts) / counts[0]
@@ -139,47 +149,48 @@ class _Puller:
 
     def _check_parity(self, session: Session, size: int) -> None:
         count = self.stored.sizes[0]
-        feeds = _take_rows(self.stored.feeds(FLOAT, self.inputs, 0), count, range(min(size, count)))
+        feeds = _take_rows(self.stored.arrays(FLOAT, self.inputs, 0), count, range(min(size, count)))
         outputs = list(session.run(feeds, self.outputs).values())
         check_parity(self.module, self.problem.model, feeds, outputs)
 
-    def _real(self, number: int, rows: range) -> torch.Tensor | None:
-        """Which tokens of these samples of a batch count; None where all do."""
+    def _mask_rows(self, number: int, rows: range) -> torch.Tensor | None:
+        """Mask of the tokens of these samples of a batch that are no padding; None without padding."""
         mask = self.stored.masks[number]
         return None if mask is None else torch.from_numpy(mask[rows.start : rows.stop]).to(self.problem.device)
 
-    def _pull(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
-        """Probes (N, directions * SIGNS, P) of these samples, by the layer's output; zero at padding."""
+    def _compute(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
+        """Tensor -> probes (N, directions * SIGNS, P) of these samples; zero at padding."""
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.problem.device) for t in self.inputs]
-        blank = partial(self.problem.padding.fill_padding, real=real)
         with _refusing():
             values = self.module(*inputs)
         given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
         made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
-        outputs = [blank(t, v) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad]
+        fill = self.problem.padding.fill_padding
+        outputs = [fill(t, v, real) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad]
         if not outputs:
             raise BlockError("no output has a gradient")
         found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
         for number in range(self.directions):
-            score = sum(self._direct(v) for v in outputs)
+            score = reduce(torch.add, [self._along_direction(v) for v in outputs])
             more = number < self.directions - 1
             with _refusing():
-                pulled = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
-            for tensor, gradient in zip(made, pulled, strict=True):
+                gradients = torch.autograd.grad(score, list(made.values()), retain_graph=more, allow_unused=True)
+            for tensor, gradient in zip(made, gradients, strict=True):
                 if gradient is not None and gradient.dim() > 1 and len(gradient) == samples:
-                    found[tensor].append(self._mix(blank(tensor, gradient), self.layers[tensor]))
-        probes = {t: _level(torch.cat(parts, 1)) for t, parts in found.items() if parts}
-        self.felt |= {t for t, value in probes.items() if value.any()}
+                    found[tensor].append(self._mix(fill(tensor, gradient, real), self.layers[tensor]))
+        probes = {t: _normalize(torch.cat(parts, 1)) for t, parts in found.items() if parts}
+        self.with_gradient |= {t for t, value in probes.items() if value.any()}
         return {t: value.half().cpu().numpy() for t, value in probes.items()}
 
-    def _direct(self, output: torch.Tensor) -> torch.Tensor:
-        """The output along a random direction, in units of its length: several outputs count alike."""
+    def _along_direction(self, output: torch.Tensor) -> torch.Tensor:
+        """The output's component along a random direction, relative to its norm: all outputs have the same weight."""
         direction = torch.randn(output.shape, generator=self.generator).to(output)
         length = torch.linalg.vector_norm(output.detach().float()).clamp_min(torch.finfo(torch.float32).tiny)
-        return (output * direction).float().sum() / length
+        component: torch.Tensor = (output * direction).float().sum() / length
+        return component
 
     def _mix(self, gradient: torch.Tensor, layer: LayerScheme) -> torch.Tensor:
-        """Sums (N, SIGNS, P) of the channels under random signs."""
+        """Sums of the gradient's channels with random signs, (N, SIGNS, P)."""
         if layer.op == "Conv":
             channels = gradient.flatten(2)
         else:
@@ -190,9 +201,9 @@ class _Puller:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """Turns faults of torch and of onnx2torch's modules, which may raise anything, into BlockError.
+    """Turn exceptions of torch and of onnx2torch's modules, which may be of any type, into BlockError.
 
-    Too little memory says nothing of the model, and stays what it is.
+    Errors for lack of memory are no fault of the model, and are raised as they are.
     """
     try:
         yield
@@ -202,13 +213,13 @@ def _refusing() -> Iterator[None]:
         raise BlockError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
-def _level(probes: torch.Tensor) -> torch.Tensor:
-    """Each sample's probes at a length of one: as many samples as can be have a say. Those without a gradient, zero."""
+def _normalize(probes: torch.Tensor) -> torch.Tensor:
+    """The probes of each sample divided by their norm, so that all samples have the same weight; zero stays zero."""
     length = torch.linalg.vector_norm(probes, dim=(1, 2), keepdim=True)
     return torch.where(length.isfinite() & (length > 0), probes / length, 0.0)
 
 
-def _take_rows(feeds: dict[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
-    """These samples of a batch of ``count``; inputs that do not count samples as they are."""
+def _take_rows(feeds: Mapping[str, np.ndarray], count: int, rows: range) -> dict[str, np.ndarray]:
+    """These samples of a batch of ``count``; inputs without an axis of samples are not changed."""
     of_samples = {t: np.ndim(value) > 0 and len(value) == count for t, value in feeds.items()}
     return {t: value[rows.start : rows.stop] if of_samples[t] else value for t, value in feeds.items()}

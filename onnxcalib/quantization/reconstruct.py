@@ -1,9 +1,10 @@
-"""Reconstruct: block after block, solve the layers, then learn the block; the quantized prefix feeds the next one."""
+"""Reconstruct block after block: solve its layers, then learn it, on what the quantized blocks before it give."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ..config import FULL_BITS
 from ..graph.blocks import single_layers
@@ -16,7 +17,7 @@ from .learn import Learner, MiniBatches, convert_block
 from .solve import solve_block
 from .state import ReconstructionState, read_later, run_block
 
-# One sample in so many is held out from learning a block, and says which iteration is kept.
+# One sample in so many is held out from learning a block: these choose the iteration that is kept.
 BLOCK_HOLDOUT = 8
 
 
@@ -30,89 +31,106 @@ def reconstruct(state: ReconstructionState, blocks: Sequence[Block], observer: O
             found = list(_reconstruct_block(state, block, later))
             records += found
             observer.block(found[-1])
-        state.frozen |= _read_inside(state, block)
+        state.frozen |= _tensors_read(state, block)
         run_block(state, block, later, quantized=True)
         state.stored.forget(later)
     return tuple(records)
 
 
 def _reconstruct_block(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
-    """Solve and learn one block; where it cannot be learned as one, its layers are, one by one."""
+    """Solve the block's layers, then learn the block; if torch does not take it, learn its layers one by one."""
     start = time.perf_counter()
-    reasons = solve_block(state, block)
-    rounded = _join(reasons, block)
-    steps = _steps(state, block, rounded)
-    if not steps:
-        yield _solved_record(block, rounded, None, start)
+    rounded = solve_block(state, block)
+    attempt = _Attempt(state, block, start, rounded)
+    if not attempt.steps:
+        yield attempt.keep_solved(None)
         return
     try:
-        yield _learned_record(state, block, rounded, start, steps=steps)
+        yield attempt.learn()
         return
-    except BlockError as error:
+    except BlockError as error:  # left before other work begins, as its traceback holds the block in torch
         reason = str(error)
     if len(block.layers) == 1:
-        yield _reconstruct_part(state, block, rounded, reason, steps=0)
-        return
-    parts = single_layers(state.problem.model, state.problem.scheme, block)
+        yield attempt.keep_solved(reason)
+    else:
+        yield from _reconstruct_layers(state, block, later, rounded, reason)
+
+
+def _reconstruct_layers(
+    state: ReconstructionState, block: Block, later: set[str], rounded: dict[str, str], reason: str
+) -> Iterator[BlockRecord]:
+    """Learn each solved layer of a block alone, as the block cannot be learned, for this ``reason``."""
+    problem = state.problem
+    parts = single_layers(problem.model, problem.scheme, block, index=problem.index)
     for part, read in zip(parts, read_later(state, parts, later), strict=True):
         run_block(state, part, read, quantized=False)
         if part.layers:
-            rounded = _join(reasons, part)
-            yield _reconstruct_part(state, part, rounded, reason, steps=_steps(state, part, rounded))
-        state.frozen |= _read_inside(state, part)
+            yield _reconstruct_layer(_Attempt(state, part, time.perf_counter(), rounded), reason)
+        state.frozen |= _tensors_read(state, part)
         run_block(state, part, read, quantized=True)
 
 
-def _steps(state: ReconstructionState, block: Block, rounded: str | None) -> int:
-    layers = [state.problem.layers[name] for name in block.layers]
-    hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
-    return state.problem.config.block_steps(solved=rounded is None, hard=hard)
-
-
-def _join(reasons: dict[str, str], block: Block) -> str | None:
-    return "; ".join(reason for name, reason in reasons.items() if name in block.layers) or None
-
-
-def _learned_record(
-    state: ReconstructionState, block: Block, reason: str | None, start: float, *, steps: int
-) -> BlockRecord:
-    outcome = _learn(state, block, steps)
-    kept = outcome.step > 0
-    if not kept:
-        reason = "; ".join(filter(None, (reason, "the loss on held-out samples did not fall")))
-    name = "reconstructed" if kept else "rolled back"
-    seconds = time.perf_counter() - start
-    return BlockRecord(block.name, block.layers, name, reason, outcome.before, outcome.after, seconds)
-
-
-def _reconstruct_part(
-    state: ReconstructionState, part: Block, rounded: str | None, reason: str, *, steps: int
-) -> BlockRecord:
-    """One layer of a block that torch does not take: learned alone if it can be, else left as it was solved."""
-    start = time.perf_counter()
+def _reconstruct_layer(attempt: _Attempt, reason: str) -> BlockRecord:
+    """Learn one layer of a block that cannot be learned, for this ``reason``; keep it solved if that fails too."""
+    if not attempt.steps:
+        return attempt.keep_solved(reason)
     try:
-        if steps:
-            joined = "; ".join(filter(None, (f"not as one block: {reason}", rounded)))
-            return _learned_record(state, part, joined, start, steps=steps)
+        return attempt.learn(f"not as one block: {reason}")
     except BlockError as error:
-        reason = f"{reason}; alone: {error}"
-    return _solved_record(part, rounded, reason, start)
+        return attempt.keep_solved(f"{reason}; alone: {error}")
 
 
-def _solved_record(block: Block, rounded: str | None, reason: str | None, start: float) -> BlockRecord:
-    """A block that is not learned; ``rounded`` says which of its layers were not solved either, and why."""
-    reason = "; ".join(filter(None, (reason, rounded))) or None
-    outcome = "rounded" if rounded else "solved"
-    return BlockRecord(block.name, block.layers, outcome, reason, seconds=time.perf_counter() - start)
+@dataclass(frozen=True)
+class _Attempt:
+    """One block, its layers solved, before it is learned.
+
+    start: the time at which work on the block began. rounded: layer -> why it was rounded and not solved.
+    """
+
+    state: ReconstructionState
+    block: Block
+    start: float
+    rounded: dict[str, str]
+
+    @property
+    def why_rounded(self) -> str | None:
+        return _join_reasons(*(reason for name, reason in self.rounded.items() if name in self.block.layers))
+
+    @property
+    def steps(self) -> int:
+        """Iterations for which the block is learned; 0: it is not."""
+        layers = [self.state.problem.layers[name] for name in self.block.layers]
+        hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
+        return self.state.problem.config.block_steps(solved=self.why_rounded is None, hard=hard)
+
+    def learn(self, remark: str | None = None) -> BlockRecord:
+        """Learn the block; ``remark`` is recorded with it. Raises BlockError, having changed nothing."""
+        outcome = _learn(self.state, self.block, self.steps)
+        kept = outcome.step > 0
+        reason = _join_reasons(remark, self.why_rounded, None if kept else "the loss on held-out samples did not fall")
+        name = "reconstructed" if kept else "rolled back"
+        seconds = time.perf_counter() - self.start
+        return BlockRecord(self.block.name, self.block.layers, name, reason, outcome.before, outcome.after, seconds)
+
+    def keep_solved(self, reason: str | None) -> BlockRecord:
+        """The record of a block that is not learned, for this ``reason``."""
+        outcome = "rounded" if self.why_rounded else "solved"
+        joined = _join_reasons(reason, self.why_rounded)
+        seconds = time.perf_counter() - self.start
+        return BlockRecord(self.block.name, self.block.layers, outcome, joined, seconds=seconds)
 
 
-def _read_inside(state: ReconstructionState, block: Block) -> set[str]:
-    """Tensors that the block reads: its layers were solved on their grids, which must not change any more."""
-    return {t for n in state.problem.model.graph.node if n.name in block.nodes for t in reads(n)}
+def _join_reasons(*reasons: str | None) -> str | None:
+    return "; ".join(filter(None, reasons)) or None
+
+
+def _tensors_read(state: ReconstructionState, block: Block) -> set[str]:
+    """Tensors that the block reads. Its layers were solved on their grids, which must not change any more."""
+    return {tensor for name in block.nodes for tensor in reads(state.problem.index.nodes[name])}
 
 
 def _learn(state: ReconstructionState, block: Block, steps: int) -> Outcome:
-    """AdaQuant on the block; its results go into ``state``. Raises BlockError, having changed nothing."""
+    """Run AdaQuant on the block; its results go into ``state``. Raises BlockError, having changed nothing."""
     learner = Learner(state, convert_block(state, block), frozen=False)
     data = MiniBatches(state, block, learner.size, holdout=BLOCK_HOLDOUT)
     outcome = learner.learn(data.draw, data.read_held_out, steps=steps)

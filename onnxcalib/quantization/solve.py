@@ -1,9 +1,9 @@
-"""Solve the layers of a block one after the other, each on the input that the quantized layers before it give."""
+"""Solve the layers of a block one after the other, each on its input in the quantized model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +13,7 @@ import torch
 from ..errors import DataError
 from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
-from ..graph.index import Index, constant
+from ..graph.index import Index, known_constant
 from ..graph.layout import from_rows, summing_order, to_rows, window_of
 from ..numeric.gram import (
     Convolution,
@@ -32,63 +32,68 @@ from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .padding_mask import select
 from .state import PROBE, ReconstructionState, SubgraphRunner
 
-# One sample in so many is held out from solving a layer, and chooses its prior.
+# One sample in so many is held out: on these the prior of a layer is chosen.
 PRIOR_HOLDOUT = 4
-# Columns seen per unknown of a row: neighbouring positions are much alike, and more did not change a decimal.
+# Columns that are read for each unknown of a row: neighbouring positions are much alike, and more changed nothing.
 COLUMNS_PER_INPUT = 128
 LEAST_COLUMNS = 2**15
-# Beyond so many inputs a channel the Gram matrix outgrows memory and time: such a layer is rounded, then learned.
+# With more inputs a channel the Gram matrix takes too much memory and time: the layer is rounded, then learned.
 MOST_INPUTS = 4608
 # Bytes of unfolded input at once.
 UNFOLD_BYTES = 64 * 2**20
-# Bytes of an embedding that are rounded at once, in float64 and with several copies.
+# Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.
 TABLE_BYTES = 8 * 2**20
 # int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
 BIAS_LEVELS = 2.0**29
 # Samples whose probes are projected at once.
-ROWS = 8
+PROJECTED_SAMPLES = 8
 
 
 def round_layers(state: ReconstructionState) -> None:
-    """Give every layer its LayerParams by rounding alone, biases as they are."""
+    """Give every layer its LayerParams by rounding alone; biases do not change."""
     for layer in state.problem.scheme.layers:
-        weight = constant(state.problem.index, layer.weight)
-        bias = constant(state.problem.index, layer.bias).reshape(-1) if layer.bias else None
+        weight, bias = _read_layer(state.problem.index, layer)
         rows, summing = torch.from_numpy(to_rows(weight, layer).copy()), _summing(layer, weight.shape)
         solution = round_layer(rows, layer.weight_spec, summing=summing)
         state.layers[layer.name] = _params(solution, layer, weight.shape, bias, state.input_grid(layer))
 
 
+def _read_layer(index: Index, layer: LayerScheme) -> tuple[np.ndarray, np.ndarray | None]:
+    """The layer's weight as stored, and its bias (channels,), or None without a bias."""
+    bias = known_constant(index, layer.bias).reshape(-1) if layer.bias else None
+    return known_constant(index, layer.weight), bias
+
+
 def _summing(layer: LayerScheme, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """``summing_order`` of a layer whose integers have a pair_limit."""
+    """``summing_order`` of a layer whose integers have a pair_limit, None for other layers."""
     return None if layer.weight_spec.pair_limit is None else torch.from_numpy(summing_order(layer, shape))
 
 
 def round_embeddings(index: Index, scheme: QuantScheme) -> dict[str, LayerParams]:
-    """LayerParams of every embedding: of each row, or block of it, the rounding of least squared error."""
+    """LayerParams of every embedding: each row, or each scale block in it, is rounded with the least squared error."""
     specs = {layer.weight: layer.weight_spec for layer in scheme.embeddings}  # several may look up one table
-    tables = {name: _round_table(constant(index, name), spec) for name, spec in specs.items()}
+    tables = {name: _round_table(known_constant(index, name), spec) for name, spec in specs.items()}
     return {layer.name: tables[layer.weight] for layer in scheme.embeddings}
 
 
 def _round_table(table: np.ndarray, spec: QuantSpec) -> LayerParams:
     integers, scales = [], []
-    for rows in np.split(table, _cuts(table)):
+    for rows in np.split(table, _split_rows(table)):
         part = round_layer(torch.from_numpy(rows.copy())[None], spec)
-        integers.append(part.integers[0].to(torch.int8).numpy())  # at once: in float64 they are twice the table
+        integers.append(part.integers[0].to(torch.int8).numpy())  # in float64 they would take twice the table's size
         scales.append(part.scale[0].float().numpy())
     scale = np.concatenate(scales)
     return LayerParams(np.concatenate(integers), QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
 
 
-def _cuts(table: np.ndarray) -> range:
-    """Rows at which a table comes apart into parts of about TABLE_BYTES."""
-    step = max(1, TABLE_BYTES // table[0].nbytes)
-    return range(step, len(table), step)
+def _split_rows(table: np.ndarray) -> range:
+    """First rows of the second and later parts of a table, each part of about TABLE_BYTES."""
+    rows = max(1, TABLE_BYTES // table[0].nbytes)
+    return range(rows, len(table), rows)
 
 
 def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
-    """Give every layer of the block its LayerParams, in order: solved on moments where it can be, else rounded.
+    """Give every layer of the block its LayerParams in order: solved on its moments if possible, otherwise rounded.
 
     Returns the layers that were rounded, each with the reason.
     """
@@ -103,30 +108,39 @@ def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
 def solve_widths(
     state: ReconstructionState, block: Block, layer: LayerScheme, specs: Sequence[QuantSpec]
 ) -> tuple[list[LayerParams], str | None]:
-    """LayerParams of one layer for each weight spec, from the same moments; the reason where it was rounded instead."""
-    weight = constant(state.problem.index, layer.weight)
+    """LayerParams of one layer for each weight spec, all from the same moments.
+
+    If the layer was rounded instead, the second result says why.
+    """
+    weight, bias = _read_layer(state.problem.index, layer)
     rows = torch.from_numpy(to_rows(weight, layer).copy())
-    bias = constant(state.problem.index, layer.bias).reshape(-1) if layer.bias else None
-    reason = solutions = None
+    reason: str | None = None
+    solutions: list[Solution] | None = None
     if layer.op == "ConvTranspose":
         reason = f"{layer.name}: a ConvTranspose has no columns to solve on"
     elif rows.shape[2] > MOST_INPUTS:
         reason = f"{layer.name}: {rows.shape[2]} inputs a channel are too many to solve, {MOST_INPUTS} the most"
     else:
-        solutions = _Stream(state, block, layer, weight.shape).solve(rows, specs)
+        solutions = _ColumnReader(state, block, layer, weight.shape).solve(rows, specs)
         if solutions is None:
-            reason = f"{layer.name}: no sample gives it an input to solve on, or one whose squares float32 has"
+            reason = f"{layer.name}: no sample gives it an input to solve on, or the squares of its inputs overflow"
     found = []
     for number, spec in enumerate(specs):
         own = replace(layer, weight_spec=spec)
         solution = solutions[number] if solutions else round_layer(rows, spec, summing=_summing(own, weight.shape))
         if solutions:
-            bias = None if not layer.takes_bias else solution.bias.reshape(-1).numpy()
+            bias = solution.bias.reshape(-1).numpy() if layer.takes_bias and solution.bias is not None else None
         found.append(_params(solution, own, weight.shape, bias, state.input_grid(layer)))
     return found, reason
 
 
-def _params(solution: Solution, layer: LayerScheme, shape, bias, input_grid: QParams | None) -> LayerParams:
+def _params(
+    solution: Solution,
+    layer: LayerScheme,
+    shape: tuple[int, ...],
+    bias: np.ndarray | None,
+    input_grid: QParams | None,
+) -> LayerParams:
     integers = from_rows(solution.integers.numpy(), layer, shape)
     if layer.weight_spec.block is not None:
         scale = solution.scale[0].numpy().astype(np.float32)
@@ -137,9 +151,9 @@ def _params(solution: Solution, layer: LayerScheme, shape, bias, input_grid: QPa
 
 
 def make_params(
-    layer: LayerScheme, integers: np.ndarray, scale: np.ndarray, bias, input_grid: QParams | None
+    layer: LayerScheme, integers: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None
 ) -> LayerParams:
-    """What the layer became, on a scale that ``guard_scale`` allows; integers are in the weight's own shape."""
+    """LayerParams with a scale that ``guard_scale`` allows; integers, in the weight's own shape, are rescaled to it."""
     allowed = guard_scale(scale, bias, input_grid)
     others = [i for i in range(integers.ndim) if i != layer.weight_spec.axis]
     integers = np.rint(integers * np.expand_dims(scale / allowed, others)).astype(np.int8)
@@ -147,9 +161,9 @@ def make_params(
 
 
 def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None) -> np.ndarray:
-    """The scale, raised where the int32 bias of a channel with next to no weights would overflow.
+    """The scale, raised where the int32 bias would overflow, as in a channel whose weights are almost zero.
 
-    Of a layer that reads float, whose bias is so too, it is as it was.
+    The bias of a layer that reads float is float too, and cannot overflow.
     """
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
     if input_grid is not None and bias is not None and len(bias) == len(scale):
@@ -157,18 +171,19 @@ def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams 
     return scale.astype(np.float32)
 
 
-class _Stream:
-    """One layer's columns, batch by batch: its input from the quantized prefix, its target from the float model.
+class _ColumnReader:
+    """Reads the columns on which one layer is solved, batch by batch, and solves it.
 
-    A column is what one output position reads, or one row of a matrix. Where the layer's output is the last to reach an
-    Add, the target also makes up for the error of the tensor that is added to it.
+    A column holds the input values that one output position reads, from the quantized model; its target is that
+    position's output in the float model. A matrix product has one position for each row of its input. Where an Add
+    joins another tensor to the output, the target also makes up for that tensor's error.
     """
 
     def __init__(self, state: ReconstructionState, block: Block, layer: LayerScheme, shape: tuple[int, ...]):
         self.state, self.stored, self.layer, self.shape = state, state.stored, layer, shape
         self.problem = state.problem
         self.is_conv = layer.op == "Conv"
-        self.node = next(n for n in self.problem.model.graph.node if n.name == layer.name)
+        self.node = self.problem.index.nodes[layer.name]
         self.shortcut = _find_shortcut(state, block, layer)
         extra = [self.shortcut.tensor] if self.shortcut else []
         self.reference = SubgraphRunner(state, block, [layer.output, *extra], quantized=False)
@@ -176,15 +191,18 @@ class _Stream:
         self.generator = torch.Generator().manual_seed(self.problem.config.seed)
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
-        """Solve for each spec on the moments of all samples; those held out choose the prior.
+        """Solve the weight ``rows`` for each spec on the moments of all samples; held-out samples choose the prior.
 
-        None where no sample has a column, or their products overflow. Raises DataError for values that are not finite.
+        None without any column, or where products of inputs overflow. Raises DataError for values that are not finite.
         """
         measured, rows = self._measure(), rows.to(self.problem.device)
         if not measured or not all(moments.finite for moments in measured):
             return None
-        prior = choose_prior(*measured, rows) if len(measured) == 2 else Prior()
-        moments = measured[0].pool(measured[1]) if len(measured) == 2 else measured[0]
+        prior, moments = Prior(), measured[0]
+        if len(measured) == 2:
+            fitted, held_out = measured
+            prior, moments = choose_prior(fitted, held_out, rows), fitted.pool(held_out)
+            del fitted, held_out
         del measured  # the Gram matrices are most of the memory that solving takes
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
@@ -196,44 +214,47 @@ class _Stream:
         ]
 
     def _measure_output_metric(self, mean: torch.Tensor) -> OutputMetric | None:
-        """How the model's outputs depend on the layer's input about ``mean`` (1, K), if it has probes.
+        """How an error of the layer's weight changes the model's outputs, from the layer's probes.
 
-        The probes are dropped from the store.
+        mean: of the layer's input, (1, K). The probes are dropped from the store. None without probes, or where they
+        do not belong to the samples of the stored batches.
         """
-        name, total, columns = PROBE + self.layer.output, 0.0, 0
+        name = PROBE + self.layer.output
         if name not in self.stored.store:
             return None
+        total, columns = torch.zeros((), dtype=torch.float64, device=mean.device), 0
         for number in range(len(self.stored.sizes)):
             inputs = np.atleast_2d(self.prefix.run(number)[self.layer.input])
             probes = self.stored.store.batch(name, number)
             window = self._window(inputs.shape[2:]) if self.is_conv else None
             if probes.shape[::2] != self._count_positions(inputs, window):  # rows that only look like samples
-                total = None
+                columns = 0
                 break
-            for start in range(0, len(inputs), ROWS):
-                part, own = (self._move(x[start : start + ROWS]) for x in (inputs, probes))
+            for start in range(0, len(inputs), PROJECTED_SAMPLES):
+                part, own = (self._move(x[start : start + PROJECTED_SAMPLES]) for x in (inputs, probes))
                 own = own.float()
                 sums = project(self._read_input(part), own, window) - mean.float().T * own.sum(2).flatten()
                 total = total + (sums @ sums.T).double()
                 columns += sums.shape[1]
         self.stored.store.drop(name)
-        return None if total is None else OutputMetric(total[None], columns)
+        return OutputMetric(total[None], columns) if columns else None
 
     def _window(self, sizes: tuple[int, ...]) -> Convolution:
-        return Convolution(**window_of(self.node, self.shape[2:], tuple(sizes)), groups=self.layer.groups)
+        window = window_of(self.node, self.shape[2:], tuple(sizes))
+        return Convolution(**window, groups=self.layer.groups)
 
     def _count_positions(self, inputs: np.ndarray, window: Convolution | None) -> tuple[int, int]:
-        """Rows of the input, and positions of each row's output."""
+        """The number of rows of the input, and of output positions for each row."""
         sizes = inputs.shape[1:-1] if window is None else output_sizes(window, inputs.shape[2:])
         return len(inputs), math.prod(sizes)
 
     def _measure(self) -> list[Moments]:
-        """Moments of the samples that are solved on, then of those held out, if there are any of them."""
+        """Moments of the samples that are solved on, then of the held-out ones; a set without columns is left out."""
         learning, held_out = MomentSum(), MomentSum()
         first = 0
         for number, size in enumerate(self.stored.sizes):
             for batch, rows, is_held_out in self._read_parts(number, first):
-                (held_out if is_held_out else learning).add(*self._columns(batch, rows))
+                (held_out if is_held_out else learning).add(*self._read_columns(batch, rows))
             first += size
         seen = [total.centre() for total in (learning, held_out) if total.columns]
         if not all(moments.seen_finite for moments in seen):
@@ -244,15 +265,15 @@ class _Stream:
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
     def _read_parts(self, number: int, first: int) -> Iterator[tuple[_Batch, list[int], bool]]:
-        """Stored batch ``number``, in rows whose unfolded input stays small, and whether these rows are held out.
+        """Stored batch ``number`` by rows whose unfolded input stays small: the batch, the rows, whether held out.
 
-        ``first``: index of the batch's first sample.
+        first: index of the batch's first sample in the calibration set.
         """
         wanted, given = (
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
         )
         output = wanted[self.layer.output]
-        batch = _Batch(wanted, given, self._real(number, output.shape))
+        batch = _Batch(wanted, given, self._mask_rows(number, output.shape))
         by_sample = len(output) == self.stored.sizes[number]
         total = self.stored.count(by_sample=by_sample)
         for start, end in self._spans(output):
@@ -263,36 +284,38 @@ class _Stream:
                 if rows and (batch.real is None or batch.real[rows].any()):
                     yield batch, rows, is_held_out
 
-    def _real(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Which rows of the batch's output, of this shape, are no padding; None where all are none."""
-        mask = None if self.is_conv else self.stored.masks[number]
-        kept = self.problem.padding.mask_of(self.layer.output, shape, mask, last=False)
-        return None if kept is None else np.broadcast_to(kept, (shape[0], *kept.shape[1:]))
+    def _mask_rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Mask of the batch's output, of this shape, that is true where it is no padding; None without padding."""
+        tokens = None if self.is_conv else self.stored.masks[number]
+        mask = self.problem.padding.mask_of(self.layer.output, shape, tokens, last=False)
+        return None if mask is None else np.broadcast_to(mask, (shape[0], *mask.shape[1:]))
 
     def _spans(self, output: np.ndarray) -> list[tuple[int, int]]:
         """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
         positions = math.prod(output.shape[2:]) if self.is_conv else math.prod(output.shape[1:-1])
-        size = 4 * math.prod(self.shape[1:]) * self.layer.groups * min(positions, self._enough() or positions)
+        read = min(positions, self._positions_wanted() or positions)
+        size = 4 * math.prod(self.shape[1:]) * self.layer.groups * read
         at_once = max(1, UNFOLD_BYTES // max(size, 1))
         return [(start, min(start + at_once, len(output))) for start in range(0, len(output), at_once)]
 
-    def _enough(self) -> int | None:
-        """Positions of an image that suffice; None for all of them."""
+    def _positions_wanted(self) -> int | None:
+        """How many positions of an image are read; None for all of them."""
         if not self.is_conv:
             return None
         columns = max(COLUMNS_PER_INPUT * math.prod(self.shape[1:]), LEAST_COLUMNS)
         return -(-columns // sum(self.stored.sizes))
 
-    def _columns(self, batch: _Batch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns of the input as the quantized layer reads it, and of the target, of these rows of the batch."""
+    def _read_columns(self, batch: _Batch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Columns of the input as the quantized layer reads it, and of the target, for these rows of the batch."""
         real = None if batch.real is None else batch.real[rows]
 
         def take(values: np.ndarray) -> torch.Tensor:
             return self._move(select(values[rows], real))
 
         inputs, target = take(batch.given[self.layer.input]), take(batch.wanted[self.layer.output])
+        choose: Callable[[torch.Tensor], torch.Tensor]
         if self.is_conv:
-            positions = choose_positions(target.shape[2:], self._enough(), self.generator)
+            positions = choose_positions(target.shape[2:], self._positions_wanted(), self.generator)
             choose = partial(gather_columns, positions=positions, groups=self.layer.groups)
             columns = unfold(inputs, self._window(inputs.shape[2:]), positions, self._read_input)
         else:
@@ -320,14 +343,17 @@ class _Stream:
     def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
         if grid is None:
             return x
-        # Beside x, as a division by a number is a product with its reciprocal on CUDA.
+        # A tensor on the device of x: on CUDA a division by a Python number is a product with its reciprocal.
         scale = torch.tensor(float(grid.scale), dtype=x.dtype).to(x.device)
         return fake_quantize(x, scale, float(grid.zero_point), grid.spec)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A stored batch in both models, by tensor, and which rows of the layer's output are no padding (None: all)."""
+    """A stored batch by tensor: ``wanted`` in the float model, ``given`` in the quantized one.
+
+    real: mask of the rows of the layer's output that are no padding; None without padding.
+    """
 
     wanted: Mapping[str, np.ndarray]
     given: Mapping[str, np.ndarray]
@@ -336,14 +362,14 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Shortcut:
-    """The tensor that an Add joins to a layer's output; on_grid: whether the Add reads it quantized."""
+    """The tensor that an Add adds to a layer's output; on_grid: whether the Add reads it quantized."""
 
     tensor: str
     on_grid: bool
 
 
 def _find_shortcut(state: ReconstructionState, block: Block, layer: LayerScheme) -> _Shortcut | None:
-    """What an Add joins to the layer's output, if this layer is the last on which the Add waits."""
+    """What an Add adds to the layer's output, if all other layers before the Add are solved already."""
     index = state.problem.index
     readers = index.readers(layer.output)
     if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].name not in block.nodes:

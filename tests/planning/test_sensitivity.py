@@ -135,9 +135,9 @@ def test_a_batch_that_the_model_fixes_is_kept(build, weigh, draw):
 
 def test_one_activation_width_is_measured_once(net, draw, monkeypatch):
     found = []
-    measure_moments = solve_step._Stream._measure
+    measure_moments = solve_step._ColumnReader._measure
     monkeypatch.setattr(
-        solve_step._Stream, "_measure", lambda self: found.append(self.layer.name) or measure_moments(self)
+        solve_step._ColumnReader, "_measure", lambda self: found.append(self.layer.name) or measure_moments(self)
     )
     measure(net, draw(8, 3, 8, 8))
     assert found.count("deep") == 2 and found.count("stem") == 1

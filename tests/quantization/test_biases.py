@@ -119,4 +119,4 @@ def test_a_part_is_no_larger_than_torch_should_hold(rounded, monkeypatch):
     monkeypatch.setattr(biases_step, "MOST_MODEL_BYTES", 1000)
     shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
     _, remark = tune_biases(rounded)
-    assert remark.startswith("the layers from fc on alone: 0 MB of weights are more than the 0 for torch")
+    assert remark.startswith("the layers from fc on alone: 0 MB of weights are more than the 0 MB for torch")

@@ -11,7 +11,7 @@ from onnxcalib.numeric.gram import unfold
 from onnxcalib.quantization import learn as learn_step
 from onnxcalib.quantization import probes as probes_step
 from onnxcalib.quantization.probes import SIGNS, draw_probes
-from onnxcalib.quantization.solve import _Stream, solve_block
+from onnxcalib.quantization.solve import _ColumnReader, solve_block
 from onnxcalib.quantization.state import PROBE
 
 POOLED = """g (float[N, 4, 5, 5] x) => (float[N, 6, 1, 1] y) {
@@ -44,7 +44,7 @@ def probe(state, data, directions=2):
 def first_stream(state):
     block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
     layer = state.problem.scheme.layers[0]
-    return _Stream(
+    return _ColumnReader(
         state, block, layer, next(t for t in state.problem.model.graph.initializer if t.name == layer.weight).dims
     )
 
@@ -95,15 +95,15 @@ def test_no_layer_has_probes_where_more_than_rounding_its_weight_is_lost(build, 
 
 def test_samples_pass_in_parts_of_bounded_size(build, weigh, draw, state_of, monkeypatch):
     data, found = draw(11, 4, 5, 5), []
-    pull = probes_step._Puller._pull
-    monkeypatch.setattr(probes_step._Puller, "_pull", lambda *a: found.append(a[2]) or pull(*a))
+    compute = probes_step._ProbeComputer._compute
+    monkeypatch.setattr(probes_step._ProbeComputer, "_compute", lambda *a: found.append(a[2]) or compute(*a))
     monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (2 * 6 * 25 + 3 + 3))
     state = state_of(make_deep(build, weigh), data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(state, data) == (3, None) and found == [3, 3, 2, 3]
     assert len(state.stored.store.batch(PROBE + "a", 0)) == 8
 
 
-def test_tokens_are_places(build, weigh, draw, state_of):
+def test_tokens_are_output_positions(build, weigh, draw, state_of):
     data = draw(10, 7, 4)
     state = state_of(build(TOKENS, w=weigh(4, 6)), data, weight_bits=4, first_last_bits=4)
     assert probe(state, data) == (1, None)
@@ -183,7 +183,7 @@ def test_a_fault_of_our_own_is_not_taken_for_one_of_torch(pooled, draw, state_of
     def fail(*_):
         raise TypeError("a fault of our own")
 
-    monkeypatch.setattr(probes_step._Puller, "_mix", fail)
+    monkeypatch.setattr(probes_step._ProbeComputer, "_mix", fail)
     with pytest.raises(TypeError, match="a fault of our own"):
         probe(state, data)
 

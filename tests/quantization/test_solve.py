@@ -9,11 +9,11 @@ import pytest
 from onnxcalib.errors import DataError
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.embeddings import find_embeddings
-from onnxcalib.graph.index import Index, constant
+from onnxcalib.graph.index import Index, constant, known_constant
 from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.numeric.solve import Prior
 from onnxcalib.quantization import solve as solve_step
-from onnxcalib.quantization.solve import _Stream, guard_scale, round_embeddings, round_layers, solve_block
+from onnxcalib.quantization.solve import _ColumnReader, guard_scale, round_embeddings, round_layers, solve_block
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
@@ -200,7 +200,7 @@ def test_a_transposed_convolution_is_rounded_and_says_why(build, weigh, draw, st
 
 
 def weight_of(state, name):
-    return solve_step.constant(state.problem.index, name)
+    return known_constant(state.problem.index, name)
 
 
 def test_a_layer_of_too_many_inputs_is_rounded_and_says_why(conv, draw, state_of, monkeypatch):
@@ -298,14 +298,14 @@ def test_one_sample_in_four_judges_the_prior(conv, draw, state_of, monkeypatch):
 @pytest.mark.parametrize("size", [16, 10])
 def test_views_follow_the_samples_and_are_held_out_with_them(conv, draw, state_of, monkeypatch, size):
     found = []
-    read = _Stream._read_parts
+    read = _ColumnReader._read_parts
 
     def watch(self, number, first):
         for batch, rows, is_held_out in read(self, number, first):
             found.extend((first + row, is_held_out) for row in rows)
             yield batch, rows, is_held_out
 
-    monkeypatch.setattr(_Stream, "_read_parts", watch)
+    monkeypatch.setattr(_ColumnReader, "_read_parts", watch)
     data = draw(42, 4, 6, 6)
     state = state_of(conv, data, size=size, axes=(2, 3), views=2)
     assert state.stored.passes == 3 and sum(state.stored.sizes) == 3 * 42
@@ -393,11 +393,11 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     for prefix in ("float:", "quantized:"):
         for number in range(len(state.stored.sizes)):
             state.stored.store.append(f"{prefix}h", np.tanh(state.stored.store.batch("float:x", number)))
-    stream = _Stream(state, block, state.problem.scheme.layers[0], (6, 6))
+    stream = _ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
     assert stream.shortcut.tensor == "h" and not stream.shortcut.on_grid
     state.grids.activations["h"] = replace(state.grids.activations["h"], scale=np.float32(0.5))
     batch, rows, _ = next(stream._read_parts(0, 0))
-    _, target = stream._columns(batch, rows)
+    _, target = stream._read_columns(batch, rows)
     assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"][rows], atol=1e-6)
 
 
