@@ -1,8 +1,14 @@
 """Job 1: a float model and a few samples in, a quantized model out.
 
-Read the files in the order of a run. ``run`` holds its settings and what its parts share; ``prepare`` and
-``smoke_test`` come first, ``calibrate`` and ``input_grid`` choose activation grids. ``state`` is what reconstruction
-knows so far, ``reconstruct`` goes from block to block, ``solve`` finds integers, ``probes`` weigh their errors by the
-model's outputs, ``learn`` runs AdaQuant. ``statistics`` and ``biases`` tune the whole model, ``evaluate`` judges each
-of them. ``verify``, with ``output_tally``, ``saturation`` and ``padding_mask``, measures the result.
+Read the files in the order of the work:
+
+- ``run`` prepares the model with ``prepare`` and ``smoke_test``, and holds the settings that all stages share.
+- ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations, and ``ranges``
+  reads and writes them as a file.
+- ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
+  change the model's outputs, and ``learn`` runs AdaQuant. ``state`` holds what they have found.
+- ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
+- ``verify`` measures the quantized model, with ``output_tally`` and ``saturation``.
+
+``padding_mask`` leaves the padding of token sequences out of all of these.
 """

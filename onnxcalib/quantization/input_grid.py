@@ -1,7 +1,7 @@
-"""Lossless input grids: 8-bit grids on the levels of what the first layers read, where these have few levels.
+"""Lossless input grids: 8-bit grids that hold every value of the first layers' inputs, where these have few levels.
 
-The pixels of an image have 256 levels a channel. Normalization by a mean and a deviation of each channel moves them off
-any grid of one scale a tensor, and on the ResNets half of what 8 bits lost was lost there, at the input.
+The pixels of an image have 256 levels a channel. After normalization by the mean and the deviation of each channel they
+lie on no grid with one scale a tensor. On the ResNets half of the loss at 8 bits came from there.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..runtime.session import Session
 from ..spec import LayerScheme, QParams, QuantScheme
 from .padding_mask import PaddingMask, find_real, select
 
-# Samples from all over the set in which levels are looked for, a few at a time.
+# Samples, spread evenly over the set, in which levels are looked for, and how many of them are read at once.
 LEVEL_SAMPLES, LEVEL_BATCH = 32, 4
 
 
 class LosslessGrids(NamedTuple):
-    """Grids of tensors that hold their levels without error; rescaled: layers that were made to read other units."""
+    """Tensor -> the grid that holds its levels without error, and how many layers were rescaled for that."""
 
     grids: Mapping[str, QParams]
     rescaled: int
@@ -38,28 +38,24 @@ class LosslessGrids(NamedTuple):
 def find_lossless_grids(
     model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, padding: PaddingMask, threads: int = 0
 ) -> LosslessGrids:
-    """The grids on which the first layers read the levels of their inputs without error, by some of the samples.
+    """Grids that hold the levels of the first layers' inputs without error, as found in some of the samples.
 
-    Where no grid of one scale does, the layer is made to read its input in units of the levels, if it can. That changes
-    ``model``, which then needs another scheme. ``keep_lossless`` drops the grids that do not hold all samples.
+    Where no grid with one scale holds them, the layer is rescaled, if possible, to read its input in units of the
+    levels. That changes ``model``, which then needs a new scheme. ``keep_lossless`` later drops the grids that do not
+    hold the values of all samples.
     """
     index = Index(model.graph)
     types = infer_types(model)
-    names = {layer.name for layer in scheme.layers}
     found: dict[tuple[str, bool], Levels | None] = {}
     fixed: dict[str, QParams] = {}
     rewritten = 0
-    for layer in (layer for layer in scheme.layers if not layer.reads_float):
-        before = needed_nodes(index, index.inputs, [layer.input])
+    for layer in _first_layers(index, scheme):
         spec = scheme.activations[layer.input]
-        own_grid = layer.activation_spec == spec and spec.bits >= FULL_BITS and layer.input not in scheme.nonnegative
-        if before & names or not own_grid:
-            continue
         key = (layer.input, layer.op == "Conv")
         if key not in found:
             inputs = needed_inputs(index, index.inputs, [layer.input])
-            subgraph = extract(model, types, inputs=inputs, outputs=[layer.input])
-            found[key] = _read_levels(layer, _values(subgraph, samples, threads, padding))
+            subgraph = extract(model, types, inputs=inputs, outputs=[layer.input], index=index)
+            found[key] = _read_levels(layer, _read_values(subgraph, samples, threads, padding))
         levels = found[key]
         if levels is None:
             continue
@@ -74,11 +70,22 @@ def find_lossless_grids(
     return LosslessGrids(fixed, rewritten)
 
 
-def keep_lossless(fixed: Mapping[str, QParams], histograms: Mapping[str, Histogram]) -> dict[str, QParams]:
-    """Those of the grids that hold all values of the calibration set; other tensors get grids as any.
+def _first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
+    """Layers that have no other layer before them, and read an 8-bit grid whose range is not known beforehand."""
+    names = {layer.name for layer in scheme.layers}
+    for layer in scheme.layers:
+        if layer.reads_float or needed_nodes(index, index.inputs, [layer.input]) & names:
+            continue
+        spec = scheme.activations[layer.input]
+        if layer.activation_spec == spec and spec.bits >= FULL_BITS and layer.input not in scheme.nonnegative:
+            yield layer
 
-    A grid that tensors share is kept for all of them or for none. Where a grid is dropped for which a layer was made to
-    read other units, the layer goes on to read them.
+
+def keep_lossless(fixed: Mapping[str, QParams], histograms: Mapping[str, Histogram]) -> dict[str, QParams]:
+    """Those of the grids that hold all values of the calibration set; the other tensors get calibrated grids.
+
+    A grid that tensors share is kept for all of them or for none. A layer that was rescaled stays rescaled, even if its
+    grid is dropped.
     """
     dropped = {id(grid) for tensor, grid in fixed.items() if not _holds(grid, histograms[tensor])}
     return {tensor: grid for tensor, grid in fixed.items() if id(grid) not in dropped}
@@ -91,7 +98,7 @@ def _holds(grid: QParams, histogram: Histogram) -> bool:
 
 
 def _moved_from_input(index: Index, tensor: str) -> set[str]:
-    """The tensor and those before it that hold the same values in another order."""
+    """The tensor, and the tensors before it that hold the same values in another order."""
     found = {tensor}
     while (node := index.producer.get(tensor)) is not None and moves_values(index, node):
         tensor = node.input[0]
@@ -100,24 +107,27 @@ def _moved_from_input(index: Index, tensor: str) -> set[str]:
 
 
 def _read_levels(layer: LayerScheme, given: Iterator[tuple[np.ndarray, np.ndarray | None]]) -> Levels | None:
-    """Levels of a layer's input, given as values and which of them count: of a Conv by channel, else of all alike."""
+    """Levels of a layer's input: for a Conv those of each channel, for other layers those of all values together.
+
+    given: batches of values, each with the mask of those that are no padding.
+    """
     levels: Levels | None = None
     most = layer.activation_spec.qmax - layer.activation_spec.qmin + 1
-    for number, (values, kept) in enumerate(given):
+    for values, mask in given:
         if values.dtype != np.float32 or not values.size or values.ndim < 2:
             return None
         conv = layer.op == "Conv"
-        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1) if conv else select(values, kept).reshape(1, -1)
-        levels = levels.extend(rows) if number else find_levels(rows, most)
+        rows = np.moveaxis(values, 1, 0).reshape(values.shape[1], -1) if conv else select(values, mask).reshape(1, -1)
+        levels = find_levels(rows, most) if levels is None else levels.extend(rows)
         if levels is None:
             return None
     return levels
 
 
-def _values(
+def _read_values(
     subgraph: ModelProto, samples: CalibrationSet, threads: int, padding: PaddingMask
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The one output of a subgraph on samples from all over the set, and which of its elements are no padding."""
+    """Batches of the one output of a subgraph, each with the mask of its elements that are no padding."""
     tensor = subgraph.graph.output[0].name
     names = [value.name for value in subgraph.graph.input]
     session = Session(subgraph, name=f"the model up to {tensor}", threads=threads) if subgraph.graph.node else None

@@ -1,4 +1,4 @@
-"""Prepare: rewrite a model into the form that the quantization scheme expects, its outputs unchanged."""
+"""Prepare: rewrite a model into the form that the quantization scheme expects, without a change of its outputs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ..graph.passes.pads import fold_pads
 from ..graph.passes.pool import globalise_pools
 from ..runtime.session import Session, is_float
 
-# Largest change of an output by the passes, relative to its largest value: they reorder float32 sums, no more; of a
-# float16 model, which then computes in float32, the rounding that it had.
+# Largest change of an output by the graph passes, relative to its largest value. They only reorder float32 sums. A
+# float16 model then computes in float32, and its outputs change by the rounding that it had.
 TOLERANCE, FLOAT16_TOLERANCE = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The rewritten model, each pass with its count of rewrites, and the norms folded into layers."""
+    """The rewritten model, graph pass -> its number of rewrites, and the norms that were folded into layers."""
 
     model: ModelProto
     passes: dict[str, int]
@@ -42,12 +42,12 @@ class Rewritten:
 
     @property
     def tolerance(self) -> float:
-        """What ``check_unchanged`` may find."""
+        """The largest change that ``check_unchanged`` should allow."""
         return FLOAT16_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
 
 
 def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
-    """Normalise, raise the opset as far as the bits need it, fold constants and norms; mutates ``model``.
+    """Run all graph passes: normalise, raise the opset if the bits need it, fold constants, norms. Mutates ``model``.
 
     Raises ModelError for a model that cannot be quantized.
     """
@@ -77,11 +77,10 @@ def check_unchanged(
     *,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """Largest change of any float output on one batch, relative to its largest value; ModelError above ``tolerance``.
+    """Largest change of any float output on one batch, relative to the output's largest value.
 
-    ``wanted`` are the outputs of the model as it was given.
-
-    Values that are not finite in the original are left to calibration, which names where they come from.
+    wanted: the outputs of the model as it was given, by name. Raises ModelError for a change above ``tolerance``.
+    Values of ``wanted`` that are not finite are ignored here: calibration names the tensor that they come from.
     """
     given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
     floats = {name: value for name, value in wanted.items() if is_float(value)}

@@ -20,10 +20,25 @@ Range = tuple[End, End]
 
 
 class Ranges(BaseModel):
-    """The range of each activation: the lowest and the highest value that its grid holds.
+    """The range of each activation: the lowest and the highest value of its grid.
 
-    model: SHA-256 of the float model. batch: samples whose activations fit into memory together. activations: tensor ->
-    range on which its consumers read it. requantized: tensor -> range on which weighted layers read it at fewer bits.
+    model: SHA-256 of the float model. batch: the number of samples whose activations fit into memory together.
+    activations: tensor -> the range in which its consumers read it. requantized: tensor -> the range in which weighted
+    layers read it at fewer bits. A file of ranges:
+
+    >>> print(Ranges(model="9f86d081", batch=32, activations={"image": (-2.5, 2.5)}).to_json(), end="")
+    {
+     "schema": 1,
+     "model": "9f86d081",
+     "batch": 32,
+     "activations": {
+      "image": [
+       -2.5,
+       2.5
+      ]
+     },
+     "requantized": {}
+    }
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -36,10 +51,13 @@ class Ranges(BaseModel):
 
     @classmethod
     def of_grids(cls, grids: Grids, *, model: str, batch: int) -> Ranges:
-        """The ranges of these grids; ``grids`` gives the same grids again."""
-        ends = ({t: ends_of(grid) for t, grid in part.items()} for part in (grids.activations, grids.requantized))
-        activations, requantized = ends
-        return cls(model=model, batch=batch, activations=activations, requantized=requantized)
+        """The ranges of these grids, from which the method ``grids`` makes the same grids again."""
+        return cls(
+            model=model,
+            batch=batch,
+            activations={tensor: ends_of(grid) for tensor, grid in grids.activations.items()},
+            requantized={tensor: ends_of(grid) for tensor, grid in grids.requantized.items()},
+        )
 
     def grids(self, scheme: QuantScheme) -> Grids:
         """Grids over the ranges, with the bits of the scheme.
@@ -60,29 +78,29 @@ class Ranges(BaseModel):
         )
 
     def check(self, model: str) -> None:
-        """Refuse a model of another fingerprint, by ConfigError."""
+        """Raise ConfigError for a model with another fingerprint."""
         if self.model != model:
             raise ConfigError(
                 f"ranges: found those of another model, {self.model[:12]}; this one is {model[:12]}; calibrate it too"
             )
 
     def to_json(self) -> str:
-        """What ``read_ranges`` reads."""
+        """The text of the file that ``read_ranges`` reads."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the file aside and rename it. Raises OutputError."""
+        """Write the file under another name, then rename it. Raises OutputError."""
         write_file(Path(path), self.to_json())
 
 
 def ends_of(grid: QParams) -> Range:
-    """The values of a grid's lowest and highest integer, exact in float64: ``make_grid`` gives the grid again."""
+    """The values of a grid's lowest and highest integer. They are exact, so that ``make_grid`` gives the grid again."""
     scale, zero_point = float(grid.scale), int(grid.zero_point)
     return (grid.spec.qmin - zero_point) * scale, (grid.spec.qmax - zero_point) * scale
 
 
 def read_ranges(path: str | Path) -> Ranges:
-    """The ranges of a file. Raises ConfigError that says what is wrong with it."""
+    """Read the ranges of a file. Raises ConfigError that says what is wrong with the file."""
     give = "give --ranges a file of onnxcalib calibrate"
     try:
         data: Any = json.loads(Path(path).read_text(encoding="utf-8"))

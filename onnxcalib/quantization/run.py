@@ -1,4 +1,4 @@
-"""One run over one model: what it says and times, and the prepared model with all that follows from its settings."""
+"""What all stages share: the settings, the observer and the times of a run, and the prepared model."""
 
 from __future__ import annotations
 
@@ -32,20 +32,24 @@ from .padding_mask import PaddingMask
 from .prepare import check_unchanged, rewrite
 from .smoke_test import run_longest_texts
 
-# The text of the settings fills multiples of so many bytes: a file's size, which may be limited, hardly depends on it.
+# The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
+# hardly depends on it.
 SETTINGS_BYTES = 256
-# Settings that do not go into the file: what they name lies on the machine of the run, or became the layers' bits.
-_UNTOLD = {**dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), True), "data": {"tokenizer"}}
+# Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
+_NOT_WRITTEN: dict[str, bool | set[str]] = {
+    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), True),
+    "data": {"tokenizer"},
+}
 
 
 class Run:
-    """What a run tells and keeps as it goes: its observer, its times, and what goes into the report.
+    """The settings and the observer of a run, and what it collects for the report.
 
-    seconds: stage -> time. left_out: what was not done, and why.
+    seconds: stage -> time. left_out: parts of the work that were not done, with the reason.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
-        """Raises ConfigError for settings that do not go together."""
+        """Raises ConfigError for settings that contradict each other, and for a device that is not there."""
         if config.planned and config.float_activations:
             raise ConfigError(
                 f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read 8 or 4;"
@@ -61,30 +65,30 @@ class Run:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Tell the observer of a stage, and time it."""
+        """Tell the observer that a stage begins, and time it."""
         self.observer.stage(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
 
     def warn(self, text: str) -> None:
-        """Tell the observer, and the report."""
+        """Warn the observer, and put the warning into the report."""
         self.warnings.append(text)
         self.observer.warn(text)
 
     def leave_out(self, what: str, reason: str) -> None:
-        """Tell the observer, and the report, what is not done, and why."""
+        """Tell the observer what is not done and why, and put it into the report."""
         self.left_out.append(LeftOutRecord(what, reason))
         self.observer.note(f"{what}: none, {reason}")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A float model that was rewritten for quantization, its samples, and what follows from the settings.
+    """A float model that was rewritten for quantization, with its samples.
 
-    config: the settings with the bits of a plan, once there is one. original: the model as it was given. model: the
-    rewritten one. passes: rewrites by graph pass. lossless: grids that hold the first
-    layers' inputs without error, as far as some samples tell.
+    config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
+    rewritten model. passes: graph pass -> its number of rewrites. lossless: grids that hold the first layers' inputs
+    without error, as found in some of the samples. padding: the padding mask of ``model``.
     """
 
     run: Run
@@ -103,17 +107,17 @@ class Prepared:
 
     @cached_property
     def original_padding(self) -> PaddingMask:
-        """Where the original model's tensors hold padding."""
+        """The padding mask of the original model."""
         return PaddingMask(self.original)
 
     def make_scheme(
         self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
     ) -> QuantScheme:
-        """The scheme of the settings, or with other bits everywhere; those of ``layers`` win over both."""
+        """The quantization scheme of the settings, or of ``bits`` for all layers; ``layers`` overrides both."""
         return _make_scheme(self.model, self.config, self.original, layers=layers, bits=bits)
 
     def with_plan(self, plan: BitPlan) -> Prepared:
-        """The same with the bits of a plan for every layer."""
+        """The same model with the plan's bits for every layer."""
         return replace(self, config=with_bits(self.config, plan.settings()))
 
     def collect(self, scheme: QuantScheme) -> Statistics:
@@ -125,18 +129,18 @@ class Prepared:
     def choose_grids(
         self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
     ) -> Grids:
-        """Grids of the scheme's activations; those of the model's inputs are lossless where all samples allow it."""
+        """Grids of the scheme's activations; lossless ones are kept where they hold the values of all samples."""
         grids = choose_grids(scheme, statistics.histograms, self.config, known)
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 
     def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
-        """The QDQ model, which names the tool's version, the settings, what each stage did and every layer's bits."""
+        """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
         quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
         fold_integer_pads(quantized)
-        # Every stage as yes or no: a null would ask readers to know the pipelines.
+        # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}
-        settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_UNTOLD)
+        settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_NOT_WRITTEN)
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
@@ -149,9 +153,9 @@ class Prepared:
 
 
 def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: BitPlan | None = None) -> Prepared:
-    """Load and rewrite the model, open the samples, and check that the outputs are as before.
+    """Load and rewrite the model, open the samples, and check that the outputs have not changed.
 
-    ``plan`` gives every layer its bits. Raises ModelError, DataError or ConfigError.
+    plan: the bits of every layer. Raises ModelError, DataError or ConfigError.
     """
     config = run.config if plan is None else with_bits(run.config, plan.settings())
     with run.stage("prepare"):
@@ -163,7 +167,7 @@ def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: Bi
         wanted = _run_original(original, samples, feeds, run.threads)
         rewritten = rewrite(load_model(original), config)
         passes = dict(rewritten.passes)
-        # Bits that are planned may be more than the settings': whether to rescale must not depend on them.
+        # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
         scheme, padding = _make_scheme(rewritten.model, config, original, bits=bits), PaddingMask(rewritten.model)
         lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
@@ -184,7 +188,7 @@ def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: Bi
 def _run_original(
     original: ModelProto, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
 ) -> dict[str, Any]:
-    """Outputs on one batch. The session ends here: a large model is held once."""
+    """Outputs on one batch. The session ends with this function, so that a large model is held once."""
     session = Session(original, threads=threads)
     run_longest_texts(session, samples)
     return session.run(feeds)
@@ -213,11 +217,11 @@ def _make_scheme(
 
 
 def load(model: str | Path | ModelProto) -> ModelProto:
-    """A copy of the model, or that of a file. Raises ModelError."""
+    """A copy of the model, or the model of a file. Raises ModelError."""
     return load_model(model if isinstance(model, ModelProto) else Path(model))
 
 
 def with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
-    """The settings with these bits of single layers."""
+    """The settings with these bits for single layers."""
     others = {name: each for name, each in config.layers.items() if name not in layers}
     return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from onnx import GraphProto, ModelProto
@@ -23,10 +24,10 @@ from .padding_mask import PaddingMask, find_real
 
 # Samples that are run with saturating sums.
 LEAST_SAMPLES, MOST_SAMPLES = 16, 256
-# With such a share of all pairs a sample takes about 15 runs of the float model; with more there are fewer samples. Of
-# trained weights on the full range of 8 bits about 2% of the pairs can saturate.
+# With this share of pairs that can saturate, a sample takes as long as about 15 of the float model; with a larger share
+# fewer samples are run. In trained weights on the full range of 8 bits about 2% of the pairs can saturate.
 SHARE = 0.04
-# The tensors of products in ``Saturated`` may take so many bytes together; a run holds about five of one layer at once.
+# The tensors of products in ``Saturated`` may take so many bytes together. A layer has about five in memory at once.
 PRODUCT_BYTES = 32 * 2**20
 
 
@@ -39,24 +40,23 @@ def measure_saturation(
     padding: PaddingMask,
     threads: int = 0,
 ) -> SaturationRecord:
-    """The bounds of all integer kernels, and the outputs of exact and of saturating sums against those of ``original``.
+    """The bounds of all integer kernels, and the outputs with exact and with saturating sums against the float ones.
 
-    Equal on all machines, but for operators that cannot be emulated. optimized: the graph that onnxruntime runs of
-    ``quantized``, as ``optimize`` gives it. padding: that of ``original``.
+    Saturation is emulated, so that the result is the same on every machine except for operators that have no emulation.
+    optimized: the graph that ``optimize`` returns for ``quantized``. padding: the padding mask of ``original``.
     """
     model = tidy(quantized)
     kernels = _restore_names(model, find_kernels(optimized))
-    adding = [kernel for kernel in kernels if kernel.rows is not None]
-    found = [(kernel, find_wide_pairs(kernel.rows, kernel.highest)) for kernel in adding]
-    wide = [(kernel, pairs) for kernel, pairs in found if len(pairs)]
-    if not wide:
+    adding = [_PairSums(kernel, kernel.rows) for kernel in kernels if kernel.rows is not None]
+    saturating = [sums for sums in adding if len(sums.pairs)]
+    if not saturating:
         return SaturationRecord(len(kernels))
-    bounds = [BoundRecord(kernel.name, pair_bound(kernel.rows, kernel.highest)) for kernel, _ in wide]
+    bounds = [BoundRecord(sums.kernel.name, pair_bound(sums.rows, sums.kernel.highest)) for sums in saturating]
     record = SaturationRecord(len(kernels), tuple(sorted(bounds, key=lambda each: -each.bound)))
-    share = sum(len(pairs) for _, pairs in wide) / sum(kernel.rows.size / 2 for kernel in adding)
-    saturated = saturate(model, {kernel.name: (kernel, pairs) for kernel, pairs in wide})
+    share = sum(len(sums.pairs) for sums in saturating) / sum(sums.rows.size / 2 for sums in adding)
+    saturated = saturate(model, {sums.kernel.name: (sums.kernel, sums.pairs) for sums in saturating})
     names = {node.name for node in model.graph.node}.difference(saturated.exact)
-    unread = dict.fromkeys(kernel.name for kernel, _ in wide if kernel.name not in names)
+    unread = dict.fromkeys(sums.kernel.name for sums in saturating if sums.kernel.name not in names)
     record = replace(record, unread=tuple(unread))
     most = int(np.clip(MOST_SAMPLES * SHARE / share, LEAST_SAMPLES, MOST_SAMPLES))
     try:
@@ -65,8 +65,16 @@ def measure_saturation(
         return replace(record, reason=str(error))
 
 
+class _PairSums:
+    """A kernel that adds up its products in pairs; pairs: those whose sums can saturate (``find_wide_pairs``)."""
+
+    def __init__(self, kernel: Kernel, rows: np.ndarray) -> None:
+        self.kernel, self.rows = kernel, rows
+        self.pairs = find_wide_pairs(rows, kernel.highest)
+
+
 def _restore_names(model: ModelProto, kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Kernels by the names of the model's nodes that they are of; one of a node that it has not keeps its name."""
+    """The kernels, each named like the node of the model that it computes; without a node it keeps its name."""
     names = {node.name for node in model.graph.node}
     return [replace(kernel, name=find_source(kernel.name, names) or kernel.name) for kernel in kernels]
 
@@ -81,15 +89,17 @@ def _compare(
     padding: PaddingMask,
     threads: int,
 ) -> SaturationRecord:
-    """The record with what was found on ``most`` samples, or on those of the last batch too.
+    """The record with the comparisons on ``most`` samples, and on the rest of the last batch.
 
-    The float model's outputs against those of the quantized one with exact sums, and with saturating ones, which are
-    none where no kernel is emulated.
+    The outputs of the quantized model are compared with the float model's twice: with exact sums, and with saturating
+    sums if any kernel is emulated.
     """
-    how = {"name": "the model with saturating sums", "optimize": False, "threads": threads}
-    size = batch_size(Session(saturated.model, also=saturated.products, **how), samples, PRODUCT_BYTES)
+    open_saturated = partial(
+        Session, saturated.model, name="the model with saturating sums", optimize=False, threads=threads
+    )
+    size = batch_size(open_saturated(also=saturated.products), samples, PRODUCT_BYTES)
     reference, exact = (Session(model, threads=threads) for model in models)
-    sessions = [exact, *([Session(saturated.model, **how)] if saturated.products else [])]
+    sessions = [exact, *([open_saturated()] if saturated.products else [])]
     tallies, done = (OutputTally(), OutputTally()), 0
     for feeds in samples.batches(min(size, most)):
         real, count = find_real(feeds), samples.count(feeds)
@@ -104,7 +114,7 @@ def _compare(
 
 
 def advise(found: SaturationRecord, quantized: ModelProto, samples: CalibrationSet) -> list[str]:
-    """A line on the kernels that can saturate and on what helps with this file; none where there are none."""
+    """One line on the kernels that can saturate, and on what helps with this file; no line without such kernels."""
     if not found.layers:
         return []
     worst = found.layers[0]
@@ -120,7 +130,7 @@ def advise(found: SaturationRecord, quantized: ModelProto, samples: CalibrationS
 
 
 def _takes_unsigned(quantized: ModelProto, samples: CalibrationSet) -> bool:
-    """Whether onnxruntime loads and runs the file with weights that it makes unsigned."""
+    """Whether onnxruntime runs the file when its option makes the int8 weights unsigned."""
     try:
         Session(quantized, unsigned=True).run(samples.read(range(samples.fixed_batch or 1)))
     except ModelError:

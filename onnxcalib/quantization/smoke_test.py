@@ -1,4 +1,4 @@
-"""A trial of texts: those that a model's tables are most likely too small for are run before any work."""
+"""Smoke test of texts: the longest text, and the text with the largest token, are run before any other work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from ..runtime.session import Session
 
 
 def run_longest_texts(session: Session, samples: CalibrationSet) -> None:
-    """Run the text of the largest token and that of the most; DataError where the float model cannot."""
+    """Run the text with the largest token and the text with most tokens. Raises DataError where the model cannot.
+
+    Tables of tokens and of positions that are too small fail on these texts first.
+    """
     texts = samples.texts
     if texts is None:
         return

@@ -1,29 +1,31 @@
-"""The stages behind preparation, each from a value to a value: calibrate, reconstruct and tune, emit."""
+"""The stages after preparation, each a function from value to value: calibrate, reconstruct and tune, emit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from onnx import ModelProto
 
 from ..config import EFFORTS
+from ..data import CalibrationSet
 from ..data.images import image_axes
 from ..graph.blocks import find_blocks
 from ..graph.check import check_model, correct_shapes
 from ..graph.emit import LayerParams
 from ..graph.save import fingerprint
-from ..report import BlockRecord, StageRecord
+from ..report import BlockRecord, OutputRecord, StageRecord
 from ..runtime.store import Store
 from ..spec import Grids, QuantScheme
 from .biases import tune_biases
-from .evaluate import Evaluator, is_nearer
+from .evaluate import Evaluator, Losses, is_nearer
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
 from .reconstruct import reconstruct
 from .run import Prepared
 from .solve import round_embeddings, round_layers
-from .state import Problem, ReconstructionState, StoredActivations
+from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
 
 STATISTICS, BIASES = "statistics", "biases"
@@ -31,9 +33,10 @@ STATISTICS, BIASES = "statistics", "biases"
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What the layers became: grids of the scheme's activations, integers, scales and biases of the layers.
+    """The result of the third stage: all that the quantized model is made of.
 
-    blocks, stages: what was done to each block, and what each stage did to the outputs.
+    grids: those of the scheme's activations. layers: layer -> its integers, scales and bias. blocks: what was done to
+    each block. stages: what each stage did to the outputs.
     """
 
     scheme: QuantScheme
@@ -52,7 +55,7 @@ def calibrate_ranges(prepared: Prepared) -> Ranges:
 
 
 def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
-    """Round or reconstruct the layers on these ranges, then tune them, as the settings say.
+    """Round or reconstruct the layers on these ranges, then tune them, according to the settings.
 
     Raises ConfigError for ranges that do not fit the model.
     """
@@ -67,11 +70,11 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
         state.layers |= round_embeddings(problem.index, scheme)
         blocks: tuple[BlockRecord, ...] = ()
         if prepared.config.does("reconstruct"):
-            axes = _view_axes(prepared)
-            views = prepared.config.image_views(scheme.least_weight_bits) if axes else 0
-            state.stored.fill(prepared.samples, ranges.batch, views=views, axes=axes, seed=prepared.config.seed)
+            views = _choose_views(prepared)
+            state.stored.fill(prepared.samples, ranges.batch, views=views, seed=prepared.config.seed)
             _draw_probes(prepared, state)
-            blocks = reconstruct(state, find_blocks(prepared.model, scheme), run.observer)
+            found = find_blocks(prepared.model, scheme, index=problem.index)
+            blocks = reconstruct(state, found, run.observer)
         else:
             round_layers(state)
     layers, stages = _tune(prepared, state, ranges.batch)
@@ -79,7 +82,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
 
 
 def emit_model(prepared: Prepared, found: Reconstruction) -> ModelProto:
-    """The QDQ model of what the layers became. Raises ModelError where onnx's checker refuses it."""
+    """The QDQ model of a reconstruction. Raises ModelError where onnx's checker refuses it."""
     quantized = prepared.emit(found.scheme, found.grids, found.layers)
     correct_shapes(quantized)
     check_model(quantized)
@@ -91,54 +94,67 @@ def _open_store(problem: Problem, store: Store) -> StoredActivations:
 
 
 def _find_lossless(prepared: Prepared, ranges: Ranges) -> set[str]:
-    """Tensors whose range is that of their lossless grid: they were kept by calibration."""
+    """Tensors whose range is still that of their lossless grid: calibration kept it."""
     return {tensor for tensor, grid in prepared.lossless.items() if ranges.activations.get(tensor) == ends_of(grid)}
+
+
+class _Measured(NamedTuple):
+    """Layers, and how the outputs of the model with them differ from the float model's."""
+
+    layers: dict[str, LayerParams]
+    outputs: tuple[OutputRecord, ...]
+    losses: Losses
 
 
 def _tune(
     prepared: Prepared, state: ReconstructionState, batch: int
 ) -> tuple[dict[str, LayerParams], tuple[StageRecord, ...]]:
-    """The layers after the stages behind the first, each kept where it brings the outputs nearer to the float ones."""
-    run, layers = prepared.run, state.layers
-    tuners: dict[str, Callable[[ReconstructionState], tuple[bool, str | None]]] = {
-        STATISTICS: tune_statistics,
-        BIASES: tune_biases,
-    }
-    wanted = [name for name in tuners if prepared.config.does(name)]
-    if not wanted:
-        return layers, ()
+    """The layers after the tuning stages; each is kept only if it brings the outputs nearer to the float model's."""
+    run, names = prepared.run, [name for name in (STATISTICS, BIASES) if prepared.config.does(name)]
+    if not names:
+        return state.layers, ()
     with Store() as float_outputs:
         with run.stage("evaluate"):
             evaluator = Evaluator(
                 prepared.original, prepared.samples, prepared.original_padding, float_outputs, run.threads
             )
+            best = _measure(prepared, evaluator, state)
             first = "reconstruct" if prepared.config.does("reconstruct") else "round"
-            outputs, losses = evaluator.evaluate(prepared.emit(state.problem.scheme, state.grids, layers))
-            records = [StageRecord(first, "done", outputs)]
-        for name in wanted:
+            records = [StageRecord(first, "done", best.outputs)]
+        for name in names:
             with run.stage(name), Store() as store:
-                own = replace(state, stored=_open_store(state.problem, store), layers=dict(layers))
-                if name == STATISTICS:
-                    own.stored.fill_some(prepared.samples, batch, STATISTICS_SAMPLES)
-                else:
-                    own.stored.fill(prepared.samples, batch)
-                kept, remark = tuners[name](own)
-                if kept:
-                    found, left = evaluator.evaluate(prepared.emit(state.problem.scheme, own.grids, own.layers))
-                    kept = is_nearer(left, losses)
-                    remark = remark if kept else "the outputs were no nearer to the float model's"
+                own = replace(state, stored=_open_store(state.problem, store), layers=dict(best.layers))
+                changed, remark = _run_tuner(name, own, prepared.samples, batch)
+                tuned = _measure(prepared, evaluator, own) if changed else best
+            kept = changed and is_nearer(tuned.losses, best.losses)
             if kept:
-                layers, outputs, losses = own.layers, found, left
-            records.append(StageRecord(name, "kept" if kept else "rolled back", outputs, remark))
+                best = tuned
+            elif changed:
+                remark = "the outputs were no nearer to the float model's"
+            records.append(StageRecord(name, "kept" if kept else "rolled back", best.outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
-    return layers, tuple(records)
+    return best.layers, tuple(records)
 
 
-def _view_axes(prepared: Prepared) -> tuple[int, int] | None:
-    """Axes of rows and columns where there are to be views: of image files, and of arrays only if asked for."""
+def _measure(prepared: Prepared, evaluator: Evaluator, state: ReconstructionState) -> _Measured:
+    quantized = prepared.emit(state.problem.scheme, state.grids, state.layers)
+    return _Measured(state.layers, *evaluator.evaluate(quantized))
+
+
+def _run_tuner(name: str, state: ReconstructionState, samples: CalibrationSet, batch: int) -> tuple[bool, str | None]:
+    """Tune ``state``, whose store is empty. Returns whether it changed, and a remark."""
+    if name == STATISTICS:
+        state.stored.fill_some(samples, batch, STATISTICS_SAMPLES)
+        return tune_statistics(state)
+    state.stored.fill(samples, batch)
+    return tune_biases(state)
+
+
+def _choose_views(prepared: Prepared) -> Views | None:
+    """The views to store: of image files, and of arrays only if the settings ask for views."""
     samples, config = prepared.samples, prepared.config
-    views = config.image_views(prepared.scheme.least_weight_bits)
-    if not views or (config.views is None and not samples.images):
+    count = config.image_views(prepared.scheme.least_weight_bits)
+    if not count or (config.views is None and not samples.images):
         return None
     values = list(samples.read(range(samples.fixed_batch or 1)).values())
     axes = image_axes(values[0].shape, config.data) if len(values) == 1 else None
@@ -146,9 +162,9 @@ def _view_axes(prepared: Prepared) -> tuple[int, int] | None:
         reason = "one input of images is needed, of 4 dimensions and 1 or 3 channels"
         prepared.run.leave_out("views", reason)
         prepared.run.warn(f"views: none were made; {reason}")
-    else:
-        prepared.run.observer.note(f"{views} views of each image beside itself")
-    return axes
+        return None
+    prepared.run.observer.note(f"{count} views of each image beside itself")
+    return Views(count, axes)
 
 
 def _draw_probes(prepared: Prepared, state: ReconstructionState) -> None:
