@@ -202,7 +202,7 @@ class _Sweep:
         for feeds in self.survey.batches:
             self.stored.add_float(feeds, self.survey.batches.count(feeds))
             if sum(self.stored.sizes[:-1]) < LOSS_SAMPLES:
-                blank = partial(self.padding.blank, real=self.stored.masks[-1])
+                blank = partial(self.padding.fill_padding, real=self.stored.masks[-1])
                 references.append({name: blank(name, value) for name, value in session.run(feeds).items()})
         return references
 
@@ -294,7 +294,7 @@ class _Sweep:
             ReferenceBatch(
                 self.stored.feeds(FLOAT, read, number),
                 outputs,
-                partial(self.padding.blank, real=self.stored.masks[number]),
+                partial(self.padding.fill_padding, real=self.stored.masks[number]),
             )
             for number, outputs in enumerate(self.references)
         ]

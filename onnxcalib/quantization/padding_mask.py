@@ -70,7 +70,9 @@ class PaddingMask:
         return select(values, self.mask_of(tensor, values.shape, real))
 
     def fill_padding(self, tensor: str, values: Values, real: Values | None, fill: float = 0) -> Values:
-        """A copy of the values with ``fill`` at padding; the values themselves where they have none."""
+        """A copy of the values with ``fill`` at padding; the values themselves where they have none or are no array."""
+        if not isinstance(values, (np.ndarray, torch.Tensor)):
+            return values
         real_values = self.mask_of(tensor, values.shape, real)
         if real_values is None:
             return values
@@ -85,12 +87,7 @@ class PaddingMask:
         """
         if real is None:
             return outputs
-        return {
-            name: self.fill_padding(name, value, real, -np.inf if is_float(value) else 0)
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in outputs.items()
-        }
+        return {t: self.fill_padding(t, v, real, -np.inf if is_float(v) else 0) for t, v in outputs.items()}
 
 
 def _align_mask(real: Values, shape: tuple[int, ...], axis: int, samples: int | None) -> Values | None:

@@ -138,8 +138,9 @@ class StoredActivations:
         return {t: self.store.batch(prefix + t, number) for t in tensors}
 
     def arrays(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, np.ndarray]:
-        """The same of tensors that are no sequences."""
-        return {t: self.store.batch(prefix + t, number) for t in tensors}
+        """The same for tensors that the caller knows to be no sequences."""
+        values: dict[str, Any] = dict(self.feeds(prefix, tensors, number))
+        return values
 
     def count(self, *, by_sample: bool) -> int:
         """The number of samples in one pass over the calibration set, or of stored batches."""
