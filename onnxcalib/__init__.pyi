@@ -11,6 +11,7 @@ from .data import CalibrationSet as CalibrationSet, InputSpec as InputSpec
 from .errors import (
     ConfigError as ConfigError,
     DataError as DataError,
+    DeviceMemoryError as DeviceMemoryError,
     GateError as GateError,
     ModelError as ModelError,
     OnnxCalibError as OnnxCalibError,

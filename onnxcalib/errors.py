@@ -1,4 +1,4 @@
-"""What a user can do wrong, as exceptions and a warning whose messages can be shown as they are.
+"""Faults that a user can mend, as exceptions and a warning whose messages can be shown as they are.
 
 Messages read ``where: what was found; what is allowed; what to do``.
 """
@@ -24,9 +24,13 @@ class GateError(ConfigError):
     """A gate, a metric or labels do not fit the outputs of the models."""
 
 
+class DeviceMemoryError(OnnxCalibError):
+    """The device on which torch computes has too little memory."""
+
+
 class OutputError(OnnxCalibError):
     """The result cannot be written where it was asked for."""
 
 
 class OnnxCalibWarning(UserWarning):
-    """The run goes on, but the user should act on what its text says."""
+    """The work goes on, but the user should do what the text says."""

@@ -1,4 +1,4 @@
-"""The main job from end to end, and its stages: a float model and samples in, a quantized model and a report out."""
+"""The main job as one function and as its stages: a float model and samples in, a quantized model and a report out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from .quantization.run import prepare as prepare_run
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify
 from .report import Observer, OutputRecord, Report
-from .runtime.device import computing
 
 __all__ = [
     "Prepared",
@@ -48,13 +47,13 @@ Model = str | Path | ModelProto
 
 @dataclass(frozen=True)
 class Result:
-    """The quantized model, and what was done and measured."""
+    """The quantized model, and a report of what was done and measured."""
 
     model: ModelProto
     report: Report
 
     def save(self, path: str | Path) -> None:
-        """Write the model aside and rename it; more than 2 GB goes to external data. Raises OutputError."""
+        """Write the model under another name, then rename it; external data hold more than 2 GB. Raises OutputError."""
         save_model(self.model, Path(path))
 
 
@@ -65,7 +64,7 @@ def open_calibration(
     *,
     limit: int | None = None,
 ) -> CalibrationSet:
-    """Samples for the inputs of a model, checked once, to be given to any of the other functions.
+    """Samples for the inputs of a model. They are checked once, and can be given to any of the other functions.
 
     data: see ``onnxcalib.data.open_calibration``. model: a file, a model, or the descriptions of its inputs. limit: the
     number of samples after which reading stops. Raises ModelError or DataError.
@@ -85,8 +84,9 @@ def quantize(
 ) -> Result:
     """Quantize a float ONNX model with a few unlabelled samples.
 
-    Bits are those of the settings, of a bit plan, or of one made for the settings' budgets. Ranges are calibrated where
-    none are given. Raises ModelError, DataError or ConfigError; the model given is not changed.
+    plan: a bit plan, or its file, with the bits of every layer. Without it the settings give the bits; if they have a
+    budget, a plan is made. ranges: those of activations, or their file; without them they are calibrated. Raises
+    ModelError, DataError, ConfigError or DeviceMemoryError. The model given is not changed.
     """
     with _open_run(config, observer) as run:
         if plan is not None and run.config.planned:
@@ -113,9 +113,9 @@ def quantize(
 def plan(
     model: Model, calibration: SampleSource, config: QuantizeConfig, *, observer: Observer | None = None
 ) -> BitPlan:
-    """Choose the bits of every layer within the settings' budgets, by what each set of layers alone loses and costs.
+    """Choose the bits of every layer within the settings' budgets, from the loss and the cost of each set of layers.
 
-    Raises ConfigError for settings without a budget, and for budgets that no plan meets, with what can be reached.
+    Raises ConfigError for settings without a budget. For budgets that no plan meets it says what can be reached.
     """
     if not config.planned:
         raise ConfigError(f"max_size: found no budget; give one of {', '.join(BUDGETS)} to plan within")
@@ -126,9 +126,9 @@ def plan(
 def frontier(
     model: Model, calibration: SampleSource, config: QuantizeConfig | None = None, *, observer: Observer | None = None
 ) -> Frontier:
-    """The least loss for every size of the file, from the measurements that ``plan`` makes, or made."""
+    """The least loss for every size of the file, from the measurements of ``plan``, which are kept in the cache."""
     config = config or QuantizeConfig()
-    if not config.planned:  # one that every choice keeps
+    if not config.planned:  # a budget that all bits meet
         config = config.model_copy(update={"max_size": "1@8-bit"})
     with _open_run(config, observer) as run:
         return trace(prepare_run(run, model, calibration))
@@ -137,9 +137,9 @@ def frontier(
 def prepare(
     model: Model, calibration: SampleSource, config: QuantizeConfig | None = None, *, observer: Observer | None = None
 ) -> Prepared:
-    """The first stage: rewrite the model for quantization, and check its samples and that its outputs are as before.
+    """The first stage: rewrite the model for quantization, and check the samples and that its outputs do not change.
 
-    Raises ModelError, DataError or ConfigError; the model given is not changed.
+    Raises ModelError, DataError or ConfigError. The model given is not changed.
     """
     with _open_run(config, observer) as run:
         if run.config.planned:
@@ -152,29 +152,29 @@ def prepare(
 
 
 def calibrate(prepared: Prepared) -> Ranges:
-    """The second stage: the range of each activation. Raises DataError for values that are not finite."""
-    with computing(prepared.config.threads):
+    """The second stage: find the range of each activation. Raises DataError for values that are not finite."""
+    with prepared.run.computing():
         return calibrate_ranges(prepared)
 
 
 def reconstruct(prepared: Prepared, ranges: str | Path | Ranges | None = None) -> Reconstruction:
-    """The third stage: round or reconstruct the layers, and tune them, as the settings say.
+    """The third stage: round or reconstruct the layers, then tune them, according to the settings.
 
-    Ranges are calibrated where none are given. Raises ConfigError for ranges that do not fit the model.
+    Without ranges they are calibrated. Raises ConfigError for ranges that do not fit the model, and DeviceMemoryError.
     """
-    with computing(prepared.config.threads):
+    with prepared.run.computing():
         return reconstruct_layers(prepared, _read_ranges(ranges) or calibrate_ranges(prepared))
 
 
 def emit(prepared: Prepared, found: Reconstruction) -> ModelProto:
-    """The last stage: the QDQ model. Raises ModelError where onnx's checker refuses it."""
+    """The last stage: write the QDQ model. Raises ModelError where onnx's checker refuses it."""
     return emit_model(prepared, found)
 
 
 @contextmanager
 def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Iterator[Run]:
     run = Run(config or QuantizeConfig(), observer or Observer())
-    with computing(run.config.threads):
+    with run.computing():
         yield run
 
 
@@ -183,7 +183,7 @@ def _read_ranges(ranges: str | Path | Ranges | None) -> Ranges | None:
 
 
 def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, planned: BitPlan | None) -> Report:
-    """Compare the quantized model with the float one, and write down all that the run found."""
+    """Compare the quantized model with the float one, and make the report."""
     run = prepared.run
     with run.stage("verify"):
         measured = verify(prepared, quantized, (*found.scheme.embeddings, *found.scheme.layers))
@@ -212,7 +212,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
 
 
 def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:
-    """Warn where the model drops more than its plan, which was measured on layers that are solved, was to."""
+    """Warn if more answers differ than the plan allows: it was made from layers that were solved, but not learned."""
     least = min((record.agreement for record in outputs if record.agreement is not None), default=1.0)
     allowed = planned.budgets.get("max_disagreement", 100.0) if planned else 100.0
     if 100 * (1 - least) > allowed:

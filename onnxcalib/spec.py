@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 VERSION_KEY = "onnxcalib.version"
 FLOAT_BITS = 32
-# Where the sums of two products saturate in kernels for x86 without VNNI.
+# The sum of two products at which kernels for x86 without VNNI saturate.
 INT16_MAX = 2**15 - 1
 
 
@@ -27,17 +27,18 @@ class InputSpec:
 
 
 def spell_shape(shape: Sequence[int | None]) -> str:
-    """A shape as messages have it: ``(any, 3, 8)``."""
+    """A shape as messages show it: ``(any, 3, 8)``."""
     return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How a tensor is put on an integer grid; ``axis`` is None for one scale a tensor; 32 bits stand for float.
+    """The integer grid of a tensor, without its scale and zero point.
 
-    block: of a matrix, along the axis that is not ``axis``: so many neighbours share a scale; None: all of them do.
-    pair_limit: of a weight, the largest sum of one sign that two integers may have which a kernel adds up as a pair;
-    None: any.
+    bits: 8 or 4; 32 stands for float. axis: the axis along which each index has its own scale; None: the tensor has one
+    scale. block: in a matrix, the number of neighbours along the other axis that share a scale; None: all of them do.
+    pair_limit: the largest absolute sum of the integers of one sign in two weights whose products a kernel adds up as a
+    pair; None: any sum.
     """
 
     bits: int
@@ -49,19 +50,23 @@ class QuantSpec:
 
     @property
     def qmin(self) -> int:
-        return -(2 ** (self.bits - 1)) if self.signed else 0
+        return -(1 << (self.bits - 1)) if self.signed else 0
 
     @property
     def qmax(self) -> int:
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
 
 @dataclass(frozen=True)
 class QParams:
-    """Grid of one tensor: ``x ~ scale * (q - zero_point)``.
+    """Grid of one tensor: ``x ~ scale * (q - zero_point)``, with q integers in [spec.qmin, spec.qmax].
 
-    scale is float32 and zero_point int32, both of shape () or (channels,); of blocks a matrix with one row or column of
-    blocks where the tensor has ``spec.block`` of its own.
+    scale (float32) and zero_point (int32) have the same shape:
+
+    - () without ``spec.axis``
+    - (channels,) with ``spec.axis``
+    - with ``spec.block``, that of the matrix, whose other axis counts groups of ``spec.block`` inputs: a matrix
+      (inputs, channels) with ``spec.axis`` 1 has scales (inputs / block, channels)
     """
 
     scale: np.ndarray
@@ -71,12 +76,14 @@ class QParams:
 
 @dataclass(frozen=True)
 class LayerScheme:
-    """A weighted node and how its weight and its input are quantized; tensors and the node go by their names.
+    """A weighted node, and how its weight and its input are quantized. The node and tensors are given by their names.
 
-    A Gather of rows of a constant is one too, of float input, on which nothing is solved: its rows are its channels.
+    input: the activation that the node reads. bias: None without a bias. output: that of the bias Add, if there is one.
+    weight_spec: its axis is that of the output channels in the weight as stored. bias_add: the Add behind a MatMul that
+    adds ``bias``; None where the node itself reads its bias.
 
-    ``input`` is the activation that it reads; ``weight_spec.axis`` counts output channels in the weight as stored.
-    adder: the Add that gives a MatMul its ``bias``, and the layer's ``output``; None where the node reads its own.
+    A Gather of rows of a constant, an embedding, is also described as a layer. Its input counts as float, its channels
+    are the rows, and it is rounded but never solved.
     """
 
     name: str
@@ -92,7 +99,7 @@ class LayerScheme:
 
     @property
     def takes_bias(self) -> bool:
-        """Whether a bias can be had, if only a new one: all but a MatMul that no Add follows."""
+        """Whether the layer has a bias or can be given one: only a MatMul without a bias Add cannot."""
         return self.op != "MatMul" or self.bias_add is not None
 
     @property
@@ -106,15 +113,18 @@ class LayerScheme:
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Which tensors are quantized, and how.
+    """The quantization scheme: which tensors are quantized, and how.
 
-    activations: tensor -> its grid as all its consumers read it.
-    narrowed: tensor -> the narrower grid that weighted layers read it on, where other consumers need ``activations``.
-    shared: sets of tensors that must have equal QParams (two sides of a pool, of a reshape, of a Concat).
-    nonnegative: tensors that a Relu or a Clip(0, c) makes: c or infinity; zero point 0, range inside [0, c].
-    embeddings: Gathers of rows of a constant, of which integers are stored.
-    float_reads: Maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
+    layers: the weighted nodes, in the order of the graph.
+    activations: tensor -> the grid on which its consumers read it.
+    requantized: tensor -> the grid of fewer bits on which weighted layers read it, where its other consumers need the
+    grid in ``activations``.
+    shared: sets of tensors that must have equal QParams, such as the input and the output of a pool or a reshape.
+    nonnegative: tensor that a Relu or a Clip(0, c) gives -> its upper bound, c or infinity; its zero point is 0 and its
+    range lies in [0, c].
+    float_reads: maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
     fuse.
+    embeddings: Gathers of rows of a constant, which is stored as integers.
     """
 
     layers: tuple[LayerScheme, ...]
@@ -132,7 +142,7 @@ class QuantScheme:
 
 @dataclass(frozen=True)
 class Grids:
-    """The grids of a scheme's activations.
+    """The grids of a scheme's activations, each with one scale and one zero point of shape ().
 
     activations: tensor -> the grid on which its consumers read it. requantized: tensor -> the grid of fewer bits on
     which weighted layers read it.
@@ -151,12 +161,12 @@ class Grids:
         return self.activations[layer.input]
 
     def updated(self, activations: Mapping[str, QParams], requantized: Mapping[str, QParams] | None = None) -> Grids:
-        """These grids with some replaced."""
+        """A copy in which these grids replace those of the same tensors."""
         return Grids({**self.activations, **activations}, {**self.requantized, **(requantized or {})})
 
 
 class Candidate(NamedTuple):
-    """Bits that a layer may have; written ``W4A8``."""
+    """The bits that a layer may have, written like ``W4A8``."""
 
     weight_bits: int
     activation_bits: int
@@ -167,7 +177,10 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a set of layers costs at one candidate: bytes of the file, MACs times both bits, of one sample, and time."""
+    """The cost of a set of layers at one candidate.
+
+    bytes: in the file. bops: for one sample, MACs times weight bits times activation bits. milliseconds: latency.
+    """
 
     bytes: int
     bops: int
@@ -176,7 +189,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class BitSet:
-    """Layers by name that must have one candidate, their MACs, and what each candidate loses and costs."""
+    """Layers, by name, that must have the same candidate; macs: for one sample; losses and costs: by candidate."""
 
     layers: tuple[str, ...]
     macs: int
@@ -186,7 +199,11 @@ class BitSet:
 
 @dataclass(frozen=True)
 class Block:
-    """A convex part of the graph, reconstructed as one: node names in topological order and the tensors at its cuts."""
+    """A convex part of the graph that is reconstructed as one, by names.
+
+    nodes: in topological order. inputs: tensors that the nodes read from outside, without initializers. outputs:
+    tensors of the nodes that are read outside, or that the graph returns. layers: the weighted ones among the nodes.
+    """
 
     name: str
     nodes: tuple[str, ...]

@@ -23,7 +23,7 @@ from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
 from ..report import LeftOutRecord, LoggedObserver, Observer
-from ..runtime.device import choose_device
+from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.session import Session
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
@@ -45,7 +45,8 @@ _NOT_WRITTEN: dict[str, bool | set[str]] = {
 class Run:
     """The settings and the observer of a run, and what it collects for the report.
 
-    seconds: stage -> time. left_out: parts of the work that were not done, with the reason.
+    seconds: stage -> time. current_stage: the stage that goes on or has failed; None between stages. left_out: parts of
+    the work that were not done, with the reason.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
@@ -60,6 +61,7 @@ class Run:
         self.threads = config.threads or 0
         self.device = choose_device(config.device)
         self.seconds: dict[str, float] = {}
+        self.current_stage: str | None = None
         self.warnings: list[str] = []
         self.left_out: list[LeftOutRecord] = []
 
@@ -67,9 +69,17 @@ class Run:
     def stage(self, name: str) -> Iterator[None]:
         """Tell the observer that a stage begins, and time it."""
         self.observer.stage(name)
+        self.current_stage = name
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+        self.current_stage = None
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Let torch compute with the settings' threads. Raises DeviceMemoryError where the device's memory ends."""
+        with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(self.config.threads):
+            yield
 
     def warn(self, text: str) -> None:
         """Warn the observer, and put the warning into the report."""

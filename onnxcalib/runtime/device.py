@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DeviceMemoryError
+from .session import first_line
+
+# Sentences of torch's error that say how much memory was asked for, and how much there is.
+SENTENCES = 3
 
 
 def choose_device(setting: str) -> torch.device:
@@ -39,3 +43,21 @@ def computing(threads: int | None) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def explain_lack_of_memory(device: torch.device, stage: Callable[[], str | None]) -> Iterator[None]:
+    """Raise torch's OutOfMemoryError as DeviceMemoryError, which names the device and the stage and says what to do.
+
+    stage: gives the name of the present stage, or None between stages.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        name = stage()
+        where = f"{device} in the stage {name}" if name else f"{device}"
+        found = ". ".join(first_line(error).rstrip(".").split(". ")[:SENTENCES])
+        raise DeviceMemoryError(
+            f"device: found too little memory on {where} ({found}); a part of the model and its samples have to fit; take"
+            " --device cpu, fewer --samples, or --effort fast"
+        ) from error
