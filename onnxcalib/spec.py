@@ -37,7 +37,7 @@ class QuantSpec:
 
     bits: 8 or 4; 32 stands for float. axis: the axis along which each index has its own scale; None: the tensor has one
     scale. block: in a matrix, the number of neighbours along the other axis that share a scale; None: all of them do.
-    pair_limit: the largest absolute sum of the integers of one sign in two weights whose products a kernel adds up as a
+    pair_limit: in a weight, the largest absolute sum of two integers of one sign whose products a kernel adds up as a
     pair; None: any sum.
     """
 

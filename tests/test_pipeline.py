@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
@@ -268,6 +269,42 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypat
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"^device: found 'cuda', but torch sees no CUDA device"):
         quantize("missing.onnx", SAMPLES, settings(device="cuda"))
+
+
+def fail_for_lack_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+TOO_LITTLE = (
+    r"^device: found too little memory on \w+ in the stage reconstruct \(CUDA out of memory\. Tried .* GiB\); .*"
+)
+
+
+def test_too_little_memory_of_the_device_is_an_error_that_says_what_to_do(net, monkeypatch):
+    prepared = onnxcalib.prepare(net, SAMPLES, settings(weight_bits=4))
+    monkeypatch.setattr("onnxcalib.quantization.solve.solve_layer", fail_for_lack_of_memory)
+    for act in (lambda: onnxcalib.reconstruct(prepared), lambda: quantize(net, SAMPLES, settings(weight_bits=4))):
+        with pytest.raises(onnxcalib.DeviceMemoryError, match=TOO_LITTLE):
+            act()
+
+
+def test_too_little_memory_of_the_device_while_a_block_is_learned_is_the_same_error(net, monkeypatch):
+    monkeypatch.setattr("onnxcalib.quantization.learn.learn_block", fail_for_lack_of_memory)
+    with pytest.raises(onnxcalib.DeviceMemoryError, match=TOO_LITTLE):
+        quantize(net, SAMPLES, settings(weight_bits=4))
+
+
+def test_too_little_memory_of_the_device_is_one_line_on_the_command_line(net, tmp_path, monkeypatch):
+    onnx.save(net, tmp_path / "net.onnx")
+    np.save(tmp_path / "samples.npy", SAMPLES)
+    monkeypatch.setattr("onnxcalib.quantization.solve.solve_layer", fail_for_lack_of_memory)
+    result = CliRunner().invoke(
+        app, ["quantize", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "samples.npy"), "--weight-bits", "4"]
+    )
+    assert result.exit_code == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: device: found too little memory on ")
+    assert last.endswith("take --device cpu, fewer --samples, or --effort fast")
 
 
 def test_the_fast_effort_solves_and_learns_nothing(net):

@@ -58,6 +58,6 @@ def explain_lack_of_memory(device: torch.device, stage: Callable[[], str | None]
         where = f"{device} in the stage {name}" if name else f"{device}"
         found = ". ".join(first_line(error).rstrip(".").split(". ")[:SENTENCES])
         raise DeviceMemoryError(
-            f"device: found too little memory on {where} ({found}); a part of the model and its samples have to fit; take"
-            " --device cpu, fewer --samples, or --effort fast"
+            f"device: found too little memory on {where} ({found}); a part of the model and its samples have to fit;"
+            " take --device cpu, fewer --samples, or --effort fast"
         ) from error

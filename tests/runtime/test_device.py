@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from onnxcalib.errors import ConfigError
-from onnxcalib.runtime.device import choose_device, full_precision
+from onnxcalib.errors import ConfigError, DeviceMemoryError
+from onnxcalib.runtime.device import choose_device, explain_lack_of_memory, full_precision
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,25 @@ def test_full_precision_ends_with_its_block():
     with full_precision():
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+TOO_LITTLE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free. See the manual.\nSecond line"
+
+
+@pytest.mark.parametrize(
+    ("stage", "where"), [("reconstruct", "cuda:0 in the stage reconstruct"), (None, "cuda:0")], ids=str
+)
+def test_too_little_memory_names_device_and_stage_and_says_what_to_do(stage, where):
+    with pytest.raises(DeviceMemoryError) as fault, explain_lack_of_memory(torch.device("cuda", 0), lambda: stage):
+        raise torch.OutOfMemoryError(TOO_LITTLE)
+    assert str(fault.value) == (
+        f"device: found too little memory on {where} (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00"
+        " GiB free); a part of the model and its samples have to fit; take --device cpu, fewer --samples, or --effort fast"
+    )
+    assert isinstance(fault.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_other_faults_of_torch_stay_what_they_are():
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"):
+        with explain_lack_of_memory(torch.device("cpu"), lambda: None):
+            raise RuntimeError("shapes differ")

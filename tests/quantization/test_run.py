@@ -1,0 +1,107 @@
+"""What all stages share: times, warnings and reasons of a run, and a prepared model with other bits."""
+
+import pytest
+import torch
+
+import onnxcalib
+from onnxcalib import ConfigError, DeviceMemoryError, LayerConfig, Observer, QuantizeConfig
+from onnxcalib.quantization.run import SETTINGS_BYTES, Run, load, with_bits
+from onnxcalib.report import LeftOutRecord
+from onnxcalib.spec import Candidate
+
+NET = """g (float[N, 4] x) => (float[N, 4] y) {
+    [one] h = MatMul (x, w)  [r] t = Relu (h)  [two] i = MatMul (t, v)  [s] u = Relu (i)  [three] y = MatMul (u, z)
+}"""
+
+
+@pytest.fixture
+def net(build, weigh):
+    return build(NET, w=weigh(4, 4), v=weigh(4, 4), z=weigh(4, 4))
+
+
+class Listener(Observer):
+    def __init__(self):
+        self.heard = []
+
+    def stage(self, name):
+        self.heard.append(("stage", name))
+
+    def note(self, text):
+        self.heard.append(("note", text))
+
+    def warn(self, text):
+        self.heard.append(("warn", text))
+
+
+def test_a_stage_is_told_and_timed_and_named_while_it_goes_on():
+    listener = Listener()
+    run = Run(QuantizeConfig(), listener)
+    assert run.current_stage is None
+    with run.stage("calibrate"):
+        assert run.current_stage == "calibrate" and run.seconds == {}
+    assert run.current_stage is None and listener.heard == [("stage", "calibrate")]
+    assert list(run.seconds) == ["calibrate"] and run.seconds["calibrate"] >= 0
+
+
+def test_warnings_and_what_is_left_out_reach_the_observer_and_are_kept():
+    listener = Listener()
+    run = Run(QuantizeConfig(), listener)
+    run.warn("look here")
+    run.leave_out("probes", "no output has a gradient")
+    assert listener.heard == [("warn", "look here"), ("note", "probes: none, no output has a gradient")]
+    assert run.warnings == ["look here"]
+    assert run.left_out == [LeftOutRecord("probes", "no output has a gradient")]
+
+
+def test_bits_are_not_planned_beside_float_activations():
+    config = QuantizeConfig(activation_bits=32, max_size="0.8@8-bit")
+    with pytest.raises(ConfigError, match=r"^activation_bits: found 32 beside a budget; .*; take one of them out$"):
+        Run(config, Observer())
+
+
+def test_too_little_memory_of_the_device_names_the_stage():
+    run = Run(QuantizeConfig(device="cpu"), Observer())
+    with pytest.raises(DeviceMemoryError, match=r"on cpu in the stage reconstruct \(CUDA out of memory\)"):
+        with run.computing(), run.stage("reconstruct"):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_torch_has_the_threads_of_the_settings_while_it_computes():
+    before = torch.get_num_threads()
+    with Run(QuantizeConfig(threads=before + 1), Observer()).computing():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_prepared_model_has_schemes_of_other_bits(net, draw):
+    prepared = onnxcalib.prepare(net, draw(8, 4))
+
+    def bits_of(scheme):
+        return [str(layer.bits) for layer in scheme.layers]
+
+    assert bits_of(prepared.scheme) == ["W8A8", "W8A8", "W8A8"]
+    assert bits_of(prepared.make_scheme(bits=Candidate(4, 4))) == ["W8A8", "W4A4", "W8A8"]
+    assert bits_of(prepared.make_scheme({"two": LayerConfig(weight_bits=4)})) == ["W8A8", "W4A8", "W8A8"]
+    both = prepared.make_scheme({"two": LayerConfig(weight_bits=8)}, Candidate(4, 4))
+    assert bits_of(both) == ["W8A8", "W8A4", "W8A8"]
+
+
+def test_preparation_leaves_the_original_as_it_was(net, draw):
+    before = net.SerializeToString()
+    prepared = onnxcalib.prepare(net, draw(8, 4))
+    assert net.SerializeToString() == before == prepared.original.SerializeToString()
+    assert load(net) is not net and load(net) == net
+
+
+def test_bits_of_single_layers_replace_those_of_the_settings():
+    config = QuantizeConfig(layers={"one": {"weight_bits": 4}, "two": {"weight_bits": 4}})
+    found = with_bits(config, {"one": LayerConfig(weight_bits=8)})
+    assert {name: each.weight_bits for name, each in found.layers.items()} == {"two": 4, "one": 8}
+    assert list(found.layers) == ["two", "one"]  # the last entry that names a layer holds
+
+
+def test_the_settings_of_a_file_fill_whole_blocks_of_bytes(net, draw):
+    for seed in (0, 123456):
+        model = onnxcalib.quantize(net, draw(8, 4), QuantizeConfig(seed=seed, reconstruct=False)).model
+        (text,) = (entry.value for entry in model.metadata_props if entry.key == "onnxcalib.settings")
+        assert len(text) % SETTINGS_BYTES == 0
