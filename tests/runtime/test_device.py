@@ -51,7 +51,8 @@ def test_too_little_memory_names_device_and_stage_and_says_what_to_do(stage, whe
         raise torch.OutOfMemoryError(TOO_LITTLE)
     assert str(fault.value) == (
         f"device: found too little memory on {where} (CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00"
-        " GiB free); a part of the model and its samples have to fit; take --device cpu, fewer --samples, or --effort fast"
+        " GiB free); a part of the model and its samples have to fit; take --device cpu, fewer --samples, or"
+        " --effort fast"
     )
     assert isinstance(fault.value.__cause__, torch.OutOfMemoryError)
 
