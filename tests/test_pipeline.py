@@ -464,7 +464,7 @@ def test_a_recurrence_between_layers_stays_in_float_and_goes_to_torch(build, wei
     result = quantize(build(text, **weights), draw(12, 6, 4), settings(biases=True, effort="best", weight_bits=4))
     assert result.report.outputs[0].sqnr_db > 20 and len(result.report.layers) == 2
     assert "LSTM" in [node.op_type for node in result.model.graph.node]
-    assert "no converter" not in str([step.reason for step in result.report.steps])
+    assert "no converter" not in str([stage.reason for stage in result.report.steps])
 
 
 def test_an_operator_that_torch_does_not_know_stays_in_float(build, weigh, draw):
@@ -706,13 +706,13 @@ def test_statistics_tuning_changes_scales_and_biases_alone(build, weigh):
     scales = {node.input[1] for node in dequantized}
     biases = {node.input[0] for node in dequantized if after.get(node.input[0], SAMPLES).dtype == np.int32}
     assert before.keys() == after.keys() and changed and changed <= scales | biases
-    assert [(step.name, step.outcome) for step in light.report.steps] == [("round", "done"), ("statistics", "kept")]
+    assert [(stage.name, stage.outcome) for stage in light.report.steps] == [("round", "done"), ("statistics", "kept")]
     assert light.report.steps[1].outputs[0].sqnr_db > light.report.steps[0].outputs[0].sqnr_db
     assert light.report.steps[1].outputs[0].sqnr_db == pytest.approx(light.report.outputs[0].sqnr_db)
     assert plain.report.steps == () and not light.report.blocks
 
 
-def test_a_step_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatch):
+def test_a_stage_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatch):
     def spoil(state):
         state.layers["deep"] = replace(state.layers["deep"], bias=state.layers["deep"].bias + 100)
         return True, None
@@ -720,7 +720,7 @@ def test_a_step_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatc
     plain = quantize(net, SAMPLES, settings(weight_bits=4))
     monkeypatch.setattr(onnxcalib.quantization.stages, "tune_statistics", spoil)
     result = quantize(net, SAMPLES, settings(weight_bits=4, statistics=True))
-    assert [(step.name, step.outcome) for step in result.report.steps] == [
+    assert [(stage.name, stage.outcome) for stage in result.report.steps] == [
         ("reconstruct", "done"),
         ("statistics", "rolled back"),
     ]
@@ -729,13 +729,13 @@ def test_a_step_that_brings_the_outputs_no_nearer_is_rolled_back(net, monkeypatc
     assert all(np.array_equal(v, initializers(plain.model)[k]) for k, v in initializers(result.model).items())
 
 
-def test_the_advanced_pipeline_takes_all_steps_in_order(net):
+def test_the_advanced_pipeline_takes_all_stages_in_order(net):
     result = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="advanced"))
-    assert [step.name for step in result.report.steps] == ["reconstruct", "statistics", "biases"]
-    sqnr = [step.outputs[0].sqnr_db for step in result.report.steps]
+    assert [stage.name for stage in result.report.steps] == ["reconstruct", "statistics", "biases"]
+    sqnr = [stage.outputs[0].sqnr_db for stage in result.report.steps]
     assert sqnr == sorted(sqnr) and result.report.blocks
     without = quantize(net, SAMPLES, settings(weight_bits=4, pipeline="advanced", biases=False))
-    assert [step.name for step in without.report.steps] == ["reconstruct", "statistics"]
+    assert [stage.name for stage in without.report.steps] == ["reconstruct", "statistics"]
 
 
 @pytest.mark.parametrize(("bits", "least"), [({"weight_bits": 8}, 38), ({"weight_bits": 4, "first_last_bits": 4}, 14)])

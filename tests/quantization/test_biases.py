@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxcalib.quantization import biases as biases_step
+from onnxcalib.quantization import biases as biases_module
 from onnxcalib.quantization.biases import tune_biases
 from onnxcalib.quantization.solve import round_layers
 from tests.quantization.test_statistics import error
@@ -23,7 +23,7 @@ def shift(state, name, by):
 
 
 def test_a_bias_that_is_off_is_mended(rounded, draw, monkeypatch):
-    monkeypatch.setattr(biases_step, "RATE", 0.02)
+    monkeypatch.setattr(biases_module, "RATE", 0.02)
     feeds = {"x": draw(64, 3, 8, 8)}
     shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
     before, layers = error(rounded, feeds), dict(rounded.layers)
@@ -35,14 +35,14 @@ def test_a_bias_that_is_off_is_mended(rounded, draw, monkeypatch):
 
 
 def test_where_nothing_is_gained_nothing_changes(rounded, monkeypatch):
-    monkeypatch.setattr(biases_step, "RATE", 50.0)  # each step makes it worse
+    monkeypatch.setattr(biases_module, "RATE", 50.0)  # each iteration makes it worse
     before = dict(rounded.layers)
     assert tune_biases(rounded) == (False, "the loss on held-out samples did not fall")
     assert rounded.layers == before
 
 
 def test_a_gain_within_the_noise_is_not_kept(rounded, monkeypatch):
-    monkeypatch.setattr(biases_step, "_is_better", lambda *_: False)
+    monkeypatch.setattr(biases_module, "_is_better", lambda *_: False)
     shift(rounded, "fc", 1.0 * np.arange(5))
     before = dict(rounded.layers)
     assert tune_biases(rounded) == (False, "what it gains on held-out samples is within their noise")
@@ -54,11 +54,11 @@ def test_a_gain_within_the_noise_is_not_kept(rounded, monkeypatch):
 )
 def test_a_gain_counts_beyond_its_standard_error(gains, better):
     before = np.full((1, len(gains)), 2.0)
-    assert biases_step._is_better(before, before - gains) == better
+    assert biases_module._is_better(before, before - gains) == better
 
 
 def test_the_longest_end_that_torch_takes_is_trained(state_of, build, weigh, draw, monkeypatch):
-    monkeypatch.setattr(biases_step, "RATE", 0.02)
+    monkeypatch.setattr(biases_module, "RATE", 0.02)
     text = """g (float[N, 3, 6, 6] x) => (float[N, 5, 6, 6] y) {
         [c1] a = Conv (x, w1, b1)  [odd] n = Shrink (a)
         [c2] r = Conv (n, w2, b2)  [c3] y = Conv (r, w3, b3)
@@ -105,7 +105,7 @@ def test_layers_without_biases_are_left_alone(state_of, build, weigh, draw):
 
 
 def test_layers_that_read_float_are_left_out_before_anything_is_computed(state_of, build, weigh, draw, monkeypatch):
-    monkeypatch.setattr(biases_step, "_store", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(biases_module, "_store", lambda *_: pytest.fail("computed"))
     text = """g (float[N, 8] x) => (float[N, 5] y) {
         [one] h = Gemm (x, w, b)  [relu] r = Relu (h)  [two] y = Gemm (r, v, c)
     }"""
@@ -116,7 +116,7 @@ def test_layers_that_read_float_are_left_out_before_anything_is_computed(state_o
 
 
 def test_a_part_is_no_larger_than_torch_should_hold(rounded, monkeypatch):
-    monkeypatch.setattr(biases_step, "MOST_MODEL_BYTES", 1000)
+    monkeypatch.setattr(biases_module, "MOST_MODEL_BYTES", 1000)
     shift(rounded, "fc", np.linspace(-0.5, 0.5, 5))
     _, remark = tune_biases(rounded)
     assert remark.startswith("the layers from fc on alone: 0 MB of weights are more than the 0 MB for torch")

@@ -43,7 +43,7 @@ def test_histograms_count_every_value_with_the_exact_ends(model, draw):
         assert histograms[name].maximum == pytest.approx(value.max(), rel=1e-5)
 
 
-def test_the_way_the_set_is_cut_into_batches_does_not_matter(model, draw, monkeypatch):
+def test_the_way_the_set_is_divided_into_batches_does_not_matter(model, draw, monkeypatch):
     samples = samples_of(model, draw(10, 4, 6, 6))
     whole = collect(model, ["x"], samples)["x"]
     monkeypatch.setattr(calibrate, "MOST_SAMPLES", 3)

@@ -11,7 +11,7 @@ from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.calibrate import collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask, Unpadded, find_real, select
-from onnxcalib.quantization.solve import _Stream, solve_block
+from onnxcalib.quantization.solve import _ColumnReader, solve_block
 from onnxcalib.quantization.statistics import tune_statistics
 
 TOKENS = """g (int64[N, {tokens}] input_ids, int64[N, {tokens}] attention_mask) => (float[N, {tokens}, 4] y) {{
@@ -111,9 +111,9 @@ def test_padding_is_in_no_moments_and_in_no_statistics(build, weigh, state_of):
         from onnxcalib.graph.blocks import find_blocks
 
         block = find_blocks(state.problem.model, state.problem.scheme)[0]
-        stream = _Stream(state, block, state.problem.scheme.layers[0], (4, 5))
-        parts = [part for n in range(len(state.stored.sizes)) for part in stream._read_parts(n, 0)]
-        found.append(sum(stream._columns(batch, rows)[0].shape[-1] for batch, rows, _ in parts))
+        reader = _ColumnReader(state, block, state.problem.scheme.layers[0], (4, 5))
+        parts = [part for n in range(len(state.stored.sizes)) for part in reader._read_parts(n, 0)]
+        found.append(sum(reader._read_columns(batch, rows)[0].shape[-1] for batch, rows, _ in parts))
         assert solve_block(state, block) == {}
     assert found[0] == found[1] == LENGTHS.sum()
 

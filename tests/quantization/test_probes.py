@@ -8,8 +8,8 @@ from onnxcalib.data import open_calibration
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.numeric.gram import unfold
-from onnxcalib.quantization import learn as learn_step
-from onnxcalib.quantization import probes as probes_step
+from onnxcalib.quantization import learn as learn_module
+from onnxcalib.quantization import probes as probes_module
 from onnxcalib.quantization.probes import SIGNS, draw_probes
 from onnxcalib.quantization.solve import _ColumnReader, solve_block
 from onnxcalib.quantization.state import PROBE
@@ -41,7 +41,7 @@ def probe(state, data, directions=2):
     )
 
 
-def first_stream(state):
+def first_reader(state):
     block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
     layer = state.problem.scheme.layers[0]
     return _ColumnReader(
@@ -53,10 +53,10 @@ def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, sta
     data = draw(20, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(state, data) == (1, None)
-    stream = first_stream(state)
-    seen = stream._measure_output_metric(torch.zeros(1, 36))
+    reader = first_reader(state)
+    seen = reader._measure_output_metric(torch.zeros(1, 36))
     columns = (
-        unfold(torch.from_numpy(data), stream._window((5, 5)), torch.arange(25), stream._read_input)[0]
+        unfold(torch.from_numpy(data), reader._window((5, 5)), torch.arange(25), reader._read_input)[0]
         .reshape(36, 25, 20)
         .mean(1)
         .double()
@@ -95,9 +95,9 @@ def test_no_layer_has_probes_where_more_than_rounding_its_weight_is_lost(build, 
 
 def test_samples_pass_in_parts_of_bounded_size(build, weigh, draw, state_of, monkeypatch):
     data, found = draw(11, 4, 5, 5), []
-    compute = probes_step._ProbeComputer._compute
-    monkeypatch.setattr(probes_step._ProbeComputer, "_compute", lambda *a: found.append(a[2]) or compute(*a))
-    monkeypatch.setattr(probes_step, "MOST_BYTES", 3 * 4 * (2 * 6 * 25 + 3 + 3))
+    compute = probes_module._ProbeComputer._compute
+    monkeypatch.setattr(probes_module._ProbeComputer, "_compute", lambda *a: found.append(a[2]) or compute(*a))
+    monkeypatch.setattr(probes_module, "MOST_BYTES", 3 * 4 * (2 * 6 * 25 + 3 + 3))
     state = state_of(make_deep(build, weigh), data, weight_bits=4, first_last_bits=4, size=8)
     assert probe(state, data) == (3, None) and found == [3, 3, 2, 3]
     assert len(state.stored.store.batch(PROBE + "a", 0)) == 8
@@ -107,7 +107,7 @@ def test_tokens_are_output_positions(build, weigh, draw, state_of):
     data = draw(10, 7, 4)
     state = state_of(build(TOKENS, w=weigh(4, 6)), data, weight_bits=4, first_last_bits=4)
     assert probe(state, data) == (1, None)
-    seen = first_stream(state)._measure_output_metric(torch.zeros(1, 4))
+    seen = first_reader(state)._measure_output_metric(torch.zeros(1, 4))
     assert seen.gram.shape == (1, 4, 4) and seen.columns == 10 * 2 * SIGNS
 
 
@@ -160,7 +160,7 @@ def test_rows_that_are_no_samples_are_not_seen(pooled, draw, state_of):
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4, size=8)
     state.stored.store.append(PROBE + "a", np.ones((8, 16, 24), np.float16))
     assert (
-        first_stream(state)._measure_output_metric(torch.zeros(1, 36)) is None and PROBE + "a" not in state.stored.store
+        first_reader(state)._measure_output_metric(torch.zeros(1, 36)) is None and PROBE + "a" not in state.stored.store
     )
 
 
@@ -183,7 +183,7 @@ def test_a_fault_of_our_own_is_not_taken_for_one_of_torch(pooled, draw, state_of
     def fail(*_):
         raise TypeError("a fault of our own")
 
-    monkeypatch.setattr(probes_step._ProbeComputer, "_mix", fail)
+    monkeypatch.setattr(probes_module._ProbeComputer, "_mix", fail)
     with pytest.raises(TypeError, match="a fault of our own"):
         probe(state, data)
 
@@ -203,7 +203,7 @@ def test_too_little_memory_says_nothing_of_the_model(pooled, draw, state_of, mon
 def test_a_torch_model_that_computes_other_numbers_gives_none(pooled, draw, state_of, monkeypatch):
     data = draw(8, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
-    monkeypatch.setattr(learn_step, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(learn_module, "compare", lambda *_: 0.5)
     reason = "torch differs from onnxruntime by 5.0e-01 of the largest output, more than 1e-03"
     assert probe(state, data) == (0, reason)
 
@@ -211,7 +211,7 @@ def test_a_torch_model_that_computes_other_numbers_gives_none(pooled, draw, stat
 def test_probes_that_would_fill_the_disk_are_left_out(pooled, draw, state_of, monkeypatch):
     data = draw(8, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
-    monkeypatch.setattr(probes_step, "MOST_STORED_BYTES", 1000)
+    monkeypatch.setattr(probes_module, "MOST_STORED_BYTES", 1000)
     assert probe(state, data) == (0, "their probes would take 0 GB of disk, more than 0 GB")
     assert not [t for t in state.stored.store.names() if t.startswith(PROBE)]
 
@@ -219,7 +219,7 @@ def test_probes_that_would_fill_the_disk_are_left_out(pooled, draw, state_of, mo
 def test_a_model_too_large_for_torch_has_none_and_says_why(pooled, draw, state_of, monkeypatch):
     data = draw(10, 4, 5, 5)
     state = state_of(pooled, data, weight_bits=4, first_last_bits=4)
-    monkeypatch.setattr(probes_step, "MOST_MODEL_BYTES", 400)
+    monkeypatch.setattr(probes_module, "MOST_MODEL_BYTES", 400)
     assert probe(state, data) == (0, "the model has 0 MB, more than the 0 MB for torch")
 
 
@@ -243,6 +243,8 @@ def test_outputs_suffer_less_where_integers_are_chosen_for_them(pooled, draw, st
         probe(state, data, directions)
         block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
         solve_block(state, block)
-        outputs = [run(cut(block, ["y"]), data)[0] for cut in (state.float_subgraph, state.quantized_subgraph)]
+        outputs = [
+            run(subgraph(block, ["y"]), data)[0] for subgraph in (state.float_subgraph, state.quantized_subgraph)
+        ]
         errors.append(np.square(outputs[0] - outputs[1]).mean())
     assert errors[1] < 0.8 * errors[0]

@@ -1,4 +1,4 @@
-"""Whole walks over small models; every block is solved, learned or falls back, and says so."""
+"""Reconstruction of small models: every block is solved, learned, or left as it is with a reason."""
 
 import weakref
 from collections import Counter
@@ -12,8 +12,8 @@ from onnxcalib.errors import ModelError
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.emit import bias_scale, emit_qdq
 from onnxcalib.numeric import adaquant
-from onnxcalib.quantization import learn as learn_step
-from onnxcalib.quantization import reconstruct as reconstruct_step
+from onnxcalib.quantization import learn as learn_module
+from onnxcalib.quantization import reconstruct as reconstruct_module
 from onnxcalib.quantization.learn import MiniBatches
 from onnxcalib.quantization.reconstruct import reconstruct
 from onnxcalib.quantization.solve import solve_block
@@ -51,7 +51,7 @@ def residual(build, weigh):
 
 
 class Listener(Observer):
-    """Keeps what it hears, and the grids of ``walk`` as each block left them."""
+    """Keeps what it hears, and the grids after each block."""
 
     def __init__(self, state=None):
         self.state, self.total, self.records, self.grids = state, None, [], []
@@ -71,11 +71,11 @@ def rebuild(state, observer=None):
 def measure(state, data):
     """Relative squared error of the model's output."""
     wanted = Session(state.problem.model).run({"x": data})["y"]
-    given = Session(walk_model(state)).run({"x": data})["y"]
+    given = Session(quantized_model(state)).run({"x": data})["y"]
     return float(np.square(wanted - given).sum() / np.square(wanted).sum())
 
 
-def walk_model(state):
+def quantized_model(state):
     return emit_qdq(state.problem.model, state.problem.scheme, state.grids, state.layers, keep_outputs=False)
 
 
@@ -123,7 +123,7 @@ def spoil_biases(state, block):
 
 def test_a_spoilt_block_is_learned_back(residual, state_of, monkeypatch):
     set_rates(monkeypatch, 0.02)
-    monkeypatch.setattr(reconstruct_step, "solve_block", spoil_biases)
+    monkeypatch.setattr(reconstruct_module, "solve_block", spoil_biases)
     model, errors = residual(), {}
     for steps in (1, 30):
         state = state_of(model, DATA, steps=steps, weight_bits=4)
@@ -137,14 +137,14 @@ def test_a_spoilt_block_is_learned_back(residual, state_of, monkeypatch):
 def test_a_loss_that_does_not_fall_rolls_the_block_back(residual, draw, state_of, monkeypatch):
     set_rates(monkeypatch, 1e4)
     solved = {}
-    solve = reconstruct_step.solve_block
+    solve = reconstruct_module.solve_block
 
     def remember(state, block):
         reasons = solve(state, block)
         solved.update({name: state.layers[name] for name in block.layers})
         return reasons
 
-    monkeypatch.setattr(reconstruct_step, "solve_block", remember)
+    monkeypatch.setattr(reconstruct_module, "solve_block", remember)
     data = draw(32, 4, 6, 6)
     state = state_of(residual(), data, steps=5, **FOUR)
     grids = {**state.grids.activations, **state.grids.requantized}
@@ -173,7 +173,7 @@ def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, sta
     def refuse(_model):
         raise BlockError("torch is away")
 
-    monkeypatch.setattr(learn_step, "to_torch", refuse)
+    monkeypatch.setattr(learn_module, "to_torch", refuse)
     data = draw(32, 4, 6, 6)
     state = state_of(residual(), data, weight_bits=4, steps=2)
     records = rebuild(state)
@@ -186,7 +186,7 @@ def test_a_layer_that_torch_does_not_take_alone_stays_solved(residual, draw, sta
 
 
 def test_a_block_that_torch_computes_otherwise_is_not_learned(residual, draw, state_of, monkeypatch):
-    monkeypatch.setattr(learn_step, "compare", lambda *_: 0.5)
+    monkeypatch.setattr(learn_module, "compare", lambda *_: 0.5)
     state = state_of(residual(), draw(16, 4, 6, 6), steps=2)
     for record in rebuild(state):
         assert record.outcome == "solved"
@@ -205,7 +205,7 @@ def test_a_layer_that_is_rounded_says_so_and_its_neighbour_does_not(build, weigh
     def refuse(_model):
         raise BlockError("torch is away")
 
-    monkeypatch.setattr(learn_step, "to_torch", refuse)
+    monkeypatch.setattr(learn_module, "to_torch", refuse)
     inner, up = rebuild(state_of(model, draw(16, 4, 6, 6), steps=2))[1:]
     assert (inner.outcome, up.outcome) == ("solved", "rounded")
     assert "ConvTranspose" not in inner.reason and up.reason.endswith("up: a ConvTranspose has no columns to solve on")
@@ -238,7 +238,7 @@ def test_a_solved_layer_of_several_groups_is_learned_at_best_where_it_reads_4_bi
     assert grouped.outcome in (("reconstructed", "rolled back") if learned else ("solved",))
 
 
-def test_the_model_that_is_walked_stays_as_it_is(build, weigh, draw, state_of, monkeypatch):
+def test_the_prepared_model_does_not_change(build, weigh, draw, state_of, monkeypatch):
     set_rates(monkeypatch, 0.02)
     model = build(
         """g (float[N, 4, 6, 6] x) => (float[N, 4, 7, 7] y) {
@@ -283,7 +283,7 @@ def stretch(grid, factor):
 
 def test_a_grid_does_not_change_once_a_block_was_learned_on_it(build, weigh, state_of, monkeypatch):
     set_rates(monkeypatch, 0.02)
-    monkeypatch.setattr(reconstruct_step, "solve_block", spoil_biases)
+    monkeypatch.setattr(reconstruct_module, "solve_block", spoil_biases)
     model = build(
         """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y, float[N, 4, 6, 6] z) {
            [stem] r = Conv (x, w0)  [left] y = Conv (r, w1)  [right] z = Conv (r, w2) }""",
@@ -299,7 +299,7 @@ def test_a_grid_does_not_change_once_a_block_was_learned_on_it(build, weigh, sta
     assert after_stem == start.scale != after_left == after_right
 
 
-def test_the_narrower_grid_of_a_tensor_is_learned_too(residual, state_of, monkeypatch):
+def test_the_requantized_grid_of_a_tensor_is_learned_too(residual, state_of, monkeypatch):
     set_rates(monkeypatch, 0.02)
     state = state_of(residual("LeakyRelu"), DATA, steps=20, **FOUR)
     start = state.grids.requantized["r"] = stretch(state.grids.requantized["r"], 2)
@@ -309,7 +309,7 @@ def test_the_narrower_grid_of_a_tensor_is_learned_too(residual, state_of, monkey
 
 
 @pytest.mark.parametrize("activation", ["Relu", "com.microsoft.Gelu"])
-def test_every_cut_is_computed_once(residual, draw, state_of, monkeypatch, activation):
+def test_every_tensor_between_blocks_is_computed_once(residual, draw, state_of, monkeypatch, activation):
     state = state_of(residual(activation), draw(24, 4, 6, 6), steps=2)
     appended = Counter()
     append = Store.append
@@ -374,7 +374,7 @@ def test_a_fault_of_torch_while_learning_leaves_the_layers_solved(residual, stat
     def fail(*_given, **_named):
         raise RuntimeError("cannot be added up\nin two lines")
 
-    monkeypatch.setattr(learn_step, "learn_block", fail)
+    monkeypatch.setattr(learn_module, "learn_block", fail)
     state = state_of(residual(), DATA, weight_bits=4, steps=2)
     records = rebuild(state)
     assert {record.outcome for record in records} == {"solved"}
@@ -402,11 +402,11 @@ def test_sequences_pass_from_block_to_block(build, draw, state_of):
 def test_a_tensor_whose_type_only_its_values_tell_is_read_as_what_it_is(build, draw, state_of):
     model = build(
         """g (float[N, 4] x, int32[N, 5] ids) => (float[N, 3] y) {
-           [embed] e, m = com.microsoft.EmbedLayerNormalization (ids, "", table, places, "", gain, shift)
+           [embed] e, m = com.microsoft.EmbedLayerNormalization (ids, "", table, positions, "", gain, shift)
            [inner] s = MatMul (e, w2)  [cast] f = Cast <to = 1> (m)  [shape] g = Unsqueeze (f, one)
            [mean] p = ReduceMean <axes = [1], keepdims = 0> (s)  [mul] h = Mul (p, g)  [sum] a = Add (h, x)
            [tail] y = MatMul (a, w) }""".replace('""', ""),
-        table=draw(11, 8), places=draw(5, 8), gain=np.ones(8, np.float32), shift=np.zeros(8, np.float32),
+        table=draw(11, 8), positions=draw(5, 8), gain=np.ones(8, np.float32), shift=np.zeros(8, np.float32),
         w2=draw(8, 4), w=draw(4, 3), one=np.int64([1]),
     )  # fmt: skip
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
@@ -468,7 +468,7 @@ def layers_of(state):
     return {name: (p.integers.tobytes(), p.grid.scale.tobytes()) for name, p in state.layers.items()}
 
 
-def test_two_walks_with_one_seed_are_equal_and_another_seed_is_not(residual, state_of, monkeypatch):
+def test_one_seed_gives_equal_results_and_another_seed_others(residual, state_of, monkeypatch):
     set_rates(monkeypatch, 0.01)
     model, found = residual(), []
     for seed in (3, 3, 4):
@@ -479,7 +479,7 @@ def test_two_walks_with_one_seed_are_equal_and_another_seed_is_not(residual, sta
 
 
 @pytest.mark.parametrize("size", [8, 5])
-def test_views_of_samples_that_judge_are_not_learned_from(residual, state_of, size):
+def test_views_of_held_out_samples_are_not_learned_from(residual, state_of, size):
     state = state_of(residual(), DATA, size=size, axes=(2, 3), views=2)
     data = MiniBatches(state, find_blocks(state.problem.model, state.problem.scheme)[0], 4, holdout=8)
     held_out, learning = set(data.held_out.tolist()), set(data.learning.tolist())
@@ -524,7 +524,7 @@ def snap_biases(state, block):
 
 def test_learning_starts_from_what_the_solved_block_computes(residual, state_of, monkeypatch):
     set_rates(monkeypatch, 0.0)
-    monkeypatch.setattr(reconstruct_step, "solve_block", snap_biases)
+    monkeypatch.setattr(reconstruct_module, "solve_block", snap_biases)
     model = residual()
     state, other = (state_of(model, DATA, steps=1, **FOUR) for _ in range(2))
     before = {record.layers: record.loss_before for record in rebuild(state)}

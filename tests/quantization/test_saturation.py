@@ -110,8 +110,8 @@ def test_4_bit_weights_cannot_saturate(build, rough, draw, measure):
     text = "g (float[N, 4, 6, 6] x) => (float[N, 4, 4, 4] y) { [a] c = Conv (x, w)  y = Relu (c) }"
     model = build(text, opset=21, ir=10, w=np.ones((4, 4, 3, 3), np.float32))
     for bits, count in ((8, 1), (4, 0)):
-        narrow = rough(model, draw(8, 4, 6, 6), weight_bits=bits, first_last_bits=bits, pair_limits=False)
-        found = measure(model, narrow)
+        quantized = rough(model, draw(8, 4, 6, 6), weight_bits=bits, first_last_bits=bits, pair_limits=False)
+        found = measure(model, quantized)
         assert (found.kernels, len(found.layers)) == (1, count)
 
 
@@ -136,7 +136,7 @@ def activation_types(graph):
 
 
 @pytest.mark.parametrize(("form", "activations"), [(QDQ, U8), (QDQ, I8), (QOPERATOR, U8)])
-def test_layers_are_judged_in_the_form_that_onnxruntime_runs_them_in(wide, by_tool, measure, form, activations):
+def test_layers_are_measured_in_the_form_that_onnxruntime_runs_them_in(wide, by_tool, measure, form, activations):
     quantized = by_tool(wide, form, activations)
     kinds = ["QLinearConv", "QLinearConv", "QGemm"]
     assert activation_types(optimize(quantized)[1]) == [(kind, TensorProto.UINT8) for kind in kinds]
@@ -181,7 +181,7 @@ def test_weights_of_a_reduced_range_cannot_saturate(wide, by_tool, measure, form
     assert (found.kernels, found.layers) == (3, ())
 
 
-def test_a_dynamic_model_is_judged_by_its_matrices(wide, by_tool, measure):
+def test_a_dynamic_model_is_measured_by_its_matrices(wide, by_tool, measure):
     quantized = by_tool(wide, "dynamic")
     ops = [node.op_type for node in quantized.graph.node if node.op_type.endswith("Integer")]
     assert ops == ["ConvInteger", "ConvInteger", "MatMulInteger"]

@@ -14,16 +14,16 @@ from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.smoke_test import run_longest_texts
 from onnxcalib.runtime.session import Session
 
-ROWS, PLACES = 6, 4
+ROWS, POSITIONS = 6, 4
 MODEL = """g (int64[N, T] input_ids, int64[N, T] position_ids) => (float[N, T, 5] y) {
-    [token] t = Gather (table, input_ids)  [place] p = Gather (places, position_ids)
+    [token] t = Gather (table, input_ids)  [position] p = Gather (positions, position_ids)
     [sum] s = Add (t, p)  [out] y = MatMul (s, w)
 }"""
 
 
 @pytest.fixture
 def model(build, weigh):
-    return build(MODEL, table=weigh(ROWS, 8), places=weigh(PLACES, 8), w=weigh(8, 5))
+    return build(MODEL, table=weigh(ROWS, 8), positions=weigh(POSITIONS, 8), w=weigh(8, 5))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_texts_within_the_tables_and_other_samples_are_let_pass(model, config):
 
 
 def test_texts_that_a_limit_or_a_fixed_batch_leaves_out_are_not_tried(build, weigh, config):
-    fixed = build(MODEL.replace("[N, T", "[2, 3"), table=weigh(ROWS, 8), places=weigh(PLACES, 8), w=weigh(8, 5))
+    fixed = build(MODEL.replace("[N, T", "[2, 3"), table=weigh(ROWS, 8), positions=weigh(POSITIONS, 8), w=weigh(8, 5))
     run_longest_texts(Session(fixed), open_calibration(["1 2", "3", "9"], inputs_of(fixed), config))
     with pytest.raises(DataError, match="cannot run sample 1, "):
         run_longest_texts(Session(fixed), open_calibration(["1 2", "9"], inputs_of(fixed), config))

@@ -12,7 +12,7 @@ from onnxcalib.graph.embeddings import find_embeddings
 from onnxcalib.graph.index import Index, constant, known_constant
 from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.numeric.solve import Prior
-from onnxcalib.quantization import solve as solve_step
+from onnxcalib.quantization import solve as solve_module
 from onnxcalib.quantization.solve import _ColumnReader, guard_scale, round_embeddings, round_layers, solve_block
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
@@ -101,8 +101,8 @@ def test_weights_make_up_for_what_the_prefix_lost(conv, draw, state_of):
 @pytest.mark.parametrize("text", [PLAIN, PROJECTED])
 def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh, draw, state_of, monkeypatch, text):
     errors = []
-    for other in (solve_step._find_shortcut, lambda *_: None):
-        monkeypatch.setattr(solve_step, "_find_shortcut", other)
+    for other in (solve_module._find_shortcut, lambda *_: None):
+        monkeypatch.setattr(solve_module, "_find_shortcut", other)
         state = state_of(make_residual(build, weigh, text), draw(40, 4, 6, 6), weight_bits=4, activation_bits=4)
         block = residual_block(state)
         change_prefix(state, "r", lambda r: r * np.float32([0.7, 1.2, 1.0, 0.8]).reshape(4, 1, 1) + 0.1)
@@ -118,9 +118,9 @@ def test_the_shortcut_is_made_up_for_once(build, weigh, draw, state_of):
     order = [name for name in ("inner", "outer", "short") if name in block.layers]
     found = {}
     for name in order:
-        found[name] = solve_step._find_shortcut(state, block, waits[name])
+        found[name] = solve_module._find_shortcut(state, block, waits[name])
         state.layers[name] = None
-    assert found == {"inner": None, "outer": None, "short": solve_step._Shortcut("e", on_grid=True)}
+    assert found == {"inner": None, "outer": None, "short": solve_module._Shortcut("e", on_grid=True)}
 
 
 def test_a_product_without_a_bias_keeps_its_mean(build, draw, state_of):
@@ -204,7 +204,7 @@ def weight_of(state, name):
 
 
 def test_a_layer_of_too_many_inputs_is_rounded_and_says_why(conv, draw, state_of, monkeypatch):
-    monkeypatch.setattr(solve_step, "MOST_INPUTS", 35)
+    monkeypatch.setattr(solve_module, "MOST_INPUTS", 35)
     state = state_of(conv, draw(8, 4, 6, 6))
     assert solve_block(state, first_block(state)) == {"c": "c: 36 inputs a channel are too many to solve, 35 the most"}
     np.testing.assert_array_equal(state.layers["c"].bias, weight_of(state, "b"))
@@ -260,9 +260,9 @@ def test_batches_do_not_change_the_result(conv, draw, state_of, size):
 
 def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkeypatch):
     seen = []
-    unfold = solve_step.unfold
-    monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(solve_step, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
+    unfold = solve_module.unfold
+    monkeypatch.setattr(solve_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(solve_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
     state = state_of(conv, draw(40, 4, 6, 6), size=16)
     solve_block(state, first_block(state))
     assert max(columns.shape[2] for columns in seen) <= 3 * 36
@@ -271,24 +271,24 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
 
 def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
     seen = []
-    unfold = solve_step.unfold
-    monkeypatch.setattr(solve_step, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(solve_step, "LEAST_COLUMNS", 400)
-    monkeypatch.setattr(solve_step, "COLUMNS_PER_INPUT", 10)
+    unfold = solve_module.unfold
+    monkeypatch.setattr(solve_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(solve_module, "LEAST_COLUMNS", 400)
+    monkeypatch.setattr(solve_module, "COLUMNS_PER_INPUT", 10)
     state = state_of(conv, draw(40, 4, 6, 6))
     solve_block(state, first_block(state))
     assert sum(columns.shape[2] for columns in seen) == 400
     assert measure(state, first_block(state))[0] < 1e-3
 
 
-def test_one_sample_in_four_judges_the_prior(conv, draw, state_of, monkeypatch):
+def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_of, monkeypatch):
     counts = []
 
-    def choose(learned, judged, _weight):
-        counts.append((learned.columns, judged.columns))
+    def choose(fitted, held_out, _weight):
+        counts.append((fitted.columns, held_out.columns))
         return Prior(0.1)
 
-    monkeypatch.setattr(solve_step, "choose_prior", choose)
+    monkeypatch.setattr(solve_module, "choose_prior", choose)
     for number in (40, 3):
         state = state_of(conv, draw(number, 4, 6, 6), size=16)
         solve_block(state, first_block(state))
@@ -345,8 +345,8 @@ def test_nothing_is_kept_per_sample(conv, draw, state_of, monkeypatch):
 
 def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, state_of, monkeypatch):
     seen = []
-    add = solve_step.MomentSum.add
-    monkeypatch.setattr(solve_step.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
+    add = solve_module.MomentSum.add
+    monkeypatch.setattr(solve_module.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
     state = state_of(make_residual(build, weigh, PLAIN), draw(8, 4, 6, 6), weight_bits=4, activation_bits=4)
     block = residual_block(state)
     state.grids.requantized["r"] = replace(
@@ -356,7 +356,7 @@ def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, st
     r = state.stored.store.batch("quantized:r", 0)
     for grid in (state.grids.activations["r"], state.grids.requantized["r"]):
         r = fake_quantize(r, grid.scale, grid.zero_point, grid.spec)
-    # The middle of the kernel sees every place once.
+    # The middle of the kernel reads every position once.
     middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
     np.testing.assert_allclose(np.sort(middle, axis=1), np.sort(np.moveaxis(r, 1, 0).reshape(4, -1), axis=1), rtol=1e-6)
 
@@ -373,9 +373,9 @@ def test_the_bias_behind_a_matmul_takes_up_the_mean_error(build, weigh, draw, st
     solve_block(state, block)
     wanted, given = (
         np.concatenate(
-            [Session(cut).run(state.stored.feeds(prefix, ["x"], n))["y"] for n in range(len(state.stored.sizes))]
+            [Session(subgraph).run(state.stored.feeds(prefix, ["x"], n))["y"] for n in range(len(state.stored.sizes))]
         )
-        for prefix, cut in (
+        for prefix, subgraph in (
             ("float:", state.float_subgraph(block, ["y"])),
             ("quantized:", state.quantized_subgraph(block, ["y"])),
         )
@@ -393,12 +393,12 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     for prefix in ("float:", "quantized:"):
         for number in range(len(state.stored.sizes)):
             state.stored.store.append(f"{prefix}h", np.tanh(state.stored.store.batch("float:x", number)))
-    stream = _ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
-    assert stream.shortcut.tensor == "h" and not stream.shortcut.on_grid
+    reader = _ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
+    assert reader.shortcut.tensor == "h" and not reader.shortcut.on_grid
     state.grids.activations["h"] = replace(state.grids.activations["h"], scale=np.float32(0.5))
-    batch, rows, _ = next(stream._read_parts(0, 0))
-    _, target = stream._read_columns(batch, rows)
-    assert np.allclose(target[0].T.numpy(), stream.reference.run(0)["u"][rows], atol=1e-6)
+    batch, rows, _ = next(reader._read_parts(0, 0))
+    _, target = reader._read_columns(batch, rows)
+    assert np.allclose(target[0].T.numpy(), reader.reference.run(0)["u"][rows], atol=1e-6)
 
 
 def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of):
@@ -422,7 +422,7 @@ def test_the_parts_of_a_large_table_are_rounded_as_the_whole(build, draw, monkey
     model = build("g (int64[N] ids) => (float[N, 40] y) { [look] y = Gather (table, ids) }", table=draw(500, 40))
     scheme = QuantScheme((), {}, embeddings=find_embeddings(model, 8))
     whole = round_embeddings(Index(model.graph), scheme)["look"]
-    monkeypatch.setattr(solve_step, "TABLE_BYTES", 3 * 160)
+    monkeypatch.setattr(solve_module, "TABLE_BYTES", 3 * 160)
     parts = round_embeddings(Index(model.graph), scheme)["look"]
     assert np.array_equal(whole.integers, parts.integers) and np.array_equal(whole.grid.scale, parts.grid.scale)
 

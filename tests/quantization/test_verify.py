@@ -115,7 +115,7 @@ def test_an_output_whose_shape_depends_on_its_values_is_listed_with_the_reason(b
     assert found.missed["z"].startswith("the float model gives shape (")
 
 
-def test_every_sample_is_run_once_and_layers_are_looked_at_for_some(model, rough, draw, monkeypatch):
+def test_every_sample_is_run_once_and_layers_are_compared_on_some(model, rough, draw, monkeypatch):
     runs, made = [], []
 
     class Watched(verify_module.Session):
@@ -152,7 +152,7 @@ def test_what_is_left_is_named_with_its_reason(model, rough, draw):
     assert left(rough(model, draw(4, 4, 6, 6))) == {("QuantizeLinear", "x"): "entry of the graph"}
 
 
-def test_what_narrows_in_the_standard_encoding_is_named(model, rough, draw):
+def test_what_requantizes_in_the_standard_encoding_is_named(model, rough, draw):
     model.opset_import[0].version, model.ir_version = 21, 10
     reasons = left(rough(model, draw(4, 4, 6, 6), activation_bits=4, encoding="standard"))
     assert reasons["QuantizeLinear", "r_dequantized"] == "requantizes the tensor for the layers that read fewer bits"
