@@ -13,7 +13,7 @@ from onnxcalib.graph.emit import LayerParams, emit_qdq
 from onnxcalib.graph.index import Index, known_constant
 from onnxcalib.graph.ops import DEQUANTIZE, QUANTIZE
 from onnxcalib.graph.scheme import make_scheme
-from onnxcalib.spec import QParams, QuantScheme, QuantSpec
+from onnxcalib.spec import Grids, QParams, QuantScheme, QuantSpec
 from tests.conftest import run_model
 from tests.graph.strategies import SHAPE, quantizable_models, whole_numbers
 
@@ -59,7 +59,7 @@ def emit_losslessly(model: ModelProto, x: np.ndarray, encoding: str, bits: int) 
         layers[layer.name] = LayerParams(weight.astype(np.int8), grid, bias)
     before = model.SerializeToString()
     emitted = [
-        emit_qdq(model, scheme, activations, requantized, layers, encoding=encoding, keep_outputs=False)
+        emit_qdq(model, scheme, Grids(activations, requantized), layers, encoding=encoding, keep_outputs=False)
         for _ in range(2)
     ]
     assert emitted[0].SerializeToString() == emitted[1].SerializeToString()
