@@ -75,7 +75,7 @@ def soften(steps: int) -> None:
             if not self.ready:
                 self.begin(weight)
             integers = self.base + self.opened() if self.training else self.integers()
-            return integers.clamp(self.spec.qmin, self.spec.qmax) * self.step
+            return integers.clamp(self.spec.qmin, self.spec.qmax) * self.scale
 
         def integers(self):
             return (self.base + self.opened().ge(0.5)).clamp(self.spec.qmin, self.spec.qmax)

@@ -1,13 +1,19 @@
 """The public names. They are loaded on first use, from the modules that are named here."""
 
-from .bitplan import BitPlan as BitPlan, Frontier as Frontier
+from .bitplan import (
+    BitPlan as BitPlan,
+    Frontier as Frontier,
+    Point as Point,
+    SetRecord as SetRecord,
+    Totals as Totals,
+)
 from .config import (
     DataConfig as DataConfig,
     LayerConfig as LayerConfig,
     QuantizeConfig as QuantizeConfig,
     ValidateConfig as ValidateConfig,
 )
-from .data import CalibrationSet as CalibrationSet, InputSpec as InputSpec
+from .data import CalibrationSet as CalibrationSet
 from .errors import (
     ConfigError as ConfigError,
     DataError as DataError,
@@ -18,6 +24,7 @@ from .errors import (
     OnnxCalibWarning as OnnxCalibWarning,
     OutputError as OutputError,
 )
+from .graph.emit import LayerParams as LayerParams
 from .pipeline import (
     Prepared as Prepared,
     Ranges as Ranges,
@@ -32,6 +39,7 @@ from .pipeline import (
     quantize as quantize,
     read_ranges as read_ranges,
     reconstruct as reconstruct,
+    verify as verify,
 )
 from .report import (
     BlockRecord as BlockRecord,
@@ -44,6 +52,15 @@ from .report import (
     SaturationRecord as SaturationRecord,
     StageRecord as StageRecord,
     UnfusedRecord as UnfusedRecord,
+)
+from .spec import (
+    Candidate as Candidate,
+    Grids as Grids,
+    InputSpec as InputSpec,
+    LayerScheme as LayerScheme,
+    QParams as QParams,
+    QuantScheme as QuantScheme,
+    QuantSpec as QuantSpec,
 )
 from .validation.run import validate as validate
 from .verdict import (

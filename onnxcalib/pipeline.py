@@ -21,7 +21,7 @@ from .quantization.ranges import Ranges, read_ranges
 from .quantization.run import Prepared, Run, load
 from .quantization.run import prepare as prepare_run
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
-from .quantization.verify import verify
+from .quantization.verify import verify as compare_models
 from .report import Observer, OutputRecord, Report
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "quantize",
     "read_ranges",
     "reconstruct",
+    "verify",
     "write_file",
 ]
 
@@ -91,10 +92,13 @@ def quantize(
     with _open_run(config, observer) as run:
         if plan is not None and run.config.planned:
             raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
-        if plan is not None:
-            plan = plan if isinstance(plan, BitPlan) else read_plan(Path(plan))
-            plan.check(fingerprint(load(model)))
-        given = _read_ranges(ranges)
+        if ranges is not None and run.config.planned:
+            raise ConfigError(
+                "ranges: found a budget beside them; a plan decides which ranges are needed; plan first, calibrate with"
+                " the plan, and give both"
+            )
+        model, plan, given = load(model), _read_plan(plan), _read_ranges(ranges)
+        _check_given(model, plan, given)
         prepared = prepare_run(run, model, calibration, plan)
         if run.config.planned:
             plan = choose_bits(prepared)
@@ -120,7 +124,7 @@ def plan(
     if not config.planned:
         raise ConfigError(f"max_size: found no budget; give one of {', '.join(BUDGETS)} to plan within")
     with _open_run(config, observer) as run:
-        return choose_bits(prepare_run(run, model, calibration))
+        return choose_bits(prepare_run(run, load(model), calibration))
 
 
 def frontier(
@@ -131,24 +135,32 @@ def frontier(
     if not config.planned:  # a budget that all bits meet
         config = config.model_copy(update={"max_size": "1@8-bit"})
     with _open_run(config, observer) as run:
-        return trace(prepare_run(run, model, calibration))
+        return trace(prepare_run(run, load(model), calibration))
 
 
 def prepare(
-    model: Model, calibration: SampleSource, config: QuantizeConfig | None = None, *, observer: Observer | None = None
+    model: Model,
+    calibration: SampleSource,
+    config: QuantizeConfig | None = None,
+    *,
+    plan: str | Path | BitPlan | None = None,
+    observer: Observer | None = None,
 ) -> Prepared:
     """The first stage: rewrite the model for quantization, and check the samples and that its outputs do not change.
 
-    Raises ModelError, DataError or ConfigError. The model given is not changed.
+    Bits are those of the settings, or of a bit plan. Raises ModelError, DataError or ConfigError. The model given is
+    not changed.
     """
     with _open_run(config, observer) as run:
         if run.config.planned:
             budget = next(name for name in BUDGETS if getattr(run.config, name) is not None)
             raise ConfigError(
-                f"{budget}: found a budget; stages take the bits of the settings; plan first, and give the plan's"
-                " settings() as layers"
+                f"{budget}: found a budget; stages take the bits of the settings or of a plan; plan first, and give"
+                " the plan"
             )
-        return prepare_run(run, model, calibration)
+        model, plan = load(model), _read_plan(plan)
+        _check_given(model, plan, None)
+        return prepare_run(run, model, calibration, plan)
 
 
 def calibrate(prepared: Prepared) -> Ranges:
@@ -171,11 +183,30 @@ def emit(prepared: Prepared, found: Reconstruction) -> ModelProto:
     return emit_model(prepared, found)
 
 
+def verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto) -> Report:
+    """Compare the quantized model with the float one, on the samples that it was made from, and make the report."""
+    with prepared.run.computing():
+        return _verify(prepared, found, quantized, None)
+
+
 @contextmanager
 def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Iterator[Run]:
     run = Run(config or QuantizeConfig(), observer or Observer())
     with run.computing():
         yield run
+
+
+def _read_plan(plan: str | Path | BitPlan | None) -> BitPlan | None:
+    return plan if plan is None or isinstance(plan, BitPlan) else read_plan(Path(plan))
+
+
+def _check_given(model: ModelProto, plan: BitPlan | None, ranges: Ranges | None) -> None:
+    """Refuse a plan or ranges of another model before any work is done."""
+    if plan is not None or ranges is not None:
+        found = fingerprint(model)
+        for given in (plan, ranges):
+            if given is not None:
+                given.check(found)
 
 
 def _read_ranges(ranges: str | Path | Ranges | None) -> Ranges | None:
@@ -186,7 +217,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
     """Compare the quantized model with the float one, and make the report."""
     run = prepared.run
     with run.stage("verify"):
-        measured = verify(prepared, quantized, (*found.scheme.embeddings, *found.scheme.layers))
+        measured = compare_models(prepared, quantized, (*found.scheme.embeddings, *found.scheme.layers))
         for name, reason in measured.missed.items():
             run.warn(f"output {name} was not compared: {reason}")
         _check_drop(run, planned, measured.outputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -134,6 +135,18 @@ class QuantScheme:
     nonnegative: dict[str, float] = field(default_factory=dict)
     float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
     embeddings: tuple[LayerScheme, ...] = ()
+
+    def members_of(self, tensor: str) -> tuple[str, ...]:
+        """The tensors that must have the same QParams as this one, itself among them."""
+        return self._sets.get(tensor, (tensor,))
+
+    def bound_of(self, tensors: Iterable[str]) -> float | None:
+        """The least upper bound of those of the tensors that are nonnegative; None where none is."""
+        return min((self.nonnegative[t] for t in tensors if t in self.nonnegative), default=None)
+
+    @cached_property
+    def _sets(self) -> dict[str, tuple[str, ...]]:
+        return {tensor: members for members in self.shared for tensor in members}
 
     @property
     def least_weight_bits(self) -> int:

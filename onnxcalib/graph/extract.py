@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
@@ -18,7 +18,7 @@ def infer_types(model: ModelProto) -> dict[str, ValueInfoProto]:
 
 def extract(
     model: ModelProto,
-    types: dict[str, ValueInfoProto],
+    types: Mapping[str, ValueInfoProto],
     *,
     nodes: Iterable[str] | None = None,
     inputs: Sequence[str],

@@ -24,8 +24,8 @@ from .saturation import keep_pairs
 # Learning rates. The units are a scale for positions and zero points, a factor of e for scales, the output noise for
 # biases. Higher rates only add noise to solved integers, which the decay cannot remove (ResNet-20 at W4A4).
 WEIGHT_RATE = 0.01
-WEIGHT_STEP_RATE = 0.002
-ACTIVATION_STEP_RATE = 0.0005
+WEIGHT_SCALE_RATE = 0.002
+ACTIVATION_SCALE_RATE = 0.0005
 ZERO_POINT_RATE = 0.005
 BIAS_RATE = 0.01
 # Evaluations on held-out batches while a block is learned.
@@ -109,13 +109,13 @@ class ActivationQuantizer(nn.Module):
         self.spec = grid.spec
         self.mix = mix
         self.register_buffer("start", torch.tensor(float(grid.scale)))
-        self.log_step = nn.Parameter(torch.zeros(()), requires_grad=not fixed)
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=not fixed)
         pinned = fixed or int(grid.zero_point) == grid.spec.qmin
         self.zero_point = nn.Parameter(torch.tensor(float(grid.zero_point)), requires_grad=not pinned)
 
     @property
     def scale(self) -> torch.Tensor:
-        return self.start * self.log_step.exp()
+        return self.start * self.log_scale.exp()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         zero_point = self.zero_point.clamp(self.spec.qmin, self.spec.qmax)
@@ -135,30 +135,30 @@ class ActivationQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Gives a layer its weight as ``step * clip(round(position))``; a torch parametrization of the float weight W.
+    """Gives a layer its weight as ``scale * clip(round(position))``; a torch parametrization of the float weight W.
 
-    ``position`` is (W + V) / step, learned straight-through, so that a weight may move by more than one quantization
-    step. ``step``, the scale, is learned for the integers as they stand, with the exact gradient. LSQ's gradient counts
+    ``position`` is (W + V) / scale, learned straight-through, so that a weight may move by more than one quantization
+    step. ``scale`` is learned for the integers as they stand, with the exact gradient. LSQ's gradient counts
     that a scale moves integers too, which misleads once the integers are solved.
     """
 
     start: torch.Tensor
 
-    def __init__(self, position: torch.Tensor, step: torch.Tensor, spec: QuantSpec) -> None:
-        """position (channels, inputs, ...): in torch's shape of W; step: positive, and broadcasts against it."""
+    def __init__(self, position: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> None:
+        """position (channels, inputs, ...): in torch's shape of W; scale: positive, and broadcasts against it."""
         super().__init__()
         self.spec = spec
-        self.register_buffer("start", step.float())
+        self.register_buffer("start", scale.float())
         self.position = nn.Parameter(position.float())
-        self.log_step = nn.Parameter(torch.zeros_like(self.start))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.start))
 
     @property
-    def step(self) -> torch.Tensor:
-        return self.start * self.log_step.exp()
+    def scale(self) -> torch.Tensor:
+        return self.start * self.log_scale.exp()
 
     def forward(self, _weight: torch.Tensor) -> torch.Tensor:
         integers = self.position + (self.integers() - self.position).detach()
-        return integers * self.step
+        return integers * self.scale
 
     def integers(self) -> torch.Tensor:
         """The integers as they stand, in W's shape, within the spec's pair_limit."""
@@ -255,9 +255,9 @@ def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias
     for part in module.modules():
         if isinstance(part, WeightQuantizer):
             groups.append({"params": [p for p in (part.position,) if p.requires_grad], "lr": WEIGHT_RATE})
-            groups.append({"params": [p for p in (part.log_step,) if p.requires_grad], "lr": WEIGHT_STEP_RATE})
+            groups.append({"params": [p for p in (part.log_scale,) if p.requires_grad], "lr": WEIGHT_SCALE_RATE})
         elif isinstance(part, ActivationQuantizer):
-            groups.append({"params": [p for p in (part.log_step,) if p.requires_grad], "lr": ACTIVATION_STEP_RATE})
+            groups.append({"params": [p for p in (part.log_scale,) if p.requires_grad], "lr": ACTIVATION_SCALE_RATE})
             groups.append({"params": [p for p in (part.zero_point,) if p.requires_grad], "lr": ZERO_POINT_RATE})
     groups += [{"params": [bias], "lr": bias_rate * float(unit)} for bias, unit in bias_units.items()]
     return [g for g in groups if g["params"]]

@@ -21,9 +21,10 @@ from onnx import ModelProto
 
 from ..config import QuantizeConfig
 from ..graph.emit import LayerParams, emit_qdq
-from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
-from ..graph.index import Index, constant
+from ..graph.extract import extract, needed_inputs, needed_nodes
+from ..graph.index import constant
 from ..graph.liveness import find_live
+from ..graph.ops import CONVOLUTIONS
 from ..graph.save import MOST_BYTES, model_bytes
 from ..quantization.calibrate import Batches
 from ..quantization.padding_mask import PaddingMask
@@ -91,10 +92,9 @@ class _FloatActivations(StoredActivations):
 
 def find_sets(scheme: QuantScheme) -> list[list[str]]:
     """Names of the layers that must have one candidate: they read the same tensor, or tensors that share a grid."""
-    shared = {tensor: tensors for tensors in scheme.shared for tensor in tensors}
     sets: dict[tuple[str, ...], list[str]] = {}
     for layer in scheme.layers:
-        sets.setdefault(shared.get(layer.input, (layer.input,)), []).append(layer.name)
+        sets.setdefault(scheme.members_of(layer.input), []).append(layer.name)
     return list(sets.values())
 
 
@@ -186,7 +186,8 @@ class _Sweep:
     def __init__(self, survey: Survey, store: Store, threads: int) -> None:
         self.survey, self.threads = survey, threads
         self.model, self.uniform, self.padding = survey.model, survey.uniform, survey.padding
-        self.index, self.types = Index(self.model.graph), infer_types(self.model)
+        self.problem = Problem.of(self.model, survey.scheme, survey.config, survey.padding, survey.device)
+        self.index, self.types = self.problem.index, self.problem.types
         self.position = _find_positions(self.model)
         self.stored = _FloatActivations(store, self.padding, self.types)
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
@@ -270,7 +271,7 @@ class _Sweep:
             by_width.setdefault(candidate.activation_bits, []).append(candidate)
         for candidates in by_width.values():
             uniform = self.uniform[candidates[0]]
-            problem = Problem(self.model, uniform.scheme, self.survey.config, self.padding, self.survey.device)
+            problem = replace(self.problem, scheme=uniform.scheme)
             state = ReconstructionState(problem, self.stored, uniform.grids)
             for number, layer in enumerate(layers[candidates[0]]):
                 specs = [layers[c][number].weight_spec for c in candidates]
@@ -282,7 +283,7 @@ class _Sweep:
                 self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
 
     def _zero_bias(self, layer: LayerScheme) -> np.ndarray:
-        return np.zeros(self.shapes[layer.output][1 if layer.op in ("Conv", "ConvTranspose") else -1])
+        return np.zeros(self.shapes[layer.output][1 if layer.op in CONVOLUTIONS else -1])
 
     def _measure_losses(
         self, inputs: list[str], layers: Mapping[Candidate, list[LayerScheme]]

@@ -117,11 +117,10 @@ def choose_grids(
 
     known: grids that were chosen from these histograms for other schemes; new grids are added to it.
     """
-    sets = {t: members for members in scheme.shared for t in members}
     known = {} if known is None else known
 
     def choose(members: tuple[str, ...], spec: QuantSpec) -> QParams:
-        bound = min((scheme.nonnegative[t] for t in members if t in scheme.nonnegative), default=None)
+        bound = scheme.bound_of(members)
         key = (members, spec, bound)
         if key not in known:
             merged = Histogram()
@@ -130,5 +129,5 @@ def choose_grids(
             known[key] = choose_grid(merged, spec, kind=config.range, percentile=config.percentile, bound=bound)
         return known[key]
 
-    activations = {tensor: choose(sets.get(tensor, (tensor,)), spec) for tensor, spec in scheme.activations.items()}
+    activations = {tensor: choose(scheme.members_of(tensor), spec) for tensor, spec in scheme.activations.items()}
     return Grids(activations, {tensor: choose((tensor,), spec) for tensor, spec in scheme.requantized.items()})

@@ -156,13 +156,12 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
     block, module, index = torch_block.block, torch_block.module, state.problem.index
     nodes = [index.nodes[name] for name in block.nodes]
     inside = {tensor for node in nodes for tensor in (*node.input, *node.output)}
-    sharing = {t: members for members in state.problem.scheme.shared for t in members}
     placed = Quantizers({}, {})
     for tensor, grid in state.grids.activations.items():
         readers = _quantized_readers(state, block, tensor)
         if not readers:
             continue
-        members = sharing.get(tensor, (tensor,))
+        members = state.problem.scheme.members_of(tensor)
         if members not in placed.activations:
             fixed = frozen or any(t in state.frozen or t not in inside for t in members)
             placed.activations[members] = _make_quantizer(grid, fixed=fixed, frozen=frozen)
@@ -250,12 +249,12 @@ def _bias_unit(state: ReconstructionState, layer: LayerScheme) -> torch.Tensor:
 
 
 def _read_back_grids(state: ReconstructionState, quantizers: Quantizers) -> None:
-    bounds = state.problem.scheme.nonnegative
+    scheme = state.problem.scheme
     learned: dict[str, QParams] = {}
     for members, quantizer in quantizers.activations.items():
-        grid = quantizer.grid(min((bounds[t] for t in members if t in bounds), default=None))
+        grid = quantizer.grid(scheme.bound_of(members))
         learned |= {tensor: grid for tensor in members if tensor in state.grids.activations}
-    requantized = {t: quantizer.grid(bounds.get(t)) for t, quantizer in quantizers.requantized.items()}
+    requantized = {t: quantizer.grid(scheme.bound_of([t])) for t, quantizer in quantizers.requantized.items()}
     state.grids = state.grids.updated(learned, requantized)
 
 
@@ -266,7 +265,7 @@ def _read_back_layer(
     if isinstance(part, nn.Linear) and layer.weight_spec.axis == 1:
         integers = integers.T
     bias = _bias_of(state.problem, layer, part) if layer.takes_bias else None
-    scale = quantizer.step.detach().reshape(-1).cpu().numpy()
+    scale = quantizer.scale.detach().reshape(-1).cpu().numpy()
     state.layers[layer.name] = make_params(layer, integers, scale, bias, state.input_grid(layer))
 
 

@@ -64,16 +64,14 @@ class Ranges(BaseModel):
 
         Tensors that share a grid share the union of their ranges. Raises ConfigError for a tensor without a range.
         """
-        sharing = {t: members for members in scheme.shared for t in members}
 
         def make(ranges: Mapping[str, Range], members: tuple[str, ...], spec: QuantSpec) -> QParams:
             found = [_find(ranges, tensor) for tensor in members]
-            bound = min((scheme.nonnegative[t] for t in members if t in scheme.nonnegative), default=None)
             low, high = min(low for low, _ in found), max(high for _, high in found)
-            return make_grid(low, high, spec, bound=bound)
+            return make_grid(low, high, spec, bound=scheme.bound_of(members))
 
         return Grids(
-            {t: make(self.activations, sharing.get(t, (t,)), spec) for t, spec in scheme.activations.items()},
+            {t: make(self.activations, scheme.members_of(t), spec) for t, spec in scheme.activations.items()},
             {t: make(self.requantized, (t,), spec) for t, spec in scheme.requantized.items()},
         )
 

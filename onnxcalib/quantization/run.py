@@ -78,17 +78,21 @@ class Run:
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Let torch compute with the settings' threads. Raises DeviceMemoryError where the device's memory ends."""
+        self.current_stage = None
         with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(self.config.threads):
             yield
 
     def warn(self, text: str) -> None:
         """Warn the observer, and put the warning into the report."""
-        self.warnings.append(text)
+        if text not in self.warnings:  # a stage may be called again
+            self.warnings.append(text)
         self.observer.warn(text)
 
     def leave_out(self, what: str, reason: str) -> None:
         """Tell the observer what is not done and why, and put it into the report."""
-        self.left_out.append(LeftOutRecord(what, reason))
+        record = LeftOutRecord(what, reason)
+        if record not in self.left_out:
+            self.left_out.append(record)
         self.observer.note(f"{what}: none, {reason}")
 
 
@@ -98,7 +102,8 @@ class Prepared:
 
     config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
     rewritten model. passes: graph pass -> its number of rewrites. lossless: grids that hold the first layers' inputs
-    without error, as found in some of the samples. padding: the padding mask of ``model``.
+    without error, as found in some of the samples. padding: the padding mask of ``model``. scheme: the scheme of the
+    settings.
     """
 
     run: Run
@@ -109,11 +114,7 @@ class Prepared:
     samples: CalibrationSet
     lossless: Mapping[str, QParams]
     padding: PaddingMask
-
-    @cached_property
-    def scheme(self) -> QuantScheme:
-        """The scheme of the settings."""
-        return self.make_scheme()
+    scheme: QuantScheme
 
     @cached_property
     def original_padding(self) -> PaddingMask:
@@ -128,7 +129,8 @@ class Prepared:
 
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
-        return replace(self, config=with_bits(self.config, plan.settings()))
+        config = with_bits(self.config, plan.settings())
+        return replace(self, config=config, scheme=_make_scheme(self.model, config, self.original))
 
     def collect(self, scheme: QuantScheme) -> Statistics:
         """Statistics of the scheme's activations over all samples."""
@@ -162,14 +164,13 @@ class Prepared:
         return quantized
 
 
-def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: BitPlan | None = None) -> Prepared:
-    """Load and rewrite the model, open the samples, and check that the outputs have not changed.
+def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | None = None) -> Prepared:
+    """Open the samples, rewrite a copy of the model, and check that the outputs have not changed.
 
     plan: the bits of every layer. Raises ModelError, DataError or ConfigError.
     """
     config = run.config if plan is None else with_bits(run.config, plan.settings())
     with run.stage("prepare"):
-        original = load(model)
         samples = open_calibration(calibration, inputs_of(original), config.data, limit=config.samples)
         for text in samples.warnings:
             run.warn(text)
@@ -184,15 +185,15 @@ def prepare(run: Run, model: str | Path | ModelProto, calibration: Any, plan: Bi
         if lossless.rescaled:
             passes["rescale_input"] = lossless.rescaled
             padding = PaddingMask(rewritten.model)
-        prepared = Prepared(run, config, original, rewritten.model, passes, samples, lossless.grids, padding)
+        if lossless.rescaled or bits is not None:
+            scheme = _make_scheme(rewritten.model, config, original)
         for name, count in passes.items():
             if count:
                 run.observer.note(f"{name}: {count}")
         change = check_unchanged(wanted, rewritten.model, feeds, run.threads, tolerance=rewritten.tolerance)
-        scheme = prepared.scheme
         run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
         run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
-    return prepared
+    return Prepared(run, config, original, rewritten.model, passes, samples, lossless.grids, padding, scheme)
 
 
 def _run_original(

@@ -64,7 +64,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     grids, lossless = ranges.grids(scheme), _find_lossless(prepared, ranges)
     if lossless:
         run.observer.note(f"{', '.join(lossless)}: read on the levels of their values")
-    problem = Problem(prepared.model, scheme, prepared.config, prepared.padding, run.device)
+    problem = Problem.of(prepared.model, scheme, prepared.config, prepared.padding, run.device)
     with run.stage("reconstruct"), Store() as store:
         state = ReconstructionState(problem, _open_store(problem, store), grids, frozen=lossless)
         state.layers |= round_embeddings(problem.index, scheme)
@@ -168,7 +168,7 @@ def _choose_views(prepared: Prepared) -> Views | None:
 
 
 def _draw_probes(prepared: Prepared, state: ReconstructionState) -> None:
-    what = "layers solved for the model's outputs"
+    what = "probes"
     found = draw_probes(state, prepared.samples, EFFORTS[prepared.config.effort].probes)
     if found.reason:
         prepared.run.leave_out(what, found.reason)

@@ -31,23 +31,31 @@ Stored = np.ndarray | list[Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """What reconstruction works on and never changes: the prepared model, its scheme, the settings and the device."""
+    """What reconstruction works on and never changes: the prepared model, its scheme, the settings and the device.
+
+    index: that of the whole model's graph. types: tensor -> its type, where the graph tells it.
+    """
 
     model: ModelProto
     scheme: QuantScheme
     config: QuantizeConfig
     padding: PaddingMask
-    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    device: torch.device
+    index: Index
+    types: Mapping[str, ValueInfoProto]
 
-    @cached_property
-    def index(self) -> Index:
-        """The index of the whole model's graph."""
-        return Index(self.model.graph)
-
-    @cached_property
-    def types(self) -> dict[str, ValueInfoProto]:
-        """Tensor -> its type, where the graph tells it."""
-        return infer_types(self.model)
+    @classmethod
+    def of(
+        cls,
+        model: ModelProto,
+        scheme: QuantScheme,
+        config: QuantizeConfig,
+        padding: PaddingMask,
+        device: torch.device | None = None,
+    ) -> Problem:
+        """The problem on a device, by default the CPU, with the index and the types of the model's graph."""
+        device = device or torch.device("cpu")
+        return cls(model, scheme, config, padding, device, Index(model.graph), infer_types(model))
 
     @cached_property
     def layers(self) -> dict[str, LayerScheme]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..graph.blocks import find_blocks, single_layers
 from ..graph.emit import LayerParams
+from ..graph.ops import CONVOLUTIONS
 from ..numeric.statistics import Affine, ChannelTally
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import select
@@ -52,7 +53,7 @@ def _tune_layer(state: ReconstructionState, part: Block, layer: LayerScheme) -> 
         for tensor in part.outputs:
             state.stored.keep(FLOAT, tensor, wanted[tensor])
         if wanted[layer.output].shape == found.shape and found.ndim > 1:
-            conv = layer.op in ("Conv", "ConvTranspose")
+            conv = layer.op in CONVOLUTIONS
             real = None if conv else state.stored.masks[number]
             mask = state.problem.padding.mask_of(layer.output, found.shape, real, last=False)
             tally.add(select(wanted[layer.output], mask), select(found, mask), 1 if conv else -1)

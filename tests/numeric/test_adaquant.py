@@ -13,7 +13,7 @@ from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QParams, QuantSpec
 
 FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)
-RATES = ("WEIGHT_RATE", "WEIGHT_STEP_RATE", "ACTIVATION_STEP_RATE", "ZERO_POINT_RATE", "BIAS_RATE")
+RATES = ("WEIGHT_RATE", "WEIGHT_SCALE_RATE", "ACTIVATION_SCALE_RATE", "ZERO_POINT_RATE", "BIAS_RATE")
 
 
 def make_grid(scale, zero_point, bits=4):
@@ -59,11 +59,11 @@ def test_the_weight_scale_has_the_exact_gradient_of_fixed_integers():
         losses = []
         for shift in (1e-4, -1e-4):
             with torch.no_grad():
-                quantizer.log_step[row] += shift
+                quantizer.log_scale[row] += shift
                 losses.append(measure())
-                quantizer.log_step[row] -= shift
+                quantizer.log_scale[row] -= shift
         torch.testing.assert_close(
-            quantizer.log_step.grad[row, 0], (losses[0] - losses[1]) / 2e-4, rtol=1e-5, atol=1e-6
+            quantizer.log_scale.grad[row, 0], (losses[0] - losses[1]) / 2e-4, rtol=1e-5, atol=1e-6
         )
 
 
@@ -80,7 +80,7 @@ def test_an_activation_is_fake_quantized(zero_point, fixed):
     x = 4 * draw(50)
     assert torch.equal(quantizer(x), fake_quantize(x, torch.tensor(0.3), zero_point, QuantSpec(4)))
     assert same_grid(quantizer.grid(), make_grid(0.3, zero_point))
-    assert quantizer.log_step.requires_grad is not fixed
+    assert quantizer.log_scale.requires_grad is not fixed
 
 
 def reference_gradients(x, gradient, scale, zero_point, spec):
@@ -102,10 +102,10 @@ def test_activation_gradients_are_those_of_lsq():
     quantizer = ActivationQuantizer(make_grid(0.25, 5), mix=False).double()
     x, gradient = (2 * draw(200)).double().requires_grad_(), draw(200, seed=1).double()
     quantizer(x).backward(gradient)
-    to_x, to_log_step, to_zero = reference_gradients(x.detach(), gradient, 0.25, 5, QuantSpec(4))
+    to_x, to_log_scale, to_zero = reference_gradients(x.detach(), gradient, 0.25, 5, QuantSpec(4))
     assert 20 < (to_x == 0).sum() < 180
     torch.testing.assert_close(x.grad, to_x)
-    torch.testing.assert_close(quantizer.log_step.grad, to_log_step)
+    torch.testing.assert_close(quantizer.log_scale.grad, to_log_scale)
     torch.testing.assert_close(quantizer.zero_point.grad, to_zero)
 
 
@@ -116,10 +116,10 @@ def test_the_gradient_of_clipped_values_is_that_of_a_finite_difference():
     values = []
     for shift in (1e-5, -1e-5):
         with torch.no_grad():
-            quantizer.log_step += shift
+            quantizer.log_scale += shift
             values.append(quantizer(x).sum())
-            quantizer.log_step -= shift
-    torch.testing.assert_close(quantizer.log_step.grad, (values[0] - values[1]) / 2e-5, rtol=1e-6, atol=1e-6)
+            quantizer.log_scale -= shift
+    torch.testing.assert_close(quantizer.log_scale.grad, (values[0] - values[1]) / 2e-5, rtol=1e-6, atol=1e-6)
 
 
 def test_a_share_of_values_stays_float_in_training_alone():
@@ -138,9 +138,9 @@ def test_what_stays_float_passes_its_gradient_on_and_moves_no_grid():
     y.backward(gradient)
     stayed = y.detach() == x.detach()
     assert 100 < stayed.sum() < 300
-    to_x, to_log_step, to_zero = reference_gradients(x.detach(), gradient * ~stayed, 0.25, 5, QuantSpec(4))
+    to_x, to_log_scale, to_zero = reference_gradients(x.detach(), gradient * ~stayed, 0.25, 5, QuantSpec(4))
     torch.testing.assert_close(x.grad, torch.where(stayed, gradient, to_x))
-    torch.testing.assert_close(quantizer.log_step.grad, to_log_step)
+    torch.testing.assert_close(quantizer.log_scale.grad, to_log_scale)
     torch.testing.assert_close(quantizer.zero_point.grad, to_zero)
 
 
@@ -148,7 +148,7 @@ def test_what_stays_float_passes_its_gradient_on_and_moves_no_grid():
 def test_a_grid_ends_inside_its_bound(bound):
     quantizer = ActivationQuantizer(make_grid(0.3, 0))
     with torch.no_grad():
-        quantizer.log_step += 2.0
+        quantizer.log_scale += 2.0
     grid = quantizer.grid(bound)
     assert 0.999 * bound < 15 * float(grid.scale) <= bound
     assert float(quantizer.grid(float("inf")).scale) == float(quantizer.grid().scale) > 1
@@ -230,8 +230,8 @@ def fast(only):
     ("name", "shift"),
     [
         ("BIAS_RATE", {"shift_bias": 0.3}),
-        ("WEIGHT_STEP_RATE", {"stretch": 1.2}),
-        ("ACTIVATION_STEP_RATE", {"stretch_input": 1.3}),
+        ("WEIGHT_SCALE_RATE", {"stretch": 1.2}),
+        ("ACTIVATION_SCALE_RATE", {"stretch_input": 1.3}),
         ("ZERO_POINT_RATE", {"shift_zero_point": 4}),
         ("WEIGHT_RATE", {"shift_weight": 2}),
     ],

@@ -39,7 +39,7 @@ def state_of():
         scheme = make_scheme(prepared, **{name: getattr(config, name) for name in bits})
         padding = PaddingMask(prepared)
         statistics = collect_statistics(prepared, list(scheme.activations), samples, padding)
-        problem = Problem(prepared, scheme, config, padding)
+        problem = Problem.of(prepared, scheme, config, padding)
         stores.append(Store())
         stored = StoredActivations(stores[-1], padding, problem.types)
         views = config.image_views(scheme.least_weight_bits) if axes else 0

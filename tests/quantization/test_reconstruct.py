@@ -33,7 +33,7 @@ RESIDUAL = """g (float[N, 4, 6, 6] x) => (float[N, 3] y) {
 }"""
 FOUR = {"weight_bits": 4, "activation_bits": 4}
 DATA = np.random.default_rng(5).normal(size=(32, 4, 6, 6)).astype(np.float32)
-RATES = ("WEIGHT_RATE", "WEIGHT_STEP_RATE", "ACTIVATION_STEP_RATE", "ZERO_POINT_RATE", "BIAS_RATE")
+RATES = ("WEIGHT_RATE", "WEIGHT_SCALE_RATE", "ACTIVATION_SCALE_RATE", "ZERO_POINT_RATE", "BIAS_RATE")
 
 
 @pytest.fixture
