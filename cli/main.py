@@ -9,26 +9,46 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from onnxcalib import __version__
 
 from .calibrate import calibrate
 from .exitstatus import ExitStatus, print_error
-from .options import find_owners
+from .options import FLAG, find_owners
 from .plan import plan
 from .quantize import quantize
 from .validate import validate
 
 if TYPE_CHECKING:
+    from typer._click import Context as ClickContext
     from typer._click.exceptions import UsageError
 else:
     UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
 
-app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-app.command("quantize")(quantize)
-app.command("calibrate")(calibrate)
-app.command("plan")(plan)
-app.command("validate")(validate)
+
+class _Command(TyperCommand):
+    def get_help_option(self, ctx: ClickContext) -> TyperOption | None:
+        return _hide_type(super().get_help_option(ctx))
+
+
+class _Group(TyperGroup):
+    def get_help_option(self, ctx: ClickContext) -> TyperOption | None:
+        return _hide_type(super().get_help_option(ctx))
+
+
+def _hide_type(option: TyperOption | None) -> TyperOption | None:
+    """The option shown as a flag; typer shows the type of the help option, <bool>, otherwise."""
+    if option is not None:
+        option.metavar = FLAG
+    return option
+
+
+app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app.command("quantize", cls=_Command)(quantize)
+app.command("calibrate", cls=_Command)(calibrate)
+app.command("plan", cls=_Command)(plan)
+app.command("validate", cls=_Command)(validate)
 
 
 def _print_version(wanted: bool) -> None:
@@ -41,7 +61,14 @@ def _print_version(wanted: bool) -> None:
 def show_help(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version",
+            metavar=FLAG,
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and leave.",
+        ),
     ] = False,
 ) -> None:
     """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""

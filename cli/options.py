@@ -15,9 +15,10 @@ from onnxcalib.config import EASILY_CONFUSED, PANELS, QuantizeConfig, Setting, V
 SAMPLES_HELP = (
     "a folder of images, .npy or .npz, one .npz or .npy, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
 )
+FLAG = ""  # metavar of an option without a value; without it the help shows <bool>
 Config = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", metavar=FLAG, help="Print warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tracebacks.")]
 # Values as typer reads them, by the type of the setting; whatever else a setting takes is text, which pydantic reads.
 _TYPES: dict[str, type[int | float | bool]] = {"integer": int, "number": float, "boolean": bool}
 _MOST_CHOICES = 22  # letters of choices that stand beside an option's name; more widen the column of all others
@@ -91,6 +92,8 @@ def _make_parameter(setting: Setting) -> inspect.Parameter:
 
 
 def _choose_metavar(setting: Setting) -> str | None:
+    if setting.json_type == "boolean":
+        return FLAG
     choices = "|".join(setting.choices)
     return setting.option.metavar or (choices if 0 < len(choices) <= _MOST_CHOICES else None)
 
@@ -98,7 +101,7 @@ def _choose_metavar(setting: Setting) -> str | None:
 def _spell_help(setting: Setting) -> str:
     text = setting.text
     if setting.choices and _choose_metavar(setting) == setting.option.metavar:
-        text += f" [{'|'.join(setting.choices)}]"
+        text += f" One of {', '.join(setting.choices)}."
     if setting.option.repeated:
         text += " May be given again."
     return f"{text} [default: {setting.default}]" if setting.default else text

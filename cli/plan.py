@@ -11,7 +11,7 @@ from onnxcalib.config import PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
 from .files import check_targets, list_read
-from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import FLAG, SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
 FRONTIER_HELP = "Show the least loss of every size too; without a budget, instead of a plan."
@@ -23,7 +23,9 @@ def plan(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained float ONNX model.", show_default=False)],
     calib: Annotated[Path, typer.Option(help=f"Unlabelled samples: {SAMPLES_HELP}")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
-    frontier: Annotated[bool, typer.Option("--frontier", help=FRONTIER_HELP, rich_help_panel=PLAN)] = False,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", metavar=FLAG, help=FRONTIER_HELP, rich_help_panel=PLAN)
+    ] = False,
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,

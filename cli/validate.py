@@ -11,7 +11,7 @@ from onnxcalib.config import REPORTS, ValidateConfig, load_config
 
 from .exitstatus import ExitStatus, report_faults
 from .files import check_targets, list_read
-from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import FLAG, SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 FloatModel = Annotated[Path, typer.Argument(metavar="FLOAT", help="The float ONNX model.", show_default=False)]
 QuantizedModel = Annotated[
@@ -26,7 +26,7 @@ Labels = Annotated[
         " in .npz."
     ),
 ]
-Explain = Annotated[bool, typer.Option("--explain", help="Find the layers that cause the loss.")]
+Explain = Annotated[bool, typer.Option("--explain", metavar=FLAG, help="Find the layers that cause the loss.")]
 Json = Annotated[Path | None, typer.Option(help="Write all measurements to this file.", rich_help_panel=REPORTS)]
 Junit = Annotated[
     Path | None,

@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -29,6 +29,7 @@ class CalibrationSet:
 
     fixed_batch: the number of samples that a run of the model takes; None: any number.
     warnings: one line for each thing that looks wrong in the data.
+    notes: one line for each thing that was done with the files beyond reading them.
     images: whether the samples are image files.
     folder: the folder of the samples; None where they are in one file or came from Python.
     batched: whether a run takes samples stacked on axis 0; else it takes one sample without such an axis.
@@ -45,12 +46,14 @@ class CalibrationSet:
         samples: int,
         fixed_batch: int | None,
         warnings: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
         folder: Path | None = None,
         available: int | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.fixed_batch = fixed_batch
         self.warnings = warnings
+        self.notes = notes
         self.folder = folder
         self.available = available
         self._checked = tuple(checked)
@@ -84,6 +87,13 @@ class CalibrationSet:
                 " them; add them, or give --labels"
             )
         return np.concatenate([part.read_labels() for part in self._checked])[: len(self)]
+
+    def tell(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """Call ``note`` with each of the notes, and ``warn`` with each of the warnings."""
+        for text in self.notes:
+            note(text)
+        for text in self.warnings:
+            warn(text)
 
     def read(self, indices: Iterable[int]) -> dict[str, np.ndarray]:
         """Input -> these samples, stacked on axis 0. A model without a batch axis gets one sample, without that axis.
@@ -238,20 +248,25 @@ def _collect(
         raise DataError(
             f"{where}: found {samples} samples; the model takes {fixed_batch} in a run; give at least these"
         )
-    notes = [note for part in checked for note in part.part.notes]
+    warnings = [note for part in checked for note in part.part.notes]
     if used < samples:
-        notes.append(f"{where}: the model takes {fixed_batch} samples in a run; the last {samples - used} are left out")
+        left_out = f"the last {samples - used} are left out"
+        warnings.append(f"{where}: the model takes {fixed_batch} samples in a run; {left_out}")
     if padded is not None:
-        notes.append(_tell_padding(where, padded, inputs))
+        warnings.append(_tell_padding(where, padded, inputs))
     if checked[0].part.texts is not None and checked[0].part.texts.skipped:
-        notes.append(checked[0].part.texts.skipped)
-    notes += _find_unused(config, checked[0], where)
+        warnings.append(checked[0].part.texts.skipped)
+    warnings += _find_unused(config, checked[0], where)
+    normalization, chosen = _tell_normalization(config, checked[0], where)
+    if not chosen:
+        warnings += normalization
     return CalibrationSet(
         inputs,
         checked,
         samples=used,
         fixed_batch=fixed_batch,
-        warnings=(*notes, *scan_values(checked, inputs, used)),
+        warnings=(*warnings, *scan_values(checked, inputs, used)),
+        notes=tuple(normalization) if chosen else (),
         folder=path if path and path.is_dir() else None,
         available=available,
     )
@@ -265,6 +280,27 @@ def _tell_padding(where: str, reason: str, inputs: Sequence[InputSpec]) -> str:
             " convolutions over tokens mix it in; a model of any length needs none"
         )
     return f"{where}: padding is run: {reason}; {effect}"
+
+
+def _tell_normalization(config: DataConfig, part: CheckedSamples, where: str) -> tuple[list[str], bool]:
+    """A line on how image files become floats, none for other samples; and whether the user chose it."""
+    chosen = not config.model_fields_set.isdisjoint(("mean", "std"))
+    floats = all(np.dtype(array.dtype).kind == "f" for array in part.part.arrays.values())
+    if not hold_images(part) or not floats:
+        return [], chosen
+    mean, std = (_spell_numbers(values) for values in (config.mean, config.std))
+    line = f"{where}: images are read as x = (pixel / 255 - {mean}) / {std}"
+    if chosen:
+        return [line], True
+    return [
+        f"{line}, the defaults; a model that was trained on normalised images needs its own --mean and --std; give"
+        " these, or --mean 0 where the defaults are right"
+    ], False
+
+
+def _spell_numbers(values: Sequence[float]) -> str:
+    text = ", ".join(f"{value:g}" for value in values)
+    return text if len(values) == 1 else f"({text})"
 
 
 def _find_unused(config: DataConfig, part: CheckedSamples, where: str) -> list[str]:

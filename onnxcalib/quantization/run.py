@@ -35,6 +35,8 @@ from .smoke_test import run_longest_texts
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
 SETTINGS_BYTES = 256
+# With fewer samples than these, a few unusual ones decide the ranges.
+FEW_SAMPLES = 16
 # Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), True),
@@ -172,8 +174,12 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
     config = run.config if plan is None else with_bits(run.config, plan.settings())
     with run.stage("prepare"):
         samples = open_calibration(calibration, inputs_of(original), config.data, limit=config.samples)
-        for text in samples.warnings:
-            run.warn(text)
+        samples.tell(run.observer.note, run.warn)
+        if len(samples) < FEW_SAMPLES:
+            run.warn(
+                f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better"
+                " model"
+            )
         feeds = samples.read(range(samples.fixed_batch or 1))
         wanted = _run_original(original, samples, feeds, run.threads)
         rewritten = rewrite(load_model(original), config)

@@ -163,7 +163,7 @@ def _choose_views(prepared: Prepared) -> Views | None:
         prepared.run.leave_out("views", reason)
         prepared.run.warn(f"views: none were made; {reason}")
         return None
-    prepared.run.observer.note(f"{count} views of each image beside itself")
+    prepared.run.observer.note(f"{count} view{'s' * (count > 1)} of each image beside itself")
     return Views(count, axes)
 
 

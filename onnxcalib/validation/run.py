@@ -79,8 +79,7 @@ class _Run:
         samples = open_calibration(
             data, check_interface(original, quantized), self.config.data, limit=self.config.samples
         )
-        for text in samples.warnings:
-            self._warn(text)
+        samples.tell(self.observer.note, self._warn)
         classes = choose_labels(None if labels is None else Path(labels), samples)
         self._check_labels(classes, metric, samples)
         optimized, graph = optimize(quantized, self.threads)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import onnxcalib
 from onnxcalib import ConfigError, DeviceMemoryError, LayerConfig, Observer, QuantizeConfig
-from onnxcalib.quantization.run import SETTINGS_BYTES, Run, load, with_bits
+from onnxcalib.quantization.run import FEW_SAMPLES, SETTINGS_BYTES, Run, load, with_bits
 from onnxcalib.report import LeftOutRecord
 from onnxcalib.spec import Candidate
 
@@ -105,3 +106,21 @@ def test_the_settings_of_a_file_fill_whole_blocks_of_bytes(net, draw):
         model = onnxcalib.quantize(net, draw(8, 4), QuantizeConfig(seed=seed, reconstruct=False)).model
         (text,) = (entry.value for entry in model.metadata_props if entry.key == "onnxcalib.settings")
         assert len(text) % SETTINGS_BYTES == 0
+
+
+def test_few_samples_are_warned_of(net, draw):
+    for count in (FEW_SAMPLES - 1, FEW_SAMPLES):
+        listener = Listener()
+        onnxcalib.prepare(net, draw(count, 4), observer=listener)
+        warned = [text for kind, text in listener.heard if kind == "warn" and text.startswith("samples: found 15;")]
+        assert len(warned) == (count < FEW_SAMPLES)
+
+
+def test_the_normalization_of_images_is_told(build, weigh, tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "b.png")
+    net = build("g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Conv (x, w) }", w=weigh(2, 3, 1, 1))
+    for mean, kind in (({}, "warn"), ({"mean": 0.5}, "note")):
+        listener = Listener()
+        onnxcalib.prepare(net, tmp_path, QuantizeConfig(data=mean), observer=listener)
+        assert [heard for heard, text in listener.heard if "images are read as" in text] == [kind]
