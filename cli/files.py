@@ -20,11 +20,6 @@ def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | N
     read = [source for source in sources if source is not None]
     for option, path in wanted.items():
         check_output(path, *read)
-        for folder in read:
-            if folder.is_dir() and folder.resolve() in path.resolve().parents:
-                raise OutputError(
-                    f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another"
-                )
         others = [other for other, file in wanted.items() if other != option and file.resolve() == path.resolve()]
         if others:
             raise OutputError(

@@ -124,6 +124,11 @@ def read_plan(path: Path) -> BitPlan:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; give --plan a file of onnxcalib plan") from None
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON: {error}; give --plan a file of onnxcalib plan") from None
+    if isinstance(data, dict) and {"points", "uniform"} <= data.keys():
+        raise ConfigError(
+            f"{path}: is a frontier of onnxcalib plan --frontier, a curve without one plan; choose the bytes of a"
+            " point, and give --plan the file of onnxcalib plan --max-size BYTES"
+        )
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
         raise ConfigError(f"{path}: schema: found {found!r}; this version reads {SCHEMA}; plan the model again")

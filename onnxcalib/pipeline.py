@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnx import ModelProto
@@ -14,7 +14,7 @@ from .config import BUDGETS, DataConfig, QuantizeConfig
 from .data import CalibrationSet, InputSpec, SampleSource
 from .data import open_calibration as open_samples
 from .errors import ConfigError
-from .graph.load import inputs_of
+from .graph.load import inputs_of, stored_files
 from .graph.save import check_output, fingerprint, model_bytes, save_model, write_file
 from .planning.run import choose_bits, trace
 from .quantization.ranges import Ranges, read_ranges
@@ -48,13 +48,22 @@ Model = str | Path | ModelProto
 
 @dataclass(frozen=True)
 class Result:
-    """The quantized model, and a report of what was done and measured."""
+    """The quantized model, and a report of what was done and measured.
+
+    sources: the files and folders that the run read, which ``save`` leaves as they are.
+    """
 
     model: ModelProto
     report: Report
+    sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the model under another name, then rename it; external data hold more than 2 GB. Raises OutputError."""
+        """Write the model under another name, then rename it; external data hold more than 2 GB.
+
+        Raises OutputError where the file cannot be written, and for a file that the run read or one in a folder that
+        it read.
+        """
+        check_output(Path(path), *self.sources)
         save_model(self.model, Path(path))
 
 
@@ -92,6 +101,7 @@ def quantize(
     with _open_run(config, observer) as run:
         if plan is not None and run.config.planned:
             raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
+        sources = _list_sources(run.config, model, calibration, plan, ranges)
         if ranges is not None and run.config.planned:
             raise ConfigError(
                 "ranges: found a budget beside them; a plan decides which ranges are needed; plan first, calibrate with"
@@ -100,6 +110,7 @@ def quantize(
         model, plan, given = load(model), _read_plan(plan), _read_ranges(ranges)
         _check_given(model, plan, given)
         prepared = prepare_run(run, model, calibration, plan)
+        _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
         if run.config.planned:
             plan = choose_bits(prepared)
             prepared = prepared.with_plan(plan)
@@ -111,7 +122,7 @@ def quantize(
             f"max_size: found {report.quantized_bytes:,} bytes where {plan.totals.bytes:,} were planned;"
             f" {plan.budgets['max_size']:,.0f} are allowed; plan with that much less"
         )
-    return Result(quantized, report)
+    return Result(quantized, report, sources)
 
 
 def plan(
@@ -121,6 +132,7 @@ def plan(
 
     Raises ConfigError for settings without a budget. For budgets that no plan meets it says what can be reached.
     """
+    config = QuantizeConfig.take(config)
     if not config.planned:
         raise ConfigError(f"max_size: found no budget; give one of {', '.join(BUDGETS)} to plan within")
     with _open_run(config, observer) as run:
@@ -131,7 +143,7 @@ def frontier(
     model: Model, calibration: SampleSource, config: QuantizeConfig | None = None, *, observer: Observer | None = None
 ) -> Frontier:
     """The least loss for every size of the file, from the measurements of ``plan``, which are kept in the cache."""
-    config = config or QuantizeConfig()
+    config = QuantizeConfig.take(config)
     if not config.planned:  # a budget that all bits meet
         config = config.model_copy(update={"max_size": "1@8-bit"})
     with _open_run(config, observer) as run:
@@ -165,6 +177,7 @@ def prepare(
 
 def calibrate(prepared: Prepared) -> Ranges:
     """The second stage: find the range of each activation. Raises DataError for values that are not finite."""
+    _check_stage(prepared, Prepared)
     with prepared.run.computing():
         return calibrate_ranges(prepared)
 
@@ -174,12 +187,15 @@ def reconstruct(prepared: Prepared, ranges: str | Path | Ranges | None = None) -
 
     Without ranges they are calibrated. Raises ConfigError for ranges that do not fit the model, and DeviceMemoryError.
     """
+    _check_stage(prepared, Prepared)
     with prepared.run.computing():
         return reconstruct_layers(prepared, _read_ranges(ranges) or calibrate_ranges(prepared))
 
 
 def emit(prepared: Prepared, found: Reconstruction) -> ModelProto:
     """The last stage: write the QDQ model. Raises ModelError where onnx's checker refuses it."""
+    _check_stage(prepared, Prepared)
+    _check_stage(found, Reconstruction)
     return emit_model(prepared, found)
 
 
@@ -191,7 +207,7 @@ def verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto) -> 
 
 @contextmanager
 def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Iterator[Run]:
-    run = Run(config or QuantizeConfig(), observer or Observer())
+    run = Run(QuantizeConfig.take(config), observer or Observer())
     with run.computing():
         yield run
 
@@ -207,6 +223,39 @@ def _check_given(model: ModelProto, plan: BitPlan | None, ranges: Ranges | None)
         for given in (plan, ranges):
             if given is not None:
                 given.check(found)
+
+
+_MADE_BY: dict[type, str] = {Prepared: "prepare(model, calibration)", Reconstruction: "reconstruct(prepared)"}
+
+
+def _check_stage(given: object, kind: type) -> None:
+    if not isinstance(given, kind):
+        raise ConfigError(
+            f"{kind.__name__.lower()}: found {type(given).__name__}; a stage reads what the stage before it returns;"
+            f" give the result of {_MADE_BY[kind]}"
+        )
+
+
+def _list_sources(config: QuantizeConfig, model: object, *others: object) -> tuple[Path, ...]:
+    """The files and folders among what a run was given, those of the model's external data included."""
+    own = stored_files(Path(model)) if isinstance(model, (str, Path)) else ()
+    named = (*others, config.latencies, config.data.tokenizer)
+    given = (Path(each) for each in named if isinstance(each, (str, Path)))
+    return tuple(path.resolve() for path in (*own, *given))
+
+
+def _warn_of_unused(prepared: Prepared, *, plan: bool, ranges: bool) -> None:
+    """Warn of settings that the user gave and that a plan or given ranges replace."""
+    config = prepared.run.config
+    if ranges and (names := sorted(config.model_fields_set & {"range", "percentile"})):
+        prepared.run.warn(f"{', '.join(names)}: found beside ranges, which are used as they are; leave one of both out")
+    bits = {"activation_bits", "weight_bits"}
+    if config.embedding_bits is None and prepared.scheme.embeddings:
+        bits -= {"weight_bits"}  # those of embeddings, of which the plan says nothing
+    if plan and (names := sorted(config.model_fields_set & bits)):
+        prepared.run.warn(
+            f"{', '.join(names)}: found beside a plan, which gives the bits of every layer; leave one out"
+        )
 
 
 def _read_ranges(ranges: str | Path | Ranges | None) -> Ranges | None:

@@ -6,7 +6,7 @@ The pydantic fields are the only source: the options of the command line and the
 from ..spec import FLOAT_BITS
 from .data import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from .describe import Setting, list_settings
-from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, nearest
+from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, find_nearest, nearest
 from .load import load_config
 from .quantize import (
     BUDGETS,
@@ -47,6 +47,7 @@ __all__ = [
     "QuantizeConfig",
     "Setting",
     "ValidateConfig",
+    "find_nearest",
     "list_settings",
     "load_config",
     "nearest",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -65,11 +65,30 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise ConfigError(_describe(error, tuple(type(self).model_fields))) from None
 
+    @classmethod
+    def take(cls, given: object) -> Self:
+        """What a caller gave as ``config``, the defaults for None. Raises ConfigError for what is of another type."""
+        if given is None:
+            return cls()
+        if isinstance(given, cls):
+            return given
+        advice = f"write {cls.__name__}(**...)" if isinstance(given, Mapping) else f"make one with {cls.__name__}(...)"
+        raise ConfigError(f"config: found {type(given).__name__}; a {cls.__name__} is needed; {advice}")
 
-def nearest(name: str, allowed: Sequence[str]) -> str:
-    """`` did you mean 'x'?`` with the allowed name that is most like ``name``, or nothing where none is."""
+
+def find_nearest(name: str, allowed: Sequence[str]) -> str | None:
+    """The allowed name that is most like ``name``, whatever the case of its letters, or None where none is."""
     match = difflib.get_close_matches(name, allowed, n=1)
-    return f" did you mean {match[0]!r}?" if match else ""
+    if not match:
+        folded = {each.lower(): each for each in allowed}
+        match = [folded[each] for each in difflib.get_close_matches(name.lower(), folded, n=1)]
+    return match[0] if match else None
+
+
+def nearest(name: str, allowed: Sequence[str], *, prefix: str = "") -> str:
+    """`` did you mean 'x'?`` with the allowed name that is most like ``name``, or nothing where none is."""
+    match = find_nearest(name, allowed)
+    return "" if match is None else f" did you mean {prefix + match!r}?"
 
 
 def hint_at(name: str, allowed: Sequence[str]) -> str:
@@ -80,6 +99,16 @@ def hint_at(name: str, allowed: Sequence[str]) -> str:
         confused = f"; {EASILY_CONFUSED[name]}" if name in EASILY_CONFUSED else ""
         return f" it belongs {' or '.join(homes)}{confused}"
     return nearest(name, allowed) or f" {name!r} is none of {', '.join(allowed)}"
+
+
+def hint_at_table(settings: Mapping[str, Any]) -> str:
+    """Where the settings of an unknown table of a TOML file belong."""
+    for key in settings:
+        name = key.replace("-", "_")
+        homes = [kind for kind in Settings.__subclasses__() if name in kind.model_fields]
+        if homes:
+            return f" {key} belongs {' or '.join(sorted(map(_spell_table, homes)))}"
+    return ' the tables are [data], [validate] for the gates, and [layers."NAME"]'
 
 
 def _spell_table(kind: type[Settings]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 from ..errors import ConfigError
 from .data import DataConfig
-from .fields import Settings, hint_at
+from .fields import Settings, hint_at, hint_at_table
 from .quantize import QuantizeConfig
 from .validate import ValidateConfig
 
@@ -87,6 +87,8 @@ def _read_section(path: Path, section: Mapping[str, Any], allowed: Sequence[str]
     settings: dict[str, Any] = {}
     for key, value in section.items():
         name = key.replace("-", "_")
+        if name not in allowed and isinstance(value, dict):
+            raise ConfigError(f"{path}: [{key}]: unknown table;{hint_at_table(value)}")
         if name not in allowed:
             raise ConfigError(f"{path}: {key}: unknown setting;{hint_at(name, allowed)}")
         if name in settings:

@@ -190,13 +190,14 @@ def open_calibration(
 
     Raises DataError.
     """
+    config = DataConfig.take(config)
     if isinstance(source, CalibrationSet):
         return _take_open(source, inputs, limit)
     if not inputs:
         raise DataError("data: the model has no inputs; it gives the same outputs always; choose another model")
     scratch = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
     try:
-        calibration = _collect(source, inputs, config or DataConfig(), limit, scratch)
+        calibration = _collect(source, inputs, config, limit, scratch)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import nearest
+from ..config import find_nearest
 from ..errors import DataError
 from ..spec import InputSpec, spell_shape
 from .arrays import LABELS, Part, find_labels, is_array, to_array
@@ -154,10 +154,12 @@ class ItemReader:
         had = [str(name) for name in item]
         for name in self._wanted:
             if name not in item:
-                hint = nearest(name, had)
+                others = [key for key in had if key not in (*self._wanted, *LABELS)]
+                close = others[0] if len(others) == 1 else find_nearest(name, others)
+                hint = f" rename {close!r} to {name!r}" if close else " add it"
                 raise DataError(
                     f"{where}: no array for input {name!r}, found {', '.join(had) or 'none'}; the model's inputs are"
-                    f" {', '.join(self._wanted)};{hint or ' add it'}"
+                    f" {', '.join(self._wanted)};{hint}"
                 )
         self._unread |= dict.fromkeys(name for name in had if name not in self._wanted and name not in LABELS)
         return {name: item[name] for name in self._wanted}

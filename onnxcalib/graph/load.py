@@ -45,14 +45,17 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     return model
 
 
+def stored_files(path: Path) -> tuple[Path, ...]:
+    """The files of a model: its own, and those of its external data. Raises ModelError."""
+    tensors = [tensor for tensor in _all_tensors(_parse(path).graph) if uses_external_data(tensor)]
+    return (path, *sorted({path.parent / ExternalDataInfo(tensor).location for tensor in tensors}))
+
+
 def stored_bytes(source: Path | ModelProto) -> int:
     """Bytes that a model takes on disk, its external data included."""
     if isinstance(source, ModelProto):
         return model_bytes(source)
-    path = Path(source)
-    tensors = [tensor for tensor in _all_tensors(_parse(path).graph) if uses_external_data(tensor)]
-    files = {path.parent / ExternalDataInfo(tensor).location for tensor in tensors}
-    return path.stat().st_size + sum(file.stat().st_size for file in files)
+    return sum(file.stat().st_size for file in stored_files(Path(source)))
 
 
 def is_quantized(model: ModelProto) -> bool:

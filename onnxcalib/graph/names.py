@@ -107,7 +107,7 @@ class _Resolver:
             )
         types = {node.name: node.op_type for node in self.nodes}
         offered = list(dict.fromkeys(types[name] for name in allowed))
-        chosen = match_names(wanted, offered, f"{where}: no {kind}", what="type")
+        chosen = match_names(wanted, offered, f"{where}: no {kind}", what="type", prefix=TYPE)
         return [name for name in allowed if types[name] in chosen]
 
     def _find_between(self, text: str, where: str) -> set[str]:
@@ -165,8 +165,9 @@ class _Resolver:
         return needed, found
 
 
-def match_names(pattern: str, names: Sequence[str], none: str, *, what: str = "name") -> list[str]:
-    """The name itself, or all names that the regular expression matches whole; ``what``: what they are names of.
+def match_names(pattern: str, names: Sequence[str], none: str, *, what: str = "name", prefix: str = "") -> list[str]:
+    """The name itself, or all names that the regular expression matches whole; ``what``: what they are names of;
+    ``prefix``: what stands before the name in a selector.
 
     Raises ConfigError where none does, which begins with ``none``.
     """
@@ -179,7 +180,7 @@ def match_names(pattern: str, names: Sequence[str], none: str, *, what: str = "n
     if not found:
         raise ConfigError(
             f"{none} has this {what}, and as a regular expression it matches none;"
-            f"{nearest(pattern, list(names)) or _name_some(names)}"
+            f"{nearest(pattern, list(names), prefix=prefix) or _name_some(names)}"
         )
     return found
 

@@ -52,10 +52,18 @@ def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES, l
 
 
 def check_output(path: Path, *sources: Path) -> None:
-    """Raise OutputError, before any work is done, for a path that cannot be written or that is one of the sources."""
+    """Raise OutputError, before any work is done, for a path that cannot be written or that holds what a run reads.
+
+    sources: the files and folders that the run reads; nothing in these folders is written either.
+    """
     path = Path(path)
     if any(_is_same(path, Path(source)) for source in sources):
         raise OutputError(f"{path}: is read by this run; what is read is never overwritten; choose another output")
+    for folder in map(Path, sources):
+        if folder.is_dir() and folder.resolve() in path.resolve().parents:
+            raise OutputError(
+                f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another"
+            )
     if path.is_dir():
         raise OutputError(f"{path}: is a directory; a file name is needed; add one to it")
     if path.exists() and not path.is_file():

@@ -21,7 +21,7 @@ from ..graph.emit import LayerParams, emit_qdq
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
-from ..graph.scheme import make_scheme
+from ..graph.scheme import list_ineffective, make_scheme
 from ..report import LeftOutRecord, LoggedObserver, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.session import Session
@@ -174,6 +174,7 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
     config = run.config if plan is None else with_bits(run.config, plan.settings())
     with run.stage("prepare"):
         samples = open_calibration(calibration, inputs_of(original), config.data, limit=config.samples)
+        _warn_of_percentile(run)
         samples.tell(run.observer.note, run.warn)
         if len(samples) < FEW_SAMPLES:
             run.warn(
@@ -197,9 +198,31 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
             if count:
                 run.observer.note(f"{name}: {count}")
         change = check_unchanged(wanted, rewritten.model, feeds, run.threads, tolerance=rewritten.tolerance)
+        _warn_of_ineffective(run, rewritten.model, scheme, config, original)
         run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
         run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
     return Prepared(run, config, original, rewritten.model, passes, samples, lossless.grids, padding, scheme)
+
+
+def _warn_of_percentile(run: Run) -> None:
+    config = run.config
+    if "percentile" in config.model_fields_set and config.range != "percentile":
+        run.warn(
+            f"percentile: found {config.percentile:g} beside range {config.range!r}, which has no use for it; give"
+            " range 'percentile', or leave it out"
+        )
+
+
+def _warn_of_ineffective(
+    run: Run, model: ModelProto, scheme: QuantScheme, config: QuantizeConfig, original: ModelProto
+) -> None:
+    names = list_ineffective(model, scheme, resolve_names(model, config, before=original).excluded)
+    if names:
+        few = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        run.warn(
+            f"exclude: {few}: found between quantized layers, so that onnxruntime computes them on integers all the"
+            " same; nodes run in float where the layers around them do; exclude these too"
+        )
 
 
 def _run_original(

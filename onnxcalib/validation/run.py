@@ -50,7 +50,7 @@ def validate(
     any. explain: find the layers where the loss arises. Raises ModelError, DataError or GateError. A gate that does not
     hold raises nothing: ask ``Verdict.passed``.
     """
-    run = _Run(config or ValidateConfig(), observer or Observer())
+    run = _Run(ValidateConfig.take(config), observer or Observer())
     return run.validate((float_model, quantized_model), data, labels, explain=explain)
 
 
