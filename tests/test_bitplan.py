@@ -71,3 +71,10 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_frontier_is_json():
     found = json.loads(FRONTIER.to_json())
     assert found["points"][0] == {"bytes": 100, "bops": 3200, "loss": 0.5, "layers": {"deep": "W4A8"}}
+
+
+def test_a_frontier_is_told_from_a_plan(tmp_path):
+    path = tmp_path / "frontier.json"
+    path.write_text(FRONTIER.to_json())
+    with pytest.raises(ConfigError, match=r"frontier.json: is a frontier of .*, a curve .*; .* plan --max-size BYTES$"):
+        read_plan(path)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import onnxcalib
 import onnxcalib.graph.load
+import onnxcalib.pipeline
 from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
 from onnxcalib.cli.main import app
 from onnxcalib.config import load_config
@@ -576,6 +577,72 @@ def test_a_result_is_written_whole_or_not_at_all(net, tmp_path):
     with pytest.raises(OutputError, match="nowhere"):
         result.save(tmp_path / "nowhere" / "out.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+
+
+def test_a_file_that_the_run_read_is_not_overwritten(net, tmp_path):
+    onnx.save(net, tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "samples").mkdir()
+    np.save(tmp_path / "samples" / "x.npy", SAMPLES)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    result = quantize(tmp_path / "net.onnx", tmp_path / "samples", settings(reconstruct=False))
+    for name in ("net.onnx", "weights.bin", "samples"):
+        with pytest.raises(OutputError, match="is read by this run; what is read is never overwritten"):
+            result.save(tmp_path / name)
+    with pytest.raises(OutputError, match=r"small\.onnx: lies in .*samples, which this run reads"):
+        result.save(tmp_path / "samples" / "small.onnx")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    onnxcalib.pipeline.Result(result.model, result.report).save(tmp_path / "net.onnx")
+    assert (tmp_path / "net.onnx").read_bytes() != before[tmp_path / "net.onnx"]
+
+
+def test_settings_without_effect_are_warned_of(net, tmp_path):
+    light = {"reconstruct": False}
+    ranges = onnxcalib.pipeline.calibrate(onnxcalib.pipeline.prepare(net, SAMPLES))
+    for config, given, text in (
+        (settings(percentile=99, **light), {}, "percentile: found 99 beside range 'squared-error', which has no use"),
+        (settings(range="min-max", **light), {"ranges": ranges}, "range: found beside ranges, which are used as they"),
+    ):
+        warned = quantize(net, SAMPLES, config, **given).report.warnings
+        assert len([each for each in warned if each.startswith(text)]) == 1
+    for config, given in (
+        (settings(percentile=99, range="percentile", **light), {}),
+        (settings(**light), {"ranges": ranges}),
+    ):
+        warned = quantize(net, SAMPLES, config, **given).report.warnings
+        assert not any("found beside" in each or "percentile" in each for each in warned)
+
+
+def test_excluded_nodes_that_stay_on_integers_are_warned_of(build, weigh, draw):
+    text = "g (float[N, 3, 4, 4] x) => (float[N, 3, 4, 4] y) { c = Conv (x, w) [act] r = Relu (c) y = Conv (r, w) }"
+    net = build(text, w=weigh(3, 3, 1, 1))
+    report = quantize(net, draw(20, 3, 4, 4), settings(reconstruct=False, exclude="act")).report
+    assert len([each for each in report.warnings if each.startswith("exclude: act: found between quantized")]) == 1
+
+
+@pytest.mark.parametrize("config", [{"weight_bits": 4}, onnxcalib.ValidateConfig(), 4])
+@pytest.mark.parametrize("job", ["quantize", "prepare", "plan", "frontier"])
+def test_settings_of_another_type_are_refused(net, job, config):
+    with pytest.raises(ConfigError, match=rf"^config: found {type(config).__name__}; a QuantizeConfig is needed; "):
+        getattr(onnxcalib.pipeline, job)(net, SAMPLES, config)
+
+
+def test_the_settings_of_validate_and_of_samples_have_their_types_too(net):
+    with pytest.raises(ConfigError, match=r"^config: found dict; a ValidateConfig is needed; write ValidateConfig"):
+        onnxcalib.validate(net, net, SAMPLES, {"max_drop": 1})
+    with pytest.raises(ConfigError, match=r"^config: found QuantizeConfig; a DataConfig is needed; make one with"):
+        onnxcalib.pipeline.open_calibration(SAMPLES, net, QuantizeConfig())
+
+
+def test_a_stage_refuses_what_no_stage_made(net):
+    stages = onnxcalib.pipeline
+    prepared = stages.prepare(net, SAMPLES)
+    for call, found in (
+        (lambda: stages.calibrate("net.onnx"), "prepared: found str"),
+        (lambda: stages.reconstruct(net), "prepared: found ModelProto"),
+        (lambda: stages.emit(prepared, prepared), "reconstruction: found Prepared"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{found}; .*; give the result of (prepare|reconstruct)"):
+            call()
 
 
 def bits_of(model):

@@ -154,9 +154,8 @@ class ItemReader:
         had = [str(name) for name in item]
         for name in self._wanted:
             if name not in item:
-                others = [key for key in had if key not in (*self._wanted, *LABELS)]
-                close = others[0] if len(others) == 1 else find_nearest(name, others)
-                hint = f" rename {close!r} to {name!r}" if close else " add it"
+                close = find_nearest(name, [key for key in had if key not in self._wanted])
+                hint = f" rename {close!r} to {name!r}" if close else " add it, or rename the key that holds it"
                 raise DataError(
                     f"{where}: no array for input {name!r}, found {', '.join(had) or 'none'}; the model's inputs are"
                     f" {', '.join(self._wanted)};{hint}"

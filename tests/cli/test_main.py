@@ -196,3 +196,13 @@ def test_every_public_name_exists():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="No onnxcalib attribute quantise"):
         onnxcalib.quantise  # noqa: B018
+
+
+@pytest.mark.parametrize("command", ["", "quantize", "calibrate", "plan", "validate"])
+def test_the_help_of_a_terminal_shows_flags_without_a_type_and_cuts_nothing(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.main([command, "--help"] if command else ["--help"])
+    shown = capsys.readouterr().out
+    assert "--help" in shown and "<bool>" not in shown and "…" not in shown
+    words = re.findall(r"[\w-]+", shown)
+    assert command in ("", "validate") or {"min-max", "percentile", "squared-error", "entropy"} <= set(words)

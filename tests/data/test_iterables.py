@@ -315,8 +315,10 @@ def test_what_gives_no_samples_is_refused_with_its_item(source, text):
 
 def test_items_of_a_model_with_two_inputs_name_or_order_them():
     refuse("data: item 0: found one ndarray; the model has inputs left, right; yield dictionaries", [VALUES], PAIR)
-    text = "data: item 0: no array for input 'left', found lefft, right; the model's inputs are left, right; did you"
+    text = "data: item 0: no array for input 'left', found lefft, right; the model's inputs are left, right; rename"
     refuse(text, [{"lefft": VALUES, "right": RIGHT}], PAIR)
+    refuse("rename 'lefft' to 'left'", [{"lefft": VALUES, "right": RIGHT}], PAIR)
+    refuse("add it, or rename the key that holds it", [{"zzz": VALUES, "right": RIGHT}], PAIR)
     refuse("data: item 0: found 6 samples of 'left', 5 of 'right'", [(VALUES, RIGHT[:5])], PAIR)
     refuse("data: item 0: found a tuple of 1; the model's inputs are left, right", [(VALUES,)], PAIR)
 

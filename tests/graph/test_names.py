@@ -166,7 +166,8 @@ def test_a_subgraph_holds_nodes_whose_bodies_read_its_tensors(build):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"exclude": "op:Sofmax"}, "exclude: 'op:Sofmax': no node has this type, .*; did you mean 'Softmax'?"),
+        ({"exclude": "op:Sofmax"}, "exclude: 'op:Sofmax': no node has this type, .*; did you mean 'op:Softmax'?"),
+        ({"exclude": "op:MATMUL"}, "exclude: 'op:MATMUL': no node has this type, .*; did you mean 'op:MatMul'?"),
         ({"exclude": "op:("}, r"exclude: 'op:\(': no node has this type, and it is no regular expression"),
         (
             {"layers": {"op:Softmax": {"weight_bits": 4}}},
