@@ -12,13 +12,14 @@ Cases: agreement of the top class with P(equal); drop of accuracy with P(lost) a
 the user's own, per sample: noise (as of PSNR), few (one sample in ten moves, more down than up, as of IoU), skewed
 (log-normal, sigma 1, as of a loss), right or wrong (5% lost, 3% gained); SQNR of powers as quantized networks have
 them: even (signal and error log-normal, sigma 0.55 and 0.7, as of CIFAR-10 ResNet-20 at W8A8 and W4A4), outliers
-(3% of the samples with ten times the error, as of SqueezeNet 1.1 at W8A8); speedup of 1.8 with 5% of jitter and every
-tenth run delayed.
+(3% of the samples with ten times the error, as of SqueezeNet 1.1 at W8A8); speedup of 1.8: delays (5% of jitter and
+every tenth run delayed), load (noise that correlates by 0.9 from one run to the next).
 
 What misses, and why. '~' stands for '!' where fewer than 4 disagreements or outliers are expected, and does not count:
 with counts this coarse hardly any interval has 95 +- 2 (with 1 expected, "at most 2" has 92% and "at most 3" 98%), and
 the intervals of drops are too wide. The interval of SQNR with outliers is too short: a set without the rare large
-errors does not show that they exist. The mean of 100 skewed differences has the same fault to a lesser degree.
+errors does not show that they exist. The mean of 100 skewed differences has the same fault to a lesser degree. The
+interval of the speedup under load is too short where the load lasts for as long as a sixth of the runs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ DROPS = ((0.005, 0.003), (0.01, 0.008), (0.03, 0.02), (0.05, 0.03), (0.10, 0.03)
 METRIC_SIZES = {"noise": (100,), "few": (100, 500), "skewed": (100, 500), "right or wrong": (100, 500, 3000)}
 OUTLIERS = 0.03
 SQNR_SIZES = (50, 100, 500, 3000)
-RUNS, SPEEDUP = (25, 50, 200, 500), 1.8
+RUNS, SPEEDUP, LASTING = (25, 50, 200, 500), 1.8, 0.9
 # Counts repeat; their intervals do not change.
 find_agreement = lru_cache(None)(intervals.agreement_interval)
 find_drop = lru_cache(None)(intervals.drop_interval)
@@ -190,10 +191,20 @@ def draw_ratios(n: int, rng: np.random.Generator) -> np.ndarray:
     return SPEEDUP * times[0] / times[1]
 
 
+def draw_loaded_ratios(n: int, rng: np.random.Generator) -> np.ndarray:
+    """With noise of deviation 10% that correlates by LASTING from one ratio to the next."""
+    noise = rng.standard_normal(n)
+    noise[1:] *= math.sqrt(1 - LASTING**2)
+    for i in range(1, n):
+        noise[i] += LASTING * noise[i - 1]
+    return SPEEDUP * np.exp(0.1 * noise)
+
+
 def list_speedups() -> Iterator[Case]:
-    for n in RUNS:
-        draw = lambda rng, n=n: draw_ratios(n, rng)  # noqa: E731
-        yield Case("speedup", "delays", n, SPEEDUP, draw, intervals.median_ratio_interval, approximate, counted=False)
+    for name, make in (("delays", draw_ratios), ("load", draw_loaded_ratios)):
+        for n in RUNS:
+            draw = lambda rng, n=n, make=make: make(n, rng)  # noqa: E731
+            yield Case("speedup", name, n, SPEEDUP, draw, intervals.median_ratio_interval, approximate, counted=False)
 
 
 def measure(case: Case, draws: int, rng: np.random.Generator) -> list[tuple[float, float]]:

@@ -20,8 +20,9 @@ RESAMPLES, SEED = 1999, 0
 RESAMPLED_AT_ONCE = 2**20  # values, so that many samples need no more memory than few
 # Deviation of a resample over the sample's, below which it is rounding error and all values of the resample are equal.
 LEAST_SPREAD = 1e-9
-# With fewer than 6 values even the smallest and the largest enclose the median with less than 95%.
-LEAST_ORDERED = 6
+# The fewest values whose smallest and largest enclose the median with 95% or more. Fewer blocks are longer, and longer
+# blocks depend less on each other.
+BLOCKS = 6
 
 
 def agreement_interval(equal: int, total: int) -> Interval:
@@ -133,18 +134,26 @@ def sqnr_interval(powers: np.ndarray, samples: int) -> Interval:
 
 
 def median_ratio_interval(ratios: np.ndarray) -> Interval:
-    """Interval of the median of ``ratios`` (n,) of paired times, of any distribution: the sign test inverted.
+    """Interval of the median of ``ratios`` (n,) of paired times in the order in which they were measured.
 
-    The k-th smallest and k-th largest ratio enclose the median with probability 1 - 2 P(Binomial(n, 1/2) < k). The ends
-    are interpolated between the largest k that has 95% or more and the next k (Hettmansperger and Sheather 1986), as
-    order statistics alone cover 93 to 98%, depending on n. With fewer than 6 ratios they are the smallest and largest.
+    Successive times depend on each other, as the load of a machine lasts for many runs. The ratios are therefore split
+    into BLOCKS blocks of successive ones, and the interval is that of the sign test on the blocks' medians, of any
+    distribution: the k-th smallest and k-th largest enclose the median with probability 1 - 2 P(Binomial(BLOCKS, 1/2) <
+    k), and the ends are interpolated between the largest k that has 95% or more and the next k (Hettmansperger and
+    Sheather 1986). The interval always holds the median of all ratios.
+
+    Independent ratios: coverage is 93 to 97%. Ratios whose correlation is 0.9 from one to the next, and 0.9^j over j:
+    90 to 94% with 100 ratios or more, 79% with 50, 63% with 25. No interval shows a change that takes longer than the
+    measurement. With fewer than BLOCKS ratios it is the smallest and the largest.
     """
-    ordered, n = np.sort(ratios), len(ratios)
-    if n < LEAST_ORDERED:
-        return float(ordered[0]), float(ordered[-1])
+    n = BLOCKS
+    if len(ratios) < n:
+        return float(ratios.min()), float(ratios.max())
+    ordered = np.sort([np.median(block) for block in np.array_split(ratios, n)])
     k = int(stats.binom.ppf(1 - TWO_SIDED, n, 0.5))
     outer, inner = 1 - 2 * stats.binom.cdf((k - 1, k), n, 0.5)
     share = (outer - CONFIDENCE) / (outer - inner)
     weight = (n - k) * share / (k + (n - 2 * k) * share)
-    ends = (1 - weight) * ordered[[k - 1, n - k]] + weight * ordered[[k, n - k - 1]]
-    return float(ends[0]), float(ends[1])
+    low, high = (1 - weight) * ordered[[k - 1, n - k]] + weight * ordered[[k, n - k - 1]]
+    median = float(np.median(ratios))
+    return min(float(low), median), max(float(high), median)

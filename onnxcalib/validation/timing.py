@@ -23,6 +23,8 @@ LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 500, 3.0
 def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:
     """Median times of both models on ``batch`` samples of one shape, or on the batch size that the model fixes.
 
+    The interval of the speedup is as wide as the load of the machine drifts while the models are timed.
+
     Raises GateError for a batch that the model cannot run.
     """
     if samples.fixed_batch is not None:

@@ -237,10 +237,25 @@ def test_the_median_of_few_ratios_lies_between_the_smallest_and_the_largest():
     assert median_ratio_interval(np.array([1.5])) == (1.5, 1.5)
 
 
-def test_the_median_lies_between_order_statistics_of_the_sign_test():
-    """Of 25 the 8th enclose it with 95.7%, the 9th with 89.2%: the ends lie between, next to the 8th."""
-    low, high = median_ratio_interval(np.arange(25.0)[::-1])
-    assert 7 < low < 7.3 and high == pytest.approx(24 - low)
+def test_the_median_lies_between_order_statistics_of_the_blocks_medians():
+    """Of 6 blocks the smallest and the largest enclose it with 96.9%, the next with 78.1%: the ends lie between."""
+    low, high = median_ratio_interval(np.repeat(np.arange(6.0), 5))
+    assert 0.3 < low < 0.4 and high == pytest.approx(5 - low)
+
+
+def test_slow_drift_widens_the_interval_of_a_median(draw):
+    drift = np.linspace(1, 2, 300) + 0.01 * draw(300)
+    low, high = median_ratio_interval(drift)
+    assert low < 1.2 and high > 1.8
+    low, high = median_ratio_interval(np.random.default_rng(0).permutation(drift))
+    assert 1.3 < low and high < 1.7
+
+
+def test_the_interval_of_a_median_holds_that_of_all_ratios():
+    """Four of ten ratios are 1 in every block but the first, which is all 1: of all ratios half are 1."""
+    ratios = np.array([1.0] * 10 + ([1.0] * 4 + [9.0] * 6) * 5)
+    low, high = median_ratio_interval(ratios)
+    assert low <= np.median(ratios) <= high
 
 
 def test_the_interval_of_a_median_narrows_and_ignores_outliers(draw):
@@ -252,11 +267,22 @@ def test_the_interval_of_a_median_narrows_and_ignores_outliers(draw):
     assert median_ratio_interval(x) == (low, high)
 
 
-@pytest.mark.parametrize("n", [6, 10, 25, 26, 100])
+@pytest.mark.parametrize("n", [6, 10, 25, 26, 100, 500])
 def test_median_covers_95_percent_whatever_the_number_of_ratios(n):
     rng = np.random.default_rng(n)
-    found = np.array([median_ratio_interval(x) for x in np.exp(rng.standard_t(2, (1500, n)))])
+    found = np.array([median_ratio_interval(x) for x in np.exp(rng.standard_t(2, (1500, n)).clip(-100, 100))])
     assert np.mean((found[:, 0] <= 1) & (1 <= found[:, 1])) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [200, 500])
+def test_median_covers_88_percent_or_more_where_successive_ratios_are_alike(n):
+    """Noise x[i] = 0.9 x[i - 1] + e[i], as of a load that lasts for tens of runs."""
+    noise = np.random.default_rng(n).standard_normal((n, 1500))
+    noise[1:] *= math.sqrt(1 - 0.9**2)
+    for before, now in zip(noise, noise[1:], strict=False):
+        now += 0.9 * before
+    found = np.array([median_ratio_interval(x) for x in np.exp(0.1 * noise.T)])
+    assert np.mean((found[:, 0] <= 1) & (1 <= found[:, 1])) >= 0.88
 
 
 @pytest.mark.parametrize("n", [1, 5, 100])
