@@ -25,9 +25,11 @@ _NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
-def choose_labels(path: Path | None, samples: CalibrationSet) -> np.ndarray | None:
-    """(samples,) labels of the file, else of the data themselves, else None. Raises DataError."""
-    return samples.labels if path is None else read_labels(path, samples)
+def choose_labels(given: Path | np.ndarray | None, samples: CalibrationSet) -> np.ndarray | None:
+    """(samples,) labels of the file or the array, else of the data themselves, else None. Raises DataError."""
+    if isinstance(given, np.ndarray):
+        return _take_in_order("labels", given, samples)
+    return samples.labels if given is None else read_labels(given, samples)
 
 
 def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
@@ -92,7 +94,7 @@ def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequen
     )
 
 
-def _take_in_order(path: Path, values: np.ndarray, samples: CalibrationSet) -> np.ndarray:
+def _take_in_order(path: Path | str, values: np.ndarray, samples: CalibrationSet) -> np.ndarray:
     """One label for each sample of the source; labels behind a limit may be left out. Raises DataError."""
     if samples.texts is not None and samples.texts.skipped and len(values) != samples.available:
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from onnx import ModelProto
 from ..config import ValidateConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
-from ..errors import GateError, ModelError
+from ..errors import DataError, GateError, ModelError
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
@@ -32,6 +33,7 @@ from .score import Metric
 from .timing import clock
 
 Model = str | Path | ModelProto
+Labels = str | Path | np.ndarray | Sequence[float]
 
 
 def validate(
@@ -40,18 +42,19 @@ def validate(
     data: SampleSource,
     config: ValidateConfig | None = None,
     *,
-    labels: str | Path | None = None,
+    labels: Labels | None = None,
     explain: bool = False,
     observer: Observer | None = None,
 ) -> Verdict:
     """Measure how much a quantized model lost against its float model, and apply the gates of ``config``.
 
-    labels: a file of classes (see ``labels.read_labels``); without it the labels of the data are used, if they have
-    any. explain: find the layers where the loss arises. Raises ModelError, DataError or GateError. A gate that does not
-    hold raises nothing: ask ``Verdict.passed``.
+    labels: a file of classes (see ``labels.read_labels``), or an array or list (samples,) of numbers in the order of
+    the samples, integers unless a metric takes floats. Without it the labels of the data are used, if they have any.
+    explain: find the layers where the loss arises. Raises ConfigError, ModelError, DataError or GateError. A gate that
+    does not hold raises nothing: ask ``Verdict.passed``.
     """
     run = _Run(ValidateConfig.take(config), observer or Observer())
-    return run.validate((float_model, quantized_model), data, labels, explain=explain)
+    return run.validate((float_model, quantized_model), data, take_labels(labels), explain=explain)
 
 
 class _Run:
@@ -66,7 +69,7 @@ class _Run:
         self,
         models: tuple[Model, Model],
         data: SampleSource,
-        labels: str | Path | None,
+        labels: Path | np.ndarray | None,
         *,
         explain: bool,
     ) -> Verdict:
@@ -80,7 +83,7 @@ class _Run:
             data, check_interface(original, quantized), self.config.data, limit=self.config.samples
         )
         samples.tell(self.observer.note, self._warn)
-        classes = choose_labels(None if labels is None else Path(labels), samples)
+        classes = choose_labels(labels, samples)
         self._check_labels(classes, metric, samples)
         optimized, graph = optimize(quantized, self.threads)
         demanded = labels is not None or self.config.max_drop is not None
@@ -178,6 +181,25 @@ class _Run:
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
         self.observer.warn(text)
+
+
+def take_labels(labels: Labels | None) -> Path | np.ndarray | None:
+    """The path of a file of labels, or an array of those given. Raises DataError for anything but numbers."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, Path)):
+        return Path(labels)
+    allowed = "a path, an array or a list of one number for each sample is allowed; give class indices"
+    found = type(labels).__name__
+    if not isinstance(labels, (np.ndarray, Sequence)) or isinstance(labels, bytes):
+        raise DataError(f"labels: found {found}; {allowed}")
+    try:
+        values = np.asarray(labels)
+    except ValueError:  # rows of unlike lengths
+        raise DataError(f"labels: found {found} of unlike rows; {allowed}") from None
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"labels: found {found} of {values.dtype}; {allowed}")
+    return np.atleast_1d(values)
 
 
 def load_metric(path: str) -> tuple[str, Metric]:

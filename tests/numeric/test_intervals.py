@@ -1,5 +1,6 @@
 import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_median_covers_88_percent_or_more_where_successive_ratios_are_alike(n):
     """Noise x[i] = 0.9 x[i - 1] + e[i], as of a load that lasts for tens of runs."""
     noise = np.random.default_rng(n).standard_normal((n, 1500))
     noise[1:] *= math.sqrt(1 - 0.9**2)
-    for before, now in zip(noise, noise[1:], strict=False):
+    for before, now in pairwise(noise):
         now += 0.9 * before
     found = np.array([median_ratio_interval(x) for x in np.exp(0.1 * noise.T)])
     assert np.mean((found[:, 0] <= 1) & (1 <= found[:, 1])) >= 0.88

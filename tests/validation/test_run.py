@@ -338,6 +338,56 @@ def test_bad_labels_are_refused(net, quantized, run):
         validate(net, quantized, DATA, labels="labels.npy")
 
 
+def test_labels_are_also_taken_as_an_array_or_a_list(net, quantized, run):
+    right = answers(run, net)
+    for labels in (right, right[:, None], right.astype(np.uint8), right.tolist(), tuple(right)):
+        verdict = validate(net, quantized, DATA, labels=labels)
+        assert [score.name for score in verdict.scores] == ["top-1", "top-5"]
+        assert verdict.scores[0].float_score == 100
+    few = validate(net, quantized, DATA, ValidateConfig(samples=5), labels=right)
+    assert (few.samples, few.scores[0].float_score) == (5, 100)
+
+
+def test_a_metric_gets_the_floats_that_are_given_as_labels(net, quantized):
+    write_module(
+        "own_target", "def score(outputs, labels):\n    assert labels.dtype == 'float64'\n    return labels[0]\n"
+    )
+    config = ValidateConfig(metric="own_target:score")
+    (score,) = validate(net, quantized, DATA, config, labels=np.full(24, 0.25, np.float32)).scores
+    assert score.float_score == 0.25
+    with pytest.raises(DataError, match="output y: labels are float64; class indices are integers"):
+        validate(net, quantized, DATA, labels=[0.25] * 24)
+
+
+ALLOWED = "a path, an array or a list of one number for each sample is allowed; give class indices"
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.zeros(23, int), "labels: found labels of shape (23); there are 24 samples; give one label for each"),
+        ([1, 2], "labels: found labels of shape (2); there are 24 samples; give one label for each"),
+        (np.zeros((24, 7)), "labels: found labels of shape (24, 7); there are 24 samples; give one label for each"),
+        (["cat"] * 24, f"labels: found list of <U3; {ALLOWED}"),
+        (np.zeros(24, bool), f"labels: found ndarray of bool; {ALLOWED}"),
+        ([[1], [1, 2]], f"labels: found list of unlike rows; {ALLOWED}"),
+        ({"a.png": 1}, f"labels: found dict; {ALLOWED}"),
+        (3, f"labels: found int; {ALLOWED}"),
+        (b"labels.npy", f"labels: found bytes; {ALLOWED}"),
+    ],
+)
+def test_labels_of_a_wrong_length_or_type_are_refused(net, quantized, labels, text):
+    with pytest.raises(DataError, match=re.escape(text)):
+        validate(net, quantized, DATA, labels=labels)
+
+
+@pytest.mark.parametrize("config", [{"max_drop": 1}, {}, QuantizeConfig(), "onnxcalib.toml"])
+def test_a_config_of_another_type_is_refused(config):
+    found = type(config).__name__
+    with pytest.raises(ConfigError, match=f"config: found {found}; give a ValidateConfig"):
+        validate("absent.onnx", "absent.onnx", "absent", config)
+
+
 # Metrics
 
 
