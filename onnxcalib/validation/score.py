@@ -17,13 +17,16 @@ from ..runtime.store import Store
 from ..verdict import ScoreRecord
 
 TOP = (1, 5)
+# A float model that is right in less than CHANCE times 1 / classes of the samples, and in less than POOR, most likely
+# got other preprocessing or other labels than in its training. Without POOR, models of 2 and 3 classes would be named.
+CHANCE, POOR = 2, 0.3
 Metric = Callable[[dict[str, np.ndarray], np.ndarray | None], Any]
 
 
 class LabelTally:
     """Counts the right answers of both models in every output that may be class scores.
 
-    notes: one line where labels fit no output, or more than one.
+    notes: one line where labels fit no output, or more than one, or where the float model is hardly better than chance.
     """
 
     def __init__(self, labels: np.ndarray, samples: CalibrationSet, order: np.ndarray, *, demanded: bool) -> None:
@@ -31,6 +34,7 @@ class LabelTally:
         self.notes: list[str] = []
         self._labels, self._names, self._demanded = labels, samples.names, demanded
         self._tallies: dict[str, list[Accuracy]] | None = None
+        self._classes: dict[str, int] = {}
         self._order, self._done = order, 0
 
     def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], count: int) -> None:
@@ -62,6 +66,7 @@ class LabelTally:
             return {}
         widest = max(fit, key=fit.__getitem__)
         check_classes(self._labels, fit[widest], f"output {widest}", names=self._names)
+        self._classes = fit
         enough = [name for name, classes in fit.items() if classes > self._labels.max()]
         return {name: [Accuracy(k) for k in TOP if k == 1 or fit[name] > k] for name in enough}
 
@@ -76,7 +81,16 @@ class LabelTally:
             self.notes.append(
                 f"labels: compared with output {best}, on which the float model is most accurate, and not with {others}"
             )
+        self._check_chance(self._tallies[best][0], self._classes[best])
         return [_record(accuracy, best) for accuracy in self._tallies[best]]
+
+    def _check_chance(self, found: Accuracy, classes: int) -> None:
+        share = found.right / found.samples
+        if share < min(CHANCE / classes, POOR):
+            self.notes.append(
+                f"labels: the float model is right in only {100 * share:.1f}% of the samples; check the preprocessing"
+                " and the labels"
+            )
 
 
 def _record(accuracy: Accuracy, output: str) -> ScoreRecord:

@@ -326,7 +326,11 @@ def test_labels_that_the_data_carry_are_used_and_a_file_wins(net, quantized, run
     config = ValidateConfig(max_drop=50)
     assert validate(net, quantized, "data.npz", config).scores[0].float_score == 100
     np.save("wrong.npy", (answers(run, net) + 1) % 7)
-    assert validate(net, quantized, "data.npz", config, labels="wrong.npy").scores[0].float_score == 0
+    verdict = validate(net, quantized, "data.npz", config, labels="wrong.npy")
+    assert verdict.scores[0].float_score == 0
+    assert (
+        "labels: the float model is right in only 0.0% of the samples; check the preprocessing" in verdict.warnings[0]
+    )
 
 
 def test_bad_labels_are_refused(net, quantized, run):

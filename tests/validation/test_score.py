@@ -123,6 +123,28 @@ def test_a_label_tally_without_samples_has_no_records(by_label):
     assert by_label().records() == []
 
 
+@pytest.mark.parametrize(
+    ("classes", "right", "samples", "warned"),
+    [
+        (10, 1, 6, True),  # below 2 / 10
+        (10, 1, 5, False),
+        (2, 2, 7, True),  # below 30%
+        (2, 3, 10, False),
+        (1000, 0, 20, True),
+        (1000, 1, 20, False),
+    ],
+)
+def test_a_float_model_that_is_hardly_better_than_chance_is_warned_of(draw, classes, right, samples, warned):
+    labels = np.zeros(samples, np.int64)
+    tally = LabelTally(labels, open_calibration(draw(samples, 6), ROWS), np.arange(samples), demanded=True)
+    outputs = {"y": one_hot((np.arange(samples) >= right).astype(int), classes)}
+    tally.add(outputs, outputs, samples)
+    assert tally.records()[0].float_score == pytest.approx(100 * right / samples)
+    share = f"{100 * right / samples:.1f}% of the samples"
+    text = f"labels: the float model is right in only {share}; check the preprocessing and the labels"
+    assert tally.notes == [text] * warned
+
+
 # By a metric
 
 
