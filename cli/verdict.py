@@ -10,6 +10,7 @@ from onnxcalib.validation.render import (
     Sheet,
     conclude,
     gather_toml,
+    is_judged,
     lacks_accuracy_gate,
     list_sheets,
     name_some,
@@ -31,8 +32,8 @@ def print_verdict(verdict: Verdict) -> None:
     _print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
     for sheet in list_sheets(verdict):
         _print_sheet(console, sheet)
-    lines = [*describe_unfused(verdict.unfused), spell_saturation(verdict.saturation)]
-    _print_lines(console, ["", *lines, *_describe_contract(verdict.contract)])
+    if lines := _describe_facts(verdict):
+        _print_lines(console, ["", *lines])
     _print_sheet(console, _spell_steps(verdict.contract))
     if verdict.explanation:
         _print_explanation(console, verdict, verdict.explanation)
@@ -56,13 +57,25 @@ def _print_sheet(console: Console, sheet: Sheet) -> None:
     console.print(table)
 
 
-def _describe_contract(contract: ContractRecord) -> list[str]:
+def _describe_facts(verdict: Verdict) -> list[str]:
+    """Unfused Q/DQ, integer kernels and kernel consistency, without what the gates on them say already."""
+    count, *reasons = describe_unfused(verdict.unfused)
+    lines = [count, *reasons]
+    if is_judged(verdict, "max_unfused"):
+        lines = ["unfused Q/DQ, by reason:", *reasons] if reasons else []
+    if verdict.saturation.layers or not is_judged(verdict, "max_saturating"):
+        lines.append(spell_saturation(verdict.saturation))
+    return lines + _describe_contract(verdict.contract, judged=is_judged(verdict, "max_steps"))
+
+
+def _describe_contract(contract: ContractRecord, *, judged: bool) -> list[str]:
     steps = "at most 1 step" if contract.steps == 1 else f"at most {contract.steps} steps"
     found = steps if contract.tensors else "no integer tensor to judge"
-    where = f"between graph optimizations off and on, {contract.samples} samples"
-    lines = [f"numerics contract: {found} {where}{spell_change(contract)}"]
+    parts = ["" if judged else f"{found} between graph optimizations off and on", spell_change(contract)]
+    text = "; ".join(filter(None, parts))
+    lines = [f"kernel consistency: {text} ({contract.samples} samples)"] if text else []
     if contract.mismatched:
-        lines.append(f"  unlike scales or zero points in a Q/DQ pair: {name_some(contract.mismatched)}")
+        lines.append(f"unlike scales or zero points in a Q/DQ pair: {name_some(contract.mismatched)}")
     return lines
 
 

@@ -63,7 +63,7 @@ class StepsRecord:
 
 @dataclass(frozen=True)
 class ContractRecord:
-    """The numerics contract: graph optimizations off against on, layer by layer, on the first ``samples`` samples.
+    """The kernel consistency: graph optimizations off against on, layer by layer, on the first ``samples`` samples.
 
     tensors: the integer tensors, those that differ most first. mismatched: tensors whose QuantizeLinear and
     DequantizeLinear have different scales or zero points. sqnr_db: SQNR of the whole model's float outputs, from the

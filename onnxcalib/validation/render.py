@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from ..report import OutputRecord, SaturationRecord, spell_worst
@@ -17,6 +17,7 @@ PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit 
 WORST_LAYERS = 10  # more would hardly be read
 NAMED = 3  # names in one line; the JSON report has all of them
 ABSENT = "-"
+MEASURE_HEADERS = ("measure", "float", "quantized", "")
 # Characters that XML 1.0 cannot hold, escaped or not: https://www.w3.org/TR/xml/#charsets
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -48,7 +49,7 @@ def lacks_accuracy_gate(verdict: Verdict) -> bool:
 
 
 def spell_measures(verdict: Verdict) -> Sheet:
-    """The measures of whole models: scores, file size, latency, fusion, numerics contract, integer kernels."""
+    """The measures of whole models: scores, file size and latency."""
     rows = (
         *(_spell_score(score) for score in verdict.scores),
         (
@@ -58,17 +59,40 @@ def spell_measures(verdict: Verdict) -> Sheet:
             f"{verdict.size_ratio:.3f} of float",
         ),
         _spell_latency(verdict.latency),
-        ("unfused Q/DQ", ABSENT, str(len(verdict.unfused)), ""),
-        _spell_contract(verdict.contract),
-        ("integer kernels", ABSENT, str(verdict.saturation.kernels), _spell_bounds(verdict.saturation)),
     )
-    return Sheet(("measure", "float", "quantized", ""), rows, named=False)
+    return Sheet(MEASURE_HEADERS, rows, named=False)
+
+
+def spell_facts(verdict: Verdict) -> Sheet:
+    """Unfused Q/DQ, kernel consistency and integer kernels, without what the gates on them say already."""
+    contract, saturation = verdict.contract, verdict.saturation
+    rows: list[tuple[str, ...]] = []
+    if not is_judged(verdict, "max_unfused"):
+        rows.append(("unfused Q/DQ", ABSENT, str(len(verdict.unfused)), ""))
+    if is_judged(verdict, "max_steps"):
+        text = "; ".join(filter(None, (_spell_differing(contract), spell_change(contract))))
+        rows += [("kernel consistency", ABSENT, ABSENT, text)] if text else []
+    else:
+        rows.append(_spell_contract(contract))
+    if not is_judged(verdict, "max_saturating"):
+        rows.append(("integer kernels", ABSENT, str(saturation.kernels), _spell_bounds(saturation)))
+    return Sheet(MEASURE_HEADERS, tuple(rows), named=False)
+
+
+def is_judged(verdict: Verdict, gate: str) -> bool:
+    return any(record.name == gate for record in verdict.gates)
 
 
 def list_sheets(verdict: Verdict) -> list[Sheet]:
     """The sheets of measures, outputs and saturated outputs, without those that have no rows."""
     sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict)
     return [sheet for sheet in sheets if sheet.rows]
+
+
+def _list_all(verdict: Verdict) -> list[Sheet]:
+    """As ``list_sheets``, with the facts as further rows of the measures."""
+    measures, *others = list_sheets(verdict)
+    return [replace(measures, rows=measures.rows + spell_facts(verdict).rows), *others]
 
 
 def spell_outputs(verdict: Verdict) -> Sheet:
@@ -147,10 +171,12 @@ def gather_toml(verdict: Verdict) -> str:
 
 
 def spell_change(contract: ContractRecord) -> str:
-    """How graph optimizations change the float outputs, after a semicolon; empty where there are none."""
+    """How well the float outputs with and without graph optimizations agree; empty where there are none."""
     if contract.sqnr_db is None:
         return ""
-    return "; outputs are equal" if contract.sqnr_db == math.inf else f"; outputs differ by {contract.sqnr_db:.1f} dB"
+    if contract.sqnr_db == math.inf:
+        return "outputs of the two sessions are equal"
+    return f"outputs of the two sessions agree to {contract.sqnr_db:.1f} dB"
 
 
 def spell_number(value: float | None, form: str = ".2f") -> str:
@@ -170,7 +196,7 @@ def to_markdown(verdict: Verdict) -> str:
     if verdict.gates:
         gate_rows = [(_code(g.name), _text(g.text), "pass" if g.passed else "**FAIL**") for g in verdict.gates]
         lines.append(_draw_table(("gate", "measured and limit", "verdict"), gate_rows))
-    lines += [_draw_sheet(sheet) for sheet in list_sheets(verdict)]
+    lines += [_draw_sheet(sheet) for sheet in _list_all(verdict)]
     if warnings := list_warnings(verdict):
         lines += ["**Warnings**", "\n".join(f"- {_text(warning)}" for warning in warnings)]
     if verdict.explanation:
@@ -179,25 +205,23 @@ def to_markdown(verdict: Verdict) -> str:
 
 
 def to_junit(verdict: Verdict) -> str:
-    """The verdict as JUnit XML with one test case for each gate; failures and system-out hold the measurements."""
+    """The verdict as JUnit XML with one test case for each gate; the suite's system-out holds the measurements."""
     failures = sum(not gate.passed for gate in verdict.gates)
-    # Checking a gate takes no time; readers such as dorny/test-reporter show NaN where none is stated.
-    counts = {"tests": str(len(verdict.gates)), "failures": str(failures), "errors": "0", "time": "0"}
+    counts = {"tests": str(len(verdict.gates)), "failures": str(failures), "errors": "0"}
     root = ElementTree.Element("testsuites", counts)
     name = f"onnxcalib validate {verdict.quantized_model}"
     suite = ElementTree.SubElement(root, "testsuite", {"name": name, "skipped": "0", **counts})
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("float_model", "quantized_model", "samples", "size_ratio"):
         ElementTree.SubElement(properties, "property", name=name, value=str(getattr(verdict, name)))
-    measured = "\n".join(line for sheet in list_sheets(verdict) for line in _list_lines(sheet))
+    measured = "\n".join(line for sheet in _list_all(verdict) for line in _list_lines(sheet))
     for gate in verdict.gates:
-        case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name, time="0")
+        case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name)
         line = f"{gate.name}: {gate.text}"
         if gate.passed:
             ElementTree.SubElement(case, "system-out").text = line
         else:
-            failure = ElementTree.SubElement(case, "failure", message=line, type="GateFailure")
-            failure.text = f"{line}\n\n{measured}"
+            ElementTree.SubElement(case, "failure", message=line, type="GateFailure").text = line
     notes = [f"note: {NO_ACCURACY_GATE}"] if lacks_accuracy_gate(verdict) else []
     notes += [f"warning: {text}" for text in list_warnings(verdict)]
     worst = [*_list_lines(spell_layers(verdict)), *(f"{name}: {text}" for name, text in spell_advice(verdict))]
@@ -235,10 +259,15 @@ def _spell_latency(latency: LatencyRecord) -> tuple[str, ...]:
 
 
 def _spell_contract(contract: ContractRecord) -> tuple[str, ...]:
+    steps = str(contract.steps) if contract.tensors else ABSENT
+    parts = (_spell_differing(contract) or "no integer tensor to judge", spell_change(contract))
+    return ("kernel consistency, steps", ABSENT, steps, "; ".join(filter(None, parts)))
+
+
+def _spell_differing(contract: ContractRecord) -> str:
+    """How many integer tensors graph optimizations move; empty where there are none."""
     differing = sum(record.share > 0 for record in contract.tensors)
-    where = f"by optimizations, in {differing} of {len(contract.tensors)} tensors"
-    steps, where = (str(contract.steps), where) if contract.tensors else (ABSENT, "no integer tensor to judge")
-    return ("numerics contract, steps", ABSENT, steps, where + spell_change(contract))
+    return f"{differing} of {len(contract.tensors)} tensors moved by optimizations" if contract.tensors else ""
 
 
 def _spell_output(record: OutputRecord) -> tuple[str, ...]:

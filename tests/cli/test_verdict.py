@@ -109,6 +109,25 @@ def test_unfused_nodes_are_named_by_reason(printed):
     assert "  QuantizeLinear: follows Resize: t0, t1, t2 and 1 more" in lines
 
 
+def test_what_a_gate_says_is_no_fact_too(printed):
+    gates = (
+        GateRecord("max_unfused", True, "4 left, at most 4"),
+        GateRecord("max_saturating", True, "none, at most 0"),
+    )
+    lines = printed(replace(VERDICT, gates=gates))
+    assert lines[lines.index("unfused Q/DQ, by reason:") + 1].startswith("  QuantizeLinear: follows Resize: t0, ")
+    assert not any(line.startswith(("unfused Q/DQ: ", "integer kernels")) for line in lines)
+    lines = printed(replace(VERDICT, gates=gates, unfused=()))
+    assert not any("unfused Q/DQ" in line for line in lines)
+
+
+def test_no_fact_is_a_row_and_a_line(printed):
+    for gates in (VERDICT.gates, ()):
+        lines = printed(replace(VERDICT, gates=gates))
+        for name in ("unfused Q/DQ", "integer kernels", "kernel consistency"):
+            assert sum(line.startswith(name) for line in lines) == (not gates or name != "kernel consistency")
+
+
 def test_what_can_saturate_is_said_with_the_outputs_there(printed):
     assert "integer kernels: none" in printed(VERDICT)
     saturation = SaturationRecord(
@@ -127,23 +146,25 @@ def test_what_can_saturate_is_said_with_the_outputs_there(printed):
     assert ["scores", "without", "VNNI", "(16", "samples)", "90.00", "12.84", "0.950000", "3.5"] in split(lines)
 
 
-def test_the_numerics_contract_names_the_worst_tensors_and_unlike_pairs(printed):
-    lines = printed(VERDICT)
-    assert "numerics contract: at most 2 steps between graph optimizations off and on, 16 samples" in lines
-    assert "  unlike scales or zero points in a Q/DQ pair: x, y" in lines
+def test_kernel_consistency_names_the_worst_tensors_and_unlike_pairs(printed):
+    lines = printed(replace(VERDICT, gates=()))
+    assert "kernel consistency: at most 2 steps between graph optimizations off and on (16 samples)" in lines
+    assert "unlike scales or zero points in a Q/DQ pair: x, y" in lines
     shown = [row for row in split(lines) if row and row[0].startswith("tensor") and row[0] != "tensors"]
     assert shown == [[f"tensor{i}", "Conv", str(2 - i // 4), "5"] for i in range(WORST_TENSORS)]
     equal = ContractRecord(16, (StepsRecord("tensor0", "Conv", 0, 0.0),), (), float("inf"))
-    lines = printed(replace(VERDICT, contract=equal))
-    where = "between graph optimizations off and on, 16 samples"
-    assert f"numerics contract: at most 0 steps {where}; outputs are equal" in lines
+    lines = printed(replace(VERDICT, contract=equal, gates=()))
+    found = "at most 0 steps between graph optimizations off and on; outputs of the two sessions are equal"
+    assert f"kernel consistency: {found} (16 samples)" in lines
     assert not any("tensors that differ" in line or "unlike" in line for line in lines)
 
 
-def test_a_contract_without_integer_tensors_is_that_of_the_outputs(printed):
-    lines = printed(replace(VERDICT, contract=ContractRecord(32, (), (), 39.84)))
-    where = "between graph optimizations off and on, 32 samples"
-    assert f"numerics contract: no integer tensor to judge {where}; outputs differ by 39.8 dB" in lines
+def test_kernel_consistency_says_how_well_the_outputs_agree_and_no_more_where_a_gate_says_the_steps(printed):
+    verdict = replace(VERDICT, contract=ContractRecord(32, (), (), 39.84))
+    agree = "outputs of the two sessions agree to 39.8 dB (32 samples)"
+    assert f"kernel consistency: {agree}" in printed(verdict)
+    found = "no integer tensor to judge between graph optimizations off and on"
+    assert f"kernel consistency: {found}; {agree}" in printed(replace(verdict, gates=()))
 
 
 def test_an_explanation_ends_in_toml_that_can_be_copied(printed):

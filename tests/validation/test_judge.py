@@ -213,7 +213,7 @@ def test_an_interval_without_an_end_fails_where_one_must_be_confident():
     assert not gate(found(outputs=outputs), min_sqnr=10, confident=True).passed
 
 
-# The numerics contract
+# Kernel consistency
 
 
 def test_a_pair_on_two_grids_fails_whatever_the_limit():

@@ -1,4 +1,4 @@
-"""The numerics contract: what graph optimizations move, layer by layer, and what other machines would."""
+"""Kernel consistency: what graph optimizations move, layer by layer, and what other machines would."""
 
 from __future__ import annotations
 

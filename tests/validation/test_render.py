@@ -17,7 +17,7 @@ from onnxcalib.validation.render import (
     WORST_LAYERS,
     conclude,
     gather_toml,
-    spell_measures,
+    spell_facts,
     spell_saturation,
     to_junit,
     to_markdown,
@@ -72,7 +72,12 @@ ROWS = [
     ["file, bytes", "4,000,000", "1,000,000", "0.250 of float"],
     ["latency, ms, batch 4", "12.5 (spread 3%)", "5 (spread 6%)", "2.50 times as fast (95%: 2.25 to 2.75)"],
     ["unfused Q/DQ", "-", "1", ""],
-    ["numerics contract, steps", "-", "1", "by optimizations, in 1 of 2 tensors; outputs differ by 39.8 dB"],
+    [
+        "kernel consistency",
+        "-",
+        "-",
+        "1 of 2 tensors moved by optimizations; outputs of the two sessions agree to 39.8 dB",
+    ],
     ["integer kernels", "-", "23", "2 can saturate on x86 without VNNI"],
 ]
 OUTPUT_ROWS = [
@@ -128,8 +133,9 @@ def test_each_gate_is_a_test_case_and_its_line_the_failure():
     failure = drop.find("failure")
     assert failure.get("message") == "max_drop: 3.00 points (95%: 1.00 to 5.00), at most 2"
     assert failure.get("type") == "GateFailure"
-    assert "top-1 %: float 71.25, quantized 68.25, drop 3.00 (95%: 1.00 to 5.00)" in failure.text.splitlines()
+    assert failure.text == failure.get("message")
     assert (steps.find("failure"), steps.findtext("system-out")) == (None, "max_steps: 1 step, at most 1")
+    assert not [element for element in root.iter() if "time" in element.attrib]  # no time was measured
     assert {p.get("name"): p.get("value") for p in suite.iter("property")} == {
         "float_model": "float.onnx",
         "quantized_model": "quantized.onnx",
@@ -145,6 +151,7 @@ def test_what_was_measured_is_the_output_of_the_test_suite():
         warnings=("odd values",),
     )
     lines = ElementTree.fromstring(to_junit(explained)).findtext("testsuite/system-out").splitlines()
+    assert "top-1 %: float 71.25, quantized 68.25, drop 3.00 (95%: 1.00 to 5.00)" in lines
     assert "index: agreement % 99.00" in lines
     assert "unfused Q/DQ: quantized 1" in lines
     assert "integer kernels: quantized 23, 2 can saturate on x86 without VNNI" in lines
@@ -217,20 +224,38 @@ def test_there_is_no_table_of_saturated_outputs_where_none_can_saturate():
 
 
 @pytest.mark.parametrize(
-    ("contract", "cells"),
+    ("contract", "steps", "text"),
     [
-        (ContractRecord(8, ()), ["-", "no integer tensor to judge"]),
-        (ContractRecord(8, (), (), 45.0), ["-", "no integer tensor to judge; outputs differ by 45.0 dB"]),
-        (ContractRecord(8, (StepsRecord("a", "Conv", 0, 0.0),)), ["0", "by optimizations, in 0 of 1 tensors"]),
+        (ContractRecord(8, ()), "-", ""),
+        (ContractRecord(8, (), (), 45.0), "-", "outputs of the two sessions agree to 45.0 dB"),
+        (ContractRecord(8, (StepsRecord("a", "Conv", 0, 0.0),)), "0", "0 of 1 tensors moved by optimizations"),
         (
             ContractRecord(8, (StepsRecord("a", "Conv", 0, 0.0),), (), float("inf")),
-            ["0", "by optimizations, in 0 of 1 tensors; outputs are equal"],
+            "0",
+            "0 of 1 tensors moved by optimizations; outputs of the two sessions are equal",
         ),
     ],
 )
-def test_the_contract_says_what_was_judged(contract, cells):
-    (row,) = [row for row in spell_measures(replace(VERDICT, contract=contract)).rows if row[0].startswith("numerics")]
-    assert list(row) == ["numerics contract, steps", "-", *cells]
+def test_kernel_consistency_says_what_was_compared_and_the_steps_where_no_gate_says_them(contract, steps, text):
+    def find(gates):
+        rows = spell_facts(replace(VERDICT, contract=contract, gates=gates)).rows
+        return [list(row) for row in rows if row[0].startswith("kernel consistency")]
+
+    assert find((STEPS,)) == ([["kernel consistency", "-", "-", text]] if text else [])
+    whole = text if contract.tensors else "; ".join(filter(None, ("no integer tensor to judge", text)))
+    assert find(()) == [["kernel consistency, steps", "-", steps, whole]]
+
+
+@pytest.mark.parametrize(
+    ("gate", "name"), [("max_unfused", "unfused Q/DQ"), ("max_saturating", "integer kernels"), ("max_steps", "steps")]
+)
+@pytest.mark.parametrize("make", [to_markdown, to_junit])
+def test_what_a_gate_says_is_no_measure_too(make, gate, name):
+    said = {"unfused Q/DQ": ("| unfused Q/DQ", "unfused Q/DQ:"), "integer kernels": ("| integer", "integer kernels:")}
+    texts = said.get(name, ("| kernel consistency, steps", "kernel consistency, steps:"))
+    for gates, shown in (((DROP,), True), ((DROP, GateRecord(gate, True, "right")), False)):
+        text = make(replace(VERDICT, gates=gates))
+        assert any(each in text for each in texts) == shown
 
 
 def test_markdown_says_the_outcome_and_every_gate_and_measure():
