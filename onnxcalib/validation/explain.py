@@ -32,12 +32,17 @@ SAMPLES = 16
 # The effect of one layer on the model's outputs is measured on one sample in SHARE, within these bounds: each layer
 # costs half a pass of the float model over them on average.
 SHARE, LEAST, MOST = 8, 4, 16
-WORST = 10
+# The layers that limit the outputs are the worst ones that make up this share of all layers' losses, WORST at most.
+LIMITING, WORST = 0.9, 10
+# SQNR of the outputs in dB from which on a layer of 8 bits stays as it is. There it changes the outputs by 1% of their
+# size at most, which hardly ever changes a class, while float costs time and space.
+HARMLESS = 40.0
 BEHIND, ROUNDED = "behind:", "rounded:"
 SETTINGS_KEY = "onnxcalib.settings"
 # Thresholds above which a symptom is named as a reason.
 WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
-CANCELLED = 6.0  # dB
+CANCELLED, ABOUT_EQUAL = 6.0, 3.0  # dB
+FLOAT_BITS = 32  # activation_bits of a layer that reads floats
 ALIKE, WRONG_GAIN = 0.9, 0.25
 
 
@@ -52,13 +57,18 @@ class _Layer:
     at_output: float = float("nan")
 
     @property
+    def ranked_db(self) -> float:
+        """SQNR of the model's outputs, or of the layer's own output where the model's were not measured."""
+        return self.alone.sqnr_db if np.isnan(self.at_output) else self.at_output
+
+    @property
     def result(self) -> str:
         """The tensor to compare with the float output: the layer's output, or that output behind the grid."""
         return f"{BEHIND}{self.pair.layer.output}" if self.pair.path else self.pair.layer.output
 
 
 def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> Explanation:
-    """Find the layers that cost most at the model's outputs when they alone are quantized, and give the reasons.
+    """Find the layers that limit the model's outputs, by the loss where they alone are quantized, and give the reasons.
 
     A layer has a quantized constant weight, and the float model has its input and its output under the same names;
     others are listed as unmatched. Layers have the names that ``quantize`` gives the float layers. The first SAMPLES
@@ -76,9 +86,20 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
         if fault := survey.measure_outputs():
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
             notes = (*notes, f"{why}: {fault}")
-        worst = sorted(layers, key=lambda each: (_or(each.at_output, each.alone.sqnr_db), each.alone.sqnr_db))[:WORST]
-        losses = tuple(_describe(each, survey) for each in worst)
+        losses = tuple(_describe(each, survey) for each in _choose_limiting(layers))
     return Explanation(done, losses, unmatched, notes)
+
+
+def _choose_limiting(layers: list[_Layer]) -> list[_Layer]:
+    """The worst layers, the worst first, as far as they make up LIMITING of the sum of the layers' relative errors."""
+    ranked = sorted(layers, key=lambda each: (each.ranked_db, each.alone.sqnr_db))
+    errors = [10 ** (-each.ranked_db / 10) for each in ranked]
+    total, done = sum(errors), 0.0
+    for number, error in enumerate(errors):
+        if done >= LIMITING * total and error < np.inf:
+            return ranked[: min(number, WORST)]
+        done += error
+    return ranked[:WORST]
 
 
 def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
@@ -94,10 +115,6 @@ def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
             " (reconstruct = true)",
         )
     return ()
-
-
-def _or(value: float, other: float) -> float:
-    return other if np.isnan(value) else value
 
 
 class _Survey:
@@ -245,6 +262,8 @@ def _describe(each: _Layer, survey: _Survey) -> LayerLoss:
     remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
     if layer.weight_bits >= 8 and layer.activation_bits >= 8:
         remedy, lines = "leave it in float", "exclude = true"
+        if each.ranked_db >= HARMLESS:
+            remedy, lines = "keep it as it is: its loss is small", ""
     return LayerLoss(
         name=name or layer.name,
         op=layer.op,
@@ -255,7 +274,7 @@ def _describe(each: _Layer, survey: _Survey) -> LayerLoss:
         at_output_db=None if np.isnan(each.at_output) else each.at_output,
         reasons=tuple(_find_reasons(each, survey)),
         remedy=remedy,
-        toml=f"[layers.{_quote(name)}]\n{lines}" if name else "",
+        toml=f"[layers.{_quote(name)}]\n{lines}" if name and lines else "",
     )
 
 
@@ -267,26 +286,49 @@ def _quote(name: str) -> str:
 def _find_reasons(each: _Layer, survey: _Survey) -> list[str]:
     """What the numbers of a layer show, one line each."""
     layer = each.pair.layer
-    weight = rounding_sqnr(layer.integers, layer.scale, layer.axis)
+    kept = {f"{layer.weight_bits}-bit weights": rounding_sqnr(layer.integers, layer.scale, layer.axis)}
+    gains = _name_gains(each, survey)
     if layer.grid is None:
-        return [f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB"]
+        return [_list_parts(kept) if gains else _name_unknown_input(each, *kept.values()), *gains]
     values = survey.values(layer.source)
     axis = values.ndim - 1 if layer.op == "MatMul" else min(1, values.ndim - 1)
     found = diagnose(values, *layer.grid, axis)
     parts = {name: float(np.abs(survey.values(name)).max()) for name in joined_parts(survey.index, layer.source)}
-    parted = f"its {layer.weight_bits}-bit weights alone leave {weight:.1f} dB, its {layer.activation_bits}-bit input"
-    parted += f" {found.sqnr_db:.1f} dB"
-    kept = [weight, found.sqnr_db]
+    kept[f"{layer.activation_bits}-bit input"] = found.sqnr_db
     if each.pair.path:
-        kept.append(each.grid.sqnr_db)
-        parted += f", the grid that clips its output {each.grid.sqnr_db:.1f} dB"
+        kept["grid that clips its output"] = each.grid.sqnr_db
+    faults = gains or _name_cancelling(each.alone.sqnr_db, list(kept.values()))
     return [
-        parted,
-        *(_name_gains(each, survey) or _name_cancelling(each.alone.sqnr_db, kept)),
+        _list_parts(kept) if faults else _name_limit(kept),
+        *faults,
         *_name_symptoms(found, layer.grid),
         *_name_parts(parts),
         *_name_channels(layer),
     ]
+
+
+def _name_limit(kept: dict[str, float]) -> str:
+    """Which parts of a layer lose most. kept: SQNR in dB with each part alone."""
+    least = min(kept.values())
+    limits = [part for part, sqnr in kept.items() if sqnr <= least + ABOUT_EQUAL]
+    verb = "limits" if len(limits) == 1 and not limits[0].endswith("weights") else "limit"
+    return f"its {' and its '.join(limits)} {verb} it: {_list_parts(kept)}"
+
+
+def _list_parts(kept: dict[str, float]) -> str:
+    """SQNR with each part of a layer alone, the worst first."""
+    ordered = sorted(kept.items(), key=lambda each: each[1])
+    return ", ".join(f"{sqnr:.1f} dB with the {part} alone" for part, sqnr in ordered)
+
+
+def _name_unknown_input(each: _Layer, weight: float) -> str:
+    """Which part limits a layer whose input's grid is not known."""
+    layer, alone = each.pair.layer, each.alone.sqnr_db
+    weights = f"{layer.weight_bits}-bit weights"
+    if layer.activation_bits >= FLOAT_BITS or weight <= alone + ABOUT_EQUAL:
+        return _name_limit({weights: weight})
+    what = f"its {layer.activation_bits}-bit input limits it"
+    return f"{what}: {alone:.1f} dB with both, {weight:.1f} dB with the {weights} alone"
 
 
 def _name_gains(each: _Layer, survey: _Survey) -> list[str]:

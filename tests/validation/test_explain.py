@@ -21,7 +21,9 @@ from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.run import SETTINGS_BYTES
 from onnxcalib.validation import explain as explain_module
-from onnxcalib.validation.explain import SAMPLES, SETTINGS_KEY, WORST, explain, joined_parts
+from onnxcalib.validation.explain import LIMITING, SAMPLES, SETTINGS_KEY, WORST, explain, joined_parts
+
+KEEP = "keep it as it is: its loss is small"
 
 BODY = """{ [stem] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [relu1] r = Relu (c)
     [inner] d = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)  [add] s = Add (d, r)  [relu2] t = Relu (s)
@@ -60,6 +62,13 @@ def first(original, quantized, data):
     return explained(original, quantized, data).layers[0]
 
 
+@pytest.fixture
+def every_layer(monkeypatch):
+    """Layers are explained, and have lines for onnxcalib.toml, though they do not limit the outputs."""
+    monkeypatch.setattr(explain_module, "LIMITING", np.inf)
+    monkeypatch.setattr(explain_module, "HARMLESS", np.inf)
+
+
 def round_only(model, data, **settings):
     return quantize(model, data, QuantizeConfig(reconstruct=False, **settings)).model
 
@@ -67,6 +76,7 @@ def round_only(model, data, **settings):
 # Which layer
 
 
+@pytest.mark.usefixtures("every_layer")
 @pytest.mark.parametrize(("layer", "weight"), [("stem", "w1"), ("inner", "w2"), ("deep", "w3"), ("head", "w4")])
 @pytest.mark.parametrize("factor", [0.5, 3])
 def test_the_layer_whose_scale_is_wrong_is_named_first(net, rough, images, layer, weight, factor):
@@ -92,6 +102,7 @@ def test_what_a_layer_does_at_the_output_is_what_it_does_in_the_whole_float_mode
     )
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_all_before_holds_the_loss_of_the_layers_before(net, rough, images):
     wrong = change(rough(net, images), "w1_scale", lambda scale: scale * 3)
     by_name = {layer.name: layer for layer in explained(net, wrong, images).layers}
@@ -116,6 +127,7 @@ def test_a_layer_is_raised_where_its_weights_or_its_input_have_4_bits(net, image
     )
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_a_layer_that_harms_the_output_comes_before_one_that_is_worse_alone(build, rough, draw):
     """The path of the worse layer hardly counts at the output."""
     model = build(
@@ -210,6 +222,53 @@ def test_an_output_of_zeros_in_the_float_model_is_no_fault(build, rough, draw):
     assert first(model, wrong, x).name == "only"
 
 
+# How many layers
+
+
+def test_a_layer_that_loses_nearly_all_is_named_alone(net, rough, images):
+    found = explained(net, change(rough(net, images), "w2_scale", lambda scale: scale * 3), images)
+    assert [layer.name for layer in found.layers] == ["inner"]
+
+
+def test_layers_are_named_up_to_nine_tenths_of_the_loss(net, rough, images, request):
+    quantized = rough(net, images)
+    some = explained(net, quantized, images).layers
+    request.getfixturevalue("every_layer")
+    every = explained(net, quantized, images).layers
+    losses = [10 ** (-layer.at_output_db / 10) for layer in every]
+    assert len(every) == 4 and [layer.name for layer in some] == [layer.name for layer in every][: len(some)]
+    assert sum(losses[: len(some)]) >= LIMITING * sum(losses) > sum(losses[: len(some) - 1])
+
+
+def test_all_layers_that_break_the_outputs_are_named(net, rough, images):
+    wrong = change(rough(net, images), "w2_scale", lambda scale: scale * np.nan)
+    wrong = change(wrong, "w3_scale", lambda scale: scale * np.nan)
+    assert {layer.name for layer in explained(net, wrong, images).layers} == {"inner", "deep"}
+
+
+def test_no_layer_is_named_where_none_loses_anything(build, draw):
+    whole = {"w": np.int8([[3, 127], [-5, 7]]), "s": np.float32(0.25), "z": np.int8(0)}
+    grid = {"sx": np.float32(0.5), "zx": np.uint8(128)}
+    quantized = build(
+        """g (float[N, 2] x) => (float[N, 2] y) { q = QuantizeLinear (x, sx, zx)  a = DequantizeLinear (q, sx, zx)
+            v = DequantizeLinear (w, s, z)  [only] y = MatMul (a, v) }""",
+        **whole, **grid,
+    )  # fmt: skip
+    model = build("g (float[N, 2] x) => (float[N, 2] y) { [only] y = MatMul (x, w) }", w=whole["w"] * np.float32(0.25))
+    x = np.round(4 * draw(20, 2)) / np.float32(2)
+    assert explained(model, quantized, x).layers == ()
+
+
+def test_a_layer_of_8_bits_that_loses_next_to_nothing_is_not_left_in_float(net, rough, images, monkeypatch):
+    quantized = rough(net, images)
+    worst = first(net, quantized, images)
+    for limit, remedy in ((worst.at_output_db + 1, "leave it in float"), (worst.at_output_db - 1, KEEP)):
+        monkeypatch.setattr(explain_module, "HARMLESS", limit)
+        layer = first(net, quantized, images)
+        assert (layer.remedy, bool(layer.toml)) == (remedy, remedy != KEEP)
+    assert all(layer.remedy == KEEP and not layer.toml for layer in explained(net, quantized, images).layers)
+
+
 # What the two models do not share
 
 
@@ -225,6 +284,7 @@ def test_layers_of_other_names_are_listed_as_unmatched(net, rough, images):
     assert found.unmatched == ("inner: the float model has no tensor d_renamed, the layer's output",)
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_a_layer_that_reads_an_unknown_tensor_is_listed_as_unmatched(net, rough, images):
     quantized = rough(net, images)
     for node in quantized.graph.node:
@@ -330,6 +390,7 @@ def test_a_right_layer_whose_activation_its_grid_took_over_loses_what_its_bits_g
         assert min(layer.alone_db, layer.all_before_db, layer.at_output_db) > 28
 
 
+@pytest.mark.usefixtures("every_layer")
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_wrong_layer_whose_activation_its_grid_took_over_is_named_first(clipped, make_static, draw, place):
     x = draw(24, 4, 8, 8)
@@ -371,6 +432,7 @@ def paste(layers, folder) -> QuantizeConfig:
     return load_config(path)
 
 
+@pytest.mark.usefixtures("every_layer")
 @pytest.mark.parametrize("ready", [False, True])
 def test_the_lines_of_unnamed_nodes_raise_exactly_these_layers(unnamed, make_static, draw, tmp_path, ready):
     x = draw(60, 6)
@@ -385,6 +447,7 @@ def test_the_lines_of_unnamed_nodes_raise_exactly_these_layers(unnamed, make_sta
         assert len(bits) == 4
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_the_lines_of_unnamed_nodes_leave_exactly_these_layers_in_float(unnamed, make_static, draw, tmp_path):
     x = draw(60, 6)
     some = explained(unnamed, make_static(unnamed, x), x).layers[:2]
@@ -408,6 +471,37 @@ def test_a_layer_that_no_float_layer_can_be_named_for_has_no_lines(build, rough,
 # Reasons
 
 
+@pytest.mark.parametrize(
+    ("bits", "limit"),
+    [
+        ({"activation_bits": 4}, "its 4-bit input limits it: (.*) dB with the 4-bit input alone, .* 8-bit weights"),
+        ({"weight_bits": 4}, "its 4-bit weights limit it: (.*) dB with the 4-bit weights alone, .* 8-bit input"),
+    ],
+)
+def test_the_part_that_limits_a_layer_is_named_first_with_about_its_own_decibels(net, images, bits, limit):
+    worst = first(net, round_only(net, images, layers={"deep": bits}), images)
+    found = re.match(limit, worst.reasons[0])
+    assert worst.name == "deep" and worst.alone_db == pytest.approx(float(found[1]), abs=2)
+
+
+def test_an_input_whose_grid_is_not_known_limits_where_the_weights_do_not(build, draw):
+    """The grid is not known where a constant rescales the input first."""
+    weight, scale = draw(6, 6), np.float32(0.02)
+    integers = np.round(weight / scale).clip(-127, 127).astype(np.int8)
+    text = """g (float[N, 6] x) => (float[N, 6] y) { h = Mul (x, two)  q = QuantizeLinear (h, sx, zx)
+        a = DequantizeLinear (q, sx, zx)  v = DequantizeLinear (w, s, z)  [only] y = MatMul (a, v) }"""
+    model = build("g (float[N, 6] x) => (float[N, 6] y) { [only] y = MatMul (x, w) }", w=integers * scale)
+    fixed = {"two": np.float32(2), "zx": np.uint8(128), "w": integers, "s": scale / 2, "z": np.int8(0)}
+    x = draw(40, 6)
+    for step, reason in (
+        (0.5, r"its 8-bit input limits it: ([\d.]+) dB with both, [\d.]+ dB with the 8-bit weights alone"),
+        (0.06, r"its 8-bit weights limit it: ([\d.]+) dB with the 8-bit weights alone"),
+    ):
+        (layer,) = explained(model, build(text, **fixed, sx=np.float32(step)), x).layers
+        found = re.fullmatch(reason, layer.reasons[0])
+        assert found and float(found[1]) == pytest.approx(layer.alone_db, abs=3.1)
+
+
 def reasons_of(original, quantized, data, name):
     found = explained(original, quantized, data)
     return "; ".join(next(layer for layer in found.layers if layer.name == name).reasons)
@@ -428,10 +522,15 @@ WIDE, SATURATE, UNLIKE, DEAD = (
 )
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_a_right_layer_shows_the_decibels_of_its_weights_and_input_and_no_symptom(net, rough, images):
     for name in ("inner", "deep"):
         (reason,) = first_reasons(net, rough(net, images), images, name)
-        assert reason.startswith("its 8-bit weights alone leave ") and " dB, its 8-bit input " in reason
+        assert re.fullmatch(
+            r"its 8-bit (?:weights|input|weights and its 8-bit input) limits? it: [\d.]+ dB with the 8-bit (\w+) alone,"
+            r" [\d.]+ dB with the 8-bit (?!\1)\w+ alone",
+            reason,
+        )
 
 
 def first_reasons(original, quantized, data, name):
@@ -460,6 +559,7 @@ def spoil_channels(net, weight, bias, channels, factor):
     return change(net, bias, lambda value: value * scale)
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_dead_channels_of_the_input_are_named_with_their_share(net, rough, images):
     dead = spoil_channels(net, "w1", "b1", [0, 3], 0)
     text = reasons_of(dead, rough(dead, images), images, "inner")
@@ -472,6 +572,7 @@ def test_output_channels_without_weights_are_named(net, rough, images):
     assert "3 of its 8 output channels have weights of 0 alone" in reasons_of(dead, rough(dead, images), images, "deep")
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_an_unlike_channel_of_the_input_is_named(net, rough, images):
     unlike = spoil_channels(net, "w1", "b1", [2], 40)
     text = reasons_of(unlike, rough(unlike, images), images, "inner")
@@ -551,6 +652,7 @@ def test_the_lines_of_a_4_bit_layer_raise_it_and_mend_the_loss(net, images):
     assert raised.at_output_db > worst.at_output_db + 6
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_the_lines_of_a_wide_layer_leave_it_in_float(net, rough, images):
     wrong = change(rough(net, images), "w3_scale", lambda scale: scale * 3)
     worst = first(net, wrong, images)
@@ -597,6 +699,7 @@ def test_the_file_says_which_stages_were_done_and_light_is_told_to_reconstruct(n
         assert len(explained(net, model, images).notes) == (pipeline == "light")
 
 
+@pytest.mark.usefixtures("every_layer")
 def test_layers_whose_effect_on_the_outputs_cannot_be_measured_are_ranked_by_their_own_sqnr_with_the_reason(
     net, rough, images, monkeypatch
 ):
