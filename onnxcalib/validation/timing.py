@@ -16,8 +16,8 @@ from ..verdict import LatencyRecord
 # The first runs allocate memory and are not counted.
 WARM_UP = 3
 # A round is one run of each model. There are as many rounds as fit into SECONDS, within these bounds: medians of fewer
-# than the lower one differ from call to call.
-LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 500, 3.0
+# than the lower one differ from call to call. 500 rounds of a small model take less time than a change of the load.
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 3000, 3.0
 
 
 def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:
