@@ -97,11 +97,16 @@ def fit_classifier(images: np.ndarray) -> ModelProto:
     return build(text, **weights)
 
 
+def list_classes(count: int) -> str:
+    """What ``draw_images`` draws, as a table of file and class."""
+    return "".join(f"{i:02}.png,{i % 4}\n" for i in range(count))
+
+
 def write_images_and_classifiers(folder: Path) -> None:
     seen = draw_images(folder / "images", 1, 12)
     onnx.save(fit_classifier(seen), folder / "model.onnx")
     draw_images(folder / "test", 2, 12)
-    (folder / "labels.csv").write_text("".join(f"{i:02}.png,{i % 4}\n" for i in range(12)))
+    (folder / "labels.csv").write_text(list_classes(12))
     samples = draw_images(folder / "more", 3, 32)
     np.save(folder / "samples.npy", samples)
     for number in range(2):
@@ -110,6 +115,8 @@ def write_images_and_classifiers(folder: Path) -> None:
         (folder / f"testdata/test_data_set_{number}/input_0.pb").write_bytes(tensor.SerializeToString())
     for images, model in (("demo/calibration", "demo/digits.onnx"), ("digits", "digits.onnx")):
         onnx.save(fit_classifier(draw_images(folder / images, 4, 16, channels=1)), folder / model)
+    draw_images(folder / "demo/test", 4, 16, channels=1)
+    (folder / "demo/labels.csv").write_text(list_classes(16))
 
 
 def write_texts_and_encoder(folder: Path) -> None:

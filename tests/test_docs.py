@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +123,8 @@ def run_command(words: list[str], *, parsed_only: bool) -> None:
     elif words[0] == "make":
         targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
         assert set(words[1:]) <= set(targets), words
+    elif words == [".", ".venv/bin/activate"]:
+        assert "$(PYTHON) -m venv .venv" in (ROOT / "Makefile").read_text()
     elif words[0].endswith("python") and words[1].endswith(".py"):
         script = (ROOT / words[1]).read_text(encoding="utf-8")
         for option in (word for word in words[2:] if word.startswith("-")):
@@ -167,20 +170,22 @@ def test_every_option_that_is_named_exists():
             assert option in known | {"--help"} or f'"{option}"' in scripts, f"{page}: {option}"
 
 
-def test_the_readme_shows_what_the_command_prints(folder, capsys):
-    text = TEXTS["README.md"]
-    (command,) = (line for line in text.splitlines() if line.startswith("onnxcalib quantize"))
-    shown = re.search(r"```text\n(.*?)```", text, flags=re.DOTALL)[1]
-    assert main(shlex.split(command)[1:]) == 0
-    printed = capsys.readouterr().out
+def test_the_readme_shows_what_the_commands_print(folder, capsys):
+    blocks = [block for block in BLOCKS if block.page == "README.md"]
+    pairs = [(sh, text) for sh, text in pairwise(blocks) if (sh.language, text.language) == ("sh", "text")]
+    assert [command[1] for sh, _ in pairs for command in sh.commands] == ["quantize", "validate"]
+    for sh, text in pairs:
+        (command,) = sh.commands
+        assert main(command[1:]) == 0
+        printed = capsys.readouterr().out
+        missing = set(list_labels(text.code)) - set(list_labels(printed))
+        assert missing <= {"QuantizeLinear: entry of the graph: nothing before Add is quantized:"}, printed
 
-    def list_labels(table: str) -> list[str]:
-        """Lines without numbers and names, which are those of another model."""
-        plain = (re.sub(r"\S*[\d/][\S]*|\(.*\)", "", line).split() for line in table.splitlines())
-        return list(dict.fromkeys(" ".join(words) for words in plain if words))
 
-    missing = set(list_labels(shown)) - set(list_labels(printed))
-    assert missing <= {"QuantizeLinear: entry of the graph: nothing before Add is quantized:"}, printed
+def list_labels(table: str) -> list[str]:
+    """Lines without numbers and names, which are those of another model."""
+    plain = (re.sub(r"\S*[\d/][\S]*|\(.*\)", "", line).split() for line in table.splitlines())
+    return list(dict.fromkeys(" ".join(words) for words in plain if words))
 
 
 def test_the_readme_is_short_and_its_results_are_those_of_the_results_page():

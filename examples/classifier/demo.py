@@ -3,13 +3,15 @@
     python examples/classifier/demo.py [--out DIR] [--epochs N]
 
 The digits are scikit-learn's (1,797 real 8x8 images, inside that package). The network never sees the held-out
-digits, and quantization sees no labels: it reads a folder of 128 training digits as gray PNG images.
+digits, and quantization sees no labels: it reads a folder of 128 training digits as gray PNG images. The held-out
+digits and their labels are left in DIR/test and DIR/labels.csv, for ``onnxcalib validate``.
 Everything printed is measured in this run, in onnxruntime on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -154,10 +156,15 @@ def export(network: nn.Module, path: Path) -> None:
         )
 
 
-def write_calibration(images: np.ndarray, folder: Path) -> None:
+def write_images(images: np.ndarray, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{number:04}.png")
+
+
+def write_labels(labels: np.ndarray, path: Path) -> None:
+    """A line for each image of ``write_images``: its file and its digit."""
+    path.write_text("".join(f"{number:04}.png,{label}\n" for number, label in enumerate(labels)))
 
 
 def quantize(model: Path, calibration: Path, output: Path, bits: tuple[int, int], digits: Digits) -> None:
@@ -231,6 +238,19 @@ def show(rows: list[Row], samples: int) -> None:
     Console().print(table)
 
 
+def suggest(out: Path, digits: Digits) -> str:
+    """The commands to try next on the files that the script leaves, for a shell in the working directory."""
+    pixels = f"--mean {digits.mean:.4f} --std {digits.std:.4f} --channels gray"
+    lines = [f"onnxcalib quantize {out}/digits.onnx --calib {out}/calibration {pixels}"]
+    lines += [
+        f"onnxcalib validate {out}/digits.onnx {out}/digits.quantized.onnx --data {out}/test --labels {out}/labels.csv "
+        f"--max-drop 1 {pixels}"
+    ]
+    if sys.prefix != sys.base_prefix and "VIRTUAL_ENV" not in os.environ:
+        lines.insert(0, f". {os.path.relpath(sys.prefix)}/bin/activate")
+    return "\n".join(["try next:", *(f"  {line}" for line in lines)])
+
+
 def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the models and images")
@@ -243,13 +263,16 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     models = {"float": options.out / "digits.onnx"}
     export(train(digits, options.epochs), models["float"])
     calibration = options.out / "calibration"
-    write_calibration(digits.train[:CALIBRATION_IMAGES], calibration)
+    write_images(digits.train[:CALIBRATION_IMAGES], calibration)
+    write_images(digits.test, options.out / "test")
+    write_labels(digits.test_labels, options.out / "labels.csv")
     for weights, activations in BITS:
         name = f"W{weights}A{activations}"
         models[name] = options.out / f"digits.{name.lower()}.onnx"
         quantize(models["float"], calibration, models[name], (weights, activations), digits)
     rows = measure(models, digits)
     show(rows, len(digits.test))
+    print(suggest(options.out, digits))
     return rows
 
 

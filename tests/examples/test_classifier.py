@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from onnxcalib.cli.main import main
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "classifier" / "demo.py"
 
@@ -37,11 +40,28 @@ def test_the_demo_quantizes_to_8_and_4_bits_and_keeps_the_accuracy(demo, tmp_pat
     assert four.size < 0.65 * eight.size
     printed = capfd.readouterr().out
     assert "W4A4" in printed and f"{four.accuracy:.1%}" in printed
+    *_, quantize, validate = (shlex.split(line) for line in printed.splitlines())
+    assert quantize[:2] == ["onnxcalib", "quantize"] and validate[:2] == ["onnxcalib", "validate"]
+    assert main(quantize[1:]) == 0
+    assert main(validate[1:]) == 0
+    judged = capfd.readouterr().out
+    assert "on 540 samples" in judged and "PASSED: 2 of 2 gates hold" in judged
+    assert f"{100 * float_row.accuracy:.2f}" in judged, "the labels are not those of the images"
+
+
+def test_the_environment_is_named_where_it_is_not_active(demo, monkeypatch, tmp_path):
+    digits = demo.split_digits()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    assert demo.suggest(Path("demo"), digits).splitlines()[1] == "  . .venv/bin/activate"
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / ".venv"))
+    assert "activate" not in demo.suggest(Path("demo"), digits)
 
 
 def test_calibration_images_reproduce_what_the_network_was_trained_on(demo, tmp_path):
     digits = demo.split_digits()
-    demo.write_calibration(digits.train[:3], tmp_path)
+    demo.write_images(digits.train[:3], tmp_path)
     pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("*.png"))])
     assert pixels.dtype == np.uint8
     assert np.array_equal(digits.normalize(pixels), digits.normalize(digits.train[:3]))
