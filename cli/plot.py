@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from io import BytesIO
 
 from matplotlib.figure import Figure
 
-from onnxcalib.bitplan import Frontier
+from onnxcalib.bitplan import Frontier, Point
 
 SIZE, DOTS = (6.4, 4.0), 150  # inches, and dots in each
+MARGIN = 0.15  # share of the x axis on both sides: the right one has room for the name of a candidate
 
 
 def draw_frontier(frontier: Frontier, title: str) -> bytes:
     """Draw loss against size, and what one candidate everywhere loses, as PNG."""
+    buffer = BytesIO()
+    make_figure(frontier, title).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def make_figure(frontier: Frontier, title: str) -> Figure:
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="file, share of the float model", ylabel="sum of losses")
-    sizes = [point.bytes / frontier.float_bytes for point in frontier.points]
-    losses = [math.nan if point.loss is None else point.loss for point in frontier.points]
+    axes = figure.add_subplot(title=title, xlabel="file, share of the float model", ylabel="predicted loss")
+    sizes, losses = _list_coordinates(frontier, frontier.points)
     axes.plot(sizes, losses, marker=".", label="planned")
-    for name, point in frontier.uniform.items():
-        if point.loss is None:
-            continue
-        at = (point.bytes / frontier.float_bytes, point.loss)
-        axes.plot(*at, marker="x", color="black", linestyle="")
-        axes.annotate(name, at, xytext=(4, 4), textcoords="offset points")
+    sizes, losses = _list_coordinates(frontier, frontier.uniform.values())
+    axes.plot(sizes, losses, marker="x", color="black", linestyle="", label="one candidate everywhere")
+    for name, size, loss in zip(frontier.uniform, sizes, losses, strict=True):
+        if math.isfinite(loss):
+            axes.annotate(name, (size, loss), xytext=(5, 5), textcoords="offset points")
     axes.set_yscale("log")
-    axes.margins(0.1)
+    axes.margins(x=MARGIN, y=0.1)
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return figure
+
+
+def _list_coordinates(frontier: Frontier, points: Iterable[Point]) -> tuple[list[float], list[float]]:
+    """The size of each point as a share of the float file, and its loss, NaN where there is none."""
+    known = list(points)
+    sizes = [point.bytes / frontier.float_bytes for point in known]
+    return sizes, [math.nan if point.loss is None else point.loss for point in known]

@@ -64,10 +64,10 @@ def _spell_totals(totals: Totals) -> str:
 
 
 def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
-    """Print on stdout the least loss of each size, and what one candidate everywhere loses."""
+    """Print on stdout the least sum of losses for each size, and that of one candidate everywhere."""
     console = open_console()
     table = Table("choice", box=None, pad_edge=False)
-    for name in ("bytes", "of float", "bit operations", "loss"):
+    for name in ("bytes", "of float", "bit operations", "predicted loss"):
         table.add_column(name, justify="right")
 
     def add(name: str, point: Point) -> None:
@@ -79,7 +79,8 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
     for name, point in frontier.uniform.items():
         add(f"{name} everywhere", point)
     console.print(table)
-    console.print(f"wrote {output} and {plot}", soft_wrap=True)
+    use = "onnxcalib plan --max-size BYTES makes the plan of one size"
+    console.print(f"wrote {output} and {plot}; {use}", soft_wrap=True)
 
 
 class _Console(Console):

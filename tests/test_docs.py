@@ -24,6 +24,7 @@ from typer.main import get_command
 import onnxcalib
 from onnxcalib.cli.main import app, main
 from onnxcalib.config import LayerConfig, load_config
+from onnxcalib.report import LOGGER
 from tests.sample_files import write_all
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,12 +92,14 @@ def files(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(files, tmp_path, monkeypatch) -> Path:
-    """A copy of the reader's folder, as the working directory."""
+def folder(files, tmp_path, monkeypatch) -> Iterator[Path]:
+    """A copy of the reader's folder, as the working directory; what a page sets on the logger is undone."""
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
+    level = LOGGER.level
+    yield tmp_path
+    LOGGER.setLevel(level)
 
 
 def run_block(block: Block, folder: Path) -> None:

@@ -99,8 +99,10 @@ def test_a_frontier_is_written_printed_and_drawn_and_needs_no_budget(run, tmp_pa
     assert (tmp_path / "net.frontier.json").read_text() == FRONTIER.to_json() + "\n"
     assert (tmp_path / "net.frontier.png").read_bytes().startswith(b"\x89PNG")
     lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0][-2:] == ["predicted", "loss"]
     assert lines[1] == ["planned", "100", "0.100", "3.2e+03", "5.00e-01"]
     assert lines[3] == ["W8A8", "everywhere", "200", "0.200", "6.4e+03", "1.00e-03"]
+    assert "onnxcalib plan --max-size BYTES makes the plan of one size" in result.stdout
 
 
 def test_beside_a_budget_the_frontier_comes_on_top(run, tmp_path):
