@@ -7,22 +7,23 @@ from typing import Annotated
 
 import typer
 
-from onnxcalib.config import EFFORT, PLAN, QuantizeConfig, load_config
+from onnxcalib.config import load_config
 
 from .exitstatus import report_faults
 from .files import check_targets, list_read
-from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .ranges.json]"
-_SETTINGS = tuple(each for each in list_options(QuantizeConfig) if each.option.panel not in (EFFORT, PLAN))
+PLAN_HELP = "Bit plan to calibrate for: a file that onnxcalib plan wrote."
 
 
-@with_settings(_SETTINGS)
+@with_settings(list_calibration_options())
 def calibrate(
     *,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained float ONNX model.", show_default=False)],
     calib: Annotated[Path, typer.Option(help=f"Unlabelled samples: {SAMPLES_HELP}")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
+    plan: Annotated[Path | None, typer.Option(help=PLAN_HELP, metavar="FILE")] = None,
     config: Config = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -35,13 +36,13 @@ def calibrate(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.ranges.json"
-        check_targets({"--output": target}, [model, calib, config, *list_read(settings)])
+        check_targets({"--output": target}, [model, calib, config, plan, *list_read(settings)])
         from onnxcalib import pipeline
 
         from .progress import ProgressObserver
 
         with ProgressObserver(quiet=quiet) as observer:
-            ranges = pipeline.calibrate(pipeline.prepare(model, calib, settings, observer=observer))
+            ranges = pipeline.calibrate(pipeline.prepare(model, calib, settings, plan=plan, observer=observer))
         ranges.save(target)
         if not quiet:
             count = len(ranges.activations) + len(ranges.requantized)

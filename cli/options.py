@@ -10,7 +10,16 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from onnxcalib.config import EASILY_CONFUSED, PANELS, QuantizeConfig, Setting, ValidateConfig, list_settings
+from onnxcalib.config import (
+    EASILY_CONFUSED,
+    PANELS,
+    PLAN,
+    STAGES,
+    QuantizeConfig,
+    Setting,
+    ValidateConfig,
+    list_settings,
+)
 
 SAMPLES_HELP = (
     "a folder of images, .npy or .npz, one .npz or .npy, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
@@ -22,6 +31,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tra
 # Values as typer reads them, by the type of the setting; whatever else a setting takes is text, which pydantic reads.
 _TYPES: dict[str, type[int | float | bool]] = {"integer": int, "number": float, "boolean": bool}
 _MOST_CHOICES = 22  # letters of choices that stand beside an option's name; more widen the column of all others
+
+# Settings of how layers are reconstructed and written.
+_NOT_FOR_CALIBRATION = (*STAGES, "pipeline", "effort", "steps", "views", "device", "seed", "encoding", "weight_range")
 
 Options = Mapping[str, Any]
 
@@ -61,12 +73,22 @@ def list_options(kind: type, *, planning: bool = False) -> tuple[Setting, ...]:
     )
 
 
+def list_calibration_options() -> tuple[Setting, ...]:
+    """The settings on which the ranges of activations depend."""
+    return tuple(
+        each
+        for each in list_options(QuantizeConfig)
+        if each.option.panel != PLAN and each.name not in _NOT_FOR_CALIBRATION
+    )
+
+
 def find_owners(option: str) -> str | None:
     """Which commands have an option for a setting of this name, or None where none has."""
     name = option.lstrip("-").removeprefix("no-").replace("-", "_")
     commands = {
         "quantize": list_options(QuantizeConfig),
         "plan": list_options(QuantizeConfig, planning=True),
+        "calibrate": list_calibration_options(),
         "validate": list_options(ValidateConfig),
     }
     owners = [command for command, settings in commands.items() if name in {each.name for each in settings}]

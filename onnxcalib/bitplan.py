@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,7 @@ from .spec import Candidate
 SCHEMA: Literal[1] = 1
 FLOAT: Literal["float"] = "float"
 CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
+Record = TypeVar("Record", bound=BaseModel)
 NAME_OF: dict[Candidate, CandidateName] = {CANDIDATE_OF[name]: name for name in CANDIDATES}
 
 
@@ -118,23 +119,34 @@ def _settings_of(name: str) -> LayerConfig:
 
 def read_plan(path: Path) -> BitPlan:
     """Read a plan from a file. Raises ConfigError that says what is wrong with the file."""
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give --plan a file of onnxcalib plan") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}; give --plan a file of onnxcalib plan") from None
+    data = read_json(path, give="give --plan a file of onnxcalib plan")
     if isinstance(data, dict) and {"points", "uniform"} <= data.keys():
         raise ConfigError(
             f"{path}: is a frontier of onnxcalib plan --frontier, a curve without one plan; choose the bytes of a"
             " point, and give --plan the file of onnxcalib plan --max-size BYTES"
         )
+    return make_record(BitPlan, data, where=path, again="plan the model again")
+
+
+def read_json(path: Path, *, give: str) -> Any:
+    """The content of a JSON file. Raises ConfigError, which ends with what to ``give`` instead."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {give}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON: {error}; {give}") from None
+
+
+def make_record(kind: type[Record], data: Any, *, where: str | Path, again: str) -> Record:
+    """The record of a file's content. Raises ConfigError for another schema, then for the first value that is wrong."""
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
-        raise ConfigError(f"{path}: schema: found {found!r}; this version reads {SCHEMA}; plan the model again")
+        raise ConfigError(f"{where}: schema: found {found!r}; this version reads {SCHEMA}; {again}")
     try:
-        return BitPlan.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise ConfigError(f"{path}: {where}: found {fault['input']!r}; {fault['msg']}; mend it") from None
+        name = ".".join(map(str, fault["loc"]))
+        text = fault["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {name}: found {fault['input']!r}; {text}; correct it") from None

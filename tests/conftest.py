@@ -85,7 +85,7 @@ def quantize_roughly(model: ModelProto, *inputs: np.ndarray, encoding: str = "ru
 
 @pytest.fixture(scope="session", autouse=True)
 def _keep_out_of_the_user_cache(tmp_path_factory):
-    """What tests scheme is kept in a folder of their own."""
+    """What tests plan is kept in a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -42,8 +42,11 @@ def test_bits_are_settings_of_single_layers():
     ("change", "text"),
     [
         ({"schema": 2}, r"plan.json: schema: found 2; this version reads 1; plan the model again$"),
-        ({"layers": {"deep": "W3A8"}}, r"plan.json: layers.deep: found 'W3A8'; Input should be 'W8A8', .*; mend it$"),
-        ({"bits": 4}, r"plan.json: bits: found 4; Extra inputs are not permitted; mend it$"),
+        (
+            {"layers": {"deep": "W3A8"}},
+            r"plan.json: layers.deep: found 'W3A8'; Input should be 'W8A8', .*; correct it$",
+        ),
+        ({"bits": 4}, r"plan.json: bits: found 4; Extra inputs are not permitted; correct it$"),
     ],
 )
 def test_a_file_of_another_form_is_refused(tmp_path, change, text):

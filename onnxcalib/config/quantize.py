@@ -54,7 +54,7 @@ EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), 
 
 
 class LayerConfig(Settings):
-    """What one layer has other than the rest; None leaves it as the rest is."""
+    """Settings that override the global ones for a layer; None keeps the global value."""
 
     table: ClassVar[str] = 'layers."NAME"'
 

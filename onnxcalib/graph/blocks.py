@@ -75,7 +75,7 @@ def _group(nodes: Iterable[NodeProto], owner: Mapping[str, str]) -> dict[str, li
 
 
 def _order_groups(groups: dict[str, list[str]], index: Index, owner: Mapping[str, str]) -> list[list[str]]:
-    """The groups so that each stands behind those that it reads of; of those that could be next, the first one is."""
+    """The groups in topological order. Among those that are ready, the one first in the graph comes next."""
     numbers = {name: number for number, name in enumerate(groups)}
     followers: dict[str, list[str]] = {name: [] for name in groups}
     waits_for: dict[str, int] = {}

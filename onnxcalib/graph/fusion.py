@@ -81,8 +81,8 @@ def rectified(index: Index, tensor: str) -> str:
 def carried_outputs(index: Index, node: NodeProto) -> list[str]:
     """The tensors that are quantized for a node's outputs: those of the Relus behind it where these are absorbed.
 
-    Both sides of a mover have one grid. So its Relu is absorbed only if nothing else needs the negative values of its
-    input, which then has one reader, and if it has one output.
+    Both sides of a mover have one grid. A Relu behind a mover is absorbed only if the mover has one output, and if its
+    input has no other reader, which might need negative values.
     """
     if not moves_values(index, node):
         return [rectified(index, t) for t in node.output[:1]]

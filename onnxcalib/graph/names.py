@@ -28,7 +28,7 @@ TYPE, BETWEEN, ARROW = "op:", "between:", "->"
 
 @dataclass(frozen=True)
 class Selection:
-    """Nodes that stay in float, and layer -> what it has other than the rest."""
+    """Nodes that stay in float, and layer -> the settings that override the global ones for it."""
 
     excluded: frozenset[str] = frozenset()
     layers: tuple[tuple[str, LayerConfig], ...] = ()
@@ -84,8 +84,8 @@ class _Resolver:
     def _select(self, selector: str, allowed: list[str], where: str, kind: str) -> list[str]:
         if selector in self.folded_names:
             raise ConfigError(
-                f"node {selector!r}: found to be folded into others by preparation; those that are left have settings;"
-                " name the layer beside it"
+                f"node {selector!r}: found to be merged into another node before quantization; nodes that are left can"
+                " be named; name the layer beside it"
             )
         if selector in self.names or not selector.startswith((TYPE, BETWEEN)):
             return match_names(selector, allowed, f"{where}: no {kind}")

@@ -227,9 +227,9 @@ def _products(model: ModelProto, index: Index) -> list[str]:
 def _float_reads(
     index: Index, quantized: list[str], integer_outputs: dict[str, list[str]]
 ) -> dict[str, frozenset[str]]:
-    """Each quantized tensor that a float operator makes and float operators or the user read; see QuantScheme.
+    """Maps a quantized tensor that a float operator makes to its float readers; graph outputs are included.
 
-    A residual that skips a layer behind a LayerNormalization is not rounded then.
+    See QuantScheme. It keeps a residual unrounded that skips a layer behind a LayerNormalization.
     """
     from_integers = {t for outputs in integer_outputs.values() for t in outputs}
     found = {}

@@ -15,7 +15,8 @@ from .program import Budgets, Prediction, Program, Solution
 
 # Losses are measured again around a choice whose predicted and measured loss differ by more than this factor.
 MISMATCH = 1.1
-# At most so many choices of the program are measured, and around each but the last all that differ from it in one set.
+# The program is solved at most this often. Around every choice but the last, all choices that differ in one set are
+# measured.
 ROUNDS = 3
 # Halvings of the range of sizes that holds the smallest file of the wanted agreement.
 HALVINGS = 7

@@ -35,7 +35,7 @@ class Latencies:
 
 
 def time_sets(survey: Survey, sets: Sequence[BitSet], assemble: Callable[[Bits], ModelProto]) -> Latencies:
-    """Profile one assembled model for each candidate, which all sets have in it that were measured at it.
+    """For each candidate, profile a model in which every set that was measured at the candidate has it.
 
     The time of a set is that of its layers' kernels, in a run of the fewest samples that the model takes.
     """

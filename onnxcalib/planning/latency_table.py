@@ -31,7 +31,7 @@ def read_latencies(path: Path) -> dict[tuple[str, str], float]:
         where = f"{path}: line {number}"
         if configuration not in (*CANDIDATES, FLOAT):
             allowed = ", ".join((*CANDIDATES, FLOAT))
-            raise ConfigError(f"{where}: found configuration {configuration!r}; allowed: {allowed}; mend it")
+            raise ConfigError(f"{where}: found configuration {configuration!r}; allowed: {allowed}; correct it")
         if (layer, configuration) in found:
             raise ConfigError(f"{where}: {layer} at {configuration} is given twice; keep one")
         found[layer, configuration] = _read_time(where, text)
@@ -44,5 +44,5 @@ def _read_time(where: str, text: str | None) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise ConfigError(f"{where}: found {text!r}; milliseconds of at least 0 are needed; mend it")
+        raise ConfigError(f"{where}: found {text!r}; milliseconds of at least 0 are needed; correct it")
     return value

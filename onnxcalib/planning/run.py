@@ -16,7 +16,7 @@ from ..graph.index import Index
 from ..graph.save import fingerprint
 from ..graph.scheme import make_scheme
 from ..quantization.calibrate import Batches, Statistics, batch_size
-from ..quantization.run import Prepared
+from ..quantization.run import Prepared, Run
 from ..quantization.solve import round_embeddings
 from ..runtime.cache import Cache, machine
 from ..runtime.session import Session
@@ -88,7 +88,10 @@ def _measure(prepared: Prepared) -> _Measurements:
     # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
     one_thread = config.model_copy(update={"threads": config.threads or 1})
     survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device)
+    opened_broken = bool(cache.broken)
     found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
+    if not opened_broken:
+        _warn_if_broken(cache, run)
     emit = _make_emitter(prepared, schemes, found)
     latencies = None
     if config.max_latency is not None and config.latencies is not None:
@@ -131,9 +134,13 @@ def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
     settings = _spell_settings(prepared.config)
     original = fingerprint(prepared.original)
     cache = Cache(f"{original} {batches.digest()} {prepared.run.device.type} {settings}", prepared.config.cache_dir)
-    if cache.broken:
-        prepared.run.warn(f"cache_dir: measurements are not kept: {cache.broken}")
+    _warn_if_broken(cache, prepared.run)
     return cache
+
+
+def _warn_if_broken(cache: Cache, run: Run) -> None:
+    if cache.broken:
+        run.warn(f"cache_dir: measurements are not kept: {cache.broken}")
 
 
 class _Schemes:

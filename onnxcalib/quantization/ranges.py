@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ..bitplan import SCHEMA, make_record, read_json
 from ..errors import ConfigError
 from ..graph.save import write_file
 from ..numeric.ranges import make_grid
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 
-SCHEMA: Literal[1] = 1
 End = Annotated[float, Field(allow_inf_nan=False)]
-Range = tuple[End, End]
+
+
+def _check_ends(ends: tuple[float, float]) -> tuple[float, float]:
+    low, high = ends
+    if not low <= 0 <= high or low == high:
+        raise ValueError("the lowest value of a range comes first, and 0 lies between the two")
+    return ends
+
+
+Range = Annotated[tuple[End, End], AfterValidator(_check_ends)]
 
 
 class Ranges(BaseModel):
@@ -99,29 +108,8 @@ def ends_of(grid: QParams) -> Range:
 
 def read_ranges(path: str | Path) -> Ranges:
     """Read the ranges of a file. Raises ConfigError that says what is wrong with the file."""
-    give = "give --ranges a file of onnxcalib calibrate"
-    try:
-        data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {give}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}; {give}") from None
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise ConfigError(f"{path}: schema: found {found!r}; this version reads {SCHEMA}; calibrate the model again")
-    try:
-        ranges = Ranges.model_validate(data)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise ConfigError(f"{path}: {where}: found {fault['input']!r}; {fault['msg']}; mend it") from None
-    for tensor, (low, high) in (*ranges.activations.items(), *ranges.requantized.items()):
-        if not low <= 0 <= high or low == high:
-            raise ConfigError(
-                f"{path}: {tensor}: found the range {low:g} to {high:g}; the lowest value comes first, and 0 lies"
-                " between the two; mend it"
-            )
-    return ranges
+    data = read_json(Path(path), give="give --ranges a file of onnxcalib calibrate")
+    return make_record(Ranges, data, where=path, again="calibrate the model again")
 
 
 def _find(ranges: Mapping[str, Range], tensor: str) -> Range:

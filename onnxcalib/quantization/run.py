@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ class Prepared:
 
     run: Run
     config: QuantizeConfig
-    original: ModelProto
-    model: ModelProto
+    original: ModelProto = field(repr=False)
+    model: ModelProto = field(repr=False)
     passes: Mapping[str, int]
     samples: CalibrationSet
     lossless: Mapping[str, QParams]

@@ -227,7 +227,7 @@ class SubgraphRunner:
 def run_block(state: ReconstructionState, block: Block, later: set[str], *, quantized: bool) -> None:
     """Compute the block's outputs over the whole set from its stored inputs, and store them.
 
-    Outputs that are not in ``later`` are left out, but in the float model those of a block with layers are its targets.
+    Only outputs in ``later`` are stored. In the float model all outputs of a block with layers are, as its targets.
     """
     stored, prefix = state.stored, QUANTIZED if quantized else FLOAT
     kept = later.union(() if quantized or not block.layers else block.outputs)

@@ -59,7 +59,7 @@ class Session:
             loaded = _load(model, more, choose(unsigned=unsigned), name)
         else:
             loaded = _load_exact(model, more, choose, name)
-        # In this order: attributes are released as they were set, and a folder cannot go before what maps its files.
+        # Keep this order: Python releases attributes as they were set, and the session maps files of the folder.
         self._session, self._folder = loaded
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]

@@ -125,7 +125,7 @@ class _Survey:
     ) -> None:
         self.original, self.layers, self.store, self.threads = original, layers, store, threads
         self.index = Index(original.graph)
-        self.live = find_live(original, [each.pair.output for each in layers])
+        self.live = find_live(original, [each.pair.output for each in layers], index=self.index)
         self.sources = {each.pair.layer.source for each in layers}
         parts = {part for source in self.sources for part in joined_parts(self.index, source)}
         outputs = {each.pair.output for each in layers}
@@ -179,7 +179,9 @@ class _Survey:
             inputs = self.live.get(each.pair.output, ())
             wanted = [name for name in floats if name not in inputs]
             try:
-                rest = extract(self.original, types, inputs=inputs, outputs=wanted) if wanted else None
+                rest = (
+                    extract(self.original, types, inputs=inputs, outputs=wanted, index=self.index) if wanted else None
+                )
                 session = Session(rest, threads=self.threads) if rest else None
                 each.at_output = self._compare_outputs(each, inputs, floats, session)
             except ModelError as error:  # a graph that onnxruntime cannot run in parts

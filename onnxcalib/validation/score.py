@@ -152,7 +152,7 @@ class MetricTally:
         except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise GateError(
                 f"metric {self.name}: raised {type(error).__name__}: {error}; it is given the outputs by name and the"
-                " labels, and has to return a number, or one for each sample; mend it"
+                " labels, and has to return a number, or one for each sample; correct it"
             ) from error
         samples = len(next(iter(kept.values())))
         # NaN of the quantized model is a result, which passes no gate.
@@ -161,6 +161,6 @@ class MetricTally:
             found = f"shape {value.shape}" if finite else "numbers that are not finite"
             raise GateError(
                 f"metric {self.name}: returned {found} for the {side} model; one finite number, or one for each of the"
-                f" {samples} samples, is needed; mend it"
+                f" {samples} samples, is needed; correct it"
             )
         return value

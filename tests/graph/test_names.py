@@ -207,7 +207,7 @@ BEFORE = "g (float[N, 4] x) => (float[N, 4] y) { [norm] a = Identity (x)  [fc1] 
 @pytest.mark.parametrize(
     ("selector", "text"),
     [
-        ("norm", "node 'norm': found to be folded into others by preparation; .* beside it"),
+        ("norm", "node 'norm': found to be merged into another node before quantization; .* beside it"),
         ("op:Identity", "exclude: 'op:Identity': found no Identity behind preparation, .* beside it"),
         ("between:q -> y", "exclude: 'between:q -> y': tensor 'q': found to be folded by preparation; .* behind it"),
     ],

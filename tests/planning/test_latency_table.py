@@ -18,9 +18,9 @@ def test_times_are_read_by_layer_and_configuration(tmp_path):
     ("text", "fault"),
     [
         ("layer,ms\na,1\n", r"t.csv: found the columns layer, ms; needed are layer, configuration, milliseconds; add"),
-        (HEADER + "a,W3A8,1\n", r"t.csv: line 2: found configuration 'W3A8'; allowed: W8A8, .*, float; mend it$"),
+        (HEADER + "a,W3A8,1\n", r"t.csv: line 2: found configuration 'W3A8'; allowed: W8A8, .*, float; correct it$"),
         (HEADER + "a,W8A8,1\na,W8A8,2\n", r"t.csv: line 3: a at W8A8 is given twice; keep one$"),
-        (HEADER + "a,W8A8,fast\n", r"t.csv: line 2: found 'fast'; milliseconds of at least 0 are needed; mend it$"),
+        (HEADER + "a,W8A8,fast\n", r"t.csv: line 2: found 'fast'; milliseconds of at least 0 are needed; correct it$"),
         (HEADER + "a,W8A8,-1\n", r"t.csv: line 2: found '-1'; milliseconds"),
         (HEADER + "a,W8A8\n", r"t.csv: line 2: found None; milliseconds"),
         ("\xff", r"t.csv: not CSV: .*; write it with the columns"),

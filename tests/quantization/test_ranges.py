@@ -96,10 +96,13 @@ def test_ranges_of_another_model_are_refused(scheme):
     ("change", "message"),
     [
         ({"schema": 2}, "schema: found 2; this version reads 1; calibrate the model again"),
-        ({"batch": 0}, "batch: found 0; Input should be greater than or equal to 1; mend it"),
-        ({"activations": {"x": [1, 2]}}, "x: found the range 1 to 2; the lowest value comes first, and 0 lies between"),
-        ({"activations": {"x": [2, -2]}}, "x: found the range 2 to -2; the lowest value comes first"),
-        ({"activations": {"x": [0, 0]}}, "x: found the range 0 to 0"),
+        ({"batch": 0}, "batch: found 0; Input should be greater than or equal to 1; correct it"),
+        (
+            {"activations": {"x": [1, 2]}},
+            "activations.x: found [1, 2]; the lowest value of a range comes first, and 0 lies",
+        ),
+        ({"activations": {"x": [2, -2]}}, "activations.x: found [2, -2]; the lowest value of a range comes first"),
+        ({"activations": {"x": [0, 0]}}, "activations.x: found [0, 0]"),
         ({"activations": {"x": ["low", 2]}}, "activations.x.0: found 'low'; Input should be a valid number"),
         ({"more": 1}, "more: found 1; Extra inputs are not permitted"),
     ],
@@ -129,3 +132,8 @@ def test_not_a_number_is_no_end(scheme, tmp_path):
     with pytest.raises(ConfigError, match=r"activations\.x\.0: found nan"):
         read_ranges(tmp_path / "ranges.json")
     assert np.isfinite(list(ranges.activations.values())).all()
+
+
+def test_ranges_made_in_python_are_checked_too():
+    with pytest.raises(ValueError, match="the lowest value of a range comes first"):
+        Ranges(model="a" * 64, batch=8, activations={"x": (5.0, -1.0)})

@@ -72,11 +72,60 @@ def test_ranges_of_another_model_are_refused_before_any_reconstruction(net, samp
         onnxcalib.reconstruct(prepared, ranges)
 
 
+def test_stages_and_ranges_take_a_plan(net, samples):
+    config = QuantizeConfig(effort="fast", steps=5)
+    plan = onnxcalib.plan(net, samples, config.model_copy(update={"max_size": "1@8-bit", "first_last_bits": 4}))
+    prepared = onnxcalib.prepare(net, samples, config, plan=plan)
+    ranges = onnxcalib.calibrate(prepared)
+    found = onnxcalib.emit(prepared, onnxcalib.reconstruct(prepared, ranges))
+    for given in (None, ranges):
+        result = onnxcalib.quantize(net, samples, config, plan=plan, ranges=given)
+        assert result.model.SerializeToString() == found.SerializeToString()
+
+
+def test_ranges_beside_a_budget_are_refused(net, samples):
+    ranges = onnxcalib.calibrate(onnxcalib.prepare(net, samples))
+    with pytest.raises(ConfigError, match=r"^ranges: found a budget beside them; .*; plan first, calibrate with the"):
+        onnxcalib.quantize(net, samples, QuantizeConfig(max_size="0.9@8-bit"), ranges=ranges)
+
+
+def test_ranges_of_another_model_are_refused_before_planning_and_preparing(net, samples, build, weigh):
+    other = build(NET, w1=weigh(6, 3, 3, 3), b1=weigh(6), w2=weigh(6, 5), b2=weigh(5))
+    ranges = onnxcalib.calibrate(onnxcalib.prepare(other, samples))
+    heard = []
+
+    class Listener(onnxcalib.Observer):
+        def stage(self, name):
+            heard.append(name)
+
+    with pytest.raises(ConfigError, match=r"^ranges: found those of another model"):
+        onnxcalib.quantize(net, samples, ranges=ranges, observer=Listener())
+    assert heard == []
+
+
+def test_verify_gives_the_report_of_quantize(net, samples):
+    config = QuantizeConfig(steps=5, weight_bits=4)
+    prepared = onnxcalib.prepare(net, samples, config)
+    found = onnxcalib.reconstruct(prepared)
+    report = onnxcalib.verify(prepared, found, onnxcalib.emit(prepared, found))
+    wanted = onnxcalib.quantize(net, samples, config).report
+    assert (report.outputs, report.layers, report.left_out) == (wanted.outputs, wanted.layers, wanted.left_out)
+
+
+def test_a_stage_that_is_called_again_leaves_no_second_line_in_the_report(net, samples):
+    prepared = onnxcalib.prepare(net, samples, QuantizeConfig(views=1, weight_bits=4, steps=5))
+    for _ in range(2):
+        found = onnxcalib.reconstruct(prepared)
+    report = onnxcalib.verify(prepared, found, onnxcalib.emit(prepared, found))
+    assert len(set(report.left_out)) == len(report.left_out)
+    assert len(set(report.warnings)) == len(report.warnings)
+
+
 @pytest.mark.parametrize(
     ("name", "budget"), [("max_size", "0.8@8-bit"), ("max_bops", "0.8@8-bit"), ("max_disagreement", 1.0)]
 )
 def test_a_budget_is_refused_by_the_stages(net, samples, name, budget):
-    wanted = rf"^{name}: found a budget; stages take the bits of the settings; plan first, and give the plan's settings"
+    wanted = rf"^{name}: found a budget; stages take the bits of the settings or of a plan; plan first, and give the"
     with pytest.raises(ConfigError, match=wanted):
         onnxcalib.prepare(net, samples, QuantizeConfig(**{name: budget}))
 
@@ -103,8 +152,8 @@ def test_the_report_says_why_there_are_no_probes(build, weigh, draw):
     config = QuantizeConfig(effort="best", steps=5, weight_bits=4, first_last_bits=4)
     report = onnxcalib.quantize(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), draw(8, 4, 5, 5), config).report
     reasons = left_out(report)
-    assert list(reasons) == ["layers solved for the model's outputs"]
-    assert reasons["layers solved for the model's outputs"].startswith("odd: Shrink-9 has no converter to torch")
+    assert list(reasons) == ["probes"]
+    assert reasons["probes"].startswith("odd: Shrink-9 has no converter to torch")
 
 
 def test_each_tuning_stage_is_measured_and_recorded(net, samples):

@@ -320,7 +320,7 @@ RAISED = "raised KeyError: 'logits'; it is given the outputs by name and the lab
 def test_a_metric_that_fails_is_refused(data, metric, text):
     with pytest.raises(ConfigError, match=re.escape(f"metric mine:own: {text}")) as refusal:
         apply(metric, data)
-    assert str(refusal.value).endswith("mend it")
+    assert str(refusal.value).endswith("correct it")
 
 
 def test_a_metric_of_the_quantized_model_that_is_no_number_is_a_result_without_an_interval(data):

@@ -1,4 +1,4 @@
-"""Where a quantized model loses: the layers in order of their harm, with reasons and lines that mend it."""
+"""Where a quantized model loses: the layers in order of their harm, with reasons and lines that correct it."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def fail(outputs, labels):
 @pytest.mark.parametrize(
     ("metric", "text"),
     [
-        (fail, r"metric mine: raised KeyError: 'z'; .*; mend it"),
+        (fail, r"metric mine: raised KeyError: 'z'; .*; correct it"),
         (lambda outputs, labels: [1.0, 2.0], r"metric mine: returned shape \(2,\) for the float model; .* 4 samples"),
         (lambda outputs, labels: np.nan, r"metric mine: returned numbers that are not finite for the float model"),
     ],

@@ -123,8 +123,9 @@ def _find_highest(index: Index, node: NodeProto, operator: Operator) -> int:
 def _read_rows(index: Index, node: NodeProto, number: int, offset: int) -> np.ndarray | None:
     """The rows of the weight that is the input of this number, with its zero point at ``offset``; None for exact sums.
 
-    Sums are exact for unsigned weights, for signed activations, which onnxruntime's fast kernels for x86 take only once
-    they are unsigned, and for ConvInteger, which has weights and activations the other way round.
+    Sums are exact for unsigned weights. They are exact for signed activations too: onnxruntime's fast kernels for x86
+    take these only once they are unsigned. ConvInteger is exact, as it multiplies weights and activations the other way
+    round.
     """
     weight = index.initializers.get(node.input[number])
     kind = element_type(index, node, offset) if weight is None else weight.data_type
