@@ -143,7 +143,7 @@ def median_ratio_interval(ratios: np.ndarray) -> Interval:
     Sheather 1986). The interval always holds the median of all ratios.
 
     Independent ratios: coverage is 93 to 97%. Ratios whose correlation is 0.9 from one to the next, and 0.9^j over j:
-    90 to 94% with 100 ratios or more, 79% with 50, 63% with 25. No interval shows a change that takes longer than the
+    90 to 94% with 100 ratios or more, 79% with 50, 65% with 25. No interval shows a change that takes longer than the
     measurement. With fewer than BLOCKS ratios it is the smallest and the largest.
     """
     n = BLOCKS
