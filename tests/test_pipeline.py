@@ -335,7 +335,9 @@ class Notes(Observer):
         self.notes.append(text)
 
 
-@pytest.mark.parametrize(("effort", "said"), [("fast", []), ("best", ["layers solved for the model's outputs: 1"])])
+@pytest.mark.parametrize(
+    ("effort", "said"), [("fast", []), ("best", ["layers solved for the model's outputs, by probes: 1"])]
+)
 def test_layers_are_solved_for_the_outputs_by_effort(build, weigh, draw, effort, said):
     text = "g (float[N, 4, 6, 6] x) => (float[N, 5, 4, 4] y) { [c] a = Conv (x, w, b)  [r] y = Relu (a) }"
     listener = Notes()

@@ -168,9 +168,8 @@ def _choose_views(prepared: Prepared) -> Views | None:
 
 
 def _draw_probes(prepared: Prepared, state: ReconstructionState) -> None:
-    what = "probes"
     found = draw_probes(state, prepared.samples, EFFORTS[prepared.config.effort].probes)
     if found.reason:
-        prepared.run.leave_out(what, found.reason)
+        prepared.run.leave_out("probes", found.reason)
     elif found.layers:
-        prepared.run.observer.note(f"{what}: {found.layers}")
+        prepared.run.observer.note(f"layers solved for the model's outputs, by probes: {found.layers}")

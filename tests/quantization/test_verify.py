@@ -37,7 +37,7 @@ def compare(original, quantized, samples, prepared=None):
 def prepared_of(original, samples, prepared):
     config = QuantizeConfig()
     run = Run(config, Observer())
-    return Prepared(run, config, original, prepared, {}, samples, {}, PaddingMask(prepared))
+    return Prepared(run, config, original, prepared, {}, samples, {}, PaddingMask(prepared), make_scheme(prepared))
 
 
 def find_unfused(quantized):

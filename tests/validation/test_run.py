@@ -388,7 +388,7 @@ def test_labels_of_a_wrong_length_or_type_are_refused(net, quantized, labels, te
 @pytest.mark.parametrize("config", [{"max_drop": 1}, {}, QuantizeConfig(), "onnxcalib.toml"])
 def test_a_config_of_another_type_is_refused(config):
     found = type(config).__name__
-    with pytest.raises(ConfigError, match=f"config: found {found}; give a ValidateConfig"):
+    with pytest.raises(ConfigError, match=f"config: found {found}; a ValidateConfig is needed"):
         validate("absent.onnx", "absent.onnx", "absent", config)
 
 
