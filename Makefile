@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/classifier/demo.py --out demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
