@@ -1,7 +1,7 @@
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxcalib.graph import weightless as skeleton
+from onnxcalib.graph import weightless
 from onnxcalib.graph.shapes import describe_outputs, infer_shapes
 
 
@@ -21,7 +21,7 @@ def test_a_wrong_shape_of_an_output_is_not_believed(build, draw):
 
 
 def test_a_large_initializer_counts_by_its_type_alone(build, draw, monkeypatch):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 64)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 64)
     model = build("g (float[N, 40] x) => (float[N, 3] y) { a = MatMul (x, w) y = Relu (a) }", ir=8, w=draw(40, 3))
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [40, 3]))
     assert infer_shapes(model)["a"] == (None, 3)

@@ -1,6 +1,6 @@
 from onnx import TensorProto, helper
 
-from onnxcalib.graph import weightless as skeleton
+from onnxcalib.graph import weightless
 from onnxcalib.graph.weightless import (
     copy_without_initializers,
     copy_without_weights,
@@ -26,7 +26,7 @@ def test_the_copy_is_deep(build, draw):
 
 
 def test_large_initializers_become_inputs_of_their_type_and_small_ones_stay(build, draw, monkeypatch):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 40)
     model = build("g (float[N, 4] x) => (float[N, 3] y) { a = MatMul (x, w) y = Add (a, b) }", w=draw(4, 3), b=draw(3))
     light = copy_without_weights(model)
     assert [tensor.name for tensor in light.graph.initializer] == ["b"]
@@ -35,7 +35,7 @@ def test_large_initializers_become_inputs_of_their_type_and_small_ones_stay(buil
 
 
 def test_a_large_initializer_that_is_an_input_already_is_listed_once(build, draw, monkeypatch):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 40)
     model = build("g (float[N, 4] x, float[4, 3] w) => (float[N, 3] y) { y = MatMul (x, w) }", w=draw(4, 3))
     light = copy_without_weights(model)
     assert [value.name for value in light.graph.input] == ["x", "w"]
@@ -44,7 +44,7 @@ def test_a_large_initializer_that_is_an_input_already_is_listed_once(build, draw
 
 
 def test_what_was_made_of_the_copy_goes_around_the_weights_that_stayed(build, draw, monkeypatch):
-    monkeypatch.setattr(skeleton, "MOST_VALUE_BYTES", 40)
+    monkeypatch.setattr(weightless, "MOST_VALUE_BYTES", 40)
     model = build("g (float[N, 4] x) => (float[N, 3] y) { a = MatMul (x, w) y = Add (a, b) }", w=draw(4, 3), b=draw(3))
     model.producer_name = "before"
     wanted = {tensor.name: tensor.SerializeToString() for tensor in model.graph.initializer}
