@@ -28,7 +28,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accuracy import ROOT, evaluate, open_session, quantize, read_preprocessing, read_test, run
 
 MODELS = ("cifar10_resnet20", "cifar10_resnet56", "imagenet_mobilenetv2")
@@ -55,8 +54,8 @@ def soften(steps: int) -> None:
     live: list[SoftRounding] = []
 
     class SoftRounding(adaquant.WeightQuantizer):
-        def __init__(self, position, step, spec):
-            super().__init__(position, step, spec)
+        def __init__(self, position, scale, spec):
+            super().__init__(position, scale, spec)
             self.register_buffer("base", position.clone())
             self.ready = False
             live.append(self)
@@ -120,12 +119,13 @@ def weigh() -> None:
 
     def find_root(state, block):
         """Root of the weights, in the shape (1, ...) of one sample's output; None for the block that ends the model."""
-        goal = state.model.graph.output[0].name
+        model, stored = state.problem.model, state.stored
+        goal = model.graph.output[0].name
         if len(block.outputs) != 1 or goal in block.outputs:
             return None
-        rest = extract(state.model, state.types, inputs=block.outputs, outputs=[goal])
-        stored = state.store.rows(f"float:{block.outputs[0]}", np.arange(min(FISHER_SAMPLES, sum(state.sizes))))
-        x = torch.from_numpy(stored).requires_grad_()
+        rest = extract(model, stored.types, inputs=block.outputs, outputs=[goal])
+        rows = range(min(FISHER_SAMPLES, sum(stored.sizes)))
+        x = torch.from_numpy(stored.store.rows(f"float:{block.outputs[0]}", rows)).requires_grad_()
         logits = to_torch(rest).eval()(x)[0]
         root = logits.detach().softmax(1).sqrt()
         total = 0.0
@@ -137,7 +137,7 @@ def weigh() -> None:
         return (weights / weights.mean()).sqrt()
 
     def learn_weighted(state, block, steps):
-        fisher["generator"] = torch.Generator().manual_seed(state.config.seed)
+        fisher["generator"] = torch.Generator().manual_seed(state.problem.config.seed)
         fisher["root"] = find_root(state, block)
         return learn(state, block, steps)
 
@@ -150,22 +150,19 @@ def weigh() -> None:
 
 def regroup(size: int) -> None:
     """Make the library reconstruct each layer by itself (``size`` 1), or ``size`` blocks at once."""
-    from onnxcalib import pipeline
-    from onnxcalib.graph import blocks
-    from onnxcalib.graph.index import Index
+    from onnxcalib.graph.blocks import find_blocks, join_blocks, single_layers
+    from onnxcalib.quantization import stages
 
-    find = pipeline.find_blocks
+    def find_parts(model, scheme, *, index):
+        found = find_blocks(model, scheme, index=index)
+        return tuple(part for block in found for part in single_layers(model, scheme, block, index=index))
 
-    def find_parts(model, scheme):
-        return tuple(part for block in find(model, scheme) for part in blocks.single_layers(model, scheme, block))
+    def find_groups(model, scheme, *, index):
+        found = find_blocks(model, scheme, index=index)
+        groups = [found[start : start + size] for start in range(0, len(found), size)]
+        return tuple(join_blocks(model, scheme, group, index=index) for group in groups)
 
-    def find_groups(model, scheme):
-        found, index = find(model, scheme), Index(model.graph)
-        layers = {layer.name for layer in scheme.layers}
-        groups = [[n for block in found[i : i + size] for n in block.nodes] for i in range(0, len(found), size)]
-        return tuple(blocks._cut(model.graph, index, names, layers) for names in groups)
-
-    pipeline.find_blocks = find_parts if size == 1 else find_groups
+    stages.find_blocks = find_parts if size == 1 else find_groups
 
 
 def apply(variant: str) -> dict[str, int]:
