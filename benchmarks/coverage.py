@@ -46,7 +46,7 @@ import onnxcalib
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.quantization.learn import check_parity
-from onnxcalib.quantization.prepare import rewrite
+from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.runtime.blocks import BlockError, to_torch
 from onnxcalib.runtime.session import Session
 

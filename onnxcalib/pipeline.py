@@ -17,9 +17,10 @@ from .errors import ConfigError
 from .graph.load import inputs_of, stored_files
 from .graph.save import check_output, fingerprint, model_bytes, save_model, write_file
 from .planning.run import choose_bits, trace
+from .quantization.prepare import Prepared, load
+from .quantization.prepare import prepare as prepare_run
 from .quantization.ranges import Ranges, read_ranges
-from .quantization.run import Prepared, Run, load
-from .quantization.run import prepare as prepare_run
+from .quantization.run import Run
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify as compare_models
 from .report import Observer, OutputRecord, Report

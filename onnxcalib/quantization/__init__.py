@@ -2,7 +2,8 @@
 
 Read the files in the order of the work:
 
-- ``run`` prepares the model with ``prepare`` and ``smoke_test``, and holds the settings that all stages share.
+- ``run`` holds the settings and the observer that all stages share. ``prepare`` makes the model ready, with ``rewrite``
+  and ``smoke_test``.
 - ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations, and ``ranges``
   reads and writes them as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors

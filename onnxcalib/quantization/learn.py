@@ -26,6 +26,7 @@ from ..numeric.adaquant import (
     learn_block,
 )
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
+from ..runtime.device import lacks_memory
 from ..runtime.session import Session, first_line, is_float
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import Unpadded
@@ -119,9 +120,9 @@ class Learner:
                 return learn_block(
                     self.module, draw, held_out, steps=steps, bias_units=units, bias_rate=bias_rate, sums=sums
                 )
-            except torch.OutOfMemoryError:  # says nothing of the block
-                raise
             except RuntimeError as error:  # torch's own, which say where gradients or operators end
+                if lacks_memory(error):  # which says nothing of the block
+                    raise
                 raise BlockError(f"block: {first_line(error)}") from error
 
     def read_back(self) -> None:

@@ -1,104 +1,209 @@
-"""Prepare: rewrite a model into the form that the quantization scheme expects, without a change of its outputs."""
+"""Prepare: rewrite the model, open its samples, and find what follows from the settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
-from ..config import QuantizeConfig
-from ..errors import ModelError
-from ..graph.edit import drop_dead
-from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
-from ..graph.load import refuse_unsuitable
-from ..graph.passes.attributes import spell_attributes
-from ..graph.passes.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
-from ..graph.passes.duplicates import merge_duplicates
-from ..graph.passes.float16 import widen_float16
-from ..graph.passes.fold import fold_constants
-from ..graph.passes.gemm import normalise_gemm, spread_biases
-from ..graph.passes.hardswish import split_hardswish
-from ..graph.passes.normalise import normalise
-from ..graph.passes.opset import raise_opset
-from ..graph.passes.pads import fold_pads
-from ..graph.passes.pool import globalise_pools
-from ..runtime.session import Session, is_float
+from ..bitplan import BitPlan
+from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
+from ..data import CalibrationSet, open_calibration
+from ..graph.emit import LayerParams, emit_qdq
+from ..graph.load import inputs_of, load_model
+from ..graph.names import Selection, resolve_names
+from ..graph.passes.rescale import fold_integer_pads
+from ..graph.scheme import list_ineffective, make_scheme
+from ..runtime.session import Session
+from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
+from .calibrate import Statistics, choose_grids, collect_statistics
+from .input_grid import find_lossless_grids, keep_lossless
+from .padding_mask import PaddingMask
+from .rewrite import check_unchanged, rewrite
+from .run import Run
+from .smoke_test import run_longest_texts
 
-# Largest change of an output by the graph passes, relative to its largest value. They only reorder float32 sums. A
-# float16 model then computes in float32, and its outputs change by the rounding that it had.
-TOLERANCE, FLOAT16_TOLERANCE = 1e-3, 0.1
+# The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
+# hardly depends on it.
+SETTINGS_BYTES = 256
+# With fewer samples than these, a few unusual ones decide the ranges.
+FEW_SAMPLES = 16
+# Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
+_NOT_WRITTEN: dict[str, bool | set[str]] = {
+    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), True),
+    "data": {"tokenizer"},
+}
 
 
 @dataclass(frozen=True)
-class Rewritten:
-    """The rewritten model, graph pass -> its number of rewrites, and the norms that were folded into layers."""
+class Prepared:
+    """A float model that was rewritten for quantization, with its samples.
 
-    model: ModelProto
-    passes: dict[str, int]
-    norms: tuple[FoldedNorm, ...]
-
-    @property
-    def tolerance(self) -> float:
-        """The largest change that ``check_unchanged`` should allow."""
-        return FLOAT16_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
-
-
-def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
-    """Run all graph passes: normalise, raise the opset if the bits need it, fold constants, norms. Mutates ``model``.
-
-    Raises ModelError for a model that cannot be quantized.
+    config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
+    rewritten model. passes: graph pass -> its number of rewrites. lossless: grids that hold the first layers' inputs
+    without error, as found in some of the samples. padding: the padding mask of ``model``. scheme: the scheme of the
+    settings.
     """
-    passes = normalise(model)
-    four_bit = config.least_bits == 4 or config.block_size is not None
-    raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
-    model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
-    passes["raise_opset"] = int(raised)
-    for graph_pass in (fold_constants, widen_float16, merge_duplicates):
-        passes[graph_pass.__name__] = graph_pass(model)
-    norms = fold_batchnorm(model)
-    passes["fold_batchnorm"] = len(norms)
-    for graph_pass in (
-        fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, globalise_pools,
-    ):  # fmt: skip
-        passes[graph_pass.__name__] = graph_pass(model)
-    passes["drop_dead"] += drop_dead(model)
-    refuse_unsuitable(model)
-    return Rewritten(model, passes, norms)
+
+    run: Run
+    config: QuantizeConfig
+    original: ModelProto = field(repr=False)
+    model: ModelProto = field(repr=False)
+    passes: Mapping[str, int]
+    samples: CalibrationSet
+    lossless: Mapping[str, QParams]
+    padding: PaddingMask
+    scheme: QuantScheme
+
+    @cached_property
+    def original_padding(self) -> PaddingMask:
+        """The padding mask of the original model."""
+        return PaddingMask(self.original)
+
+    def make_scheme(
+        self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
+    ) -> QuantScheme:
+        """The quantization scheme of the settings, or of ``bits`` for all layers; ``layers`` overrides both."""
+        return _make_scheme(self.model, self.config, self.original, layers=layers, bits=bits)
+
+    def with_plan(self, plan: BitPlan) -> Prepared:
+        """The same model with the plan's bits for every layer."""
+        config = with_bits(self.config, plan.settings())
+        return replace(self, config=config, scheme=_make_scheme(self.model, config, self.original))
+
+    def collect(self, scheme: QuantScheme) -> Statistics:
+        """Statistics of the scheme's activations over all samples."""
+        return collect_statistics(
+            self.model, list(scheme.activations), self.samples, self.padding, threads=self.run.threads
+        )
+
+    def choose_grids(
+        self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
+    ) -> Grids:
+        """Grids of the scheme's activations; lossless ones are kept where they hold the values of all samples."""
+        grids = choose_grids(scheme, statistics.histograms, self.config, known)
+        fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
+        return grids.updated(keep_lossless(fixed, statistics.histograms))
+
+    def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
+        """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
+        quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
+        fold_integer_pads(quantized)
+        # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
+        stages = {name: self.run.config.does(name) for name in STAGES}
+        settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_NOT_WRITTEN)
+        entries = {
+            VERSION_KEY: VERSION,
+            "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
+            "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*scheme.embeddings, *scheme.layers)}),
+        }
+        for key, value in entries.items():
+            entry = quantized.metadata_props.add()
+            entry.key, entry.value = key, value
+        return quantized
 
 
-def check_unchanged(
-    wanted: Mapping[str, Any],
-    prepared: ModelProto,
-    feeds: Mapping[str, Any],
-    threads: int = 0,
-    *,
-    tolerance: float = TOLERANCE,
-) -> float:
-    """Largest change of any float output on one batch, relative to the output's largest value.
+def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | None = None) -> Prepared:
+    """Open the samples, rewrite a copy of the model, and check that the outputs have not changed.
 
-    wanted: the outputs of the model as it was given, by name. Raises ModelError for a change above ``tolerance``.
-    Values of ``wanted`` that are not finite are ignored here: calibration names the tensor that they come from.
+    plan: the bits of every layer. Raises ModelError, DataError or ConfigError.
     """
-    given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
-    floats = {name: value for name, value in wanted.items() if is_float(value)}
-    changes = {name: _change(value, given[name]) for name, value in floats.items()}
-    for name, change in changes.items():
-        if not change <= tolerance:
-            raise ModelError(
-                f"output {name}: preparation changed it by {change:.1e} of its largest value; {tolerance:.0e} is"
-                " allowed; this is a fault of onnxcalib on this model, please report it"
+    config = run.config if plan is None else with_bits(run.config, plan.settings())
+    with run.stage("prepare"):
+        samples = open_calibration(calibration, inputs_of(original), config.data, limit=config.samples)
+        _warn_of_percentile(run)
+        samples.tell(run.observer.note, run.warn)
+        if len(samples) < FEW_SAMPLES:
+            run.warn(
+                f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better"
+                " model"
             )
-    return max(changes.values(), default=0.0)
+        feeds = samples.read(range(samples.fixed_batch or 1))
+        wanted = _run_original(original, samples, feeds, run.threads)
+        rewritten = rewrite(load_model(original), config)
+        passes = dict(rewritten.passes)
+        # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
+        bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
+        scheme, padding = _make_scheme(rewritten.model, config, original, bits=bits), PaddingMask(rewritten.model)
+        lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
+        if lossless.rescaled:
+            passes["rescale_input"] = lossless.rescaled
+            padding = PaddingMask(rewritten.model)
+        if lossless.rescaled or bits is not None:
+            scheme = _make_scheme(rewritten.model, config, original)
+        for name, count in passes.items():
+            if count:
+                run.observer.note(f"{name}: {count}")
+        change = check_unchanged(wanted, rewritten.model, feeds, run.threads, tolerance=rewritten.tolerance)
+        _warn_of_ineffective(run, rewritten.model, scheme, config, original)
+        run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
+        run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
+    return Prepared(run, config, original, rewritten.model, passes, samples, lossless.grids, padding, scheme)
 
 
-def _change(wanted: np.ndarray, given: np.ndarray) -> float:
-    if wanted.shape != given.shape:
-        return np.inf
-    finite = np.isfinite(wanted)
-    if not finite.any():
-        return 0.0
-    largest = float(np.abs(wanted[finite]).max())
-    return float(np.abs(wanted[finite] - given[finite]).max() / max(largest, np.finfo(np.float32).tiny))
+def _warn_of_percentile(run: Run) -> None:
+    config = run.config
+    if "percentile" in config.model_fields_set and config.range != "percentile":
+        run.warn(
+            f"percentile: found {config.percentile:g} beside range {config.range!r}, which has no use for it; give"
+            " range 'percentile', or leave it out"
+        )
+
+
+def _warn_of_ineffective(
+    run: Run, model: ModelProto, scheme: QuantScheme, config: QuantizeConfig, original: ModelProto
+) -> None:
+    names = list_ineffective(model, scheme, resolve_names(model, config, before=original).excluded)
+    if names:
+        few = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        run.warn(
+            f"exclude: {few}: found between quantized layers, so that onnxruntime computes them on integers all the"
+            " same; nodes run in float where the layers around them do; exclude these too"
+        )
+
+
+def _run_original(
+    original: ModelProto, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
+) -> dict[str, Any]:
+    """Outputs on one batch. The session ends with this function, so that a large model is held once."""
+    session = Session(original, threads=threads)
+    run_longest_texts(session, samples)
+    return session.run(feeds)
+
+
+def _make_scheme(
+    model: ModelProto,
+    config: QuantizeConfig,
+    original: ModelProto,
+    *,
+    layers: Mapping[str, LayerConfig] | None = None,
+    bits: Candidate | None = None,
+) -> QuantScheme:
+    chosen = resolve_names(model, config, before=original)
+    bits = bits or Candidate(config.weight_bits, config.activation_bits)
+    return make_scheme(
+        model,
+        weight_bits=bits.weight_bits,
+        activation_bits=bits.activation_bits,
+        first_last_bits=config.first_last_bits,
+        block_size=config.block_size,
+        embedding_bits=config.embedding_bits or config.weight_bits,
+        pair_limits=config.weight_range == "bounded",
+        selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
+    )
+
+
+def load(model: str | Path | ModelProto) -> ModelProto:
+    """A copy of the model, or the model of a file. Raises ModelError."""
+    return load_model(model if isinstance(model, ModelProto) else Path(model))
+
+
+def with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
+    """The settings with these bits for single layers."""
+    others = {name: each for name, each in config.layers.items() if name not in layers}
+    return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds

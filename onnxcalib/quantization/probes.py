@@ -26,6 +26,7 @@ from ..graph.layout import to_rows
 from ..graph.load import inputs_of
 from ..graph.save import model_bytes
 from ..runtime.blocks import BlockError, return_also, to_torch
+from ..runtime.device import lacks_memory
 from ..runtime.session import Session, first_line
 from ..spec import LayerScheme
 from .calibrate import batch_size
@@ -207,9 +208,9 @@ def _refusing() -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         raise BlockError(f"{type(error).__name__}: {first_line(error)}") from error
 
 

@@ -20,10 +20,10 @@ from ..runtime.store import Store
 from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
+from .prepare import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
 from .reconstruct import reconstruct
-from .run import Prepared
 from .solve import round_embeddings, round_layers
 from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics

@@ -24,7 +24,7 @@ from ..spec import LayerScheme
 from .calibrate import batch_size
 from .output_tally import OutputTally
 from .padding_mask import find_real
-from .run import Prepared
+from .prepare import Prepared
 from .saturation import measure_saturation
 
 # Samples on which every layer is compared, which takes several times as long as running the models.

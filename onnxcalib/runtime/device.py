@@ -12,6 +12,8 @@ from .session import first_line
 
 # Sentences of torch's error that say how much memory was asked for, and how much there is.
 SENTENCES = 3
+# What torch's RuntimeError names where the machine's memory has ended.
+CPU_ALLOCATOR = "DefaultCPUAllocator"
 
 
 def choose_device(setting: str) -> torch.device:
@@ -45,15 +47,22 @@ def computing(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether an exception says that memory has ended: torch has a type for that of a GPU, and none for the CPU's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or CPU_ALLOCATOR in str(error)
+
+
 @contextmanager
 def explain_lack_of_memory(device: torch.device, stage: Callable[[], str | None]) -> Iterator[None]:
-    """Raise torch's OutOfMemoryError as DeviceMemoryError, which names the device and the stage and says what to do.
+    """Raise what torch says of too little memory as DeviceMemoryError, with the device, the stage and what to do.
 
     stage: gives the name of the present stage, or None between stages.
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
         name = stage()
         where = f"{device} in the stage {name}" if name else f"{device}"
         found = ". ".join(first_line(error).rstrip(".").split(". ")[:SENTENCES])

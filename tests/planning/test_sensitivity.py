@@ -24,7 +24,7 @@ from onnxcalib.planning.sensitivity import (
 from onnxcalib.quantization import solve as solve_step
 from onnxcalib.quantization.calibrate import Batches, choose_grids, collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask
-from onnxcalib.quantization.prepare import rewrite
+from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.runtime.cache import Cache
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import Candidate

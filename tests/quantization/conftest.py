@@ -8,7 +8,7 @@ from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask
-from onnxcalib.quantization.prepare import rewrite
+from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations, Views
 from onnxcalib.runtime.store import Store
 

@@ -1,139 +1,84 @@
-import numpy as np
+"""A prepared model: its schemes, what the settings write into the file, and what the samples are warned of."""
+
 import pytest
-from onnx import ModelProto, numpy_helper
+from PIL import Image
 
-from onnxcalib.config import QuantizeConfig
-from onnxcalib.errors import ModelError
-from onnxcalib.graph.index import attribute_of
-from onnxcalib.graph.passes.opset import opset_of
-from onnxcalib.quantization.prepare import TOLERANCE, check_unchanged, rewrite
-from onnxcalib.runtime.session import Session
+import onnxcalib
+from onnxcalib import LayerConfig, Observer, QuantizeConfig
+from onnxcalib.quantization.prepare import FEW_SAMPLES, SETTINGS_BYTES, load, with_bits
+from onnxcalib.spec import Candidate
 
-BODY = """{
-    c = Conv (x, w)  n = BatchNormalization (c, g, b, m, v)  r = Relu (n)  i = Identity (r)
-    p = ReduceMean <axes = [2, 3], keepdims = 0> (i)  h = MatMul (p, u)  y = Add (h, k)
+NET = """g (float[N, 4] x) => (float[N, 4] y) {
+    [one] h = MatMul (x, w)  [r] t = Relu (h)  [two] i = MatMul (t, v)  [s] u = Relu (i)  [three] y = MatMul (u, z)
 }"""
 
 
 @pytest.fixture
-def model(build, draw):
-    return build(
-        f"g (float[N, 3, 6, 6] x) => (float[N, 5] y) {BODY}", w=draw(4, 3, 1, 1), g=draw(4), b=draw(4), m=draw(4),
-        v=np.abs(draw(4)) + np.float32(0.5), u=draw(4, 5), k=draw(5),
-    )  # fmt: skip
+def net(build, weigh):
+    return build(NET, w=weigh(4, 4), v=weigh(4, 4), z=weigh(4, 4))
 
 
-def change(original, prepared, feeds, **options):
-    return check_unchanged(Session(original).run(feeds), prepared, feeds, **options)
+class Listener(Observer):
+    def __init__(self):
+        self.heard = []
+
+    def stage(self, name):
+        self.heard.append(("stage", name))
+
+    def note(self, text):
+        self.heard.append(("note", text))
+
+    def warn(self, text):
+        self.heard.append(("warn", text))
 
 
-def copy(model):
-    return ModelProto.FromString(model.SerializeToString())
+def test_a_prepared_model_has_schemes_of_other_bits(net, draw):
+    prepared = onnxcalib.prepare(net, draw(8, 4))
+
+    def bits_of(scheme):
+        return [str(layer.bits) for layer in scheme.layers]
+
+    assert bits_of(prepared.scheme) == ["W8A8", "W8A8", "W8A8"]
+    assert bits_of(prepared.make_scheme(bits=Candidate(4, 4))) == ["W8A8", "W4A4", "W8A8"]
+    assert bits_of(prepared.make_scheme({"two": LayerConfig(weight_bits=4)})) == ["W8A8", "W4A8", "W8A8"]
+    both = prepared.make_scheme({"two": LayerConfig(weight_bits=8)}, Candidate(4, 4))
+    assert bits_of(both) == ["W8A8", "W8A4", "W8A8"]
 
 
-def test_norms_and_dense_layers_are_folded_and_every_pass_counted(model, draw):
-    prepared = rewrite(copy(model), QuantizeConfig())
-    ops = [node.op_type for node in prepared.model.graph.node]
-    assert ops == ["Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"]
-    assert {name: count for name, count in prepared.passes.items() if count} == {
-        "drop_identities": 1, "name_nodes": 6, "fold_batchnorm": 1, "normalise_gemm": 1, "globalise_pools": 1,
-        "spell_attributes": 1,
-    }  # fmt: skip
-    assert prepared.passes["raise_opset"] == 0
-    assert len(prepared.norms) == 1
-    assert change(model, prepared.model, {"x": draw(4, 3, 6, 6)}) < 1e-5
+def test_preparation_leaves_the_original_as_it_was(net, draw):
+    before = net.SerializeToString()
+    prepared = onnxcalib.prepare(net, draw(8, 4))
+    assert net.SerializeToString() == before == prepared.original.SerializeToString()
+    assert load(net) is not net and load(net) == net
 
 
-def test_pads_and_attributes_are_written_into_convolutions_and_pools(build, draw):
-    model = build(
-        """g (float[N, 3, 8, 8] x) => (float[a, b, c, d] y) {
-            p = Pad (x, pads)  c = Conv <strides = [2, 2]> (p, w)  s = HardSwish (c)  r = Relu (s)  t = Relu (s)
-            u = Add (r, t)  m = AveragePool <kernel_shape = [2, 2], auto_pad = "SAME_UPPER"> (u)  y = Conv (m, v) }""",
-        w=draw(4, 3, 3, 3), v=draw(4, 4, 1, 1), pads=np.int64([0, 0, 0, 1, 0, 0, 1, 1]),
-    )  # fmt: skip
-    prepared = rewrite(copy(model), QuantizeConfig())
-    ops = [node.op_type for node in prepared.model.graph.node]
-    assert ops == ["Conv", "HardSigmoid", "Mul", "Relu", "Add", "AveragePool", "Conv"]
-    pads = [attribute_of(node, "pads", None) for node in prepared.model.graph.node if "kernel_shape" in str(node)]
-    assert pads == [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
-    assert change(model, prepared.model, {"x": draw(4, 3, 8, 8)}) < 1e-5
+def test_bits_of_single_layers_replace_those_of_the_settings():
+    config = QuantizeConfig(layers={"one": {"weight_bits": 4}, "two": {"weight_bits": 4}})
+    found = with_bits(config, {"one": LayerConfig(weight_bits=8)})
+    assert {name: each.weight_bits for name, each in found.layers.items()} == {"two": 4, "one": 8}
+    assert list(found.layers) == ["two", "one"]  # the last entry that names a layer holds
 
 
-@pytest.mark.parametrize(
-    ("settings", "opset"),
-    [
-        ({}, 17),
-        ({"weight_bits": 4}, 21),
-        ({"activation_bits": 4}, 21),
-        ({"first_last_bits": 4}, 21),
-    ],
-)
-def test_four_bits_raise_the_opset_and_eight_leave_it(model, draw, settings, opset):
-    prepared = rewrite(copy(model), QuantizeConfig(**settings)).model
-    assert opset_of(prepared) == opset and (prepared.ir_version >= 10) is (opset == 21)
-    assert change(model, prepared, {"x": draw(4, 3, 6, 6)}) < 1e-5
+def test_the_settings_of_a_file_fill_whole_blocks_of_bytes(net, draw):
+    for seed in (0, 123456):
+        model = onnxcalib.quantize(net, draw(8, 4), QuantizeConfig(seed=seed, reconstruct=False)).model
+        (text,) = (entry.value for entry in model.metadata_props if entry.key == "onnxcalib.settings")
+        assert len(text) % SETTINGS_BYTES == 0
 
 
-def test_an_old_opset_is_raised_to_scales_by_channel(build, draw):
-    model = build("g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w) }", opset=9, w=draw(4, 3, 1, 1))
-    assert opset_of(rewrite(model, QuantizeConfig()).model) == 13
+def test_few_samples_are_warned_of(net, draw):
+    for count in (FEW_SAMPLES - 1, FEW_SAMPLES):
+        listener = Listener()
+        onnxcalib.prepare(net, draw(count, 4), observer=listener)
+        warned = [text for kind, text in listener.heard if kind == "warn" and text.startswith("samples: found 15;")]
+        assert len(warned) == (count < FEW_SAMPLES)
 
 
-def test_a_model_without_layers_is_refused(build):
-    model = build("g (float[N] x) => (float[N] y) { y = Relu (x) }")
-    with pytest.raises(ModelError, match="no quantizable layer"):
-        rewrite(model, QuantizeConfig())
-
-
-def change_bias(model, factor):
-    changed = copy(model)
-    bias = next(t for t in changed.graph.initializer if t.name == "k")
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * np.float32(factor), "k"))
-    return changed
-
-
-def test_a_changed_output_is_a_fault_that_is_named(model, draw):
-    feeds = {"x": draw(4, 3, 6, 6)}
-    assert 0 < change(model, change_bias(model, 1 + 1e-5), feeds) < TOLERANCE
-    expected = "output y: preparation changed it by .* of its largest value; 1e-03 is allowed; this is a fault"
-    with pytest.raises(ModelError, match=expected):
-        change(model, change_bias(model, 1.1), feeds)
-    with pytest.raises(ModelError, match=expected):
-        change(model, change_bias(model, np.nan), feeds)
-
-
-def test_outputs_that_are_no_float_tensors_are_not_compared(build, draw):
-    model = build(
-        """g (float[N, 4] x) => (float[N, 4] y, seq(float[N, 2]) s) {
-           y = Relu (x) s = SplitToSequence <axis = 1> (x, k) }""",
-        k=np.int64(2),
-    )
-    assert change(model, model, {"x": draw(3, 4)}) == 0
-
-
-def test_an_output_of_another_shape_is_a_fault(build, draw):
-    one = build("g (float[N, 4] x) => (float[a, b] y) { y = Relu (x) }")
-    two = build("g (float[N, 4] x) => (float[a, b] y) { y = Transpose (x) }")
-    with pytest.raises(ModelError, match="output y: preparation changed it by inf"):
-        change(one, two, {"x": draw(3, 4)})
-
-
-def test_values_that_were_never_finite_are_no_fault_of_preparation(build):
-    model = build("g (float[N] x) => (float[N] y) { y = Log (x) }")
-    assert change(model, model, {"x": np.float32([-1, 0, 1, 2])}) == 0
-    assert change(model, model, {"x": np.float32([-1, -2])}) == 0
-
-
-def test_outputs_that_are_no_floats_are_not_compared(build, draw):
-    one = build("g (float[N, 4] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }")
-    two = build("g (float[N, 4] x) => (int64[N] y) { y = ArgMin <axis = 1, keepdims = 0> (x) }")
-    assert change(one, two, {"x": draw(3, 4)}) == 0
-
-
-def test_a_float16_model_computes_in_float32_within_a_tolerance_of_its_own(build, draw):
-    weight = (draw(4, 8) / 4).astype(np.float16)
-    model = build("g (float16[N, 4] x) => (float16[N, 8] y) { y = MatMul (x, w) }", w=weight)
-    prepared = rewrite(copy(model), QuantizeConfig())
-    feeds = {"x": draw(3, 4).astype(np.float16)}
-    assert prepared.passes["widen_float16"] == 1 and prepared.tolerance > TOLERANCE
-    assert change(model, prepared.model, feeds, tolerance=prepared.tolerance) < 1e-2
+def test_the_normalization_of_images_is_told(build, weigh, tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "b.png")
+    net = build("g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Conv (x, w) }", w=weigh(2, 3, 1, 1))
+    for mean, kind in (({}, "warn"), ({"mean": 0.5}, "note")):
+        listener = Listener()
+        onnxcalib.prepare(net, tmp_path, QuantizeConfig(data=mean), observer=listener)
+        assert [heard for heard, text in listener.heard if "images are read as" in text] == [kind]

@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from PIL import Image
 
-import onnxcalib
-from onnxcalib import ConfigError, DeviceMemoryError, LayerConfig, Observer, QuantizeConfig
-from onnxcalib.quantization.run import FEW_SAMPLES, SETTINGS_BYTES, Run, load, with_bits
+from onnxcalib import ConfigError, DeviceMemoryError, Observer, QuantizeConfig
+from onnxcalib.quantization.run import Run
 from onnxcalib.report import LeftOutRecord
-from onnxcalib.spec import Candidate
 
 NET = """g (float[N, 4] x) => (float[N, 4] y) {
     [one] h = MatMul (x, w)  [r] t = Relu (h)  [two] i = MatMul (t, v)  [s] u = Relu (i)  [three] y = MatMul (u, z)
@@ -72,55 +69,3 @@ def test_torch_has_the_threads_of_the_settings_while_it_computes():
     with Run(QuantizeConfig(threads=before + 1), Observer()).computing():
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
-
-
-def test_a_prepared_model_has_schemes_of_other_bits(net, draw):
-    prepared = onnxcalib.prepare(net, draw(8, 4))
-
-    def bits_of(scheme):
-        return [str(layer.bits) for layer in scheme.layers]
-
-    assert bits_of(prepared.scheme) == ["W8A8", "W8A8", "W8A8"]
-    assert bits_of(prepared.make_scheme(bits=Candidate(4, 4))) == ["W8A8", "W4A4", "W8A8"]
-    assert bits_of(prepared.make_scheme({"two": LayerConfig(weight_bits=4)})) == ["W8A8", "W4A8", "W8A8"]
-    both = prepared.make_scheme({"two": LayerConfig(weight_bits=8)}, Candidate(4, 4))
-    assert bits_of(both) == ["W8A8", "W8A4", "W8A8"]
-
-
-def test_preparation_leaves_the_original_as_it_was(net, draw):
-    before = net.SerializeToString()
-    prepared = onnxcalib.prepare(net, draw(8, 4))
-    assert net.SerializeToString() == before == prepared.original.SerializeToString()
-    assert load(net) is not net and load(net) == net
-
-
-def test_bits_of_single_layers_replace_those_of_the_settings():
-    config = QuantizeConfig(layers={"one": {"weight_bits": 4}, "two": {"weight_bits": 4}})
-    found = with_bits(config, {"one": LayerConfig(weight_bits=8)})
-    assert {name: each.weight_bits for name, each in found.layers.items()} == {"two": 4, "one": 8}
-    assert list(found.layers) == ["two", "one"]  # the last entry that names a layer holds
-
-
-def test_the_settings_of_a_file_fill_whole_blocks_of_bytes(net, draw):
-    for seed in (0, 123456):
-        model = onnxcalib.quantize(net, draw(8, 4), QuantizeConfig(seed=seed, reconstruct=False)).model
-        (text,) = (entry.value for entry in model.metadata_props if entry.key == "onnxcalib.settings")
-        assert len(text) % SETTINGS_BYTES == 0
-
-
-def test_few_samples_are_warned_of(net, draw):
-    for count in (FEW_SAMPLES - 1, FEW_SAMPLES):
-        listener = Listener()
-        onnxcalib.prepare(net, draw(count, 4), observer=listener)
-        warned = [text for kind, text in listener.heard if kind == "warn" and text.startswith("samples: found 15;")]
-        assert len(warned) == (count < FEW_SAMPLES)
-
-
-def test_the_normalization_of_images_is_told(build, weigh, tmp_path):
-    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
-    Image.new("RGB", (4, 4), "blue").save(tmp_path / "b.png")
-    net = build("g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Conv (x, w) }", w=weigh(2, 3, 1, 1))
-    for mean, kind in (({}, "warn"), ({"mean": 0.5}, "note")):
-        listener = Listener()
-        onnxcalib.prepare(net, tmp_path, QuantizeConfig(data=mean), observer=listener)
-        assert [heard for heard, text in listener.heard if "images are read as" in text] == [kind]

@@ -8,7 +8,8 @@ from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import verify as verify_module
 from onnxcalib.quantization.padding_mask import PaddingMask
-from onnxcalib.quantization.run import Prepared, Run
+from onnxcalib.quantization.prepare import Prepared
+from onnxcalib.quantization.run import Run
 from onnxcalib.quantization.verify import list_unfused, optimize, verify
 from onnxcalib.report import Observer, SaturationRecord
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onnxcalib.errors import ConfigError, DeviceMemoryError
-from onnxcalib.runtime.device import choose_device, explain_lack_of_memory, full_precision
+from onnxcalib.runtime.device import choose_device, explain_lack_of_memory, full_precision, lacks_memory
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,12 @@ def test_other_faults_of_torch_stay_what_they_are():
     with pytest.raises(RuntimeError, match=r"^shapes differ$"):
         with explain_lack_of_memory(torch.device("cpu"), lambda: None):
             raise RuntimeError("shapes differ")
+
+
+def test_the_machine_s_own_lack_of_memory_is_known_by_its_words():
+    text = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+    assert lacks_memory(RuntimeError(text)) and lacks_memory(MemoryError())
+    assert not lacks_memory(RuntimeError("shapes differ"))
+    with pytest.raises(DeviceMemoryError, match=r"^device: found too little memory on cpu in the stage reconstruct"):
+        with explain_lack_of_memory(torch.device("cpu"), lambda: "reconstruct"):
+            raise RuntimeError(text)

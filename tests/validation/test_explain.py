@@ -19,7 +19,7 @@ from onnxcalib.graph.extract import extract
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
-from onnxcalib.quantization.run import SETTINGS_BYTES
+from onnxcalib.quantization.prepare import SETTINGS_BYTES
 from onnxcalib.validation import explain as explain_module
 from onnxcalib.validation.explain import LIMITING, SAMPLES, SETTINGS_KEY, WORST, explain, joined_parts
 

@@ -16,7 +16,7 @@ from onnxruntime.quantization import (
 from onnxcalib import QuantizeConfig
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.passes.normalise import tidy
-from onnxcalib.quantization.prepare import rewrite
+from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.validation.pair import MOST_LINES, list_unread, name_float_nodes, pair_layers
 
 IO = "g (float[N, 6] x) => (float[N, 6] y)"

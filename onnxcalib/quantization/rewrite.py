@@ -1,0 +1,104 @@
+"""Prepare: rewrite a model into the form that the quantization scheme expects, without a change of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from ..config import QuantizeConfig
+from ..errors import ModelError
+from ..graph.edit import drop_dead
+from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
+from ..graph.load import refuse_unsuitable
+from ..graph.passes.attributes import spell_attributes
+from ..graph.passes.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
+from ..graph.passes.duplicates import merge_duplicates
+from ..graph.passes.float16 import widen_float16
+from ..graph.passes.fold import fold_constants
+from ..graph.passes.gemm import normalise_gemm, spread_biases
+from ..graph.passes.hardswish import split_hardswish
+from ..graph.passes.normalise import normalise
+from ..graph.passes.opset import raise_opset
+from ..graph.passes.pads import fold_pads
+from ..graph.passes.pool import globalise_pools
+from ..runtime.session import Session, is_float
+
+# Largest change of an output by the graph passes, relative to its largest value. They only reorder float32 sums. A
+# float16 model then computes in float32, and its outputs change by the rounding that it had.
+TOLERANCE, FLOAT16_TOLERANCE = 1e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The rewritten model, graph pass -> its number of rewrites, and the norms that were folded into layers."""
+
+    model: ModelProto
+    passes: dict[str, int]
+    norms: tuple[FoldedNorm, ...]
+
+    @property
+    def tolerance(self) -> float:
+        """The largest change that ``check_unchanged`` should allow."""
+        return FLOAT16_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
+
+
+def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
+    """Run all graph passes: normalise, raise the opset if the bits need it, fold constants, norms. Mutates ``model``.
+
+    Raises ModelError for a model that cannot be quantized.
+    """
+    passes = normalise(model)
+    four_bit = config.least_bits == 4 or config.block_size is not None
+    raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
+    model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
+    passes["raise_opset"] = int(raised)
+    for graph_pass in (fold_constants, widen_float16, merge_duplicates):
+        passes[graph_pass.__name__] = graph_pass(model)
+    norms = fold_batchnorm(model)
+    passes["fold_batchnorm"] = len(norms)
+    for graph_pass in (
+        fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, globalise_pools,
+    ):  # fmt: skip
+        passes[graph_pass.__name__] = graph_pass(model)
+    passes["drop_dead"] += drop_dead(model)
+    refuse_unsuitable(model)
+    return Rewritten(model, passes, norms)
+
+
+def check_unchanged(
+    wanted: Mapping[str, Any],
+    prepared: ModelProto,
+    feeds: Mapping[str, Any],
+    threads: int = 0,
+    *,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Largest change of any float output on one batch, relative to the output's largest value.
+
+    wanted: the outputs of the model as it was given, by name. Raises ModelError for a change above ``tolerance``.
+    Values of ``wanted`` that are not finite are ignored here: calibration names the tensor that they come from.
+    """
+    given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
+    floats = {name: value for name, value in wanted.items() if is_float(value)}
+    changes = {name: _change(value, given[name]) for name, value in floats.items()}
+    for name, change in changes.items():
+        if not change <= tolerance:
+            raise ModelError(
+                f"output {name}: preparation changed it by {change:.1e} of its largest value; {tolerance:.0e} is"
+                " allowed; this is a fault of onnxcalib on this model, please report it"
+            )
+    return max(changes.values(), default=0.0)
+
+
+def _change(wanted: np.ndarray, given: np.ndarray) -> float:
+    if wanted.shape != given.shape:
+        return np.inf
+    finite = np.isfinite(wanted)
+    if not finite.any():
+        return 0.0
+    largest = float(np.abs(wanted[finite]).max())
+    return float(np.abs(wanted[finite] - given[finite]).max() / max(largest, np.finfo(np.float32).tiny))
