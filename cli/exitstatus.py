@@ -12,6 +12,8 @@ import typer
 
 from onnxcalib.errors import ConfigError, GateError, OnnxCalibError
 
+INTERRUPTED = "interrupted: nothing half-written is left"
+
 
 class ExitStatus(IntEnum):
     """GATE: validation finished, and a gate does not hold. INTERRUPTED: what shells give after Ctrl-C."""
@@ -42,7 +44,7 @@ def report_faults(*, verbose: bool) -> Iterator[None]:
         usage = isinstance(error, ConfigError) and not isinstance(error, GateError)
         raise typer.Exit(ExitStatus.USAGE if usage else ExitStatus.ERROR) from None
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
     except (
         Exception

@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from onnxcalib import __version__
 
 from .calibrate import calibrate
-from .exitstatus import ExitStatus, print_error
+from .exitstatus import INTERRUPTED, ExitStatus, print_error
 from .options import FLAG, find_owners
 from .plan import plan
 from .quantize import quantize
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(f"{_spell_usage(error).rstrip('.')} (see '{command} --help')")
         return ExitStatus.USAGE
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written is left", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return ExitStatus.INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)

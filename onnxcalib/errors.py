@@ -34,3 +34,8 @@ class OutputError(OnnxCalibError):
 
 class OnnxCalibWarning(UserWarning):
     """The work goes on, but the user should do what the text says."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text, or its type where there is no text."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

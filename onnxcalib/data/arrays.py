@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import nearest
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..spec import InputSpec, spell_shape
 
 LABELS = ("label", "labels", "y")  # names that data sets give to labels
@@ -40,7 +40,7 @@ class StoredArray:
         try:
             return np.asarray(np.lib.format.open_memmap(self._path, mode="r"))
         except Exception as error:  # numpy's parser raises whatever a damaged header leads it to
-            text = _first_line(error)
+            text = first_line(error)
             raise DataError(f"{self._where}: not a complete .npy array of numbers ({text}); write it again") from None
 
 
@@ -92,17 +92,13 @@ def to_array(value: Any, where: str) -> np.ndarray:
             value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
         return np.asarray(value)
     except Exception as error:  # each library raises its own
-        found = f"{type(value).__name__} that is no array ({_first_line(error)})"
+        found = f"{type(value).__name__} that is no array ({first_line(error)})"
         if "inhomogeneous" in str(error):
             found = "lists of unlike lengths"
         raise DataError(
             f"{where}: found {found}; numbers in a regular array are needed; pad the samples, or give an iterable that"
             " yields each of them by itself"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
@@ -179,7 +175,7 @@ def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
         raise
     except Exception as error:  # as above, and zipfile's and zlib's own
         raise DataError(
-            f"{path}: not a complete .npz file ({_first_line(error)}); write it again with numpy.savez"
+            f"{path}: not a complete .npz file ({first_line(error)}); write it again with numpy.savez"
         ) from None
     label = find_labels(members, inputs)
     return Part(str(path), arrays, file=path, labels=None if label is None else partial(load_labels, path, label))
@@ -245,7 +241,7 @@ def load_labels(path: Path, name: str | None = None) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # as above
-        text = _first_line(error)
+        text = first_line(error)
         raise DataError(f"{path}: labels are not a complete array of numbers ({text}); write it again") from None
 
 

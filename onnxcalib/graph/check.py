@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import ModelProto, shape_inference
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from .shapes import describe_outputs
 from .weightless import copy_without_weights
 
@@ -33,5 +33,5 @@ def check_model(model: ModelProto) -> None:
     try:
         onnx.checker.check_model(copy_without_weights(model), full_check=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        found = str(error).strip().partition("\n")[0]
+        found = first_line(error)
         raise ModelError(f"the quantized model fails onnx's checker: {found}; please report this") from error

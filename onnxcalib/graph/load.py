@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..spec import InputSpec
 from .edit import copy_model
 from .index import all_nodes, in_scope, is_op, own_constants, subgraphs
@@ -177,7 +177,7 @@ def _read_external_data(model: ModelProto, path: Path) -> None:
             load_external_data_for_tensor(tensor, str(path.parent))
         except (OSError, ValueError, onnx.checker.ValidationError) as error:
             raise ModelError(
-                f"{path}: the data of tensor {tensor.name} cannot be read from {file} ({_first_line(error)}); whole"
+                f"{path}: the data of tensor {tensor.name} cannot be read from {file} ({first_line(error)}); whole"
                 " files in the model's folder are needed; export or download them again"
             ) from error
         tensor.data_location = TensorProto.DEFAULT
@@ -223,7 +223,3 @@ def _refuse_broken(model: ModelProto, where: str) -> None:
                 f"{where}: {reader} reads tensor {name}, which nothing makes; a complete graph is needed;"
                 " export the model again"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

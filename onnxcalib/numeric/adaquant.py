@@ -18,6 +18,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 
 from ..spec import QParams, QuantSpec
+from .ranges import limit_scale
 from .rounding import quantize
 from .saturation import keep_pairs
 
@@ -127,9 +128,7 @@ class ActivationQuantizer(nn.Module):
         """The learned grid; with ``bound`` its range is kept inside [0, bound]."""
         scale = np.float32(self.scale.item())
         if bound is not None:
-            levels = self.spec.qmax - self.spec.qmin
-            while float(scale) * levels > bound:
-                scale = np.nextafter(min(scale, np.float32(bound / levels)), np.float32(0))
+            scale = limit_scale(scale, self.spec.qmax - self.spec.qmin, bound)
         zero_point = np.clip(np.rint(self.zero_point.item()), self.spec.qmin, self.spec.qmax)
         return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), self.spec)
 

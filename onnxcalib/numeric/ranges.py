@@ -49,13 +49,18 @@ def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None =
     low, high = min(low, 0.0), max(high, 0.0)
     levels = spec.qmax - spec.qmin
     if bound is not None:
-        scale = np.float32(max(min(high, bound) / levels, LEAST_SCALE))
-        while float(scale) * levels > bound and scale > LEAST_SCALE:  # below it there is no fused kernel to please
-            scale = np.nextafter(scale, np.float32(0))
+        scale = limit_scale(np.float32(max(min(high, bound) / levels, LEAST_SCALE)), levels, bound)
         return QParams(np.asarray(scale), np.asarray(spec.qmin, np.int32), spec)
     scale = np.float32(max((high - low) / levels, LEAST_SCALE))
     zero_point = np.clip(np.rint(spec.qmin - low / float(scale)), spec.qmin, spec.qmax)
     return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), spec)
+
+
+def limit_scale(scale: np.float32, levels: int, bound: float) -> np.float32:
+    """The scale, lowered where ``levels`` of it reach beyond ``bound``, but to LEAST_SCALE at most."""
+    while float(scale) * levels > bound and scale > LEAST_SCALE:
+        scale = np.nextafter(min(scale, np.float32(bound / levels)), np.float32(0))
+    return scale
 
 
 def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:

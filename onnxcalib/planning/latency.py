@@ -11,11 +11,12 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ..bitplan import FLOAT
 from ..errors import ConfigError
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate, LayerScheme
 from .bits import Bits, find_uniform
-from .latency_table import FLOAT, read_latencies
+from .latency_table import read_latencies
 from .sensitivity import Survey
 
 # Runs of which the median counts, after one that allocates.

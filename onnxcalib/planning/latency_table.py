@@ -6,11 +6,11 @@ import csv
 import math
 from pathlib import Path
 
+from ..bitplan import FLOAT
 from ..config import CANDIDATES
 from ..errors import ConfigError
 
 COLUMNS = ("layer", "configuration", "milliseconds")
-FLOAT = "float"
 
 
 def read_latencies(path: Path) -> dict[tuple[str, str], float]:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..config import FULL_BITS
+from ..errors import first_line
 from ..graph.extract import extract
 from ..graph.index import known_constant
 from ..numeric.adaquant import (
@@ -27,7 +28,7 @@ from ..numeric.adaquant import (
 )
 from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.device import lacks_memory
-from ..runtime.session import Session, first_line, is_float
+from ..runtime.session import Session, is_float
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import Unpadded
 from .solve import make_params

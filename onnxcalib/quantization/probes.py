@@ -21,13 +21,14 @@ import torch
 
 from ..config import FULL_BITS
 from ..data import CalibrationSet
+from ..errors import first_line
 from ..graph.index import known_constant
 from ..graph.layout import to_rows
 from ..graph.load import inputs_of
 from ..graph.save import model_bytes
 from ..runtime.blocks import BlockError, return_also, to_torch
 from ..runtime.device import lacks_memory
-from ..runtime.session import Session, first_line
+from ..runtime.session import Session
 from ..spec import LayerScheme
 from .calibrate import batch_size
 from .learn import check_parity

@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+from ..graph.edit import copy_model
 from ..graph.index import Index, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
@@ -151,8 +152,7 @@ def _with_node_names(model: ModelProto) -> ModelProto:
     """The model itself where every node has a name, to save memory; otherwise a copy in which every node has one."""
     if all(node.name for node in model.graph.node):
         return model
-    named = ModelProto()
-    named.CopyFrom(model)
+    named = copy_model(model)
     name_nodes(named)
     return named
 

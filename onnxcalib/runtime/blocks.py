@@ -11,11 +11,12 @@ import torch
 from onnx import ModelProto, NodeProto, ValueInfoProto, defs, helper
 from torch import fx, nn
 
+from ..errors import first_line
+from ..graph.edit import copy_model
 from ..graph.ops import CONVOLUTIONS
 from .converters.layer import LAYERS
 from .converters.linear import rewrite_linear
 from .converters.registry import OWN_DOMAIN, OWN_VERSION, OnnxGraph, convert, get_converter
-from .session import first_line
 
 _NAMES = "onnxcalib"  # the key of a module's _Names in GraphModule.meta, which survives a deep copy
 _ONNX_DOMAIN = "ai.onnx"  # the long name of the domain "", which onnx2torch does not know
@@ -149,8 +150,7 @@ def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
 
     The copy's nodes are named by number, and an Identity makes each of its outputs.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model(model)
     graph = copy.graph
     for entry in (*copy.opset_import, *graph.node):
         if entry.domain == _ONNX_DOMAIN:

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from ..errors import ConfigError, DeviceMemoryError
-from .session import first_line
+from ..errors import ConfigError, DeviceMemoryError, first_line
 
 # Sentences of torch's error that say how much memory was asked for, and how much there is.
 SENTENCES = 3

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
 
@@ -178,11 +178,6 @@ def saturates() -> bool:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     given = Session(model, deployed=True, threads=1).run({"a": np.full((1, 2), highest, np.uint8)})["y"]
     return int(given[0, 0]) != 2 * most
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an exception's text, or its type where there is no text."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def is_float(value: Any) -> bool:

@@ -15,8 +15,7 @@ from typing import Any
 
 import loky
 
-from ..errors import ConfigError
-from .session import first_line
+from ..errors import ConfigError, first_line
 
 # How often tasks are tried whose workers end before them.
 LOSSES = 3

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto
 
 from ..data import CalibrationSet
 from ..errors import ModelError
-from ..graph.edit import reroute
+from ..graph.edit import copy_model, reroute
 from ..graph.extract import extract, infer_types
 from ..graph.fusion import moves_values
 from ..graph.index import Index, is_op
@@ -213,8 +213,7 @@ class _Survey:
 
 def _extend(quantized: ModelProto, layers: list[_Layer]) -> ModelProto:
     """A copy that also computes the layers' outputs behind their grids, by new nodes, as its own may be left out."""
-    copy = ModelProto()
-    copy.CopyFrom(quantized)
+    copy = copy_model(quantized)
     for each in layers:
         _add_path(copy, each.pair.path, each.pair.layer.output, each.result)
     return copy
@@ -235,8 +234,7 @@ def _open_layers(extended: ModelProto, layers: list[_Layer]) -> ModelProto:
 
     A grid that clips also reads the float output, from the graph input GIVEN + its name.
     """
-    copy = ModelProto()
-    copy.CopyFrom(extended)
+    copy = copy_model(extended)
     entries = {each.pair.layer.entry: each.pair.layer.source for each in layers}
     for node in copy.graph.node:
         if node.name in entries:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx import GraphProto, ModelProto, NodeProto
 
+from ..graph.edit import copy_model
 from ..graph.index import Index, all_nodes, is_op, reads, subgraphs
 from ..graph.inspect.integers import is_linear
 from ..graph.inspect.quantized_layers import QuantizedLayer, find_quantized_layers
@@ -41,8 +42,7 @@ class Pair:
 
 def name_float_nodes(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
     """``tidy`` of a float model, and a map from its nodes' names to the names that ``quantize`` gives them."""
-    tagged = ModelProto()
-    tagged.CopyFrom(model)
+    tagged = copy_model(model)
     for number, node in enumerate(tagged.graph.node):
         node.doc_string = str(number)
     tidied = tidy(tagged)

@@ -10,6 +10,7 @@ from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations, Views
+from onnxcalib.report import Observer
 from onnxcalib.runtime.store import Store
 
 RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
@@ -49,3 +50,23 @@ def state_of():
     yield make
     for store in stores:
         store.__exit__()
+
+
+class Listener(Observer):
+    def __init__(self):
+        self.heard = []
+
+    def stage(self, name):
+        self.heard.append(("stage", name))
+
+    def note(self, text):
+        self.heard.append(("note", text))
+
+    def warn(self, text):
+        self.heard.append(("warn", text))
+
+
+@pytest.fixture
+def listen():
+    """Makes an observer that keeps what it hears."""
+    return Listener

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 import onnxcalib
-from onnxcalib import LayerConfig, Observer, QuantizeConfig
+from onnxcalib import LayerConfig, QuantizeConfig
 from onnxcalib.quantization.prepare import FEW_SAMPLES, SETTINGS_BYTES, load, with_bits
 from onnxcalib.spec import Candidate
 
@@ -16,20 +16,6 @@ NET = """g (float[N, 4] x) => (float[N, 4] y) {
 @pytest.fixture
 def net(build, weigh):
     return build(NET, w=weigh(4, 4), v=weigh(4, 4), z=weigh(4, 4))
-
-
-class Listener(Observer):
-    def __init__(self):
-        self.heard = []
-
-    def stage(self, name):
-        self.heard.append(("stage", name))
-
-    def note(self, text):
-        self.heard.append(("note", text))
-
-    def warn(self, text):
-        self.heard.append(("warn", text))
 
 
 def test_a_prepared_model_has_schemes_of_other_bits(net, draw):
@@ -66,19 +52,19 @@ def test_the_settings_of_a_file_fill_whole_blocks_of_bytes(net, draw):
         assert len(text) % SETTINGS_BYTES == 0
 
 
-def test_few_samples_are_warned_of(net, draw):
+def test_few_samples_are_warned_of(net, draw, listen):
     for count in (FEW_SAMPLES - 1, FEW_SAMPLES):
-        listener = Listener()
+        listener = listen()
         onnxcalib.prepare(net, draw(count, 4), observer=listener)
         warned = [text for kind, text in listener.heard if kind == "warn" and text.startswith("samples: found 15;")]
         assert len(warned) == (count < FEW_SAMPLES)
 
 
-def test_the_normalization_of_images_is_told(build, weigh, tmp_path):
+def test_the_normalization_of_images_is_told(build, weigh, tmp_path, listen):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
     Image.new("RGB", (4, 4), "blue").save(tmp_path / "b.png")
     net = build("g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) { y = Conv (x, w) }", w=weigh(2, 3, 1, 1))
     for mean, kind in (({}, "warn"), ({"mean": 0.5}, "note")):
-        listener = Listener()
+        listener = listen()
         onnxcalib.prepare(net, tmp_path, QuantizeConfig(data=mean), observer=listener)
         assert [heard for heard, text in listener.heard if "images are read as" in text] == [kind]

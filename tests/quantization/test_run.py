@@ -1,4 +1,4 @@
-"""What all stages share: times, warnings and reasons of a run, and a prepared model with other bits."""
+"""What all stages share: times, warnings and reasons of a run."""
 
 import pytest
 import torch
@@ -7,32 +7,9 @@ from onnxcalib import ConfigError, DeviceMemoryError, Observer, QuantizeConfig
 from onnxcalib.quantization.run import Run
 from onnxcalib.report import LeftOutRecord
 
-NET = """g (float[N, 4] x) => (float[N, 4] y) {
-    [one] h = MatMul (x, w)  [r] t = Relu (h)  [two] i = MatMul (t, v)  [s] u = Relu (i)  [three] y = MatMul (u, z)
-}"""
 
-
-@pytest.fixture
-def net(build, weigh):
-    return build(NET, w=weigh(4, 4), v=weigh(4, 4), z=weigh(4, 4))
-
-
-class Listener(Observer):
-    def __init__(self):
-        self.heard = []
-
-    def stage(self, name):
-        self.heard.append(("stage", name))
-
-    def note(self, text):
-        self.heard.append(("note", text))
-
-    def warn(self, text):
-        self.heard.append(("warn", text))
-
-
-def test_a_stage_is_told_and_timed_and_named_while_it_goes_on():
-    listener = Listener()
+def test_a_stage_is_told_and_timed_and_named_while_it_goes_on(listen):
+    listener = listen()
     run = Run(QuantizeConfig(), listener)
     assert run.current_stage is None
     with run.stage("calibrate"):
@@ -41,8 +18,8 @@ def test_a_stage_is_told_and_timed_and_named_while_it_goes_on():
     assert list(run.seconds) == ["calibrate"] and run.seconds["calibrate"] >= 0
 
 
-def test_warnings_and_what_is_left_out_reach_the_observer_and_are_kept():
-    listener = Listener()
+def test_warnings_and_what_is_left_out_reach_the_observer_and_are_kept(listen):
+    listener = listen()
     run = Run(QuantizeConfig(), listener)
     run.warn("look here")
     run.leave_out("probes", "no output has a gradient")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from ...errors import ModelError
+from ...errors import ModelError, first_line
 from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, unused_name
 from ..index import Index, captured, constant, is_op, reads, subgraphs
 from ..shapes import describe_outputs
@@ -72,7 +72,7 @@ def inline_functions(model: ModelProto) -> int:
             inlined = onnx.inliner.inline_local_functions(copy_without_weights(model))
         except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
             raise ModelError(
-                f"graph {model.graph.name}: its {count} functions cannot be inlined ({str(error).splitlines()[0]});"
+                f"graph {model.graph.name}: its {count} functions cannot be inlined ({first_line(error)});"
                 " plain operators are needed; export the model without functions"
             ) from error
         replace_around_weights(model, inlined)

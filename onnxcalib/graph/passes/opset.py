@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, helper, version_converter
 
-from ...errors import ModelError
+from ...errors import ModelError, first_line
 from ..edit import copy_model, drop_dead, refill, rename, replace_names, write_attributes
 from ..index import Index, attribute_of, captured, constant, has_bodies, is_op, subgraphs
 from ..shapes import infer_graph
@@ -37,14 +37,14 @@ def raise_opset(model: ModelProto, least: int) -> bool:
     try:
         new = _convert(old, least, _types(old.graph, infer_graph(old)))
     except (version_converter.ConvertError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{where} ({str(error).strip().splitlines()[0]}); {advice}") from error
+        raise ModelError(f"{where} ({first_line(error)}); {advice}") from error
     _restore(new, old)
     for rewrite in (lift_constants, drop_dead, name_nodes):
         rewrite(new)
     try:
         checker.check_model(new)
     except checker.ValidationError as error:
-        raise ModelError(f"{where} ({str(error).strip().splitlines()[0]}); {advice}") from error
+        raise ModelError(f"{where} ({first_line(error)}); {advice}") from error
     replace_around_weights(model, new)
     drop_initializer_inputs(model)
     drop_dead(model)
