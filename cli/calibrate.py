@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import load_config
 
 from .exitstatus import report_faults
-from .files import check_targets, list_read
+from .files import list_read, prepare_outputs
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .ranges.json]"
@@ -36,7 +36,8 @@ def calibrate(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.ranges.json"
-        check_targets({"--output": target}, [model, calib, config, plan, *list_read(settings)])
+        read = [calib, config, plan, *list_read(settings)]
+        prepare_outputs({"--output": target}, read, models=[model], quiet=quiet)
         from onnxcalib import pipeline
 
         from .progress import ProgressObserver

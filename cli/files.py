@@ -1,31 +1,34 @@
-"""Write files whole or not at all, and never over a file that the command reads."""
+"""What a command reads and writes: outputs never replace inputs, and what killed runs left is removed."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxcalib.config import QuantizeConfig, ValidateConfig
-from onnxcalib.errors import OutputError
+from onnxcalib.files.scratch import sweep
+from onnxcalib.files.writing import check_outputs
 
 
-def check_targets(targets: Mapping[str, Path | None], sources: Sequence[Path | None]) -> None:
-    """Refuse targets that cannot be written, that the run reads, or that are named twice, before any work is done.
+def prepare_outputs(
+    outputs: Mapping[str, Path | None], read: Sequence[Path | None], *, models: Sequence[Path], quiet: bool
+) -> None:
+    """Refuse outputs that cannot be written, that the run reads or that are named twice, before any work is done.
 
-    targets: option -> file, or None where the option was not given. Raises OutputError.
+    What killed runs left beside the outputs is removed. outputs: option -> file, or None where it was not given.
+    models: those that the run reads, whose external data count too. Raises OutputError and ModelError.
     """
-    from onnxcalib.pipeline import check_output
+    from onnxcalib.pipeline import remove_stale_data, stored_files
 
-    wanted = {option: path for option, path in targets.items() if path is not None}
-    read = [source for source in sources if source is not None]
-    for option, path in wanted.items():
-        check_output(path, *read)
-        others = [other for other, file in wanted.items() if other != option and file.resolve() == path.resolve()]
-        if others:
-            raise OutputError(
-                f"{path}: is the file of both {option} and {others[0]}; one would replace the other; give one of them"
-                " another name"
-            )
+    named = [path for path in read if path is not None]
+    check_outputs(outputs, [*models, *named])  # faults of names come before those of models
+    check_outputs(outputs, [file for model in models for file in stored_files(model)])
+    targets = [path for path in outputs.values() if path is not None]
+    removed = sweep(*(path.parent for path in targets))
+    removed += [file for path in targets for file in remove_stale_data(path)]
+    for path in removed if not quiet else ():
+        print(f"removed {path}, which a run that was killed had left", file=sys.stderr)
 
 
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:

@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
-from .files import check_targets, list_read
+from .files import list_read, prepare_outputs
 from .options import FLAG, SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
@@ -56,26 +56,26 @@ def _run(
     curve = target.with_name(f"{stem}.frontier.json")
     plot = curve.with_suffix(".png")
     drawn = {"--frontier": curve, "the plot of --frontier": plot} if frontier else {}
-    check_targets(
-        {"--output": target if planned else None, **drawn},
-        [model, calib, config, *list_read(settings)],
-    )
+    read = [calib, config, *list_read(settings)]
+    prepare_outputs({"--output": target if planned else None, **drawn}, read, models=[model], quiet=quiet)
     from onnxcalib import pipeline
+    from onnxcalib.files.writing import write_together
 
     from . import summary
     from .progress import ProgressObserver
 
     with ProgressObserver(quiet=quiet) as observer:
         found = pipeline.plan(model, calib, settings, observer=observer) if planned else None
-        if found:
-            pipeline.write_file(target, found.to_json() + "\n")
         traced = pipeline.frontier(model, calib, settings, observer=observer) if frontier else None
-    if found and not quiet:
-        summary.print_plan(found, target)
+    contents: dict[Path, str | bytes] = {}
     if traced:
         from .plot import draw_frontier
 
-        pipeline.write_file(curve, traced.to_json() + "\n")
-        pipeline.write_file(plot, draw_frontier(traced, model.name))
-        if not quiet:
-            summary.print_frontier(traced, curve, plot)
+        contents |= {curve: traced.to_json() + "\n", plot: draw_frontier(traced, model.name)}
+    if found:
+        contents[target] = found.to_json() + "\n"
+    write_together(contents)
+    if found and not quiet:
+        summary.print_plan(found, target)
+    if traced and not quiet:
+        summary.print_frontier(traced, curve, plot)

@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
-from .files import check_targets, list_read
+from .files import list_read, prepare_outputs
 from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
@@ -39,8 +39,8 @@ def quantize(
     with report_faults(verbose=verbose):
         settings = load_config(config, options)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
-        read = [model, calib, config, plan, ranges, *list_read(settings)]
-        check_targets({"--output": target, "--report": report}, read)
+        read = [calib, config, plan, ranges, *list_read(settings)]
+        prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)
         _run(model, calib, target, settings, plan=plan, ranges=ranges, report=report, quiet=quiet)
 
 
@@ -61,9 +61,7 @@ def _run(
 
     with ProgressObserver(quiet=quiet) as observer:
         result = pipeline.quantize(model, calib, settings, plan=plan, ranges=ranges, observer=observer)
-    result.save(output)
-    if report:
-        pipeline.write_file(report, result.report.to_json() + "\n")
+    result.save(output, report=report)
     if not quiet:
         from .summary import print_summary
 

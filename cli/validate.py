@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import REPORTS, ValidateConfig, load_config
 
 from .exitstatus import ExitStatus, report_faults
-from .files import check_targets, list_read
+from .files import list_read, prepare_outputs
 from .options import FLAG, SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
 
 FloatModel = Annotated[Path, typer.Argument(metavar="FLOAT", help="The float ONNX model.", show_default=False)]
@@ -61,8 +61,8 @@ def validate(
     with report_faults(verbose=verbose):
         settings = load_config(config, options, ValidateConfig)
         reports = {"--json": json, "--junit": junit, "--markdown": markdown}
-        check_targets(reports, [float_model, quantized_model, data, labels, config, *list_read(settings)])
-        models = float_model, quantized_model
+        models, read = (float_model, quantized_model), [data, labels, config, *list_read(settings)]
+        prepare_outputs(reports, read, models=models, quiet=quiet)
         passed = _run(models, data, labels, settings, explain=explain, quiet=quiet, reports=reports)
     raise typer.Exit(ExitStatus.OK if passed else ExitStatus.GATE)
 
@@ -77,7 +77,7 @@ def _run(
     quiet: bool,
     reports: dict[str, Path | None],
 ) -> bool:
-    from onnxcalib.pipeline import write_file
+    from onnxcalib.files.writing import write_together
     from onnxcalib.validation import render
     from onnxcalib.validation.run import validate as run_validation
 
@@ -91,9 +91,7 @@ def _run(
         "--junit": lambda: render.to_junit(verdict),
         "--markdown": lambda: render.to_markdown(verdict),
     }
-    texts = {path: writers[option]() for option, path in reports.items() if path is not None}
-    for path, text in texts.items():
-        write_file(path, text)
+    write_together({path: writers[option]() for option, path in reports.items() if path is not None})
     if not quiet or not verdict.passed:
         print_verdict(verdict)
     return verdict.passed

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import CANDIDATES, CandidateName, LayerConfig
 from .errors import ConfigError
+from .files.reading import read_json
 from .spec import Candidate
 
 SCHEMA: Literal[1] = 1
@@ -119,23 +120,13 @@ def _settings_of(name: str) -> LayerConfig:
 
 def read_plan(path: Path) -> BitPlan:
     """Read a plan from a file. Raises ConfigError that says what is wrong with the file."""
-    data = read_json(path, give="give --plan a file of onnxcalib plan")
+    data = read_json(path, ConfigError, give="give --plan a file of onnxcalib plan")
     if isinstance(data, dict) and {"points", "uniform"} <= data.keys():
         raise ConfigError(
             f"{path}: is a frontier of onnxcalib plan --frontier, a curve without one plan; choose the bytes of a"
             " point, and give --plan the file of onnxcalib plan --max-size BYTES"
         )
     return make_record(BitPlan, data, where=path, again="plan the model again")
-
-
-def read_json(path: Path, *, give: str) -> Any:
-    """The content of a JSON file. Raises ConfigError, which ends with what to ``give`` instead."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; {give}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}; {give}") from None
 
 
 def make_record(kind: type[Record], data: Any, *, where: str | Path, again: str) -> Record:

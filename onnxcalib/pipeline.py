@@ -14,8 +14,10 @@ from .config import BUDGETS, DataConfig, QuantizeConfig
 from .data import CalibrationSet, InputSpec, SampleSource
 from .data import open_calibration as open_samples
 from .errors import ConfigError
+from .files.scratch import sweep
+from .files.writing import check_outputs
 from .graph.load import inputs_of, stored_files
-from .graph.save import check_output, fingerprint, model_bytes, save_model, write_file
+from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
 from .planning.run import choose_bits, trace
 from .quantization.prepare import Prepared, load
 from .quantization.prepare import prepare as prepare_run
@@ -31,7 +33,6 @@ __all__ = [
     "Reconstruction",
     "Result",
     "calibrate",
-    "check_output",
     "emit",
     "frontier",
     "open_calibration",
@@ -40,8 +41,9 @@ __all__ = [
     "quantize",
     "read_ranges",
     "reconstruct",
+    "remove_stale_data",
+    "stored_files",
     "verify",
-    "write_file",
 ]
 
 Model = str | Path | ModelProto
@@ -58,14 +60,15 @@ class Result:
     report: Report
     sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
 
-    def save(self, path: str | Path) -> None:
-        """Write the model under another name, then rename it; external data hold more than 2 GB.
+    def save(self, path: str | Path, *, report: str | Path | None = None) -> None:
+        """Write the model, and its report where a file for it is given, under other names, then rename both.
 
-        Raises OutputError where the file cannot be written, and for a file that the run read or one in a folder that
-        it read.
+        External data hold more than 2 GB. Raises OutputError where a file cannot be written, and for one that the run
+        read or that is in a folder that it read.
         """
-        check_output(Path(path), *self.sources)
-        save_model(self.model, Path(path))
+        target, beside = Path(path), {} if report is None else {Path(report): self.report.to_json() + "\n"}
+        check_outputs({"the model": target, "the report": None if report is None else Path(report)}, self.sources)
+        save_model(self.model, target, beside=beside)
 
 
 def open_calibration(
@@ -209,6 +212,8 @@ def verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto) -> 
 @contextmanager
 def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Iterator[Run]:
     run = Run(QuantizeConfig.take(config), observer or Observer())
+    for path in sweep():
+        run.observer.note(f"removed {path}, which a run that was killed had left")
     with run.computing():
         yield run
 

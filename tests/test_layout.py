@@ -17,13 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # room: (the other rooms that it may import, the third-party packages that it may import).
 # A room is a folder or a file of onnxcalib/, its sub-folders included where they have no row of their own. The folder
 # cli/ is onnxcalib.cli; "onnxcalib" is the __init__ file. From the ground up, so that a row names only rows above it.
-FOUNDATION = {"errors", "spec", "config"}
+FOUNDATION = {"errors", "files", "spec", "config"}
 WORKSHOPS = {"data", "numeric", "graph", "graph.inspect", "graph.passes", "runtime"}
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
+    "files": ({"errors"}, set()),
     "spec": (set(), {"numpy"}),
     "values": (set(), set()),
-    "config": ({"errors", "spec", "values"}, {"pydantic"}),
+    "config": ({"errors", "files", "spec", "values"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
     "report": ({"errors"}, set()),
     "verdict": ({"report"}, set()),
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "graph.passes": ({"graph", "graph.inspect", "spec", "errors"}, {"numpy", "onnx"}),
     "runtime.converters": (set(), {"numpy", "onnx", "onnx2torch", "torch"}),
     "runtime": (
-        {"errors", "graph", "graph.passes", "runtime.converters"},
+        {"errors", "files", "graph", "graph.passes", "runtime.converters"},
         {"numpy", "onnx", "onnxruntime", "torch", "distributed", "joblib", "loky", "platformdirs"},
     ),
     "quantization": (
@@ -50,11 +51,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx"},
     ),
     "pipeline": (
-        {"errors", "config", "bitplan", "report", "data", "graph", "quantization", "planning"},
+        {"errors", "files", "config", "bitplan", "report", "data", "graph", "quantization", "planning"},
         {"onnx"},
     ),
     "cli": (
-        {"errors", "config", "bitplan", "report", "verdict", "pipeline", "validation", "onnxcalib"},
+        {"errors", "files", "config", "bitplan", "report", "verdict", "pipeline", "validation", "onnxcalib"},
         {"typer", "rich", "matplotlib"},
     ),
     # Its public names, which are loaded on first use, are those of __init__.pyi.

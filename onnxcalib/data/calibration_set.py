@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -15,6 +13,7 @@ import numpy as np
 
 from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from ..errors import DataError
+from ..files.scratch import Scratch
 from ..spec import InputSpec
 from .checked import CheckedSamples, check_part, share_batch
 from .padding import MASK, trim_padding
@@ -195,13 +194,13 @@ def open_calibration(
         return _take_open(source, inputs, limit)
     if not inputs:
         raise DataError("data: the model has no inputs; it gives the same outputs always; choose another model")
-    scratch = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
+    scratch = Scratch()
     try:
-        calibration = _collect(source, inputs, config, limit, scratch)
+        calibration = _collect(source, inputs, config, limit, scratch.path)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.remove()
         raise
-    weakref.finalize(calibration, shutil.rmtree, scratch, ignore_errors=True)
+    weakref.finalize(calibration, scratch.remove)
     return calibration
 
 

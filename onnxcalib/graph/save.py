@@ -1,18 +1,18 @@
-"""Write a model so that a failure leaves nothing behind: to a temporary file, which is then renamed."""
+"""Write a model and the files that belong to it, all or none of them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from ..errors import OutputError
+from ..files.writing import Aside, Content, replacing
 from .weightless import copy_fields, copy_without_initializers, held_bytes
 
 # A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
@@ -21,60 +21,59 @@ MOST_BYTES = 2**31 - 2**24
 LEAST_EXTERNAL_BYTES = 1024
 # A memory page of common processors: tensors begin at one, so that readers can map the file into memory.
 PAGE_BYTES = 4096
+# Hexadecimal digits of a digest in the name of a file of tensors, and bytes of the model's name that stand before them.
+DIGITS, LONGEST_NAME = 16, 200
 
 
-def save_model(model: ModelProto, path: Path, *, most_bytes: int = MOST_BYTES, lasting: bool = True) -> None:
-    """Write the model to ``path``, and its tensors to ``path`` + ``.data`` if it is larger than ``most_bytes``.
+def save_model(
+    model: ModelProto,
+    path: Path,
+    *,
+    beside: Mapping[Path, Content] | None = None,
+    most_bytes: int = MOST_BYTES,
+    lasting: bool = True,
+) -> None:
+    """Write the model to ``path``, and its tensors to a file beside it if it is larger than ``most_bytes``.
 
-    lasting: wait until the disk has the file. The model is left as it is. Any failure removes the temporary files;
+    That file is named by its content, ``path`` + ``.DIGEST.data``, so that the model of before keeps its own until the
+    new one, which is renamed last, is in its place. beside: other files that belong to the model and change with it.
+    lasting: wait until the disk has the files. The model is left as it is. Any failure removes what was written;
     failures of the file system raise OutputError.
     """
     path = Path(path)
-    data_path = path.with_name(path.name + ".data")
-    temporary, temporary_data = _temporary(path), _temporary(data_path)
     try:
-        if model_bytes(model) > most_bytes:
-            with _opened(temporary_data, lasting) as file:
-                model = _move_out(model, file, data_path.name)
-        with _opened(temporary, lasting) as file:
-            file.write(model.SerializeToString())
-        if temporary_data.exists():
-            os.replace(temporary_data, data_path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); room and the right to write are needed;"
-            " choose another output"
-        ) from error
+        with replacing(lasting=lasting) as files:
+            for other, content in (beside or {}).items():
+                files.write(other, content)
+            if model_bytes(model) > most_bytes:
+                model = _move_out(model, files.open(path.with_name(_name_data(path, "0" * DIGITS))))
+            files.write(path, model.SerializeToString())
     finally:
-        temporary.unlink(missing_ok=True)
-        temporary_data.unlink(missing_ok=True)
+        remove_stale_data(path)
 
 
-def check_output(path: Path, *sources: Path) -> None:
-    """Raise OutputError, before any work is done, for a path that cannot be written or that holds what a run reads.
+def remove_stale_data(path: Path) -> list[Path]:
+    """Remove the tensors of earlier models of this name, which a killed run may have left, and return these files.
 
-    sources: the files and folders that the run reads; nothing in these folders is written either.
+    A file whose name any model of the folder holds stays.
     """
     path = Path(path)
-    if any(_is_same(path, Path(source)) for source in sources):
-        raise OutputError(f"{path}: is read by this run; what is read is never overwritten; choose another output")
-    for folder in map(Path, sources):
-        if folder.is_dir() and folder.resolve() in path.resolve().parents:
-            raise OutputError(
-                f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another"
-            )
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory; a file name is needed; add one to it")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: is no regular file; it would be replaced; choose another output")
-    folder = path.parent
-    if not folder.exists():
-        raise OutputError(f"{path}: the folder {folder} does not exist; an existing one is needed; make it first")
-    if not folder.is_dir():
-        raise OutputError(f"{path}: {folder} is no folder; an existing one is needed; choose another output")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: the folder {folder} is not writable; choose another output")
+    first, last = (re.escape(part) for part in _name_data(path, "\n").split("\n"))
+    pattern = re.compile(rf"{first}[0-9a-f]{{{DIGITS}}}{last}")
+    removed = []
+    with suppress(OSError):  # what cannot be read or removed stays
+        entries = list(os.scandir(path.parent))
+        for stale in [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]:
+            models = [Path(entry.path) for entry in entries if entry.name.endswith(".onnx")]
+            if not any(os.fsencode(stale.name) in model.read_bytes() for model in {path, *models} if model.is_file()):
+                stale.unlink(missing_ok=True)
+                removed.append(stale)
+    return removed
+
+
+def _name_data(path: Path, digest: str) -> str:
+    """The name of the file of a model's tensors; a long name of a model is cut, as names have 255 bytes at most."""
+    return f"{os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])}.{digest}.data"
 
 
 def model_bytes(model: ModelProto) -> int:
@@ -108,54 +107,27 @@ def fingerprint(model: ModelProto) -> str:
     return digest.hexdigest()
 
 
-def _is_same(path: Path, source: Path) -> bool:
-    try:
-        return path.samefile(source)
-    except OSError:
-        return path.resolve() == source.resolve()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-@contextmanager
-def _opened(path: Path, lasting: bool) -> Iterator[BinaryIO]:
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        if lasting:
-            os.fsync(file.fileno())  # a full disk raises here at the latest, and not after the rename
-
-
-def _move_out(model: ModelProto, file: BinaryIO, location: str) -> ModelProto:
-    """A copy of the model whose larger initializers are references into ``file``, to which it writes their bytes."""
-    light = copy_without_initializers(model)
+def _move_out(model: ModelProto, data: Aside) -> ModelProto:
+    """A copy of the model whose larger initializers are references into ``data``, to which it writes their bytes."""
+    light, digest, position = copy_without_initializers(model), hashlib.sha256(), 0
+    moved: list[tuple[TensorProto, int, int]] = []
     for tensor in model.graph.initializer:
         reference = light.graph.initializer.add()
         if tensor.data_type == TensorProto.STRING or held_bytes(tensor) < LEAST_EXTERNAL_BYTES:
             reference.CopyFrom(tensor)
             continue
         raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
-        file.write(b"\0" * (-file.tell() % PAGE_BYTES))
+        filling = b"\0" * (-position % PAGE_BYTES)
+        for piece in (filling, raw):
+            data.file.write(piece)
+            digest.update(piece)
+        moved.append((reference, position + len(filling), len(raw)))
+        position += len(filling) + len(raw)
         reference.name, reference.data_type, reference.doc_string = tensor.name, tensor.data_type, tensor.doc_string
         reference.dims.extend(tensor.dims)
+    data.target = data.target.with_name(data.target.name.replace("0" * DIGITS, digest.hexdigest()[:DIGITS]))
+    for reference, offset, length in moved:
         reference.raw_data = b""
-        set_external_data(reference, location, file.tell(), len(raw))
+        set_external_data(reference, data.target.name, offset, length)
         reference.ClearField("raw_data")
-        file.write(raw)
     return light
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: aside first, then renamed into place. Raises OutputError."""
-    temporary = _temporary(path)
-    try:
-        if isinstance(content, str):
-            content = content.encode("utf-8", errors="replace")  # file names may be no Unicode
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; give another path") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from onnx import ModelProto
 
 from ..bitplan import FLOAT
 from ..errors import ConfigError
+from ..files.scratch import Scratch
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate, LayerScheme
 from .bits import Bits, find_uniform
@@ -74,8 +74,8 @@ def _find_owner(kernel: str, names: Iterable[str]) -> str | None:
 
 def profile(model: ModelProto, feeds: Mapping[str, Any], *, threads: int) -> dict[str, float]:
     """Milliseconds of each kernel, the median of RUNS runs, by the name of its node."""
-    with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
-        session = Session(model, deployed=True, threads=threads, profile=Path(folder) / "profile")
+    with Scratch() as folder:
+        session = Session(model, deployed=True, threads=threads, profile=folder / "profile")
         for _ in range(RUNS + 1):
             session.run(feeds)
         times = session.end_profile()

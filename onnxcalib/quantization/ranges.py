@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..bitplan import SCHEMA, make_record, read_json
+from ..bitplan import SCHEMA, make_record
 from ..errors import ConfigError
-from ..graph.save import write_file
+from ..files.reading import read_json
+from ..files.writing import write_file
 from ..numeric.ranges import make_grid
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 
@@ -108,7 +109,7 @@ def ends_of(grid: QParams) -> Range:
 
 def read_ranges(path: str | Path) -> Ranges:
     """Read the ranges of a file. Raises ConfigError that says what is wrong with the file."""
-    data = read_json(Path(path), give="give --ranges a file of onnxcalib calibrate")
+    data = read_json(Path(path), ConfigError, give="give --ranges a file of onnxcalib calibrate")
     return make_record(Ranges, data, where=path, again="calibrate the model again")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+from ..files.scratch import Scratch
 from ..graph.edit import copy_model
 from ..graph.index import Index, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
@@ -140,8 +140,8 @@ def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphPro
 
     The graph has no values of large constants but for int8, the weights of integer kernels. Raises ModelError.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
-        path = Path(folder) / "optimized.onnx"
+    with Scratch() as folder:
+        path = folder / "optimized.onnx"
         session = Session(_with_node_names(quantized), deployed=True, dump=path, threads=threads)
         graph = onnx.load(path, load_external_data=False).graph
         _load_integers(graph, folder)
@@ -157,11 +157,11 @@ def _with_node_names(model: ModelProto) -> ModelProto:
     return named
 
 
-def _load_integers(graph: GraphProto, folder: str) -> None:
+def _load_integers(graph: GraphProto, folder: Path) -> None:
     """Read the int8 constants of the graph and of its bodies from the files of the folder."""
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
-            load_external_data_for_tensor(tensor, folder)
+            load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
     for node in graph.node:

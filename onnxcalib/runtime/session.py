@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -17,6 +14,7 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError, first_line
+from ..files.scratch import Scratch
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
 
@@ -117,15 +115,7 @@ def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
     return more.SerializeToString() if wanted else b""
 
 
-class _Folder:
-    """A temporary folder, removed with the last reference to this object, or else when Python exits."""
-
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="onnxcalib-"))
-        self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-
-_Loaded = tuple[ort.InferenceSession, _Folder | None]
+_Loaded = tuple[ort.InferenceSession, Scratch | None]
 
 
 def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> _Loaded:
@@ -135,7 +125,7 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
     try:
         if model_bytes(model) <= MOST_BYTES:
             return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers), None
-        folder = _Folder()
+        folder = Scratch()
         path = folder.path / "model.onnx"
         save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
         with open(path, "ab") as file:

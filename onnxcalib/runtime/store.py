@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import OutputError
+from ..files.scratch import Scratch
 
 
 class _Batch(NamedTuple):
@@ -30,8 +30,8 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="onnxcalib-", ignore_cleanup_errors=True)
-        self.folder = Path(self._temporary.name)
+        self._scratch = Scratch()
+        self.folder = self._scratch.path
         self._batches: dict[str, list[_Batch]] = {}
         self._paths: dict[str, Path] = {}
         self._made = 0
@@ -40,7 +40,7 @@ class Store:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._temporary.cleanup()
+        self._scratch.remove()
 
     def __contains__(self, name: str) -> bool:
         return name in self._paths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, as_completed
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import loky
 
 from ..errors import ConfigError, first_line
+from ..files.scratch import Scratch
 
 # How often tasks are tried whose workers end before them.
 LOSSES = 3
@@ -83,13 +83,13 @@ def _read(path: Path) -> Any:
 @contextmanager
 def _open_processes(common: Any, jobs: int) -> Iterator[tuple[Executor, Path]]:
     """Worker processes, which do not import this one's main module: it needs no ``if __name__ == "__main__"``."""
-    with tempfile.TemporaryDirectory(prefix="onnxcalib-") as folder:
-        path = Path(folder) / "common"
+    with Scratch() as folder:
+        path = folder / "common"
         with open(path, "wb") as file:
             pickle.dump(common, file, pickle.HIGHEST_PROTOCOL)
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         # Files that a killed worker leaves are removed with this folder. Idle workers end soon after their parent.
-        env = {"OMP_NUM_THREADS": threads, "TMPDIR": folder}
+        env = {"OMP_NUM_THREADS": threads, "TMPDIR": str(folder)}
         executor = loky.ProcessPoolExecutor(jobs, env=env, timeout=IDLE)
         try:
             yield executor, path
