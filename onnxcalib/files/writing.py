@@ -26,6 +26,11 @@ class Aside:
     file: BinaryIO
     renamed: bool = False
 
+    def write(self, data: bytes) -> None:
+        """Raises OutputError."""
+        with _faults(self.target):
+            self.file.write(data)
+
 
 @dataclass
 class Replacement:
@@ -47,9 +52,7 @@ class Replacement:
     def write(self, target: Path, content: Content) -> None:
         """Write a whole file aside. Raises OutputError."""
         data = content.encode("utf-8", errors="replace") if isinstance(content, str) else content  # names of files
-        aside = self.open(target)
-        with _faults(target):
-            aside.file.write(data)
+        self.open(target).write(data)
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _move_out(model: ModelProto, data: Aside) -> ModelProto:
         raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
         filling = b"\0" * (-position % PAGE_BYTES)
         for piece in (filling, raw):
-            data.file.write(piece)
+            data.write(piece)
             digest.update(piece)
         moved.append((reference, position + len(filling), len(raw)))
         position += len(filling) + len(raw)
