@@ -10,9 +10,11 @@ from enum import IntEnum
 
 import typer
 
-from onnxcalib.errors import ConfigError, GateError, OnnxCalibError
+from onnxcalib.errors import ConfigError, GateError, OnnxCalibError, escape_controls
 
-INTERRUPTED = "interrupted: nothing half-written is left"
+from .main import INTERRUPTED, STATUS
+
+_begun = False
 
 
 class ExitStatus(IntEnum):
@@ -22,17 +24,24 @@ class ExitStatus(IntEnum):
     ERROR = 1
     USAGE = 2
     GATE = 3
-    INTERRUPTED = 130
+    INTERRUPTED = STATUS
 
 
 def print_error(text: str) -> None:
-    """Print one line on stderr, without the line breaks of the text."""
-    print("error:", " ".join(text.split()), file=sys.stderr)
+    """Print one line on stderr, without the line breaks and the control characters of the text."""
+    print("error:", escape_controls(" ".join(text.split())), file=sys.stderr)
+
+
+def has_worked() -> bool:
+    """Whether a command began its work, and did not only show its help."""
+    return _begun
 
 
 @contextmanager
 def report_faults(*, verbose: bool) -> Iterator[None]:
     """Turn any exception into one line on stderr and a typer.Exit; ``verbose`` shows tracebacks too."""
+    global _begun
+    _begun = True
     try:
         yield
     except (typer.Exit, typer.BadParameter):
@@ -46,6 +55,14 @@ def report_faults(*, verbose: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
+    except MemoryError:
+        if verbose:
+            traceback.print_exc()
+        print_error(
+            "memory: this machine has too little of it for the model and its samples; give fewer samples, or run it on"
+            " a larger one"
+        )
+        raise typer.Exit(ExitStatus.ERROR) from None
     except (
         Exception
     ) as error:  # the last line of defence: anything else is a fault of ours, and must still end in one line

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from onnxcalib.config import QuantizeConfig, ValidateConfig
+from onnxcalib.errors import ModelError
 from onnxcalib.files.scratch import sweep
 from onnxcalib.files.writing import check_outputs
 
@@ -17,13 +19,15 @@ def prepare_outputs(
     """Refuse outputs that cannot be written, that the run reads or that are named twice, before any work is done.
 
     What killed runs left beside the outputs is removed. outputs: option -> file, or None where it was not given.
-    models: those that the run reads, whose external data count too. Raises OutputError and ModelError.
+    models: those that the run reads, whose external data count too. Raises OutputError.
     """
     from onnxcalib.pipeline import remove_stale_data, stored_files
 
-    named = [path for path in read if path is not None]
-    check_outputs(outputs, [*models, *named])  # faults of names come before those of models
-    check_outputs(outputs, [file for model in models for file in stored_files(model)])
+    files = [*models, *(path for path in read if path is not None)]
+    for model in models:
+        with suppress(ModelError):  # the job tells what is wrong with a model
+            files += stored_files(model)
+    check_outputs(outputs, files)
     targets = [path for path in outputs.values() if path is not None]
     removed = sweep(*(path.parent for path in targets))
     removed += [file for path in targets for file in remove_stale_data(path)]

@@ -1,107 +1,139 @@
-"""The ``onnxcalib`` command: runs a sub-command, and ends with its exit status."""
+"""The ``onnxcalib`` command as a process: its signals, and standard streams that are closed, full or left.
+
+It imports little, so that a signal in the first moments is no traceback; the commands are imported once it is ready.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import Any, TextIO, cast
 
-import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from onnxcalib.files.scratch import remove_held, renaming
 
-from onnxcalib import __version__
-
-from .calibrate import calibrate
-from .exitstatus import INTERRUPTED, ExitStatus, print_error
-from .options import FLAG, find_owners
-from .plan import plan
-from .quantize import quantize
-from .validate import validate
-
-if TYPE_CHECKING:
-    from typer._click import Context as ClickContext
-    from typer._click.exceptions import UsageError
-else:
-    UsageError = typer.BadParameter.__base__  # typer brings its own click, and does not export this class
-
-
-class _Command(TyperCommand):
-    def get_help_option(self, ctx: ClickContext) -> TyperOption | None:
-        return _hide_type(super().get_help_option(ctx))
-
-
-class _Group(TyperGroup):
-    def get_help_option(self, ctx: ClickContext) -> TyperOption | None:
-        return _hide_type(super().get_help_option(ctx))
-
-
-def _hide_type(option: TyperOption | None) -> TyperOption | None:
-    """The option shown as a flag; typer shows the type of the help option, <bool>, otherwise."""
-    if option is not None:
-        option.metavar = FLAG
-    return option
-
-
-app = typer.Typer(cls=_Group, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-app.command("quantize", cls=_Command)(quantize)
-app.command("calibrate", cls=_Command)(calibrate)
-app.command("plan", cls=_Command)(plan)
-app.command("validate", cls=_Command)(validate)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"onnxcalib {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def show_help(
-    context: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            metavar=FLAG,
-            callback=_print_version,
-            is_eager=True,
-            help="Print the version and leave.",
-        ),
-    ] = False,
-) -> None:
-    """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit(ExitStatus.USAGE)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = "interrupted: nothing half-written is left"
+STATUS = 130  # what shells give after Ctrl-C
+PATIENCE = 10  # seconds within which files are renamed
+SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # a progress bar hides it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, and return the exit status."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    """Run the command line, and return the exit status.
+
+    Without ``arguments`` this is the process of the command, whose signals and standard streams are looked after.
+    Otherwise it runs inside another program, and SIGTERM ends it as Ctrl-C does.
+    """
+    if arguments is not None:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            from .app import run_app
+
+            return run_app(arguments)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    open_closed_streams()
+    watch_signals()
+    out, err = Stream(sys.stdout), Stream(sys.stderr)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    from .app import run_app
+    from .exitstatus import ExitStatus, has_worked
+
+    status = run_app(sys.argv[1:])
+    out.flush()
+    if out.fault is not None and not isinstance(out.fault, BrokenPipeError):
+        print(f"error: standard output: cannot be written ({out.fault.strerror}); files are not concerned", file=err)
+        status = status if has_worked() else ExitStatus.ERROR
+    err.flush()
+    for stream in (out, err):
+        stream.discard()
+    return status
+
+
+class Stream:
+    """A standard stream whose faults do not end a run: where nobody can read, the work and its exit status count.
+
+    fault: why text could not be written; None where all was. Characters that the stream's encoding lacks are escaped.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.fault = stream, cast("OSError | None", None)
+        stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self.fault = self.fault or error
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.fault = self.fault or error
+
+    def discard(self) -> None:
+        """Forget text that could not be written; Python would try once more at the end, and change the exit status."""
+        if self.fault is not None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_closed_streams() -> None:
+    """Lead streams that the caller closed to nowhere; otherwise the next file that is opened would take their place."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
+
+
+def watch_signals() -> None:
+    """End the process at SIGINT, SIGTERM and SIGHUP, as soon as they come: a thread hears them.
+
+    Python's own handlers wait for the main thread, which may compute in a library for minutes, and their
+    KeyboardInterrupt is lost where it is raised in a callback. A signal that the caller ignores stays ignored.
+    """
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _pass)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    owner = os.getpid()
+
+    def listen() -> None:
+        while os.read(heard, 1)[0] not in SIGNALS:
+            pass
+        if os.getpid() == owner:
+            end()
+
+    threading.Thread(target=listen, daemon=True, name="signals").start()
+
+
+def end() -> None:
+    """End the process now: what it wrote aside and its temporary folders go with it, as do its workers."""
+    renaming.acquire(timeout=PATIENCE)  # and not released: no file gets its name any more
+    remove_held()
+    text = INTERRUPTED + "\n"
+    if os.isatty(2):
+        text = SHOW_CURSOR + text
     try:
-        status = app(args=None if arguments is None else list(arguments), prog_name="onnxcalib", standalone_mode=False)
-        sys.stdout.flush()
-        return int(status or ExitStatus.OK)
-    except UsageError as error:
-        command = error.ctx.command_path if error.ctx else "onnxcalib"
-        print_error(f"{_spell_usage(error).rstrip('.')} (see '{command} --help')")
-        return ExitStatus.USAGE
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return ExitStatus.INTERRUPTED
+        os.write(2, text.encode())
     finally:
-        signal.signal(signal.SIGTERM, before)
+        os._exit(STATUS)
 
 
-def _spell_usage(error: UsageError) -> str:
-    """What was wrong; for an option of another command, which command that is."""
-    option: str | None = getattr(error, "option_name", None)
-    hint = None if option is None else find_owners(option)
-    return f"No such option: {option}; {hint}" if hint else error.format_message()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End a run on SIGTERM as on Ctrl-C, so that half-written files are removed."""
-    raise KeyboardInterrupt
+def _pass(number: int, frame: FrameType | None) -> None:
+    """The thread does what is to be done."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
+
+from .console import PlainConsole
 
 
 class ProgressObserver(Observer):
     """Prints stages, notes and blocks, or with ``quiet`` warnings alone; the end of its ``with`` ends the bar."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._console = PlainConsole(stderr=True)
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -65,7 +67,7 @@ class ProgressObserver(Observer):
     def _advance(self, kind: str, text: str) -> None:
         self._done += 1
         if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=1, description=text)
+            self._bar.update(self._task, advance=1, description=escape_controls(text))
         else:
             self._print(f"  {kind} {self._done}/{self._total} {text}")
 

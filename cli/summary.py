@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.report import OutputRecord, Report, UnfusedRecord
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
+from .console import open_console
+
 WORST_LAYERS = 5  # as many as one reads
-PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its own
 
 
 def print_summary(report: Report, output: Path) -> None:
@@ -81,21 +80,6 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
     console.print(table)
     use = "onnxcalib plan --max-size BYTES makes the plan of one size"
     console.print(f"wrote {output} and {plot}; {use}", soft_wrap=True)
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Ignore that nobody reads the output: the work is done, and the exit status must not change."""
-        with suppress(SystemExit):
-            super().on_broken_pipe()
-
-
-def open_console() -> Console:
-    """Open stdout for text with names of tensors, in which nothing is markup, not even ``:cat:``."""
-    console = _Console(markup=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    return console
 
 
 def _tabulate_outputs(report: Report) -> Table:

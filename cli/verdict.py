@@ -21,7 +21,8 @@ from onnxcalib.validation.render import (
 )
 from onnxcalib.verdict import ContractRecord, Explanation, Verdict
 
-from .summary import describe_unfused, open_console
+from .console import open_console
+from .summary import describe_unfused
 
 WORST_TENSORS = 5  # as many as one reads
 

@@ -3,6 +3,11 @@
 Messages read ``where: what was found; what is allowed; what to do``.
 """
 
+import re
+
+# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional overrides, lone surrogates.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class OnnxCalibError(Exception):
     """A fault that the caller can mend; its message is one line."""
@@ -34,6 +39,11 @@ class OutputError(OnnxCalibError):
 
 class OnnxCalibWarning(UserWarning):
     """The work goes on, but the user should do what the text says."""
+
+
+def escape_controls(text: str) -> str:
+    """The text with characters that would move the cursor or reorder what is read as escapes, but for line breaks."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: Exception) -> str:

@@ -22,7 +22,8 @@ import torch
 from typer.main import get_command
 
 import onnxcalib
-from onnxcalib.cli.main import app, main
+from onnxcalib.cli.app import app
+from onnxcalib.cli.main import main
 from onnxcalib.config import LayerConfig, load_config
 from onnxcalib.report import LOGGER
 from tests.sample_files import write_all

@@ -18,7 +18,7 @@ import onnxcalib
 import onnxcalib.graph.load
 import onnxcalib.pipeline
 from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
-from onnxcalib.cli.main import app
+from onnxcalib.cli.app import app
 from onnxcalib.config import load_config
 from onnxcalib.report import Observer
 from tests.device import FAR, FarDevice

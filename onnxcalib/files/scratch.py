@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from ..errors import OutputError
 FOLDER = "onnxcalib-"  # how the names of temporary folders begin
 ASIDE = ".onnxcalib-"  # how the names of files begin that are not yet renamed to their own
 _held: weakref.WeakSet[Scratch] = weakref.WeakSet()
+held_files: set[Path] = set()  # those that this process writes aside
+renaming = threading.Lock()  # held while files that belong together get their names
 
 
 class Scratch:
@@ -59,9 +62,11 @@ def room_in(folder: Path) -> Iterator[None]:
 
 
 def remove_held() -> None:
-    """Remove the temporary folders of this process, which is about to end."""
+    """Remove the temporary folders and files of this process, which is about to end."""
     for scratch in list(_held):
         scratch.remove()
+    for path in list(held_files):
+        _delete(path)
 
 
 def sweep(*folders: Path) -> list[Path]:
@@ -126,7 +131,7 @@ def _remove_abandoned(path: Path) -> bool:
 def _delete(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+    with suppress(OSError):
         path.unlink(missing_ok=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import OutputError
-from .scratch import ASIDE, is_held
+from .scratch import ASIDE, held_files, is_held, renaming
 
 Content = str | bytes
 
@@ -45,6 +45,7 @@ class Replacement:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             aside = Aside(target, path, open(descriptor, "wb"))
             self.files.append(aside)
+            held_files.add(path)
             if not is_held(descriptor, path):
                 raise FileNotFoundError(errno.ENOENT, "removed while it was written", str(path))
         return aside
@@ -70,10 +71,11 @@ def replacing(*, lasting: bool = True) -> Iterator[Replacement]:
                 aside.file.flush()
                 if lasting:
                     os.fsync(aside.file.fileno())  # a full disk raises here at the latest, and not after a rename
-        for aside in files.files:
-            with _faults(aside.target):
-                os.replace(aside.path, aside.target)
-                aside.renamed = True
+        with renaming:
+            for aside in files.files:
+                with _faults(aside.target):
+                    os.replace(aside.path, aside.target)
+                    aside.renamed = True
         if lasting:
             for folder in {aside.target.parent for aside in files.files}:
                 _sync_folder(folder)
@@ -83,6 +85,7 @@ def replacing(*, lasting: bool = True) -> Iterator[Replacement]:
                 aside.file.close()
             if not aside.renamed:
                 aside.path.unlink(missing_ok=True)
+            held_files.discard(aside.path)
 
 
 def write_together(contents: Mapping[Path, Content]) -> None:

@@ -30,22 +30,22 @@ def save_model(
     path: Path,
     *,
     beside: Mapping[Path, Content] | None = None,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int | None = None,
     lasting: bool = True,
 ) -> None:
     """Write the model to ``path``, and its tensors to a file beside it if it is larger than ``most_bytes``.
 
     That file is named by its content, ``path`` + ``.DIGEST.data``, so that the model of before keeps its own until the
     new one, which is renamed last, is in its place. beside: other files that belong to the model and change with it.
-    lasting: wait until the disk has the files. The model is left as it is. Any failure removes what was written;
-    failures of the file system raise OutputError.
+    most_bytes: None is MOST_BYTES. lasting: wait until the disk has the files. The model is left as it is. Any failure
+    removes what was written; failures of the file system raise OutputError.
     """
     path = Path(path)
     try:
         with replacing(lasting=lasting) as files:
             for other, content in (beside or {}).items():
                 files.write(other, content)
-            if model_bytes(model) > most_bytes:
+            if model_bytes(model) > (MOST_BYTES if most_bytes is None else most_bytes):
                 model = _move_out(model, files.open(path.with_name(_name_data(path, "0" * DIGITS))))
             files.write(path, model.SerializeToString())
     finally:

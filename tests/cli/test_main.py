@@ -1,208 +1,165 @@
-"""The command as a whole: help, version, wrong usage, and what it loads."""
+"""The command as a process: signals, and standard streams that take no text."""
 
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 
+import onnx
 import pytest
 
-import onnxcalib
-from onnxcalib.cli import main as cli
-from onnxcalib.cli.exitstatus import ExitStatus
-from onnxcalib.config import QuantizeConfig, ValidateConfig, list_settings
+# A shell that starts the tests in the background has them, and so these processes, ignore Ctrl-C.
+BEGIN = "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+WAITING = f"""{BEGIN}
+from onnxcalib import pipeline
+from onnxcalib.cli.main import main
+from onnxcalib.files.scratch import Scratch
+from onnxcalib.files.writing import replacing
+
+def wait(*given, **options):
+    with Scratch() as folder, replacing() as files:
+        files.write(folder.parent.parent / "out", "text")
+        print("ready", flush=True)
+        time.sleep(60)
+
+pipeline.quantize = wait
+"""
+WORKING = f"""{BEGIN}
+from onnxcalib.cli.main import open_closed_streams
+
+open_closed_streams()  # as the command does it, before anything opens files
+from onnxcalib import pipeline
+from onnxcalib.cli import summary
+from onnxcalib.cli.main import main
+
+class Result:
+    report = None
+    def save(self, path, report):
+        path.write_text("model")
+
+pipeline.quantize = lambda *given, **options: Result()
+summary.print_summary = lambda *given: print("table")
+"""
+ARGUMENTS = ["quantize", "net.onnx", "--calib", "data"]
+AS_PROCESS = f"sys.argv = ['onnxcalib', *{ARGUMENTS}]\nsys.exit(main())\n"
+EMBEDDED = f"sys.exit(main({ARGUMENTS}))\n"
+INTERRUPTED = "interrupted: nothing half-written is left\n"
+FULL = "error: standard output: cannot be written (No space left on device); files are not concerned\n"
 
 
-def test_version_is_printed(capsys):
-    assert cli.main(["--version"]) == ExitStatus.OK
-    assert capsys.readouterr().out == f"onnxcalib {onnxcalib.__version__}\n"
+@pytest.fixture
+def start(tmp_path, build, draw):
+    """Starts Python code beside a model and a folder, with a temporary folder of its own."""
+    model = build("g (float[N, 4] x) => (float[N, 3] y) { y = MatMul (x, w) }", w=draw(4, 3))
+    onnx.save(model, tmp_path / "net.onnx")
+    for name in ("data", "temporary"):
+        (tmp_path / name).mkdir()
+    started = []
+
+    def start_code(code, *arguments, **environment):
+        (tmp_path / "run.py").write_text(code, encoding="utf-8")
+        environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary"), **environment}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "run.py", *arguments],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start_code
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def test_no_command_prints_the_help_and_counts_as_wrong_usage(capsys):
-    assert cli.main([]) == ExitStatus.USAGE
-    assert "quantize" in capsys.readouterr().out
-
-
-def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert cli.main(["quantize", "--help"]) == ExitStatus.OK
-    shown = capsys.readouterr().out
-    for text in (
-        "[default: squared-error]",
-        "[default: 99.99]",
-        "[default: balanced]",
-        "[default: MODEL with .quantized",
-    ):
-        assert text in shown
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (
-            ("quantize", "net.onnx", "--calib", "d", "--percentil", "99"),
-            "error: No such option: --percentil (Possible options: --percentile) (see 'onnxcalib quantize --help')",
-        ),
-        (("quantise",), "error: No such command 'quantise'. Did you mean 'quantize'? (see 'onnxcalib --help')"),
-        (("quantize", "net.onnx"), "error: Missing option '--calib' (see 'onnxcalib quantize --help')"),
-        (("quantize", "--calib", "d"), "error: Missing argument 'MODEL' (see 'onnxcalib quantize --help')"),
-        (
-            ("quantize", "net.onnx", "--calib", "d", "--weight-bits", "5"),
-            "error: --weight-bits: found 5; allowed: 8 or 4",
-        ),
-    ],
-)
-def test_wrong_usage_is_one_line_with_the_nearest_match(capsys, monkeypatch, arguments, line):
-    monkeypatch.setattr(sys, "argv", ["onnxcalib", *arguments])
-    assert cli.main() == ExitStatus.USAGE
-    assert capsys.readouterr() == ("", line + "\n")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "hint"),
-    [
-        (
-            ("validate", "f", "q", "--data", "d", "--weight-bits", "4"),
-            "--weight-bits; it belongs to onnxcalib quantize",
-        ),
-        (("plan", "f", "--calib", "d", "--no-biases"), "--no-biases; it belongs to onnxcalib quantize"),
-        (("quantize", "f", "--calib", "d", "--confident"), "--confident; it belongs to onnxcalib validate"),
-        (
-            ("validate", "f", "q", "--data", "d", "--max-disagreement", "4"),
-            "--max-disagreement; it belongs to onnxcalib quantize and plan; max_drop, a gate of validate, limits",
-        ),
-        (
-            ("quantize", "f", "--calib", "d", "--max-drop", "4"),
-            "--max-drop; it belongs to onnxcalib validate; max_drop, a gate of validate, limits the accuracy lost, in"
-            " points; max_disagreement, a budget of bit plans, limits the samples whose top class changes, in % (see",
-        ),
-    ],
-)
-def test_an_option_of_another_command_is_refused_with_the_command(capsys, arguments, hint):
-    assert cli.main(arguments) == ExitStatus.USAGE
-    assert capsys.readouterr().err.startswith(f"error: No such option: {hint}")
-
-
-def test_an_option_that_is_no_number_is_refused(capsys):
-    assert cli.main(["quantize", "net.onnx", "--calib", "d", "--steps", "many"]) == ExitStatus.USAGE
-    assert "Invalid value for '--steps'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["quantize", "plan", "validate"])
-def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_example(capsys, monkeypatch, command):
-    monkeypatch.setenv("COLUMNS", "200")
-    assert cli.main([command, "--help"]) == ExitStatus.OK
-    shown = capsys.readouterr().out
-    panels = re.findall(r"^╭─ ([\w ]+) ─", shown, flags=re.MULTILINE)
-    first = {"quantize": "Bits", "plan": "Bit plan", "validate": "Gates"}[command]
-    assert panels[:3] == ["Arguments", "Options", first] and panels[-1] == "Expert settings"
-    assert len(set(panels)) == len(panels)
-    (example,) = re.findall(r"Example: (onnxcalib .*?) *$", shown, flags=re.MULTILINE)
-    options = {word for word in example.split() if word.startswith("-")}
-    assert example.split()[1] == command and options and all(f" {option} " in shown for option in options)
-
-
-@pytest.mark.parametrize(
-    ("command", "kind", "absent"),
-    [
-        ("quantize", QuantizeConfig, {"layers"}),
-        (
-            "plan",
-            QuantizeConfig,
-            {
-                "layers", "weight_bits", "activation_bits", "block_size", "pipeline", "reconstruct", "statistics",
-                "biases", "steps", "views",
-            },
-        ),
-        ("validate", ValidateConfig, set()),
-    ],
-)  # fmt: skip
-def test_every_setting_is_an_option_with_the_sentence_of_its_field(capsys, monkeypatch, command, kind, absent):
-    monkeypatch.setenv("COLUMNS", "400")
-    assert cli.main([command, "--help"]) == ExitStatus.OK
-    shown = capsys.readouterr().out
-    for setting in list_settings(kind):
-        line = next((line for line in shown.splitlines() if f"│ {setting.flag.split('/')[0]} " in line), None)
-        assert (line is None) == (setting.name in absent), setting.name
-        assert line is None or setting.text in line
-
-
-def test_help_and_version_load_only_what_they_need():
-    code = (
-        "import sys\nfrom onnxcalib.cli.main import main\nmain(['--help'])\nmain(['--version'])\n"
-        "print([name for name in ('numpy', 'onnx', 'torch', 'matplotlib') if name in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert found.stdout.splitlines()[-1] == "[]", found.stderr
-
-
-@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_that_wait_do_not_spin_unless_asked_to(given, kept):
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    if given:
-        environment["OMP_WAIT_POLICY"] = given
-    code = "import onnxcalib, os; print(os.environ['OMP_WAIT_POLICY'])"
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == kept
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_with_130_and_one_line_and_its_files_go_with_it(start, tmp_path, number):
+    process = start(WAITING + AS_PROCESS)
+    assert process.stdout.readline() == "ready\n"
+    assert len(list(tmp_path.glob("*/onnxcalib-*"))) == 1 and len(list(tmp_path.glob(".onnxcalib-*"))) == 1
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "net.onnx", "run.py", "temporary"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_with_130_and_one_line(tmp_path, number):
-    (tmp_path / "net.onnx").write_bytes(b"float")
-    code = (
-        # A shell that starts the tests in the background has them, and so this child, ignore Ctrl-C.
-        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from onnxcalib import pipeline\nfrom onnxcalib.cli.main import main\n"
-        "def wait(*a, **k):\n    print('ready', flush=True)\n    time.sleep(60)\n"
-        "pipeline.quantize = wait\nsys.exit(main(['quantize', 'net.onnx', '--calib', 'data', '--quiet']))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_inside_another_program_a_signal_ends_the_command_alone(start, number):
+    process = start(WAITING + EMBEDDED)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
+
+
+def test_a_signal_is_heard_while_the_main_thread_computes_in_a_library(start):
+    blocked = WAITING.replace("time.sleep(60)", "signal.pthread_sigmask(signal.SIG_BLOCK, [2]); time.sleep(60)")
+    process = start(blocked + AS_PROCESS)
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
-    process.send_signal(number)
-    _, complaint = process.communicate(timeout=60)
-    assert (process.returncode, complaint) == (130, "interrupted: nothing half-written is left\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
 
 
-def test_the_signal_handler_of_the_caller_is_put_back(capsys):
-    before = signal.getsignal(signal.SIGTERM)
-    cli.main(["--version"])
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_a_signal_while_the_commands_are_imported_is_no_traceback(start):
+    slow = """
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            print("ready", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+from onnxcalib.cli.main import main
+"""
+    process = start(BEGIN + slow + AS_PROCESS)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
 
 
-def test_public_names_are_loaded_on_first_use():
-    code = (
-        "import sys, onnxcalib\nassert 'pydantic' not in sys.modules\n"
-        "from onnxcalib import QuantizeConfig, DataConfig, Report, OnnxCalibError, ConfigError\n"
-        "print([name for name in ('torch', 'onnxruntime', 'onnx') if name in sys.modules])\n"
-        "print(set(onnxcalib.__all__) <= set(dir(onnxcalib)))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert found.stdout == "[]\nTrue\n", found.stderr
+def test_a_signal_that_the_caller_ignores_stays_ignored(start):
+    code = WAITING.replace("default_int_handler", "SIG_IGN").replace("sleep(60)", "sleep(0.3); os._exit(7)")
+    process = start(code + AS_PROCESS)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 7
 
 
-def test_every_public_name_exists():
-    for name in onnxcalib.__all__:
-        assert getattr(onnxcalib, name) is not None
+@pytest.mark.parametrize(
+    ("before", "complaint"),
+    [
+        ("os.close(1)", ""),
+        ("os.close(2)", ""),
+        ("os.close(0); os.close(1); os.close(2)", ""),
+        ("os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", FULL),
+        ("os.dup2(os.open('/dev/full', os.O_WRONLY), 2)", ""),
+        ("r, w = os.pipe(); os.close(r); os.dup2(w, 1)", ""),
+        ("r, w = os.pipe(); os.close(r); os.dup2(w, 2)", ""),
+    ],
+)
+def test_a_stream_that_takes_no_text_changes_neither_the_files_nor_the_exit_status(start, tmp_path, before, complaint):
+    (tmp_path / "work.py").write_text(WORKING + AS_PROCESS)
+    process = start(f"import os, sys\n{before}\nos.execv(sys.executable, [sys.executable, 'work.py'])")
+    assert process.communicate(timeout=60)[1] == complaint
+    assert process.returncode == 0 and (tmp_path / "net.quantized.onnx").read_text() == "model"
 
 
-def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="No onnxcalib attribute quantise"):
-        onnxcalib.quantise  # noqa: B018
+def test_help_that_cannot_be_written_is_an_error(start):
+    code = f"{BEGIN}os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\nfrom onnxcalib.cli.main import main\n"
+    process = start(f"{code}sys.argv = ['onnxcalib', '--help']\nsys.exit(main())\n")
+    assert (process.communicate(timeout=60)[1], process.returncode) == (FULL, 1)
 
 
-@pytest.mark.parametrize("command", ["", "quantize", "calibrate", "plan", "validate"])
-def test_the_help_of_a_terminal_shows_flags_without_a_type_and_cuts_nothing(capsys, monkeypatch, command):
-    monkeypatch.setenv("COLUMNS", "80")
-    cli.main([command, "--help"] if command else ["--help"])
-    shown = capsys.readouterr().out
-    assert "--help" in shown and "<bool>" not in shown and "…" not in shown
-    words = re.findall(r"[\w-]+", shown)
-    assert command in ("", "validate") or {"min-max", "percentile", "squared-error", "entropy"} <= set(words)
+def test_names_that_the_encoding_of_the_terminal_lacks_are_shown_as_escapes(start):
+    code = f"{BEGIN}from onnxcalib.cli.main import main\nsys.exit(main())\n"
+    arguments = ("quantize", "größe.onnx", "--calib", "data")
+    process = start(code, *arguments, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    shown = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and shown.isascii() and "no such file; an ONNX file is needed" in shown

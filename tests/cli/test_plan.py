@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from onnxcalib import errors, pipeline
 from onnxcalib.bitplan import read_plan
+from onnxcalib.cli.app import app
 from onnxcalib.cli.exitstatus import ExitStatus
-from onnxcalib.cli.main import app
 from onnxcalib.config import DataConfig, QuantizeConfig
 from tests.test_bitplan import FRONTIER, PLAN
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import onnxcalib
 from onnxcalib import errors, pipeline
-from onnxcalib.cli.main import app
+from onnxcalib.cli.app import app
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import (
     BlockRecord,
@@ -66,7 +66,13 @@ def run(tmp_path, monkeypatch):
         observer.blocks(2)
         for record in REPORT.blocks:
             observer.block(record)
-        return SimpleNamespace(report=REPORT, save=lambda path: path.write_bytes(b"quantized"))
+
+        def save(path, report):
+            path.write_bytes(b"quantized")
+            if report:
+                report.write_text(REPORT.to_json())
+
+        return SimpleNamespace(report=REPORT, save=save)
 
     monkeypatch.setattr(pipeline, "quantize", quantize)
 

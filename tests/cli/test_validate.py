@@ -14,7 +14,8 @@ from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
 from onnxcalib import errors
-from onnxcalib.cli.main import app, main
+from onnxcalib.cli.app import app
+from onnxcalib.cli.main import main
 from onnxcalib.config import DataConfig, ValidateConfig
 from onnxcalib.report import OutputRecord
 from onnxcalib.validation import render as formats

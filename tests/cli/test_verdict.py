@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from onnxcalib.cli.summary import PLAIN_WIDTH
+from onnxcalib.cli.console import PLAIN_WIDTH
 from onnxcalib.cli.verdict import WORST_TENSORS, print_verdict
 from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from onnxcalib.validation.render import WORST_LAYERS
