@@ -16,8 +16,10 @@ Shapes: G groups, C output channels and K inputs a group, R rows, N scale blocks
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,8 @@ from .scale_blocks import ScaleBlocks
 # Candidate ridges of the optimum, in units of the mean input variance. A weak ridge fits the noise of the quantized
 # prefix, and of few samples. Which ridge is best differs by layer, so that held-out samples choose.
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+# Gram matrices of ridges that are tried at once may take so many bytes.
+RIDGE_BYTES = 256 * 2**20
 # Most ridge of the metric in which integers are chosen, in the same units: it only steadies an estimate from few
 # samples.
 DAMPING = 0.1
@@ -231,20 +235,25 @@ def _round_blocks(
     return _choose_best(found)
 
 
-def choose_prior(fitted: Moments, held_out: Moments, weight: torch.Tensor) -> Prior:
+def choose_prior(fitted: Moments, held_out: Moments, weight: torch.Tensor, *, threads: int = 1) -> Prior:
     """The prior whose real-valued optimum on ``fitted`` has the least squared error on ``held_out``.
 
     For each ridge the best trust t has a closed form: with D = W_r - W the error of ``W + t D`` is quadratic in t.
+    threads: so many ridges are tried at once, while their Gram matrices take RIDGE_BYTES at most.
     """
     weight = weight.double()
     residual = held_out.cross - weight @ held_out.gram
-    errors: dict[Prior, float] = {}
-    for ridge in RIDGES:
+
+    def judge(ridge: float) -> tuple[float, Prior]:
         change = _solve_real(fitted, weight, Prior(ridge)) - weight
         power, gain = float(((change @ held_out.gram) * change).sum()), float((change * residual).sum())
         trust = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
-        errors[Prior(ridge, trust)] = trust * trust * power - 2 * trust * gain
-    return min(errors, key=errors.__getitem__)
+        return trust * trust * power - 2 * trust * gain, Prior(ridge, trust)
+
+    at_once = max(1, min(threads, RIDGE_BYTES // (fitted.gram.nbytes + 1)))
+    with ThreadPoolExecutor(at_once) as pool:
+        judged = list(pool.map(judge, RIDGES))
+    return min(judged, key=itemgetter(0))[1]
 
 
 def _solve_real(moments: Moments, weight: torch.Tensor, prior: Prior) -> torch.Tensor:
