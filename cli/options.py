@@ -126,6 +126,8 @@ def _spell_help(setting: Setting) -> str:
         text += f" One of {', '.join(setting.choices)}."
     if setting.option.repeated:
         text += " May be given again."
+    if setting.bounds:
+        text += f" [{', '.join(setting.bounds)}]"
     return f"{text} [default: {setting.default}]" if setting.default else text
 
 

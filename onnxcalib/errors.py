@@ -3,10 +3,17 @@
 Messages read ``where: what was found; what is allowed; what to do``.
 """
 
-import re
+from __future__ import annotations
 
-# Control characters (C0, DEL, C1), line and paragraph separators, bidirectional overrides, lone surrogates.
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+import re
+from reprlib import Repr
+
+# Characters that change how a terminal or a page shows the text around them: C0, DEL and C1, bidirectional embeddings,
+# overrides and isolates, separators of lines and paragraphs. Lone surrogates cannot be written at all.
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHOWN = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 200
+_SHOWN.maxlong = 60
 
 
 class OnnxCalibError(Exception):
@@ -41,11 +48,27 @@ class OnnxCalibWarning(UserWarning):
     """The work goes on, but the user should do what the text says."""
 
 
-def escape_controls(text: str) -> str:
-    """The text with characters that would move the cursor or reorder what is read as escapes, but for line breaks."""
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
 def first_line(error: Exception) -> str:
     """The first line of an exception's text, or its type where there is no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def escape_controls(text: str) -> str:
+    r"""Text of a file as it can be printed: control characters become visible escapes.
+
+    >>> print(escape_controls("Conv\x1b[2J"))
+    Conv\x1b[2J
+    """
+    return CONTROLS.sub(lambda found: _escape(ord(found[0])), text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def spell_value(value: object) -> str:
+    """A value that a user gave, as messages show it: in one line, and shortened where it is long."""
+    try:
+        return " ".join(_SHOWN.repr(value).splitlines())
+    except ValueError:  # an integer of more digits than Python spells
+        return f"a value of type {type(value).__name__} that is too long to be shown"

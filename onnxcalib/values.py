@@ -21,16 +21,21 @@ class Units(NamedTuple):
     """The units that a kind of budget may be written in.
 
     factors: unit in lower case -> its size in the unit that the tool computes in. example: a budget with a unit.
-    default: the unit of a number above 1 that is written without one; None where a unit must be written.
+    default: the unit of a number above 1 that is written without one; None where a unit must be written. most: the
+    largest budget, in words and in the unit that the tool computes in.
     """
 
     factors: dict[str, float]
     example: str
     default: str | None
+    most: tuple[str, float]
 
 
-COUNT = Units({"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9}, "300KB", "b")
-LATENCY = Units({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None)
+COUNT = Units({"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9}, "300KB", "b", ("1e18", 1e18))
+LATENCY = Units({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None, ("1e6s", 1e9))
+MOST_SHARE = 1e6
+LONGEST = 100  # letters of a budget or a number; the time of a search grows with their square
+LONGEST_PATH = 4096  # Linux takes no longer ones
 _LIMIT = re.compile(r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE)
 
 
@@ -39,7 +44,8 @@ def read_limit(value: Any, units: Units = COUNT) -> Limit:
 
     Raises ValueError for anything else.
     """
-    match = _LIMIT.fullmatch(str(value).strip())
+    text = str(value).strip() if isinstance(value, (str, int, float)) and _is_short(value) else ""
+    match = _LIMIT.fullmatch(text)
     number = float(match["number"]) if match else 0.0
     unit = match["unit"].lower() if match else ""
     share = not unit and match is not None and (match["eight"] or number <= 1)
@@ -53,9 +59,15 @@ def read_limit(value: Any, units: Units = COUNT) -> Limit:
         raise ValueError(
             f"must be a share of the float model such as 0.15, of the 8-bit one as 0.6@8-bit, or {units.example}"
         )
-    if share:
-        return Limit(number, "8-bit" if match["eight"] else "float")
-    return Limit(number * units.factors[unit], None)
+    words, most = units.most
+    found = number if share else number * units.factors[unit]
+    if found > (MOST_SHARE if share else most):
+        raise ValueError(f"must be a share of at most {MOST_SHARE:g}, or at most {words}")
+    return Limit(found, ("8-bit" if match["eight"] else "float") if share else None)
+
+
+def _is_short(value: str | int | float) -> bool:
+    return len(value) <= LONGEST if isinstance(value, str) else abs(value) < 10**LONGEST
 
 
 def split_numbers(value: Any) -> Any:
@@ -76,7 +88,7 @@ def split_size(value: Any) -> Any:
         return (value, value)
     if isinstance(value, str):
         sides = value.lower().split("x")
-        if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
+        if len(sides) > 2 or len(value) > LONGEST or not all(side.strip().isdecimal() for side in sides):
             raise ValueError("must be a size such as 224, or 'HxW'")
         return (int(sides[0]), int(sides[-1]))
     return value
@@ -90,9 +102,9 @@ def split_names(value: Any) -> Any:
 def split_columns(value: Any) -> Any:
     """Turn ``'a,b'``, a number, or a list of names and numbers into a tuple of texts."""
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(","))
+        return tuple(check_name(part.strip()) for part in value.split(","))
     listed = value if isinstance(value, (list, tuple)) else (value,)
-    numbers = [isinstance(each, int) and not isinstance(each, bool) for each in listed]
+    numbers = [isinstance(each, int) and not isinstance(each, bool) and _is_short(each) for each in listed]
     return tuple(str(each) if number else each for each, number in zip(listed, numbers, strict=True))
 
 
@@ -111,6 +123,20 @@ def check_latency(value: Any) -> str:
 def split_candidates(value: Any) -> Any:
     """Turn ``'w8a8,W4A8'`` into a tuple of names in upper case; anything else is left for pydantic."""
     return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+
+def check_name(value: str) -> str:
+    """Return a name. Raises ValueError for one without any letter."""
+    if not value.strip():
+        raise ValueError("must name something; leave it out where nothing is meant")
+    return value
+
+
+def check_path(value: str) -> str:
+    """Return the name of a file or folder. Raises ValueError for what can be none."""
+    if not value.strip() or "\0" in value or len(value) > LONGEST_PATH:
+        raise ValueError(f"must name a file or folder, in at most {LONGEST_PATH:,} letters without null bytes")
+    return value
 
 
 def check_percentage(value: float) -> float:

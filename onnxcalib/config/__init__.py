@@ -6,6 +6,7 @@ The pydantic fields are the only source: the options of the command line and the
 from ..spec import FLOAT_BITS
 from .data import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from .describe import Setting, list_settings
+from .expressions import match_whole
 from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, find_nearest, nearest
 from .load import load_config
 from .quantize import (
@@ -50,5 +51,6 @@ __all__ = [
     "find_nearest",
     "list_settings",
     "load_config",
+    "match_whole",
     "nearest",
 ]

@@ -49,7 +49,7 @@ def list_settings(kind: type[Settings]) -> tuple[Setting, ...]:
             continue
         option = next(each for each in field.metadata if isinstance(each, Option))
         values = _find_values(schema["properties"][name])
-        bounds = tuple(f"{word} {values[key]}" for key, word in _BOUNDS.items() if key in values)
+        bounds = tuple(f"{word} {_spell_limit(values[key])}" for key, word in _BOUNDS.items() if key in values)
         found.append(
             Setting(
                 name=name,
@@ -77,3 +77,7 @@ def _spell(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(part if isinstance(part, str) else f"{part:g}" for part in default)
     return str(default)
+
+
+def _spell_limit(limit: float) -> str:
+    return f"{int(limit):,}" if limit == int(limit) else f"{limit:g}"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from ..errors import ConfigError
+from ..errors import ConfigError, escape_controls, spell_value
+from ..values import check_name, check_path
 
 # Panels of the help, in their order: what most people need comes first.
 GATES, REPORTS, BITS, EFFORT, PLAN = "Gates", "Reports", "Bits", "Accuracy and time", "Bit plan"
@@ -22,6 +23,9 @@ EASILY_CONFUSED = dict.fromkeys(
     "max_drop, a gate of validate, limits the accuracy lost, in points; max_disagreement, a budget of bit plans, limits"
     " the samples whose top class changes, in %",
 )
+
+
+LONGEST = 1000  # letters of a name for which the nearest is sought, which takes time by the square of them
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,20 @@ class Option:
     file_only: bool = False
 
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-NaturalNumber = Annotated[int, Field(strict=True, ge=0)]
+# No number of a setting is larger than MOST: what is counted beyond it does not fit into any machine.
+MOST, MOST_THREADS = 10**9, 1024
+Count = Annotated[int, Field(strict=True, ge=1, le=MOST)]
+NaturalNumber = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+# More threads or processes than a machine has cores make it slower, and many thousands end it.
+Workers = Annotated[int, Field(strict=True, ge=1, le=MOST_THREADS)]
 Switch = Annotated[bool, Field(strict=True)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-File = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Name = Annotated[str, AfterValidator(check_name)]
+File = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value),
+    AfterValidator(check_path),
+]
 
 
 class Settings(BaseModel):
@@ -78,6 +91,8 @@ class Settings(BaseModel):
 
 def find_nearest(name: str, allowed: Sequence[str]) -> str | None:
     """The allowed name that is most like ``name``, whatever the case of its letters, or None where none is."""
+    if len(name) > LONGEST:
+        return None
     match = difflib.get_close_matches(name, allowed, n=1)
     if not match:
         folded = {each.lower(): each for each in allowed}
@@ -98,7 +113,7 @@ def hint_at(name: str, allowed: Sequence[str]) -> str:
     if homes:
         confused = f"; {EASILY_CONFUSED[name]}" if name in EASILY_CONFUSED else ""
         return f" it belongs {' or '.join(homes)}{confused}"
-    return nearest(name, allowed) or f" {name!r} is none of {', '.join(allowed)}"
+    return nearest(name, allowed) or f" {spell_value(name)} is none of {', '.join(allowed)}"
 
 
 def hint_at_table(settings: Mapping[str, Any]) -> str:
@@ -118,7 +133,7 @@ def _spell_table(kind: type[Settings]) -> str:
 def _describe(error: ValidationError, allowed: Sequence[str]) -> str:
     """The first fault of a pydantic error as ``setting: what was found; what is allowed``."""
     fault = error.errors(include_url=False)[0]
-    key = str(fault["loc"][0])
+    key = escape_controls(str(fault["loc"][0]))[:LONGEST]
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown setting;{hint_at(key, allowed)}"
     if fault["type"] == "value_error":
@@ -127,4 +142,4 @@ def _describe(error: ValidationError, allowed: Sequence[str]) -> str:
         allowed_text = f"allowed: {fault['ctx']['expected']}"
     else:
         allowed_text = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key}: found {fault['input']!r}; {allowed_text}"
+    return f"{key}: found {spell_value(fault['input'])}; {allowed_text}"

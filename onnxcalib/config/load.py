@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from ..errors import ConfigError
+from ..errors import ConfigError, escape_controls, spell_value
+from ..files.reading import read_text
 from .data import DataConfig
 from .fields import Settings, hint_at, hint_at_table
 from .quantize import QuantizeConfig
@@ -16,17 +17,34 @@ from .validate import ValidateConfig
 Kind = TypeVar("Kind", bound=Settings)
 
 
-@overload
-def load_config(path: str | Path | None = None, options: Mapping[str, Any] | None = None) -> QuantizeConfig: ...
-
-
-@overload
-def load_config(path: str | Path | None, options: Mapping[str, Any] | None, kind: type[Kind]) -> Kind: ...
+SHOWN = 100  # letters of a key that messages show
+# Settings that run code: a metric is a Python function, and a Dask cluster and the files of a cache hand over pickles.
+CODE = {
+    "metric": "it names Python code that is run",
+    "scheduler": "a cluster sends pickles, which can run any code",
+    "cache_dir": "what is kept there are pickles, which can run any code",
+}
 
 
 @overload
 def load_config(
-    path: str | Path | None = None, options: Mapping[str, Any] | None = None, *, kind: type[Kind]
+    path: str | Path | None = None, options: Mapping[str, Any] | None = None, *, allow_code: bool = False
+) -> QuantizeConfig: ...
+
+
+@overload
+def load_config(
+    path: str | Path | None, options: Mapping[str, Any] | None, kind: type[Kind], *, allow_code: bool = False
+) -> Kind: ...
+
+
+@overload
+def load_config(
+    path: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    kind: type[Kind],
+    allow_code: bool = False,
 ) -> Kind: ...
 
 
@@ -34,33 +52,43 @@ def load_config(
     path: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     kind: type[Settings] = QuantizeConfig,
+    *,
+    allow_code: bool = False,
 ) -> Settings:
     """Settings of ``kind`` from a TOML file, command line options laid over them; an option that is None is not given.
 
     One file serves all commands: the settings of ``quantize`` and ``plan`` stand at the top, those of ``validate`` in
     the table [validate], those of samples in [data] or at the top. Option names are field names, those of DataConfig
-    included. All of the file is checked, whatever ``kind`` is. Raises ConfigError that names the file or the option.
+    included. All of the file is checked, whatever ``kind`` is. A setting of CODE is taken from the file only with
+    ``allow_code``, as files are handed on by people who cannot know what such a setting does on another machine.
+
+    Raises ConfigError that names the file or the option.
     """
     settings = {} if path is None else _read_toml(Path(path))[kind]
-    for key, value in (options or {}).items():
-        if value is None:
-            continue
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    for key, danger in CODE.items() if not allow_code else ():
+        if settings.get(key) is not None and key not in given:
+            raise ConfigError(
+                f"{path}: {key}: found {spell_value(settings[key])}; {danger}; give --{key.replace('_', '-')} on the"
+                " command line, or --allow-code (in Python allow_code=True) for a file that you trust"
+            )
+    for key, value in given.items():
         try:
             kind(**_nest({key: value}))
         except ConfigError as error:
             raise ConfigError(f"--{key.replace('_', '-')}: {str(error).partition(': ')[2]}") from None
-        settings[key] = value
-    return kind(**_nest(settings))
+    return kind(**_nest({**settings, **given}))
 
 
 def _read_toml(path: Path) -> dict[type[Settings], dict[str, Any]]:
     """Checked settings of each kind by field name, with those of the [data] table beside the others."""
+    text = read_text(path, ConfigError, give="give --config a TOML file")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give --config a TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}; see https://toml.io") from None
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML: nested too deep; see https://toml.io") from None
+    except ValueError as error:  # of integers with too many digits too
+        raise ConfigError(f"{path}: not TOML: {escape_controls(str(error))}; see https://toml.io") from None
     data = _read_section(path, _take_table(path, table, "data"), _DATA_NAMES)
     gates = _read_section(path, _take_table(path, table, "validate"), _VALIDATE_NAMES)
     flat = _read_section(path, table, _QUANTIZE_NAMES + _DATA_NAMES)
@@ -79,20 +107,22 @@ def _read_toml(path: Path) -> dict[type[Settings], dict[str, Any]]:
 def _take_table(path: Path, table: dict[str, Any], name: str) -> dict[str, Any]:
     found = table.pop(name, {})
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: {name}: found {found!r}; it is a table; write [{name}] above its settings")
+        raise ConfigError(
+            f"{path}: {name}: found {spell_value(found)}; it is a table; write [{name}] above its settings"
+        )
     return found
 
 
 def _read_section(path: Path, section: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for key, value in section.items():
-        name = key.replace("-", "_")
+        name, shown = key.replace("-", "_"), escape_controls(key[:SHOWN])
         if name not in allowed and isinstance(value, dict):
-            raise ConfigError(f"{path}: [{key}]: unknown table;{hint_at_table(value)}")
+            raise ConfigError(f"{path}: [{shown}]: unknown table;{hint_at_table(value)}")
         if name not in allowed:
-            raise ConfigError(f"{path}: {key}: unknown setting;{hint_at(name, allowed)}")
+            raise ConfigError(f"{path}: {shown}: unknown setting;{hint_at(name, allowed)}")
         if name in settings:
-            raise ConfigError(f"{path}: {key}: given twice; keep one")
+            raise ConfigError(f"{path}: {shown}: given twice; keep one")
         settings[name] = value
     return settings
 

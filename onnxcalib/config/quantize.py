@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field
 
-from ..errors import ConfigError
+from ..errors import ConfigError, spell_value
 from ..spec import FLOAT_BITS
 from ..values import check_latency, check_limit, split_candidates, split_names
 from .data import DataConfig
-from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, NaturalNumber, Option, Settings, Switch
+from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, Finite, Name, Option, Settings, Switch, Workers
 
 Bits = Literal[8, 4]
 # Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
@@ -21,7 +21,9 @@ CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4"]
 CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 # With so many bits all efforts find the same; they differ with fewer.
 FULL_BITS = 8
-MOST_VIEWS = 100  # beyond any use: each is one more pass over the samples
+# Beyond any use: each view is one more pass over the samples, each step one over some of them for every block.
+MOST_VIEWS, MOST_STEPS = 100, 10**6
+MOST_LOSS = 1e9
 # Limits on the whole model within which bits are planned: on what it costs, and on what it loses.
 COSTS = ("max_size", "max_bops", "max_latency")
 BUDGETS = (*COSTS, "max_loss", "max_disagreement")
@@ -73,22 +75,31 @@ def _read_layers(value: Any) -> Any:
     """Tables of LayerConfig by node name, their faults with the name in front."""
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f'layers: found {value!r}; it holds a table for each layer; write [layers."NAME"] above its bits'
+            f'layers: found {spell_value(value)}; it holds a table for each layer; write [layers."NAME"] above its bits'
         )
     return {name: _read_layer(name, settings) for name, settings in value.items()}
 
 
 def _read_layer(name: str, settings: Any) -> LayerConfig:
+    where = spell_value(name)
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"layers: {where}: found no name; a layer has one; write it into the table's header")
     if isinstance(settings, LayerConfig):
         return settings
     if not isinstance(settings, Mapping):
         raise ConfigError(
-            f"layers: {name!r}: found {settings!r}; it is a table; write [layers.{name!r}] above its bits"
+            f"layers: {where}: found {spell_value(settings)}; it is a table; write [layers.{where}] above its bits"
         )
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        setting = str(key).replace("-", "_")
+        if setting in values:
+            raise ConfigError(f"layers: {where}: {setting}: given twice; keep one")
+        values[setting] = value
     try:
-        return LayerConfig(**{str(key).replace("-", "_"): each for key, each in settings.items()})
+        return LayerConfig(**values)
     except ConfigError as error:
-        raise ConfigError(f"layers: {name!r}: {error}") from None
+        raise ConfigError(f"layers: {where}: {error}") from None
 
 
 class QuantizeConfig(Settings):
@@ -132,6 +143,7 @@ class QuantizeConfig(Settings):
     percentile: Annotated[
         float,
         Field(
+            strict=True,
             gt=50,
             le=100,
             allow_inf_nan=False,
@@ -177,7 +189,7 @@ class QuantizeConfig(Settings):
         Option(EFFORT),
     ] = "balanced"
     steps: Annotated[
-        NaturalNumber | None,
+        Annotated[int, Field(strict=True, ge=0, le=MOST_STEPS)] | None,
         Field(description="AdaQuant steps of every block."),
         Option(EXPERT, unset="as the effort has it", plan=False),
     ] = None
@@ -191,11 +203,11 @@ class QuantizeConfig(Settings):
     ] = None
     seed: Annotated[
         int,
-        Field(strict=True, ge=0, lt=2**63, description="Seed of all random choices."),
-        Option(EXPERT, form="integer, at least 0"),
+        Field(strict=True, ge=0, lt=2**32, description="Seed of all random choices."),
+        Option(EXPERT, form="integer, 0 to 2^32 - 1"),
     ] = 0
     threads: Annotated[
-        Count | None, Field(description="Threads to compute with."), Option(EFFORT, unset="one a core")
+        Workers | None, Field(description="Threads to compute with."), Option(EFFORT, unset="one a core")
     ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
@@ -224,12 +236,12 @@ class QuantizeConfig(Settings):
         Option(PLAN, metavar="TIME", form="share or time"),
     ] = None
     max_loss: Annotated[
-        Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
+        Annotated[Finite, Field(gt=0, le=MOST_LOSS)] | None,
         Field(description="Largest divergence of the outputs; the smallest file within it is planned."),
         Option(PLAN, metavar="LOSS"),
     ] = None
     max_disagreement: Annotated[
-        Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] | None,
+        Annotated[Finite, Field(gt=0, lt=100)] | None,
         Field(description="Most samples in % whose top class may change; the smallest file within it is planned."),
         Option(PLAN, metavar="PERCENT"),
     ] = None
@@ -239,7 +251,7 @@ class QuantizeConfig(Settings):
         Option(PLAN, metavar="FILE", form="file", unset="measured here"),
     ] = None
     jobs: Annotated[
-        Count | None, Field(description="Worker processes that plan."), Option(PLAN, unset="one a core")
+        Workers | None, Field(description="Worker processes that plan."), Option(PLAN, unset="one a core")
     ] = None
     scheduler: Annotated[
         Annotated[str, Field(pattern=r"^\w+://.+")] | None,
@@ -252,7 +264,7 @@ class QuantizeConfig(Settings):
         Option(PLAN, metavar="DIR", form="folder", unset="the user's cache"),
     ] = None
     exclude: Annotated[
-        tuple[str, ...],
+        tuple[Name, ...],
         BeforeValidator(split_names),
         Field(
             description="Nodes that stay in float: a name, a regular expression, op:TYPE, or 'between:A -> B' for all"

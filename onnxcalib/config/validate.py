@@ -8,9 +8,11 @@ from pydantic import AfterValidator, Field
 
 from ..values import check_metric, check_percentage
 from .data import DataConfig
-from .fields import EXPERT, GATES, Count, NaturalNumber, Option, Settings, Switch
+from .fields import EXPERT, GATES, Count, Finite, NaturalNumber, Option, Settings, Switch, Workers
 
 MOST_BATCH = 4096  # samples in a run that is timed: more do not fit into memory
+# Limits of gates beyond which every model passes or none does. A metric of one's own may have any unit.
+MOST_DROP, MOST_DECIBELS, MOST_RATIO, MOST_DISTANCE = 1e9, 1e4, 1e6, 2**16 - 1
 
 
 class ValidateConfig(Settings):
@@ -19,60 +21,43 @@ class ValidateConfig(Settings):
     table: ClassVar[str] = "validate"
 
     max_drop: Annotated[
-        float | None,
-        Field(
-            strict=True,
-            allow_inf_nan=False,
-            description="Most that accuracy may drop: points of 100, or units of your metric.",
-        ),
+        Annotated[Finite, Field(ge=-MOST_DROP, le=MOST_DROP)] | None,
+        Field(description="Most that accuracy may drop: points of 100, or units of your metric."),
         Option(GATES, metavar="POINTS"),
     ] = None
     min_agreement: Annotated[
-        Annotated[float, Field(ge=0, le=100), AfterValidator(check_percentage)] | None,
+        Annotated[Finite, Field(ge=0, le=100), AfterValidator(check_percentage)] | None,
         Field(description="Least share of samples in % whose top class stays."),
         Option(GATES, metavar="PERCENT"),
     ] = None
     min_sqnr: Annotated[
-        float | None,
-        Field(
-            strict=True,
-            allow_inf_nan=False,
-            description="Least signal to quantization noise ratio of every output, in dB.",
-        ),
+        Annotated[Finite, Field(ge=-MOST_DECIBELS, le=MOST_DECIBELS)] | None,
+        Field(description="Least signal to quantization noise ratio of every output, in dB."),
         Option(GATES, metavar="DB"),
     ] = None
     max_size_ratio: Annotated[
-        float | None,
-        Field(
-            strict=True, gt=0, allow_inf_nan=False, description="Largest file, as a share of the float model's file."
-        ),
+        Annotated[Finite, Field(gt=0, le=MOST_RATIO)] | None,
+        Field(description="Largest file, as a share of the float model's file."),
         Option(GATES, metavar="RATIO"),
     ] = None
     min_speedup: Annotated[
-        float | None,
-        Field(
-            strict=True,
-            gt=0,
-            allow_inf_nan=False,
-            description="Least speedup: float time / quantized time, on one thread.",
-        ),
+        Annotated[Finite, Field(gt=0, le=MOST_RATIO)] | None,
+        Field(description="Least speedup: float time / quantized time, on one thread."),
         Option(GATES, metavar="RATIO"),
     ] = None
     max_unfused: Annotated[
-        int | None,
-        Field(
-            strict=True, ge=0, description="Most QuantizeLinear and DequantizeLinear that onnxruntime does not fuse."
-        ),
+        NaturalNumber | None,
+        Field(description="Most QuantizeLinear and DequantizeLinear that onnxruntime does not fuse."),
         Option(GATES, metavar="COUNT"),
     ] = None
     max_steps: Annotated[
-        NaturalNumber,
+        Annotated[int, Field(strict=True, ge=0, le=MOST_DISTANCE)],
         Field(description="Most quantization steps by which graph optimizations may change the output of a layer."),
         Option(GATES, metavar="COUNT"),
     ] = 1
     max_saturating: Annotated[
-        int | None,
-        Field(strict=True, ge=0, description="Most integer kernels that can saturate on x86 without VNNI."),
+        NaturalNumber | None,
+        Field(description="Most integer kernels that can saturate on x86 without VNNI."),
         Option(GATES, metavar="COUNT"),
     ] = None
     confident: Annotated[
@@ -96,7 +81,7 @@ class ValidateConfig(Settings):
         Option(EXPERT),
     ] = 1
     threads: Annotated[
-        Count | None,
+        Workers | None,
         Field(description="Threads to compute with."),
         Option(EXPERT, unset="one a core"),
     ] = None

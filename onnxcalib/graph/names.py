@@ -12,13 +12,12 @@ A selector is, in this order of precedence:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from ..config import LayerConfig, QuantizeConfig, nearest
+from ..config import LayerConfig, QuantizeConfig, match_whole, nearest
 from ..errors import ConfigError
 from .index import Index, is_op, reads
 from .ops import LAYERS
@@ -174,8 +173,8 @@ def match_names(pattern: str, names: Sequence[str], none: str, *, what: str = "n
     if pattern in names:
         return [pattern]
     try:
-        found = [name for name in names if re.fullmatch(pattern, name)]
-    except re.error as error:
+        found = match_whole(pattern, names)
+    except ValueError as error:
         raise ConfigError(f"{none} has this {what}, and it is no regular expression ({error})") from None
     if not found:
         raise ConfigError(

@@ -34,7 +34,10 @@ def test_types_bounds_and_choices_are_those_of_the_fields():
     assert (find("weight_bits").json_type, find("weight_bits").choices) == ("integer", ("8", "4"))
     assert find("activation_bits").choices == ("32", "8", "4")
     assert (find("percentile").json_type, find("percentile").bounds) == ("number", ("above 50", "at most 100"))
-    assert find("steps").bounds == ("at least 0",) and find("views").bounds == ("at least 0", "at most 100")
+    assert find("steps").bounds == ("at least 0", "at most 1,000,000") and find("views").bounds == (
+        "at least 0",
+        "at most 100",
+    )
     assert find("max_disagreement").bounds == ("above 0", "below 100")
     assert (find("channels").json_type, find("channels").choices) == ("string", ("rgb", "bgr", "gray"))
     assert find("crop").json_type == "array" and find("biases").json_type == "boolean"

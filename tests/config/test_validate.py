@@ -29,7 +29,7 @@ def test_gates_take_the_ends_of_what_they_may_be():
     ("values", "text"),
     [
         ({"min_agreement": 0.99}, "min_agreement: found 0.99; is in %, above 1 and at most 100; multiply it by 100"),
-        ({"min_agreement": "0.99"}, "min_agreement: found '0.99'; is in %, above 1 and at most 100; multiply it by"),
+        ({"min_agreement": "99"}, "min_agreement: found '99'; input should be a valid number"),
         ({"min_agreement": 1}, "min_agreement: found 1; is in %, above 1 and at most 100"),
         ({"min_agreement": 101}, "min_agreement: found 101; input should be less than or equal to 100"),
         ({"min_agreement": -1}, "min_agreement: found -1; input should be greater than or equal to 0"),
