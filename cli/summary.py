@@ -53,7 +53,10 @@ def print_plan(plan: BitPlan, output: Path) -> None:
 
 
 def _spell_totals(totals: Totals) -> str:
-    parts = [f"loss {totals.measured_loss:.2e} (predicted {totals.predicted_loss:.2e})"]
+    measured, predicted = (
+        "infinite" if loss is None else f"{loss:.2e}" for loss in (totals.measured_loss, totals.predicted_loss)
+    )
+    parts = [f"loss {measured} (predicted {predicted})"]
     if totals.agreement is not None:
         parts.append(f"agreement {totals.agreement:.1f}%")
     parts += [f"{totals.bytes:,} bytes", f"{totals.bops:.3g} bit operations"]

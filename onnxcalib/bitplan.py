@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .config import CANDIDATES, CandidateName, LayerConfig
-from .errors import ConfigError
+from .config import BUDGETS, CANDIDATES, CandidateName, LayerConfig
+from .errors import ConfigError, escape_controls, spell_value
 from .files.reading import read_json
 from .spec import Candidate
 
@@ -18,6 +19,12 @@ FLOAT: Literal["float"] = "float"
 CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
 Record = TypeVar("Record", bound=BaseModel)
 NAME_OF: dict[Candidate, CandidateName] = {CANDIDATE_OF[name]: name for name in CANDIDATES}
+Budget = Annotated[str, Field(pattern=f"^({'|'.join(BUDGETS)})$")]
+SHOWN = 500  # letters of a place in a file that messages show
+# Numbers as they stand in a file: no text, no truth value, and no number that is not finite.
+Whole = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -32,27 +39,27 @@ class SetRecord(_Record):
     """
 
     layers: tuple[str, ...]
-    macs: int
-    loss: dict[CandidateName, float | None]
-    bytes: dict[CandidateName, int]
-    bops: dict[CandidateName, int]
-    milliseconds: dict[CandidateName, float] = {}
+    macs: Whole
+    loss: dict[CandidateName, Number | None]
+    bytes: dict[CandidateName, Whole]
+    bops: dict[CandidateName, Whole]
+    milliseconds: dict[CandidateName, Positive] = {}
 
 
 class Totals(_Record):
     """What the whole model loses and costs.
 
-    predicted_loss: sum of the losses of all sets. measured_loss: divergence of the outputs of the whole model. bytes:
-    size of the file. bops: bit operations of a sample. milliseconds of one run, and agreement: samples in % whose top
-    class stays; both are known where they are limited.
+    predicted_loss: sum of the losses of all sets. measured_loss: divergence of the outputs of the whole model. Both are
+    null where an output is not finite. bytes: size of the file. bops: bit operations of a sample. milliseconds of one
+    run, and agreement: samples in % whose top class stays; both are known where they are limited.
     """
 
-    predicted_loss: float
-    measured_loss: float
-    bytes: int
-    bops: int
-    milliseconds: float | None = None
-    agreement: float | None = None
+    predicted_loss: Number | None
+    measured_loss: Number | None
+    bytes: Whole
+    bops: Whole
+    milliseconds: Positive | None = None
+    agreement: Number | None = None
 
 
 class BitPlan(_Record):
@@ -67,12 +74,12 @@ class BitPlan(_Record):
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
     model: str
-    budgets: dict[str, float]
-    layers: dict[str, Literal[CandidateName, "float"]]
+    budgets: dict[Budget, Positive]
+    layers: Annotated[dict[str, Literal[CandidateName, "float"]], Field(min_length=1)]
     totals: Totals
     eight_bit: Totals
-    bound: float
-    rounds: int
+    bound: Number
+    rounds: Whole
     sets: tuple[SetRecord, ...]
 
     def settings(self) -> dict[str, LayerConfig]:
@@ -83,7 +90,17 @@ class BitPlan(_Record):
         """Raise ConfigError for a model of another fingerprint."""
         if self.model != model:
             raise ConfigError(
-                f"plan: found one for the model {self.model[:12]}; this model is {model[:12]}; plan this one too"
+                f"plan: found one for the model {escape_controls(self.model[:12])}; this model is {model[:12]}; plan"
+                " this one too"
+            )
+
+    def check_layers(self, names: Iterable[str]) -> None:
+        """Raise ConfigError for a layer that is quantized and that the plan does not name."""
+        missing = [name for name in names if name not in self.layers]
+        if missing:
+            raise ConfigError(
+                f"plan: found no bits of layer {missing[0]!r}, nor of {len(missing) - 1} more; those of every layer are"
+                " needed; plan again, or add them"
             )
 
     def to_json(self) -> str:
@@ -94,9 +111,9 @@ class BitPlan(_Record):
 class Point(_Record):
     """One choice of bits for every layer: the sum of the losses, null if not finite, and what it costs."""
 
-    bytes: int
-    bops: int
-    loss: float | None
+    bytes: Whole
+    bops: Whole
+    loss: Number | None
     layers: dict[str, CandidateName]
 
 
@@ -104,7 +121,7 @@ class Frontier(_Record):
     """The choice of least loss for each size, smallest file first, and for comparison one candidate everywhere."""
 
     model: str
-    float_bytes: int
+    float_bytes: Whole
     points: tuple[Point, ...]
     uniform: dict[CandidateName, Point]
 
@@ -132,12 +149,12 @@ def read_plan(path: Path) -> BitPlan:
 def make_record(kind: type[Record], data: Any, *, where: str | Path, again: str) -> Record:
     """The record of a file's content. Raises ConfigError for another schema, then for the first value that is wrong."""
     found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise ConfigError(f"{where}: schema: found {found!r}; this version reads {SCHEMA}; {again}")
+    if type(found) is not int or found != SCHEMA:  # true == 1 in Python
+        raise ConfigError(f"{where}: schema: found {spell_value(found)}; this version reads {SCHEMA}; {again}")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        name = ".".join(map(str, fault["loc"]))
+        name = escape_controls(".".join(map(str, fault["loc"])))[:SHOWN]
         text = fault["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {name}: found {fault['input']!r}; {text}; correct it") from None
+        raise ConfigError(f"{where}: {name}: found {spell_value(fault['input'])}; {text}; correct it") from None

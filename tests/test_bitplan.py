@@ -60,14 +60,12 @@ def test_a_file_of_another_form_is_refused(tmp_path, change, text):
 def test_what_is_no_plan_is_refused(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"plan.json: (not JSON: .*|schema: found None; .*)$"):
+    with pytest.raises(ConfigError, match=r"plan.json: (not JSON: .*|not UTF-8 text .*|schema: found None; .*)$"):
         read_plan(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"none.json: cannot be read: No such file .*; give --plan a file of onnxcalib"
-    ):
+    with pytest.raises(ConfigError, match=r"none.json: no such file; give --plan a file of onnxcalib"):
         read_plan(tmp_path / "none.json")
 
 

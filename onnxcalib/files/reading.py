@@ -99,11 +99,21 @@ def read_json(path: Path, fault: Fault, *, give: str, most: int = MOST_BYTES) ->
     """The content of a JSON file as ``read_file`` reads it. Raises ``fault``."""
     text = read_text(path, fault, give=give, most=most)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_read_object)
     except RecursionError:
         raise fault(f"{path}: not JSON: nested too deep; {give}") from None
     except ValueError as error:
         raise fault(f"{path}: not JSON: {error}; {give}") from None
+
+
+def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that is given twice, of which a reader sees one alone."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:100]!r} is given twice")
+    return found
 
 
 def _check_regular(path: Path, mode: int, fault: Fault, give: str) -> None:

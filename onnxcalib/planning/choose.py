@@ -57,11 +57,17 @@ def make_bit_plan(
     names = {n: name_of(n, c) for each, c in zip(sets, bits, strict=True) for n in each.layers}
     losses = {"max_loss": config.max_loss, "max_disagreement": config.max_disagreement}
     timed, agreement = latencies is not None, config.max_disagreement is not None
+    totals = _sum_up(assembler, bits, predicted, timed=timed, agreement=agreement)
+    if totals.measured_loss is None:
+        raise ConfigError(
+            "plan: found outputs that are not finite with the bits that were chosen; finite ones are needed; exclude"
+            " the layers that cause them, or give other candidates"
+        )
     return BitPlan(
         model=fingerprint(assembler.original),
         budgets=limits | {name: limit for name, limit in losses.items() if limit is not None},
         layers={**names, **dict.fromkeys(excluded, FLOAT)},
-        totals=_sum_up(assembler, bits, predicted, timed=timed, agreement=agreement),
+        totals=totals,
         eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), timed=timed, agreement=agreement),
         bound=bound,
         rounds=rounds,
@@ -101,8 +107,8 @@ def _resolve(
 
 def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, agreement: bool) -> Totals:
     return Totals(
-        predicted_loss=predicted,
-        measured_loss=assembler.loss(bits),
+        predicted_loss=_drop_infinite(predicted),
+        measured_loss=_drop_infinite(assembler.loss(bits)),
         bytes=assembler.size(bits),
         bops=assembler.bops(bits),
         milliseconds=assembler.milliseconds(bits) if timed else None,

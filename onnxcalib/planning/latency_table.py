@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from pathlib import Path
 
 from ..bitplan import FLOAT
 from ..config import CANDIDATES
-from ..errors import ConfigError
+from ..errors import ConfigError, escape_controls, spell_value
+from ..files.reading import read_text
+from ..values import LATENCY
 
 COLUMNS = ("layer", "configuration", "milliseconds")
+MOST_TIME = LATENCY.most[1]  # milliseconds
+SHOWN = 200  # letters of the header that messages show
 
 
 def read_latencies(path: Path) -> dict[tuple[str, str], float]:
     """(layer, configuration) -> milliseconds; configurations are the candidates and float. Raises ConfigError."""
+    text = read_text(path, ConfigError, give="give latencies a CSV file")
+    columns = ", ".join(COLUMNS)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, header = list(reader), tuple(reader.fieldnames or ())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; give latencies a CSV file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not CSV: {error}; write it with the columns {', '.join(COLUMNS)}") from None
-    if not set(COLUMNS) <= set(header):
-        raise ConfigError(f"{path}: found the columns {', '.join(header)}; needed are {', '.join(COLUMNS)}; add them")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows, header = list(reader), tuple(reader.fieldnames or ())
+    except csv.Error as error:
+        raise ConfigError(f"{path}: not CSV: {error}; write it with the columns {columns}") from None
+    if not set(COLUMNS) <= set(header) or len(set(header)) < len(header):
+        shown = escape_controls(", ".join(header)[:SHOWN]) or "none"
+        raise ConfigError(f"{path}: found the columns {shown}; needed are {columns}, each once; correct them")
+    if not rows:
+        raise ConfigError(f"{path}: found no row; the times of all layers are needed; add them")
     found: dict[tuple[str, str], float] = {}
     for number, row in enumerate(rows, start=2):
         layer, configuration, text = (row[name] for name in COLUMNS)
         where = f"{path}: line {number}"
+        if not layer:
+            raise ConfigError(f"{where}: found no name of a layer; each row has one; add it")
+        if None in row:
+            raise ConfigError(f"{where}: found more cells than columns; write names with commas in quotes")
         if configuration not in (*CANDIDATES, FLOAT):
             allowed = ", ".join((*CANDIDATES, FLOAT))
-            raise ConfigError(f"{where}: found configuration {configuration!r}; allowed: {allowed}; correct it")
+            raise ConfigError(
+                f"{where}: found configuration {spell_value(configuration)}; allowed: {allowed}; correct it"
+            )
         if (layer, configuration) in found:
-            raise ConfigError(f"{where}: {layer} at {configuration} is given twice; keep one")
+            raise ConfigError(f"{where}: {spell_value(layer)} at {configuration} is given twice; keep one")
         found[layer, configuration] = _read_time(where, text)
     return found
 
@@ -43,6 +56,8 @@ def _read_time(where: str, text: str | None) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"{where}: found {text!r}; milliseconds of at least 0 are needed; correct it")
+    if not 0 <= value <= MOST_TIME:
+        raise ConfigError(
+            f"{where}: found {spell_value(text)}; milliseconds from 0 to {MOST_TIME:g} are needed; correct it"
+        )
     return value

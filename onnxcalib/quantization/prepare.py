@@ -130,6 +130,8 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
         # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
         scheme, padding = _make_scheme(rewritten.model, config, original, bits=bits), PaddingMask(rewritten.model)
+        if plan is not None:
+            plan.check_layers(layer.name for layer in scheme.layers)
         lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
         if lossless.rescaled:
             passes["rescale_input"] = lossless.rescaled

@@ -9,14 +9,16 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ..bitplan import SCHEMA, make_record
-from ..errors import ConfigError
+from ..bitplan import SCHEMA, Number, Whole, make_record
+from ..errors import ConfigError, escape_controls
 from ..files.reading import read_json
 from ..files.writing import write_file
 from ..numeric.ranges import make_grid
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 
-End = Annotated[float, Field(allow_inf_nan=False)]
+# An end of a grid may lie half a step beyond the largest float32, 3.4e38.
+MOST_END = 4e38
+End = Annotated[Number, Field(ge=-MOST_END, le=MOST_END)]
 
 
 def _check_ends(ends: tuple[float, float]) -> tuple[float, float]:
@@ -55,7 +57,7 @@ class Ranges(BaseModel):
 
     schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
     model: str
-    batch: Annotated[int, Field(ge=1)]
+    batch: Annotated[Whole, Field(ge=1)]
     activations: dict[str, Range]
     requantized: dict[str, Range] = {}
 
@@ -89,7 +91,8 @@ class Ranges(BaseModel):
         """Raise ConfigError for a model with another fingerprint."""
         if self.model != model:
             raise ConfigError(
-                f"ranges: found those of another model, {self.model[:12]}; this one is {model[:12]}; calibrate it too"
+                f"ranges: found those of another model, {escape_controls(self.model[:12])}; this one is {model[:12]};"
+                " calibrate it too"
             )
 
     def to_json(self) -> str:
