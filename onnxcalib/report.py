@@ -56,7 +56,9 @@ class OutputRecord:
     """One output of the model, the float model's values against the quantized model's.
 
     agreement: the share (0 to 1) of samples on which both models agree. Class scores agree where the top class is the
-    same; integers and booleans agree where all values are equal. Intervals are (low, high), at 95% confidence.
+    same; integers, booleans and strings agree where all values are equal. Intervals are (low, high), at 95% confidence.
+    broken: values of the quantized model that are not finite where the float model's are; they make the SQNR -inf.
+    left_out: values of the float model that are not finite, which are left out of every measure.
     """
 
     name: str
@@ -66,6 +68,8 @@ class OutputRecord:
     agreement: float | None = None
     sqnr_interval: tuple[float, float] | None = None
     agreement_interval: tuple[float, float] | None = None
+    broken: int = 0
+    left_out: int = 0
 
 
 def spell_worst(outputs: Sequence[OutputRecord]) -> str:

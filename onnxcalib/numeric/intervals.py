@@ -11,6 +11,7 @@ import numpy as np
 from scipy import optimize, stats
 
 Interval = tuple[float, float]  # (low, high)
+UNKNOWN: Interval = (-math.inf, math.inf)  # what values say that are none or are not finite
 
 CONFIDENCE = 0.95
 TWO_SIDED = (1 + CONFIDENCE) / 2
@@ -26,13 +27,17 @@ BLOCKS = 6
 
 
 def agreement_interval(equal: int, total: int) -> Interval:
-    """Interval of a proportion, ``equal`` of ``total`` > 0, as (low, high): Wilson 1927, the score test inverted.
+    """Interval of a proportion, ``equal`` of ``total``, as (low, high): Wilson 1927, the score test inverted.
+
+    It is never a point, though all or none are equal; (0, 1) with a total of 0.
 
     Exact coverage, 100 to 10,000 samples, p from 0.5 to 0.998: within 95 +- 2 points wherever 7 disagreements or more
     are expected. With 3 to 5 expected it misses that in 12% of the cases, mid-p in 20%, arc sine, Jeffreys and
     likelihood ratio in 27%, Agresti-Coull in 60%, Clopper-Pearson in 71%; with fewer, counts are too coarse for any
     method. Brown, Cai and DasGupta 2001, who compare them, recommend it too.
     """
+    if not total:
+        return 0.0, 1.0
     found = stats.binomtest(int(equal), int(total)).proportion_ci(CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 
@@ -48,7 +53,7 @@ def drop_interval(lost: int, gained: int, total: int) -> Interval:
     with q the most likely P(gained) given delta. Exact coverage, 100 to 3000 samples, 0.5 to 10% lost and 0.3 to 10%
     gained: 95 +- 1.7 points wherever lost + gained of 5 or more is expected; there Agresti-Min and Newcombe's method 10
     reach 98 and 99, the likelihood ratio sinks to 90, Wald to 92. With fewer than 3 expected it is wide: 97 to 100 (the
-    percentile bootstrap sinks to 61). Nothing lost or gained still gives an interval.
+    percentile bootstrap sinks to 61). Nothing lost or gained still gives an interval; (-1, 1) with a total of 0.
     """
     return _find_least_drop(lost, gained, total), -_find_least_drop(gained, lost, total)
 
@@ -79,8 +84,12 @@ def mean_interval(differences: np.ndarray, spread: float = 0.0) -> Interval:
 
     Differences that are all 0 or of one size, as right and wrong answers give, go to ``drop_interval``: resampling
     cannot show a result that was not drawn. Where all are 0 the size is ``spread``, the distance of two values that the
-    metric can have.
+    metric can have; without one the interval is (0, 0).
+
+    (-inf, inf) without differences, and with one that is not finite.
     """
+    if not differences.size or not np.isfinite(differences).all():
+        return UNKNOWN
     size = float(np.abs(differences).max()) or spread
     if np.isin(differences, (-size, 0, size)).all():
         low, high = drop_interval(int((differences > 0).sum()), int((differences < 0).sum()), differences.size)
@@ -118,14 +127,14 @@ def sqnr_interval(powers: np.ndarray, samples: int) -> Interval:
     With 50 samples or more of log-normal powers, as quantized networks have them, coverage is 94 to 95%. Where 3% of
     the samples have ten times the error it is 88% with 100 samples and 94% with 500.
 
-    (inf, inf) without any error; (-inf, inf) with fewer than two samples, without a signal, or with powers that are not
-    finite.
+    (inf, inf) without any error, also without a signal; else (-inf, inf) with fewer than two samples, without a signal,
+    or with powers that are not finite. Equal powers of all samples leave no doubt: low and high are the ratio.
     """
     signal, error, signal2, error2, cross = map(float, powers)
     if error == 0:
         return math.inf, math.inf
     if samples < 2 or signal == 0 or not np.isfinite(powers).all():
-        return -math.inf, math.inf
+        return UNKNOWN
     variance = signal2 / signal / signal + error2 / error / error - 2 * cross / signal / error  # squares may overflow
     deviation = math.sqrt(max(variance, 0.0) * samples / (samples - 1))
     half = float(stats.t.ppf(TWO_SIDED, samples - 1)) * deviation
@@ -144,9 +153,12 @@ def median_ratio_interval(ratios: np.ndarray) -> Interval:
 
     Independent ratios: coverage is 93 to 97%. Ratios whose correlation is 0.9 from one to the next, and 0.9^j over j:
     90 to 94% with 100 ratios or more, 79% with 50, 65% with 25. No interval shows a change that takes longer than the
-    measurement. With fewer than BLOCKS ratios it is the smallest and the largest.
+    measurement. With fewer than BLOCKS ratios it is the smallest and the largest. Equal ratios are both ends.
+    (-inf, inf) without ratios, and with one that is not finite.
     """
     n = BLOCKS
+    if not len(ratios) or not np.isfinite(ratios).all():
+        return UNKNOWN
     if len(ratios) < n:
         return float(ratios.min()), float(ratios.max())
     ordered = np.sort([np.median(block) for block in np.array_split(ratios, n)])

@@ -9,6 +9,7 @@ import numpy as np
 # Values compared at once: few enough that their float64 copies stay in the processor's cache. Sums are taken by einsum:
 # OpenBLAS starts threads for dot products of more than 10,000 values, which compete with onnxruntime's.
 CHUNK = 2**15
+TINY = np.finfo(np.float64).tiny  # stands for squares that are too small for float64
 # How far from 1 the squared length of an embedding may lie.
 UNIT_TOLERANCE = 1e-3
 
@@ -17,14 +18,15 @@ class Comparison:
     """Running sums over a reference tensor, another tensor and their difference, in float64.
 
     powers (5,): sums over ``samples`` samples of a, e, a^2, e^2 and a e, with a the squared norm of a sample's
-    reference and e that of its error. A value of the reference that is not finite has no error if the other is equal to
-    it, and else an infinite one.
+    reference and e that of its error. Values of the reference that are not finite are left out of every measure, and so
+    are samples without any other; ``left_out`` counts these values, and ``values`` all others. A value of the other
+    tensor that is not finite where the reference is finite is an infinite error; ``broken`` counts them.
     """
 
     def __init__(self) -> None:
         self.powers = np.zeros(5)
-        self.samples = 0
-        self.max_abs_error = 0.0
+        self.samples = self.values = self.left_out = self.broken = 0
+        self._largest = 0.0
         self._other = self._product = 0.0
         self._rows = self.equal = 0
         self._scores = self._embeds = True
@@ -38,70 +40,110 @@ class Comparison:
         rows, other_rows = (x.reshape(samples if stacked else 1, -1) for x in (reference, other))
         size = max(1, CHUNK // max(rows.shape[1], 1))
         powers = [self._add_rows(rows[i : i + size], other_rows[i : i + size]) for i in range(0, len(rows), size)]
-        signal, error = np.concatenate(powers, axis=1)
-        self.powers += [x.sum() for x in (signal, error, signal**2, error**2, signal * error)]
-        self.samples += len(signal)
+        signal, error, values = np.concatenate(powers, axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles whose squares are infinite
+            self.powers += [x.sum() for x in (signal, error, signal**2, error**2, signal * error)]
+        self.samples += int(np.count_nonzero(values))
+        self.values += int(values.sum())
+        self.left_out += reference.size - int(values.sum())
         shape = reference.shape
         self._scores &= scores_classes(shape)
         self._embeds = self._embeds and self._scores and _embeds(reference)
         if self._scores:
-            self._rows += shape[0]
-            self.equal += int((top_class(reference) == top_class(other)).sum())
+            best = top_class(reference)
+            self._rows += int(np.count_nonzero(best >= 0))
+            self.equal += int(np.count_nonzero((best >= 0) & (best == top_class(other, like=reference))))
 
     def _add_rows(self, reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Squared norms of the reference's and the error's rows, (2, rows)."""
-        powers = np.zeros((2, len(reference)))
+        """Squared norms of the reference's and the error's rows, and how many values they have, (3, rows)."""
+        powers = np.zeros((3, len(reference)))
         for start in range(0, reference.shape[1], CHUNK):
             a = reference[:, start : start + CHUNK].astype(np.float64)
             b = other[:, start : start + CHUNK].astype(np.float64)
-            if not np.isfinite(a).all():
-                finite, same = np.isfinite(a), (a == b) | (np.isnan(a) & np.isnan(b))
-                a, b = np.where(finite, a, 0), np.where(finite, b, np.where(same, 0, np.inf))
-            self._other += float(np.einsum("ij,ij->", b, b))
-            self._product += float(np.einsum("ij,ij->", a, b))
-            powers[0] += np.einsum("ij,ij->i", a, a)
-            a -= b
-            powers[1] += np.einsum("ij,ij->i", a, a)
-            # Unlike Python's max, NumPy's lets NaN through.
-            self.max_abs_error = float(np.maximum(self.max_abs_error, np.abs(a).max(initial=0)))
+            finite, sound = np.isfinite(a), np.isfinite(b)
+            powers[2] += finite.sum(axis=1)
+            if not (finite.all() and sound.all()):
+                self.broken += int(np.count_nonzero(finite & ~sound))
+                a, b = np.where(finite, a, 0), np.where(finite, np.where(sound, b, np.inf), 0)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._other += float(np.einsum("ij,ij->", b, b))
+                self._product += float(np.einsum("ij,ij->", a, b))
+                powers[0] += np.einsum("ij,ij->i", a, a)
+                a -= b
+                powers[1] += np.einsum("ij,ij->i", a, a)
+            self._largest = max(self._largest, float(np.abs(a).max(initial=0)))
         return powers
 
     @property
+    def max_abs_error(self) -> float:
+        """The largest ``|a - b|``: inf where a value is broken, NaN where nothing was compared."""
+        return self._largest if self.values else float("nan")
+
+    @property
     def sqnr_db(self) -> float:
-        """``10 log10(sum a^2 / sum (a - b)^2)`` in dB: inf without an error, -inf with an infinite one."""
+        """``10 log10(sum a^2 / sum (a - b)^2)`` in dB.
+
+        inf where both tensors are equal, constants and zeros too; below -1000 where the reference is zero and the other
+        is not; -inf where a value is broken or a square is infinite; NaN where nothing was compared.
+        """
         reference, error = self.powers[:2]
-        if error in (0, np.inf):
-            return float("inf" if error == 0 else "-inf")
-        return 10 * float(np.log10(max(reference, np.finfo(np.float64).tiny) / error))
+        if not self.values:
+            return float("nan")
+        if self._largest == 0:
+            return float("inf")
+        if not np.isfinite(reference) or not np.isfinite(error):
+            return float("-inf")
+        return 10 * float(np.log10(max(reference, TINY)) - np.log10(max(error, TINY)))
 
     @property
     def relative_error(self) -> float:
-        """``sum (a - b)^2 / sum a^2``: 0 without an error, inf where it is not a number."""
+        """``sum (a - b)^2 / sum a^2``.
+
+        0 where both tensors are equal; inf where a value is broken, a square is infinite, the reference is zero and the
+        other is not, or nothing was compared.
+        """
         reference, error = self.powers[:2]
-        if error == 0:
+        if self.values and self._largest == 0:
             return 0.0
-        return float(error / reference) if reference > 0 and np.isfinite(error) else float("inf")
+        return float(error / reference) if reference > 0 and np.isfinite([reference, error]).all() else float("inf")
 
     @property
     def cosine(self) -> float:
-        """Cosine of the angle between both tensors, all batches as one vector; 1 where both are zero."""
-        norm = np.sqrt(self.powers[0] * self._other)
-        with np.errstate(invalid="ignore"):  # infinity over infinity is not a number
-            return float(self._product / norm) if norm else float(self.powers[1] == 0)
+        """Cosine of the angle between both tensors, all batches as one vector.
+
+        1 where both are zero; 0 where one of them is, where a value is broken or where a square is infinite; NaN where
+        nothing was compared.
+        """
+        if not self.values:
+            return float("nan")
+        if self.broken or not np.isfinite([self.powers[0], self._other]).all():
+            return 0.0
+        norm = np.sqrt(self.powers[0]) * np.sqrt(self._other)
+        return float(np.clip(self._product / norm, -1, 1)) if norm else float(self._largest == 0)
 
     @property
     def rows(self) -> int:
-        """Rows of class scores, of which ``equal`` have the same arg max; 0 for a tensor of another kind."""
+        """Rows of class scores that have a top class, in ``equal`` of which it stays; 0 for another kind of tensor."""
         return self._rows if self._scores and not self._embeds else 0
 
     @property
     def agreement(self) -> float | None:
-        """Share of ``rows`` with equal arg max; None for a tensor that has no class scores."""
+        """Share of ``rows`` whose top class stays.
+
+        A row stays with the first of equal scores, so that constant rows agree. It does not where a value is broken.
+        Rows without a top class in the reference are left out. None for a tensor that has no class scores, and where
+        nothing was compared.
+        """
         return self.equal / self.rows if self.rows else None
 
 
 def mean_sqnr(errors: Sequence[float]) -> float:
-    """SQNR in dB of the mean of several tensors' relative errors."""
+    """SQNR in dB of the mean of several tensors' relative errors.
+
+    inf where all are 0, -inf where one is inf, NaN where one is NaN or where there are none.
+    """
+    if not len(errors):
+        return float("nan")
     with np.errstate(divide="ignore"):
         return -10 * float(np.log10(np.mean(errors)))
 
@@ -109,7 +151,9 @@ def mean_sqnr(errors: Sequence[float]) -> float:
 class Accuracy:
     """In how many of ``samples`` samples the label is among the ``k`` best classes, in two models.
 
-    right, other_right: in each model; lost: in the first model alone; gained: in the other alone.
+    right, other_right: in each model; lost: in the first model alone; gained: in the other alone. A row that has no top
+    class is never right, nor is one of the other model that is not finite where the first model's is. All counts are 0
+    where nothing was added.
     """
 
     def __init__(self, k: int) -> None:
@@ -118,7 +162,7 @@ class Accuracy:
 
     def add(self, scores: np.ndarray, other: np.ndarray, labels: np.ndarray) -> None:
         """Take in one batch: both models' scores (samples, classes, 1, ...) and labels (samples,)."""
-        hit, other_hit = (_hits(x, labels, self.k) for x in (scores, other))
+        hit, other_hit = _hits(scores, labels, self.k), _hits(other, labels, self.k, like=scores)
         self.samples += len(labels)
         self.right += int(hit.sum())
         self.other_right += int(other_hit.sum())
@@ -132,23 +176,36 @@ def scores_classes(shape: tuple[int, ...]) -> bool:
 
 
 def _embeds(rows: np.ndarray) -> bool:
-    """Whether all rows (samples, classes) are unit vectors with a negative element somewhere: not probabilities."""
-    squares = np.square(rows, dtype=np.float64).reshape(rows.shape[:2]).sum(1)
-    return bool(np.abs(squares - 1).max(initial=0) < UNIT_TOLERANCE and (rows < 0).any())
+    """Whether all rows (samples, classes) are unit vectors with a negative element somewhere: not probabilities.
+
+    Rows with values that are not finite say nothing.
+    """
+    rows = rows.reshape(rows.shape[:2])
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    squares = np.square(rows, dtype=np.float64).sum(axis=1)
+    return bool(np.abs(squares - 1).max(initial=0) < UNIT_TOLERANCE and ((rows < 0).any() or not len(rows)))
 
 
-def top_class(scores: np.ndarray) -> np.ndarray:
-    """Arg max of each row of scores (samples, classes, 1, ...), as (samples,); -1 for a row that has NaN."""
+def top_class(scores: np.ndarray, *, like: np.ndarray | None = None) -> np.ndarray:
+    """Arg max of each row of scores (samples, classes, 1, ...), as (samples,); the first of equal scores.
+
+    -1 for a row without a top class: one that has NaN or +inf, or -inf alone. -inf, the logarithm of no probability, is
+    the least score. ``like``: scores of the same shape; -1 also where they are finite and these are not.
+    """
     scores = scores.reshape(scores.shape[:2])
-    return np.where(np.isnan(scores).any(axis=1), -1, scores.argmax(axis=1))
+    finite = np.isfinite(scores)
+    ranked = (finite | np.isneginf(scores)).all(axis=1) & finite.any(axis=1)
+    if like is not None:
+        ranked &= (finite | ~np.isfinite(like.reshape(scores.shape))).all(axis=1)
+    return np.where(ranked, scores.argmax(axis=1), -1)
 
 
-def _hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Whether each label is among the k best classes of its row, (samples,); never in a row that has NaN."""
-    scores = scores.reshape(scores.shape[:2])
+def _hits(scores: np.ndarray, labels: np.ndarray, k: int, *, like: np.ndarray | None = None) -> np.ndarray:
+    """Whether each label is among the k best classes of its row, (samples,); never in a row without a top class."""
+    best = top_class(scores, like=like)
     if k == 1:
-        hits: np.ndarray = top_class(scores) == labels
+        hits: np.ndarray = best == labels
         return hits
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    hits = (best == labels[:, None]).any(axis=1) & ~np.isnan(scores).any(axis=1)
+    ordered = np.argsort(-scores.reshape(scores.shape[:2]), axis=1, kind="stable")[:, :k]
+    hits = (ordered == labels[:, None]).any(axis=1) & (best >= 0)
     return hits

@@ -99,10 +99,11 @@ class Assembler:
             wanted = self._top_classes()
             session = self._open(bits)
             given = self._run(session, list(wanted))
-            return min(
-                100.0 * float(np.mean(np.concatenate([top_class(each[name]) for each in given]) == classes))
-                for name, classes in wanted.items()
-            )
+            shares = []
+            for name, classes in wanted.items():
+                same = np.concatenate([top_class(each[name]) for each in given]) == classes
+                shares.append(100.0 * float(np.mean(same[classes >= 0])))
+            return min(shares)
 
         return self._recall(f"agreement {_spell(bits)}", measure)
 
@@ -116,7 +117,13 @@ class Assembler:
                     "max_disagreement: found no class scores in the outputs; it limits the agreement of the top class;"
                     " give max_loss"
                 )
-            self._classes = {name: np.concatenate([top_class(each[name]) for each in given]) for name in scores}
+            classes = {name: np.concatenate([top_class(each[name]) for each in given]) for name in scores}
+            self._classes = {name: found for name, found in classes.items() if (found >= 0).any()}
+            if not self._classes:
+                raise ConfigError(
+                    f"max_disagreement: found no finite class scores in output {scores[0]} of the float model;"
+                    " agreement needs some; check the preprocessing of the samples"
+                )
         return self._classes
 
     def _run(self, session: Session, names: Sequence[str]) -> list[Mapping[str, Any]]:

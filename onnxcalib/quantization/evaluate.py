@@ -36,13 +36,12 @@ class Evaluator:
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
         """Compare the outputs over all samples; returns a record and the loss of each output."""
-        session, tally = Session(quantized, threads=self.threads), OutputTally()
+        session, tally = Session(quantized, threads=self.threads), OutputTally(self.padding)
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
             given, real = session.run(feeds), find_real(feeds)
-            masked = self.padding.mask_outputs(wanted, real), self.padding.mask_outputs(given, real)
-            tally.add(masked[0], masked[1], self.samples.count(feeds))
+            tally.add(wanted, given, self.samples.count(feeds), real)
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
                     pair = (self.padding.fill_padding(name, output, real) for output in (value, given[name]))

@@ -2,69 +2,141 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..numeric.intervals import agreement_interval, sqnr_interval
+from ..errors import ModelError
+from ..numeric.intervals import UNKNOWN, agreement_interval, sqnr_interval
 from ..numeric.metrics import Comparison
 from ..report import OutputRecord
+from .padding_mask import PaddingMask
+
+EMPTY = "it has no value in any sample"
 
 
 class OutputTally:
-    """Running comparison of every output of two models.
+    """Running comparison of every output of two models; values that belong to padding are not compared.
 
-    missed: output -> why it cannot be compared. Each tensor of a sequence is an output of its own, NAME[0] and so on.
+    Each tensor of a sequence is an output of its own, NAME[0] and so on. Floats are compared by ``Comparison``, values
+    of other types by their equality.
     """
 
-    def __init__(self) -> None:
-        self.missed: dict[str, str] = {}
+    def __init__(self, padding: PaddingMask | None = None) -> None:
+        self._padding = padding
+        self._unlike: dict[str, str] = {}
+        self._empty: dict[str, None] = {}
         self._floats: dict[str, Comparison] = {}
+        self._padded: dict[str, int] = {}
         self._others: dict[str, list[int]] = {}
 
-    def add(self, wanted: Mapping[str, Any], given: Mapping[str, Any], samples: int = 1) -> None:
-        """Add both models' outputs for one batch of ``samples``."""
+    def add(
+        self,
+        wanted: Mapping[str, Any],
+        given: Mapping[str, Any],
+        samples: int = 1,
+        real: np.ndarray | None = None,
+    ) -> None:
+        """Add both models' outputs for one batch of ``samples``; real: mask of its tokens (see ``PaddingMask``)."""
+        if self._padding is not None and real is not None:
+            for name, value in wanted.items():
+                mask = self._padding.mask_of(name, value.shape, real) if isinstance(value, np.ndarray) else None
+                if mask is not None:
+                    padded = value.size - int(np.count_nonzero(np.broadcast_to(mask, value.shape)))
+                    self._padded[name] = self._padded.get(name, 0) + padded
+            wanted, given = (self._padding.mask_outputs(each, real) for each in (wanted, given))
         for name, value in wanted.items():
             self._add(name, value, given[name], samples)
 
     def _add(self, name: str, value: Any, other: Any, samples: int) -> None:
-        if isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
-            if all(isinstance(each, dict) for each in (*value, *other)):  # probabilities by class, of each sample
-                value, other = (np.array([[d[k] for k in sorted(d)] for d in each]) for each in (value, other))
-            else:
+        if isinstance(value, list) and isinstance(other, list):
+            if len(value) != len(other):
+                self._unlike[name] = f"the float model gives {len(value)} tensors, the quantized one {len(other)}"
+                return
+            if not all(isinstance(each, dict) for each in (*value, *other)):
                 for index, pair in enumerate(zip(value, other, strict=True)):
                     self._add(f"{name}[{index}]", *pair, samples)
                 return
+            if any(each.keys() != value[0].keys() for each in (*value, *other)):
+                self._unlike[name] = "the two models give other classes"
+                return
+            # probabilities by class, of each sample
+            value, other = (np.array([[d[k] for k in value[0]] for d in each]) for each in (value, other))
         if not isinstance(value, np.ndarray) or not isinstance(other, np.ndarray):
-            self.missed[name] = "it is no tensor"
+            self._unlike[name] = "it is no tensor"
         elif value.shape != other.shape:
-            self.missed[name] = f"the float model gives shape {value.shape}, the quantized one {other.shape}"
+            self._unlike[name] = f"the float model gives shape {value.shape}, the quantized one {other.shape}"
+        elif value.dtype.kind == "f" and other.dtype.kind not in "fiub":
+            self._unlike[name] = f"the float model gives {value.dtype}, the quantized one {other.dtype}"
+        elif not value.size:
+            self._empty[name] = None
         elif value.dtype.kind == "f":
             self._floats.setdefault(name, Comparison()).add(value, other, samples)
         else:
-            stacked = value.ndim and len(value) == samples
-            rows = (x.reshape(samples if stacked else 1, -1) for x in (value, other))
+            rows = (x.reshape(samples if value.ndim and len(value) == samples else 1, -1) for x in (value, other))
             same = np.all(np.equal(*rows), axis=1)
             sums = self._others.setdefault(name, [0, 0])
             sums[0] += int(same.sum())
             sums[1] += len(same)
 
+    @property
+    def missed(self) -> dict[str, str]:
+        """Output -> why it could not be compared, in all batches or in some."""
+        empty = [name for name in self._empty if name not in self._floats and name not in self._others]
+        return self._unlike | dict.fromkeys(empty, EMPTY)
+
+    def check(self) -> None:
+        """Raise ModelError for an output without a finite value in the float model, and where all outputs are empty."""
+        for name, found in self._floats.items():
+            if not found.values:
+                raise ModelError(
+                    f"output {name}: found no finite value in what the float model gives for the samples; nothing can"
+                    " be compared with it; check the model, or the preprocessing of the samples"
+                )
+        if self._empty and not (self._floats or self._others or self._unlike):
+            raise ModelError(
+                f"output {next(iter(self._empty))}: found no value in any sample; one output with values is needed to"
+                " compare the models; give samples for which the float model finds something"
+            )
+
+    def warnings(self) -> Iterator[str]:
+        """One line for each output that was not compared, or in which either model has values that are not finite."""
+        for name, reason in self.missed.items():
+            yield f"output {name} was not compared: {reason}"
+        for record in self.records():
+            if record.left_out:
+                yield (
+                    f"output {record.name}: {record.left_out:,} values of the float model are not finite, and are left"
+                    " out of every measure; check the model, or the preprocessing of the samples"
+                )
+            if record.broken:
+                yield (
+                    f"output {record.name}: {record.broken:,} values of the quantized model are not finite where the"
+                    " float model's are; its users would get no numbers; quantize it with other settings"
+                )
+
     def records(self) -> tuple[OutputRecord, ...]:
-        """One record for each output that could be compared, with intervals over the samples."""
-        return tuple(_record_output(name, found) for name, found in self._floats.items()) + tuple(
+        """One record for each output of which anything could be compared, with intervals over the samples."""
+        floats = [self._record(name, found) for name, found in self._floats.items() if found.values]
+        others = [
             OutputRecord(name, None, None, None, equal / rows, None, agreement_interval(equal, rows))
             for name, (equal, rows) in self._others.items()
+        ]
+        return (*floats, *others)
+
+    def _record(self, name: str, found: Comparison) -> OutputRecord:
+        # Errors whose squares are zero in float64 are errors all the same.
+        equal = found.sqnr_db == np.inf
+        interval = sqnr_interval(found.powers, found.samples) if equal or found.powers[1] else UNKNOWN
+        return OutputRecord(
+            name,
+            found.sqnr_db,
+            found.cosine,
+            found.max_abs_error,
+            found.agreement,
+            interval,
+            agreement_interval(found.equal, found.rows) if found.rows else None,
+            broken=found.broken,
+            left_out=found.left_out - self._padded.get(name, 0),
         )
-
-
-def _record_output(name: str, found: Comparison) -> OutputRecord:
-    return OutputRecord(
-        name,
-        found.sqnr_db,
-        found.cosine,
-        found.max_abs_error,
-        found.agreement,
-        sqnr_interval(found.powers, found.samples),
-        agreement_interval(found.equal, found.rows) if found.rows else None,
-    )

@@ -100,12 +100,12 @@ def _compare(
     size = batch_size(open_saturated(also=saturated.products), samples, PRODUCT_BYTES)
     reference, exact = (Session(model, threads=threads) for model in models)
     sessions = [exact, *([open_saturated()] if saturated.products else [])]
-    tallies, done = (OutputTally(), OutputTally()), 0
+    tallies, done = (OutputTally(padding), OutputTally(padding)), 0
     for feeds in samples.batches(min(size, most)):
         real, count = find_real(feeds), samples.count(feeds)
-        wanted = padding.mask_outputs(reference.run(feeds), real)
+        wanted = reference.run(feeds)
         for tally, session in zip(tallies, sessions, strict=False):
-            tally.add(wanted, padding.mask_outputs(session.run(feeds), real), count)
+            tally.add(wanted, session.run(feeds), count, real)
         done += count
         if done >= most:
             break

@@ -41,14 +41,15 @@ class Verification:
     """What ``verify`` measured.
 
     outputs: the quantized model's outputs on all samples, compared with the float model's. outputs_unoptimized: the
-    same on the first INNER samples, without graph optimizations. missed: output -> why it was not compared. layers: the
-    layers' outputs on the first INNER samples. unfused: the Q and DQ nodes that onnxruntime did not fuse. saturation:
-    what saturating sums do to the outputs. float_pass_seconds: the time of the float model over the whole set.
+    same on the first INNER samples, without graph optimizations. warnings: of outputs that were not compared or are not
+    finite. layers: the layers' outputs on the first INNER samples. unfused: the Q and DQ nodes that onnxruntime did not
+    fuse. saturation: what saturating sums do to the outputs. float_pass_seconds: the time of the float model over the
+    whole set.
     """
 
     outputs: tuple[OutputRecord, ...]
     outputs_unoptimized: tuple[OutputRecord, ...]
-    missed: dict[str, str]
+    warnings: tuple[str, ...]
     layers: tuple[LayerRecord, ...]
     unfused: tuple[UnfusedRecord, ...]
     saturation: SaturationRecord
@@ -59,11 +60,12 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     """Compare ``quantized`` with the original model batch by batch, and list what onnxruntime leaves unfused.
 
     Outputs are compared on all samples with graph optimizations. Without them, outputs and the output of every layer
-    are compared on the first INNER samples: onnxruntime cannot fuse a tensor that is returned. Raises ModelError.
+    are compared on the first INNER samples: onnxruntime cannot fuse a tensor that is returned. Raises ModelError, also
+    where nothing is left to compare.
     """
     samples, threads, padding = prepared.samples, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
-    on, off, seconds = OutputTally(), OutputTally(), 0.0
+    on, off, seconds = OutputTally(padding), OutputTally(padding), 0.0
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)
         reference = Session(prepared.original, threads=threads)
@@ -72,16 +74,16 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
             start = time.perf_counter()
             outputs, real = reference.run(feeds), find_real(feeds)
             seconds += time.perf_counter() - start
-            count, wanted = samples.count(feeds), padding.mask_outputs(outputs, real)
-            on.add(wanted, padding.mask_outputs(optimized.run(feeds), real), count)
+            count = samples.count(feeds)
+            on.add(outputs, optimized.run(feeds), count, real)
             if number < inside.batches:
-                given = {name: store.batch(name, number) for name in wanted}
-                off.add(wanted, padding.mask_outputs(given, real), count)
+                off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
+    on.check()
     del reference, optimized  # large models are held once
     return Verification(
         outputs=on.records(),
         outputs_unoptimized=off.records(),
-        missed=on.missed | off.missed,
+        warnings=tuple(on.warnings()),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
         saturation=measure_saturation(prepared.original, quantized, graph, samples, padding=padding, threads=threads),
@@ -91,7 +93,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
 
 def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
     bits = layer.weight_spec.bits, layer.activation_spec.bits
-    return LayerRecord(layer.name, layer.op, *bits, None if found is None else found.sqnr_db)
+    return LayerRecord(layer.name, layer.op, *bits, None if found is None or not found.values else found.sqnr_db)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .score import LabelTally, Metric, MetricTally
 class Comparisons:
     """The scores of both models, by labels or a user's metric, and their outputs against each other.
 
-    missed: output -> why it could not be compared. notes: remarks on the labels, one line each.
+    missed: output -> why it could not be compared. notes: remarks on the labels and on the outputs, one line each.
     """
 
     scores: tuple[ScoreRecord, ...]
@@ -47,10 +47,10 @@ def compare(
     of the labels; its score comes first, and the outputs are kept on disk for it. padding: finds the values of the
     outputs that belong to padding, which are not compared.
 
-    Raises ModelError where a model fails, DataError for a class that the scores do not have, and GateError where the
-    labels or the metric do not fit the outputs.
+    Raises ModelError where a model fails or nothing is left to compare, DataError for a class that the scores do not
+    have, and GateError where the labels or the metric do not fit the outputs.
     """
-    outputs, parts = OutputTally(), samples.split(size)
+    outputs, parts = OutputTally(padding), samples.split(size)
     order = np.concatenate(parts)
     classes = None if labels is None or (metric and labels.dtype.kind == "f") else labels
     with Store() as store:
@@ -64,11 +64,9 @@ def compare(
             for tally in (by_metric, by_label):
                 if tally is not None:
                     tally.add(wanted, given, len(part))
-            if padding is None:
-                outputs.add(wanted, given, len(part))
-            else:
-                real = find_real(feeds)
-                outputs.add(padding.mask_outputs(wanted, real), padding.mask_outputs(given, real), len(part))
+            outputs.add(wanted, given, len(part), find_real(feeds))
+        outputs.check()
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
-    return Comparisons(tuple(scores), outputs.records(), outputs.missed, tuple(by_label.notes) if by_label else ())
+    notes = (*(by_label.notes if by_label else ()), *outputs.warnings())
+    return Comparisons(tuple(scores), outputs.records(), outputs.missed, notes)

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..data import CalibrationSet
-from ..errors import ModelError
+from ..errors import CONTROLS, ModelError
 from ..graph.edit import copy_model, reroute
 from ..graph.extract import extract, infer_types
 from ..graph.fusion import moves_values
@@ -83,17 +83,19 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
     with Store() as store:
         survey = _Survey(original, quantized, layers, store, threads)
         done = survey.measure_layers(samples)
+        unmatched = (*unmatched, *survey.drop_unmeasured())
         if fault := survey.measure_outputs():
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
             notes = (*notes, f"{why}: {fault}")
-        losses = tuple(_describe(each, survey) for each in _choose_limiting(layers))
+        losses = tuple(_describe(each, survey) for each in _choose_limiting(survey.layers))
     return Explanation(done, losses, unmatched, notes)
 
 
 def _choose_limiting(layers: list[_Layer]) -> list[_Layer]:
     """The worst layers, the worst first, as far as they make up LIMITING of the sum of the layers' relative errors."""
     ranked = sorted(layers, key=lambda each: (each.ranked_db, each.alone.sqnr_db))
-    errors = [10 ** (-each.ranked_db / 10) for each in ranked]
+    with np.errstate(over="ignore"):  # the error of an output of zeros may have any size
+        errors = np.power(10.0, [-each.ranked_db / 10 for each in ranked]).tolist()
     total, done = sum(errors), 0.0
     for number, error in enumerate(errors):
         if done >= LIMITING * total and error < np.inf:
@@ -166,6 +168,13 @@ class _Survey:
                 break
         return done
 
+    def drop_unmeasured(self) -> list[str]:
+        """Drop the layers whose outputs could not be compared; one line for each."""
+        why = "its output has another shape than in the float model, or no finite value there"
+        dropped = [each.pair for each in self.layers if not each.alone.values]
+        self.layers = [each for each in self.layers if each.alone.values]
+        return [f"{pair.name or pair.layer.name}: {why}" for pair in dropped]
+
     def measure_outputs(self) -> str:
         """Measure how each layer alone changes the model's float outputs, by a run of the graph behind it.
 
@@ -201,7 +210,7 @@ class _Survey:
                 wanted = self.store.batch(name, number)
                 if wanted.shape == given[name].shape:
                     comparison.add(wanted, given[name])
-        errors = [comparison.relative_error for comparison in found.values() if comparison.samples]
+        errors = [comparison.relative_error for comparison in found.values() if comparison.values]
         return mean_sqnr(errors) if errors else float("nan")
 
     def values(self, name: str) -> np.ndarray:
@@ -279,8 +288,8 @@ def _describe(each: _Layer, survey: _Survey) -> LayerLoss:
 
 
 def _quote(name: str) -> str:
-    """A basic string of TOML, which differs from one of JSON in the delete character only."""
-    return json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A basic string of TOML, which is one of JSON with more characters escaped."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(name, ensure_ascii=False))
 
 
 def _find_reasons(each: _Layer, survey: _Survey) -> list[str]:
@@ -347,7 +356,8 @@ def _name_gains(each: _Layer, survey: _Survey) -> list[str]:
 
 def _name_cancelling(alone: float, kept: list[float]) -> list[str]:
     """Whether sums are far smaller than their terms, whose errors they keep."""
-    expected = -10 * np.log10(sum(10 ** (-each / 10) for each in kept))
+    with np.errstate(divide="ignore", over="ignore"):  # nothing lost, or all
+        expected = -10 * np.log10(np.power(10.0, [-each / 10 for each in kept]).sum())
     if not alone < expected - CANCELLED:
         return []
     return [f"its products cancel: its output keeps {alone:.1f} dB where these would leave {expected:.1f} dB"]

@@ -40,7 +40,7 @@ def _check_drop(scores: Sequence[ScoreRecord], limit: float, confident: bool) ->
             " --min-agreement or --min-sqnr in its place"
         )
     score = scores[0]
-    if confident and score.drop_interval is None and not math.isnan(score.drop):
+    if confident and score.drop_interval is None and math.isfinite(score.drop):
         raise GateError(
             f"confident: found one number for all samples from metric {score.name}, which has no interval; return one"
             " number for each sample, or leave --confident out"
@@ -55,8 +55,8 @@ def _check_drop(scores: Sequence[ScoreRecord], limit: float, confident: bool) ->
 def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) -> tuple[GateRecord, ...]:
     """One record for every gate that ``config`` sets, in the order of _GATES, after ``check_gates``.
 
-    NaN passes no gate, nor does an output that could not be compared (``missed``). With ``confident`` a gate judges the
-    end of the interval that is nearer to the limit, not the measured value.
+    NaN passes no gate, nor does an infinite score, nor an output that could not be compared (``missed``). With
+    ``confident`` a gate judges the end of the interval that is nearer to the limit, not the measured value.
     """
     asked = {name: getattr(config, name) for name in _GATES}
     return tuple(
@@ -70,7 +70,7 @@ def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str
     score = found.scores[0]
     unit, form = (" points", ".2f") if score.name.startswith("top-") else ("", ".6g")
     where = f" on {score.output}" if score.output else ""
-    passed = _most(score.drop, score.drop_interval, limit, confident)
+    passed = math.isfinite(score.drop) and _most(score.drop, score.drop_interval, limit, confident)
     change = f"{score.name}{where} {score.float_score:{form}} to {score.quantized_score:{form}}, a drop of"
     drop = f"{score.drop:{form}}{unit}{spell_interval(score.drop_interval, form)}"
     return passed, f"{change} {drop}, {_spell_scope(confident)}at most {limit:g}"

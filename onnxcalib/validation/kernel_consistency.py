@@ -75,7 +75,11 @@ class _Difference:
 
 
 class _Changes:
-    """How far optimizations move the float outputs; one of another shape counts as an infinite error."""
+    """How far optimizations move the float outputs.
+
+    An output of another shape, or that is finite in other places, counts as an infinite error; values that are not
+    finite in either session are left out.
+    """
 
     def __init__(self) -> None:
         self.comparisons: dict[str, Comparison] = {}
@@ -86,18 +90,20 @@ class _Changes:
             if name not in wanted or not isinstance(value, np.ndarray) or value.dtype.kind != "f":
                 continue
             comparison = self.comparisons.setdefault(name, Comparison())
-            if value.shape == wanted[name].shape:
+            if value.shape == wanted[name].shape and np.array_equal(np.isfinite(wanted[name]), np.isfinite(value)):
                 comparison.add(wanted[name], value)
             else:
                 self.unlike.add(name)
 
     @property
     def sqnr_db(self) -> float | None:
-        """The mean of the outputs' relative errors in dB; None where no output is of floats."""
-        if not self.comparisons:
-            return None
-        errors = [np.inf if name in self.unlike else each.relative_error for name, each in self.comparisons.items()]
-        return mean_sqnr(errors)
+        """The mean of the outputs' relative errors in dB; None where no output has finite floats."""
+        errors = [
+            np.inf if name in self.unlike else each.relative_error
+            for name, each in self.comparisons.items()
+            if name in self.unlike or each.values
+        ]
+        return mean_sqnr(errors) if errors else None
 
 
 def find_risks(optimized: GraphProto) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
+from ..errors import escape_controls
 from ..report import OutputRecord, SaturationRecord, spell_worst
 from ..verdict import ContractRecord, Explanation, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
@@ -18,8 +19,8 @@ WORST_LAYERS = 10  # more would hardly be read
 NAMED = 3  # names in one line; the JSON report has all of them
 ABSENT = "-"
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
-# Characters that XML 1.0 cannot hold, escaped or not: https://www.w3.org/TR/xml/#charsets
-ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that XML 1.0 cannot hold, escaped or not, apart from controls: https://www.w3.org/TR/xml/#charsets
+ILLEGAL = re.compile("[\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,13 @@ def _list_all(verdict: Verdict) -> list[Sheet]:
 
 
 def spell_outputs(verdict: Verdict) -> Sheet:
+    """The outputs; a last column counts values that are not finite, where there are any."""
     headers = ("output", "agreement %", "SQNR dB", "cosine", "max error")
-    return Sheet(headers, tuple(_spell_output(record) for record in verdict.outputs))
+    rows = tuple(_spell_output(record) for record in verdict.outputs)
+    if not any(record.broken or record.left_out for record in verdict.outputs):
+        return Sheet(headers, rows)
+    counts = (f"{record.broken:,} quantized, {record.left_out:,} float" for record in verdict.outputs)
+    return Sheet((*headers, "not finite"), tuple((*row, count) for row, count in zip(rows, counts, strict=True)))
 
 
 def spell_saturated(verdict: Verdict) -> Sheet:
@@ -201,7 +207,7 @@ def to_markdown(verdict: Verdict) -> str:
         lines += ["**Warnings**", "\n".join(f"- {_text(warning)}" for warning in warnings)]
     if verdict.explanation:
         lines += _draw_explanation(verdict, verdict.explanation)
-    return ILLEGAL.sub("", "\n\n".join(lines)) + "\n"
+    return "\n\n".join(lines) + "\n"
 
 
 def to_junit(verdict: Verdict) -> str:
@@ -209,26 +215,32 @@ def to_junit(verdict: Verdict) -> str:
     failures = sum(not gate.passed for gate in verdict.gates)
     counts = {"tests": str(len(verdict.gates)), "failures": str(failures), "errors": "0"}
     root = ElementTree.Element("testsuites", counts)
-    name = f"onnxcalib validate {verdict.quantized_model}"
+    name = escape(f"onnxcalib validate {verdict.quantized_model}")
     suite = ElementTree.SubElement(root, "testsuite", {"name": name, "skipped": "0", **counts})
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("float_model", "quantized_model", "samples", "size_ratio"):
-        ElementTree.SubElement(properties, "property", name=name, value=str(getattr(verdict, name)))
+        ElementTree.SubElement(properties, "property", name=name, value=escape(str(getattr(verdict, name))))
     measured = "\n".join(line for sheet in _list_all(verdict) for line in _list_lines(sheet))
     for gate in verdict.gates:
         case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name)
-        line = f"{gate.name}: {gate.text}"
+        line = escape(f"{gate.name}: {gate.text}")
         if gate.passed:
             ElementTree.SubElement(case, "system-out").text = line
         else:
             ElementTree.SubElement(case, "failure", message=line, type="GateFailure").text = line
     notes = [f"note: {NO_ACCURACY_GATE}"] if lacks_accuracy_gate(verdict) else []
-    notes += [f"warning: {text}" for text in list_warnings(verdict)]
-    worst = [*_list_lines(spell_layers(verdict)), *(f"{name}: {text}" for name, text in spell_advice(verdict))]
+    notes += [escape(f"warning: {text}") for text in list_warnings(verdict)]
+    advice = (escape(f"{name}: {text}") for name, text in spell_advice(verdict))
+    worst = [*_list_lines(spell_layers(verdict)), *advice]
     ElementTree.SubElement(suite, "system-out").text = "\n".join([measured, *notes, *worst])
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{ILLEGAL.sub("", text)}\n'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+def escape(text: str) -> str:
+    """Text from models as it can stand in Markdown and XML, in one line."""
+    return ILLEGAL.sub(lambda found: f"\\u{ord(found[0]):04x}", escape_controls(text))
 
 
 def list_warnings(verdict: Verdict) -> list[str]:
@@ -293,7 +305,7 @@ def _list_lines(sheet: Sheet) -> list[str]:
     for name, *cells in sheet.rows:
         pairs = zip(sheet.headers[1:], cells, strict=True)
         parts = (f"{header} {cell}".strip() for header, cell in pairs if cell not in ("", ABSENT))
-        lines.append(f"{name}: {', '.join(parts)}")
+        lines.append(escape(f"{name}: {', '.join(parts)}"))
     return lines
 
 
@@ -324,12 +336,12 @@ def _draw_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _text(text: str) -> str:
     """Any text as Markdown that shows it on one line, also in a table."""
-    return re.sub(r"[\\`*_\[\]<>|~#&]", r"\\\g<0>", " ".join(text.split()))
+    return re.sub(r"[\\`*_\[\]<>|~#&]", r"\\\g<0>", escape(" ".join(text.split())))
 
 
 def _code(name: str) -> str:
     """Any name in a code span on one line, or in HTML, by character numbers, where a span in a table cannot hold it."""
-    name = " ".join(ILLEGAL.sub("", name).split())
+    name = escape(" ".join(name.split()))
     if name and not set(name) & set("`|\\"):
         return f"`{name}`"
     return f"<code>{re.sub(r'[^A-Za-z0-9 /.:-]', lambda found: f'&#{ord(found[0])};', name)}</code>"

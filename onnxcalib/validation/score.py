@@ -20,6 +20,7 @@ TOP = (1, 5)
 # A float model that is right in less than CHANCE times 1 / classes of the samples, and in less than POOR, most likely
 # got other preprocessing or other labels than in its training. Without POOR, models of 2 and 3 classes would be named.
 CHANCE, POOR = 2, 0.3
+MOST_SCORE = 1e100
 Metric = Callable[[dict[str, np.ndarray], np.ndarray | None], Any]
 
 
@@ -138,8 +139,9 @@ class MetricTally:
     def record(self, labels: np.ndarray | None) -> ScoreRecord:
         """The metric of both models, with an interval where it returns a number for each sample. Raises GateError."""
         wanted, given = (self._call(side, labels) for side in ("float", "quantized"))
-        float_score, quantized_score = float(wanted.mean()), float(given.mean())
-        paired = wanted.ndim and wanted.shape == given.shape and np.isfinite(given).all()
+        with np.errstate(over="ignore", invalid="ignore"):
+            float_score, quantized_score = float(wanted.mean()), float(given.mean())
+        paired = wanted.ndim and wanted.shape == given.shape and _is_finite(given)
         interval = mean_interval(wanted - given, float(np.ptp([wanted, given]))) if paired else None
         return ScoreRecord(self.name, float_score, quantized_score, float_score - quantized_score, interval)
 
@@ -156,7 +158,7 @@ class MetricTally:
             ) from error
         samples = len(next(iter(kept.values())))
         # NaN of the quantized model is a result, which passes no gate.
-        finite = side == "quantized" or np.isfinite(value).all()
+        finite = side == "quantized" or _is_finite(value)
         if value.shape not in ((), (samples,)) or not finite:
             found = f"shape {value.shape}" if finite else "numbers that are not finite"
             raise GateError(
@@ -164,3 +166,8 @@ class MetricTally:
                 f" {samples} samples, is needed; correct it"
             )
         return value
+
+
+def _is_finite(values: np.ndarray) -> bool:
+    """Whether sums of the values, and of their squares, are finite too."""
+    return bool((np.abs(values) < MOST_SCORE).all())

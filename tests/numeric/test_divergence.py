@@ -47,6 +47,18 @@ def test_equal_outputs_do_not_diverge_and_what_is_not_finite_does_without_end(sc
     assert measure((np.zeros((2, 1)), np.ones((2, 1)))) == np.inf
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1, (0, 1)])
+def test_a_value_that_is_not_finite_on_either_side_is_an_infinite_loss_of_unknown_error(shape, value, side):
+    pair = np.ones((2, *shape)) * np.arange(3).reshape(-1, *[1] * (len(shape) - 2))
+    pair[side, 0, 0] = value
+    divergence = Divergence()
+    with np.errstate(invalid="ignore"):
+        divergence.add(*pair)
+    assert (divergence.value, divergence.error) == (np.inf, np.inf)
+
+
 def test_the_standard_error_is_that_of_the_mean_over_samples():
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(200, 3, 4, 4))

@@ -291,3 +291,29 @@ def test_all_lost_or_all_gained_leaves_room_for_others(n):
     low, high = drop_interval(n, 0, n)
     assert (low, high) == (pytest.approx(n / (n + Z**2)), 1.0)
     assert drop_interval(0, n, n) == pytest.approx((-high, -low))
+
+
+# Data that say nothing
+
+UNKNOWN = (-math.inf, math.inf)
+
+
+def test_no_samples_leave_every_value_possible():
+    assert agreement_interval(0, 0) == (0, 1) and drop_interval(0, 0, 0) == pytest.approx((-1, 1))
+    assert mean_interval(np.zeros(0)) == UNKNOWN and median_ratio_interval(np.zeros(0)) == UNKNOWN
+    assert sqnr_interval(np.zeros(5), 0) == (math.inf, math.inf)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_leave_every_value_possible(value):
+    assert mean_interval(np.array([0.5, value])) == UNKNOWN
+    assert median_ratio_interval(np.array([0.5, value])) == UNKNOWN
+    assert sqnr_interval(np.array([1, value, 1, 1, 1.0]), 2) == UNKNOWN
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_constants_leave_the_doubt_that_their_measure_has(count):
+    assert median_ratio_interval(np.full(count, 1.5)) == pytest.approx((1.5, 1.5))
+    assert mean_interval(np.zeros(count)) == (0, 0)
+    low, high = mean_interval(np.full(count, 0.5))
+    assert low < 0.5 <= high

@@ -95,7 +95,7 @@ def test_powers_are_sums_over_samples_of_both_norms_and_their_products(draw):
     assert comparison.samples == 7
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (3, 4), (2, 0), (0,)])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4)])
 def test_what_has_no_row_for_each_sample_is_one_sample(draw, shape):
     a, b = draw(*shape), draw(*shape)
     comparison = Comparison()
@@ -115,25 +115,76 @@ def test_chunks_add_up_to_the_whole(draw, columns):
     assert comparison.max_abs_error == np.abs(error).max() and comparison.samples == 3
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_in_both_counts_as_equal(value):
-    comparison = compare(([1.0, value, 2.0], [1.0, value, 2.5]))
+# What is not finite, empty, constant or zero
+
+NOT_FINITE = [np.nan, np.inf, -np.inf]
+
+
+def measures(found):
+    return found.sqnr_db, found.cosine, found.max_abs_error, found.relative_error
+
+
+@pytest.mark.parametrize("other", [*NOT_FINITE, 0, 5])
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_values_of_the_reference_that_are_not_finite_are_left_out_whatever_the_other_has(value, other):
+    comparison = compare(([1.0, value, 2.0], [1.0, other, 2.5]))
     assert comparison.powers[:2].tolist() == [5, 0.25] and comparison.max_abs_error == 0.5
     assert comparison.cosine == pytest.approx(6 / np.sqrt(5 * 7.25))
+    assert (comparison.left_out, comparison.broken, comparison.values) == (1, 0, 2)
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_values_that_are_not_finite_where_the_reference_is_are_an_infinite_error(value):
+    comparison = compare(([1.0, 2.0], [1.0, value]), ([1.0], [1.0]))
+    assert measures(comparison) == (-np.inf, 0, np.inf, np.inf)
+    assert (comparison.left_out, comparison.broken, comparison.values) == (0, 1, 3)
+
+
+@pytest.mark.parametrize("pairs", [(), (([], []),), (([np.nan, np.inf], [np.nan, 1.0]),)])
+def test_where_nothing_is_compared_no_measure_is_good(pairs):
+    comparison = compare(*pairs)
+    assert np.isnan(measures(comparison)[:3]).all() and comparison.relative_error == np.inf
+    assert (comparison.samples, comparison.values, comparison.agreement) == (0, 0, None)
+
+
+def test_samples_without_a_finite_value_do_not_count():
+    comparison = Comparison()
+    comparison.add(np.array([[1.0, 2], [np.nan, np.inf]]), np.array([[1.0, 3], [0, 0]]), 2)
+    assert comparison.samples == 1 and comparison.powers.tolist() == [5, 1, 25, 1, 5]
+
+
+def test_zeros_have_no_error_against_zeros_of_either_sign_and_a_large_one_against_others():
+    assert measures(compare(([0.0, -0.0], [-0.0, 0.0]))) == (np.inf, 1, 0, 0)
+    sqnr, *others = measures(compare(([0.0, 0.0], [0.0, 2.0])))
+    assert sqnr < -1000 and others == [0, 2, np.inf]
+    assert measures(compare(([0.0, 2.0], [0.0, 0.0]))) == (0, 0, 2, 1)
+
+
+def test_constants_are_compared_as_other_values_are():
+    assert measures(compare(([2.0] * 4, [2.0] * 4))) == (np.inf, 1, 0, 0)
+    assert measures(compare(([2.0] * 4, [3.0] * 4))) == (pytest.approx(10 * np.log10(4)), 1, 1, 0.25)
+
+
+def test_denormals_are_values_and_not_zeros():
+    tiny = np.float32(1e-44)
+    assert measures(compare(([tiny], [tiny]))) == (np.inf, 1, 0, 0)
+    assert compare(([tiny], [0.0])).sqnr_db == pytest.approx(0) and compare(([tiny], [0.0])).cosine == 0
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    ("one", "other"), [(np.nan, 5), (np.inf, 5), (np.inf, -np.inf), (-np.inf, 0), (5, np.inf), (np.inf, np.nan)]
-)
-def test_what_is_not_finite_in_one_alone_is_an_infinite_error(one, other):
-    comparison = compare(([1.0, one], [1.0, other]))
-    assert comparison.sqnr_db == -float("inf") and comparison.max_abs_error == float("inf")
+@pytest.mark.parametrize("size", [1e200, 1e-200])
+def test_doubles_whose_squares_leave_float64_never_look_good(size):
+    comparison = Comparison()
+    comparison.add(np.array([size, 0.0]), np.array([0.0, size]), 1)
+    assert comparison.sqnr_db <= 0 and comparison.cosine == 0 and comparison.relative_error == np.inf
+    same = Comparison()
+    same.add(np.array([size, 0.0]), np.array([size, 0.0]), 1)
+    assert same.sqnr_db == np.inf and same.relative_error == 0
 
 
-def test_an_error_that_is_no_number_is_none():
-    comparison = compare(([1.0, 2.0], [1.0, np.nan]), ([1.0], [1.0]))
-    assert np.isnan(comparison.sqnr_db) and np.isnan(comparison.max_abs_error)
+def test_the_mean_sqnr_of_no_tensor_or_of_nan_is_none_and_of_an_infinite_error_the_lowest():
+    assert np.isnan(mean_sqnr([])) and np.isnan(mean_sqnr([0.1, np.nan]))
+    assert mean_sqnr([0.1, np.inf]) == -np.inf
 
 
 def test_rows_are_those_of_class_scores_alone(draw):
@@ -147,10 +198,32 @@ def test_scores_that_are_some_of_the_time_are_none(draw):
     assert compare((x, x), (y, y)).agreement is None and compare((y, y), (x, x)).agreement is None
 
 
-def test_a_row_with_nan_has_no_best_class():
-    assert top_class(np.float32([[0, 2, 1], [3, np.nan, 0], [np.inf, 0, 0], [np.nan] * 3])).tolist() == [1, -1, 0, -1]
-    broken = compare(([[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [np.nan, 0.0]]))
-    assert broken.agreement == 0.5
+def test_a_row_with_nan_or_infinity_has_no_best_class_and_minus_infinity_is_the_least_score():
+    rows = [[0, 2, 1], [3, np.nan, 0], [np.inf, 0, 0], [np.nan] * 3, [-np.inf] * 3, [-np.inf, 1, 2], [1, 1, 1]]
+    assert top_class(np.float32(rows)).tolist() == [1, -1, -1, -1, -1, 2, 0]
+    assert top_class(np.zeros((0, 3))).tolist() == []
+    like = np.float32([[-np.inf, 1, 2], [0, 1, 2]])
+    assert top_class(np.float32([[-np.inf, 1, 2]] * 2), like=like).tolist() == [2, -1]
+
+
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_row_that_is_not_finite_where_the_reference_is_does_not_agree(value):
+    broken = compare(([[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, value]]))
+    assert (broken.agreement, broken.rows) == (0.5, 2)
+
+
+def test_rows_without_a_best_class_in_the_reference_are_left_out_of_the_agreement():
+    rows = [[0.0, 1.0], [np.nan, 0.0], [np.inf, 0.0], [-np.inf, 3.0]]
+    found = compare((rows, [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [5.0, 3.0]]))
+    assert (found.rows, found.equal, found.agreement) == (2, 1, 0.5)
+    assert compare((rows[1:3], rows[1:3])).agreement is None
+
+
+def test_embeddings_with_rows_of_nan_are_still_none(draw):
+    rows = draw(5, 4)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[2] = np.nan
+    assert compare((rows, rows)).agreement is None
 
 
 @pytest.mark.parametrize(
@@ -193,9 +266,24 @@ def test_among_equals_the_first_are_the_best(k):
     assert count(k, (many, many, [2, 5][:k]))[1] == k
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_row_with_nan_is_never_right(k):
-    assert count(k, ([[np.nan, 1.0, 5.0]] * 3, [[0.0, 1.0, 5.0]] * 3, [0, 1, 2]))[1:3] == (0, k)
+def test_a_row_without_a_best_class_is_never_right_in_either_model(k, value):
+    odd, even = [[value, 1.0, 5.0]] * 3, [[0.0, 1.0, 5.0]] * 3
+    assert count(k, (odd, even, [0, 1, 2]))[1:3] == (0, k)
+    assert count(k, (even, odd, [0, 1, 2]))[1:3] == (k, 0)
+    assert count(k, (odd, odd, [0, 1, 2]))[1:3] == (0, 0)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_minus_infinity_is_right_beside_another_model_that_has_it_too(k):
+    odd, even = [[-np.inf, 1.0, 5.0]], [[0.0, 1.0, 5.0]]
+    assert count(k, (odd, odd, [2]))[1:3] == (1, 1)
+    assert count(k, (even, odd, [2]))[1:3] == (1, 0)
+
+
+def test_nothing_counted_is_nothing_right():
+    assert count(1, (np.zeros((0, 3)), np.zeros((0, 3)), [])) == (0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("k", [1, 2])

@@ -4,6 +4,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
+from onnxcalib.errors import ModelError
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import verify as verify_module
@@ -113,7 +114,29 @@ def test_an_output_whose_shape_depends_on_its_values_is_listed_with_the_reason(b
     )  # fmt: skip
     found = compare(model, scale_initializer(model, "w", -1), samples_of(model, draw(5, 4)))
     assert [record.name for record in found.outputs] == ["y"]
-    assert found.missed["z"].startswith("the float model gives shape (")
+    (warning,) = found.warnings
+    assert warning.startswith("output z was not compared: the float model gives shape (")
+
+
+def test_a_float_model_without_a_finite_value_is_refused(build, draw):
+    text = "g (float[N, 4] x) => (float[N, 4] y) { [a] m = MatMul (x, w) s = Abs (m) n = Neg (s) y = Log (n) }"
+    model = build(text, w=draw(4, 4))
+    with pytest.raises(ModelError, match=r"^output y: found no finite value in what the float model gives"):
+        compare(model, model, samples_of(model, draw(5, 4)))
+
+
+def test_what_is_not_finite_in_either_model_is_warned_of(build, draw):
+    model = build(
+        "g (float[N, 4] x) => (float[N, 4] y) { [a] m = MatMul (x, w) y = Sqrt (m) }", w=np.eye(4, dtype=np.float32)
+    )
+    x = draw(5, 4)
+    found = compare(model, scale_initializer(model, "w", -1), samples_of(model, x))
+    positive, negative = np.count_nonzero(x > 0), np.count_nonzero(x < 0)
+    assert [text.partition(" are not finite")[0] for text in found.warnings] == [
+        f"output y: {negative} values of the float model",
+        f"output y: {positive} values of the quantized model",
+    ]
+    assert found.outputs[0].sqnr_db == found.outputs_unoptimized[0].sqnr_db == -np.inf
 
 
 def test_every_sample_is_run_once_and_layers_are_compared_on_some(model, rough, draw, monkeypatch):

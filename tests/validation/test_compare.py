@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.data import open_calibration
-from onnxcalib.errors import ConfigError, DataError
+from onnxcalib.errors import ConfigError, DataError, ModelError
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.numeric.intervals import agreement_interval, drop_interval, mean_interval, sqnr_interval
 from onnxcalib.quantization.output_tally import OutputTally
@@ -144,10 +144,89 @@ def test_every_output_has_its_own_record(data):
     assert by_name["y"].sqnr_db == float("inf") and by_name["z"].sqnr_db < 10
 
 
-def test_nan_in_the_quantized_model_is_an_infinite_loss_or_none_at_all(data):
-    (record,) = compare(Stub(y=same), Stub(y=lambda x: np.where(x > 1, np.nan, x)), samples_of(data), 4).outputs
-    assert np.isnan(record.sqnr_db) and record.sqnr_interval == (-np.inf, np.inf)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_the_quantized_model_alone_fails_every_measure_and_is_told(data, value):
+    found = compare(Stub(y=same), Stub(y=lambda x: np.where(x > 1, np.float32(value), x)), samples_of(data), 4)
+    (record,) = found.outputs
+    assert (record.sqnr_db, record.cosine, record.max_abs_error) == (-np.inf, 0, np.inf)
+    assert record.sqnr_interval == (-np.inf, np.inf)
     assert record.agreement == np.mean(~(data > 1).any(axis=1))
+    assert (record.broken, record.left_out) == (np.count_nonzero(data > 1), 0)
+    assert found.notes == (
+        f"output y: {record.broken} values of the quantized model are not finite where the float model's are; its users"
+        " would get no numbers; quantize it with other settings",
+    )
+
+
+@pytest.mark.parametrize("other", [same, lambda x: np.where(x > 1, np.nan, x), lambda x: np.where(x > 1, np.inf, x)])
+def test_what_is_not_finite_in_the_float_model_is_left_out_counted_and_told(data, other):
+    data[0, 0], data[1] = 2, 0.5
+    found = compare(Stub(y=lambda x: np.where(x > 1, np.nan, x)), Stub(y=other), samples_of(data), 4)
+    (record,) = found.outputs
+    assert (record.sqnr_db, record.max_abs_error, record.agreement) == (np.inf, 0, 1)
+    assert (record.broken, record.left_out) == (0, np.count_nonzero(data > 1))
+    assert found.notes == (
+        f"output y: {record.left_out} values of the float model are not finite, and are left out of every measure;"
+        " check the model, or the preprocessing of the samples",
+    )
+
+
+@pytest.mark.parametrize("other", [same, lambda x: x * np.nan])
+def test_an_output_without_a_finite_value_in_the_float_model_is_refused(data, other):
+    wanted = "^output z: found no finite value in what the float model gives for the samples; nothing can be compared"
+    with pytest.raises(ModelError, match=wanted):
+        compare(Stub(y=same, z=lambda x: x * np.nan), Stub(y=same, z=other), samples_of(data), 4)
+
+
+def test_an_output_without_values_is_missed_and_refused_where_it_is_the_only_one(data):
+    def none(x):
+        return x[:0]
+
+    found = compare(Stub(y=same, z=none), Stub(y=same, z=none), samples_of(data), 4)
+    assert found.missed == {"z": "it has no value in any sample"} and [each.name for each in found.outputs] == ["y"]
+    for kind in (np.float32, np.int64):
+        model = Stub(z=lambda x, kind=kind: x[:, :0].astype(kind))
+        with pytest.raises(ModelError, match=r"^output z: found no value in any sample; one output"):
+            compare(model, model, samples_of(data), 4)
+
+
+def test_an_output_that_is_empty_in_some_batches_is_compared_in_the_others(data):
+    model = Stub(z=lambda x: x if len(x) == 2 else x[:0])
+    found = compare(model, model, samples_of(data), 4)
+    assert found.missed == {} and found.outputs[0].agreement_interval == agreement_interval(2, 2)
+
+
+def test_zeros_of_either_sign_and_the_smallest_values_are_equal_to_themselves(data):
+    tiny = np.float32(1e-45)
+    one, other = Stub(y=lambda x: x * 0 + tiny, z=lambda x: x * 0), Stub(y=lambda x: x * 0 + tiny, z=lambda x: -x * 0)
+    assert [record.sqnr_db for record in compare(one, other, samples_of(data), 4).outputs] == [np.inf, np.inf]
+    lost = compare(one, Stub(y=lambda x: x * 0, z=lambda x: x * 0), samples_of(data), 4).outputs[0]
+    assert lost.sqnr_db == pytest.approx(0, abs=1e-6)
+
+
+def test_floats_are_not_compared_with_what_is_no_number(data):
+    found = compare(Stub(y=same, z=same), Stub(y=lambda x: x.astype(str).astype(object), z=same), samples_of(data), 4)
+    assert found.missed == {"y": "the float model gives float32, the quantized one object"}
+
+
+def test_sequences_of_other_lengths_and_other_classes_are_missed(data):
+    one = Stub(y=same, a=lambda x: [x, x], b=lambda x: [{0: 0.5, 1: 0.5} for _ in x], c=lambda x: [])
+    other = Stub(y=same, a=lambda x: [x], b=lambda x: [{0: 0.5, 2: 0.5} for _ in x], c=lambda x: [])
+    assert compare(one, other, samples_of(data), 4).missed == {
+        "a": "the float model gives 2 tensors, the quantized one 1",
+        "b": "the two models give other classes",
+        "c": "it has no value in any sample",
+    }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_wrong_answers_of_either_model(data, value):
+    labels = data.argmax(axis=1)
+    spoilt = Stub(y=lambda x: np.where((x[:, :1] > 0), np.float32(value), x))
+    wrong = np.count_nonzero(data[:, 0] > 0)
+    for models, found in (((Stub(y=same), spoilt), (100, 100 - 10 * wrong)), ((spoilt, Stub(y=same)), None)):
+        score = compare(*models, samples_of(data), 4, labels=labels).scores[0]
+        assert (score.float_score, score.quantized_score) == pytest.approx(found or (100 - 10 * wrong, 100))
 
 
 def test_a_model_without_a_batch_axis_is_compared_sample_by_sample(build, draw):
@@ -326,6 +405,15 @@ def test_a_metric_that_fails_is_refused(data, metric, text):
 def test_a_metric_of_the_quantized_model_that_is_no_number_is_a_result_without_an_interval(data):
     (score,) = apply(largest, data, other=lambda x: x * np.nan).scores
     assert np.isfinite(score.float_score) and np.isnan(score.drop) and score.drop_interval is None
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e200])
+def test_a_metric_of_the_quantized_model_without_bound_has_no_interval(data, value):
+    (score,) = apply(lambda outputs, _: outputs["y"][:, 0] * 0.0 + outputs["y"].max(), data, other=lambda x: x).scores
+    assert score.drop_interval is not None
+    calls = iter((0.0, value))
+    (score,) = apply(lambda outputs, _: np.full(10, next(calls)), data).scores
+    assert score.quantized_score == pytest.approx(value) and score.drop_interval is None
 
 
 KEPT = re.escape(

@@ -734,3 +734,23 @@ def test_channels_that_are_a_multiple_of_the_float_ones_are_named_as_a_wrong_sca
 def test_a_right_model_has_no_such_channels(net, rough, images):
     found = explained(net, rough(net, images), images)
     assert not [reason for layer in found.layers for reason in layer.reasons if "times the float model" in reason]
+
+
+def test_a_layer_without_a_finite_output_in_the_float_model_is_not_judged(build, weigh, draw):
+    text = """g (float[N, 6] x) => (float[N, 6] y, float[N, 6] z)
+        {{ [good] y = MatMul (x, v)  r = {} (x)  [odd] z = MatMul (r, w) }}"""
+    weights = {"v": weigh(6, 6), "w": weigh(6, 6)}
+    data = np.abs(draw(20, 6)) + 1
+    one, sound = (build(text.format(op), **weights) for op in ("Sqrt", "Abs"))
+    quantized = quantize(sound, data, QuantizeConfig(reconstruct=False)).model
+    for node in quantized.graph.node:
+        node.op_type = {"Abs": "Sqrt"}.get(node.op_type, node.op_type)
+    found = explain(one, quantized, open_calibration(-data, inputs_of(one)))
+    assert [each.name for each in found.layers] == ["good"]
+    assert found.unmatched == ("odd: its output has another shape than in the float model, or no finite value there",)
+
+
+def test_names_are_written_for_toml_without_characters_that_change_what_is_seen():
+    name = 'a"b\\c\x7f\u202e\x85'
+    assert tomllib.loads(f"[layers.{explain_module._quote(name)}]")["layers"] == {name: {}}
+    assert explain_module._quote(name) == r'"a\"b\\c\u007f\u202e\u0085"'

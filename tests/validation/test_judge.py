@@ -179,14 +179,23 @@ def test_an_output_that_could_not_be_compared_leaves_the_other_gates_alone():
 def test_a_measure_that_is_not_a_number_passes_no_gate(confident):
     nan = (NAN, NAN)
     cases = [
-        ({"max_drop": 1e30}, {"scores": (score(NAN, nan),)}),
+        ({"max_drop": 1e9}, {"scores": (score(NAN, nan),)}),
         ({"min_agreement": 0}, {"outputs": (output("y", 1.0, NAN, agreement_interval=nan),)}),
-        ({"min_sqnr": -1e30}, {"outputs": (output("y", NAN, sqnr_interval=nan),)}),
+        ({"min_sqnr": -1e4}, {"outputs": (output("y", NAN, sqnr_interval=nan),)}),
         ({"min_speedup": 1e-30}, {"latency": latency(NAN, nan)}),
-        ({"max_size_ratio": 1e30}, {"quantized_bytes": NAN}),
+        ({"max_size_ratio": 1e6}, {"quantized_bytes": NAN}),
     ]
     for settings, changes in cases:
         assert not gate(found(**changes), **settings, confident=confident).passed, settings
+
+
+@pytest.mark.parametrize("confident", [False, True])
+@pytest.mark.parametrize("drop", [-INF, INF, NAN])
+def test_a_score_that_is_not_finite_passes_no_gate(drop, confident):
+    verdict = found(scores=(score(drop, None, "mine:f1"),))
+    settings = {"max_drop": 1e9 if drop != -INF else 0.5, "confident": confident}
+    check_gates(Comparisons((ScoreRecord("mine:f1", 1e10, 0.0, drop),), (), {}), ValidateConfig(**settings))
+    assert not gate(verdict, **settings).passed
 
 
 def test_nan_is_worse_than_any_other_output():
@@ -199,7 +208,7 @@ def test_nan_is_worse_than_any_other_output():
 
 
 def test_an_infinite_error_fails_and_no_error_passes():
-    assert not gate(found(outputs=(output("y", -INF, sqnr_interval=(-INF, INF)),)), min_sqnr=-1e30).passed
+    assert not gate(found(outputs=(output("y", -INF, sqnr_interval=(-INF, INF)),)), min_sqnr=-1e4).passed
     for confident in (False, True):
         assert gate(
             found(outputs=(output("y", INF, sqnr_interval=(INF, INF)),)), min_sqnr=99, confident=confident

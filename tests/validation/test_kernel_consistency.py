@@ -264,6 +264,26 @@ def test_outputs_of_another_shape_are_as_far_apart_as_can_be(build, draw, bend):
     assert check_consistency(model, samples_of(model, draw(8, 3))).sqnr_db == -np.inf
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_finite_in_one_session_alone_is_as_far_apart_as_can_be(build, draw, bend, value):
+    model = two_outputs(build)
+    bend("y", lambda given: np.where(given > 0, np.float32(value), given))
+    assert check_consistency(model, samples_of(model, draw(8, 3))).sqnr_db == -np.inf
+
+
+def test_what_is_finite_in_neither_session_is_left_out(build, draw):
+    text = "g (float[N, 3] x) => (float[N, 3] y{}) {{ r = Relu (x)  y = Div (r, r) {} }}"
+    x = draw(8, 3)
+
+    def check(model, values):
+        return check_consistency(model, samples_of(model, values))
+
+    some = check(build(text.format(", float[N, 3] z", "z = Neg (x)")), x)
+    assert some.sqnr_db == np.inf
+    none = check(build(text.format("", "")), -np.abs(x))
+    assert none.sqnr_db is None
+
+
 def test_whole_numbers_have_no_error_in_decibels(build, draw):
     model = two_outputs(build, "int64")
     found = check_consistency(model, samples_of(model, draw(8, 3)))

@@ -18,6 +18,7 @@ from onnxcalib.validation.render import (
     conclude,
     gather_toml,
     spell_facts,
+    spell_outputs,
     spell_saturation,
     to_junit,
     to_markdown,
@@ -171,12 +172,23 @@ def test_any_name_leaves_the_xml_well_formed_and_both_texts_encodable(name):
     assert to_markdown(verdict).encode()
 
 
-def test_characters_that_xml_cannot_hold_are_left_out():
+def test_characters_that_xml_cannot_hold_or_that_change_what_is_seen_are_escaped():
     verdict = replace(
-        VERDICT, gates=(GateRecord("max_steps", False, "2 steps of a\x00\x1b\ud800\ufffe<&b, at most 1"),)
+        VERDICT, gates=(GateRecord("max_steps", False, "2 steps of a\x00\x1b\ud800\ufffe\u202e<&b, at most 1"),)
     )
     failure = ElementTree.fromstring(to_junit(verdict).encode()).find("testsuite/testcase/failure")
-    assert failure.get("message") == "max_steps: 2 steps of a<&b, at most 1"
+    assert failure.get("message") == r"max_steps: 2 steps of a\x00\x1b\ud800\ufffe\u202e<&b, at most 1"
+    assert r"a\\x00\\x1b\\ud800\\ufffe\\u202e\<\&b" in to_markdown(verdict)
+
+
+def test_values_that_are_not_finite_are_counted_beside_their_output():
+    outputs = (replace(VERDICT.outputs[0], broken=1200, left_out=3),)
+    verdict = replace(VERDICT, outputs=outputs)
+    assert spell_outputs(verdict).headers[-1] == "not finite"
+    assert spell_outputs(verdict).rows[0][-1] == "1,200 quantized, 3 float"
+    assert "1,200 quantized, 3 float |" in to_markdown(verdict)
+    assert "not finite 1,200 quantized, 3 float" in to_junit(verdict)
+    assert spell_outputs(VERDICT).headers[-1] == "max error"
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,32 @@ def test_what_is_no_number_becomes_null_in_json(net):
 def test_a_model_that_gives_nan_fails_every_gate_on_accuracy(net, quantized, run):
     np.save("labels.npy", answers(run, net))
     wrong = change(quantized, "w3_scale", lambda scale: scale * np.nan)
-    config = ValidateConfig(max_drop=90, min_agreement=2, min_sqnr=-1e9)
+    config = ValidateConfig(max_drop=90, min_agreement=2, min_sqnr=-1e4)
     for settings in (config, config.model_copy(update={"confident": True})):
         verdict = validate(net, wrong, DATA, settings, labels="labels.npy")
         assert [gate.passed for gate in verdict.gates[:3]] == [False] * 3
         json.loads(verdict.to_json())
+
+
+@pytest.mark.parametrize("gates", [{}, {"min_sqnr": 20}, {"min_agreement": 90}])
+def test_two_models_that_give_nan_are_no_equal_models(net, gates):
+    wrong = change(net, "w3", lambda value: value * np.nan)
+    with pytest.raises(ModelError, match=r"^output y: found no finite value in what the float model gives"):
+        validate(wrong, wrong, DATA, ValidateConfig(**gates))
+
+
+def test_values_that_are_not_finite_are_in_the_json_and_in_the_warnings(build, draw):
+    text = "g (float[N, 6] x) => (float[N, 6] y) {{ a = MatMul (x, w)  y = {} (a) }}"
+    one, other = (build(text.format(op), w=np.eye(6, dtype=np.float32)) for op in ("Sqrt", "Log"))
+    data = np.abs(draw(10, 6))
+    data[0], data[1, 0] = -1, 0
+    verdict = validate(one, other, data, ValidateConfig(min_sqnr=-1e4, min_agreement=50))
+    (record,) = json.loads(verdict.to_json())["outputs"]
+    assert (record["left_out"], record["broken"], record["sqnr_db"]) == (6, 1, None)
+    assert [gate.passed for gate in verdict.gates[:2]] == [record["agreement"] >= 0.5, False]
+    assert verdict.outputs[0].agreement_interval is not None and not verdict.passed
+    assert verdict.warnings[-2].startswith("output y: 6 values of the float model are not finite, and are left out")
+    assert verdict.warnings[-1].startswith("output y: 1 values of the quantized model are not finite where")
 
 
 def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
@@ -253,7 +274,7 @@ def test_an_output_of_another_shape_at_run_time_fails_the_sqnr_gate_and_is_warne
     text = "g (float[N, 6] x) => (float[N, K] y) {{ a = MatMul (x, w)  y = Slice (a, start, {}, axis) }}"
     more = {"start": np.array([0]), "axis": np.array([1]), "four": np.array([4]), "five": np.array([5])}
     one, other = (build(text.format(end), w=draw(6, 6), **more) for end in ("four", "five"))
-    verdict = validate(one, other, draw(10, 6), ValidateConfig(min_sqnr=-1e9))
+    verdict = validate(one, other, draw(10, 6), ValidateConfig(min_sqnr=-1e4))
     assert not verdict.gates[0].passed and "output y could not be compared" in verdict.gates[0].text
     wanted = "output y was not compared: the float model gives shape (10, 4), the quantized one (10, 5)"
     assert verdict.warnings[-1] == wanted
