@@ -125,6 +125,13 @@ def split_candidates(value: Any) -> Any:
     return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
 
 
+def check_whole(value: Any) -> Any:
+    """Return a value. Raises ValueError for 8.0, which Python takes for 8."""
+    if isinstance(value, float):
+        raise ValueError("must be a whole number, written without a point")
+    return value
+
+
 def check_name(value: str) -> str:
     """Return a name. Raises ValueError for one without any letter."""
     if not value.strip():

@@ -48,3 +48,25 @@ def test_times_have_units(text, limit):
 def test_a_time_without_a_unit_is_refused(text):
     with pytest.raises(ValueError, match=r"or 12ms$"):
         read_limit(text, LATENCY)
+
+
+@pytest.mark.parametrize("text", ["1e400", "99999999999GB", "2e18", "1e7@8-bit"])
+def test_a_budget_that_nothing_reaches_is_refused(text):
+    with pytest.raises(ValueError, match=r"^must be a share of at most 1e\+06, or at most 1e18$"):
+        read_limit(text)
+
+
+@pytest.mark.parametrize("text", ["1e400ms", "2e6s", 1e10])
+def test_a_time_beyond_days_is_refused(text):
+    with pytest.raises(ValueError, match=r"^must be a share"):
+        read_limit(text, LATENCY)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, None, [1], {}, 10**5000, float("nan"), float("inf"), "1" * 10**6 + "x", b"1"],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_text_and_no_number_of_a_sane_length_is_no_budget(value):
+    with pytest.raises(ValueError, match=r"^must be a share of the float model such as 0.15"):
+        read_limit(value)

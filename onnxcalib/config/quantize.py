@@ -10,13 +10,14 @@ from pydantic import BeforeValidator, Field
 
 from ..errors import ConfigError, spell_value
 from ..spec import FLOAT_BITS
-from ..values import check_latency, check_limit, split_candidates, split_names
+from ..values import check_latency, check_limit, check_whole, split_candidates, split_names
 from .data import DataConfig
 from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, Finite, Name, Option, Settings, Switch, Workers
 
-Bits = Literal[8, 4]
+Bits = Annotated[Literal[8, 4], BeforeValidator(check_whole)]
 # Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
-ActivationBits = Literal[32, 8, 4]
+ActivationBits = Annotated[Literal[32, 8, 4], BeforeValidator(check_whole)]
+BlockSize = Annotated[Literal[32, 128], BeforeValidator(check_whole)]
 CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4"]
 CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 # With so many bits all efforts find the same; they differ with fewer.
@@ -126,12 +127,12 @@ class QuantizeConfig(Settings):
         Option(BITS),
     ] = 8
     block_size: Annotated[
-        Literal[32, 128] | None,
+        BlockSize | None,
         Field(description="Inputs of a MatMul or Gemm that share a scale, where it reads float activations."),
         Option(EXPERT, unset="32 with 4-bit weights, all with others", plan=False),
     ] = None
     embedding_bits: Annotated[
-        Literal[32, 8, 4] | None,
+        ActivationBits | None,
         Field(description="Bits of tables that a Gather looks up by row."),
         Option(BITS, unset="those of the weights"),
     ] = None

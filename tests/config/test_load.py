@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from onnxcalib.config import DataConfig, LayerConfig, QuantizeConfig, ValidateConfig, load_config
@@ -199,3 +201,115 @@ def test_a_budget_that_is_taken_for_the_gate_is_refused_with_the_difference(writ
         f"{path}: {home}; max_drop, a gate of validate, limits the accuracy lost, in points; max_disagreement, a budget"
         " of bit plans, limits the samples whose top class changes, in %"
     )
+
+
+# Code
+
+
+CODE = [
+    ("[validate]\nmetric = 'scores:f'", "metric", "scores:f", ValidateConfig),
+    ("scheduler = 'tcp://a:1'", "scheduler", "tcp://a:1", QuantizeConfig),
+    ("cache-dir = 'kept'", "cache_dir", "kept", QuantizeConfig),
+]
+
+
+@pytest.mark.parametrize(("text", "name", "value", "kind"), CODE)
+def test_a_file_names_no_code_unless_that_is_allowed(write, text, name, value, kind):
+    path = write(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path, {"samples": 3}, kind)
+    said, option = str(refusal.value), name.replace("_", "-")
+    assert said.startswith(f"{path}: {name}: found {value!r}; ")
+    assert said.endswith(
+        f"; give --{option} on the command line, or --allow-code (in Python allow_code=True) for a file that you trust"
+    )
+    assert getattr(load_config(path, None, kind, allow_code=True), name) == value
+    assert getattr(load_config(path, kind=kind, allow_code=True), name) == value
+    other = value.replace("a", "b").replace("kept", "mine")
+    assert getattr(load_config(path, {name: other}, kind), name) == other
+
+
+def test_code_in_the_table_of_another_command_is_left_alone(write):
+    assert load_config(write("[validate]\nmetric = 'scores:f'")) == QuantizeConfig()
+    assert load_config(write("scheduler = 'tcp://a:1'"), kind=ValidateConfig) == ValidateConfig()
+
+
+# Faults of any kind
+
+
+NESTED = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (f"steps = {NESTED}", "not TOML: nested too deep; see https://toml.io"),
+        ("steps." + "a." * 20_000 + "b = 1", "steps: "),
+        ("steps = " + "9" * 5000, "not TOML: "),
+        ("steps = 0x" + "f" * 5000, "steps: found a value of type int that is too long to be shown; "),
+        ("seed = 99999999999999999999", "seed: found 99999999999999999999; input should be less than 4294967296"),
+        ("max-loss = 1e400", "max_loss: found inf; input should be a finite number"),
+        ("max-loss = nan", "max_loss: found nan; input should be a finite number"),
+        ("weight-bits = 8.0", "weight_bits: found 8.0; must be a whole number, written without a point"),
+        ("weight-bits = true", "weight_bits: found True; allowed: 8 or 4"),
+        ("weight-bits = '8'", "weight_bits: found '8'; allowed: 8 or 4"),
+        ("percentile = '99'", "percentile: found '99'; input should be a valid number"),
+        ("[data]\nmean = [true]", "mean: found True; input should be a valid number"),
+        ("steps = 1979-05-27", "steps: found datetime.date(1979, 5, 27); input should be a valid integer"),
+        ("exclude = ''", "exclude: found ''; must name something; leave it out where nothing is meant"),
+        ("candidates = []", "candidates: found []; value should have at least 1 item after validation, not 0"),
+        ("[layers.'']\nexclude = true", "layers: '': found no name; a layer has one; write it into the table's header"),
+        ("layers = 3", "layers: found 3; it holds a table for each layer"),
+        ("[[layers]]", "layers: found [{}]; it holds a table for each layer"),
+        ("[layers.'\u202e']\nweight-bits = 5", r"layers: '\u202e': weight_bits: found 5; allowed: 8 or 4"),
+        ("'a\u202e' = 3", r"a\u202e: unknown setting; 'a\u202e' is none of weight_bits"),
+        ("['\u2066x']\ny = 1", r"[\u2066x]: unknown table; the tables are [data]"),
+        ("x" * 10**6 + " = 1", "x" * 100 + ": unknown setting; 'xxx"),
+        ("data = [1]", "data: found [1]; it is a table"),
+        ("steps = 1\nsteps = 2", "not TOML: Cannot overwrite a value"),
+        ("a\0 = 1", "not TOML: "),
+        ("# \x1b", "not TOML: "),
+    ],
+)
+def test_a_malformed_file_is_refused_in_one_short_line(write, text, complaint):
+    path = write(text)
+    with pytest.raises(ConfigError) as refusal:
+        load_config(path)
+    assert str(refusal.value).startswith(f"{path}: {complaint}")
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 1500
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name, text in ((".", "is a directory"), ("pipe", "is a pipe"), ("/dev/zero", "is a device")):
+        with pytest.raises(ConfigError, match=f"{text}; give --config a TOML file$"):
+            load_config(tmp_path / name)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark_and_be_empty(tmp_path):
+    (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbfsteps = 3\r\n")
+    assert load_config(tmp_path / "run.toml").steps == 3
+    (tmp_path / "run.toml").write_bytes(b"")
+    assert load_config(tmp_path / "run.toml") == QuantizeConfig()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"steps": 10**20}, "--steps: found 100000000000000000000; input should be less than or equal to 1000000"),
+        ({"threads": 100_000}, "--threads: found 100000; input should be less than or equal to 1024"),
+        ({"exclude": [""]}, "--exclude: found ''; must name something; leave it out where nothing is meant"),
+        ({"max_size": "1e400"}, "--max-size: found '1e400'; must be a share of at most 1e+06, or at most 1e18"),
+        ({"max_size": "0"}, "--max-size: found '0'; must be a share of the float model such as 0.15"),
+        ({"max_size": "-1"}, "--max-size: found '-1'; must be a share of the float model such as 0.15"),
+        ({"max_size": "99999999999GB"}, "--max-size: found '99999999999GB'; must be a share of at most"),
+        ({"candidates": ""}, "--candidates: found ''; allowed: "),
+        ({"crop": "9" * 5000}, "--crop: found '999"),
+        ({"cache_dir": ""}, "--cache-dir: found ''; must name a file or folder"),
+    ],
+)
+def test_a_malformed_option_is_refused_in_one_short_line(options, text):
+    with pytest.raises(ConfigError) as refusal:
+        load_config(None, options)
+    assert str(refusal.value).startswith(text)
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 600

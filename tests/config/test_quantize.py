@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from onnxcalib.config import EFFORTS, STAGES, DataConfig, QuantizeConfig
+from onnxcalib.config import EFFORTS, STAGES, DataConfig, LayerConfig, QuantizeConfig
 from onnxcalib.errors import ConfigError
 
 
@@ -118,3 +118,46 @@ def test_bad_settings_of_layers_are_refused_with_the_layer(values, text):
 def test_stages_are_those_of_the_pipeline_unless_named(settings, stages):
     config = QuantizeConfig(**settings)
     assert [stage for stage in STAGES if config.does(stage)] == stages
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("steps", 0, 10**6), ("views", 0, 100), ("samples", 1, 10**9), ("seed", 0, 2**32 - 1), ("threads", 1, 1024),
+        ("jobs", 1, 1024), ("percentile", 50.001, 100), ("max_loss", 1e-300, 1e9), ("max_disagreement", 1e-3, 99.99),
+    ],
+)  # fmt: skip
+def test_numbers_are_taken_between_their_bounds_and_refused_beyond_and_of_other_types(name, least, most):
+    for value in (least, most):
+        assert getattr(QuantizeConfig(**{name: value}), name) == value
+    wrong = [least - 1, most + 1, 10**5000, -(10**5000), 1e400, -1e400, float("nan"), True, str(most), [most], {}, b"1"]
+    for value in [*wrong, *([0.5, float(most)] if isinstance(most, int) and name != "percentile" else [])]:
+        with pytest.raises(ConfigError, match=f"^{name}: found .*"):
+            QuantizeConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"exclude": ""}, {"exclude": [" "]}, {"candidates": []}, {"candidates": ""}, {"latencies": ""},
+        {"scheduler": ""}, {"cache_dir": ""}, {"max_size": ""}, {"layers": {"": {"exclude": True}}},
+        {"layers": {"": LayerConfig()}}, {"data": {"tokenizer": ""}}, {"data": {"text_column": "a,"}}, {"range": ""},
+        {"latencies": "a\0b"}, {"cache_dir": "x" * 5000}, {"layers": {3: {}}}, {"data": {"text_column": ""}},
+    ],
+)  # fmt: skip
+def test_an_empty_text_where_something_is_asked_for_is_refused(values):
+    with pytest.raises(ConfigError, match=r"^\w+: .*") as refusal:
+        QuantizeConfig(**values)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize("bits", [8.0, True, "8", 4.0, 10**5000, None, [8]], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("name", ["weight_bits", "activation_bits", "first_last_bits"])
+def test_bits_are_whole_numbers(name, bits):
+    with pytest.raises(ConfigError, match=f"^{name}: found "):
+        QuantizeConfig(**{name: bits})
+
+
+def test_a_setting_of_a_layer_is_given_once():
+    with pytest.raises(ConfigError, match=r"^layers: 'stem': weight_bits: given twice; keep one$"):
+        QuantizeConfig(layers={"stem": {"weight-bits": 4, "weight_bits": 8}})

@@ -61,3 +61,25 @@ def test_a_bad_gate_is_refused_in_one_line(values, text):
     with pytest.raises(ConfigError) as refusal:
         ValidateConfig(**values)
     assert str(refusal.value).startswith(text) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("max_drop", -1e9, 1e9), ("min_agreement", 0, 100), ("min_sqnr", -1e4, 1e4), ("max_size_ratio", 1e-300, 1e6),
+        ("min_speedup", 1e-300, 1e6), ("max_unfused", 0, 10**9), ("max_steps", 0, 65_535), ("threads", 1, 1024),
+        ("max_saturating", 0, 10**9), ("samples", 1, 10**9), ("batch", 1, 4096),
+    ],
+)  # fmt: skip
+def test_gates_are_taken_between_their_bounds_and_refused_beyond_and_of_other_types(name, least, most):
+    for value in (least, most):
+        assert getattr(ValidateConfig(**{name: value}), name) == value
+    for value in (least - 1, most * 1.001 + 1, 10**5000, 1e400, -1e400, float("nan"), True, str(most), [most], {}):
+        with pytest.raises(ConfigError, match=f"^{name}: found .*"):
+            ValidateConfig(**{name: value})
+
+
+@pytest.mark.parametrize("metric", ["", " ", "a:", ":b", "a:b\n", "a:b;c", 3, "a:\ud800"])
+def test_a_metric_names_a_function(metric):
+    with pytest.raises(ConfigError, match=r"^metric: found "):
+        ValidateConfig(metric=metric)
