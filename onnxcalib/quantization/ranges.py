@@ -18,17 +18,18 @@ from ..spec import Grids, QParams, QuantScheme, QuantSpec
 
 # An end of a grid may lie half a step beyond the largest float32, 3.4e38.
 MOST_END = 4e38
-End = Annotated[Number, Field(ge=-MOST_END, le=MOST_END)]
 
 
 def _check_ends(ends: tuple[float, float]) -> tuple[float, float]:
     low, high = ends
     if not low <= 0 <= high or low == high:
         raise ValueError("the lowest value of a range comes first, and 0 lies between the two")
+    if max(-low, high) > MOST_END:
+        raise ValueError(f"values end at {MOST_END:g}")
     return ends
 
 
-Range = Annotated[tuple[End, End], AfterValidator(_check_ends)]
+Range = Annotated[tuple[Number, Number], AfterValidator(_check_ends)]
 
 
 class Ranges(BaseModel):

@@ -137,3 +137,38 @@ def test_not_a_number_is_no_end(scheme, tmp_path):
 def test_ranges_made_in_python_are_checked_too():
     with pytest.raises(ValueError, match="the lowest value of a range comes first"):
         Ranges(model="a" * 64, batch=8, activations={"x": (5.0, -1.0)})
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"schema": True}, "schema: found True; this version reads 1"),
+        ({"batch": 8.0}, "batch: found 8.0; "),
+        ({"batch": True}, "batch: found True; "),
+        ({"batch": "8"}, "batch: found '8'; "),
+        ({"batch": 0}, "batch: found 0; "),
+        ({"batch": 2**63}, "batch: found 9223372036854775808; "),
+        ({"activations": []}, "activations: found []; "),
+        ({"activations": {"x": [0, "1"]}}, "activations.x.1: found '1'; "),
+        ({"activations": {"x": [False, True]}}, "activations.x.0: found False; "),
+        ({"activations": {"x": [0]}}, "activations.x.1: found [0]; "),
+        ({"activations": {"x": [0, 1, 2]}}, "activations.x: found [0, 1, 2]; "),
+        ({"activations": {"x": [0, 10**400]}}, "activations.x.1: found 1000"),
+        (
+            {"activations": {"x": [0, 1e39]}},
+            "activations.x: found [0, 1e+39]; values end at 4e+38",
+        ),
+        ({"activations": {"x": None}}, "activations.x: found None; "),
+        ({"requantized": {"x\u202e": {}}}, r"requantized.x\u202e: found {}; "),
+        ({"model": None}, "model: found None; "),
+    ],
+)
+def test_a_value_of_another_type_or_beyond_its_bounds_is_refused_with_its_place(tmp_path, change, place):
+    path = tmp_path / "ranges.json"
+    whole = {"schema": 1, "model": "m", "batch": 8, "activations": {"x": [0, 1]}, "requantized": {}}
+    path.write_text(json.dumps(whole))
+    assert read_ranges(path).activations == {"x": (0, 1)}
+    path.write_text(json.dumps(whole | change))
+    with pytest.raises(ConfigError) as refusal:
+        read_ranges(path)
+    assert str(refusal.value).startswith(f"{path}: {place}") and str(refusal.value).isprintable()
