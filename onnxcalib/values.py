@@ -100,10 +100,11 @@ def split_names(value: Any) -> Any:
 
 
 def split_columns(value: Any) -> Any:
-    """Turn ``'a,b'``, a number, or a list of names and numbers into a tuple of texts."""
+    """Turn ``'a,b'``, a number, or a list of names and numbers into a tuple of texts. Raises as ``check_name``."""
     if isinstance(value, str):
         return tuple(check_name(part.strip()) for part in value.split(","))
     listed = value if isinstance(value, (list, tuple)) else (value,)
+    listed = tuple(check_name(each) if isinstance(each, str) else each for each in listed)
     numbers = [isinstance(each, int) and not isinstance(each, bool) and _is_short(each) for each in listed]
     return tuple(str(each) if number else each for each, number in zip(listed, numbers, strict=True))
 
@@ -132,10 +133,12 @@ def check_whole(value: Any) -> Any:
     return value
 
 
-def check_name(value: str) -> str:
-    """Return a name. Raises ValueError for one without any letter."""
-    if not value.strip():
+def check_name(value: Any) -> str:
+    """Return a name. Raises ValueError for one without any letter, and for bytes that were no text."""
+    if not isinstance(value, str) or not value.strip():
         raise ValueError("must name something; leave it out where nothing is meant")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError("must be UTF-8 text")
     return value
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "files": ({"errors"}, set()),
     "spec": (set(), {"numpy"}),
     "values": (set(), set()),
-    "config": ({"errors", "files", "spec", "values"}, {"pydantic", "pydantic_core"}),
+    "config": ({"errors", "files", "spec", "values"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
     "report": ({"errors"}, set()),
     "verdict": ({"report"}, set()),

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
-from pydantic_core import SchemaError
 
 
 def match_whole(expression: str, names: Iterable[str]) -> list[str]:
@@ -20,7 +19,7 @@ def match_whole(expression: str, names: Iterable[str]) -> list[str]:
     try:
         _compile(expression)  # alone first: "a)|(b" is an expression in parentheses only
         whole = _compile(rf"\A(?:{expression})\z")
-    except (SchemaError, UnicodeError) as error:
+    except Exception as error:  # pydantic does not export the class of what its engine says of an expression
         raise ValueError(_spell_fault(error)) from None
     return [name for name in names if _accepts(whole, name)]
 

@@ -76,7 +76,8 @@ def load_config(
         try:
             kind(**_nest({key: value}))
         except ConfigError as error:
-            raise ConfigError(f"--{key.replace('_', '-')}: {str(error).partition(': ')[2]}") from None
+            option = escape_controls(key.replace("_", "-"))
+            raise ConfigError(f"--{option}: {str(error).partition(': ')[2]}") from None
     return kind(**_nest({**settings, **given}))
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from ..errors import ConfigError, spell_value
 from ..spec import FLOAT_BITS
-from ..values import check_latency, check_limit, check_whole, split_candidates, split_names
+from ..values import check_latency, check_limit, check_name, check_whole, split_candidates, split_names
 from .data import DataConfig
 from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, Finite, Name, Option, Settings, Switch, Workers
 
@@ -83,8 +83,10 @@ def _read_layers(value: Any) -> Any:
 
 def _read_layer(name: str, settings: Any) -> LayerConfig:
     where = spell_value(name)
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"layers: {where}: found no name; a layer has one; write it into the table's header")
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"layers: {where}: {error}") from None
     if isinstance(settings, LayerConfig):
         return settings
     if not isinstance(settings, Mapping):

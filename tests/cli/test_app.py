@@ -90,6 +90,42 @@ def test_an_option_that_is_no_number_is_refused(capsys):
     assert "Invalid value for '--steps'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "value", "text"),
+    [
+        (
+            "quantize",
+            "--steps",
+            "99999999999999999999",
+            "--steps: found 99999999999999999999; input should be less than",
+        ),
+        ("quantize", "--threads", "100000", "--threads: found 100000; input should be less than or equal to 1024"),
+        ("quantize", "--percentile", "1e400", "--percentile: found inf; input should be"),
+        ("quantize", "--exclude", "", "--exclude: found ''; must name something"),
+        ("plan", "--max-size", "1e400", "--max-size: found '1e400'; must be a share of at most"),
+        ("plan", "--jobs", "0", "--jobs: found 0; input should be greater than or equal to 1"),
+        ("plan", "--max-loss", "nan", "--max-loss: found nan; input should be"),
+    ],
+)
+def test_a_number_beyond_its_bounds_is_refused_in_one_line(capsys, command, option, value, text):
+    assert cli.main([command, "net.onnx", "--calib", "d", option, value]) == ExitStatus.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {text}")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--max-drop", "nan"), ("--max-drop", "1e400"), ("--metric", "")])
+def test_a_gate_that_is_no_finite_number_or_empty_is_refused_in_one_line(capsys, option, value):
+    assert cli.main(["validate", "a.onnx", "b.onnx", "--data", "d", option, value]) == ExitStatus.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {option}: found ")
+
+
+def test_the_help_states_the_bounds_of_numbers(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["validate", "--help"]) == ExitStatus.OK
+    assert "Threads to compute with. [at least 1, at most 1,024]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["quantize", "plan", "validate"])
 def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_example(capsys, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "200")

@@ -258,7 +258,7 @@ NESTED = "[" * 20_000 + "]" * 20_000
         ("steps = 1979-05-27", "steps: found datetime.date(1979, 5, 27); input should be a valid integer"),
         ("exclude = ''", "exclude: found ''; must name something; leave it out where nothing is meant"),
         ("candidates = []", "candidates: found []; value should have at least 1 item after validation, not 0"),
-        ("[layers.'']\nexclude = true", "layers: '': found no name; a layer has one; write it into the table's header"),
+        ("[layers.'']\nexclude = true", "layers: '': must name something; leave it out where nothing is meant"),
         ("layers = 3", "layers: found 3; it holds a table for each layer"),
         ("[[layers]]", "layers: found [{}]; it holds a table for each layer"),
         ("[layers.'\u202e']\nweight-bits = 5", r"layers: '\u202e': weight_bits: found 5; allowed: 8 or 4"),
@@ -305,6 +305,8 @@ def test_a_file_may_begin_with_a_byte_order_mark_and_be_empty(tmp_path):
         ({"max_size": "99999999999GB"}, "--max-size: found '99999999999GB'; must be a share of at most"),
         ({"candidates": ""}, "--candidates: found ''; allowed: "),
         ({"crop": "9" * 5000}, "--crop: found '999"),
+        ({"exclude": ["\udcff"]}, r"--exclude: found '\udcff'; must be UTF-8 text"),
+        ({"text_column": "\udcff"}, r"--text-column: found '\udcff'; must be UTF-8 text"),
         ({"cache_dir": ""}, "--cache-dir: found ''; must name a file or folder"),
     ],
 )
