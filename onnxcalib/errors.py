@@ -48,7 +48,7 @@ class OnnxCalibWarning(UserWarning):
     """The work goes on, but the user should do what the text says."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type where there is no text."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "bitplan": (FOUNDATION, {"pydantic"}),
     "report": ({"errors"}, set()),
     "verdict": ({"report"}, set()),
-    "data": (FOUNDATION, {"numpy", "onnx", "google", "PIL", "tokenizers"}),
+    "data": (FOUNDATION, {"numpy", "onnx", "PIL", "tokenizers"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
     "graph.inspect": ({"graph", "spec", "errors"}, {"numpy", "onnx"}),

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from ..values import split_columns, split_numbers, split_size
-from .fields import IMAGES, TEXTS, Count, File, Finite, Option, Settings, Switch
+from ..values import read_limit, split_columns, split_numbers, split_size
+from .fields import EXPERT, IMAGES, TEXTS, File, Option, Settings, Switch
 
-_NUMBERS = "one number, or three: r, g, b"
+# Pixels of 8 bits have a deviation of 0.5 at most once they are divided by 255; 1 and more stand for a range of a
+# model's own. Down from 0.0001 the least step of a pixel is above 39, which no model takes.
+LEAST_STD, MOST_STD = 0.0001, 10
+MOST_SIDE = 2**14  # pixels of a side: the largest inputs that models are exported with have some 4,000
+MOST_TOKENS = 2**20  # tokens of a text: the longest contexts of language models
+MOST_PIXELS = 178_956_970  # of an image: more are refused by Pillow
+MOST_NAME = 1_000  # characters of a column's name
+_LEAST_SIZE, _MOST_SIZE = 1e3, 1e12  # of files and lines, in bytes
+
+
+def _check_size(value: Any) -> str:
+    """A size in bytes as text. Raises ValueError."""
+    text = str(value).strip()
+    try:
+        limit = read_limit(text)
+    except ValueError:
+        limit = None
+    if limit is None or limit.of is not None or not _LEAST_SIZE <= limit.number <= _MOST_SIZE:
+        raise ValueError("must be a size from 1KB to 1000GB, such as 4GB or 500MB")
+    return text
+
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, ge=1, le=MOST_SIDE)]
+Column = Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
+Size = Annotated[str, BeforeValidator(_check_size)]
 
 
 class DataConfig(Settings):
@@ -21,27 +46,31 @@ class DataConfig(Settings):
     table: ClassVar[str] = "data"
 
     mean: Annotated[
-        tuple[Finite, ...],
+        tuple[Number, ...],
         BeforeValidator(split_numbers),
         Field(description="Mean that images are normalised with: x = (pixel / 255 - mean) / std."),
-        Option(IMAGES, metavar="R,G,B", form=_NUMBERS),
+        Option(IMAGES, metavar="R,G,B", form="one number, or three: r, g, b; each from -1 to 1"),
     ] = (0.0,)
     std: Annotated[
-        tuple[Finite, ...],
+        tuple[Number, ...],
         BeforeValidator(split_numbers),
         Field(description="Standard deviation that images are normalised with, written as the mean is."),
-        Option(IMAGES, metavar="R,G,B", form=_NUMBERS),
+        Option(
+            IMAGES,
+            metavar="R,G,B",
+            form=f"one number, or three: r, g, b; each from {LEAST_STD:g} to {MOST_STD}",
+        ),
     ] = (1.0,)
     resize: Annotated[
-        Count | None,
+        Side | None,
         Field(description="Length to which the shorter side of an image is resized, in pixels."),
         Option(IMAGES, unset="the size stays"),
     ] = None
     crop: Annotated[
-        tuple[Count, Count] | None,
+        tuple[Side, Side] | None,
         BeforeValidator(split_size),
         Field(description="Size of the centre of an image that is kept, in pixels."),
-        Option(IMAGES, metavar="N|HxW", form="`N`, `HxW` or `[H, W]`", unset="all of it"),
+        Option(IMAGES, metavar="N|HxW", form=f"`N`, `HxW` or `[H, W]`; each from 1 to {MOST_SIDE}", unset="all of it"),
     ] = None
     layout: Annotated[
         Literal["nchw", "nhwc"] | None,
@@ -59,7 +88,7 @@ class DataConfig(Settings):
         Option(TEXTS, metavar="FILE", form="file"),
     ] = None
     text_column: Annotated[
-        tuple[str, ...],
+        tuple[Column, ...],
         BeforeValidator(split_columns),
         Field(description="Columns or keys that hold texts, by name, or by number from 1 in a file without a header."),
         Option(TEXTS, metavar="NAME,...", form="names or numbers", unset="text or a like name, or the only column"),
@@ -70,10 +99,35 @@ class DataConfig(Settings):
         Option(TEXTS),
     ] = False
     max_length: Annotated[
-        Count | None,
+        Annotated[int, Field(strict=True, ge=1, le=MOST_TOKENS)] | None,
         Field(description="Number of tokens to which texts are truncated."),
         Option(TEXTS, unset="the tokenizer's, or what the model fixes"),
     ] = None
+    max_unpacked: Annotated[
+        Size,
+        Field(description="Most that the samples of .npz and .pb files may take unpacked, in temporary files."),
+        Option(EXPERT, metavar="SIZE", form="size"),
+    ] = "4GB"
+    max_pixels: Annotated[
+        int,
+        Field(strict=True, ge=1, le=MOST_PIXELS, description="Most pixels of an image, before and after resizing."),
+        Option(EXPERT),
+    ] = 2**26
+    max_line: Annotated[
+        Size,
+        Field(description="Longest line, or row of several lines, of a file of texts."),
+        Option(EXPERT, metavar="SIZE", form="size"),
+    ] = "1MB"
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """``max_unpacked`` in bytes."""
+        return int(read_limit(self.max_unpacked).number)
+
+    @property
+    def line_bytes(self) -> int:
+        """``max_line`` in bytes."""
+        return int(read_limit(self.max_line).number)
 
     @field_validator("mean", "std")
     @classmethod
@@ -94,9 +148,18 @@ class DataConfig(Settings):
     def _check_std(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if min(value) <= 0:
             raise ValueError("must be greater than 0")
+        if min(value) < LEAST_STD or max(value) > MOST_STD:
+            raise ValueError(f"must be on the scale of pixel / 255, from {LEAST_STD:g} to {MOST_STD}; divide it by 255")
+        return value
+
+    @field_validator("text_column")
+    @classmethod
+    def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a column twice; name each once")
         return value
 
 
 # Fields of DataConfig by the kind of samples that they are for.
 TEXT_SETTINGS = ("tokenizer", "text_column", "pairs", "max_length")
-IMAGE_SETTINGS = tuple(name for name in DataConfig.model_fields if name not in TEXT_SETTINGS)
+IMAGE_SETTINGS = ("mean", "std", "resize", "crop", "layout", "channels")

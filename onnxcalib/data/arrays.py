@@ -1,12 +1,8 @@
-"""Arrays named by model input, from .npy, .npz and ONNX test data files or from Python, left on disk until read."""
+"""Arrays named by model input, from .npy and .npz files or from Python, left on disk until they are read."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,30 +14,15 @@ import numpy as np
 from ..config import nearest
 from ..errors import DataError, first_line
 from ..spec import InputSpec, spell_shape
+from .listing import SHOWN_TEXT, list_folder, list_names, quote
+from .npy import StoredArray, open_npy
+from .npz import PackedArray, find_members, open_archive, open_member
 
 LABELS = ("label", "labels", "y")  # names that data sets give to labels
 CLASS = re.compile(r"[0-9]{1,18}")  # a class in digits; every number of 18 digits fits int64
 UNNAMED = "arr_0"  # numpy's name for an array that was saved to .npz without one
-
-
-class StoredArray:
-    """A .npy file. It is mapped anew for each read, so that earlier reads do not count as memory of this process."""
-
-    def __init__(self, path: Path, where: str | None = None) -> None:
-        self._path = path
-        self._where = where or str(path)
-        view = self._map()
-        self.shape, self.dtype = view.shape, view.dtype
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(self._map()[index])
-
-    def _map(self) -> np.ndarray:
-        try:
-            return np.asarray(np.lib.format.open_memmap(self._path, mode="r"))
-        except Exception as error:  # numpy's parser raises whatever a damaged header leads it to
-            text = first_line(error)
-            raise DataError(f"{self._where}: not a complete .npy array of numbers ({text}); write it again") from None
+NUMBERS = "fiub"  # kinds of numpy's types that samples may have
+BROKEN_LABELS = "labels are not a complete array of numbers"
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ class Part:
     """Samples of one source: arrays by input name, from a file, a set of files, or Python.
 
     where: the source, as messages name it. file: the file, where one holds them all. label: the class of all samples.
-    labels: reads the array of their labels, unchecked. texts: facts about encoded texts. Each is None where there is
+    labels: opens the array of their labels, unchecked. texts: facts about encoded texts. Each is None where there is
     none. notes: warnings for the user, one line each.
     """
 
@@ -74,7 +55,7 @@ class Part:
     arrays: dict[str, Any]
     file: Path | None = None
     label: int | None = None
-    labels: Callable[[], np.ndarray] | None = None
+    labels: Callable[[], Any] | None = None
     texts: Texts | None = None
     notes: tuple[str, ...] = ()
 
@@ -115,9 +96,9 @@ def take_arrays(source: Any, inputs: Sequence[InputSpec]) -> Part:
     return Part(where, {_only_input(inputs, where): to_array(source, where)})
 
 
-def open_npy(path: Path, inputs: Sequence[InputSpec]) -> Part:
+def open_npy_file(path: Path, inputs: Sequence[InputSpec]) -> Part:
     """The samples of a .npy file, for a model with one input."""
-    return Part(str(path), {_only_input(inputs, str(path)): StoredArray(path)}, file=path)
+    return Part(str(path), {_only_input(inputs, str(path)): open_npy(path)}, file=path)
 
 
 def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
@@ -128,8 +109,8 @@ def open_npy_set(paths: Sequence[Path], inputs: Sequence[InputSpec]) -> Part:
     label = find_labels(by_stem, inputs)
     return Part(
         where,
-        {name: StoredArray(by_stem[found]) for name, found in names.items()},
-        labels=None if label is None else partial(load_labels, by_stem[label]),
+        {name: open_npy(by_stem[found]) for name, found in names.items()},
+        labels=None if label is None else partial(open_labels, by_stem[label]),
     )
 
 
@@ -140,8 +121,6 @@ def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> It
     columns = {name: by_name[found] for name, found in match_names(list(by_name), inputs, where).items()}
     first, *others = columns.values()
     files = _list_npy(first)
-    if not files:
-        raise DataError(f"{first}: the folder is empty; put one .npy file a sample in it")
     for other in others:
         unmatched = set(files) ^ set(_list_npy(other))
         if unmatched:
@@ -153,52 +132,20 @@ def open_npy_columns(folders: Sequence[Path], inputs: Sequence[InputSpec]) -> It
     for file in files:
         yield Part(
             f"{where}/*/{file}",
-            {name: StoredArray(folder / file) for name, folder in columns.items()},
+            {name: open_npy(folder / file) for name, folder in columns.items()},
             file=None if others else first / file,
-            labels=None if label is None else partial(load_labels, by_name[label] / file),
+            labels=None if label is None else partial(open_labels, by_name[label] / file),
         )
 
 
-def open_npz(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
-    """The samples of an .npz file, whose arrays are unpacked into ``scratch`` so that rows can be read singly."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
-            names = match_names(list(members), inputs, str(path))
-            arrays = {}
-            for name, found in names.items():
-                target = _new_file(scratch)
-                with archive.open(members[found]) as packed, target.open("wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-                arrays[name] = StoredArray(target, f"{path}: array {found!r}")
-    except DataError:
-        raise
-    except Exception as error:  # as above, and zipfile's and zlib's own
-        raise DataError(
-            f"{path}: not a complete .npz file ({first_line(error)}); write it again with numpy.savez"
-        ) from None
+def open_npz(path: Path, inputs: Sequence[InputSpec]) -> Part:
+    """The samples of an .npz file, packed."""
+    with open_archive(path) as archive:
+        members = find_members(archive)
+        names = match_names(list(members), inputs, str(path))
+        arrays = {name: open_member(archive, path, found) for name, found in names.items()}
     label = find_labels(members, inputs)
-    return Part(str(path), arrays, file=path, labels=None if label is None else partial(load_labels, path, label))
-
-
-def open_test_set(folder: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
-    """The samples of ``input_0.pb``, ``input_1.pb``..., ONNX tensors named by input or else in the inputs' order."""
-    files = sorted(folder.glob("input_*.pb"), key=lambda path: (len(path.name), path.name))
-    if len(files) != len(inputs):
-        names = ", ".join(spec.name for spec in inputs)
-        raise DataError(
-            f"{folder}: found {len(files)} input_*.pb; the model has inputs {names}; give one file for each"
-        )
-    tensors = [_load_tensor(file) for file in files]
-    named = dict(zip((name for name, _ in tensors), range(len(tensors)), strict=True))
-    by_name = {spec.name for spec in inputs} == set(named)
-    arrays = {}
-    for number, spec in enumerate(inputs):
-        source = named[spec.name] if by_name else number
-        target = _new_file(scratch)
-        np.save(target, tensors[source][1], allow_pickle=False)
-        arrays[spec.name] = StoredArray(target, str(files[source]))
-    return Part(str(folder), arrays)
+    return Part(str(path), arrays, file=path, labels=None if label is None else partial(open_labels, path, label))
 
 
 def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
@@ -207,14 +154,14 @@ def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -
     found = [name for name in found if name in wanted or name not in LABELS]
     if len(wanted) == 1 and found == [UNNAMED]:
         return {wanted[0]: UNNAMED}
-    expected = f"the model's inputs are {', '.join(wanted)}"
+    expected = f"the model's inputs are {list_names(wanted)}"
     for name in found:
         if name not in wanted:
-            hint = nearest(name, wanted) or " rename it, or take it out"
-            raise DataError(f"{where}: {name!r} is no input of the model; {expected};{hint}")
+            hint = nearest(name[:SHOWN_TEXT], wanted) or " rename it, or take it out"
+            raise DataError(f"{where}: {quote(name)} is no input of the model; {expected};{hint}")
     for name in wanted:
         if name not in found:
-            had = ", ".join(found) or "none"
+            had = list_names(found) or "none"
             raise DataError(f"{where}: no array for input {name!r}, found {had}; {expected}; add it")
     return {name: name for name in wanted}
 
@@ -225,38 +172,50 @@ def find_labels(found: Iterable[str], inputs: Sequence[InputSpec]) -> str | None
     return next((name for name in LABELS if name in found and name not in wanted), None)
 
 
-def load_labels(path: Path, name: str | None = None) -> np.ndarray:
+def open_labels(path: Path, name: str | None = None) -> StoredArray | PackedArray:
     """The array of a .npy file, or of an .npz file the array ``name``, by default the first of LABELS in it."""
-    try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return stored
-        with stored:
-            name = name or find_labels(stored.files, ())
-            if name is None:
-                had = ", ".join(stored.files) or "none"
-                raise DataError(f"{path}: no array of labels, found {had}; name it {' or '.join(LABELS)}")
-            labels: np.ndarray = stored[name]
-            return labels
-    except DataError:
-        raise
-    except Exception as error:  # as above
-        text = first_line(error)
-        raise DataError(f"{path}: labels are not a complete array of numbers ({text}); write it again") from None
+    if path.suffix.lower() == ".npy":
+        return open_npy(path, BROKEN_LABELS)
+    with open_archive(path, BROKEN_LABELS) as archive:
+        members = find_members(archive)
+        name = name or find_labels(members, ())
+        if name is None:
+            raise DataError(
+                f"{path}: no array of labels, found {list_names(members) or 'none'}; name it {' or '.join(LABELS)}"
+            )
+        return open_member(archive, path, name, BROKEN_LABELS)
 
 
-def check_labels(where: str, values: np.ndarray, rows: int) -> np.ndarray:
-    """Labels as int64 or float64 (rows,), from shape (rows,), (rows, 1), or () for one row. Raises DataError."""
+def check_labels(where: str, values: Any, rows: int, *, total: int | None) -> np.ndarray:
+    """The first ``rows`` labels as int64 or float64 (rows,), of an array that is not read before its shape is known.
+
+    values: of shape (total,), (total, 1), or () for one sample; where the total is None, of ``rows`` or more labels.
+    Raises DataError.
+    """
     if values.dtype.kind not in "iuf":
         raise DataError(
             f"{where}: labels are {values.dtype}; numbers are needed, one for each sample; give class indices"
         )
-    if values.shape not in ((rows,), (rows, 1)) and not (rows == 1 and values.shape == ()):
+    shape = tuple(values.shape)
+    count = 1 if shape == () else shape[0]
+    if shape[1:] not in ((), (1,)) or (count != total if total is not None else count < rows):
         raise DataError(
-            f"{where}: found labels of shape {spell_shape(values.shape)}; there are {rows} samples; give one label"
-            " for each"
+            f"{where}: found labels of shape {spell_shape(shape)}; there are {rows if total is None else total}"
+            " samples; give one label for each"
         )
-    return values.astype(np.float64 if values.dtype.kind == "f" else np.int64).reshape(rows)
+    labels = np.asarray(values[...] if shape == () else values[:rows]).reshape(rows)
+    if labels.dtype.kind == "f":
+        target: type = np.float64
+        odd = np.flatnonzero(~np.isfinite(labels))
+    else:
+        target = np.int64
+        odd = np.flatnonzero(labels > np.iinfo(np.int64).max)
+    if len(odd):
+        raise DataError(
+            f"{where}: the label of sample {odd[0]} is {labels[int(odd[0])]}; labels are numbers of 64 bits; give"
+            " class indices"
+        )
+    return labels.astype(target)
 
 
 def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bool:
@@ -289,41 +248,21 @@ def _check_dtype(where: str, found: np.dtype, wanted: np.dtype) -> None:
             f"{where}: found {found}; the model takes {wanted}; convert as in training, for example with"
             f" ((x / 255 - mean) / std).astype('{wanted}'), or give image files with --mean and --std"
         )
-    if wanted.kind == "f" or not np.can_cast(found, wanted):
+    if found.kind not in NUMBERS or wanted.kind not in NUMBERS or wanted.kind == "f" or not np.can_cast(found, wanted):
         raise DataError(f"{where}: found {found}; the model takes {wanted}; convert with .astype('{wanted}')")
 
 
-def _load_tensor(file: Path) -> tuple[str, np.ndarray]:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        tensor = onnx.load_tensor(str(file))
-        array = onnx.numpy_helper.to_array(tensor)
-    except (OSError, DecodeError, ValueError, TypeError) as error:
-        raise DataError(f"{file}: not an ONNX tensor ({error}); write it with onnx.save_tensor") from None
-    if array.dtype.kind not in "fiub":
-        raise DataError(f"{file}: found {array.dtype}; samples are integers, floats or booleans; convert it")
-    return tensor.name, array
-
-
 def _list_npy(folder: Path) -> list[str]:
-    files = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = [entry.name for entry in list_folder(folder, give="put one .npy file a sample in it")]
     for file in files:
         if not file.lower().endswith(".npy"):
             raise DataError(f"{folder / file}: a sub-folder of one input holds .npy files only; move it away")
     return files
 
 
-def _new_file(scratch: Path) -> Path:
-    handle, name = tempfile.mkstemp(".npy", dir=scratch)
-    os.close(handle)
-    return Path(name)
-
-
 def _only_input(inputs: Sequence[InputSpec], where: str) -> str:
     if len(inputs) != 1:
-        names = ", ".join(spec.name for spec in inputs)
+        names = list_names(spec.name for spec in inputs)
         raise DataError(
             f"{where}: found one array; the model has inputs {names}; give one for each by name, as in .npz"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import weakref
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from ..errors import DataError
 from ..files.scratch import Scratch
 from ..spec import InputSpec
-from .checked import CheckedSamples, check_part, share_batch
+from .checked import CheckedSamples, check_part, share_batch, unpack_part
 from .padding import MASK, trim_padding
+from .room import Room
 from .scan import hold_images, scan_values
 from .sources import open_parts
 
@@ -48,6 +49,7 @@ class CalibrationSet:
         notes: tuple[str, ...] = (),
         folder: Path | None = None,
         available: int | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.fixed_batch = fixed_batch
@@ -55,6 +57,7 @@ class CalibrationSet:
         self.notes = notes
         self.folder = folder
         self.available = available
+        self._scratch = scratch  # the temporary folder ends with the set
         self._checked = tuple(checked)
         self.images = all(map(hold_images, checked))
         self.texts = checked[0].part.texts
@@ -69,7 +72,7 @@ class CalibrationSet:
     @cached_property
     def names(self) -> tuple[str, ...] | None:
         """The file of each sample relative to the folder, with slashes; None where files hold several samples."""
-        files = [part.part.file for part in self._checked if part.rows == 1 and part.part.file is not None]
+        files = [part.part.file for part in self._checked if part.total == 1 and part.part.file is not None]
         if self.folder is None or len(files) < len(self._checked):
             return None
         return tuple(file.relative_to(self.folder).as_posix() for file in files[: len(self)])
@@ -196,12 +199,10 @@ def open_calibration(
         raise DataError("data: the model has no inputs; it gives the same outputs always; choose another model")
     scratch = Scratch()
     try:
-        calibration = _collect(source, inputs, config, limit, scratch.path)
+        return _collect(source, inputs, config, limit, scratch)
     except BaseException:
         scratch.remove()
         raise
-    weakref.finalize(calibration, scratch.remove)
-    return calibration
 
 
 def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int | None) -> CalibrationSet:
@@ -226,19 +227,20 @@ def _agree(one: InputSpec, other: InputSpec) -> bool:
 
 
 def _collect(
-    source: SampleSource, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None, scratch: Path
+    source: SampleSource, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None, scratch: Scratch
 ) -> CalibrationSet:
     path = Path(source) if isinstance(source, (str, Path)) else None
     where = str(path or "data")
     checked: list[CheckedSamples] = []
     samples, available, padded = 0, None, None
-    for opened in open_parts(source, inputs, config, scratch, limit):
-        part, reason = trim_padding(check_part(opened, inputs), inputs)
+    room = Room(scratch.path, config.unpacked_bytes)
+    for opened in open_parts(source, inputs, config, room, limit):
+        checked_part = check_part(opened, inputs, None if limit is None else limit - samples)
+        part, reason = trim_padding(unpack_part(checked_part, room), inputs)
         padded = padded or reason
         checked.append(part)
         samples += part.rows
-        if limit is not None and samples >= limit:
-            samples = limit
+        if samples == limit:
             break
     else:
         available = samples
@@ -267,8 +269,9 @@ def _collect(
         fixed_batch=fixed_batch,
         warnings=(*warnings, *scan_values(checked, inputs, used)),
         notes=tuple(normalization) if chosen else (),
-        folder=path if path and path.is_dir() else None,
+        folder=path if path and os.path.isdir(path) else None,
         available=available,
+        scratch=scratch,
     )
 
 
@@ -320,12 +323,16 @@ def _sort_samples(checked: Sequence[CheckedSamples], samples: int) -> tuple[np.n
 
     Samples of one shape are of one kind; kinds count from 0 in the order of sizes. None where all have one shape.
     """
-    found: list[tuple[int, str]] = []
+    sizes: list[tuple[int, str]] = []  # of the groups of samples that are alike and of one part
+    members: list[np.ndarray] = []
     for part in checked:
-        spelled = {length: _spell_sizes(part, length) for length in np.unique(part.lengths())}
-        found += [spelled[length] for length in part.lengths()]
-    ranks = {sizes: rank for rank, sizes in enumerate(sorted(set(found[:samples])))}
-    kinds = np.array([ranks[sizes] for sizes in found[:samples]])
+        lengths, group = np.unique(part.lengths(), return_inverse=True)
+        members.append(group + len(sizes))
+        sizes += [_spell_sizes(part, length) for length in lengths]
+    of_sample = np.concatenate(members)[:samples]
+    used = np.unique(of_sample)
+    ranks = {size: rank for rank, size in enumerate(sorted({sizes[number] for number in used}))}
+    kinds = np.array([ranks.get(size, 0) for size in sizes])[of_sample]
     return (kinds if len(ranks) > 1 else None), int(kinds.argmax())
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..errors import DataError
 from ..spec import InputSpec
 from .arrays import Part, check_array, check_labels
+from .npz import PackedArray
+from .room import Room
 
 
 @dataclass(frozen=True)
 class CheckedSamples:
-    """A part whose ``rows`` samples fit the model.
+    """A part whose first ``rows`` samples fit the model.
 
-    shapes: those of one sample, by input, padding included. stacked: whether an input's array has samples on axis 0.
-    trimmed: the inputs that are read without padding; spans: the first token of each sample and the one behind its
-    last, (rows, 2), None where no input is trimmed.
+    total: the number of its samples, those behind a limit included. shapes: those of one sample, by input, padding
+    included. stacked: whether an input's array has samples on axis 0. trimmed: the inputs that are read without
+    padding; spans: the first token of each sample and the one behind its last, (rows, 2), None where no input is
+    trimmed.
     """
 
     part: Part
     rows: int
+    total: int
     shapes: dict[str, tuple[int, ...]]
     stacked: dict[str, bool]
     spans: np.ndarray | None = None
@@ -49,11 +53,14 @@ class CheckedSamples:
         """int64 or float64 (rows,). Raises DataError where they are not one number a sample."""
         if self.part.labels is None:
             return np.full(self.rows, self.part.label, np.int64)
-        return check_labels(self.part.where, self.part.labels(), self.rows)
+        return check_labels(self.part.where, self.part.labels(), self.rows, total=self.total)
 
 
-def check_part(part: Part, inputs: Sequence[InputSpec]) -> CheckedSamples:
-    """Check types, ranks and shapes of a part, without reading its values. Raises DataError."""
+def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None) -> CheckedSamples:
+    """Check types, ranks and shapes of a part, of which at most ``limit`` samples are used, without reading its values.
+
+    Raises DataError.
+    """
     batched = share_batch(inputs)
     shapes, stacked, counts = {}, {}, {}
     for spec in inputs:
@@ -61,13 +68,27 @@ def check_part(part: Part, inputs: Sequence[InputSpec]) -> CheckedSamples:
         stacked[spec.name] = check_array(f"{part.where}: input {spec.name!r}", array, spec, batched=batched)
         shapes[spec.name] = tuple(array.shape[1:] if stacked[spec.name] else array.shape)
         counts[spec.name] = array.shape[0] if stacked[spec.name] else 1
-    (first, rows), *others = counts.items()
+    (first, total), *others = counts.items()
     for name, count in others:
-        if count != rows:
+        if count != total:
             raise DataError(
-                f"{part.where}: found {rows} samples of {first!r}, {count} of {name!r}; give as many of each"
+                f"{part.where}: found {total} samples of {first!r}, {count} of {name!r}; give as many of each"
             )
-    return CheckedSamples(part, rows, shapes, stacked)
+    return CheckedSamples(part, total if limit is None else min(total, limit), total, shapes, stacked)
+
+
+def unpack_part(checked: CheckedSamples, room: Room) -> CheckedSamples:
+    """The samples with their packed arrays in the temporary folder, of which only the samples that are used.
+
+    Raises DataError and OutputError.
+    """
+    arrays = {
+        name: array.unpack(checked.rows if checked.stacked[name] else None, room)
+        if isinstance(array, PackedArray)
+        else array
+        for name, array in checked.part.arrays.items()
+    }
+    return replace(checked, part=replace(checked.part, arrays=arrays))
 
 
 def share_batch(inputs: Sequence[InputSpec]) -> bool:

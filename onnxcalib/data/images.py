@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import DataConfig
-from ..errors import DataError
+from ..errors import DataError, first_line
+from ..files.reading import open_file
 from ..spec import InputSpec
 from .arrays import Part
+from .listing import list_names, shorten
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # as Pillow names those of SUFFIXES; it would decode 40 more
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")  # 16-bit gray files, which Pillow's convert() would clip
 
 
@@ -44,7 +52,8 @@ class ImageFile:
 
     def __init__(self, path: Path, form: ImageFormat) -> None:
         self._path, self._form = path, form
-        self._resized = form.resized(*_read_size(path))
+        self._resized = form.resized(*_read_size(path, form.config.max_pixels))
+        _check_pixels(path, self._resized, form.config.max_pixels, " after --resize")
         self.size = form.config.crop or self._resized
         if self.size[0] > self._resized[0] or self.size[1] > self._resized[1]:
             raise DataError(
@@ -66,7 +75,10 @@ class ImageFile:
         pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
         if self._form.dtype.kind == "f":
             mean, std = (np.asarray(v, np.float32) for v in (self._form.config.mean, self._form.config.std))
-            pixels = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+            pixels = pixels.astype(np.float32)
+            pixels /= np.float32(255)  # in place, as an image may be large
+            pixels = np.subtract(pixels, mean, out=pixels)
+            pixels = np.divide(pixels, std, out=pixels)
         if self._form.channels == "bgr":
             pixels = pixels[..., ::-1]
         if self._form.layout == "nchw":
@@ -93,7 +105,7 @@ def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: Data
 def choose_format(inputs: Sequence[InputSpec], config: DataConfig, where: str) -> ImageFormat:
     """The format of the model's input, where the configuration does not set it. Raises DataError."""
     if len(inputs) != 1:
-        names = ", ".join(spec.name for spec in inputs)
+        names = list_names(spec.name for spec in inputs)
         raise DataError(
             f"{where}: images feed one input; the model has inputs {names}; give .npz files with all of them"
         )
@@ -157,37 +169,58 @@ def _check_size(path: Path, size: tuple[int, int], form: ImageFormat) -> None:
         )
 
 
-def _read_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header."""
-    from PIL import Image
+def _read_size(path: Path, most: int) -> tuple[int, int]:
+    """(height, width) from the header, of at most so many pixels."""
+    with _open_image(path) as image:
+        size = image.height, image.width
+    _check_pixels(path, size, most)
+    return size
 
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _refuse(path, error) from None
+
+def _check_pixels(path: Path, size: tuple[int, int], most: int, when: str = "") -> None:
+    if size[0] * size[1] > most:
+        raise DataError(
+            f"{path}: found {_spell(size)} pixels (height x width){when}; {most:,} in all are read; make it smaller, or"
+            " raise --max-pixels"
+        )
 
 
 def _read_pixels(path: Path, gray: bool, size: tuple[int, int]) -> np.ndarray:
     """uint8 (height, width, 1 or 3), resized. EXIF rotation is not applied, since training pipelines do not either."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            image: Image.Image = opened
-            if image.mode in DEEP_MODES:
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            image = image.convert("L" if gray else "RGB")
-            if (image.height, image.width) != size:
-                image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _refuse(path, error) from None
+    with _open_image(path) as opened:
+        image: Image.Image = opened
+        if image.mode in DEEP_MODES:
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        mode = "L" if gray else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+        if (image.height, image.width) != size:
+            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
     return pixels[..., None] if gray else pixels
 
 
-def _refuse(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a readable image ({error}); replace it or take it out")
+@contextmanager
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """An image of FORMATS. Raises DataError for it, and for whatever goes wrong while it is open."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open_file(path, DataError, give="give an image") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about sizes and transparency
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                yield image
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise _refuse(path, "its content is no PNG, JPEG, BMP or WebP") from None
+        except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+            raise _refuse(path, shorten(first_line(error))) from None
+
+
+def _refuse(path: Path, text: str) -> DataError:
+    return DataError(f"{path}: not a readable image ({text}); replace it or take it out")
 
 
 def _spell(size: tuple[int, int]) -> str:

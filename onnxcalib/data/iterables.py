@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..config import find_nearest
-from ..errors import DataError
+from ..errors import DataError, first_line
 from ..spec import InputSpec, spell_shape
 from .arrays import LABELS, Part, find_labels, is_array, to_array
 from .checked import CheckedSamples, check_part
@@ -62,7 +62,7 @@ class Items:
         except (StopIteration, DataError):
             raise
         except Exception as error:  # the caller's own code, which may raise anything
-            text = (str(error).splitlines() or ["no message"])[0]
+            text = first_line(error)
             raise DataError(
                 f"{WHERE}: item {self.number + 1}: the iterable raised {type(error).__name__}: {text}; mend what yields"
                 " the samples"

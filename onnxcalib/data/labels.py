@@ -7,20 +7,22 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
-from .arrays import CLASS, LABELS, check_labels, load_labels
+from ..errors import DataError, first_line
+from ..files.reading import is_folder, read_text
+from .arrays import CLASS, LABELS, check_labels, open_labels
 from .calibration_set import CalibrationSet
+from .listing import SHOWN_VALUE, quote, quote_some
 
 Entries = list[tuple[str, str]]  # (file, class) as they are written
-SHOWN = 3  # names listed in a message
-SHOWN_LENGTH = 40  # characters of a wrong class in a message, since a file of another kind may hold anything
+FILES = "give --labels a .csv, .json, .txt, .npy or .npz file"
+MOST_BYTES = 2**26  # of a file of labels as text: 2 million files with names of 30 characters
+MOST_LABELS = 2**21  # in such a file: each takes some 200 bytes in memory
 _NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")  # all integers of it fit int64
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -45,16 +47,13 @@ def read_labels(path: Path, samples: CalibrationSet) -> np.ndarray:
             f"{path}: not a file of labels; give .csv or .json of file and class, or .npy or .txt of one number for"
             " each sample"
         )
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; give --labels a .csv, .json, .txt, .npy or .npz file")
+    if is_folder(path, DataError, give=FILES):
+        raise DataError(f"{path}: is a directory; {FILES}")
     if suffix in (".npy", ".npz"):
-        return _take_in_order(path, np.atleast_1d(load_labels(path)), samples)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
+        return _take_in_order(path, open_labels(path), samples)
+    text = read_text(path, DataError, give=FILES, most=MOST_BYTES)
+    if max(map(text.count, ",\n\r")) > MOST_LABELS:
+        raise DataError(f"{path}: holds more than {MOST_LABELS:,} labels, which is the most; give .npy or .npz")
     if suffix == ".txt" or (suffix == ".csv" and samples.names is None and "," not in text):
         return _take_in_order(path, _read_column(path, text), samples)
     if samples.names is None:
@@ -71,7 +70,7 @@ def find_list(samples: CalibrationSet) -> Path | None:
     if samples.folder is None:
         return None
     paths = (samples.folder / f"{name}{suffix}" for name in LABELS for suffix in (".csv", ".json"))
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequence[str] | None = None) -> None:
@@ -94,16 +93,14 @@ def check_classes(labels: np.ndarray, classes: int, where: str, *, names: Sequen
     )
 
 
-def _take_in_order(path: Path | str, values: np.ndarray, samples: CalibrationSet) -> np.ndarray:
+def _take_in_order(path: Path | str, values: Any, samples: CalibrationSet) -> np.ndarray:
     """One label for each sample of the source; labels behind a limit may be left out. Raises DataError."""
-    if samples.texts is not None and samples.texts.skipped and len(values) != samples.available:
+    if samples.texts is not None and samples.texts.skipped and values.shape[:1] != (samples.available,):
         raise DataError(
             f"{path}: labels are in the order of texts, but {samples.texts.skipped}, so labels may belong to other"
             " texts; take empty texts out of the data, and their labels out of the file"
         )
-    if samples.available is not None:
-        return check_labels(str(path), values, samples.available)[: len(samples)]
-    return check_labels(str(path), values[: len(samples)], len(samples))
+    return check_labels(str(path), values, len(samples), total=samples.available)
 
 
 def _read_column(path: Path, text: str) -> np.ndarray:
@@ -113,7 +110,7 @@ def _read_column(path: Path, text: str) -> np.ndarray:
     for number, line in enumerate(lines[headed:], 1 + headed):
         if not _NUMBER.fullmatch(line):
             raise DataError(
-                f"{path}: line {number}: found {line[:SHOWN_LENGTH]!r}; write one number a line, in the order of the"
+                f"{path}: line {number}: found {quote(line, SHOWN_VALUE)}; write one number a line, in the order of the"
                 " samples"
             )
     whole = all(map(_INTEGER.fullmatch, lines[headed:]))
@@ -144,7 +141,7 @@ def _read_json(path: Path, text: str) -> Entries:
     try:
         found: Any = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
-        raise DataError(f'{path}: not JSON ({error}); write {{"file": class, ...}}') from None
+        raise DataError(f'{path}: not JSON ({first_line(error)}); write {{"file": class, ...}}') from None
     if not isinstance(found, tuple):
         raise DataError(f'{path}: found {type(found).__name__}, not an object; write {{"file": class, ...}}')
     return [(name, str(label)) for name, label in found]
@@ -156,7 +153,7 @@ def _read_classes(path: Path, entries: Entries) -> dict[str, int]:
     if refused:
         raise DataError(
             f"{path}: {len(refused)} of {len(entries)} classes are no integers from 0 on: those of"
-            f" {_name_some(name for name, _ in refused)}, the first being {refused[0][1][:SHOWN_LENGTH]!r}; give the"
+            f" {quote_some(name for name, _ in refused)}, the first being {quote(refused[0][1], SHOWN_VALUE)}; give the"
             " class indices of the model's output"
         )
     classes: dict[str, int] = {}
@@ -167,7 +164,7 @@ def _read_classes(path: Path, entries: Entries) -> dict[str, int]:
             twice[file] = None
     if twice:
         raise DataError(
-            f"{path}: {len(twice)} of {len(classes)} files have two classes: {_name_some(twice)}; keep one for each"
+            f"{path}: {len(twice)} of {len(classes)} files have two classes: {quote_some(twice)}; keep one for each"
         )
     return classes
 
@@ -180,12 +177,12 @@ def _match(path: Path, classes: dict[str, int], samples: CalibrationSet) -> np.n
     if unknown:
         raise DataError(
             f"{path}: {len(unknown)} of {len(classes)} files are not in {samples.folder}:"
-            f" {_name_some(sorted(unknown))}; write paths relative to it, such as {names[0]!r}, and take other files"
-            " out"
+            f" {quote_some(sorted(unknown))}; write paths relative to it, such as {quote(names[0])}, and take other"
+            " files out"
         )
     if missing:
         raise DataError(
-            f"{path}: no class for {len(missing)} of {len(names)} samples: {_name_some(missing)}; add a line for each"
+            f"{path}: no class for {len(missing)} of {len(names)} samples: {quote_some(missing)}; add a line for each"
         )
     return np.array([classes[name] for name in names], np.int64)
 
@@ -194,8 +191,3 @@ def _is_in(folder: Path | None, name: str) -> bool:
     """Whether a file is in the folder of the data, even if a limit leaves it out of the set."""
     inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
     return folder is not None and inside and os.path.isfile(folder / name)
-
-
-def _name_some(names: Iterable[str]) -> str:
-    first = [repr(name) for name in islice(names, SHOWN + 1)]
-    return ", ".join(first[:SHOWN]) + (", ..." if len(first) > SHOWN else "")

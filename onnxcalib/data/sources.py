@@ -10,64 +10,72 @@ from typing import Any
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..files.reading import is_folder
 from ..spec import InputSpec
-from . import arrays, images, iterables, textfiles, tokenized
+from . import arrays, images, iterables, tensors, textfiles, tokenized
 from .arrays import Part
+from .listing import list_folder
+from .room import Room
 
 KINDS = "images (png, jpg, jpeg, bmp, webp), .npy or .npz"
 FILES = "one .npz or .npy, or texts (txt, csv, tsv, jsonl)"
 
 
 def open_parts(
-    source: Any, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path, limit: int | None
+    source: Any, inputs: Sequence[InputSpec], config: DataConfig, room: Room, limit: int | None
 ) -> Iterator[Part]:
-    """The parts of a source, each opened when it is reached. Nothing beyond ``limit`` is encoded or pulled."""
+    """The parts of a source, each opened when it is reached. Nothing beyond ``limit`` is encoded or pulled.
+
+    Arrays of .npz files are still packed.
+    """
     if not isinstance(source, (str, Path)):
         if isinstance(source, Mapping) or arrays.is_array(source):
             return iter([arrays.take_arrays(source, inputs)])
         items = iterables.Items(source)
         if isinstance(items.peek(), str):
             return iter([tokenized.take_texts(iterables.check_texts(items), inputs, config, limit)])
-        return iterables.spool_items(items, inputs, scratch, limit)
+        return iterables.spool_items(items, inputs, room.folder, limit)
+    if source == "":
+        raise DataError(f"data: found an empty path; give a folder of {KINDS}, {FILES}")
     path = Path(source)
-    if path.is_dir():
-        return _open_folder(path, inputs, config, scratch)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; give a folder of {KINDS}, {FILES}")
+    if is_folder(path, DataError, give=f"give a folder of {KINDS}, {FILES}"):
+        return _open_folder(path, inputs, config, room)
     suffix = path.suffix.lower()
     if suffix in textfiles.SUFFIXES:
         return iter([tokenized.open_texts(path, inputs, config, limit)])
     if suffix not in (".npy", ".npz"):
         raise DataError(f"{path}: not a file of samples; give a folder of {KINDS}, {FILES}")
-    return iter([_open_file(path, inputs, scratch)])
+    return iter([_open_file(path, inputs)])
 
 
-def _open_file(path: Path, inputs: Sequence[InputSpec], scratch: Path) -> Part:
-    return arrays.open_npz(path, inputs, scratch) if path.suffix.lower() == ".npz" else arrays.open_npy(path, inputs)
+def _open_file(path: Path, inputs: Sequence[InputSpec]) -> Part:
+    return arrays.open_npz(path, inputs) if path.suffix.lower() == ".npz" else arrays.open_npy_file(path, inputs)
 
 
-def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, scratch: Path) -> Iterator[Part]:
-    entries = [entry for entry in _list_folder(folder) if not _lists_labels(entry)]
+def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, room: Room) -> Iterator[Part]:
+    entries = [entry for entry in list_folder(folder, give=f"put {KINDS} in it") if not _lists_labels(entry)]
     if not entries:
         raise DataError(f"{folder}: found only labels; samples are needed; put {KINDS} beside them")
-    sets = [entry for entry in entries if entry.is_dir() and entry.name.startswith("test_data_set_")]
+    folders = {entry for entry in entries if is_folder(entry, DataError, give="take it out of the folder")}
+    sets = [entry for entry in entries if entry in folders and entry.name.startswith("test_data_set_")]
     if sets or any(entry.match("input_*.pb") for entry in entries):
-        return (arrays.open_test_set(each, inputs, scratch) for each in sets or [folder])
-    if all(entry.is_dir() for entry in entries):
+        return (tensors.open_test_set(each, inputs, room) for each in sets or [folder])
+    if len(folders) == len(entries):
         columns = {entry.name for entry in entries} - set(arrays.LABELS)
         if len(inputs) > 1 or columns <= {inputs[0].name}:
             return arrays.open_npy_columns(entries, inputs)
-        return _open_classes(folder, entries, inputs, config, scratch)
-    return _open_files(folder, entries, inputs, config, scratch)
+        return _open_classes(folder, entries, inputs, config)
+    return _open_files(folder, entries, inputs, config)
 
 
 def _open_classes(
-    folder: Path, folders: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
+    folder: Path, folders: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig
 ) -> Iterator[Part]:
     """The samples of sub-folders named by class, from each in turn, so that the first few hold all classes."""
-    turns = zip_longest(*([(file, each.name) for file in _list_folder(each)] for each in folders))
+    listed = {each: list_folder(each, give=f"put {KINDS} in it") for each in folders}
+    turns = zip_longest(*([(file, each.name) for file in files] for each, files in listed.items()))
     files = dict(pair for turn in turns for pair in turn if pair is not None)
-    parts = _open_files(folder, list(files), inputs, config, scratch)
+    parts = _open_files(folder, list(files), inputs, config)
     classes = _number_classes([each.name for each in folders])
     if classes is None:
         return parts
@@ -85,14 +93,14 @@ def _number_classes(names: Sequence[str]) -> dict[str, int] | None:
 
 
 def _open_files(
-    folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, scratch: Path
+    folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig
 ) -> Iterator[Part]:
     suffix = _agree_on_suffix(folder, entries)
     if suffix in images.SUFFIXES:
         return images.open_images(entries, inputs, config)
     if suffix == ".npy" and len(inputs) > 1:
         return iter([arrays.open_npy_set(entries, inputs)])
-    return (_open_file(entry, inputs, scratch) for entry in entries)
+    return (_open_file(entry, inputs) for entry in entries)
 
 
 def _lists_labels(entry: Path) -> bool:
@@ -100,21 +108,12 @@ def _lists_labels(entry: Path) -> bool:
     return entry.stem in arrays.LABELS and entry.suffix.lower() in (".csv", ".json")
 
 
-def _list_folder(folder: Path) -> list[Path]:
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed: {error.strerror}; make it readable") from None
-    if not entries:
-        raise DataError(f"{folder}: the folder is empty; put {KINDS} in it")
-    return entries
-
-
 def _agree_on_suffix(folder: Path, entries: Sequence[Path]) -> str:
     kinds: dict[str, Path] = {}
     for entry in entries:
         suffix = entry.suffix.lower()
-        if entry.is_dir() or suffix not in (".npy", ".npz", *images.SUFFIXES):
+        known = suffix in (".npy", ".npz", *images.SUFFIXES)
+        if is_folder(entry, DataError, give="take it out of the folder") or not known:
             raise DataError(f"{entry}: not a file of samples; the folder may hold {KINDS}, of one kind; move it away")
         kinds.setdefault("image" if suffix in images.SUFFIXES else suffix, entry)
     if len(kinds) > 1:

@@ -7,32 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
+from ..files.scratch import room_in
 from ..spec import InputSpec
 from .arrays import Part
 from .checked import CheckedSamples
-
-
-class SpooledArray:
-    """Some samples in a file of raw values, mapped anew for each read, as ``StoredArray`` does."""
-
-    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.shape, self.dtype = shape, dtype
-        self._path, self._offset = path, offset
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        try:
-            view = np.memmap(self._path, self.dtype, "r", self._offset, self.shape)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self._path}: the samples were kept here and cannot be read ({error}); leave the files there, or set"
-                " TMPDIR to another folder"
-            ) from None
-        return np.array(view[index])
+from .npy import Layout
+from .room import keep_raw, write_all
 
 
 @dataclass
@@ -75,17 +59,19 @@ class Group:
 
 
 class Spool:
-    """One file for each input, to which values are appended. Raises DataError where they cannot be written."""
+    """One file for each input, to which values are appended. Raises OutputError where they cannot be written."""
 
     def __init__(self, folder: Path, inputs: Sequence[InputSpec]) -> None:
+        self._folder = folder
         self._types = {spec.name: np.dtype(spec.dtype) for spec in inputs}
         self._paths = {spec.name: folder / f"input_{number}.raw" for number, spec in enumerate(inputs)}
         self._files: dict[str, FileIO] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Spool:
-        for name, path in self._paths.items():
-            self._files[name] = self._stack.enter_context(FileIO(path, "w"))
+        with room_in(self._folder):
+            for name, path in self._paths.items():
+                self._files[name] = self._stack.enter_context(FileIO(path, "w"))
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -95,23 +81,15 @@ class Spool:
         return Group(number, checked.shapes, {name: file.tell() for name, file in self._files.items()})
 
     def write(self, checked: CheckedSamples) -> None:
-        try:
-            for name, file in self._files.items():
-                with np.errstate(over="ignore"):  # values beyond the type are found with the other infinities
-                    values = checked.take(name, range(checked.rows), self._types[name])
-                view = memoryview(values.tobytes())
-                while view:  # a raw file may take a part
-                    view = view[file.write(view) :]
-        except OSError as error:
-            folder = next(iter(self._paths.values())).parent
-            raise DataError(
-                f"{folder}: samples cannot be kept here ({error}); free space, or set TMPDIR to another folder"
-            ) from None
+        for name, file in self._files.items():
+            with np.errstate(over="ignore"):  # values beyond the type are found with the other infinities
+                values = checked.take(name, range(checked.rows), self._types[name])
+            write_all(file, values.tobytes(), self._folder)
 
     def finish(self, group: Group, notes: tuple[str, ...]) -> Part:
-        arrays = {
-            name: SpooledArray(self._paths[name], start, (group.rows, *group.shapes[name]), self._types[name])
-            for name, start in group.starts.items()
-        }
+        arrays = {}
+        for name, start in group.starts.items():
+            layout = Layout((group.rows, *group.shapes[name]), self._types[name], offset=start)
+            arrays[name] = keep_raw(self._paths[name], layout)
         labelled = bool(group.labels) or group.fault is not None
         return Part(group.where, arrays, labels=group.read_labels if labelled else None, notes=notes)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import DataConfig
-from ..errors import DataError
+from ..errors import DataError, first_line
+from ..files.reading import is_folder, read_text
 from ..spec import InputSpec
 from .arrays import Part, Texts
+from .listing import shorten
 from .padding import MASK, POSITIONS
 from .textfiles import Row, read_rows
 
@@ -20,8 +22,15 @@ from .textfiles import Row, read_rows
 GIVEN = ("input_ids", MASK, "token_type_ids", POSITIONS)
 # Where neither the settings, the tokenizer nor the model limit the length: the number of positions of BERT.
 MAX_TOKENS = 512
+MOST_TOKENS = 2**20  # as the settings allow
 PAD_TOKENS = ("[PAD]", "<pad>")  # names of the token that pads, where the tokenizer has no padding of its own
-CHUNK = 1024  # texts encoded at once, which bounds memory: an encoded text takes some kilobytes until it is packed
+# Texts encoded at once, and their characters: until it is packed, an encoded text takes some 200 bytes a token.
+CHUNK = 1024
+CHUNK_CHARACTERS = 2**20
+MOST_BYTES = 2**28  # of a tokenizer.json: those of 250,000 tokens have some 20 MB
+MOST_EMPTY = 1_000_000  # texts that are left out: a file with more is no file of texts
+MOST_ID = np.iinfo(np.int32).max  # as the model's inputs are int32 or int64
+GIVE = "give --tokenizer the model's tokenizer.json"
 
 
 class PadToken(NamedTuple):
@@ -65,22 +74,39 @@ class _Codes:
         self.types: list[np.ndarray] = []
         self.lengths: list[int] = []
         self.largest: list[int] = []
-        self.skipped: list[int] = []
+        self.skipped = 0
+        self.first_skipped = 0
 
     def add(self, codes: Sequence[Any], lines: Sequence[int]) -> None:
-        """Keep the encoded texts; a text without tokens is left out."""
-        self.skipped += [line for line, code in zip(lines, codes, strict=True) if not code.ids]
-        codes = [code for code in codes if code.ids]
-        self.lengths += [len(code.ids) for code in codes]
-        self.largest += [max(code.ids) for code in codes]
-        self.ids.append(np.array([i for code in codes for i in code.ids], np.int32))
-        self.types.append(np.array([i for code in codes for i in code.type_ids], np.int32))
+        """Keep the encoded texts; a text without tokens is left out. Raises DataError for tokens out of range."""
+        for line, code in zip(lines, codes, strict=True):
+            ids = code.ids
+            if not ids:
+                self.skip(line)
+                continue
+            largest = max(ids)
+            if max(largest, max(code.type_ids)) > MOST_ID:
+                raise DataError(
+                    f"{self.where}: the tokenizer makes token {largest} of {self.unit} {line}; {MOST_ID} is the most;"
+                    f" {GIVE}"
+                )
+            self.lengths.append(len(ids))
+            self.largest.append(largest)
+            self.ids.append(np.array(ids, np.int32))
+            self.types.append(np.array(code.type_ids, np.int32))
+
+    def skip(self, line: int) -> None:
+        """Leave out a text. Raises DataError where that is so of too many."""
+        self.skipped += 1
+        self.first_skipped = min(self.first_skipped, line) if self.first_skipped else line
+        if self.skipped > MOST_EMPTY:
+            raise DataError(f"{self.where}: more than {MOST_EMPTY:,} texts are empty; take them out")
 
     def tell_skipped(self) -> str:
         if not self.skipped:
             return ""
-        count = f"{len(self.skipped)} texts are" if len(self.skipped) > 1 else "1 text is"
-        return f"{self.where}: {count} empty and left out, the first at {self.unit} {min(self.skipped)}"
+        count = f"{self.skipped} texts are" if self.skipped > 1 else "1 text is"
+        return f"{self.where}: {count} empty and left out, the first at {self.unit} {self.first_skipped}"
 
 
 def open_texts(path: Path, inputs: Sequence[InputSpec], config: DataConfig, limit: int | None) -> Part:
@@ -103,15 +129,12 @@ def _encode(
     fixed = _check_inputs(codes.where, inputs)
     tokenizer, pad = _open_tokenizer(codes.where, config, fixed)
     samples = _list_samples(codes, rows, pairs=config.pairs)
-    while chunk := list(islice(samples, CHUNK if limit is None else min(CHUNK, limit - len(codes.lengths)))):
+    while chunk := _take_chunk(samples, CHUNK if limit is None else min(CHUNK, limit - len(codes.lengths))):
         lines, found = zip(*chunk, strict=True)
-        try:
-            codes.add(tokenizer.encode_batch(found), lines)
-        except Exception as error:  # the package raises no class of its own
-            raise DataError(
-                f"{codes.where}: {config.tokenizer} cannot encode {codes.unit}s {lines[0]} to {lines[-1]} ({error});"
-                " give the model's own tokenizer.json, or another --max-length"
-            ) from None
+        where = f"{codes.where}: {config.tokenizer} cannot encode {codes.unit}s {lines[0]} to {lines[-1]}"
+        with _guard(where, "give the model's own tokenizer.json, or another --max-length"):
+            encoded = tokenizer.encode_batch(found)
+        codes.add(encoded, lines)
     if not codes.lengths:
         raise DataError(f"{codes.where}: found no text; give at least one")
     lengths = np.array(codes.lengths)
@@ -141,7 +164,20 @@ def _list_samples(codes: _Codes, rows: Iterator[Row], *, pairs: bool) -> Iterato
             if all(text.strip() for text in sample):
                 yield line, sample if pairs else sample[0]
             else:
-                codes.skipped.append(line)
+                codes.skip(line)
+
+
+def _take_chunk(samples: Iterator[tuple[int, Any]], count: int) -> list[tuple[int, Any]]:
+    """The next ``count`` samples, or less where they have CHUNK_CHARACTERS."""
+    chunk: list[tuple[int, Any]] = []
+    characters = 0
+    while len(chunk) < count and characters < CHUNK_CHARACTERS:
+        sample = next(samples, None)
+        if sample is None:
+            break
+        chunk.append(sample)
+        characters += len(sample[1]) if isinstance(sample[1], str) else sum(map(len, sample[1]))
+    return chunk
 
 
 def _join(name: str, codes: _Codes, ends: np.ndarray) -> np.ndarray:
@@ -177,7 +213,7 @@ def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[
     """The tokenizer, set to truncate and not to pad, and the token that pads. Raises DataError."""
     tokenizer = _load_tokenizer(where, config.tokenizer)
     own = tokenizer.truncation or {}
-    length = config.max_length or own.get("max_length", MAX_TOKENS)
+    length = config.max_length or min(own.get("max_length", MAX_TOKENS), MOST_TOKENS)
     if fixed is not None:
         if config.max_length is not None and config.max_length > fixed:
             raise DataError(f"max_length: found {config.max_length}; the model takes {fixed} tokens; give no more")
@@ -189,25 +225,39 @@ def _open_tokenizer(where: Any, config: DataConfig, fixed: int | None) -> tuple[
         )
     # The strategy concerns pairs only. The stride is left out: what is truncated makes no samples of its own.
     strategy = own.get("strategy", "longest_first") if config.pairs else "longest_first"
-    tokenizer.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
+    with _guard(f"{config.tokenizer}: not a tokenizer", GIVE):
+        tokenizer.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
     padding = tokenizer.padding or {}
     token = padding.get("pad_id")
     if token is None:
         token = next((i for i in map(tokenizer.token_to_id, PAD_TOKENS) if i is not None), 0)
     tokenizer.no_padding()
-    return tokenizer, PadToken(token, padding.get("pad_type_id", 0), padding.get("direction") == "left")
+    pad = PadToken(token, padding.get("pad_type_id", 0), padding.get("direction") == "left")
+    if max(pad.id, pad.type_id) > MOST_ID:
+        raise DataError(
+            f"{config.tokenizer}: pads with token {pad.id} of type {pad.type_id}; {MOST_ID} is the most; {GIVE}"
+        )
+    return tokenizer, pad
 
 
 def _load_tokenizer(where: Any, path: str | None) -> Any:
     if path is None:
         raise DataError(f"{where}: texts need the model's tokenizer; give --tokenizer its tokenizer.json")
-    if Path(path).is_dir():
+    if is_folder(Path(path), DataError, give=GIVE):
         raise DataError(f"{path}: found a folder; give --tokenizer the file tokenizer.json in it")
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; give --tokenizer the model's tokenizer.json")
+    text = read_text(Path(path), DataError, give=GIVE, most=MOST_BYTES)
     from tokenizers import Tokenizer
 
+    with _guard(f"{path}: not a tokenizer", GIVE):
+        return Tokenizer.from_str(text)
+
+
+@contextmanager
+def _guard(found: str, advice: str) -> Iterator[None]:
+    """Raise DataError in place of whatever the package raises, which has no class of its own."""
     try:
-        return Tokenizer.from_file(path)
-    except Exception as error:  # the package raises no class of its own
-        raise DataError(f"{path}: not a tokenizer ({error}); give --tokenizer the model's tokenizer.json") from None
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
+        raise DataError(f"{found} ({shorten(first_line(error))}); {advice}") from None

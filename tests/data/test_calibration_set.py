@@ -375,7 +375,7 @@ def test_samples_of_different_sizes_are_refused_where_a_run_takes_several(tmp_pa
 
 
 def test_a_missing_folder_is_refused_with_its_name(tmp_path):
-    refuse(f"{tmp_path / 'absent'}: no such file or folder", tmp_path / "absent", VECTOR)
+    refuse(f"{tmp_path / 'absent'}: no such file; give a folder of images", tmp_path / "absent", VECTOR)
 
 
 def test_an_empty_folder_is_refused_with_its_name(tmp_path):
@@ -427,7 +427,7 @@ def test_a_file_that_vanishes_after_opening_is_a_data_error(tmp_path):
     np.save(tmp_path / "a.npy", make_values(3, 4))
     calibration = open_calibration(tmp_path, VECTOR)
     (tmp_path / "a.npy").unlink()
-    with pytest.raises(DataError, match=r"a\.npy: not a complete"):
+    with pytest.raises(DataError, match=r"a\.npy: no such file; leave it in place while it is read"):
         calibration.read([0])
 
 

@@ -21,7 +21,7 @@ from onnxcalib.config import DataConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.data.arrays import to_array
 from onnxcalib.data.iterables import Items, spool_items
-from onnxcalib.errors import DataError
+from onnxcalib.errors import DataError, OutputError
 from onnxcalib.spec import InputSpec
 
 VALUES = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
@@ -434,12 +434,13 @@ def test_files_that_vanish_are_a_data_error(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     samples = open_calibration(make_rows(VALUES), VECTOR)
     next(tmp_path.glob("*/input_0.raw")).unlink()
-    with pytest.raises(DataError, match=r"input_0\.raw: the samples were kept here and cannot be read"):
+    with pytest.raises(DataError, match=r"input_0\.raw: no such file; leave it in place"):
         samples.read([0])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_a_data_error(tmp_path):
+def test_a_full_disk_is_told_with_the_folder_and_the_remedy(tmp_path):
     (tmp_path / "input_0.raw").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: samples cannot be kept here")):
+    text = f"{tmp_path}: temporary files cannot be kept here (No space left on device); free space, set TMPDIR to"
+    with pytest.raises(OutputError, match=re.escape(text)):
         list(spool_items(Items(make_rows(VALUES)), VECTOR, tmp_path, None))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,13 +208,16 @@ def test_a_missing_file_of_labels_is_refused_with_its_name(folder, tmp_path):
     refuse(f"{tmp_path / 'l.csv'}: no such file; give --labels a .csv", tmp_path / "l.csv", open_samples(folder))
 
 
-def test_a_file_of_labels_that_cannot_be_read_is_refused_with_its_name(folder, tmp_path, monkeypatch):
-    def deny(self, **_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "read_text", deny)
-    path = write(tmp_path / "l.csv", ROWS)
-    refuse("l.csv: cannot be read: Permission denied; make it readable", path, open_samples(folder))
+@pytest.mark.parametrize("name", ["l.csv", "l.json", "l.txt", "l.npy", "l.npz"])
+def test_labels_that_are_no_regular_file_are_refused_with_their_name(folder, tmp_path, name):
+    samples = open_samples(folder)
+    (tmp_path / name).mkdir()
+    refuse(f"{name}: is a directory; give --labels a .csv", tmp_path / name, samples)
+    (tmp_path / name).rmdir()
+    os.mkfifo(tmp_path / name)
+    refuse(f"{name}: is a pipe; give --labels a .csv", tmp_path / name, samples)
+    refuse("cannot be read (File name too long); give --labels a .csv", tmp_path / ("l" * 5_000 + name), samples)
+    refuse("is no name of a file (embedded null byte); give --labels", tmp_path / f"\0{name}", samples)
 
 
 def test_labels_by_file_are_refused_for_samples_without_files(tmp_path):

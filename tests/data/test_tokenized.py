@@ -296,7 +296,7 @@ def test_a_file_that_cannot_be_read_is_refused(read, tmp_path):
     config = DataConfig(tokenizer=tmp_path / "tokenizer.json")
     from onnxcalib.data.tokenized import open_texts
 
-    refuse("x.txt: cannot be read: Is a directory; make it", open_texts, tmp_path / "x.txt", IDS, config, None)
+    refuse("x.txt: is a directory; give a file of texts", open_texts, tmp_path / "x.txt", IDS, config, None)
 
 
 def test_columns_of_a_list_are_refused(tokenizer):
