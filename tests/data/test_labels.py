@@ -298,3 +298,40 @@ def test_a_first_row_that_names_a_sample_is_no_header(folder, tmp_path):
     refuse(
         "1 of 5 classes are no integers from 0 on: those of 'a.npy', the first being 'cat'", path, open_samples(folder)
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_labels_that_are_not_finite_are_refused_with_their_sample(folder, tmp_path, value):
+    path = write(tmp_path / "l.npy", np.array([0.5, 1, value, 2, 3]))
+    refuse(f"l.npy: the label of sample 2 is {value}; labels are numbers of 64 bits", path, open_samples(folder))
+
+
+def test_a_number_beyond_floats_is_no_label(folder, tmp_path):
+    path = write(tmp_path / "l.txt", "1\n1e400\n2\n3\n4")
+    refuse("l.txt: the label of sample 1 is inf; labels are numbers of 64 bits", path, open_samples(folder))
+
+
+def test_an_unsigned_label_that_would_turn_negative_is_refused(folder, tmp_path):
+    path = write(tmp_path / "l.npy", np.array([0, 1, 2, 3, 2**63], np.uint64))
+    refuse("l.npy: the label of sample 4 is 9223372036854775808; labels", path, open_samples(folder))
+
+
+def test_an_array_that_claims_more_labels_than_there_are_is_not_read(folder, tmp_path):
+    samples = open_samples(folder)
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1099511627776,)}"
+    (tmp_path / "l.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(40))
+    refuse("its header claims int64 of shape (1099511627776), so", tmp_path / "l.npy", samples)
+    with open(tmp_path / "l.npy", "r+b") as file:
+        file.truncate(10 + len(header) + 2**43)
+    refuse("found labels of shape (1099511627776); there are 5 samples", tmp_path / "l.npy", samples)
+    assert read_labels(tmp_path / "l.npy", open_samples(folder, limit=2)).tolist() == [0, 0]
+
+
+def test_more_labels_than_any_folder_has_are_refused(folder, tmp_path):
+    samples = open_samples(folder)
+    for name in ("l.csv", "l.json", "l.txt"):
+        (tmp_path / name).write_text("1,\n" * 2_097_153)
+        refuse(f"{name}: holds more than 2,097,152 labels", tmp_path / name, samples)
+    with open(tmp_path / "l.csv", "wb") as file:
+        file.truncate(2**40)
+    refuse("l.csv: holds 1,099,511,627,776 bytes or more; at most 67,108,864 are read", tmp_path / "l.csv", samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from onnxcalib.config import DataConfig
 from onnxcalib.data.textfiles import read_rows
-from onnxcalib.errors import DataError
+from onnxcalib.errors import ConfigError, DataError
 
 BOM = "\ufeff"
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
@@ -138,3 +139,53 @@ def test_any_other_file_is_refused_with_its_name_in_one_line(read, content, name
 def test_a_fault_is_refused_with_its_file_and_line(read, name, content, text):
     with pytest.raises(DataError, match=re.escape(text)):
         read(name, content)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.tsv", "x.jsonl"])
+def test_a_line_that_is_too_long_is_refused_with_its_number_and_not_read_whole(read, tmp_path, name):
+    text = (
+        r"line 2: a line, or a row of several, is longer than 1,000 bytes; write one text a line, or raise --max-line"
+    )
+    with pytest.raises(DataError, match=text):
+        read(name, '"text"\n' + "a" * 1_001, max_line="1KB")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match=r"line 1: a line, or a row of several, is longer than 1,000,000 bytes"):
+        list(read_rows(tmp_path / name, DataConfig()))
+
+
+def test_a_row_of_many_lines_is_limited_as_one_line_is(read):
+    row = '"a' + '\n","' * 400 + '"\n'
+    with pytest.raises(DataError, match=r"x\.csv: line 253: a line, or a row of several, is longer than 1,000 bytes"):
+        read("x.csv", row, text_column=1, max_line="1KB")
+    assert len(read("x.csv", '"a\nb"\n' * 400, text_column=1, max_line="1KB")) == 400
+
+
+def test_the_longest_line_that_is_allowed_is_read_without_its_end_too(read):
+    for end in ("", "\n"):
+        (row,) = read("x.txt", "a" * (1_000 - len(end)) + end, max_line="1KB")
+        assert set(row.texts[0]) == {"a"}
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.tsv", "x.jsonl"])
+def test_null_bytes_are_no_text(read, name):
+    with pytest.raises(DataError, match=f"{name}: line 1: found a null byte, so that it is no UTF-8 text; save the"):
+        read(name, "ab".encode("utf-16-le"))
+
+
+@pytest.mark.parametrize("columns", ["9" * 5_000, "9" * 500, "\u0661" * 400])
+def test_a_number_of_a_column_may_have_any_length(read, columns):
+    with pytest.raises((DataError, ConfigError), match="text_column: (found|string)"):
+        read("x.csv", "1,a\n", text_column=columns)
+
+
+def test_many_columns_are_not_all_listed(read):
+    with pytest.raises(DataError, match="the columns are 'c0', .*, 'c19', ...; give") as refusal:
+        read("x.csv", ",".join(f"c{number}" for number in range(1_000)) + "\n")
+    assert len(str(refusal.value)) < 700
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "x.txt")
+    with pytest.raises(DataError, match=r"x\.txt: is a pipe; give a file of texts"):
+        list(read_rows(tmp_path / "x.txt", DataConfig()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -309,3 +310,87 @@ def test_settings_of_texts_beside_arrays_are_warned_of(tokenizer):
     assert samples.warnings == (
         "data: tokenizer, columns and lengths are for texts; these samples are used as they are",
     )
+
+
+# Tokenizers that are not what they claim
+
+
+def change(path, **fields):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | fields))
+    return DataConfig(tokenizer=path)
+
+
+def test_a_tokenizer_that_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    config = DataConfig(tokenizer=tmp_path / "tokenizer.json")
+    refuse("tokenizer.json: is a pipe; give --tokenizer the model's", open_calibration, ["a"], IDS, config)
+    long = DataConfig(tokenizer="t" * 5_000)
+    refuse("cannot be read (File name too long); give --tokenizer", open_calibration, ["a"], IDS, long)
+
+
+def test_a_tokenizer_that_is_too_large_is_not_read(tmp_path):
+    with open(tmp_path / "tokenizer.json", "wb") as file:
+        file.truncate(2**40)
+    config = DataConfig(tokenizer=tmp_path / "tokenizer.json")
+    text = "holds 1,099,511,627,776 bytes or more; at most 268,435,456 are read"
+    refuse(text, open_calibration, ["a"], IDS, config)
+
+
+@pytest.mark.parametrize("number", [2**31, 2**32 - 1])
+def test_tokens_that_are_no_int32_are_refused(tokenizer, number):
+    model = {"type": "WordLevel", "vocab": {"a": number, "[UNK]": 3}, "unk_token": "[UNK]"}
+    config = change(tokenizer, model=model, post_processor=None)
+    text = f"data: the tokenizer makes token {number} of text 1; 2147483647 is the most"
+    refuse(text, open_calibration, ["a"], IDS, config)
+
+
+def test_padding_with_a_token_that_is_no_int32_is_refused(tokenizer):
+    padding = {
+        "strategy": {"Fixed": 2**40}, "direction": "Right", "pad_to_multiple_of": 2**40, "pad_id": 2**32 - 1,
+        "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    config = change(tokenizer, padding=padding)
+    refuse("pads with token 4294967295 of type 0; 2147483647 is the most", open_calibration, ["a"], IDS, config)
+    config = change(tokenizer, padding=padding | {"pad_id": 1})
+    assert open_calibration(["a"], IDS, config).read([0])["input_ids"].shape == (1, 3)
+
+
+@pytest.mark.parametrize(("length", "stride"), [(2**62, 0), (9, 2**62)])
+def test_absurd_truncation_is_brought_within_bounds_or_refused(tokenizer, length, stride):
+    truncation = {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": stride}
+    config = change(tokenizer, truncation=truncation)
+    try:
+        samples = open_calibration(["a " * 20], IDS, config)
+    except DataError as error:
+        assert str(error).startswith(f"{tokenizer}: not a tokenizer (")
+    else:
+        assert samples.read([0])["input_ids"].shape == (1, min(length, 22))
+
+
+def test_a_panic_of_the_package_is_refused_and_a_break_is_not(tokenizer, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    faults = [PanicException("index out of\nrange"), KeyboardInterrupt()]
+    monkeypatch.setattr("tokenizers.Tokenizer", type("Broken", (), {"from_str": lambda _: raise_(faults.pop(0))}))
+    config = DataConfig(tokenizer=tokenizer)
+    refuse("tokenizer.json: not a tokenizer (index out of); give", open_calibration, ["a"], IDS, config)
+    with pytest.raises(KeyboardInterrupt):
+        open_calibration(["a"], IDS, config)
+
+
+def raise_(error):
+    raise error
+
+
+def test_more_empty_texts_than_any_file_has_are_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("onnxcalib.data.tokenized.MOST_EMPTY", 10)
+    config = DataConfig(tokenizer=tokenizer)
+    refuse("data: more than 10 texts are empty; take them out", open_calibration, ["a", *[""] * 11], IDS, config)
+
+
+def test_long_texts_are_encoded_one_by_one(tokenizer, monkeypatch):
+    monkeypatch.setattr("onnxcalib.data.tokenized.CHUNK_CHARACTERS", 10)
+    samples = open_calibration(["a " * 9, "b", "c"] * 3, IDS, DataConfig(tokenizer=tokenizer))
+    assert [samples.read([i])["input_ids"][0, 1] for i in range(9)] == [A, B, C] * 3
