@@ -65,13 +65,13 @@ def test_numbers_have_an_upper_and_a_lower_bound(name, most):
 @pytest.mark.parametrize("value", ["", "a,", "a,,b", ["a", ""], "a" * 1_001])
 def test_a_column_without_a_name_is_refused(value):
     with pytest.raises(
-        ConfigError, match="^text_column: found .*; string should have at (least 1|most 1000) character"
+        ConfigError, match=r"^text_column: found .*; string should have at (least 1|most 1000) character"
     ):
         DataConfig(text_column=value)
 
 
 def test_a_column_that_is_named_twice_is_refused():
-    with pytest.raises(ConfigError, match="^text_column: found 'a,a'; names a column twice; name each once"):
+    with pytest.raises(ConfigError, match=r"^text_column: found 'a,a'; names a column twice; name each once"):
         DataConfig(text_column="a,a")
 
 
