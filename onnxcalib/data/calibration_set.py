@@ -22,6 +22,7 @@ from .scan import hold_images, scan_values
 from .sources import open_parts
 
 Location = tuple[CheckedSamples, int]  # of a sample: its part, and its row in that
+MOST_SAMPLES = 10_000_000  # as lists of their indices are kept in memory; ImageNet has an eighth of them
 
 
 class CalibrationSet:
@@ -235,8 +236,13 @@ def _collect(
     samples, available, padded = 0, None, None
     room = Room(scratch.path, config.unpacked_bytes)
     for opened in open_parts(source, inputs, config, room, limit):
-        checked_part = check_part(opened, inputs, None if limit is None else limit - samples)
-        part, reason = trim_padding(unpack_part(checked_part, room), inputs)
+        part = check_part(opened, inputs, None if limit is None else limit - samples)
+        if samples + part.rows > MOST_SAMPLES:
+            raise DataError(
+                f"{opened.where}: found {samples + part.rows:,} samples or more; at most {MOST_SAMPLES:,} are used; give"
+                " fewer with --samples"
+            )
+        part, reason = trim_padding(unpack_part(part, room), inputs)
         padded = padded or reason
         checked.append(part)
         samples += part.rows

@@ -26,8 +26,8 @@ MOST_TOKENS = 2**20  # as the settings allow
 PAD_TOKENS = ("[PAD]", "<pad>")  # names of the token that pads, where the tokenizer has no padding of its own
 # Texts encoded at once, and their characters: until it is packed, an encoded text takes some 200 bytes a token.
 CHUNK = 1024
-CHUNK_CHARACTERS = 2**20
-MOST_BYTES = 2**28  # of a tokenizer.json: those of 250,000 tokens have some 20 MB
+CHUNK_CHARACTERS = 2**19
+MOST_BYTES = 2**26  # of a tokenizer.json: those of 900,000 tokens have 61 MB, of which each takes 15 in memory
 MOST_EMPTY = 1_000_000  # texts that are left out: a file with more is no file of texts
 MOST_ID = np.iinfo(np.int32).max  # as the model's inputs are int32 or int64
 GIVE = "give --tokenizer the model's tokenizer.json"

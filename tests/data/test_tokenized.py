@@ -333,7 +333,7 @@ def test_a_tokenizer_that_is_too_large_is_not_read(tmp_path):
     with open(tmp_path / "tokenizer.json", "wb") as file:
         file.truncate(2**40)
     config = DataConfig(tokenizer=tmp_path / "tokenizer.json")
-    text = "holds 1,099,511,627,776 bytes or more; at most 268,435,456 are read"
+    text = "holds 1,099,511,627,776 bytes or more; at most 67,108,864 are read"
     refuse(text, open_calibration, ["a"], IDS, config)
 
 
