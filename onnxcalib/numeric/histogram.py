@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 BINS = 8192
@@ -9,6 +11,7 @@ BINS = 8192
 CHUNK = 2**16
 
 
+@dataclass(eq=False)
 class Histogram:
     """Counts in BINS equal bins, bin i from ``(first + i) * width`` on, and the exact minimum and maximum.
 
@@ -16,12 +19,11 @@ class Histogram:
     bins merge, and histograms of one tensor can be merged without loss.
     """
 
-    def __init__(self) -> None:
-        self.width = 0.0
-        self.first = 0
-        self.counts = np.zeros(BINS, np.int64)
-        self.minimum = np.inf
-        self.maximum = -np.inf
+    width: float = 0.0
+    first: int = 0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    minimum: float = np.inf
+    maximum: float = -np.inf
 
     def add(self, values: np.ndarray) -> None:
         """Count the values of an array of any shape; raises ValueError where one is not finite."""

@@ -139,7 +139,7 @@ class Assembler:
     def _recall(self, name: str, measure: Callable[[], float]) -> float:
         """The measurement that the cache has, or else a new one, whose time is counted."""
         start = time.perf_counter()
-        found = float(self.cache.recall(name, measure))
+        found = self.cache.recall(name, measure, float)
         self.seconds += time.perf_counter() - start
         return found
 

@@ -17,7 +17,6 @@ from ..graph.save import fingerprint
 from ..graph.scheme import make_scheme
 from ..quantization.calibrate import Batches, Statistics, batch_size
 from ..quantization.prepare import Prepared
-from ..quantization.run import Run
 from ..quantization.solve import round_embeddings
 from ..runtime.cache import Cache, machine
 from ..runtime.session import Session
@@ -83,22 +82,19 @@ def _measure(prepared: Prepared) -> _Measurements:
         read_latencies(Path(config.latencies))  # a fault of the file is found before the work
     batches = _make_batches(prepared)
     cache = _open_cache(prepared, batches)
-    statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme))
+    statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme), Statistics)
     schemes = _Schemes(prepared, statistics)
     run.observer.blocks(len(prepared.scheme.layers))
     # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
     one_thread = config.model_copy(update={"threads": config.threads or 1})
     survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device)
-    opened_broken = bool(cache.broken)
     found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
-    if not opened_broken:
-        _warn_if_broken(cache, run)
     emit = _make_emitter(prepared, schemes, found)
     latencies = None
     if config.max_latency is not None and config.latencies is not None:
         latencies = look_up_times(Path(config.latencies), found.sets, schemes.name_of)
     elif config.max_latency is not None:
-        latencies = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, found.sets, emit))
+        latencies = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, found.sets, emit), Latencies)
     assembler = Assembler(
         prepared.original,
         emit,
@@ -134,14 +130,8 @@ def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> 
 def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
     settings = _spell_settings(prepared.config)
     original = fingerprint(prepared.original)
-    cache = Cache(f"{original} {batches.digest()} {prepared.run.device.type} {settings}", prepared.config.cache_dir)
-    _warn_if_broken(cache, prepared.run)
-    return cache
-
-
-def _warn_if_broken(cache: Cache, run: Run) -> None:
-    if cache.broken:
-        run.warn(f"cache_dir: measurements are not kept: {cache.broken}")
+    subject = f"{original} {batches.digest()} {prepared.run.device.type} {settings}"
+    return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
 
 
 class _Schemes:

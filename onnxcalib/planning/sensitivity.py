@@ -110,17 +110,18 @@ def measure_sets(
     parts: dict[str, Measured] = {}
 
     def take(name: str, part: Measured) -> None:
-        parts[name] = cache.keep(name, part)
+        parts[name] = part
         for of_set in part.sets:
             for layer in of_set.layers:
                 tell(layer)
 
-    known = [name for name in tasks if name in cache]
-    for name in known:
-        take(name, cache.recall(name, partial(measure_part, survey, tasks[name])))
+    for name in tasks:
+        known = cache.find(name, Measured)
+        if known is not None:
+            take(name, known)
     seconds = {"solve": 0.0, "evaluate": 0.0}
-    for name, part in _run_tasks(survey, {name: part for name, part in tasks.items() if name not in known}, warn):
-        take(name, part)
+    for name, part in _run_tasks(survey, {name: part for name, part in tasks.items() if name not in parts}, warn):
+        take(name, cache.keep(name, part, Measured))
         seconds = {what: seconds[what] + part.seconds[what] for what in seconds}
     found = [parts[name] for name in tasks]
     return Measured(

@@ -1,87 +1,157 @@
-"""Keep measurements on disk for the next run."""
+"""Keep measurements on disk for the next run, as numbers and texts: a cache that someone else made runs no code.
+
+An entry is a file: MAGIC, the length of a header, the header in JSON, the bytes of the arrays, and SHA-256 of all that.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import json
 import os
 import platform
-import warnings
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
 import platformdirs
-from joblib import Memory
-from joblib.memory import CacheWarning
+
+from ..errors import OutputError
+from ..files.reading import open_file
+from ..files.scratch import sweep
+from ..files.writing import replacing
+from .records import count_bytes, describe_array, flatten, read_array, restore, spell_array
 
 # The most bytes that are kept; beyond them the entries that were used longest ago are removed.
 MOST_BYTES = 4 * 2**30
+# Larger headers are none: that of 10,000 layers has some 10 MB.
+MOST_HEADER_BYTES = 2**26
 # Measurements depend on the versions of these, and on our own code.
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "scipy", "torch")
 PACKAGE = Path(__file__).resolve().parent.parent
+MAGIC = b"onnxcalib measurements 1\n"
+_NAME = re.compile(r"[0-9a-f]{64}\.onnxcalib")
+T = TypeVar("T")
 
 
 class Cache:
     """The results of one subject, by name.
 
     subject: names all that the results depend on, apart from the versions of the code. folder: None is the user's
-    cache folder. broken: why nothing is kept, where the folder cannot be written; otherwise empty.
+    cache folder. warn: is told once where measurements cannot be kept. broken: why they are not; otherwise empty.
     """
 
-    def __init__(self, subject: str, folder: str | Path | None = None) -> None:
-        self.subject, self.broken = f"{subject} {_versions()}", ""
-        kept_in = Path(folder) if folder is not None else platformdirs.user_cache_path("onnxcalib")
+    def __init__(
+        self, subject: str, folder: str | Path | None = None, warn: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self.subject, self.broken, self._warn = f"{subject} {_versions()}", "", warn
+        self.folder = Path(folder) if folder is not None else platformdirs.user_cache_path("onnxcalib")
         try:
-            kept_in.mkdir(parents=True, exist_ok=True)
-            memory = Memory(kept_in, verbose=0)
-            self._recall = memory.cache(_call, ignore=["compute"])
-            memory.reduce_size(bytes_limit=MOST_BYTES)
-        except OSError as error:
-            self.broken = f"{kept_in}: {error.strerror or error}"
+            if folder is None and not self.folder.is_absolute():
+                raise OSError("the user has no home folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
+            _remove_oldest(self.folder)
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
-    def __contains__(self, name: str) -> bool:
-        return not self.broken and bool(self._recall.check_call_in_cache(self.subject, name, None))
+    def recall(self, name: str, compute: Callable[[], T], kind: type[T]) -> T:
+        """The value that is kept under this name, or else that of ``compute``, which is then kept.
 
-    def keep(self, name: str, value: Any) -> Any:
+        kind: its type, one that ``records.flatten`` knows.
+        """
+        found = self.find(name, kind)
+        return self.keep(name, compute(), kind) if found is None else found
+
+    def find(self, name: str, kind: type[T]) -> T | None:
+        """The value that is kept under this name; None without one, or where its file does not hold one."""
+        path = self._path(name)
+        with suppress(OutputError, OSError, ValueError, RecursionError):
+            if not self.broken:
+                with open_file(path, OutputError, give="") as file:
+                    found: T = restore(*self._read(name, file, kind))
+                os.utime(path)  # the time of its last use
+                return found
+        return None
+
+    def keep(self, name: str, value: T, kind: type[T]) -> T:
         """Keep a value that was computed elsewhere; the value that is kept under this name, which may be older."""
-        return self.recall(name, lambda: value)
+        found = self.find(name, kind)
+        if found is not None:
+            return found
+        if not self.broken:
+            try:
+                with replacing(lasting=False) as files:
+                    file = files.open(self._path(name)).file
+                    digest = hashlib.sha256()
+                    for piece in self._spell(name, value, kind):
+                        file.write(piece)
+                        digest.update(piece)
+                    file.write(digest.digest())
+            except (OSError, OutputError) as error:
+                self._give_up(error.__cause__ or error)
+        return value
 
-    def recall(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The value that is kept under this name, or else that of ``compute``, which is then kept."""
-        if self.broken:
-            return compute()
-        computed: list[Any] = []
+    def _path(self, name: str) -> Path:
+        digest = hashlib.sha256(f"{self.subject} {name}".encode(errors="surrogatepass"))
+        return self.folder / f"{digest.hexdigest()}.onnxcalib"
 
-        def find() -> Any:
-            computed.append(compute())
-            return computed[-1]
+    def _give_up(self, error: BaseException) -> None:
+        self.broken = f"{self.folder}: {getattr(error, 'strerror', None) or error}"
+        self._warn(f"cache_dir: measurements are not kept: {self.broken}")
 
-        try:
-            with warnings.catch_warnings(), _silenced():
-                warnings.simplefilter("error", CacheWarning)  # raised by joblib for a value that it cannot write
-                return self._recall(self.subject, name, find)
-        except CacheWarning as fault:
-            self.broken = str(fault).strip().splitlines()[-1]
-            return computed[-1]
+    def _spell(self, name: str, value: Any, kind: Any) -> Iterator[bytes | memoryview]:
+        arrays: list[np.ndarray] = []
+        tree = flatten(value, kind, arrays)
+        header = json.dumps([self.subject, name, [describe_array(each) for each in arrays], tree]).encode()
+        yield from (MAGIC, len(header).to_bytes(8), header)
+        yield from map(spell_array, arrays)
+
+    def _read(self, name: str, file: BinaryIO, kind: Any) -> tuple[Any, Any, list[np.ndarray]]:
+        """What ``restore`` needs. Raises ValueError for a file that ``keep`` has not written whole under this name."""
+        start = file.read(len(MAGIC) + 8)
+        length = int.from_bytes(start[len(MAGIC) :])
+        if not start.startswith(MAGIC) or length > MOST_HEADER_BYTES:
+            raise ValueError("no measurements")
+        header = file.read(length)
+        facts = json.loads(header)
+        if not isinstance(facts, list) or len(facts) != 4 or not isinstance(facts[2], list):
+            raise ValueError("no measurements")
+        subject, title, described, tree = facts
+        digest = hashlib.sha256(start + header)
+        size = len(start) + length + sum(map(count_bytes, described)) + digest.digest_size
+        # Before an array is made: no header may ask for more memory than its file has bytes.
+        if (subject, title) != (self.subject, name) or size != os.fstat(file.fileno()).st_size or size > MOST_BYTES:
+            raise ValueError("other measurements")
+        arrays = []
+        for description in described:
+            array, data = read_array(description, file)
+            digest.update(data)
+            arrays.append(array)
+        if file.read() != digest.digest():
+            raise ValueError("damaged measurements")
+        return tree, kind, arrays
 
 
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Without joblib's log of entries that it could not read, which are computed anew."""
-    logger = logging.getLogger("joblib")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _call(subject: str, name: str, compute: Callable[[], Any]) -> Any:  # joblib names the entry by the other arguments
-    return compute()
+def _remove_oldest(folder: Path) -> None:
+    """Remove the entries that were used longest ago, while all of them have more than MOST_BYTES. Raises OSError."""
+    with os.scandir(folder) as found:
+        entries = [each for each in found if _NAME.fullmatch(each.name) and each.is_file(follow_symlinks=False)]
+    facts = []
+    for entry in entries:
+        with suppress(OSError):  # removed by another run
+            facts.append((entry.stat(follow_symlinks=False), entry.path))
+    left = sum(stat.st_size for stat, _ in facts)
+    for stat, path in sorted(facts, key=lambda fact: fact[0].st_mtime_ns):
+        if left <= MOST_BYTES:
+            return
+        with suppress(OSError):
+            os.unlink(path)
+            left -= stat.st_size
 
 
 def machine() -> str:

@@ -150,6 +150,14 @@ def test_a_second_budget_measures_no_set_again(plain, tmp_path, monkeypatch):
         plan(plain, SAMPLES[:-1], config)
 
 
+def test_a_plan_from_the_cache_is_the_same_to_the_byte(plain, tmp_path):
+    config = QuantizeConfig(effort="fast", max_size="0.985@8-bit", candidates="W8A8,W4A8,W4A4")
+    cold, warm, other = (plan(plain, SAMPLES, config.model_copy(update={"cache_dir": tmp_path / f})) for f in "aab")
+    assert cold.to_json() == warm.to_json() == other.to_json()
+    entries = [{path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()} for folder in "ab"]
+    assert entries[0].keys() == entries[1].keys() and all(name.endswith(".onnxcalib") for name in entries[0])
+
+
 def test_where_nothing_can_be_kept_one_is_told(plain, tmp_path):
     (tmp_path / "file").write_text("")
 
