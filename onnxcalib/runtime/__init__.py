@@ -2,5 +2,11 @@
 
 Read the files in this order: ``session`` runs models in onnxruntime, ``store`` keeps activations on disk, ``device``
 chooses where torch computes, ``blocks`` turns a part of a graph into a torch module with the help of ``converters``,
-``workers`` runs tasks in other processes, and ``cache`` keeps their measurements.
+``workers`` runs tasks in other processes, which ``processes`` starts and in which ``worker`` runs, and ``cache`` keeps
+their measurements as ``records``.
 """
+
+import os
+
+# Before onnxruntime is imported, which otherwise writes a device's number into the user's cache folder and TMPDIR.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

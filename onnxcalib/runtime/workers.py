@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import os
-import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, as_completed
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from concurrent.futures import BrokenExecutor, CancelledError, as_completed
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
-
-import loky
+from typing import Any, Protocol
 
 from ..errors import ConfigError, first_line
-from ..files.scratch import Scratch
+from .processes import open_workers
 
 # How often tasks are tried whose workers end before them.
 LOSSES = 3
 # Seconds within which a cluster must answer.
 PATIENCE = 10
-# Seconds after which an idle worker ends.
-IDLE = 30
+# Files in which Linux says how many microseconds of each period a container may compute.
+QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+Function = Callable[[Any, Any], Any]
+
+
+class _Runner(Protocol):
+    def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]: ...
 
 
 def count_jobs(threads: int) -> int:
-    """The number of workers, of this many threads each, for which this machine has cores."""
-    cores: int = loky.cpu_count()
+    """The number of workers, of this many threads each, for which this process has cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = []
+    for path in QUOTAS:
+        with suppress(OSError):
+            found += Path(path).read_text(encoding="ascii").split()
+    quota, period = (int(each) if each.isdecimal() else 0 for each in [*found, "", ""][:2])
+    if quota and period:
+        cores = min(cores, math.ceil(quota / period))
     return max(1, cores // threads)
 
 
 def run_tasks(
-    function: Callable[[Any, Any], Any],
+    function: Function,
     common: Any,
     tasks: Mapping[Hashable, Any],
     *,
@@ -42,23 +53,23 @@ def run_tasks(
 ) -> Iterator[tuple[Hashable, Any]]:
     """Yield (key, function(common, task)) for every task, in the order in which they end.
 
-    With one job, tasks run in this process, one after the other. Otherwise ``common``, tasks and results are pickled;
-    ``common`` is sent to each worker once. Tasks of workers that end early are run again; raises ConfigError after
-    LOSSES such attempts.
+    With one job, tasks run in this process, one after the other. Otherwise ``function``, ``common``, tasks and results
+    are pickled; ``common`` is sent to each worker once. What a task raises is raised here. Tasks of workers that end
+    early are run again; raises ConfigError after LOSSES such attempts.
     """
     if scheduler is None and (jobs == 1 or len(tasks) == 1):
         yield from ((key, function(common, task)) for key, task in tasks.items())
         return
     waiting = dict(tasks)
     for left in reversed(range(LOSSES)):
-        opened = _open_processes(common, jobs) if scheduler is None else _open_cluster(common, scheduler)
+        opened: AbstractContextManager[_Runner] = (
+            open_workers(common, jobs) if scheduler is None else _open_cluster(common, scheduler)
+        )
         try:
-            with opened as (executor, given):
-                futures = {executor.submit(_run, function, given, task): key for key, task in waiting.items()}
-                for future in as_completed(futures):
-                    result = future.result()
-                    del waiting[futures[future]]
-                    yield futures[future], result
+            with opened as runner:
+                for key, result in runner.run(function, dict(waiting)):
+                    del waiting[key]
+                    yield key, result
                 return
         except (BrokenExecutor, CancelledError):
             if left:
@@ -70,36 +81,21 @@ def run_tasks(
     )
 
 
-def _run(function: Callable[[Any, Any], Any], given: Any, task: Any) -> Any:
-    return function(_read(given) if isinstance(given, Path) else given, task)
+class _Cluster:
+    """The workers of a cluster, to which ``common`` was sent."""
 
+    def __init__(self, client: Any, common: Any) -> None:
+        self._executor, self._common = client.get_executor(pure=False), common
 
-@lru_cache(maxsize=1)
-def _read(path: Path) -> Any:
-    with open(path, "rb") as file:
-        return pickle.load(file)
-
-
-@contextmanager
-def _open_processes(common: Any, jobs: int) -> Iterator[tuple[Executor, Path]]:
-    """Worker processes, which do not import this one's main module: it needs no ``if __name__ == "__main__"``."""
-    with Scratch() as folder:
-        path = folder / "common"
-        with open(path, "wb") as file:
-            pickle.dump(common, file, pickle.HIGHEST_PROTOCOL)
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        # Files that a killed worker leaves are removed with this folder. Idle workers end soon after their parent.
-        env = {"OMP_NUM_THREADS": threads, "TMPDIR": str(folder)}
-        executor = loky.ProcessPoolExecutor(jobs, env=env, timeout=IDLE)
-        try:
-            yield executor, path
-        finally:
-            executor.shutdown(kill_workers=True)
+    def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
+        futures = {self._executor.submit(function, self._common, task): key for key, task in tasks.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 @contextmanager
-def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]:
-    """The executor of a cluster, which itself runs lost tasks again while one of its workers has ``common``.
+def _open_cluster(common: Any, scheduler: str) -> Iterator[_Runner]:
+    """The workers of a cluster, which itself runs lost tasks again while one of its workers has ``common``.
 
     Raises ConfigError where Dask is not installed, or no scheduler or worker answers.
     """
@@ -122,7 +118,7 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[tuple[Executor, Any]]
         except (OSError, TimeoutError) as error:
             raise ConfigError(f"scheduler: found no worker at {scheduler}: {first_line(error)}; start some") from None
         try:
-            yield client.get_executor(pure=False), shipped
+            yield _Cluster(client, shipped)
         except KilledWorker as error:
             raise BrokenExecutor(str(error)) from error
 

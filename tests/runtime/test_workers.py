@@ -1,64 +1,50 @@
 """Tasks in processes and on a cluster: the same results, whatever becomes of a worker."""
 
 import os
-import signal
 import sys
 import tempfile
 
 import pytest
 
-from onnxcalib.errors import ConfigError, DataError
+from onnxcalib.errors import ConfigError
+from onnxcalib.runtime import workers as module
 from onnxcalib.runtime.workers import count_jobs, run_tasks
+from tests.runtime import tasks
 
 TASKS = {f"task {i}": i for i in range(5)}
 
 
 def test_results_of_processes_are_those_of_this_one():
-    def multiply(common, task):
-        return common * task, os.getpid()
-
-    here = dict(run_tasks(multiply, 10, TASKS))
-    there = dict(run_tasks(multiply, 10, TASKS, jobs=2))
+    here = dict(run_tasks(tasks.multiply, 10, TASKS))
+    there = dict(run_tasks(tasks.multiply, 10, TASKS, jobs=2))
     assert {key: value for key, (value, _) in there.items()} == {key: 10 * i for key, i in TASKS.items()}
     assert {pid for _, pid in here.values()} == {os.getpid()} and os.getpid() not in {pid for _, pid in there.values()}
 
 
 def test_one_task_needs_no_process():
-    assert dict(run_tasks(lambda common, task: os.getpid(), None, {"only": 0}, jobs=4)) == {"only": os.getpid()}
+    assert dict(run_tasks(tasks.name_process, None, {"only": 0}, jobs=4)) == {"only": os.getpid()}
 
 
 def test_what_a_lost_worker_had_is_run_again(tmp_path):
-    def die_once(common, task):
-        marker = common / str(task)
-        if task == 3 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return task
-
     warnings = []
-    found = dict(run_tasks(die_once, tmp_path, TASKS, jobs=2, warn=warnings.append))
+    found = dict(run_tasks(tasks.die_once, tmp_path, TASKS, jobs=2, warn=warnings.append))
     assert found == TASKS and len(warnings) == 1
     assert warnings[0].startswith("a worker was lost; ") and warnings[0].endswith(" of 5 tasks are run again")
 
 
-def test_a_task_that_ends_every_worker_is_given_up():
-    def die(common, task):
-        os._exit(1)
-
+def test_a_task_that_ends_every_worker_is_given_up(capfd):
     with pytest.raises(ConfigError, match=r"^jobs: workers ended before their task 3 times; .* or --jobs 1$"):
-        dict(run_tasks(die, None, TASKS, jobs=2))
+        dict(run_tasks(tasks.die, None, TASKS, jobs=2))
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_fault_of_a_task_is_raised_here():
-    def fail(common, task):
-        raise DataError(f"task {task}: found nothing")
-
-    with pytest.raises(DataError, match=r"^task \d: found nothing$"):
-        dict(run_tasks(fail, None, TASKS, jobs=2))
-
-
-def test_workers_fill_the_cores():
-    assert count_jobs(10**6) == 1 and count_jobs(1) >= 1
+def test_workers_fill_the_cores(tmp_path, monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    assert count_jobs(10**6) == 1
+    for text, jobs in {"max 100000": cores, "5000 100000": 1, "-1 100000": cores, "": cores, "x": cores}.items():
+        (tmp_path / "cpu.max").write_text(text)
+        monkeypatch.setattr(module, "QUOTAS", (tmp_path / "none", tmp_path / "cpu.max"))
+        assert count_jobs(1) == jobs
 
 
 def test_a_cluster_that_does_not_answer_is_refused(monkeypatch):
@@ -84,13 +70,6 @@ def test_a_cluster_needs_dask(monkeypatch):
 def test_what_lost_workers_stored_is_cleared_away(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
-
-    def store(common, task):
-        import tempfile
-
-        open(os.path.join(tempfile.mkdtemp(), "activations"), "w").close()
-        os._exit(1)
-
     with pytest.raises(ConfigError):
-        dict(run_tasks(store, None, TASKS, jobs=2))
+        dict(run_tasks(tasks.store_and_die, None, TASKS, jobs=2))
     assert not list(tmp_path.iterdir())

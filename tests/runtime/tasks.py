@@ -1,0 +1,97 @@
+"""What the workers of tests run: functions that another process can import."""
+
+import ctypes
+import os
+import signal
+import sys
+import tempfile
+import time
+from functools import partial
+
+from onnxcalib.errors import ConfigError, DataError, OutputError
+from onnxcalib.files.scratch import Scratch
+
+
+def multiply(common, task):
+    return common * task, os.getpid()
+
+
+def name_process(common, task):
+    return os.getpid()
+
+
+def die_once(common, task):
+    marker = common / str(task)
+    if task == 3 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def die(common, task):
+    os._exit(1)
+
+
+def store_and_die(common, task):
+    open(os.path.join(tempfile.mkdtemp(), "activations"), "w").close()
+    os._exit(1)
+
+
+class Worded(ConfigError):
+    """A fault whose constructor takes other arguments than its text."""
+
+    def __init__(self, where, found):
+        super().__init__(f"{where}: found {found}")
+
+
+FAULTS = {
+    "of the user": partial(DataError, "task: found nothing"),
+    "of the disk": partial(OutputError, "/tmp: full"),
+    "with own constructor": partial(Worded, "jobs", 3),
+    "not picklable": partial(ValueError, "a function", lambda: None),
+    "memory": partial(MemoryError, "too much"),
+    "interrupt": KeyboardInterrupt,
+    "exit": partial(SystemExit, 5),
+    "of a file": partial(FileNotFoundError, 2, "No such file", "x"),
+    "assertion": partial(AssertionError, "a: b"),
+}
+
+
+def fail(common, task):
+    raise FAULTS[task]()
+
+
+def give_what_cannot_be_sent(common, task):
+    return lambda: None
+
+
+def give_much(common, task):
+    return bytes(common)
+
+
+def tell_path(common, task):
+    return sys.path, os.getcwd()
+
+
+def write_and_print(common, task):
+    print("on standard output")
+    return task
+
+
+def wait_long(common, task):
+    """Write one's number and a temporary file, then wait, write a large result, or hold the interpreter."""
+    scratch = Scratch()
+    (scratch.path / "activations").write_bytes(bytes(1000))
+    (common / f"{os.getpid()}.pid").touch()
+    if task == "hold":
+        ctypes.PyDLL(None).sleep(60)
+    elif task == "wait":
+        time.sleep(60)
+    elif task == "write":
+        return bytes(2**29)
+    return bytes(scratch.path)
+
+
+def end_at_once(common, task):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
