@@ -3,7 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from importlib.metadata import distributions
 
+import numpy as np
+import onnx
 import pytest
 
 import onnxcalib
@@ -183,6 +188,36 @@ def test_a_plan_is_the_same_from_any_number_of_workers(deep, images, tmp_path):
         for jobs in (1, 2)
     ]
     assert found[0].to_json() == found[1].to_json() and "W4A8" in found[0].layers.values()
+
+
+TRAP = "open({marker!r}, 'a').write(__name__ + chr(10))"
+COMMAND = "import sys; from onnxcalib.cli.main import main; sys.exit(main())"
+
+
+def test_nothing_that_lies_around_is_run_and_nothing_is_left(deep, images, tmp_path):
+    here, marker = tmp_path / "here", tmp_path / "marker"
+    homes = {name: tmp_path / name for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR")}
+    for folder in (here, *homes.values()):
+        folder.mkdir()
+    names = {name.split("/")[0].removesuffix(".py") for each in distributions() for name in map(str, each.files or ())}
+    for name in [*sys.stdlib_module_names, *filter(str.isidentifier, names), "sitecustomize", "usercustomize"]:
+        (here / f"{name}.py").write_text(TRAP.format(marker=str(marker)))
+    onnx.save(deep, tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", images)
+    options = ["--calib", "../images.npy", "--max-size", "0.9@8-bit", "--effort", "fast", "--jobs", "2", "--candidates", "W8A8,W4A8"]
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ORT_DISABLE_TELEMETRY")}
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", COMMAND, "plan", "../model.onnx", *options, "-o", "../plan.json"],
+        cwd=here,
+        env={**env, **{name: str(folder) for name, folder in homes.items()}},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert not marker.exists(), marker.read_text()
+    left = {str(path.relative_to(tmp_path)) for folder in homes.values() for path in folder.rglob("*")}
+    entries = {name for name in left if name.endswith(".onnxcalib")}
+    assert left - entries == {"XDG_CACHE_HOME/onnxcalib"} and len(entries) > 2
 
 
 def test_a_plan_is_the_same_from_a_cluster_that_loses_a_worker(deep, images, tmp_path, monkeypatch):
