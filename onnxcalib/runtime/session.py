@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from ..errors import ModelError, first_line
-from ..files.scratch import Scratch
+from ..errors import ModelError, OutputError, first_line
+from ..files.scratch import Scratch, room_in
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
 
@@ -43,7 +43,7 @@ class Session:
         dump: Path | None = None,
         profile: Path | None = None,
     ):
-        """Raises ModelError where onnxruntime refuses the model.
+        """Raises ModelError where onnxruntime refuses the model, and OutputError where a file cannot be written.
 
         also: tensors to return after the outputs; those that no node computes are left out. name: what errors call the
         model. deployed: as users run it, so that sums of integers saturate where this processor's kernels do;
@@ -52,13 +52,16 @@ class Session:
         profile: how the name of the file begins that ``end_profile`` reads.
         """
         self.name = name
-        more, choose = _more_outputs(model, also), partial(_choose_options, optimize, threads, dump, profile)
-        if deployed or unsigned or not saturates():
-            loaded = _load(model, more, choose(unsigned=unsigned), name)
-        else:
-            loaded = _load_exact(model, more, choose, name)
+        more, as_users = _more_outputs(model, also), deployed or unsigned
+
+        def load(dump: Path | None) -> _Loaded:
+            choose = partial(_choose_options, optimize, threads, dump, profile)
+            if as_users or not saturates():
+                return _load(model, more, choose(unsigned=unsigned), name)
+            return _load_exact(model, more, choose, name)
+
         # Keep this order: Python releases attributes as they were set, and the session maps files of the folder.
-        self._session, self._folder = loaded
+        self._session, self._folder = load(dump) if dump is None else _load_and_dump(load, dump)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -76,9 +79,18 @@ class Session:
         return dict(zip(names, values, strict=True))
 
     def end_profile(self) -> dict[str, list[float]]:
-        """Milliseconds of each node's kernel, one for each run, by the node's name in the optimized graph."""
+        """Milliseconds of each node's kernel, one for each run, by the node's name in the optimized graph.
+
+        Raises OutputError where onnxruntime could not write its profile, of which it says nothing itself.
+        """
         times: dict[str, list[float]] = {}
-        for event in json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8")):
+        path = Path(self._session.end_profiling())
+        with room_in(path.parent):
+            try:
+                events = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise OSError("onnxruntime's profile is not whole") from None
+        for event in events:
             if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
                 times.setdefault(event["name"].removesuffix(KERNEL), []).append(event["dur"] / 1000)
         return times
@@ -127,14 +139,37 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
             return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers), None
         folder = Scratch()
         path = folder.path / "model.onnx"
-        save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
-        with open(path, "ab") as file:
-            file.write(more)
+        _write(model, more, path)
         return ort.InferenceSession(str(path), options, providers=providers), folder
+    except OutputError:
+        if folder is not None:
+            folder.remove()
+        raise
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         if folder is not None:
             folder.remove()  # the error's traceback would keep it
         raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
+
+
+def _write(model: ModelProto, more: bytes, path: Path) -> None:
+    """Write a model into a temporary folder. Raises OutputError."""
+    with room_in(path.parent):
+        try:
+            save_model(model, path, most_bytes=MOST_BYTES, lasting=False)
+        except OutputError as error:  # says what to do about a user's own file
+            raise error.__cause__ or error from None
+        with open(path, "ab") as file:
+            file.write(more)
+
+
+def _load_and_dump(load: Callable[[Path | None], _Loaded], dump: Path) -> _Loaded:
+    """A session that writes its graph. Where it loads without writing, the fault is the disk's: raises OutputError."""
+    try:
+        return load(dump)
+    except ModelError as error:
+        load(None)
+        with room_in(dump.parent):
+            raise OSError(f"onnxruntime cannot write its graph: {first_line(error)}") from None
 
 
 def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str) -> _Loaded:

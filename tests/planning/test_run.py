@@ -204,7 +204,18 @@ def test_nothing_that_lies_around_is_run_and_nothing_is_left(deep, images, tmp_p
         (here / f"{name}.py").write_text(TRAP.format(marker=str(marker)))
     onnx.save(deep, tmp_path / "model.onnx")
     np.save(tmp_path / "images.npy", images)
-    options = ["--calib", "../images.npy", "--max-size", "0.9@8-bit", "--effort", "fast", "--jobs", "2", "--candidates", "W8A8,W4A8"]
+    options = [
+        "--calib",
+        "../images.npy",
+        "--max-size",
+        "0.9@8-bit",
+        "--effort",
+        "fast",
+        "--jobs",
+        "2",
+        "--candidates",
+        "W8A8,W4A8",
+    ]
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "ORT_DISABLE_TELEMETRY")}
     found = subprocess.run(
         [sys.executable, "-P", "-c", COMMAND, "plan", "../model.onnx", *options, "-o", "../plan.json"],

@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcalib.errors import ModelError
+from onnxcalib.errors import ModelError, OutputError
 from onnxcalib.runtime import session as session_module
 from onnxcalib.runtime.session import Session
 
@@ -62,6 +62,38 @@ def test_the_optimized_graph_is_written_where_asked_with_its_weights_beside_it(b
     assert session.run({"x": draw(2, 64)})["y"].shape == (2, 64)
 
 
+FULL = r"^{folder}: temporary files cannot be kept here \({reason}.*\); free space, set TMPDIR to another disk, or give"
+
+
+def expect_full(folder, reason):
+    return pytest.raises(OutputError, match=FULL.format(folder=folder, reason=reason))
+
+
+def test_a_disk_without_room_for_the_optimized_graph_is_told_as_that(model, tmp_path, limited_files):
+    with limited_files(10), expect_full(tmp_path, "onnxruntime cannot write its graph: "):
+        Session(model, dump=tmp_path / "optimized.onnx")
+    model.graph.node[0].op_type = "MatMull"
+    with pytest.raises(ModelError, match="MatMull"):
+        Session(model, dump=tmp_path / "optimized.onnx")
+
+
+def test_a_disk_without_room_for_the_profile_is_told_as_that(model, draw, tmp_path, limited_files):
+    session = Session(model, profile=tmp_path / "profile")
+    session.run({"x": draw(2, 4), "unused": draw(2, 4)})
+    with limited_files(10), expect_full(tmp_path, "onnxruntime's profile is not whole"):
+        session.end_profile()
+
+
+@pytest.mark.parametrize("room", [10, 300])
+def test_a_disk_without_room_for_a_large_model_is_told_as_that(build, draw, room, limited_files, monkeypatch, tmp_path):
+    monkeypatch.setattr(session_module, "MOST_BYTES", 10)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = build("g (float[N, 64] x) => (float[N, 64] y) { y = MatMul (x, w) }", w=draw(64, 64))
+    with limited_files(room), expect_full(rf"{tmp_path}/onnxcalib-\w+", "File too large"):
+        Session(model)
+    assert not list(tmp_path.iterdir())
+
+
 def test_optimizations_can_be_left_out(build, draw, tmp_path):
     model = build("g (float[N, 4] x) => (float[N, 4] y) { a = Identity (x) y = Relu (a) }")
     Session(model, optimize=False, dump=tmp_path / "plain.onnx")
@@ -81,13 +113,13 @@ def test_a_model_too_large_for_one_message_goes_through_a_file_and_keeps_its_wei
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_a_session_maps_stay_as_long_as_the_session(model, draw, monkeypatch, tmp_path):
+def test_files_that_a_session_maps_stay_as_long_as_the_session(build, draw, monkeypatch, tmp_path):
+    model = build("g (float[N, 64] x) => (float[N, 64] y) { y = MatMul (x, w) }", w=draw(64, 64))
     monkeypatch.setattr(session_module, "MOST_BYTES", 10)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     session = Session(model)
-    assert {path.name for path in tmp_path.glob("*/*")} == {"model.onnx", "model.onnx.data"}
-    x = draw(2, 4)
-    assert session.run({"x": x, "unused": x})["y"].shape == (2, 3)
+    assert sorted(path.name.partition(".onnx")[2][-5:] for path in tmp_path.glob("*/*")) == ["", ".data"]
+    assert session.run({"x": draw(2, 64)})["y"].shape == (2, 64)
     del session
     assert list(tmp_path.iterdir()) == []
 
