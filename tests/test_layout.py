@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "runtime.converters": (set(), {"numpy", "onnx", "onnx2torch", "torch"}),
     "runtime": (
         {"errors", "files", "graph", "graph.passes", "runtime.converters"},
-        {"numpy", "onnx", "onnxruntime", "torch", "distributed", "joblib", "loky", "platformdirs"},
+        {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs"},
     ),
     "quantization": (
         {*FOUNDATION, "bitplan", "report", *WORKSHOPS},
