@@ -37,7 +37,7 @@ def moved_outputs(node: NodeProto) -> list[str]:
 
 def data_inputs(node: NodeProto) -> list[str]:
     """The inputs of an integer operator or a mover that carry activations."""
-    return [t for t in node.input if t] if node.op_type in INTEGER_OPS else [node.input[0]]
+    return [t for t in node.input if t] if node.op_type in INTEGER_OPS else [*node.input[:1]]
 
 
 def upper_bound(index: Index, tensor: str) -> float | None:

@@ -70,13 +70,14 @@ class Cache:
     def find(self, name: str, kind: type[T]) -> T | None:
         """The value that is kept under this name; None without one, or where its file does not hold one."""
         path = self._path(name)
-        with suppress(OutputError, OSError, ValueError, RecursionError):
-            if not self.broken:
-                with open_file(path, OutputError, give="") as file:
-                    found: T = restore(*self._read(name, file, kind))
-                os.utime(path)  # the time of its last use
-                return found
-        return None
+        try:
+            with open_file(path, OutputError, give="") as file:
+                found: T = restore(*self._read(name, file, kind))
+        except (OutputError, OSError, ValueError, RecursionError):
+            return None
+        with suppress(OSError):  # a folder that can only be read is of use too
+            os.utime(path)  # the time of its last use
+        return found
 
     def keep(self, name: str, value: T, kind: type[T]) -> T:
         """Keep a value that was computed elsewhere; the value that is kept under this name, which may be older."""

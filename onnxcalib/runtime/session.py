@@ -25,6 +25,8 @@ MOST_BYTES = 2**28
 KERNEL = "_kernel_time"
 # Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
+# What onnxruntime says of outputs of the types that it does not give to Python.
+NO_TYPE, NO_ARRAYS = "No corresponding Numpy type", ("bfloat16", "int4", "float4")
 
 
 class Session:
@@ -75,8 +77,16 @@ class Session:
         try:
             values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            raise ModelError(f"onnxruntime cannot run {self.name}: {first_line(error)}") from error
+            raise ModelError(f"onnxruntime cannot run {self.name}: {self._explain(error, names)}") from error
         return dict(zip(names, values, strict=True))
+
+    def _explain(self, error: Exception, names: Sequence[str]) -> str:
+        text = first_line(error)
+        if NO_TYPE in text:  # onnxruntime does not say which output that is
+            for each in self._session.get_outputs():
+                if each.name in names and any(kind in each.type for kind in NO_ARRAYS):
+                    return f"the output {each.name} is {each.type}; no array holds that; add a Cast to float behind it"
+        return text
 
     def end_profile(self) -> dict[str, list[float]]:
         """Milliseconds of each node's kernel, one for each run, by the node's name in the optimized graph.

@@ -49,12 +49,13 @@ class Store:
         """The tensors that are kept now."""
         return list(self._paths)
 
-    def append(self, name: str, value: np.ndarray | list[Any]) -> None:
+    def append(self, name: str, value: Any) -> None:
         """Add the next batch of a tensor. Raises OutputError where the disk has no room for it.
 
-        Strings and sequences are pickled: they can be read batch by batch, but not row by row.
+        What is no array of numbers, such as strings, a sequence, a map or an optional value that is none, is pickled:
+        it can be read batch by batch, but not row by row.
         """
-        pickled = isinstance(value, list) or value.dtype.hasobject
+        pickled = not isinstance(value, (np.ndarray, np.generic)) or value.dtype.hasobject
         data = np.frombuffer(pickle.dumps(value), np.uint8) if pickled else np.asarray(value)
         if name not in self._paths:
             self._paths[name] = self.folder / str(self._made)

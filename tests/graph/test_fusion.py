@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from onnxcalib.graph.fusion import (
     carried_outputs,
@@ -119,6 +120,10 @@ def test_a_mover_takes_its_relu_along_only_where_nobody_needs_the_negative_value
 def test_the_indices_of_a_pool_are_no_moved_values(build):
     graph, _ = graph_of(build, "y, i = MaxPool <kernel_shape = [2, 2]> (x)")
     assert moved_outputs(graph.node[0]) == ["y"]
+
+
+def test_what_reads_nothing_carries_nothing():
+    assert data_inputs(helper.make_node("Constant", [], ["y"], value_float=1.0)) == []
 
 
 def test_movers_carry_their_first_input_alone(build):

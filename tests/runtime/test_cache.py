@@ -60,6 +60,19 @@ def test_a_full_disk_ends_the_keeping_and_not_the_run(tmp_path, limited_files):
     assert [cache.recall("y", lambda: 1, int), cache.recall("y", lambda: 2, int)] == [1, 2] and not os.listdir(tmp_path)
 
 
+def test_a_folder_that_can_only_be_read_is_of_use(tmp_path, monkeypatch, limited_files):
+    Cache("a", tmp_path).keep("x", 1, int)
+
+    def refuse(*_arguments):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(module.os, "utime", refuse)
+    cache = Cache("a", tmp_path)
+    with limited_files(10):
+        assert [cache.recall("y", lambda: 2, int), cache.recall("x", lambda: 3, int)] == [2, 1]
+    assert cache.broken
+
+
 def write_entry(path, *facts, arrays=b"", digest=True):
     """The entry of a header, with the right sum unless ``digest`` is False."""
     header = json.dumps(facts).encode()

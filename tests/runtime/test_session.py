@@ -47,6 +47,19 @@ def test_errors_name_what_was_run(model, draw):
         Session(model, name="block conv1")
 
 
+@pytest.mark.parametrize(("number", "kind"), [(16, "bfloat16"), (22, "int4"), (21, "uint4")])
+def test_an_output_of_which_no_arrays_are_given_is_named(build, draw, number, kind):
+    model = build(
+        f"g (float[N] x) => (float[N] y, {kind}[N] z) {{ y = Relu (x) z = Cast <to = {number}> (x) }}", opset=21
+    )
+    session = Session(model)
+    with pytest.raises(
+        ModelError, match=rf"^onnxruntime cannot run the model: the output z is tensor\({kind}\); no array"
+    ):
+        session.run({"x": draw(3)})
+    assert list(session.run({"x": draw(3)}, ["y"])) == ["y"]
+
+
 def test_a_missing_feed_is_named(model, draw):
     with pytest.raises(ModelError, match=r"onnxruntime cannot run the model: .*unused"):
         Session(model).run({"x": draw(2, 4)})

@@ -99,6 +99,14 @@ def test_samples_are_the_first_axis_where_every_batch_has_a_row_for_each(store):
     assert not store.sample_major("ragged", [2, 2])
 
 
+def test_maps_and_values_that_are_none_come_back():
+    with Store() as store:
+        for value in (None, [{1: 0.5}], np.float32([1])):
+            store.append("odd", value)
+        assert [store.batch("odd", 0), store.batch("odd", 1)] == [None, [{1: 0.5}]]
+        assert store.batch("odd", 2) == np.float32([1]) and not store.sample_major("odd", [1, 1, 1])
+
+
 def test_a_full_disk_is_one_line_with_what_to_do(store, monkeypatch):
     def refuse(*_arguments, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
