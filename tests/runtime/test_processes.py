@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -47,6 +48,14 @@ def test_what_a_task_raises_is_raised_here(fault, kind, text):
 def test_a_result_that_cannot_be_sent_is_a_fault_of_the_program():
     with pytest.raises(Exception, match=r"lambda"):
         run_two(tasks.give_what_cannot_be_sent)
+
+
+def test_workers_may_be_started_from_any_thread():
+    found = []
+    thread = Thread(target=lambda: found.append(run_two(tasks.write_and_print)))
+    thread.start()
+    thread.join()
+    assert found == [TWO]
 
 
 def test_results_of_any_size_come_back():
