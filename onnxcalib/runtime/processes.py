@@ -6,6 +6,7 @@ that a killed process could leave.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -34,6 +35,8 @@ except (EOFError, OSError):  # this process has ended already
 from onnxcalib.runtime.worker import serve
 serve(pipe, {parent})
 """
+# The numbers of files below it are those of standard streams, which other files have where a stream is closed.
+FIRST_FREE = 3
 # Options of Python that say where it looks for modules.
 FLAGS = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}
 
@@ -58,8 +61,8 @@ class Workers:
 
     def start(self, environment: Mapping[str, str]) -> None:
         """Start one more. Raises ConfigError where the system refuses it."""
-        pipe, other = Pipe()
         try:
+            pipe, other = _make_pipe()
             with other, _without_interrupts():
                 process = subprocess.Popen(
                     [
@@ -71,11 +74,11 @@ class Workers:
                     ],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,  # this process' own is for results
+                    stderr=subprocess.DEVNULL if sys.__stderr__ is None else None,
                     env={**os.environ, **environment},
                     pass_fds=[other.fileno()],
                 )
         except OSError as error:
-            pipe.close()
             raise ConfigError(
                 f"jobs: no worker process can be started ({error.strerror or error}); take fewer, or --jobs 1"
             ) from None
@@ -130,6 +133,13 @@ def open_workers(common: Any, count: int) -> Iterator[Workers]:
             yield workers
         finally:
             workers.end()
+
+
+def _make_pipe() -> tuple[Connection, Connection]:
+    """This process' end of a pipe, and that of a worker, whose standard streams must not replace it."""
+    own, other = Pipe()
+    with other:
+        return own, Connection(fcntl.fcntl(other.fileno(), fcntl.F_DUPFD_CLOEXEC, FIRST_FREE))
 
 
 @contextmanager

@@ -58,6 +58,22 @@ def test_workers_may_be_started_from_any_thread():
     assert found == [TWO]
 
 
+WRITE = """
+import sys
+from onnxcalib.runtime.workers import run_tasks
+from tests.runtime.tasks import multiply
+found = [value for _, (value, _) in run_tasks(multiply, 10, {"a": 1, "b": 2}, jobs=2)]
+open(sys.argv[1], "w").write(str(sorted(found)))
+"""
+
+
+def test_workers_answer_a_process_without_standard_streams(tmp_path):
+    shell = 'exec "$0" -P -c "$1" "$2" <&- >&- 2>&-'
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["sh", "-c", shell, sys.executable, WRITE, tmp_path / "found"], env=env, timeout=60, check=True)
+    assert (tmp_path / "found").read_text() == "[10, 20]"
+
+
 def test_results_of_any_size_come_back():
     assert {len(result) for result in run_two(tasks.give_much, 2**24).values()} == {2**24}
 
