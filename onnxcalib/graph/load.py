@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
-from ..errors import ModelError, first_line
+from ..errors import ModelError
+from ..files.reading import open_file, spell_fault
 from ..spec import InputSpec
 from .edit import copy_model
+from .external import find_data, read_entries, read_external
 from .index import all_nodes, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, QUANTIZED_OPS
 from .save import model_bytes
 from .shapes import recorded_shape
+from .structure import STANDARD, check_structure, check_texts
+from .tensors import check_tensor, list_tensors, make_dense
+from .wire import NotAMessage, Walk
 
+GIVE = "an ONNX file is needed; export or download it again"
+# protobuf's limit of one message.
+MOST_FILE_BYTES = 2**31 - 1
 # The first IR version with opset imports, without which operators have no defined meaning (onnx IR specification).
 LEAST_IR_VERSION = 3
 # onnxruntime guarantees no kernel below opset 7 (its page on compatibility).
@@ -29,26 +39,40 @@ FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, Ten
 def load_model(source: Path | ModelProto) -> ModelProto:
     """The model with all its weights in memory; a ModelProto is deep copied, a file's external data are read too.
 
-    Raises ModelError for a file that is missing, unreadable or not ONNX, for external data that are missing or too
-    short, for a model without outputs, for an IR version or opset out of range, and for nodes that read a tensor that
-    nothing makes.
+    Sparse constants become dense, and what only training needs is left out. Raises ModelError for a file that is
+    missing, unreadable or not ONNX, for external data that are not what their tensors declare, and for a graph that no
+    operator's definition allows.
     """
     if isinstance(source, ModelProto):
         model, where = copy_model(source), "model"
+        check_texts(model, where)
         _refuse_unread_data(model)
     else:
         path = Path(source)
         model, where = _parse(path), str(path)
-        _read_external_data(model, path)
+        read_external([tensor for _, tensor in list_tensors(model) if uses_external_data(tensor)], path)
+    model.ClearField("training_info")
     _refuse_out_of_range(model, where)
+    for name, tensor in list_tensors(model):
+        check_tensor(tensor, f"{where}: {name}")
+    make_dense(model)
+    check_structure(model, where)
     _refuse_broken(model, where)
     return model
 
 
 def stored_files(path: Path) -> tuple[Path, ...]:
     """The files of a model: its own, and those of its external data. Raises ModelError."""
-    tensors = [tensor for tensor in _all_tensors(_parse(path).graph) if uses_external_data(tensor)]
-    return (path, *sorted({path.parent / ExternalDataInfo(tensor).location for tensor in tensors}))
+    with open_file(path, ModelError, give=GIVE) as file:
+        facts = os.fstat(file.fileno())
+    return _list_files(path, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _list_files(path: Path, _identity: tuple[int, ...]) -> tuple[Path, ...]:
+    """As ``stored_files``, which a run asks several times of a file that stays the same."""
+    tensors = [tensor for _, tensor in list_tensors(_parse(path)) if uses_external_data(tensor)]
+    return (path, *sorted({find_data(tensor, path)[0] for tensor in tensors}))
 
 
 def stored_bytes(source: Path | ModelProto) -> int:
@@ -130,65 +154,37 @@ def weight_types(graph: GraphProto, outer: Mapping[str, TensorProto] | None = No
     return own, inner
 
 
-def _all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Initializers and Constant values of the graph and of its bodies."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t,) if attribute.HasField("t") else attribute.tensors
-        for body in subgraphs(node):
-            yield from _all_tensors(body)
-
-
 def _parse(path: Path) -> ModelProto:
-    if path.is_dir():
-        raise ModelError(f"{path}: is a directory; an ONNX file is needed; name the .onnx file in it")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; an ONNX file is needed; check the path") from None
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); a readable ONNX file is needed") from error
-    advice = "an ONNX file is needed; export or download it again"
-    if not data:
-        raise ModelError(f"{path}: is empty; {advice}")
-    model = ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError:
-        raise ModelError(f"{path}: is not an ONNX model, or is cut off; {advice}") from None
+    """The model of a file, without its external data. What is no model is not read whole."""
+    with open_file(path, ModelError, give=GIVE) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise ModelError(f"{path}: is empty; {GIVE}")
+        if size > MOST_FILE_BYTES:
+            raise ModelError(
+                f"{path}: holds {size:,} bytes; an ONNX file has at most {MOST_FILE_BYTES:,}, as protobuf allows; give it"
+                " external data"
+            )
+        model = ModelProto()
+        try:
+            Walk(file).check(ModelProto.DESCRIPTOR, size)
+            file.seek(0)
+            model.ParseFromString(file.read(size))
+        except (NotAMessage, DecodeError):
+            raise ModelError(f"{path}: is not an ONNX model, or is cut off; {GIVE}") from None
+        except OSError as error:
+            raise ModelError(f"{path}: {spell_fault(error)}; {GIVE}") from None
     if not model.HasField("graph") or not model.ir_version:
-        raise ModelError(f"{path}: holds no ONNX graph; {advice}")
+        raise ModelError(f"{path}: holds no ONNX graph; {GIVE}")
+    check_texts(model, str(path))
     return model
 
 
-def _read_external_data(model: ModelProto, path: Path) -> None:
-    for tensor in _all_tensors(model.graph):
-        if not uses_external_data(tensor):
-            continue
-        location = ExternalDataInfo(tensor).location
-        file = path.parent / location
-        if not file.is_file():
-            raise ModelError(
-                f"{path}: the data of tensor {tensor.name} are in {file}, which is missing; external data lie beside"
-                " the model; put the file back"
-            )
-        try:
-            load_external_data_for_tensor(tensor, str(path.parent))
-        except (OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ModelError(
-                f"{path}: the data of tensor {tensor.name} cannot be read from {file} ({first_line(error)}); whole"
-                " files in the model's folder are needed; export or download them again"
-            ) from error
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
-
-
 def _refuse_unread_data(model: ModelProto) -> None:
-    for tensor in _all_tensors(model.graph):
+    for _, tensor in list_tensors(model):
         if uses_external_data(tensor):
             raise ModelError(
-                f"tensor {tensor.name}: its data are in the file {ExternalDataInfo(tensor).location}, and a model in"
+                f"tensor {tensor.name}: its data are in the file {read_entries(tensor).get('location')}, and a model in"
                 " memory has no folder; data inside the model are needed; give the path, or load the data first"
             )
 
@@ -199,7 +195,10 @@ def _refuse_out_of_range(model: ModelProto, where: str) -> None:
             f"{where}: IR version {model.ir_version} found; {LEAST_IR_VERSION} or newer is needed; export it again"
         )
     newest = onnx.defs.onnx_opset_version()
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+    opsets = sorted({entry.version for entry in model.opset_import if entry.domain in STANDARD})
+    if len(opsets) > 1:
+        raise ModelError(f"{where}: opsets {opsets} of the standard operators found; one is needed; export it again")
+    opset = next(iter(opsets), None)
     if opset is None or not LEAST_OPSET <= opset <= newest:
         found = "no opset" if opset is None else f"opset {opset}"
         raise ModelError(
@@ -213,7 +212,6 @@ def _refuse_broken(model: ModelProto, where: str) -> None:
     if not graph.output:
         raise ModelError(f"{where}: the graph has no outputs; at least one is needed; export the model again")
     known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    known |= {tensor.values.name for tensor in graph.sparse_initializer}
     known |= {name for node in graph.node for name in node.output}
     wanted = [(f"node {n.name or n.op_type}", name) for n in graph.node for name in n.input if name]
     wanted += [("the graph's output list", value.name) for value in graph.output]

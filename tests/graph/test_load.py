@@ -84,7 +84,7 @@ def test_missing_external_data_are_refused_with_the_name_of_file_and_tensor(tmp_
 def test_external_data_that_are_too_short_are_refused(tmp_path, linear):
     onnx.save(linear, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     (tmp_path / "m.data").write_bytes(b"1234")
-    with pytest.raises(ModelError, match=r"the data of tensor w cannot be read from .*m\.data \(.*exceeds"):
+    with pytest.raises(ModelError, match=r"data of tensor w cannot be read from .*m\.data \(bytes 0 to 48 of 4\)"):
         load_model(tmp_path / "m.onnx")
 
 
