@@ -162,8 +162,8 @@ def _parse(path: Path) -> ModelProto:
             raise ModelError(f"{path}: is empty; {GIVE}")
         if size > MOST_FILE_BYTES:
             raise ModelError(
-                f"{path}: holds {size:,} bytes; an ONNX file has at most {MOST_FILE_BYTES:,}, as protobuf allows; give it"
-                " external data"
+                f"{path}: holds {size:,} bytes; protobuf allows {MOST_FILE_BYTES:,} in an ONNX file; give it external"
+                " data"
             )
         model = ModelProto()
         try:

@@ -13,6 +13,7 @@ from ..config import QuantizeConfig
 from ..errors import ModelError
 from ..graph.edit import drop_dead
 from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
+from ..graph.finite import refuse_not_finite
 from ..graph.load import refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
 from ..graph.passes.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
@@ -58,6 +59,7 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     passes["raise_opset"] = int(raised)
     for graph_pass in (fold_constants, widen_float16, merge_duplicates):
         passes[graph_pass.__name__] = graph_pass(model)
+    refuse_not_finite(model)
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
     for graph_pass in (

@@ -12,6 +12,7 @@ from ..edit import add_constant, drop_dead, remove_at
 from ..index import attribute_of, has_bodies, is_op
 from ..ops import LAYERS, LINEAR_OPS, RANDOM_OPS, SHAPE_READERS
 from ..shapes import Shape, infer_shapes
+from ..tensors import MOST_BYTES as MOST_TENSOR_BYTES
 
 # A folded result that is larger than this, and than the operands that it is computed from, only makes the file larger.
 MOST_BYTES = 1 << 20
@@ -22,8 +23,8 @@ def fold_constants(model: ModelProto) -> int:
 
     Shape and Size are constant where the dimensions that they give are fixed, and a Gather of a Shape where those that
     it selects are. These nodes stay: random and quantizing operators, nodes with bodies or of other domains, nodes that
-    make graph outputs, nodes with results above MOST_BYTES that are no layer's weight, and nodes that onnx's reference
-    evaluator cannot compute.
+    make graph outputs, nodes with results above MOST_BYTES that are no layer's weight, results that are larger than any
+    tensor may be, and nodes that onnx's reference evaluator cannot compute.
     """
     total = 0
     while True:
@@ -126,7 +127,7 @@ def _evaluate(
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         return None
     expected = {value.name: value.type.tensor_type for value in single.graph.output}
-    room = math.inf if is_weight else max(MOST_BYTES, sum(tensor.ByteSize() for tensor in operands.values()))
+    room = MOST_TENSOR_BYTES if is_weight else max(MOST_BYTES, sum(tensor.ByteSize() for tensor in operands.values()))
     if sum(_bytes(kind) for kind in expected.values()) > room:
         return None
     try:

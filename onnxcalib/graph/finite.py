@@ -1,0 +1,76 @@
+"""Whether a model's weights are numbers that float32 can compute with."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from ..errors import ModelError
+from .index import Index, attribute_of, constant, is_op
+from .ops import LAYERS
+
+# Errors of rounding are squared and summed: squares of larger weights, 100 million of them, overflow float32.
+MOST = 1e15
+# Inputs of other operators that are weights. Constants elsewhere are none: masks of attention hold the least float.
+WEIGHTS = {
+    **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization"), (1, 2)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)),
+    "BatchNormalization": (1, 2, 3, 4),
+    "PRelu": (1,),
+}
+ADVICE = "train or export the model again"
+
+
+def refuse_not_finite(model: ModelProto) -> None:
+    """Raise ModelError for a weight, a bias, an embedding or a statistic that is not finite or above MOST.
+
+    Constants must be folded before, and layers not yet merged with what follows them.
+    """
+    index = Index(model.graph)
+    checked: set[str] = set()
+    for node in model.graph.node:
+        for name in _weights_of(index, node):
+            if name not in checked and (value := constant(index, name)) is not None:
+                _check(value, f"node {node.name}: tensor {name}")
+                checked.add(name)
+        if is_op(node, "BatchNormalization"):
+            _check_variance(index, node)
+
+
+def _weights_of(index: Index, node: NodeProto) -> list[str]:
+    if is_op(node, *LAYERS):
+        return list(node.input)
+    if is_op(node, *WEIGHTS):
+        return [node.input[number] for number in WEIGHTS[node.op_type] if number < len(node.input)]
+    if is_op(node, "Gather"):
+        table = index.initializers.get(node.input[0])
+        return (
+            [node.input[0]] if table is not None and len(table.dims) == 2 and not attribute_of(node, "axis", 0) else []
+        )
+    if is_op(node, "Add", "Sub", "Mul", "Div") and any(_is_layer(index, name) for name in node.input):
+        return list(node.input)
+    return []
+
+
+def _is_layer(index: Index, tensor: str) -> bool:
+    """Whether a layer with a constant weight makes the tensor."""
+    maker = index.producer.get(tensor)
+    return maker is not None and is_op(maker, *LAYERS) and maker.input[1] in index.initializers
+
+
+def _check(value: np.ndarray, where: str) -> None:
+    if value.dtype.kind != "f" or not value.size:
+        return
+    least, most = float(value.min()), float(value.max())  # both are NaN where any value is
+    if not (-MOST <= least and most <= MOST):
+        found = next(each for each in (least, most) if not abs(each) <= MOST)
+        raise ModelError(f"{where} holds {found:.3g}; finite weights up to {MOST:.0e} are needed; {ADVICE}")
+
+
+def _check_variance(index: Index, node: NodeProto) -> None:
+    variance = constant(index, node.input[4])
+    if variance is not None and variance.size and variance.min() + attribute_of(node, "epsilon", 1e-5) <= 0:
+        raise ModelError(
+            f"node {node.name}: tensor {node.input[4]} holds the variance {variance.min():.3g}; with epsilon it must be"
+            f" above 0; {ADVICE}"
+        )
