@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
-from onnx import ModelProto, shape_inference
+from onnx import ModelProto, ValueInfoProto, helper, shape_inference
 
 from ..errors import ModelError, first_line
+from .edit import remove_at
+from .index import all_graphs
 from .shapes import describe_outputs
 from .weightless import copy_without_weights
+
+# Domain of the nodes that stand for inputs of unknown rank; neither checker nor inference looks into unknown domains.
+UNKNOWN_DOMAIN = "onnxcalib.unknown"
 
 
 def correct_shapes(model: ModelProto) -> bool:
     """Replace the recorded shapes where they contradict the operators, and return whether they did.
 
     Float models record wrong ones, which onnxruntime ignores and onnx's checker refuses. Mutates the model: its outputs
-    get the inferred shapes, and what is recorded of tensors inside is dropped.
+    get the inferred shapes, and what is recorded of tensors inside, and of outputs of bodies, is dropped.
     """
     try:
         # As the checker does it with full_check.
         shape_inference.infer_shapes(copy_without_weights(model), check_type=True, strict_mode=True)
     except shape_inference.InferenceError:
-        del model.graph.value_info[:]
-        for value in model.graph.output:
-            value.type.tensor_type.ClearField("shape")
+        for graph in all_graphs(model.graph):
+            del graph.value_info[:]
+            for value in graph.output:
+                if value.type.HasField("tensor_type"):
+                    value.type.tensor_type.ClearField("shape")
         describe_outputs(model)
         return True
     return False
@@ -31,7 +40,24 @@ def correct_shapes(model: ModelProto) -> bool:
 def check_model(model: ModelProto) -> None:
     """Raise ModelError where onnx's checker refuses the quantized model, which is not changed."""
     try:
-        onnx.checker.check_model(copy_without_weights(model), full_check=True)
+        onnx.checker.check_model(copy_for_checker(model), full_check=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
         found = first_line(error)
         raise ModelError(f"the quantized model fails onnx's checker: {found}; please report this") from error
+
+
+def copy_for_checker(model: ModelProto) -> ModelProto:
+    """A copy without weights, and without inputs and outputs of unknown rank, which onnxruntime takes all the same."""
+    light = copy_without_weights(model)
+    names = [light.graph.input[position].name for position in _list_shapeless(light.graph.input)]
+    for values in (light.graph.input, light.graph.output):
+        remove_at(values, _list_shapeless(values))
+    if names:
+        light.opset_import.append(helper.make_opsetid(UNKNOWN_DOMAIN, 1))
+        light.graph.node.insert(0, helper.make_node("Input", [], names, domain=UNKNOWN_DOMAIN))
+    return light
+
+
+def _list_shapeless(values: Sequence[ValueInfoProto]) -> list[int]:
+    kinds = [value.type for value in values]
+    return [i for i, k in enumerate(kinds) if k.HasField("tensor_type") and not k.tensor_type.HasField("shape")]

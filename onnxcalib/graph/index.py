@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 Value = TypeVar("Value")
 
@@ -62,8 +62,8 @@ def has_bodies(node: NodeProto) -> bool:
     return any(True for _ in subgraphs(node))
 
 
-def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """The graph's nodes, each followed by those of its bodies."""
+def all_nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """The nodes of a graph or a function, each followed by those of its bodies."""
     for node in graph.node:
         yield node
         for body in subgraphs(node):

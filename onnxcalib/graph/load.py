@@ -190,9 +190,10 @@ def _refuse_unread_data(model: ModelProto) -> None:
 
 
 def _refuse_out_of_range(model: ModelProto, where: str) -> None:
-    if model.ir_version < LEAST_IR_VERSION:
+    if not LEAST_IR_VERSION <= model.ir_version <= onnx.IR_VERSION:
         raise ModelError(
-            f"{where}: IR version {model.ir_version} found; {LEAST_IR_VERSION} or newer is needed; export it again"
+            f"{where}: IR version {model.ir_version} found; {LEAST_IR_VERSION} to {onnx.IR_VERSION} are allowed;"
+            " export the model again"
         )
     newest = onnx.defs.onnx_opset_version()
     opsets = sorted({entry.version for entry in model.opset_import if entry.domain in STANDARD})

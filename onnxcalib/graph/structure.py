@@ -5,18 +5,19 @@ onnxruntime refuses most of this too, but not before a run's samples are read, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, checker, defs
 
 from ..errors import ModelError, first_line
-from .index import all_graphs, all_nodes, has_bodies
+from .index import all_graphs, all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
 from .tensors import ADVICE, MOST_ELEMENTS, check_type, spell_node
 
 # Exporters write -1 for a dimension that is not fixed.
-LEAST_DIM = -1
+UNKNOWN_DIM = -1
 STANDARD = ("", "ai.onnx")
 # What may hold the value of a Constant.
 _KINDS = AttributeProto.AttributeType
@@ -56,7 +57,7 @@ def _set_fields(message: Message) -> Any:
 def check_structure(model: ModelProto, where: str) -> None:
     """Raise ModelError for names that are missing or given twice, impossible types, and nodes against their operator.
 
-    What functions do is not checked here.
+    What functions do is not checked here. Dimensions of -1, which stand for any, are left out: mutates the model.
     """
     for graph in all_graphs(model.graph):
         _check_names(graph, where)
@@ -66,6 +67,7 @@ def check_structure(model: ModelProto, where: str) -> None:
                     value.type, f"{where}: {kind} {value.name}", known=graph is model.graph and kind != "tensor"
                 )
     _check_nodes(model, where)
+    _check_loops(model.graph, where, {})
 
 
 def _check_names(graph: GraphProto, where: str) -> None:
@@ -97,7 +99,9 @@ def _check_type(kind: TypeProto, where: str, *, known: bool) -> None:
         if tensor.elem_type or known:
             check_type(tensor.elem_type, where)
         for dim in tensor.shape.dim:
-            if not LEAST_DIM <= dim.dim_value <= MOST_ELEMENTS:
+            if dim.dim_value == UNKNOWN_DIM:
+                dim.ClearField("dim_value")
+            elif not 0 <= dim.dim_value <= MOST_ELEMENTS:
                 raise ModelError(
                     f"{where}: dimension {dim.dim_value} found; 0 to {MOST_ELEMENTS:,} are allowed; {ADVICE}"
                 )
@@ -151,3 +155,17 @@ def _check_constant(node: NodeProto, name: str) -> None:
             f"{name}: {len(node.input)} inputs, {len(node.output)} outputs and attributes {', '.join(given) or 'none'}"
             f" found; a Constant has one output and one of {', '.join(VALUES)}, of the type in the name; {ADVICE}"
         )
+
+
+def _check_loops(graph: GraphProto, where: str, outer: Mapping[str, TensorProto]) -> None:
+    """Raise ModelError for a Loop whose constant trip count is no single number, on which onnxruntime crashes."""
+    constants = in_scope(graph, outer, own_constants(graph))
+    for node in graph.node:
+        count = constants.get(node.input[0]) if is_op(node, "Loop") and node.input else None
+        if count is not None and math.prod(count.dims) != 1:
+            raise ModelError(
+                f"{where}: node {spell_node(node)}: trip count {node.input[0]} of dimensions {list(count.dims)} found;"
+                f" one number is needed; {ADVICE}"
+            )
+        for body in subgraphs(node):
+            _check_loops(body, where, constants)

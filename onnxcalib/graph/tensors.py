@@ -32,11 +32,8 @@ TYPES = {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in helper.get_all_
 
 def list_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Every node of the graph, of its bodies and of the model's functions."""
-    yield from all_nodes(model.graph)
-    for node in (node for function in model.functions for node in function.node):
-        yield node
-        for body in subgraphs(node):
-            yield from all_nodes(body)
+    for owner in (model.graph, *model.functions):
+        yield from all_nodes(owner)
 
 
 def list_graphs(model: ModelProto) -> Iterator[GraphProto]:

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError, first_line
 from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, unused_name
-from ..index import Index, captured, constant, is_op, reads, subgraphs
+from ..index import Index, all_nodes, captured, constant, is_op, reads, subgraphs
 from ..shapes import describe_outputs
 from ..weightless import copy_without_weights, replace_around_weights
 
@@ -68,8 +68,10 @@ def inline_functions(model: ModelProto) -> int:
     """
     count = len(model.functions)
     if count:
+        light = copy_without_weights(model)
+        _spell_defaults(light)
         try:
-            inlined = onnx.inliner.inline_local_functions(copy_without_weights(model))
+            inlined = onnx.inliner.inline_local_functions(light)
         except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
             raise ModelError(
                 f"graph {model.graph.name}: its {count} functions cannot be inlined ({first_line(error)});"
@@ -77,6 +79,15 @@ def inline_functions(model: ModelProto) -> int:
             ) from error
         replace_around_weights(model, inlined)
     return count - len(model.functions)
+
+
+def _spell_defaults(model: ModelProto) -> None:
+    """Write out the attributes that calls of functions leave to their defaults, which onnx's inliner forgets."""
+    defaults = {(function.domain, function.name): function.attribute_proto for function in model.functions}
+    for node in (node for owner in (model.graph, *model.functions) for node in all_nodes(owner)):
+        given = {attribute.name for attribute in node.attribute}
+        missing = defaults.get((node.domain, node.op_type), ())
+        node.attribute.extend(attribute for attribute in missing if attribute.name not in given)
 
 
 def drop_initializer_inputs(model: ModelProto) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, helper, version_converter
 
 from ...errors import ModelError, first_line
+from ..check import copy_for_checker
 from ..edit import copy_model, drop_dead, refill, rename, replace_names, write_attributes
 from ..index import Index, attribute_of, captured, constant, has_bodies, is_op, subgraphs
 from ..shapes import infer_graph
@@ -42,7 +43,7 @@ def raise_opset(model: ModelProto, least: int) -> bool:
     for rewrite in (lift_constants, drop_dead, name_nodes):
         rewrite(new)
     try:
-        checker.check_model(new)
+        checker.check_model(copy_for_checker(new))
     except checker.ValidationError as error:
         raise ModelError(f"{where} ({first_line(error)}); {advice}") from error
     replace_around_weights(model, new)
