@@ -19,7 +19,7 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=stderr)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(escape_controls(text), **options)
+        return super().render_str("\n".join(map(escape_controls, text.split("\n"))), **options)
 
 
 def open_console() -> Console:

@@ -201,7 +201,10 @@ class _ColumnReader:
         prior, moments = Prior(), measured[0]
         if len(measured) == 2:
             fitted, held_out = measured
-            prior, moments = choose_prior(fitted, held_out, rows, threads=self.problem.threads or count_cores()), fitted.pool(held_out)
+            prior, moments = (
+                choose_prior(fitted, held_out, rows, threads=self.problem.threads or count_cores()),
+                fitted.pool(held_out),
+            )
             del fitted, held_out
         del measured  # the Gram matrices are most of the memory that solving takes
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
