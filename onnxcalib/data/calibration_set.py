@@ -239,8 +239,8 @@ def _collect(
         part = check_part(opened, inputs, None if limit is None else limit - samples)
         if samples + part.rows > MOST_SAMPLES:
             raise DataError(
-                f"{opened.where}: found {samples + part.rows:,} samples or more; at most {MOST_SAMPLES:,} are used; give"
-                " fewer with --samples"
+                f"{opened.where}: found {samples + part.rows:,} samples or more; at most {MOST_SAMPLES:,} are used;"
+                " give fewer with --samples"
             )
         part, reason = trim_padding(unpack_part(part, room), inputs)
         padded = padded or reason

@@ -169,7 +169,7 @@ def _find_positions(model: ModelProto) -> dict[str, int]:
 def measure_part(survey: Survey, sets: Sequence[Sequence[str]]) -> Measured:
     """Measure a few sets. One thread unless the settings say more: results must not depend on the machine."""
     threads = survey.config.threads or 1
-    with Store() as store, computing(threads):
+    with Store() as store, computing():
         start = time.perf_counter()
         sweep = _Sweep(survey, store, threads)
         sweep.seconds["evaluate"] += time.perf_counter() - start

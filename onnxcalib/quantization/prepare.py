@@ -35,7 +35,7 @@ SETTINGS_BYTES = 256
 FEW_SAMPLES = 16
 # Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
-    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies"), True),
+    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device"), True),
     "data": {"tokenizer"},
 }
 

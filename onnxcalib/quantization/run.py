@@ -47,9 +47,9 @@ class Run:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Let torch compute with the settings' threads. Raises DeviceMemoryError where the device's memory ends."""
+        """Let torch compute as all runs do. Raises DeviceMemoryError where the device's memory ends."""
         self.current_stage = None
-        with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(self.config.threads):
+        with explain_lack_of_memory(self.device, lambda: self.current_stage), computing():
             yield
 
     def warn(self, text: str) -> None:

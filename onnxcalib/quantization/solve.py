@@ -28,6 +28,7 @@ from ..numeric.gram import (
 )
 from ..numeric.rounding import fake_quantize
 from ..numeric.solve import OutputMetric, Prior, Solution, choose_prior, round_layer, solve_layer
+from ..runtime.device import choose_threads
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .padding_mask import select
 from .state import PROBE, ReconstructionState, SubgraphRunner
@@ -201,10 +202,8 @@ class _ColumnReader:
         prior, moments = Prior(), measured[0]
         if len(measured) == 2:
             fitted, held_out = measured
-            prior, moments = (
-                choose_prior(fitted, held_out, rows, threads=self.problem.threads or count_cores()),
-                fitted.pool(held_out),
-            )
+            prior = choose_prior(fitted, held_out, rows, threads=choose_threads(self.problem.threads))
+            moments = fitted.pool(held_out)
             del fitted, held_out
         del measured  # the Gram matrices are most of the memory that solving takes
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -11,6 +14,8 @@ from ..errors import ConfigError, DeviceMemoryError, first_line
 
 # Sentences of torch's error that say how much memory was asked for, and how much there is.
 SENTENCES = 3
+# Files in which Linux says how many microseconds of each period a container may compute.
+QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 # What torch's RuntimeError names where the machine's memory has ended.
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 
@@ -34,11 +39,30 @@ def full_precision() -> AbstractContextManager[None]:
     )
 
 
+def count_cores() -> int:
+    """The number of cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found: list[str] = []
+    for path in QUOTAS:
+        with suppress(OSError):
+            found += Path(path).read_text(encoding="ascii").split()
+    quota, period = (int(each) if each.isdecimal() else 0 for each in [*found, "", ""][:2])
+    return min(cores, math.ceil(quota / period)) if quota and period else cores
+
+
+def choose_threads(wanted: int) -> int:
+    """Threads to compute with: those wanted (0: one a core), at most one a core, as more wait for each other."""
+    return min(wanted or count_cores(), count_cores())
+
+
 @contextmanager
-def computing(threads: int | None) -> Iterator[None]:
-    """Let torch compute on this many threads (None: as many as now), and in full precision."""
+def computing() -> Iterator[None]:
+    """Let torch compute in full precision, each operation on one thread.
+
+    Sums of torch and of its libraries depend on how many threads share them: results must not.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(1)
     try:
         with full_precision():
             yield

@@ -17,6 +17,7 @@ from ..errors import ModelError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
+from .device import count_cores
 
 # Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
 # protobuf holds the message twice while it writes it, and onnxruntime copies it. A message has at most 2 GB, too.
@@ -111,7 +112,7 @@ def _choose_options(
 ) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = min(threads, count_cores())  # more only wait for each other
     # Spinning threads of onnxruntime take the cores from torch between two runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, CancelledError, as_completed
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
 from ..errors import ConfigError, first_line
+from .device import count_cores
 from .processes import open_workers
 
 # How often tasks are tried whose workers end before them.
 LOSSES = 3
 # Seconds within which a cluster must answer.
 PATIENCE = 10
-# Files in which Linux says how many microseconds of each period a container may compute.
-QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-
 Function = Callable[[Any, Any], Any]
 
 
@@ -31,15 +26,7 @@ class _Runner(Protocol):
 
 def count_jobs(threads: int) -> int:
     """The number of workers, of this many threads each, for which this process has cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = []
-    for path in QUOTAS:
-        with suppress(OSError):
-            found += Path(path).read_text(encoding="ascii").split()
-    quota, period = (int(each) if each.isdecimal() else 0 for each in [*found, "", ""][:2])
-    if quota and period:
-        cores = min(cores, math.ceil(quota / period))
-    return max(1, cores // threads)
+    return max(1, count_cores() // threads)
 
 
 def run_tasks(
