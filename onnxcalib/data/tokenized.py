@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ MOST_BYTES = 2**26  # of a tokenizer.json: those of 900,000 tokens have 61 MB, o
 MOST_EMPTY = 1_000_000  # texts that are left out: a file with more is no file of texts
 MOST_ID = np.iinfo(np.int32).max  # as the model's inputs are int32 or int64
 GIVE = "give --tokenizer the model's tokenizer.json"
+STDERR = 2  # the file of the process
 
 
 class PadToken(NamedTuple):
@@ -256,8 +259,36 @@ def _load_tokenizer(where: Any, path: str | None) -> Any:
 def _guard(found: str, advice: str) -> Iterator[None]:
     """Raise DataError in place of whatever the package raises, which has no class of its own."""
     try:
-        yield
+        with _hold_stderr():
+            yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # a panic of Rust is no Exception
         raise DataError(f"{found} ({shorten(first_line(error))}); {advice}") from None
+
+
+@contextmanager
+def _hold_stderr() -> Iterator[None]:
+    """Hold back what is written to the standard error, and drop it where Rust panics: its traces are of no use.
+
+    Rust writes to the file of the process, past Python's ``sys.stderr``.
+    """
+    try:
+        held = tempfile.TemporaryFile()
+        original = os.dup(STDERR)
+    except OSError:  # there is no standard error, or no room
+        yield
+        return
+    panicked = False
+    with os.fdopen(original, "wb", buffering=0) as kept, held:
+        os.dup2(held.fileno(), STDERR)
+        try:
+            yield
+        except BaseException as error:
+            panicked = not isinstance(error, (Exception, KeyboardInterrupt, SystemExit))
+            raise
+        finally:
+            os.dup2(original, STDERR)
+            if not panicked:
+                held.seek(0)
+                kept.write(held.read())

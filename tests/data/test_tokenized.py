@@ -394,3 +394,22 @@ def test_long_texts_are_encoded_one_by_one(tokenizer, monkeypatch):
     monkeypatch.setattr("onnxcalib.data.tokenized.CHUNK_CHARACTERS", 10)
     samples = open_calibration(["a " * 9, "b", "c"] * 3, IDS, DataConfig(tokenizer=tokenizer))
     assert [samples.read([i])["input_ids"][0, 1] for i in range(9)] == [A, B, C] * 3
+
+
+PANIC = {  # its merge is shorter than the prefix that is taken off it
+    "type": "BPE", "vocab": {"aa": 0, "b": 1}, "merges": ["aa b"], "continuing_subword_prefix": "bbbbbb",
+}  # fmt: skip
+
+
+def test_what_a_panic_prints_is_kept_from_the_user_and_all_else_is_not(tokenizer, capfd, monkeypatch):
+    config = change(tokenizer, model=PANIC, post_processor=None)
+    refuse(f"{tokenizer}: not a tokenizer (range end index", open_calibration, ["a"], IDS, config)
+    assert capfd.readouterr().err == ""
+
+    def warn(_):
+        os.write(2, b"from the package\n")
+        raise ValueError("odd")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", type("Odd", (), {"from_str": warn}))
+    refuse("not a tokenizer (odd)", open_calibration, ["a"], IDS, config)
+    assert capfd.readouterr().err == "from the package\n"
