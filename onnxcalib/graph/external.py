@@ -24,11 +24,12 @@ GIVE = "external data lie in whole files in the model's folder; export or downlo
 def find_data(tensor: TensorProto, model: Path) -> tuple[Path, int]:
     """The file that holds a tensor's data, and its size. Raises ModelError unless it lies in the model's folder."""
     location = read_entries(tensor).get("location", "")
-    parts = Path(location).parts
+    inside = os.path.normpath(location)
+    parts = Path(inside).parts
     where = f"{model}: the data of tensor {tensor.name} are in {location[:100] or 'no file'}"
-    if not parts or os.path.isabs(location) or ".." in parts:
+    if not parts or os.path.isabs(inside) or ".." in parts:
         raise ModelError(f"{where}, which is no path inside of the model's folder; {GIVE}")
-    path = model.parent / location
+    path = model.parent / inside
     try:
         linked = any((model.parent / Path(*parts[: depth + 1])).is_symlink() for depth in range(len(parts)))
         shared = path.stat().st_nlink > 1 and path.is_file()

@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.external_data_helper import uses_external_data
 
 from ..errors import ModelError
-from ..files.reading import open_file, spell_fault
+from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
 from .edit import copy_model
 from .external import find_data, read_entries, read_external
@@ -33,6 +33,8 @@ MOST_FILE_BYTES = 2**31 - 1
 LEAST_IR_VERSION = 3
 # onnxruntime guarantees no kernel below opset 7 (its page on compatibility).
 LEAST_OPSET = 7
+# onnx reads versions of all domains as 32-bit integers.
+MOST_OPSET = 2**31 - 1
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -79,7 +81,7 @@ def stored_bytes(source: Path | ModelProto) -> int:
     """Bytes that a model takes on disk, its external data included."""
     if isinstance(source, ModelProto):
         return model_bytes(source)
-    return sum(file.stat().st_size for file in stored_files(Path(source)))
+    return sum(check_file(file, ModelError, give=GIVE) for file in stored_files(Path(source)))
 
 
 def is_quantized(model: ModelProto) -> bool:
@@ -111,13 +113,20 @@ def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
 def refuse_unsuitable(model: ModelProto) -> None:
     """Raise ModelError for a model that is quantized already, or that has no layer with a constant float32 weight.
 
-    Constants must be folded before, as weights may be computed from them.
+    A model with operators that onnx does not know at its opset is refused too: onnxruntime runs some of them, but its
+    checker accepts no such file. Constants must be folded before, as weights may be computed from them.
     """
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     for node in all_nodes(model.graph):
         if _is_quantized(node):
             raise ModelError(
                 f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
                 " a float32 model is needed; give the file that it was made from"
+            )
+        if not node.domain and not onnx.defs.has(node.op_type, opset):
+            raise ModelError(
+                f"node {node.name or node.op_type}: found {node.op_type}, which opset {opset} does not have; the"
+                " operators of the opset are allowed; export the model at the opset that has it"
             )
     types, inner = weight_types(model.graph)
     if TensorProto.FLOAT in types:
@@ -194,6 +203,12 @@ def _refuse_out_of_range(model: ModelProto, where: str) -> None:
         raise ModelError(
             f"{where}: IR version {model.ir_version} found; {LEAST_IR_VERSION} to {onnx.IR_VERSION} are allowed;"
             " export the model again"
+        )
+    other = next((entry for entry in model.opset_import if not 0 <= entry.version <= MOST_OPSET), None)
+    if other is not None:
+        raise ModelError(
+            f"{where}: opset {other.version} of domain {other.domain!r} found; 0 to {MOST_OPSET} are allowed; export it"
+            " again"
         )
     newest = onnx.defs.onnx_opset_version()
     opsets = sorted({entry.version for entry in model.opset_import if entry.domain in STANDARD})
