@@ -10,7 +10,7 @@ from onnx import ModelProto, ValueInfoProto, helper, shape_inference
 from ..errors import ModelError, first_line
 from .edit import remove_at
 from .index import all_graphs
-from .shapes import describe_outputs
+from .shapes import INFERENCE_FAULTS, describe_outputs
 from .weightless import copy_without_weights
 
 # Domain of the nodes that stand for inputs of unknown rank; neither checker nor inference looks into unknown domains.
@@ -26,7 +26,7 @@ def correct_shapes(model: ModelProto) -> bool:
     try:
         # As the checker does it with full_check.
         shape_inference.infer_shapes(copy_without_weights(model), check_type=True, strict_mode=True)
-    except shape_inference.InferenceError:
+    except INFERENCE_FAULTS:
         for graph in all_graphs(model.graph):
             del graph.value_info[:]
             for value in graph.output:
@@ -41,7 +41,7 @@ def check_model(model: ModelProto) -> None:
     """Raise ModelError where onnx's checker refuses the quantized model, which is not changed."""
     try:
         onnx.checker.check_model(copy_for_checker(model), full_check=True)
-    except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, *INFERENCE_FAULTS) as error:
         found = first_line(error)
         raise ModelError(f"the quantized model fails onnx's checker: {found}; please report this") from error
 
@@ -59,5 +59,7 @@ def copy_for_checker(model: ModelProto) -> ModelProto:
 
 
 def _list_shapeless(values: Sequence[ValueInfoProto]) -> list[int]:
-    kinds = [value.type for value in values]
-    return [i for i, k in enumerate(kinds) if k.HasField("tensor_type") and not k.tensor_type.HasField("shape")]
+    kinds = [(value.type.WhichOneof("value"), value.type.tensor_type) for value in values]
+    return [
+        i for i, (kind, t) in enumerate(kinds) if kind is None or (kind == "tensor_type" and not t.HasField("shape"))
+    ]

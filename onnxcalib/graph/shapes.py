@@ -7,6 +7,8 @@ from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
 from .weightless import copy_without_weights
 
 Shape = tuple[int | None, ...]
+# What onnx's shape inference raises on a graph that onnxruntime may accept all the same.
+INFERENCE_FAULTS = (shape_inference.InferenceError, RuntimeError, ValueError)
 
 
 def infer_shapes(model: ModelProto) -> dict[str, Shape]:
@@ -53,5 +55,5 @@ def infer_graph(model: ModelProto) -> GraphProto | None:
             value.type.tensor_type.ClearField("shape")
     try:
         return shape_inference.infer_shapes(bare, data_prop=True).graph
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+    except INFERENCE_FAULTS:
         return None

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from ..edit import add_constant, drop_dead, remove_at
 from ..index import attribute_of, has_bodies, is_op
 from ..ops import LAYERS, LINEAR_OPS, RANDOM_OPS, SHAPE_READERS
-from ..shapes import Shape, infer_shapes
+from ..shapes import INFERENCE_FAULTS, Shape, infer_shapes
 from ..tensors import MOST_BYTES as MOST_TENSOR_BYTES
 
 # A folded result that is larger than this, and than the operands that it is computed from, only makes the file larger.
@@ -124,7 +124,7 @@ def _evaluate(
     single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
         single = shape_inference.infer_shapes(single, strict_mode=True)
-    except (shape_inference.InferenceError, RuntimeError, ValueError):
+    except INFERENCE_FAULTS:
         return None
     expected = {value.name: value.type.tensor_type for value in single.graph.output}
     room = MOST_TENSOR_BYTES if is_weight else max(MOST_BYTES, sum(tensor.ByteSize() for tensor in operands.values()))

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, helper, version_converter
 
 from ...errors import ModelError, first_line
-from ..check import copy_for_checker
+from ..check import copy_for_checker, correct_shapes
 from ..edit import copy_model, drop_dead, refill, rename, replace_names, write_attributes
 from ..index import Index, attribute_of, captured, constant, has_bodies, is_op, subgraphs
-from ..shapes import infer_graph
+from ..shapes import INFERENCE_FAULTS, infer_graph
 from ..weightless import copy_without_weights, replace_around_weights
 from .normalise import drop_initializer_inputs, lift_constants, name_nodes
 
@@ -35,9 +35,10 @@ def raise_opset(model: ModelProto, least: int) -> bool:
     old = copy_without_weights(model)
     drop_initializer_inputs(old)
     lift_constants(old)
+    correct_shapes(old)
     try:
         new = _convert(old, least, _types(old.graph, infer_graph(old)))
-    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
+    except (version_converter.ConvertError, *INFERENCE_FAULTS) as error:
         raise ModelError(f"{where} ({first_line(error)}); {advice}") from error
     _restore(new, old)
     for rewrite in (lift_constants, drop_dead, name_nodes):
