@@ -60,17 +60,19 @@ class Comparison:
         for start in range(0, reference.shape[1], CHUNK):
             a = reference[:, start : start + CHUNK].astype(np.float64)
             b = other[:, start : start + CHUNK].astype(np.float64)
-            finite, sound = np.isfinite(a), np.isfinite(b)
-            powers[2] += finite.sum(axis=1)
-            if not (finite.all() and sound.all()):
-                self.broken += int(np.count_nonzero(finite & ~sound))
-                a, b = np.where(finite, a, 0), np.where(finite, np.where(sound, b, np.inf), 0)
             with np.errstate(over="ignore", invalid="ignore"):
-                self._other += float(np.einsum("ij,ij->", b, b))
+                signal, other_power = np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->", b, b)
+                count: np.ndarray | int = a.shape[1]
+                if not (np.isfinite(signal).all() and np.isfinite(other_power)):  # a value, or the square of one
+                    finite, sound = np.isfinite(a), np.isfinite(b)
+                    self.broken += int(np.count_nonzero(finite & ~sound))
+                    a, b = np.where(finite, a, 0), np.where(finite, np.where(sound, b, np.inf), 0)
+                    signal, other_power = np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->", b, b)
+                    count = finite.sum(axis=1)
+                self._other += float(other_power)
                 self._product += float(np.einsum("ij,ij->", a, b))
-                powers[0] += np.einsum("ij,ij->i", a, a)
                 a -= b
-                powers[1] += np.einsum("ij,ij->i", a, a)
+                powers += [signal, np.einsum("ij,ij->i", a, a), np.broadcast_to(count, len(a))]
             self._largest = max(self._largest, float(np.abs(a).max(initial=0)))
         return powers
 

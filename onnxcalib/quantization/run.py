@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..config import FLOAT_BITS, QuantizeConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, escape_controls
 from ..report import LeftOutRecord, LoggedObserver, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 
@@ -53,7 +53,8 @@ class Run:
             yield
 
     def warn(self, text: str) -> None:
-        """Warn the observer, and put the warning into the report."""
+        """Warn the observer, and put the warning into the report, both without control characters of names in it."""
+        text = escape_controls(text)
         if text not in self.warnings:  # a stage may be called again
             self.warnings.append(text)
         self.observer.warn(text)

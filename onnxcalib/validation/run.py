@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ..config import ValidateConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
-from ..errors import DataError, GateError, ModelError
+from ..errors import DataError, GateError, ModelError, escape_controls
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
@@ -177,6 +177,7 @@ class _Run:
             )
 
     def _warn(self, text: str) -> None:
+        text = escape_controls(text)  # names of models are in it
         self.warnings.append(text)
         self.observer.warn(text)
 

@@ -28,6 +28,13 @@ def test_warnings_and_what_is_left_out_reach_the_observer_and_are_kept(listen):
     assert run.left_out == [LeftOutRecord("probes", "no output has a gradient")]
 
 
+def test_warnings_have_no_control_characters_of_names(listen):
+    listener = listen()
+    run = Run(QuantizeConfig(), listener)
+    run.warn("node a\x1b[2J\u202e\n")
+    assert run.warnings == [r"node a\x1b[2J\u202e\x0a"] and listener.heard == [("warn", run.warnings[0])]
+
+
 def test_bits_are_not_planned_beside_float_activations():
     config = QuantizeConfig(activation_bits=32, max_size="0.8@8-bit")
     with pytest.raises(ConfigError, match=r"^activation_bits: found 32 beside a budget; .*; take one of them out$"):
