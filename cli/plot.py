@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import math
+import os
 from collections.abc import Iterable
 from io import BytesIO
 
-from matplotlib.figure import Figure
-
 from onnxcalib.bitplan import Frontier, Point
+
+# matplotlib reads a matplotlibrc of the current folder, which is not the user's where a model's folder came from
+# elsewhere. It finds its own here.
+_spec = importlib.util.find_spec("matplotlib")
+assert _spec is not None and _spec.origin is not None
+with contextlib.chdir(os.path.join(os.path.dirname(_spec.origin), "mpl-data")):
+    from matplotlib.figure import Figure
 
 SIZE, DOTS = (6.4, 4.0), 150  # inches, and dots in each
 MARGIN = 0.15  # share of the x axis on both sides: the right one has room for the name of a candidate

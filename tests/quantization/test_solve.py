@@ -284,7 +284,7 @@ def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, stat
 def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_of, monkeypatch):
     counts = []
 
-    def choose(fitted, held_out, _weight):
+    def choose(fitted, held_out, _weight, *, threads):
         counts.append((fitted.columns, held_out.columns))
         return Prior(0.1)
 

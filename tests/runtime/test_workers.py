@@ -7,6 +7,7 @@ import tempfile
 import pytest
 
 from onnxcalib.errors import ConfigError
+from onnxcalib.runtime import device
 from onnxcalib.runtime.workers import count_jobs, run_tasks
 from tests.runtime import tasks
 
