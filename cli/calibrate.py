@@ -11,7 +11,7 @@ from onnxcalib.config import load_config
 
 from .exitstatus import report_faults
 from .files import list_read, prepare_outputs
-from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
+from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .ranges.json]"
 PLAN_HELP = "Bit plan to calibrate for: a file that onnxcalib plan wrote."
@@ -25,6 +25,7 @@ def calibrate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
     plan: Annotated[Path | None, typer.Option(help=PLAN_HELP, metavar="FILE")] = None,
     config: Config = None,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,
@@ -34,7 +35,7 @@ def calibrate(
     Example: onnxcalib calibrate model.onnx --calib images/ --range min-max -o ranges.json
     """
     with report_faults(verbose=verbose):
-        settings = load_config(config, options)
+        settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.ranges.json"
         read = [calib, config, plan, *list_read(settings)]
         prepare_outputs({"--output": target}, read, models=[model], quiet=quiet)

@@ -26,6 +26,10 @@ SAMPLES_HELP = (
 )
 FLAG = ""  # metavar of an option without a value; without it the help shows <bool>
 Config = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", metavar=FLAG, help="Let the TOML file name code to run: a metric, a scheduler."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", metavar=FLAG, help="Print warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tracebacks.")]
 # Values as typer reads them, by the type of the setting; whatever else a setting takes is text, which pydantic reads.

@@ -11,7 +11,7 @@ from onnxcalib.config import PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
 from .files import list_read, prepare_outputs
-from .options import FLAG, SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
 FRONTIER_HELP = "Show the least loss of every size too; without a budget, instead of a plan."
@@ -27,6 +27,7 @@ def plan(
         bool, typer.Option("--frontier", metavar=FLAG, help=FRONTIER_HELP, rich_help_panel=PLAN)
     ] = False,
     config: Config = None,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,
@@ -36,7 +37,7 @@ def plan(
     Example: onnxcalib plan model.onnx --calib images/ --max-size 0.2 -o plan.json
     """
     with report_faults(verbose=verbose):
-        settings = load_config(config, options)
+        settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.plan.json"
         _run(model, calib, target, settings, frontier=frontier, config=config, quiet=quiet)
 

@@ -11,7 +11,7 @@ from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
 from .files import list_read, prepare_outputs
-from .options import SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
 PLAN_HELP = "Bit plan to use: a file that onnxcalib plan wrote."
@@ -27,6 +27,7 @@ def quantize(
     plan: Annotated[Path | None, typer.Option(help=PLAN_HELP, rich_help_panel=PLAN, metavar="FILE")] = None,
     ranges: Annotated[Path | None, typer.Option(help=RANGES_HELP, rich_help_panel=EXPERT, metavar="FILE")] = None,
     config: Config = None,
+    allow_code: AllowCode = False,
     report: Annotated[Path | None, typer.Option(help="Write all measurements to this JSON file.")] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -37,7 +38,7 @@ def quantize(
     Example: onnxcalib quantize model.onnx --calib images/ --weight-bits 4 -o small.onnx
     """
     with report_faults(verbose=verbose):
-        settings = load_config(config, options)
+        settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
         read = [calib, config, plan, ranges, *list_read(settings)]
         prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)

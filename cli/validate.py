@@ -11,7 +11,7 @@ from onnxcalib.config import REPORTS, ValidateConfig, load_config
 
 from .exitstatus import ExitStatus, report_faults
 from .files import list_read, prepare_outputs
-from .options import FLAG, SAMPLES_HELP, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 FloatModel = Annotated[Path, typer.Argument(metavar="FLOAT", help="The float ONNX model.", show_default=False)]
 QuantizedModel = Annotated[
@@ -46,6 +46,7 @@ def validate(
     data: Data,
     labels: Labels = None,
     config: Config = None,
+    allow_code: AllowCode = False,
     explain: Explain = False,
     json: Json = None,
     junit: Junit = None,
@@ -59,7 +60,7 @@ def validate(
     Example: onnxcalib validate model.onnx small.onnx --data test/ --labels labels.csv --max-drop 1
     """
     with report_faults(verbose=verbose):
-        settings = load_config(config, options, ValidateConfig)
+        settings = load_config(config, options, ValidateConfig, allow_code=allow_code)
         reports = {"--json": json, "--junit": junit, "--markdown": markdown}
         models, read = (float_model, quantized_model), [data, labels, config, *list_read(settings)]
         prepare_outputs(reports, read, models=models, quiet=quiet)

@@ -18,11 +18,10 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 SHOWN = 100  # letters of a key that messages show
-# Settings that run code: a metric is a Python function, and a Dask cluster and the files of a cache hand over pickles.
+# Settings that run code: a metric is a Python function, and a Dask cluster hands over pickles.
 CODE = {
     "metric": "it names Python code that is run",
     "scheduler": "a cluster sends pickles, which can run any code",
-    "cache_dir": "what is kept there are pickles, which can run any code",
 }
 
 

@@ -198,7 +198,7 @@ def test_verbose_shows_the_traceback_of_a_fault(run):
         (("--max-steps", "-1"), "error: --max-steps: found -1"),
         (("--metric", "nocolon"), "error: --metric: found 'nocolon'"),
         (("--batch", "0"), "error: --batch: found 0"),
-        (("--config", "absent.toml"), "error: absent.toml: cannot be read"),
+        (("--config", "absent.toml"), "error: absent.toml: no such file"),
         (("--min-sqnr", "much"), "error: Invalid value for '--min-sqnr'"),
         (("--weight-bits", "4"), "error: No such option: --weight-bits"),
         (("extra",), "error: Got unexpected extra argument(s) (extra)"),

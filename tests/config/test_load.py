@@ -209,7 +209,6 @@ def test_a_budget_that_is_taken_for_the_gate_is_refused_with_the_difference(writ
 CODE = [
     ("[validate]\nmetric = 'scores:f'", "metric", "scores:f", ValidateConfig),
     ("scheduler = 'tcp://a:1'", "scheduler", "tcp://a:1", QuantizeConfig),
-    ("cache-dir = 'kept'", "cache_dir", "kept", QuantizeConfig),
 ]
 
 
