@@ -52,3 +52,31 @@ def test_a_model_that_is_not_valid_is_refused(build):
     model = build("g (float[2] x) => (float[2] y) { y = Relu <surprise = 1> (x) }")
     with pytest.raises(ModelError, match=r"the quantized model fails onnx's checker: .*surprise.*; please report this"):
         check_model(model)
+
+
+BRANCH = """g (float[2, 4] x, bool flag) => (float[2, 4] y) { y = If (flag) <
+    then_branch = a () => (float[2, 9] p) { p = Relu (x) }, else_branch = b () => (float[2, 4] q) { q = Neg (x) }> }"""
+
+
+def test_shapes_that_contradict_the_operators_inside_of_bodies_are_dropped(build):
+    model = build(BRANCH)
+    with pytest.raises(ModelError, match="fails onnx's checker"):
+        check_model(model)
+    assert correct_shapes(model)
+    check_model(model)
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_inputs_and_outputs_of_unknown_rank_are_accepted(build, draw, place):
+    model = build("g (float[N, 4] x) => (float[N, 3] y) { y = MatMul (x, w) }", w=draw(4, 3))
+    getattr(model.graph, place)[0].type.tensor_type.ClearField("shape")
+    check_model(model)
+    model.graph.node[0].input.pop()
+    with pytest.raises(ModelError, match="fails onnx's checker"):
+        check_model(model)
+
+
+def test_an_output_without_a_type_is_accepted(build):
+    model = build("g (float[2] x) => (float[2] y) { y = Relu (x) }")
+    model.graph.output[0].ClearField("type")
+    check_model(model)

@@ -6,7 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph.load import inputs_of, is_quantized, load_model, refuse_unsuitable, stored_bytes
+from onnxcalib.graph import load
+from onnxcalib.graph.load import inputs_of, is_quantized, load_model, refuse_unsuitable, stored_bytes, stored_files
 
 LINEAR = "g (float[N, 4] x) => (float[N, 3] y) { [fc] y = MatMul (x, w) }"
 
@@ -54,6 +55,36 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ModelError, match=r"m\.onnx: is not an ONNX model, or is cut off"):
         load_model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("size", [3 * 2**30, 2**31])
+def test_a_file_that_is_larger_than_a_message_is_refused_by_its_size(tmp_path, linear, size):
+    onnx.save(linear, tmp_path / "m.onnx")
+    os.truncate(tmp_path / "m.onnx", size)
+    with pytest.raises(ModelError, match=f"holds {size:,} bytes; protobuf allows 2,147,483,647 in an ONNX file"):
+        load_model(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("read", [load_model, stored_files])
+def test_what_is_no_regular_file_is_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=r"m\.onnx: is a pipe; an ONNX file is needed"):
+        read(tmp_path / "m.onnx")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ModelError, match=r"loop: cannot be read \(.*\); an ONNX file is needed"):
+        read(tmp_path / "loop")
+
+
+def test_a_file_is_parsed_once_for_the_names_of_its_data_and_again_where_it_changed(tmp_path, linear, monkeypatch):
+    path, parse = tmp_path / "m.onnx", []
+    given = load._parse
+    monkeypatch.setattr(load, "_parse", lambda path: (parse.append(path), given(path))[1])
+    onnx.save(linear, path)
+    assert stored_files(path) == stored_files(path) == (path,)
+    assert len(parse) == 1
+    onnx.save(linear, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert stored_files(path) == (path, tmp_path / "m.data")
+    assert len(parse) == 2
 
 
 def test_an_empty_file_is_refused(tmp_path):
@@ -113,6 +144,21 @@ def test_a_model_without_an_opset_is_refused(linear):
         load_model(linear)
 
 
+def test_two_opsets_of_the_standard_operators_are_refused(linear):
+    linear.opset_import.append(helper.make_opsetid("ai.onnx", 17))
+    load_model(linear)
+    linear.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    with pytest.raises(ModelError, match=r"opsets \[13, 17\] of the standard operators found; one is needed"):
+        load_model(linear)
+
+
+@pytest.mark.parametrize("opset", [-1, 2**31])
+def test_an_impossible_opset_of_another_domain_is_refused(linear, opset):
+    linear.opset_import.append(helper.make_opsetid("custom", opset))
+    with pytest.raises(ModelError, match=f"opset {opset} of domain 'custom' found; 0 to 2147483647 are allowed"):
+        load_model(linear)
+
+
 def test_a_graph_without_outputs_is_refused(linear):
     del linear.graph.output[:]
     with pytest.raises(ModelError, match="the graph has no outputs"):
@@ -156,6 +202,14 @@ def test_a_float_layer_with_a_constant_weight_is_accepted(linear):
 def test_a_quantized_model_is_refused_with_the_operator_that_tells(linear, op):
     linear.graph.node.append(helper.make_node(op, ["y"], ["z"], name="late"))
     with pytest.raises(ModelError, match=f"node late: found {op}, so the model is quantized already"):
+        refuse_unsuitable(linear)
+
+
+def test_an_operator_that_the_opset_does_not_have_is_refused(linear):
+    linear.graph.node.append(helper.make_node("LayerNormalization", ["y", "y"], ["z"], name="late"))
+    refuse_unsuitable(linear)
+    linear.opset_import[0].version = 16
+    with pytest.raises(ModelError, match="node late: found LayerNormalization, which opset 16 does not have"):
         refuse_unsuitable(linear)
 
 

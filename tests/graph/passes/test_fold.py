@@ -93,6 +93,15 @@ def test_a_weight_that_is_filled_in_is_folded_whatever_its_size(build, monkeypat
     np.testing.assert_array_equal(values(model)["w"], np.full((9, 8), 2, np.float32))
 
 
+def test_a_weight_that_is_larger_than_any_tensor_is_left_alone(build, monkeypatch):
+    model = build("g (float[N, 4] x) => (float[N, 8] y) { w = ConstantOfShape (s) y = MatMul (x, w) }", s=[4, 8])
+    monkeypatch.setattr(fold, "MOST_TENSOR_BYTES", 100)
+    assert fold_constants(model) == 0
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([2**20, 2**20]), "s"))
+    monkeypatch.undo()
+    assert fold_constants(model) == 0
+
+
 def test_a_result_that_would_swell_the_file_is_left_alone(build, monkeypatch):
     monkeypatch.setattr(fold, "MOST_BYTES", 64)
     model = build("g (float[9, 8] x) => (float[9, 8] y) { w = ConstantOfShape (s) y = Add (x, w) }", s=np.array([9, 8]))

@@ -75,6 +75,23 @@ def test_large_weights_are_not_handed_to_the_inliner(run, draw, monkeypatch):
     np.testing.assert_allclose(run(model, x)[0], x @ w + b, rtol=1e-5)
 
 
+def test_attributes_that_a_call_leaves_out_have_the_defaults_of_the_function(run):
+    model = parser.parse_model(
+        """
+        <ir_version: 9, opset_import: ["" : 17, "mine" : 1]>
+        g (float[2] x) => (float[2] y) { z = mine.outer (x)  y = mine.leak <alpha = 0.5> (z) }
+        <domain: "mine", opset_import: ["" : 17, "mine" : 1]>
+        outer (a) => (b) { b = mine.leak (a) }
+        <domain: "mine", opset_import: ["" : 17]>
+        leak <alpha: float = 0.25> (a) => (b) { b = LeakyRelu <alpha: float = @alpha> (a) }
+        """
+    )
+    x = np.array([1.0, -8.0], np.float32)
+    wanted = run(model, x)[0]
+    assert inline_functions(model) == 2
+    assert wanted.tolist() == run(model, x)[0].tolist() == [1, -1]
+
+
 def test_functions_that_call_each_other_in_a_cycle_are_refused():
     model = parser.parse_model(
         """

@@ -142,6 +142,14 @@ def test_a_model_that_is_new_enough_stays_as_it_is(build):
     assert model.SerializeToString() == before
 
 
+def test_recorded_shapes_that_contradict_the_operators_are_no_obstacle(conv_then, run, draw):
+    model, x = conv_then("Relu", 9), draw(2, 6, 8, 8)
+    wanted = run(model, x)[0]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 6, 9, 9]))
+    assert raise_opset(model, 13)
+    np.testing.assert_array_equal(run(model, x)[0], wanted)
+
+
 def test_other_domains_keep_their_version(conv_then):
     old = conv_then("Relu", 9)
     old.opset_import.append(helper.make_opsetid("com.example", 3))
