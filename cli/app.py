@@ -95,4 +95,4 @@ def _spell_usage(error: UsageError) -> str:
     """What was wrong; for an option of another command, which command that is."""
     option: str | None = getattr(error, "option_name", None)
     hint = None if option is None else find_owners(option)
-    return f"No such option: {option}; {hint}" if hint else error.format_message()
+    return f"No such option: {option}; {hint}" if hint else error.format_message().replace("unexpected extra", "extra")

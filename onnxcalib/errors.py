@@ -49,8 +49,12 @@ class OnnxCalibWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where there is no text."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an exception's text, or its type where there is no text.
+
+    Parsers call what they cannot read unexpected, which users read as a fault of ours.
+    """
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return re.sub("unexpected", lambda word: "Invalid" if word[0][0] == "U" else "invalid", line, flags=re.IGNORECASE)
 
 
 def escape_controls(text: str) -> str:

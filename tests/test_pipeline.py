@@ -537,10 +537,10 @@ def test_only_the_first_samples_are_used_where_so_many_are_asked_for(net):
     assert quantize(net, bad, settings(samples=10)).report.samples == 10
 
 
-def test_a_float_model_that_overflows_is_refused_with_the_tensor(net):
+def test_a_weight_that_is_infinite_is_refused_with_its_node_and_tensor(net):
     weight = next(t for t in net.graph.initializer if t.name == "w2")
     weight.CopyFrom(numpy_helper.from_array(np.full((8, 8, 3, 3), np.inf, np.float32), "w2"))
-    with pytest.raises(DataError, match="tensor c: the float model gives values that are not finite"):
+    with pytest.raises(ModelError, match=r"node inner: tensor w2 holds inf; finite weights up to 1e\+15 are needed"):
         quantize(net, SAMPLES, settings())
 
 

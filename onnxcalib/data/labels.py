@@ -131,7 +131,9 @@ def _read_csv(path: Path, text: str, names: Collection[str]) -> Entries:
                 )
             entries.append((row[0], row[1]))
     except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num}: not CSV ({error}); write rows of file,class") from None
+        raise DataError(
+            f"{path}: line {rows.line_num}: not CSV ({first_line(error)}); write rows of file,class"
+        ) from None
     headed = bool(entries) and entries[0][0] not in names and not _INTEGER.fullmatch(entries[0][1].strip())
     return entries[1:] if headed else entries
 

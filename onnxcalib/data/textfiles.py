@@ -88,7 +88,7 @@ class Lines:
         try:
             return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+            raise DataError(f"{where}: not UTF-8 text (at byte {error.start}); save the file as UTF-8") from None
 
 
 def _read_lines(path: Path, most: int) -> Iterator[tuple[int, str]]:
@@ -132,7 +132,7 @@ def _read_table(path: Path, wanted: tuple[str, ...], most: int) -> Iterator[Row]
                 )
             yield Row(rows.line_num, tuple(row[column] for column in columns))
     except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num}: not CSV ({error}); mend the row") from None
+        raise DataError(f"{path}: line {rows.line_num}: not CSV ({first_line(error)}); mend the row") from None
 
 
 def _choose_columns(path: Path, first: list[str], wanted: tuple[str, ...]) -> tuple[list[int], bool]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import OnnxCalibError
+from ..errors import OnnxCalibError, first_line
 
 STDIN = "-"  # instead of a file: standard input
 # Larger files of settings, plans and ranges are none: those of 10,000 layers have some 5 MB.
@@ -92,7 +92,7 @@ def read_text(path: Path, fault: Fault, *, give: str, most: int = MOST_BYTES) ->
     try:
         return read_file(path, fault, give=give, most=most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise fault(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise fault(f"{path}: not UTF-8 text (at byte {error.start}); save it as UTF-8") from None
 
 
 def read_json(path: Path, fault: Fault, *, give: str, most: int = MOST_BYTES) -> Any:
@@ -103,7 +103,7 @@ def read_json(path: Path, fault: Fault, *, give: str, most: int = MOST_BYTES) ->
     except RecursionError:
         raise fault(f"{path}: not JSON: nested too deep; {give}") from None
     except ValueError as error:
-        raise fault(f"{path}: not JSON: {error}; {give}") from None
+        raise fault(f"{path}: not JSON: {first_line(error)}; {give}") from None
 
 
 def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 from ..config import LayerConfig, QuantizeConfig, match_whole, nearest
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from .index import Index, is_op, reads
 from .ops import LAYERS
 
@@ -175,7 +175,7 @@ def match_names(pattern: str, names: Sequence[str], none: str, *, what: str = "n
     try:
         found = match_whole(pattern, names)
     except ValueError as error:
-        raise ConfigError(f"{none} has this {what}, and it is no regular expression ({error})") from None
+        raise ConfigError(f"{none} has this {what}, and it is no regular expression ({first_line(error)})") from None
     if not found:
         raise ConfigError(
             f"{none} has this {what}, and as a regular expression it matches none;"

@@ -251,9 +251,10 @@ def choose_prior(fitted: Moments, held_out: Moments, weight: torch.Tensor, *, th
         return trust * trust * power - 2 * trust * gain, Prior(ridge, trust)
 
     at_once = max(1, min(threads, RIDGE_BYTES // (fitted.gram.nbytes + 1)))
+    if at_once == 1:
+        return min(map(judge, RIDGES), key=itemgetter(0))[1]
     with ThreadPoolExecutor(at_once) as pool:
-        judged = list(pool.map(judge, RIDGES))
-    return min(judged, key=itemgetter(0))[1]
+        return min(pool.map(judge, RIDGES), key=itemgetter(0))[1]
 
 
 def _solve_real(moments: Moments, weight: torch.Tensor, prior: Prior) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..bitplan import FLOAT
 from ..config import CANDIDATES
-from ..errors import ConfigError, escape_controls, spell_value
+from ..errors import ConfigError, escape_controls, first_line, spell_value
 from ..files.reading import read_text
 from ..values import LATENCY
 
@@ -26,7 +26,7 @@ def read_latencies(path: Path) -> dict[tuple[str, str], float]:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows, header = list(reader), tuple(reader.fieldnames or ())
     except csv.Error as error:
-        raise ConfigError(f"{path}: not CSV: {error}; write it with the columns {columns}") from None
+        raise ConfigError(f"{path}: not CSV: {first_line(error)}; write it with the columns {columns}") from None
     if not set(COLUMNS) <= set(header) or len(set(header)) < len(header):
         shown = escape_controls(", ".join(header)[:SHOWN]) or "none"
         raise ConfigError(f"{path}: found the columns {shown}; needed are {columns}, each once; correct them")

@@ -202,7 +202,8 @@ class _ColumnReader:
         prior, moments = Prior(), measured[0]
         if len(measured) == 2:
             fitted, held_out = measured
-            prior = choose_prior(fitted, held_out, rows, threads=choose_threads(self.problem.threads))
+            threads = choose_threads(self.problem.threads) if self.problem.device.type == "cpu" else 1
+            prior = choose_prior(fitted, held_out, rows, threads=threads)
             moments = fitted.pool(held_out)
             del fitted, held_out
         del measured  # the Gram matrices are most of the memory that solving takes

@@ -201,7 +201,7 @@ def test_verbose_shows_the_traceback_of_a_fault(run):
         (("--config", "absent.toml"), "error: absent.toml: no such file"),
         (("--min-sqnr", "much"), "error: Invalid value for '--min-sqnr'"),
         (("--weight-bits", "4"), "error: No such option: --weight-bits"),
-        (("extra",), "error: Got unexpected extra argument(s) (extra)"),
+        (("extra",), "error: Got extra argument(s) (extra)"),
     ],
 )
 def test_a_bad_setting_is_refused_before_any_work(run, capsys, arguments, text):

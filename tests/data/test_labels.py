@@ -170,7 +170,7 @@ def test_a_file_with_two_classes_is_refused_with_its_name(folder, tmp_path):
     [
         ("l.csv", "a.npy\nb.npy\n", "line 1: found 1 columns; write two, file,class, with a comma"),
         ("l.csv", ROWS + "a.npy,1,2\n", "line 6: found 3 columns"),
-        ("l.csv", 'a.npy,"3', "line 1: not CSV (unexpected end of data)"),
+        ("l.csv", 'a.npy,"3', "line 1: not CSV (invalid end of data)"),
         ("l.csv", b"a.npy,1\xff\n", "not UTF-8 text"),
         ("l.json", [1], "found list"),
         ("l.json", 3, "found int"),

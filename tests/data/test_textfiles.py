@@ -132,8 +132,8 @@ def test_any_other_file_is_refused_with_its_name_in_one_line(read, content, name
         ("x.jsonl", '{"text": "a"}\n{"text": }', "x.jsonl: line 2: not JSON ("),
         ("x.jsonl", '{"text": "a"}\n["a"]', "x.jsonl: line 2: found list; write an object"),
         ("x.jsonl", '\n{"text": 1}', "x.jsonl: line 2: 'text' is int; a text is needed"),
-        ("x.txt", b"a\nb\xff\n", "x.txt: line 2: not UTF-8 text (invalid start byte); save the file as UTF-8"),
-        ("x.csv", b"text\na\nb\xc3", "x.csv: line 3: not UTF-8 text (unexpected end of data)"),
+        ("x.txt", b"a\nb\xff\n", "x.txt: line 2: not UTF-8 text (at byte 1); save the file as UTF-8"),
+        ("x.csv", b"text\na\nb\xc3", "x.csv: line 3: not UTF-8 text (at byte 1)"),
     ],
 )
 def test_a_fault_is_refused_with_its_file_and_line(read, name, content, text):

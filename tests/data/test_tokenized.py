@@ -325,7 +325,7 @@ def test_a_tokenizer_that_is_no_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "tokenizer.json")
     config = DataConfig(tokenizer=tmp_path / "tokenizer.json")
     refuse("tokenizer.json: is a pipe; give --tokenizer the model's", open_calibration, ["a"], IDS, config)
-    long = DataConfig(tokenizer="t" * 5_000)
+    long = DataConfig(tokenizer="t" * 4_000)
     refuse("cannot be read (File name too long); give --tokenizer", open_calibration, ["a"], IDS, long)
 
 
