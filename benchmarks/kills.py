@@ -57,7 +57,7 @@ JOBS = (
         ("quantize", "net.onnx", "--calib", "x.npy", "-o", "big.onnx", "--report", "big.json"),
         ("big.json", "big.onnx")),
     Job("plan, two workers", RUN,
-        ("plan", "net.onnx", "--calib", "x.npy", "--max-size", "0.2", "--jobs", "2", "--cache-dir", "cache",
+        ("plan", "net.onnx", "--calib", "x.npy", "--max-size", "0.26", "--jobs", "2", "--cache-dir", "cache",
          "-o", "plan.json"), ("plan.json",)),
     Job("validate", RUN,
         ("validate", "net.onnx", "old.onnx", "--data", "x.npy", "--json", "v.json", "--markdown", "v.md"),

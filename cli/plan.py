@@ -54,11 +54,12 @@ def _run(
 ) -> None:
     planned = settings.planned or not frontier  # a curve needs no budget
     stem = target.name.removesuffix(".json").removesuffix(".plan")
-    curve = target.with_name(f"{stem}.frontier.json")
-    plot = curve.with_suffix(".png")
+    curve, plot = (target.parent / f"{stem}.frontier.{suffix}" for suffix in ("json", "png"))
     drawn = {"--frontier": curve, "the plot of --frontier": plot} if frontier else {}
     read = [calib, config, *list_read(settings)]
-    prepare_outputs({"--output": target if planned else None, **drawn}, read, models=[model], quiet=quiet)
+    prepare_outputs(
+        {"--output": target if planned or not target.name else None, **drawn}, read, models=[model], quiet=quiet
+    )
     from onnxcalib import pipeline
     from onnxcalib.files.writing import write_together
 

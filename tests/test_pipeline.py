@@ -255,6 +255,25 @@ def test_two_runs_with_one_seed_give_the_same_bytes(net):
     assert one == two
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_bytes_depend_neither_on_threads_nor_on_the_surroundings(net, tmp_path, monkeypatch, bits):
+    """At every stage: a few AdaQuant steps, statistics and biases too. Torch begins with as many threads each time."""
+    monkeypatch.setattr("onnxcalib.runtime.session.count_cores", lambda: 4)
+    monkeypatch.setattr("onnxcalib.runtime.device.count_cores", lambda: 4)
+    before, found = torch.get_num_threads(), set()
+    bits = {"weight_bits": bits, "activation_bits": bits, "pipeline": "advanced", "effort": "best", "steps": 20}
+    try:
+        for threads, kept in ((1, None), (2, tmp_path / "a"), (3, tmp_path / "b"), (None, None)):
+            torch.set_num_threads(threads or 4)
+            config = QuantizeConfig(
+                **bits, threads=threads, jobs=threads, cache_dir=kept, device="cpu" if kept else "auto"
+            )
+            found.add(quantize(net, SAMPLES, config).model.SerializeToString(deterministic=True))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 4), (8, 8)])
 def test_another_device_computes_the_same_file(net, monkeypatch, weight_bits, activation_bits):
     config = settings(weight_bits=weight_bits, activation_bits=activation_bits)

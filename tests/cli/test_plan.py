@@ -124,3 +124,8 @@ def test_a_table_of_times_is_read_and_so_never_written(run, tmp_path):
     (tmp_path / "t.csv").write_text("layer,configuration,milliseconds")
     result = run("net.onnx", "--calib", "data", "--max-latency", "1ms", "--latencies", "t.csv", "-o", "t.csv")
     assert result.exit_code and not run.calls and "t.csv: is read by this run" in result.stderr
+
+
+def test_an_output_without_a_name_is_refused(run):
+    result = run("net.onnx", "--calib", "data", "--output", "", "--frontier")
+    assert result.exit_code == 1 and result.stderr.startswith("error: .: is ")
