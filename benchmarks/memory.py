@@ -29,7 +29,7 @@ RUN = "from onnxcalib.cli.main import main; raise SystemExit(main())"
 COMMANDS = {
     "quantize": ("quantize", "net.onnx", "--calib", "{data}", "-o", "q.onnx", "--weight-bits", "4"),
     "quantize light": ("quantize", "net.onnx", "--calib", "{data}", "-o", "l.onnx", "--pipeline", "light"),
-    "plan": ("plan", "net.onnx", "--calib", "{data}", "-o", "p.json", "--max-size", "0.3", "--jobs", "1"),
+    "plan": ("plan", "net.onnx", "--calib", "{data}", "-o", "p.json", "--max-size", "0.4", "--jobs", "1"),
     "validate": ("validate", "net.onnx", "q.onnx", "--data", "{data}", "--json", "v.json"),
 }
 

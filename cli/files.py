@@ -9,6 +9,7 @@ from pathlib import Path
 
 from onnxcalib.config import QuantizeConfig, ValidateConfig
 from onnxcalib.errors import ModelError
+from onnxcalib.files.reading import check_file
 from onnxcalib.files.scratch import sweep
 from onnxcalib.files.writing import check_outputs
 
@@ -19,12 +20,14 @@ def prepare_outputs(
     """Refuse outputs that cannot be written, that the run reads or that are named twice, before any work is done.
 
     What killed runs left beside the outputs is removed. outputs: option -> file, or None where it was not given.
-    models: those that the run reads, whose external data count too. Raises OutputError.
+    models: those that the run reads, whose external data count too. Raises OutputError, and ModelError for a model
+    that is no file.
     """
     from onnxcalib.pipeline import remove_stale_data, stored_files
 
     files = [*models, *(path for path in read if path is not None)]
     for model in models:
+        check_file(model, ModelError, give="an ONNX file is needed; check the path")
         with suppress(ModelError):  # the job tells what is wrong with a model
             files += stored_files(model)
     check_outputs(outputs, files)

@@ -111,12 +111,7 @@ def check_output(path: Path, *sources: Path) -> None:
     try:
         own = _identify(path)
         for source in map(Path, sources):
-            if _identify(source) == own is not None or path.resolve() == source.resolve():
-                raise OutputError(
-                    f"{path}: is read by this run; what is read is never overwritten; choose another output"
-                )
-            if source.is_dir():
-                _check_folder(path, source, own)
+            _check_source(path, own, source)
         if path.is_dir():
             raise OutputError(f"{path}: is a directory; a file name is needed; add one to it")
         if own is not None and not path.is_file():
@@ -149,6 +144,18 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[Path]) -
                 f"{path}: is the file of both {option} and {others[0]}; one would replace the other; give one of them"
                 " another name"
             )
+
+
+def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None:
+    try:
+        same = _identify(source) == own is not None or path.resolve() == source.resolve()
+        folder = source.is_dir()
+    except (OSError, ValueError, RuntimeError):  # no path of a file; what reads it says so
+        return
+    if same:
+        raise OutputError(f"{path}: is read by this run; what is read is never overwritten; choose another output")
+    if folder:
+        _check_folder(path, source, own)
 
 
 def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None:

@@ -36,8 +36,8 @@ def moved_outputs(node: NodeProto) -> list[str]:
 
 
 def data_inputs(node: NodeProto) -> list[str]:
-    """The inputs of an integer operator or a mover that carry activations."""
-    return [t for t in node.input if t] if node.op_type in INTEGER_OPS else [*node.input[:1]]
+    """The inputs of an integer operator or a mover that carry activations; the first one of other nodes."""
+    return [t for t in (node.input if node.op_type in INTEGER_OPS else node.input[:1]) if t]
 
 
 def upper_bound(index: Index, tensor: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,9 +22,9 @@ from .external import find_data, read_entries, read_external
 from .index import all_nodes, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, QUANTIZED_OPS
 from .save import model_bytes
-from .shapes import recorded_shape
+from .shapes import infer_graph, recorded_shape
 from .structure import STANDARD, check_structure, check_texts
-from .tensors import check_tensor, list_tensors, make_dense
+from .tensors import MOST_BYTES, TYPES, check_tensor, list_tensors, make_dense, spell_node
 from .wire import NotAMessage, Walk
 
 GIVE = "an ONNX file is needed; export or download it again"
@@ -60,6 +61,7 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     make_dense(model)
     check_structure(model, where)
     _refuse_broken(model, where)
+    _refuse_giants(model, where)
     return model
 
 
@@ -236,4 +238,19 @@ def _refuse_broken(model: ModelProto, where: str) -> None:
             raise ModelError(
                 f"{where}: {reader} reads tensor {name}, which nothing makes; a complete graph is needed;"
                 " export the model again"
+            )
+
+
+def _refuse_giants(model: ModelProto, where: str) -> None:
+    """Refuse computed tensors of a larger fixed size than any stored one may have; onnxruntime makes some at load."""
+    graph = infer_graph(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    for value in () if graph is None else (*graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        sizes = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]
+        needed = math.prod(sizes) * (TYPES[kind.elem_type].itemsize if kind.elem_type in TYPES else 1)
+        if needed > MOST_BYTES and value.name in makers:
+            raise ModelError(
+                f"{where}: node {spell_node(makers[value.name])}: its output {value.name} has dimensions {sizes}, which"
+                f" are {needed:,} bytes; {MOST_BYTES:,} are allowed in one tensor; export the model for smaller inputs"
             )

@@ -8,7 +8,9 @@ from .weightless import copy_without_weights
 
 Shape = tuple[int | None, ...]
 # What onnx's shape inference raises on a graph that onnxruntime may accept all the same.
-INFERENCE_FAULTS = (shape_inference.InferenceError, RuntimeError, ValueError)
+INFERENCE_FAULTS = (shape_inference.InferenceError, RuntimeError, ValueError, MemoryError)
+# Inference that follows values keeps some 100 bytes for every element of a tensor of rank 1, as it may hold a shape.
+LONGEST_VECTOR = 2**22
 
 
 def infer_shapes(model: ModelProto) -> dict[str, Shape]:
@@ -47,13 +49,24 @@ def describe_outputs(model: ModelProto) -> int:
 
 
 def infer_graph(model: ModelProto) -> GraphProto | None:
-    """The graph without its weights, with all types and shapes that inference finds; None if inference fails."""
+    """The graph without its weights, with all types and shapes that inference finds; None if inference fails.
+
+    Shapes that are computed are followed, unless the graph has vectors that are too long for it.
+    """
     bare = copy_without_weights(model)
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     try:
-        return shape_inference.infer_shapes(bare, data_prop=True).graph
+        graph = shape_inference.infer_shapes(bare).graph
+        if not any(_is_long(value) for value in (*graph.input, *graph.value_info, *graph.output)):
+            graph = shape_inference.infer_shapes(bare, data_prop=True).graph
+        return graph
     except INFERENCE_FAULTS:
         return None
+
+
+def _is_long(value: ValueInfoProto) -> bool:
+    shape = recorded_shape(value)
+    return shape is not None and len(shape) == 1 and (shape[0] or 0) > LONGEST_VECTOR

@@ -20,7 +20,7 @@ LARGE_BYTES = 2**20
 # protobuf reads no deeper.
 DEEPEST = 100
 # Fields of all messages that are walked. A graph has one for each node, weight and recorded shape, some 10,000.
-MOST_FIELDS = 2**21
+MOST_FIELDS = 2**19
 
 
 class NotAMessage(Exception):

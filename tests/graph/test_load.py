@@ -27,6 +27,25 @@ def test_a_file_is_read_whole_with_its_external_data(tmp_path, build, draw):
     assert loaded.graph.initializer[0].data_location == TensorProto.DEFAULT
 
 
+@pytest.mark.parametrize(
+    ("op", "constants"),
+    [
+        ("ConstantOfShape (a)", {"a": np.array([2**20, 2**20])}),
+        ("Range (a, b, c)", {"a": np.int64(0), "b": np.int64(2**40), "c": np.int64(1)}),
+        ("Expand (a, b)", {"a": np.ones(1, np.float32), "b": np.array([2**40])}),
+        ("Tile (a, b)", {"a": np.ones(2**10, np.float32), "b": np.array([2**20])}),
+        ("Resize (a, , b)", {"a": np.ones((1, 1, 2, 2), np.float32), "b": np.float32([1, 1, 1e5, 1e5])}),
+    ],
+)  # fmt: skip
+def test_tensors_that_would_fill_the_memory_are_refused_with_the_node_that_makes_them(build, op, constants):
+    model = build(
+        f"g (float[2] x) => (float[2] y) {{ [huge] h = {op}  s = Size (h)  t = Cast <to = 1> (s)  y = Add (x, t) }}"
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
+    with pytest.raises(ModelError, match=r"model: node huge: its output h has dimensions .*, which are [0-9,]+ bytes;"):
+        load_model(model)
+
+
 def test_a_model_in_memory_is_copied_and_left_alone(linear):
     loaded = load_model(linear)
     loaded.graph.node[0].name = "changed"

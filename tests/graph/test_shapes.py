@@ -1,7 +1,7 @@
 import numpy as np
 from onnx import TensorProto, helper
 
-from onnxcalib.graph import weightless
+from onnxcalib.graph import shapes, weightless
 from onnxcalib.graph.shapes import describe_outputs, infer_shapes
 
 
@@ -45,3 +45,13 @@ def test_an_output_of_unknown_rank_stays_as_it_is(build):
     model = build("g (float[N] x, int64[M] s) => (float[N] y) { y = Reshape (x, s) }")
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
     assert describe_outputs(model) == 0
+
+
+def test_computed_shapes_are_not_followed_in_a_graph_with_vectors_that_are_too_long_for_it(build, monkeypatch):
+    body = "r = Range (a, b, c)  n = Size (r)  m = Mul (n, c)  s = Unsqueeze (m, d)  y = Expand (x, s)"
+    counts = {"a": np.int64(0), "b": np.int64(40), "c": np.int64(1), "d": np.array([0])}
+    model = build(f"g (float[1] x) => (float[K] y) {{ {body} }}", **counts)
+    assert infer_shapes(model)["y"] == (40,)
+    monkeypatch.setattr(shapes, "LONGEST_VECTOR", 39)
+    assert infer_shapes(model)["r"] == (40,)
+    assert infer_shapes(model).get("y") in (None, (None,))
