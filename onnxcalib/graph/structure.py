@@ -14,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from ..errors import ModelError, first_line
 from .index import all_graphs, all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
-from .tensors import ADVICE, MOST_ELEMENTS, check_type, spell_node
+from .tensors import ADVICE, MOST_ELEMENTS, check_type, is_text, spell_node
 
 # Exporters write -1 for a dimension that is not fixed.
 UNKNOWN_DIM = -1
@@ -123,6 +123,9 @@ def _check_nodes(model: ModelProto, where: str) -> None:
             raise ModelError(f"{name}: has no operator; {ADVICE}")
         if node.domain not in STANDARD or (node.domain, node.op_type) in own:
             continue
+        bad = next((each.name for each in node.attribute if not all(map(is_text, (each.s, *each.strings)))), None)
+        if bad is not None:
+            raise ModelError(f"{name}: attribute {bad} holds text that is not UTF-8; {ADVICE}")
         if node.op_type == "Constant":
             _check_constant(node, name)
         elif defs.has(node.op_type, opset):  # onnxruntime knows more operators than onnx

@@ -119,7 +119,7 @@ def check_tensor(tensor: TensorProto, where: str) -> None:
             f"{where}: {found:,} {unit} found; type {kind.lower()} and dimensions {_spell_dims(tensor.dims)} need"
             f" {_count_values(tensor) if kind == 'STRING' else needed:,}; {ADVICE}"
         )
-    if kind == "STRING" and not all(map(_is_text, tensor.string_data)):
+    if kind == "STRING" and not all(map(is_text, tensor.string_data)):
         raise ModelError(f"{where}: text that is not UTF-8 found; {ADVICE}")
 
 
@@ -137,7 +137,8 @@ def count_bytes(tensor: TensorProto) -> int:
     return -(-math.prod(map(int, tensor.dims)) * bits // 8)
 
 
-def _is_text(value: bytes) -> bool:
+def is_text(value: bytes) -> bool:
+    """Whether bytes are UTF-8 text."""
     try:
         value.decode("utf-8")
     except UnicodeDecodeError:

@@ -147,3 +147,9 @@ def test_movers_carry_their_first_input_alone(build):
 def test_tensors_that_are_never_negative_are_known_by_what_makes_them(build, body, never):
     _, index = graph_of(build, body, zero=np.float32(0), one=np.float32(-1), pads=np.int64([0, 0, 1, 1, 0, 0, 1, 1]))
     assert is_nonnegative(index, "y") is never and not is_nonnegative(index, "x")
+
+
+def test_nodes_without_inputs_carry_no_activations():
+    assert data_inputs(helper.make_node("RandomNormal", [], ["r"], shape=[2])) == []
+    assert data_inputs(helper.make_node("Relu", ["x"], ["r"])) == ["x"]
+    assert data_inputs(helper.make_node("Add", ["x", "y"], ["r"])) == ["x", "y"]

@@ -120,6 +120,14 @@ def test_an_attribute_that_is_given_twice_is_refused(net):
     refuse(net, "model: node bad: .*axis")
 
 
+@pytest.mark.parametrize("value", [b"\xff", [b"NOTSET", b"\xff"]])
+def test_attributes_that_hold_text_other_than_utf_8_are_refused(net, value):
+    net.graph.node.append(helper.make_node("MaxPool", ["x"], ["p"], "bad", kernel_shape=[1], auto_pad=value))
+    refuse(net, "model: node bad: attribute auto_pad holds text that is not UTF-8")
+    net.graph.node[-1].domain = "com.microsoft"  # where attributes may hold any bytes
+    load_model(net)
+
+
 @pytest.mark.parametrize(
     "attributes", [{}, {"value_float": 1.0, "value_int": 1}, {"value": 1.0}, {"value_ints": 1.5}, {"surprise": 1}]
 )
