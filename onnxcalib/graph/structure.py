@@ -79,11 +79,12 @@ def _check_names(graph: GraphProto, where: str) -> None:
         if name in makers:
             raise ModelError(f"{where}: tensor {name} is made twice, by {makers[name]} and {maker}; {ADVICE}")
         makers[name] = maker
-    if len(set(inputs)) < len(inputs):
+    fed = set(inputs)
+    if len(fed) < len(inputs):
         twice = next(name for name in inputs if inputs.count(name) > 1)
         raise ModelError(f"{where}: input {twice} is listed twice; every input needs a name of its own; {ADVICE}")
     for maker, name in made:
-        if name in inputs:
+        if name in fed:
             raise ModelError(f"{where}: tensor {name} is made twice, as an input and by {maker}; {ADVICE}")
     outputs = [value.name for value in graph.output]
     for kind, names in (("input", inputs), ("initializer", stored), ("output", outputs)):
