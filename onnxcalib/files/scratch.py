@@ -97,7 +97,10 @@ def _make_folder() -> tuple[Path, int]:
     """A new folder, and the descriptor that holds its lock. Raises OSError."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=FOLDER))
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # swept by another run before it could be locked
+            continue
         if is_held(lock, path):
             return path, lock
         os.close(lock)

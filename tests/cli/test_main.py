@@ -13,8 +13,16 @@ import pytest
 
 # A shell that starts the tests in the background has them, and so these processes, ignore Ctrl-C.
 BEGIN = "import os, signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-WAITING = f"""{BEGIN}
-from onnxcalib import pipeline
+# In place of the library, which takes seconds to import.
+LIBRARY = """
+import types
+import onnxcalib
+pipeline = types.ModuleType("onnxcalib.pipeline")
+pipeline.stored_files = lambda path: (path,)
+pipeline.remove_stale_data = lambda path: []
+sys.modules["onnxcalib.pipeline"] = onnxcalib.pipeline = pipeline
+"""
+WAITING = f"""{BEGIN}{LIBRARY}
 from onnxcalib.cli.main import main
 from onnxcalib.files.scratch import Scratch
 from onnxcalib.files.writing import replacing
@@ -31,8 +39,7 @@ WORKING = f"""{BEGIN}
 from onnxcalib.cli.main import open_closed_streams
 
 open_closed_streams()  # as the command does it, before anything opens files
-from onnxcalib import pipeline
-from onnxcalib.cli import summary
+{LIBRARY}
 from onnxcalib.cli.main import main
 
 class Result:
@@ -41,7 +48,9 @@ class Result:
         path.write_text("model")
 
 pipeline.quantize = lambda *given, **options: Result()
+summary = types.ModuleType("onnxcalib.cli.summary")
 summary.print_summary = lambda *given: print("table")
+sys.modules["onnxcalib.cli.summary"] = summary
 """
 ARGUMENTS = ["quantize", "net.onnx", "--calib", "data"]
 AS_PROCESS = f"sys.argv = ['onnxcalib', *{ARGUMENTS}]\nsys.exit(main())\n"

@@ -83,3 +83,16 @@ def test_a_full_disk_is_an_error_that_names_the_folder(temporary):
     with pytest.raises(OutputError, match=r"temporary files cannot be kept here \(No space left on device\)"):
         with room_in(temporary):
             raise OSError(28, os.strerror(28))
+
+
+def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_anew(temporary, monkeypatch):
+    make, made = tempfile.mkdtemp, []
+
+    def make_and_lose(prefix):
+        made.append(make(prefix=prefix))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    assert Scratch().path == temporary / os.path.basename(made[1])
