@@ -3,13 +3,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test fuzz lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/classifier/demo.py --out demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Malformed inputs, others each time: make fuzz FUZZ_COUNT=3000, or FUZZ_SEED=7 for those of a seed that was printed.
+FUZZ_COUNT ?= 1500
+FUZZ_SEED ?=
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.run --count $(FUZZ_COUNT) $(addprefix --seed ,$(FUZZ_SEED))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
