@@ -11,7 +11,7 @@ from ..spec import InputSpec
 from .checked import CheckedSamples
 from .images import ImageFile
 
-SCAN_BYTES = 1 << 24  # bytes of an array that are scanned at once, which bounds the memory of a scan
+SCAN_BYTES = 1 << 22  # bytes of an array that are scanned at once, which bounds the memory of a scan
 RAW_PIXEL_PEAK = 64.0  # normalized images stay within a few units; 8-bit pixels of any real photograph pass this
 
 

@@ -136,8 +136,9 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[Path]) -
     """
     wanted = {option: path for option, path in outputs.items() if path is not None}
     read = list(sources)
-    for option, path in wanted.items():
+    for path in wanted.values():
         check_output(path, *read)
+    for option, path in wanted.items():
         others = [other for other, file in wanted.items() if other != option and _is_same(path, file)]
         if others:
             raise OutputError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, ModelProto, ValueInfoProto, shape_inference
+from onnx import GraphProto, ModelProto, ValueInfoProto, checker, shape_inference
 
 from .weightless import copy_without_weights
 
 Shape = tuple[int | None, ...]
 # What onnx's shape inference raises on a graph that onnxruntime may accept all the same.
-INFERENCE_FAULTS = (shape_inference.InferenceError, RuntimeError, ValueError, MemoryError)
+INFERENCE_FAULTS = (shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError, MemoryError)
 # Inference that follows values keeps some 100 bytes for every element of a tensor of rank 1, as it may hold a shape.
 LONGEST_VECTOR = 2**22
 

@@ -16,6 +16,14 @@ from .padding_mask import PaddingMask
 EMPTY = "it has no value in any sample"
 
 
+def lack_of_values(output: str) -> ModelError:
+    """The error of an output whose values are finite for no sample."""
+    return ModelError(
+        f"output {output}: found no finite value in what the float model gives for the samples; nothing can be compared"
+        " with it; check the model, or the preprocessing of the samples"
+    )
+
+
 class OutputTally:
     """Running comparison of every output of two models; values that belong to padding are not compared.
 
@@ -90,10 +98,7 @@ class OutputTally:
         """Raise ModelError for an output without a finite value in the float model, and where all outputs are empty."""
         for name, found in self._floats.items():
             if not found.values:
-                raise ModelError(
-                    f"output {name}: found no finite value in what the float model gives for the samples; nothing can"
-                    " be compared with it; check the model, or the preprocessing of the samples"
-                )
+                raise lack_of_values(name)
         if self._empty and not (self._floats or self._others or self._unlike):
             raise ModelError(
                 f"output {next(iter(self._empty))}: found no value in any sample; one output with values is needed to"

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from ..bitplan import BitPlan
@@ -19,10 +20,11 @@ from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import list_ineffective, make_scheme
-from ..runtime.session import Session
+from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .input_grid import find_lossless_grids, keep_lossless
+from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
 from .rewrite import check_unchanged, rewrite
 from .run import Run
@@ -172,10 +174,26 @@ def _warn_of_ineffective(
 def _run_original(
     original: ModelProto, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
 ) -> dict[str, Any]:
-    """Outputs on one batch. The session ends with this function, so that a large model is held once."""
+    """Outputs on one batch. The session ends with this function, so that a large model is held once.
+
+    Raises ModelError for an output that has a finite value for no sample.
+    """
     session = Session(original, threads=threads)
     run_longest_texts(session, samples)
-    return session.run(feeds)
+    outputs = session.run(feeds)
+    lacking = _list_lacking(outputs)
+    for others in samples.batches(1):
+        if not lacking:
+            break
+        lacking = _list_lacking(session.run(others, lacking))
+    if lacking:
+        raise lack_of_values(lacking[0])
+    return outputs
+
+
+def _list_lacking(outputs: Mapping[str, Any]) -> list[str]:
+    """The outputs of floats that have values, none of which is finite."""
+    return [name for name, value in outputs.items() if is_float(value) and value.size and not np.isfinite(value).any()]
 
 
 def _make_scheme(

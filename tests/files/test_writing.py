@@ -201,3 +201,16 @@ def test_one_place_for_two_files_is_refused_by_both_options(folder, other):
 def test_every_output_is_looked_at(folder):
     with pytest.raises(OutputError, match=re.escape("model.onnx: is read by this run")):
         check({"--json": "a.json", "--junit": None, "--markdown": "model.onnx"}, ["model.onnx"])
+
+
+@pytest.mark.parametrize("name", ["n" * 5000, "loop"])
+def test_an_impossible_name_beside_another_output_is_refused(folder, name):
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="cannot be written"):
+        check({"--json": "a.json", "--junit": name})
+
+
+@pytest.mark.parametrize("source", ["n" * 5000, "a\0b", "loop"])
+def test_an_impossible_input_is_no_fault_of_an_output(folder, source):
+    (folder / "loop").symlink_to("loop")
+    check({"--json": "a.json"}, [source])

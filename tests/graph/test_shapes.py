@@ -55,3 +55,12 @@ def test_computed_shapes_are_not_followed_in_a_graph_with_vectors_that_are_too_l
     monkeypatch.setattr(shapes, "LONGEST_VECTOR", 39)
     assert infer_shapes(model)["r"] == (40,)
     assert infer_shapes(model).get("y") in (None, (None,))
+
+
+def test_a_function_that_calls_itself_has_no_shapes_that_inference_finds(build, draw):
+    model = build("g (float[2, 3] x) => (float[2, 3] y) { y = Relu (x) }")
+    node = helper.make_node("again", ["a"], ["b"], domain="own")
+    model.functions.append(helper.make_function("own", "again", ["a"], ["b"], [node], [helper.make_opsetid("own", 1)]))
+    model.opset_import.add(domain="own", version=1)
+    model.graph.node[0].op_type, model.graph.node[0].domain = "again", "own"
+    assert infer_shapes(model) == {}

@@ -1,5 +1,6 @@
 """A prepared model: its schemes, what the settings write into the file, and what the samples are warned of."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -68,3 +69,12 @@ def test_the_normalization_of_images_is_told(build, weigh, tmp_path, listen):
         listener = listen()
         onnxcalib.prepare(net, tmp_path, QuantizeConfig(data=mean), observer=listener)
         assert [heard for heard, text in listener.heard if "images are read as" in text] == [kind]
+
+
+def test_an_output_that_is_finite_for_no_sample_is_refused_and_one_that_is_for_some_is_not(build, draw):
+    text = "g (float[N, 4] x) => (float[N, 4] y) { m = MatMul (x, w) y = Log (m) }"
+    model, samples = build(text, w=np.eye(4, dtype=np.float32)), -1 - np.abs(draw(20, 4))
+    with pytest.raises(onnxcalib.ModelError, match="output y: found no finite value in what the float model gives"):
+        onnxcalib.prepare(model, samples)
+    samples[-1] *= -1
+    assert onnxcalib.prepare(model, samples).scheme.layers
