@@ -124,7 +124,7 @@ def check_output(path: Path, *sources: Path) -> None:
             raise OutputError(f"{path}: the folder {folder} is not writable; choose another output")
         if not path.name:
             raise OutputError(f"{path}: is no name of a file; add one")
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links, to Path.resolve
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot be written ({reason}); choose another output") from None
 
@@ -149,9 +149,9 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[Path]) -
 
 def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None:
     try:
-        same = _identify(source) == own is not None or path.resolve() == source.resolve()
+        same = _identify(source) == own is not None or _follow(path) == _follow(source)
         folder = source.is_dir()
-    except (OSError, ValueError, RuntimeError):  # no path of a file; what reads it says so
+    except (OSError, ValueError):  # no path of a file; what reads it says so
         return
     if same:
         raise OutputError(f"{path}: is read by this run; what is read is never overwritten; choose another output")
@@ -160,7 +160,7 @@ def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None
 
 
 def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None:
-    if folder.resolve() in path.resolve().parents:
+    if _follow(folder) in _follow(path).parents:
         raise OutputError(f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another")
     if own is None:
         return
@@ -175,7 +175,12 @@ def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None
 
 def _is_same(path: Path, other: Path) -> bool:
     own = _identify(path)
-    return path.resolve() == other.resolve() or own == _identify(other) is not None
+    return _follow(path) == _follow(other) or own == _identify(other) is not None
+
+
+def _follow(path: Path) -> Path:
+    """Where the links of a path lead; those that lead in a circle stay, where ``Path.resolve`` raises."""
+    return Path(os.path.realpath(path))
 
 
 def _identify(path: Path) -> tuple[int, int] | None:
