@@ -9,11 +9,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from types import FrameType
-from typing import Any, TextIO, cast
 
-from onnxcalib.files.scratch import remove_held, renaming
+TYPE_CHECKING = False  # as of typing, which takes milliseconds to import
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "interrupted: nothing half-written is left"
@@ -38,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, before)
     open_closed_streams()
     watch_signals()
-    out, err = Stream(sys.stdout), Stream(sys.stderr)
-    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, err)
+    import onnxcalib.files.scratch  # noqa: F401  # before anything takes long: a signal needs it
+
+    out, err = sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)
+
     from .app import run_app
     from .exitstatus import ExitStatus, has_worked
 
@@ -61,7 +64,8 @@ class Stream:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream, self.fault = stream, cast("OSError | None", None)
+        self._stream = stream
+        self.fault: OSError | None = None
         stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
@@ -124,6 +128,8 @@ def watch_signals() -> None:
 
 def end() -> None:
     """End the process now: what it wrote aside and its temporary folders go with it, as do its workers."""
+    from onnxcalib.files.scratch import remove_held, renaming
+
     renaming.acquire(timeout=PATIENCE)  # and not released: no file gets its name any more
     remove_held()
     text = INTERRUPTED + "\n"

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import os
 
-import lazy_loader
-
-from .spec import VERSION
-
-__version__ = VERSION
-
 # OpenMP's threads wait by spinning and so take the cores from onnxruntime's between two operations of torch: on two
 # busy cores a run took 1.7 times as long. Read once, when torch is first loaded; a value that is set already stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__getattr__, _, _names = lazy_loader.attach_stub(__name__, __file__)
-__all__ = sorted([*_names, "__version__"])
+
+def __getattr__(name: str) -> object:
+    """A public name, ``__version__`` or ``__all__``. The loader is imported then too: a command starts sooner."""
+    import lazy_loader
+
+    if name == "__version__":
+        from .spec import VERSION
+
+        return VERSION
+    load, _, names = lazy_loader.attach_stub(__name__, __file__)
+    return sorted([*names, "__version__"]) if name == "__all__" else load(name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    names: list[str] = sorted([*__getattr__("__all__")])  # type: ignore[misc]
+    return names
