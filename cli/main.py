@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 TYPE_CHECKING = False  # as of typing, which takes milliseconds to import
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, before)
     open_closed_streams()
     watch_signals()
-    import onnxcalib.files.scratch  # noqa: F401  # before anything takes long: a signal needs it
+    import onnxcalib.files.scratch  # noqa: F401  # what a signal needs
 
     out, err = sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)
 
@@ -113,7 +114,7 @@ def watch_signals() -> None:
     os.set_blocking(tell, False)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _pass)
+            signal.signal(number, _stop)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     owner = os.getpid()
 
@@ -127,11 +128,14 @@ def watch_signals() -> None:
 
 
 def end() -> None:
-    """End the process now: what it wrote aside and its temporary folders go with it, as do its workers."""
-    from onnxcalib.files.scratch import remove_held, renaming
+    """End the process now: what it wrote aside and its temporary folders go with it, as do its workers.
 
-    renaming.acquire(timeout=PATIENCE)  # and not released: no file gets its name any more
-    remove_held()
+    It imports nothing: the main thread may have been stopped in the middle of an import.
+    """
+    scratch: Any = sys.modules.get("onnxcalib.files.scratch")
+    if renaming := getattr(scratch, "renaming", None):
+        renaming.acquire(timeout=PATIENCE)  # and not released: no file gets its name any more
+        scratch.remove_held()
     text = INTERRUPTED + "\n"
     if os.isatty(2):
         text = SHOW_CURSOR + text
@@ -141,5 +145,8 @@ def end() -> None:
         os._exit(STATUS)
 
 
-def _pass(number: int, frame: FrameType | None) -> None:
-    """The thread does what is to be done."""
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop the main thread where it is, so that it meets none of what is removed, unless it gives files their names."""
+    renaming = getattr(sys.modules.get("onnxcalib.files.scratch"), "renaming", None)
+    if renaming is None or not renaming.locked():
+        time.sleep(2 * PATIENCE)

@@ -172,3 +172,16 @@ def test_names_that_the_encoding_of_the_terminal_lacks_are_shown_as_escapes(star
     process = start(code, *arguments, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
     shown = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and shown.isascii() and "no such file; an ONNX file is needed" in shown
+
+
+def test_what_a_signal_removes_is_no_fault_of_the_run(start):
+    busy = """
+        remove = shutil.rmtree
+        shutil.rmtree = lambda *given, **options: (remove(*given, **options), time.sleep(0.5))
+        while True:
+            (folder / "file").write_text("text")
+"""
+    process = start("import shutil\n" + WAITING.replace("        time.sleep(60)\n", busy) + AS_PROCESS)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (INTERRUPTED, 130)
