@@ -37,6 +37,7 @@ RUN = "from onnxcalib.cli.main import main; raise SystemExit(main())"
 SPLIT = f"from onnxcalib.graph import save; save.MOST_BYTES = 1000; {RUN}"
 MARK = "ONNXCALIB_KILL"  # variable of the environment by which processes of a run are found
 PATIENCE = 10  # seconds from the start of the next run
+STARTED = 0.2  # seconds in which Python itself starts, whose own tracebacks nothing can prevent
 SAMPLES, WIDTH, LAYERS = 256, 64, 6
 
 
@@ -122,7 +123,7 @@ class Kills:
         bits = self.generator.choice(("8", "4"))
         own = ("--weight-bits", bits, "--pipeline", "light") if job.name.startswith("quantize") else ()
         process = self._start(job.code, (*job.arguments, *own), mark)
-        time.sleep(self.generator.uniform(0.0, 1.05) * self.seconds[job.name])
+        time.sleep(self.generator.uniform(STARTED, 1.05 * self.seconds[job.name]))
         process.send_signal(number)
         shown = process.communicate()[1]
         faults = [f"traceback: {shown[-200:]}"] if "Traceback" in shown else []
