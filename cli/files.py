@@ -39,6 +39,9 @@ def prepare_outputs(
 
 
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:
-    """The files that settings name."""
-    named = (getattr(settings, "latencies", None), settings.data.tokenizer)
+    """The files that settings name, the one that holds a metric included."""
+    named = [getattr(settings, "latencies", None), settings.data.tokenizer]
+    if isinstance(settings, ValidateConfig) and settings.metric is not None:
+        module = settings.metric.partition(":")[0].replace(".", "/")
+        named += [f"{module}.py", f"{module}/__init__.py"]
     return [Path(name) for name in named if name is not None]

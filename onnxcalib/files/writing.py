@@ -160,12 +160,16 @@ def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None
 
 
 def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None:
-    if _follow(folder) in _follow(path).parents:
-        raise OutputError(f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another")
-    if own is None:
-        return
-    for root, _, names in os.walk(folder):
-        for name in names:
+    """Refuse what lies in a folder that is read or that a link in it leads to, and its files under other names."""
+    refused = OutputError(f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another")
+    parents = _follow(path).parents
+    if _follow(folder) in parents:
+        raise refused
+    for root, folders, names in os.walk(folder):  # which follows no links, as they may lead in a circle
+        linked = (Path(root, name) for name in folders if not name.startswith(".") and os.path.islink(Path(root, name)))
+        if any(_follow(link) in parents for link in linked):
+            raise refused
+        for name in names if own is not None else ():
             if _identify(Path(root, name)) == own:
                 raise OutputError(
                     f"{path}: is the file {Path(root, name)}, which this run reads; what is read is never overwritten;"

@@ -12,3 +12,4 @@ def test_files_that_settings_name_are_read():
     data = {"tokenizer": "t.json"}
     assert list_read(QuantizeConfig(latencies="l.csv", data=data)) == [Path("l.csv"), Path("t.json")]
     assert list_read(ValidateConfig(data=data)) == [Path("t.json")] and list_read(QuantizeConfig()) == []
+    assert list_read(ValidateConfig(metric="a.b:f")) == [Path("a/b.py"), Path("a/b/__init__.py")]

@@ -129,6 +129,16 @@ def test_an_output_that_is_linked_with_a_file_of_a_folder_that_is_read_is_refuse
         check_output(tmp_path / "out", tmp_path / "data")
 
 
+def test_an_output_in_a_folder_that_a_link_in_the_data_leads_to_is_refused(tmp_path):
+    for name in ("data", "cats", "hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "0").symlink_to(tmp_path / "cats")
+    (tmp_path / "data" / ".cache").symlink_to(tmp_path / "hidden")
+    with pytest.raises(OutputError, match=r"new\.onnx: lies in .*data, which this run reads"):
+        check_output(tmp_path / "cats" / "new.onnx", tmp_path / "data")
+    check_output(tmp_path / "hidden" / "new.onnx", tmp_path / "data")
+
+
 def test_several_files_change_in_the_order_in_which_they_were_begun(tmp_path, monkeypatch):
     renamed = []
     replace = os.replace
