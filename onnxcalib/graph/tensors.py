@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
 from .index import all_nodes, subgraphs
@@ -17,7 +17,7 @@ MOST_ELEMENTS = 2**40
 MOST_AXES, MOST_SHOWN = 64, 8
 # A protobuf message holds less than 2 GB, of which a tensor's other fields need some.
 MOST_BYTES = 2**31 - 2**24
-# A dense tensor may be so many times larger than its sparse form, and as large as FREE_BYTES in any case.
+# Dense tensors may be so many times larger than their sparse forms, and all of them as large as FREE_BYTES in any case.
 MOST_SPARSITY, FREE_BYTES = 100, 2**28
 ADVICE = "export the model again"
 _PACKED_BITS = {
@@ -50,7 +50,7 @@ def list_tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
         yield from (part for sparse in graph.sparse_initializer for part in _split(sparse, f"tensor {_name(sparse)}"))
     for node in list_nodes(model):
         for attribute in node.attribute:
-            where = f"node {spell_node(node)}: attribute {attribute.name}"
+            where = _spell_attribute(node, attribute)
             yield from (
                 (where, tensor) for tensor in ((attribute.t,) if attribute.HasField("t") else attribute.tensors)
             )
@@ -151,27 +151,53 @@ def make_dense(model: ModelProto) -> None:
 
     Their parts have been checked. Raises ModelError for indices that lead outside, and where dense ones are too large.
     """
+    _refuse_growth([*_list_sparse(model)])
     for graph in list_graphs(model):
         for sparse in graph.sparse_initializer:
             graph.initializer.append(_fill(sparse, f"tensor {_name(sparse)}"))
         graph.ClearField("sparse_initializer")
     for node in list_nodes(model):
-        for attribute in node.attribute:
-            if attribute.name == "sparse_value" and attribute.HasField("sparse_tensor"):
-                dense = _fill(attribute.sparse_tensor, f"node {spell_node(node)}: attribute {attribute.name}")
-                attribute.CopyFrom(helper.make_attribute("value", dense))
+        for attribute in filter(_is_sparse, node.attribute):
+            dense = _fill(attribute.sparse_tensor, _spell_attribute(node, attribute))
+            attribute.CopyFrom(helper.make_attribute("value", dense))
+
+
+def _list_sparse(model: ModelProto) -> Iterator[tuple[str, SparseTensorProto]]:
+    """The tensors that become dense, with what errors call them."""
+    for graph in list_graphs(model):
+        yield from ((f"tensor {_name(sparse)}", sparse) for sparse in graph.sparse_initializer)
+    for node in list_nodes(model):
+        for attribute in filter(_is_sparse, node.attribute):
+            yield _spell_attribute(node, attribute), attribute.sparse_tensor
+
+
+def _is_sparse(attribute: AttributeProto) -> bool:
+    return attribute.name == "sparse_value" and attribute.HasField("sparse_tensor")
+
+
+def _spell_attribute(node: NodeProto, attribute: AttributeProto) -> str:
+    return f"node {spell_node(node)}: attribute {attribute.name}"
+
+
+def _refuse_growth(found: Sequence[tuple[str, SparseTensorProto]]) -> None:
+    """Raise ModelError where dense tensors cannot be, or take too much memory together; names the largest one."""
+    stored, sizes = 0, list[tuple[int, str]]()
+    for where, sparse in found:
+        dense = TensorProto(data_type=sparse.values.data_type, dims=sparse.dims)
+        check_declared(dense, where)
+        stored += count_bytes(sparse.values)
+        sizes.append((count_bytes(dense), where))
+    needed = sum(size for size, _ in sizes)
+    if needed > FREE_BYTES + MOST_SPARSITY * stored:
+        raise ModelError(
+            f"{max(sizes)[1]}: sparse tensors of {stored:,} bytes found, which have {needed:,} with their zeros;"
+            f" {MOST_SPARSITY} times as many are allowed; store them as dense ones"
+        )
 
 
 def _fill(sparse: SparseTensorProto, where: str) -> TensorProto:
     """The dense tensor, whose values are 0 but at the indices (values,) into all elements, or (values, axes)."""
     values, indices, dims = sparse.values, sparse.indices, tuple(sparse.dims)
-    dense = TensorProto(name=values.name, data_type=values.data_type, dims=dims)
-    check_declared(dense, where)
-    if count_bytes(dense) > FREE_BYTES + MOST_SPARSITY * count_bytes(values):
-        raise ModelError(
-            f"{where}: a sparse tensor of {count_bytes(values):,} bytes found, which has {count_bytes(dense):,} with"
-            f" its zeros; {MOST_SPARSITY} times as many are allowed; store it as a dense one"
-        )
     count = math.prod(values.dims)
     shapes = ((count,), (count, len(dims)))
     if (

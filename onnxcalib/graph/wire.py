@@ -19,8 +19,11 @@ VARINT_BYTES, MORE = 10, 128
 LARGE_BYTES = 2**20
 # protobuf reads no deeper.
 DEEPEST = 100
-# Fields of all messages that are walked. A graph has one for each node, weight and recorded shape, some 10,000.
-MOST_FIELDS = 2**19
+# Messages inside of those that are walked: a graph has one for each node, weight and recorded shape, some 10,000. Each
+# takes 100 bytes of memory and more, however short it is in the file.
+MOST_MESSAGES = 2**19
+# Numbers and texts beside them: a list of numbers in an attribute, or a tensor of texts, has a field for each.
+MOST_VALUES = 2**22
 
 
 class NotAMessage(Exception):
@@ -31,7 +34,7 @@ class Walk:
     """One pass over an open file."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.count = file, 0
+        self.file, self.messages, self.values = file, 0, 0
 
     def check(self, kind: Descriptor, end: int, depth: int = 0) -> None:
         """Raise NotAMessage unless the bytes from here to ``end`` are fields of this kind of message.
@@ -41,14 +44,15 @@ class Walk:
         while self.file.tell() < end:
             number, wire = divmod(self._varint(), 8)
             field = kind.fields_by_number.get(number)
-            self.count += 1
+            is_message = field is not None and field.message_type is not None
+            self.messages, self.values = self.messages + is_message, self.values + (not is_message)
             if number < 1 or (field is None and depth == 0) or wire not in (VARINT, LENGTH, *FIXED_BYTES):
                 raise NotAMessage
             size = FIXED_BYTES.get(wire) or self._varint()
             after = self.file.tell() + (0 if wire == VARINT else size)
-            if after > end or self.count > MOST_FIELDS or depth > DEEPEST:
+            if after > end or self.messages > MOST_MESSAGES or self.values > MOST_VALUES or depth > DEEPEST:
                 raise NotAMessage
-            if field is not None and field.message_type is not None and wire == LENGTH and size > LARGE_BYTES:
+            if is_message and wire == LENGTH and size > LARGE_BYTES:
                 self.check(field.message_type, after, depth + 1)
             self.file.seek(after)
 

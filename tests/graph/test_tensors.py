@@ -4,6 +4,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.errors import ModelError
+from onnxcalib.graph import tensors
 from onnxcalib.graph.load import load_model
 from onnxcalib.graph.tensors import TYPES, check_tensor, count_bytes, make_dense
 
@@ -106,7 +107,7 @@ def test_sparse_constants_inside_bodies_become_dense(build):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.dims.__setitem__(0, 2**22), r"tensor w: a sparse tensor of 12 bytes found, which has 671,088,640"),
+        (lambda s: s.dims.__setitem__(0, 2**22), r"tensor w: sparse tensors of 12 bytes found, which have 671,088,640"),
         (lambda s: s.dims.__setitem__(0, 2**41), r"tensor w: dimensions .* found"),
         (lambda s: s.dims.__setitem__(0, 1), "tensor w: sparse indices found that are given twice or lie outside"),
         (lambda s: s.indices.CopyFrom(numpy_helper.from_array(np.array([1, 1, 2]))), "tensor w: sparse indices found"),
@@ -125,6 +126,17 @@ def test_sparse_tensors_that_cannot_be_are_refused(build, weigh, change, message
     change(sparse)
     model.graph.sparse_initializer.append(sparse)
     with pytest.raises(ModelError, match=message):
+        load_model(model)
+
+
+def test_sparse_tensors_that_are_too_large_together_are_refused(build, monkeypatch):
+    monkeypatch.setattr(tensors, "FREE_BYTES", 2000)
+    monkeypatch.setattr(tensors, "MOST_SPARSITY", 0)
+    model = build("g (float[N, 10] x) => (float[N, 40] y) { y = MatMul (x, w) }")
+    model.graph.sparse_initializer.append(make_sparse(np.eye(10, 40, dtype=np.float32), "w"))
+    load_model(model)
+    model.graph.sparse_initializer.append(make_sparse(np.eye(10, 20, dtype=np.float32), "v"))
+    with pytest.raises(ModelError, match="tensor w: sparse tensors of 80 bytes found, which have 2,400 with their"):
         load_model(model)
 
 

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 import pytest
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxcalib.graph import wire
 from onnxcalib.graph.wire import DEEPEST, NotAMessage, Walk
@@ -64,11 +64,21 @@ def test_fields_of_a_newer_version_are_passed_inside(model):
     check(b"\x3a" + _varint(len(large)) + large)
 
 
-def test_a_model_of_more_fields_than_any_is_refused(monkeypatch):
-    monkeypatch.setattr(wire, "MOST_FIELDS", 10)
-    check(b"\x08\x08" * 10)
+@pytest.mark.parametrize(
+    ("limit", "field"), [("MOST_VALUES", b"\x08\x08"), ("MOST_MESSAGES", b"\x3a\x00")], ids=["values", "messages"]
+)
+def test_a_model_of_more_fields_than_any_is_refused(monkeypatch, limit, field):
+    monkeypatch.setattr(wire, limit, 10)
+    check(field * 10)
     with pytest.raises(NotAMessage):
-        check(b"\x08\x08" * 11)
+        check(field * 11)
+
+
+def test_many_numbers_of_an_attribute_are_no_messages(monkeypatch):
+    monkeypatch.setattr(wire, "MOST_MESSAGES", 10)
+    monkeypatch.setattr(wire, "LARGE_BYTES", 0)
+    node = helper.make_node("Constant", [], ["c"], value_floats=[1.0] * 50)
+    check(ModelProto(graph=GraphProto(node=[node])).SerializeToString())
 
 
 def test_messages_that_are_nested_too_deep_are_refused(monkeypatch):
