@@ -19,7 +19,7 @@ from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
 from .edit import copy_model
 from .external import find_data, read_entries, read_external
-from .index import all_nodes, in_scope, is_op, own_constants, subgraphs
+from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, QUANTIZED_OPS
 from .save import model_bytes
 from .shapes import infer_graph, recorded_shape
@@ -242,15 +242,30 @@ def _refuse_broken(model: ModelProto, where: str) -> None:
 
 
 def _refuse_giants(model: ModelProto, where: str) -> None:
-    """Refuse computed tensors of a larger fixed size than any stored one may have; onnxruntime makes some at load."""
+    """Refuse computed tensors of a fixed size that cannot be.
+
+    Those of constants alone may be no larger than stored ones, as onnxruntime computes them when it loads the model.
+    Those of inputs may be as large as the machine's memory.
+    """
     graph = infer_graph(model)
-    makers = {name: node for node in model.graph.node for name in node.output}
+    makers, varying = {name: node for node in model.graph.node for name in node.output}, _list_varying(model.graph)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for value in () if graph is None else (*graph.value_info, *graph.output):
         kind = value.type.tensor_type
         sizes = [dim.dim_value for dim in kind.shape.dim if dim.HasField("dim_value")]
         needed = math.prod(sizes) * (TYPES[kind.elem_type].itemsize if kind.elem_type in TYPES else 1)
-        if needed > MOST_BYTES and value.name in makers:
+        allowed = max(memory, MOST_BYTES) if value.name in varying else MOST_BYTES
+        if needed > allowed and value.name in makers:
             raise ModelError(
                 f"{where}: node {spell_node(makers[value.name])}: its output {value.name} has dimensions {sizes}, which"
-                f" are {needed:,} bytes; {MOST_BYTES:,} are allowed in one tensor; export the model for smaller inputs"
+                f" are {needed:,} bytes; {allowed:,} are allowed in one tensor; export the model for smaller inputs"
             )
+
+
+def _list_varying(graph: GraphProto) -> set[str]:
+    """The tensors that depend on inputs. Nodes stand in their order; those with bodies count as if they depended."""
+    varying = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if has_bodies(node) or not varying.isdisjoint(node.input):
+            varying.update(filter(None, node.output))
+    return varying

@@ -46,6 +46,16 @@ def test_tensors_that_would_fill_the_memory_are_refused_with_the_node_that_makes
         load_model(model)
 
 
+def test_tensors_that_depend_on_inputs_may_be_as_large_as_the_memory(build, monkeypatch):
+    model = build("g (float[1, 2] x) => (float y) { [huge] h = Expand (x, size)  y = ReduceSum <keepdims = 0> (h) }")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**30, 2]), "size"))
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**24}[name])
+    load_model(model)
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**20}[name])
+    with pytest.raises(ModelError, match=r"node huge: its output h has dimensions .* 4,294,967,296 are allowed in one"):
+        load_model(model)
+
+
 def test_a_model_in_memory_is_copied_and_left_alone(linear):
     loaded = load_model(linear)
     loaded.graph.node[0].name = "changed"
