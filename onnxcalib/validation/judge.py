@@ -55,15 +55,20 @@ def _check_drop(scores: Sequence[ScoreRecord], limit: float, confident: bool) ->
 def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) -> tuple[GateRecord, ...]:
     """One record for every gate that ``config`` sets, in the order of _GATES, after ``check_gates``.
 
-    NaN passes no gate, nor does an infinite score, nor an output that could not be compared (``missed``). With
-    ``confident`` a gate judges the end of the interval that is nearer to the limit, not the measured value.
+    NaN passes no gate, nor does an infinite score, nor an output that could not be compared (``missed``). A model whose
+    outputs are not finite where the float model's are passes none at all. With ``confident`` a gate judges the end of
+    the interval that is nearer to the limit, not the measured value.
     """
-    asked = {name: getattr(config, name) for name in _GATES}
-    return tuple(
-        GateRecord(name, *_GATES[name](found, limit, config.confident, tuple(missed)))
-        for name, limit in asked.items()
-        if limit is not None
+    broken = next(
+        (f"; {each.broken:,} values of {each.name} are not finite" for each in found.outputs if each.broken), ""
     )
+    records = []
+    for name, measure in _GATES.items():
+        limit = getattr(config, name)
+        if limit is not None:
+            passed, text = measure(found, limit, config.confident, tuple(missed))
+            records.append(GateRecord(name, passed and not broken, text + broken))
+    return tuple(records)
 
 
 def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -196,6 +197,16 @@ def test_a_score_that_is_not_finite_passes_no_gate(drop, confident):
     settings = {"max_drop": 1e9 if drop != -INF else 0.5, "confident": confident}
     check_gates(Comparisons((ScoreRecord("mine:f1", 1e10, 0.0, drop),), (), {}), ValidateConfig(**settings))
     assert not gate(verdict, **settings).passed
+
+
+def test_an_output_that_is_not_finite_fails_every_gate():
+    gates = {"max_drop": 5, "min_agreement": 50, "min_sqnr": 1, "max_size_ratio": 1, "min_speedup": 1, "max_unfused": 9}
+    outputs = (output("x", 30.0), replace(output("y", 20.0), broken=1200))
+    settings = ValidateConfig(**gates)
+    assert all(record.passed for record in judge(found(), settings))
+    records = judge(found(outputs=outputs), settings)
+    assert len(records) == len(gates) + 1 and not any(record.passed for record in records)
+    assert records[3].text == "0.250 (1,000 of 4,000 bytes), at most 1; 1,200 values of y are not finite"
 
 
 def test_nan_is_worse_than_any_other_output():
