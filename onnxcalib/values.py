@@ -59,11 +59,15 @@ def read_limit(value: Any, units: Units = COUNT) -> Limit:
         raise ValueError(
             f"must be a share of the float model such as 0.15, of the 8-bit one as 0.6@8-bit, or {units.example}"
         )
-    words, most = units.most
     found = number if share else number * units.factors[unit]
-    if found > (MOST_SHARE if share else most):
-        raise ValueError(f"must be a share of at most {MOST_SHARE:g}, or at most {words}")
+    if found > (MOST_SHARE if share else units.most[1]):
+        raise ValueError(f"must be {spell_most(units)}")
     return Limit(found, ("8-bit" if match["eight"] else "float") if share else None)
+
+
+def spell_most(units: Units = COUNT) -> str:
+    """The largest budgets in words."""
+    return f"a share of at most {MOST_SHARE:g}, or at most {units.most[0]}"
 
 
 def _is_short(value: str | int | float) -> bool:

@@ -16,7 +16,7 @@ MOST_SIDE = 2**14  # pixels of a side: the largest inputs that models are export
 MOST_TOKENS = 2**20  # tokens of a text: the longest contexts of language models
 MOST_PIXELS = 178_956_970  # of an image: more are refused by Pillow
 MOST_NAME = 1_000  # characters of a column's name
-_LEAST_SIZE, _MOST_SIZE = 1e3, 1e12  # of files and lines, in bytes
+_LEAST_SIZE, _MOST_SIZE, _SIZES = 1e3, 1e12, "from 1KB to 1000GB"  # of files and lines
 
 
 def _check_size(value: Any) -> str:
@@ -27,7 +27,7 @@ def _check_size(value: Any) -> str:
     except ValueError:
         limit = None
     if limit is None or limit.of is not None or not _LEAST_SIZE <= limit.number <= _MOST_SIZE:
-        raise ValueError("must be a size from 1KB to 1000GB, such as 4GB or 500MB")
+        raise ValueError(f"must be a size {_SIZES}, such as 4GB or 500MB")
     return text
 
 
@@ -49,7 +49,7 @@ class DataConfig(Settings):
         tuple[Number, ...],
         BeforeValidator(split_numbers),
         Field(description="Mean that images are normalised with: x = (pixel / 255 - mean) / std."),
-        Option(IMAGES, metavar="R,G,B", form="one number, or three: r, g, b; each from -1 to 1"),
+        Option(IMAGES, metavar="R,G,B", form="one number, or three: r, g, b", bounds="each from -1 to 1"),
     ] = (0.0,)
     std: Annotated[
         tuple[Number, ...],
@@ -58,7 +58,8 @@ class DataConfig(Settings):
         Option(
             IMAGES,
             metavar="R,G,B",
-            form=f"one number, or three: r, g, b; each from {LEAST_STD:g} to {MOST_STD}",
+            form="one number, or three: r, g, b",
+            bounds=f"each from {LEAST_STD:g} to {MOST_STD}",
         ),
     ] = (1.0,)
     resize: Annotated[
@@ -70,7 +71,13 @@ class DataConfig(Settings):
         tuple[Side, Side] | None,
         BeforeValidator(split_size),
         Field(description="Size of the centre of an image that is kept, in pixels."),
-        Option(IMAGES, metavar="N|HxW", form=f"`N`, `HxW` or `[H, W]`; each from 1 to {MOST_SIDE}", unset="all of it"),
+        Option(
+            IMAGES,
+            metavar="N|HxW",
+            form="`N`, `HxW` or `[H, W]`",
+            bounds=f"each from 1 to {MOST_SIDE:,}",
+            unset="all of it",
+        ),
     ] = None
     layout: Annotated[
         Literal["nchw", "nhwc"] | None,
@@ -106,7 +113,7 @@ class DataConfig(Settings):
     max_unpacked: Annotated[
         Size,
         Field(description="Most that the samples of .npz and .pb files may take unpacked, in temporary files."),
-        Option(EXPERT, metavar="SIZE", form="size"),
+        Option(EXPERT, metavar="SIZE", form="size", bounds=_SIZES),
     ] = "4GB"
     max_pixels: Annotated[
         int,
@@ -116,7 +123,7 @@ class DataConfig(Settings):
     max_line: Annotated[
         Size,
         Field(description="Longest line, or row of several lines, of a file of texts."),
-        Option(EXPERT, metavar="SIZE", form="size"),
+        Option(EXPERT, metavar="SIZE", form="size", bounds=_SIZES),
     ] = "1MB"
 
     @property

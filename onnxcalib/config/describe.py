@@ -57,7 +57,7 @@ def list_settings(kind: type[Settings]) -> tuple[Setting, ...]:
                 text=field.description or "",
                 json_type=values["type"],
                 choices=tuple(map(str, values.get("enum", ()))),
-                bounds=bounds,
+                bounds=bounds if option.bounds is None else (option.bounds,),
                 default=option.unset if default in (None, (), {}) else _spell(default),
                 option=option,
             )

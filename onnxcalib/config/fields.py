@@ -33,7 +33,8 @@ class Option:
     """How a setting is shown beside the description of its field.
 
     metavar: what stands for its value in the help; None is read off the type. form: the type in words, where the
-    type itself does not tell how the value is written. unset: what holds where the default is None. plan: whether it
+    type itself does not tell how the value is written. bounds: its limits in words, where the type does not tell them
+    either. unset: what holds where the default is None. plan: whether it
     bears on a bit plan, and so is an option of ``plan`` too. repeated: the option may be given again. file_only: there
     is no option.
     """
@@ -41,6 +42,7 @@ class Option:
     panel: str
     metavar: str | None = None
     form: str | None = None
+    bounds: str | None = None
     unset: str | None = None
     plan: bool = True
     repeated: bool = False

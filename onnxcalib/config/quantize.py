@@ -10,7 +10,17 @@ from pydantic import BeforeValidator, Field
 
 from ..errors import ConfigError, spell_value
 from ..spec import FLOAT_BITS
-from ..values import check_latency, check_limit, check_name, check_whole, split_candidates, split_names
+from ..values import (
+    COUNT,
+    LATENCY,
+    check_latency,
+    check_limit,
+    check_name,
+    check_whole,
+    spell_most,
+    split_candidates,
+    split_names,
+)
 from .data import DataConfig
 from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, Finite, Name, Option, Settings, Switch, Workers
 
@@ -207,7 +217,7 @@ class QuantizeConfig(Settings):
     seed: Annotated[
         int,
         Field(strict=True, ge=0, lt=2**32, description="Seed of all random choices."),
-        Option(EXPERT, form="integer, 0 to 2^32 - 1"),
+        Option(EXPERT),
     ] = 0
     threads: Annotated[
         Workers | None, Field(description="Threads to compute with."), Option(EFFORT, unset="one a core")
@@ -226,17 +236,17 @@ class QuantizeConfig(Settings):
     max_size: Annotated[
         Annotated[str, BeforeValidator(check_limit)] | None,
         Field(description=f"Largest file: {_ANY_LIMIT}, or bytes (300KB)."),
-        Option(PLAN, metavar="SIZE", form="share or size"),
+        Option(PLAN, metavar="SIZE", form="share or size", bounds=spell_most(COUNT)),
     ] = None
     max_bops: Annotated[
         Annotated[str, BeforeValidator(check_limit)] | None,
         Field(description="Most bit operations of a sample (MACs times both bits): a share, or a number (2e9)."),
-        Option(PLAN, metavar="BOPS", form="share or number"),
+        Option(PLAN, metavar="BOPS", form="share or number", bounds=spell_most(COUNT)),
     ] = None
     max_latency: Annotated[
         Annotated[str, BeforeValidator(check_latency)] | None,
         Field(description="Longest time of a run: a share, or a time (12ms)."),
-        Option(PLAN, metavar="TIME", form="share or time"),
+        Option(PLAN, metavar="TIME", form="share or time", bounds=spell_most(LATENCY)),
     ] = None
     max_loss: Annotated[
         Annotated[Finite, Field(gt=0, le=MOST_LOSS)] | None,

@@ -60,7 +60,7 @@ def _spell_option(setting: Setting) -> str:
 
 def _spell_type(setting: Setting) -> str:
     if setting.option.form:
-        return setting.option.form
+        return "; ".join((setting.option.form, *setting.bounds))
     if setting.json_type == "boolean":
         return "`true` or `false`"
     if setting.choices:

@@ -122,8 +122,10 @@ def test_a_gate_that_is_no_finite_number_or_empty_is_refused_in_one_line(capsys,
 
 def test_the_help_states_the_bounds_of_numbers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    assert cli.main(["validate", "--help"]) == ExitStatus.OK
-    assert "Threads to compute with. [at least 1, at most 1,024]" in capsys.readouterr().out
+    assert cli.main(["quantize", "--help"]) == ExitStatus.OK
+    shown = capsys.readouterr().out
+    for text in ("at least 1, at most 1,024", "each from -1 to 1", "from 1KB to 1000GB", "or at most 1e6s"):
+        assert f"{text}]" in shown
 
 
 @pytest.mark.parametrize("command", ["quantize", "plan", "validate"])

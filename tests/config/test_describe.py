@@ -44,6 +44,14 @@ def test_types_bounds_and_choices_are_those_of_the_fields():
     assert find("min_agreement", ValidateConfig).bounds == ("at least 0", "at most 100")
 
 
+@pytest.mark.parametrize("kind", [QuantizeConfig, ValidateConfig])
+def test_every_number_has_a_least_and_a_most(kind):
+    for setting in list_settings(kind):
+        written = setting.option.metavar in ("SIZE", "BOPS", "TIME", "R,G,B", "N|HxW")
+        if written or (setting.json_type in ("integer", "number") and not setting.choices):
+            assert len(setting.bounds) == (1 if written else 2), setting
+
+
 @pytest.mark.parametrize(
     ("name", "default"),
     [
