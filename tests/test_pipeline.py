@@ -179,6 +179,15 @@ def test_stages_are_heard_in_order(net):
     assert any(text.startswith("outputs unchanged by preparation to") for text in listener.notes)
 
 
+@pytest.mark.parametrize("name", ["loop", "a\0b"])
+def test_samples_under_a_name_that_leads_nowhere_are_refused(net, tmp_path, name):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(
+        DataError, match=r"(loop: cannot be read|b: is no name of a file) \(.*\); give a folder of images"
+    ):
+        quantize(net, tmp_path / name, settings())
+
+
 def test_a_fixed_batch_and_an_old_opset_are_taken(build, weigh):
     text = """g (float[1, 1, 8, 8] x) => (float[1, 3] y) {
         c = Conv <auto_pad = "SAME_UPPER", kernel_shape = [3, 3]> (x, w1)  a = Add (c, b1)  r = Relu (a)

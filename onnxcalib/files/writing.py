@@ -170,11 +170,12 @@ def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None
         if any(_follow(link) in parents for link in linked):
             raise refused
         for name in names if own is not None else ():
-            if _identify(Path(root, name)) == own:
-                raise OutputError(
-                    f"{path}: is the file {Path(root, name)}, which this run reads; what is read is never overwritten;"
-                    " choose another output"
-                )
+            with suppress(OSError):  # a link that leads to itself; what reads the folder says so
+                if _identify(Path(root, name)) == own:
+                    raise OutputError(
+                        f"{path}: is the file {Path(root, name)}, which this run reads; what is read is never"
+                        " overwritten; choose another output"
+                    )
 
 
 def _is_same(path: Path, other: Path) -> bool:

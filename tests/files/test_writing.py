@@ -129,6 +129,13 @@ def test_an_output_that_is_linked_with_a_file_of_a_folder_that_is_read_is_refuse
         check_output(tmp_path / "out", tmp_path / "data")
 
 
+def test_a_link_to_itself_among_what_is_read_is_no_fault_of_the_output(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "loop.npy").symlink_to("loop.npy")
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    check_output(tmp_path / "old.onnx", tmp_path / "data")
+
+
 def test_an_output_in_a_folder_that_a_link_in_the_data_leads_to_is_refused(tmp_path):
     for name in ("data", "cats", "hidden"):
         (tmp_path / name).mkdir()
