@@ -117,18 +117,27 @@ def is_held(descriptor: int, path: Path) -> bool:
     return os.path.lexists(path)
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or folder, and give whether that is so: it is there, and no process holds it."""
+    lock, free = -1, False
+    with suppress(OSError):
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = os.path.samestat(os.fstat(lock), os.lstat(path))
+    try:
+        yield free
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
 def _remove_abandoned(path: Path) -> bool:
     """Remove a folder or file unless a process holds it, and say whether it is gone."""
-    with suppress(OSError):
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.lstat(path)):
-                _delete(path)
-                return not os.path.lexists(path)
-        finally:
-            os.close(lock)
-    return False
+    with claimed(path) as free:
+        if free:
+            _delete(path)
+    return free and not os.path.lexists(path)
 
 
 def _delete(path: Path) -> None:

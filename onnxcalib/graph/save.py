@@ -12,6 +12,7 @@ from pathlib import Path
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.external_data_helper import set_external_data
 
+from ..files.scratch import claimed
 from ..files.writing import Aside, Content, replacing
 from .weightless import copy_fields, copy_without_initializers, held_bytes
 
@@ -55,7 +56,8 @@ def save_model(
 def remove_stale_data(path: Path) -> list[Path]:
     """Remove the tensors of earlier models of this name, which a killed run may have left, and return these files.
 
-    A file whose name any model of the folder holds stays.
+    A file whose name any model of the folder holds stays, as does one that another run has written and still holds: its
+    model has no name yet.
     """
     path = Path(path)
     first, last = (re.escape(part) for part in _name_data(path, "\n").split("\n"))
@@ -63,11 +65,12 @@ def remove_stale_data(path: Path) -> list[Path]:
     removed = []
     with suppress(OSError):  # what cannot be read or removed stays
         entries = list(os.scandir(path.parent))
+        models = {path, *(Path(entry.path) for entry in entries if entry.name.endswith(".onnx"))}
         for stale in [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]:
-            models = [Path(entry.path) for entry in entries if entry.name.endswith(".onnx")]
-            if not any(os.fsencode(stale.name) in model.read_bytes() for model in {path, *models} if model.is_file()):
-                stale.unlink(missing_ok=True)
-                removed.append(stale)
+            with claimed(stale) as free:
+                if free and not any(os.fsencode(stale.name) in each.read_bytes() for each in models if each.is_file()):
+                    stale.unlink(missing_ok=True)
+                    removed.append(stale)
     return removed
 
 

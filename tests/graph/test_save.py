@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcalib.errors import OutputError
+from onnxcalib.files.scratch import claimed
 from onnxcalib.graph import save
 from onnxcalib.graph.save import model_bytes, remove_stale_data, save_model
 
@@ -156,5 +157,9 @@ def test_tensors_that_a_killed_run_left_are_removed_unless_a_model_needs_them(tm
         path.write_bytes(b"old")
     assert remove_stale_data(tmp_path / "m.onnx") == [stale]
     assert names(tmp_path) == sorted(["m.onnx", used.name, foreign.name])
+    stale.write_bytes(b"new")
+    with claimed(stale) as free:  # as another run does until its model has its name
+        assert free and remove_stale_data(tmp_path / "m.onnx") == [] and stale.exists()
+    stale.unlink()
     (tmp_path / "m.onnx").rename(tmp_path / "kept.onnx")
     assert remove_stale_data(tmp_path / "m.onnx") == [] and used.exists()
