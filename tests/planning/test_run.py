@@ -194,7 +194,7 @@ TRAP = "open({marker!r}, 'a').write(__name__ + chr(10))"
 COMMAND = "import sys; from onnxcalib.cli.main import main; sys.exit(main())"
 
 
-def test_nothing_that_lies_around_is_run_and_nothing_is_left(deep, images, tmp_path):
+def test_nothing_that_lies_around_is_run_and_nothing_is_left(plain, tmp_path):
     here, marker = tmp_path / "here", tmp_path / "marker"
     homes = {name: tmp_path / name for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR")}
     for folder in (here, *homes.values()):
@@ -202,13 +202,13 @@ def test_nothing_that_lies_around_is_run_and_nothing_is_left(deep, images, tmp_p
     names = {name.split("/")[0].removesuffix(".py") for each in distributions() for name in map(str, each.files or ())}
     for name in [*sys.stdlib_module_names, *filter(str.isidentifier, names), "sitecustomize", "usercustomize"]:
         (here / f"{name}.py").write_text(TRAP.format(marker=str(marker)))
-    onnx.save(deep, tmp_path / "model.onnx")
-    np.save(tmp_path / "images.npy", images)
+    onnx.save(plain, tmp_path / "model.onnx")
+    np.save(tmp_path / "images.npy", SAMPLES)
     options = [
         "--calib",
         "../images.npy",
         "--max-size",
-        "0.9@8-bit",
+        "0.99@8-bit",
         "--effort",
         "fast",
         "--jobs",
