@@ -87,7 +87,8 @@ def _take(stream: IO[bytes], count: int) -> bytes:
 class StoredArray:
     """An array in a file, of which rows are read when they are asked for.
 
-    Values are read and not mapped: a mapped file that another process shortens ends this one.
+    Values are read and not mapped: a mapped file that another process shortens ends this one. Those in Fortran's order
+    are mapped all the same, as a row's values lie far apart.
     """
 
     def __init__(self, path: Path, layout: Layout, refuse: Callable[[str], DataError]) -> None:

@@ -112,6 +112,7 @@ def _read_table(path: Path, wanted: tuple[str, ...], most: int) -> Iterator[Row]
             break
         counted.start_row()
     tabs = path.suffix.lower() == ".tsv" or (bool(head) and head[-1].count("\t") > head[-1].count(","))
+    csv.field_size_limit(max(csv.field_size_limit(), most))  # of the whole process; Lines has the limit of this file
     options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     rows = csv.reader(chain(head, lines), **options)
     columns: list[int] = []

@@ -161,6 +161,12 @@ def test_a_row_of_many_lines_is_limited_as_one_line_is(read):
     assert len(read("x.csv", '"a\nb"\n' * 400, text_column=1, max_line="1KB")) == 400
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_long_text_in_a_table_is_read_as_far_as_a_line_may_be(read, name):
+    (row,) = read(name, "text\n" + "a" * 900_000)
+    assert len(row.texts[0]) == 900_000
+
+
 def test_the_longest_line_that_is_allowed_is_read_without_its_end_too(read):
     for end in ("", "\n"):
         (row,) = read("x.txt", "a" * (1_000 - len(end)) + end, max_line="1KB")
