@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from onnxcalib.config import QuantizeConfig, ValidateConfig
-from onnxcalib.errors import ModelError
+from onnxcalib.errors import ModelError, escape_controls
 from onnxcalib.files.reading import check_file
 from onnxcalib.files.scratch import sweep
 from onnxcalib.files.writing import check_outputs
@@ -35,7 +35,7 @@ def prepare_outputs(
     removed = sweep(*(path.parent for path in targets))
     removed += [file for path in targets for file in remove_stale_data(path)]
     for path in removed if not quiet else ():
-        print(f"removed {path}, which a run that was killed had left", file=sys.stderr)
+        print(f"removed {escape_controls(str(path))}, which a run that was killed had left", file=sys.stderr)
 
 
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:

@@ -126,8 +126,10 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
                 " model"
             )
         feeds = samples.read(range(samples.fixed_batch or 1))
-        wanted = _run_original(original, samples, feeds, run.threads)
+        wanted, lacking = _run_original(original, samples, feeds, run.threads)
         rewritten = rewrite(load_model(original), config)
+        if lacking:  # after rewriting, which names a weight that is the cause
+            raise lack_of_values(lacking[0])
         passes = dict(rewritten.passes)
         # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
@@ -173,10 +175,10 @@ def _warn_of_ineffective(
 
 def _run_original(
     original: ModelProto, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
-) -> dict[str, Any]:
-    """Outputs on one batch. The session ends with this function, so that a large model is held once.
+) -> tuple[dict[str, Any], list[str]]:
+    """Outputs on one batch, and the names of those that have a finite value for no sample.
 
-    Raises ModelError for an output that has a finite value for no sample.
+    The session ends with this function, so that a large model is held once.
     """
     session = Session(original, threads=threads)
     run_longest_texts(session, samples)
@@ -186,9 +188,7 @@ def _run_original(
         if not lacking:
             break
         lacking = _list_lacking(session.run(others, lacking))
-    if lacking:
-        raise lack_of_values(lacking[0])
-    return outputs
+    return outputs, lacking
 
 
 def _list_lacking(outputs: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ..config import ValidateConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
-from ..errors import DataError, GateError, ModelError, escape_controls
+from ..errors import DataError, GateError, ModelError, escape_controls, first_line
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
@@ -212,8 +212,8 @@ def load_metric(path: str) -> tuple[str, Metric]:
             metric = getattr(metric, part)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise GateError(
-            f"metric {path}: cannot be loaded ({type(error).__name__}: {error}); MODULE:FUNCTION of an installed"
-            " module, or of a file in this folder, is needed"
+            f"metric {path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); MODULE:FUNCTION of an"
+            " installed module, or of a file in this folder, is needed"
         ) from error
     finally:
         sys.path.remove(here)

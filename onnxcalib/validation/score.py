@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data import CalibrationSet
 from ..data.labels import check_classes
-from ..errors import GateError
+from ..errors import GateError, first_line
 from ..numeric.intervals import drop_interval, mean_interval
 from ..numeric.metrics import Accuracy, scores_classes
 from ..runtime.session import is_float
@@ -153,8 +153,8 @@ class MetricTally:
             value = np.asarray(self._metric(kept, labels), np.float64)
         except (Exception, SystemExit) as error:  # a user's function may raise anything
             raise GateError(
-                f"metric {self.name}: raised {type(error).__name__}: {error}; it is given the outputs by name and the"
-                " labels, and has to return a number, or one for each sample; correct it"
+                f"metric {self.name}: raised {type(error).__name__}: {first_line(error)}; it is given the outputs by"
+                " name and the labels, and has to return a number, or one for each sample; correct it"
             ) from error
         samples = len(next(iter(kept.values())))
         # NaN of the quantized model is a result, which passes no gate.

@@ -78,3 +78,10 @@ def test_an_output_that_is_finite_for_no_sample_is_refused_and_one_that_is_for_s
         onnxcalib.prepare(model, samples)
     samples[-1] *= -1
     assert onnxcalib.prepare(model, samples).scheme.layers
+
+
+def test_a_weight_that_spoils_a_whole_output_is_named(build, weigh, draw):
+    text = "g (float[N, 4] x) => (float[N, 4] y) { [one] h = MatMul (x, w) [two] y = MatMul (h, v) }"
+    model = build(text, w=weigh(4, 4) * np.float32(np.nan), v=weigh(4, 4))
+    with pytest.raises(onnxcalib.ModelError, match="node one: tensor w holds nan"):
+        onnxcalib.prepare(model, draw(20, 4))

@@ -462,6 +462,11 @@ def test_the_current_folder_comes_before_other_modules(tmp_path, monkeypatch):
         ("1 / 0", "own_broken:f", "cannot be loaded (ZeroDivisionError: division by zero)"),
         ("import sys\nsys.exit(0)", "own_exit:f", "cannot be loaded (SystemExit: 0)"),
         ("def f(:", "own_syntax:f", "cannot be loaded (SyntaxError: "),
+        (
+            "x = 1\n  y = 2",
+            "own_indent:f",
+            "cannot be loaded (IndentationError: invalid indent (own_indent.py, line 2))",
+        ),
         ("f = 3", "own_number:f", "is no function; name one that takes the outputs and the labels"),
     ],
 )
