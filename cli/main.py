@@ -133,15 +133,12 @@ def end() -> None:
     It imports nothing: the main thread may have been stopped in the middle of an import.
     """
     scratch: Any = sys.modules.get("onnxcalib.files.scratch")
-    if renaming := getattr(scratch, "renaming", None):
-        renaming.acquire(timeout=PATIENCE)  # and not released: no file gets its name any more
-        scratch.remove_held()
-    text = INTERRUPTED + "\n"
-    if os.isatty(2):
-        text = SHOW_CURSOR + text
     try:
-        os.write(2, text.encode())
-    finally:
+        if renaming := getattr(scratch, "renaming", None):
+            renaming.acquire(timeout=PATIENCE)  # and not released: no file gets its name any more
+            scratch.remove_held()
+        os.write(2, ((SHOW_CURSOR if os.isatty(2) else "") + INTERRUPTED + "\n").encode())
+    finally:  # no other thread hears signals
         os._exit(STATUS)
 
 

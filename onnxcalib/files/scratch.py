@@ -20,8 +20,10 @@ from ..errors import OutputError
 
 FOLDER = "onnxcalib-"  # how the names of temporary folders begin
 ASIDE = ".onnxcalib-"  # how the names of files begin that are not yet renamed to their own
-_held: weakref.WeakSet[Scratch] = weakref.WeakSet()
-held_files: set[Path] = set()  # those that this process writes aside
+# The temporary folders of this process, and the files that it writes aside. Plain sets, as only a plain set can be
+# listed while another thread adds to it.
+_held_folders: set[Path] = set()
+held_files: set[Path] = set()
 renaming = threading.Lock()  # held while files that belong together get their names
 
 
@@ -39,8 +41,8 @@ class Scratch:
                 f"{os.environ.get('TMPDIR', '/tmp')}: no temporary folder can be made here"
                 f" ({error.strerror or error}); free space, or set TMPDIR to another folder"
             ) from None
+        _held_folders.add(self.path)
         self.remove = weakref.finalize(self, _remove, self.path, lock, os.getpid())
-        _held.add(self)
 
     def __enter__(self) -> Path:
         return self.path
@@ -63,9 +65,7 @@ def room_in(folder: Path) -> Iterator[None]:
 
 def remove_held() -> None:
     """Remove the temporary folders and files of this process, which is about to end."""
-    for scratch in list(_held):
-        scratch.remove()
-    for path in list(held_files):
+    for path in [*_held_folders, *held_files]:
         _delete(path)
 
 
@@ -150,5 +150,6 @@ def _delete(path: Path) -> None:
 def _remove(path: Path, lock: int, owner: int) -> None:
     if os.getpid() == owner:  # a forked process has a copy of the object, and not the folder
         _delete(path)
+    _held_folders.discard(path)
     with suppress(OSError):
         os.close(lock)

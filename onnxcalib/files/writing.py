@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import OutputError
+from .reading import STDIN
 from .scratch import ASIDE, held_files, is_held, renaming
 
 Content = str | bytes
@@ -108,6 +109,8 @@ def check_output(path: Path, *sources: Path) -> None:
     """
     path = Path(path)
     folder = path.parent
+    if str(path) == STDIN:
+        raise OutputError(f"{path}: is no name of a file here; results are not written to standard output; name a file")
     try:
         own = _identify(path)
         for source in map(Path, sources):

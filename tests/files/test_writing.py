@@ -43,6 +43,11 @@ def test_an_output_that_is_a_directory_is_refused(tmp_path):
         check_output(tmp_path)
 
 
+def test_standard_output_is_no_output():
+    with pytest.raises(OutputError, match=r"^-: is no name of a file here; results are not written to standard output"):
+        check_output("-")
+
+
 def test_an_output_that_is_a_device_is_refused():
     with pytest.raises(OutputError, match="/dev/null: is no regular file; it would be replaced"):
         check_output("/dev/null")
