@@ -117,6 +117,8 @@ def open_member(archive: zipfile.ZipFile, path: Path, name: str, found: str | No
     member = find_members(archive)[name]
     if member.compress_type not in METHODS:
         raise zipfile.BadZipFile(f"array {name!r} is compressed in another way than by numpy.savez_compressed")
+    if archive.fp is not None and member.header_offset + member.compress_size > archive.fp.seek(0, io.SEEK_END):
+        raise zipfile.BadZipFile(f"array {name!r} claims {member.compress_size:,} bytes, more than the file holds")
     with archive.open(member) as stream:
         try:
             layout = read_layout(stream, member.file_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from .room import Room
 
 MOST_BYTES = 2**28  # of a file: it is read as a whole, and its values are copied once
 REMEDY = "write it with onnx.save_tensor"
+NUMBERED = re.compile(r"input_([0-9]{1,9})\.pb")
+# Where values may stand; in one of them alone, as readers differ in which they take.
+VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
 def open_test_set(folder: Path, inputs: Sequence[InputSpec], room: Room) -> Part:
@@ -29,6 +33,13 @@ def open_test_set(folder: Path, inputs: Sequence[InputSpec], room: Room) -> Part
         raise DataError(
             f"{folder}: found {len(files)} input_*.pb; the model has inputs {list_names(names)}; give one file for each"
         )
+    for number, file in enumerate(files):
+        named = NUMBERED.fullmatch(file.name)
+        if named is None or int(named[1]) != number:
+            raise DataError(
+                f"{file}: found where input_{number}.pb is needed; a set numbers its files from 0, by the model's"
+                " inputs; rename it"
+            )
     arrays, found = {}, []
     for number, file in enumerate(files):
         name, values = _load_tensor(file)
@@ -72,6 +83,9 @@ def _check_sizes(tensor: Any) -> None:
         raise ValueError(f"its type {tensor.data_type} is none of ONNX")
     if any(side < 0 for side in tensor.dims):
         raise ValueError(f"its shape is {spell_shape(tuple(tensor.dims))}")
+    filled = [field for field in VALUE_FIELDS if len(getattr(tensor, field))]
+    if len(filled) > 1:
+        raise ValueError(f"its values are in {' and '.join(filled)}")
     if tensor.data_type == TensorProto.STRING:
         return
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)

@@ -59,6 +59,10 @@ def check_structure(model: ModelProto, where: str) -> None:
 
     What functions do is not checked here. Dimensions of -1, which stand for any, are left out: mutates the model.
     """
+    keys = [entry.key for entry in model.metadata_props]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ModelError(f"{where}: metadata {twice[:100]!r} are given twice; every key is needed once; {ADVICE}")
     for graph in all_graphs(model.graph):
         _check_names(graph, where)
         for kind, values in (("input", graph.input), ("output", graph.output), ("tensor", graph.value_info)):

@@ -25,6 +25,8 @@ _PACKED_BITS = {
     **dict.fromkeys(("UINT2", "INT2"), 2),
     **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
 }
+# Where a tensor's values may stand; in one of them alone, as readers differ in which they take.
+_VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Those of which several values share an entry of int32_data; values of 6 bits do so in raw_data alone.
 _PACKED_FIELDS = (4, 2)
 TYPES = {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in helper.get_all_tensor_dtypes()}
@@ -109,6 +111,9 @@ def check_tensor(tensor: TensorProto, where: str) -> None:
     if tensor.HasField("segment"):
         raise ModelError(f"{where}: its data are a segment; whole tensors are needed; {ADVICE}")
     kind = TensorProto.DataType.Name(tensor.data_type)
+    filled = [field for field in _VALUE_FIELDS if len(getattr(tensor, field))]
+    if len(filled) > 1:
+        raise ModelError(f"{where}: values in {' and '.join(filled)} found; they stand in one of them; {ADVICE}")
     if tensor.HasField("raw_data"):
         found, needed, unit = len(tensor.raw_data), count_bytes(tensor), "bytes of raw_data"
     else:
@@ -212,7 +217,7 @@ def _fill(sparse: SparseTensorProto, where: str) -> TensorProto:
         )
     places = numpy_helper.to_array(indices)
     limits = np.array(dims if places.ndim == 2 else [math.prod(dims)], np.int64)
-    rows = places.reshape(count, -1)
+    rows = places.reshape(count, -1 if count else limits.size)
     if ((rows < 0) | (rows >= limits)).any() or len(np.unique(rows, axis=0)) < count:
         raise ModelError(
             f"{where}: sparse indices found that are given twice or lie outside of dimensions {list(dims)}; {ADVICE}"

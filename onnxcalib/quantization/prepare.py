@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
@@ -104,9 +104,8 @@ class Prepared:
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*scheme.embeddings, *scheme.layers)}),
         }
-        for key, value in entries.items():
-            entry = quantized.metadata_props.add()
-            entry.key, entry.value = key, value
+        kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours
+        helper.set_model_props(quantized, {**kept, **entries})
         return quantized
 
 

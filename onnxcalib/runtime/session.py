@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from ..errors import ModelError, OutputError, first_line
+from ..errors import ModelError, OnnxCalibError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
@@ -26,6 +26,8 @@ MOST_BYTES = 2**28
 KERNEL = "_kernel_time"
 # Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
+ADVICE = "a model that onnxruntime computes is needed; check it, or export it again"
+MOST_SHOWN = 500  # characters of what onnxruntime says
 # What onnxruntime says of outputs of the types that it does not give to Python.
 NO_TYPE, NO_ARRAYS = "No corresponding Numpy type", ("bfloat16", "int4", "float4")
 
@@ -78,11 +80,11 @@ class Session:
         try:
             values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
-            raise ModelError(f"onnxruntime cannot run {self.name}: {self._explain(error, names)}") from error
+            raise ModelError(f"onnxruntime cannot run {self.name}: {self._explain(error, names)}; {ADVICE}") from error
         return dict(zip(names, values, strict=True))
 
     def _explain(self, error: Exception, names: Sequence[str]) -> str:
-        text = first_line(error)
+        text = _spell(error)
         if NO_TYPE in text:  # onnxruntime does not say which output that is
             for each in self._session.get_outputs():
                 if each.name in names and any(kind in each.type for kind in NO_ARRAYS):
@@ -128,6 +130,12 @@ def _choose_options(
     return options
 
 
+def _spell(error: Exception) -> str:
+    """What onnxruntime says, in one line: it breaks lines within names, and tells in later ones what it expected."""
+    text = first_line(OnnxCalibError(" ".join(str(error).split()))).rstrip(".")
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
+
+
 def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
     """Bytes to append to the model's own, which add outputs without a copy: protobuf merges concatenated messages."""
     given = {value.name for value in model.graph.output}
@@ -159,7 +167,7 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
     except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         if folder is not None:
             folder.remove()  # the error's traceback would keep it
-        raise ModelError(f"onnxruntime cannot load {name}: {first_line(error)}") from error
+        raise ModelError(f"onnxruntime cannot load {name}: {_spell(error)}; {ADVICE}") from error
 
 
 def _write(model: ModelProto, more: bytes, path: Path) -> None:

@@ -169,3 +169,11 @@ def test_labels_that_claim_more_than_there_are_samples_are_not_unpacked(tmp_path
     samples = open_calibration(write(tmp_path / "a.npz", members), VECTOR)
     with pytest.raises(DataError, match=r"found labels of shape \(1048576\); there are 3 samples"):
         _ = samples.labels
+
+
+def test_a_member_that_claims_more_than_the_file_holds_is_refused(tmp_path):
+    path = write(tmp_path / "a.npz", [("x.npy", spell(VALUES))])
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 20, 2**31)  # the packed size in the list of members
+    path.write_bytes(data)
+    refuse("array 'x' claims 2,147,483,648 bytes, more than the file holds", path)

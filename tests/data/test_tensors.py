@@ -88,3 +88,15 @@ def test_a_file_that_is_too_large_for_a_tensor_is_not_read(tmp_path):
 def test_tensors_count_among_what_may_be_unpacked(tmp_path):
     write(tmp_path, onnx.numpy_helper.from_array(np.ones((100, 4), np.float32), "x"))
     refuse("takes 1,600 bytes unpacked; 1,000 are left of the 1,000", tmp_path, config=DataConfig(max_unpacked="1KB"))
+
+
+@pytest.mark.parametrize("name", ["input_1.pb", "input_-1.pb", "input_x.pb", "input_\u0660.pb", "input_99999999999.pb"])
+def test_tensors_that_are_not_numbered_from_zero_are_refused(tmp_path, name):
+    onnx.save_tensor(make(), tmp_path / name)
+    refuse(f"{tmp_path / name}: found where input_0.pb is needed; a set numbers its files from 0", tmp_path)
+
+
+def test_a_tensor_with_two_sets_of_values_is_refused(tmp_path):
+    tensor = make()
+    tensor.float_data.extend([1, 2, 3, 4])
+    refuse("its values are in raw_data and float_data", write(tmp_path, tensor))

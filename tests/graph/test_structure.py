@@ -178,3 +178,9 @@ def test_what_only_training_needs_is_left_out(net):
 def test_attributes_without_a_type_are_refused(net):
     net.graph.node[0].attribute.append(AttributeProto(name="alpha", f=1.0))
     refuse(net, "model: node mul: ")
+
+
+def test_metadata_that_are_given_twice_are_refused(net):
+    for value in "12":
+        net.metadata_props.add(key="author", value=value)
+    refuse(net, "model: metadata 'author' are given twice; every key is needed once; export the model again")

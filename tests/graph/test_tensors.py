@@ -54,6 +54,7 @@ def test_text_is_accepted():
         (TensorProto(data_type=8, dims=[1], string_data=[b"\xff"]), "t: text that is not UTF-8 found"),
         (TensorProto(data_type=22, dims=[3], int32_data=[1, 2, 3]), "t: 3 values of int32_data .* int4 .* need 2"),
         (TensorProto(data_type=14, dims=[2], float_data=[1, 2]), "t: 2 values of float_data found; .* need 4"),
+        (TensorProto(data_type=1, dims=[1], raw_data=b"1234", float_data=[1]), "t: values in raw_data and float_data"),
         (TensorProto(data_type=1, dims=[0], segment=TensorProto.Segment()), "t: its data are a segment"),
     ],
 )  # fmt: skip
@@ -91,6 +92,14 @@ def test_a_model_with_a_sparse_weight_is_quantized_as_its_dense_twin(build, weig
     stored = [{t.name: numpy_helper.to_array(t).tolist() for t in r.model.graph.initializer} for r in (given, wanted)]
     assert stored[0] == stored[1]
     assert sparse.graph.sparse_initializer or role == "constant"  # the given model is left as it was
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_sparse_tensor_without_values_is_all_zero(build, flat):
+    model = build("g (float[2, 3] x) => (float[2, 3] y) { y = Add (x, w) }")
+    model.graph.sparse_initializer.append(make_sparse(np.zeros((2, 3), np.float32), "w", flat=flat))
+    make_dense(model)
+    np.testing.assert_array_equal(numpy_helper.to_array(model.graph.initializer[0]), np.zeros((2, 3)))
 
 
 def test_sparse_constants_inside_bodies_become_dense(build):

@@ -53,6 +53,14 @@ def test_the_settings_of_a_file_fill_whole_blocks_of_bytes(net, draw):
         assert len(text) % SETTINGS_BYTES == 0
 
 
+def test_metadata_of_ours_in_a_float_model_are_replaced(net, draw):
+    for key, value in {"onnxcalib.version": "0", "author": "somebody"}.items():
+        net.metadata_props.add(key=key, value=value)
+    model = onnxcalib.quantize(net, draw(8, 4), QuantizeConfig(pipeline="light")).model
+    keys = [entry.key for entry in model.metadata_props]
+    assert keys.count("onnxcalib.version") == keys.count("author") == 1
+
+
 def test_few_samples_are_warned_of(net, draw, listen):
     for count in (FEW_SAMPLES - 1, FEW_SAMPLES):
         listener = listen()
