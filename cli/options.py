@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -20,6 +21,8 @@ from onnxcalib.config import (
     ValidateConfig,
     list_settings,
 )
+from onnxcalib.errors import spell_value
+from onnxcalib.values import LONGEST
 
 SAMPLES_HELP = (
     "a folder of images, .npy or .npz, one .npz or .npy, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
@@ -34,6 +37,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", metavar=FLAG, help="Print warnin
 Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tracebacks.")]
 # Values as typer reads them, by the type of the setting; whatever else a setting takes is text, which pydantic reads.
 _TYPES: dict[str, type[int | float | bool]] = {"integer": int, "number": float, "boolean": bool}
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", re.IGNORECASE)
 _MOST_CHOICES = 22  # letters of choices that stand beside an option's name; more widen the column of all others
 
 # Settings of how layers are reconstructed and written.
@@ -105,8 +109,10 @@ def find_owners(option: str) -> str | None:
 def _make_parameter(setting: Setting) -> inspect.Parameter:
     """An option that is None unless given, so that a configuration file can set it; its help shows the real default."""
     kind: Any = list[str] if setting.option.repeated else _TYPES.get(setting.json_type, str)
+    reader = _READERS.get(kind)
     option = typer.Option(
         setting.flag,
+        parser=reader,
         help=_spell_help(setting).replace("[", r"\["),
         metavar=_choose_metavar(setting),
         show_default=False,
@@ -117,11 +123,29 @@ def _make_parameter(setting: Setting) -> inspect.Parameter:
     )
 
 
+def _read_integer(text: str) -> int:
+    """A whole number in the digits 0 to 9; ``int`` reads 1_000 and the digits of all scripts too."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text.strip()):
+        raise typer.BadParameter(f"found {spell_value(text)}; a whole number is needed, in the digits 0 to 9")
+    return int(text)
+
+
+def _read_number(text: str) -> float:
+    """A number in the digits 0 to 9; ``float`` reads 1_000 and the digits of all scripts too."""
+    if len(text) > LONGEST or not _NUMBER.fullmatch(text.strip()):
+        raise typer.BadParameter(f"found {spell_value(text)}; a number is needed, in the digits 0 to 9, as in 0.5")
+    return float(text)
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {int: _read_integer, float: _read_number}
+
+
 def _choose_metavar(setting: Setting) -> str | None:
     if setting.json_type == "boolean":
         return FLAG
     choices = "|".join(setting.choices)
-    return setting.option.metavar or (choices if 0 < len(choices) <= _MOST_CHOICES else None)
+    number = {"integer": "<int>", "number": "<float>"}.get(setting.json_type)
+    return setting.option.metavar or (choices if 0 < len(choices) <= _MOST_CHOICES else number)
 
 
 def _spell_help(setting: Setting) -> str:

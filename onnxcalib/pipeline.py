@@ -247,7 +247,7 @@ def _list_sources(config: QuantizeConfig, model: object, *others: object) -> tup
     own = stored_files(Path(model)) if isinstance(model, (str, Path)) else ()
     named = (*others, config.latencies, config.data.tokenizer)
     given = (Path(each) for each in named if isinstance(each, (str, Path)))
-    return tuple(path.absolute() for path in (*own, *given))
+    return tuple(path.absolute() for path in (*own, *given))  # links are followed when an output is compared with them
 
 
 def _warn_of_unused(prepared: Prepared, *, plan: bool, ranges: bool) -> None:

@@ -36,7 +36,11 @@ LATENCY = Units({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None, ("1e6s", 1e9))
 MOST_SHARE = 1e6
 LONGEST = 100  # letters of a budget or a number; the time of a search grows with their square
 LONGEST_PATH = 4096  # Linux takes no longer ones
-_LIMIT = re.compile(r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE | re.ASCII
+)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile(r"\d+", re.ASCII)  # Python's own functions take the digits of all scripts, and 1_000
 
 
 def read_limit(value: Any, units: Units = COUNT) -> Limit:
@@ -79,10 +83,10 @@ def split_numbers(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, str):
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            raise ValueError("must be one number, or three as 'r,g,b'") from None
+        parts = [part.strip() for part in value.split(",")]
+        if len(value) > LONGEST or not all(map(_NUMBER.fullmatch, parts)):
+            raise ValueError("must be one number, or three as 'r,g,b'")
+        return tuple(map(float, parts))
     return value
 
 
@@ -92,7 +96,7 @@ def split_size(value: Any) -> Any:
         return (value, value)
     if isinstance(value, str):
         sides = value.lower().split("x")
-        if len(sides) > 2 or len(value) > LONGEST or not all(side.strip().isdecimal() for side in sides):
+        if len(sides) > 2 or len(value) > LONGEST or not all(_WHOLE.fullmatch(side.strip()) for side in sides):
             raise ValueError("must be a size such as 224, or 'HxW'")
         return (int(sides[0]), int(sides[-1]))
     return value

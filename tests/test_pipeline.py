@@ -625,6 +625,14 @@ def test_a_file_that_the_run_read_is_not_overwritten(net, tmp_path):
     assert (tmp_path / "net.onnx").read_bytes() != before[tmp_path / "net.onnx"]
 
 
+def test_a_loop_of_links_among_what_is_read_is_told_by_its_reader(net, tmp_path):
+    (tmp_path / "tokenizer.json").symlink_to("tokenizer.json")
+    (tmp_path / "texts.txt").write_text("a")
+    config = settings(data={"tokenizer": tmp_path / "tokenizer.json"})
+    with pytest.raises(DataError, match=r"texts\.txt: .*|tokenizer\.json: cannot be read"):
+        quantize(net, tmp_path / "texts.txt", config)
+
+
 def test_settings_without_effect_are_warned_of(net, tmp_path):
     light = {"reconstruct": False}
     ranges = onnxcalib.pipeline.calibrate(onnxcalib.pipeline.prepare(net, SAMPLES))

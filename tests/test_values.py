@@ -2,7 +2,7 @@
 
 import pytest
 
-from onnxcalib.values import LATENCY, Limit, read_limit
+from onnxcalib.values import LATENCY, Limit, read_limit, split_numbers, split_size
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_shares_and_numbers_are_told_apart(text, limit):
     assert found.number == pytest.approx(limit.number) and found.of == limit.of
 
 
-@pytest.mark.parametrize("text", ["", "x", "0", "-1", "0.5@8", "0.5KB@8-bit", "1,5", "10%"])
+@pytest.mark.parametrize("text", ["", "x", "0", "-1", "0.5@8", "0.5KB@8-bit", "1,5", "10%", "\u0663KB"])
 def test_anything_else_is_refused(text):
     with pytest.raises(ValueError, match=r"^must be a share of the float model such as 0.15"):
         read_limit(text)
@@ -70,3 +70,16 @@ def test_a_time_beyond_days_is_refused(text):
 def test_what_is_no_text_and_no_number_of_a_sane_length_is_no_budget(value):
     with pytest.raises(ValueError, match=r"^must be a share of the float model such as 0.15"):
         read_limit(value)
+
+
+@pytest.mark.parametrize("text", ["\u0660.\u0665", "0_1", "0.5,,0.5", ""])
+def test_numbers_have_the_digits_0_to_9(text):
+    with pytest.raises(ValueError, match=r"^must be one number, or three as 'r,g,b'$"):
+        split_numbers(text)
+    with pytest.raises(ValueError, match=r"^must be a size such as 224, or 'HxW'$"):
+        split_size(text.replace(".", "x"))
+
+
+def test_numbers_and_sizes_are_read_with_spaces_around_them():
+    assert split_numbers("0.5, 1e-1 ,.25") == (0.5, 0.1, 0.25)
+    assert split_size("8 x 16") == (8, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import BinaryIO, NamedTuple
 
 from ..config import DataConfig
 from ..errors import DataError, first_line
-from ..files.reading import open_file, spell_fault
+from ..files.reading import open_file, read_object, spell_fault
 from .listing import quote, quote_some
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
 # Columns and keys that are read where the settings name none.
 DEFAULT_COLUMNS = ("text", "sentence")
-DIGITS = 9  # of a column's number; no file has so many columns
+NUMBER = re.compile(r"[0-9]{1,8}")  # of a column; no file has more
 
 
 class Row(NamedTuple):
@@ -116,6 +117,7 @@ def _read_table(path: Path, wanted: tuple[str, ...], most: int) -> Iterator[Row]
     options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     rows = csv.reader(chain(head, lines), **options)
     columns: list[int] = []
+    width = 0
     try:
         for row in rows:
             counted.start_row()
@@ -124,12 +126,12 @@ def _read_table(path: Path, wanted: tuple[str, ...], most: int) -> Iterator[Row]
                 continue
             if not columns:
                 columns, headed = _choose_columns(path, row, wanted)
+                width = len(row)
                 if headed:
                     continue
-            if len(row) <= max(columns):
+            if len(row) != width:  # a comma that is not quoted moves texts into other columns
                 raise DataError(
-                    f"{path}: line {rows.line_num}: found {len(row)} columns; column {max(columns) + 1} is needed; mend"
-                    " the row"
+                    f"{path}: line {rows.line_num}: found {len(row)} columns; the first row has {width}; mend the row"
                 )
             yield Row(rows.line_num, tuple(row[column] for column in columns))
     except csv.Error as error:
@@ -139,12 +141,20 @@ def _read_table(path: Path, wanted: tuple[str, ...], most: int) -> Iterator[Row]
 def _choose_columns(path: Path, first: list[str], wanted: tuple[str, ...]) -> tuple[list[int], bool]:
     """Indices of the columns to read, from 0, and whether the first row is a header. Raises DataError."""
     if not wanted:
-        usual = [name for name in DEFAULT_COLUMNS if name in first]
-        if usual or len(first) == 1:
-            return [first.index(usual[0]) if usual else 0], bool(usual)
+        usual = next((name for name in DEFAULT_COLUMNS if name in first), None)
+        if usual is not None:
+            return _choose_columns(path, first, (usual,))
+        if len(first) == 1:
+            return [0], False
     elif all(name in first for name in wanted):
+        twice = next((name for name in wanted if first.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(
+                f"{path}: text_column: found {quote(twice)}, the name of {first.count(twice)} columns; a name of its"
+                " own is needed; mend the header"
+            )
         return [first.index(name) for name in wanted], True
-    elif all(name.isdecimal() and len(name) < DIGITS and 1 <= int(name) <= len(first) for name in wanted):
+    elif all(NUMBER.fullmatch(name) and 1 <= int(name) <= len(first) for name in wanted):
         return [int(name) - 1 for name in wanted], False
     found = next((quote(name) for name in wanted if name not in first), "none")
     raise DataError(
@@ -161,7 +171,7 @@ def _read_jsonl(path: Path, wanted: tuple[str, ...], most: int) -> Iterator[Row]
             continue
         where = f"{path}: line {number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=read_object)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({first_line(error)}); write one object a line") from None
         if isinstance(value, str) and not wanted:

@@ -252,7 +252,10 @@ def _load_tokenizer(where: Any, path: str | None) -> Any:
     from tokenizers import Tokenizer
 
     with _guard(f"{path}: not a tokenizer", GIVE):
-        return Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
+        if getattr(tokenizer.model, "dropout", None):  # it draws other tokens in each run, and is for training alone
+            tokenizer.model.dropout = None
+        return tokenizer
 
 
 @contextmanager

@@ -99,14 +99,14 @@ def read_json(path: Path, fault: Fault, *, give: str, most: int = MOST_BYTES) ->
     """The content of a JSON file as ``read_file`` reads it. Raises ``fault``."""
     text = read_text(path, fault, give=give, most=most)
     try:
-        return json.loads(text, object_pairs_hook=_read_object)
+        return json.loads(text, object_pairs_hook=read_object)
     except RecursionError:
         raise fault(f"{path}: not JSON: nested too deep; {give}") from None
     except ValueError as error:
         raise fault(f"{path}: not JSON: {first_line(error)}; {give}") from None
 
 
-def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON. Raises ValueError for a key that is given twice, of which a reader sees one alone."""
     found = dict(pairs)
     if len(found) < len(pairs):

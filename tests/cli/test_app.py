@@ -90,6 +90,19 @@ def test_an_option_that_is_no_number_is_refused(capsys):
     assert "Invalid value for '--steps'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--steps", "--percentile"])
+@pytest.mark.parametrize("value", ["\u0665\u0665", "6_0", "0x40", "", "9" * 5000])
+def test_numbers_have_the_digits_0_to_9(capsys, option, value):
+    assert cli.main(["quantize", "net.onnx", "--calib", "d", option, value]) == ExitStatus.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: Invalid value for '{option}': found .* number is needed, in the digits 0 to 9", line)
+
+
+def test_a_whole_number_has_no_point(capsys):
+    assert cli.main(["quantize", "net.onnx", "--calib", "d", "--steps", "8.0"]) == ExitStatus.USAGE
+    assert "'--steps': found '8.0'; a whole number is needed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "option", "value", "text"),
     [

@@ -127,8 +127,9 @@ def test_any_other_file_is_refused_with_its_name_in_one_line(read, content, name
     [
         ("x.csv", 'text\n"a"b\n', "x.csv: line 2: not CSV ("),
         ("x.csv", 'text\n"a\nb', "x.csv: line 3: not CSV ("),
-        ("x.csv", "id,text\n1,a\n2\n", "x.csv: line 3: found 1 columns; column 2 is needed; mend the row"),
-        ("x.tsv", "id\ttext\n1\n", "x.tsv: line 2: found 1 columns; column 2 is needed"),
+        ("x.csv", "id,text\n1,a\n2\n", "x.csv: line 3: found 1 columns; the first row has 2; mend the row"),
+        ("x.csv", "text,id\na, b,1\n", "x.csv: line 2: found 3 columns; the first row has 2; mend the row"),
+        ("x.tsv", "id\ttext\n1\n", "x.tsv: line 2: found 1 columns; the first row has 2"),
         ("x.jsonl", '{"text": "a"}\n{"text": }', "x.jsonl: line 2: not JSON ("),
         ("x.jsonl", '{"text": "a"}\n["a"]', "x.jsonl: line 2: found list; write an object"),
         ("x.jsonl", '\n{"text": 1}', "x.jsonl: line 2: 'text' is int; a text is needed"),

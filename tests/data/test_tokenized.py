@@ -176,7 +176,7 @@ def test_half_a_character_is_refused_with_its_line(tokenizer, tmp_path):
 
 def test_blank_lines_within_quotes_are_text_and_others_are_counted(read):
     assert read("x.csv", 'text,n\n"a\n\nb",1\n\nc,2\n') == [[A, B], [C]]
-    refuse("x.csv: line 6: found 1 columns; column 2", read, "x.csv", 'n,text\n1,"a\n\nb"\n\n2\n')
+    refuse("x.csv: line 6: found 1 columns; the first row has 2", read, "x.csv", 'n,text\n1,"a\n\nb"\n\n2\n')
 
 
 def test_more_tabs_than_commas_in_the_first_line_separate_columns(read):
@@ -278,7 +278,13 @@ def test_a_length_that_does_not_fit_is_refused(tokenizer):
             {"text_column": 3},
             "found '3'; the columns are 'id', 'note'; give --text-column one",
         ),
-        ("x.csv", "id,note\n1,a\n2", {"text_column": "note"}, "line 3: found 1 columns; column 2 is needed; mend"),
+        (
+            "x.csv",
+            "id,note\n1,a",
+            {"text_column": "\u0661"},
+            "text_column: found '\u0661'; the columns are 'id', 'note'",
+        ),
+        ("x.csv", "id,note\n1,a\n2", {"text_column": "note"}, "line 3: found 1 columns; the first row has 2; mend"),
         ("x.csv", 'id,note\n1,"a\n', {"text_column": "note"}, "x.csv: line 2: not CSV ("),
         ("x.csv", "a,b", {"pairs": True, "text_column": 1}, "pairs: found 1 columns; a pair needs two; give --text-"),
         ("x.jsonl", "{", {}, "x.jsonl: line 1: not JSON ("),
@@ -413,3 +419,10 @@ def test_what_a_panic_prints_is_kept_from_the_user_and_all_else_is_not(tokenizer
     monkeypatch.setattr("tokenizers.Tokenizer", type("Odd", (), {"from_str": warn}))
     refuse("not a tokenizer (odd)", open_calibration, ["a"], IDS, config)
     assert capfd.readouterr().err == "from the package\n"
+
+
+def test_dropout_of_a_tokenizer_is_left_to_training(tokenizer):
+    parts = {"a": 0, "b": 1, "ab": 2, "[UNK]": 3}
+    model = {"type": "BPE", "vocab": parts, "merges": ["a b"], "unk_token": "[UNK]", "dropout": 0.9}
+    samples = open_calibration(["ab ab ab ab"], IDS, change(tokenizer, model=model, post_processor=None))
+    assert samples.read([0])["input_ids"].tolist() == [[2, 2, 2, 2]]
