@@ -73,6 +73,7 @@ def show_help(
     """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""
     if context.invoked_subcommand is None:
         print(context.get_help())
+        print_error("no command found; quantize, calibrate, plan or validate is needed; see the help")
         raise typer.Exit(ExitStatus.USAGE)
 
 

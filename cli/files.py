@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from onnxcalib.config import QuantizeConfig, ValidateConfig
-from onnxcalib.errors import ModelError, escape_controls
+from onnxcalib.errors import ModelError, OutputError, escape_controls
 from onnxcalib.files.reading import check_file
 from onnxcalib.files.scratch import sweep
 from onnxcalib.files.writing import check_outputs
@@ -36,6 +36,25 @@ def prepare_outputs(
     removed += [file for path in targets for file in remove_stale_data(path)]
     for path in removed if not quiet else ():
         print(f"removed {escape_controls(str(path))}, which a run that was killed had left", file=sys.stderr)
+
+
+def check_cache(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequence[Path | None]) -> None:
+    """Raise OutputError for a cache that would be kept in a folder that the run reads, or in place of an output."""
+    if settings.cache_dir is None:
+        return
+    try:
+        cache = Path(settings.cache_dir).resolve()
+        inside = next((each for each in read if each is not None and each.resolve() in (cache, *cache.parents)), None)
+        same = any(cache == path.resolve() for path in outputs)
+    except (OSError, ValueError, RuntimeError):  # no path of a file; what reads it, or keeps the cache, says so
+        return
+    if inside is not None and inside.is_dir():
+        raise OutputError(
+            f"cache_dir: {settings.cache_dir} lies in {inside}, which this run reads; that folder stays as it is;"
+            " choose another"
+        )
+    if same:
+        raise OutputError(f"cache_dir: {settings.cache_dir} is an output of this run; choose another folder")
 
 
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:

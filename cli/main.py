@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 
 TYPE_CHECKING = False  # as of typing, which takes milliseconds to import
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     watch_signals()
     import onnxcalib.files.scratch  # noqa: F401  # what a signal needs
 
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # Python's, which are for developers: -W or PYTHONWARNINGS shows them
     out, err = sys.stdout, sys.stderr = Stream(sys.stdout), Stream(sys.stderr)
 
     from .app import run_app

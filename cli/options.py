@@ -22,7 +22,7 @@ from onnxcalib.config import (
     list_settings,
 )
 from onnxcalib.errors import spell_value
-from onnxcalib.values import LONGEST
+from onnxcalib.values import LONGEST, NUMBER
 
 SAMPLES_HELP = (
     "a folder of images, .npy or .npz, one .npz or .npy, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
@@ -37,7 +37,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", metavar=FLAG, help="Print warnin
 Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tracebacks.")]
 # Values as typer reads them, by the type of the setting; whatever else a setting takes is text, which pydantic reads.
 _TYPES: dict[str, type[int | float | bool]] = {"integer": int, "number": float, "boolean": bool}
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf)", re.IGNORECASE)
+_NO_NUMBERS = ("nan", "inf", "-inf")  # read all the same, and refused with the bounds of the setting
 _MOST_CHOICES = 22  # letters of choices that stand beside an option's name; more widen the column of all others
 
 # Settings of how layers are reconstructed and written.
@@ -132,7 +132,7 @@ def _read_integer(text: str) -> int:
 
 def _read_number(text: str) -> float:
     """A number in the digits 0 to 9; ``float`` reads 1_000 and the digits of all scripts too."""
-    if len(text) > LONGEST or not _NUMBER.fullmatch(text.strip()):
+    if len(text) > LONGEST or not (NUMBER.fullmatch(text.strip()) or text.strip().lower() in _NO_NUMBERS):
         raise typer.BadParameter(f"found {spell_value(text)}; a number is needed, in the digits 0 to 9, as in 0.5")
     return float(text)
 

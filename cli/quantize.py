@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
-from .files import list_read, prepare_outputs
+from .files import check_cache, list_read, prepare_outputs
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
@@ -42,6 +42,7 @@ def quantize(
         target = output or model.parent / f"{model.stem}.quantized.onnx"
         read = [calib, config, plan, ranges, *list_read(settings)]
         prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)
+        check_cache(settings, [target], read)
         _run(model, calib, target, settings, plan=plan, ranges=ranges, report=report, quiet=quiet)
 
 

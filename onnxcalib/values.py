@@ -39,7 +39,7 @@ LONGEST_PATH = 4096  # Linux takes no longer ones
 _LIMIT = re.compile(
     r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE | re.ASCII
 )
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile(r"\d+", re.ASCII)  # Python's own functions take the digits of all scripts, and 1_000
 
 
@@ -84,7 +84,7 @@ def split_numbers(value: Any) -> Any:
         return (value,)
     if isinstance(value, str):
         parts = [part.strip() for part in value.split(",")]
-        if len(value) > LONGEST or not all(map(_NUMBER.fullmatch, parts)):
+        if len(value) > LONGEST or not all(map(NUMBER.fullmatch, parts)):
             raise ValueError("must be one number, or three as 'r,g,b'")
         return tuple(map(float, parts))
     return value

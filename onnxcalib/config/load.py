@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ Kind = TypeVar("Kind", bound=Settings)
 
 
 SHOWN = 100  # letters of a key that messages show
+# tomllib takes memory and time by the square of the parts of a key. Possessive, so that the search itself does not.
+MOST_PARTS = 50
+_DEEP_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}""")
 # Settings that run code: a metric is a Python function, and a Dask cluster hands over pickles.
 CODE = {
     "metric": "it names Python code that is run",
@@ -83,6 +87,8 @@ def load_config(
 def _read_toml(path: Path) -> dict[type[Settings], dict[str, Any]]:
     """Checked settings of each kind by field name, with those of the [data] table beside the others."""
     text = read_text(path, ConfigError, give="give --config a TOML file")
+    if _DEEP_KEY.search(text):
+        raise ConfigError(f"{path}: found a key of more than {MOST_PARTS} parts; settings have 3 at most; shorten it")
     try:
         table = tomllib.loads(text)
     except RecursionError:

@@ -125,6 +125,8 @@ def check_output(path: Path, *sources: Path) -> None:
             raise OutputError(f"{path}: {folder} is no folder; an existing one is needed; choose another output")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{path}: the folder {folder} is not writable; choose another output")
+        if _is_systems(folder.resolve()):  # /dev/stdout is a link, which would be replaced
+            raise OutputError(f"{path}: lies in {folder}, which is the system's; choose another output")
         if not path.name:
             raise OutputError(f"{path}: is no name of a file; add one")
     except (OSError, ValueError) as error:
@@ -148,6 +150,11 @@ def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[Path]) -
                 f"{path}: is the file of both {option} and {others[0]}; one would replace the other; give one of them"
                 " another name"
             )
+
+
+def _is_systems(folder: Path) -> bool:
+    """Whether a resolved folder holds devices or facts about processes; /dev/shm holds files."""
+    return folder == Path("/dev") or folder.parts[:2] in (("/", "proc"), ("/", "sys"))
 
 
 def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None:

@@ -60,8 +60,7 @@ def remove_stale_data(path: Path) -> list[Path]:
     model has no name yet.
     """
     path = Path(path)
-    first, last = (re.escape(part) for part in _name_data(path, "\n").split("\n"))
-    pattern = re.compile(rf"{first}[0-9a-f]{{{DIGITS}}}{last}")
+    pattern = re.compile(rf"{re.escape(_cut_name(path))}\.[0-9a-f]{{{DIGITS}}}\.data")
     removed = []
     with suppress(OSError):  # what cannot be read or removed stays
         entries = list(os.scandir(path.parent))
@@ -75,8 +74,13 @@ def remove_stale_data(path: Path) -> list[Path]:
 
 
 def _name_data(path: Path, digest: str) -> str:
-    """The name of the file of a model's tensors; a long name of a model is cut, as names have 255 bytes at most."""
-    return f"{os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])}.{digest}.data"
+    """The name of the file of a model's tensors."""
+    return f"{_cut_name(path)}.{digest}.data"
+
+
+def _cut_name(path: Path) -> str:
+    """The name of a model, cut where it is long, as names of files have 255 bytes at most."""
+    return os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
 
 
 def model_bytes(model: ModelProto) -> int:

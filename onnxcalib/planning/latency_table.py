@@ -11,7 +11,7 @@ from ..bitplan import FLOAT
 from ..config import CANDIDATES
 from ..errors import ConfigError, escape_controls, first_line, spell_value
 from ..files.reading import read_text
-from ..values import LATENCY
+from ..values import LATENCY, LONGEST, NUMBER
 
 COLUMNS = ("layer", "configuration", "milliseconds")
 MOST_TIME = LATENCY.most[1]  # milliseconds
@@ -52,10 +52,7 @@ def read_latencies(path: Path) -> dict[tuple[str, str], float]:
 
 
 def _read_time(where: str, text: str | None) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
+    value = float(text) if text and NUMBER.fullmatch(text.strip()) and len(text) <= LONGEST else math.nan
     if not 0 <= value <= MOST_TIME:
         raise ConfigError(
             f"{where}: found {spell_value(text)}; milliseconds from 0 to {MOST_TIME:g} are needed; correct it"

@@ -78,8 +78,10 @@ def trace(prepared: Prepared) -> Frontier:
 def _measure(prepared: Prepared) -> _Measurements:
     """Measure the loss and the costs of every set at each candidate, as far as the cache does not have them."""
     run, config = prepared.run, prepared.config
-    if config.latencies is not None and config.max_latency is not None:
+    if config.latencies is not None:
         read_latencies(Path(config.latencies))  # a fault of the file is found before the work
+        if config.max_latency is None:
+            run.warn("latencies: found without max_latency, the only limit for which they are read; give both or none")
     batches = _make_batches(prepared)
     cache = _open_cache(prepared, batches)
     statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme), Statistics)

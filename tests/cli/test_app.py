@@ -23,7 +23,9 @@ def test_version_is_printed(capsys):
 
 def test_no_command_prints_the_help_and_counts_as_wrong_usage(capsys):
     assert cli.main([]) == ExitStatus.USAGE
-    assert "quantize" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "quantize" in shown.out
+    assert shown.err == "error: no command found; quantize, calibrate, plan or validate is needed; see the help\n"
 
 
 def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):

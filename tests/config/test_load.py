@@ -243,7 +243,9 @@ NESTED = "[" * 20_000 + "]" * 20_000
     ("text", "complaint"),
     [
         (f"steps = {NESTED}", "not TOML: nested too deep; see https://toml.io"),
-        ("steps." + "a." * 20_000 + "b = 1", "steps: "),
+        ("steps." + "a." * 20_000 + "b = 1", "found a key of more than 50 parts; settings have 3 at most; shorten it"),
+        ("[" + "'a' . \"b\"." * 30 + "b]", "found a key of more than 50 parts"),
+        ("steps." + "a." * 20 + "b = 1", "steps: "),
         ("steps = " + "9" * 5000, "not TOML: "),
         ("steps = 0x" + "f" * 5000, "steps: found a value of type int that is too long to be shown; "),
         ("seed = 99999999999999999999", "seed: found 99999999999999999999; input should be less than 4294967296"),

@@ -53,6 +53,15 @@ def test_an_output_that_is_a_device_is_refused():
         check_output("/dev/null")
 
 
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/new", "/dev/fd/1", "/proc/self/fd/1", "/sys/new"])
+def test_nothing_is_written_where_the_system_keeps_devices(path, tmp_path):
+    """A run with standard output in a file would replace the link /dev/stdout."""
+    code = f"from pathlib import Path; from onnxcalib.files.writing import check_output; check_output(Path({path!r}))"
+    with open(tmp_path / "log", "wb") as log:
+        done = subprocess.run([sys.executable, "-c", code], stdout=log, stderr=subprocess.PIPE, text=True, check=False)
+    assert f"OutputError: {path}: " in done.stderr
+
+
 def test_an_output_in_a_missing_folder_is_refused_with_the_folder(tmp_path):
     with pytest.raises(
         OutputError, match=r"the folder .*nowhere does not exist; an existing one is needed; make it first"

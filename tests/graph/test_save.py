@@ -149,6 +149,13 @@ def test_a_renaming_that_fails_leaves_the_old_model_on_its_own_weights(tmp_path,
     assert set(names(tmp_path)) - {"report.json"} == set(before)
 
 
+@pytest.mark.parametrize("name", ["a\nb.onnx", "[a.onnx", "a.data.onnx"])
+def test_stale_tensors_of_a_model_with_an_odd_name_are_removed(tmp_path, name):
+    stale = tmp_path / f"{name}.{'0' * 16}.data"
+    stale.write_bytes(b"old")
+    assert remove_stale_data(tmp_path / name) == [stale]
+
+
 def test_tensors_that_a_killed_run_left_are_removed_unless_a_model_needs_them(tmp_path, model):
     save_model(model, tmp_path / "m.onnx", most_bytes=100)
     (used,) = tmp_path.glob("*.data")

@@ -338,6 +338,21 @@ def test_a_budget_of_time_is_kept_by_the_times_of_a_file(plain, tmp_path):
         }
 
 
+def test_times_that_no_limit_needs_are_read_and_told(plain, tmp_path):
+    times = str(tmp_path / "t.csv")
+    config = QuantizeConfig(effort="fast", candidates="W8A8,W4A4", max_size="1@8-bit", latencies=times)
+    with pytest.raises(ConfigError, match=r"t\.csv: no such file"):
+        plan(plain, SAMPLES, config)
+    said = []
+    observer = Observer()
+    observer.warn = said.append
+    write_times(tmp_path / "t.csv", [], {})
+    with open(times, "a") as file:
+        file.write("one,W8A8,1\n")
+    plan(plain, SAMPLES, config, observer=observer)
+    assert [text for text in said if text.startswith("latencies: found without max_latency")]
+
+
 def test_a_file_without_all_times_is_refused(plain, tmp_path):
     config = QuantizeConfig(effort="fast", candidates="W8A8,W4A4", max_latency="0.5")
     sets = plan(plain, SAMPLES, config.model_copy(update={"max_size": "1@8-bit", "max_latency": None})).sets

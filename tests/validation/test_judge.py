@@ -70,6 +70,13 @@ def test_a_gate_passes_at_its_limit_and_fails_beyond_it(name, passes, fails):
     assert not gate(found(), **{name: fails}).passed
 
 
+def test_values_that_are_not_finite_where_the_float_models_are_fail_every_gate():
+    broken = replace(found(), outputs=(replace(output("y", 20.0), broken=3),))
+    limits = {"max_size_ratio": 1e6, "min_speedup": 1e-6, "max_unfused": 10**9, "max_steps": 65535}
+    for record in judge(broken, ValidateConfig(**limits)):
+        assert not record.passed and record.text.startswith("output y has values that are not finite; "), record
+
+
 @pytest.mark.parametrize(
     ("name", "passes", "fails"),
     [
