@@ -33,8 +33,17 @@ from rich.table import Table
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RUN = "from onnxcalib.cli.main import main; raise SystemExit(main())"
-# The limit above which weights are a file of their own, lowered from 2 GB.
-SPLIT = f"from onnxcalib.graph import save; save.MOST_BYTES = 1000; {RUN}"
+# The limit above which weights are a file of their own, lowered from 2 GB when signals are heard, as imports take long.
+SPLIT = """
+import onnxcalib.cli.main as main
+watch = main.watch_signals
+def watch_first():
+    watch()
+    from onnxcalib.graph import save
+    save.MOST_BYTES = 1000
+main.watch_signals = watch_first
+raise SystemExit(main.main())
+"""
 MARK = "ONNXCALIB_KILL"  # variable of the environment by which processes of a run are found
 PATIENCE = 10  # seconds from the start of the next run
 STARTED = 0.2  # seconds in which Python itself starts, whose own tracebacks nothing can prevent
@@ -89,6 +98,7 @@ class Kills:
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         make_model(folder / "net.onnx")
+        self.shared = set(os.listdir("/dev/shm"))
         self.seconds = {job.name: self._measure(job) for job in JOBS}
 
     def _measure(self, job: Job) -> float:
@@ -134,7 +144,7 @@ class Kills:
         following = self._start(RUN, ("quantize", "net.onnx", "--calib", "x.npy", "-o", "next.onnx"), f"{mark} next")
         told = self._finish(following)
         time.sleep(max(0.0, min(1.0, began + PATIENCE - time.monotonic())))
-        left = [*self._list_left(), *list_processes(mark), *list_semaphores()]
+        left = [*self._list_left(), *list_processes(mark), *self._list_semaphores()]
         faults += [f"left: {each}" for each in left]
         return faults + ([] if "Traceback" not in told else ["traceback of the next run"])
 
@@ -162,6 +172,10 @@ class Kills:
         if len(used) > 1:
             yield f"{len(used)} files of weights"
 
+    def _list_semaphores(self) -> Iterator[str]:
+        new = set(os.listdir("/dev/shm")) - self.shared
+        yield from (f"semaphore {name}" for name in new if name.startswith(("sem.", "psm_")))
+
 
 def list_processes(mark: str) -> Iterator[str]:
     """Processes whose environment has the mark of a run that is over."""
@@ -172,10 +186,6 @@ def list_processes(mark: str) -> Iterator[str]:
                 yield f"process {path.parent.name}"
         except OSError:  # it has ended, or belongs to another user
             continue
-
-
-def list_semaphores() -> Iterator[str]:
-    yield from (f"semaphore {path.name}" for path in Path("/dev/shm").glob("*") if "loky" in path.name)
 
 
 def main() -> int:
