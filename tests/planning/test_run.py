@@ -348,7 +348,7 @@ def test_times_that_no_limit_needs_are_read_and_told(plain, tmp_path):
     observer.warn = said.append
     write_times(tmp_path / "t.csv", [], {})
     with open(times, "a") as file:
-        file.write("one,W8A8,1\n")
+        file.write("\none,W8A8,1\n")
     plan(plain, SAMPLES, config, observer=observer)
     assert [text for text in said if text.startswith("latencies: found without max_latency")]
 
