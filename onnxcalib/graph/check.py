@@ -43,7 +43,10 @@ def check_model(model: ModelProto) -> None:
         onnx.checker.check_model(copy_for_checker(model), full_check=True)
     except (onnx.checker.ValidationError, *INFERENCE_FAULTS) as error:
         found = first_line(error)
-        raise ModelError(f"the quantized model fails onnx's checker: {found}; please report this") from error
+        raise ModelError(
+            f"the quantized model fails onnx's checker: {found}; one that onnx accepts is"
+            " needed; check the float model with onnx.checker, and export it again"
+        ) from error
 
 
 def copy_for_checker(model: ModelProto) -> ModelProto:

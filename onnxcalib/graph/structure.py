@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from google.protobuf.message import Message
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, checker, defs
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    checker,
+    defs,
+    numpy_helper,
+)
 
 from ..errors import ModelError, first_line
 from .index import all_graphs, all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
@@ -25,6 +36,10 @@ VALUES = {
     "value": _KINDS.Value("TENSOR"),
     **{f"value_{kind.lower()}": _KINDS.Value(kind) for kind in ("FLOAT", "FLOATS", "INT", "INTS", "STRING", "STRINGS")},
 }
+# Of a graph with the bodies of its functions in place of their calls.
+MOST_NODES = 10**6
+# At a nanosecond each, 30 years. Exporters write the largest int64 for a loop that its condition ends.
+MOST_TRIPS = 10**18
 # onnx's check of a node would search bodies for what they read from outside.
 _NO_BODY = GraphProto(name="body")
 
@@ -70,6 +85,7 @@ def check_structure(model: ModelProto, where: str) -> None:
                 _check_type(
                     value.type, f"{where}: {kind} {value.name}", known=graph is model.graph and kind != "tensor"
                 )
+    _check_calls(model, where)
     _check_nodes(model, where)
     _check_loops(model.graph, where, {})
 
@@ -114,6 +130,24 @@ def _check_type(kind: TypeProto, where: str, *, known: bool) -> None:
         _check_type(getattr(kind, which).elem_type, where, known=False)
     elif which == "map_type":
         _check_type(kind.map_type.value_type, where, known=False)
+
+
+def _check_calls(model: ModelProto, where: str) -> None:
+    """Raise ModelError for functions that call each other so often that the whole graph fits nowhere."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    called = {key: [(n.domain, n.op_type) for n in all_nodes(function)] for key, function in functions.items()}
+    sizes: dict[tuple[str, str], int] = {}
+    try:
+        for key in TopologicalSorter({key: set(calls) & set(called) for key, calls in called.items()}).static_order():
+            sizes[key] = sum(sizes.get(each, 1) for each in called[key])
+    except CycleError:  # onnx names the functions of the cycle
+        return
+    whole = sum(sizes.get((node.domain, node.op_type), 1) for node in all_nodes(model.graph))
+    if sizes and whole > MOST_NODES:
+        raise ModelError(
+            f"{where}: graph {model.graph.name}: {whole:,} nodes with those of its functions found; {MOST_NODES:,} are"
+            f" allowed; {ADVICE}"
+        )
 
 
 def _check_nodes(model: ModelProto, where: str) -> None:
@@ -165,6 +199,20 @@ def _check_constant(node: NodeProto, name: str) -> None:
         )
 
 
+def _never_ends(node: NodeProto, count: TensorProto | None, constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a Loop runs for ever: it has no bound, and its body hands on the condition with which it began."""
+    first, second = (*node.input, "", "")[:2]
+    if first and (count is None or numpy_helper.to_array(count).item() < MOST_TRIPS):
+        return False
+    if second and (second not in constants or not numpy_helper.to_array(constants[second]).all()):
+        return False
+    for body in subgraphs(node):
+        (given,) = body.output[:1] or [None]
+        handed_on = {inner.output[0]: inner.input[0] for inner in body.node if is_op(inner, "Identity")}
+        return given is not None and len(body.input) > 1 and handed_on.get(given.name, given.name) == body.input[1].name
+    return False
+
+
 def _check_loops(graph: GraphProto, where: str, outer: Mapping[str, TensorProto]) -> None:
     """Raise ModelError for a Loop whose constant trip count is no single number, on which onnxruntime crashes."""
     constants = in_scope(graph, outer, own_constants(graph))
@@ -174,6 +222,11 @@ def _check_loops(graph: GraphProto, where: str, outer: Mapping[str, TensorProto]
             raise ModelError(
                 f"{where}: node {spell_node(node)}: trip count {node.input[0]} of dimensions {list(count.dims)} found;"
                 f" one number is needed; {ADVICE}"
+            )
+        if is_op(node, "Loop") and _never_ends(node, count, constants):
+            raise ModelError(
+                f"{where}: node {spell_node(node)}: no trip count, and a condition that is always true found; a loop"
+                f" that ends is needed; {ADVICE}"
             )
         for body in subgraphs(node):
             _check_loops(body, where, constants)

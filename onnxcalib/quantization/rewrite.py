@@ -91,7 +91,7 @@ def check_unchanged(
         if not change <= tolerance:
             raise ModelError(
                 f"output {name}: preparation changed it by {change:.1e} of its largest value; {tolerance:.0e} is"
-                " allowed; this is a fault of onnxcalib on this model, please report it"
+                " allowed; export the model for inference, without random or training operators, or at another opset"
             )
     return max(changes.values(), default=0.0)
 

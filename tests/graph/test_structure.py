@@ -184,3 +184,31 @@ def test_metadata_that_are_given_twice_are_refused(net):
     for value in "12":
         net.metadata_props.add(key="author", value=value)
     refuse(net, "model: metadata 'author' are given twice; every key is needed once; export the model again")
+
+
+def test_functions_that_grow_without_bound_are_refused(net):
+    net.opset_import.add(domain="own", version=1)
+    for number in range(30):
+        kind = ("own", f"f{number - 1}") if number else ("", "Neg")
+        nodes = [helper.make_node(kind[1], [a], [b], domain=kind[0]) for a, b in ("ab", "bc")]
+        opsets = [helper.make_opsetid("own", 1), helper.make_opsetid("", 17)]
+        net.functions.append(helper.make_function("own", f"f{number}", ["a"], ["c"], nodes, opsets))
+    net.graph.node.add(op_type="f29", domain="own", name="call", input=["y"], output=["z"])
+    refuse(net, r"model: graph g: 1,073,741,827 nodes with those of its functions found; 1,000,000 are allowed")
+
+
+@pytest.mark.parametrize(("count", "go"), [("", "go"), ("", ""), ("n", "go"), ("n", "")])
+def test_a_loop_that_never_ends_is_refused(build, count, go):
+    text = LOOP.replace("(n, c, x)", "(n, go, x)")
+    model = build(text, n=np.array(2**63 - 1), go=np.array(True))
+    model.graph.node[0].input[:2] = [count, go]
+    refuse(model, "node lp: no trip count, and a condition that is always true found; a loop that ends is needed")
+
+
+def test_loops_that_may_end_are_taken(build):
+    bounded = build(LOOP.replace("(n, c, x)", "(n, go, x)"), n=np.array(3), go=np.array(True))
+    load_model(bounded)
+    text = LOOP.replace("on = Identity (go)", "m = ReduceSum <keepdims = 0> (s)  on = Less (m, m)").replace(
+        "(n, c, x)", "(n, go, x)"
+    )
+    load_model(build(text, n=np.array(2**63 - 1), go=np.array(True)))

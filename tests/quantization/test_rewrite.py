@@ -95,7 +95,7 @@ def change_bias(model, factor):
 def test_a_changed_output_is_a_fault_that_is_named(model, draw):
     feeds = {"x": draw(4, 3, 6, 6)}
     assert 0 < change(model, change_bias(model, 1 + 1e-5), feeds) < TOLERANCE
-    expected = "output y: preparation changed it by .* of its largest value; 1e-03 is allowed; this is a fault"
+    expected = "output y: preparation changed it by .* of its largest value; 1e-03 is allowed; export the model"
     with pytest.raises(ModelError, match=expected):
         change(model, change_bias(model, 1.1), feeds)
     with pytest.raises(ModelError, match=expected):
