@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"onnx"},
     ),
     "cli": (
-        {"errors", "files", "config", "bitplan", "report", "verdict", "pipeline", "validation", "onnxcalib"},
+        {"errors", "files", "values", "config", "bitplan", "report", "verdict", "pipeline", "validation", "onnxcalib"},
         {"typer", "rich", "matplotlib"},
     ),
     # Its public names, which are loaded on first use, are those of __init__.pyi.
