@@ -915,3 +915,12 @@ def test_bits_are_not_planned_for_float_activations(net, changes):
 def test_blocks_in_a_model_without_float_activations_are_refused(net):
     with pytest.raises(ConfigError, match=r"^block_size: found 32, and no layer to use it"):
         quantize(net, SAMPLES, settings(block_size=32))
+
+
+@pytest.mark.parametrize("least", [-np.inf, np.finfo(np.float32).min])
+def test_a_mask_right_behind_a_layer_is_no_bias(build, weigh, least):
+    mask = np.where(np.arange(12) < 9, 0, least).astype(np.float32)
+    text = "g (float[N, 8] x) => (float[N, 12] p) { m = MatMul (x, w) l = Add (m, mask) p = Softmax <axis = 1> (l) }"
+    samples = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    result = quantize(build(text, w=weigh(8, 12), mask=mask), samples, settings())
+    assert result.report.outputs[0].sqnr_db > 30 and result.report.layers

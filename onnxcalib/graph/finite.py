@@ -31,10 +31,21 @@ def refuse_not_finite(model: ModelProto) -> None:
     for node in model.graph.node:
         for name in _weights_of(index, node):
             if name not in checked and (value := constant(index, name)) is not None:
-                _check(value, f"node {node.name}: tensor {name}")
+                if not (is_op(node, "Add") and _is_mask(value)):
+                    _check(value, f"node {node.name}: tensor {name}")
                 checked.add(name)
         if is_op(node, "BatchNormalization"):
             _check_variance(index, node)
+
+
+def is_weight(value: np.ndarray) -> bool:
+    """Whether float32 can compute with all values; no mask, which holds -inf or the least float."""
+    return bool((np.abs(value) <= MOST).all())
+
+
+def _is_mask(value: np.ndarray) -> bool:
+    """Whether a constant adds nothing to some values, and forbids all others."""
+    return value.dtype.kind == "f" and bool((value == 0).any() and ((value == 0) | (value < -MOST)).all())
 
 
 def _weights_of(index: Index, node: NodeProto) -> list[str]:

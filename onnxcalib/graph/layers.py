@@ -9,7 +9,8 @@ from functools import cache, partial
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..spec import LayerScheme, QuantSpec
-from .index import Index, attribute_of, is_op, reads
+from .finite import is_weight
+from .index import Index, attribute_of, is_op, known_constant, reads
 from .ops import LAYERS
 from .shapes import Shape, infer_shapes
 
@@ -59,9 +60,12 @@ def _find_bias_add(index: Index, node: NodeProto, shapes: Callable[[], Mapping[s
     made, readers = node.output[0], index.readers(node.output[0])
     if node.op_type != "MatMul" or len(readers) != 1 or not is_op(readers[0], "Add") or made in index.outputs:
         return None
-    bias = index.initializers.get(next((t for t in readers[0].input if t != made), ""))
+    name = next((t for t in readers[0].input if t != made), "")
+    bias = index.initializers.get(name)
     columns = index.initializers[node.input[1]].dims[1]
     if bias is None or not bias.dims or not bias.dims[-1] == columns == math.prod(bias.dims):
+        return None
+    if not is_weight(known_constant(index, name)):
         return None
     return readers[0] if len(bias.dims) == 1 or len(bias.dims) <= len(shapes().get(made, ())) else None
 

@@ -136,7 +136,8 @@ def _relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
         return float("inf")
     if theirs.size == 0:
         return 0.0
-    error = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
+    with np.errstate(invalid="ignore"):  # what is infinite in both is no number, and counts as infinitely far
+        error = float(np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max())
     size = float(np.abs(theirs.astype(np.float64)).max())
     if not np.isfinite(error) or not np.isfinite(size):
         return float("inf")

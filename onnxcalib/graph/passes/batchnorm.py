@@ -19,6 +19,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..edit import remove_nodes, write_attributes, write_operand
+from ..finite import is_weight
 from ..index import Index, attribute_of, constant, is_op, known_constant
 from ..layers import channel_axis, count_channels
 from ..ops import CHANNEL_LAYERS
@@ -122,7 +123,7 @@ def _arithmetic_affine(index: Index, node: NodeProto, number: int, layer: NodePr
     """What a Mul, Div, Add or Sub does to the layer's output, which is its input of this number."""
     value = constant(index, node.input[1 - number])
     weight = constant(index, layer.input[1])
-    if value is None or weight is None or value.dtype.kind != "f":
+    if value is None or weight is None or value.dtype.kind != "f" or not is_weight(value):
         return None
     if node.op_type == "Div" and number == 1:
         return None

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..edit import remove_nodes, write_attributes, write_operand
+from ..finite import is_weight
 from ..index import Index, attribute_of, constant, is_op, known_constant
 from ..shapes import infer_shapes
 
@@ -102,5 +103,11 @@ def _bias_add(index: Index, node: NodeProto) -> NodeProto | None:
         return None
     bias = constant(index, next(name for name in readers[0].input if name != node.output[0]))
     # With more dimensions, or more than one row, the product would be broadcast.
-    fits = bias is not None and bias.ndim <= 2 and bias.size in (1, weight.shape[1]) and bias.shape[:-1] in ((), (1,))
+    fits = (
+        bias is not None
+        and is_weight(bias)
+        and bias.ndim <= 2
+        and bias.size in (1, weight.shape[1])
+        and bias.shape[:-1] in ((), (1,))
+    )
     return readers[0] if fits else None
