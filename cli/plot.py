@@ -12,11 +12,14 @@ from io import BytesIO
 from onnxcalib.bitplan import Frontier, Point
 
 # matplotlib reads a matplotlibrc of the current folder, which is not the user's where a model's folder came from
-# elsewhere. It finds its own here.
+# elsewhere. It finds its own here. Figures need no backend of windows, and a name that it does not know would end it.
 _spec = importlib.util.find_spec("matplotlib")
 assert _spec is not None and _spec.origin is not None
+_backend = os.environ.pop("MPLBACKEND", None)
 with contextlib.chdir(os.path.join(os.path.dirname(_spec.origin), "mpl-data")):
     from matplotlib.figure import Figure
+if _backend is not None:
+    os.environ["MPLBACKEND"] = _backend
 
 SIZE, DOTS = (6.4, 4.0), 150  # inches, and dots in each
 MARGIN = 0.15  # share of the x axis on both sides: the right one has room for the name of a candidate

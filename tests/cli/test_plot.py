@@ -1,5 +1,9 @@
 """The plot of a frontier: what the legend explains, and that names stay inside the frame."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from onnxcalib.bitplan import Frontier
@@ -29,3 +33,8 @@ def test_a_candidate_without_a_finite_loss_has_no_name_in_the_plot(loss):
     point = POINTS[0].model_copy(update={"loss": loss})
     (axes,) = make_figure(FRONTIER.model_copy(update={"uniform": {"W4A8": point, "W8A8": POINTS[1]}}), "net.onnx").axes
     assert [text.get_text() for text in axes.texts] == ["W8A8"]
+
+
+def test_a_backend_that_is_not_there_is_not_asked_for():
+    code = "import os, onnxcalib.cli.plot; assert os.environ['MPLBACKEND'] == 'nowhere'"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "MPLBACKEND": "nowhere"}, check=True)
