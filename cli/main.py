@@ -147,6 +147,6 @@ def end() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     """Stop the main thread where it is, so that it meets none of what is removed, unless it gives files their names."""
-    renaming = getattr(sys.modules.get("onnxcalib.files.scratch"), "renaming", None)
-    if renaming is None or not renaming.locked():
+    scratch = sys.modules.get("onnxcalib.files.scratch")
+    if getattr(scratch, "renaming_thread", None) != threading.get_ident():
         time.sleep(2 * PATIENCE)

@@ -25,6 +25,7 @@ ASIDE = ".onnxcalib-"  # how the names of files begin that are not yet renamed t
 _held_folders: set[Path] = set()
 held_files: set[Path] = set()
 renaming = threading.Lock()  # held while files that belong together get their names
+renaming_thread: int | None = None  # the thread that gives them now
 
 
 class Scratch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import OutputError
+from . import scratch
 from .reading import STDIN
-from .scratch import ASIDE, held_files, is_held, renaming
+from .scratch import ASIDE, held_files, is_held
 
 Content = str | bytes
 
@@ -72,7 +74,7 @@ def replacing(*, lasting: bool = True) -> Iterator[Replacement]:
                 aside.file.flush()
                 if lasting:
                     os.fsync(aside.file.fileno())  # a full disk raises here at the latest, and not after a rename
-        with renaming:
+        with _renaming():
             for aside in files.files:
                 with _faults(aside.target):
                     os.replace(aside.path, aside.target)
@@ -215,6 +217,17 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def _renaming() -> Iterator[None]:
+    """Signals that end the process wait until all files have their names."""
+    with scratch.renaming:
+        scratch.renaming_thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            scratch.renaming_thread = None
 
 
 @contextmanager
