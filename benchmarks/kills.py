@@ -173,8 +173,15 @@ class Kills:
             yield f"{len(used)} files of weights"
 
     def _list_semaphores(self) -> Iterator[str]:
-        new = set(os.listdir("/dev/shm")) - self.shared
-        yield from (f"semaphore {name}" for name in new if name.startswith(("sem.", "psm_")))
+        """New semaphores and shared memory that no process has in its memory: other programs' own are none."""
+        new = {name for name in os.listdir("/dev/shm") if name.startswith(("sem.", "psm_"))} - self.shared
+        for path in Path("/proc").glob("[0-9]*/maps") if new else ():
+            try:
+                mapped = path.read_text(encoding="utf-8", errors="replace")
+            except OSError:  # it has ended, or belongs to another user
+                continue
+            new -= {name for name in new if f"/dev/shm/{name}" in mapped}
+        yield from (f"semaphore {name}" for name in new)
 
 
 def list_processes(mark: str) -> Iterator[str]:
