@@ -11,7 +11,7 @@ from onnxcalib.config import QuantizeConfig, ValidateConfig
 from onnxcalib.errors import ModelError, OutputError, escape_controls
 from onnxcalib.files.reading import check_file
 from onnxcalib.files.scratch import sweep
-from onnxcalib.files.writing import check_outputs
+from onnxcalib.files.writing import check_outputs, follow_links
 
 
 def prepare_outputs(
@@ -43,10 +43,11 @@ def check_cache(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequenc
     if settings.cache_dir is None:
         return
     try:
-        cache = Path(settings.cache_dir).resolve()
-        inside = next((each for each in read if each is not None and each.resolve() in (cache, *cache.parents)), None)
-        same = any(cache == path.resolve() for path in outputs)
-    except (OSError, ValueError, RuntimeError):  # no path of a file; what reads it, or keeps the cache, says so
+        cache = follow_links(Path(settings.cache_dir))
+        around = (cache, *cache.parents)
+        inside = next((each for each in read if each is not None and follow_links(each) in around), None)
+        same = any(cache == follow_links(path) for path in outputs)
+    except (OSError, ValueError):  # no path of a file; what reads it, or keeps the cache, says so
         return
     if inside is not None and inside.is_dir():
         raise OutputError(

@@ -127,7 +127,7 @@ def check_output(path: Path, *sources: Path) -> None:
             raise OutputError(f"{path}: {folder} is no folder; an existing one is needed; choose another output")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{path}: the folder {folder} is not writable; choose another output")
-        if _is_systems(folder.resolve()):  # /dev/stdout is a link, which would be replaced
+        if _is_systems(follow_links(folder)):  # /dev/stdout is a link, which would be replaced
             raise OutputError(f"{path}: lies in {folder}, which is the system's; choose another output")
         if not path.name:
             raise OutputError(f"{path}: is no name of a file; add one")
@@ -161,7 +161,7 @@ def _is_systems(folder: Path) -> bool:
 
 def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None:
     try:
-        same = _identify(source) == own is not None or _follow(path) == _follow(source)
+        same = _identify(source) == own is not None or follow_links(path) == follow_links(source)
         folder = source.is_dir()
     except (OSError, ValueError):  # no path of a file; what reads it says so
         return
@@ -174,12 +174,12 @@ def _check_source(path: Path, own: tuple[int, int] | None, source: Path) -> None
 def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None:
     """Refuse what lies in a folder that is read or that a link in it leads to, and its files under other names."""
     refused = OutputError(f"{path}: lies in {folder}, which this run reads; that folder stays as it is; choose another")
-    parents = _follow(path).parents
-    if _follow(folder) in parents:
+    parents = follow_links(path).parents
+    if follow_links(folder) in parents:
         raise refused
     for root, folders, names in os.walk(folder):  # which follows no links, as they may lead in a circle
         linked = (Path(root, name) for name in folders if not name.startswith(".") and os.path.islink(Path(root, name)))
-        if any(_follow(link) in parents for link in linked):
+        if any(follow_links(link) in parents for link in linked):
             raise refused
         for name in names if own is not None else ():
             with suppress(OSError):  # a link that leads to itself; what reads the folder says so
@@ -192,10 +192,10 @@ def _check_folder(path: Path, folder: Path, own: tuple[int, int] | None) -> None
 
 def _is_same(path: Path, other: Path) -> bool:
     own = _identify(path)
-    return _follow(path) == _follow(other) or own == _identify(other) is not None
+    return follow_links(path) == follow_links(other) or own == _identify(other) is not None
 
 
-def _follow(path: Path) -> Path:
+def follow_links(path: Path) -> Path:
     """Where the links of a path lead; those that lead in a circle stay, where ``Path.resolve`` raises."""
     return Path(os.path.realpath(path))
 
