@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
-from onnxcalib.report import OutputRecord, Report, UnfusedRecord
+from onnxcalib.report import FloatRecord, OutputRecord, Report, UnfusedRecord
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
 from .console import open_console
@@ -25,7 +25,8 @@ def print_summary(report: Report, output: Path) -> None:
     for table in (_tabulate_stages(report), _tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
-    lines = [*_describe_blocks(report), *describe_unfused(report.unfused), spell_saturation(report.saturation)]
+    lines = [*_describe_blocks(report), *describe_in_float(report.in_float)]
+    lines += [*describe_unfused(report.unfused), spell_saturation(report.saturation)]
     lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
 
@@ -138,6 +139,15 @@ def _describe_blocks(report: Report) -> list[str]:
         return []
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     return [f"blocks: {counts}", *(f"  {reason}: {name_some(names)}" for reason, names in reasons.items())]
+
+
+def describe_in_float(in_float: Sequence[FloatRecord]) -> list[str]:
+    """The number of nodes that stay in float, and their names by reason; nothing where there is none."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for record in in_float:
+        reasons[record.reason].append(record.name)
+    lines = [f"left in float: {len(in_float)}"] if in_float else []
+    return lines + [f"  {reason}: {name_some(names)}" for reason, names in reasons.items()]
 
 
 def describe_unfused(unfused: Sequence[UnfusedRecord]) -> list[str]:

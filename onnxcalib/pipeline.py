@@ -25,7 +25,7 @@ from .quantization.ranges import Ranges, read_ranges
 from .quantization.run import Run
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify as compare_models
-from .report import Observer, OutputRecord, Report
+from .report import FloatRecord, Observer, OutputRecord, Report
 
 __all__ = [
     "Prepared",
@@ -293,8 +293,14 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         float_pass_seconds=measured.float_pass_seconds,
         warnings=tuple(run.warnings),
         left_out=tuple(run.left_out),
+        in_float=_list_in_float(prepared),
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
     )
+
+
+def _list_in_float(prepared: Prepared) -> tuple[FloatRecord, ...]:
+    ops = {node.name: node.op_type for node in prepared.model.graph.node}
+    return tuple(FloatRecord(name, ops[name], reason) for name, reason in prepared.in_float.items())
 
 
 def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:

@@ -144,12 +144,21 @@ class LeftOutRecord:
 
 
 @dataclass(frozen=True)
+class FloatRecord:
+    """A node that stays in float, though it has a weight or could run on integers, and the reason."""
+
+    name: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that ``quantize`` did and measured.
 
     passes: graph pass -> the number of its rewrites. steps: the stages that change weights or biases, empty where only
     the first of them was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be
-    done, though the result holds without it.
+    done, though the result holds without it. in_float: nodes that stay in float, but those that the settings exclude.
     """
 
     settings: dict[str, Any]
@@ -169,6 +178,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     left_out: tuple[LeftOutRecord, ...] = ()
+    in_float: tuple[FloatRecord, ...] = ()
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON cannot hold them."""

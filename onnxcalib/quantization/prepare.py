@@ -26,6 +26,7 @@ from .calibrate import Statistics, choose_grids, collect_statistics
 from .input_grid import find_lossless_grids, keep_lossless
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
+from .placement import choose_float
 from .rewrite import check_unchanged, rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
@@ -49,7 +50,7 @@ class Prepared:
     config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
     rewritten model. passes: graph pass -> its number of rewrites. lossless: grids that hold the first layers' inputs
     without error, as found in some of the samples. padding: the padding mask of ``model``. scheme: the scheme of the
-    settings.
+    settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model quantizes these.
     """
 
     run: Run
@@ -61,6 +62,7 @@ class Prepared:
     lossless: Mapping[str, QParams]
     padding: PaddingMask
     scheme: QuantScheme
+    in_float: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def original_padding(self) -> PaddingMask:
@@ -71,12 +73,13 @@ class Prepared:
         self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
     ) -> QuantScheme:
         """The quantization scheme of the settings, or of ``bits`` for all layers; ``layers`` overrides both."""
-        return _make_scheme(self.model, self.config, self.original, layers=layers, bits=bits)
+        return _make_scheme(self.model, self.config, self.original, in_float=self.in_float, layers=layers, bits=bits)
 
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
         config = with_bits(self.config, plan.settings())
-        return replace(self, config=config, scheme=_make_scheme(self.model, config, self.original))
+        scheme = _make_scheme(self.model, config, self.original, in_float=self.in_float)
+        return replace(self, config=config, scheme=scheme)
 
     def collect(self, scheme: QuantScheme) -> Statistics:
         """Statistics of the scheme's activations over all samples."""
@@ -132,7 +135,9 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
         passes = dict(rewritten.passes)
         # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
-        scheme, padding = _make_scheme(rewritten.model, config, original, bits=bits), PaddingMask(rewritten.model)
+        in_float = choose_float(rewritten.model)
+        padding = PaddingMask(rewritten.model)
+        scheme = _make_scheme(rewritten.model, config, original, in_float=in_float, bits=bits)
         if plan is not None:
             plan.check_layers(layer.name for layer in scheme.layers)
         lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
@@ -140,7 +145,7 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
             passes["rescale_input"] = lossless.rescaled
             padding = PaddingMask(rewritten.model)
         if lossless.rescaled or bits is not None:
-            scheme = _make_scheme(rewritten.model, config, original)
+            scheme = _make_scheme(rewritten.model, config, original, in_float=in_float)
         for name, count in passes.items():
             if count:
                 run.observer.note(f"{name}: {count}")
@@ -148,7 +153,8 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
         _warn_of_ineffective(run, rewritten.model, scheme, config, original)
         run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
         run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
-    return Prepared(run, config, original, rewritten.model, passes, samples, lossless.grids, padding, scheme)
+    model = rewritten.model
+    return Prepared(run, config, original, model, passes, samples, lossless.grids, padding, scheme, in_float)
 
 
 def _warn_of_percentile(run: Run) -> None:
@@ -200,6 +206,7 @@ def _make_scheme(
     config: QuantizeConfig,
     original: ModelProto,
     *,
+    in_float: Mapping[str, str],
     layers: Mapping[str, LayerConfig] | None = None,
     bits: Candidate | None = None,
 ) -> QuantScheme:
@@ -213,7 +220,7 @@ def _make_scheme(
         block_size=config.block_size,
         embedding_bits=config.embedding_bits or config.weight_bits,
         pair_limits=config.weight_range == "bounded",
-        selection=Selection(chosen.excluded, (*chosen.layers, *(layers or {}).items())),
+        selection=Selection(chosen.excluded | in_float.keys(), (*chosen.layers, *(layers or {}).items())),
     )
 
 
