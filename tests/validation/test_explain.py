@@ -21,7 +21,9 @@ from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.prepare import SETTINGS_BYTES
 from onnxcalib.validation import explain as explain_module
-from onnxcalib.validation.explain import LIMITING, SAMPLES, SETTINGS_KEY, WORST, explain, joined_parts
+from onnxcalib.validation import survey
+from onnxcalib.validation.explain import LIMITING, SETTINGS_KEY, WORST, explain
+from onnxcalib.validation.survey import SAMPLES, joined_parts
 
 KEEP = "keep it as it is: its loss is small"
 
@@ -709,7 +711,7 @@ def test_layers_whose_effect_on_the_outputs_cannot_be_measured_are_ranked_by_the
             part.graph.node[-1].op_type = "Unknown"
         return part
 
-    monkeypatch.setattr(explain_module, "extract", extract_unknown)
+    monkeypatch.setattr(survey, "extract", extract_unknown)
     found = explained(net, rough(net, images), images)
     assert {layer.name: layer.at_output_db is None for layer in found.layers} == {
         "stem": True, "inner": True, "deep": True, "head": False,
