@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .edit import refill, replace_names, reroute, unused_name, write_attributes
+from .fusion import moves_values
 from .index import Index, is_op, reads
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .weightless import copy_without_initializers
@@ -199,7 +200,7 @@ class _Writer:
         """
         source, dequantized = ends
         bits = grid.spec.bits
-        in_bytes = self.encoding == "runtime" or bits == 8 or prefix in self.in_bytes
+        in_bytes = self.encoding == "runtime" or bits == 8 or prefix in self.in_bytes or self._loses_relu(source, grid)
         scale = self._constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
         zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8 if in_bytes else ml_dtypes.uint4)
         integers = self._name(f"{prefix}_quantized")
@@ -239,6 +240,17 @@ class _Writer:
             uint8 = QuantSpec(8)
             second = QParams(second.scale, np.asarray(uint8.qmax - second.spec.qmax, np.int32), uint8)
         return [table, *self._quantize(prefix, (same, dequantized), second, readers)]
+
+    def _loses_relu(self, tensor: str, grid: QParams) -> bool:
+        """Whether onnxruntime would drop the Relu behind which a tensor is quantized though the grid goes below zero.
+
+        It drops a Relu in front of a QuantizeLinear that has its effect, and takes any zero point of 4 bits for that
+        (1.32). It also moves a QuantizeLinear to the front of movers.
+        """
+        node = self.index.producer.get(tensor)
+        while node is not None and moves_values(self.index, node) and node.input[0] not in self.scheme.activations:
+            node = self.index.producer.get(node.input[0])
+        return grid.zero_point != 0 and node is not None and is_op(node, "Relu")
 
     def _refuses_four_bits(self, node: NodeProto) -> bool:
         """Whether onnxruntime would give a 4-bit tensor to a kernel of the node that cannot read it.

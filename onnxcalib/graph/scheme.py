@@ -7,7 +7,7 @@ QuantizeLinear. Both sides of an operator that only moves values have equal grid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -16,7 +16,7 @@ from ..config import FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec
 from .embeddings import find_embeddings
-from .fusion import carried_outputs, data_inputs, moves_values, rectified, upper_bound
+from .fusion import carried_outputs, data_inputs, moved_outputs, moves_values, rectified, upper_bound
 from .index import Index, is_op
 from .layers import end_layers, find_layers
 from .layout import adds_pairs
@@ -69,9 +69,9 @@ def make_scheme(
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     layers = _give_blocks(layers, block_size)
     on_grids = tuple(layer for layer in layers if not layer.reads_float)
-    quantized, integer_outputs = _quantized_tensors(model, index, on_grids, selection.excluded)
+    quantized, integer_outputs, in_float = _quantized_tensors(model, index, on_grids, selection.excluded)
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
-    shared = _sharing_sets(model.graph, index, quantized, nonnegative, selection.excluded)
+    shared = _sharing_sets(model.graph, index, quantized, nonnegative, in_float)
     float_reads = _float_reads(index, quantized, integer_outputs)
     activations, requantized = _assign_bits(index, on_grids, (quantized, float_reads), shared)
     if pair_limits:
@@ -167,29 +167,59 @@ def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> 
 
 def _quantized_tensors(
     model: ModelProto, index: Index, layers: tuple[LayerScheme, ...], excluded: frozenset[str]
-) -> tuple[list[str], dict[str, list[str]]]:
-    """Tensors that get a grid, in graph order, and the nodes that run on integers, each with its integer outputs.
+) -> tuple[list[str], dict[str, list[str]], frozenset[str]]:
+    """What gets a grid, in graph order; the nodes on integers, each with its integer outputs; the nodes left in float.
 
     A tensor gets a grid if a layer reads it, if a layer writes it and has no kernel with float output, or if it lies on
-    a path of operators with integer kernels to a layer. Nodes of ``excluded`` stay in float.
+    a path of operators with integer kernels to a layer. Nodes of ``excluded`` stay in float, and movers that carry a
+    float value to float readers.
     """
     graph, names = model.graph, {layer.name for layer in layers}
     products = set(_products(model, index)) - excluded if layers else set()
-    wanted = {layer.input for layer in layers}.union(*(n.input for n in graph.node if n.name in products))
-    candidates = _integer_candidates(graph, index, wanted, names, excluded | products)
-    integer_outputs: dict[str, list[str]] = {}
-    for node, outputs in reversed(candidates):
-        if not wanted.isdisjoint(outputs):
-            integer_outputs[node.name] = outputs
-            wanted.update(data_inputs(node))
-            wanted.update(outputs)
-    for node in graph.node:
-        if node.name in names and node.op_type not in FLOAT_OUTPUT_LAYERS:
-            wanted.update(carried_outputs(index, node))
-        if node.name in names or node.name in products:
-            integer_outputs[node.name] = carried_outputs(index, node)
+    layer_inputs = {layer.input for layer in layers}.union(*(n.input for n in graph.node if n.name in products))
+    while True:
+        wanted = set(layer_inputs)
+        integer_outputs: dict[str, list[str]] = {}
+        for node, outputs in reversed(_integer_candidates(graph, index, wanted, names, excluded | products)):
+            if not wanted.isdisjoint(outputs):
+                integer_outputs[node.name] = outputs
+                wanted.update(data_inputs(node))
+                wanted.update(outputs)
+        for node in graph.node:
+            if node.name in names and node.op_type not in FLOAT_OUTPUT_LAYERS:
+                wanted.update(carried_outputs(index, node))
+            if node.name in names or node.name in products:
+                integer_outputs[node.name] = carried_outputs(index, node)
+        carriers = _float_carriers(graph, index, integer_outputs)
+        if not carriers:
+            break
+        excluded |= carriers
     order = [*index.inputs, *(t for node in graph.node for t in node.output)]
-    return [t for t in order if t in wanted], integer_outputs
+    return [t for t in order if t in wanted], integer_outputs, excluded
+
+
+def _float_carriers(graph: GraphProto, index: Index, integer_outputs: dict[str, list[str]]) -> frozenset[str]:
+    """Movers on integers that carry a value which float operators make, or a graph input, to float readers as well.
+
+    Their output is quantized instead of their input, so that those readers get it unrounded.
+    """
+    made = {t for outputs in integer_outputs.values() for t in outputs}
+    carriers = []
+    for node in graph.node:
+        if node.name in integer_outputs and moves_values(index, node) and node.input[0] not in made:
+            carriers.append(node)
+            made.difference_update(moved_outputs(node))
+    found: set[str] = set()
+    for node in reversed(carriers):
+        on_integers = integer_outputs.keys() - found
+        if any(t in index.outputs or _in_float(index.readers(t), on_integers) for t in moved_outputs(node)):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def _in_float(readers: list[NodeProto], on_integers: Collection[str]) -> frozenset[str]:
+    """Names of the nodes that read values, and not on integers."""
+    return frozenset(n.name for n in readers if n.name not in on_integers and not is_op(n, *SHAPE_READERS))
 
 
 def _integer_candidates(
@@ -227,16 +257,16 @@ def _products(model: ModelProto, index: Index) -> list[str]:
 def _float_reads(
     index: Index, quantized: list[str], integer_outputs: dict[str, list[str]]
 ) -> dict[str, frozenset[str]]:
-    """Maps a quantized tensor that a float operator makes to its float readers; graph outputs are included.
+    """Maps a quantized tensor that a float operator makes, or a graph input, to its float readers.
 
-    See QuantScheme. It keeps a residual unrounded that skips a layer behind a LayerNormalization.
+    See QuantScheme; tensors that the graph gives back are included. It keeps a residual unrounded that skips a layer
+    behind a LayerNormalization, and the input where the network's output is added to it.
     """
     from_integers = {t for outputs in integer_outputs.values() for t in outputs}
     found = {}
     for tensor in quantized:
-        if tensor in index.producer and tensor not in from_integers:
-            readers = [n for n in index.readers(tensor) if n.name not in integer_outputs]
-            names = frozenset(n.name for n in readers if not is_op(n, *SHAPE_READERS))
+        if tensor not in from_integers:
+            names = _in_float(index.readers(tensor), integer_outputs)
             if names or tensor in index.outputs:
                 found[tensor] = names
     return found

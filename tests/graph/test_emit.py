@@ -670,3 +670,28 @@ def test_what_a_float_pool_makes_is_quantized_to_bytes_as_it_has_no_kernel_on_fo
     quantized = rough(model, x, encoding="standard", weight_bits=4, activation_bits=4, first_last_bits=4)
     assert values_of(quantized)["p_zero_point"].data_type == TensorProto.UINT8
     assert len(run(quantized, x)) == 2
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[a] c = Conv (x, w)  [p] m = MaxPool <kernel_shape = [1, 1]> (c)  [r] t = Relu (m)  [b] y = Conv (t, w)",
+        "[r] t = Relu (x)  [b] y = Conv (t, w)",
+        "[r] t = Relu (x)  [n] n = Neg (t)  [turn] m = Transpose <perm = [0, 1, 3, 2]> (t)  [b] y = Conv (m, w)",
+    ],
+)
+def test_a_relu_is_computed_also_where_the_grid_behind_it_goes_below_zero(build, draw, body, encoding):
+    """onnxruntime's optimizer drops it in front of 4 bits with any zero point."""
+    model = build(f"g (float[N, 4, 2, 2] x) => (float[N, 4, 2, 2] y) {{ {body} }}", opset=21, ir=10, w=draw(4, 4, 1, 1))
+    scheme = make_scheme(model, weight_bits=4, activation_bits=4, first_last_bits=4)
+    grids = Grids({t: QParams(np.float32(0.25), np.int32(8), spec) for t, spec in scheme.activations.items()})
+    weight = np.round(draw(4, 4, 1, 1)).astype(np.int8)
+    layers = {
+        k.name: LayerParams(weight, QParams(np.ones(4, np.float32), np.zeros(4, np.int32), k.weight_spec), None)
+        for k in scheme.layers
+    }
+    emitted, x = emit_qdq(model, scheme, grids, layers, encoding=encoding, keep_outputs=False), draw(3, 4, 2, 2)
+    (wanted,), (given,) = run(emitted, x, optimize=False), run(emitted, x)
+    np.testing.assert_array_equal(given, wanted)
+    assert len(np.unique(wanted)) > 2

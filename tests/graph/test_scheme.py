@@ -449,6 +449,26 @@ def test_what_a_float_operator_gives_the_user_stays_in_float(build, draw):
     assert make_scheme(build(text, w=draw(4, 4))).float_reads == {"h": frozenset()}
 
 
+@pytest.mark.parametrize(
+    ("body", "grids", "reads"),
+    [
+        ("[layer] c = MatMul (x, w)  [sub] y = Sub (x, c)", ["x"], {"x": {"sub"}}),
+        ("[layer] y = MatMul (x, w)  [copy] z = Identity (x)", ["x"], {"x": {"copy"}}),
+        ("[layer] y = MatMul (x, w)  [two] z = MatMul (x, w)", ["x"], {}),
+        # Through operators that move its values, two of them
+        ("[turn] t = Transpose (x) [fold] f = Flatten (t) [layer] c = MatMul (f, w)  [sub] y = Sub (f, c)",
+         ["f"], {"f": {"sub"}}),
+        ("[turn] z = Transpose (x)  [layer] y = MatMul (z, w)", ["z"], {"z": set()}),
+        ("[turn] t = Transpose (x)  [layer] y = MatMul (t, w)", ["x", "t"], {}),
+    ],
+)  # fmt: skip
+def test_float_operators_read_a_graph_input_unquantized(build, draw, body, grids, reads):
+    outputs = "float[4, 4] y" + ", float[4, 4] z" * ("z =" in body)
+    scheme = make_scheme(build(f"g (float[4, 4] x) => ({outputs}) {{ {body} }}", w=draw(4, 4)))
+    assert (list(scheme.activations), scheme.float_reads) == (grids, reads)
+    assert all(set(members) <= set(grids) for members in scheme.shared)
+
+
 def test_what_a_layer_makes_is_read_on_its_grid_by_all(build, draw):
     text = """g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) {
         [one] t = Conv (x, w1)  [two] y = Conv (t, w2)  [tanh] z = Tanh (t)
