@@ -15,6 +15,7 @@ from onnx import ModelProto, helper
 from ..bitplan import BitPlan
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet, open_calibration
+from ..graph.draws import spell_draws
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
@@ -126,6 +127,11 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
             run.warn(
                 f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better"
                 " model"
+            )
+        if drawing := spell_draws(original):
+            run.warn(
+                f"{drawing}; all that follows is made and measured with the same draws in both models; the file keeps"
+                " the operators, whose draws differ from run to run"
             )
         feeds = samples.read(range(samples.fixed_batch or 1))
         wanted, lacking = _run_original(original, samples, feeds, run.threads)

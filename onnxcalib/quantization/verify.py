@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from ..files.scratch import Scratch
+from ..graph.draws import list_draws
 from ..graph.edit import copy_model
 from ..graph.index import Index, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
@@ -147,6 +148,8 @@ def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphPro
         session = Session(_with_node_names(quantized), deployed=True, dump=path, threads=threads)
         graph = onnx.load(path, load_external_data=False).graph
         _load_integers(graph, folder)
+        if list_draws(quantized):  # that session's draws are its own, as the graph is
+            session = Session(quantized, deployed=True, threads=threads)
         return session, graph
 
 

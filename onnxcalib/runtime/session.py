@@ -15,6 +15,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError, OnnxCalibError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
+from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
 from .device import count_cores
@@ -44,6 +45,7 @@ class Session:
         optimize: bool = True,
         deployed: bool = False,
         unsigned: bool = False,
+        draws: bool = False,
         threads: int = 0,
         dump: Path | None = None,
         profile: Path | None = None,
@@ -53,10 +55,14 @@ class Session:
         also: tensors to return after the outputs; those that no node computes are left out. name: what errors call the
         model. deployed: as users run it, so that sums of integers saturate where this processor's kernels do;
         otherwise they are exact on every processor. unsigned: int8 weights are made unsigned by onnxruntime's option.
-        threads: 0 is one for each core. dump: the file for the optimized graph; its weights are written beside it.
+        draws: operators that draw random values draw other ones in each run, as users' do; otherwise they compute
+        values that are the same in every run and every model (see ``fix_draws``), but where a graph or times are asked
+        for. threads: 0 is one for each core. dump: the file for the optimized graph; its weights are written beside it.
         profile: how the name of the file begins that ``end_profile`` reads.
         """
         self.name = name
+        if not (draws or dump or profile):
+            model = fix_draws(model)
         more, as_users = _more_outputs(model, also), deployed or unsigned
 
         def load(dump: Path | None) -> _Loaded:

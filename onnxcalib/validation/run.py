@@ -15,6 +15,7 @@ from ..config import ValidateConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
 from ..errors import DataError, GateError, ModelError, escape_controls, first_line
+from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
@@ -78,7 +79,7 @@ class _Run:
         self.observer.stage("load")
         sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
         original, quantized = (load_model(source) for source in sources)
-        self._check_order(original, quantized)
+        self._check_models(original, quantized)
         samples = open_calibration(
             data, check_interface(original, quantized), self.config.data, limit=self.config.samples
         )
@@ -156,7 +157,9 @@ class _Run:
         check_gates(compared, self.config)
         return compared
 
-    def _check_order(self, original: ModelProto, quantized: ModelProto) -> None:
+    def _check_models(self, original: ModelProto, quantized: ModelProto) -> None:
+        if drawing := spell_draws(quantized):
+            self._warn(f"{drawing}; both models are run with the same draws")
         if is_quantized(quantized):
             if is_quantized(original):
                 self._warn("the first model is quantized too; the loss against a float model is not measured")

@@ -35,7 +35,7 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
             )
         batch = samples.fixed_batch
     feeds = samples.read(samples.alike(batch))
-    sessions = [Session(model, deployed=True, threads=1) for model in (original, quantized)]
+    sessions = [Session(model, deployed=True, draws=True, threads=1) for model in (original, quantized)]
     times = np.array(_take_turns(sessions, feeds)).T
     low, median, high = np.percentile(times, (25, 50, 75), axis=1)
     spread = (high - low) / median

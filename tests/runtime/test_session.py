@@ -227,3 +227,15 @@ def test_all_lines_of_what_onnxruntime_says_are_told_in_one(build, draw):
     with pytest.raises(ModelError, match=r"Got: 2 Expected: 0 .*; check it, or export it again$") as caught:
         Session(model).run({"x": draw(2, 4)})
     assert "\n" not in str(caught.value)
+
+
+def test_draws_are_the_same_in_every_run_and_session_unless_their_own_are_asked_for(build, draw):
+    model = build("g (float[N, 4] x) => (float[N, 4] y) { z = RandomNormalLike (x) y = Add (x, z) }")
+    x = draw(6, 4)
+    one, other = (Session(model, optimize=optimize) for optimize in (False, True))
+    values = [session.run({"x": x})["y"] for session in (one, one, other)]
+    np.testing.assert_array_equal(values[0], values[1])
+    np.testing.assert_array_equal(values[0], values[2])
+    own = Session(model, draws=True)
+    assert (own.run({"x": x})["y"] != own.run({"x": x})["y"]).all()
+    assert Session(model, also=["z"]).outputs == ["y", "z"]

@@ -540,3 +540,13 @@ def test_labels_are_compared_with_the_output_on_which_the_float_model_is_most_ac
     assert good.passed and "top-1 on y 100.00 to " in good.gates[0].text
     assert not bad.passed and bad.scores[0].output == "y"
     assert any("compared with output y, on which the float" in text and "feat" in text for text in good.warnings)
+
+
+def test_models_that_draw_are_run_with_the_same_draws_which_is_said(build, weigh):
+    text = NET.replace("s = Add (d, r)", "z = RandomNormalLike (d)  e = Add (z, r)  s = Add (d, e)")
+    net = build(text, w1=weigh(8, 3, 3, 3), w2=weigh(8, 8, 3, 3), w3=weigh(7, 8), b1=weigh(8), b2=weigh(8), b3=weigh(7))
+    verdict = validate(net, round_only(net), DATA)
+    assert verdict.warnings[0] == (
+        "1 operator (RandomNormalLike) draws random values; both models are run with the same draws"
+    )
+    assert verdict.outputs[0].sqnr_db > 25

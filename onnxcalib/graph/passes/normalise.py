@@ -9,6 +9,7 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError, first_line
+from ..draws import name_draws
 from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, unused_name
 from ..index import Index, all_nodes, captured, constant, is_op, reads, subgraphs
 from ..shapes import describe_outputs
@@ -22,8 +23,8 @@ FREE_INITIALIZER_IR_VERSION = 4
 def normalise(model: ModelProto) -> dict[str, int]:
     """Run all graph passes of this file in their order; returns how many rewrites each made, by its name."""
     passes = (
-        spell_domain, inline_functions, drop_initializer_inputs, sort_nodes, lift_constants, drop_identities,
-        drop_dead, name_nodes, describe_outputs,
+        spell_domain, inline_functions, name_draws, drop_initializer_inputs, sort_nodes, lift_constants,
+        drop_identities, drop_dead, name_nodes, describe_outputs,
     )  # fmt: skip
     return {rewrite.__name__: rewrite(model) for rewrite in passes}
 
@@ -31,7 +32,7 @@ def normalise(model: ModelProto) -> dict[str, int]:
 def tidy(model: ModelProto) -> ModelProto:
     """A copy whose nodes have names and stand in order, and whose constants are initializers."""
     copy = copy_model(model)
-    for rewrite in (name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
+    for rewrite in (name_draws, name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
         rewrite(copy)
     return copy
 

@@ -87,7 +87,16 @@ def _convert(old: ModelProto, least: int, types: Mapping[str, TypeProto]) -> Mod
                 _rename_new(converted, body, f"{node.output[0]}.{number}.")
                 body.CopyFrom(converted)
     refill(new.opset_import, [entry for entry in new.opset_import if entry.domain != BODY_DOMAIN])
+    _keep_metadata(new, old)
     return new
+
+
+def _keep_metadata(new: ModelProto, old: ModelProto) -> None:
+    """Give nodes back their metadata, which the converter drops."""
+    before = {node.output[0]: node for node in old.graph.node if node.metadata_props}
+    for node in new.graph.node:
+        if node.output[0] in before and node.op_type == before[node.output[0]].op_type:
+            refill(node.metadata_props, before[node.output[0]].metadata_props)
 
 
 def _convert_body(body: GraphProto, owner: ModelProto, least: int, types: Mapping[str, TypeProto]) -> GraphProto:

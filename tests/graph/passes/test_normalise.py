@@ -297,6 +297,7 @@ def test_all_passes_together_count_what_they_did_and_change_no_output(build, run
     assert normalise(model) == {
         "spell_domain": 0,
         "inline_functions": 0,
+        "name_draws": 0,
         "drop_initializer_inputs": 1,
         "sort_nodes": 0,
         "lift_constants": 1,
