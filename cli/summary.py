@@ -143,11 +143,19 @@ def _describe_blocks(report: Report) -> list[str]:
 
 def describe_in_float(in_float: Sequence[FloatRecord]) -> list[str]:
     """The number of nodes that stay in float, and their names by reason; nothing where there is none."""
-    reasons: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, list[FloatRecord]] = defaultdict(list)
     for record in in_float:
-        reasons[record.reason].append(record.name)
-    lines = [f"left in float: {len(in_float)}"] if in_float else []
-    return lines + [f"  {reason}: {name_some(names)}" for reason, names in reasons.items()]
+        reasons[f"{record.op}: {record.reason}" if record.bytes else record.reason].append(record)
+    lines = [f"left in float: {len(in_float)}{_spell_bytes(in_float)}"] if in_float else []
+    return lines + [
+        f"  {reason}: {name_some([record.name for record in records])}{_spell_bytes(records)}"
+        for reason, records in reasons.items()
+    ]
+
+
+def _spell_bytes(records: Sequence[FloatRecord]) -> str:
+    total = sum(record.bytes for record in records)
+    return f" ({total:,} bytes of weights)" if total else ""
 
 
 def describe_unfused(unfused: Sequence[UnfusedRecord]) -> list[str]:

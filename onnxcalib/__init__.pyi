@@ -44,6 +44,7 @@ from .pipeline import (
 from .report import (
     BlockRecord as BlockRecord,
     BoundRecord as BoundRecord,
+    FloatRecord as FloatRecord,
     LayerRecord as LayerRecord,
     LeftOutRecord as LeftOutRecord,
     Observer as Observer,

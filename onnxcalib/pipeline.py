@@ -19,13 +19,14 @@ from .files.writing import check_outputs
 from .graph.load import inputs_of, stored_files
 from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
 from .planning.run import choose_bits, trace
+from .quantization.in_float import find_fault_of_size, list_in_float
 from .quantization.prepare import Prepared, load
 from .quantization.prepare import prepare as prepare_run
 from .quantization.ranges import Ranges, read_ranges
 from .quantization.run import Run
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify as compare_models
-from .report import FloatRecord, Observer, OutputRecord, Report
+from .report import Observer, OutputRecord, Report
 
 __all__ = [
     "Prepared",
@@ -276,6 +277,10 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         for text in measured.warnings:
             run.warn(text)
         _check_drop(run, planned, measured.outputs)
+        in_float = list_in_float(prepared, found.scheme)
+        sizes = model_bytes(prepared.original), model_bytes(quantized)
+        if fault := find_fault_of_size(in_float, *sizes):
+            run.warn(fault)
     return Report(
         settings=prepared.config.model_dump(mode="json"),
         passes=dict(prepared.passes),
@@ -286,21 +291,16 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         outputs_unoptimized=measured.outputs_unoptimized,
         saturation=measured.saturation,
         unfused=measured.unfused,
-        float_bytes=model_bytes(prepared.original),
-        quantized_bytes=model_bytes(quantized),
+        float_bytes=sizes[0],
+        quantized_bytes=sizes[1],
         samples=len(prepared.samples),
         seconds=run.seconds,
         float_pass_seconds=measured.float_pass_seconds,
         warnings=tuple(run.warnings),
         left_out=tuple(run.left_out),
-        in_float=_list_in_float(prepared),
+        in_float=in_float,
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
     )
-
-
-def _list_in_float(prepared: Prepared) -> tuple[FloatRecord, ...]:
-    ops = {node.name: node.op_type for node in prepared.model.graph.node}
-    return tuple(FloatRecord(name, ops[name], reason) for name, reason in prepared.in_float.items())
 
 
 def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:

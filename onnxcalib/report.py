@@ -145,11 +145,15 @@ class LeftOutRecord:
 
 @dataclass(frozen=True)
 class FloatRecord:
-    """A node that stays in float, though it has a weight or could run on integers, and the reason."""
+    """A node that stays in float, though it has a weight or could run on integers, and the reason.
+
+    bytes: of its float weights; a weight that several nodes read counts for the first one alone.
+    """
 
     name: str
     op: str
     reason: str
+    bytes: int = 0
 
 
 @dataclass(frozen=True)

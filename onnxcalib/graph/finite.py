@@ -7,14 +7,14 @@ from onnx import ModelProto, NodeProto
 
 from ..errors import ModelError
 from .index import Index, attribute_of, constant, is_op
-from .ops import LAYERS
+from .ops import LAYERS, RECURRENT
 
 # Errors of rounding are squared and summed: squares of larger weights, 100 million of them, overflow float32.
 MOST = 1e15
 # Inputs of other operators that are weights. Constants elsewhere are none: masks of attention hold the least float.
 WEIGHTS = {
     **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization"), (1, 2)),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3)),
+    **dict.fromkeys(RECURRENT, (1, 2, 3)),
     "BatchNormalization": (1, 2, 3, 4),
     "PRelu": (1,),
 }

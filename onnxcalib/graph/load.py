@@ -19,6 +19,7 @@ from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
 from .edit import copy_model
 from .external import find_data, read_entries, read_external
+from .float_weights import spell_holders
 from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, QUANTIZED_OPS
 from .save import model_bytes
@@ -141,7 +142,8 @@ def refuse_unsuitable(model: ModelProto) -> None:
         found = "no quantizable layer found outside the bodies of If, Loop or Scan nodes, where all its layers are"
         advice = "export the model without control flow, or one branch alone"
     else:
-        found = "no quantizable layer found"
+        holders = spell_holders(model)
+        found = f"no quantizable layer found{holders and f', as {holders}'}"
         advice = "nothing can be gained by quantizing this model"
     raise ModelError(
         f"graph {model.graph.name}: {found}; a {', '.join(LAYERS[:-1])} or {LAYERS[-1]} with a constant"

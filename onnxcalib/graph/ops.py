@@ -6,6 +6,8 @@ from __future__ import annotations
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 MATRIX_LAYERS = ("Gemm", "MatMul")
 LAYERS = (*CONVOLUTIONS, *MATRIX_LAYERS)
+# Layers that carry a state from one time step to the next.
+RECURRENT = ("LSTM", "GRU", "RNN")
 # Layers that own one scale and one bias an output channel, into which arithmetic by channel can be folded.
 CHANNEL_LAYERS = (*CONVOLUTIONS, "Gemm")
 # Layers whose integer kernel gives a float output where no QuantizeLinear follows; a Conv stays float without one.

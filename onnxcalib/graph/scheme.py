@@ -16,6 +16,7 @@ from ..config import FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec
 from .embeddings import find_embeddings
+from .float_weights import spell_holders
 from .fusion import carried_outputs, data_inputs, moved_outputs, moves_values, rectified, upper_bound
 from .index import Index, is_op
 from .layers import end_layers, find_layers
@@ -56,9 +57,10 @@ def make_scheme(
     selection = selection or Selection()
     layers = tuple(find_layers(model, index, weight_bits, activation_bits))
     if not layers:
+        holders = spell_holders(model)
         raise ModelError(
-            "graph: no quantizable layer found; a Conv, ConvTranspose, Gemm or MatMul with a constant float weight is"
-            " needed; nothing can be gained by quantizing this model"
+            f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
+            " with a constant float weight is needed; nothing can be gained by quantizing this model"
         )
     _refuse_bits_without_effect(selection, {layer.name for layer in layers})
     ends = end_layers(model.graph, {layer.name for layer in layers})

@@ -234,7 +234,7 @@ def test_a_graph_without_a_plain_constant_layer_is_refused(build, node):
     }  # fmt: skip
     used = {k: v for k, v in constants.items() if re.search(rf"\b{k}\b", node)}
     model = build(f"g (float[4, 4] x) => (float[4, 4] y) {{ {node} }}", **used)
-    with pytest.raises(ModelError, match="graph: no quantizable layer found; a Conv, ConvTranspose, Gemm or MatMul"):
+    with pytest.raises(ModelError, match=r"graph: no quantizable layer found.*; a Conv, ConvTranspose, Gemm or MatMul"):
         make_scheme(model)
 
 
