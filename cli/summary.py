@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
-from onnxcalib.report import FloatRecord, OutputRecord, Report, UnfusedRecord
+from onnxcalib.report import FloatRecord, OutputRecord, Report, UnfusedRecord, list_rows
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
 from .console import open_console
@@ -96,7 +96,7 @@ def _tabulate_outputs(report: Report) -> Table:
         **list_processors(report.saturation),
     }
     for session, records in sessions.items():
-        for record in records:
+        for record in list_rows(records):
             table.add_row(record.name, session, *_spell_output(record))
     return table
 
@@ -107,7 +107,7 @@ def _tabulate_stages(report: Report) -> Table:
     for name in ("SQNR dB", "agreement %"):
         table.add_column(name, justify="right")
     for stage in report.steps:
-        for record in stage.outputs:
+        for record in list_rows(stage.outputs):
             numbers = _spell_output(record)
             table.add_row(stage.name, stage.outcome, record.name, numbers[0], numbers[-1])
     return table

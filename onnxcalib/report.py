@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -59,6 +59,9 @@ class OutputRecord:
     same; integers, booleans and strings agree where all values are equal. Intervals are (low, high), at 95% confidence.
     broken: values of the quantized model that are not finite where the float model's are; they make the SQNR -inf.
     left_out: values of the float model that are not finite, which are left out of every measure.
+    parts: the output's parts where a Concat joins several tensors; each is judged, and not the output as a whole, in
+    which the largest values drown the others. They are named as numpy indexes them, ``output0[:, 4:84]``. tensors: what
+    is joined in a part.
     """
 
     name: str
@@ -70,11 +73,23 @@ class OutputRecord:
     agreement_interval: tuple[float, float] | None = None
     broken: int = 0
     left_out: int = 0
+    parts: tuple[OutputRecord, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+
+def list_rows(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
+    """The outputs, each followed by its parts."""
+    return [row for record in outputs for row in (record, *record.parts)]
+
+
+def list_judged(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
+    """The outputs as they are judged: by their parts where they have some."""
+    return [row for record in outputs for row in record.parts or (record,)]
 
 
 def spell_worst(outputs: Sequence[OutputRecord]) -> str:
-    """The smallest SQNR and the smallest agreement of all outputs: ``12.8 dB, 90.1% agreement``."""
-    decibels = [record.sqnr_db for record in outputs if record.sqnr_db is not None]
+    """The smallest SQNR of all outputs and parts, and the smallest agreement: ``12.8 dB, 90.1% agreement``."""
+    decibels = [record.sqnr_db for record in list_judged(outputs) if record.sqnr_db is not None]
     shares = [100 * record.agreement for record in outputs if record.agreement is not None]
     found = [f"{_least(decibels):.1f} dB"] if decibels else []
     return ", ".join([*found, *([f"{_least(shares):.1f}% agreement"] if shares else [])])

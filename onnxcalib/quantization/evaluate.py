@@ -13,11 +13,12 @@ from ..report import OutputRecord
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from .calibrate import batch_size
+from .output_parts import Parts, take_parts
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
-# Output -> its divergence, as in the loss of a bit plan. SQNR would say little about class scores, which may all move
-# together. In a model without float outputs: output -> the share of samples on which it differs.
+# Output, or part of one -> its divergence, as in the loss of a bit plan. SQNR would say little about class scores, as
+# they may all move together. In a model without float outputs: output -> the share of samples on which it differs.
 Losses = Mapping[str, float]
 
 
@@ -25,9 +26,16 @@ class Evaluator:
     """Compares quantized models with the float model, which is run once; its outputs are kept in the store."""
 
     def __init__(
-        self, original: ModelProto, samples: CalibrationSet, padding: PaddingMask, store: Store, threads: int
+        self,
+        original: ModelProto,
+        samples: CalibrationSet,
+        padding: PaddingMask,
+        store: Store,
+        *,
+        parts: Parts | None = None,
+        threads: int,
     ) -> None:
-        self.samples, self.padding, self.store, self.threads = samples, padding, store, threads
+        self.samples, self.padding, self.store, self.parts, self.threads = samples, padding, store, parts, threads
         session = Session(original, threads=threads)
         self.size, self.names = batch_size(session, samples), session.outputs
         for feeds in samples.batches(self.size):
@@ -36,7 +44,7 @@ class Evaluator:
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
         """Compare the outputs over all samples; returns a record and the loss of each output."""
-        session, tally = Session(quantized, threads=self.threads), OutputTally(self.padding)
+        session, tally = Session(quantized, threads=self.threads), OutputTally(self.padding, self.parts)
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
@@ -44,8 +52,9 @@ class Evaluator:
             tally.add(wanted, given, self.samples.count(feeds), real)
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
-                    pair = (self.padding.fill_padding(name, output, real) for output in (value, given[name]))
-                    divergences.setdefault(name, Divergence()).add(*pair)
+                    pair = [self.padding.fill_padding(name, output, real) for output in (value, given[name])]
+                    for label, each in take_parts(self.parts, name, *pair):
+                        divergences.setdefault(label, Divergence()).add(*each)
         outputs = tally.records()
         return outputs, {name: each.value for name, each in divergences.items()} or _disagreements(outputs)
 

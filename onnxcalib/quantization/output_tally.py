@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import ModelError
+from ..graph.parts import Part
 from ..numeric.intervals import UNKNOWN, agreement_interval, sqnr_interval
 from ..numeric.metrics import Comparison
 from ..report import OutputRecord
+from .output_parts import Parts, list_parts
 from .padding_mask import PaddingMask
 
 EMPTY = "it has no value in any sample"
@@ -28,11 +31,13 @@ class OutputTally:
     """Running comparison of every output of two models; values that belong to padding are not compared.
 
     Each tensor of a sequence is an output of its own, NAME[0] and so on. Floats are compared by ``Comparison``, values
-    of other types by their equality.
+    of other types by their equality. parts: see ``find_parts``; they are compared beside the outputs that have them, if
+    every batch has them.
     """
 
-    def __init__(self, padding: PaddingMask | None = None) -> None:
-        self._padding = padding
+    def __init__(self, padding: PaddingMask | None = None, parts: Parts | None = None) -> None:
+        self._padding, self._parts = padding, dict(parts or {})
+        self._by_part: dict[str, dict[Part, Comparison]] = {}
         self._unlike: dict[str, str] = {}
         self._empty: dict[str, None] = {}
         self._floats: dict[str, Comparison] = {}
@@ -81,12 +86,22 @@ class OutputTally:
             self._empty[name] = None
         elif value.dtype.kind == "f":
             self._floats.setdefault(name, Comparison()).add(value, other, samples)
+            self._add_parts(name, value, other, samples)
         else:
             rows = (x.reshape(samples if value.ndim and len(value) == samples else 1, -1) for x in (value, other))
             same = np.all(np.equal(*rows), axis=1)
             sums = self._others.setdefault(name, [0, 0])
             sums[0] += int(same.sum())
             sums[1] += len(same)
+
+    def _add_parts(self, name: str, value: np.ndarray, other: np.ndarray, samples: int) -> None:
+        parts = list_parts(self._parts, name, value.shape)
+        if not parts:
+            self._parts.pop(name, None)
+            self._by_part.pop(name, None)
+        for part in parts:
+            found = self._by_part.setdefault(name, {}).setdefault(part, Comparison())
+            found.add(value[part.place], other[part.place], samples)
 
     @property
     def missed(self) -> dict[str, str]:
@@ -123,25 +138,41 @@ class OutputTally:
 
     def records(self) -> tuple[OutputRecord, ...]:
         """One record for each output of which anything could be compared, with intervals over the samples."""
-        floats = [self._record(name, found) for name, found in self._floats.items() if found.values]
+        floats = [
+            replace(_record(name, found, self._padded.get(name, 0)), parts=self._record_parts(name))
+            for name, found in self._floats.items()
+            if found.values
+        ]
         others = [
             OutputRecord(name, None, None, None, equal / rows, None, agreement_interval(equal, rows))
             for name, (equal, rows) in self._others.items()
         ]
         return (*floats, *others)
 
-    def _record(self, name: str, found: Comparison) -> OutputRecord:
-        # Errors whose squares are zero in float64 are errors all the same.
-        equal = found.sqnr_db == np.inf
-        interval = sqnr_interval(found.powers, found.samples) if equal or found.powers[1] else UNKNOWN
-        return OutputRecord(
-            name,
-            found.sqnr_db,
-            found.cosine,
-            found.max_abs_error,
-            found.agreement,
-            interval,
-            agreement_interval(found.equal, found.rows) if found.rows else None,
-            broken=found.broken,
-            left_out=found.left_out - self._padded.get(name, 0),
+    def _record_parts(self, name: str) -> tuple[OutputRecord, ...]:
+        """A record of each part that has values. Boxes are no class scores: a part has no agreement."""
+        return tuple(
+            replace(
+                _record(f"{name}{part.label}", found), agreement=None, agreement_interval=None, tensors=part.tensors
+            )
+            for part, found in self._by_part.get(name, {}).items()
+            if found.values
         )
+
+
+def _record(name: str, found: Comparison, padded: int = 0) -> OutputRecord:
+    """The record of what was compared, of whose values so many belong to padding."""
+    # Errors whose squares are zero in float64 are errors all the same.
+    equal = found.sqnr_db == np.inf
+    interval = sqnr_interval(found.powers, found.samples) if equal or found.powers[1] else UNKNOWN
+    return OutputRecord(
+        name,
+        found.sqnr_db,
+        found.cosine,
+        found.max_abs_error,
+        found.agreement,
+        interval,
+        agreement_interval(found.equal, found.rows) if found.rows else None,
+        broken=found.broken,
+        left_out=found.left_out - padded,
+    )

@@ -25,6 +25,7 @@ from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .input_grid import find_lossless_grids, keep_lossless
+from .output_parts import Parts, find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
 from .placement import choose_float
@@ -64,6 +65,12 @@ class Prepared:
     padding: PaddingMask
     scheme: QuantScheme
     in_float: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The parts of the model's outputs that are judged apart."""
+        feeds = self.samples.read(range(self.samples.fixed_batch or 1))
+        return find_parts(self.original, feeds, self.run.threads)
 
     @cached_property
     def original_padding(self) -> PaddingMask:

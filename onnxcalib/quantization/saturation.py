@@ -19,6 +19,7 @@ from ..report import BoundRecord, SaturationRecord
 from ..runtime.session import Session
 from ..spec import INT16_MAX, VERSION_KEY
 from .calibrate import batch_size
+from .output_parts import Parts
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
@@ -38,6 +39,7 @@ def measure_saturation(
     samples: CalibrationSet,
     *,
     padding: PaddingMask,
+    parts: Parts | None = None,
     threads: int = 0,
 ) -> SaturationRecord:
     """The bounds of all integer kernels, and the outputs with exact and with saturating sums against the float ones.
@@ -60,7 +62,9 @@ def measure_saturation(
     record = replace(record, unread=tuple(unread))
     most = int(np.clip(MOST_SAMPLES * SHARE / share, LEAST_SAMPLES, MOST_SAMPLES))
     try:
-        return _compare(record, (original, quantized), saturated, samples, most, padding=padding, threads=threads)
+        return _compare(
+            record, (original, quantized), saturated, samples, most, padding=padding, parts=parts, threads=threads
+        )
     except ModelError as error:
         return replace(record, reason=str(error))
 
@@ -87,6 +91,7 @@ def _compare(
     most: int,
     *,
     padding: PaddingMask,
+    parts: Parts | None = None,
     threads: int,
 ) -> SaturationRecord:
     """The record with the comparisons on ``most`` samples, and on the rest of the last batch.
@@ -100,7 +105,7 @@ def _compare(
     size = batch_size(open_saturated(also=saturated.products), samples, PRODUCT_BYTES)
     reference, exact = (Session(model, threads=threads) for model in models)
     sessions = [exact, *([open_saturated()] if saturated.products else [])]
-    tallies, done = (OutputTally(padding), OutputTally(padding)), 0
+    tallies, done = [OutputTally(padding, parts) for _ in range(2)], 0
     for feeds in samples.batches(min(size, most)):
         real, count = find_real(feeds), samples.count(feeds)
         wanted = reference.run(feeds)

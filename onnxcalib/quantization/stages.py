@@ -116,7 +116,12 @@ def _tune(
     with Store() as float_outputs:
         with run.stage("evaluate"):
             evaluator = Evaluator(
-                prepared.original, prepared.samples, prepared.original_padding, float_outputs, run.threads
+                prepared.original,
+                prepared.samples,
+                prepared.original_padding,
+                float_outputs,
+                parts=prepared.parts,
+                threads=run.threads,
             )
             best = _measure(prepared, evaluator, state)
             first = "reconstruct" if prepared.config.does("reconstruct") else "round"

@@ -66,7 +66,8 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     """
     samples, threads, padding = prepared.samples, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
-    on, off, seconds = OutputTally(padding), OutputTally(padding), 0.0
+    on, off = (OutputTally(padding, prepared.parts) for _ in range(2))
+    seconds = 0.0
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)
         reference = Session(prepared.original, threads=threads)
@@ -87,7 +88,9 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
         warnings=tuple(on.warnings()),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
-        saturation=measure_saturation(prepared.original, quantized, graph, samples, padding=padding, threads=threads),
+        saturation=measure_saturation(
+            prepared.original, quantized, graph, samples, padding=padding, parts=prepared.parts, threads=threads
+        ),
         float_pass_seconds=seconds,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import CalibrationSet
+from ..quantization.output_parts import Parts
 from ..quantization.output_tally import OutputTally
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..report import OutputRecord
@@ -39,32 +40,33 @@ def compare(
     labels_demanded: bool = True,
     metric: tuple[str, Metric] | None = None,
     padding: PaddingMask | None = None,
+    parts: Parts | None = None,
 ) -> Comparisons:
     """Run both models on all samples, ``size`` at a time, and keep counts and sums only.
 
     labels: the class of every sample, int64 (samples,). labels_demanded: raise GateError where no output is class
     scores; otherwise that is a note. metric: a name, and a function of the outputs by name, (samples, ...) each, and
     of the labels; its score comes first, and the outputs are kept on disk for it. padding: finds the values of the
-    outputs that belong to padding, which are not compared.
+    outputs that belong to padding, which are not compared. parts: of the outputs, which are compared too.
 
     Raises ModelError where a model fails or nothing is left to compare, DataError for a class that the scores do not
     have, and GateError where the labels or the metric do not fit the outputs.
     """
-    outputs, parts = OutputTally(padding), samples.split(size)
-    order = np.concatenate(parts)
+    outputs, batches = OutputTally(padding, parts), samples.split(size)
+    order = np.concatenate(batches)
     classes = None if labels is None or (metric and labels.dtype.kind == "f") else labels
     with Store() as store:
         by_metric = MetricTally(*metric, store, order) if metric else None
         by_label = None
         if classes is not None:
             by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
-        for part in parts:
-            feeds = samples.read(part)
+        for batch in batches:
+            feeds = samples.read(batch)
             wanted, given = original.run(feeds), quantized.run(feeds)
             for tally in (by_metric, by_label):
                 if tally is not None:
-                    tally.add(wanted, given, len(part))
-            outputs.add(wanted, given, len(part), find_real(feeds))
+                    tally.add(wanted, given, len(batch))
+            outputs.add(wanted, given, len(batch), find_real(feeds))
         outputs.check()
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
 from ..errors import GateError
-from ..report import spell_worst
+from ..report import list_judged, spell_worst
 from ..verdict import GateRecord, Interval, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
@@ -100,7 +100,9 @@ def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str
     if missed:
         return False, f"output {missed[0]} could not be compared, at least {limit:g} dB"
     ratios = [
-        (record.sqnr_db, record.sqnr_interval, record.name) for record in found.outputs if record.sqnr_db is not None
+        (record.sqnr_db, record.sqnr_interval, record.name)
+        for record in list_judged(found.outputs)
+        if record.sqnr_db is not None
     ]
     sqnr, interval, name = min(ratios, key=lambda each: _low(each[0], each[1], confident))
     passed = _least(sqnr, interval, limit, confident)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from ..errors import escape_controls
-from ..report import OutputRecord, SaturationRecord, spell_worst
+from ..report import OutputRecord, SaturationRecord, list_rows, spell_worst
 from ..verdict import ContractRecord, Explanation, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
@@ -99,10 +99,11 @@ def _list_all(verdict: Verdict) -> list[Sheet]:
 def spell_outputs(verdict: Verdict) -> Sheet:
     """The outputs; a last column counts values that are not finite, where there are any."""
     headers = ("output", "agreement %", "SQNR dB", "cosine", "max error")
-    rows = tuple(_spell_output(record) for record in verdict.outputs)
-    if not any(record.broken or record.left_out for record in verdict.outputs):
+    records = list_rows(verdict.outputs)
+    rows = tuple(map(_spell_output, records))
+    if not any(record.broken or record.left_out for record in records):
         return Sheet(headers, rows)
-    counts = (f"{record.broken:,} quantized, {record.left_out:,} float" for record in verdict.outputs)
+    counts = (f"{record.broken:,} quantized, {record.left_out:,} float" for record in records)
     return Sheet((*headers, "not finite"), tuple((*row, count) for row, count in zip(rows, counts, strict=True)))
 
 
@@ -112,7 +113,7 @@ def spell_saturated(verdict: Verdict) -> Sheet:
     rows = (
         (name, session, *cells)
         for session, records in list_processors(verdict.saturation).items()
-        for name, *cells in map(_spell_output, records)
+        for name, *cells in map(_spell_output, list_rows(records))
     )
     return Sheet(headers, tuple(rows))
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from ..config import ValidateConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
@@ -19,11 +19,12 @@ from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
+from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import list_unfused, optimize
-from ..report import LoggedObserver, Observer
+from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.session import Session
 from ..verdict import Verdict
 from .compare import Comparisons, compare
@@ -89,6 +90,7 @@ class _Run:
         optimized, graph = optimize(quantized, self.threads)
         demanded = labels is not None or self.config.max_drop is not None
         padding = PaddingMask(original)
+        parts = find_parts(original, samples.read(range(samples.fixed_batch or 1)), self.threads)
         compared = self._compare(
             original,
             optimized,
@@ -97,15 +99,13 @@ class _Run:
             labels_demanded=demanded,
             metric=metric,
             padding=padding,
+            parts=parts,
         )
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("check kernels")
         contract = check_consistency(quantized, samples, self.threads)
-        self.observer.stage("saturate")
-        saturation = measure_saturation(original, quantized, graph, samples, padding=padding, threads=self.threads)
-        for text in [*advise(saturation, quantized, samples), *find_risks(graph)]:
-            self._warn(text)
+        saturation = self._saturate((original, quantized), graph, samples, padding, parts)
         if explain:
             self.observer.stage("explain")
         verdict = Verdict(
@@ -136,6 +136,7 @@ class _Run:
         labels_demanded: bool,
         metric: tuple[str, Metric] | None,
         padding: PaddingMask,
+        parts: Parts,
     ) -> Comparisons:
         """Both models' outputs, once it is clear that the gates can judge them."""
         self.observer.stage("compare")
@@ -151,11 +152,27 @@ class _Run:
             labels_demanded=labels_demanded,
             metric=metric,
             padding=padding,
+            parts=parts,
         )
         for text in compared.notes:
             self._warn(text)
         check_gates(compared, self.config)
         return compared
+
+    def _saturate(
+        self,
+        models: tuple[ModelProto, ModelProto],
+        graph: GraphProto,
+        samples: CalibrationSet,
+        padding: PaddingMask,
+        parts: Parts,
+    ) -> SaturationRecord:
+        """What saturating sums do to the outputs; warns where they can."""
+        self.observer.stage("saturate")
+        found = measure_saturation(*models, graph, samples, padding=padding, parts=parts, threads=self.threads)
+        for text in [*advise(found, models[1], samples), *find_risks(graph)]:
+            self._warn(text)
+        return found
 
     def _check_models(self, original: ModelProto, quantized: ModelProto) -> None:
         if drawing := spell_draws(quantized):

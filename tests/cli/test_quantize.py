@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import onnxcalib
 from onnxcalib import errors, pipeline
 from onnxcalib.cli.app import app
+from onnxcalib.cli.summary import print_summary
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import (
     BlockRecord,
@@ -164,6 +166,13 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
         "  block 1/2 [stem]: 0.5 -> 0.25",
         "  block 2/2 head (rounded)",
     ]
+
+
+def test_the_table_has_a_row_for_each_part_of_an_output(capsys):
+    parts = OutputRecord("y[:, 0:4]", 30.0, 1.0, 0.5), OutputRecord("y[:, 4:84]", 9.0, 0.9, 0.5)
+    print_summary(Report(settings={}, outputs=(OutputRecord("y", 29.0, 1.0, 0.5, parts=parts),)), Path("q.onnx"))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("y")]
+    assert [row[-5:-3] for row in rows] == [["optimized", "29.00"], ["optimized", "30.00"], ["optimized", "9.00"]]
 
 
 def test_quiet_prints_warnings_only(run):

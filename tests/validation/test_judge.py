@@ -151,6 +151,12 @@ def test_the_output_of_the_lowest_sqnr_decides():
     assert (record.passed, "10.00 dB" in record.text, "on b" in record.text) == (False, True, True)
 
 
+def test_the_part_of_the_lowest_sqnr_decides_and_is_named():
+    parts = (output("a[:, 0:4]", 31.0, None), output("a[:, 4:84]", 9.0, None))
+    record = gate(found(outputs=(replace(output("a", 30.0), parts=parts),)), min_sqnr=15)
+    assert (record.passed, "9.00 dB" in record.text, "on a[:, 4:84]," in record.text) == (False, True, True)
+
+
 def test_the_output_of_the_lowest_agreement_decides():
     outputs = (output("a", 30.0, 0.99), output("b", 10.0, 0.5), output("c", 20.0, None))
     record = gate(found(outputs=outputs), min_agreement=60)
