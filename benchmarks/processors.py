@@ -113,7 +113,7 @@ def quantize(job: dict[str, str]) -> None:
     task = Task(Path(job["model"]), Path(job["data"]))
     bits = dict(zip(("weight_bits", "activation_bits"), map(int, re.findall(r"\d+", job["bits"])), strict=True))
     config = task.config.model_copy(update={**bits, "weight_range": job["range"]})
-    result = onnxcalib.quantize(task.model, task.calibration, config)
+    result = onnxcalib.quantize(task.model, task.calibration, config, test=task.calibration)
     result.save(job["output"])
     found = result.report.saturation
     print(json.dumps({"at_risk": len(found.layers), "kernels": found.kernels}))

@@ -80,7 +80,7 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     del session, samples
 
     began = time.perf_counter()
-    result = onnxcalib.quantize(model, texts, config)
+    result = onnxcalib.quantize(model, texts, config, test=texts)  # as peers are given: none is held out
     result.save(job["output"])
     spent = time.perf_counter() - began
     report = result.report

@@ -15,6 +15,7 @@ from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, l
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
 PLAN_HELP = "Bit plan to use: a file that onnxcalib plan wrote."
+TEST_HELP = r"Samples to measure the result on. \[default: a quarter of --calib, held out, from 64 samples on]"
 RANGES_HELP = "Ranges of activations to use: a file that onnxcalib calibrate wrote."
 
 
@@ -26,6 +27,7 @@ def quantize(
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
     plan: Annotated[Path | None, typer.Option(help=PLAN_HELP, rich_help_panel=PLAN, metavar="FILE")] = None,
     ranges: Annotated[Path | None, typer.Option(help=RANGES_HELP, rich_help_panel=EXPERT, metavar="FILE")] = None,
+    test: Annotated[Path | None, typer.Option(help=TEST_HELP, show_default=False)] = None,
     config: Config = None,
     allow_code: AllowCode = False,
     report: Annotated[Path | None, typer.Option(help="Write all measurements to this JSON file.")] = None,
@@ -40,10 +42,10 @@ def quantize(
     with report_faults(verbose=verbose):
         settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
-        read = [calib, config, plan, ranges, *list_read(settings)]
+        read = [calib, test, config, plan, ranges, *list_read(settings)]
         prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)
         check_cache(settings, [target], read)
-        _run(model, calib, target, settings, plan=plan, ranges=ranges, report=report, quiet=quiet)
+        _run(model, calib, target, settings, test=test, plan=plan, ranges=ranges, report=report, quiet=quiet)
 
 
 def _run(
@@ -52,6 +54,7 @@ def _run(
     output: Path,
     settings: QuantizeConfig,
     *,
+    test: Path | None,
     plan: Path | None,
     ranges: Path | None,
     report: Path | None,
@@ -62,7 +65,7 @@ def _run(
     from .progress import ProgressObserver
 
     with ProgressObserver(quiet=quiet) as observer:
-        result = pipeline.quantize(model, calib, settings, plan=plan, ranges=ranges, observer=observer)
+        result = pipeline.quantize(model, calib, settings, plan=plan, ranges=ranges, test=test, observer=observer)
     result.save(output, report=report)
     if not quiet:
         from .summary import print_summary

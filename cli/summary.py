@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
-from onnxcalib.report import FloatRecord, OutputRecord, Report, UnfusedRecord, list_rows
+from onnxcalib.config import HOLD_OUT_FROM
+from onnxcalib.report import FloatRecord, MeasuredOn, OutputRecord, Report, UnfusedRecord, list_rows
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
 from .console import open_console
@@ -22,13 +23,29 @@ def print_summary(report: Report, output: Path) -> None:
     console = open_console()
     if report.plan:
         console.print(tabulate_sets(BitPlan.model_validate(report.plan)))
-    for table in (_tabulate_stages(report), _tabulate_outputs(report), _tabulate_layers(report)):
+    if report.steps:
+        console.print("stages, on the samples that they work with", _tabulate_stages(report), sep="\n")
+    if report.measured_on is not None:
+        console.print(describe_measured_on(report.measured_on, report.samples), soft_wrap=True)
+    for table in (_tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
     lines = [*_describe_blocks(report), *describe_in_float(report.in_float)]
     lines += [*describe_unfused(report.unfused), spell_saturation(report.saturation)]
     lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def describe_measured_on(found: MeasuredOn, samples: int) -> str:
+    """What the tables of outputs and layers were measured on, and what that means for their numbers."""
+    if found.source == "held out":
+        return f"result, on {found.samples} samples held out; it was made from the other {samples}"
+    if found.source == "test":
+        return f"result, on the {found.samples} samples of --test; it was made from {samples} others"
+    return (
+        f"result, on the {found.samples} samples that it was made from, which flatters; give --test others, or"
+        f" {HOLD_OUT_FROM} samples or more, of which a quarter is held out"
+    )
 
 
 def tabulate_sets(plan: BitPlan) -> Table:
@@ -88,7 +105,7 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 
 def _tabulate_outputs(report: Report) -> Table:
     table = Table("output", "session", box=None, pad_edge=False)
-    for name in ("SQNR dB", "cosine", "max error", "agreement %"):
+    for name in ("SQNR dB", "95%", "cosine", "max error", "agreement %", "95%"):
         table.add_column(name, justify="right")
     sessions = {
         "optimized": report.outputs,
@@ -97,7 +114,9 @@ def _tabulate_outputs(report: Report) -> Table:
     }
     for session, records in sessions.items():
         for record in list_rows(records):
-            table.add_row(record.name, session, *_spell_output(record))
+            decibels, *errors, agreement = _spell_output(record)
+            ranges = _spell_range(record.sqnr_interval, ".1f"), _spell_range(record.agreement_interval, ".1f", 100)
+            table.add_row(record.name, session, decibels, ranges[0], *errors, agreement, ranges[1])
     return table
 
 
@@ -117,6 +136,10 @@ def _spell_output(record: OutputRecord) -> Sequence[str]:
     agreement = None if record.agreement is None else 100 * record.agreement
     errors = spell_number(record.cosine, ".6f"), spell_number(record.max_abs_error, ".4g")
     return spell_number(record.sqnr_db), *errors, spell_number(agreement)
+
+
+def _spell_range(ends: tuple[float, float] | None, form: str, scale: float = 1) -> str:
+    return "" if ends is None else " to ".join(spell_number(scale * end, form) for end in ends)
 
 
 def _tabulate_layers(report: Report) -> Table:

@@ -47,6 +47,7 @@ from .report import (
     FloatRecord as FloatRecord,
     LayerRecord as LayerRecord,
     LeftOutRecord as LeftOutRecord,
+    MeasuredOn as MeasuredOn,
     Observer as Observer,
     OutputRecord as OutputRecord,
     Report as Report,

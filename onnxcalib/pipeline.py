@@ -95,18 +95,20 @@ def quantize(
     *,
     plan: str | Path | BitPlan | None = None,
     ranges: str | Path | Ranges | None = None,
+    test: SampleSource | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Quantize a float ONNX model with a few unlabelled samples.
 
-    plan: a bit plan, or its file, with the bits of every layer. Without it the settings give the bits; if they have a
-    budget, a plan is made. ranges: those of activations, or their file; without them they are calibrated. Raises
-    ModelError, DataError, ConfigError or DeviceMemoryError. The model given is not changed.
+    test: samples on which the result is measured. Without them a quarter of the others is held out for that, where
+    there are 64 or more. plan: a bit plan, or its file, with the bits of every layer. Without it the settings give the
+    bits; if they have a budget, a plan is made. ranges: those of activations, or their file; without them they are
+    calibrated. Raises ModelError, DataError, ConfigError or DeviceMemoryError. The model given is not changed.
     """
     with _open_run(config, observer) as run:
         if plan is not None and run.config.planned:
             raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
-        sources = _list_sources(run.config, model, calibration, plan, ranges)
+        sources = _list_sources(run.config, model, calibration, plan, ranges, test)
         if ranges is not None and run.config.planned:
             raise ConfigError(
                 "ranges: found a budget beside them; a plan decides which ranges are needed; plan first, calibrate with"
@@ -114,7 +116,7 @@ def quantize(
             )
         model, plan, given = load(model), _read_plan(plan), _read_ranges(ranges)
         _check_given(model, plan, given)
-        prepared = prepare_run(run, model, calibration, plan)
+        prepared = prepare_run(run, model, calibration, plan, test=test)
         _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
         if run.config.planned:
             plan = choose_bits(prepared)
@@ -161,12 +163,13 @@ def prepare(
     config: QuantizeConfig | None = None,
     *,
     plan: str | Path | BitPlan | None = None,
+    test: SampleSource | None = None,
     observer: Observer | None = None,
 ) -> Prepared:
     """The first stage: rewrite the model for quantization, and check the samples and that its outputs do not change.
 
-    Bits are those of the settings, or of a bit plan. Raises ModelError, DataError or ConfigError. The model given is
-    not changed.
+    Bits are those of the settings, or of a bit plan. test: samples for ``verify``, as in ``quantize``. Raises
+    ModelError, DataError or ConfigError. The model given is not changed.
     """
     with _open_run(config, observer) as run:
         if run.config.planned:
@@ -177,7 +180,7 @@ def prepare(
             )
         model, plan = load(model), _read_plan(plan)
         _check_given(model, plan, None)
-        return prepare_run(run, model, calibration, plan)
+        return prepare_run(run, model, calibration, plan, test=test)
 
 
 def calibrate(prepared: Prepared) -> Ranges:
@@ -205,7 +208,7 @@ def emit(prepared: Prepared, found: Reconstruction) -> ModelProto:
 
 
 def verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto) -> Report:
-    """Compare the quantized model with the float one, on the samples that it was made from, and make the report."""
+    """Compare the quantized model with the float one, on the samples to measure on, and make the report."""
     with prepared.run.computing():
         return _verify(prepared, found, quantized, None)
 
@@ -276,7 +279,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         measured = compare_models(prepared, quantized, (*found.scheme.embeddings, *found.scheme.layers))
         for text in measured.warnings:
             run.warn(text)
-        _check_drop(run, planned, measured.outputs)
+        _check_drop(prepared, planned, measured.outputs)
         in_float = list_in_float(prepared, found.scheme)
         sizes = model_bytes(prepared.original), model_bytes(quantized)
         if fault := find_fault_of_size(in_float, *sizes):
@@ -294,6 +297,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         float_bytes=sizes[0],
         quantized_bytes=sizes[1],
         samples=len(prepared.samples),
+        measured_on=prepared.measured_on,
         seconds=run.seconds,
         float_pass_seconds=measured.float_pass_seconds,
         warnings=tuple(run.warnings),
@@ -303,12 +307,20 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
     )
 
 
-def _check_drop(run: Run, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:
-    """Warn if more answers differ than the plan allows: it was made from layers that were solved, but not learned."""
-    least = min((record.agreement for record in outputs if record.agreement is not None), default=1.0)
+def _check_drop(prepared: Prepared, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:
+    """Warn if more answers differ than the plan allows: it was made from layers that were solved, but not learned.
+
+    Samples that the plan has not seen, which are few, must differ in so many answers that chance does not explain it.
+    """
+    seen = prepared.measured_on.source == "calibration"
+    found = ((r.agreement, r.agreement_interval) for r in outputs if r.agreement is not None)
+    least = min((own if seen or ends is None else ends[1] for own, ends in found), default=1.0)
     allowed = planned.budgets.get("max_disagreement", 100.0) if planned else 100.0
     if 100 * (1 - least) > allowed:
-        run.warn(
-            f"max_disagreement: found {100 * (1 - least):.4g} in the model where {allowed:.4g} was planned for;"
+        found_in = (
+            "in the model" if seen else f"or more on the {prepared.measured_on.samples} samples it is measured on"
+        )
+        prepared.run.warn(
+            f"max_disagreement: found {100 * (1 - least):.4g} {found_in} where {allowed:.4g} was planned for;"
             " reconstruct its layers, or plan with less"
         )

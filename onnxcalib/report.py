@@ -172,12 +172,28 @@ class FloatRecord:
 
 
 @dataclass(frozen=True)
+class MeasuredOn:
+    """The samples on which a result was measured.
+
+    source: ``held out`` where they are some of the calibration samples, which nothing else has seen; ``test`` where the
+    user gave them for this; ``calibration`` where the result was made from the same, so that its numbers flatter.
+    indices: those held out, as they are counted in the calibration data.
+    """
+
+    source: str
+    samples: int
+    indices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that ``quantize`` did and measured.
 
     passes: graph pass -> the number of its rewrites. steps: the stages that change weights or biases, empty where only
     the first of them was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be
-    done, though the result holds without it. in_float: nodes that stay in float, but those that the settings exclude.
+    done, though the result holds without it. samples: those that the result was made from. measured_on: those that
+    layers, outputs and saturation were measured on; None before that. in_float: nodes that stay in float, but those
+    that the settings exclude.
     """
 
     settings: dict[str, Any]
@@ -192,6 +208,7 @@ class Report:
     float_bytes: int = 0
     quantized_bytes: int = 0
     samples: int = 0
+    measured_on: MeasuredOn | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     float_pass_seconds: float = 0.0
     warnings: tuple[str, ...] = ()

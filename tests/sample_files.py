@@ -114,7 +114,7 @@ def write_images_and_classifiers(folder: Path) -> None:
         tensor = numpy_helper.from_array(samples[number * 8 : number * 8 + 8], "image")
         (folder / f"testdata/test_data_set_{number}/input_0.pb").write_bytes(tensor.SerializeToString())
     for images, model in (("demo/calibration", "demo/digits.onnx"), ("digits", "digits.onnx")):
-        onnx.save(fit_classifier(draw_images(folder / images, 4, 16, channels=1)), folder / model)
+        onnx.save(fit_classifier(draw_images(folder / images, 4, 64, channels=1)), folder / model)
     draw_images(folder / "demo/test", 4, 16, channels=1)
     (folder / "demo/labels.csv").write_text(list_classes(16))
 

@@ -20,7 +20,7 @@ import onnxcalib.pipeline
 from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
 from onnxcalib.cli.app import app
 from onnxcalib.config import load_config
-from onnxcalib.report import Observer
+from onnxcalib.report import MeasuredOn, Observer
 from tests.device import FAR, FarDevice
 
 SAMPLES = np.random.default_rng(3).normal(size=(24, 3, 8, 8)).astype(np.float32)
@@ -924,3 +924,36 @@ def test_a_mask_right_behind_a_layer_is_no_bias(build, weigh, least):
     samples = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     result = quantize(build(text, w=weigh(8, 12), mask=mask), samples, settings())
     assert result.report.outputs[0].sqnr_db > 30 and result.report.layers
+
+
+def draw_many(count, seed=5):
+    return np.random.default_rng(seed).normal(size=(count, 3, 8, 8)).astype(np.float32)
+
+
+def test_of_many_samples_some_are_held_out_and_what_they_hold_changes_nothing_but_the_figures(net):
+    samples = draw_many(64)
+    first = quantize(net, samples, settings(weight_bits=4))
+    on = first.report.measured_on
+    assert on == MeasuredOn("held out", 16, (*range(16, 24), *range(48, 56))) and first.report.samples == 48
+    samples[list(on.indices)] *= 7
+    other = quantize(net, samples, settings(weight_bits=4))
+    assert other.model.SerializeToString() == first.model.SerializeToString()
+    assert other.report.outputs != first.report.outputs and other.report.layers != first.report.layers
+    stages = [prepared := onnxcalib.prepare(net, samples, settings(weight_bits=4)), onnxcalib.reconstruct(prepared)]
+    assert onnxcalib.verify(*stages, onnxcalib.emit(*stages)).measured_on == on
+
+
+def test_samples_to_test_on_are_measured_and_then_all_others_are_used(net, tmp_path):
+    samples, test = draw_many(64), tmp_path / "test.npy"
+    np.save(test, draw_many(5, seed=6) * 7)
+    found = quantize(net, samples, settings(weight_bits=4), test=test)
+    assert found.report.measured_on == MeasuredOn("test", 5) and found.report.samples == 64
+    with pytest.raises(OutputError, match="is read by this run"):
+        found.save(test)
+    used = quantize(net, samples, settings(weight_bits=4), test=samples)
+    assert used.model.SerializeToString() == found.model.SerializeToString()
+    assert used.report.outputs[0].sqnr_db > found.report.outputs[0].sqnr_db
+
+
+def test_few_samples_are_used_and_measured_on(net):
+    assert quantize(net, SAMPLES, settings()).report.measured_on == MeasuredOn("calibration", len(SAMPLES))

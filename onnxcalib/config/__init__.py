@@ -4,7 +4,7 @@ The pydantic fields are the only source: the options of the command line and the
 """
 
 from ..spec import FLOAT_BITS
-from .data import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
+from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
 from .describe import Setting, list_settings
 from .expressions import match_whole
 from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, find_nearest, nearest
@@ -35,6 +35,7 @@ __all__ = [
     "EXPERT",
     "FLOAT_BITS",
     "FULL_BITS",
+    "HOLD_OUT_FROM",
     "IMAGE_SETTINGS",
     "PANELS",
     "PLAN",

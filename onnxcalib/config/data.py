@@ -15,6 +15,8 @@ LEAST_STD, MOST_STD = 0.0001, 10
 MOST_SIDE = 2**14  # pixels of a side: the largest inputs that models are exported with have some 4,000
 MOST_TOKENS = 2**20  # tokens of a text: the longest contexts of language models
 MOST_PIXELS = 178_956_970  # of an image: more are refused by Pillow
+# Below so many samples those held out would be missed where they are used, and would say little where they are not.
+HOLD_OUT_FROM = 64
 MOST_NAME = 1_000  # characters of a column's name
 _LEAST_SIZE, _MOST_SIZE, _SIZES = 1e3, 1e12, "from 1KB to 1000GB"  # of files and lines
 

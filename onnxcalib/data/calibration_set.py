@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -62,6 +64,7 @@ class CalibrationSet:
         self._checked = tuple(checked)
         self.images = all(map(hold_images, checked))
         self.texts = checked[0].part.texts
+        self._chosen: np.ndarray | None = None  # where the samples are in the source; None: all, in its order
         self._samples = samples
         self._ends = np.cumsum([part.rows for part in checked])
         self.batched = share_batch(inputs)
@@ -70,13 +73,31 @@ class CalibrationSet:
     def __len__(self) -> int:
         return self._samples
 
+    @property
+    def indices(self) -> np.ndarray:
+        """Where the samples are in the source, (samples,)."""
+        return np.arange(self._samples) if self._chosen is None else self._chosen
+
+    def take(self, indices: Sequence[int]) -> CalibrationSet:
+        """The samples of these indices, one at least, as a set of their own that reads the same files."""
+        taken = copy(self)
+        for cached in ("names", "labels"):
+            taken.__dict__.pop(cached, None)
+        taken._chosen, taken._samples = self.indices[list(indices)], len(indices)
+        kinds = None if self._kinds is None else self._kinds[list(indices)]
+        taken._kinds, taken.largest = kinds, 0 if kinds is None else int(kinds.argmax())
+        if self.texts is not None:
+            lengths, largest = (of_text[list(indices)] for of_text in (self.texts.lengths, self.texts.largest))
+            taken.texts = replace(self.texts, lengths=lengths, largest=largest)
+        return taken
+
     @cached_property
     def names(self) -> tuple[str, ...] | None:
         """The file of each sample relative to the folder, with slashes; None where files hold several samples."""
         files = [part.part.file for part in self._checked if part.total == 1 and part.part.file is not None]
         if self.folder is None or len(files) < len(self._checked):
             return None
-        return tuple(file.relative_to(self.folder).as_posix() for file in files[: len(self)])
+        return tuple(file.relative_to(self.folder).as_posix() for file in map(files.__getitem__, self.indices))
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -89,7 +110,7 @@ class CalibrationSet:
                 f"{without[0]}: no labels, as in {len(without)} of {len(self._checked)} files; all or none must have"
                 " them; add them, or give --labels"
             )
-        return np.concatenate([part.read_labels() for part in self._checked])[: len(self)]
+        return np.concatenate([part.read_labels() for part in self._checked]).take(self.indices)
 
     def tell(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """Call ``note`` with each of the notes, and ``warn`` with each of the warnings."""
@@ -141,6 +162,7 @@ class CalibrationSet:
     def _locate(self, index: int) -> Location:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index}: the calibration set has {len(self)}")
+        index = index if self._chosen is None else int(self._chosen[index])
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self._checked[number], index - int(self._ends[number]) + self._checked[number].rows
 

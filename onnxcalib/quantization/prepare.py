@@ -14,13 +14,15 @@ from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
-from ..data import CalibrationSet, open_calibration
+from ..data import CalibrationSet, SampleSource, open_calibration
+from ..data.holdout import hold_out
 from ..graph.draws import spell_draws
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import list_ineffective, make_scheme
+from ..report import MeasuredOn
 from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
@@ -50,9 +52,11 @@ class Prepared:
     """A float model that was rewritten for quantization, with its samples.
 
     config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
-    rewritten model. passes: graph pass -> its number of rewrites. lossless: grids that hold the first layers' inputs
-    without error, as found in some of the samples. padding: the padding mask of ``model``. scheme: the scheme of the
-    settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model quantizes these.
+    rewritten model. passes: graph pass -> its number of rewrites. samples: those that the result is made from. test:
+    those on which it is measured, of which ``measured_on`` says where they are from. lossless: grids that hold the
+    first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
+    the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
+    quantizes these.
     """
 
     run: Run
@@ -61,6 +65,8 @@ class Prepared:
     model: ModelProto = field(repr=False)
     passes: Mapping[str, int]
     samples: CalibrationSet
+    test: CalibrationSet
+    measured_on: MeasuredOn
     lossless: Mapping[str, QParams]
     padding: PaddingMask
     scheme: QuantScheme
@@ -120,26 +126,24 @@ class Prepared:
         return quantized
 
 
-def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | None = None) -> Prepared:
+def prepare(
+    run: Run,
+    original: ModelProto,
+    calibration: SampleSource,
+    plan: BitPlan | None = None,
+    *,
+    test: SampleSource | None = None,
+) -> Prepared:
     """Open the samples, rewrite a copy of the model, and check that the outputs have not changed.
 
-    plan: the bits of every layer. Raises ModelError, DataError or ConfigError.
+    plan: the bits of every layer. test: samples on which the result is measured; without them, some of the others are
+    held out for that. Raises ModelError, DataError or ConfigError.
     """
     config = run.config if plan is None else with_bits(run.config, plan.settings())
     with run.stage("prepare"):
-        samples = open_calibration(calibration, inputs_of(original), config.data, limit=config.samples)
+        samples, judges, measured_on = _open_samples(run, original, calibration, test)
         _warn_of_percentile(run)
-        samples.tell(run.observer.note, run.warn)
-        if len(samples) < FEW_SAMPLES:
-            run.warn(
-                f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better"
-                " model"
-            )
-        if drawing := spell_draws(original):
-            run.warn(
-                f"{drawing}; all that follows is made and measured with the same draws in both models; the file keeps"
-                " the operators, whose draws differ from run to run"
-            )
+        _warn_of_draws(run, original)
         feeds = samples.read(range(samples.fixed_batch or 1))
         wanted, lacking = _run_original(original, samples, feeds, run.threads)
         rewritten = rewrite(load_model(original), config)
@@ -166,8 +170,49 @@ def prepare(run: Run, original: ModelProto, calibration: Any, plan: BitPlan | No
         _warn_of_ineffective(run, rewritten.model, scheme, config, original)
         run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
         run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
-    model = rewritten.model
-    return Prepared(run, config, original, model, passes, samples, lossless.grids, padding, scheme, in_float)
+    return Prepared(
+        run=run,
+        config=config,
+        original=original,
+        model=rewritten.model,
+        passes=passes,
+        samples=samples,
+        test=judges,
+        measured_on=measured_on,
+        lossless=lossless.grids,
+        padding=padding,
+        scheme=scheme,
+        in_float=in_float,
+    )
+
+
+def _open_samples(
+    run: Run, original: ModelProto, calibration: SampleSource, test: SampleSource | None
+) -> tuple[CalibrationSet, CalibrationSet, MeasuredOn]:
+    """The samples to work with and those to measure on."""
+    inputs, config = inputs_of(original), run.config
+    samples = open_calibration(calibration, inputs, config.data, limit=config.samples)
+    samples.tell(run.observer.note, run.warn)
+    if len(samples) < FEW_SAMPLES:
+        run.warn(
+            f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better model"
+        )
+    _check_longest_texts(original, samples, run.threads)
+    if test is not None:
+        others = open_calibration(test, inputs, config.data)
+        others.tell(run.observer.note, run.warn)
+        _check_longest_texts(original, others, run.threads)
+        return samples, others, MeasuredOn("test", len(others))
+    used, held = hold_out(samples)
+    if held is None:
+        return samples, samples, MeasuredOn("calibration", len(samples))
+    run.observer.note(f"{len(held)} of {len(samples)} samples are held out: the result is measured on these alone")
+    return used, held, MeasuredOn("held out", len(held), tuple(map(int, held.indices)))
+
+
+def _check_longest_texts(original: ModelProto, samples: CalibrationSet, threads: int) -> None:
+    if samples.texts is not None:
+        run_longest_texts(Session(original, threads=threads), samples)
 
 
 def _warn_of_percentile(run: Run) -> None:
@@ -176,6 +221,14 @@ def _warn_of_percentile(run: Run) -> None:
         run.warn(
             f"percentile: found {config.percentile:g} beside range {config.range!r}, which has no use for it; give"
             " range 'percentile', or leave it out"
+        )
+
+
+def _warn_of_draws(run: Run, original: ModelProto) -> None:
+    if drawing := spell_draws(original):
+        run.warn(
+            f"{drawing}; all that follows is made and measured with the same draws in both models; the file keeps the"
+            " operators, whose draws differ from run to run"
         )
 
 
@@ -199,7 +252,6 @@ def _run_original(
     The session ends with this function, so that a large model is held once.
     """
     session = Session(original, threads=threads)
-    run_longest_texts(session, samples)
     outputs = session.run(feeds)
     lacking = _list_lacking(outputs)
     for others in samples.batches(1):

@@ -1,4 +1,4 @@
-"""Verify: run the float and the quantized model in onnxruntime on the calibration samples, and compare them."""
+"""Verify: run the float and the quantized model in onnxruntime on the samples to measure on, and compare them."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ REQUANTIZES = "requantizes the tensor for the layers that read fewer bits"
 class Verification:
     """What ``verify`` measured.
 
-    outputs: the quantized model's outputs on all samples, compared with the float model's. outputs_unoptimized: the
-    same on the first INNER samples, without graph optimizations. warnings: of outputs that were not compared or are not
-    finite. layers: the layers' outputs on the first INNER samples. unfused: the Q and DQ nodes that onnxruntime did not
-    fuse. saturation: what saturating sums do to the outputs. float_pass_seconds: the time of the float model over the
-    whole set.
+    outputs: the quantized model's outputs on all samples to measure on, compared with the float model's.
+    outputs_unoptimized: the same on the first INNER samples, without graph optimizations. warnings: of outputs that
+    were not compared or are not finite. layers: the layers' outputs on the first INNER samples. unfused: the Q and DQ
+    nodes that onnxruntime did not fuse. saturation: what saturating sums do to the outputs. float_pass_seconds: the
+    time of the float model over the samples that the model was made from.
     """
 
     outputs: tuple[OutputRecord, ...]
@@ -64,7 +64,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     are compared on the first INNER samples: onnxruntime cannot fuse a tensor that is returned. Raises ModelError, also
     where nothing is left to compare.
     """
-    samples, threads, padding = prepared.samples, prepared.run.threads, prepared.original_padding
+    samples, threads, padding = prepared.test, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
     on, off = (OutputTally(padding, prepared.parts) for _ in range(2))
     seconds = 0.0
@@ -91,7 +91,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
         saturation=measure_saturation(
             prepared.original, quantized, graph, samples, padding=padding, parts=prepared.parts, threads=threads
         ),
-        float_pass_seconds=seconds,
+        float_pass_seconds=seconds * len(prepared.samples) / len(samples),
     )
 
 
@@ -115,7 +115,7 @@ def _compare_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[s
     The quantized model's outputs on these samples go into the store. Both sessions end with this function, so that
     large models are held once.
     """
-    samples, threads, padding = prepared.samples, prepared.run.threads, prepared.padding
+    samples, threads, padding = prepared.test, prepared.run.threads, prepared.padding
     inner = Session(prepared.model, also=names, threads=threads)
     plain = Session(quantized, also=names, optimize=False, threads=threads)
     by_layer: dict[str, Comparison] = {}

@@ -35,7 +35,7 @@ REPORT = Report(
         BlockRecord("head", ("head",), "rounded", reason="torch disagrees"),
     ),
     layers=tuple(LayerRecord(f"layer{i}", "Conv", 4, 8, sqnr_db=10.0 + i) for i in range(7)),
-    outputs=(OutputRecord("scores", 31.25, 0.999, 0.5, agreement=0.975),),
+    outputs=(OutputRecord("scores", 31.25, 0.999, 0.5, 0.975, (30.0, 32.5), (0.8539, 0.9989)),),
     outputs_unoptimized=(OutputRecord("scores", 32.5, 0.999, 0.5),),
     saturation=SaturationRecord(
         7,
@@ -60,8 +60,8 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"float")
     calls = []
 
-    def quantize(model, calibration, config, *, plan, ranges, observer):
-        calls.append((model, calibration, config) if plan is None else (model, calibration, config, plan))
+    def quantize(model, calibration, config, *, plan, ranges, test, observer):
+        calls.append((model, calibration, config, *(each for each in (plan, test) if each is not None)))
         observer.stage("calibrate")
         observer.note("folded 3")
         observer.warn("odd values")
@@ -139,7 +139,20 @@ def test_options_win_over_the_configuration_file(run, tmp_path):
 def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
     result = run("net.onnx", "--calib", "data", "-o", "out.onnx")
     rows = [line.split() for line in result.stdout.splitlines()]
-    assert ["scores", "optimized", "31.25", "0.999000", "0.5", "97.50"] in rows
+    assert [
+        "scores",
+        "optimized",
+        "31.25",
+        "30.0",
+        "to",
+        "32.5",
+        "0.999000",
+        "0.5",
+        "97.50",
+        "85.4",
+        "to",
+        "99.9",
+    ] in rows
     assert ["scores", "unoptimized", "32.50", "0.999000", "0.5", "-"] in rows
     assert ["scores", "exact", "sums", "(8", "samples)", "30.50", "0.998000", "0.25", "75.00"] in rows
     assert ["scores", "without", "VNNI", "(8", "samples)", "12.84", "0.950000", "3.5", "50.00"] in rows

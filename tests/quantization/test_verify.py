@@ -12,7 +12,7 @@ from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.prepare import Prepared
 from onnxcalib.quantization.run import Run
 from onnxcalib.quantization.verify import list_unfused, optimize, verify
-from onnxcalib.report import Observer, SaturationRecord
+from onnxcalib.report import MeasuredOn, Observer, SaturationRecord
 
 BODY = """{ [a] c = Conv (x, w1, b1)  [b] r = Relu (c)  [d] d = Conv (r, w2, b1)  [e] s = Add (d, r)
     [m] p = GlobalAveragePool (s)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
@@ -39,7 +39,19 @@ def compare(original, quantized, samples, prepared=None):
 def prepared_of(original, samples, prepared):
     config = QuantizeConfig()
     run = Run(config, Observer())
-    return Prepared(run, config, original, prepared, {}, samples, {}, PaddingMask(prepared), make_scheme(prepared))
+    return Prepared(
+        run=run,
+        config=config,
+        original=original,
+        model=prepared,
+        passes={},
+        samples=samples,
+        test=samples,
+        measured_on=MeasuredOn("calibration", len(samples)),
+        lossless={},
+        padding=PaddingMask(prepared),
+        scheme=make_scheme(prepared),
+    )
 
 
 def find_unfused(quantized):
