@@ -83,17 +83,17 @@ class ContractRecord:
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What one layer loses, as SQNR in dB.
+    """What one layer, or one product of activations, loses, as SQNR in dB.
 
-    alone_db: of the layer's output, computed from the float model's input. all_before_db: of the layer's output in the
-    quantized model. at_output_db: of the model's outputs where only this layer is quantized; None where the model
-    cannot be run in parts. reasons: what the numbers show. remedy: what to do; toml: the same as lines for
-    onnxcalib.toml.
+    weight_bits: None for a product, which has no weight. alone_db: of the layer's output, computed from the float
+    model's input. all_before_db: of the layer's output in the quantized model. at_output_db: of the model's outputs
+    where only this layer is quantized; None where the model cannot be run in parts. reasons: what the numbers show.
+    remedy: what to do; toml: the same as lines for onnxcalib.toml.
     """
 
     name: str
     op: str
-    weight_bits: int
+    weight_bits: int | None
     activation_bits: int
     alone_db: float
     all_before_db: float

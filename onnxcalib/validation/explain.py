@@ -9,6 +9,8 @@ from onnx import ModelProto
 
 from ..data import CalibrationSet
 from ..errors import CONTROLS
+from ..graph.index import reads
+from ..graph.inspect.quantized_layers import QuantizedLayer
 from ..graph.passes.normalise import tidy
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
@@ -27,9 +29,9 @@ SETTINGS_KEY = "onnxcalib.settings"
 def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> Explanation:
     """Find the layers that limit the model's outputs, by the loss where they alone are quantized, and give the reasons.
 
-    A layer has a quantized constant weight, and the float model has its input and its output under the same names;
-    others are listed as unmatched. Layers have the names that ``quantize`` gives the float layers. The first SAMPLES
-    samples are used. Both models stay as they are. Raises ModelError.
+    A layer has a quantized constant weight, or is a product of two activations. The float model has its inputs and its
+    output under the same names; others are listed as unmatched. Layers have the names that ``quantize`` gives the float
+    layers. The first SAMPLES samples are used. Both models stay as they are. Raises ModelError.
     """
     (original, names), quantized = name_float_nodes(original), tidy(quantized)
     pairs, unmatched = pair_layers(original, quantized, names)
@@ -44,7 +46,9 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
         if fault := survey.measure_outputs():
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
             notes = (*notes, f"{why}: {fault}")
-        losses = tuple(_describe(each, survey) for each in _choose_limiting(survey.layers))
+        limiting, solved = _choose_limiting(survey.layers), _read_settings(quantized).get("reconstruct") is True
+        worse = [_find_worse(each, limiting, survey) if solved else None for each in limiting]
+        losses = tuple(_describe(each, survey, name) for each, name in zip(limiting, worse, strict=True))
     return Explanation(done, losses, unmatched, notes)
 
 
@@ -63,12 +67,7 @@ def _choose_limiting(layers: list[Measured]) -> list[Measured]:
 
 def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
     """Remarks on the settings that the model was quantized with; other tools store none."""
-    entries = {entry.key: entry.value for entry in quantized.metadata_props}
-    try:
-        settings = json.loads(entries.get(SETTINGS_KEY, "{}"))
-    except ValueError:
-        return ()
-    if isinstance(settings, dict) and settings.get("reconstruct") is False:
+    if _read_settings(quantized).get("reconstruct") is False:
         return (
             "the weights of this model were rounded and not reconstructed; first quantize it with the default pipeline"
             " (reconstruct = true)",
@@ -76,22 +75,49 @@ def _read_notes(quantized: ModelProto) -> tuple[str, ...]:
     return ()
 
 
-def _describe(each: Measured, survey: Survey) -> LayerLoss:
+def _read_settings(quantized: ModelProto) -> dict[str, object]:
+    entries = {entry.key: entry.value for entry in quantized.metadata_props}
+    try:
+        settings = json.loads(entries.get(SETTINGS_KEY, "{}"))
+    except ValueError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _find_worse(each: Measured, limiting: list[Measured], survey: Survey) -> str | None:
+    """The worst layer or product that a layer's input depends on, if that loses more than the layer."""
+    before: set[str] = set()
+    waiting = [operand.source for operand in each.pair.layer.operands]
+    while waiting:
+        tensor = waiting.pop()
+        if tensor not in before and tensor in survey.index.producer:
+            waiting += reads(survey.index.producer[tensor])
+        before.add(tensor)
+    worse = limiting[: limiting.index(each)]
+    return next((other.pair.name or other.pair.layer.name for other in worse if other.pair.output in before), None)
+
+
+def _describe(each: Measured, survey: Survey, worse: str | None) -> LayerLoss:
     layer, name = each.pair.layer, each.pair.name
+    weight_bits = layer.weight_bits if isinstance(layer, QuantizedLayer) else None
+    activation_bits = min(operand.bits for operand in layer.operands)
+    reasons, fitted = find_reasons(each, survey, worse)
     remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
-    if layer.weight_bits >= 8 and layer.activation_bits >= 8:
+    if weight_bits is None or (weight_bits >= 8 and activation_bits >= 8):
         remedy, lines = "leave it in float", "exclude = true"
         if each.ranked_db >= HARMLESS:
             remedy, lines = "keep it as it is: its loss is small", ""
+    if fitted:
+        remedy, lines = f"mend {worse} first", ""
     return LayerLoss(
         name=name or layer.name,
         op=layer.op,
-        weight_bits=layer.weight_bits,
-        activation_bits=layer.activation_bits,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
         alone_db=each.alone.sqnr_db,
         all_before_db=each.all_before.sqnr_db,
         at_output_db=None if np.isnan(each.at_output) else each.at_output,
-        reasons=tuple(find_reasons(each, survey)),
+        reasons=tuple(reasons),
         remedy=remedy,
         toml=f"[layers.{_quote(name)}]\n{lines}" if name and lines else "",
     )

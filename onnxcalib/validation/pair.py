@@ -10,7 +10,12 @@ from onnx import GraphProto, ModelProto, NodeProto
 from ..graph.edit import copy_model
 from ..graph.index import Index, all_nodes, is_op, reads, subgraphs
 from ..graph.inspect.integers import is_linear
-from ..graph.inspect.quantized_layers import QuantizedLayer, find_quantized_layers
+from ..graph.inspect.quantized_layers import (
+    QuantizedLayer,
+    QuantizedProduct,
+    find_quantized_layers,
+    find_quantized_products,
+)
 from ..graph.ops import DYNAMIC_LAYERS, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
 from ..graph.passes.normalise import normalise, tidy
 
@@ -27,14 +32,14 @@ Reached = tuple[str, tuple[NodeProto, ...]]  # a tensor, and the nodes on the wa
 
 @dataclass(frozen=True)
 class Pair:
-    """A quantized layer and its counterpart in the float model.
+    """A quantized layer, or a product of activations, and its counterpart in the float model.
 
     name: the float layer's, as ``quantize`` names it, or None where not exactly one layer leads to the output. output:
     the tensor of the float model that the layer computes. path: the nodes that put the quantized layer's output on a
     grid, where that grid clips in place of an operator of the float model; otherwise empty.
     """
 
-    layer: QuantizedLayer
+    layer: QuantizedLayer | QuantizedProduct
     name: str | None
     output: str
     path: tuple[NodeProto, ...] = ()
@@ -54,7 +59,7 @@ def name_float_nodes(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
 def pair_layers(
     original: ModelProto, quantized: ModelProto, names: dict[str, str]
 ) -> tuple[list[Pair], tuple[str, ...]]:
-    """The layers whose input and output the float model has too, and one line for every other node with a weight.
+    """The layers and products whose inputs and output the float model has too, and one line for every other one.
 
     Both models are tidy. names: from ``name_float_nodes``.
     """
@@ -63,13 +68,18 @@ def pair_layers(
     found = find_quantized_layers(quantized)
     pairs: list[Pair] = []
     unmatched: list[str] = []
-    for layer in (_before_rescaling(other, layer, known) for layer in found):
+    layers: tuple[QuantizedLayer | QuantizedProduct, ...] = (
+        *(_before_rescaling(other, layer, known) for layer in found),
+        *find_quantized_products(quantized),
+    )
+    for layer in sorted(layers, key=lambda each: other.position.get(each.name, 0)):
         reached: Iterator[Reached] = (each for each in _follow(other, layer.output) if each[0] in known)
         output, path = next(reached, ("", ()))
-        if layer.source not in known:
-            unmatched.append(f"{layer.name}: the float model has no tensor {layer.source}, the layer's input")
+        what = "product" if isinstance(layer, QuantizedProduct) else "layer"
+        if unknown := [operand.source for operand in layer.operands if operand.source not in known]:
+            unmatched.append(f"{layer.name}: the float model has no tensor {unknown[0]}, the {what}'s input")
         elif not output:
-            unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, the layer's output")
+            unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, the {what}'s output")
         else:
             node, clipped = _find_float_layer(index, output)
             path = (path or _path_to_grid(other, layer.output)) if clipped else ()

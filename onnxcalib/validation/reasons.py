@@ -6,39 +6,58 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..graph.inspect.quantized_layers import QuantizedLayer
+from ..graph.inspect.quantized_layers import FLOAT_BITS, Operand, QuantizedLayer, QuantizedProduct
 from ..numeric.diagnosis import Symptoms, channel_gains, diagnose, rounding_sqnr
 from .survey import Measured, Survey, joined_parts
 
 # Thresholds above which a symptom is named as a reason.
 WIDE_SPREAD, MANY_CLIPPED, UNLIKE_CHANNELS, MANY_DEAD, UNLIKE_PARTS = 4.0, 0.005, 8.0, 0.1, 4.0
 CANCELLED, ABOUT_EQUAL = 6.0, 3.0  # dB
-FLOAT_BITS = 32  # activation_bits of a layer that reads floats
 ALIKE, WRONG_GAIN = 0.9, 0.25
 
 
-def find_reasons(each: Measured, survey: Survey) -> list[str]:
-    """What the numbers of a layer show, one line each."""
+def find_reasons(each: Measured, survey: Survey, worse: str | None = None) -> tuple[list[str], bool]:
+    """What the numbers of a layer or a product show, one line each, and whether it was solved for errors before it.
+
+
+    worse: the name of a layer or product before it that loses more, where the weights were solved.
+    """
     layer = each.pair.layer
-    kept = {f"{layer.weight_bits}-bit weights": rounding_sqnr(layer.integers, layer.scale, layer.axis)}
+    kept: dict[str, float] = {}
     gains = _name_gains(each, survey)
-    if layer.grid is None:
-        return [_list_parts(kept) if gains else _name_unknown_input(each, *kept.values()), *gains]
-    values = survey.values(layer.source)
-    axis = values.ndim - 1 if layer.op == "MatMul" else min(1, values.ndim - 1)
-    found = diagnose(values, *layer.grid, axis)
-    parts = {name: float(np.abs(survey.values(name)).max()) for name in joined_parts(survey.index, layer.source)}
-    kept[f"{layer.activation_bits}-bit input"] = found.sqnr_db
+    if isinstance(layer, QuantizedLayer):
+        kept[f"{layer.weight_bits}-bit weights"] = rounding_sqnr(layer.integers, layer.scale, layer.axis)
+        if layer.grid is None:
+            limit = _list_parts(kept) if gains else _name_unknown_input(layer, each.alone.sqnr_db, *kept.values())
+            return [limit, *gains], False
+    symptoms: list[str] = []
+    for name, operand, axis in _name_operands(layer):
+        values = survey.values(operand.source)
+        if operand.grid is not None:
+            found = diagnose(values, *operand.grid, max(axis, -values.ndim) if axis < 0 else min(axis, values.ndim - 1))
+            kept[f"{operand.bits}-bit {name}"] = found.sqnr_db
+            symptoms += _name_symptoms(found, operand.grid, name)
+            symptoms += _name_parts(_measure_parts(survey, operand.source))
     if each.pair.path:
         kept["grid that clips its output"] = each.grid.sqnr_db
-    faults = gains or _name_cancelling(each.alone.sqnr_db, list(kept.values()))
-    return [
-        _list_parts(kept) if faults else _name_limit(kept),
-        *faults,
-        *_name_symptoms(found, layer.grid),
-        *_name_parts(parts),
-        *_name_channels(layer),
-    ]
+    fault = _name_cancelling(each.alone.sqnr_db, list(kept.values()))
+    fitted = bool(worse and (fault or gains)) and isinstance(layer, QuantizedLayer)
+    faults = [f"its weights were solved for an input with the errors of {worse}"] if fitted else gains or fault
+    if isinstance(layer, QuantizedLayer):
+        symptoms += _name_channels(layer)
+    return [_list_parts(kept) if faults else _name_limit(kept), *faults, *symptoms], fitted
+
+
+def _name_operands(layer: QuantizedLayer | QuantizedProduct) -> list[tuple[str, Operand, int]]:
+    """What each operand is called, the operand, and its axis of channels, over which products are summed."""
+    if isinstance(layer, QuantizedLayer):
+        return [("input", operand, -1 if layer.op == "MatMul" else 1) for operand in layer.operands]
+    return list(zip(("left operand", "right operand"), layer.operands, (-1, -2), strict=True))
+
+
+def _measure_parts(survey: Survey, tensor: str) -> dict[str, float]:
+    """The largest absolute value of each tensor that a Concat joins to this one."""
+    return {name: float(np.abs(survey.values(name)).max()) for name in joined_parts(survey.index, tensor)}
 
 
 def _name_limit(kept: dict[str, float]) -> str:
@@ -55,9 +74,8 @@ def _list_parts(kept: dict[str, float]) -> str:
     return ", ".join(f"{sqnr:.1f} dB with the {part} alone" for part, sqnr in ordered)
 
 
-def _name_unknown_input(each: Measured, weight: float) -> str:
-    """Which part limits a layer whose input's grid is not known."""
-    layer, alone = each.pair.layer, each.alone.sqnr_db
+def _name_unknown_input(layer: QuantizedLayer, alone: float, weight: float) -> str:
+    """Which part limits a layer whose input's grid is not known. alone, weight: SQNR in dB with both and with one."""
     weights = f"{layer.weight_bits}-bit weights"
     if layer.activation_bits >= FLOAT_BITS or weight <= alone + ABOUT_EQUAL:
         return _name_limit({weights: weight})
@@ -88,19 +106,19 @@ def _name_cancelling(alone: float, kept: list[float]) -> list[str]:
     return [f"its products cancel: its output keeps {alone:.1f} dB where these would leave {expected:.1f} dB"]
 
 
-def _name_symptoms(found: Symptoms, grid: tuple[float, float, float]) -> list[str]:
+def _name_symptoms(found: Symptoms, grid: tuple[float, float, float], what: str) -> list[str]:
     _, low, high = grid
     reasons = []
     if found.spread > WIDE_SPREAD:
-        reasons.append(f"its input's grid, {low:.3g} to {high:.3g}, is {found.spread:.0f} times as wide as its bulk")
+        reasons.append(f"its {what}'s grid, {low:.3g} to {high:.3g}, is {found.spread:.0f} times as wide as its bulk")
     if found.clipped > MANY_CLIPPED:
-        reasons.append(f"{100 * found.clipped:.1f}% of its input saturate")
+        reasons.append(f"{100 * found.clipped:.1f}% of its {what} saturate")
     if found.unlike > UNLIKE_CHANNELS:
         reasons.append(
-            f"a channel of its input reaches {found.unlike:.0f} times as far as the middle one, on one scale"
+            f"a channel of its {what} reaches {found.unlike:.0f} times as far as the middle one, on one scale"
         )
     if found.dead > MANY_DEAD:
-        reasons.append(f"{100 * found.dead:.0f}% of its input's channels are dead")
+        reasons.append(f"{100 * found.dead:.0f}% of its {what}'s channels are dead")
     return reasons
 
 

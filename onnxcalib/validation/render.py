@@ -296,7 +296,7 @@ def _spell_output(record: OutputRecord) -> tuple[str, ...]:
 
 def _spell_layer(layer: LayerLoss) -> tuple[str, ...]:
     losses = (layer.alone_db, layer.all_before_db, layer.at_output_db)
-    bits = f"W{layer.weight_bits}A{layer.activation_bits}"
+    bits = f"{'' if layer.weight_bits is None else f'W{layer.weight_bits}'}A{layer.activation_bits}"
     return (layer.name, layer.op, bits, *(spell_number(loss) for loss in losses))
 
 

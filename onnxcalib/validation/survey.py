@@ -59,7 +59,7 @@ class Survey:
         self.original, self.layers, self.store, self.threads = original, layers, store, threads
         self.index = Index(original.graph)
         self.live = find_live(original, [each.pair.output for each in layers], index=self.index)
-        self.sources = {each.pair.layer.source for each in layers}
+        self.sources = {operand.source for each in layers for operand in each.pair.layer.operands}
         parts = {part for source in self.sources for part in joined_parts(self.index, source)}
         outputs = {each.pair.output for each in layers}
         self.given = self.sources | {each.pair.output for each in layers if each.pair.path}
@@ -175,14 +175,18 @@ def _open_layers(extended: ModelProto, layers: list[Measured]) -> ModelProto:
     A grid that clips also reads the float output, from the graph input GIVEN + its name.
     """
     copy = copy_model(extended)
-    entries = {each.pair.layer.entry: each.pair.layer.source for each in layers}
+    entries: dict[str, set[str]] = {}
+    for operand in (operand for each in layers for operand in each.pair.layer.operands):
+        entries.setdefault(operand.entry, set()).add(operand.source)
     for node in copy.graph.node:
-        if node.name in entries:
-            reroute(node, entries[node.name], f"{GIVEN}{entries[node.name]}")
+        for source in entries.get(node.name, ()):
+            reroute(node, source, f"{GIVEN}{source}")
     clipped = [each for each in layers if each.pair.path]
     for each in clipped:
         _add_path(copy, each.pair.path, f"{GIVEN}{each.pair.output}", f"{ROUNDED}{each.result}")
-    inputs = sorted({f"{GIVEN}{name}" for name in (*entries.values(), *(each.pair.output for each in clipped))})
+    inputs = sorted(
+        {f"{GIVEN}{name}" for name in (*set().union(*entries.values()), *(each.pair.output for each in clipped))}
+    )
     outputs = [*dict.fromkeys(each.result for each in layers), *(f"{ROUNDED}{each.result}" for each in clipped)]
     return extract(copy, {}, inputs=inputs, outputs=outputs)
 

@@ -756,3 +756,50 @@ def test_names_are_written_for_toml_without_characters_that_change_what_is_seen(
     name = 'a"b\\c\x7f\u202e\x85'
     assert tomllib.loads(f"[layers.{explain_module._quote(name)}]")["layers"] == {name: {}}
     assert explain_module._quote(name) == r'"a\"b\\c\u007f\u202e\u0085"'
+
+
+# Products of activations
+
+DISTANCES = """g (float[N, 12, 16] x) => (float[N, 12, 8] y) {
+    [points] a0 = MatMul (x, w1)  a = Add (a0, offset)  at = Transpose <perm = [0, 2, 1]> (a)
+    [product] ab = MatMul (a, at)  sq = Mul (a, a)  n1 = ReduceSum (sq, last)  n2 = Transpose <perm = [0, 2, 1]> (n1)
+    m = Mul (ab, two)  d1 = Add (m, n1)  d2 = Add (d1, n2)  d = Neg (d2)  s = Softmax <axis = 2> (d)
+    [head] y = MatMul (s, w2) }"""
+
+
+@pytest.fixture
+def distances(build, weigh):
+    fixed = {"offset": np.float32(100), "two": np.float32(-2), "last": np.array([2])}
+    return build(DISTANCES, w1=weigh(16, 3), w2=weigh(12, 8), **fixed)
+
+
+def test_a_product_of_activations_is_named_with_a_line_that_quantize_takes(distances, draw):
+    x = draw(20, 12, 16)
+    product, *others = explained(distances, quantize(distances, x).model, x).layers
+    assert (product.name, product.op, product.weight_bits, product.activation_bits) == ("product", "MatMul", None, 8)
+    assert product.alone_db > 40 > 10 > product.at_output_db
+    assert "8-bit left operand" in product.reasons[0]
+    assert "8-bit right operand" in product.reasons[0]
+    assert tomllib.loads(product.toml) == {"layers": {"product": {"exclude": True}}}
+    mended = quantize(distances, x, QuantizeConfig(layers=tomllib.loads(product.toml)["layers"]))
+    assert mended.report.outputs[0].sqnr_db > 30
+    assert not any(other.toml for other in others)
+
+
+def test_a_layer_that_was_solved_for_the_errors_of_a_worse_product_is_not_blamed(distances, draw):
+    x = draw(20, 12, 16)
+    head = next(layer for layer in explained(distances, quantize(distances, x).model, x).layers if layer.name == "head")
+    assert "its weights were solved for an input with the errors of product" in head.reasons
+    assert (head.remedy, head.toml) == ("mend product first", "")
+
+
+@pytest.mark.usefixtures("every_layer")
+def test_a_product_with_one_operand_in_float_loses_by_the_other_alone(build, draw):
+    model = build(
+        "g (float[N, 4, 8] x, float[N, 8, 4] z) => (float[N, 4, 4] y) {"
+        " q = QuantizeLinear (x, s, o)  d = DequantizeLinear (q, s, o)  [product] y = MatMul (d, z) }",
+        s=np.float32(0.05), o=np.uint8(128),
+    )  # fmt: skip
+    plain = build("g (float[N, 4, 8] x, float[N, 8, 4] z) => (float[N, 4, 4] y) { [product] y = MatMul (x, z) }")
+    (found,) = explained(plain, model, {"x": draw(16, 4, 8), "z": draw(16, 8, 4)}).layers
+    assert found.reasons[0].startswith("its 8-bit left operand limits it: ")

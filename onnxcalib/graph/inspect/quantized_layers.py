@@ -1,4 +1,4 @@
-"""The weighted layers of a quantized graph: their integers, and the grids on which they read their input."""
+"""The layers and products of a quantized graph: integers of weights, and the grids on which activations are read."""
 
 from __future__ import annotations
 
@@ -16,18 +16,41 @@ from .integers import element_type, is_linear
 FOUR_BITS: tuple[int, ...] = (TensorProto.UINT4, TensorProto.INT4)
 SIXTEEN_BITS: tuple[int, ...] = (TensorProto.UINT16, TensorProto.INT16)
 SIGNED: tuple[int, ...] = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
+FLOAT_BITS = 32  # of an activation without a grid
 # Operators between quantization and layer that leave the integers as they are.
 CARRIERS = ("Cast", "Identity")
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An activation that a node multiplies.
+
+    source: the float tensor that the node reads or that is quantized for it. entry: the node that reads ``source``, the
+    node itself or a QuantizeLinear. grid: scale and ends of its grid, as floats.
+    """
+
+    source: str
+    entry: str
+    bits: int
+    grid: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class QuantizedProduct:
+    """A MatMul of two activations, at least one of which is quantized for it."""
+
+    name: str
+    op: str
+    operands: tuple[Operand, ...]
+    output: str
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
     """A layer with a quantized constant weight.
 
-    source: the float tensor that the layer reads or that is quantized for it. entry: the node that reads ``source``,
-    the layer itself or a QuantizeLinear. grid: scale and ends of the input's grid, as floats. stored: the weight's
-    integers. integers: the same less their zero point. scale: of a shape that broadcasts to the weight's. axis: of the
-    output channels.
+    source, entry, activation_bits, grid: as those of an Operand. stored: the weight's integers. integers: the same less
+    their zero point. scale: of a shape that broadcasts to the weight's. axis: of the output channels.
     """
 
     name: str
@@ -43,6 +66,11 @@ class QuantizedLayer:
     activation_bits: int
     grid: tuple[float, float, float] | None
 
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """The layer's input."""
+        return (Operand(self.source, self.entry, self.activation_bits, self.grid),)
+
 
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     """The Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, in graph order."""
@@ -50,6 +78,28 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     return tuple(
         layer for node in model.graph.node if is_op(node, *LAYERS) and (layer := _read_layer(index, node)) is not None
     )
+
+
+def find_quantized_products(model: ModelProto) -> tuple[QuantizedProduct, ...]:
+    """The MatMuls of two tensors that are computed, at least one of them quantized, in graph order."""
+    index = Index(model.graph)
+    fixed = set(index.initializers)
+    found = []
+    for node in model.graph.node:
+        if fixed.issuperset(node.input):
+            fixed.update(node.output)
+        if is_op(node, "MatMul") and fixed.isdisjoint(node.input):
+            operands = tuple(_read_operand(index, node, name) for name in node.input)
+            if any(operand.entry != node.name for operand in operands):
+                found.append(QuantizedProduct(node.name, node.op_type, operands, node.output[0]))
+    return tuple(found)
+
+
+def _read_operand(index: Index, node: NodeProto, tensor: str) -> Operand:
+    entry = next((n for n in reversed(list(_trace(index, tensor))) if is_linear(n, QUANTIZE)), None)
+    if entry is None:
+        return Operand(tensor, node.name, FLOAT_BITS, None)
+    return Operand(entry.input[0], entry.name, *_last_grid(index, tensor))
 
 
 def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
@@ -63,21 +113,20 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     scale, zero_point = (_broadcastable(index, dequantize, number, weight) for number in (1, 2))
     if scale is None or (zero_point is None and any(dequantize.input[2:])):
         return None
-    entry = next((n for n in reversed(list(_trace(index, node.input[0]))) if is_linear(n, QUANTIZE)), node)
-    bits, grid = _last_grid(index, node.input[0])
+    operand = _read_operand(index, node, node.input[0])
     return QuantizedLayer(
         name=node.name or node.output[0],
         op=node.op_type,
-        source=entry.input[0],
-        entry=entry.name,
+        source=operand.source,
+        entry=operand.entry,
         output=node.output[0],
         stored=weight,
         integers=weight.astype(np.int32) - (0 if zero_point is None else zero_point.astype(np.int32)),
         scale=scale.astype(np.float32),
         axis=channel_axis(node) if weight.ndim == 2 or node.op_type != "MatMul" else weight.ndim - 1,
         weight_bits=4 if tensor.data_type in FOUR_BITS else 8,
-        activation_bits=bits,
-        grid=grid,
+        activation_bits=operand.bits,
+        grid=operand.grid,
     )
 
 
@@ -140,7 +189,7 @@ def _last_grid(index: Index, tensor: str) -> tuple[int, tuple[float, float, floa
             clips.append(clip_ends(index, node))
         if is_linear(node, QUANTIZE):
             return _read_grid(index, node, clips)
-    return 32, None
+    return FLOAT_BITS, None
 
 
 def _read_grid(
