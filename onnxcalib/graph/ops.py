@@ -37,6 +37,14 @@ SHAPE_READERS = ("Shape", "Size")
 RANDOM_OPS = (
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout",
 )  # fmt: skip
+# Operators that choose among values or sort them: those that are nearly equal change places with the least change.
+ORDERS = ("TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "Unique")
+# Operators whose output may jump where their input hardly changes.
+STEPS = (
+    *ORDERS, "Round", "Floor", "Ceil", "Sign", "Mod", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+    "Hardmax", "NonZero", "ThresholdedRelu", "Shrink", "IsInf", "Multinomial", "Bernoulli", "QuantizeLinear",
+    "DynamicQuantizeLinear",
+)  # fmt: skip
 
 # From float to integers and back, one scale times an integer.
 QUANTIZE, DEQUANTIZE = LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")

@@ -31,9 +31,10 @@ from .output_parts import Parts, find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
 from .placement import choose_float
-from .rewrite import check_unchanged, rewrite
+from .rewrite import rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
+from .unchanged import check_unchanged
 
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
@@ -163,12 +164,14 @@ def prepare(
             padding = PaddingMask(rewritten.model)
         if lossless.rescaled or bits is not None:
             scheme = _make_scheme(rewritten.model, config, original, in_float=in_float)
-        for name, count in passes.items():
-            if count:
-                run.observer.note(f"{name}: {count}")
-        change = check_unchanged(wanted, rewritten.model, feeds, run.threads, tolerance=rewritten.tolerance)
+        for line in (f"{name}: {count}" for name, count in passes.items() if count):
+            run.observer.note(line)
+        found = check_unchanged(
+            original, rewritten.model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance
+        )
         _warn_of_ineffective(run, rewritten.model, scheme, config, original)
-        run.observer.note(f"outputs unchanged by preparation to {change:.1e} of their largest value")
+        for line in found.lines():
+            run.observer.note(line)
         run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
     return Prepared(
         run=run,

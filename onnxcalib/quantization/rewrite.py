@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
 from ..config import QuantizeConfig
-from ..errors import ModelError
 from ..graph.edit import drop_dead
 from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
 from ..graph.finite import refuse_not_finite
@@ -26,11 +22,7 @@ from ..graph.passes.normalise import normalise
 from ..graph.passes.opset import raise_opset
 from ..graph.passes.pads import fold_pads
 from ..graph.passes.pool import globalise_pools
-from ..runtime.session import Session, is_float
-
-# Largest change of an output by the graph passes, relative to its largest value. They only reorder float32 sums. A
-# float16 model then computes in float32, and its outputs change by the rounding that it had.
-TOLERANCE, FLOAT16_TOLERANCE = 1e-3, 0.1
+from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -69,38 +61,3 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)
     return Rewritten(model, passes, norms)
-
-
-def check_unchanged(
-    wanted: Mapping[str, Any],
-    prepared: ModelProto,
-    feeds: Mapping[str, Any],
-    threads: int = 0,
-    *,
-    tolerance: float = TOLERANCE,
-) -> float:
-    """Largest change of any float output on one batch, relative to the output's largest value.
-
-    wanted: the outputs of the model as it was given, by name. Raises ModelError for a change above ``tolerance``.
-    Values of ``wanted`` that are not finite are ignored here: calibration names the tensor that they come from.
-    """
-    given = Session(prepared, name="the prepared model", threads=threads).run(feeds)
-    floats = {name: value for name, value in wanted.items() if is_float(value)}
-    changes = {name: _change(value, given[name]) for name, value in floats.items()}
-    for name, change in changes.items():
-        if not change <= tolerance:
-            raise ModelError(
-                f"output {name}: preparation changed it by {change:.1e} of its largest value; {tolerance:.0e} is"
-                " allowed; export the model for inference, without random or training operators, or at another opset"
-            )
-    return max(changes.values(), default=0.0)
-
-
-def _change(wanted: np.ndarray, given: np.ndarray) -> float:
-    if wanted.shape != given.shape:
-        return np.inf
-    finite = np.isfinite(wanted)
-    if not finite.any():
-        return 0.0
-    largest = float(np.abs(wanted[finite]).max())
-    return float(np.abs(wanted[finite] - given[finite]).max() / max(largest, np.finfo(np.float32).tiny))

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import ModelError
 from onnxcalib.graph.index import attribute_of
 from onnxcalib.graph.passes.opset import opset_of
-from onnxcalib.quantization.rewrite import TOLERANCE, check_unchanged, rewrite
+from onnxcalib.quantization.rewrite import rewrite
+from onnxcalib.quantization.unchanged import TOLERANCE, check_unchanged
 from onnxcalib.runtime.session import Session
 
 BODY = """{
@@ -24,7 +25,7 @@ def model(build, draw):
 
 
 def change(original, prepared, feeds, **options):
-    return check_unchanged(Session(original).run(feeds), prepared, feeds, **options)
+    return check_unchanged(original, prepared, Session(original).run(feeds), feeds, **options).largest
 
 
 def copy(model):
@@ -83,51 +84,6 @@ def test_a_model_without_layers_is_refused(build):
     model = build("g (float[N] x) => (float[N] y) { y = Relu (x) }")
     with pytest.raises(ModelError, match="no quantizable layer"):
         rewrite(model, QuantizeConfig())
-
-
-def change_bias(model, factor):
-    changed = copy(model)
-    bias = next(t for t in changed.graph.initializer if t.name == "k")
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) * np.float32(factor), "k"))
-    return changed
-
-
-def test_a_changed_output_is_a_fault_that_is_named(model, draw):
-    feeds = {"x": draw(4, 3, 6, 6)}
-    assert 0 < change(model, change_bias(model, 1 + 1e-5), feeds) < TOLERANCE
-    expected = "output y: preparation changed it by .* of its largest value; 1e-03 is allowed; export the model"
-    with pytest.raises(ModelError, match=expected):
-        change(model, change_bias(model, 1.1), feeds)
-    with pytest.raises(ModelError, match=expected):
-        change(model, change_bias(model, np.nan), feeds)
-
-
-def test_outputs_that_are_no_float_tensors_are_not_compared(build, draw):
-    model = build(
-        """g (float[N, 4] x) => (float[N, 4] y, seq(float[N, 2]) s) {
-           y = Relu (x) s = SplitToSequence <axis = 1> (x, k) }""",
-        k=np.int64(2),
-    )
-    assert change(model, model, {"x": draw(3, 4)}) == 0
-
-
-def test_an_output_of_another_shape_is_a_fault(build, draw):
-    one = build("g (float[N, 4] x) => (float[a, b] y) { y = Relu (x) }")
-    two = build("g (float[N, 4] x) => (float[a, b] y) { y = Transpose (x) }")
-    with pytest.raises(ModelError, match="output y: preparation changed it by inf"):
-        change(one, two, {"x": draw(3, 4)})
-
-
-def test_values_that_were_never_finite_are_no_fault_of_preparation(build):
-    model = build("g (float[N] x) => (float[N] y) { y = Log (x) }")
-    assert change(model, model, {"x": np.float32([-1, 0, 1, 2])}) == 0
-    assert change(model, model, {"x": np.float32([-1, -2])}) == 0
-
-
-def test_outputs_that_are_no_floats_are_not_compared(build, draw):
-    one = build("g (float[N, 4] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }")
-    two = build("g (float[N, 4] x) => (int64[N] y) { y = ArgMin <axis = 1, keepdims = 0> (x) }")
-    assert change(one, two, {"x": draw(3, 4)}) == 0
 
 
 def test_a_float16_model_computes_in_float32_within_a_tolerance_of_its_own(build, draw):
