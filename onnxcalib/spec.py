@@ -126,6 +126,7 @@ class QuantScheme:
     float_reads: maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
     fuse.
     embeddings: Gathers of rows of a constant, which is stored as integers.
+    barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
     """
 
     layers: tuple[LayerScheme, ...]
@@ -135,6 +136,7 @@ class QuantScheme:
     nonnegative: dict[str, float] = field(default_factory=dict)
     float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
     embeddings: tuple[LayerScheme, ...] = ()
+    barred: frozenset[str] = frozenset()
 
     def members_of(self, tensor: str) -> tuple[str, ...]:
         """The tensors that must have the same QParams as this one, itself among them."""

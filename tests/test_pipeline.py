@@ -652,11 +652,20 @@ def test_settings_without_effect_are_warned_of(net, tmp_path):
         assert not any("found beside" in each or "percentile" in each for each in warned)
 
 
-def test_excluded_nodes_that_stay_on_integers_are_warned_of(build, weigh, draw):
+def test_excluded_functions_that_stay_on_integers_are_warned_of(build, weigh, draw):
     text = "g (float[N, 3, 4, 4] x) => (float[N, 3, 4, 4] y) { c = Conv (x, w) [act] r = Relu (c) y = Conv (r, w) }"
     net = build(text, w=weigh(3, 3, 1, 1))
     report = quantize(net, draw(20, 3, 4, 4), settings(reconstruct=False, exclude="act")).report
-    assert len([each for each in report.warnings if each.startswith("exclude: act: found between quantized")]) == 1
+    assert (
+        len(
+            [
+                each
+                for each in report.warnings
+                if each.startswith("exclude: act: found behind quantized nodes, which absorb")
+            ]
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("config", [{"weight_bits": 4}, onnxcalib.ValidateConfig(), 4])

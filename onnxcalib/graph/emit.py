@@ -22,6 +22,7 @@ from .edit import refill, replace_names, reroute, unused_name, write_attributes
 from .fusion import moves_values
 from .index import Index, is_op, reads
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
+from .unfuse import bar_from_fusion
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
@@ -69,6 +70,7 @@ class _Writer:
     def __init__(self, model: ModelProto, scheme: QuantScheme, encoding: str, keep_outputs: bool):
         # The weights that are replaced are never copied: protobuf frees nothing of a message before all of it.
         self.model = copy_without_initializers(model)
+        bar_from_fusion(self.model, scheme.barred)
         self.scheme = scheme
         self.index = Index(self.model.graph)
         self.index.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -200,7 +202,7 @@ class _Writer:
         """
         source, dequantized = ends
         bits = grid.spec.bits
-        in_bytes = self.encoding == "runtime" or bits == 8 or prefix in self.in_bytes or self._loses_relu(source, grid)
+        in_bytes = self.encoding == "runtime" or bits == 8 or prefix in self.in_bytes or self._needs_bytes(source, grid)
         scale = self._constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
         zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8 if in_bytes else ml_dtypes.uint4)
         integers = self._name(f"{prefix}_quantized")
@@ -241,16 +243,16 @@ class _Writer:
             second = QParams(second.scale, np.asarray(uint8.qmax - second.spec.qmax, np.int32), uint8)
         return [table, *self._quantize(prefix, (same, dequantized), second, readers)]
 
-    def _loses_relu(self, tensor: str, grid: QParams) -> bool:
-        """Whether onnxruntime would drop the Relu behind which a tensor is quantized though the grid goes below zero.
+    def _needs_bytes(self, tensor: str, grid: QParams) -> bool:
+        """Whether onnxruntime's optimizer mistreats 4 bits behind the Relu or Clip that makes a tensor.
 
-        It drops a Relu in front of a QuantizeLinear that has its effect, and takes any zero point of 4 bits for that
-        (1.32). It also moves a QuantizeLinear to the front of movers.
+        It drops a Relu in front of a QuantizeLinear that has its effect, and takes any zero point of 4 bits for that.
+        It fails at a Clip (1.32). It also moves a QuantizeLinear to the front of movers.
         """
         node = self.index.producer.get(tensor)
         while node is not None and moves_values(self.index, node) and node.input[0] not in self.scheme.activations:
             node = self.index.producer.get(node.input[0])
-        return grid.zero_point != 0 and node is not None and is_op(node, "Relu")
+        return node is not None and (is_op(node, "Clip") or (is_op(node, "Relu") and grid.zero_point != 0))
 
     def _refuses_four_bits(self, node: NodeProto) -> bool:
         """Whether onnxruntime would give a 4-bit tensor to a kernel of the node that cannot read it.

@@ -21,6 +21,17 @@ def moves_values(index: Index, node: NodeProto) -> bool:
     return is_op(node, *MOVERS)
 
 
+def has_integer_kernel(node: NodeProto) -> bool:
+    """Whether onnxruntime computes a node between a DequantizeLinear and a QuantizeLinear on integers, and rightly.
+
+    Its integer AveragePool refuses dilations, and divides by too much where ceil_mode adds a window (1.32).
+    """
+    if is_op(node, "AveragePool"):
+        beyond = attribute_of(node, "ceil_mode", 0) and attribute_of(node, "count_include_pad", 0)
+        return not beyond and max(attribute_of(node, "dilations", None) or [1]) == 1
+    return is_op(node, *INTEGER_OPS)
+
+
 def _pads_with_own_values(index: Index, node: NodeProto) -> bool:
     if attribute_of(node, "mode", b"constant") != b"constant":
         return True

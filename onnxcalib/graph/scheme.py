@@ -17,13 +17,21 @@ from ..errors import ConfigError, ModelError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec
 from .embeddings import find_embeddings
 from .float_weights import spell_holders
-from .fusion import carried_outputs, data_inputs, moved_outputs, moves_values, rectified, upper_bound
+from .fusion import (
+    carried_outputs,
+    data_inputs,
+    has_integer_kernel,
+    moved_outputs,
+    moves_values,
+    upper_bound,
+)
 from .index import Index, is_op
 from .layers import end_layers, find_layers
 from .layout import adds_pairs
 from .names import Selection
-from .ops import FLOAT_OUTPUT_LAYERS, INTEGER_OPS, MATRIX_LAYERS, SHAPE_READERS
+from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, SHAPE_READERS
 from .shapes import infer_graph
+from .unfuse import find_barred
 
 # Inputs that share a scale in 4-bit weights of layers that read float: the error of 384 correlated normal inputs is
 # 2.4 dB less than with 128 of them, for a fifth more bytes.
@@ -79,35 +87,8 @@ def make_scheme(
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
-    return QuantScheme(layers, activations, requantized, shared, nonnegative, float_reads, embeddings)
-
-
-def list_ineffective(model: ModelProto, scheme: QuantScheme, excluded: frozenset[str]) -> list[str]:
-    """Excluded nodes that onnxruntime computes on integers all the same, in graph order.
-
-    The layers around them need the grids of the tensors that they read and give, or a layer absorbs them.
-    """
-    index = Index(model.graph)
-    on_integers = {layer.name for layer in scheme.layers if not layer.reads_float}
-    found = []
-    for node in model.graph.node:
-        if node.name in on_integers:
-            continue
-        outputs, reads = carried_outputs(index, node), data_inputs(node)
-        if is_op(node, "Relu", "Clip"):
-            before = index.producer.get(node.input[0])
-            absorbed = before is not None and before.name in on_integers
-            fused = (
-                absorbed and rectified(index, node.input[0]) == node.output[0] and node.output[0] in scheme.activations
-            )
-        else:
-            on_grids = all(t in scheme.activations and node.name not in scheme.float_reads.get(t, ()) for t in reads)
-            fused = is_op(node, *INTEGER_OPS) and on_grids and scheme.activations.keys() >= set(outputs)
-        if fused:
-            on_integers.add(node.name)
-            if node.name in excluded:
-                found.append(node.name)
-    return found
+    barred = find_barred(model.graph, index, activations, float_reads, integer_outputs)
+    return QuantScheme(layers, activations, requantized, shared, nonnegative, float_reads, embeddings, barred)
 
 
 def _set_end_bits(layer: LayerScheme, bits: int) -> LayerScheme:
@@ -276,7 +257,7 @@ def _float_reads(
 
 def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> bool:
     """Whether a node can run on integers and reads some; its other inputs get a QuantizeLinear then."""
-    if not is_op(node, *INTEGER_OPS) and not moves_values(index, node):
+    if not has_integer_kernel(node) and not moves_values(index, node):
         return False
     inputs = data_inputs(node)
     return not on_integers.isdisjoint(inputs) and index.initializers.keys().isdisjoint(inputs)

@@ -21,7 +21,8 @@ from ..graph.emit import LayerParams, emit_qdq
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.rescale import fold_integer_pads
-from ..graph.scheme import list_ineffective, make_scheme
+from ..graph.scheme import make_scheme
+from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn
 from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
@@ -242,8 +243,8 @@ def _warn_of_ineffective(
     if names:
         few = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
         run.warn(
-            f"exclude: {few}: found between quantized layers, so that onnxruntime computes them on integers all the"
-            " same; nodes run in float where the layers around them do; exclude these too"
+            f"exclude: {few}: found behind quantized nodes, which absorb them on integers all the same; a Relu or Clip"
+            " is float where the node in front of it is; exclude that too"
         )
 
 

@@ -12,6 +12,7 @@ from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
 from ..graph.finite import refuse_not_finite
 from ..graph.load import refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
+from ..graph.passes.axes import spell_axes
 from ..graph.passes.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
 from ..graph.passes.duplicates import merge_duplicates
 from ..graph.passes.float16 import widen_float16
@@ -55,7 +56,8 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
     for graph_pass in (
-        fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, globalise_pools,
+        fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, spell_axes,
+        globalise_pools,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)

@@ -211,6 +211,8 @@ def _float_side(node: NodeProto) -> str:
 
 def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> str:
     producer = index.producer.get(node.input[0])
+    if producer is not None and producer.op_type == "Max" and len(producer.input) == 1:  # keeps a node in float
+        producer = index.producer.get(producer.input[0])
     if producer is None:
         return "entry of the graph"
     if producer.op_type == DEQUANTIZE:

@@ -9,7 +9,7 @@ from onnxcalib.config import LayerConfig
 from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.passes.fold import fold_constants
-from onnxcalib.graph.scheme import list_ineffective, make_scheme
+from onnxcalib.graph.scheme import make_scheme
 
 CONV = "Conv <pads = [1, 1, 1, 1]>"
 WEIGHTS = {f"{kind}{i}": shape for i in range(1, 6) for kind, shape in (("w", (4, 4, 3, 3)), ("b", (4,)))}
@@ -549,21 +549,3 @@ def test_a_tensor_that_is_requantized_may_stand_at_the_top_of_its_type(model_of)
     scheme = make_scheme(model, activation_bits=4, first_last_bits=8)
     limits = {layer.input: layer.weight_spec.pair_limit for layer in scheme.layers}
     assert "r" in scheme.requantized and limits["r"] == 128
-
-
-@pytest.mark.parametrize(
-    ("body", "excluded", "ineffective"),
-    [
-        ("c = conv(x, 1) [r] b = Relu (c) y = conv(b, 2)", {"r"}, ["r"]),
-        ("c = conv(x, 1) [r] b = Relu (c) y = conv(b, 2)", {"r", "conv1"}, []),
-        ("c = conv(x, 1) [s] b = Sigmoid (c) y = conv(b, 2)", {"s"}, ["s"]),
-        ("c = conv(x, 1) [s] b = Sigmoid (c) y = conv(b, 2)", {"s", "conv2"}, []),
-        ("c = conv(x, 1) d = conv(x, 2) [a] s = Add (c, d) [r] b = Relu (s) y = conv(b, 3)", {"a", "r"}, ["a", "r"]),
-        ("c = conv(x, 1) d = conv(x, 2) [a] s = Add (c, d) [r] b = Relu (s) y = conv(b, 3)", {"a", "conv3"}, []),
-        ("c = conv(x, 1) [t] b = Tanh (c) y = conv(b, 2)", {"t"}, []),
-    ],
-)
-def test_excluded_nodes_that_stay_on_integers_are_listed(model_of, body, excluded, ineffective):
-    model = model_of(body)
-    scheme = make_scheme(model, selection=select(*excluded))
-    assert list_ineffective(model, scheme, frozenset(excluded)) == ineffective

@@ -1,0 +1,70 @@
+"""Nodes that a scheme leaves in float, and that onnxruntime would compute on integers for the grids around them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from ..spec import QuantScheme
+from .edit import refill, unused_name
+from .fusion import carried_outputs, data_inputs, has_integer_kernel, rectified
+from .index import Index, is_op
+from .ops import INTEGER_OPS
+
+
+def list_ineffective(model: ModelProto, scheme: QuantScheme, excluded: frozenset[str]) -> list[str]:
+    """Excluded Relus and Clips that the nodes in front of them absorb on integers all the same, in graph order."""
+    index = Index(model.graph)
+    found = []
+    for node in model.graph.node:
+        if node.name in excluded and is_op(node, "Relu", "Clip"):
+            before, behind = index.producer.get(node.input[0]), node.output[0]
+            alone = behind in scheme.activations and rectified(index, node.input[0]) == behind
+            if alone and before is not None and before.name not in excluded and _may_absorb(scheme, before):
+                found.append(node.name)
+    return found
+
+
+def _may_absorb(scheme: QuantScheme, node: NodeProto) -> bool:
+    names = {layer.name for layer in scheme.layers if not layer.reads_float}
+    on_grids = all(
+        t in scheme.activations and node.name not in scheme.float_reads.get(t, ()) for t in data_inputs(node)
+    )
+    return node.name in names or (has_integer_kernel(node) and on_grids)
+
+
+def find_barred(
+    graph: GraphProto,
+    index: Index,
+    grids: Collection[str],
+    float_reads: Mapping[str, frozenset[str]],
+    integer_outputs: Mapping[str, list[str]],
+) -> frozenset[str]:
+    """Names of nodes left in float that have grids on all sides, for the sake of others."""
+    return frozenset(
+        node.name
+        for node in graph.node
+        if is_op(node, *INTEGER_OPS, "MatMul")
+        and node.name not in integer_outputs
+        and all(t in grids and node.name not in float_reads.get(t, ()) for t in data_inputs(node))
+        and any(t in grids for t in carried_outputs(index, node))
+    )
+
+
+def bar_from_fusion(model: ModelProto, names: frozenset[str]) -> None:
+    """Put a Max of one input, the identity, behind the nodes of these names: onnxruntime keeps it, fusing nothing."""
+    if not names:
+        return
+    taken = {t for node in model.graph.node for t in (node.name, *node.input, *node.output)}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.name in names:
+            behind = node.output[0]
+            node.output[0] = unused_name(f"{behind}_unfused", taken)
+            nodes.append(
+                helper.make_node("Max", node.output[:1], [behind], name=unused_name(f"{node.name}_Max", taken))
+            )
+            taken |= {node.output[0], nodes[-1].name}
+    refill(model.graph.node, nodes)
