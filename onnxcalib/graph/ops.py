@@ -39,6 +39,8 @@ RANDOM_OPS = (
 )  # fmt: skip
 # Operators that choose among values or sort them: those that are nearly equal change places with the least change.
 ORDERS = ("TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "Unique")
+# Operators that take values of their first input at the places that their second input holds.
+INDEXED = ("Gather", "GatherElements", "GatherND")
 # Operators whose output may jump where their input hardly changes.
 STEPS = (
     *ORDERS, "Round", "Floor", "Ceil", "Sign", "Mod", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",

@@ -24,6 +24,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
 from .calibrate import batch_size
+from .ordering import describe_orders
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepare import Prepared
@@ -82,10 +83,12 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
                 off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
     on.check()
     del reference, optimized  # large models are held once
+    first, records = (inside.batch, inside.batches), on.records()
+    orders = describe_orders(prepared.original, quantized, samples, records, batches=first, threads=threads)
     return Verification(
-        outputs=on.records(),
+        outputs=records,
         outputs_unoptimized=off.records(),
-        warnings=tuple(on.warnings()),
+        warnings=(*on.warnings(), *orders),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
         saturation=measure_saturation(

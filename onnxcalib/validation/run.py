@@ -19,14 +19,15 @@ from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..quantization.calibrate import batch_size
+from ..quantization.ordering import describe_orders
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
-from ..quantization.verify import list_unfused, optimize
+from ..quantization.verify import INNER, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.session import Session
-from ..verdict import Verdict
+from ..verdict import Explanation, Verdict
 from .compare import Comparisons, compare
 from .explain import explain as explain_loss
 from .judge import check_gates, judge
@@ -106,8 +107,7 @@ class _Run:
         self.observer.stage("check kernels")
         contract = check_consistency(quantized, samples, self.threads)
         saturation = self._saturate((original, quantized), graph, samples, padding, parts)
-        if explain:
-            self.observer.stage("explain")
+        self._warn_of_orders(original, quantized, samples, compared)
         verdict = Verdict(
             float_model=_name(sources[0]),
             quantized_model=_name(sources[1]),
@@ -121,7 +121,7 @@ class _Run:
             unfused=list_unfused(quantized, graph),
             contract=contract,
             saturation=saturation,
-            explanation=explain_loss(original, quantized, samples, self.threads) if explain else None,
+            explanation=self._explain(original, quantized, samples) if explain else None,
             warnings=tuple(self.warnings),
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
@@ -158,6 +158,19 @@ class _Run:
             self._warn(text)
         check_gates(compared, self.config)
         return compared
+
+    def _explain(self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet) -> Explanation:
+        self.observer.stage("explain")
+        return explain_loss(original, quantized, samples, self.threads)
+
+    def _warn_of_orders(
+        self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, compared: Comparisons
+    ) -> None:
+        batches = samples.fixed_batch or 1, -(-INNER // (samples.fixed_batch or 1))
+        for text in describe_orders(
+            original, quantized, samples, compared.outputs, batches=batches, threads=self.threads
+        ):
+            self._warn(text)
 
     def _saturate(
         self,

@@ -550,3 +550,20 @@ def test_models_that_draw_are_run_with_the_same_draws_which_is_said(build, weigh
         "1 operator (RandomNormalLike) draws random values; both models are run with the same draws"
     )
     assert verdict.outputs[0].sqnr_db > 25
+
+
+def test_an_output_that_is_ordered_by_near_ties_is_told_with_the_sqnr_of_what_is_ordered(build, weigh):
+    text = NET.replace("=> (float[N, 7] y)", "=> (float[N, 7] y, float[N, 5] z)").replace(
+        "y = Gemm <transB = 1> (f, w3, b3)",
+        "y = Gemm <transB = 1> (f, w3, b3)  v, i = TopK <axis = 1> (y, five)  z = Cast <to = 1> (i)",
+    )
+    net = build(
+        text, w1=weigh(8, 3, 3, 3), w2=weigh(8, 8, 3, 3), w3=weigh(7, 8), b1=weigh(8), b2=weigh(8),
+        b3=np.zeros(7, np.float32), five=np.int64([5]),
+    )  # fmt: skip
+    verdict = validate(net, round_only(net, activation_bits=4), DATA)
+    assert re.search(
+        r"^output z: its order is that of TopK \(\w+\), .*; judge it by what is ordered: y ",
+        "\n".join(verdict.warnings),
+        re.M,
+    )
