@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..graph.save import model_bytes
 from ..numeric.metrics import scores_classes, top_class
 from ..quantization.calibrate import batch_size
+from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.cache import Cache
 from ..runtime.session import Session
@@ -37,17 +38,19 @@ class Assembler:
         padding: PaddingMask,
         cache: Cache,
         *,
+        parts: Parts | None = None,
         sets: tuple[BitSet, ...],
         rest: float,
         threads: int,
     ) -> None:
-        """``emit`` makes the model at these bits; ``padding`` is that of ``original``; ``rest`` are milliseconds of a
-        run that belong to no set."""
+        """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; ``rest`` are
+        milliseconds of a run that belong to no set."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets, self.rest = sets, rest
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
+        self._parts = parts
         self._float, self._padding = Session(original, threads=threads), padding
         self._batch_size = min(batch_size(self._float, samples), LOSS_SAMPLES)
         start = time.perf_counter()
@@ -61,7 +64,7 @@ class Assembler:
         for feeds in self.samples.batches(self._batch_size):
             blank = partial(self._padding.fill_padding, real=find_real(feeds))
             outputs = {name: blank(name, value) for name, value in self._float.run(feeds).items()}
-            found.append(ReferenceBatch(feeds, outputs, blank))
+            found.append(ReferenceBatch(feeds, outputs, blank, self._parts))
             done += self.samples.count(feeds)
             if done >= LOSS_SAMPLES:
                 break

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..numeric.divergence import Divergence
+from ..quantization.output_parts import Parts, take_parts
 from ..runtime.session import Session, is_float
 
 # Samples on which the divergence of the outputs is measured.
@@ -25,11 +26,15 @@ Blank = Callable[[str, Any], Any]  # a tensor's name and values -> the values, z
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """Feeds of one batch, the float model's outputs with padding blanked, and what blanks other models' outputs."""
+    """Feeds of one batch, the float model's outputs with padding blanked, and what blanks other models' outputs.
+
+    parts: of the outputs; see ``find_parts``.
+    """
 
     feeds: Mapping[str, Any]
     outputs: Mapping[str, Any]
     blank: Blank
+    parts: Parts | None = None
 
 
 def find_comparable_outputs(batches: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -49,19 +54,25 @@ def _is_comparable(value: Any) -> bool:
 
 
 def divergence_of(session: Session, batches: Sequence[ReferenceBatch], names: Sequence[str]) -> float:
-    """Divergence of a model's outputs from the reference, the mean over the outputs ``names``.
+    """Divergence of a model's outputs from the reference, the mean over the parts of the outputs ``names``.
 
     Batches in which the shapes of an output differ do not count for it; the result is infinite if that leaves none.
     Once the relative standard error of all outputs is at most RELATIVE_ERROR, no more batches are run.
     """
-    found = {name: Divergence() for name in names}
+    found: dict[str, Divergence] = {}
+    compared: set[str] = set()
     for batch in batches:
         given = session.run(batch.feeds, names)
-        for name, divergence in found.items():
+        for name in names:
             wanted = batch.outputs[name]
             if wanted.shape == given[name].shape:
-                divergence.add(wanted, batch.blank(name, given[name]))
-        if all(each.samples >= LEAST_SAMPLES and each.error <= RELATIVE_ERROR * each.value for each in found.values()):
+                compared.add(name)
+                for label, pair in take_parts(batch.parts, name, wanted, batch.blank(name, given[name])):
+                    found.setdefault(label, Divergence()).add(*pair)
+        known = len(compared) == len(names)
+        if known and all(
+            each.samples >= LEAST_SAMPLES and each.error <= RELATIVE_ERROR * each.value for each in found.values()
+        ):
             break
-    values = [divergence.value for divergence in found.values() if divergence.samples]
+    values = [divergence.value for divergence in found.values()]
     return float(np.mean(values)) if values else math.inf

@@ -89,7 +89,7 @@ def _measure(prepared: Prepared) -> _Measurements:
     run.observer.blocks(len(prepared.scheme.layers))
     # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
     one_thread = config.model_copy(update={"threads": config.threads or 1})
-    survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device)
+    survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device, prepared.parts)
     found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
     emit = _make_emitter(prepared, schemes, found)
     latencies = None
@@ -103,6 +103,7 @@ def _measure(prepared: Prepared) -> _Measurements:
         prepared.samples,
         prepared.original_padding,
         cache,
+        parts=prepared.parts,
         sets=found.sets if latencies is None else latencies.sets,
         rest=0.0 if latencies is None else latencies.rest,
         threads=run.threads,

@@ -27,6 +27,7 @@ from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS
 from ..graph.save import MOST_BYTES, model_bytes
 from ..quantization.calibrate import Batches
+from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.solve import solve_widths
 from ..quantization.state import FLOAT, Problem, ReconstructionState, StoredActivations
@@ -52,7 +53,7 @@ class UniformScheme:
 
 @dataclass(frozen=True)
 class Survey:
-    """What each worker gets: the prepared model, its schemes, the samples and the settings.
+    """What each worker gets: the prepared model, its schemes, the samples, the settings and the parts of the outputs.
 
     uniform: candidate -> the scheme in which all layers have it.
     """
@@ -63,6 +64,7 @@ class Survey:
     batches: Batches
     config: QuantizeConfig
     device: torch.device
+    parts: Parts | None = None
 
     @property
     def scheme(self) -> QuantScheme:
@@ -297,6 +299,7 @@ class _Sweep:
                 self.stored.feeds(FLOAT, read, number),
                 outputs,
                 partial(self.padding.fill_padding, real=self.stored.masks[number]),
+                self.survey.parts,
             )
             for number, outputs in enumerate(self.references)
         ]

@@ -20,6 +20,7 @@ from ..numeric.distill import divergence_sums, sample_losses
 from ..runtime.blocks import BlockError
 from ..spec import Block
 from .learn import Learner, MiniBatches, convert_block
+from .output_parts import take_parts
 from .probes import MOST_MODEL_BYTES
 from .solve import guard_scale
 from .state import ReconstructionState, run_block
@@ -57,7 +58,13 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
     if before.shape[1] < LEAST_DECIDING:
         return False, "its outputs do not count samples, and the batches are too few to see whether it helps"
     try:
-        outcome = learner.learn(data.draw, lambda: stopping, steps=STEPS, bias_rate=RATE, sums=divergence_sums)
+        outcome = learner.learn(
+            data.draw,
+            lambda: stopping,
+            steps=STEPS,
+            bias_rate=RATE,
+            sums=lambda outputs, targets: divergence_sums(_part(learner, outputs), _part(learner, targets)),
+        )
     except BlockError as error:
         return False, str(error)
     if not outcome.step:
@@ -129,10 +136,20 @@ def _relative_losses(learner: Learner, batches: Sequence[Batch]) -> np.ndarray:
     """
     learner.module.eval()
     with torch.no_grad():
-        found = torch.cat([sample_losses(learner.module(*inputs), targets) for inputs, targets in batches], 1)
-    losses, powers = found.double().cpu().numpy().transpose(2, 0, 1)
-    relative: np.ndarray = losses / np.maximum(powers.mean(1, keepdims=True), np.finfo(np.float64).tiny)
+        losses = [
+            sample_losses(_part(learner, learner.module(*inputs)), _part(learner, targets))
+            for inputs, targets in batches
+        ]
+        found = torch.cat(losses, 1)
+    errors, powers = found.double().cpu().numpy().transpose(2, 0, 1)
+    relative: np.ndarray = errors / np.maximum(powers.mean(1, keepdims=True), np.finfo(np.float64).tiny)
     return relative
+
+
+def _part(learner: Learner, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The parts of the outputs of a block, each of which weighs as much as another output."""
+    named = zip(learner.block.outputs, values, strict=True)
+    return [part for name, value in named for _, (part,) in take_parts(learner.state.problem.parts, name, value)]
 
 
 def _is_better(before: np.ndarray, after: np.ndarray) -> bool:

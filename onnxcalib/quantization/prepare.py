@@ -59,6 +59,7 @@ class Prepared:
     first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
     the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
     quantizes these.
+    parts: those of the outputs, which are judged apart.
     """
 
     run: Run
@@ -73,12 +74,7 @@ class Prepared:
     padding: PaddingMask
     scheme: QuantScheme
     in_float: Mapping[str, str] = field(default_factory=dict)
-
-    @cached_property
-    def parts(self) -> Parts:
-        """The parts of the model's outputs that are judged apart."""
-        feeds = self.samples.read(range(self.samples.fixed_batch or 1))
-        return find_parts(self.original, feeds, self.run.threads)
+    parts: Parts = field(default_factory=dict)
 
     @cached_property
     def original_padding(self) -> PaddingMask:
@@ -151,26 +147,25 @@ def prepare(
         rewritten = rewrite(load_model(original), config)
         if lacking:  # after rewriting, which names a weight that is the cause
             raise lack_of_values(lacking[0])
-        passes = dict(rewritten.passes)
+        model, passes = rewritten.model, dict(rewritten.passes)
         # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
-        in_float = choose_float(rewritten.model)
-        padding = PaddingMask(rewritten.model)
-        scheme = _make_scheme(rewritten.model, config, original, in_float=in_float, bits=bits)
+        parts = find_parts(model, feeds, run.threads)
+        in_float = choose_float(model, parts, feeds, run.threads)
+        padding = PaddingMask(model)
+        scheme = _make_scheme(model, config, original, in_float=in_float, bits=bits)
         if plan is not None:
             plan.check_layers(layer.name for layer in scheme.layers)
-        lossless = find_lossless_grids(rewritten.model, scheme, samples, padding, run.threads)
+        lossless = find_lossless_grids(model, scheme, samples, padding, run.threads)
         if lossless.rescaled:
             passes["rescale_input"] = lossless.rescaled
-            padding = PaddingMask(rewritten.model)
+            padding = PaddingMask(model)
         if lossless.rescaled or bits is not None:
-            scheme = _make_scheme(rewritten.model, config, original, in_float=in_float)
+            scheme = _make_scheme(model, config, original, in_float=in_float)
         for line in (f"{name}: {count}" for name, count in passes.items() if count):
             run.observer.note(line)
-        found = check_unchanged(
-            original, rewritten.model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance
-        )
-        _warn_of_ineffective(run, rewritten.model, scheme, config, original)
+        found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance)
+        _warn_of_ineffective(run, model, scheme, config, original)
         for line in found.lines():
             run.observer.note(line)
         run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
@@ -178,7 +173,7 @@ def prepare(
         run=run,
         config=config,
         original=original,
-        model=rewritten.model,
+        model=model,
         passes=passes,
         samples=samples,
         test=judges,
@@ -187,6 +182,7 @@ def prepare(
         padding=padding,
         scheme=scheme,
         in_float=in_float,
+        parts=parts,
     )
 
 

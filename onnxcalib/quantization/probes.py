@@ -32,6 +32,7 @@ from ..runtime.session import Session
 from ..spec import LayerScheme
 from .calibrate import batch_size
 from .learn import check_parity
+from .output_parts import take_parts
 from .solve import MOST_INPUTS
 from .state import FLOAT, PROBE, ReconstructionState
 
@@ -168,7 +169,8 @@ class _ProbeComputer:
         given, inner = values[: -len(self.returned)], values[-len(self.returned) :]
         made = {t: value for t, value in zip(self.returned, inner, strict=True) if t in self.layers}
         fill = self.problem.padding.fill_padding
-        outputs = [fill(t, v, real) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad]
+        filled = {t: fill(t, v, real) for t, v in zip(self.outputs, given, strict=True) if v.requires_grad}
+        outputs = [part for t, v in filled.items() for _, (part,) in take_parts(self.problem.parts, t, v)]
         if not outputs:
             raise BlockError("no output has a gradient")
         found: dict[str, list[torch.Tensor]] = {t: [] for t in made}
@@ -185,7 +187,7 @@ class _ProbeComputer:
         return {t: value.half().cpu().numpy() for t, value in probes.items()}
 
     def _along_direction(self, output: torch.Tensor) -> torch.Tensor:
-        """The output's component along a random direction, relative to its norm: all outputs have the same weight."""
+        """The component of a part of an output along a random direction, relative to its norm: all weigh the same."""
         direction = torch.randn(output.shape, generator=self.generator).to(output)
         length = torch.linalg.vector_norm(output.detach().float()).clamp_min(torch.finfo(torch.float32).tiny)
         component: torch.Tensor = (output * direction).float().sum() / length

@@ -20,6 +20,7 @@ from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, Grids, LayerScheme, QParams, QuantScheme
+from .output_parts import Parts
 from .padding_mask import PaddingMask, find_real
 
 # Prefixes of the names under which the store keeps the float model's activations, those of the quantized model, and the
@@ -33,7 +34,7 @@ Stored = np.ndarray | list[Any]
 class Problem:
     """What reconstruction works on and never changes: the prepared model, its scheme, the settings and the device.
 
-    index: that of the whole model's graph. types: tensor -> its type, where the graph tells it.
+    index: that of the whole model's graph. types: tensor -> its type, where the graph tells it. parts: of the outputs.
     """
 
     model: ModelProto
@@ -43,6 +44,7 @@ class Problem:
     device: torch.device
     index: Index
     types: Mapping[str, ValueInfoProto]
+    parts: Parts
 
     @classmethod
     def of(
@@ -52,10 +54,12 @@ class Problem:
         config: QuantizeConfig,
         padding: PaddingMask,
         device: torch.device | None = None,
+        *,
+        parts: Parts | None = None,
     ) -> Problem:
         """The problem on a device, by default the CPU, with the index and the types of the model's graph."""
         device = device or torch.device("cpu")
-        return cls(model, scheme, config, padding, device, Index(model.graph), infer_types(model))
+        return cls(model, scheme, config, padding, device, Index(model.graph), infer_types(model), parts or {})
 
     @cached_property
     def layers(self) -> dict[str, LayerScheme]:

@@ -12,6 +12,7 @@ from ..errors import CONTROLS
 from ..graph.index import reads
 from ..graph.inspect.quantized_layers import QuantizedLayer
 from ..graph.passes.normalise import tidy
+from ..quantization.output_parts import Parts
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .pair import name_float_nodes, pair_layers
@@ -26,12 +27,20 @@ HARMLESS = 40.0
 SETTINGS_KEY = "onnxcalib.settings"
 
 
-def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, threads: int = 0) -> Explanation:
+def explain(
+    original: ModelProto,
+    quantized: ModelProto,
+    samples: CalibrationSet,
+    threads: int = 0,
+    *,
+    parts: Parts | None = None,
+) -> Explanation:
     """Find the layers that limit the model's outputs, by the loss where they alone are quantized, and give the reasons.
 
     A layer has a quantized constant weight, or is a product of two activations. The float model has its inputs and its
     output under the same names; others are listed as unmatched. Layers have the names that ``quantize`` gives the float
-    layers. The first SAMPLES samples are used. Both models stay as they are. Raises ModelError.
+    layers. The first SAMPLES samples are used. parts: of the
+    outputs; each weighs as much as another output. Both models stay as they are. Raises ModelError.
     """
     (original, names), quantized = name_float_nodes(original), tidy(quantized)
     pairs, unmatched = pair_layers(original, quantized, names)
@@ -40,7 +49,7 @@ def explain(original: ModelProto, quantized: ModelProto, samples: CalibrationSet
     if not layers:
         return Explanation(0, (), unmatched, notes)
     with Store() as store:
-        survey = Survey(original, quantized, layers, store, threads)
+        survey = Survey(original, quantized, layers, store, threads, parts=parts)
         done = survey.measure_layers(samples)
         unmatched = (*unmatched, *survey.drop_unmeasured())
         if fault := survey.measure_outputs():

@@ -121,7 +121,7 @@ class _Run:
             unfused=list_unfused(quantized, graph),
             contract=contract,
             saturation=saturation,
-            explanation=self._explain(original, quantized, samples) if explain else None,
+            explanation=self._explain(original, quantized, samples, parts) if explain else None,
             warnings=tuple(self.warnings),
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
@@ -159,9 +159,11 @@ class _Run:
         check_gates(compared, self.config)
         return compared
 
-    def _explain(self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet) -> Explanation:
+    def _explain(
+        self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, parts: Parts
+    ) -> Explanation:
         self.observer.stage("explain")
-        return explain_loss(original, quantized, samples, self.threads)
+        return explain_loss(original, quantized, samples, self.threads, parts=parts)
 
     def _warn_of_orders(
         self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, compared: Comparisons

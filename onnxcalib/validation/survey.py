@@ -17,6 +17,7 @@ from ..graph.inspect.integers import GIVEN
 from ..graph.liveness import find_live
 from ..numeric.metrics import Comparison, mean_sqnr
 from ..quantization.calibrate import batch_size
+from ..quantization.output_parts import Parts, take_parts
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from .pair import Pair
@@ -54,16 +55,24 @@ class Survey:
     """Runs both models on the samples, and keeps tensors of the float model on disk for the first few of them."""
 
     def __init__(
-        self, original: ModelProto, quantized: ModelProto, layers: list[Measured], store: Store, threads: int
+        self,
+        original: ModelProto,
+        quantized: ModelProto,
+        layers: list[Measured],
+        store: Store,
+        threads: int,
+        *,
+        parts: Parts | None = None,
     ) -> None:
         self.original, self.layers, self.store, self.threads = original, layers, store, threads
+        self.parts = parts
         self.index = Index(original.graph)
         self.live = find_live(original, [each.pair.output for each in layers], index=self.index)
         self.sources = {operand.source for each in layers for operand in each.pair.layer.operands}
-        parts = {part for source in self.sources for part in joined_parts(self.index, source)}
+        joined = {part for source in self.sources for part in joined_parts(self.index, source)}
         outputs = {each.pair.output for each in layers}
         self.given = self.sources | {each.pair.output for each in layers if each.pair.path}
-        kept = {*self.index.outputs, *self.sources, *parts, *(t for names in self.live.values() for t in names)}
+        kept = {*self.index.outputs, *self.sources, *joined, *(t for names in self.live.values() for t in names)}
         self.kept = sorted(kept)
         self.reference = Session(original, also=sorted(kept | outputs), threads=threads)
         self.results = list(dict.fromkeys(each.result for each in layers))
@@ -131,16 +140,17 @@ class Survey:
     def _compare_outputs(
         self, each: Measured, inputs: tuple[str, ...], outputs: list[str], session: Session | None
     ) -> float:
-        """SQNR in dB of the outputs, from the mean of their relative errors."""
-        found = {name: Comparison() for name in outputs}
+        """SQNR in dB of the outputs, from the mean of the relative errors of their parts."""
+        found: dict[str, Comparison] = {}
         for number in range(self.batches):
             feeds = {name: self.store.batch(name, number) for name in inputs}
             feeds[each.pair.output] = self.store.batch(f"alone:{each.result}", number)
             given = {**feeds, **(session.run(feeds) if session else {})}
-            for name, comparison in found.items():
+            for name in outputs:
                 wanted = self.store.batch(name, number)
                 if wanted.shape == given[name].shape:
-                    comparison.add(wanted, given[name])
+                    for label, pair in take_parts(self.parts, name, wanted, given[name]):
+                        found.setdefault(label, Comparison()).add(*pair)
         errors = [comparison.relative_error for comparison in found.values() if comparison.values]
         return mean_sqnr(errors) if errors else float("nan")
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from onnxcalib.graph.parts import Part
 from onnxcalib.planning.loss import ReferenceBatch, divergence_of
 
 
@@ -29,6 +30,18 @@ def test_no_more_batches_are_run_once_the_divergence_is_known(draw):
     noisy = Fake(*[wanted * (1 + 0.5**i) for i in range(9)])
     divergence_of(noisy, batches, ["y"])
     assert noisy.runs == 9
+
+
+def test_each_part_counts_relative_to_its_own_power(draw):
+    parts = {"y": (Part(1, 0, 4, 7, ("b",)), Part(1, 4, 7, 7, ("s",)))}
+    wanted = draw(8, 7, 4)
+    wanted[:, :4] *= 1000
+    given = wanted.copy()
+    given[:, 4:] *= 1.5
+    batches = [ReferenceBatch({}, {"y": wanted}, keep, parts)] * 2
+    assert divergence_of(Fake(given, given), batches, ["y"]) == pytest.approx(0.125)
+    whole = [ReferenceBatch({}, {"y": wanted}, keep)] * 2
+    assert divergence_of(Fake(given, given), whole, ["y"]) < 1e-5
 
 
 def test_the_divergence_is_infinite_where_no_output_has_the_shape_of_its_reference(draw):

@@ -1,0 +1,75 @@
+"""The last convolutions in front of the parts of an output, which cost next to nothing in float.
+
+A convolution gives integers to onnxruntime, so that 256 levels hold the logits of all classes, of which a few decide. A
+matrix product gives float. The convolutions in front of boxes and scores are small, and nothing reads them on integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from onnx import ModelProto
+
+from ..graph.index import Index, reads
+from ..graph.ops import LAYERS
+from ..runtime.session import Session
+from .output_parts import Parts
+
+# The convolutions that are left in float have no more than this share of the products and of the weights of the model.
+MOST_SHARE = 0.02
+
+
+def find_last_layers(model: ModelProto, parts: Parts, feeds: Mapping[str, Any], threads: int) -> dict[str, str]:
+    """Maps the last convolutions in front of parts of outputs to why they stay in float, as far as they cost little.
+
+    parts: see ``find_parts``; feeds: one batch of samples.
+    """
+    index = Index(model.graph)
+    nearest = {
+        output: {name for part in found for t in part.tensors for name in _find_nearest(index, t)}
+        for output, found in parts.items()
+    }
+    if not any(nearest.values()):
+        return {}
+    costs = _count(model, index, feeds, threads)
+    total = [sum(each) for each in zip(*costs.values(), strict=True)]
+    chosen: dict[str, str] = {}
+    for output, names in nearest.items():
+        own = [sum(each) for each in zip(*(costs[name] for name in names if name in costs), strict=True)]
+        if own and all(mine <= MOST_SHARE * most for mine, most in zip(own, total, strict=True)):
+            share = f"{100 * own[0] / total[0]:.1f}% of the model's products"
+            reason = f"the last layers in front of the parts of {output}, which 256 levels would hold badly; {share}"
+            chosen |= {name: reason for name in names if index.nodes[name].op_type == "Conv"}
+    return {node.name: chosen[node.name] for node in model.graph.node if node.name in chosen}
+
+
+def _find_nearest(index: Index, tensor: str) -> set[str]:
+    """Names of the layers on the ways back from a tensor, of each way the first."""
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = [tensor]
+    while waiting:
+        node = index.producer.get(waiting.pop())
+        if node is None or node.name in seen:
+            continue
+        seen.add(node.name)
+        if node.op_type in LAYERS and node.input[1] in index.initializers:
+            found.add(node.name)
+        else:
+            waiting += reads(node)
+    return found
+
+
+def _count(model: ModelProto, index: Index, feeds: Mapping[str, Any], threads: int) -> dict[str, tuple[int, int]]:
+    """For each layer with a constant weight its multiplications in one batch, and its number of weights."""
+    layers = [n for n in model.graph.node if n.op_type in LAYERS and n.input[1] in index.initializers]
+    values = Session(model, also=[n.output[0] for n in layers], threads=threads).run(feeds)
+    found = {}
+    for node in layers:
+        dims = tuple(index.initializers[node.input[1]].dims)
+        size, output = math.prod(dims), values[node.output[0]]
+        channels = output.shape[1 if node.op_type in ("Conv", "ConvTranspose") else -1]
+        found[node.name] = (output.size * size // max(channels, 1), size)
+    return found

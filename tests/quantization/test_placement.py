@@ -1,0 +1,60 @@
+"""Which nodes the tool itself leaves in float, and why."""
+
+import numpy as np
+import pytest
+
+from onnxcalib import pipeline
+from onnxcalib.config import QuantizeConfig
+from onnxcalib.quantization import last_layers
+from onnxcalib.quantization.output_parts import find_parts
+
+HEAD = """[stem] h = Conv <pads = [1, 1, 1, 1]> (x, w1)  [relu] r = Relu (h)
+    [body] k = Conv <pads = [1, 1, 1, 1]> (r, w2)  [relu2] f = Relu (k)
+    [box] b = Conv (f, wb)  [cls] s = Conv (f, ws)  [j] j = Concat <axis = 1> (b, s)
+    [t] bb, ss = Split <axis = 1> (j, sizes)  [m] q = Mul (bb, hundred)  [p] p = Sigmoid (ss)
+    [y] y = Concat <axis = 1> (q, p)"""
+
+
+@pytest.fixture
+def detector(build, weigh):
+    return build(
+        f"g (float[N, 3, 8, 8] x) => (float[N, 7, 8, 8] y) {{ {HEAD} }}",
+        w1=weigh(32, 3, 3, 3), w2=weigh(64, 32, 3, 3), wb=weigh(4, 64, 1, 1), ws=weigh(3, 64, 1, 1),
+        sizes=np.array([4, 3]), hundred=np.float32(100),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def prepare(draw):
+    return lambda model: pipeline.prepare(model, draw(16, 3, 8, 8), QuantizeConfig(threads=1))
+
+
+def test_joined_parts_and_the_last_layers_of_a_detector_stay_in_float(detector, prepare, monkeypatch):
+    monkeypatch.setattr(last_layers, "MOST_SHARE", 0.03)
+    prepared = prepare(detector)
+    assert prepared.in_float.keys() == {"j", "t", "box", "cls"}
+    assert prepared.in_float["j"] == (
+        "it joins tensors that are taken apart again; on one grid the range of one would round the others"
+    )
+    assert prepared.in_float["cls"] == (
+        "the last layers in front of the parts of y, which 256 levels would hold badly; 2.3% of the model's products"
+    )
+    assert {layer.name for layer in prepared.scheme.layers} == {"stem", "body"}
+    assert prepared.parts.keys() == {"y"}
+
+
+def test_last_layers_that_cost_much_stay_on_integers_on_grids_of_their_own(detector, prepare):
+    prepared = prepare(detector)
+    assert prepared.in_float.keys() == {"j", "t"}
+    assert {"b", "s"} <= prepared.scheme.activations.keys()
+    assert not any({"b", "s"} & set(members) for members in prepared.scheme.shared)
+
+
+def test_a_matrix_product_gives_float_already(build, weigh, draw):
+    model = build(
+        "g (float[N, 8] x) => (float[N, 5] y) { [h] h = MatMul (x, w)  [a] a = MatMul (h, wa)  [b] b = MatMul (h, wb)"
+        " [y] y = Concat <axis = 1> (a, b) }",
+        w=weigh(8, 200), wa=weigh(200, 2), wb=weigh(200, 3),
+    )  # fmt: skip
+    feeds = {"x": draw(2, 8)}
+    assert last_layers.find_last_layers(model, find_parts(model, feeds), feeds, 1) == {}
