@@ -30,6 +30,7 @@ from .layers import end_layers, find_layers
 from .layout import adds_pairs
 from .names import Selection
 from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, SHAPE_READERS
+from .patterns import whole_nodes
 from .shapes import infer_graph
 from .unfuse import find_barred
 
@@ -79,7 +80,9 @@ def make_scheme(
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     layers = _give_blocks(layers, block_size)
     on_grids = tuple(layer for layer in layers if not layer.reads_float)
-    quantized, integer_outputs, in_float = _quantized_tensors(model, index, on_grids, selection.excluded)
+    quantized, integer_outputs, in_float = _quantized_tensors(
+        model, index, on_grids, selection.excluded | whole_nodes(model)
+    )
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
     shared = _sharing_sets(model.graph, index, quantized, nonnegative, in_float)
     float_reads = _float_reads(index, quantized, integer_outputs)

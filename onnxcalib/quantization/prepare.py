@@ -20,6 +20,7 @@ from ..graph.draws import spell_draws
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
+from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
 from ..graph.unfuse import list_ineffective
@@ -111,6 +112,7 @@ class Prepared:
         """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
         quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
         fold_integer_pads(quantized)
+        join_reads(quantized)
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}
         settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_NOT_WRITTEN)

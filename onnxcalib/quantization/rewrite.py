@@ -24,6 +24,7 @@ from ..graph.passes.opset import raise_opset
 from ..graph.passes.pads import fold_pads
 from ..graph.passes.pool import globalise_pools
 from ..graph.passes.products import products_as_layers
+from ..graph.passes.written_out import write_patterns
 from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
 
@@ -51,7 +52,7 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
-    for graph_pass in (fold_constants, widen_float16, merge_duplicates, products_as_layers):
+    for graph_pass in (fold_constants, widen_float16, write_patterns, merge_duplicates, products_as_layers):
         passes[graph_pass.__name__] = graph_pass(model)
     refuse_not_finite(model)
     norms = fold_batchnorm(model)

@@ -9,6 +9,7 @@ from onnx import ModelProto, NodeProto
 from ..edit import remove_nodes
 from ..index import Index, captured, has_bodies, known_constant
 from ..ops import LAYERS, RANDOM_OPS
+from ..patterns import whole_nodes
 
 # Constants of up to so many values are compared by value, as exporters write one for each node; others by name.
 MOST_VALUES = 16
@@ -18,17 +19,19 @@ def merge_duplicates(model: ModelProto) -> int:
     """Keep the first of several nodes with the same operator, operands and attributes; returns how many went.
 
     A second Relu of a layer would keep onnxruntime from running either Relu as part of the layer. These nodes stay:
-    layers, as each has bits of its own, random operators, nodes with bodies or of other domains, and nodes whose
-    outputs are the graph's or are captured by a body. Each node needs a name of its own.
+    layers, as each has bits of its own, random operators, nodes with bodies or of other domains, parts of functions
+    that onnxruntime fuses, and nodes whose outputs are the graph's or are captured by a body. Each node needs a name of
+    its own.
     """
     index = Index(model.graph)
     kept_names = set(index.outputs).union(*(captured(node) for node in model.graph.node))
+    whole = whole_nodes(model)
     first: dict[Hashable, NodeProto] = {}
     renamed: dict[str, str] = {}
     merged = []
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
-        if node.domain or node.op_type in RANDOM_OPS + LAYERS or has_bodies(node):
+        if node.domain or node.op_type in RANDOM_OPS + LAYERS or has_bodies(node) or node.name in whole:
             continue
         same = first.setdefault(_describe(index, node), node)
         if same is not node and kept_names.isdisjoint(node.output):

@@ -9,15 +9,19 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from ..edit import unused_name
 from ..extract import infer_types
 from ..index import Index, attribute_of, constant, is_op
+from ..patterns import whole_nodes
 
 
 def globalise_pools(model: ModelProto) -> int:
     """Turn AveragePool and ReduceMean over all of every spatial axis into GlobalAveragePool; returns the count.
 
     ReduceMean has no integer kernel, and from opset 19 on AveragePool's float kernel is several times slower. A mean
-    that removes its axes gets a Flatten behind it. Nodes keep their names and outputs.
+    that removes its axes gets a Flatten behind it. Those of a normalisation stay, as onnxruntime fuses it. Nodes keep
+    their names and outputs.
     """
     nodes = [node for node in model.graph.node if is_op(node, "AveragePool", "ReduceMean")]
+    whole = whole_nodes(model) if nodes else frozenset()
+    nodes = [node for node in nodes if node.name not in whole]
     types = infer_types(model) if nodes else {}
     index = Index(model.graph)
     taken = {*index.producer, *index.position, *index.initializers, *index.inputs}

@@ -1,0 +1,41 @@
+"""Keep onnxruntime from parting the nodes of a written-out function that reads a dequantized tensor."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, helper
+
+from ..edit import refill, reroute, unused_name
+from ..index import Index, list_names
+from ..inspect.integers import is_linear
+from ..ops import DEQUANTIZE
+from ..patterns import find_patterns
+
+
+def join_reads(model: ModelProto) -> int:
+    """Let each function of several nodes read a dequantized tensor through a Max of this one tensor; returns the count.
+
+    onnxruntime gives each reader of a DequantizeLinear one of its own, before it looks for functions, whose nodes then
+    no longer read the same tensor. It takes away an Identity before that, and leaves a Max of one tensor, which copies
+    it. For quantized graphs.
+    """
+    patterns = [pattern for pattern in find_patterns(model) if pattern.is_fused]
+    index = Index(model.graph)
+    taken = list_names(model) if patterns else set()
+    copies = {}
+    for pattern in patterns:
+        dequantize = index.producer.get(pattern.source)
+        readers = [node for node in index.readers(pattern.source) if node.name in pattern.nodes]
+        if dequantize is None or not is_linear(dequantize, DEQUANTIZE) or len(readers) < 2:
+            continue
+        output = unused_name(f"{pattern.source}_Max", taken)
+        name = unused_name(f"{pattern.nodes[-1]}_Max", taken | {output})
+        taken.update((output, name))
+        copies[readers[0].name] = helper.make_node("Max", [pattern.source], [output], name)
+        for node in readers:
+            reroute(node, pattern.source, output)
+    if copies:
+        nodes = [
+            each for node in model.graph.node for each in (*((copies[node.name],) if node.name in copies else ()), node)
+        ]
+        refill(model.graph.node, nodes)
+    return len(copies)
