@@ -18,21 +18,31 @@ RAW_PIXEL_PEAK = 64.0  # normalized images stay within a few units; 8-bit pixels
 def scan_values(checked: Sequence[CheckedSamples], inputs: Sequence[InputSpec], samples: int) -> list[str]:
     """Read all values of float inputs once, and give one line for each input whose values are unlikely.
 
-    Image files are not read. Raises DataError for NaN and infinity.
+    Image files are not read. An input of one value beside others that vary is a state, a cache or a mask, and likely.
+    Raises DataError for NaN and infinity.
     """
-    warnings = []
+    warnings, constant, vary = [], list[str](), False
     for spec in inputs:
         if np.dtype(spec.dtype).kind != "f" or hold_images(checked[0]):
             continue
         least, most = _find_extremes(checked, spec, samples)
         if least == most:
-            warnings.append(f"input {spec.name!r}: every value is {least:g}; real data vary")
+            constant.append(f"input {spec.name!r}: every value is {least:g}; real data vary")
+        vary |= least < most
         if spec.shape is not None and len(spec.shape) == 4 and least >= 0 and RAW_PIXEL_PEAK < most <= 255:
             warnings.append(
                 f"input {spec.name!r}: values from {least:g} to {most:g} look like raw pixels; normalize them as in"
                 " training"
             )
+    if constant and not vary and not _integers_vary(checked, inputs, samples):
+        warnings += constant
     return warnings
+
+
+def _integers_vary(checked: Sequence[CheckedSamples], inputs: Sequence[InputSpec], samples: int) -> bool:
+    whole = (spec for spec in inputs if np.dtype(spec.dtype).kind in "iub" and not hold_images(checked[0]))
+    extremes = (_find_extremes(checked, spec, samples) for spec in whole)
+    return any(least < most for least, most in extremes)
 
 
 def hold_images(part: CheckedSamples) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..errors import ModelError
-from .index import Index, attribute_of, constant, is_op
+from .index import Index, all_graphs, attribute_of, constant, is_op, own_constants, reads, subgraphs
 from .ops import LAYERS, RECURRENT
+from .tensors import spell_node
 
 # Errors of rounding are squared and summed: squares of larger weights, 100 million of them, overflow float32.
 MOST = 1e15
@@ -36,6 +40,37 @@ def refuse_not_finite(model: ModelProto) -> None:
                 checked.add(name)
         if is_op(node, "BatchNormalization"):
             _check_variance(index, node)
+
+
+def explain_nan(model: ModelProto, tensor: str) -> ModelError | None:
+    """The error of the nearest node behind a tensor that reads a constant with NaN; None where there is none.
+
+    For a tensor that has become NaN: unlike weights, other constants may hold it and do no harm.
+    """
+    index, constants = Index(model.graph), own_constants(model.graph)
+    queue, seen = deque([tensor]), {tensor}
+    while queue:
+        node = index.producer.get(queue.popleft())
+        if node is None:
+            continue
+        for name, value in _constants_of(node, constants):
+            array = numpy_helper.to_array(value)
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                return ModelError(
+                    f"node {spell_node(node)}: tensor {name} holds nan; finite weights are needed; {ADVICE}"
+                )
+        new = [name for name in reads(node) if name not in seen]
+        queue.extend(new)
+        seen.update(new)
+    return None
+
+
+def _constants_of(node: NodeProto, constants: dict[str, TensorProto]) -> Iterator[tuple[str, TensorProto]]:
+    """The constants that a node reads, those of its bodies included."""
+    yield from ((name, constants[name]) for name in reads(node) if name in constants)
+    for body in subgraphs(node):
+        for graph in all_graphs(body):
+            yield from own_constants(graph).items()
 
 
 def is_weight(value: np.ndarray) -> bool:

@@ -14,6 +14,7 @@ from onnx import ModelProto
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import DataError
+from ..graph.finite import explain_nan
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..runtime.session import Session
@@ -88,7 +89,7 @@ def collect_statistics(
 ) -> Statistics:
     """Histograms of the tensors over the whole set without its padding, one batch in memory at a time.
 
-    Raises DataError where the float model gives a value that is not finite.
+    Raises DataError where the float model gives a value that is not finite, or ModelError where a constant is why.
     """
     session = Session(model, also=tensors, name="the prepared model", threads=threads)
     size = batch_size(session, samples)
@@ -100,7 +101,7 @@ def collect_statistics(
             try:
                 histogram.add(padding.select_real(name, values[name], real))
             except ValueError as error:
-                raise DataError(
+                raise explain_nan(model, name) or DataError(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
                     " check the preprocessing, or the model on these samples"
                 ) from error

@@ -18,6 +18,7 @@ from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
 from ..graph.draws import spell_draws
 from ..graph.emit import LayerParams, emit_qdq
+from ..graph.finite import explain_nan
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.joint_reads import join_reads
@@ -148,7 +149,7 @@ def prepare(
         wanted, lacking = _run_original(original, samples, feeds, run.threads)
         rewritten = rewrite(load_model(original), config)
         if lacking:  # after rewriting, which names a weight that is the cause
-            raise lack_of_values(lacking[0])
+            raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
         model, passes = rewritten.model, dict(rewritten.passes)
         # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None

@@ -214,7 +214,7 @@ def _refusing() -> Iterator[None]:
     except Exception as error:
         if lacks_memory(error):
             raise
-        raise BlockError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise BlockError(f"torch cannot run the model ({first_line(error)})") from error
 
 
 def _normalize(probes: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 from ..errors import DataError
 from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
+from ..graph.finite import explain_nan
 from ..graph.index import Index, known_constant
 from ..graph.layout import from_rows, summing_order, to_rows, window_of
 from ..numeric.gram import (
@@ -261,7 +262,7 @@ class _ColumnReader:
             first += size
         seen = [total.centre() for total in (learning, held_out) if total.columns]
         if not all(moments.seen_finite for moments in seen):
-            raise DataError(
+            raise explain_nan(self.problem.model, self.layer.output) or DataError(
                 f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"
                 " calibration set; finite values are needed; check the preprocessing, or the model on these samples"
             )

@@ -48,8 +48,10 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     try:
         with torch.random.fork_rng(devices=[]):  # new layers draw weights, which are replaced
             module: fx.GraphModule = convert(copy)
+    except NotImplementedError as error:  # of a converter, which says what it found
+        raise BlockError(f"block: {first_line(error)}, which cannot be converted to torch") from error
     except Exception as error:  # onnx2torch and torch may raise anything at a model that they do not support
-        raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
+        raise BlockError(f"block: it cannot be converted to torch ({first_line(error)})") from error
     names = _Names()
     fx_nodes = {n.target: n for n in module.graph.nodes if n.op == "call_module"}
     for node, title in zip(copy.graph.node, titles, strict=False):
@@ -126,7 +128,7 @@ def compare(
         with torch.no_grad():
             computed = module(*inputs)
     except Exception as error:  # torch may raise anything where shapes or types differ from the graph's
-        raise BlockError(f"block: {type(error).__name__}: {first_line(error)}") from error
+        raise BlockError(f"block: torch cannot run it ({first_line(error)})") from error
     pairs = zip(computed, outputs, strict=True)
     return max((_relative_error(ours.cpu().numpy(), theirs) for ours, theirs in pairs), default=0.0)
 
@@ -207,7 +209,7 @@ def _refuse_unknown(model: ModelProto, titles: Sequence[str]) -> None:
         except NotImplementedError as error:
             since = _since_version(node, version)
             name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-            raise BlockError(f"{title}: {name}-{since} has no converter to torch") from error
+            raise BlockError(f"{title}: {name}-{since} cannot be converted to torch") from error
 
 
 def _since_version(node: NodeProto, version: int) -> int:

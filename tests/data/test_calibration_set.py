@@ -569,6 +569,15 @@ def test_constant_values_are_warned_of():
     assert warning == "input 'x': every value is 0.5; real data vary"
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_an_input_of_one_value_beside_one_that_varies_is_a_state_or_a_mask(kind):
+    inputs = (InputSpec("x", np.dtype(kind), (None, 4)), InputSpec("state", np.dtype(np.float32), (None, 2)))
+    samples = {"x": (10 * make_values(3, 4)).astype(kind), "state": np.zeros((3, 2), np.float32)}
+    assert open_calibration(samples, inputs).warnings == ()
+    samples["x"][:] = 0
+    assert "input 'state': every value is 0; real data vary" in open_calibration(samples, inputs).warnings
+
+
 def test_image_settings_beside_arrays_are_warned_of():
     (warning,) = open_calibration(make_values(2, 4), VECTOR, DataConfig(mean=0.5)).warnings
     assert "these samples are used as they are" in warning

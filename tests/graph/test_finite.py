@@ -4,7 +4,7 @@ import pytest
 import onnxcalib
 from onnxcalib import QuantizeConfig
 from onnxcalib.errors import ModelError
-from onnxcalib.graph.finite import MOST, refuse_not_finite
+from onnxcalib.graph.finite import MOST, explain_nan, refuse_not_finite
 from onnxcalib.graph.passes.normalise import normalise
 
 CNN = """g (float[N, 3, 8, 8] x) => (float[N, 4] y) {
@@ -82,3 +82,32 @@ def test_every_pipeline_refuses_them(build, weights, draw, settings):
     model = build(CNN, **(weights | {"mean": spoil(weights["mean"], np.nan)}))
     with pytest.raises(ModelError, match="node norm: tensor mean holds nan"):
         onnxcalib.quantize(model, draw(4, 3, 8, 8), QuantizeConfig(**settings))
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.0])
+def test_a_tensor_that_is_nan_is_traced_to_the_constant_that_holds_it(build, value):
+    model = build(
+        """g (float[N, 4] x, bool b) => (float[N, 4] y, float[N, 4] z) {
+            [scale] s = Mul (x, gain)  [far] r = Relu (s)
+            [choose] t = If (b) <
+                then_branch = then () => (float[N, 4] p) { p = Relu (x) },
+                else_branch = other () => (float[N, 4] q) { q = Add (x, inner) }
+            >
+            y = Identity (r)  z = Identity (t) }""",
+        gain=np.float32([1, 2, value, 4]), inner=np.full(4, value, np.float32),
+    )  # fmt: skip
+    found = [str(error) for tensor in "yz" if (error := explain_nan(model, tensor))]
+    assert found == ([] if value == 1 else [
+        "node scale: tensor gain holds nan; finite weights are needed; train or export the model again",
+        "node choose: tensor inner holds nan; finite weights are needed; train or export the model again",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["m = Mul (x, bad)  n = Add (x, m)", "m = Mul (bad, two)  n = Mul (x, m)"])
+def test_a_model_that_gives_nan_by_a_constant_of_its_own_is_not_blamed_on_the_samples(build, weigh, place):
+    text = f"g (float[N, 4] x) => (float[N, 4] y) {{ {place}  r = Relu (n)  o = Mul (r, r)  y = MatMul (o, w) }}"
+    model = build(text, w=weigh(4, 4), bad=np.float32([1, np.nan, 1, 1]), two=np.float32(2))
+    with pytest.raises(
+        ModelError, match=r"^node \w+: tensor \w+ holds nan; finite weights are needed; train or export"
+    ):
+        onnxcalib.quantize(model, np.ones((20, 4), np.float32) * np.arange(20, dtype=np.float32)[:, None])

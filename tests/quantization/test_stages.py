@@ -153,7 +153,7 @@ def test_the_report_says_why_there_are_no_probes(build, weigh, draw):
     report = onnxcalib.quantize(build(text, w=weigh(6, 4, 3, 3), b=weigh(6)), draw(8, 4, 5, 5), config).report
     reasons = left_out(report)
     assert list(reasons) == ["probes"]
-    assert reasons["probes"].startswith("odd: Shrink-9 has no converter to torch")
+    assert reasons["probes"].startswith("odd: Shrink-9 cannot be converted to torch")
 
 
 def test_each_tuning_stage_is_measured_and_recorded(net, samples):
