@@ -15,6 +15,7 @@ from ..graph.passes.attributes import spell_attributes
 from ..graph.passes.axes import spell_axes
 from ..graph.passes.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
 from ..graph.passes.duplicates import merge_duplicates
+from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.float16 import widen_float16
 from ..graph.passes.fold import fold_constants
 from ..graph.passes.gemm import normalise_gemm, spread_biases
@@ -52,7 +53,9 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
-    for graph_pass in (fold_constants, widen_float16, write_patterns, merge_duplicates, products_as_layers):
+    for graph_pass in (
+        fold_constants, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul, products_as_layers,
+    ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     refuse_not_finite(model)
     norms = fold_batchnorm(model)
