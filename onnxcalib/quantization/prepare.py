@@ -34,9 +34,10 @@ from .output_parts import Parts, find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
 from .placement import choose_float
-from .rewrite import rewrite
+from .rewrite import Rewritten, rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
+from .trial import Trial
 from .unchanged import check_unchanged
 
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
@@ -95,6 +96,15 @@ class Prepared:
         scheme = _make_scheme(self.model, config, self.original, in_float=self.in_float)
         return replace(self, config=config, scheme=scheme)
 
+    def leave(self, reasons: Mapping[str, str]) -> Prepared:
+        """The same model with these nodes left in float, beside those that are already."""
+        if not reasons:
+            return self
+        in_float = {**self.in_float, **reasons}
+        scheme = _make_scheme(self.model, self.config, self.original, in_float=in_float)
+        lossless = {tensor: grid for tensor, grid in self.lossless.items() if tensor in scheme.activations}
+        return replace(self, in_float=in_float, scheme=scheme, lossless=lossless)
+
     def collect(self, scheme: QuantScheme) -> Statistics:
         """Statistics of the scheme's activations over all samples."""
         return collect_statistics(
@@ -146,10 +156,7 @@ def prepare(
         _warn_of_percentile(run)
         _warn_of_draws(run, original)
         feeds = samples.read(range(samples.fixed_batch or 1))
-        wanted, lacking = _run_original(original, samples, feeds, run.threads)
-        rewritten = rewrite(load_model(original), config)
-        if lacking:  # after rewriting, which names a weight that is the cause
-            raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
+        rewritten, wanted = _rewrite(original, config, samples, feeds, run.threads)
         model, passes = rewritten.model, dict(rewritten.passes)
         # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
@@ -157,8 +164,6 @@ def prepare(
         in_float = choose_float(model, parts, feeds, run.threads)
         padding = PaddingMask(model)
         scheme = _make_scheme(model, config, original, in_float=in_float, bits=bits)
-        if plan is not None:
-            plan.check_layers(layer.name for layer in scheme.layers)
         lossless = find_lossless_grids(model, scheme, samples, padding, run.threads)
         if lossless.rescaled:
             passes["rescale_input"] = lossless.rescaled
@@ -168,25 +173,55 @@ def prepare(
         for line in (f"{name}: {count}" for name, count in passes.items() if count):
             run.observer.note(line)
         found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance)
-        _warn_of_ineffective(run, model, scheme, config, original)
         for line in found.lines():
             run.observer.note(line)
-        run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
-    return Prepared(
-        run=run,
-        config=config,
-        original=original,
-        model=model,
-        passes=passes,
-        samples=samples,
-        test=judges,
-        measured_on=measured_on,
-        lossless=lossless.grids,
-        padding=padding,
-        scheme=scheme,
-        in_float=in_float,
-        parts=parts,
-    )
+        prepared = Prepared(
+            run=run,
+            config=config,
+            original=original,
+            model=model,
+            passes=passes,
+            samples=samples,
+            test=judges,
+            measured_on=measured_on,
+            lossless=lossless.grids,
+            padding=padding,
+            scheme=scheme,
+            in_float=in_float,
+            parts=parts,
+        )
+        prepared = _leave_refused(prepared, feeds)
+        if plan is not None:
+            plan.check_layers(layer.name for layer in prepared.scheme.layers)
+        _tell(prepared)
+        return prepared
+
+
+def _rewrite(
+    original: ModelProto, config: QuantizeConfig, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
+) -> tuple[Rewritten, dict[str, Any]]:
+    """The model rewritten, and the outputs of the original on one batch."""
+    wanted, lacking = _run_original(original, samples, feeds, threads)
+    rewritten = rewrite(load_model(original), config)
+    if lacking:  # after rewriting, which names a weight that is the cause
+        raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
+    return rewritten, wanted
+
+
+def _leave_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
+    """Leave in float what onnxruntime refuses on integers."""
+
+    def make(names: Mapping[str, str]) -> QuantScheme:
+        return prepared.leave(names).scheme
+
+    trial = Trial(prepared.model, make, feeds, prepared.config.encoding, prepared.run.threads)
+    return prepared.leave(trial.find_refused(prepared.in_float))
+
+
+def _tell(prepared: Prepared) -> None:
+    scheme = prepared.scheme
+    _warn_of_ineffective(prepared.run, prepared.model, scheme, prepared.config, prepared.original)
+    prepared.run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
 
 
 def _open_samples(
