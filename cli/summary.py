@@ -15,6 +15,7 @@ from onnxcalib.validation.render import list_processors, name_some, spell_number
 
 from .console import open_console
 
+FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 WORST_LAYERS = 5  # as many as one reads
 
 
@@ -105,18 +106,21 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 
 def _tabulate_outputs(report: Report) -> Table:
     table = Table("output", "session", box=None, pad_edge=False)
-    for name in ("SQNR dB", "95%", "cosine", "max error", "agreement %", "95%"):
-        table.add_column(name, justify="right")
     sessions = {
         "optimized": report.outputs,
         "unoptimized": report.outputs_unoptimized,
         **list_processors(report.saturation),
     }
+    unlike = any(map(_differs, list_rows([record for records in sessions.values() for record in records])))
+    medians = ["median dB"] if unlike else []
+    for name in ("SQNR dB", "95%", *medians, "cosine", "max error", "agreement %", "95%"):
+        table.add_column(name, justify="right")
     for session, records in sessions.items():
         for record in list_rows(records):
             decibels, *errors, agreement = _spell_output(record)
             ranges = _spell_range(record.sqnr_interval, ".1f"), _spell_range(record.agreement_interval, ".1f", 100)
-            table.add_row(record.name, session, decibels, ranges[0], *errors, agreement, ranges[1])
+            median = [spell_number(record.median_db)] if unlike else []
+            table.add_row(record.name, session, decibels, ranges[0], *median, *errors, agreement, ranges[1])
     return table
 
 
@@ -136,6 +140,12 @@ def _spell_output(record: OutputRecord) -> Sequence[str]:
     agreement = None if record.agreement is None else 100 * record.agreement
     errors = spell_number(record.cosine, ".6f"), spell_number(record.max_abs_error, ".4g")
     return spell_number(record.sqnr_db), *errors, spell_number(agreement)
+
+
+def _differs(record: OutputRecord) -> bool:
+    """Whether SQNR over all samples is far from what most samples have."""
+    found = record.sqnr_db, record.median_db
+    return None not in found and abs((found[0] or 0) - (found[1] or 0)) > FAR
 
 
 def _spell_range(ends: tuple[float, float] | None, form: str, scale: float = 1) -> str:

@@ -61,7 +61,8 @@ class OutputRecord:
     left_out: values of the float model that are not finite, which are left out of every measure.
     parts: the output's parts where a Concat joins several tensors; each is judged, and not the output as a whole, in
     which the largest values drown the others. They are named as numpy indexes them, ``output0[:, 4:84]``. tensors: what
-    is joined in a part.
+    is joined in a part. median_db: the median of the samples' own SQNR. largest_share: the share of the energy that the
+    sample with most of it has; where it is near 1, ``sqnr_db`` is that of one sample.
     """
 
     name: str
@@ -75,6 +76,8 @@ class OutputRecord:
     left_out: int = 0
     parts: tuple[OutputRecord, ...] = ()
     tensors: tuple[str, ...] = ()
+    median_db: float | None = None
+    largest_share: float | None = None
 
 
 def list_rows(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:

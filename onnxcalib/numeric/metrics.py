@@ -30,6 +30,7 @@ class Comparison:
         self._other = self._product = 0.0
         self._rows = self.equal = 0
         self._scores = self._embeds = True
+        self._by_sample: list[np.ndarray] = []  # (2, samples) of each batch: a and e
 
     def add(self, reference: np.ndarray, other: np.ndarray, samples: int = 1) -> None:
         """Take in one batch of both tensors, of the same shape.
@@ -43,6 +44,7 @@ class Comparison:
         signal, error, values = np.concatenate(powers, axis=1)
         with np.errstate(over="ignore", invalid="ignore"):  # doubles whose squares are infinite
             self.powers += [x.sum() for x in (signal, error, signal**2, error**2, signal * error)]
+        self._by_sample.append(np.stack([signal, error])[:, values > 0])
         self.samples += int(np.count_nonzero(values))
         self.values += int(values.sum())
         self.left_out += reference.size - int(values.sum())
@@ -96,6 +98,25 @@ class Comparison:
         if not np.isfinite(reference) or not np.isfinite(error):
             return float("-inf")
         return 10 * float(np.log10(max(reference, TINY)) - np.log10(max(error, TINY)))
+
+    @property
+    def median_db(self) -> float:
+        """The median of the samples' own SQNR, which one sample of many cannot move; as ``sqnr_db`` at the ends."""
+        if not self.values:
+            return float("nan")
+        reference, error = np.concatenate(self._by_sample, axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = 10 * (np.log10(np.maximum(reference, TINY)) - np.log10(np.maximum(error, TINY)))
+        each[error == 0] = np.inf
+        each[~np.isfinite(reference) | ~np.isfinite(error)] = -np.inf
+        return float(np.sort(each)[(len(each) - 1) // 2])
+
+    @property
+    def largest_share(self) -> float:
+        """The share of ``sum a^2`` that the sample with most of it has; NaN where there is none."""
+        reference = np.concatenate(self._by_sample, axis=1)[0] if self.values else np.zeros(1)
+        total = reference.sum()
+        return float(reference.max() / total) if 0 < total < np.inf else float("nan")
 
     @property
     def relative_error(self) -> float:

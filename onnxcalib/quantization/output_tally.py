@@ -16,6 +16,8 @@ from ..report import OutputRecord
 from .output_parts import Parts, list_parts
 from .padding_mask import PaddingMask
 
+# Where one of so many samples has more than this share of the energy, SQNR is that of one sample.
+SOME_SAMPLES, MOST_OF_IT = 8, 0.5
 EMPTY = "it has no value in any sample"
 
 
@@ -121,7 +123,7 @@ class OutputTally:
             )
 
     def warnings(self) -> Iterator[str]:
-        """One line for each output that was not compared, or in which either model has values that are not finite."""
+        """One line for each output that was not compared, has values that are not finite, or is ruled by one sample."""
         for name, reason in self.missed.items():
             yield f"output {name} was not compared: {reason}"
         for record in self.records():
@@ -134,6 +136,13 @@ class OutputTally:
                 yield (
                     f"output {record.name}: {record.broken:,} values of the quantized model are not finite where the"
                     " float model's are; its users would get no numbers; quantize it with other settings"
+                )
+            count = self._floats[record.name].samples if record.name in self._floats else 0
+            if count >= SOME_SAMPLES and (record.largest_share or 0) > MOST_OF_IT:
+                yield (
+                    f"output {record.name}: one of {count} samples has {100 * (record.largest_share or 0):.1f}% of the"
+                    f" energy, so that its SQNR is that of this sample; the median of all is {record.median_db:.1f} dB;"
+                    " check the samples for one that is unlike the others"
                 )
 
     def records(self) -> tuple[OutputRecord, ...]:
@@ -175,4 +184,6 @@ def _record(name: str, found: Comparison, padded: int = 0) -> OutputRecord:
         agreement_interval(found.equal, found.rows) if found.rows else None,
         broken=found.broken,
         left_out=found.left_out - padded,
+        median_db=found.median_db,
+        largest_share=found.largest_share,
     )

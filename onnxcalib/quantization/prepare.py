@@ -30,6 +30,7 @@ from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .input_grid import find_lossless_grids, keep_lossless
+from .odd_samples import leave_out_odd
 from .output_parts import Parts, find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
@@ -240,10 +241,11 @@ def _open_samples(
         others = open_calibration(test, inputs, config.data)
         others.tell(run.observer.note, run.warn)
         _check_longest_texts(original, others, run.threads)
-        return samples, others, MeasuredOn("test", len(others))
+        return leave_out_odd(samples, run.warn), others, MeasuredOn("test", len(others))
     used, held = hold_out(samples)
+    used = leave_out_odd(used, run.warn)
     if held is None:
-        return samples, samples, MeasuredOn("calibration", len(samples))
+        return used, used, MeasuredOn("calibration", len(used))
     run.observer.note(f"{len(held)} of {len(samples)} samples are held out: the result is measured on these alone")
     return used, held, MeasuredOn("held out", len(held), tuple(map(int, held.indices)))
 

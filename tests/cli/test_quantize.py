@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import onnxcalib
 from onnxcalib import errors, pipeline
+from onnxcalib.cli import summary
 from onnxcalib.cli.app import app
 from onnxcalib.cli.summary import print_summary
 from onnxcalib.config import DataConfig, QuantizeConfig
@@ -20,6 +22,7 @@ from onnxcalib.report import (
     BlockRecord,
     BoundRecord,
     LayerRecord,
+    MeasuredOn,
     OutputRecord,
     Report,
     SaturationRecord,
@@ -134,6 +137,25 @@ def test_options_win_over_the_configuration_file(run, tmp_path):
     (tmp_path / "run.toml").write_text("steps = 7\nreconstruct = false\n[data]\nresize = 40\n")
     assert run("net.onnx", "--calib", "data", "--config", "run.toml", "--steps", "9", "--reconstruct").exit_code == 0
     assert run.calls[0][2] == QuantizeConfig(steps=9, reconstruct=True, data=DataConfig(resize=40))
+
+
+@pytest.mark.parametrize(("median", "shown"), [(30.0, False), (20.0, True), (None, False)])
+def test_a_median_far_from_the_sum_has_a_column(capsys, median, shown):
+    summary.print_summary(replace(REPORT, outputs=(replace(REPORT.outputs[0], median_db=median),)), Path("out.onnx"))
+    assert ("median dB" in capsys.readouterr().out) == shown
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("held out", "result, on 5 samples held out; it was made from the other 16"),
+        ("test", "result, on the 5 samples of --test; it was made from 16 others"),
+        ("calibration", "result, on the 5 samples that it was made from, which flatters; give --test others, or 64"),
+    ],
+)
+def test_the_table_says_what_it_was_measured_on(capsys, source, line):
+    summary.print_summary(replace(REPORT, measured_on=MeasuredOn(source, 5)), Path("out.onnx"))
+    assert any(each.startswith(line) for each in capsys.readouterr().out.splitlines())
 
 
 def test_the_table_goes_to_stdout_and_progress_to_stderr(run):

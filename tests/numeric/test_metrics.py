@@ -290,3 +290,22 @@ def test_nothing_counted_is_nothing_right():
 def test_right_answers_are_counted_with_axes_of_one_behind(k):
     shaped = [np.reshape(x, (4, 3, 1, 1)) for x in (ONE, OTHER)]
     assert count(k, (*shaped, [0, 1, 2, 1])) == count(k, (ONE, OTHER, [0, 1, 2, 1]))
+
+
+def test_the_median_is_not_moved_by_one_sample_that_has_most_of_the_energy():
+    comparison, reference = Comparison(), np.ones((9, 4), np.float32)
+    reference[3] = 1000
+    comparison.add(reference[:4], reference[:4] * np.float32(1.001), 4)
+    comparison.add(reference[4:], reference[4:] + 0.1, 5)
+    assert comparison.sqnr_db == pytest.approx(60, abs=0.3) and comparison.median_db == pytest.approx(20, abs=0.1)
+    assert comparison.largest_share == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(("other", "decibels"), [([1, 2], np.inf), ([np.nan, 2], -np.inf)])
+def test_the_median_has_the_ends_of_the_ratio(other, decibels):
+    found = compare(([1, 2], other))
+    assert found.median_db == found.sqnr_db == decibels and found.largest_share == 1
+
+
+def test_nothing_has_no_median():
+    assert np.isnan(Comparison().median_db) and np.isnan(Comparison().largest_share)

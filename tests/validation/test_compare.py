@@ -461,3 +461,14 @@ def test_outputs_are_kept_on_disk_alone():
 
 def test_a_tally_has_no_records_before_it_is_given_any():
     assert OutputTally().records() == ()
+
+
+def test_an_output_that_one_sample_rules_is_warned_of():
+    wanted = np.ones((8, 3), np.float32)
+    wanted[5] = 100
+    tally = OutputTally()
+    tally.add({"y": wanted}, {"y": wanted + 0.1}, 8)
+    assert list(tally.warnings()) == [
+        "output y: one of 8 samples has 99.9% of the energy, so that its SQNR is that of this sample; the median of all"
+        " is 20.0 dB; check the samples for one that is unlike the others"
+    ]
