@@ -102,6 +102,13 @@ def split_size(value: Any) -> Any:
     return value
 
 
+def split_sides(value: Any) -> Any:
+    """Turn ``256`` or ``'256'`` into a tuple of one side, and ``'HxW'`` into (height, width)."""
+    sizes = split_size(value)
+    one = isinstance(value, int) or (isinstance(value, str) and "x" not in value.lower())
+    return sizes[:1] if one and isinstance(sizes, tuple) else sizes
+
+
 def split_names(value: Any) -> Any:
     """Turn one name into a tuple of one."""
     return (value,) if isinstance(value, str) else value

@@ -4,7 +4,7 @@ The pydantic fields are the only source: the options of the command line and the
 """
 
 from ..spec import FLOAT_BITS
-from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
+from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from .describe import Setting, list_settings
 from .expressions import match_whole
 from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, find_nearest, nearest
@@ -42,6 +42,7 @@ __all__ = [
     "REPORTS",
     "STAGES",
     "TEXT_SETTINGS",
+    "UNIT",
     "CandidateName",
     "DataConfig",
     "Effort",

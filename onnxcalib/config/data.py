@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from ..values import read_limit, split_columns, split_numbers, split_size
+from ..values import read_limit, split_columns, split_numbers, split_sides, split_size
 from .fields import EXPERT, IMAGES, TEXTS, File, Option, Settings, Switch
 
 # Pixels of 8 bits have a deviation of 0.5 at most once they are divided by 255; 1 and more stand for a range of a
 # model's own. Down from 0.0001 the least step of a pixel is above 39, which no model takes.
 LEAST_STD, MOST_STD = 0.0001, 10
+UNIT: Literal["0..1"] = "0..1"  # the range of pixels that are divided by 255
+_SCALES = {1: "pixel / 255", 255: "pixels from 0 to 255"}
+_RESCALE = {1: "divide it by 255, or give pixel_range 0..255", 255: "give it as training does"}
 MOST_SIDE = 2**14  # pixels of a side: the largest inputs that models are exported with have some 4,000
 MOST_TOKENS = 2**20  # tokens of a text: the longest contexts of language models
 MOST_PIXELS = 178_956_970  # of an image: more are refused by Pillow
@@ -33,6 +36,11 @@ def _check_size(value: Any) -> str:
     return text
 
 
+def _most_pixel(info: ValidationInfo) -> int:
+    """The largest pixel on the scale of mean and std."""
+    return 1 if info.data.get("pixel_range", UNIT) == UNIT else 255
+
+
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Side = Annotated[int, Field(strict=True, ge=1, le=MOST_SIDE)]
 Column = Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
@@ -42,16 +50,29 @@ Size = Annotated[str, BeforeValidator(_check_size)]
 class DataConfig(Settings):
     """How files become a model's input: images by x = (pixel / 255 - mean) / std, after resizing and cropping.
 
-    mean and std are in the order r, g, b whatever ``channels`` says; crop is (height, width).
+    mean and std are in the order r, g, b whatever ``channels`` says; crop and letterbox are (height, width), and so is
+    resize where it has two sides.
     """
 
     table: ClassVar[str] = "data"
 
+    pixel_range: Annotated[
+        Literal["0..1", "0..255"],
+        Field(
+            description="Range of pixels before mean and std, which are on the same scale: 0..255 divides by no 255."
+        ),
+        Option(IMAGES),
+    ] = UNIT
     mean: Annotated[
         tuple[Number, ...],
         BeforeValidator(split_numbers),
         Field(description="Mean that images are normalised with: x = (pixel / 255 - mean) / std."),
-        Option(IMAGES, metavar="R,G,B", form="one number, or three: r, g, b", bounds="each from -1 to 1"),
+        Option(
+            IMAGES,
+            metavar="R,G,B",
+            form="one number, or three: r, g, b",
+            bounds="each from -1 to 1, or from -255 to 255",
+        ),
     ] = (0.0,)
     std: Annotated[
         tuple[Number, ...],
@@ -61,13 +82,20 @@ class DataConfig(Settings):
             IMAGES,
             metavar="R,G,B",
             form="one number, or three: r, g, b",
-            bounds=f"each from {LEAST_STD:g} to {MOST_STD}",
+            bounds=f"each from {LEAST_STD:g} to {MOST_STD}, or to {255 * MOST_STD:,}",
         ),
     ] = (1.0,)
     resize: Annotated[
-        Side | None,
-        Field(description="Length to which the shorter side of an image is resized, in pixels."),
-        Option(IMAGES, unset="the size stays"),
+        Annotated[tuple[Side, ...], Field(min_length=1, max_length=2)] | None,
+        BeforeValidator(split_sides),
+        Field(description="Length to which the shorter side of an image is resized, or height and width, in pixels."),
+        Option(
+            IMAGES,
+            metavar="N|HxW",
+            form="`N`, `HxW` or `[H, W]`",
+            bounds=f"each from 1 to {MOST_SIDE:,}",
+            unset="the size stays",
+        ),
     ] = None
     crop: Annotated[
         tuple[Side, Side] | None,
@@ -81,6 +109,38 @@ class DataConfig(Settings):
             unset="all of it",
         ),
     ] = None
+    letterbox: Annotated[
+        tuple[Side, Side] | None,
+        BeforeValidator(split_size),
+        Field(description="Size into which a whole image is fitted, between bars, in place of resize and crop."),
+        Option(
+            IMAGES,
+            metavar="N|HxW",
+            form="`N`, `HxW` or `[H, W]`",
+            bounds=f"each from 1 to {MOST_SIDE:,}",
+            unset="no bars",
+        ),
+    ] = None
+    fill: Annotated[
+        int,
+        Field(strict=True, ge=0, le=255, description="Pixel value of the bars of letterbox."),
+        Option(IMAGES),
+    ] = 114
+    multiple_of: Annotated[
+        Side | None,
+        Field(
+            description="Number of which both sides are made multiples: by resizing, or by narrower bars of letterbox."
+            " Sizes may differ then."
+        ),
+        Option(IMAGES, unset="sides stay"),
+    ] = None
+    interpolation: Annotated[
+        Literal["bilinear", "bicubic", "opencv"],
+        Field(
+            description="How images are resized; opencv is its INTER_LINEAR, which does not average where it shrinks."
+        ),
+        Option(IMAGES),
+    ] = "bilinear"
     layout: Annotated[
         Literal["nchw", "nhwc"] | None,
         Field(description="Order of the axes of the model's input."),
@@ -147,18 +207,36 @@ class DataConfig(Settings):
 
     @field_validator("mean")
     @classmethod
-    def _check_mean(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if max(abs(number) for number in value) > 1:
-            raise ValueError("must be on the scale of pixel / 255, between -1 and 1; divide it by 255")
+    def _check_mean(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        most = _most_pixel(info)
+        if max(abs(number) for number in value) > most:
+            raise ValueError(f"must be on the scale of {_SCALES[most]}, between -{most} and {most}; {_RESCALE[most]}")
         return value
 
     @field_validator("std")
     @classmethod
-    def _check_std(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_std(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         if min(value) <= 0:
             raise ValueError("must be greater than 0")
-        if min(value) < LEAST_STD or max(value) > MOST_STD:
-            raise ValueError(f"must be on the scale of pixel / 255, from {LEAST_STD:g} to {MOST_STD}; divide it by 255")
+        most = _most_pixel(info)
+        if min(value) < LEAST_STD or max(value) > MOST_STD * most:
+            limits = f"from {LEAST_STD:g} to {MOST_STD * most:,}"
+            raise ValueError(f"must be on the scale of {_SCALES[most]}, {limits}; {_RESCALE[most]}")
+        return value
+
+    @field_validator("letterbox")
+    @classmethod
+    def _check_letterbox(cls, value: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
+        beside = [name for name in ("resize", "crop") if value and info.data.get(name) is not None]
+        if beside:
+            raise ValueError(f"is given beside {beside[0]}, and fits the image alone; give one of them")
+        return value
+
+    @field_validator("multiple_of")
+    @classmethod
+    def _check_multiple(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and info.data.get("crop") is not None:
+            raise ValueError("is given beside crop, which sets the size; give one of them")
         return value
 
     @field_validator("text_column")
@@ -171,4 +249,7 @@ class DataConfig(Settings):
 
 # Fields of DataConfig by the kind of samples that they are for.
 TEXT_SETTINGS = ("tokenizer", "text_column", "pairs", "max_length")
-IMAGE_SETTINGS = ("mean", "std", "resize", "crop", "layout", "channels")
+IMAGE_SETTINGS = (
+    "pixel_range", "mean", "std", "resize", "crop", "letterbox", "fill", "multiple_of", "interpolation", "layout",
+    "channels",
+)  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, DataConfig
+from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from ..errors import DataError
 from ..files.scratch import Scratch
 from ..spec import InputSpec
@@ -315,12 +315,13 @@ def _tell_padding(where: str, reason: str, inputs: Sequence[InputSpec]) -> str:
 
 def _tell_normalization(config: DataConfig, part: CheckedSamples, where: str) -> tuple[list[str], bool]:
     """A line on how image files become floats, none for other samples; and whether the user chose it."""
-    chosen = not config.model_fields_set.isdisjoint(("mean", "std"))
+    chosen = not config.model_fields_set.isdisjoint(("mean", "std", "pixel_range"))
     floats = all(np.dtype(array.dtype).kind == "f" for array in part.part.arrays.values())
     if not hold_images(part) or not floats:
         return [], chosen
     mean, std = (_spell_numbers(values) for values in (config.mean, config.std))
-    line = f"{where}: images are read as x = (pixel / 255 - {mean}) / {std}"
+    pixel = "pixel / 255" if config.pixel_range == UNIT else "pixel"
+    line = f"{where}: images are read as x = ({pixel} - {mean}) / {std}"
     if chosen:
         return [line], True
     return [

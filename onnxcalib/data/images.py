@@ -1,4 +1,4 @@
-"""Image files as model inputs: resized, cropped, reordered and normalized on reading."""
+"""Image files as model inputs: resized, cropped or filled up, reordered and normalized on reading."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import DataConfig
+from ..config import UNIT, DataConfig
 from ..errors import DataError, first_line
 from ..files.reading import open_file
 from ..spec import InputSpec
 from .arrays import Part
+from .frames import Frame, place_image
 from .listing import list_names, shorten
 
 if TYPE_CHECKING:
@@ -38,28 +39,21 @@ class ImageFormat:
     width: int | None
     config: DataConfig
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) after resizing: the shorter side is ``resize``, the longer one is in proportion."""
-        side = self.config.resize
-        if side is None:
-            return height, width
-        short = min(height, width)
-        return (side, side * width // short) if height == short else (side * height // short, side)
-
 
 class ImageFile:
     """One image file as an array of one sample, decoded whenever it is read."""
 
     def __init__(self, path: Path, form: ImageFormat) -> None:
         self._path, self._form = path, form
-        self._resized = form.resized(*_read_size(path, form.config.max_pixels))
-        _check_pixels(path, self._resized, form.config.max_pixels, " after --resize")
-        self.size = form.config.crop or self._resized
-        if self.size[0] > self._resized[0] or self.size[1] > self._resized[1]:
+        self._frame = place_image(*_read_size(path, form.config.max_pixels), form.config)
+        self.size = self._frame.size
+        _check_pixels(path, self._frame.resized, form.config.max_pixels, " after resizing")
+        if min(self._frame.resized[axis] - self.size[axis] for axis in (0, 1)) < 0 and form.config.letterbox is None:
             raise DataError(
-                f"{path}: found {_spell(self._resized)} pixels (height x width); --crop needs {_spell(self.size)} or"
-                " more; lower it, or enlarge the images with --resize"
+                f"{path}: found {_spell(self._frame.resized)} pixels (height x width); --crop needs"
+                f" {_spell(self.size)} or more; lower it, or enlarge the images with --resize"
             )
+        _check_pixels(path, self.size, form.config.max_pixels, " with bars")
         depth = 1 if form.channels == "gray" else 3
         self.shape = (depth, *self.size) if form.layout == "nchw" else (*self.size, depth)
         self.dtype = form.dtype
@@ -69,14 +63,15 @@ class ImageFile:
         return values
 
     def _decode(self) -> np.ndarray:
-        """x = (pixel / 255 - mean) / std, or the pixels themselves for a uint8 input."""
-        pixels = _read_pixels(self._path, self._form.channels == "gray", self._resized)
-        top, left = ((have - want) // 2 for have, want in zip(self._resized, self.size, strict=True))
-        pixels = pixels[top : top + self.size[0], left : left + self.size[1]]
+        """x = (pixel / 255 - mean) / std, without 255 if ``pixel_range`` says so; pixels for a uint8 input."""
+        config = self._form.config
+        pixels = _read_pixels(self._path, self._form.channels == "gray", self._frame.resized, config.interpolation)
+        pixels = _fit(pixels, self._frame, config.fill)
         if self._form.dtype.kind == "f":
-            mean, std = (np.asarray(v, np.float32) for v in (self._form.config.mean, self._form.config.std))
+            mean, std = (np.asarray(v, np.float32) for v in (config.mean, config.std))
             pixels = pixels.astype(np.float32)
-            pixels /= np.float32(255)  # in place, as an image may be large
+            if config.pixel_range == UNIT:
+                pixels /= np.float32(255)  # in place, as an image may be large
             pixels = np.subtract(pixels, mean, out=pixels)
             pixels = np.divide(pixels, std, out=pixels)
         if self._form.channels == "bgr":
@@ -94,10 +89,11 @@ def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: Data
         image = ImageFile(path, form)
         _check_size(path, image.size, form)
         first = first or (path, image.size)
-        if image.size != first[1]:
+        if image.size != first[1] and config.multiple_of is None:
             raise DataError(
                 f"{path}: found {_spell(image.size)} pixels (height x width) where {first[0].name} has"
-                f" {_spell(first[1])}; all must have one size; use --resize and --crop"
+                f" {_spell(first[1])}; all must have one size; use --resize and --crop, or --letterbox; with"
+                " --multiple-of they may differ"
             )
         yield Part(str(path), {form.input: image}, file=path)
 
@@ -164,8 +160,9 @@ def _check_size(path: Path, size: tuple[int, int], form: ImageFormat) -> None:
     if size != want:
         crop = str(want[0]) if want[0] == want[1] else _spell(want)
         raise DataError(
-            f"{path}: found {_spell(size)} pixels (height x width); "
-            f"the model's input {form.input!r} takes {_spell(want)}; use --resize {max(want)} --crop {crop}"
+            f"{path}: found {_spell(size)} pixels (height x width); the model's input {form.input!r} takes"
+            f" {_spell(want)}; use --resize {max(want)} --crop {crop}, --resize {_spell(want)} or --letterbox"
+            f" {_spell(want)}, as the model's own preprocessing does"
         )
 
 
@@ -185,7 +182,19 @@ def _check_pixels(path: Path, size: tuple[int, int], most: int, when: str = "") 
         )
 
 
-def _read_pixels(path: Path, gray: bool, size: tuple[int, int]) -> np.ndarray:
+def _fit(pixels: np.ndarray, frame: Frame, fill: int) -> np.ndarray:
+    """The scaled image (height, width, channels) in its frame, cut to it or with bars of ``fill``."""
+    top, left = frame.offset
+    if top < 0 or left < 0:
+        return pixels[-top : frame.size[0] - top, -left : frame.size[1] - left]
+    if frame.resized == frame.size:
+        return pixels
+    filled = np.full((*frame.size, pixels.shape[2]), fill, np.uint8)
+    filled[top : top + frame.resized[0], left : left + frame.resized[1]] = pixels
+    return filled
+
+
+def _read_pixels(path: Path, gray: bool, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """uint8 (height, width, 1 or 3), resized. EXIF rotation is not applied, since training pipelines do not either."""
     from PIL import Image
 
@@ -196,9 +205,19 @@ def _read_pixels(path: Path, gray: bool, size: tuple[int, int]) -> np.ndarray:
         mode = "L" if gray else "RGB"
         image = image if image.mode == mode else image.convert(mode)
         if (image.height, image.width) != size:
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            image = _resize(image, (size[1], size[0]), interpolation)
         pixels = np.asarray(image)
     return pixels[..., None] if gray else pixels
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    """The image with this width and height. Pillow and torchvision average where they shrink, and OpenCV does not."""
+    from PIL import Image
+
+    if interpolation == "opencv":
+        whole = (0, 0, *image.size)
+        return image.transform(size, Image.Transform.EXTENT, whole, Image.Resampling.BILINEAR)
+    return image.resize(size, Image.Resampling[interpolation.upper()])
 
 
 @contextmanager

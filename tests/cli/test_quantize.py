@@ -99,6 +99,19 @@ def test_defaults_reach_the_library_and_the_output_is_named_after_the_model(run,
     assert (tmp_path / "net.onnx").read_bytes() == b"float"
 
 
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("--resize 64x32 --multiple-of 8", {"resize": (64, 32), "multiple_of": 8}),
+        ("--interpolation opencv", {"interpolation": "opencv"}),
+        ("--letterbox 64 --fill 0 --pixel-range 0..255", {"letterbox": (64, 64), "fill": 0, "pixel_range": "0..255"}),
+    ],
+)
+def test_how_images_are_fitted_reaches_the_settings(run, text, settings):
+    assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
+    assert run.calls[0][2].data == DataConfig(**settings)
+
+
 def test_every_option_reaches_its_setting(run):
     text = (
         "--weight-bits 4 --activation-bits 4 --first-last-bits 4 --range entropy --percentile 99.5 --encoding standard "

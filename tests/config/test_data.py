@@ -32,8 +32,51 @@ def test_crop_is_one_size_or_height_and_width(value, size):
     assert DataConfig(crop=value).crop == size
 
 
+@pytest.mark.parametrize(
+    ("value", "sides"), [(256, (256,)), ("256", (256,)), ("640x480", (640, 480)), ([640, 480], (640, 480)), ([9], (9,))]
+)
+def test_resize_is_the_shorter_side_or_height_and_width(value, sides):
+    assert DataConfig(resize=value).resize == sides
+
+
+@pytest.mark.parametrize("value", ["a", "1x2x3", [1, 2, 3], [], True, "0x4"])
+def test_what_is_neither_one_side_nor_two_is_refused(value):
+    with pytest.raises(ConfigError, match=r"^resize: found "):
+        DataConfig(resize=value)
+
+
+def test_mean_and_std_are_on_the_scale_of_the_pixels():
+    config = DataConfig(pixel_range="0..255", mean="123.7,116.3,103.5", std=58.4)
+    assert config.mean == (123.7, 116.3, 103.5) and config.std == (58.4,)
+    for given, text in (
+        (
+            {"mean": 256},
+            "mean: found 256; must be on the scale of pixels from 0 to 255, between -255 and 255; give it as",
+        ),
+        (
+            {"std": 2551},
+            "std: found 2551; must be on the scale of pixels from 0 to 255, from 0.0001 to 2,550; give it as",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=f"^{text}"):
+            DataConfig(pixel_range="0..255", **given)
+
+
+@pytest.mark.parametrize("name", ["resize", "crop"])
+def test_a_letterbox_stands_alone(name):
+    with pytest.raises(ConfigError, match=f"^letterbox: found 64; is given beside {name}, and fits the image alone;"):
+        DataConfig(letterbox=64, **{name: 32})
+
+
+def test_a_crop_has_no_multiple():
+    with pytest.raises(ConfigError, match=r"^multiple_of: found 32; is given beside crop, which sets the size; give"):
+        DataConfig(multiple_of=32, crop=224)
+
+
 def test_a_mean_on_the_scale_of_pixels_is_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"^mean: found '123.7,116.3,103.5'; .*divide it by 255$"):
+    with pytest.raises(
+        ConfigError, match=r"^mean: found '123.7,116.3,103.5'; .*divide it by 255, or give pixel_range 0\.\.255$"
+    ):
         DataConfig(mean="123.7,116.3,103.5")
 
 
@@ -53,11 +96,20 @@ def test_what_is_no_finite_number_is_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("resize", 16_384), ("crop", 16_384), ("max_length", 1_048_576), ("max_pixels", 178_956_970)]
+    ("name", "most"),
+    [
+        ("resize", 16_384),
+        ("crop", 16_384),
+        ("letterbox", 16_384),
+        ("multiple_of", 16_384),
+        ("fill", 255),
+        ("max_length", 1_048_576),
+        ("max_pixels", 178_956_970),
+    ],
 )
 def test_numbers_have_an_upper_and_a_lower_bound(name, most):
     DataConfig(**{name: most})
-    for value in (most + 1, 0, -1, 10**30, True, 1.5):
+    for value in (most + 1, 0 if name != "fill" else -2, -1, 10**30, True, 1.5):
         with pytest.raises(ConfigError, match=f"^{name}: "):
             DataConfig(**{name: value})
 

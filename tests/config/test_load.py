@@ -50,7 +50,7 @@ def test_a_bad_option_is_named_as_the_user_wrote_it():
         ("[data]\nrezise = 4", "rezise: unknown setting; did you mean 'resize'?"),
         (
             "[data]\nepochs = 4",
-            "epochs: unknown setting; 'epochs' is none of mean, std, resize, crop, layout, channels",
+            "epochs: unknown setting; 'epochs' is none of pixel_range, mean, std, resize, crop, letterbox",
         ),
         ("[data]\nsteps = 4", "steps: unknown setting; it belongs at the top of the file (QuantizeConfig)"),
         ("min-sqnr = 9", "min-sqnr: unknown setting; it belongs under [validate] (ValidateConfig)"),

@@ -667,7 +667,8 @@ def test_images_of_two_sizes_are_refused_with_both(tmp_path):
     make_image(tmp_path / "a.png")
     make_image(tmp_path / "b.png", 9, 8)
     text = (
-        "b.png: found 9x8 pixels (height x width) where a.png has 8x8; all must have one size; use --resize and --crop"
+        "b.png: found 9x8 pixels (height x width) where a.png has 8x8; all must have one size; use --resize and --crop,"
+        " or --letterbox; with --multiple-of they may differ"
     )
     refuse(text, tmp_path, [make_spec(None, 3, None, None)])
 
@@ -675,7 +676,8 @@ def test_images_of_two_sizes_are_refused_with_both(tmp_path):
 def test_images_of_another_size_than_the_models_are_refused_with_the_options(tmp_path):
     make_image(tmp_path / "a.png", 9, 12)
     refuse(
-        "a.png: found 9x12 pixels (height x width); the model's input 'x' takes 8x8; use --resize 8 --crop 8",
+        "a.png: found 9x12 pixels (height x width); the model's input 'x' takes 8x8; use --resize 8 --crop 8,"
+        " --resize 8x8 or --letterbox 8x8, as the model's own preprocessing does",
         tmp_path,
         PLANES,
     )

@@ -95,7 +95,7 @@ def test_pixels_beyond_the_limit_are_refused_by_the_header_alone(tmp_path):
 
 def test_pixels_after_resizing_are_limited_too(tmp_path):
     claim_png(tmp_path / "a.png", 1, 65_535)
-    text = "a.png: found 224x14679840 pixels (height x width) after --resize; 67,108,864 in all"
+    text = "a.png: found 224x14679840 pixels (height x width) after resizing; 67,108,864 in all"
     refuse(text, tmp_path, DataConfig(resize=224, crop=224))
 
 
@@ -153,3 +153,105 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 64 * batch["image"][0].nbytes / 2
+
+
+def make_image(path, height, width):
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([y * 255 // max(height - 1, 1), x * 255 // max(width - 1, 1), (x + y) % 256], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+ANY = [InputSpec("x", np.dtype(np.float32), (None, 3, None, None))]
+
+
+def read(path, *, inputs=ANY, **settings):
+    """The pixels (height, width, 3) as the model gets them, from 0 to 255."""
+    batch = open_calibration(path, inputs, DataConfig(pixel_range="0..255", **settings)).read([0])["x"][0]
+    return batch.transpose(1, 2, 0)
+
+
+def test_two_sides_are_resized_each_by_its_own_ratio(tmp_path):
+    make_image(tmp_path / "a.png", 20, 30)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(image.resize((8, 12), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(read(tmp_path, resize="12x8"), expected)
+
+
+def test_pixels_may_stay_on_their_own_scale(tmp_path):
+    pixels = make_image(tmp_path / "a.png", 8, 8)
+    np.testing.assert_array_equal(read(tmp_path), pixels)
+    np.testing.assert_allclose(read(tmp_path, mean=(1, 2, 3), std=2), (pixels - np.float32([1, 2, 3])) / 2)
+    config = DataConfig(pixel_range="0..255", mean=(1, 2, 3), std=2)
+    text = "images are read as x = (pixel - (1, 2, 3)) / 2"
+    assert any(text in note for note in open_calibration(tmp_path, ANY, config).notes)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "shape", "top", "left"),
+    [((20, 40), "32x32", (16, 32), 8, 0), ((40, 20), 32, (32, 16), 0, 8), ((30, 41), "32x32", (23, 32), 4, 0)],
+)
+def test_a_letterbox_keeps_proportions_between_bars_of_one_value(tmp_path, size, box, shape, top, left):
+    make_image(tmp_path / "a.png", *size)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR))
+    for fill in (114, 0):
+        given = read(tmp_path, letterbox=box, fill=fill)
+        assert given.shape == (32, 32, 3)
+        inside = given[top : top + shape[0], left : left + shape[1]]
+        np.testing.assert_array_equal(inside, expected)
+        assert (given == fill).all(-1).sum() >= 32 * 32 - shape[0] * shape[1]
+
+
+def test_a_letterbox_of_a_multiple_has_no_more_bars_than_it_needs(tmp_path):
+    make_image(tmp_path / "a.png", 60, 128)
+    assert read(tmp_path, letterbox=64, multiple_of=32).shape == (32, 64, 3)
+    assert read(tmp_path, letterbox=64, multiple_of=10).shape == (30, 70, 3)
+
+
+def test_sides_become_multiples_and_images_may_differ_in_size_then(tmp_path):
+    make_image(tmp_path / "a.png", 60, 100)
+    make_image(tmp_path / "b.png", 100, 60)
+    make_image(tmp_path / "c.png", 10, 10)
+    samples = open_calibration(tmp_path, ANY, DataConfig(multiple_of=32))
+    shapes = [samples.read([number])["x"].shape for number in range(3)]
+    assert shapes == [(1, 3, 64, 96), (1, 3, 96, 64), (1, 3, 32, 32)]
+    assert sorted(len(feeds["x"]) for feeds in samples.batches(8)) == [1, 1, 1]
+
+
+def test_a_uint8_input_gets_the_pixels_of_a_letterbox(tmp_path):
+    make_image(tmp_path / "a.png", 4, 8)
+    inputs = [InputSpec("x", np.dtype(np.uint8), (None, 8, 8, 3))]
+    batch = open_calibration(tmp_path, inputs, DataConfig(letterbox=8)).read([0])["x"][0]
+    assert batch.dtype == np.uint8 and (batch[:2] == 114).all() and (batch[6:] == 114).all()
+
+
+def interpolate(pixels, size):
+    """OpenCV's INTER_LINEAR: between the two nearest pixels of each axis, whose centres are at halves."""
+    for axis, count in enumerate(size):
+        at = np.clip((np.arange(count) + 0.5) * pixels.shape[axis] / count - 0.5, 0, pixels.shape[axis] - 1)
+        low = np.floor(at).astype(int)
+        share = (at - low).reshape([-1 if each == axis else 1 for each in range(3)])
+        high = np.minimum(low + 1, pixels.shape[axis] - 1)
+        pixels = pixels.take(low, axis) * (1 - share) + pixels.take(high, axis) * share
+    return pixels
+
+
+@pytest.mark.parametrize("size", [(7, 11), (40, 64), (8, 8)])
+def test_opencv_does_not_average_where_it_shrinks(tmp_path, size):
+    pixels = make_image(tmp_path / "a.png", 24, 33)
+    given = read(tmp_path, resize=size, interpolation="opencv")
+    np.testing.assert_allclose(given, interpolate(pixels.astype(float), size), atol=1)
+    with Image.open(tmp_path / "a.png") as image:
+        cubic = np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(read(tmp_path, resize=size, interpolation="bicubic"), cubic)
+
+
+def test_bars_count_as_pixels_of_an_image(tmp_path):
+    make_image(tmp_path / "a.png", 8, 8)
+    text = r"a\.png: found 64x64 pixels \(height x width\) after resizing; 1,000 in all are read; make it smaller"
+    with pytest.raises(DataError, match=text):
+        open_calibration(tmp_path, ANY, DataConfig(letterbox=64, max_pixels=1000))
+    make_image(tmp_path / "a.png", 1, 64)
+    with pytest.raises(DataError, match=text.replace("after resizing", "with bars")):
+        open_calibration(tmp_path, ANY, DataConfig(letterbox=64, max_pixels=1000))
