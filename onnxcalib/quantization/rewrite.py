@@ -22,6 +22,7 @@ from ..graph.passes.gemm import normalise_gemm, spread_biases
 from ..graph.passes.hardswish import split_hardswish
 from ..graph.passes.normalise import normalise
 from ..graph.passes.opset import raise_opset
+from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.pads import fold_pads
 from ..graph.passes.pool import globalise_pools
 from ..graph.passes.products import products_as_layers
@@ -49,6 +50,7 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
+    passes["split_fusions"] = split_fusions(model)
     four_bit = config.least_bits == 4 or config.block_size is not None
     raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
