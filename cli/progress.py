@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -10,6 +11,9 @@ from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
 
 from .console import PlainConsole
+
+# Without a terminal a line on a pass comes after so many seconds, and again after as many.
+LINE_SECONDS = 10.0
 
 
 class ProgressObserver(Observer):
@@ -21,6 +25,8 @@ class ProgressObserver(Observer):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._done = self._total = 0
+        self._stage, self._passed = "", 0  # of the pass that is told now: its stage, and what of it is done
+        self._start = self._last = time.monotonic()
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 BarColumn(bar_width=20),
@@ -44,6 +50,25 @@ class ProgressObserver(Observer):
 
     def stage(self, name: str) -> None:
         self._print(f"{name} ...")
+        self._done = self._total = self._passed = 0
+        self._stage, self._start = name, time.monotonic()
+        self._last = self._start
+        self._open_task(None, name)
+
+    def progress(self, done: int, total: int) -> None:
+        if self._done < self._total:  # blocks or layers are told in place of what each does
+            return
+        now = time.monotonic()
+        if done <= self._passed:  # another pass of the stage
+            self._start = self._last = now
+            self._open_task(total, self._stage)
+        self._passed = done
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif now - self._last >= LINE_SECONDS:
+            self._last = now
+            left = (now - self._start) / done * (total - done)
+            self._print(f"  {self._stage}: {done}/{total} done, about {left:.0f} s left")
 
     def note(self, text: str) -> None:
         self._print(f"  {text}")
@@ -53,10 +78,7 @@ class ProgressObserver(Observer):
 
     def blocks(self, total: int) -> None:
         self._done, self._total = 0, total
-        if self._bar:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task("blocks", total=total)
+        self._open_task(total, "blocks")
 
     def block(self, record: BlockRecord) -> None:
         self._advance("block", describe_block(record))
@@ -70,6 +92,12 @@ class ProgressObserver(Observer):
             self._bar.update(self._task, advance=1, description=escape_controls(text))
         else:
             self._print(f"  {kind} {self._done}/{self._total} {text}")
+
+    def _open_task(self, total: int | None, text: str) -> None:
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(escape_controls(text), total=total)
 
     def _print(self, text: str) -> None:
         if not self._quiet:

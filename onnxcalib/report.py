@@ -264,6 +264,9 @@ class Observer:
         """
         warnings.warn(text, OnnxCalibWarning, stacklevel=_count_own_frames() + 1)
 
+    def progress(self, done: int, total: int) -> None:
+        """So much of a pass of the current stage is done: of its samples or layers. A stage may make several passes."""
+
     def blocks(self, total: int) -> None:
         """Reconstruction begins, on this many blocks; or planning, on this many layers."""
 
@@ -294,6 +297,9 @@ class LoggedObserver(Observer):
     def warn(self, text: str) -> None:
         LOGGER.warning("%s", text)
         self._observer.warn(text)
+
+    def progress(self, done: int, total: int) -> None:
+        self._observer.progress(done, total)
 
     def blocks(self, total: int) -> None:
         LOGGER.debug("%d blocks or layers", total)

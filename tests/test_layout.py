@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "values": (set(), set()),
     "config": ({"errors", "files", "spec", "values"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
+    "progress": (set(), set()),
     "report": ({"errors"}, set()),
     "verdict": ({"report"}, set()),
-    "data": (FOUNDATION, {"numpy", "onnx", "PIL", "tokenizers"}),
+    "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
     "graph.inspect": ({"graph", "spec", "errors"}, {"numpy", "onnx"}),
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs"},
     ),
     "quantization": (
-        {*FOUNDATION, "bitplan", "report", *WORKSHOPS},
+        {*FOUNDATION, "bitplan", "progress", "report", *WORKSHOPS},
         {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (
@@ -47,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "torch"},
     ),
     "validation": (
-        {"errors", "config", "report", "verdict", *WORKSHOPS, "quantization"},
+        {"errors", "config", "progress", "report", "verdict", *WORKSHOPS, "quantization"},
         {"numpy", "onnx"},
     ),
     "pipeline": (

@@ -16,6 +16,7 @@ import numpy as np
 from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from ..errors import DataError
 from ..files.scratch import Scratch
+from ..progress import track
 from ..spec import InputSpec
 from .checked import CheckedSamples, check_part, share_batch, unpack_part
 from .padding import MASK, trim_padding
@@ -145,8 +146,8 @@ class CalibrationSet:
         return sorted(runs, key=lambda run: run[0])
 
     def batches(self, size: int) -> Iterator[dict[str, np.ndarray]]:
-        """All samples, in the runs of ``split``."""
-        return (self.read(run) for run in self.split(size))
+        """All samples, in the runs of ``split``; tells how many are done."""
+        return (self.read(run) for run in track(self.split(size), len))
 
     def count(self, feeds: Mapping[str, np.ndarray]) -> int:
         """Number of samples in the feeds of a run; 1 where the model has no batch axis."""

@@ -17,6 +17,7 @@ from ..graph.index import reads
 from ..graph.weightless import held_bytes
 from ..numeric.adaquant import Batch
 from ..numeric.distill import divergence_sums, sample_losses
+from ..progress import track
 from ..runtime.blocks import BlockError
 from ..spec import Block
 from .learn import Learner, MiniBatches, convert_block
@@ -57,9 +58,15 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
     before = _relative_losses(learner, deciding)
     if before.shape[1] < LEAST_DECIDING:
         return False, "its outputs do not count samples, and the batches are too few to see whether it helps"
+    steps = track(range(STEPS))
+
+    def draw() -> Batch:
+        next(steps, None)  # tells the step before
+        return data.draw()
+
     try:
         outcome = learner.learn(
-            data.draw,
+            draw,
             lambda: stopping,
             steps=STEPS,
             bias_rate=RATE,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ..config import FLOAT_BITS, QuantizeConfig
 from ..errors import ConfigError, escape_controls
+from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 
@@ -41,7 +42,8 @@ class Run:
         self.observer.stage(name)
         self.current_stage = name
         start = time.perf_counter()
-        yield
+        with listening(self.observer.progress):
+            yield
         self.seconds[name] = time.perf_counter() - start
         self.current_stage = None
 

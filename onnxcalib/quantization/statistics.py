@@ -13,6 +13,7 @@ from ..graph.blocks import find_blocks, single_layers
 from ..graph.emit import LayerParams
 from ..graph.ops import CONVOLUTIONS
 from ..numeric.statistics import Affine, ChannelTally
+from ..progress import track
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import select
 from .solve import guard_scale
@@ -34,7 +35,7 @@ def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
     parts = [
         part for block in blocks for part in single_layers(problem.model, problem.scheme, block, index=problem.index)
     ]
-    for part, later in zip(parts, read_later(state, parts, set()), strict=True):
+    for part, later in track([*zip(parts, read_later(state, parts, set()), strict=True)]):
         for name in part.layers:
             _tune_layer(state, part, problem.layers[name])
         run_block(state, part, later, quantized=False)

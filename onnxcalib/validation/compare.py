@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data import CalibrationSet
+from ..progress import track
 from ..quantization.output_parts import Parts
 from ..quantization.output_tally import OutputTally
 from ..quantization.padding_mask import PaddingMask, find_real
@@ -60,7 +61,7 @@ def compare(
         by_label = None
         if classes is not None:
             by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
-        for batch in batches:
+        for batch in track(batches, len):
             feeds = samples.read(batch)
             wanted, given = original.run(feeds), quantized.run(feeds)
             for tally in (by_metric, by_label):

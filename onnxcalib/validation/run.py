@@ -18,6 +18,7 @@ from ..errors import DataError, GateError, ModelError, escape_controls, first_li
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
+from ..progress import listening
 from ..quantization.calibrate import batch_size
 from ..quantization.ordering import describe_orders
 from ..quantization.output_parts import Parts, find_parts
@@ -57,7 +58,8 @@ def validate(
     does not hold raises nothing: ask ``Verdict.passed``.
     """
     run = _Run(ValidateConfig.take(config), observer or Observer())
-    return run.validate((float_model, quantized_model), data, take_labels(labels), explain=explain)
+    with listening(run.observer.progress):
+        return run.validate((float_model, quantized_model), data, take_labels(labels), explain=explain)
 
 
 class _Run:

@@ -16,6 +16,7 @@ from ..graph.index import Index, is_op
 from ..graph.inspect.integers import GIVEN
 from ..graph.liveness import find_live
 from ..numeric.metrics import Comparison, mean_sqnr
+from ..progress import track
 from ..quantization.calibrate import batch_size
 from ..quantization.output_parts import Parts, take_parts
 from ..runtime.session import Session, is_float
@@ -124,7 +125,7 @@ class Survey:
         types = infer_types(self.original)
         values = {name: self.store.batch(name, 0) for name in self.index.outputs}
         floats = [name for name, value in values.items() if is_float(value)]
-        for each in self.layers:
+        for each in track(self.layers):
             inputs = self.live.get(each.pair.output, ())
             wanted = [name for name in floats if name not in inputs]
             try:
