@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy import special
 
 from ..spec import QParams, QuantSpec
 from .histogram import Histogram
@@ -16,6 +17,15 @@ SHARES = np.geomspace(1.0, 0.001, 142)
 ROUNDS = 2
 # The least scale. A tensor whose range has less than this for every level is constant.
 LEAST_SCALE = float(np.finfo(np.float32).tiny)
+Function = Callable[[np.ndarray], np.ndarray]
+# What flattens a part of its range, by name.
+FUNCTIONS: dict[str | None, Function] = {
+    "sigmoid": special.expit,
+    "tanh": np.tanh,
+    "swish": lambda x: x * special.expit(x),
+    "hard-swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "gelu": lambda x: x * special.ndtr(x),
+}
 RANGE_KINDS = ("min-max", "percentile", "squared-error", "entropy")
 
 
@@ -26,12 +36,15 @@ def choose_grid(
     kind: str = "squared-error",
     percentile: float = 99.99,
     bound: float | None = None,
+    function: str | None = None,
 ) -> QParams:
     """The grid of one activation tensor; zero is always on it.
 
     kind: one of RANGE_KINDS, how the range is chosen. percentile: percent of the values that the range keeps, for that
     kind. bound: c of a tensor that a Clip(0, c) makes, or infinity of a Relu's. Its zero point is qmin and its range
-    ends inside [0, c]: onnxruntime fuses the activation only then.
+    ends inside [0, c]: onnxruntime fuses the activation only then. function: one of FUNCTIONS that alone reads the
+    tensor; the squared error is then that of what it gives. Swish makes next to nothing of all values below -8, so that
+    they need no levels.
     """
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
     if not np.isfinite(low) or high - low < LEAST_SCALE * (spec.qmax - spec.qmin):
@@ -39,7 +52,7 @@ def choose_grid(
     elif kind == "percentile":
         low, high = _percentile(histogram, percentile)
     elif kind in ("squared-error", "entropy"):
-        measure = _squared_error if kind == "squared-error" else _divergence
+        measure = _measure_squares(FUNCTIONS.get(function)) if kind == "squared-error" else _divergence
         low, high = _search(histogram, lambda a, b: make_grid(a, b, spec, bound=bound), measure)
     return make_grid(low, high, spec, bound=bound)
 
@@ -100,9 +113,15 @@ def _search(
     return best[1], best[2]
 
 
-def _squared_error(centres: np.ndarray, counts: np.ndarray, scale: float, zero_point: int, spec: QuantSpec) -> float:
-    """Squared error of the histogram's values on the grid, each taken for the centre of its bin."""
-    return float(np.dot(counts, np.square(fake_quantize(centres, scale, zero_point, spec) - centres)))
+def _measure_squares(function: Function | None) -> Measure:
+    """The squared error of a function of the histogram's values on the grid, each taken for the centre of its bin."""
+
+    def measure(centres: np.ndarray, counts: np.ndarray, scale: float, zero_point: int, spec: QuantSpec) -> float:
+        rounded = fake_quantize(centres, scale, zero_point, spec)
+        error = rounded - centres if function is None else function(rounded) - function(centres)
+        return float(np.dot(counts, np.square(error)))
+
+    return measure
 
 
 def _divergence(centres: np.ndarray, counts: np.ndarray, scale: float, zero_point: int, spec: QuantSpec) -> float:

@@ -113,10 +113,13 @@ def choose_grids(
     histograms: Mapping[str, Histogram],
     config: QuantizeConfig,
     known: dict[Any, QParams] | None = None,
+    *,
+    squashed: Mapping[str, str] | None = None,
 ) -> Grids:
     """Grids of the scheme's activations as calibrated; tensors that share a grid get one.
 
     known: grids that were chosen from these histograms for other schemes; new grids are added to it.
+    squashed: tensor -> the activation function that alone reads it (``find_squashed``).
     """
     known = {} if known is None else known
 
@@ -127,7 +130,15 @@ def choose_grids(
             merged = Histogram()
             for tensor in members:
                 merged.merge(histograms[tensor])
-            known[key] = choose_grid(merged, spec, kind=config.range, percentile=config.percentile, bound=bound)
+            functions = {(squashed or {}).get(tensor) for tensor in members}
+            known[key] = choose_grid(
+                merged,
+                spec,
+                kind=config.range,
+                percentile=config.percentile,
+                bound=bound,
+                function=functions.pop() if len(functions) == 1 else None,
+            )
         return known[key]
 
     activations = {tensor: choose(scheme.members_of(tensor), spec) for tensor, spec in scheme.activations.items()}

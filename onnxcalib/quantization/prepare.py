@@ -19,11 +19,13 @@ from ..data.holdout import hold_out
 from ..graph.draws import spell_draws
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.finite import explain_nan
+from ..graph.index import Index
 from ..graph.load import inputs_of, load_model
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
+from ..graph.squashed import find_squashed
 from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn
 from ..runtime.session import Session, is_float
@@ -81,6 +83,11 @@ class Prepared:
     parts: Parts = field(default_factory=dict)
 
     @cached_property
+    def squashed(self) -> Mapping[str, str]:
+        """Tensors that an activation function alone reads, and that function."""
+        return find_squashed(Index(self.model.graph))
+
+    @cached_property
     def original_padding(self) -> PaddingMask:
         """The padding mask of the original model."""
         return PaddingMask(self.original)
@@ -116,7 +123,7 @@ class Prepared:
         self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
     ) -> Grids:
         """Grids of the scheme's activations; lossless ones are kept where they hold the values of all samples."""
-        grids = choose_grids(scheme, statistics.histograms, self.config, known)
+        grids = choose_grids(scheme, statistics.histograms, self.config, known, squashed=self.squashed)
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 

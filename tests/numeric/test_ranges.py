@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcalib.numeric.histogram import Histogram
-from onnxcalib.numeric.ranges import RANGE_KINDS, choose_grid, make_grid
+from onnxcalib.numeric.ranges import FUNCTIONS, RANGE_KINDS, choose_grid, make_grid
 from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.spec import QParams, QuantSpec
 
@@ -149,3 +149,17 @@ def test_small_values_get_a_grid_of_their_own_size(kind, size):
 
 def rescale(grid, factor):
     return QParams(np.asarray(float(grid.scale) * factor), grid.zero_point, grid.spec)
+
+
+@pytest.mark.parametrize("function", [name for name in FUNCTIONS if name])
+def test_levels_are_spent_where_the_function_is_not_flat(function):
+    values = np.random.default_rng(0).normal(-20, 12, 40_000)
+    histogram, behind = collect(values), FUNCTIONS[function]
+    plain, own = choose_grid(histogram, BYTES), choose_grid(histogram, BYTES, function=function)
+
+    def error(grid):
+        rounded = fake_quantize(values, float(grid.scale), int(grid.zero_point), BYTES)
+        return np.square(behind(rounded) - behind(values)).mean()
+
+    assert ends(own)[0] > 0.5 * ends(plain)[0]
+    assert error(own) < 0.5 * error(plain)
