@@ -10,7 +10,7 @@ from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.config import HOLD_OUT_FROM
-from onnxcalib.report import FloatRecord, MeasuredOn, OutputRecord, Report, UnfusedRecord, list_rows
+from onnxcalib.report import FloatRecord, MeasuredOn, OutputRecord, Report, UnfusedRecord, list_rows, spell_positions
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
 from .console import open_console
@@ -139,7 +139,7 @@ def _tabulate_stages(report: Report) -> Table:
 def _spell_output(record: OutputRecord) -> Sequence[str]:
     agreement = None if record.agreement is None else 100 * record.agreement
     errors = spell_number(record.cosine, ".6f"), spell_number(record.max_abs_error, ".4g")
-    return spell_number(record.sqnr_db), *errors, spell_number(agreement)
+    return spell_number(record.sqnr_db), *errors, spell_number(agreement) + spell_positions(record)
 
 
 def _differs(record: OutputRecord) -> bool:

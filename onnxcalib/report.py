@@ -57,6 +57,7 @@ class OutputRecord:
 
     agreement: the share (0 to 1) of samples on which both models agree. Class scores agree where the top class is the
     same; integers, booleans and strings agree where all values are equal. Intervals are (low, high), at 95% confidence.
+    positions: where each sample has several top classes, as characters or pixels have, so many of them are counted.
     broken: values of the quantized model that are not finite where the float model's are; they make the SQNR -inf.
     left_out: values of the float model that are not finite, which are left out of every measure.
     parts: the output's parts where a Concat joins several tensors; each is judged, and not the output as a whole, in
@@ -74,10 +75,16 @@ class OutputRecord:
     agreement_interval: tuple[float, float] | None = None
     broken: int = 0
     left_out: int = 0
+    positions: int | None = None
     parts: tuple[OutputRecord, ...] = ()
     tensors: tuple[str, ...] = ()
     median_db: float | None = None
     largest_share: float | None = None
+
+
+def spell_positions(record: OutputRecord) -> str:
+    """How many positions the agreement counts, where they are not samples: `` of 5,120``."""
+    return "" if record.positions is None else f" of {record.positions:,}"
 
 
 def list_rows(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
@@ -93,7 +100,7 @@ def list_judged(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
 def spell_worst(outputs: Sequence[OutputRecord]) -> str:
     """The smallest SQNR of all outputs and parts, and the smallest agreement: ``12.8 dB, 90.1% agreement``."""
     decibels = [record.sqnr_db for record in list_judged(outputs) if record.sqnr_db is not None]
-    shares = [100 * record.agreement for record in outputs if record.agreement is not None]
+    shares = [100 * record.agreement for record in list_rows(outputs) if record.agreement is not None]
     found = [f"{_least(decibels):.1f} dB"] if decibels else []
     return ", ".join([*found, *([f"{_least(shares):.1f}% agreement"] if shares else [])])
 

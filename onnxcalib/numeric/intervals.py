@@ -42,6 +42,32 @@ def agreement_interval(equal: int, total: int) -> Interval:
     return float(found.low), float(found.high)
 
 
+def position_interval(clusters: np.ndarray, samples: int) -> Interval:
+    """Interval of a share of positions, sum e / sum n, where positions of one sample depend on each other.
+
+    clusters (5,): sums over ``samples`` samples of e, n, e^2, n^2 and e n, n positions of which e agree. It is Wilson's
+    for so many independent positions as have the variance of the ratio (Cochran 1977, chapter 6; Korn and Graubard 1998
+    for the effective number), and for one position a sample where no variance is seen. With one position a sample it is
+    ``agreement_interval``.
+
+    Coverage over 2,000 draws, 20 positions a sample whose chance varies between samples by beta distributions of 5 and
+    20 effective counts, p of 0.9 and 0.97: 92 to 96% with 50 to 500 samples, where Wilson's of all positions has 65 to
+    87. At p of 0.99 it is 89% with 50 or 100 samples of the first kind.
+    """
+    equal, total, equal2, total2, cross = map(float, clusters)
+    if not total or not samples:
+        return 0.0, 1.0
+    share = equal / total
+    independent = min(float(samples), total)
+    if 0 < share < 1 and samples > 1:
+        spread = max(equal2 - 2 * share * cross + share**2 * total2, 0.0) * samples / (samples - 1)
+        if spread > 0:
+            independent = min(max(share * (1 - share) * total**2 / spread, 1.0), total)
+    z = Z**2 / independent
+    middle, half = (share + z / 2) / (1 + z), math.sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def drop_interval(lost: int, gained: int, total: int) -> Interval:
     """Interval of the difference of two accuracies on the same samples, ``(lost - gained) / total``: Tango 1998.
 

@@ -12,6 +12,8 @@ CHUNK = 2**15
 TINY = np.finfo(np.float64).tiny  # stands for squares that are too small for float64
 # How far from 1 the squared length of an embedding may lie.
 UNIT_TOLERANCE = 1e-3
+# How far from 1 a sum of probabilities may lie, and that of probabilities in float16.
+SUM_TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2
 
 
 class Comparison:
@@ -21,14 +23,22 @@ class Comparison:
     reference and e that of its error. Values of the reference that are not finite are left out of every measure, and so
     are samples without any other; ``left_out`` counts these values, and ``values`` all others. A value of the other
     tensor that is not finite where the reference is finite is an infinite error; ``broken`` counts them.
+
+    Classes are looked for on axis 1 of rows (samples, classes), and in tensors of more axes where the reference is
+    probabilities, or their logarithms, along an axis: then each position has a top class. rows_are_scores: False looks
+    for probabilities only. clusters (5,): sums over samples of e, n, e^2, n^2 and e n, with n the positions of a sample
+    that have a top class, in e of which it stays; ``groups`` counts the samples that have any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rows_are_scores: bool = True) -> None:
         self.powers = np.zeros(5)
         self.samples = self.values = self.left_out = self.broken = 0
         self._largest = 0.0
         self._other = self._product = 0.0
-        self._rows = self.equal = 0
+        self.clusters = np.zeros(5)
+        self.groups = 0
+        self._rows_are_scores = rows_are_scores
+        self._axis: int | None = None
         self._scores = self._embeds = True
         self._by_sample: list[np.ndarray] = []  # (2, samples) of each batch: a and e
 
@@ -48,13 +58,25 @@ class Comparison:
         self.samples += int(np.count_nonzero(values))
         self.values += int(values.sum())
         self.left_out += reference.size - int(values.sum())
-        shape = reference.shape
-        self._scores &= scores_classes(shape)
-        self._embeds = self._embeds and self._scores and _embeds(reference)
-        if self._scores:
-            best = top_class(reference)
-            self._rows += int(np.count_nonzero(best >= 0))
-            self.equal += int(np.count_nonzero((best >= 0) & (best == top_class(other, like=reference))))
+        self._add_classes(reference, other, samples)
+
+    def _add_classes(self, reference: np.ndarray, other: np.ndarray, samples: int) -> None:
+        rows = self._rows_are_scores and scores_classes(reference.shape)
+        axis = 1 if rows else find_class_axis(reference) if self._scores else None
+        self._scores &= axis is not None and self._axis in (None, axis)
+        self._embeds = self._embeds and rows and self._scores and _embeds(reference)
+        if axis is None or not self._scores:
+            return
+        self._axis = axis
+        if not rows:
+            reference, other = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in (reference, other))
+        best = top_class(reference)
+        same = (best >= 0) & (best == top_class(other, like=reference))
+        # Positions of one sample are no independent draws.
+        shape = (samples, -1) if len(best) % samples == 0 else (-1, 1)
+        equal, count = (x.reshape(shape).sum(axis=1, dtype=np.float64) for x in (same, best >= 0))
+        self.groups += int(np.count_nonzero(count))
+        self.clusters += [x.sum() for x in (equal, count, equal**2, count**2, equal * count)]
 
     def _add_rows(self, reference: np.ndarray, other: np.ndarray) -> np.ndarray:
         """Squared norms of the reference's and the error's rows, and how many values they have, (3, rows)."""
@@ -146,8 +168,13 @@ class Comparison:
 
     @property
     def rows(self) -> int:
-        """Rows of class scores that have a top class, in ``equal`` of which it stays; 0 for another kind of tensor."""
-        return self._rows if self._scores and not self._embeds else 0
+        """Rows or positions that have a top class, in ``equal`` of which it stays; 0 for another kind of tensor."""
+        return int(self.clusters[1]) if self._scores and not self._embeds else 0
+
+    @property
+    def equal(self) -> int:
+        """Rows or positions whose top class stays."""
+        return int(self.clusters[0])
 
     @property
     def agreement(self) -> float | None:
@@ -196,6 +223,28 @@ class Accuracy:
 def scores_classes(shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape can be class scores: (samples, classes), maybe with axes of size 1 behind."""
     return len(shape) >= 2 and shape[1] > 1 and int(np.prod(shape)) == shape[0] * shape[1]
+
+
+def find_class_axis(values: np.ndarray) -> int | None:
+    """The axis behind axis 0 along which the values are probabilities of classes, or their logarithms; or None.
+
+    They sum to 1 wherever they are finite. So Softmax and LogSoftmax are told from maps of other values, in which a
+    largest value says nothing.
+    """
+    if values.ndim < 2 or not values.size:
+        return None
+    finite = np.isfinite(values)
+    low, high = (float(f(values, initial=0, where=finite)) for f in (np.min, np.max))
+    if low < 0 < high or high > 1 + SUM_TOLERANCE:
+        return None
+    likely = np.where(finite, values, 0) if low == 0 else np.exp(np.where(finite, values, -np.inf))
+    for axis in reversed(range(1, values.ndim)):
+        whole = finite.all(axis=axis)
+        if values.shape[axis] > 1 and whole.any():
+            sums = likely.sum(axis=axis, dtype=np.float64)
+            if np.abs(sums[whole] - 1).max() < (SUM_TOLERANCE if values.dtype.itemsize > 2 else HALF_TOLERANCE):
+                return axis
+    return None
 
 
 def _embeds(rows: np.ndarray) -> bool:

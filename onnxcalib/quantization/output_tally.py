@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph.parts import Part
-from ..numeric.intervals import UNKNOWN, agreement_interval, sqnr_interval
+from ..numeric.intervals import UNKNOWN, agreement_interval, position_interval, sqnr_interval
 from ..numeric.metrics import Comparison
 from ..report import OutputRecord
 from .output_parts import Parts, list_parts
@@ -102,7 +102,7 @@ class OutputTally:
             self._parts.pop(name, None)
             self._by_part.pop(name, None)
         for part in parts:
-            found = self._by_part.setdefault(name, {}).setdefault(part, Comparison())
+            found = self._by_part.setdefault(name, {}).setdefault(part, Comparison(rows_are_scores=False))
             found.add(value[part.place], other[part.place], samples)
 
     @property
@@ -159,11 +159,9 @@ class OutputTally:
         return (*floats, *others)
 
     def _record_parts(self, name: str) -> tuple[OutputRecord, ...]:
-        """A record of each part that has values. Boxes are no class scores: a part has no agreement."""
+        """A record of each part that has values."""
         return tuple(
-            replace(
-                _record(f"{name}{part.label}", found), agreement=None, agreement_interval=None, tensors=part.tensors
-            )
+            replace(_record(f"{name}{part.label}", found), tensors=part.tensors)
             for part, found in self._by_part.get(name, {}).items()
             if found.values
         )
@@ -181,9 +179,18 @@ def _record(name: str, found: Comparison, padded: int = 0) -> OutputRecord:
         found.max_abs_error,
         found.agreement,
         interval,
-        agreement_interval(found.equal, found.rows) if found.rows else None,
+        _agreement_interval(found),
         broken=found.broken,
         left_out=found.left_out - padded,
         median_db=found.median_db,
         largest_share=found.largest_share,
+        positions=found.rows if found.rows > found.groups else None,
     )
+
+
+def _agreement_interval(found: Comparison) -> tuple[float, float] | None:
+    if not found.rows:
+        return None
+    if found.rows == found.groups:
+        return agreement_interval(found.equal, found.rows)
+    return position_interval(found.clusters, found.groups)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
 from ..errors import GateError
-from ..report import list_judged, spell_worst
+from ..report import list_judged, list_rows, spell_worst
 from ..verdict import GateRecord, Interval, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
@@ -24,10 +24,10 @@ def check_gates(found: Comparisons, config: ValidateConfig) -> None:
         _check_drop(found.scores, config.max_drop, config.confident)
     if found.missed:
         return
-    if config.min_agreement is not None and all(record.agreement is None for record in found.outputs):
+    if config.min_agreement is not None and all(record.agreement is None for record in list_rows(found.outputs)):
         raise GateError(
-            "min_agreement: found no output that is class scores, (samples, classes), or whole numbers; agreement needs"
-            " one; use --min-sqnr, or --metric with --max-drop"
+            "min_agreement: found no output that is class scores, (samples, classes), probabilities of classes at"
+            " each position, or whole numbers; agreement needs one; use --min-sqnr, or --metric with --max-drop"
         )
     if config.min_sqnr is not None and all(record.sqnr_db is None for record in found.outputs):
         raise GateError("min_sqnr: found no output of floats; SQNR needs one; use --min-agreement")
@@ -86,7 +86,7 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tupl
         return False, f"output {missed[0]} could not be compared, at least {limit:g}%"
     shares = [
         (record.agreement, record.agreement_interval, record.name)
-        for record in found.outputs
+        for record in list_rows(found.outputs)
         if record.agreement is not None
     ]
     share, interval, name = min(shares, key=lambda each: _low(each[0], each[1], confident))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from ..errors import escape_controls
-from ..report import OutputRecord, SaturationRecord, list_rows, spell_worst
+from ..report import OutputRecord, SaturationRecord, list_rows, spell_positions, spell_worst
 from ..verdict import ContractRecord, Explanation, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
@@ -287,7 +287,7 @@ def _spell_output(record: OutputRecord) -> tuple[str, ...]:
     agreement = None if record.agreement is None else 100 * record.agreement
     return (
         record.name,
-        spell_number(agreement) + spell_interval(record.agreement_interval, scale=100),
+        spell_number(agreement) + spell_positions(record) + spell_interval(record.agreement_interval, scale=100),
         spell_number(record.sqnr_db) + spell_interval(record.sqnr_interval),
         spell_number(record.cosine, ".6f"),
         spell_number(record.max_abs_error, ".4g"),

@@ -12,6 +12,7 @@ from onnxcalib.numeric.intervals import (
     drop_interval,
     mean_interval,
     median_ratio_interval,
+    position_interval,
     sqnr_interval,
 )
 
@@ -317,3 +318,32 @@ def test_constants_leave_the_doubt_that_their_measure_has(count):
     assert mean_interval(np.zeros(count)) == (0, 0)
     low, high = mean_interval(np.full(count, 0.5))
     assert low < 0.5 <= high
+
+
+def clusters(equal, count):
+    e, n = (np.asarray(x, np.float64) for x in (equal, count))
+    return np.array([x.sum() for x in (e, n, e**2, n**2, e * n)])
+
+
+def test_one_position_a_sample_has_the_interval_of_samples():
+    ones = np.ones(400)
+    found = position_interval(clusters(np.repeat([1.0, 0.0], [360, 40]), ones), 400)
+    assert found == pytest.approx(agreement_interval(360, 400), abs=1e-4)
+    assert position_interval(clusters(ones, ones), 400) == pytest.approx(agreement_interval(400, 400))
+
+
+def test_positions_that_fail_together_count_as_one():
+    equal = np.repeat([20.0, 0.0], [90, 10])
+    low, high = position_interval(clusters(equal, np.full(100, 20.0)), 100)
+    assert (low, high) == pytest.approx(agreement_interval(90, 100), abs=1e-3)
+
+
+def test_independent_positions_count_each():
+    equal = np.random.default_rng(0).binomial(20, 0.9, 100)
+    low, high = position_interval(clusters(equal, np.full(100, 20.0)), 100)
+    wide = agreement_interval(int(equal.sum()), 2000)
+    assert high - low == pytest.approx(wide[1] - wide[0], rel=0.2)
+
+
+def test_without_positions_any_share_is_possible():
+    assert position_interval(np.zeros(5), 0) == (0.0, 1.0)

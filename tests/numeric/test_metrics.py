@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.metrics import CHUNK, Accuracy, Comparison, mean_sqnr, scores_classes, top_class
+from onnxcalib.numeric.metrics import CHUNK, Accuracy, Comparison, find_class_axis, mean_sqnr, scores_classes, top_class
 
 
 def compare(*pairs):
@@ -309,3 +309,53 @@ def test_the_median_has_the_ends_of_the_ratio(other, decibels):
 
 def test_nothing_has_no_median():
     assert np.isnan(Comparison().median_db) and np.isnan(Comparison().largest_share)
+
+
+def softmax(scores, axis):
+    powers = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    return (powers / powers.sum(axis=axis, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((3, 20, 7), 2), ((3, 5, 8, 8), 1), ((3, 4, 1), 1)])
+def test_probabilities_have_a_top_class_at_each_position(draw, shape, axis):
+    wanted = softmax(3 * draw(*shape), axis)
+    given = wanted.copy()
+    first = np.moveaxis(given, axis, -1)[0].reshape(-1, shape[axis])
+    worst = np.zeros_like(first)
+    worst[np.arange(len(first)), first.argmin(axis=1)] = 1
+    np.moveaxis(given, axis, -1)[0] = worst.reshape(np.moveaxis(given, axis, -1)[0].shape)
+    for values in ((wanted, given), (np.log(wanted), np.log(given + 1e-9))):
+        comparison = Comparison()
+        comparison.add(*values, samples=3)
+        assert comparison.rows == wanted.size // shape[axis]
+        assert comparison.agreement == pytest.approx(2 / 3) and comparison.groups == 3
+
+
+def test_maps_of_other_values_have_no_classes(draw):
+    values = [draw(3, 5, 8, 8), np.abs(draw(3, 5, 8, 8)), np.clip(draw(3, 5, 8, 8), 0, 1), -np.abs(draw(3, 20, 7))]
+    assert [find_class_axis(value) for value in values] == [None] * 4
+
+
+def test_padding_says_nothing_of_the_class_axis(draw):
+    wanted = softmax(draw(2, 6, 5), 2)
+    wanted[1, 3:] = -np.inf
+    comparison = Comparison()
+    comparison.add(wanted, wanted, samples=2)
+    assert (comparison.rows, comparison.agreement) == (9, 1.0)
+
+
+def test_batches_with_unlike_class_axes_have_no_agreement(draw):
+    comparison = Comparison()
+    comparison.add(softmax(draw(2, 6, 5), 2), softmax(draw(2, 6, 5), 2), samples=2)
+    comparison.add(draw(2, 6, 5), draw(2, 6, 5), samples=2)
+    assert comparison.agreement is None
+
+
+def test_rows_may_be_known_not_to_be_scores(draw):
+    comparison = Comparison(rows_are_scores=False)
+    comparison.add(draw(8, 4), draw(8, 4), samples=8)
+    assert comparison.agreement is None
+    comparison = Comparison(rows_are_scores=False)
+    wanted = softmax(draw(8, 4), 1)
+    comparison.add(wanted, wanted, samples=8)
+    assert comparison.agreement == 1

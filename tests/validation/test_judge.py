@@ -298,8 +298,8 @@ def test_a_model_without_integer_tensors_keeps_the_contract():
         (
             {"outputs": (output("y", 20.0, None),)},
             {"min_agreement": 90},
-            "min_agreement: found no output that is class scores, (samples, classes), or whole numbers; agreement needs"
-            " one; use --min-sqnr, or --metric with --max-drop",
+            "min_agreement: found no output that is class scores, (samples, classes), probabilities of classes at"
+            " each position, or whole numbers; agreement needs one; use --min-sqnr, or --metric with --max-drop",
         ),
         (
             {"outputs": (output("y", None),)},
