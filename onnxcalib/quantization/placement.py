@@ -7,8 +7,11 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ..errors import ModelError
 from ..graph.index import Index
 from ..graph.joins import find_parted_joins
+from ..graph.positions import find_positional
+from ..graph.scheme import make_scheme
 from .last_layers import find_last_layers
 from .output_parts import Parts
 
@@ -20,5 +23,25 @@ def choose_float(model: ModelProto, parts: Parts, feeds: Mapping[str, Any], thre
 
     parts: of the model's outputs; feeds: one batch of samples.
     """
-    joins = find_parted_joins(model, Index(model.graph))
-    return dict.fromkeys(sorted(joins), PARTED) | find_last_layers(model, parts, feeds, threads)
+    index = Index(model.graph)
+    joins = find_parted_joins(model, index)
+    return (
+        dict.fromkeys(sorted(joins), PARTED)
+        | _keep_quantized(model, find_positional(model, index))
+        | find_last_layers(model, parts, feeds, threads)
+    )
+
+
+def _keep_quantized(model: ModelProto, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Those of the nodes that would have a grid on some side."""
+    if not chosen:
+        return {}
+    try:
+        grids = make_scheme(model).activations
+    except ModelError:  # nothing can be quantized, which is told elsewhere
+        return dict(chosen)
+    return {
+        node.name: chosen[node.name]
+        for node in model.graph.node
+        if node.name in chosen and any(t in grids for t in (*node.input, *node.output))
+    }

@@ -58,3 +58,17 @@ def test_a_matrix_product_gives_float_already(build, weigh, draw):
     )  # fmt: skip
     feeds = {"x": draw(2, 8)}
     assert last_layers.find_last_layers(model, find_parts(model, feeds), feeds, 1) == {}
+
+
+def test_angles_of_positions_stay_in_float_and_sizes_are_not_listed(build, weigh, draw):
+    model = build(
+        """g (float[N, 4] x, int64[N, 1] pos) => (float[N, 4] y) {
+            p = Cast <to = 1> (pos)  [angles] a = MatMul (p, row)  s = Sin (a)  [in] h = MatMul (x, w)
+            [turn] t = Mul (h, s)  [out] z = MatMul (t, w)
+            n = Shape (z)  [double] d = Concat <axis = 0> (n, n)  e = Slice (d, zero, two)  y = Reshape (z, e) }""",
+        w=weigh(4, 4), row=draw(1, 4), zero=np.int64([0]), two=np.int64([2]),
+    )  # fmt: skip
+    samples = {"x": draw(16, 4), "pos": np.arange(16)[:, None]}
+    found = pipeline.prepare(model, samples, QuantizeConfig(threads=1))
+    assert list(found.in_float) == ["angles", "turn"]
+    assert [layer.name for layer in found.scheme.layers] == ["in", "out"]
