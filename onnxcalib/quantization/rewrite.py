@@ -26,6 +26,7 @@ from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.pads import fold_pads
 from ..graph.passes.pool import globalise_pools
 from ..graph.passes.products import products_as_layers
+from ..graph.passes.target_shapes import fix_target_shapes
 from ..graph.passes.written_out import write_patterns
 from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
@@ -56,7 +57,8 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
     for graph_pass in (
-        fold_constants, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul, products_as_layers,
+        fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
+        products_as_layers,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     refuse_not_finite(model)

@@ -1,8 +1,10 @@
 """Graph passes: each changes a model in place and returns how many rewrites it made; what the model computes stays.
 
 Read the files in the order in which ``quantization.rewrite`` runs them. ``normalise``, ``ort_fusions`` and ``opset``
-bring a model into one form. ``float16``, ``fold`` and ``batchnorm`` compute what is constant. ``einsum``, ``products``,
-``gemm``, ``pool``, ``attributes``, ``hardswish``, ``pads`` and ``duplicates`` write operators that have integer
-kernels. ``rescale`` gives layers an input without rounding error. Two passes are for quantized graphs and return a
-copy: ``unsigned_weights`` makes sums exact, ``saturating_sums`` makes them saturate.
+bring a model into one form. ``float16``, ``fold``, ``target_shapes`` and ``batchnorm`` compute what is constant.
+``written_out`` writes functions of several nodes as onnxruntime fuses them. ``einsum``, ``products``, ``gemm``,
+``pool``, ``attributes``, ``hardswish``, ``pads`` and ``duplicates`` write operators that have integer kernels.
+``rescale`` gives layers an input without rounding error. Three passes are for quantized graphs: ``joint_reads`` keeps
+functions together; two return a copy, ``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which
+makes them saturate.
 """

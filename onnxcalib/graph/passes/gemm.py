@@ -44,24 +44,28 @@ def normalise_gemm(model: ModelProto) -> int:
 
 
 def spread_biases(model: ModelProto) -> int:
-    """Give the constant row that is added to a MatMul as many axes as the product has; returns the count.
+    """Give the constant row that is added to a MatMul as many axes as the product has; returns how many Adds changed.
 
     onnxruntime turns a MatMul of static shape with more than two axes, and the Add of a row, into a float Gemm between
     two Reshapes before it looks for integer kernels. A ViT takes twice the time then. It leaves an Add of more axes.
+    The product becomes the Add's first operand, as the fusion with a residual and a LayerNormalization knows no other.
     """
     index = Index(model.graph)
     matmuls = [node for node in model.graph.node if is_op(node, "MatMul")]
     shapes = infer_shapes(model) if matmuls else {}
     count = 0
     for node in matmuls:
-        shape = shapes.get(node.input[0], ())
-        add = _bias_add(index, node) if len(shape) > 2 and None not in shape else None
+        shape, add = shapes.get(node.input[0], ()), _bias_add(index, node)
         if add is None:
             continue
-        number = 1 - list(add.input).index(node.output[0])
-        value = known_constant(index, add.input[number])
-        write_operand(model.graph, index, add, number, value.reshape([1] * (len(shape) - 1) + [-1]))
-        count += 1
+        swapped = add.input[1] == node.output[0]
+        if swapped:
+            add.input[:] = reversed(add.input)
+        spread = len(shape) > 2 and None not in shape
+        if spread:
+            value = known_constant(index, add.input[1])
+            write_operand(model.graph, index, add, 1, value.reshape([1] * (len(shape) - 1) + [-1]))
+        count += spread or swapped
     return count
 
 

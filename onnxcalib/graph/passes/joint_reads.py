@@ -7,6 +7,7 @@ from onnx import ModelProto, helper
 from ..edit import refill, reroute, unused_name
 from ..index import Index, list_names
 from ..inspect.integers import is_linear
+from ..inspect.kernels import skip_movers
 from ..ops import DEQUANTIZE
 from ..patterns import find_patterns
 
@@ -14,16 +15,16 @@ from ..patterns import find_patterns
 def join_reads(model: ModelProto) -> int:
     """Let each function of several nodes read a dequantized tensor through a Max of this one tensor; returns the count.
 
-    onnxruntime gives each reader of a DequantizeLinear one of its own, before it looks for functions, whose nodes then
-    no longer read the same tensor. It takes away an Identity before that, and leaves a Max of one tensor, which copies
-    it. For quantized graphs.
+    onnxruntime gives each reader of a DequantizeLinear one of its own before it looks for functions, so that their
+    nodes no longer read the same tensor. It does so too where operators that move values stand in between. An Identity
+    is taken away before that. A Max of one tensor, which copies it, stays. For quantized graphs.
     """
     patterns = [pattern for pattern in find_patterns(model) if pattern.is_fused]
     index = Index(model.graph)
     taken = list_names(model) if patterns else set()
     copies = {}
     for pattern in patterns:
-        dequantize = index.producer.get(pattern.source)
+        dequantize = index.producer.get(skip_movers(index, pattern.source))
         readers = [node for node in index.readers(pattern.source) if node.name in pattern.nodes]
         if dequantize is None or not is_linear(dequantize, DEQUANTIZE) or len(readers) < 2:
             continue

@@ -155,3 +155,12 @@ def test_biases_of_other_products_stay(build, draw, shape, bias):
     model = build(f"g (float[{shape}] x) => (y) {{ a = MatMul (x, w) y = Add (a, c) }}", w=draw(4, 3), c=operand)
     name_nodes(model)
     assert spread_biases(model) == 0
+
+
+def test_a_product_becomes_the_first_operand_of_its_bias(build, run, draw):
+    model = build("g (float[N, 5, 4] x) => (y) { a = MatMul (x, w) y = Add (c, a) }", w=draw(4, 3), c=draw(3))
+    name_nodes(model)
+    x = draw(2, 5, 4)
+    before = run(model, x)[0]
+    assert spread_biases(model) == 1 and list(model.graph.node[1].input) == ["a", "c"]
+    assert np.array_equal(run(model, x)[0], before)

@@ -39,3 +39,10 @@ def test_a_function_of_other_tensors_reads_them_itself():
 
 def test_one_operator_reads_the_dequantized_tensor_itself():
     assert join_reads(make(LINEAR + " y = Sigmoid(f)")) == 0
+
+
+def test_operators_that_move_values_may_stand_in_between(tmp_path):
+    moved = LINEAR.replace("f =", "d =") + " f = Transpose <perm = [0, 1]> (d) "
+    model = make(moved + GELU)
+    assert join_reads(model) == 1
+    assert "Gelu" in run(model, tmp_path / "joined.onnx")[1]
