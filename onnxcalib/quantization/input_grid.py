@@ -49,7 +49,7 @@ def find_lossless_grids(
     found: dict[tuple[str, bool], Levels | None] = {}
     fixed: dict[str, QParams] = {}
     rewritten = 0
-    for layer in _first_layers(index, scheme):
+    for layer in first_layers(index, scheme):
         spec = scheme.activations[layer.input]
         key = (layer.input, layer.op == "Conv")
         if key not in found:
@@ -70,7 +70,7 @@ def find_lossless_grids(
     return LosslessGrids(fixed, rewritten)
 
 
-def _first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
+def first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
     """Layers that have no other layer before them, and read an 8-bit grid whose range is not known beforehand."""
     names = {layer.name for layer in scheme.layers}
     for layer in scheme.layers:

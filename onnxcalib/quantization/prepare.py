@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..report import MeasuredOn
 from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
+from .channel_scales import even_channels
 from .input_grid import find_lossless_grids, keep_lossless
 from .odd_samples import leave_out_odd
 from .output_parts import Parts, find_parts
@@ -170,15 +171,10 @@ def prepare(
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
         parts = find_parts(model, feeds, run.threads)
         in_float = choose_float(model, parts, feeds, run.threads)
-        padding = PaddingMask(model)
-        scheme = _make_scheme(model, config, original, in_float=in_float, bits=bits)
-        lossless = find_lossless_grids(model, scheme, samples, padding, run.threads)
-        if lossless.rescaled:
-            passes["rescale_input"] = lossless.rescaled
-            padding = PaddingMask(model)
-        if lossless.rescaled or bits is not None:
-            scheme = _make_scheme(model, config, original, in_float=in_float)
-        for line in (f"{name}: {count}" for name, count in passes.items() if count):
+        make = partial(_make_scheme, model, config, original, in_float=in_float)
+        lossless, counts, lines = _fit_inputs(model, partial(make, bits=bits), samples, run.threads)
+        passes |= counts
+        for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *lines):
             run.observer.note(line)
         found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance)
         for line in found.lines():
@@ -192,9 +188,9 @@ def prepare(
             samples=samples,
             test=judges,
             measured_on=measured_on,
-            lossless=lossless.grids,
-            padding=padding,
-            scheme=scheme,
+            lossless=lossless,
+            padding=PaddingMask(model),
+            scheme=make(),
             in_float=in_float,
             parts=parts,
         )
@@ -214,6 +210,21 @@ def _rewrite(
     if lacking:  # after rewriting, which names a weight that is the cause
         raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
     return rewritten, wanted
+
+
+def _fit_inputs(
+    model: ModelProto, make: Callable[[], QuantScheme], samples: CalibrationSet, threads: int
+) -> tuple[Mapping[str, QParams], dict[str, int], list[str]]:
+    """Let the first layers read what the samples hold; changes ``model``.
+
+    Returns lossless grids of what they read, the number of rewrites by pass, and lines that tell of them.
+    """
+    scheme = make()
+    unlike = even_channels(model, scheme, samples, threads)
+    if unlike:
+        scheme = make()
+    found = find_lossless_grids(model, scheme, samples, PaddingMask(model), threads)
+    return found.grids, {"even_channels": len(unlike), "rescale_input": found.rescaled}, list(unlike.values())
 
 
 def _leave_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:

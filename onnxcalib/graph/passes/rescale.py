@@ -62,6 +62,35 @@ def rescale_input(model: ModelProto, layer: LayerScheme, factor: np.ndarray, shi
     return _insert_before(model, node, operands)
 
 
+def can_scale(model: ModelProto, layer: LayerScheme) -> bool:
+    """Whether ``scale_input`` takes the layer: a Conv, or a product with a matrix on its right."""
+    index = Index(model.graph)
+    node = index.nodes[layer.name]
+    if list(node.input[:2]) != [layer.input, layer.weight] or layer.weight not in index.initializers:
+        return False
+    return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and known_constant(index, layer.weight).ndim == 2)
+
+
+def scale_input(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> str:
+    """Put a Mul in front of a layer that ``can_scale`` takes; mutates ``model``, returns the Mul's output.
+
+    ``W x = (W / f) (f x)``, without an error where f are powers of two. factor: (channels,), those of axis 1 for a
+    Conv, of the last axis otherwise.
+    """
+    index = Index(model.graph)
+    node = index.nodes[layer.name]
+    weight = known_constant(index, layer.weight)
+    if layer.op == "Conv":
+        operand = factor.reshape(-1, *[1] * (weight.ndim - 2))
+        by_group = np.repeat((1 / factor).reshape(layer.groups, -1), len(weight) // layer.groups, axis=0)
+        inverse = by_group.reshape(*by_group.shape, *[1] * (weight.ndim - 2))
+    else:
+        by_column = layer.op == "Gemm" and attribute_of(node, "transB", 0)
+        inverse, operand = (1 / factor if by_column else (1 / factor)[:, None]), factor
+    write_operand(model.graph, index, node, 1, (weight * inverse).astype(np.float32))
+    return _insert_before(model, node, {"Mul": operand.astype(np.float32)})
+
+
 def fold_integer_pads(model: ModelProto) -> int:
     """Let Convs pad with the zero point where a Pad of zeros in front of their QuantizeLinear gives the same integers.
 

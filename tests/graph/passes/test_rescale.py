@@ -4,7 +4,7 @@ from onnx import ModelProto, checker
 
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.passes.normalise import name_nodes
-from onnxcalib.graph.passes.rescale import can_rescale, fold_integer_pads, rescale_input
+from onnxcalib.graph.passes.rescale import can_rescale, can_scale, fold_integer_pads, rescale_input, scale_input
 from onnxcalib.graph.scheme import make_scheme
 
 FACTOR, SHIFT = np.array([4.0, 0.5, 30.0]), np.array([-3.0, 7.0, 100.0])
@@ -192,3 +192,34 @@ def test_a_pad_that_is_not_the_convs_alone_stays(build, draw, change):
                   w=draw(4, 3, 3, 3), **more)  # fmt: skip
     name_nodes(model)
     assert fold_integer_pads(model) == 0
+
+
+SCALED = [
+    ("[c] y = Conv <pads = [1, 1]> (x, w)", (4, 6, 3), 1),
+    ("[c] y = Conv <pads = [1, 1], group = 3> (x, w)", (9, 2, 3), 3),
+    ("[c] y = Conv <group = 6> (x, w)", (6, 1, 3), 6),
+    ("[c] y = MatMul (x, w)", (6, 5), 1),
+]
+
+
+@pytest.mark.parametrize(("node", "shape", "groups"), SCALED)
+def test_channels_are_scaled_without_an_error(build, run, draw, node, shape, groups):
+    text = f"g (float[N, 6, 6] x) => (float[N, a, b] y) {{ {node} }}"
+    model, factor = build(text, w=draw(*shape)), 2.0 ** np.arange(-3, 3)
+    x = draw(2, 6, 6)
+    (before,) = run(model, x)
+    (layer,) = make_scheme(model).layers
+    assert can_scale(model, layer) and layer.groups == groups
+    tensor = scale_input(model, layer, factor)
+    checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-6, atol=1e-6)
+    assert make_scheme(model).layers[0].input == tensor
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_gemm_is_scaled_along_its_rows(build, run, draw, transposed):
+    text = f"g (float[N, 6] x) => (float[N, 6] y) {{ [c] y = Gemm <transB = {transposed}> (x, w, b) }}"
+    model, x = build(text, w=draw(6, 6), b=draw(6)), draw(5, 6)
+    (before,) = run(model, x)
+    scale_input(model, make_scheme(model).layers[0], 2.0 ** np.arange(-3, 3))
+    np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,69 @@
+"""Channels of unlike scale in what the first layers read: each is brought to the scale of the median channel.
+
+The features of a table come in units of their own: one grid over years and incomes has no level left for the years.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from onnx import ModelProto
+
+from ..data import CalibrationSet
+from ..graph.extract import extract, infer_types, needed_inputs
+from ..graph.index import Index
+from ..graph.passes.rescale import can_scale, scale_input
+from ..runtime.session import Session
+from ..spec import LayerScheme, QuantScheme
+from .input_grid import first_layers
+
+# The largest magnitude of one channel in that of another: one grid costs the smaller one 4 of 8 bits.
+UNLIKE = 16.0
+AT_ONCE = 32  # samples that are run at once
+
+
+def even_channels(
+    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0
+) -> Mapping[str, str]:
+    """Scale the channels that first layers read, where they are unlike: layer -> what was found, in one line.
+
+    A Mul by powers of two stands in front of a layer then, and its weight is divided by them, so that the float model's
+    values stay as they are. That changes ``model``, which then needs a new scheme. Image files are not read.
+    """
+    done: dict[str, str] = {}
+    for layer in () if samples.images else tuple(first_layers(Index(model.graph), scheme)):
+        if not can_scale(model, layer):
+            continue
+        peaks = _find_peaks(model, layer, samples, threads)
+        used = peaks[peaks > 0]
+        if not used.size or used.max() <= UNLIKE * used.min():
+            continue
+        factor = np.ones_like(peaks)
+        factor[peaks > 0] = 2.0 ** -np.rint(np.log2(used / np.median(used)))
+        scale_input(model, layer, factor)
+        largest, least = int(peaks.argmax()), int(np.where(peaks > 0, peaks, np.inf).argmin())
+        done[layer.name] = (
+            f"{layer.input}: channel {largest} reaches {used.max() / used.min():,.0f} times as far as channel {least};"
+            f" each is scaled in front of {layer.name}"
+        )
+    return done
+
+
+def _find_peaks(model: ModelProto, layer: LayerScheme, samples: CalibrationSet, threads: int) -> np.ndarray:
+    """The largest magnitude in each channel of the layer's input, (channels,)."""
+    peaks: np.ndarray = np.zeros(1)
+    for value in _read_values(model, layer.input, samples, threads):
+        axis = 1 if layer.op == "Conv" else value.ndim - 1
+        peaks = np.maximum(peaks, np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), initial=0))
+    return peaks.astype(np.float64)
+
+
+def _read_values(model: ModelProto, tensor: str, samples: CalibrationSet, threads: int) -> Iterator[np.ndarray]:
+    index = Index(model.graph)
+    inputs = needed_inputs(index, index.inputs, [tensor])
+    subgraph = extract(model, infer_types(model), inputs=inputs, outputs=[tensor], index=index)
+    session = Session(subgraph, name=f"the model up to {tensor}", threads=threads) if subgraph.graph.node else None
+    for feeds in samples.batches(AT_ONCE):
+        given = feeds if session is None else session.run({name: feeds[name] for name in inputs})
+        yield given[tensor]
