@@ -41,6 +41,8 @@ def adds_pairs(op: str, shape: tuple[int, ...], groups: int) -> bool:
 
 def summing_order(layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
     """Inputs of a row of ``to_rows`` in the order in which the kernel adds them: for a Conv, channels last."""
+    if layer.op == "ConvTranspose":
+        return np.arange(math.prod(shape) // shape[1])
     if layer.op != "Conv":
         return np.arange(shape[1 if layer.weight_spec.axis == 0 else 0])
     order: np.ndarray = kernel_rows(np.arange(math.prod(shape[1:])).reshape(1, *shape[1:]))[0]
@@ -73,6 +75,33 @@ def window_of(node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]
     elif auto == b"VALID":
         pads = (0,) * 2 * rank
     return {"kernel": tuple(kernel), "strides": strides, "dilations": dilations, "pads": pads}
+
+
+def transposed_window_of(
+    node: NodeProto, kernel: tuple[int, ...], spatial: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """As ``window_of``: the convolution of stride 1 that gives what a ConvTranspose does, and its input's spacing."""
+    rank = len(kernel)
+    strides = tuple(attribute_of(node, "strides", [1] * rank))
+    dilations = tuple(attribute_of(node, "dilations", [1] * rank))
+    extra = attribute_of(node, "output_padding", [0] * rank)
+    pads = list(attribute_of(node, "pads", [0] * 2 * rank))
+    spans = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    auto = attribute_of(node, "auto_pad", b"NOTSET")
+    wanted = attribute_of(node, "output_shape", None)
+    if wanted is None and auto in (b"SAME_UPPER", b"SAME_LOWER"):
+        wanted = [size * stride for size, stride in zip(spatial, strides, strict=True)]
+    for axis, size in enumerate([] if wanted is None else wanted[-rank:]):
+        whole = strides[axis] * (spatial[axis] - 1) + extra[axis] + spans[axis] + 1
+        removed = max(whole - size, 0)
+        small, large = removed // 2, removed - removed // 2
+        pads[axis], pads[axis + rank] = (small, large) if auto == b"SAME_UPPER" else (large, small)
+    begins = [span - pad for span, pad in zip(spans, pads[:rank], strict=True)]
+    ends = [span - pad + more for span, pad, more in zip(spans, pads[rank:], extra, strict=True)]
+    if auto == b"VALID":
+        begins, ends = spans, [span + more for span, more in zip(spans, extra, strict=True)]
+    plain = {"kernel": tuple(kernel), "strides": (1,) * rank, "dilations": dilations, "pads": (*begins, *ends)}
+    return {**plain, "spacing": strides}
 
 
 def _same_pads(

@@ -68,6 +68,26 @@ class Moments:
         )
 
 
+def join_groups(moments: Moments) -> Moments:
+    """The moments (1, G K, ...) of G groups whose channels of the same number share a row, and a scale.
+
+    Each group is about its own means, so that its channels have biases of their own: target_mean is 0 here.
+    """
+    groups, channels, inputs = moments.cross.shape
+    if groups == 1:
+        return moments
+    cross = moments.cross.transpose(0, 1).reshape(1, channels, groups * inputs)
+    zeros = torch.zeros_like(cross[:, :, 0])
+    return Moments(torch.block_diag(*moments.gram)[None], cross, torch.zeros_like(cross[:, 0]), zeros, moments.columns)
+
+
+def bias_of_groups(moments: Moments, weights: torch.Tensor) -> torch.Tensor:
+    """The best bias (G, C) of groups whose weights (1, C, G K) are rows in common, see ``join_groups``."""
+    groups, channels, inputs = moments.cross.shape
+    own = weights.reshape(channels, groups, inputs).transpose(0, 1)
+    return moments.target_mean - (own @ moments.input_mean[..., None]).squeeze(-1)
+
+
 class MomentSum:
     """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, so that no activation needs to be kept.
 
@@ -125,13 +145,31 @@ def _multiply_upper(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Convolution:
-    """Geometry of a convolution over the spatial axes; ``pads`` are all the begins, then all the ends, as in ONNX."""
+    """Geometry of a convolution over the spatial axes; ``pads`` are all the begins, then all the ends, as in ONNX.
+
+    spacing: of a transposed convolution, which is one of stride 1, its kernel turned round, over an input whose values
+    stand so far apart, with zeros between them. Its pads are those of that convolution, and may be negative.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
     groups: int = 1
+    spacing: tuple[int, ...] | None = None
+
+    def spread(self, x: torch.Tensor, value: float = 0) -> torch.Tensor:
+        """x (..., *spatial) as the kernel meets it: values apart by ``spacing``, and padded, with ``value`` there."""
+        if self.spacing is not None:
+            lead = x.dim() - len(self.spacing)
+            sizes = [(size - 1) * each + 1 for size, each in zip(x.shape[lead:], self.spacing, strict=True)]
+            apart = x.new_full((*x.shape[:lead], *sizes), value)
+            inside = apart
+            for axis, each in enumerate(self.spacing, lead):
+                inside = inside[(slice(None),) * axis + (slice(None, None, each),)]
+            inside.copy_(x)
+            x = apart
+        return functional.pad(x, _torch_pads(self), value=value)
 
 
 def choose_positions(sizes: Sequence[int], wanted: int | None, generator: torch.Generator) -> torch.Tensor:
@@ -164,18 +202,19 @@ def unfold(
     values = values if change is None else change(values)
     values.masked_fill_(needed < 0, 0)
     columns = values.permute(1, 2, 0).contiguous().index_select(1, position.flatten())
-    return columns.reshape(convolution.groups, -1, len(positions) * len(x))
+    inputs = x.shape[1] // convolution.groups * math.prod(convolution.kernel)
+    return columns.reshape(convolution.groups, inputs, len(positions) * len(x))
 
 
 @lru_cache(maxsize=1)
 def _index_patches(convolution: Convolution, sizes: tuple[int, ...]) -> torch.Tensor:
     """Flat index of the input value under each weight at each position (*output, *kernel); -1 is in the padding."""
     rank = len(sizes)
-    view = functional.pad(torch.arange(math.prod(sizes)).reshape(sizes), _torch_pads(convolution), value=-1)
+    view = convolution.spread(torch.arange(math.prod(sizes)).reshape(sizes), -1)
     for d in range(rank):
         span = (convolution.kernel[d] - 1) * convolution.dilations[d] + 1
         view = view.unfold(d, span, convolution.strides[d])[..., :: convolution.dilations[d]]
-    return view
+    return view if convolution.spacing is None else view.flip(tuple(range(rank, 2 * rank)))
 
 
 def gather_columns(y: torch.Tensor, positions: torch.Tensor, groups: int) -> torch.Tensor:
@@ -200,11 +239,11 @@ def project(x: torch.Tensor, probes: torch.Tensor, convolution: Convolution | No
     gradient = {1: grad.conv1d_weight, 2: grad.conv2d_weight, 3: grad.conv3d_weight}[x.dim() - 2]
     shape = (probes.shape[1], x.shape[1], *convolution.kernel)
     sizes = output_sizes(convolution, x.shape[2:])
-    x = functional.pad(x, _torch_pads(convolution))
-    spacing = {"stride": convolution.strides, "dilation": convolution.dilations}
-    sums = [
-        gradient(one[None], shape, own.reshape(1, -1, *sizes), **spacing) for one, own in zip(x, probes, strict=True)
-    ]
+    x = convolution.spread(x)
+    steps = {"stride": convolution.strides, "dilation": convolution.dilations}
+    sums = [gradient(one[None], shape, own.reshape(1, -1, *sizes), **steps) for one, own in zip(x, probes, strict=True)]
+    if convolution.spacing is not None:
+        sums = [each.flip(tuple(range(2, each.dim()))) for each in sums]
     return torch.cat([each.flatten(1).T for each in sums], 1)
 
 
@@ -212,7 +251,8 @@ def output_sizes(convolution: Convolution, sizes: Sequence[int]) -> tuple[int, .
     """Spatial sizes of a convolution's output for an input of spatial ``sizes``."""
     rank = len(sizes)
     spans = [(kernel - 1) * each for kernel, each in zip(convolution.kernel, convolution.dilations, strict=True)]
-    padded = [sizes[d] + convolution.pads[d] + convolution.pads[d + rank] for d in range(rank)]
+    apart = convolution.spacing or (1,) * rank
+    padded = [(sizes[d] - 1) * apart[d] + 1 + convolution.pads[d] + convolution.pads[d + rank] for d in range(rank)]
     return tuple(
         (size - span - 1) // stride + 1 for size, span, stride in zip(padded, spans, convolution.strides, strict=True)
     )

@@ -15,14 +15,17 @@ from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
 from ..graph.index import Index, known_constant
-from ..graph.layout import from_rows, summing_order, to_rows, window_of
+from ..graph.layout import from_rows, summing_order, to_rows, transposed_window_of, window_of
+from ..graph.ops import CONVOLUTIONS
 from ..numeric.gram import (
     Convolution,
     Moments,
     MomentSum,
+    bias_of_groups,
     choose_positions,
     flatten_rows,
     gather_columns,
+    join_groups,
     output_sizes,
     project,
     unfold,
@@ -118,9 +121,7 @@ def solve_widths(
     rows = torch.from_numpy(to_rows(weight, layer).copy())
     reason: str | None = None
     solutions: list[Solution] | None = None
-    if layer.op == "ConvTranspose":
-        reason = f"{layer.name}: a ConvTranspose has no columns to solve on"
-    elif rows.shape[2] > MOST_INPUTS:
+    if rows.shape[2] > MOST_INPUTS:
         reason = f"{layer.name}: {rows.shape[2]} inputs a channel are too many to solve, {MOST_INPUTS} the most"
     else:
         solutions = _ColumnReader(state, block, layer, weight.shape).solve(rows, specs)
@@ -184,7 +185,9 @@ class _ColumnReader:
     def __init__(self, state: ReconstructionState, block: Block, layer: LayerScheme, shape: tuple[int, ...]):
         self.state, self.stored, self.layer, self.shape = state, state.stored, layer, shape
         self.problem = state.problem
-        self.is_conv = layer.op == "Conv"
+        self.is_conv = layer.op in CONVOLUTIONS
+        # Inputs of an output channel; the groups of a ConvTranspose have rows in common.
+        self.inputs = math.prod(shape[1:] if layer.op != "ConvTranspose" else (shape[0] // layer.groups, *shape[2:]))
         self.node = self.problem.index.nodes[layer.name]
         self.shortcut = _find_shortcut(state, block, layer)
         extra = [self.shortcut.tensor] if self.shortcut else []
@@ -200,22 +203,27 @@ class _ColumnReader:
         measured, rows = self._measure(), rows.to(self.problem.device)
         if not measured or not all(moments.finite for moments in measured):
             return None
+        joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
         prior, moments = Prior(), measured[0]
         if len(measured) == 2:
             fitted, held_out = measured
             threads = choose_threads(self.problem.threads) if self.problem.device.type == "cpu" else 1
-            prior = choose_prior(fitted, held_out, rows, threads=threads)
+            prior = choose_prior(joined(fitted), joined(held_out), rows, threads=threads)
             moments = fitted.pool(held_out)
             del fitted, held_out
         del measured  # the Gram matrices are most of the memory that solving takes
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
-        return [
-            solve_layer(
-                moments, rows, spec, prior=prior, width=width(spec.bits), output_metric=metric, summing=summing
-            ).cpu()
+        whole = joined(moments)
+        solved = [
+            solve_layer(whole, rows, spec, prior=prior, width=width(spec.bits), output_metric=metric, summing=summing)
             for spec in specs
         ]
+        if whole is not moments:
+            weights = (each.integers * each.scale[..., None] for each in solved)
+            biases = [bias_of_groups(moments, own) for own in weights]
+            solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
+        return [each.cpu() for each in solved]
 
     def _measure_output_metric(self, mean: torch.Tensor) -> OutputMetric | None:
         """How an error of the layer's weight changes the model's outputs, from the layer's probes.
@@ -244,7 +252,8 @@ class _ColumnReader:
         return OutputMetric(total[None], columns) if columns else None
 
     def _window(self, sizes: tuple[int, ...]) -> Convolution:
-        window = window_of(self.node, self.shape[2:], tuple(sizes))
+        read = transposed_window_of if self.layer.op == "ConvTranspose" else window_of
+        window = read(self.node, self.shape[2:], tuple(sizes))
         return Convolution(**window, groups=self.layer.groups)
 
     def _count_positions(self, inputs: np.ndarray, window: Convolution | None) -> tuple[int, int]:
@@ -298,7 +307,7 @@ class _ColumnReader:
         """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
         positions = math.prod(output.shape[2:]) if self.is_conv else math.prod(output.shape[1:-1])
         read = min(positions, self._positions_wanted() or positions)
-        size = 4 * math.prod(self.shape[1:]) * self.layer.groups * read
+        size = 4 * self.inputs * self.layer.groups * read
         at_once = max(1, UNFOLD_BYTES // max(size, 1))
         return [(start, min(start + at_once, len(output))) for start in range(0, len(output), at_once)]
 
@@ -306,7 +315,7 @@ class _ColumnReader:
         """How many positions of an image are read; None for all of them."""
         if not self.is_conv:
             return None
-        columns = max(COLUMNS_PER_INPUT * math.prod(self.shape[1:]), LEAST_COLUMNS)
+        columns = max(COLUMNS_PER_INPUT * self.inputs, LEAST_COLUMNS)
         return -(-columns // sum(self.stored.sizes))
 
     def _read_columns(self, batch: _Batch, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -321,7 +330,10 @@ class _ColumnReader:
         if self.is_conv:
             positions = choose_positions(target.shape[2:], self._positions_wanted(), self.generator)
             choose = partial(gather_columns, positions=positions, groups=self.layer.groups)
-            columns = unfold(inputs, self._window(inputs.shape[2:]), positions, self._read_input)
+            window = self._window(inputs.shape[2:])
+            if output_sizes(window, inputs.shape[2:]) != target.shape[2:]:  # of an output_shape above what there is
+                positions = positions[:0]
+            columns = unfold(inputs, window, positions, self._read_input)
         else:
             choose = flatten_rows
             columns = flatten_rows(self._read_input(inputs))

@@ -58,6 +58,28 @@ def test_columns_times_rows_are_the_convolution(rank, groups, strides, dilations
     check_columns(x, torch.randn(8, 4 // groups, *kernel, dtype=torch.float64), convolution)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("spacing", "dilation", "cut", "more"), [(1, 1, 0, 0), (2, 1, 1, 1), (3, 2, 2, 2), (1, 1, 2, 0)]
+)
+def test_columns_of_a_spaced_input_are_those_of_a_transposed_convolution(rank, groups, spacing, dilation, cut, more):
+    torch.manual_seed(0)
+    kernel, spatial = (3, 2, 2)[:rank], (5, 4, 4)[:rank]
+    x = torch.randn(3, 4, *spatial, dtype=torch.float64)
+    weight = torch.randn(4, 3, *kernel, dtype=torch.float64)
+    transposed = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}[rank]
+    wanted = transposed(x, weight, None, spacing, cut, more, groups, dilation)
+    spans = [(each - 1) * dilation - cut for each in kernel]
+    pads = (*spans, *(each + more for each in spans))
+    convolution = Convolution(kernel, (1,) * rank, (dilation,) * rank, pads, groups, (spacing,) * rank)
+    assert output_sizes(convolution, spatial) == wanted.shape[2:]
+    positions = torch.arange(wanted[0, 0].numel())
+    rows = weight.reshape(groups, 4 // groups, 3, -1).transpose(1, 2).reshape(groups, 3, -1)
+    columns = unfold(x, convolution, positions)
+    torch.testing.assert_close(rows @ columns, gather_columns(wanted, positions, groups), atol=1e-9, rtol=1e-9)
+
+
 def test_columns_are_taken_at_the_chosen_positions_alone():
     torch.manual_seed(0)
     convolution = Convolution((3, 3), (2, 1), (1, 2), (0, 2, 1, 1), groups=2)
