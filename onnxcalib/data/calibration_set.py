@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..files.scratch import Scratch
 from ..progress import track
 from ..spec import InputSpec
-from .checked import CheckedSamples, check_part, share_batch, unpack_part
+from .checked import CheckedSamples, check_part, share_batch, tell_one_sample, unpack_part
 from .padding import MASK, trim_padding
 from .room import Room
 from .scan import hold_images, scan_values
@@ -280,6 +280,8 @@ def _collect(
             f"{where}: found {samples} samples; the model takes {fixed_batch} in a run; give at least these"
         )
     warnings = [note for part in checked for note in part.part.notes]
+    if samples == 1:
+        warnings += tell_one_sample(checked[0], inputs)
     if used < samples:
         left_out = f"the last {samples - used} are left out"
         warnings.append(f"{where}: the model takes {fixed_batch} samples in a run; {left_out}")

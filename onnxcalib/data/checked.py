@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import DataError
-from ..spec import InputSpec
+from ..spec import InputSpec, spell_shape
 from .arrays import Part, check_array, check_labels
 from .npz import PackedArray
 from .room import Room
@@ -75,6 +75,26 @@ def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None
                 f"{part.where}: found {total} samples of {first!r}, {count} of {name!r}; give as many of each"
             )
     return CheckedSamples(part, total if limit is None else min(total, limit), total, shapes, stacked)
+
+
+def tell_one_sample(part: CheckedSamples, inputs: Sequence[InputSpec]) -> list[str]:
+    """A line if the only sample may be several, along an open axis of an input that is not its first; else none."""
+    if share_batch(inputs):
+        return []
+    found = [
+        (axis, spec.name)
+        for spec in inputs
+        for axis, size in enumerate(spec.shape or ())
+        if axis and size is None and not part.stacked[spec.name] and part.shapes[spec.name][axis] > 1
+    ]
+    if not found:
+        return []
+    axis, name = found[0]
+    return [
+        f"{part.part.where}: input {name!r}: the array of shape {spell_shape(part.shapes[name])} is taken as one"
+        f" sample, as the model's inputs share no first axis; it may have any size on axis {axis}; if that axis"
+        " counts samples, give a file for each, or stack them on a new axis 0"
+    ]
 
 
 def unpack_part(checked: CheckedSamples, room: Room) -> CheckedSamples:

@@ -754,3 +754,26 @@ def test_a_set_of_many_files_keeps_their_order(tmp_path):
         np.save(tmp_path / f"{index:02}.npy", np.full((2, 4), index, np.float32))
     firsts = [batch["x"][0, 0] for batch in open_calibration(tmp_path, VECTOR).batches(2)]
     assert all(before < after for before, after in pairwise(firsts))
+
+
+STATE = [InputSpec("x", np.dtype(np.float32), (None, 4)), InputSpec("state", np.dtype(np.float32), (2, None, 3))]
+
+
+def test_a_batch_on_another_axis_is_told(tmp_path):
+    path = tmp_path / "calib.npz"
+    np.savez(path, x=np.ones((48, 4), np.float32), state=np.ones((2, 48, 3), np.float32))
+    samples = open_calibration(path, STATE)
+    wanted = (
+        f"{path}: input 'state': the array of shape (2, 48, 3) is taken as one sample, as the model's inputs share no"
+        " first axis; it may have any size on axis 1; if that axis counts samples, give a file for each, or stack them"
+        " on a new axis 0"
+    )
+    assert len(samples) == 1 and wanted in samples.warnings
+
+
+def test_several_samples_and_a_batch_of_one_are_taken_for_granted(tmp_path):
+    x, state = np.ones((3, 5, 4), np.float32), np.ones((3, 2, 5, 3), np.float32)
+    for number, arrays in enumerate(({"x": x, "state": state}, {"x": x[0, :1], "state": state[0, :, :1]})):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        found = open_calibration(tmp_path / f"{number}.npz", STATE)
+        assert len(found) == [3, 1][number] and not [line for line in found.warnings if "one sample" in line]
