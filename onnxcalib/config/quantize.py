@@ -176,6 +176,11 @@ class QuantizeConfig(Settings):
         ),
         Option(EXPERT),
     ] = "bounded"
+    placement: Annotated[
+        Literal["cost", "all"],
+        Field(description="What runs on integers: what is faster so by a stated model of cost, or all that can be."),
+        Option(EXPERT),
+    ] = "cost"
     pipeline: Annotated[
         Literal["light", "default", "advanced"],
         Field(description="Stages after calibration: statistics (light), reconstruct (default), or all (advanced)."),

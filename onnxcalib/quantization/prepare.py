@@ -32,6 +32,7 @@ from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .channel_scales import even_channels
+from .cost_placement import choose_by_cost
 from .input_grid import find_lossless_grids, keep_lossless
 from .odd_samples import leave_out_odd
 from .output_parts import Parts, find_parts
@@ -171,7 +172,9 @@ def prepare(
         bits = Candidate(config.weight_bits, FULL_BITS) if config.planned else None
         parts = find_parts(model, feeds, run.threads)
         in_float = choose_float(model, parts, feeds, run.threads)
-        make = partial(_make_scheme, model, config, original, in_float=in_float)
+        make = partial(_make_scheme, model, config, original)
+        in_float |= _find_slow(model, make(in_float=in_float, bits=bits), config, original, samples)
+        make = partial(make, in_float=in_float)
         lossless, counts, lines = _fit_inputs(model, partial(make, bits=bits), samples, run.threads)
         passes |= counts
         for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *lines):
@@ -271,6 +274,17 @@ def _open_samples(
 def _check_longest_texts(original: ModelProto, samples: CalibrationSet, threads: int) -> None:
     if samples.texts is not None:
         run_longest_texts(Session(original, threads=threads), samples)
+
+
+def _find_slow(
+    model: ModelProto, scheme: QuantScheme, config: QuantizeConfig, original: ModelProto, samples: CalibrationSet
+) -> dict[str, str]:
+    """Nodes that are left in float for speed, but for layers to which the settings give bits, and the reasons."""
+    if config.placement == "all":
+        return {}
+    layers = resolve_names(model, config, before=original).layers
+    wanted = {name for name, each in layers if each.weight_bits is not None or each.activation_bits is not None}
+    return choose_by_cost(model, scheme, samples.read(samples.alike(samples.fixed_batch or 1)), wanted)
 
 
 def _warn_of_percentile(run: Run) -> None:

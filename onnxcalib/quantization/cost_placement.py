@@ -1,0 +1,98 @@
+"""Leave in float what would run slower on integers, by a model of the time of kernels and of what stands between."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from ..graph.index import is_op
+from ..graph.ops import INTEGER_OPS, LAYERS
+from ..graph.placement import Placement, find_units
+from ..numeric.cut import NEVER, cut
+from ..runtime.session import Session
+from ..spec import QuantScheme
+
+COSTS_MORE = "on integers it would cost more in Q/DQ and kernels than it saves"
+# Less than this share of a run, and less than so many nanoseconds, are within the noise of any measurement: all that
+# can be quantized is.
+LEAST_SHARE, LEAST_TIME = 0.03, 20_000.0
+# The model of time is not exact: kernels in float are taken to be slower than it says, so that integers win ties.
+HANDICAP = 1.4
+
+
+def measure_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the graph's inputs and constants, and of all that its nodes make in a run on ``feeds``."""
+    graph = model.graph
+    tensors = [t for node in graph.node for t in node.output if t]
+    nodes, outputs = len(graph.node), len(graph.output)
+    names = {f"{t}:shape": t for t in tensors}
+    try:
+        graph.node.extend(helper.make_node("Shape", [t], [name]) for name, t in names.items())
+        session = Session(model, also=list(names), optimize=False)
+    finally:
+        del graph.node[nodes:], graph.output[outputs:]
+    found = session.run(feeds, [name for name in session.outputs if name in names])
+    shapes = {names[name]: tuple(int(n) for n in value) for name, value in found.items()}
+    shapes |= {name: np.shape(value) for name, value in feeds.items()}
+    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def choose_by_cost(
+    model: ModelProto, scheme: QuantScheme, feeds: Mapping[str, Any], wanted: Collection[str]
+) -> dict[str, str]:
+    """Maps nodes that are faster in float to the reason; empty where that would save next to nothing.
+
+    scheme: puts all on integers that can be. wanted: layers to which the settings give bits, which are quantized.
+    A layer stays in float only if the share of the time that this saves is larger than its share of all weights.
+    """
+    placement = find_units(model, scheme, measure_shapes(model, feeds))
+    in_float = _cut(placement, set(wanted))
+    none = [False] * len(in_float)
+    before, after = placement.time(none), placement.time(in_float)
+    if before - after < max(LEAST_SHARE * before, LEAST_TIME):
+        return {}
+    layers = {unit.node for unit in placement.units if unit.weight}
+    chosen = [unit.node for unit, left in zip(placement.units, in_float, strict=True) if left]
+    if layers <= set(chosen):
+        return {}
+    nodes = {node.name: node for node in model.graph.node}
+    return {name: COSTS_MORE for name in chosen if is_op(nodes[name], *LAYERS, *INTEGER_OPS, "MaxPool")}
+
+
+def _cut(placement: Placement, wanted: set[str]) -> list[bool]:
+    """Which units are in float, at the least time."""
+    units = placement.units
+    price = placement.time([False] * len(units)) / max(1, sum(unit.weight for unit in units))
+    first = [unit.time.in_float * HANDICAP + price * unit.weight for unit in units]
+    first = [NEVER if u.node in wanted else cost for u, cost in zip(units, first, strict=True)]
+    second = [unit.time.on_integers for unit in units]
+    borders: dict[tuple[int, int], float] = {}
+    for border in placement.borders:
+        readers = border.readers
+        if border.maker is None or border.maker not in range(len(units)):
+            if readers:  # an item that is on integers as soon as one of the readers is
+                item = _add(first, second, here=0.0, there=border.to_integers)
+                borders |= {(item, reader): NEVER for reader in readers}
+            continue
+        maker = border.maker
+        if readers:
+            item = _add(first, second)
+            borders[maker, item] = border.to_integers
+            borders |= {(item, reader): NEVER for reader in readers}
+        if border.in_float:
+            second[maker] += border.to_float
+        elif readers:
+            item = _add(first, second)  # in float as soon as one of the readers is
+            borders[item, maker] = border.to_float
+            borders |= {(reader, item): NEVER for reader in readers}
+    return [bool(side) for side in cut(first, second, borders)[: len(units)]]
+
+
+def _add(first: list[float], second: list[float], *, here: float = 0.0, there: float = 0.0) -> int:
+    """Number of a new item that costs nothing of its own unless said."""
+    first.append(here)
+    second.append(there)
+    return len(first) - 1
