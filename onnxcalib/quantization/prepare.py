@@ -32,6 +32,7 @@ from ..runtime.session import Session, is_float
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .channel_scales import even_channels
+from .coarse_inputs import find_coarse_inputs
 from .cost_placement import choose_by_cost
 from .input_grid import find_lossless_grids, keep_lossless
 from .odd_samples import leave_out_odd
@@ -50,6 +51,8 @@ from .unchanged import check_unchanged
 SETTINGS_BYTES = 256
 # With fewer samples than these, a few unusual ones decide the ranges.
 FEW_SAMPLES = 16
+# Samples on which layers are tried with their input on 256 levels, in all and in one run.
+ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
 # Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device"), True),
@@ -197,7 +200,7 @@ def prepare(
             in_float=in_float,
             parts=parts,
         )
-        prepared = _leave_refused(prepared, feeds)
+        prepared = _leave_refused(_leave_coarse(prepared), feeds)
         if plan is not None:
             plan.check_layers(layer.name for layer in prepared.scheme.layers)
         _tell(prepared)
@@ -228,6 +231,15 @@ def _fit_inputs(
         scheme = make()
     found = find_lossless_grids(model, scheme, samples, PaddingMask(model), threads)
     return found.grids, {"even_channels": len(unlike), "rescale_input": found.rescaled}, list(unlike.values())
+
+
+def _leave_coarse(prepared: Prepared) -> Prepared:
+    """Leave in float the layers whose input 256 levels cannot hold."""
+    samples = prepared.samples
+    runs = samples.split(ROUNDED_AT_ONCE)
+    some = (samples.read(run) for run in runs[: -(-ROUNDED_SAMPLES // len(runs[0]))])
+    model, scheme, lossless = prepared.model, prepared.scheme, prepared.lossless
+    return prepared.leave(find_coarse_inputs(model, scheme, lossless, some, prepared.run.threads))
 
 
 def _leave_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:

@@ -1,0 +1,78 @@
+"""Twins of layers: each layer computed a second time on its input rounded to 256 levels, beside the float one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from ..spec import LayerScheme, QParams
+from .edit import add_constant, copy_model, unused_name
+from .index import Index
+from .layers import count_channels
+from .ops import CONVOLUTIONS
+
+
+def add_twins(
+    model: ModelProto, layers: Sequence[LayerScheme], grids: Mapping[str, QParams]
+) -> tuple[ModelProto, dict[str, tuple[str, ...]]]:
+    """A copy of the model with a twin of every layer; returns it, and for each layer four tensors.
+
+    They are sums over each output channel, of the squared errors of the twin, of the layer's outputs and of their
+    squares, and the number of all values of its output. grids: of the inputs that are not rounded to 256 levels between
+    the least and the largest of their values.
+    """
+    copy = copy_model(model)
+    twins = _Twins(copy.graph, grids)
+    return copy, {layer.name: twins.add(layer) for layer in layers}
+
+
+class _Twins:
+    """The graph that twins are added to, and the inputs that are rounded already."""
+
+    def __init__(self, graph: GraphProto, grids: Mapping[str, QParams]) -> None:
+        self.graph, self.index, self.grids = graph, Index(graph), grids
+        self.taken = {t for node in graph.node for t in (*node.input, *node.output)} | self.index.initializers.keys()
+        self.rounded: dict[str, str] = {}
+
+    def add(self, layer: LayerScheme) -> tuple[str, ...]:
+        """Add the twin of a layer, and the nodes that sum what it differs by; returns the tensors of the sums."""
+        node, dims = self.index.nodes[layer.name], self.index.initializers[layer.weight].dims
+        twin = NodeProto()
+        twin.CopyFrom(node)
+        twin.name, twin.input[0], twin.output[0] = "", self._round(layer.input), self._name(node.output[0])
+        self.graph.node.append(twin)
+        own, (error,) = node.output[0], self._make("Sub", twin.output[0], node.output[0])
+        axes = [0, *range(2, len(dims))]
+        if node.op_type not in CONVOLUTIONS:
+            shape = self._constant([-1, count_channels(node, dims)])
+            (own,), (error,), axes = self._make("Reshape", own, shape), self._make("Reshape", error, shape), [0]
+        over = self._constant(axes)
+        summed = (*self._make("Mul", error, error), own, *self._make("Mul", own, own))
+        sums = (self._make("ReduceSum", t, over, keepdims=0)[0] for t in summed)
+        return (*sums, *self._make("Size", own))
+
+    def _round(self, tensor: str) -> str:
+        if tensor not in self.rounded:
+            if (grid := self.grids.get(tensor)) is None:
+                made = self._make("DynamicQuantizeLinear", tensor, count=3)
+            else:
+                scale, zero_point = self._constant(grid.scale), self._constant(grid.zero_point.astype(np.uint8))
+                made = [*self._make("QuantizeLinear", tensor, scale, zero_point), scale, zero_point]
+            (self.rounded[tensor],) = self._make("DequantizeLinear", *made)
+        return self.rounded[tensor]
+
+    def _make(self, op: str, *inputs: str, count: int = 1, **attributes: Any) -> list[str]:
+        made = [self._name(inputs[0]) for _ in range(count)]
+        self.graph.node.append(helper.make_node(op, inputs, made, **attributes))
+        return made
+
+    def _constant(self, value: np.ndarray | Sequence[int]) -> str:
+        return add_constant(self.graph, self._name("constant"), np.asarray(value))
+
+    def _name(self, tensor: str) -> str:
+        name = unused_name(f"{tensor}_twin", self.taken)
+        self.taken.add(name)
+        return name

@@ -1,0 +1,104 @@
+"""Layers whose input 256 levels cannot hold stay in float, with the reason."""
+
+import numpy as np
+import pytest
+
+from onnxcalib import pipeline
+from onnxcalib.config import QuantizeConfig
+from onnxcalib.errors import ModelError
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.layers import find_layers
+from onnxcalib.graph.twins import add_twins
+from onnxcalib.quantization.coarse_inputs import measure_rounding
+from onnxcalib.spec import QParams, QuantSpec
+
+NET = """g (float[N, 8] x) => (float[N, 4] y) {
+    [first] a = Gemm (x, w1, b1)  [relu] h = Relu (a)  [second] y = MatMul (h, w2)
+}"""
+
+
+@pytest.fixture
+def net(build, weigh):
+    """A net whose hidden channels have any scale, which the second weight takes back; its input lies at ``shift``."""
+
+    def make(scale=1.0, shift=0.0):
+        columns = np.broadcast_to(np.float64(scale), 16)
+        first, second = weigh(8, 16) * columns, weigh(16, 4) / columns[:, None]
+        return build(
+            NET,
+            w1=first.astype(np.float32),
+            b1=(-np.broadcast_to(np.float64(shift), 8) @ first).astype(np.float32),
+            w2=second.astype(np.float32),
+        )
+
+    return make
+
+
+def prepare(model, samples, **settings):
+    return pipeline.prepare(model, samples.astype(np.float32), QuantizeConfig(threads=1, **settings))
+
+
+@pytest.mark.parametrize("scale", [np.where(np.arange(16) == 3, 1e4, 1), 10.0 ** np.arange(-8, 8)])
+def test_a_layer_that_reads_channels_of_unlike_scale_stays_in_float(net, draw, scale):
+    prepared = prepare(net(scale), draw(48, 8))
+    assert prepared.in_float.keys() == {"second"}
+    assert prepared.in_float["second"].startswith(
+        "256 levels do not hold its input, whose channels are of unlike scale: its outputs would have "
+    )
+    assert [layer.name for layer in prepared.scheme.layers] == ["first"]
+
+
+def test_channels_of_one_scale_are_quantized_however_small(net, draw):
+    assert not prepare(net(1e-6), draw(48, 8)).in_float
+
+
+def test_small_changes_of_large_values_are_lost_on_256_levels(net, draw):
+    shift = np.array([5000, 0, 0, 0, 0, 0, 0, 0])
+    assert prepare(net(shift=shift), draw(48, 8) + shift).in_float.keys() == {"first"}
+
+
+def test_four_bits_are_judged_as_eight_are(net, draw):
+    assert not prepare(net(), draw(48, 8), weight_bits=4, activation_bits=4, first_last_bits=4).in_float
+
+
+def test_a_layer_that_reads_float_is_not_judged(net, draw):
+    assert not prepare(net(10.0 ** np.arange(-8, 8)), draw(48, 8), activation_bits=32).in_float
+
+
+def test_outputs_that_are_constant_say_nothing_of_their_layer(net):
+    assert not prepare(net(), np.ones((48, 8))).in_float
+
+
+def test_a_model_that_would_have_no_layer_left_is_refused(build, weigh, draw):
+    model = build("g (float[N, 4] x) => (float[N, 3] y) { [only] y = MatMul (x, w) }", w=weigh(4, 3))
+    with pytest.raises(
+        ModelError, match=r"graph: 256 levels hold the input of no layer: the outputs of only would have"
+    ):
+        prepare(model, draw(48, 4) + 500)
+
+
+def test_an_input_with_a_grid_of_its_own_is_judged_on_that(build, weigh, draw):
+    model = build("g (float[N, 4] x) => (float[N, 3] y) { [only] y = MatMul (x, w) }", w=weigh(4, 3))
+    layers = list(find_layers(model, Index(model.graph), 8, 8))
+    whole = QParams(np.asarray(1, np.float32), np.asarray(128, np.int32), QuantSpec(8))
+    twins = add_twins(model, layers, {"x": whole})
+    assert not measure_rounding(twins, [{"x": np.round(draw(48, 4) * 20)}])
+    assert measure_rounding(twins, [{"x": draw(48, 4) * 0.1}])["only"] == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "shape"),
+    [
+        ("g (float[N, 3, 6, 6] x) => (float[N, 4, h, v] y) { [k] y = Conv (x, w) }", (4, 3, 3, 3), (3, 6, 6)),
+        ("g (float[N, 4, 6] x) => (float[N, 6, t] y) { [k] y = ConvTranspose <group = 2> (x, w) }", (4, 3, 3), (4, 6)),
+        ("g (float[N, 5] x) => (float[N, 4] y) { [k] y = Gemm <transB = 1> (x, w) }", (4, 5), (5,)),
+        ("g (float[N, 2, 5] x) => (float[N, 2, 4] y) { [k] y = MatMul (x, w) }", (5, 4), (2, 5)),
+    ],
+)
+def test_the_error_is_that_of_rounding_the_input_between_its_ends(build, weigh, draw, text, weight, shape):
+    model = build(text, w=weigh(*weight))
+    layers = list(find_layers(model, Index(model.graph), 8, 8))
+    values = draw(64, *shape)
+    (ratio,) = measure_rounding(add_twins(model, layers, {}), [{"x": values}]).values()
+    step = np.ptp(values) / 255
+    assert ratio == pytest.approx(10 * np.log10(np.var(values) / (step**2 / 12)), abs=1.0)
