@@ -29,6 +29,8 @@ from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
 
 STATISTICS, BIASES = "statistics", "biases"
+# Fewer samples misjudge: on 4 a rounded ResNet-20 seems to gain nothing, on 8 it gains 1.2 dB of the 1.6 of 32.
+FIRST_LOOK = 8
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,16 @@ def _tune(
             first = "reconstruct" if prepared.config.does("reconstruct") else "round"
             records = [StageRecord(first, "done", best.outputs)]
         for name in names:
-            with run.stage(name), Store() as store:
-                own = replace(state, stored=_open_store(state.problem, store), layers=dict(best.layers))
-                changed, remark = _run_tuner(name, own, prepared.samples, batch)
-                tuned = _measure(prepared, evaluator, own) if changed else best
-            kept = changed and is_nearer(tuned.losses, best.losses)
-            if kept:
-                best = tuned
-            elif changed:
-                remark = "the outputs were no nearer to the float model's"
+            kept, remark = False, None
+            with run.stage(name):
+                for look in _choose_looks(prepared, name):
+                    tuned, remark = _look(prepared, replace(state, layers=dict(best.layers)), evaluator, look, batch)
+                    kept = tuned is not None and is_nearer(tuned.losses, best.losses)
+                    if tuned is not None and not kept:
+                        remark = f"{look.spell(prepared.samples)}the outputs were no nearer to the float model's"
+                    if not kept:
+                        break
+            best = tuned if kept and tuned is not None else best
             records.append(StageRecord(name, "kept" if kept else "rolled back", best.outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
     return best.layers, tuple(records)
@@ -146,13 +149,39 @@ def _measure(prepared: Prepared, evaluator: Evaluator, state: ReconstructionStat
     return _Measured(state.layers, *evaluator.evaluate(quantized))
 
 
-def _run_tuner(name: str, state: ReconstructionState, samples: CalibrationSet, batch: int) -> tuple[bool, str | None]:
-    """Tune ``state``, whose store is empty. Returns whether it changed, and a remark."""
-    if name == STATISTICS:
-        state.stored.fill_some(samples, batch, STATISTICS_SAMPLES)
-        return tune_statistics(state)
-    state.stored.fill(samples, batch)
-    return tune_biases(state)
+@dataclass(frozen=True)
+class _Look:
+    """One try of a tuning stage, on so many samples; None: all. Behind one that gains nothing none follows."""
+
+    name: str
+    samples: int | None = None
+
+    def spell(self, samples: CalibrationSet) -> str:
+        few = self.name == STATISTICS and self.samples == FIRST_LOOK < len(samples)
+        return f"by a first look on {FIRST_LOOK} samples " if few else ""
+
+
+def _choose_looks(prepared: Prepared, name: str) -> tuple[_Look, ...]:
+    """Solved layers have the float model's means already, so that statistics are first looked at on few samples."""
+    if name != STATISTICS:
+        return (_Look(name),)
+    whole = _Look(name, STATISTICS_SAMPLES)
+    solved = prepared.config.does("reconstruct") and len(prepared.samples) > FIRST_LOOK
+    return (_Look(name, FIRST_LOOK), whole) if solved else (whole,)
+
+
+def _look(
+    prepared: Prepared, state: ReconstructionState, evaluator: Evaluator, look: _Look, batch: int
+) -> tuple[_Measured | None, str | None]:
+    """Tune ``state`` and measure the outputs, None where nothing changed; and a remark."""
+    with Store() as store:
+        own = replace(state, stored=_open_store(state.problem, store))
+        if look.samples is not None:
+            own.stored.fill_some(prepared.samples, batch, look.samples)
+        else:
+            own.stored.fill(prepared.samples, batch)
+        changed, remark = tune_statistics(own) if look.name == STATISTICS else tune_biases(own)
+        return (_measure(prepared, evaluator, own) if changed else None), remark
 
 
 def _choose_views(prepared: Prepared) -> Views | None:

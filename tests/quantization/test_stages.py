@@ -7,6 +7,8 @@ import pytest
 
 import onnxcalib
 from onnxcalib import ConfigError, QuantizeConfig
+from onnxcalib.quantization import stages
+from onnxcalib.quantization.state import StoredActivations
 
 NET = """g (float[N, 3, 6, 6] x) => (float[N, 5] y) {
     [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
@@ -164,3 +166,20 @@ def test_each_tuning_stage_is_measured_and_recorded(net, samples):
     assert (biases.name, biases.outcome, biases.outputs) == ("biases", "rolled back", statistics.outputs)
     assert biases.reason == "16 samples are too few to see whether it helps, 128 would do"
     assert np.isfinite([stage.outputs[0].sqnr_db for stage in (first, statistics, biases)]).all()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "nearer", "looks"),
+    [("default", False, [8]), ("default", True, [8, 32]), ("light", False, [32]), ("light", True, [32])],
+)
+def test_statistics_of_solved_layers_are_first_looked_at_on_few_samples(
+    net, samples, monkeypatch, pipeline, nearer, looks
+):
+    seen, fill = [], StoredActivations.fill_some
+    monkeypatch.setattr(StoredActivations, "fill_some", lambda *given: seen.append(given[-1]) or fill(*given))
+    monkeypatch.setattr(stages, "is_nearer", lambda *_: nearer)
+    config = QuantizeConfig(pipeline=pipeline, statistics=True, steps=5)
+    tuned = onnxcalib.reconstruct(onnxcalib.prepare(net, samples, config)).stages[1]
+    assert seen == looks
+    refused = "by a first look on 8 samples " * (looks == [8]) + "the outputs were no nearer to the float model's"
+    assert (tuned.outcome, tuned.reason) == (("kept", None) if nearer else ("rolled back", refused))
