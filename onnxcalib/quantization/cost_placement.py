@@ -19,6 +19,9 @@ COSTS_MORE = "on integers it would cost more in Q/DQ and kernels than it saves"
 # Less than this share of a run, and less than so many nanoseconds, are within the noise of any measurement: all that
 # can be quantized is.
 LEAST_SHARE, LEAST_TIME = 0.03, 20_000.0
+# What a layer's share of all weights is worth, as a share of the time, from the first down: the next one is tried where
+# the file would be slower than this share of the time that all of it takes in float.
+PRICES, LEAST_GAIN = (1.0, 0.5, 0.25, 0.125), 0.8
 # The model of time is not exact: kernels in float are taken to be slower than it says, so that integers win ties.
 HANDICAP = 1.4
 
@@ -46,26 +49,32 @@ def choose_by_cost(
     """Maps nodes that are faster in float to the reason; empty where that would save next to nothing.
 
     scheme: puts all on integers that can be. wanted: layers to which the settings give bits, which are quantized.
-    A layer stays in float only if the share of the time that this saves is larger than its share of all weights.
+    A layer stays in float only if the share of the time that this saves is larger than its share of all weights. Where
+    the file would hardly be faster than the float model, half that share is enough, and so on down to an eighth.
     """
     placement = find_units(model, scheme, measure_shapes(model, feeds))
-    in_float = _cut(placement, set(wanted))
-    none = [False] * len(in_float)
-    before, after = placement.time(none), placement.time(in_float)
-    if before - after < max(LEAST_SHARE * before, LEAST_TIME):
+    units = placement.units
+    layers = [number for number, unit in enumerate(units) if unit.weight]
+    before, of_float = placement.time([False] * len(units)), placement.time([True] * len(units))
+    in_float = [False] * len(units)
+    for price in PRICES:
+        found = _cut(placement, set(wanted), price)
+        if all(found[number] for number in layers):
+            break  # the file would not be quantized at all
+        in_float = found
+        if placement.time(in_float) < LEAST_GAIN * of_float:
+            break
+    if before - placement.time(in_float) < max(LEAST_SHARE * before, LEAST_TIME):
         return {}
-    layers = {unit.node for unit in placement.units if unit.weight}
-    chosen = [unit.node for unit, left in zip(placement.units, in_float, strict=True) if left]
-    if layers <= set(chosen):
-        return {}
+    chosen = [unit.node for unit, left in zip(units, in_float, strict=True) if left]
     nodes = {node.name: node for node in model.graph.node}
     return {name: COSTS_MORE for name in chosen if is_op(nodes[name], *LAYERS, *INTEGER_OPS, "MaxPool")}
 
 
-def _cut(placement: Placement, wanted: set[str]) -> list[bool]:
-    """Which units are in float, at the least time."""
+def _cut(placement: Placement, wanted: set[str], price: float) -> list[bool]:
+    """Which units are in float, at the least time; price: see PRICES."""
     units = placement.units
-    price = placement.time([False] * len(units)) / max(1, sum(unit.weight for unit in units))
+    price *= placement.time([False] * len(units)) / max(1, sum(unit.weight for unit in units))
     first = [unit.time.in_float * HANDICAP + price * unit.weight for unit in units]
     first = [NEVER if u.node in wanted else cost for u, cost in zip(units, first, strict=True)]
     second = [unit.time.on_integers for unit in units]

@@ -18,6 +18,7 @@ from ..graph.passes.duplicates import merge_duplicates
 from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.float16 import widen_float16
 from ..graph.passes.fold import fold_constants
+from ..graph.passes.gates import fold_hardsigmoid
 from ..graph.passes.gemm import normalise_gemm, spread_biases
 from ..graph.passes.hardswish import split_hardswish
 from ..graph.passes.normalise import normalise
@@ -65,8 +66,8 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
     for graph_pass in (
-        fold_affine, normalise_gemm, spread_biases, split_hardswish, spell_attributes, fold_pads, spell_axes,
-        globalise_pools,
+        fold_affine, normalise_gemm, spread_biases, split_hardswish, fold_hardsigmoid, spell_attributes, fold_pads,
+        spell_axes, globalise_pools,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)
