@@ -14,7 +14,7 @@ from .ops import INTEGER_OPS, LAYERS, RANDOM_OPS, SHAPE_READERS
 # Of what a graph input counts or points to; unsigned bytes are images.
 WHOLE_NUMBERS = (TensorProto.INT32, TensorProto.INT64)
 # Between data and positions these are as between data and a constant.
-ELEMENTWISE = ("Add", "Mul")
+ARITHMETIC = ("Add", "Mul", "MatMul")
 # Operators of true and false.
 TRUTHS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor")
 FROM_POSITIONS = "computes with positions, ranges and constants alone, of which 256 levels hold too little"
@@ -36,7 +36,7 @@ def find_positional(model: ModelProto, index: Index) -> dict[str, str]:
             continue
         if len(free) == len(own) and (not _is_layer(index, node) or _is_outer(index, node)):
             found[node.name] = FROM_POSITIONS
-        elif is_op(node, *ELEMENTWISE):
+        elif len(free) < len(own) and is_op(node, *ARITHMETIC):
             found[node.name] = WITH_POSITIONS
     return found
 

@@ -33,6 +33,7 @@ from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
 from .calibrate import Statistics, choose_grids, collect_statistics
 from .channel_scales import even_channels
 from .coarse_inputs import find_coarse_inputs
+from .coarse_products import Measured, find_coarse_products
 from .cost_placement import choose_by_cost
 from .input_grid import find_lossless_grids, keep_lossless
 from .odd_samples import leave_out_odd
@@ -200,7 +201,7 @@ def prepare(
             in_float=in_float,
             parts=parts,
         )
-        prepared = _leave_refused(_leave_coarse(prepared), feeds)
+        prepared = _leave_refused(_leave_products(_leave_coarse(prepared)), feeds)
         if plan is not None:
             plan.check_layers(layer.name for layer in prepared.scheme.layers)
         _tell(prepared)
@@ -250,6 +251,19 @@ def _leave_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
 
     trial = Trial(prepared.model, make, feeds, prepared.config.encoding, prepared.run.threads)
     return prepared.leave(trial.find_refused(prepared.in_float))
+
+
+def _leave_products(prepared: Prepared) -> Prepared:
+    """Leave in float the products of activations that spoil an output by what 256 levels leave of their operands."""
+    given = Measured(
+        prepared.model,
+        prepared.samples,
+        prepared.padding,
+        prepared.parts,
+        config=prepared.config,
+        threads=prepared.run.threads,
+    )
+    return prepared.leave(find_coarse_products(given, prepared.scheme))
 
 
 def _tell(prepared: Prepared) -> None:

@@ -25,8 +25,8 @@ CONSTANTS = {
         # what is turned by them: an operand of data
         ("[s] s = Sin (p) [m] y = Mul (x, s)", {"m": WITH_POSITIONS}),
         ("[s] s = Sin (p) [m] y = Mul (s, x) [a] z = Add (y, y)", {"m": WITH_POSITIONS}),
-        # products of data by what is computed are measured, and what joins both shares a grid with data anyway
-        ("[s] s = Sin (p) [m] y = MatMul (x, s)", {}),
+        ("[s] s = Sin (p) [m] y = MatMul (x, s)", {"m": WITH_POSITIONS}),
+        # what joins both shares a grid with data anyway
         ("[s] s = Sin (p) [c] y = Concat <axis = 0> (x, s)", {}),
         # rows of a table, what a layer makes, noise, masks, constants
         ("[g] g = Gather (table, pos) [m] y = Mul (g, g)", {}),

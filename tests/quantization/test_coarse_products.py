@@ -1,0 +1,54 @@
+"""Products that spoil the outputs on grids are found by measuring, and no others."""
+
+import re
+
+import numpy as np
+import pytest
+
+from onnxcalib import pipeline
+from onnxcalib.config import QuantizeConfig
+from onnxcalib.quantization import coarse_products
+
+# Distances |a|^2 - 2ab + |b|^2 of points far from the origin: large sums cancel. Then attention by them.
+DISTANCES = """g (float[N, 6, 8] x) => (float[N, 6, 4] y) {
+    [points] p = MatMul (x, w1)  a = Add (p, far)  t = Transpose <perm = [0, 2, 1]> (a)  [product] ab = MatMul (a, t)
+    s = Mul (a, a)  n = ReduceSum (s, last)  nt = Transpose <perm = [0, 2, 1]> (n)  m = Mul (ab, minus)
+    d = Add (m, n)  e = Add (d, nt)  f = Neg (e)  q = Softmax (f)
+    [values] v = MatMul (x, w2)  [mix] y = MatMul (q, v) }"""
+
+
+@pytest.fixture
+def distances(build, weigh):
+    def make(far):
+        constants = {"far": np.float32(far), "last": np.int64([2]), "minus": np.float32(-2)}
+        return build(DISTANCES, w1=weigh(8, 3), w2=weigh(8, 4), **constants)
+
+    return make
+
+
+def prepare(model, samples):
+    return pipeline.prepare(model, samples, QuantizeConfig(threads=1))
+
+
+def test_a_product_whose_large_sums_cancel_stays_in_float(distances, draw):
+    found = prepare(distances(100), draw(20, 6, 8))
+    assert list(found.in_float) == ["product"]
+    text = r"256 levels of its operands alone leave -?[\d.]+ dB of output y"
+    assert re.fullmatch(text, found.in_float["product"])
+    assert {"mix", "product"}.isdisjoint(layer.name for layer in found.scheme.layers)
+    assert {"q", "v"} <= found.scheme.activations.keys() and "t" not in found.scheme.activations
+
+
+def test_products_that_lose_little_are_measured_once(distances, draw, monkeypatch):
+    runs = []
+    measure = coarse_products._Probe._measure
+    monkeypatch.setattr(
+        coarse_products._Probe, "_measure", lambda self, names: runs.append(names) or measure(self, names)
+    )
+    assert not prepare(distances(0), draw(20, 6, 8)).in_float
+    assert runs == [("product", "mix")]
+
+
+def test_bisection_ends_at_a_number_of_runs(distances, draw, monkeypatch):
+    monkeypatch.setattr(coarse_products, "MOST_RUNS", 1)
+    assert not prepare(distances(100), draw(20, 6, 8)).in_float
