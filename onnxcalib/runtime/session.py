@@ -28,6 +28,8 @@ KERNEL = "_kernel_time"
 # Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
 ADVICE = "a model that onnxruntime computes is needed; check it, or export it again"
+# Puts a Gemm and a Transpose behind it together also where what lies between is an output.
+LOSING_OUTPUTS = ["GemmTransposeFusion"]
 MOST_SHOWN = 500  # characters of what onnxruntime says
 # What onnxruntime says of outputs of the types that it does not give to Python.
 NO_TYPE, NO_ARRAYS = "No corresponding Numpy type", ("bfloat16", "int4", "float4")
@@ -158,14 +160,16 @@ _Loaded = tuple[ort.InferenceSession, Scratch | None]
 def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> _Loaded:
     """The session, and the folder with the weights that it maps, if it does."""
     folder = None
-    providers = ["CPUExecutionProvider"]
+    make = partial(
+        ort.InferenceSession, providers=["CPUExecutionProvider"], disabled_optimizers=LOSING_OUTPUTS if more else None
+    )
     try:
         if model_bytes(model) <= MOST_BYTES:
-            return ort.InferenceSession(model.SerializeToString() + more, options, providers=providers), None
+            return make(model.SerializeToString() + more, options), None
         folder = Scratch()
         path = folder.path / "model.onnx"
         _write(model, more, path)
-        return ort.InferenceSession(str(path), options, providers=providers), folder
+        return make(str(path), options), folder
     except OutputError:
         if folder is not None:
             folder.remove()

@@ -181,6 +181,14 @@ def foreign(request, build):
     return build(text, v=wide, u=wide.copy(), **CONSTANTS)
 
 
+def test_what_lies_between_a_gemm_and_a_transpose_is_given_too(build, weigh):
+    model = build(
+        "g (float[2, 3] x) => (float[4, 2] y) { a = Gemm (x, w)  y = Transpose <perm = [1, 0]> (a) }", w=weigh(3, 4)
+    )
+    values = Session(model, also=["a"], threads=1).run({"x": np.ones((2, 3), np.float32)})
+    assert np.array_equal(values["a"].T, values["y"])
+
+
 @pytest.mark.parametrize("assumed", [None, True])
 def test_sums_are_exact_in_files_of_other_tools_on_every_processor(foreign, assumed, monkeypatch):
     """Also where the session option that makes them so refuses the file, whether it is needed here or not."""
