@@ -233,10 +233,11 @@ def find_class_axis(values: np.ndarray) -> int | None:
     """
     if values.ndim < 2 or not values.size:
         return None
-    finite = np.isfinite(values)
-    low, high = (float(f(values, initial=0, where=finite)) for f in (np.min, np.max))
-    if low < 0 < high or high > 1 + SUM_TOLERANCE:
+    # The first few values of most tensors tell that they are no probabilities.
+    if not _may_be_probabilities(values.reshape(-1)[:4096]) or not _may_be_probabilities(values):
         return None
+    finite = np.isfinite(values)
+    low = float(np.min(values, initial=0, where=finite))
     likely = np.where(finite, values, 0) if low == 0 else np.exp(np.where(finite, values, -np.inf))
     for axis in reversed(range(1, values.ndim)):
         whole = finite.all(axis=axis)
@@ -245,6 +246,15 @@ def find_class_axis(values: np.ndarray) -> int | None:
             if np.abs(sums[whole] - 1).max() < (SUM_TOLERANCE if values.dtype.itemsize > 2 else HALF_TOLERANCE):
                 return axis
     return None
+
+
+def _may_be_probabilities(values: np.ndarray) -> bool:
+    """Whether the finite values are all between 0 and 1, or none is above 0."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return high <= 0 or (low >= 0 and high <= 1 + SUM_TOLERANCE)
 
 
 def _embeds(rows: np.ndarray) -> bool:

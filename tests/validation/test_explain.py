@@ -8,7 +8,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from onnx import ModelProto, load, numpy_helper, save
+from onnx import ModelProto, TensorProto, load, numpy_helper, save
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -19,6 +19,7 @@ from onnxcalib.graph.extract import extract
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
+from onnxcalib.quantization.output_parts import find_parts
 from onnxcalib.quantization.prepare import SETTINGS_BYTES
 from onnxcalib.validation import explain as explain_module
 from onnxcalib.validation import survey
@@ -803,3 +804,18 @@ def test_a_product_with_one_operand_in_float_loses_by_the_other_alone(build, dra
     plain = build("g (float[N, 4, 8] x, float[N, 8, 4] z) => (float[N, 4, 4] y) { [product] y = MatMul (x, z) }")
     (found,) = explained(plain, model, {"x": draw(16, 4, 8), "z": draw(16, 8, 4)}).layers
     assert found.reasons[0].startswith("its 8-bit left operand limits it: ")
+
+
+def test_a_layer_that_ruins_a_small_part_of_an_output_is_named_first(build, weigh, draw, rough, every_layer):
+    model = build(
+        """g (float[N, 8] x) => (float[N, 12] y) { [box] b = MatMul (x, wb)  [big] k = Mul (b, hundred)
+        [cls] s = MatMul (x, ws)  [y] y = Concat <axis = 1> (k, s) }""",
+        wb=weigh(8, 8), ws=weigh(8, 4), hundred=np.float32(100),
+    )  # fmt: skip
+    data = draw(16, 8)
+    quantized = rough(model, data)
+    (weight,) = (t.name for t in quantized.graph.initializer if t.data_type == TensorProto.INT8 and t.dims == [8, 4])
+    spoiled = change(quantized, weight, lambda value: value // 8 * 8)
+    samples, parts = open_calibration(data, inputs_of(model)), find_parts(model, {"x": data})
+    apart, whole = (explain(model, spoiled, samples, parts=each).layers for each in (parts, None))
+    assert (apart[0].name, whole[0].name) == ("cls", "box")
