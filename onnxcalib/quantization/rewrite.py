@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from ..config import QuantizeConfig
+from ..config import FULL_BITS, QuantizeConfig
 from ..graph.edit import drop_dead
 from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
 from ..graph.finite import refuse_not_finite
@@ -28,6 +28,7 @@ from ..graph.passes.pads import fold_pads
 from ..graph.passes.pool import globalise_pools
 from ..graph.passes.products import products_as_layers
 from ..graph.passes.target_shapes import fix_target_shapes
+from ..graph.passes.transposed import write_as_convolutions
 from ..graph.passes.written_out import write_patterns
 from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
@@ -65,9 +66,13 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     refuse_not_finite(model)
     norms = fold_batchnorm(model)
     passes["fold_batchnorm"] = len(norms)
+    passes["fold_affine"] = fold_affine(model)
+    # A layer that reads floats gains nothing by an integer kernel.
+    if config.activation_bits <= FULL_BITS:
+        passes["write_as_convolutions"], norms = write_as_convolutions(model, norms)
     for graph_pass in (
-        fold_affine, normalise_gemm, spread_biases, split_hardswish, fold_hardsigmoid, spell_attributes, fold_pads,
-        spell_axes, globalise_pools,
+        normalise_gemm, spread_biases, split_hardswish, fold_hardsigmoid, spell_attributes, fold_pads, spell_axes,
+        globalise_pools,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)

@@ -192,7 +192,7 @@ TRANSPOSED = [
     ("group = 1", 1),
     ("strides = [2, 2]", 1),
     ("strides = [2, 3], pads = [1, 0, 0, 2], dilations = [2, 1]", 1),
-    ("strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]", 1),
+    ("strides = [2, 2], pads = [1, 1, 0, 1], output_padding = [1, 1]", 1),
     ("strides = [3, 3], output_padding = [2, 1], group = 2", 2),
     ('strides = [2, 2], auto_pad = "SAME_UPPER"', 1),
     ('strides = [2, 2], auto_pad = "SAME_LOWER", group = 4', 4),

@@ -2,8 +2,8 @@
 
 Read the files in the order in which ``quantization.rewrite`` runs them. ``normalise``, ``ort_fusions`` and ``opset``
 bring a model into one form. ``float16``, ``fold``, ``target_shapes`` and ``batchnorm`` compute what is constant.
-``written_out`` writes functions of several nodes as onnxruntime fuses them. ``einsum``, ``products``, ``gemm``,
-``pool``, ``attributes``, ``hardswish``, ``pads`` and ``duplicates`` write operators that have integer kernels.
+``written_out`` writes functions of several nodes as onnxruntime fuses them. ``einsum``, ``transposed``, ``products``,
+``gemm``, ``pool``, ``attributes``, ``hardswish``, ``pads`` and ``duplicates`` write operators with integer kernels.
 ``rescale`` gives layers an input without rounding error. Three passes are for quantized graphs: ``joint_reads`` keeps
 functions together; two return a copy, ``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which
 makes them saturate.
