@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from ..draws import key_of, list_draws, name_draws
 from ..edit import copy_model, refill, unused_name
-from ..index import all_graphs, attribute_of, list_names, subgraphs
+from ..index import all_graphs, attribute_of, is_op, list_names, subgraphs
 from ..shapes import infer_graph
 from .normalise import inline_functions, spell_domain
 from .opset import opset_of, raise_opset
@@ -28,9 +28,9 @@ CAST_LIKE_OPSET = 15
 def fix_draws(model: ModelProto) -> ModelProto:
     """The model itself where nothing draws; otherwise a copy in which standard operators compute the draws.
 
-    They have the distribution that the operator asks for. A value depends on its flat position in the tensor and on the
-    node's key alone (see ``draws``), so that samples of a batch differ, batches and iterations repeat, and two models
-    of one net draw the same. Raises ModelError for an opset that cannot be raised.
+    They have the distribution that the operator asks for. A value depends on its flat position in the tensor, the
+    iteration of the Loop around it and the node's key alone (see ``draws``). So samples of a batch differ, batches
+    repeat, and two models of one net draw the same. Raises ModelError for an opset that cannot be raised.
     """
     if not list_draws(model):
         return model
@@ -58,15 +58,17 @@ class _Fixing:
         for name, table in self.tables.items():
             self.model.graph.initializer.append(numpy_helper.from_array(_tables()[name], table))
 
-    def _fix(self, graph: GraphProto) -> None:
+    def _fix(self, graph: GraphProto, iterations: tuple[str, ...] = ()) -> None:
+        """iterations: the counters of the Loops around the graph."""
         nodes: list[NodeProto] = []
         for node in graph.node:
             for body in subgraphs(node):
-                self._fix(body)
+                counter = (body.input[0].name,) if is_op(node, "Loop") else ()
+                self._fix(body, (*iterations, *counter))
             if key_of(node) is None:
                 nodes.append(node)
             else:
-                nodes += _Replacement(self, node).nodes
+                nodes += _Replacement(self, node, iterations).nodes
         if len(nodes) > len(graph.node):
             refill(graph.node, nodes)
 
@@ -83,8 +85,8 @@ class _Fixing:
 class _Replacement:
     """The nodes that stand for one node that draws; its outputs keep their names."""
 
-    def __init__(self, fixing: _Fixing, node: NodeProto):
-        self.fixing, self.node, self.nodes = fixing, node, list[NodeProto]()
+    def __init__(self, fixing: _Fixing, node: NodeProto, iterations: tuple[str, ...]):
+        self.fixing, self.node, self.iterations, self.nodes = fixing, node, iterations, list[NodeProto]()
         made = getattr(self, f"_{node.op_type}")()
         for name, value in zip(node.output, made, strict=False):
             if name:
@@ -147,7 +149,7 @@ class _Replacement:
     def _draw(self, table: str, shape: str) -> str:
         """Values of the table in a tensor of this shape, which may have no values."""
         key = key_of(self.node) or ""
-        place, step, jump = (zlib.crc32(f"{key} {part}".encode()) % (TABLE_SIZE - 1) + 1 for part in range(3))
+        place, step, jump, leap = (zlib.crc32(f"{key} {part}".encode()) % (TABLE_SIZE - 1) + 1 for part in range(4))
         # Reshape reads a 0 as the size that was there before, so that an empty tensor is made with values first.
         empty = self._add("Equal", shape, self._constant(np.int64(0)))
         filled = self._add("Where", empty, self._constant(np.int64(1)), shape)
@@ -160,6 +162,8 @@ class _Replacement:
         moved = self._add("Mul", within, self._constant(np.int64(step)))
         moved = self._add("Add", moved, self._add("Mul", rounds, self._constant(np.int64(jump))))
         moved = self._add("Add", moved, self._constant(np.int64(place)))
+        for depth, iteration in enumerate(self.iterations, 1):
+            moved = self._add("Add", moved, self._add("Mul", iteration, self._constant(np.int64(depth * leap))))
         at = self._add("Sub", moved, self._add("Mul", self._add("Div", moved, size), size))
         values = self._add("Reshape", self._add("Gather", self.fixing.table(table), at), filled)
         return self._add("Add", values, self._add("ConstantOfShape", shape))  # a size of 1 with one of 0 gives 0

@@ -134,3 +134,19 @@ def test_draws_survive_that_the_model_is_prepared_and_renumbered(build, run, dra
     assert raise_opset(prepared, 13)
     x = draw(5, 4)
     np.testing.assert_array_equal(*(run(fix_draws(each), x)[0] for each in (model, prepared)))
+
+
+def test_iterations_of_a_loop_draw_each_for_itself(build, run):
+    model = build(
+        """g (float[N] x) => (float[T, N] y) {
+            last, y = Loop (five, on, x) <
+                body = step (int64 i, bool go, float[N] s) => (bool more, float[N] t, float[N] z) {
+                    more = Identity (go)  z = RandomNormalLike (s)  t = Add (s, z) }
+            > }""",
+        five=np.int64(5), on=np.bool_(True),
+    )  # fmt: skip
+    fixed = fix_draws(model)
+    (y,) = run(fixed, np.zeros(2000, np.float32))
+    shares = np.corrcoef(y)
+    assert y.shape == (5, 2000) and np.abs(shares - np.eye(5)).max() < 0.1
+    np.testing.assert_array_equal(run(fixed, np.zeros(2000, np.float32))[0], y)
