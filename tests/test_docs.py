@@ -181,7 +181,7 @@ def test_the_readme_shows_what_the_commands_print(folder, capsys):
     for sh, text in pairs:
         (command,) = sh.commands
         assert main(command[1:]) == 0
-        printed = capsys.readouterr().out
+        printed = capsys.readouterr().out.replace("median dB", "")  # a column of models whose samples differ much
         missing = set(list_labels(text.code)) - set(list_labels(printed))
         assert missing <= {"QuantizeLinear: entry of the graph: nothing before Add is quantized:"}, printed
 

@@ -163,7 +163,10 @@ def test_a_median_far_from_the_sum_has_a_column(capsys, median, shown):
     [
         ("held out", "result, on 5 samples held out; it was made from the other 16"),
         ("test", "result, on the 5 samples of --test; it was made from 16 others"),
-        ("calibration", "result, on the 5 samples that it was made from, which flatters; give --test others, or 64"),
+        (
+            "calibration",
+            "result, on the 5 samples that it was made from, which flatters, elsewhere by 1 to 6 dB at 4 bits",
+        ),
     ],
 )
 def test_the_table_says_what_it_was_measured_on(capsys, source, line):
