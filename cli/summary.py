@@ -10,7 +10,16 @@ from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.config import HOLD_OUT_FROM
-from onnxcalib.report import FloatRecord, MeasuredOn, OutputRecord, Report, UnfusedRecord, list_rows, spell_positions
+from onnxcalib.report import (
+    FloatRecord,
+    MeasuredOn,
+    OutputRecord,
+    Report,
+    SpeedRecord,
+    UnfusedRecord,
+    list_rows,
+    spell_positions,
+)
 from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
 
 from .console import open_console
@@ -202,6 +211,14 @@ def describe_unfused(unfused: Sequence[UnfusedRecord]) -> list[str]:
     return lines + [f"  {reason}: {name_some(tensors)}" for reason, tensors in reasons.items()]
 
 
+def _describe_speed(record: SpeedRecord | None) -> list[str]:
+    if record is None:
+        return []
+    low, high = record.interval
+    times = f"{record.float_ms:.3g} -> {record.quantized_ms:.3g} ms"
+    return [f"speed: {times} on one thread here, {record.speedup:.2f} times float ({low:.2f} to {high:.2f})"]
+
+
 def _describe_cost(report: Report, output: Path) -> list[str]:
     ratio = f", {report.quantized_bytes / report.float_bytes:.3f} of float" if report.float_bytes else ""
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
@@ -209,6 +226,7 @@ def _describe_cost(report: Report, output: Path) -> list[str]:
     passes = f", {total / report.float_pass_seconds:.0f} float passes" if report.float_pass_seconds else ""
     return [
         f"size: {report.float_bytes:,} -> {report.quantized_bytes:,} bytes{ratio}",
+        *_describe_speed(report.speed),
         f"time: {total:.1f} s ({stages}){passes}, {report.samples} samples",
         f"wrote {output}",
     ]

@@ -52,6 +52,7 @@ from .report import (
     OutputRecord as OutputRecord,
     Report as Report,
     SaturationRecord as SaturationRecord,
+    SpeedRecord as SpeedRecord,
     StageRecord as StageRecord,
     UnfusedRecord as UnfusedRecord,
 )

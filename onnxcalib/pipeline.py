@@ -24,6 +24,7 @@ from .quantization.prepare import Prepared, load
 from .quantization.prepare import prepare as prepare_run
 from .quantization.ranges import Ranges, read_ranges
 from .quantization.run import Run
+from .quantization.speed import compare_speed, find_fault_of_speed
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify as compare_models
 from .report import Observer, OutputRecord, Report
@@ -284,6 +285,9 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         sizes = model_bytes(prepared.original), model_bytes(quantized)
         if fault := find_fault_of_size(in_float, *sizes):
             run.warn(fault)
+        speed = compare_speed(prepared, quantized)
+        if fault := find_fault_of_speed(speed):
+            run.warn(fault)
     return Report(
         settings=prepared.config.model_dump(mode="json"),
         passes=dict(prepared.passes),
@@ -300,6 +304,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         measured_on=prepared.measured_on,
         seconds=run.seconds,
         float_pass_seconds=measured.float_pass_seconds,
+        speed=speed,
         warnings=tuple(run.warnings),
         left_out=tuple(run.left_out),
         in_float=in_float,

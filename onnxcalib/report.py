@@ -196,14 +196,27 @@ class MeasuredOn:
 
 
 @dataclass(frozen=True)
+class SpeedRecord:
+    """Median milliseconds of a run of each model here, on one thread.
+
+    speedup: how many times as fast as the float model; interval: (low, high) of it, at 95% confidence.
+    """
+
+    float_ms: float
+    quantized_ms: float
+    speedup: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that ``quantize`` did and measured.
 
     passes: graph pass -> the number of its rewrites. steps: the stages that change weights or biases, empty where only
     the first of them was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be
     done, though the result holds without it. samples: those that the result was made from. measured_on: those that
-    layers, outputs and saturation were measured on; None before that. in_float: nodes that stay in float, but those
-    that the settings exclude.
+    layers, outputs and saturation were measured on; None before that. speed: None for models that are too large to be
+    timed. in_float: nodes that stay in float, but those that the settings exclude.
     """
 
     settings: dict[str, Any]
@@ -221,6 +234,7 @@ class Report:
     measured_on: MeasuredOn | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     float_pass_seconds: float = 0.0
+    speed: SpeedRecord | None = None
     warnings: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None
     left_out: tuple[LeftOutRecord, ...] = ()
