@@ -34,7 +34,8 @@ class Writer:
         """Write a node for ``node``, under its name if it is the ``main`` one; returns the node's output."""
         output = self._name(f"{node.output[0]}_{op}")
         name = node.name if main else self._name(f"{node.name}_{op}")
-        self._nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        text = node.doc_string if main else None
+        self._nodes.append(helper.make_node(op, inputs, [output], name=name, doc_string=text, **attributes))
         return output
 
     def constant(self, name: str, value: np.ndarray | Collection[int]) -> str:

@@ -42,7 +42,8 @@ def explain(
     layers. The first SAMPLES samples are used. parts: of the
     outputs; each weighs as much as another output. Both models stay as they are. Raises ModelError.
     """
-    (original, names), quantized = name_float_nodes(original), tidy(quantized)
+    original, names = name_float_nodes(original, as_layers=bool(_read_settings(quantized)))
+    quantized = tidy(quantized)
     pairs, unmatched = pair_layers(original, quantized, names)
     layers = [Measured(pair) for pair in pairs]
     notes = _read_notes(quantized)

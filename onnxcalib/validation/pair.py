@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from onnx import GraphProto, ModelProto, NodeProto
 
 from ..graph.edit import copy_model
+from ..graph.emit import PER_CHANNEL_OPSET
 from ..graph.index import Index, all_nodes, is_op, reads, subgraphs
 from ..graph.inspect.integers import is_linear
 from ..graph.inspect.quantized_layers import (
@@ -17,7 +18,11 @@ from ..graph.inspect.quantized_layers import (
     find_quantized_products,
 )
 from ..graph.ops import DYNAMIC_LAYERS, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
+from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.normalise import normalise, tidy
+from ..graph.passes.opset import opset_of
+from ..graph.passes.ort_fusions import split_fusions
+from ..graph.passes.products import products_as_layers
 
 # Operators that clip, for which tools substitute a grid with the same ends, in front of a QuantizeLinear.
 CLIPS = ("Relu", "Clip", "Max", "Min")
@@ -45,12 +50,18 @@ class Pair:
     path: tuple[NodeProto, ...] = ()
 
 
-def name_float_nodes(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
-    """``tidy`` of a float model, and a map from its nodes' names to the names that ``quantize`` gives them."""
+def name_float_nodes(model: ModelProto, *, as_layers: bool = False) -> tuple[ModelProto, dict[str, str]]:
+    """``tidy`` of a float model, and a map from its nodes' names to the names that ``quantize`` gives them.
+
+    as_layers: its products are layers, as in a model that ``quantize`` made, where the opset has their operators.
+    """
     tagged = copy_model(model)
     for number, node in enumerate(tagged.graph.node):
         node.doc_string = str(number)
     tidied = tidy(tagged)
+    if as_layers and opset_of(tidied) >= PER_CHANNEL_OPSET:
+        for rewrite in (split_fusions, einsum_as_matmul, products_as_layers):
+            rewrite(tidied)
     normalise(tagged)
     names = {node.doc_string: node.name for node in tagged.graph.node}
     return tidied, {node.name: names[node.doc_string] for node in tidied.graph.node if node.doc_string in names}

@@ -8,7 +8,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, load, numpy_helper, save
+from onnx import ModelProto, TensorProto, helper, load, numpy_helper, save
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -19,6 +19,7 @@ from onnxcalib.graph.extract import extract
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
+from onnxcalib.quantization import prepare as prepare_module
 from onnxcalib.quantization.output_parts import find_parts
 from onnxcalib.quantization.prepare import SETTINGS_BYTES
 from onnxcalib.validation import explain as explain_module
@@ -769,7 +770,9 @@ DISTANCES = """g (float[N, 12, 16] x) => (float[N, 12, 8] y) {
 
 
 @pytest.fixture
-def distances(build, weigh):
+def distances(build, weigh, monkeypatch):
+    """Distances of points far from the origin, whose product stays quantized."""
+    monkeypatch.setattr(prepare_module, "find_coarse_products", lambda *_: {})
     fixed = {"offset": np.float32(100), "two": np.float32(-2), "last": np.array([2])}
     return build(DISTANCES, w1=weigh(16, 3), w2=weigh(12, 8), **fixed)
 
@@ -819,3 +822,19 @@ def test_a_layer_that_ruins_a_small_part_of_an_output_is_named_first(build, weig
     samples, parts = open_calibration(data, inputs_of(model)), find_parts(model, {"x": data})
     apart, whole = (explain(model, spoiled, samples, parts=each).layers for each in (parts, None))
     assert (apart[0].name, whole[0].name) == ("cls", "box")
+
+
+@pytest.mark.usefixtures("every_layer")
+def test_layers_that_a_model_spells_otherwise_are_explained_under_its_names(build, draw):
+    model = build(
+        "g (float[N, 4, 8] x) => (float[N, 4, 3] y) { [left] a = MatMul (w, x)  r = Relu (a)"
+        ' [stack] s = Einsum <equation = "nti,ihd->nthd"> (r, v)  f = Relu (s)'
+        ' [back] b = Einsum <equation = "nthd,hdi->nti"> (f, u)'
+        ' [fused] y = com.microsoft.FusedMatMul <transB = 1> (b, z) }',
+        w=draw(4, 4), v=draw(8, 2, 4), u=draw(2, 4, 8), z=draw(3, 8),
+    )  # fmt: skip
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    x = draw(16, 4, 8)
+    found = explained(model, quantize(model, x).model, x)
+    assert {layer.name for layer in found.layers} == {"left", "stack", "back", "fused"}
+    assert found.unmatched == ()
