@@ -8,7 +8,8 @@ of the case); then both for the normal (Wald) interval, estimate +- 1.96 standar
 one of the mean over samples. '!' marks coverage outside 95 +- 2. If ours is outside, the program exits with 1. The
 Monte-Carlo error of 2000 draws is 0.5 points. Counts are drawn ten times as often, as they cost little.
 
-Cases: agreement of the top class with P(equal); drop of accuracy with P(lost) and P(gained), in %; drop of a metric of
+Cases: agreement of the top class with P(equal); agreement over 20 positions of each sample, whose chance is drawn for
+the sample; drop of accuracy with P(lost) and P(gained), in %; drop of a metric of
 the user's own, per sample: noise (as of PSNR), few (one sample in ten moves, more down than up, as of IoU), skewed
 (log-normal, sigma 1, as of a loss), right or wrong (5% lost, 3% gained); SQNR of powers as quantized networks have
 them: even (signal and error log-normal, sigma 0.55 and 0.7, as of CIFAR-10 ResNet-20 at W8A8 and W4A4), outliers
@@ -46,6 +47,8 @@ DROPS = ((0.005, 0.003), (0.01, 0.008), (0.03, 0.02), (0.05, 0.03), (0.10, 0.03)
 METRIC_SIZES = {"noise": (100,), "few": (100, 500), "skewed": (100, 500), "right or wrong": (100, 500, 3000)}
 OUTLIERS = 0.03
 SQNR_SIZES = (50, 100, 500, 3000)
+POSITIONS, POSITION_COUNTS = 20, (5, 20)
+POSITION_AGREEMENTS, POSITION_SIZES = (0.90, 0.97, 0.99), (50, 100, 500)
 RUNS, SPEEDUP, LASTING = (25, 50, 200, 500), 1.8, 0.9
 # Counts repeat; their intervals do not change.
 find_agreement = lru_cache(None)(intervals.agreement_interval)
@@ -106,6 +109,35 @@ def list_agreements() -> Iterator[Case]:
                 lambda equal, n=n: approximate_counts(equal, 0, n),
                 n * (1 - p),
             )
+
+
+def list_positions() -> Iterator[Case]:
+    """Agreement over POSITIONS of each sample, whose chance of it is drawn for the sample: beta, of so many counts."""
+    for counts in POSITION_COUNTS:
+        for p in POSITION_AGREEMENTS:
+            for n in POSITION_SIZES:
+                yield Case(
+                    "positions",
+                    f"{100 * p:g}%, {counts} counts",
+                    n,
+                    100 * p,
+                    lambda rng, n=n, a=p * counts, b=(1 - p) * counts: draw_positions(rng, n, a, b),
+                    lambda equal, n=n: scale(intervals.position_interval(sum_clusters(equal), n)),
+                    lambda equal, n=n: approximate_counts(int(equal.sum()), 0, n * POSITIONS),
+                    n * (1 - p),
+                    counted=False,
+                )
+
+
+def draw_positions(rng: np.random.Generator, n: int, a: float, b: float) -> np.ndarray:
+    """Equal positions of each of n samples, whose chances have the beta distribution of a and b."""
+    return rng.binomial(POSITIONS, rng.beta(a, b, n)).astype(np.float64)
+
+
+def sum_clusters(equal: np.ndarray) -> np.ndarray:
+    """What ``Comparison.clusters`` holds of samples with POSITIONS positions each, so many of them equal."""
+    count = np.full(len(equal), float(POSITIONS))
+    return np.array([x.sum() for x in (equal, count, equal**2, count**2, equal * count)])
 
 
 def list_drops() -> Iterator[Case]:
@@ -231,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     print(f"{'interval':10}{'case':>16}{'n':>7}{'cover':>8} {'width':>9}{'wald':>9} {'width':>9}", flush=True)
     marks = []
-    cases = (list_agreements, list_drops, list_metrics, list_sqnrs, list_speedups)
+    cases = (list_agreements, list_drops, list_metrics, list_sqnrs, list_speedups, list_positions)
     for i, case in enumerate(case for kind in cases for case in kind()):
         rng = np.random.default_rng((arguments.seed, i))
         (cover, width), (wald, wald_width) = measure(case, arguments.draws * case.effort, rng)

@@ -51,8 +51,8 @@ def position_interval(clusters: np.ndarray, samples: int) -> Interval:
     ``agreement_interval``.
 
     Coverage over 2,000 draws, 20 positions a sample whose chance varies between samples by beta distributions of 5 and
-    20 effective counts, p of 0.9 and 0.97: 92 to 96% with 50 to 500 samples, where Wilson's of all positions has 65 to
-    87. At p of 0.99 it is 89% with 50 or 100 samples of the first kind.
+    20 effective counts, p of 0.9 and 0.97: 91 to 96% with 50 to 500 samples, where Wilson's of all positions has 65 to
+    87. At p of 0.99 it is 88% with 50 samples of the first kind.
     """
     equal, total, equal2, total2, cross = map(float, clusters)
     if not total or not samples:
