@@ -10,6 +10,7 @@ from onnx import ModelProto
 from ..errors import ModelError
 from ..graph.index import Index
 from ..graph.joins import find_parted_joins
+from ..graph.places import find_placing
 from ..graph.positions import find_positional
 from ..graph.scheme import make_scheme
 from .last_layers import find_last_layers
@@ -27,21 +28,24 @@ def choose_float(model: ModelProto, parts: Parts, feeds: Mapping[str, Any], thre
     joins = find_parted_joins(model, index)
     return (
         dict.fromkeys(sorted(joins), PARTED)
-        | _keep_quantized(model, find_positional(model, index))
+        | _keep_quantized(model, find_positional(model, index) | find_placing(model.graph, index))
         | find_last_layers(model, parts, feeds, threads)
     )
 
 
 def _keep_quantized(model: ModelProto, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Those of the nodes that would have a grid on some side."""
+    """Those of the nodes that would have a grid on some side, without layers where no other layer would be left."""
     if not chosen:
         return {}
     try:
-        grids = make_scheme(model).activations
+        scheme = make_scheme(model)
     except ModelError:  # nothing can be quantized, which is told elsewhere
         return dict(chosen)
+    layers = {layer.name for layer in scheme.layers}
+    kept = layers if layers <= chosen.keys() else set()
     return {
         node.name: chosen[node.name]
         for node in model.graph.node
-        if node.name in chosen and any(t in grids for t in (*node.input, *node.output))
+        if node.name in chosen and node.name not in kept
+        if any(t in scheme.activations for t in (*node.input, *node.output))
     }

@@ -72,3 +72,11 @@ def test_angles_of_positions_stay_in_float_and_sizes_are_not_listed(build, weigh
     found = pipeline.prepare(model, samples, QuantizeConfig(threads=1))
     assert list(found.in_float) == ["angles", "turn"]
     assert [layer.name for layer in found.scheme.layers] == ["in", "out"]
+
+
+@pytest.mark.parametrize(("last", "found"), [("Conv (u, w)", ["first", "pool"]), ("Neg (u)", ["pool"])])
+def test_a_pool_with_places_stays_in_float_with_its_layer_unless_no_other_is_left(build, weigh, draw, last, found):
+    sizes = "<kernel_shape = [2, 2], strides = [2, 2]>"
+    body = f"[first] c = Conv (x, w) [pool] m, i = MaxPool {sizes} (c) u = MaxUnpool {sizes} (m, i) y = {last}"
+    model = build(f"g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {{ {body} }}", w=weigh(3, 3, 1, 1))
+    assert list(pipeline.prepare(model, draw(16, 3, 8, 8), QuantizeConfig(threads=1)).in_float) == found
