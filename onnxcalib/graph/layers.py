@@ -91,12 +91,17 @@ def end_layers(graph: GraphProto, names: set[str]) -> set[str]:
             first.add(node.name)
         if preceded or node.name in names:
             seen.update(t for t in node.output if t)
+    return first | last_layers(graph, names)
+
+
+def last_layers(graph: GraphProto, names: set[str]) -> set[str]:
+    """Names of the layers that no other layer follows."""
     last: set[str] = set()
-    seen = set()
+    seen: set[str] = set()
     for node in reversed(graph.node):
         followed = not seen.isdisjoint(node.output)
         if node.name in names and not followed:
             last.add(node.name)
         if followed or node.name in names:
             seen.update(reads(node))
-    return first | last
+    return last

@@ -10,23 +10,29 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from ..spec import LayerScheme, QParams
 from .edit import add_constant, copy_model, unused_name
+from .fusion import rectified
 from .index import Index
-from .layers import count_channels
+from .layers import count_channels, last_layers
 from .ops import CONVOLUTIONS
 
 
 def add_twins(
     model: ModelProto, layers: Sequence[LayerScheme], grids: Mapping[str, QParams]
 ) -> tuple[ModelProto, dict[str, tuple[str, ...]]]:
-    """A copy of the model with a twin of every layer; returns it, and for each layer four tensors.
+    """A copy of the model with a twin of every layer; returns it, and for each layer four tensors, or five.
 
     They are sums over each output channel, of the squared errors of the twin, of the layer's outputs and of their
-    squares, and the number of all values of its output. grids: of the inputs that are not rounded to 256 levels between
-    the least and the largest of their values.
+    squares, and the number of all values of its output. The last convolutions have the sums of the squared errors with
+    their outputs on 256 levels too. grids: of the inputs that are not rounded to 256 levels between the least and the
+    largest of their values.
     """
     copy = copy_model(model)
     twins = _Twins(copy.graph, grids)
-    return copy, {layer.name: twins.add(layer) for layer in layers}
+    last = last_layers(model.graph, {layer.name for layer in layers})
+    ends = {
+        k.name for k in layers if k.op == "Conv" and k.name in last and rectified(twins.index, k.output) == k.output
+    }
+    return copy, {layer.name: twins.add(layer, last=layer.name in ends) for layer in layers}
 
 
 class _Twins:
@@ -37,7 +43,7 @@ class _Twins:
         self.taken = {t for node in graph.node for t in (*node.input, *node.output)} | self.index.initializers.keys()
         self.rounded: dict[str, str] = {}
 
-    def add(self, layer: LayerScheme) -> tuple[str, ...]:
+    def add(self, layer: LayerScheme, *, last: bool) -> tuple[str, ...]:
         """Add the twin of a layer, and the nodes that sum what it differs by; returns the tensors of the sums."""
         node, dims = self.index.nodes[layer.name], self.index.initializers[layer.weight].dims
         twin = NodeProto()
@@ -50,9 +56,12 @@ class _Twins:
             shape = self._constant([-1, count_channels(node, dims)])
             (own,), (error,), axes = self._make("Reshape", own, shape), self._make("Reshape", error, shape), [0]
         over = self._constant(axes)
-        summed = (*self._make("Mul", error, error), own, *self._make("Mul", own, own))
-        sums = (self._make("ReduceSum", t, over, keepdims=0)[0] for t in summed)
-        return (*sums, *self._make("Size", own))
+        summed = [*self._make("Mul", error, error), own, *self._make("Mul", own, own)]
+        if last:
+            (error,) = self._make("Sub", self._round(own), own)
+            summed += self._make("Mul", error, error)
+        sums = [self._make("ReduceSum", t, over, keepdims=0)[0] for t in summed]
+        return (*sums[:3], *self._make("Size", own), *sums[3:])
 
     def _round(self, tensor: str) -> str:
         if tensor not in self.rounded:

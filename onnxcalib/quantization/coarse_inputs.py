@@ -1,12 +1,12 @@
-"""Layers whose input 256 levels cannot hold: where few channels take the range, and others are what the layer needs.
+"""Layers whose input or output 256 levels cannot hold: few channels take the range, and others are what is needed.
 
-That is so with columns of a table in unlike units, large constants with small changes, and sums that cancel.
+That is so with channels of unlike scale, large constants with small changes, and sums that cancel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -19,12 +19,23 @@ from ..spec import QParams, QuantScheme
 # A layer stays in float where rounding its input leaves less than so many dB between what its outputs vary by and the
 # error. The worst layers of seven real networks have 21 dB and more; those of unlike units have less than 9.
 LEAST_DB = 12.0
-# A layer's outputs count as constant where they vary by less than this share of their power: sums are of float32.
+# A channel counts as constant where it varies by less than this share of its power: sums are of float32.
 CONSTANT = 1e-6
 # A mean is taken off where it is of so many values a channel.
 LEAST_VALUES = 8
 # No more batches are read when the layers have given so many values.
 MOST_VALUES = 10**7
+
+
+class Ratios(NamedTuple):
+    """How much outputs of layers vary, in dB of the error of rounding to 256 levels.
+
+    inputs: layer -> that ratio with its input rounded. outputs: last convolution -> that of the worst channel with its
+    output rounded.
+    """
+
+    inputs: Mapping[str, float]
+    outputs: Mapping[str, float]
 
 
 def find_coarse_inputs(
@@ -34,33 +45,35 @@ def find_coarse_inputs(
     batches: Iterable[Mapping[str, Any]],
     threads: int = 0,
 ) -> dict[str, str]:
-    """Maps the layers whose input 256 levels cannot hold to why they stay in float.
+    """Maps the layers whose input, or last output, 256 levels cannot hold to why they stay in float.
 
     lossless: grids of some inputs that are said to hold their values. Raises ModelError where no layer would be left.
     """
     layers = [layer for layer in scheme.layers if not layer.reads_float]
-    ratios = measure_rounding(add_twins(model, layers, lossless), batches, threads) if layers else {}
-    coarse = {name: ratio for name, ratio in ratios.items() if ratio < LEAST_DB}
-    if coarse and len(coarse) == len(scheme.layers):
-        name, ratio = min(coarse.items(), key=lambda item: item[1])
-        raise ModelError(
-            f"graph: 256 levels hold the input of no layer: the outputs of {name} would have {ratio:.1f} dB;"
-            f" {LEAST_DB:g} dB are needed; scale the channels of the input alike, or keep the float model"
-        )
-    return {
-        name: f"256 levels do not hold its input, whose channels are of unlike scale: its outputs would have"
-        f" {ratio:.1f} dB"
-        for name, ratio in coarse.items()
+    if not layers:
+        return {}
+    ratios = measure_rounding(add_twins(model, layers, lossless), batches, threads)
+    coarse = {
+        name: f"256 levels do not hold its {end}, whose channels are of unlike scale: {what} would have {ratio:.1f} dB"
+        for end, what, found in (("output", "one", ratios.outputs), ("input", "its outputs", ratios.inputs))
+        for name, ratio in found.items()
+        if ratio < LEAST_DB
     }
+    if coarse and len(coarse) == len(scheme.layers):
+        name, reason = next(iter(coarse.items()))
+        raise ModelError(
+            f"graph: no layer can be quantized; {name}: {reason}; {LEAST_DB:g} dB are needed; scale the channels alike,"
+            " or keep the float model"
+        )
+    return coarse
 
 
 def measure_rounding(
     twins: tuple[ModelProto, Mapping[str, tuple[str, ...]]], batches: Iterable[Mapping[str, Any]], threads: int = 0
-) -> dict[str, float]:
-    """For each layer how much its outputs vary, in dB of the error that its input on 256 levels makes.
+) -> Ratios:
+    """The ratios of all layers of ``twins``, which ``add_twins`` gives.
 
-    twins: as ``add_twins`` gives them. Layers without an error, and those whose outputs are constant or not finite, are
-    left out.
+    Without an error there is no ratio, nor for outputs that are constant or not finite.
     """
     model, tensors = twins
     wanted = sorted({t for each in tensors.values() for t in each})
@@ -69,20 +82,30 @@ def measure_rounding(
     for feeds in batches:
         for name, value in session.run(feeds, wanted).items():
             totals[name] = totals[name] + value.astype(np.float64)
-        if sum(totals[each[-1]] for each in tensors.values()) >= MOST_VALUES:
+        if sum(totals[each[3]] for each in tensors.values()) >= MOST_VALUES:
             break
-    found = {}
-    for name, (error, total, squares, size) in tensors.items():
-        wrong, varies = float(np.sum(totals[error])), _variation(totals[total], totals[squares], totals[size])
-        if wrong > 0 and varies > 0 and np.isfinite(wrong / varies):
-            found[name] = float(10 * np.log10(varies / wrong))
-    return found
+    inputs: dict[str, float] = {}
+    outputs: dict[str, float] = {}
+    for name, (error, total, squares, size, *rounded) in tensors.items():
+        varies = _variation(totals[total], totals[squares], totals[size])
+        inputs |= _find_ratio(name, varies.sum(), totals[error].sum())
+        for channel in np.flatnonzero(varies) if rounded else ():
+            ratio = _find_ratio(name, varies[channel], totals[rounded[0]][channel])
+            outputs |= {name: min(ratio[name], outputs.get(name, np.inf))} if ratio else {}
+    return Ratios(inputs, outputs)
 
 
-def _variation(total: np.ndarray, squares: np.ndarray, size: float) -> float:
+def _find_ratio(name: str, varies: float, error: float) -> dict[str, float]:
+    if not (varies > 0 and error > 0 and np.isfinite(error / varies)):
+        return {}
+    return {name: float(10 * np.log10(varies / error))}
+
+
+def _variation(total: np.ndarray, squares: np.ndarray, size: float) -> np.ndarray:
     """The squares of a layer's outputs about the mean of their channel; 0 where that is too small to be measured."""
-    power, values = float(np.sum(squares)), size / max(np.size(total), 1)
+    total, squares = np.atleast_1d(total), np.atleast_1d(squares)
+    values = size / max(total.size, 1)
     if values < LEAST_VALUES:
-        return power
-    varies = float(np.sum(np.maximum(squares - total**2 / values, 0)))
-    return varies if varies > CONSTANT * power else 0.0
+        return squares
+    varies = np.maximum(squares - total**2 / values, 0)
+    return np.where(varies > CONSTANT * squares, varies, 0)

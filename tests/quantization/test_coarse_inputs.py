@@ -71,10 +71,26 @@ def test_outputs_that_are_constant_say_nothing_of_their_layer(net):
 
 def test_a_model_that_would_have_no_layer_left_is_refused(build, weigh, draw):
     model = build("g (float[N, 4] x) => (float[N, 3] y) { [only] y = MatMul (x, w) }", w=weigh(4, 3))
-    with pytest.raises(
-        ModelError, match=r"graph: 256 levels hold the input of no layer: the outputs of only would have"
-    ):
+    with pytest.raises(ModelError, match="graph: no layer can be quantized; only: 256 levels do not hold its input, "):
         prepare(model, draw(48, 4) + 500)
+
+
+@pytest.mark.parametrize(("behind", "left"), [("z", {"head"}), ("z = Relu (y)", set()), ("z = Neg (y)", {"head"})])
+def test_the_last_convolution_stays_in_float_where_its_channels_are_of_unlike_scale(build, weigh, draw, behind, left):
+    end = behind if "=" in behind else "z = Identity (y)"
+    model = build(
+        "g (float[N, 3, 6, 6] x) => (float[N, 4, 4, 4] z) {"
+        f" [body] h = Conv (x, w1)  [head] y = Conv (h, w2, b)  {end} }}",
+        w1=weigh(8, 3, 3, 3),
+        w2=weigh(4, 8, 1, 1) * np.array([100, 100, 1, 1], np.float32).reshape(4, 1, 1, 1),
+        b=np.array([300, 300, 0, 0], np.float32),
+    )
+    prepared = prepare(model, draw(24, 3, 6, 6))
+    assert prepared.in_float.keys() == left
+    if left:
+        assert prepared.in_float["head"].startswith(
+            "256 levels do not hold its output, whose channels are of unlike scale: one would have "
+        )
 
 
 def test_an_input_with_a_grid_of_its_own_is_judged_on_that(build, weigh, draw):
@@ -82,8 +98,8 @@ def test_an_input_with_a_grid_of_its_own_is_judged_on_that(build, weigh, draw):
     layers = list(find_layers(model, Index(model.graph), 8, 8))
     whole = QParams(np.asarray(1, np.float32), np.asarray(128, np.int32), QuantSpec(8))
     twins = add_twins(model, layers, {"x": whole})
-    assert not measure_rounding(twins, [{"x": np.round(draw(48, 4) * 20)}])
-    assert measure_rounding(twins, [{"x": draw(48, 4) * 0.1}])["only"] == pytest.approx(0, abs=0.1)
+    assert not measure_rounding(twins, [{"x": np.round(draw(48, 4) * 20)}]).inputs
+    assert measure_rounding(twins, [{"x": draw(48, 4) * 0.1}]).inputs["only"] == pytest.approx(0, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +115,6 @@ def test_the_error_is_that_of_rounding_the_input_between_its_ends(build, weigh, 
     model = build(text, w=weigh(*weight))
     layers = list(find_layers(model, Index(model.graph), 8, 8))
     values = draw(64, *shape)
-    (ratio,) = measure_rounding(add_twins(model, layers, {}), [{"x": values}]).values()
+    (ratio,) = measure_rounding(add_twins(model, layers, {}), [{"x": values}]).inputs.values()
     step = np.ptp(values) / 255
     assert ratio == pytest.approx(10 * np.log10(np.var(values) / (step**2 / 12)), abs=1.0)
