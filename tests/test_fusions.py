@@ -123,6 +123,6 @@ def count_kernels(model, path) -> Counter:
 def test_no_fused_kernel_is_lost(name, opset, build, draw, tmp_path):
     model = make(build, draw, BODIES[name], opset)
     samples = draw(16, *(3, 8, 8) if "Conv" in name else (TOKENS, WIDTH))
-    quantized = onnxcalib.quantize(model, samples, onnxcalib.QuantizeConfig(pipeline="light")).model
+    quantized = onnxcalib.quantize(model, samples, onnxcalib.QuantizeConfig(pipeline="light", placement="all")).model
     wanted, given = (count_kernels(each, tmp_path / f"{i}.onnx") for i, each in enumerate((model, quantized)))
     assert wanted and wanted - given == Counter()
