@@ -11,6 +11,7 @@ from onnx import ModelProto, helper
 from ..graph.index import is_op
 from ..graph.ops import INTEGER_OPS, LAYERS
 from ..graph.placement import Placement, find_units
+from ..graph.shapes import infer_graph
 from ..numeric.cut import NEVER, cut
 from ..runtime.session import Session
 from ..spec import QuantScheme
@@ -29,7 +30,10 @@ HANDICAP = 1.4
 def measure_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of the graph's inputs and constants, and of all that its nodes make in a run on ``feeds``."""
     graph = model.graph
-    tensors = [t for node in graph.node for t in node.output if t]
+    types = infer_graph(model)
+    values = () if types is None else (*types.value_info, *types.output)
+    shapeless = {value.name for value in values if not value.type.HasField("tensor_type")}  # sequences have no shape
+    tensors = [t for node in graph.node for t in node.output if t and t not in shapeless]
     nodes, outputs = len(graph.node), len(graph.output)
     names = {f"{t}:shape": t for t in tensors}
     try:
