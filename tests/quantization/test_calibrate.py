@@ -6,7 +6,7 @@ from onnx import TensorProto
 
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
-from onnxcalib.errors import DataError
+from onnxcalib.errors import DataError, ModelError
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric import histogram as histogram_module
@@ -70,15 +70,22 @@ def test_no_tensor_is_kept(model, draw, monkeypatch):
     assert most <= 2 * 3
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_names_its_tensor(model, draw, bad):
+@pytest.mark.parametrize(
+    ("bad", "fault", "expected"),
+    [
+        (
+            np.inf,
+            DataError,
+            "tensor d: the float model gives values that are not finite on the calibration set; .*check",
+        ),
+        (np.nan, ModelError, "node d: tensor w2 holds nan; finite weights are needed; train or export"),
+    ],
+)
+def test_a_value_that_is_not_finite_names_its_tensor_or_the_constant_that_is_why(model, draw, bad, fault, expected):
     weights = np.frombuffer(model.graph.initializer[1].raw_data, np.float32).copy()
     weights[0] = bad
     model.graph.initializer[1].raw_data = weights.tobytes()
-    expected = (
-        "tensor d: the float model gives values that are not finite on the calibration set; finite values .*check"
-    )
-    with pytest.raises(DataError, match=expected):
+    with pytest.raises(fault, match=expected):
         collect(model, ["x", "r", "d"], samples_of(model, draw(4, 4, 6, 6)))
 
 
