@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..errors import ModelError
+from ..graph.angles import find_turns
 from ..graph.twins import add_twins
 from ..runtime.session import Session
 from ..spec import QParams, QuantScheme
@@ -19,6 +20,8 @@ from ..spec import QParams, QuantScheme
 # A layer stays in float where rounding its input leaves less than so many dB between what its outputs vary by and the
 # error. The worst layers of seven real networks have 21 dB and more; those of unlike units have less than 9.
 LEAST_DB = 12.0
+# Most that rounding may move angles by: a sine is then off by 5% of its range.
+MOST_RADIANS = 0.1
 # A channel counts as constant where it varies by less than this share of its power: sums are of float32.
 CONSTANT = 1e-6
 # A mean is taken off where it is of so many values a channel.
@@ -31,11 +34,12 @@ class Ratios(NamedTuple):
     """How much outputs of layers vary, in dB of the error of rounding to 256 levels.
 
     inputs: layer -> that ratio with its input rounded. outputs: last convolution -> that of the worst channel with its
-    output rounded.
+    output rounded. errors: layer -> the root of the mean squared error of its outputs, with its input rounded.
     """
 
     inputs: Mapping[str, float]
     outputs: Mapping[str, float]
+    errors: Mapping[str, float]
 
 
 def find_coarse_inputs(
@@ -58,6 +62,13 @@ def find_coarse_inputs(
         for end, what, found in (("output", "one", ratios.outputs), ("input", "its outputs", ratios.inputs))
         for name, ratio in found.items()
         if ratio < LEAST_DB
+    }
+    factors = find_turns(model)
+    turns = {k.name: ratios.errors.get(k.name, 0.0) * factors.get(k.output, 0.0) for k in layers}
+    coarse |= {
+        name: f"it gives angles, which 256 levels of its input would move by {turn:.2f} radians"
+        for name, turn in turns.items()
+        if turn > MOST_RADIANS and name not in coarse
     }
     if coarse and len(coarse) == len(scheme.layers):
         name, reason = next(iter(coarse.items()))
@@ -86,13 +97,14 @@ def measure_rounding(
             break
     inputs: dict[str, float] = {}
     outputs: dict[str, float] = {}
+    errors = {name: float(np.sqrt(totals[each[0]].sum() / max(totals[each[3]], 1))) for name, each in tensors.items()}
     for name, (error, total, squares, size, *rounded) in tensors.items():
         varies = _variation(totals[total], totals[squares], totals[size])
         inputs |= _find_ratio(name, varies.sum(), totals[error].sum())
         for channel in np.flatnonzero(varies) if rounded else ():
             ratio = _find_ratio(name, varies[channel], totals[rounded[0]][channel])
             outputs |= {name: min(ratio[name], outputs.get(name, np.inf))} if ratio else {}
-    return Ratios(inputs, outputs)
+    return Ratios(inputs, outputs, errors)
 
 
 def _find_ratio(name: str, varies: float, error: float) -> dict[str, float]:

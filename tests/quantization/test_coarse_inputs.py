@@ -118,3 +118,16 @@ def test_the_error_is_that_of_rounding_the_input_between_its_ends(build, weigh, 
     (ratio,) = measure_rounding(add_twins(model, layers, {}), [{"x": values}]).inputs.values()
     step = np.ptp(values) / 255
     assert ratio == pytest.approx(10 * np.log10(np.var(values) / (step**2 / 12)), abs=1.0)
+
+
+@pytest.mark.parametrize(("frequency", "left"), [(1.0, set()), (1000.0, {"angles"})])
+def test_a_layer_that_gives_angles_stays_in_float_where_rounding_turns_them(build, weigh, draw, frequency, left):
+    model = build(
+        """g (float[N, 2] x) => (float[N, 4] y) {
+            [angles] a = MatMul (x, w1)  t = Mul (a, f)  h = Sin (t)  [second] y = MatMul (h, w2)
+        }""",
+        w1=weigh(2, 16), w2=weigh(16, 4), f=np.float32(frequency),
+    )  # fmt: skip
+    in_float = prepare(model, draw(48, 2)).in_float
+    assert in_float.keys() == left
+    assert all("it gives angles, which 256 levels of its input would move by " in text for text in in_float.values())
