@@ -20,8 +20,9 @@ from .graph.load import inputs_of, stored_files
 from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
 from .planning.run import choose_bits, trace
 from .quantization.in_float import find_fault_of_size, list_in_float
-from .quantization.prepare import Prepared, load
+from .quantization.prepare import load
 from .quantization.prepare import prepare as prepare_run
+from .quantization.prepared import Prepared
 from .quantization.ranges import Ranges, read_ranges
 from .quantization.run import Run
 from .quantization.speed import compare_speed, find_fault_of_speed

@@ -16,7 +16,7 @@ from ..graph.index import Index
 from ..graph.save import fingerprint
 from ..graph.scheme import make_scheme
 from ..quantization.calibrate import Batches, Statistics, batch_size
-from ..quantization.prepare import Prepared
+from ..quantization.prepared import Prepared
 from ..quantization.solve import round_embeddings
 from ..runtime.cache import Cache, machine
 from ..runtime.session import Session

@@ -3,7 +3,7 @@
 Read the files in the order of the work:
 
 - ``run`` holds the settings and the observer that all stages share. ``prepare`` makes the model ready, with ``rewrite``
-  and ``smoke_test``. ``placement``, ``trial`` and ``coarse_products`` choose what stays in float.
+  and ``smoke_test``; the result is what ``prepared`` describes. ``placement`` has the rules of what stays in float.
 - ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations, and ``ranges``
   reads and writes them as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors

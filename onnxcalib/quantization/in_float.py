@@ -8,7 +8,7 @@ from ..graph.float_weights import list_float_weights
 from ..graph.names import resolve_names
 from ..report import FloatRecord
 from ..spec import QuantScheme
-from .prepare import Prepared
+from .prepared import Prepared
 
 # A larger share of the file's bytes in float is worth a warning.
 MOST_FLOAT = 0.5

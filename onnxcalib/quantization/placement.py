@@ -1,51 +1,121 @@
-"""Placement: which nodes stay in float though they could be quantized, each with the reason that the report gives."""
+"""Placement: which nodes stay in float though they could be quantized, each with the reason that the report gives.
+
+These are the rules, in their order. Each sees the scheme without what those before it leave in float.
+
+1. Joins that are taken apart again, what is computed from positions, and pools that give places: ``joins``,
+   ``positions`` and ``places`` of ``graph``.
+2. ``last_layers``: small convolutions in front of the parts of an output.
+3. ``cost_placement``: what would be slower on integers. Settings that name a layer win over this rule alone.
+4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold.
+5. ``coarse_products``: products of activations whose operands they do not hold.
+6. ``trial``: what onnxruntime refuses.
+
+The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. The others look
+at values, which need the fitted inputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from onnx import ModelProto
-
-from ..errors import ModelError
 from ..graph.index import Index
 from ..graph.joins import find_parted_joins
+from ..graph.names import resolve_names
 from ..graph.places import find_placing
 from ..graph.positions import find_positional
-from ..graph.scheme import make_scheme
+from ..spec import QuantScheme
+from .coarse_inputs import find_coarse_inputs
+from .coarse_products import Measured, find_coarse_products
+from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
-from .output_parts import Parts
+from .prepared import Prepared
+from .trial import Trial
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
+# Samples on which layers are tried with their input on 256 levels, in all and in one run.
+ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
 
 
-def choose_float(model: ModelProto, parts: Parts, feeds: Mapping[str, Any], threads: int = 0) -> dict[str, str]:
-    """Maps nodes of the prepared model that the tool itself leaves in float to the reasons.
-
-    parts: of the model's outputs; feeds: one batch of samples.
-    """
+def place_by_structure(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
+    """Leave in float what the graph and the shapes of one batch tell to."""
+    model, threads = prepared.model, prepared.run.threads
     index = Index(model.graph)
-    joins = find_parted_joins(model, index)
-    return (
-        dict.fromkeys(sorted(joins), PARTED)
-        | _keep_quantized(model, find_positional(model, index) | find_placing(model.graph, index))
-        | find_last_layers(model, parts, feeds, threads)
+    found = _keep_layers(
+        prepared,
+        dict.fromkeys(sorted(find_parted_joins(model, index)), PARTED)
+        | find_positional(model, index)
+        | find_placing(model.graph, index),
     )
+    found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, feeds, threads))
+    prepared = prepared.leave(found)
+    return prepared.leave(_find_slow(prepared))
 
 
-def _keep_quantized(model: ModelProto, chosen: Mapping[str, str]) -> dict[str, str]:
-    """Those of the nodes that would have a grid on some side, without layers where no other layer would be left."""
-    if not chosen:
-        return {}
-    try:
-        scheme = make_scheme(model)
-    except ModelError:  # nothing can be quantized, which is told elsewhere
-        return dict(chosen)
-    layers = {layer.name for layer in scheme.layers}
-    kept = layers if layers <= chosen.keys() else set()
+def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
+    """Leave in float what rounding or onnxruntime tells to, as tried on some samples and on one batch.
+
+    Raises ModelError where no layer would be left.
+    """
+    prepared = prepared.leave(_find_coarse(prepared))
+    prepared = prepared.leave(_find_products(prepared))
+    return prepared.leave(_find_refused(prepared, feeds))
+
+
+def list_named(prepared: Prepared) -> list[str]:
+    """Names of the layers to which the settings or a plan give bits."""
+    layers = resolve_names(prepared.model, prepared.config, before=prepared.original).layers
+    given = (name for name, each in layers if each.weight_bits is not None or each.activation_bits is not None)
+    return list(dict.fromkeys(given))
+
+
+def _find_on_grids(prepared: Prepared, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Those of the nodes that would have a grid on some side; to others it makes no difference."""
+    grids = prepared.make_widest_scheme().activations
     return {
         node.name: chosen[node.name]
-        for node in model.graph.node
-        if node.name in chosen and node.name not in kept
-        if any(t in scheme.activations for t in (*node.input, *node.output))
+        for node in prepared.model.graph.node
+        if node.name in chosen and any(t in grids for t in (*node.input, *node.output))
     }
+
+
+def _keep_layers(prepared: Prepared, chosen: Mapping[str, str]) -> dict[str, str]:
+    """The nodes with a grid on some side, but no layers where no other layer would be left."""
+    layers = {layer.name for layer in prepared.scheme.layers}
+    kept = layers if layers <= chosen.keys() else set()
+    return {name: why for name, why in _find_on_grids(prepared, chosen).items() if name not in kept}
+
+
+def _find_slow(prepared: Prepared) -> dict[str, str]:
+    if prepared.config.placement == "all":
+        return {}
+    samples = prepared.samples
+    feeds = samples.read(samples.alike(samples.fixed_batch or 1))
+    return choose_by_cost(prepared.model, prepared.make_widest_scheme(), feeds, list_named(prepared))
+
+
+def _find_coarse(prepared: Prepared) -> dict[str, str]:
+    samples = prepared.samples
+    runs = samples.split(ROUNDED_AT_ONCE)
+    some = (samples.read(run) for run in runs[: -(-ROUNDED_SAMPLES // len(runs[0]))])
+    return find_coarse_inputs(prepared.model, prepared.scheme, prepared.lossless, some, prepared.run.threads)
+
+
+def _find_products(prepared: Prepared) -> dict[str, str]:
+    given = Measured(
+        prepared.model,
+        prepared.samples,
+        prepared.padding,
+        prepared.parts,
+        config=prepared.config,
+        threads=prepared.run.threads,
+    )
+    return find_coarse_products(given, prepared.scheme)
+
+
+def _find_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> dict[str, str]:
+    def make(names: Mapping[str, str]) -> QuantScheme:
+        return prepared.leave(names).scheme
+
+    trial = Trial(prepared.model, make, feeds, prepared.config.encoding, prepared.run.threads)
+    return trial.find_refused(prepared.in_float)

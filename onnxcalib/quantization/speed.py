@@ -13,7 +13,7 @@ from ..graph.save import model_bytes
 from ..numeric.intervals import median_ratio_interval
 from ..report import SpeedRecord
 from ..runtime.session import Session
-from .prepare import Prepared
+from .prepared import Prepared
 
 # Rounds of one run of each model, behind a first one that allocates: as many as fit into SECONDS, within these bounds.
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 40, 0.4

@@ -20,7 +20,7 @@ from ..runtime.store import Store
 from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
-from .prepare import Prepared
+from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
 from .reconstruct import reconstruct

@@ -27,7 +27,7 @@ from .calibrate import batch_size
 from .ordering import describe_orders
 from .output_tally import OutputTally
 from .padding_mask import find_real
-from .prepare import Prepared
+from .prepared import Prepared
 from .saturation import measure_saturation
 
 # Samples on which every layer is compared, which takes several times as long as running the models.

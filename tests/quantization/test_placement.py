@@ -1,9 +1,11 @@
 """Which nodes the tool itself leaves in float, and why."""
 
+import re
+
 import numpy as np
 import pytest
 
-from onnxcalib import pipeline
+from onnxcalib import OnnxCalibWarning, pipeline
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.quantization import last_layers
 from onnxcalib.quantization.output_parts import find_parts
@@ -32,7 +34,7 @@ def prepare(draw):
 def test_joined_parts_and_the_last_layers_of_a_detector_stay_in_float(detector, prepare, monkeypatch):
     monkeypatch.setattr(last_layers, "MOST_SHARE", 0.03)
     prepared = prepare(detector)
-    assert prepared.in_float.keys() == {"j", "t", "box", "cls"}
+    assert prepared.in_float.keys() == {"j", "box", "cls"}
     assert prepared.in_float["j"] == (
         "it joins tensors that are taken apart again; on one grid the range of one would round the others"
     )
@@ -45,9 +47,24 @@ def test_joined_parts_and_the_last_layers_of_a_detector_stay_in_float(detector, 
 
 def test_last_layers_that_cost_much_stay_on_integers_on_grids_of_their_own(detector, prepare):
     prepared = prepare(detector)
-    assert prepared.in_float.keys() == {"j", "t"}
+    assert prepared.in_float.keys() == {"j"}
     assert {"b", "s"} <= prepared.scheme.activations.keys()
     assert not any({"b", "s"} & set(members) for members in prepared.scheme.shared)
+
+
+def test_layers_that_read_floats_are_quantized_all_the_same(detector, draw, monkeypatch):
+    monkeypatch.setattr(last_layers, "MOST_SHARE", 0.03)
+    prepared = pipeline.prepare(detector, draw(16, 3, 8, 8), QuantizeConfig(threads=1, activation_bits=32))
+    assert prepared.in_float == {}
+    assert {layer.name for layer in prepared.scheme.layers} == {"stem", "body", "box", "cls"}
+
+
+def test_bits_of_a_layer_that_stays_in_float_are_warned_of(detector, draw, monkeypatch):
+    monkeypatch.setattr(last_layers, "MOST_SHARE", 0.03)
+    config = QuantizeConfig(threads=1, layers={"box|stem": {"weight_bits": 8}})
+    text = "layers: box: found bits, which have no effect: box stays in float, as the last layers in front of the parts"
+    with pytest.warns(OnnxCalibWarning, match=re.escape(text)):
+        pipeline.prepare(detector, draw(16, 3, 8, 8), config)
 
 
 def test_a_matrix_product_gives_float_already(build, weigh, draw):

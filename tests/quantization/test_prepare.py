@@ -6,7 +6,8 @@ from PIL import Image
 
 import onnxcalib
 from onnxcalib import LayerConfig, QuantizeConfig
-from onnxcalib.quantization.prepare import FEW_SAMPLES, SETTINGS_BYTES, load, with_bits
+from onnxcalib.quantization.prepare import FEW_SAMPLES, load
+from onnxcalib.quantization.prepared import SETTINGS_BYTES, with_bits
 from onnxcalib.spec import Candidate
 
 NET = """g (float[N, 4] x) => (float[N, 4] y) {

@@ -9,7 +9,7 @@ from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import verify as verify_module
 from onnxcalib.quantization.padding_mask import PaddingMask
-from onnxcalib.quantization.prepare import Prepared
+from onnxcalib.quantization.prepared import Prepared
 from onnxcalib.quantization.run import Run
 from onnxcalib.quantization.verify import list_unfused, optimize, verify
 from onnxcalib.report import MeasuredOn, Observer, SaturationRecord

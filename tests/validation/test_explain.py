@@ -19,9 +19,9 @@ from onnxcalib.graph.extract import extract
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.load import inputs_of
-from onnxcalib.quantization import prepare as prepare_module
+from onnxcalib.quantization import placement
 from onnxcalib.quantization.output_parts import find_parts
-from onnxcalib.quantization.prepare import SETTINGS_BYTES
+from onnxcalib.quantization.prepared import SETTINGS_BYTES
 from onnxcalib.validation import explain as explain_module
 from onnxcalib.validation import survey
 from onnxcalib.validation.explain import LIMITING, SETTINGS_KEY, WORST, explain
@@ -772,7 +772,7 @@ DISTANCES = """g (float[N, 12, 16] x) => (float[N, 12, 8] y) {
 @pytest.fixture
 def distances(build, weigh, monkeypatch):
     """Distances of points far from the origin, whose product stays quantized."""
-    monkeypatch.setattr(prepare_module, "find_coarse_products", lambda *_: {})
+    monkeypatch.setattr(placement, "find_coarse_products", lambda *_: {})
     fixed = {"offset": np.float32(100), "two": np.float32(-2), "last": np.array([2])}
     return build(DISTANCES, w1=weigh(16, 3), w2=weigh(12, 8), **fixed)
 

@@ -1,0 +1,165 @@
+"""A float model that is ready to be quantized, with its samples: what all later stages read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from onnx import ModelProto, helper
+
+from ..bitplan import BitPlan
+from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
+from ..data import CalibrationSet
+from ..graph.emit import LayerParams, emit_qdq
+from ..graph.index import Index
+from ..graph.names import Selection, resolve_names
+from ..graph.passes.joint_reads import join_reads
+from ..graph.passes.rescale import fold_integer_pads
+from ..graph.scheme import make_scheme
+from ..graph.squashed import find_squashed
+from ..report import MeasuredOn
+from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
+from .calibrate import Statistics, choose_grids, collect_statistics
+from .input_grid import keep_lossless
+from .output_parts import Parts
+from .padding_mask import PaddingMask
+from .run import Run
+
+# The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
+# hardly depends on it.
+SETTINGS_BYTES = 256
+# Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
+_NOT_WRITTEN: dict[str, bool | set[str]] = {
+    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device"), True),
+    "data": {"tokenizer"},
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model that was rewritten for quantization, with its samples.
+
+    config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
+    rewritten model. passes: graph pass -> its number of rewrites. samples: those that the result is made from. test:
+    those on which it is measured, of which ``measured_on`` says where they are from. lossless: grids that hold the
+    first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
+    the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
+    quantizes these.
+    parts: those of the outputs, which are judged apart.
+    """
+
+    run: Run
+    config: QuantizeConfig
+    original: ModelProto = field(repr=False)
+    model: ModelProto = field(repr=False)
+    passes: Mapping[str, int]
+    samples: CalibrationSet
+    test: CalibrationSet
+    measured_on: MeasuredOn
+    padding: PaddingMask
+    scheme: QuantScheme
+    lossless: Mapping[str, QParams] = field(default_factory=dict)
+    in_float: Mapping[str, str] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
+
+    @cached_property
+    def squashed(self) -> Mapping[str, str]:
+        """Tensors that an activation function alone reads, and that function."""
+        return find_squashed(Index(self.model.graph))
+
+    @cached_property
+    def original_padding(self) -> PaddingMask:
+        """The padding mask of the original model."""
+        return PaddingMask(self.original)
+
+    def make_scheme(
+        self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
+    ) -> QuantScheme:
+        """The quantization scheme of the settings, or of ``bits`` for all layers; ``layers`` overrides both."""
+        return make_settings_scheme(
+            self.model, self.config, self.original, in_float=self.in_float, layers=layers, bits=bits
+        )
+
+    def make_widest_scheme(self) -> QuantScheme:
+        """The scheme of the settings; where a plan will choose the bits, that of the most that it may give."""
+        bits = Candidate(self.config.weight_bits, FULL_BITS) if self.config.planned else None
+        return self.make_scheme(bits=bits)
+
+    def with_plan(self, plan: BitPlan) -> Prepared:
+        """The same model with the plan's bits for every layer."""
+        config = with_bits(self.config, plan.settings())
+        scheme = make_settings_scheme(self.model, config, self.original, in_float=self.in_float)
+        return replace(self, config=config, scheme=scheme)
+
+    def leave(self, reasons: Mapping[str, str]) -> Prepared:
+        """The same model with these nodes left in float, beside those that are already."""
+        if not reasons:
+            return self
+        in_float = {**self.in_float, **reasons}
+        scheme = make_settings_scheme(self.model, self.config, self.original, in_float=in_float)
+        lossless = {tensor: grid for tensor, grid in self.lossless.items() if tensor in scheme.activations}
+        return replace(self, in_float=in_float, scheme=scheme, lossless=lossless)
+
+    def collect(self, scheme: QuantScheme) -> Statistics:
+        """Statistics of the scheme's activations over all samples."""
+        return collect_statistics(
+            self.model, list(scheme.activations), self.samples, self.padding, threads=self.run.threads
+        )
+
+    def choose_grids(
+        self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
+    ) -> Grids:
+        """Grids of the scheme's activations; lossless ones are kept where they hold the values of all samples."""
+        grids = choose_grids(scheme, statistics.histograms, self.config, known, squashed=self.squashed)
+        fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
+        return grids.updated(keep_lossless(fixed, statistics.histograms))
+
+    def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
+        """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
+        quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
+        fold_integer_pads(quantized)
+        join_reads(quantized)
+        # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
+        stages = {name: self.run.config.does(name) for name in STAGES}
+        settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_NOT_WRITTEN)
+        entries = {
+            VERSION_KEY: VERSION,
+            "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
+            "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*scheme.embeddings, *scheme.layers)}),
+        }
+        kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours
+        helper.set_model_props(quantized, {**kept, **entries})
+        return quantized
+
+
+def make_settings_scheme(
+    model: ModelProto,
+    config: QuantizeConfig,
+    original: ModelProto,
+    *,
+    in_float: Mapping[str, str] | None = None,
+    layers: Mapping[str, LayerConfig] | None = None,
+    bits: Candidate | None = None,
+) -> QuantScheme:
+    """The scheme of the settings; see ``Prepared`` for ``in_float``, and its ``make_scheme`` for the rest."""
+    chosen = resolve_names(model, config, before=original)
+    bits = bits or Candidate(config.weight_bits, config.activation_bits)
+    return make_scheme(
+        model,
+        weight_bits=bits.weight_bits,
+        activation_bits=bits.activation_bits,
+        first_last_bits=config.first_last_bits,
+        block_size=config.block_size,
+        embedding_bits=config.embedding_bits or config.weight_bits,
+        pair_limits=config.weight_range == "bounded",
+        selection=Selection(chosen.excluded.union(in_float or ()), (*chosen.layers, *(layers or {}).items())),
+    )
+
+
+def with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
+    """The settings with these bits for single layers."""
+    others = {name: each for name, each in config.layers.items() if name not in layers}
+    return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds
