@@ -15,7 +15,7 @@ from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
 from ..graph.passes.rescale import can_scale, scale_input
 from ..runtime.session import Session
-from ..spec import LayerScheme, QuantScheme
+from ..spec import QuantScheme
 from .input_grid import first_layers
 
 # The largest magnitude of one channel in that of another: one grid costs the smaller one 4 of 8 bits.
@@ -32,10 +32,14 @@ def even_channels(
     values stay as they are. That changes ``model``, which then needs a new scheme. Image files are not read.
     """
     done: dict[str, str] = {}
+    known: dict[tuple[str, bool], np.ndarray] = {}
     for layer in () if samples.images else tuple(first_layers(Index(model.graph), scheme)):
         if not can_scale(model, layer):
             continue
-        peaks = _find_peaks(model, layer, samples, threads)
+        key = (layer.input, layer.op == "Conv")
+        if key not in known:
+            known[key] = _find_peaks(model, *key, samples, threads)
+        peaks = known[key]
         used = peaks[peaks > 0]
         if not used.size or used.max() <= UNLIKE * used.min():
             continue
@@ -50,11 +54,11 @@ def even_channels(
     return done
 
 
-def _find_peaks(model: ModelProto, layer: LayerScheme, samples: CalibrationSet, threads: int) -> np.ndarray:
-    """The largest magnitude in each channel of the layer's input, (channels,)."""
+def _find_peaks(model: ModelProto, tensor: str, of_conv: bool, samples: CalibrationSet, threads: int) -> np.ndarray:
+    """The largest magnitude in each channel of what a Conv or another layer reads, (channels,)."""
     peaks: np.ndarray = np.zeros(1)
-    for value in _read_values(model, layer.input, samples, threads):
-        axis = 1 if layer.op == "Conv" else value.ndim - 1
+    for value in _read_values(model, tensor, samples, threads):
+        axis = 1 if of_conv else value.ndim - 1
         peaks = np.maximum(peaks, np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), initial=0))
     return peaks.astype(np.float64)
 

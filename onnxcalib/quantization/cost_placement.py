@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
-import numpy as np
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from ..graph.index import is_op
+from ..graph.kernel_times import Shapes
 from ..graph.ops import INTEGER_OPS, LAYERS
 from ..graph.placement import Placement, find_units
-from ..graph.shapes import infer_graph
 from ..numeric.cut import NEVER, cut
-from ..runtime.session import Session
 from ..spec import QuantScheme
 
 COSTS_MORE = "on integers it would cost more in Q/DQ and kernels than it saves"
@@ -27,36 +24,16 @@ PRICES, LEAST_GAIN = (1.0, 0.5, 0.25, 0.125), 0.8
 HANDICAP = 1.4
 
 
-def measure_shapes(model: ModelProto, feeds: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the graph's inputs and constants, and of all that its nodes make in a run on ``feeds``."""
-    graph = model.graph
-    types = infer_graph(model)
-    values = () if types is None else (*types.value_info, *types.output)
-    shapeless = {value.name for value in values if not value.type.HasField("tensor_type")}  # sequences have no shape
-    tensors = [t for node in graph.node for t in node.output if t and t not in shapeless]
-    nodes, outputs = len(graph.node), len(graph.output)
-    names = {f"{t}:shape": t for t in tensors}
-    try:
-        graph.node.extend(helper.make_node("Shape", [t], [name]) for name, t in names.items())
-        session = Session(model, also=list(names), optimize=False)
-    finally:
-        del graph.node[nodes:], graph.output[outputs:]
-    found = session.run(feeds, [name for name in session.outputs if name in names])
-    shapes = {names[name]: tuple(int(n) for n in value) for name, value in found.items()}
-    shapes |= {name: np.shape(value) for name, value in feeds.items()}
-    return shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-
-
-def choose_by_cost(
-    model: ModelProto, scheme: QuantScheme, feeds: Mapping[str, Any], wanted: Collection[str]
-) -> dict[str, str]:
+def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wanted: Collection[str]) -> dict[str, str]:
     """Maps nodes that are faster in float to the reason; empty where that would save next to nothing.
 
-    scheme: puts all on integers that can be. wanted: layers to which the settings give bits, which are quantized.
+    scheme: puts all on integers that can be. shapes: of all tensors in one run. wanted: layers to which the settings
+    give bits, which are quantized.
+
     A layer stays in float only if the share of the time that this saves is larger than its share of all weights. Where
     the file would hardly be faster than the float model, half that share is enough, and so on down to an eighth.
     """
-    placement = find_units(model, scheme, measure_shapes(model, feeds))
+    placement = find_units(model, scheme, shapes)
     units = placement.units
     layers = [number for number, unit in enumerate(units) if unit.weight]
     before, of_float = placement.time([False] * len(units)), placement.time([True] * len(units))

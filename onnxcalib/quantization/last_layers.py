@@ -7,24 +7,22 @@ matrix product gives float. The convolutions in front of boxes and scores are sm
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from onnx import ModelProto
 
 from ..graph.index import Index, reads
-from ..graph.ops import LAYERS
-from ..runtime.session import Session
+from ..graph.kernel_times import Shapes
+from ..graph.ops import CONVOLUTIONS, LAYERS
 from .output_parts import Parts
 
 # The convolutions that are left in float have no more than this share of the products and of the weights of the model.
 MOST_SHARE = 0.02
 
 
-def find_last_layers(model: ModelProto, parts: Parts, feeds: Mapping[str, Any], threads: int) -> dict[str, str]:
+def find_last_layers(model: ModelProto, parts: Parts, shapes: Shapes) -> dict[str, str]:
     """Maps the last convolutions in front of parts of outputs to why they stay in float, as far as they cost little.
 
-    parts: see ``find_parts``; feeds: one batch of samples.
+    parts: see ``find_parts``; shapes: of all tensors in one run.
     """
     index = Index(model.graph)
     nearest = {
@@ -33,7 +31,7 @@ def find_last_layers(model: ModelProto, parts: Parts, feeds: Mapping[str, Any], 
     }
     if not any(nearest.values()):
         return {}
-    costs = _count(model, index, feeds, threads)
+    costs = _count(model, index, shapes)
     total = [sum(each) for each in zip(*costs.values(), strict=True)]
     chosen: dict[str, str] = {}
     for output, names in nearest.items():
@@ -62,14 +60,12 @@ def _find_nearest(index: Index, tensor: str) -> set[str]:
     return found
 
 
-def _count(model: ModelProto, index: Index, feeds: Mapping[str, Any], threads: int) -> dict[str, tuple[int, int]]:
-    """For each layer with a constant weight its multiplications in one batch, and its number of weights."""
-    layers = [n for n in model.graph.node if n.op_type in LAYERS and n.input[1] in index.initializers]
-    values = Session(model, also=[n.output[0] for n in layers], threads=threads).run(feeds)
+def _count(model: ModelProto, index: Index, shapes: Shapes) -> dict[str, tuple[int, int]]:
+    """For each layer with a constant weight its multiplications in one run, and its number of weights."""
     found = {}
-    for node in layers:
-        dims = tuple(index.initializers[node.input[1]].dims)
-        size, output = math.prod(dims), values[node.output[0]]
-        channels = output.shape[1 if node.op_type in ("Conv", "ConvTranspose") else -1]
-        found[node.name] = (output.size * size // max(channels, 1), size)
+    for node in model.graph.node:
+        if node.op_type in LAYERS and node.input[1] in index.initializers and node.output[0] in shapes:
+            size, output = math.prod(index.initializers[node.input[1]].dims), shapes[node.output[0]]
+            channels = output[1 if node.op_type in CONVOLUTIONS else -1]
+            found[node.name] = (math.prod(output) * size // max(channels, 1), size)
     return found

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..graph.index import Index
 from ..graph.joins import find_parted_joins
+from ..graph.kernel_times import Shapes
 from ..graph.names import resolve_names
 from ..graph.places import find_placing
 from ..graph.positions import find_positional
@@ -30,6 +31,7 @@ from .coarse_products import Measured, find_coarse_products
 from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
 from .prepared import Prepared
+from .tensor_shapes import measure_shapes
 from .trial import Trial
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
@@ -37,9 +39,9 @@ PARTED = "it joins tensors that are taken apart again; on one grid the range of 
 ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
 
 
-def place_by_structure(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
-    """Leave in float what the graph and the shapes of one batch tell to."""
-    model, threads = prepared.model, prepared.run.threads
+def place_by_structure(prepared: Prepared) -> Prepared:
+    """Leave in float what the graph and the shapes of its tensors tell to."""
+    model, samples = prepared.model, prepared.samples
     index = Index(model.graph)
     found = _keep_layers(
         prepared,
@@ -47,9 +49,11 @@ def place_by_structure(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared
         | find_positional(model, index)
         | find_placing(model.graph, index),
     )
-    found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, feeds, threads))
+    feeds = samples.read(samples.alike(samples.fixed_batch or 1))
+    shapes = measure_shapes(model, feeds, prepared.run.threads)
+    found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, shapes))
     prepared = prepared.leave(found)
-    return prepared.leave(_find_slow(prepared))
+    return prepared.leave(_find_slow(prepared, shapes))
 
 
 def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
@@ -86,12 +90,10 @@ def _keep_layers(prepared: Prepared, chosen: Mapping[str, str]) -> dict[str, str
     return {name: why for name, why in _find_on_grids(prepared, chosen).items() if name not in kept}
 
 
-def _find_slow(prepared: Prepared) -> dict[str, str]:
+def _find_slow(prepared: Prepared, shapes: Shapes) -> dict[str, str]:
     if prepared.config.placement == "all":
         return {}
-    samples = prepared.samples
-    feeds = samples.read(samples.alike(samples.fixed_batch or 1))
-    return choose_by_cost(prepared.model, prepared.make_widest_scheme(), feeds, list_named(prepared))
+    return choose_by_cost(prepared.model, prepared.make_widest_scheme(), shapes, list_named(prepared))
 
 
 def _find_coarse(prepared: Prepared) -> dict[str, str]:

@@ -72,7 +72,7 @@ def prepare(
             scheme=make_settings_scheme(model, config, original),
             parts=find_parts(model, feeds, run.threads),
         )
-        prepared = _fit_inputs(place_by_structure(prepared, feeds))
+        prepared = _fit_inputs(place_by_structure(prepared))
         found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance)
         for line in found.lines():
             run.observer.note(line)

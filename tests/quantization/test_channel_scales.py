@@ -9,6 +9,7 @@ from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.quantization import channel_scales
 from onnxcalib.quantization.channel_scales import UNLIKE, even_channels
 
 TABLE = """g (float[N, 6] x) => (float[N, 4] y) {
@@ -54,3 +55,16 @@ def test_what_is_computed_from_the_inputs_is_looked_at(build, weigh):
     samples = open_calibration(draw_table(48, np.array([1, 9, 1, 1, 1, 1])), inputs_of(net))
     assert list(even_channels(net, make_scheme(net), samples)) == ["first"]
     assert [node.op_type for node in net.graph.node] == ["Exp", "Mul", "MatMul"]
+
+
+def test_what_several_first_layers_read_is_computed_once(build, weigh, monkeypatch):
+    net = build(
+        """g (float[N, 6] x) => (float[N, 8] y, float[N, 8] z) {
+            [a] a = Neg (x)  [y] y = MatMul (a, w)  [z] z = MatMul (a, v) }""",
+        w=weigh(6, 8), v=weigh(6, 8),
+    )  # fmt: skip
+    opened = []
+    session = channel_scales.Session
+    monkeypatch.setattr(channel_scales, "Session", lambda *args, **named: opened.append(1) or session(*args, **named))
+    samples = open_calibration(draw_table(48, UNITS), inputs_of(net))
+    assert len(even_channels(net, make_scheme(net), samples, 1)) == 2 and len(opened) == 1

@@ -9,7 +9,8 @@ from onnx import numpy_helper, parser
 from onnxcalib import QuantizeConfig, prepare, quantize
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.kernel_times import time_node
-from onnxcalib.quantization.cost_placement import COSTS_MORE, measure_shapes
+from onnxcalib.quantization.cost_placement import COSTS_MORE
+from onnxcalib.quantization.tensor_shapes import measure_shapes
 
 # A depthwise layer of few channels on a large image, which has no fast integer kernel, in front of a dense one.
 THIN = """

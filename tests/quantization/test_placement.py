@@ -9,6 +9,7 @@ from onnxcalib import OnnxCalibWarning, pipeline
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.quantization import last_layers
 from onnxcalib.quantization.output_parts import find_parts
+from onnxcalib.quantization.tensor_shapes import measure_shapes
 
 HEAD = """[stem] h = Conv <pads = [1, 1, 1, 1]> (x, w1)  [relu] r = Relu (h)
     [body] k = Conv <pads = [1, 1, 1, 1]> (r, w2)  [relu2] f = Relu (k)
@@ -74,7 +75,7 @@ def test_a_matrix_product_gives_float_already(build, weigh, draw):
         w=weigh(8, 200), wa=weigh(200, 2), wb=weigh(200, 3),
     )  # fmt: skip
     feeds = {"x": draw(2, 8)}
-    assert last_layers.find_last_layers(model, find_parts(model, feeds), feeds, 1) == {}
+    assert last_layers.find_last_layers(model, find_parts(model, feeds), measure_shapes(model, feeds)) == {}
 
 
 def test_angles_of_positions_stay_in_float_and_sizes_are_not_listed(build, weigh, draw):
