@@ -24,6 +24,7 @@ from onnxcalib.validation.render import list_processors, name_some, spell_number
 
 from .console import open_console
 
+MOST_REASONS = 8  # of nodes that stay in float; some are of one node each
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 FLATTERED = "1 to 6 dB at 4 bits and 1 to 2 dB at 8"  # in docs/results.md
 WORST_LAYERS = 5  # as many as one reads
@@ -54,9 +55,8 @@ def describe_measured_on(found: MeasuredOn, samples: int) -> str:
     if found.source == "test":
         return f"result, on the {found.samples} samples of --test; it was made from {samples} others"
     return (
-        f"result, on the {found.samples} samples that it was made from, which flatters, elsewhere by"
-        f" {FLATTERED}; give --test others, or"
-        f" {HOLD_OUT_FROM} samples or more, of which a quarter is held out"
+        f"result, on the {found.samples} samples that it was made from; on others SQNR was lower by {FLATTERED} where"
+        f" it was measured; give others with --test, or {HOLD_OUT_FROM} samples, of which a quarter is held out"
     )
 
 
@@ -191,10 +191,12 @@ def describe_in_float(in_float: Sequence[FloatRecord]) -> list[str]:
     for record in in_float:
         reasons[f"{record.op}: {record.reason}" if record.bytes else record.reason].append(record)
     lines = [f"left in float: {len(in_float)}{_spell_bytes(in_float)}"] if in_float else []
-    return lines + [
+    lines += [
         f"  {reason}: {name_some([record.name for record in records])}{_spell_bytes(records)}"
-        for reason, records in reasons.items()
+        for reason, records in list(reasons.items())[:MOST_REASONS]
     ]
+    more = len(reasons) - MOST_REASONS
+    return [*lines, f"  and {more} other reasons, in the report under in_float"] if more > 0 else lines
 
 
 def _spell_bytes(records: Sequence[FloatRecord]) -> str:

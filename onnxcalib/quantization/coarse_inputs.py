@@ -58,8 +58,11 @@ def find_coarse_inputs(
         return {}
     ratios = measure_rounding(add_twins(model, layers, lossless), batches, threads)
     coarse = {
-        name: f"256 levels do not hold its {end}, whose channels are of unlike scale: {what} would have {ratio:.1f} dB"
-        for end, what, found in (("output", "one", ratios.outputs), ("input", "its outputs", ratios.inputs))
+        name: f"256 levels do not hold {what} would have {ratio:.1f} dB"
+        for what, found in (
+            ("every channel of its output: one", ratios.outputs),
+            ("its input: its outputs", ratios.inputs),
+        )
         for name, ratio in found.items()
         if ratio < LEAST_DB
     }
@@ -73,8 +76,8 @@ def find_coarse_inputs(
     if coarse and len(coarse) == len(scheme.layers):
         name, reason = next(iter(coarse.items()))
         raise ModelError(
-            f"graph: no layer can be quantized; {name}: {reason}; {LEAST_DB:g} dB are needed; scale the channels alike,"
-            " or keep the float model"
+            f"graph: found no layer for which 256 levels are enough; {name}: {reason}; scale the channels alike,"
+            " quantize the weights alone with activation_bits 32, or keep the float model"
         )
     return coarse
 

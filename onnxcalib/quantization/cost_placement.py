@@ -13,7 +13,7 @@ from ..graph.placement import Placement, find_units
 from ..numeric.cut import NEVER, cut
 from ..spec import QuantScheme
 
-COSTS_MORE = "on integers it would cost more in Q/DQ and kernels than it saves"
+COSTS_MORE = "it would run slower on integers, with the Q/DQ that it needs; --placement all quantizes it"
 # Less than this share of a run, and less than so many nanoseconds, are within the noise of any measurement: all that
 # can be quantized is.
 LEAST_SHARE, LEAST_TIME = 0.03, 20_000.0

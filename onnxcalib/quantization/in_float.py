@@ -19,10 +19,13 @@ def list_in_float(prepared: Prepared, scheme: QuantScheme) -> tuple[FloatRecord,
     weights = list_float_weights(prepared.model, {layer.name for layer in (*scheme.layers, *scheme.embeddings)})
     bytes_of = {each.name: each.bytes for each in weights}
     ops = {node.name: node.op_type for node in prepared.model.graph.node}
-    chosen = [FloatRecord(name, ops[name], why, bytes_of.get(name, 0)) for name, why in prepared.in_float.items()]
-    known = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded | prepared.in_float.keys()
-    others = [FloatRecord(each.name, each.op, each.reason, each.bytes) for each in weights if each.name not in known]
-    return (*chosen, *others)
+    excluded = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded
+    chosen = {name: why for name, why in prepared.in_float.items() if name not in excluded}
+    others = [each for each in weights if each.name not in excluded | chosen.keys()]
+    return (
+        *(FloatRecord(name, ops[name], why, bytes_of.get(name, 0)) for name, why in chosen.items()),
+        *(FloatRecord(each.name, each.op, each.reason, each.bytes) for each in others),
+    )
 
 
 def find_fault_of_size(in_float: Sequence[FloatRecord], float_bytes: int, quantized_bytes: int) -> str | None:

@@ -16,11 +16,12 @@ import onnxcalib
 from onnxcalib import errors, pipeline
 from onnxcalib.cli import summary
 from onnxcalib.cli.app import app
-from onnxcalib.cli.summary import print_summary
+from onnxcalib.cli.summary import describe_in_float, print_summary
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import (
     BlockRecord,
     BoundRecord,
+    FloatRecord,
     LayerRecord,
     MeasuredOn,
     OutputRecord,
@@ -165,7 +166,7 @@ def test_a_median_far_from_the_sum_has_a_column(capsys, median, shown):
         ("test", "result, on the 5 samples of --test; it was made from 16 others"),
         (
             "calibration",
-            "result, on the 5 samples that it was made from, which flatters, elsewhere by 1 to 6 dB at 4 bits",
+            "result, on the 5 samples that it was made from; on others SQNR was lower by 1 to 6 dB at 4 bits",
         ),
     ],
 )
@@ -322,3 +323,11 @@ def test_types_and_subgraphs_have_bits_of_their_own_or_stay_in_float(tmp_path):
     assert json.loads(bits) == {"first": "W8A8", "second": "W4A8", "third": "W4A8"}
     (entry,) = [entry.value for entry in quantized.metadata_props if entry.key == "onnxcalib.version"]
     assert entry == onnxcalib.__version__
+
+
+def test_many_reasons_for_float_are_cut_short():
+    records = [FloatRecord(f"layer{number}", "Conv", f"it would have {number} dB") for number in range(10)]
+    lines = describe_in_float([*records, FloatRecord("last", "Conv", "it would have 0 dB")])
+    assert len(lines) == 10 and lines[:2] == ["left in float: 11", "  it would have 0 dB: layer0, last"]
+    assert lines[-1] == "  and 2 other reasons, in the report under in_float"
+    assert describe_in_float(records[:8])[-1] == "  it would have 7 dB: layer7"

@@ -42,9 +42,7 @@ def prepare(model, samples, **settings):
 def test_a_layer_that_reads_channels_of_unlike_scale_stays_in_float(net, draw, scale):
     prepared = prepare(net(scale), draw(48, 8))
     assert prepared.in_float.keys() == {"second"}
-    assert prepared.in_float["second"].startswith(
-        "256 levels do not hold its input, whose channels are of unlike scale: its outputs would have "
-    )
+    assert prepared.in_float["second"].startswith("256 levels do not hold its input: its outputs would have ")
     assert [layer.name for layer in prepared.scheme.layers] == ["first"]
 
 
@@ -71,7 +69,10 @@ def test_outputs_that_are_constant_say_nothing_of_their_layer(net):
 
 def test_a_model_that_would_have_no_layer_left_is_refused(build, weigh, draw):
     model = build("g (float[N, 4] x) => (float[N, 3] y) { [only] y = MatMul (x, w) }", w=weigh(4, 3))
-    with pytest.raises(ModelError, match="graph: no layer can be quantized; only: 256 levels do not hold its input, "):
+    with pytest.raises(
+        ModelError,
+        match="found no layer for which 256 levels are enough; only: 256 levels do not hold",
+    ):
         prepare(model, draw(48, 4) + 500)
 
 
@@ -89,7 +90,7 @@ def test_the_last_convolution_stays_in_float_where_its_channels_are_of_unlike_sc
     assert prepared.in_float.keys() == left
     if left:
         assert prepared.in_float["head"].startswith(
-            "256 levels do not hold its output, whose channels are of unlike scale: one would have "
+            "256 levels do not hold every channel of its output: one would have "
         )
 
 

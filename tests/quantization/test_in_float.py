@@ -40,3 +40,15 @@ def test_weights_in_float_are_in_the_report_and_excluded_ones_are_not(build, dra
     report = quantize(model, draw(16, 3, 4), QuantizeConfig(reconstruct=False, exclude=["two"])).report
     assert [(each.name, each.op, each.bytes) for each in report.in_float] == [("table", "Einsum", 8)]
     assert any(text.startswith("size: found") for text in report.warnings)
+
+
+def test_what_the_settings_exclude_is_not_listed_whatever_the_rules_say_of_it(build, weigh, draw):
+    model = build(
+        """g (float[N, 4] x, int64[N, 1] pos) => (float[N, 4] y) {
+            p = Cast <to = 1> (pos)  [angles] a = MatMul (p, row)  s = Sin (a)  [in] h = MatMul (x, w)
+            [turn] t = Mul (h, s)  [out] y = MatMul (t, w) }""",
+        w=weigh(4, 4), row=draw(1, 4),
+    )  # fmt: skip
+    samples = {"x": draw(16, 4), "pos": np.arange(16)[:, None]}
+    report = quantize(model, samples, QuantizeConfig(reconstruct=False, exclude=["angles"])).report
+    assert [each.name for each in report.in_float] == ["turn"]
