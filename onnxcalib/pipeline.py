@@ -276,7 +276,7 @@ def _read_ranges(ranges: str | Path | Ranges | None) -> Ranges | None:
 
 def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, planned: BitPlan | None) -> Report:
     """Compare the quantized model with the float one, and make the report."""
-    run = prepared.run
+    run, prepared = prepared.run, prepared.leave(found.in_float)
     with run.stage("verify"):
         measured = compare_models(prepared, quantized, (*found.scheme.embeddings, *found.scheme.layers))
         for text in measured.warnings:

@@ -175,6 +175,11 @@ class Grids:
             return requantized
         return self.activations[layer.input]
 
+    def of_bits(self, tensor: str, bits: int) -> QParams | None:
+        """The grid of so many bits of a tensor, if it has one."""
+        both = (self.activations.get(tensor), self.requantized.get(tensor))
+        return next((grid for grid in both if grid is not None and grid.spec.bits == bits), None)
+
     def updated(self, activations: Mapping[str, QParams], requantized: Mapping[str, QParams] | None = None) -> Grids:
         """A copy in which these grids replace those of the same tensors."""
         return Grids({**self.activations, **activations}, {**self.requantized, **(requantized or {})})

@@ -7,6 +7,7 @@ of far points 256 levels keep 50 dB, and nothing of the distances between them, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def find_coarse_products(given: Measured, scheme: QuantScheme) -> dict[str, str]
     """Maps the products that alone leave less than LEAST_DB of an output, or of a part of one, to the reasons."""
     products = _find_products(given.model, scheme)
     probe = _Probe.of(given, scheme, products) if products else None
-    return {} if probe is None else probe.search(tuple(products))
+    return {} if probe is None else probe.search()
 
 
 def _find_products(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, ...]]:
@@ -102,17 +103,28 @@ class _Probe:
         grids = choose_grids(alone, histograms, given.config).activations
         return cls(given, scheme, products, grids, batches)
 
-    def search(self, names: tuple[str, ...]) -> dict[str, str]:
-        """Those of the products that alone fall below the bound, with the reasons; groups above it are not split."""
-        if self.runs == MOST_RUNS:
-            return {}
-        output, decibels = self._measure(names)
-        if decibels >= LEAST_DB:
-            return {}
-        if len(names) > 1:
-            half = len(names) // 2
-            return {**self.search(names[:half]), **self.search(names[half:])}
-        return {names[0]: f"256 levels of its operands alone leave {decibels:.1f} dB of output {output}"}
+    def search(self) -> dict[str, str]:
+        """Those of the products that alone fall below the bound, with the reasons; groups above it are not split.
+
+        Large groups come first. Of those that are left when MOST_RUNS are done, all products are taken.
+        """
+        found: dict[str, str] = {}
+        groups = deque([(tuple(self.products), "")])
+        while groups:
+            names, above = groups.popleft()
+            if self.runs == MOST_RUNS:
+                found |= dict.fromkeys(names, f"{above}, and no more than {MOST_RUNS} groups are measured")
+                continue
+            output, decibels = self._measure(names)
+            if decibels >= LEAST_DB:
+                continue
+            half, left = len(names) // 2, f"leave {decibels:.1f} dB of output {output}"
+            if half:
+                why = f"256 levels of the operands of this product and {len(names) - 1} others {left}"
+                groups += [(names[:half], why), (names[half:], why)]
+            else:
+                found[names[0]] = f"256 levels of its operands alone {left}"
+        return {name: found[name] for name in self.products if name in found}
 
     def _measure(self, names: Sequence[str]) -> tuple[str, float]:
         """The output, or part of one, that grids in front of these products spoil most, and its SQNR."""

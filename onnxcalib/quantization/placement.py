@@ -8,7 +8,7 @@ These are the rules, in their order. Each sees the scheme without what those bef
 3. ``cost_placement``: what would be slower on integers. Settings that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold.
 5. ``coarse_products``: products of activations whose operands they do not hold.
-6. ``trial``: what onnxruntime refuses.
+6. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
 
 The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. The others look
 at values, which need the fitted inputs.
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from onnx import ModelProto
 
 from ..graph.index import Index
 from ..graph.joins import find_parted_joins
@@ -32,7 +34,7 @@ from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
 from .prepared import Prepared
 from .tensor_shapes import measure_shapes
-from .trial import Trial
+from .trial import Trial, emit_placeholders
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
 # Samples on which layers are tried with their input on 256 levels, in all and in one run.
@@ -119,5 +121,8 @@ def _find_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> dict[str, str
     def make(names: Mapping[str, str]) -> QuantScheme:
         return prepared.leave(names).scheme
 
-    trial = Trial(prepared.model, make, feeds, prepared.config.encoding, prepared.run.threads)
+    def emit(scheme: QuantScheme) -> ModelProto:
+        return emit_placeholders(prepared.model, scheme, prepared.config.encoding)
+
+    trial = Trial(prepared.model, make, emit, feeds, prepared.run.threads)
     return trial.find_refused(prepared.in_float)

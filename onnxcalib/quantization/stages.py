@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from onnx import ModelProto
@@ -11,6 +11,7 @@ from onnx import ModelProto
 from ..config import EFFORTS
 from ..data import CalibrationSet
 from ..data.images import image_axes
+from ..errors import ModelError
 from ..graph.blocks import find_blocks
 from ..graph.check import check_model, correct_shapes
 from ..graph.emit import LayerParams
@@ -20,6 +21,7 @@ from ..runtime.store import Store
 from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
+from .final_trial import leave_refused
 from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
@@ -38,7 +40,8 @@ class Reconstruction:
     """The result of the third stage: all that the quantized model is made of.
 
     grids: those of the scheme's activations. layers: layer -> its integers, scales and bias. blocks: what was done to
-    each block. stages: what each stage did to the outputs.
+    each block. stages: what each stage did to the outputs. in_float: nodes that onnxruntime refused in the file with
+    these layers, with the reasons; the scheme has them no more.
     """
 
     scheme: QuantScheme
@@ -46,6 +49,7 @@ class Reconstruction:
     layers: Mapping[str, LayerParams]
     blocks: tuple[BlockRecord, ...] = ()
     stages: tuple[StageRecord, ...] = ()
+    in_float: Mapping[str, str] = field(default_factory=dict)
 
 
 def calibrate_ranges(prepared: Prepared) -> Ranges:
@@ -79,8 +83,10 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
             blocks = reconstruct(state, found, run.observer)
         else:
             round_layers(state)
+        state, refused = leave_refused(prepared, state)
+    prepared = prepared.leave(refused)
     layers, stages = _tune(prepared, state, ranges.batch)
-    return Reconstruction(scheme, state.grids, layers, blocks, stages)
+    return Reconstruction(prepared.scheme, state.grids, layers, blocks, stages, refused)
 
 
 def emit_model(prepared: Prepared, found: Reconstruction) -> ModelProto:
@@ -181,7 +187,10 @@ def _look(
         else:
             own.stored.fill(prepared.samples, batch)
         changed, remark = tune_statistics(own) if look.name == STATISTICS else tune_biases(own)
-        return (_measure(prepared, evaluator, own) if changed else None), remark
+        try:
+            return (_measure(prepared, evaluator, own) if changed else None), remark
+        except ModelError as error:  # the file without this stage is one that onnxruntime takes
+            return None, str(error)
 
 
 def _choose_views(prepared: Prepared) -> Views | None:

@@ -13,6 +13,7 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
+from ..errors import ModelError
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
@@ -246,7 +247,11 @@ def run_block(state: ReconstructionState, block: Block, later: set[str], *, quan
 
 def _open(state: ReconstructionState, block: Block, outputs: Sequence[str], *, quantized: bool) -> Session:
     make = state.quantized_subgraph if quantized else state.float_subgraph
-    return Session(make(block, outputs), name=f"block {block.name}", threads=state.problem.threads)
+    model, threads = make(block, outputs), state.problem.threads
+    try:
+        return Session(model, name=f"block {block.name}", threads=threads)
+    except ModelError:  # by an optimization; the node that it is about stays in float in the end
+        return Session(model, name=f"block {block.name}", optimize=False, threads=threads)
 
 
 def read_later(state: ReconstructionState, blocks: Sequence[Block], end: set[str]) -> list[set[str]]:

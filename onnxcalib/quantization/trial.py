@@ -1,7 +1,7 @@
-"""Try a scheme out in onnxruntime before the expensive stages, and find the nodes on integers that it refuses.
+"""Try the file of a scheme out in onnxruntime, and find the nodes on integers that it refuses.
 
-The file that is tried has the scheme's nodes and types. Its weights are zeros, and its grids placeholders, so that a
-trial costs about as much as loading an 8-bit model.
+That is done twice. Before the expensive stages the file has the scheme's nodes and types, zeros as weights, and
+placeholders as grids, so that a trial costs about as much as loading an 8-bit model. After them it is the file itself.
 """
 
 from __future__ import annotations
@@ -29,28 +29,25 @@ MOST_QUOTED = 160
 LARGEST, STEP = 4.0, 2.0**-10
 
 MakeScheme = Callable[[Mapping[str, str]], QuantScheme]
+Emit = Callable[[QuantScheme], ModelProto]
 
 
 @dataclass(frozen=True)
 class Trial:
     """What is needed to try schemes of one prepared model.
 
-    make: the scheme without the nodes that stay in float. feeds: one batch. encoding: see ``emit_qdq``.
+    make: the scheme without the nodes that stay in float. emit: the file of a scheme. feeds: one batch.
     """
 
     model: ModelProto
     make: MakeScheme
+    emit: Emit
     feeds: Mapping[str, Any]
-    encoding: str
     threads: int = 0
 
     def find_fault(self, scheme: QuantScheme) -> str | None:
         """What onnxruntime says where it cannot load or run the file of a scheme; None where it can."""
-        grids, index = make_placeholders(scheme), Index(self.model.graph)
-        layers = {layer.name: _make_zeros(layer, index) for layer in _all_layers(scheme)}
-        quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.encoding, keep_outputs=False)
-        fold_integer_pads(quantized)
-        return find_fault(quantized, self.feeds, self.threads)
+        return find_fault(self.emit(scheme), self.feeds, self.threads)
 
     def find_refused(self, in_float: Mapping[str, str]) -> dict[str, str]:
         """Nodes without which onnxruntime takes the file, each with the reason; none where it takes all of them.
@@ -107,6 +104,15 @@ def find_fault(model: ModelProto, feeds: Mapping[str, Any], threads: int = 0) ->
         text = " ".join(str(error.__cause__ or error).split())
         return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
     return None
+
+
+def emit_placeholders(model: ModelProto, scheme: QuantScheme, encoding: str) -> ModelProto:
+    """A file with the nodes and types of a scheme; encoding: see ``emit_qdq``."""
+    grids, index = make_placeholders(scheme), Index(model.graph)
+    layers = {layer.name: _make_zeros(layer, index) for layer in _all_layers(scheme)}
+    quantized = emit_qdq(model, scheme, grids, layers, encoding=encoding, keep_outputs=False)
+    fold_integer_pads(quantized)
+    return quantized
 
 
 def make_placeholders(scheme: QuantScheme) -> Grids:

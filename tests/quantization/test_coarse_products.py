@@ -49,6 +49,12 @@ def test_products_that_lose_little_are_measured_once(distances, draw, monkeypatc
     assert runs == [("product", "mix")]
 
 
-def test_bisection_ends_at_a_number_of_runs(distances, draw, monkeypatch):
+def test_products_that_no_run_was_left_for_stay_in_float_and_the_reason_says_so(distances, draw, monkeypatch):
     monkeypatch.setattr(coarse_products, "MOST_RUNS", 1)
-    assert not prepare(distances(100), draw(20, 6, 8)).in_float
+    found = prepare(distances(100), draw(20, 6, 8)).in_float
+    assert list(found) == ["product", "mix"]
+    text = (
+        r"256 levels of the operands of this product and 1 others leave -?[\d.]+ dB of output y, and no more than 1"
+        " groups are measured"
+    )
+    assert all(re.fullmatch(text, reason) for reason in found.values())

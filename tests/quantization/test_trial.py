@@ -10,7 +10,7 @@ from onnxcalib.errors import ModelError
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import trial as module
-from onnxcalib.quantization.trial import Trial, find_fault
+from onnxcalib.quantization.trial import Trial, emit_placeholders, find_fault
 
 # onnxruntime turns its convolutions' channels to the end, where its cubic Resize cannot read them.
 CUBIC = """g (float[N, 4, 8, 8] x) => (float[N, 4, a, b] y) {
@@ -33,7 +33,10 @@ def trial_of(build, weigh, draw):
         model = build(text, opset=21, ir=10, **used)
         feeds = {"x": draw(2, 4, 8, 8)}
         return Trial(
-            model, lambda names: make_scheme(model, selection=Selection(frozenset(names)), **bits), feeds, encoding
+            model,
+            lambda names: make_scheme(model, selection=Selection(frozenset(names)), **bits),
+            lambda scheme: emit_placeholders(model, scheme, encoding),
+            feeds,
         )
 
     return make
@@ -78,7 +81,7 @@ def test_the_nodes_are_found_by_bisection(trial_of, monkeypatch, refused, most):
         return make_scheme(trial.model, selection=Selection(frozenset(names)))
 
     monkeypatch.setattr(Trial, "find_fault", find_fault_of)
-    found = Trial(trial.model, make, trial.feeds, "runtime").find_refused({})
+    found = Trial(trial.model, make, trial.emit, trial.feeds).find_refused({})
     assert set(found) == refused
     assert len(tried) < 40
 
