@@ -2,7 +2,7 @@
 
 Every exporter spells them in another way. They are told by what they compute: the nodes between two tensors, of which
 nothing else enters them, are computed on probe values and compared with the functions that are known. The spelling
-plays no part, as long as ``evaluate`` knows its operators.
+plays no part, as long as ``probe_values`` knows its operators.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from .evaluate import REDUCTIONS, axes_of, compute, is_computable, variables
 from .extract import infer_types
 from .index import Index, constant, is_op
+from .probe_values import REDUCTIONS, axes_of, compute, is_computable, variables
 from .shapes import Shape, recorded_shape
 
 GELU, SWISH, SIGMOID, HARD_SIGMOID, HARD_SWISH = "Gelu", "Swish", "Sigmoid", "HardSigmoid", "HardSwish"

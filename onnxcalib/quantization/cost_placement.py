@@ -9,7 +9,7 @@ from onnx import ModelProto
 from ..graph.index import is_op
 from ..graph.kernel_times import Shapes
 from ..graph.ops import INTEGER_OPS, LAYERS
-from ..graph.placement import Placement, find_units
+from ..graph.units import Placement, find_units
 from ..numeric.cut import NEVER, cut
 from ..spec import QuantScheme
 

@@ -13,7 +13,7 @@ from ..graph.finite import refuse_not_finite
 from ..graph.load import refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
 from ..graph.passes.axes import spell_axes
-from ..graph.passes.batchnorm import FoldedNorm, fold_affine, fold_batchnorm
+from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.duplicates import merge_duplicates
 from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.float16 import widen_float16
@@ -35,11 +35,10 @@ from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The rewritten model, graph pass -> its number of rewrites, and the norms that were folded into layers."""
+    """The rewritten model, and graph pass -> its number of rewrites."""
 
     model: ModelProto
     passes: dict[str, int]
-    norms: tuple[FoldedNorm, ...]
 
     @property
     def tolerance(self) -> float:
@@ -64,12 +63,11 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     refuse_not_finite(model)
-    norms = fold_batchnorm(model)
-    passes["fold_batchnorm"] = len(norms)
+    passes["fold_batchnorm"] = fold_batchnorm(model)
     passes["fold_affine"] = fold_affine(model)
     # A layer that reads floats gains nothing by an integer kernel.
     if config.activation_bits <= FULL_BITS:
-        passes["write_as_convolutions"], norms = write_as_convolutions(model, norms)
+        passes["write_as_convolutions"] = write_as_convolutions(model)
     for graph_pass in (
         normalise_gemm, spread_biases, split_hardswish, fold_hardsigmoid, spell_attributes, fold_pads, spell_axes,
         globalise_pools,
@@ -77,4 +75,4 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)
-    return Rewritten(model, passes, norms)
+    return Rewritten(model, passes)

@@ -31,15 +31,6 @@ INFERENCE_MODE, SPATIAL = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
-class FoldedNorm:
-    """What a folded BatchNormalization says of its layer's output, by channel: standard deviation gamma, mean beta."""
-
-    layer: str
-    gamma: np.ndarray
-    beta: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class _Affine:
     """``z = scale y + shift`` by channel, in float64; both have one value, or one a channel."""
 
@@ -47,27 +38,24 @@ class _Affine:
     shift: np.ndarray
 
 
-def fold_batchnorm(model: ModelProto) -> tuple[FoldedNorm, ...]:
+def fold_batchnorm(model: ModelProto) -> int:
     """Fold each inference-mode BatchNormalization that alone reads a layer's output, which the layer then gives.
 
     Layers are Conv, ConvTranspose, Gemm, and MatMul of a two-dimensional tensor, which becomes a Gemm. A weight that
-    other nodes read too is copied first. Returns the gamma and beta that were folded, for statistics tuning. Each node
-    needs a name of its own.
+    other nodes read too is copied first. Each node needs a name of its own. Returns the count.
     """
     _matmuls_to_gemm(model)
     index = Index(model.graph)
-    norms, spent = [], []
+    spent = []
     for node in model.graph.node:
         layer = _layer_before(index, node, 0) if is_op(node, "BatchNormalization") else None
         affine = None if layer is None else _norm_affine(index, node)
         if layer is None or affine is None or not _absorb(model, index, layer, affine):
             continue
-        gamma, beta = known_constant(index, node.input[1]), known_constant(index, node.input[2])
-        norms.append(FoldedNorm(layer.name, gamma, beta))
         _take_over(index, layer, node)
         spent.append(node.name)
     remove_nodes(model, spent)
-    return tuple(norms)
+    return len(spent)
 
 
 def fold_affine(model: ModelProto) -> int:

@@ -13,8 +13,6 @@ So each phase is a convolution of kernel b + 1 + e of the input padded by b and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -23,30 +21,29 @@ from onnx import ModelProto, NodeProto, helper
 from ..edit import drop_stale_shapes, refill, unused_name, write_attributes, write_operand
 from ..fusion import rectified
 from ..index import Index, attribute_of, constant, is_op, list_names
-from .batchnorm import FoldedNorm
 
 # All products, those with the zeros that fill up the kernels too, to those of the ConvTranspose: 2.25 for a kernel of 4
 # with stride 2. By more than that an integer Conv is faster than a float ConvTranspose in onnxruntime.
 MOST_WORK = 2.25
 
 
-def write_as_convolutions(model: ModelProto, norms: Sequence[FoldedNorm]) -> tuple[int, tuple[FoldedNorm, ...]]:
+def write_as_convolutions(model: ModelProto) -> int:
     """Turn each ConvTranspose of two spatial axes whose output has a stride times the input's size into a Conv.
 
     The Conv has the node's name. A Relu or Clip behind it comes in front of the DepthToSpace. Weight and bias have to
-    be constants, and both strides the same. Returns the count, and the norms by the new channels.
+    be constants, and both strides the same. Returns the count.
     """
     index = Index(model.graph)
     taken = list_names(model)
     behind: dict[str, NodeProto] = {}
-    phases: dict[str, int] = {}
+    count = 0
     for node in model.graph.node:
         stride = _stride_of(index, node) if is_op(node, "ConvTranspose") else None
         if stride is None:
             continue
         last = index.producer[rectified(index, node.output[0])]
         _write_conv(model, index, node, stride)
-        phases[node.name] = stride**2
+        count += 1
         if stride > 1:
             output, name = (
                 unused_name(f"{node.output[0]}_phases", taken),
@@ -60,18 +57,12 @@ def write_as_convolutions(model: ModelProto, norms: Sequence[FoldedNorm]) -> tup
                 taken.add(inner)
                 node.output[0] = last.input[0] = inner
             last.output[0] = output
-    if phases:
+    if count:
         refill(
             model.graph.node, [n for node in model.graph.node for n in (node, behind.get(node.name)) if n is not None]
         )
         drop_stale_shapes(model.graph)
-    spread = (
-        replace(norm, gamma=norm.gamma.repeat(phases[norm.layer]), beta=norm.beta.repeat(phases[norm.layer]))
-        if norm.layer in phases
-        else norm
-        for norm in norms
-    )
-    return len(phases), tuple(spread)
+    return count
 
 
 def _stride_of(index: Index, node: NodeProto) -> int | None:

@@ -61,10 +61,7 @@ def test_a_norm_behind_each_kind_of_layer_is_folded_and_its_output_survives(buil
     name_nodes(model)
     x = input_of(model, draw)
     before = run(model, x)
-    folded = fold_batchnorm(model)
-    assert [record.layer for record in folded] == ["layer"]
-    np.testing.assert_array_equal(folded[0].gamma, norm["gamma"])
-    np.testing.assert_array_equal(folded[0].beta, norm["beta"])
+    assert fold_batchnorm(model) == 1
     assert ops(model) == ["Gemm" if layer == "MatMul" else layer.split()[-1]]
     assert list(model.graph.node[0].output) == ["y"]
     assert "w" in model.graph.node[0].input
@@ -81,7 +78,7 @@ def test_two_norms_in_a_row_are_both_folded(build, run, draw, norm):
     name_nodes(model)
     x = input_of(model, draw)
     before = run(model, x)
-    assert len(fold_batchnorm(model)) == 2
+    assert fold_batchnorm(model) == 2
     assert ops(model) == ["Conv"]
     assert_same(run, model, x, before)
 
@@ -97,7 +94,7 @@ def test_a_weight_and_a_bias_that_another_layer_reads_are_copied_first(build, ru
     name_nodes(model)
     x = draw(2, 4, 6, 6)
     before = run(model, x)
-    assert len(fold_batchnorm(model)) == 1
+    assert fold_batchnorm(model) == 1
     assert list(model.graph.node[1].input) == ["x", "w", "b"]
     assert list(model.graph.node[0].input) == ["x", "one.w", "one.b"]
     assert_same(run, model, x, before)
@@ -133,7 +130,7 @@ def test_a_norm_that_cannot_be_folded_stays_with_its_layer(build, draw, norm, te
     model = build(f"g (float[2,4,6,6] x) => {text}", opset=opset, w=draw(6, 4, 3, 3), **norm)
     name_nodes(model)
     before = model.SerializeToString()
-    assert fold_batchnorm(model) == ()
+    assert fold_batchnorm(model) == 0
     assert model.SerializeToString() == before
 
 
@@ -141,7 +138,7 @@ def test_a_norm_whose_scale_is_not_finite_stays(build, draw, norm):
     text, shape = LAYERS["Conv"]
     model = build(text.format(b="", end=NORM), w=draw(*shape), **(norm | {"var": np.full(6, -1.0, np.float32)}))
     name_nodes(model)
-    assert fold_batchnorm(model) == ()
+    assert fold_batchnorm(model) == 0
     assert ops(model) == ["Conv", "BatchNormalization"]
 
 
@@ -152,7 +149,7 @@ def test_a_norm_behind_a_product_of_three_dimensions_stays(build, draw):
         k=np.ones(5, np.float32),
     )
     name_nodes(model)
-    assert fold_batchnorm(model) == ()
+    assert fold_batchnorm(model) == 0
     assert ops(model) == ["MatMul", "BatchNormalization"]
 
 
@@ -160,7 +157,7 @@ def test_a_norm_behind_a_gemm_that_adds_a_matrix_stays(build, draw, norm):
     text, shape = LAYERS["Gemm"]
     model = build(text.format(b=", b", end=NORM), w=draw(*shape), b=draw(2, 6), **norm)
     name_nodes(model)
-    assert fold_batchnorm(model) == ()
+    assert fold_batchnorm(model) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.index import attribute_of
-from onnxcalib.graph.passes.batchnorm import FoldedNorm
 from onnxcalib.graph.passes.normalise import name_nodes
 from onnxcalib.graph.passes.transposed import write_as_convolutions
 
@@ -47,7 +46,7 @@ def make(build, draw):
 def test_what_multiplies_the_size_becomes_a_convolution(make, run, draw, kernel, attributes):
     model, x = make(kernel, attributes), draw(2, 4, 4, 5)
     before = run(model, x)[0]
-    assert write_as_convolutions(model, ())[0] == 1
+    assert write_as_convolutions(model) == 1
     operators = [node.op_type for node in model.graph.node]
     assert operators == (["Conv", "DepthToSpace"] if "strides" in attributes else ["Conv"])
     assert model.graph.node[0].name == "up"
@@ -57,13 +56,13 @@ def test_what_multiplies_the_size_becomes_a_convolution(make, run, draw, kernel,
 @pytest.mark.parametrize(("kernel", "attributes"), OTHERS)
 def test_others_stay(make, kernel, attributes):
     model = make(kernel, attributes)
-    assert write_as_convolutions(model, ())[0] == 0 and model.graph.node[0].op_type == "ConvTranspose"
+    assert write_as_convolutions(model) == 0 and model.graph.node[0].op_type == "ConvTranspose"
 
 
 def test_a_relu_behind_it_comes_in_front_of_the_move(make, run, draw):
     model, x = make(2, "strides = [2, 2]", "[r] z = Relu (y) [n] t = Neg (z)", "t"), draw(2, 4, 4, 5)
     before = run(model, x)[0]
-    write_as_convolutions(model, ())
+    write_as_convolutions(model)
     assert [node.op_type for node in model.graph.node] == ["Conv", "Relu", "DepthToSpace", "Neg"]
     np.testing.assert_allclose(run(model, x)[0], before, atol=1e-5)
 
@@ -71,21 +70,14 @@ def test_a_relu_behind_it_comes_in_front_of_the_move(make, run, draw):
 def test_a_relu_beside_other_readers_stays_behind(make, run, draw):
     model, x = make(2, "strides = [2, 2]", "[r] z = Relu (y) [a] t = Add (y, z)", "t"), draw(2, 4, 4, 5)
     before = run(model, x)[0]
-    write_as_convolutions(model, ())
+    write_as_convolutions(model)
     assert [node.op_type for node in model.graph.node] == ["Conv", "DepthToSpace", "Relu", "Add"]
     np.testing.assert_allclose(run(model, x)[0], before, atol=1e-5)
 
 
-def test_norms_are_spread_over_the_phases(make):
-    norms = tuple(FoldedNorm(name, np.arange(3.0), np.ones(3)) for name in ("up", "other"))
-    up, other = write_as_convolutions(make(2, "strides = [2, 2]"), norms)[1]
-    assert up.gamma.tolist() == np.arange(3.0).repeat(4).tolist() and len(up.beta) == 12
-    assert other is norms[1]
-
-
 def test_every_attribute_of_the_convolution_is_written(make):
     model = make(4, "strides = [2, 2], pads = [0, 1, 2, 1]")
-    write_as_convolutions(model, ())
+    write_as_convolutions(model)
     node = model.graph.node[0]
     assert {a.name for a in node.attribute} == {"kernel_shape", "strides", "pads", "dilations", "group"}
     assert attribute_of(node, "pads", [])[:2] == [1, 1] and attribute_of(node, "strides", []) == [1, 1]
