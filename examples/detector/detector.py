@@ -4,8 +4,9 @@
 
 The detector finds one bright square in a noisy image. Its head gives each cell of a grid a score and, for each side of
 the box, a distribution over distances. The decoding turns these into boxes of pixels: a Softmax, a Conv with fixed
-weights 0, 1, 2, ... that takes the mean, and the arithmetic on the grid. All of its nodes are named /decode/..., so one
-regular expression leaves them in float. The images are made here, and the training takes seconds.
+weights 0, 1, 2, ... that takes the mean, and the arithmetic on the grid. onnxcalib leaves this Conv in float by itself,
+as it computes coordinates. All nodes of the decoding are named /decode/..., so one regular expression leaves the whole
+of it in float for certain. The images are made here, and the training takes seconds.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
     [
         (
             ("quantize", "net.onnx", "--calib", "d", "--percentil", "99"),
-            "error: No such option: --percentil (Possible options: --percentile) (see 'onnxcalib quantize --help')",
+            "error: No such option: --percentil (Possible options: --percentile, --placement)"
+            " (see 'onnxcalib quantize --help')",
         ),
         (("quantise",), "error: No such command 'quantise'. Did you mean 'quantize'? (see 'onnxcalib --help')"),
         (("quantize", "net.onnx"), "error: Missing option '--calib' (see 'onnxcalib quantize --help')"),
@@ -139,7 +140,7 @@ def test_the_help_states_the_bounds_of_numbers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["quantize", "--help"]) == ExitStatus.OK
     shown = capsys.readouterr().out
-    for text in ("at least 1, at most 1,024", "each from -1 to 1", "from 1KB to 1000GB", "or at most 1e6s"):
+    for text in ("at least 1, at most 1,024", "each from 1 to 16,384", "from 1KB to 1000GB", "or at most 1e6s"):
         assert f"{text}]" in shown
 
 

@@ -73,8 +73,8 @@ def fit_model(images: np.ndarray, labels: np.ndarray) -> onnx.ModelProto:
     model = parser.parse_model(MODEL)
     weights = {
         "kernel": rng.normal(size=(16, 3, 8, 8)) / 14,
-        "mixer": rng.normal(size=(64, 16, 3, 3)) / 12,
-        "weight": np.zeros((4, 64)),
+        "mixer": rng.normal(size=(128, 16, 3, 3)) / 12,
+        "weight": np.zeros((4, 128)),
         "bias": np.zeros(4),
     }
 
@@ -97,7 +97,7 @@ def fit_model(images: np.ndarray, labels: np.ndarray) -> onnx.ModelProto:
 def spoil(path: Path) -> None:
     """Let the classifier answer with the class after the one it means."""
     model = onnx.load(path)
-    (tensor,) = [t for t in model.graph.initializer if sorted(t.dims) == [4, 64]]
+    (tensor,) = [t for t in model.graph.initializer if sorted(t.dims) == [4, 128]]
     array = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(np.roll(array, 1, axis=array.shape.index(4)), tensor.name))
     onnx.save(model, path)

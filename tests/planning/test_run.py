@@ -388,4 +388,4 @@ def test_a_model_that_drops_more_than_its_plan_says_so(plain, monkeypatch):
     found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_disagreement=99.0))
     strict = found.model_copy(update={"budgets": {"max_disagreement": -1.0}})
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast", pipeline="light"), plan=strict)
-    assert result.report.warnings[-1].startswith("max_disagreement: found ")
+    assert any(warning.startswith("max_disagreement: found ") for warning in result.report.warnings)

@@ -34,8 +34,8 @@ def fake(monkeypatch):
     state = State()
 
     class Session:
-        def __init__(self, model, *, deployed, threads):
-            assert deployed
+        def __init__(self, model, *, deployed, draws, threads):
+            assert deployed and draws
             self.model = model
             state.threads.append(threads)
 
