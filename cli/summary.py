@@ -48,6 +48,14 @@ def print_summary(report: Report, output: Path) -> None:
     console.print("\n".join(lines), soft_wrap=True)
 
 
+def _open_table(*texts: str) -> Table:
+    """A table whose first columns hold these texts, such as names; long ones go on in the next line."""
+    table = Table(box=None, pad_edge=False)
+    for text in texts:
+        table.add_column(text, overflow="fold")
+    return table
+
+
 def describe_measured_on(found: MeasuredOn, samples: int) -> str:
     """What the tables of outputs and layers were measured on, and what that means for their numbers."""
     if found.source == "held out":
@@ -63,7 +71,7 @@ def describe_measured_on(found: MeasuredOn, samples: int) -> str:
 def tabulate_sets(plan: BitPlan) -> Table:
     """What each set of layers loses at each of its candidates, and the bits that were chosen."""
     names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
-    table = Table("layer", "bits", box=None, pad_edge=False)
+    table = _open_table("layer", "bits")
     for name in names:
         table.add_column(f"loss {name}", justify="right")
     for each in plan.sets:
@@ -98,7 +106,7 @@ def _spell_totals(totals: Totals) -> str:
 def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
     """Print on stdout the least sum of losses for each size, and that of one candidate everywhere."""
     console = open_console()
-    table = Table("choice", box=None, pad_edge=False)
+    table = _open_table("choice")
     for name in ("bytes", "of float", "bit operations", "predicted loss"):
         table.add_column(name, justify="right")
 
@@ -116,7 +124,7 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 
 
 def _tabulate_outputs(report: Report) -> Table:
-    table = Table("output", "session", box=None, pad_edge=False)
+    table = _open_table("output", "session")
     sessions = {
         "optimized": report.outputs,
         "unoptimized": report.outputs_unoptimized,
@@ -137,7 +145,7 @@ def _tabulate_outputs(report: Report) -> Table:
 
 def _tabulate_stages(report: Report) -> Table:
     """What each stage did to the outputs, in order."""
-    table = Table("stage", "outcome", "output", box=None, pad_edge=False)
+    table = _open_table("stage", "outcome", "output")
     for name in ("SQNR dB", "agreement %"):
         table.add_column(name, justify="right")
     for stage in report.steps:
@@ -164,7 +172,7 @@ def _spell_range(ends: tuple[float, float] | None, form: str, scale: float = 1) 
 
 
 def _tabulate_layers(report: Report) -> Table:
-    table = Table("worst layers", "op", "bits", box=None, pad_edge=False)
+    table = _open_table("worst layers", "op", "bits")
     table.add_column("SQNR dB", justify="right")
     measured = [(layer.sqnr_db, layer) for layer in report.layers if layer.sqnr_db is not None]
     for sqnr, layer in sorted(measured, key=lambda each: each[0])[:WORST_LAYERS]:

@@ -331,3 +331,13 @@ def test_many_reasons_for_float_are_cut_short():
     assert len(lines) == 10 and lines[:2] == ["left in float: 11", "  it would have 0 dB: layer0, last"]
     assert lines[-1] == "  and 2 other reasons, in the report under in_float"
     assert describe_in_float(records[:8])[-1] == "  it would have 7 dB: layer7"
+
+
+def test_long_names_of_outputs_are_shown_whole(capsys):
+    name = "save_infer_model/scale_0.tmp_1/of/a/network/with/long/names"
+    record = OutputRecord(name, 28.64, 0.999, 0.1, 0.99, (22.2, 35.1), (0.89, 1.0))
+    print_summary(replace(REPORT, outputs=(record,)), Path("out.onnx"))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    column = [line.split("  ")[0].strip() for line in shown.splitlines()]
+    assert name in "".join(column)
