@@ -16,6 +16,7 @@ from onnx import ModelProto
 from ..errors import ConfigError, ModelError
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.index import Index, reads
+from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
 from ..numeric.ranges import make_grid
 from ..runtime.session import Session
@@ -112,6 +113,7 @@ def emit_placeholders(model: ModelProto, scheme: QuantScheme, encoding: str) -> 
     layers = {layer.name: _make_zeros(layer, index) for layer in _all_layers(scheme)}
     quantized = emit_qdq(model, scheme, grids, layers, encoding=encoding, keep_outputs=False)
     fold_integer_pads(quantized)
+    join_reads(quantized)
     return quantized
 
 
