@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,23 +57,29 @@ def prepare(
         _warn_of_percentile(run)
         _warn_of_draws(run, original)
         feeds = samples.read(range(samples.fixed_batch or 1))
-        rewritten, wanted = _rewrite(original, config, samples, feeds, run.threads)
-        model = rewritten.model
-        prepared = Prepared(
-            run=run,
-            config=config,
-            original=original,
-            model=model,
-            passes=rewritten.passes,
-            samples=samples,
-            test=judges,
-            measured_on=measured_on,
-            padding=PaddingMask(model),
-            scheme=make_settings_scheme(model, config, original),
-            parts=find_parts(model, feeds, run.threads),
-        )
-        prepared = _fit_inputs(place_by_structure(prepared))
-        found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=rewritten.tolerance)
+        wanted, rewritten = _rewrite(original, config, samples, feeds, run.threads)
+
+        def place(rewritten: Rewritten) -> Prepared:
+            model = rewritten.model
+            return place_by_structure(
+                Prepared(
+                    run=run,
+                    config=config,
+                    original=original,
+                    model=model,
+                    passes=rewritten.passes,
+                    samples=samples,
+                    test=judges,
+                    measured_on=measured_on,
+                    padding=PaddingMask(model),
+                    scheme=make_settings_scheme(model, config, original),
+                    parts=find_parts(model, feeds, run.threads),
+                )
+            )
+
+        prepared = _fit_inputs(_keep_products(place, rewritten))
+        model, tolerance = prepared.model, rewritten.tolerance
+        found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=tolerance)
         for line in found.lines():
             run.observer.note(line)
         prepared = place_by_values(prepared, feeds)
@@ -85,13 +91,32 @@ def prepare(
 
 def _rewrite(
     original: ModelProto, config: QuantizeConfig, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
-) -> tuple[Rewritten, dict[str, Any]]:
-    """The model rewritten, and the outputs of the original on one batch."""
+) -> tuple[dict[str, Any], Rewritten]:
+    """The outputs of the original on one batch, and the model rewritten."""
     wanted, lacking = _run_original(original, samples, feeds, threads)
     rewritten = rewrite(load_model(original), config)
     if lacking:  # after rewriting, which names a weight that is the cause
         raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
-    return rewritten, wanted
+    return wanted, rewritten
+
+
+def _keep_products(place: Callable[[Rewritten], Prepared], rewritten: Rewritten) -> Prepared:
+    """The model with its nodes placed, in which a product that stays in float has the operator that it came with.
+
+    A constant on the left is multiplied by a MatMul, or a stack of matrices, which in float is faster than a Conv.
+    """
+    prepared, kept = place(rewritten), dict[str, str]()
+    while True:
+        config, original = prepared.config, prepared.original
+        excluded = resolve_names(prepared.model, config, before=original).excluded
+        new = {
+            name: prepared.in_float.get(name, "") for name in rewritten.products & (excluded | prepared.in_float.keys())
+        }
+        if not new:
+            return prepared
+        kept |= new
+        rewritten = rewrite(load_model(original), config, kept)
+        prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 
 def _fit_inputs(prepared: Prepared) -> Prepared:

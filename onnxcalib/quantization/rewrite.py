@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from onnx import ModelProto
@@ -35,10 +36,14 @@ from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The rewritten model, and graph pass -> its number of rewrites."""
+    """The rewritten model.
+
+    passes: graph pass -> its number of rewrites. products: layers that the model has in a form that is none.
+    """
 
     model: ModelProto
     passes: dict[str, int]
+    products: frozenset[str]
 
     @property
     def tolerance(self) -> float:
@@ -46,10 +51,10 @@ class Rewritten:
         return FLOAT16_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
 
 
-def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
+def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = ()) -> Rewritten:
     """Run all graph passes: normalise, raise the opset if the bits need it, fold constants, norms. Mutates ``model``.
 
-    Raises ModelError for a model that cannot be quantized.
+    keep: products that keep their form, as they stay in float. Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
@@ -59,9 +64,10 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
     passes["raise_opset"] = int(raised)
     for graph_pass in (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
-        products_as_layers,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
+    products = products_as_layers(model, keep)
+    passes["products_as_layers"] = len(products)
     refuse_not_finite(model)
     passes["fold_batchnorm"] = fold_batchnorm(model)
     passes["fold_affine"] = fold_affine(model)
@@ -75,4 +81,4 @@ def rewrite(model: ModelProto, config: QuantizeConfig) -> Rewritten:
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)
-    return Rewritten(model, passes)
+    return Rewritten(model, passes, frozenset(products))

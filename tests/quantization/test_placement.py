@@ -5,9 +5,10 @@ import re
 import numpy as np
 import pytest
 
+import onnxcalib
 from onnxcalib import OnnxCalibWarning, pipeline
 from onnxcalib.config import QuantizeConfig
-from onnxcalib.quantization import last_layers
+from onnxcalib.quantization import last_layers, placement
 from onnxcalib.quantization.output_parts import find_parts
 from onnxcalib.quantization.tensor_shapes import measure_shapes
 
@@ -98,3 +99,40 @@ def test_a_pool_with_places_stays_in_float_with_its_layer_unless_no_other_is_lef
     body = f"[first] c = Conv (x, w) [pool] m, i = MaxPool {sizes} (c) u = MaxUnpool {sizes} (m, i) y = {last}"
     model = build(f"g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {{ {body} }}", w=weigh(3, 3, 1, 1))
     assert list(pipeline.prepare(model, draw(16, 3, 8, 8), QuantizeConfig(threads=1)).in_float) == found
+
+
+# A constant on the left of one product, and a plain layer.
+LEFT = """g (float[N, 8, 8] x) => (float[N, 6, 4] y) {
+    [right] a = MatMul (x, w1)  r = Relu (a)  [left] b = MatMul (w2, r)  y = Tanh (b) }"""
+
+
+@pytest.fixture
+def left(build, weigh):
+    return build(LEFT, w1=weigh(8, 4), w2=weigh(6, 8))
+
+
+def list_ops(prepared):
+    return {node.name: node.op_type for node in prepared.model.graph.node if node.name in ("left", "right")}
+
+
+def test_a_product_with_its_constant_on_the_left_becomes_a_convolution(left, draw):
+    prepared = pipeline.prepare(left, draw(16, 8, 8), QuantizeConfig(placement="all", threads=1))
+    assert list_ops(prepared) == {"left": "Conv", "right": "MatMul"}
+
+
+def test_one_that_is_excluded_keeps_its_operator(left, draw):
+    prepared = pipeline.prepare(left, draw(16, 8, 8), QuantizeConfig(exclude=["left"], threads=1))
+    assert list_ops(prepared) == {"left": "MatMul", "right": "MatMul"}
+    assert prepared.passes["products_as_layers"] == 0
+
+
+def test_one_that_would_be_slower_on_integers_keeps_its_operator_and_the_reason(left, draw, monkeypatch):
+    def choose(model, *_):
+        return {node.name: "it is slow" for node in model.graph.node if node.op_type == "Conv"}
+
+    monkeypatch.setattr(placement, "choose_by_cost", choose)
+    result = onnxcalib.quantize(left, draw(16, 8, 8), QuantizeConfig(reconstruct=False, threads=1))
+    (record,) = result.report.in_float
+    assert (record.name, record.op, record.reason, record.bytes) == ("left", "MatMul", "it is slow", 192)
+    assert [layer.name for layer in result.report.layers] == ["right"]
+    assert "Conv" not in [node.op_type for node in result.model.graph.node]

@@ -8,6 +8,7 @@ where an int8 left operand, or a stack with a scale a column, stays float (onnxr
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,31 +22,34 @@ from ..writer import Writer
 ROWS, COLUMNS = -2, -1
 
 
-def products_as_layers(model: ModelProto) -> int:
-    """Rewrite MatMul and Gemm by a constant that is not one matrix on the right; returns how many were rewritten.
+def products_as_layers(model: ModelProto, keep: Collection[str] = ()) -> list[str]:
+    """Rewrite MatMul and Gemm by a constant that is not one matrix on the right; returns the names of the layers.
 
-    The layer has the node's name. An outer product, over an axis of one element, stays. So does a product whose input
-    has an unknown rank, or a stack that is neither as high as the input's nor read with one input for all.
+    Each layer has its node's name. Nodes of the names in ``keep`` stay as they are. An outer product, over an axis of
+    one element, stays. So does a product whose input has an unknown rank, or a stack that is neither as high as the
+    input's nor read with one input for all.
     """
     nodes = [node for node in model.graph.node if is_op(node, "MatMul", "Gemm")]
     shapes = infer_shapes(model) if nodes else {}
-    writer, absorbed = Writer(model), set[str]()
+    writer, absorbed, made = Writer(model), set[str](), list[str]()
     for node in model.graph.node:
         if node.name in absorbed:
             continue
-        if is_op(node, "Gemm") and _write_gemm(writer, node):
+        wanted = node.name not in keep
+        if wanted and is_op(node, "Gemm") and _write_gemm(writer, node):
+            made.append(node.name)
             continue
-        if is_op(node, "MatMul") and (product := _read_matmul(writer, node, shapes)) is not None:
+        if wanted and is_op(node, "MatMul") and (product := _read_matmul(writer, node, shapes)) is not None:
             if add := product.find_bias():
                 absorbed.add(add.name)
             if product.write():
+                made.append(node.name)
                 continue
             absorbed.discard(add.name if add else "")
         writer.keep(node)
-    count = writer.finish()
-    if count:
+    if writer.finish():
         drop_stale_shapes(model.graph)
-    return count
+    return made
 
 
 def _read_matmul(writer: Writer, node: NodeProto, shapes: dict[str, Shape]) -> _Product | None:

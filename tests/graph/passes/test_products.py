@@ -51,9 +51,9 @@ def make(build, draw, body, shape, weight, **others):
 
 def rewrite(model):
     name_nodes(model)
-    count = products_as_layers(model)
+    made = products_as_layers(model)
     drop_dead(model)
-    return count, " ".join(node.op_type for node in model.graph.node)
+    return len(made), " ".join(node.op_type for node in model.graph.node)
 
 
 @pytest.mark.parametrize(("form", "shape", "weight", "ops"), FORMS)
@@ -129,3 +129,9 @@ def test_one_constant_of_two_products_stays_one(build, run, draw):
     assert rewrite(model) == (2, "Conv Relu Conv")
     assert [list(tensor.dims) for tensor in model.graph.initializer] == [[5, 5, 1]]
     np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_product_of_a_name_to_keep_stays(build, draw):
+    model, _ = make(build, draw, "[one] a = MatMul (w, x) [two] y = MatMul (w, x)", ["N", 5, 4], (6, 5))
+    assert products_as_layers(model, {"one"}) == ["two"]
+    assert [(node.name, node.op_type) for node in model.graph.node] == [("one", "MatMul"), ("two", "Conv")]
