@@ -240,6 +240,17 @@ def test_files_and_functions_are_short(path):
     assert not faults, "\n".join(faults)
 
 
+FOLDERS = (*sorted(WORKSHOPS), "quantization", "planning", "validation")
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_the_docstring_of_a_package_names_its_modules(room):
+    package = MODULES[f"onnxcalib.{room}"]
+    names = {path.stem for path in package.parent.glob("*.py")} - {"__init__"}
+    text = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
+    assert not [name for name in sorted(names) if f"``{name}``" not in text]
+
+
 def test_the_command_line_is_installed_under_the_library_and_nowhere_else(tmp_path):
     code = "import onnxcalib.cli.main, importlib.util; print(importlib.util.find_spec('cli'))"
     found = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)

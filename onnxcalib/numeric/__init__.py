@@ -8,5 +8,5 @@ Read the files in this order.
   ``scale_blocks`` fits the scales of groups of inputs.
 - Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals`` and ``diagnosis``.
-- Planning: ``program`` is the integer program over bits.
+- Planning: ``program`` is the integer program over bits, ``cut`` the least cut between float and integers.
 """

@@ -19,7 +19,6 @@ ALIKE, WRONG_GAIN = 0.9, 0.25
 def find_reasons(each: Measured, survey: Survey, worse: str | None = None) -> tuple[list[str], bool]:
     """What the numbers of a layer or a product show, one line each, and whether it was solved for errors before it.
 
-
     worse: the name of a layer or product before it that loses more, where the weights were solved.
     """
     layer = each.pair.layer

@@ -3,7 +3,8 @@
 Read the files in the order in which ``quantization.rewrite`` runs them. ``normalise``, ``ort_fusions`` and ``opset``
 bring a model into one form. ``float16``, ``fold``, ``target_shapes`` and ``batchnorm`` compute what is constant.
 ``written_out`` writes functions of several nodes as onnxruntime fuses them. ``einsum``, ``transposed``, ``products``,
-``gemm``, ``pool``, ``attributes``, ``hardswish``, ``pads`` and ``duplicates`` write operators with integer kernels.
+``gemm``, ``pool``, ``attributes``, ``axes``, ``hardswish``, ``gates``, ``pads`` and ``duplicates`` write operators with
+integer kernels. ``draws`` is for whatever is run: it makes random values the same in both models.
 ``rescale`` gives layers an input without rounding error. Three passes are for quantized graphs: ``joint_reads`` keeps
 functions together; two return a copy, ``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which
 makes them saturate.
