@@ -16,6 +16,7 @@ from ..graph.index import Index
 from ..graph.save import fingerprint
 from ..graph.scheme import make_scheme
 from ..quantization.calibrate import Batches, Statistics, batch_size
+from ..quantization.cost_placement import COSTS_MORE
 from ..quantization.prepared import Prepared
 from ..quantization.solve import round_embeddings
 from ..runtime.cache import Cache, machine
@@ -62,7 +63,15 @@ def choose_bits(prepared: Prepared) -> BitPlan:
         assembler = measured.assembler
         names = {name for each in assembler.sets for name in each.layers}
         excluded = [k.name for k in make_scheme(prepared.model).layers if k.name not in names]
-        found = make_bit_plan(assembler, config, measured.latencies, name_of=measured.name_of, excluded=excluded)
+        try:
+            found = make_bit_plan(assembler, config, measured.latencies, name_of=measured.name_of, excluded=excluded)
+        except ConfigError as error:
+            slow = sum(reason == COSTS_MORE for reason in prepared.in_float.values())
+            if not slow:
+                raise
+            raise ConfigError(
+                f"{error}; or give placement all, which quantizes {slow} nodes that are left in float for speed"
+            ) from error
         run.observer.note(measured.spell_time())
         return found
 
@@ -133,7 +142,9 @@ def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> 
 def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
     settings = _spell_settings(prepared.config)
     original = fingerprint(prepared.original)
-    subject = f"{original} {batches.digest()} {prepared.run.device.type} {settings}"
+    # Rules that measure may leave other nodes in float on another machine.
+    in_float = sorted(prepared.in_float)
+    subject = f"{original} {batches.digest()} {prepared.run.device.type} {settings} {in_float}"
     return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
 
 

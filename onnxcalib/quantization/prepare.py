@@ -139,7 +139,9 @@ def _tell(prepared: Prepared) -> None:
     scheme = prepared.scheme
     _warn_of_ineffective(prepared)
     _warn_of_float(prepared)
-    prepared.run.observer.note(f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize")
+    left = f", {len(prepared.in_float)} nodes left in float" if prepared.in_float else ""
+    note = f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize{left}"
+    prepared.run.observer.note(note)
 
 
 def _open_samples(

@@ -13,6 +13,8 @@ import pytest
 
 import onnxcalib
 from onnxcalib import ConfigError, Observer, QuantizeConfig, frontier, plan, quantize
+from onnxcalib.quantization import placement
+from onnxcalib.quantization.cost_placement import COSTS_MORE
 from tests.test_pipeline import LIMITS, NET, SAMPLES, bits_of
 
 PLAIN = NET.replace(", group = 8", "")
@@ -389,3 +391,20 @@ def test_a_model_that_drops_more_than_its_plan_says_so(plain, monkeypatch):
     strict = found.model_copy(update={"budgets": {"max_disagreement": -1.0}})
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast", pipeline="light"), plan=strict)
     assert any(warning.startswith("max_disagreement: found ") for warning in result.report.warnings)
+
+
+def test_a_budget_that_layers_in_float_exceed_names_the_setting_that_quantizes_them(plain, monkeypatch):
+    config = QuantizeConfig(effort="fast", max_size="0.01@8-bit", candidates="W8A8")
+    with pytest.raises(ConfigError, match=r"^max_size: .* can be reached is [^;]*; ?[^;]*$"):
+        plan(plain, SAMPLES, config)
+    monkeypatch.setattr(placement, "choose_by_cost", lambda *_: {"deep": COSTS_MORE})
+    with pytest.raises(ConfigError, match=r"; or give placement all, which quantizes 1 nodes that are left"):
+        plan(plain, SAMPLES, config)
+
+
+def test_a_plan_names_layers_that_stay_in_float_and_is_obeyed(plain, monkeypatch):
+    monkeypatch.setattr(placement, "choose_by_cost", lambda *_: {"deep": COSTS_MORE})
+    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
+    assert found.layers["deep"] == "float"
+    result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=found)
+    assert {name: bits for name, bits in found.layers.items() if bits != "float"} == bits_of(result.model)
