@@ -121,12 +121,13 @@ class QuantScheme:
     requantized: tensor -> the grid of fewer bits on which weighted layers read it, where its other consumers need the
     grid in ``activations``.
     shared: sets of tensors that must have equal QParams, such as the input and the output of a pool or a reshape.
-    nonnegative: tensor that a Relu or a Clip(0, c) gives -> its upper bound, c or infinity; its zero point is 0 and its
-    range lies in [0, c].
+    nonnegative: tensor that a Relu, a Clip(0, c) or a HardSigmoid gives -> its upper bound, infinity, c or 1; its zero
+    point is 0 and its range lies in [0, bound].
     float_reads: maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
     fuse.
     embeddings: Gathers of rows of a constant, which is stored as integers.
     barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
+    gates: HardSigmoids that run on integers.
     """
 
     layers: tuple[LayerScheme, ...]
@@ -137,6 +138,7 @@ class QuantScheme:
     float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
     embeddings: tuple[LayerScheme, ...] = ()
     barred: frozenset[str] = frozenset()
+    gates: frozenset[str] = frozenset()
 
     def members_of(self, tensor: str) -> tuple[str, ...]:
         """The tensors that must have the same QParams as this one, itself among them."""

@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .edit import refill, replace_names, reroute, unused_name, write_attributes
 from .fusion import moves_values
+from .gates import write_gates
 from .index import Index, is_op, reads
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .unfuse import bar_from_fusion
@@ -58,7 +59,9 @@ def emit_qdq(
     encoding: ``runtime`` stores 4-bit weights as INT4 before a Cast to int8 and clips 4-bit activations as integers,
     for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
     """
-    return _Writer(model, scheme, encoding, keep_outputs).write(grids, layers)
+    quantized = _Writer(model, scheme, encoding, keep_outputs).write(grids, layers)
+    write_gates(quantized, scheme.gates)
+    return quantized
 
 
 class _Writer:

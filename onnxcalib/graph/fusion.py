@@ -8,7 +8,10 @@ import numpy as np
 from onnx import NodeProto
 
 from .index import Index, attribute_of, constant, is_op
-from .ops import AVERAGES, INTEGER_OPS, MOVERS, NONNEGATIVE_OPS
+from .ops import AVERAGES, INTEGER_OPS, MOVERS, NONNEGATIVE_OPS, SHAPE_READERS
+
+# Of HardSigmoid (onnx operator specification).
+HARD_ALPHA, HARD_BETA = 0.2, 0.5
 
 
 def moves_values(index: Index, node: NodeProto) -> bool:
@@ -21,11 +24,15 @@ def moves_values(index: Index, node: NodeProto) -> bool:
     return is_op(node, *MOVERS)
 
 
-def has_integer_kernel(node: NodeProto) -> bool:
+def has_integer_kernel(index: Index, node: NodeProto) -> bool:
     """Whether onnxruntime computes a node between a DequantizeLinear and a QuantizeLinear on integers, and rightly.
 
-    Its integer AveragePool refuses dilations, and divides by too much where ceil_mode adds a window (1.32).
+    Its integer AveragePool refuses dilations, and divides by too much where ceil_mode adds a window (1.32). A
+    HardSigmoid is written as an Add (see ``emit``), beside another reader of its input, as in a HardSwish.
     """
+    if is_op(node, "HardSigmoid"):
+        readers = [reader for reader in index.readers(node.input[0]) if not is_op(reader, *SHAPE_READERS)]
+        return attribute_of(node, "alpha", HARD_ALPHA) > 0 and len(readers) > 1
     if is_op(node, "AveragePool"):
         beyond = attribute_of(node, "ceil_mode", 0) and attribute_of(node, "count_include_pad", 0)
         return not beyond and max(attribute_of(node, "dilations", None) or [1]) == 1
@@ -52,8 +59,10 @@ def data_inputs(node: NodeProto) -> list[str]:
 
 
 def upper_bound(index: Index, tensor: str) -> float | None:
-    """The c of a Relu (infinity) or of a Clip(0, c) that makes ``tensor``; None where neither does."""
+    """The c of a Relu (infinity), Clip(0, c) or HardSigmoid (1) that makes ``tensor``; None where none does."""
     node = index.producer.get(tensor)
+    if node is not None and is_op(node, "HardSigmoid"):
+        return 1.0
     if node is None or not is_op(node, "Relu", "Clip"):
         return None
     if node.op_type == "Relu":
@@ -83,7 +92,7 @@ def _clip_end(index: Index, node: NodeProto, number: int, name: str) -> float:
 def rectified(index: Index, tensor: str) -> str:
     """The output of the Relu or Clip(0, c) that alone reads ``tensor``, or else ``tensor`` itself."""
     readers = index.readers(tensor)
-    if len(readers) != 1 or tensor in index.outputs or not readers[0].output:
+    if len(readers) != 1 or tensor in index.outputs or not is_op(readers[0], "Relu", "Clip"):
         return tensor
     after = readers[0].output[0]
     return after if readers[0].input[:1] == [tensor] and upper_bound(index, after) is not None else tensor

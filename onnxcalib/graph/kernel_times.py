@@ -56,6 +56,7 @@ RATES = {
     "Mul": Rate(0.2, 0.22),
     "Concat": Rate(0.2, 0.25),
     "Sigmoid": Rate(0.29, 0.245),
+    "HardSigmoid": Rate(0.14, 0.12),
     "LeakyRelu": Rate(0.16, 0.245),
     "Softmax": Rate(0.42, 2.7),
     "AveragePool": Rate(0.1, 2.1),

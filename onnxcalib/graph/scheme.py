@@ -91,7 +91,8 @@ def make_scheme(
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
     barred = find_barred(model.graph, index, activations, float_reads, integer_outputs)
-    return QuantScheme(layers, activations, requantized, shared, nonnegative, float_reads, embeddings, barred)
+    gates = frozenset(n.name for n in model.graph.node if is_op(n, "HardSigmoid") and n.name in integer_outputs)
+    return QuantScheme(layers, activations, requantized, shared, nonnegative, float_reads, embeddings, barred, gates)
 
 
 def _set_end_bits(layer: LayerScheme, bits: int) -> LayerScheme:
@@ -260,7 +261,7 @@ def _float_reads(
 
 def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> bool:
     """Whether a node can run on integers and reads some; its other inputs get a QuantizeLinear then."""
-    if not has_integer_kernel(node) and not moves_values(index, node):
+    if not has_integer_kernel(index, node) and not moves_values(index, node):
         return False
     inputs = data_inputs(node)
     return not on_integers.isdisjoint(inputs) and index.initializers.keys().isdisjoint(inputs)

@@ -21,17 +21,17 @@ def list_ineffective(model: ModelProto, scheme: QuantScheme, excluded: frozenset
         if node.name in excluded and is_op(node, "Relu", "Clip"):
             before, behind = index.producer.get(node.input[0]), node.output[0]
             alone = behind in scheme.activations and rectified(index, node.input[0]) == behind
-            if alone and before is not None and before.name not in excluded and _may_absorb(scheme, before):
+            if alone and before is not None and before.name not in excluded and _may_absorb(index, scheme, before):
                 found.append(node.name)
     return found
 
 
-def _may_absorb(scheme: QuantScheme, node: NodeProto) -> bool:
+def _may_absorb(index: Index, scheme: QuantScheme, node: NodeProto) -> bool:
     names = {layer.name for layer in scheme.layers if not layer.reads_float}
     on_grids = all(
         t in scheme.activations and node.name not in scheme.float_reads.get(t, ()) for t in data_inputs(node)
     )
-    return node.name in names or (has_integer_kernel(node) and on_grids)
+    return node.name in names or (has_integer_kernel(index, node) and on_grids)
 
 
 def find_barred(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx import ModelProto, NodeProto
 
@@ -27,6 +27,7 @@ from .weightless import held_bytes
 
 # In float these take channels in blocks, the rest of the graph does not; on integers they have the channels last.
 BLOCKED = ("Conv", "MaxPool", *AVERAGES)
+ELEMENTWISE = ("Add", "Mul", "Sigmoid", "HardSigmoid", "LeakyRelu")
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,46 @@ def find_units(model: ModelProto, scheme: QuantScheme, shapes: Shapes) -> Placem
         outputs = (layer.output,) if layer and layer.bias_add else tuple(carried_outputs(index, node))
         inputs = (layer.input,) if layer else tuple(data_inputs(node))
         weight = held_bytes(index.initializers[layer.weight]) if layer else 0
-        units.append(Unit(node.name, node.op_type, inputs, outputs, time_node(index, node, shapes), weight))
+        time = time_node(index, node, shapes)
+        if is_op(node, "MaxPool") and _is_plain_pool(index, node):
+            time = replace(time, on_integers=time.on_integers + PLAIN_POOL * count_windows(node, shapes))
+        units.append(Unit(node.name, node.op_type, inputs, outputs, time, weight))
     return Placement(tuple(units), tuple(_find_borders(model, index, units, shapes)))
 
 
 def _on_integers(index: Index, node: NodeProto, scheme: QuantScheme) -> bool:
     """Whether a node that is no layer runs on integers by the scheme."""
     product = is_op(node, "MatMul") and index.initializers.keys().isdisjoint(node.input)
-    if not product and not is_op(node, *INTEGER_OPS) and not moves_values(index, node):
+    if (
+        not product
+        and not is_op(node, *INTEGER_OPS)
+        and node.name not in scheme.gates
+        and not moves_values(index, node)
+    ):
         return False
     reads = list(node.input) if product else data_inputs(node)
     on_grids = all(t in scheme.activations and node.name not in scheme.float_reads.get(t, ()) for t in reads)
     return on_grids and (product or scheme.activations.keys() >= set(carried_outputs(index, node)))
+
+
+def _is_plain_pool(index: Index, pool: NodeProto) -> bool:
+    """Whether a MaxPool reads its integers with the channels first: onnxruntime then has no fast kernel.
+
+    It moves a change of layout through operators on single values only where a Conv behind lets it vanish.
+    """
+    before = index.producer.get(pool.input[0])
+    if before is None or not is_op(before, *ELEMENTWISE):
+        return False
+    ahead = list(index.readers(pool.output[0]))
+    seen: set[str] = set()
+    while ahead:
+        node = ahead.pop()
+        if is_op(node, "Conv"):
+            return False
+        if node.name not in seen and is_op(node, *INTEGER_OPS, "MaxPool"):
+            ahead += index.readers(node.output[0])
+        seen.add(node.name)
+    return True
 
 
 def _find_borders(model: ModelProto, index: Index, units: list[Unit], shapes: Shapes) -> list[Border]:

@@ -17,11 +17,10 @@ COSTS_MORE = "it would run slower on integers, with the Q/DQ that it needs; --pl
 # Less than this share of a run, and less than so many nanoseconds, are within the noise of any measurement: all that
 # can be quantized is.
 LEAST_SHARE, LEAST_TIME = 0.03, 20_000.0
-# What a layer's share of all weights is worth, as a share of the time, from the first down: the next one is tried where
-# the file would be slower than this share of the time that all of it takes in float.
-PRICES, LEAST_GAIN = (1.0, 0.5, 0.25, 0.125), 0.8
-# The model of time is not exact: kernels in float are taken to be slower than it says, so that integers win ties.
-HANDICAP = 1.4
+# What a layer's share of all weights is worth, as a share of the time, and how much slower kernels in float are taken
+# to be than the model of time says, which is not exact, so that integers win ties. From the first down: the next one is
+# tried where the file would be slower than this share of the time that all of it takes in float.
+TERMS, LEAST_GAIN = ((1.0, 1.4), (0.5, 1.4), (0.25, 1.4), (0.125, 1.4), (0.125, 1.2), (0.125, 1.0), (0.125, 0.8)), 0.8
 
 
 def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wanted: Collection[str]) -> dict[str, str]:
@@ -31,15 +30,15 @@ def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wante
     give bits, which are quantized.
 
     A layer stays in float only if the share of the time that this saves is larger than its share of all weights. Where
-    the file would hardly be faster than the float model, half that share is enough, and so on down to an eighth.
+    the file would hardly be faster than the float model, less is enough: see TERMS.
     """
     placement = find_units(model, scheme, shapes)
     units = placement.units
     layers = [number for number, unit in enumerate(units) if unit.weight]
     before, of_float = placement.time([False] * len(units)), placement.time([True] * len(units))
     in_float = [False] * len(units)
-    for price in PRICES:
-        found = _cut(placement, set(wanted), price)
+    for price, handicap in TERMS:
+        found = _cut(placement, set(wanted), price, handicap)
         if all(found[number] for number in layers):
             break  # the file would not be quantized at all
         in_float = found
@@ -49,14 +48,14 @@ def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wante
         return {}
     chosen = [unit.node for unit, left in zip(units, in_float, strict=True) if left]
     nodes = {node.name: node for node in model.graph.node}
-    return {name: COSTS_MORE for name in chosen if is_op(nodes[name], *LAYERS, *INTEGER_OPS, "MaxPool")}
+    return {name: COSTS_MORE for name in chosen if is_op(nodes[name], *LAYERS, *INTEGER_OPS, "HardSigmoid", "MaxPool")}
 
 
-def _cut(placement: Placement, wanted: set[str], price: float) -> list[bool]:
-    """Which units are in float, at the least time; price: see PRICES."""
+def _cut(placement: Placement, wanted: set[str], price: float, handicap: float) -> list[bool]:
+    """Which units are in float, at the least time; price and handicap: see TERMS."""
     units = placement.units
     price *= placement.time([False] * len(units)) / max(1, sum(unit.weight for unit in units))
-    first = [unit.time.in_float * HANDICAP + price * unit.weight for unit in units]
+    first = [unit.time.in_float * handicap + price * unit.weight for unit in units]
     first = [NEVER if u.node in wanted else cost for u, cost in zip(units, first, strict=True)]
     second = [unit.time.on_integers for unit in units]
     borders: dict[tuple[int, int], float] = {}

@@ -69,9 +69,10 @@ def test_an_old_pad_has_its_fill_as_an_attribute(build, value):
         ("y = Clip (x, low, six)", None),
         ("y = Clip (x, zero, low)", None),
         ("y = Sigmoid (x)", None),
+        ("y = HardSigmoid (x)", 1.0),
     ],
 )
-def test_a_bound_is_that_of_a_relu_or_of_a_clip_from_zero(build, body, bound):
+def test_a_bound_is_that_of_a_relu_of_a_clip_from_zero_or_of_a_hardsigmoid(build, body, bound):
     _, index = graph_of(build, body, zero=np.float32(0), six=np.float32(6))
     assert upper_bound(index, "y") == bound
     assert upper_bound(index, "x") is None

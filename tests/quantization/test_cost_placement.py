@@ -9,6 +9,7 @@ from onnx import numpy_helper, parser
 from onnxcalib import QuantizeConfig, prepare, quantize
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.kernel_times import time_node
+from onnxcalib.graph.units import find_units
 from onnxcalib.quantization.cost_placement import COSTS_MORE
 from onnxcalib.quantization.tensor_shapes import measure_shapes
 
@@ -110,3 +111,32 @@ def test_a_dense_layer_gains_on_integers_and_a_thin_depthwise_one_loses(thin):
     wide = weigh(WIDE, w=(64, 64, 3, 3))
     dense = time_node(Index(wide.graph), wide.graph.node[0], measure_shapes(wide, {"x": draw(64, 32, 32)[:1]}))
     assert dense.in_float > 2 * dense.on_integers
+
+
+POOLED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 16, 32, 32] x) => ({}) {{
+  a = Conv<kernel_shape = [1, 1]>(x, w1)
+  b = {}
+  [pool] p = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(b)
+  {}
+}}
+"""
+HEAD = "g = GlobalAveragePool(p) f = Flatten(g) y = Gemm<transB = 1>(f, w2)"
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "slow"),
+    [
+        ("LeakyRelu(a)", HEAD, True),
+        ("LeakyRelu(a)", "c = Sigmoid(p) y = Conv<kernel_shape = [1, 1]>(c, w3)", False),
+        ("Relu(a)", HEAD, False),
+    ],
+)
+def test_a_pool_on_integers_is_slow_behind_single_values_where_no_conv_follows(before, behind, slow):
+    kind = "float[N, a] y" if behind == HEAD else "float[N, 64, a, b] y"
+    model = weigh(POOLED.format(kind, before, behind), w1=(64, 16, 1, 1), w2=(8, 64), w3=(64, 64, 1, 1))
+    scheme = make(model, draw(16, 32, 32), placement="all").scheme
+    units = find_units(model, scheme, measure_shapes(model, {"x": draw(16, 32, 32)[:1]})).units
+    time = next(unit.time for unit in units if unit.op == "MaxPool")
+    assert (time.on_integers > 10 * time.in_float) == slow

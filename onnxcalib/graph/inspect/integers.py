@@ -120,13 +120,19 @@ def open_at(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
 
 
 def find_mismatches(model: ModelProto) -> tuple[str, ...]:
-    """Tensors that a QuantizeLinear puts on another grid than a DequantizeLinear reads them on."""
+    """Tensors that a QuantizeLinear puts on another grid than a DequantizeLinear reads them on.
+
+    A tensor that is read on its own grid may be read on a multiple of it too, for a constant to be added: see
+    ``graph.gates``.
+    """
     index = Index(model.graph)
     found = []
     for node in model.graph.node:
         if is_linear(node, QUANTIZE):
-            own = _read_grid(index, node)
-            if any(_differ(own, _read_grid(index, reader)) for reader in _dequantizers(index, node.output[0])):
+            own, readers = _read_grid(index, node), list(_dequantizers(index, node.output[0]))
+            others = [reader for reader in readers if _differ(own, _read_grid(index, reader))]
+            multiples = [each for each in others if _is_scaled_for_add(index, each, own)]
+            if len(others) > len(multiples) or len(others) == len(readers) > 0:
                 found.append(node.input[0])
     return tuple(dict.fromkeys(found))
 
@@ -137,6 +143,23 @@ def _dequantizers(index: Index, tensor: str) -> Iterator[NodeProto]:
             yield node
         elif is_op(node, *BETWEEN) and node.input[0] == tensor:
             yield from _dequantizers(index, node.output[0])
+
+
+def _is_scaled_for_add(index: Index, node: NodeProto, own: _Grid) -> bool:
+    """Whether a DequantizeLinear keeps the zero point, and only Adds of a quantized constant read what it gives."""
+    readers = index.readers(node.output[0])
+    return (
+        bool(readers)
+        and not _differ(own, _Grid(None, _read_grid(index, node).zero_point))
+        and all(
+            is_op(reader, "Add") and any(_is_quantized_constant(index, t) for t in reader.input) for reader in readers
+        )
+    )
+
+
+def _is_quantized_constant(index: Index, tensor: str) -> bool:
+    node = index.producer.get(tensor)
+    return node is not None and is_linear(node, DEQUANTIZE) and node.input[0] in index.initializers
 
 
 class _Grid(NamedTuple):

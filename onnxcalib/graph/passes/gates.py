@@ -6,11 +6,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..edit import add_constant, unused_name, write_operand
+from ..fusion import HARD_ALPHA, HARD_BETA
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names
 from ..layers import count_channels
-
-# Of HardSigmoid (onnx operator specification).
-ALPHA, BETA = 0.2, 0.5
 
 
 def fold_hardsigmoid(model: ModelProto) -> int:
@@ -27,7 +25,7 @@ def fold_hardsigmoid(model: ModelProto) -> int:
         layer = _find_layer(index, node)
         if layer is None:
             continue
-        alpha, beta = attribute_of(node, "alpha", ALPHA), attribute_of(node, "beta", BETA)
+        alpha, beta = attribute_of(node, "alpha", HARD_ALPHA), attribute_of(node, "beta", HARD_BETA)
         weight = index.initializers[layer.input[1]]
         values = known_constant(index, layer.input[1])
         bias = constant(index, layer.input[2]) if len(layer.input) > 2 and layer.input[2] else None
@@ -47,7 +45,7 @@ def fold_hardsigmoid(model: ModelProto) -> int:
 
 def _find_layer(index: Index, node: NodeProto) -> NodeProto | None:
     """The Conv or Gemm of constants of which a HardSigmoid alone reads the output; None where there is none."""
-    if not is_op(node, "HardSigmoid") or attribute_of(node, "alpha", ALPHA) <= 0:
+    if not is_op(node, "HardSigmoid") or attribute_of(node, "alpha", HARD_ALPHA) <= 0:
         return None
     source = node.input[0]
     layer = index.producer.get(source)

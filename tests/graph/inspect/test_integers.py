@@ -404,6 +404,24 @@ def test_a_tensor_with_many_readers_is_named_once(build):
     assert find_mismatches(quantize_by_hand(build, twice)) == ("x",)
 
 
+@pytest.mark.parametrize(
+    ("zero", "reader", "found"),
+    [
+        ("z", "Add (b, k)", ()),
+        ("o", "Add (b, k)", ("x",)),
+        ("z", "Mul (b, k)", ("x",)),
+        ("z", "Add (b, x)", ("x",)),
+    ],
+)
+def test_a_tensor_may_be_read_on_a_multiple_of_its_grid_for_a_constant_to_be_added(build, zero, reader, found):
+    nodes = f"""q = QuantizeLinear (x, s, z) a = DequantizeLinear (q, s, z) b = DequantizeLinear (q, t, {zero})
+                k = DequantizeLinear (i, s) c = {reader} y = Mul (a, c)"""
+    constants = {"z": np.uint8(7), "o": np.uint8(8), "i": np.uint8(255)}
+    assert find_mismatches(quantize_by_hand(build, nodes, **constants)) == found
+    alone = nodes.replace("a = DequantizeLinear (q, s, z)", "a = Abs (x)")
+    assert find_mismatches(quantize_by_hand(build, alone, **constants)) == ("x",)
+
+
 def test_a_scale_that_is_computed_says_nothing(build):
     nodes = """k = Abs (s) q = QuantizeLinear (x, s) a = DequantizeLinear (q, k)
                r = QuantizeLinear (a, k) y = DequantizeLinear (r, t)"""
