@@ -42,7 +42,9 @@ def explain(
     layers. The first SAMPLES samples are used. parts: of the
     outputs; each weighs as much as another output. Both models stay as they are. Raises ModelError.
     """
-    original, names = name_float_nodes(original, as_layers=bool(_read_settings(quantized)))
+    settings = _read_settings(quantized)
+    on_integers = settings.get("activation_bits") in (4, 8)
+    original, names = name_float_nodes(original, as_layers=bool(settings), on_integers=on_integers)
     quantized = tidy(quantized)
     pairs, unmatched = pair_layers(original, quantized, names)
     layers = [Measured(pair) for pair in pairs]
@@ -56,7 +58,7 @@ def explain(
         if fault := survey.measure_outputs():
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
             notes = (*notes, f"{why}: {fault}")
-        limiting, solved = _choose_limiting(survey.layers), _read_settings(quantized).get("reconstruct") is True
+        limiting, solved = _choose_limiting(survey.layers), settings.get("reconstruct") is True
         worse = [_find_worse(each, limiting, survey) if solved else None for each in limiting]
         losses = tuple(_describe(each, survey, name) for each, name in zip(limiting, worse, strict=True))
     return Explanation(done, losses, unmatched, notes)

@@ -18,14 +18,16 @@ from ..graph.inspect.quantized_layers import (
     find_quantized_products,
 )
 from ..graph.ops import DYNAMIC_LAYERS, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
+from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.normalise import normalise, tidy
 from ..graph.passes.opset import opset_of
 from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.products import products_as_layers
+from ..graph.passes.transposed import write_as_convolutions
 
 # Operators that clip, for which tools substitute a grid with the same ends, in front of a QuantizeLinear.
-CLIPS = ("Relu", "Clip", "Max", "Min")
+CLIPS = ("Relu", "Clip", "Max", "Min", "HardSigmoid")
 # Operators of float layers, whose weight is input 1.
 FLOAT = ("LSTM", "GRU", "RNN", "Attention", "FusedConv", "FusedGemm", "FusedMatMul")
 WEIGHT_INPUTS = dict.fromkeys((*LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS, *FLOAT), 1) | dict.fromkeys(QLINEAR_LAYERS, 3)
@@ -50,10 +52,13 @@ class Pair:
     path: tuple[NodeProto, ...] = ()
 
 
-def name_float_nodes(model: ModelProto, *, as_layers: bool = False) -> tuple[ModelProto, dict[str, str]]:
+def name_float_nodes(
+    model: ModelProto, *, as_layers: bool = False, on_integers: bool = False
+) -> tuple[ModelProto, dict[str, str]]:
     """``tidy`` of a float model, and a map from its nodes' names to the names that ``quantize`` gives them.
 
     as_layers: its products are layers, as in a model that ``quantize`` made, where the opset has their operators.
+    on_integers: in that model layers read integers, for which transposed convolutions are written as others.
     """
     tagged = copy_model(model)
     for number, node in enumerate(tagged.graph.node):
@@ -62,6 +67,9 @@ def name_float_nodes(model: ModelProto, *, as_layers: bool = False) -> tuple[Mod
     if as_layers and opset_of(tidied) >= PER_CHANNEL_OPSET:
         for rewrite in (split_fusions, einsum_as_matmul, products_as_layers):
             rewrite(tidied)
+        if on_integers and any(is_op(node, "ConvTranspose") for node in tidied.graph.node):
+            for rewrite in (fold_batchnorm, fold_affine, write_as_convolutions):  # norms, as that reads what they give
+                rewrite(tidied)
     normalise(tagged)
     names = {node.doc_string: node.name for node in tagged.graph.node}
     return tidied, {node.name: names[node.doc_string] for node in tidied.graph.node if node.doc_string in names}
@@ -93,7 +101,9 @@ def pair_layers(
             unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, the {what}'s output")
         else:
             node, clipped = _find_float_layer(index, output)
-            path = (path or _path_to_grid(other, layer.output)) if clipped else ()
+            if not path or is_op(path[-1], "Relu"):  # which leaves the upper end to the grid
+                path = (*path, *_path_to_grid(other, path[-1].output[0] if path else layer.output))
+            path = path if clipped else ()
             pairs.append(Pair(layer, names.get(node.name) if node else None, output, path))
     return pairs, (*unmatched, *list_unread(quantized, {layer.name for layer in found}))
 
@@ -113,10 +123,10 @@ def _before_rescaling(index: Index, layer: QuantizedLayer, known: set[str]) -> Q
 
 
 def _follow(index: Index, tensor: str, path: tuple[NodeProto, ...] = ()) -> Iterator[Reached]:
-    """The tensor, and the tensors that Clip and Q/DQ nodes make of it, each with the nodes on the way there."""
+    """The tensor, and the tensors that Relu, Clip and Q/DQ nodes make of it, each with the nodes on the way there."""
     yield tensor, path
     for node in index.readers(tensor):
-        if is_op(node, "Clip") or is_linear(node, "QuantizeLinear", "DequantizeLinear"):
+        if is_op(node, "Relu", "Clip") or is_linear(node, "QuantizeLinear", "DequantizeLinear"):
             yield from _follow(index, node.output[0], (*path, node))
 
 

@@ -838,3 +838,24 @@ def test_layers_that_a_model_spells_otherwise_are_explained_under_its_names(buil
     found = explained(model, quantize(model, x).model, x)
     assert {layer.name for layer in found.layers} == {"left", "stack", "back", "fused"}
     assert found.unmatched == ()
+
+
+# A gate that is folded into a layer, and a transposed convolution with its norm: quantize writes both otherwise.
+DECODER = """g (float[N, 6, 8, 8] x) => (float[N, 4, 16, 16] y) {
+    [stem] a = Conv <pads = [1, 1, 1, 1]> (x, w1)  [relu] r = Relu (a)
+    [pool] p = GlobalAveragePool (r)  [squeeze] g = Conv (p, w2)  [gate] h = HardSigmoid (g)  [mul] m = Mul (r, h)
+    [up] u = ConvTranspose <strides = [2, 2], kernel_shape = [2, 2]> (m, w3)
+    [norm] n = BatchNormalization (u, gamma, beta, mean, var)  [relu2] v = Relu (n)
+    [out] y = Conv <pads = [1, 1, 1, 1]> (v, w4) }"""
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_layers_that_quantize_writes_otherwise_are_judged_under_their_names(build, weigh, draw, bits):
+    norm = {"gamma": weigh(5), "beta": weigh(5), "mean": weigh(5), "var": np.abs(weigh(5)) + 0.5}
+    net = build(DECODER, w1=weigh(8, 6, 3, 3), w2=weigh(8, 8, 1, 1), w3=weigh(8, 5, 2, 2), w4=weigh(4, 5, 3, 3), **norm)
+    settings = QuantizeConfig(reconstruct=False, placement="all", activation_bits=bits, threads=1)
+    images = draw(16, 6, 8, 8)
+    found = explain(net, quantize(net, images, settings).model, open_calibration(images, inputs_of(net)))
+    assert found.unmatched == ()
+    assert {loss.name for loss in found.layers} <= {"stem", "squeeze", "up", "out"}
+    assert all(loss.alone_db > 30 for loss in found.layers)

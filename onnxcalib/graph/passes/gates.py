@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..edit import add_constant, unused_name, write_operand
+from ..edit import add_constant, drop_stale_shapes, unused_name, write_operand
 from ..fusion import HARD_ALPHA, HARD_BETA
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names
 from ..layers import count_channels
@@ -13,6 +13,8 @@ from ..layers import count_channels
 
 def fold_hardsigmoid(model: ModelProto) -> int:
     """Turn each HardSigmoid of a Conv or Gemm into a Clip to [0, 1]; returns the count.
+
+    The layer's output, which holds other values then, has another name.
 
     ``clip(alpha (W x + b) + beta, 0, 1) = clip((alpha W) x + (alpha b + beta), 0, 1)``. HardSigmoid has no integer
     kernel, and a grid that ends inside of [0, 1] absorbs the Clip.
@@ -36,10 +38,15 @@ def fold_hardsigmoid(model: ModelProto) -> int:
         for end in () if ends else (0.0, 1.0):
             ends.append(add_constant(model.graph, unused_name(f"gate_{end:.0f}", taken), np.float32(end)))
             taken.add(ends[-1])
+        scaled = unused_name(f"{node.input[0]}_scaled", taken)
+        taken.add(scaled)
+        layer.output[0] = node.input[0] = scaled
         node.op_type = "Clip"
         del node.attribute[:]
         node.input.extend(ends)
         count += 1
+    if count:
+        drop_stale_shapes(model.graph)
     return count
 
 
