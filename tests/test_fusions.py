@@ -126,3 +126,15 @@ def test_no_fused_kernel_is_lost(name, opset, build, draw, tmp_path):
     quantized = onnxcalib.quantize(model, samples, onnxcalib.QuantizeConfig(pipeline="light", placement="all")).model
     wanted, given = (count_kernels(each, tmp_path / f"{i}.onnx") for i, each in enumerate((model, quantized)))
     assert wanted and wanted - given == Counter()
+
+
+@pytest.mark.parametrize("behind", ["", "[relu] m = Relu (c)"])
+def test_a_convolution_that_is_excluded_keeps_its_float_weight_between_grids(behind, build, draw, tmp_path):
+    body = f"[one] a = Conv (x, w1)  [two] {'c' if behind else 'm'} = Conv (a, w2)  {behind}  [three] y = Conv (m, w3)"
+    text = f"g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {{ {body} }}"
+    model = build(text, **{f"w{i}": draw(4, 4, 1, 1) for i in (1, 2, 3)})
+    config = onnxcalib.QuantizeConfig(placement="all", exclude=("two",), pipeline="light")
+    quantized = onnxcalib.quantize(model, draw(16, 4, 8, 8), config).model
+    Session(quantized, deployed=True, dump=tmp_path / "optimized.onnx")
+    ops = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert (ops["QLinearConv"], ops["Conv"] + ops["FusedConv"]) == (2, 1)

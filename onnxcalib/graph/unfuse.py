@@ -10,7 +10,7 @@ from ..spec import QuantScheme
 from .edit import refill, unused_name
 from .fusion import carried_outputs, data_inputs, has_integer_kernel, rectified
 from .index import Index, is_op
-from .ops import INTEGER_OPS
+from .ops import CONVOLUTIONS, INTEGER_OPS
 
 
 def list_ineffective(model: ModelProto, scheme: QuantScheme, excluded: frozenset[str]) -> list[str]:
@@ -41,19 +41,24 @@ def find_barred(
     float_reads: Mapping[str, frozenset[str]],
     integer_outputs: Mapping[str, list[str]],
 ) -> frozenset[str]:
-    """Names of nodes left in float that have grids on all sides, for the sake of others."""
-    return frozenset(
-        node.name
-        for node in graph.node
-        if is_op(node, *INTEGER_OPS, "MatMul")
-        and node.name not in integer_outputs
-        and all(t in grids and node.name not in float_reads.get(t, ()) for t in data_inputs(node))
-        and any(t in grids for t in carried_outputs(index, node))
-    )
+    """Names of the nodes behind which a Max keeps what is left in float from being fused, as it has grids on all sides.
+
+    onnxruntime gives a float Conv in such a place a weight of 8 bits with one scale for all channels, also where a Relu
+    stands between it and the grid. The Max then follows the Relu, which stays part of the float Conv.
+    """
+    barred = set()
+    for node in graph.node:
+        if not is_op(node, *INTEGER_OPS, "MatMul", *CONVOLUTIONS) or node.name in integer_outputs:
+            continue
+        outputs = carried_outputs(index, node)
+        reads_grids = all(t in grids and node.name not in float_reads.get(t, ()) for t in data_inputs(node))
+        if reads_grids and any(t in grids for t in outputs):
+            barred.add(index.producer[outputs[0]].name if is_op(node, *CONVOLUTIONS) else node.name)
+    return frozenset(barred)
 
 
 def bar_from_fusion(model: ModelProto, names: frozenset[str]) -> None:
-    """Put a Max of one input, the identity, behind the nodes of these names: onnxruntime keeps it, fusing nothing."""
+    """Put a Max of one input, the identity, behind the nodes of these names, where onnxruntime keeps it."""
     if not names:
         return
     taken = {t for node in model.graph.node for t in (node.name, *node.input, *node.output)}
