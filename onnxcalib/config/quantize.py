@@ -177,8 +177,11 @@ class QuantizeConfig(Settings):
         Option(EXPERT),
     ] = "bounded"
     placement: Annotated[
-        Literal["cost", "all"],
-        Field(description="What runs on integers: what is faster so by a stated model of cost, or all that can be."),
+        Literal["cost", "measured", "all"],
+        Field(
+            description="What runs on integers: what is faster so by a stated model of cost, or as measured here, which"
+            " differs from machine to machine; or all that can be."
+        ),
         Option(EXPERT),
     ] = "cost"
     pipeline: Annotated[

@@ -17,6 +17,7 @@ from ..graph.save import fingerprint
 from ..graph.scheme import make_scheme
 from ..quantization.calibrate import Batches, Statistics, batch_size
 from ..quantization.cost_placement import COSTS_MORE
+from ..quantization.measured_placement import RAN_SLOWER
 from ..quantization.prepared import Prepared
 from ..quantization.solve import round_embeddings
 from ..runtime.cache import Cache, machine
@@ -66,7 +67,7 @@ def choose_bits(prepared: Prepared) -> BitPlan:
         try:
             found = make_bit_plan(assembler, config, measured.latencies, name_of=measured.name_of, excluded=excluded)
         except ConfigError as error:
-            slow = sum(reason == COSTS_MORE for reason in prepared.in_float.values())
+            slow = sum(reason in (COSTS_MORE, RAN_SLOWER) for reason in prepared.in_float.values())
             if not slow:
                 raise
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from onnx import ModelProto
 
@@ -33,22 +33,38 @@ def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wante
     the file would hardly be faster than the float model, less is enough: see TERMS.
     """
     placement = find_units(model, scheme, shapes)
-    units = placement.units
-    layers = [number for number, unit in enumerate(units) if unit.weight]
-    before, of_float = placement.time([False] * len(units)), placement.time([True] * len(units))
-    in_float = [False] * len(units)
-    for price, handicap in TERMS:
-        found = _cut(placement, set(wanted), price, handicap)
-        if all(found[number] for number in layers):
-            break  # the file would not be quantized at all
-        in_float = found
+    none, every = ([left] * len(placement.units) for left in (False, True))
+    before, of_float, in_float = placement.time(none), placement.time(every), none
+    for in_float in _cut_by_terms(placement, wanted):
         if placement.time(in_float) < LEAST_GAIN * of_float:
             break
     if before - placement.time(in_float) < max(LEAST_SHARE * before, LEAST_TIME):
         return {}
-    chosen = [unit.node for unit, left in zip(units, in_float, strict=True) if left]
-    nodes = {node.name: node for node in model.graph.node}
-    return {name: COSTS_MORE for name in chosen if is_op(nodes[name], *LAYERS, *INTEGER_OPS, "HardSigmoid", "MaxPool")}
+    return dict.fromkeys(_name_nodes(model, placement, in_float), COSTS_MORE)
+
+
+def list_choices(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wanted: Collection[str]) -> list[list[str]]:
+    """Names of the nodes in float for each of the TERMS, the fewest first, and none before; see ``choose_by_cost``."""
+    placement = find_units(model, scheme, shapes)
+    found = [_name_nodes(model, placement, in_float) for in_float in _cut_by_terms(placement, wanted)]
+    return sorted([list(names) for names in {(), *map(tuple, found)}], key=lambda names: (len(names), names))
+
+
+def _cut_by_terms(placement: Placement, wanted: Collection[str]) -> Iterator[list[bool]]:
+    """Which units are in float by each of the TERMS, up to the first by which no layer would be quantized."""
+    layers = [number for number, unit in enumerate(placement.units) if unit.weight]
+    for price, handicap in TERMS:
+        found = _cut(placement, set(wanted), price, handicap)
+        if all(found[number] for number in layers):
+            return
+        yield found
+
+
+def _name_nodes(model: ModelProto, placement: Placement, in_float: list[bool]) -> list[str]:
+    """The nodes of the units in float that would be on integers by themselves, in graph order."""
+    chosen = {unit.node for unit, left in zip(placement.units, in_float, strict=True) if left}
+    kinds = (*LAYERS, *INTEGER_OPS, "HardSigmoid", "MaxPool")
+    return [node.name for node in model.graph.node if node.name in chosen and is_op(node, *kinds)]
 
 
 def _cut(placement: Placement, wanted: set[str], price: float, handicap: float) -> list[bool]:

@@ -5,7 +5,8 @@ These are the rules, in their order. Each sees the scheme without what those bef
 1. Joins that are taken apart again, what is computed from positions, and pools that give places: ``joins``,
    ``positions`` and ``places`` of ``graph``.
 2. ``last_layers``: small convolutions in front of the parts of an output.
-3. ``cost_placement``: what would be slower on integers. Settings that name a layer win over this rule alone.
+3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
+   that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold.
 5. ``coarse_products``: products of activations whose operands they do not hold.
 6. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
@@ -32,7 +33,9 @@ from .coarse_inputs import find_coarse_inputs
 from .coarse_products import Measured, find_coarse_products
 from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
+from .measured_placement import choose_by_time
 from .prepared import Prepared
+from .speed import read_median
 from .tensor_shapes import measure_shapes
 from .trial import Trial, emit_placeholders
 
@@ -43,7 +46,7 @@ ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
 
 def place_by_structure(prepared: Prepared) -> Prepared:
     """Leave in float what the graph and the shapes of its tensors tell to."""
-    model, samples = prepared.model, prepared.samples
+    model = prepared.model
     index = Index(model.graph)
     found = _keep_layers(
         prepared,
@@ -51,8 +54,7 @@ def place_by_structure(prepared: Prepared) -> Prepared:
         | find_positional(model, index)
         | find_placing(model.graph, index),
     )
-    feeds = samples.read(samples.alike(samples.fixed_batch or 1))
-    shapes = measure_shapes(model, feeds, prepared.run.threads)
+    shapes = measure_shapes(model, read_median(prepared.samples), prepared.run.threads)
     found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, shapes))
     prepared = prepared.leave(found)
     return prepared.leave(_find_slow(prepared, shapes))
@@ -95,6 +97,8 @@ def _keep_layers(prepared: Prepared, chosen: Mapping[str, str]) -> dict[str, str
 def _find_slow(prepared: Prepared, shapes: Shapes) -> dict[str, str]:
     if prepared.config.placement == "all":
         return {}
+    if prepared.config.placement == "measured":
+        return choose_by_time(prepared, shapes, list_named(prepared))
     return choose_by_cost(prepared.model, prepared.make_widest_scheme(), shapes, list_named(prepared))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 
+from ..data import CalibrationSet
 from ..graph.save import model_bytes
 from ..numeric.intervals import median_ratio_interval
 from ..report import SpeedRecord
@@ -30,16 +31,8 @@ def compare_speed(prepared: Prepared, quantized: ModelProto) -> SpeedRecord | No
     """
     if model_bytes(prepared.original) > MOST_BYTES:
         return None
-    samples = prepared.samples
-    feeds = samples.read(samples.alike(samples.fixed_batch or 1))
     sessions = [Session(model, deployed=True, threads=1) for model in (prepared.original, quantized)]
-    rounds: list[list[float]] = []
-    end = np.inf
-    while len(rounds) <= LEAST_ROUNDS or (len(rounds) <= MOST_ROUNDS and time.perf_counter() < end):
-        if len(rounds) == 1:
-            end = time.perf_counter() + SECONDS
-        rounds.append([_time(session, feeds) for session in sessions])
-    times = np.array(rounds[1:])
+    times = time_in_turn(sessions, read_median(prepared.samples), seconds=SECONDS, most=MOST_ROUNDS)
     ratios = times[:, 0] / np.maximum(times[:, 1], np.finfo(float).tiny)
     return SpeedRecord(
         float_ms=1e3 * float(np.median(times[:, 0])),
@@ -47,6 +40,22 @@ def compare_speed(prepared: Prepared, quantized: ModelProto) -> SpeedRecord | No
         speedup=float(np.median(ratios)),
         interval=median_ratio_interval(ratios),
     )
+
+
+def read_median(samples: CalibrationSet) -> dict[str, Any]:
+    """The sample of median size, or as many such samples as the model has in a batch."""
+    return samples.read(samples.alike(samples.fixed_batch or 1))
+
+
+def time_in_turn(sessions: Sequence[Session], feeds: Mapping[str, Any], *, seconds: float, most: int) -> np.ndarray:
+    """Seconds of the thread, (rounds, sessions): LEAST_ROUNDS at least, ``most`` at most, as fit into ``seconds``."""
+    rounds: list[list[float]] = []
+    end = np.inf
+    while len(rounds) <= LEAST_ROUNDS or (len(rounds) <= most and time.perf_counter() < end):
+        if len(rounds) == 1:
+            end = time.perf_counter() + seconds
+        rounds.append([_time(session, feeds) for session in sessions])
+    return np.array(rounds[1:])
 
 
 def _time(session: Session, feeds: Mapping[str, Any]) -> float:
