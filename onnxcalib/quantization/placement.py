@@ -28,6 +28,7 @@ from ..graph.kernel_times import Shapes
 from ..graph.names import resolve_names
 from ..graph.places import find_placing
 from ..graph.positions import find_positional
+from ..progress import track
 from ..spec import QuantScheme
 from .coarse_inputs import find_coarse_inputs
 from .coarse_products import Measured, find_coarse_products
@@ -105,7 +106,7 @@ def _find_slow(prepared: Prepared, shapes: Shapes) -> dict[str, str]:
 def _find_coarse(prepared: Prepared) -> dict[str, str]:
     samples = prepared.samples
     runs = samples.split(ROUNDED_AT_ONCE)
-    some = (samples.read(run) for run in runs[: -(-ROUNDED_SAMPLES // len(runs[0]))])
+    some = (samples.read(run) for run in track(runs[: -(-ROUNDED_SAMPLES // len(runs[0]))], len))
     return find_coarse_inputs(prepared.model, prepared.scheme, prepared.lossless, some, prepared.run.threads)
 
 

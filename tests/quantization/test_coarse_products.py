@@ -39,14 +39,19 @@ def test_a_product_whose_large_sums_cancel_stays_in_float(distances, draw):
     assert {"q", "v"} <= found.scheme.activations.keys() and "t" not in found.scheme.activations
 
 
-def test_products_that_lose_little_are_measured_once(distances, draw, monkeypatch):
+@pytest.mark.parametrize(("enough", "samples"), [(0.0, [4]), (np.inf, [4, 16])])
+def test_products_that_lose_little_are_measured_on_few_samples_first(distances, draw, monkeypatch, enough, samples):
     runs = []
-    measure = coarse_products._Probe._measure
-    monkeypatch.setattr(
-        coarse_products._Probe, "_measure", lambda self, names: runs.append(names) or measure(self, names)
-    )
+    measure = coarse_products._Probe.measure
+
+    def record(self, names):
+        runs.append((names, sum(self.given.samples.count(feeds) for feeds, _ in self.batches)))
+        return measure(self, names)
+
+    monkeypatch.setattr(coarse_products, "ENOUGH_DB", enough)
+    monkeypatch.setattr(coarse_products._Probe, "measure", record)
     assert not prepare(distances(0), draw(20, 6, 8)).in_float
-    assert runs == [("product", "mix")]
+    assert runs == [(("product", "mix"), count) for count in samples]
 
 
 def test_products_that_no_run_was_left_for_stay_in_float_and_the_reason_says_so(distances, draw, monkeypatch):
