@@ -69,7 +69,10 @@ class _Resolver:
         self.weighted = [node.name for node in weighted]
         old = [] if before is None else list(before.graph.node)
         self.folded_names = {node.name for node in old if node.name} - set(self.names)
-        self.folded_types = {node.op_type for node in old} - {node.op_type for node in self.nodes}
+        # A rewritten node keeps its name; one without gets that of its operator and output, as ``name_nodes`` gives it.
+        given = {node.name or f"{node.op_type}_{next(filter(None, node.output), '')}": node.op_type for node in old}
+        self.types = {node.name: {node.op_type, given.get(node.name, node.op_type)} for node in self.nodes}
+        self.folded_types = set(given.values()).difference(*self.types.values())
         self.folded_tensors = {name for node in old for name in node.output} - self.index.producer.keys()
 
     def select(self, selector: str, where: str) -> list[str]:
@@ -104,10 +107,9 @@ class _Resolver:
                 f"{where}: found no {wanted} behind preparation, which folds or replaces all of them; nodes that are"
                 " left have settings; name the layers beside it"
             )
-        types = {node.name: node.op_type for node in self.nodes}
-        offered = list(dict.fromkeys(types[name] for name in allowed))
+        offered = list(dict.fromkeys(op for name in allowed for op in sorted(self.types[name])))
         chosen = match_names(wanted, offered, f"{where}: no {kind}", what="type", prefix=TYPE)
-        return [name for name in allowed if types[name] in chosen]
+        return [name for name in allowed if not self.types[name].isdisjoint(chosen)]
 
     def _find_between(self, text: str, where: str) -> set[str]:
         """Names of the nodes on the paths from any tensor left of the arrow to any tensor right of it."""

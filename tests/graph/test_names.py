@@ -204,6 +204,17 @@ def test_the_nearest_tensor_is_named(build):
 BEFORE = "g (float[N, 4] x) => (float[N, 4] y) { [norm] a = Identity (x)  [fc1] y = Relu (a) }"
 
 
+@pytest.mark.parametrize("name", ["[up] ", ""])
+def test_a_type_selects_nodes_that_preparation_wrote_as_another(build, name):
+    text = "g (float[N, 1, 4, 4] x) => (float[N, 1, h, w] y) {{ {} y = {} (x, k) }}"
+    weight = np.zeros((1, 1, 2, 2), np.float32)
+    before, after = (build(text.format(name, op), k=weight) for op in ("ConvTranspose", "Conv"))
+    after.graph.node[0].name = after.graph.node[0].name or "ConvTranspose_y"
+    for op in ("ConvTranspose", "Conv"):
+        found = resolve_names(after, QuantizeConfig(exclude=f"op:{op}"), before=before)
+        assert found.excluded == {after.graph.node[0].name}
+
+
 @pytest.mark.parametrize(
     ("selector", "text"),
     [
