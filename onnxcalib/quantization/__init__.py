@@ -9,8 +9,8 @@ Read the files in the order of the work:
   ``measured_placement``,
   ``coarse_inputs``, ``coarse_products`` and ``trial``. ``final_trial`` follows the solved layers, and ``in_float``
   reports.
-- ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations, and ``ranges``
-  reads and writes them as a file.
+- ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations,
+  ``part_ranges`` fits them to parts of outputs, and ``ranges`` reads and writes them as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
   change the model's outputs, and ``learn`` runs AdaQuant. ``state`` holds what they have found.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
