@@ -26,6 +26,15 @@ def build_model(text: str, *, opset: int = 17, ir: int = 8, **weights: np.ndarra
     return model
 
 
+def change_constant(model: ModelProto, name: str, make) -> ModelProto:
+    """A copy of the model with one initializer made anew."""
+    changed = ModelProto.FromString(model.SerializeToString())
+    tensor = next(t for t in changed.graph.initializer if t.name == name)
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(make(value), value.dtype), name))
+    return changed
+
+
 def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
     """Outputs in onnxruntime, inputs in the order of those that are no initializers."""
     options = onnxruntime.SessionOptions()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -43,6 +44,9 @@ def _most_pixel(info: ValidationInfo) -> int:
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Side = Annotated[int, Field(strict=True, ge=1, le=MOST_SIDE)]
+_size_option = partial(
+    Option, IMAGES, metavar="N|HxW", form="`N`, `HxW` or `[H, W]`", bounds=f"each from 1 to {MOST_SIDE:,}"
+)
 Column = Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
 Size = Annotated[str, BeforeValidator(_check_size)]
 
@@ -89,37 +93,19 @@ class DataConfig(Settings):
         Annotated[tuple[Side, ...], Field(min_length=1, max_length=2)] | None,
         BeforeValidator(split_sides),
         Field(description="Length to which the shorter side of an image is resized, or height and width, in pixels."),
-        Option(
-            IMAGES,
-            metavar="N|HxW",
-            form="`N`, `HxW` or `[H, W]`",
-            bounds=f"each from 1 to {MOST_SIDE:,}",
-            unset="the size stays",
-        ),
+        _size_option(unset="the size stays"),
     ] = None
     crop: Annotated[
         tuple[Side, Side] | None,
         BeforeValidator(split_size),
         Field(description="Size of the centre of an image that is kept, in pixels."),
-        Option(
-            IMAGES,
-            metavar="N|HxW",
-            form="`N`, `HxW` or `[H, W]`",
-            bounds=f"each from 1 to {MOST_SIDE:,}",
-            unset="all of it",
-        ),
+        _size_option(unset="all of it"),
     ] = None
     letterbox: Annotated[
         tuple[Side, Side] | None,
         BeforeValidator(split_size),
         Field(description="Size into which a whole image is fitted, between bars, in place of resize and crop."),
-        Option(
-            IMAGES,
-            metavar="N|HxW",
-            form="`N`, `HxW` or `[H, W]`",
-            bounds=f"each from 1 to {MOST_SIDE:,}",
-            unset="no bars",
-        ),
+        _size_option(unset="no bars"),
     ] = None
     fill: Annotated[
         int,

@@ -10,7 +10,7 @@ from ..graph.save import model_bytes
 from ..runtime.session import Session
 from .cost_placement import choose_by_cost, list_choices
 from .prepared import Prepared
-from .speed import read_median, time_in_turn
+from .speed import read_median, time_briefly
 from .trial import emit_placeholders
 
 RAN_SLOWER = "the file runs faster here with it in float; --placement all quantizes it"
@@ -46,7 +46,7 @@ def choose_by_time(prepared: Prepared, shapes: Shapes, wanted: list[str]) -> dic
         choices.append(names)
     if len(choices) < 2:
         return dict.fromkeys(choices[0] if choices else (), RAN_SLOWER)
-    times = time_in_turn(sessions, read_median(prepared.samples), seconds=SECONDS, most=MOST_ROUNDS)
+    times = time_briefly(sessions, read_median(prepared.samples), seconds=SECONDS, most=MOST_ROUNDS)
     shares = np.median(times / times[:, :1], axis=0)
     best = int(np.flatnonzero(shares <= shares.min() * (1 + LEAST_SHARE))[0])
     told = ", ".join(f"{len(names)}: {share:.2f}" for names, share in zip(choices, shares, strict=True))

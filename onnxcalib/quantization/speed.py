@@ -14,6 +14,7 @@ from ..graph.save import model_bytes
 from ..numeric.intervals import median_ratio_interval
 from ..report import SpeedRecord
 from ..runtime.session import Session
+from ..runtime.turns import time_in_turn
 from .prepared import Prepared
 
 # Rounds of one run of each model, behind a first one that allocates: as many as fit into SECONDS, within these bounds.
@@ -25,14 +26,11 @@ SHORTEST_MS, SLOWER = 0.5, 0.95
 
 
 def compare_speed(prepared: Prepared, quantized: ModelProto) -> SpeedRecord | None:
-    """Times of both models on the sample of median size, or on the batch that the model fixes; None for large models.
-
-    The time is that of the thread, which other load of the machine changes little.
-    """
+    """Times of both models on the sample of median size, or on the model's fixed batch; None for large models."""
     if model_bytes(prepared.original) > MOST_BYTES:
         return None
     sessions = [Session(model, deployed=True, threads=1) for model in (prepared.original, quantized)]
-    times = time_in_turn(sessions, read_median(prepared.samples), seconds=SECONDS, most=MOST_ROUNDS)
+    times = time_briefly(sessions, read_median(prepared.samples), seconds=SECONDS, most=MOST_ROUNDS)
     ratios = times[:, 0] / np.maximum(times[:, 1], np.finfo(float).tiny)
     return SpeedRecord(
         float_ms=1e3 * float(np.median(times[:, 0])),
@@ -47,21 +45,12 @@ def read_median(samples: CalibrationSet) -> dict[str, Any]:
     return samples.read(samples.alike(samples.fixed_batch or 1))
 
 
-def time_in_turn(sessions: Sequence[Session], feeds: Mapping[str, Any], *, seconds: float, most: int) -> np.ndarray:
-    """Seconds of the thread, (rounds, sessions): LEAST_ROUNDS at least, ``most`` at most, as fit into ``seconds``."""
-    rounds: list[list[float]] = []
-    end = np.inf
-    while len(rounds) <= LEAST_ROUNDS or (len(rounds) <= most and time.perf_counter() < end):
-        if len(rounds) == 1:
-            end = time.perf_counter() + seconds
-        rounds.append([_time(session, feeds) for session in sessions])
-    return np.array(rounds[1:])
+def time_briefly(sessions: Sequence[Session], feeds: Mapping[str, Any], *, seconds: float, most: int) -> np.ndarray:
+    """Seconds of the thread, which other load of the machine changes little, (rounds, sessions); see ``time_in_turn``.
 
-
-def _time(session: Session, feeds: Mapping[str, Any]) -> float:
-    start = time.thread_time()
-    session.run(feeds)
-    return time.thread_time() - start
+    There are LEAST_ROUNDS at least, and ``most`` at most.
+    """
+    return time_in_turn(sessions, feeds, rounds=(LEAST_ROUNDS, most), seconds=seconds, clock=time.thread_time)
 
 
 def find_fault_of_speed(record: SpeedRecord | None) -> str | None:

@@ -11,6 +11,7 @@ from ..data import CalibrationSet
 from ..errors import GateError
 from ..numeric.intervals import median_ratio_interval
 from ..runtime.session import Session
+from ..runtime.turns import time_in_turn
 from ..verdict import LatencyRecord
 
 # The first runs allocate memory and are not counted.
@@ -36,7 +37,8 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
         batch = samples.fixed_batch
     feeds = samples.read(samples.alike(batch))
     sessions = [Session(model, deployed=True, draws=True, threads=1) for model in (original, quantized)]
-    times = np.array(_take_turns(sessions, feeds)).T
+    rounds = LEAST_ROUNDS, MOST_ROUNDS
+    times = time_in_turn(sessions, feeds, rounds=rounds, seconds=SECONDS, clock=time.perf_counter, warm_up=WARM_UP).T
     low, median, high = np.percentile(times, (25, 50, 75), axis=1)
     spread = (high - low) / median
     return LatencyRecord(
@@ -49,21 +51,3 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
         speedup=float(np.median(times[0] / times[1])),
         speedup_interval=median_ratio_interval(times[0] / times[1]),
     )
-
-
-def _take_turns(sessions: list[Session], feeds: dict[str, np.ndarray]) -> list[list[float]]:
-    """Seconds of each session, (rounds, sessions)."""
-    rounds: list[list[float]] = []
-    end = np.inf
-    least, most = WARM_UP + LEAST_ROUNDS, WARM_UP + MOST_ROUNDS
-    while len(rounds) < least or (len(rounds) < most and time.perf_counter() < end):
-        if len(rounds) == WARM_UP:
-            end = time.perf_counter() + SECONDS
-        rounds.append([_time(session, feeds) for session in sessions])
-    return rounds[WARM_UP:]
-
-
-def _time(session: Session, feeds: dict[str, np.ndarray]) -> float:
-    start = time.perf_counter()
-    session.run(feeds)
-    return time.perf_counter() - start

@@ -38,7 +38,7 @@ def pretend(monkeypatch):
         def time(sessions, feeds, **_):
             return np.array([[seconds[number] for number in range(len(sessions))]] * 5)
 
-        monkeypatch.setattr(measured_placement, "time_in_turn", time)
+        monkeypatch.setattr(measured_placement, "time_briefly", time)
 
     return pretend
 

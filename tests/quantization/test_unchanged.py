@@ -2,25 +2,16 @@ import re
 
 import numpy as np
 import pytest
-from onnx import ModelProto, numpy_helper
 
 from onnxcalib.errors import ModelError
 from onnxcalib.quantization.unchanged import TOLERANCE, check_unchanged
 from onnxcalib.runtime.session import Session
+from tests.conftest import change_constant
 
 
 def check(original, prepared, x, **options):
     feeds = {"x": x}
     return check_unchanged(original, prepared, Session(original).run(feeds), feeds, **options)
-
-
-def change(model, name, make):
-    """A copy with another value of a constant."""
-    changed = ModelProto.FromString(model.SerializeToString())
-    tensor = next(t for t in changed.graph.initializer if t.name == name)
-    value = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(make(value), value.dtype), name))
-    return changed
 
 
 @pytest.fixture
@@ -31,7 +22,7 @@ def model(build, draw):
 
 
 def test_a_change_by_reordered_sums_is_told(model, draw):
-    found = check(model, change(model, "k", lambda k: k * (1 + 1e-5)), draw(4, 4))
+    found = check(model, change_constant(model, "k", lambda k: k * (1 + 1e-5)), draw(4, 4))
     assert 0 < found.largest < TOLERANCE
     (line,) = found.lines()
     assert line.startswith("outputs unchanged by preparation to ") and line.endswith(" of their largest value")
@@ -44,7 +35,7 @@ def test_a_changed_output_is_a_fault_and_the_node_where_it_begins_is_named(model
         "1e-03, or what onnxruntime's own optimizations change, is allowed; export the model at another opset, or"
     )
     with pytest.raises(ModelError, match=expected):
-        check(model, change(model, "k", lambda k: k * factor), draw(4, 4))
+        check(model, change_constant(model, "k", lambda k: k * factor), draw(4, 4))
 
 
 def test_an_output_of_another_shape_is_a_fault(build, draw):
@@ -92,7 +83,7 @@ def test_jumps_by_the_rounding_of_what_an_operator_reads_are_told_and_a_fault_be
         f"g (float[N, 3] x) => (float[a, b] y, float[N, 3] h) {{ o = Mul (x, no) [sum] h = Add (o, k) {STEPS[kind]} }}",
         no=np.float32(0), k=np.full(3, half), half=half, two=np.int64([2]), off=np.bool_(False),
     )  # fmt: skip
-    least = change(model, "k", lambda k: k * np.float32([1 - 1e-6, 1 + 1e-6, 1 - 1e-6]))
+    least = change_constant(model, "k", lambda k: k * np.float32([1 - 1e-6, 1 + 1e-6, 1 - 1e-6]))
     lines = check(model, least, draw(8, 3)).lines()
     what = "its shape" if kind == "NonZero" else r"[\d.]+% of its values, by .* the largest"
     named = "Greater" if kind == "NonZero" else kind
@@ -100,12 +91,12 @@ def test_jumps_by_the_rounding_of_what_an_operator_reads_are_told_and_a_fault_be
     assert re.fullmatch(f"output y: preparation changed {what}, {because}", lines[0])
     assert lines[1].startswith("all other outputs unchanged by preparation to ")
     with pytest.raises(ModelError, match=r"^output \w: preparation changed .*, from node sum \(Add\) on; "):
-        check(model, change(model, "k", lambda k: k * np.float32([0.9, 1.1, 0.9])), draw(8, 3))
+        check(model, change_constant(model, "k", lambda k: k * np.float32([0.9, 1.1, 0.9])), draw(8, 3))
 
 
 def test_a_change_of_very_few_values_is_told(build, draw):
     model = build("g (float[N, 3000] x) => (float[N, 3000] y) { y = Add (x, k) }", k=np.zeros(3000, np.float32))
-    changed = change(model, "k", lambda k: k + (np.arange(3000) == 7))
+    changed = change_constant(model, "k", lambda k: k + (np.arange(3000) == 7))
     (line,) = check(model, changed, draw(2, 3000)).lines()
     assert re.match(r"output y: preparation changed 0.0333% of its values, by .*; all others are unchanged$", line)
 
@@ -114,5 +105,5 @@ def test_what_the_optimizations_of_onnxruntime_change_too_is_told(build, draw):
     model = build("g (float[N, 4] x) => (float[N, 4] y) { y = Mul (x, k) }", k=np.ones(4, np.float32))
     x = draw(9, 4)
     wanted = {"y": x * np.float32(1.002)}  # as if optimizations made it so
-    found = check_unchanged(model, change(model, "k", lambda k: k * 1.004), wanted, {"x": x})
+    found = check_unchanged(model, change_constant(model, "k", lambda k: k * 1.004), wanted, {"x": x})
     assert found.remarks[0].endswith(", as onnxruntime's own optimizations do; float rounding decides these values")

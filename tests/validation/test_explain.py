@@ -8,7 +8,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, load, numpy_helper, save
+from onnx import TensorProto, helper, load, save
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -26,6 +26,7 @@ from onnxcalib.validation import explain as explain_module
 from onnxcalib.validation import survey
 from onnxcalib.validation.explain import LIMITING, SETTINGS_KEY, WORST, explain
 from onnxcalib.validation.survey import SAMPLES, joined_parts
+from tests.conftest import change_constant
 
 KEEP = "keep it as it is: its loss is small"
 
@@ -47,15 +48,6 @@ def net(build, weigh):
 @pytest.fixture
 def images(draw):
     return draw(16, 3, 8, 8)
-
-
-def change(model, name, make):
-    """A copy of the model with one initializer made anew."""
-    changed = ModelProto.FromString(model.SerializeToString())
-    tensor = next(t for t in changed.graph.initializer if t.name == name)
-    value = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(make(value), value.dtype), name))
-    return changed
 
 
 def explained(original, quantized, data):
@@ -84,7 +76,7 @@ def round_only(model, data, **settings):
 @pytest.mark.parametrize(("layer", "weight"), [("stem", "w1"), ("inner", "w2"), ("deep", "w3"), ("head", "w4")])
 @pytest.mark.parametrize("factor", [0.5, 3])
 def test_the_layer_whose_scale_is_wrong_is_named_first(net, rough, images, layer, weight, factor):
-    wrong = change(rough(net, images), f"{weight}_scale", lambda scale: scale * factor)
+    wrong = change_constant(rough(net, images), f"{weight}_scale", lambda scale: scale * factor)
     found = explained(net, wrong, images)
     worst, *others = found.layers
     assert worst.name == layer and worst.alone_db < 15 and worst.at_output_db < 25
@@ -98,8 +90,8 @@ def test_what_a_layer_does_at_the_output_is_what_it_does_in_the_whole_float_mode
     net, rough, run, images, layer, weight
 ):
     """Around a residual block: the shortcut keeps the float model's values behind the layer, not before it."""
-    worst = first(net, change(rough(net, images), f"{weight}_scale", lambda scale: scale * 3), images)
-    (wanted,), (given,) = run(net, images), run(change(net, weight, lambda value: value * 3), images)
+    worst = first(net, change_constant(rough(net, images), f"{weight}_scale", lambda scale: scale * 3), images)
+    (wanted,), (given,) = run(net, images), run(change_constant(net, weight, lambda value: value * 3), images)
     assert worst.name == layer
     assert worst.at_output_db == pytest.approx(
         10 * np.log10(np.sum(wanted**2) / np.sum((wanted - given) ** 2)), abs=0.3
@@ -108,7 +100,7 @@ def test_what_a_layer_does_at_the_output_is_what_it_does_in_the_whole_float_mode
 
 @pytest.mark.usefixtures("every_layer")
 def test_all_before_holds_the_loss_of_the_layers_before(net, rough, images):
-    wrong = change(rough(net, images), "w1_scale", lambda scale: scale * 3)
+    wrong = change_constant(rough(net, images), "w1_scale", lambda scale: scale * 3)
     by_name = {layer.name: layer for layer in explained(net, wrong, images).layers}
     assert set(by_name) == {"stem", "inner", "deep", "head"}
     for name in ("inner", "deep", "head"):
@@ -140,14 +132,14 @@ def test_a_layer_that_harms_the_output_comes_before_one_that_is_worse_alone(buil
         w1=draw(6, 6), w2=draw(6, 6), little=np.float32(1e-3),
     )  # fmt: skip
     x = draw(40, 6)
-    wrong = change(rough(model, x), "w2_scale", lambda scale: scale * 4)
-    wrong = change(wrong, "w1_scale", lambda scale: scale * 1.3)
+    wrong = change_constant(rough(model, x), "w2_scale", lambda scale: scale * 4)
+    wrong = change_constant(wrong, "w1_scale", lambda scale: scale * 1.3)
     loud, faint = explained(model, wrong, x).layers
     assert (loud.name, faint.name) == ("loud", "faint") and faint.alone_db < loud.alone_db - 10
 
 
 def test_a_layer_that_gives_nan_is_named_first(net, rough, images):
-    wrong = change(rough(net, images), "w2_scale", lambda scale: scale * np.nan)
+    wrong = change_constant(rough(net, images), "w2_scale", lambda scale: scale * np.nan)
     assert first(net, wrong, images).name == "inner"
 
 
@@ -174,7 +166,7 @@ def test_no_more_samples_are_used_than_needed_and_both_models_stay_as_they_are(n
 
 def test_models_of_fixed_batch_are_explained(net, rough, images):
     net.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
-    wrong = change(rough(net, images[:4]), "w3_scale", lambda scale: scale * 3)
+    wrong = change_constant(rough(net, images[:4]), "w3_scale", lambda scale: scale * 3)
     found = explained(net, wrong, images[:10])
     assert (found.layers[0].name, found.samples) == ("deep", 8)
 
@@ -188,7 +180,7 @@ def test_a_layer_of_two_outputs_counts_at_both(build, rough, draw):
     x = draw(40, 6)
     quantized = rough(model, x)
     for name, weight in (("left", "w2"), ("right", "w3"), ("body", "w1")):
-        worst = first(model, change(quantized, f"{weight}_scale", lambda scale: scale * 2), x)
+        worst = first(model, change_constant(quantized, f"{weight}_scale", lambda scale: scale * 2), x)
         assert worst.name == name and worst.alone_db == pytest.approx(0, abs=0.5)
         # Half of the outputs is wrong, or all of them
         assert worst.at_output_db == pytest.approx(0 if name == "body" else 3, abs=0.5)
@@ -201,7 +193,7 @@ def test_an_output_that_is_no_tensor_or_no_float_is_left_out(build, rough, draw)
         w1=draw(6, 6),
     )  # fmt: skip
     x = draw(40, 6)
-    assert first(model, change(rough(model, x), "w1_scale", lambda scale: scale * 2), x).at_output_db < 1
+    assert first(model, change_constant(rough(model, x), "w1_scale", lambda scale: scale * 2), x).at_output_db < 1
 
 
 def test_a_model_that_also_gives_a_sequence_is_explained(build, rough, draw):
@@ -212,7 +204,7 @@ def test_a_model_that_also_gives_a_sequence_is_explained(build, rough, draw):
     )
     x = draw(40, 6)
     quantized = round_only(model, x)
-    assert first(model, change(quantized, "w1_scale", lambda scale: scale * 2), x).name == "only"
+    assert first(model, change_constant(quantized, "w1_scale", lambda scale: scale * 2), x).name == "only"
 
 
 def test_an_output_of_zeros_in_the_float_model_is_no_fault(build, rough, draw):
@@ -222,7 +214,7 @@ def test_an_output_of_zeros_in_the_float_model_is_no_fault(build, rough, draw):
         w1=draw(6, 6), far=np.float32(100),
     )  # fmt: skip
     x = draw(40, 6)
-    wrong = change(rough(model, x), "w1_scale", lambda scale: scale * 1000)
+    wrong = change_constant(rough(model, x), "w1_scale", lambda scale: scale * 1000)
     assert first(model, wrong, x).name == "only"
 
 
@@ -230,7 +222,7 @@ def test_an_output_of_zeros_in_the_float_model_is_no_fault(build, rough, draw):
 
 
 def test_a_layer_that_loses_nearly_all_is_named_alone(net, rough, images):
-    found = explained(net, change(rough(net, images), "w2_scale", lambda scale: scale * 3), images)
+    found = explained(net, change_constant(rough(net, images), "w2_scale", lambda scale: scale * 3), images)
     assert [layer.name for layer in found.layers] == ["inner"]
 
 
@@ -245,8 +237,8 @@ def test_layers_are_named_up_to_nine_tenths_of_the_loss(net, rough, images, requ
 
 
 def test_all_layers_that_break_the_outputs_are_named(net, rough, images):
-    wrong = change(rough(net, images), "w2_scale", lambda scale: scale * np.nan)
-    wrong = change(wrong, "w3_scale", lambda scale: scale * np.nan)
+    wrong = change_constant(rough(net, images), "w2_scale", lambda scale: scale * np.nan)
+    wrong = change_constant(wrong, "w3_scale", lambda scale: scale * np.nan)
     assert {layer.name for layer in explained(net, wrong, images).layers} == {"inner", "deep"}
 
 
@@ -308,7 +300,7 @@ def test_a_model_without_quantized_layers_has_none_to_explain_and_says_why(net, 
 
 
 def test_nodes_without_names_and_in_another_order_are_explained(net, rough, images):
-    wrong = change(rough(net, images), "w3_scale", lambda scale: scale * 3)
+    wrong = change_constant(rough(net, images), "w3_scale", lambda scale: scale * 3)
     nodes = list(wrong.graph.node)[::-1]
     del wrong.graph.node[:]
     wrong.graph.node.extend(nodes)
@@ -400,7 +392,7 @@ def test_a_wrong_layer_whose_activation_its_grid_took_over_is_named_first(clippe
     x = draw(24, 4, 8, 8)
     model = make_static(clipped, x, ready=True)
     weight = Index(model.graph).producer[layers_in(model)[place].input[1]]
-    worst, *others = explained(clipped, change(model, weight.input[1], lambda scale: scale * 3), x).layers
+    worst, *others = explained(clipped, change_constant(model, weight.input[1], lambda scale: scale * 3), x).layers
     assert worst.name == ("one", "two", "three")[place] and worst.alone_db < 12
     assert min(other.alone_db for other in others) > 28
 
@@ -514,8 +506,8 @@ def reasons_of(original, quantized, data, name):
 def set_grid(model, tensor, low, high):
     """A copy of the model with a tensor on another grid of uint8."""
     scale = np.float32((high - low) / 255)
-    model = change(model, f"{tensor}_scale", lambda _: scale)
-    return change(model, f"{tensor}_zero_point", lambda _: np.clip(np.rint(-low / scale), 0, 255))
+    model = change_constant(model, f"{tensor}_scale", lambda _: scale)
+    return change_constant(model, f"{tensor}_zero_point", lambda _: np.clip(np.rint(-low / scale), 0, 255))
 
 
 WIDE, SATURATE, UNLIKE, DEAD = (
@@ -559,8 +551,8 @@ def spoil_channels(net, weight, bias, channels, factor):
     """The net with some output channels of a layer made much larger, or dead."""
     scale = np.ones(8, np.float32)
     scale[channels] = factor
-    net = change(net, weight, lambda value: value * scale.reshape(-1, 1, 1, 1))
-    return change(net, bias, lambda value: value * scale)
+    net = change_constant(net, weight, lambda value: value * scale.reshape(-1, 1, 1, 1))
+    return change_constant(net, bias, lambda value: value * scale)
 
 
 @pytest.mark.usefixtures("every_layer")
@@ -658,7 +650,7 @@ def test_the_lines_of_a_4_bit_layer_raise_it_and_mend_the_loss(net, images):
 
 @pytest.mark.usefixtures("every_layer")
 def test_the_lines_of_a_wide_layer_leave_it_in_float(net, rough, images):
-    wrong = change(rough(net, images), "w3_scale", lambda scale: scale * 3)
+    wrong = change_constant(rough(net, images), "w3_scale", lambda scale: scale * 3)
     worst = first(net, wrong, images)
     assert (worst.name, worst.remedy) == ("deep", "leave it in float")
     config = read_toml(worst)
@@ -673,7 +665,7 @@ def test_the_lines_of_a_wide_layer_leave_it_in_float(net, rough, images):
 )
 def test_the_lines_hold_whatever_name_a_layer_has(net, rough, images, name):
     next(node for node in net.graph.node if node.name == "deep").name = name
-    wrong = change(rough(net, images), "w3_scale", lambda scale: scale * 3)
+    wrong = change_constant(rough(net, images), "w3_scale", lambda scale: scale * 3)
     worst = first(net, wrong, images)
     assert worst.name == name
     assert list(read_toml(worst).layers) == [name]
@@ -728,7 +720,7 @@ def test_channels_that_are_a_multiple_of_the_float_ones_are_named_as_a_wrong_sca
     def spoil(scale):
         return np.where(np.arange(scale.size) == 2, factor, 1).reshape(scale.shape) * scale
 
-    worst = first(net, change(rough(net, images), "w2_scale", spoil), images)
+    worst = first(net, change_constant(rough(net, images), "w2_scale", spoil), images)
     channels = net.graph.initializer[1].dims[0]
     text = f"1 of its {channels} output channels, number 2 first, are about {gain} times the float model's"
     assert worst.name == "inner" and any(reason.startswith(text) for reason in worst.reasons)
@@ -818,7 +810,7 @@ def test_a_layer_that_ruins_a_small_part_of_an_output_is_named_first(build, weig
     data = draw(16, 8)
     quantized = rough(model, data)
     (weight,) = (t.name for t in quantized.graph.initializer if t.data_type == TensorProto.INT8 and t.dims == [8, 4])
-    spoiled = change(quantized, weight, lambda value: value // 8 * 8)
+    spoiled = change_constant(quantized, weight, lambda value: value // 8 * 8)
     samples, parts = open_calibration(data, inputs_of(model)), find_parts(model, {"x": data})
     apart, whole = (explain(model, spoiled, samples, parts=each).layers for each in (parts, None))
     assert (apart[0].name, whole[0].name) == ("cls", "box")

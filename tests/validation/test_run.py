@@ -18,6 +18,7 @@ from onnxcalib import ConfigError, DataError, GateError, ModelError, QuantizeCon
 from onnxcalib.report import Observer
 from onnxcalib.validation import timing as clock
 from onnxcalib.validation.run import load_metric
+from tests.conftest import change_constant
 
 NET = """g (float[N, 3, 8, 8] x) => (float[N, 7] y) {
     [stem] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [relu1] r = Relu (c)
@@ -47,15 +48,6 @@ def quantized(net):
 
 def round_only(model, data=DATA, **settings):
     return quantize(model, data, QuantizeConfig(reconstruct=False, **settings)).model
-
-
-def change(model, name, make):
-    """A copy of the model with one initializer made anew."""
-    changed = ModelProto.FromString(model.SerializeToString())
-    tensor = next(t for t in changed.graph.initializer if t.name == name)
-    value = numpy_helper.to_array(tensor)
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(make(value), value.dtype), name))
-    return changed
 
 
 def answers(run, model):
@@ -102,7 +94,7 @@ def test_a_right_model_passes_every_gate(net, quantized, run, tmp_path):
 
 
 def test_a_wrong_model_fails_by_a_verdict_and_not_by_an_error(net, quantized):
-    wrong = change(quantized, "w2_scale", lambda scale: scale * 3)
+    wrong = change_constant(quantized, "w2_scale", lambda scale: scale * 3)
     verdict = validate(net, wrong, DATA, ValidateConfig(min_sqnr=20))
     assert not verdict.passed
     assert {gate.name: gate.passed for gate in verdict.gates} == {"min_sqnr": False, "max_steps": True}
@@ -134,7 +126,7 @@ def test_paths_are_read_and_their_files_measured_with_external_data(net, quantiz
 
 
 def test_explaining_names_the_spoilt_layer(net, quantized):
-    verdict = validate(net, change(quantized, "w2_scale", lambda scale: scale * 3), DATA, explain=True)
+    verdict = validate(net, change_constant(quantized, "w2_scale", lambda scale: scale * 3), DATA, explain=True)
     assert verdict.explanation.layers[0].name == "inner"
 
 
@@ -170,7 +162,7 @@ def test_what_is_no_number_becomes_null_in_json(net):
 
 def test_a_model_that_gives_nan_fails_every_gate_on_accuracy(net, quantized, run):
     np.save("labels.npy", answers(run, net))
-    wrong = change(quantized, "w3_scale", lambda scale: scale * np.nan)
+    wrong = change_constant(quantized, "w3_scale", lambda scale: scale * np.nan)
     config = ValidateConfig(max_drop=90, min_agreement=2, min_sqnr=-1e4)
     for settings in (config, config.model_copy(update={"confident": True})):
         verdict = validate(net, wrong, DATA, settings, labels="labels.npy")
@@ -180,7 +172,7 @@ def test_a_model_that_gives_nan_fails_every_gate_on_accuracy(net, quantized, run
 
 @pytest.mark.parametrize("gates", [{}, {"min_sqnr": 20}, {"min_agreement": 90}])
 def test_two_models_that_give_nan_are_no_equal_models(net, gates):
-    wrong = change(net, "w3", lambda value: value * np.nan)
+    wrong = change_constant(net, "w3", lambda value: value * np.nan)
     with pytest.raises(ModelError, match=r"^output y: found no finite value in what the float model gives"):
         validate(wrong, wrong, DATA, ValidateConfig(**gates))
 
@@ -200,10 +192,10 @@ def test_values_that_are_not_finite_are_in_the_json_and_in_the_warnings(build, d
 
 
 def test_risks_on_other_machines_are_in_the_verdict(net, quantized):
-    full = change(quantized, "w2_quantized", lambda value: np.full_like(value, 127))
-    halved = change(quantized, "w2_quantized", lambda value: value // 2)
+    full = change_constant(quantized, "w2_quantized", lambda value: np.full_like(value, 127))
+    halved = change_constant(quantized, "w2_quantized", lambda value: value // 2)
     for name in ("w1", "w3"):
-        halved = change(halved, f"{name}_quantized", lambda value: value // 2)
+        halved = change_constant(halved, f"{name}_quantized", lambda value: value // 2)
     listener = Listener()
     config = ValidateConfig(max_saturating=0)
     verdict = validate(net, full, DATA, config, observer=listener)
@@ -512,7 +504,7 @@ def test_a_float_model_that_is_quantized_too_is_warned_of(quantized):
 
 def test_a_metric_that_is_no_number_for_the_quantized_model_fails_its_gate(net, quantized, tmp_path):
     (tmp_path / "no_number.py").write_text("def mean(outputs, labels):\n    return outputs['y'].mean()\n")
-    broken = change(quantized, "w3_scale", lambda scale: scale * np.nan)
+    broken = change_constant(quantized, "w3_scale", lambda scale: scale * np.nan)
     verdict = validate(net, broken, DATA, ValidateConfig(metric="no_number:mean", max_drop=0.1, confident=True))
     assert verdict.gates[0].name == "max_drop" and verdict.gates[0].text.startswith("no_number:mean")
     assert "to nan, a drop of nan" in verdict.gates[0].text and not verdict.gates[0].passed
@@ -533,7 +525,7 @@ def test_labels_are_compared_with_the_output_on_which_the_float_model_is_most_ac
         [head] y = Gemm <transB = 1> (feat, w2) }"""
     model = build(text, w1=weigh(8, 3, 1, 1), w2=weigh(7, 8))
     other = round_only(model)
-    wrong = change(other, "w2_scale", lambda scale: -scale)
+    wrong = change_constant(other, "w2_scale", lambda scale: -scale)
     np.save("labels.npy", run(model, DATA)[1].argmax(axis=1))
     config = ValidateConfig(max_drop=20)
     good, bad = (validate(model, each, DATA, config, labels="labels.npy") for each in (other, wrong))

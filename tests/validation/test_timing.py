@@ -9,6 +9,7 @@ from onnxcalib.data import open_calibration
 from onnxcalib.errors import ConfigError
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.numeric.intervals import median_ratio_interval
+from onnxcalib.runtime import turns
 from onnxcalib.spec import InputSpec
 from onnxcalib.validation import timing as module
 from onnxcalib.validation.timing import LEAST_ROUNDS, MOST_ROUNDS, SECONDS, WARM_UP, clock
@@ -46,6 +47,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(module, "Session", Session)
     monkeypatch.setattr(module, "time", state)
+    monkeypatch.setattr(turns, "time", state)
     return state
 
 
