@@ -18,9 +18,10 @@ from onnxcalib.report import (
     SpeedRecord,
     UnfusedRecord,
     list_rows,
+    name_some,
     spell_positions,
 )
-from onnxcalib.validation.render import list_processors, name_some, spell_number, spell_saturation
+from onnxcalib.validation.render import list_processors, spell_number, spell_saturation
 
 from .console import open_console
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from onnxcalib.report import name_some
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     Sheet,
@@ -13,7 +14,6 @@ from onnxcalib.validation.render import (
     is_judged,
     lacks_accuracy_gate,
     list_sheets,
-    name_some,
     spell_advice,
     spell_change,
     spell_layers,

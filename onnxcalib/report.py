@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import OnnxCalibWarning
 
+NAMED = 3  # names in one line; the JSON report has all of them
 PACKAGE = __name__.partition(".")[0]
 # Silent until an application adds a handler, as Python asks of libraries: without this one, what has the level WARNING
 # would go to stderr beside the Python warning that says the same.
@@ -95,6 +96,13 @@ def list_rows(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
 def list_judged(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
     """The outputs as they are judged: by their parts where they have some."""
     return [row for record in outputs for row in record.parts or (record,)]
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first few, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def spell_worst(outputs: Sequence[OutputRecord]) -> str:

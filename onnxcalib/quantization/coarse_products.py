@@ -14,17 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from ..config import QuantizeConfig
-from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
 from ..graph.index import Index, is_op
 from ..numeric.histogram import Histogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
 from .calibrate import BATCH_BYTES, batch_size, choose_grids
-from .output_parts import Parts
 from .output_tally import OutputTally
-from .padding_mask import PaddingMask, find_real
+from .padding_mask import find_real
+from .prepared import Prepared
 
 # The least SQNR of each output with grids in front of one product. All products of attention together leave 33 dB in a
 # sentence encoder of 6 blocks, and 45 in a ViT of 12.
@@ -37,30 +35,18 @@ FIRST_SAMPLES, ENOUGH_DB = 4, 32.0
 MOST_RUNS = 32
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What outputs are measured with: the prepared model, its samples, and how its outputs are compared."""
-
-    model: ModelProto
-    samples: CalibrationSet
-    padding: PaddingMask
-    parts: Parts
-    config: QuantizeConfig
-    threads: int = 0
-
-
-def find_coarse_products(given: Measured, scheme: QuantScheme) -> dict[str, str]:
+def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     """Maps the products that alone leave less than LEAST_DB of an output, or of a part of one, to the reasons."""
-    products = _find_products(given.model, scheme)
+    products = _find_products(prepared.model, prepared.scheme)
     if not products:
         return {}
     tensors = dict.fromkeys(t for each in products.values() for t in each)
-    session = Session(given.model, also=list(tensors), threads=given.threads)
-    if len(given.samples) > FIRST_SAMPLES:
-        look = _Probe.of(given, scheme, products, session, FIRST_SAMPLES)
+    session = Session(prepared.model, also=list(tensors), threads=prepared.run.threads)
+    if len(prepared.samples) > FIRST_SAMPLES:
+        look = _Probe.of(prepared, products, session, FIRST_SAMPLES)
         if look is None or look.measure(tuple(products))[1] >= ENOUGH_DB:
             return {}
-    probe = _Probe.of(given, scheme, products, session, SAMPLES)
+    probe = _Probe.of(prepared, products, session, SAMPLES)
     return {} if probe is None else probe.search()
 
 
@@ -83,8 +69,7 @@ class _Probe:
     runs: of quantized models, so far.
     """
 
-    given: Measured
-    scheme: QuantScheme
+    prepared: Prepared
     products: Mapping[str, tuple[str, ...]]
     grids: Mapping[str, QParams]
     batches: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
@@ -93,8 +78,7 @@ class _Probe:
     @classmethod
     def of(
         cls,
-        given: Measured,
-        scheme: QuantScheme,
+        prepared: Prepared,
         products: Mapping[str, tuple[str, ...]],
         session: Session,
         most: int,
@@ -103,24 +87,24 @@ class _Probe:
 
         session: gives the operands of the products too. most: samples.
         """
-        outputs = [value.name for value in given.model.graph.output]
+        outputs = [value.name for value in prepared.model.graph.output]
         histograms = {t: Histogram() for each in products.values() for t in each}
         batches, count, held = [], 0, 0
-        for feeds in given.samples.batches(min(batch_size(session, given.samples), most)):
+        for feeds in prepared.samples.batches(min(batch_size(session, prepared.samples), most)):
             values = {**feeds, **session.run(feeds)}
             for tensor, histogram in histograms.items():
                 try:
-                    histogram.add(given.padding.select_real(tensor, values[tensor], find_real(feeds)))
+                    histogram.add(prepared.padding.select_real(tensor, values[tensor], find_real(feeds)))
                 except ValueError:
                     return None
             batches.append((feeds, {name: values[name] for name in outputs}))
-            count += given.samples.count(feeds)
+            count += prepared.samples.count(feeds)
             held += sum(value.nbytes for value in batches[-1][1].values() if isinstance(value, np.ndarray))
             if count >= most or held >= BATCH_BYTES:
                 break
-        alone = _only(scheme, products, tuple(products), Index(given.model.graph))
-        grids = choose_grids(alone, histograms, given.config).activations
-        return cls(given, scheme, products, grids, batches)
+        alone = _only(prepared.scheme, products, tuple(products), Index(prepared.model.graph))
+        grids = choose_grids(alone, histograms, prepared.config).activations
+        return cls(prepared, products, grids, batches)
 
     def search(self) -> dict[str, str]:
         """Those of the products that alone fall below the bound, with the reasons; groups above it are not split.
@@ -148,14 +132,14 @@ class _Probe:
     def measure(self, names: Sequence[str]) -> tuple[str, float]:
         """The output, or part of one, that grids in front of these products spoil most, and its SQNR."""
         self.runs += 1
-        given = self.given
-        scheme = _only(self.scheme, self.products, names, Index(given.model.graph))
+        prepared = self.prepared
+        scheme = _only(prepared.scheme, self.products, names, Index(prepared.model.graph))
         grids = Grids({tensor: self.grids[tensor] for tensor in scheme.activations})
-        quantized = emit_qdq(given.model, scheme, grids, {}, encoding=given.config.encoding, keep_outputs=False)
-        session = Session(quantized, threads=given.threads)
-        tally = OutputTally(given.padding, given.parts)
+        quantized = emit_qdq(prepared.model, scheme, grids, {}, encoding=prepared.config.encoding, keep_outputs=False)
+        session = Session(quantized, threads=prepared.run.threads)
+        tally = OutputTally(prepared.padding, prepared.parts)
         for feeds, wanted in self.batches:
-            tally.add(wanted, session.run(feeds), given.samples.count(feeds), find_real(feeds))
+            tally.add(wanted, session.run(feeds), prepared.samples.count(feeds), find_real(feeds))
         found = [part for record in tally.records() for part in (record.parts or (record,))]
         measured = [(each.sqnr_db, each.name) for each in found if each.sqnr_db is not None]
         decibels, output = min(measured, default=(np.inf, ""))

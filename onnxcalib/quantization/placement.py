@@ -31,7 +31,7 @@ from ..graph.positions import find_positional
 from ..progress import track
 from ..spec import QuantScheme
 from .coarse_inputs import find_coarse_inputs
-from .coarse_products import Measured, find_coarse_products
+from .coarse_products import find_coarse_products
 from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
 from .measured_placement import choose_by_time
@@ -67,7 +67,7 @@ def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
     Raises ModelError where no layer would be left.
     """
     prepared = prepared.leave(_find_coarse(prepared))
-    prepared = prepared.leave(_find_products(prepared))
+    prepared = prepared.leave(find_coarse_products(prepared))
     return prepared.leave(_find_refused(prepared, feeds))
 
 
@@ -108,18 +108,6 @@ def _find_coarse(prepared: Prepared) -> dict[str, str]:
     runs = samples.split(ROUNDED_AT_ONCE)
     some = (samples.read(run) for run in track(runs[: -(-ROUNDED_SAMPLES // len(runs[0]))], len))
     return find_coarse_inputs(prepared.model, prepared.scheme, prepared.lossless, some, prepared.run.threads)
-
-
-def _find_products(prepared: Prepared) -> dict[str, str]:
-    given = Measured(
-        prepared.model,
-        prepared.samples,
-        prepared.padding,
-        prepared.parts,
-        config=prepared.config,
-        threads=prepared.run.threads,
-    )
-    return find_coarse_products(given, prepared.scheme)
 
 
 def _find_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ..graph.finite import explain_nan
 from ..graph.load import inputs_of, load_model
 from ..graph.names import resolve_names
 from ..graph.unfuse import list_ineffective
-from ..report import MeasuredOn
+from ..report import MeasuredOn, name_some
 from ..runtime.session import Session, is_float
 from .channel_scales import even_channels
 from .input_grid import find_lossless_grids
@@ -196,7 +196,7 @@ def _warn_of_ineffective(prepared: Prepared) -> None:
     names = list_ineffective(prepared.model, prepared.scheme, excluded)
     if names:
         prepared.run.warn(
-            f"exclude: {_spell_some(names)}: found behind quantized nodes, which absorb them on integers all the same;"
+            f"exclude: {name_some(names)}: found behind quantized nodes, which absorb them on integers all the same;"
             " a Relu or Clip is float where the node in front of it is; exclude that too"
         )
 
@@ -206,13 +206,9 @@ def _warn_of_float(prepared: Prepared) -> None:
     names = [name for name in list_named(prepared) if name in prepared.in_float]
     if names:
         prepared.run.warn(
-            f"layers: {_spell_some(names)}: found bits, which have no effect: {names[0]} stays in float, as"
+            f"layers: {name_some(names)}: found bits, which have no effect: {names[0]} stays in float, as"
             f" {prepared.in_float[names[0]]}; leave them out"
         )
-
-
-def _spell_some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
 def _run_original(

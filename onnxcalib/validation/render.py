@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from ..errors import escape_controls
-from ..report import OutputRecord, SaturationRecord, list_rows, spell_positions, spell_worst
+from ..report import OutputRecord, SaturationRecord, list_rows, name_some, spell_positions, spell_worst
 from ..verdict import ContractRecord, Explanation, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
 PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit that is not known
 WORST_LAYERS = 10  # more would hardly be read
-NAMED = 3  # names in one line; the JSON report has all of them
 ABSENT = "-"
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
 # Characters that XML 1.0 cannot hold, escaped or not, apart from controls: https://www.w3.org/TR/xml/#charsets
@@ -146,13 +145,6 @@ def spell_saturation(found: SaturationRecord) -> str:
 
 def _spell_bounds(found: SaturationRecord) -> str:
     return f"{len(found.layers) or 'none'} can saturate on x86 without VNNI" if found.kernels else ""
-
-
-def name_some(names: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def spell_layers(verdict: Verdict) -> Sheet:

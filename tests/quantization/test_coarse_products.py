@@ -45,7 +45,7 @@ def test_products_that_lose_little_are_measured_on_few_samples_first(distances, 
     measure = coarse_products._Probe.measure
 
     def record(self, names):
-        runs.append((names, sum(self.given.samples.count(feeds) for feeds, _ in self.batches)))
+        runs.append((names, sum(self.prepared.samples.count(feeds) for feeds, _ in self.batches)))
         return measure(self, names)
 
     monkeypatch.setattr(coarse_products, "ENOUGH_DB", enough)
