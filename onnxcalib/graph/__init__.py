@@ -14,7 +14,8 @@ Read the files in this order.
 - What stays in float: ``joins``, ``positions``, ``places`` and ``angles`` are rules. ``kernel_times`` and ``units`` say
   what integers cost, ``twins`` measures what rounding does to each layer, and ``float_weights`` lists what is left.
 - ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, and ``parts`` those of
-  outputs that a Concat joins. ``emit`` writes the QDQ model, with ``gates``.
+  outputs that a Concat joins. ``steps`` finds operators whose output jumps, and cuts off what lies behind them.
+  ``emit`` writes the QDQ model, with ``gates``.
 
 ``passes`` prepare a model, ``inspect`` reads a quantized one.
 """

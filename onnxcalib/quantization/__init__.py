@@ -14,7 +14,8 @@ Read the files in the order of the work:
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
   change the model's outputs, and ``learn`` runs AdaQuant. ``state`` holds what they have found.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
-- ``verify`` measures the quantized model, with ``output_tally``, ``ordering`` and ``saturation``; ``speed`` times it.
+- ``verify`` measures the quantized model, with ``output_tally``, ``flips``, ``ordering`` and ``saturation``; ``speed``
+  times it.
 
 ``padding_mask`` leaves the padding of token sequences out of all of these.
 """

@@ -37,8 +37,8 @@ def describe_orders(
     *,
     batches: tuple[int, int],
     threads: int = 0,
-) -> Iterator[str]:
-    """One line for each output that looks bad through its order alone, with the SQNR of what was ordered.
+) -> Iterator[tuple[str, str]]:
+    """Each output that looks bad through its order alone, and a line with the SQNR of what was ordered.
 
     batches: the samples of each, and how many are run.
     """
@@ -48,7 +48,7 @@ def describe_orders(
         node.input[number]: tensor
         for choice in choices.values()
         for node, number in choice.before
-        if (tensor := _find_same(other, node, number))
+        if (tensor := find_same(other, node, number))
     }
     if not pairs:
         return
@@ -62,8 +62,9 @@ def describe_orders(
             spelled = ", ".join(f"{name} {value:.1f} dB" for name, value in values.items())
             node = choice.chooser
             yield (
+                record.name,
                 f"output {record.name}: its order is that of {node.op_type} ({node.name or node.output[0]}), in which"
-                f" values that are nearly equal change places; judge it by what is ordered: {spelled}"
+                f" values that are nearly equal change places; judge it by what is ordered: {spelled}",
             )
 
 
@@ -107,7 +108,7 @@ def _depends_on_order(index: Index, tensor: str) -> bool:
     return False
 
 
-def _find_same(index: Index, node: NodeProto, number: int) -> str:
+def find_same(index: Index, node: NodeProto, number: int) -> str:
     """The tensor of the quantized model that stands for the node's input; an empty text where none is found."""
     other = index.producer.get(node.output[0])
     if other is not None and other.op_type == node.op_type:

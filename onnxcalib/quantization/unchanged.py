@@ -11,9 +11,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from ..errors import ModelError
 from ..graph.extract import infer_types
-from ..graph.index import Index, all_nodes, attribute_of, reads, subgraphs
-from ..graph.load import FLOAT_TYPES
-from ..graph.ops import STEPS
+from ..graph.index import Index, reads
+from ..graph.steps import is_step
 from ..runtime.session import Session, is_float
 
 # Graph passes only reorder float32 sums, which changes an output by less than this share of its largest value. A
@@ -149,7 +148,7 @@ class _Trace:
 
     def find_steps(self, output: str) -> str:
         """The first operator that explains the output's change by a jump; an empty text where any part has none."""
-        found = [next(filter(_is_step, nodes), None) for nodes in self._origins(output)]
+        found = [next(filter(is_step, nodes), None) for nodes in self._origins(output)]
         step = found[0] if found else None
         return "" if step is None or None in found else f"{step.op_type} ({step.name or step.output[0]})"
 
@@ -185,10 +184,3 @@ class _Trace:
                 else:
                     stack.append(name)
         return list(nodes.values()), above
-
-
-def _is_step(node: NodeProto) -> bool:
-    """Whether the node's output may jump where its input hardly changes."""
-    inside = (inner for body in subgraphs(node) for inner in all_nodes(body))
-    rounds = node.op_type == "Cast" and attribute_of(node, "to", TensorProto.FLOAT) not in FLOAT_TYPES
-    return node.op_type in STEPS or rounds or any(_is_step(each) for each in inside)

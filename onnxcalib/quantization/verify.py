@@ -24,7 +24,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
 from .calibrate import batch_size
-from .ordering import describe_orders
+from .flips import describe_flips
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -84,11 +84,21 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     on.check()
     del reference, optimized  # large models are held once
     first, records = (inside.batch, inside.batches), on.records()
-    orders = describe_orders(prepared.original, quantized, samples, records, batches=first, threads=threads)
+    flips = describe_flips(
+        prepared.original,
+        quantized,
+        samples,
+        records,
+        batches=first,
+        others=None if prepared.samples is samples else prepared.samples,
+        padding=padding,
+        parts=prepared.parts,
+        threads=threads,
+    )
     return Verification(
         outputs=records,
         outputs_unoptimized=off.records(),
-        warnings=(*on.warnings(), *orders),
+        warnings=(*on.warnings(), *flips),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
         saturation=measure_saturation(

@@ -20,7 +20,7 @@ from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..progress import listening
 from ..quantization.calibrate import batch_size
-from ..quantization.ordering import describe_orders
+from ..quantization.flips import describe_flips
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.saturation import advise, measure_saturation
@@ -171,7 +171,7 @@ class _Run:
         self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, compared: Comparisons
     ) -> None:
         batches = samples.fixed_batch or 1, -(-INNER // (samples.fixed_batch or 1))
-        for text in describe_orders(
+        for text in describe_flips(
             original, quantized, samples, compared.outputs, batches=batches, threads=self.threads
         ):
             self._warn(text)

@@ -12,7 +12,7 @@ DATA = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 def describe(model, other, sqnr_db=3.0, output="y"):
     samples = open_calibration(DATA, inputs_of(model))
     records = (OutputRecord(output, sqnr_db, None, None),)
-    return [*describe_orders(model, other, samples, records, batches=(4, 2), threads=1)]
+    return [line for _, line in describe_orders(model, other, samples, records, batches=(4, 2), threads=1)]
 
 
 def make(build, text, factor=1.0):
