@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
-from ..graph.emit import emit_qdq
 from ..graph.index import Index, is_op
 from ..numeric.histogram import Histogram
 from ..runtime.session import Session
@@ -135,8 +134,7 @@ class _Probe:
         prepared = self.prepared
         scheme = _only(prepared.scheme, self.products, names, Index(prepared.model.graph))
         grids = Grids({tensor: self.grids[tensor] for tensor in scheme.activations})
-        quantized = emit_qdq(prepared.model, scheme, grids, {}, encoding=prepared.config.encoding, keep_outputs=False)
-        session = Session(quantized, threads=prepared.run.threads)
+        session = Session(prepared.emit_grids(scheme, grids), threads=prepared.run.threads)
         tally = OutputTally(prepared.padding, prepared.parts)
         for feeds, wanted in self.batches:
             tally.add(wanted, session.run(feeds), prepared.samples.count(feeds), find_real(feeds))

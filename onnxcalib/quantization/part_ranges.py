@@ -8,12 +8,11 @@ its first layers whole ranges are worse, as they follow bright pixels. From whic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..config import FULL_BITS
-from ..graph.emit import emit_qdq
 from ..numeric.histogram import Histogram
 from ..progress import track
 from ..runtime.session import Session
@@ -103,9 +102,7 @@ class _Fit:
     def measure(self, grids: Grids) -> float:
         """The SQNR of the worst part in dB, infinity without an error."""
         prepared = self.prepared
-        scheme = replace(prepared.scheme, layers=(), embeddings=(), shared=())
-        model = emit_qdq(prepared.model, scheme, grids, {}, encoding=prepared.config.encoding, keep_outputs=False)
-        session = Session(model, threads=prepared.run.threads)
+        session = Session(prepared.emit_grids(prepared.scheme, grids), threads=prepared.run.threads)
         power: dict[str, float] = {}
         error: dict[str, float] = {}
         for feeds, wanted in self.batches:
