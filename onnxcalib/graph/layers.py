@@ -81,6 +81,14 @@ def count_channels(node: NodeProto, shape: Sequence[int]) -> int:
     return shape[channel_axis(node)] * groups
 
 
+def count_macs(node: NodeProto, weight: Sequence[int], given: Sequence[int], made: Sequence[int]) -> int:
+    """Multiplications of a layer in a run; the shapes of its weight, of its input and of its output."""
+    if node.op_type == "ConvTranspose":  # each input is multiplied by all weights that read it
+        return math.prod(given) * math.prod(weight[1:])
+    # each output is a sum over the inputs of its channel
+    return math.prod(made) * math.prod(weight) // max(weight[channel_axis(node)], 1)
+
+
 def end_layers(graph: GraphProto, names: set[str]) -> set[str]:
     """Names of the layers that no other layer precedes, or that no other layer follows."""
     seen: set[str] = set()

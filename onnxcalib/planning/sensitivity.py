@@ -7,7 +7,6 @@ outputs with this set alone quantized. Only the part of the model behind the set
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from onnx import ModelProto
 from ..config import QuantizeConfig
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, needed_inputs, needed_nodes
-from ..graph.index import constant
+from ..graph.layers import count_macs
 from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS
 from ..graph.save import MOST_BYTES, model_bytes
@@ -329,14 +328,9 @@ class _Sweep:
 
     def _macs(self, layer: LayerScheme) -> int:
         """Multiplications of one sample."""
-        weight = constant(self.index, layer.weight)
-        assert weight is not None, f"{layer.name}: the weight of a layer is a constant"
-        if layer.op == "ConvTranspose":  # each input is multiplied by all weights that read it
-            tensor, products = layer.input, math.prod(weight.shape[1:])
-        else:  # each output is a sum over the inputs of its channel
-            assert layer.weight_spec.axis is not None, f"{layer.name}: the weight of a layer has channels"
-            tensor, products = layer.output, weight.size // weight.shape[layer.weight_spec.axis]
-        return math.prod(self.shapes.get(tensor, ())) * int(products) // self.survey.batches.per_run
+        weight = self.index.initializers[layer.weight].dims
+        given, made = (self.shapes.get(tensor, ()) for tensor in (layer.input, layer.output))
+        return count_macs(self.index.nodes[layer.name], weight, given, made) // self.survey.batches.per_run
 
 
 def _find_candidates(layers: Mapping[Candidate, list[LayerScheme]]) -> list[Candidate]:

@@ -12,7 +12,8 @@ from onnx import ModelProto
 
 from ..graph.index import Index, reads
 from ..graph.kernel_times import Shapes
-from ..graph.ops import CONVOLUTIONS, LAYERS
+from ..graph.layers import count_macs
+from ..graph.ops import LAYERS
 from .output_parts import Parts
 
 # The convolutions that are left in float have no more than this share of the products and of the weights of the model.
@@ -65,7 +66,7 @@ def _count(model: ModelProto, index: Index, shapes: Shapes) -> dict[str, tuple[i
     found = {}
     for node in model.graph.node:
         if node.op_type in LAYERS and node.input[1] in index.initializers and node.output[0] in shapes:
-            size, output = math.prod(index.initializers[node.input[1]].dims), shapes[node.output[0]]
-            channels = output[1 if node.op_type in CONVOLUTIONS else -1]
-            found[node.name] = (math.prod(output) * size // max(channels, 1), size)
+            weight = index.initializers[node.input[1]].dims
+            macs = count_macs(node, weight, shapes.get(node.input[0], ()), shapes[node.output[0]])
+            found[node.name] = (macs, math.prod(weight))
     return found
