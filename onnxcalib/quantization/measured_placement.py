@@ -7,7 +7,7 @@ import numpy as np
 from ..errors import ModelError
 from ..graph.kernel_times import Shapes
 from ..graph.save import model_bytes
-from ..runtime.session import Session
+from ..runtime.turns import open_as_users
 from .cost_placement import choose_by_cost, list_choices
 from .prepared import Prepared
 from .speed import read_median, time_briefly
@@ -40,7 +40,7 @@ def choose_by_time(prepared: Prepared, shapes: Shapes, wanted: list[str]) -> dic
         found = prepared.leave(dict.fromkeys(names, RAN_SLOWER)).make_widest_scheme()
         file = emit_placeholders(prepared.model, found, prepared.config.encoding)
         try:
-            sessions.append(Session(file, deployed=True, threads=1))
+            sessions.append(open_as_users(file))
         except ModelError:  # later rules find the node that onnxruntime refuses
             continue
         choices.append(names)

@@ -14,7 +14,7 @@ from ..graph.save import model_bytes
 from ..numeric.intervals import median_ratio_interval
 from ..report import SpeedRecord
 from ..runtime.session import Session
-from ..runtime.turns import time_in_turn
+from ..runtime.turns import open_as_users, time_in_turn
 from .prepared import Prepared
 
 # Rounds of one run of each model, behind a first one that allocates: as many as fit into SECONDS, within these bounds.
@@ -29,7 +29,7 @@ def compare_speed(prepared: Prepared, quantized: ModelProto) -> SpeedRecord | No
     """Times of both models on the sample of median size, or on the model's fixed batch; None for large models."""
     if model_bytes(prepared.original) > MOST_BYTES:
         return None
-    sessions = [Session(model, deployed=True, threads=1) for model in (prepared.original, quantized)]
+    sessions = [open_as_users(model) for model in (prepared.original, quantized)]
     times = time_briefly(sessions, read_median(prepared.samples), seconds=SECONDS, most=MOST_ROUNDS)
     ratios = times[:, 0] / np.maximum(times[:, 1], np.finfo(float).tiny)
     return SpeedRecord(

@@ -7,8 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from .session import Session
+
+
+def open_as_users(model: ModelProto) -> Session:
+    """A model as its users run it, its own draws included, on one thread."""
+    return Session(model, deployed=True, draws=True, threads=1)
 
 
 def time_in_turn(

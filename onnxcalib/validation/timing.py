@@ -10,8 +10,7 @@ from onnx import ModelProto
 from ..data import CalibrationSet
 from ..errors import GateError
 from ..numeric.intervals import median_ratio_interval
-from ..runtime.session import Session
-from ..runtime.turns import time_in_turn
+from ..runtime.turns import open_as_users, time_in_turn
 from ..verdict import LatencyRecord
 
 # The first runs allocate memory and are not counted.
@@ -36,7 +35,7 @@ def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, 
             )
         batch = samples.fixed_batch
     feeds = samples.read(samples.alike(batch))
-    sessions = [Session(model, deployed=True, draws=True, threads=1) for model in (original, quantized)]
+    sessions = [open_as_users(model) for model in (original, quantized)]
     rounds = LEAST_ROUNDS, MOST_ROUNDS
     times = time_in_turn(sessions, feeds, rounds=rounds, seconds=SECONDS, clock=time.perf_counter, warm_up=WARM_UP).T
     low, median, high = np.percentile(times, (25, 50, 75), axis=1)

@@ -102,7 +102,7 @@ def test_a_file_that_onnxruntime_refuses_is_no_choice(thin, samples, monkeypatch
     def refuse(*_, **__):
         raise ModelError("model: refused")
 
-    monkeypatch.setattr(measured_placement, "Session", refuse)
+    monkeypatch.setattr(measured_placement, "open_as_users", refuse)
     assert not make(thin, samples).in_float
 
 
