@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files.scratch import Scratch, room_in
+from .device import count_cores
 
 # Python's own modules are found without the current folder. All others are found where this process finds them.
 START = """
@@ -125,7 +126,7 @@ def open_workers(common: Any, count: int) -> Iterator[Workers]:
         path = folder / "common"
         with room_in(folder), open(path, "wb") as file:
             pickle.dump(common, file, pickle.HIGHEST_PROTOCOL)
-        threads = str(max(1, (os.cpu_count() or 1) // count))
+        threads = str(max(1, count_cores() // count))
         workers = Workers(path)
         try:
             for _ in range(count):

@@ -50,6 +50,11 @@ def test_a_result_that_cannot_be_sent_is_a_fault_of_the_program():
         run_two(tasks.give_what_cannot_be_sent)
 
 
+def test_workers_share_the_cores_that_this_process_may_use(monkeypatch):
+    monkeypatch.setattr("onnxcalib.runtime.processes.count_cores", lambda: 7)
+    assert run_two(tasks.tell_threads) == {"a": "3", "b": "3"}
+
+
 def test_workers_may_be_started_from_any_thread():
     found = []
     thread = Thread(target=lambda: found.append(run_two(tasks.write_and_print)))
