@@ -45,7 +45,7 @@ def fake(monkeypatch):
             state.runs.append(self.model)
             state.feeds.append(feeds["x"])
 
-    monkeypatch.setattr(module, "Session", Session)
+    monkeypatch.setattr(turns, "Session", Session)
     monkeypatch.setattr(module, "time", state)
     monkeypatch.setattr(turns, "time", state)
     return state
