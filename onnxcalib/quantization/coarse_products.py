@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto
@@ -28,8 +27,9 @@ from .prepared import Prepared
 LEAST_DB = 30.0
 SAMPLES = 16
 # A first look on few samples ends the search where all products together leave so much. In a ViT-S of 24 products 4
-# samples show 32.3 dB, and 16 show 31.3; single products leave more.
-FIRST_SAMPLES, ENOUGH_DB = 4, 32.0
+# samples show 32.3 dB, and 16 show 31.3; single products leave more. A group that leaves so much, or so little, on the
+# first samples is not measured on the others.
+FIRST_SAMPLES, ENOUGH_DB, TOO_LITTLE_DB = 4, 32.0, 28.0
 # Quantized models that are measured at most.
 MOST_RUNS = 32
 
@@ -39,14 +39,10 @@ def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     products = _find_products(prepared.model, prepared.scheme)
     if not products:
         return {}
-    tensors = dict.fromkeys(t for each in products.values() for t in each)
-    session = Session(prepared.model, also=list(tensors), threads=prepared.run.threads)
-    if len(prepared.samples) > FIRST_SAMPLES:
-        look = _Probe.of(prepared, products, session, FIRST_SAMPLES)
-        if look is None or look.measure(tuple(products))[1] >= ENOUGH_DB:
-            return {}
-    probe = _Probe.of(prepared, products, session, SAMPLES)
-    return {} if probe is None else probe.search()
+    probe = _Probe(prepared, products)
+    if not probe.read(FIRST_SAMPLES) or probe.measure(tuple(products))[1] >= ENOUGH_DB:
+        return {}
+    return probe.search() if probe.read(SAMPLES) else {}
 
 
 def _find_products(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, ...]]:
@@ -61,49 +57,37 @@ def _find_products(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[st
     return found
 
 
-@dataclass
 class _Probe:
-    """The float model's outputs on some batches, and the grids of the operands.
+    """The float model's outputs on some batches, and the grids of the operands."""
 
-    runs: of quantized models, so far.
-    """
+    def __init__(self, prepared: Prepared, products: Mapping[str, tuple[str, ...]]) -> None:
+        self.prepared, self.products = prepared, products
+        self.histograms = {t: Histogram() for each in products.values() for t in each}
+        self.session = Session(prepared.model, also=list(self.histograms), threads=prepared.run.threads)
+        self.unread = deque(prepared.samples.split(min(batch_size(self.session, prepared.samples), FIRST_SAMPLES)))
+        self.batches: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        self.grids: Mapping[str, QParams] = {}
 
-    prepared: Prepared
-    products: Mapping[str, tuple[str, ...]]
-    grids: Mapping[str, QParams]
-    batches: Sequence[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]
-    runs: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        prepared: Prepared,
-        products: Mapping[str, tuple[str, ...]],
-        session: Session,
-        most: int,
-    ) -> _Probe | None:
-        """None where a tensor has values that are not finite, which calibration tells.
-
-        session: gives the operands of the products too. most: samples.
-        """
-        outputs = [value.name for value in prepared.model.graph.output]
-        histograms = {t: Histogram() for each in products.values() for t in each}
-        batches, count, held = [], 0, 0
-        for feeds in prepared.samples.batches(min(batch_size(session, prepared.samples), most)):
-            values = {**feeds, **session.run(feeds)}
-            for tensor, histogram in histograms.items():
+    def read(self, most: int) -> bool:
+        """Read on to so many samples, and choose the grids; False where a value is not finite, as calibration tells."""
+        outputs = [value.name for value in self.prepared.model.graph.output]
+        while self.unread and not self._has(most):
+            feeds = self.prepared.samples.read(self.unread.popleft())
+            values, real = {**feeds, **self.session.run(feeds)}, find_real(feeds)
+            for tensor, histogram in self.histograms.items():
                 try:
-                    histogram.add(prepared.padding.select_real(tensor, values[tensor], find_real(feeds)))
+                    histogram.add(self.prepared.padding.select_real(tensor, values[tensor], real))
                 except ValueError:
-                    return None
-            batches.append((feeds, {name: values[name] for name in outputs}))
-            count += prepared.samples.count(feeds)
-            held += sum(value.nbytes for value in batches[-1][1].values() if isinstance(value, np.ndarray))
-            if count >= most or held >= BATCH_BYTES:
-                break
-        alone = _only(prepared.scheme, products, tuple(products), Index(prepared.model.graph))
-        grids = choose_grids(alone, histograms, prepared.config).activations
-        return cls(prepared, products, grids, batches)
+                    return False
+            self.batches.append((feeds, {name: values[name] for name in outputs}))
+        alone = _only(self.prepared.scheme, self.products, tuple(self.products), Index(self.prepared.model.graph))
+        self.grids = choose_grids(alone, self.histograms, self.prepared.config).activations
+        return True
+
+    def _has(self, most: int) -> bool:
+        """Whether there are so many samples, or as many as may be held."""
+        held = sum(v.nbytes for _, outputs in self.batches for v in outputs.values() if isinstance(v, np.ndarray))
+        return held >= BATCH_BYTES or sum(self.prepared.samples.count(feeds) for feeds, _ in self.batches) >= most
 
     def search(self) -> dict[str, str]:
         """Those of the products that alone fall below the bound, with the reasons; groups above it are not split.
@@ -111,12 +95,13 @@ class _Probe:
         Large groups come first. Of those that are left when MOST_RUNS are done, all products are taken.
         """
         found: dict[str, str] = {}
-        groups = deque([(tuple(self.products), "")])
+        groups, runs = deque([(tuple(self.products), "")]), 0
         while groups:
             names, above = groups.popleft()
-            if self.runs == MOST_RUNS:
+            if runs == MOST_RUNS:
                 found |= dict.fromkeys(names, f"{above}, and no more than {MOST_RUNS} groups are measured")
                 continue
+            runs += 1
             output, decibels = self.measure(names)
             if decibels >= LEAST_DB:
                 continue
@@ -129,18 +114,25 @@ class _Probe:
         return {name: found[name] for name in self.products if name in found}
 
     def measure(self, names: Sequence[str]) -> tuple[str, float]:
-        """The output, or part of one, that grids in front of these products spoil most, and its SQNR."""
-        self.runs += 1
+        """The output, or part of one, that grids in front of these products spoil most, and its SQNR.
+
+        It is that of the first samples where these leave no doubt. Of one product below the bound it is that of all.
+        """
         prepared = self.prepared
         scheme = _only(prepared.scheme, self.products, names, Index(prepared.model.graph))
         grids = Grids({tensor: self.grids[tensor] for tensor in scheme.activations})
         session = Session(prepared.emit_grids(scheme, grids), threads=prepared.run.threads)
-        tally = OutputTally(prepared.padding, prepared.parts)
+        tally, count, output, decibels = OutputTally(prepared.padding, prepared.parts), 0, "", np.inf
         for feeds, wanted in self.batches:
             tally.add(wanted, session.run(feeds), prepared.samples.count(feeds), find_real(feeds))
-        found = [part for record in tally.records() for part in (record.parts or (record,))]
-        measured = [(each.sqnr_db, each.name) for each in found if each.sqnr_db is not None]
-        decibels, output = min(measured, default=(np.inf, ""))
+            count += prepared.samples.count(feeds)
+            if count < FIRST_SAMPLES and feeds is not self.batches[-1][0]:
+                continue
+            found = [part for record in tally.records() for part in (record.parts or (record,))]
+            measured = [(each.sqnr_db, each.name) for each in found if each.sqnr_db is not None]
+            decibels, output = min(measured, default=(np.inf, ""))
+            if decibels >= ENOUGH_DB or (decibels < TOO_LITTLE_DB and len(names) > 1):
+                break
         return output, decibels
 
 

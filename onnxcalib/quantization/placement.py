@@ -41,8 +41,8 @@ from .tensor_shapes import measure_shapes
 from .trial import Trial, emit_placeholders
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
-# Samples on which layers are tried with their input on 256 levels, in all and in one run.
-ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
+# Samples on which layers are tried with their input on 256 levels: in all, in one run, and in a first look.
+ROUNDED_SAMPLES, ROUNDED_AT_ONCE, ROUNDED_AT_FIRST = 32, 8, 2
 
 
 def place_by_structure(prepared: Prepared) -> Prepared:
@@ -107,7 +107,9 @@ def _find_coarse(prepared: Prepared) -> dict[str, str]:
     samples = prepared.samples
     runs = samples.split(ROUNDED_AT_ONCE)
     some = (samples.read(run) for run in track(runs[: -(-ROUNDED_SAMPLES // len(runs[0]))], len))
-    return find_coarse_inputs(prepared.model, prepared.scheme, prepared.lossless, some, prepared.run.threads)
+    look = samples.read(samples.split(ROUNDED_AT_FIRST)[0])
+    model, scheme, threads = prepared.model, prepared.scheme, prepared.run.threads
+    return find_coarse_inputs(model, scheme, prepared.lossless, look, some, threads=threads)
 
 
 def _find_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from onnxcalib.errors import ModelError
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.layers import find_layers
 from onnxcalib.graph.twins import add_twins
-from onnxcalib.quantization.coarse_inputs import measure_rounding
+from onnxcalib.quantization import coarse_inputs
+from onnxcalib.quantization.coarse_inputs import Twins
 from onnxcalib.spec import QParams, QuantSpec
 
 NET = """g (float[N, 8] x) => (float[N, 4] y) {
@@ -98,9 +99,9 @@ def test_an_input_with_a_grid_of_its_own_is_judged_on_that(build, weigh, draw):
     model = build("g (float[N, 4] x) => (float[N, 3] y) { [only] y = MatMul (x, w) }", w=weigh(4, 3))
     layers = list(find_layers(model, Index(model.graph), 8, 8))
     whole = QParams(np.asarray(1, np.float32), np.asarray(128, np.int32), QuantSpec(8))
-    twins = add_twins(model, layers, {"x": whole})
-    assert not measure_rounding(twins, [{"x": np.round(draw(48, 4) * 20)}]).inputs
-    assert measure_rounding(twins, [{"x": draw(48, 4) * 0.1}]).inputs["only"] == pytest.approx(0, abs=0.1)
+    twins = Twins(add_twins(model, layers, {"x": whole}))
+    assert not twins.measure([{"x": np.round(draw(48, 4) * 20)}]).inputs
+    assert twins.measure([{"x": draw(48, 4) * 0.1}]).inputs["only"] == pytest.approx(0, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_the_error_is_that_of_rounding_the_input_between_its_ends(build, weigh, 
     model = build(text, w=weigh(*weight))
     layers = list(find_layers(model, Index(model.graph), 8, 8))
     values = draw(64, *shape)
-    (ratio,) = measure_rounding(add_twins(model, layers, {}), [{"x": values}]).inputs.values()
+    (ratio,) = Twins(add_twins(model, layers, {})).measure([{"x": values}]).inputs.values()
     step = np.ptp(values) / 255
     assert ratio == pytest.approx(10 * np.log10(np.var(values) / (step**2 / 12)), abs=1.0)
 
@@ -132,3 +133,24 @@ def test_a_layer_that_gives_angles_stays_in_float_where_rounding_turns_them(buil
     in_float = prepare(model, draw(48, 2)).in_float
     assert in_float.keys() == left
     assert all("it gives angles, which 256 levels of its input would move by " in text for text in in_float.values())
+
+
+@pytest.mark.parametrize(("values", "scale", "runs"), [(1, 1.0, [2]), (10**9, 1.0, [2, 8, 8, 8, 8]), (1, 1e4, [2, 8])])
+def test_a_first_look_ends_the_search_where_it_has_values_enough_and_no_doubt(
+    net, draw, monkeypatch, values, scale, runs
+):
+    counts = []
+    measure = coarse_inputs.Twins.measure
+
+    def record(self, batches):
+        def note():
+            for feeds in batches:
+                counts.append(len(feeds["x"]))
+                yield feeds
+
+        return measure(self, note())
+
+    monkeypatch.setattr(coarse_inputs, "MOST_VALUES", values)
+    monkeypatch.setattr(coarse_inputs.Twins, "measure", record)
+    prepare(net(np.where(np.arange(16) == 3, scale, 1)), draw(48, 8))
+    assert counts == runs
