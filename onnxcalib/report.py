@@ -64,7 +64,9 @@ class OutputRecord:
     parts: the output's parts where a Concat joins several tensors; each is judged, and not the output as a whole, in
     which the largest values drown the others. They are named as numpy indexes them, ``output0[:, 4:84]``. tensors: what
     is joined in a part. median_db: the median of the samples' own SQNR. largest_share: the share of the energy that the
-    sample with most of it has; where it is near 1, ``sqnr_db`` is that of one sample.
+    sample with most of it has; where it is near 1, ``sqnr_db`` is that of one sample. expected_agreement: an estimate
+    of the agreement on other samples of this kind, from the margins of all samples and the errors of those compared; it
+    is far nearer to the truth than the count ``agreement`` of few. expected_interval: of it.
     """
 
     name: str
@@ -81,6 +83,8 @@ class OutputRecord:
     tensors: tuple[str, ...] = ()
     median_db: float | None = None
     largest_share: float | None = None
+    expected_agreement: float | None = None
+    expected_interval: tuple[float, float] | None = None
 
 
 def spell_positions(record: OutputRecord) -> str:

@@ -960,10 +960,25 @@ def test_samples_to_test_on_are_measured_and_then_all_others_are_used(net, tmp_p
     assert found.report.measured_on == MeasuredOn("test", 5) and found.report.samples == 64
     with pytest.raises(OutputError, match="is read by this run"):
         found.save(test)
+    assert found.report.outputs[0].expected_agreement is None  # of five samples
     used = quantize(net, samples, settings(weight_bits=4), test=samples)
     assert used.model.SerializeToString() == found.model.SerializeToString()
     assert used.report.outputs[0].sqnr_db > found.report.outputs[0].sqnr_db
 
 
+def test_agreement_on_others_is_estimated_from_the_margins_of_all_samples_and_the_errors_of_those_held_out(net):
+    samples = draw_many(64)
+    found = quantize(net, samples, settings(weight_bits=4)).report
+    output = found.outputs[0]
+    low, high = output.expected_interval
+    assert output.agreement_interval[0] <= output.expected_agreement <= output.agreement_interval[1]
+    assert low <= output.expected_agreement <= high
+    assert high - low < output.agreement_interval[1] - output.agreement_interval[0]
+    assert found.outputs_unoptimized[0].expected_agreement is None and '"expected_agreement"' in found.to_json()
+    other = quantize(net, samples, settings(weight_bits=4), test=draw_many(64, seed=6))
+    assert other.report.outputs[0].expected_agreement is not None
+
+
 def test_few_samples_are_used_and_measured_on(net):
+    assert quantize(net, SAMPLES, settings()).report.outputs[0].expected_agreement is None
     assert quantize(net, SAMPLES, settings()).report.measured_on == MeasuredOn("calibration", len(SAMPLES))

@@ -63,6 +63,11 @@ def position_interval(clusters: np.ndarray, samples: int) -> Interval:
         spread = max(equal2 - 2 * share * cross + share**2 * total2, 0.0) * samples / (samples - 1)
         if spread > 0:
             independent = min(max(share * (1 - share) * total**2 / spread, 1.0), total)
+    return wilson_interval(share, independent)
+
+
+def wilson_interval(share: float, independent: float) -> Interval:
+    """Wilson's interval of a share that is known as well as that of so many independent draws."""
     z = Z**2 / independent
     middle, half = (share + z / 2) / (1 + z), math.sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
     return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -62,7 +62,7 @@ class Comparison:
 
     def _add_classes(self, reference: np.ndarray, other: np.ndarray, samples: int) -> None:
         rows = self._rows_are_scores and scores_classes(reference.shape)
-        axis = 1 if rows else find_class_axis(reference) if self._scores else None
+        axis = find_class_rows(reference, rows_are_scores=self._rows_are_scores) if self._scores else None
         self._scores &= axis is not None and self._axis in (None, axis)
         self._embeds = self._embeds and rows and self._scores and _embeds(reference)
         if axis is None or not self._scores:
@@ -223,6 +223,11 @@ class Accuracy:
 def scores_classes(shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape can be class scores: (samples, classes), maybe with axes of size 1 behind."""
     return len(shape) >= 2 and shape[1] > 1 and int(np.prod(shape)) == shape[0] * shape[1]
+
+
+def find_class_rows(values: np.ndarray, *, rows_are_scores: bool = True) -> int | None:
+    """The axis of classes: axis 1 of rows that can be class scores, else that of probabilities; or None."""
+    return 1 if rows_are_scores and scores_classes(values.shape) else find_class_axis(values)
 
 
 def find_class_axis(values: np.ndarray) -> int | None:

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import ModelError
 from ..graph.parts import Part
 from ..numeric.intervals import UNKNOWN, agreement_interval, position_interval, sqnr_interval
+from ..numeric.margins import Margins
 from ..numeric.metrics import Comparison
 from ..report import OutputRecord
 from .output_parts import Parts, list_parts
@@ -34,10 +35,12 @@ class OutputTally:
 
     Each tensor of a sequence is an output of its own, NAME[0] and so on. Floats are compared by ``Comparison``, values
     of other types by their equality. parts: see ``find_parts``; they are compared beside the outputs that have them, if
-    every batch has them.
+    every batch has them. estimates: whether the records have estimates of the agreement on other samples.
     """
 
-    def __init__(self, padding: PaddingMask | None = None, parts: Parts | None = None) -> None:
+    def __init__(
+        self, padding: PaddingMask | None = None, parts: Parts | None = None, *, estimates: bool = False
+    ) -> None:
         self._padding, self._parts = padding, dict(parts or {})
         self._by_part: dict[str, dict[Part, Comparison]] = {}
         self._unlike: dict[str, str] = {}
@@ -45,6 +48,8 @@ class OutputTally:
         self._floats: dict[str, Comparison] = {}
         self._padded: dict[str, int] = {}
         self._others: dict[str, list[int]] = {}
+        self._estimates = estimates
+        self._margins: dict[str, Margins] = {}  # of outputs, and of parts by their full names
 
     def add(
         self,
@@ -63,6 +68,19 @@ class OutputTally:
             wanted, given = (self._padding.mask_outputs(each, real) for each in (wanted, given))
         for name, value in wanted.items():
             self._add(name, value, given[name], samples)
+
+    def add_float(self, wanted: Mapping[str, Any], samples: int = 1, real: np.ndarray | None = None) -> None:
+        """Add the float model's outputs alone for one batch, whose margins tell how often the answers may change.
+
+        Only outputs that were compared before are taken in.
+        """
+        if self._padding is not None and real is not None:
+            wanted = self._padding.mask_outputs(wanted, real)
+        for name, value in wanted.items():
+            if name in self._margins and isinstance(value, np.ndarray) and value.size:
+                self._margins[name].add(value, None, samples)
+                for part in list_parts(self._parts, name, value.shape):
+                    self._margins[f"{name}{part.label}"].add(value[part.place], None, samples)
 
     def _add(self, name: str, value: Any, other: Any, samples: int) -> None:
         if isinstance(value, list) and isinstance(other, list):
@@ -88,6 +106,8 @@ class OutputTally:
             self._empty[name] = None
         elif value.dtype.kind == "f":
             self._floats.setdefault(name, Comparison()).add(value, other, samples)
+            if self._estimates:
+                self._margins.setdefault(name, Margins()).add(value, other, samples)
             self._add_parts(name, value, other, samples)
         else:
             rows = (x.reshape(samples if value.ndim and len(value) == samples else 1, -1) for x in (value, other))
@@ -104,6 +124,9 @@ class OutputTally:
         for part in parts:
             found = self._by_part.setdefault(name, {}).setdefault(part, Comparison(rows_are_scores=False))
             found.add(value[part.place], other[part.place], samples)
+            if self._estimates:
+                margins = self._margins.setdefault(f"{name}{part.label}", Margins(rows_are_scores=False))
+                margins.add(value[part.place], other[part.place], samples)
 
     @property
     def missed(self) -> dict[str, str]:
@@ -148,7 +171,7 @@ class OutputTally:
     def records(self) -> tuple[OutputRecord, ...]:
         """One record for each output of which anything could be compared, with intervals over the samples."""
         floats = [
-            replace(_record(name, found, self._padded.get(name, 0)), parts=self._record_parts(name))
+            replace(self._record(name, found, self._padded.get(name, 0)), parts=self._record_parts(name))
             for name, found in self._floats.items()
             if found.values
         ]
@@ -161,10 +184,18 @@ class OutputTally:
     def _record_parts(self, name: str) -> tuple[OutputRecord, ...]:
         """A record of each part that has values."""
         return tuple(
-            replace(_record(f"{name}{part.label}", found), tensors=part.tensors)
+            replace(self._record(f"{name}{part.label}", found), tensors=part.tensors)
             for part, found in self._by_part.get(name, {}).items()
             if found.values
         )
+
+    def _record(self, name: str, found: Comparison, padded: int = 0) -> OutputRecord:
+        record = _record(name, found, padded)
+        counted, margins = record.agreement_interval, self._margins.get(name)
+        estimate = None if counted is None or margins is None else margins.estimate(counted)
+        if estimate is None:
+            return record
+        return replace(record, expected_agreement=estimate[0], expected_interval=estimate[1])
 
 
 def _record(name: str, found: Comparison, padded: int = 0) -> OutputRecord:

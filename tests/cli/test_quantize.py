@@ -175,6 +175,15 @@ def test_the_table_says_what_it_was_measured_on(capsys, source, line):
     assert any(each.startswith(line) for each in capsys.readouterr().out.splitlines())
 
 
+def test_an_estimated_agreement_stands_beside_the_count(capsys):
+    output = replace(REPORT.outputs[0], expected_agreement=0.9876, expected_interval=(0.971, 0.996))
+    summary.print_summary(replace(REPORT, outputs=(output,), measured_on=MeasuredOn("held out", 64)), Path("out.onnx"))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("counted % is of these, agreement % an estimate for others like them") for line in lines)
+    assert any(line.split()[-8:] == "cosine max error counted % agreement % 95%".split()[-8:] for line in lines)
+    assert any(line.split()[-5:] == "97.50 98.76 97.1 to 99.6".split() for line in lines)
+
+
 def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
     result = run("net.onnx", "--calib", "data", "-o", "out.onnx")
     rows = [line.split() for line in result.stdout.splitlines()]
