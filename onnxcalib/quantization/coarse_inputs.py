@@ -72,13 +72,18 @@ def find_coarse_inputs(
     if first.values >= MOST_VALUES and not _judge(first, turns, SURE):
         return {}
     coarse = _judge(twins.measure(batches), turns)
-    if coarse and len(coarse) == len(scheme.layers):
+    check_some_left(scheme, coarse)
+    return coarse
+
+
+def check_some_left(scheme: QuantScheme, coarse: Mapping[str, str]) -> None:
+    """Raise ModelError where every layer is among those that 256 levels cannot hold."""
+    if coarse and coarse.keys() >= {layer.name for layer in scheme.layers}:
         name, reason = next(iter(coarse.items()))
         raise ModelError(
             f"graph: found no layer for which 256 levels are enough; {name}: {reason}; scale the channels alike,"
             " quantize the weights alone with activation_bits 32, or keep the float model"
         )
-    return coarse
 
 
 def _judge(ratios: Ratios, factors: Mapping[str, float], times: float = 1.0) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Products of activations that spoil the model's outputs by what 256 levels leave of their operands.
+"""Products of activations, and layers in front of a Log, that spoil the outputs by what 256 levels leave of operands.
 
 A model with float weights, and grids in front of the products alone, is compared with the float model on a few samples:
 once with all of them, and by bisection only where that falls below a bound. The error in a product does not show this:
-of far points 256 levels keep 50 dB, and nothing of the distances between them, where large sums cancel.
+of far points 256 levels keep 50 dB, and nothing of the distances between them, where large sums cancel. A logarithm
+makes as much of quiet sounds, in a spectrum on the levels of loud ones.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto
 
+from ..graph.extract import needed_nodes
 from ..graph.index import Index, is_op
 from ..numeric.histogram import Histogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
 from .calibrate import BATCH_BYTES, batch_size, choose_grids
+from .coarse_inputs import check_some_left
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -30,6 +33,8 @@ SAMPLES = 16
 # samples show 32.3 dB, and 16 show 31.3; single products leave more. A group that leaves so much, or so little, on the
 # first samples is not measured on the others.
 FIRST_SAMPLES, ENOUGH_DB, TOO_LITTLE_DB = 4, 32.0, 28.0
+# A spectrum takes few layers.
+MOST_BEFORE_LOG = 8
 # Quantized models that are measured at most.
 MOST_RUNS = 32
 
@@ -40,21 +45,42 @@ def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     if not products:
         return {}
     probe = _Probe(prepared, products)
-    if not probe.read(FIRST_SAMPLES) or probe.measure(tuple(products))[1] >= ENOUGH_DB:
+    layers = {layer.name for layer in prepared.scheme.layers}
+    first = FIRST_SAMPLES if layers.isdisjoint(products) else SAMPLES  # few samples may all be loud
+    if not probe.read(first) or probe.measure(tuple(products))[1] >= ENOUGH_DB:
         return {}
-    return probe.search() if probe.read(SAMPLES) else {}
+    found = probe.search() if probe.read(SAMPLES) else {}
+    check_some_left(prepared.scheme, found)
+    return found
 
 
 def _find_products(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, ...]]:
-    """Products of activations, each with its operands."""
+    """Products of activations, each with its operands, and the layers on which a Log depends."""
     grids, layers = scheme.activations, {layer.name for layer in scheme.layers}
-    found = {}
+    found = _find_before_logs(model, scheme)
     for node in model.graph.node:
         operands = tuple(dict.fromkeys(node.input))
         on_grids = all(t in grids and node.name not in scheme.float_reads.get(t, ()) for t in operands)
         if is_op(node, "MatMul") and on_grids and node.name not in layers | scheme.barred:
             found[node.name] = operands
     return found
+
+
+def _find_before_logs(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, ...]]:
+    """Layers on which a Log depends, each with its input and output on grids.
+
+    There are none where they are so many that the Log ends a whole network. Differences of scores pass a Softmax, whose
+    Log is none here.
+    """
+    index = Index(model.graph)
+    logs = (node for node in index.nodes.values() if is_op(node, "Log"))
+    heads = [node.input[0] for node in logs if not is_op(index.producer.get(node.input[0], node), "Softmax")]
+    before = needed_nodes(index, (), heads)
+    layers = [layer for layer in scheme.layers if layer.name in before]
+    if len(layers) > MOST_BEFORE_LOG:
+        return {}
+    found = {k.name: tuple(t for t in (k.input, k.output) if t in scheme.activations) for k in layers}
+    return {name: tensors for name, tensors in found.items() if tensors}
 
 
 class _Probe:
@@ -142,7 +168,8 @@ def _only(
     """The scheme with grids in front of these products alone, and float weights."""
     tensors = dict.fromkeys(t for name in names for t in products[name])
     chosen = {*names}
-    others = {t: frozenset(n.name for n in index.readers(t) if n.name not in chosen) for t in tensors}
+    made = {t for t in tensors if t in index.producer and index.producer[t].name in chosen}
+    others = {t: frozenset(n.name for n in index.readers(t) if n.name not in chosen and t not in made) for t in tensors}
     return QuantScheme(
         layers=(),
         activations={t: scheme.activations[t] for t in tensors},

@@ -63,3 +63,16 @@ def test_products_that_no_run_was_left_for_stay_in_float_and_the_reason_says_so(
         " groups are measured"
     )
     assert all(re.fullmatch(text, reason) for reason in found.values())
+
+
+# Powers of loud and of quiet sounds, which a layer sums into bands, and their logarithms.
+SPECTRUM = """g (float[N, 6, 8] x) => (float[N, 6, 4] y) { p = Mul (x, x)  [bands] b = MatMul (p, w1)  c = Add (b, tiny)
+    l = LOG (c)  [last] y = MatMul (l, w2) }"""
+
+
+@pytest.mark.parametrize(("op", "found"), [("Log", ["bands"]), ("Relu", [])])
+def test_a_layer_in_front_of_a_logarithm_stays_in_float_where_256_levels_lose_what_is_quiet(build, draw, op, found):
+    constants = {"w1": np.abs(draw(8, 4)), "w2": draw(4, 4), "tiny": np.float32(1e-9)}
+    model = build(SPECTRUM.replace("LOG", op), **constants)
+    loudness = np.float32(10) ** np.arange(-4, 0, 0.2, dtype=np.float32)
+    assert list(prepare(model, draw(20, 6, 8) * loudness[:, None, None]).in_float) == found

@@ -73,6 +73,9 @@ def _convert(old: ModelProto, least: int, types: Mapping[str, TypeProto]) -> Mod
             del node.attribute[:]
             named = [name for name in node.output if name in types and name not in {v.name for v in old.graph.output}]
             bare.graph.value_info.extend(ValueInfoProto(name=name, type=types[name]) for name in named)
+    for node in bare.graph.node:
+        if is_op(node, "Pad") and attribute_of(node, "mode", b"constant") != b"constant":
+            write_attributes(node, {}, drop=("value",))  # the converter keeps what no reflection has from opset 11 on
     if owners:
         bare.opset_import.append(helper.make_opsetid(BODY_DOMAIN, 1))
     new = version_converter.convert_version(bare, least)

@@ -56,6 +56,7 @@ CASES = [
     ("Resize", 10, (np.array([1, 1, 2, 2], np.float32),), {"mode": "linear"}),
     ("Clip", 7, (), {"min": 0.0, "max": 6.0}),
     ("Pad", 9, (), {"pads": [0, 0, 1, 1, 0, 0, 2, 2], "mode": "constant", "value": 0.5}),
+    ("Pad", 9, (), {"pads": [0, 0, 1, 1, 0, 0, 2, 2], "mode": "reflect", "value": 0.0}),
     ("Softmax", 9, (), {}),
     ("ReduceMean", 9, (), {"axes": [2, 3], "keepdims": 0}),
     ("Unsqueeze", 11, (), {"axes": [0]}),
