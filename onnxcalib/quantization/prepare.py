@@ -77,7 +77,7 @@ def prepare(
                 )
             )
 
-        prepared = _fit_inputs(_keep_products(place, rewritten))
+        prepared = _fit_inputs(_keep_operators(place, rewritten))
         model, tolerance = prepared.model, rewritten.tolerance
         found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=tolerance)
         for line in found.lines():
@@ -100,17 +100,17 @@ def _rewrite(
     return wanted, rewritten
 
 
-def _keep_products(place: Callable[[Rewritten], Prepared], rewritten: Rewritten) -> Prepared:
-    """The model with its nodes placed, in which a product that stays in float has the operator that it came with.
+def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten) -> Prepared:
+    """The model with its nodes placed, in which a layer that stays in float has the operator that it came with.
 
-    A constant on the left is multiplied by a MatMul, or a stack of matrices, which in float is faster than a Conv.
+    In float a product by a constant on the left, or by a stack of matrices, is faster than the Conv that it becomes.
     """
     prepared, kept = place(rewritten), dict[str, str]()
     while True:
         config, original = prepared.config, prepared.original
         excluded = resolve_names(prepared.model, config, before=original).excluded
         new = {
-            name: prepared.in_float.get(name, "") for name in rewritten.products & (excluded | prepared.in_float.keys())
+            name: prepared.in_float.get(name, "") for name in rewritten.layers & (excluded | prepared.in_float.keys())
         }
         if not new:
             return prepared

@@ -38,12 +38,13 @@ from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 class Rewritten:
     """The rewritten model.
 
-    passes: graph pass -> its number of rewrites. products: layers that the model has in a form that is none.
+    passes: graph pass -> its number of rewrites. layers: names of those of which the model has
+    another operator, or another form.
     """
 
     model: ModelProto
     passes: dict[str, int]
-    products: frozenset[str]
+    layers: frozenset[str]
 
     @property
     def tolerance(self) -> float:
@@ -54,7 +55,7 @@ class Rewritten:
 def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = ()) -> Rewritten:
     """Run all graph passes: normalise, raise the opset if the bits need it, fold constants, norms. Mutates ``model``.
 
-    keep: products that keep their form, as they stay in float. Raises ModelError for a model that cannot be quantized.
+    keep: nodes that keep their operator, as they stay in float. Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
@@ -66,14 +67,14 @@ def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
-    products = products_as_layers(model, keep)
-    passes["products_as_layers"] = len(products)
+    made = {products_as_layers.__name__: products_as_layers(model, keep)}
     refuse_not_finite(model)
     passes["fold_batchnorm"] = fold_batchnorm(model)
     passes["fold_affine"] = fold_affine(model)
     # A layer that reads floats gains nothing by an integer kernel.
     if config.activation_bits <= FULL_BITS:
-        passes["write_as_convolutions"] = write_as_convolutions(model)
+        made[write_as_convolutions.__name__] = write_as_convolutions(model, keep)
+    passes |= {name: len(layers) for name, layers in made.items()}
     for graph_pass in (
         normalise_gemm, spread_biases, split_hardswish, fold_hardsigmoid, spell_attributes, fold_pads, spell_axes,
         globalise_pools,
@@ -81,4 +82,4 @@ def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = (
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)
     refuse_unsuitable(model)
-    return Rewritten(model, passes, frozenset(products))
+    return Rewritten(model, passes, frozenset(name for layers in made.values() for name in layers))

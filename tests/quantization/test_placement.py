@@ -126,6 +126,18 @@ def test_one_that_is_excluded_keeps_its_operator(left, draw):
     assert prepared.passes["products_as_layers"] == 0
 
 
+@pytest.mark.parametrize(("exclude", "ops"), [([], {"Conv", "DepthToSpace"}), (["up"], {"Conv", "ConvTranspose"})])
+def test_a_transposed_convolution_that_is_excluded_keeps_its_operator(build, weigh, draw, exclude, ops):
+    body = "[down] h = Conv (x, w1)  [up] y = ConvTranspose <strides = [2, 2]> (h, w2)"
+    model = build(
+        f"g (float[N, 3, 4, 4] x) => (float[N, 3, 8, 8] y) {{ {body} }}", w1=weigh(8, 3, 1, 1), w2=weigh(8, 3, 2, 2)
+    )
+    settings = QuantizeConfig(exclude=exclude, placement="all", threads=1)
+    prepared = pipeline.prepare(model, draw(16, 3, 4, 4), settings)
+    assert {node.op_type for node in prepared.model.graph.node} == ops
+    assert prepared.passes["write_as_convolutions"] == (not exclude)
+
+
 def test_one_that_would_be_slower_on_integers_keeps_its_operator_and_the_reason(left, draw, monkeypatch):
     def choose(model, *_):
         return {node.name: "it is slow" for node in model.graph.node if node.op_type == "Conv"}

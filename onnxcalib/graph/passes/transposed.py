@@ -13,6 +13,7 @@ So each phase is a convolution of kernel b + 1 + e of the input padded by b and 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from itertools import product
 
 import numpy as np
@@ -27,23 +28,24 @@ from ..index import Index, attribute_of, constant, is_op, list_names
 MOST_WORK = 2.25
 
 
-def write_as_convolutions(model: ModelProto) -> int:
+def write_as_convolutions(model: ModelProto, keep: Collection[str] = ()) -> list[str]:
     """Turn each ConvTranspose of two spatial axes whose output has a stride times the input's size into a Conv.
 
     The Conv has the node's name. A Relu or Clip behind it comes in front of the DepthToSpace. Weight and bias have to
-    be constants, and both strides the same. Returns the count.
+    be constants, and both strides the same. Nodes of the names in ``keep`` stay. Returns the names of the others.
     """
     index = Index(model.graph)
     taken = list_names(model)
     behind: dict[str, NodeProto] = {}
-    count = 0
+    made: list[str] = []
     for node in model.graph.node:
-        stride = _stride_of(index, node) if is_op(node, "ConvTranspose") else None
+        wanted = is_op(node, "ConvTranspose") and node.name not in keep
+        stride = _stride_of(index, node) if wanted else None
         if stride is None:
             continue
         last = index.producer[rectified(index, node.output[0])]
         _write_conv(model, index, node, stride)
-        count += 1
+        made.append(node.name)
         if stride > 1:
             output, name = (
                 unused_name(f"{node.output[0]}_phases", taken),
@@ -57,12 +59,12 @@ def write_as_convolutions(model: ModelProto) -> int:
                 taken.add(inner)
                 node.output[0] = last.input[0] = inner
             last.output[0] = output
-    if count:
+    if made:
         refill(
             model.graph.node, [n for node in model.graph.node for n in (node, behind.get(node.name)) if n is not None]
         )
         drop_stale_shapes(model.graph)
-    return count
+    return made
 
 
 def _stride_of(index: Index, node: NodeProto) -> int | None:
