@@ -90,6 +90,9 @@ def print_plan(plan: BitPlan, output: Path) -> None:
     """Print on stdout what each set loses at each of its candidates, the bits chosen, and the totals."""
     console = open_console()
     console.print(tabulate_sets(plan))
+    in_float = [FloatRecord(name, "", why) for name, why in plan.reasons().items()]
+    for line in describe_in_float(in_float, file="plan"):
+        console.print(line, soft_wrap=True)
     console.print(f"all at 8 bits: {_spell_totals(plan.eight_bit)}")
     console.print(f"this plan: {_spell_totals(plan.totals)}, after {plan.rounds} round{'s' * (plan.rounds > 1)}")
     console.print(f"wrote {output}; onnxcalib quantize --plan {output} uses it", soft_wrap=True)
@@ -207,8 +210,11 @@ def _describe_blocks(report: Report) -> list[str]:
     return [f"blocks: {counts}", *(f"  {reason}: {name_some(names)}" for reason, names in reasons.items())]
 
 
-def describe_in_float(in_float: Sequence[FloatRecord]) -> list[str]:
-    """The number of nodes that stay in float, and their names by reason; nothing where there is none."""
+def describe_in_float(in_float: Sequence[FloatRecord], *, file: str = "report") -> list[str]:
+    """The number of nodes that stay in float, and their names by reason; nothing where there is none.
+
+    file: which has all of them.
+    """
     reasons: dict[str, list[FloatRecord]] = defaultdict(list)
     for record in in_float:
         reasons[f"{record.op}: {record.reason}" if record.bytes else record.reason].append(record)
@@ -218,7 +224,7 @@ def describe_in_float(in_float: Sequence[FloatRecord]) -> list[str]:
         for reason, records in list(reasons.items())[:MOST_REASONS]
     ]
     more = len(reasons) - MOST_REASONS
-    return [*lines, f"  and {more} other reasons, in the report under in_float"] if more > 0 else lines
+    return [*lines, f"  and {more} other reasons, in the {file} under in_float"] if more > 0 else lines
 
 
 def _spell_bytes(records: Sequence[FloatRecord]) -> str:

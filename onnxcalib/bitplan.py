@@ -66,6 +66,7 @@ class BitPlan(_Record):
     """Bits of every layer, and what they were chosen from.
 
     layers: candidate by node name, or float for layers that stay so; ``quantize --plan`` gives every layer these bits.
+    in_float: layer that the tool itself left in float -> why; it has no effect on a layer that has bits.
     model: fingerprint of the model that the plan is for. budgets: the limits, in their units. totals: of this plan.
     eight_bit: of the plan of W8A8 for every layer whose settings allow it. bound: proven lower bound of the sum of
     losses within the budgets; of the bytes, where max_loss was given; where max_disagreement was, of the sum of losses
@@ -76,6 +77,7 @@ class BitPlan(_Record):
     model: str
     budgets: dict[Budget, Positive]
     layers: Annotated[dict[str, Literal[CandidateName, "float"]], Field(min_length=1)]
+    in_float: dict[str, str] = {}
     totals: Totals
     eight_bit: Totals
     bound: Number
@@ -85,6 +87,10 @@ class BitPlan(_Record):
     def settings(self) -> dict[str, LayerConfig]:
         """The plan as settings of single layers."""
         return {name: _settings_of(bits) for name, bits in self.layers.items()}
+
+    def reasons(self) -> dict[str, str]:
+        """Layers that stay in float by this plan, with the reasons that it knows."""
+        return {name: why for name, why in self.in_float.items() if self.layers.get(name) == FLOAT}
 
     def check(self, model: str) -> None:
         """Raise ConfigError for a model of another fingerprint."""

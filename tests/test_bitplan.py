@@ -13,6 +13,7 @@ PLAN = BitPlan(
     model="a" * 64,
     budgets={"max_size": 120.0},
     layers={"stem": "W8A8", "deep": "W4A8", "loop": "float"},
+    in_float={"loop": "it would run slower on integers"},
     totals=TOTALS,
     eight_bit=TOTALS,
     bound=0.5,
@@ -36,6 +37,11 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_bits_are_settings_of_single_layers():
     assert PLAN.settings()["deep"] == LayerConfig(weight_bits=4, activation_bits=8)
     assert PLAN.settings()["loop"] == LayerConfig(exclude=True)
+
+
+def test_reasons_are_of_layers_in_float_alone():
+    assert PLAN.reasons() == PLAN.in_float
+    assert not PLAN.model_copy(update={"layers": {**PLAN.layers, "loop": "W8A8"}}).reasons()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,11 @@ def list_in_float(prepared: Prepared, scheme: QuantScheme) -> tuple[FloatRecord,
     weights = list_float_weights(prepared.model, {layer.name for layer in (*scheme.layers, *scheme.embeddings)})
     bytes_of = {each.name: each.bytes for each in weights}
     ops = {node.name: node.op_type for node in prepared.model.graph.node}
-    excluded = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded
+    own, excluded = (
+        resolve_names(prepared.model, config, before=prepared.original).excluded
+        for config in (prepared.run.config, prepared.config)
+    )
+    excluded -= prepared.in_float.keys() - own  # a plan excludes what the tool left in float
     chosen = {name: why for name, why in prepared.in_float.items() if name not in excluded}
     others = [each for each in weights if each.name not in excluded | chosen.keys()]
     return (

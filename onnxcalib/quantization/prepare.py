@@ -60,7 +60,8 @@ def prepare(
         wanted, rewritten = _rewrite(original, config, samples, feeds, run.threads)
 
         def place(rewritten: Rewritten) -> Prepared:
-            model = rewritten.model
+            model, nodes = rewritten.model, {node.name for node in rewritten.model.graph.node}
+            reasons = {} if plan is None else {name: why for name, why in plan.reasons().items() if name in nodes}
             return place_by_structure(
                 Prepared(
                     run=run,
@@ -72,7 +73,8 @@ def prepare(
                     test=judges,
                     measured_on=measured_on,
                     padding=PaddingMask(model),
-                    scheme=make_settings_scheme(model, config, original),
+                    scheme=make_settings_scheme(model, config, original, in_float=reasons),
+                    in_float=reasons,
                     parts=find_parts(model, feeds, run.threads),
                 )
             )

@@ -48,6 +48,7 @@ def test_the_plan_is_written_beside_the_model_and_printed(run, tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["layer", "bits", "loss", "W4A8"] and lines[1].split() == ["deep", "W4A8", "5.00e-01"]
     assert "this plan: loss 6.25e-01 (predicted 5.00e-01), 100 bytes, 6.4e+03 bit operations" in result.stdout
+    assert "left in float: 1\n  it would run slower on integers: loop\n" in result.stdout
     assert "onnxcalib quantize --plan net.plan.json uses it" in result.stdout
 
 

@@ -83,8 +83,9 @@ def test_settings_of_layers_stand_above_the_plan_and_the_last_one_holds(plain, l
 
 def test_layers_left_in_float_are_so_by_the_plan_too(plain):
     found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1MB", exclude="deep"))
-    assert found.layers["deep"] == "float"
-    assert "deep" not in bits_of(quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=found).model)
+    assert found.layers["deep"] == "float" and not found.in_float
+    result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=found)
+    assert "deep" not in bits_of(result.model) and not result.report.in_float
 
 
 def test_shares_are_of_all_at_8_bits_whatever_the_candidates(plain):
@@ -404,7 +405,12 @@ def test_a_budget_that_layers_in_float_exceed_names_the_setting_that_quantizes_t
 
 def test_a_plan_names_layers_that_stay_in_float_and_is_obeyed(plain, monkeypatch):
     monkeypatch.setattr(placement, "choose_by_cost", lambda *_: {"deep": COSTS_MORE})
-    found = plan(plain, SAMPLES, QuantizeConfig(effort="fast", max_size="1@8-bit"))
-    assert found.layers["deep"] == "float"
+    budget = QuantizeConfig(effort="fast", max_size="1@8-bit")
+    found = plan(plain, SAMPLES, budget)
+    assert found.layers["deep"] == "float" and found.in_float == {"deep": COSTS_MORE}
+    at_once = quantize(plain, SAMPLES, budget)
+    monkeypatch.undo()
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=found)
+    for report in (at_once.report, result.report):
+        assert [(each.name, each.reason) for each in report.in_float] == [("deep", COSTS_MORE)]
     assert {name: bits for name, bits in found.layers.items() if bits != "float"} == bits_of(result.model)
