@@ -41,7 +41,18 @@ _NO_NUMBERS = ("nan", "inf", "-inf")  # read all the same, and refused with the 
 _MOST_CHOICES = 22  # letters of choices that stand beside an option's name; more widen the column of all others
 
 # Settings of how layers are reconstructed and written.
-_NOT_FOR_CALIBRATION = (*STAGES, "pipeline", "effort", "steps", "views", "device", "seed", "encoding", "weight_range")
+_NOT_FOR_CALIBRATION = (
+    *STAGES,
+    "pipeline",
+    "effort",
+    "steps",
+    "views",
+    "device",
+    "seed",
+    "encoding",
+    "weight_range",
+    "class_axis",
+)
 
 Options = Mapping[str, Any]
 

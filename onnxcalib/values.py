@@ -40,6 +40,7 @@ _LIMIT = re.compile(
     r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE | re.ASCII
 )
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_AXIS = re.compile(r"-?\d{1,2}", re.ASCII)
 _WHOLE = re.compile(r"\d+", re.ASCII)  # Python's own functions take the digits of all scripts, and 1_000
 
 
@@ -112,6 +113,24 @@ def split_sides(value: Any) -> Any:
 def split_names(value: Any) -> Any:
     """Turn one name into a tuple of one."""
     return (value,) if isinstance(value, str) else value
+
+
+def split_axes(value: Any) -> Any:
+    """Turn an axis, ``NAME=AXIS`` or a list of these into a tuple of texts. Raises as ``read_axis``."""
+    listed = value if isinstance(value, (list, tuple)) else (value,)
+    texts = [str(each) if isinstance(each, int) and not isinstance(each, bool) else each for each in listed]
+    names = [read_axis(text)[0] for text in texts]
+    if len(set(names)) < len(names):
+        raise ValueError("names an output twice; name each once")
+    return tuple(texts)
+
+
+def read_axis(text: Any) -> tuple[str, int]:
+    """The name of an output, empty for all of them, and the number of an axis. Raises ValueError for other texts."""
+    name, mark, number = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+    if not _AXIS.fullmatch(number.strip()) or (mark and not name.strip()):
+        raise ValueError("must be an axis such as -1, or NAME=AXIS with the name of an output")
+    return name.strip(), int(number)
 
 
 def split_columns(value: Any) -> Any:

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs"},
     ),
     "quantization": (
-        {*FOUNDATION, "bitplan", "progress", "report", *WORKSHOPS},
+        {*FOUNDATION, "values", "bitplan", "progress", "report", *WORKSHOPS},
         {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (

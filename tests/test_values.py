@@ -2,7 +2,7 @@
 
 import pytest
 
-from onnxcalib.values import LATENCY, Limit, read_limit, split_numbers, split_size
+from onnxcalib.values import LATENCY, Limit, read_axis, read_limit, split_axes, split_numbers, split_size
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,16 @@ def test_numbers_have_the_digits_0_to_9(text):
 def test_numbers_and_sizes_are_read_with_spaces_around_them():
     assert split_numbers("0.5, 1e-1 ,.25") == (0.5, 0.1, 0.25)
     assert split_size("8 x 16") == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("value", "texts", "read"),
+    [
+        (1, ("1",), ("", 1)),
+        ("-1", ("-1",), ("", -1)),
+        (["a=b=-2"], ("a=b=-2",), ("a=b", -2)),
+        ("y = 1", ("y = 1",), ("y", 1)),
+    ],
+)
+def test_an_axis_may_have_the_name_of_its_output(value, texts, read):
+    assert split_axes(value) == texts and read_axis(texts[0]) == read

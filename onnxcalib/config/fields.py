@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigError, escape_controls, spell_value
-from ..values import check_name, check_path
+from ..values import check_name, check_path, split_axes
 
 # Panels of the help, in their order: what most people need comes first.
 GATES, REPORTS, BITS, EFFORT, PLAN = "Gates", "Reports", "Bits", "Accuracy and time", "Bit plan"
@@ -62,6 +62,21 @@ File = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value),
     AfterValidator(check_path),
+]
+Axes = Annotated[
+    tuple[str, ...],
+    BeforeValidator(split_axes),
+    Field(
+        description="Axis of the classes in outputs of three or more axes, for agreement: of all of them, or NAME=AXIS"
+        " of one."
+    ),
+    Option(
+        EXPERT,
+        metavar="AXIS",
+        form="an axis, NAME=AXIS, or a list of these",
+        unset="that of probabilities",
+        repeated=True,
+    ),
 ]
 
 

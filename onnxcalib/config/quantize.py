@@ -22,7 +22,7 @@ from ..values import (
     split_names,
 )
 from .data import DataConfig
-from .fields import BITS, EFFORT, EXPERT, PLAN, Count, File, Finite, Name, Option, Settings, Switch, Workers
+from .fields import BITS, EFFORT, EXPERT, PLAN, Axes, Count, File, Finite, Name, Option, Settings, Switch, Workers
 
 Bits = Annotated[Literal[8, 4], BeforeValidator(check_whole)]
 # Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
@@ -227,6 +227,7 @@ class QuantizeConfig(Settings):
         Field(strict=True, ge=0, lt=2**32, description="Seed of all random choices."),
         Option(EXPERT),
     ] = 0
+    class_axis: Axes = ()
     threads: Annotated[
         Workers | None, Field(description="Threads to compute with."), Option(EFFORT, unset="one a core")
     ] = None

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from ..values import check_metric, check_percentage
 from .data import DataConfig
-from .fields import EXPERT, GATES, Count, Finite, NaturalNumber, Option, Settings, Switch, Workers
+from .fields import EXPERT, GATES, Axes, Count, Finite, NaturalNumber, Option, Settings, Switch, Workers
 
 MOST_BATCH = 4096  # samples in a run that is timed: more do not fit into memory
 # Limits of gates beyond which every model passes or none does. A metric of one's own may have any unit.
@@ -80,6 +80,7 @@ class ValidateConfig(Settings):
         Field(description="Samples in a run that is timed."),
         Option(EXPERT),
     ] = 1
+    class_axis: Axes = ()
     threads: Annotated[
         Workers | None,
         Field(description="Threads to compute with."),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .intervals import Interval, wilson_interval
-from .metrics import SUM_TOLERANCE, find_class_rows
+from .metrics import SUM_TOLERANCE, find_class_rows, lay_rows
 
 RIVALS = 8  # of the top class: with 4 or 16 the estimate is as good
 POSITIONS = 32  # of one sample; a sample's positions depend on each other, so that more tell little
@@ -44,8 +44,8 @@ class Margins:
     Classes are found as by ``Comparison``, and positions count as there; of one sample POSITIONS are drawn.
     """
 
-    def __init__(self, *, rows_are_scores: bool = True) -> None:
-        self._rows_are_scores = rows_are_scores
+    def __init__(self, *, rows_are_scores: bool = True, axis: int | None = None) -> None:
+        self._rows_are_scores, self._given = rows_are_scores, axis
         self._draw = np.random.default_rng(SEED)
         self._kinds: set[tuple[int, bool] | None] = set()
         self._broken = False
@@ -55,17 +55,17 @@ class Margins:
 
     def add(self, reference: np.ndarray, other: np.ndarray | None = None, samples: int = 1) -> None:
         """Take in one batch of the float model's values, and of the quantized model's where they are known."""
-        axis = find_class_rows(reference, rows_are_scores=self._rows_are_scores)
+        axis = find_class_rows(reference, rows_are_scores=self._rows_are_scores, given=self._given)
         if axis is None:
             self._kinds.add(None)
         if axis is None or self._count >= ROWS:
             return
-        rows = _lay_rows(reference, axis)
+        rows = lay_rows(reference, axis)
         owners = np.arange(len(rows)) // (len(rows) // samples) if len(rows) % samples == 0 else np.arange(len(rows))
         finite = np.isfinite(rows).all(axis=1)
         taken, weights = self._choose(np.flatnonzero(finite), owners)
         rows = rows[taken].astype(np.float64)
-        others = None if other is None else _lay_rows(other, axis)[taken].astype(np.float64)
+        others = None if other is None else lay_rows(other, axis)[taken].astype(np.float64)
         self._broken |= others is not None and not bool(np.isfinite(others).all())
         likely = bool(len(rows) and rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() < SUM_TOLERANCE)
         if likely:
@@ -173,11 +173,6 @@ def _estimate(rows: _Rows, given: _Rows, errors: np.ndarray) -> tuple[float, Int
     most = WORTH * rows.weights.sum()
     independent = min(share * (1 - share) / variance, most) if variance > 0 else WORTH * rows.samples
     return share, wilson_interval(share, max(independent, 1.0))
-
-
-def _lay_rows(values: np.ndarray, axis: int) -> np.ndarray:
-    """The values with their classes on the last of two axes."""
-    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
 def _find_gaps(rows: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:

@@ -26,18 +26,19 @@ class Comparison:
 
     Classes are looked for on axis 1 of rows (samples, classes), and in tensors of more axes where the reference is
     probabilities, or their logarithms, along an axis: then each position has a top class. rows_are_scores: False looks
-    for probabilities only. clusters (5,): sums over samples of e, n, e^2, n^2 and e n, with n the positions of a sample
-    that have a top class, in e of which it stays; ``groups`` counts the samples that have any.
+    for probabilities only. axis: that of the classes, where it is known. clusters (5,): sums over samples of e, n, e^2,
+    n^2 and e n, with n the positions of a sample that have a top class, in e of which it stays; ``groups`` counts the
+    samples that have any.
     """
 
-    def __init__(self, *, rows_are_scores: bool = True) -> None:
+    def __init__(self, *, rows_are_scores: bool = True, axis: int | None = None) -> None:
         self.powers = np.zeros(5)
         self.samples = self.values = self.left_out = self.broken = 0
         self._largest = 0.0
         self._other = self._product = 0.0
         self.clusters = np.zeros(5)
         self.groups = 0
-        self._rows_are_scores = rows_are_scores
+        self._rows_are_scores, self._given = rows_are_scores, axis
         self._axis: int | None = None
         self._scores = self._embeds = True
         self._by_sample: list[np.ndarray] = []  # (2, samples) of each batch: a and e
@@ -61,15 +62,19 @@ class Comparison:
         self._add_classes(reference, other, samples)
 
     def _add_classes(self, reference: np.ndarray, other: np.ndarray, samples: int) -> None:
-        rows = self._rows_are_scores and scores_classes(reference.shape)
-        axis = find_class_rows(reference, rows_are_scores=self._rows_are_scores) if self._scores else None
+        rows = self._given is None and self._rows_are_scores and scores_classes(reference.shape)
+        axis = (
+            find_class_rows(reference, rows_are_scores=self._rows_are_scores, given=self._given)
+            if self._scores
+            else None
+        )
         self._scores &= axis is not None and self._axis in (None, axis)
         self._embeds = self._embeds and rows and self._scores and _embeds(reference)
         if axis is None or not self._scores:
             return
         self._axis = axis
         if not rows:
-            reference, other = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in (reference, other))
+            reference, other = lay_rows(reference, axis), lay_rows(other, axis)
         best = top_class(reference)
         same = (best >= 0) & (best == top_class(other, like=reference))
         # Positions of one sample are no independent draws.
@@ -225,9 +230,16 @@ def scores_classes(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and shape[1] > 1 and int(np.prod(shape)) == shape[0] * shape[1]
 
 
-def find_class_rows(values: np.ndarray, *, rows_are_scores: bool = True) -> int | None:
-    """The axis of classes: axis 1 of rows that can be class scores, else that of probabilities; or None."""
+def find_class_rows(values: np.ndarray, *, rows_are_scores: bool = True, given: int | None = None) -> int | None:
+    """The axis of classes: the given one, axis 1 of rows that can be class scores, that of probabilities; or None."""
+    if given is not None:
+        return given
     return 1 if rows_are_scores and scores_classes(values.shape) else find_class_axis(values)
+
+
+def lay_rows(values: np.ndarray, axis: int) -> np.ndarray:
+    """The values with this axis as the last of two, (rows, classes)."""
+    return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
 def find_class_axis(values: np.ndarray) -> int | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto
@@ -13,8 +12,9 @@ from onnx import ModelProto
 from ..data import CalibrationSet
 from ..errors import ConfigError
 from ..graph.save import model_bytes
-from ..numeric.metrics import scores_classes, top_class
+from ..numeric.metrics import lay_rows, scores_classes, top_class
 from ..quantization.calibrate import batch_size
+from ..quantization.class_axes import list_values
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.cache import Cache
@@ -39,18 +39,19 @@ class Assembler:
         cache: Cache,
         *,
         parts: Parts | None = None,
+        class_axes: Mapping[str, int] | None = None,
         sets: tuple[BitSet, ...],
         rest: float,
         threads: int,
     ) -> None:
-        """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; ``rest`` are
-        milliseconds of a run that belong to no set."""
+        """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; class_axes:
+        see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets, self.rest = sets, rest
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
-        self._parts = parts
+        self._parts, self._axes = parts, class_axes or {}
         self._float, self._padding = Session(original, threads=threads), padding
         self._batch_size = min(batch_size(self._float, samples), LOSS_SAMPLES)
         start = time.perf_counter()
@@ -93,48 +94,52 @@ class Assembler:
         return self._recall(f"loss {_spell(bits)}", measure)
 
     def agreement(self, bits: Bits) -> float:
-        """% of all samples whose top class is the float model's; the lowest among the outputs of class scores.
+        """% of all answers whose top class is the float model's; the lowest among the outputs of class scores.
 
         Raises ConfigError where there is no output of class scores.
         """
 
         def measure() -> float:
             wanted = self._top_classes()
-            session = self._open(bits)
-            given = self._run(session, list(wanted))
-            shares = []
-            for name, classes in wanted.items():
-                same = np.concatenate([top_class(each[name]) for each in given]) == classes
-                shares.append(100.0 * float(np.mean(same[classes >= 0])))
-            return min(shares)
+            given = self._find_answers(self._open(bits))
+            return min(100.0 * float(np.mean((given[name] == each)[each >= 0])) for name, each in wanted.items())
 
         return self._recall(f"agreement {_spell(bits)}", measure)
 
     def _top_classes(self) -> dict[str, np.ndarray]:
-        """The float model's top class of every sample, by output of class scores. Raises ConfigError without any."""
+        """The float model's top classes of all samples, by output of class scores. Raises ConfigError without any."""
         if self._classes is None:
-            given = self._run(self._float, self._names)
-            scores = [name for name in self._names if all(scores_classes(each[name].shape) for each in given)]
+            scores = self._find_answers(self._float)
             if not scores:
                 raise ConfigError(
                     "max_disagreement: found no class scores in the outputs; it limits the agreement of the top class;"
-                    " give max_loss"
+                    " give max_loss, or class_axis where there are some"
                 )
-            classes = {name: np.concatenate([top_class(each[name]) for each in given]) for name in scores}
-            self._classes = {name: found for name, found in classes.items() if (found >= 0).any()}
+            self._classes = {name: found for name, found in scores.items() if (found >= 0).any()}
             if not self._classes:
                 raise ConfigError(
-                    f"max_disagreement: found no finite class scores in output {scores[0]} of the float model;"
+                    f"max_disagreement: found no finite class scores in output {next(iter(scores))} of the float model;"
                     " agreement needs some; check the preprocessing of the samples"
                 )
         return self._classes
 
-    def _run(self, session: Session, names: Sequence[str]) -> list[Mapping[str, Any]]:
-        """Outputs of all samples, batch by batch, in which padding is no top class."""
-        return [
-            self._padding.mask_outputs(session.run(feeds, names), find_real(feeds))
-            for feeds in self.samples.batches(self._batch_size)
-        ]
+    def _find_answers(self, session: Session) -> dict[str, np.ndarray]:
+        """A model's top classes of all samples, by output, or part of one, that is class scores in all batches.
+
+        They have an entry a sample, or a position where ``class_axes`` has the output. Padding is no top class.
+        """
+        found: list[dict[str, np.ndarray]] = []
+        for feeds in self.samples.batches(self._batch_size):
+            outputs = self._padding.mask_outputs(session.run(feeds, self._names), find_real(feeds))
+            rows: dict[str, np.ndarray] = {}
+            for name, value in list_values(outputs, self._parts):
+                if (axis := self._axes.get(name)) is not None:
+                    rows[name] = lay_rows(value, axis)
+                elif name in outputs and scores_classes(value.shape):
+                    rows[name] = value
+            found.append({name: top_class(value) for name, value in rows.items()})
+        names = [name for name in found[0] if all(name in each for each in found)]
+        return {name: np.concatenate([each[name] for each in found]) for name in names}
 
     def _open(self, bits: Bits) -> Session:
         return Session(self.emit(bits), threads=self.threads)

@@ -115,6 +115,7 @@ def _measure(prepared: Prepared) -> _Measurements:
         prepared.original_padding,
         cache,
         parts=prepared.parts,
+        class_axes=prepared.class_axes,
         sets=found.sets if latencies is None else latencies.sets,
         rest=0.0 if latencies is None else latencies.rest,
         threads=run.threads,

@@ -33,9 +33,11 @@ class Evaluator:
         store: Store,
         *,
         parts: Parts | None = None,
+        class_axes: Mapping[str, int] | None = None,
         threads: int,
     ) -> None:
-        self.samples, self.padding, self.store, self.parts, self.threads = samples, padding, store, parts, threads
+        self.samples, self.padding, self.store, self.threads = samples, padding, store, threads
+        self.parts, self.class_axes = parts, class_axes
         session = Session(original, threads=threads)
         self.size, self.names = batch_size(session, samples), session.outputs
         for feeds in samples.batches(self.size):
@@ -44,7 +46,8 @@ class Evaluator:
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
         """Compare the outputs over all samples; returns a record and the loss of each output."""
-        session, tally = Session(quantized, threads=self.threads), OutputTally(self.padding, self.parts)
+        session = Session(quantized, threads=self.threads)
+        tally = OutputTally(self.padding, self.parts, class_axes=self.class_axes)
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):
             wanted = {name: self.store.batch(f"wanted:{name}", number) for name in self.names}

@@ -35,13 +35,19 @@ class OutputTally:
 
     Each tensor of a sequence is an output of its own, NAME[0] and so on. Floats are compared by ``Comparison``, values
     of other types by their equality. parts: see ``find_parts``; they are compared beside the outputs that have them, if
-    every batch has them. estimates: whether the records have estimates of the agreement on other samples.
+    every batch has them. class_axes: see ``find_class_axes``. estimates: whether the records have estimates of the
+    agreement on other samples.
     """
 
     def __init__(
-        self, padding: PaddingMask | None = None, parts: Parts | None = None, *, estimates: bool = False
+        self,
+        padding: PaddingMask | None = None,
+        parts: Parts | None = None,
+        *,
+        class_axes: Mapping[str, int] | None = None,
+        estimates: bool = False,
     ) -> None:
-        self._padding, self._parts = padding, dict(parts or {})
+        self._padding, self._parts, self._axes = padding, dict(parts or {}), class_axes or {}
         self._by_part: dict[str, dict[Part, Comparison]] = {}
         self._unlike: dict[str, str] = {}
         self._empty: dict[str, None] = {}
@@ -105,9 +111,10 @@ class OutputTally:
         elif not value.size:
             self._empty[name] = None
         elif value.dtype.kind == "f":
-            self._floats.setdefault(name, Comparison()).add(value, other, samples)
+            axis = self._axes.get(name)
+            self._floats.setdefault(name, Comparison(axis=axis)).add(value, other, samples)
             if self._estimates:
-                self._margins.setdefault(name, Margins()).add(value, other, samples)
+                self._margins.setdefault(name, Margins(axis=axis)).add(value, other, samples)
             self._add_parts(name, value, other, samples)
         else:
             rows = (x.reshape(samples if value.ndim and len(value) == samples else 1, -1) for x in (value, other))
@@ -122,10 +129,12 @@ class OutputTally:
             self._parts.pop(name, None)
             self._by_part.pop(name, None)
         for part in parts:
-            found = self._by_part.setdefault(name, {}).setdefault(part, Comparison(rows_are_scores=False))
+            whole = f"{name}{part.label}"
+            axis = self._axes.get(whole)
+            found = self._by_part.setdefault(name, {}).setdefault(part, Comparison(rows_are_scores=False, axis=axis))
             found.add(value[part.place], other[part.place], samples)
             if self._estimates:
-                margins = self._margins.setdefault(f"{name}{part.label}", Margins(rows_are_scores=False))
+                margins = self._margins.setdefault(whole, Margins(rows_are_scores=False, axis=axis))
                 margins.add(value[part.place], other[part.place], samples)
 
     @property

@@ -22,6 +22,7 @@ from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn, name_some
 from ..runtime.session import Session, is_float
 from .channel_scales import even_channels
+from .class_axes import find_class_axes
 from .input_grid import find_lossless_grids
 from .odd_samples import leave_out_odd
 from .output_parts import find_parts
@@ -84,7 +85,8 @@ def prepare(
         found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=tolerance)
         for line in found.lines():
             run.observer.note(line)
-        prepared = place_by_values(prepared, feeds)
+        axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched)
+        prepared = place_by_values(replace(prepared, class_axes=axes), feeds)
         if plan is not None:
             plan.check_layers(layer.name for layer in prepared.scheme.layers)
         _tell(prepared)

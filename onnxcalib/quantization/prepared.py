@@ -33,7 +33,7 @@ from .run import Run
 SETTINGS_BYTES = 256
 # Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
-    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device"), True),
+    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device", "class_axis"), True),
     "data": {"tokenizer"},
 }
 
@@ -48,7 +48,7 @@ class Prepared:
     first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
     the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
     quantizes these.
-    parts: those of the outputs, which are judged apart.
+    parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``.
     """
 
     run: Run
@@ -64,6 +64,7 @@ class Prepared:
     lossless: Mapping[str, QParams] = field(default_factory=dict)
     in_float: Mapping[str, str] = field(default_factory=dict)
     parts: Parts = field(default_factory=dict)
+    class_axes: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def squashed(self) -> Mapping[str, str]:

@@ -131,6 +131,7 @@ def _tune(
                 prepared.original_padding,
                 float_outputs,
                 parts=prepared.parts,
+                class_axes=prepared.class_axes,
                 threads=run.threads,
             )
             best = _measure(prepared, evaluator, state)

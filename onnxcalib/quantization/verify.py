@@ -71,7 +71,9 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     names = list(dict.fromkeys(layer.output for layer in layers))
     # Errors of samples that the model was made from are too small to tell of others.
     unseen = prepared.measured_on.source != "calibration"
-    on, off = (OutputTally(padding, prepared.parts, estimates=each) for each in (unseen, False))
+    on, off = (
+        OutputTally(padding, prepared.parts, class_axes=prepared.class_axes, estimates=each) for each in (unseen, False)
+    )
     seconds = 0.0
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,7 @@ def compare(
     metric: tuple[str, Metric] | None = None,
     padding: PaddingMask | None = None,
     parts: Parts | None = None,
+    class_axes: Mapping[str, int] | None = None,
 ) -> Comparisons:
     """Run both models on all samples, ``size`` at a time, and keep counts and sums only.
 
@@ -49,11 +51,12 @@ def compare(
     scores; otherwise that is a note. metric: a name, and a function of the outputs by name, (samples, ...) each, and
     of the labels; its score comes first, and the outputs are kept on disk for it. padding: finds the values of the
     outputs that belong to padding, which are not compared. parts: of the outputs, which are compared too.
+    class_axes: see ``find_class_axes``.
 
     Raises ModelError where a model fails or nothing is left to compare, DataError for a class that the scores do not
     have, and GateError where the labels or the metric do not fit the outputs.
     """
-    outputs, batches = OutputTally(padding, parts), samples.split(size)
+    outputs, batches = OutputTally(padding, parts, class_axes=class_axes), samples.split(size)
     order = np.concatenate(batches)
     classes = None if labels is None or (metric and labels.dtype.kind == "f") else labels
     with Store() as store:

@@ -20,6 +20,7 @@ from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..progress import listening
 from ..quantization.calibrate import batch_size
+from ..quantization.class_axes import find_class_axes
 from ..quantization.flips import describe_flips
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
@@ -144,6 +145,10 @@ class _Run:
         self.observer.stage("compare")
         reference = Session(original, name="the float model", threads=self.threads)
         run_longest_texts(reference, samples)
+        axes: dict[str, int] = {}
+        if self.config.class_axis:
+            outputs = reference.run(samples.read(range(samples.fixed_batch or 1)))
+            axes = find_class_axes(self.config.class_axis, outputs, parts, batched=samples.batched)
         size = batch_size(reference, samples)
         compared = compare(
             reference,
@@ -155,6 +160,7 @@ class _Run:
             metric=metric,
             padding=padding,
             parts=parts,
+            class_axes=axes,
         )
         for text in compared.notes:
             self._warn(text)
