@@ -4,18 +4,20 @@
 
 The data folder is that of accuracy.py; MiniLM also needs --minilm, its ONNX file.
 
-Columns, each SQNR in dB / agreement in %: seen = on the samples that the model was made from; printed = on those held
-out, with 95% intervals; others = on more samples of the calibration data, where there are more; test = on images or
-sentences that the network was not trained on either: lossless test images of CIFAR-10 (JPEG would move them further
-away), evaluation images of ImageNet, the dev set of STS-B; all = a file made from all samples, on test. A '!' marks a
-printed number whose interval does not hold that of "others" (of "test" where there are no others), '~' one that is
-over 1 dB or 1 point off it.
+Columns, each SQNR in dB / agreement in %: seen = on the samples that the model was made from; held out = on those held
+out; printed = what the table says is to be expected of others, with 95% intervals; others = on more samples of the
+calibration data, where there are more; test = on images or sentences that the network was not trained on either:
+lossless test images of CIFAR-10 (JPEG would move them further away), evaluation images of ImageNet, the dev set of
+STS-B; all = a file made from all samples, on test. A '!' marks a printed number whose interval does not hold that of
+"others" (of "test" where there are no others), '~' one that is over 1 dB or 1 point off it: the difference follows with
+its standard error, as both numbers are of samples.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import warnings
@@ -38,9 +40,10 @@ NETWORKS = (
     "text_minilm_l6",
 )
 BITS, SAMPLES = "W8A8,W4A8,W4A4", "64,256"
-COLUMNS = ("seen", "printed", "others", "test", "all")
+COLUMNS = ("seen", "held out", "printed", "others", "test", "all")
 TEXTS = 512  # of the dev set
 LENGTH = 128
+Z = 1.96
 
 
 def describe(data: Path, model: Path, bits: str, count: int, effort: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -70,7 +73,7 @@ def describe(data: Path, model: Path, bits: str, count: int, effort: str) -> tup
     return data / task / "calib256", QuantizeConfig(data=images, samples=count, **common), opened
 
 
-def measure(data: Path, model: Path, bits: str, count: int, effort: str) -> dict[str, Any]:
+def measure(data: Path, model: Path, bits: str, count: int, *, effort: str, with_all: bool = True) -> dict[str, Any]:
     """SQNR and agreement of one network: seen, printed, on the other sets, and of a file made from all samples."""
     import onnxcalib
     from onnxcalib.report import MeasuredOn
@@ -80,15 +83,17 @@ def measure(data: Path, model: Path, bits: str, count: int, effort: str) -> dict
     found = onnxcalib.reconstruct(prepared)
     quantized = onnxcalib.emit(prepared, found)
     row: dict[str, Any] = {"model": model.stem, "bits": bits, "samples": count, "held_out": len(prepared.test)}
-    for name, samples in {"seen": prepared.samples, "printed": prepared.test, **others}.items():
+    output = onnxcalib.verify(prepared, found, quantized).outputs[0]
+    row["held out"], row["printed"] = list_numbers(output), list_numbers(output.expected or output)
+    for name, samples in {"seen": prepared.samples, **others}.items():
         judged = replace(prepared, test=samples, measured_on=MeasuredOn("test", len(samples)))
-        row[name] = list_numbers(onnxcalib.verify(judged, found, quantized))
-    row["all"] = list_numbers(onnxcalib.quantize(model, calibration, config, test=others["test"]).report)
+        row[name] = list_numbers(onnxcalib.verify(judged, found, quantized).outputs[0])
+    if with_all:
+        row["all"] = list_numbers(onnxcalib.quantize(model, calibration, config, test=others["test"]).report.outputs[0])
     return row
 
 
-def list_numbers(report: Any) -> dict[str, Any]:
-    output = report.outputs[0]
+def list_numbers(output: Any) -> dict[str, Any]:
     intervals = {"db_interval": output.sqnr_interval, "agreement_interval": output.agreement_interval}
     return {"db": output.sqnr_db, "agreement": output.agreement, **intervals}
 
@@ -106,10 +111,17 @@ def spell_cell(found: dict[str, Any] | None, true: dict[str, Any] | None = None)
         if true is not None:
             inside = ends is not None and ends[0] <= true[key] <= ends[1]
             marks = "" if inside else "!"
-            marks += "~" if abs(value - true[key]) > unit else ""
+            if abs(value - true[key]) > unit:
+                error = math.hypot(*(spread(each[f"{key}_interval"]) for each in (found, true)))
+                marks += f"~{scale * (value - true[key]):+.1f} +- {scale * error:.1f}"
             text += f" ({scale * ends[0]:.1f} to {scale * ends[1]:.1f}){marks}" if ends else marks
         parts.append(text)
     return " / ".join(parts)
+
+
+def spread(interval: Any) -> float:
+    """The standard error that a 95% interval tells."""
+    return math.nan if interval is None else (interval[1] - interval[0]) / (2 * Z)
 
 
 def main() -> None:
@@ -123,6 +135,7 @@ def main() -> None:
     parser.add_argument("--samples", default=SAMPLES)
     parser.add_argument("--effort", default="fast")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-all", action="store_true", help="without the column all, in half the time")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = []
@@ -133,7 +146,7 @@ def main() -> None:
             continue
         for count in map(int, given.samples.split(",")):
             for bits in given.bits.split(","):
-                row = measure(given.data, model, bits, count, given.effort)
+                row = measure(given.data, model, bits, count, effort=given.effort, with_all=not given.no_all)
                 rows.append(row)
                 true = row.get("others", row["test"])
                 cells = [spell_cell(row.get(each), true if each == "printed" else None) for each in COLUMNS]

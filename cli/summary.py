@@ -17,6 +17,7 @@ from onnxcalib.report import (
     Report,
     SpeedRecord,
     UnfusedRecord,
+    list_expected,
     list_rows,
     name_some,
     spell_positions,
@@ -39,9 +40,7 @@ def print_summary(report: Report, output: Path) -> None:
     if report.steps:
         console.print("stages, on the samples that they work with", _tabulate_stages(report), sep="\n")
     if report.measured_on is not None:
-        estimated = (
-            "; counted % is of these, agreement % an estimate for others like them" if _has_estimate(report) else ""
-        )
+        estimated = "; expected: estimates for others like them" if list_expected(report.outputs) else ""
         line = describe_measured_on(report.measured_on, report.samples) + estimated
         console.print(line, soft_wrap=True)
     for table in (_tabulate_outputs(report), _tabulate_layers(report)):
@@ -134,30 +133,22 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 def _tabulate_outputs(report: Report) -> Table:
     table = _open_table("output", "session")
     sessions = {
+        "expected": list_expected(report.outputs),
         "optimized": report.outputs,
         "unoptimized": report.outputs_unoptimized,
         **list_processors(report.saturation),
     }
     unlike = any(map(_differs, list_rows([record for records in sessions.values() for record in records])))
     medians = ["median dB"] if unlike else []
-    counts = ["counted %"] if _has_estimate(report) else []
-    for name in ("SQNR dB", "95%", *medians, "cosine", "max error", *counts, "agreement %", "95%"):
+    for name in ("SQNR dB", "95%", *medians, "cosine", "max error", "agreement %", "95%"):
         table.add_column(name, justify="right")
     for session, records in sessions.items():
         for record in list_rows(records):
-            decibels, *errors, counted = _spell_output(record)
-            interval = _spell_range(record.sqnr_interval, ".1f")
+            decibels, *errors, agreement = _spell_output(record)
+            ranges = _spell_range(record.sqnr_interval, ".1f"), _spell_range(record.agreement_interval, ".1f", 100)
             median = [spell_number(record.median_db)] if unlike else []
-            agreement = [counted, _spell_range(record.agreement_interval, ".1f", 100)]
-            if counts:
-                expected = None if record.expected_agreement is None else 100 * record.expected_agreement
-                agreement = [counted, spell_number(expected), _spell_range(record.expected_interval, ".1f", 100)]
-            table.add_row(record.name, session, decibels, interval, *median, *errors, *agreement)
+            table.add_row(record.name, session, decibels, ranges[0], *median, *errors, agreement, ranges[1])
     return table
-
-
-def _has_estimate(report: Report) -> bool:
-    return any(record.expected_agreement is not None for record in list_rows(report.outputs))
 
 
 def _tabulate_stages(report: Report) -> Table:

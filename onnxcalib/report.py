@@ -53,6 +53,20 @@ class LayerRecord:
 
 
 @dataclass(frozen=True)
+class ExpectedRecord:
+    """Estimates for other samples of the same kind, which are nearer to the truth than what few samples have.
+
+    SQNR is estimated from the errors of those held out and of those that the model was made from, agreement from the
+    margins of all and the errors of those held out. None where there is nothing to estimate from.
+    """
+
+    sqnr_db: float | None
+    sqnr_interval: tuple[float, float] | None
+    agreement: float | None
+    agreement_interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class OutputRecord:
     """One output of the model, the float model's values against the quantized model's.
 
@@ -64,9 +78,8 @@ class OutputRecord:
     parts: the output's parts where a Concat joins several tensors; each is judged, and not the output as a whole, in
     which the largest values drown the others. They are named as numpy indexes them, ``output0[:, 4:84]``. tensors: what
     is joined in a part. median_db: the median of the samples' own SQNR. largest_share: the share of the energy that the
-    sample with most of it has; where it is near 1, ``sqnr_db`` is that of one sample. expected_agreement: an estimate
-    of the agreement on other samples of this kind, from the margins of all samples and the errors of those compared; it
-    is far nearer to the truth than the count ``agreement`` of few. expected_interval: of it.
+    sample with most of it has; where it is near 1, ``sqnr_db`` is that of one sample. expected: what is to be expected
+    on other samples; None where the model was made from those compared.
     """
 
     name: str
@@ -83,8 +96,7 @@ class OutputRecord:
     tensors: tuple[str, ...] = ()
     median_db: float | None = None
     largest_share: float | None = None
-    expected_agreement: float | None = None
-    expected_interval: tuple[float, float] | None = None
+    expected: ExpectedRecord | None = None
 
 
 def spell_positions(record: OutputRecord) -> str:
@@ -95,6 +107,17 @@ def spell_positions(record: OutputRecord) -> str:
 def list_rows(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
     """The outputs, each followed by its parts."""
     return [row for record in outputs for row in (record, *record.parts)]
+
+
+def list_expected(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
+    """Outputs and parts with the numbers that are expected on other samples, where there are estimates."""
+    return [
+        OutputRecord(
+            row.name, found.sqnr_db, None, None, found.agreement, found.sqnr_interval, found.agreement_interval
+        )
+        for row in list_rows(outputs)
+        if (found := row.expected) is not None
+    ]
 
 
 def list_judged(outputs: Iterable[OutputRecord]) -> list[OutputRecord]:

@@ -960,25 +960,29 @@ def test_samples_to_test_on_are_measured_and_then_all_others_are_used(net, tmp_p
     assert found.report.measured_on == MeasuredOn("test", 5) and found.report.samples == 64
     with pytest.raises(OutputError, match="is read by this run"):
         found.save(test)
-    assert found.report.outputs[0].expected_agreement is None  # of five samples
+    assert found.report.outputs[0].expected is None  # five are too few to estimate from
     used = quantize(net, samples, settings(weight_bits=4), test=samples)
     assert used.model.SerializeToString() == found.model.SerializeToString()
     assert used.report.outputs[0].sqnr_db > found.report.outputs[0].sqnr_db
 
 
-def test_agreement_on_others_is_estimated_from_the_margins_of_all_samples_and_the_errors_of_those_held_out(net):
+def test_what_to_expect_of_others_is_estimated_from_all_samples_and_the_errors_of_those_held_out(net):
     samples = draw_many(64)
     found = quantize(net, samples, settings(weight_bits=4)).report
-    output = found.outputs[0]
-    low, high = output.expected_interval
-    assert output.agreement_interval[0] <= output.expected_agreement <= output.agreement_interval[1]
-    assert low <= output.expected_agreement <= high
-    assert high - low < output.agreement_interval[1] - output.agreement_interval[0]
-    assert found.outputs_unoptimized[0].expected_agreement is None and '"expected_agreement"' in found.to_json()
-    other = quantize(net, samples, settings(weight_bits=4), test=draw_many(64, seed=6))
-    assert other.report.outputs[0].expected_agreement is not None
+    output, expected = found.outputs[0], found.outputs[0].expected
+    for value, own, counted in (
+        (expected.sqnr_db, expected.sqnr_interval, output.sqnr_interval),
+        (expected.agreement, expected.agreement_interval, output.agreement_interval),
+    ):
+        assert counted[0] <= value <= counted[1] and own[0] <= value <= own[1] and own != counted
+    assert own[1] - own[0] < counted[1] - counted[0]
+    assert expected.sqnr_db != output.sqnr_db and '"expected"' in found.to_json()
+    assert found.outputs_unoptimized[0].expected is None
+    other = quantize(net, samples, settings(weight_bits=4), test=draw_many(64, seed=6)).report.outputs[0]
+    assert other.expected.sqnr_db == other.sqnr_db
+    assert other.expected.agreement_interval != other.agreement_interval
 
 
 def test_few_samples_are_used_and_measured_on(net):
-    assert quantize(net, SAMPLES, settings()).report.outputs[0].expected_agreement is None
-    assert quantize(net, SAMPLES, settings()).report.measured_on == MeasuredOn("calibration", len(SAMPLES))
+    report = quantize(net, SAMPLES, settings()).report
+    assert report.measured_on == MeasuredOn("calibration", len(SAMPLES)) and report.outputs[0].expected is None

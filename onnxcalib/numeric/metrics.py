@@ -127,11 +127,16 @@ class Comparison:
         return 10 * float(np.log10(max(reference, TINY)) - np.log10(max(error, TINY)))
 
     @property
+    def by_sample(self) -> np.ndarray:
+        """Squared norms of reference and error of each sample, (2, samples)."""
+        return np.concatenate([np.zeros((2, 0)), *self._by_sample], axis=1)
+
+    @property
     def median_db(self) -> float:
         """The median of the samples' own SQNR, which one sample of many cannot move; as ``sqnr_db`` at the ends."""
         if not self.values:
             return float("nan")
-        reference, error = np.concatenate(self._by_sample, axis=1)
+        reference, error = self.by_sample
         with np.errstate(divide="ignore", invalid="ignore"):
             each = 10 * (np.log10(np.maximum(reference, TINY)) - np.log10(np.maximum(error, TINY)))
         each[error == 0] = np.inf
@@ -141,7 +146,7 @@ class Comparison:
     @property
     def largest_share(self) -> float:
         """The share of ``sum a^2`` that the sample with most of it has; NaN where there is none."""
-        reference = np.concatenate(self._by_sample, axis=1)[0] if self.values else np.zeros(1)
+        reference = self.by_sample[0] if self.values else np.zeros(1)
         total = reference.sum()
         return float(reference.max() / total) if 0 < total < np.inf else float("nan")
 

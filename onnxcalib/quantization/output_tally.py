@@ -13,7 +13,8 @@ from ..graph.parts import Part
 from ..numeric.intervals import UNKNOWN, agreement_interval, position_interval, sqnr_interval
 from ..numeric.margins import Margins
 from ..numeric.metrics import Comparison
-from ..report import OutputRecord
+from ..numeric.unseen import estimate_sqnr
+from ..report import ExpectedRecord, OutputRecord
 from .output_parts import Parts, list_parts
 from .padding_mask import PaddingMask
 
@@ -56,6 +57,7 @@ class OutputTally:
         self._others: dict[str, list[int]] = {}
         self._estimates = estimates
         self._margins: dict[str, Margins] = {}  # of outputs, and of parts by their full names
+        self._seen: OutputTally | None = None
 
     def add(
         self,
@@ -75,11 +77,20 @@ class OutputTally:
         for name, value in wanted.items():
             self._add(name, value, given[name], samples)
 
-    def add_float(self, wanted: Mapping[str, Any], samples: int = 1, real: np.ndarray | None = None) -> None:
-        """Add the float model's outputs alone for one batch, whose margins tell how often the answers may change.
+    def add_seen(
+        self,
+        wanted: Mapping[str, Any],
+        given: Mapping[str, Any],
+        samples: int = 1,
+        real: np.ndarray | None = None,
+    ) -> None:
+        """Add a batch of samples that the model was made from, of which estimates alone take note.
 
         Only outputs that were compared before are taken in.
         """
+        if self._seen is None:
+            self._seen = OutputTally(self._padding, self._parts)
+        self._seen.add(wanted, given, samples, real)
         if self._padding is not None and real is not None:
             wanted = self._padding.mask_outputs(wanted, real)
         for name, value in wanted.items():
@@ -180,7 +191,7 @@ class OutputTally:
     def records(self) -> tuple[OutputRecord, ...]:
         """One record for each output of which anything could be compared, with intervals over the samples."""
         floats = [
-            replace(self._record(name, found, self._padded.get(name, 0)), parts=self._record_parts(name))
+            replace(self._record(name, None, found), parts=self._record_parts(name))
             for name, found in self._floats.items()
             if found.values
         ]
@@ -193,18 +204,33 @@ class OutputTally:
     def _record_parts(self, name: str) -> tuple[OutputRecord, ...]:
         """A record of each part that has values."""
         return tuple(
-            replace(self._record(f"{name}{part.label}", found), tensors=part.tensors)
+            replace(self._record(name, part, found), tensors=part.tensors)
             for part, found in self._by_part.get(name, {}).items()
             if found.values
         )
 
-    def _record(self, name: str, found: Comparison, padded: int = 0) -> OutputRecord:
-        record = _record(name, found, padded)
-        counted, margins = record.agreement_interval, self._margins.get(name)
-        estimate = None if counted is None or margins is None else margins.estimate(counted)
-        if estimate is None:
+    def _record(self, output: str, part: Part | None, found: Comparison) -> OutputRecord:
+        """The record of an output or of one of its parts."""
+        name = output if part is None else f"{output}{part.label}"
+        record = _record(name, found, self._padded.get(output, 0) if part is None else 0)
+        if not self._estimates:
             return record
-        return replace(record, expected_agreement=estimate[0], expected_interval=estimate[1])
+        return replace(record, expected=self._expect(record, found, self._find_seen(output, part)))
+
+    def _find_seen(self, output: str, part: Part | None) -> Comparison | None:
+        if self._seen is None:
+            return None
+        return self._seen._floats.get(output) if part is None else self._seen._by_part.get(output, {}).get(part)
+
+    def _expect(self, record: OutputRecord, found: Comparison, seen: Comparison | None) -> ExpectedRecord | None:
+        decibels = None if seen is None else estimate_sqnr(found.by_sample, seen.by_sample)
+        counted, margins = record.agreement_interval, self._margins.get(record.name)
+        share = None if counted is None or margins is None else margins.estimate(counted)
+        if decibels is None and share is None:
+            return None
+        return ExpectedRecord(
+            *(decibels or (record.sqnr_db, record.sqnr_interval)), *(share or (record.agreement, counted))
+        )
 
 
 def _record(name: str, found: Comparison, padded: int = 0) -> OutputRecord:

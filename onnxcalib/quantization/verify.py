@@ -32,8 +32,8 @@ from .saturation import measure_saturation
 
 # Samples on which every layer is compared, which takes several times as long as running the models.
 INNER = 32
-# Samples, of those that the model was made from, whose margins are taken; more move the estimate by below 0.3 points.
-MARGINS = 1024
+# Samples, of those that the model was made from, that estimates take note of; more move agreement by below 0.3 points.
+SEEN = 1024
 # Operators of onnxruntime that read integers and give float.
 INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
 NO_KERNEL = "which has no integer kernel in onnxruntime here"
@@ -88,7 +88,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
             if number < inside.batches:
                 off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
         if prepared.measured_on.source == "held out":
-            _add_margins(prepared, reference, on, inside.batch)
+            _add_seen(prepared, (reference, optimized), on, inside.batch)
     on.check()
     del reference, optimized  # large models are held once
     first, records = (inside.batch, inside.batches), on.records()
@@ -116,12 +116,13 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     )
 
 
-def _add_margins(prepared: Prepared, reference: Session, tally: OutputTally, size: int) -> None:
-    """Add the float outputs of the samples that the model was made from, evenly spread ones where they are many."""
+def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: OutputTally, size: int) -> None:
+    """Add samples that the model was made from to the estimates, evenly spread ones where they are many."""
     samples = prepared.samples
-    for run in samples.split(size)[:: -(-len(samples) // MARGINS)]:
+    for run in samples.split(size)[:: -(-len(samples) // SEEN)]:
         feeds = samples.read(run)
-        tally.add_float(reference.run(feeds), samples.count(feeds), find_real(feeds))
+        wanted, given = (session.run(feeds) for session in sessions)
+        tally.add_seen(wanted, given, samples.count(feeds), find_real(feeds))
 
 
 def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:

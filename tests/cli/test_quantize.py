@@ -21,6 +21,7 @@ from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.report import (
     BlockRecord,
     BoundRecord,
+    ExpectedRecord,
     FloatRecord,
     LayerRecord,
     MeasuredOn,
@@ -175,13 +176,18 @@ def test_the_table_says_what_it_was_measured_on(capsys, source, line):
     assert any(each.startswith(line) for each in capsys.readouterr().out.splitlines())
 
 
-def test_an_estimated_agreement_stands_beside_the_count(capsys):
-    output = replace(REPORT.outputs[0], expected_agreement=0.9876, expected_interval=(0.971, 0.996))
-    summary.print_summary(replace(REPORT, outputs=(output,), measured_on=MeasuredOn("held out", 64)), Path("out.onnx"))
+def test_what_to_expect_of_others_stands_above_what_was_measured(capsys):
+    output = replace(REPORT.outputs[0], expected=ExpectedRecord(30.125, (29.0, 31.5), 0.9876, (0.971, 0.996)))
+    report = replace(REPORT, outputs=(output,), measured_on=MeasuredOn("held out", 64))
+    summary.print_summary(report, Path("out.onnx"))
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.endswith("counted % is of these, agreement % an estimate for others like them") for line in lines)
-    assert any(line.split()[-8:] == "cosine max error counted % agreement % 95%".split()[-8:] for line in lines)
-    assert any(line.split()[-5:] == "97.50 98.76 97.1 to 99.6".split() for line in lines)
+    assert (
+        "result, on 64 samples held out; it was made from the other 16; expected: estimates for others like them"
+        in (lines)
+    )
+    rows = [line.split() for line in lines if line.startswith("scores")]
+    assert rows[0] == "scores expected 30.12 29.0 to 31.5 - - 98.76 97.1 to 99.6".split()
+    assert rows[1][:3] == ["scores", "optimized", "31.25"]
 
 
 def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
