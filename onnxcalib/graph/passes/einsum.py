@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from string import ascii_letters
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..index import attribute_of, constant, is_op
+from ..shapes import Shape, infer_shapes
 from ..writer import Writer
+
+ELLIPSIS = "..."
 
 
 @dataclass(frozen=True)
@@ -32,25 +37,35 @@ def einsum_as_matmul(model: ModelProto) -> int:
     """Rewrite Einsums of two operands that sum over an axis which both have; returns how many were rewritten.
 
     A constant operand may have several summed axes and several of its own, which are one each of its matrix, and one
-    batch axis. Two activations have one axis of each kind beside their batch axes. Others stay, such as those with an
-    ellipsis, of three operands, or with an axis that only one operand has and that is summed. The MatMul has the name.
+    batch axis. Two activations have one axis of each kind beside their batch axes. Others stay, such as those of three
+    operands, with an axis that only one operand has and that is summed, or with an ellipsis for axes whose number is
+    not known. The MatMul has the name.
     """
     writer = Writer(model)
+    shapes = cache(partial(infer_shapes, model))
     for node in model.graph.node:
-        letters = _read(node) if is_op(node, "Einsum") else None
+        letters = _read(node, shapes) if is_op(node, "Einsum") else None
         if letters is None or not _write(writer, node, letters):
             writer.keep(node)
     return writer.finish()
 
 
-def _read(node: NodeProto) -> _Letters | None:
+def _read(node: NodeProto, shapes: Callable[[], Mapping[str, Shape]]) -> _Letters | None:
     left, arrow, output = attribute_of(node, "equation", b"").decode().replace(" ", "").partition("->")
     operands = tuple(left.split(","))
-    if len(operands) != 2 or "." in left:
+    if len(operands) != 2:
         return None
-    one, other = operands
     if not arrow:
-        output = "".join(sorted(letter for letter in {*one, *other} if (one + other).count(letter) == 1))
+        once = {letter for letter in left if left.count(letter) == 1} - {",", "."}
+        output = (ELLIPSIS if ELLIPSIS in left else "") + "".join(sorted(once))
+    if ELLIPSIS in left:
+        ranks = [len(shapes()[name]) if name in shapes() else None for name in node.input]
+        spelled = _spell_ellipsis((*operands, output), ranks)
+        if spelled is None:
+            return None
+        *spelled, output = spelled
+        operands = tuple(spelled)
+    one, other = operands
     if any(len(set(letters)) < len(letters) for letters in (one, other, output)):
         return None
     batch = "".join(letter for letter in output if letter in one and letter in other)
@@ -59,6 +74,25 @@ def _read(node: NodeProto) -> _Letters | None:
     if not summed or len(batch + summed + first) < len(one) or len(batch + summed + second) < len(other):
         return None
     return _Letters((one, other), output, batch, summed, first, second)
+
+
+def _spell_ellipsis(terms: Sequence[str], ranks: Sequence[int | None]) -> list[str] | None:
+    """The terms of an equation, the output last, with letters for each ellipsis; None where their number is unknown.
+
+    ranks: of the operands. The last of the axes that ellipses stand for are the same in all terms.
+    """
+    counts = []
+    for term, rank in zip(terms, ranks, strict=False):
+        if ELLIPSIS in term:
+            if rank is None:
+                return None
+            counts.append(rank - len(term.replace(ELLIPSIS, "")))
+    spare = "".join(letter for letter in ascii_letters if letter not in "".join(terms))
+    most = max(counts)
+    if min(counts) < 0 or most > len(spare) or ELLIPSIS not in terms[-1]:
+        return None
+    wanted = iter([*counts, most])
+    return [t.replace(ELLIPSIS, spare[most - next(wanted) : most]) if ELLIPSIS in t else t for t in terms]
 
 
 def _write(writer: Writer, node: NodeProto, letters: _Letters) -> bool:

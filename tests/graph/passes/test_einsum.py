@@ -83,15 +83,45 @@ def test_a_stack_of_matrices_becomes_a_layer(build, run, draw):
         ("bij,jk->ik", 1),  # a sum over an axis of one operand
         ("bii,ik->bk", 1),  # a diagonal
         ("bij,jk,ko->bio", 1),  # three operands
-        ("...j,jk->...k", 1),
         ("bhi,bhi->bh", None),
         ("nhedk,hedk->nhe", 1),  # two batch axes and more
     ],
 )
 def test_other_einsums_stay(build, draw, equation, constant):
-    if "." in equation:
-        text = 'g (float[2, 4] x) => (float y) { y = Einsum <equation = "...j,jk->...k"> (x, w) }'
-        assert rewrite(build(text, w=draw(4, 3))) == (0, "Einsum")
-        return
     model, _ = make(build, draw, equation, constant)
     assert rewrite(model) == (0, "Einsum")
+
+
+@pytest.mark.parametrize(
+    ("equation", "one", "other", "constant", "ops"),
+    [
+        ("...j,jk->...k", "2, 5, 4", (4, 3), True, "MatMul"),
+        ("...j,jk", "2, 5, 4", (4, 3), True, "MatMul"),
+        ("...ij,kj->...ik", "4, 4", (3, 4), True, "MatMul"),
+        ("j...,jk->...k", "4, 2, 5", (4, 3), True, "Transpose MatMul"),
+        ("...ij,...jk->...ik", "2, 3, 5, 4", (2, 3, 4, 6), False, "MatMul"),
+        ("...ij,...jk->...ik", "2, 3, 5, 4", (1, 3, 4, 6), False, "MatMul"),
+    ],
+)
+def test_an_ellipsis_stands_for_the_axes_that_are_left(build, run, draw, equation, one, other, constant, ops):
+    second = f", float[{', '.join(map(str, other))}] w" if not constant else ""
+    weights = {"w": draw(*other)} if constant else {}
+    model = build(
+        f'g (float[{one}] x{second}) => (float y) {{ [own] y = Einsum <equation = "{equation}"> (x, w) }}', **weights
+    )
+    inputs = [draw(*map(int, one.split(","))), *([] if constant else [draw(*other)])]
+    (before,) = run(model, *inputs)
+    assert rewrite(model) == (1, ops)
+    np.testing.assert_allclose(run(model, *inputs)[0], before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "other"),
+    [
+        ("...ij,...jk->...ik", "[2, 3, 5, 4]", "[3, 4, 6]"),  # broadcast along an axis that one operand lacks
+        ("...j,jk->...k", "", "[4, 3]"),  # of unknown rank
+    ],
+)
+def test_an_ellipsis_of_other_axes_stays(build, equation, shape, other):
+    text = f'g (float{shape} x, float{other} w) => (float y) {{ y = Einsum <equation = "{equation}"> (x, w) }}'
+    assert rewrite(build(text)) == (0, "Einsum")
