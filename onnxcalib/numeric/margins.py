@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .intervals import Interval, wilson_interval
-from .metrics import SUM_TOLERANCE, find_class_rows, lay_rows
+from .metrics import HALF_TOLERANCE, SUM_TOLERANCE, find_class_rows, lay_rows
 
 RIVALS = 8  # of the top class: with 4 or 16 the estimate is as good
 POSITIONS = 32  # of one sample; a sample's positions depend on each other, so that more tell little
@@ -15,6 +15,7 @@ ROWS = 2**15  # answers that are kept; the share of so many is known to 0.1 poin
 ERRORS = 256  # that each margin meets
 FEWEST = 8  # samples with errors: of fewer, a count says no less
 SEED = 0
+SORTED_AT_ONCE = 2**22  # values, so that large vocabularies need little memory
 LEAST_LIKELY = 1e-3  # of the top class: a probability below that is no rival, and its logarithm may be any
 # A sample whose margin is known tells as much as so many whose answer is counted, with margins that are spread evenly
 # near 0 and errors of a normal distribution: the integral of P over that of P^2, P(x) the chance of an error above x.
@@ -64,18 +65,13 @@ class Margins:
         owners = np.arange(len(rows)) // (len(rows) // samples) if len(rows) % samples == 0 else np.arange(len(rows))
         finite = np.isfinite(rows).all(axis=1)
         taken, weights = self._choose(np.flatnonzero(finite), owners)
-        rows = rows[taken].astype(np.float64)
-        others = None if other is None else lay_rows(other, axis)[taken].astype(np.float64)
+        rows, others = rows[taken], None if other is None else lay_rows(other, axis)[taken]
         self._broken |= others is not None and not bool(np.isfinite(others).all())
-        likely = bool(len(rows) and rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() < SUM_TOLERANCE)
-        if likely:
-            least = LEAST_LIKELY * rows.max(axis=1, keepdims=True)
-            rows = np.log(np.maximum(rows, least))
-            others = None if others is None else np.log(np.maximum(others, least))
+        likely = len(rows) > 0 and _are_likely(rows)
         if len(rows):
             self._count += len(rows)
             self._kinds.add((reference.shape[axis], likely))
-            self._batches.append((*_find_gaps(rows, others), self._samples + owners[taken], weights))
+            self._batches.append((*_find_gaps(rows, others, likely=likely), self._samples + owners[taken], weights))
         self._samples += int(owners[-1]) + 1 if len(owners) else 0
 
     def _choose(self, rows: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,11 +171,30 @@ def _estimate(rows: _Rows, given: _Rows, errors: np.ndarray) -> tuple[float, Int
     return share, wilson_interval(share, max(independent, 1.0))
 
 
-def _find_gaps(rows: np.ndarray, others: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _are_likely(rows: np.ndarray) -> bool:
+    """Whether rows are probabilities."""
+    tolerance = SUM_TOLERANCE if rows.dtype.itemsize > 2 else HALF_TOLERANCE
+    return bool(rows.min() >= 0 and np.abs(rows.sum(axis=1, dtype=np.float64) - 1).max() < tolerance)
+
+
+def _find_gaps(rows: np.ndarray, others: np.ndarray | None, *, likely: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Margins of the top class over its rivals, and what the other model adds to them, (rows, rivals)."""
-    order = np.argsort(-rows, axis=1, kind="stable")[:, : RIVALS + 1]
-    best, errors = np.take_along_axis(rows, order, axis=1), None
-    if others is not None:
-        gaps = np.take_along_axis(others, order, axis=1) - best
-        errors = gaps[:, :1] - gaps[:, 1:]
-    return best[:, :1] - best[:, 1:], errors
+    size = max(1, SORTED_AT_ONCE // rows.shape[1])
+    order = np.concatenate([_find_best(rows[at : at + size]) for at in range(0, len(rows), size)])
+    best, other = (
+        None if x is None else np.take_along_axis(x, order, axis=1).astype(np.float64) for x in (rows, others)
+    )
+    assert best is not None
+    if likely:
+        least = LEAST_LIKELY * best[:, :1]
+        best, other = np.log(np.maximum(best, least)), None if other is None else np.log(np.maximum(other, least))
+    gaps = None if other is None else other - best
+    return best[:, :1] - best[:, 1:], None if gaps is None else gaps[:, :1] - gaps[:, 1:]
+
+
+def _find_best(rows: np.ndarray) -> np.ndarray:
+    """Indices of the best RIVALS + 1 classes, the best first, and the first of equal ones."""
+    count = min(RIVALS + 1, rows.shape[1])
+    found = np.sort(np.argpartition(rows, -count, axis=1)[:, -count:], axis=1)
+    order = np.argsort(-np.take_along_axis(rows, found, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1)
