@@ -101,7 +101,7 @@ class Margins:
         rows = _Rows(*(np.concatenate([batch[i] for batch in self._batches]) for i in (0, 2, 3)))
         if given.samples < FEWEST:
             return None
-        chosen = self._draw.permutation(len(errors))[:ERRORS]
+        chosen = np.random.default_rng(SEED).permutation(len(errors))[:ERRORS]
         given = _Rows(given.margins[chosen], given.owners[chosen], given.weights[chosen])
         share, interval = _estimate(rows, given, errors[chosen])
         clipped = min(max(share, counted[0]), counted[1])

@@ -74,6 +74,11 @@ def test_without_a_change_the_estimate_is_1_and_its_interval_no_point():
         assert share == high == 1 and 0.99 < low < 1
 
 
+def test_the_estimate_is_the_same_each_time():
+    found = collect(*make_scores(600, 0), 600)
+    assert found.estimate(ANY) == found.estimate(ANY)
+
+
 def test_equal_scores_that_stay_equal_agree():
     constant = np.ones((64, 5))
     assert collect(constant, 0 * constant, 64).estimate(ANY)[0] == 1
