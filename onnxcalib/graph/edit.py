@@ -30,6 +30,13 @@ def unused_name(name: str, taken: Container[str]) -> str:
     return found
 
 
+def take_name(name: str, taken: set[str]) -> str:
+    """As ``unused_name``, and the name is taken from now on."""
+    found = unused_name(name, taken)
+    taken.add(found)
+    return found
+
+
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Rename tensors in nodes, and in their bodies where these do not make one of the same name."""
     for node in graph.node:

@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
-from .edit import refill, replace_names, reroute, unused_name, write_attributes
+from .edit import refill, replace_names, reroute, take_name, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
 from .index import Index, is_op, reads
@@ -122,9 +122,7 @@ class _Writer:
 
     def _name(self, name: str) -> str:
         """The name itself, numbered where the graph has it already; it is taken from now on."""
-        name = unused_name(name, self.taken)
-        self.taken.add(name)
-        return name
+        return take_name(name, self.taken)
 
     def _write(self, name: str, values: np.ndarray) -> str:
         self.written.append(numpy_helper.from_array(np.asarray(values, order="C"), name))

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from ..spec import QuantSpec
-from .edit import add_constant, refill, unused_name
+from .edit import add_constant, refill, take_name
 from .fusion import HARD_ALPHA, HARD_BETA
 from .index import Index, attribute_of, constant, is_op, known_constant, list_names
 from .ops import DEQUANTIZE, QUANTIZE
@@ -59,9 +59,7 @@ def _write(graph: GraphProto, index: Index, node: NodeProto, dequantize: NodePro
     """Make the node an Add; returns the two nodes of its operands."""
 
     def name(suffix: str) -> str:
-        found = unused_name(f"{node.name}_{suffix}", taken)
-        taken.add(found)
-        return found
+        return take_name(f"{node.name}_{suffix}", taken)
 
     def dequantized(integers: str, scale: float, zero_point: int, suffix: str) -> NodeProto:
         scales = add_constant(graph, name(f"{suffix}_scale"), np.float32(scale))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from .edit import copy_model, reroute, unused_name
+from .edit import copy_model, reroute, take_name
 from .extract import extract, infer_types
 from .index import Index, all_nodes, attribute_of, has_bodies, is_op, list_names, reads, subgraphs
 from .load import FLOAT_TYPES
@@ -90,8 +90,7 @@ def cut_tail(model: ModelProto, steps: Sequence[Step]) -> Tail:
     copies: dict[tuple[str, str], str] = {}
     for step in steps:
         for tensor in step.tensors:
-            name = copies[step.name, tensor] = unused_name(f"{tensor}_of_{step.name}", taken)
-            taken.add(name)
+            name = copies[step.name, tensor] = take_name(f"{tensor}_of_{step.name}", taken)
             reroute(index.nodes[step.name], tensor, name)
             types[name] = _renamed(types[tensor], name)
     made, inner = _reached(model.graph.node, {name for step in steps for name in index.nodes[step.name].output})

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from ..spec import LayerScheme, QParams
-from .edit import add_constant, copy_model, unused_name
+from .edit import add_constant, copy_model, take_name
 from .fusion import rectified
 from .index import Index
 from .layers import count_channels, last_layers
@@ -82,6 +82,4 @@ class _Twins:
         return add_constant(self.graph, self._name("constant"), np.asarray(value))
 
     def _name(self, tensor: str) -> str:
-        name = unused_name(f"{tensor}_twin", self.taken)
-        self.taken.add(name)
-        return name
+        return take_name(f"{tensor}_twin", self.taken)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from ..spec import QuantScheme
-from .edit import refill, unused_name
+from .edit import refill, take_name
 from .fusion import carried_outputs, data_inputs, has_integer_kernel, rectified
 from .index import Index, is_op
 from .ops import CONVOLUTIONS, INTEGER_OPS
@@ -67,9 +67,6 @@ def bar_from_fusion(model: ModelProto, names: frozenset[str]) -> None:
         nodes.append(node)
         if node.name in names:
             behind = node.output[0]
-            node.output[0] = unused_name(f"{behind}_unfused", taken)
-            nodes.append(
-                helper.make_node("Max", node.output[:1], [behind], name=unused_name(f"{node.name}_Max", taken))
-            )
-            taken |= {node.output[0], nodes[-1].name}
+            node.output[0] = take_name(f"{behind}_unfused", taken)
+            nodes.append(helper.make_node("Max", node.output[:1], [behind], name=take_name(f"{node.name}_Max", taken)))
     refill(model.graph.node, nodes)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from .edit import add_constant, refill, unused_name
+from .edit import add_constant, refill, take_name
 from .index import Index, list_names
 
 
@@ -56,6 +56,4 @@ class Writer:
         return self.count
 
     def _name(self, name: str) -> str:
-        found = unused_name(name, self._taken)
-        self._taken.add(found)
-        return found
+        return take_name(name, self._taken)

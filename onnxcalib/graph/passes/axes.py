@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from ..edit import add_constant, refill, unused_name, write_attributes
+from ..edit import add_constant, refill, take_name, write_attributes
 from ..index import Index, attribute_of, constant, is_op, list_names
 from ..shapes import Shape, infer_shapes
 
@@ -108,6 +108,4 @@ class _Writer:
         return add_constant(self.graph, self._take(f"{node.name}_axes"), value)
 
     def _take(self, name: str) -> str:
-        found = unused_name(name, self.taken)
-        self.taken.add(found)
-        return found
+        return take_name(name, self.taken)

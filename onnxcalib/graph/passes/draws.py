@@ -11,7 +11,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ..draws import key_of, list_draws, name_draws
-from ..edit import copy_model, refill, unused_name
+from ..edit import copy_model, refill, take_name
 from ..index import all_graphs, attribute_of, is_op, list_names, subgraphs
 from ..shapes import infer_graph
 from .normalise import inline_functions, spell_domain
@@ -77,9 +77,7 @@ class _Fixing:
         return self.tables.setdefault(name, self.unused(f"{name}_draws"))
 
     def unused(self, name: str) -> str:
-        found = unused_name(name, self.taken)
-        self.taken.add(found)
-        return found
+        return take_name(name, self.taken)
 
 
 class _Replacement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
 
-from ..edit import refill, rename, unused_name
+from ..edit import refill, rename, take_name
 from ..index import list_names, subgraphs
 from ..load import weight_types
 
@@ -32,9 +32,8 @@ def widen_float16(model: ModelProto) -> int:
     renamed: dict[str, str] = {}
     casts: dict[str, str] = {}
     for name in (*inputs, *outputs):
-        renamed[name] = unused_name(f"{name}.float32", taken)
-        casts[name] = unused_name(f"{renamed[name]}.cast", taken | {renamed[name]})
-        taken |= {renamed[name], casts[name]}
+        renamed[name] = take_name(f"{name}.float32", taken)
+        casts[name] = take_name(f"{renamed[name]}.cast", taken)
     for tensor in graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
     rename(graph, renamed)

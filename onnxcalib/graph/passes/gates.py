@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..edit import add_constant, drop_stale_shapes, unused_name, write_operand
+from ..edit import add_constant, drop_stale_shapes, take_name, write_operand
 from ..fusion import HARD_ALPHA, HARD_BETA
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names
 from ..layers import count_channels
@@ -36,10 +36,8 @@ def fold_hardsigmoid(model: ModelProto) -> int:
         write_operand(model.graph, index, layer, 1, (alpha * values).astype(np.float32))
         write_operand(model.graph, index, layer, 2, (alpha * bias + beta).astype(np.float32))
         for end in () if ends else (0.0, 1.0):
-            ends.append(add_constant(model.graph, unused_name(f"gate_{end:.0f}", taken), np.float32(end)))
-            taken.add(ends[-1])
-        scaled = unused_name(f"{node.input[0]}_scaled", taken)
-        taken.add(scaled)
+            ends.append(add_constant(model.graph, take_name(f"gate_{end:.0f}", taken), np.float32(end)))
+        scaled = take_name(f"{node.input[0]}_scaled", taken)
         layer.output[0] = node.input[0] = scaled
         node.op_type = "Clip"
         del node.attribute[:]

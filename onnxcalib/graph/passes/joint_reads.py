@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import ModelProto, helper
 
-from ..edit import refill, reroute, unused_name
+from ..edit import refill, reroute, take_name
 from ..index import Index, list_names
 from ..inspect.integers import is_linear
 from ..inspect.kernels import skip_movers
@@ -28,9 +28,8 @@ def join_reads(model: ModelProto) -> int:
         readers = [node for node in index.readers(pattern.source) if node.name in pattern.nodes]
         if dequantize is None or not is_linear(dequantize, DEQUANTIZE) or len(readers) < 2:
             continue
-        output = unused_name(f"{pattern.source}_Max", taken)
-        name = unused_name(f"{pattern.nodes[-1]}_Max", taken | {output})
-        taken.update((output, name))
+        output = take_name(f"{pattern.source}_Max", taken)
+        name = take_name(f"{pattern.nodes[-1]}_Max", taken)
         copies[readers[0].name] = helper.make_node("Max", [pattern.source], [output], name)
         for node in readers:
             reroute(node, pattern.source, output)

@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError, first_line
 from ..draws import name_draws
-from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, unused_name
+from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, take_name
 from ..index import Index, all_nodes, captured, constant, is_op, reads, subgraphs
 from ..shapes import describe_outputs
 from ..weightless import copy_without_weights, replace_around_weights
@@ -178,10 +178,9 @@ def name_nodes(model: ModelProto) -> int:
     count = 0
     for node in model.graph.node:
         if not node.name or node.name in seen:
-            node.name = unused_name(node.name or f"{node.op_type}_{next(filter(None, node.output), '')}", taken)
+            node.name = take_name(node.name or f"{node.op_type}_{next(filter(None, node.output), '')}", taken)
             count += 1
         seen.add(node.name)
-        taken.add(node.name)
     return count
 
 

@@ -6,7 +6,7 @@ import math
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from ..edit import unused_name
+from ..edit import take_name
 from ..extract import infer_types
 from ..index import Index, attribute_of, constant, is_op
 from ..patterns import whole_nodes
@@ -69,8 +69,7 @@ def _reduces_all(index: Index, node: NodeProto, rank: int) -> bool:
 
 def _flatten_after(model: ModelProto, node: NodeProto, taken: set[str]) -> None:
     output = node.output[0]
-    node.output[0] = unused_name(f"{output}_pooled", taken)
-    name = unused_name(f"{node.name}_Flatten", taken | {node.output[0]})
-    taken.update((node.output[0], name))
+    node.output[0] = take_name(f"{output}_pooled", taken)
+    name = take_name(f"{node.name}_Flatten", taken)
     position = next(i for i, other in enumerate(model.graph.node) if other.name == node.name)
     model.graph.node.insert(position + 1, helper.make_node("Flatten", [node.output[0]], [output], name=name, axis=1))

@@ -6,7 +6,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from ...spec import LayerScheme
-from ..edit import add_constant, remove_nodes, reroute, unused_name, write_operand
+from ..edit import add_constant, remove_nodes, reroute, take_name, write_operand
 from ..extract import needed_inputs, needed_nodes
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names
 from ..ops import DEQUANTIZE, QUANTIZE, SHAPE_READERS
@@ -177,9 +177,8 @@ def _insert_before(model: ModelProto, node: NodeProto, operands: dict[str, np.nd
     source: str = node.input[0]
     for offset, (op, operand) in enumerate(operands.items()):
         name, constant_name, output = (
-            unused_name(f"{node.name}_{op}{kind}", taken) for kind in ("", "_operand", "_output")
+            take_name(f"{node.name}_{op}{kind}", taken) for kind in ("", "_operand", "_output")
         )
-        taken.update((name, constant_name, output))
         add_constant(model.graph, constant_name, operand)
         model.graph.node.insert(position + offset, helper.make_node(op, [source, constant_name], [output], name=name))
         source = output

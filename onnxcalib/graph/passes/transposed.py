@@ -19,7 +19,7 @@ from itertools import product
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from ..edit import drop_stale_shapes, refill, unused_name, write_attributes, write_operand
+from ..edit import drop_stale_shapes, refill, take_name, write_attributes, write_operand
 from ..fusion import rectified
 from ..index import Index, attribute_of, constant, is_op, list_names
 
@@ -47,16 +47,12 @@ def write_as_convolutions(model: ModelProto, keep: Collection[str] = ()) -> list
         _write_conv(model, index, node, stride)
         made.append(node.name)
         if stride > 1:
-            output, name = (
-                unused_name(f"{node.output[0]}_phases", taken),
-                unused_name(f"{node.name}_DepthToSpace", taken),
-            )
-            taken.update((output, name))
+            output = take_name(f"{node.output[0]}_phases", taken)
+            name = take_name(f"{node.name}_DepthToSpace", taken)
             move = helper.make_node("DepthToSpace", [output], [last.output[0]], name, blocksize=stride, mode="CRD")
             behind[last.name] = move
             if last is not node:
-                inner = unused_name(f"{output}_before_{last.op_type}", taken)
-                taken.add(inner)
+                inner = take_name(f"{output}_before_{last.op_type}", taken)
                 node.output[0] = last.input[0] = inner
             last.output[0] = output
     if made:

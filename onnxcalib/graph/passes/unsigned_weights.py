@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ..edit import add_constant, copy_model, unused_name
+from ..edit import add_constant, copy_model, take_name
 from ..index import all_graphs, in_scope, list_names, own_constants, subgraphs
 from ..inspect.integers import is_linear
 from ..inspect.kernels import OPERATORS
@@ -92,8 +92,7 @@ class _Writer:
         node.input[weight] = self._add(numpy_helper.to_array(tensor), node.input[weight])
 
     def _add(self, values: np.ndarray, original: str) -> str:
-        name = unused_name(f"{original}_unsigned", self.taken)
-        self.taken.add(name)
+        name = take_name(f"{original}_unsigned", self.taken)
         return add_constant(self.graph, name, (values.astype(np.int16) + SHIFT).astype(np.uint8))
 
 
