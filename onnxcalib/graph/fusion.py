@@ -10,8 +10,8 @@ from onnx import NodeProto
 from .index import Index, attribute_of, constant, is_op
 from .ops import AVERAGES, INTEGER_OPS, MOVERS, NONNEGATIVE_OPS, SHAPE_READERS
 
-# Of HardSigmoid (onnx operator specification).
-HARD_ALPHA, HARD_BETA = 0.2, 0.5
+# HardSigmoid has these where it names none, and HardSwish is x HardSigmoid(x) with another alpha (onnx specification).
+HARD_ALPHA, HARD_BETA, HARD_SWISH_ALPHA = 0.2, 0.5, 1 / 6
 
 
 def moves_values(index: Index, node: NodeProto) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from .extract import infer_types
+from .fusion import HARD_ALPHA, HARD_BETA, HARD_SWISH_ALPHA
 from .index import Index, constant, is_op
 from .probe_values import REDUCTIONS, axes_of, compute, is_computable, variables
 from .shapes import Shape, recorded_shape
@@ -40,7 +41,7 @@ PROBE_LEVELS = (1.0, 1e-3, 1e-7)
 MOST_VALUES = 2**19
 # An epsilon above this is no epsilon.
 MOST_EPSILON = 0.1
-HARD_SIGMOIDS = (1 / 6, 0.2)
+HARD_ALPHAS = (HARD_SWISH_ALPHA, HARD_ALPHA)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,8 +250,8 @@ def _pointwise(alphas: list[float]) -> Iterator[tuple[Function, np.ndarray]]:
         with np.errstate(over="ignore"):
             yield Function(SWISH, alpha), x / (1 + np.exp(-alpha * x))
     yield Function(SIGMOID), 1 / (1 + np.exp(-x))
-    for alpha in HARD_SIGMOIDS:
-        gate = np.clip(alpha * x + 0.5, 0, 1)
+    for alpha in HARD_ALPHAS:
+        gate = np.clip(alpha * x + HARD_BETA, 0, 1)
         yield Function(HARD_SIGMOID, alpha), gate
         yield Function(HARD_SWISH, alpha), x * gate
 

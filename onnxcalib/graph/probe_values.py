@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from .fusion import HARD_ALPHA, HARD_BETA, HARD_SWISH_ALPHA
 from .index import Index, attribute_of, constant, is_op
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
@@ -95,8 +96,8 @@ def _compute(index: Index, node: NodeProto, known: Mapping[str, np.ndarray]) -> 
         return np.minimum(np.maximum(first, low), high)
     if node.op_type in ("HardSigmoid", "HardSwish"):
         swish = node.op_type == "HardSwish"
-        alpha, beta = (1 / 6, 0.5) if swish else (attribute_of(node, "alpha", 0.2), attribute_of(node, "beta", 0.5))
-        gate = np.clip(alpha * first + beta, 0, 1)
+        alpha = HARD_SWISH_ALPHA if swish else attribute_of(node, "alpha", HARD_ALPHA)
+        gate = np.clip(alpha * first + attribute_of(node, "beta", HARD_BETA), 0, 1)
         return first * gate if swish else gate
     others = [_operand(index, name, known) for name in node.input[1:]]
     return _ELEMENTWISE[node.op_type](first, *others)

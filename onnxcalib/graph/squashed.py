@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
+from .fusion import HARD_ALPHA, HARD_SWISH_ALPHA
 from .index import Index, attribute_of, is_op
 from .ops import SHAPE_READERS
 
 # Operators that stand for a function by themselves, and those that a Mul with the tensor makes to another.
 ALONE = {"Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hard-swish", "Gelu": "gelu"}
 GATES = {"Sigmoid": "swish", "HardSigmoid": "hard-swish"}
+# How far a HardSigmoid's alpha may be from that of HardSwish, as files hold it in few digits.
+TOLERANCE = 1e-4
 
 
 def find_squashed(index: Index) -> dict[str, str]:
@@ -32,6 +35,6 @@ def _find_function(index: Index, tensor: str, readers: list[NodeProto]) -> str |
     (product,) = (node for node in readers if node is not gate)
     if not is_op(product, "Mul") or set(product.input) != {tensor, gate.output[0]}:
         return None
-    if is_op(gate, "HardSigmoid") and abs(attribute_of(gate, "alpha", 0.2) - 1 / 6) > 1e-4:
+    if is_op(gate, "HardSigmoid") and abs(attribute_of(gate, "alpha", HARD_ALPHA) - HARD_SWISH_ALPHA) > TOLERANCE:
         return None
     return GATES[gate.op_type] if index.readers(gate.output[0]) == [product] else None

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto, helper
 
-from ..edit import refill, unused_name
+from ..edit import refill, take_name
+from ..fusion import HARD_BETA, HARD_SWISH_ALPHA
 from ..index import is_op, list_names
-
-# HardSwish is x HardSigmoid(x) with these (onnx operator specification).
-ALPHA, BETA = 1 / 6, 0.5
 
 
 def split_hardswish(model: ModelProto) -> int:
@@ -22,9 +20,12 @@ def split_hardswish(model: ModelProto) -> int:
     count = 0
     for node in model.graph.node:
         if is_op(node, "HardSwish"):
-            gate, name = (unused_name(f"{name}_HardSigmoid", taken) for name in (node.output[0], node.name))
-            taken.update((gate, name))
-            nodes.append(helper.make_node("HardSigmoid", [node.input[0]], [gate], name=name, alpha=ALPHA, beta=BETA))
+            gate, name = (take_name(f"{name}_HardSigmoid", taken) for name in (node.output[0], node.name))
+            nodes.append(
+                helper.make_node(
+                    "HardSigmoid", [node.input[0]], [gate], name=name, alpha=HARD_SWISH_ALPHA, beta=HARD_BETA
+                )
+            )
             node.op_type = "Mul"
             node.input.append(gate)
             count += 1

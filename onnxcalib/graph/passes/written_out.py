@@ -11,7 +11,8 @@ import math
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from ..edit import add_constant, drop_dead, refill, unused_name, write_attributes
+from ..edit import add_constant, drop_dead, refill, take_name, write_attributes
+from ..fusion import HARD_BETA
 from ..index import list_names
 from ..patterns import (
     GELU,
@@ -76,9 +77,7 @@ class _Writer:
         return add_constant(self.graph, self._unused(f"{self.pattern.output}_{op}_constant"), array)
 
     def _unused(self, name: str) -> str:
-        name = unused_name(name, self.taken)
-        self.taken.add(name)
-        return name
+        return take_name(name, self.taken)
 
     def finish(self) -> list[NodeProto]:
         """The nodes, of which the last takes the name and the output of the pattern's last."""
@@ -101,7 +100,7 @@ def _write(writer: _Writer, pattern: Pattern, opset: int) -> bool:
     elif kind == SIGMOID:
         writer.add(SIGMOID, x)
     elif kind in (HARD_SIGMOID, HARD_SWISH):
-        gate = writer.add(HARD_SIGMOID, x, alpha=alpha, beta=0.5)
+        gate = writer.add(HARD_SIGMOID, x, alpha=alpha, beta=HARD_BETA)
         if kind == HARD_SWISH:
             writer.add("Mul", x, gate)
     else:
