@@ -15,6 +15,7 @@ CHUNK = 2**16
 class Histogram:
     """Counts in BINS equal bins, bin i from ``(first + i) * width`` on, and the exact minimum and maximum.
 
+    peaks: the lowest and the highest value of each sample, or zero, (2, samples), where they were given.
     The width, in units of the values, is a power of two, and zero is always a bin edge. A value outside makes pairs of
     bins merge, and histograms of one tensor can be merged without loss.
     """
@@ -24,6 +25,12 @@ class Histogram:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
     minimum: float = np.inf
     maximum: float = -np.inf
+    peaks: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
+
+    def add_peaks(self, rows: np.ndarray) -> None:
+        """Keep the lowest and the highest value of more samples, (samples, values)."""
+        ends = np.stack([rows.min(axis=1, initial=0.0), rows.max(axis=1, initial=0.0)])
+        self.peaks = np.concatenate([self.peaks, ends], axis=1)
 
     def add(self, values: np.ndarray) -> None:
         """Count the values of an array of any shape; raises ValueError where one is not finite."""
@@ -42,9 +49,12 @@ class Histogram:
             self.counts += np.bincount(bins.astype(np.intp), minlength=BINS)
 
     def merge(self, other: Histogram) -> None:
-        """Add the counts of another histogram to these."""
+        """Add the counts of another histogram to these, that of another tensor in the same samples."""
         if other.width == 0:
             return
+        mine = self.peaks if self.width else np.zeros_like(other.peaks)
+        if mine.shape == other.peaks.shape:
+            self.peaks = np.stack([np.minimum(mine[0], other.peaks[0]), np.maximum(mine[1], other.peaks[1])])
         self._cover(other.minimum, other.maximum, at_least=other.width)
         ratio = int(min(self.width / other.width, 2.0**62))
         used = np.flatnonzero(other.counts)

@@ -100,6 +100,9 @@ def collect_statistics(
         for name, histogram in histograms.items():
             try:
                 histogram.add(padding.select_real(name, values[name], real))
+                filled, count = padding.fill_padding(name, values[name], real), samples.count(feeds)
+                stacked = filled.ndim > 0 and len(filled) == count
+                histogram.add_peaks(filled.reshape(count if stacked else 1, -1))
             except ValueError as error:
                 raise explain_nan(model, name) or DataError(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"

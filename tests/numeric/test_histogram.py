@@ -71,8 +71,8 @@ def test_a_coarser_histogram_merges_into_a_finer_one_whose_window_holds_it():
 
 def test_memory_does_not_grow_with_the_samples():
     histogram = collect(np.random.default_rng(0).normal(size=(50, 1000)) * np.arange(1, 51)[:, None])
-    assert histogram.counts.shape == (BINS,) and histogram.counts.sum() == 50_000
-    assert sorted(vars(histogram)) == ["counts", "first", "maximum", "minimum", "width"]
+    assert histogram.counts.shape == (BINS,) and histogram.counts.sum() == 50_000 and not histogram.peaks.size
+    assert sorted(vars(histogram)) == ["counts", "first", "maximum", "minimum", "peaks", "width"]
 
 
 def test_bins_stay_fine_however_the_data_come():
@@ -104,3 +104,16 @@ def test_an_empty_array_changes_nothing():
 def test_values_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="values that are not finite"):
         collect([[0.0, bad, 1.0]])
+
+
+def test_peaks_are_those_of_each_sample_or_zero_and_of_several_tensors_the_furthest():
+    one, other = Histogram(), Histogram()
+    for histogram, rows in ((one, [[1, 2], [-3, -1]]), (other, [[-4, 1], [5, 0]])):
+        values = np.asarray(rows, np.float32)
+        histogram.add(values)
+        histogram.add_peaks(values)
+    np.testing.assert_array_equal(one.peaks, [[0, -3], [2, 0]])
+    merged = Histogram()
+    for histogram in (one, other):
+        merged.merge(histogram)
+    np.testing.assert_array_equal(merged.peaks, [[-4, -3], [2, 5]])

@@ -57,6 +57,30 @@ def test_min_max_reaches_both_ends():
     assert low == pytest.approx(GAUSSIAN.min(), abs=step) and high == pytest.approx(GAUSSIAN.max(), abs=step)
 
 
+def collect_rows(rows):
+    histogram = collect(rows)
+    histogram.add_peaks(rows)
+    return histogram
+
+
+def test_rows_of_few_values_leave_room_for_those_of_samples_to_come():
+    rows, others = GAUSSIAN[:2400].reshape(150, 16), GAUSSIAN[2400:]
+    (low, high), seen = ends(choose_grid(collect_rows(rows), BYTES)), ends(choose_grid(collect(rows), BYTES))
+    assert low < 1.02 * seen[0] and high > 1.02 * seen[1]
+    assert low > 1.35 * rows.min() and high < 1.35 * rows.max()
+    errors = [measure_error(others, make_grid(*found, BYTES)) for found in ((low, high), seen)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+BOUNDED_ROWS = np.clip(GAUSSIAN[:3000], -1, 1).reshape(150, 20)
+
+
+@pytest.mark.parametrize("rows", [GAUSSIAN[:48000].reshape(12, 4000), BOUNDED_ROWS, GAUSSIAN[:70].reshape(7, 10)])
+def test_samples_of_many_values_bounded_values_and_few_samples_leave_none(rows):
+    found, seen = ends(choose_grid(collect_rows(rows), BYTES)), ends(choose_grid(collect(rows), BYTES))
+    assert found == pytest.approx(seen, rel=0.06)
+
+
 @pytest.mark.parametrize("percentile", [99.99, 99.0, 90.0])
 def test_a_percentile_leaves_out_its_share_of_the_values(percentile):
     grid = choose_grid(collect(HEAVY), BYTES, kind="percentile", percentile=percentile)

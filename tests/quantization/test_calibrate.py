@@ -43,6 +43,12 @@ def test_histograms_count_every_value_with_the_exact_ends(model, draw):
         assert histograms[name].maximum == pytest.approx(value.max(), rel=1e-5)
 
 
+def test_the_peaks_are_those_of_each_sample(model, draw):
+    x = draw(70, 4, 6, 6)
+    peaks = collect(model, ["x"], samples_of(model, x))["x"].peaks
+    np.testing.assert_array_equal(peaks, [x.min(axis=(1, 2, 3)), x.max(axis=(1, 2, 3))])
+
+
 def test_the_way_the_set_is_divided_into_batches_does_not_matter(model, draw, monkeypatch):
     samples = samples_of(model, draw(10, 4, 6, 6))
     whole = collect(model, ["x"], samples)["x"]
