@@ -45,9 +45,7 @@ def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     if not products:
         return {}
     probe = _Probe(prepared, products)
-    layers = {layer.name for layer in prepared.scheme.layers}
-    first = FIRST_SAMPLES if layers.isdisjoint(products) else SAMPLES  # few samples may all be loud
-    if not probe.read(first) or probe.measure(tuple(products))[1] >= ENOUGH_DB:
+    if not probe.read(probe.first) or probe.measure(tuple(products))[1] >= ENOUGH_DB:
         return {}
     found = probe.search() if probe.read(SAMPLES) else {}
     check_some_left(prepared.scheme, found)
@@ -84,7 +82,10 @@ def _find_before_logs(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple
 
 
 class _Probe:
-    """The float model's outputs on some batches, and the grids of the operands."""
+    """The float model's outputs on some batches, and the grids of the operands.
+
+    first: the samples of a first look.
+    """
 
     def __init__(self, prepared: Prepared, products: Mapping[str, tuple[str, ...]]) -> None:
         self.prepared, self.products = prepared, products
@@ -93,6 +94,8 @@ class _Probe:
         self.unread = deque(prepared.samples.split(min(batch_size(self.session, prepared.samples), FIRST_SAMPLES)))
         self.batches: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
         self.grids: Mapping[str, QParams] = {}
+        layers = {layer.name for layer in prepared.scheme.layers}
+        self.first = FIRST_SAMPLES if layers.isdisjoint(products) else SAMPLES  # few samples may all be loud
 
     def read(self, most: int) -> bool:
         """Read on to so many samples, and choose the grids; False where a value is not finite, as calibration tells."""
@@ -152,7 +155,7 @@ class _Probe:
         for feeds, wanted in self.batches:
             tally.add(wanted, session.run(feeds), prepared.samples.count(feeds), find_real(feeds))
             count += prepared.samples.count(feeds)
-            if count < FIRST_SAMPLES and feeds is not self.batches[-1][0]:
+            if count < self.first and feeds is not self.batches[-1][0]:
                 continue
             found = [part for record in tally.records() for part in (record.parts or (record,))]
             measured = [(each.sqnr_db, each.name) for each in found if each.sqnr_db is not None]

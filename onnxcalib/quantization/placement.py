@@ -8,7 +8,7 @@ These are the rules, in their order. Each sees the scheme without what those bef
 3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
    that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold.
-5. ``coarse_products``: products of activations whose operands they do not hold.
+5. ``coarse_products``: products of activations, and layers in front of a Log, whose operands they do not hold.
 6. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
 
 The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. The others look
