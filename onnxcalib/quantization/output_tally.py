@@ -89,7 +89,7 @@ class OutputTally:
         Only outputs that were compared before are taken in.
         """
         if self._seen is None:
-            self._seen = OutputTally(self._padding, self._parts)
+            self._seen = OutputTally(self._padding, self._parts, class_axes=self._axes)
         self._seen.add(wanted, given, samples, real)
         if self._padding is not None and real is not None:
             wanted = self._padding.mask_outputs(wanted, real)
