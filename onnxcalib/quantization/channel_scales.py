@@ -5,18 +5,16 @@ The features of a table come in units of their own: one grid over years and inco
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
-from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
 from ..graph.passes.rescale import can_scale, scale_input
-from ..runtime.session import Session
 from ..spec import QuantScheme
-from .input_grid import first_layers
+from .input_grid import compute_up_to, first_layers
 
 # The largest magnitude of one channel in that of another: one grid costs the smaller one 4 of 8 bits.
 UNLIKE = 16.0
@@ -57,17 +55,9 @@ def even_channels(
 def _find_peaks(model: ModelProto, tensor: str, of_conv: bool, samples: CalibrationSet, threads: int) -> np.ndarray:
     """The largest magnitude in each channel of what a Conv or another layer reads, (channels,)."""
     peaks: np.ndarray = np.zeros(1)
-    for value in _read_values(model, tensor, samples, threads):
+    compute = compute_up_to(model, tensor, threads)
+    for feeds in samples.batches(AT_ONCE):
+        value = compute(feeds)
         axis = 1 if of_conv else value.ndim - 1
         peaks = np.maximum(peaks, np.abs(value).max(axis=tuple(i for i in range(value.ndim) if i != axis), initial=0))
     return peaks.astype(np.float64)
-
-
-def _read_values(model: ModelProto, tensor: str, samples: CalibrationSet, threads: int) -> Iterator[np.ndarray]:
-    index = Index(model.graph)
-    inputs = needed_inputs(index, index.inputs, [tensor])
-    subgraph = extract(model, infer_types(model), inputs=inputs, outputs=[tensor], index=index)
-    session = Session(subgraph, name=f"the model up to {tensor}", threads=threads) if subgraph.graph.node else None
-    for feeds in samples.batches(AT_ONCE):
-        given = feeds if session is None else session.run({name: feeds[name] for name in inputs})
-        yield given[tensor]

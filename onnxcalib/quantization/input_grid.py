@@ -6,8 +6,9 @@ lie on no grid with one scale a tensor. On the ResNets half of the loss at 8 bit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -45,7 +46,6 @@ def find_lossless_grids(
     hold the values of all samples.
     """
     index = Index(model.graph)
-    types = infer_types(model)
     found: dict[tuple[str, bool], Levels | None] = {}
     fixed: dict[str, QParams] = {}
     rewritten = 0
@@ -53,9 +53,7 @@ def find_lossless_grids(
         spec = scheme.activations[layer.input]
         key = (layer.input, layer.op == "Conv")
         if key not in found:
-            inputs = needed_inputs(index, index.inputs, [layer.input])
-            subgraph = extract(model, types, inputs=inputs, outputs=[layer.input], index=index)
-            found[key] = _read_levels(layer, _read_values(subgraph, samples, threads, padding))
+            found[key] = _read_levels(layer, _read_values(model, layer.input, samples, threads, padding))
         levels = found[key]
         if levels is None:
             continue
@@ -124,17 +122,26 @@ def _read_levels(layer: LayerScheme, given: Iterator[tuple[np.ndarray, np.ndarra
     return levels
 
 
+def compute_up_to(model: ModelProto, tensor: str, threads: int = 0) -> Callable[[Mapping[str, Any]], np.ndarray]:
+    """A function that gives a tensor of the model for feeds, by the nodes in front of it alone."""
+    index = Index(model.graph)
+    inputs = needed_inputs(index, index.inputs, [tensor])
+    if tensor in inputs:
+        return itemgetter(tensor)
+    subgraph = extract(model, infer_types(model), inputs=inputs, outputs=[tensor], index=index)
+    session = Session(subgraph, name=f"the model up to {tensor}", threads=threads)
+    return lambda feeds: session.run(feeds)[tensor]
+
+
 def _read_values(
-    subgraph: ModelProto, samples: CalibrationSet, threads: int, padding: PaddingMask
+    model: ModelProto, tensor: str, samples: CalibrationSet, threads: int, padding: PaddingMask
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Batches of the one output of a subgraph, each with the mask of its elements that are no padding."""
-    tensor = subgraph.graph.output[0].name
-    names = [value.name for value in subgraph.graph.input]
-    session = Session(subgraph, name=f"the model up to {tensor}", threads=threads) if subgraph.graph.node else None
+    """Batches of a tensor in some of the samples, each with the mask of its elements that are no padding."""
+    compute = compute_up_to(model, tensor, threads)
     size = samples.fixed_batch or LEVEL_BATCH
     chosen = np.linspace(0, max(0, len(samples) - size), max(1, LEVEL_SAMPLES // size)).astype(int)
     for start in np.unique(chosen):
         for part in samples.split(size, range(start, min(start + size, len(samples)))):
             feeds = samples.read(part)
-            given = feeds if session is None else session.run({name: feeds[name] for name in names})
-            yield given[tensor], padding.mask_of(tensor, given[tensor].shape, find_real(feeds))
+            values = compute(feeds)
+            yield values, padding.mask_of(tensor, values.shape, find_real(feeds))

@@ -64,7 +64,7 @@ def test_what_several_first_layers_read_is_computed_once(build, weigh, monkeypat
         w=weigh(6, 8), v=weigh(6, 8),
     )  # fmt: skip
     opened = []
-    session = channel_scales.Session
-    monkeypatch.setattr(channel_scales, "Session", lambda *args, **named: opened.append(1) or session(*args, **named))
+    compute = channel_scales.compute_up_to
+    monkeypatch.setattr(channel_scales, "compute_up_to", lambda *given: opened.append(1) or compute(*given))
     samples = open_calibration(draw_table(48, UNITS), inputs_of(net))
     assert len(even_channels(net, make_scheme(net), samples, 1)) == 2 and len(opened) == 1
