@@ -7,7 +7,7 @@ Read the files in this order.
 - Layers: ``gram`` has the moments that a layer's error depends on, ``integer_search`` and ``solve`` find its integers,
   ``scale_blocks`` fits the scales of groups of inputs.
 - Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.
-- Measuring: ``metrics``, ``divergence``, ``intervals`` and ``diagnosis``; ``margins`` and ``unseen`` tell
+- Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell
   what to expect of other samples.
 - Planning: ``program`` is the integer program over bits, ``cut`` the least cut between float and integers.
 """

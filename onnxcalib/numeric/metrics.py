@@ -282,10 +282,13 @@ def _may_be_probabilities(values: np.ndarray) -> bool:
 def _embeds(rows: np.ndarray) -> bool:
     """Whether all rows (samples, classes) are unit vectors with a negative element somewhere: not probabilities.
 
-    Rows with values that are not finite say nothing.
+    Rows with values that are not finite say nothing, but that minus infinity among others is a score's.
     """
     rows = rows.reshape(rows.shape[:2])
-    rows = rows[np.isfinite(rows).all(axis=1)]
+    finite = np.isfinite(rows)
+    if (np.isneginf(rows).any(axis=1) & finite.any(axis=1)).any():
+        return False
+    rows = rows[finite.all(axis=1)]
     squares = np.square(rows, dtype=np.float64).sum(axis=1)
     return bool(np.abs(squares - 1).max(initial=0) < UNIT_TOLERANCE and ((rows < 0).any() or not len(rows)))
 

@@ -17,8 +17,8 @@ SHARES = np.geomspace(1.0, 0.001, 142)
 # Ends beyond what was seen, as multiples of it, for samples that are still to come. Twice as much costs layers behind
 # a pool 3 dB more, and gains nothing on tables.
 MARGINS = np.geomspace(1.025, 1.3, 12)
-# Without so many samples nothing is known of others. Of bounded values, so many samples share the largest.
-LEAST_SAMPLES, BOUNDED = 8, 3
+# Without so many samples nothing is known of others.
+LEAST_SAMPLES = 8
 # Rounds in which each end is searched with the other one fixed; a third round changed no decimal.
 ROUNDS = 2
 # The least scale. A tensor whose range has less than this for every level is constant.
@@ -123,7 +123,7 @@ def _fit_tail(peaks: np.ndarray, centres: np.ndarray, counts: np.ndarray) -> Tai
     above = math.ceil(math.sqrt(len(peaks)))
     ordered = np.sort(peaks)[::-1]
     start, excess = float(ordered[above]), float(np.mean(ordered[:above] - ordered[above]))
-    if start <= 0 or excess <= 0 or ordered[0] == ordered[BOUNDED - 1]:
+    if start <= 0 or excess <= 0:
         return lambda end: 0.0
     total = _clip(start, centres, counts)
 

@@ -7,10 +7,10 @@ behind the steps is run with them: all of its other values are exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -43,6 +43,14 @@ EXPLAINED, LEAST_DB = 3.0, 30.0
 JUMP = 100.0
 
 
+class Flip(NamedTuple):
+    """What is told of an output, or of a part of one, and the SQNR that steps leave it on other data, where known."""
+
+    output: str
+    text: str
+    sqnr_db: float | None = None
+
+
 def describe_flips(
     original: ModelProto,
     quantized: ModelProto,
@@ -54,8 +62,8 @@ def describe_flips(
     padding: PaddingMask | None = None,
     parts: Parts | None = None,
     threads: int = 0,
-) -> Iterator[str]:
-    """One line for each output that is bad through order alone, or that a step makes worse than the rest of the model.
+) -> Iterator[Flip]:
+    """Each output that is bad through order alone, or that a step makes worse than the rest of the model.
 
     outputs: as they were measured on ``samples``. batches: the samples of each, and how many are run in both models.
     others: more samples, which the float model alone sees.
@@ -63,7 +71,7 @@ def describe_flips(
     explained = set()
     for name, line in describe_orders(original, quantized, samples, outputs, batches=batches, threads=threads):
         explained.add(name)
-        yield line
+        yield Flip(name, line)
     if not any(is_step(node) for node in original.graph.node):
         return
     named = copy_model(original)
@@ -75,9 +83,23 @@ def describe_flips(
             expected = exchange.measure(found.steps, padding, parts)
             for record in list_judged(outputs):
                 if record.name.partition("[")[0] not in explained and exchange.is_telling(record, expected):
-                    yield exchange.describe(record, padding, parts)
+                    yield Flip(record.name, exchange.describe(record, padding, parts), expected[0][record.name])
     except ModelError:  # what was measured stands without this
         return
+
+
+def lower_expected(outputs: Sequence[OutputRecord], flips: Iterable[Flip]) -> tuple[OutputRecord, ...]:
+    """The outputs with no more SQNR expected of other samples than their steps leave."""
+    limits = {flip.output: flip.sqnr_db for flip in flips}
+
+    def lower(record: OutputRecord) -> OutputRecord:
+        expected, most = record.expected, limits.get(record.name)
+        if expected is None or expected.sqnr_db is None or most is None or most >= expected.sqnr_db:
+            return record
+        low, high = expected.sqnr_interval or (most, most)
+        return replace(record, expected=replace(expected, sqnr_db=most, sqnr_interval=(min(low, most), high)))
+
+    return tuple(lower(replace(record, parts=tuple(map(lower, record.parts)))) for record in outputs)
 
 
 def _list_runs(samples: CalibrationSet, others: CalibrationSet | None, size: int) -> Iterator[_Run]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph.parts import Part
+from ..numeric.fill import find_fill
 from ..numeric.intervals import UNKNOWN, agreement_interval, position_interval, sqnr_interval
 from ..numeric.margins import Margins
 from ..numeric.metrics import Comparison
@@ -75,6 +76,10 @@ class OutputTally:
                     self._padded[name] = self._padded.get(name, 0) + padded
             wanted, given = (self._padding.mask_outputs(each, real) for each in (wanted, given))
         for name, value in wanted.items():
+            fill = _find_fill(value, given[name])
+            if fill is not None:
+                self._padded[name] = self._padded.get(name, 0) + int(np.count_nonzero(fill))
+                value = np.where(fill, -np.inf, value).astype(value.dtype)
             self._add(name, value, given[name], samples)
 
     def add_seen(
@@ -94,6 +99,8 @@ class OutputTally:
         if self._padding is not None and real is not None:
             wanted = self._padding.mask_outputs(wanted, real)
         for name, value in wanted.items():
+            fill = _find_fill(value, given[name])
+            value = value if fill is None else np.where(fill, -np.inf, value).astype(value.dtype)
             if name in self._margins and isinstance(value, np.ndarray) and value.size:
                 self._margins[name].add(value, None, samples)
                 for part in list_parts(self._parts, name, value.shape):
@@ -231,6 +238,12 @@ class OutputTally:
         return ExpectedRecord(
             *(decibels or (record.sqnr_db, record.sqnr_interval)), *(share or (record.agreement, counted))
         )
+
+
+def _find_fill(value: Any, other: Any) -> np.ndarray | None:
+    """Where an output holds a fill value (see ``find_fill``), which is no answer, as padding is none."""
+    arrays = isinstance(value, np.ndarray) and isinstance(other, np.ndarray)
+    return find_fill(value, other) if arrays and value.dtype.kind == other.dtype.kind == "f" else None
 
 
 def _record(name: str, found: Comparison, padded: int = 0) -> OutputRecord:

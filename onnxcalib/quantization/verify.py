@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
 from .calibrate import batch_size
-from .flips import describe_flips
+from .flips import describe_flips, lower_expected
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -92,26 +93,16 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     on.check()
     del reference, optimized  # large models are held once
     first, records = (inside.batch, inside.batches), on.records()
-    flips = describe_flips(
-        prepared.original,
-        quantized,
-        samples,
-        records,
-        batches=first,
-        others=None if prepared.samples is samples else prepared.samples,
-        padding=padding,
-        parts=prepared.parts,
-        threads=threads,
-    )
+    others = None if prepared.samples is samples else prepared.samples
+    options: dict[str, Any] = {"padding": padding, "parts": prepared.parts, "threads": threads}
+    flips = [*describe_flips(prepared.original, quantized, samples, records, batches=first, others=others, **options)]
     return Verification(
-        outputs=records,
+        outputs=lower_expected(records, flips),
         outputs_unoptimized=off.records(),
-        warnings=(*on.warnings(), *flips),
+        warnings=(*on.warnings(), *(flip.text for flip in flips)),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
-        saturation=measure_saturation(
-            prepared.original, quantized, graph, samples, padding=padding, parts=prepared.parts, threads=threads
-        ),
+        saturation=measure_saturation(prepared.original, quantized, graph, samples, **options),
         float_pass_seconds=seconds * len(prepared.samples) / len(samples),
     )
 

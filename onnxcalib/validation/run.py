@@ -177,10 +177,10 @@ class _Run:
         self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, compared: Comparisons
     ) -> None:
         batches = samples.fixed_batch or 1, -(-INNER // (samples.fixed_batch or 1))
-        for text in describe_flips(
+        for flip in describe_flips(
             original, quantized, samples, compared.outputs, batches=batches, threads=self.threads
         ):
-            self._warn(text)
+            self._warn(flip.text)
 
     def _saturate(
         self,

@@ -3,8 +3,8 @@ import pytest
 
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
-from onnxcalib.quantization.flips import describe_flips
-from onnxcalib.report import OutputRecord
+from onnxcalib.quantization.flips import Flip, describe_flips, lower_expected
+from onnxcalib.report import ExpectedRecord, OutputRecord
 
 # None of the values lies near a whole number.
 DATA = np.random.default_rng(0).integers(-4, 4, size=(64, 6)).astype(np.float32) + np.float32(0.5)
@@ -16,7 +16,9 @@ def describe(model, other, sqnr_db=60.0, *, data=DATA, others=None, output="y"):
     records = (OutputRecord(output, sqnr_db, None, None),)
     more = None if others is None else open_calibration(others, specs)
     samples = open_calibration(data, specs)
-    return [*describe_flips(model, other, samples, records, batches=(8, 4), others=more, threads=1)]
+    return [
+        flip.text for flip in describe_flips(model, other, samples, records, batches=(8, 4), others=more, threads=1)
+    ]
 
 
 def make(build, noise=0.0, text=MODEL):
@@ -66,3 +68,10 @@ def test_a_loop_whose_condition_flips_is_told_though_no_measured_sample_shows_it
     assert describe(fill(0), fill(0.001)) == []
     (line,) = describe(fill(0), fill(0.001), others=near)
     assert "Loop (loop) makes whole steps of small errors in s (" in line and "% of its samples; " in line
+
+
+@pytest.mark.parametrize(("most", "expected"), [(14.0, (14.0, (10.0, 42.0))), (60.0, (40.0, (10.0, 42.0)))])
+def test_no_more_is_expected_of_other_samples_than_steps_leave(most, expected):
+    record = OutputRecord("y", 44.0, None, None, expected=ExpectedRecord(40.0, (10.0, 42.0), None, None))
+    (found,) = lower_expected([record], [Flip("y", "", most)])
+    assert (found.expected.sqnr_db, found.expected.sqnr_interval) == expected

@@ -63,3 +63,15 @@ def test_the_tensors_of_a_sequence_are_estimated_from_their_errors(draw):
         add({"y": [wanted]}, {"y": [given]}, count)
     (record,) = tally.records()
     assert record.name == "y[0]" and record.expected.sqnr_db == pytest.approx(20, abs=0.3)
+
+
+def test_fill_values_of_masked_scores_add_nothing_and_are_no_values_left_out(draw):
+    wanted, given = make_pair(draw, 32, 10)
+    mask = np.zeros((32, 10), bool)
+    mask[:, 3] = True
+    masked, plain = OutputTally(), OutputTally()
+    masked.add({"y": np.where(mask, -1e9, wanted)}, {"y": np.where(mask, -1e9, given)}, 32)
+    plain.add({"y": wanted[~mask].reshape(32, 9)}, {"y": given[~mask].reshape(32, 9)}, 32)
+    (found,), (expected,) = masked.records(), plain.records()
+    assert found.sqnr_db == pytest.approx(expected.sqnr_db) and found.agreement == expected.agreement
+    assert found.left_out == 0 and [*masked.warnings()] == []
