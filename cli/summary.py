@@ -29,6 +29,7 @@ from .console import open_console
 MOST_REASONS = 8  # of nodes that stay in float; some are of one node each
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 FLATTERED = "1 to 6 dB at 4 bits and 1 to 2 dB at 8"  # in docs/results.md
+EXPECTED = "expected"  # the row of estimates, which has nothing but SQNR and agreement
 WORST_LAYERS = 5  # as many as one reads
 
 
@@ -133,7 +134,7 @@ def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
 def _tabulate_outputs(report: Report) -> Table:
     table = _open_table("output", "session")
     sessions = {
-        "expected": list_expected(report.outputs),
+        EXPECTED: list_expected(report.outputs),
         "optimized": report.outputs,
         "unoptimized": report.outputs_unoptimized,
         **list_processors(report.saturation),
@@ -147,6 +148,8 @@ def _tabulate_outputs(report: Report) -> Table:
             decibels, *errors, agreement = _spell_output(record)
             ranges = _spell_range(record.sqnr_interval, ".1f"), _spell_range(record.agreement_interval, ".1f", 100)
             median = [spell_number(record.median_db)] if unlike else []
+            if session == EXPECTED:
+                median, errors = [""] * len(median), [""] * len(errors)
             table.add_row(record.name, session, decibels, ranges[0], *median, *errors, agreement, ranges[1])
     return table
 

@@ -44,6 +44,7 @@ from .pipeline import (
 from .report import (
     BlockRecord as BlockRecord,
     BoundRecord as BoundRecord,
+    ExpectedRecord as ExpectedRecord,
     FloatRecord as FloatRecord,
     LayerRecord as LayerRecord,
     LeftOutRecord as LeftOutRecord,
