@@ -9,13 +9,15 @@ makes as much of quiet sounds, in a spectrum on the levels of loud ones.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto
 
-from ..graph.extract import needed_nodes
+from ..graph.extract import extract, infer_types, needed_nodes
 from ..graph.index import Index, is_op
+from ..graph.liveness import find_live
 from ..numeric.histogram import Histogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
@@ -37,6 +39,9 @@ FIRST_SAMPLES, ENOUGH_DB, TOO_LITTLE_DB = 4, 32.0, 28.0
 MOST_BEFORE_LOG = 8
 # Quantized models that are measured at most.
 MOST_RUNS = 32
+# The float model's tensors are kept at the first of each of so many equal parts of the products. What is in front of
+# a group is not run again.
+STRETCHES = 4
 
 
 def find_coarse_products(prepared: Prepared) -> dict[str, str]:
@@ -81,25 +86,50 @@ def _find_before_logs(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple
     return {name: tensors for name, tensors in found.items() if tensors}
 
 
+class _Cut(NamedTuple):
+    """A place in the graph: the position of the first node behind it, and the tensors from which the rest is run.
+
+    The start of the graph has no tensors.
+    """
+
+    position: int
+    tensors: tuple[str, ...]
+
+
+def _find_cuts(index: Index, model: ModelProto, products: Iterable[str], known: Container[str]) -> list[_Cut]:
+    """The start of the graph, and the places in front of the first product of each stretch.
+
+    known: tensors of known type, of which alone a part of a model can be made.
+    """
+    positions = sorted(index.position[name] for name in products)
+    starts = sorted({positions[len(positions) * number // STRETCHES] for number in range(STRETCHES)} - {0})
+    before = [next(filter(None, model.graph.node[start - 1].output)) for start in starts]
+    live = find_live(model, before, index=index)
+    cuts = [_Cut(start, live[tensor]) for start, tensor in zip(starts, before, strict=True)]
+    return [_Cut(0, ()), *(cut for cut in cuts if all(t in known for t in cut.tensors))]
+
+
 class _Probe:
     """The float model's outputs on some batches, and the grids of the operands.
 
-    first: the samples of a first look.
+    batches: of each the feeds, the outputs and the tensors at the cuts. first: the samples of a first look.
     """
 
     def __init__(self, prepared: Prepared, products: Mapping[str, tuple[str, ...]]) -> None:
         self.prepared, self.products = prepared, products
+        self.index, self.types = Index(prepared.model.graph), infer_types(prepared.model)
+        self.cuts = _find_cuts(self.index, prepared.model, products, self.types)
         self.histograms = {t: Histogram() for each in products.values() for t in each}
-        self.session = Session(prepared.model, also=list(self.histograms), threads=prepared.run.threads)
+        also = [*self.histograms, *(t for cut in self.cuts for t in cut.tensors)]
+        self.session = Session(prepared.model, also=also, threads=prepared.run.threads)
         self.unread = deque(prepared.samples.split(min(batch_size(self.session, prepared.samples), FIRST_SAMPLES)))
-        self.batches: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = []
+        self.batches: list[tuple[dict[str, Any], ...]] = []
         self.grids: Mapping[str, QParams] = {}
         layers = {layer.name for layer in prepared.scheme.layers}
         self.first = FIRST_SAMPLES if layers.isdisjoint(products) else SAMPLES  # few samples may all be loud
 
     def read(self, most: int) -> bool:
         """Read on to so many samples, and choose the grids; False where a value is not finite, as calibration tells."""
-        outputs = [value.name for value in self.prepared.model.graph.output]
         while self.unread and not self._has(most):
             feeds = self.prepared.samples.read(self.unread.popleft())
             values, real = {**feeds, **self.session.run(feeds)}, find_real(feeds)
@@ -108,15 +138,22 @@ class _Probe:
                     histogram.add(self.prepared.padding.select_real(tensor, values[tensor], real))
                 except ValueError:
                     return False
-            self.batches.append((feeds, {name: values[name] for name in outputs}))
-        alone = _only(self.prepared.scheme, self.products, tuple(self.products), Index(self.prepared.model.graph))
+            self._keep(feeds, values)
+        alone = _only(self.prepared.scheme, self.products, tuple(self.products), self.index)
         self.grids = choose_grids(alone, self.histograms, self.prepared.config).activations
         return True
 
+    def _keep(self, feeds: dict[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Keep the outputs, and the tensors at the cuts unless those of SAMPLES would take more than BATCH_BYTES."""
+        inner = {t: values[t] for cut in self.cuts for t in cut.tensors}
+        if _count_bytes(inner) * SAMPLES > BATCH_BYTES * self.prepared.samples.count(feeds):
+            inner, self.cuts = {}, self.cuts[:1]
+        self.batches.append((feeds, {name: values[name] for name in self.index.outputs}, inner))
+
     def _has(self, most: int) -> bool:
         """Whether there are so many samples, or as many as may be held."""
-        held = sum(v.nbytes for _, outputs in self.batches for v in outputs.values() if isinstance(v, np.ndarray))
-        return held >= BATCH_BYTES or sum(self.prepared.samples.count(feeds) for feeds, _ in self.batches) >= most
+        held = sum(_count_bytes(outputs) for _, outputs, _ in self.batches)
+        return held >= BATCH_BYTES or sum(self.prepared.samples.count(feeds) for feeds, *_ in self.batches) >= most
 
     def search(self) -> dict[str, str]:
         """Those of the products that alone fall below the bound, with the reasons; groups above it are not split.
@@ -147,13 +184,19 @@ class _Probe:
 
         It is that of the first samples where these leave no doubt. Of one product below the bound it is that of all.
         """
-        prepared = self.prepared
-        scheme = _only(prepared.scheme, self.products, names, Index(prepared.model.graph))
+        prepared, place = self.prepared, min(self.index.position[name] for name in names)
+        scheme = _only(prepared.scheme, self.products, names, self.index)
         grids = Grids({tensor: self.grids[tensor] for tensor in scheme.activations})
-        session = Session(prepared.emit_grids(scheme, grids), threads=prepared.run.threads)
+        cut = next(each for each in reversed(self.cuts) if each.position <= place)
+        ends = [name for name in self.index.outputs if name not in cut.tensors]
+        part = None
+        if cut.position:
+            part = extract(prepared.model, self.types, inputs=cut.tensors, outputs=ends, index=self.index)
+        session = Session(prepared.emit_grids(scheme, grids, part), threads=prepared.run.threads)
         tally, count, output, decibels = OutputTally(prepared.padding, prepared.parts), 0, "", np.inf
-        for feeds, wanted in self.batches:
-            tally.add(wanted, session.run(feeds), prepared.samples.count(feeds), find_real(feeds))
+        for feeds, outputs, inner in self.batches:
+            wanted, given = {name: outputs[name] for name in ends}, session.run({**feeds, **inner})
+            tally.add(wanted, given, prepared.samples.count(feeds), find_real(feeds))
             count += prepared.samples.count(feeds)
             if count < self.first and feeds is not self.batches[-1][0]:
                 continue
@@ -163,6 +206,10 @@ class _Probe:
             if decibels >= ENOUGH_DB or (decibels < TOO_LITTLE_DB and len(names) > 1):
                 break
         return output, decibels
+
+
+def _count_bytes(values: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
 
 
 def _only(

@@ -118,10 +118,10 @@ class Prepared:
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 
-    def emit_grids(self, scheme: QuantScheme, grids: Grids) -> ModelProto:
-        """The model with grids of the scheme's activations, and float weights."""
+    def emit_grids(self, scheme: QuantScheme, grids: Grids, part: ModelProto | None = None) -> ModelProto:
+        """The model, or a part of it, with grids of the scheme's activations, and float weights."""
         alone = replace(scheme, layers=(), embeddings=(), shared=())
-        return emit_qdq(self.model, alone, grids, {}, encoding=self.config.encoding, keep_outputs=False)
+        return emit_qdq(part or self.model, alone, grids, {}, encoding=self.config.encoding, keep_outputs=False)
 
     def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""

@@ -45,7 +45,7 @@ def test_products_that_lose_little_are_measured_on_few_samples_first(distances, 
     measure = coarse_products._Probe.measure
 
     def record(self, names):
-        runs.append((names, sum(self.prepared.samples.count(feeds) for feeds, _ in self.batches)))
+        runs.append((names, sum(self.prepared.samples.count(feeds) for feeds, *_ in self.batches)))
         return measure(self, names)
 
     monkeypatch.setattr(coarse_products, "ENOUGH_DB", enough)
@@ -76,3 +76,43 @@ def test_a_layer_in_front_of_a_logarithm_stays_in_float_where_256_levels_lose_wh
     model = build(SPECTRUM.replace("LOG", op), **constants)
     loudness = np.float32(10) ** np.arange(-4, 0, 0.2, dtype=np.float32)
     assert list(prepare(model, draw(20, 6, 8) * loudness[:, None, None]).in_float) == found
+
+
+def test_what_is_in_front_of_a_group_is_not_run_again_and_changes_nothing(build, draw, monkeypatch):
+    blocks = "".join(
+        f"a{i} = MatMul (x{i}, wa)  b{i} = MatMul (x{i}, wb)  c{i} = MatMul (x{i}, wc)"
+        f" t{i} = Transpose <perm = [0, 2, 1]> (b{i})  [p{i}] s{i} = MatMul (a{i}, t{i})"
+        f" q{i} = Softmax (s{i})  [o{i}] x{i + 1} = MatMul (q{i}, c{i}) "
+        for i in range(3)
+    )
+    weights = {name: draw(8, 8) / np.float32(3) for name in ("wa", "wb", "wc")}
+    model = build(f"g (float[N, 6, 8] x0) => (float[N, 6, 8] y) {{ {blocks} y = MatMul (x3, wa) }}", **weights)
+    with monkeypatch.context() as patch:
+        patch.setattr(coarse_products, "ENOUGH_DB", -np.inf)
+        prepared = prepare(model, draw(20, 6, 8))
+    products = coarse_products._find_products(prepared.model, prepared.scheme)
+    probe = coarse_products._Probe(prepared, products)
+    assert probe.read(16) and len(products) == 6 and len(probe.cuts) == 5
+    whole = coarse_products._Probe(prepared, products)
+    whole.cuts = whole.cuts[:1]
+    assert whole.read(16)
+    for names in (("o0", "p1"), ("p1",), ("p2", "o2"), ("o2",)):
+        (output, decibels), (same, wanted) = probe.measure(names), whole.measure(names)
+        assert output == same and decibels == pytest.approx(wanted, abs=0.01)
+
+
+def test_tensors_are_not_kept_where_they_would_take_too_much(distances, draw, monkeypatch):
+    kept = []
+    keep = coarse_products._Probe._keep
+
+    def record(self, *given):
+        keep(self, *given)
+        kept.append((len(self.cuts), len(self.batches[-1][2])))
+
+    monkeypatch.setattr(coarse_products._Probe, "_keep", record)
+    prepare(distances(100), draw(20, 6, 8))
+    assert kept and all(cuts > 1 and tensors for cuts, tensors in kept)
+    kept.clear()
+    monkeypatch.setattr(coarse_products, "BATCH_BYTES", 1000)
+    assert "product" in prepare(distances(100), draw(20, 6, 8)).in_float
+    assert set(kept) == {(1, 0)}
