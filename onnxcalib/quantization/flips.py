@@ -88,6 +88,24 @@ def describe_flips(
         return
 
 
+def expect_flips(
+    model: ModelProto,
+    quantized: ModelProto,
+    samples: CalibrationSet,
+    batches: tuple[int, int],
+    *,
+    padding: PaddingMask | None = None,
+    parts: Parts | None = None,
+    threads: int = 0,
+) -> dict[str, float]:
+    """The SQNR that steps alone leave of each output, or part of one, where they read other values in both models."""
+    found = _Errors.of(model, quantized, samples, batches, threads)
+    if not found.steps:
+        return {}
+    exchange = _Exchange.of(model, found, _list_runs(samples, None, batches[0]), threads)
+    return exchange.measure(found.steps, padding, parts)[0]
+
+
 def lower_expected(outputs: Sequence[OutputRecord], flips: Iterable[Flip]) -> tuple[OutputRecord, ...]:
     """The outputs with no more SQNR expected of other samples than their steps leave."""
     limits = {flip.output: flip.sqnr_db for flip in flips}

@@ -32,7 +32,7 @@ def find_last_layers(model: ModelProto, parts: Parts, shapes: Shapes) -> dict[st
     }
     if not any(nearest.values()):
         return {}
-    costs = _count(model, index, shapes)
+    costs = count_costs(model, index, shapes)
     total = [sum(each) for each in zip(*costs.values(), strict=True)]
     chosen: dict[str, str] = {}
     for output, names in nearest.items():
@@ -61,7 +61,7 @@ def _find_nearest(index: Index, tensor: str) -> set[str]:
     return found
 
 
-def _count(model: ModelProto, index: Index, shapes: Shapes) -> dict[str, tuple[int, int]]:
+def count_costs(model: ModelProto, index: Index, shapes: Shapes) -> dict[str, tuple[int, int]]:
     """For each layer with a constant weight its multiplications in one run, and its number of weights."""
     found = {}
     for node in model.graph.node:
