@@ -49,10 +49,12 @@ class Unit:
 class Border:
     """A tensor between kernels: what it costs as integers read in float, and as floats read on integers.
 
-    maker: number of the unit that makes it; None for what is in float. readers: numbers of the units that may read it
-    on integers. in_float: whether a node that cannot run on integers reads it, or the graph gives it out.
+    tensor: its name. maker: number of the unit that makes it; None for what is in float. readers: numbers of the units
+    that may read it on integers. in_float: whether a node that cannot run on integers reads it, or the graph gives it
+    out.
     """
 
+    tensor: str
     maker: int | None
     readers: tuple[int, ...]
     in_float: bool
@@ -157,6 +159,7 @@ def _find_borders(model: ModelProto, index: Index, units: list[Unit], shapes: Sh
         free = maker is not None and units[maker].op in MATRIX_LAYERS
         borders.append(
             Border(
+                tensor=tensor,
                 maker=maker,
                 readers=tuple(read.get(tensor, ())),
                 in_float=bool(others) or tensor in index.outputs,

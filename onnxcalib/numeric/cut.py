@@ -19,15 +19,18 @@ def cut(first: Sequence[float], second: Sequence[float], borders: Mapping[tuple[
     """Which items are on the first side, as booleans; of equal cuts the one with the fewest items on it.
 
     first, second: what each item costs on either side, NEVER where it cannot be there. borders: (a, b) -> what it costs
-    if a is on the first side and b on the second; NEVER where that must not be. Costs are at least 0, rounded to
-    whole numbers, and at most MOST_COST. Items on the first side cost their cut edge to the sink.
+    if a is on the first side and b on the second; NEVER where that must not be. Costs are at least 0, and rounded to
+    whole numbers; where one is over MOST_COST, all are lowered by the same factor. Items on the first side cost their
+    cut edge to the sink.
     """
+    largest = max((cost for cost in (*first, *second, *borders.values()) if cost != NEVER), default=0.0)
+    factor = min(1.0, MOST_COST / max(largest, 1.0))
     source, sink = len(first), len(first) + 1
     edges: dict[tuple[int, int], int] = {}
     for item, (here, there) in enumerate(zip(first, second, strict=True)):
-        edges[item, sink], edges[source, item] = _capacity(here), _capacity(there)
+        edges[item, sink], edges[source, item] = _capacity(factor * here), _capacity(factor * there)
     for (a, b), cost in borders.items():
-        edges[a, b] = edges.get((a, b), 0) + _capacity(cost)
+        edges[a, b] = edges.get((a, b), 0) + _capacity(factor * cost)
     rows, columns = np.array([*edges], np.int32).reshape(-1, 2).T
     shape = (sink + 1, sink + 1)
     capacities = csr_array((np.array([*edges.values()], np.int32), (rows, columns)), shape=shape)
@@ -43,4 +46,4 @@ def cut(first: Sequence[float], second: Sequence[float], borders: Mapping[tuple[
 
 
 def _capacity(cost: float) -> int:
-    return FORCED if cost == NEVER else min(round(cost), MOST_COST)
+    return FORCED if cost == NEVER else round(cost)

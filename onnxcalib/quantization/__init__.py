@@ -6,10 +6,10 @@ Read the files in the order of the work:
   ``odd_samples``, calls ``rewrite``, ``unchanged``, ``channel_scales`` and ``smoke_test``, and finds ``output_parts``.
   ``prepared`` describes the result.
 - ``placement`` has the rules of what stays in float: ``last_layers``, ``cost_placement`` by ``tensor_shapes``, or
-  ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps`` and ``trial``. ``final_trial``
-  follows the solved layers, and ``in_float`` reports.
+  ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps``, ``part_precision`` by
+  ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers, and ``in_float`` reports.
 - ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations,
-  ``part_ranges`` fits them to parts of outputs, and ``ranges`` reads and writes them as a file.
+  and ``ranges`` reads and writes their ranges as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
   change the model's outputs, and ``learn`` runs AdaQuant. ``state`` holds what they have found.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.

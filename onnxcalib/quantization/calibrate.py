@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from ..data import CalibrationSet
 from ..errors import DataError
 from ..graph.finite import explain_nan
 from ..numeric.histogram import Histogram
-from ..numeric.ranges import choose_grid
+from ..numeric.ranges import choose_grid, make_grid
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 from .padding_mask import PaddingMask, find_real
@@ -24,6 +24,9 @@ from .padding_mask import PaddingMask, find_real
 # The activations of one batch for which grids are chosen may take so many bytes.
 BATCH_BYTES = 128 * 2**20
 MOST_SAMPLES = 32
+# How far beyond the values of the samples a whole range ends, as a share of it. The layers of a detector of people give
+# up to 1.5 times as much on 200 other images as on 48, most of them less than 1.25 times.
+MARGIN = 0.25
 
 
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
@@ -146,3 +149,14 @@ def choose_grids(
 
     activations = {tensor: choose(scheme.members_of(tensor), spec) for tensor, spec in scheme.activations.items()}
     return Grids(activations, {tensor: choose((tensor,), spec) for tensor, spec in scheme.requantized.items()})
+
+
+def choose_whole(scheme: QuantScheme, histograms: Mapping[str, Histogram], tensors: Set[str]) -> dict[str, QParams]:
+    """Grids of those of the scheme's activations, over all their values and MARGIN more."""
+    grids: dict[str, QParams] = {}
+    for members in dict.fromkeys(map(scheme.members_of, scheme.activations)):
+        if not tensors.isdisjoint(members):
+            low = (1 + MARGIN) * min(histograms[t].minimum for t in members)
+            high = (1 + MARGIN) * max(histograms[t].maximum for t in members)
+            grids |= {t: make_grid(low, high, scheme.activations[t], bound=scheme.bound_of(members)) for t in members}
+    return grids

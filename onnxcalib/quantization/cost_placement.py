@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from onnx import ModelProto
 
 from ..graph.index import is_op
 from ..graph.kernel_times import Shapes
 from ..graph.ops import INTEGER_OPS, LAYERS
-from ..graph.units import Placement, find_units
+from ..graph.units import Placement, Unit, find_units
 from ..numeric.cut import NEVER, cut
 from ..spec import QuantScheme
 
@@ -21,6 +22,27 @@ LEAST_SHARE, LEAST_TIME = 0.03, 20_000.0
 # to be than the model of time says, which is not exact, so that integers win ties. From the first down: the next one is
 # tried where the file would be slower than this share of the time that all of it takes in float.
 TERMS, LEAST_GAIN = ((1.0, 1.4), (0.5, 1.4), (0.25, 1.4), (0.125, 1.4), (0.125, 1.2), (0.125, 1.0), (0.125, 0.8)), 0.8
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding costs beside time, in nanoseconds.
+
+    set_of: tensor -> the name of the set with which it shares a grid. costs: name of a set -> what it costs to have it
+    on its grid.
+    """
+
+    set_of: Mapping[str, str] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def of_unit(self, unit: Unit) -> float:
+        """Of what the unit gives; what it only moves is on its grid already."""
+        moved = {self.set_of.get(t) for t in unit.inputs}
+        made = {self.set_of.get(t) for t in unit.outputs} - moved
+        return sum(self.costs.get(name, 0.0) for name in made if name is not None)
+
+    def of_tensor(self, tensor: str) -> float:
+        return self.costs.get(self.set_of.get(tensor, tensor), 0.0)
 
 
 def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wanted: Collection[str]) -> dict[str, str]:
@@ -40,13 +62,13 @@ def choose_by_cost(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wante
             break
     if before - placement.time(in_float) < max(LEAST_SHARE * before, LEAST_TIME):
         return {}
-    return dict.fromkeys(_name_nodes(model, placement, in_float), COSTS_MORE)
+    return dict.fromkeys(name_nodes(model, placement, in_float), COSTS_MORE)
 
 
 def list_choices(model: ModelProto, scheme: QuantScheme, shapes: Shapes, wanted: Collection[str]) -> list[list[str]]:
     """Names of the nodes in float for each of the TERMS, the fewest first, and none before; see ``choose_by_cost``."""
     placement = find_units(model, scheme, shapes)
-    found = [_name_nodes(model, placement, in_float) for in_float in _cut_by_terms(placement, wanted)]
+    found = [name_nodes(model, placement, in_float) for in_float in _cut_by_terms(placement, wanted)]
     return sorted([list(names) for names in {(), *map(tuple, found)}], key=lambda names: (len(names), names))
 
 
@@ -54,38 +76,49 @@ def _cut_by_terms(placement: Placement, wanted: Collection[str]) -> Iterator[lis
     """Which units are in float by each of the TERMS, up to the first by which no layer would be quantized."""
     layers = [number for number, unit in enumerate(placement.units) if unit.weight]
     for price, handicap in TERMS:
-        found = _cut(placement, set(wanted), price, handicap)
+        found = cut_units(placement, wanted, price=price, handicap=handicap)
         if all(found[number] for number in layers):
             return
         yield found
 
 
-def _name_nodes(model: ModelProto, placement: Placement, in_float: list[bool]) -> list[str]:
+def name_nodes(model: ModelProto, placement: Placement, in_float: list[bool]) -> list[str]:
     """The nodes of the units in float that would be on integers by themselves, in graph order."""
     chosen = {unit.node for unit, left in zip(placement.units, in_float, strict=True) if left}
     kinds = (*LAYERS, *INTEGER_OPS, "HardSigmoid", "MaxPool")
     return [node.name for node in model.graph.node if node.name in chosen and is_op(node, *kinds)]
 
 
-def _cut(placement: Placement, wanted: set[str], price: float, handicap: float) -> list[bool]:
-    """Which units are in float, at the least time; price and handicap: see TERMS."""
-    units = placement.units
+def cut_units(
+    placement: Placement,
+    wanted: Collection[str],
+    *,
+    price: float,
+    handicap: float = 1.0,
+    rounding: Rounding | None = None,
+) -> list[bool]:
+    """Which units are in float, at the least cost of time, of weights in float and of rounding.
+
+    wanted: layers that are not in float. price and handicap: see TERMS.
+    """
+    units, rounding = placement.units, rounding or Rounding()
     price *= placement.time([False] * len(units)) / max(1, sum(unit.weight for unit in units))
     first = [unit.time.in_float * handicap + price * unit.weight for unit in units]
     first = [NEVER if u.node in wanted else cost for u, cost in zip(units, first, strict=True)]
-    second = [unit.time.on_integers for unit in units]
+    second = [unit.time.on_integers + rounding.of_unit(unit) for unit in units]
     borders: dict[tuple[int, int], float] = {}
     for border in placement.borders:
         readers = border.readers
+        to_integers = border.to_integers + rounding.of_tensor(border.tensor)
         if border.maker is None or border.maker not in range(len(units)):
             if readers:  # an item that is on integers as soon as one of the readers is
-                item = _add(first, second, here=0.0, there=border.to_integers)
+                item = _add(first, second, here=0.0, there=to_integers)
                 borders |= {(item, reader): NEVER for reader in readers}
             continue
         maker = border.maker
         if readers:
             item = _add(first, second)
-            borders[maker, item] = border.to_integers
+            borders[maker, item] = to_integers
             borders |= {(item, reader): NEVER for reader in readers}
         if border.in_float:
             second[maker] += border.to_float

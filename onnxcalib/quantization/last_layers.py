@@ -27,7 +27,7 @@ def find_last_layers(model: ModelProto, parts: Parts, shapes: Shapes) -> dict[st
     """
     index = Index(model.graph)
     nearest = {
-        output: {name for part in found for t in part.tensors for name in _find_nearest(index, t)}
+        output: {name for part in found for t in part.tensors for name in find_nearest(index, t)}
         for output, found in parts.items()
     }
     if not any(nearest.values()):
@@ -44,7 +44,7 @@ def find_last_layers(model: ModelProto, parts: Parts, shapes: Shapes) -> dict[st
     return {node.name: chosen[node.name] for node in model.graph.node if node.name in chosen}
 
 
-def _find_nearest(index: Index, tensor: str) -> set[str]:
+def find_nearest(index: Index, tensor: str) -> set[str]:
     """Names of the layers on the ways back from a tensor, of each way the first."""
     found: set[str] = set()
     seen: set[str] = set()

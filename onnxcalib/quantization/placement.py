@@ -10,7 +10,8 @@ These are the rules, in their order. Each sees the scheme without what those bef
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold.
 5. ``coarse_products``: products of activations, and layers in front of a Log, whose operands they do not hold.
 6. ``coarse_steps``: small parts in front of thresholds and their like, which they make jump.
-7. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
+7. ``part_precision``: what leaves too little of a part of an output; it chooses ranges, too.
+8. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
 
 The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. The others look
 at values, which need the fitted inputs.
@@ -37,6 +38,7 @@ from .coarse_steps import find_coarse_steps
 from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
 from .measured_placement import choose_by_time
+from .part_precision import fit_parts
 from .prepared import Prepared
 from .speed import read_median
 from .tensor_shapes import measure_shapes
@@ -71,6 +73,7 @@ def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
     prepared = prepared.leave(_find_coarse(prepared))
     prepared = prepared.leave(find_coarse_products(prepared))
     prepared = prepared.leave(find_coarse_steps(prepared))
+    prepared = fit_parts(prepared, list_named(prepared))
     return prepared.leave(_find_refused(prepared, feeds))
 
 

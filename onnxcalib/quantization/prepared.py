@@ -22,7 +22,7 @@ from ..graph.scheme import make_scheme
 from ..graph.squashed import find_squashed
 from ..report import MeasuredOn
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
-from .calibrate import Statistics, choose_grids, collect_statistics
+from .calibrate import Statistics, choose_grids, choose_whole, collect_statistics
 from .input_grid import keep_lossless
 from .output_parts import Parts
 from .padding_mask import PaddingMask
@@ -65,6 +65,8 @@ class Prepared:
     in_float: Mapping[str, str] = field(default_factory=dict)
     parts: Parts = field(default_factory=dict)
     class_axes: Mapping[str, int] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+    statistics: Statistics | None = field(default=None, repr=False)
 
     @cached_property
     def squashed(self) -> Mapping[str, str]:
@@ -106,6 +108,8 @@ class Prepared:
 
     def collect(self, scheme: QuantScheme) -> Statistics:
         """Statistics of the scheme's activations over all samples."""
+        if self.statistics is not None and scheme.activations.keys() <= self.statistics.histograms.keys():
+            return self.statistics
         return collect_statistics(
             self.model, list(scheme.activations), self.samples, self.padding, threads=self.run.threads
         )
@@ -115,6 +119,8 @@ class Prepared:
     ) -> Grids:
         """Grids of the scheme's activations; lossless ones are kept where they hold the values of all samples."""
         grids = choose_grids(scheme, statistics.histograms, self.config, known, squashed=self.squashed)
+        if self.whole:
+            grids = grids.updated(choose_whole(scheme, statistics.histograms, self.whole))
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 

@@ -22,7 +22,6 @@ from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
-from .part_ranges import fit_ranges
 from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
@@ -58,7 +57,6 @@ def calibrate_ranges(prepared: Prepared) -> Ranges:
     with prepared.run.stage("calibrate"):
         statistics = prepared.collect(prepared.scheme)
         grids = prepared.choose_grids(prepared.scheme, statistics)
-        grids = fit_ranges(prepared, grids, statistics.histograms)
         return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)
 
 

@@ -31,5 +31,9 @@ def test_of_equal_cuts_the_one_with_fewer_items_on_the_first_side_is_taken():
 
 
 def test_an_item_is_never_where_it_must_not_be():
-    assert cut([NEVER, 0.0], [MOST_COST * 2.0, 1.0], {}).tolist() == [False, True]
+    assert cut([NEVER, 0.0], [MOST_COST * 2.0, 4.0], {}).tolist() == [False, True]
     assert cut([0.0, 9.0], [5.0, 0.0], {(0, 1): NEVER}).tolist() == [False, False]
+
+
+def test_large_costs_keep_their_proportions():
+    assert cut([MOST_COST * 4.0, MOST_COST * 2.0], [MOST_COST * 3.0, MOST_COST * 3.0], {}).tolist() == [False, True]

@@ -8,9 +8,9 @@ from onnx import numpy_helper, parser
 
 from onnxcalib import QuantizeConfig, prepare, quantize
 from onnxcalib.graph.index import Index
-from onnxcalib.graph.kernel_times import time_node
-from onnxcalib.graph.units import find_units
-from onnxcalib.quantization.cost_placement import COSTS_MORE
+from onnxcalib.graph.kernel_times import KernelTime, time_node
+from onnxcalib.graph.units import Unit, find_units
+from onnxcalib.quantization.cost_placement import COSTS_MORE, Rounding, cut_units, name_nodes
 from onnxcalib.quantization.tensor_shapes import measure_shapes
 
 # A depthwise layer of few channels on a large image, which has no fast integer kernel, in front of a dense one.
@@ -140,3 +140,24 @@ def test_a_pool_on_integers_is_slow_behind_single_values_where_no_conv_follows(b
     units = find_units(model, scheme, measure_shapes(model, {"x": draw(16, 32, 32)[:1]})).units
     time = next(unit.time for unit in units if unit.op == "MaxPool")
     assert (time.on_integers > 10 * time.in_float) == slow
+
+
+def test_what_rounding_costs_is_weighed_against_time():
+    model = weigh(WIDE.replace("y = Conv", "s = Sigmoid(r)  y = Conv").replace("(r, w)", "(s, w)"), w=(64, 64, 3, 3))
+    prepared = make(model, draw(64, 32, 32))
+    units = find_units(prepared.model, prepared.scheme, measure_shapes(prepared.model, prepared.samples.read([0])))
+    first, second = (node.name for node in prepared.model.graph.node if node.op_type == "Conv")
+
+    def place(**costs):
+        rounding = Rounding({tensor: tensor for tensor in prepared.scheme.activations}, costs)
+        return name_nodes(prepared.model, units, cut_units(units, (), price=0.0, rounding=rounding))
+
+    assert not place()
+    assert not place(r=10.0)
+    assert first in place(r=1e9) and second not in place(r=1e9)
+
+
+def test_tensors_of_one_set_are_rounded_once():
+    unit = Unit("node", "Reshape", ("a",), ("b",), KernelTime(1.0, 1.0))
+    assert Rounding({"a": "a", "b": "a"}, {"a": 7.0}).of_unit(unit) == 0.0
+    assert Rounding({"a": "a", "b": "b"}, {"a": 7.0, "b": 3.0}).of_unit(unit) == 3.0

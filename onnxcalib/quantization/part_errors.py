@@ -1,0 +1,94 @@
+"""What grids of activations do to the parts of outputs, with any of the activations on grids, and float weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..graph.switches import add_switches, feed_switches
+from ..progress import track
+from ..runtime.session import Session
+from ..spec import QParams
+from .calibrate import BATCH_BYTES
+from .output_parts import take_parts
+from .padding_mask import find_real
+from .prepared import Prepared
+
+# Runs to choose by, and as many to check on: those in which a part has most of its power.
+RUNS = 16
+
+Outputs = Mapping[str, np.ndarray]
+Batch = tuple[dict[str, np.ndarray], Outputs]
+# The grids of sets of tensors by the first of each; the other sets are in float.
+SetGrids = Mapping[str, QParams]
+
+
+@dataclass(frozen=True)
+class PartErrors:
+    """One session for all grids, and the float model's outputs in some runs.
+
+    sets: the tensors that share a grid; each set is called by its first tensor. chosen, check: runs to choose by, and
+    others to check on, each of as few samples as the model takes; none for texts, of which padding is a part.
+    """
+
+    prepared: Prepared
+    sets: tuple[tuple[str, ...], ...]
+    session: Session
+    chosen: Sequence[Batch]
+    check: Sequence[Batch]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> PartErrors:
+        """For all activations of the scheme but those whose grid is lossless."""
+        scheme = prepared.scheme
+        members = dict.fromkeys(map(scheme.members_of, scheme.activations))
+        sets = tuple(each for each in members if prepared.lossless.keys().isdisjoint(each))
+        session = Session(add_switches(prepared.model, scheme, sets), threads=prepared.run.threads)
+        found = cls(prepared, sets, session, (), ())
+        batches = found._choose_runs()
+        return cls(prepared, sets, session, batches[::2], batches[1::2])
+
+    def measure(self, grids: SetGrids, batches: Sequence[Batch]) -> float:
+        """The error of the worst part, relative to its own power, with these sets on grids."""
+        switches = feed_switches(self.sets, grids)
+        power: dict[str, float] = {}
+        error: dict[str, float] = {}
+        for feeds, wanted in batches:
+            given = self.session.run({**feeds, **switches}, list(wanted))
+            for part, squares in self._sum_squares(wanted).items():
+                power[part] = power.get(part, 0.0) + squares
+            for part, squares in self._sum_squares({t: given[t] - wanted[t] for t in wanted}).items():
+                error[part] = error.get(part, 0.0) + squares
+        return max((error[part] / power[part] for part in power if power[part] > 0), default=0.0)
+
+    def _choose_runs(self) -> list[Batch]:
+        samples, outputs = self.prepared.samples, [*self.prepared.parts]
+        none = feed_switches(self.sets, {})
+        power: list[dict[str, float]] = []
+        runs = samples.split(1)
+        for run in track(runs):
+            feeds = samples.read(run)
+            if find_real(feeds) is not None:
+                return []
+            power.append(self._sum_squares(self.session.run({**feeds, **none}, outputs)))
+        totals = {part: sum(each.get(part, 0.0) for each in power) for each in power for part in each}
+        ranks = [max((s / totals[part] for part, s in each.items() if totals[part] > 0), default=0.0) for each in power]
+        batches: list[Batch] = []
+        held = 0
+        for number in np.argsort(-np.asarray(ranks), kind="stable")[: 2 * RUNS]:
+            feeds = samples.read(runs[number])
+            batches.append((feeds, self.session.run({**feeds, **none}, outputs)))
+            held += sum(value.nbytes for each in batches[-1] for value in each.values())
+            if held >= BATCH_BYTES:
+                break
+        return batches
+
+    def _sum_squares(self, outputs: Outputs) -> dict[str, float]:
+        """Part of an output -> the sum of its squares."""
+        return {
+            name: float(np.square(value, dtype=np.float64).sum())
+            for output, values in outputs.items()
+            for name, (value,) in take_parts(self.prepared.parts, output, values)
+        }
