@@ -50,9 +50,12 @@ def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     if not products:
         return {}
     probe = _Probe(prepared, products)
-    if not probe.read(probe.first) or probe.measure(tuple(products))[1] >= ENOUGH_DB:
+    if not probe.read(probe.first):
         return {}
-    found = probe.search() if probe.read(SAMPLES) else {}
+    look = probe.measure(tuple(products))
+    if look[1] >= ENOUGH_DB or not probe.read(SAMPLES):
+        return {}
+    found = probe.search(look)
     check_some_left(prepared.scheme, found)
     return found
 
@@ -155,20 +158,22 @@ class _Probe:
         held = sum(_count_bytes(outputs) for _, outputs, _ in self.batches)
         return held >= BATCH_BYTES or sum(self.prepared.samples.count(feeds) for feeds, *_ in self.batches) >= most
 
-    def search(self) -> dict[str, str]:
+    def search(self, look: tuple[str, float]) -> dict[str, str]:
         """Those of the products that alone fall below the bound, with the reasons; groups above it are not split.
 
-        Large groups come first. Of those that are left when MOST_RUNS are done, all products are taken.
+        Large groups come first. Of those that are left when MOST_RUNS are done, all products are taken. look: what all
+        of them leave on the first samples.
         """
         found: dict[str, str] = {}
         groups, runs = deque([(tuple(self.products), "")]), 0
+        known = {tuple(self.products): look} if look[1] < TOO_LITTLE_DB and len(self.products) > 1 else {}
         while groups:
             names, above = groups.popleft()
             if runs == MOST_RUNS:
                 found |= dict.fromkeys(names, f"{above}, and no more than {MOST_RUNS} groups are measured")
                 continue
             runs += 1
-            output, decibels = self.measure(names)
+            output, decibels = known.get(names) or self.measure(names)
             if decibels >= LEAST_DB:
                 continue
             half, left = len(names) // 2, f"leave {decibels:.1f} dB of output {output}"
