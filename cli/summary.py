@@ -28,7 +28,7 @@ from .console import open_console
 
 MOST_REASONS = 8  # of nodes that stay in float; some are of one node each
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
-FLATTERED = "1 to 6 dB at 4 bits and 1 to 2 dB at 8"  # in docs/results.md
+FLATTERED = "1 to 8 dB at 4 bits and up to 2 dB at 8"  # in docs/results.md
 EXPECTED = "expected"  # the row of estimates, which has nothing but SQNR and agreement
 WORST_LAYERS = 5  # as many as one reads
 
