@@ -29,12 +29,11 @@ SAMPLES = 64
 def find_coarse_steps(prepared: Prepared) -> dict[str, str]:
     """Maps nodes in front of steps to the reason, where they cost little and 256 levels of them spoil an output."""
     found: dict[str, str] = {}
-    for step, front in _find_fronts(prepared.model, prepared.scheme).items():
-        if (
-            not set(front) <= found.keys()
-            and _costs_little(prepared, front)
-            and (why := _explain(prepared, step, front))
-        ):
+    fronts = _find_fronts(prepared.model, prepared.scheme)
+    shares = _count_shares(prepared) if fronts else {}
+    for step, front in fronts.items():
+        cheap = sum(shares.get(name, 0.0) for name in front) <= MOST_SHARE
+        if not set(front) <= found.keys() and cheap and (why := _explain(prepared, step, front)):
             found |= dict.fromkeys(front, why)
     return found
 
@@ -54,12 +53,13 @@ def _find_fronts(model: ModelProto, scheme: QuantScheme) -> dict[Step, list[str]
     return fronts
 
 
-def _costs_little(prepared: Prepared, front: list[str]) -> bool:
+def _count_shares(prepared: Prepared) -> dict[str, float]:
+    """The share of each layer in the model's products."""
     model = prepared.model
     shapes = measure_shapes(model, read_median(prepared.samples), prepared.run.threads)
     costs = count_costs(model, Index(model.graph), shapes)
     total = sum(macs for macs, _ in costs.values())
-    return sum(macs for name, (macs, _) in costs.items() if name in front) <= MOST_SHARE * total
+    return {name: macs / max(total, 1) for name, (macs, _) in costs.items()}
 
 
 def _explain(prepared: Prepared, step: Step, front: list[str]) -> str:
