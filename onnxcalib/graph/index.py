@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -82,6 +82,21 @@ def list_names(model: ModelProto) -> set[str]:
     graphs = list(all_graphs(model.graph))
     named = {value.name for graph in graphs for value in (*graph.input, *graph.initializer)}
     return named.union(*((node.name, *node.output) for graph in graphs for node in graph.node))
+
+
+def walk_back(index: Index, tensors: Iterable[str], is_end: Callable[[NodeProto], bool]) -> Iterator[NodeProto]:
+    """The nodes on which tensors depend, each once, and on every way back none behind an end."""
+    waiting, seen = list(tensors), set[str]()
+    while waiting:
+        tensor = waiting.pop()
+        node = index.producer.get(tensor)
+        if node is None or tensor in seen:
+            continue
+        made = [name for name in node.output if name]
+        if seen.isdisjoint(made):
+            yield node
+            waiting += [] if is_end(node) else reads(node)
+        seen.update(made)
 
 
 def captured(node: NodeProto) -> set[str]:

@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from .edit import copy_model, reroute, take_name
 from .extract import extract, infer_types
-from .index import Index, all_nodes, attribute_of, has_bodies, is_op, list_names, reads, subgraphs
+from .index import Index, all_nodes, attribute_of, has_bodies, is_op, list_names, reads, subgraphs, walk_back
 from .load import FLOAT_TYPES
 from .ops import LAYERS, ORDERS, STEPS
 
@@ -69,18 +69,11 @@ def find_steps(model: ModelProto, index: Index, types: dict[str, ValueInfoProto]
 
 def find_layers_before(index: Index, step: Step) -> list[str]:
     """The nearest nodes with a weight behind what a step reads, by name."""
-    stack, seen, found = list(step.tensors), set(step.tensors), dict[str, None]()
-    while stack:
-        node = index.producer.get(stack.pop())
-        if node is None:
-            continue
-        if is_op(node, *LAYERS) and not index.initializers.keys().isdisjoint(node.input):
-            found[node.name] = None
-            continue
-        new = [name for name in reads(node) if name not in seen]
-        stack += new
-        seen.update(new)
-    return list(found)
+
+    def is_layer(node: NodeProto) -> bool:
+        return is_op(node, *LAYERS) and not index.initializers.keys().isdisjoint(node.input)
+
+    return [node.name for node in walk_back(index, step.tensors, is_layer) if is_layer(node)]
 
 
 def cut_tail(model: ModelProto, steps: Sequence[Step]) -> Tail:

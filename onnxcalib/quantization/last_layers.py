@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
-from ..graph.index import Index, reads
+from ..graph.index import Index, walk_back
 from ..graph.kernel_times import Shapes
 from ..graph.layers import count_macs
 from ..graph.ops import LAYERS
@@ -46,19 +46,11 @@ def find_last_layers(model: ModelProto, parts: Parts, shapes: Shapes) -> dict[st
 
 def find_nearest(index: Index, tensor: str) -> set[str]:
     """Names of the layers on the ways back from a tensor, of each way the first."""
-    found: set[str] = set()
-    seen: set[str] = set()
-    waiting = [tensor]
-    while waiting:
-        node = index.producer.get(waiting.pop())
-        if node is None or node.name in seen:
-            continue
-        seen.add(node.name)
-        if node.op_type in LAYERS and node.input[1] in index.initializers:
-            found.add(node.name)
-        else:
-            waiting += reads(node)
-    return found
+
+    def is_layer(node: NodeProto) -> bool:
+        return node.op_type in LAYERS and node.input[1] in index.initializers
+
+    return {node.name for node in walk_back(index, [tensor], is_layer) if is_layer(node)}
 
 
 def count_costs(model: ModelProto, index: Index, shapes: Shapes) -> dict[str, tuple[int, int]]:

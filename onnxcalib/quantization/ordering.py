@@ -9,7 +9,7 @@ from itertools import islice
 from onnx import ModelProto, NodeProto
 
 from ..data import CalibrationSet
-from ..graph.index import Index, reads
+from ..graph.index import Index, is_op, reads, walk_back
 from ..graph.ops import INDEXED, ORDERS
 from ..numeric.metrics import Comparison
 from ..report import OutputRecord
@@ -95,17 +95,7 @@ def _find_choice(index: Index, output: str) -> _Choice | None:
 
 
 def _depends_on_order(index: Index, tensor: str) -> bool:
-    stack, seen = [tensor], {tensor}
-    while stack:
-        node = index.producer.get(stack.pop())
-        if node is None:
-            continue
-        if node.op_type in ORDERS:
-            return True
-        new = [name for name in reads(node) if name not in seen]
-        stack += new
-        seen.update(new)
-    return False
+    return any(is_op(node, *ORDERS) for node in walk_back(index, [tensor], lambda node: is_op(node, *ORDERS)))
 
 
 def find_same(index: Index, node: NodeProto, number: int) -> str:

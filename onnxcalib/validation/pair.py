@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from ..graph.edit import copy_model
 from ..graph.emit import PER_CHANNEL_OPSET
-from ..graph.index import Index, all_nodes, is_op, reads, subgraphs
+from ..graph.index import Index, all_nodes, is_op, reads, subgraphs, walk_back
 from ..graph.inspect.integers import is_linear
 from ..graph.inspect.quantized_layers import (
     QuantizedLayer,
@@ -139,19 +139,9 @@ def _path_to_grid(index: Index, tensor: str) -> tuple[NodeProto, ...]:
 
 def _find_float_layer(index: Index, tensor: str) -> tuple[NodeProto | None, bool]:
     """The layer that leads to a float tensor, if there is exactly one, and whether an operator on the way clips."""
-    layers: list[NodeProto] = []
-    seen: set[str] = set()
-    clipped, waiting = False, [tensor]
-    while waiting:
-        node = index.producer.get(waiting.pop())
-        if node is None or node.name in seen:
-            continue
-        seen.add(node.name)
-        if is_op(node, *LAYERS):
-            layers.append(node)
-        else:
-            clipped |= is_op(node, *CLIPS)
-            waiting += reads(node)
+    nodes = list(walk_back(index, [tensor], lambda node: is_op(node, *LAYERS)))
+    layers = [node for node in nodes if is_op(node, *LAYERS)]
+    clipped = any(is_op(node, *CLIPS) for node in nodes)
     return (layers[0] if len(layers) == 1 else None), clipped
 
 

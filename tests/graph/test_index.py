@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxcalib.graph.index import Index, attribute_of, captured, constant, is_op
+from onnxcalib.graph.index import Index, attribute_of, captured, constant, is_op, walk_back
 
 BRANCHES = """
 g (float[2] x, bool flag, float[2] w) => (float[2] y)
@@ -86,3 +86,14 @@ def test_an_attribute_left_out_has_the_default(build):
     node = build("g (float[2, 2] x) => (float[2, 2] y) { y = Gemm <alpha = 2.0> (x, x) }").graph.node[0]
     assert attribute_of(node, "alpha", 1.0) == 2.0
     assert attribute_of(node, "beta", 1.0) == 1.0
+
+
+def test_a_walk_back_meets_each_node_once_and_none_behind_an_end(build):
+    model = build(
+        """g (float[4] x) => (float[4] y) {
+            [far] a = Neg (x)  [end] b = Abs (a)  [parts] c, d = Split <axis = 0> (b)  [one] e = Sqrt (c)
+            [join] f = Concat <axis = 0> (e, d)  [last] y = Add (f, x) }"""
+    )
+    index = Index(model.graph)
+    found = [node.name for node in walk_back(index, ["y", "f"], lambda node: node.op_type == "Abs")]
+    assert sorted(found) == ["end", "join", "last", "one", "parts"]
