@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+from ..data import CalibrationSet
 from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.edit import copy_model
@@ -75,19 +76,11 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     on, off = (
         OutputTally(padding, prepared.parts, class_axes=prepared.class_axes, estimates=each) for each in (unseen, False)
     )
-    seconds = 0.0
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)
         reference = Session(prepared.original, threads=threads)
         optimized, graph = optimize(quantized, threads)
-        for number, feeds in enumerate(samples.batches(inside.batch)):
-            start = time.perf_counter()
-            outputs, real = reference.run(feeds), find_real(feeds)
-            seconds += time.perf_counter() - start
-            count = samples.count(feeds)
-            on.add(outputs, optimized.run(feeds), count, real)
-            if number < inside.batches:
-                off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
+        seconds = _compare_outputs(samples, (reference, optimized), (on, off), inside, store)
         if prepared.measured_on.source == "held out":
             _add_seen(prepared, (reference, optimized), on, inside.batch)
     on.check()
@@ -105,6 +98,26 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
         saturation=measure_saturation(prepared.original, quantized, graph, samples, **options),
         float_pass_seconds=seconds * len(prepared.samples) / len(samples),
     )
+
+
+def _compare_outputs(
+    samples: CalibrationSet,
+    sessions: tuple[Session, Session],
+    tallies: tuple[OutputTally, OutputTally],
+    inside: _Inside,
+    store: Store,
+) -> float:
+    """Add all outputs to the first tally, and those in the store to the second; returns the float model's seconds."""
+    (reference, optimized), (on, off), seconds = sessions, tallies, 0.0
+    for number, feeds in enumerate(samples.batches(inside.batch)):
+        start = time.perf_counter()
+        outputs, real = reference.run(feeds), find_real(feeds)
+        seconds += time.perf_counter() - start
+        count = samples.count(feeds)
+        on.add(outputs, optimized.run(feeds), count, real)
+        if number < inside.batches:
+            off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
+    return seconds
 
 
 def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: OutputTally, size: int) -> None:
