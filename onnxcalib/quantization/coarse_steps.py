@@ -23,7 +23,7 @@ from .tensor_shapes import measure_shapes
 LEAST_DB = 30.0
 # The layers in front of a step that stay in float have no more than this share of the model's products.
 MOST_SHARE = 0.2
-SAMPLES = 64
+SAMPLES = 128
 
 
 def find_coarse_steps(prepared: Prepared) -> dict[str, str]:
