@@ -52,15 +52,15 @@ def find_coarse_inputs(
     model: ModelProto,
     scheme: QuantScheme,
     lossless: Mapping[str, QParams],
-    look: Mapping[str, Any],
+    look: Iterable[Mapping[str, Any]],
     batches: Iterable[Mapping[str, Any]],
     *,
     threads: int = 0,
 ) -> dict[str, str]:
     """Maps the layers whose input, or last output, 256 levels cannot hold to why they stay in float.
 
-    lossless: grids of some inputs that are said to hold their values. look: a few samples. Raises ModelError where no
-    layer would be left.
+    lossless: grids of some inputs that are said to hold their values. look: batches of a few samples, which are read
+    first. Raises ModelError where no layer would be left.
     """
     layers = [layer for layer in scheme.layers if not layer.reads_float]
     if not layers:
@@ -68,7 +68,7 @@ def find_coarse_inputs(
     twins = Twins(add_twins(model, layers, lossless), threads)
     factors = find_turns(model)
     turns = {layer.name: factors[layer.output] for layer in layers if layer.output in factors}
-    first = twins.measure([look])
+    first = twins.measure(look)
     if first.values >= MOST_VALUES and not _judge(first, turns, SURE):
         return {}
     coarse = _judge(twins.measure(batches), turns)

@@ -113,7 +113,7 @@ def _find_coarse(prepared: Prepared) -> dict[str, str]:
     samples = prepared.samples
     runs = samples.split(ROUNDED_AT_ONCE)
     some = (samples.read(run) for run in track(runs[: -(-ROUNDED_SAMPLES // len(runs[0]))], len))
-    look = samples.read(samples.split(ROUNDED_AT_FIRST)[0])
+    look = (samples.read(run) for run in samples.split(ROUNDED_AT_FIRST)[:1])
     model, scheme, threads = prepared.model, prepared.scheme, prepared.run.threads
     return find_coarse_inputs(model, scheme, prepared.lossless, look, some, threads=threads)
 

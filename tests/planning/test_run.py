@@ -311,7 +311,8 @@ def test_a_drop_that_no_plan_keeps_is_refused(plain, monkeypatch):
 def test_agreement_needs_class_scores(build, weigh, draw):
     model = build("g (float[N, 3, 5, 5] x) => (float[N, 5, 5, 5] y) { [c] y = Conv (x, w) }", w=weigh(5, 3, 1, 1))
     with pytest.raises(
-        ConfigError, match=r"^max_disagreement: found no class scores in the outputs; .*; give max_loss$"
+        ConfigError,
+        match=r"^max_disagreement: found no class scores in the outputs; .*; give max_loss, or class_axis where ",
     ):
         plan(model, draw(8, 3, 5, 5), QuantizeConfig(effort="fast", max_disagreement=1.0))
 
