@@ -10,17 +10,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from ..errors import ModelError
 from ..graph.angles import find_turns
+from ..graph.index import Index, is_op, walk_back
+from ..graph.ops import FLOAT_OUTPUT_LAYERS, INTEGER_OPS, LAYERS
 from ..graph.twins import add_twins
 from ..runtime.session import Session
-from ..spec import QParams, QuantScheme
+from ..spec import LayerScheme, QParams, QuantScheme
 
 # A layer stays in float where rounding its input leaves less than so many dB between what its outputs vary by and the
 # error. The worst layers of seven real networks have 21 dB and more; those of unlike units have less than 9.
 LEAST_DB = 12.0
+GIVES = "256 levels of its output do not hold what"
 # Most that rounding may move angles by: a sine is then off by 5% of its range.
 MOST_RADIANS = 0.1
 # A channel counts as constant where it varies by less than this share of its power: sums are of float32.
@@ -71,9 +74,26 @@ def find_coarse_inputs(
     first = twins.measure(look)
     if first.values >= MOST_VALUES and not _judge(first, turns, SURE):
         return {}
-    coarse = _judge(twins.measure(batches), turns)
+    measured = twins.measure(batches)
+    coarse = _judge(measured, turns)
+    for layer in layers:
+        if measured.inputs.get(layer.name, LEAST_DB) < LEAST_DB:
+            coarse = dict.fromkeys(_find_makers(model, scheme, layer), f"{GIVES} {layer.name} reads") | coarse
     check_some_left(scheme, coarse)
     return coarse
+
+
+def _find_makers(model: ModelProto, scheme: QuantScheme, layer: LayerScheme) -> list[str]:
+    """The nodes back to the nearest convolutions, which would give a layer 256 levels though it reads float."""
+    names = {other.name for other in scheme.layers}
+
+    def is_layer(node: NodeProto) -> bool:
+        return is_op(node, *LAYERS)
+
+    before = [*walk_back(Index(model.graph), [layer.input], is_layer)]
+    makers = [node.name for node in before if node.name in names and not is_op(node, *FLOAT_OUTPUT_LAYERS)]
+    between = [node.name for node in before if is_op(node, *INTEGER_OPS)]
+    return [*between, *makers] if makers else []
 
 
 def check_some_left(scheme: QuantScheme, coarse: Mapping[str, str]) -> None:

@@ -47,6 +47,20 @@ def test_a_layer_that_reads_channels_of_unlike_scale_stays_in_float(net, draw, s
     assert [layer.name for layer in prepared.scheme.layers] == ["first"]
 
 
+DEPTHWISE = """g (float[N, 8, 6, 6] x) => (float[N, 4, 6, 6] y) { [first] a = Conv (x, w1)  r = Relu (a)
+    [depthwise] d = Conv <group = 8> (r, w2)  s = Relu (d)  [mix] m = Conv (s, w3)  t = Relu (m)
+    [last] y = Conv (t, w4) }"""
+
+
+def test_a_convolution_that_gives_such_channels_stays_in_float_too_as_it_would_give_integers(build, weigh, draw):
+    scale = np.float32(10.0) ** np.arange(-4, 4, dtype=np.float32)
+    weights = {"w1": weigh(8, 8, 1, 1), "w2": weigh(8, 1, 1, 1) * scale[:, None, None, None], "w4": weigh(4, 8, 1, 1)}
+    model = build(DEPTHWISE, w3=weigh(8, 8, 1, 1) / scale[None, :, None, None], **weights)
+    found = prepare(model, draw(32, 8, 6, 6), placement="all").in_float
+    assert found.keys() == {"depthwise", "mix"}
+    assert found["depthwise"] == "256 levels of its output do not hold what mix reads"
+
+
 def test_channels_of_one_scale_are_quantized_however_small(net, draw):
     assert not prepare(net(1e-6), draw(48, 8)).in_float
 
