@@ -556,7 +556,7 @@ def test_no_sample_is_kept(net, monkeypatch):
         seen.clear()
         quantize(net, np.resize(SAMPLES, (number, 3, 8, 8)), settings())
         most.append(max(seen))
-    assert len(seen) >= 3 * 192 // 32 and most[0] == most[1] <= 4  # one is the first look at few
+    assert len(seen) >= 3 * 192 // 32 and most[0] == most[1] <= 3
 
 
 def test_only_the_first_samples_are_used_where_so_many_are_asked_for(net):
