@@ -15,10 +15,11 @@ import numpy as np
 
 from ..config import FULL_BITS
 from ..graph.index import Index, is_op
+from ..graph.kernel_times import Shapes
 from ..graph.units import Placement, find_units
 from ..progress import track
 from .cost_placement import Rounding, cut_units, name_nodes
-from .last_layers import find_nearest
+from .last_layers import count_costs, find_nearest
 from .part_errors import PartErrors, SetGrids
 from .prepared import Prepared
 from .speed import read_median
@@ -27,8 +28,8 @@ from .tensor_shapes import measure_shapes
 # With so many dB of each part, by grids of activations alone, all stays as it is. Where one has less, the choice goes
 # on up to GOAL_DB: weights take their share too, and other samples lose up to 5 dB more than those that it is made on.
 ENOUGH_DB, GOAL_DB = 28.0, 32.0
-# Runs on which single layers are tried, of those to choose by.
-RUNS_ALONE = 8
+# Layers are tried alone in as many of the runs to choose by as have these products in all, and in MOST_RUNS at most.
+MOST_MACS, MOST_RUNS = 8 * 10**12, 8
 # Whole ranges may cost so many times the error of usual ones, which clip more of other samples than of these.
 MOST_MORE = 2.0
 # What the choice must gain, in dB, on runs that it was not made on.
@@ -59,10 +60,10 @@ def fit_parts(prepared: Prepared, wanted: Collection[str]) -> Prepared:
     if not errors.check:
         return prepared
     prepared = replace(prepared, statistics=prepared.collect(scheme))
-    before = _Found(prepared, errors.measure(_choose(prepared, errors), errors.check))
+    before = _Found.of(prepared, errors, _choose(prepared, errors))
     if before.db >= ENOUGH_DB:
         return prepared
-    *_, found = _search(prepared, errors, wanted)
+    found = max(_search(prepared, errors, wanted), key=lambda each: each.db)
     if found.db < before.db + LEAST_GAIN_DB:
         return prepared
     left = len(found.prepared.in_float) - len(prepared.in_float)
@@ -74,24 +75,25 @@ def fit_parts(prepared: Prepared, wanted: Collection[str]) -> Prepared:
 
 
 class _Found(NamedTuple):
-    """A choice, and the error of the worst part on runs to check on."""
+    """A choice, and the SQNR of the worst part in dB, of the runs to choose by or of those to check on."""
 
     prepared: Prepared
-    error: float
+    db: float
 
-    @property
-    def db(self) -> float:
-        return _to_db(self.error)
+    @classmethod
+    def of(cls, prepared: Prepared, errors: PartErrors, grids: SetGrids) -> _Found:
+        error = max(errors.measure(grids, runs) for runs in (errors.chosen, errors.check))
+        return cls(prepared, float(-10 * np.log10(error)) if error > 0 else np.inf)
 
 
 def _search(prepared: Prepared, errors: PartErrors, wanted: Collection[str]) -> Iterator[_Found]:
     """Ever more nodes in float, up to the first choice that reaches GOAL_DB or MOST_TIME."""
-    prepared, costs = _choose_ranges(prepared, errors)
+    shapes = measure_shapes(prepared.model, read_median(prepared.samples), prepared.run.threads)
+    prepared, costs = _choose_ranges(prepared, errors, shapes)
     grids = _choose(prepared, errors)
-    yield _Found(prepared, errors.measure(grids, errors.check))
+    yield _Found.of(prepared, errors, grids)
     if prepared.config.placement == "all":
         return
-    shapes = measure_shapes(prepared.model, read_median(prepared.samples), prepared.run.threads)
     units = find_units(prepared.model, prepared.scheme, shapes)
     set_of = {tensor: each[0] for each in errors.sets for tensor in each}
     tried: set[tuple[str, ...]] = {()}
@@ -105,9 +107,9 @@ def _search(prepared: Prepared, errors: PartErrors, wanted: Collection[str]) -> 
         placed = prepared.leave(dict.fromkeys(names, COARSE))
         on = {set_of[tensor] for tensor in placed.scheme.activations if tensor in set_of}
         kept = {name: grid for name, grid in grids.items() if name in on}
-        found = [errors.measure(kept, runs) for runs in (errors.chosen, errors.check)]
-        yield _Found(placed, found[1])
-        if min(map(_to_db, found)) >= GOAL_DB:
+        found = _Found.of(placed, errors, kept)
+        yield found
+        if found.db >= GOAL_DB:
             return
 
 
@@ -127,7 +129,7 @@ def _place(
     return name_nodes(prepared.model, units, left) if some_layer and units.time(left) <= MOST_TIME * in_float else None
 
 
-def _choose_ranges(prepared: Prepared, errors: PartErrors) -> tuple[Prepared, dict[str, float]]:
+def _choose_ranges(prepared: Prepared, errors: PartErrors, shapes: Shapes) -> tuple[Prepared, dict[str, float]]:
     """The model with whole ranges where these alone leave more of the worst part, and the error of each set.
 
     Sets behind the same layers are tried together. Each has an equal share of their error.
@@ -141,7 +143,8 @@ def _choose_ranges(prepared: Prepared, errors: PartErrors) -> tuple[Prepared, di
         groups.setdefault(frozenset(find_nearest(index, name)), []).append(name)
     chosen: set[str] = set()
     costs: dict[str, float] = {}
-    some = errors.chosen[:RUNS_ALONE]
+    macs = sum(each for each, _ in count_costs(prepared.model, index, shapes).values())
+    some = errors.chosen[: min(max(MOST_MACS // (2 * len(groups) * max(macs, 1)), 1), MOST_RUNS)]
     for group in track(list(groups.values())):
         tried = [errors.measure({name: grids[name] for name in group}, some) for grids in (usual, whole)]
         is_whole = tried[1] <= MOST_MORE * tried[0]
@@ -155,7 +158,3 @@ def _choose_ranges(prepared: Prepared, errors: PartErrors) -> tuple[Prepared, di
 def _choose(prepared: Prepared, errors: PartErrors) -> SetGrids:
     grids = prepared.choose_grids(prepared.scheme, prepared.collect(prepared.scheme)).activations
     return {name: grids[name] for name, *_ in errors.sets}
-
-
-def _to_db(error: float) -> float:
-    return float(-10 * np.log10(error)) if error > 0 else np.inf

@@ -7,7 +7,7 @@ from onnxcalib import pipeline
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.quantization import part_precision, placement
 from onnxcalib.quantization.calibrate import MARGIN
-from onnxcalib.quantization.part_errors import PartErrors
+from onnxcalib.quantization.part_errors import RUNS, PartErrors
 from onnxcalib.quantization.part_precision import fit_parts
 
 # The first channel of c is a thousand times as large as the others, and boxes alone read it.
@@ -40,7 +40,7 @@ def prepare(build, weigh, draw, monkeypatch):
 
 def measure(prepared):
     errors = PartErrors.of(prepared)
-    return part_precision._to_db(errors.measure(part_precision._choose(prepared, errors), errors.check))
+    return part_precision._Found.of(prepared, errors, part_precision._choose(prepared, errors)).db
 
 
 def test_layers_that_lose_a_part_stay_in_float(prepare, monkeypatch):
@@ -88,6 +88,17 @@ def test_a_choice_that_other_runs_do_not_show_to_gain_changes_nothing(prepare, m
     monkeypatch.setattr(part_precision, "LEAST_GAIN_DB", np.inf)
     fitted = fit_parts(prepare(), ())
     assert not fitted.in_float and not fitted.whole
+
+
+def test_layers_of_large_models_are_tried_in_fewer_runs(prepare, monkeypatch):
+    counts = []
+    measure_all = PartErrors.measure
+    monkeypatch.setattr(part_precision, "MOST_MACS", 1)
+    monkeypatch.setattr(
+        PartErrors, "measure", lambda self, grids, runs: counts.append(len(runs)) or measure_all(self, grids, runs)
+    )
+    fit_parts(prepare(placement="all"), ())
+    assert set(counts) == {1, RUNS} and counts.count(RUNS) == 4
 
 
 def test_an_output_without_parts_is_not_measured(residual, draw, monkeypatch):
