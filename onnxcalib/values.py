@@ -121,7 +121,7 @@ def split_axes(value: Any) -> Any:
     texts = [str(each) if isinstance(each, int) and not isinstance(each, bool) else each for each in listed]
     names = [read_axis(text)[0] for text in texts]
     if len(set(names)) < len(names):
-        raise ValueError("names an output twice; name each once")
+        raise ValueError("has two axes for one output, or two for all of them; give one, and others as NAME=AXIS")
     return tuple(texts)
 
 

@@ -16,9 +16,9 @@ def find_fill(reference: np.ndarray, other: np.ndarray) -> np.ndarray | None:
     """
     if reference.shape != other.shape or not reference.size:
         return None
-    lowest = reference.min(initial=np.inf, where=np.isfinite(reference))
+    lowest = float(reference.min(initial=np.inf, where=np.isfinite(reference)))
     found = reference == lowest
-    rest = np.abs(reference).max(initial=0.0, where=~found & np.isfinite(reference))
+    rest = float(np.abs(reference).max(initial=0.0, where=~found & np.isfinite(reference)))
     if not np.isfinite(lowest) or found.all() or lowest > -GAP * max(rest, 1.0):
         return None
     return found if np.array_equal(found, other == lowest) else None

@@ -33,8 +33,11 @@ def find_class_axes(
         of_all = {name: value for name, value in outputs.items() if is_float(value) and value.ndim > 2}
         faults = {name: _find_fault(name, of_all[name], axis, parts, batched=batched) for name in of_all}
         found = {name: axis % of_all[name].ndim for name, fault in faults.items() if fault is None}
+        if not found and len(faults) == 1:
+            ((name, fault),) = faults.items()
+            raise ConfigError(f"class_axis: {name}: found {axis}; {fault}")
         if not found:
-            shapes = ", ".join(f"{name} {getattr(value, 'shape', '')}" for name, value in outputs.items())
+            shapes = ", ".join(f"{name} {value.shape}" if is_float(value) else name for name, value in outputs.items())
             raise ConfigError(
                 f"class_axis: found {axis} and the outputs {shapes}; one of floats with three axes or more, and several"
                 f" classes along this one, is needed; {ADVICE}"
@@ -74,7 +77,8 @@ def _find_fault(name: str, value: Any, axis: int, parts: Parts, *, batched: bool
 
 
 def _spell_axes(first: int, end: int) -> str:
-    return f"axis {first} to {end - 1}, or {first - end} to -1,"
+    many = end - first > 1
+    return f"axis {first} to {end - 1}, or {first - end} to -1," if many else f"axis {first}, or -1,"
 
 
 def _name_all(values: Mapping[str, Any]) -> str:

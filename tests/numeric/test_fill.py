@@ -21,8 +21,10 @@ def test_masked_scores_are_found_where_both_models_have_the_same_constant(fill):
         (np.full((2, 3), -1e9, np.float32), np.full((2, 3), -1e9, np.float32)),
         (np.where(MASK, -np.inf, SCORES), np.where(MASK, -np.inf, SCORES)),
         (np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)),
+        (np.float16(100 * SCORES), np.float16(100 * SCORES)),
+        (np.float32(1e37) * SCORES, np.float32(1e37) * SCORES),
     ],
-    ids=["none", "one model only", "nothing else", "infinite", "empty"],
+    ids=["none", "one model only", "nothing else", "infinite", "empty", "large halves", "large floats"],
 )
 def test_other_tensors_have_none(one, other):
     assert find_fill(one, other) is None

@@ -50,12 +50,21 @@ def test_an_axis_is_that_of_one_output_or_of_all_that_have_it(settings, found):
         ("?=1", r"no output has the name '\?'; there are map, flat, boxes, boxes\[:, 0:4\], "),
         ("count=1", r"count: found 1; an output of floats with 2 axes or more has classes; leave it out$"),
         ("boxes=1", r"boxes: found 1; along it the output joins parts .*; name one: boxes\[:, 4:9\]=1$"),
+        ("flat=0", r"flat: found 0; its shape is \(2, 5\), and axis 1, or -1, may be that of classes; "),
         ("7", r"found 7 and the outputs map \(2, 5, 4, 4\), flat .*; give the axis along which its classes lie$"),
     ],
 )
 def test_an_axis_that_cannot_be_one_of_classes_is_refused(setting, text):
     with pytest.raises(ConfigError, match=f"^class_axis: {text}"):
         find_class_axes((setting,), OUTPUTS, PARTS, batched=True)
+
+
+def test_an_axis_that_does_not_fit_the_one_output_of_many_axes_is_refused_with_what_fits():
+    outputs = {"boxes": OUTPUTS["boxes"], "list": [OUTPUTS["flat"], OUTPUTS["map"]]}
+    with pytest.raises(ConfigError, match=r"^class_axis: boxes: found 1; along it the output joins parts .*; name one"):
+        find_class_axes(("1",), outputs, PARTS, batched=True)
+    with pytest.raises(ConfigError, match=r"^class_axis: found 1 and the outputs flat \(2, 5\), list; one of floats "):
+        find_class_axes(("1",), {"flat": OUTPUTS["flat"], "list": outputs["list"]}, {}, batched=True)
 
 
 def test_one_class_is_none():
