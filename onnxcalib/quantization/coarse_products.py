@@ -177,8 +177,11 @@ class _Probe:
             if decibels >= LEAST_DB:
                 continue
             half, left = len(names) // 2, f"leave {decibels:.1f} dB of output {output}"
+            if decibels == -np.inf:
+                left = f"make values of output {output} infinite"
             if half:
-                why = f"256 levels of the operands of this product and {len(names) - 1} others {left}"
+                others = "another" if len(names) == 2 else f"{len(names) - 1} others"
+                why = f"256 levels of the operands of this product and {others} {left}"
                 groups += [(names[:half], why), (names[half:], why)]
             else:
                 found[names[0]] = f"256 levels of its operands alone {left}"

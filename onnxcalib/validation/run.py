@@ -110,7 +110,7 @@ class _Run:
         self.observer.stage("check kernels")
         contract = check_consistency(quantized, samples, self.threads)
         saturation = self._saturate((original, quantized), graph, samples, padding, parts)
-        self._warn_of_orders(original, quantized, samples, compared)
+        self._warn_of_flips((original, quantized), samples, compared, padding, parts)
         verdict = Verdict(
             float_model=_name(sources[0]),
             quantized_model=_name(sources[1]),
@@ -173,12 +173,17 @@ class _Run:
         self.observer.stage("explain")
         return explain_loss(original, quantized, samples, self.threads, parts=parts)
 
-    def _warn_of_orders(
-        self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, compared: Comparisons
+    def _warn_of_flips(
+        self,
+        models: tuple[ModelProto, ModelProto],
+        samples: CalibrationSet,
+        compared: Comparisons,
+        padding: PaddingMask,
+        parts: Parts,
     ) -> None:
         batches = samples.fixed_batch or 1, -(-INNER // (samples.fixed_batch or 1))
         for flip in describe_flips(
-            original, quantized, samples, compared.outputs, batches=batches, threads=self.threads
+            *models, samples, compared.outputs, batches=batches, padding=padding, parts=parts, threads=self.threads
         ):
             self._warn(flip.text)
 

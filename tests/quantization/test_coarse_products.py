@@ -59,7 +59,7 @@ def test_products_that_no_run_was_left_for_stay_in_float_and_the_reason_says_so(
     found = prepare(distances(100), draw(20, 6, 8)).in_float
     assert list(found) == ["product", "mix"]
     text = (
-        r"256 levels of the operands of this product and 1 others leave -?[\d.]+ dB of output y, and no more than 1"
+        r"256 levels of the operands of this product and another leave -?[\d.]+ dB of output y, and no more than 1"
         " groups are measured"
     )
     assert all(re.fullmatch(text, reason) for reason in found.values())
@@ -76,6 +76,13 @@ def test_a_layer_in_front_of_a_logarithm_stays_in_float_where_256_levels_lose_wh
     model = build(SPECTRUM.replace("LOG", op), **constants)
     loudness = np.float32(10) ** np.arange(-4, 0, 0.2, dtype=np.float32)
     assert list(prepare(model, draw(20, 6, 8) * loudness[:, None, None]).in_float) == found
+
+
+def test_a_layer_whose_rounding_makes_an_output_infinite_stays_in_float_and_the_reason_says_so(build, draw):
+    model = build(SPECTRUM.replace("LOG", "Log"), w1=np.abs(draw(8, 4)), w2=draw(4, 4), tiny=np.float32(0))
+    loudness = np.float32(10) ** np.arange(-4, 0, 0.2, dtype=np.float32)
+    found = prepare(model, draw(20, 6, 8) * loudness[:, None, None]).in_float
+    assert found == {"bands": "256 levels of its operands alone make values of output y infinite"}
 
 
 def test_what_is_in_front_of_a_group_is_not_run_again_and_changes_nothing(build, draw, monkeypatch):

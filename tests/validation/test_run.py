@@ -559,3 +559,15 @@ def test_an_output_that_is_ordered_by_near_ties_is_told_with_the_sqnr_of_what_is
         "\n".join(verdict.warnings),
         re.M,
     )
+
+
+def test_a_step_that_spoils_one_part_of_an_output_is_warned_of(build, draw):
+    text = """g (float[N, 6, 8] x) => (float[N, 8, 8] y) { b = MatMul (x, w)  [small] s = MatMul (x, v)
+        [step] f = Floor (s)  part = Slice (f, zero, two, one)  y = Concat <axis = 1> (b, part) }"""
+    constants = {"w": 100 * np.eye(8, dtype=np.float32), "zero": np.int64([0]), "two": np.int64([2])}
+    weights = (np.eye(8, dtype=np.float32) + noise * draw(8, 8) for noise in (np.float32(0), np.float32(0.001)))
+    one, other = (build(text, v=v, one=np.int64([1]), **constants) for v in weights)
+    data = np.floor(4 * draw(64, 6, 8)) + np.float32(0.5)
+    data[:, 0, 0] = np.round(data[:, 0, 0]) + np.float32(0.002)
+    with pytest.warns(match=r"^output y\[:, 6:8\]: Floor \(step\) makes whole steps of small errors in s \("):
+        validate(one, other, data)
