@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..graph.extract import needed_nodes
+from ..graph.index import Index, is_op
 from ..graph.switches import add_switches, feed_switches
 from ..progress import track
 from ..runtime.session import Session
@@ -18,6 +20,8 @@ from .prepared import Prepared
 
 # Runs to choose by, and as many to check on: those in which a part has most of its power.
 RUNS = 16
+# Operators that choose values, or put them in an order, by their size.
+REORDERS = ("NonMaxSuppression", "NonZero", "TopK", "Unique")
 
 Outputs = Mapping[str, np.ndarray]
 Batch = tuple[dict[str, np.ndarray], Outputs]
@@ -30,7 +34,8 @@ class PartErrors:
     """One session for all grids, and the float model's outputs in some runs.
 
     sets: the tensors that share a grid; each set is called by its first tensor. chosen, check: runs to choose by, and
-    others to check on, each of as few samples as the model takes; none for texts, of which padding is a part.
+    others to check on, each of as few samples as the model takes; none for texts, of which padding is a part, and none
+    where all parts are of outputs with an order of their own.
     """
 
     prepared: Prepared
@@ -57,14 +62,17 @@ class PartErrors:
         error: dict[str, float] = {}
         for feeds, wanted in batches:
             given = self.session.run({**feeds, **switches}, list(wanted))
-            for part, squares in self._sum_squares(wanted).items():
+            alike = {t: values for t, values in wanted.items() if given[t].shape == values.shape}
+            for part, squares in self._sum_squares(_keep_finite(alike)).items():
                 power[part] = power.get(part, 0.0) + squares
-            for part, squares in self._sum_squares({t: given[t] - wanted[t] for t in wanted}).items():
+            for part, squares in self._sum_squares({t: _subtract(given[t], alike[t]) for t in alike}).items():
                 error[part] = error.get(part, 0.0) + squares
         return max((error[part] / power[part] for part in power if power[part] > 0), default=0.0)
 
     def _choose_runs(self) -> list[Batch]:
-        samples, outputs = self.prepared.samples, [*self.prepared.parts]
+        samples, outputs = self.prepared.samples, _list_outputs(self.prepared)
+        if not outputs:
+            return []
         none = feed_switches(self.sets, {})
         power: list[dict[str, float]] = []
         runs = samples.split(1)
@@ -72,7 +80,7 @@ class PartErrors:
             feeds = samples.read(run)
             if find_real(feeds) is not None:
                 return []
-            power.append(self._sum_squares(self.session.run({**feeds, **none}, outputs)))
+            power.append(self._sum_squares(_keep_finite(self.session.run({**feeds, **none}, outputs))))
         totals = {part: sum(each.get(part, 0.0) for each in power) for each in power for part in each}
         ranks = [max((s / totals[part] for part, s in each.items() if totals[part] > 0), default=0.0) for each in power]
         batches: list[Batch] = []
@@ -92,3 +100,23 @@ class PartErrors:
             for output, values in outputs.items()
             for name, (value,) in take_parts(self.prepared.parts, output, values)
         }
+
+
+def _list_outputs(prepared: Prepared) -> list[str]:
+    """The outputs with parts, but for those that are in an order: there, near ties alone make large errors."""
+    model = prepared.model
+    index = Index(model.graph)
+    ordering = {node.name for node in model.graph.node if is_op(node, *REORDERS)}
+    return [name for name in prepared.parts if ordering.isdisjoint(needed_nodes(index, (), [name]))]
+
+
+def _keep_finite(outputs: Outputs) -> Outputs:
+    """The outputs with zeros in place of what is not finite, of which there is no error to tell."""
+    return {name: np.where(np.isfinite(values), values, np.zeros_like(values)) for name, values in outputs.items()}
+
+
+def _subtract(given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The error of all values that are finite in the float model."""
+    error = np.zeros_like(wanted)
+    np.subtract(given, wanted, out=error, where=np.isfinite(wanted))
+    return error

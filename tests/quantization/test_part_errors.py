@@ -1,10 +1,13 @@
 """The error of the worst part of an output, with any activations on grids."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from onnxcalib import pipeline
 from onnxcalib.config import QuantizeConfig
+from onnxcalib.graph.parts import Part
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.quantization.part_errors import RUNS, PartErrors
 from onnxcalib.runtime.session import Session
@@ -62,3 +65,26 @@ def test_the_runs_are_those_in_which_a_part_has_most_of_its_power(errors):
     assert np.median(loudest) > np.median([float(np.abs(feeds["x"]).max()) for feeds in others])
     first = [feeds["x"].tobytes() for feeds, _ in errors.chosen]
     assert not set(first).intersection(feeds["x"].tobytes() for feeds, _ in errors.check)
+
+
+def test_outputs_in_an_order_of_their_own_are_not_measured(build, weigh, draw):
+    text = PARTED.replace("[y] y = ", "z = ").replace("(b, q) }", "(b, q)  [top] y, i = TopK <axis = 2> (z, five) }")
+    weights = {"w1": weigh(4, 3, 1, 1), "w2": weigh(4, 4, 1, 1), "wb": weigh(2, 4, 1, 1), "ws": weigh(3, 4, 1, 1)}
+    model = build(text.replace("float[N, 5, 8, 8] y", "float[N, 5, 5, 8] y"), five=np.int64([5]), **weights)
+    prepared = pipeline.prepare(model, draw(24, 3, 8, 8), QuantizeConfig(threads=1, placement="all"))
+    assert not PartErrors.of(replace(prepared, parts={"y": (Part(1, 0, 2, 5, ("b",)), Part(1, 2, 5, 5, ("q",)))})).check
+
+
+def test_runs_of_another_shape_and_values_that_are_not_finite_are_left_out(errors):
+    feeds, wanted = errors.check[0]
+    other = {name: value[:, :, :4] for name, value in wanted.items()}
+    infinite = {name: np.where(value == value.max(), -np.inf, value) for name, value in wanted.items()}
+    assert errors.measure({}, [(feeds, other)]) == 0
+    assert errors.measure({}, [(feeds, infinite)]) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_value_that_grids_make_infinite_is_an_infinite_error(errors, monkeypatch):
+    feeds, wanted = errors.check[0]
+    broken = {name: np.where(value == value.max(), np.inf, value) for name, value in wanted.items()}
+    monkeypatch.setattr(errors.session, "run", lambda *_: broken)
+    assert errors.measure({}, [(feeds, wanted)]) == np.inf
