@@ -68,6 +68,13 @@ class OutputTally:
         real: np.ndarray | None = None,
     ) -> None:
         """Add both models' outputs for one batch of ``samples``; real: mask of its tokens (see ``PaddingMask``)."""
+        for name, value, other in self._leave_out(wanted, given, real):
+            self._add(name, value, other, samples)
+
+    def _leave_out(
+        self, wanted: Mapping[str, Any], given: Mapping[str, Any], real: np.ndarray | None
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """Each output by name in both models, without what is not compared: padding and fill values."""
         if self._padding is not None and real is not None:
             for name, value in wanted.items():
                 mask = self._padding.mask_of(name, value.shape, real) if isinstance(value, np.ndarray) else None
@@ -80,7 +87,7 @@ class OutputTally:
             if fill is not None:
                 self._padded[name] = self._padded.get(name, 0) + int(np.count_nonzero(fill))
                 value = np.where(fill, -np.inf, value).astype(value.dtype)
-            self._add(name, value, given[name], samples)
+            yield name, value, given[name]
 
     def add_seen(
         self,
@@ -95,12 +102,8 @@ class OutputTally:
         """
         if self._seen is None:
             self._seen = OutputTally(self._padding, self._parts, class_axes=self._axes)
-        self._seen.add(wanted, given, samples, real)
-        if self._padding is not None and real is not None:
-            wanted = self._padding.mask_outputs(wanted, real)
-        for name, value in wanted.items():
-            fill = _find_fill(value, given[name])
-            value = value if fill is None else np.where(fill, -np.inf, value).astype(value.dtype)
+        for name, value, other in self._seen._leave_out(wanted, given, real):
+            self._seen._add(name, value, other, samples)
             if name in self._margins and isinstance(value, np.ndarray) and value.size:
                 self._margins[name].add(value, None, samples)
                 for part in list_parts(self._parts, name, value.shape):
