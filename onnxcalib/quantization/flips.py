@@ -23,6 +23,7 @@ from ..graph.index import Index
 from ..graph.passes.normalise import name_nodes
 from ..graph.steps import Step, Tail, cut_tail, find_layers_before, find_steps, is_step
 from ..numeric.metrics import TINY, Comparison
+from ..progress import track
 from ..report import OutputRecord, list_judged, name_some
 from ..runtime.session import Session
 from .calibrate import BATCH_BYTES
@@ -32,6 +33,7 @@ from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
 _Run = tuple[Mapping[str, Any], int]  # feeds, and their samples
+_Measured = tuple[dict[str, float], dict[str, float]]  # SQNR by output, and by step the share of values that jump
 
 # Samples whose margins are looked at; pairs of one of them and the errors of another, about; exchanges at most.
 SAMPLES, PAIRS, MOST_EXCHANGES = 256, 1024, 16
@@ -81,9 +83,17 @@ def describe_flips(
         if found.steps:
             exchange = _Exchange.of(named, found, _list_runs(samples, others, batches[0]), threads)
             expected = exchange.measure(found.steps, padding, parts)
-            for record in list_judged(outputs):
-                if record.name.partition("[")[0] not in explained and exchange.is_telling(record, expected):
-                    yield Flip(record.name, exchange.describe(record, padding, parts), expected[0][record.name])
+            told = [
+                record
+                for record in list_judged(outputs)
+                if record.name.partition("[")[0] not in explained and exchange.is_telling(record, expected)
+            ]
+            one = len(found.steps) == 1
+            alone = [
+                (step, expected if one else exchange.measure([step], padding, parts))
+                for step in track(found.steps if told else ())
+            ]
+            yield from (Flip(each.name, exchange.describe(each, alone), expected[0][each.name]) for each in told)
     except ModelError:  # what was measured stands without this
         return
 
@@ -211,9 +221,7 @@ class _Exchange:
                 break
         return found
 
-    def measure(
-        self, steps: Sequence[Step], padding: PaddingMask | None, parts: Parts | None
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    def measure(self, steps: Sequence[Step], padding: PaddingMask | None, parts: Parts | None) -> _Measured:
         """The SQNR of outputs with the errors of other samples in what these steps read, and each step's share."""
         tally = OutputTally(padding, parts)
         jumps = {step.name: _Jumps(step) for step in steps}
@@ -234,22 +242,19 @@ class _Exchange:
         decibels = {r.name: r.sqnr_db for r in list_judged(tally.records()) if r.sqnr_db is not None}
         return decibels, {name: each.share for name, each in jumps.items()}
 
-    def is_telling(self, record: OutputRecord, expected: tuple[dict[str, float], dict[str, float]]) -> bool:
+    def is_telling(self, record: OutputRecord, expected: _Measured) -> bool:
         """Whether an output is to be expected worse than measured, or is bad through steps for the most part."""
         decibels = expected[0].get(record.name)
         if record.sqnr_db is None or decibels is None:
             return False
         mixed = any(step.mixed for step in self.errors.steps)
-        most = max(record.sqnr_db, *(record.sqnr_interval or ())) if record.sqnr_interval else record.sqnr_db
+        most = max(record.sqnr_db, *record.sqnr_interval) if record.sqnr_interval else record.sqnr_db
         explains = record.sqnr_db < LEAST_DB and decibels <= most + EXPLAINED and not mixed
         return decibels < record.sqnr_db - LUCK or explains
 
-    def describe(self, record: OutputRecord, padding: PaddingMask | None, parts: Parts | None) -> str:
-        """The line of such an output, with the step that does most to it."""
-        found = []
-        for step in self.errors.steps:
-            decibels, shares = self.measure([step], padding, parts)
-            found.append((decibels.get(record.name, np.inf), shares[step.name], step))
+    def describe(self, record: OutputRecord, alone: Sequence[tuple[Step, _Measured]]) -> str:
+        """The line of such an output, with the step that does most to it; alone: each step, as measured by itself."""
+        found = [(decibels.get(record.name, np.inf), shares[step.name], step) for step, (decibels, shares) in alone]
         least, share, step = min(found, key=lambda each: each[0])
         read = ", ".join(f"{t} ({self.errors.compared[t].sqnr_db:.1f} dB)" for t in step.tensors)
         layers = find_layers_before(self.index, step)
@@ -272,10 +277,9 @@ class _Jumps:
     errors: list[float] = field(default_factory=list)
 
     def add(self, wanted: Any, given: Any, samples: int) -> None:
-        alike = isinstance(wanted, np.ndarray) and isinstance(given, np.ndarray) and wanted.shape == given.shape
+        alike = _is_number(wanted) and _is_number(given) and wanted.shape == given.shape
         if alike and self.step.mixed:
-            pairs = zip(_rows(wanted, samples), _rows(given, samples), strict=True)
-            self.errors += [float(np.square(a.astype(np.float64) - b).sum()) for a, b in pairs]
+            self.errors += map(_sum_squares, _rows(wanted, samples), _rows(given, samples))
         elif self.step.mixed:
             self.errors.append(np.inf)
         else:
@@ -301,6 +305,17 @@ def _add(value: np.ndarray, rows: Sequence[np.ndarray], count: int, first: int) 
     """A batch of what a step reads, with the errors of the samples from ``first`` on."""
     new = [each + np.resize(rows[(first + i) % len(rows)], each.shape) for i, each in enumerate(_rows(value, count))]
     return np.stack(new).reshape(value.shape).astype(value.dtype)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+
+
+def _sum_squares(wanted: np.ndarray, given: np.ndarray) -> float:
+    """The squared error of what is finite in both."""
+    error = np.zeros(wanted.shape)
+    np.subtract(wanted, given, out=error, where=np.isfinite(wanted) & np.isfinite(given), dtype=np.float64)
+    return float(np.square(error).sum())
 
 
 def _rows(value: np.ndarray, count: int) -> list[np.ndarray]:

@@ -75,3 +75,21 @@ def test_no_more_is_expected_of_other_samples_than_steps_leave(most, expected):
     record = OutputRecord("y", 44.0, None, None, expected=ExpectedRecord(40.0, (10.0, 42.0), None, None))
     (found,) = lower_expected([record], [Flip("y", "", most)])
     assert (found.expected.sqnr_db, found.expected.sqnr_interval) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "branch"),
+    [("string", "m = Greater (s, one)  b = Where (m, word, other)"), ("float", "r = Relu (s)  b = Log (r)")],
+    ids=["texts", "infinite values"],
+)
+def test_a_step_that_gives_no_numbers_is_looked_at_without_a_fault(build, kind, branch):
+    text = f"""g (float[N, 6] x) => (float[N, 6] s, {kind}[N, 6] y) {{ [layer] s = MatMul (x, w)
+        [if] y = If (yes) <then_branch = a () => ({kind}[N, 6] b) {{ {branch} }},
+            else_branch = c () => ({kind}[N, 6] b) {{ {branch} }}> }}"""
+    words = {"word": np.array(["a"], object), "other": np.array(["b"], object)} if kind == "string" else {}
+    constants = {"yes": np.array(True), "one": np.float32(1), **words}
+    one, other = (
+        build(text, w=np.eye(6, dtype=np.float32) + np.float32(noise) * draw_noise(), **constants)
+        for noise in (0, 0.001)
+    )
+    assert describe(one, other, output="s") == []
