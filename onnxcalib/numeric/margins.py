@@ -166,7 +166,7 @@ def _estimate(rows: _Rows, given: _Rows, errors: np.ndarray) -> tuple[float, Int
         by_error[number] = rows.weights @ stays / rows.weights.sum()
     share = min(float(rows.weights @ by_row / rows.weights.sum()), 1.0)
     variance = rows.vary(by_row, share) + given.vary(by_error, share)
-    most = WORTH * rows.weights.sum()
+    most = WORTH * float(rows.weights.sum())
     independent = min(share * (1 - share) / variance, most) if variance > 0 else WORTH * rows.samples
     return share, wilson_interval(share, max(independent, 1.0))
 

@@ -116,7 +116,8 @@ def _keep_finite(outputs: Outputs) -> Outputs:
 
 
 def _subtract(given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The error of all values that are finite in the float model."""
+    """The error of all values that are finite in the float model, infinite where the other value is no number."""
     error = np.zeros_like(wanted)
-    np.subtract(given, wanted, out=error, where=np.isfinite(wanted))
+    np.subtract(given, wanted, out=error, where=np.isfinite(wanted) & np.isfinite(given))
+    error[np.isfinite(wanted) & ~np.isfinite(given)] = np.inf
     return error

@@ -83,8 +83,9 @@ def test_runs_of_another_shape_and_values_that_are_not_finite_are_left_out(error
     assert errors.measure({}, [(feeds, infinite)]) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_value_that_grids_make_infinite_is_an_infinite_error(errors, monkeypatch):
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_a_value_of_which_grids_make_no_number_is_an_infinite_error(errors, monkeypatch, number):
     feeds, wanted = errors.check[0]
-    broken = {name: np.where(value == value.max(), np.inf, value) for name, value in wanted.items()}
+    broken = {name: np.where(value == value.max(), np.float32(number), value) for name, value in wanted.items()}
     monkeypatch.setattr(errors.session, "run", lambda *_: broken)
     assert errors.measure({}, [(feeds, wanted)]) == np.inf
