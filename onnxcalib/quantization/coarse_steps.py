@@ -11,6 +11,7 @@ from onnx import ModelProto
 from ..graph.extract import infer_types, needed_nodes
 from ..graph.index import Index, reads
 from ..graph.steps import Step, find_steps, is_step
+from ..progress import track
 from ..spec import Grids, QuantScheme
 from .calibrate import choose_grids, collect_statistics
 from .flips import expect_flips
@@ -31,7 +32,7 @@ def find_coarse_steps(prepared: Prepared) -> dict[str, str]:
     found: dict[str, str] = {}
     fronts = _find_fronts(prepared.model, prepared.scheme)
     shares = _count_shares(prepared) if fronts else {}
-    for step, front in fronts.items():
+    for step, front in track([*fronts.items()]):
         cheap = sum(shares.get(name, 0.0) for name in front) <= MOST_SHARE
         if not set(front) <= found.keys() and cheap and (why := _explain(prepared, step, front)):
             found |= dict.fromkeys(front, why)

@@ -229,7 +229,7 @@ class _Exchange:
         total = sum(count for _, count in self.runs)
         shifts = range(1, 1 + min(max(total - 1, 1), MOST_EXCHANGES, -(-PAIRS // total)))
         first = 0
-        for (given, count), values in zip(self.runs, self.values, strict=True):
+        for (given, count), values in track([*zip(self.runs, self.values, strict=True)]):
             wanted, real = self.session.run(values), find_real(given)
             ends = {name: wanted[name] for name in self.tail.outputs}
             for shift in shifts:

@@ -21,6 +21,7 @@ from ..graph.index import Index, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
 from ..numeric.metrics import Comparison
+from ..progress import track
 from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -123,7 +124,7 @@ def _compare_outputs(
 def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: OutputTally, size: int) -> None:
     """Add samples that the model was made from to the estimates, evenly spread ones where they are many."""
     samples = prepared.samples
-    for run in samples.split(size)[:: -(-len(samples) // SEEN)]:
+    for run in track(samples.split(size)[:: -(-len(samples) // SEEN)], len):
         feeds = samples.read(run)
         wanted, given = (session.run(feeds) for session in sessions)
         tally.add_seen(wanted, given, samples.count(feeds), find_real(feeds))
