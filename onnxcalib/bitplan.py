@@ -66,7 +66,7 @@ class BitPlan(_Record):
     """Bits of every layer, and what they were chosen from.
 
     layers: candidate by node name, or float for layers that stay so; ``quantize --plan`` gives every layer these bits.
-    in_float: layer that the tool itself left in float -> why; it has no effect on a layer that has bits.
+    in_float: node that the tool itself left in float -> why; it has no effect on a layer that has bits.
     model: fingerprint of the model that the plan is for. budgets: the limits, in their units. totals: of this plan.
     eight_bit: of the plan of W8A8 for every layer whose settings allow it. bound: proven lower bound of the sum of
     losses within the budgets; of the bytes, where max_loss was given; where max_disagreement was, of the sum of losses
@@ -89,8 +89,8 @@ class BitPlan(_Record):
         return {name: _settings_of(bits) for name, bits in self.layers.items()}
 
     def reasons(self) -> dict[str, str]:
-        """Layers that stay in float by this plan, with the reasons that it knows."""
-        return {name: why for name, why in self.in_float.items() if self.layers.get(name) == FLOAT}
+        """Nodes that stay in float by this plan, with the reasons that it knows."""
+        return {name: why for name, why in self.in_float.items() if self.layers.get(name, FLOAT) == FLOAT}
 
     def check(self, model: str) -> None:
         """Raise ConfigError for a model of another fingerprint."""

@@ -39,9 +39,11 @@ def test_bits_are_settings_of_single_layers():
     assert PLAN.settings()["loop"] == LayerConfig(exclude=True)
 
 
-def test_reasons_are_of_layers_in_float_alone():
+def test_reasons_are_of_nodes_that_have_no_bits():
     assert PLAN.reasons() == PLAN.in_float
     assert not PLAN.model_copy(update={"layers": {**PLAN.layers, "loop": "W8A8"}}).reasons()
+    add = {"add": "256 levels of its output do not hold what deep reads"}
+    assert PLAN.model_copy(update={"in_float": add}).reasons() == add
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,14 @@ def make_bit_plan(
     latencies: Latencies | None,
     *,
     name_of: NameOf,
+    excluded: Sequence[str],
     in_float: Mapping[str, str],
 ) -> BitPlan:
     """Choose bits within the settings' budgets.
 
     latencies: None where time is not limited. name_of: a layer that the settings name keeps its own bits at every
-    candidate. in_float: layer that stays so -> why, empty where the settings say it. Raises ConfigError for
-    budgets that cannot be met.
+    candidate. excluded: layers that stay in float. in_float: node that the tool itself leaves so -> why. Raises
+    ConfigError for budgets that cannot be met.
     """
     sets, eight = [keep_candidates(each, config.candidates) for each in assembler.sets], find_widest(assembler.sets)
     limits = _resolve(assembler, eight, config, latencies)
@@ -67,8 +68,8 @@ def make_bit_plan(
     return BitPlan(
         model=fingerprint(assembler.original),
         budgets=limits | {name: limit for name, limit in losses.items() if limit is not None},
-        layers={**names, **dict.fromkeys(in_float, FLOAT)},
-        in_float={name: why for name, why in in_float.items() if why},
+        layers={**names, **dict.fromkeys(excluded, FLOAT)},
+        in_float=dict(in_float),
         totals=totals,
         eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), timed=timed, agreement=agreement),
         bound=bound,

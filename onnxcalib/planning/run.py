@@ -63,10 +63,10 @@ def choose_bits(prepared: Prepared) -> BitPlan:
         measured = _measure(prepared)
         assembler = measured.assembler
         names = {name for each in assembler.sets for name in each.layers}
-        others = (k.name for k in make_scheme(prepared.model).layers if k.name not in names)
-        in_float = {name: prepared.in_float.get(name, "") for name in others}
+        excluded = [k.name for k in make_scheme(prepared.model).layers if k.name not in names]
+        options: dict[str, Any] = {"name_of": measured.name_of, "excluded": excluded, "in_float": prepared.in_float}
         try:
-            found = make_bit_plan(assembler, config, measured.latencies, name_of=measured.name_of, in_float=in_float)
+            found = make_bit_plan(assembler, config, measured.latencies, **options)
         except ConfigError as error:
             slow = sum(reason in (COSTS_MORE, RAN_SLOWER) for reason in prepared.in_float.values())
             if not slow:
