@@ -6,6 +6,7 @@ the step costs little in float, it stays there, and nothing crosses.
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import ModelProto
 
 from ..graph.extract import infer_types, needed_nodes
@@ -24,7 +25,8 @@ from .tensor_shapes import measure_shapes
 LEAST_DB = 30.0
 # The layers in front of a step that stay in float have no more than this share of the model's products.
 MOST_SHARE = 0.2
-SAMPLES = 128
+# Samples on which a step is tried, and pairs of one of them and the errors of another; a net may have many steps.
+SAMPLES, PAIRS = 128, 512
 
 
 def find_coarse_steps(prepared: Prepared) -> dict[str, str]:
@@ -83,9 +85,11 @@ def _explain(prepared: Prepared, step: Step, front: list[str]) -> str:
         (statistics.batch, len(samples)),
         padding=padding,
         parts=prepared.parts,
+        pairs=PAIRS,
         threads=threads,
     )
     output, least = min(decibels.items(), key=lambda each: each[1], default=("", LEAST_DB))
     if least >= LEAST_DB:
         return ""
-    return f"256 levels of it make {step.op} ({step.name}) jump, which leaves {least:.1f} dB of output {output}"
+    left = f"leaves {least:.1f} dB of" if np.isfinite(least) else "makes values infinite of"
+    return f"256 levels of it make {step.op} ({step.name}) jump, which {left} output {output}"

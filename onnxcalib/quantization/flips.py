@@ -106,14 +106,18 @@ def expect_flips(
     *,
     padding: PaddingMask | None = None,
     parts: Parts | None = None,
+    pairs: int,
     threads: int = 0,
 ) -> dict[str, float]:
-    """The SQNR that steps alone leave of each output, or part of one, where they read other values in both models."""
+    """The SQNR that steps alone leave of each output, or part of one, where they read other values in both models.
+
+    pairs: of one sample and the errors of another, about.
+    """
     found = _Errors.of(model, quantized, samples, batches, threads)
     if not found.steps:
         return {}
     exchange = _Exchange.of(model, found, _list_runs(samples, None, batches[0]), threads)
-    return exchange.measure(found.steps, padding, parts)[0]
+    return exchange.measure(found.steps, padding, parts, pairs)[0]
 
 
 def lower_expected(outputs: Sequence[OutputRecord], flips: Iterable[Flip]) -> tuple[OutputRecord, ...]:
@@ -221,13 +225,15 @@ class _Exchange:
                 break
         return found
 
-    def measure(self, steps: Sequence[Step], padding: PaddingMask | None, parts: Parts | None) -> _Measured:
+    def measure(
+        self, steps: Sequence[Step], padding: PaddingMask | None, parts: Parts | None, pairs: int = PAIRS
+    ) -> _Measured:
         """The SQNR of outputs with the errors of other samples in what these steps read, and each step's share."""
         tally = OutputTally(padding, parts)
         jumps = {step.name: _Jumps(step) for step in steps}
         moved = {self.tail.copies[step.name, t]: self.errors.rows[step.name, t] for step in steps for t in step.tensors}
         total = sum(count for _, count in self.runs)
-        shifts = range(1, 1 + min(max(total - 1, 1), MOST_EXCHANGES, -(-PAIRS // total)))
+        shifts = range(1, 1 + min(max(total - 1, 1), MOST_EXCHANGES, -(-pairs // total)))
         first = 0
         for (given, count), values in track([*zip(self.runs, self.values, strict=True)]):
             wanted, real = self.session.run(values), find_real(given)
