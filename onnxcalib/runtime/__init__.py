@@ -1,9 +1,10 @@
-"""Everything that executes a model, in onnxruntime or in torch.
+"""Everything that executes a model, in onnxruntime, in torch or in onnx's own evaluator.
 
-Read the files in this order: ``session`` runs models in onnxruntime, ``turns`` times several of them, ``store`` keeps
-activations on disk, ``device`` chooses where torch computes, ``blocks`` turns a part of a graph into a torch module
-with the help of ``converters``, ``workers`` runs tasks in other processes, which ``processes`` starts and in which
-``worker`` runs, and ``cache`` keeps their measurements as ``records``.
+Read the files in this order: ``session`` runs models in onnxruntime, ``turns`` times several of them, ``reference``
+runs them in onnx's evaluator, whose faults ``reference_faults`` knows, ``store`` keeps activations on disk, ``device``
+chooses where torch computes, ``blocks`` turns a part of a graph into a torch module with the help of ``converters``,
+``workers`` runs tasks in other processes, which ``processes`` starts and in which ``worker`` runs, and ``cache`` keeps
+their measurements as ``records``.
 """
 
 import os
