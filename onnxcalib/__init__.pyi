@@ -73,6 +73,7 @@ from .verdict import (
     GateRecord as GateRecord,
     LatencyRecord as LatencyRecord,
     LayerLoss as LayerLoss,
+    ReferenceRecord as ReferenceRecord,
     ScoreRecord as ScoreRecord,
     StepsRecord as StepsRecord,
     Verdict as Verdict,

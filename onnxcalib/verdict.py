@@ -117,6 +117,23 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class ReferenceRecord:
+    """Outputs of onnxruntime against those of onnx's reference evaluator, on the first ``samples`` samples.
+
+    deployed: of the quantized model as users run it. unoptimized: of the same without graph optimizations. original: of
+    the float model, which shows whether the two agree where nothing is quantized. missed: outputs of the deployed model
+    that could not be compared. reason: why there are none of the quantized model.
+    """
+
+    samples: int
+    deployed: tuple[OutputRecord, ...] = ()
+    unoptimized: tuple[OutputRecord, ...] = ()
+    original: tuple[OutputRecord, ...] = ()
+    missed: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class GateRecord:
     """One gate. name: its setting; text: the measured value and the limit in one line."""
 
@@ -141,6 +158,7 @@ class Verdict:
     unfused: tuple[UnfusedRecord, ...]
     contract: ContractRecord
     saturation: SaturationRecord = field(default_factory=SaturationRecord)
+    reference: ReferenceRecord | None = None
     gates: tuple[GateRecord, ...] = ()
     explanation: Explanation | None = None
     warnings: tuple[str, ...] = ()

@@ -60,6 +60,11 @@ class ValidateConfig(Settings):
         Field(description="Most integer kernels that can saturate on x86 without VNNI."),
         Option(GATES, metavar="COUNT"),
     ] = None
+    min_reference_sqnr: Annotated[
+        Annotated[Finite, Field(ge=-MOST_DECIBELS, le=MOST_DECIBELS)] | None,
+        Field(description="Least SQNR of every output against onnx's reference evaluator, in dB. Needs a reference."),
+        Option(GATES, metavar="DB"),
+    ] = None
     confident: Annotated[
         Switch,
         Field(description="Demand that the whole 95% interval of a measure clears its gate."),
@@ -74,6 +79,11 @@ class ValidateConfig(Settings):
         Count | None,
         Field(description="Use only the first so many samples."),
         Option(EXPERT, unset="all"),
+    ] = None
+    reference: Annotated[
+        Count | None,
+        Field(description="Compare both sessions with onnx's reference evaluator, on the first so many samples."),
+        Option(EXPERT, unset="none"),
     ] = None
     batch: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=MOST_BATCH)],

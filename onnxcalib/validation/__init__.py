@@ -1,7 +1,7 @@
 """Job 3: whether a quantized model is as good as its users need.
 
 Read the files in this order: ``compare`` and ``score`` run both models, ``kernel_consistency`` compares kernels with
-graph optimizations off and on, ``timing`` times both models, ``pair``, ``survey``, ``reasons`` and ``explain`` find the
-layers that lose most, ``judge`` applies the gates, ``render`` writes verdicts as Markdown and JUnit XML, and ``run``
-ties them together.
+graph optimizations off and on, ``arbitrate`` lets onnx's evaluator judge, ``timing`` times both models, ``pair``,
+``survey``, ``reasons`` and ``explain`` find the layers that lose most, ``judge`` applies the gates, ``render`` writes
+verdicts as Markdown and JUnit XML, and ``run`` ties them together.
 """

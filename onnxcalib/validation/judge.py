@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
 from ..errors import GateError
-from ..report import list_judged, list_rows, spell_worst
-from ..verdict import GateRecord, Interval, ScoreRecord, Verdict, spell_interval
+from ..report import OutputRecord, list_judged, list_rows, spell_worst
+from ..verdict import GateRecord, Interval, ReferenceRecord, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
 # Shares of samples are not binary fractions: 241 of 250 must pass a limit of 96.4%.
@@ -49,6 +49,25 @@ def _check_drop(scores: Sequence[ScoreRecord], limit: float, confident: bool) ->
         raise GateError(
             f"max_drop: found {limit:g} where {score.name} of the float model is {score.float_score:.6g}; not even a"
             " drop to 0 would fail; give less, in the unit of the score"
+        )
+
+
+def check_reference(config: ValidateConfig, obstacle: str) -> None:
+    """Raise GateError where there is a gate on the reference, and none to judge by.
+
+    obstacle: why onnx's evaluator does not run the quantized model; empty where it does.
+    """
+    if config.min_reference_sqnr is None:
+        return
+    if config.reference is None:
+        raise GateError(
+            "min_reference_sqnr: found no reference; the gate needs samples that onnx's evaluator runs; give"
+            " --reference 4, or leave the gate out"
+        )
+    if obstacle:
+        raise GateError(
+            f"min_reference_sqnr: onnx's evaluator cannot judge the quantized model: {obstacle}; leave the gate out,"
+            " or change the operator"
         )
 
 
@@ -97,11 +116,24 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tupl
 
 
 def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+    return _judge_decibels(found.outputs, limit, confident, missed)
+
+
+def _judge_reference(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+    reference = found.reference or ReferenceRecord(0)
+    if not reference.missed and all(record.sqnr_db is None for record in reference.deployed):
+        return False, f"no output of floats to judge, at least {limit:g} dB"
+    return _judge_decibels(reference.deployed, limit, confident, reference.missed)
+
+
+def _judge_decibels(
+    outputs: Sequence[OutputRecord], limit: float, confident: bool, missed: tuple[str, ...]
+) -> tuple[bool, str]:
     if missed:
         return False, f"output {missed[0]} could not be compared, at least {limit:g} dB"
     ratios = [
         (record.sqnr_db, record.sqnr_interval, record.name)
-        for record in list_judged(found.outputs)
+        for record in list_judged(outputs)
         if record.sqnr_db is not None
     ]
     sqnr, interval, name = min(ratios, key=lambda each: _low(each[0], each[1], confident))
@@ -159,6 +191,7 @@ _GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], tuple[bool, 
     "max_unfused": _judge_unfused,
     "max_steps": _judge_steps,
     "max_saturating": _judge_saturating,
+    "min_reference_sqnr": _judge_reference,
 }
 
 

@@ -10,7 +10,16 @@ from xml.etree import ElementTree
 
 from ..errors import escape_controls
 from ..report import OutputRecord, SaturationRecord, list_rows, name_some, spell_positions, spell_worst
-from ..verdict import ContractRecord, Explanation, LatencyRecord, LayerLoss, ScoreRecord, Verdict, spell_interval
+from ..verdict import (
+    ContractRecord,
+    Explanation,
+    LatencyRecord,
+    LayerLoss,
+    ReferenceRecord,
+    ScoreRecord,
+    Verdict,
+    spell_interval,
+)
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
@@ -84,8 +93,8 @@ def is_judged(verdict: Verdict, gate: str) -> bool:
 
 
 def list_sheets(verdict: Verdict) -> list[Sheet]:
-    """The sheets of measures, outputs and saturated outputs, without those that have no rows."""
-    sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict)
+    """The sheets of measures, outputs, saturated outputs and the reference, without those that have no rows."""
+    sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict), spell_reference(verdict)
     return [sheet for sheet in sheets if sheet.rows]
 
 
@@ -112,6 +121,20 @@ def spell_saturated(verdict: Verdict) -> Sheet:
     rows = (
         (name, session, *cells)
         for session, records in list_processors(verdict.saturation).items()
+        for name, *cells in map(_spell_output, list_rows(records))
+    )
+    return Sheet(headers, tuple(rows))
+
+
+def spell_reference(verdict: Verdict) -> Sheet:
+    """onnxruntime's outputs against those of onnx's evaluator; no rows where that was not asked for."""
+    found = verdict.reference or ReferenceRecord(0)
+    measures = ("agreement %", "SQNR dB", "cosine", "max error")
+    headers = (f"against onnx's evaluator ({found.samples} samples)", "session", *measures)
+    sessions = {"deployed": found.deployed, "unoptimized": found.unoptimized, "float model": found.original}
+    rows = (
+        (name, session, *cells)
+        for session, records in sessions.items()
         for name, *cells in map(_spell_output, list_rows(records))
     )
     return Sheet(headers, tuple(rows))

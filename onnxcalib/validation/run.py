@@ -29,10 +29,11 @@ from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import INNER, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.session import Session
-from ..verdict import Explanation, Verdict
+from ..verdict import Explanation, ReferenceRecord, Verdict
+from .arbitrate import arbitrate, find_obstacle, list_remarks
 from .compare import Comparisons, compare
 from .explain import explain as explain_loss
-from .judge import check_gates, judge
+from .judge import check_gates, check_reference, judge
 from .kernel_consistency import check_consistency, find_risks
 from .score import Metric
 from .timing import clock
@@ -70,6 +71,7 @@ class _Run:
         self.config, self.observer = config, LoggedObserver(observer)
         self.threads = config.threads or 0
         self.warnings: list[str] = []
+        self.axes: dict[str, int] = {}  # of classes, by output
 
     def validate(
         self,
@@ -85,6 +87,7 @@ class _Run:
         sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
         original, quantized = (load_model(source) for source in sources)
         self._check_models(original, quantized)
+        self._check_reference(quantized)
         samples = open_calibration(
             data, check_interface(original, quantized), self.config.data, limit=self.config.samples
         )
@@ -105,6 +108,7 @@ class _Run:
             padding=padding,
             parts=parts,
         )
+        reference = self._arbitrate(original, quantized, samples, padding, parts)
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
         self.observer.stage("check kernels")
@@ -124,6 +128,7 @@ class _Run:
             unfused=list_unfused(quantized, graph),
             contract=contract,
             saturation=saturation,
+            reference=reference,
             explanation=self._explain(original, quantized, samples, parts) if explain else None,
             warnings=tuple(self.warnings),
         )
@@ -145,10 +150,9 @@ class _Run:
         self.observer.stage("compare")
         reference = Session(original, name="the float model", threads=self.threads)
         run_longest_texts(reference, samples)
-        axes: dict[str, int] = {}
         if self.config.class_axis:
             outputs = reference.run(samples.read(range(samples.fixed_batch or 1)))
-            axes = find_class_axes(self.config.class_axis, outputs, parts, batched=samples.batched)
+            self.axes = find_class_axes(self.config.class_axis, outputs, parts, batched=samples.batched)
         size = batch_size(reference, samples)
         compared = compare(
             reference,
@@ -160,12 +164,39 @@ class _Run:
             metric=metric,
             padding=padding,
             parts=parts,
-            class_axes=axes,
+            class_axes=self.axes,
         )
         for text in compared.notes:
             self._warn(text)
         check_gates(compared, self.config)
         return compared
+
+    def _arbitrate(
+        self,
+        original: ModelProto,
+        quantized: ModelProto,
+        samples: CalibrationSet,
+        padding: PaddingMask,
+        parts: Parts,
+    ) -> ReferenceRecord | None:
+        """What onnx's evaluator says of onnxruntime's sessions, where that was asked for."""
+        if self.config.reference is None:
+            return None
+        self.observer.stage("ask reference")
+        found = arbitrate(
+            original,
+            quantized,
+            samples,
+            self.config.reference,
+            padding=padding,
+            parts=parts,
+            class_axes=self.axes,
+            threads=self.threads,
+        )
+        check_reference(self.config, found.reason)
+        for text in list_remarks(found):
+            self._warn(text)
+        return found
 
     def _explain(
         self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, parts: Parts
@@ -214,6 +245,11 @@ class _Run:
                 "models: the first is quantized and the second is not; the float model comes first; swap the two"
             )
         self._warn("the second model has no quantized operator; two float models are compared")
+
+    def _check_reference(self, quantized: ModelProto) -> None:
+        """Refuse a gate that the reference cannot judge before any model runs."""
+        if self.config.min_reference_sqnr is not None:
+            check_reference(self.config, find_obstacle(quantized))
 
     def _check_labels(
         self, classes: np.ndarray | None, metric: tuple[str, Metric] | None, samples: CalibrationSet

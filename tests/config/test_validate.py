@@ -69,6 +69,7 @@ def test_a_bad_gate_is_refused_in_one_line(values, text):
         ("max_drop", -1e9, 1e9), ("min_agreement", 0, 100), ("min_sqnr", -1e4, 1e4), ("max_size_ratio", 1e-300, 1e6),
         ("min_speedup", 1e-300, 1e6), ("max_unfused", 0, 10**9), ("max_steps", 0, 65_535), ("threads", 1, 1024),
         ("max_saturating", 0, 10**9), ("samples", 1, 10**9), ("batch", 1, 4096),
+        ("reference", 1, 10**9), ("min_reference_sqnr", -1e4, 1e4),
     ],
 )  # fmt: skip
 def test_gates_are_taken_between_their_bounds_and_refused_beyond_and_of_other_types(name, least, most):

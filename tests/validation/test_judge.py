@@ -11,8 +11,8 @@ from onnxcalib.config import ValidateConfig
 from onnxcalib.errors import GateError
 from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from onnxcalib.validation.compare import Comparisons
-from onnxcalib.validation.judge import check_gates, judge
-from onnxcalib.verdict import ContractRecord, LatencyRecord, ScoreRecord, StepsRecord, Verdict
+from onnxcalib.validation.judge import check_gates, check_reference, judge
+from onnxcalib.verdict import ContractRecord, LatencyRecord, ReferenceRecord, ScoreRecord, StepsRecord, Verdict
 
 NAN, INF = float("nan"), float("inf")
 
@@ -113,7 +113,7 @@ def test_a_gate_says_what_was_measured_and_its_limit(settings, text):
 def test_only_gates_that_were_asked_for_are_judged_in_the_order_of_the_settings():
     every = {
         "max_steps": 1, "max_unfused": 9, "min_speedup": 1, "max_size_ratio": 1, "min_sqnr": 1, "min_agreement": 90,
-        "max_drop": 9, "max_saturating": 3,
+        "max_drop": 9, "max_saturating": 3, "min_reference_sqnr": 1,
     }  # fmt: skip
     order = [name for name in ValidateConfig.model_fields if name.startswith(("max_", "min_"))]
     assert [record.name for record in judge(found(), ValidateConfig(**every))] == order
@@ -354,3 +354,31 @@ def test_layers_that_can_saturate_are_counted_and_what_they_do_is_said(layers, o
 def test_a_model_without_integer_kernels_cannot_saturate():
     record = gate(found(), max_saturating=0)
     assert (record.passed, record.text) == (True, "no integer kernel to judge, at most 0")
+
+
+@pytest.mark.parametrize(
+    ("reference", "passed", "text"),
+    [
+        (ReferenceRecord(4, (output("y", 40.0), output("z", 35.5))), True,
+         "35.50 dB (95%: 18.00 to 22.00) on z, at least 35 dB"),
+        (ReferenceRecord(4, (output("y", 34.0),), (output("y", 50.0),)), False,
+         "34.00 dB (95%: 18.00 to 22.00) on y, at least 35 dB"),
+        (ReferenceRecord(4, (output("y", 50.0),), missed=("z",)), False,
+         "output z could not be compared, at least 35 dB"),
+        (ReferenceRecord(4, (output("y", None),)), False, "no output of floats to judge, at least 35 dB"),
+    ],
+)  # fmt: skip
+def test_the_reference_judges_the_worst_output_as_deployed(reference, passed, text):
+    record = gate(found(reference=reference), min_reference_sqnr=35)
+    assert (record.passed, record.text) == (passed, text)
+
+
+def test_a_gate_on_the_reference_without_one_is_refused():
+    check_reference(ValidateConfig(), "odd (LRN): wrong")
+    check_reference(ValidateConfig(min_reference_sqnr=30, reference=4), "")
+    with pytest.raises(GateError, match=r"^min_reference_sqnr: found no reference; .*; give --reference 4, or leave"):
+        check_reference(ValidateConfig(min_reference_sqnr=30), "")
+    with pytest.raises(
+        GateError, match=r"^min_reference_sqnr: onnx's evaluator cannot judge .*: odd \(LRN\): wrong; leave"
+    ):
+        check_reference(ValidateConfig(min_reference_sqnr=30, reference=4), "odd (LRN): wrong")

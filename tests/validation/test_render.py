@@ -19,6 +19,7 @@ from onnxcalib.validation.render import (
     gather_toml,
     spell_facts,
     spell_outputs,
+    spell_reference,
     spell_saturation,
     to_junit,
     to_markdown,
@@ -29,6 +30,7 @@ from onnxcalib.verdict import (
     GateRecord,
     LatencyRecord,
     LayerLoss,
+    ReferenceRecord,
     ScoreRecord,
     StepsRecord,
     Verdict,
@@ -227,6 +229,19 @@ def test_values_that_are_not_finite_are_counted_beside_their_output():
 )
 def test_one_line_says_what_can_saturate_and_what_the_outputs_are_there(given, text):
     assert spell_saturation(given) == f"integer kernels: {text}"
+
+
+@pytest.mark.parametrize("make", [to_markdown, to_junit])
+def test_the_reference_has_a_row_for_each_session_where_it_was_asked_for(make):
+    rows = (OutputRecord("scores", decibels, 1.0, 0.25) for decibels in (46.21, 51.65, 129.2))
+    found = ReferenceRecord(4, *((row,) for row in rows))
+    texts = ["deployed", "unoptimized", "float model", "46.21", "51.65", "129.20"]
+    shown = make(replace(VERDICT, reference=found))
+    assert all(text in shown for text in texts)
+    assert "unoptimized" not in make(VERDICT)
+    header = spell_reference(replace(VERDICT, reference=found)).headers[0]
+    assert header == "against onnx's evaluator (4 samples)"
+    assert spell_reference(VERDICT).rows == ()
 
 
 def test_there_is_no_table_of_saturated_outputs_where_none_can_saturate():

@@ -1,0 +1,101 @@
+"""Let onnx's reference evaluator judge between onnxruntime's sessions, on a few samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from onnx import ModelProto
+
+from ..data import CalibrationSet
+from ..progress import track
+from ..quantization.output_parts import Parts
+from ..quantization.output_tally import OutputTally
+from ..quantization.padding_mask import PaddingMask, find_real
+from ..report import OutputRecord, list_judged
+from ..runtime.reference import Reference, ReferenceFault
+from ..runtime.session import Session
+from ..verdict import ReferenceRecord
+
+# The evaluator and onnxruntime gave 125 dB or more on float models whose operators both compute right. What lies below
+# this is no rounding of float32.
+SOUND = 80.0
+ADVICE = "leave --reference out, or change the operator"
+
+
+def find_obstacle(quantized: ModelProto) -> str:
+    """Why the evaluator is no judge of the model, as far as that shows without a run; empty where it is one."""
+    try:
+        Reference(quantized)
+    except ReferenceFault as fault:
+        return str(fault)
+    return ""
+
+
+def arbitrate(
+    original: ModelProto,
+    quantized: ModelProto,
+    samples: CalibrationSet,
+    count: int,
+    *,
+    padding: PaddingMask | None = None,
+    parts: Parts | None = None,
+    class_axes: Mapping[str, int] | None = None,
+    threads: int = 0,
+) -> ReferenceRecord:
+    """Compare onnxruntime's outputs with the evaluator's, on ``count`` samples or as many as make up whole runs.
+
+    padding, parts, class_axes: see ``compare``. Raises ModelError where onnxruntime does not run a model. What the
+    evaluator does not run is in the record, by its reason.
+    """
+    size = samples.fixed_batch or 1
+    batches = samples.split(size)[: -(-count // size)]
+
+    def tally(model: ModelProto, sessions: Mapping[str, Session]) -> dict[str, OutputTally]:
+        evaluator = Reference(model)
+        tallies = {name: OutputTally(padding, parts, class_axes=class_axes) for name in sessions}
+        for batch in track(batches, len):
+            feeds = samples.read(batch)
+            wanted = evaluator.run(feeds)
+            for name, session in sessions.items():
+                tallies[name].add(wanted, session.run(feeds), len(batch), find_real(feeds))
+        return tallies
+
+    done = sum(map(len, batches))
+    deployed = Session(quantized, deployed=True, threads=threads)
+    plain = Session(quantized, optimize=False, threads=threads)
+    try:
+        found = tally(quantized, {"deployed": deployed, "unoptimized": plain})
+    except ReferenceFault as fault:
+        return ReferenceRecord(done, reason=str(fault))
+    try:
+        control = tally(original, {"original": Session(original, threads=threads)})["original"].records()
+    except ReferenceFault:  # it then stands without a control
+        control = ()
+    return ReferenceRecord(
+        done,
+        deployed=found["deployed"].records(),
+        unoptimized=found["unoptimized"].records(),
+        original=control,
+        missed=tuple(found["deployed"].missed),
+    )
+
+
+def list_remarks(found: ReferenceRecord) -> Iterator[str]:
+    """Warnings of what the comparison cannot say, one line each."""
+    if found.reason:
+        yield f"reference: onnx's evaluator cannot judge the quantized model: {found.reason}; {ADVICE}"
+        return
+    for name in found.missed:
+        yield f"reference: output {name} was not compared; onnxruntime and onnx's evaluator give other shapes or types"
+    worst = min(list_judged(found.original), key=_decibels, default=None)
+    if worst is not None and _decibels(worst) < SOUND:
+        yield (
+            f"reference: onnxruntime and onnx's evaluator differ on the float model too, {_decibels(worst):.1f} dB on"
+            f" {worst.name}; one of them computes an operator otherwise, so that the rows of the quantized model are"
+            " not those of its integers alone; compare the float model in a third runtime"
+        )
+
+
+def _decibels(record: OutputRecord) -> float:
+    return math.inf if record.sqnr_db is None else record.sqnr_db
