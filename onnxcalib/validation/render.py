@@ -130,7 +130,7 @@ def spell_reference(verdict: Verdict) -> Sheet:
     """onnxruntime's outputs against those of onnx's evaluator; no rows where that was not asked for."""
     found = verdict.reference or ReferenceRecord(0)
     measures = ("agreement %", "SQNR dB", "cosine", "max error")
-    headers = (f"against onnx's evaluator ({found.samples} samples)", "session", *measures)
+    headers = (f"reference ({found.samples} samples)", "session", *measures)
     sessions = {"deployed": found.deployed, "unoptimized": found.unoptimized, "float model": found.original}
     rows = (
         (name, session, *cells)

@@ -240,7 +240,7 @@ def test_the_reference_has_a_row_for_each_session_where_it_was_asked_for(make):
     assert all(text in shown for text in texts)
     assert "unoptimized" not in make(VERDICT)
     header = spell_reference(replace(VERDICT, reference=found)).headers[0]
-    assert header == "against onnx's evaluator (4 samples)"
+    assert header == "reference (4 samples)"
     assert spell_reference(VERDICT).rows == ()
 
 
