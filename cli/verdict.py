@@ -16,6 +16,7 @@ from onnxcalib.validation.render import (
     list_sheets,
     spell_advice,
     spell_change,
+    spell_judged,
     spell_layers,
     spell_saturation,
 )
@@ -66,6 +67,8 @@ def _describe_facts(verdict: Verdict) -> list[str]:
         lines = ["unfused Q/DQ, by reason:", *reasons] if reasons else []
     if verdict.saturation.layers or not is_judged(verdict, "max_saturating"):
         lines.append(spell_saturation(verdict.saturation))
+    if text := spell_judged(verdict):
+        lines.append(f"steps from the reference, from equal integers: {text}")
     return lines + _describe_contract(verdict.contract, judged=is_judged(verdict, "max_steps"))
 
 

@@ -122,7 +122,9 @@ class ReferenceRecord:
 
     deployed: of the quantized model as users run it. unoptimized: of the same without graph optimizations. original: of
     the float model, which shows whether the two agree where nothing is quantized. missed: outputs of the deployed model
-    that could not be compared. reason: why there are none of the quantized model.
+    that could not be compared. deployed_steps, unoptimized_steps: how far each session moves each integer tensor from
+    the evaluator's, where all compute it from equal integers; those that differ most first. reason: why there is
+    nothing of the quantized model.
     """
 
     samples: int
@@ -130,6 +132,8 @@ class ReferenceRecord:
     unoptimized: tuple[OutputRecord, ...] = ()
     original: tuple[OutputRecord, ...] = ()
     missed: tuple[str, ...] = ()
+    deployed_steps: tuple[StepsRecord, ...] = ()
+    unoptimized_steps: tuple[StepsRecord, ...] = ()
     reason: str = ""
 
 

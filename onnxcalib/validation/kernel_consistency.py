@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
 from ..graph.index import attribute_of
-from ..graph.inspect.integers import GIVEN, find_integers, find_mismatches, give_integers, open_at
+from ..graph.inspect.integers import GIVEN, Integers, find_integers, find_mismatches, give_integers, open_at
 from ..graph.passes.normalise import tidy
 from ..numeric.metrics import Comparison, mean_sqnr
 from ..quantization.calibrate import batch_size
@@ -35,7 +35,7 @@ def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: i
     plain = Session(give_integers(model, integers), also=outputs, optimize=False, threads=threads)
     opened = Session(open_at(model, integers), deployed=True, threads=threads) if integers else None
     whole = Session(model, deployed=True, threads=threads)
-    differences = [_Difference() for _ in integers]
+    differences = [Difference() for _ in integers]
     changes = _Changes()
     size = min(batch_size(plain, samples), SAMPLES)
     done = 0
@@ -51,16 +51,11 @@ def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: i
         done += samples.count(feeds)
         if done >= SAMPLES:
             break
-    records = [
-        StepsRecord(each.tensor, each.op, difference.steps, difference.moved / max(difference.values, 1))
-        for each, difference in zip(integers, differences, strict=True)
-    ]
-    records.sort(key=lambda record: (-record.steps, -record.share))
-    return ContractRecord(done, tuple(records), find_mismatches(model), changes.sqnr_db)
+    return ContractRecord(done, list_steps(integers, differences), find_mismatches(model), changes.sqnr_db)
 
 
 @dataclass
-class _Difference:
+class Difference:
     """How far optimizations move one integer tensor; ``steps`` is in quantization steps, ``moved`` counts values."""
 
     steps: int = 0
@@ -72,6 +67,15 @@ class _Difference:
         self.steps = max(self.steps, int(difference.max(initial=0)))
         self.moved += int(np.count_nonzero(difference))
         self.values += difference.size
+
+
+def list_steps(integers: Sequence[Integers], differences: Sequence[Difference]) -> tuple[StepsRecord, ...]:
+    """A record of each tensor, those that differ most first."""
+    records = [
+        StepsRecord(each.tensor, each.op, difference.steps, difference.moved / max(difference.values, 1))
+        for each, difference in zip(integers, differences, strict=True)
+    ]
+    return tuple(sorted(records, key=lambda record: (-record.steps, -record.share)))
 
 
 class _Changes:

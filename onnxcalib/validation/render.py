@@ -83,6 +83,8 @@ def spell_facts(verdict: Verdict) -> Sheet:
         rows += [("kernel consistency", ABSENT, ABSENT, text)] if text else []
     else:
         rows.append(_spell_contract(contract))
+    if text := spell_judged(verdict):
+        rows.append(("steps from the reference", ABSENT, ABSENT, text))
     if not is_judged(verdict, "max_saturating"):
         rows.append(("integer kernels", ABSENT, str(saturation.kernels), _spell_bounds(saturation)))
     return Sheet(MEASURE_HEADERS, tuple(rows), named=False)
@@ -138,6 +140,19 @@ def spell_reference(verdict: Verdict) -> Sheet:
         for name, *cells in map(_spell_output, list_rows(records))
     )
     return Sheet(headers, tuple(rows))
+
+
+def spell_judged(verdict: Verdict) -> str:
+    """How far both sessions are from the evaluator where they compute from equal integers; empty where unknown."""
+    found = verdict.reference
+    if found is None or not found.deployed_steps:
+        return ""
+    sessions = {"deployed": found.deployed_steps, "unoptimized": found.unoptimized_steps}
+    parts = []
+    for session, records in sessions.items():
+        moved = sum(each.share > 0 for each in records)
+        parts.append(f"{session} at most {records[0].steps} ({moved} of {len(records)} tensors moved)")
+    return ", ".join(parts)
 
 
 def list_processors(found: SaturationRecord) -> dict[str, tuple[OutputRecord, ...]]:

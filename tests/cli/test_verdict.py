@@ -16,6 +16,7 @@ from onnxcalib.verdict import (
     GateRecord,
     LatencyRecord,
     LayerLoss,
+    ReferenceRecord,
     ScoreRecord,
     StepsRecord,
     Verdict,
@@ -191,3 +192,14 @@ def test_names_are_neither_markup_nor_emoji_and_never_cut(printed):
     start = next(i for i, line in enumerate(lines) if line.startswith("[red]"))
     assert "".join(line.split()[0] for line in lines[start : lines.index("", start)]) == name
     assert max(map(len, lines[1:-4])) <= PLAIN_WIDTH
+
+
+def test_the_reference_has_its_rows_and_a_line_of_steps(printed):
+    row, steps = (OutputRecord("scores", 46.21, 1.0, 0.5),), (StepsRecord("t", "Conv", 1, 0.1),)
+    found = ReferenceRecord(4, row, row, row, deployed_steps=steps, unoptimized_steps=steps)
+    lines = printed(replace(VERDICT, reference=found))
+    start = next(i for i, line in enumerate(lines) if line.startswith("reference (4 samples)"))
+    assert [line.split()[1] for line in lines[start + 1 : start + 4]] == ["deployed", "unoptimized", "float"]
+    moved = "deployed at most 1 (1 of 1 tensors moved), unoptimized at most 1 (1 of 1 tensors moved)"
+    assert f"steps from the reference, from equal integers: {moved}" in lines
+    assert not [line for line in printed(VERDICT) if "reference" in line]

@@ -234,8 +234,12 @@ def test_one_line_says_what_can_saturate_and_what_the_outputs_are_there(given, t
 @pytest.mark.parametrize("make", [to_markdown, to_junit])
 def test_the_reference_has_a_row_for_each_session_where_it_was_asked_for(make):
     rows = (OutputRecord("scores", decibels, 1.0, 0.25) for decibels in (46.21, 51.65, 129.2))
-    found = ReferenceRecord(4, *((row,) for row in rows))
-    texts = ["deployed", "unoptimized", "float model", "46.21", "51.65", "129.20"]
+    steps = {
+        "deployed_steps": (StepsRecord("t", "Conv", 2, 0.1),),
+        "unoptimized_steps": (StepsRecord("t", "Conv", 0, 0.0),),
+    }
+    found = ReferenceRecord(4, *((row,) for row in rows), **steps)
+    texts = ["deployed", "unoptimized", "float model", "46.21", "51.65", "129.20", "at most 2", "of 1 tensors moved"]
     shown = make(replace(VERDICT, reference=found))
     assert all(text in shown for text in texts)
     assert "unoptimized" not in make(VERDICT)
