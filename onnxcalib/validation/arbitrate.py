@@ -20,7 +20,7 @@ from ..runtime.session import Session
 from ..verdict import ReferenceRecord, StepsRecord
 from .kernel_consistency import Difference, list_steps
 
-# The evaluator and onnxruntime gave 125 dB or more on float models whose operators both compute right. What lies below
+# The evaluator and onnxruntime gave 110 to 130 dB on float models whose operators both compute right. What lies below
 # this is no rounding of float32.
 SOUND = 80.0
 # Steps by which sums on the border between two of them may be rounded.
