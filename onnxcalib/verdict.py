@@ -124,7 +124,7 @@ class ReferenceRecord:
     the float model, which shows whether the two agree where nothing is quantized. missed: outputs of the deployed model
     that could not be compared. deployed_steps, unoptimized_steps: how far each session moves each integer tensor from
     the evaluator's, where all compute it from equal integers; those that differ most first. reason: why there is
-    nothing of the quantized model.
+    nothing of the quantized model; original_reason: why there is nothing of the float model.
     """
 
     samples: int
@@ -135,6 +135,7 @@ class ReferenceRecord:
     deployed_steps: tuple[StepsRecord, ...] = ()
     unoptimized_steps: tuple[StepsRecord, ...] = ()
     reason: str = ""
+    original_reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,11 @@ def arbitrate(
         steps = _count_steps(quantized, samples, batches, threads)
     except ReferenceFault as fault:
         return ReferenceRecord(done, reason=str(fault))
+    without = ""
     try:
         control = tally(original, {"original": Session(original, threads=threads)})["original"].records()
-    except ReferenceFault:  # it then stands without a control
-        control = ()
+    except ReferenceFault as fault:
+        control, without = (), str(fault)
     return ReferenceRecord(
         done,
         deployed=found["deployed"].records(),
@@ -86,6 +87,7 @@ def arbitrate(
         missed=tuple(found["deployed"].missed),
         deployed_steps=steps[0],
         unoptimized_steps=steps[1],
+        original_reason=without,
     )
 
 
@@ -121,6 +123,8 @@ def list_remarks(found: ReferenceRecord) -> Iterator[str]:
     if found.reason:
         yield f"reference: onnx's evaluator cannot judge the quantized model: {found.reason}; {ADVICE}"
         return
+    if found.original_reason:
+        yield f"reference: the float model has no row: {found.original_reason}; only its quantized model was judged"
     for name in found.missed:
         yield f"reference: output {name} was not compared; onnxruntime and onnx's evaluator give other shapes or types"
     for session, records in (("deployed", found.deployed_steps), ("unoptimized", found.unoptimized_steps)):

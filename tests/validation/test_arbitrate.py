@@ -104,6 +104,16 @@ def test_what_cannot_be_judged_is_a_warning_and_the_rest_is_measured(make):
     assert verdict.outputs and verdict.passed
 
 
+def test_a_float_model_that_cannot_be_judged_is_told_and_the_quantized_one_is(make, build, weigh):
+    _, quantized = make()
+    odd = build(ODD, w=weigh(4, 3, 3, 3), v=weigh(5, 4).T.copy())
+    verdict = judge((odd, quantized), reference=2)
+    assert verdict.reference.deployed and not verdict.reference.original
+    (warning,) = [text for text in verdict.warnings if text.startswith("reference: ")]
+    assert warning.startswith("reference: the float model has no row: odd (LRN): ")
+    assert warning.endswith("; only its quantized model was judged")
+
+
 def test_a_gate_that_cannot_be_judged_is_refused_before_any_model_runs(make, monkeypatch):
     models = make(ODD)
     monkeypatch.setattr("onnxcalib.validation.run.compare", None)
