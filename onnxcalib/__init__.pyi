@@ -25,6 +25,7 @@ from .errors import (
     OutputError as OutputError,
 )
 from .graph.emit import LayerParams as LayerParams
+from .lint import check_target as check_target
 from .pipeline import (
     Prepared as Prepared,
     Ranges as Ranges,
@@ -65,6 +66,13 @@ from .spec import (
     QParams as QParams,
     QuantScheme as QuantScheme,
     QuantSpec as QuantSpec,
+)
+from .targets import (
+    LintRecord as LintRecord,
+    Target as Target,
+    Violation as Violation,
+    list_targets as list_targets,
+    load_target as load_target,
 )
 from .validation.run import validate as validate
 from .verdict import (

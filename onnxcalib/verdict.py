@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .report import OutputRecord, SaturationRecord, UnfusedRecord, to_json
+from .targets.violation import LintRecord
 
 Interval = tuple[float, float]  # (low, high), at 95% confidence
 
@@ -149,7 +150,10 @@ class GateRecord:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that ``validate`` measured. It passes when every gate does."""
+    """Everything that ``validate`` measured. It passes when every gate does.
+
+    lint: the file against the rules of a target, where one was named.
+    """
 
     float_model: str
     quantized_model: str
@@ -167,6 +171,7 @@ class Verdict:
     gates: tuple[GateRecord, ...] = ()
     explanation: Explanation | None = None
     warnings: tuple[str, ...] = ()
+    lint: LintRecord | None = None
 
     @property
     def passed(self) -> bool:

@@ -25,15 +25,17 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "spec": (set(), {"numpy"}),
     "values": (set(), set()),
     "config": ({"errors", "files", "spec", "values"}, {"pydantic"}),
+    "targets": ({"errors", "config"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
     "progress": (set(), set()),
     "report": ({"errors"}, set()),
-    "verdict": ({"report"}, set()),
+    "verdict": ({"report", "targets"}, set()),
     "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
     "graph.inspect": ({"graph", "spec", "errors"}, {"numpy", "onnx"}),
     "graph.passes": ({"graph", "graph.inspect", "spec", "errors"}, {"numpy", "onnx"}),
+    "lint": ({"errors", "spec", "targets", "graph", "graph.inspect"}, {"numpy", "onnx"}),
     "runtime.converters": (set(), {"numpy", "onnx", "onnx2torch", "torch"}),
     "runtime": (
         {"errors", "files", "graph", "graph.passes", "runtime.converters"},
@@ -48,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "torch"},
     ),
     "validation": (
-        {"errors", "config", "progress", "report", "verdict", *WORKSHOPS, "quantization"},
+        {"errors", "config", "progress", "report", "targets", "verdict", "lint", *WORKSHOPS, "quantization"},
         {"numpy", "onnx"},
     ),
     "pipeline": (
@@ -240,7 +242,7 @@ def test_files_and_functions_are_short(path):
     assert not faults, "\n".join(faults)
 
 
-FOLDERS = (*sorted(WORKSHOPS), "quantization", "planning", "validation")
+FOLDERS = (*sorted(WORKSHOPS), "targets", "lint", "quantization", "planning", "validation")
 
 
 @pytest.mark.parametrize("room", FOLDERS)

@@ -7,8 +7,8 @@ from ..spec import FLOAT_BITS
 from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from .describe import Setting, list_settings
 from .expressions import match_whole
-from .fields import EASILY_CONFUSED, EFFORT, EXPERT, PANELS, PLAN, REPORTS, find_nearest, nearest
-from .load import load_config
+from .fields import EASILY_CONFUSED, EFFORT, EXPERT, GATES, PANELS, PLAN, REPORTS, find_nearest, nearest
+from .load import load_config, read_toml
 from .quantize import (
     BUDGETS,
     CANDIDATES,
@@ -35,6 +35,7 @@ __all__ = [
     "EXPERT",
     "FLOAT_BITS",
     "FULL_BITS",
+    "GATES",
     "HOLD_OUT_FROM",
     "IMAGE_SETTINGS",
     "PANELS",
@@ -55,4 +56,5 @@ __all__ = [
     "load_config",
     "match_whole",
     "nearest",
+    "read_toml",
 ]

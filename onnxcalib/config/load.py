@@ -84,17 +84,23 @@ def load_config(
     return kind(**_nest({**settings, **given}))
 
 
-def _read_toml(path: Path) -> dict[type[Settings], dict[str, Any]]:
-    """Checked settings of each kind by field name, with those of the [data] table beside the others."""
-    text = read_text(path, ConfigError, give="give --config a TOML file")
+def read_toml(path: Path, *, give: str) -> dict[str, Any]:
+    """The table of a TOML file, read with bounded memory and time. Raises ConfigError."""
+    text = read_text(path, ConfigError, give=give)
     if _DEEP_KEY.search(text):
-        raise ConfigError(f"{path}: found a key of more than {MOST_PARTS} parts; settings have 3 at most; shorten it")
+        raise ConfigError(f"{path}: found a key of more than {MOST_PARTS} parts; none needs so many; shorten it")
     try:
         table = tomllib.loads(text)
     except RecursionError:
         raise ConfigError(f"{path}: not TOML: nested too deep; see https://toml.io") from None
     except ValueError as error:  # of integers with too many digits too
         raise ConfigError(f"{path}: not TOML: {escape_controls(str(error))}; see https://toml.io") from None
+    return table
+
+
+def _read_toml(path: Path) -> dict[type[Settings], dict[str, Any]]:
+    """Checked settings of each kind by field name, with those of the [data] table beside the others."""
+    table = read_toml(path, give="give --config a TOML file")
     data = _read_section(path, _take_table(path, table, "data"), _DATA_NAMES)
     gates = _read_section(path, _take_table(path, table, "validate"), _VALIDATE_NAMES)
     flat = _read_section(path, table, _QUANTIZE_NAMES + _DATA_NAMES)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from ..values import check_metric, check_percentage
 from .data import DataConfig
-from .fields import EXPERT, GATES, Axes, Count, Finite, NaturalNumber, Option, Settings, Switch, Workers
+from .fields import EXPERT, GATES, Axes, Count, Finite, Name, NaturalNumber, Option, Settings, Switch, Workers
 
 MOST_BATCH = 4096  # samples in a run that is timed: more do not fit into memory
 # Limits of gates beyond which every model passes or none does. A metric of one's own may have any unit.
@@ -64,6 +64,11 @@ class ValidateConfig(Settings):
         Annotated[Finite, Field(ge=-MOST_DECIBELS, le=MOST_DECIBELS)] | None,
         Field(description="Least SQNR of every output against onnx's reference evaluator, in dB. Needs a reference."),
         Option(GATES, metavar="DB"),
+    ] = None
+    target: Annotated[
+        Name | None,
+        Field(description="Hold the file to the rules of this target: a name of onnxcalib targets, or a TOML file."),
+        Option(GATES, metavar="NAME|FILE", form="a name, or the path of a TOML file"),
     ] = None
     confident: Annotated[
         Switch,

@@ -72,7 +72,7 @@ def check_reference(config: ValidateConfig, obstacle: str) -> None:
 
 
 def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) -> tuple[GateRecord, ...]:
-    """One record for every gate that ``config`` sets, in the order of _GATES, after ``check_gates``.
+    """One record for every gate that ``config`` sets, in the order of _GATES, after ``check_gates``; last the target's.
 
     NaN passes no gate, nor does an infinite score, nor an output that could not be compared (``missed``). A model whose
     outputs are not finite where the float model's are passes none at all. With ``confident`` a gate judges the end of
@@ -87,6 +87,8 @@ def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) ->
         if limit is not None:
             passed, text = measure(found, limit, config.confident, tuple(missed))
             records.append(GateRecord(name, passed and not broken, text + broken))
+    if found.lint is not None:  # of the file alone, whatever its outputs are
+        records.append(GateRecord("target", found.lint.passed, found.lint.text))
     return tuple(records)
 
 

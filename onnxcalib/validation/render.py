@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
-from ..errors import escape_controls
 from ..report import OutputRecord, SaturationRecord, list_rows, name_some, spell_positions, spell_worst
 from ..verdict import (
     ContractRecord,
@@ -20,6 +17,8 @@ from ..verdict import (
     Verdict,
     spell_interval,
 )
+from .markup import add_case, draw_table, escape, spell_code, spell_text
+from .render_lint import draw_lint
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
@@ -27,8 +26,6 @@ PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit 
 WORST_LAYERS = 10  # more would hardly be read
 ABSENT = "-"
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
-# Characters that XML 1.0 cannot hold, escaped or not, apart from controls: https://www.w3.org/TR/xml/#charsets
-ILLEGAL = re.compile("[\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -225,17 +222,20 @@ def to_markdown(verdict: Verdict) -> str:
     outcome, _, gates = conclude(verdict).partition(": ")
     lines = [
         f"## onnxcalib validate: {outcome}",
-        f"{_code(verdict.quantized_model)} against {_code(verdict.float_model)} on {verdict.samples} samples; "
-        f"{_text(gates)}.",
+        f"{spell_code(verdict.quantized_model)} against {spell_code(verdict.float_model)} on {verdict.samples}"
+        f" samples; {spell_text(gates)}.",
     ]
     if lacks_accuracy_gate(verdict):
-        lines.append(f"**Note**: {_text(NO_ACCURACY_GATE)}.")
+        lines.append(f"**Note**: {spell_text(NO_ACCURACY_GATE)}.")
     if verdict.gates:
-        gate_rows = [(_code(g.name), _text(g.text), "pass" if g.passed else "**FAIL**") for g in verdict.gates]
-        lines.append(_draw_table(("gate", "measured and limit", "verdict"), gate_rows))
+        gate_rows = [
+            (spell_code(g.name), spell_text(g.text), "pass" if g.passed else "**FAIL**") for g in verdict.gates
+        ]
+        lines.append(draw_table(("gate", "measured and limit", "verdict"), gate_rows))
     lines += [_draw_sheet(sheet) for sheet in _list_all(verdict)]
+    lines += [] if verdict.lint is None else draw_lint(verdict.lint)
     if warnings := list_warnings(verdict):
-        lines += ["**Warnings**", "\n".join(f"- {_text(warning)}" for warning in warnings)]
+        lines += ["**Warnings**", "\n".join(f"- {spell_text(warning)}" for warning in warnings)]
     if verdict.explanation:
         lines += _draw_explanation(verdict, verdict.explanation)
     return "\n\n".join(lines) + "\n"
@@ -253,12 +253,8 @@ def to_junit(verdict: Verdict) -> str:
         ElementTree.SubElement(properties, "property", name=name, value=escape(str(getattr(verdict, name))))
     measured = "\n".join(line for sheet in _list_all(verdict) for line in _list_lines(sheet))
     for gate in verdict.gates:
-        case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name)
-        line = escape(f"{gate.name}: {gate.text}")
-        if gate.passed:
-            ElementTree.SubElement(case, "system-out").text = line
-        else:
-            ElementTree.SubElement(case, "failure", message=line, type="GateFailure").text = line
+        lint = verdict.lint if gate.name == "target" else None
+        add_case(suite, gate, [each.text for each in lint.violations] if lint else [])
     notes = [f"note: {NO_ACCURACY_GATE}"] if lacks_accuracy_gate(verdict) else []
     notes += [escape(f"warning: {text}") for text in list_warnings(verdict)]
     advice = (escape(f"{name}: {text}") for name, text in spell_advice(verdict))
@@ -267,11 +263,6 @@ def to_junit(verdict: Verdict) -> str:
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
-
-
-def escape(text: str) -> str:
-    """Text from models as it can stand in Markdown and XML, in one line."""
-    return ILLEGAL.sub(lambda found: f"\\u{ord(found[0]):04x}", escape_controls(text))
 
 
 def list_warnings(verdict: Verdict) -> list[str]:
@@ -345,9 +336,9 @@ def _draw_explanation(verdict: Verdict, explanation: Explanation) -> list[str]:
         f"<details><summary>Where the loss comes from ({explanation.samples} samples)</summary>",
         _draw_sheet(spell_layers(verdict)),
     ]
-    advice = [f"- {_text(note)}" for note in explanation.notes]
-    advice += [f"- {_code(name)}: {_text(text)}" for name, text in spell_advice(verdict)]
-    advice += [f"- not judged: {_text(text)}" for text in explanation.unmatched]
+    advice = [f"- {spell_text(note)}" for note in explanation.notes]
+    advice += [f"- {spell_code(name)}: {spell_text(text)}" for name, text in spell_advice(verdict)]
+    advice += [f"- not judged: {spell_text(text)}" for text in explanation.unmatched]
     if advice:
         lines.append("\n".join(advice))
     if toml := gather_toml(verdict):
@@ -356,23 +347,5 @@ def _draw_explanation(verdict: Verdict, explanation: Explanation) -> list[str]:
 
 
 def _draw_sheet(sheet: Sheet) -> str:
-    first = _code if sheet.named else _text
-    return _draw_table(sheet.headers, [(first(name), *map(_text, cells)) for name, *cells in sheet.rows])
-
-
-def _draw_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; its cells are Markdown already, without line breaks and unescaped pipes."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, ["---"] * len(headers), *rows))
-
-
-def _text(text: str) -> str:
-    """Any text as Markdown that shows it on one line, also in a table."""
-    return re.sub(r"[\\`*_\[\]<>|~#&]", r"\\\g<0>", escape(" ".join(text.split())))
-
-
-def _code(name: str) -> str:
-    """Any name in a code span on one line, or in HTML, by character numbers, where a span in a table cannot hold it."""
-    name = escape(" ".join(name.split()))
-    if name and not set(name) & set("`|\\"):
-        return f"`{name}`"
-    return f"<code>{re.sub(r'[^A-Za-z0-9 /.:-]', lambda found: f'&#{ord(found[0])};', name)}</code>"
+    first = spell_code if sheet.named else spell_text
+    return draw_table(sheet.headers, [(first(name), *map(spell_text, cells)) for name, *cells in sheet.rows])

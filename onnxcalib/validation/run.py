@@ -18,6 +18,7 @@ from ..errors import DataError, GateError, ModelError, escape_controls, first_li
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
+from ..lint.run import check_loaded
 from ..progress import listening
 from ..quantization.calibrate import batch_size
 from ..quantization.class_axes import find_class_axes
@@ -29,6 +30,7 @@ from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import INNER, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.session import Session
+from ..targets import load_target
 from ..verdict import Explanation, ReferenceRecord, Verdict
 from .arbitrate import arbitrate, find_obstacle, list_remarks
 from .compare import Comparisons, compare
@@ -83,6 +85,7 @@ class _Run:
     ) -> Verdict:
         """The verdict on the float and the quantized model."""
         metric = load_metric(self.config.metric) if self.config.metric else None
+        target = load_target(self.config.target) if self.config.target else None
         self.observer.stage("load")
         sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
         original, quantized = (load_model(source) for source in sources)
@@ -131,6 +134,7 @@ class _Run:
             reference=reference,
             explanation=self._explain(original, quantized, samples, parts) if explain else None,
             warnings=tuple(self.warnings),
+            lint=None if target is None else check_loaded(quantized, target, _name(sources[1])),
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 

@@ -1,6 +1,6 @@
 """Reading a quantized graph, whoever made it.
 
 Read the files in this order. ``interface`` compares inputs and outputs with the float model's, ``integers`` finds the
-integer tensors, ``quantized_layers`` the layers that read them, ``kernels`` the integer kernels that onnxruntime made
-of these layers, and ``sums`` what the kernels add up.
+integer tensors, ``grids`` every QuantizeLinear and DequantizeLinear, ``quantized_layers`` the layers that read them,
+``kernels`` the integer kernels that onnxruntime made of these layers, and ``sums`` what the kernels add up.
 """

@@ -1,0 +1,33 @@
+"""What a rule finds in a file, before it is told which rule and which source it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Found(NamedTuple):
+    """One place that breaks a rule: where it is, what was found, and what is allowed."""
+
+    where: str
+    found: str
+    allowed: str
+
+
+Faults = Iterator[Found]
+
+
+def spell_list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def spell_values(values: np.ndarray | None) -> str:
+    """The values of a scale or zero point in a few digits, the first of them where there are several."""
+    if values is None:
+        return "a computed tensor"
+    if not values.size:
+        return "no value"
+    first = f"{values.reshape(-1)[0]:.6g}"
+    return first if values.size == 1 else f"{first} and {values.size - 1} more"

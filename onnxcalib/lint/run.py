@@ -1,0 +1,84 @@
+"""Apply all rules of a target to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from ..errors import ModelError, escape_controls
+from ..graph.inspect.grids import GriddedGraph, read_graphs
+from ..graph.load import is_quantized, load_model
+from ..targets import LintRecord, Target, Violation, load_target
+from ..targets.rules import Rule
+from . import activations, groups, linear, shifts, weights, whole
+from .found import Faults, Found
+
+# The kind of a rule, as targets.rules.Rules names it -> what judges it, in the same order.
+CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
+    "opset": whole.check_opset,
+    "static_shapes": whole.check_static_shapes,
+    "operators": whole.check_operators,
+    "attributes": whole.check_attributes,
+    "pairs": linear.check_pairs,
+    "positive_scales": linear.check_positive_scales,
+    "explicit_zero_points": linear.check_explicit_zero_points,
+    "own_zero_points": linear.check_own_zero_points,
+    "activation_types": activations.check_activation_types,
+    "activation_per_tensor": activations.check_activation_per_tensor,
+    "activation_zero_points": activations.check_activation_zero_points,
+    "least_range": activations.check_least_range,
+    "fixed_grids": activations.check_fixed_grids,
+    "weight_types": weights.check_weight_types,
+    "weight_scales": weights.check_weight_scales,
+    "weight_zero_points": weights.check_weight_zero_points,
+    "biases": weights.check_biases,
+    "power_of_two": linear.check_power_of_two,
+    "quantized_inputs": groups.check_quantized_inputs,
+    "residual_inputs": groups.check_residual_inputs,
+    "quantized_outputs": groups.check_quantized_outputs,
+    "float_outputs": groups.check_float_outputs,
+    "aligned": groups.check_aligned,
+    "shift_cut": shifts.check_shift_cut,
+    "shift_bias": shifts.check_shift_bias,
+    "shift_read": shifts.check_shift_read,
+    "shift_write_add": shifts.check_shift_write_add,
+    "shift_write_mul": shifts.check_shift_write_mul,
+}
+
+
+def check_target(model: str | Path | ModelProto, target: str | Path | Target) -> LintRecord:
+    """Every rule of a target that can be read off a quantized file, whichever tool made it; nothing is run.
+
+    target: a name, or the path of a TOML file. Raises ConfigError, and ModelError for a file that cannot be read or is
+    not quantized.
+    """
+    chosen = load_target(target)
+    source = model if isinstance(model, ModelProto) else Path(model)
+    loaded = load_model(source)
+    name = loaded.graph.name if isinstance(source, ModelProto) else str(source)
+    if not is_quantized(loaded):
+        raise ModelError(
+            f"{name}: found no quantized operator; a quantized model is needed to hold it to target {chosen.name};"
+            " quantize it first"
+        )
+    return check_loaded(loaded, chosen, name)
+
+
+def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
+    """As ``check_target``, of a model that is loaded."""
+    rules, graphs = target.list_rules(), read_graphs(model)
+    violations = [
+        _tell(rule, rules[rule], found)
+        for rule in rules
+        for graph in graphs
+        for found in CHECKS[rule](graph, rules[rule])
+    ]
+    return LintRecord(target.name, name, tuple(rules), tuple(dict.fromkeys(violations)))
+
+
+def _tell(name: str, rule: Rule, found: Found) -> Violation:
+    where, what, allowed, source = map(escape_controls, (*found, rule.source))
+    return Violation(name, where, what, allowed, source)

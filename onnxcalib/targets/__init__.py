@@ -1,0 +1,10 @@
+"""What devices need of a file: one TOML file a target, which users can write too.
+
+Read the files in this order. ``rules`` has the kinds of rules, ``target`` reads the files, and ``violation`` is what
+a file is told that breaks a rule. The targets themselves are the ``.toml`` files of this folder.
+"""
+
+from .target import Target, list_targets, load_target
+from .violation import LintRecord, Violation
+
+__all__ = ["LintRecord", "Target", "Violation", "list_targets", "load_target"]

@@ -1,0 +1,128 @@
+"""Targets by name, or from a user's own file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from ..config import find_nearest, read_toml
+from ..errors import ConfigError, escape_controls, spell_value
+from .rules import Record, Rule, Rules
+
+GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
+SUFFIX = ".toml"
+
+
+class Target(Record):
+    """A device, or a runtime, and what it needs of a file.
+
+    runtime: the Python package that runs files for it; None where there is none.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    description: str = ""
+    runtime: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    rules: Rules
+
+    def list_rules(self) -> dict[str, Rule]:
+        """The rules that hold for it by name, in the order in which they are judged."""
+        found = {name: getattr(self.rules, name) for name in Rules.model_fields}
+        return {name: rule for name, rule in found.items() if rule is not None}
+
+    @property
+    def activations(self) -> str:
+        """The types and grids of activations in a few words."""
+        types, zeros, rules = self.rules.activation_types, self.rules.activation_zero_points, self.rules
+        symmetric = zeros is not None and (not zeros.types or types is None or set(types.types) <= set(zeros.types))
+        words = [", ".join(types.types) if types else "any", "zero point 0" if symmetric else ""]
+        return _join(words, power=rules.power_of_two is not None and "activations" in rules.power_of_two.of)
+
+    @property
+    def weights(self) -> str:
+        """The types and grids of weights in a few words."""
+        types, scales, power = self.rules.weight_types, self.rules.weight_scales, self.rules.power_of_two
+        words = [", ".join(types.types) if types else "any", f"a scale a {scales.granularity}" if scales else ""]
+        return _join(words, power=power is not None and "weights" in power.of)
+
+    @property
+    def proof(self) -> str:
+        """What can be proved on this machine."""
+        if self.runtime is None:
+            return "lint only"
+        return f"lint; {self.runtime} is installed" if find_spec(self.runtime) else f"lint; {self.runtime} is missing"
+
+
+def list_targets() -> tuple[Target, ...]:
+    """The targets that come with the package, by name."""
+    return tuple(map(_read, sorted(Path(__file__).parent.glob(f"*{SUFFIX}"))))
+
+
+def load_target(source: str | Path | Target) -> Target:
+    """A target by its name, or from the TOML file of this path, which has a suffix or a folder. Raises ConfigError."""
+    if isinstance(source, Target):
+        return source
+    known = {target.name: target for target in list_targets()}
+    if str(source) in known:
+        return known[str(source)]
+    path = Path(source)
+    if isinstance(source, str) and not path.suffix and path.name == source:
+        near = find_nearest(source, tuple(known))
+        hint = f"did you mean {near!r}" if near else f"a file has the suffix {SUFFIX}"
+        raise ConfigError(f"target: found {spell_value(source)}; {', '.join(known)}, or a TOML file, is needed; {hint}")
+    return _read(path)
+
+
+def _read(path: Path) -> Target:
+    table = read_toml(path, give=GIVE)
+    try:
+        return Target.model_validate(_to_tuples(table))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_describe(error)}") from None
+
+
+def _to_tuples(value: Any) -> Any:
+    """TOML's arrays as tuples, and its whole numbers as they are."""
+    if isinstance(value, dict):
+        return {key: _to_tuples(each) for key, each in value.items()}
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
+
+
+def _describe(error: ValidationError) -> str:
+    """The first fault as ``key: what was found; what is allowed``."""
+    fault = error.errors(include_url=False)[0]
+    keys = [escape_controls(str(key))[:100] for key in fault["loc"]]
+    where = re.sub(r"\.\[key\]$", "", ".".join(keys))
+    if fault["type"] == "extra_forbidden":
+        allowed = _list_keys(keys[:-1])
+        near = find_nearest(keys[-1], allowed)
+        return f"{where}: unknown key; " + (f"did you mean {near!r}?" if near else f"{', '.join(allowed)} are allowed")
+    if fault["type"] == "missing":
+        owner = "rule of its kind" if "rules" in keys[:-1] else "target"
+        return f"{where}: is missing; every {owner} has it"
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{where}: found {spell_value(fault['input'])}; it is a table; write [{where}] above its keys"
+    if fault["type"] == "value_error":
+        allowed_text = str(fault["ctx"]["error"])
+    elif fault["type"] == "literal_error":
+        allowed_text = f"allowed: {fault['ctx']['expected']}"
+    else:
+        allowed_text = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{where}: found {spell_value(fault['input'])}; {allowed_text}"
+
+
+def _list_keys(keys: list[str]) -> tuple[str, ...]:
+    """The keys that a target's table may have, of the table at these keys."""
+    fields: Mapping[str, Any] = Target.model_fields
+    for key in keys:
+        kinds = [fields[key].annotation, *getattr(fields[key].annotation, "__args__", ())]
+        fields = next(kind.model_fields for kind in kinds if isinstance(kind, type) and issubclass(kind, Record))
+    return tuple(fields)
+
+
+def _join(words: list[str], *, power: bool) -> str:
+    return "; ".join(filter(None, [*words, "powers of two" if power else ""]))

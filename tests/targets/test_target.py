@@ -1,0 +1,122 @@
+"""Targets by name and from files, and what is said of a file that is none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from onnxcalib.errors import ConfigError
+from onnxcalib.targets import list_targets, load_target
+
+NAMES = ["onnxruntime", "openvino", "qnn", "symmetric", "tensorrt", "xint8"]
+HEAD = 'name = "chip"\n'
+TYPES = '[rules.activation_types]\ntypes = ["int8"]\nsource = "page 7"\n'
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a file of a target, and gives its path."""
+
+    def make(text: str) -> Path:
+        (tmp_path / "chip.toml").write_text(text)
+        return tmp_path / "chip.toml"
+
+    return make
+
+
+def test_the_targets_are_listed_by_name():
+    assert [target.name for target in list_targets()] == NAMES
+
+
+@pytest.mark.parametrize("target", list_targets(), ids=NAMES)
+def test_every_rule_of_a_target_has_a_source(target):
+    assert load_target(target.name) == target and target.description
+    assert all(len(rule.source) > 10 for rule in target.list_rules().values())
+
+
+def test_a_target_is_read_from_a_file(write):
+    target = load_target(write(HEAD + TYPES))
+    assert (target.name, list(target.list_rules())) == ("chip", ["activation_types"])
+    assert load_target(str(write(HEAD + TYPES))) == load_target(target) == target
+
+
+def test_a_target_is_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        list_targets()[0].name = "other"
+
+
+def test_what_a_target_takes_is_said_in_a_few_words():
+    found = {target.name: (target.activations, target.weights) for target in list_targets()}
+    assert found["xint8"] == ("int8; zero point 0; powers of two", "int8; a scale a tensor; powers of two")
+    assert found["openvino"] == ("uint8, int8, uint4", "int8, int4; a scale a channel")
+
+
+def test_a_target_without_rules_of_types_takes_any(write):
+    target = load_target(write(HEAD + '[rules.static_shapes]\nsource = "page 7"\n'))
+    assert (target.activations, target.weights, target.proof) == ("any", "any", "lint only")
+
+
+def test_the_runtime_of_a_target_is_looked_for(write):
+    assert load_target("onnxruntime").proof == "lint; onnxruntime is installed"
+    target = load_target(write('name = "chip"\nruntime = "no_such_runtime"\n' + TYPES))
+    assert target.proof == "lint; no_such_runtime is missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TYPES, "name: is missing; every target has it"),
+        (HEAD, "rules: is missing; every target has it"),
+        (HEAD + 'rules = "none"\n', "rules: found 'none'; it is a table; write [rules] above its keys"),
+        (HEAD + 'runtim = "x"\n' + TYPES, "runtim: unknown key; did you mean 'runtime'?"),
+        (HEAD + "[rules.activation_type]\n", "rules.activation_type: unknown key; did you mean 'activation_types'?"),
+        (HEAD + TYPES + "bits = 8\n", "rules.activation_types.bits: unknown key; source, types are allowed"),
+        (
+            HEAD + TYPES.replace("int8", "int7"),
+            "rules.activation_types.types.0: found 'int7'; allowed: 'int2', 'uint2'",
+        ),
+        (HEAD + '[rules.activation_types]\ntypes = []\nsource = "a"\n', "rules.activation_types.types: found ()"),
+        (HEAD + '[rules.pairs]\nbetween = ["Clip"]\n', "rules.pairs.source: is missing; every rule of its kind has it"),
+        (
+            HEAD + '[rules.opset]\nleast = "13"\nsource = "a"\n',
+            "rules.opset.least: found '13'; input should be a valid",
+        ),
+        (HEAD + '[rules.opset]\nleast = true\nsource = "a"\n', "rules.opset.least: found True"),
+        (
+            HEAD + '[rules.least_range]\nleast = -1.0\nsource = "a"\n',
+            "rules.least_range.least: found -1.0; input should",
+        ),
+        (
+            HEAD + '[rules.shift_cut]\noperators = ["Conv"]\nends = [5, 1]\nsource = "a"\n',
+            "rules.shift_cut.ends: found (5, 1); must be the least and the most, in this order",
+        ),
+        (
+            HEAD + '[rules.fixed_grids]\nsource = "a"\ngrids = { Sigmoid = { uint17 = [0.5, 0] } }\n',
+            "rules.fixed_grids.grids.Sigmoid.uint17: found 'uint17'; allowed: 'int2'",
+        ),
+        ('runtime = "a.b"\n' + HEAD + TYPES, "runtime: found 'a.b'; string should match pattern"),
+        ("name = ", "not TOML: Invalid value (at end of document); see https://toml.io"),
+        ("a" + ".a" * 60 + " = 1", "found a key of more than 50 parts; none needs so many; shorten it"),
+    ],
+)
+def test_a_file_that_is_no_target_is_refused_in_one_line(write, text, message):
+    path = write(text)
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}: {message}')}") as fault:
+        load_target(path)
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("qmn", "xint8, or a TOML file, is needed; did you mean 'qnn'"),
+        ("zzzz", "is needed; a file has the suffix .toml"),
+        ("./absent", "absent: no such file; the name of a target, or the path of a TOML file of one, is needed"),
+    ],
+)
+def test_a_target_that_is_unknown_is_refused(name, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_target(name)
