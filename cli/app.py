@@ -17,6 +17,7 @@ from .main import INTERRUPTED
 from .options import FLAG, find_owners
 from .plan import plan
 from .quantize import quantize
+from .targets import targets
 from .validate import validate
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ app.command("quantize", cls=_Command)(quantize)
 app.command("calibrate", cls=_Command)(calibrate)
 app.command("plan", cls=_Command)(plan)
 app.command("validate", cls=_Command)(validate)
+app.command("targets", cls=_Command)(targets)
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,7 +75,7 @@ def show_help(
     """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""
     if context.invoked_subcommand is None:
         print(context.get_help())
-        print_error("no command found; quantize, calibrate, plan or validate is needed; see the help")
+        print_error("no command found; quantize, calibrate, plan, validate or targets is needed; see the help")
         raise typer.Exit(ExitStatus.USAGE)
 
 

@@ -61,6 +61,8 @@ def check_cache(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequenc
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:
     """The files that settings name, the one that holds a metric included."""
     named = [getattr(settings, "latencies", None), settings.data.tokenizer]
+    if isinstance(settings, ValidateConfig) and settings.target is not None and Path(settings.target).suffix:
+        named.append(settings.target)
     if isinstance(settings, ValidateConfig) and settings.metric is not None:
         module = settings.metric.partition(":")[0].replace(".", "/")
         named += [f"{module}.py", f"{module}/__init__.py"]

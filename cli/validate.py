@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-from onnxcalib.config import REPORTS, ValidateConfig, load_config
+from onnxcalib.config import GATES, REPORTS, ValidateConfig, list_settings, load_config
+from onnxcalib.errors import ConfigError
 
 from .exitstatus import ExitStatus, report_faults
 from .files import list_read, prepare_outputs
 from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
-FloatModel = Annotated[Path, typer.Argument(metavar="FLOAT", help="The float ONNX model.", show_default=False)]
-QuantizedModel = Annotated[
-    Path, typer.Argument(metavar="QUANTIZED", help="The model that was made of it.", show_default=False)
+FloatModel = Annotated[
+    Path,
+    typer.Argument(metavar="FLOAT", help="The float ONNX model; left out for --target alone.", show_default=False),
 ]
-Data = Annotated[Path, typer.Option(help=f"Samples that were not used to quantize: {SAMPLES_HELP}")]
+QuantizedModel = Annotated[
+    Path | None, typer.Argument(metavar="QUANTIZED", help="The model that was made of it.", show_default=False)
+]
+Data = Annotated[
+    Path | None, typer.Option(help=f"Samples that were not used to quantize: {SAMPLES_HELP}", show_default=False)
+]
 Labels = Annotated[
     Path | None,
     typer.Option(
@@ -38,12 +44,18 @@ Markdown = Annotated[
 ]
 
 
+# Gates that a file alone cannot tell.
+GATE_NAMES = tuple(
+    each.name for each in list_settings(ValidateConfig) if each.option.panel == GATES and each.name != "target"
+)
+
+
 @with_settings(list_options(ValidateConfig))
 def validate(
     *,
     float_model: FloatModel,
-    quantized_model: QuantizedModel,
-    data: Data,
+    quantized_model: QuantizedModel = None,
+    data: Data = None,
     labels: Labels = None,
     config: Config = None,
     allow_code: AllowCode = False,
@@ -57,15 +69,58 @@ def validate(
 ) -> None:
     """Compare QUANTIZED with FLOAT on samples, and exit with 3 where a gate does not hold.
 
+    With --target alone, the rules of a device are read off QUANTIZED, and nothing is run.
+
     Example: onnxcalib validate model.onnx small.onnx --data test/ --labels labels.csv --max-drop 1
     """
     with report_faults(verbose=verbose):
         settings = load_config(config, options, ValidateConfig, allow_code=allow_code)
         reports = {"--json": json, "--junit": junit, "--markdown": markdown}
-        models, read = (float_model, quantized_model), [data, labels, config, *list_read(settings)]
+        models = [each for each in (float_model, quantized_model) if each is not None]
+        read = [data, labels, config, *list_read(settings)]
+        alone = settings.target is not None and quantized_model is None and data is None
+        if alone:
+            _refuse_measured(settings, labels=labels, explain=explain)
+        elif quantized_model is None or data is None:
+            missing = "--data" if quantized_model else "QUANTIZED"
+            raise ConfigError(f"{missing}: missing; FLOAT, QUANTIZED and --data are needed, or one file and --target")
         prepare_outputs(reports, read, models=models, quiet=quiet)
-        passed = _run(models, data, labels, settings, explain=explain, quiet=quiet, reports=reports)
+        if quantized_model is None or data is None:
+            passed = _lint(float_model, settings.target or "", quiet=quiet, reports=reports)
+        else:
+            pair = float_model, quantized_model
+            passed = _run(pair, data, labels, settings, explain=explain, quiet=quiet, reports=reports)
     raise typer.Exit(ExitStatus.OK if passed else ExitStatus.GATE)
+
+
+def _refuse_measured(settings: ValidateConfig, *, labels: Path | None, explain: bool) -> None:
+    """Raise ConfigError for what only a comparison with the float model tells."""
+    asked = [f"--{name.replace('_', '-')}" for name in GATE_NAMES if name in settings.model_fields_set]
+    asked += ["--labels"] * (labels is not None) + ["--explain"] * explain
+    if asked:
+        raise ConfigError(
+            f"{asked[0]}: found one model and no --data; only --target can be judged by a file alone; give FLOAT and"
+            " --data too"
+        )
+
+
+def _lint(model: Path, target: str, *, quiet: bool, reports: dict[str, Path | None]) -> bool:
+    from onnxcalib.files.writing import write_together
+    from onnxcalib.lint import check_target
+    from onnxcalib.validation import render_lint
+
+    from .verdict import print_lint
+
+    record = check_target(model, target)
+    writers = {
+        "--json": lambda: render_lint.to_json(record) + "\n",
+        "--junit": lambda: render_lint.to_junit(record),
+        "--markdown": lambda: render_lint.to_markdown(record),
+    }
+    write_together({path: writers[option]() for option, path in reports.items() if path is not None})
+    if not quiet or not record.passed:
+        print_lint(record)
+    return record.passed
 
 
 def _run(

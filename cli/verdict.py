@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.report import name_some
+from onnxcalib.targets import LintRecord
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     Sheet,
@@ -40,6 +41,20 @@ def print_verdict(verdict: Verdict) -> None:
     if verdict.explanation:
         _print_explanation(console, verdict, verdict.explanation)
     _print_gates(console, verdict)
+
+
+def print_lint(record: LintRecord) -> None:
+    """Print the violations of a target's rules, one a line, and last how many rules hold."""
+    console = open_console()
+    if record.violations:
+        _print_lines(console, _list_violations(record))
+    outcome = "PASSED" if record.passed else "FAILED"
+    style = "bold green" if record.passed else "bold red"
+    _print_lines(console, [f"{outcome}: {record.model}: {record.text}"], style=style)
+
+
+def _list_violations(record: LintRecord) -> list[str]:
+    return [f"  {' '.join(each.text.split())}" for each in record.violations]
 
 
 def _print_lines(console: Console, lines: list[str], style: str | None = None) -> None:
@@ -107,4 +122,6 @@ def _print_gates(console: Console, verdict: Verdict) -> None:
     for gate in verdict.gates:
         line = " ".join(f"{gate.name}: {gate.text}".split())  # names in it may have line breaks
         _print_lines(console, [f"{'pass' if gate.passed else 'FAIL'}  {line}"], style=None if gate.passed else "red")
+        if gate.name == "target" and verdict.lint is not None:
+            _print_lines(console, _list_violations(verdict.lint))
     _print_lines(console, [conclude(verdict)], style="bold green" if verdict.passed else "bold red")

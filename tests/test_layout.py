@@ -58,7 +58,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"onnx"},
     ),
     "cli": (
-        {"errors", "files", "values", "config", "bitplan", "report", "verdict", "pipeline", "validation", "onnxcalib"},
+        {
+            *("errors", "files", "values", "config", "targets", "bitplan", "report", "verdict", "lint", "pipeline"),
+            *("validation", "onnxcalib"),
+        },
         {"typer", "rich", "matplotlib"},
     ),
     # Its public names, which are loaded on first use, are those of __init__.pyi.

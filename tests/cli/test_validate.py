@@ -90,7 +90,7 @@ def test_every_option_reaches_its_setting(run):
         "--max-unfused 7 --max-steps 3 --max-saturating 2 --confident --metric own.module:score --samples 9 --batch 4 "
         "--threads 2 --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
         "--tokenizer t.json --text-column a,b --pairs --max-length 64 --explain "
-        "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30"
+        "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30 --target qnn"
     )
     assert run(*BASE, *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
@@ -110,6 +110,7 @@ def test_every_option_reaches_its_setting(run):
         samples=9,
         batch=4,
         class_axis=("1", "y=2"),
+        target="qnn",
         threads=2,
         data=data,
     )
@@ -306,6 +307,78 @@ def test_a_real_run_passes_and_fails_by_its_gates(real, tmp_path):
     assert result.exit_code == 3
     assert json.loads((tmp_path / "a.json").read_text())["explanation"]["layers"][0]["name"] == "a"
     assert (tmp_path / "a.md").read_text().startswith("## onnxcalib validate: FAILED\n")
+
+
+def test_the_rules_of_a_target_are_a_gate_beside_the_others(real, tmp_path):
+    base = ("f.onnx", "q.onnx", "--data", "x.npy", *REPORTS)
+    assert real(*base, "--target", "onnxruntime").exit_code == 0
+    assert json.loads((tmp_path / "a.json").read_text())["lint"]["violations"] == []
+    result = real(*base, "--target", "tensorrt", "--min-sqnr", "1")
+    assert result.exit_code == 3 and "FAIL  target: " in result.stdout
+    found = json.loads((tmp_path / "a.json").read_text())
+    first = found["lint"]["violations"][0]
+    line = f"{first['where']}: {first['rule']}: found {first['found']}; allowed: {first['allowed']} ({first['source']})"
+    assert not found["passed"] and f"  {line}" in result.stdout.splitlines()
+    cases = {case.get("name"): case for case in ElementTree.parse(tmp_path / "a.xml").iter("testcase")}
+    assert cases["min_sqnr"].find("failure") is None and line in cases["target"].find("failure").text.splitlines()
+    assert f"`{first['rule']}`" in (tmp_path / "a.md").read_text()
+
+
+def test_a_file_alone_is_held_to_a_target(real, tmp_path):
+    result = real("q.onnx", "--target", "onnxruntime")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
+    assert result.stdout.startswith(
+        "PASSED: q.onnx: all 11 rules of target onnxruntime hold; the file was read, and the"
+    )
+    assert real("q.onnx", "--target", "onnxruntime", "--quiet").stdout == ""
+    result = real("q.onnx", "--target", "xint8", *REPORTS, "--quiet")
+    *lines, last = result.stdout.splitlines()
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert result.exit_code == 3 and not found["passed"] and len(lines) == len(found["lint"]["violations"]) > 3
+    assert last.startswith("FAILED: q.onnx: ") and last.endswith("; the file was read, and the device was not run")
+    failure = ElementTree.parse(tmp_path / "a.xml").find("testsuite/testcase/failure")
+    assert [line.strip() for line in lines] == failure.text.splitlines()[1:]
+    assert (tmp_path / "a.md").read_text().startswith("## onnxcalib validate: FAILED\n")
+
+
+def test_a_target_of_ones_own_is_read_from_its_file(real, tmp_path):
+    text = 'name = "chip"\n[rules.activation_types]\ntypes = ["int16"]\nsource = "its manual, page 7"\n'
+    (tmp_path / "chip.toml").write_text(text)
+    result = real("q.onnx", "--target", "chip.toml")
+    assert (
+        result.exit_code == 3 and "activation_types: found uint8; allowed: int16 (its manual, page 7)" in result.stdout
+    )
+    result = real("q.onnx", "--target", "chip.toml", "--json", "chip.toml")
+    assert result.stderr.startswith("error: chip.toml: is read by this run")
+    (tmp_path / "own.toml").write_text('[validate]\ntarget = "chip.toml"\n')
+    assert real("q.onnx", "--config", "own.toml").exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("q.onnx",), "QUANTIZED: missing; FLOAT, QUANTIZED and --data are needed, or one file and --target"),
+        (("f.onnx", "q.onnx"), "--data: missing; FLOAT, QUANTIZED and --data are needed, or one file and --target"),
+        (("f.onnx", "q.onnx", "--target", "qnn"), "--data: missing"),
+        (
+            ("q.onnx", "--target", "qnn", "--min-sqnr", "9"),
+            "--min-sqnr: found one model and no --data; only --target can",
+        ),
+        (("q.onnx", "--target", "qnn", "--explain"), "--explain: found one model and no --data"),
+        (("q.onnx", "--target", "qnn", "--labels", "labels.csv"), "--labels: found one model and no --data"),
+        (
+            ("q.onnx", "--target", "qmn"),
+            "target: found 'qmn'; onnxruntime, openvino, qnn, symmetric, tensorrt, xint8, or",
+        ),
+        (
+            ("q.onnx", "--target", "absent.toml"),
+            "absent.toml: no such file; the name of a target, or the path of a TOML",
+        ),
+    ],
+)
+def test_wrong_usage_of_a_target_is_one_line(real, arguments, text):
+    result = real(*arguments)
+    assert result.exit_code == 2 and result.stderr.startswith(f"error: {text}"), result.stderr
 
 
 def test_real_faults_have_their_exit_statuses(real, tmp_path):
