@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from ..graph.fusion import data_inputs, moved_outputs
+from ..graph.fusion import data_inputs, moved_outputs, moves_values
 from ..graph.index import is_op
-from ..graph.inspect.grids import Grid, GriddedGraph
-from ..graph.ops import LAYERS, LINEAR_OPS, QUANTIZE, SHAPE_READERS
+from ..graph.inspect.grids import FUNCTIONS, Grid, GriddedGraph
+from ..graph.ops import AVERAGES, QUANTIZE, SHAPE_READERS
 from ..targets.rules import Aligned, QuantizedInputs, QuantizedOutputs, Rule
 from .found import Faults, Found, spell_list, spell_values
 
@@ -43,6 +43,8 @@ def check_quantized_outputs(graph: GriddedGraph, rule: QuantizedOutputs) -> Faul
     """What these operators make of quantized inputs is quantized again, and nothing else reads it."""
     for node in graph.graph.node:
         fed = is_op(node, *rule.operators) and any(map(graph.maker, node.input))
+        if is_op(node, *rule.at_exit) and _only_leaves(graph, node.output[0]):
+            continue
         for name in node.output if fed else ():
             if name and (reader := _find_float_reader(graph, name, rule.through)):
                 yield Found(graph.spell(node), f"float output {name}, {reader}", "a QuantizeLinear alone behind it")
@@ -55,12 +57,19 @@ def _find_float_reader(graph: GriddedGraph, tensor: str, through: tuple[str, ...
     for reader in graph.index.readers(tensor):
         if reader.op_type == QUANTIZE or is_op(reader, *SHAPE_READERS):
             continue
-        if is_op(reader, *through) and reader.input[0] == tensor:
+        if is_op(reader, *through) and all(name == tensor or name in graph.index.initializers for name in reader.input):
             if found := _find_float_reader(graph, reader.output[0], through):
                 return found
         else:
             return f"which {graph.spell(reader)} reads"
     return ""
+
+
+def _only_leaves(graph: GriddedGraph, tensor: str) -> bool:
+    """Whether a tensor reaches outputs of the graph alone, by operators that move its values."""
+    readers = [node for node in graph.index.readers(tensor) if not is_op(node, *SHAPE_READERS)]
+    moved = all(moves_values(graph.index, node) and _only_leaves(graph, node.output[0]) for node in readers)
+    return moved and (bool(readers) or tensor in graph.index.outputs)
 
 
 def check_float_outputs(graph: GriddedGraph, rule: Rule) -> Faults:
@@ -83,7 +92,9 @@ def check_aligned(graph: GriddedGraph, rule: Aligned) -> Faults:
 def _grids_around(graph: GriddedGraph, node: NodeProto) -> list[Grid]:
     """The grids of the activations that a node reads and makes; none where one side is float."""
     fed = [graph.maker(name) for name in data_inputs(node)]
-    made = [graph.behind(name) for name in (moved_outputs(node) if not is_op(node, *LAYERS, *LINEAR_OPS) else [])]
+    # A mean over a number that is no power of two is multiplied by a constant behind an average over one that is.
+    passing = (*FUNCTIONS, "Mul") if is_op(node, *AVERAGES) else FUNCTIONS
+    made = [graph.behind(name, passing) for name in moved_outputs(node)]
     given = [grid for grid in fed if grid is not None and grid.role == "activation"]
     behind = [grid for grid in made if grid is not None]
     return given + behind if given and behind else []

@@ -10,7 +10,7 @@ from onnx import NodeProto
 from ..graph.index import is_op
 from ..graph.inspect.grids import PASSED_BY, Grid, GriddedGraph
 from ..graph.inspect.integers import find_mismatches, is_linear
-from ..graph.ops import DEQUANTIZE
+from ..graph.ops import DEQUANTIZE, SHAPE_READERS
 from ..targets.rules import Pairs, PowerOfTwo, Quantity, Rule
 from .found import Faults, Found, spell_list, spell_values
 
@@ -78,16 +78,19 @@ def _check_behind(graph: GriddedGraph, grid: Grid, rule: Pairs) -> Faults:
         yield Found(grid.where, "no reader", allowed)
     for reader in readers:
         # What stands in the middle and is not allowed is told by the DequantizeLinear behind it.
-        if not is_linear(reader, DEQUANTIZE) and not _leads_to_dequantize(graph, reader):
+        if not is_linear(reader, DEQUANTIZE) and not _keeps_integers(graph, reader):
             yield Found(grid.where, f"the reader {graph.spell(reader)}", allowed)
 
 
-def _leads_to_dequantize(graph: GriddedGraph, reader: NodeProto) -> bool:
-    """Whether a node passes integers on to a DequantizeLinear."""
-    return is_op(reader, *PASSED_BY) and any(
-        is_linear(each, DEQUANTIZE) or _leads_to_dequantize(graph, each)
-        for name in reader.output
-        for each in graph.index.readers(name)
+def _keeps_integers(graph: GriddedGraph, reader: NodeProto) -> bool:
+    """Whether a node passes integers on to a DequantizeLinear, or reads none of their values."""
+    return is_op(reader, *SHAPE_READERS) or (
+        is_op(reader, *PASSED_BY)
+        and any(
+            is_linear(each, DEQUANTIZE) or _keeps_integers(graph, each)
+            for name in reader.output
+            for each in graph.index.readers(name)
+        )
     )
 
 

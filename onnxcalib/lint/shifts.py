@@ -23,12 +23,14 @@ def check_shift_cut(graph: GriddedGraph, rule: Shift) -> Faults:
 
 
 def check_shift_bias(graph: GriddedGraph, rule: ShiftBias) -> Faults:
-    """w + i - b of these layers lies between the ends."""
+    """w + i - b of these layers lies between the ends, of which the lower is 0 in front of a LeakyRelu."""
     for layer in graph.layers():
         cut, bias = _find_cut(layer), find_position(layer.bias)
         sums = _find_sums(layer)
         if is_op(layer.node, *rule.operators) and cut is not None and bias is not None and sums is not None:
-            yield from _judge(layer.where, "shift_bias", sums - bias, min(0, cut - rule.room), rule.most)
+            leaky = any(is_op(node, "LeakyRelu") for node in graph.index.readers(layer.node.output[0]))
+            least = 0 if leaky else min(0, cut - rule.room)
+            yield from _judge(layer.where, "shift_bias", sums - bias, least, rule.most)
 
 
 def check_shift_read(graph: GriddedGraph, rule: Shift) -> Faults:

@@ -134,11 +134,13 @@ class QuantizedInputs(Rule):
 class QuantizedOutputs(Rule):
     """Operators of which nothing but a QuantizeLinear may read the result where a DequantizeLinear feeds them.
 
-    through: activation functions in between that the QuantizeLinear absorbs.
+    through: operators in between, of it and constants, that belong to the same step of the device. at_exit: those whose
+    result may be float where it reaches outputs of the graph alone, by operators that move its values.
     """
 
     operators: Names
     through: tuple[str, ...] = ()
+    at_exit: tuple[str, ...] = ()
 
 
 class Attributes(Rule):

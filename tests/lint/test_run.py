@@ -329,6 +329,46 @@ def test_the_one_grid_of_16_bits_passes(sound, op, dtype, scale, zero_point):
     assert check_target(draft.model, "qnn").passed
 
 
+def test_an_average_at_the_exit_of_the_graph_may_be_float_for_qnn(sound):
+    draft = sound("qnn")
+    draft.add("GlobalAveragePool", ["mul_dq"], "mean2")
+    draft.add("Flatten", ["mean2"], "flat2")
+    draft.give("flat2")
+    assert check_target(draft.model, "qnn").passed
+    draft.add("Exp", ["mean2"], "other")
+    draft.give("other")
+    (found,) = check_target(draft.model, "qnn").violations
+    assert (found.rule, found.where) == ("quantized_outputs", "mean2 (GlobalAveragePool)")
+
+
+def test_a_mean_that_xint8_corrects_by_a_constant_passes(sound):
+    draft = sound("xint8")
+    draft.node("mean_q").input[0] = "corrected"
+    factor = draft.constant("factor", np.float32(49 / 64))
+    correct = helper.make_node("Mul", ["mean", factor], ["corrected"], name="correct")
+    nodes = draft.graph.node
+    nodes.insert(list(nodes).index(draft.node("mean")) + 1, correct)
+    assert [each.text for each in check_target(draft.model, "xint8").violations] == []
+    draft.scale("mean", STEP / 2)
+    assert [each.rule for each in check_target(draft.model, "xint8").violations] == ["aligned"]
+
+
+def test_the_shape_of_integers_may_be_read(sound):
+    draft = sound("xint8")
+    draft.add("Shape", ["add_q"], "sizes")
+    draft.give("sizes")
+    assert check_target(draft.model, "xint8").passed
+
+
+def test_biases_in_front_of_a_leaky_relu_shift_one_way_alone(sound):
+    draft = sound("xint8")
+    spoil_bias_scale(2.0**-11)(draft)
+    assert check_target(draft.model, "xint8").passed
+    draft.node("relu").op_type = "LeakyRelu"
+    (found,) = check_target(draft.model, "xint8").violations
+    assert (found.where, found.found, found.allowed) == ("conv1 (Conv)", "shift_bias -1", "0 to 15")
+
+
 def test_the_text_of_a_violation_says_what_was_found_what_is_allowed_and_why(sound):
     draft = sound("tensorrt")
     move_zero_point(draft)

@@ -16,6 +16,8 @@ from .integers import BETWEEN, element_type, is_linear
 
 Role = Literal["activation", "weight", "bias", "constant"]
 # Operators that pass integers on from a QuantizeLinear, or from a constant, to a DequantizeLinear.
+# Activation functions that belong to the layer before them.
+FUNCTIONS = ("Relu", "Clip", "LeakyRelu", "PRelu")
 PASSED_BY = tuple(dict.fromkeys((*BETWEEN, *MOVERS)))
 
 
@@ -121,12 +123,12 @@ class GriddedGraph:
         """The QuantizeLinears that read a float tensor."""
         return self._readers.get(tensor, [])
 
-    def behind(self, tensor: str, passing: tuple[str, ...] = ("Relu", "Clip")) -> Grid | None:
+    def behind(self, tensor: str, passing: tuple[str, ...] = FUNCTIONS) -> Grid | None:
         """The QuantizeLinear that alone reads a tensor, through activation functions that it absorbs."""
         readers = self.index.readers(tensor)
         if tensor in self.index.outputs or len(readers) != 1:
             return None
-        if is_op(readers[0], *passing) and readers[0].input[0] == tensor:
+        if is_op(readers[0], *passing) and all(t == tensor or t in self.index.initializers for t in readers[0].input):
             return self.behind(readers[0].output[0], passing)
         return next(iter(self.quantizers(tensor)), None)
 
