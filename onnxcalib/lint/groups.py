@@ -52,24 +52,30 @@ def check_quantized_outputs(graph: GriddedGraph, rule: QuantizedOutputs) -> Faul
 
 def _find_float_reader(graph: GriddedGraph, tensor: str, through: tuple[str, ...]) -> str:
     """Who uses a tensor as float, in words; empty where only a QuantizeLinear reads it."""
-    if tensor in graph.index.outputs:
-        return "an output of the graph"
-    for reader in graph.index.readers(tensor):
-        if reader.op_type == QUANTIZE or is_op(reader, *SHAPE_READERS):
-            continue
-        if is_op(reader, *through) and all(name == tensor or name in graph.index.initializers for name in reader.input):
-            if found := _find_float_reader(graph, reader.output[0], through):
-                return found
-        else:
-            return f"which {graph.spell(reader)} reads"
+    waiting = [tensor]
+    for name in waiting:  # which grows
+        if name in graph.index.outputs:
+            return "an output of the graph"
+        for reader in graph.index.readers(name):
+            if reader.op_type == QUANTIZE or is_op(reader, *SHAPE_READERS):
+                continue
+            if not is_op(reader, *through) or not graph.reads_alone(reader, name):
+                return f"which {graph.spell(reader)} reads"
+            waiting.append(reader.output[0])
     return ""
 
 
 def _only_leaves(graph: GriddedGraph, tensor: str) -> bool:
     """Whether a tensor reaches outputs of the graph alone, by operators that move its values."""
-    readers = [node for node in graph.index.readers(tensor) if not is_op(node, *SHAPE_READERS)]
-    moved = all(moves_values(graph.index, node) and _only_leaves(graph, node.output[0]) for node in readers)
-    return moved and (bool(readers) or tensor in graph.index.outputs)
+    waiting = [tensor]
+    for name in waiting:  # which grows
+        readers = [node for node in graph.index.readers(name) if not is_op(node, *SHAPE_READERS)]
+        if not readers and name not in graph.index.outputs:
+            return False
+        if not all(moves_values(graph.index, node) for node in readers):
+            return False
+        waiting += [node.output[0] for node in readers if node.output[0] not in waiting]
+    return True
 
 
 def check_float_outputs(graph: GriddedGraph, rule: Rule) -> Faults:

@@ -78,20 +78,22 @@ def _check_behind(graph: GriddedGraph, grid: Grid, rule: Pairs) -> Faults:
         yield Found(grid.where, "no reader", allowed)
     for reader in readers:
         # What stands in the middle and is not allowed is told by the DequantizeLinear behind it.
-        if not is_linear(reader, DEQUANTIZE) and not _keeps_integers(graph, reader):
+        if not _keeps_integers(graph, reader):
             yield Found(grid.where, f"the reader {graph.spell(reader)}", allowed)
 
 
-def _keeps_integers(graph: GriddedGraph, reader: NodeProto) -> bool:
+def _keeps_integers(graph: GriddedGraph, node: NodeProto) -> bool:
     """Whether a node passes integers on to a DequantizeLinear, or reads none of their values."""
-    return is_op(reader, *SHAPE_READERS) or (
-        is_op(reader, *PASSED_BY)
-        and any(
-            is_linear(each, DEQUANTIZE) or _keeps_integers(graph, each)
-            for name in reader.output
-            for each in graph.index.readers(name)
-        )
-    )
+    if is_linear(node, DEQUANTIZE) or is_op(node, *SHAPE_READERS):
+        return True
+    waiting = list(node.output) if is_op(node, *PASSED_BY) else []
+    for name in waiting:  # which grows
+        for reader in graph.index.readers(name):
+            if is_linear(reader, DEQUANTIZE):
+                return True
+            if is_op(reader, *PASSED_BY):
+                waiting += [made for made in reader.output if made not in waiting]
+    return False
 
 
 def check_power_of_two(graph: GriddedGraph, rule: PowerOfTwo) -> Faults:

@@ -33,7 +33,7 @@ def check_weight_scales(graph: GriddedGraph, rule: WeightScales) -> Faults:
         finest = "block" if grid.block else "tensor" if grid.axis is None else "channel"
         if FINENESS.index(finest) > FINENESS.index(rule.granularity):
             yield Found(layer.where, f"a weight with a scale a {finest}", f"a scale a {rule.granularity}")
-        elif finest == "channel" and grid.dims is not None:
+        elif finest == "channel" and grid.dims:
             axis = _find_axis(layer, rule, len(grid.dims))
             if axis is not None and grid.axis != axis:
                 yield Found(layer.where, f"scales of its weight along axis {grid.axis}", f"axis {axis}")

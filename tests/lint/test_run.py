@@ -353,6 +353,24 @@ def test_a_mean_that_xint8_corrects_by_a_constant_passes(sound):
     assert [each.rule for each in check_target(draft.model, "xint8").violations] == ["aligned"]
 
 
+def test_long_chains_of_nodes_are_followed(sound):
+    draft = sound("qnn")
+    tensor = "mul_dq"
+    for number in range(1500):
+        tensor = draft.add("Relu", [tensor], f"r{number}")
+    draft.add("GlobalAveragePool", [draft.pair(tensor)], "leaving")
+    tensor = "leaving"
+    for number in range(1500):
+        tensor = draft.add("Identity" if number else "Flatten", [tensor], f"f{number}")
+    draft.give(tensor)
+    integers = "add_q"
+    for number in range(1500):
+        integers = draft.add("Identity", [integers], f"i{number}")
+    draft.add("DequantizeLinear", [integers, "add_dq_s", "add_dq_z"], "late")
+    draft.give("late")
+    assert {each.rule for each in check_target(draft.model, "qnn").violations} <= {"pairs", "quantized_outputs"}
+
+
 def test_the_shape_of_integers_may_be_read(sound):
     draft = sound("xint8")
     draft.add("Shape", ["add_q"], "sizes")

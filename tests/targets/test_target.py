@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from onnxcalib.errors import ConfigError
 from onnxcalib.targets import list_targets, load_target
+from onnxcalib.targets.rules import Rules
 
 NAMES = ["onnxruntime", "openvino", "qnn", "symmetric", "tensorrt", "xint8"]
 HEAD = 'name = "chip"\n'
@@ -63,6 +64,13 @@ def test_the_runtime_of_a_target_is_looked_for(write):
     assert load_target("onnxruntime").proof == "lint; onnxruntime is installed"
     target = load_target(write('name = "chip"\nruntime = "no_such_runtime"\n' + TYPES))
     assert target.proof == "lint; no_such_runtime is missing"
+
+
+def test_the_page_has_every_target_and_every_rule_and_its_own_target_is_one(write):
+    page = (Path(__file__).resolve().parents[2] / "docs/targets.md").read_text(encoding="utf-8")
+    assert not [name for name in (*NAMES, *Rules.model_fields) if f"`{name}`" not in page]
+    target = load_target(write(re.search(r"```toml\n(.*?)```", page, flags=re.DOTALL)[1]))
+    assert target.name == "chip" and len(target.list_rules()) == 4
 
 
 @pytest.mark.parametrize(

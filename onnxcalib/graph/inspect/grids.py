@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from ...errors import ModelError
 from ..index import Index, attribute_of, constant, in_scope, is_op, own_constants, subgraphs
 from ..ops import DEQUANTIZE, LAYERS, LINEAR_OPS, MOVERS, QUANTIZE
 from ..tensors import spell_node
@@ -91,7 +92,10 @@ class GriddedLayer:
 
 
 class GriddedGraph:
-    """The grids of a graph in the order of its nodes. model: whose graph or body it is. within: prefix of the names."""
+    """The grids of a graph in the order of its nodes.
+
+    model: whose graph or body it is. within: prefix of the names. Raises ModelError for a node without a scale.
+    """
 
     def __init__(
         self,
@@ -125,12 +129,15 @@ class GriddedGraph:
 
     def behind(self, tensor: str, passing: tuple[str, ...] = FUNCTIONS) -> Grid | None:
         """The QuantizeLinear that alone reads a tensor, through activation functions that it absorbs."""
-        readers = self.index.readers(tensor)
-        if tensor in self.index.outputs or len(readers) != 1:
-            return None
-        if is_op(readers[0], *passing) and all(t == tensor or t in self.index.initializers for t in readers[0].input):
-            return self.behind(readers[0].output[0], passing)
-        return next(iter(self.quantizers(tensor)), None)
+        while tensor not in self.index.outputs and len(readers := self.index.readers(tensor)) == 1:
+            if not is_op(readers[0], *passing) or not self.reads_alone(readers[0], tensor):
+                return next(iter(self.quantizers(tensor)), None)
+            tensor = readers[0].output[0]
+        return None
+
+    def reads_alone(self, node: NodeProto, tensor: str) -> bool:
+        """Whether a node reads nothing but this tensor and constants."""
+        return all(not name or name == tensor or name in self.index.initializers for name in node.input)
 
     def layers(self) -> Iterator[GriddedLayer]:
         """The layers of which a weight or an activation is quantized."""
@@ -146,6 +153,11 @@ class GriddedGraph:
                     yield GriddedLayer(node, self.spell(node), fed, weight, bias, float_bias, behind)
 
     def _read(self, node: NodeProto) -> Grid:
+        if len(node.input) < 2 or not node.output:
+            raise ModelError(
+                f"node {self.spell(node)}: found {len(node.input)} inputs and {len(node.output)} outputs; a tensor and"
+                " its scale, and one output, are needed; quantize the float model again"
+            )
         index, quantizes = self.index, node.op_type == QUANTIZE
         origin, passed_by = (node.input[0], ()) if quantizes else self._trace(node.input[0])
         source = index.producer.get(origin)

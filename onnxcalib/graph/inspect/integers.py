@@ -138,11 +138,13 @@ def find_mismatches(model: ModelProto) -> tuple[str, ...]:
 
 
 def _dequantizers(index: Index, tensor: str) -> Iterator[NodeProto]:
-    for node in index.readers(tensor):
-        if is_linear(node, DEQUANTIZE) and node.input[0] == tensor:
-            yield node
-        elif is_op(node, *BETWEEN) and node.input[0] == tensor:
-            yield from _dequantizers(index, node.output[0])
+    waiting = [tensor]
+    for name in waiting:  # which grows
+        for node in index.readers(name):
+            if is_linear(node, DEQUANTIZE) and node.input[0] == name:
+                yield node
+            elif is_op(node, *BETWEEN) and node.input[0] == name:
+                waiting.append(node.output[0])
 
 
 def _is_scaled_for_add(index: Index, node: NodeProto, own: _Grid) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from onnx import helper, load
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
+from onnxcalib.errors import ModelError
 from onnxcalib.graph.inspect.grids import read_graphs
 
 LAYER = """g (float[1, 2, 3, 3] x) => (float[1, 2, 3, 3] y) <float s = {0.5}, uint8 z = {3}, float t = {0.25}> {
@@ -68,6 +69,14 @@ def test_integers_from_elsewhere_are_told(build):
     }"""
     (graph,) = read_graphs(build(text))
     assert [(grid.source, grid.scale is None) for grid in graph.grids] == [("a", False), ("i", True)]
+
+
+def test_a_node_without_a_scale_is_refused(layer):
+    del layer.graph.node[0].input[1:]
+    with pytest.raises(
+        ModelError, match=r"node in_q \(QuantizeLinear\): found 1 inputs and 1 outputs; a tensor and its"
+    ):
+        read_graphs(layer)
 
 
 def test_what_onnxruntimes_own_tool_writes_is_read(build, draw, tmp_path):
