@@ -46,6 +46,8 @@ CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
     "shift_read": shifts.check_shift_read,
     "shift_write_add": shifts.check_shift_write_add,
     "shift_write_mul": shifts.check_shift_write_mul,
+    "shift_swish": shifts.check_shift_swish,
+    "hard_sigmoid": shifts.check_hard_sigmoid,
 }
 
 

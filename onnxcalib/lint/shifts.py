@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 
 from ..graph.index import is_op
-from ..graph.inspect.grids import Grid, GriddedGraph, GriddedLayer
-from ..targets.rules import Shift, ShiftBias
+from ..graph.inspect.grids import FUNCTIONS, Grid, GriddedGraph, GriddedLayer
+from ..targets.rules import HardSigmoids, Shift, ShiftBias
 from .found import Faults, Found
 
 
@@ -51,6 +51,33 @@ def check_shift_write_mul(graph: GriddedGraph, rule: Shift) -> Faults:
     for where, inputs, output in _list_nodes(graph, rule):
         if output is not None:
             yield from _judge(where, "shift_write", sum(inputs) - output, *rule.ends)
+
+
+def check_shift_swish(graph: GriddedGraph, rule: Shift) -> Faults:
+    """As ``check_shift_write_mul``, of the product of a tensor and its own HardSigmoid."""
+    for node in graph.graph.node:
+        readers = (reader for name in node.input for reader in graph.index.readers(name))
+        if is_op(node, *rule.operators) and any(is_op(reader, "HardSigmoid") for reader in readers):
+            known = [each for name in node.input if (each := find_position(graph.maker(name))) is not None]
+            output = find_position(graph.behind(node.output[0]))
+            if len(known) == len(node.input) and output is not None:
+                yield from _judge(graph.spell(node), "shift_swish", sum(known) - output, *rule.ends)
+
+
+def check_hard_sigmoid(graph: GriddedGraph, rule: HardSigmoids) -> Faults:
+    """The positions on both sides of a HardSigmoid lie between their ends, and so does its shift."""
+    for node in graph.graph.node:
+        if not is_op(node, "HardSigmoid"):
+            continue
+        where, fed = graph.spell(node), find_position(graph.maker(node.input[0]))
+        # What is multiplied by a constant behind it is quantized behind that.
+        made = find_position(graph.behind(node.output[0], (*FUNCTIONS, "Mul")))
+        if fed is not None:
+            yield from _judge(where, "input position", fed, *rule.inputs)
+        if made is not None:
+            yield from _judge(where, "output position", made, *rule.outputs)
+        if fed is not None and made is not None:
+            yield from _judge(where, "shift_sigmoid", rule.room + fed - made, *rule.ends)
 
 
 def find_position(grid: Grid | None) -> int | None:

@@ -170,6 +170,15 @@ class ShiftBias(Rule):
     most: Whole
 
 
+class HardSigmoids(Rule):
+    """The ends of the positions i and o on the two sides of a HardSigmoid, and of its shift, room + i - o."""
+
+    inputs: Ends
+    outputs: Ends
+    room: Whole
+    ends: Ends
+
+
 class Rules(Record):
     """The rules of a target by kind; one that is None does not hold for it. In the order in which they are judged."""
 
@@ -201,3 +210,5 @@ class Rules(Record):
     shift_read: Shift | None = None
     shift_write_add: Shift | None = None
     shift_write_mul: Shift | None = None
+    shift_swish: Shift | None = None
+    hard_sigmoid: HardSigmoids | None = None

@@ -218,6 +218,17 @@ def quantize_output(draft):
     draft.pair("scores", made="y")
 
 
+def add_swish(fed, gate, product):
+    """The product of a tensor and its HardSigmoid, on grids of 2^-fed, 2^-gate and 2^-product."""
+
+    def spoil(draft):
+        made = draft.pair(draft.add("Relu", ["mul_dq"], "stem"), 2.0**-fed)
+        gated = draft.pair(draft.add("HardSigmoid", [made], "gate", alpha=1 / 6), 2.0**-gate)
+        draft.give(draft.pair(draft.add("Mul", [made, gated], "swish"), 2.0**-product))
+
+    return spoil
+
+
 def widen(tensor, scale):
     return lambda draft: draft.scale(tensor, scale)
 
@@ -282,6 +293,10 @@ SPOILT = {
     "shift_read": (("xint8",), "shift_read", "add", widen("conv2", 2.0**4), None),
     "shift_write of Add": (("xint8",), "shift_write_add", "add", widen("add", 2.0**-12), None),
     "shift_write of Mul": (("xint8",), "shift_write_mul", "mul", widen("mul", 2.0**-9), None),
+    "shift_swish": (("xint8",), "shift_swish", "swish", add_swish(4, 9, -4), set()),
+    "input of a HardSigmoid": (("xint8",), "hard_sigmoid", "gate", add_swish(-1, 9, 4), set()),
+    "output of a HardSigmoid": (("xint8",), "hard_sigmoid", "gate", add_swish(4, 6, 4), set()),
+    "shift of a HardSigmoid": (("xint8",), "hard_sigmoid", "gate", add_swish(2, 17, 8), set()),
 }  # fmt: skip
 CASES = [(target, name) for name, (targets, *_) in SPOILT.items() for target in targets]
 
@@ -369,6 +384,12 @@ def test_long_chains_of_nodes_are_followed(sound):
     draft.add("DequantizeLinear", [integers, "add_dq_s", "add_dq_z"], "late")
     draft.give("late")
     assert {each.rule for each in check_target(draft.model, "qnn").violations} <= {"pairs", "quantized_outputs"}
+
+
+def test_a_swish_within_the_shifts_of_xint8_passes(sound):
+    draft = sound("xint8")
+    add_swish(4, 7, 4)(draft)
+    assert check_target(draft.model, "xint8").passed
 
 
 def test_the_shape_of_integers_may_be_read(sound):
