@@ -33,11 +33,12 @@ def check_activation_zero_points(graph: GriddedGraph, rule: ZeroPoints) -> Fault
 
 
 def check_zero_points(grids: Iterator[Grid], rule: ZeroPoints) -> Faults:
-    """The zero points of these grids are 0 where the rule names their type, or none."""
+    """The zero points of these grids are 0, or what the rule has instead, where it names their type, or none."""
     for grid in grids:
-        point = grid.zero_point
-        if (not rule.types or grid.type in rule.types) and point is not None and np.any(point):
-            yield Found(grid.where, f"zero point {spell_values(point[point != 0])}", f"0 for {grid.type}")
+        point, allowed = grid.zero_point, rule.instead.get(grid.type, 0)  # type: ignore[call-overload]
+        held = allowed or not rule.types or grid.type in rule.types
+        if held and point is not None and np.any(point != allowed):
+            yield Found(grid.where, f"zero point {spell_values(point[point != allowed])}", f"{allowed} for {grid.type}")
 
 
 def check_least_range(graph: GriddedGraph, rule: LeastRange) -> Faults:

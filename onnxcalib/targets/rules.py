@@ -66,9 +66,13 @@ class ActivationTypes(Rule):
 
 
 class ZeroPoints(Rule):
-    """The zero point is 0. types: those of which it must be; empty for all."""
+    """The zero point is 0.
+
+    types: those of which it must be; empty for all. instead: the only zero point of other types, such as 128 of uint8.
+    """
 
     types: tuple[IntegerType, ...] = ()
+    instead: dict[IntegerType, Whole] = {}
 
 
 class LeastRange(Rule):

@@ -39,7 +39,8 @@ class Target(Record):
         """The types and grids of activations in a few words."""
         types, zeros, rules = self.rules.activation_types, self.rules.activation_zero_points, self.rules
         symmetric = zeros is not None and (not zeros.types or types is None or set(types.types) <= set(zeros.types))
-        words = [", ".join(types.types) if types else "any", "zero point 0" if symmetric else ""]
+        points = ["0", *(f"{point} of {kind}" for kind, point in zeros.instead.items())] if zeros else []
+        words = [", ".join(types.types) if types else "any", f"zero point {', '.join(points)}" if symmetric else ""]
         return _join(words, power=rules.power_of_two is not None and "activations" in rules.power_of_two.of)
 
     @property

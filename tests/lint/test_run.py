@@ -254,10 +254,11 @@ SPOILT = {
     "no zero point": (ALL, "explicit_zero_points", "w2", drop_zero_point("w2"), set()),
     "no zero point behind Q": (ALL, "explicit_zero_points", "flat_dq", drop_zero_point("flat_dq"), set()),
     "shared zero point": (ALL, "own_zero_points", "w2", share_zero_point, set()),
-    "uint8": (SIGNED, "activation_types", "flat_q", change_type("flat", np.uint8), set()),
+    "uint8 with zero point 0": (("xint8",), "activation_zero_points", "flat_q", change_type("flat", np.uint8), set()),
+    "uint8": (("tensorrt", "symmetric"), "activation_types", "flat_q", change_type("flat", np.uint8), set()),
     "int4 activation": (("qnn", "openvino"), "activation_types", "flat_q", change_type("flat", kind=I4), set()),
     "int2 activation": (("onnxruntime",), "activation_types", "mul_q", change_type("mul", kind=I2, opset=25), set()),
-    "uint16": (("openvino", "tensorrt"), "activation_types", "flat_q", change_type("flat", np.uint16), set()),
+    "uint16": (("openvino", "tensorrt", "xint8"), "activation_types", "flat_q", change_type("flat", np.uint16), set()),
     "16 bits too early": (("onnxruntime", "qnn"), "opset", "add_q", change_type("add", np.uint16, opset=19), set()),
     "scales of an activation": (ALL, "activation_per_tensor", "add_q", scale_by_channel, None),
     "zero point": (SIGNED, "activation_zero_points", "add_q", move_zero_point, None),
@@ -384,6 +385,13 @@ def test_long_chains_of_nodes_are_followed(sound):
     draft.add("DequantizeLinear", [integers, "add_dq_s", "add_dq_z"], "late")
     draft.give("late")
     assert {each.rule for each in check_target(draft.model, "qnn").violations} <= {"pairs", "quantized_outputs"}
+
+
+def test_xint8_takes_uint8_around_its_middle(sound):
+    draft = sound("xint8")
+    for part in ("q", "dq"):
+        draft.set(f"flat_{part}_z", np.uint8(128))
+    assert check_target(draft.model, "xint8").passed
 
 
 def test_a_swish_within_the_shifts_of_xint8_passes(sound):

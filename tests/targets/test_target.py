@@ -51,7 +51,10 @@ def test_a_target_is_frozen():
 
 def test_what_a_target_takes_is_said_in_a_few_words():
     found = {target.name: (target.activations, target.weights) for target in list_targets()}
-    assert found["xint8"] == ("int8; zero point 0; powers of two", "int8; a scale a tensor; powers of two")
+    assert found["xint8"] == (
+        "int8, uint8; zero point 0, 128 of uint8; powers of two",
+        "int8; a scale a tensor; powers of two",
+    )
     assert found["openvino"] == ("uint8, int8, uint4", "int8, int4; a scale a channel")
 
 
