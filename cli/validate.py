@@ -44,9 +44,10 @@ Markdown = Annotated[
 ]
 
 
-# Gates that a file alone cannot tell.
-GATE_NAMES = tuple(
-    each.name for each in list_settings(ValidateConfig) if each.option.panel == GATES and each.name != "target"
+# What a file alone cannot tell: the other gates, and the runs that some of them need.
+MEASURED = (
+    *(each.name for each in list_settings(ValidateConfig) if each.option.panel == GATES and each.name != "target"),
+    "reference",
 )
 
 
@@ -95,7 +96,7 @@ def validate(
 
 def _refuse_measured(settings: ValidateConfig, *, labels: Path | None, explain: bool) -> None:
     """Raise ConfigError for what only a comparison with the float model tells."""
-    asked = [f"--{name.replace('_', '-')}" for name in GATE_NAMES if name in settings.model_fields_set]
+    asked = [f"--{name.replace('_', '-')}" for name in MEASURED if name in settings.model_fields_set]
     asked += ["--labels"] * (labels is not None) + ["--explain"] * explain
     if asked:
         raise ConfigError(

@@ -364,6 +364,7 @@ def test_a_target_of_ones_own_is_read_from_its_file(real, tmp_path):
             ("q.onnx", "--target", "qnn", "--min-sqnr", "9"),
             "--min-sqnr: found one model and no --data; only --target can",
         ),
+        (("q.onnx", "--target", "qnn", "--reference", "2"), "--reference: found one model and no --data"),
         (("q.onnx", "--target", "qnn", "--explain"), "--explain: found one model and no --data"),
         (("q.onnx", "--target", "qnn", "--labels", "labels.csv"), "--labels: found one model and no --data"),
         (
