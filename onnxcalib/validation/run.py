@@ -72,6 +72,7 @@ class _Run:
     def __init__(self, config: ValidateConfig, observer: Observer):
         self.config, self.observer = config, LoggedObserver(observer)
         self.threads = config.threads or 0
+        self.target = load_target(config.target) if config.target else None
         self.warnings: list[str] = []
         self.axes: dict[str, int] = {}  # of classes, by output
 
@@ -85,12 +86,11 @@ class _Run:
     ) -> Verdict:
         """The verdict on the float and the quantized model."""
         metric = load_metric(self.config.metric) if self.config.metric else None
-        target = load_target(self.config.target) if self.config.target else None
         self.observer.stage("load")
         sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
         original, quantized = (load_model(source) for source in sources)
         self._check_models(original, quantized)
-        self._check_reference(quantized)
+        lint = None if self.target is None else check_loaded(quantized, self.target, _name(sources[1]))
         samples = open_calibration(
             data, check_interface(original, quantized), self.config.data, limit=self.config.samples
         )
@@ -98,7 +98,6 @@ class _Run:
         classes = choose_labels(labels, samples)
         self._check_labels(classes, metric, samples)
         optimized, graph = optimize(quantized, self.threads)
-        demanded = labels is not None or self.config.max_drop is not None
         padding = PaddingMask(original)
         parts = find_parts(original, samples.read(range(samples.fixed_batch or 1)), self.threads)
         compared = self._compare(
@@ -106,7 +105,7 @@ class _Run:
             optimized,
             samples,
             labels=classes,
-            labels_demanded=demanded,
+            labels_demanded=labels is not None or self.config.max_drop is not None,
             metric=metric,
             padding=padding,
             parts=parts,
@@ -134,7 +133,7 @@ class _Run:
             reference=reference,
             explanation=self._explain(original, quantized, samples, parts) if explain else None,
             warnings=tuple(self.warnings),
-            lint=None if target is None else check_loaded(quantized, target, _name(sources[1])),
+            lint=lint,
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 
@@ -238,6 +237,7 @@ class _Run:
         return found
 
     def _check_models(self, original: ModelProto, quantized: ModelProto) -> None:
+        self._check_reference(quantized)
         if drawing := spell_draws(quantized):
             self._warn(f"{drawing}; both models are run with the same draws")
         if is_quantized(quantized):

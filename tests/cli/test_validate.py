@@ -341,6 +341,12 @@ def test_a_file_alone_is_held_to_a_target(real, tmp_path):
     assert (tmp_path / "a.md").read_text().startswith("## onnxcalib validate: FAILED\n")
 
 
+def test_a_float_model_is_held_to_no_target(real):
+    for arguments in (("f.onnx",), ("f.onnx", "f.onnx", "--data", "x.npy")):
+        result = real(*arguments, "--target", "qnn")
+        assert result.exit_code == 1 and "found no quantized operator; a quantized model is needed" in result.stderr
+
+
 def test_a_target_of_ones_own_is_read_from_its_file(real, tmp_path):
     text = 'name = "chip"\n[rules.activation_types]\ntypes = ["int16"]\nsource = "its manual, page 7"\n'
     (tmp_path / "chip.toml").write_text(text)
