@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto, numpy_helper
 
 from .index import Index, attribute_of, constant, is_op
-from .ops import AVERAGES, INTEGER_OPS, MOVERS, NONNEGATIVE_OPS, SHAPE_READERS
+from .ops import AVERAGES, INTEGER_OPS, LINEAR_OPS, MOVERS, NONNEGATIVE_OPS, SHAPE_READERS
 
 # HardSigmoid has these where it names none, and HardSwish is x HardSigmoid(x) with another alpha (onnx specification).
 HARD_ALPHA, HARD_BETA, HARD_SWISH_ALPHA = 0.2, 0.5, 1 / 6
+
+HALF = 0.5  # what ``frexp`` gives as the fraction of a power of two
 
 
 def moves_values(index: Index, node: NodeProto) -> bool:
@@ -59,16 +61,45 @@ def data_inputs(node: NodeProto) -> list[str]:
 
 
 def upper_bound(index: Index, tensor: str) -> float | None:
-    """The c of a Relu (infinity), Clip(0, c) or HardSigmoid (1) that makes ``tensor``; None where none does."""
+    """The c of a Relu (infinity), Clip(0, c) or HardSigmoid (1) that makes ``tensor``; None where none does.
+
+    A Mul by a power of two in front of a Concat multiplies it.
+    """
     node = index.producer.get(tensor)
     if node is not None and is_op(node, "HardSigmoid"):
         return 1.0
+    if node is not None and (factor := scale_of_joined(index, node)):
+        bound = upper_bound(index, node.input[0])
+        return None if bound is None else factor * bound
     if node is None or not is_op(node, "Relu", "Clip"):
         return None
     if node.op_type == "Relu":
         return math.inf
     low, high = (_clip_end(index, node, number, name) for number, name in ((1, "min"), (2, "max")))
     return high if low == 0 and high > 0 else None
+
+
+def scale_of_joined(index: Index, node: NodeProto) -> float | None:
+    """The factor of a Mul by one power of two in front of a Concat, which a scale can take instead; None for others."""
+    tensor = index.initializers.get(node.input[1]) if is_op(node, "Mul") else None
+    if tensor is None or tensor.dims or tensor.data_type != TensorProto.FLOAT:
+        return None
+    factor = float(numpy_helper.to_array(tensor))
+    return factor if is_power_of_two(factor) and leads_to_concat(index, node.output[0]) else None
+
+
+def is_power_of_two(factor: float) -> bool:
+    return factor > 0 and math.isfinite(factor) and math.frexp(factor)[0] == HALF
+
+
+def leads_to_concat(index: Index, tensor: str) -> bool:
+    """Whether a Concat alone reads a tensor, or what operators that only move values make of it, or their Q/DQ."""
+    readers = index.readers(tensor)
+    if len(readers) != 1 or tensor in index.outputs:
+        return False
+    (node,) = readers
+    moves = is_op(node, *LINEAR_OPS) or (moves_values(index, node) and len(node.output) == 1)
+    return is_op(node, "Concat") or (moves and node.input[0] == tensor and leads_to_concat(index, node.output[0]))
 
 
 def is_nonnegative(index: Index, tensor: str) -> bool:

@@ -23,6 +23,7 @@ from .fusion import (
     has_integer_kernel,
     moved_outputs,
     moves_values,
+    scale_of_joined,
     upper_bound,
 )
 from .index import Index, is_op
@@ -263,7 +264,7 @@ def _joins_integers(index: Index, node: NodeProto, on_integers: set[str]) -> boo
     """Whether a node can run on integers and reads some; its other inputs get a QuantizeLinear then."""
     if not has_integer_kernel(index, node) and not moves_values(index, node):
         return False
-    inputs = data_inputs(node)
+    inputs = data_inputs(node)[:1] if scale_of_joined(index, node) else data_inputs(node)
     return not on_integers.isdisjoint(inputs) and index.initializers.keys().isdisjoint(inputs)
 
 

@@ -24,6 +24,7 @@ from ..runtime.session import Session, is_float
 from .channel_scales import even_channels
 from .class_axes import find_class_axes
 from .input_grid import find_lossless_grids
+from .join_scales import even_joins
 from .odd_samples import leave_out_odd
 from .output_parts import find_parts
 from .output_tally import lack_of_values
@@ -131,9 +132,17 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     unlike = even_channels(model, scheme, samples, run.threads)
     if unlike:
         scheme = prepared.make_widest_scheme()
+    joins = even_joins(model, scheme, samples, run.threads)
+    if joins:
+        scheme = prepared.make_widest_scheme()
     found = find_lossless_grids(model, scheme, samples, PaddingMask(model), run.threads)
-    passes = {**prepared.passes, "even_channels": len(unlike), "rescale_input": found.rescaled}
-    for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values()):
+    passes = {
+        **prepared.passes,
+        "even_channels": len(unlike),
+        "even_joins": len(joins),
+        "rescale_input": found.rescaled,
+    }
+    for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):
         run.observer.note(line)
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
     return replace(fitted, scheme=fitted.make_scheme())

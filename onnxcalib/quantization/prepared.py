@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
@@ -16,6 +17,7 @@ from ..data import CalibrationSet
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.index import Index
 from ..graph.names import Selection, resolve_names
+from ..graph.passes.even_joins import find_scaled, fold_scales
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
@@ -121,8 +123,24 @@ class Prepared:
         grids = choose_grids(scheme, statistics.histograms, self.config, known, squashed=self.squashed)
         if self.whole:
             grids = grids.updated(choose_whole(scheme, statistics.histograms, self.whole))
+        grids = grids.updated(self._share_scaled(scheme, grids))
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
+
+    def _share_scaled(self, scheme: QuantScheme, grids: Grids) -> dict[str, QParams]:
+        """Grids of what is scaled in front of a Concat: the Concat's, divided by the factor: rounded once.
+
+        A tensor that shares a grid, or needs a zero point of 0 that the Concat's has not, keeps its own.
+        """
+        shared, given = {t for members in scheme.shared for t in members}, grids.activations
+        found = {}
+        for tensor, (scaled, factor) in find_scaled(Index(self.model.graph)).items():
+            own, grid = given.get(tensor), given.get(scaled)
+            if own is None or grid is None or own.spec != grid.spec or tensor in shared:
+                continue
+            if tensor not in scheme.nonnegative or not grid.zero_point.any():
+                found[tensor] = replace(grid, scale=(grid.scale / factor).astype(np.float32))
+        return found
 
     def emit_grids(self, scheme: QuantScheme, grids: Grids, part: ModelProto | None = None) -> ModelProto:
         """The model, or a part of it, with grids of the scheme's activations, and float weights."""
@@ -133,6 +151,7 @@ class Prepared:
         """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
         quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
         fold_integer_pads(quantized)
+        fold_scales(quantized)
         join_reads(quantized)
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}

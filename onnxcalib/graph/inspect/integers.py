@@ -10,6 +10,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..edit import copy_model, refill, reroute
+from ..fusion import is_power_of_two, leads_to_concat
 from ..index import Index, attribute_of, constant, is_op
 from ..ops import DEQUANTIZE, QUANTIZE
 
@@ -123,13 +124,15 @@ def find_mismatches(model: ModelProto) -> tuple[str, ...]:
     """Tensors that a QuantizeLinear puts on another grid than a DequantizeLinear reads them on.
 
     A tensor that is read on its own grid may be read on a multiple of it too, for a constant to be added: see
-    ``graph.gates``.
+    ``graph.gates``. One that is joined to others may be read on a power of two times its scale, which the layers behind
+    undo: see ``even_joins`` of ``graph.passes``.
     """
     index = Index(model.graph)
     found = []
     for node in model.graph.node:
         if is_linear(node, QUANTIZE):
             own, readers = _read_grid(index, node), list(_dequantizers(index, node.output[0]))
+            readers = [reader for reader in readers if not _is_scaled_for_concat(index, reader, own)]
             others = [reader for reader in readers if _differ(own, _read_grid(index, reader))]
             multiples = [each for each in others if _is_scaled_for_add(index, each, own)]
             if len(others) > len(multiples) or len(others) == len(readers) > 0:
@@ -157,6 +160,15 @@ def _is_scaled_for_add(index: Index, node: NodeProto, own: _Grid) -> bool:
             is_op(reader, "Add") and any(_is_quantized_constant(index, t) for t in reader.input) for reader in readers
         )
     )
+
+
+def _is_scaled_for_concat(index: Index, node: NodeProto, own: _Grid) -> bool:
+    """Whether a DequantizeLinear keeps the zero point, has a power of two times the scale, and leads to a Concat."""
+    scale = _read_grid(index, node).scale
+    if own.scale is None or scale is None or own.scale.size != 1 or scale.size != 1:
+        return False
+    like = not _differ(own, _Grid(None, _read_grid(index, node).zero_point)) and own.scale.item() > 0
+    return like and is_power_of_two(scale.item() / own.scale.item()) and leads_to_concat(index, node.output[0])
 
 
 def _is_quantized_constant(index: Index, tensor: str) -> bool:

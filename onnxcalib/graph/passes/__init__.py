@@ -5,7 +5,7 @@ bring a model into one form. ``float16``, ``fold``, ``target_shapes`` and ``batc
 ``written_out`` writes functions of several nodes as onnxruntime fuses them. ``einsum``, ``transposed``, ``products``,
 ``gemm``, ``pool``, ``attributes``, ``axes``, ``hardswish``, ``gates``, ``pads`` and ``duplicates`` write operators with
 integer kernels. ``draws`` is for whatever is run: it makes random values the same in both models.
-``rescale`` gives layers an input without rounding error. Three passes are for quantized graphs: ``joint_reads`` keeps
-functions together; two return a copy, ``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which
-makes them saturate.
+``rescale`` gives layers an input without rounding error, and ``even_joins`` brings what a Concat joins to one scale.
+Three passes are for quantized graphs: ``joint_reads`` keeps functions together; two return a copy,
+``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which makes them saturate.
 """

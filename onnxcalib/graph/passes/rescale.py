@@ -77,18 +77,31 @@ def scale_input(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> st
     ``W x = (W / f) (f x)``, without an error where f are powers of two. factor: (channels,), those of axis 1 for a
     Conv, of the last axis otherwise.
     """
+    undo_scale(model, layer, factor)
+    node = Index(model.graph).nodes[layer.name]
+    operand = factor.reshape(-1, *[1] * (len(_weight_of(model, layer).shape) - 2)) if layer.op == "Conv" else factor
+    return _insert_before(model, node, {"Mul": operand.astype(np.float32)})
+
+
+def undo_scale(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> None:
+    """Divide the weight of a layer that ``can_scale`` takes by what its input's channels are multiplied by.
+
+    Mutates ``model``. factor: (channels,).
+    """
     index = Index(model.graph)
-    node = index.nodes[layer.name]
-    weight = known_constant(index, layer.weight)
+    node, weight = index.nodes[layer.name], _weight_of(model, layer)
     if layer.op == "Conv":
-        operand = factor.reshape(-1, *[1] * (weight.ndim - 2))
         by_group = np.repeat((1 / factor).reshape(layer.groups, -1), len(weight) // layer.groups, axis=0)
         inverse = by_group.reshape(*by_group.shape, *[1] * (weight.ndim - 2))
     else:
         by_column = layer.op == "Gemm" and attribute_of(node, "transB", 0)
-        inverse, operand = (1 / factor if by_column else (1 / factor)[:, None]), factor
+        inverse = 1 / factor if by_column else (1 / factor)[:, None]
     write_operand(model.graph, index, node, 1, (weight * inverse).astype(np.float32))
-    return _insert_before(model, node, {"Mul": operand.astype(np.float32)})
+
+
+def _weight_of(model: ModelProto, layer: LayerScheme) -> np.ndarray:
+    index = Index(model.graph)
+    return known_constant(index, index.nodes[layer.name].input[1])
 
 
 def fold_integer_pads(model: ModelProto) -> int:

@@ -422,6 +422,21 @@ def test_a_tensor_may_be_read_on_a_multiple_of_its_grid_for_a_constant_to_be_add
     assert find_mismatches(quantize_by_hand(build, alone, **constants)) == ("x",)
 
 
+@pytest.mark.parametrize(
+    ("times", "zero", "reader", "found"),
+    [
+        (8.0, "z", "Concat <axis = 0> (b, x)", ()),
+        (3.0, "z", "Concat <axis = 0> (b, x)", ("x",)),
+        (8.0, "o", "Concat <axis = 0> (b, x)", ("x",)),
+        (8.0, "z", "Neg (b)", ("x",)),
+    ],
+)
+def test_what_is_joined_may_be_read_on_a_power_of_two_times_its_scale(build, times, zero, reader, found):
+    nodes = f"q = QuantizeLinear (x, s, z) b = DequantizeLinear (q, u, {zero}) y = {reader}"
+    constants = {"z": np.uint8(7), "o": np.uint8(8), "u": np.float32(0.1) * np.float32(times)}
+    assert find_mismatches(quantize_by_hand(build, nodes, **constants)) == found
+
+
 def test_a_scale_that_is_computed_says_nothing(build):
     nodes = """k = Abs (s) q = QuantizeLinear (x, s) a = DequantizeLinear (q, k)
                r = QuantizeLinear (a, k) y = DequantizeLinear (r, t)"""
