@@ -104,6 +104,8 @@ def _carry(
         crops = attribute_of(node, "coordinate_transformation_mode", b"") == b"tf_crop_and_resize"
         alone = read == [node.input[0]] and len([t for t in node.output if t]) == 1
         return tensors[node.input[0]] if alone and axis == 1 and not crops else None
+    if is_op(node, "Mul") and len(read) == 1 and node.input[0] != node.input[1] and axis == 1:
+        return tensors[read[0]]  # a Concat has several channels, which the other operand cannot repeat
     joins = is_op(node, "Concat") and attribute_of(node, "axis", 0) == axis
     if not joins or not sizes.keys() >= {t for t in node.input if t not in tensors}:
         return None
