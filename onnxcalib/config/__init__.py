@@ -7,7 +7,7 @@ from ..spec import FLOAT_BITS
 from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from .describe import Setting, list_settings
 from .expressions import match_whole
-from .fields import EASILY_CONFUSED, EFFORT, EXPERT, GATES, PANELS, PLAN, REPORTS, find_nearest, nearest
+from .fields import EASILY_CONFUSED, EFFORT, EXPERT, GATES, PANELS, PLAN, REPORTS, find_nearest, nearest, spell_allowed
 from .load import load_config, read_toml
 from .quantize import (
     BUDGETS,
@@ -57,4 +57,5 @@ __all__ = [
     "match_whole",
     "nearest",
     "read_toml",
+    "spell_allowed",
 ]

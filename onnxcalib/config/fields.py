@@ -153,10 +153,13 @@ def _describe(error: ValidationError, allowed: Sequence[str]) -> str:
     key = escape_controls(str(fault["loc"][0]))[:LONGEST]
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown setting;{hint_at(key, allowed)}"
+    return f"{key}: found {spell_value(fault['input'])}; {spell_allowed(fault)}"
+
+
+def spell_allowed(fault: Mapping[str, Any]) -> str:
+    """What one fault of a pydantic error would allow."""
     if fault["type"] == "value_error":
-        allowed_text = str(fault["ctx"]["error"])
-    elif fault["type"] == "literal_error":
-        allowed_text = f"allowed: {fault['ctx']['expected']}"
-    else:
-        allowed_text = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key}: found {spell_value(fault['input'])}; {allowed_text}"
+        return str(fault["ctx"]["error"])
+    if fault["type"] == "literal_error":
+        return f"allowed: {fault['ctx']['expected']}"
+    return str(fault["msg"][0].lower() + fault["msg"][1:])

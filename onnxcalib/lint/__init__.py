@@ -2,7 +2,8 @@
 
 Read the files in this order. ``found`` is what a rule finds. ``whole`` has the rules of whole files and of operators,
 ``linear`` those of every QuantizeLinear and DequantizeLinear, ``activations`` and ``weights`` those of either,
-``groups`` those of what stands around a node, ``shifts`` those of powers of two, and ``run`` applies them all.
+``groups`` those of what stands around a node, ``shifts`` those of powers of two, ``names`` has what a target may
+call operators, and ``run`` applies them all.
 """
 
 from .run import check_target

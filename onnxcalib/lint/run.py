@@ -15,6 +15,7 @@ from ..targets import LintRecord, Target, Violation, load_target
 from ..targets.rules import Rule
 from . import activations, groups, linear, shifts, weights, whole
 from .found import Faults, Found
+from .names import check_names
 
 # The kind of a rule, as targets.rules.Rules names it -> what judges it, in the same order.
 CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
@@ -71,6 +72,7 @@ def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
             f"{name}: found no quantized operator; a quantized model is needed to hold it to target {target.name};"
             " quantize it first"
         )
+    check_names(target)
     rules, graphs = target.list_rules(), read_graphs(model)
     violations = [
         _tell(rule, rules[rule], found)

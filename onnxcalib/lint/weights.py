@@ -70,7 +70,8 @@ def _match(layer: GriddedLayer, fed: Grid, weight: Grid, bias: Grid) -> Faults:
     if found.size not in (1, product.size) and product.size != 1:
         yield Found(layer.where, f"{found.size} scales of its bias", f"{product.size}, as of its weight")
     elif not np.allclose(found, product, rtol=ROUNDING, atol=0):
-        worst = int(np.argmax(np.abs(found - product) / product))
+        with np.errstate(divide="ignore", invalid="ignore"):  # of scales that are 0, which another rule tells
+            worst = int(np.argmax(np.abs(found - product) / product))
         pair = (np.broadcast_to(each, max(found.size, product.size))[worst] for each in (found, product))
         spelled = [f"{value:.6g}" for value in pair]
         allowed = f"{spelled[1]}, the scale of its input times that of its weight"

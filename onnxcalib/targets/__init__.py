@@ -4,7 +4,7 @@ Read the files in this order. ``rules`` has the kinds of rules, ``target`` reads
 a file is told that breaks a rule. The targets themselves are the ``.toml`` files of this folder.
 """
 
-from .target import Target, list_targets, load_target
+from .target import Target, is_name, list_targets, load_target
 from .violation import LintRecord, Violation
 
-__all__ = ["LintRecord", "Target", "Violation", "list_targets", "load_target"]
+__all__ = ["LintRecord", "Target", "Violation", "is_name", "list_targets", "load_target"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 IntegerType = Literal["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
 BiasKind = Literal["int32", "int16", "int8", "float"]
@@ -25,6 +25,8 @@ def check_range(ends: tuple[int, int]) -> tuple[int, int]:
 Ends = Annotated[tuple[Whole, Whole], AfterValidator(check_range)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 Types = Annotated[tuple[IntegerType, ...], Field(min_length=1)]
+Value = TypeVar("Value")
+ByOperator = Annotated[dict[str, Value], Field(min_length=1)]
 
 
 class Record(BaseModel):
@@ -45,6 +47,14 @@ class Opset(Rule):
     least: Version | None = None
     most: Version | None = None
     types: dict[IntegerType, Version] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.least is None and self.most is None and not self.types:
+            raise ValueError("least, most or types is needed")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError("least must not be above most")
+        return self
 
 
 class Operators(Rule):
@@ -84,7 +94,7 @@ class LeastRange(Rule):
 class FixedGrids(Rule):
     """The only grid, scale and zero point, of what an operator gives: ``Sigmoid = {uint16 = [0.5, 0]}``."""
 
-    grids: dict[str, dict[IntegerType, tuple[Number, Whole]]]
+    grids: ByOperator[dict[IntegerType, tuple[Number, Whole]]]
 
 
 class WeightTypes(Rule):
@@ -115,7 +125,7 @@ class Biases(Rule):
     matched: an int32 bias has the scale of the input times that of the weight, and zero point 0.
     """
 
-    kinds: dict[str, Annotated[tuple[BiasKind, ...], Field(min_length=1)]]
+    kinds: ByOperator[Annotated[tuple[BiasKind, ...], Field(min_length=1)]]
     matched: Annotated[bool, Field(strict=True)] = True
 
 
@@ -131,7 +141,7 @@ class QuantizedInputs(Rule):
     weights_alone: types of weights that may stand beside a float activation.
     """
 
-    operators: dict[str, tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
+    operators: ByOperator[tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
     weights_alone: tuple[IntegerType, ...] = ()
 
 
@@ -150,7 +160,7 @@ class QuantizedOutputs(Rule):
 class Attributes(Rule):
     """Attributes that must be written out, by operator."""
 
-    operators: dict[str, Names]
+    operators: ByOperator[Names]
 
 
 class Aligned(Rule):
@@ -216,3 +226,9 @@ class Rules(Record):
     shift_write_mul: Shift | None = None
     shift_swish: Shift | None = None
     hard_sigmoid: HardSigmoids | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("a target without rules passes every file; write one rule or more, such as [rules.pairs]")
+        return self

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ..config import find_nearest, read_toml
+from ..config import find_nearest, read_toml, spell_allowed
 from ..errors import ConfigError, escape_controls, spell_value
 from .rules import Record, Rule, Rules
 
@@ -70,12 +70,16 @@ def load_target(source: str | Path | Target) -> Target:
     known = {target.name: target for target in list_targets()}
     if str(source) in known:
         return known[str(source)]
-    path = Path(source)
-    if isinstance(source, str) and not path.suffix and path.name == source:
+    if isinstance(source, str) and is_name(source):
         near = find_nearest(source, tuple(known))
         hint = f"did you mean {near!r}" if near else f"a file has the suffix {SUFFIX}"
         raise ConfigError(f"target: found {spell_value(source)}; {', '.join(known)}, or a TOML file, is needed; {hint}")
-    return _read(path)
+    return _read(Path(source))
+
+
+def is_name(source: str) -> bool:
+    """Whether this is a target's name, and no path of a file."""
+    return not Path(source).suffix and Path(source).name == source
 
 
 def _read(path: Path) -> Target:
@@ -101,19 +105,17 @@ def _describe(error: ValidationError) -> str:
     if fault["type"] == "extra_forbidden":
         allowed = _list_keys(keys[:-1])
         near = find_nearest(keys[-1], allowed)
-        return f"{where}: unknown key; " + (f"did you mean {near!r}?" if near else f"{', '.join(allowed)} are allowed")
+        return f"{where}: unknown key; " + (f"did you mean {near!r}?" if near else f"allowed: {', '.join(allowed)}")
     if fault["type"] == "missing":
         owner = "rule of its kind" if "rules" in keys[:-1] else "target"
         return f"{where}: is missing; every {owner} has it"
     if fault["type"] in ("model_type", "dict_type"):
         return f"{where}: found {spell_value(fault['input'])}; it is a table; write [{where}] above its keys"
-    if fault["type"] == "value_error":
-        allowed_text = str(fault["ctx"]["error"])
-    elif fault["type"] == "literal_error":
-        allowed_text = f"allowed: {fault['ctx']['expected']}"
-    else:
-        allowed_text = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{where}: found {spell_value(fault['input'])}; {allowed_text}"
+    if fault["type"] == "tuple_type":
+        return f"{where}: found {spell_value(fault['input'])}; it is an array; write its values in brackets"
+    if fault["type"] == "too_short":
+        return f"{where}: is empty; it names one or more; name them, or leave the rule out"
+    return f"{where}: found {spell_value(fault['input'])}; {spell_allowed(fault)}"
 
 
 def _list_keys(keys: list[str]) -> tuple[str, ...]:

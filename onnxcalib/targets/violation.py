@@ -48,7 +48,9 @@ class LintRecord:
         """How many rules hold, in one line."""
         total = len(self.rules)
         if self.passed:
-            return f"all {total} rules of target {self.target} hold{NOT_RUN}"
+            holding = f"all {total} rules of target {self.target} hold"
+            return (holding if total > 1 else f"the one rule of target {self.target} holds") + NOT_RUN
         broken = list(dict.fromkeys(each.rule for each in self.violations))
         count = f"{len(self.violations)} violation{'s' if len(self.violations) > 1 else ''}"
-        return f"{count} of {len(broken)} of the {total} rules of target {self.target}: {', '.join(broken)}{NOT_RUN}"
+        rules = f"{len(broken)} of the {total} rules" if total > 1 else "the one rule"
+        return f"{count} of {rules} of target {self.target}: {', '.join(broken)}{NOT_RUN}"

@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnxcalib
-from onnxcalib.errors import ModelError
+from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.lint import check_target
 from onnxcalib.lint.run import CHECKS
-from onnxcalib.targets import list_targets
+from onnxcalib.targets import Target, list_targets
 from onnxcalib.targets.rules import Rules
 
 from .conftest import STEP
@@ -385,6 +385,19 @@ def test_long_chains_of_nodes_are_followed(sound):
     draft.add("DequantizeLinear", [integers, "add_dq_s", "add_dq_z"], "late")
     draft.give("late")
     assert {each.rule for each in check_target(draft.model, "qnn").violations} <= {"pairs", "quantized_outputs"}
+
+
+def test_a_weight_of_scale_0_beside_a_bias_is_told_without_a_division(sound):
+    draft = sound("qnn")
+    draft.set("w1_s", np.float32(0))
+    rules = {each.rule for each in check_target(draft.model, "qnn").violations}
+    assert rules == {"positive_scales", "biases"}
+
+
+def test_a_target_that_names_no_operator_of_onnx_judges_no_file(sound):
+    target = Target.model_validate({"name": "chip", "rules": {"aligned": {"operators": ("concat",), "source": "a"}}})
+    with pytest.raises(ConfigError, match="found 'concat'; operators of ONNX are allowed, spelled as there; correct"):
+        check_target(sound("qnn").model, target)
 
 
 def test_xint8_takes_uint8_around_its_middle(sound):

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from onnxcalib.errors import ConfigError
-from onnxcalib.targets import list_targets, load_target
+from onnxcalib.targets import is_name, list_targets, load_target
 from onnxcalib.targets.rules import Rules
 
 NAMES = ["onnxruntime", "openvino", "qnn", "symmetric", "tensorrt", "xint8"]
@@ -84,12 +84,26 @@ def test_the_page_has_every_target_and_every_rule_and_its_own_target_is_one(writ
         (HEAD + 'rules = "none"\n', "rules: found 'none'; it is a table; write [rules] above its keys"),
         (HEAD + 'runtim = "x"\n' + TYPES, "runtim: unknown key; did you mean 'runtime'?"),
         (HEAD + "[rules.activation_type]\n", "rules.activation_type: unknown key; did you mean 'activation_types'?"),
-        (HEAD + TYPES + "bits = 8\n", "rules.activation_types.bits: unknown key; source, types are allowed"),
+        (HEAD + TYPES + "bits = 8\n", "rules.activation_types.bits: unknown key; allowed: source, types"),
         (
             HEAD + TYPES.replace("int8", "int7"),
             "rules.activation_types.types.0: found 'int7'; allowed: 'int2', 'uint2'",
         ),
-        (HEAD + '[rules.activation_types]\ntypes = []\nsource = "a"\n', "rules.activation_types.types: found ()"),
+        (
+            HEAD + '[rules.activation_types]\ntypes = []\nsource = "a"\n',
+            "rules.activation_types.types: is empty; it names one or more; name them, or leave the rule out",
+        ),
+        (
+            HEAD + '[rules.activation_types]\ntypes = "int8"\nsource = "a"\n',
+            "rules.activation_types.types: found 'int8'; it is an array; write its values in brackets",
+        ),
+        (HEAD + '[rules.biases]\nkinds = {}\nsource = "a"\n', "rules.biases.kinds: is empty; it names one or more"),
+        (HEAD + "[rules]\n", "rules: found {}; a target without rules passes every file; write one rule or more"),
+        (HEAD + '[rules.opset]\nsource = "a"\n', "rules.opset: found {'source': 'a'}; least, most or types is needed"),
+        (
+            HEAD + '[rules.opset]\nleast = 18\nmost = 13\nsource = "a"\n',
+            "rules.opset: found {'least': 18, 'most': 13, 'source': 'a'}; least must not be above most",
+        ),
         (HEAD + '[rules.pairs]\nbetween = ["Clip"]\n', "rules.pairs.source: is missing; every rule of its kind has it"),
         (
             HEAD + '[rules.opset]\nleast = "13"\nsource = "a"\n',
@@ -118,6 +132,10 @@ def test_a_file_that_is_no_target_is_refused_in_one_line(write, text, message):
     with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}: {message}')}") as fault:
         load_target(path)
     assert "\n" not in str(fault.value)
+
+
+def test_what_has_a_suffix_or_a_folder_is_a_path():
+    assert is_name("qnn") and not any(map(is_name, ("chip.toml", "./qnn", "targets/chip")))
 
 
 @pytest.mark.parametrize(
