@@ -81,7 +81,7 @@ def validate(
         read = [data, labels, config, *list_read(settings)]
         alone = settings.target is not None and quantized_model is None and data is None
         if alone:
-            _refuse_measured(settings, labels=labels, explain=explain)
+            _refuse_measured(settings, options, labels=labels, explain=explain)
         elif quantized_model is None or data is None:
             missing = "--data" if quantized_model else "QUANTIZED"
             raise ConfigError(f"{missing}: missing; FLOAT, QUANTIZED and --data are needed, or one file and --target")
@@ -94,9 +94,14 @@ def validate(
     raise typer.Exit(ExitStatus.OK if passed else ExitStatus.GATE)
 
 
-def _refuse_measured(settings: ValidateConfig, *, labels: Path | None, explain: bool) -> None:
-    """Raise ConfigError for what only a comparison with the float model tells."""
-    asked = [f"--{name.replace('_', '-')}" for name in MEASURED if name in settings.model_fields_set]
+def _refuse_measured(settings: ValidateConfig, options: Options, *, labels: Path | None, explain: bool) -> None:
+    """Raise ConfigError for what only a comparison with the float model tells, and for options that bear on it.
+
+    Other settings of a TOML file may stand there for the runs with data.
+    """
+    names = [name for name in MEASURED if name in settings.model_fields_set]
+    names += [name for name in options if name not in ("target", *names)]
+    asked = [f"--{name.replace('_', '-')}" for name in names]
     asked += ["--labels"] * (labels is not None) + ["--explain"] * explain
     if asked:
         raise ConfigError(

@@ -50,7 +50,7 @@ def print_lint(record: LintRecord) -> None:
         _print_lines(console, _list_violations(record))
     outcome = "PASSED" if record.passed else "FAILED"
     style = "bold green" if record.passed else "bold red"
-    _print_lines(console, [f"{outcome}: {record.model}: {record.text}"], style=style)
+    _print_lines(console, [" ".join(f"{outcome}: {record.model}: {record.text}".split())], style=style)
 
 
 def _list_violations(record: LintRecord) -> list[str]:

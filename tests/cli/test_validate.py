@@ -356,8 +356,23 @@ def test_a_target_of_ones_own_is_read_from_its_file(real, tmp_path):
     )
     result = real("q.onnx", "--target", "chip.toml", "--json", "chip.toml")
     assert result.stderr.startswith("error: chip.toml: is read by this run")
-    (tmp_path / "own.toml").write_text('[validate]\ntarget = "chip.toml"\n')
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "chip").write_text(text)
+    result = real("q.onnx", "--target", "bare/chip", "--json", "bare/chip")
+    assert result.stderr.startswith("error: bare/chip: is read by this run")
+    (tmp_path / "own.toml").write_text('[validate]\ntarget = "chip.toml"\nsamples = 3\n')
     assert real("q.onnx", "--config", "own.toml").exit_code == 3
+
+
+def test_a_lint_is_told_in_lines_whatever_the_target_is_called(real, tmp_path):
+    text = 'name = "two\\nlines"\n[rules.activation_types]\ntypes = ["int16"]\nsource = "its manual, page 7"\n'
+    (tmp_path / "chip.toml").write_text(text)
+    last = real("q.onnx", "--target", "chip.toml").stdout.splitlines()[-1]
+    assert last.startswith("FAILED: q.onnx: ") and " of the one rule of target two lines: activation_types; " in last
+    (tmp_path / "chip.toml").write_text(text.replace("int16", "uint8"))
+    assert real("q.onnx", "--target", "chip.toml").stdout.startswith(
+        "PASSED: q.onnx: the one rule of target two lines holds; "
+    )
 
 
 @pytest.mark.parametrize(
@@ -371,6 +386,7 @@ def test_a_target_of_ones_own_is_read_from_its_file(real, tmp_path):
             "--min-sqnr: found one model and no --data; only --target can",
         ),
         (("q.onnx", "--target", "qnn", "--reference", "2"), "--reference: found one model and no --data"),
+        (("q.onnx", "--target", "qnn", "--samples", "2"), "--samples: found one model and no --data"),
         (("q.onnx", "--target", "qnn", "--explain"), "--explain: found one model and no --data"),
         (("q.onnx", "--target", "qnn", "--labels", "labels.csv"), "--labels: found one model and no --data"),
         (
