@@ -16,9 +16,9 @@ from ..tensors import spell_node
 from .integers import BETWEEN, element_type, is_linear
 
 Role = Literal["activation", "weight", "bias", "constant"]
-# Operators that pass integers on from a QuantizeLinear, or from a constant, to a DequantizeLinear.
 # Activation functions that belong to the layer before them.
 FUNCTIONS = ("Relu", "Clip", "LeakyRelu", "PRelu")
+# Operators that pass integers on from a QuantizeLinear, or from a constant, to a DequantizeLinear.
 PASSED_BY = tuple(dict.fromkeys((*BETWEEN, *MOVERS)))
 
 
