@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from ..errors import ModelError, escape_controls
 from ..graph.inspect.grids import GriddedGraph, read_graphs
@@ -55,8 +55,8 @@ CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
 def check_target(model: str | Path | ModelProto, target: str | Path | Target) -> LintRecord:
     """Every rule of a target that can be read off a quantized file, whichever tool made it; nothing is run.
 
-    target: a name, or the path of a TOML file. Raises ConfigError, and ModelError for a file that cannot be read or is
-    not quantized.
+    target: a name, or the path of a TOML file. Raises ConfigError, and ModelError for a file that cannot be read, is
+    not quantized, or is so inside functions.
     """
     chosen = load_target(target)
     source = model if isinstance(model, ModelProto) else Path(model)
@@ -67,6 +67,12 @@ def check_target(model: str | Path | ModelProto, target: str | Path | Target) ->
 
 def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
     """As ``check_target``, of a model that is loaded."""
+    for function in model.functions:
+        if is_quantized(ModelProto(graph=GraphProto(node=function.node))):
+            raise ModelError(
+                f"{name}: found quantized operators in the function {escape_controls(function.name)}; rules are read"
+                " off the nodes of graphs; put functions in their place with onnx.inliner.inline_local_functions"
+            )
     if not is_quantized(model):
         raise ModelError(
             f"{name}: found no quantized operator; a quantized model is needed to hold it to target {target.name};"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, parser
 
 import onnxcalib
 from onnxcalib.errors import ConfigError, ModelError
@@ -480,6 +480,18 @@ def test_a_float_model_is_refused(build):
     model = build("g (float[1, 2] x) => (float[1, 2] y) { y = Relu (x) }")
     with pytest.raises(ModelError, match="g: found no quantized operator; a quantized model is needed to hold it to"):
         check_target(model, "qnn")
+
+
+def test_a_function_of_quantized_operators_is_refused():
+    text = """<ir_version: 8, opset_import: ["": 17, "own": 1]> g (float[1, 6] x) => (float[1, 6] y) { y = own.pair(x) }
+    <domain: "own", opset_import: ["": 17]> pair (x) => (y) {
+        s = Constant<value = float {0.1}>() z = Constant<value = int8 {0}>()
+        q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)
+    }"""
+    with pytest.raises(
+        ModelError, match="found quantized operators in the function pair; rules are read off the nodes"
+    ):
+        check_target(parser.parse_model(text), "qnn")
 
 
 def test_unnamed_nodes_are_named_by_what_they_make(sound):
