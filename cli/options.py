@@ -38,6 +38,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tra
 # Values as typer reads them, by the type of the setting; whatever else a setting takes is text, which pydantic reads.
 _TYPES: dict[str, type[int | float | bool]] = {"integer": int, "number": float, "boolean": bool}
 _NO_NUMBERS = ("nan", "inf", "-inf")  # read all the same, and refused with the bounds of the setting
+PERCENT = "PERCENT"  # metavar of shares in %
 _MOST_CHOICES = 22  # letters of choices that stand beside an option's name; more widen the column of all others
 
 # Settings of how layers are reconstructed and written.
@@ -120,7 +121,7 @@ def find_owners(option: str) -> str | None:
 def _make_parameter(setting: Setting) -> inspect.Parameter:
     """An option that is None unless given, so that a configuration file can set it; its help shows the real default."""
     kind: Any = list[str] if setting.option.repeated else _TYPES.get(setting.json_type, str)
-    reader = _READERS.get(kind)
+    reader = _read_percent if setting.option.metavar == PERCENT else _READERS.get(kind)
     option = typer.Option(
         setting.flag,
         parser=reader,
@@ -146,6 +147,11 @@ def _read_number(text: str) -> float:
     if len(text) > LONGEST or not (NUMBER.fullmatch(text.strip()) or text.strip().lower() in _NO_NUMBERS):
         raise typer.BadParameter(f"found {spell_value(text)}; a number is needed, in the digits 0 to 9, as in 0.5")
     return float(text)
+
+
+def _read_percent(text: str) -> float:
+    """As ``_read_number``, with or without a percent sign."""
+    return _read_number(text.strip().removesuffix("%"))
 
 
 _READERS: dict[Any, Callable[[str], Any]] = {int: _read_integer, float: _read_number}

@@ -25,4 +25,7 @@ def targets(*, verbose: Verbose = False) -> None:
             table.add_row(each.name, each.description, *facts)
         console = open_console()
         console.print(table)
-        console.print("validate --target NAME|FILE reads rules off the file; it does not run a device", soft_wrap=True)
+        console.print(
+            "validate --target reads rules off a file, and with --data runs it in openvino and onnxruntime_qnn",
+            soft_wrap=True,
+        )

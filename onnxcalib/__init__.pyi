@@ -77,10 +77,12 @@ from .targets import (
 from .validation.run import validate as validate
 from .verdict import (
     ContractRecord as ContractRecord,
+    DeviceRecord as DeviceRecord,
     Explanation as Explanation,
     GateRecord as GateRecord,
     LatencyRecord as LatencyRecord,
     LayerLoss as LayerLoss,
+    OffRecord as OffRecord,
     ReferenceRecord as ReferenceRecord,
     ScoreRecord as ScoreRecord,
     StepsRecord as StepsRecord,

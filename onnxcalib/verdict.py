@@ -140,6 +140,47 @@ class ReferenceRecord:
 
 
 @dataclass(frozen=True)
+class OffRecord:
+    """One node that the device does not run as it should. node and op: in the file. reason: as its runtime tells it."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceRecord:
+    """The file in the runtime of a target.
+
+    runtime: with its version. fault: why it was not run to the end; empty where it was. placed_of: what is counted, in
+    words; total: how many there are; off: those that are not placed. samples: how many were run, of those in the data.
+    against_float: its outputs against the float model's. against_unoptimized: against those of the quantized file in
+    onnxruntime without graph optimizations. onnxruntime: these against the float model's. All are on the same samples.
+    """
+
+    runtime: str
+    fault: str = ""
+    placed_of: str = ""
+    total: int = 0
+    off: tuple[OffRecord, ...] = ()
+    samples: int = 0
+    seconds: float = 0.0
+    against_float: tuple[OutputRecord, ...] = ()
+    against_unoptimized: tuple[OutputRecord, ...] = ()
+    onnxruntime: tuple[OutputRecord, ...] = ()
+
+    @property
+    def placed(self) -> float:
+        """The share of nodes that are placed, in %; 100 where none is counted."""
+        return 100 * (1 - len(self.off) / self.total) if self.total else 100.0
+
+    @property
+    def placement(self) -> str:
+        """How many nodes are placed, in words."""
+        return f"{self.total - len(self.off)} of {self.total} {self.placed_of} ({self.placed:.2f}%)"
+
+
+@dataclass(frozen=True)
 class GateRecord:
     """One gate. name: its setting; text: the measured value and the limit in one line."""
 
@@ -152,7 +193,8 @@ class GateRecord:
 class Verdict:
     """Everything that ``validate`` measured. It passes when every gate does.
 
-    lint: the file against the rules of a target, where one was named.
+    lint: the file against the rules of a target, where one was named. device: the file in the target's runtime, where
+    that is installed.
     """
 
     float_model: str
@@ -172,6 +214,7 @@ class Verdict:
     explanation: Explanation | None = None
     warnings: tuple[str, ...] = ()
     lint: LintRecord | None = None
+    device: DeviceRecord | None = None
 
     @property
     def passed(self) -> bool:

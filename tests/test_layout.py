@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "runtime.converters": (set(), {"numpy", "onnx", "onnx2torch", "torch"}),
     "runtime": (
         {"errors", "files", "graph", "graph.passes", "runtime.converters"},
-        {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs"},
+        {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs", "openvino", "onnxruntime_qnn"},
     ),
     "quantization": (
         {*FOUNDATION, "values", "bitplan", "progress", "report", *WORKSHOPS},
@@ -216,13 +216,16 @@ def test_setup_cfg_lists_every_third_party_package_that_the_table_allows():
     setup.read(ROOT / "setup.cfg")
     required = {
         line.split()[0]
-        for lines in (setup["options"]["install_requires"], setup["options.extras_require"]["dask"])
+        for lines in (
+            setup["options"]["install_requires"],
+            *(setup["options.extras_require"][extra] for extra in ("dask", "openvino", "qnn")),
+        )
         for line in lines.split("\n")
         if line
     }
     imported = set().union(*(packages for _, packages in MAY_IMPORT.values()))
     comes_with = {"PIL": "pillow", "ml_dtypes": "onnx", "google": "onnx"}  # google: protobuf
-    comes_with["lazy_loader"] = "lazy-loader"
+    comes_with |= {"lazy_loader": "lazy-loader", "onnxruntime_qnn": "onnxruntime-qnn"}
     assert {comes_with.get(name, name) for name in imported} == required
 
 

@@ -70,6 +70,11 @@ class ValidateConfig(Settings):
         Field(description="Hold the file to the rules of this target: a name of onnxcalib targets, or a TOML file."),
         Option(GATES, metavar="NAME|FILE", form="a name, or the path of a TOML file"),
     ] = None
+    min_placed: Annotated[
+        Annotated[Finite, Field(ge=0, le=100), AfterValidator(check_percentage)] | None,
+        Field(description="Least share of nodes in % that the runtime of --target places on its device."),
+        Option(GATES, metavar="PERCENT"),
+    ] = None
     confident: Annotated[
         Switch,
         Field(description="Demand that the whole 95% interval of a measure clears its gate."),

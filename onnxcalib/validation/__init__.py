@@ -2,7 +2,7 @@
 
 Read the files in this order: ``compare`` and ``score`` run both models, ``kernel_consistency`` compares kernels with
 graph optimizations off and on, ``arbitrate`` lets onnx's evaluator judge, ``timing`` times both models, ``pair``,
-``survey``, ``reasons`` and ``explain`` find the layers that lose most, ``judge`` applies the gates, ``markup``,
-``render_lint`` and ``render`` write the rules of a target and whole verdicts as Markdown and JUnit XML, and ``run``
-ties them together.
+``survey``, ``reasons`` and ``explain`` find the layers that lose most, ``on_device`` runs the file in the runtime of a
+target, ``judge`` applies the gates, ``markup``, ``render_lint`` and ``render`` write the rules of a target and whole
+verdicts as Markdown and JUnit XML, and ``run`` ties them together.
 """

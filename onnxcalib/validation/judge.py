@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..config import ValidateConfig
 from ..errors import GateError
-from ..report import OutputRecord, list_judged, list_rows, spell_worst
+from ..report import OutputRecord, list_judged, list_rows, name_some, spell_worst
+from ..targets.violation import NOT_RUN, LintRecord
 from ..verdict import GateRecord, Interval, ReferenceRecord, ScoreRecord, Verdict, spell_interval
 from .compare import Comparisons
 
@@ -88,8 +89,25 @@ def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) ->
             passed, text = measure(found, limit, config.confident, tuple(missed))
             records.append(GateRecord(name, passed and not broken, text + broken))
     if found.lint is not None:  # of the file alone, whatever its outputs are
-        records.append(GateRecord("target", found.lint.passed, found.lint.text))
+        records.append(_judge_target(found, found.lint))
     return tuple(records)
+
+
+def _judge_target(found: Verdict, lint: LintRecord) -> GateRecord:
+    """The rules hold, and the runtime, where it is installed, runs the file."""
+    device = found.device
+    if device is None:
+        return GateRecord("target", lint.passed, lint.text)
+    run = device.fault or f"{device.runtime} ran {device.samples} of {found.samples} samples, {device.placement}"
+    return GateRecord("target", lint.passed and not device.fault, f"{lint.text.removesuffix(NOT_RUN)}; {run}")
+
+
+def _judge_placed(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+    device = found.device
+    if device is None or (device.fault and not device.placed_of):
+        return False, f"{device.fault if device else 'the device was not run'}, at least {limit:g}%"
+    first = f"; off: {name_some(off.node for off in device.off)}" if device.off else ""
+    return _least(device.placed, None, limit, confident), f"{device.placement}{first}, at least {limit:g}%"
 
 
 def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
@@ -194,6 +212,7 @@ _GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], tuple[bool, 
     "max_steps": _judge_steps,
     "max_saturating": _judge_saturating,
     "min_reference_sqnr": _judge_reference,
+    "min_placed": _judge_placed,
 }
 
 

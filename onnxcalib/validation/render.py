@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from ..report import OutputRecord, SaturationRecord, list_rows, name_some, spell_positions, spell_worst
 from ..verdict import (
     ContractRecord,
+    DeviceRecord,
     Explanation,
     LatencyRecord,
     LayerLoss,
@@ -24,6 +25,7 @@ ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
 PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit that is not known
 WORST_LAYERS = 10  # more would hardly be read
+MOST_OFF = 20  # nodes that a device does not run
 ABSENT = "-"
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
 
@@ -92,8 +94,9 @@ def is_judged(verdict: Verdict, gate: str) -> bool:
 
 
 def list_sheets(verdict: Verdict) -> list[Sheet]:
-    """The sheets of measures, outputs, saturated outputs and the reference, without those that have no rows."""
-    sheets = spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict), spell_reference(verdict)
+    """The sheets of measures, outputs, saturated outputs, the reference and a device, without those without rows."""
+    sheets = [spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict), spell_reference(verdict)]
+    sheets += spell_device(verdict.device)
     return [sheet for sheet in sheets if sheet.rows]
 
 
@@ -150,6 +153,27 @@ def spell_judged(verdict: Verdict) -> str:
         moved = sum(each.share > 0 for each in records)
         parts.append(f"{session} at most {records[0].steps} ({moved} of {len(records)} tensors moved)")
     return ", ".join(parts)
+
+
+def spell_device(device: DeviceRecord | None) -> tuple[Sheet, ...]:
+    """The outputs on a target's device against others on the same samples, and the nodes that it does not run."""
+    if device is None:
+        return ()
+    headers = ("output", f"compared on {device.samples} samples", "agreement %", "SQNR dB", "cosine", "max error")
+    pairs = {
+        "device and float": device.against_float,
+        "device and onnxruntime unoptimized": device.against_unoptimized,
+        "onnxruntime unoptimized and float": device.onnxruntime,
+    }
+    rows = (
+        (name, pair, *cells)
+        for pair, records in pairs.items()
+        for name, *cells in map(_spell_output, list_rows(records))
+    )
+    left = len(device.off) - MOST_OFF
+    off = [(each.node, each.op, each.reason) for each in device.off[:MOST_OFF]]
+    off += [(f"and {left} more", "", "all are in the JSON report")] if left > 0 else []
+    return Sheet(headers, tuple(rows)), Sheet(("off the device", "op", "reason"), tuple(off))
 
 
 def list_processors(found: SaturationRecord) -> dict[str, tuple[OutputRecord, ...]]:

@@ -29,14 +29,16 @@ from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import INNER, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
+from ..runtime.foreign import find_runtime
 from ..runtime.session import Session
 from ..targets import load_target
-from ..verdict import Explanation, ReferenceRecord, Verdict
+from ..verdict import DeviceRecord, Explanation, ReferenceRecord, Verdict
 from .arbitrate import arbitrate, find_obstacle, list_remarks
 from .compare import Comparisons, compare
 from .explain import explain as explain_loss
 from .judge import check_gates, check_reference, judge
 from .kernel_consistency import check_consistency, find_risks
+from .on_device import check_placed, run_on_device
 from .score import Metric
 from .timing import clock
 
@@ -73,6 +75,8 @@ class _Run:
         self.config, self.observer = config, LoggedObserver(observer)
         self.threads = config.threads or 0
         self.target = load_target(config.target) if config.target else None
+        if config.min_placed is not None:
+            check_placed(self.target)
         self.warnings: list[str] = []
         self.axes: dict[str, int] = {}  # of classes, by output
 
@@ -91,9 +95,8 @@ class _Run:
         original, quantized = (load_model(source) for source in sources)
         self._check_models(original, quantized)
         lint = None if self.target is None else check_loaded(quantized, self.target, _name(sources[1]))
-        samples = open_calibration(
-            data, check_interface(original, quantized), self.config.data, limit=self.config.samples
-        )
+        interface = check_interface(original, quantized)
+        samples = open_calibration(data, interface, self.config.data, limit=self.config.samples)
         samples.tell(self.observer.note, self._warn)
         classes = choose_labels(labels, samples)
         self._check_labels(classes, metric, samples)
@@ -134,6 +137,7 @@ class _Run:
             explanation=self._explain(original, quantized, samples, parts) if explain else None,
             warnings=tuple(self.warnings),
             lint=lint,
+            device=self._run_on_device((original, quantized), samples, padding, parts),
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 
@@ -200,6 +204,27 @@ class _Run:
         for text in list_remarks(found):
             self._warn(text)
         return found
+
+    def _run_on_device(
+        self,
+        models: tuple[ModelProto, ModelProto],
+        samples: CalibrationSet,
+        padding: PaddingMask,
+        parts: Parts,
+    ) -> DeviceRecord | None:
+        """The file in the target's runtime, where that is installed; a note says where it is not."""
+        target = self.target
+        if target is None or target.runtime is None:
+            return None
+        runtime, missing = find_runtime(target.runtime)
+        if missing:
+            self.observer.note(f"target {target.name}: the file is read and not run; {missing}")
+        if runtime is None:
+            return None
+        self.observer.stage("run on target")
+        return run_on_device(
+            target.runtime, models, samples, padding=padding, parts=parts, axes=self.axes, threads=self.threads
+        )
 
     def _explain(
         self, original: ModelProto, quantized: ModelProto, samples: CalibrationSet, parts: Parts

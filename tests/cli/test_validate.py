@@ -90,7 +90,7 @@ def test_every_option_reaches_its_setting(run):
         "--max-unfused 7 --max-steps 3 --max-saturating 2 --confident --metric own.module:score --samples 9 --batch 4 "
         "--threads 2 --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
         "--tokenizer t.json --text-column a,b --pairs --max-length 64 --explain "
-        "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30 --target qnn"
+        "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30 --target qnn --min-placed 97.5%"
     )
     assert run(*BASE, *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
@@ -111,6 +111,7 @@ def test_every_option_reaches_its_setting(run):
         batch=4,
         class_axis=("1", "y=2"),
         target="qnn",
+        min_placed=97.5,
         threads=2,
         data=data,
     )

@@ -10,6 +10,9 @@ from functools import partial
 
 from onnxcalib.errors import ConfigError, DataError, OutputError
 from onnxcalib.files.scratch import Scratch
+from onnxcalib.graph.load import load_model
+from onnxcalib.runtime.placement import Off, Placement
+from onnxcalib.runtime.session import Session
 
 
 def multiply(common, task):
@@ -99,3 +102,31 @@ def end_at_once(common, task):
 
 def tell_threads(common, task):
     return os.environ["OMP_NUM_THREADS"]
+
+
+class Chip:
+    """A runtime that computes as onnxruntime does, and leaves one node of two off its device."""
+
+    def __init__(self, file):
+        os.write(2, b"what a runtime says\n")
+        self.session = Session(load_model(file.path))
+
+    def place(self):
+        return Placement("nodes on the chip", 2, (Off("head", "Gemm", "too wide"),))
+
+    def run(self, feeds):
+        return list(self.session.run(feeds).values())
+
+
+class DyingChip(Chip):
+    def run(self, feeds):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class RefusingChip(Chip):
+    def run(self, feeds):
+        raise RuntimeError("Exception from src/infer.cpp:104:\nCheck failed\n  at port 0")
+
+
+def open_and_die(file):
+    os._exit(9)

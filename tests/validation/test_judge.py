@@ -113,7 +113,7 @@ def test_a_gate_says_what_was_measured_and_its_limit(settings, text):
 def test_only_gates_that_were_asked_for_are_judged_in_the_order_of_the_settings():
     every = {
         "max_steps": 1, "max_unfused": 9, "min_speedup": 1, "max_size_ratio": 1, "min_sqnr": 1, "min_agreement": 90,
-        "max_drop": 9, "max_saturating": 3, "min_reference_sqnr": 1,
+        "max_drop": 9, "max_saturating": 3, "min_reference_sqnr": 1, "min_placed": 50,
     }  # fmt: skip
     order = [name for name in ValidateConfig.model_fields if name.startswith(("max_", "min_"))]
     assert [record.name for record in judge(found(), ValidateConfig(**every))] == order

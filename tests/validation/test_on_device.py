@@ -1,0 +1,121 @@
+"""Validation runs the file in the runtime of its target, where that is installed."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from onnxcalib import GateError, QuantizeConfig, ValidateConfig, quantize, validate
+from onnxcalib.report import Observer
+from onnxcalib.runtime import foreign
+from onnxcalib.runtime.foreign import Runtime
+from onnxcalib.validation import on_device, render, timing
+from tests.runtime import tasks
+
+NET = """g (float[N, 6] x) => (float[N, 4] y) {
+    [stem] h = Gemm <transB = 1> (x, w1)  [relu] r = Relu (h)  [head] y = Gemm <transB = 1> (r, w2) }"""
+DATA = np.random.default_rng(5).normal(size=(12, 6)).astype(np.float32)
+CHIP = 'name = "chip"\nruntime = "json"\n[rules.opset]\nleast = 1\nsource = "the manual"\n'
+
+
+@pytest.fixture
+def models(build, weigh):
+    net = build(NET, w1=weigh(8, 6), w2=weigh(4, 8))
+    return net, quantize(net, DATA, QuantizeConfig(reconstruct=False)).model
+
+
+@pytest.fixture
+def on_chip(models, monkeypatch, tmp_path):
+    """Validate for a made target, whose runtime is one of the tests."""
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    (tmp_path / "chip.toml").write_text(CHIP)
+
+    def run(opener, *, fixed=False, data=DATA, **settings):
+        monkeypatch.setitem(foreign.RUNTIMES, "json", Runtime(opener, "chip", fixed))
+        return validate(*models, data, ValidateConfig(target=str(tmp_path / "chip.toml"), **settings))
+
+    return run
+
+
+def find_gate(verdict, name):
+    return next(gate for gate in verdict.gates if gate.name == name)
+
+
+def test_the_outputs_on_the_device_are_compared_with_float_and_with_onnxruntime(on_chip):
+    verdict = on_chip(tasks.Chip)
+    device = verdict.device
+    assert (device.runtime, device.samples, device.fault) == ("json", 12, "")
+    assert device.against_float[0].sqnr_db == pytest.approx(verdict.outputs[0].sqnr_db, abs=0.5)
+    assert device.against_unoptimized[0].sqnr_db > device.against_float[0].sqnr_db
+    assert device.onnxruntime[0].agreement == device.against_float[0].agreement
+    target = find_gate(verdict, "target")
+    assert target.passed and target.text == (
+        "all 1 rules of target chip hold; json ran 12 of 12 samples, 1 of 2 nodes on the chip (50.00%)"
+    )
+    assert json.loads(verdict.to_json())["device"]["off"] == [{"node": "head", "op": "Gemm", "reason": "too wide"}]
+
+
+@pytest.mark.parametrize(("limit", "passed"), [(50, True), (50.1, False), (100, False)])
+def test_a_gate_judges_the_share_of_nodes_on_the_device(on_chip, limit, passed):
+    verdict = on_chip(tasks.Chip, min_placed=limit)
+    gate = find_gate(verdict, "min_placed")
+    assert (gate.passed, verdict.passed) == (passed, passed)
+    assert gate.text == f"1 of 2 nodes on the chip (50.00%); off: head, at least {limit:g}%"
+    names = [case.get("name") for case in ElementTree.fromstring(render.to_junit(verdict)).iter("testcase")]
+    assert "min_placed" in names
+    text = render.to_markdown(verdict)
+    assert "device and float" in text and "| `head` | Gemm | too wide |" in text
+
+
+def test_a_runtime_that_crashes_fails_its_gates_and_not_the_run(on_chip):
+    verdict = on_chip(tasks.open_and_die, min_placed=50, min_sqnr=1)
+    crash = "json ended its process when it was to compile the file"
+    assert find_gate(verdict, "target").text == f"all 1 rules of target chip hold; {crash}"
+    assert find_gate(verdict, "min_placed").text == f"{crash}, at least 50%"
+    assert [gate.name for gate in verdict.gates if not gate.passed] == ["min_placed", "target"]
+    later = on_chip(tasks.DyingChip, min_placed=50)
+    assert later.device.fault.endswith("when it was to run the file") and later.device.samples == 0
+    assert find_gate(later, "min_placed").passed and not find_gate(later, "target").passed
+
+
+def test_no_more_samples_are_run_than_time_allows(on_chip, monkeypatch):
+    monkeypatch.setattr(on_device, "SECONDS", 0.0)
+    verdict = on_chip(tasks.Chip)
+    assert verdict.device.samples == 1 and "ran 1 of 12 samples" in find_gate(verdict, "target").text
+
+
+class Listener(Observer):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_without_the_runtime_the_file_is_read_alone_and_one_line_says_what_runs_it(models, monkeypatch):
+    monkeypatch.setattr(foreign, "find_spec", lambda name: None)
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    listener = Listener()
+    verdict = validate(*models, DATA, ValidateConfig(target="openvino"), observer=listener)
+    assert verdict.device is None and find_gate(verdict, "target").text.endswith("the device was not run")
+    (note,) = [each for each in listener.notes if "openvino" in each]
+    assert note == (
+        "target openvino: the file is read and not run; openvino, which runs it, is not installed;"
+        " pip install 'onnxcalib[openvino]'"
+    )
+    with pytest.raises(
+        GateError, match=r"^min_placed: target openvino has no runtime here: openvino, which runs it, is"
+    ):
+        validate(*models, DATA, ValidateConfig(target="openvino", min_placed=100))
+
+
+def test_a_gate_on_placement_needs_a_target_whose_runtime_tells_it(models):
+    with pytest.raises(GateError, match=r"^min_placed: found no target; the runtime of one places the nodes; give --t"):
+        validate(*models, DATA, ValidateConfig(min_placed=100))
+    with pytest.raises(
+        GateError, match=r"^min_placed: target tensorrt has no runtime here that tells placement; openv"
+    ):
+        validate(*models, DATA, ValidateConfig(target="tensorrt", min_placed=100))
