@@ -11,7 +11,7 @@ from ..data import CalibrationSet
 from ..errors import GateError, ModelError
 from ..progress import track
 from ..quantization.output_parts import Parts
-from ..quantization.output_tally import OutputTally
+from ..quantization.output_tally import EMPTY, OutputTally
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.foreign import ForeignSession, find_runtime, open_foreign, spell_runtime
 from ..runtime.placement import Placement
@@ -67,13 +67,25 @@ class _Run:
             if self.seconds > SECONDS:
                 return
 
+    def _find_fault(self) -> str:
+        """Why the outputs of the device are no outputs of this model; empty where they are."""
+        tally = self._tallies[0]
+        for name, why in tally.missed.items():
+            if why != EMPTY:
+                return f"output {name} on the device could not be compared with the float model's: {why}"
+        for record in tally.records():
+            if record.broken:
+                return f"{record.broken:,} values of output {record.name} are not finite on the device"
+        return ""
+
     def record(self, runtime: str) -> DeviceRecord:
+        """What was found, whether or not the run came to its end."""
         of, total, off = (
             ("", 0, ()) if self.placement is None else (self.placement.of, self.placement.total, self.placement.off)
         )
         return DeviceRecord(
             runtime,
-            self.fault,
+            self.fault or self._find_fault(),
             of,
             total,
             tuple(OffRecord(each.node, each.op, each.reason) for each in off),

@@ -123,6 +123,16 @@ class DyingChip(Chip):
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
+class OverflowingChip(Chip):
+    def run(self, feeds):
+        return [value / 0 for value in super().run(feeds)]
+
+
+class CuttingChip(Chip):
+    def run(self, feeds):
+        return [value[:, :1] for value in super().run(feeds)]
+
+
 class RefusingChip(Chip):
     def run(self, feeds):
         raise RuntimeError("Exception from src/infer.cpp:104:\nCheck failed\n  at port 0")

@@ -81,6 +81,33 @@ def test_a_runtime_that_crashes_fails_its_gates_and_not_the_run(on_chip):
     assert find_gate(later, "min_placed").passed and not find_gate(later, "target").passed
 
 
+@pytest.mark.parametrize(
+    ("opener", "text"),
+    [
+        (tasks.OverflowingChip, "48 values of output y are not finite on the device"),
+        (
+            tasks.CuttingChip,
+            "output y on the device could not be compared with the float model's: the float model gives",
+        ),
+    ],
+)
+def test_outputs_that_are_no_numbers_or_of_another_shape_fail_the_target(on_chip, opener, text):
+    verdict = on_chip(opener)
+    assert verdict.device.fault.startswith(text) and not find_gate(verdict, "target").passed
+
+
+def test_a_runtime_that_takes_one_shape_runs_the_samples_of_the_first_ones(build, weigh, monkeypatch, tmp_path):
+    net = build("g (float[N, S, 6] x) => (float[N, S, 4] y) { [head] y = MatMul (x, w) }", w=weigh(6, 4))
+    data = [{"x": np.ones((1, size, 6), np.float32)} for size in (3, 5, 3, 3)]
+    small = quantize(net, data, QuantizeConfig(reconstruct=False)).model
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    (tmp_path / "chip.toml").write_text(CHIP)
+    for fixed, count in ((True, 3), (False, 4)):
+        monkeypatch.setitem(foreign.RUNTIMES, "json", Runtime(tasks.Chip, "chip", fixed))
+        config = ValidateConfig(target=str(tmp_path / "chip.toml"))
+        assert validate(net, small, data, config).device.samples == count
+
+
 def test_no_more_samples_are_run_than_time_allows(on_chip, monkeypatch):
     monkeypatch.setattr(on_device, "SECONDS", 0.0)
     verdict = on_chip(tasks.Chip)
