@@ -67,7 +67,10 @@ class ValidateConfig(Settings):
     ] = None
     target: Annotated[
         Name | None,
-        Field(description="Hold the file to the rules of this target: a name of onnxcalib targets, or a TOML file."),
+        Field(
+            description="Hold the file to the rules of this target, and run it in its runtime where that is installed:"
+            " a name of onnxcalib targets, or a TOML file."
+        ),
         Option(GATES, metavar="NAME|FILE", form="a name, or the path of a TOML file"),
     ] = None
     min_placed: Annotated[
