@@ -24,7 +24,7 @@ from ..errors import OutputError
 from ..files.reading import open_file
 from ..files.scratch import sweep
 from ..files.writing import replacing
-from .device import count_cores
+from .cores import count_cores
 from .records import count_bytes, describe_array, flatten, read_array, restore, spell_array
 
 # The most bytes that are kept; beyond them the entries that were used longest ago are removed.

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from ..errors import ConfigError, DeviceMemoryError, first_line
+from .cores import count_cores
 
 # Sentences of torch's error that say how much memory was asked for, and how much there is.
 SENTENCES = 3
-# Files in which Linux says how many microseconds of each period a container may compute.
-QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 # What torch's RuntimeError names where the machine's memory has ended.
 CPU_ALLOCATOR = "DefaultCPUAllocator"
 
@@ -37,17 +33,6 @@ def full_precision() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
-
-
-def count_cores() -> int:
-    """The number of cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found: list[str] = []
-    for path in QUOTAS:
-        with suppress(OSError):
-            found += Path(path).read_text(encoding="ascii").split()
-    quota, period = (int(each) if each.isdecimal() else 0 for each in [*found, "", ""][:2])
-    return min(cores, math.ceil(quota / period)) if quota and period else cores
 
 
 def choose_threads(wanted: int) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..files.scratch import Scratch, room_in
-from .device import count_cores
+from .cores import count_cores
 
 # Python's own modules are found without the current folder. All others are found where this process finds them.
 START = """

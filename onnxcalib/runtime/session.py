@@ -18,7 +18,7 @@ from ..files.scratch import Scratch, room_in
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import model_bytes, save_model
-from .device import count_cores
+from .cores import count_cores
 
 # Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
 # protobuf holds the message twice while it writes it, and onnxruntime copies it. A message has at most 2 GB, too.

@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any, Protocol
 
 from ..errors import ConfigError, first_line
-from .device import count_cores
+from .cores import count_cores
 from .processes import open_workers
 
 # How often tasks are tried whose workers end before them.

@@ -7,7 +7,6 @@ import tempfile
 import pytest
 
 from onnxcalib.errors import ConfigError
-from onnxcalib.runtime import device
 from onnxcalib.runtime.workers import count_jobs, run_tasks
 from tests.runtime import tasks
 
@@ -43,7 +42,7 @@ def test_workers_fill_the_cores(tmp_path, monkeypatch):
     assert count_jobs(10**6) == 1
     for text, jobs in {"max 100000": cores, "5000 100000": 1, "-1 100000": cores, "": cores, "x": cores}.items():
         (tmp_path / "cpu.max").write_text(text)
-        monkeypatch.setattr(device, "QUOTAS", (tmp_path / "none", tmp_path / "cpu.max"))
+        monkeypatch.setattr("onnxcalib.runtime.cores.QUOTAS", (tmp_path / "none", tmp_path / "cpu.max"))
         assert count_jobs(1) == jobs
 
 

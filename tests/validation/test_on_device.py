@@ -54,7 +54,7 @@ def test_the_outputs_on_the_device_are_compared_with_float_and_with_onnxruntime(
     assert device.onnxruntime[0].agreement == device.against_float[0].agreement
     target = find_gate(verdict, "target")
     assert target.passed and target.text == (
-        "all 1 rules of target chip hold; json ran 12 of 12 samples, 1 of 2 nodes on the chip (50.00%)"
+        "the one rule of target chip holds; json ran 12 of 12 samples, 1 of 2 nodes on the chip (50.00%)"
     )
     assert json.loads(verdict.to_json())["device"]["off"] == [{"node": "head", "op": "Gemm", "reason": "too wide"}]
 
@@ -75,7 +75,7 @@ def test_a_gate_judges_the_share_of_nodes_on_the_device(on_chip):
 def test_a_runtime_that_crashes_fails_its_gates_and_not_the_run(on_chip):
     verdict = on_chip(tasks.open_and_die, min_placed=50, min_sqnr=1)
     crash = "json ended its process when it was to compile the file"
-    assert find_gate(verdict, "target").text == f"all 1 rules of target chip hold; {crash}"
+    assert find_gate(verdict, "target").text == f"the one rule of target chip holds; {crash}"
     assert find_gate(verdict, "min_placed").text == f"{crash}, at least 50%"
     assert [gate.name for gate in verdict.gates if not gate.passed] == ["min_placed", "target"]
     later = on_chip(tasks.DyingChip, min_placed=50)
