@@ -60,10 +60,11 @@ def fit_parts(prepared: Prepared, wanted: Collection[str]) -> Prepared:
     if not errors.check:
         return prepared
     prepared = replace(prepared, statistics=prepared.collect(scheme))
-    before = _Found.of(prepared, errors, _choose(prepared, errors))
+    usual = _choose(prepared, errors)
+    before = _Found.of(prepared, errors, usual)
     if before.db >= ENOUGH_DB:
         return prepared
-    found = max(_search(prepared, errors, wanted), key=lambda each: each.db)
+    found = max(_search(prepared, errors, usual, wanted), key=lambda each: each.db)
     if found.db < before.db + LEAST_GAIN_DB:
         return prepared
     left = len(found.prepared.in_float) - len(prepared.in_float)
@@ -86,11 +87,10 @@ class _Found(NamedTuple):
         return cls(prepared, float(-10 * np.log10(error)) if error > 0 else np.inf)
 
 
-def _search(prepared: Prepared, errors: PartErrors, wanted: Collection[str]) -> Iterator[_Found]:
+def _search(prepared: Prepared, errors: PartErrors, usual: SetGrids, wanted: Collection[str]) -> Iterator[_Found]:
     """Ever more nodes in float, up to the first choice that reaches GOAL_DB or MOST_TIME."""
     shapes = measure_shapes(prepared.model, read_median(prepared.samples), prepared.run.threads)
-    prepared, costs = _choose_ranges(prepared, errors, shapes)
-    grids = _choose(prepared, errors)
+    prepared, grids, costs = _choose_ranges(prepared, errors, usual, shapes)
     yield _Found.of(prepared, errors, grids)
     if prepared.config.placement == "all":
         return
@@ -129,15 +129,18 @@ def _place(
     return name_nodes(prepared.model, units, left) if some_layer and units.time(left) <= MOST_TIME * in_float else None
 
 
-def _choose_ranges(prepared: Prepared, errors: PartErrors, shapes: Shapes) -> tuple[Prepared, dict[str, float]]:
-    """The model with whole ranges where these alone leave more of the worst part, and the error of each set.
+def _choose_ranges(
+    prepared: Prepared, errors: PartErrors, usual: SetGrids, shapes: Shapes
+) -> tuple[Prepared, SetGrids, dict[str, float]]:
+    """The model with whole ranges where these alone leave more of the worst part, and each set's grid and error.
 
-    Sets behind the same layers are tried together. Each has an equal share of their error.
+    usual: grids without whole ranges. Sets behind the same layers are tried together. Each has an equal share of their
+    error.
     """
     index = Index(prepared.model.graph)
     bounded = {t for t, node in index.producer.items() if is_op(node, *BOUNDED)}
     tensors = frozenset(t for members in errors.sets for t in members) - bounded
-    usual, whole = _choose(prepared, errors), _choose(replace(prepared, whole=tensors), errors)
+    whole = _choose(replace(prepared, whole=tensors), errors)
     groups: dict[frozenset[str], list[str]] = {}
     for name, *_ in errors.sets:
         groups.setdefault(frozenset(find_nearest(index, name)), []).append(name)
@@ -146,13 +149,14 @@ def _choose_ranges(prepared: Prepared, errors: PartErrors, shapes: Shapes) -> tu
     macs = sum(each for each, _ in count_costs(prepared.model, index, shapes).values())
     some = errors.chosen[: min(max(MOST_MACS // (2 * len(groups) * max(macs, 1)), 1), MOST_RUNS)]
     for group in track(list(groups.values())):
-        tried = [errors.measure({name: grids[name] for name in group}, some) for grids in (usual, whole)]
+        tried = [errors.measure({name: kind[name] for name in group}, some) for kind in (usual, whole)]
         is_whole = tried[1] <= MOST_MORE * tried[0]
         costs |= dict.fromkeys(group, tried[is_whole] / len(group))
         if is_whole:
             chosen.update(group)
     kept = frozenset(t for members in errors.sets if members[0] in chosen for t in members) & tensors
-    return replace(prepared, whole=kept), costs
+    grids = {name: (whole if name in chosen else usual)[name] for name, *_ in errors.sets}
+    return replace(prepared, whole=kept), grids, costs
 
 
 def _choose(prepared: Prepared, errors: PartErrors) -> SetGrids:
