@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -111,7 +112,6 @@ def _refuse_measured(settings: ValidateConfig, options: Options, *, labels: Path
 
 
 def _lint(model: Path, target: str, *, quiet: bool, reports: dict[str, Path | None]) -> bool:
-    from onnxcalib.files.writing import write_together
     from onnxcalib.lint import check_target
     from onnxcalib.validation import render_lint
 
@@ -123,7 +123,7 @@ def _lint(model: Path, target: str, *, quiet: bool, reports: dict[str, Path | No
         "--junit": lambda: render_lint.to_junit(record),
         "--markdown": lambda: render_lint.to_markdown(record),
     }
-    write_together({path: writers[option]() for option, path in reports.items() if path is not None})
+    _write(reports, writers)
     if not quiet or not record.passed:
         print_lint(record)
     return record.passed
@@ -139,7 +139,6 @@ def _run(
     quiet: bool,
     reports: dict[str, Path | None],
 ) -> bool:
-    from onnxcalib.files.writing import write_together
     from onnxcalib.validation import render
     from onnxcalib.validation.run import validate as run_validation
 
@@ -153,7 +152,14 @@ def _run(
         "--junit": lambda: render.to_junit(verdict),
         "--markdown": lambda: render.to_markdown(verdict),
     }
-    write_together({path: writers[option]() for option, path in reports.items() if path is not None})
+    _write(reports, writers)
     if not quiet or not verdict.passed:
         print_verdict(verdict)
     return verdict.passed
+
+
+def _write(reports: Mapping[str, Path | None], writers: Mapping[str, Callable[[], str]]) -> None:
+    """Write the reports that were asked for, all or none: option -> its file, and what makes its text."""
+    from onnxcalib.files.writing import write_together
+
+    write_together({path: writers[option]() for option, path in reports.items() if path is not None})
