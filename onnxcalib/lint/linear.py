@@ -55,9 +55,10 @@ def check_own_zero_points(graph: GriddedGraph, rule: Rule) -> Faults:
 
 def check_pairs(graph: GriddedGraph, rule: Pairs) -> Faults:
     """Every QuantizeLinear has a DequantizeLinear of its grid behind it, and the reverse."""
+    told = {grid.source for grid in graph.grids if grid.source}  # by the DequantizeLinears that read them
     for grid in graph.grids:
         if grid.quantizes:
-            yield from _check_behind(graph, grid, rule)
+            yield from _check_behind(graph, grid, told)
         elif grid.source:
             allowed = "integers of a QuantizeLinear or a constant"
             yield Found(grid.where, f"integers from {_spell_source(graph, grid.source)}", allowed)
@@ -69,7 +70,7 @@ def check_pairs(graph: GriddedGraph, rule: Pairs) -> Faults:
         yield Found(f"tensor {tensor}", found, "equal ones in a pair")
 
 
-def _check_behind(graph: GriddedGraph, grid: Grid, rule: Pairs) -> Faults:
+def _check_behind(graph: GriddedGraph, grid: Grid, told: set[str]) -> Faults:
     name, allowed = grid.node.output[0], "a DequantizeLinear"
     readers = graph.index.readers(name)
     if name in graph.index.outputs:
@@ -78,7 +79,7 @@ def _check_behind(graph: GriddedGraph, grid: Grid, rule: Pairs) -> Faults:
         yield Found(grid.where, "no reader", allowed)
     for reader in readers:
         # What stands in the middle and is not allowed is told by the DequantizeLinear behind it.
-        if not _keeps_integers(graph, reader):
+        if not _keeps_integers(graph, reader) and told.isdisjoint(reader.output):
             yield Found(grid.where, f"the reader {graph.spell(reader)}", allowed)
 
 

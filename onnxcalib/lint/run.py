@@ -84,9 +84,15 @@ def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
         _tell(rule, rules[rule], found)
         for rule in rules
         for graph in graphs
-        for found in CHECKS[rule](graph, rules[rule])
+        for found in _tell_once(graph, CHECKS[rule](graph, rules[rule]))
     ]
     return LintRecord(target.name, name, tuple(rules), tuple(dict.fromkeys(violations)))
+
+
+def _tell_once(graph: GriddedGraph, faults: Faults) -> Faults:
+    """Without what a DequantizeLinear has in common with its QuantizeLinear, which is told alone: one mends both."""
+    told, partners = dict.fromkeys(faults), {grid.where: grid.made_by for grid in graph.grids}
+    return (each for each in told if each._replace(where=partners.get(each.where, "")) not in told)
 
 
 def _tell(name: str, rule: Rule, found: Found) -> Violation:

@@ -18,11 +18,16 @@ def check_opset(graph: GriddedGraph, rule: Opset) -> Faults:
         yield Found("file", f"opset {opset}", f"opset {rule.least} or later")
     if not graph.within and rule.most is not None and opset > rule.most:
         yield Found("file", f"opset {opset}", f"opset {rule.most} or earlier")
+    early: dict[str, list[str]] = {}
     for grid in graph.grids:
         for kind in dict.fromkeys((grid.type, grid.stored)):
             least = rule.types.get(kind) if not grid.node.domain else None  # type: ignore[call-overload]
             if least is not None and opset < least:
-                yield Found(grid.where, f"{kind} at opset {opset}", f"{kind} from opset {least} on")
+                early.setdefault(kind, []).append(grid.where)
+    for kind, (first, *others) in early.items():  # one opset mends all of them
+        more = f", as in {len(others)} other nodes" if others else ""
+        least = rule.types[kind]  # type: ignore[index]
+        yield Found(first, f"{kind} at opset {opset}{more}", f"{kind} from opset {least} on")
 
 
 def check_static_shapes(graph: GriddedGraph, rule: Rule) -> Faults:

@@ -320,8 +320,30 @@ def test_what_is_spoilt_is_named_with_its_place_and_its_rule(sound, target, name
     assert any(each.rule == rule and where in each.where for each in record.violations), told
     if others is not None:
         assert {each.rule for each in record.violations} <= {rule} | others, told
+    broken = [each.rule for each in record.violations]
+    assert len(broken) == len(set(broken)), told  # one line, as one thing is to be mended
     source = next(each.source for each in record.violations if each.rule == rule)
     assert source and all(f"({each.source})" in each.text and "\n" not in each.text for each in record.violations)
+
+
+def test_each_dequantize_linear_that_is_wrong_alone_is_told(sound):
+    draft = sound("qnn")
+    draft.add("DequantizeLinear", ["flat_q", "flat_dq_s"], "flat_again")
+    draft.give("flat_again")
+    drop_zero_point("flat_dq")(draft)
+    places = [each.where for each in check_target(draft.model, "qnn").violations]
+    assert places == ["flat_dq (DequantizeLinear)", "flat_again (DequantizeLinear)"]
+    drop_zero_point("flat_q")(draft)
+    (place,) = [e.where for e in check_target(draft.model, "qnn").violations if e.rule == "explicit_zero_points"]
+    assert place == "flat_q (QuantizeLinear)"
+
+
+def test_an_opset_that_is_too_early_for_many_nodes_is_told_once(sound):
+    draft = sound("onnxruntime")
+    change_type("add", np.uint16)(draft)
+    change_type("mul", np.uint16, opset=19)(draft)
+    found = next(each for each in check_target(draft.model, "onnxruntime").violations if each.rule == "opset")
+    assert (found.where, found.found) == ("add_q (QuantizeLinear)", "uint16 at opset 19, as in 3 other nodes")
 
 
 def test_there_are_sixty_spoilt_files_and_every_rule_of_every_target_is_broken_in_one():

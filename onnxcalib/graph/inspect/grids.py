@@ -30,7 +30,8 @@ class Grid:
     a layer's weight nor its bias. type: of the integers at the node itself. stored: of the constant behind a Cast.
     scale and zero_point: None where they are computed; a zero point that is left out is 0. dims: of a constant. source:
     the node or tensor from which a DequantizeLinear's integers come, empty where that is a QuantizeLinear or a
-    constant. passed_by: the operators on the way.
+    constant. passed_by: the operators on the way. made_by: the QuantizeLinear of a DequantizeLinear, as messages name
+    it.
     """
 
     node: NodeProto
@@ -44,6 +45,7 @@ class Grid:
     dims: tuple[int, ...] | None = None
     source: str = ""
     passed_by: tuple[str, ...] = ()
+    made_by: str = ""
 
     @property
     def quantizes(self) -> bool:
@@ -180,6 +182,7 @@ class GriddedGraph:
             None if stored is None else tuple(stored.dims),
             strange,
             passed_by,
+            "" if made_by is None else self.spell(made_by),
         )
 
     def _trace(self, tensor: str) -> tuple[str, tuple[str, ...]]:
