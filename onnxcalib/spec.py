@@ -36,10 +36,11 @@ def spell_shape(shape: Sequence[int | None]) -> str:
 class QuantSpec:
     """The integer grid of a tensor, without its scale and zero point.
 
-    bits: 16, 8 or 4; 32 stands for float. symmetric: the zero point is 0. axis: the axis along which each index has its
-    own scale; None: the tensor has one scale. block: in a matrix, the number of neighbours along the other axis that
-    share a scale; None: all of them do. pair_limit: in a weight, the largest absolute sum of two integers of one sign
-    whose products a kernel adds up as a pair; None: any sum. power_of_two: scales are 2^-p, for a whole number p.
+    bits: 16, 8 or 4; 32 stands for float. symmetric: the zero point is 0, or the middle of unsigned integers. axis: the
+    axis along which each index has its own scale; None: the tensor has one scale. block: in a matrix, the number of
+    neighbours along the other axis that share a scale; None: all of them do. pair_limit: in a weight, the largest
+    absolute sum of two integers of one sign whose products a kernel adds up as a pair; None: any sum. power_of_two:
+    scales are 2^-p, for a whole number p. least_range: the least distance between the ends of an activation's grid.
     """
 
     bits: int
@@ -49,6 +50,12 @@ class QuantSpec:
     block: int | None = None
     pair_limit: int | None = None
     power_of_two: bool = False
+    least_range: float = 0.0
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric grid."""
+        return (self.qmin + self.qmax + 1) // 2
 
     @property
     def qmin(self) -> int:

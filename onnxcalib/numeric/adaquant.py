@@ -18,7 +18,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 
 from ..spec import QParams, QuantSpec
-from .ranges import limit_scale
+from .ranges import limit_scale, raise_scale
 from .rounding import quantize
 from .saturation import keep_pairs
 
@@ -100,7 +100,7 @@ class ActivationQuantizer(nn.Module):
     """Puts an activation on a per-tensor grid whose scale and zero point are learned.
 
     In training a random half of the values stays float if ``mix`` (QDrop, Wei et al. 2022). ``fixed``: the grid is not
-    learned. A zero point that starts at qmin stays there.
+    learned. A zero point that starts at qmin stays there, and so do that of a symmetric grid and powers of two.
     """
 
     start: torch.Tensor
@@ -110,8 +110,8 @@ class ActivationQuantizer(nn.Module):
         self.spec = grid.spec
         self.mix = mix
         self.register_buffer("start", torch.tensor(float(grid.scale)))
-        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=not fixed)
-        pinned = fixed or int(grid.zero_point) == grid.spec.qmin
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=not (fixed or grid.spec.power_of_two))
+        pinned = fixed or grid.spec.symmetric or int(grid.zero_point) == grid.spec.qmin
         self.zero_point = nn.Parameter(torch.tensor(float(grid.zero_point)), requires_grad=not pinned)
 
     @property
@@ -125,12 +125,12 @@ class ActivationQuantizer(nn.Module):
         return output
 
     def grid(self, bound: float | None = None) -> QParams:
-        """The learned grid; with ``bound`` its range is kept inside [0, bound]."""
+        """The learned grid; with ``bound`` its range ends inside [0, bound], unless scales are powers of two."""
         scale = np.float32(self.scale.item())
-        if bound is not None:
-            scale = limit_scale(scale, self.spec.qmax - self.spec.qmin, bound)
         zero_point = np.clip(np.rint(self.zero_point.item()), self.spec.qmin, self.spec.qmax)
-        return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), self.spec)
+        if bound is not None and not self.spec.power_of_two:
+            scale = limit_scale(scale, self.spec.qmax - int(zero_point), bound)
+        return QParams(np.asarray(raise_scale(scale, self.spec)), np.asarray(zero_point, np.int32), self.spec)
 
 
 class WeightQuantizer(nn.Module):
@@ -138,7 +138,7 @@ class WeightQuantizer(nn.Module):
 
     ``position`` is (W + V) / scale, learned straight-through, so that a weight may move by more than one quantization
     step. ``scale`` is learned for the integers as they stand, with the exact gradient. LSQ's gradient counts
-    that a scale moves integers too, which misleads once the integers are solved.
+    that a scale moves integers too, which misleads once the integers are solved. Powers of two stay as they are.
     """
 
     start: torch.Tensor
@@ -149,7 +149,7 @@ class WeightQuantizer(nn.Module):
         self.spec = spec
         self.register_buffer("start", scale.float())
         self.position = nn.Parameter(position.float())
-        self.log_scale = nn.Parameter(torch.zeros_like(self.start))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.start), requires_grad=not spec.power_of_two)
 
     @property
     def scale(self) -> torch.Tensor:

@@ -92,7 +92,12 @@ def _fit(values: np.ndarray, most: int) -> tuple[float, float, int] | None:
 
 
 def shared_grid(levels: Levels, spec: QuantSpec) -> QParams | None:
-    """The grid of one scale on which the levels of all channels lie, up to a constant a channel; None without one."""
+    """The grid of one scale on which the levels of all channels lie, up to a constant a channel; None without one.
+
+    Levels are on a symmetric grid, or on one of powers of two, by chance alone, and no grid of those is looked for.
+    """
+    if spec.symmetric or spec.power_of_two:
+        return None
     levels = levels.reach_zero()
     pitch = levels.pitch.mean()
     # Over all levels the pitches must not drift apart.
@@ -114,9 +119,9 @@ def shared_grid(levels: Levels, spec: QuantSpec) -> QParams | None:
 def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QParams] | None:
     """factor and shift (channels,) with which ``factor x + shift`` puts all levels on one grid, and that grid.
 
-    The grid's scale is 1, or the pitch where all channels have the same, and the factors are 1 then. Each channel's
-    zero is shifted as little as its levels allow, so that the grid has room for channels that reach further in other
-    samples. None where a channel has more levels than the grid.
+    The grid's scale is 1, or, if it may be other than a power of two, the pitch where all channels have the same, and
+    the factors are 1 then. Each channel's zero is shifted as little as its levels allow, so that the grid has room for
+    channels that reach further in other samples. None where a channel has more levels than the grid.
     """
     levels = levels.reach_zero()
     most = np.array([_most_steps(highest, spec) for highest in levels.highest])
@@ -128,12 +133,12 @@ def stretch(levels: Levels, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray, QP
     factor, height = steps / levels.pitch, steps * levels.highest
     zero = -factor * levels.origin  # above each channel's lowest level
     middle = (spec.qmin + spec.qmax - (height - zero).max() - (-zero).min()) / 2
-    zero_point = np.clip(np.rint(middle), spec.qmin, spec.qmax)
+    zero_point = spec.middle if spec.symmetric else np.clip(np.rint(middle), spec.qmin, spec.qmax)
     lowest = np.clip(np.rint(zero_point - zero), spec.qmin, spec.qmax - height)
     shift, unit = lowest + zero - zero_point, 1.0
     # Below half a step, so that zero is rounded to the zero point, with which kernels pad.
     shift = np.where(np.abs(shift) < 0.5 + TOLERANCE, np.clip(shift, -MOST_SHIFT, MOST_SHIFT), shift)
-    if np.ptp(factor) / factor.mean() * (spec.qmax - spec.qmin) <= TOLERANCE:
+    if not spec.power_of_two and np.ptp(factor) / factor.mean() * (spec.qmax - spec.qmin) <= TOLERANCE:
         unit = factor.mean()
         shift = np.full_like(shift, shift.mean()) if np.ptp(shift) <= TOLERANCE else shift
         factor, shift = np.ones_like(factor), shift / unit

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from ..spec import QParams, QuantSpec
-from .histogram import Histogram
+from .histogram import BINS, Histogram
 from .rounding import fake_quantize
 
 # Ends of a range that the search tries, as shares of the full range's end: 5% apart, down to a thousandth.
@@ -17,6 +17,8 @@ SHARES = np.geomspace(1.0, 0.001, 142)
 # Ends beyond what was seen, as multiples of it, for samples still to come. With up to 1.3 small tables gain 0.4
 # dB more, and layers behind a pool lose 0.6.
 MARGINS = np.geomspace(1.025, 1.15, 6)
+# How far beyond what was seen a grid of 16 bits ends, as a share of it. Half as much again costs 3.5 dB of some 90.
+WIDE_MARGIN = 0.5
 # Without so many samples nothing is known of others.
 LEAST_SAMPLES = 8
 # Rounds in which each end is searched with the other one fixed; a third round changed no decimal.
@@ -47,16 +49,22 @@ def choose_grid(
     """The grid of one activation tensor; zero is always on it.
 
     kind: one of RANGE_KINDS, how the range is chosen. percentile: percent of the values that the range keeps, for that
-    kind. bound: c of a tensor that a Clip(0, c) makes, or infinity of a Relu's. Its zero point is qmin and its range
-    ends inside [0, c]: onnxruntime fuses the activation only then. function: one of FUNCTIONS that alone reads the
-    tensor; the squared error is then that of what it gives. Swish makes next to nothing of all values below -8, so that
-    they need no levels.
+    kind. bound: c of a tensor that a Clip(0, c) makes, or infinity of a Relu's. The zero point of a grid that is not
+    symmetric is qmin, and its range ends inside [0, c], unless scales are powers of two: onnxruntime fuses the
+    activation only then. function: one of FUNCTIONS that alone reads the tensor; the squared error is then that of what
+    it gives. Swish makes next to nothing of all values below -8, so that they need no levels.
+
+    A grid of more levels than the histogram has bins keeps all values, and WIDE_MARGIN more: the bins do not tell how
+    values are rounded on it, and clipped ones would cost more than a wide range does.
     """
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    if not np.isfinite(low) or high - low < LEAST_SCALE * (spec.qmax - spec.qmin):
+    levels = spec.qmax - spec.qmin
+    if not np.isfinite(low) or high - low < LEAST_SCALE * levels:
         low, high = 0.0, 1.0
     elif kind == "percentile":
         low, high = _percentile(histogram, percentile)
+    elif kind != "min-max" and levels >= BINS:
+        low, high = (1 + WIDE_MARGIN) * low, (1 + WIDE_MARGIN) * high
     elif kind in ("squared-error", "entropy"):
         measure = _measure_squares(FUNCTIONS.get(function)) if kind == "squared-error" else _divergence
         tails = _fit_tails(histogram) if kind == "squared-error" and function is None else None
@@ -65,15 +73,51 @@ def choose_grid(
 
 
 def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None = None) -> QParams:
-    """The asymmetric grid over [low, high], extended to hold zero; ``bound`` as in ``choose_grid``."""
+    """The grid over [low, high], extended to hold zero; ``bound`` as in ``choose_grid``.
+
+    A scale that must be a power of two is the least one whose grid holds the range.
+    """
     low, high = min(low, 0.0), max(high, 0.0)
-    levels = spec.qmax - spec.qmin
-    if bound is not None:
-        scale = limit_scale(np.float32(max(min(high, bound) / levels, LEAST_SCALE)), levels, bound)
-        return QParams(np.asarray(scale), np.asarray(spec.qmin, np.int32), spec)
-    scale = np.float32(max((high - low) / levels, LEAST_SCALE))
-    zero_point = np.clip(np.rint(spec.qmin - low / float(scale)), spec.qmin, spec.qmax)
+    limited = bound is not None and not spec.power_of_two
+    high = min(high, bound) if bound is not None and limited else high
+    zero_point = _find_zero_point(spec, bound)
+    if zero_point is None:
+        step = (high - low) / (spec.qmax - spec.qmin)
+    else:
+        below, above = zero_point - spec.qmin, spec.qmax - zero_point
+        step = max(high / above, -low / below if below else 0.0)
+    scale = np.float32(max(step, LEAST_SCALE))
+    if bound is not None and limited and zero_point is not None:
+        scale = limit_scale(scale, spec.qmax - zero_point, bound)
+    scale = raise_scale(scale, spec)
+    if zero_point is None:
+        zero_point = _place_zero(low, high, float(scale), spec)
     return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), spec)
+
+
+def _find_zero_point(spec: QuantSpec, bound: float | None) -> int | None:
+    """The zero point of every grid of the spec; None where the range decides."""
+    if spec.symmetric:
+        return spec.middle
+    return None if bound is None else spec.qmin
+
+
+def _place_zero(low: float, high: float, scale: float, spec: QuantSpec) -> int:
+    """The zero point with which the grid holds [low, high]; levels that are left over lie on both sides of it."""
+    lowest = spec.qmin - low / scale
+    left = (spec.qmax - spec.qmin - (high - low) / scale) / 2 if spec.power_of_two and low < 0 < high else 0.0
+    return int(np.clip(np.rint(lowest + left), spec.qmin, spec.qmax))
+
+
+def raise_scale(scale: np.float32, spec: QuantSpec) -> np.float32:
+    """The least scale, from this one on, that the spec allows: of its least range, and a power of two where it asks."""
+    levels = spec.qmax - spec.qmin
+    while float(scale) * levels < spec.least_range:
+        scale = np.nextafter(max(scale, np.float32(spec.least_range / levels)), np.float32(np.inf))
+    if spec.power_of_two:
+        fraction, exponent = math.frexp(float(scale))
+        scale = np.float32(math.ldexp(1.0, exponent - (fraction == 0.5)))
+    return scale
 
 
 def limit_scale(scale: np.float32, levels: int, bound: float) -> np.float32:
@@ -145,19 +189,25 @@ def _search(
     measure: Measure,
     tails: tuple[Tail, Tail] | None = None,
 ) -> tuple[float, float]:
-    """The range of least loss: both ends shrunk together, then each end alone."""
+    """The range of least loss: both ends shrunk together, then each end alone, unless the grid is symmetric."""
     low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
+    spec = grid_over(low, high).spec
+    known: dict[tuple[float, int], float] = {}  # many shares have the same power of two
     used = histogram.counts > 0
     centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
     shares = SHARES if tails is None else np.concatenate([MARGINS, SHARES])
 
     def evaluate(a: float, b: float) -> tuple[float, float, float]:
         grid = grid_over(a, b)
-        loss = measure(centres, counts, float(grid.scale), int(grid.zero_point), grid.spec)
-        return loss + (0.0 if tails is None else tails[0](a) + tails[1](b)), a, b
+        scale, zero_point = float(grid.scale), int(grid.zero_point)
+        if (scale, zero_point) not in known:
+            known[scale, zero_point] = measure(centres, counts, scale, zero_point, spec)
+        if spec.symmetric or spec.power_of_two:  # the grid reaches further than the range
+            a, b = (spec.qmin - zero_point) * scale, (spec.qmax - zero_point) * scale
+        return known[scale, zero_point] + (0.0 if tails is None else tails[0](a) + tails[1](b)), a, b
 
     best = min(evaluate(low * share, high * share) for share in shares)
-    for _ in range(ROUNDS if low < 0 < high else 0):
+    for _ in range(ROUNDS if low < 0 < high and not spec.symmetric else 0):
         best = min(evaluate(best[1], high * share) for share in shares)
         best = min(evaluate(low * share, best[2]) for share in shares)
     return best[1], best[2]

@@ -75,7 +75,7 @@ def first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
         if layer.reads_float or needed_nodes(index, index.inputs, [layer.input]) & names:
             continue
         spec = scheme.activations[layer.input]
-        if layer.activation_spec == spec and spec.bits >= FULL_BITS and layer.input not in scheme.nonnegative:
+        if layer.activation_spec == spec and spec.bits == FULL_BITS and layer.input not in scheme.nonnegative:
             yield layer
 
 

@@ -124,7 +124,7 @@ class Prepared:
         if self.whole:
             grids = grids.updated(choose_whole(scheme, statistics.histograms, self.whole))
         grids = grids.updated(self._share_scaled(scheme, grids))
-        fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t].bits == grid.spec.bits}
+        fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t] == grid.spec}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 
     def _share_scaled(self, scheme: QuantScheme, grids: Grids) -> dict[str, QParams]:

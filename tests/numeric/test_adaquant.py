@@ -1,5 +1,7 @@
 """Gradients against finite differences and reference formulas; what is learned, kept and refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,20 @@ def test_a_grid_ends_inside_its_bound(bound):
     grid = quantizer.grid(bound)
     assert 0.999 * bound < 15 * float(grid.scale) <= bound
     assert float(quantizer.grid(float("inf")).scale) == float(quantizer.grid().scale) > 1
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_what_a_spec_fixes_of_a_grid_is_not_learned(power_of_two):
+    spec = QuantSpec(8, signed=True, symmetric=True, power_of_two=power_of_two, least_range=1e-4)
+    quantizer = ActivationQuantizer(QParams(np.float32(0.25), np.int32(0), spec))
+    assert not quantizer.zero_point.requires_grad
+    assert quantizer.log_scale.requires_grad != power_of_two
+    assert quantizer.grid(bound=1.0).scale == pytest.approx(0.25 if power_of_two else 1 / 127)
+    with torch.no_grad():
+        quantizer.log_scale -= 20
+    assert float(quantizer.grid().scale) * 255 >= 1e-4
+    weight = WeightQuantizer(torch.zeros(2, 3), torch.ones(2, 1), replace(spec, axis=0))
+    assert weight.log_scale.requires_grad != power_of_two
 
 
 def test_a_zero_point_never_leaves_the_integers():

@@ -183,6 +183,15 @@ def test_channels_of_one_mean_and_deviation_need_a_shift_alone():
     assert 0 < np.abs(shift).max() < 0.5 * float(grid.scale) and len(set(shift)) == 1
 
 
+def test_a_symmetric_grid_of_powers_of_two_holds_pixels_on_its_steps():
+    values, drawn = pixels()
+    spec = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
+    factor, shift, grid = stretch(find_levels(values, 256), spec)
+    assert (grid.scale, grid.zero_point) == (1, 0)
+    np.testing.assert_allclose(factor[:, None] * values + shift[:, None], drawn - 128.0, atol=0.01)
+    assert shared_grid(find_levels(values, 256), spec) is None
+
+
 def test_stretching_refuses_more_levels_than_the_grid_has():
     assert stretch(Levels(np.zeros(2), np.ones(2), np.array([255, 256])), SPEC) is None
     assert stretch(Levels(np.array([300.0]), np.ones(1), np.array([9])), SPEC) is None

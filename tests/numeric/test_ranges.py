@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +57,68 @@ def test_min_max_reaches_both_ends():
     low, high = ends(choose_grid(collect(GAUSSIAN), BYTES, kind="min-max"))
     step = (high - low) / 255
     assert low == pytest.approx(GAUSSIAN.min(), abs=step) and high == pytest.approx(GAUSSIAN.max(), abs=step)
+
+
+SIGNED = QuantSpec(8, signed=True, symmetric=True)
+POWERS = [replace(SIGNED, power_of_two=True), QuantSpec(8, power_of_two=True)]
+WIDE = [QuantSpec(16), QuantSpec(16, signed=True, symmetric=True), QuantSpec(16, power_of_two=True)]
+
+
+@pytest.mark.parametrize("values", [GAUSSIAN, HEAVY, np.abs(GAUSSIAN), HEAVY - 3])
+@pytest.mark.parametrize("spec", [SIGNED, replace(SIGNED, bits=4), QuantSpec(8, symmetric=True)])
+def test_a_symmetric_grid_is_near_the_best_of_all_symmetric_ones(values, spec):
+    grid = choose_grid(collect(values), spec)
+    assert grid.zero_point == spec.middle == (0 if spec.signed else 128)
+    tried = [make_grid(-end, end, spec) for end in np.geomspace(0.5, np.abs(values).max(), 100)]
+    assert measure_error(values, grid) <= 1.02 * min(measure_error(values, each) for each in tried)
+
+
+@pytest.mark.parametrize("kind", RANGE_KINDS)
+@pytest.mark.parametrize("spec", [SIGNED, POWERS[0]])
+def test_a_symmetric_grid_of_a_bounded_tensor_keeps_its_zero_point(kind, spec):
+    for bound in (6.0, np.inf):
+        grid = choose_grid(collect(np.minimum(np.abs(HEAVY), bound)), spec, kind=kind, bound=bound)
+        assert grid.zero_point == 0
+        assert spec.power_of_two or float(grid.scale) * spec.qmax <= bound
+
+
+@pytest.mark.parametrize("spec", [POWERS[0], replace(POWERS[0], bits=4)])
+@pytest.mark.parametrize("values", [GAUSSIAN, HEAVY, 1.3 * HEAVY, np.abs(HEAVY), HEAVY - 3])
+def test_of_all_powers_of_two_the_one_of_least_error_is_chosen(values, spec):
+    grid = choose_grid(collect(values), spec)
+    tried = [QParams(np.float32(2.0**p), np.int32(0), spec) for p in range(-9, 3)]
+    assert grid.scale == min(tried, key=lambda each: measure_error(values, each)).scale
+
+
+def test_a_power_of_two_may_have_a_free_zero_point():
+    grid = choose_grid(collect(HEAVY - 3), POWERS[1])
+    tried = [QParams(np.float32(2.0**p), np.int32(z), POWERS[1]) for p in range(-5, -2) for z in range(0, 256, 8)]
+    assert np.log2(grid.scale) % 1 == 0
+    assert measure_error(HEAVY - 3, grid) <= 1.2 * min(measure_error(HEAVY - 3, each) for each in tried)
+
+
+@pytest.mark.parametrize("kind", RANGE_KINDS)
+@pytest.mark.parametrize("spec", WIDE)
+@pytest.mark.parametrize("values", [GAUSSIAN, np.abs(HEAVY), np.append(np.zeros(10**5, np.float32), GAUSSIAN[:9])])
+def test_a_grid_of_16_bits_keeps_all_values_and_leaves_room(kind, spec, values):
+    grid = choose_grid(collect(values), spec, kind=kind, percentile=100)
+    low, high = ends(grid)
+    room = 1.5 if kind in ("squared-error", "entropy") else 0.999
+    assert low <= room * values.min() + 1e-3 and high >= room * values.max() - 1e-3
+    assert measure_error(values, grid) < 1e-4**2 * np.abs(values).max() ** 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    low=st.floats(-1e-4, 0),
+    high=st.floats(0, 1e-4),
+    bounded=st.booleans(),
+    chosen=st.sampled_from([*POWERS, SIGNED, BYTES]),
+)
+def test_no_grid_is_narrower_than_the_least_range(low, high, bounded, chosen):
+    spec = replace(chosen, least_range=1e-4)
+    grid = make_grid(low, high, spec, bound=1e-5 if bounded else None)
+    assert ends(grid)[1] - ends(grid)[0] >= 1e-4
 
 
 def collect_rows(rows):

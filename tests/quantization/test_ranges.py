@@ -16,12 +16,21 @@ from onnxcalib.spec import Grids, QuantSpec
 ENDS = st.floats(-(2.0**99), 2.0**99, allow_nan=False, width=32)
 
 
-@given(ENDS, ENDS, st.sampled_from([4, 8]), st.booleans())
-def test_the_ends_of_a_grid_give_the_grid_again(one, other, bits, bounded):
+SPECS = [
+    QuantSpec(bits, signed, symmetric, power_of_two=power_of_two, least_range=least_range)
+    for bits in (4, 8, 16)
+    for signed, symmetric in ((False, False), (True, True), (False, True), (True, False))
+    for power_of_two in (False, True)
+    for least_range in (0.0, 1e-4)
+]
+
+
+@given(ENDS, ENDS, st.sampled_from(SPECS), st.booleans())
+def test_the_ends_of_a_grid_give_the_grid_again(one, other, spec, bounded):
     low, high = sorted((one, other))
     bound = abs(high) if bounded and high != 0 else None
-    grid = make_grid(0.0 if bounded else low, high, QuantSpec(bits), bound=bound)
-    again = make_grid(*ends_of(grid), QuantSpec(bits), bound=bound)
+    grid = make_grid(0.0 if bounded else low, high, spec, bound=bound)
+    again = make_grid(*ends_of(grid), spec, bound=bound)
     assert again.scale == grid.scale and again.zero_point == grid.zero_point
 
 
