@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
     "graph.inspect": ({"graph", "spec", "errors"}, {"numpy", "onnx"}),
     "graph.passes": ({"graph", "graph.inspect", "spec", "errors"}, {"numpy", "onnx"}),
-    "lint": ({"errors", "spec", "targets", "graph", "graph.inspect"}, {"numpy", "onnx"}),
+    "lint": ({"errors", "spec", "targets", "graph", "graph.inspect", "graph.passes"}, {"numpy", "onnx"}),
     "runtime.converters": (set(), {"numpy", "onnx", "onnx2torch", "torch"}),
     "runtime": (
         {"errors", "files", "graph", "graph.passes", "runtime.converters"},

@@ -88,11 +88,12 @@ def stored_bytes(source: Path | ModelProto) -> int:
 
 
 def is_quantized(model: ModelProto) -> bool:
-    """Whether any node, those inside of others included, is one that only quantized models hold."""
-    return any(_is_quantized(node) for node in all_nodes(model.graph))
+    """Whether any node, those inside of others and of functions included, is one that only quantized models hold."""
+    return any(is_quantized_op(node) for owner in (model.graph, *model.functions) for node in all_nodes(owner))
 
 
-def _is_quantized(node: NodeProto) -> bool:
+def is_quantized_op(node: NodeProto) -> bool:
+    """Whether only quantized models hold this operator."""
     return node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear")
 
 
@@ -121,7 +122,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
     """
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     for node in all_nodes(model.graph):
-        if _is_quantized(node):
+        if is_quantized_op(node):
             raise ModelError(
                 f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
                 " a float32 model is needed; give the file that it was made from"

@@ -60,4 +60,7 @@ DYNAMIC_LAYERS = (
 # and those of which the weight alone is quantized.
 PACKED_LAYERS = ("MatMulNBits", "MatMulBnb4")
 # Operators that only a quantized model has. There are more, whose names begin with QLinear.
-QUANTIZED_OPS = (*LINEAR_OPS, "DynamicQuantizeLinear", *QLINEAR_LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS)
+QUANTIZED_OPS = (
+    *LINEAR_OPS, "DynamicQuantizeLinear", *QLINEAR_LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS, "GatherBlockQuantized",
+    "QMoE", "QEmbedLayerNormalization",
+)  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnx import GraphProto, ModelProto
+from onnx import ModelProto
 
 from ..errors import ModelError, escape_controls
 from ..graph.inspect.grids import GriddedGraph, read_graphs
@@ -16,6 +16,7 @@ from ..targets.rules import Rule
 from . import activations, groups, linear, shifts, weights, whole
 from .found import Faults, Found
 from .names import check_names
+from .plain import make_plain
 
 # The kind of a rule, as targets.rules.Rules names it -> what judges it, in the same order.
 CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
@@ -56,7 +57,7 @@ def check_target(model: str | Path | ModelProto, target: str | Path | Target) ->
     """Every rule of a target that can be read off a quantized file, whichever tool made it; nothing is run.
 
     target: a name, or the path of a TOML file. Raises ConfigError, and ModelError for a file that cannot be read, is
-    not quantized, or is so inside functions.
+    not quantized, or has functions that cannot be put in place.
     """
     chosen = load_target(target)
     source = model if isinstance(model, ModelProto) else Path(model)
@@ -66,18 +67,13 @@ def check_target(model: str | Path | ModelProto, target: str | Path | Target) ->
 
 
 def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
-    """As ``check_target``, of a model that is loaded."""
-    for function in model.functions:
-        if is_quantized(ModelProto(graph=GraphProto(node=function.node))):
-            raise ModelError(
-                f"{name}: found quantized operators in the function {escape_controls(function.name)}; rules are read"
-                " off the nodes of graphs; put functions in their place with onnx.inliner.inline_local_functions"
-            )
+    """As ``check_target``, of a model that is loaded, which stays as it is."""
     if not is_quantized(model):
         raise ModelError(
             f"{name}: found no quantized operator; a quantized model is needed to hold it to target {target.name};"
             " quantize it first"
         )
+    model = make_plain(model, name)
     check_names(target)
     rules, graphs = target.list_rules(), read_graphs(model)
     violations = [
@@ -86,7 +82,8 @@ def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
         for graph in graphs
         for found in _tell_once(graph, CHECKS[rule](graph, rules[rule]))
     ]
-    return LintRecord(target.name, name, tuple(rules), tuple(dict.fromkeys(violations)))
+    judged, unjudged = whole.count_judged(model, target.rules.operators)
+    return LintRecord(target.name, name, tuple(rules), tuple(dict.fromkeys(violations)), judged, unjudged)
 
 
 def _tell_once(graph: GriddedGraph, faults: Faults) -> Faults:

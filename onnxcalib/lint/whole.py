@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from fnmatch import fnmatchcase
 
+from onnx import ModelProto, NodeProto
+
+from ..graph.index import all_nodes
 from ..graph.inspect.grids import GriddedGraph
-from ..graph.load import inputs_of
+from ..graph.inspect.integers import is_linear
+from ..graph.load import inputs_of, is_quantized_op
+from ..graph.ops import LINEAR_OPS
 from ..spec import spell_shape
 from ..targets.rules import Attributes, Operators, Opset, Rule
 from .found import Faults, Found, spell_list
@@ -41,9 +47,24 @@ def check_static_shapes(graph: GriddedGraph, rule: Rule) -> Faults:
 def check_operators(graph: GriddedGraph, rule: Operators) -> Faults:
     """No operator of the file is one of those that are not allowed."""
     for node in graph.graph.node:
-        pattern = next((each for each in rule.forbidden if fnmatchcase(node.op_type, each)), None)
-        if pattern is not None:
+        if _is_named(node, rule.forbidden):
             yield Found(graph.spell(node), node.op_type, f"no {spell_list(rule.forbidden)}")
+
+
+def count_judged(model: ModelProto, rule: Operators | None) -> tuple[int, dict[str, int]]:
+    """How many quantized operators the rules are about, and the others: how many of each."""
+    known = () if rule is None else (*rule.forbidden, *rule.taken)
+    judged, others = 0, Counter[str]()
+    for node in filter(is_quantized_op, all_nodes(model.graph)):
+        if is_linear(node, *LINEAR_OPS) or _is_named(node, known):
+            judged += 1
+        else:
+            others[node.op_type] += 1
+    return judged, dict(others)
+
+
+def _is_named(node: NodeProto, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(node.op_type, each) for each in patterns)
 
 
 def check_attributes(graph: GriddedGraph, rule: Attributes) -> Faults:

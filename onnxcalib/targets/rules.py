@@ -58,9 +58,20 @@ class Opset(Rule):
 
 
 class Operators(Rule):
-    """Operators that a file must not have, as patterns: ``QLinear*``."""
+    """Operators as patterns: ``QLinear*``.
 
-    forbidden: Names
+    forbidden: what a file must not have. taken: quantized operators, beside QuantizeLinear and DequantizeLinear, that
+    the target is known to run; those that are neither are not judged, which the lint says.
+    """
+
+    forbidden: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.forbidden and not self.taken:
+            raise ValueError("forbidden or taken is needed")
+        return self
 
 
 class Pairs(Rule):

@@ -329,7 +329,7 @@ def test_a_file_alone_is_held_to_a_target(real, tmp_path):
     result = real("q.onnx", "--target", "onnxruntime")
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
     assert result.stdout.startswith(
-        "PASSED: q.onnx: all 11 rules of target onnxruntime hold; the file was read, and the"
+        "PASSED: q.onnx: all 12 rules of target onnxruntime hold; the file was read, and the"
     )
     assert real("q.onnx", "--target", "onnxruntime", "--quiet").stdout == ""
     result = real("q.onnx", "--target", "xint8", *REPORTS, "--quiet")

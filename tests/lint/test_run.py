@@ -47,6 +47,16 @@ def add_sigmoid(draft):
     draft.give("gate")
 
 
+def add_operator(op):
+    """A node of onnxruntime's own domain."""
+
+    def spoil(draft):
+        draft.add(op, ["x"], "strange", domain="com.microsoft")
+        draft.give("strange")
+
+    return spoil
+
+
 def forget_group(draft):
     node = draft.node("conv1")
     node.attribute.remove(next(each for each in node.attribute if each.name == "group"))
@@ -239,6 +249,8 @@ SPOILT = {
     "new opset": (("xint8", "symmetric"), "opset", "file", change_opset(21), set()),
     "free batch": (("qnn", "symmetric"), "static_shapes", "input x", free_batch, set()),
     "dynamic operator": (STRICT, "operators", "dynamic", add_dynamic, set()),
+    "operator without a kernel": (("onnxruntime",), "operators", "strange", add_operator("QOrderedGelu"), set()),
+    "operator that cannot be read": (("openvino",), "operators", "strange", add_operator("QGemm"), set()),
     "sigmoid": (("xint8",), "operators", "gate", add_sigmoid, set()),
     "no group": (ATTRIBUTES, "attributes", "conv1", forget_group, set()),
     "integers given out": (ALL, "pairs", "add_q", give_integers, set()),
@@ -504,16 +516,37 @@ def test_a_float_model_is_refused(build):
         check_target(model, "qnn")
 
 
-def test_a_function_of_quantized_operators_is_refused():
-    text = """<ir_version: 8, opset_import: ["": 17, "own": 1]> g (float[1, 6] x) => (float[1, 6] y) { y = own.pair(x) }
-    <domain: "own", opset_import: ["": 17]> pair (x) => (y) {
-        s = Constant<value = float {0.1}>() z = Constant<value = int8 {0}>()
-        q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)
-    }"""
-    with pytest.raises(
-        ModelError, match="found quantized operators in the function pair; rules are read off the nodes"
-    ):
-        check_target(parser.parse_model(text), "qnn")
+PACKED = """<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>
+g (float[1, 32] x, uint8[8, 2, 8] w, float[16] s) => (float[1, 8] y) {
+    [packed] y = com.microsoft.OP <K = 32, N = 8, bits = 4, block_size = 16> (x, w, s)
+}"""
+
+
+def test_quantized_operators_that_a_target_is_known_to_run_are_judged():
+    model = parser.parse_model(PACKED.replace("OP", "MatMulNBits"))
+    for target in ("onnxruntime", "openvino"):
+        record = check_target(model, target)
+        assert record.passed and (record.judged, record.unjudged) == (1, {})
+
+
+def test_a_file_of_operators_that_no_rule_is_about_does_not_pass():
+    record = check_target(parser.parse_model(PACKED.replace("OP", "MatMulBnb4")), "openvino")
+    assert not record.passed and record.violations == () and record.unjudged == {"MatMulBnb4": 1}
+    text = "no rule of target openvino judges what is quantized: 1 MatMulBnb4; the file was read, and the device was"
+    assert record.text == f"{text} not run"
+
+
+def test_operators_that_no_rule_is_about_are_named_beside_what_holds(sound):
+    draft = sound("openvino")
+    for number in range(2):
+        node = helper.make_node("MatMulBnb4", ["x"], [f"m{number}"], name=f"m{number}", domain="com.microsoft")
+        draft.graph.node.append(node)
+    record = check_target(draft.model, "openvino")
+    assert record.passed and record.text.startswith(
+        "all 14 rules of target openvino hold; not judged: 2 MatMulBnb4; the"
+    )
+    forget_group(draft)
+    assert "attributes; not judged: 2 MatMulBnb4; the file" in check_target(draft.model, "openvino").text
 
 
 def test_unnamed_nodes_are_named_by_what_they_make(sound):

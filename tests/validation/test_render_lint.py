@@ -9,8 +9,8 @@ from onnxcalib.targets import LintRecord, Violation
 from onnxcalib.validation.render_lint import draw_lint, to_json, to_junit, to_markdown
 
 BROKEN = Violation("opset", "a|b (Conv)", "opset 9", "opset 13 or later", "the manual <1>")
-SOUND = LintRecord("chip", "q.onnx", ("opset", "pairs"), ())
-RECORD = LintRecord("chip", "q.onnx", ("opset", "pairs"), (BROKEN,))
+SOUND = LintRecord("chip", "q.onnx", ("opset", "pairs"), (), 4)
+RECORD = LintRecord("chip", "q.onnx", ("opset", "pairs"), (BROKEN,), 4)
 
 
 def test_markdown_has_a_row_a_violation():
