@@ -97,7 +97,7 @@ class BitPlan(_Record):
         if self.model != model:
             raise ConfigError(
                 f"plan: found one for the model {escape_controls(self.model[:12])}; this model is {model[:12]}; plan"
-                " this one too"
+                " this one too, with the same shape"
             )
 
     def check_layers(self, names: Iterable[str]) -> None:

@@ -16,11 +16,11 @@ from .data import open_calibration as open_samples
 from .errors import ConfigError
 from .files.scratch import sweep
 from .files.writing import check_outputs
-from .graph.load import inputs_of, stored_files
+from .graph.load import stored_files
 from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
 from .planning.run import choose_bits, trace
 from .quantization.in_float import find_fault_of_size, list_in_float
-from .quantization.prepare import load
+from .quantization.prepare import list_inputs, load
 from .quantization.prepare import prepare as prepare_run
 from .quantization.prepared import Prepared
 from .quantization.ranges import Ranges, read_ranges
@@ -86,8 +86,8 @@ def open_calibration(
     data: see ``onnxcalib.data.open_calibration``. model: a file, a model, or the descriptions of its inputs. limit: the
     number of samples after which reading stops. Raises ModelError or DataError.
     """
-    inputs = inputs_of(load(model)) if isinstance(model, (str, Path, ModelProto)) else model
-    return open_samples(data, inputs, config, limit=limit)
+    config = DataConfig.take(config)
+    return open_samples(data, list_inputs(model, config), config, limit=limit)
 
 
 def quantize(
@@ -116,7 +116,7 @@ def quantize(
                 "ranges: found a budget beside them; a plan decides which ranges are needed; plan first, calibrate with"
                 " the plan, and give both"
             )
-        model, plan, given = load(model), _read_plan(plan), _read_ranges(ranges)
+        model, plan, given = load(model, run.config.data), _read_plan(plan), _read_ranges(ranges)
         _check_given(model, plan, given)
         prepared = prepare_run(run, model, calibration, plan, test=test)
         _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
@@ -145,7 +145,7 @@ def plan(
     if not config.planned:
         raise ConfigError(f"max_size: found no budget; give one of {', '.join(BUDGETS)} to plan within")
     with _open_run(config, observer) as run:
-        return choose_bits(prepare_run(run, load(model), calibration))
+        return choose_bits(prepare_run(run, load(model, config.data), calibration))
 
 
 def frontier(
@@ -156,7 +156,7 @@ def frontier(
     if not config.planned:  # a budget that all bits meet
         config = config.model_copy(update={"max_size": "1@8-bit"})
     with _open_run(config, observer) as run:
-        return trace(prepare_run(run, load(model), calibration))
+        return trace(prepare_run(run, load(model, config.data), calibration))
 
 
 def prepare(
@@ -180,7 +180,7 @@ def prepare(
                 f"{budget}: found a budget; stages take the bits of the settings or of a plan; plan first, and give"
                 " the plan"
             )
-        model, plan = load(model), _read_plan(plan)
+        model, plan = load(model, run.config.data), _read_plan(plan)
         _check_given(model, plan, None)
         return prepare_run(run, model, calibration, plan, test=test)
 

@@ -41,6 +41,8 @@ _LIMIT = re.compile(
 )
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _AXIS = re.compile(r"-?\d{1,2}", re.ASCII)
+_SIDE = re.compile(r"\d{1,9}", re.ASCII)
+MOST_AXES = 16  # of an input's shape: onnxruntime's own operators take at most eight
 _WHOLE = re.compile(r"\d+", re.ASCII)  # Python's own functions take the digits of all scripts, and 1_000
 
 
@@ -131,6 +133,32 @@ def read_axis(text: Any) -> tuple[str, int]:
     if not _AXIS.fullmatch(number.strip()) or (mark and not name.strip()):
         raise ValueError("must be an axis such as -1, or NAME=AXIS with the name of an output")
     return name.strip(), int(number)
+
+
+def split_shapes(value: Any) -> Any:
+    """Turn a shape, ``NAME=SHAPE`` or a list of these into a tuple of texts. Raises as ``read_shape``."""
+    listed = value if isinstance(value, (list, tuple)) else (value,)
+    names = [read_shape(text)[0] for text in listed]
+    if len(set(names)) < len(names):
+        raise ValueError("has two shapes for one input, or two for all of them; give one, and others as NAME=SHAPE")
+    return tuple(listed)
+
+
+def read_shape(text: Any) -> tuple[str, tuple[int, ...]]:
+    """The name of an input, empty for all of them, and its dimensions. Raises ValueError for other texts."""
+    name, mark, numbers = text.rpartition("=") if isinstance(text, str) else ("", "", "")
+    sides = [side.strip() for side in numbers.split(",", MOST_AXES)]
+    dimensions = tuple(int(side) for side in sides if _SIDE.fullmatch(side))
+    if (
+        len(dimensions) < len(sides)
+        or not 0 < len(sides) <= MOST_AXES
+        or 0 in dimensions
+        or (mark and not name.strip())
+    ):
+        raise ValueError(
+            "must be a shape such as 1,3,224,224, of numbers from 1 on, or NAME=SHAPE with the name of an input"
+        )
+    return name.strip(), dimensions
 
 
 def split_columns(value: Any) -> Any:

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "torch"},
     ),
     "validation": (
-        {"errors", "config", "progress", "report", "targets", "verdict", "lint", *WORKSHOPS, "quantization"},
+        {"errors", "spec", "config", "progress", "report", "targets", "verdict", "lint", *WORKSHOPS, "quantization"},
         {"numpy", "onnx"},
     ),
     "pipeline": (

@@ -237,7 +237,7 @@ def test_data_that_do_not_fit_are_refused_before_any_work(net, data, text):
 def test_a_set_that_was_opened_for_another_model_is_refused(net, build, weigh):
     other = build("g (float[N, 2] x) => (float[N, 2] y) { y = MatMul (x, w) }", w=weigh(2, 2))
     samples = onnxcalib.open_calibration(np.ones((3, 2), np.float32), onnxcalib.graph.load.inputs_of(other))
-    with pytest.raises(DataError, match="the set was opened for the inputs 'x'; the model's are 'image'"):
+    with pytest.raises(DataError, match=r"the set was opened for the inputs 'x' .*; the model's are 'image'"):
         quantize(net, samples, settings())
 
 

@@ -7,7 +7,19 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from onnxcalib import DataConfig, QuantizeConfig, ValidateConfig, plan, quantize, validate
+from onnxcalib import (
+    ConfigError,
+    DataConfig,
+    DataError,
+    QuantizeConfig,
+    ValidateConfig,
+    open_calibration,
+    pipeline,
+    plan,
+    quantize,
+    validate,
+)
+from onnxcalib.graph.load import inputs_of
 
 WORDS, WIDTH = 20, 8
 # Self-attention with a mask and a mean over what it counts, as sentence encoders have them.
@@ -116,18 +128,70 @@ def test_padding_that_is_run_gives_the_ranges_of_a_model_that_needs_none(build, 
         np.testing.assert_allclose(found[1][name], grid, rtol=1e-6, err_msg=name)
 
 
-def test_texts_give_the_model_that_their_tokens_give(encoder, tmp_path):
+def write_tokenizer(folder):
+    """The texts whose tokens are IDS, and the tokenizer that says so."""
     names = [f"w{number}" for number in range(WORDS)]
     tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     texts = [" ".join(names[i] for i in row[:length]) for row, length in zip(IDS, LENGTHS, strict=True)]
+    return texts, folder / "tokenizer.json"
+
+
+def test_texts_give_the_model_that_their_tokens_give(encoder, tmp_path):
+    texts, tokenizer = write_tokenizer(tmp_path)
     (tmp_path / "texts.txt").write_text("\n".join(texts))
-    config = settings(data=DataConfig(tokenizer=tmp_path / "tokenizer.json"))
+    config = settings(data=DataConfig(tokenizer=tokenizer))
     by_text = [quantize(encoder, source, config).model for source in (texts, tmp_path / "texts.txt")]
     by_token = quantize(encoder, {"input_ids": IDS, "attention_mask": MASK}, settings()).model
     assert by_text[0].graph == by_text[1].graph == by_token.graph
     assert not any(str(tmp_path) in entry.value for entry in by_text[1].metadata_props)
+
+
+@pytest.mark.parametrize("shape", ["1,12", ["input_ids=1,12"], ["attention_mask=1,12", "input_ids=1,12"]])
+def test_a_fixed_shape_pads_texts_to_it_and_is_that_of_the_file(encoder, tmp_path, shape):
+    texts, tokenizer = write_tokenizer(tmp_path)
+    data = DataConfig(tokenizer=tokenizer, shape=shape)
+    fixed = quantize(encoder, texts, settings(data=data)).model
+    assert [spec.shape for spec in inputs_of(fixed)] == [(1, 12), (1, 12)]
+    assert [dim.dim_value for dim in fixed.graph.output[0].type.tensor_type.shape.dim] == [1, 5]
+    assert not [node for node in fixed.graph.node if node.op_type == "Shape"]
+    verdict = validate(encoder, fixed, texts, ValidateConfig(threads=1, data=DataConfig(tokenizer=tokenizer)))
+    assert verdict.samples == len(texts) and verdict.outputs[0].sqnr_db > 25
+    free = quantize(encoder, texts, settings(data=DataConfig(tokenizer=tokenizer))).model
+    both = validate(encoder, free, texts, ValidateConfig(threads=1, data=data))  # fixed while they are compared
+    assert both.outputs[0].sqnr_db > 25
+
+
+def test_a_fixed_shape_cuts_texts_to_it(encoder, tmp_path):
+    texts, tokenizer = write_tokenizer(tmp_path)
+    samples = open_calibration(texts, encoder, DataConfig(tokenizer=tokenizer, shape="1,3"))
+    assert samples.fixed_batch == 1 and samples.read([0])["input_ids"].shape == (1, 3)
+    assert open_calibration(texts, inputs_of(encoder), DataConfig(tokenizer=tokenizer, shape="1,3")).fixed_batch == 1
+
+
+def test_a_plan_and_ranges_fit_the_same_shape_alone(encoder, tmp_path):
+    texts, tokenizer = write_tokenizer(tmp_path)
+    data = DataConfig(tokenizer=tokenizer, shape="1,8")
+    found = plan(encoder, texts, settings(max_size="1@8-bit", cache_dir=tmp_path, jobs=1, data=data))
+    ranges = pipeline.calibrate(pipeline.prepare(encoder, texts, settings(data=data), plan=found))
+    assert quantize(encoder, texts, settings(data=data), plan=found, ranges=ranges).report.samples == len(texts)
+    free = settings(data=DataConfig(tokenizer=tokenizer))
+    for given in ({"plan": found}, {"ranges": ranges}):
+        with pytest.raises(ConfigError, match=r"th.* model.*, with the same shape$"):
+            quantize(encoder, texts, free, **given)
+
+
+def test_samples_that_do_not_fit_a_fixed_shape_are_refused(encoder, tmp_path):
+    texts, tokenizer = write_tokenizer(tmp_path)
+    config = settings(data=DataConfig(tokenizer=tokenizer, shape="1,12"))
+    with pytest.raises(DataError, match=r"found shape \(40, 8\); the model takes \(1, 12\)"):
+        quantize(encoder, {"input_ids": IDS, "attention_mask": MASK}, config)
+    samples = open_calibration(texts, encoder, DataConfig(tokenizer=tokenizer))
+    with pytest.raises(
+        DataError, match=r"opened for the inputs 'input_ids' \(any, any\).*; the model's are 'input_ids' \(1, 12\)"
+    ):
+        quantize(encoder, samples, config)
 
 
 def test_all_samples_are_seen_and_all_layers_solved(encoder):

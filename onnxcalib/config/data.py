@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from ..values import read_limit, split_columns, split_numbers, split_sides, split_size
+from ..values import read_limit, read_shape, split_columns, split_numbers, split_shapes, split_sides, split_size
 from .fields import EXPERT, IMAGES, TEXTS, File, Option, Settings, Switch
 
 # Pixels of 8 bits have a deviation of 0.5 at most once they are divided by 255; 1 and more stand for a range of a
@@ -158,6 +158,21 @@ class DataConfig(Settings):
         Field(description="Number of tokens to which texts are truncated."),
         Option(TEXTS, unset="the tokenizer's, or what the model fixes"),
     ] = None
+    shape: Annotated[
+        tuple[str, ...],
+        BeforeValidator(split_shapes),
+        Field(
+            description="Fixed dimensions of the model's inputs, and so of samples and of the file that is written: of"
+            " all of them, or NAME=SHAPE of one."
+        ),
+        Option(
+            EXPERT,
+            metavar="SHAPE",
+            form="a shape, NAME=SHAPE, or a list of these",
+            unset="the model's",
+            repeated=True,
+        ),
+    ] = ()
     max_unpacked: Annotated[
         Size,
         Field(description="Most that the samples of .npz and .pb files may take unpacked, in temporary files."),
@@ -173,6 +188,11 @@ class DataConfig(Settings):
         Field(description="Longest line, or row of several lines, of a file of texts."),
         Option(EXPERT, metavar="SIZE", form="size", bounds=_SIZES),
     ] = "1MB"
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """``shape`` as dimensions by input; the name of all inputs is empty."""
+        return dict(map(read_shape, self.shape))
 
     @property
     def unpacked_bytes(self) -> int:

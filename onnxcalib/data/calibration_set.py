@@ -17,7 +17,7 @@ from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from ..errors import DataError
 from ..files.scratch import Scratch
 from ..progress import track
-from ..spec import InputSpec
+from ..spec import InputSpec, spell_shape
 from .checked import CheckedSamples, check_part, share_batch, tell_one_sample, unpack_part
 from .padding import MASK, trim_padding
 from .room import Room
@@ -234,7 +234,7 @@ def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int 
         raise DataError(f"data: found an open set of {len(samples)} samples; {limit} are wanted; open it with limit=")
     found, wanted = ([(spec.name, np.dtype(spec.dtype)) for spec in each] for each in (samples.inputs, inputs))
     if found != wanted or not all(map(_agree, samples.inputs, inputs)):
-        names = [", ".join(repr(spec.name) for spec in each) for each in (samples.inputs, inputs)]
+        names = [", ".join(map(_spell_input, each)) for each in (samples.inputs, inputs)]
         raise DataError(
             f"data: the set was opened for the inputs {names[0]}; the model's are {names[1]}, each of a type and shape;"
             " open it with the model's own"
@@ -242,12 +242,16 @@ def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int 
     return samples
 
 
-def _agree(one: InputSpec, other: InputSpec) -> bool:
-    """Whether the ranks are equal, and each dimension that both fix."""
-    if one.shape is None or other.shape is None:
-        return True
-    same_rank = len(one.shape) == len(other.shape)
-    return same_rank and all(a == b or None in (a, b) for a, b in zip(one.shape, other.shape, strict=True))
+def _agree(opened: InputSpec, wanted: InputSpec) -> bool:
+    """Whether the ranks are equal, and each dimension that the model fixes."""
+    if opened.shape is None or wanted.shape is None:
+        return wanted.shape is None or not any(wanted.shape)
+    same_rank = len(opened.shape) == len(wanted.shape)
+    return same_rank and all(b in (None, a) for a, b in zip(opened.shape, wanted.shape, strict=True))
+
+
+def _spell_input(spec: InputSpec) -> str:
+    return f"{spec.name!r} {'of any shape' if spec.shape is None else spell_shape(spec.shape)}"
 
 
 def _collect(

@@ -62,7 +62,7 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     make_dense(model)
     check_structure(model, where)
     _refuse_broken(model, where)
-    _refuse_giants(model, where)
+    refuse_giants(model, where)
     return model
 
 
@@ -244,8 +244,8 @@ def _refuse_broken(model: ModelProto, where: str) -> None:
             )
 
 
-def _refuse_giants(model: ModelProto, where: str) -> None:
-    """Refuse computed tensors of a fixed size that cannot be.
+def refuse_giants(model: ModelProto, where: str) -> None:
+    """Raise ModelError for computed tensors of a fixed size that cannot be.
 
     Those of constants alone may be no larger than stored ones, as onnxruntime computes them when it loads the model.
     Those of inputs may be as large as the machine's memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ import numpy as np
 from onnx import ModelProto
 
 from ..bitplan import BitPlan
-from ..config import QuantizeConfig
+from ..config import DataConfig, QuantizeConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
 from ..graph.draws import spell_draws
 from ..graph.finite import explain_nan
 from ..graph.load import inputs_of, load_model
 from ..graph.names import resolve_names
+from ..graph.passes.fix_inputs import fix_inputs, fix_specs
 from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn, name_some
 from ..runtime.session import Session, is_float
+from ..spec import InputSpec
 from .channel_scales import even_channels
 from .class_axes import find_class_axes
 from .input_grid import find_lossless_grids
@@ -246,6 +248,18 @@ def _list_lacking(outputs: Mapping[str, Any]) -> list[str]:
     return [name for name, value in outputs.items() if is_float(value) and value.size and not np.isfinite(value).any()]
 
 
-def load(model: str | Path | ModelProto) -> ModelProto:
-    """A copy of the model, or the model of a file. Raises ModelError."""
-    return load_model(model if isinstance(model, ModelProto) else Path(model))
+def load(model: str | Path | ModelProto, data: DataConfig) -> ModelProto:
+    """A copy of the model, or the model of a file, its inputs of the shapes that are set.
+
+    Raises ModelError, and ConfigError for shapes that do not fit.
+    """
+    loaded = load_model(model if isinstance(model, ModelProto) else Path(model))
+    fix_inputs(loaded, data.input_shapes)
+    return loaded
+
+
+def list_inputs(model: str | Path | ModelProto | Sequence[InputSpec], data: DataConfig) -> tuple[InputSpec, ...]:
+    """The inputs of a model, or those described, in the shapes that are set. Raises as ``load``."""
+    if isinstance(model, (str, Path, ModelProto)):
+        return inputs_of(load(model, data))
+    return fix_specs(model, data.input_shapes)

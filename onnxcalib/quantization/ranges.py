@@ -93,7 +93,7 @@ class Ranges(BaseModel):
         if self.model != model:
             raise ConfigError(
                 f"ranges: found those of another model, {escape_controls(self.model[:12])}; this one is {model[:12]};"
-                " calibrate it too"
+                " calibrate it too, with the same shape"
             )
 
     def to_json(self) -> str:

@@ -17,6 +17,7 @@ from ..graph.passes.axes import spell_axes
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.duplicates import merge_duplicates
 from ..graph.passes.einsum import einsum_as_matmul
+from ..graph.passes.fix_inputs import fix_outputs
 from ..graph.passes.float16 import widen_float16
 from ..graph.passes.fold import fold_constants
 from ..graph.passes.gates import fold_hardsigmoid
@@ -81,5 +82,7 @@ def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = (
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     passes["drop_dead"] += drop_dead(model)
+    if config.data.shape:
+        fix_outputs(model)
     refuse_unsuitable(model)
     return Rewritten(model, passes, frozenset(name for layers in made.values() for name in layers))

@@ -18,6 +18,7 @@ from ..errors import DataError, GateError, ModelError, escape_controls, first_li
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
+from ..graph.passes.fix_inputs import fix_inputs
 from ..lint.run import check_loaded
 from ..progress import listening
 from ..quantization.calibrate import batch_size
@@ -31,6 +32,7 @@ from ..quantization.verify import INNER, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.foreign import find_runtime
 from ..runtime.session import Session
+from ..spec import InputSpec
 from ..targets import load_target
 from ..verdict import DeviceRecord, Explanation, ReferenceRecord, Verdict
 from .arbitrate import arbitrate, find_obstacle, list_remarks
@@ -95,7 +97,7 @@ class _Run:
         original, quantized = (load_model(source) for source in sources)
         self._check_models(original, quantized)
         lint = None if self.target is None else check_loaded(quantized, self.target, _name(sources[1]))
-        interface = check_interface(original, quantized)
+        interface = self._match_inputs(original, quantized)
         samples = open_calibration(data, interface, self.config.data, limit=self.config.samples)
         samples.tell(self.observer.note, self._warn)
         classes = choose_labels(labels, samples)
@@ -274,6 +276,12 @@ class _Run:
                 "models: the first is quantized and the second is not; the float model comes first; swap the two"
             )
         self._warn("the second model has no quantized operator; two float models are compared")
+
+    def _match_inputs(self, original: ModelProto, quantized: ModelProto) -> tuple[InputSpec, ...]:
+        """The inputs that both models take, in the shapes that are set; changes the models."""
+        for model in (original, quantized):
+            fix_inputs(model, self.config.data.input_shapes)
+        return check_interface(original, quantized)
 
     def _check_reference(self, quantized: ModelProto) -> None:
         """Refuse a gate that the reference cannot judge before any model runs."""

@@ -10,7 +10,7 @@ from onnxcalib.cli.exitstatus import ExitStatus
 from onnxcalib.config import DataConfig, QuantizeConfig
 from tests.test_bitplan import FRONTIER, PLAN
 
-TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}
+TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_every_option_reaches_its_setting(run):
         "--max-disagreement 2 --latencies t.csv --jobs 2 --scheduler tcp://a:1 --cache-dir c --first-last-bits 4 "
         "--range entropy --percentile 99.5 --encoding standard --weight-range full --effort best --samples 9 --seed 3 "
         "--threads 2 --device cpu --exclude x --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc "
-        "--channels bgr --tokenizer t.json --text-column a,b --pairs --max-length 64"
+        "--channels bgr --tokenizer t.json --text-column a,b --pairs --max-length 64 --shape 1,3 --shape x=1,4"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)

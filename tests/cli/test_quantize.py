@@ -31,7 +31,7 @@ from onnxcalib.report import (
     UnfusedRecord,
 )
 
-TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}
+TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
 
 REPORT = Report(
     settings={},
@@ -120,7 +120,7 @@ def test_every_option_reaches_its_setting(run):
         "--weight-range full --pipeline light --no-reconstruct --statistics --no-biases --effort best --steps 7 "
         "--views 2 --samples 9 --seed 3 --threads 2 --device cpu "
         "--mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
-        "--tokenizer t.json --text-column a,b --pairs --max-length 64"
+        "--tokenizer t.json --text-column a,b --pairs --max-length 64 --shape 1,3 --shape x=1,4"
     )
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)

@@ -23,7 +23,7 @@ from onnxcalib.validation import run as validation
 from onnxcalib.validation import timing as clock
 from onnxcalib.verdict import ContractRecord, GateRecord, LatencyRecord, Verdict
 
-TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64}
+TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
 
 PASS = GateRecord("min_sqnr", True, "20.00 dB on y, at least 15 dB")
 FAIL = GateRecord("min_agreement", False, "80.00% on y, at least 90%")
@@ -89,7 +89,7 @@ def test_every_option_reaches_its_setting(run):
         "--labels labels.csv --max-drop 1.5 --min-agreement 95 --min-sqnr 15.5 --max-size-ratio 0.5 --min-speedup 1.2 "
         "--max-unfused 7 --max-steps 3 --max-saturating 2 --confident --metric own.module:score --samples 9 --batch 4 "
         "--threads 2 --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
-        "--tokenizer t.json --text-column a,b --pairs --max-length 64 --explain "
+        "--tokenizer t.json --text-column a,b --pairs --max-length 64 --shape 1,3 --shape x=1,4 --explain "
         "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30 --target qnn --min-placed 97.5%"
     )
     assert run(*BASE, *text.split()).exit_code == 0

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import onnxcalib
-from onnxcalib import LayerConfig, QuantizeConfig
+from onnxcalib import DataConfig, LayerConfig, QuantizeConfig
 from onnxcalib.quantization.prepare import FEW_SAMPLES, load
 from onnxcalib.quantization.prepared import SETTINGS_BYTES, with_bits
 from onnxcalib.spec import Candidate
@@ -37,7 +37,7 @@ def test_preparation_leaves_the_original_as_it_was(net, draw):
     before = net.SerializeToString()
     prepared = onnxcalib.prepare(net, draw(8, 4))
     assert net.SerializeToString() == before == prepared.original.SerializeToString()
-    assert load(net) is not net and load(net) == net
+    assert load(net, DataConfig()) is not net and load(net, DataConfig()) == net
 
 
 def test_bits_of_single_layers_replace_those_of_the_settings():

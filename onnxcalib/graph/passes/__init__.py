@@ -1,7 +1,8 @@
 """Graph passes: each changes a model in place and returns how many rewrites it made; what the model computes stays.
 
-Read the files in the order in which ``quantization.rewrite`` runs them. ``normalise``, ``ort_fusions`` and ``opset``
-bring a model into one form. ``float16``, ``fold``, ``target_shapes`` and ``batchnorm`` compute what is constant.
+Read the files in the order in which ``quantization.rewrite`` runs them. ``fix_inputs`` comes before all, where inputs
+are to have fixed shapes. ``normalise``, ``ort_fusions`` and ``opset`` bring a model into one form. ``float16``,
+``fold``, ``target_shapes`` and ``batchnorm`` compute what is constant.
 ``written_out`` writes functions of several nodes as onnxruntime fuses them. ``einsum``, ``transposed``, ``products``,
 ``gemm``, ``pool``, ``attributes``, ``axes``, ``hardswish``, ``gates``, ``pads`` and ``duplicates`` write operators with
 integer kernels. ``draws`` is for whatever is run: it makes random values the same in both models.
