@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +64,36 @@ class QuantSpec:
     @property
     def qmax(self) -> int:
         return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a device needs of a quantization scheme; the defaults are what onnxruntime's CPU provider runs on integers.
+
+    activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
+    those that there are. weights_alone: bits of weights that may stand beside float activations. one_weight_scale: a
+    weight has one scale, not one for each output channel. power_of_two_weights: its scales are 2^-p. float_biases:
+    operators whose bias is written as float. through_cast: weights of 4 bits are read through a Cast to 8. placing:
+    which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and what is added to
+    their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``. through: operators
+    that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be float at the
+    graph's end. aligned: operators whose inputs and outputs share a grid. opset: the least and the most; None for any.
+    """
+
+    activation: QuantSpec = QuantSpec(8)
+    activation_bits: tuple[int, ...] = (8, 4)
+    weight_bits: tuple[int, ...] = (8, 4)
+    weights_alone: tuple[int, ...] = (8, 4)
+    one_weight_scale: bool = False
+    power_of_two_weights: bool = False
+    float_biases: frozenset[str] = frozenset({"ConvTranspose"})
+    through_cast: bool = True
+    placing: Literal["fused", "inputs", "groups"] = "fused"
+    grouped: frozenset[str] = frozenset()
+    through: frozenset[str] = frozenset()
+    at_exit: frozenset[str] = frozenset()
+    aligned: frozenset[str] = frozenset()
+    opset: tuple[int | None, int | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -135,7 +165,7 @@ class QuantScheme:
     fuse.
     embeddings: Gathers of rows of a constant, which is stored as integers.
     barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
-    gates: HardSigmoids that run on integers.
+    gates: HardSigmoids that run on integers. requirements: those of the target.
     """
 
     layers: tuple[LayerScheme, ...]
@@ -147,6 +177,7 @@ class QuantScheme:
     embeddings: tuple[LayerScheme, ...] = ()
     barred: frozenset[str] = frozenset()
     gates: frozenset[str] = frozenset()
+    requirements: Requirements = Requirements()
 
     def members_of(self, tensor: str) -> tuple[str, ...]:
         """The tensors that must have the same QParams as this one, itself among them."""

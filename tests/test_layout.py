@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "spec": (set(), {"numpy"}),
     "values": (set(), set()),
     "config": ({"errors", "files", "spec", "values"}, {"pydantic"}),
-    "targets": ({"errors", "config"}, {"pydantic"}),
+    "targets": ({"errors", "spec", "config"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
     "progress": (set(), set()),
     "report": ({"errors"}, set()),
@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs", "openvino", "onnxruntime_qnn"},
     ),
     "quantization": (
-        {*FOUNDATION, "values", "bitplan", "progress", "report", *WORKSHOPS},
+        {*FOUNDATION, "values", "targets", "bitplan", "progress", "report", *WORKSHOPS},
         {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (

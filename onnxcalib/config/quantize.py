@@ -148,6 +148,11 @@ class QuantizeConfig(Settings):
         Field(description="Bits of tables that a Gather looks up by row."),
         Option(BITS, unset="those of the weights"),
     ] = None
+    target: Annotated[
+        Name,
+        Field(description="What the file is made for: a name of onnxcalib targets, or a TOML file."),
+        Option(BITS, metavar="NAME|FILE", form="a name, or the path of a TOML file"),
+    ] = "onnxruntime"
     range: Annotated[
         Literal["min-max", "percentile", "squared-error", "entropy"],
         Field(description="How the range of an activation is chosen from its values."),
@@ -166,13 +171,17 @@ class QuantizeConfig(Settings):
     ] = 99.99
     encoding: Annotated[
         Literal["runtime", "standard"],
-        Field(description="How 4-bit weights are stored: fast in onnxruntime, or as plain 4-bit types."),
+        Field(
+            description="How 4-bit weights are stored: fast in onnxruntime, or as plain 4-bit types, which some targets"
+            " need."
+        ),
         Option(EXPERT),
     ] = "runtime"
     weight_range: Annotated[
         Literal["bounded", "full"],
         Field(
-            description="Integers that weights may have: bounded is exact on any CPU, full on ARM and x86 with VNNI."
+            description="Integers that weights may have: bounded is exact on any CPU, full on ARM, x86 with VNNI, and"
+            " other devices."
         ),
         Option(EXPERT),
     ] = "bounded"

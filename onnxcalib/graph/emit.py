@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ..config import FULL_BITS
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .edit import refill, replace_names, reroute, take_name, write_attributes
 from .fusion import moves_values
@@ -162,7 +164,7 @@ class _Writer:
         integers = nodes[0].output[0]
         for node in on_grid:
             # Dimensions are read off the integers, so that no DequantizeLinear is left for them alone.
-            reads_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits == 8)
+            reads_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits >= FULL_BITS)
             reroute(node, tensor, integers if reads_integers else dequantized)
         if layer_grid is not None and on_layer_grid:
             prefix = self._name(f"{tensor}_requantized")
@@ -203,13 +205,14 @@ class _Writer:
         """
         source, dequantized = ends
         bits = grid.spec.bits
-        in_bytes = self.encoding == "runtime" or bits == 8 or prefix in self.in_bytes or self._needs_bytes(source, grid)
+        few = bits < FULL_BITS
+        in_bytes = few and (self.encoding == "runtime" or prefix in self.in_bytes or self._needs_bytes(source, grid))
         scale = self._constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
-        zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8 if in_bytes else ml_dtypes.uint4)
+        zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8) if in_bytes else _type_of(grid.spec)
         integers = self._name(f"{prefix}_quantized")
         inputs = [source, scale, self._constant(f"{prefix}_zero_point", zero.astype(dtype))]
         nodes = [self._node(QUANTIZE, inputs, integers, prefix)]
-        if in_bytes and bits < 8:
+        if in_bytes:
             bounds = {"min": 0, "max": grid.spec.qmax}
             limits = [
                 self._shared_constant(f"uint{bits}_{end}", np.array(value, np.uint8)) for end, value in bounds.items()
@@ -217,7 +220,7 @@ class _Writer:
             clipped = self._name(f"{prefix}_clipped")
             nodes.append(self._node("Clip", [integers, *limits], clipped, prefix))
             integers = clipped
-        elif not in_bytes and any(self._refuses_four_bits(node) for node in readers):
+        elif few and any(self._refuses_four_bits(node) for node in readers):
             dtype, widened = np.dtype(np.uint8), self._name(f"{prefix}_uint8")
             nodes.append(self._node("Cast", [integers], widened, prefix, to=TensorProto.UINT8))
             integers = widened
@@ -294,14 +297,15 @@ class _Writer:
         name = self._operand_name(layer, layer.bias, f"{layer.name}_bias")
         del node.input[2:]
         node.input.append(name)
-        if layer.op == "ConvTranspose" or input_grid is None:
-            # No integer kernel reads it, and with groups its channels outnumber the weight's scales.
+        in_float = layer.op in self.scheme.requirements.float_biases
+        # With groups the channels of a ConvTranspose outnumber the weight's scales.
+        if in_float or input_grid is None or grid.scale.size not in (1, bias.size):
             self._write(name, bias.astype(np.float32))
             return
         scale = bias_scale(input_grid, grid)
         integers = np.clip(np.rint(bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
         stored = self._constant(f"{name}_quantized", integers)
-        spec = QuantSpec(32, axis=0)
+        spec = QuantSpec(32, axis=0 if scale.ndim else None)
         self.before[layer.name].append(self._dequantize(name, stored, scale, np.dtype(np.int32), spec))
 
     def _write_embedding(self, layer: LayerScheme, params: LayerParams) -> None:
@@ -379,6 +383,12 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     write_attributes(node, {}, drop=("transB",))
     grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
     return replace(params, integers=params.integers.T, grid=grid)
+
+
+def _type_of(spec: QuantSpec) -> np.dtype[Any]:
+    """The type of an activation's integers."""
+    few = spec.bits < FULL_BITS
+    return np.dtype(ml_dtypes.uint4 if few else f"{'' if spec.signed else 'u'}int{spec.bits}")
 
 
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:

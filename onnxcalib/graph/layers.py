@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..spec import LayerScheme, QuantSpec
+from ..spec import LayerScheme, QuantSpec, Requirements
 from .finite import is_weight
 from .index import Index, attribute_of, is_op, known_constant, reads
 from .ops import LAYERS
 from .shapes import Shape, infer_shapes
 
 
-def find_layers(model: ModelProto, index: Index, weight_bits: int, activation_bits: int) -> Iterator[LayerScheme]:
-    """The quantizable layers in graph order, each with weight and input of these bits."""
+def find_layers(
+    model: ModelProto, index: Index, weight_bits: int, activation_bits: int, requirements: Requirements | None = None
+) -> Iterator[LayerScheme]:
+    """The quantizable layers in graph order, each with weight and input of these bits, on the target's grids."""
+    needs = requirements or Requirements()
     shapes = cache(partial(infer_shapes, model))
     for node in model.graph.node:
         if not is_op(node, *LAYERS) or not _quantizable(index, node):
@@ -32,8 +36,14 @@ def find_layers(model: ModelProto, index: Index, weight_bits: int, activation_bi
             bias=bias if bias_add is None else next(t for t in bias_add.input if t != node.output[0]),
             output=(bias_add or node).output[0],
             bias_add=bias_add and bias_add.name,
-            weight_spec=QuantSpec(weight_bits, signed=True, symmetric=True, axis=axis),
-            activation_spec=QuantSpec(activation_bits),
+            weight_spec=QuantSpec(
+                weight_bits,
+                signed=True,
+                symmetric=True,
+                axis=None if needs.one_weight_scale else axis,
+                power_of_two=needs.power_of_two_weights,
+            ),
+            activation_spec=replace(needs.activation, bits=activation_bits),
             groups=attribute_of(node, "group", 1),
         )
 

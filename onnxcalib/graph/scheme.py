@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..config import FULL_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
-from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec
+from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec, Requirements
 from .embeddings import find_embeddings
 from .float_weights import spell_holders
 from .fusion import (
@@ -33,6 +33,7 @@ from .names import Selection
 from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, SHAPE_READERS
 from .patterns import whole_nodes
 from .shapes import infer_graph
+from .sharing import share_grids
 from .unfuse import find_barred
 
 # Inputs that share a scale in 4-bit weights of layers that read float: the error of 384 correlated normal inputs is
@@ -50,6 +51,7 @@ def make_scheme(
     embedding_bits: int = FLOAT_BITS,
     pair_limits: bool = True,
     selection: Selection | None = None,
+    requirements: Requirements | None = None,
 ) -> QuantScheme:
     """Decide the quantization of every weighted layer and of the tensors between them.
 
@@ -60,23 +62,15 @@ def make_scheme(
     4-bit weights and one scale a channel for others.
     pair_limits: choose integers of weights with which no kernel's sums can saturate.
     selection: settings of single layers, which override the others.
+    requirements: of the target, by default onnxruntime's.
     Raises ModelError where the graph has no quantizable layer. Raises ConfigError where ``selection`` gives bits to a
     node that is no quantizable layer, excludes all layers, or where ``block_size`` has no layer.
     """
     index = Index(model.graph)
-    selection = selection or Selection()
-    layers = tuple(find_layers(model, index, weight_bits, activation_bits))
-    if not layers:
-        holders = spell_holders(model)
-        raise ModelError(
-            f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
-            " with a constant float weight is needed; nothing can be gained by quantizing this model"
-        )
-    _refuse_bits_without_effect(selection, {layer.name for layer in layers})
-    ends = end_layers(model.graph, {layer.name for layer in layers})
-    layers = tuple(layer for layer in layers if layer.name not in selection.excluded)
-    if not layers:
-        raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
+    selection, requirements = selection or Selection(), requirements or Requirements()
+    found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
+    layers = _select(model, found, selection)
+    ends = end_layers(model.graph, {layer.name for layer in found})
     layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     layers = _give_blocks(layers, block_size)
@@ -85,15 +79,42 @@ def make_scheme(
         model, index, on_grids, selection.excluded | whole_nodes(model)
     )
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
-    shared = _sharing_sets(model.graph, index, quantized, nonnegative, in_float)
+    nodes = [node for node in model.graph.node if node.name not in in_float]
+    shared, nonnegative = share_grids(index, nodes, quantized, nonnegative, requirements.aligned)
     float_reads = _float_reads(index, quantized, integer_outputs)
-    activations, requantized = _assign_bits(index, on_grids, (quantized, float_reads), shared)
+    activations, requantized = _assign_bits(index, on_grids, (quantized, float_reads), shared, requirements.activation)
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
     barred = find_barred(model.graph, index, activations, float_reads, integer_outputs)
     gates = frozenset(n.name for n in model.graph.node if is_op(n, "HardSigmoid") and n.name in integer_outputs)
-    return QuantScheme(layers, activations, requantized, shared, nonnegative, float_reads, embeddings, barred, gates)
+    return QuantScheme(
+        layers=layers,
+        activations=activations,
+        requantized=requantized,
+        shared=shared,
+        nonnegative=nonnegative,
+        float_reads=float_reads,
+        embeddings=embeddings,
+        barred=barred,
+        gates=gates,
+        requirements=requirements,
+    )
+
+
+def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:
+    """The layers that are not excluded. Raises ModelError and ConfigError where there are none."""
+    if not layers:
+        holders = spell_holders(model)
+        raise ModelError(
+            f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
+            " with a constant float weight is needed; nothing can be gained by quantizing this model"
+        )
+    _refuse_bits_without_effect(selection, {layer.name for layer in layers})
+    kept = tuple(layer for layer in layers if layer.name not in selection.excluded)
+    if not kept:
+        raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
+    return kept
 
 
 def _set_end_bits(layer: LayerScheme, bits: int) -> LayerScheme:
@@ -122,7 +143,11 @@ def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[
     spec = layer.weight_spec
     if layer.reads_float or not adds_pairs(layer.op, tuple(shape), layer.groups):
         return layer
-    highest = QuantSpec(FULL_BITS).qmax if layer.input in requantized else layer.activation_spec.qmax
+    highest = (
+        replace(layer.activation_spec, bits=FULL_BITS).qmax
+        if layer.input in requantized
+        else layer.activation_spec.qmax
+    )
     limit = INT16_MAX // highest
     return layer if limit >= -2 * spec.qmin else replace(layer, weight_spec=replace(spec, pair_limit=limit))
 
@@ -275,58 +300,17 @@ def _alone_moves(index: Index, node: NodeProto) -> bool:
     return len(index.readers(node.input[0])) == 1
 
 
-def _sharing_sets(
-    graph: GraphProto,
-    index: Index,
-    quantized: list[str],
-    nonnegative: dict[str, float],
-    excluded: frozenset[str],
-) -> tuple[tuple[str, ...], ...]:
-    """Sets of tensors that have one grid: both sides of a mover, and a Concat with the inputs that it alone reads."""
-    nodes = [node for node in graph.node if node.name not in excluded]
-    parent = {t: t for t in quantized}
-    bound_of = {t: nonnegative.get(t) for t in quantized}
-
-    def find(t: str) -> str:
-        while parent[t] != t:
-            t = parent[t]
-        return t
-
-    def join(tensors: list[str]) -> None:
-        for t in tensors[1:]:
-            a, b = find(tensors[0]), find(t)
-            if a != b:
-                parent[b] = a
-                known = [bound for bound in (bound_of[a], bound_of[b]) if bound is not None]
-                bound_of[a] = min(known, default=None)
-
-    for node in nodes:
-        if moves_values(index, node):
-            join([t for t in (node.input[0], *carried_outputs(index, node)) if t in parent])
-    for node in nodes:
-        if not is_op(node, "Concat") or not parent.keys() >= {*node.input, *carried_outputs(index, node)}:
-            continue
-        (output,) = carried_outputs(index, node)
-        # A grid without negative values must not be shared by a tensor that has them, nor by one with another bound.
-        bounds = {bound_of[find(t)] for t in node.input}
-        if len(bounds) == 1 and bound_of[find(output)] in {*bounds, None}:
-            join([output, *(t for t in node.input if len(index.readers(t)) == 1)])
-    sets: dict[str, list[str]] = {}
-    for t in quantized:
-        sets.setdefault(find(t), []).append(t)
-    return tuple(tuple(s) for s in sets.values() if len(s) > 1)
-
-
 def _assign_bits(
     index: Index,
     layers: tuple[LayerScheme, ...],
     tensors: tuple[list[str], dict[str, frozenset[str]]],
     shared: tuple[tuple[str, ...], ...],
+    spec: QuantSpec,
 ) -> tuple[dict[str, QuantSpec], dict[str, QuantSpec]]:
     """The grid of each tensor, and the grid of fewer bits for which it is requantized.
 
     A set of tensors that only layers read has the bits of these layers. Others have 8, and are requantized for the
-    layers that need fewer. tensors: those that are quantized, and who reads them in float.
+    layers that need fewer. tensors: those that are quantized, and who reads them in float. spec: of any bits.
     """
     quantized, float_reads = tensors
     bits_of = {layer.name: layer.activation_spec.bits for layer in layers}
@@ -338,11 +322,11 @@ def _assign_bits(
             members = set_of.get(tensor, (tensor,))
             needs = _bits_needed(index, members, bits_of, float_reads)
             bits = needs.pop() if len(needs) == 1 else FULL_BITS
-            activations |= {t: QuantSpec(bits) for t in members}
+            activations |= {t: replace(spec, bits=bits) for t in members}
         bits = activations[tensor].bits
         fewer = {bits_of[n.name] for n in index.readers(tensor) if bits_of.get(n.name, bits) < bits}
         if fewer:
-            requantized[tensor] = QuantSpec(min(fewer))
+            requantized[tensor] = replace(spec, bits=min(fewer))
     return {t: activations[t] for t in quantized}, requantized
 
 

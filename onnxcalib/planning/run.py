@@ -63,7 +63,11 @@ def choose_bits(prepared: Prepared) -> BitPlan:
         measured = _measure(prepared)
         assembler = measured.assembler
         names = {name for each in assembler.sets for name in each.layers}
-        excluded = [k.name for k in make_scheme(prepared.model).layers if k.name not in names]
+        excluded = [
+            k.name
+            for k in make_scheme(prepared.model, requirements=prepared.run.target.requirements).layers
+            if k.name not in names
+        ]
         options: dict[str, Any] = {"name_of": measured.name_of, "excluded": excluded, "in_float": prepared.in_float}
         try:
             found = make_bit_plan(assembler, config, measured.latencies, **options)

@@ -77,7 +77,7 @@ def prepare(
                     test=judges,
                     measured_on=measured_on,
                     padding=PaddingMask(model),
-                    scheme=make_settings_scheme(model, config, original, in_float=reasons),
+                    scheme=make_settings_scheme(model, config, original, run.target.requirements, in_float=reasons),
                     in_float=reasons,
                     parts=find_parts(model, feeds, run.threads),
                 )

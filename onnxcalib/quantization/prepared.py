@@ -23,7 +23,7 @@ from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
 from ..graph.squashed import find_squashed
 from ..report import MeasuredOn
-from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme
+from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme, Requirements
 from .calibrate import Statistics, choose_grids, choose_whole, collect_statistics
 from .input_grid import keep_lossless
 from .output_parts import Parts
@@ -85,7 +85,13 @@ class Prepared:
     ) -> QuantScheme:
         """The quantization scheme of the settings, or of ``bits`` for all layers; ``layers`` overrides both."""
         return make_settings_scheme(
-            self.model, self.config, self.original, in_float=self.in_float, layers=layers, bits=bits
+            self.model,
+            self.config,
+            self.original,
+            self.run.target.requirements,
+            in_float=self.in_float,
+            layers=layers,
+            bits=bits,
         )
 
     def make_widest_scheme(self) -> QuantScheme:
@@ -95,18 +101,17 @@ class Prepared:
 
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
-        config = with_bits(self.config, plan.settings())
-        scheme = make_settings_scheme(self.model, config, self.original, in_float=self.in_float)
-        return replace(self, config=config, scheme=scheme)
+        planned = replace(self, config=with_bits(self.config, plan.settings()))
+        return replace(planned, scheme=planned.make_scheme())
 
     def leave(self, reasons: Mapping[str, str]) -> Prepared:
         """The same model with these nodes left in float, beside those that are already."""
         if not reasons:
             return self
-        in_float = {**self.in_float, **reasons}
-        scheme = make_settings_scheme(self.model, self.config, self.original, in_float=in_float)
+        left = replace(self, in_float={**self.in_float, **reasons})
+        scheme = left.make_scheme()
         lossless = {tensor: grid for tensor, grid in self.lossless.items() if tensor in scheme.activations}
-        return replace(self, in_float=in_float, scheme=scheme, lossless=lossless)
+        return replace(left, scheme=scheme, lossless=lossless)
 
     def collect(self, scheme: QuantScheme) -> Statistics:
         """Statistics of the scheme's activations over all samples."""
@@ -155,7 +160,8 @@ class Prepared:
         join_reads(quantized)
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}
-        settings = self.run.config.model_copy(update=stages).model_dump_json(exclude=_NOT_WRITTEN)
+        chosen = {**stages, "target": self.run.target.name}  # whose file may have a path of this machine
+        settings = self.run.config.model_copy(update=chosen).model_dump_json(exclude=_NOT_WRITTEN)
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
@@ -170,6 +176,7 @@ def make_settings_scheme(
     model: ModelProto,
     config: QuantizeConfig,
     original: ModelProto,
+    requirements: Requirements,
     *,
     in_float: Mapping[str, str] | None = None,
     layers: Mapping[str, LayerConfig] | None = None,
@@ -186,6 +193,7 @@ def make_settings_scheme(
         block_size=config.block_size,
         embedding_bits=config.embedding_bits or config.weight_bits,
         pair_limits=config.weight_range == "bounded",
+        requirements=requirements,
         selection=Selection(chosen.excluded.union(in_float or ()), (*chosen.layers, *(layers or {}).items())),
     )
 

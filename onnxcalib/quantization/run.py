@@ -11,13 +11,16 @@ from ..errors import ConfigError, escape_controls
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
+from ..targets import load_target
+from .target_settings import settle
 
 
 class Run:
     """The settings and the observer of a run, and what it collects for the report.
 
-    seconds: stage -> time. current_stage: the stage that goes on or has failed; None between stages. left_out: parts of
-    the work that were not done, with the reason.
+    target: what the file is made for; config: the settings, with what the target decides. seconds: stage -> time.
+    current_stage: the stage that goes on or has failed; None between stages. left_out: parts of the work that were not
+    done, with the reason.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
@@ -27,7 +30,8 @@ class Run:
                 f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read 8 or 4;"
                 " take one of them out"
             )
-        self.config = config
+        self.target = load_target(config.target)
+        self.config = settle(config, self.target)
         self.observer = LoggedObserver(observer)
         self.threads = config.threads or 0
         self.device = choose_device(config.device)

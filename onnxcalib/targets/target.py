@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ..config import find_nearest, read_toml, spell_allowed
+from ..config import FULL_BITS, find_nearest, read_toml, spell_allowed
 from ..errors import ConfigError, escape_controls, spell_value
+from ..spec import QuantSpec, Requirements
 from .rules import Record, Rule, Rules
 
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
@@ -21,18 +22,55 @@ SUFFIX = ".toml"
 class Target(Record):
     """A device, or a runtime, and what it needs of a file.
 
-    runtime: the Python package that runs files for it; None where there is none.
+    runtime: the Python package that runs files for it; None where there is none. bounded_weights: its kernels for x86
+    add pairs of products in 16 bits where the processor lacks VNNI, so that weights of fewer integers are exact there.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     description: str = ""
     runtime: Annotated[str, Field(pattern=r"^\w+$")] | None = None
+    bounded_weights: Annotated[bool, Field(strict=True)] = False
     rules: Rules
 
     def list_rules(self) -> dict[str, Rule]:
         """The rules that hold for it by name, in the order in which they are judged."""
         found = {name: getattr(self.rules, name) for name in Rules.model_fields}
         return {name: rule for name, rule in found.items() if rule is not None}
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the rules say of a file that is to be written; the first of several types is the one to write."""
+        rules = self.rules
+        types = rules.activation_types.types if rules.activation_types else ("uint8",)
+        points, power = rules.activation_zero_points, rules.power_of_two
+        activation = QuantSpec(
+            FULL_BITS,
+            signed=types[0].startswith("int"),
+            symmetric=points is not None and (not points.types or types[0] in points.types),
+            power_of_two=power is not None and "activations" in power.of,
+            least_range=rules.least_range.least if rules.least_range else 0.0,
+        )
+        weights = rules.weight_types.types if rules.weight_types else ("int8",)
+        biases, outputs = rules.biases, rules.quantized_outputs
+        inputs = rules.quantized_inputs.operators if rules.quantized_inputs and outputs else {}
+        return Requirements(
+            activation=activation,
+            activation_bits=_list_bits(types, signed=activation.signed),
+            weight_bits=_list_bits(weights, signed=True),
+            weights_alone=_list_bits(
+                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, signed=True
+            ),
+            one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
+            power_of_two_weights=power is not None and "weights" in power.of,
+            float_biases=frozenset(op for op, kinds in (biases.kinds if biases else {}).items() if kinds[0] == "float"),
+            through_cast=rules.pairs is None or "Cast" in rules.pairs.between,
+            placing="groups" if outputs else "inputs" if rules.residual_inputs else "fused",
+            grouped=frozenset((*inputs, *(outputs.operators if outputs else ()))),
+            through=frozenset(outputs.through if outputs else ()),
+            at_exit=frozenset(outputs.at_exit if outputs else ()),
+            aligned=frozenset(rules.aligned.operators if rules.aligned else ()),
+            opset=(rules.opset.least, rules.opset.most) if rules.opset else (None, None),
+        )
 
     @property
     def activations(self) -> str:
@@ -80,6 +118,12 @@ def load_target(source: str | Path | Target) -> Target:
 def is_name(source: str) -> bool:
     """Whether this is a target's name, and no path of a file."""
     return not Path(source).suffix and Path(source).name == source
+
+
+def _list_bits(types: tuple[str, ...], *, signed: bool) -> tuple[int, ...]:
+    """The bits of those of the types that are signed, or are not, most bits first."""
+    kind = "int" if signed else "uint"
+    return tuple(sorted((int(each.removeprefix(kind)) for each in types if each.startswith(kind)), reverse=True))
 
 
 def _read(path: Path) -> Target:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from onnxcalib.errors import ConfigError
+from onnxcalib.spec import QuantSpec
 from onnxcalib.targets import is_name, list_targets, load_target
 from onnxcalib.targets.rules import Rules
 
@@ -149,3 +150,26 @@ def test_what_has_a_suffix_or_a_folder_is_a_path():
 def test_a_target_that_is_unknown_is_refused(name, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_target(name)
+
+
+def test_the_rules_of_a_target_say_how_to_write_for_it():
+    needs = {name: load_target(name).requirements for name in NAMES}
+    assert needs["onnxruntime"].activation == QuantSpec(8)
+    assert needs["qnn"].activation == QuantSpec(8, least_range=1e-4)
+    assert needs["tensorrt"].activation == QuantSpec(8, signed=True, symmetric=True)
+    assert needs["xint8"].activation == QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
+    assert {name for name, each in needs.items() if each.one_weight_scale} == {"xint8"}
+    assert {name for name, each in needs.items() if "Conv" in each.float_biases} == {"tensorrt"}
+    assert {name: each.placing for name, each in needs.items() if each.placing != "fused"} == {
+        "qnn": "groups",
+        "tensorrt": "inputs",
+        "xint8": "groups",
+    }
+    assert needs["qnn"].activation_bits == (16, 8) and needs["symmetric"].opset == (13, 20)
+    assert needs["tensorrt"].weights_alone == (4,) and needs["onnxruntime"].weights_alone == (16, 8, 4, 2)
+
+
+def test_the_first_of_several_types_is_written(write):
+    types = '[rules.activation_types]\ntypes = ["uint16", "int8", "uint8"]\nsource = "page 7"\n'
+    needs = load_target(write(HEAD + types)).requirements
+    assert needs.activation == QuantSpec(8) and needs.activation_bits == (16, 8)

@@ -1,0 +1,73 @@
+"""What a target decides of the settings, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from onnxcalib.config import LayerConfig, QuantizeConfig
+from onnxcalib.errors import ConfigError
+from onnxcalib.quantization.target_settings import settle
+from onnxcalib.targets import load_target
+
+
+def of_target(name: str, **settings: object) -> QuantizeConfig:
+    return settle(QuantizeConfig(target=name, **settings), load_target(name))
+
+
+def test_the_default_target_changes_nothing():
+    assert of_target("onnxruntime") == QuantizeConfig()
+
+
+def test_a_device_takes_all_integers_plain_types_and_all_that_it_can():
+    found = of_target("qnn")
+    assert (found.weight_range, found.encoding, found.placement, found.embedding_bits) == (
+        "full",
+        "standard",
+        "all",
+        32,
+    )
+
+
+def test_what_runs_on_x86_keeps_bounded_weights_and_their_encoding():
+    found = of_target("openvino")
+    assert (found.weight_range, found.encoding, found.placement) == ("bounded", "runtime", "all")
+
+
+def test_what_the_user_gives_wins():
+    found = of_target("qnn", encoding="runtime", weight_range="bounded", embedding_bits=8)
+    assert (found.weight_range, found.encoding, found.embedding_bits) == ("bounded", "runtime", 8)
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "complaint"),
+    [
+        ("xint8", {"weight_bits": 4}, "weight_bits: found 4; target 'xint8' takes 8; give bits that it takes, or"),
+        ("xint8", {"first_last_bits": 4}, "first_last_bits: found 4; target 'xint8' takes 8"),
+        ("tensorrt", {"activation_bits": 4}, "activation_bits: found 4; target 'tensorrt' takes 8"),
+        (
+            "tensorrt",
+            {"layers": {"a": LayerConfig(activation_bits=4)}},
+            "layers: 'a': activation_bits: found 4; target 'tensorrt' takes 8",
+        ),
+        (
+            "tensorrt",
+            {"activation_bits": 32},
+            "activation_bits: found 32 beside weights of 8 bits; target 'tensorrt' takes it beside 4 alone",
+        ),
+        (
+            "qnn",
+            {"activation_bits": 32},
+            "activation_bits: found 32 beside weights of 8 bits; target 'qnn' takes it beside no weights alone",
+        ),
+        ("qnn", {"placement": "cost"}, "placement: found 'cost' beside target 'qnn'; times are known of onnxruntime"),
+    ],
+)
+def test_what_a_target_has_not_is_refused(target, settings, complaint):
+    with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
+        of_target(target, **settings)
+
+
+def test_weights_alone_are_taken_where_the_target_does():
+    assert of_target("tensorrt", activation_bits=32, weight_bits=4).activation_bits == 32
