@@ -118,8 +118,9 @@ class LayerScheme:
     """A weighted node, and how its weight and its input are quantized. The node and tensors are given by their names.
 
     input: the activation that the node reads. bias: None without a bias. output: that of the bias Add, if there is one.
-    weight_spec: its axis is that of the output channels in the weight as stored. bias_add: the Add behind a MatMul that
-    adds ``bias``; None where the node itself reads its bias.
+    weight_spec: its axis is that of the output channels in the weight as stored, or None for one scale of all channels.
+    bias_add: the Add behind a MatMul that adds ``bias``; None where the node itself reads its bias. channel_axis: the
+    axis of the output channels where weight_spec names none.
 
     A Gather of rows of a constant, an embedding, is also described as a layer. Its input counts as float, its channels
     are the rows, and it is rounded but never solved.
@@ -135,6 +136,12 @@ class LayerScheme:
     activation_spec: QuantSpec
     groups: int = 1
     bias_add: str | None = None
+    channel_axis: int = 0
+
+    @property
+    def axis(self) -> int:
+        """The axis of the output channels in the weight as stored."""
+        return self.channel_axis if self.weight_spec.axis is None else self.weight_spec.axis
 
     @property
     def takes_bias(self) -> bool:

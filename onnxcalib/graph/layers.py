@@ -45,6 +45,7 @@ def find_layers(
             ),
             activation_spec=replace(needs.activation, bits=activation_bits),
             groups=attribute_of(node, "group", 1),
+            channel_axis=axis,
         )
 
 

@@ -18,7 +18,7 @@ def to_rows(weight: np.ndarray, layer: LayerScheme) -> np.ndarray:
         return weight.reshape(layer.groups, weight.shape[0] // layer.groups, -1)
     if layer.op == "ConvTranspose":
         return np.moveaxis(weight, 1, 0).reshape(1, weight.shape[1], -1)
-    return (weight if layer.weight_spec.axis == 0 else weight.T)[None]
+    return (weight if layer.axis == 0 else weight.T)[None]
 
 
 def from_rows(rows: np.ndarray, layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
@@ -28,7 +28,7 @@ def from_rows(rows: np.ndarray, layer: LayerScheme, shape: tuple[int, ...]) -> n
     if layer.op == "ConvTranspose":
         return np.moveaxis(rows.reshape(shape[1], shape[0], *shape[2:]), 0, 1)
     matrix: np.ndarray = rows[0]
-    return matrix if layer.weight_spec.axis == 0 else matrix.T
+    return matrix if layer.axis == 0 else matrix.T
 
 
 def adds_pairs(op: str, shape: tuple[int, ...], groups: int) -> bool:
@@ -44,7 +44,7 @@ def summing_order(layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
     if layer.op == "ConvTranspose":
         return np.arange(math.prod(shape) // shape[1])
     if layer.op != "Conv":
-        return np.arange(shape[1 if layer.weight_spec.axis == 0 else 0])
+        return np.arange(shape[1 if layer.axis == 0 else 0])
     order: np.ndarray = kernel_rows(np.arange(math.prod(shape[1:])).reshape(1, *shape[1:]))[0]
     return order
 

@@ -10,7 +10,7 @@ from scipy import special
 
 from ..spec import QParams, QuantSpec
 from .histogram import BINS, Histogram
-from .rounding import fake_quantize
+from .rounding import fake_quantize, next_power
 
 # Ends of a range that the search tries, as shares of the full range's end: 5% apart, down to a thousandth.
 SHARES = np.geomspace(1.0, 0.001, 142)
@@ -114,10 +114,7 @@ def raise_scale(scale: np.float32, spec: QuantSpec) -> np.float32:
     levels = spec.qmax - spec.qmin
     while float(scale) * levels < spec.least_range:
         scale = np.nextafter(max(scale, np.float32(spec.least_range / levels)), np.float32(np.inf))
-    if spec.power_of_two:
-        fraction, exponent = math.frexp(float(scale))
-        scale = np.float32(math.ldexp(1.0, exponent - (fraction == 0.5)))
-    return scale
+    return np.float32(next_power(np.asarray(scale))) if spec.power_of_two else scale
 
 
 def limit_scale(scale: np.float32, levels: int, bound: float) -> np.float32:

@@ -23,6 +23,13 @@ def quantize(x: Values, scale: Values | float, zero_point: Values | float, spec:
     return ((x / scale).round() + zero_point).clip(spec.qmin, spec.qmax)
 
 
+def next_power(x: np.ndarray) -> np.ndarray:
+    """The least power of two that is not below x, which is positive; exact."""
+    fraction, exponent = np.frexp(x)
+    power: np.ndarray = np.ldexp(1.0, exponent - (fraction == 0.5))
+    return power
+
+
 def dequantize(integers: Values, scale: Values | float, zero_point: Values | float) -> Values:
     """Values ``(integers - zero_point) * scale`` in the units of ``scale``."""
     return (integers - zero_point) * scale

@@ -10,24 +10,28 @@ W* is the real-valued optimum, which a ``Prior`` pulls towards the float weight 
 squares, searches for scales, searches for integers near W* (``integer_search``), refits scales and integers in turn,
 and computes the bias in closed form. ``round_layer`` rounds W itself, for layers without moments.
 
+Where a spec has no axis, all rows have one scale: rows then choose and refit it together, by the sum of their losses.
+Scales that are powers of two are not refitted: integers are searched at several of them.
+
 Shapes: G groups, C output channels and K inputs a group, R rows, N scale blocks a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import itemgetter
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..spec import QuantSpec
 from .gram import Moments
 from .integer_search import descend, excess_loss, expand_scale, factor_inverse, gptq, order_inputs, search
-from .rounding import quantize
+from .rounding import next_power, quantize
 from .saturation import keep_pairs, order_pairs, pair_sums
 from .scale_blocks import ScaleBlocks
 
@@ -46,6 +50,10 @@ ROUNDING = 1e-12
 # Candidate scales, as shares of the scale whose grid ends at the largest weight.
 FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 16, dtype=torch.float64)
 EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
+# One scale for all rows may cut the largest weights of a few.
+ONE_SCALE_SHARES = torch.from_numpy(np.geomspace(1.0, 0.1, 24))
+# Of the least power of two whose grid holds the largest weight.
+POWER_SHARES = torch.tensor([1, 1 / 2, 1 / 4, 1 / 8], dtype=torch.float64)
 # Rows of candidates that are rounded at once may take so many bytes.
 ROW_BYTES = 64 * 2**20
 # Candidate scales of each row that go into the K-best search.
@@ -131,7 +139,7 @@ def solve_layer(
     # In a few rows of a hundred the rounded float weights are better, by up to half the loss.
     plain = round_layer(weight, spec, summing=summing)
     plain_integers = _permute(plain.integers, order)
-    loss = excess_loss(gram, optimum, plain_integers, _expand_blocks(plain.scale, blocks))
+    loss = _pool(excess_loss(gram, optimum, plain_integers, _expand_blocks(plain.scale, blocks)), spec)
     best = best.improve(_Rounded(loss, plain_integers, plain.scale))
     natural = order.argsort(1)
     weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)
@@ -157,8 +165,13 @@ def _permute(rows: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return rows.gather(2, order.unsqueeze(1).expand(rows.shape))
 
 
+def _pool(sums: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """Sums (G, R) of rows with scales of their own; where all have one scale, the sum over all of them for each."""
+    return sums if spec.axis is not None else sums.sum().expand(sums.shape)
+
+
 class _Rounded(NamedTuple):
-    """A candidate for each row: losses (G, R), and integers and scale as a Solution has them."""
+    """A candidate for each row: losses (G, R) as ``_pool`` has them, and integers and scale as a Solution has them."""
 
     loss: torch.Tensor
     integers: torch.Tensor
@@ -183,15 +196,18 @@ def _choose_best(candidates: Iterable[_Rounded]) -> _Rounded:
 def _round_optimum(
     gram: torch.Tensor, optimum: torch.Tensor, grid: tuple[QuantSpec, ScaleBlocks | None], width: int
 ) -> _Rounded:
-    """Integers and scales near the optimum, for as many output channels at once as ROW_BYTES have room for."""
+    """Integers and scales near the optimum, for as many output channels at once as ROW_BYTES have room for.
+
+    Rows of one scale are rounded together.
+    """
     spec, blocks = grid
     upper = factor_inverse(gram)
-    row_bytes = len(optimum) * optimum.shape[2] * optimum.element_size()
+    at_once = max(1, ROW_BYTES // (len(optimum) * optimum.shape[2] * optimum.element_size()))
     parts = [
         _round_rows(gram, upper, rows, spec, width)
         if blocks is None
         else _round_blocks((gram, upper), rows, spec, blocks, width)
-        for rows in optimum.split(max(1, ROW_BYTES // row_bytes), 1)
+        for rows in optimum.split(at_once if spec.axis is not None else optimum.shape[1], 1)
     ]
     return _Rounded(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
 
@@ -199,18 +215,32 @@ def _round_optimum(
 def _round_rows(
     gram: torch.Tensor, upper: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, width: int
 ) -> _Rounded:
-    """Round rows that have one scale each: search at a few scales, then refit integers and scale in turn."""
-    scales = _choose_scales(upper, optimum, spec, SCALES if width > 1 else 1)
+    """Round rows that have one scale each, or one together: search at a few scales, then refit integers and scale."""
+    scales = _choose_scales(upper, optimum, spec, SCALES if width > 1 or spec.power_of_two else 1)
+    at_once = max(1, SCALES * ROW_BYTES // (optimum.numel() * optimum.element_size()))
+    return _choose_best(
+        copy for part in scales.split(at_once) for copy in _search_scales(gram, upper, optimum, (part, spec), width)
+    )
+
+
+def _search_scales(
+    gram: torch.Tensor, upper: torch.Tensor, optimum: torch.Tensor, grids: tuple[torch.Tensor, QuantSpec], width: int
+) -> Iterator[_Rounded]:
+    """A candidate for each of the scales (copies, G, R), refitted unless they are powers of two."""
+    scales, spec = grids
     # The candidate scales make copies of the rows, one behind the other.
     rows, scale = optimum.repeat(1, len(scales), 1), torch.cat(list(scales), 1)
     integers = search(upper, rows, scale, spec, width=width)
     cross = (optimum @ gram).repeat(1, len(scales), 1)
-    for _ in range(REFITS):
+    together = optimum.shape[1] if spec.axis is None else rows.shape[1]
+    for _ in range(0 if spec.power_of_two else REFITS):
         integers = descend(gram, rows, integers, scale, spec)
-        scale = _refit_scale(cross, gram, integers, scale)
+        parts = zip(*(x.split(together, 1) for x in (cross, integers, scale)), strict=True)
+        scale = torch.cat([_refit_scale(gram, *part, spec=spec) for part in parts], 1)
     integers = descend(gram, rows, integers, scale, spec)
     found = (x.split(optimum.shape[1], 1) for x in (excess_loss(gram, rows, integers, scale), integers, scale))
-    return _choose_best(_Rounded(*copy) for copy in zip(*found, strict=True))
+    for loss, own, its_scale in zip(*found, strict=True):
+        yield _Rounded(_pool(loss, spec), own, its_scale)
 
 
 def _round_blocks(
@@ -222,12 +252,12 @@ def _round_blocks(
     """
     gram, upper = metric
     shares = _shares(spec).to(optimum.device)
-    candidates = torch.stack([share * blocks.largest(optimum) for share in shares]) / spec.qmax
+    candidates = _allow(torch.stack([share * blocks.largest(optimum) for share in shares]) / spec.qmax, spec)
     losses = [blocks.sum(gptq(upper, optimum, blocks.expand(each), spec)[1]) for each in candidates]
     scale = candidates.gather(0, torch.stack(losses).argmin(0, keepdim=True))[0]
     integers = search(upper, optimum, blocks.expand(scale), spec, width=width)
     found = []
-    for number in range(REFITS + 1):
+    for number in range(1 if spec.power_of_two else REFITS + 1):
         if number:
             scale = blocks.refit(gram, optimum, integers, scale)
         integers = descend(gram, optimum, integers, blocks.expand(scale), spec)
@@ -296,7 +326,7 @@ def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor 
 def _round_nearest(rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> _Rounded:
     """Round to nearest at this scale (G, C), with the squared weight error as the loss."""
     integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit)
-    return _Rounded((integers * scale[..., None] - rows).square().sum(2), integers, scale)
+    return _Rounded(_pool((integers * scale[..., None] - rows).square().sum(2), spec), integers, scale)
 
 
 def _round_each_block(weight: torch.Tensor, spec: QuantSpec, block: int) -> Solution:
@@ -309,17 +339,27 @@ def _round_each_block(weight: torch.Tensor, spec: QuantSpec, block: int) -> Solu
 
 
 def _candidate_scales(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Candidate scales (candidates, G, R): shares of the scale at which no weight of the row is clipped.
+    """Candidate scales (candidates, G, R): shares of the scale at which no weight of the row, or of any, is clipped.
 
     With a pair_limit no pair's sum may be clipped at that scale either; pairs are neighbours in ``rows``.
     """
     largest = rows.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax) / spec.qmax
     if spec.pair_limit is not None:
         largest = torch.maximum(largest, pair_sums(rows).amax(2) / spec.pair_limit)
-    return _shares(spec).to(largest.device)[:, None, None] * largest
+    largest = largest if spec.axis is not None else largest.amax().expand(largest.shape)
+    return _allow(_shares(spec).to(largest.device)[:, None, None] * largest, spec)
+
+
+def _allow(scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
+    """The scale, raised to a power of two where the spec asks for these."""
+    return torch.from_numpy(next_power(scale.cpu().numpy())).to(scale.device) if spec.power_of_two else scale
 
 
 def _shares(spec: QuantSpec) -> torch.Tensor:
+    if spec.power_of_two:
+        return POWER_SHARES
+    if spec.axis is None:
+        return ONE_SCALE_SHARES
     return EIGHT_BIT_SHARES if spec.bits == 8 else FEW_BIT_SHARES
 
 
@@ -329,16 +369,19 @@ def _choose_scales(upper: torch.Tensor, optimum: torch.Tensor, spec: QuantSpec, 
     losses: list[torch.Tensor] = []
     for part in candidates.split(max(1, ROW_BYTES // (optimum.numel() * optimum.element_size()))):
         scales = torch.cat(list(part), 1)
-        losses += gptq(upper, optimum.repeat(1, len(part), 1), scales, spec)[1].split(optimum.shape[1], 1)
+        found = gptq(upper, optimum.repeat(1, len(part), 1), scales, spec)[1]
+        losses += [_pool(loss, spec) for loss in found.split(optimum.shape[1], 1)]
     return candidates.gather(0, torch.stack(losses).topk(count, dim=0, largest=False).indices)
 
 
-def _refit_scale(cross: torch.Tensor, gram: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _refit_scale(
+    gram: torch.Tensor, cross: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor, *, spec: QuantSpec
+) -> torch.Tensor:
     """The scale (G, R) of least loss for these integers, ``s = q A w*^T / q A q^T``; as before if not positive.
 
     cross (G, R, K): ``w* A``.
     """
-    along = (integers * cross).sum(2)
-    power = ((integers @ gram) * integers).sum(2)
+    along = _pool((integers * cross).sum(2), spec)
+    power = _pool(((integers @ gram) * integers).sum(2), spec)
     fitted = along / power.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where((fitted > 0) & (power > 0), fitted, scale)

@@ -12,7 +12,7 @@ Read the files in the order of the work:
 - ``stages`` has the stages after that. ``calibrate`` and ``input_grid`` choose the grids of activations,
   and ``ranges`` reads and writes their ranges as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
-  change the model's outputs, and ``learn`` runs AdaQuant. ``state`` holds what they have found.
+  change the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes layers of it, ``state`` holds them.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
 - ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering`` and
   ``saturation``; ``speed`` times it.

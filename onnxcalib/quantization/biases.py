@@ -7,7 +7,6 @@ other samples one half chooses the iteration, and the other half decides whether
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,8 +21,8 @@ from ..runtime.blocks import BlockError
 from ..spec import Block
 from .learn import Learner, MiniBatches, convert_block
 from .output_parts import take_parts
+from .params import give_scale
 from .probes import MOST_MODEL_BYTES
-from .solve import guard_scale
 from .state import ReconstructionState, run_block
 
 # Few iterations at a low rate: more fit the samples themselves (MobileNetV2 at W4A8: the held-out loss rose after a
@@ -80,8 +79,7 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
         return False, "what it gains on held-out samples is within their noise"
     for name, bias in learner.biases().items():
         params, grid = state.layers[name], state.input_grid(state.problem.layers[name])
-        scale = guard_scale(params.grid.scale, bias, grid)
-        state.layers[name] = replace(params, grid=replace(params.grid, scale=scale), bias=bias)
+        state.layers[name] = give_scale(params, params.grid.scale, bias, grid)
     return True, remark
 
 

@@ -116,7 +116,7 @@ def _error(
     Of the channels that come from the Concat; others have the same error on either side but for their weights' steps.
     """
     weight = known_constant(index, layer.weight).astype(np.float64)
-    rows = np.moveaxis(weight, layer.weight_spec.axis or 0, 0)
+    rows = np.moveaxis(weight, layer.axis, 0)
     if layer.op == "Conv":
         # By group: (groups, outputs, inputs, kernel).
         rows = rows.reshape(layer.groups, -1, rows.shape[1], int(np.prod(rows.shape[2:])))

@@ -31,7 +31,7 @@ from ..runtime.device import lacks_memory
 from ..runtime.session import Session, is_float
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import Unpadded
-from .solve import make_params
+from .params import make_params
 from .state import FLOAT, QUANTIZED, Problem, ReconstructionState
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
@@ -207,14 +207,11 @@ def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> 
         raise BlockError(f"{layer.name}: what reads float activations is solved or rounded, and not learned")
     params = state.layers[layer.name]
     integers = torch.from_numpy(params.integers.astype(np.float32))
-    axis, scale = layer.weight_spec.axis, torch.from_numpy(params.grid.scale)
-    if isinstance(part, nn.Linear):
-        position, scale = (integers if axis == 0 else integers.T), scale[:, None]
-    else:
-        assert axis is not None
-        shape = [1] * integers.ndim
-        shape[axis] = -1
-        position, scale = integers, scale.reshape(shape)
+    linear = isinstance(part, nn.Linear)
+    position = integers.T if linear and layer.axis == 1 else integers
+    shape = [1] * integers.ndim
+    shape[0 if linear else layer.axis] = -1  # with one scale for all channels, each side is 1
+    scale = torch.from_numpy(params.grid.scale).reshape(shape)
     quantizer = WeightQuantizer(position.contiguous(), scale, layer.weight_spec)
     # A copy: the bias of a layer that was not solved lies in the model itself.
     start = None if params.bias is None else params.bias - _added_bias(state.problem, layer)
@@ -264,7 +261,7 @@ def _read_back_layer(
     state: ReconstructionState, layer: LayerScheme, part: nn.Module, quantizer: WeightQuantizer
 ) -> None:
     integers = quantizer.integers().detach().cpu().numpy()
-    if isinstance(part, nn.Linear) and layer.weight_spec.axis == 1:
+    if isinstance(part, nn.Linear) and layer.axis == 1:
         integers = integers.T
     bias = _bias_of(state.problem, layer, part) if layer.takes_bias else None
     scale = quantizer.scale.detach().reshape(-1).cpu().numpy()

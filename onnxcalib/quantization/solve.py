@@ -35,6 +35,7 @@ from ..numeric.solve import OutputMetric, Prior, Solution, choose_prior, round_l
 from ..runtime.device import choose_threads
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .padding_mask import select
+from .params import make_params
 from .state import PROBE, ReconstructionState, SubgraphRunner
 
 # One sample in so many is held out: on these the prior of a layer is chosen.
@@ -48,8 +49,6 @@ MOST_INPUTS = 4608
 UNFOLD_BYTES = 64 * 2**20
 # Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.
 TABLE_BYTES = 8 * 2**20
-# int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
-BIAS_LEVELS = 2.0**29
 # Samples whose probes are projected at once.
 PROJECTED_SAMPLES = 8
 
@@ -147,31 +146,10 @@ def _params(
     integers = from_rows(solution.integers.numpy(), layer, shape)
     if layer.weight_spec.block is not None:
         scale = solution.scale[0].numpy().astype(np.float32)
-        scale = scale if layer.weight_spec.axis == 0 else scale.T
+        scale = scale if layer.axis == 0 else scale.T
         grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
         return LayerParams(integers.astype(np.int8), grid, bias)
     return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)
-
-
-def make_params(
-    layer: LayerScheme, integers: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None
-) -> LayerParams:
-    """LayerParams with a scale that ``guard_scale`` allows; integers, in the weight's own shape, are rescaled to it."""
-    allowed = guard_scale(scale, bias, input_grid)
-    others = [i for i in range(integers.ndim) if i != layer.weight_spec.axis]
-    integers = np.rint(integers * np.expand_dims(scale / allowed, others)).astype(np.int8)
-    return LayerParams(integers, QParams(allowed, np.zeros(len(allowed), np.int32), layer.weight_spec), bias)
-
-
-def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None) -> np.ndarray:
-    """The scale, raised where the int32 bias would overflow, as in a channel whose weights are almost zero.
-
-    The bias of a layer that reads float is float too, and cannot overflow.
-    """
-    scale = np.maximum(scale, np.finfo(np.float32).tiny)
-    if input_grid is not None and bias is not None and len(bias) == len(scale):
-        scale = np.maximum(scale, np.abs(bias) / (BIAS_LEVELS * float(input_grid.scale)))
-    return scale.astype(np.float32)
 
 
 class _ColumnReader:

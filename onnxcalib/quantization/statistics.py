@@ -5,8 +5,6 @@ The stored integers and the graph do not change (Hubara et al. 2021, section 3.4
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from ..graph.blocks import find_blocks, single_layers
@@ -16,7 +14,7 @@ from ..numeric.statistics import Affine, ChannelTally
 from ..progress import track
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import select
-from .solve import guard_scale
+from .params import give_scale
 from .state import FLOAT, ReconstructionState, SubgraphRunner, read_later, run_block
 
 # Samples on which statistics are estimated. Both models see the same ones, and more of them change nothing (on the
@@ -69,13 +67,14 @@ def apply_affine(params: LayerParams, fit: Affine, input_grid: QParams | None) -
     No scale falls below what the int32 bias needs; this binds only in a channel whose weights are almost zero.
     """
     scale, bias = params.grid.scale, params.bias
-    # The groups of a ConvTranspose share their scales: only the means can be fitted to each channel.
-    axis, block = params.grid.spec.axis, params.grid.spec.block
-    own = block is not None or len(fit.gain) == len(scale)
+    # The groups of a ConvTranspose share their scales, a weight may have one scale alone, and powers of two stay: only
+    # the means can then be fitted to each channel.
+    spec = params.grid.spec
+    axis, block = spec.axis, spec.block
+    own = axis is not None and not spec.power_of_two and (block is not None or len(fit.gain) == len(scale))
     gain = fit.gain if own else np.ones_like(fit.gain)
     if bias is None and (fit.centre.any() or fit.target.any()):
         bias = np.zeros(len(gain))
     tuned = None if bias is None else fit.target + gain * (bias - fit.centre)
     along = gain if block is None or axis is None else np.expand_dims(gain, 1 - axis)
-    scale = guard_scale(scale * along if own else scale, tuned, input_grid)
-    return replace(params, grid=replace(params.grid, scale=scale), bias=tuned)
+    return give_scale(params, scale * along if own else scale, tuned, input_grid)

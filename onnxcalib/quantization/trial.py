@@ -138,9 +138,9 @@ def _all_layers(scheme: QuantScheme) -> tuple[LayerScheme, ...]:
 
 def _make_zeros(layer: LayerScheme, index: Index) -> LayerParams:
     spec, dims = layer.weight_spec, tuple(index.initializers[layer.weight].dims)
-    shape = [dims[spec.axis or 0]]
+    shape = [] if spec.axis is None else [dims[spec.axis]]
     if spec.block is not None:
-        other = 1 - (spec.axis or 0)
+        other = 1 - layer.axis
         shape = [-(-size // spec.block) if axis == other else size for axis, size in enumerate(dims)]
     grid = QParams(np.ones(shape, np.float32), np.zeros(shape, np.int32), spec)
     bias = np.zeros(int(np.prod(index.initializers[layer.bias].dims)), np.float32) if layer.bias else None

@@ -349,3 +349,60 @@ def test_rows_whose_pairs_are_far_from_their_limit_are_rounded_as_without_it():
         for s in (solve_layer(moments, weight, spec, prior=Prior(0.003)) for spec in (EIGHT, LIMITED))
     ]
     assert losses[1] < 1.2 * losses[0]
+
+
+ONE = replace(EIGHT, axis=None)
+RESTRICTED = [replace(spec, power_of_two=power) for spec in (replace(FOUR, axis=None), ONE) for power in (False, True)]
+RESTRICTED += [replace(spec, power_of_two=True) for spec in (FOUR, EIGHT)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(RESTRICTED), st.sampled_from([1, 4]), st.booleans())
+def test_scales_keep_what_the_spec_restricts_and_beat_rounding(seed, spec, width, paired):
+    inputs, weight = draw_problem(seed, groups=2, size=6)
+    weight *= torch.tensor([1.0, 0.1, 3.0, 0.5])[:, None]
+    spec = replace(spec, pair_limit=12 if spec.bits == 4 else 128) if paired else spec
+    width = 1 if paired else width
+    moments = moments_of(inputs, weight @ inputs)
+    found = solve_layer(moments, weight, spec, prior=Prior(0.003), width=width)
+    plain = round_layer(weight, spec)
+    for solution in (found, plain):
+        assert solution.scale.shape == weight.shape[:2]
+        assert spec.axis is not None or len(solution.scale.unique()) == 1
+        assert not spec.power_of_two or torch.all(solution.scale.log2() % 1 == 0)
+        assert solution.integers.min() >= spec.qmin and solution.integers.max() <= spec.qmax
+        assert spec.pair_limit is None or pair_sums(solution.integers).max() <= spec.pair_limit
+    losses = [measure_loss(moments, weight, weights_of(each), 0.003) for each in (found, plain)]
+    pooled = [loss if spec.axis is not None else loss.sum() for loss in losses]
+    assert torch.all(pooled[0] <= pooled[1] + 1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, None])
+def test_powers_of_two_are_as_good_as_the_best_of_all_grids(axis):
+    """Every exponent with every row of integers, where three inputs of 4 bits leave 4,096 rows."""
+    spec = replace(FOUR, axis=axis, power_of_two=True)
+    every = torch.cartesian_prod(*[torch.arange(-8.0, 8.0, dtype=torch.float64)] * 3)
+    ratios = []
+    for seed in range(12):
+        inputs, weight = draw_problem(seed, channels=3, size=3)
+        weight *= torch.tensor([1.0, 0.2, 2.0])[:, None]
+        moments = moments_of(inputs, weight @ inputs)
+        gram = moments.gram[0] + 0.001 * moments.gram[0].diagonal().mean() * torch.eye(3)
+        solution = solve_layer(moments, weight, spec, prior=Prior(0.001), width=4)
+        loss = excess_loss(gram[None], weight, solution.integers, solution.scale)[0]
+        differences = [2.0**p * every[:, None] - weight for p in range(-7, 2)]
+        losses = torch.stack([((each @ gram) * each).sum(2).amin(0) for each in differences])  # (exponents, rows)
+        best = losses.amin(0).sum() if axis == 0 else losses.sum(1).amin()
+        ratios.append(float(loss.sum() / best))
+    assert min(ratios) > 0.999 and max(ratios) < 1.3 and np.mean(np.less(ratios, 1.001)) > 0.7
+
+
+def test_one_scale_is_refitted_for_all_rows_together():
+    inputs, weight = draw_problem(5, size=10)
+    moments = moments_of(inputs, weight @ inputs)
+    solution = solve_layer(moments, weight, replace(FOUR, axis=None), prior=Prior(0.003))
+    at_scale = [
+        measure_loss(moments, weight, solution.integers * solution.scale[..., None] * share, 0.003).sum()
+        for share in (0.99, 1.0, 1.01)
+    ]
+    assert at_scale[1] < min(at_scale[0], at_scale[2])

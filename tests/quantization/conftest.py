@@ -1,5 +1,7 @@
 """The reconstruction of a small model, its calibration set stored, before the first block."""
 
+from dataclasses import replace
+
 import pytest
 
 from onnxcalib.config import QuantizeConfig
@@ -12,6 +14,7 @@ from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations, Views
 from onnxcalib.report import Observer
 from onnxcalib.runtime.store import Store
+from onnxcalib.spec import QuantSpec
 
 RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
     [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
@@ -28,16 +31,38 @@ def residual(build, weigh):
 
 
 @pytest.fixture
+def restrict():
+    """Makes the scheme one of symmetric int8 and powers of two, with one scale for a weight unless ``channels``."""
+
+    def make(scheme, channels=False):
+        spec = QuantSpec(8, signed=True, symmetric=True, power_of_two=True)
+        layers = [
+            replace(
+                layer,
+                activation_spec=spec,
+                weight_spec=replace(spec, axis=layer.axis if channels else None, bits=layer.weight_spec.bits),
+            )
+            for layer in scheme.layers
+        ]
+        return replace(scheme, layers=tuple(layers), activations=dict.fromkeys(scheme.activations, spec))
+
+    return make
+
+
+@pytest.fixture
 def state_of():
-    """Makes the state of a model and a calibration array; ``size``: samples in a stored batch; ``axes``: of images."""
+    """Makes the state of a model and a calibration array.
+
+    size: samples in a stored batch; axes: of images; restrict: what the target makes of the scheme.
+    """
     stores = []
 
-    def make(model, data, *, size=8, axes=None, **settings):
+    def make(model, data, *, size=8, axes=None, restrict=lambda scheme: scheme, **settings):
         config = QuantizeConfig(**settings)
         samples = open_calibration(data, inputs_of(model), config.data)
         prepared = rewrite(load_model(model), config).model
         bits = ("weight_bits", "activation_bits", "first_last_bits")
-        scheme = make_scheme(prepared, **{name: getattr(config, name) for name in bits})
+        scheme = restrict(make_scheme(prepared, **{name: getattr(config, name) for name in bits}))
         padding = PaddingMask(prepared)
         statistics = collect_statistics(prepared, list(scheme.activations), samples, padding)
         problem = Problem.of(prepared, scheme, config, padding)

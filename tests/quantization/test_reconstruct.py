@@ -2,6 +2,7 @@
 
 import weakref
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from onnxcalib.numeric import adaquant
 from onnxcalib.quantization import learn as learn_module
 from onnxcalib.quantization import reconstruct as reconstruct_module
 from onnxcalib.quantization import solve as solve_module
+from onnxcalib.quantization.biases import tune_biases
 from onnxcalib.quantization.learn import MiniBatches
 from onnxcalib.quantization.reconstruct import reconstruct
 from onnxcalib.quantization.solve import solve_block
+from onnxcalib.quantization.statistics import tune_statistics
 from onnxcalib.report import Observer
 from onnxcalib.runtime.blocks import BlockError
 from onnxcalib.runtime.session import Session
@@ -557,3 +560,40 @@ def store_outputs(state, block, prefix, make):
     for number in range(len(state.stored.sizes)):
         for name, value in session.run(state.stored.feeds(prefix, session.inputs, number)).items():
             state.stored.store.append(prefix + name, value)
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_learning_and_tuning_leave_powers_of_two(residual, state_of, restrict, channels):
+    model, data = residual(), np.tile(DATA, (4, 1, 1, 1))
+
+    def start():
+        return state_of(
+            model, data, steps=20, weight_bits=4, restrict=lambda scheme: restrict(scheme, channels=channels)
+        )
+
+    learned, observer = start(), Listener()
+    grids = dict(learned.grids.activations)
+    rebuild(learned, observer)
+    assert "reconstructed" in {record.outcome for record in observer.records}
+    for change in (tune_statistics, tune_biases):
+        state = start()
+        state.layers |= learned.layers
+        change(state)
+        assert state.grids.activations == learned.grids.activations == grids
+        for layer in state.problem.scheme.layers:
+            grid = state.layers[layer.name].grid
+            assert np.all(np.log2(grid.scale) % 1 == 0) and (grid.scale.ndim == 1) == channels
+        assert measure(state, data) < 0.05
+
+
+def test_one_scale_is_learned_for_all_channels(residual, state_of):
+    def restrict(scheme):
+        layers = [replace(each, weight_spec=replace(each.weight_spec, axis=None)) for each in scheme.layers]
+        return replace(scheme, layers=tuple(layers))
+
+    state = state_of(residual(), DATA, steps=20, restrict=restrict, **FOUR)
+    observer = Listener()
+    rebuild(state, observer)
+    assert "reconstructed" in {record.outcome for record in observer.records}
+    assert {state.layers[layer.name].grid.scale.shape for layer in state.problem.scheme.layers} == {()}
+    assert measure(state, DATA) < 0.2

@@ -13,7 +13,7 @@ from onnxcalib.graph.index import Index, constant, known_constant
 from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.numeric.solve import Prior
 from onnxcalib.quantization import solve as solve_module
-from onnxcalib.quantization.solve import _ColumnReader, guard_scale, round_embeddings, round_layers, solve_block
+from onnxcalib.quantization.solve import _ColumnReader, round_embeddings, round_layers, solve_block
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
@@ -270,15 +270,6 @@ def test_a_channel_of_next_to_no_weights_keeps_its_bias(build, draw, state_of, s
     assert levels.max() < 2**30
 
 
-def test_a_scale_is_raised_no_further_than_its_bias_needs(conv, draw, state_of):
-    state = state_of(conv, draw(8, 4, 6, 6))
-    grid = state.grids.activations["x"]
-    scale = np.float32([1e-3, 1e-20, 0.0])
-    found = guard_scale(scale, np.float64([5.0, 5.0, 0.0]), grid)
-    assert found[0] == scale[0] and found[1] == pytest.approx(5 / (2.0**29 * float(grid.scale))) and found[2] > 0
-    np.testing.assert_array_equal(guard_scale(scale[:2], None, grid), scale[:2])
-
-
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_batches_do_not_change_the_result(conv, draw, state_of, size):
     data, layers = draw(40, 4, 6, 6), []
@@ -491,3 +482,35 @@ def test_a_layer_of_values_whose_squares_overflow_is_rounded(build, weigh, draw,
     state = state_of(build(text, w=weigh(6, 4)), draw(40, 6) * np.float32(1e25), weight_bits=4, first_last_bits=4)
     reasons = solve_block(state, first_block(state))
     assert "squares" in reasons["mul"] and state.layers["mul"].integers.any()
+
+
+LAYERS = {
+    "depthwise": ("[c] y = Conv <group = 4> (x, w, b)", (4, 1, 3, 3), 4),
+    "groups": ("[c] y = Conv <group = 2> (x, w, b)", (6, 2, 3, 3), 6),
+    "transposed": ("[c] y = ConvTranspose <group = 2> (x, w, b)", (4, 3, 2, 2), 6),
+    "gemm": ("[c] y = Gemm (x, w, b)", (12, 5), 5),
+    "turned gemm": ("[c] y = Gemm <transB = 1> (x, w, b)", (5, 12), 5),
+    "matmul": ("[c] m = MatMul (x, w)  y = Add (m, b)", (12, 5), 5),
+}
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_layer_is_solved_on_scales_that_its_spec_restricts(
+    build, weigh, draw, state_of, restrict, kind, channels
+):
+    nodes, shape, count = LAYERS[kind]
+    given = (200, 4, 6, 6) if len(shape) == 4 else (200, 12)
+    model = build(
+        f"g (float{['N', *given[1:]]} x) => (float y) {{ {nodes} }}".replace("'", ""), w=weigh(*shape), b=weigh(count)
+    )
+    state = state_of(model, draw(*given), size=64, restrict=lambda scheme: restrict(scheme, channels=channels))
+    block = first_block(state)
+    (layer,) = state.problem.scheme.layers
+    assert solve_block(state, block) == {}
+    solved, grid = measure(state, block)[0], state.layers["c"].grid
+    assert grid.scale.shape == ((shape[layer.axis],) if channels else ()) and grid.spec == layer.weight_spec
+    assert np.all(np.log2(grid.scale) % 1 == 0)
+    round_layers(state)
+    assert state.layers["c"].grid.scale.shape == grid.scale.shape
+    assert solved <= 1.01 * measure(state, block)[0] and solved < 2e-3

@@ -1,0 +1,62 @@
+"""From integers and scales to the parameters of a layer, whose int32 bias must not overflow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ..graph.emit import LayerParams
+from ..numeric.rounding import next_power
+from ..spec import LayerScheme, QParams, QuantSpec
+
+# int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
+BIAS_LEVELS = 2.0**29
+
+
+def make_params(
+    layer: LayerScheme, integers: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None
+) -> LayerParams:
+    """LayerParams with a scale that ``guard_scale`` allows; integers, in the weight's own shape, are rescaled to it.
+
+    scale: of each channel; all are equal where the layer has one scale.
+    """
+    spec = layer.weight_spec
+    scale = scale if spec.axis is not None else scale[0]
+    allowed = guard_scale(scale, bias, input_grid, spec)
+    grid = QParams(allowed, np.zeros(allowed.shape, np.int32), spec)
+    return LayerParams(_rescale(integers, scale / allowed, spec), grid, bias)
+
+
+def give_scale(
+    params: LayerParams, scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None
+) -> LayerParams:
+    """The layer with this bias, and a scale that ``guard_scale`` allows for the same integers.
+
+    A guarded scale of a channel whose weights are almost zero may leave its integers. One for all channels, or a power
+    of two, rescales them.
+    """
+    spec, integers = params.grid.spec, params.integers
+    allowed = guard_scale(scale, bias, input_grid, spec)
+    if spec.axis is None or (spec.power_of_two and spec.block is None):
+        integers = _rescale(integers, scale / allowed, spec)
+    return LayerParams(integers, replace(params.grid, scale=allowed), bias)
+
+
+def _rescale(integers: np.ndarray, ratio: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """The integers times the ratio of each channel, or the one of all."""
+    others = [i for i in range(integers.ndim) if i != spec.axis]
+    rescaled: np.ndarray = np.rint(integers * (ratio if spec.axis is None else np.expand_dims(ratio, others)))
+    return rescaled.astype(np.int8)
+
+
+def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None, spec: QuantSpec) -> np.ndarray:
+    """The scale, raised where the int32 bias would overflow, as in a channel whose weights are almost zero.
+
+    A power of two is raised to another. The bias of a layer that reads float is float too, and cannot overflow.
+    """
+    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    if input_grid is not None and bias is not None and (spec.axis is None or len(bias) == len(scale)):
+        least = np.abs(bias) / (BIAS_LEVELS * float(input_grid.scale))
+        scale = np.maximum(scale, least if spec.axis is not None else least.max())
+    return np.asarray(next_power(scale) if spec.power_of_two else scale, np.float32)
