@@ -17,14 +17,17 @@ def check_activation_types(graph: GriddedGraph, rule: ActivationTypes) -> Faults
     """Activations have these types."""
     for grid in _activations(graph):
         if grid.type not in rule.types:
-            yield Found(grid.where, grid.type, spell_list(rule.types))
+            yield Found(grid.where, grid.type, spell_list(rule.types), grid.type)
+        elif grid.type in rule.in_float:
+            fast = spell_list(kind for kind in rule.types if kind not in rule.in_float)
+            yield Found(grid.where, f"{grid.type}, which is computed in float", fast, grid.type, "slower")
 
 
 def check_activation_per_tensor(graph: GriddedGraph, rule: Rule) -> Faults:
     """An activation has one scale."""
     for grid in _activations(graph):
         if grid.scale is not None and grid.scale.size > 1:
-            yield Found(grid.where, f"{grid.scale.size} scales", "one scale for an activation")
+            yield Found(grid.where, f"{grid.scale.size} scales", "one scale for an activation", grid.type)
 
 
 def check_activation_zero_points(graph: GriddedGraph, rule: ZeroPoints) -> Faults:
@@ -38,7 +41,8 @@ def check_zero_points(grids: Iterator[Grid], rule: ZeroPoints) -> Faults:
         point, allowed = grid.zero_point, rule.instead.get(grid.type, 0)  # type: ignore[call-overload]
         held = allowed or not rule.types or grid.type in rule.types
         if held and point is not None and np.any(point != allowed):
-            yield Found(grid.where, f"zero point {spell_values(point[point != allowed])}", f"{allowed} for {grid.type}")
+            found = f"zero point {spell_values(point[point != allowed])}"
+            yield Found(grid.where, found, f"{allowed} for {grid.type}", grid.type)
 
 
 def check_least_range(graph: GriddedGraph, rule: LeastRange) -> Faults:
@@ -49,7 +53,7 @@ def check_least_range(graph: GriddedGraph, rule: LeastRange) -> Faults:
             width = float(grid.scale.min()) * (2**bits - 1)
             # As float32, in which scales are stored: a grid of just this range may lie one rounding below it.
             if 0 < width < rule.least * (1 - np.finfo(np.float32).eps):
-                yield Found(grid.where, f"a grid {width:.3g} wide", f"{rule.least:g} or more")
+                yield Found(grid.where, f"a grid {width:.3g} wide", f"{rule.least:g} or more", grid.type)
 
 
 def check_fixed_grids(graph: GriddedGraph, rule: FixedGrids) -> Faults:
@@ -64,7 +68,7 @@ def check_fixed_grids(graph: GriddedGraph, rule: FixedGrids) -> Faults:
             if not same or np.any(grid.zero_point != zero_point):
                 found = f"scale {spell_values(grid.scale)} and zero point {spell_values(grid.zero_point)}"
                 allowed = f"{scale:.9g} and {zero_point} for {grid.type} behind a {node.op_type}"
-                yield Found(grid.where, found, allowed)
+                yield Found(grid.where, found, allowed, grid.type)
 
 
 def _activations(graph: GriddedGraph) -> Iterator[Grid]:

@@ -7,13 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..targets.rules import Level
+
 
 class Found(NamedTuple):
-    """One place that breaks a rule: where it is, what was found, and what is allowed."""
+    """One place that breaks a rule.
+
+    where, found and allowed: in words. type: of its grid, where it is one. level: where it is
+    not that of the rule.
+    """
 
     where: str
     found: str
     allowed: str
+    type: str = ""
+    level: Level | None = None
 
 
 Faults = Iterator[Found]

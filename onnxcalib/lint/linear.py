@@ -27,18 +27,18 @@ def check_positive_scales(graph: GriddedGraph, rule: Rule) -> Faults:
     for grid in graph.grids:
         scale = grid.scale
         if scale is None:
-            yield Found(grid.where, f"the computed scale {grid.node.input[1]}", "a constant")
+            yield Found(grid.where, f"the computed scale {grid.node.input[1]}", "a constant", grid.stored)
         elif not scale.size or not np.all(np.isfinite(scale)) or np.any(scale <= 0):
-            yield Found(grid.where, f"scale {_spell_worst(scale)}", "positive, finite values")
+            yield Found(grid.where, f"scale {_spell_worst(scale)}", "positive, finite values", grid.stored)
 
 
 def check_explicit_zero_points(graph: GriddedGraph, rule: Rule) -> Faults:
     """Every zero point is a constant of the file, also where it is 0."""
     for grid in graph.grids:
         if not grid.has_zero_point:
-            yield Found(grid.where, "no zero point", "a constant, also where it is 0")
+            yield Found(grid.where, "no zero point", "a constant, also where it is 0", grid.stored)
         elif grid.zero_point is None:
-            yield Found(grid.where, f"the computed zero point {grid.node.input[2]}", "a constant")
+            yield Found(grid.where, f"the computed zero point {grid.node.input[2]}", "a constant", grid.stored)
 
 
 def check_own_zero_points(graph: GriddedGraph, rule: Rule) -> Faults:
@@ -50,7 +50,7 @@ def check_own_zero_points(graph: GriddedGraph, rule: Rule) -> Faults:
         owner = owners.setdefault(grid.node.input[2], grid)
         if owner.scale is not None and grid.scale is not None and not np.array_equal(owner.scale, grid.scale):
             found = f"zero point {grid.node.input[2]}, which {owner.where} has too with another scale"
-            yield Found(grid.where, found, "a zero point of its own")
+            yield Found(grid.where, found, "a zero point of its own", grid.stored)
 
 
 def check_pairs(graph: GriddedGraph, rule: Pairs) -> Faults:
@@ -101,7 +101,7 @@ def check_power_of_two(graph: GriddedGraph, rule: PowerOfTwo) -> Faults:
     """The scales of these quantities are powers of two."""
     for grid in graph.grids:
         if QUANTITIES[grid.role] in rule.of and grid.scale is not None and (strange := _list_odd(grid.scale)):
-            yield Found(grid.where, f"scale {spell_values(np.asarray(strange))}", "powers of two")
+            yield Found(grid.where, f"scale {spell_values(np.asarray(strange))}", "powers of two", grid.stored)
 
 
 def _list_odd(scale: np.ndarray) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from onnx import ModelProto
 
@@ -12,12 +12,13 @@ from ..errors import ModelError, escape_controls
 from ..graph.inspect.grids import GriddedGraph, read_graphs
 from ..graph.load import is_quantized, load_model
 from ..targets import LintRecord, Target, Violation, load_target
-from ..targets.rules import Rule
+from ..targets.rules import Level, Rule
 from . import activations, groups, linear, shifts, weights, whole
 from .found import Faults, Found
 from .names import check_names
 from .plain import make_plain
 
+LEVELS: tuple[Level, ...] = get_args(Level)
 # The kind of a rule, as targets.rules.Rules names it -> what judges it, in the same order.
 CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
     "opset": whole.check_opset,
@@ -83,6 +84,7 @@ def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
         for found in _tell_once(graph, CHECKS[rule](graph, rules[rule]))
     ]
     judged, unjudged = whole.count_judged(model, target.rules.operators)
+    violations.sort(key=lambda each: LEVELS.index(each.level))
     return LintRecord(target.name, name, tuple(rules), tuple(dict.fromkeys(violations)), judged, unjudged)
 
 
@@ -93,5 +95,6 @@ def _tell_once(graph: GriddedGraph, faults: Faults) -> Faults:
 
 
 def _tell(name: str, rule: Rule, found: Found) -> Violation:
-    where, what, allowed, source = map(escape_controls, (*found, rule.source))
-    return Violation(name, where, what, allowed, source)
+    where, what, allowed, source = map(escape_controls, (found.where, found.found, found.allowed, rule.source))
+    level = found.level or rule.levels.get(found.type, rule.level)  # type: ignore[call-overload]
+    return Violation(name, where, what, allowed, source, level)

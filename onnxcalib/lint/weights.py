@@ -21,10 +21,11 @@ def check_weight_types(graph: GriddedGraph, rule: WeightTypes) -> Faults:
     """Weights are stored in these types, some of them behind a Cast to 8 bits only."""
     for layer, grid in _weights(graph):
         if grid.stored not in rule.types:
-            yield Found(layer.where, f"a weight of {grid.stored}", spell_list(rule.types))
+            yield Found(layer.where, f"a weight of {grid.stored}", spell_list(rule.types), grid.stored)
         elif grid.type in rule.through_cast and layer.input is not None and is_op(layer.node, *rule.operators):
             found = f"a DequantizeLinear that reads {grid.type} directly"
-            yield Found(layer.where, found, f"{grid.type} through a Cast to int8 in front of the DequantizeLinear")
+            allowed = f"{grid.type} through a Cast to int8 in front of the DequantizeLinear"
+            yield Found(layer.where, found, allowed, grid.type)
 
 
 def check_weight_scales(graph: GriddedGraph, rule: WeightScales) -> Faults:
@@ -32,11 +33,11 @@ def check_weight_scales(graph: GriddedGraph, rule: WeightScales) -> Faults:
     for layer, grid in _weights(graph):
         finest = "block" if grid.block else "tensor" if grid.axis is None else "channel"
         if FINENESS.index(finest) > FINENESS.index(rule.granularity):
-            yield Found(layer.where, f"a weight with a scale a {finest}", f"a scale a {rule.granularity}")
+            yield Found(layer.where, f"a weight with a scale a {finest}", f"a scale a {rule.granularity}", grid.stored)
         elif finest == "channel" and grid.dims:
             axis = _find_axis(layer, rule, len(grid.dims))
             if axis is not None and grid.axis != axis:
-                yield Found(layer.where, f"scales of its weight along axis {grid.axis}", f"axis {axis}")
+                yield Found(layer.where, f"scales of its weight along axis {grid.axis}", f"axis {axis}", grid.stored)
 
 
 def check_weight_zero_points(graph: GriddedGraph, rule: ZeroPoints) -> Faults:
@@ -55,7 +56,9 @@ def check_biases(graph: GriddedGraph, rule: Biases) -> Faults:
                 yield Found(layer.where, f"the float bias {layer.float_bias}", f"a bias of {spell_list(kinds)}")
         elif layer.bias is not None:
             if layer.bias.type not in kinds:
-                yield Found(layer.where, f"a bias of {layer.bias.type}", f"a bias of {spell_list(kinds)}")
+                yield Found(
+                    layer.where, f"a bias of {layer.bias.type}", f"a bias of {spell_list(kinds)}", layer.bias.type
+                )
             elif layer.bias.type == "int32" and rule.matched:
                 yield from _match(layer, layer.input, layer.weight, layer.bias)
 

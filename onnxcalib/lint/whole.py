@@ -33,7 +33,7 @@ def check_opset(graph: GriddedGraph, rule: Opset) -> Faults:
     for kind, (first, *others) in early.items():  # one opset mends all of them
         more = f", as in {len(others)} other nodes" if others else ""
         least = rule.types[kind]  # type: ignore[index]
-        yield Found(first, f"{kind} at opset {opset}{more}", f"{kind} from opset {least} on")
+        yield Found(first, f"{kind} at opset {opset}{more}", f"{kind} from opset {least} on", kind)
 
 
 def check_static_shapes(graph: GriddedGraph, rule: Rule) -> Faults:

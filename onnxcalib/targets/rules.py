@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 IntegerType = Literal["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"]
 BiasKind = Literal["int32", "int16", "int8", "float"]
 Granularity = Literal["tensor", "channel", "block"]
+# What a device does with a file that breaks a rule: it refuses the file or gives other numbers, or it runs the place in
+# float or on the CPU, or the versions that were measured run it all the same.
+Level = Literal["refused", "slower", "advice"]
 Quantity = Literal["activations", "weights", "biases", "constants"]
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -36,9 +39,15 @@ class Record(BaseModel):
 
 
 class Rule(Record):
-    """A rule without parameters. source: where it comes from, which is printed with each violation."""
+    """A rule without parameters.
+
+    source: where it comes from, which is printed with each violation. level: what breaking it means. levels: the same
+    of grids of these types alone.
+    """
 
     source: Annotated[str, Field(min_length=1)]
+    level: Level = "refused"
+    levels: dict[IntegerType, Level] = {}
 
 
 class Opset(Rule):
@@ -81,9 +90,10 @@ class Pairs(Rule):
 
 
 class ActivationTypes(Rule):
-    """The types of activations."""
+    """The types of activations. in_float: those of them that are computed in float, which is slower."""
 
     types: Types
+    in_float: tuple[IntegerType, ...] = ()
 
 
 class ZeroPoints(Rule):

@@ -14,13 +14,13 @@ ILLEGAL = re.compile("[\ufffe\uffff]")
 
 
 def add_case(suite: ElementTree.Element, gate: GateRecord, details: Iterable[str] = ()) -> None:
-    """Add a gate to a suite of JUnit XML as a test case; details: further lines of its failure."""
+    """Add a gate to a suite of JUnit XML as a test case; details: further lines of its outcome."""
     case = ElementTree.SubElement(suite, "testcase", classname="onnxcalib.validate", name=gate.name)
     line = escape(f"{gate.name}: {gate.text}")
+    text = "\n".join([line, *map(escape, details)])
     if gate.passed:
-        ElementTree.SubElement(case, "system-out").text = line
+        ElementTree.SubElement(case, "system-out").text = text
     else:
-        text = "\n".join([line, *map(escape, details)])
         ElementTree.SubElement(case, "failure", message=line, type="GateFailure").text = text
 
 

@@ -13,9 +13,14 @@ from .markup import add_case, draw_table, escape, spell_code, spell_text
 
 def draw_lint(record: LintRecord) -> list[str]:
     """The violations as paragraphs of Markdown; none where there are none."""
-    headers = ("where", "rule", "found", "allowed", "source")
+    headers = ("level", "where", "rule", "found", "allowed", "source")
     rows = [
-        (spell_code(each.where), spell_code(each.rule), *map(spell_text, (each.found, each.allowed, each.source)))
+        (
+            each.level,
+            spell_code(each.where),
+            spell_code(each.rule),
+            *map(spell_text, (each.found, each.allowed, each.source)),
+        )
         for each in record.violations
     ]
     return [draw_table(headers, rows)] if rows else []

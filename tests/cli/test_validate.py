@@ -318,7 +318,7 @@ def test_the_rules_of_a_target_are_a_gate_beside_the_others(real, tmp_path):
     assert result.exit_code == 3 and "FAIL  target: " in result.stdout
     found = json.loads((tmp_path / "a.json").read_text())
     first = found["lint"]["violations"][0]
-    line = f"{first['where']}: {first['rule']}: found {first['found']}; allowed: {first['allowed']} ({first['source']})"
+    line = "{level}: {where}: {rule}: found {found}; allowed: {allowed} ({source})".format(**first)
     assert not found["passed"] and f"  {line}" in result.stdout.splitlines()
     cases = {case.get("name"): case for case in ElementTree.parse(tmp_path / "a.xml").iter("testcase")}
     assert cases["min_sqnr"].find("failure") is None and line in cases["target"].find("failure").text.splitlines()

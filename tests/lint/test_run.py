@@ -22,6 +22,7 @@ BY_CHANNEL = ("onnxruntime", "qnn", "openvino", "tensorrt", "symmetric")
 INT32 = ("onnxruntime", "qnn", "openvino", "symmetric")
 STRICT = ("qnn", "tensorrt", "xint8", "symmetric")
 LEAKS = {"quantized_outputs"}  # as a node that reads a float tensor reads what another gives
+TYPES = {"activation_types"}
 I2, I4 = TensorProto.INT2, TensorProto.INT4
 
 
@@ -269,9 +270,10 @@ SPOILT = {
     "uint8 with zero point 0": (("xint8",), "activation_zero_points", "flat_q", change_type("flat", np.uint8), set()),
     "uint8": (("tensorrt", "symmetric"), "activation_types", "flat_q", change_type("flat", np.uint8), set()),
     "int4 activation": (("qnn", "openvino"), "activation_types", "flat_q", change_type("flat", kind=I4), set()),
+    "16 bits in float": (("onnxruntime",), "activation_types", "mul_q", change_type("mul", np.uint16), set()),
     "int2 activation": (("onnxruntime",), "activation_types", "mul_q", change_type("mul", kind=I2, opset=25), set()),
     "uint16": (("openvino", "tensorrt", "xint8"), "activation_types", "flat_q", change_type("flat", np.uint16), set()),
-    "16 bits too early": (("onnxruntime", "qnn"), "opset", "add_q", change_type("add", np.uint16, opset=19), set()),
+    "16 bits too early": (("onnxruntime", "qnn"), "opset", "add_q", change_type("add", np.uint16, opset=19), TYPES),
     "scales of an activation": (ALL, "activation_per_tensor", "add_q", scale_by_channel, None),
     "zero point": (SIGNED, "activation_zero_points", "add_q", move_zero_point, None),
     "narrow": (("qnn",), "least_range", "mul_q", narrow, set()),
@@ -356,6 +358,47 @@ def test_an_opset_that_is_too_early_for_many_nodes_is_told_once(sound):
     change_type("mul", np.uint16, opset=19)(draft)
     found = next(each for each in check_target(draft.model, "onnxruntime").violations if each.rule == "opset")
     assert (found.where, found.found) == ("add_q (QuantizeLinear)", "uint16 at opset 19, as in 3 other nodes")
+
+
+@pytest.mark.parametrize(
+    ("target", "spoil", "level"),
+    [
+        ("qnn", drop_zero_point("w2"), "advice"),
+        ("qnn", lambda draft: (change_weight(I4)(draft), drop_zero_point("w2")(draft)), "refused"),
+        ("openvino", change_weight(I4), "slower"),
+        ("openvino", change_weight(None, np.uint8), "refused"),
+        ("openvino", change_type("flat", np.uint16), "slower"),
+        ("openvino", change_type("flat", kind=I4), "refused"),
+        ("onnxruntime", change_type("add", np.uint16), "slower"),
+    ],
+)
+def test_what_breaking_a_rule_means_may_depend_on_the_type(sound, target, spoil, level):
+    draft = sound(target)
+    spoil(draft)
+    record = check_target(draft.model, target)
+    assert [each.level for each in record.violations] == [level]
+    assert record.passed == (level == "advice") and record.violations[0].text.startswith(f"{level}: ")
+
+
+def test_what_is_refused_is_told_before_what_is_slower_and_before_advice(sound):
+    draft = sound("qnn")
+    forget_group(draft)
+    float_head(draft)
+    free_batch(draft)
+    record = check_target(draft.model, "qnn")
+    assert [each.level for each in record.violations] == ["refused", "slower", "advice"]
+    start = "2 violations of 2 of the 18 rules of target qnn: static_shapes, quantized_outputs; advice: attributes; the"
+    assert record.text.startswith(start)
+
+
+def test_advice_alone_passes_and_is_counted(sound):
+    draft = sound("qnn")
+    forget_group(draft)
+    conv2 = draft.node("conv2")
+    del conv2.attribute[:]
+    record = check_target(draft.model, "qnn")
+    assert record.passed and record.broken == ()
+    assert record.text.startswith("17 of 18 rules of target qnn hold; advice: attributes (2); the file was read")
 
 
 def test_there_are_sixty_spoilt_files_and_every_rule_of_every_target_is_broken_in_one():
@@ -468,7 +511,7 @@ def test_the_text_of_a_violation_says_what_was_found_what_is_allowed_and_why(sou
     move_zero_point(draft)
     text = check_target(draft.model, "tensorrt").violations[0].text
     assert text == (
-        "add_q (QuantizeLinear): activation_zero_points: found zero point 3; allowed: 0 for int8"
+        "refused: add_q (QuantizeLinear): activation_zero_points: found zero point 3; allowed: 0 for int8"
         " (onnx-tensorrt onnxOpImporters.cpp: the zero point must be 0)"
     )
 

@@ -85,7 +85,10 @@ def test_the_page_has_every_target_and_every_rule_and_its_own_target_is_one(writ
         (HEAD + 'rules = "none"\n', "rules: found 'none'; it is a table; write [rules] above its keys"),
         (HEAD + 'runtim = "x"\n' + TYPES, "runtim: unknown key; did you mean 'runtime'?"),
         (HEAD + "[rules.activation_type]\n", "rules.activation_type: unknown key; did you mean 'activation_types'?"),
-        (HEAD + TYPES + "bits = 8\n", "rules.activation_types.bits: unknown key; allowed: source, types"),
+        (
+            HEAD + TYPES + "bits = 8\n",
+            "rules.activation_types.bits: unknown key; allowed: source, level, levels, types",
+        ),
         (
             HEAD + TYPES.replace("int8", "int7"),
             "rules.activation_types.types.0: found 'int7'; allowed: 'int2', 'uint2'",
@@ -123,6 +126,7 @@ def test_the_page_has_every_target_and_every_rule_and_its_own_target_is_one(writ
             HEAD + '[rules.fixed_grids]\nsource = "a"\ngrids = { Sigmoid = { uint17 = [0.5, 0] } }\n',
             "rules.fixed_grids.grids.Sigmoid.uint17: found 'uint17'; allowed: 'int2'",
         ),
+        (HEAD + TYPES + 'level = "warn"\n', "rules.activation_types.level: found 'warn'; allowed: 'refused', 'slower'"),
         ('runtime = "a.b"\n' + HEAD + TYPES, "runtime: found 'a.b'; string should match pattern"),
         ("name = ", "not TOML: Invalid value (at end of document); see https://toml.io"),
         ("a" + ".a" * 60 + " = 1", "found a key of more than 50 parts; none needs so many; shorten it"),
