@@ -30,6 +30,7 @@ MOST_REASONS = 8  # of nodes that stay in float; some are of one node each
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 FLATTERED = "1 to 8 dB at 4 bits and up to 2 dB at 8"  # in docs/results.md
 EXPECTED = "expected"  # the row of estimates, which has nothing but SQNR and agreement
+OTHER = "made for {0}: numbers are of exact sums, by onnxruntime without its optimizations"
 WORST_LAYERS = 5  # as many as one reads
 
 
@@ -48,9 +49,14 @@ def print_summary(report: Report, output: Path) -> None:
         if table.row_count:
             console.print(table)
     lines = [*_describe_blocks(report), *describe_in_float(report.in_float)]
-    lines += [*describe_unfused(report.unfused), spell_saturation(report.saturation)]
+    lines += [OTHER.format(report.target)] if report.target else _describe_kernels(report)
     lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def _describe_kernels(report: Report) -> list[str]:
+    """What onnxruntime's kernels make of the file."""
+    return [*describe_unfused(report.unfused), spell_saturation(report.saturation)]
 
 
 def _open_table(*texts: str) -> Table:
@@ -135,8 +141,8 @@ def _tabulate_outputs(report: Report) -> Table:
     table = _open_table("output", "session")
     sessions = {
         EXPECTED: list_expected(report.outputs),
-        "optimized": report.outputs,
-        "unoptimized": report.outputs_unoptimized,
+        "unoptimized" if report.target else "optimized": report.outputs,
+        **({} if report.target else {"unoptimized": report.outputs_unoptimized}),
         **list_processors(report.saturation),
     }
     unlike = any(map(_differs, list_rows([record for records in sessions.values() for record in records])))

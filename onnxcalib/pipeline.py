@@ -286,11 +286,12 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         sizes = model_bytes(prepared.original), model_bytes(quantized)
         if fault := find_fault_of_size(in_float, *sizes):
             run.warn(fault)
-        speed = compare_speed(prepared, quantized)
+        speed = compare_speed(prepared, quantized) if run.target.is_onnxruntime else None
         if fault := find_fault_of_speed(speed):
             run.warn(fault)
     return Report(
         settings=prepared.config.model_dump(mode="json"),
+        target=None if run.target.is_onnxruntime else run.target.name,
         passes=dict(prepared.passes),
         blocks=found.blocks,
         steps=found.stages,

@@ -251,10 +251,13 @@ class Report:
     the first of them was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be
     done, though the result holds without it. samples: those that the result was made from. measured_on: those that
     layers, outputs and saturation were measured on; None before that. speed: None for models that are too large to be
-    timed. in_float: nodes that stay in float, but those that the settings exclude.
+    timed. in_float: nodes that stay in float, but those that the settings exclude. target: what the file is made for,
+    None for onnxruntime; what onnxruntime makes of other targets' files, saturation, unfused and speed, is not
+    measured.
     """
 
     settings: dict[str, Any]
+    target: str | None = None
     passes: dict[str, int] = field(default_factory=dict)
     blocks: tuple[BlockRecord, ...] = ()
     steps: tuple[StageRecord, ...] = ()

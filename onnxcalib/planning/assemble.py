@@ -43,11 +43,13 @@ class Assembler:
         sets: tuple[BitSet, ...],
         rest: float,
         threads: int,
+        fused: bool = True,
     ) -> None:
         """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; class_axes:
-        see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set."""
+        see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set. fused: whether models
+        at any bits run with onnxruntime's optimizations."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
-        self.sets, self.rest = sets, rest
+        self.sets, self.rest, self.fused = sets, rest, fused
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
@@ -142,7 +144,7 @@ class Assembler:
         return {name: np.concatenate([each[name] for each in found]) for name in names}
 
     def _open(self, bits: Bits) -> Session:
-        return Session(self.emit(bits), threads=self.threads)
+        return Session(self.emit(bits), optimize=self.fused, threads=self.threads)
 
     def _recall(self, name: str, measure: Callable[[], float]) -> float:
         """The measurement that the cache has, or else a new one, whose time is counted."""

@@ -123,6 +123,7 @@ def _measure(prepared: Prepared) -> _Measurements:
         sets=found.sets if latencies is None else latencies.sets,
         rest=0.0 if latencies is None else latencies.rest,
         threads=run.threads,
+        fused=run.target.is_onnxruntime,
     )
     return _Measurements(assembler, latencies, found.seconds, schemes.name_of)
 

@@ -35,9 +35,11 @@ class Evaluator:
         parts: Parts | None = None,
         class_axes: Mapping[str, int] | None = None,
         threads: int,
+        fused: bool = True,
     ) -> None:
+        """fused: whether quantized models run with onnxruntime's optimizations."""
         self.samples, self.padding, self.store, self.threads = samples, padding, store, threads
-        self.parts, self.class_axes = parts, class_axes
+        self.parts, self.class_axes, self.fused = parts, class_axes, fused
         session = Session(original, threads=threads)
         self.size, self.names = batch_size(session, samples), session.outputs
         for feeds in samples.batches(self.size):
@@ -46,7 +48,7 @@ class Evaluator:
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
         """Compare the outputs over all samples; returns a record and the loss of each output."""
-        session = Session(quantized, threads=self.threads)
+        session = Session(quantized, optimize=self.fused, threads=self.threads)
         tally = OutputTally(self.padding, self.parts, class_axes=self.class_axes)
         divergences: dict[str, Divergence] = {}
         for number, feeds in enumerate(self.samples.batches(self.size)):

@@ -31,7 +31,9 @@ def leave_refused(prepared: Prepared, state: ReconstructionState) -> tuple[Recon
 
     samples = prepared.samples
     feeds = samples.read(range(samples.fixed_batch or 1))
-    found = Trial(prepared.model, make, emit, feeds, prepared.run.threads).find_refused(prepared.in_float)
+    found = Trial(
+        prepared.model, make, emit, feeds, prepared.run.threads, prepared.run.target.is_onnxruntime
+    ).find_refused(prepared.in_float)
     if not found:
         return state, found
     for name, reason in found.items():

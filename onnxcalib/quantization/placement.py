@@ -125,5 +125,5 @@ def _find_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> dict[str, str
     def emit(scheme: QuantScheme) -> ModelProto:
         return emit_placeholders(prepared.model, scheme, prepared.config.encoding)
 
-    trial = Trial(prepared.model, make, emit, feeds, prepared.run.threads)
+    trial = Trial(prepared.model, make, emit, feeds, prepared.run.threads, prepared.run.target.is_onnxruntime)
     return trial.find_refused(prepared.in_float)

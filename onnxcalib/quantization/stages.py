@@ -131,6 +131,7 @@ def _tune(
                 parts=prepared.parts,
                 class_axes=prepared.class_axes,
                 threads=run.threads,
+                fused=run.target.is_onnxruntime,
             )
             best = _measure(prepared, evaluator, state)
             first = "reconstruct" if prepared.config.does("reconstruct") else "round"

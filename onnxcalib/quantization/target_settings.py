@@ -8,9 +8,6 @@ from ..config import FLOAT_BITS, LayerConfig, QuantizeConfig
 from ..errors import ConfigError
 from ..targets import Target
 
-# The runtime whose costs ``placement`` knows, and whose integer kernels for embeddings ``emit`` writes.
-OWN_RUNTIME = "onnxruntime"
-
 
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     """The settings, with what the target decides where they say nothing. Raises ConfigError for what it has not."""
@@ -19,11 +16,16 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     decided: dict[str, Any] = {"weight_range": "bounded" if target.bounded_weights else "full"}
     if not needs.through_cast:
         decided["encoding"] = "standard"
-    if target.runtime != OWN_RUNTIME:
+    if not target.is_onnxruntime:
         if config.placement != "all" and "placement" in config.model_fields_set:
             raise ConfigError(
                 f"placement: found {config.placement!r} beside target {target.name!r}; times are known of"
-                f" {OWN_RUNTIME} alone; leave it out, and all that the target takes is quantized"
+                " onnxruntime alone; leave it out, and all that the target takes is quantized"
+            )
+        if config.max_latency is not None and config.latencies is None:
+            raise ConfigError(
+                f"max_latency: found {config.max_latency!r} beside target {target.name!r}, whose times cannot be"
+                " measured here; give those of its layers as latencies"
             )
         decided |= {"placement": "all", "embedding_bits": FLOAT_BITS}
     return config.model_copy(update={k: v for k, v in decided.items() if k not in config.model_fields_set})

@@ -37,7 +37,8 @@ Emit = Callable[[QuantScheme], ModelProto]
 class Trial:
     """What is needed to try schemes of one prepared model.
 
-    make: the scheme without the nodes that stay in float. emit: the file of a scheme. feeds: one batch.
+    make: the scheme without the nodes that stay in float. emit: the file of a scheme. feeds: one batch. fused:
+    whether the target's kernels are those that onnxruntime's optimizations put in.
     """
 
     model: ModelProto
@@ -45,10 +46,11 @@ class Trial:
     emit: Emit
     feeds: Mapping[str, Any]
     threads: int = 0
+    fused: bool = True
 
     def find_fault(self, scheme: QuantScheme) -> str | None:
         """What onnxruntime says where it cannot load or run the file of a scheme; None where it can."""
-        return find_fault(self.emit(scheme), self.feeds, self.threads)
+        return find_fault(self.emit(scheme), self.feeds, self.threads, fused=self.fused)
 
     def find_refused(self, in_float: Mapping[str, str]) -> dict[str, str]:
         """Nodes without which onnxruntime takes the file, each with the reason; none where it takes all of them.
@@ -97,10 +99,10 @@ class Trial:
         return True
 
 
-def find_fault(model: ModelProto, feeds: Mapping[str, Any], threads: int = 0) -> str | None:
-    """What onnxruntime says where it cannot load a model with all optimizations and run one batch."""
+def find_fault(model: ModelProto, feeds: Mapping[str, Any], threads: int = 0, *, fused: bool = True) -> str | None:
+    """What onnxruntime says where it cannot load a model, with all optimizations or with none, and run one batch."""
     try:
-        Session(model, deployed=True, threads=threads).run(feeds)
+        Session(model, deployed=fused, optimize=fused, threads=threads).run(feeds)
     except ModelError as error:
         text = " ".join(str(error.__cause__ or error).split())
         return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."

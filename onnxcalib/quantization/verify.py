@@ -48,7 +48,8 @@ class Verification:
     """What ``verify`` measured.
 
     outputs: the quantized model's outputs on all samples to measure on, compared with the float model's.
-    outputs_unoptimized: the same on the first INNER samples, without graph optimizations. warnings: of outputs that
+    outputs_unoptimized: the same on the first INNER samples, without graph optimizations, where ``outputs`` has these.
+    warnings: of outputs that
     were not compared or are not finite. layers: the layers' outputs on the first INNER samples. unfused: the Q and DQ
     nodes that onnxruntime did not fuse. saturation: what saturating sums do to the outputs. float_pass_seconds: the
     time of the float model over the samples that the model was made from.
@@ -67,9 +68,11 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     """Compare ``quantized`` with the original model batch by batch, and list what onnxruntime leaves unfused.
 
     Outputs are compared on all samples with graph optimizations. Without them, outputs and the output of every layer
-    are compared on the first INNER samples: onnxruntime cannot fuse a tensor that is returned. Raises ModelError, also
-    where nothing is left to compare.
+    are compared on the first INNER samples: onnxruntime cannot fuse a tensor that is returned. What another target will
+    run is compared without optimizations alone, and what onnxruntime would make of it is not measured. Raises
+    ModelError, also where nothing is left to compare.
     """
+    fused = prepared.run.target.is_onnxruntime
     samples, threads, padding = prepared.test, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
     # Errors of samples that the model was made from are too small to tell of others.
@@ -80,23 +83,29 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)
         reference = Session(prepared.original, threads=threads)
-        optimized, graph = optimize(quantized, threads)
-        seconds = _compare_outputs(samples, (reference, optimized), (on, off), inside, store)
+        graph = GraphProto()
+        if fused:
+            whole, graph = optimize(quantized, threads)
+        else:
+            whole = Session(quantized, optimize=False, threads=threads)
+        seconds = _compare_outputs(samples, (reference, whole), (on, off), inside, store)
         if prepared.measured_on.source == "held out":
-            _add_seen(prepared, (reference, optimized), on, inside.batch)
+            _add_seen(prepared, (reference, whole), on, inside.batch)
     on.check()
-    del reference, optimized  # large models are held once
+    del reference, whole  # large models are held once
     first, records = (inside.batch, inside.batches), on.records()
     others = None if prepared.samples is samples else prepared.samples
     options: dict[str, Any] = {"padding": padding, "parts": prepared.parts, "threads": threads}
     flips = [*describe_flips(prepared.original, quantized, samples, records, batches=first, others=others, **options)]
     return Verification(
         outputs=lower_expected(records, flips),
-        outputs_unoptimized=off.records(),
+        outputs_unoptimized=off.records() if fused else (),
         warnings=(*on.warnings(), *(flip.text for flip in flips)),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
-        saturation=measure_saturation(prepared.original, quantized, graph, samples, **options),
+        saturation=measure_saturation(prepared.original, quantized, graph, samples, **options)
+        if fused
+        else SaturationRecord(),
         float_pass_seconds=seconds * len(prepared.samples) / len(samples),
     )
 
@@ -109,13 +118,13 @@ def _compare_outputs(
     store: Store,
 ) -> float:
     """Add all outputs to the first tally, and those in the store to the second; returns the float model's seconds."""
-    (reference, optimized), (on, off), seconds = sessions, tallies, 0.0
+    (reference, quantized), (on, off), seconds = sessions, tallies, 0.0
     for number, feeds in enumerate(samples.batches(inside.batch)):
         start = time.perf_counter()
         outputs, real = reference.run(feeds), find_real(feeds)
         seconds += time.perf_counter() - start
         count = samples.count(feeds)
-        on.add(outputs, optimized.run(feeds), count, real)
+        on.add(outputs, quantized.run(feeds), count, real)
         if number < inside.batches:
             off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
     return seconds

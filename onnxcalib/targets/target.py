@@ -17,6 +17,7 @@ from .rules import Record, Rule, Rules
 
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
 SUFFIX = ".toml"
+OWN_RUNTIME = "onnxruntime"
 
 
 class Target(Record):
@@ -71,6 +72,11 @@ class Target(Record):
             aligned=frozenset(rules.aligned.operators if rules.aligned else ()),
             opset=(rules.opset.least, rules.opset.most) if rules.opset else (None, None),
         )
+
+    @property
+    def is_onnxruntime(self) -> bool:
+        """Whether onnxruntime itself runs its files, so that the tool's own sessions are those of users."""
+        return self.runtime == OWN_RUNTIME
 
     @property
     def activations(self) -> str:

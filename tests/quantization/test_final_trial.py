@@ -36,13 +36,13 @@ def refuse(monkeypatch):
     """Lets onnxruntime refuse these nodes on integers, but only in files with real weights."""
 
     def start(*names):
-        def find(model, feeds, threads=0):
+        def find(model, feeds, threads=0, **options):
             index = Index(model.graph)
             weights = [numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 4]
             held = [name for name in names if is_fused(index, index.nodes[name])]
             if held and any(np.any(w) for w in weights if w.dtype == np.int8):
                 return f"[E] no kernel for {held[0]}"
-            return find_fault(model, feeds, threads)
+            return find_fault(model, feeds, threads, **options)
 
         monkeypatch.setattr(trial, "find_fault", find)
 
@@ -97,6 +97,6 @@ def test_a_model_of_which_no_layer_is_taken_is_refused_in_one_sentence(chain, dr
 
 def test_a_file_that_is_taken_is_tried_once(chain, draw, monkeypatch):
     tried = []
-    monkeypatch.setattr(trial, "find_fault", lambda model, *_: tried.append(model))
+    monkeypatch.setattr(trial, "find_fault", lambda model, *_, **options: tried.append(model))
     onnxcalib.quantize(chain, draw(16, 4, 8, 8), QuantizeConfig(reconstruct=False, placement="all", threads=1))
     assert len(tried) == 2  # with placeholders, and as it is

@@ -61,6 +61,11 @@ def test_what_the_user_gives_wins():
             {"activation_bits": 32},
             "activation_bits: found 32 beside weights of 8 bits; target 'qnn' takes it beside no weights alone",
         ),
+        (
+            "qnn",
+            {"max_latency": "0.5"},
+            "max_latency: found '0.5' beside target 'qnn', whose times cannot be measured here; give those of",
+        ),
         ("qnn", {"placement": "cost"}, "placement: found 'cost' beside target 'qnn'; times are known of onnxruntime"),
     ],
 )

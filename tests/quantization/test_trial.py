@@ -87,6 +87,6 @@ def test_the_nodes_are_found_by_bisection(trial_of, monkeypatch, refused, most):
 
 
 def test_a_model_of_which_nothing_is_taken_is_refused(trial_of, monkeypatch):
-    monkeypatch.setattr(module, "find_fault", lambda *_: "[E] no")
+    monkeypatch.setattr(module, "find_fault", lambda *_, **options: "[E] no")
     with pytest.raises(ModelError, match=r"^graph: onnxruntime takes no layer of it on integers: \[E\] no; keep the"):
         trial_of(CHAIN).find_refused({})

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
 
+import onnxcalib
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.errors import ModelError
@@ -235,3 +236,21 @@ def test_what_saturates_elsewhere_is_measured_apart(model, rough, draw):
     tensor.CopyFrom(numpy_helper.from_array(np.full((4, 4, 1, 1), 127, np.int8), tensor.name))
     found = compare(model, quantized, samples_of(model, x)).saturation
     assert [layer.name for layer in found.layers] == ["d"] and found.outputs[0].name == "y"
+
+
+def test_what_another_target_runs_is_measured_without_the_optimizations_of_onnxruntime(model, draw, monkeypatch):
+    samples = draw(8, 4, 6, 6)
+    opened = []
+    own = verify_module.Session
+
+    def open_session(given, **options):
+        opened.append((given is quantized, options.get("optimize", True)))
+        return own(given, **options)
+
+    prepared = onnxcalib.prepare(model, samples, QuantizeConfig(target="qnn", pipeline="light"))
+    quantized = onnxcalib.emit(prepared, onnxcalib.reconstruct(prepared))
+    monkeypatch.setattr(verify_module, "Session", open_session)
+    found = verify(prepared, quantized, prepared.scheme.layers)
+    assert {optimized for of_quantized, optimized in opened if of_quantized} == {False}
+    assert found.outputs[0].sqnr_db > 20 and all(layer.sqnr_db for layer in found.layers)
+    assert (found.unfused, found.saturation, found.outputs_unoptimized) == ((), SaturationRecord(), ())
