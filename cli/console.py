@@ -28,3 +28,8 @@ def open_console() -> Console:
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
+
+
+def print_lines(console: Console, lines: list[str], style: str | None = None) -> None:
+    """Print without line breaks of rich's own, so that lines can be searched for and copied."""
+    console.print("\n".join(lines), style=style, soft_wrap=True)

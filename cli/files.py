@@ -62,7 +62,7 @@ def check_cache(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequenc
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:
     """The files that settings name, the one that holds a metric included."""
     named = [getattr(settings, "latencies", None), settings.data.tokenizer]
-    if isinstance(settings, ValidateConfig) and settings.target is not None and not is_name(settings.target):
+    if settings.target is not None and not is_name(settings.target):
         named.append(settings.target)
     if isinstance(settings, ValidateConfig) and settings.metric is not None:
         module = settings.metric.partition(":")[0].replace(".", "/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
-from .exitstatus import report_faults
+from .exitstatus import ExitStatus, report_faults
 from .files import check_cache, list_read, prepare_outputs
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
@@ -45,7 +46,8 @@ def quantize(
         read = [calib, test, config, plan, ranges, *list_read(settings)]
         prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)
         check_cache(settings, [target], read)
-        _run(model, calib, target, settings, test=test, plan=plan, ranges=ranges, report=report, quiet=quiet)
+        kept = _run(model, calib, target, settings, test=test, plan=plan, ranges=ranges, report=report, quiet=quiet)
+    raise typer.Exit(ExitStatus.OK if kept else ExitStatus.GATE)
 
 
 def _run(
@@ -59,7 +61,8 @@ def _run(
     ranges: Path | None,
     report: Path | None,
     quiet: bool,
-) -> None:
+) -> bool:
+    """Whether the file keeps the rules of the target that the settings name. It is written all the same."""
     from onnxcalib import pipeline
 
     from .progress import ProgressObserver
@@ -71,3 +74,11 @@ def _run(
         from .summary import print_summary
 
         print_summary(result.report, output)
+    lint = result.report.lint
+    if lint is None:
+        return True
+    if not quiet or not lint.passed:
+        from .lint import print_lint
+
+        print_lint(replace(lint, model=str(output)))
+    return lint.passed

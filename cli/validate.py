@@ -115,7 +115,7 @@ def _lint(model: Path, target: str, *, quiet: bool, reports: dict[str, Path | No
     from onnxcalib.lint import check_target
     from onnxcalib.validation import render_lint
 
-    from .verdict import print_lint
+    from .lint import print_lint
 
     record = check_target(model, target)
     writers = {

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcalib.report import name_some
-from onnxcalib.targets import LintRecord
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     Sheet,
@@ -23,7 +22,8 @@ from onnxcalib.validation.render import (
 )
 from onnxcalib.verdict import ContractRecord, Explanation, Verdict
 
-from .console import open_console
+from .console import open_console, print_lines
+from .lint import list_violations
 from .summary import describe_unfused
 
 WORST_TENSORS = 5  # as many as one reads
@@ -32,34 +32,15 @@ WORST_TENSORS = 5  # as many as one reads
 def print_verdict(verdict: Verdict) -> None:
     """Print what was compared and measured, where the loss comes from, and last each gate and the outcome."""
     console = open_console()
-    _print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
+    print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
     for sheet in list_sheets(verdict):
         _print_sheet(console, sheet)
     if lines := _describe_facts(verdict):
-        _print_lines(console, ["", *lines])
+        print_lines(console, ["", *lines])
     _print_sheet(console, _spell_steps(verdict.contract))
     if verdict.explanation:
         _print_explanation(console, verdict, verdict.explanation)
     _print_gates(console, verdict)
-
-
-def print_lint(record: LintRecord) -> None:
-    """Print the violations of a target's rules, one a line, and last how many rules hold."""
-    console = open_console()
-    if record.violations:
-        _print_lines(console, _list_violations(record))
-    outcome = "PASSED" if record.passed else "FAILED"
-    style = "bold green" if record.passed else "bold red"
-    _print_lines(console, [" ".join(f"{outcome}: {record.model}: {record.text}".split())], style=style)
-
-
-def _list_violations(record: LintRecord) -> list[str]:
-    return [f"  {' '.join(each.text.split())}" for each in record.violations]
-
-
-def _print_lines(console: Console, lines: list[str], style: str | None = None) -> None:
-    """Print without line breaks of rich's own, so that lines can be searched for and copied."""
-    console.print("\n".join(lines), style=style, soft_wrap=True)
 
 
 def _print_sheet(console: Console, sheet: Sheet) -> None:
@@ -112,16 +93,16 @@ def _print_explanation(console: Console, verdict: Verdict, explanation: Explanat
     lines += [f"not judged: {len(explanation.unmatched)}"] if explanation.unmatched else []
     lines += [f"  {text}" for text in explanation.unmatched]
     if lines:
-        _print_lines(console, lines)
+        print_lines(console, lines)
     if toml := gather_toml(verdict):
         print("\nlines for onnxcalib.toml:", toml, sep="\n\n")  # not by rich, which may change text
 
 
 def _print_gates(console: Console, verdict: Verdict) -> None:
-    _print_lines(console, ["", NO_ACCURACY_GATE] if lacks_accuracy_gate(verdict) else [""])
+    print_lines(console, ["", NO_ACCURACY_GATE] if lacks_accuracy_gate(verdict) else [""])
     for gate in verdict.gates:
         line = " ".join(f"{gate.name}: {gate.text}".split())  # names in it may have line breaks
-        _print_lines(console, [f"{'pass' if gate.passed else 'FAIL'}  {line}"], style=None if gate.passed else "red")
+        print_lines(console, [f"{'pass' if gate.passed else 'FAIL'}  {line}"], style=None if gate.passed else "red")
         if gate.name == "target" and verdict.lint is not None:
-            _print_lines(console, _list_violations(verdict.lint))
-    _print_lines(console, [conclude(verdict)], style="bold green" if verdict.passed else "bold red")
+            print_lines(console, list_violations(verdict.lint))
+    print_lines(console, [conclude(verdict)], style="bold green" if verdict.passed else "bold red")

@@ -18,6 +18,7 @@ from .files.scratch import sweep
 from .files.writing import check_outputs
 from .graph.load import stored_files
 from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
+from .lint.run import check_loaded
 from .planning.run import choose_bits, trace
 from .quantization.in_float import find_fault_of_size, list_in_float
 from .quantization.prepare import list_inputs, load
@@ -29,6 +30,7 @@ from .quantization.speed import compare_speed, find_fault_of_speed
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify as compare_models
 from .report import Observer, OutputRecord, Report
+from .targets import LintRecord, is_name
 
 __all__ = [
     "Prepared",
@@ -62,6 +64,11 @@ class Result:
     model: ModelProto
     report: Report
     sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def lint(self) -> LintRecord | None:
+        """The file against the rules of the target that the settings name; None where they name none."""
+        return self.report.lint
 
     def save(self, path: str | Path, *, report: str | Path | None = None) -> None:
         """Write the model, and its report where a file for it is given, under other names, then rename both.
@@ -251,7 +258,8 @@ def _check_stage(given: object, kind: type) -> None:
 def _list_sources(config: QuantizeConfig, model: object, *others: object) -> tuple[Path, ...]:
     """The files and folders among what a run was given, those of the model's external data included."""
     own = stored_files(Path(model)) if isinstance(model, (str, Path)) else ()
-    named = (*others, config.latencies, config.data.tokenizer)
+    target = None if is_name(config.target) else config.target
+    named = (*others, config.latencies, config.data.tokenizer, target)
     given = (Path(each) for each in named if isinstance(each, (str, Path)))
     return tuple(path.absolute() for path in (*own, *given))  # links are followed when an output is compared with them
 
@@ -311,7 +319,14 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         left_out=tuple(run.left_out),
         in_float=in_float,
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
+        lint=_hold_to_target(run, quantized),
     )
+
+
+def _hold_to_target(run: Run, quantized: ModelProto) -> LintRecord | None:
+    """The lint of the file that was made, where the user named its target."""
+    named = "target" in run.config.model_fields_set
+    return check_loaded(quantized, run.target, quantized.graph.name) if named else None
 
 
 def _check_drop(prepared: Prepared, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:

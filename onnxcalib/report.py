@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from .errors import OnnxCalibWarning
+from .targets.violation import LintRecord
 
 NAMED = 3  # names in one line; the JSON report has all of them
 PACKAGE = __name__.partition(".")[0]
@@ -253,7 +254,7 @@ class Report:
     layers, outputs and saturation were measured on; None before that. speed: None for models that are too large to be
     timed. in_float: nodes that stay in float, but those that the settings exclude. target: what the file is made for,
     None for onnxruntime; what onnxruntime makes of other targets' files, saturation, unfused and speed, is not
-    measured.
+    measured. lint: the file against the rules of the target that the settings name; None where they name none.
     """
 
     settings: dict[str, Any]
@@ -277,6 +278,7 @@ class Report:
     plan: dict[str, Any] | None = None
     left_out: tuple[LeftOutRecord, ...] = ()
     in_float: tuple[FloatRecord, ...] = ()
+    lint: LintRecord | None = None
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON cannot hold them."""

@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "targets": ({"errors", "spec", "config"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
     "progress": (set(), set()),
-    "report": ({"errors"}, set()),
+    # A report holds what a file was told of its target's rules.
+    "report": ({"errors", "targets"}, set()),
     "verdict": ({"report", "targets"}, set()),
     "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
@@ -53,8 +54,21 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "spec", "config", "progress", "report", "targets", "verdict", "lint", *WORKSHOPS, "quantization"},
         {"numpy", "onnx"},
     ),
+    # A run ends with its file held to the rules that it was made by: graph and quantization never see a lint.
     "pipeline": (
-        {"errors", "files", "config", "bitplan", "report", "data", "graph", "quantization", "planning"},
+        {
+            "errors",
+            "files",
+            "config",
+            "bitplan",
+            "report",
+            "data",
+            "graph",
+            "lint",
+            "quantization",
+            "planning",
+            "targets",
+        },
         {"onnx"},
     ),
     "cli": (

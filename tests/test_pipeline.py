@@ -986,3 +986,25 @@ def test_what_to_expect_of_others_is_estimated_from_all_samples_and_the_errors_o
 def test_few_samples_are_used_and_measured_on(net):
     report = quantize(net, SAMPLES, settings()).report
     assert report.measured_on == MeasuredOn("calibration", len(SAMPLES)) and report.outputs[0].expected is None
+
+
+ONE_SCALE = """name = "chip"
+[rules.weight_scales]
+granularity = "tensor"
+source = "page 7"
+[rules.operators]
+forbidden = ["Conv"]
+source = "page 8"
+"""
+
+
+def test_a_run_ends_with_its_file_held_to_the_rules_of_the_target_that_was_named(net, tmp_path):
+    path = tmp_path / "chip.toml"
+    path.write_text(ONE_SCALE)
+    result = quantize(net, SAMPLES, settings(target=str(path), reconstruct=False))
+    assert result.lint is result.report.lint and not result.lint.passed
+    assert {each.rule for each in result.lint.violations} == {"operators"}
+    assert json.loads(result.report.to_json())["lint"]["violations"][0]["source"] == "page 8"
+    with pytest.raises(OutputError, match=r"chip\.toml: is read by this run; what is read is never overwritten"):
+        result.save(path)
+    assert quantize(net, SAMPLES, settings(reconstruct=False)).lint is None

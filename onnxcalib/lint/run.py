@@ -64,16 +64,16 @@ def check_target(model: str | Path | ModelProto, target: str | Path | Target) ->
     source = model if isinstance(model, ModelProto) else Path(model)
     loaded = load_model(source)
     name = loaded.graph.name if isinstance(source, ModelProto) else str(source)
+    if not is_quantized(loaded):
+        raise ModelError(
+            f"{name}: found no quantized operator; a quantized model is needed to hold it to target {chosen.name};"
+            " quantize it first"
+        )
     return check_loaded(loaded, chosen, name)
 
 
 def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
-    """As ``check_target``, of a model that is loaded, which stays as it is."""
-    if not is_quantized(model):
-        raise ModelError(
-            f"{name}: found no quantized operator; a quantized model is needed to hold it to target {target.name};"
-            " quantize it first"
-        )
+    """As ``check_target``, of a model that is loaded, which stays as it is; one that is not quantized does not pass."""
     model = make_plain(model, name)
     check_names(target)
     rules, graphs = target.list_rules(), read_graphs(model)

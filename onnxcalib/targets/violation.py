@@ -62,8 +62,9 @@ class LintRecord:
     def text(self) -> str:
         """How many rules hold, in one line."""
         left = ", ".join(f"{count} {op}" for op, count in self.unjudged.items())
-        if not self.judged and not self.violations:
-            return f"no rule of target {self.target} judges what is quantized: {left}{NOT_RUN}"
+        if not self.judged:
+            found = f"judges what is quantized: {left}" if left else "was judged, as nothing is quantized"
+            return f"no rule of target {self.target} {found}{NOT_RUN}"
         advice = [each.rule for each in self.violations if each.level == "advice"]
         rest = f"; advice: {_count(advice)}" if advice else ""
         return self._count_rules() + rest + (f"; not judged: {left}" if left else "") + NOT_RUN

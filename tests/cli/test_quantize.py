@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from onnxcalib.report import (
     SaturationRecord,
     UnfusedRecord,
 )
+from onnxcalib.targets import LintRecord, Violation
 
 TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
 
@@ -112,6 +114,37 @@ def test_defaults_reach_the_library_and_the_output_is_named_after_the_model(run,
 def test_how_images_are_fitted_reaches_the_settings(run, text, settings):
     assert run("net.onnx", "--calib", "data", *text.split()).exit_code == 0
     assert run.calls[0][2].data == DataConfig(**settings)
+
+
+BROKEN = Violation("opset", "file", "opset 9", "opset 13 or later", "the manual")
+LINT = LintRecord("chip", "g", ("opset", "pairs"), (BROKEN,), 4)
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_a_file_that_breaks_rules_of_its_target_is_written_and_the_exit_status_says_so(
+    run, tmp_path, monkeypatch, quiet
+):
+    monkeypatch.setattr(sys.modules[__name__], "REPORT", replace(REPORT, lint=LINT))
+    result = run("net.onnx", "--calib", "data", "--target", "chip.toml", *quiet)
+    assert result.exit_code == 3 and (tmp_path / "net.quantized.onnx").exists()
+    assert [line.strip() for line in result.stdout.splitlines()[-2:]] == [
+        "refused: file: opset: found opset 9; allowed: opset 13 or later (the manual)",
+        "FAILED: net.quantized.onnx: 1 violation of 1 of the 2 rules of target chip: opset; the file was read, and the"
+        " device was not run",
+    ]
+
+
+def test_a_file_that_keeps_the_rules_of_its_target_is_told_so_last(run, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "REPORT", replace(REPORT, lint=replace(LINT, violations=())))
+    result = run("net.onnx", "--calib", "data", "--target", "chip.toml")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith("PASSED: net.quantized.onnx: all 2 rules of target chip hold; the")
+    assert run("net.onnx", "--calib", "data", "--target", "chip.toml", "--quiet").stdout == ""
+
+
+def test_the_file_of_a_target_is_never_the_output(run):
+    result = run("net.onnx", "--calib", "data", "--target", "chip.toml", "-o", "chip.toml")
+    assert result.exit_code == 1 and "chip.toml" in result.stderr
 
 
 def test_every_option_reaches_its_setting(run):

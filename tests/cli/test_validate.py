@@ -343,9 +343,11 @@ def test_a_file_alone_is_held_to_a_target(real, tmp_path):
 
 
 def test_a_float_model_is_held_to_no_target(real):
-    for arguments in (("f.onnx",), ("f.onnx", "f.onnx", "--data", "x.npy")):
-        result = real(*arguments, "--target", "qnn")
-        assert result.exit_code == 1 and "found no quantized operator; a quantized model is needed" in result.stderr
+    result = real("f.onnx", "--target", "qnn")
+    assert result.exit_code == 1 and "found no quantized operator; a quantized model is needed" in result.stderr
+    result = real("f.onnx", "f.onnx", "--data", "x.npy", "--target", "qnn")
+    assert result.exit_code == 3
+    assert "FAIL  target: no rule of target qnn was judged, as nothing is quantized; the file" in result.stdout
 
 
 def test_a_target_of_ones_own_is_read_from_its_file(real, tmp_path):
