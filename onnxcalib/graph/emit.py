@@ -193,6 +193,8 @@ class _Writer:
         node = self.index.producer.get(tensor)
         if node is None or node.op_type != "Clip" or grid.zero_point != 0 or tensor not in self.scheme.nonnegative:
             return
+        if tensor in self.scheme.float_reads:  # which would miss the Clip
+            return
         if grid.spec.qmax * float(grid.scale) <= self.scheme.nonnegative[tensor]:
             node.op_type = "Relu"
             del node.input[1:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -27,6 +28,7 @@ from .fusion import (
     upper_bound,
 )
 from .index import Index, is_op
+from .layer_inputs import place_in_front
 from .layers import end_layers, find_layers
 from .layout import adds_pairs
 from .names import Selection
@@ -75,19 +77,15 @@ def make_scheme(
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     layers = _give_blocks(layers, block_size)
     on_grids = tuple(layer for layer in layers if not layer.reads_float)
-    quantized, integer_outputs, in_float = _quantized_tensors(
-        model, index, on_grids, selection.excluded | whole_nodes(model)
-    )
+    placed = _place(model, index, on_grids, selection.excluded | whole_nodes(model), requirements)
+    quantized, float_reads = placed.quantized, placed.float_reads
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
-    nodes = [node for node in model.graph.node if node.name not in in_float]
+    nodes = [node for node in model.graph.node if node.name not in placed.in_float]
     shared, nonnegative = share_grids(index, nodes, quantized, nonnegative, requirements.aligned)
-    float_reads = _float_reads(index, quantized, integer_outputs)
     activations, requantized = _assign_bits(index, on_grids, (quantized, float_reads), shared, requirements.activation)
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
-    barred = find_barred(model.graph, index, activations, float_reads, integer_outputs)
-    gates = frozenset(n.name for n in model.graph.node if is_op(n, "HardSigmoid") and n.name in integer_outputs)
     return QuantScheme(
         layers=layers,
         activations=activations,
@@ -96,10 +94,39 @@ def make_scheme(
         nonnegative=nonnegative,
         float_reads=float_reads,
         embeddings=embeddings,
-        barred=barred,
-        gates=gates,
+        barred=placed.barred,
+        gates=placed.gates,
         requirements=requirements,
     )
+
+
+class _Placed(NamedTuple):
+    """The tensors that get a grid, in graph order, and the nodes left in float; the others as in QuantScheme."""
+
+    quantized: list[str]
+    in_float: frozenset[str]
+    float_reads: dict[str, frozenset[str]]
+    barred: frozenset[str] = frozenset()
+    gates: frozenset[str] = frozenset()
+
+
+def _place(
+    model: ModelProto,
+    index: Index,
+    layers: tuple[LayerScheme, ...],
+    excluded: frozenset[str],
+    requirements: Requirements,
+) -> _Placed:
+    """Where the target wants grids; ``excluded`` nodes stay in float."""
+    graph = model.graph
+    if requirements.placing == "inputs":
+        products = set(_products(model, index)) - excluded if layers else set()
+        return _Placed(*place_in_front(graph, index, {layer.name for layer in layers}, products, excluded))
+    quantized, integer_outputs, in_float = _quantized_tensors(model, index, layers, excluded)
+    float_reads = _float_reads(index, quantized, integer_outputs)
+    barred = find_barred(graph, index, quantized, float_reads, integer_outputs)
+    gates = frozenset(n.name for n in graph.node if is_op(n, "HardSigmoid") and n.name in integer_outputs)
+    return _Placed(quantized, in_float, float_reads, barred, gates)
 
 
 def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:

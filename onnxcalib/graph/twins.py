@@ -68,7 +68,8 @@ class _Twins:
             if (grid := self.grids.get(tensor)) is None:
                 made = self._make("DynamicQuantizeLinear", tensor, count=3)
             else:
-                scale, zero_point = self._constant(grid.scale), self._constant(grid.zero_point.astype(np.uint8))
+                kind = np.int8 if grid.spec.signed else np.uint8
+                scale, zero_point = self._constant(grid.scale), self._constant(grid.zero_point.astype(kind))
                 made = [*self._make("QuantizeLinear", tensor, scale, zero_point), scale, zero_point]
             (self.rounded[tensor],) = self._make("DequantizeLinear", *made)
         return self.rounded[tensor]

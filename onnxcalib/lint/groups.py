@@ -7,7 +7,7 @@ from onnx import NodeProto
 from ..graph.fusion import data_inputs, moved_outputs, moves_values
 from ..graph.index import is_op
 from ..graph.inspect.grids import FUNCTIONS, Grid, GriddedGraph
-from ..graph.ops import AVERAGES, QUANTIZE, SHAPE_READERS
+from ..graph.ops import AVERAGES, CONVOLUTIONS, QUANTIZE, SHAPE_READERS
 from ..targets.rules import Aligned, QuantizedInputs, QuantizedOutputs, Rule
 from .found import Faults, Found, spell_list, spell_values
 
@@ -29,8 +29,9 @@ def check_quantized_inputs(graph: GriddedGraph, rule: QuantizedInputs) -> Faults
 
 
 def check_residual_inputs(graph: GriddedGraph, rule: Rule) -> Faults:
-    """An Add of two tensors, of which a quantized layer makes one, reads the other one quantized."""
-    quantized = {name for layer in graph.layers() if layer.weight is not None for name in layer.node.output}
+    """An Add of two tensors, of which a quantized convolution makes one, reads the other one quantized."""
+    layers = [layer for layer in graph.layers() if layer.weight is not None and is_op(layer.node, *CONVOLUTIONS)]
+    quantized = {layer.node.output[0] for layer in layers}
     for node in graph.graph.node:
         computed = [name for name in node.input if name not in graph.index.initializers]
         if is_op(node, "Add") and len(computed) == 2 and not any(map(graph.maker, computed)):

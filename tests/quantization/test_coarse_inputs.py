@@ -109,10 +109,11 @@ def test_the_last_convolution_stays_in_float_where_its_channels_are_of_unlike_sc
         )
 
 
-def test_an_input_with_a_grid_of_its_own_is_judged_on_that(build, weigh, draw):
+@pytest.mark.parametrize("spec", [QuantSpec(8), QuantSpec(8, signed=True, symmetric=True)])
+def test_an_input_with_a_grid_of_its_own_is_judged_on_that(build, weigh, draw, spec):
     model = build("g (float[N, 4] x) => (float[N, 3] y) { [only] y = MatMul (x, w) }", w=weigh(4, 3))
     layers = list(find_layers(model, Index(model.graph), 8, 8))
-    whole = QParams(np.asarray(1, np.float32), np.asarray(128, np.int32), QuantSpec(8))
+    whole = QParams(np.asarray(1, np.float32), np.asarray(spec.qmin + 128, np.int32), spec)
     twins = Twins(add_twins(model, layers, {"x": whole}))
     assert not twins.measure([{"x": np.round(draw(48, 4) * 20)}]).inputs
     assert twins.measure([{"x": draw(48, 4) * 0.1}]).inputs["only"] == pytest.approx(0, abs=0.1)
