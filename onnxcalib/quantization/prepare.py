@@ -36,6 +36,7 @@ from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
+from .target_settings import check_shapes
 from .unchanged import check_unchanged
 
 # With fewer samples than these, a few unusual ones decide the ranges.
@@ -56,12 +57,13 @@ def prepare(
     held out for that. Raises ModelError, DataError or ConfigError.
     """
     config = run.config if plan is None else with_bits(run.config, plan.settings())
+    check_shapes(inputs_of(original), run.target)
     with run.stage("prepare"):
         samples, judges, measured_on = _open_samples(run, original, calibration, test)
         _warn_of_percentile(run)
         _warn_of_draws(run, original)
         feeds = samples.read(range(samples.fixed_batch or 1))
-        wanted, rewritten = _rewrite(original, config, samples, feeds, run.threads)
+        wanted, rewritten = _rewrite(run, original, config, samples, feeds)
 
         def place(rewritten: Rewritten) -> Prepared:
             model, nodes = rewritten.model, {node.name for node in rewritten.model.graph.node}
@@ -97,11 +99,11 @@ def prepare(
 
 
 def _rewrite(
-    original: ModelProto, config: QuantizeConfig, samples: CalibrationSet, feeds: Mapping[str, Any], threads: int
+    run: Run, original: ModelProto, config: QuantizeConfig, samples: CalibrationSet, feeds: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Rewritten]:
     """The outputs of the original on one batch, and the model rewritten."""
-    wanted, lacking = _run_original(original, samples, feeds, threads)
-    rewritten = rewrite(load_model(original), config)
+    wanted, lacking = _run_original(original, samples, feeds, run.threads)
+    rewritten = rewrite(load_model(original), config, target=run.target)
     if lacking:  # after rewriting, which names a weight that is the cause
         raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
     return wanted, rewritten
@@ -122,7 +124,7 @@ def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten
         if not new:
             return prepared
         kept |= new
-        rewritten = rewrite(load_model(original), config, kept)
+        rewritten = rewrite(load_model(original), config, kept, prepared.run.target)
         prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 

@@ -23,6 +23,8 @@ from ..graph.passes.fold import fold_constants
 from ..graph.passes.gates import fold_hardsigmoid
 from ..graph.passes.gemm import normalise_gemm, spread_biases
 from ..graph.passes.hardswish import split_hardswish
+from ..graph.passes.l2_norms import write_l2_norms
+from ..graph.passes.masks import write_masks
 from ..graph.passes.normalise import normalise
 from ..graph.passes.opset import raise_opset
 from ..graph.passes.ort_fusions import split_fusions
@@ -32,6 +34,7 @@ from ..graph.passes.products import products_as_layers
 from ..graph.passes.target_shapes import fix_target_shapes
 from ..graph.passes.transposed import write_as_convolutions
 from ..graph.passes.written_out import write_patterns
+from ..targets import Target
 from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
 
@@ -53,21 +56,27 @@ class Rewritten:
         return FLOAT16_TOLERANCE if self.passes["widen_float16"] else TOLERANCE
 
 
-def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = ()) -> Rewritten:
-    """Run all graph passes: normalise, raise the opset if the bits need it, fold constants, norms. Mutates ``model``.
+def rewrite(
+    model: ModelProto, config: QuantizeConfig, keep: Collection[str] = (), target: Target | None = None
+) -> Rewritten:
+    """Run all graph passes: normalise, raise the opset if it is needed, fold constants, norms. Mutates ``model``.
 
-    keep: nodes that keep their operator, as they stay in float. Raises ModelError for a model that cannot be quantized.
+    keep: nodes that keep their operator, as they stay in float. target: what the file is made for, which may need a
+    newer opset and more rewrites. Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
     four_bit = config.least_bits == 4 or config.block_size is not None
-    raised = raise_opset(model, FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET)
+    least = FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET
+    raised = raise_opset(model, max(least, _least_opset(target)))
     model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
     passes["raise_opset"] = int(raised)
     for graph_pass in (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
+    if target is not None:
+        passes |= _rewrite_for(model, target)
     made = {products_as_layers.__name__: products_as_layers(model, keep)}
     refuse_not_finite(model)
     passes["fold_batchnorm"] = fold_batchnorm(model)
@@ -86,3 +95,20 @@ def rewrite(model: ModelProto, config: QuantizeConfig, keep: Collection[str] = (
         fix_outputs(model)
     refuse_unsuitable(model)
     return Rewritten(model, passes, frozenset(name for layers in made.values() for name in layers))
+
+
+def _least_opset(target: Target | None) -> int:
+    """The opset below which the target takes no file, or only one that is spelled out; 0 where there is none."""
+    if target is None:
+        return 0
+    return max(target.rules.opset.least or 0 if target.rules.opset else 0, target.rewrites.opset or 0)
+
+
+def _rewrite_for(model: ModelProto, target: Target) -> dict[str, int]:
+    """What the target needs beyond its rules; returns the number of rewrites of each pass."""
+    passes: dict[str, int] = {}
+    if target.rewrites.masks is not None:
+        passes[write_masks.__name__] = write_masks(model, target.rewrites.masks)
+    if target.rewrites.l2_norms:
+        passes[write_l2_norms.__name__] = write_l2_norms(model)
+    return passes

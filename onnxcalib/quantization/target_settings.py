@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..config import FLOAT_BITS, LayerConfig, QuantizeConfig
 from ..errors import ConfigError
+from ..spec import InputSpec, spell_shape
 from ..targets import Target
+
+# Of the examples in a message: inputs that are shown, sides of an image, tokens of a text, and axes of a text.
+MOST_EXAMPLES, USUAL_IMAGE, USUAL_TEXT, USUAL_RANK = 3, 224, 128, 3
 
 
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
@@ -29,6 +34,28 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
             )
         decided |= {"placement": "all", "embedding_bits": FLOAT_BITS}
     return config.model_copy(update={k: v for k, v in decided.items() if k not in config.model_fields_set})
+
+
+def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
+    """Raise ConfigError for inputs of free dimensions where the target takes one size alone; with an example of one."""
+    free = [spec for spec in inputs if spec.shape is None or None in spec.shape]
+    if target.rules.static_shapes is None or not free:
+        return
+    found = ", ".join(
+        f"{spec.name!r} {'of any rank' if spec.shape is None else spell_shape(spec.shape)}" for spec in free
+    )
+    example = " ".join(f"--shape {spec.name}={_choose_sides(spec)}" for spec in free[:MOST_EXAMPLES])
+    raise ConfigError(
+        f"shape: found free dimensions of input {found}; target {target.name!r} compiles a file for one size; give it,"
+        f" as in {example}"
+    )
+
+
+def _choose_sides(spec: InputSpec) -> str:
+    """Dimensions that an input may have, as an example: one sample, an image of usual size, or a text of that."""
+    sides = (None, None) if spec.shape is None else spec.shape
+    usual = USUAL_IMAGE if len(sides) > USUAL_RANK else USUAL_TEXT
+    return ",".join(str(size or (usual if axis else 1)) for axis, size in enumerate(sides))
 
 
 def _check_bits(config: QuantizeConfig, target: Target) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from ..config import FULL_BITS, find_nearest, read_toml, spell_allowed
 from ..errors import ConfigError, escape_controls, spell_value
 from ..spec import QuantSpec, Requirements
+from .rewrites import Rewrites
 from .rules import Record, Rule, Rules
 
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
@@ -25,6 +26,7 @@ class Target(Record):
 
     runtime: the Python package that runs files for it; None where there is none. bounded_weights: its kernels for x86
     add pairs of products in 16 bits where the processor lacks VNNI, so that weights of fewer integers are exact there.
+    rewrites: what a model is brought into.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -32,6 +34,7 @@ class Target(Record):
     runtime: Annotated[str, Field(pattern=r"^\w+$")] | None = None
     bounded_weights: Annotated[bool, Field(strict=True)] = False
     rules: Rules
+    rewrites: Rewrites = Rewrites()
 
     def list_rules(self) -> dict[str, Rule]:
         """The rules that hold for it by name, in the order in which they are judged."""

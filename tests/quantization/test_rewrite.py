@@ -9,6 +9,7 @@ from onnxcalib.graph.passes.opset import opset_of
 from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.quantization.unchanged import TOLERANCE, check_unchanged
 from onnxcalib.runtime.session import Session
+from onnxcalib.targets import load_target
 
 BODY = """{
     c = Conv (x, w)  n = BatchNormalization (c, g, b, m, v)  r = Relu (n)  i = Identity (r)
@@ -72,6 +73,25 @@ def test_four_bits_raise_the_opset_and_eight_leave_it(model, draw, settings, ops
     prepared = rewrite(copy(model), QuantizeConfig(**settings)).model
     assert opset_of(prepared) == opset and (prepared.ir_version >= 10) is (opset == 21)
     assert change(model, prepared, {"x": draw(4, 3, 6, 6)}) < 1e-5
+
+
+MASKED = """g (float[1, 2, 4, 4] x, int64[1, 4] mask) => (float[1, 2, 4, 4] y) <
+    float zero = {0.0}, float least = {-3.4028234663852886e38}, int64[4] row = {1, 1, 1, 4}, int64[1] last = {3}
+> {
+    s = MatMul (x, w) b = Cast <to = 9> (mask) u = Reshape (b, row) m = Where (u, zero, least) a = Add (s, m)
+    p = Softmax <axis = -1> (a) n = ReduceL2 <axes = [3]> (p) y = Div (p, n)
+}"""
+
+
+def test_a_target_gets_the_form_that_it_needs(build, draw):
+    model = build(MASKED, w=draw(4, 4))
+    plain = rewrite(copy(model), QuantizeConfig(), target=load_target("onnxruntime"))
+    assert opset_of(plain.model) == 17 and "Where" in {node.op_type for node in plain.model.graph.node}
+    prepared = rewrite(copy(model), QuantizeConfig(), target=load_target("qnn"))
+    assert opset_of(prepared.model) == 21
+    assert (prepared.passes["write_masks"], prepared.passes["write_l2_norms"]) == (1, 1)
+    assert not {"Where", "ReduceL2", "Div"} & {node.op_type for node in prepared.model.graph.node}
+    assert change(model, prepared.model, {"x": draw(1, 2, 4, 4), "mask": np.array([[1, 1, 0, 1]])}) < 1e-5
 
 
 def test_an_old_opset_is_raised_to_scales_by_channel(build, draw):

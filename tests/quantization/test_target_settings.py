@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from onnxcalib.config import LayerConfig, QuantizeConfig
 from onnxcalib.errors import ConfigError
-from onnxcalib.quantization.target_settings import settle
+from onnxcalib.quantization.target_settings import check_shapes, settle
+from onnxcalib.spec import InputSpec
 from onnxcalib.targets import load_target
 
 
@@ -76,3 +78,26 @@ def test_what_a_target_has_not_is_refused(target, settings, complaint):
 
 def test_weights_alone_are_taken_where_the_target_does():
     assert of_target("tensorrt", activation_bits=32, weight_bits=4).activation_bits == 32
+
+
+@pytest.mark.parametrize(
+    ("shapes", "complaint"),
+    [
+        (
+            {"ids": (None, None), "mask": (None, None)},
+            "shape: found free dimensions of input 'ids' (any, any), 'mask' (any, any); target 'qnn' compiles a file"
+            " for one size; give it, as in --shape ids=1,128 --shape mask=1,128",
+        ),
+        (
+            {"x": (None, 3, None, None)},
+            "'x' (any, 3, any, any); target 'qnn' compiles a file for one size; give it, as in --shape x=1,3,224,224",
+        ),
+        ({"x": None}, "'x' of any rank; target 'qnn' compiles a file for one size; give it, as in --shape x=1,128"),
+    ],
+)
+def test_a_target_of_one_size_refuses_free_dimensions_with_an_example(shapes, complaint):
+    inputs = [InputSpec(name, np.dtype(np.float32), shape) for name, shape in shapes.items()]
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        check_shapes(inputs, load_target("qnn"))
+    check_shapes(inputs, load_target("onnxruntime"))
+    check_shapes([InputSpec("x", np.dtype(np.float32), (1, 3))], load_target("qnn"))

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from onnxcalib.errors import ConfigError
 from onnxcalib.spec import QuantSpec
-from onnxcalib.targets import is_name, list_targets, load_target
+from onnxcalib.targets import Rewrites, is_name, list_targets, load_target
 from onnxcalib.targets.rules import Rules
 
 NAMES = ["onnxruntime", "openvino", "qnn", "symmetric", "tensorrt", "xint8"]
@@ -72,7 +72,7 @@ def test_the_runtime_of_a_target_is_looked_for(write):
 
 def test_the_page_has_every_target_and_every_rule_and_its_own_target_is_one(write):
     page = (Path(__file__).resolve().parents[2] / "docs/targets.md").read_text(encoding="utf-8")
-    assert not [name for name in (*NAMES, *Rules.model_fields) if f"`{name}`" not in page]
+    assert not [name for name in (*NAMES, *Rules.model_fields, *Rewrites.model_fields) if f"`{name}`" not in page]
     target = load_target(write(re.search(r"```toml\n(.*?)```", page, flags=re.DOTALL)[1]))
     assert target.name == "chip" and len(target.list_rules()) == 4
 
@@ -126,6 +126,12 @@ def test_the_page_has_every_target_and_every_rule_and_its_own_target_is_one(writ
             HEAD + '[rules.fixed_grids]\nsource = "a"\ngrids = { Sigmoid = { uint17 = [0.5, 0] } }\n',
             "rules.fixed_grids.grids.Sigmoid.uint17: found 'uint17'; allowed: 'int2'",
         ),
+        (
+            HEAD + TYPES + "[rewrites]\nmasks = -1.0\n",
+            "rewrites.masks: found -1.0; input should be less than or equal to",
+        ),
+        (HEAD + TYPES + "[rewrites]\nopset = '21'\n", "rewrites.opset: found '21'; input should be a valid integer"),
+        (HEAD + TYPES + "[rewrites]\nmask = -1e3\n", "rewrites.mask: unknown key; did you mean 'masks'?"),
         (HEAD + TYPES + 'level = "warn"\n', "rules.activation_types.level: found 'warn'; allowed: 'refused', 'slower'"),
         ('runtime = "a.b"\n' + HEAD + TYPES, "runtime: found 'a.b'; string should match pattern"),
         ("name = ", "not TOML: Invalid value (at end of document); see https://toml.io"),

@@ -1,0 +1,25 @@
+"""What ``quantize`` makes of a model for a device, beyond what the rules say of a file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .rules import Number, Record, Version
+
+# A number above this hides no score: those of trained networks stay within some hundreds.
+MOST_MASK = -100.0
+
+
+class Rewrites(Record):
+    """The rewrites that a target needs; without a key, a model keeps its own form.
+
+    opset: the least that is written, where operators are whole that older opsets spell out, as Gelu is at 20. masks:
+    attention masks become (1 - mask) times this number, which is added to scores: for devices without booleans, or on
+    which the least float32 overflows. l2_norms: what divides vectors by their length becomes an LpNormalization.
+    """
+
+    opset: Version | None = None
+    masks: Annotated[Number, Field(le=MOST_MASK, ge=-1e6)] | None = None
+    l2_norms: Annotated[bool, Field(strict=True)] = False
