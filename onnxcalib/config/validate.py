@@ -13,6 +13,7 @@ from .fields import EXPERT, GATES, Axes, Count, Finite, Name, NaturalNumber, Opt
 MOST_BATCH = 4096  # samples in a run that is timed: more do not fit into memory
 # Limits of gates beyond which every model passes or none does. A metric of one's own may have any unit.
 MOST_DROP, MOST_DECIBELS, MOST_RATIO, MOST_DISTANCE = 1e9, 1e4, 1e6, 2**16 - 1
+MOST_SECONDS = 86_400.0  # a day
 
 
 class ValidateConfig(Settings):
@@ -98,6 +99,11 @@ class ValidateConfig(Settings):
         Field(description="Compare both sessions with onnx's reference evaluator, on the first so many samples."),
         Option(EXPERT, unset="none"),
     ] = None
+    device_timeout: Annotated[
+        Annotated[Finite, Field(gt=0, le=MOST_SECONDS)],
+        Field(description="Seconds in which the runtime of --target must have compiled the file, and made each run."),
+        Option(EXPERT, metavar="SECONDS"),
+    ] = 600.0
     batch: Annotated[
         Annotated[int, Field(strict=True, ge=1, le=MOST_BATCH)],
         Field(description="Samples in a run that is timed."),

@@ -22,7 +22,7 @@ from ..graph.passes.normalise import name_nodes
 from ..graph.save import save_model
 from .openvino_file import open_openvino
 from .placement import File, Opened, Placement
-from .processes import Workers, open_workers
+from .processes import NoAnswer, Workers, open_workers
 from .qnn_file import open_qnn
 
 # The largest file that is written whole; onnxruntime and OpenVINO read the tensors of larger ones from a second file.
@@ -58,10 +58,10 @@ def find_runtime(package: str | None) -> tuple[Runtime | None, str]:
 
 
 class ForeignSession:
-    """A model in a target's runtime. Where that fails or ends its process, methods raise ModelError in one line."""
+    """A model in a target's runtime. Where that fails, hangs or ends its process, methods raise ModelError."""
 
-    def __init__(self, package: str, workers: Workers, outputs: list[str]) -> None:
-        self._package, self._workers, self._outputs = package, workers, outputs
+    def __init__(self, package: str, workers: Workers, outputs: list[str], seconds: float) -> None:
+        self._package, self._workers, self._outputs, self._seconds = package, workers, outputs, seconds
 
     def place(self) -> Placement:
         """Compile the file, and say what runs where."""
@@ -74,7 +74,12 @@ class ForeignSession:
 
     def _ask(self, what: str, task: Any) -> Any:
         try:
-            ((_, answer),) = self._workers.run(answer_task, {what: task})
+            ((_, answer),) = self._workers.run(answer_task, {what: task}, seconds=self._seconds)
+        except NoAnswer:
+            raise ModelError(
+                f"{self._package} did not {what} the file within {self._seconds:g} s, and its process was ended; give"
+                " device_timeout more seconds"
+            ) from None
         except BrokenExecutor:
             raise ModelError(f"{self._package} ended its process when it was to {what} the file") from None
         except Exception as error:  # runtimes raise what they like
@@ -84,9 +89,12 @@ class ForeignSession:
 
 @contextmanager
 def open_foreign(
-    package: str, model: ModelProto, feeds: Mapping[str, np.ndarray], threads: int
+    package: str, model: ModelProto, feeds: Mapping[str, np.ndarray], threads: int, *, seconds: float
 ) -> Iterator[ForeignSession]:
-    """The model in the runtime of this package, for runs of inputs of the shapes of ``feeds``. Raises ModelError."""
+    """The model in the runtime of this package, for runs of inputs of the shapes of ``feeds``. Raises ModelError.
+
+    seconds: in which the runtime must have compiled the file, and made each run.
+    """
     runtime, _ = find_runtime(package)
     assert runtime is not None, "find_runtime says whether it is installed"
     with Scratch() as folder:
@@ -96,7 +104,7 @@ def open_foreign(
         shapes = tuple((name, value.shape) for name, value in feeds.items())
         file = File(runtime.open, folder / "model.onnx", folder / "log", shapes, threads)
         with open_workers(file, 1) as workers:
-            yield ForeignSession(package, workers, [output.name for output in model.graph.output])
+            yield ForeignSession(package, workers, [output.name for output in model.graph.output], seconds)
 
 
 def spell_runtime(package: str) -> str:

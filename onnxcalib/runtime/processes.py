@@ -42,6 +42,10 @@ FIRST_FREE = 3
 FLAGS = {"isolated": "-I", "ignore_environment": "-E", "no_user_site": "-s", "no_site": "-S"}
 
 
+class NoAnswer(Exception):
+    """No worker gave a result in time."""
+
+
 @dataclass(frozen=True)
 class _Worker:
     process: subprocess.Popen[bytes]
@@ -86,10 +90,13 @@ class Workers:
         self._workers.append(_Worker(process, pipe))
         _send(pipe, pickle.dumps([each for each in sys.path if isinstance(each, str)]))
 
-    def run(self, function: Callable[[Any, Any], Any], tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
+    def run(
+        self, function: Callable[[Any, Any], Any], tasks: Mapping[Hashable, Any], *, seconds: float | None = None
+    ) -> Iterator[tuple[Hashable, Any]]:
         """Yield (key, function(common, task)) in the order in which the tasks end.
 
-        What a task raises is raised here. Raises BrokenExecutor where a worker ends before its task.
+        What a task raises is raised here. Raises BrokenExecutor where a worker ends before its task, and NoAnswer where
+        none gives a result for so many seconds: all of them are ended then.
         """
         left, busy = iter(tasks.items()), dict[Connection, Hashable]()
 
@@ -102,7 +109,11 @@ class Workers:
         for worker in self._workers:
             give(worker.pipe)
         while busy:
-            for pipe in wait(list(busy)):
+            ready = wait(list(busy), seconds)
+            if not ready:
+                self.end()
+                raise NoAnswer
+            for pipe in ready:
                 assert isinstance(pipe, Connection)
                 key = busy.pop(pipe)
                 done, value = _receive(pipe)

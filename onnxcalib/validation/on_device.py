@@ -104,6 +104,7 @@ def run_on_device(
     parts: Parts,
     axes: Mapping[str, int],
     threads: int,
+    seconds: float,
 ) -> DeviceRecord:
     """The quantized one of both models in the runtime of an installed package; a fault of that is in the record."""
     original, quantized = models
@@ -114,7 +115,7 @@ def run_on_device(
     )
     run = _Run(padding, parts, axes)
     first = samples.read(samples.split(1)[0])
-    with open_foreign(package, quantized, first, threads) as device:
+    with open_foreign(package, quantized, first, threads, seconds=seconds) as device:
         try:
             run.run(device, sessions, samples, fixed=runtime is not None and runtime.fixed)
         except ModelError as error:

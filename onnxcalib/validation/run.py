@@ -225,7 +225,14 @@ class _Run:
             return None
         self.observer.stage("run on target")
         return run_on_device(
-            target.runtime, models, samples, padding=padding, parts=parts, axes=self.axes, threads=self.threads
+            target.runtime,
+            models,
+            samples,
+            padding=padding,
+            parts=parts,
+            axes=self.axes,
+            threads=self.threads,
+            seconds=self.config.device_timeout,
         )
 
     def _explain(

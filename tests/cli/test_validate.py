@@ -90,7 +90,8 @@ def test_every_option_reaches_its_setting(run):
         "--max-unfused 7 --max-steps 3 --max-saturating 2 --confident --metric own.module:score --samples 9 --batch 4 "
         "--threads 2 --mean 0.1,0.2,0.3 --std 0.5 --resize 40 --crop 32x30 --layout nhwc --channels bgr "
         "--tokenizer t.json --text-column a,b --pairs --max-length 64 --shape 1,3 --shape x=1,4 --explain "
-        "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30 --target qnn --min-placed 97.5%"
+        "--class-axis 1 --class-axis y=2 --reference 3 --min-reference-sqnr 30 --target qnn --min-placed 97.5% "
+        "--device-timeout 30"
     )
     assert run(*BASE, *text.split()).exit_code == 0
     data = DataConfig(mean=(0.1, 0.2, 0.3), std=0.5, resize=40, crop=(32, 30), layout="nhwc", channels="bgr", **TEXTS)
@@ -112,6 +113,7 @@ def test_every_option_reaches_its_setting(run):
         class_axis=("1", "y=2"),
         target="qnn",
         min_placed=97.5,
+        device_timeout=30,
         threads=2,
         data=data,
     )

@@ -11,7 +11,7 @@ from onnxcalib.errors import ConfigError
 def test_no_gate_but_that_of_steps_is_asked_for_by_default():
     gates = ValidateConfig().model_dump(exclude={"data", "class_axis"})
     assert {name: value for name, value in gates.items() if value is not None} == {
-        "max_steps": 1, "confident": False, "batch": 1,
+        "max_steps": 1, "confident": False, "batch": 1, "device_timeout": 600,
     }  # fmt: skip
 
 

@@ -140,3 +140,15 @@ class RefusingChip(Chip):
 
 def open_and_die(file):
     os._exit(9)
+
+
+class HangingChip(Chip):
+    def place(self):
+        return Placement(str(os.getpid()), 0, ())
+
+    def run(self, feeds):
+        time.sleep(60)
+
+
+def open_and_wait(file):
+    time.sleep(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import numpy as np
@@ -35,7 +36,7 @@ def install(monkeypatch):
 
 def test_a_file_is_placed_and_run_in_another_process(net, install, capfd):
     install(tasks.Chip)
-    with open_foreign("json", net, FEEDS, 1) as session:
+    with open_foreign("json", net, FEEDS, 1, seconds=60) as session:
         placement = session.place()
         found = session.run(FEEDS)
     assert (placement.total, placement.off) == (2, (Off("head", "Gemm", "too wide"),))
@@ -45,20 +46,37 @@ def test_a_file_is_placed_and_run_in_another_process(net, install, capfd):
 
 def test_a_runtime_that_ends_its_process_is_told_in_one_line(net, install):
     install(tasks.open_and_die)
-    with open_foreign("json", net, FEEDS, 1) as session, pytest.raises(ModelError) as found:
+    with open_foreign("json", net, FEEDS, 1, seconds=60) as session, pytest.raises(ModelError) as found:
         session.place()
     assert str(found.value) == "json ended its process when it was to compile the file"
     install(tasks.DyingChip)
-    with open_foreign("json", net, FEEDS, 1) as session, pytest.raises(ModelError) as found:
+    with open_foreign("json", net, FEEDS, 1, seconds=60) as session, pytest.raises(ModelError) as found:
         session.run(FEEDS)
     assert str(found.value) == "json ended its process when it was to run the file"
 
 
 def test_what_a_runtime_refuses_is_told_without_its_own_source_lines(net, install):
     install(tasks.RefusingChip)
-    with open_foreign("json", net, FEEDS, 1) as session, pytest.raises(ModelError) as found:
+    with open_foreign("json", net, FEEDS, 1, seconds=60) as session, pytest.raises(ModelError) as found:
         session.run(FEEDS)
     assert str(found.value) == "json cannot run the file: Check failed at port 0"
+
+
+def test_a_runtime_that_hangs_is_ended_after_its_time(net, install):
+    install(tasks.HangingChip)
+    with open_foreign("json", net, FEEDS, 1, seconds=5) as session:
+        process = int(session.place().of)
+        session._seconds = 0.2
+        with pytest.raises(ModelError) as found:
+            session.run(FEEDS)
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
+    text = "json did not run the file within 0.2 s, and its process was ended; give device_timeout more seconds"
+    assert str(found.value) == text
+    install(tasks.open_and_wait)
+    with open_foreign("json", net, FEEDS, 1, seconds=0.2) as session, pytest.raises(ModelError) as found:
+        session.place()
+    assert str(found.value).startswith("json did not compile the file within 0.2 s")
 
 
 def test_a_runtime_that_is_missing_names_what_installs_it(monkeypatch):
@@ -75,7 +93,7 @@ def test_a_runtime_is_spelt_with_its_version():
 
 def run_real(package, net):
     model = quantize(net, DATA, QuantizeConfig(reconstruct=False)).model
-    with open_foreign(package, model, FEEDS, 1) as session:
+    with open_foreign(package, model, FEEDS, 1, seconds=60) as session:
         placement, found = session.place(), session.run(FEEDS)["y"]
     wanted = Session(model, optimize=False).run(FEEDS)["y"]
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
@@ -86,7 +104,7 @@ def run_real(package, net):
 def test_openvino_computes_in_8_bits_and_tells_what_it_leaves_in_float(net):
     placement = run_real("openvino", net)
     assert (placement.total, placement.off) == (2, ())
-    with open_foreign("openvino", net, FEEDS, 1) as session:
+    with open_foreign("openvino", net, FEEDS, 1, seconds=60) as session:
         off = session.place().off
     assert {each.node for each in off} == {"stem", "head"} and off[0].reason.startswith("OpenVINO computes it in ")
 

@@ -116,6 +116,13 @@ def test_no_more_samples_are_run_than_time_allows(on_chip, monkeypatch):
     assert verdict.device.samples == 1 and "ran 1 of 12 samples" in find_gate(verdict, "target").text
 
 
+def test_a_runtime_that_hangs_fails_the_target_and_not_the_run(on_chip):
+    verdict = on_chip(tasks.open_and_wait, device_timeout=0.2, min_sqnr=1)
+    text = "json did not compile the file within 0.2 s, and its process was ended; give device_timeout more seconds"
+    assert verdict.device.fault == text and find_gate(verdict, "min_sqnr").passed
+    assert not find_gate(verdict, "target").passed
+
+
 class Listener(Observer):
     def __init__(self):
         self.notes = []
