@@ -10,21 +10,23 @@ fuses no Gemm, and other runtimes misread INT4 weights. With a shared one onnxru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import FULL_BITS
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
-from .edit import refill, replace_names, reroute, take_name, write_attributes
+from .edit import refill, replace_names, reroute, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
 from .index import Index, is_op, reads
+from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
+from .tables import Tables
 from .unfuse import bar_from_fusion
 from .weightless import copy_without_initializers
 
@@ -67,7 +69,7 @@ def emit_qdq(
 
 
 class _Writer:
-    """Collects the new nodes and constants of a copy of the model, to which ``write`` adds them.
+    """Collects the new nodes of a copy of the model, to which ``write`` adds them.
 
     at_start: nodes in front of all others; before and after: node name -> those that stand around the node.
     """
@@ -82,16 +84,12 @@ class _Writer:
         self.nodes = {node.name: node for node in self.model.graph.node}
         self.input_bits = {layer.name: layer.activation_spec.bits for layer in scheme.layers}
         self.weight_bits = {layer.name: layer.weight_spec.bits for layer in scheme.layers}
-        self.tables: dict[str, tuple[str, str]] = {}
         # onnxruntime moves a QuantizeLinear from behind these tensors to in front of the operators that make them.
         movers = [node for node in self.model.graph.node if is_op(node, *NO_FOUR_BIT_KERNEL)]
         self.in_bytes = {node.output[0] for node in movers if node.input[0] not in scheme.activations}
         self.encoding = encoding
         self.keep_outputs = keep_outputs
-        # Names that a new tensor or node must not take, the new constants, and those with one value for many nodes.
-        self.taken = {*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes}
-        self.written: list[TensorProto] = []
-        self.shared: dict[str, str] = {}
+        self.new = NewNodes({*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes})
         self.after: dict[str, list[NodeProto]] = {}
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
@@ -106,9 +104,12 @@ class _Writer:
             if layer.name in layers and layer.name in self.nodes:
                 self._write_layer(layer, layers[layer.name], grids.of_input(layer))
                 replaced |= {layer.weight, layer.bias}
+        tables = Tables(self.new)
         for layer in self.scheme.embeddings:
             if layer.name in layers and layer.name in self.nodes:
-                self._write_embedding(layer, layers[layer.name])
+                params = layers[layer.name]
+                found = tables.write(layer, self.nodes[layer.name], params.integers, params.grid)
+                self.before.setdefault(layer.name, []).extend(found)
                 replaced.add(layer.weight)
         nodes = list(self.at_start)
         for node in graph.node:
@@ -116,34 +117,11 @@ class _Writer:
         refill(graph.node, nodes)
         made = {t for node in nodes for t in node.output}
         needed = {t for node in nodes for t in reads(node)}.union(self.index.outputs) - made
-        needed -= {tensor.name for tensor in self.written}
+        needed -= {tensor.name for tensor in self.new.written}
         stored = self.index.initializers.values()
         kept = [i for i in stored if i.name not in replaced or i.name in needed]
-        graph.initializer.extend([*kept, *self.written])
+        graph.initializer.extend([*kept, *self.new.written])
         return self.model
-
-    def _name(self, name: str) -> str:
-        """The name itself, numbered where the graph has it already; it is taken from now on."""
-        return take_name(name, self.taken)
-
-    def _write(self, name: str, values: np.ndarray) -> str:
-        self.written.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
-        return name
-
-    def _constant(self, name: str, values: np.ndarray) -> str:
-        """Name of a new initializer."""
-        return self._write(self._name(name), values)
-
-    def _shared_constant(self, name: str, values: np.ndarray) -> str:
-        """Name of the one initializer for all nodes that ask for this name."""
-        if name not in self.shared:
-            self.shared[name] = self._constant(name, values)
-        return self.shared[name]
-
-    def _node(self, op: str, inputs: Sequence[str], output: str, prefix: str, **attributes: float) -> NodeProto:
-        node = helper.make_node(op, inputs, [output], name=self._name(f"{prefix}_{op}"))
-        write_attributes(node, dict(sorted(attributes.items())))
-        return node
 
     def _write_activation(self, tensor: str, grid: QParams, layer_grid: QParams | None) -> None:
         """Let the readers of a tensor read it on its grid.
@@ -167,8 +145,8 @@ class _Writer:
             reads_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits >= FULL_BITS)
             reroute(node, tensor, integers if reads_integers else dequantized)
         if layer_grid is not None and on_layer_grid:
-            prefix = self._name(f"{tensor}_requantized")
-            requantized = self._name(f"{prefix}_dequantized")
+            prefix = self.new.name(f"{tensor}_requantized")
+            requantized = self.new.name(f"{prefix}_dequantized")
             nodes += self._requantize(prefix, (dequantized, requantized), (grid, layer_grid), on_layer_grid)
             for node in on_layer_grid:
                 reroute(node, tensor, requantized)
@@ -183,8 +161,8 @@ class _Writer:
     def _name_ends(self, tensor: str, is_output: bool) -> tuple[str, str]:
         """What QuantizeLinear reads and what DequantizeLinear gives; a graph output keeps its name for the latter."""
         if not is_output:
-            return tensor, self._name(f"{tensor}_dequantized")
-        source = self._name(f"{tensor}_float")
+            return tensor, self.new.name(f"{tensor}_dequantized")
+        source = self.new.name(f"{tensor}_float")
         replace_names(self.index.producer[tensor].output, {tensor: source})
         return source, tensor
 
@@ -209,25 +187,26 @@ class _Writer:
         bits = grid.spec.bits
         few = bits < FULL_BITS
         in_bytes = few and (self.encoding == "runtime" or prefix in self.in_bytes or self._needs_bytes(source, grid))
-        scale = self._constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
+        scale = self.new.constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
         zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8) if in_bytes else _type_of(grid.spec)
-        integers = self._name(f"{prefix}_quantized")
-        inputs = [source, scale, self._constant(f"{prefix}_zero_point", zero.astype(dtype))]
-        nodes = [self._node(QUANTIZE, inputs, integers, prefix)]
+        integers = self.new.name(f"{prefix}_quantized")
+        inputs = [source, scale, self.new.constant(f"{prefix}_zero_point", zero.astype(dtype))]
+        nodes = [self.new.node(QUANTIZE, inputs, integers, prefix)]
         if in_bytes:
             bounds = {"min": 0, "max": grid.spec.qmax}
             limits = [
-                self._shared_constant(f"uint{bits}_{end}", np.array(value, np.uint8)) for end, value in bounds.items()
+                self.new.shared_constant(f"uint{bits}_{end}", np.array(value, np.uint8))
+                for end, value in bounds.items()
             ]
-            clipped = self._name(f"{prefix}_clipped")
-            nodes.append(self._node("Clip", [integers, *limits], clipped, prefix))
+            clipped = self.new.name(f"{prefix}_clipped")
+            nodes.append(self.new.node("Clip", [integers, *limits], clipped, prefix))
             integers = clipped
         elif few and any(self._refuses_four_bits(node) for node in readers):
-            dtype, widened = np.dtype(np.uint8), self._name(f"{prefix}_uint8")
-            nodes.append(self._node("Cast", [integers], widened, prefix, to=TensorProto.UINT8))
+            dtype, widened = np.dtype(np.uint8), self.new.name(f"{prefix}_uint8")
+            nodes.append(self.new.node("Cast", [integers], widened, prefix, to=TensorProto.UINT8))
             integers = widened
-        inputs = [integers, scale, self._constant(f"{prefix}_dequantized_zero_point", zero.astype(dtype))]
-        return [*nodes, self._node(DEQUANTIZE, inputs, dequantized, prefix)]
+        inputs = [integers, scale, self.new.constant(f"{prefix}_dequantized_zero_point", zero.astype(dtype))]
+        return [*nodes, self.new.node(DEQUANTIZE, inputs, dequantized, prefix)]
 
     def _requantize(
         self, prefix: str, ends: tuple[str, str], grids: tuple[QParams, QParams], readers: list[NodeProto]
@@ -242,8 +221,8 @@ class _Writer:
         first, second = grids
         if self.encoding == "standard":
             return self._quantize(prefix, ends, second, readers)
-        same = self._name(f"{prefix}_identity")
-        table = self._node("LeakyRelu", [source], same, prefix, alpha=1.0)
+        same = self.new.name(f"{prefix}_identity")
+        table = self.new.node("LeakyRelu", [source], same, prefix, alpha=1.0)
         if first.zero_point == 0 and second.zero_point == 0:
             uint8 = QuantSpec(8)
             second = QParams(second.scale, np.asarray(uint8.qmax - second.spec.qmax, np.int32), uint8)
@@ -275,18 +254,18 @@ class _Writer:
             params = turn_upright(node, params)
         spec = params.grid.spec
         integers = params.integers.astype(np.int8)
-        stored = self._constant(f"{name}_quantized", integers if spec.bits == 8 else integers.astype(ml_dtypes.int4))
+        stored = self.new.constant(f"{name}_quantized", integers if spec.bits == 8 else integers.astype(ml_dtypes.int4))
         nodes = self.before.setdefault(layer.name, [])
         dtype = np.dtype(np.int8)
         # MatMulNBits takes 4 bits as they are.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
         if spec.bits == 4 and self.encoding == "runtime" and not packed:
-            widened = self._name(f"{name}_int8")
-            nodes.append(self._node("Cast", [stored], widened, name, to=TensorProto.INT8))
+            widened = self.new.name(f"{name}_int8")
+            nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
             stored = widened
         elif spec.bits == 4:
             dtype = np.dtype(ml_dtypes.int4)
-        nodes.append(self._dequantize(name, stored, params.grid.scale, dtype, spec))
+        nodes.append(self.new.dequantize(name, stored, params.grid.scale, np.zeros((), dtype), spec))
         if params.bias is None:
             return
         if layer.bias_add is not None:
@@ -302,52 +281,13 @@ class _Writer:
         in_float = layer.op in self.scheme.requirements.float_biases
         # With groups the channels of a ConvTranspose outnumber the weight's scales.
         if in_float or input_grid is None or grid.scale.size not in (1, bias.size):
-            self._write(name, bias.astype(np.float32))
+            self.new.write(name, bias.astype(np.float32))
             return
         scale = bias_scale(input_grid, grid)
         integers = np.clip(np.rint(bias / scale.astype(np.float64)), -INT32_LIMIT, INT32_LIMIT).astype(np.int32)
-        stored = self._constant(f"{name}_quantized", integers)
+        stored = self.new.constant(f"{name}_quantized", integers)
         spec = QuantSpec(32, axis=0 if scale.ndim else None)
-        self.before[layer.name].append(self._dequantize(name, stored, scale, np.dtype(np.int32), spec))
-
-    def _write_embedding(self, layer: LayerScheme, params: LayerParams) -> None:
-        """Look up integers and their scales and multiply them, values that share a scale on an axis of their own.
-
-        A DequantizeLinear in front would compute the whole table, and one behind would keep onnxruntime from fusing
-        what reads it. onnxruntime 1.32 has no Gather of 4 bits; it folds the Cast to 8 bits when the session loads.
-        """
-        node, spec = self.nodes[layer.name], params.grid.spec
-        nodes, width = self.before.setdefault(layer.name, []), params.integers.shape[1]
-        if layer.weight not in self.tables:
-            self.tables[layer.weight] = self._write_table(layer.weight, params, nodes)
-        parts = []
-        for source, suffix in zip(self.tables[layer.weight], ("integers", "scale"), strict=True):
-            parts.append(self._name(f"{layer.output}_{suffix}"))
-            nodes.append(self._node("Gather", [source, layer.input], parts[-1], layer.name, axis=0))
-        number = self._name(f"{layer.output}_float")
-        nodes.append(self._node("Cast", parts[:1], number, layer.name, to=TensorProto.FLOAT))
-        del node.attribute[:]
-        if spec.block is None:
-            node.op_type, node.input[:] = "Mul", [number, parts[1]]
-            return
-        product, sizes, shape = (self._name(f"{layer.output}_{suffix}") for suffix in ("blocks", "sizes", "shape"))
-        end = self._shared_constant(f"width_{width}", np.array([width]))
-        nodes.append(self._node("Mul", [number, parts[1]], product, layer.name))
-        nodes.append(self._node("Shape", [layer.input], sizes, layer.name))
-        nodes.append(self._node("Concat", [sizes, end], shape, layer.name, axis=0))
-        node.op_type, node.input[:] = "Reshape", [product, shape]
-
-    def _write_table(self, name: str, params: LayerParams, nodes: list[NodeProto]) -> tuple[str, str]:
-        """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
-        spec, integers = params.grid.spec, params.integers.astype(np.int8)
-        if spec.block is not None:
-            integers = integers.reshape(len(integers), -1, spec.block)
-        scale = self._constant(f"{name}_scale", params.grid.scale.astype(np.float32)[..., None])
-        if spec.bits == 8:
-            return self._constant(f"{name}_quantized", integers), scale
-        stored = self._constant(f"{name}_quantized", integers.astype(ml_dtypes.int4))
-        nodes.append(self._node("Cast", [stored], self._name(f"{name}_int8"), name, to=TensorProto.INT8))
-        return nodes[-1].output[0], scale
+        self.before[layer.name].append(self.new.dequantize(name, stored, scale, np.zeros((), np.int32), spec))
 
     def _write_added_bias(self, layer: LayerScheme, bias_add: str, bias: np.ndarray) -> None:
         """Replace the constant of the bias Add of a MatMul, which stays in float; a subgraph may end before the Add."""
@@ -355,27 +295,15 @@ class _Writer:
         if node is None or old is None:
             return
         alone = self.index.readers(old) == [node] and old not in self.index.outputs
-        name = old if alone else self._name(f"{layer.name}_bias")
+        name = old if alone else self.new.name(f"{layer.name}_bias")
         replace_names(node.input, {old: name})
-        self._write(name, bias.astype(np.float32).reshape(self.index.initializers[old].dims))
+        self.new.write(name, bias.astype(np.float32).reshape(self.index.initializers[old].dims))
 
     def _operand_name(self, layer: LayerScheme, operand: str | None, name: str) -> str:
         """The operand's own name where the layer alone reads it, else a new one."""
         if operand and operand not in self.index.outputs and self.index.readers(operand) == [self.nodes[layer.name]]:
             return operand
-        return self._name(name)
-
-    def _dequantize(self, name: str, integers: str, scale: np.ndarray, dtype: np.dtype, spec: QuantSpec) -> NodeProto:
-        """DequantizeLinear of a constant; scales of groups of inputs lie along the axis that is not the channels'."""
-        scale = np.asarray(scale, np.float32)
-        zeros = self._constant(f"{name}_zero_point", np.zeros(scale.shape).astype(dtype))
-        inputs = [integers, self._constant(f"{name}_scale", scale), zeros]
-        attributes = {}
-        if spec.axis is not None:
-            attributes["axis"] = spec.axis if spec.block is None else 1 - spec.axis
-        if spec.block is not None:
-            attributes["block_size"] = spec.block
-        return self._node(DEQUANTIZE, inputs, name, name, **attributes)
+        return self.new.name(name)
 
 
 def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:

@@ -1,0 +1,63 @@
+"""New nodes and constants of a graph that is written as QDQ, under names that it does not have yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from ..spec import QuantSpec
+from .edit import take_name, write_attributes
+from .ops import DEQUANTIZE
+
+
+class NewNodes:
+    """Makes nodes, and collects the new initializers in ``written``. taken: names that the graph has."""
+
+    def __init__(self, taken: Collection[str]) -> None:
+        self.written: list[TensorProto] = []
+        self._taken = set(taken)
+        self._shared: dict[str, str] = {}
+
+    def name(self, name: str) -> str:
+        """The name itself, numbered where the graph has it already; it is taken from now on."""
+        return take_name(name, self._taken)
+
+    def write(self, name: str, values: np.ndarray) -> str:
+        """An initializer of this very name."""
+        self.written.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
+        return name
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        """Name of a new initializer."""
+        return self.write(self.name(name), values)
+
+    def shared_constant(self, name: str, values: np.ndarray) -> str:
+        """Name of the one initializer for all nodes that ask for this name."""
+        if name not in self._shared:
+            self._shared[name] = self.constant(name, values)
+        return self._shared[name]
+
+    def node(self, op: str, inputs: Sequence[str], output: str, prefix: str, **attributes: float) -> NodeProto:
+        """A node that is in no graph yet."""
+        node = helper.make_node(op, inputs, [output], name=self.name(f"{prefix}_{op}"))
+        write_attributes(node, dict(sorted(attributes.items())))
+        return node
+
+    def dequantize(
+        self, name: str, integers: str, scale: np.ndarray, zero_point: np.ndarray, spec: QuantSpec
+    ) -> NodeProto:
+        """DequantizeLinear of a constant; scales of groups of inputs lie along the axis that is not the channels'.
+
+        zero_point: of the type of the integers, and of one value or of the shape of ``scale``.
+        """
+        scale = np.asarray(scale, np.float32)
+        zeros = self.constant(f"{name}_zero_point", np.broadcast_to(zero_point, scale.shape))
+        inputs = [integers, self.constant(f"{name}_scale", scale), zeros]
+        attributes = {}
+        if spec.axis is not None:
+            attributes["axis"] = spec.axis if spec.block is None else 1 - spec.axis
+        if spec.block is not None:
+            attributes["block_size"] = spec.block
+        return self.node(DEQUANTIZE, inputs, name, name, **attributes)

@@ -1,0 +1,58 @@
+"""Write embeddings: Gathers of rows of a table that is stored as integers."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from ..spec import LayerScheme, QParams
+from .new_nodes import NewNodes
+
+
+class Tables:
+    """The tables that embeddings look up, each of which is written once."""
+
+    def __init__(self, new: NewNodes) -> None:
+        self._new = new
+        self._written: dict[str, tuple[str, str]] = {}
+
+    def write(self, layer: LayerScheme, node: NodeProto, integers: np.ndarray, grid: QParams) -> list[NodeProto]:
+        """Look up integers and their scales and multiply them, values that share a scale on an axis of their own.
+
+        node: the Gather, which makes the product. Returns the nodes in front of it. A DequantizeLinear in front would
+        compute the whole table, and one behind would keep onnxruntime from fusing what reads it. onnxruntime 1.32 has
+        no Gather of 4 bits; it folds the Cast to 8 bits when the session loads.
+        """
+        new, nodes, width = self._new, list[NodeProto](), integers.shape[1]
+        if layer.weight not in self._written:
+            self._written[layer.weight] = self._write_table(layer.weight, integers, grid, nodes)
+        parts = []
+        for source, suffix in zip(self._written[layer.weight], ("integers", "scale"), strict=True):
+            parts.append(new.name(f"{layer.output}_{suffix}"))
+            nodes.append(new.node("Gather", [source, layer.input], parts[-1], layer.name, axis=0))
+        number = new.name(f"{layer.output}_float")
+        nodes.append(new.node("Cast", parts[:1], number, layer.name, to=TensorProto.FLOAT))
+        del node.attribute[:]
+        if grid.spec.block is None:
+            node.op_type, node.input[:] = "Mul", [number, parts[1]]
+            return nodes
+        product, sizes, shape = (new.name(f"{layer.output}_{suffix}") for suffix in ("blocks", "sizes", "shape"))
+        end = new.shared_constant(f"width_{width}", np.array([width]))
+        nodes.append(new.node("Mul", [number, parts[1]], product, layer.name))
+        nodes.append(new.node("Shape", [layer.input], sizes, layer.name))
+        nodes.append(new.node("Concat", [sizes, end], shape, layer.name, axis=0))
+        node.op_type, node.input[:] = "Reshape", [product, shape]
+        return nodes
+
+    def _write_table(self, name: str, integers: np.ndarray, grid: QParams, nodes: list[NodeProto]) -> tuple[str, str]:
+        """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
+        new, integers = self._new, integers.astype(np.int8)
+        if grid.spec.block is not None:
+            integers = integers.reshape(len(integers), -1, grid.spec.block)
+        scale = new.constant(f"{name}_scale", grid.scale.astype(np.float32)[..., None])
+        if grid.spec.bits == 8:
+            return new.constant(f"{name}_quantized", integers), scale
+        stored = new.constant(f"{name}_quantized", integers.astype(ml_dtypes.int4))
+        nodes.append(new.node("Cast", [stored], new.name(f"{name}_int8"), name, to=TensorProto.INT8))
+        return nodes[-1].output[0], scale
