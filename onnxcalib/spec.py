@@ -172,7 +172,8 @@ class QuantScheme:
     fuse.
     embeddings: Gathers of rows of a constant, which is stored as integers.
     barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
-    gates: HardSigmoids that run on integers. requirements: those of the target.
+    gates: HardSigmoids that run on integers. constants: those of ``activations`` that are initializers, which are
+    stored as integers; ``float_reads`` has the nodes that read their floats. requirements: those of the target.
     """
 
     layers: tuple[LayerScheme, ...]
@@ -184,6 +185,7 @@ class QuantScheme:
     embeddings: tuple[LayerScheme, ...] = ()
     barred: frozenset[str] = frozenset()
     gates: frozenset[str] = frozenset()
+    constants: frozenset[str] = frozenset()
     requirements: Requirements = Requirements()
 
     def members_of(self, tensor: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .edit import refill, replace_names, reroute, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
-from .index import Index, is_op, reads
+from .index import Index, is_op, known_constant, reads
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .tables import Tables
@@ -97,6 +97,10 @@ class _Writer:
     def write(self, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         graph = self.model.graph
         replaced: set[str | None] = set()
+        for tensor in self.index.initializers:
+            if tensor in grids.activations and tensor in self.scheme.constants:
+                self._write_constant(tensor, grids.activations[tensor])
+                replaced.add(tensor)
         for tensor in [*self.index.inputs, *(t for n in graph.node for t in n.output)]:
             if tensor in grids.activations and tensor in self.scheme.activations:
                 self._write_activation(tensor, grids.activations[tensor], grids.requantized.get(tensor))
@@ -152,6 +156,21 @@ class _Writer:
                 reroute(node, tensor, requantized)
         producer = self.index.producer.get(tensor)
         (self.at_start if producer is None else self.after.setdefault(producer.name, [])).extend(nodes)
+
+    def _write_constant(self, tensor: str, grid: QParams) -> None:
+        """Store a constant as integers, which every reader dequantizes on its own."""
+        in_float = self.scheme.float_reads.get(tensor, frozenset())
+        readers = [node for node in self.index.readers(tensor) if node.name not in in_float]
+        if not readers:
+            return
+        kind, spec = _type_of(grid.spec), grid.spec
+        levels = np.rint(known_constant(self.index, tensor) / np.float64(grid.scale)) + grid.zero_point
+        stored = self.new.constant(f"{tensor}_quantized", np.clip(levels, spec.qmin, spec.qmax).astype(kind))
+        for node in readers:
+            name = self.new.name(f"{tensor}_{node.name}" if len(readers) > 1 else f"{tensor}_dequantized")
+            zero = grid.zero_point.astype(kind)
+            self.before.setdefault(node.name, []).append(self.new.dequantize(name, stored, grid.scale, zero, spec))
+            reroute(node, tensor, name)
 
     def _is_quantized_output(self, tensor: str) -> bool:
         """Whether the tensor is a graph output that is given on its grid."""

@@ -27,6 +27,7 @@ from .fusion import (
     scale_of_joined,
     upper_bound,
 )
+from .groups import place_groups
 from .index import Index, is_op
 from .layer_inputs import place_in_front
 from .layers import end_layers, find_layers
@@ -77,7 +78,7 @@ def make_scheme(
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     layers = _give_blocks(layers, block_size)
     on_grids = tuple(layer for layer in layers if not layer.reads_float)
-    placed = _place(model, index, on_grids, selection.excluded | whole_nodes(model), requirements)
+    placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     quantized, float_reads = placed.quantized, placed.float_reads
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
     nodes = [node for node in model.graph.node if node.name not in placed.in_float]
@@ -96,6 +97,7 @@ def make_scheme(
         embeddings=embeddings,
         barred=placed.barred,
         gates=placed.gates,
+        constants=placed.constants,
         requirements=requirements,
     )
 
@@ -108,6 +110,7 @@ class _Placed(NamedTuple):
     float_reads: dict[str, frozenset[str]]
     barred: frozenset[str] = frozenset()
     gates: frozenset[str] = frozenset()
+    constants: frozenset[str] = frozenset()
 
 
 def _place(
@@ -119,10 +122,16 @@ def _place(
 ) -> _Placed:
     """Where the target wants grids; ``excluded`` nodes stay in float."""
     graph = model.graph
+    on_grids = tuple(layer for layer in layers if not layer.reads_float)
     if requirements.placing == "inputs":
-        products = set(_products(model, index)) - excluded if layers else set()
-        return _Placed(*place_in_front(graph, index, {layer.name for layer in layers}, products, excluded))
-    quantized, integer_outputs, in_float = _quantized_tensors(model, index, layers, excluded)
+        products = set(_products(model, index)) - excluded if on_grids else set()
+        return _Placed(*place_in_front(graph, index, {layer.name for layer in on_grids}, products, excluded))
+    if requirements.placing == "groups":
+        alone = (layer.name for layer in layers if layer.reads_float)
+        groups = place_groups(model, index, on_grids, excluded.union(alone), requirements)
+        float_reads = _float_reads(index, groups.tensors, groups.outputs) | groups.constant_reads
+        return _Placed(groups.tensors, excluded, float_reads, constants=frozenset(groups.constant_reads))
+    quantized, integer_outputs, in_float = _quantized_tensors(model, index, on_grids, excluded)
     float_reads = _float_reads(index, quantized, integer_outputs)
     barred = find_barred(graph, index, quantized, float_reads, integer_outputs)
     gates = frozenset(n.name for n in graph.node if is_op(n, "HardSigmoid") and n.name in integer_outputs)
@@ -305,7 +314,7 @@ def _float_reads(
     from_integers = {t for outputs in integer_outputs.values() for t in outputs}
     found = {}
     for tensor in quantized:
-        if tensor not in from_integers:
+        if tensor not in from_integers and tensor not in index.initializers:
             names = _in_float(index.readers(tensor), integer_outputs)
             if names or tensor in index.outputs:
                 found[tensor] = names

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from ..graph.fusion import data_inputs, moved_outputs, moves_values
+from ..graph.fusion import data_inputs, moved_outputs
+from ..graph.groups import only_leaves
 from ..graph.index import is_op
 from ..graph.inspect.grids import FUNCTIONS, Grid, GriddedGraph
 from ..graph.ops import AVERAGES, CONVOLUTIONS, QUANTIZE, SHAPE_READERS
@@ -44,7 +45,7 @@ def check_quantized_outputs(graph: GriddedGraph, rule: QuantizedOutputs) -> Faul
     """What these operators make of quantized inputs is quantized again, and nothing else reads it."""
     for node in graph.graph.node:
         fed = is_op(node, *rule.operators) and any(map(graph.maker, node.input))
-        if is_op(node, *rule.at_exit) and _only_leaves(graph, node.output[0]):
+        if is_op(node, *rule.at_exit) and only_leaves(graph.index, node.output[0]):
             continue
         for name in node.output if fed else ():
             if name and (reader := _find_float_reader(graph, name, rule.through)):
@@ -64,19 +65,6 @@ def _find_float_reader(graph: GriddedGraph, tensor: str, through: tuple[str, ...
                 return f"which {graph.spell(reader)} reads"
             waiting.append(reader.output[0])
     return ""
-
-
-def _only_leaves(graph: GriddedGraph, tensor: str) -> bool:
-    """Whether a tensor reaches outputs of the graph alone, by operators that move its values."""
-    waiting = [tensor]
-    for name in waiting:  # which grows
-        readers = [node for node in graph.index.readers(name) if not is_op(node, *SHAPE_READERS)]
-        if not readers and name not in graph.index.outputs:
-            return False
-        if not all(moves_values(graph.index, node) for node in readers):
-            return False
-        waiting += [node.output[0] for node in readers if node.output[0] not in waiting]
-    return True
 
 
 def check_float_outputs(graph: GriddedGraph, rule: Rule) -> Faults:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
@@ -92,8 +92,12 @@ def collect_statistics(
 ) -> Statistics:
     """Histograms of the tensors over the whole set without its padding, one batch in memory at a time.
 
+    That of a constant is of its own values.
+
     Raises DataError where the float model gives a value that is not finite, or ModelError where a constant is why.
     """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants, tensors = [t for t in tensors if t in stored], [t for t in tensors if t not in stored]
     session = Session(model, also=tensors, name="the prepared model", threads=threads)
     size = batch_size(session, samples)
     histograms = {name: Histogram() for name in tensors}
@@ -111,7 +115,13 @@ def collect_statistics(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
                     " check the preprocessing, or the model on these samples"
                 ) from error
-    return Statistics(histograms, size)
+    return Statistics(histograms | {name: _describe(numpy_helper.to_array(stored[name])) for name in constants}, size)
+
+
+def _describe(values: np.ndarray) -> Histogram:
+    histogram = Histogram()
+    histogram.add(values)
+    return histogram
 
 
 def choose_grids(
@@ -140,7 +150,7 @@ def choose_grids(
             known[key] = choose_grid(
                 merged,
                 spec,
-                kind=config.range,
+                kind="min-max" if scheme.constants.issuperset(members) else config.range,
                 percentile=config.percentile,
                 bound=bound,
                 function=functions.pop() if len(functions) == 1 else None,

@@ -61,7 +61,7 @@ def find_lossless_grids(
         members = next((m for m in scheme.shared if layer.input in m), (layer.input,))
         if grid is not None and _moved_from_input(index, layer.input).issuperset(members):
             fixed |= dict.fromkeys(members, grid)
-        elif units is not None and can_rescale(model, layer):
+        elif units is not None and scheme.requirements.placing == "fused" and can_rescale(model, layer):
             factor, shift, unit_grid = units
             fixed[rescale_input(model, layer, factor, shift)] = unit_grid
             rewritten += 1

@@ -161,7 +161,7 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
     placed = Quantizers({}, {})
     for tensor, grid in state.grids.activations.items():
         readers = _quantized_readers(state, block, tensor)
-        if not readers:
+        if not readers or tensor in state.problem.scheme.constants:  # whose rounding is small, and not learned
             continue
         members = state.problem.scheme.members_of(tensor)
         if members not in placed.activations:
