@@ -40,7 +40,7 @@ def place_groups(
 
     layers: those whose input and weight are quantized. Convolutions and products with other constants stay in float.
     """
-    groups = _Groups(model, index, layers, skipped, needs)
+    groups = _Finder(model, index, layers, skipped, needs)
     groups.drop_loose_movers()
     operands = {t for name in groups.operands for t in groups.operands[name]}
     outputs = {name: groups.outputs[name] for name in groups.operands}
@@ -70,7 +70,7 @@ def only_leaves(index: Index, tensor: str) -> bool:
     return True
 
 
-class _Groups:
+class _Finder:
     """operands and outputs: node -> the tensors around it that have a grid where it is on integers."""
 
     def __init__(
