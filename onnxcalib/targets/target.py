@@ -121,7 +121,13 @@ def load_target(source: str | Path | Target) -> Target:
         near = find_nearest(source, tuple(known))
         hint = f"did you mean {near!r}" if near else f"a file has the suffix {SUFFIX}"
         raise ConfigError(f"target: found {spell_value(source)}; {', '.join(known)}, or a TOML file, is needed; {hint}")
-    return _read(Path(source))
+    found = _read(Path(source))
+    if known.get(found.name, found) != found:  # reports and messages tell targets by their names
+        raise ConfigError(
+            f"{source}: name: found {spell_value(found.name)}, which is a target of this package; any other name is"
+            f" allowed; rename yours, or give --target {found.name}"
+        )
+    return found
 
 
 def is_name(source: str) -> bool:

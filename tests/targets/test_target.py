@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+import onnxcalib.targets
 from onnxcalib.errors import ConfigError
 from onnxcalib.spec import QuantSpec
 from onnxcalib.targets import Rewrites, is_name, list_targets, load_target
@@ -183,3 +184,12 @@ def test_the_first_of_several_types_is_written(write):
     types = '[rules.activation_types]\ntypes = ["uint16", "int8", "uint8"]\nsource = "page 7"\n'
     needs = load_target(write(HEAD + types)).requirements
     assert needs.activation == QuantSpec(8) and needs.activation_bits == (16, 8)
+
+
+def test_a_file_of_ones_own_has_another_name_than_the_targets_of_the_package(write):
+    path = write(HEAD.replace("chip", "qnn") + TYPES)
+    text = "name: found 'qnn', which is a target of this package; any other name is allowed; rename yours, or give"
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'{path}: {text} --target qnn')}$"):
+        load_target(path)
+    own = Path(onnxcalib.targets.__file__).with_name("qnn.toml")
+    assert load_target(own) == load_target("qnn")
