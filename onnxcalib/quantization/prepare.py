@@ -36,7 +36,7 @@ from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
-from .target_settings import check_shapes
+from .target_settings import check_opset, check_shapes
 from .unchanged import check_unchanged
 
 # With fewer samples than these, a few unusual ones decide the ranges.
@@ -58,6 +58,7 @@ def prepare(
     """
     config = run.config if plan is None else with_bits(run.config, plan.settings())
     check_shapes(inputs_of(original), run.target)
+    check_opset(original, config, run.target)
     with run.stage("prepare"):
         samples, judges, measured_on = _open_samples(run, original, calibration, test)
         _warn_of_percentile(run)

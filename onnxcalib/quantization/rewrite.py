@@ -66,11 +66,8 @@ def rewrite(
     """
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
-    four_bit = config.least_bits == 4 or config.block_size is not None
-    least = FOUR_BIT_OPSET if four_bit else PER_CHANNEL_OPSET
-    raised = raise_opset(model, max(least, _least_opset(target)))
-    model.ir_version = max(model.ir_version, FOUR_BIT_IR if four_bit else model.ir_version)
-    passes["raise_opset"] = int(raised)
+    passes["raise_opset"] = int(raise_opset(model, least_opset(config, target)))
+    model.ir_version = max(model.ir_version, FOUR_BIT_IR if _has_four_bits(config) else model.ir_version)
     for graph_pass in (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
     ):  # fmt: skip
@@ -97,11 +94,17 @@ def rewrite(
     return Rewritten(model, passes, frozenset(name for layers in made.values() for name in layers))
 
 
-def _least_opset(target: Target | None) -> int:
-    """The opset below which the target takes no file, or only one that is spelled out; 0 where there is none."""
+def least_opset(config: QuantizeConfig, target: Target | None = None) -> int:
+    """The least opset of a file of these settings; of a target, that below which it takes none, or one spelled out."""
+    least = FOUR_BIT_OPSET if _has_four_bits(config) else PER_CHANNEL_OPSET
     if target is None:
-        return 0
-    return max(target.rules.opset.least or 0 if target.rules.opset else 0, target.rewrites.opset or 0)
+        return least
+    return max(least, target.requirements.opset[0] or 0, target.rewrites.opset or 0)
+
+
+def _has_four_bits(config: QuantizeConfig) -> bool:
+    """Whether anything may get 4 bits, or blocks, which the same opset brought."""
+    return config.least_bits == 4 or config.block_size is not None
 
 
 def _rewrite_for(model: ModelProto, target: Target) -> dict[str, int]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onnx import ModelProto
+
 from ..config import FLOAT_BITS, LayerConfig, QuantizeConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
+from ..graph.passes.opset import opset_of
 from ..spec import InputSpec, spell_shape
 from ..targets import Target
+from .rewrite import least_opset
 
 # Of the examples in a message: inputs that are shown, sides of an image, tokens of a text, and axes of a text.
 MOST_EXAMPLES, USUAL_IMAGE, USUAL_TEXT, USUAL_RANK = 3, 224, 128, 3
@@ -49,6 +53,21 @@ def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
         f"shape: found free dimensions of input {found}; target {target.name!r} compiles a file for one size; give it,"
         f" as in {example}"
     )
+
+
+def check_opset(model: ModelProto, config: QuantizeConfig, target: Target) -> None:
+    """Raise ModelError for a model, and ConfigError for settings, that need a newer opset than the target takes."""
+    most, found, least = target.requirements.opset[1], opset_of(model), least_opset(config, target)
+    if most is not None and found > most:
+        raise ModelError(
+            f"graph {model.graph.name}: found opset {found}; target {target.name!r} takes {most} at most; export the"
+            " model at that opset"
+        )
+    if most is not None and least > most:
+        raise ConfigError(
+            f"weight_bits: found settings of 4 bits, which need opset {least}; target {target.name!r} takes {most} at"
+            " most; give 8 bits"
+        )
 
 
 def _choose_sides(spec: InputSpec) -> str:

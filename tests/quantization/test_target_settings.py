@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onnxcalib.config import LayerConfig, QuantizeConfig
-from onnxcalib.errors import ConfigError
-from onnxcalib.quantization.target_settings import check_shapes, settle
+from onnxcalib.errors import ConfigError, ModelError
+from onnxcalib.quantization.target_settings import check_opset, check_shapes, settle
 from onnxcalib.spec import InputSpec
 from onnxcalib.targets import load_target
 
@@ -101,3 +101,20 @@ def test_a_target_of_one_size_refuses_free_dimensions_with_an_example(shapes, co
         check_shapes(inputs, load_target("qnn"))
     check_shapes(inputs, load_target("onnxruntime"))
     check_shapes([InputSpec("x", np.dtype(np.float32), (1, 3))], load_target("qnn"))
+
+
+NET = "g (float[1, 4] x) => (float[1, 4] y) { y = MatMul (x, x) }"
+
+
+def test_a_model_of_an_opset_above_what_the_target_takes_is_refused(build):
+    complaint = "graph g: found opset 21; target 'symmetric' takes 20 at most; export the model at that opset"
+    with pytest.raises(ModelError, match="^" + re.escape(complaint)):
+        check_opset(build(NET, opset=21), QuantizeConfig(), load_target("symmetric"))
+    check_opset(build(NET, opset=20), QuantizeConfig(), load_target("symmetric"))
+    check_opset(build(NET, opset=21), QuantizeConfig(), load_target("tensorrt"))
+
+
+def test_settings_that_need_a_newer_opset_than_the_target_takes_are_refused(build):
+    complaint = "weight_bits: found settings of 4 bits, which need opset 21; target 'symmetric' takes 20 at most"
+    with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
+        check_opset(build(NET), QuantizeConfig(weight_bits=4), load_target("symmetric"))

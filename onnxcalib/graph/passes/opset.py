@@ -55,7 +55,7 @@ def raise_opset(model: ModelProto, least: int) -> bool:
 
 def opset_of(model: ModelProto) -> int:
     """Version of the standard operators that the model asks for, 0 if none."""
-    return next((entry.version for entry in model.opset_import if not entry.domain), 0)
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def _convert(old: ModelProto, least: int, types: Mapping[str, TypeProto]) -> ModelProto:
