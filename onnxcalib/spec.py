@@ -78,6 +78,7 @@ class Requirements:
     their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``. through: operators
     that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be float at the
     graph's end. aligned: operators whose inputs and outputs share a grid. opset: the least and the most; None for any.
+    for_onnxruntime: nodes are written around what its optimizer does, HardSigmoids as Adds and a Max behind others.
     """
 
     activation: QuantSpec = QuantSpec(8)
@@ -94,6 +95,7 @@ class Requirements:
     at_exit: frozenset[str] = frozenset()
     aligned: frozenset[str] = frozenset()
     opset: tuple[int | None, int | None] = (None, None)
+    for_onnxruntime: bool = True
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ def _place(
         return _Placed(groups.tensors, excluded, float_reads, constants=frozenset(groups.constant_reads))
     quantized, integer_outputs, in_float = _quantized_tensors(model, index, on_grids, excluded)
     float_reads = _float_reads(index, quantized, integer_outputs)
+    if not requirements.for_onnxruntime:
+        return _Placed(quantized, in_float, float_reads)
     barred = find_barred(graph, index, quantized, float_reads, integer_outputs)
     gates = frozenset(n.name for n in graph.node if is_op(n, "HardSigmoid") and n.name in integer_outputs)
     return _Placed(quantized, in_float, float_reads, barred, gates)

@@ -74,6 +74,7 @@ class Target(Record):
             at_exit=frozenset(outputs.at_exit if outputs else ()),
             aligned=frozenset(rules.aligned.operators if rules.aligned else ()),
             opset=(rules.opset.least, rules.opset.most) if rules.opset else (None, None),
+            for_onnxruntime=self.is_onnxruntime,
         )
 
     @property

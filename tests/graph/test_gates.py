@@ -7,6 +7,7 @@ from onnxcalib.graph import emit
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.passes.normalise import name_nodes
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.spec import Requirements
 from tests.conftest import run_model
 
 SWISH = """g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {
@@ -51,6 +52,11 @@ def test_a_hardsigmoid_alone_or_falling_stays_in_float(make, rough, draw, text):
     model, x = make(text), draw(2, 3, 8, 8)
     assert not make_scheme(model).gates
     assert find_kind(rough(model, x)) == "HardSigmoid"
+
+
+def test_other_targets_have_hardsigmoids_of_their_own(make):
+    scheme = make_scheme(make(SWISH % (0.2, 0.5)), requirements=Requirements(for_onnxruntime=False))
+    assert not scheme.gates and "h" in scheme.activations
 
 
 def test_an_excluded_hardsigmoid_stays_in_float(make):

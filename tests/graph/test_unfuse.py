@@ -6,6 +6,7 @@ import pytest
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.graph.unfuse import list_ineffective
+from onnxcalib.spec import Requirements
 from tests.conftest import run_model
 
 
@@ -59,6 +60,8 @@ def test_a_pool_that_onnxruntime_has_no_right_kernel_for_runs_in_float(between, 
 def test_an_excluded_node_between_grids_is_computed_in_float(between, rough, draw, body, excluded, barred):
     model = between(body)
     assert make_scheme(model, selection=Selection(frozenset(excluded))).barred == barred
+    others = Requirements(for_onnxruntime=False)
+    assert not make_scheme(model, selection=Selection(frozenset(excluded)), requirements=others).barred
 
 
 @pytest.mark.parametrize(
