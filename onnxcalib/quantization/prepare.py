@@ -25,6 +25,7 @@ from ..runtime.session import Session, is_float
 from ..spec import InputSpec
 from .channel_scales import even_channels
 from .class_axes import find_class_axes
+from .even_layers import even_layers
 from .input_grid import find_lossless_grids
 from .join_scales import even_joins
 from .odd_samples import leave_out_odd
@@ -140,11 +141,15 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     joins = even_joins(model, scheme, samples, run.threads)
     if joins:
         scheme = prepared.make_widest_scheme()
+    evened = even_layers(model, scheme, samples, run.threads)
+    if evened:
+        scheme = prepared.make_widest_scheme()
     found = find_lossless_grids(model, scheme, samples, PaddingMask(model), run.threads)
     passes = {
         **prepared.passes,
         "even_channels": len(unlike),
         "even_joins": len(joins),
+        "even_layers": evened,
         "rescale_input": found.rescaled,
     }
     for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):

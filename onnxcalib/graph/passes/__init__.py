@@ -6,7 +6,8 @@ are to have fixed shapes. ``normalise``, ``ort_fusions`` and ``opset`` bring a m
 nodes as onnxruntime fuses them, ``masks`` and ``l2_norms`` as some targets need them. ``einsum``, ``transposed``,
 ``products``, ``gemm``, ``pool``, ``attributes``, ``axes``, ``hardswish``, ``gates``, ``pads`` and ``duplicates`` write
 operators with integer kernels. ``draws`` is for whatever is run: it makes random values the same in both models.
-``rescale`` gives layers an input without rounding error, and ``even_joins`` brings what a Concat joins to one scale.
+``rescale`` gives layers an input without rounding error, ``even_joins`` brings what a Concat joins to one scale, and
+``equalize`` moves factors between layers.
 Three passes are for quantized graphs: ``joint_reads`` keeps functions together; two return a copy,
 ``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which makes them saturate.
 """

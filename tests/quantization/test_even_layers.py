@@ -1,0 +1,68 @@
+"""Channels between layers whose weights have one scale each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcalib.data import open_calibration
+from onnxcalib.graph.index import Index, known_constant
+from onnxcalib.graph.load import inputs_of
+from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.quantization.even_layers import even_layers
+from onnxcalib.spec import Requirements
+
+NET = """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y)
+    { [first] a = Conv (x, w0) [act] r = Clip (a, low, high) [dw] d = Conv <group = 4> (r, wd)
+    [last] y = Conv (d, w) }"""
+ONE_SCALE = Requirements(one_weight_scale=True, power_of_two_weights=True)
+SCALES = np.array([0.01, 1.0, 0.1, 0.4], np.float32).reshape(4, 1, 1, 1)
+
+
+@pytest.fixture
+def make(build, weigh):
+    """A net with channels of unlike scale in front of a Clip to [0, bound]."""
+
+    def net(bound):
+        return build(
+            NET, w0=weigh(4, 3, 1, 1) * SCALES, wd=weigh(4, 1, 1, 1) / SCALES, w=weigh(5, 4, 1, 1),
+            low=np.float32(0), high=np.float32(bound),
+        )  # fmt: skip
+
+    return net
+
+
+def even(net, x, requirements=ONE_SCALE):
+    return even_layers(net, make_scheme(net, requirements=requirements), open_calibration(x, inputs_of(net)), 1)
+
+
+def spread(net, name):
+    rows = np.abs(known_constant(Index(net.graph), name)).reshape(4, -1).max(1)
+    return rows.max() / rows.min()
+
+
+def test_rows_of_unlike_ranges_come_nearer_and_the_outputs_stay(make, run, draw):
+    net, x = make(1000.0), draw(16, 3, 8, 8)
+    (before,), rows, columns = run(net, x), spread(net, "w0"), spread(net, "wd")
+    assert even(net, x) == 2
+    assert spread(net, "w0") < rows / 3
+    assert spread(net, "wd") < columns / 3
+    np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_that_reach_the_bound_of_a_clip_take_its_factor_alone(make, run, draw):
+    net, x = make(0.5), draw(16, 3, 8, 8)
+    (before,), weight = run(net, x), known_constant(Index(net.graph), "w0")
+    even(net, x)
+    common = float(known_constant(Index(net.graph), "high")) / 0.5
+    factors = (known_constant(Index(net.graph), "w0") / weight)[:, 0, 0, 0]
+    assert factors[1] == pytest.approx(common)
+    assert factors[0] > common
+    np.testing.assert_allclose(run(net, x)[0], before, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_with_a_scale_a_channel_stay_as_they_are(make, draw):
+    net = make(1000.0)
+    before = net.SerializeToString()
+    assert even(net, draw(4, 3, 8, 8), Requirements()) == 0
+    assert net.SerializeToString() == before
