@@ -156,6 +156,7 @@ class DeviceRecord:
     words; total: how many there are; off: those that are not placed. samples: how many were run, of those in the data.
     against_float: its outputs against the float model's. against_unoptimized: against those of the quantized file in
     onnxruntime without graph optimizations. onnxruntime: these against the float model's. All are on the same samples.
+    speedup: how many times as fast it is as the float model there; None where that is a simulator, or a run failed.
     """
 
     runtime: str
@@ -168,6 +169,8 @@ class DeviceRecord:
     against_float: tuple[OutputRecord, ...] = ()
     against_unoptimized: tuple[OutputRecord, ...] = ()
     onnxruntime: tuple[OutputRecord, ...] = ()
+    speedup: float | None = None
+    speedup_interval: Interval | None = None
 
     @property
     def placed(self) -> float:

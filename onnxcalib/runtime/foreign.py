@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
@@ -33,16 +34,27 @@ MOST_SHOWN = 300  # characters of what a runtime says
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime that can be run here. extra: of this package, which installs it. fixed: a file has one shape."""
+    """A runtime that can be run here.
+
+    extra: of this package, which installs it. fixed: a file has one shape. timed: it is the device, and no simulator.
+    """
 
     open: Callable[[File], Opened]
     extra: str
     fixed: bool = False
+    timed: bool = False
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A task of the worker: the time of one run of these inputs is wanted, and not its outputs."""
+
+    feeds: Mapping[str, np.ndarray]
 
 
 # The package of a runtime, as targets name it -> how it runs a file.
 RUNTIMES = {
-    "openvino": Runtime(open_openvino, "openvino"),
+    "openvino": Runtime(open_openvino, "openvino", timed=True),
     "onnxruntime_qnn": Runtime(open_qnn, "qnn", fixed=True),
 }
 
@@ -71,6 +83,11 @@ class ForeignSession:
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs by name."""
         return dict(zip(self._outputs, self._ask("run", dict(feeds)), strict=True))
+
+    def clock(self, feeds: Mapping[str, np.ndarray]) -> float:
+        """Seconds of one run, without those between the processes."""
+        found: float = self._ask("run", Timed(dict(feeds)))
+        return found
 
     def _ask(self, what: str, task: Any) -> Any:
         try:
@@ -121,10 +138,14 @@ def _spell(error: Exception) -> str:
     return " ".join(filter(None, lines))[:MOST_SHOWN] or type(error).__name__
 
 
-def answer_task(file: File, feeds: Mapping[str, np.ndarray] | None) -> Any:
-    """What the worker does: the placement where there are no feeds, else the outputs in the order of the graph's."""
+def answer_task(file: File, task: Mapping[str, np.ndarray] | Timed | None) -> Any:
+    """What the worker does: the placement without a task, else the outputs in the order of the graph's, or a time."""
     opened, placement = _open(file)
-    return placement if feeds is None else opened.run(feeds)
+    if isinstance(task, Timed):
+        start = time.perf_counter()
+        opened.run(task.feeds)
+        return time.perf_counter() - start
+    return placement if task is None else opened.run(task)
 
 
 @cache

@@ -99,6 +99,8 @@ def _judge_target(found: Verdict, lint: LintRecord) -> GateRecord:
     if device is None:
         return GateRecord("target", lint.passed, lint.text)
     run = device.fault or f"{device.runtime} ran {device.samples} of {found.samples} samples, {device.placement}"
+    if device.speedup is not None:
+        run += f", {device.speedup:.2f} times as fast as the float model there{spell_interval(device.speedup_interval)}"
     return GateRecord("target", lint.passed and not device.fault, f"{lint.text.removesuffix(NOT_RUN)}; {run}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from onnx import ModelProto
 
@@ -18,6 +19,7 @@ from ..runtime.placement import Placement
 from ..runtime.session import Session
 from ..targets import Target
 from ..verdict import DeviceRecord, OffRecord
+from .timing import clock_on_device
 
 # Seconds after which no further samples are run: simulators take up to some seconds a sample.
 SECONDS = 60.0
@@ -83,6 +85,7 @@ class _Run:
         of, total, off = (
             ("", 0, ()) if self.placement is None else (self.placement.of, self.placement.total, self.placement.off)
         )
+        found = [tally.records() if self.samples else () for tally in self._tallies]
         return DeviceRecord(
             runtime,
             self.fault or self._find_fault(),
@@ -91,7 +94,9 @@ class _Run:
             tuple(OffRecord(each.node, each.op, each.reason) for each in off),
             self.samples,
             self.seconds,
-            *(tally.records() if self.samples else () for tally in self._tallies),
+            against_float=found[0],
+            against_unoptimized=found[1],
+            onnxruntime=found[2],
         )
 
 
@@ -120,4 +125,11 @@ def run_on_device(
             run.run(device, sessions, samples, fixed=runtime is not None and runtime.fixed)
         except ModelError as error:
             run.fault = str(error)
-    return run.record(spell_runtime(package))
+    record = run.record(spell_runtime(package))
+    if record.fault or runtime is None or not runtime.timed:
+        return record
+    try:
+        speedup, interval = clock_on_device(package, models, samples, seconds)
+    except ModelError:  # of the float model, which no gate is about
+        return record
+    return replace(record, speedup=speedup, speedup_interval=interval)

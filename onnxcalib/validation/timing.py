@@ -9,7 +9,8 @@ from onnx import ModelProto
 
 from ..data import CalibrationSet
 from ..errors import GateError
-from ..numeric.intervals import median_ratio_interval
+from ..numeric.intervals import Interval, median_ratio_interval
+from ..runtime.foreign import open_foreign
 from ..runtime.turns import open_as_users, time_in_turn
 from ..verdict import LatencyRecord
 
@@ -18,6 +19,27 @@ WARM_UP = 3
 # A round is one run of each model. There are as many rounds as fit into SECONDS, within these bounds: medians of fewer
 # than the lower one differ from call to call. 500 rounds of a small model take less time than a change of the load.
 LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 25, 3000, 3.0
+
+
+def clock_on_device(
+    package: str, models: tuple[ModelProto, ModelProto], samples: CalibrationSet, seconds: float
+) -> tuple[float, Interval]:
+    """How many times as fast the second of both models is in an installed runtime, on one sample, and its interval.
+
+    seconds: in which the runtime must have compiled a model, and made each run. Raises ModelError.
+    """
+    feeds, times = samples.read(samples.alike(samples.fixed_batch or 1)), list[tuple[float, float]]()
+    with (
+        open_foreign(package, models[0], feeds, 1, seconds=seconds) as first,
+        open_foreign(package, models[1], feeds, 1, seconds=seconds) as second,
+    ):
+        for _ in range(WARM_UP):
+            first.clock(feeds), second.clock(feeds)
+        end = time.perf_counter() + SECONDS
+        while len(times) < LEAST_ROUNDS or (len(times) < MOST_ROUNDS and time.perf_counter() < end):
+            times.append((first.clock(feeds), second.clock(feeds)))
+    ratios = np.divide(*np.array(times).T)
+    return float(np.median(ratios)), median_ratio_interval(ratios)
 
 
 def clock(original: ModelProto, quantized: ModelProto, samples: CalibrationSet, batch: int) -> LatencyRecord:

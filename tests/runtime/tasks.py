@@ -10,7 +10,7 @@ from functools import partial
 
 from onnxcalib.errors import ConfigError, DataError, OutputError
 from onnxcalib.files.scratch import Scratch
-from onnxcalib.graph.load import load_model
+from onnxcalib.graph.load import is_quantized, load_model
 from onnxcalib.runtime.placement import Off, Placement
 from onnxcalib.runtime.session import Session
 
@@ -116,6 +116,27 @@ class Chip:
 
     def run(self, feeds):
         return list(self.session.run(feeds).values())
+
+
+class SlowingChip(Chip):
+    """One that takes 4 times as long for a quantized model."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.seconds = 0.016 if is_quantized(load_model(file.path)) else 0.004
+
+    def run(self, feeds):
+        time.sleep(self.seconds)
+        return super().run(feeds)
+
+
+class IntegerChip(Chip):
+    """One that runs no float model."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        if not is_quantized(load_model(file.path)):
+            raise RuntimeError("no integers")
 
 
 class DyingChip(Chip):

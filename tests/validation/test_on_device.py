@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -34,8 +35,8 @@ def on_chip(models, monkeypatch, tmp_path):
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     (tmp_path / "chip.toml").write_text(CHIP)
 
-    def run(opener, *, fixed=False, data=DATA, **settings):
-        monkeypatch.setitem(foreign.RUNTIMES, "json", Runtime(opener, "chip", fixed))
+    def run(opener, *, fixed=False, timed=False, data=DATA, **settings):
+        monkeypatch.setitem(foreign.RUNTIMES, "json", Runtime(opener, "chip", fixed, timed))
         return validate(*models, data, ValidateConfig(target=str(tmp_path / "chip.toml"), **settings))
 
     return run
@@ -57,6 +58,20 @@ def test_the_outputs_on_the_device_are_compared_with_float_and_with_onnxruntime(
         "the one rule of target chip holds; json ran 12 of 12 samples, 1 of 2 nodes on the chip (50.00%)"
     )
     assert json.loads(verdict.to_json())["device"]["off"] == [{"node": "head", "op": "Gemm", "reason": "too wide"}]
+
+
+def test_a_device_that_is_no_simulator_is_timed_with_the_float_model_and_with_the_file(on_chip):
+    verdict = on_chip(tasks.SlowingChip, timed=True)
+    assert 0.1 < verdict.device.speedup < 0.7  # a quarter, but for what other processes take
+    low, high = verdict.device.speedup_interval
+    assert low <= verdict.device.speedup <= high
+    told = r"0\.\d\d times as fast as the float model there \(95%: 0\.\d\d to "
+    assert re.search(told, find_gate(verdict, "target").text)
+
+
+def test_a_device_on_which_the_float_model_does_not_run_is_not_timed(on_chip):
+    verdict = on_chip(tasks.IntegerChip, timed=True)
+    assert (verdict.device.fault, verdict.device.speedup) == ("", None)
 
 
 def test_a_gate_judges_the_share_of_nodes_on_the_device(on_chip):
