@@ -75,13 +75,13 @@ def load_config(
                 f"{path}: {key}: found {spell_value(settings[key])}; {danger}; give --{key.replace('_', '-')} on the"
                 " command line, or --allow-code (in Python allow_code=True) for a file that you trust"
             )
-    for key, value in given.items():
-        try:
-            kind(**_nest({key: value}))
-        except ConfigError as error:
-            option = escape_controls(key.replace("_", "-"))
-            raise ConfigError(f"--{option}: {str(error).partition(': ')[2]}") from None
-    return kind(**_nest({**settings, **given}))
+    try:
+        return kind(**_nest({**settings, **given}))
+    except ConfigError as error:
+        key, _, fault = str(error).partition(": ")
+        if key not in given:
+            raise
+        raise ConfigError(f"--{key.replace('_', '-')}: {fault}") from None
 
 
 def read_toml(path: Path, *, give: str) -> dict[str, Any]:

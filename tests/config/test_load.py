@@ -331,3 +331,10 @@ def test_a_malformed_option_is_refused_in_one_short_line(options, text):
         load_config(None, options)
     assert str(refusal.value).startswith(text)
     assert str(refusal.value).isprintable() and len(str(refusal.value)) < 600
+
+
+def test_options_that_bear_on_each_other_are_checked_together():
+    found = load_config(options={"pixel_range": "0..255", "mean": "123.7,116.3,103.5", "std": "58,57,57"})
+    assert found.data.mean == (123.7, 116.3, 103.5)
+    with pytest.raises(ConfigError, match=r"^--mean: found '123.7'; must be on the scale of pixel / 255"):
+        load_config(options={"mean": "123.7"})
