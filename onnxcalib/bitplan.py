@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,7 +17,7 @@ from .spec import Candidate
 
 SCHEMA: Literal[1] = 1
 FLOAT: Literal["float"] = "float"
-CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(int(name[1]), int(name[3])) for name in CANDIDATES}
+CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(*map(int, re.findall(r"\d+", name))) for name in CANDIDATES}
 Record = TypeVar("Record", bound=BaseModel)
 NAME_OF: dict[Candidate, CandidateName] = {CANDIDATE_OF[name]: name for name in CANDIDATES}
 Budget = Annotated[str, Field(pattern=f"^({'|'.join(BUDGETS)})$")]

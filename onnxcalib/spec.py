@@ -77,8 +77,9 @@ class Requirements:
     which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and what is added to
     their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``. through: operators
     that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be float at the
-    graph's end. aligned: operators whose inputs and outputs share a grid. opset: the least and the most; None for any.
-    for_onnxruntime: nodes are written around what its optimizer does, HardSigmoids as Adds and a Max behind others.
+    graph's end. aligned: operators whose inputs and outputs share a grid. fixed_grids: operator and bits -> scale and
+    zero point of what it gives. opset: the least and the most; None for any. for_onnxruntime: nodes are written around
+    what its optimizer does, HardSigmoids as Adds and a Max behind others.
     """
 
     activation: QuantSpec = QuantSpec(8)
@@ -94,6 +95,7 @@ class Requirements:
     through: frozenset[str] = frozenset()
     at_exit: frozenset[str] = frozenset()
     aligned: frozenset[str] = frozenset()
+    fixed_grids: Mapping[tuple[str, int], tuple[float, int]] = field(default_factory=dict)
     opset: tuple[int | None, int | None] = (None, None)
     for_onnxruntime: bool = True
 
@@ -176,6 +178,7 @@ class QuantScheme:
     barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
     gates: HardSigmoids that run on integers. constants: those of ``activations`` that are initializers, which are
     stored as integers; ``float_reads`` has the nodes that read their floats. requirements: those of the target.
+    fixed: tensor -> the scale and the zero point that it must have.
     """
 
     layers: tuple[LayerScheme, ...]
@@ -189,6 +192,7 @@ class QuantScheme:
     gates: frozenset[str] = frozenset()
     constants: frozenset[str] = frozenset()
     requirements: Requirements = Requirements()
+    fixed: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def members_of(self, tensor: str) -> tuple[str, ...]:
         """The tensors that must have the same QParams as this one, itself among them."""

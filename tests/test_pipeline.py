@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import onnxcalib
 import onnxcalib.graph.load
 import onnxcalib.pipeline
-from onnxcalib import ConfigError, DataError, ModelError, OutputError, QuantizeConfig, quantize
+from onnxcalib import ConfigError, DataConfig, DataError, ModelError, OutputError, QuantizeConfig, quantize
 from onnxcalib.cli.app import app
 from onnxcalib.config import load_config
 from onnxcalib.report import MeasuredOn, Observer
@@ -43,6 +43,7 @@ def settings(**changes):
     return QuantizeConfig(**{"steps": 5} | changes)
 
 
+ON_HTP = {"target": "qnn", "data": DataConfig(shape="1,3,8,8")}
 BITS = [(8, 8, 35), (4, 8, 15), (4, 4, 10), (8, 4, 12)]
 
 
@@ -59,6 +60,23 @@ def test_every_pair_of_bits_gives_a_checked_model_near_the_float_one(net, weight
         "deep": (weight_bits, activation_bits),
         "head": (8, 8),
     }
+
+
+@pytest.mark.parametrize(("weight_bits", "least"), [(8, 45), (4, 15)])
+def test_activations_of_16_bits_cost_next_to_nothing(net, weight_bits, least):
+    result = quantize(net, SAMPLES, settings(weight_bits=weight_bits, activation_bits=16, **ON_HTP))
+    onnx.checker.check_model(result.model, full_check=True)
+    (output,) = result.report.outputs
+    assert output.sqnr_db > least and {layer.activation_bits for layer in result.report.layers} == {16}
+    written = {node.input[2] for node in result.model.graph.node if node.op_type == "QuantizeLinear"}
+    types = {t.data_type for t in result.model.graph.initializer if t.name in written}
+    assert types == {onnx.TensorProto.UINT16} and result.model.opset_import[0].version >= 21
+
+
+def test_single_tensors_may_have_16_bits(net):
+    result = quantize(net, SAMPLES, settings(tensors={"r": 16}, **ON_HTP))
+    bits = {layer.name: layer.activation_bits for layer in result.report.layers}
+    assert bits == {"stem": 8, "inner": 16, "deep": 8, "head": 8}
 
 
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (8, 4)])

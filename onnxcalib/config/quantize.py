@@ -26,12 +26,15 @@ from .fields import BITS, EFFORT, EXPERT, PLAN, Axes, Count, File, Finite, Name,
 
 Bits = Annotated[Literal[8, 4], BeforeValidator(check_whole)]
 # Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
-ActivationBits = Annotated[Literal[32, 8, 4], BeforeValidator(check_whole)]
+ActivationBits = Annotated[Literal[32, 16, 8, 4], BeforeValidator(check_whole)]
+EmbeddingBits = Annotated[Literal[32, 8, 4], BeforeValidator(check_whole)]
+TensorBits = Annotated[Literal[16, 8], BeforeValidator(check_whole)]
 BlockSize = Annotated[Literal[32, 128], BeforeValidator(check_whole)]
-CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4"]
+CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4", "W8A16", "W4A16"]
 CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 # With so many bits all efforts find the same; they differ with fewer.
 FULL_BITS = 8
+WIDE_BITS = 16  # of activations; weights have at most FULL_BITS
 # Beyond any use: each view is one more pass over the samples, each step one over some of them for every block.
 MOST_VIEWS, MOST_STEPS = 100, 10**6
 MOST_LOSS = 1e9
@@ -144,7 +147,7 @@ class QuantizeConfig(Settings):
         Option(EXPERT, unset="32 with 4-bit weights, all with others", plan=False),
     ] = None
     embedding_bits: Annotated[
-        ActivationBits | None,
+        EmbeddingBits | None,
         Field(description="Bits of tables that a Gather looks up by row."),
         Option(BITS, unset="those of the weights"),
     ] = None
@@ -250,7 +253,7 @@ class QuantizeConfig(Settings):
         BeforeValidator(split_candidates),
         Field(min_length=1, description="Bits that layers may get, those of weights (W) and of activations (A)."),
         Option(PLAN, metavar="W8A8,...", form="names"),
-    ] = CANDIDATES
+    ] = ("W8A8", "W4A8", "W4A4", "W8A4")
     max_size: Annotated[
         Annotated[str, BeforeValidator(check_limit)] | None,
         Field(description=f"Largest file: {_ANY_LIMIT}, or bytes (300KB)."),
@@ -311,6 +314,11 @@ class QuantizeConfig(Settings):
         ),
         Option(BITS, form='tables `[layers."NAME"]`', file_only=True),
     ] = Field(default_factory=dict)
+    tensors: Annotated[
+        dict[Name, TensorBits],
+        Field(description="Bits of single activations, by the name of the tensor: 16 or 8."),
+        Option(BITS, form="table `[tensors]`", unset="those of the others", file_only=True),
+    ] = Field(default_factory=dict)
     data: DataConfig = DataConfig()
 
     @property
@@ -328,8 +336,15 @@ class QuantizeConfig(Settings):
         """The fewest bits that anything may get."""
         bits: list[int] = [self.weight_bits, self.activation_bits, self.first_last_bits, self.embedding_bits or 8]
         bits += [b for layer in self.layers.values() for b in (layer.weight_bits, layer.activation_bits) if b]
-        bits += [int(digit) for name in self.candidates if self.planned for digit in re.findall(r"\d", name)]
+        bits += [int(number) for name in self.candidates if self.planned for number in re.findall(r"\d+", name)]
         return min(bits)
+
+    @property
+    def wide(self) -> bool:
+        """Whether activations of 16 bits are asked for, or may be planned."""
+        planned = self.planned and any(name.endswith(f"A{WIDE_BITS}") for name in self.candidates)
+        given = (self.activation_bits, *(each.activation_bits for each in self.layers.values()), *self.tensors.values())
+        return planned or WIDE_BITS in given
 
     @property
     def float_activations(self) -> bool:

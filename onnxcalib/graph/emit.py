@@ -31,7 +31,7 @@ from .unfuse import bar_from_fusion
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
-FOUR_BIT_OPSET, FOUR_BIT_IR = 21, 10
+NEW_TYPES_OPSET, NEW_TYPES_IR = 21, 10  # of 4 and of 16 bits
 PER_CHANNEL_OPSET = 13
 # onnxruntime 1.32 runs these on integers of any type, but has no 4-bit kernels for them.
 NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
@@ -57,9 +57,10 @@ def emit_qdq(
 ) -> ModelProto:
     """A copy of ``model`` with the tensors and layers of the scheme on their grids.
 
-    ``model`` may be a subgraph of the one that the scheme was made for. It needs opset FOUR_BIT_OPSET if a grid has 4
-    bits, else at least PER_CHANNEL_OPSET. Layers that ``layers`` lacks stay in float. With ``keep_outputs`` a graph
-    output is the tensor before its QuantizeLinear, as subgraphs need it, otherwise the one after its DequantizeLinear.
+    ``model`` may be a subgraph of the one that the scheme was made for. It needs opset NEW_TYPES_OPSET if a grid has 4
+    or 16 bits, else at least PER_CHANNEL_OPSET. Layers that ``layers`` lacks stay in float. With ``keep_outputs`` a
+    graph output is the tensor before its QuantizeLinear, as subgraphs need it, otherwise the one after its
+    DequantizeLinear.
     encoding: ``runtime`` stores 4-bit weights as INT4 before a Cast to int8 and clips 4-bit activations as integers,
     for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
     """

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..config import FULL_BITS, LayerConfig
+from ..config import FULL_BITS, WIDE_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec, Requirements
+from .activation_bits import assign_bits, find_fixed, list_fixed, widen_layers
 from .embeddings import find_embeddings
 from .float_weights import spell_holders
 from .fusion import (
@@ -54,36 +55,39 @@ def make_scheme(
     embedding_bits: int = FLOAT_BITS,
     pair_limits: bool = True,
     selection: Selection | None = None,
+    tensors: Mapping[str, int] | None = None,
     requirements: Requirements | None = None,
 ) -> QuantScheme:
     """Decide the quantization of every weighted layer and of the tensors between them.
 
-    activation_bits: of the inputs of weighted layers. A tensor that an Add, a pool or a float operator reads too has 8
-    bits and is requantized for the layers alone. Layers of 32 bits read float tensors.
+    activation_bits: of the inputs of weighted layers, and of all other activations where they are 16. A tensor that an
+    Add, a pool or a float operator reads too has 8 bits at least, and is requantized for the layers that need fewer.
+    Layers of 32 bits read float tensors.
     first_last_bits: of the weight of layers that no other layer precedes or follows; their input has at least these.
     block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is FLOAT_INPUT_BLOCK for
     4-bit weights and one scale a channel for others.
     pair_limits: choose integers of weights with which no kernel's sums can saturate.
-    selection: settings of single layers, which override the others.
-    requirements: of the target, by default onnxruntime's.
+    selection: settings of single layers, which override the others. tensors: more bits of single activations, and of
+    the layers that read them. requirements: of the target, by default onnxruntime's.
     Raises ModelError where the graph has no quantizable layer. Raises ConfigError where ``selection`` gives bits to a
     node that is no quantizable layer, excludes all layers, or where ``block_size`` has no layer.
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
     found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
-    layers = _select(model, found, selection)
-    ends = end_layers(model.graph, {layer.name for layer in found})
-    layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
-    layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
-    layers = _give_blocks(layers, block_size)
-    on_grids = tuple(layer for layer in layers if not layer.reads_float)
+    layers = _choose_layers(model, found, selection, first_last_bits, block_size)
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     quantized, float_reads = placed.quantized, placed.float_reads
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
     nodes = [node for node in model.graph.node if node.name not in placed.in_float]
-    shared, nonnegative = share_grids(index, nodes, quantized, nonnegative, requirements.aligned)
-    activations, requantized = _assign_bits(index, on_grids, (quantized, float_reads), shared, requirements.activation)
+    shared, nonnegative = share_grids(
+        index, nodes, quantized, nonnegative, requirements.aligned, own=list_fixed(index, requirements)
+    )
+    layers = widen_layers(layers, shared, tensors or {})
+    spec = replace(requirements.activation, bits=WIDE_BITS if activation_bits == WIDE_BITS else FULL_BITS)
+    activations, requantized = assign_bits(
+        index, layers, (quantized, float_reads), shared, spec=spec, tensor_bits=tensors
+    )
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
@@ -99,6 +103,7 @@ def make_scheme(
         gates=placed.gates,
         constants=placed.constants,
         requirements=requirements,
+        fixed=find_fixed(index, activations, shared, requirements),
     )
 
 
@@ -140,6 +145,21 @@ def _place(
     return _Placed(quantized, in_float, float_reads, barred, gates)
 
 
+def _choose_layers(
+    model: ModelProto,
+    found: tuple[LayerScheme, ...],
+    selection: Selection,
+    first_last_bits: int,
+    block_size: int | None,
+) -> tuple[LayerScheme, ...]:
+    """The layers that are not excluded, with the bits and the blocks that the settings give them."""
+    layers = _select(model, found, selection)
+    ends = end_layers(model.graph, {layer.name for layer in found})
+    layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
+    layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
+    return _give_blocks(layers, block_size)
+
+
 def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:
     """The layers that are not excluded. Raises ModelError and ConfigError where there are none."""
     if not layers:
@@ -179,7 +199,7 @@ def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[
     A requantized tensor may use the highest values of uint8 (see ``emit``).
     """
     spec = layer.weight_spec
-    if layer.reads_float or not adds_pairs(layer.op, tuple(shape), layer.groups):
+    if layer.activation_spec.bits > FULL_BITS or not adds_pairs(layer.op, tuple(shape), layer.groups):
         return layer
     highest = (
         replace(layer.activation_spec, bits=FULL_BITS).qmax
@@ -336,51 +356,3 @@ def _alone_moves(index: Index, node: NodeProto) -> bool:
     if not moves_values(index, node) or node.input[0] in index.initializers or node.input[0] in index.outputs:
         return False
     return len(index.readers(node.input[0])) == 1
-
-
-def _assign_bits(
-    index: Index,
-    layers: tuple[LayerScheme, ...],
-    tensors: tuple[list[str], dict[str, frozenset[str]]],
-    shared: tuple[tuple[str, ...], ...],
-    spec: QuantSpec,
-) -> tuple[dict[str, QuantSpec], dict[str, QuantSpec]]:
-    """The grid of each tensor, and the grid of fewer bits for which it is requantized.
-
-    A set of tensors that only layers read has the bits of these layers. Others have 8, and are requantized for the
-    layers that need fewer. tensors: those that are quantized, and who reads them in float. spec: of any bits.
-    """
-    quantized, float_reads = tensors
-    bits_of = {layer.name: layer.activation_spec.bits for layer in layers}
-    set_of = {t: members for members in shared for t in members}
-    activations: dict[str, QuantSpec] = {}
-    requantized: dict[str, QuantSpec] = {}
-    for tensor in quantized:
-        if tensor not in activations:
-            members = set_of.get(tensor, (tensor,))
-            needs = _bits_needed(index, members, bits_of, float_reads)
-            bits = needs.pop() if len(needs) == 1 else FULL_BITS
-            activations |= {t: replace(spec, bits=bits) for t in members}
-        bits = activations[tensor].bits
-        fewer = {bits_of[n.name] for n in index.readers(tensor) if bits_of.get(n.name, bits) < bits}
-        if fewer:
-            requantized[tensor] = replace(spec, bits=min(fewer))
-    return {t: activations[t] for t in quantized}, requantized
-
-
-def _bits_needed(
-    index: Index, members: tuple[str, ...], bits_of: dict[str, int], float_reads: dict[str, frozenset[str]]
-) -> set[int]:
-    """Bits that the readers of a set of tensors need, without readers that move values inside the set."""
-    inside = set(members)
-    needs = {FULL_BITS for t in members if t in index.outputs and t not in float_reads}
-    for tensor, node in ((t, n) for t in members for n in index.readers(t)):
-        if node.name in bits_of:
-            needs.add(bits_of[node.name])
-        elif is_op(node, *SHAPE_READERS) or node.name in float_reads.get(tensor, ()):
-            continue
-        elif not (is_op(node, "Concat") or moves_values(index, node)) or inside.isdisjoint(
-            carried_outputs(index, node)
-        ):
-            needs.add(FULL_BITS)
-    return needs

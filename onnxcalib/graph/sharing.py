@@ -19,11 +19,14 @@ def share_grids(
     quantized: Sequence[str],
     nonnegative: Mapping[str, float],
     aligned: Collection[str],
+    *,
+    own: Collection[str] = (),
 ) -> tuple[Sets, dict[str, float]]:
     """Sets of tensors that have one grid, and those of ``nonnegative`` whose grid can be without negative values.
 
     nodes: those that are not left in float. aligned: operators whose inputs and outputs the target wants on one grid.
-    Without them a Concat shares its grid with the inputs that it alone reads, where all have the same bound.
+    Without them a Concat shares its grid with the inputs that it alone reads, where all have the same bound. own:
+    tensors that do not join it, as they may have a grid that does not hold the others.
     """
     sets = _Sets(quantized, nonnegative)
     for node in nodes:
@@ -33,16 +36,16 @@ def share_grids(
         if is_op(node, *aligned):
             sets.join_all(data_inputs(node), carried_outputs(index, node))
         elif is_op(node, "Concat") and sets.hold([*node.input, *carried_outputs(index, node)]):
-            _join_alike(sets, index, node)
+            _join_alike(sets, index, node, own)
     return sets.list(), sets.list_nonnegative(nonnegative)
 
 
-def _join_alike(sets: _Sets, index: Index, node: NodeProto) -> None:
+def _join_alike(sets: _Sets, index: Index, node: NodeProto, own: Collection[str]) -> None:
     """A grid without negative values must not be shared by a tensor that has them, nor by one with another bound."""
     (output,) = carried_outputs(index, node)
     bounds = {sets.bound_of(t) for t in node.input}
     if len(bounds) == 1 and sets.bound_of(output) in {*bounds, None}:
-        sets.join([output, *(t for t in node.input if len(index.readers(t)) == 1)])
+        sets.join([output, *(t for t in node.input if t not in own and len(index.readers(t)) == 1)])
 
 
 class _Sets:

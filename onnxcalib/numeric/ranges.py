@@ -72,6 +72,11 @@ def choose_grid(
     return make_grid(low, high, spec, bound=bound)
 
 
+def fix_grid(scale: float, zero_point: int, spec: QuantSpec) -> QParams:
+    """The grid of this scale and this zero point."""
+    return QParams(np.asarray(scale, np.float32), np.asarray(zero_point, np.int32), spec)
+
+
 def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None = None) -> QParams:
     """The grid over [low, high], extended to hold zero; ``bound`` as in ``choose_grid``.
 

@@ -16,7 +16,7 @@ from ..data import CalibrationSet
 from ..errors import DataError
 from ..graph.finite import explain_nan
 from ..numeric.histogram import Histogram
-from ..numeric.ranges import choose_grid, make_grid
+from ..numeric.ranges import choose_grid, fix_grid, make_grid
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 from .padding_mask import PaddingMask, find_real
@@ -140,6 +140,8 @@ def choose_grids(
     known = {} if known is None else known
 
     def choose(members: tuple[str, ...], spec: QuantSpec) -> QParams:
+        if members[0] in scheme.fixed:
+            return fix_grid(*scheme.fixed[members[0]], spec)
         bound = scheme.bound_of(members)
         key = (members, spec, bound)
         if key not in known:

@@ -11,6 +11,8 @@ These are the rules, in their order. Each sees the scheme without what those bef
 5. ``coarse_products``: products of activations, and layers in front of a Log, whose operands they do not hold.
 6. ``coarse_steps``: small parts in front of thresholds and their like, which they make jump.
 7. ``part_precision``: what leaves too little of a part of an output; it chooses ranges, too.
+
+   Rules 4 to 7 are left out where activations may have 16 bits.
 8. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
 
 The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. The others look
@@ -70,10 +72,11 @@ def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
 
     Raises ModelError where no layer would be left.
     """
-    prepared = prepared.leave(_find_coarse(prepared))
-    prepared = prepared.leave(find_coarse_products(prepared))
-    prepared = prepared.leave(find_coarse_steps(prepared))
-    prepared = fit_parts(prepared, list_named(prepared))
+    if not prepared.config.wide:  # 16 bits are what such nodes need
+        prepared = prepared.leave(_find_coarse(prepared))
+        prepared = prepared.leave(find_coarse_products(prepared))
+        prepared = prepared.leave(find_coarse_steps(prepared))
+        prepared = fit_parts(prepared, list_named(prepared))
     return prepared.leave(_find_refused(prepared, feeds))
 
 

@@ -194,6 +194,7 @@ def make_settings_scheme(
         embedding_bits=config.embedding_bits or config.weight_bits,
         pair_limits=config.weight_range == "bounded",
         requirements=requirements,
+        tensors=config.tensors,
         selection=Selection(chosen.excluded.union(in_float or ()), (*chosen.layers, *(layers or {}).items())),
     )
 

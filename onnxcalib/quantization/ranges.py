@@ -13,7 +13,7 @@ from ..bitplan import SCHEMA, Number, Whole, make_record
 from ..errors import ConfigError, escape_controls
 from ..files.reading import read_json
 from ..files.writing import write_file
-from ..numeric.ranges import make_grid
+from ..numeric.ranges import fix_grid, make_grid
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 
 # An end of a grid may lie half a step beyond the largest float32, 3.4e38.
@@ -75,10 +75,13 @@ class Ranges(BaseModel):
     def grids(self, scheme: QuantScheme) -> Grids:
         """Grids over the ranges, with the bits of the scheme.
 
-        Tensors that share a grid share the union of their ranges. Raises ConfigError for a tensor without a range.
+        Tensors that share a grid share the union of their ranges, unless the target fixes the grid. Raises ConfigError
+        for a tensor without a range.
         """
 
         def make(ranges: Mapping[str, Range], members: tuple[str, ...], spec: QuantSpec) -> QParams:
+            if members[0] in scheme.fixed:
+                return fix_grid(*scheme.fixed[members[0]], spec)
             found = [_find(ranges, tensor) for tensor in members]
             low, high = min(low for low, _ in found), max(high for _, high in found)
             return make_grid(low, high, spec, bound=scheme.bound_of(members))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from ..config import FULL_BITS, QuantizeConfig
+from ..config import FLOAT_BITS, QuantizeConfig
 from ..graph.edit import drop_dead
-from ..graph.emit import FOUR_BIT_IR, FOUR_BIT_OPSET, PER_CHANNEL_OPSET
+from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET
 from ..graph.finite import refuse_not_finite
 from ..graph.load import refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
@@ -67,7 +67,7 @@ def rewrite(
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
     passes["raise_opset"] = int(raise_opset(model, least_opset(config, target)))
-    model.ir_version = max(model.ir_version, FOUR_BIT_IR if _has_four_bits(config) else model.ir_version)
+    model.ir_version = max(model.ir_version, NEW_TYPES_IR if _has_new_types(config) else model.ir_version)
     for graph_pass in (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
     ):  # fmt: skip
@@ -79,7 +79,7 @@ def rewrite(
     passes["fold_batchnorm"] = fold_batchnorm(model)
     passes["fold_affine"] = fold_affine(model)
     # A layer that reads floats gains nothing by an integer kernel.
-    if config.activation_bits <= FULL_BITS:
+    if config.activation_bits < FLOAT_BITS:
         made[write_as_convolutions.__name__] = write_as_convolutions(model, keep)
     passes |= {name: len(layers) for name, layers in made.items()}
     for graph_pass in (
@@ -96,15 +96,15 @@ def rewrite(
 
 def least_opset(config: QuantizeConfig, target: Target | None = None) -> int:
     """The least opset of a file of these settings; of a target, that below which it takes none, or one spelled out."""
-    least = FOUR_BIT_OPSET if _has_four_bits(config) else PER_CHANNEL_OPSET
+    least = NEW_TYPES_OPSET if _has_new_types(config) else PER_CHANNEL_OPSET
     if target is None:
         return least
     return max(least, target.requirements.opset[0] or 0, target.rewrites.opset or 0)
 
 
-def _has_four_bits(config: QuantizeConfig) -> bool:
-    """Whether anything may get 4 bits, or blocks, which the same opset brought."""
-    return config.least_bits == 4 or config.block_size is not None
+def _has_new_types(config: QuantizeConfig) -> bool:
+    """Whether anything may get 4 or 16 bits, or blocks, which the same opset brought."""
+    return config.least_bits == 4 or config.wide or config.block_size is not None
 
 
 def _rewrite_for(model: ModelProto, target: Target) -> dict[str, int]:

@@ -72,7 +72,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
         run.observer.note(f"{', '.join(lossless)}: read on the levels of their values")
     problem = Problem.of(prepared.model, scheme, prepared.config, prepared.padding, run.device, parts=prepared.parts)
     with run.stage("reconstruct"), Store() as store:
-        state = ReconstructionState(problem, _open_store(problem, store), grids, frozen=lossless)
+        state = ReconstructionState(problem, _open_store(problem, store), grids, frozen={*lossless, *scheme.fixed})
         state.layers |= round_embeddings(problem.index, scheme)
         blocks: tuple[BlockRecord, ...] = ()
         if prepared.config.does("reconstruct"):

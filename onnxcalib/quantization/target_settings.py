@@ -7,10 +7,11 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..config import FLOAT_BITS, LayerConfig, QuantizeConfig
+from ..bitplan import CANDIDATE_OF
+from ..config import FLOAT_BITS, WIDE_BITS, LayerConfig, QuantizeConfig
 from ..errors import ConfigError, ModelError
 from ..graph.passes.opset import opset_of
-from ..spec import InputSpec, spell_shape
+from ..spec import Candidate, InputSpec, Requirements, spell_shape
 from ..targets import Target
 from .rewrite import least_opset
 
@@ -22,7 +23,10 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     """The settings, with what the target decides where they say nothing. Raises ConfigError for what it has not."""
     needs = target.requirements
     _check_bits(config, target)
-    decided: dict[str, Any] = {"weight_range": "bounded" if target.bounded_weights else "full"}
+    decided: dict[str, Any] = {
+        "weight_range": "bounded" if target.bounded_weights else "full",
+        "candidates": tuple(name for name in config.candidates if _takes(needs, CANDIDATE_OF[name])),
+    }
     if not needs.through_cast:
         decided["encoding"] = "standard"
     if not target.is_onnxruntime:
@@ -89,14 +93,33 @@ def _check_bits(config: QuantizeConfig, target: Target) -> None:
         activation = settings.activation_bits or config.activation_bits
         _check(f"{where}weight_bits", weight, needs.weight_bits, target)
         if activation != FLOAT_BITS:
-            _check(f"{where}activation_bits", activation, needs.activation_bits, target)
+            _check_activation(f"{where}activation_bits", activation, target)
         elif weight not in needs.weights_alone:
             alone = _join(needs.weights_alone) or "no weights"
             raise ConfigError(
                 f"{where}activation_bits: found {FLOAT_BITS} beside weights of {weight} bits; target {target.name!r}"
                 f" takes it beside {alone} alone; give other bits"
             )
+    for name, bits in config.tensors.items():
+        _check_activation(f"tensors: {name!r}", bits, target)
+    if "candidates" in config.model_fields_set:
+        for each in map(CANDIDATE_OF.__getitem__, config.candidates):
+            _check("candidates", each.weight_bits, needs.weight_bits, target)
+            _check_activation("candidates", each.activation_bits, target)
     _check("first_last_bits", config.first_last_bits, needs.weight_bits, target)
+
+
+def _takes(needs: Requirements, bits: Candidate) -> bool:
+    return bits.weight_bits in needs.weight_bits and bits.activation_bits in needs.activation_bits
+
+
+def _check_activation(name: str, found: int, target: Target) -> None:
+    if found == WIDE_BITS and target.wide_in_float:
+        raise ConfigError(
+            f"{name}: found {found}; target {target.name!r} computes activations of {found} bits in float, more slowly"
+            " than the float model; give bits of integers, or a target that has these, such as qnn"
+        )
+    _check(name, found, target.requirements.activation_bits, target)
 
 
 def _check(name: str, found: int, allowed: tuple[int, ...], target: Target) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from ..config import FULL_BITS, find_nearest, read_toml, spell_allowed
+from ..config import FULL_BITS, WIDE_BITS, find_nearest, read_toml, spell_allowed
 from ..errors import ConfigError, escape_controls, spell_value
 from ..spec import QuantSpec, Requirements
 from .rewrites import Rewrites
-from .rules import Record, Rule, Rules
+from .rules import FixedGrids, IntegerType, Record, Rule, Rules
 
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
 SUFFIX = ".toml"
@@ -45,7 +45,8 @@ class Target(Record):
     def requirements(self) -> Requirements:
         """What the rules say of a file that is to be written; the first of several types is the one to write."""
         rules = self.rules
-        types = rules.activation_types.types if rules.activation_types else ("uint8",)
+        listed: tuple[IntegerType, ...] = rules.activation_types.types if rules.activation_types else ("uint8",)
+        types = [each for each in listed if not (self.wide_in_float and _bits_of(each) == WIDE_BITS)]
         points, power = rules.activation_zero_points, rules.power_of_two
         activation = QuantSpec(
             FULL_BITS,
@@ -73,6 +74,7 @@ class Target(Record):
             through=frozenset(outputs.through if outputs else ()),
             at_exit=frozenset(outputs.at_exit if outputs else ()),
             aligned=frozenset(rules.aligned.operators if rules.aligned else ()),
+            fixed_grids=_read_fixed(rules.fixed_grids, signed=activation.signed),
             opset=(rules.opset.least, rules.opset.most) if rules.opset else (None, None),
             for_onnxruntime=self.is_onnxruntime,
         )
@@ -81,6 +83,12 @@ class Target(Record):
     def is_onnxruntime(self) -> bool:
         """Whether onnxruntime itself runs its files, so that the tool's own sessions are those of users."""
         return self.runtime == OWN_RUNTIME
+
+    @property
+    def wide_in_float(self) -> bool:
+        """Whether activations of 16 bits are computed in float."""
+        rule = self.rules.activation_types
+        return rule is not None and any(_bits_of(each) == WIDE_BITS for each in rule.in_float)
 
     @property
     def activations(self) -> str:
@@ -136,10 +144,25 @@ def is_name(source: str) -> bool:
     return not Path(source).suffix and Path(source).name == source
 
 
-def _list_bits(types: tuple[str, ...], *, signed: bool) -> tuple[int, ...]:
+def _bits_of(kind: str) -> int:
+    return int(kind.lstrip("uint"))
+
+
+def _list_bits(types: Sequence[str], *, signed: bool) -> tuple[int, ...]:
     """The bits of those of the types that are signed, or are not, most bits first."""
     kind = "int" if signed else "uint"
     return tuple(sorted((int(each.removeprefix(kind)) for each in types if each.startswith(kind)), reverse=True))
+
+
+def _read_fixed(rule: FixedGrids | None, *, signed: bool) -> dict[tuple[str, int], tuple[float, int]]:
+    """The grids of what operators give, in types that are signed or are not."""
+    kind = "int" if signed else "uint"
+    return {
+        (op, int(each.removeprefix(kind))): grid
+        for op, grids in (rule.grids if rule else {}).items()
+        for each, grid in grids.items()
+        if each.startswith(kind)
+    }
 
 
 def _read(path: Path) -> Target:

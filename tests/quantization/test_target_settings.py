@@ -37,6 +37,10 @@ def test_what_runs_on_x86_keeps_bounded_weights_and_their_encoding():
     assert (found.weight_range, found.encoding, found.placement) == ("bounded", "runtime", "all")
 
 
+def test_bits_are_planned_among_those_that_a_target_takes():
+    assert of_target("qnn").candidates == ("W8A8", "W4A8") and of_target("xint8").candidates == ("W8A8",)
+
+
 def test_what_the_user_gives_wins():
     found = of_target("qnn", encoding="runtime", weight_range="bounded", embedding_bits=8)
     assert (found.weight_range, found.encoding, found.embedding_bits) == ("bounded", "runtime", 8)
@@ -68,6 +72,19 @@ def test_what_the_user_gives_wins():
             {"max_latency": "0.5"},
             "max_latency: found '0.5' beside target 'qnn', whose times cannot be measured here; give those of",
         ),
+        (
+            "onnxruntime",
+            {"activation_bits": 16},
+            "activation_bits: found 16; target 'onnxruntime' computes activations of 16 bits in float, more slowly than"
+            " the float model; give bits of integers, or a target that has these, such as qnn",
+        ),
+        ("onnxruntime", {"tensors": {"a": 16}}, "tensors: 'a': found 16; target 'onnxruntime' computes activations"),
+        (
+            "onnxruntime",
+            {"candidates": ("W8A8", "W8A16"), "max_size": "1"},
+            "candidates: found 16; target 'onnxruntime' computes activations of 16 bits in float",
+        ),
+        ("xint8", {"activation_bits": 16}, "activation_bits: found 16; target 'xint8' takes 8"),
         ("qnn", {"placement": "cost"}, "placement: found 'cost' beside target 'qnn'; times are known of onnxruntime"),
     ],
 )
