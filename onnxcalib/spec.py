@@ -207,6 +207,11 @@ class QuantScheme:
         return {tensor: members for members in self.shared for tensor in members}
 
     @property
+    def computed(self) -> list[str]:
+        """The tensors with a grid that are no constants."""
+        return [tensor for tensor in self.activations if tensor not in self.constants]
+
+    @property
     def least_weight_bits(self) -> int:
         return min(layer.weight_spec.bits for layer in self.layers)
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..spec import LayerScheme, Requirements
+from .finite import is_weight
 from .fusion import carried_outputs, moved_outputs, moves_values
-from .index import Index, is_op
+from .index import Index, is_op, known_constant
 from .ops import CONVOLUTIONS, SHAPE_READERS
 from .shapes import infer_graph
 
@@ -38,7 +39,8 @@ def place_groups(
 ) -> Groups:
     """Put every node of the target's operators on integers, but for those of ``skipped``.
 
-    layers: those whose input and weight are quantized. Convolutions and products with other constants stay in float.
+    layers: those whose input and weight are quantized. Other convolutions stay in float, and what reads a constant that
+    no grid holds, such as a mask of infinities.
     """
     groups = _Finder(model, index, layers, skipped, needs)
     groups.drop_loose_movers()
@@ -91,7 +93,10 @@ class _Finder:
             if node.name in skipped or node.name in inside or not is_op(node, *needs.grouped, *needs.through):
                 continue
             operands = self._list_operands(node)
-            if all(t in index.initializers for t in operands) or not self._is_float(node.output[0]):
+            constants = [t for t in operands if t in index.initializers]
+            if len(constants) == len(operands) or not self._is_float(node.output[0]):
+                continue
+            if not all(is_weight(known_constant(index, t)) for t in constants):
                 continue
             self.operands[node.name] = operands
             self.outputs[node.name] = self._list_outputs(node)

@@ -130,7 +130,7 @@ def _measure(prepared: Prepared) -> _Measurements:
 
 def _make_batches(prepared: Prepared) -> Batches:
     """The samples in batches whose activations fit into memory."""
-    activations = list(prepared.scheme.activations)
+    activations = prepared.scheme.computed
     session = Session(prepared.model, also=activations, threads=prepared.run.threads)
     return Batches(prepared.samples, batch_size(session, prepared.samples))
 

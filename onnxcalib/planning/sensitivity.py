@@ -212,7 +212,7 @@ class _Sweep:
     def _find_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the activations in a run of the fewest samples that the model takes."""
         scheme, feeds = self.survey.scheme, self.survey.batches.one
-        tensors = [*scheme.activations, *(t for layer in scheme.layers for t in (layer.input, layer.output))]
+        tensors = [*scheme.computed, *(t for layer in scheme.layers for t in (layer.input, layer.output))]
         values = {**feeds, **Session(self.model, also=tensors, threads=self.threads).run(feeds)}
         return {name: value.shape for name, value in values.items() if isinstance(value, np.ndarray)}
 

@@ -48,8 +48,12 @@ class PartErrors:
     def of(cls, prepared: Prepared) -> PartErrors:
         """For all activations of the scheme but those whose grid is lossless."""
         scheme = prepared.scheme
-        members = dict.fromkeys(map(scheme.members_of, scheme.activations))
-        sets = tuple(each for each in members if prepared.lossless.keys().isdisjoint(each))
+        members = dict.fromkeys(map(scheme.members_of, scheme.computed))
+        sets = tuple(
+            tuple(t for t in each if t not in scheme.constants)
+            for each in members
+            if prepared.lossless.keys().isdisjoint(each)
+        )
         session = Session(add_switches(prepared.model, scheme, sets), threads=prepared.run.threads)
         found = cls(prepared, sets, session, (), ())
         batches = found._choose_runs()

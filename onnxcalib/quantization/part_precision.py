@@ -53,7 +53,7 @@ def fit_parts(prepared: Prepared, wanted: Collection[str]) -> Prepared:
     wanted: layers that are not left in float. Nothing changes without parts, nor where each has ENOUGH_DB.
     """
     scheme, config = prepared.scheme, prepared.config
-    few = any(spec.bits != FULL_BITS for spec in scheme.activations.values())
+    few = any(spec.bits != FULL_BITS or spec.signed for spec in scheme.activations.values())
     if not prepared.parts or config.planned or config.range != "squared-error" or scheme.requantized or few:
         return prepared
     errors = PartErrors.of(prepared)

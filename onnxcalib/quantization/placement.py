@@ -4,7 +4,7 @@ These are the rules, in their order. Each sees the scheme without what those bef
 
 1. Joins that are taken apart again, what is computed from positions, and pools that give places: ``joins``,
    ``positions`` and ``places`` of ``graph``.
-2. ``last_layers``: small convolutions in front of the parts of an output.
+2. ``last_layers``: small convolutions in front of the parts of an output, in a file for onnxruntime.
 3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
    that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold, and convolutions that give such inputs.
@@ -62,7 +62,8 @@ def place_by_structure(prepared: Prepared) -> Prepared:
         | find_placing(model.graph, index),
     )
     shapes = measure_shapes(model, read_median(prepared.samples), prepared.run.threads)
-    found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, shapes))
+    if prepared.run.target.is_onnxruntime:
+        found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, shapes))
     prepared = prepared.leave(found)
     return prepared.leave(_find_slow(prepared, shapes))
 

@@ -135,7 +135,9 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.make_widest_scheme()
-    unlike = even_channels(model, scheme, samples, run.threads)
+    # A Mul of its own grid in front of the layer would round the channels all the same.
+    grouped = run.target.requirements.placing == "groups"
+    unlike = {} if grouped else even_channels(model, scheme, samples, run.threads)
     if unlike:
         scheme = prepared.make_widest_scheme()
     joins = even_joins(model, scheme, samples, run.threads)

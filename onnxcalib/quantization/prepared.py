@@ -155,9 +155,11 @@ class Prepared:
     def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
         quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
-        fold_integer_pads(quantized)
-        fold_scales(quantized)
-        join_reads(quantized)
+        if scheme.requirements.placing != "groups":
+            fold_integer_pads(quantized)
+            fold_scales(quantized)
+        if scheme.requirements.for_onnxruntime:
+            join_reads(quantized)
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}
         chosen = {**stages, "target": self.run.target.name}  # whose file may have a path of this machine

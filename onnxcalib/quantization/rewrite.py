@@ -78,12 +78,15 @@ def rewrite(
     refuse_not_finite(model)
     passes["fold_batchnorm"] = fold_batchnorm(model)
     passes["fold_affine"] = fold_affine(model)
+    taken = frozenset[str]() if target is None else target.requirements.grouped
     # A layer that reads floats gains nothing by an integer kernel.
-    if config.activation_bits < FLOAT_BITS:
+    if config.activation_bits < FLOAT_BITS and "ConvTranspose" not in taken:
         made[write_as_convolutions.__name__] = write_as_convolutions(model, keep)
     passes |= {name: len(layers) for name, layers in made.items()}
+    if "HardSwish" not in taken:
+        passes[split_hardswish.__name__] = split_hardswish(model)
     for graph_pass in (
-        normalise_gemm, spread_biases, split_hardswish, fold_hardsigmoid, spell_attributes, fold_pads, spell_axes,
+        normalise_gemm, spread_biases, fold_hardsigmoid, spell_attributes, fold_pads, spell_axes,
         globalise_pools,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)

@@ -114,8 +114,10 @@ def emit_placeholders(model: ModelProto, scheme: QuantScheme, encoding: str) -> 
     grids, index = make_placeholders(scheme), Index(model.graph)
     layers = {layer.name: _make_zeros(layer, index) for layer in _all_layers(scheme)}
     quantized = emit_qdq(model, scheme, grids, layers, encoding=encoding, keep_outputs=False)
-    fold_integer_pads(quantized)
-    join_reads(quantized)
+    if scheme.requirements.placing != "groups":
+        fold_integer_pads(quantized)
+    if scheme.requirements.for_onnxruntime:
+        join_reads(quantized)
     return quantized
 
 

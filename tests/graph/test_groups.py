@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -83,15 +85,29 @@ OPERATORS = {
     "Reshape": "d = Reshape(c, flat)\ny = Reshape(d, back)",
     "Transpose": "d = Transpose<perm = [0, 2, 3, 1]>(c)\ny = Transpose<perm = [0, 3, 1, 2]>(d)",
     "Softmax": "y = Softmax<axis = 1>(c)",
+    "Pad and Slice": "d = Pad(c, pads)\ny = Slice(d, zero, four, one)",
+    "Split": "d, e = Split<axis = 1, num_outputs = 2>(c)\ny = Concat<axis = 1>(e, d)",
+    "LeakyRelu": "y = LeakyRelu<alpha = 0.1>(c)",
+    "PRelu": "y = PRelu(c, k)",
+    "HardSwish": "y = HardSwish(c)",
+    "Max": "y = Max(c, s)",
+    "ReduceMean": "d = ReduceMean(c, one)\ny = Sub(c, d)",
+    "Resize": 'd = Resize<mode = "linear">(c, , half)\ny = Resize<mode = "nearest">(d, , twice)',
+    "Where": "y = Where(b, c, s)",
+    "DepthToSpace": "d = DepthToSpace<blocksize = 2>(c)\ny = SpaceToDepth<blocksize = 2>(d)",
+    "product with a constant stack": "y = MatMul(c, stack)",
 }
-CONSTANTS = """float[1,4,1,1] k = {0.5, -0.25, 0.125, 1.0}, float s = {0.5},
-int64[1] zero = {0}, int64[1] four = {4}, int64[1] one = {1}, int64[2] flat = {4, 64}, int64[4] back = {1, 4, 8, 8}"""
+CONSTANTS = f"""float[1,4,1,1] k = {{0.5, -0.25, 0.125, 1.0}}, float s = {{0.5}},
+int64[1] zero = {{0}}, int64[1] four = {{4}}, int64[1] one = {{1}}, int64[2] flat = {{4, 64}},
+int64[4] back = {{1, 4, 8, 8}}, int64[8] pads = {{0, 0, 0, 0, 0, 2, 0, 0}}, float[4] half = {{1, 1, 0.5, 0.5}},
+float[4] twice = {{1, 1, 2, 2}}, bool[1] b = {{1}}, float[1,8,8] stack = {{{", ".join(["0.5"] * 64)}}}"""
 
 
 @pytest.mark.parametrize("body", OPERATORS.values(), ids=list(OPERATORS))
 def test_what_is_written_for_a_target_of_groups_has_all_operators_in_groups_and_passes_its_lint(body):
-    constants = CONSTANTS if "Concat" not in body else CONSTANTS.replace("[1,4,1,1] k", "[1,4,8,8] k")
-    if "Concat" in body:
+    constants = CONSTANTS
+    if "Concat<axis = 1>(c, k)" in body:
+        constants = constants.replace("[1,4,1,1] k", "[1,4,8,8] k")
         values = ", ".join(["0.25", "-0.5"] * 128)
         constants = constants.replace("{0.5, -0.25, 0.125, 1.0}", "{" + values + "}")
     model = read(f"c = Conv(x, w)\n{body}", constants=constants)
@@ -165,3 +181,21 @@ def test_an_excluded_node_stays_float_between_groups():
     scheme, _ = emit(model, selection=Selection(frozenset({"n1"})))
     assert list(scheme.activations) == ["x", "c", "d", "y"]
     assert scheme.barred == frozenset()
+
+
+def test_what_reads_a_constant_that_no_grid_holds_stays_float():
+    model = read("c = Conv(x, w)\nd = Add(c, k)\ny = Erf(d)", constants="float[1,4,1,1] k = {0, -1e38, 0, 0}")
+    scheme, _ = emit(model)
+    assert list(scheme.activations) == ["x", "c"]
+
+
+def test_without_operators_of_its_own_a_group_ends_in_front_of_a_relu():
+    needs = replace(QNN, through=frozenset(), grouped=QNN.grouped - {"Relu", "Clip"})
+    scheme, _ = emit(read("c = Conv(x, w)\ny = Relu(c)"), needs)
+    assert list(scheme.activations) == ["x", "c"]
+
+
+def test_another_operator_of_a_group_stands_in_front_of_its_grid():
+    needs = replace(QNN, through=QNN.through | {"LeakyRelu"}, grouped=QNN.grouped - {"LeakyRelu"})
+    scheme, _ = emit(read("c = Conv(x, w)\ny = LeakyRelu(c)"), needs)
+    assert list(scheme.activations) == ["x", "y"]
