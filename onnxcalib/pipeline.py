@@ -17,6 +17,7 @@ from .errors import ConfigError
 from .files.scratch import sweep
 from .files.writing import check_outputs
 from .graph.load import stored_files
+from .graph.names import resolve_names
 from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
 from .lint.run import check_loaded
 from .planning.run import choose_bits, trace
@@ -29,7 +30,7 @@ from .quantization.run import Run
 from .quantization.speed import compare_speed, find_fault_of_speed
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
 from .quantization.verify import verify as compare_models
-from .report import Observer, OutputRecord, Report
+from .report import FloatRecord, Observer, OutputRecord, Report
 from .targets import LintRecord, is_name
 
 __all__ = [
@@ -319,14 +320,18 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         left_out=tuple(run.left_out),
         in_float=in_float,
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
-        lint=_hold_to_target(run, quantized),
+        lint=_hold_to_target(prepared, quantized, in_float),
     )
 
 
-def _hold_to_target(run: Run, quantized: ModelProto) -> LintRecord | None:
+def _hold_to_target(prepared: Prepared, quantized: ModelProto, in_float: Sequence[FloatRecord]) -> LintRecord | None:
     """The lint of the file that was made, where the user named its target."""
-    named = "target" in run.config.model_fields_set
-    return check_loaded(quantized, run.target, quantized.graph.name) if named else None
+    run = prepared.run
+    if "target" not in run.config.model_fields_set:
+        return None
+    excluded = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded
+    meant = excluded.union(record.name for record in in_float)
+    return check_loaded(quantized, run.target, quantized.graph.name, in_float=meant)
 
 
 def _check_drop(prepared: Prepared, planned: BitPlan | None, outputs: Sequence[OutputRecord]) -> None:

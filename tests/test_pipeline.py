@@ -1026,3 +1026,11 @@ def test_a_run_ends_with_its_file_held_to_the_rules_of_the_target_that_was_named
     with pytest.raises(OutputError, match=r"chip\.toml: is read by this run; what is read is never overwritten"):
         result.save(path)
     assert quantize(net, SAMPLES, settings(reconstruct=False)).lint is None
+
+
+def test_what_is_slower_where_a_layer_is_float_on_purpose_is_advice(net):
+    result = quantize(net, SAMPLES, settings(target="xint8", reconstruct=False, exclude=("deep",)))
+    told = {(each.where, each.rule): each.level for each in result.lint.violations}
+    assert result.lint.passed and told["deep (Conv)", "quantized_inputs"] == "advice"
+    alone = onnxcalib.check_target(result.model, "xint8")
+    assert {each.level for each in alone.violations} == {"slower"} and not alone.passed

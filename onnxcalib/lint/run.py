@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,15 +72,19 @@ def check_target(model: str | Path | ModelProto, target: str | Path | Target) ->
     return check_loaded(loaded, chosen, name)
 
 
-def check_loaded(model: ModelProto, target: Target, name: str) -> LintRecord:
-    """As ``check_target``, of a model that is loaded, which stays as it is; one that is not quantized does not pass."""
+def check_loaded(model: ModelProto, target: Target, name: str, *, in_float: Set[str] = frozenset()) -> LintRecord:
+    """As ``check_target``, of a model that is loaded, which stays as it is; one that is not quantized does not pass.
+
+    in_float: names of nodes that are float on purpose: what is slower there for a rule is no more than advice.
+    """
     model = make_plain(model, name)
     check_names(target)
     rules, graphs = target.list_rules(), read_graphs(model)
+    meant = [{graph.spell(node) for node in graph.graph.node if node.name in in_float} for graph in graphs]
     violations = [
-        _tell(rule, rules[rule], found)
+        _tell(rule, rules[rule], found, places)
         for rule in rules
-        for graph in graphs
+        for graph, places in zip(graphs, meant, strict=True)
         for found in _tell_once(graph, CHECKS[rule](graph, rules[rule]))
     ]
     judged, unjudged = whole.count_judged(model, target.rules.operators)
@@ -94,7 +98,9 @@ def _tell_once(graph: GriddedGraph, faults: Faults) -> Faults:
     return (each for each in told if each._replace(where=partners.get(each.where, "")) not in told)
 
 
-def _tell(name: str, rule: Rule, found: Found) -> Violation:
+def _tell(name: str, rule: Rule, found: Found, meant: Set[str]) -> Violation:
     where, what, allowed, source = map(escape_controls, (found.where, found.found, found.allowed, rule.source))
     level = found.level or rule.levels.get(found.type, rule.level)  # type: ignore[call-overload]
+    if level == "slower" and found.where in meant:
+        level = "advice"
     return Violation(name, where, what, allowed, source, level)
