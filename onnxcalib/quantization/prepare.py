@@ -23,6 +23,7 @@ from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn, name_some
 from ..runtime.session import Session, is_float
 from ..spec import InputSpec
+from .approximations import approximate
 from .channel_scales import even_channels
 from .class_axes import find_class_axes
 from .even_layers import even_layers
@@ -89,7 +90,8 @@ def prepare(
 
         prepared = _fit_inputs(_keep_operators(place, rewritten))
         model, tolerance = prepared.model, rewritten.tolerance
-        found = check_unchanged(original, model, wanted, feeds, threads=run.threads, tolerance=tolerance)
+        reference, expected = approximate(original, wanted, feeds, run.target, warn=run.warn, threads=run.threads)
+        found = check_unchanged(reference, model, expected, feeds, threads=run.threads, tolerance=tolerance)
         for line in found.lines():
             run.observer.note(line)
         axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched)

@@ -35,6 +35,7 @@ from ..graph.passes.target_shapes import fix_target_shapes
 from ..graph.passes.transposed import write_as_convolutions
 from ..graph.passes.written_out import write_patterns
 from ..targets import Target
+from .approximations import write_approximations
 from .unchanged import FLOAT16_TOLERANCE, TOLERANCE
 
 
@@ -112,7 +113,7 @@ def _has_new_types(config: QuantizeConfig) -> bool:
 
 def _rewrite_for(model: ModelProto, target: Target) -> dict[str, int]:
     """What the target needs beyond its rules; returns the number of rewrites of each pass."""
-    passes: dict[str, int] = {}
+    passes = {write_approximations.__name__: write_approximations(model, target)}
     if target.rewrites.masks is not None:
         passes[write_masks.__name__] = write_masks(model, target.rewrites.masks)
     if target.rewrites.l2_norms:

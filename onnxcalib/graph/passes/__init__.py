@@ -3,7 +3,8 @@
 Read the files in the order in which ``quantization.rewrite`` runs them. ``fix_inputs`` comes before all, where inputs
 are to have fixed shapes. ``normalise``, ``ort_fusions`` and ``opset`` bring a model into one form. ``float16``,
 ``fold``, ``target_shapes`` and ``batchnorm`` compute what is constant. ``written_out`` writes functions of several
-nodes as onnxruntime fuses them, ``masks`` and ``l2_norms`` as some targets need them. ``einsum``, ``transposed``,
+nodes as onnxruntime fuses them, ``masks``, ``l2_norms`` and ``hard_sigmoids`` as some targets
+need them. ``einsum``, ``transposed``,
 ``products``, ``gemm``, ``pool``, ``attributes``, ``axes``, ``hardswish``, ``gates``, ``pads`` and ``duplicates`` write
 operators with integer kernels. ``draws`` is for whatever is run: it makes random values the same in both models.
 ``rescale`` gives layers an input without rounding error, ``even_joins`` brings what a Concat joins to one scale, and
