@@ -14,10 +14,10 @@ Read the files in this order.
   and ``groups`` for devices of whole groups. ``unfuse`` keeps in float what onnxruntime would fuse.
 - What stays in float: ``joins``, ``positions``, ``places`` and ``angles`` are rules. ``kernel_times`` and ``units`` say
   what integers cost, ``twins`` measures what rounding does to each layer, and ``float_weights`` lists what is left.
-- ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, and ``parts`` those of
-  outputs that a Concat joins. ``steps`` finds operators whose output jumps, and cuts off what lies behind them.
-  ``emit`` writes the QDQ model, with ``new_nodes``, ``tables`` and ``gates``. In that of ``switches`` a run chooses
-  the grids.
+- ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, ``mask_values`` what
+  masks hide, and ``parts`` the axes of outputs that a Concat joins. ``steps`` finds operators whose output jumps, and
+  cuts off what lies behind them. ``emit`` writes the QDQ model, with ``new_nodes``, ``tables`` and ``gates``. In that
+  of ``switches`` a run chooses the grids.
 
 ``passes`` prepare a model, ``inspect`` reads a quantized one.
 """

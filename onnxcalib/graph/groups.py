@@ -94,7 +94,8 @@ class _Finder:
                 continue
             operands = self._list_operands(node)
             constants = [t for t in operands if t in index.initializers]
-            if len(constants) == len(operands) or not self._is_float(node.output[0]):
+            computes = any(t and t not in index.initializers for t in node.input)  # a Gather of a table by its indices
+            if not operands or not computes or not self._is_float(node.output[0]):
                 continue
             if not all(is_weight(known_constant(index, t)) for t in constants):
                 continue

@@ -6,6 +6,8 @@ Like an operation with a constant, one with such an operand costs little in floa
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from onnx import ModelProto, NodeProto, TensorProto
 
 from .index import Index, has_bodies, is_op, reads
@@ -21,13 +23,14 @@ FROM_POSITIONS = "computes with positions, ranges and constants alone, of which 
 WITH_POSITIONS = "its other operand is computed from positions, ranges and constants alone, and stays in float"
 
 
-def find_positional(model: ModelProto, index: Index) -> dict[str, str]:
+def find_positional(model: ModelProto, index: Index, masks: Collection[str] = ()) -> dict[str, str]:
     """Maps nodes with an integer kernel that compute with positions to the reason why they stay in float.
 
     Values of a graph input of whole numbers are positions, but what a Gather looks up with them, what a layer makes of
     them, and masks of true and false are none. A layer with one input, which is an outer product, is no layer here.
+    masks: inputs that hold no positions either.
     """
-    computed = _find_computed(model, index)
+    computed = _find_computed(model, index, masks)
     found = {}
     for node in model.graph.node:
         own = [name for name in node.input if name]
@@ -41,10 +44,10 @@ def find_positional(model: ModelProto, index: Index) -> dict[str, str]:
     return found
 
 
-def _find_computed(model: ModelProto, index: Index) -> set[str]:
+def _find_computed(model: ModelProto, index: Index, masks: Collection[str]) -> set[str]:
     """Tensors that are computed from positions, ranges, constants and shapes, and from nothing else."""
     inputs = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    found = {name for name in index.inputs if inputs.get(name) in WHOLE_NUMBERS}
+    found = {name for name in index.inputs if inputs.get(name) in WHOLE_NUMBERS and name not in masks}
     for node in model.graph.node:
         if is_op(node, *SHAPE_READERS):
             found.update(node.output)

@@ -17,5 +17,6 @@ Read the files in the order of the work:
 - ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering`` and
   ``saturation``; ``speed`` times it.
 
-``padding_mask`` leaves the padding of token sequences out of all of these.
+``padding_mask`` leaves the padding of token sequences out of all of these, and ``masked_scores`` makes sure that what
+is quantized does so too.
 """

@@ -26,6 +26,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ..data.padding import MASK
 from ..graph.index import Index
 from ..graph.joins import find_parted_joins
 from ..graph.kernel_times import Shapes
@@ -55,10 +56,12 @@ def place_by_structure(prepared: Prepared) -> Prepared:
     """Leave in float what the graph and the shapes of its tensors tell to."""
     model = prepared.model
     index = Index(model.graph)
+    # Where all else around them is on integers, masks are too: see masked_scores.
+    masks = (MASK,) if prepared.scheme.requirements.placing == "groups" else ()
     found = _keep_layers(
         prepared,
         dict.fromkeys(sorted(find_parted_joins(model, index)), PARTED)
-        | find_positional(model, index)
+        | find_positional(model, index, masks)
         | find_placing(model.graph, index),
     )
     shapes = measure_shapes(model, read_median(prepared.samples), prepared.run.threads)

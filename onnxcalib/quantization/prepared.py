@@ -26,6 +26,7 @@ from ..report import MeasuredOn
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme, Requirements
 from .calibrate import Statistics, choose_grids, choose_whole, collect_statistics
 from .input_grid import keep_lossless
+from .masked_scores import MaskedScores, find_masked
 from .output_parts import Parts
 from .padding_mask import PaddingMask
 from .run import Run
@@ -74,6 +75,11 @@ class Prepared:
     def squashed(self) -> Mapping[str, str]:
         """Tensors that an activation function alone reads, and that function."""
         return find_squashed(Index(self.model.graph))
+
+    @cached_property
+    def masked(self) -> MaskedScores:
+        """The attention masks that run on integers, and the scores that they hide some of."""
+        return find_masked(self.model, self.samples) if self.scheme.requirements.placing == "groups" else MaskedScores()
 
     @cached_property
     def original_padding(self) -> PaddingMask:
@@ -129,6 +135,7 @@ class Prepared:
         if self.whole:
             grids = grids.updated(choose_whole(scheme, statistics.histograms, self.whole))
         grids = grids.updated(self._share_scaled(scheme, grids))
+        grids = grids.updated(self.masked.choose_grids(scheme, grids))
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t] == grid.spec}
         return grids.updated(keep_lossless(fixed, statistics.histograms))
 

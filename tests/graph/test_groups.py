@@ -199,3 +199,14 @@ def test_another_operator_of_a_group_stands_in_front_of_its_grid():
     needs = replace(QNN, through=QNN.through | {"LeakyRelu"}, grouped=QNN.grouped - {"LeakyRelu"})
     scheme, _ = emit(read("c = Conv(x, w)\ny = LeakyRelu(c)"), needs)
     assert list(scheme.activations) == ["x", "y"]
+
+
+def test_the_rows_of_a_table_are_looked_up_on_its_own_grid():
+    model = read(
+        "r = Gather(table, ids)\nd = Reshape(r, size)\nc = Conv(x, w)\ny = Add(c, d)",
+        constants="int64[4] size = {1, 1, 1, 1}, float[3,1] table = {1, 2, 3}",
+    )
+    model.graph.input.append(onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [1]))
+    scheme, _ = emit(model)
+    assert list(scheme.activations) == ["table", "x", "r", "d", "c", "y"]
+    assert scheme.shared == (("table", "r", "d"),) and scheme.constants == {"table"}

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from ..edit import add_constant, drop_dead, refill, replace_names, take_name, write_attributes
 from ..extract import extract, infer_types
 from ..index import Index, constant, has_bodies, is_op, list_names, walk_back
+from ..mask_values import reaches_softmax
 from ..shapes import recorded_shape
 
 # What is added to a score that must not count. Scores of trained networks stay within some hundreds.
@@ -25,8 +26,6 @@ HIDDEN = -1e3
 MOST_NODES = 64
 # Values of a mask that is computed on a probe: one of 2,048 tokens for each of these has 2**22.
 MOST_VALUES = 2**23
-# Nodes between the sum of scores and mask and its Softmax, such as a Reshape or a Cast.
-MOST_BETWEEN = 4
 PROBES = 3
 _Probed = tuple[np.ndarray, np.ndarray]  # a mask of tokens, and what the graph makes of it
 
@@ -42,7 +41,9 @@ def write_masks(model: ModelProto, far: float) -> int:
     taken = list_names(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        for position, tensor in enumerate(node.input) if is_op(node, "Add") and finder.is_score(node) else ():
+        for position, tensor in (
+            enumerate(node.input) if is_op(node, "Add") and reaches_softmax(finder.index, node) else ()
+        ):
             mask = finder.read(tensor)
             if mask is not None:
                 if tensor not in made:
@@ -50,7 +51,11 @@ def write_masks(model: ModelProto, far: float) -> int:
                     made[tensor] = nodes[-1].output[0]
                 node.input[position] = made[tensor]
                 break
-        if is_op(node, "Where") and finder.is_score(node) and (found := finder.read_choice(node)) is not None:
+        if (
+            is_op(node, "Where")
+            and reaches_softmax(finder.index, node)
+            and (found := finder.read_choice(node)) is not None
+        ):
             mask, scores = found
             if node.input[0] not in made:
                 nodes += _write(model, mask, far, taken)
@@ -84,16 +89,6 @@ class _Finder:
     def __init__(self, model: ModelProto) -> None:
         self.model, self.index, self.types = model, Index(model.graph), infer_types(model)
         self._known: dict[tuple[str, bool | None], _Mask | None] = {}
-
-    def is_score(self, node: NodeProto) -> bool:
-        """Whether a Softmax reads what the node gives, at most MOST_BETWEEN nodes further on."""
-        front = [node.output[0]]
-        for _ in range(MOST_BETWEEN):
-            readers = [reader for tensor in front for reader in self.index.readers(tensor)]
-            if any(is_op(reader, "Softmax") for reader in readers):
-                return True
-            front = [tensor for reader in readers for tensor in reader.output if not has_bodies(reader)]
-        return False
 
     def read(self, tensor: str, hides: bool | None = None) -> _Mask | None:
         """The mask of scores that a tensor is: of floats that are added, or of booleans where ``hides`` hides."""
