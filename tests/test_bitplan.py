@@ -170,6 +170,7 @@ def test_a_plan_names_every_layer_that_is_quantized():
 
 def test_a_plan_of_another_model_is_refused():
     with pytest.raises(
-        ConfigError, match=r"^plan: found one for the model a\\x1ba; this model is bbb; plan this one too$"
+        ConfigError,
+        match=r"^plan: found one for the model a\\x1ba; this model is bbb; plan this one too, with the same shape$",
     ):
         PLAN.model_copy(update={"model": "a\x1ba"}).check("bbb")

@@ -43,7 +43,7 @@ open_closed_streams()  # as the command does it, before anything opens files
 from onnxcalib.cli.main import main
 
 class Result:
-    report = None
+    report = types.SimpleNamespace(lint=None)
     def save(self, path, report):
         path.write_text("model")
 
