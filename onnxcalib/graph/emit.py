@@ -164,7 +164,7 @@ class _Writer:
         readers = [node for node in self.index.readers(tensor) if node.name not in in_float]
         if not readers:
             return
-        kind, spec = _type_of(grid.spec), grid.spec
+        kind, spec = type_of(grid.spec), grid.spec
         levels = np.rint(known_constant(self.index, tensor) / np.float64(grid.scale)) + grid.zero_point
         stored = self.new.constant(f"{tensor}_quantized", np.clip(levels, spec.qmin, spec.qmax).astype(kind))
         for node in readers:
@@ -208,7 +208,7 @@ class _Writer:
         few = bits < FULL_BITS
         in_bytes = few and (self.encoding == "runtime" or prefix in self.in_bytes or self._needs_bytes(source, grid))
         scale = self.new.constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
-        zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8) if in_bytes else _type_of(grid.spec)
+        zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8) if in_bytes else type_of(grid.spec)
         integers = self.new.name(f"{prefix}_quantized")
         inputs = [source, scale, self.new.constant(f"{prefix}_zero_point", zero.astype(dtype))]
         nodes = [self.new.node(QUANTIZE, inputs, integers, prefix)]
@@ -335,7 +335,7 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     return replace(params, integers=params.integers.T, grid=grid)
 
 
-def _type_of(spec: QuantSpec) -> np.dtype[Any]:
+def type_of(spec: QuantSpec) -> np.dtype[Any]:
     """The type of an activation's integers."""
     few = spec.bits < FULL_BITS
     return np.dtype(ml_dtypes.uint4 if few else f"{'' if spec.signed else 'u'}int{spec.bits}")

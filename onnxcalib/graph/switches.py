@@ -9,6 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..spec import QParams, QuantScheme
 from .edit import replace_names, reroute, unused_name
+from .emit import type_of
 from .index import Index
 from .weightless import copy_without_initializers
 
@@ -36,7 +37,8 @@ def add_switches(model: ModelProto, scheme: QuantScheme, sets: Sequence[Sequence
         after = [new for tensor in made for new in _write_switch(index, scheme, tensor, key_of[tensor], taken)]
         nodes += [node, *after]
     for members in sets:
-        kinds = {ON: TensorProto.BOOL, SCALE: TensorProto.FLOAT, ZERO_POINT: TensorProto.UINT8}
+        integers = helper.np_dtype_to_tensor_dtype(type_of(scheme.activations[members[0]]))
+        kinds = {ON: TensorProto.BOOL, SCALE: TensorProto.FLOAT, ZERO_POINT: integers}
         values = (helper.make_tensor_value_info(f"{members[0]}{end}", kind, []) for end, kind in kinds.items())
         switched.graph.input.extend(values)
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
@@ -46,13 +48,18 @@ def add_switches(model: ModelProto, scheme: QuantScheme, sets: Sequence[Sequence
 
 
 def feed_switches(sets: Sequence[Sequence[str]], grids: Mapping[str, QParams]) -> dict[str, np.ndarray]:
-    """What a run reads beside the samples: the sets named in ``grids`` are on these, the others in float."""
+    """What a run reads beside the samples: the sets named in ``grids`` are on these, the others in float.
+
+    Sets of which any is ever in float are of uint8.
+    """
     feeds = {}
     for key, *_ in sets:
         grid = grids.get(key)
         feeds[f"{key}{ON}"] = np.asarray(grid is not None)
         feeds[f"{key}{SCALE}"] = np.asarray(1.0 if grid is None else grid.scale, np.float32)
-        feeds[f"{key}{ZERO_POINT}"] = np.asarray(0 if grid is None else grid.zero_point, np.uint8)
+        feeds[f"{key}{ZERO_POINT}"] = np.asarray(
+            0 if grid is None else grid.zero_point, np.uint8 if grid is None else type_of(grid.spec)
+        )
     return feeds
 
 

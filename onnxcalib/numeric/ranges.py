@@ -129,6 +129,13 @@ def limit_scale(scale: np.float32, levels: int, bound: float) -> np.float32:
     return scale
 
 
+def measure_squares(histogram: Histogram, grid: QParams) -> float:
+    """The squared error of a tensor on a grid, summed over its values."""
+    used = histogram.counts > 0
+    centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
+    return _measure_squares(None)(centres, counts, float(grid.scale), int(grid.zero_point), grid.spec)
+
+
 def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
     """The range without the outermost (100 - percentile) percent of the values, half of them on each side of zero."""
     total = histogram.counts.sum()

@@ -22,6 +22,7 @@ from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
+from .powers import choose_powers
 from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
@@ -57,6 +58,7 @@ def calibrate_ranges(prepared: Prepared) -> Ranges:
     with prepared.run.stage("calibrate"):
         statistics = prepared.collect(prepared.scheme)
         grids = prepared.choose_grids(prepared.scheme, statistics)
+        grids = choose_powers(prepared, statistics.histograms, grids)
         return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)
 
 
