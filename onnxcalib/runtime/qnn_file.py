@@ -18,6 +18,9 @@ LINEAR = ("QuantizeLinear", "DequantizeLinear")
 REFUSED = re.compile(r"Validation FAILED for \d+ nodes.*?\n((?:\tOperator type: .*\n)+)\s*REASON : (.*)")
 MEMBER = re.compile(r"\tOperator type: (\S+) Node name: (.*) Node index: \d+")
 INVALID = re.compile(r"backendValidateOpConfig\(\) failed for node `(.*?)` of type `(.*?)` with error code (\d+)")
+# The plugin's reason for a Q or DQ at the edge of the graph, also for those that onnxruntime made of one with several
+# readers, whose names are not in the file.
+AT_EDGE = re.compile(r"configured to not take D?Q nodes that (consume|generate) a graph (input|output)")
 NO_REASON = "the execution provider did not take it, and does not say why"
 
 
@@ -60,8 +63,14 @@ class QnnFile:
         groups = [(each.ep_name, each.get_nodes()) for each in self._session.get_provider_graph_assignment_info()]
         edges = self._list_edges()
         on = sum(len(nodes) for provider, nodes in groups if provider == NAME)
-        left = [node for provider, nodes in groups if provider != NAME for node in nodes if node.name not in edges]
         reasons = self._read_reasons()
+        left = [
+            node
+            for provider, nodes in groups
+            if provider != NAME
+            for node in nodes
+            if node.name not in edges and not AT_EDGE.search(reasons.get(node.name, ""))
+        ]
         left.sort(key=lambda node: node.op_type in LINEAR)  # operators first
         off = tuple(Off(node.name, node.op_type, reasons.get(node.name, NO_REASON)) for node in left)
         return Placement("nodes on the HTP", on + len(off), off)
