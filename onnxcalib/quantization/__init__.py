@@ -10,7 +10,8 @@ Read the files in the order of the work:
   ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps``, ``part_precision`` by
   ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers, and ``in_float`` reports.
 - ``stages`` has the stages after that. ``calibrate``, ``input_grid`` and ``powers`` choose the grids of activations,
-  and ``ranges`` reads and writes their ranges as a file.
+  ``shifts`` brings them as near to each other as a device's shifts need, and ``ranges`` reads and writes their ranges
+  as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
   change the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes layers of it, ``state`` holds them.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.

@@ -30,6 +30,7 @@ from .masked_scores import MaskedScores, find_masked
 from .output_parts import Parts
 from .padding_mask import PaddingMask
 from .run import Run
+from .shifts import hold_shifts, hold_weights
 
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
@@ -137,7 +138,8 @@ class Prepared:
         grids = grids.updated(self._share_scaled(scheme, grids))
         grids = grids.updated(self.masked.choose_grids(scheme, grids))
         fixed = {t: grid for t, grid in self.lossless.items() if scheme.activations[t] == grid.spec}
-        return grids.updated(keep_lossless(fixed, statistics.histograms))
+        grids = grids.updated(keep_lossless(fixed, statistics.histograms))
+        return hold_shifts(self.model, scheme, grids, self.run.target.rules)
 
     def _share_scaled(self, scheme: QuantScheme, grids: Grids) -> dict[str, QParams]:
         """Grids of what is scaled in front of a Concat: the Concat's, divided by the factor: rounded once.
@@ -161,6 +163,8 @@ class Prepared:
 
     def emit(self, scheme: QuantScheme, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         """The QDQ model; its metadata hold the tool's version, the settings, and the bits of every layer."""
+        grids = hold_shifts(self.model, scheme, grids, self.run.target.rules, layers)
+        layers = hold_weights(self.model, scheme, grids, self.run.target.rules, layers)
         quantized = emit_qdq(self.model, scheme, grids, layers, encoding=self.config.encoding, keep_outputs=False)
         if scheme.requirements.placing != "groups":
             fold_integer_pads(quantized)
