@@ -71,21 +71,24 @@ class Requirements:
     """What a device needs of a quantization scheme; the defaults are what onnxruntime's CPU provider runs on integers.
 
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
-    those that there are. weights_alone: bits of weights that may stand beside float activations. one_weight_scale: a
-    weight has one scale, not one for each output channel. power_of_two_weights: its scales are 2^-p. float_biases:
-    operators whose bias is written as float. through_cast: weights of 4 bits are read through a Cast to 8. placing:
-    which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and what is added to
-    their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``. through: operators
-    that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be float at the
-    graph's end. aligned: operators whose inputs and outputs share a grid. fixed_grids: operator and bits -> scale and
-    zero point of what it gives. opset: the least and the most; None for any. for_onnxruntime: nodes are written around
-    what its optimizer does, HardSigmoids as Adds and a Max behind others.
+    those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
+    which they may, empty for all. blocks: numbers of neighbours that may share a scale there, empty for any.
+    one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
+    2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
+    Cast to 8. placing: which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and
+    what is added to their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``.
+    through: operators that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be
+    float at the graph's end. aligned: operators whose inputs and outputs share a grid. fixed_grids: operator and bits
+    -> scale and zero point of what it gives. opset: the least and the most; None for any. for_onnxruntime: nodes are
+    written around what its optimizer does, HardSigmoids as Adds and a Max behind others.
     """
 
     activation: QuantSpec = QuantSpec(8)
     activation_bits: tuple[int, ...] = (8, 4)
     weight_bits: tuple[int, ...] = (8, 4)
     weights_alone: tuple[int, ...] = (8, 4)
+    alone: frozenset[str] = frozenset()
+    blocks: tuple[int, ...] = ()
     one_weight_scale: bool = False
     power_of_two_weights: bool = False
     float_biases: frozenset[str] = frozenset({"ConvTranspose"})

@@ -26,8 +26,8 @@ def place_in_front(
     """The tensors that get a grid, in graph order, the nodes left in float, and who reads a tensor in float.
 
     layers: names of those on integers. products: names of MatMuls of two activations. excluded: names of nodes that
-    stay in float. What layers make is read on its grid by all, so that their kernels need not give it in float as well;
-    outputs of the graph are float.
+    stay in float. What layers make is read on its grid by all but layers in float, so that their kernels need not give
+    it in float as well; outputs of the graph are float.
     """
     made = _made_by_layers(graph, index, layers)
     readers: dict[str, set[str]] = {}
@@ -55,7 +55,7 @@ def place_in_front(
             quantize(node, node.input[0])
     order = [*index.inputs, *(t for node in graph.node for t in node.output)]
     quantized = [t for t in order if t in readers]
-    in_float = {t: frozenset() if t in made else _others(index, t, readers[t]) for t in quantized}
+    in_float = {t: _others(index, t, readers[t], alone=t in made) for t in quantized}
     return quantized, excluded, {t: names for t, names in in_float.items() if names or t in index.outputs}
 
 
@@ -98,7 +98,10 @@ def _has_alike_members(index: Index, node: NodeProto, made: Collection[str]) -> 
     return alone and set(members) <= set(made) and len({upper_bound(index, t) for t in members}) == 1
 
 
-def _others(index: Index, tensor: str, names: Collection[str]) -> frozenset[str]:
-    """Names of the other readers of a tensor, without those that read nothing but its shape."""
-    readers = (node for node in index.readers(tensor) if not is_op(node, *SHAPE_READERS))
-    return frozenset(node.name for node in readers if node.name not in names)
+def _others(index: Index, tensor: str, names: Collection[str], *, alone: bool) -> frozenset[str]:
+    """Names of the other readers of a tensor, or of the layers ``alone``, without those that only read its shape.
+
+    A layer of float weights must not read integers.
+    """
+    readers = (node for node in index.readers(tensor) if is_op(node, *LAYERS) or not alone)
+    return frozenset(node.name for node in readers if node.name not in names and not is_op(node, *SHAPE_READERS))

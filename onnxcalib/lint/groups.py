@@ -24,6 +24,7 @@ def check_quantized_inputs(graph: GriddedGraph, rule: QuantizedInputs) -> Faults
         given = [grid for grid in makers.values() if grid is not None]
         missing = [name for name, grid in makers.items() if grid is None]
         alone = all(grid.role == "weight" and grid.stored in rule.weights_alone for grid in given)
+        alone &= not rule.alone or node.op_type in rule.alone
         if given and missing and not alone:
             found = f"{spell_list(missing)} in float beside a quantized input"
             yield Found(graph.spell(node), found, "a DequantizeLinear in front of each of these inputs")

@@ -34,6 +34,9 @@ def check_weight_scales(graph: GriddedGraph, rule: WeightScales) -> Faults:
         finest = "block" if grid.block else "tensor" if grid.axis is None else "channel"
         if FINENESS.index(finest) > FINENESS.index(rule.granularity):
             yield Found(layer.where, f"a weight with a scale a {finest}", f"a scale a {rule.granularity}", grid.stored)
+        elif grid.block and rule.blocks and grid.block not in rule.blocks:
+            allowed = f"blocks of {spell_list(map(str, rule.blocks))}"
+            yield Found(layer.where, f"a weight with blocks of {grid.block}", allowed, grid.stored)
         elif finest == "channel" and grid.dims:
             axis = _find_axis(layer, rule, len(grid.dims))
             if axis is not None and grid.axis != axis:

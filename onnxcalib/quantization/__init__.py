@@ -6,9 +6,10 @@ Read the files in the order of the work:
   them. ``prepare`` makes the model ready: it leaves out ``odd_samples``, calls ``rewrite``, ``approximations``,
   ``unchanged``, ``channel_scales``, ``join_scales``, ``even_layers`` and ``smoke_test``, and finds ``output_parts``.
   ``prepared`` describes the result.
-- ``placement`` has the rules of what stays in float: ``last_layers``, ``cost_placement`` by ``tensor_shapes``, or
-  ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps``, ``part_precision`` by
-  ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers, and ``in_float`` reports.
+- ``placement`` has the rules of what stays in float: ``weights_alone``, ``last_layers``, ``cost_placement`` by
+  ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps``,
+  ``part_precision`` by ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers, and ``in_float``
+  reports.
 - ``stages`` has the stages after that. ``calibrate``, ``input_grid`` and ``powers`` choose the grids of activations,
   ``shifts`` brings them as near to each other as a device's shifts need, and ``ranges`` reads and writes their ranges
   as a file.

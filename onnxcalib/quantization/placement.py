@@ -2,8 +2,8 @@
 
 These are the rules, in their order. Each sees the scheme without what those before it leave in float.
 
-1. Joins that are taken apart again, what is computed from positions, and pools that give places: ``joins``,
-   ``positions`` and ``places`` of ``graph``.
+1. ``weights_alone``: what a target does not take beside float activations. Joins that are taken apart again, what is
+   computed from positions, and pools that give places: ``joins``, ``positions`` and ``places`` of ``graph``.
 2. ``last_layers``: small convolutions in front of the parts of an output, in a file for onnxruntime.
 3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
    that name a layer win over this rule alone.
@@ -46,6 +46,7 @@ from .prepared import Prepared
 from .speed import read_median
 from .tensor_shapes import measure_shapes
 from .trial import Trial, emit_placeholders
+from .weights_alone import find_not_alone
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
 # Samples on which layers are tried with their input on 256 levels: in all, in one run, and in a first look.
@@ -54,6 +55,7 @@ ROUNDED_SAMPLES, ROUNDED_AT_ONCE, ROUNDED_AT_FIRST = 32, 8, 2
 
 def place_by_structure(prepared: Prepared) -> Prepared:
     """Leave in float what the graph and the shapes of its tensors tell to."""
+    prepared = prepared.leave(find_not_alone(prepared))
     model = prepared.model
     index = Index(model.graph)
     # Where all else around them is on integers, masks are too: see masked_scores.

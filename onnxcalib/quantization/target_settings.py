@@ -29,6 +29,9 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     }
     if not needs.through_cast:
         decided["encoding"] = "standard"
+    if config.activation_bits == FLOAT_BITS:
+        decided |= {"block_size": needs.blocks[0]} if needs.blocks else {}
+        decided |= {"first_last_bits": config.weight_bits} if config.first_last_bits not in needs.weights_alone else {}
     if not target.is_onnxruntime:
         if config.placement != "all" and "placement" in config.model_fields_set:
             raise ConfigError(
@@ -106,7 +109,11 @@ def _check_bits(config: QuantizeConfig, target: Target) -> None:
         for each in map(CANDIDATE_OF.__getitem__, config.candidates):
             _check("candidates", each.weight_bits, needs.weight_bits, target)
             _check_activation("candidates", each.activation_bits, target)
-    _check("first_last_bits", config.first_last_bits, needs.weight_bits, target)
+    given_alone = config.activation_bits == FLOAT_BITS and "first_last_bits" in config.model_fields_set
+    ends = needs.weights_alone if given_alone else needs.weight_bits
+    _check("first_last_bits", config.first_last_bits, ends, target)
+    if config.block_size is not None and needs.blocks:
+        _check("block_size", config.block_size, needs.blocks, target)
 
 
 def _takes(needs: Requirements, bits: Candidate) -> bool:

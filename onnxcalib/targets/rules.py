@@ -133,11 +133,13 @@ class WeightTypes(Rule):
 class WeightScales(Rule):
     """The finest grid of a weight.
 
-    axes: of the channels by operator, negative from the end, Gemm's as without transB.
+    axes: of the channels by operator, negative from the end, Gemm's as without transB. blocks: how many neighbours may
+    share a scale where the grid has blocks; any number without it.
     """
 
     granularity: Granularity
     axes: dict[str, Whole] = {}
+    blocks: tuple[Annotated[int, Field(strict=True, ge=2)], ...] = ()
 
 
 class Biases(Rule):
@@ -159,11 +161,13 @@ class PowerOfTwo(Rule):
 class QuantizedInputs(Rule):
     """The inputs, by number, that a DequantizeLinear must make where it makes one of them; an empty list names all.
 
-    weights_alone: types of weights that may stand beside a float activation.
+    weights_alone: types of weights that may stand beside a float activation. alone: operators in which they may; all of
+    the rule without it.
     """
 
     operators: ByOperator[tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
     weights_alone: tuple[IntegerType, ...] = ()
+    alone: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class QuantizedOutputs(Rule):

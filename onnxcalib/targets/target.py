@@ -62,6 +62,8 @@ class Target(Record):
             activation=activation,
             activation_bits=_list_bits(types, signed=activation.signed),
             weight_bits=_list_bits(weights, signed=True),
+            alone=frozenset(rules.quantized_inputs.alone if rules.quantized_inputs else ()),
+            blocks=rules.weight_scales.blocks if rules.weight_scales else (),
             weights_alone=_list_bits(
                 rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, signed=True
             ),

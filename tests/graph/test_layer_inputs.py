@@ -78,6 +78,11 @@ def test_what_a_layer_makes_is_read_on_its_grid_by_all(model_of):
     assert place(model_of(body)) == (["x", "r"], {})
 
 
+def test_a_layer_in_float_reads_float(model_of):
+    model = model_of("c = conv(x, 1) r = Relu (c) d = conv(r, 2) e = conv(r, 3) y = Mul (d, e)")
+    assert place(model, selection=Selection(frozenset({"conv3"}))) == (["x", "r"], {"r": {"conv3"}})
+
+
 def test_members_of_a_concat_that_it_alone_reads_have_its_grid(model_of, draw):
     body = "c = conv(x, 1) d = conv(x, 2) k = Concat <axis = 1> (c, d) y = conv(k, 3)"
     scheme = make_scheme(model_of(body, w3=draw(4, 8, 3, 3)), requirements=TENSORRT)

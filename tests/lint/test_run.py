@@ -286,6 +286,7 @@ SPOILT = {
     "axis of a Gemm": (BY_CHANNEL, "weight_scales", "(Gemm)", scale_weight(1, "w3", 4), None),
     "a scale a channel": (("xint8",), "weight_scales", "conv2", scale_weight(0), set()),
     "blocks": (("qnn", "openvino"), "weight_scales", "(Gemm)", block_weight, None),
+    "small blocks": (("tensorrt",), "weight_scales", "(Gemm)", block_weight, None),
     "zero point of a weight": (ATTRIBUTES, "weight_zero_points", "w2", move_weight_zero_point, set()),
     "float bias": (("onnxruntime", "xint8"), "biases", "conv1", make_bias("float"), set()),
     "int32 bias": (("tensorrt",), "biases", "conv1", make_bias(np.int32), set()),
