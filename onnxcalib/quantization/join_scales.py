@@ -23,6 +23,8 @@ from ..spec import LayerScheme, QuantScheme
 
 # Ranges that differ less cost the smaller one less than 2 of 8 bits.
 UNLIKE = 4.0
+# Ranges that differ more leave the smaller one less than 4 of 8 bits.
+MOST_UNLIKE = 16.0
 # The error that scaling must leave, as a share of that without, in one of the layers behind a Concat; in none it may
 # grow, with weights of 8 bits or of the fewest.
 LEAST_GAIN, FEWEST_BITS = 0.5, 4
@@ -83,6 +85,24 @@ def even_joins(model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, 
                 joined[new] = joined[old].times(factors_of(ahead.tensors[old], factor))
                 sizes[new] = sizes[old]
     return done
+
+
+def find_unlike_joins(model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0) -> list[str]:
+    """Concats with a grid that join ranges which differ more than MOST_UNLIKE-fold, each as one line."""
+    index = Index(model.graph)
+    names = [n.name for n in index.nodes.values() if is_op(n, "Concat") and n.output[0] in scheme.activations]
+    joined = _measure(model, names, samples, threads) if names else {}
+    lines = []
+    for name in names:
+        peaks = {t: joined[t].peak for t in index.nodes[name].input if t in joined and joined[t].peak > 0}
+        most, least = (choose(peaks, key=peaks.__getitem__, default="") for choose in (max, min))
+        if peaks and (times := peaks[most] / peaks[least]) > MOST_UNLIKE:
+            lines.append(
+                f"{name}: {most} reaches {times:,.0f} times as far as {least}, and the Concat gives both on one grid;"
+                f" at most {MOST_UNLIKE:g} times leaves the smaller one enough levels; scale it up in the model, or"
+                " exclude the Concat"
+            )
+    return lines
 
 
 def _choose_factors(parts: Mapping[str, Joined]) -> dict[str, float]:

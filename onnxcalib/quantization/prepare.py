@@ -28,7 +28,7 @@ from .channel_scales import even_channels
 from .class_axes import find_class_axes
 from .even_layers import even_layers
 from .input_grid import find_lossless_grids
-from .join_scales import even_joins
+from .join_scales import even_joins, find_unlike_joins
 from .odd_samples import leave_out_odd
 from .output_parts import find_parts
 from .output_tally import lack_of_values
@@ -145,6 +145,8 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     joins = even_joins(model, scheme, samples, run.threads)
     if joins:
         scheme = prepared.make_widest_scheme()
+    for line in find_unlike_joins(model, scheme, samples, run.threads) if grouped else ():
+        run.warn(line)
     evened = even_layers(model, scheme, samples, run.threads)
     if evened:
         scheme = prepared.make_widest_scheme()

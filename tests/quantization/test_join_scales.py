@@ -132,3 +132,31 @@ def test_small_values_that_hardly_count_stay_small(build, weigh, draw):
         w0=weigh(8, 4, 1, 1), ws=weigh(8, 8, 1, 1), wl=64 * weigh(8, 8, 1, 1), w=weigh(4, 16, 1, 1),
     )  # fmt: skip
     assert not even(net, draw(8, 4, 8, 8))
+
+
+@pytest.mark.parametrize("target", ["qnn", "xint8"])
+def test_a_target_of_whole_groups_gets_members_of_unlike_ranges_scaled_by_a_mul_that_rounds_nothing(make, draw, target):
+    config = QuantizeConfig(target=target, pipeline="light", threads=1, data={"shape": "4,4,8,8"})
+
+    def run(ratio):
+        result = quantize(make(SIMPLE, ratio), draw(48, 4, 8, 8), config, test=draw(16, 4, 8, 8))
+        assert not [line for line in result.report.warnings if "Concat" in line]
+        assert result.lint is not None
+        assert not result.lint.violations
+        return result
+
+    unlike, alike = run(64.0), run(1.0)
+    assert unlike.report.passes["even_joins"] == 1
+    # The larger one reaches 47 times as far, and the factor is 32.
+    assert unlike.report.outputs[0].sqnr_db > alike.report.outputs[0].sqnr_db - 3
+    assert any(node.op_type == "Mul" for node in unlike.model.graph.node)
+
+
+def test_a_concat_that_cannot_be_evened_is_told_with_its_members_for_a_target_of_whole_groups(make, draw):
+    config = QuantizeConfig(target="qnn", pipeline="light", threads=1, data={"shape": "4,4,8,8"})
+    net = make("[join] y = Concat <axis = 1> (a, b) }", 64.0)
+    warnings = quantize(net, draw(48, 4, 8, 8), config, test=draw(16, 4, 8, 8)).report.warnings
+    (warning,) = (line for line in warnings if "Concat" in line)
+    assert warning.startswith("join: b reaches ")
+    assert " times as far as a, and the Concat gives both on one grid; at most 16 times leaves the smaller" in warning
+    assert warning.endswith("; scale it up in the model, or exclude the Concat")
