@@ -9,7 +9,7 @@ from ..graph.groups import only_leaves
 from ..graph.index import is_op
 from ..graph.inspect.grids import FUNCTIONS, Grid, GriddedGraph
 from ..graph.ops import AVERAGES, CONVOLUTIONS, QUANTIZE, SHAPE_READERS
-from ..targets.rules import Aligned, QuantizedInputs, QuantizedOutputs, Rule
+from ..targets.rules import Aligned, QuantizedInputs, QuantizedOutputs, Rule, WholeUnits
 from .found import Faults, Found, spell_list, spell_values
 
 
@@ -28,6 +28,17 @@ def check_quantized_inputs(graph: GriddedGraph, rule: QuantizedInputs) -> Faults
         if given and missing and not alone:
             found = f"{spell_list(missing)} in float beside a quantized input"
             yield Found(graph.spell(node), found, "a DequantizeLinear in front of each of these inputs")
+
+
+def check_whole_units(graph: GriddedGraph, rule: WholeUnits) -> Faults:
+    """Where a QuantizeLinear reads the result of a node, the inputs that the rule names are quantized too."""
+    for node in graph.graph.node:
+        numbers = rule.operators.get(node.op_type, ()) if not node.domain else ()
+        if numbers and graph.quantizers(node.output[0]):
+            named = [name for i, name in enumerate(node.input) if name and i in numbers]
+            if missing := [name for name in named if graph.maker(name) is None]:
+                found = f"{spell_list(missing)} in float in front of a QuantizeLinear"
+                yield Found(graph.spell(node), found, "a DequantizeLinear in front of each of these inputs")
 
 
 def check_residual_inputs(graph: GriddedGraph, rule: Rule) -> Faults:

@@ -40,6 +40,7 @@ CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
     "biases": weights.check_biases,
     "power_of_two": linear.check_power_of_two,
     "quantized_inputs": groups.check_quantized_inputs,
+    "whole_units": groups.check_whole_units,
     "residual_inputs": groups.check_residual_inputs,
     "quantized_outputs": groups.check_quantized_outputs,
     "float_outputs": groups.check_float_outputs,

@@ -170,6 +170,12 @@ class QuantizedInputs(Rule):
     alone: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
+class WholeUnits(Rule):
+    """The inputs, by number, that a DequantizeLinear must make where a QuantizeLinear reads the result."""
+
+    operators: ByOperator[Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)]]
+
+
 class QuantizedOutputs(Rule):
     """Operators of which nothing but a QuantizeLinear may read the result where a DequantizeLinear feeds them.
 
@@ -240,6 +246,7 @@ class Rules(Record):
     biases: Biases | None = None
     power_of_two: PowerOfTwo | None = None
     quantized_inputs: QuantizedInputs | None = None
+    whole_units: WholeUnits | None = None
     residual_inputs: Rule | None = None
     quantized_outputs: QuantizedOutputs | None = None
     float_outputs: Rule | None = None
