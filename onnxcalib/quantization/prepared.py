@@ -141,6 +141,10 @@ class Prepared:
         grids = grids.updated(keep_lossless(fixed, statistics.histograms))
         return hold_shifts(self.model, scheme, grids, self.run.target.rules)
 
+    def holds_shifts(self, grids: Grids) -> bool:
+        """Whether grids of the scheme lie as near to each other as the target's shifts need."""
+        return hold_shifts(self.model, self.scheme, grids, self.run.target.rules) is grids
+
     def _share_scaled(self, scheme: QuantScheme, grids: Grids) -> dict[str, QParams]:
         """Grids of what is scaled in front of a Concat: the Concat's, divided by the factor: rounded once.
 

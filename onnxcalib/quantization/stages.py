@@ -58,7 +58,7 @@ def calibrate_ranges(prepared: Prepared) -> Ranges:
     with prepared.run.stage("calibrate"):
         statistics = prepared.collect(prepared.scheme)
         grids = prepared.choose_grids(prepared.scheme, statistics)
-        grids = choose_powers(prepared, statistics.histograms, grids)
+        grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
         return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)
 
 

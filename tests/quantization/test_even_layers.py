@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.index import Index, known_constant
 from onnxcalib.graph.load import inputs_of
@@ -15,6 +16,20 @@ from onnxcalib.spec import Requirements
 NET = """g (float[N, 3, 8, 8] x) => (float[N, 5, 8, 8] y)
     { [first] a = Conv (x, w0) [act] r = Clip (a, low, high) [dw] d = Conv <group = 4> (r, wd)
     [last] y = Conv (d, w) }"""
+OWN_TARGET = """
+name = "chip"
+[rules.activation_types]
+types = ["int8"]
+source = "manual"
+[rules.activation_zero_points]
+source = "manual"
+[rules.weight_scales]
+granularity = "tensor"
+source = "manual"
+[rules.power_of_two]
+of = ["activations", "weights"]
+source = "manual"
+"""
 ONE_SCALE = Requirements(one_weight_scale=True, power_of_two_weights=True)
 SCALES = np.array([0.01, 1.0, 0.1, 0.4], np.float32).reshape(4, 1, 1, 1)
 
@@ -66,3 +81,13 @@ def test_layers_with_a_scale_a_channel_stay_as_they_are(make, draw):
     before = net.SerializeToString()
     assert even(net, draw(4, 3, 8, 8), Requirements()) == 0
     assert net.SerializeToString() == before
+
+
+def test_a_target_of_ones_own_gets_one_power_of_two_a_weight_and_channels_evened(make, draw, tmp_path):
+    path = tmp_path / "chip.toml"
+    path.write_text(OWN_TARGET)
+    config = QuantizeConfig(target=str(path), pipeline="light", threads=1)
+    result = quantize(make(1000.0), draw(16, 3, 8, 8), config, test=draw(4, 3, 8, 8))
+    assert not result.lint.violations
+    assert result.report.passes["even_layers"] == 2
+    assert result.report.outputs[0].sqnr_db > 25
