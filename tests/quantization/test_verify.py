@@ -247,7 +247,7 @@ def test_what_another_target_runs_is_measured_without_the_optimizations_of_onnxr
         opened.append((given is quantized, options.get("optimize", True)))
         return own(given, **options)
 
-    prepared = onnxcalib.prepare(model, samples, QuantizeConfig(target="qnn", pipeline="light"))
+    prepared = onnxcalib.prepare(model, samples, QuantizeConfig(target="tensorrt", pipeline="light"))
     quantized = onnxcalib.emit(prepared, onnxcalib.reconstruct(prepared))
     monkeypatch.setattr(verify_module, "Session", open_session)
     found = verify(prepared, quantized, prepared.scheme.layers)
