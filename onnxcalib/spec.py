@@ -80,7 +80,8 @@ class Requirements:
     through: operators that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be
     float at the graph's end. aligned: operators whose inputs and outputs share a grid. fixed_grids: operator and bits
     -> scale and zero point of what it gives. opset: the least and the most; None for any. for_onnxruntime: nodes are
-    written around what its optimizer does, HardSigmoids as Adds and a Max behind others.
+    written around what its optimizer does, HardSigmoids as Adds and a Max behind others. wide_sums: sums in
+    front of a norm have 16 bits where all else has 8.
     """
 
     activation: QuantSpec = QuantSpec(8)
@@ -101,6 +102,7 @@ class Requirements:
     fixed_grids: Mapping[tuple[str, int], tuple[float, int]] = field(default_factory=dict)
     opset: tuple[int | None, int | None] = (None, None)
     for_onnxruntime: bool = True
+    wide_sums: bool = False
 
 
 @dataclass(frozen=True)

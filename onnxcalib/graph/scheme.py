@@ -34,6 +34,7 @@ from .layer_inputs import place_in_front
 from .layers import end_layers, find_layers
 from .layout import adds_pairs
 from .names import Selection
+from .norm_sums import widen_sums
 from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, SHAPE_READERS
 from .patterns import whole_nodes
 from .shapes import infer_graph
@@ -62,15 +63,15 @@ def make_scheme(
 
     activation_bits: of the inputs of weighted layers, and of all other activations where they are 16. A tensor that an
     Add, a pool or a float operator reads too has 8 bits at least, and is requantized for the layers that need fewer.
-    Layers of 32 bits read float tensors.
-    first_last_bits: of the weight of layers that no other layer precedes or follows; their input has at least these.
+    Layers of 32 bits read float tensors. first_last_bits: of the weight of layers that no other layer precedes or
+    follows; their input has at least these.
     block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is FLOAT_INPUT_BLOCK for
     4-bit weights and one scale a channel for others.
     pair_limits: choose integers of weights with which no kernel's sums can saturate.
     selection: settings of single layers, which override the others. tensors: more bits of single activations, and of
     the layers that read them. requirements: of the target, by default onnxruntime's.
-    Raises ModelError where the graph has no quantizable layer. Raises ConfigError where ``selection`` gives bits to a
-    node that is no quantizable layer, excludes all layers, or where ``block_size`` has no layer.
+    Raises ModelError where no layer can be quantized. Raises ConfigError where ``selection`` gives bits to a node that
+    is no such layer, excludes all layers, or where ``block_size`` has no layer.
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
@@ -83,11 +84,11 @@ def make_scheme(
     shared, nonnegative = share_grids(
         index, nodes, quantized, nonnegative, requirements.aligned, own=list_fixed(index, requirements)
     )
-    layers = widen_layers(layers, shared, tensors or {})
+    tensors = {**(widen_sums(index, shared, layers) if requirements.wide_sums else {}), **(tensors or {})}
+    layers = widen_layers(layers, shared, tensors)
     spec = replace(requirements.activation, bits=WIDE_BITS if activation_bits == WIDE_BITS else FULL_BITS)
-    activations, requantized = assign_bits(
-        index, layers, (quantized, float_reads), shared, spec=spec, tensor_bits=tensors
-    )
+    on_grids = quantized, float_reads
+    activations, requantized = assign_bits(index, layers, on_grids, shared, spec=spec, tensor_bits=tensors)
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
     embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})

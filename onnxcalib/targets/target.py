@@ -26,6 +26,7 @@ class Target(Record):
 
     runtime: the Python package that runs files for it; None where there is none. bounded_weights: its kernels for x86
     add pairs of products in 16 bits where the processor lacks VNNI, so that weights of fewer integers are exact there.
+    wide_sums: sums in front of a norm have 16 bits where all else has 8; a sum may have more bits than what it adds.
     rewrites: what a model is brought into.
     """
 
@@ -33,6 +34,7 @@ class Target(Record):
     description: str = ""
     runtime: Annotated[str, Field(pattern=r"^\w+$")] | None = None
     bounded_weights: Annotated[bool, Field(strict=True)] = False
+    wide_sums: Annotated[bool, Field(strict=True)] = False
     rules: Rules
     rewrites: Rewrites = Rewrites()
 
@@ -79,6 +81,7 @@ class Target(Record):
             fixed_grids=_read_fixed(rules.fixed_grids, signed=activation.signed),
             opset=(rules.opset.least, rules.opset.most) if rules.opset else (None, None),
             for_onnxruntime=self.is_onnxruntime,
+            wide_sums=self.wide_sums,
         )
 
     @property

@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import pytest
+
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.norm_sums import find_norm_sums
+from onnxcalib.graph.passes.normalise import name_nodes
+from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.targets import load_target
+
+QNN = load_target("qnn").requirements
+# A residual branch in front of a norm, as BERT has it; the second product reads what the norm gives.
+POST = """g (float[1, 4, 8] x) => (float[1, 4, 8] y) {
+    m = MatMul (x, w)  b = Add (m, bias)  s = Add (b, x)  n = LayerNormalization (s, scale, shift)  y = MatMul (n, v)
+}"""
+# The sum itself is read by a layer.
+READ = POST.replace("y = MatMul (n, v)", "p = MatMul (s, v)  y = Add (p, n)")
+
+
+@pytest.fixture
+def make(build, weigh):
+    def read(text):
+        vectors = {"bias": weigh(8), "scale": weigh(8), "shift": weigh(8)}
+        model = build(text, w=weigh(8, 8), v=weigh(8, 8), **vectors)
+        name_nodes(model)
+        return model
+
+    return read
+
+
+def test_the_sums_in_front_of_a_norm_and_the_constants_in_them_are_found(make):
+    assert find_norm_sums(Index(make(POST).graph), (), ["x", "n"]) == ["bias", "b", "s"]
+
+
+def test_what_a_layer_reads_is_left_out(make):
+    assert find_norm_sums(Index(make(READ).graph), (), ["x", "s"]) == ["bias", "b"]
+    assert find_norm_sums(Index(make(POST).graph), (("b", "z"),), ["z"]) == ["bias", "s"]
+
+
+def test_they_have_16_bits_beside_layers_of_8(make):
+    scheme = make_scheme(make(POST), requirements=QNN)
+    wide = [tensor for tensor, spec in scheme.activations.items() if spec.bits == 16]
+    assert wide == ["bias", "b", "s"] and {layer.activation_spec.bits for layer in scheme.layers} == {8}
+    assert {
+        spec.bits for spec in make_scheme(make(POST), requirements=replace(QNN, wide_sums=False)).activations.values()
+    } == {8}
+    assert {
+        spec.bits for spec in make_scheme(make(POST), activation_bits=16, requirements=QNN).activations.values()
+    } == {16}
