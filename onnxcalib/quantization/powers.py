@@ -19,11 +19,12 @@ from ..numeric.ranges import LEAST_SCALE, measure_squares
 from ..progress import track
 from ..runtime.session import Session
 from ..spec import Grids, QParams
+from .calibrate import BATCH_BYTES
 from .output_parts import take_parts
 from .padding_mask import find_real
 from .prepared import Prepared
 
-# Samples on which powers are compared, and those without which no error is certain.
+# Samples on which powers are compared, while they take BATCH_BYTES at most, and those without which nothing is certain.
 SAMPLES, LEAST_SAMPLES = 48, 8
 # Samples of a run: few, as a power that does harm shows it in the first ones.
 BATCH = 8
@@ -63,7 +64,8 @@ def choose_powers(
         return grids
     judge = _Judge.of(prepared, sets)
     found, present = grids, judge.measure(grids.activations)
-    assert present is not None
+    if present is None or len(present) < LEAST_SAMPLES:
+        return grids
     for members, others in track([*tried.items()] * ROUNDS):
         for grid in (each for each in others if each.scale != found.activations[members[0]].scale):
             changed = found.updated(dict.fromkeys(members, grid))
@@ -87,8 +89,9 @@ def _list_plausible(members: Sequence[str], histograms: Mapping[str, Histogram],
 
 def _is_less(losses: np.ndarray, present: np.ndarray) -> bool:
     """Whether the mean loss of the samples falls by more than CERTAIN standard errors."""
-    gains = present - losses
-    return bool(gains.mean() > CERTAIN * gains.std(ddof=1) / np.sqrt(len(gains)))
+    with np.errstate(invalid="ignore"):  # infinite losses on both sides
+        gains = present - losses
+        return bool(gains.mean() > CERTAIN * gains.std(ddof=1) / np.sqrt(len(gains)))
 
 
 @dataclass(frozen=True)
@@ -109,16 +112,22 @@ class _Judge:
     def of(cls, prepared: Prepared, sets: Sequence[tuple[str, ...]]) -> _Judge:
         threads, batches, power = prepared.run.threads, [], dict[str, float]()
         exact = Session(prepared.model, name="the prepared model", threads=threads)
-        runs = _choose_runs(prepared.samples)
-        for run in runs:
+        held = 0
+        for run in _choose_runs(prepared.samples):
+            if held >= BATCH_BYTES:
+                break
             feeds = prepared.samples.read(run)
             values = {t: v for t, v in exact.run(feeds).items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"}
             wanted = {t: prepared.padding.fill_padding(t, v, find_real(feeds)) for t, v in values.items()}
             batches.append((feeds, len(run), wanted))
+            held += sum(value.nbytes for each in (feeds, wanted) for value in each.values())
             for name, squares in _sum_squares(prepared, wanted, len(run)):
-                power[name] = power.get(name, 0.0) + float(squares.sum()) / sum(map(len, runs))
+                power[name] = power.get(name, 0.0) + float(squares.sum())
+        count = sum(each for _, each, _ in batches)
         session = Session(add_switches(prepared.model, prepared.scheme, sets), threads=threads)
-        return cls(prepared, sets, session, batches, {name: mean for name, mean in power.items() if mean > 0})
+        return cls(
+            prepared, sets, session, batches, {name: total / count for name, total in power.items() if total > 0}
+        )
 
     def measure(self, grids: Mapping[str, QParams], present: np.ndarray | None = None) -> np.ndarray | None:
         """The loss of each sample: the squared error of the outputs, relative to their mean power.

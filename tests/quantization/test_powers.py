@@ -10,8 +10,10 @@ from onnxcalib import pipeline
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.graph.switches import add_switches, feed_switches
 from onnxcalib.numeric.ranges import make_grid
+from onnxcalib.quantization import powers
 from onnxcalib.quantization.calibrate import collect_statistics
 from onnxcalib.quantization.powers import choose_powers
+from onnxcalib.quantization.stages import calibrate_ranges
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import Grids, QuantSpec
 
@@ -107,3 +109,18 @@ def test_samples_of_a_model_with_a_fixed_batch_are_read_in_its_runs(build, weigh
     histograms = collect_statistics(prepared.model, ["x", "y"], prepared.samples, prepared.padding).histograms
     coarse = Grids({t: make_grid(-20.0, 20.0, SPEC) for t in scheme.activations})
     assert scales(choose_powers(prepared, histograms, coarse))["x"] == scales(coarse)["x"] / 2
+
+
+def test_outputs_that_leave_room_for_few_samples_alone_change_nothing(made, monkeypatch):
+    prepared, histograms, start = made
+    monkeypatch.setattr(powers, "BATCH", 4)
+    monkeypatch.setattr(powers, "BATCH_BYTES", 1)
+    assert choose_powers(prepared, histograms, start) is start
+
+
+def test_calibration_for_a_device_ends_on_powers_that_its_shifts_hold(build, weigh, draw):
+    weights = {"w1": weigh(4, 3, 1, 1), "w2": weigh(4, 4, 1, 1), "w3": weigh(4, 4, 1, 1)}
+    prepared = pipeline.prepare(build(TEXT, **weights), draw(16, 3, 8, 8), QuantizeConfig(target="xint8"))
+    grids = calibrate_ranges(prepared).grids(prepared.scheme)
+    assert all(np.log2(grid.scale) % 1 == 0 and grid.zero_point == 0 for grid in grids.activations.values())
+    assert prepared.holds_shifts(grids)
