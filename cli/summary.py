@@ -80,7 +80,7 @@ def describe_measured_on(found: MeasuredOn, samples: int) -> str:
 
 
 def tabulate_sets(plan: BitPlan) -> Table:
-    """What each set of layers loses at each of its candidates, and the bits that were chosen."""
+    """What each set of layers, or of tensors, loses at each of its candidates, and the bits that were chosen."""
     names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
     table = _open_table("layer", "bits")
     for name in names:
@@ -89,6 +89,8 @@ def tabulate_sets(plan: BitPlan) -> Table:
         losses = [spell_number(each.loss[name], ".2e") if name in each.loss else "" for name in names]
         for layer in each.layers:
             table.add_row(layer, plan.layers[layer], *losses)
+        if not each.layers:
+            table.add_row(each.tensors[0], f"A{plan.tensors[each.tensors[0]]}", *losses)
     return table
 
 
@@ -112,6 +114,8 @@ def _spell_totals(totals: Totals) -> str:
     if totals.agreement is not None:
         parts.append(f"agreement {totals.agreement:.1f}%")
     parts += [f"{totals.bytes:,} bytes", f"{totals.bops:.3g} bit operations"]
+    if totals.a16 is not None:
+        parts.append(f"{totals.a16:.1f}% of the elements of activations at 16 bits")
     if totals.milliseconds is not None:
         parts.append(f"{totals.milliseconds:.4g} ms")
     return ", ".join(parts)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .config import BUDGETS, CANDIDATES, CandidateName, LayerConfig
+from .config import BUDGETS, CANDIDATES, FULL_BITS, WIDE_BITS, CandidateName, LayerConfig
 from .errors import ConfigError, escape_controls, spell_value
 from .files.reading import read_json
 from .spec import Candidate
@@ -18,8 +18,22 @@ from .spec import Candidate
 SCHEMA: Literal[1] = 1
 FLOAT: Literal["float"] = "float"
 CANDIDATE_OF: dict[str, Candidate] = {name: Candidate(*map(int, re.findall(r"\d+", name))) for name in CANDIDATES}
+
+
+def check_wide(bits: int) -> int:
+    """The bits of a tensor in a plan. Raises ValueError for others."""
+    if bits not in (FULL_BITS, WIDE_BITS):
+        raise ValueError(f"a tensor has {WIDE_BITS} or {FULL_BITS}")
+    return bits
+
+
 Record = TypeVar("Record", bound=BaseModel)
 NAME_OF: dict[Candidate, CandidateName] = {CANDIDATE_OF[name]: name for name in CANDIDATES}
+# Of a set of tensors that no layer reads.
+TensorBits = Literal["A8", "A16"]
+TENSOR_BITS: dict[Candidate, TensorBits] = {Candidate(0, 8): "A8", Candidate(0, 16): "A16"}
+WideBits = Annotated[int, Field(strict=True), AfterValidator(check_wide)]
+SetBits = CandidateName | TensorBits
 Budget = Annotated[str, Field(pattern=f"^({'|'.join(BUDGETS)})$")]
 SHOWN = 500  # letters of a place in a file that messages show
 # Numbers as they stand in a file: no text, no truth value, and no number that is not finite.
@@ -35,16 +49,21 @@ class _Record(BaseModel):
 class SetRecord(_Record):
     """Layers that must have the same bits, and what they lose and cost at each candidate.
 
-    loss: divergence of the model's outputs with these layers alone quantized, null where an output is not finite.
-    bytes: size in the file. bops: bit operations of a sample. milliseconds: time of a run, where it is limited.
+    loss: divergence of the model's outputs with these layers alone quantized, null where an output is not finite; of
+    activations alone where these alone are chosen, with weights in float. bytes: size in the file, where it is known.
+    bops: bit operations of a sample. milliseconds: time of a run, where it is limited.
+    tensors: those that share the grid of what the layers read, where activations may have 16 bits; elements: theirs,
+    in a sample. A set without layers is of tensors that none reads.
     """
 
     layers: tuple[str, ...]
     macs: Whole
-    loss: dict[CandidateName, Number | None]
-    bytes: dict[CandidateName, Whole]
-    bops: dict[CandidateName, Whole]
-    milliseconds: dict[CandidateName, Positive] = {}
+    loss: dict[SetBits, Number | None]
+    bytes: dict[SetBits, Whole]
+    bops: dict[SetBits, Whole]
+    milliseconds: dict[SetBits, Positive] = {}
+    tensors: tuple[str, ...] = ()
+    elements: Whole = 0
 
 
 class Totals(_Record):
@@ -52,7 +71,8 @@ class Totals(_Record):
 
     predicted_loss: sum of the losses of all sets. measured_loss: divergence of the outputs of the whole model. Both are
     null where an output is not finite. bytes: size of the file. bops: bit operations of a sample. milliseconds of one
-    run, and agreement: samples in % whose top class stays; both are known where they are limited.
+    run, agreement: samples in % whose top class stays, and a16: elements of activations in % that have 16 bits; all
+    three are known where they are limited.
     """
 
     predicted_loss: Number | None
@@ -61,12 +81,14 @@ class Totals(_Record):
     bops: Whole
     milliseconds: Positive | None = None
     agreement: Number | None = None
+    a16: Positive | None = None
 
 
 class BitPlan(_Record):
     """Bits of every layer, and what they were chosen from.
 
     layers: candidate by node name, or float for layers that stay so; ``quantize --plan`` gives every layer these bits.
+    tensors: 16 or 8 bits of activations that no layer reads, and of all that shares their grids.
     in_float: node that the tool itself left in float -> why; it has no effect on a layer that has bits.
     model: fingerprint of the model that the plan is for. budgets: the limits, in their units. totals: of this plan.
     eight_bit: of the plan of W8A8 for every layer whose settings allow it. bound: proven lower bound of the sum of
@@ -78,6 +100,7 @@ class BitPlan(_Record):
     model: str
     budgets: dict[Budget, Positive]
     layers: Annotated[dict[str, Literal[CandidateName, "float"]], Field(min_length=1)]
+    tensors: dict[str, WideBits] = {}
     in_float: dict[str, str] = {}
     totals: Totals
     eight_bit: Totals
@@ -108,6 +131,15 @@ class BitPlan(_Record):
             raise ConfigError(
                 f"plan: found no bits of layer {missing[0]!r}, nor of {len(missing) - 1} more; those of every layer are"
                 " needed; plan again, or add them"
+            )
+
+    def check_tensors(self, names: Collection[str]) -> None:
+        """Raise ConfigError for bits of a tensor that has no grid."""
+        unknown = [name for name in self.tensors if name not in names]
+        if unknown:
+            raise ConfigError(
+                f"plan: found bits of tensor {unknown[0]!r}, and of {len(unknown) - 1} more; with these settings they"
+                " have no grid; plan again, or take them out"
             )
 
     def to_json(self) -> str:

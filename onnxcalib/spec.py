@@ -252,13 +252,16 @@ class Grids:
 
 
 class Candidate(NamedTuple):
-    """The bits that a layer may have, written like ``W4A8``."""
+    """The bits that a layer may have, written like ``W4A8``, or a tensor that no layer reads, like ``A8``.
+
+    weight_bits: 0 without weights.
+    """
 
     weight_bits: int
     activation_bits: int
 
     def __str__(self) -> str:
-        return f"W{self.weight_bits}A{self.activation_bits}"
+        return f"{f'W{self.weight_bits}' if self.weight_bits else ''}A{self.activation_bits}"
 
 
 @dataclass(frozen=True)
@@ -275,12 +278,27 @@ class Cost:
 
 @dataclass(frozen=True)
 class BitSet:
-    """Layers, by name, that must have the same candidate; macs: for one sample; losses and costs: by candidate."""
+    """Layers and tensors, by name, that must have the same candidate.
+
+    macs: for one sample; losses and costs: by candidate. tensors: those that share the grid on which the layers read,
+    where activations may have 16 bits; without layers, tensors that no layer reads. elements: of the tensors, in one
+    sample.
+    """
 
     layers: tuple[str, ...]
     macs: int
     losses: dict[Candidate, float]
     costs: dict[Candidate, Cost]
+    tensors: tuple[str, ...] = ()
+    elements: int = 0
+
+    @property
+    def name(self) -> str:
+        return (*self.layers, *self.tensors)[0]
+
+    def wide_elements(self, candidate: Candidate) -> int:
+        """Elements of 16 bits at a candidate."""
+        return self.elements if candidate.activation_bits > 8 else 0
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (
-        {*FOUNDATION, "values", "bitplan", "data", "numeric", "graph", "runtime", "quantization"},
+        {*FOUNDATION, "values", "bitplan", "progress", "data", "numeric", "graph", "runtime", "quantization"},
         {"numpy", "onnx", "torch"},
     ),
     "validation": (

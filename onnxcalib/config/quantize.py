@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import ConfigError, spell_value
 from ..spec import FLOAT_BITS
@@ -16,6 +16,7 @@ from ..values import (
     check_latency,
     check_limit,
     check_name,
+    check_percentage,
     check_whole,
     spell_most,
     split_candidates,
@@ -40,7 +41,7 @@ MOST_VIEWS, MOST_STEPS = 100, 10**6
 MOST_LOSS = 1e9
 # Limits on the whole model within which bits are planned: on what it costs, and on what it loses.
 COSTS = ("max_size", "max_bops", "max_latency")
-BUDGETS = (*COSTS, "max_loss", "max_disagreement")
+BUDGETS = (*COSTS, "max_a16", "max_loss", "max_disagreement")
 # The stages that follow calibration, in this order, and which of them each pipeline has.
 STAGES = ("reconstruct", "statistics", "biases")
 PIPELINES = {"light": ("statistics",), "default": ("reconstruct",), "advanced": STAGES}
@@ -268,6 +269,11 @@ class QuantizeConfig(Settings):
         Annotated[str, BeforeValidator(check_latency)] | None,
         Field(description="Longest time of a run: a share, or a time (12ms)."),
         Option(PLAN, metavar="TIME", form="share or time", bounds=spell_most(LATENCY)),
+    ] = None
+    max_a16: Annotated[
+        Annotated[Finite, Field(gt=0, le=100), AfterValidator(check_percentage)] | None,
+        Field(description="Most elements of activations in % that may have 16 bits, for targets that take these."),
+        Option(PLAN, metavar="PERCENT"),
     ] = None
     max_loss: Annotated[
         Annotated[Finite, Field(gt=0, le=MOST_LOSS)] | None,

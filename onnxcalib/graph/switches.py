@@ -29,7 +29,7 @@ def add_switches(model: ModelProto, scheme: QuantScheme, sets: Sequence[Sequence
     taken = {*index.inputs, *index.initializers, *index.producer}
     key_of = {tensor: members[0] for members in sets for tensor in members}
     nodes: list[NodeProto] = []
-    for tensor in index.inputs:
+    for tensor in (*index.initializers, *index.inputs):
         if tensor in key_of:
             nodes += _write_switch(index, scheme, tensor, key_of[tensor], taken)
     for node in list(switched.graph.node):
@@ -47,18 +47,20 @@ def add_switches(model: ModelProto, scheme: QuantScheme, sets: Sequence[Sequence
     return switched
 
 
-def feed_switches(sets: Sequence[Sequence[str]], grids: Mapping[str, QParams]) -> dict[str, np.ndarray]:
+def feed_switches(
+    sets: Sequence[Sequence[str]], grids: Mapping[str, QParams], *, signed: bool = False
+) -> dict[str, np.ndarray]:
     """What a run reads beside the samples: the sets named in ``grids`` are on these, the others in float.
 
-    Sets of which any is ever in float are of uint8.
+    signed: the integers of sets that are in float.
     """
-    feeds = {}
+    feeds, none = {}, np.int8 if signed else np.uint8
     for key, *_ in sets:
         grid = grids.get(key)
         feeds[f"{key}{ON}"] = np.asarray(grid is not None)
         feeds[f"{key}{SCALE}"] = np.asarray(1.0 if grid is None else grid.scale, np.float32)
         feeds[f"{key}{ZERO_POINT}"] = np.asarray(
-            0 if grid is None else grid.zero_point, np.uint8 if grid is None else type_of(grid.spec)
+            0 if grid is None else grid.zero_point, none if grid is None else type_of(grid.spec)
         )
     return feeds
 

@@ -40,19 +40,21 @@ class Assembler:
         *,
         parts: Parts | None = None,
         class_axes: Mapping[str, int] | None = None,
+        measure: Callable[[Bits], float] | None = None,
         sets: tuple[BitSet, ...],
         rest: float,
         threads: int,
         fused: bool = True,
     ) -> None:
         """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; class_axes:
-        see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set. fused: whether models
-        at any bits run with onnxruntime's optimizations."""
+        see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set. fused: whether models at any
+        bits run with onnxruntime's optimizations. measure: finds the loss at these bits otherwise than of the model."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets, self.rest, self.fused = sets, rest, fused
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
         self._classes: dict[str, np.ndarray] | None = None
+        self._measure = measure
         self._parts, self._axes = parts, class_axes or {}
         self._float, self._padding = Session(original, threads=threads), padding
         self._batch_size = min(batch_size(self._float, samples), LOSS_SAMPLES)
@@ -90,10 +92,11 @@ class Assembler:
     def loss(self, bits: Bits) -> float:
         """Divergence of the outputs on the first LOSS_SAMPLES samples."""
 
-        def measure() -> float:
-            return divergence_of(self._open(bits), self._references, self._names)
-
-        return self._recall(f"loss {_spell(bits)}", measure)
+        if (measure := self._measure) is not None:
+            return self._recall(f"loss of activations {_spell(bits)}", lambda: measure(bits))
+        return self._recall(
+            f"loss {_spell(bits)}", lambda: divergence_of(self._open(bits), self._references, self._names)
+        )
 
     def agreement(self, bits: Bits) -> float:
         """% of all answers whose top class is the float model's; the lowest among the outputs of class scores.

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..bitplan import CANDIDATE_OF, FLOAT, BitPlan, Frontier, Point, SetRecord, Totals
+from ..bitplan import CANDIDATE_OF, FLOAT, TENSOR_BITS, BitPlan, Frontier, Point, SetBits, SetRecord, Totals
 from ..config import COSTS, CandidateName, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.save import fingerprint, model_bytes
@@ -17,7 +17,7 @@ from ..spec import FLOAT_BITS, BitSet, Candidate
 from ..values import COUNT, LATENCY, read_limit
 from .allocate import allocate, allocate_for_agreement, solve_once
 from .assemble import Assembler
-from .bits import Bits, find_smallest, find_uniform, find_widest, predict
+from .bits import Bits, find_smallest, find_uniform, find_widest, predict, share_wide
 from .latency import Latencies
 from .program import Budgets
 
@@ -46,7 +46,7 @@ def make_bit_plan(
     sets, eight = [keep_candidates(each, config.candidates) for each in assembler.sets], find_widest(assembler.sets)
     limits = _resolve(assembler, eight, config, latencies)
     size, bops, milliseconds = (limits.get(name) for name in COSTS)
-    budgets = Budgets(size, bops, milliseconds, assembler.rest, config.max_loss)
+    budgets = Budgets(size, bops, milliseconds, assembler.rest, config.max_loss, config.max_a16)
     if config.max_disagreement is None:
         found = allocate(sets, budgets, size_of=assembler.size, loss_of=assembler.loss)
         bits, bound, predicted, rounds = found.bits, found.bound, found.predicted_loss, found.rounds
@@ -57,7 +57,8 @@ def make_bit_plan(
         )
         predicted, rounds = predict(sets, bits), 1
     names = {n: name_of(n, c) for each, c in zip(sets, bits, strict=True) for n in each.layers}
-    losses = {"max_loss": config.max_loss, "max_disagreement": config.max_disagreement}
+    tensors = {each.tensors[0]: c.activation_bits for each, c in zip(sets, bits, strict=True) if not each.layers}
+    others = {"max_a16": config.max_a16, "max_loss": config.max_loss, "max_disagreement": config.max_disagreement}
     timed, agreement = latencies is not None, config.max_disagreement is not None
     totals = _sum_up(assembler, bits, predicted, timed=timed, agreement=agreement)
     if totals.measured_loss is None:
@@ -67,8 +68,9 @@ def make_bit_plan(
         )
     return BitPlan(
         model=fingerprint(assembler.original),
-        budgets=limits | {name: limit for name, limit in losses.items() if limit is not None},
+        budgets=limits | {name: limit for name, limit in others.items() if limit is not None},
         layers={**names, **dict.fromkeys(excluded, FLOAT)},
+        tensors=tensors,
         in_float=dict(in_float),
         totals=totals,
         eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), timed=timed, agreement=agreement),
@@ -116,6 +118,7 @@ def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, 
         bops=assembler.bops(bits),
         milliseconds=assembler.milliseconds(bits) if timed else None,
         agreement=assembler.agreement(bits) if agreement else None,
+        a16=share_wide(assembler.sets, bits) if any(each.elements for each in assembler.sets) else None,
     )
 
 
@@ -165,7 +168,7 @@ def keep_candidates(each: BitSet, names: Sequence[str]) -> BitSet:
     losses = {c: loss for c, loss in each.losses.items() if str(c) in names} or each.losses
     if not any(math.isfinite(loss) for loss in losses.values()):
         raise ConfigError(
-            f"{each.layers[0]}: found outputs that are not finite at each of its candidates"
+            f"{each.name}: found outputs that are not finite at each of its candidates"
             f" {', '.join(map(str, losses))}; exclude the layer"
         )
     return replace(each, losses=losses)
@@ -174,17 +177,19 @@ def keep_candidates(each: BitSet, names: Sequence[str]) -> BitSet:
 def record_sets(sets: Sequence[BitSet], name_of: NameOf, *, timed: bool) -> tuple[SetRecord, ...]:
     """The loss and the costs of each set at each candidate."""
 
-    def by_name(each: BitSet, values: Mapping[Candidate, Value]) -> dict[CandidateName, Value]:
-        return {name_of(each.layers[0], c): value for c, value in values.items()}
+    def by_name(each: BitSet, values: Mapping[Candidate, Value]) -> dict[SetBits, Value]:
+        return {name_of(each.layers[0], c) if each.layers else TENSOR_BITS[c]: value for c, value in values.items()}
 
     return tuple(
         SetRecord(
             layers=each.layers,
             macs=each.macs,
             loss=by_name(each, {c: _drop_infinite(loss) for c, loss in each.losses.items()}),
-            bytes=by_name(each, {c: cost.bytes for c, cost in each.costs.items()}),
+            bytes=by_name(each, {c: cost.bytes for c, cost in each.costs.items() if cost.bytes}),
             bops=by_name(each, {c: cost.bops for c, cost in each.costs.items()}),
             milliseconds=by_name(each, {c: cost.milliseconds for c, cost in each.costs.items()}) if timed else {},
+            tensors=each.tensors,
+            elements=each.elements,
         )
         for each in sets
     )

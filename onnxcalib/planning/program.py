@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..errors import ConfigError
 from ..numeric.program import InfeasibleError, Table, choose
 from ..spec import BitSet, Candidate
-from .bits import Bits, find_largest, find_smallest
+from .bits import Bits, find_largest, find_smallest, share_wide
 
 # The program is solved at most so often: re-solves are allowed when the overhead outside the layer sets is larger than
 # assumed.
@@ -24,6 +24,7 @@ SPELLING = {
     "max_size": "{:,.0f} bytes".format,
     "max_bops": "{:,.0f} bit operations".format,
     "max_latency": "{:.4g} ms".format,
+    "max_a16": "{:.4g}% of the elements".format,
     "max_loss": "{:.4g}".format,
 }
 
@@ -34,7 +35,8 @@ NONE_HOLDS = "max_size: found no choice within it and the other budgets that hol
 class Budgets:
     """Limits on the whole model; None where there is none. With ``loss`` the size is minimized, else the loss.
 
-    rest: milliseconds that belong to no set; ``milliseconds`` limits them together with the sets' own.
+    rest: milliseconds that belong to no set; ``milliseconds`` limits them together with the sets' own. a16: elements
+    of activations in % that have 16 bits.
     """
 
     bytes: float | None = None
@@ -42,6 +44,7 @@ class Budgets:
     milliseconds: float | None = None
     rest: float = 0.0
     loss: float | None = None
+    a16: float | None = None
 
 
 class Solution(NamedTuple):
@@ -101,6 +104,8 @@ class Program:
         self.bytes = [[each.costs[c].bytes for c in each.losses] for each in sets]
         self.bops = [[each.costs[c].bops for c in each.losses] for each in sets]
         self.milliseconds = [[each.costs[c].milliseconds for c in each.losses] for each in sets]
+        every = max(1, sum(each.elements for each in sets))
+        self.a16 = [[100 * each.wide_elements(c) / every for c in each.losses] for each in sets]
         self.smallest, self.largest = find_smallest(sets), find_largest(sets)
 
     def size(self, bits: Bits) -> int:
@@ -110,12 +115,14 @@ class Program:
         return self._sizes[bits]
 
     def affords(self, bits: Bits, budgets: Budgets) -> bool:
-        """Whether the choice is within the budgets of bytes, bit operations and time."""
+        """Whether the choice is within the budgets of bytes, bit operations, time, and activations of 16 bits."""
         costs = [each.costs[c] for each, c in zip(self.sets, bits, strict=True)]
         if budgets.bops is not None and sum(cost.bops for cost in costs) > budgets.bops:
             return False
         spent = budgets.rest + sum(cost.milliseconds for cost in costs)
         if budgets.milliseconds is not None and spent > budgets.milliseconds:
+            return False
+        if budgets.a16 is not None and share_wide(self.sets, bits) > budgets.a16:
             return False
         return self._fits(bits, budgets)
 
@@ -174,6 +181,7 @@ class Program:
             ("max_size", self.bytes, overhead, budgets.bytes),
             ("max_bops", self.bops, 0.0, budgets.bops),
             ("max_latency", self.milliseconds, budgets.rest, budgets.milliseconds),
+            ("max_a16", self.a16, 0.0, budgets.a16),
             ("max_loss", _replace_infinite(losses), base, budgets.loss),
         ]
         return [_Constraint(name, costs, constant, limit) for name, costs, constant, limit in rows if limit is not None]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier
-from ..config import BUDGETS, EXECUTION, STAGES, CandidateName, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, LayerConfig, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..graph.save import fingerprint
@@ -20,15 +21,20 @@ from ..quantization.cost_placement import COSTS_MORE
 from ..quantization.measured_placement import RAN_SLOWER
 from ..quantization.prepared import Prepared
 from ..quantization.solve import round_embeddings
+from ..quantization.trial import emit_placeholders
 from ..runtime.cache import Cache, machine
 from ..runtime.session import Session
-from ..spec import Candidate, Grids, QParams, QuantScheme
+from ..spec import BitSet, Candidate, Grids, QParams, QuantScheme
+from .activations import Switched, make_sets
 from .assemble import Assembler
 from .bits import Bits
 from .choose import make_bit_plan, trace_frontier
 from .latency import Latencies, look_up_times, time_sets
 from .latency_table import read_latencies
 from .sensitivity import Measured, Survey, UniformScheme, measure_sets
+
+# The bits of ends and of other layers with bits of their own where activations may have 16.
+WIDEST: CandidateName = "W8A16"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class _Measurements:
     def spell_time(self) -> str:
         """Seconds of each part, and as many passes of the float model over all samples as take the same time."""
         spent = {
-            "solving every layer at its candidates": self.seconds["solve"],
+            **({"solving every layer at its candidates": self.seconds["solve"]} if "solve" in self.seconds else {}),
             "losses of single sets": self.seconds["evaluate"],
             "assembled models": self.assembler.seconds,
         }
@@ -101,11 +107,15 @@ def _measure(prepared: Prepared) -> _Measurements:
     cache = _open_cache(prepared, batches)
     statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme), Statistics)
     schemes = _Schemes(prepared, statistics)
+    if activations_alone(config):
+        return _measure_alone(prepared, schemes, cache)
     run.observer.blocks(len(prepared.scheme.layers))
     # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
     one_thread = config.model_copy(update={"threads": config.threads or 1})
     survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device, prepared.parts)
     found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
+    if any(c.activation_bits == WIDE_BITS for c in schemes.uniform):
+        found = replace(found, sets=_add_tensors(prepared, schemes, found.sets, cache))
     emit = _make_emitter(prepared, schemes, found)
     latencies = None
     if config.max_latency is not None and config.latencies is not None:
@@ -128,6 +138,60 @@ def _measure(prepared: Prepared) -> _Measurements:
     return _Measurements(assembler, latencies, found.seconds, schemes.name_of)
 
 
+def activations_alone(config: QuantizeConfig) -> bool:
+    """Whether all candidates differ by 8 or 16 bits of activations alone, and no budget is on what the model loses."""
+    found = [CANDIDATE_OF[name] for name in config.candidates]
+    widths = {c.activation_bits for c in found}
+    same = len({c.weight_bits for c in found}) == 1 and widths == {FULL_BITS, WIDE_BITS}
+    return same and config.max_loss is None and config.max_disagreement is None
+
+
+def _measure_alone(prepared: Prepared, schemes: _Schemes, cache: Cache) -> _Measurements:
+    """As ``_measure`` where activations alone are chosen: no layer is solved, and losses are those of activations."""
+    run, config = prepared.run, prepared.config
+    start = time.perf_counter()
+    switched, losses = _measure_activations(prepared, schemes, cache)
+    weight_bits = CANDIDATE_OF[config.candidates[0]].weight_bits
+    uniform = {c: each.scheme for c, each in schemes.uniform.items() if c.weight_bits == weight_bits}
+    sets = make_sets(prepared, uniform, losses)
+    seconds = {"evaluate": time.perf_counter() - start}
+    latencies = None
+    if config.max_latency is not None and config.latencies is not None:
+        latencies = look_up_times(Path(config.latencies), sets, schemes.name_of)
+        sets = latencies.sets
+
+    def emit(bits: Bits) -> ModelProto:
+        return emit_placeholders(prepared.model, schemes.mix(sets, bits), config.encoding)
+
+    assembler = Assembler(
+        prepared.original,
+        emit,
+        prepared.samples,
+        prepared.original_padding,
+        cache,
+        measure=lambda bits: switched.measure_choice(sets, bits),
+        sets=sets,
+        rest=0.0,
+        threads=run.threads,
+        fused=run.target.is_onnxruntime,
+    )
+    return _Measurements(assembler, latencies, seconds, schemes.name_of)
+
+
+def _measure_activations(prepared: Prepared, schemes: _Schemes, cache: Cache) -> tuple[Switched, dict[str, float]]:
+    """A session in which activations are switched to 8 bits, and what each set of them loses alone on these."""
+    eight = schemes.uniform[Candidate(FULL_BITS, FULL_BITS)]
+    switched = Switched.of(prepared, eight.scheme, eight.grids)
+    return switched, cache.recall("losses of activations", switched.measure_each, dict[str, float])
+
+
+def _add_tensors(prepared: Prepared, schemes: _Schemes, sets: tuple[BitSet, ...], cache: Cache) -> tuple[BitSet, ...]:
+    """The sets of layers with their tensors, and the sets of tensors that no layer reads."""
+    _, losses = _measure_activations(prepared, schemes, cache)
+    uniform = {c: each.scheme for c, each in schemes.uniform.items() if c.activation_bits >= FULL_BITS}
+    return make_sets(prepared, uniform, losses, sets)
+
+
 def _make_batches(prepared: Prepared) -> Batches:
     """The samples in batches whose activations fit into memory."""
     activations = prepared.scheme.computed
@@ -142,7 +206,8 @@ def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> 
     def emit(bits: Bits) -> ModelProto:
         candidates = {name: c for each, c in zip(measured.sets, bits, strict=True) for name in each.layers}
         params = embedded | {name: measured.params[name][c] for name, c in candidates.items()}
-        return prepared.emit(*schemes.mix(candidates), params)
+        scheme = schemes.mix(measured.sets, bits)
+        return prepared.emit(scheme, schemes.choose_grids(scheme), params)
 
     return emit
 
@@ -165,17 +230,22 @@ class _Schemes:
     def __init__(self, prepared: Prepared, statistics: Statistics) -> None:
         self.prepared, self.statistics = prepared, statistics
         self.known: dict[Any, QParams] = {}
-        names = dict.fromkeys(("W8A8", *prepared.config.candidates))
+        wide = [WIDEST for name in prepared.config.candidates if CANDIDATE_OF[name].activation_bits == WIDE_BITS]
+        names = dict.fromkeys(("W8A8", *prepared.config.candidates, *wide))
         self.uniform = {CANDIDATE_OF[name]: self._make(prepared.make_scheme(bits=CANDIDATE_OF[name])) for name in names}
 
     def _make(self, scheme: QuantScheme) -> UniformScheme:
-        return UniformScheme(scheme, self.prepared.choose_grids(scheme, self.statistics, self.known))
+        return UniformScheme(scheme, self.choose_grids(scheme))
 
-    def mix(self, candidates: Mapping[str, Candidate]) -> tuple[QuantScheme, Grids]:
-        """The scheme in which each layer has the candidate given for it, and its grids."""
-        layers = {name: LayerConfig(**self._bits(name, c)._asdict()) for name, c in candidates.items()}
-        scheme = self.prepared.make_scheme(layers)
-        return scheme, self.prepared.choose_grids(scheme, self.statistics, self.known)
+    def choose_grids(self, scheme: QuantScheme) -> Grids:
+        return self.prepared.choose_grids(scheme, self.statistics, self.known)
+
+    def mix(self, sets: Sequence[BitSet], bits: Bits) -> QuantScheme:
+        """The scheme in which each set has the candidate that the bits give it."""
+        chosen = list(zip(sets, bits, strict=True))
+        layers = {name: LayerConfig(**self._bits(name, c)._asdict()) for each, c in chosen for name in each.layers}
+        tensors = {each.tensors[0]: c.activation_bits for each, c in chosen if not each.layers}
+        return self.prepared.make_scheme(layers, tensors=tensors)
 
     def name_of(self, layer: str, candidate: Candidate) -> CandidateName:
         """The bits that a layer has at a candidate; a layer that the settings name keeps its own."""

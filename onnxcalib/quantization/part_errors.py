@@ -61,7 +61,7 @@ class PartErrors:
 
     def measure(self, grids: SetGrids, batches: Sequence[Batch]) -> float:
         """The error of the worst part, relative to its own power, with these sets on grids."""
-        switches = feed_switches(self.sets, grids)
+        switches = self._feed(grids)
         power: dict[str, float] = {}
         error: dict[str, float] = {}
         for feeds, wanted in batches:
@@ -73,11 +73,14 @@ class PartErrors:
                 error[part] = error.get(part, 0.0) + squares
         return max((error[part] / power[part] for part in power if power[part] > 0), default=0.0)
 
+    def _feed(self, grids: SetGrids) -> dict[str, np.ndarray]:
+        return feed_switches(self.sets, grids, signed=self.prepared.scheme.requirements.activation.signed)
+
     def _choose_runs(self) -> list[Batch]:
         samples, outputs = self.prepared.samples, _list_outputs(self.prepared)
         if not outputs:
             return []
-        none = feed_switches(self.sets, {})
+        none = self._feed({})
         power: list[dict[str, float]] = []
         runs = samples.split(1)
         for run in track(runs):

@@ -58,7 +58,7 @@ def prepare(
     plan: the bits of every layer. test: samples on which the result is measured; without them, some of the others are
     held out for that. Raises ModelError, DataError or ConfigError.
     """
-    config = run.config if plan is None else with_bits(run.config, plan.settings())
+    config = run.config if plan is None else with_bits(run.config, plan.settings(), plan.tensors)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     with run.stage("prepare"):
@@ -98,6 +98,7 @@ def prepare(
         prepared = place_by_values(replace(prepared, class_axes=axes), feeds)
         if plan is not None:
             plan.check_layers(layer.name for layer in prepared.scheme.layers)
+            plan.check_tensors(prepared.scheme.activations)
         _tell(prepared)
         return prepared
 

@@ -88,9 +88,12 @@ class Prepared:
         return PaddingMask(self.original)
 
     def make_scheme(
-        self, layers: Mapping[str, LayerConfig] | None = None, bits: Candidate | None = None
+        self,
+        layers: Mapping[str, LayerConfig] | None = None,
+        bits: Candidate | None = None,
+        tensors: Mapping[str, int] | None = None,
     ) -> QuantScheme:
-        """The quantization scheme of the settings, or of ``bits`` for all layers; ``layers`` overrides both."""
+        """The scheme of the settings, or of ``bits`` for all layers; ``layers`` and ``tensors`` override both."""
         return make_settings_scheme(
             self.model,
             self.config,
@@ -99,6 +102,7 @@ class Prepared:
             in_float=self.in_float,
             layers=layers,
             bits=bits,
+            tensors=tensors,
         )
 
     def make_widest_scheme(self) -> QuantScheme:
@@ -108,7 +112,7 @@ class Prepared:
 
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
-        planned = replace(self, config=with_bits(self.config, plan.settings()))
+        planned = replace(self, config=with_bits(self.config, plan.settings(), plan.tensors))
         return replace(planned, scheme=planned.make_scheme())
 
     def leave(self, reasons: Mapping[str, str]) -> Prepared:
@@ -198,6 +202,7 @@ def make_settings_scheme(
     in_float: Mapping[str, str] | None = None,
     layers: Mapping[str, LayerConfig] | None = None,
     bits: Candidate | None = None,
+    tensors: Mapping[str, int] | None = None,
 ) -> QuantScheme:
     """The scheme of the settings; see ``Prepared`` for ``in_float``, and its ``make_scheme`` for the rest."""
     chosen = resolve_names(model, config, before=original)
@@ -211,12 +216,15 @@ def make_settings_scheme(
         embedding_bits=config.embedding_bits or config.weight_bits,
         pair_limits=config.weight_range == "bounded",
         requirements=requirements,
-        tensors=config.tensors,
+        tensors={**config.tensors, **(tensors or {})},
         selection=Selection(chosen.excluded.union(in_float or ()), (*chosen.layers, *(layers or {}).items())),
     )
 
 
-def with_bits(config: QuantizeConfig, layers: Mapping[str, LayerConfig]) -> QuantizeConfig:
-    """The settings with these bits for single layers."""
+def with_bits(
+    config: QuantizeConfig, layers: Mapping[str, LayerConfig], tensors: Mapping[str, int] | None = None
+) -> QuantizeConfig:
+    """The settings with these bits for single layers and tensors."""
     others = {name: each for name, each in config.layers.items() if name not in layers}
-    return config.model_copy(update={"layers": {**others, **layers}})  # the last entry that names a layer holds
+    bits = {"layers": {**others, **layers}, "tensors": {**config.tensors, **(tensors or {})}}
+    return config.model_copy(update=bits)  # the last entry that names a layer holds

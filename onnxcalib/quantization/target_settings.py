@@ -8,7 +8,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF
-from ..config import FLOAT_BITS, WIDE_BITS, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, CANDIDATES, FLOAT_BITS, FULL_BITS, WIDE_BITS, CandidateName, LayerConfig, QuantizeConfig
 from ..errors import ConfigError, ModelError
 from ..graph.passes.opset import opset_of
 from ..spec import Candidate, InputSpec, Requirements, spell_shape
@@ -25,7 +25,7 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     _check_bits(config, target)
     decided: dict[str, Any] = {
         "weight_range": "bounded" if target.bounded_weights else "full",
-        "candidates": tuple(name for name in config.candidates if _takes(needs, CANDIDATE_OF[name])),
+        "candidates": _choose_candidates(config, needs),
     }
     if not needs.through_cast:
         decided["encoding"] = "standard"
@@ -105,7 +105,19 @@ def _check_bits(config: QuantizeConfig, target: Target) -> None:
             )
     for name, bits in config.tensors.items():
         _check_activation(f"tensors: {name!r}", bits, target)
+    if config.max_a16 is not None:
+        if WIDE_BITS not in needs.activation_bits:
+            why = "computes 16 bits in float" if target.wide_in_float else f"takes {_join(needs.activation_bits)}"
+            raise ConfigError(
+                f"max_a16: found {config.max_a16:g}; target {target.name!r} {why}; give a target of 16-bit"
+                " activations, such as qnn, or leave it out"
+            )
     if "candidates" in config.model_fields_set:
+        if config.max_a16 is not None and not config.wide:
+            raise ConfigError(
+                f"max_a16: found {config.max_a16:g} beside candidates {', '.join(config.candidates)}; one of 16 bits is"
+                " needed; add W8A16"
+            )
         for each in map(CANDIDATE_OF.__getitem__, config.candidates):
             _check("candidates", each.weight_bits, needs.weight_bits, target)
             _check_activation("candidates", each.activation_bits, target)
@@ -114,6 +126,22 @@ def _check_bits(config: QuantizeConfig, target: Target) -> None:
     _check("first_last_bits", config.first_last_bits, ends, target)
     if config.block_size is not None and needs.blocks:
         _check("block_size", config.block_size, needs.blocks, target)
+
+
+def _choose_candidates(config: QuantizeConfig, needs: Requirements) -> tuple[CandidateName, ...]:
+    """The candidates of the settings that the target takes.
+
+    Where max_a16 is the only budget, they are those of the settings' weights; beside others, all with 8 bits or more.
+    """
+    names = config.candidates
+    if config.max_a16 is not None:
+        alone = [name for name in BUDGETS if getattr(config, name) is not None] == ["max_a16"]
+        names = tuple(
+            name
+            for name, bits in ((name, CANDIDATE_OF[name]) for name in CANDIDATES)
+            if bits.activation_bits >= FULL_BITS and bits.weight_bits in ((config.weight_bits,) if alone else (8, 4))
+        )
+    return tuple(name for name in names if _takes(needs, CANDIDATE_OF[name]))
 
 
 def _takes(needs: Requirements, bits: Candidate) -> bool:

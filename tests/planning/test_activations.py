@@ -1,0 +1,103 @@
+"""Activations of 16 bits as candidates of a plan: which sets of tensors get them, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import onnx
+import pytest
+
+from onnxcalib import ConfigError, DataConfig, QuantizeConfig, plan, quantize
+from tests.test_pipeline import LIMITS, NET, SAMPLES
+
+EIGHT, WIDE = onnx.TensorProto.UINT8, onnx.TensorProto.UINT16
+ON_HTP = {"target": "qnn", "data": DataConfig(shape="1,3,8,8"), "effort": "fast"}
+
+
+@pytest.fixture
+def net(build, weigh):
+    weights = {"w1": weigh(8, 3, 3, 3), "w2": weigh(8, 8, 3, 3), "w3": weigh(8, 1, 3, 3), "w4": weigh(4, 8)}
+    return build(NET, **weights, b1=weigh(8), b2=weigh(8), b4=weigh(4), **LIMITS)
+
+
+def types_of(model):
+    """The type of the integers of each activation, by the name of the tensor in front of its QuantizeLinear."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    return {n.input[0]: types[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+
+
+def test_the_share_of_16_bits_is_kept_and_takes_the_loss_where_it_is_largest(net):
+    found = plan(net, SAMPLES, QuantizeConfig(max_a16=30, **ON_HTP))
+    assert found.budgets == {"max_a16": 30} and 0 < found.totals.a16 <= 30 and found.eight_bit.a16 == 0
+    assert found.totals.measured_loss < found.eight_bit.measured_loss / 2
+    assert set(found.layers.values()) <= {"W8A8", "W8A16"} and set(found.tensors.values()) == {8, 16}
+    assert {each.tensors for each in found.sets} >= {("image",), ("r",), ("c",), ("m", "f")}
+    assert sum(each.elements for each in found.sets) == 3 * 64 + 4 * 8 * 64 + 2 * 8 + 4
+
+
+def test_what_was_planned_is_written_tensors_that_no_layer_reads_too(net):
+    found = plan(net, SAMPLES, QuantizeConfig(max_a16=15, **ON_HTP))
+    types = types_of(quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=found).model)
+    read = {"image": "stem", "r": "inner", "t": "deep", "f": "head"}
+    for tensor, layer in read.items():
+        assert types[tensor] == (WIDE if found.layers[layer] == "W8A16" else EIGHT)
+    assert types["c"] == (WIDE if found.tensors["c"] == 16 else EIGHT)
+    edited = found.model_copy(update={"tensors": {"c": 16, "scores": 8}})
+    assert types_of(quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=edited).model)["c"] == WIDE
+
+
+def test_a_larger_share_never_loses_more(net, tmp_path):
+    config = QuantizeConfig(cache_dir=tmp_path, **ON_HTP)
+    plans = [plan(net, SAMPLES, config.model_copy(update={"max_a16": share})) for share in (2.0, 20.0, 60.0, 100.0)]
+    losses = [each.totals.predicted_loss for each in plans]
+    assert losses == sorted(losses, reverse=True) and losses[-1] == 0.0 and plans[-1].totals.a16 == 100
+
+
+def test_weights_and_activations_are_planned_together_beside_another_budget(net):
+    found = plan(net, SAMPLES, QuantizeConfig(max_size="0.99@8-bit", max_a16=40, **ON_HTP))
+    assert found.totals.bytes <= found.budgets["max_size"] and 0 < found.totals.a16 <= 40
+    bits = set(found.layers.values())
+    assert any(name.startswith("W4") for name in bits) and bits <= {"W8A8", "W4A8", "W8A16", "W4A16"}
+    result = quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=found)
+    assert result.report.quantized_bytes <= found.budgets["max_size"]
+
+
+def test_times_of_16_bits_are_read_from_a_file(net, tmp_path):
+    rows = ["layer,configuration,milliseconds"]
+    rows += [
+        f"{layer},{bits},{ms}"
+        for layer in ("stem", "inner", "deep", "head")
+        for bits, ms in (("W8A8", 1), ("W8A16", 2))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    times = {"max_latency": "5ms", "latencies": str(tmp_path / "t.csv"), "candidates": "W8A8,W8A16"}
+    found = plan(net, SAMPLES, QuantizeConfig(max_a16=100, **times, **ON_HTP))
+    assert found.totals.milliseconds == 5 and list(found.layers.values()).count("W8A16") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            {"target": "onnxruntime"},
+            "max_a16: found 15; target 'onnxruntime' computes 16 bits in float; give a target of 16-bit activations,"
+            " such as qnn, or leave it out",
+        ),
+        ({"target": "xint8"}, "max_a16: found 15; target 'xint8' takes 8; give a target of 16-bit activations"),
+        (
+            {"target": "qnn", "candidates": "W8A8,W4A8"},
+            "max_a16: found 15 beside candidates W8A8, W4A8; one of 16 bits is needed; add W8A16",
+        ),
+    ],
+)
+def test_a_share_that_cannot_be_used_is_refused(net, settings, complaint):
+    with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
+        plan(net, SAMPLES, QuantizeConfig(max_a16=15, data=DataConfig(shape="1,3,8,8"), **settings))
+
+
+def test_bits_of_a_tensor_without_a_grid_are_refused(net):
+    found = plan(net, SAMPLES, QuantizeConfig(max_a16=15, **ON_HTP))
+    edited = json.loads(found.to_json()) | {"tensors": {"nowhere": 16}}
+    with pytest.raises(ConfigError, match=r"^plan: found bits of tensor 'nowhere', and of 0 more; with these settings"):
+        quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=type(found).model_validate(edited))
