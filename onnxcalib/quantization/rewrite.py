@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 from ..config import FLOAT_BITS, QuantizeConfig
+from ..errors import ModelError
 from ..graph.edit import drop_dead
 from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET
 from ..graph.finite import refuse_not_finite
@@ -67,7 +68,7 @@ def rewrite(
     """
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
-    passes["raise_opset"] = int(raise_opset(model, least_opset(config, target)))
+    passes["raise_opset"] = int(_raise_opset(model, config, target))
     model.ir_version = max(model.ir_version, NEW_TYPES_IR if _has_new_types(config) else model.ir_version)
     for graph_pass in (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
@@ -99,11 +100,21 @@ def rewrite(
 
 
 def least_opset(config: QuantizeConfig, target: Target | None = None) -> int:
-    """The least opset of a file of these settings; of a target, that below which it takes none, or one spelled out."""
+    """The least opset of a file of these settings; of a target, that below which it takes none."""
     least = NEW_TYPES_OPSET if _has_new_types(config) else PER_CHANNEL_OPSET
-    if target is None:
-        return least
-    return max(least, target.requirements.opset[0] or 0, target.rewrites.opset or 0)
+    return least if target is None else max(least, target.requirements.opset[0] or 0)
+
+
+def _raise_opset(model: ModelProto, config: QuantizeConfig, target: Target | None) -> bool:
+    """Raise the model to the opset that the target is written at, or as far as it must be; whether it was raised."""
+    least = least_opset(config, target)
+    wanted = max(least, target.rewrites.opset or 0) if target is not None else least
+    try:
+        return raise_opset(model, wanted)
+    except ModelError:  # of an operator that has no newer form
+        if wanted == least:
+            raise
+    return raise_opset(model, least)
 
 
 def _has_new_types(config: QuantizeConfig) -> bool:

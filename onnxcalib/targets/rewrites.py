@@ -15,9 +15,10 @@ MOST_MASK = -100.0
 class Rewrites(Record):
     """The rewrites that a target needs; without a key, a model keeps its own form.
 
-    opset: the least that is written, where operators are whole that older opsets spell out, as Gelu is at 20. masks:
-    attention masks become (1 - mask) times this number, which is added to scores: for devices without booleans, or on
-    which the least float32 overflows. l2_norms: what divides vectors by their length becomes an LpNormalization.
+    opset: the least that is written where all operators have a form at it: there operators are whole that older opsets
+    spell out, as Gelu is at 20. masks: attention masks become (1 - mask) times this number, which is added to scores:
+    for devices without booleans, or on which the least float32 overflows. l2_norms: what divides vectors by their
+    length becomes an LpNormalization.
     """
 
     opset: Version | None = None

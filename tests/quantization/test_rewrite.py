@@ -6,6 +6,7 @@ from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import ModelError
 from onnxcalib.graph.index import attribute_of
 from onnxcalib.graph.passes.opset import opset_of
+from onnxcalib.quantization import rewrite as rewriting
 from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.quantization.unchanged import TOLERANCE, check_unchanged
 from onnxcalib.runtime.session import Session
@@ -112,3 +113,15 @@ def test_a_float16_model_computes_in_float32_within_a_tolerance_of_its_own(build
     feeds = {"x": draw(3, 4).astype(np.float16)}
     assert prepared.passes["widen_float16"] == 1 and prepared.tolerance > TOLERANCE
     assert change(model, prepared.model, feeds, tolerance=prepared.tolerance) < 1e-2
+
+
+def test_an_operator_without_a_newer_form_keeps_the_opset_that_a_target_only_prefers(model, monkeypatch):
+    def refuse(graph, least):
+        if least > 17:
+            raise ModelError("graph g: opset 17 cannot be raised to 21")
+        return False
+
+    monkeypatch.setattr(rewriting, "raise_opset", refuse)
+    assert opset_of(rewrite(copy(model), QuantizeConfig(), target=load_target("openvino")).model) == 17
+    with pytest.raises(ModelError, match="cannot be raised to 21"):
+        rewrite(copy(model), QuantizeConfig(weight_bits=4), target=load_target("openvino"))
