@@ -104,11 +104,10 @@ def folder(files, tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 def run_block(block: Block, folder: Path) -> None:
-    if block.language == "python":
-        if block.note.startswith("file: "):
-            (folder / block.note.removeprefix("file: ")).write_text(block.code)
-        else:
-            exec(compile(block.code, str(block), "exec"), {"__name__": "__main__"})
+    if block.note.startswith("file: "):
+        (folder / block.note.removeprefix("file: ")).write_text(block.code)
+    elif block.language == "python":
+        exec(compile(block.code, str(block), "exec"), {"__name__": "__main__"})
     elif block.language == "toml":
         (folder / "onnxcalib.toml").write_text(block.code)
         load_config(folder / "onnxcalib.toml")
