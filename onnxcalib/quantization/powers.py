@@ -37,8 +37,8 @@ FACTORS = (0.5, 2.0)
 MOST_RATIO = 3.5
 # The standard errors by which the loss must fall. Without them, what fits a few samples alone is taken too.
 CERTAIN = 1.0
-# No further samples are looked at where the loss has risen by so much.
-HOPELESS = 1.2
+# No further samples are looked at where the loss has risen by so much, or has not fallen on so many samples.
+HOPELESS, FIRST = 1.2, 16
 
 Allows = Callable[[Grids], bool]
 
@@ -66,12 +66,16 @@ def choose_powers(
     found, present = grids, judge.measure(grids.activations)
     if present is None or len(present) < LEAST_SAMPLES:
         return grids
-    for members, others in track([*tried.items()] * ROUNDS):
-        for grid in (each for each in others if each.scale != found.activations[members[0]].scale):
-            changed = found.updated(dict.fromkeys(members, grid))
-            losses = judge.measure(changed.activations, present) if allows(changed) else None
-            if losses is not None and _is_less(losses, present):
-                found, present = changed, losses
+    for _ in range(ROUNDS):
+        before = found
+        for members, others in track([*tried.items()]):
+            for grid in (each for each in others if each.scale != found.activations[members[0]].scale):
+                changed = found.updated(dict.fromkeys(members, grid))
+                losses = judge.measure(changed.activations, present) if allows(changed) else None
+                if losses is not None and _is_less(losses, present):
+                    found, present = changed, losses
+        if found is before:
+            break
     moved = sum(found.activations[t].scale != grids.activations[t].scale for t, *_ in sets)
     prepared.run.observer.note(f"powers of two of activations: {moved} of {len(sets)} moved for the outputs")
     return found
@@ -132,7 +136,7 @@ class _Judge:
     def measure(self, grids: Mapping[str, QParams], present: np.ndarray | None = None) -> np.ndarray | None:
         """The loss of each sample: the squared error of the outputs, relative to their mean power.
 
-        None where the loss of the first samples has risen far above the present one.
+        None where the first samples show that it is not below the present one.
         """
         switches = feed_switches(self.sets, {members[0]: grids[members[0]] for members in self.sets})
         losses: list[float] = []
@@ -142,7 +146,8 @@ class _Judge:
             for name, squares in _sum_squares(self.prepared, self._subtract(given, wanted, feeds), count):
                 own += squares / self.power.get(name, np.inf)
             losses += own.tolist()
-            if present is not None and not sum(losses) <= HOPELESS * present[: len(losses)].sum():
+            most = HOPELESS if len(losses) < FIRST else 1.0
+            if present is not None and not sum(losses) <= most * present[: len(losses)].sum():
                 return None
         return np.asarray(losses)
 
