@@ -2,7 +2,8 @@
 
     python benchmarks/targets.py [--data DIR] [--models a,b] [--targets qnn,openvino] [--bits W8A8,W4A8] [--json FILE]
 
-Each file is made from the 256 images of TASK/calib256, in a process of its own, with static shapes. The data folder is
+Each file is made from the 256 images of TASK/calib256, in a process of its own, with static shapes; bits that a target
+does not take are left out. The data folder is
 that of benchmarks/accuracy.py. --own FILE.toml gives more settings of onnxcalib; --keep judges the files of --out.
 
 Columns: agreement % with the float model and sqnr_db of the outputs on all test images, from onnxruntime without graph
@@ -30,6 +31,7 @@ from accuracy import ROOT, SIZES, normalize, read_preprocessing
 from xint8 import Judge
 
 MODELS = ("cifar10_resnet20", "imagenet_mobilenetv2", "imagenet_efficientnet_lite0", "imagenet_squeezenet1.1")
+TARGETS = ("qnn", "openvino", "tensorrt", "symmetric")
 COLUMNS = {
     "agreement": ".1f",
     "sqnr_db": ".1f",
@@ -44,6 +46,15 @@ COLUMNS = {
 MOST_LOST = 0.5
 # After which a device that does not answer is given up.
 SECONDS = 300.0
+
+
+def takes(target: str, bits: str) -> bool:
+    """Whether files for a target may have these bits."""
+    from onnxcalib.targets import load_target
+
+    needs = load_target(target).requirements
+    weight, activation = map(int, re.findall(r"\d+", bits))
+    return weight in needs.weight_bits and activation in needs.activation_bits
 
 
 def quantize(job: dict[str, Any]) -> None:
@@ -159,7 +170,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     default = Path(os.environ.get("ONNXCALIB_DATA", ROOT.parent / "shared/data"))
     parser.add_argument("--data", type=Path, default=default, help="folder with models and images")
     parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS, help="names without .onnx")
-    parser.add_argument("--targets", type=lambda text: text.split(","), default=("qnn", "openvino", "tensorrt"))
+    parser.add_argument("--targets", type=lambda text: text.split(","), default=TARGETS)
     parser.add_argument("--bits", type=lambda text: text.upper().split(","), default=("W8A8", "W4A8"))
     parser.add_argument("--device-samples", type=int, default=48, help="images that run on the device; default: 48")
     parser.add_argument("--own", type=Path, help="TOML file with more settings of onnxcalib")
@@ -182,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         model = arguments.data / f"models/{name}.onnx"
         judge = DeviceJudge(model, arguments.data)
         for target in arguments.targets:
-            for bits in arguments.bits:
+            for bits in [each for each in arguments.bits if takes(target, each)]:
                 output, found = make(model, target, bits, arguments)
                 if "failed" not in found:
                     found |= measure(output, judge, target, arguments.device_samples)

@@ -28,6 +28,10 @@ def check_quantized_inputs(graph: GriddedGraph, rule: QuantizedInputs) -> Faults
         if given and missing and not alone:
             found = f"{spell_list(missing)} in float beside a quantized input"
             yield Found(graph.spell(node), found, "a DequantizeLinear in front of each of these inputs")
+        beside = {grid.stored for grid in given if grid.role == "weight"} & set(rule.only_alone)
+        if beside and any(grid.role == "activation" for grid in given):
+            found = f"a weight of {spell_list(sorted(beside))} beside a quantized input"
+            yield Found(graph.spell(node), found, "a float input beside such a weight")
 
 
 def check_whole_units(graph: GriddedGraph, rule: WholeUnits) -> Faults:

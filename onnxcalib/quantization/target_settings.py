@@ -94,8 +94,8 @@ def _check_bits(config: QuantizeConfig, target: Target) -> None:
     for where, settings in every:
         weight = settings.weight_bits or config.weight_bits
         activation = settings.activation_bits or config.activation_bits
-        _check(f"{where}weight_bits", weight, needs.weight_bits, target)
         if activation != FLOAT_BITS:
+            _check(f"{where}weight_bits", weight, needs.weight_bits, target)
             _check_activation(f"{where}activation_bits", activation, target)
         elif weight not in needs.weights_alone:
             alone = _join(needs.weights_alone) or "no weights"

@@ -162,12 +162,13 @@ class QuantizedInputs(Rule):
     """The inputs, by number, that a DequantizeLinear must make where it makes one of them; an empty list names all.
 
     weights_alone: types of weights that may stand beside a float activation. alone: operators in which they may; all of
-    the rule without it.
+    the rule without it. only_alone: types of weights that may not stand beside a quantized activation.
     """
 
     operators: ByOperator[tuple[Annotated[int, Field(strict=True, ge=0)], ...]]
     weights_alone: tuple[IntegerType, ...] = ()
     alone: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    only_alone: tuple[IntegerType, ...] = ()
 
 
 class WholeUnits(Rule):

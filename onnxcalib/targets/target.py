@@ -60,10 +60,11 @@ class Target(Record):
         weights = rules.weight_types.types if rules.weight_types else ("int8",)
         biases, outputs = rules.biases, rules.quantized_outputs
         inputs = rules.quantized_inputs.operators if rules.quantized_inputs and outputs else {}
+        only_alone = rules.quantized_inputs.only_alone if rules.quantized_inputs else ()
         return Requirements(
             activation=activation,
             activation_bits=_list_bits(types, signed=activation.signed),
-            weight_bits=_list_bits(weights, signed=True),
+            weight_bits=_list_bits(tuple(each for each in weights if each not in only_alone), signed=True),
             alone=frozenset(rules.quantized_inputs.alone if rules.quantized_inputs else ()),
             blocks=rules.weight_scales.blocks if rules.weight_scales else (),
             weights_alone=_list_bits(

@@ -304,6 +304,7 @@ SPOILT = {
     "bias no power of two": (("xint8",), "power_of_two", "b1", spoil_bias_scale(0.01), set()),
     "float input": (STRICT, "quantized_inputs", "conv2", read_float, LEAKS),
     "float table": (("qnn",), "whole_units", "looked_up", look_up, set()),
+    "int4 beside int8": (("tensorrt",), "quantized_inputs", "conv2", change_weight(I4), set()),
     "float input of Add": (("qnn", "xint8"), "quantized_inputs", "add", add_float, LEAKS),
     "float residual": (("tensorrt",), "residual_inputs", "add", add_floats, set()),
     "float output": (("qnn", "xint8"), "quantized_outputs", "scores", float_head, set()),

@@ -50,6 +50,7 @@ def test_what_the_user_gives_wins():
     ("target", "settings", "complaint"),
     [
         ("xint8", {"weight_bits": 4}, "weight_bits: found 4; target 'xint8' takes 8; give bits that it takes, or"),
+        ("tensorrt", {"weight_bits": 4}, "weight_bits: found 4; target 'tensorrt' takes 8; give bits that it takes"),
         ("xint8", {"first_last_bits": 4}, "first_last_bits: found 4; target 'xint8' takes 8"),
         ("tensorrt", {"activation_bits": 4}, "activation_bits: found 4; target 'tensorrt' takes 8"),
         (
