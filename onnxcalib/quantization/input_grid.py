@@ -30,25 +30,31 @@ LEVEL_SAMPLES, LEVEL_BATCH = 32, 4
 
 
 class LosslessGrids(NamedTuple):
-    """Tensor -> the grid that holds its levels without error, and how many layers were rescaled for that."""
+    """Tensor -> the grid that holds its levels without error, and those of the tensors that rescaling has made."""
 
     grids: Mapping[str, QParams]
-    rescaled: int
+    rescaled: tuple[str, ...]
 
 
 def find_lossless_grids(
-    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, padding: PaddingMask, threads: int = 0
+    model: ModelProto,
+    scheme: QuantScheme,
+    samples: CalibrationSet,
+    padding: PaddingMask,
+    threads: int = 0,
+    *,
+    rescales: bool = True,
 ) -> LosslessGrids:
     """Grids that hold the levels of the first layers' inputs without error, as found in some of the samples.
 
-    Where no grid with one scale holds them, the layer is rescaled, if possible, to read its input in units of the
-    levels. That changes ``model``, which then needs a new scheme. ``keep_lossless`` later drops the grids that do not
-    hold the values of all samples.
+    Where no grid with one scale holds them, the layer is rescaled, if possible and if ``rescales``, to read its input
+    in units of the levels. That changes ``model``, which then needs a new scheme. ``keep_lossless`` later drops the
+    grids that do not hold the values of all samples.
     """
     index = Index(model.graph)
     found: dict[tuple[str, bool], Levels | None] = {}
     fixed: dict[str, QParams] = {}
-    rewritten = 0
+    rescaled: list[str] = []
     for layer in first_layers(index, scheme):
         spec = scheme.activations[layer.input]
         key = (layer.input, layer.op == "Conv")
@@ -61,11 +67,11 @@ def find_lossless_grids(
         members = next((m for m in scheme.shared if layer.input in m), (layer.input,))
         if grid is not None and _moved_from_input(index, layer.input).issuperset(members):
             fixed |= dict.fromkeys(members, grid)
-        elif units is not None and scheme.requirements.placing == "fused" and can_rescale(model, layer):
+        elif units is not None and rescales and can_rescale(model, layer):
             factor, shift, unit_grid = units
-            fixed[rescale_input(model, layer, factor, shift)] = unit_grid
-            rewritten += 1
-    return LosslessGrids(fixed, rewritten)
+            rescaled.append(rescale_input(model, layer, factor, shift))
+            fixed[rescaled[-1]] = unit_grid
+    return LosslessGrids(fixed, tuple(rescaled))
 
 
 def first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:

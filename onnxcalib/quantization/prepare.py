@@ -15,7 +15,9 @@ from ..config import DataConfig, QuantizeConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
 from ..graph.draws import spell_draws
+from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
+from ..graph.index import Index
 from ..graph.load import inputs_of, load_model
 from ..graph.names import resolve_names
 from ..graph.passes.fix_inputs import fix_inputs, fix_specs
@@ -41,6 +43,7 @@ from .smoke_test import run_longest_texts
 from .target_settings import check_opset, check_shapes
 from .unchanged import check_unchanged
 
+AHEAD = "in front of the device, it puts what the input holds on a grid without error"
 # With fewer samples than these, a few unusual ones decide the ranges.
 FEW_SAMPLES = 16
 
@@ -151,18 +154,26 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     evened = even_layers(model, scheme, samples, run.threads)
     if evened:
         scheme = prepared.make_widest_scheme()
-    found = find_lossless_grids(model, scheme, samples, PaddingMask(model), run.threads)
+    rescales = not grouped or run.target.rewrites.rescaled_inputs
+    found = find_lossless_grids(model, scheme, samples, PaddingMask(model), run.threads, rescales=rescales)
     passes = {
         **prepared.passes,
         "even_channels": len(unlike),
         "even_joins": len(joins),
         "even_layers": evened,
-        "rescale_input": found.rescaled,
+        "rescale_input": len(found.rescaled),
     }
     for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):
         run.observer.note(line)
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
-    return replace(fitted, scheme=fitted.make_scheme())
+    fitted = replace(fitted, scheme=fitted.make_scheme())
+    return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted
+
+
+def _find_ahead(model: ModelProto, tensors: Sequence[str]) -> dict[str, str]:
+    """The nodes that make these tensors of the model's inputs, and why they stay in float."""
+    index = Index(model.graph)
+    return dict.fromkeys(sorted(needed_nodes(index, index.inputs, tensors)), AHEAD)
 
 
 def _tell(prepared: Prepared) -> None:
