@@ -22,7 +22,7 @@ from onnxcalib.report import (
     name_some,
     spell_positions,
 )
-from onnxcalib.validation.render import list_processors, spell_number, spell_saturation
+from onnxcalib.validation.render import PLAIN, list_processors, spell_number, spell_saturation
 
 from .console import open_console
 
@@ -30,7 +30,6 @@ MOST_REASONS = 8  # of nodes that stay in float; some are of one node each
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 FLATTERED = "1 to 8 dB at 4 bits and up to 2 dB at 8"  # in docs/results.md
 EXPECTED = "expected"  # the row of estimates, which has nothing but SQNR and agreement
-OTHER = "made for {0}: numbers are of exact sums, by onnxruntime without its optimizations"
 WORST_LAYERS = 5  # as many as one reads
 
 
@@ -49,7 +48,7 @@ def print_summary(report: Report, output: Path) -> None:
         if table.row_count:
             console.print(table)
     lines = [*_describe_blocks(report), *describe_in_float(report.in_float)]
-    lines += [OTHER.format(report.target)] if report.target else _describe_kernels(report)
+    lines += [f"made for {report.target}: numbers are {PLAIN}"] if report.target else _describe_kernels(report)
     lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from onnxcalib.report import name_some
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
+    PLAIN,
     Sheet,
     conclude,
     gather_toml,
@@ -63,9 +64,11 @@ def _describe_facts(verdict: Verdict) -> list[str]:
         lines = ["unfused Q/DQ, by reason:", *reasons] if reasons else []
     if verdict.saturation.layers or not is_judged(verdict, "max_saturating"):
         lines.append(spell_saturation(verdict.saturation))
+    if not verdict.fused:
+        lines = [f"outputs: {PLAIN}"]
     if text := spell_judged(verdict):
         lines.append(f"steps from the reference, from equal integers: {text}")
-    return lines + _describe_contract(verdict.contract, judged=is_judged(verdict, "max_steps"))
+    return lines + _describe_contract(verdict.contract, judged=is_judged(verdict, "max_steps") or not verdict.fused)
 
 
 def _describe_contract(contract: ContractRecord, *, judged: bool) -> list[str]:

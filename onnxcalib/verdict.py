@@ -197,7 +197,8 @@ class Verdict:
     """Everything that ``validate`` measured. It passes when every gate does.
 
     lint: the file against the rules of a target, where one was named. device: the file in the target's runtime, where
-    that is installed.
+    that is installed. fused: whether outputs are those of onnxruntime's optimized session, and its kernels were judged;
+    otherwise those of exact sums, as another target's runtime has kernels of its own.
     """
 
     float_model: str
@@ -218,6 +219,7 @@ class Verdict:
     warnings: tuple[str, ...] = ()
     lint: LintRecord | None = None
     device: DeviceRecord | None = None
+    fused: bool = True
 
     @property
     def passed(self) -> bool:

@@ -54,6 +54,11 @@ def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: i
     return ContractRecord(done, list_steps(integers, differences), find_mismatches(model), changes.sqnr_db)
 
 
+def check_pairs(quantized: ModelProto) -> ContractRecord:
+    """The tensors whose QuantizeLinear and DequantizeLinear differ alone; nothing is run."""
+    return ContractRecord(0, (), find_mismatches(tidy(quantized)))
+
+
 @dataclass
 class Difference:
     """How far optimizations move one integer tensor; ``steps`` is in quantization steps, ``moved`` counts values."""

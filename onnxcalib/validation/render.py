@@ -27,6 +27,8 @@ PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit 
 WORST_LAYERS = 10  # more would hardly be read
 MOST_OFF = 20  # nodes that a device does not run
 ABSENT = "-"
+# What stands in place of what onnxruntime's kernels make of a file for another target.
+PLAIN = "of exact sums, by onnxruntime without its optimizations"
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
 
 
@@ -74,6 +76,10 @@ def spell_measures(verdict: Verdict) -> Sheet:
 def spell_facts(verdict: Verdict) -> Sheet:
     """Unfused Q/DQ, kernel consistency and integer kernels, without what the gates on them say already."""
     contract, saturation = verdict.contract, verdict.saturation
+    judged = spell_judged(verdict)
+    reference = [("steps from the reference", ABSENT, ABSENT, judged)] if judged else []
+    if not verdict.fused:
+        return Sheet(MEASURE_HEADERS, (("outputs", ABSENT, ABSENT, PLAIN), *reference), named=False)
     rows: list[tuple[str, ...]] = []
     if not is_judged(verdict, "max_unfused"):
         rows.append(("unfused Q/DQ", ABSENT, str(len(verdict.unfused)), ""))
@@ -82,8 +88,7 @@ def spell_facts(verdict: Verdict) -> Sheet:
         rows += [("kernel consistency", ABSENT, ABSENT, text)] if text else []
     else:
         rows.append(_spell_contract(contract))
-    if text := spell_judged(verdict):
-        rows.append(("steps from the reference", ABSENT, ABSENT, text))
+    rows += reference
     if not is_judged(verdict, "max_saturating"):
         rows.append(("integer kernels", ABSENT, str(saturation.kernels), _spell_bounds(saturation)))
     return Sheet(MEASURE_HEADERS, tuple(rows), named=False)

@@ -34,12 +34,12 @@ from ..runtime.foreign import find_runtime
 from ..runtime.session import Session
 from ..spec import InputSpec
 from ..targets import load_target
-from ..verdict import DeviceRecord, Explanation, ReferenceRecord, Verdict
+from ..verdict import ContractRecord, DeviceRecord, Explanation, ReferenceRecord, Verdict
 from .arbitrate import arbitrate, find_obstacle, list_remarks
 from .compare import Comparisons, compare
 from .explain import explain as explain_loss
-from .judge import check_gates, check_reference, judge
-from .kernel_consistency import check_consistency, find_risks
+from .judge import KERNEL_GATES, check_gates, check_reference, judge
+from .kernel_consistency import check_consistency, check_pairs, find_risks
 from .on_device import check_placed, run_on_device
 from .score import Metric
 from .timing import clock
@@ -92,22 +92,20 @@ class _Run:
     ) -> Verdict:
         """The verdict on the float and the quantized model."""
         metric = load_metric(self.config.metric) if self.config.metric else None
-        self.observer.stage("load")
         sources = [model if isinstance(model, ModelProto) else Path(model) for model in models]
-        original, quantized = (load_model(source) for source in sources)
-        self._check_models(original, quantized)
+        original, quantized = self._load(*sources)
         lint = None if self.target is None else check_loaded(quantized, self.target, _name(sources[1]))
         interface = self._match_inputs(original, quantized)
         samples = open_calibration(data, interface, self.config.data, limit=self.config.samples)
         samples.tell(self.observer.note, self._warn)
-        classes = choose_labels(labels, samples)
-        self._check_labels(classes, metric, samples)
-        optimized, graph = optimize(quantized, self.threads)
+        classes = self._choose_labels(labels, metric, samples)
+        fused = self._asks_for_kernels()
+        session, graph = optimize(quantized, self.threads) if fused else self._open_plain(quantized)
         padding = PaddingMask(original)
         parts = find_parts(original, samples.read(range(samples.fixed_batch or 1)), self.threads)
         compared = self._compare(
             original,
-            optimized,
+            session,
             samples,
             labels=classes,
             labels_demanded=labels is not None or self.config.max_drop is not None,
@@ -118,10 +116,10 @@ class _Run:
         reference = self._arbitrate(original, quantized, samples, padding, parts)
         self.observer.stage("clock")
         latency = clock(original, quantized, samples, self.config.batch)
-        self.observer.stage("check kernels")
-        contract = check_consistency(quantized, samples, self.threads)
-        saturation = self._saturate((original, quantized), graph, samples, padding, parts)
-        self._warn_of_flips((original, quantized), samples, compared, padding, parts)
+        pair = original, quantized
+        contract = self._check_kernels(quantized, samples) if fused else check_pairs(quantized)
+        saturation = self._saturate(pair, graph, samples, padding, parts) if fused else SaturationRecord()
+        self._warn_of_flips(pair, samples, compared, padding, parts)
         verdict = Verdict(
             float_model=_name(sources[0]),
             quantized_model=_name(sources[1]),
@@ -139,14 +137,28 @@ class _Run:
             explanation=self._explain(original, quantized, samples, parts) if explain else None,
             warnings=tuple(self.warnings),
             lint=lint,
-            device=self._run_on_device((original, quantized), samples, padding, parts),
+            device=self._run_on_device(pair, samples, padding, parts),
+            fused=fused,
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
+
+    def _asks_for_kernels(self) -> bool:
+        """Whether onnxruntime's kernels are judged, which are not another target's: only where a gate asks for them."""
+        own = self.target is None or self.target.is_onnxruntime
+        return own or not KERNEL_GATES.isdisjoint(self.config.model_fields_set)
+
+    def _check_kernels(self, quantized: ModelProto, samples: CalibrationSet) -> ContractRecord:
+        self.observer.stage("check kernels")
+        return check_consistency(quantized, samples, self.threads)
+
+    def _open_plain(self, quantized: ModelProto) -> tuple[Session, GraphProto]:
+        """A session without optimizations, and no graph of kernels."""
+        return Session(quantized, name="the quantized model", optimize=False, threads=self.threads), GraphProto()
 
     def _compare(
         self,
         original: ModelProto,
-        optimized: Session,
+        quantized: Session,
         samples: CalibrationSet,
         *,
         labels: np.ndarray | None,
@@ -165,7 +177,7 @@ class _Run:
         size = batch_size(reference, samples)
         compared = compare(
             reference,
-            optimized,
+            quantized,
             samples,
             size,
             labels=labels,
@@ -270,6 +282,12 @@ class _Run:
             self._warn(text)
         return found
 
+    def _load(self, *sources: Path | ModelProto) -> tuple[ModelProto, ModelProto]:
+        self.observer.stage("load")
+        original, quantized = map(load_model, sources)
+        self._check_models(original, quantized)
+        return original, quantized
+
     def _check_models(self, original: ModelProto, quantized: ModelProto) -> None:
         self._check_reference(quantized)
         if drawing := spell_draws(quantized):
@@ -295,14 +313,16 @@ class _Run:
         if self.config.min_reference_sqnr is not None:
             check_reference(self.config, find_obstacle(quantized))
 
-    def _check_labels(
-        self, classes: np.ndarray | None, metric: tuple[str, Metric] | None, samples: CalibrationSet
-    ) -> None:
+    def _choose_labels(
+        self, labels: Path | np.ndarray | None, metric: tuple[str, Metric] | None, samples: CalibrationSet
+    ) -> np.ndarray | None:
+        classes = choose_labels(labels, samples)
         if self.config.max_drop is not None and classes is None and metric is None:
             raise GateError(
                 "max_drop: found no labels; accuracy needs the class of every sample; give --labels"
                 f" {find_list(samples) or 'FILE'}, or ask for --min-agreement or --min-sqnr in its place"
             )
+        return classes
 
     def _warn(self, text: str) -> None:
         text = escape_controls(text)  # names of models are in it
