@@ -72,7 +72,8 @@ class Requirements:
 
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
     those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
-    which they may, empty for all. blocks: numbers of neighbours that may share a scale there, empty for any.
+    which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
+    any.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
     Cast to 8. placing: which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and
@@ -89,6 +90,7 @@ class Requirements:
     weight_bits: tuple[int, ...] = (8, 4)
     weights_alone: tuple[int, ...] = (8, 4)
     alone: frozenset[str] = frozenset()
+    in_blocks: bool = True
     blocks: tuple[int, ...] = ()
     one_weight_scale: bool = False
     power_of_two_weights: bool = False

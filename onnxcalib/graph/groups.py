@@ -37,7 +37,7 @@ class Groups(NamedTuple):
 def place_groups(
     model: ModelProto, index: Index, layers: Collection[LayerScheme], skipped: frozenset[str], needs: Requirements
 ) -> Groups:
-    """Put every node of the target's operators on integers, but for those of ``skipped``.
+    """Put every layer and every node of the target's operators on integers, but for those of ``skipped``.
 
     layers: those whose input and weight are quantized. Other convolutions stay in float, and what reads a constant that
     no grid holds, such as a mask of infinities.
@@ -90,7 +90,8 @@ class _Finder:
         self.outputs: dict[str, list[str]] = {}
         inside: set[str] = set()
         for node in model.graph.node:
-            if node.name in skipped or node.name in inside or not is_op(node, *needs.grouped, *needs.through):
+            taken = node.name in self.inputs or is_op(node, *needs.grouped, *needs.through)
+            if node.name in skipped or node.name in inside or not taken:
                 continue
             operands = self._list_operands(node)
             constants = [t for t in operands if t in index.initializers]

@@ -65,8 +65,8 @@ def make_scheme(
     Add, a pool or a float operator reads too has 8 bits at least, and is requantized for the layers that need fewer.
     Layers of 32 bits read float tensors. first_last_bits: of the weight of layers that no other layer precedes or
     follows; their input has at least these.
-    block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is FLOAT_INPUT_BLOCK for
-    4-bit weights and one scale a channel for others.
+    block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is the target's own, or
+    FLOAT_INPUT_BLOCK, for 4-bit weights and one scale a channel for others.
     pair_limits: choose integers of weights with which no kernel's sums can saturate.
     selection: settings of single layers, which override the others. tensors: more bits of single activations, and of
     the layers that read them. requirements: of the target, by default onnxruntime's.
@@ -76,7 +76,7 @@ def make_scheme(
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
     found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
-    layers = _choose_layers(model, found, selection, first_last_bits, block_size)
+    layers = _choose_layers(model, found, selection, first_last_bits, block_size=block_size, requirements=requirements)
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     quantized, float_reads = placed.quantized, placed.float_reads
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
@@ -151,14 +151,16 @@ def _choose_layers(
     found: tuple[LayerScheme, ...],
     selection: Selection,
     first_last_bits: int,
+    *,
     block_size: int | None,
+    requirements: Requirements,
 ) -> tuple[LayerScheme, ...]:
     """The layers that are not excluded, with the bits and the blocks that the settings give them."""
     layers = _select(model, found, selection)
     ends = end_layers(model.graph, {layer.name for layer in found})
     layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
-    return _give_blocks(layers, block_size)
+    return _give_blocks(layers, block_size, requirements)
 
 
 def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:
@@ -211,7 +213,9 @@ def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[
     return layer if limit >= -2 * spec.qmin else replace(layer, weight_spec=replace(spec, pair_limit=limit))
 
 
-def _give_blocks(layers: tuple[LayerScheme, ...], block_size: int | None) -> tuple[LayerScheme, ...]:
+def _give_blocks(
+    layers: tuple[LayerScheme, ...], block_size: int | None, requirements: Requirements
+) -> tuple[LayerScheme, ...]:
     """Let groups of inputs share a scale in the layers for which onnxruntime has a kernel that takes them."""
     fit = {layer.name for layer in layers if layer.reads_float and layer.op in MATRIX_LAYERS}
     if block_size is not None and not fit:
@@ -219,10 +223,10 @@ def _give_blocks(layers: tuple[LayerScheme, ...], block_size: int | None) -> tup
             f"block_size: found {block_size}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
             " have blocks; leave it out"
         )
+    usual = (requirements.blocks or (FLOAT_INPUT_BLOCK,))[0] if requirements.in_blocks else None
     return tuple(
         replace(layer, weight_spec=replace(layer.weight_spec, block=block))
-        if layer.name in fit
-        and (block := block_size or (FLOAT_INPUT_BLOCK if layer.weight_spec.bits < FULL_BITS else None))
+        if layer.name in fit and (block := block_size or (usual if layer.weight_spec.bits < FULL_BITS else None))
         else layer
         for layer in layers
     )

@@ -125,7 +125,8 @@ def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, 
 def trace_frontier(assembler: Assembler, config: QuantizeConfig, name_of: NameOf) -> Frontier:
     """The least sum of losses for sizes from the smallest file to the file of least loss, and the uniform choices.
 
-    No assembled model's loss is measured. The loss falls from point to point.
+    Of the budgets, max_a16 alone limits them. No assembled model's loss is measured. The loss falls from point to
+    point.
     """
     sets = [keep_candidates(each, config.candidates) for each in assembler.sets]
     smallest = assembler.size(find_smallest(sets))
@@ -133,7 +134,7 @@ def trace_frontier(assembler: Assembler, config: QuantizeConfig, name_of: NameOf
     points: list[Point] = []
     least = math.inf
     for budget in np.linspace(smallest, max(best, smallest), POINTS):
-        bits = solve_once(sets, Budgets(bytes=float(budget)), assembler.size)
+        bits = solve_once(sets, Budgets(bytes=float(budget), a16=config.max_a16), assembler.size)
         if predict(sets, bits) < least:
             points.append(_make_point(assembler, bits, name_of))
             least = predict(sets, bits)

@@ -40,7 +40,7 @@ from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
-from .target_settings import check_opset, check_shapes
+from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
 
 AHEAD = "in front of the device, it puts what the input holds on a grid without error"
@@ -61,7 +61,10 @@ def prepare(
     plan: the bits of every layer. test: samples on which the result is measured; without them, some of the others are
     held out for that. Raises ModelError, DataError or ConfigError.
     """
-    config = run.config if plan is None else with_bits(run.config, plan.settings(), plan.tensors)
+    config = run.config
+    if plan is not None:
+        config = with_bits(config, plan.settings(), plan.tensors)
+        check_bits(config, run.target, where="plan: ")  # which may have been made for another target
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     with run.stage("prepare"):

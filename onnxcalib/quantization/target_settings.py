@@ -22,7 +22,7 @@ MOST_EXAMPLES, USUAL_IMAGE, USUAL_TEXT, USUAL_RANK = 3, 224, 128, 3
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     """The settings, with what the target decides where they say nothing. Raises ConfigError for what it has not."""
     needs = target.requirements
-    _check_bits(config, target)
+    check_bits(config, target)
     decided: dict[str, Any] = {
         "weight_range": "bounded" if target.bounded_weights else "full",
         "candidates": _choose_candidates(config, needs),
@@ -30,7 +30,6 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     if not needs.through_cast:
         decided["encoding"] = "standard"
     if config.activation_bits == FLOAT_BITS:
-        decided |= {"block_size": needs.blocks[0]} if needs.blocks else {}
         decided |= {"first_last_bits": config.weight_bits} if config.first_last_bits not in needs.weights_alone else {}
     if not target.is_onnxruntime:
         if config.placement != "all" and "placement" in config.model_fields_set:
@@ -84,27 +83,30 @@ def _choose_sides(spec: InputSpec) -> str:
     return ",".join(str(size or (usual if axis else 1)) for axis, size in enumerate(sides))
 
 
-def _check_bits(config: QuantizeConfig, target: Target) -> None:
-    """Refuse bits that the target has not, of all layers and of single ones."""
+def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
+    """Raise ConfigError for bits that the target has not: of all layers, single ones, tensors, tables, candidates.
+
+    where: what gave the bits of single layers and tensors, in front of the message.
+    """
     needs = target.requirements
     every: tuple[tuple[str, QuantizeConfig | LayerConfig], ...] = (
         ("", config),
-        *((f"layers: {name!r}: ", each) for name, each in config.layers.items()),
+        *((f"{where}layers: {name!r}: ", each) for name, each in config.layers.items()),
     )
-    for where, settings in every:
+    for place, settings in every:
         weight = settings.weight_bits or config.weight_bits
         activation = settings.activation_bits or config.activation_bits
         if activation != FLOAT_BITS:
-            _check(f"{where}weight_bits", weight, needs.weight_bits, target)
-            _check_activation(f"{where}activation_bits", activation, target)
+            _check(f"{place}weight_bits", weight, needs.weight_bits, target)
+            _check_activation(f"{place}activation_bits", activation, target)
         elif weight not in needs.weights_alone:
             alone = _join(needs.weights_alone) or "no weights"
             raise ConfigError(
-                f"{where}activation_bits: found {FLOAT_BITS} beside weights of {weight} bits; target {target.name!r}"
+                f"{place}activation_bits: found {FLOAT_BITS} beside weights of {weight} bits; target {target.name!r}"
                 f" takes it beside {alone} alone; give other bits"
             )
     for name, bits in config.tensors.items():
-        _check_activation(f"tensors: {name!r}", bits, target)
+        _check_activation(f"{where}tensors: {name!r}", bits, target)
     if config.max_a16 is not None:
         if WIDE_BITS not in needs.activation_bits:
             why = "computes 16 bits in float" if target.wide_in_float else f"takes {_join(needs.activation_bits)}"
@@ -124,8 +126,13 @@ def _check_bits(config: QuantizeConfig, target: Target) -> None:
     given_alone = config.activation_bits == FLOAT_BITS and "first_last_bits" in config.model_fields_set
     ends = needs.weights_alone if given_alone else needs.weight_bits
     _check("first_last_bits", config.first_last_bits, ends, target)
-    if config.block_size is not None and needs.blocks:
-        _check("block_size", config.block_size, needs.blocks, target)
+    if config.block_size is not None:
+        _check_blocks(config.block_size, target)
+    if not target.is_onnxruntime and not needs.through_cast and config.embedding_bits in (8, 4):
+        raise ConfigError(
+            f"embedding_bits: found {config.embedding_bits}; integers of a table are read through a Cast, which target"
+            f" {target.name!r} does not take; leave it out"
+        )
 
 
 def _choose_candidates(config: QuantizeConfig, needs: Requirements) -> tuple[CandidateName, ...]:
@@ -157,7 +164,20 @@ def _check_activation(name: str, found: int, target: Target) -> None:
     _check(name, found, target.requirements.activation_bits, target)
 
 
+def _check_blocks(found: int, target: Target) -> None:
+    needs = target.requirements
+    if not needs.in_blocks:
+        raise ConfigError(f"block_size: found {found}; target {target.name!r} takes no blocks; leave it out")
+    if needs.blocks and found not in needs.blocks:
+        raise ConfigError(f"block_size: found {found}; target {target.name!r} takes {_join(needs.blocks)}; give that")
+
+
 def _check(name: str, found: int, allowed: tuple[int, ...], target: Target) -> None:
+    if not allowed:
+        raise ConfigError(
+            f"{name}: found {found}; target {target.name!r} takes no types that can be written; weights are int8 or"
+            " int4, activations int16, int8, uint16, uint8 or uint4; give another target"
+        )
     if found not in allowed:
         raise ConfigError(
             f"{name}: found {found}; target {target.name!r} takes {_join(allowed)}; give bits that it takes, or another"

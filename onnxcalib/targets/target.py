@@ -19,6 +19,10 @@ from .rules import FixedGrids, IntegerType, Record, Rule, Rules
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
 SUFFIX = ".toml"
 OWN_RUNTIME = "onnxruntime"
+# The types that are written and their bits: of activations, and of weights. Activations of 4 bits are unsigned: those
+# behind a Relu, where they are used, would lose half of signed ones.
+SIGNED_BITS, UNSIGNED_BITS = {"int16": 16, "int8": 8}, {"uint16": 16, "uint8": 8, "uint4": 4}
+WEIGHT_BITS = {"int8": 8, "int4": 4}
 
 
 class Target(Record):
@@ -50,10 +54,11 @@ class Target(Record):
         listed: tuple[IntegerType, ...] = rules.activation_types.types if rules.activation_types else ("uint8",)
         types = [each for each in listed if not (self.wide_in_float and _bits_of(each) == WIDE_BITS)]
         points, power = rules.activation_zero_points, rules.power_of_two
+        first = (types or listed)[0]
         activation = QuantSpec(
             FULL_BITS,
-            signed=types[0].startswith("int"),
-            symmetric=points is not None and (not points.types or types[0] in points.types),
+            signed=first.startswith("int"),
+            symmetric=points is not None and (not points.types or first in points.types),
             power_of_two=power is not None and "activations" in power.of,
             least_range=rules.least_range.least if rules.least_range else 0.0,
         )
@@ -63,12 +68,13 @@ class Target(Record):
         only_alone = rules.quantized_inputs.only_alone if rules.quantized_inputs else ()
         return Requirements(
             activation=activation,
-            activation_bits=_list_bits(types, signed=activation.signed),
-            weight_bits=_list_bits(tuple(each for each in weights if each not in only_alone), signed=True),
+            activation_bits=_list_bits(types, SIGNED_BITS if activation.signed else UNSIGNED_BITS),
+            weight_bits=_list_bits([each for each in weights if each not in only_alone], WEIGHT_BITS),
             alone=frozenset(rules.quantized_inputs.alone if rules.quantized_inputs else ()),
+            in_blocks=rules.weight_scales is None or rules.weight_scales.granularity == "block",
             blocks=rules.weight_scales.blocks if rules.weight_scales else (),
             weights_alone=_list_bits(
-                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, signed=True
+                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, WEIGHT_BITS
             ),
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
             power_of_two_weights=power is not None and "weights" in power.of,
@@ -154,10 +160,9 @@ def _bits_of(kind: str) -> int:
     return int(kind.lstrip("uint"))
 
 
-def _list_bits(types: Sequence[str], *, signed: bool) -> tuple[int, ...]:
-    """The bits of those of the types that are signed, or are not, most bits first."""
-    kind = "int" if signed else "uint"
-    return tuple(sorted((int(each.removeprefix(kind)) for each in types if each.startswith(kind)), reverse=True))
+def _list_bits(types: Sequence[str], written: Mapping[str, int]) -> tuple[int, ...]:
+    """The bits of those of the types that ``quantize`` writes, most bits first."""
+    return tuple(sorted((written[each] for each in types if each in written), reverse=True))
 
 
 def _read_fixed(rule: FixedGrids | None, *, signed: bool) -> dict[tuple[str, int], tuple[float, int]]:

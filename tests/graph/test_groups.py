@@ -210,3 +210,10 @@ def test_the_rows_of_a_table_are_looked_up_on_its_own_grid():
     scheme, _ = emit(model)
     assert list(scheme.activations) == ["table", "x", "r", "d", "c", "y"]
     assert scheme.shared == (("table", "r", "d"),) and scheme.constants == {"table"}
+
+
+def test_a_layer_that_a_target_of_groups_does_not_name_is_on_integers_too():
+    body = "a = Conv(x, w)\nb = Mul(a, a)\nc = Add(b, b)\ny = Conv(c, w)"
+    scheme, written = emit(read(body), replace(QNN, grouped=frozenset({"Mul"}), through=frozenset()))
+    assert set(scheme.activations) >= {"x", "a", "b", "c", "y"} and len(scheme.layers) == 2
+    onnx.checker.check_model(written)

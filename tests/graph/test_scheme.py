@@ -10,6 +10,7 @@ from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.passes.fold import fold_constants
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.spec import Requirements
 
 CONV = "Conv <pads = [1, 1, 1, 1]>"
 WEIGHTS = {f"{kind}{i}": shape for i in range(1, 6) for kind, shape in (("w", (4, 4, 3, 3)), ("b", (4,)))}
@@ -508,6 +509,14 @@ def test_one_layer_alone_may_read_float(mixed):
     scheme = make_scheme(mixed, selection=selection)
     assert set(scheme.activations) == {"x", "a", "m"}
     assert [layer.weight_spec.block for layer in scheme.layers] == [None, 32, None]
+
+
+def test_blocks_of_matrices_are_those_of_the_target(mixed):
+    def list_blocks(**needs):
+        scheme = make_scheme(mixed, weight_bits=4, activation_bits=32, requirements=Requirements(**needs))
+        return [layer.weight_spec.block for layer in scheme.layers if layer.weight_spec.bits == 4]
+
+    assert list_blocks() == [32] and list_blocks(blocks=(64, 128)) == [64] and list_blocks(in_blocks=False) == [None]
 
 
 @pytest.mark.parametrize("selection", [Selection(), Selection(layers=(("conv", LayerConfig(activation_bits=32)),))])

@@ -9,7 +9,7 @@ import pytest
 
 from onnxcalib.config import LayerConfig, QuantizeConfig
 from onnxcalib.errors import ConfigError, ModelError
-from onnxcalib.quantization.target_settings import check_opset, check_shapes, settle
+from onnxcalib.quantization.target_settings import check_bits, check_opset, check_shapes, settle
 from onnxcalib.spec import InputSpec
 from onnxcalib.targets import load_target
 
@@ -42,8 +42,8 @@ def test_bits_are_planned_among_those_that_a_target_takes():
 
 
 def test_what_the_user_gives_wins():
-    found = of_target("qnn", encoding="runtime", weight_range="bounded", embedding_bits=8)
-    assert (found.weight_range, found.encoding, found.embedding_bits) == ("bounded", "runtime", 8)
+    found = of_target("openvino", encoding="standard", weight_range="full", embedding_bits=8)
+    assert (found.weight_range, found.encoding, found.embedding_bits) == ("full", "standard", 8)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,35 @@ def test_what_the_user_gives_wins():
             "candidates: found 16; target 'onnxruntime' computes activations of 16 bits in float",
         ),
         ("xint8", {"activation_bits": 16}, "activation_bits: found 16; target 'xint8' takes 8"),
+        ("tensorrt", {"block_size": 32}, "block_size: found 32; target 'tensorrt' takes 64 or 128; give that"),
+        ("openvino", {"block_size": 32}, "block_size: found 32; target 'openvino' takes no blocks; leave it out"),
+        (
+            "qnn",
+            {"embedding_bits": 8},
+            "embedding_bits: found 8; integers of a table are read through a Cast, which target 'qnn' does not take;",
+        ),
         ("qnn", {"placement": "cost"}, "placement: found 'cost' beside target 'qnn'; times are known of onnxruntime"),
     ],
 )
 def test_what_a_target_has_not_is_refused(target, settings, complaint):
     with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
         of_target(target, **settings)
+
+
+def test_bits_of_a_plan_for_another_target_are_refused_as_those_of_the_plan():
+    given = QuantizeConfig(layers={"a": LayerConfig(activation_bits=4)})
+    with pytest.raises(ConfigError, match=r"^plan: layers: 'a': activation_bits: found 4; target 'qnn' takes 16 or 8"):
+        check_bits(given, load_target("qnn"), where="plan: ")
+    given = QuantizeConfig(tensors={"t": 16})
+    with pytest.raises(ConfigError, match=r"^plan: tensors: 't': found 16; target 'openvino' takes 8 or 4"):
+        check_bits(given, load_target("openvino"), where="plan: ")
+
+
+def test_a_target_of_types_that_are_never_written_is_refused(tmp_path):
+    path = tmp_path / "chip.toml"
+    path.write_text('name = "chip"\n[rules.weight_types]\ntypes = ["uint8"]\nsource = "page 7"\n')
+    with pytest.raises(ConfigError, match=r"^weight_bits: found 8; target 'chip' takes no types that can be written;"):
+        of_target(str(path))
 
 
 def test_weights_alone_are_taken_where_the_target_does():

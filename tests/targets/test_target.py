@@ -177,13 +177,24 @@ def test_the_rules_of_a_target_say_how_to_write_for_it():
         "xint8": "groups",
     }
     assert needs["qnn"].activation_bits == (16, 8) and needs["symmetric"].opset == (13, 20)
-    assert needs["tensorrt"].weights_alone == (4,) and needs["onnxruntime"].weights_alone == (16, 8, 4, 2)
+    assert needs["tensorrt"].weights_alone == (4,) and needs["onnxruntime"].weights_alone == (8, 4)
 
 
 def test_the_first_of_several_types_is_written(write):
     types = '[rules.activation_types]\ntypes = ["uint16", "int8", "uint8"]\nsource = "page 7"\n'
     needs = load_target(write(HEAD + types)).requirements
     assert needs.activation == QuantSpec(8) and needs.activation_bits == (16, 8)
+
+
+def test_types_are_listed_that_can_be_written(write):
+    types = '[rules.activation_types]\ntypes = {}\nin_float = ["uint16"]\nsource = "page 7"\n'
+    assert load_target(write(HEAD + types.format('["int8", "int4"]'))).requirements.activation_bits == (8,)
+    assert load_target(write(HEAD + types.format('["uint16"]'))).requirements.activation_bits == ()
+
+
+def test_blocks_are_for_targets_whose_weights_may_have_them():
+    found = {name for name in NAMES if load_target(name).requirements.in_blocks}
+    assert found == {"onnxruntime", "tensorrt"}
 
 
 def test_a_file_of_ones_own_has_another_name_than_the_targets_of_the_package(write):
