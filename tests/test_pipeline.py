@@ -79,6 +79,12 @@ def test_single_tensors_may_have_16_bits(net):
     assert bits == {"stem": 8, "inner": 16, "deep": 8, "head": 8}
 
 
+def test_bits_of_a_tensor_without_a_grid_are_refused(net):
+    complaint = "tensors: found bits of 'q'; a tensor that is quantized has bits, such as 'image'; take it out"
+    with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
+        quantize(net, SAMPLES, settings(tensors={"q": 16}, **ON_HTP))
+
+
 @pytest.mark.parametrize(("weight_bits", "activation_bits"), [(4, 8), (4, 4), (8, 4)])
 def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_plain, weight_bits, activation_bits):
     given = []

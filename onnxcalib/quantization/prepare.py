@@ -11,9 +11,10 @@ import numpy as np
 from onnx import ModelProto
 
 from ..bitplan import BitPlan
-from ..config import DataConfig, QuantizeConfig
+from ..config import FULL_BITS, WIDE_BITS, DataConfig, QuantizeConfig, find_nearest
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
+from ..errors import ConfigError, spell_value
 from ..graph.draws import spell_draws
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
@@ -24,7 +25,7 @@ from ..graph.passes.fix_inputs import fix_inputs, fix_specs
 from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn, name_some
 from ..runtime.session import Session, is_float
-from ..spec import InputSpec
+from ..spec import InputSpec, QuantScheme
 from .approximations import approximate
 from .channel_scales import even_channels
 from .class_axes import find_class_axes
@@ -63,6 +64,8 @@ def prepare(
     """
     config = run.config
     if plan is not None:
+        if config.activation_bits == WIDE_BITS:  # which tensors would have that the plan gives 8
+            config = config.model_copy(update={"activation_bits": FULL_BITS})
         config = with_bits(config, plan.settings(), plan.tensors)
         check_bits(config, run.target, where="plan: ")  # which may have been made for another target
     check_shapes(inputs_of(original), run.target)
@@ -105,6 +108,7 @@ def prepare(
         if plan is not None:
             plan.check_layers(layer.name for layer in prepared.scheme.layers)
             plan.check_tensors(prepared.scheme.activations)
+        _check_tensors(run.config, prepared.scheme)
         _tell(prepared)
         return prepared
 
@@ -177,6 +181,18 @@ def _find_ahead(model: ModelProto, tensors: Sequence[str]) -> dict[str, str]:
     """The nodes that make these tensors of the model's inputs, and why they stay in float."""
     index = Index(model.graph)
     return dict.fromkeys(sorted(needed_nodes(index, index.inputs, tensors)), AHEAD)
+
+
+def _check_tensors(config: QuantizeConfig, scheme: QuantScheme) -> None:
+    """Raise ConfigError for bits of a tensor that has no grid."""
+    for name in config.tensors:
+        if name not in scheme.activations:
+            near = find_nearest(name, tuple(scheme.activations))
+            hint = f"did you mean {near!r}" if near else "take it out"
+            raise ConfigError(
+                f"tensors: found bits of {spell_value(name)}; a tensor that is quantized has bits, such as"
+                f" {next(iter(scheme.activations), 'none here')!r}; {hint}"
+            )
 
 
 def _tell(prepared: Prepared) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..config import FLOAT_BITS, QuantizeConfig
+from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..errors import ConfigError, escape_controls
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, Observer
@@ -27,8 +27,13 @@ class Run:
         """Raises ConfigError for settings that contradict each other, and for a device that is not there."""
         if config.planned and config.float_activations:
             raise ConfigError(
-                f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read 8 or 4;"
+                f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read integers;"
                 " take one of them out"
+            )
+        if config.planned and config.activation_bits == WIDE_BITS:
+            raise ConfigError(
+                f"activation_bits: found {WIDE_BITS} beside a budget, which says where activations have as many; take"
+                " one of them out"
             )
         self.target = load_target(config.target)
         self.config = settle(config, self.target)

@@ -29,6 +29,16 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     }
     if not needs.through_cast:
         decided["encoding"] = "standard"
+        if config.encoding != "standard" and "encoding" in config.model_fields_set:
+            raise ConfigError(
+                f"encoding: found {config.encoding!r}, which reads 4 bits through a Cast; target {target.name!r} takes"
+                " none; leave it out"
+            )
+    if config.planned and not _takes(needs, Candidate(FULL_BITS, FULL_BITS)):
+        raise ConfigError(
+            f"target: found {target.name!r} beside a budget; bits are planned against W8A8, which it does not take;"
+            " leave the budget out"
+        )
     if config.activation_bits == FLOAT_BITS:
         decided |= {"first_last_bits": config.weight_bits} if config.first_last_bits not in needs.weights_alone else {}
     if not target.is_onnxruntime:
@@ -106,6 +116,11 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
                 f" takes it beside {alone} alone; give other bits"
             )
     for name, bits in config.tensors.items():
+        if bits < config.activation_bits < FLOAT_BITS:
+            raise ConfigError(
+                f"{where}tensors: {name!r}: found {bits} beside activation_bits {config.activation_bits}; a tensor may"
+                " have more bits than the others; give all the fewest, and these to single tensors"
+            )
         _check_activation(f"{where}tensors: {name!r}", bits, target)
     if config.max_a16 is not None:
         if WIDE_BITS not in needs.activation_bits:

@@ -43,6 +43,8 @@ def test_what_was_planned_is_written_tensors_that_no_layer_reads_too(net):
     for tensor, layer in read.items():
         assert types[tensor] == (WIDE if found.layers[layer] == "W8A16" else EIGHT)
     assert types["c"] == (WIDE if found.tensors["c"] == 16 else EIGHT)
+    wide = QuantizeConfig(activation_bits=16, **ON_HTP)
+    assert types_of(quantize(net, SAMPLES, wide, plan=found).model) == types
     edited = found.model_copy(update={"tensors": {"c": 16, "scores": 8}})
     assert types_of(quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=edited).model)["c"] == WIDE
 

@@ -86,6 +86,16 @@ def test_what_the_user_gives_wins():
             "candidates: found 16; target 'onnxruntime' computes activations of 16 bits in float",
         ),
         ("xint8", {"activation_bits": 16}, "activation_bits: found 16; target 'xint8' takes 8"),
+        (
+            "qnn",
+            {"encoding": "runtime"},
+            "encoding: found 'runtime', which reads 4 bits through a Cast; target 'qnn' takes",
+        ),
+        (
+            "qnn",
+            {"tensors": {"a": 8}, "activation_bits": 16},
+            "tensors: 'a': found 8 beside activation_bits 16; a tensor may have more bits than the others; give all",
+        ),
         ("tensorrt", {"block_size": 32}, "block_size: found 32; target 'tensorrt' takes 64 or 128; give that"),
         ("openvino", {"block_size": 32}, "block_size: found 32; target 'openvino' takes no blocks; leave it out"),
         (
@@ -110,11 +120,27 @@ def test_bits_of_a_plan_for_another_target_are_refused_as_those_of_the_plan():
         check_bits(given, load_target("openvino"), where="plan: ")
 
 
-def test_a_target_of_types_that_are_never_written_is_refused(tmp_path):
-    path = tmp_path / "chip.toml"
-    path.write_text('name = "chip"\n[rules.weight_types]\ntypes = ["uint8"]\nsource = "page 7"\n')
+@pytest.fixture
+def write(tmp_path):
+    """Writes a target of these types of weights, and gives its path."""
+
+    def make(types: str) -> str:
+        text = f'name = "chip"\n[rules.weight_types]\ntypes = ["{types}"]\nsource = "page 7"\n'
+        (tmp_path / "chip.toml").write_text(text)
+        return str(tmp_path / "chip.toml")
+
+    return make
+
+
+def test_bits_are_not_planned_for_a_target_without_8_bits(write):
+    settings = {"weight_bits": 4, "first_last_bits": 4, "max_bops": "0.1"}
+    with pytest.raises(ConfigError, match=r"^target: found 'chip' beside a budget; bits are planned against W8A8, "):
+        of_target(write("int4"), **settings)
+
+
+def test_a_target_of_types_that_are_never_written_is_refused(write):
     with pytest.raises(ConfigError, match=r"^weight_bits: found 8; target 'chip' takes no types that can be written;"):
-        of_target(str(path))
+        of_target(write("uint8"))
 
 
 def test_weights_alone_are_taken_where_the_target_does():
