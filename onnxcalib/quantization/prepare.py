@@ -62,12 +62,7 @@ def prepare(
     plan: the bits of every layer. test: samples on which the result is measured; without them, some of the others are
     held out for that. Raises ModelError, DataError or ConfigError.
     """
-    config = run.config
-    if plan is not None:
-        if config.activation_bits == WIDE_BITS:  # which tensors would have that the plan gives 8
-            config = config.model_copy(update={"activation_bits": FULL_BITS})
-        config = with_bits(config, plan.settings(), plan.tensors)
-        check_bits(config, run.target, where="plan: ")  # which may have been made for another target
+    config = run.config if plan is None else _take_bits(run, plan)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     with run.stage("prepare"):
@@ -111,6 +106,16 @@ def prepare(
         _check_tensors(run.config, prepared.scheme)
         _tell(prepared)
         return prepared
+
+
+def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
+    """The settings with the bits of a plan, which may have been made for another target. Raises ConfigError."""
+    config = run.config
+    if config.activation_bits == WIDE_BITS:  # which tensors would have that the plan gives 8
+        config = config.model_copy(update={"activation_bits": FULL_BITS})
+    config = with_bits(config, plan.settings(), plan.tensors)
+    check_bits(config, run.target, where="plan: ")
+    return config
 
 
 def _rewrite(
