@@ -163,13 +163,13 @@ def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_examp
 @pytest.mark.parametrize(
     ("command", "kind", "absent"),
     [
-        ("quantize", QuantizeConfig, {"layers"}),
+        ("quantize", QuantizeConfig, {"layers", "tensors"}),
         (
             "plan",
             QuantizeConfig,
             {
-                "layers", "weight_bits", "activation_bits", "block_size", "pipeline", "reconstruct", "statistics",
-                "biases", "steps", "views",
+                "layers", "tensors", "weight_bits", "activation_bits", "block_size", "pipeline", "reconstruct",
+                "statistics", "biases", "steps", "views",
             },
         ),
         ("validate", ValidateConfig, set()),
