@@ -20,6 +20,7 @@ POWER = 16
 TINY = float(np.finfo(np.float32).tiny)
 # Steps of Adam, and its largest rate for logarithms of factors. Twice as many change no error by more than a hundredth.
 STEPS, RATE = 200, 0.05
+MEAN_DECAY, SQUARE_DECAY, ADAM_EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba, Adam, 2015
 # Shares of an octave that are tried as a common factor, and rounds over all junctions.
 FINE, ROUNDS = 16, 4
 
@@ -80,21 +81,36 @@ def choose_factors(
             torch.exp(torch.where(tied, torch.zeros_like(log), torch.minimum(log, most))) for log, (most, tied) in pairs
         ]
 
-    optimizer = torch.optim.Adam(logs, lr=RATE) if logs else None
-    for step in range(STEPS if optimizer is not None else 0):
-        assert optimizer is not None
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * (1 + np.cos(np.pi * step / STEPS)) / 2
-        optimizer.zero_grad()
+    adam = _Adam(logs)
+    for step in range(STEPS if logs else 0):
         factors = read()
-        torch.stack([each.errors(factors) for each in terms]).sum().log().backward()
-        optimizer.step()
+        loss = torch.stack([each.errors(factors) for each in terms]).sum().log()
+        adam.step(loss, RATE * (1 + np.cos(np.pi * step / STEPS)) / 2)
     with torch.no_grad():
         found = read()
         common = _fit_powers(layers, [each.steps_and_errors(found) for each in terms]) if power_of_two else {}
     return [
         Factors(each.numpy() * common.get(number, 1.0), common.get(number, 1.0)) for number, each in enumerate(found)
     ]
+
+
+class _Adam:
+    """Adam with its usual constants. torch.optim loads torch's compiler, for 2 s, which leaves a temporary folder."""
+
+    def __init__(self, variables: Sequence[torch.Tensor]) -> None:
+        self.variables, self.steps = variables, 0
+        self.moments = [(torch.zeros_like(each), torch.zeros_like(each)) for each in variables]
+
+    def step(self, loss: torch.Tensor, rate: float) -> None:
+        """Change the variables, of which the loss is a function, in place."""
+        self.steps += 1
+        gradients = torch.autograd.grad(loss, self.variables, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            for variable, gradient, (mean, square) in zip(self.variables, gradients, self.moments, strict=True):
+                mean.lerp_(gradient, 1 - MEAN_DECAY)
+                square.lerp_(gradient**2, 1 - SQUARE_DECAY)
+                spread = (square / (1 - SQUARE_DECAY**self.steps)).sqrt() + ADAM_EPSILON
+                variable -= rate / (1 - MEAN_DECAY**self.steps) * mean / spread
 
 
 class _Terms:

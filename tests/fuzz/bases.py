@@ -49,6 +49,9 @@ ENCODER = f"""encoder (int64[N, T] input_ids, int64[N, T] attention_mask) => (fl
 TEXTS = ["we see the house", "you paint a tree", "they see a river", "we paint the road"]
 QUIET = ("--pipeline", "light", "--threads", "1")
 OUT = (*QUIET, "-o", "out.onnx", "--report", "report.json")
+ON_HTP = ("--target", "qnn", "--shape", f"1,{INPUTS}")
+# A target of one's own, of which cases change the rules.
+CHIP = 'name = "chip"\n[rules.activation_types]\ntypes = ["uint8"]\nsource = "page 7"\n'
 LABEL_FILES = ("labels.csv", "labels.json", "labels.npy", "labels.npz", "labels.txt")
 # The output files of the bases, which a run may replace where they are there before.
 OUTPUTS = ("out.onnx", "report.json", "out.json", "junit.xml", "out.md")
@@ -57,6 +60,7 @@ MADE_BY_TOOL = (
     ("quantize", "mlp.onnx", "--calib", "mlp.npy", *QUIET, "-o", "mlp.q.onnx"),
     ("quantize", "cnn.onnx", "--calib", "images", *QUIET, "-o", "cnn.q.onnx"),
     ("plan", "mlp.onnx", "--calib", "mlp.npy", "--max-size", "9KB", "--jobs", "1", "-o", "plan.json"),
+    ("plan", "mlp.onnx", "--calib", "mlp.npy", *ON_HTP, "--max-a16", "60", "--jobs", "1", "-o", "wide.json"),
     ("calibrate", "mlp.onnx", "--calib", "mlp.npy", "-o", "ranges.json"),
 )  # fmt: skip
 
@@ -94,6 +98,11 @@ BASES: Mapping[str, Base] = {
     "external": Base(("external.onnx", "external.bin", "mlp.npy"), _quantize("external.onnx", "mlp.npy").command),
     "config": _quantize("mlp.onnx", "mlp.npy", "--config", "settings.toml"),
     "use plan": _quantize("mlp.onnx", "mlp.npy", "--plan", "plan.json"),
+    "use wide plan": Base(
+        ("mlp.onnx", "mlp.npy", "wide.json"),
+        (*_quantize("mlp.onnx", "mlp.npy", "--plan", "wide.json").command, *ON_HTP),
+    ),
+    "target": _quantize("mlp.onnx", "mlp.npy", "--target", "chip.toml"),
     "use ranges": _quantize("mlp.onnx", "mlp.npy", "--ranges", "ranges.json"),
     "calibrate": Base(("mlp.onnx", "mlp.npy"), ("calibrate", "mlp.onnx", "--calib", "mlp.npy", "-o", "out.json")),
     "plan": Base(("mlp.onnx", "mlp.npy"), (*_PLAN, "--max-size", "9KB")),
@@ -124,6 +133,7 @@ def write_files(folder: Path) -> None:
     _write_images(folder, rng)
     _write_texts(folder)
     (folder / "settings.toml").write_text('range = "min-max"\n[data]\nmean = 0.5\n[layers."first"]\nweight-bits = 4\n')
+    (folder / "chip.toml").write_text(CHIP)
     rows = [f"{layer},{bits},{time}" for layer in ("first", "second") for bits, time in _TIMES.items()]
     (folder / "latencies.csv").write_text("\n".join(["layer,configuration,milliseconds", *rows, ""]))
 

@@ -1,4 +1,4 @@
-"""Malformed settings: TOML, options of the command line, plans, ranges, latencies and tokenizers."""
+"""Malformed settings: TOML, options of the command line, targets, plans, ranges, latencies and tokenizers."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ WORDS += (
     "-5KB",
     "1e400KB",
     "1ms",
+    "15%",
+    "W8A8,W8A16",
+    "W4A16",
+    "qnn",
+    "xint8",
+    "tensorrt",
+    "chip.toml",
+    "1,8",
+    "x=1,8",
+    "x=",
+    "image=1,8",
 )
 COMMANDS = {"quantize": "mlp", "plan": "plan", "calibrate": "calibrate", "validate": "validate"}
 KEYS = (*(each.name for kind in (QuantizeConfig, ValidateConfig) for each in list_settings(kind)), "colour", "")
@@ -111,6 +122,42 @@ LINES = (
     'scheduler = "no://host"',
 )
 
+# Rules of targets as a user may write them: the name of each, and its keys.
+RULES = (
+    *(("activation_types", f"types = {types}") for types in ("['int8']", "['uint16', 'uint8']", "['int8', 'int4']")),
+    ("activation_types", "types = ['uint16']\nin_float = ['uint16']"),
+    ("activation_types", "types = ['int32']"),
+    ("activation_zero_points", "instead = { uint8 = 128 }"),
+    *(("weight_types", f"types = {types}") for types in ("['uint8']", "['int4']", "['int8', 'int4']")),
+    *(("weight_scales", f"granularity = '{each}'") for each in ("tensor", "channel", "block")),
+    ("weight_scales", "granularity = 'block'\nblocks = [16]"),
+    ("power_of_two", "of = ['activations', 'weights']"),
+    ("power_of_two", "of = ['biases', 'constants']"),
+    ("quantized_outputs", "operators = ['Conv']"),
+    ("quantized_outputs", "operators = ['Gemm']\nthrough = ['Relu']\nat_exit = ['Gemm']"),
+    ("quantized_inputs", "operators = { Gemm = [0, 1], Add = [] }"),
+    ("residual_inputs", ""),
+    ("aligned", "operators = ['Gemm', 'Relu']"),
+    ("biases", "kinds = { Gemm = ['int8'] }"),
+    ("biases", "kinds = { Gemm = ['float'] }"),
+    ("opset", "least = 17\nmost = 17"),
+    ("opset", "most = 12"),
+    ("least_range", "least = 50.0"),
+    ("fixed_grids", "grids = { Relu = { uint8 = [0.1, 0] } }"),
+    ("shift_cut", "operators = ['Gemm']\nends = [0, 2]"),
+    ("static_shapes", ""),
+    ("operators", "forbidden = ['Relu']"),
+)
+RULE_KEYS = ("types", "least", "of", "operators", "granularity", "blocks", "level", "runtime", "wide_sums", "between")
+TARGET_LINES = (
+    "[rewrites]\nopset = 21",
+    "[rewrites]\nmasks = 1.0",
+    "[rules]",
+    "[rules.pairs]",
+    "wide_sums = true",
+    "[",
+)
+
 
 def _config() -> st.SearchStrategy[Case]:
     """Lines of settings and values, some below tables."""
@@ -151,6 +198,8 @@ def _option(command: str) -> st.SearchStrategy[Case]:
             ("extra",),
             ("--help",),
             ("--samples", "2"),
+            ("--target=qnn", "--shape=1,8"),
+            ("--target=xint8",),
             ("--",),
         )
     )
@@ -159,7 +208,7 @@ def _option(command: str) -> st.SearchStrategy[Case]:
 
 
 def _records() -> st.SearchStrategy[Case]:
-    files = {"use plan": "plan.json", "use ranges": "ranges.json"}
+    files = {"use plan": "plan.json", "use wide plan": "wide.json", "use ranges": "ranges.json"}
 
     def make(base: str) -> st.SearchStrategy[Case]:
         change = change_json(files[base])
@@ -168,12 +217,26 @@ def _records() -> st.SearchStrategy[Case]:
     return st.sampled_from(sorted(files)).flatmap(make)
 
 
+def _targets() -> st.SearchStrategy[Case]:
+    """A few rules that are good alone, with a key or two that may fit none."""
+    rule = st.sampled_from(RULES).map(lambda each: f"[rules.{each[0]}]\nsource = 's'\n{each[1]}")
+    line = st.one_of(
+        st.builds(lambda key, value: f"{key} = {value}", st.sampled_from(RULE_KEYS), st.sampled_from(VALUES)),
+        st.sampled_from(TARGET_LINES),
+    )
+    lines = st.lists(st.one_of(rule, rule, rule, rule, rule, line), min_size=1, max_size=4)
+    text = lines.map(lambda own: "\n".join(["name = 'chip'", *own]))
+    written = st.builds(Edit, st.just("write"), st.just("chip.toml"), st.tuples(text))
+    whole = st.builds(Case, st.just("targets"), st.just("target"), st.tuples(written))
+    return st.one_of(whole, whole, whole, _case("targets", st.just("target"), change_bytes("chip.toml")))
+
+
 def _latencies() -> st.SearchStrategy[Case]:
     rows = st.lists(
         st.builds(
             lambda layer, bits, time: f"{layer},{bits},{time}",
             st.sampled_from(("first", "second", "", "third", '"first', "\x1b[31m", "x" * 99)),
-            st.sampled_from(("W8A8", "W4A8", "W4A4", "W8A4", "w8a8", "W9A9", "", "float")),
+            st.sampled_from(("W8A8", "W4A8", "W4A4", "W8A4", "W8A16", "w8a8", "W9A9", "", "float")),
             st.sampled_from(("1", "0.5", "0", "-1", "nan", "inf", "1e400", "", "x", "1e-320", "1,1")),
         ),
         max_size=9,
@@ -198,6 +261,7 @@ def _case(generator: str, base: st.SearchStrategy[str], change: st.SearchStrateg
 
 GENERATORS: dict[str, st.SearchStrategy[Case]] = {
     "TOML": _config(),
+    "targets": _targets(),
     "options": st.sampled_from(sorted(COMMANDS)).flatmap(_option),
     "plans and ranges": _records(),
     "latencies": _latencies(),
