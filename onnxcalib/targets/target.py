@@ -14,7 +14,7 @@ from ..config import FULL_BITS, WIDE_BITS, find_nearest, read_toml, spell_allowe
 from ..errors import ConfigError, escape_controls, spell_value
 from ..spec import QuantSpec, Requirements
 from .rewrites import Rewrites
-from .rules import FixedGrids, IntegerType, Record, Rule, Rules
+from .rules import BiasKind, FixedGrids, IntegerType, Record, Rule, Rules
 
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
 SUFFIX = ".toml"
@@ -78,7 +78,7 @@ class Target(Record):
             ),
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
             power_of_two_weights=power is not None and "weights" in power.of,
-            float_biases=frozenset(op for op, kinds in (biases.kinds if biases else {}).items() if kinds[0] == "float"),
+            float_biases=frozenset(op for op, kinds in (biases.kinds if biases else {}).items() if _is_float(kinds)),
             through_cast=rules.pairs is None or "Cast" in rules.pairs.between,
             placing="groups" if outputs else "inputs" if rules.residual_inputs else "fused",
             grouped=frozenset((*inputs, *(outputs.operators if outputs else ()))),
@@ -154,6 +154,11 @@ def load_target(source: str | Path | Target) -> Target:
 def is_name(source: str) -> bool:
     """Whether this is a target's name, and no path of a file."""
     return not Path(source).suffix and Path(source).name == source
+
+
+def _is_float(kinds: Sequence[BiasKind]) -> bool:
+    """Whether biases of these kinds are written in float: where it comes first, or int32 is none of them."""
+    return kinds[0] == "float" or ("float" in kinds and "int32" not in kinds)
 
 
 def _bits_of(kind: str) -> int:

@@ -38,15 +38,16 @@ def test_the_share_of_16_bits_is_kept_and_takes_the_loss_where_it_is_largest(net
 
 def test_what_was_planned_is_written_tensors_that_no_layer_reads_too(net):
     found = plan(net, SAMPLES, QuantizeConfig(max_a16=15, **ON_HTP))
-    types = types_of(quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=found).model)
+    rounded = QuantizeConfig(reconstruct=False, **ON_HTP)
+    types = types_of(quantize(net, SAMPLES, rounded, plan=found).model)
     read = {"image": "stem", "r": "inner", "t": "deep", "f": "head"}
     for tensor, layer in read.items():
         assert types[tensor] == (WIDE if found.layers[layer] == "W8A16" else EIGHT)
     assert types["c"] == (WIDE if found.tensors["c"] == 16 else EIGHT)
-    wide = QuantizeConfig(activation_bits=16, **ON_HTP)
+    wide = QuantizeConfig(activation_bits=16, reconstruct=False, **ON_HTP)
     assert types_of(quantize(net, SAMPLES, wide, plan=found).model) == types
     edited = found.model_copy(update={"tensors": {"c": 16, "scores": 8}})
-    assert types_of(quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=edited).model)["c"] == WIDE
+    assert types_of(quantize(net, SAMPLES, rounded, plan=edited).model)["c"] == WIDE
 
 
 def test_a_larger_share_never_loses_more(net, tmp_path):
@@ -61,7 +62,7 @@ def test_weights_and_activations_are_planned_together_beside_another_budget(net)
     assert found.totals.bytes <= found.budgets["max_size"] and 0 < found.totals.a16 <= 40
     bits = set(found.layers.values())
     assert any(name.startswith("W4") for name in bits) and bits <= {"W8A8", "W4A8", "W8A16", "W4A16"}
-    result = quantize(net, SAMPLES, QuantizeConfig(**ON_HTP), plan=found)
+    result = quantize(net, SAMPLES, QuantizeConfig(reconstruct=False, **ON_HTP), plan=found)
     assert result.report.quantized_bytes <= found.budgets["max_size"]
 
 

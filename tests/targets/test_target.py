@@ -192,6 +192,12 @@ def test_types_are_listed_that_can_be_written(write):
     assert load_target(write(HEAD + types.format('["uint16"]'))).requirements.activation_bits == ()
 
 
+def test_biases_are_in_float_where_that_comes_first_or_int32_is_not_taken(write):
+    kinds = '{ Conv = ["int8", "float"], Gemm = ["float", "int32"], ConvTranspose = ["int32", "float"] }'
+    needs = load_target(write(HEAD + f'[rules.biases]\nkinds = {kinds}\nsource = "page 7"\n')).requirements
+    assert needs.float_biases == {"Conv", "Gemm"}
+
+
 def test_blocks_are_for_targets_whose_weights_may_have_them():
     found = {name for name in NAMES if load_target(name).requirements.in_blocks}
     assert found == {"onnxruntime", "tensorrt"}
