@@ -217,7 +217,8 @@ def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
     original = fingerprint(prepared.original)
     # Rules that measure may leave other nodes in float on another machine.
     in_float = sorted(prepared.in_float)
-    subject = f"{original} {batches.digest()} {prepared.run.device.type} {settings} {in_float}"
+    target = prepared.run.target.model_dump_json(exclude={"name", "description"})  # its file may have changed
+    subject = f"{original} {batches.digest()} {prepared.run.device.type} {settings} {target} {in_float}"
     return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
 
 
@@ -256,7 +257,7 @@ class _Schemes:
 
 
 def _spell_settings(config: QuantizeConfig) -> str:
-    """The settings on which measurements for a plan depend."""
+    """The settings on which measurements for a plan depend, without the target."""
     return config.model_dump_json(
-        exclude={*EXECUTION, *BUDGETS, *STAGES, "latencies", "data", "pipeline", "steps", "views"}
+        exclude={*EXECUTION, *BUDGETS, *STAGES, "target", "latencies", "data", "pipeline", "steps", "views"}
     )

@@ -79,6 +79,16 @@ def test_times_of_16_bits_are_read_from_a_file(net, tmp_path):
     assert found.totals.milliseconds == 5 and list(found.layers.values()).count("W8A16") == 1
 
 
+def test_measurements_are_of_the_rules_of_a_target_not_of_its_name(net, tmp_path):
+    path, losses = tmp_path / "chip.toml", []
+    rules = 'name = "chip"\n[rules.activation_types]\ntypes = ["uint8", "uint16"]\nsource = "page 7"\n'
+    for more in ("", '[rules.power_of_two]\nof = ["activations"]\nsource = "page 8"\n'):
+        path.write_text(rules + more)
+        found = plan(net, SAMPLES, QuantizeConfig(target=str(path), max_a16=20, cache_dir=tmp_path / "cache"))
+        losses.append([each.loss for each in found.sets])
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
