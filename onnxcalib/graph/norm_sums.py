@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ..config import WIDE_BITS
 from ..spec import LayerScheme
@@ -12,15 +12,16 @@ from .sharing import Sets
 NORMS = ("LayerNormalization", "RMSNormalization")
 
 
-def widen_sums(index: Index, shared: Sets, layers: Collection[LayerScheme]) -> dict[str, int]:
-    """The bits of the sums in front of a norm, wherever no layer reads them."""
-    return dict.fromkeys(find_norm_sums(index, shared, {layer.input for layer in layers}), WIDE_BITS)
+def widen_sums(index: Index, shared: Sets, layers: Collection[LayerScheme], given: Mapping[str, int]) -> dict[str, int]:
+    """The bits of the sums in front of a norm, wherever no layer reads them and no bits are given to their set."""
+    taken = {*(layer.input for layer in layers), *(given or {})}
+    return dict.fromkeys(find_norm_sums(index, shared, taken), WIDE_BITS)
 
 
-def find_norm_sums(index: Index, shared: Sets, layer_inputs: Collection[str]) -> list[str]:
+def find_norm_sums(index: Index, shared: Sets, taken: Collection[str]) -> list[str]:
     """What each Add gives of which a norm reads the result, or another of these Adds, and the constants that it adds.
 
-    Tensors that a layer reads, or that share a grid with one, are left out: a layer keeps its bits.
+    Those that are taken, or share a grid with one, are left out: a layer keeps its bits.
     """
     set_of = {t: members for members in shared for t in members}
     found: set[str] = set()
@@ -32,4 +33,4 @@ def find_norm_sums(index: Index, shared: Sets, layer_inputs: Collection[str]) ->
             found.update([tensor, *(name for name in node.input if name in index.initializers)])
             waiting.extend(node.input)
     order = (*index.initializers, *index.producer)
-    return [t for t in order if t in found and set(set_of.get(t, (t,))).isdisjoint(layer_inputs)]
+    return [t for t in order if t in found and set(set_of.get(t, (t,))).isdisjoint(taken)]

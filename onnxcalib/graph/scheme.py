@@ -84,7 +84,7 @@ def make_scheme(
     shared, nonnegative = share_grids(
         index, nodes, quantized, nonnegative, requirements.aligned, own=list_fixed(index, requirements)
     )
-    tensors = {**(widen_sums(index, shared, layers) if requirements.wide_sums else {}), **(tensors or {})}
+    tensors = {**(tensors or {}), **(widen_sums(index, shared, layers, tensors) if requirements.wide_sums else {})}
     layers = widen_layers(layers, shared, tensors)
     spec = replace(requirements.activation, bits=WIDE_BITS if activation_bits == WIDE_BITS else FULL_BITS)
     on_grids = quantized, float_reads

@@ -182,7 +182,9 @@ def _measure_activations(prepared: Prepared, schemes: _Schemes, cache: Cache) ->
     """A session in which activations are switched to 8 bits, and what each set of them loses alone on these."""
     eight = schemes.uniform[Candidate(FULL_BITS, FULL_BITS)]
     switched = Switched.of(prepared, eight.scheme, eight.grids)
-    return switched, cache.recall("losses of activations", switched.measure_each, dict[str, float])
+    # Sums that have 16 bits whatever is planned are no sets of it.
+    name = f"losses of {len(switched.sets)} sets of activations"
+    return switched, cache.recall(name, switched.measure_each, dict[str, float])
 
 
 def _add_tensors(prepared: Prepared, schemes: _Schemes, sets: tuple[BitSet, ...], cache: Cache) -> tuple[BitSet, ...]:

@@ -207,6 +207,8 @@ def make_settings_scheme(
     """The scheme of the settings; see ``Prepared`` for ``in_float``, and its ``make_scheme`` for the rest."""
     chosen = resolve_names(model, config, before=original)
     bits = bits or Candidate(config.weight_bits, config.activation_bits)
+    if config.max_a16 is not None:  # what has 16 bits is chosen, and counts
+        requirements = replace(requirements, wide_sums=False)
     return make_scheme(
         model,
         weight_bits=bits.weight_bits,

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from onnxcalib.graph.index import Index
-from onnxcalib.graph.norm_sums import find_norm_sums
+from onnxcalib.graph.norm_sums import find_norm_sums, widen_sums
 from onnxcalib.graph.passes.normalise import name_nodes
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.targets import load_target
@@ -47,3 +47,9 @@ def test_they_have_16_bits_beside_layers_of_8(make):
     assert {
         spec.bits for spec in make_scheme(make(POST), activation_bits=16, requirements=QNN).activations.values()
     } == {16}
+
+
+def test_bits_that_are_given_count_for_the_whole_set(make):
+    scheme = make_scheme(make(POST), requirements=QNN, tensors={"b": 8})
+    assert {tensor: scheme.activations[tensor].bits for tensor in ("bias", "b", "s")} == {"bias": 16, "b": 8, "s": 16}
+    assert widen_sums(Index(make(POST).graph), (("b", "z"),), (), {"z": 8}) == {"bias": 16, "s": 16}

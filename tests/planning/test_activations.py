@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import onnx
 import pytest
 
@@ -12,6 +13,10 @@ from onnxcalib import ConfigError, DataConfig, QuantizeConfig, plan, quantize
 from tests.test_pipeline import LIMITS, NET, SAMPLES
 
 EIGHT, WIDE = onnx.TensorProto.UINT8, onnx.TensorProto.UINT16
+# A residual branch in front of a norm.
+POST = """g (float[1, 4, 8] x) => (float[1, 4, 8] y) {
+    m = MatMul (x, w)  b = Add (m, bias)  s = Add (b, x)  n = LayerNormalization (s, scale, shift)  y = MatMul (n, v)
+}"""
 ON_HTP = {"target": "qnn", "data": DataConfig(shape="1,3,8,8"), "effort": "fast"}
 
 
@@ -48,6 +53,17 @@ def test_what_was_planned_is_written_tensors_that_no_layer_reads_too(net):
     assert types_of(quantize(net, SAMPLES, wide, plan=found).model) == types
     edited = found.model_copy(update={"tensors": {"c": 16, "scores": 8}})
     assert types_of(quantize(net, SAMPLES, rounded, plan=edited).model)["c"] == WIDE
+
+
+def test_sums_in_front_of_a_norm_count_and_have_16_bits_where_the_plan_says_so(build, weigh):
+    weights = {"w": weigh(8, 8), "v": weigh(8, 8), "bias": weigh(8), "scale": weigh(8), "shift": weigh(8)}
+    net, x = build(POST, **weights), np.random.default_rng(0).normal(size=(16, 4, 8)).astype(np.float32)
+    settings = {"target": "qnn", "effort": "fast"}
+    found = plan(net, x, QuantizeConfig(max_a16=25, **settings))
+    assert found.eight_bit.a16 == 0 and 0 < found.totals.a16 <= 25
+    types = types_of(quantize(net, x, QuantizeConfig(**settings), plan=found).model)
+    assert {"b", "s"} <= found.tensors.keys() and 8 in found.tensors.values()
+    assert all((types[t] == WIDE) == (bits == 16) for t, bits in found.tensors.items() if t in types)
 
 
 def test_a_larger_share_never_loses_more(net, tmp_path):
