@@ -12,7 +12,9 @@ from .sharing import Sets
 NORMS = ("LayerNormalization", "RMSNormalization")
 
 
-def widen_sums(index: Index, shared: Sets, layers: Collection[LayerScheme], given: Mapping[str, int]) -> dict[str, int]:
+def widen_sums(
+    index: Index, shared: Sets, layers: Collection[LayerScheme], given: Mapping[str, int] | None
+) -> dict[str, int]:
     """The bits of the sums in front of a norm, wherever no layer reads them and no bits are given to their set."""
     taken = {*(layer.input for layer in layers), *(given or {})}
     return dict.fromkeys(find_norm_sums(index, shared, taken), WIDE_BITS)
