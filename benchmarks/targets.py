@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from accuracy import ROOT, SIZES, normalize, read_preprocessing
+from accuracy import SIZES, normalize, read_preprocessing
+from jobs import open_parser, run_job
 from xint8 import Judge
 
 MODELS = ("cifar10_resnet20", "imagenet_mobilenetv2", "imagenet_efficientnet_lite0", "imagenet_squeezenet1.1")
@@ -140,11 +139,7 @@ def make(model: Path, target: str, bits: str, arguments: argparse.Namespace) -> 
         return output, {}
     job = {"model": str(model), "data": str(arguments.data), "target": target, "bits": bits, "output": str(output)}
     job |= {"own": arguments.own and str(arguments.own)}
-    command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return output, {"failed": (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]}
-    return output, json.loads(done.stdout.splitlines()[-1])
+    return output, run_job(__file__, job)
 
 
 def render(row: dict[str, Any]) -> str:
@@ -166,18 +161,12 @@ def find_faults(row: dict[str, Any]) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("ONNXCALIB_DATA", ROOT.parent / "shared/data"))
-    parser.add_argument("--data", type=Path, default=default, help="folder with models and images")
+    parser = open_parser(__doc__)
     parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS, help="names without .onnx")
     parser.add_argument("--targets", type=lambda text: text.split(","), default=TARGETS)
     parser.add_argument("--bits", type=lambda text: text.upper().split(","), default=("W8A8", "W4A8"))
     parser.add_argument("--device-samples", type=int, default=48, help="images that run on the device; default: 48")
     parser.add_argument("--own", type=Path, help="TOML file with more settings of onnxcalib")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for quantized models")
-    parser.add_argument("--keep", action="store_true", help="judge the files in --out, without making them again")
-    parser.add_argument("--json", type=Path, help="write all rows there")
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

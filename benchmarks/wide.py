@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +24,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from accuracy import ROOT, SIZES, normalize, read_preprocessing
+from accuracy import SIZES, normalize, read_preprocessing
+from jobs import open_parser, run_job
 from text import choose_texts, read_pairs, score
 from xint8 import Judge
 
@@ -137,13 +136,12 @@ def measure(model: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"model": model.stem, "kind": kind}
         facts = output.with_suffix(".json")
         if not (arguments.keep and output.exists() and facts.exists()):
-            command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                rows.append(row | {"failed": (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]})
+            made = run_job(__file__, job)
+            if "failed" in made:
+                rows.append(row | made)
                 print(render(rows[-1]), flush=True)
                 continue
-            facts.write_text(done.stdout.splitlines()[-1])
+            facts.write_text(json.dumps(made))
         found = judge.score(judge.run(output))
         row |= json.loads(facts.read_text()) | {"sqnr_db": found["sqnr_db"]}
         row["score"] = found.get("score", found.get("agreement"))
@@ -163,9 +161,7 @@ def render(row: dict[str, Any]) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("ONNXCALIB_DATA", ROOT.parent / "shared/data"))
-    parser.add_argument("--data", type=Path, default=default, help="folder with models, images and text/")
+    parser = open_parser(__doc__)
     parser.add_argument(
         "--models",
         type=lambda text: text.split(","),
@@ -175,10 +171,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=15.0, help="%% of the elements that may have 16 bits")
     parser.add_argument("--target", default="qnn", help="name, or path of a TOML file; default: qnn")
     parser.add_argument("--greedy", action="store_true", help="add a row of the largest losses first")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for files and plans")
-    parser.add_argument("--keep", action="store_true", help="judge the files in --out, without making them again")
-    parser.add_argument("--json", type=Path, help="write all rows there")
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

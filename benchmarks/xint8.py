@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,7 +24,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from accuracy import BATCH, ROOT, SIZES, normalize, read_preprocessing, read_test
+from accuracy import BATCH, SIZES, normalize, read_preprocessing, read_test
+from jobs import open_parser, run_job
 
 MODELS = ("cifar10_resnet20", "imagenet_mobilenetv2", "imagenet_efficientnet_lite0")
 OWN = "onnxcalib"
@@ -98,11 +97,7 @@ def make(model: Path, arguments: argparse.Namespace) -> tuple[Path, dict[str, An
         return output, {}
     job = {"model": str(model), "data": str(arguments.data), "target": arguments.target, "output": str(output)}
     job |= {"own": arguments.own and str(arguments.own)}
-    command = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return output, {"failed": (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]}
-    return output, json.loads(done.stdout.splitlines()[-1])
+    return output, run_job(__file__, job)
 
 
 def render(row: dict[str, Any]) -> str:
@@ -127,17 +122,11 @@ def find_behind(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(os.environ.get("ONNXCALIB_DATA", ROOT.parent / "shared/data"))
-    parser.add_argument("--data", type=Path, default=default, help="folder with models and images")
+    parser = open_parser(__doc__)
     parser.add_argument("--models", type=lambda text: text.split(","), default=MODELS, help="names without .onnx")
     parser.add_argument("--target", default="xint8", help="name, or path of a TOML file; default: xint8")
     parser.add_argument("--peers", type=Path, help="folder of files of other quantizers, MODEL.METHOD.onnx")
     parser.add_argument("--own", type=Path, help="TOML file with more settings of onnxcalib")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="folder for quantized models")
-    parser.add_argument("--keep", action="store_true", help="judge the files in --out, without making them again")
-    parser.add_argument("--json", type=Path, help="write all rows there")
-    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
