@@ -18,7 +18,8 @@ from .files.scratch import sweep
 from .files.writing import check_outputs
 from .graph.load import stored_files
 from .graph.names import resolve_names
-from .graph.save import fingerprint, model_bytes, remove_stale_data, save_model
+from .graph.save import fingerprint, remove_stale_data, save_model
+from .graph.stream import model_bytes
 from .lint.run import check_loaded
 from .planning.run import choose_bits, trace
 from .quantization.in_float import find_fault_of_size, list_in_float

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from .index import all_nodes, attribute_of, in_scope, own_constants, subgraphs
 from .ops import RANDOM_OPS
+from .values import read_values
 
 # The node's metadata under which its key stands, in the written file too, so that ``validate`` finds it there.
 DRAW_KEY = "onnxcalib.draw"
@@ -43,7 +44,7 @@ def _may_draw(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
         return True
     mode = node.input[TRAINING_MODE] if len(node.input) > TRAINING_MODE else ""
     known = constants.get(mode)
-    return bool(mode) and (known is None or bool(numpy_helper.to_array(known).any()))
+    return bool(mode) and (known is None or bool(read_values(known).any()))
 
 
 def name_draws(model: ModelProto) -> int:

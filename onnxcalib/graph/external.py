@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from onnx import TensorProto
 
 from ..errors import ModelError
-from ..files.reading import check_file, open_file
+from ..files.reading import check_file
 from .tensors import check_declared, count_bytes
+from .values import Place, bring_in, is_large_model, may_go_outside, refer
 
 # Tensors may share bytes, as tied weights do. They may name so many times the bytes that are on the disk, and so many
 # more where files are small.
@@ -42,21 +42,25 @@ def find_data(tensor: TensorProto, model: Path) -> tuple[Path, int]:
     return path, check_file(path, ModelError, give=GIVE)
 
 
-def read_external(tensors: Sequence[TensorProto], model: Path) -> None:
-    """Read the data of all these tensors. Raises ModelError before any is read, if one of them cannot be."""
-    places = [_find_place(tensor, model) for tensor in tensors]
-    named, stored = sum(place.length for place in places), sum({place.file: place.size for place in places}.values())
+def read_external(tensors: Sequence[TensorProto], model: Path, weights: int, *, large: bool) -> None:
+    """Read the data of all these tensors; raises ModelError before any is read, if one of them cannot be.
+
+    weights: how many of the first are initializers of the graph, of which those of large models stay where they are.
+    large: whether the model is known to be.
+    """
+    found = [_find_place(tensor, model) for tensor in tensors]
+    places = [place for place, _ in found]
+    named, stored = sum(place.length for place in places), sum({place.file: size for place, size in found}.values())
     if named > MOST_SHARING * stored + FREE_BYTES:
         raise ModelError(
             f"{model}: its tensors name {named:,} bytes of external data, but their files hold {stored:,}; tensors may"
             f" share bytes {MOST_SHARING} times; export the model again"
         )
-    for tensor, place in zip(tensors, places, strict=True):
-        with open_file(place.file, ModelError, give=GIVE) as file:
-            file.seek(place.offset)
-            tensor.raw_data = file.read(place.length)
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
+    large = large or is_large_model(named)
+    for number, (tensor, place) in enumerate(zip(tensors, places, strict=True)):
+        refer(tensor, place)
+        if not (large and number < weights and may_go_outside(tensor)):
+            bring_in(tensor)
 
 
 def read_entries(tensor: TensorProto) -> dict[str, str]:
@@ -64,16 +68,8 @@ def read_entries(tensor: TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-class _Place(NamedTuple):
-    """Where a tensor's data are: a file of ``size`` bytes, and ``length`` bytes of it from ``offset`` on."""
-
-    file: Path
-    size: int
-    offset: int
-    length: int
-
-
-def _find_place(tensor: TensorProto, model: Path) -> _Place:
+def _find_place(tensor: TensorProto, model: Path) -> tuple[Place, int]:
+    """Where a tensor's data are, and the size of the whole file."""
     where = f"{model}: the external data of tensor {tensor.name}"
     check_declared(tensor, f"{model}: tensor {tensor.name}")
     if tensor.data_type == TensorProto.STRING:
@@ -93,4 +89,4 @@ def _find_place(tensor: TensorProto, model: Path) -> _Place:
         )
     if offset + length > size:
         raise ModelError(f"{where} cannot be read from {file} (bytes {offset} to {offset + length} of {size}); {GIVE}")
-    return _Place(file, size, offset, length)
+    return Place(Path(os.path.abspath(file)), offset, length), size

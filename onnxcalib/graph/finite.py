@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..errors import ModelError
 from .index import Index, all_graphs, attribute_of, constant, is_op, own_constants, reads, subgraphs
 from .ops import LAYERS, RECURRENT
 from .tensors import spell_node
+from .values import read_values
 
 # Errors of rounding are squared and summed: squares of larger weights, 100 million of them, overflow float32.
 MOST = 1e15
@@ -54,7 +55,7 @@ def explain_nan(model: ModelProto, tensor: str) -> ModelError | None:
         if node is None:
             continue
         for name, value in _constants_of(node, constants):
-            array = numpy_helper.to_array(value)
+            array = read_values(value)
             if array.dtype.kind == "f" and np.isnan(array).any():
                 return ModelError(
                     f"node {spell_node(node)}: tensor {name} holds nan; finite weights are needed; {ADVICE}"

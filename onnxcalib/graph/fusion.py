@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from .index import Index, attribute_of, constant, is_op
 from .ops import AVERAGES, INTEGER_OPS, LINEAR_OPS, MOVERS, NONNEGATIVE_OPS, SHAPE_READERS
+from .values import read_values
 
 # HardSigmoid has these where it names none, and HardSwish is x HardSigmoid(x) with another alpha (onnx specification).
 HARD_ALPHA, HARD_BETA, HARD_SWISH_ALPHA = 0.2, 0.5, 1 / 6
@@ -84,7 +85,7 @@ def scale_of_joined(index: Index, node: NodeProto) -> float | None:
     tensor = index.initializers.get(node.input[1]) if is_op(node, "Mul") else None
     if tensor is None or tensor.dims or tensor.data_type != TensorProto.FLOAT:
         return None
-    factor = float(numpy_helper.to_array(tensor))
+    factor = float(read_values(tensor))
     return factor if is_power_of_two(factor) and leads_to_concat(index, node.output[0]) else None
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from .values import read_values
 
 Value = TypeVar("Value")
 
@@ -122,12 +124,12 @@ def reads(node: NodeProto) -> list[str]:
 def constant(index: Index, name: str) -> np.ndarray | None:
     """Value of an initializer as a fresh array, or None for any other tensor."""
     tensor = index.initializers.get(name)
-    return None if tensor is None else numpy_helper.to_array(tensor)
+    return None if tensor is None else read_values(tensor)
 
 
 def known_constant(index: Index, name: str) -> np.ndarray:
     """Value of a tensor that the caller knows to be an initializer, as a fresh array; raises KeyError for others."""
-    return numpy_helper.to_array(index.initializers[name])
+    return read_values(index.initializers[name])
 
 
 def own_constants(graph: GraphProto) -> dict[str, TensorProto]:

@@ -21,11 +21,13 @@ from .edit import copy_model
 from .external import find_data, read_entries, read_external
 from .float_weights import spell_holders
 from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
+from .light import parse_light
 from .ops import LAYERS, QUANTIZED_OPS
-from .save import model_bytes
 from .shapes import infer_graph, recorded_shape
+from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
 from .tensors import MOST_BYTES, TYPES, check_tensor, list_tensors, make_dense, spell_node
+from .values import Place, is_large_model, refer
 from .wire import NotAMessage, Walk
 
 GIVE = "an ONNX file is needed; export or download it again"
@@ -41,7 +43,9 @@ FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, Ten
 
 
 def load_model(source: Path | ModelProto) -> ModelProto:
-    """The model with all its weights in memory; a ModelProto is deep copied, a file's external data are read too.
+    """The model of a file with its external data; a ModelProto is deep copied.
+
+    Of a large file, large weights stay where they are, see ``values``; all others are in memory.
 
     Sparse constants become dense, and what only training needs is left out. Raises ModelError for a file that is
     missing, unreadable or not ONNX, for external data that are not what their tensors declare, and for a graph that no
@@ -53,8 +57,8 @@ def load_model(source: Path | ModelProto) -> ModelProto:
         _refuse_unread_data(model)
     else:
         path = Path(source)
-        model, where = _parse(path), str(path)
-        read_external([tensor for _, tensor in list_tensors(model) if uses_external_data(tensor)], path)
+        (model, places), where = _parse(path), str(path)
+        _take_data(model, path, places)
     model.ClearField("training_info")
     _refuse_out_of_range(model, where)
     for name, tensor in list_tensors(model):
@@ -64,6 +68,15 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     _refuse_broken(model, where)
     refuse_giants(model, where)
     return model
+
+
+def _take_data(model: ModelProto, path: Path, places: Mapping[int, Place]) -> None:
+    """Read external data, or refer to them, and to the values of large weights that the model's own file holds."""
+    tensors = [tensor for _, tensor in list_tensors(model) if uses_external_data(tensor)]
+    weights = sum(map(uses_external_data, model.graph.initializer))  # which are listed first
+    read_external(tensors, path, weights, large=bool(places))
+    for number, place in places.items():
+        refer(model.graph.initializer[number], place)
 
 
 def stored_files(path: Path) -> tuple[Path, ...]:
@@ -76,7 +89,7 @@ def stored_files(path: Path) -> tuple[Path, ...]:
 @lru_cache(maxsize=8)
 def _list_files(path: Path, _identity: tuple[int, ...]) -> tuple[Path, ...]:
     """As ``stored_files``, which a run asks several times of a file that stays the same."""
-    tensors = [tensor for _, tensor in list_tensors(_parse(path)) if uses_external_data(tensor)]
+    tensors = [tensor for _, tensor in list_tensors(_parse(path)[0]) if uses_external_data(tensor)]
     return (path, *sorted({find_data(tensor, path)[0] for tensor in tensors}))
 
 
@@ -168,8 +181,11 @@ def weight_types(graph: GraphProto, outer: Mapping[str, TensorProto] | None = No
     return own, inner
 
 
-def _parse(path: Path) -> ModelProto:
-    """The model of a file, without its external data. What is no model is not read whole."""
+def _parse(path: Path) -> tuple[ModelProto, dict[int, Place]]:
+    """The model of a file, without its external data, and where large weights are that a large file keeps.
+
+    What is no model is not read whole.
+    """
     with open_file(path, ModelError, give=GIVE) as file:
         size = os.fstat(file.fileno()).st_size
         if not size:
@@ -179,11 +195,9 @@ def _parse(path: Path) -> ModelProto:
                 f"{path}: holds {size:,} bytes; protobuf allows {MOST_FILE_BYTES:,} in an ONNX file; give it external"
                 " data"
             )
-        model = ModelProto()
         try:
             Walk(file).check(ModelProto.DESCRIPTOR, size)
-            file.seek(0)
-            model.ParseFromString(file.read(size))
+            model, places = parse_light(file, size, path, leave=is_large_model(size))
         except (NotAMessage, DecodeError):
             raise ModelError(f"{path}: is not an ONNX model, or is cut off; {GIVE}") from None
         except OSError as error:
@@ -191,7 +205,7 @@ def _parse(path: Path) -> ModelProto:
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError(f"{path}: holds no ONNX graph; {GIVE}")
     check_texts(model, str(path))
-    return model
+    return model, places
 
 
 def _refuse_unread_data(model: ModelProto) -> None:

@@ -7,14 +7,17 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import set_external_data
 
 from ..files.scratch import claimed
 from ..files.writing import Aside, Content, replacing
-from .weightless import copy_fields, copy_without_initializers, held_bytes
+from .stream import model_bytes, model_pieces, tensor_pieces
+from .values import read_pieces
+from .weightless import copy_without_initializers, held_bytes
 
 # A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
 MOST_BYTES = 2**31 - 2**24
@@ -47,8 +50,12 @@ def save_model(
             for other, content in (beside or {}).items():
                 files.write(other, content)
             if model_bytes(model) > (MOST_BYTES if most_bytes is None else most_bytes):
-                model = _move_out(model, files.open(path.with_name(_name_data(path, "0" * DIGITS))))
-            files.write(path, model.SerializeToString())
+                light = _move_out(model, files.open(path.with_name(_name_data(path, "0" * DIGITS))))
+                files.write(path, light.SerializeToString())
+            else:
+                file = files.open(path)
+                for piece in model_pieces(model):
+                    file.write(piece)
     finally:
         remove_stale_data(path)
 
@@ -83,34 +90,12 @@ def _cut_name(path: Path) -> str:
     return os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
 
 
-def model_bytes(model: ModelProto) -> int:
-    """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
-    bare = copy_without_initializers(model)
-    tensors = sum(1 + _varint_bytes(size) + size for size in (_tensor_bytes(t) for t in model.graph.initializer))
-    graph = int(bare.graph.ByteSize())
-    return int(bare.ByteSize()) + tensors + _varint_bytes(graph + tensors) - _varint_bytes(graph)
-
-
-def _tensor_bytes(tensor: TensorProto) -> int:
-    """As ``ByteSize``, which takes three times the memory of the data."""
-    if not tensor.HasField("raw_data"):
-        return int(tensor.ByteSize())
-    light = TensorProto()
-    copy_fields(tensor, light, but="raw_data")
-    data = len(tensor.raw_data)
-    return int(light.ByteSize()) + 1 + _varint_bytes(data) + data
-
-
-def _varint_bytes(length: int) -> int:
-    """Number of bytes in which protobuf writes the length of a field."""
-    return max(1, -(-length.bit_length() // 7))
-
-
 def fingerprint(model: ModelProto) -> str:
     """SHA-256 of the graph and its weights, in hexadecimal; the same for one model however its file is laid out."""
     digest = hashlib.sha256(copy_without_initializers(model).SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
-        digest.update(tensor.SerializeToString(deterministic=True))
+        for piece in tensor_pieces(tensor):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -123,13 +108,12 @@ def _move_out(model: ModelProto, data: Aside) -> ModelProto:
         if tensor.data_type == TensorProto.STRING or held_bytes(tensor) < LEAST_EXTERNAL_BYTES:
             reference.CopyFrom(tensor)
             continue
-        raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
-        filling = b"\0" * (-position % PAGE_BYTES)
-        for piece in (filling, raw):
+        begin = position + -position % PAGE_BYTES
+        for piece in chain((bytes(begin - position),), read_pieces(tensor)):
             data.write(piece)
             digest.update(piece)
-        moved.append((reference, position + len(filling), len(raw)))
-        position += len(filling) + len(raw)
+            position += len(piece)
+        moved.append((reference, begin, position - begin))
         reference.name, reference.data_type, reference.doc_string = tensor.name, tensor.data_type, tensor.doc_string
         reference.dims.extend(tensor.dims)
     data.target = data.target.with_name(data.target.name.replace("0" * DIGITS, digest.hexdigest()[:DIGITS]))

@@ -20,12 +20,12 @@ from onnx import (
     TypeProto,
     checker,
     defs,
-    numpy_helper,
 )
 
 from ..errors import ModelError, first_line
 from .index import all_graphs, all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
 from .tensors import ADVICE, MOST_ELEMENTS, check_type, is_text, spell_node
+from .values import read_values
 
 # Exporters write -1 for a dimension that is not fixed.
 UNKNOWN_DIM = -1
@@ -202,9 +202,9 @@ def _check_constant(node: NodeProto, name: str) -> None:
 def _never_ends(node: NodeProto, count: TensorProto | None, constants: Mapping[str, TensorProto]) -> bool:
     """Whether a Loop runs for ever: it has no bound, and its body hands on the condition with which it began."""
     first, second = (*node.input, "", "")[:2]
-    if first and (count is None or numpy_helper.to_array(count).item() < MOST_TRIPS):
+    if first and (count is None or read_values(count).item() < MOST_TRIPS):
         return False
-    if second and (second not in constants or not numpy_helper.to_array(constants[second]).all()):
+    if second and (second not in constants or not read_values(constants[second]).all()):
         return False
     for body in subgraphs(node):
         (given,) = body.output[:1] or [None]

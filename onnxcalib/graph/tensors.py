@@ -10,6 +10,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from ..errors import ModelError
 from .index import all_nodes, subgraphs
+from .values import is_outside
 
 # No model that fits on a machine has a tensor of more elements.
 MOST_ELEMENTS = 2**40
@@ -111,9 +112,12 @@ def check_tensor(tensor: TensorProto, where: str) -> None:
     if tensor.HasField("segment"):
         raise ModelError(f"{where}: its data are a segment; whole tensors are needed; {ADVICE}")
     kind = TensorProto.DataType.Name(tensor.data_type)
-    filled = [field for field in _VALUE_FIELDS if len(getattr(tensor, field))]
+    filled = ["external data"] if is_outside(tensor) else []
+    filled += [field for field in _VALUE_FIELDS if len(getattr(tensor, field))]
     if len(filled) > 1:
         raise ModelError(f"{where}: values in {' and '.join(filled)} found; they stand in one of them; {ADVICE}")
+    if is_outside(tensor):  # whose file has been found to hold as many bytes
+        return
     if tensor.HasField("raw_data"):
         found, needed, unit = len(tensor.raw_data), count_bytes(tensor), "bytes of raw_data"
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from google.protobuf.message import Message
 from onnx import ModelProto, TensorProto, helper
@@ -14,8 +15,8 @@ MOST_VALUE_BYTES = 1 << 16
 def copy_without_initializers(model: ModelProto) -> ModelProto:
     """A deep copy of all but the graph's initializers, which are never copied on the way."""
     bare = ModelProto()
-    copy_fields(model, bare, but="graph")
-    copy_fields(model.graph, bare.graph, but="initializer")
+    copy_fields(model, bare, but=("graph",))
+    copy_fields(model.graph, bare.graph, but=("initializer",))
     return bare
 
 
@@ -27,7 +28,7 @@ def copy_without_weights(model: ModelProto) -> ModelProto:
     light = copy_without_initializers(model)
     inputs = {value.name for value in light.graph.input}
     for tensor in model.graph.initializer:
-        if not _is_large(tensor):
+        if not is_large(tensor):
             light.graph.initializer.add().CopyFrom(tensor)
         elif tensor.name not in inputs:
             light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
@@ -40,7 +41,7 @@ def replace_around_weights(model: ModelProto, light: ModelProto) -> None:
     The large initializers are not copied. Mutates both.
     """
     graph = model.graph
-    large = {tensor.name for tensor in graph.initializer if _is_large(tensor)}
+    large = {tensor.name for tensor in graph.initializer if is_large(tensor)}
     stand_ins = large - {value.name for value in graph.input}
     for position in reversed(range(len(light.graph.input))):
         if light.graph.input[position].name in stand_ins:
@@ -60,14 +61,15 @@ def held_bytes(tensor: TensorProto) -> int:
     return math.prod(int(size) for size in tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def _is_large(tensor: TensorProto) -> bool:
+def is_large(tensor: TensorProto) -> bool:
+    """Whether an initializer is larger than what describes shapes, axes or scales."""
     return tensor.data_type != TensorProto.UNDEFINED and held_bytes(tensor) > MOST_VALUE_BYTES
 
 
-def copy_fields(source: Message, target: Message, *, but: str) -> None:
-    """Copy what is set in a message, but for one field, to an empty one of the same kind."""
+def copy_fields(source: Message, target: Message, *, but: Collection[str]) -> None:
+    """Copy what is set in a message, but for some fields, to an empty one of the same kind."""
     for field, value in source.ListFields():
-        if field.name == but:
+        if field.name in but:
             continue
         if isinstance(value, Message):
             getattr(target, field.name).CopyFrom(value)

@@ -7,7 +7,8 @@ protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 from google.protobuf.descriptor import Descriptor
 
@@ -42,13 +43,13 @@ class Walk:
         The outermost fields must be known. Inner ones may be those of a newer version.
         """
         while self.file.tell() < end:
-            number, wire = divmod(self._varint(), 8)
+            number, wire = divmod(self.varint(), 8)
             field = kind.fields_by_number.get(number)
             is_message = field is not None and field.message_type is not None
             self.messages, self.values = self.messages + is_message, self.values + (not is_message)
             if number < 1 or (field is None and depth == 0) or wire not in (VARINT, LENGTH, *FIXED_BYTES):
                 raise NotAMessage
-            size = FIXED_BYTES.get(wire) or self._varint()
+            size = FIXED_BYTES.get(wire) or self.varint()
             after = self.file.tell() + (0 if wire == VARINT else size)
             if after > end or self.messages > MOST_MESSAGES or self.values > MOST_VALUES or depth > DEEPEST:
                 raise NotAMessage
@@ -56,7 +57,7 @@ class Walk:
                 self.check(field.message_type, after, depth + 1)
             self.file.seek(after)
 
-    def _varint(self) -> int:
+    def varint(self) -> int:
         start = self.file.tell()
         value = 0
         for position, byte in enumerate(self.file.read(VARINT_BYTES)):
@@ -65,3 +66,25 @@ class Walk:
                 self.file.seek(start + position + 1)
                 return value
         raise NotAMessage
+
+
+class Field(NamedTuple):
+    """A field of a message in a file: its number, and where it, its value and what follows begin."""
+
+    number: int
+    wire: int
+    start: int
+    value: int
+    end: int
+
+
+def list_fields(file: BinaryIO, end: int) -> Iterator[Field]:
+    """The fields from here to ``end`` of a message that has been checked; the file stands behind them all after it."""
+    walk = Walk(file)
+    while (start := file.tell()) < end:
+        number, wire = divmod(walk.varint(), 8)
+        size = FIXED_BYTES.get(wire) or walk.varint()
+        value = file.tell()
+        after = value + (0 if wire == VARINT else size)
+        yield Field(number, wire, start, value, after)
+        file.seek(after)

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from ..data import CalibrationSet
 from ..errors import ConfigError
-from ..graph.save import model_bytes
+from ..graph.stream import model_bytes
 from ..numeric.metrics import lay_rows, scores_classes, top_class
 from ..quantization.calibrate import batch_size
 from ..quantization.class_axes import list_values

@@ -12,7 +12,8 @@ import numpy as np
 from ..bitplan import CANDIDATE_OF, FLOAT, TENSOR_BITS, BitPlan, Frontier, Point, SetBits, SetRecord, Totals
 from ..config import COSTS, CandidateName, QuantizeConfig
 from ..errors import ConfigError
-from ..graph.save import fingerprint, model_bytes
+from ..graph.save import fingerprint
+from ..graph.stream import model_bytes
 from ..spec import FLOAT_BITS, BitSet, Candidate
 from ..values import COUNT, LATENCY, read_limit
 from .allocate import allocate, allocate_for_agreement, solve_once

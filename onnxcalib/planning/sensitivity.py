@@ -24,7 +24,8 @@ from ..graph.extract import extract, needed_inputs, needed_nodes
 from ..graph.layers import count_macs
 from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS
-from ..graph.save import MOST_BYTES, model_bytes
+from ..graph.save import MOST_BYTES
+from ..graph.stream import model_bytes
 from ..quantization.calibrate import Batches
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask

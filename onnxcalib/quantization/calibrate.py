@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from ..config import QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import DataError
 from ..graph.finite import explain_nan
+from ..graph.values import read_values
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid, fix_grid, make_grid
 from ..runtime.session import Session
@@ -115,7 +116,7 @@ def collect_statistics(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
                     " check the preprocessing, or the model on these samples"
                 ) from error
-    return Statistics(histograms | {name: _describe(numpy_helper.to_array(stored[name])) for name in constants}, size)
+    return Statistics(histograms | {name: _describe(read_values(stored[name])) for name in constants}, size)
 
 
 def _describe(values: np.ndarray) -> Histogram:

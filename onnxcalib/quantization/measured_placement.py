@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph.kernel_times import Shapes
-from ..graph.save import model_bytes
+from ..graph.stream import model_bytes
 from ..runtime.turns import open_as_users
 from .cost_placement import choose_by_cost, list_choices
 from .prepared import Prepared

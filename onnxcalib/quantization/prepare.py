@@ -16,6 +16,7 @@ from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
 from ..errors import ConfigError, spell_value
 from ..graph.draws import spell_draws
+from ..graph.edit import copy_model
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
 from ..graph.index import Index
@@ -123,7 +124,7 @@ def _rewrite(
 ) -> tuple[dict[str, Any], Rewritten]:
     """The outputs of the original on one batch, and the model rewritten."""
     wanted, lacking = _run_original(original, samples, feeds, run.threads)
-    rewritten = rewrite(load_model(original), config, target=run.target)
+    rewritten = rewrite(copy_model(original), config, target=run.target)
     if lacking:  # after rewriting, which names a weight that is the cause
         raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
     return wanted, rewritten
@@ -144,7 +145,7 @@ def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten
         if not new:
             return prepared
         kept |= new
-        rewritten = rewrite(load_model(original), config, kept, prepared.run.target)
+        rewritten = rewrite(copy_model(original), config, kept, prepared.run.target)
         prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 

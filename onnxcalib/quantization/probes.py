@@ -25,7 +25,7 @@ from ..errors import first_line
 from ..graph.index import known_constant
 from ..graph.layout import to_rows
 from ..graph.load import inputs_of
-from ..graph.save import model_bytes
+from ..graph.stream import model_bytes
 from ..runtime.blocks import BlockError, return_also, to_torch
 from ..runtime.device import lacks_memory
 from ..runtime.session import Session

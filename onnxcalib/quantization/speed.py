@@ -10,7 +10,7 @@ import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
-from ..graph.save import model_bytes
+from ..graph.stream import model_bytes
 from ..numeric.intervals import median_ratio_interval
 from ..report import SpeedRecord
 from ..runtime.session import Session

@@ -14,6 +14,7 @@ from torch import fx, nn
 from ..errors import first_line
 from ..graph.edit import copy_model
 from ..graph.ops import CONVOLUTIONS
+from ..graph.values import with_values
 from .converters.layer import LAYERS
 from .converters.linear import rewrite_linear
 from .converters.registry import OWN_DOMAIN, OWN_VERSION, OnnxGraph, convert, get_converter
@@ -153,7 +154,7 @@ def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
 
     The copy's nodes are named by number, and an Identity makes each of its outputs.
     """
-    copy = copy_model(model)
+    copy = copy_model(with_values(model))
     graph = copy.graph
     for entry in (*copy.opset_import, *graph.node):
         if entry.domain == _ONNX_DOMAIN:

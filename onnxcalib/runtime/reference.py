@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, defs, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, defs, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import load_op
@@ -16,6 +16,7 @@ from ..errors import first_line
 from ..graph.index import all_nodes, own_constants, reads
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.normalise import tidy
+from ..graph.values import read_values
 from .reference_faults import find_fault
 
 # Domains of operators that the evaluator has.
@@ -42,7 +43,7 @@ class Reference:
         """Raises ReferenceFault for a node that the evaluator does not have, or computes otherwise than ONNX says."""
         copy = tidy(fix_draws(model))
         self.outputs = [value.name for value in copy.graph.output]
-        self._constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
+        self._constants = {tensor.name: read_values(tensor) for tensor in copy.graph.initializer}
         _refuse(copy)
         opsets = {entry.domain: entry.version for entry in copy.opset_import}
         self._nodes = [(node, _load(node, opsets, list(copy.functions))) for node in copy.graph.node]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from ..graph.index import attribute_of
+from ..graph.values import read_values
 
 # Opsets from which on the evaluator computes what the operator says.
 NORMALISES_WITH_ITS_STATISTICS, TAKES_ONE_AXIS = 14, 13
@@ -88,7 +89,7 @@ def _resize(node: NodeProto, opset: int, constants: Mapping[str, TensorProto]) -
     if attribute_of(node, "coordinate_transformation_mode", b"half_pixel") != b"align_corners":
         return ""
     name = node.input[SCALES] if len(node.input) > SCALES else ""
-    scales = numpy_helper.to_array(constants[name]) if name in constants else None
+    scales = read_values(constants[name]) if name in constants else None
     if not name or (scales is not None and bool((scales == np.round(scales)).all())):
         return ""
     return "with align_corners, sizes that are no whole multiples are computed from a fraction of a pixel"

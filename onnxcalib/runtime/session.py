@@ -17,7 +17,9 @@ from ..errors import ModelError, OnnxCalibError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
-from ..graph.save import model_bytes, save_model
+from ..graph.save import save_model
+from ..graph.stream import model_bytes
+from ..graph.values import with_values
 from .cores import count_cores
 
 # Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
@@ -165,7 +167,7 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
     )
     try:
         if model_bytes(model) <= MOST_BYTES:
-            return make(model.SerializeToString() + more, options), None
+            return make(with_values(model).SerializeToString() + more, options), None
         folder = Scratch()
         path = folder.path / "model.onnx"
         _write(model, more, path)

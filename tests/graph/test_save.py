@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcalib.errors import OutputError
 from onnxcalib.files.scratch import claimed
 from onnxcalib.graph import save
-from onnxcalib.graph.save import model_bytes, remove_stale_data, save_model
+from onnxcalib.graph.save import remove_stale_data, save_model
+from onnxcalib.graph.stream import model_bytes
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from onnxcalib.data import open_calibration
 from onnxcalib.errors import ConfigError
 from onnxcalib.graph.emit import emit_qdq
 from onnxcalib.graph.load import inputs_of, load_model
-from onnxcalib.graph.save import model_bytes
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.graph.stream import model_bytes
 from onnxcalib.numeric.divergence import Divergence
 from onnxcalib.planning.sensitivity import (
     Survey,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto
 
 from ..fusion import moves_values
 from ..index import Index, attribute_of, constant, in_scope, is_op, subgraphs
 from ..layout import adds_pairs, kernel_rows
+from ..values import read_values
 from .integers import LINEAR_DOMAINS, element_type
 from .quantized_layers import SIGNED, clip_ends
 
@@ -135,7 +136,7 @@ def _read_rows(index: Index, node: NodeProto, number: int, offset: int) -> np.nd
         return None
     if weight is None:
         return ANY_INTEGERS
-    stored = numpy_helper.to_array(weight)
+    stored = read_values(weight)
     if node.op_type == "QLinearConv":
         return kernel_rows(stored) if adds_pairs("Conv", stored.shape, attribute_of(node, "group", 1)) else None
     return kernel_rows(stored, 0 if attribute_of(node, "transB", 0) else stored.ndim - 1)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
 from ..ops import DEQUANTIZE, LAYERS, LINEAR_OPS, QUANTIZE
+from ..values import read_values
 from .integers import element_type, is_linear
 
 FOUR_BITS: tuple[int, ...] = (TensorProto.UINT4, TensorProto.INT4)
@@ -109,7 +110,7 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     tensor = _stored_tensor(index, dequantize.input[0])
     if tensor is None:
         return None
-    weight = numpy_helper.to_array(tensor)
+    weight = read_values(tensor)
     scale, zero_point = (_broadcastable(index, dequantize, number, weight) for number in (1, 2))
     if scale is None or (zero_point is None and any(dequantize.input[2:])):
         return None

@@ -8,6 +8,7 @@ from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_h
 from ..edit import refill, rename, take_name
 from ..index import list_names, subgraphs
 from ..load import weight_types
+from ..values import read_values
 
 FLOAT16, FLOAT32 = TensorProto.FLOAT16, TensorProto.FLOAT
 # Attributes that name an element type.
@@ -65,7 +66,7 @@ def _widen_constants(graph: GraphProto) -> int:
 def _widen_tensor(tensor: TensorProto) -> bool:
     if tensor.data_type != FLOAT16:
         return False
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(read_values(tensor).astype(np.float32), tensor.name))
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from ..edit import add_constant, drop_dead, remove_at
@@ -13,6 +13,7 @@ from ..index import attribute_of, has_bodies, is_op
 from ..ops import LAYERS, LINEAR_OPS, RANDOM_OPS, SHAPE_READERS
 from ..shapes import INFERENCE_FAULTS, Shape, infer_shapes
 from ..tensors import MOST_BYTES as MOST_TENSOR_BYTES
+from ..values import read_values
 
 # A folded result that is larger than this, and than the operands that it is computed from, only makes the file larger.
 MOST_BYTES = 1 << 20
@@ -98,7 +99,7 @@ def _read_shape(
         shape_values[node.output[0]] = dims
         value_shape: tuple[int, ...] = (len(dims),)
     elif node.op_type == "Gather" and node.input[0] in shape_values and node.input[1] in constants:
-        whole, indices = shape_values[node.input[0]], numpy_helper.to_array(constants[node.input[1]])
+        whole, indices = shape_values[node.input[0]], read_values(constants[node.input[1]])
         if not indices.size or indices.min() < -len(whole) or indices.max() >= len(whole):
             return None
         dims, value_shape = tuple(whole[number] for number in indices.reshape(-1)), indices.shape

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..edit import add_constant, copy_model, take_name
 from ..index import all_graphs, in_scope, list_names, own_constants, subgraphs
 from ..inspect.integers import is_linear
 from ..inspect.kernels import OPERATORS
 from ..ops import DEQUANTIZE, LINEAR_OPS, QLINEAR_LAYERS, QUANTIZE
+from ..values import read_values
 
 # What is added to a weight and to its zero point.
 SHIFT = 128
@@ -44,7 +45,7 @@ def _is_unsafe(tensor: TensorProto) -> bool:
     """Whether these are int8 integers of which two products may have a sum beyond int16."""
     if tensor.data_type != TensorProto.INT8:
         return False
-    values = numpy_helper.to_array(tensor)
+    values = read_values(tensor)
     return bool(values.size) and bool(values.max() > SAFE or values.min() < -SAFE)
 
 
@@ -73,7 +74,7 @@ class _Writer:
         names = [other.input[2] for other in nodes]
         if all(name in known and known[name].data_type == TensorProto.INT8 for name in names):
             for other, name in zip(nodes, names, strict=True):
-                other.input[2] = self._add(numpy_helper.to_array(known[name]), name)
+                other.input[2] = self._add(read_values(known[name]), name)
 
     def _unsign(self, node: NodeProto, weight: int, zero_point: int, known: Mapping[str, TensorProto]) -> None:
         """Make the weight unsigned; ``weight`` and ``zero_point`` are numbers of the node's inputs."""
@@ -88,8 +89,8 @@ class _Writer:
             return  # the zero point must have the shape of the scale, which is unknown
         node.input.extend([""] * (zero_point + 1 - len(node.input)))
         zeros = np.zeros(() if scale is None else list(scale.dims), np.int8)
-        node.input[zero_point] = self._add(numpy_helper.to_array(known[name]) if name else zeros, node.input[weight])
-        node.input[weight] = self._add(numpy_helper.to_array(tensor), node.input[weight])
+        node.input[zero_point] = self._add(read_values(known[name]) if name else zeros, node.input[weight])
+        node.input[weight] = self._add(read_values(tensor), node.input[weight])
 
     def _add(self, values: np.ndarray, original: str) -> str:
         name = take_name(f"{original}_unsigned", self.taken)

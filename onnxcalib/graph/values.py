@@ -1,0 +1,128 @@
+"""The values of tensors: in the model itself, or, of large weights, outside of it in a file that is read when needed.
+
+A tensor outside has ``data_location`` EXTERNAL, an absolute path, an offset and a length. No file that a user gives
+can bring one, as there such paths are refused: ``load`` makes them of what it has checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from ..errors import ModelError
+from ..files.reading import open_file
+from .weightless import copy_fields, copy_without_initializers, held_bytes, is_large
+
+# Models whose weights have more bytes together leave the large ones outside. Smaller ones are faster in memory.
+LEAST_LARGE_MODEL = 2**28
+# Of a tensor that is copied from file to file, so much is in memory at once.
+PIECE_BYTES = 2**24
+GIVE = "the files of a model must stay as they are while a run reads them; start again"
+
+
+class Place(NamedTuple):
+    """Where the values of a tensor lie: ``length`` bytes of a file from ``offset`` on, as raw_data holds them."""
+
+    file: Path
+    offset: int
+    length: int
+
+
+def is_outside(tensor: TensorProto) -> bool:
+    """Whether the values lie in a file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def find_place(tensor: TensorProto) -> Place:
+    """Where the values of a tensor outside lie."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return Place(Path(entries["location"]), int(entries["offset"]), int(entries["length"]))
+
+
+def refer(tensor: TensorProto, place: Place) -> None:
+    """Let a tensor have its values in a file, and none of its own; the path must be absolute."""
+    tensor.ClearField("raw_data")
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def read_values(tensor: TensorProto) -> np.ndarray:
+    """The values as a fresh array. Raises ModelError where the file of those outside is no longer what it was."""
+    if not is_outside(tensor):
+        return np.asarray(numpy_helper.to_array(tensor))
+    place, kind = find_place(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    data = np.empty(place.length, np.uint8)
+    with open_file(place.file, ModelError, give=GIVE) as file:
+        file.seek(place.offset)
+        if file.readinto(data) < place.length:  # type: ignore[attr-defined]
+            raise _cut_off(tensor, place)
+    if held_bytes(tensor) != place.length:  # several values share a byte
+        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data.tobytes())
+        return np.asarray(numpy_helper.to_array(packed))
+    return data.view(kind).reshape(tuple(tensor.dims))
+
+
+def read_pieces(tensor: TensorProto) -> Iterator[bytes]:
+    """The bytes that raw_data holds, or would hold, piece after piece. Raises ModelError as ``read_values``."""
+    if not is_outside(tensor):
+        yield tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+        return
+    place = find_place(tensor)
+    with open_file(place.file, ModelError, give=GIVE) as file:
+        file.seek(place.offset)
+        left = place.length
+        while left:
+            piece = file.read(min(left, PIECE_BYTES))
+            if not piece:
+                raise _cut_off(tensor, place)
+            left -= len(piece)
+            yield piece
+
+
+def bring_in(tensor: TensorProto) -> None:
+    """Read the values of a tensor outside into it."""
+    data = b"".join(read_pieces(tensor))
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+    tensor.raw_data = data
+
+
+def bare_copy(tensor: TensorProto) -> TensorProto:
+    """A copy without the raw values and without their place, as which a tensor outside and one inside are the same."""
+    bare = TensorProto()
+    copy_fields(tensor, bare, but=("raw_data", "external_data", "data_location"))
+    return bare
+
+
+def with_values(model: ModelProto) -> ModelProto:
+    """The model itself where it holds all its values, or else a copy that does: for readers of whole models."""
+    if not any(map(is_outside, model.graph.initializer)):
+        return model
+    copy = copy_without_initializers(model)
+    for tensor in model.graph.initializer:
+        own = copy.graph.initializer.add()
+        own.CopyFrom(tensor)
+        if is_outside(own):
+            bring_in(own)
+    return copy
+
+
+def is_large_model(size: int) -> bool:
+    """Whether a model with so many bytes of weights leaves the large ones outside."""
+    return size >= LEAST_LARGE_MODEL
+
+
+def may_go_outside(tensor: TensorProto) -> bool:
+    """Whether a tensor's values may lie in a file: they are many, and no text."""
+    return tensor.data_type != TensorProto.STRING and is_large(tensor)
+
+
+def _cut_off(tensor: TensorProto, place: Place) -> ModelError:
+    found = f"the values of tensor {tensor.name}, bytes {place.offset} to {place.offset + place.length}"
+    return ModelError(f"{place.file}: {found}, are no longer there; {GIVE}")
