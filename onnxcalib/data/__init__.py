@@ -5,7 +5,7 @@ keeps what is unpacked. ``arrays``, ``tensors``, ``images`` with ``frames``, ``t
 kind each. ``iterables`` reads what Python yields, and ``spool`` keeps it on disk. ``sources`` finds out which kind a
 path or an object holds. ``checked`` and ``scan`` compare the samples with the model's inputs. ``padding`` trims
 sequences to their own tokens. ``calibration_set`` ties all of them into the set that the jobs read batch by batch, and
-``holdout`` divides it. ``labels`` reads the class of each sample.
+``holdout`` divides it; ``digest`` identifies it. ``labels`` reads the class of each sample.
 """
 
 from ..spec import InputSpec

@@ -160,6 +160,10 @@ class CalibrationSet:
         chosen = np.flatnonzero(self._kinds == np.sort(self._kinds)[len(self) // 2])
         return [int(chosen[number % len(chosen)]) for number in range(count)]
 
+    def arrays(self) -> Iterator[Any]:
+        """The array, or the image file, of each sample's first input."""
+        return (self._locate(at)[0].part.arrays[self.inputs[0].name] for at in range(len(self)))
+
     def _locate(self, index: int) -> Location:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index}: the calibration set has {len(self)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # as Pillow names those of SUFFIXES; it would decode 40 more
+READ_BYTES = 2**20  # of a file at once
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")  # 16-bit gray files, which Pillow's convert() would clip
 
 
@@ -61,6 +63,14 @@ class ImageFile:
     def __getitem__(self, index: Any) -> np.ndarray:
         values: np.ndarray = self._decode()[index]
         return values
+
+    def digest(self) -> bytes:
+        """SHA-256 of the file, and how its pixels become values. Raises DataError."""
+        with open_file(self._path, DataError, give="give an image") as file:
+            found = hashlib.sha256()
+            while data := file.read(READ_BYTES):
+                found.update(data)
+        return found.digest() + repr(self._form).encode()
 
     def _decode(self) -> np.ndarray:
         """x = (pixel / 255 - mean) / std, without 255 if ``pixel_range`` says so; pixels for a uint8 input."""

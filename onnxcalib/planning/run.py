@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, LayerConfig, QuantizeConfig
+from ..data.digest import digest_samples
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..graph.save import fingerprint
@@ -104,7 +105,7 @@ def _measure(prepared: Prepared) -> _Measurements:
         if config.max_latency is None:
             run.warn("latencies: found without max_latency, the only limit for which they are read; give both or none")
     batches = _make_batches(prepared)
-    cache = _open_cache(prepared, batches)
+    cache = _open_cache(prepared)
     statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme), Statistics)
     schemes = _Schemes(prepared, statistics)
     if activations_alone(config):
@@ -214,13 +215,13 @@ def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> 
     return emit
 
 
-def _open_cache(prepared: Prepared, batches: Batches) -> Cache:
+def _open_cache(prepared: Prepared) -> Cache:
     settings = _spell_settings(prepared.config)
     original = fingerprint(prepared.original)
     # Rules that measure may leave other nodes in float on another machine.
     in_float = sorted(prepared.in_float)
     target = prepared.run.target.model_dump_json(exclude={"name", "description"})  # its file may have changed
-    subject = f"{original} {batches.digest()} {prepared.run.device.type} {settings} {target} {in_float}"
+    subject = f"{original} {digest_samples(prepared.samples)} {prepared.run.device.type} {settings} {target} {in_float}"
     return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
 
 

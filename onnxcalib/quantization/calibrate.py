@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -60,17 +59,6 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self._read())
-
-    def digest(self) -> str:
-        """SHA-256 of all samples, in hexadecimal."""
-        found = hashlib.sha256()
-        for feeds in self:
-            for name, value in feeds.items():
-                found.update(f"{name} {value.dtype} {value.shape}".encode())
-                found.update(
-                    repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).data
-                )
-        return found.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_read": partial(iter, tuple(self))}

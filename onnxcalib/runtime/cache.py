@@ -1,40 +1,31 @@
-"""Keep measurements on disk for the next run, as numbers and texts: a cache that someone else made runs no code.
-
-An entry is a file: MAGIC, the length of a header, the header in JSON, the bytes of the arrays, and SHA-256 of all that.
-"""
+"""Keep measurements on disk for the next run, as numbers and texts: a cache that someone else made runs no code."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import platformdirs
 
 from ..errors import OutputError
-from ..files.reading import open_file
 from ..files.scratch import sweep
 from ..files.writing import replacing
 from .cores import count_cores
-from .records import count_bytes, describe_array, flatten, read_array, restore, spell_array
+from .record_file import read_record, spell_record
 
 # The most bytes that are kept; beyond them the entries that were used longest ago are removed.
 MOST_BYTES = 4 * 2**30
-# Larger headers are none: that of 10,000 layers has some 10 MB.
-MOST_HEADER_BYTES = 2**26
 # Measurements depend on the versions of these, and on our own code.
-LIBRARIES = ("numpy", "onnx", "onnxruntime", "scipy", "torch")
+LIBRARIES = ("numpy", "onnx", "onnxruntime", "pillow", "scipy", "tokenizers", "torch")
 PACKAGE = Path(__file__).resolve().parent.parent
-MAGIC = b"onnxcalib measurements 1\n"
 _NAME = re.compile(r"[0-9a-f]{64}\.onnxcalib")
 T = TypeVar("T")
 
@@ -49,7 +40,7 @@ class Cache:
     def __init__(
         self, subject: str, folder: str | Path | None = None, warn: Callable[[str], None] = lambda text: None
     ) -> None:
-        self.subject, self.broken, self._warn = f"{subject} {_versions()}", "", warn
+        self.subject, self.broken, self._warn = f"{subject} {versions()}", "", warn
         self.folder = Path(folder) if folder is not None else platformdirs.user_cache_path("onnxcalib")
         try:
             if folder is None and not self.folder.is_absolute():
@@ -71,10 +62,8 @@ class Cache:
     def find(self, name: str, kind: type[T]) -> T | None:
         """The value that is kept under this name; None without one, or where its file does not hold one."""
         path = self._path(name)
-        try:
-            with open_file(path, OutputError, give="") as file:
-                found: T = restore(*self._read(name, file, kind))
-        except (OutputError, OSError, ValueError, RecursionError):
+        found = read_record(path, self.subject, name, kind, most_bytes=MOST_BYTES)
+        if found is None:
             return None
         with suppress(OSError):  # a folder that can only be read is of use too
             os.utime(path)  # the time of its last use
@@ -89,11 +78,8 @@ class Cache:
             try:
                 with replacing(lasting=False) as files:
                     file = files.open(self._path(name)).file
-                    digest = hashlib.sha256()
-                    for piece in self._spell(name, value, kind):
+                    for piece in spell_record(self.subject, name, value, kind):
                         file.write(piece)
-                        digest.update(piece)
-                    file.write(digest.digest())
             except (OSError, OutputError) as error:
                 self._give_up(error.__cause__ or error)
         return value
@@ -105,38 +91,6 @@ class Cache:
     def _give_up(self, error: BaseException) -> None:
         self.broken = f"{self.folder}: {getattr(error, 'strerror', None) or error}"
         self._warn(f"cache_dir: measurements are not kept: {self.broken}")
-
-    def _spell(self, name: str, value: Any, kind: Any) -> Iterator[bytes | memoryview]:
-        arrays: list[np.ndarray] = []
-        tree = flatten(value, kind, arrays)
-        header = json.dumps([self.subject, name, [describe_array(each) for each in arrays], tree]).encode()
-        yield from (MAGIC, len(header).to_bytes(8), header)
-        yield from map(spell_array, arrays)
-
-    def _read(self, name: str, file: BinaryIO, kind: Any) -> tuple[Any, Any, list[np.ndarray]]:
-        """What ``restore`` needs. Raises ValueError for a file that ``keep`` has not written whole under this name."""
-        start = file.read(len(MAGIC) + 8)
-        length = int.from_bytes(start[len(MAGIC) :])
-        if not start.startswith(MAGIC) or length > MOST_HEADER_BYTES:
-            raise ValueError("no measurements")
-        header = file.read(length)
-        facts = json.loads(header)
-        if not isinstance(facts, list) or len(facts) != 4 or not isinstance(facts[2], list):
-            raise ValueError("no measurements")
-        subject, title, described, tree = facts
-        digest = hashlib.sha256(start + header)
-        size = len(start) + length + sum(map(count_bytes, described)) + digest.digest_size
-        # Before an array is made: no header may ask for more memory than its file has bytes.
-        if (subject, title) != (self.subject, name) or size != os.fstat(file.fileno()).st_size or size > MOST_BYTES:
-            raise ValueError("other measurements")
-        arrays = []
-        for description in described:
-            array, data = read_array(description, file)
-            digest.update(data)
-            arrays.append(array)
-        if file.read() != digest.digest():
-            raise ValueError("damaged measurements")
-        return tree, kind, arrays
 
 
 def _remove_oldest(folder: Path) -> None:
@@ -162,7 +116,8 @@ def machine() -> str:
 
 
 @cache
-def _versions() -> str:
+def versions() -> str:
+    """Digest of our own code, and the versions of LIBRARIES."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(path.read_bytes())

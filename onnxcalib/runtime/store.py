@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-import pickle
+import os
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,35 +15,66 @@ import numpy as np
 
 from ..errors import OutputError
 from ..files.scratch import Scratch
+from .sequences import read_value, spell_value
+
+CHUNK_BYTES = 2**24  # that are read at once to compare a file with its sum
 
 
 class _Batch(NamedTuple):
-    """Where a batch begins in its tensor's file, in bytes; without a dtype it is pickled, ``shape`` counting bytes."""
+    """Where a batch begins in its tensor's file, in bytes; without a dtype it is spelled, ``shape`` counting bytes."""
 
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any] | None
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * (1 if self.dtype is None else self.dtype.itemsize)
+
+
+@dataclass(frozen=True)
+class KeptBatch:
+    """The shape and the numpy type of a batch; without a type the shape counts the bytes of a spelled value."""
+
+    shape: tuple[int, ...]
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """A tensor of a store that outlives its process: its file, the CRC-32 of its bytes, and its batches in order."""
+
+    file: str
+    checksum: int
+    batches: tuple[KeptBatch, ...]
 
 
 class Store:
     """Named tensors of a whole calibration set, each in a file of a temporary folder.
 
     Tensors arrive batch by batch. Files are read and written, not memory-mapped, so that their pages do not count as
-    this process' memory. Use as a context manager; the folder is removed when it ends.
+    this process' memory. Use as a context manager; the temporary folder is removed when it ends.
+
+    folder: one that outlives the process, in place of a temporary one. What is dropped there is removed by the next
+    ``release``, so that a run can go back to what ``list_kept`` gave before.
     """
 
-    def __init__(self) -> None:
-        self._scratch = Scratch()
-        self.folder = self._scratch.path
+    def __init__(self, folder: Path | None = None) -> None:
+        self._scratch = None if folder is not None else Scratch()
+        self.folder = self._scratch.path if self._scratch is not None else Path(folder or ".")
         self._batches: dict[str, list[_Batch]] = {}
         self._paths: dict[str, Path] = {}
+        self._sums: dict[str, int] = {}
+        self._dropped: list[Path] = []  # files that the last state that was kept may need
         self._made = 0
+        self._synced: set[Path] = set()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._scratch.remove()
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def __contains__(self, name: str) -> bool:
         return name in self._paths
@@ -52,35 +86,102 @@ class Store:
     def append(self, name: str, value: Any) -> None:
         """Add the next batch of a tensor. Raises OutputError where the disk has no room for it.
 
-        What is no array of numbers, such as strings, a sequence, a map or an optional value that is none, is pickled:
+        What is no array of numbers, such as strings, a sequence, a map or an optional value that is none, is spelled:
         it can be read batch by batch, but not row by row.
         """
-        pickled = not isinstance(value, (np.ndarray, np.generic)) or value.dtype.hasobject
-        data = np.frombuffer(pickle.dumps(value), np.uint8) if pickled else np.asarray(value)
+        spelled = not isinstance(value, (np.ndarray, np.generic)) or value.dtype.hasobject
+        data = np.frombuffer(spell_value(value), np.uint8) if spelled else np.asarray(value)
         if name not in self._paths:
-            self._paths[name] = self.folder / str(self._made)
+            self._paths[name] = self._choose_path()
             self._batches[name] = []
-            self._made += 1
+            self._sums[name] = 0
+        plain = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         try:
-            with open(self._paths[name], "ab") as file:
-                self._batches[name].append(_Batch(file.tell(), data.shape, None if pickled else data.dtype))
-                file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+            try:
+                offset = self._write(name, plain)
+            except OSError:
+                if not self._dropped:
+                    raise
+                self.release()  # room is worth more than a state to go back to
+                offset = self._write(name, plain)
         except OSError as error:
             raise OutputError(
                 f"{self.folder}: tensor {name} cannot be stored ({error.strerror or error}); room for the activations"
                 " between two blocks is needed; free some, set TMPDIR to another disk, or calibrate with fewer samples"
             ) from error
+        self._batches[name].append(_Batch(offset, data.shape, None if spelled else data.dtype))
+        if self._scratch is None:
+            self._sums[name] = zlib.crc32(plain, self._sums[name])
+
+    def _write(self, name: str, data: memoryview) -> int:
+        """Append bytes to the file of a tensor, and return where they begin; what was written in part is cut off."""
+        written = self._batches[name][-1] if self._batches[name] else None
+        offset = written.offset + written.bytes if written else 0
+        self._synced.discard(self._paths[name])
+        with open(self._paths[name], "r+b" if written else "wb") as file:
+            file.seek(offset)
+            file.truncate()
+            file.write(data)
+        return offset
+
+    def _choose_path(self) -> Path:
+        path = self.folder / f"{self._made}.tensor"
+        self._made += 1
+        return path
 
     def drop(self, name: str) -> None:
-        """Forget a tensor and free its disk space."""
-        self._paths.pop(name).unlink()
-        del self._batches[name]
+        """Forget a tensor and free its disk space, in a folder that outlives the process with the next ``release``."""
+        path = self._paths.pop(name)
+        del self._batches[name], self._sums[name]
+        if self._scratch is not None:
+            path.unlink()
+        else:
+            self._dropped.append(path)
+
+    def list_kept(self) -> dict[str, KeptTensor]:
+        """What ``restore`` needs to have the present tensors again, once the disk has their files. Raises OSError."""
+        for path in self._paths.values():
+            if path not in self._synced:
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                self._synced.add(path)
+        return {
+            name: KeptTensor(
+                path.name,
+                self._sums[name],
+                tuple(KeptBatch(b.shape, None if b.dtype is None else b.dtype.str) for b in self._batches[name]),
+            )
+            for name, path in self._paths.items()
+        }
+
+    def release(self) -> None:
+        """Remove the files of tensors that were dropped: what ``list_kept`` gave before can no longer be restored."""
+        for path in self._dropped:
+            with suppress(OSError):
+                path.unlink()
+        self._dropped = []
+
+    def restore(self, kept: dict[str, KeptTensor]) -> None:
+        """Have these tensors again, in an empty store. Raises ValueError or OSError where a file is not what it was."""
+        for name, tensor in kept.items():
+            path, offset, batches = self.folder / Path(tensor.file).name, 0, list[_Batch]()
+            for each in tensor.batches:
+                dtype = None if each.dtype is None else _read_dtype(each.dtype)
+                batches.append(_Batch(offset, each.shape, dtype))
+                offset += batches[-1].bytes
+            if _sum_up(path, offset) != tensor.checksum:
+                raise ValueError(f"{path.name} is damaged")
+            os.truncate(path, offset)
+            self._batches[name], self._paths[name], self._sums[name] = batches, path, tensor.checksum
+            self._synced.add(path)
+        numbers = [int(path.stem) for path in self._paths.values() if path.stem.isdecimal()]
+        self._made = max(numbers, default=-1) + 1
 
     def batch(self, name: str, number: int) -> Any:
         """The batch that was appended as ``number``: an array, or the sequence that it was."""
         offset, shape, dtype = self._batches[name][number]
         if dtype is None:
-            return pickle.loads(np.fromfile(self._paths[name], np.uint8, math.prod(shape), offset=offset).data)
+            return read_value(np.fromfile(self._paths[name], np.uint8, math.prod(shape), offset=offset).tobytes())
         return np.fromfile(self._paths[name], dtype, math.prod(shape), offset=offset).reshape(shape)
 
     def counts(self, name: str) -> list[int]:
@@ -107,7 +208,7 @@ class Store:
     def _row(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """The shape and type of one sample."""
         _, shape, dtype = self._batches[name][0]
-        assert dtype is not None, f"{name} is pickled and has no rows"
+        assert dtype is not None, f"{name} is spelled and has no rows"
         return shape[1:], dtype
 
     def sample_major(self, name: str, sizes: Sequence[int]) -> bool:
@@ -115,3 +216,25 @@ class Store:
         batches = self._batches[name]
         rows = [batch.shape[0] if batch.shape and batch.dtype is not None else None for batch in batches]
         return rows == list(sizes) and len({batch.shape[1:] for batch in batches}) == 1
+
+
+def _read_dtype(text: str) -> np.dtype[Any]:
+    """Raises ValueError for what is no type of plain values."""
+    try:
+        dtype = np.dtype(text)
+    except TypeError as error:
+        raise ValueError(f"{text!r} is no type") from error
+    if dtype.hasobject or dtype.kind not in "biufcSU":
+        raise ValueError(f"{text!r} is no type of plain values")
+    return dtype
+
+
+def _sum_up(path: Path, size: int) -> int:
+    """CRC-32 of the first bytes of a file. Raises ValueError where there are fewer."""
+    found = 0
+    with open(path, "rb") as file:
+        while size and (data := file.read(min(size, CHUNK_BYTES))):
+            found, size = zlib.crc32(data, found), size - len(data)
+    if size:
+        raise ValueError(f"{path.name} is cut")
+    return found

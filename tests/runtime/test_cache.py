@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from onnxcalib.runtime import cache as module
-from onnxcalib.runtime.cache import MAGIC, Cache
+from onnxcalib.runtime.cache import Cache
+from onnxcalib.runtime.record_file import MAGIC
 
 
 def entry_of(folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.errors import OutputError
-from onnxcalib.runtime.store import Store
+from onnxcalib.runtime.store import KeptBatch, KeptTensor, Store
 
 BATCHES = [np.arange(24, dtype=np.float32).reshape(4, 2, 3), np.arange(100, 112, dtype=np.float32).reshape(2, 2, 3)]
 
@@ -138,3 +138,75 @@ def test_one_value_a_sample_is_mapped_as_a_vector(dtype):
 def test_values_are_counted_by_batch(store):
     store.append("t", np.float32(1))
     assert store.counts("t") == [24, 12, 1]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """A store in a folder that outlives it, with two tensors of which one is dropped, and what was kept before that."""
+    store = Store(tmp_path)
+    for batch in BATCHES:
+        store.append("t", batch)
+    store.append("words", np.array(["a"], object))
+    found = store.list_kept()
+    store.drop("t")
+    return store, found
+
+
+def test_what_was_kept_can_be_had_again_until_it_is_released(kept, tmp_path):
+    store, found = kept
+    again = Store(tmp_path)
+    again.restore(found)
+    np.testing.assert_array_equal(again.rows("t", range(6)), np.concatenate(BATCHES))
+    assert again.batch("words", 0).tolist() == ["a"] and again.names() == ["t", "words"]
+    again.append("u", BATCHES[0])
+    assert again.list_kept()["u"].file == "2.tensor"
+    store.release()
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path).restore(found)
+
+
+def test_what_was_added_later_is_cut_off(kept, tmp_path):
+    _, found = kept
+    with open(tmp_path / found["t"].file, "ab") as file:
+        file.write(b"more")
+    again = Store(tmp_path)
+    again.restore(found)
+    again.append("t", BATCHES[0])
+    np.testing.assert_array_equal(again.mapped("t"), np.concatenate([*BATCHES, BATCHES[0]]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda path: path.write_bytes(b"\1" + path.read_bytes()[1:]), "is damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is cut"),
+    ],
+)
+def test_a_damaged_file_is_not_taken(kept, tmp_path, spoil, fault):
+    _, found = kept
+    spoil(tmp_path / found["t"].file)
+    with pytest.raises(ValueError, match=fault):
+        Store(tmp_path).restore(found)
+
+
+@pytest.mark.parametrize("kind", ["|O", "no type"])
+def test_a_type_that_holds_objects_is_not_taken(kept, tmp_path, kind):
+    tensor = KeptTensor("0.tensor", 0, (KeptBatch((1,), kind),))
+    with pytest.raises(ValueError, match="is no type"):
+        Store(tmp_path).restore({"t": tensor})
+
+
+def test_on_a_full_disk_the_state_to_go_back_to_makes_room(kept, tmp_path, monkeypatch):
+    store, found = kept
+    write, calls = Store._write, []
+
+    def refuse_first(self, name, data):
+        calls.append(name)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, name, data)
+
+    monkeypatch.setattr(Store, "_write", refuse_first)
+    store.append("u", BATCHES[0])
+    np.testing.assert_array_equal(store.batch("u", 0), BATCHES[0])
+    assert calls == ["u", "u"] and not (tmp_path / found["t"].file).exists()
