@@ -3,8 +3,8 @@
 Read the files in this order.
 
 - Graphs: ``index`` says who makes and who reads a tensor, ``ops`` names the families of operators, ``edit`` has the
-  elementary edits, and ``writer`` puts several nodes in the place of one. ``shapes``, ``weightless``, ``liveness`` and
-  ``extract`` describe graphs and take them apart. ``draws`` finds the operators that draw random values.
+  elementary edits, and ``writer`` puts several nodes in the place of one. ``shapes``, ``weightless``, ``liveness``,
+  ``extract`` and ``cuts`` describe graphs and take them apart. ``draws`` finds the operators that draw random values.
 - ``load``, ``check`` and ``save`` are the way in and out; ``wire``, ``external``, ``tensors``, ``structure`` and
   ``finite`` refuse what is no usable model. ``values`` reads the values of tensors, which large models keep in files;
   ``light`` leaves them there, and ``stream`` writes models from there.

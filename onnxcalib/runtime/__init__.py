@@ -1,12 +1,12 @@
 """Everything that executes a model, in onnxruntime, in torch or in onnx's own evaluator.
 
-Read the files in this order: ``session`` runs models in onnxruntime, ``turns`` times several of them, ``reference``
-runs them in onnx's evaluator, whose faults ``reference_faults`` knows, ``store`` keeps activations on disk, those that
-are no arrays as ``sequences`` spells them, ``device`` chooses where torch computes and ``cores`` counts what it may
-use, ``blocks`` turns a part of a graph into a torch module with the help of ``converters``, ``workers`` runs tasks in
-other processes, which ``processes`` starts and in which ``worker`` runs, and ``cache`` keeps their measurements as
-``records``, each in a ``record_file``. ``foreign`` runs files in the runtimes of targets, which are ``openvino_file``
-and ``qnn_file``, and answer with a ``placement``.
+Read the files in this order: ``session`` runs models in onnxruntime, large ones ``parted`` within the budget of
+``memory``, ``turns`` times several of them, ``reference`` runs them in onnx's evaluator, whose faults
+``reference_faults`` knows, ``store`` keeps activations on disk, those that are no arrays as ``sequences`` spells them,
+``device`` chooses where torch computes and ``cores`` counts what it may use, ``blocks`` turns a part of a graph into a
+torch module with the help of ``converters``, ``workers`` runs tasks in other processes, which ``processes`` starts and
+in which ``worker`` runs, and ``cache`` keeps their measurements as ``records``, each in a ``record_file``. ``foreign``
+runs files in the runtimes of targets, which are ``openvino_file`` and ``qnn_file``, and answer with a ``placement``.
 """
 
 import os

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -15,12 +15,16 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError, OnnxCalibError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
+from ..graph.cuts import count_weights
+from ..graph.edit import copy_model
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
 from ..graph.stream import model_bytes
-from ..graph.values import with_values
+from ..graph.values import is_outside
 from .cores import count_cores
+from .memory import most_part_bytes
+from .parted import Loaded, Parted
 
 # Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
 # protobuf holds the message twice while it writes it, and onnxruntime copies it. A message has at most 2 GB, too.
@@ -29,12 +33,17 @@ MOST_BYTES = 2**28
 KERNEL = "_kernel_time"
 # Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
+# The folder in which onnxruntime looks for the tensors of a model that is given in memory. It takes no absolute paths.
+FOLDER, ROOT = "session.model_external_initializers_file_folder_path", "/"
+# Keeps weights where they are mapped from. Packing them costs as much as five runs save, and holds them twice.
+UNPACKED = "session.disable_prepacking"
 ADVICE = "a model that onnxruntime computes is needed; check it, or export it again"
 # Puts a Gemm and a Transpose behind it together also where what lies between is an output.
 LOSING_OUTPUTS = ["GemmTransposeFusion"]
 MOST_SHOWN = 500  # characters of what onnxruntime says
 # What onnxruntime says of outputs of the types that it does not give to Python.
 NO_TYPE, NO_ARRAYS = "No corresponding Numpy type", ("bfloat16", "int4", "float4")
+T = TypeVar("T")
 
 
 class Session:
@@ -67,16 +76,22 @@ class Session:
         self.name = name
         if not (draws or dump or profile):
             model = fix_draws(model)
-        more, as_users = _more_outputs(model, also), deployed or unsigned
+        more, as_users = _list_more(model, also), deployed or unsigned
 
-        def load(dump: Path | None) -> _Loaded:
-            choose = partial(_choose_options, optimize, threads, dump, profile)
+        def load(model: ModelProto, more: Sequence[str], dump: Path | None, *, part: bool = False) -> Loaded:
+            choose = partial(_choose_options, optimize, threads, dump, profile, part=part)
             if as_users or not saturates():
                 return _load(model, more, choose(unsigned=unsigned), name)
             return _load_exact(model, more, choose, name)
 
+        def open_all(dump: Path | None) -> tuple[ort.InferenceSession | Parted, Scratch | None]:
+            if profile is None and count_weights(model) > (most := most_part_bytes()):
+                names = [*(value.name for value in model.graph.output), *more]
+                return Parted(model, names, most, partial(load, part=True), dump), None
+            return load(model, more, dump)
+
         # Keep this order: Python releases attributes as they were set, and the session maps files of the folder.
-        self._session, self._folder = load(dump) if dump is None else _load_and_dump(load, dump)
+        self._session, self._folder = open_all(None) if dump is None else _load_and_dump(open_all, dump)
         self.inputs = [i.name for i in self._session.get_inputs()]
         self.outputs = [o.name for o in self._session.get_outputs()]
 
@@ -89,6 +104,8 @@ class Session:
             return {}
         try:
             values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
+        except OnnxCalibError:  # of a part that cannot be opened
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise ModelError(f"onnxruntime cannot run {self.name}: {self._explain(error, names)}; {ADVICE}") from error
         return dict(zip(names, values, strict=True))
@@ -106,6 +123,7 @@ class Session:
 
         Raises OutputError where onnxruntime could not write its profile, of which it says nothing itself.
         """
+        assert isinstance(self._session, ort.InferenceSession), "a profile is of a whole model"
         times: dict[str, list[float]] = {}
         path = Path(self._session.end_profiling())
         with room_in(path.parent):
@@ -120,7 +138,7 @@ class Session:
 
 
 def _choose_options(
-    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, unsigned: bool
+    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, part: bool, unsigned: bool
 ) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -137,6 +155,9 @@ def _choose_options(
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{dump.name}.data")
     if unsigned:
         options.add_session_config_entry(UNSIGNED, "1")
+    if part:
+        options.add_session_config_entry(UNPACKED, "1")
+        options.enable_cpu_mem_arena = False  # it takes memory in blocks of twice the size of the one before
     return options
 
 
@@ -146,28 +167,32 @@ def _spell(error: Exception) -> str:
     return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 
-def _more_outputs(model: ModelProto, tensors: Sequence[str]) -> bytes:
-    """Bytes to append to the model's own, which add outputs without a copy: protobuf merges concatenated messages."""
+def _list_more(model: ModelProto, tensors: Sequence[str]) -> list[str]:
+    """Those of the tensors that nodes compute and that are no outputs."""
     given = {value.name for value in model.graph.output}
     made = {tensor for node in model.graph.node for tensor in node.output}
-    wanted = [name for name in dict.fromkeys(tensors) if name in made - given]
+    return [name for name in dict.fromkeys(tensors) if name in made - given]
+
+
+def _spell_more(tensors: Sequence[str]) -> bytes:
+    """Bytes to append to the model's own, which add outputs without a copy: protobuf merges concatenated messages."""
     more = ModelProto()
-    more.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
-    return more.SerializeToString() if wanted else b""
+    more.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors)
+    return more.SerializeToString() if tensors else b""
 
 
-_Loaded = tuple[ort.InferenceSession, Scratch | None]
-
-
-def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str) -> _Loaded:
+def _load(model: ModelProto, more: Sequence[str], options: ort.SessionOptions, name: str) -> Loaded:
     """The session, and the folder with the weights that it maps, if it does."""
     folder = None
     make = partial(
         ort.InferenceSession, providers=["CPUExecutionProvider"], disabled_optimizers=LOSING_OUTPUTS if more else None
     )
     try:
+        if any(map(is_outside, model.graph.initializer)):
+            options.add_session_config_entry(FOLDER, ROOT)
+            return make(_lead_from_root(model).SerializeToString() + _spell_more(more), options), None
         if model_bytes(model) <= MOST_BYTES:
-            return make(with_values(model).SerializeToString() + more, options), None
+            return make(model.SerializeToString() + _spell_more(more), options), None
         folder = Scratch()
         path = folder.path / "model.onnx"
         _write(model, more, path)
@@ -182,7 +207,17 @@ def _load(model: ModelProto, more: bytes, options: ort.SessionOptions, name: str
         raise ModelError(f"onnxruntime cannot load {name}: {_spell(error)}; {ADVICE}") from error
 
 
-def _write(model: ModelProto, more: bytes, path: Path) -> None:
+def _lead_from_root(model: ModelProto) -> ModelProto:
+    """A copy in which the paths of tensors that lie outside lead from ROOT; onnxruntime maps their files."""
+    copy = copy_model(model)
+    for tensor in copy.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = entry.value.removeprefix(ROOT)
+    return copy
+
+
+def _write(model: ModelProto, more: Sequence[str], path: Path) -> None:
     """Write a model into a temporary folder. Raises OutputError."""
     with room_in(path.parent):
         try:
@@ -190,10 +225,10 @@ def _write(model: ModelProto, more: bytes, path: Path) -> None:
         except OutputError as error:  # says what to do about a user's own file
             raise error.__cause__ or error from None
         with open(path, "ab") as file:
-            file.write(more)
+            file.write(_spell_more(more))
 
 
-def _load_and_dump(load: Callable[[Path | None], _Loaded], dump: Path) -> _Loaded:
+def _load_and_dump(load: Callable[[Path | None], T], dump: Path) -> T:
     """A session that writes its graph. Where it loads without writing, the fault is the disk's: raises OutputError."""
     try:
         return load(dump)
@@ -203,7 +238,7 @@ def _load_and_dump(load: Callable[[Path | None], _Loaded], dump: Path) -> _Loade
             raise OSError(f"onnxruntime cannot write its graph: {first_line(error)}") from None
 
 
-def _load_exact(model: ModelProto, more: bytes, choose: Callable[..., ort.SessionOptions], name: str) -> _Loaded:
+def _load_exact(model: ModelProto, more: Sequence[str], choose: Callable[..., ort.SessionOptions], name: str) -> Loaded:
     """The session with exact sums on a processor whose kernels saturate."""
     exact = unsign_weights(model)
     # A float weight that the session itself quantizes to int8 is made unsigned by onnxruntime's option. The option

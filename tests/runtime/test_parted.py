@@ -1,0 +1,177 @@
+"""A model that runs part by part gives what it gives as a whole."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from onnxcalib.errors import ModelError
+from onnxcalib.graph.edit import copy_model
+from onnxcalib.runtime import memory, parted
+from onnxcalib.runtime import session as session_module
+from onnxcalib.runtime.session import Session
+
+BODIES = """g (float[N, 8] x, bool flag) => (float[N, 8] y, float[M, 4] z, bool flag2) {
+    a = MatMul (x, w)  b = MatMul (a, v)  flag2 = Not (flag)
+    i = If (flag) < then_branch = t () => (float[N, 8] u) { u = Add (a, c) },
+                    else_branch = e () => (float[N, 8] o) { o = MatMul (b, w) }>
+    y = MatMul (i, v)  p, q = Split <axis = 1> (y)  s = SequenceConstruct (p, q)  k = MatMul (y, w)
+    r = SequenceAt (s, zero)  n = NonZero (k)  m = Shape (n)  f = Cast <to = 1> (m)  l = ReduceMax <keepdims = 0> (f)
+    h = Add (r, l)  z = MatMul (h, small)
+}"""
+
+
+LAYERS = """g (float[N, 16] x) => (float[N, 16] y) {
+    [a] a = MatMul (x, w)  [r] r = Relu (a)  [b] b = MatMul (r, v)  [y] y = Add (r, b)
+}"""
+
+
+@pytest.fixture
+def bodies(build, draw):
+    return build(BODIES, w=draw(8, 8), v=draw(8, 8), c=draw(8), zero=np.int64(0), small=draw(4, 4))
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Let sessions hold so many bytes of weights at most; gives the models of the parts that were opened."""
+
+    def allow(most):
+        opened = []
+        take = parted.take_part
+
+        def spy(*given):
+            opened.append(take(*given))
+            return opened[-1]
+
+        monkeypatch.setattr(session_module, "most_part_bytes", lambda: most)
+        monkeypatch.setattr(parted, "take_part", spy)
+        return opened
+
+    return allow
+
+
+def outside(model, path):
+    """A copy whose matrices lie in a file, each at an odd place."""
+    copy, data = copy_model(model), bytearray(b"abc")
+    for tensor in copy.graph.initializer:
+        if len(tensor.dims) == 2:
+            raw = numpy_helper.to_array(tensor).tobytes()
+            entries = {"location": path, "offset": len(data), "length": len(raw)}
+            data += raw
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(data)
+    return copy
+
+
+@pytest.mark.parametrize("most", [10**6, 1])
+@pytest.mark.parametrize("level", [True, False])
+def test_weights_outside_are_read_from_their_file(build, draw, tmp_path, parts, most, level):
+    parts(most)
+    model = build(
+        "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) y = MatMul (a, v) }", w=draw(8, 8), v=draw(8, 8)
+    )
+    light = outside(model, tmp_path / "w")
+    before = light.SerializeToString(deterministic=True)
+    x = draw(3, 8)
+    given = Session(light, optimize=level, also=["a"]).run({"x": x})
+    assert light.SerializeToString(deterministic=True) == before
+    wanted = Session(model, optimize=level, also=["a"]).run({"x": x})
+    np.testing.assert_array_equal(given["y"], wanted["y"])
+    np.testing.assert_array_equal(given["a"], wanted["a"])
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_model_in_parts_gives_what_the_whole_gives(bodies, draw, parts, flag):
+    feeds = {"x": draw(3, 8), "flag": np.array(flag)}
+    also = ["a", "k", "n", "nowhere"]
+    wanted = Session(bodies, also=also)
+    values = wanted.run(feeds)
+    opened = parts(4 * 8 * 8)
+    given = Session(bodies, also=also)
+    assert len(opened) > 3
+    assert (given.inputs, given.outputs) == (wanted.inputs, wanted.outputs)
+    found = given.run(feeds)
+    assert list(found) == list(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert list(given.run(feeds, ["flag2"])) == ["flag2"]
+
+
+def test_no_sequence_passes_from_one_part_to_another(bodies, draw, parts):
+    opened = parts(1)
+    session = Session(bodies)
+    assert all(value.type.HasField("tensor_type") for part in opened for value in part.graph.input)
+    session.run({"x": draw(3, 8), "flag": np.array(True)})
+
+
+def test_parts_on_which_nothing_that_is_asked_for_depends_are_not_opened(build, draw, parts, monkeypatch):
+    parts(1)
+    model = build(
+        "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) b = MatMul (a, v) y = MatMul (b, w) }",
+        w=draw(8, 8),
+        v=draw(8, 8),
+    )
+    session = Session(model, also=["a"])
+    opened = []
+    original = session_module._load
+    monkeypatch.setattr(session_module, "_load", lambda part, *given: opened.append(part) or original(part, *given))
+    session.run({"x": draw(2, 8)}, ["a"])
+    assert len(opened) == 1
+
+
+def test_faults_of_a_part_are_those_of_the_model(bodies, build, draw, parts):
+    parts(1)
+    with pytest.raises(ModelError, match=r"onnxruntime cannot run the net: .*x"):
+        Session(bodies, name="the net").run({"x": draw(2, 7), "flag": np.array(True)})
+    with pytest.raises(ModelError, match=r"onnxruntime cannot run the model: .*flag"):
+        Session(bodies).run({"x": draw(2, 8)})
+    bodies.graph.node[1].op_type = "MatMull"
+    with pytest.raises(ModelError, match=r"onnxruntime cannot load the net: .*MatMull"):
+        Session(bodies, name="the net")
+
+
+def test_the_optimized_graphs_of_parts_are_written_as_one(rough, build, weigh, draw, tmp_path, parts):
+    model = rough(build(LAYERS, w=weigh(16, 16), v=weigh(16, 16)), draw(8, 16))
+    whole = Session(model, deployed=True, dump=tmp_path / "whole.onnx")
+    opened = parts(2 * 16 * 16)
+    session = Session(model, deployed=True, dump=tmp_path / "parts.onnx")
+    assert len(opened) == 2
+    kinds = [
+        sorted(node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node) for name in ("whole", "parts")
+    ]
+    assert kinds[0] == kinds[1] and "DequantizeLinear" in kinds[0]
+    x = draw(4, 16)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], whole.run({"x": x})["y"])
+
+
+def test_sums_are_exact_in_every_part(rough, build, weigh, draw, parts, monkeypatch):
+    model = rough(build(LAYERS, w=weigh(16, 16), v=weigh(16, 16)), draw(8, 16))
+    feeds = {"x": draw(4, 16)}
+    wanted = Session(model).run(feeds)["y"]
+    monkeypatch.setattr(session_module, "saturates", lambda: True)
+    parts(16 * 16)
+    np.testing.assert_array_equal(Session(model).run(feeds)["y"], wanted)
+
+
+def test_a_user_s_budget_counts_and_otherwise_what_is_free():
+    free = memory.find_budget()
+    with memory.limited(800):
+        assert memory.find_budget() == 800 and memory.most_part_bytes() == 100
+    assert 2**20 < memory.find_budget() < 2 * free
+
+
+def test_the_limit_of_a_container_counts_without_its_cached_pages(monkeypatch, tmp_path):
+    files = {"limit": "1000000", "usage": "700000", "stat": "anon 5\ninactive_file 100000\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(
+        memory,
+        "LIMITS",
+        [(tmp_path / "no", tmp_path / "no", tmp_path / "no"), tuple(tmp_path / name for name in files)],
+    )
+    assert memory.find_free() == int(memory.SHARE_OF_FREE * 400_000)
+    (tmp_path / "limit").write_text("max")
+    assert memory.find_free() > 2**20
