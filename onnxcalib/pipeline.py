@@ -21,7 +21,6 @@ from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
 from .lint.run import check_loaded
-from .planning.run import choose_bits, trace
 from .quantization.in_float import find_fault_of_size, list_in_float
 from .quantization.prepare import list_inputs, load
 from .quantization.prepare import prepare as prepare_run
@@ -130,6 +129,8 @@ def quantize(
         prepared = prepare_run(run, model, calibration, plan, test=test)
         _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
         if run.config.planned:
+            from .planning.run import choose_bits  # whose solver takes as long to import as small models to quantize
+
             plan = choose_bits(prepared)
             prepared = prepared.with_plan(plan)
         found = reconstruct_layers(prepared, given or calibrate_ranges(prepared))
@@ -153,6 +154,8 @@ def plan(
     config = QuantizeConfig.take(config)
     if not config.planned:
         raise ConfigError(f"max_size: found no budget; give one of {', '.join(BUDGETS)} to plan within")
+    from .planning.run import choose_bits
+
     with _open_run(config, observer) as run:
         return choose_bits(prepare_run(run, load(model, config.data), calibration))
 
@@ -164,6 +167,8 @@ def frontier(
     config = QuantizeConfig.take(config)
     if not config.planned:  # a budget that all bits meet
         config = config.model_copy(update={"max_size": "1@8-bit"})
+    from .planning.run import trace
+
     with _open_run(config, observer) as run:
         return trace(prepare_run(run, load(model, config.data), calibration))
 

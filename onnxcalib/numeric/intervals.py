@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import special
 
 Interval = tuple[float, float]  # (low, high)
 UNKNOWN: Interval = (-math.inf, math.inf)  # what values say that are none or are not finite
 
 CONFIDENCE = 0.95
 TWO_SIDED = (1 + CONFIDENCE) / 2
-Z = float(stats.norm.ppf(TWO_SIDED))
+Z = float(special.ndtri(TWO_SIDED))
 # (1999 + 1) 0.95 is a whole number, as Davison and Hinkley 1997 advise. More resamples change the width by below 1%.
 RESAMPLES, SEED = 1999, 0
 RESAMPLED_AT_ONCE = 2**20  # values, so that many samples need no more memory than few
@@ -24,6 +24,11 @@ LEAST_SPREAD = 1e-9
 # The fewest values whose smallest and largest enclose the median with 95% or more. Fewer blocks are longer, and longer
 # blocks depend less on each other.
 BLOCKS = 6
+
+
+def student_quantile(freedom: int) -> float:
+    """The end of the two-sided interval of Student's t with so many degrees of freedom."""
+    return float(special.stdtrit(freedom, TWO_SIDED))
 
 
 def agreement_interval(equal: int, total: int) -> Interval:
@@ -38,8 +43,7 @@ def agreement_interval(equal: int, total: int) -> Interval:
     """
     if not total:
         return 0.0, 1.0
-    found = stats.binomtest(int(equal), int(total)).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    return wilson_interval(equal / total, total)
 
 
 def position_interval(clusters: np.ndarray, samples: int) -> Interval:
@@ -70,7 +74,8 @@ def wilson_interval(share: float, independent: float) -> Interval:
     """Wilson's interval of a share that is known as well as that of so many independent draws."""
     z = Z**2 / independent
     middle, half = (share + z / 2) / (1 + z), math.sqrt(z * (share * (1 - share) + z / 4)) / (1 + z)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # The ends of none and of all are exact, which the rounding of the sums is not.
+    return max(middle - half, 0.0) if share > 0 else 0.0, min(middle + half, 1.0) if share < 1 else 1.0
 
 
 def drop_interval(lost: int, gained: int, total: int) -> Interval:
@@ -102,6 +107,8 @@ def _find_least_drop(lost: int, gained: int, total: int) -> float:
         variance = total * ((root - b) / (2 * total) + delta * (1 - delta))
         return lost - gained - total * delta - Z * math.sqrt(max(variance, 0.0))
 
+    from scipy import optimize  # not for quantize, whose start it would delay by a second
+
     return float(optimize.brentq(exceed, -1.0, (lost - gained) / total, xtol=1e-12))
 
 
@@ -125,6 +132,8 @@ def mean_interval(differences: np.ndarray, spread: float = 0.0) -> Interval:
     if np.isin(differences, (-size, 0, size)).all():
         low, high = drop_interval(int((differences > 0).sum()), int((differences < 0).sum()), differences.size)
         return size * low, size * high
+    from scipy import stats  # as optimize above
+
     mean, deviation = float(differences.mean()), float(differences.std())
     drawn = stats.bootstrap(
         ((differences - mean) / deviation,),
@@ -134,7 +143,7 @@ def mean_interval(differences: np.ndarray, spread: float = 0.0) -> Interval:
         method="percentile",
         random_state=np.random.default_rng(SEED),
     ).bootstrap_distribution
-    student = stats.t.ppf(TWO_SIDED, differences.size - 1) / math.sqrt(differences.size - 1)
+    student = student_quantile(differences.size - 1) / math.sqrt(differences.size - 1)
     half = deviation * max(float(np.quantile(drawn, CONFIDENCE)), float(student))
     return mean - half, mean + half
 
@@ -168,7 +177,7 @@ def sqnr_interval(powers: np.ndarray, samples: int) -> Interval:
         return UNKNOWN
     variance = signal2 / signal / signal + error2 / error / error - 2 * cross / signal / error  # squares may overflow
     deviation = math.sqrt(max(variance, 0.0) * samples / (samples - 1))
-    half = float(stats.t.ppf(TWO_SIDED, samples - 1)) * deviation
+    half = student_quantile(samples - 1) * deviation
     ratio, decibels = math.log(signal) - math.log(error), 10 / math.log(10)
     return decibels * (ratio - half), decibels * (ratio + half)
 
@@ -193,8 +202,9 @@ def median_ratio_interval(ratios: np.ndarray) -> Interval:
     if len(ratios) < n:
         return float(ratios.min()), float(ratios.max())
     ordered = np.sort([np.median(block) for block in np.array_split(ratios, n)])
-    k = int(stats.binom.ppf(1 - TWO_SIDED, n, 0.5))
-    outer, inner = 1 - 2 * stats.binom.cdf((k - 1, k), n, 0.5)
+    below = np.cumsum([math.comb(n, i) for i in range(n)]) / 2**n  # P(Binomial(n, 1/2) <= i)
+    k = int(np.argmax(below >= 1 - TWO_SIDED))
+    outer, inner = 1 - 2 * below[[k - 1, k]]
     share = (outer - CONFIDENCE) / (outer - inner)
     weight = (n - k) * share / (k + (n - 2 * k) * share)
     low, high = (1 - weight) * ordered[[k - 1, n - k]] + weight * ordered[[k, n - k - 1]]

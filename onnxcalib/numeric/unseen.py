@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
 
-from .intervals import TWO_SIDED, Interval, sqnr_interval
+from .intervals import Interval, sqnr_interval, student_quantile
 
 FEWEST = 8  # samples of either kind; of fewer, those held out say no less alone
 
@@ -44,7 +43,7 @@ def estimate_sqnr(held: np.ndarray, seen: np.ndarray) -> tuple[float, Interval] 
     variance = sum(
         float(((each - each.mean()) ** 2).sum()) * len(each) / (len(each) - 1) for each in (moved, moved_seen)
     )
-    half = float(stats.t.ppf(TWO_SIDED, len(e) - 1)) * math.sqrt(variance)
+    half = student_quantile(len(e) - 1) * math.sqrt(variance)
     low, high = sqnr_interval(np.array([y.sum() for y in (a, e, a**2, e**2, a * e)]), len(e))
     decibels = 10 / math.log(10)
     ratio = decibels * math.log(signal / error)
