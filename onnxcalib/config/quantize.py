@@ -44,7 +44,12 @@ COSTS = ("max_size", "max_bops", "max_latency")
 BUDGETS = (*COSTS, "max_a16", "max_loss", "max_disagreement")
 # The stages that follow calibration, in this order, and which of them each pipeline has.
 STAGES = ("reconstruct", "statistics", "biases")
-PIPELINES = {"light": ("statistics",), "default": ("reconstruct",), "advanced": STAGES}
+PIPELINES = {
+    "light": ("statistics",),
+    "parallel": ("reconstruct", "statistics"),
+    "default": ("reconstruct",),
+    "advanced": STAGES,
+}
 # How and where a run is executed, and what it keeps; none of these changes what it finds.
 EXECUTION = ("jobs", "scheduler", "cache_dir")
 _ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0.6@8-bit)"
@@ -198,8 +203,11 @@ class QuantizeConfig(Settings):
         Option(EXPERT),
     ] = "cost"
     pipeline: Annotated[
-        Literal["light", "default", "advanced"],
-        Field(description="Stages after calibration: statistics (light), reconstruct (default), or all (advanced)."),
+        Literal["light", "parallel", "default", "advanced"],
+        Field(
+            description="Stages after calibration: statistics (light), reconstruct (default), or all (advanced); in"
+            " parallel, blocks are reconstructed apart from each other, on the workers of jobs or scheduler."
+        ),
         Option(EFFORT, plan=False),
     ] = "default"
     reconstruct: Annotated[
@@ -291,11 +299,13 @@ class QuantizeConfig(Settings):
         Option(PLAN, metavar="FILE", form="file", unset="measured here"),
     ] = None
     jobs: Annotated[
-        Workers | None, Field(description="Worker processes that plan."), Option(PLAN, unset="one a core")
+        Workers | None,
+        Field(description="Worker processes that plan, or that reconstruct in pipeline parallel."),
+        Option(PLAN, unset="one a core"),
     ] = None
     scheduler: Annotated[
         Annotated[str, Field(pattern=r"^\w+://.+")] | None,
-        Field(description="Dask cluster that plans: tcp://HOST:PORT of its scheduler."),
+        Field(description="Dask cluster that does so in their place: tcp://HOST:PORT of its scheduler."),
         Option(PLAN, metavar="ADDRESS", form="address", unset="this machine"),
     ] = None
     cache_dir: Annotated[
@@ -336,6 +346,11 @@ class QuantizeConfig(Settings):
         """Whether one of STAGES is part of the run."""
         chosen: bool | None = getattr(self, stage)
         return stage in PIPELINES[self.pipeline] if chosen is None else chosen
+
+    @property
+    def parallel(self) -> bool:
+        """Whether blocks are reconstructed apart from each other."""
+        return self.pipeline == "parallel"
 
     @property
     def least_bits(self) -> int:

@@ -8,7 +8,7 @@ outputs with this set alone quantized. Only the part of the model behind the set
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,18 +24,17 @@ from ..graph.extract import extract, needed_inputs, needed_nodes
 from ..graph.layers import count_macs
 from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS
-from ..graph.save import MOST_BYTES
 from ..graph.stream import model_bytes
 from ..quantization.calibrate import Batches
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.solve import solve_widths
-from ..quantization.state import FLOAT, Problem, ReconstructionState, StoredActivations
+from ..quantization.spread import spread_tasks
+from ..quantization.state import FLOAT, FloatActivations, Problem, ReconstructionState
 from ..runtime.cache import Cache
 from ..runtime.device import computing
 from ..runtime.session import Session
 from ..runtime.store import Store
-from ..runtime.workers import count_jobs, run_tasks
 from ..spec import BitSet, Block, Candidate, Cost, Grids, LayerScheme, QuantScheme
 from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_outputs
 
@@ -85,13 +84,6 @@ class Measured:
     seconds: dict[str, float]
 
 
-class _FloatActivations(StoredActivations):
-    """Activations of the float model, read by the layers in place of the quantized model's too."""
-
-    def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, Any]:
-        return super().feeds(FLOAT, tensors, number)
-
-
 def find_sets(scheme: QuantScheme) -> list[list[str]]:
     """Names of the layers that must have one candidate: they read the same tensor, or tensors that share a grid."""
     sets: dict[tuple[str, ...], list[str]] = {}
@@ -136,21 +128,9 @@ def measure_sets(
 def _run_tasks(
     survey: Survey, tasks: Mapping[Hashable, list[list[str]]], warn: Callable[[str], None]
 ) -> Iterator[tuple[str, Measured]]:
-    """Run the tasks on the workers that the settings name, or on as many as there are cores; in the order of their end.
-
-    A model above 2 GB is not sent to workers.
-    """
-    config = survey.config
-    large = model_bytes(survey.model) > MOST_BYTES
-    if large and (config.jobs or config.scheduler):
-        warn("jobs: a model above 2 GB is planned in this process alone")
-    if not tasks:
-        return
-    jobs = 1 if large else config.jobs or (1 if survey.device.type == "cuda" else count_jobs(config.threads or 1))
-    scheduler = None if large else config.scheduler
-    for name, part in run_tasks(
-        measure_part, survey, tasks, jobs=min(jobs, len(tasks)), scheduler=scheduler, warn=warn
-    ):
+    """Run the tasks on the workers; in the order of their end."""
+    options: dict[str, Any] = {"model": survey.model, "device": survey.device, "warn": warn}
+    for name, part in spread_tasks(measure_part, survey, tasks, survey.config, **options):
         yield str(name), part
 
 
@@ -192,7 +172,7 @@ class _Sweep:
         self.problem = Problem.of(self.model, survey.scheme, survey.config, survey.padding, survey.device)
         self.index, self.types = self.problem.index, self.problem.types
         self.position = _find_positions(self.model)
-        self.stored = _FloatActivations(store, self.padding, self.types)
+        self.stored = FloatActivations(store, self.padding, self.types)
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
         self.seconds = {"solve": 0.0, "evaluate": 0.0}
         self.references = self._store_inputs()

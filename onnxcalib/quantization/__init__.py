@@ -15,6 +15,7 @@ Read the files in the order of the work:
   as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer, ``probes`` measure how their errors
   change the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes layers of it, ``state`` holds them.
+  ``parallel`` reconstructs blocks apart from each other, and ``spread`` gives them to workers.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
 - ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering`` and
   ``saturation``; ``speed`` times it.

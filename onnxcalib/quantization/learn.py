@@ -343,7 +343,7 @@ class MiniBatches:
 
     def _move(self, read: Callable[[str], np.ndarray], real: np.ndarray | None) -> Batch:
         """Inputs and targets, moved to the device; targets are zero at padding. The mask is the last input."""
-        inputs = [read(f"{QUANTIZED}{t}") for t in self.block.inputs] + ([] if real is None else [real])
+        inputs = [read(self.stored.name_of(QUANTIZED, t)) for t in self.block.inputs] + ([] if real is None else [real])
         targets = [self.padding.fill_padding(t, read(f"{FLOAT}{t}"), real) for t in self.block.outputs]
         return self._to_tensors(inputs), self._to_tensors(targets)
 

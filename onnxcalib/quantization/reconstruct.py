@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..config import FULL_BITS
 from ..graph.blocks import single_layers
-from ..graph.index import reads
+from ..graph.index import Index, reads
 from ..numeric.adaquant import Outcome
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError
@@ -28,16 +28,16 @@ def reconstruct(state: ReconstructionState, blocks: Sequence[Block], observer: O
     for block, later in zip(blocks, read_later(state, blocks, set()), strict=True):
         run_block(state, block, later, quantized=False)
         if block.layers:
-            found = list(_reconstruct_block(state, block, later))
+            found = list(reconstruct_block(state, block, later))
             records += found
             observer.block(found[-1])
-        state.frozen |= _tensors_read(state, block)
+        state.frozen |= tensors_read(state.problem.index, block)
         run_block(state, block, later, quantized=True)
         state.stored.forget(later)
     return tuple(records)
 
 
-def _reconstruct_block(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
+def reconstruct_block(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve the block's layers, then learn the block; if torch does not take it, learn its layers one by one."""
     start = time.perf_counter()
     rounded = solve_block(state, block)
@@ -66,7 +66,7 @@ def _reconstruct_layers(
         run_block(state, part, read, quantized=False)
         if part.layers:
             yield _reconstruct_layer(_Attempt(state, part, time.perf_counter(), rounded), reason)
-        state.frozen |= _tensors_read(state, part)
+        state.frozen |= tensors_read(problem.index, part)
         run_block(state, part, read, quantized=True)
 
 
@@ -124,9 +124,9 @@ def _join_reasons(*reasons: str | None) -> str | None:
     return "; ".join(filter(None, reasons)) or None
 
 
-def _tensors_read(state: ReconstructionState, block: Block) -> set[str]:
+def tensors_read(index: Index, block: Block) -> set[str]:
     """Tensors that the block reads. Its layers were solved on their grids, which must not change any more."""
-    return {tensor for name in block.nodes for tensor in reads(state.problem.index.nodes[name])}
+    return {tensor for name in block.nodes for tensor in reads(index.nodes[name])}
 
 
 def _learn(state: ReconstructionState, block: Block, steps: int) -> Outcome:

@@ -22,6 +22,7 @@ from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
+from .parallel import reconstruct_apart
 from .powers import choose_powers
 from .prepared import Prepared
 from .probes import draw_probes
@@ -82,7 +83,10 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
             state.stored.fill(prepared.samples, ranges.batch, views=views, seed=prepared.config.seed)
             _draw_probes(prepared, state)
             found = find_blocks(prepared.model, scheme, index=problem.index)
-            blocks = reconstruct(state, found, run.observer)
+            if prepared.config.parallel:
+                blocks = reconstruct_apart(state, found, run)
+            else:
+                blocks = reconstruct(state, found, run.observer)
         else:
             round_layers(state)
         state, refused = leave_refused(prepared, state)
@@ -172,11 +176,16 @@ class _Look:
 
 
 def _choose_looks(prepared: Prepared, name: str) -> tuple[_Look, ...]:
-    """Solved layers have the float model's means already, so that statistics are first looked at on few samples."""
+    """The looks of a tuning stage.
+
+    Layers that were solved in order have the float model's means already, so that statistics are first looked at on few
+    samples.
+    """
     if name != STATISTICS:
         return (_Look(name),)
     whole = _Look(name, STATISTICS_SAMPLES)
-    solved = prepared.config.does("reconstruct") and len(prepared.samples) > FIRST_LOOK
+    config = prepared.config
+    solved = config.does("reconstruct") and not config.parallel and len(prepared.samples) > FIRST_LOOK
     return (_Look(name, FIRST_LOOK), whole) if solved else (whole,)
 
 

@@ -138,9 +138,13 @@ class StoredActivations:
         for name, value in feeds.items():
             self.keep(FLOAT, name, value)
 
+    def name_of(self, prefix: str, tensor: str) -> str:
+        """The name under which the store keeps a tensor, FLOAT or QUANTIZED."""
+        return prefix + tensor
+
     def keep(self, prefix: str, tensor: str, value: Stored) -> None:
         """Store the next batch of a tensor. Where the graph does not tell the tensor's type, the value does."""
-        self.store.append(prefix + tensor, value)
+        self.store.append(self.name_of(prefix, tensor), value)
         known = self.types.get(tensor)
         if isinstance(value, np.ndarray) and not (known and known.type.WhichOneof("value")):
             kind = helper.np_dtype_to_tensor_dtype(value.dtype)
@@ -148,7 +152,7 @@ class StoredActivations:
 
     def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, Stored]:
         """Stored batch ``number`` of the tensors by name, FLOAT or QUANTIZED."""
-        return {t: self.store.batch(prefix + t, number) for t in tensors}
+        return {t: self.store.batch(self.name_of(prefix, t), number) for t in tensors}
 
     def arrays(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, np.ndarray]:
         """The same for tensors that the caller knows to be no sequences."""
@@ -174,6 +178,16 @@ class StoredActivations:
         for name in self.store.names():
             if name.partition(":")[2] not in later and not name.startswith(PROBE):
                 self.store.drop(name)
+
+
+class FloatActivations(StoredActivations):
+    """Activations of the float model alone, which its quantized parts read too: none depends on another."""
+
+    def name_of(self, prefix: str, tensor: str) -> str:
+        return FLOAT + tensor
+
+    def add(self, feeds: Mapping[str, Any], count: int) -> None:
+        self.add_float(feeds, count)
 
 
 @dataclass
@@ -236,7 +250,7 @@ def run_block(state: ReconstructionState, block: Block, later: set[str], *, quan
     """
     stored, prefix = state.stored, QUANTIZED if quantized else FLOAT
     kept = later.union(() if quantized or not block.layers else block.outputs)
-    outputs = [t for t in block.outputs if t in kept and f"{prefix}{t}" not in stored.store]
+    outputs = [t for t in block.outputs if t in kept and stored.name_of(prefix, t) not in stored.store]
     if not outputs:
         return
     session = _open(state, block, outputs, quantized=quantized)

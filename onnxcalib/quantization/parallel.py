@@ -1,0 +1,210 @@
+"""Reconstruct blocks apart from each other, each on what the float model gives: in any order, and in any process.
+
+Parallel AdaQuant (Hubara et al. 2021, section 3.1). The result of a block depends on nothing that another block found,
+so that any number of workers gives the same bytes. Inside a block, a layer still sees the errors of those before it.
+
+A worker takes blocks in the order of the graph, and keeps the float model's activations at the last one it worked on:
+from there it goes on. So each worker runs the float model over all samples once, however the blocks are shared out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from onnx import ModelProto
+
+from ..config import QuantizeConfig
+from ..graph.emit import LayerParams
+from ..report import BlockRecord
+from ..runtime.device import computing
+from ..runtime.store import Store
+from ..spec import Block, Grids, QParams, QuantScheme
+from .padding_mask import PaddingMask
+from .reconstruct import reconstruct_block, tensors_read
+from .run import Run
+from .spread import spread_tasks, use_one_thread
+from .state import FLOAT, PROBE, FloatActivations, Problem, ReconstructionState, read_later, run_block
+
+
+class Carried:
+    """Tensors of a store. A pickle holds their values, which go into a store of its own where it is read."""
+
+    def __init__(self, store: Store, names: Sequence[str]) -> None:
+        self.store, self.names = store, tuple(names)
+
+    def copy_to(self, store: Store) -> None:
+        for name, values in self._read().items():
+            for value in values:
+                store.append(name, value)
+
+    def _read(self) -> dict[str, Iterator[Any]]:
+        batches = {name: range(len(self.store.counts(name))) for name in self.names}
+        return {name: (self.store.batch(name, number) for number in batches[name]) for name in self.names}
+
+    def __getstate__(self) -> dict[str, list[Any]]:
+        return {name: list(values) for name, values in self._read().items()}
+
+    def __setstate__(self, values: Mapping[str, list[Any]]) -> None:
+        self.store, self.names = Store(), tuple(values)
+        for name in self.names:
+            for value in values[name]:
+                self.store.append(name, value)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What became of one block: its layers, the grids that changed, and its records."""
+
+    layers: Mapping[str, LayerParams]
+    activations: Mapping[str, QParams]
+    requantized: Mapping[str, QParams]
+    records: tuple[BlockRecord, ...]
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """A block by its number, with the probes of its layers."""
+
+    number: int
+    probes: Carried
+
+
+@dataclass
+class Apart:
+    """What every worker gets, and, in each of its threads, how far it has come.
+
+    samples: the model's inputs, of ``passes`` passes over the calibration set; sizes: the number of samples in each
+    stored batch. frozen: tensors whose grids no block changes.
+    """
+
+    model: ModelProto
+    scheme: QuantScheme
+    config: QuantizeConfig
+    padding: PaddingMask
+    device: torch.device
+    grids: Grids
+    frozen: frozenset[str]
+    blocks: tuple[Block, ...]
+    samples: Carried
+    sizes: tuple[int, ...]
+    passes: int
+    _here: threading.local = field(default_factory=threading.local)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_here"}
+
+    def __setstate__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values, _here=threading.local())
+
+    def solve(self, task: BlockTask) -> Solved:
+        """Reconstruct one block. The worker goes on from the block before, or else from the samples."""
+        walk: _Walk | None = self._here.__dict__.pop("walk", None)  # one that fails is not gone on with
+        if walk is None or walk.position > task.number:
+            walk = _Walk(self)
+        walk.advance(task.number)
+        task.probes.copy_to(walk.stored.store)
+        solved = walk.solve()
+        self._here.walk = walk
+        return solved
+
+
+def solve_task(common: Apart, task: BlockTask) -> Solved:
+    """``Apart.solve`` as a task of a worker."""
+    with computing():
+        return common.solve(task)
+
+
+class _Walk:
+    """The float model's activations at one block after the other."""
+
+    def __init__(self, common: Apart) -> None:
+        config = use_one_thread(common.config)
+        self.problem = Problem.of(common.model, common.scheme, config, common.padding, common.device)
+        self.stored = FloatActivations(Store(), common.padding, self.problem.types)
+        self._add_samples(common)
+        self.blocks, self.grids, self.frozen = common.blocks, common.grids, common.frozen
+        self.readers = Counter(tensor for block in common.blocks for tensor in self._read_by(block))
+        self.later = read_later(self._make_state(), common.blocks, set())
+        self.position = 0
+
+    def _add_samples(self, common: Apart) -> None:
+        store = common.samples.store
+        for number, size in enumerate(common.sizes):
+            values = {name.removeprefix(FLOAT): store.batch(name, number) for name in common.samples.names}
+            self.stored.add(values, size)
+        self.stored.passes = common.passes
+
+    def _read_by(self, block: Block) -> set[str]:
+        return tensors_read(self.problem.index, block)
+
+    def _make_state(self, frozen: Sequence[str] = ()) -> ReconstructionState:
+        return ReconstructionState(self.problem, self.stored, self.grids, frozen={*self.frozen, *frozen})
+
+    def advance(self, number: int) -> None:
+        """Go on to a block that is not behind this one."""
+        while self.position < number:
+            block, later = self.blocks[self.position], self.later[self.position]
+            run_block(self._make_state(), block, later, quantized=False)
+            self.stored.forget(later)
+            self.position += 1
+
+    def solve(self) -> Solved:
+        """Reconstruct the present block, and go on to the next one."""
+        block, later = self.blocks[self.position], self.later[self.position]
+        shared = [tensor for tensor in self._read_by(block) if self.readers[tensor] > 1]
+        state = self._make_state(shared)
+        run_block(state, block, later, quantized=False)
+        records = tuple(reconstruct_block(state, block, later))
+        self.advance(self.position + 1)
+        return Solved(
+            state.layers,
+            _find_changed(self.grids.activations, state.grids.activations),
+            _find_changed(self.grids.requantized, state.grids.requantized),
+            records,
+        )
+
+
+def _find_changed(before: Mapping[str, QParams], after: Mapping[str, QParams]) -> dict[str, QParams]:
+    return {tensor: grid for tensor, grid in after.items() if grid is not before[tensor]}
+
+
+def reconstruct_apart(state: ReconstructionState, blocks: Sequence[Block], run: Run) -> tuple[BlockRecord, ...]:
+    """Reconstruct the blocks on the workers of the settings; ``state`` ends with the grids and LayerParams of all.
+
+    ``state`` stores the model's inputs, and probes.
+    """
+    problem, store = state.problem, state.stored.store
+    common = Apart(
+        problem.model,
+        problem.scheme,
+        problem.config,
+        problem.padding,
+        problem.device,
+        state.grids,
+        frozenset(state.frozen),
+        tuple(blocks),
+        Carried(store, [name for name in store.names() if name.startswith(FLOAT)]),
+        tuple(state.stored.sizes),
+        state.stored.passes,
+    )
+    tasks: dict[Hashable, BlockTask] = {}
+    for number, block in enumerate(blocks):
+        if block.layers:
+            outputs = [PROBE + problem.layers[name].output for name in block.layers]
+            tasks[number] = BlockTask(number, Carried(store, [name for name in outputs if name in store]))
+    run.observer.blocks(len(tasks))
+    found: dict[Hashable, Solved] = {}
+    options: dict[str, Any] = {"model": problem.model, "device": problem.device, "warn": run.warn}
+    for key, solved in spread_tasks(solve_task, common, tasks, problem.config, **options):
+        found[key] = solved
+        run.observer.block(solved.records[-1])
+    in_order = [found[key] for key in tasks]
+    for solved in in_order:
+        state.layers |= solved.layers
+        state.grids = state.grids.updated(solved.activations, solved.requantized)
+    return tuple(record for solved in in_order for record in solved.records)
