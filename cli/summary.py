@@ -13,6 +13,7 @@ from onnxcalib.config import HOLD_OUT_FROM
 from onnxcalib.report import (
     FloatRecord,
     MeasuredOn,
+    MemoryRecord,
     OutputRecord,
     Report,
     SpeedRecord,
@@ -252,6 +253,14 @@ def _describe_speed(record: SpeedRecord | None) -> list[str]:
     return [f"speed: {times} on one thread here, {record.speedup:.2f} times float ({low:.2f} to {high:.2f})"]
 
 
+def _describe_memory(record: MemoryRecord | None) -> list[str]:
+    if record is None:
+        return []
+    sizes = (record.peak_bytes, record.floor_bytes, record.largest_bytes)
+    peak, floor, largest = (f"{size / 1e9:.2f} GB" for size in sizes)
+    return [f"memory: {peak} taken; {floor} are needed at least, with {largest} in the largest part"]
+
+
 def _describe_cost(report: Report, output: Path) -> list[str]:
     ratio = f", {report.quantized_bytes / report.float_bytes:.3f} of float" if report.float_bytes else ""
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
@@ -261,5 +270,6 @@ def _describe_cost(report: Report, output: Path) -> list[str]:
         f"size: {report.float_bytes:,} -> {report.quantized_bytes:,} bytes{ratio}",
         *_describe_speed(report.speed),
         f"time: {total:.1f} s ({stages}){passes}, {report.samples} samples",
+        *_describe_memory(report.memory),
         f"wrote {output}",
     ]

@@ -50,6 +50,7 @@ from .report import (
     LayerRecord as LayerRecord,
     LeftOutRecord as LeftOutRecord,
     MeasuredOn as MeasuredOn,
+    MemoryRecord as MemoryRecord,
     Observer as Observer,
     OutputRecord as OutputRecord,
     Report as Report,

@@ -21,6 +21,7 @@ from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
 from .lint.run import check_loaded
+from .quantization.floor import record_memory
 from .quantization.in_float import find_fault_of_size, list_in_float
 from .quantization.prepare import list_inputs, load
 from .quantization.prepare import prepare as prepare_run
@@ -321,6 +322,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         measured_on=prepared.measured_on,
         seconds=run.seconds,
         float_pass_seconds=measured.float_pass_seconds,
+        memory=record_memory(run, prepared.model),
         speed=speed,
         warnings=tuple(run.warnings),
         left_out=tuple(run.left_out),

@@ -245,6 +245,20 @@ class SpeedRecord:
 
 
 @dataclass(frozen=True)
+class MemoryRecord:
+    """Memory of the run's process, mapped files included; floor_bytes: the least that a run of this model takes.
+
+    That is what the process had before, three times the largest part's weights, and a sample's activations.
+    """
+
+    floor_bytes: int
+    largest: str
+    largest_bytes: int
+    budget_bytes: int | None = None
+    peak_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that ``quantize`` did and measured.
 
@@ -273,6 +287,7 @@ class Report:
     measured_on: MeasuredOn | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     float_pass_seconds: float = 0.0
+    memory: MemoryRecord | None = None
     speed: SpeedRecord | None = None
     warnings: tuple[str, ...] = ()
     plan: dict[str, Any] | None = None

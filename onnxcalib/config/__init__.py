@@ -8,6 +8,7 @@ from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from .describe import Setting, list_settings
 from .expressions import match_whole
 from .fields import EASILY_CONFUSED, EFFORT, EXPERT, GATES, PANELS, PLAN, REPORTS, find_nearest, nearest, spell_allowed
+from .layer import LayerConfig
 from .load import load_config, read_toml
 from .quantize import (
     BUDGETS,
@@ -20,7 +21,6 @@ from .quantize import (
     WIDE_BITS,
     CandidateName,
     Effort,
-    LayerConfig,
     QuantizeConfig,
 )
 from .validate import ValidateConfig

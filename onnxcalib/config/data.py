@@ -22,7 +22,7 @@ MOST_PIXELS = 178_956_970  # of an image: more are refused by Pillow
 # Below so many samples those held out would be missed where they are used, and would say little where they are not.
 HOLD_OUT_FROM = 64
 MOST_NAME = 1_000  # characters of a column's name
-_LEAST_SIZE, _MOST_SIZE, _SIZES = 1e3, 1e12, "from 1KB to 1000GB"  # of files and lines
+_LEAST_SIZE, _MOST_SIZE, SIZES = 1e3, 1e12, "from 1KB to 1000GB"  # of files and lines
 
 
 def _check_size(value: Any) -> str:
@@ -33,7 +33,7 @@ def _check_size(value: Any) -> str:
     except ValueError:
         limit = None
     if limit is None or limit.of is not None or not _LEAST_SIZE <= limit.number <= _MOST_SIZE:
-        raise ValueError(f"must be a size {_SIZES}, such as 4GB or 500MB")
+        raise ValueError(f"must be a size {SIZES}, such as 4GB or 500MB")
     return text
 
 
@@ -176,7 +176,7 @@ class DataConfig(Settings):
     max_unpacked: Annotated[
         Size,
         Field(description="Most that the samples of .npz and .pb files may take unpacked, in temporary files."),
-        Option(EXPERT, metavar="SIZE", form="size", bounds=_SIZES),
+        Option(EXPERT, metavar="SIZE", form="size", bounds=SIZES),
     ] = "4GB"
     max_pixels: Annotated[
         int,
@@ -186,7 +186,7 @@ class DataConfig(Settings):
     max_line: Annotated[
         Size,
         Field(description="Longest line, or row of several lines, of a file of texts."),
-        Option(EXPERT, metavar="SIZE", form="size", bounds=_SIZES),
+        Option(EXPERT, metavar="SIZE", form="size", bounds=SIZES),
     ] = "1MB"
 
     @property

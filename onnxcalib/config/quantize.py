@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..errors import ConfigError, spell_value
 from ..spec import FLOAT_BITS
 from ..values import (
     COUNT,
     LATENCY,
     check_latency,
     check_limit,
-    check_name,
     check_percentage,
     check_whole,
+    read_limit,
     spell_most,
     split_candidates,
     split_names,
 )
-from .data import DataConfig
+from .data import SIZES, DataConfig, Size
 from .fields import BITS, EFFORT, EXPERT, PLAN, Axes, Count, File, Finite, Name, Option, Settings, Switch, Workers
+from .layer import ActivationBits, Bits, LayerConfig, read_layers
 
-Bits = Annotated[Literal[8, 4], BeforeValidator(check_whole)]
-# Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
-ActivationBits = Annotated[Literal[32, 16, 8, 4], BeforeValidator(check_whole)]
 EmbeddingBits = Annotated[Literal[32, 8, 4], BeforeValidator(check_whole)]
 TensorBits = Annotated[Literal[16, 8], BeforeValidator(check_whole)]
 BlockSize = Annotated[Literal[32, 128], BeforeValidator(check_whole)]
@@ -51,7 +47,7 @@ PIPELINES = {
     "advanced": STAGES,
 }
 # How and where a run is executed, and what it keeps; none of these changes what it finds.
-EXECUTION = ("jobs", "scheduler", "cache_dir")
+EXECUTION = ("jobs", "scheduler", "cache_dir", "memory")
 _ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0.6@8-bit)"
 
 
@@ -73,55 +69,6 @@ class Effort(NamedTuple):
 
 # Points on the curve of accuracy against time that the README shows.
 EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), "best": Effort(32, 2, 4, 200, 200)}
-
-
-class LayerConfig(Settings):
-    """Settings that override the global ones for a layer; None keeps the global value."""
-
-    table: ClassVar[str] = 'layers."NAME"'
-
-    weight_bits: Annotated[
-        Bits | None, Field(description="Bits of the layer's weights."), Option(BITS, unset="those of the others")
-    ] = None
-    activation_bits: Annotated[
-        ActivationBits | None,
-        Field(description="Bits of the activations that the layer reads; 32 leaves them in float."),
-        Option(BITS, unset="those of the others"),
-    ] = None
-    exclude: Annotated[Switch, Field(description="Leave the layer in float."), Option(BITS)] = False
-
-
-def _read_layers(value: Any) -> Any:
-    """Tables of LayerConfig by node name, their faults with the name in front."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(
-            f'layers: found {spell_value(value)}; it holds a table for each layer; write [layers."NAME"] above its bits'
-        )
-    return {name: _read_layer(name, settings) for name, settings in value.items()}
-
-
-def _read_layer(name: str, settings: Any) -> LayerConfig:
-    where = spell_value(name)
-    try:
-        check_name(name)
-    except ValueError as error:
-        raise ConfigError(f"layers: {where}: {error}") from None
-    if isinstance(settings, LayerConfig):
-        return settings
-    if not isinstance(settings, Mapping):
-        raise ConfigError(
-            f"layers: {where}: found {spell_value(settings)}; it is a table; write [layers.{where}] above its bits"
-        )
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        setting = str(key).replace("-", "_")
-        if setting in values:
-            raise ConfigError(f"layers: {where}: {setting}: given twice; keep one")
-        values[setting] = value
-    try:
-        return LayerConfig(**values)
-    except ConfigError as error:
-        raise ConfigError(f"layers: {where}: {error}") from None
 
 
 class QuantizeConfig(Settings):
@@ -252,6 +199,11 @@ class QuantizeConfig(Settings):
     threads: Annotated[
         Workers | None, Field(description="Threads to compute with."), Option(EFFORT, unset="one a core")
     ] = None
+    memory: Annotated[
+        Size | None,
+        Field(description="Most memory to take; models with larger weights are worked on part by part."),
+        Option(EFFORT, metavar="SIZE", form="size", bounds=SIZES, unset="most of what is free"),
+    ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Field(description="Where layers are solved and learned: auto is CUDA where torch sees it."),
@@ -324,7 +276,7 @@ class QuantizeConfig(Settings):
     ] = ()
     layers: Annotated[
         dict[str, LayerConfig],
-        BeforeValidator(_read_layers),
+        BeforeValidator(read_layers),
         Field(
             description="Settings of single layers, which are named as in exclude; the last entry of a layer counts."
         ),
@@ -341,6 +293,11 @@ class QuantizeConfig(Settings):
     def planned(self) -> bool:
         """Whether bits are chosen within a budget."""
         return any(getattr(self, name) is not None for name in BUDGETS)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` in bytes; None where it is left out."""
+        return None if self.memory is None else int(read_limit(self.memory).number)
 
     def does(self, stage: str) -> bool:
         """Whether one of STAGES is part of the run."""

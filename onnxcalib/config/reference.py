@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from .describe import Setting, list_settings
 from .fields import PANELS, Settings
-from .quantize import LayerConfig, QuantizeConfig
+from .layer import LayerConfig
+from .quantize import QuantizeConfig
 from .validate import ValidateConfig
 
 # Title, kind, and what is said above its tables. Settings of samples are shown once.

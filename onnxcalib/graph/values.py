@@ -37,6 +37,11 @@ def is_outside(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
+def is_light(model: ModelProto) -> bool:
+    """Whether some of the model's weights lie in files."""
+    return any(map(is_outside, model.graph.initializer))
+
+
 def find_place(tensor: TensorProto) -> Place:
     """Where the values of a tensor outside lie."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -102,7 +107,7 @@ def bare_copy(tensor: TensorProto) -> TensorProto:
 
 def with_values(model: ModelProto) -> ModelProto:
     """The model itself where it holds all its values, or else a copy that does: for readers of whole models."""
-    if not any(map(is_outside, model.graph.initializer)):
+    if not is_light(model):
         return model
     copy = copy_without_initializers(model)
     for tensor in model.graph.initializer:

@@ -36,8 +36,18 @@ def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYT
     """
     if samples.fixed_batch is not None:
         return samples.fixed_batch
-    outputs = session.run(samples.read([samples.largest]))
-    size = sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
+    return _fit_batch(_measure_sample(session, samples), limit)
+
+
+def _measure_sample(session: Session, samples: CalibrationSet) -> int:
+    """Bytes of the outputs of the largest sample, or of the model's fixed batch; sequences are not counted."""
+    outputs = session.run(
+        samples.read([samples.largest] if samples.fixed_batch is None else range(samples.fixed_batch))
+    )
+    return sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
+
+
+def _fit_batch(size: int, limit: int) -> int:
     return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
 
 
@@ -69,11 +79,12 @@ class Statistics:
     """What the float model showed on the calibration set.
 
     histograms: activation of the scheme -> histogram. batch: the number of samples whose activations take less than
-    BATCH_BYTES.
+    BATCH_BYTES. sample_bytes: what those of the largest sample take.
     """
 
     histograms: Mapping[str, Histogram]
     batch: int
+    sample_bytes: int = 0
 
 
 def collect_statistics(
@@ -88,7 +99,8 @@ def collect_statistics(
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     constants, tensors = [t for t in tensors if t in stored], [t for t in tensors if t not in stored]
     session = Session(model, also=tensors, name="the prepared model", threads=threads)
-    size = batch_size(session, samples)
+    sample_bytes = _measure_sample(session, samples)
+    size = samples.fixed_batch or _fit_batch(sample_bytes, BATCH_BYTES)
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
     for feeds in samples.batches(size) if tensors else ():
@@ -104,7 +116,9 @@ def collect_statistics(
                     f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
                     " check the preprocessing, or the model on these samples"
                 ) from error
-    return Statistics(histograms | {name: _describe(read_values(stored[name])) for name in constants}, size)
+    return Statistics(
+        histograms | {name: _describe(read_values(stored[name])) for name in constants}, size, sample_bytes
+    )
 
 
 def _describe(values: np.ndarray) -> Histogram:

@@ -31,6 +31,7 @@ from .approximations import approximate
 from .channel_scales import even_channels
 from .class_axes import find_class_axes
 from .even_layers import even_layers
+from .floor import check_memory
 from .input_grid import find_lossless_grids
 from .join_scales import even_joins, find_unlike_joins
 from .odd_samples import leave_out_odd
@@ -66,6 +67,7 @@ def prepare(
     config = run.config if plan is None else _take_bits(run, plan)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
+    check_memory(run, original)
     with run.stage("prepare"):
         samples, judges, measured_on = _open_samples(run, original, calibration, test)
         _warn_of_percentile(run)

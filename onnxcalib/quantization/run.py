@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..errors import ConfigError, escape_controls
 from ..progress import listening
-from ..report import LeftOutRecord, LoggedObserver, Observer
+from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
+from ..runtime.memory import measure_resident
 from ..targets import load_target
 from .target_settings import settle
 
@@ -20,7 +21,8 @@ class Run:
 
     target: what the file is made for; config: the settings, with what the target decides. seconds: stage -> time.
     current_stage: the stage that goes on or has failed; None between stages. left_out: parts of the work that were not
-    done, with the reason.
+    done, with the reason. resident: bytes that the process had in memory before; memory: the floor of the run, once it
+    is known.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer):
@@ -40,6 +42,8 @@ class Run:
         self.observer = LoggedObserver(observer)
         self.threads = config.threads or 0
         self.device = choose_device(config.device)
+        self.resident = measure_resident()
+        self.memory: MemoryRecord | None = None
         self.seconds: dict[str, float] = {}
         self.current_stage: str | None = None
         self.warnings: list[str] = []

@@ -22,6 +22,7 @@ from ..spec import Grids, QuantScheme
 from .biases import tune_biases
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
+from .floor import check_memory
 from .parallel import reconstruct_apart
 from .powers import choose_powers
 from .prepared import Prepared
@@ -58,6 +59,7 @@ def calibrate_ranges(prepared: Prepared) -> Ranges:
     """The range of each activation, from the float model on all samples. Raises DataError."""
     with prepared.run.stage("calibrate"):
         statistics = prepared.collect(prepared.scheme)
+        check_memory(prepared.run, prepared.model, statistics.sample_bytes)
         grids = prepared.choose_grids(prepared.scheme, statistics)
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
         return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)

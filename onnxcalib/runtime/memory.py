@@ -1,10 +1,11 @@
-"""How much memory a run may take: what its user says, or most of what the machine has free."""
+"""How much memory this process takes, has taken at most, and may take."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import resource
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Files in which Linux says how much memory a container may take, and how much it takes; of cgroups 2 and 1.
@@ -16,38 +17,11 @@ LIMITS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-MEMINFO = "/proc/meminfo"
+MEMINFO, STATM = "/proc/meminfo", "/proc/self/statm"
 # Pages of files that the system takes back when memory is short, by their names in a container's memory.stat.
 CACHED = ("inactive_file", "total_inactive_file")
 # Others need some of what is free now, too.
 SHARE_OF_FREE = 0.8
-# The weights of a part are held mapped, perhaps as a copy that onnxruntime packed, and as floats that integers become.
-PART_SHARE = 8
-# Larger parts are no faster: opening one takes milliseconds.
-MOST_PART_BYTES = 2**29
-
-_given: int | None = None
-
-
-@contextmanager
-def limited(most: int | None) -> Iterator[None]:
-    """Let sessions keep to so many bytes while this lasts; None is what the machine has free."""
-    global _given
-    before, _given = _given, most
-    try:
-        yield
-    finally:
-        _given = before
-
-
-def find_budget() -> int:
-    """Bytes that this process may take."""
-    return find_free() if _given is None else _given
-
-
-def most_part_bytes() -> int:
-    """Bytes of weights that a session may hold at once; those of larger models run part by part."""
-    return min(MOST_PART_BYTES, find_budget() // PART_SHARE)
 
 
 def find_free() -> int:
@@ -61,6 +35,19 @@ def find_free() -> int:
             free.append(int(_read(limit)) - int(_read(usage)) + _read_cached(details))
             break
     return max(0, int(SHARE_OF_FREE * min(free)))
+
+
+def measure_resident() -> int:
+    """Bytes that this process has in memory now; 0 where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(_read(STATM).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def measure_peak() -> int:
+    """The most bytes that this process has had in memory, files that it maps included."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2) of the two systems
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, measure_resident())
 
 
 def _read_available() -> int:

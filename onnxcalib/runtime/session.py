@@ -21,9 +21,8 @@ from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
 from ..graph.stream import model_bytes
-from ..graph.values import is_outside
+from ..graph.values import is_light
 from .cores import count_cores
-from .memory import most_part_bytes
 from .parted import Loaded, Parted
 
 # Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
@@ -33,6 +32,9 @@ MOST_BYTES = 2**28
 KERNEL = "_kernel_time"
 # Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
+# Weights outside of a model that a session holds at once, or else one node's; models with more run part by part. It
+# does not depend on the memory that a run may take, and so neither do the last bits of what sessions compute.
+PART_BYTES = 2**27
 # The folder in which onnxruntime looks for the tensors of a model that is given in memory. It takes no absolute paths.
 FOLDER, ROOT = "session.model_external_initializers_file_folder_path", "/"
 # Keeps weights where they are mapped from. Packing them costs as much as five runs save, and holds them twice.
@@ -78,16 +80,16 @@ class Session:
             model = fix_draws(model)
         more, as_users = _list_more(model, also), deployed or unsigned
 
-        def load(model: ModelProto, more: Sequence[str], dump: Path | None, *, part: bool = False) -> Loaded:
-            choose = partial(_choose_options, optimize, threads, dump, profile, part=part)
+        def load(model: ModelProto, more: Sequence[str], dump: Path | None) -> Loaded:
+            choose = partial(_choose_options, optimize, threads, dump, profile)
             if as_users or not saturates():
                 return _load(model, more, choose(unsigned=unsigned), name)
             return _load_exact(model, more, choose, name)
 
         def open_all(dump: Path | None) -> tuple[ort.InferenceSession | Parted, Scratch | None]:
-            if profile is None and count_weights(model) > (most := most_part_bytes()):
+            if profile is None and is_light(model) and count_weights(model) > PART_BYTES:
                 names = [*(value.name for value in model.graph.output), *more]
-                return Parted(model, names, most, partial(load, part=True), dump), None
+                return Parted(model, names, PART_BYTES, load, dump), None
             return load(model, more, dump)
 
         # Keep this order: Python releases attributes as they were set, and the session maps files of the folder.
@@ -138,7 +140,7 @@ class Session:
 
 
 def _choose_options(
-    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, part: bool, unsigned: bool
+    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, unsigned: bool
 ) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -155,9 +157,6 @@ def _choose_options(
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{dump.name}.data")
     if unsigned:
         options.add_session_config_entry(UNSIGNED, "1")
-    if part:
-        options.add_session_config_entry(UNPACKED, "1")
-        options.enable_cpu_mem_arena = False  # it takes memory in blocks of twice the size of the one before
     return options
 
 
@@ -188,8 +187,10 @@ def _load(model: ModelProto, more: Sequence[str], options: ort.SessionOptions, n
         ort.InferenceSession, providers=["CPUExecutionProvider"], disabled_optimizers=LOSING_OUTPUTS if more else None
     )
     try:
-        if any(map(is_outside, model.graph.initializer)):
+        if is_light(model):
             options.add_session_config_entry(FOLDER, ROOT)
+            options.add_session_config_entry(UNPACKED, "1")
+            options.enable_cpu_mem_arena = False  # it takes blocks of twice the size of the one before
             return make(_lead_from_root(model).SerializeToString() + _spell_more(more), options), None
         if model_bytes(model) <= MOST_BYTES:
             return make(model.SerializeToString() + _spell_more(more), options), None

@@ -1,5 +1,7 @@
 """A model that runs part by part gives what it gives as a whole."""
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -27,8 +29,9 @@ LAYERS = """g (float[N, 16] x) => (float[N, 16] y) {
 
 
 @pytest.fixture
-def bodies(build, draw):
-    return build(BODIES, w=draw(8, 8), v=draw(8, 8), c=draw(8), zero=np.int64(0), small=draw(4, 4))
+def bodies(build, draw, tmp_path):
+    weights = {"w": draw(8, 8), "v": draw(8, 8), "c": draw(8), "small": draw(4, 4)}
+    return outside(build(BODIES, zero=np.int64(0), **weights), tmp_path / "weights")
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def parts(monkeypatch):
             opened.append(take(*given))
             return opened[-1]
 
-        monkeypatch.setattr(session_module, "most_part_bytes", lambda: most)
+        monkeypatch.setattr(session_module, "PART_BYTES", most)
         monkeypatch.setattr(parted, "take_part", spy)
         return opened
 
@@ -107,14 +110,14 @@ def test_no_sequence_passes_from_one_part_to_another(bodies, draw, parts):
     session.run({"x": draw(3, 8), "flag": np.array(True)})
 
 
-def test_parts_on_which_nothing_that_is_asked_for_depends_are_not_opened(build, draw, parts, monkeypatch):
+def test_parts_on_which_nothing_that_is_asked_for_depends_are_not_opened(build, draw, parts, monkeypatch, tmp_path):
     parts(1)
     model = build(
         "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) b = MatMul (a, v) y = MatMul (b, w) }",
         w=draw(8, 8),
         v=draw(8, 8),
     )
-    session = Session(model, also=["a"])
+    session = Session(outside(model, tmp_path / "weights"), also=["a"])
     opened = []
     original = session_module._load
     monkeypatch.setattr(session_module, "_load", lambda part, *given: opened.append(part) or original(part, *given))
@@ -135,6 +138,7 @@ def test_faults_of_a_part_are_those_of_the_model(bodies, build, draw, parts):
 
 def test_the_optimized_graphs_of_parts_are_written_as_one(rough, build, weigh, draw, tmp_path, parts):
     model = rough(build(LAYERS, w=weigh(16, 16), v=weigh(16, 16)), draw(8, 16))
+    model = outside(model, tmp_path / "weights")
     whole = Session(model, deployed=True, dump=tmp_path / "whole.onnx")
     opened = parts(2 * 16 * 16)
     session = Session(model, deployed=True, dump=tmp_path / "parts.onnx")
@@ -147,8 +151,9 @@ def test_the_optimized_graphs_of_parts_are_written_as_one(rough, build, weigh, d
     np.testing.assert_array_equal(session.run({"x": x})["y"], whole.run({"x": x})["y"])
 
 
-def test_sums_are_exact_in_every_part(rough, build, weigh, draw, parts, monkeypatch):
+def test_sums_are_exact_in_every_part(rough, build, weigh, draw, parts, monkeypatch, tmp_path):
     model = rough(build(LAYERS, w=weigh(16, 16), v=weigh(16, 16)), draw(8, 16))
+    model = outside(model, tmp_path / "weights")
     feeds = {"x": draw(4, 16)}
     wanted = Session(model).run(feeds)["y"]
     monkeypatch.setattr(session_module, "saturates", lambda: True)
@@ -156,11 +161,13 @@ def test_sums_are_exact_in_every_part(rough, build, weigh, draw, parts, monkeypa
     np.testing.assert_array_equal(Session(model).run(feeds)["y"], wanted)
 
 
-def test_a_user_s_budget_counts_and_otherwise_what_is_free():
-    free = memory.find_budget()
-    with memory.limited(800):
-        assert memory.find_budget() == 800 and memory.most_part_bytes() == 100
-    assert 2**20 < memory.find_budget() < 2 * free
+def test_memory_is_what_is_free_of_the_machine(monkeypatch):
+    monkeypatch.setattr(memory, "LIMITS", [])
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2**20 < memory.measure_resident() <= memory.measure_peak()
+    assert 2**20 < memory.find_free() < machine
+    monkeypatch.setattr(memory, "MEMINFO", "/nowhere")
+    assert memory.find_free() == int(memory.SHARE_OF_FREE * machine)
 
 
 def test_the_limit_of_a_container_counts_without_its_cached_pages(monkeypatch, tmp_path):

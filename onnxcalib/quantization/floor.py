@@ -1,0 +1,67 @@
+"""The least memory that a run takes: what its largest layer needs while it is worked on, and a sample's activations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnx import ModelProto
+
+from ..errors import ConfigError
+from ..graph.index import reads
+from ..graph.tensors import count_bytes
+from ..report import MemoryRecord
+from ..runtime.memory import find_free, measure_peak
+from ..runtime.session import PART_BYTES
+from .run import Run
+
+# The weight of a layer as floats, what is solved of it, and what a session makes of it. The sessions of models with
+# larger weights hold a part of them at once, which counts as a layer.
+COPIES = 3
+# Tables that a Gather looks up by row are read and rounded by rows.
+ROW_WISE = ("Gather",)
+
+
+def find_floor(run: Run, model: ModelProto, activations: int = 0) -> MemoryRecord:
+    """The floor of a float model's run. activations: bytes of those of a sample; 0 before they are known."""
+    sizes = {tensor.name: count_bytes(tensor) for tensor in model.graph.initializer}
+    layers = {
+        node.name or node.output[0]: sum(sizes.get(tensor, 0) for tensor in reads(node))
+        for node in model.graph.node
+        if node.op_type not in ROW_WISE
+    }
+    name = max(layers, key=layers.__getitem__, default="")
+    weights = max(layers.get(name, 0), min(PART_BYTES, sum(sizes.values())))
+    return MemoryRecord(
+        floor_bytes=run.resident + COPIES * weights + activations,
+        largest=name,
+        largest_bytes=weights,
+        budget_bytes=run.config.memory_bytes,
+    )
+
+
+def check_memory(run: Run, model: ModelProto, activations: int = 0) -> None:
+    """Refuse a budget below the floor, which is kept for the report. Raises ConfigError.
+
+    Where the user gave no budget, what the machine has free is told if it is less than the floor.
+    """
+    floor = run.memory = find_floor(run, model, activations)
+    given = floor.budget_bytes
+    available = find_free() + run.resident if given is None else given
+    if floor.floor_bytes <= available:
+        return
+    found = f"memory: found {_spell(available)}{' free' * (given is None)}"
+    found += f"; {_spell(floor.floor_bytes)} are needed at least, {COPIES} times the {_spell(floor.largest_bytes)} of"
+    found += f" layer {floor.largest}{f', {_spell(activations)} of activations of a sample' * bool(activations)}"
+    found += f" and {_spell(run.resident)} of the process itself"
+    if given is not None:
+        raise ConfigError(f"{found}; give more, or leave it out")
+    run.warn(f"{found}; the system may end the run; free memory, or take a larger machine")
+
+
+def record_memory(run: Run, model: ModelProto) -> MemoryRecord:
+    """What the run took at most, beside its floor."""
+    return replace(run.memory or find_floor(run, model), peak_bytes=measure_peak())
+
+
+def _spell(count: int) -> str:
+    return f"{count / 1e9:.2f}GB" if count >= 1e8 else f"{count / 1e6:.1f}MB"
