@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
 from ..spec import QParams, QuantSpec
+from .bin_sums import BinSums
 from .histogram import BINS, Histogram
 from .rounding import fake_quantize, next_power
 
@@ -66,9 +68,7 @@ def choose_grid(
     elif kind != "min-max" and levels >= BINS:
         low, high = (1 + WIDE_MARGIN) * low, (1 + WIDE_MARGIN) * high
     elif kind in ("squared-error", "entropy"):
-        measure = _measure_squares(FUNCTIONS.get(function)) if kind == "squared-error" else _divergence
-        tails = _fit_tails(histogram) if kind == "squared-error" and function is None else None
-        low, high = _search(histogram, lambda a, b: make_grid(a, b, spec, bound=bound), measure, tails)
+        low, high = _Search(histogram, spec, bound, kind, FUNCTIONS.get(function)).run(low, high)
     return make_grid(low, high, spec, bound=bound)
 
 
@@ -82,22 +82,30 @@ def make_grid(low: float, high: float, spec: QuantSpec, *, bound: float | None =
 
     A scale that must be a power of two is the least one whose grid holds the range.
     """
-    low, high = min(low, 0.0), max(high, 0.0)
-    limited = bound is not None and not spec.power_of_two
-    high = min(high, bound) if bound is not None and limited else high
+    scale, zero_point = _make_grids(np.array([low]), np.array([high]), spec, bound)
+    return QParams(scale.reshape(()), zero_point.reshape(()), spec)
+
+
+def _make_grids(
+    lows: np.ndarray, highs: np.ndarray, spec: QuantSpec, bound: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scales, float32, and the zero points, int32, of grids over these ranges."""
+    lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)
+    limit = None if spec.power_of_two else bound
+    highs = highs if limit is None else np.minimum(highs, limit)
     zero_point = _find_zero_point(spec, bound)
     if zero_point is None:
-        step = (high - low) / (spec.qmax - spec.qmin)
+        steps = (highs - lows) / (spec.qmax - spec.qmin)
     else:
         below, above = zero_point - spec.qmin, spec.qmax - zero_point
-        step = max(high / above, -low / below if below else 0.0)
-    scale = np.float32(max(step, LEAST_SCALE))
-    if bound is not None and limited and zero_point is not None:
-        scale = limit_scale(scale, spec.qmax - zero_point, bound)
-    scale = raise_scale(scale, spec)
+        steps = np.maximum(highs / above, -lows / below if below else 0.0)
+    scales = np.maximum(steps, LEAST_SCALE).astype(np.float32)
+    if limit is not None and zero_point is not None:
+        scales = _limit_scales(scales, spec.qmax - zero_point, limit)
+    scales = _raise_scales(scales, spec)
     if zero_point is None:
-        zero_point = _place_zero(low, high, float(scale), spec)
-    return QParams(np.asarray(scale), np.asarray(zero_point, np.int32), spec)
+        return scales, _place_zeros(lows, highs, scales.astype(np.float64), spec)
+    return scales, np.full(scales.shape, zero_point, np.int32)
 
 
 def _find_zero_point(spec: QuantSpec, bound: float | None) -> int | None:
@@ -107,26 +115,39 @@ def _find_zero_point(spec: QuantSpec, bound: float | None) -> int | None:
     return None if bound is None else spec.qmin
 
 
-def _place_zero(low: float, high: float, scale: float, spec: QuantSpec) -> int:
-    """The zero point with which the grid holds [low, high]; levels that are left over lie on both sides of it."""
-    lowest = spec.qmin - low / scale
-    left = (spec.qmax - spec.qmin - (high - low) / scale) / 2 if spec.power_of_two and low < 0 < high else 0.0
-    return int(np.clip(np.rint(lowest + left), spec.qmin, spec.qmax))
+def _place_zeros(lows: np.ndarray, highs: np.ndarray, scales: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """The zero points with which grids hold [low, high]; levels that are left over lie on both sides of it."""
+    lowest = spec.qmin - lows / scales
+    if spec.power_of_two:
+        left = (spec.qmax - spec.qmin - (highs - lows) / scales) / 2
+        lowest = lowest + np.where((lows < 0) & (highs > 0), left, 0.0)
+    zero_points: np.ndarray = np.clip(np.rint(lowest), spec.qmin, spec.qmax).astype(np.int32)
+    return zero_points
 
 
 def raise_scale(scale: np.float32, spec: QuantSpec) -> np.float32:
     """The least scale, from this one on, that the spec allows: of its least range, and a power of two where it asks."""
+    return np.float32(_raise_scales(np.array([scale], np.float32), spec)[0])
+
+
+def _raise_scales(scales: np.ndarray, spec: QuantSpec) -> np.ndarray:
     levels = spec.qmax - spec.qmin
-    while float(scale) * levels < spec.least_range:
-        scale = np.nextafter(max(scale, np.float32(spec.least_range / levels)), np.float32(np.inf))
-    return np.float32(next_power(np.asarray(scale))) if spec.power_of_two else scale
+    least = np.float32(spec.least_range / levels)
+    while (low := scales.astype(np.float64) * levels < spec.least_range).any():
+        scales = np.where(low, np.nextafter(np.maximum(scales, least), np.float32(np.inf)), scales)
+    return next_power(scales).astype(np.float32) if spec.power_of_two else scales
 
 
 def limit_scale(scale: np.float32, levels: int, bound: float) -> np.float32:
     """The scale, lowered where ``levels`` of it reach beyond ``bound``, but to LEAST_SCALE at most."""
-    while float(scale) * levels > bound and scale > LEAST_SCALE:
-        scale = np.nextafter(min(scale, np.float32(bound / levels)), np.float32(0))
-    return scale
+    return np.float32(_limit_scales(np.array([scale], np.float32), levels, bound)[0])
+
+
+def _limit_scales(scales: np.ndarray, levels: int, bound: float) -> np.ndarray:
+    most = np.float32(bound / levels)
+    while (high := (scales.astype(np.float64) * levels > bound) & (scales > LEAST_SCALE)).any():
+        scales = np.where(high, np.nextafter(np.minimum(scales, most), np.float32(0)), scales)
+    return scales
 
 
 def measure_squares(histogram: Histogram, grid: QParams) -> float:
@@ -154,37 +175,40 @@ def _percentile(histogram: Histogram, percentile: float) -> tuple[float, float]:
 Measure = Callable[[np.ndarray, np.ndarray, float, int, QuantSpec], float]
 
 
-Tail = Callable[[float], float]  # end of a range -> squared error that unseen samples add beyond it
+@dataclass(frozen=True)
+class _Tail:
+    """What samples that were not seen add to the squared error beyond an end of a range, by an exponential tail.
 
-
-def _fit_tails(histogram: Histogram) -> tuple[Tail, Tail] | None:
-    """What samples that were not seen add to the squared error, below a low and above a high end."""
-    if histogram.peaks.shape[1] < LEAST_SAMPLES:
-        return None
-    used = histogram.counts > 0
-    centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
-    below = _fit_tail(-histogram.peaks[0], -centres, counts)
-    return (lambda end: below(-end)), _fit_tail(histogram.peaks[1], centres, counts)
-
-
-def _fit_tail(peaks: np.ndarray, centres: np.ndarray, counts: np.ndarray) -> Tail:
-    """An exponential tail behind the peak that the square root of all peaks exceed, by its mean excess.
-
-    The square of what a range cuts off falls as the number of peaks beyond its end does. Where a sample has many
-    values, their rounding outweighs it. It decides where samples have few, as rows of tables have.
+    It starts behind the peak that the square root of all peaks exceed, and falls by their mean excess. The square of
+    what a range cuts off falls as the number of peaks beyond its end does. Where a sample has many values, their
+    rounding outweighs it. It decides where samples have few, as rows of tables have. total: the squared error of what
+    lies behind the start; 0 without a tail.
     """
-    above = math.ceil(math.sqrt(len(peaks)))
-    ordered = np.sort(peaks)[::-1]
-    start, excess = float(ordered[above]), float(np.mean(ordered[:above] - ordered[above]))
-    if start <= 0 or excess <= 0:
-        return lambda end: 0.0
-    total = _clip(start, centres, counts)
 
-    def add(end: float) -> float:
-        expected = total * math.exp((start - end) / excess) if end >= start else 0.0
-        return max(0.0, expected - _clip(end, centres, counts))
+    centres: np.ndarray
+    counts: np.ndarray
+    start: float
+    excess: float
+    total: float
 
-    return add
+    @classmethod
+    def fit(cls, peaks: np.ndarray, centres: np.ndarray, counts: np.ndarray) -> _Tail | None:
+        """The tail behind the peaks of samples, (samples,); None where there is none."""
+        above = math.ceil(math.sqrt(len(peaks)))
+        ordered = np.sort(peaks)[::-1]
+        start, excess = float(ordered[above]), float(np.mean(ordered[:above] - ordered[above]))
+        if start <= 0 or excess <= 0:
+            return None
+        return cls(centres, counts, start, excess, _clip(start, centres, counts))
+
+    def add_each(self, ends: np.ndarray) -> np.ndarray:
+        """The squared error that such samples add where the range ends at each of these, (ends,)."""
+        distinct, place = np.unique(ends, return_inverse=True)
+        return np.array([self._add(end) for end in distinct.tolist()])[place]
+
+    def _add(self, end: float) -> float:
+        expected = self.total * math.exp((self.start - end) / self.excess) if end >= self.start else 0.0
+        return 0.0 if expected == 0 else max(0.0, expected - _clip(end, self.centres, self.counts))
 
 
 def _clip(end: float, centres: np.ndarray, counts: np.ndarray) -> float:
@@ -192,34 +216,57 @@ def _clip(end: float, centres: np.ndarray, counts: np.ndarray) -> float:
     return float(np.dot(counts, np.square(np.maximum(centres - end, 0))))
 
 
-def _search(
-    histogram: Histogram,
-    grid_over: Callable[[float, float], QParams],
-    measure: Measure,
-    tails: tuple[Tail, Tail] | None = None,
-) -> tuple[float, float]:
-    """The range of least loss: both ends shrunk together, then each end alone, unless the grid is symmetric."""
-    low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
-    spec = grid_over(low, high).spec
-    known: dict[tuple[float, int], float] = {}  # many shares have the same power of two
-    used = histogram.counts > 0
-    centres, counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
-    shares = SHARES if tails is None else np.concatenate([MARGINS, SHARES])
+class _Search:
+    """The grid of least loss over a histogram: all ranges are looked at by ``BinSums``, and the best ones measured."""
 
-    def evaluate(a: float, b: float) -> tuple[float, float, float]:
-        grid = grid_over(a, b)
-        scale, zero_point = float(grid.scale), int(grid.zero_point)
-        if (scale, zero_point) not in known:
-            known[scale, zero_point] = measure(centres, counts, scale, zero_point, spec)
-        if spec.symmetric or spec.power_of_two:  # the grid reaches further than the range
-            a, b = (spec.qmin - zero_point) * scale, (spec.qmax - zero_point) * scale
-        return known[scale, zero_point] + (0.0 if tails is None else tails[0](a) + tails[1](b)), a, b
+    def __init__(
+        self, histogram: Histogram, spec: QuantSpec, bound: float | None, kind: str, function: Function | None
+    ) -> None:
+        self.spec, self.bound = spec, bound
+        used = histogram.counts > 0
+        self.centres, self.counts = histogram.centres[used], histogram.counts[used].astype(np.float64)
+        self.measure = _measure_squares(function) if kind == "squared-error" else _divergence
+        self.quick = BinSums(histogram, function) if kind == "squared-error" else None
+        self.known: dict[tuple[float, int], float] = {}  # many shares have the same power of two
+        peaks = histogram.peaks
+        self.tails: tuple[_Tail | None, _Tail | None] = None, None
+        self.shares = SHARES
+        if kind == "squared-error" and function is None and peaks.shape[1] >= LEAST_SAMPLES:
+            below = _Tail.fit(-peaks[0], -self.centres, self.counts)
+            self.tails = below, _Tail.fit(peaks[1], self.centres, self.counts)
+            self.shares = np.concatenate([MARGINS, SHARES])
 
-    best = min(evaluate(low * share, high * share) for share in shares)
-    for _ in range(ROUNDS if low < 0 < high and not spec.symmetric else 0):
-        best = min(evaluate(best[1], high * share) for share in shares)
-        best = min(evaluate(low * share, best[2]) for share in shares)
-    return best[1], best[2]
+    def run(self, low: float, high: float) -> tuple[float, float]:
+        """The range: both ends shrunk together, then each end alone, unless the grid is symmetric."""
+        shares = self.shares
+        best = self._choose(low * shares, high * shares)
+        for _ in range(ROUNDS if low < 0 < high and not self.spec.symmetric else 0):
+            best = self._choose(np.full(len(shares), best[0]), high * shares)
+            best = self._choose(low * shares, np.full(len(shares), best[1]))
+        return best
+
+    def _choose(self, lows: np.ndarray, highs: np.ndarray) -> tuple[float, float]:
+        """The best of these ranges; where the grid reaches further than the range, the grid's."""
+        spec = self.spec
+        scales, zero_points = _make_grids(lows, highs, spec, self.bound)
+        scales = scales.astype(np.float64)
+        if spec.symmetric or spec.power_of_two:
+            lows, highs = (spec.qmin - zero_points) * scales, (spec.qmax - zero_points) * scales
+        beyond = np.zeros(len(lows))
+        for tail, ends in zip(self.tails, (-lows, highs), strict=True):
+            beyond += 0.0 if tail is None else tail.add_each(ends)
+        near = list(range(len(lows)))
+        if self.quick is not None:
+            losses = self.quick.measure(scales, zero_points, spec) + beyond
+            near = np.flatnonzero(losses <= losses.min() + 2 * self.quick.slack).tolist()
+
+        def evaluate(i: int) -> tuple[float, float, float]:
+            key = float(scales[i]), int(zero_points[i])
+            if key not in self.known:
+                self.known[key] = self.measure(self.centres, self.counts, *key, spec)
+            return self.known[key] + float(beyond[i]), float(lows[i]), float(highs[i])
+
+        return min(evaluate(i) for i in near)[1:]
 
 
 def _measure_squares(function: Function | None) -> Measure:
