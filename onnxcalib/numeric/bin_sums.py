@@ -44,7 +44,11 @@ class BinSums:
         values = levels * scales[:, None]
         bounds = (levels[:, :-1] + 0.5) * scales[:, None]
         # The number of bins whose centre is below.
-        ends = np.clip(np.ceil(bounds / self.width - (self.first + 0.5)), 0, BINS).astype(np.intp)
+        places = bounds / self.width - (self.first + 0.5)
+        below = np.ceil(places)
+        if self.function is not None:  # a centre between two levels goes to the even one; else both are as far
+            below = np.where(levels[:, :-1] % 2 == 0, np.floor(places) + 1, below)
+        ends = np.clip(below, 0, BINS).astype(np.intp)
         edges = np.pad(ends, ((0, 0), (1, 1)), constant_values=((0, 0), (0, BINS)))
         counts, sums = (np.diff(each[edges], axis=1) for each in self._sums)
         given = values if self.function is None else self.function(values)
