@@ -79,10 +79,10 @@ class Requirements:
     Cast to 8. placing: which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and
     what is added to their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``.
     through: operators that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be
-    float at the graph's end. aligned: operators whose inputs and outputs share a grid. fixed_grids: operator and bits
-    -> scale and zero point of what it gives. opset: the least and the most; None for any. for_onnxruntime: nodes are
-    written around what its optimizer does, HardSigmoids as Adds and a Max behind others. wide_sums: sums in
-    front of a norm have 16 bits where all else has 8.
+    float at the graph's end. even_bits: operators that read and give as many bits. aligned: operators whose inputs and
+    outputs share a grid. fixed_grids: operator and bits -> scale and zero point of what it gives. opset: the least and
+    the most; None for any. for_onnxruntime: nodes are written around what its optimizer does, HardSigmoids as Adds and
+    a Max behind others. wide_sums: sums in front of a norm have 16 bits where all else has 8.
     """
 
     activation: QuantSpec = QuantSpec(8)
@@ -100,6 +100,7 @@ class Requirements:
     grouped: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
     at_exit: frozenset[str] = frozenset()
+    even_bits: frozenset[str] = frozenset()
     aligned: frozenset[str] = frozenset()
     fixed_grids: Mapping[tuple[str, int], tuple[float, int]] = field(default_factory=dict)
     opset: tuple[int | None, int | None] = (None, None)

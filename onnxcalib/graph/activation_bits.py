@@ -39,8 +39,9 @@ def assign_bits(
     """The grid of each tensor, and the grid of fewer bits for which it is requantized.
 
     A set of tensors that only layers read has the bits of these layers. Others have 8 or more, and are requantized for
-    the layers that need fewer. tensors: those that are quantized, and who reads them in float. spec: of any bits; its
-    own are those of all tensors that other nodes than layers read. tensor_bits: more bits, of single tensors.
+    the layers that need fewer. Constants have the bits of what is computed with them. tensors: those that are
+    quantized, and who reads them in float. spec: of any bits; its own are those of all tensors that other nodes than
+    layers read. tensor_bits: more bits, of single tensors.
     """
     quantized, float_reads = tensors
     bits_of = {layer.name: layer.activation_spec.bits for layer in layers if not layer.reads_float}
@@ -55,11 +56,30 @@ def assign_bits(
             needs.update(tensor_bits[t] for t in members if t in tensor_bits)
             bits = needs.pop() if len(needs) == 1 else max({spec.bits, *needs})
             activations |= {t: replace(spec, bits=bits) for t in members}
+    _give_constants_bits(index, activations, set_of, given=tensor_bits)
+    for tensor in quantized:
         bits = activations[tensor].bits
         fewer = {bits_of[n.name] for n in index.readers(tensor) if bits_of.get(n.name, bits) < bits}
         if fewer:
             requantized[tensor] = replace(spec, bits=min(fewer))
     return {t: activations[t] for t in quantized}, requantized
+
+
+def _give_constants_bits(
+    index: Index,
+    activations: dict[str, QuantSpec],
+    set_of: Mapping[str, tuple[str, ...]],
+    *,
+    given: Mapping[str, int],
+) -> None:
+    """Sets of constants have 16 bits where an operator that reads one of them gives 16, unless bits are given."""
+    for tensor in [t for t in activations if t in index.initializers]:
+        members = set_of.get(tensor, (tensor,))
+        if not given.keys().isdisjoint(members) or not index.initializers.keys() >= set(members):
+            continue
+        made = [t for member in members for node in index.readers(member) for t in carried_outputs(index, node)]
+        if any(t in activations and activations[t].bits == WIDE_BITS for t in made):
+            activations |= {t: replace(activations[t], bits=WIDE_BITS) for t in members if t in activations}
 
 
 def _bits_needed(

@@ -7,9 +7,9 @@ from onnx import NodeProto
 from ..graph.fusion import data_inputs, moved_outputs
 from ..graph.groups import only_leaves
 from ..graph.index import is_op
-from ..graph.inspect.grids import FUNCTIONS, Grid, GriddedGraph
+from ..graph.inspect.grids import FUNCTIONS, NARROW, WIDE, Grid, GriddedGraph, list_sides
 from ..graph.ops import AVERAGES, CONVOLUTIONS, QUANTIZE, SHAPE_READERS
-from ..targets.rules import Aligned, QuantizedInputs, QuantizedOutputs, Rule, WholeUnits
+from ..targets.rules import Aligned, EvenBits, QuantizedInputs, QuantizedOutputs, Rule, WholeUnits
 from .found import Faults, Found, spell_list, spell_values
 
 
@@ -88,6 +88,15 @@ def check_float_outputs(graph: GriddedGraph, rule: Rule) -> Faults:
     for name in graph.index.outputs:
         if (grid := graph.maker(name)) is not None:
             yield Found(grid.where, f"output {name} of the graph behind it", "outputs in float")
+
+
+def check_even_bits(graph: GriddedGraph, rule: EvenBits) -> Faults:
+    """What these operators compute with, and what they give, has 8 bits alone or 16 alone."""
+    for node in graph.graph.node:
+        sides = list_sides(graph, node) if is_op(node, *rule.operators) else []
+        kinds = dict.fromkeys(grid.type for grid in sides)
+        if not (kinds.keys().isdisjoint(NARROW) or kinds.keys().isdisjoint(WIDE)):
+            yield Found(graph.spell(node), f"{spell_list(kinds)} on its sides", "as many bits on all of them")
 
 
 def check_aligned(graph: GriddedGraph, rule: Aligned) -> Faults:

@@ -44,6 +44,7 @@ CHECKS: dict[str, Callable[[GriddedGraph, Any], Faults]] = {
     "residual_inputs": groups.check_residual_inputs,
     "quantized_outputs": groups.check_quantized_outputs,
     "float_outputs": groups.check_float_outputs,
+    "even_bits": groups.check_even_bits,
     "aligned": groups.check_aligned,
     "shift_cut": shifts.check_shift_cut,
     "shift_bias": shifts.check_shift_bias,

@@ -27,8 +27,11 @@ from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_o
 
 
 def list_sets(scheme: QuantScheme) -> list[tuple[str, ...]]:
-    """The sets of activations that share a grid, in the order of the scheme."""
-    return list(dict.fromkeys(map(scheme.members_of, scheme.activations)))
+    """The sets of activations that share a grid, in the order of the scheme, without those of constants alone.
+
+    Constants have the bits of what is computed with them.
+    """
+    return list(dict.fromkeys(map(scheme.members_of, scheme.computed)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ..data import CalibrationSet
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.index import Index
 from ..graph.names import Selection, resolve_names
+from ..graph.passes.even_bits import even_bits
 from ..graph.passes.even_joins import find_scaled, fold_scales
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
@@ -179,6 +180,7 @@ class Prepared:
             fold_scales(quantized)
         if scheme.requirements.for_onnxruntime:
             join_reads(quantized)
+        even_bits(quantized, scheme.requirements.even_bits)
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}
         chosen = {**stages, "target": self.run.target.name}  # whose file may have a path of this machine

@@ -195,6 +195,12 @@ class Attributes(Rule):
     operators: ByOperator[Names]
 
 
+class EvenBits(Rule):
+    """Operators around which all grids have 8 bits, or all have 16, but for those of weights and biases."""
+
+    operators: Names
+
+
 class Aligned(Rule):
     """Operators whose quantized inputs and outputs share scale and zero point."""
 
@@ -251,6 +257,7 @@ class Rules(Record):
     residual_inputs: Rule | None = None
     quantized_outputs: QuantizedOutputs | None = None
     float_outputs: Rule | None = None
+    even_bits: EvenBits | None = None
     aligned: Aligned | None = None
     shift_cut: Shift | None = None
     shift_bias: ShiftBias | None = None

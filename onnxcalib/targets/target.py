@@ -84,6 +84,7 @@ class Target(Record):
             grouped=frozenset((*inputs, *(outputs.operators if outputs else ()))),
             through=frozenset(outputs.through if outputs else ()),
             at_exit=frozenset(outputs.at_exit if outputs else ()),
+            even_bits=frozenset(rules.even_bits.operators if rules.even_bits else ()),
             aligned=frozenset(rules.aligned.operators if rules.aligned else ()),
             fixed_grids=_read_fixed(rules.fixed_grids, signed=activation.signed),
             opset=(rules.opset.least, rules.opset.most) if rules.opset else (None, None),

@@ -27,9 +27,13 @@ def net(build, weigh):
 
 
 def types_of(model):
-    """The type of the integers of each activation, by the name of the tensor in front of its QuantizeLinear."""
+    """The type of the integers of each activation, by the name of the tensor in front of its QuantizeLinear.
+
+    Where a change of grid stands in between, that behind it.
+    """
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    return {n.input[0]: types[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    linear = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    return {node.input[0].removesuffix("_wide"): types[node.input[2]] for node in linear}
 
 
 def test_the_share_of_16_bits_is_kept_and_takes_the_loss_where_it_is_largest(net):
@@ -74,12 +78,26 @@ def test_a_larger_share_never_loses_more(net, tmp_path):
 
 
 def test_weights_and_activations_are_planned_together_beside_another_budget(net):
-    found = plan(net, SAMPLES, QuantizeConfig(max_size="0.99@8-bit", max_a16=40, **ON_HTP))
-    assert found.totals.bytes <= found.budgets["max_size"] and 0 < found.totals.a16 <= 40
+    found = plan(net, SAMPLES, QuantizeConfig(max_bops="0.9@8-bit", max_a16=40, **ON_HTP))
+    assert found.totals.bops <= found.budgets["max_bops"] and 0 < found.totals.a16 <= 40
     bits = set(found.layers.values())
     assert any(name.startswith("W4") for name in bits) and bits <= {"W8A8", "W4A8", "W8A16", "W4A16"}
     result = quantize(net, SAMPLES, QuantizeConfig(reconstruct=False, **ON_HTP), plan=found)
-    assert result.report.quantized_bytes <= found.budgets["max_size"]
+    written = {each.name: f"W{each.weight_bits}A{each.activation_bits}" for each in result.report.layers}
+    assert written == found.layers
+
+
+def test_constants_have_the_bits_of_what_is_computed_with_them(build, weigh):
+    weights = {"w": weigh(8, 8), "v": weigh(8, 8), "bias": weigh(8), "scale": weigh(8), "shift": weigh(8)}
+    net, x = build(POST, **weights), np.random.default_rng(0).normal(size=(16, 4, 8)).astype(np.float32)
+    found = plan(net, x, QuantizeConfig(max_a16=25, target="qnn", effort="fast"))
+    assert found.tensors.keys().isdisjoint(weights) and all(each.elements for each in found.sets)
+    for tensors, wide in (({"b": 16, "s": 8}, {"bias"}), ({"b": 8, "s": 16}, set()), ({"b": 8, "n": 16}, {"scale"})):
+        config = QuantizeConfig(max_a16=25, target="qnn", effort="fast", tensors=tensors)
+        own = quantize(net, x, config.model_copy(update={"max_a16": None})).model
+        types = {tensor.name: tensor.data_type for tensor in own.graph.initializer}
+        held = {name for name in weights if types.get(f"{name}_quantized") == WIDE}
+        assert wide <= held, (tensors, held)
 
 
 def test_times_of_16_bits_are_read_from_a_file(net, tmp_path):

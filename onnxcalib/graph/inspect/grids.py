@@ -16,6 +16,8 @@ from ..tensors import spell_node
 from .integers import BETWEEN, element_type, is_linear
 
 Role = Literal["activation", "weight", "bias", "constant"]
+NARROW, WIDE = ("uint8", "int8"), ("uint16", "int16")  # the types of 8 and of 16 bits
+OPERANDS: tuple[Role, ...] = ("activation", "constant")  # what is neither a layer's weight nor its bias
 # Activation functions that belong to the layer before them.
 FUNCTIONS = ("Relu", "Clip", "LeakyRelu", "PRelu")
 # Operators that pass integers on from a QuantizeLinear, or from a constant, to a DequantizeLinear.
@@ -221,6 +223,16 @@ class GriddedGraph:
                 number = list(reader.input).index(made)
                 return "bias" if number == 2 else "weight"
         return "constant"
+
+
+def list_sides(graph: GriddedGraph, node: NodeProto) -> list[Grid]:
+    """The grids on which a node computes, without weights and biases, and the one that it gives; empty if one is float.
+
+    The one that it gives is the last.
+    """
+    made = graph.behind(node.output[0])
+    fed = [grid for name in node.input if (grid := graph.maker(name)) is not None and grid.role in OPERANDS]
+    return [*fed, made] if fed and made is not None else []
 
 
 def read_graphs(model: ModelProto) -> list[GriddedGraph]:

@@ -9,6 +9,7 @@ need them. ``einsum``, ``transposed``,
 operators with integer kernels. ``draws`` is for whatever is run: it makes random values the same in both models.
 ``rescale`` gives layers an input without rounding error, ``even_joins`` brings what a Concat joins to one scale, and
 ``equalize`` moves factors between layers.
-Three passes are for quantized graphs: ``joint_reads`` keeps functions together; two return a copy,
+Four passes are for quantized graphs: ``joint_reads`` keeps functions together, ``even_bits`` has operators read and
+give as many bits; two return a copy,
 ``unsigned_weights``, which makes sums exact, and ``saturating_sums``, which makes them saturate.
 """
