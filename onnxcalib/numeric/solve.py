@@ -19,10 +19,8 @@ Shapes: G groups, C output channels and K inputs a group, R rows, N scale blocks
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -31,22 +29,16 @@ import torch
 from ..spec import QuantSpec
 from .gram import Moments
 from .integer_search import descend, excess_loss, expand_scale, factor_inverse, gptq, order_inputs, search
+from .prior import Prior, damping, solve_real
 from .rounding import next_power, quantize
 from .saturation import keep_pairs, order_pairs, pair_sums
 from .scale_blocks import ScaleBlocks
 
-# Candidate ridges of the optimum, in units of the mean input variance. A weak ridge fits the noise of the quantized
-# prefix, and of few samples. Which ridge is best differs by layer, so that held-out samples choose.
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-# Gram matrices of ridges that are tried at once may take so many bytes.
-RIDGE_BYTES = 256 * 2**20
 # Most ridge of the metric in which integers are chosen, in the same units: it only steadies an estimate from few
 # samples.
 DAMPING = 0.1
 # Columns per input at which the output-aware metric weighs as much as the layer's own.
 EQUAL_COLUMNS = 2
-# Square of float32's rounding, generously: the least variance that can be told from a mean of size 1.
-ROUNDING = 1e-12
 # Candidate scales, as shares of the scale whose grid ends at the largest weight.
 FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 16, dtype=torch.float64)
 EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
@@ -73,19 +65,6 @@ class Solution:
     def cpu(self) -> Solution:
         """The same in the memory that NumPy reads."""
         return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu())
-
-
-@dataclass(frozen=True)
-class Prior:
-    """How much the optimum keeps to the float weight W: ``W* = W + trust (W_r - W)``.
-
-    W_r is the ridge regression towards W: ``ridge``, in units of the mean input variance, keeps W where inputs vary
-    little. ``trust``, from 0 to 1, shrinks the rest of the change, also where inputs vary much: least squares fits the
-    error of the quantized prefix there, part of which is noise.
-    """
-
-    ridge: float = 0.3
-    trust: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -129,11 +108,11 @@ def solve_layer(
     """
     weight = weight.double()
     order = _rounding_order(moments.gram, spec, summing)
-    optimum = _permute(_solve_real(moments, weight, prior), order)
+    optimum = _permute(solve_real(moments, weight, prior), order)
     # The prior's ridge is for noise in the optimum; the metric has none.
     gram = moments.gram if output_metric is None else output_metric.blend(moments.gram)
     gram = _permute(_permute(gram, order).mT, order)
-    gram.diagonal(dim1=1, dim2=2).add_(_damping(moments, min(prior.ridge, DAMPING)))
+    gram.diagonal(dim1=1, dim2=2).add_(damping(moments, min(prior.ridge, DAMPING)))
     blocks = None if spec.block is None else ScaleBlocks(order // spec.block)
     best = _round_optimum(gram, optimum, (spec, blocks), width)
     # In a few rows of a hundred the rounded float weights are better, by up to half the loss.
@@ -263,48 +242,6 @@ def _round_blocks(
         integers = descend(gram, optimum, integers, blocks.expand(scale), spec)
         found.append(_Rounded(excess_loss(gram, optimum, integers, blocks.expand(scale)), integers, scale))
     return _choose_best(found)
-
-
-def choose_prior(fitted: Moments, held_out: Moments, weight: torch.Tensor, *, threads: int = 1) -> Prior:
-    """The prior whose real-valued optimum on ``fitted`` has the least squared error on ``held_out``.
-
-    For each ridge the best trust t has a closed form: with D = W_r - W the error of ``W + t D`` is quadratic in t.
-    threads: so many ridges are tried at once, while their Gram matrices take RIDGE_BYTES at most.
-    """
-    weight = weight.double()
-    residual = held_out.cross - weight @ held_out.gram
-
-    def judge(ridge: float) -> tuple[float, Prior]:
-        change = _solve_real(fitted, weight, Prior(ridge)) - weight
-        power, gain = float(((change @ held_out.gram) * change).sum()), float((change * residual).sum())
-        trust = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
-        return trust * trust * power - 2 * trust * gain, Prior(ridge, trust)
-
-    at_once = max(1, min(threads, RIDGE_BYTES // (fitted.gram.nbytes + 1)))
-    if at_once == 1:
-        return min(map(judge, RIDGES), key=itemgetter(0))[1]
-    with ThreadPoolExecutor(at_once) as pool:
-        return min(pool.map(judge, RIDGES), key=itemgetter(0))[1]
-
-
-def _solve_real(moments: Moments, weight: torch.Tensor, prior: Prior) -> torch.Tensor:
-    """The real-valued optimum ``W + trust ((C + r W) (A + r I)^-1 - W)`` (G, C, K), with r of ``_damping``."""
-    damping = _damping(moments, prior.ridge)
-    gram = moments.gram.clone()
-    gram.diagonal(dim1=1, dim2=2).add_(damping)
-    cross = moments.cross + damping[..., None] * weight
-    solution = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(gram)).mT
-    return weight + prior.trust * (solution - weight)
-
-
-def _damping(moments: Moments, ridge: float) -> torch.Tensor:
-    """``ridge`` times the mean variance of a group's inputs, (G, 1), and always more than their moments' rounding.
-
-    Inputs that hardly vary say nothing about their weights. Any positive damping lets these keep their float values.
-    """
-    variance = moments.gram.diagonal(dim1=1, dim2=2).mean(1)
-    least = ROUNDING * moments.input_mean.square().mean(1) + torch.finfo(torch.float32).tiny
-    return torch.maximum(ridge * variance, least)[:, None]
 
 
 def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor | None = None) -> Solution:

@@ -30,9 +30,9 @@ from ..numeric.gram import (
     project,
     unfold,
 )
+from ..numeric.prior import Prior, choose_prior
 from ..numeric.rounding import fake_quantize
-from ..numeric.solve import OutputMetric, Prior, Solution, choose_prior, round_layer, solve_layer
-from ..runtime.device import choose_threads
+from ..numeric.solve import OutputMetric, Solution, round_layer, solve_layer
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .padding_mask import select
 from .params import make_params
@@ -185,8 +185,7 @@ class _ColumnReader:
         prior, moments = Prior(), measured[0]
         if len(measured) == 2:
             fitted, held_out = measured
-            threads = choose_threads(self.problem.threads) if self.problem.device.type == "cpu" else 1
-            prior = choose_prior(joined(fitted), joined(held_out), rows, threads=threads)
+            prior = choose_prior(joined(fitted), joined(held_out), rows)
             moments = fitted.pool(held_out)
             del fitted, held_out
         del measured  # the Gram matrices are most of the memory that solving takes

@@ -12,15 +12,13 @@ from onnxcalib.numeric import integer_search
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.integer_search import excess_loss
+from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.numeric.solve import (
     DAMPING,
     EQUAL_COLUMNS,
-    RIDGES,
     OutputMetric,
-    Prior,
-    choose_prior,
     round_layer,
     solve_layer,
 )
@@ -170,14 +168,6 @@ def test_weights_compensate_for_the_error_of_the_quantized_prefix():
     assert measure(solve_layer(moments, weight, EIGHT, prior=Prior(0.003))) < 0.05 * measure(symmetric)
 
 
-def draw_noisy(columns, generator):
-    """Inputs that lost much to quantization, and the float model's outputs."""
-    weight = torch.randn(1, 4, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    inputs = torch.randn(1, 24, columns, generator=generator, dtype=torch.float64)
-    noise = torch.randn(inputs.shape, generator=generator, dtype=torch.float64)
-    return moments_of(inputs + 0.5 * noise, weight @ inputs), weight
-
-
 def test_the_output_aware_metric_lowers_the_error_that_the_outputs_see():
     inputs, weight = draw_problem(8, size=24, columns=2000)
     moments = moments_of(inputs, weight @ inputs)
@@ -198,22 +188,6 @@ def test_the_output_aware_metric_weighs_more_the_more_columns_it_has_and_nothing
     torch.testing.assert_close(half, gram / 2 + other)
     torch.testing.assert_close(OutputMetric(other, columns=10**9).blend(gram), 2 * other, atol=1e-6, rtol=0)
     assert torch.equal(OutputMetric(torch.zeros_like(gram), columns=10**9).blend(gram), gram)
-
-
-def test_few_noisy_samples_choose_a_larger_ridge_than_many():
-    generator = torch.Generator().manual_seed(1)
-    held_out, weight = draw_noisy(2000, generator)
-    few, many = (choose_prior(draw_noisy(n, generator)[0], held_out, weight).ridge for n in (30, 20000))
-    assert {few, many} <= set(RIDGES) and few >= 0.3 and many <= 0.03
-
-
-@pytest.mark.parametrize(("share", "trust"), [(1.0, 1.0), (0.5, 0.5), (0.0, 0.0), (-1.0, 0.0)])
-def test_a_change_is_trusted_as_far_as_it_holds_on_held_out_samples(share, trust):
-    inputs, weight = draw_problem(13, size=8)
-    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    fitted = moments_of(inputs, (weight + change) @ inputs)
-    held_out = moments_of(inputs, (weight + share * change) @ inputs)
-    assert abs(choose_prior(fitted, held_out, weight).trust - trust) < 0.02
 
 
 def test_rounding_takes_the_scale_of_least_squared_weight_error():
@@ -250,18 +224,11 @@ def test_the_order_of_the_work_does_not_change_the_result(monkeypatch, module, n
     torch.testing.assert_close(before.scale, after.scale)
 
 
-@pytest.mark.parametrize(
-    "solve",
-    [
-        lambda moments, weight: solve_layer(moments, weight, FOUR, prior=Prior()),
-        lambda moments, weight: choose_prior(moments, moments, weight),
-    ],
-)
-def test_solving_leaves_the_moments_as_they_are(solve):
+def test_solving_leaves_the_moments_as_they_are():
     inputs, weight = draw_problem(12)
     moments = moments_of(inputs, weight @ inputs)
     before = moments.gram.clone(), moments.cross.clone()
-    solve(moments, weight)
+    solve_layer(moments, weight, FOUR, prior=Prior())
     assert torch.equal(moments.gram, before[0]) and torch.equal(moments.cross, before[1])
 
 

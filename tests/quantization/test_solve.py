@@ -10,8 +10,8 @@ from onnxcalib.errors import DataError
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.graph.embeddings import find_embeddings
 from onnxcalib.graph.index import Index, constant, known_constant
+from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import fake_quantize
-from onnxcalib.numeric.solve import Prior
 from onnxcalib.quantization import solve as solve_module
 from onnxcalib.quantization.solve import _ColumnReader, round_embeddings, round_layers, solve_block
 from onnxcalib.quantization.state import SubgraphRunner
@@ -309,7 +309,7 @@ def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, stat
 def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_of, monkeypatch):
     counts = []
 
-    def choose(fitted, held_out, _weight, *, threads):
+    def choose(fitted, held_out, _weight):
         counts.append((fitted.columns, held_out.columns))
         return Prior(0.1)
 
