@@ -39,24 +39,27 @@ def prepare_outputs(
         print(f"removed {escape_controls(str(path))}, which a run that was killed had left", file=sys.stderr)
 
 
-def check_cache(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequence[Path | None]) -> None:
-    """Raise OutputError for a cache that would be kept in a folder that the run reads, or in place of an output."""
-    if settings.cache_dir is None:
-        return
+def check_folders(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequence[Path | None]) -> None:
+    """Raise OutputError for a folder of settings that would lie in one that the run reads, or in place of an output."""
+    for name in ("cache_dir", "work_dir"):
+        if (folder := getattr(settings, name)) is not None:
+            _check_folder(name, folder, outputs, read)
+
+
+def _check_folder(name: str, folder: str, outputs: Sequence[Path], read: Sequence[Path | None]) -> None:
     try:
-        cache = follow_links(Path(settings.cache_dir))
-        around = (cache, *cache.parents)
+        followed = follow_links(Path(folder))
+        around = (followed, *followed.parents)
         inside = next((each for each in read if each is not None and follow_links(each) in around), None)
-        same = any(cache == follow_links(path) for path in outputs)
-    except (OSError, ValueError):  # no path of a file; what reads it, or keeps the cache, says so
+        same = any(followed == follow_links(path) for path in outputs)
+    except (OSError, ValueError):  # no path of a file; what reads it, or writes there, says so
         return
     if inside is not None and inside.is_dir():
         raise OutputError(
-            f"cache_dir: {settings.cache_dir} lies in {inside}, which this run reads; that folder stays as it is;"
-            " choose another"
+            f"{name}: {folder} lies in {inside}, which this run reads; that folder stays as it is; choose another"
         )
     if same:
-        raise OutputError(f"cache_dir: {settings.cache_dir} is an output of this run; choose another folder")
+        raise OutputError(f"{name}: {folder} is an output of this run; choose another folder")
 
 
 def list_read(settings: QuantizeConfig | ValidateConfig) -> list[Path]:

@@ -53,6 +53,8 @@ _NOT_FOR_CALIBRATION = (
     "encoding",
     "weight_range",
     "class_axis",
+    "work_dir",
+    "resume",
 )
 
 Options = Mapping[str, Any]

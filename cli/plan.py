@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import PLAN, QuantizeConfig, load_config
 
 from .exitstatus import report_faults
-from .files import check_cache, list_read, prepare_outputs
+from .files import check_folders, list_read, prepare_outputs
 from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
@@ -60,7 +60,7 @@ def _run(
     prepare_outputs(
         {"--output": target if planned or not target.name else None, **drawn}, read, models=[model], quiet=quiet
     )
-    check_cache(settings, [target, *((curve, plot) if frontier else ())], read)
+    check_folders(settings, [target, *((curve, plot) if frontier else ())], read)
     from onnxcalib import pipeline
     from onnxcalib.files.writing import write_together
 

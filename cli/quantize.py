@@ -11,7 +11,7 @@ import typer
 from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
 from .exitstatus import ExitStatus, report_faults
-from .files import check_cache, list_read, prepare_outputs
+from .files import check_folders, list_read, prepare_outputs
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
@@ -45,7 +45,7 @@ def quantize(
         target = output or model.parent / f"{model.stem}.quantized.onnx"
         read = [calib, test, config, plan, ranges, *list_read(settings)]
         prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)
-        check_cache(settings, [target], read)
+        check_folders(settings, [target], read)
         kept = _run(model, calib, target, settings, test=test, plan=plan, ranges=ranges, report=report, quiet=quiet)
     raise typer.Exit(ExitStatus.OK if kept else ExitStatus.GATE)
 
@@ -68,7 +68,8 @@ def _run(
     from .progress import ProgressObserver
 
     with ProgressObserver(quiet=quiet) as observer:
-        result = pipeline.quantize(model, calib, settings, plan=plan, ranges=ranges, test=test, observer=observer)
+        given = {"plan": plan, "ranges": ranges, "test": test}
+        result = pipeline.quantize(model, calib, settings, **given, output=output, observer=observer)
     result.save(output, report=report)
     if not quiet:
         from .summary import print_summary

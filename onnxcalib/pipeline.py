@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from .bitplan import BitPlan, Frontier, read_plan
+from .bitplan import BitPlan, Frontier, make_record, read_plan
 from .config import BUDGETS, DataConfig, QuantizeConfig
 from .data import CalibrationSet, InputSpec, SampleSource
 from .data import open_calibration as open_samples
@@ -21,6 +22,7 @@ from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
 from .lint.run import check_loaded
+from .quantization.checkpoints import Checkpoints, Work
 from .quantization.floor import record_memory
 from .quantization.in_float import find_fault_of_size, list_in_float
 from .quantization.prepare import list_inputs, load
@@ -60,12 +62,14 @@ Model = str | Path | ModelProto
 class Result:
     """The quantized model, and a report of what was done and measured.
 
-    sources: the files and folders that the run read, which ``save`` leaves as they are.
+    sources: the files and folders that the run read, which ``save`` leaves as they are. checkpoints: those of the run,
+    which ``save`` removes when the file is written.
     """
 
     model: ModelProto
     report: Report
     sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints, repr=False, compare=False)
 
     @property
     def lint(self) -> LintRecord | None:
@@ -81,6 +85,7 @@ class Result:
         target, beside = Path(path), {} if report is None else {Path(report): self.report.to_json() + "\n"}
         check_outputs({"the model": target, "the report": None if report is None else Path(report)}, self.sources)
         save_model(self.model, target, beside=beside)
+        self.checkpoints.remove()
 
 
 def open_calibration(
@@ -107,6 +112,7 @@ def quantize(
     plan: str | Path | BitPlan | None = None,
     ranges: str | Path | Ranges | None = None,
     test: SampleSource | None = None,
+    output: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Result:
     """Quantize a float ONNX model with a few unlabelled samples.
@@ -114,9 +120,11 @@ def quantize(
     test: samples on which the result is measured. Without them a quarter of the others is held out for that, where
     there are 64 or more. plan: a bit plan, or its file, with the bits of every layer. Without it the settings give the
     bits; if they have a budget, a plan is made. ranges: those of activations, or their file; without them they are
-    calibrated. Raises ModelError, DataError, ConfigError or DeviceMemoryError. The model given is not changed.
+    calibrated. output: the file that the result will be saved as: until then checkpoints are kept beside it, or in
+    ``work_dir``, from which the next call goes on where this one is stopped. Raises ModelError, DataError, ConfigError,
+    OutputError or DeviceMemoryError. The model given is not changed.
     """
-    with _open_run(config, observer) as run:
+    with _open_run(config, observer) as run, _keeping(run):
         if plan is not None and run.config.planned:
             raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
         sources = _list_sources(run.config, model, calibration, plan, ranges, test)
@@ -127,12 +135,15 @@ def quantize(
             )
         model, plan, given = load(model, run.config.data), _read_plan(plan), _read_ranges(ranges)
         _check_given(model, plan, given)
+        beside = {name: each.to_json() for name, each in (("plan", plan), ("ranges", given)) if each is not None}
+        run.work = Work.of(run.config, output, beside)
         prepared = prepare_run(run, model, calibration, plan, test=test)
         _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
         if run.config.planned:
             from .planning.run import choose_bits  # whose solver takes as long to import as small models to quantize
 
-            plan = choose_bits(prepared)
+            text = run.checkpoints.recall("plan", lambda: choose_bits(prepared).to_json(), str)
+            plan = make_record(BitPlan, json.loads(text), where="plan", again="plan the model again")
             prepared = prepared.with_plan(plan)
         found = reconstruct_layers(prepared, given or calibrate_ranges(prepared))
         quantized = emit_model(prepared, found)
@@ -142,7 +153,8 @@ def quantize(
             f"max_size: found {report.quantized_bytes:,} bytes where {plan.totals.bytes:,} were planned;"
             f" {plan.budgets['max_size']:,.0f} are allowed; plan with that much less"
         )
-    return Result(quantized, report, sources)
+    run.checkpoints.close()
+    return Result(quantized, report, sources, run.checkpoints)
 
 
 def plan(
@@ -237,6 +249,16 @@ def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Itera
         run.observer.note(f"removed {path}, which a run that was killed had left")
     with run.computing():
         yield run
+
+
+@contextmanager
+def _keeping(run: Run) -> Iterator[None]:
+    """Leave the checkpoints of a run that fails or is stopped to the next one."""
+    try:
+        yield
+    except BaseException:
+        run.checkpoints.leave(run.observer.note)
+        raise
 
 
 def _read_plan(plan: str | Path | BitPlan | None) -> BitPlan | None:

@@ -34,7 +34,8 @@ class Setting:
     def flag(self) -> str:
         """The option's name, both names of a switch: ``--biases/--no-biases``."""
         spelled = self.name.replace("_", "-")
-        return f"--{spelled}/--no-{spelled}" if self.json_type == "boolean" else f"--{spelled}"
+        off = self.option.off or f"no-{spelled}"
+        return f"--{spelled}/--{off}" if self.json_type == "boolean" else f"--{spelled}"
 
 
 @cache

@@ -36,7 +36,7 @@ class Option:
     type itself does not tell how the value is written. bounds: its limits in words, where the type does not tell them
     either. unset: what holds where the default is None. plan: whether it
     bears on a bit plan, and so is an option of ``plan`` too. repeated: the option may be given again. file_only: there
-    is no option.
+    is no option. off: the name of the option that switches it off, where that is not ``no-`` and its own.
     """
 
     panel: str
@@ -47,6 +47,7 @@ class Option:
     plan: bool = True
     repeated: bool = False
     file_only: bool = False
+    off: str | None = None
 
 
 # No number of a setting is larger than MOST: what is counted beyond it does not fit into any machine.

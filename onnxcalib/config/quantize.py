@@ -47,7 +47,7 @@ PIPELINES = {
     "advanced": STAGES,
 }
 # How and where a run is executed, and what it keeps; none of these changes what it finds.
-EXECUTION = ("jobs", "scheduler", "cache_dir", "memory")
+EXECUTION = ("jobs", "scheduler", "cache_dir", "memory", "work_dir", "resume")
 _ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0.6@8-bit)"
 
 
@@ -264,6 +264,16 @@ class QuantizeConfig(Settings):
         File | None,
         Field(description="Folder that keeps what planning measured."),
         Option(PLAN, metavar="DIR", form="folder", unset="the user's cache"),
+    ] = None
+    work_dir: Annotated[
+        File | None,
+        Field(description="Folder for the checkpoints of a run, from which the next one goes on where it is stopped."),
+        Option(EFFORT, metavar="DIR", form="folder", unset="beside the output", plan=False),
+    ] = None
+    resume: Annotated[
+        Switch | None,
+        Field(description="Demand checkpoints to go on from, or start anew."),
+        Option(EFFORT, off="fresh", unset="go on from those of the same command", plan=False),
     ] = None
     exclude: Annotated[
         tuple[Name, ...],

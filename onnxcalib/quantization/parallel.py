@@ -24,11 +24,14 @@ from ..report import BlockRecord
 from ..runtime.device import computing
 from ..runtime.store import Store
 from ..spec import Block, Grids, QParams, QuantScheme
+from .checkpoints import APART
 from .padding_mask import PaddingMask
 from .reconstruct import reconstruct_block, tensors_read
 from .run import Run
 from .spread import spread_tasks, use_one_thread
 from .state import FLOAT, PROBE, FloatActivations, Problem, ReconstructionState, read_later, run_block
+
+DIGITS = 16  # of the digest of decisions, in the name of a checkpoint
 
 
 class Carried:
@@ -173,10 +176,13 @@ def _find_changed(before: Mapping[str, QParams], after: Mapping[str, QParams]) -
     return {tensor: grid for tensor, grid in after.items() if grid is not before[tensor]}
 
 
-def reconstruct_apart(state: ReconstructionState, blocks: Sequence[Block], run: Run) -> tuple[BlockRecord, ...]:
+def reconstruct_apart(
+    state: ReconstructionState, blocks: Sequence[Block], run: Run, decisions: str
+) -> tuple[BlockRecord, ...]:
     """Reconstruct the blocks on the workers of the settings; ``state`` ends with the grids and LayerParams of all.
 
-    ``state`` stores the model's inputs, and probes.
+    ``state`` stores the model's inputs, and probes. decisions: a digest of all that the blocks follow from, under which
+    each of them has a checkpoint.
     """
     problem, store = state.problem, state.stored.store
     common = Apart(
@@ -198,10 +204,16 @@ def reconstruct_apart(state: ReconstructionState, blocks: Sequence[Block], run: 
             outputs = [PROBE + problem.layers[name].output for name in block.layers]
             tasks[number] = BlockTask(number, Carried(store, [name for name in outputs if name in store]))
     run.observer.blocks(len(tasks))
-    found: dict[Hashable, Solved] = {}
+    names = {key: f"{APART}-{decisions[:DIGITS]}-{key}" for key in tasks}
+    kept = {key: run.checkpoints.find(name, Solved) for key, name in names.items()}
+    found: dict[Hashable, Solved] = {key: solved for key, solved in kept.items() if solved is not None}
+    for solved in found.values():
+        run.observer.block(solved.records[-1])
+    left = {key: task for key, task in tasks.items() if key not in found}
     options: dict[str, Any] = {"model": problem.model, "device": problem.device, "warn": run.warn}
-    for key, solved in spread_tasks(solve_task, common, tasks, problem.config, **options):
+    for key, solved in spread_tasks(solve_task, common, left, problem.config, **options):
         found[key] = solved
+        run.checkpoints.keep((names[key], solved, Solved))
         run.observer.block(solved.records[-1])
     in_order = [found[key] for key in tasks]
     for solved in in_order:

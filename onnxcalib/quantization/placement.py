@@ -22,6 +22,7 @@ at values, which need the fitted inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from onnx import ModelProto
@@ -33,6 +34,7 @@ from ..graph.kernel_times import Shapes
 from ..graph.names import resolve_names
 from ..graph.places import find_placing
 from ..graph.positions import find_positional
+from ..graph.save import fingerprint
 from ..progress import track
 from ..spec import QuantScheme
 from .coarse_inputs import find_coarse_inputs
@@ -114,7 +116,9 @@ def _find_slow(prepared: Prepared, shapes: Shapes) -> dict[str, str]:
     if prepared.config.placement == "all":
         return {}
     if prepared.config.placement == "measured":
-        return choose_by_time(prepared, shapes, list_named(prepared))
+        name = f"placement-{fingerprint(prepared.model)[:16]}"  # times differ from run to run
+        choose = partial(choose_by_time, prepared, shapes, list_named(prepared))
+        return prepared.run.checkpoints.recall(name, choose, dict[str, str])
     return choose_by_cost(prepared.model, prepared.make_widest_scheme(), shapes, list_named(prepared))
 
 

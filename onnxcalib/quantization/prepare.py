@@ -29,6 +29,7 @@ from ..runtime.session import Session, is_float
 from ..spec import InputSpec, QuantScheme
 from .approximations import approximate
 from .channel_scales import even_channels
+from .checkpoints import open_of_run
 from .class_axes import find_class_axes
 from .even_layers import even_layers
 from .floor import check_memory
@@ -70,6 +71,7 @@ def prepare(
     check_memory(run, original)
     with run.stage("prepare"):
         samples, judges, measured_on = _open_samples(run, original, calibration, test)
+        run.checkpoints = open_of_run(run, original, samples)
         _warn_of_percentile(run)
         _warn_of_draws(run, original)
         feeds = samples.read(range(samples.fixed_batch or 1))

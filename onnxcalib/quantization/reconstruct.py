@@ -13,6 +13,7 @@ from ..numeric.adaquant import Outcome
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError
 from ..spec import Block
+from .block_checkpoints import BlockCheckpoints
 from .learn import Learner, MiniBatches, convert_block
 from .solve import solve_block
 from .state import ReconstructionState, read_later, run_block
@@ -21,11 +22,22 @@ from .state import ReconstructionState, read_later, run_block
 BLOCK_HOLDOUT = 8
 
 
-def reconstruct(state: ReconstructionState, blocks: Sequence[Block], observer: Observer) -> tuple[BlockRecord, ...]:
-    """Reconstruct the blocks in order; ``state`` ends with the grids and the LayerParams of all layers."""
-    records: list[BlockRecord] = []
+def reconstruct(
+    state: ReconstructionState, blocks: Sequence[Block], observer: Observer, kept: BlockCheckpoints | None = None
+) -> tuple[BlockRecord, ...]:
+    """Reconstruct the blocks in order; ``state`` ends with the grids and the LayerParams of all layers.
+
+    kept: the checkpoints; ``state`` is behind the first ``kept.done`` blocks already.
+    """
+    records = list(kept.records) if kept else []
     observer.blocks(sum(bool(b.layers) for b in blocks))
-    for block, later in zip(blocks, read_later(state, blocks, set()), strict=True):
+    for record in kept.told if kept else ():
+        observer.block(record)
+    walk = zip(blocks, read_later(state, blocks, set()), strict=True)
+    for number, (block, later) in enumerate(walk, 1):
+        if kept and number <= kept.done:
+            continue
+        found: list[BlockRecord] = []
         run_block(state, block, later, quantized=False)
         if block.layers:
             found = list(reconstruct_block(state, block, later))
@@ -34,6 +46,8 @@ def reconstruct(state: ReconstructionState, blocks: Sequence[Block], observer: O
         state.frozen |= tensors_read(state.problem.index, block)
         run_block(state, block, later, quantized=True)
         state.stored.forget(later)
+        if kept and (block.layers or number == len(blocks)):
+            kept.commit(number, found)
     return tuple(records)
 
 

@@ -13,6 +13,7 @@ from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.memory import measure_resident
 from ..targets import load_target
+from .checkpoints import Checkpoints, Work
 from .target_settings import settle
 
 
@@ -22,10 +23,11 @@ class Run:
     target: what the file is made for; config: the settings, with what the target decides. seconds: stage -> time.
     current_stage: the stage that goes on or has failed; None between stages. left_out: parts of the work that were not
     done, with the reason. resident: bytes that the process had in memory before; memory: the floor of the run, once it
-    is known.
+    is known. work: where checkpoints are kept; ``checkpoints`` are open once the samples are. earlier_seconds: stage ->
+    the time that it took in a run that was stopped.
     """
 
-    def __init__(self, config: QuantizeConfig, observer: Observer):
+    def __init__(self, config: QuantizeConfig, observer: Observer, work: Work | None = None):
         """Raises ConfigError for settings that contradict each other, and for a device that is not there."""
         if config.planned and config.float_activations:
             raise ConfigError(
@@ -44,7 +46,9 @@ class Run:
         self.device = choose_device(config.device)
         self.resident = measure_resident()
         self.memory: MemoryRecord | None = None
+        self.work, self.checkpoints = work or Work(), Checkpoints()
         self.seconds: dict[str, float] = {}
+        self.earlier_seconds: dict[str, float] = {}
         self.current_stage: str | None = None
         self.warnings: list[str] = []
         self.left_out: list[LeftOutRecord] = []
@@ -57,7 +61,7 @@ class Run:
         start = time.perf_counter()
         with listening(self.observer.progress):
             yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = time.perf_counter() - start + self.earlier_seconds.pop(name, 0.0)
         self.current_stage = None
 
     @contextmanager

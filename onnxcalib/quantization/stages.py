@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from onnx import ModelProto
 
+from ..bitplan import make_record
 from ..config import EFFORTS
 from ..data import CalibrationSet
 from ..data.images import image_axes
@@ -18,8 +20,10 @@ from ..graph.emit import LayerParams
 from ..graph.save import fingerprint
 from ..report import BlockRecord, OutputRecord, StageRecord
 from ..runtime.store import Store
-from ..spec import Grids, QuantScheme
+from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
+from .block_checkpoints import BlockCheckpoints, digest_decisions
+from .checkpoints import RANGES, TUNED, Tuned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
@@ -57,12 +61,17 @@ class Reconstruction:
 
 def calibrate_ranges(prepared: Prepared) -> Ranges:
     """The range of each activation, from the float model on all samples. Raises DataError."""
-    with prepared.run.stage("calibrate"):
+
+    def find() -> str:
         statistics = prepared.collect(prepared.scheme)
         check_memory(prepared.run, prepared.model, statistics.sample_bytes)
         grids = prepared.choose_grids(prepared.scheme, statistics)
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
-        return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)
+        return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch).to_json()
+
+    with prepared.run.stage("calibrate"):
+        found = json.loads(prepared.run.checkpoints.recall(RANGES, find, str))
+        return make_record(Ranges, found, where="ranges", again="calibrate the model again")
 
 
 def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
@@ -76,24 +85,20 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     if lossless:
         run.observer.note(f"{', '.join(lossless)}: read on the levels of their values")
     problem = Problem.of(prepared.model, scheme, prepared.config, prepared.padding, run.device, parts=prepared.parts)
-    with run.stage("reconstruct"), Store() as store:
+    decisions = digest_decisions(prepared, ranges)
+    apart = prepared.config.parallel
+    with run.stage("reconstruct"), Store() if apart else run.checkpoints.open_store() as store:
         state = ReconstructionState(problem, _open_store(problem, store), grids, frozen={*lossless, *scheme.fixed})
         state.layers |= round_embeddings(problem.index, scheme)
         blocks: tuple[BlockRecord, ...] = ()
         if prepared.config.does("reconstruct"):
-            views = _choose_views(prepared)
-            state.stored.fill(prepared.samples, ranges.batch, views=views, seed=prepared.config.seed)
-            _draw_probes(prepared, state)
             found = find_blocks(prepared.model, scheme, index=problem.index)
-            if prepared.config.parallel:
-                blocks = reconstruct_apart(state, found, run)
-            else:
-                blocks = reconstruct(state, found, run.observer)
+            blocks = _reconstruct(prepared, state, found, ranges.batch, decisions)
         else:
             round_layers(state)
         state, refused = leave_refused(prepared, state)
     prepared = prepared.leave(refused)
-    layers, stages = _tune(prepared, state, ranges.batch)
+    layers, stages = _tune(prepared, state, ranges.batch, decisions)
     return Reconstruction(prepared.scheme, state.grids, layers, blocks, stages, refused)
 
 
@@ -103,6 +108,24 @@ def emit_model(prepared: Prepared, found: Reconstruction) -> ModelProto:
     correct_shapes(quantized)
     check_model(quantized)
     return quantized
+
+
+def _reconstruct(
+    prepared: Prepared, state: ReconstructionState, blocks: Sequence[Block], batch: int, decisions: str
+) -> tuple[BlockRecord, ...]:
+    """Reconstruct the blocks, from the last checkpoint on if there is one."""
+    run, views = prepared.run, _choose_views(prepared)
+    kept = None if prepared.config.parallel else BlockCheckpoints(prepared, state, blocks, decisions)
+    if kept is None or not kept.begun:
+        state.stored.fill(prepared.samples, batch, views=views, seed=prepared.config.seed)
+        _draw_probes(prepared, state)
+    if kept is None:
+        return reconstruct_apart(state, blocks, run, decisions)
+    if not kept.begun:
+        kept.commit(0)
+    found = reconstruct(state, blocks, run.observer, kept)
+    kept.tell()
+    return found
 
 
 def _open_store(problem: Problem, store: Store) -> StoredActivations:
@@ -123,41 +146,53 @@ class _Measured(NamedTuple):
 
 
 def _tune(
-    prepared: Prepared, state: ReconstructionState, batch: int
+    prepared: Prepared, state: ReconstructionState, batch: int, decisions: str
 ) -> tuple[dict[str, LayerParams], tuple[StageRecord, ...]]:
     """The layers after the tuning stages; each is kept only if it brings the outputs nearer to the float model's."""
     run, names = prepared.run, [name for name in (STATISTICS, BIASES) if prepared.config.does(name)]
     if not names:
         return state.layers, ()
+    known = run.checkpoints.find(TUNED, Tuned)
+    best, records = _Measured(state.layers, (), {}), list[StageRecord]()
+    if known is not None and known.decisions == decisions:
+        best, records = _Measured({**state.layers, **known.layers}, known.outputs, known.losses), list(known.records)
+
+    def keep() -> None:
+        changed = {name: params for name, params in best.layers.items() if state.layers.get(name) is not params}
+        found = Tuned(decisions, changed, best.outputs, dict(best.losses), tuple(records))
+        run.checkpoints.keep((TUNED, found, Tuned))
+
+    if len(records) > len(names):
+        return best.layers, tuple(records)
     with Store() as float_outputs:
         with run.stage("evaluate"):
-            evaluator = Evaluator(
-                prepared.original,
-                prepared.samples,
-                prepared.original_padding,
-                float_outputs,
-                parts=prepared.parts,
-                class_axes=prepared.class_axes,
-                threads=run.threads,
-                fused=run.target.is_onnxruntime,
-            )
-            best = _measure(prepared, evaluator, state)
-            first = "reconstruct" if prepared.config.does("reconstruct") else "round"
-            records = [StageRecord(first, "done", best.outputs)]
-        for name in names:
-            kept, remark = False, None
+            evaluator = _open_evaluator(prepared, float_outputs)
+            if not records:
+                best = _measure(prepared, evaluator, state)
+                first = "reconstruct" if prepared.config.does("reconstruct") else "round"
+                records.append(StageRecord(first, "done", best.outputs))
+                keep()
+        for name in names[len(records) - 1 :]:
             with run.stage(name):
-                for look in _choose_looks(prepared, name):
-                    tuned, remark = _look(prepared, replace(state, layers=dict(best.layers)), evaluator, look, batch)
-                    kept = tuned is not None and is_nearer(tuned.losses, best.losses)
-                    if tuned is not None and not kept:
-                        remark = f"{look.spell(prepared.samples)}the outputs were no nearer to the float model's"
-                    if not kept:
-                        break
-            best = tuned if kept and tuned is not None else best
-            records.append(StageRecord(name, "kept" if kept else "rolled back", best.outputs, remark))
+                found, remark = _try(prepared, state, evaluator, name, best=best, batch=batch)
+            best = found or best
+            records.append(StageRecord(name, "kept" if found else "rolled back", best.outputs, remark))
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
+            keep()
     return best.layers, tuple(records)
+
+
+def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:
+    return Evaluator(
+        prepared.original,
+        prepared.samples,
+        prepared.original_padding,
+        float_outputs,
+        parts=prepared.parts,
+        class_axes=prepared.class_axes,
+        threads=prepared.run.threads,
+        fused=prepared.run.target.is_onnxruntime,
+    )
 
 
 def _measure(prepared: Prepared, evaluator: Evaluator, state: ReconstructionState) -> _Measured:
@@ -189,6 +224,20 @@ def _choose_looks(prepared: Prepared, name: str) -> tuple[_Look, ...]:
     config = prepared.config
     solved = config.does("reconstruct") and not config.parallel and len(prepared.samples) > FIRST_LOOK
     return (_Look(name, FIRST_LOOK), whole) if solved else (whole,)
+
+
+def _try(
+    prepared: Prepared, state: ReconstructionState, evaluator: Evaluator, name: str, *, best: _Measured, batch: int
+) -> tuple[_Measured | None, str | None]:
+    """What a tuning stage makes of ``state``, None where the outputs come no nearer; and a remark."""
+    tuned, remark = None, None
+    for look in _choose_looks(prepared, name):
+        tuned, remark = _look(prepared, replace(state, layers=dict(best.layers)), evaluator, look, batch)
+        if tuned is None:
+            break
+        if not is_nearer(tuned.losses, best.losses):
+            return None, f"{look.spell(prepared.samples)}the outputs were no nearer to the float model's"
+    return tuned, remark
 
 
 def _look(

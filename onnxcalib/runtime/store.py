@@ -163,19 +163,17 @@ class Store:
 
     def restore(self, kept: dict[str, KeptTensor]) -> None:
         """Have these tensors again, in an empty store. Raises ValueError or OSError where a file is not what it was."""
+        paths = {name: self.folder / Path(tensor.file).name for name, tensor in kept.items()}
+        batches = {name: _place_batches(tensor.batches) for name, tensor in kept.items()}
         for name, tensor in kept.items():
-            path, offset, batches = self.folder / Path(tensor.file).name, 0, list[_Batch]()
-            for each in tensor.batches:
-                dtype = None if each.dtype is None else _read_dtype(each.dtype)
-                batches.append(_Batch(offset, each.shape, dtype))
-                offset += batches[-1].bytes
-            if _sum_up(path, offset) != tensor.checksum:
-                raise ValueError(f"{path.name} is damaged")
-            os.truncate(path, offset)
-            self._batches[name], self._paths[name], self._sums[name] = batches, path, tensor.checksum
-            self._synced.add(path)
-        numbers = [int(path.stem) for path in self._paths.values() if path.stem.isdecimal()]
-        self._made = max(numbers, default=-1) + 1
+            end = sum(batch.bytes for batch in batches[name])
+            if _sum_up(paths[name], end) != tensor.checksum:
+                raise ValueError(f"{paths[name].name} is damaged")
+            os.truncate(paths[name], end)
+        self._paths, self._batches = paths, batches
+        self._sums = {name: tensor.checksum for name, tensor in kept.items()}
+        self._synced = set(paths.values())
+        self._made = 1 + max((int(path.stem) for path in paths.values() if path.stem.isdecimal()), default=-1)
 
     def batch(self, name: str, number: int) -> Any:
         """The batch that was appended as ``number``: an array, or the sequence that it was."""
@@ -216,6 +214,15 @@ class Store:
         batches = self._batches[name]
         rows = [batch.shape[0] if batch.shape and batch.dtype is not None else None for batch in batches]
         return rows == list(sizes) and len({batch.shape[1:] for batch in batches}) == 1
+
+
+def _place_batches(kept: Sequence[KeptBatch]) -> list[_Batch]:
+    """Raises ValueError for types that hold no plain values."""
+    found: list[_Batch] = []
+    for each in kept:
+        offset = found[-1].offset + found[-1].bytes if found else 0
+        found.append(_Batch(offset, each.shape, None if each.dtype is None else _read_dtype(each.dtype)))
+    return found
 
 
 def _read_dtype(text: str) -> np.dtype[Any]:

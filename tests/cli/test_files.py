@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxcalib.cli.files import check_cache, list_read
+from onnxcalib.cli.files import check_folders, list_read
 from onnxcalib.config import QuantizeConfig, ValidateConfig
 from onnxcalib.errors import OutputError
 
@@ -24,11 +24,11 @@ def test_a_cache_in_a_folder_that_is_read_is_refused(tmp_path, cache):
     (tmp_path / "link").symlink_to("samples")
     settings = QuantizeConfig(cache_dir=str(tmp_path / cache))
     with pytest.raises(OutputError, match=r"^cache_dir: .* lies in .*samples, which this run reads; that folder stays"):
-        check_cache(settings, [], [None, tmp_path / "samples"])
+        check_folders(settings, [], [None, tmp_path / "samples"])
 
 
 def test_a_cache_in_place_of_an_output_is_refused(tmp_path):
     settings = QuantizeConfig(cache_dir=str(tmp_path / "p.json"))
     with pytest.raises(OutputError, match=r"^cache_dir: .*p\.json is an output of this run; choose another folder"):
-        check_cache(settings, [tmp_path / "p.json"], [])
-    check_cache(settings, [tmp_path / "q.json"], [tmp_path / "x.npy"])
+        check_folders(settings, [tmp_path / "p.json"], [])
+    check_folders(settings, [tmp_path / "q.json"], [tmp_path / "x.npy"])

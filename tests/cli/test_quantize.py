@@ -67,7 +67,7 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "net.onnx").write_bytes(b"float")
     calls = []
 
-    def quantize(model, calibration, config, *, plan, ranges, test, observer):
+    def quantize(model, calibration, config, *, plan, ranges, test, output, observer):
         calls.append((model, calibration, config, *(each for each in (plan, test) if each is not None)))
         observer.stage("calibrate")
         observer.note("folded 3")

@@ -54,7 +54,7 @@ def rebuild(net, state_of):
             draw_probes(state, parallel_samples(state), probes)
         listener = Listener()
         blocks = find_blocks(state.problem.model, state.problem.scheme)
-        records = reconstruct_apart(state, blocks, Run(state.problem.config, listener))
+        records = reconstruct_apart(state, blocks, Run(state.problem.config, listener), "")
         assert listener.total == len(records)
         return state.layers, state.grids, [each.name for each in records], listener.heard
 

@@ -1,0 +1,217 @@
+"""A run that is stopped goes on where it was, and ends with the bytes of one that was not."""
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import onnxcalib
+from onnxcalib import ConfigError, Observer, OutputError, QuantizeConfig
+from onnxcalib.quantization import parallel, reconstruct
+from onnxcalib.quantization.checkpoints import Key, Work, open_checkpoints
+
+NET = """g (float[N, 3, 6, 6] x) => (float[N, 5] y) {
+    [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
+    [p] p = GlobalAveragePool (r)  [f] f = Flatten (p)  [fc] y = Gemm (f, w2, b2)
+}"""
+SETTINGS = {"weight_bits": 4, "first_last_bits": 4, "steps": 4, "views": 1, "threads": 1}
+KEY = Key("m", "s", {"seed": "0", "weight_bits": "4"}, "1", "p")
+
+
+class Stop(Exception):
+    """What ends a run in a test."""
+
+
+class Listener(Observer):
+    """Keeps what it hears of checkpoints, and stops the run where a stage begins."""
+
+    def __init__(self, stage=None):
+        self.last, self.lines = stage, []
+
+    def note(self, text):
+        self.lines += [text] if "checkpoint" in text else []
+
+    warn = note
+
+    def stage(self, name):
+        if name == self.last:
+            raise Stop
+
+
+@pytest.fixture
+def quantize(build, weigh, draw, tmp_path, monkeypatch):
+    """Quantizes a net of two blocks into a file; stops when the work on a block, or a stage, begins.
+
+    Returns the bytes of the model, which are None where it was stopped, the blocks that were worked on, and what was
+    told of checkpoints.
+    """
+    net = build(NET, w1=weigh(6, 3, 3, 3), b1=weigh(6), w2=weigh(6, 5), b2=weigh(5))
+    samples, solve, worked = draw(16, 3, 6, 6), reconstruct.solve_block, []
+
+    def run(*, block=None, stage=None, output="q.onnx", save=True, **settings):
+        def solve_some(state, each):
+            if each.name == block:
+                raise Stop
+            worked.append(each.name)
+            return solve(state, each)
+
+        worked.clear()
+        monkeypatch.setattr(reconstruct, "solve_block", solve_some)
+        listener, config = Listener(stage), QuantizeConfig(**SETTINGS | settings)
+        target = output and tmp_path / output
+        try:
+            result = onnxcalib.quantize(net, samples, config, output=target, observer=listener)
+        except Stop:
+            return None, list(worked), listener.lines
+        if save:
+            result.save(tmp_path / "q.onnx")
+        return result.model.SerializeToString(), list(worked), listener.lines
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_bytes_of_one_that_is_not(quantize, tmp_path):
+    changes = {"pipeline": "advanced"}
+    wanted, worked, lines = quantize(output=None, save=False, **changes)
+    assert worked == ["c1", "fc"] and not lines and not os.listdir(tmp_path)
+    stops = [
+        ({"block": "c1"}, [], ["keeps what was done; the same command goes on from there"]),
+        ({"block": "fc"}, ["c1"], ["it goes on after 0 of 2 blocks"]),
+        ({"stage": "statistics"}, ["fc"], ["it goes on after 1 of 2 blocks"]),
+        ({"stage": "verify"}, [], ["it goes on after reconstruct"]),
+        ({}, [], ["it goes on after biases"]),
+    ]
+    for stop, blocks, told in stops:
+        found, worked, lines = quantize(**stop, **changes)
+        assert worked == blocks and all(any(text in line for line in lines) for text in told), lines
+    assert found == wanted and os.listdir(tmp_path) == ["q.onnx"]
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_what_is_damaged_is_done_again(quantize, tmp_path):
+    folder, copy = tmp_path / "q.onnx.checkpoints", tmp_path / "copy"
+    quantize(block="fc")
+    shutil.copytree(folder, copy)
+    tensor = min(copy.glob("*.tensor"), key=lambda path: int(path.stem)).name
+    for name, cut in (
+        ("walk.record", 1),
+        ("block-0.record", 0),
+        ("block-1.record", 9),
+        (tensor, 0),
+        ("ranges.record", 1),
+    ):
+        data = (copy / name).read_bytes()
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+        (folder / name).write_bytes(data[:-cut] if cut else data[:-9] + bytes(9))
+        (folder / "99.tensor").write_bytes(b"of a block that was not done")
+        _, worked, lines = quantize(block="c1" if name != "ranges.record" else "fc")
+        damaged = "checkpoints: that of the blocks is damaged; all blocks are done again"
+        assert (damaged in lines) == (name != "ranges.record") and not worked, (name, lines)
+        assert not (folder / "99.tensor").exists()
+
+
+def open_at(path, key=KEY, resume=None):
+    told = []
+    found = open_checkpoints(Work(path, None, resume), key, told.append, told.append)
+    return found, "\n".join(told)
+
+
+@pytest.fixture
+def left(tmp_path):
+    """The folder of a run that was stopped when it knew its ranges."""
+    found, told = open_at(tmp_path / "q")
+    found.keep(("ranges", "{}", str))
+    found.leave(lambda text: None)
+    assert not told
+    return tmp_path / "q"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": "n"}, "another model"),
+        ({"samples": "t"}, "other samples"),
+        ({"version": "2", "settings": {"seed": "0"}}, "another version and other settings (weight_bits)"),
+        ({"settings": {"seed": "1", "bits": "4"}}, "other settings (bits, seed, weight_bits)"),
+    ],
+)
+def test_what_differs_is_told_and_the_run_starts_anew(left, changes, told):
+    with pytest.raises(ConfigError, match=r"resume: found those of .* in .*; give that run's command, or leave"):
+        open_at(left, replace(KEY, **changes), resume=True)
+    found, lines = open_at(left, replace(KEY, **changes))
+    assert lines == f"{left}: the checkpoints of {told} are removed; this run starts anew"
+    assert found.find("ranges", str) is None
+
+
+def test_fresh_starts_anew_and_resume_goes_on(left):
+    found, lines = open_at(left, resume=True)
+    assert lines.endswith("it goes on after calibrating") and found.find("ranges", str) == "{}"
+    found.close()
+    found, lines = open_at(left, resume=False)
+    assert not lines and found.find("ranges", str) is None
+
+
+def test_another_processor_goes_on_with_a_warning(left):
+    found, lines = open_at(left, replace(KEY, processor="q"))
+    assert "on another processor (p; this one is q)" in lines and found.find("ranges", str) == "{}"
+
+
+def test_where_there_is_nothing_to_go_on_from_resume_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"resume: found none in .*q; .* leave --resume out"):
+        open_at(tmp_path / "q", resume=True)
+    assert not os.listdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"resume: found no place of checkpoints; .* give one"):
+        Work.of(QuantizeConfig(resume=True), None, {})
+
+
+def test_a_second_run_of_the_same_output_is_refused(left):
+    first, _ = open_at(left)
+    with pytest.raises(OutputError, match=r"q: found another run that works there; .* --work-dir"):
+        open_at(left)
+    first.close()
+    second, _ = open_at(left)
+    first.remove()  # the folder is the second run's now
+    assert second.find("ranges", str) == "{}"
+
+
+def test_a_run_that_fails_before_it_found_anything_leaves_nothing(tmp_path):
+    found, _ = open_at(tmp_path / "q")
+    found.leave(lambda text: pytest.fail(text))
+    assert not os.listdir(tmp_path)
+
+
+def test_checkpoints_stand_beside_the_output_or_in_the_work_folder():
+    def place(output, **settings):
+        return Work.of(QuantizeConfig(**settings), output, {}).path
+
+    assert str(place("a/q.onnx")) == "a/q.onnx.checkpoints"
+    assert str(place("a/q.onnx", work_dir="w")) == "w/q.onnx.checkpoints"
+    assert str(place(None, work_dir="w")) == "w/quantize.checkpoints" and place(None) is None
+
+
+def test_on_a_full_disk_the_run_goes_on_and_says_so_once(left, monkeypatch):
+    def refuse(*records):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    found, _ = open_at(left)
+    told = []
+    found._warn = told.append
+    with monkeypatch.context() as patch:
+        patch.setattr(found.folder, "write", refuse)
+        assert not found.keep(("a", "b", str)) and not found.keep(("a", "b", str))
+    (line,) = told
+    assert line.startswith(f"{left}: no checkpoint can be written (No space left on device); the run goes on; ")
+    assert found.keep(("a", "b", str)) and found.find("a", str) == "b"
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_blocks_that_were_reconstructed_apart_are_not_done_again(quantize, monkeypatch):
+    options = {"pipeline": "parallel", "jobs": 1, "statistics": False}
+    quantize(stage="verify", **options)
+    monkeypatch.setattr(parallel, "spread_tasks", lambda function, common, tasks, config, **others: iter(tasks))
+    found, worked, lines = quantize(**options)
+    assert found is not None and not worked and lines[0].endswith("it goes on with 2 blocks done")
