@@ -53,11 +53,11 @@ def weights_of(solution):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([FOUR, EIGHT]), st.sampled_from([0.003, 0.3, 30.0]), st.integers(2, 20))
-def test_no_row_is_worse_than_its_nearest_rounding(seed, spec, ridge, size):
+@given(st.integers(0, 10**6), st.sampled_from([0.003, 0.3, 30.0]), st.integers(2, 20))
+def test_no_row_is_worse_than_its_nearest_rounding(seed, ridge, size):
     inputs, weight = draw_problem(seed, groups=2, size=size)
     moments = moments_of(inputs, weight @ inputs)
-    found = (solve_layer(moments, weight, spec, prior=Prior(ridge)), round_layer(weight, spec))
+    found = (solve_layer(moments, weight, FOUR, prior=Prior(ridge)), round_layer(weight, FOUR))
     solved, rounded = (measure_loss(moments, weight, weights_of(s), min(ridge, DAMPING)) for s in found)
     assert (solved <= rounded + 1e-9 * rounded.abs()).all()
 
