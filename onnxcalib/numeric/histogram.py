@@ -35,9 +35,25 @@ class Histogram:
     def add(self, values: np.ndarray) -> None:
         """Count the values of an array of any shape; raises ValueError where one is not finite."""
         values = np.asarray(values, np.float32).reshape(-1)
-        if not values.size:
-            return
-        low, high = float(values.min()), float(values.max())
+        if values.size:
+            self._count(values, float(values.min()), float(values.max()))
+
+    def add_rows(self, rows: np.ndarray, *, step: int = 1) -> None:
+        """Count the values of more samples, (samples, values), and keep the lowest and the highest of each.
+
+        step: one of so many values is counted, as that many. Raises as ``add``.
+        """
+        rows = np.asarray(rows, np.float32)
+        if not rows.size:
+            return self.add_peaks(rows)
+        lows, highs = rows.min(axis=1), rows.max(axis=1)
+        first = self.peaks.shape[1] // len(rows) % step  # in other batches other ones
+        counted = rows.reshape(-1)[first::step]
+        self._count(counted, float(lows.min()), float(highs.max()), step)
+        self.peaks = np.concatenate([self.peaks, [np.minimum(lows, 0.0), np.maximum(highs, 0.0)]], axis=1)
+
+    def _count(self, values: np.ndarray, low: float, high: float, step: int = 1) -> None:
+        """Count values, of which these are the ends, each as ``step``."""
         if not np.isfinite(low) or not np.isfinite(high):
             raise ValueError("values that are not finite")
         self._cover(low, high)
@@ -46,7 +62,7 @@ class Histogram:
             bins = values[start : start + CHUNK] * np.float32(1 / self.width)
             np.floor(bins, out=bins)
             bins -= self.first
-            self.counts += np.bincount(bins.astype(np.intp), minlength=BINS)
+            self.counts += np.bincount(bins.astype(np.intp), minlength=BINS) * step
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of another histogram to these, that of another tensor in the same samples."""

@@ -117,3 +117,32 @@ def test_peaks_are_those_of_each_sample_or_zero_and_of_several_tensors_the_furth
     for histogram in (one, other):
         merged.merge(histogram)
     np.testing.assert_array_equal(merged.peaks, [[-4, -3], [2, 5]])
+
+
+def test_one_of_so_many_values_is_counted_as_that_many_and_the_ends_are_those_of_all():
+    draw = np.random.default_rng(0)
+    whole, some = Histogram(), Histogram()
+    for _ in range(5):
+        rows = draw.integers(-3, 4, (2, 7000)).astype(np.float32) + np.float32(0.25)
+        whole.add_rows(rows)
+        some.add_rows(rows, step=5)
+    assert (some.minimum, some.maximum, some.width) == (whole.minimum, whole.maximum, whole.width)
+    assert np.array_equal(some.peaks, whole.peaks)
+    assert some.counts.sum() == whole.counts.sum()
+    assert set(content(some)) == set(content(whole))
+    assert all(abs(count / content(whole)[place] - 1) < 0.1 for place, count in content(some).items())
+
+
+def test_each_batch_shows_other_values_where_not_all_are_counted():
+    histogram = Histogram()
+    rows = np.arange(1.0, 13.0, dtype=np.float32).reshape(1, 12)
+    for _ in range(3):
+        histogram.add_rows(rows, step=3)
+    assert histogram.counts[histogram.counts > 0].tolist() == [3] * 12
+
+
+def test_rows_that_are_not_finite_are_refused_where_they_are_not_counted_too():
+    rows = np.ones((1, 10), np.float32)
+    rows[0, 7] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        Histogram().add_rows(rows, step=5)

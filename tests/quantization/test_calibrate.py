@@ -175,3 +175,16 @@ def test_integer_inputs_are_fed_as_they_are(build, draw):
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.INT64
     ids = np.arange(12).reshape(4, 3) % 10
     assert collect(model, ["e"], samples_of(model, ids))["e"].counts.sum() == 48
+
+
+def test_of_large_tensors_some_values_are_counted_and_the_ends_of_all(model, draw, monkeypatch):
+    samples = samples_of(model, draw(70, 4, 6, 6))
+    whole = collect(model, ["x", "c"], samples)
+    monkeypatch.setattr(calibrate, "MOST_VALUES", 70 * 4 * 6 * 6 // 4)
+    some = collect(model, ["x", "c"], samples)
+    for name, histogram in whole.items():
+        ends = (histogram.minimum, histogram.maximum)
+        assert (some[name].minimum, some[name].maximum) == ends
+        assert np.array_equal(some[name].peaks, histogram.peaks)
+        assert set(some[name].counts % 5) == {0}  # the least number from 4 on that divides no axis
+        assert 0 < some[name].counts.sum() < 1.1 * histogram.counts.sum()
