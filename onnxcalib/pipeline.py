@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from onnx import ModelProto
@@ -17,10 +18,12 @@ from .data import open_calibration as open_samples
 from .errors import ConfigError
 from .files.scratch import sweep
 from .files.writing import check_outputs
+from .graph.kept import WeightFile
 from .graph.load import stored_files
 from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
+from .graph.values import with_values
 from .lint.run import check_loaded
 from .quantization.checkpoints import Checkpoints, Work
 from .quantization.floor import record_memory
@@ -62,14 +65,22 @@ Model = str | Path | ModelProto
 class Result:
     """The quantized model, and a report of what was done and measured.
 
-    sources: the files and folders that the run read, which ``save`` leaves as they are. checkpoints: those of the run,
-    which ``save`` removes when the file is written.
+    stored: the model, whose large weights are references to files where the float model is a large one. sources: the
+    files and folders that the run read, which ``save`` leaves as they are; they must stay until then. weights: the file
+    of the weights that the run made, which ends with this object. checkpoints: those of the run, which ``save`` removes
+    when the file is written.
     """
 
-    model: ModelProto
+    stored: ModelProto = field(repr=False)
     report: Report
     sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
     checkpoints: Checkpoints = field(default_factory=Checkpoints, repr=False, compare=False)
+    weights: WeightFile | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def model(self) -> ModelProto:
+        """The model with all its weights in memory."""
+        return with_values(self.stored)
 
     @property
     def lint(self) -> LintRecord | None:
@@ -84,7 +95,7 @@ class Result:
         """
         target, beside = Path(path), {} if report is None else {Path(report): self.report.to_json() + "\n"}
         check_outputs({"the model": target, "the report": None if report is None else Path(report)}, self.sources)
-        save_model(self.model, target, beside=beside)
+        save_model(self.stored, target, beside=beside)
         self.checkpoints.remove()
 
 
@@ -154,7 +165,7 @@ def quantize(
             f" {plan.budgets['max_size']:,.0f} are allowed; plan with that much less"
         )
     run.checkpoints.close()
-    return Result(quantized, report, sources, run.checkpoints)
+    return Result(quantized, report, sources, run.checkpoints, run.weights)
 
 
 def plan(
@@ -230,10 +241,11 @@ def reconstruct(prepared: Prepared, ranges: str | Path | Ranges | None = None) -
 
 
 def emit(prepared: Prepared, found: Reconstruction) -> ModelProto:
-    """The last stage: write the QDQ model. Raises ModelError where onnx's checker refuses it."""
+    """The last stage: write the QDQ model, with all its weights. Raises ModelError where onnx's checker refuses it."""
     _check_stage(prepared, Prepared)
     _check_stage(found, Reconstruction)
-    return emit_model(prepared, found)
+    with prepared.run.weights.taking():
+        return with_values(emit_model(prepared, found))
 
 
 def verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto) -> Report:

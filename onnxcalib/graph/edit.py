@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from .index import Index, reads, subgraphs
+from .kept import make_tensor
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -128,7 +129,7 @@ def write_attributes(
 
 def add_constant(graph: GraphProto, name: str, value: np.ndarray | np.generic) -> str:
     """Add an initializer of this name; returns the name."""
-    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    graph.initializer.append(make_tensor(name, value))
     return name
 
 
@@ -143,7 +144,7 @@ def write_operand(graph: GraphProto, index: Index, node: NodeProto, number: int,
     readers = [reader.name for reader in index.readers(old)]
     alone = readers == [node.name] and list(node.input).count(old) == 1 and old not in index.outputs
     if tensor is not None and alone:
-        tensor.CopyFrom(numpy_helper.from_array(np.asarray(value), old))
+        tensor.CopyFrom(make_tensor(old, value))
         return
     name = unused_name(f"{node.name}.{old}" if old else f"{node.input[1]}_bias", index)
     node.input.extend([""] * (number + 1 - len(node.input)))

@@ -24,6 +24,7 @@ from .edit import refill, replace_names, reroute, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
 from .index import Index, is_op, known_constant, reads
+from .kept import Kept
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .tables import Tables
@@ -41,9 +42,13 @@ NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
 class LayerParams:
     """A layer's quantized weight and its bias: integers of the weight's shape, their grid, and floats or None."""
 
-    integers: np.ndarray
+    integers: np.ndarray | Kept
     grid: QParams
     bias: np.ndarray | None
+
+    def read(self) -> np.ndarray:
+        """The integers as an array."""
+        return self.integers.read() if isinstance(self.integers, Kept) else self.integers
 
 
 def emit_qdq(
@@ -273,8 +278,7 @@ class _Writer:
         if layer.reads_float:
             params = turn_upright(node, params)
         spec = params.grid.spec
-        integers = params.integers.astype(np.int8)
-        stored = self.new.constant(f"{name}_quantized", integers if spec.bits == 8 else integers.astype(ml_dtypes.int4))
+        stored = self.new.integers(f"{name}_quantized", params.integers, spec.bits)
         nodes = self.before.setdefault(layer.name, [])
         dtype = np.dtype(np.int8)
         # MatMulNBits takes 4 bits as they are.
@@ -332,7 +336,8 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
         return params
     write_attributes(node, {}, drop=("transB",))
     grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
-    return replace(params, integers=params.integers.T, grid=grid)
+    integers = params.integers.turn() if isinstance(params.integers, Kept) else params.integers.T
+    return replace(params, integers=integers, grid=grid)
 
 
 def type_of(spec: QuantSpec) -> np.dtype[Any]:

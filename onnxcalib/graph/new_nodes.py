@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from ..config import FULL_BITS
 from ..spec import QuantSpec
 from .edit import take_name, write_attributes
+from .kept import Kept
 from .ops import DEQUANTIZE
 
 
@@ -32,6 +35,15 @@ class NewNodes:
     def constant(self, name: str, values: np.ndarray) -> str:
         """Name of a new initializer."""
         return self.write(self.name(name), values)
+
+    def integers(self, name: str, values: np.ndarray | Kept, bits: int, shape: Sequence[int] | None = None) -> str:
+        """Name of a new initializer of 4- or 8-bit integers, in another shape than theirs if one is given."""
+        if not isinstance(values, Kept):
+            values = values if shape is None else values.reshape(shape)
+            whole = values.astype(np.int8)
+            return self.constant(name, whole if bits == FULL_BITS else whole.astype(ml_dtypes.int4))
+        self.written.append(values.store(self.name(name), shape))
+        return self.written[-1].name
 
     def shared_constant(self, name: str, values: np.ndarray) -> str:
         """Name of the one initializer for all nodes that ask for this name."""

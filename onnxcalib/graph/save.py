@@ -16,15 +16,13 @@ from onnx.external_data_helper import set_external_data
 from ..files.scratch import claimed
 from ..files.writing import Aside, Content, replacing
 from .stream import model_bytes, model_pieces, tensor_pieces
-from .values import read_pieces
+from .values import PAGE_BYTES, read_pieces
 from .weightless import copy_without_initializers, held_bytes
 
 # A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
 MOST_BYTES = 2**31 - 2**24
 # Smaller tensors stay in the model, where shape inference needs them; onnx.save's own threshold.
 LEAST_EXTERNAL_BYTES = 1024
-# A memory page of common processors: tensors begin at one, so that readers can map the file into memory.
-PAGE_BYTES = 4096
 # Hexadecimal digits of a digest in the name of a file of tensors, and bytes of the model's name that stand before them.
 DIGITS, LONGEST_NAME = 16, 200
 

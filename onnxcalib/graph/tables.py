@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from ..config import FULL_BITS
 from ..spec import LayerScheme, QParams
+from .kept import Kept
 from .new_nodes import NewNodes
 
 
@@ -17,7 +18,7 @@ class Tables:
         self._new = new
         self._written: dict[str, tuple[str, str]] = {}
 
-    def write(self, layer: LayerScheme, node: NodeProto, integers: np.ndarray, grid: QParams) -> list[NodeProto]:
+    def write(self, layer: LayerScheme, node: NodeProto, integers: np.ndarray | Kept, grid: QParams) -> list[NodeProto]:
         """Look up integers and their scales and multiply them, values that share a scale on an axis of their own.
 
         node: the Gather, which makes the product. Returns the nodes in front of it. A DequantizeLinear in front would
@@ -45,14 +46,16 @@ class Tables:
         node.op_type, node.input[:] = "Reshape", [product, shape]
         return nodes
 
-    def _write_table(self, name: str, integers: np.ndarray, grid: QParams, nodes: list[NodeProto]) -> tuple[str, str]:
+    def _write_table(
+        self, name: str, integers: np.ndarray | Kept, grid: QParams, nodes: list[NodeProto]
+    ) -> tuple[str, str]:
         """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
-        new, integers = self._new, integers.astype(np.int8)
-        if grid.spec.block is not None:
-            integers = integers.reshape(len(integers), -1, grid.spec.block)
+        new, bits = self._new, grid.spec.bits
+        rows, width = integers.shape
+        shape = (rows, width) if grid.spec.block is None else (rows, width // grid.spec.block, grid.spec.block)
         scale = new.constant(f"{name}_scale", grid.scale.astype(np.float32)[..., None])
-        if grid.spec.bits == 8:
-            return new.constant(f"{name}_quantized", integers), scale
-        stored = new.constant(f"{name}_quantized", integers.astype(ml_dtypes.int4))
+        stored = new.integers(f"{name}_quantized", integers, bits, shape)
+        if bits == FULL_BITS:
+            return stored, scale
         nodes.append(new.node("Cast", [stored], new.name(f"{name}_int8"), name, to=TensorProto.INT8))
         return nodes[-1].output[0], scale

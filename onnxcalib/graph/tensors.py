@@ -10,7 +10,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from ..errors import ModelError
 from .index import all_nodes, subgraphs
-from .values import is_outside
+from .values import VALUE_FIELDS, is_outside
 
 # No model that fits on a machine has a tensor of more elements.
 MOST_ELEMENTS = 2**40
@@ -26,8 +26,6 @@ _PACKED_BITS = {
     **dict.fromkeys(("UINT2", "INT2"), 2),
     **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
 }
-# Where a tensor's values may stand; in one of them alone, as readers differ in which they take.
-_VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # Those of which several values share an entry of int32_data; values of 6 bits do so in raw_data alone.
 _PACKED_FIELDS = (4, 2)
 TYPES = {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in helper.get_all_tensor_dtypes()}
@@ -113,7 +111,7 @@ def check_tensor(tensor: TensorProto, where: str) -> None:
         raise ModelError(f"{where}: its data are a segment; whole tensors are needed; {ADVICE}")
     kind = TensorProto.DataType.Name(tensor.data_type)
     filled = ["external data"] if is_outside(tensor) else []
-    filled += [field for field in _VALUE_FIELDS if len(getattr(tensor, field))]
+    filled += [field for field in VALUE_FIELDS if len(getattr(tensor, field))]
     if len(filled) > 1:
         raise ModelError(f"{where}: values in {' and '.join(filled)} found; they stand in one of them; {ADVICE}")
     if is_outside(tensor):  # whose file has been found to hold as many bytes

@@ -19,6 +19,10 @@ from .weightless import copy_fields, copy_without_initializers, held_bytes, is_l
 
 # Models whose weights have more bytes together leave the large ones outside. Smaller ones are faster in memory.
 LEAST_LARGE_MODEL = 2**28
+# Where a tensor's values may stand; in one of them alone, as readers differ in which they take.
+VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+# A memory page of common processors: tensors begin at one, so that readers can map the file into memory.
+PAGE_BYTES = 4096
 # Of a tensor that is copied from file to file, so much is in memory at once.
 PIECE_BYTES = 2**24
 GIVE = "the files of a model must stay as they are while a run reads them; start again"
@@ -71,6 +75,25 @@ def read_values(tensor: TensorProto) -> np.ndarray:
         packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data.tobytes())
         return np.asarray(numpy_helper.to_array(packed))
     return data.view(kind).reshape(tuple(tensor.dims))
+
+
+def read_rows(tensor: TensorProto, size: int) -> Iterator[np.ndarray]:
+    """The values of a matrix, or of more axes, by parts of about ``size`` bytes, each of an even number of rows.
+
+    Raises ModelError as ``read_values``.
+    """
+    length, row = tensor.dims[0], held_bytes(tensor) // max(tensor.dims[0], 1)
+    step = max(2, size // max(row, 1) // 2 * 2)
+    if not is_outside(tensor) or find_place(tensor).length != held_bytes(tensor):
+        whole = read_values(tensor)
+        yield from (whole[start : start + step] for start in range(0, length, step))
+        return
+    place = find_place(tensor)
+    for start in range(0, length, step):
+        count = min(step, length - start)
+        part = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[count, *tensor.dims[1:]])
+        refer(part, Place(place.file, place.offset + start * row, count * row))
+        yield read_values(part)
 
 
 def read_pieces(tensor: TensorProto) -> Iterator[bytes]:

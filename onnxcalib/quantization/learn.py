@@ -206,7 +206,7 @@ def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> 
     if layer.reads_float:
         raise BlockError(f"{layer.name}: what reads float activations is solved or rounded, and not learned")
     params = state.layers[layer.name]
-    integers = torch.from_numpy(params.integers.astype(np.float32))
+    integers = torch.from_numpy(params.read().astype(np.float32))
     linear = isinstance(part, nn.Linear)
     position = integers.T if linear and layer.axis == 1 else integers
     shape = [1] * integers.ndim

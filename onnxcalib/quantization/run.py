@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..errors import ConfigError, escape_controls
+from ..graph.kept import WeightFile
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
@@ -20,11 +21,12 @@ from .target_settings import settle
 class Run:
     """The settings and the observer of a run, and what it collects for the report.
 
-    target: what the file is made for; config: the settings, with what the target decides. seconds: stage -> time.
-    current_stage: the stage that goes on or has failed; None between stages. left_out: parts of the work that were not
-    done, with the reason. resident: bytes that the process had in memory before; memory: the floor of the run, once it
-    is known. work: where checkpoints are kept; ``checkpoints`` are open once the samples are. earlier_seconds: stage ->
-    the time that it took in a run that was stopped.
+    target: what the file is made for; config: the settings, with what the target decides. weights: takes the large
+    values that are made of a large model. seconds: stage -> time. current_stage: the stage that goes on or has failed;
+    None between stages. left_out: parts of the work that were not done, with the reason. resident: bytes that the
+    process had in memory before; memory: the floor of the run, once it is known. work: where checkpoints are kept;
+    ``checkpoints`` are open once the samples are. earlier_seconds: stage -> the time that it took in a run that was
+    stopped.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer, work: Work | None = None):
@@ -43,6 +45,7 @@ class Run:
         self.config = settle(config, self.target)
         self.observer = LoggedObserver(observer)
         self.threads = config.threads or 0
+        self.weights = WeightFile()
         self.device = choose_device(config.device)
         self.resident = measure_resident()
         self.memory: MemoryRecord | None = None
@@ -68,7 +71,7 @@ class Run:
     def computing(self) -> Iterator[None]:
         """Let torch compute as all runs do. Raises DeviceMemoryError where the device's memory ends."""
         self.current_stage = None
-        with explain_lack_of_memory(self.device, lambda: self.current_stage), computing():
+        with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(), self.weights.taking():
             yield
 
     def warn(self, text: str) -> None:

@@ -15,6 +15,7 @@ from onnx import ModelProto, NodeProto
 
 from ..graph.emit import LayerParams
 from ..graph.index import Index, is_op, known_constant
+from ..graph.kept import keep
 from ..graph.ops import SHAPE_READERS
 from ..spec import Grids, LayerScheme, QParams, QuantScheme
 from ..targets.rules import HardSigmoids, Rules
@@ -65,8 +66,9 @@ def hold_weights(
             if beyond > 0:
                 params = layers[layer.name]
                 grid = replace(params.grid, scale=np.asarray(params.grid.scale * 2.0**beyond, np.float32))
-                integers = np.rint(params.integers / 2.0**beyond).astype(params.integers.dtype)
-                moved[layer.name] = replace(params, integers=integers, grid=grid)
+                integers = params.read()
+                integers = np.rint(integers / 2.0**beyond).astype(integers.dtype)
+                moved[layer.name] = replace(params, integers=keep(integers, grid.spec.bits), grid=grid)
     return {**layers, **moved} if moved else layers
 
 

@@ -9,14 +9,17 @@ from functools import partial
 
 import numpy as np
 import torch
+from onnx import TensorProto
 
 from ..errors import DataError
 from ..graph.emit import LayerParams
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
 from ..graph.index import Index, known_constant
+from ..graph.kept import keep, keep_parts
 from ..graph.layout import from_rows, summing_order, to_rows, transposed_window_of, window_of
 from ..graph.ops import CONVOLUTIONS
+from ..graph.values import read_rows
 from ..numeric.gram import (
     Convolution,
     Moments,
@@ -76,24 +79,22 @@ def _summing(layer: LayerScheme, shape: tuple[int, ...]) -> torch.Tensor | None:
 def round_embeddings(index: Index, scheme: QuantScheme) -> dict[str, LayerParams]:
     """LayerParams of every embedding: each row, or each scale block in it, is rounded with the least squared error."""
     specs = {layer.weight: layer.weight_spec for layer in scheme.embeddings}  # several may look up one table
-    tables = {name: _round_table(known_constant(index, name), spec) for name, spec in specs.items()}
+    tables = {name: _round_table(index.initializers[name], spec) for name, spec in specs.items()}
     return {layer.name: tables[layer.weight] for layer in scheme.embeddings}
 
 
-def _round_table(table: np.ndarray, spec: QuantSpec) -> LayerParams:
-    integers, scales = [], []
-    for rows in np.split(table, _split_rows(table)):
-        part = round_layer(torch.from_numpy(rows.copy())[None], spec)
-        integers.append(part.integers[0].to(torch.int8).numpy())  # in float64 they would take twice the table's size
-        scales.append(part.scale[0].float().numpy())
+def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
+    scales: list[np.ndarray] = []
+
+    def round_parts() -> Iterator[np.ndarray]:
+        for rows in read_rows(table, TABLE_BYTES):
+            part = round_layer(torch.from_numpy(rows.copy())[None], spec)
+            scales.append(part.scale[0].float().numpy())
+            yield part.integers[0].to(torch.int8).numpy()  # in float64 they would take twice the table's size
+
+    integers = keep_parts(round_parts(), table.dims, spec.bits)
     scale = np.concatenate(scales)
-    return LayerParams(np.concatenate(integers), QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
-
-
-def _split_rows(table: np.ndarray) -> range:
-    """First rows of the second and later parts of a table, each part of about TABLE_BYTES."""
-    rows = max(1, TABLE_BYTES // table[0].nbytes)
-    return range(rows, len(table), rows)
+    return LayerParams(integers, QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
 
 
 def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
@@ -148,7 +149,7 @@ def _params(
         scale = solution.scale[0].numpy().astype(np.float32)
         scale = scale if layer.axis == 0 else scale.T
         grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
-        return LayerParams(integers.astype(np.int8), grid, bias)
+        return LayerParams(keep(integers.astype(np.int8), layer.weight_spec.bits), grid, bias)
     return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)
 
 

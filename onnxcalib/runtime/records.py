@@ -14,8 +14,12 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ..graph.kept import Kept
+
 # Kinds of numbers that an array may have: booleans, signed and unsigned integers, and floats, of 8 bytes at most.
 KINDS, MOST_ITEM_BYTES = "biuf", 8
+# Integers in a file are kept as the array that they are.
+_ARRAYS = (np.ndarray, np.ndarray | Kept)
 _PLAIN = (bool, int, float, str, types.NoneType)
 
 
@@ -25,8 +29,8 @@ def flatten(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
     Types may be bool, int, float, str, None, np.ndarray, data classes and named tuples of these types, tuples and dicts
     of one type, and unions with None. Raises TypeError for any other.
     """
-    if kind is np.ndarray and isinstance(value, (np.ndarray, np.generic)):
-        value = np.asarray(value)
+    if kind in _ARRAYS and isinstance(value, (np.ndarray, np.generic, Kept)):
+        value = value.read() if isinstance(value, Kept) else np.asarray(value)
         if value.dtype.kind not in KINDS or value.dtype.itemsize > MOST_ITEM_BYTES or not value.dtype.isnative:
             raise TypeError(f"an array of {value.dtype} is not kept")
         arrays.append(value)
@@ -47,7 +51,7 @@ def flatten(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
 
 def restore(tree: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
     """The value of which ``flatten`` made this tree and these arrays. Raises ValueError where they do not fit."""
-    if kind is np.ndarray:
+    if kind in _ARRAYS:
         if type(tree) is int and 0 <= tree < len(arrays):
             return arrays[tree]
         raise ValueError(f"found {tree!r}, and no number of an array")

@@ -13,6 +13,7 @@ from onnxcalib.files.scratch import claimed
 from onnxcalib.graph import save
 from onnxcalib.graph.save import remove_stale_data, save_model
 from onnxcalib.graph.stream import model_bytes
+from onnxcalib.graph.values import PAGE_BYTES
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_model_above_the_limit_has_its_larger_tensors_in_a_file_beside_it(tmp_
     bare = onnx.load(tmp_path / "m.onnx", load_external_data=False)
     places = {tensor.name: {e.key: e.value for e in tensor.external_data} for tensor in bare.graph.initializer}
     assert places["w"]["location"] == data and places["c"] == {}
-    assert all(int(place["offset"]) % save.PAGE_BYTES == 0 for place in places.values() if place)
+    assert all(int(place["offset"]) % PAGE_BYTES == 0 for place in places.values() if place)
     onnx.checker.check_model(tmp_path / "m.onnx", full_check=True)
     read = onnx.load(tmp_path / "m.onnx")
     for then, now in zip(model.graph.initializer, read.graph.initializer, strict=True):
@@ -78,7 +79,7 @@ def test_packed_and_typed_tensors_survive_external_data(tmp_path, model):
     read = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
     np.testing.assert_array_equal(read["typed"], np.arange(400, dtype=np.float32))
     np.testing.assert_array_equal(read["packed"].astype(int), np.arange(3001) % 16 - 8)
-    assert next(tmp_path.glob("m.onnx.*.data")).stat().st_size < 4 * save.PAGE_BYTES + 5000
+    assert next(tmp_path.glob("m.onnx.*.data")).stat().st_size < 4 * PAGE_BYTES + 5000
 
 
 @pytest.mark.parametrize("most_bytes", [save.MOST_BYTES, 100], ids=["one file", "external data"])

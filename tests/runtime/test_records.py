@@ -99,7 +99,7 @@ def test_other_types_are_a_fault_of_the_program(value, kind, text):
         (None, int),
         ([], int),
         ({}, Statistics),
-        ([[], 1, 2], Statistics),
+        ([[], 1, 2, 3], Statistics),
         ([[["x", [1.0]]], 1], Statistics),
         ([1, 2, 3], Candidate),
         ([["a"]], dict[str, int]),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper
 
 from ..edit import refill, rename, take_name
 from ..index import list_names, subgraphs
+from ..kept import make_inside, make_tensor
 from ..load import weight_types
 from ..values import read_values
 
@@ -24,7 +27,7 @@ def widen_float16(model: ModelProto) -> int:
     graph = model.graph
     if FLOAT16 not in weight_types(graph)[0]:
         return 0
-    count = _widen_constants(graph)
+    count = _widen_constants(graph, make_tensor)
     for value in graph.value_info:
         _widen_type(value.type)
     inputs = [value.name for value in graph.input if _is_float16(value.type)]
@@ -47,13 +50,16 @@ def widen_float16(model: ModelProto) -> int:
     return count
 
 
-def _widen_constants(graph: GraphProto) -> int:
-    """Rewrite the constants and attributes of the graph and its bodies, and the types that bodies declare."""
-    count = sum(_widen_tensor(tensor) for tensor in graph.initializer)
+def _widen_constants(graph: GraphProto, make: Callable[[str, np.ndarray], TensorProto] = make_inside) -> int:
+    """Rewrite the constants and attributes of the graph and its bodies, and the types that bodies declare.
+
+    make: makes an initializer of the graph.
+    """
+    count = sum(_widen_tensor(tensor, make) for tensor in graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
             tensors = (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors)
-            count += sum(_widen_tensor(tensor) for tensor in tensors)
+            count += sum(_widen_tensor(tensor, make_inside) for tensor in tensors)
             if attribute.name in TYPE_ATTRIBUTES and attribute.i == FLOAT16:
                 attribute.i = FLOAT32
         for body in subgraphs(node):
@@ -63,10 +69,10 @@ def _widen_constants(graph: GraphProto) -> int:
     return count
 
 
-def _widen_tensor(tensor: TensorProto) -> bool:
+def _widen_tensor(tensor: TensorProto, make: Callable[[str, np.ndarray], TensorProto]) -> bool:
     if tensor.data_type != FLOAT16:
         return False
-    tensor.CopyFrom(numpy_helper.from_array(read_values(tensor).astype(np.float32), tensor.name))
+    tensor.CopyFrom(make(tensor.name, read_values(tensor).astype(np.float32)))
     return True
 
 

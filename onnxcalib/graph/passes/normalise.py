@@ -12,6 +12,7 @@ from ...errors import ModelError, first_line
 from ..draws import name_draws
 from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, take_name
 from ..index import Index, all_nodes, captured, constant, is_op, reads, subgraphs
+from ..kept import move_out
 from ..shapes import describe_outputs
 from ..weightless import copy_without_weights, replace_around_weights
 
@@ -146,6 +147,7 @@ def lift_constants(model: ModelProto) -> int:
             kept.append(node)
             continue
         tensor.name = node.output[0]
+        move_out(tensor)
         model.graph.initializer.append(tensor)
         count += 1
     if count:

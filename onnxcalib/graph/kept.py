@@ -1,0 +1,187 @@
+"""New large values, which a run of a large model writes to a file of its own: none of them stays in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from ..files.scratch import Scratch, room_in
+from .values import (
+    PAGE_BYTES,
+    VALUE_FIELDS,
+    Place,
+    bare_copy,
+    is_light,
+    is_outside,
+    may_go_outside,
+    read_pieces,
+    read_values,
+    refer,
+)
+
+_current: ContextVar[WeightFile | None] = ContextVar("weight_file", default=None)
+
+
+class WeightFile:
+    """A file in a temporary folder, which ends with the last reference to this object. Until ``open`` it takes nothing.
+
+    Within ``taking``, what ``make_tensor`` and ``keep`` are given goes to it.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Scratch | None = None
+        self._end, self._hole = 0, 0
+
+    def open(self) -> None:
+        """Take large values from now on. Raises OutputError where no folder can be made."""
+        self._folder = self._folder or Scratch()
+
+    def open_for(self, model: ModelProto) -> None:
+        """Take the large values that are made of a model if it is a large one."""
+        if is_light(model):
+            self.open()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file takes large values."""
+        return self._folder is not None
+
+    @contextmanager
+    def taking(self) -> Iterator[None]:
+        """Be the file to which new large values go."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def write(self, pieces: Iterable[Any]) -> Place:
+        """Write buffers one behind the other. Raises OutputError."""
+        assert self._folder is not None, "the file is open"
+        path, start = self._folder.path / "weights.data", -(-self._end // PAGE_BYTES) * PAGE_BYTES
+        with room_in(path.parent), open(path, "r+b" if path.exists() else "w+b") as file:
+            file.seek(start)
+            for piece in pieces:
+                file.write(piece)
+            self._end = file.tell()
+        return Place(path, start, self._end - start)
+
+    def find_zeros(self, length: int) -> Place:
+        """So many bytes of zeros, of which the disk holds none. Raises OutputError."""
+        assert self._folder is not None, "the file is open"
+        path = self._folder.path / "zeros.data"
+        if length > self._hole:
+            self._hole = length
+            with room_in(path.parent), open(path, "ab") as file:
+                file.truncate(length)
+        return Place(path, 0, length)
+
+
+class Kept:
+    """Integers of a layer that lie in a file, of the layer's shape."""
+
+    def __init__(self, tensor: TensorProto) -> None:
+        self._tensor, self._turned = tensor, list[Kept]()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array."""
+        return tuple(self._tensor.dims)
+
+    def read(self) -> np.ndarray:
+        """The integers as a fresh array of int8."""
+        return read_values(self._tensor).astype(np.int8, copy=False)
+
+    def turn(self) -> np.ndarray | Kept:
+        """The transposed integers, which are written once."""
+        if self._turned:
+            return self._turned[0]
+        turned = keep(self.read().T, 4 if self._tensor.data_type == TensorProto.INT4 else 8)
+        self._turned += [turned] if isinstance(turned, Kept) else []
+        return turned
+
+    def store(self, name: str, shape: Sequence[int] | None = None) -> TensorProto:
+        """The tensor of this name, in another shape if one is given."""
+        tensor = TensorProto()
+        tensor.CopyFrom(self._tensor)
+        tensor.name, tensor.dims[:] = name, self.shape if shape is None else shape
+        return tensor
+
+
+def make_tensor(name: str, values: np.ndarray | np.generic) -> TensorProto:
+    """An initializer of the graph; a large one of a large model has its values in the run's file."""
+    values = np.asarray(values)
+    tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(values.dtype), dims=values.shape)
+    file = _find_file(tensor)
+    if file is None:
+        return numpy_helper.from_array(values, name)
+    refer(tensor, file.write([_pack(values)]))
+    return tensor
+
+
+def make_inside(name: str, values: np.ndarray) -> TensorProto:
+    """A tensor that holds its values: of a body, or of an attribute."""
+    return numpy_helper.from_array(values, name)
+
+
+def move_out(tensor: TensorProto) -> None:
+    """Move the values of an initializer of the graph, if it is a large one of a large model, into the run's file."""
+    file = None if is_outside(tensor) else _find_file(tensor)
+    if file is not None:
+        kept = bare_copy(tensor)
+        for field in VALUE_FIELDS:
+            kept.ClearField(field)
+        refer(kept, file.write(read_pieces(tensor)))
+        tensor.CopyFrom(kept)
+
+
+def keep(integers: np.ndarray, bits: int) -> np.ndarray | Kept:
+    """Integers of 4 or 8 bits: themselves, or large ones of a large model in the run's file."""
+    file = _find_file(_describe(integers.shape, bits))
+    return integers if file is None else keep_parts([integers], integers.shape, bits)
+
+
+def keep_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> np.ndarray | Kept:
+    """As ``keep``, given as one part after the other; each but the last has an even number of values."""
+    tensor = _describe(shape, bits)
+    file = _find_file(tensor)
+    if file is None:
+        whole: np.ndarray = np.concatenate(list(parts))
+        return whole
+    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    refer(tensor, file.write(_pack(part.astype(kind)) for part in parts))
+    return Kept(tensor)
+
+
+def keep_zeros(shape: Sequence[int], bits: int) -> np.ndarray | Kept:
+    """As ``keep`` for zeros, which take no memory."""
+    tensor = _describe(shape, bits)
+    file = _find_file(tensor)
+    if file is None:
+        return np.zeros(shape, np.int8)
+    refer(tensor, file.find_zeros(-(-math.prod(shape) * bits // 8)))
+    return Kept(tensor)
+
+
+def _describe(shape: Sequence[int], bits: int) -> TensorProto:
+    return TensorProto(data_type=TensorProto.INT4 if bits == 4 else TensorProto.INT8, dims=shape)
+
+
+def _find_file(tensor: TensorProto) -> WeightFile | None:
+    """The file to which the values of a new tensor go; None where they stay in memory."""
+    file = _current.get()
+    return file if file is not None and file.is_open and may_go_outside(tensor) else None
+
+
+def _pack(values: np.ndarray) -> Any:
+    """A buffer of the bytes of raw_data."""
+    if values.dtype in (ml_dtypes.int4, ml_dtypes.uint4):
+        return numpy_helper.from_array(values.reshape(-1)).raw_data
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -1,0 +1,124 @@
+import os
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from onnxcalib.errors import OutputError
+from onnxcalib.graph.edit import add_constant, write_operand
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.kept import Kept, WeightFile, keep, keep_parts, keep_zeros, make_tensor, move_out
+from onnxcalib.graph.passes.float16 import widen_float16
+from onnxcalib.graph.passes.normalise import lift_constants
+from onnxcalib.graph.values import bring_in, find_place, is_outside, read_values
+
+LARGE = (300, 301)
+
+
+@pytest.fixture
+def file():
+    opened = WeightFile()
+    opened.open()
+    with opened.taking():
+        yield opened
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.int4, np.int8, np.bool_])
+def test_a_large_value_goes_to_the_file_and_comes_back(file, draw, dtype):
+    values = (3 * draw(*LARGE)).astype(dtype).T
+    tensor = make_tensor("w", values)
+    assert is_outside(tensor)
+    found = read_values(tensor)
+    assert (found.dtype, found.shape) == (values.dtype, values.shape)
+    np.testing.assert_array_equal(found.astype(np.float32), values.astype(np.float32))
+    bring_in(tensor)
+    assert tensor == numpy_helper.from_array(values, "w")
+
+
+def test_small_values_and_those_of_small_models_stay(draw):
+    for opened in (False, True):
+        file = WeightFile()
+        with file.taking():
+            if opened:
+                file.open()
+            values = draw(5) if opened else draw(*LARGE)
+            assert make_tensor("w", values) == numpy_helper.from_array(values, "w")
+            assert keep(values, 8) is values
+    assert not is_outside(make_tensor("w", draw(*LARGE)))
+
+
+def test_the_file_ends_with_its_owner(draw):
+    file = WeightFile()
+    file.open()
+    with file.taking():
+        path = find_place(make_tensor("w", draw(*LARGE))).file
+    assert path.exists()
+    del file
+    assert not path.parent.exists()
+
+
+def test_a_full_disk_is_told(file, draw, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(OutputError, match=r"temporary files cannot be kept here \(No space left on device\)"):
+        make_tensor("w", draw(*LARGE))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integers_are_kept_part_by_part_and_stored_as_they_are(file, bits):
+    integers = (np.arange(300 * 302) % 15 - 7).astype(np.int8).reshape(300, 302)
+    kept = keep_parts(iter(np.split(integers, [100, 200])), integers.shape, bits)
+    assert isinstance(kept, Kept) and kept.shape == integers.shape
+    np.testing.assert_array_equal(kept.read(), integers)
+    stored = kept.store("w", (300, 151, 2))
+    assert find_place(stored).length == integers.size * bits // 8
+    kind = np.int8 if bits == 8 else ml_dtypes.int4
+    bring_in(stored)
+    assert stored == numpy_helper.from_array(integers.reshape(300, 151, 2).astype(kind), "w")
+
+
+def test_turned_integers_are_written_once(file):
+    integers = (np.arange(300 * 302) % 15 - 7).astype(np.int8).reshape(300, 302)
+    kept = keep(integers, 4)
+    turned = kept.turn()
+    np.testing.assert_array_equal(turned.read(), integers.T)
+    assert kept.turn() is turned
+
+
+def test_zeros_take_no_disk(file):
+    kept = keep_zeros((4000, 5000), 8)
+    assert not kept.read().any()
+    assert os.stat(find_place(kept.store("w")).file).st_blocks < 100
+    assert find_place(keep_zeros((400, 500), 8).store("w")).file == find_place(kept.store("w")).file
+
+
+def test_edits_and_passes_leave_large_values_outside(file, build, draw):
+    model = build(
+        "g (float16[N, 300] x) => (float16[N, 301] y) { y = MatMul (x, w) }", w=draw(*LARGE).astype("float16")
+    )
+    before = read_values(model.graph.initializer[0])
+    assert widen_float16(model) == 1
+    assert is_outside(model.graph.initializer[0])
+    np.testing.assert_array_equal(read_values(model.graph.initializer[0]), before.astype(np.float32))
+    node = next(node for node in model.graph.node if node.op_type == "MatMul")
+    node.name = "mul"
+    write_operand(model.graph, Index(model.graph), node, 1, 2 * before.astype(np.float32))
+    add_constant(model.graph, "v", before)
+    assert all(map(is_outside, model.graph.initializer)) and len(model.graph.initializer) == 2
+    np.testing.assert_array_equal(read_values(model.graph.initializer[0]), 2 * before.astype(np.float32))
+
+
+def test_lifted_constants_and_typed_tensors_are_moved_out(file, build, draw):
+    model = build("g (float[N, 301] x) => (float[N, 301] y) { w = Constant () y = Add (x, w) }")
+    values = draw(*LARGE)
+    model.graph.node[0].attribute.add(name="value", type=4, t=numpy_helper.from_array(values))
+    assert lift_constants(model) == 1
+    assert is_outside(model.graph.initializer[0])
+    np.testing.assert_array_equal(read_values(model.graph.initializer[0]), values)
+    typed = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=LARGE, float_data=values.reshape(-1))
+    move_out(typed)
+    assert is_outside(typed) and not typed.float_data
+    np.testing.assert_array_equal(read_values(typed), values)

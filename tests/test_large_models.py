@@ -1,0 +1,33 @@
+"""A large model, whose weights stay in files, gives the file that it would give in memory."""
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.graph import values
+from onnxcalib.graph.values import is_light
+
+TEXT = """g (int64[N, 3] ids) => (float[N, 3, 150] y) {
+    [look] x = Gather (table, ids)
+    [up] h0 = MatMul (x, up)  h = Relu (h0)
+    [norm] n = Mul (h, gain)
+    [down] d = MatMul (n, down)  [join] y = Add (d, x)
+}"""
+
+
+def test_it_gives_the_same_file_up_to_the_last_bits_of_sums(build, draw, tmp_path, monkeypatch):
+    model = build(TEXT, table=draw(600, 150), up=draw(150, 450), gain=draw(450), down=draw(450, 150) / 20)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    samples = {"ids": np.random.default_rng(0).integers(0, 600, (16, 3))}
+    config = QuantizeConfig(pipeline="light", weight_bits=4, threads=1)
+    small = quantize(tmp_path / "m.onnx", samples, config)
+    monkeypatch.setattr(values, "LEAST_LARGE_MODEL", 1)
+    large = quantize(tmp_path / "m.onnx", samples, config)
+    assert small.stored is small.model and is_light(large.stored) and not is_light(large.model)
+    assert large.model.graph.node == small.model.graph.node
+    for ours, theirs in zip(large.model.graph.initializer, small.model.graph.initializer, strict=True):
+        found, wanted = (numpy_helper.to_array(tensor).astype(np.float64) for tensor in (ours, theirs))
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=0, err_msg=ours.name)
+    large.save(tmp_path / "large.onnx")
+    assert (tmp_path / "large.onnx").read_bytes() == large.model.SerializeToString()
