@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")  # as Pillow names those of SUFFIXES; it would decode 40 more
 READ_BYTES = 2**20  # of a file at once
+# The decoded pixels of a folder that are kept from one read to the next.
+KEPT_BYTES = 64 * 2**20
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L")  # 16-bit gray files, which Pillow's convert() would clip
 
 
@@ -42,11 +44,26 @@ class ImageFormat:
     config: DataConfig
 
 
-class ImageFile:
-    """One image file as an array of one sample, decoded whenever it is read."""
+@dataclass
+class Kept:
+    """The bytes of decoded pixels that the images of a folder may still keep."""
 
-    def __init__(self, path: Path, form: ImageFormat) -> None:
+    left: int
+
+    def take(self, size: int) -> bool:
+        """Whether so many are left; these are taken."""
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
+
+
+class ImageFile:
+    """One image file as an array of one sample, decoded when it is read, and kept as pixels where there is room."""
+
+    def __init__(self, path: Path, form: ImageFormat, kept: Kept | None = None) -> None:
         self._path, self._form = path, form
+        self._kept = kept or Kept(0)
+        self._pixels: np.ndarray | None = None
         self._frame = place_image(*_read_size(path, form.config.max_pixels), form.config)
         self.size = self._frame.size
         _check_pixels(path, self._frame.resized, form.config.max_pixels, " after resizing")
@@ -74,29 +91,39 @@ class ImageFile:
 
     def _decode(self) -> np.ndarray:
         """x = (pixel / 255 - mean) / std, without 255 if ``pixel_range`` says so; pixels for a uint8 input."""
+        form, config = self._form, self._form.config
+        pixels = self._read_pixels().transpose(2, 0, 1)
+        values = np.array(pixels, form.dtype if form.dtype.kind != "f" else np.float32, order="C")
+        if form.dtype.kind == "f":
+            mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (config.mean, config.std))
+            if config.pixel_range == UNIT:
+                values /= np.float32(255)  # in place, as an image may be large
+            values -= mean
+            values /= std
+        if form.channels == "bgr":
+            values = values[::-1]
+        if form.layout != "nchw":
+            values = values.transpose(1, 2, 0)
+        return np.ascontiguousarray(values, form.dtype)
+
+    def _read_pixels(self) -> np.ndarray:
+        """uint8 (height, width, 1 or 3), in their frame."""
+        if self._pixels is not None:
+            return self._pixels
         config = self._form.config
         pixels = _read_pixels(self._path, self._form.channels == "gray", self._frame.resized, config.interpolation)
         pixels = _fit(pixels, self._frame, config.fill)
-        if self._form.dtype.kind == "f":
-            mean, std = (np.asarray(v, np.float32) for v in (config.mean, config.std))
-            pixels = pixels.astype(np.float32)
-            if config.pixel_range == UNIT:
-                pixels /= np.float32(255)  # in place, as an image may be large
-            pixels = np.subtract(pixels, mean, out=pixels)
-            pixels = np.divide(pixels, std, out=pixels)
-        if self._form.channels == "bgr":
-            pixels = pixels[..., ::-1]
-        if self._form.layout == "nchw":
-            pixels = pixels.transpose(2, 0, 1)
-        return np.ascontiguousarray(pixels, self._form.dtype)
+        if self._kept.take(pixels.nbytes):
+            self._pixels = pixels.copy()  # a view would keep all that was cut off
+        return pixels
 
 
 def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:
     """A part for each file. Sizes are checked against the model and against the first file. Raises DataError."""
     form = choose_format(inputs, config, str(paths[0].parent))
-    first = None
+    first, kept = None, Kept(KEPT_BYTES)
     for path in paths:
-        image = ImageFile(path, form)
+        image = ImageFile(path, form, kept)
         _check_size(path, image.size, form)
         first = first or (path, image.size)
         if image.size != first[1] and config.multiple_of is None:
@@ -195,10 +222,8 @@ def _check_pixels(path: Path, size: tuple[int, int], most: int, when: str = "") 
 def _fit(pixels: np.ndarray, frame: Frame, fill: int) -> np.ndarray:
     """The scaled image (height, width, channels) in its frame, cut to it or with bars of ``fill``."""
     top, left = frame.offset
-    if top < 0 or left < 0:
+    if frame.resized[0] >= frame.size[0] and frame.resized[1] >= frame.size[1]:  # by one pixel too, at offset 0
         return pixels[-top : frame.size[0] - top, -left : frame.size[1] - left]
-    if frame.resized == frame.size:
-        return pixels
     filled = np.full((*frame.size, pixels.shape[2]), fill, np.uint8)
     filled[top : top + frame.resized[0], left : left + frame.resized[1]] = pixels
     return filled

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from onnxcalib.config import DataConfig
-from onnxcalib.data import InputSpec, open_calibration
+from onnxcalib.data import InputSpec, images, open_calibration
 from onnxcalib.data.images import image_axes
 from onnxcalib.errors import DataError
 
@@ -144,7 +144,8 @@ def test_no_settings_make_values_that_are_not_finite(tmp_path, mean, std, dtype)
     assert np.isfinite(samples.read([0])["image"]).all()
 
 
-def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images_beyond_what_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "KEPT_BYTES", 4 * 64 * 64 * 3)
     for number in range(64):
         Image.fromarray(np.full((64, 64, 3), number, np.uint8)).save(tmp_path / f"{number:02}.png")
     tracemalloc.start()
@@ -153,6 +154,18 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 64 * batch["image"][0].nbytes / 2
+
+
+def test_images_are_decoded_once_as_far_as_there_is_room_for_their_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "KEPT_BYTES", 2 * 8 * 8 * 3)
+    for number in range(3):
+        Image.fromarray(np.full((8, 9, 3), 10 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    samples = open_calibration(tmp_path, ANY, DataConfig(crop="8"))
+    decoded, decode = [], images._read_pixels
+    monkeypatch.setattr(images, "_read_pixels", lambda path, *rest: (decoded.append(path.name), decode(path, *rest))[1])
+    first, *others = (samples.read(range(3))["x"] for _ in range(3))
+    assert len(decoded) <= 3 + 2 and decoded[-2:] == ["2.png", "2.png"]
+    assert all(np.array_equal(first, other) for other in others)
 
 
 def make_image(path, height, width):
