@@ -17,8 +17,9 @@ from ..errors import ModelError
 from ..files.reading import open_file
 from .weightless import copy_fields, copy_without_initializers, held_bytes, is_large
 
-# Models whose weights have more bytes together leave the large ones outside. Smaller ones are faster in memory.
-LEAST_LARGE_MODEL = 2**28
+# Models whose weights have more bytes together leave the large ones outside. Of smaller ones a run's copies are small
+# beside Python and its packages.
+LEAST_LARGE_MODEL = 2**25
 # Where a tensor's values may stand; in one of them alone, as readers differ in which they take.
 VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # A memory page of common processors: tensors begin at one, so that readers can map the file into memory.

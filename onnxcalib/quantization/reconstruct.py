@@ -12,6 +12,7 @@ from ..graph.index import Index, reads
 from ..numeric.adaquant import Outcome
 from ..report import BlockRecord, Observer
 from ..runtime.blocks import BlockError
+from ..runtime.memory import release
 from ..spec import Block
 from .block_checkpoints import BlockCheckpoints
 from .learn import Learner, MiniBatches, convert_block
@@ -41,6 +42,7 @@ def reconstruct(
         run_block(state, block, later, quantized=False)
         if block.layers:
             found = list(reconstruct_block(state, block, later))
+            release()
             records += found
             observer.block(found[-1])
         state.frozen |= tensors_read(state.problem.index, block)

@@ -12,7 +12,7 @@ from ..graph.kept import WeightFile
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
-from ..runtime.memory import measure_resident
+from ..runtime.memory import measure_resident, release
 from ..targets import load_target
 from .checkpoints import Checkpoints, Work
 from .target_settings import settle
@@ -61,6 +61,7 @@ class Run:
         """Tell the observer that a stage begins, and time it."""
         self.observer.stage(name)
         self.current_stage = name
+        release()
         start = time.perf_counter()
         with listening(self.observer.progress):
             yield

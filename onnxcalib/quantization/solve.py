@@ -51,7 +51,7 @@ MOST_INPUTS = 4608
 # Bytes of unfolded input at once.
 UNFOLD_BYTES = 64 * 2**20
 # Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.
-TABLE_BYTES = 8 * 2**20
+TABLE_BYTES = 4 * 2**20
 # Samples whose probes are projected at once.
 PROJECTED_SAMPLES = 8
 

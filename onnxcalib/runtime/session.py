@@ -61,6 +61,7 @@ class Session:
         deployed: bool = False,
         unsigned: bool = False,
         draws: bool = False,
+        whole: bool = False,
         threads: int = 0,
         dump: Path | None = None,
         profile: Path | None = None,
@@ -72,22 +73,24 @@ class Session:
         otherwise they are exact on every processor. unsigned: int8 weights are made unsigned by onnxruntime's option.
         draws: operators that draw random values draw other ones in each run, as users' do; otherwise they compute
         values that are the same in every run and every model (see ``fix_draws``), but where a graph or times are asked
-        for. threads: 0 is one for each core. dump: the file for the optimized graph; its weights are written beside it.
-        profile: how the name of the file begins that ``end_profile`` reads.
+        for. whole: never part by part, and with packed weights, as users' sessions that are timed. threads: 0 is one
+        for each core. dump: the file for the optimized graph; its weights are written beside it. profile: how the name
+        of the file begins that ``end_profile`` reads.
         """
         self.name = name
         if not (draws or dump or profile):
             model = fix_draws(model)
+        whole = whole or profile is not None
         more, as_users = _list_more(model, also), deployed or unsigned
 
         def load(model: ModelProto, more: Sequence[str], dump: Path | None) -> Loaded:
-            choose = partial(_choose_options, optimize, threads, dump, profile)
+            choose = partial(_choose_options, optimize, threads, dump, profile, packed=whole or not is_light(model))
             if as_users or not saturates():
                 return _load(model, more, choose(unsigned=unsigned), name)
             return _load_exact(model, more, choose, name)
 
         def open_all(dump: Path | None) -> tuple[ort.InferenceSession | Parted, Scratch | None]:
-            if profile is None and is_light(model) and count_weights(model) > PART_BYTES:
+            if not whole and is_light(model) and count_weights(model) > PART_BYTES:
                 names = [*(value.name for value in model.graph.output), *more]
                 return Parted(model, names, PART_BYTES, load, dump), None
             return load(model, more, dump)
@@ -140,7 +143,7 @@ class Session:
 
 
 def _choose_options(
-    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, unsigned: bool
+    optimize: bool, threads: int, dump: Path | None, profile: Path | None, *, packed: bool, unsigned: bool
 ) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -155,6 +158,9 @@ def _choose_options(
         options.optimized_model_filepath = str(dump)
         # Otherwise a model above 2 GB could not be written.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{dump.name}.data")
+    if not packed:
+        options.add_session_config_entry(UNPACKED, "1")
+        options.enable_cpu_mem_arena = False  # it takes blocks of twice the size of the one before
     if unsigned:
         options.add_session_config_entry(UNSIGNED, "1")
     return options
@@ -189,8 +195,6 @@ def _load(model: ModelProto, more: Sequence[str], options: ort.SessionOptions, n
     try:
         if is_light(model):
             options.add_session_config_entry(FOLDER, ROOT)
-            options.add_session_config_entry(UNPACKED, "1")
-            options.enable_cpu_mem_arena = False  # it takes blocks of twice the size of the one before
             return make(_lead_from_root(model).SerializeToString() + _spell_more(more), options), None
         if model_bytes(model) <= MOST_BYTES:
             return make(model.SerializeToString() + _spell_more(more), options), None

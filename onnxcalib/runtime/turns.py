@@ -14,7 +14,7 @@ from .session import Session
 
 def open_as_users(model: ModelProto) -> Session:
     """A model as its users run it, its own draws included, on one thread."""
-    return Session(model, deployed=True, draws=True, threads=1)
+    return Session(model, deployed=True, draws=True, whole=True, threads=1)
 
 
 def time_in_turn(

@@ -125,6 +125,11 @@ def test_parts_on_which_nothing_that_is_asked_for_depends_are_not_opened(build, 
     assert len(opened) == 1
 
 
+def test_a_session_that_is_to_be_whole_has_no_parts(bodies, draw, parts):
+    opened = parts(1)
+    assert Session(bodies, whole=True).outputs == ["y", "z", "flag2"] and not opened
+
+
 def test_faults_of_a_part_are_those_of_the_model(bodies, build, draw, parts):
     parts(1)
     with pytest.raises(ModelError, match=r"onnxruntime cannot run the net: .*x"):
@@ -159,6 +164,14 @@ def test_sums_are_exact_in_every_part(rough, build, weigh, draw, parts, monkeypa
     monkeypatch.setattr(session_module, "saturates", lambda: True)
     parts(16 * 16)
     np.testing.assert_array_equal(Session(model).run(feeds)["y"], wanted)
+
+
+def test_what_is_freed_can_be_given_back():
+    held = [bytes(10**5) for _ in range(300)]
+    del held[::2]
+    before = memory.measure_resident()
+    memory.release()
+    assert memory.measure_resident() <= before
 
 
 def test_memory_is_what_is_free_of_the_machine(monkeypatch):
