@@ -5,6 +5,9 @@ The stored integers and the graph do not change (Hubara et al. 2021, section 3.4
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..graph.blocks import find_blocks, single_layers
@@ -12,6 +15,8 @@ from ..graph.emit import LayerParams
 from ..graph.ops import CONVOLUTIONS
 from ..numeric.statistics import Affine, ChannelTally
 from ..progress import track
+from ..runtime.session import Session
+from ..runtime.store import Store
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import select
 from .params import give_scale
@@ -20,6 +25,8 @@ from .state import FLOAT, ReconstructionState, SubgraphRunner, read_later, run_b
 # Samples on which statistics are estimated. Both models see the same ones, and more of them change nothing (on the
 # networks of the README 32, 64, 128 and 256 are alike).
 STATISTICS_SAMPLES = 32
+# A layer is fitted on fewer of them where these have so many values of each channel; but on as many samples at least.
+ENOUGH_VALUES, LEAST_SAMPLES = 2**14, 8
 
 
 def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
@@ -33,29 +40,63 @@ def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
     parts = [
         part for block in blocks for part in single_layers(problem.model, problem.scheme, block, index=problem.index)
     ]
-    for part, later in track([*zip(parts, read_later(state, parts, set()), strict=True)]):
-        for name in part.layers:
-            _tune_layer(state, part, problem.layers[name])
-        run_block(state, part, later, quantized=False)
-        run_block(state, part, later, quantized=True)
-        state.stored.forget(later)
+    with Store() as store:
+        wanted = _Wanted.run(state, store)
+        for part, later in track([*zip(parts, read_later(state, parts, set()), strict=True)]):
+            for name in part.layers:
+                _tune_layer(state, part, problem.layers[name], wanted)
+            run_block(state, part, later, quantized=True)
+            state.stored.forget(later)
     return True, None
 
 
-def _tune_layer(state: ReconstructionState, part: Block, layer: LayerScheme) -> None:
-    """Fit the layer's output to the float model's, and store the float outputs of ``part``, which run but once."""
-    reference = SubgraphRunner(state, part, list(dict.fromkeys((layer.output, *part.outputs))), quantized=False)
+@dataclass(frozen=True)
+class _Wanted:
+    """Outputs of the float model's layers, in a store; numbers: layer -> the stored batches in which they are kept."""
+
+    store: Store
+    numbers: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def run(cls, state: ReconstructionState, store: Store) -> _Wanted:
+        """Outputs of each layer in batches spread evenly, as many as have LEAST samples and ENOUGH values a channel."""
+        layers, sizes = state.problem.layers, state.stored.sizes
+        session = Session(state.problem.model, also=[k.output for k in layers.values()], threads=state.problem.threads)
+        numbers: dict[str, Sequence[int]] = {name: [0] for name in layers}
+        for number in range(len(sizes)):
+            names = [name for name, each in numbers.items() if number in each]
+            feeds = state.stored.feeds(FLOAT, session.inputs, number)
+            values = session.run(feeds, list(dict.fromkeys(layers[name].output for name in names)))
+            for name in names:
+                value = values[layers[name].output]
+                store.append(name, value)
+                if number == 0:
+                    numbers[name] = _spread(
+                        len(sizes), sizes[0], value.size // max(value.shape[_axis(layers[name])], 1)
+                    )
+        return cls(store, numbers)
+
+
+def _spread(batches: int, samples: int, values: int) -> list[int]:
+    """Numbers of batches, each with so many samples, and so many values of a channel."""
+    count = max(-(-LEAST_SAMPLES // samples), -(-ENOUGH_VALUES // max(values, 1)))
+    return sorted({int(number) for number in np.linspace(0, batches - 1, min(count, batches))})
+
+
+def _axis(layer: LayerScheme) -> int:
+    return 1 if layer.op in CONVOLUTIONS else -1
+
+
+def _tune_layer(state: ReconstructionState, part: Block, layer: LayerScheme, wanted: _Wanted) -> None:
+    """Fit the layer's output to the float model's."""
     given = SubgraphRunner(state, part, [layer.output], quantized=True)
     tally = ChannelTally()
-    for number in range(len(state.stored.sizes)):
-        wanted, found = reference.run(number), given.run(number)[layer.output]
-        for tensor in part.outputs:
-            state.stored.keep(FLOAT, tensor, wanted[tensor])
-        if wanted[layer.output].shape == found.shape and found.ndim > 1:
-            conv = layer.op in CONVOLUTIONS
-            real = None if conv else state.stored.masks[number]
+    for place, number in enumerate(wanted.numbers[layer.name]):
+        value, found = wanted.store.batch(layer.name, place), given.run(number)[layer.output]
+        if value.shape == found.shape and found.ndim > 1:
+            real = None if layer.op in CONVOLUTIONS else state.stored.masks[number]
             mask = state.problem.padding.mask_of(layer.output, found.shape, real, last=False)
-            tally.add(select(wanted[layer.output], mask), select(found, mask), 1 if conv else -1)
+            tally.add(select(value, mask), select(found, mask), _axis(layer))
     if tally.count:
         fit = tally.fit(centred=layer.takes_bias)
         state.layers[layer.name] = apply_affine(state.layers[layer.name], fit, state.input_grid(layer))

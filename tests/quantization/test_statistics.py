@@ -8,6 +8,7 @@ import pytest
 from onnxcalib.graph.emit import LayerParams
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.statistics import Affine
+from onnxcalib.quantization import statistics
 from onnxcalib.quantization.solve import round_layers
 from onnxcalib.quantization.statistics import apply_affine, tune_statistics
 from onnxcalib.runtime.session import Session
@@ -44,6 +45,22 @@ def test_outputs_come_near_to_the_float_model_again(rounded, draw):
     spoilt = error(rounded, feeds)
     tune_statistics(rounded)
     assert error(rounded, feeds) < 0.1 * spoilt and error(rounded, feeds) < 2 * plain
+
+
+def test_a_layer_with_many_values_of_each_channel_is_fitted_on_some_of_the_samples_spread_evenly(
+    rounded, draw, monkeypatch
+):
+    feeds, added = {"x": draw(64, 3, 8, 8)}, []
+    spoil(rounded)
+    spoilt = error(rounded, feeds)
+    monkeypatch.setattr(statistics, "ENOUGH_VALUES", 5 * 8 * 64)  # of 32 batches of 8 samples of 8x8 values
+    add = statistics.ChannelTally.add
+    monkeypatch.setattr(
+        statistics.ChannelTally, "add", lambda tally, *rest: (added.append(tally), add(tally, *rest))[1]
+    )
+    tune_statistics(rounded)
+    assert min(added.count(tally) for tally in added) == 5
+    assert error(rounded, feeds) < 0.1 * spoilt
 
 
 def test_integers_and_grids_of_activations_stay(rounded):
