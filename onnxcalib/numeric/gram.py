@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch.nn import functional, grad
 
 # Rows of the Gram matrix that are one matrix product, from the diagonal on. The lower half is copied, not computed.
 TILE = 128
+# Columns wait until they take so many bytes, and are multiplied together: adding K^2 sums costs more than few columns.
+WAITING_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -98,28 +101,41 @@ class MomentSum:
     def __init__(self) -> None:
         self._shift: tuple[torch.Tensor, torch.Tensor] | None = None
         self._sums: list[torch.Tensor] = []
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._bytes = 0
         self.columns = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add columns: inputs (G, K, P), targets (G, C, P); P may be 0."""
+        """Add columns: inputs (G, K, P), targets (G, C, P); P may be 0. They must not change any more."""
         if not inputs.shape[2]:
             return
+        self._waiting.append((inputs, targets))
+        self._bytes += inputs.nbytes + targets.nbytes
+        self.columns += inputs.shape[2]
+        if self._bytes >= WAITING_BYTES:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the products of the columns that wait to the sums."""
+        inputs, targets = (torch.cat(each, 2) for each in zip(*self._waiting, strict=True))
+        self._waiting, self._bytes = [], 0
         if self._shift is None:
             self._shift = (inputs.mean(2, keepdim=True), targets.mean(2, keepdim=True))
-        inputs, targets = inputs - self._shift[0], targets - self._shift[1]
+        inputs, targets = inputs.sub_(self._shift[0]), targets.sub_(self._shift[1])
         products = (_multiply_upper(inputs), targets @ inputs.mT, inputs.sum(2), targets.sum(2))
         if self._sums:
             for total, product in zip(self._sums, products, strict=True):
                 total += product
         else:
             self._sums = [product.double() for product in products]
-        self.columns += inputs.shape[2]
 
     def centre(self) -> Moments:
         """The moments about the means, on which the error depends once the bias is solved in closed form.
 
         At least one column has been added.
         """
+        if self._waiting:
+            self._multiply()
         assert self._shift is not None
         gram, cross, inputs, targets = (s / self.columns for s in self._sums)
         for own in _tiles(gram.shape[1]):
@@ -195,7 +211,9 @@ def unfold(
     weight's own axes. ``change`` works element by element.
     """
     patches = _index_patches(convolution, tuple(x.shape[2:]))
-    index = patches[torch.unravel_index(positions, patches.shape[: x.dim() - 2])].flatten(1).T
+    # NumPy's, as torch's own imports sympy, which takes a second.
+    where = np.unravel_index(positions.numpy(), patches.shape[: x.dim() - 2])
+    index = patches[tuple(torch.from_numpy(axis) for axis in where)].flatten(1).T
     # Values that several patches share are read and changed once; all samples' values then move together.
     needed, position = (t.to(x.device) for t in index.unique(return_inverse=True))
     values = x.flatten(2).index_select(2, needed.clamp_min(0))

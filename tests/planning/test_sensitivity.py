@@ -23,6 +23,7 @@ from onnxcalib.planning.sensitivity import (
 )
 from onnxcalib.quantization import solve as solve_step
 from onnxcalib.quantization.calibrate import Batches, choose_grids, collect_statistics
+from onnxcalib.quantization.columns import ColumnReader
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.rewrite import rewrite
 from onnxcalib.runtime.cache import Cache
@@ -135,10 +136,8 @@ def test_a_batch_that_the_model_fixes_is_kept(build, weigh, draw):
 
 def test_one_activation_width_is_measured_once(net, draw, monkeypatch):
     found = []
-    measure_moments = solve_step._ColumnReader._measure
-    monkeypatch.setattr(
-        solve_step._ColumnReader, "_measure", lambda self: found.append(self.layer.name) or measure_moments(self)
-    )
+    measure_moments = ColumnReader._measure
+    monkeypatch.setattr(ColumnReader, "_measure", lambda self: found.append(self.layer.name) or measure_moments(self))
     measure(net, draw(8, 3, 8, 8))
     assert found.count("deep") == 2 and found.count("stem") == 1
     assert np.isfinite(found.count("head"))

@@ -10,8 +10,9 @@ from onnx import numpy_helper
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.calibrate import collect_statistics
+from onnxcalib.quantization.columns import ColumnReader
 from onnxcalib.quantization.padding_mask import PaddingMask, Unpadded, find_real, select
-from onnxcalib.quantization.solve import _ColumnReader, solve_block
+from onnxcalib.quantization.solve import solve_block
 from onnxcalib.quantization.statistics import tune_statistics
 
 TOKENS = """g (int64[N, {tokens}] input_ids, int64[N, {tokens}] attention_mask) => (float[N, {tokens}, 4] y) {{
@@ -111,7 +112,7 @@ def test_padding_is_in_no_moments_and_in_no_statistics(build, weigh, state_of):
         from onnxcalib.graph.blocks import find_blocks
 
         block = find_blocks(state.problem.model, state.problem.scheme)[0]
-        reader = _ColumnReader(state, block, state.problem.scheme.layers[0], (4, 5))
+        reader = ColumnReader(state, block, state.problem.scheme.layers[0], (4, 5))
         parts = [part for n in range(len(state.stored.sizes)) for part in reader._read_parts(n, 0)]
         found.append(sum(reader._read_columns(batch, rows)[0].shape[-1] for batch, rows, _ in parts))
         assert solve_block(state, block) == {}

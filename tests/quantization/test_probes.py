@@ -10,8 +10,9 @@ from onnxcalib.graph.load import inputs_of
 from onnxcalib.numeric.gram import unfold
 from onnxcalib.quantization import learn as learn_module
 from onnxcalib.quantization import probes as probes_module
+from onnxcalib.quantization.columns import ColumnReader
 from onnxcalib.quantization.probes import SIGNS, draw_probes
-from onnxcalib.quantization.solve import _ColumnReader, solve_block
+from onnxcalib.quantization.solve import solve_block
 from onnxcalib.quantization.state import PROBE
 
 POOLED = """g (float[N, 4, 5, 5] x) => (float[N, 6, 1, 1] y) {
@@ -44,7 +45,7 @@ def probe(state, data, directions=2):
 def first_reader(state):
     block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
     layer = state.problem.scheme.layers[0]
-    return _ColumnReader(
+    return ColumnReader(
         state, block, layer, next(t for t in state.problem.model.graph.initializer if t.name == layer.weight).dims
     )
 

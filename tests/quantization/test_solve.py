@@ -12,8 +12,10 @@ from onnxcalib.graph.embeddings import find_embeddings
 from onnxcalib.graph.index import Index, constant, known_constant
 from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import fake_quantize
+from onnxcalib.quantization import columns as columns_module
 from onnxcalib.quantization import solve as solve_module
-from onnxcalib.quantization.solve import _ColumnReader, round_embeddings, round_layers, solve_block
+from onnxcalib.quantization.columns import ColumnReader
+from onnxcalib.quantization.solve import round_embeddings, round_layers, solve_block, solve_widths
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
@@ -101,8 +103,8 @@ def test_weights_make_up_for_what_the_prefix_lost(conv, draw, state_of):
 @pytest.mark.parametrize("text", [PLAIN, PROJECTED])
 def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh, draw, state_of, monkeypatch, text):
     errors = []
-    for other in (solve_module._find_shortcut, lambda *_: None):
-        monkeypatch.setattr(solve_module, "_find_shortcut", other)
+    for other in (columns_module._find_shortcut, lambda *_: None):
+        monkeypatch.setattr(columns_module, "_find_shortcut", other)
         state = state_of(make_residual(build, weigh, text), draw(40, 4, 6, 6), weight_bits=4, activation_bits=4)
         block = residual_block(state)
         change_prefix(state, "r", lambda r: r * np.float32([0.7, 1.2, 1.0, 0.8]).reshape(4, 1, 1) + 0.1)
@@ -118,9 +120,9 @@ def test_the_shortcut_is_made_up_for_once(build, weigh, draw, state_of):
     order = [name for name in ("inner", "outer", "short") if name in block.layers]
     found = {}
     for name in order:
-        found[name] = solve_module._find_shortcut(state, block, waits[name])
+        found[name] = columns_module._find_shortcut(state, block, waits[name])
         state.layers[name] = None
-    assert found == {"inner": None, "outer": None, "short": solve_module._Shortcut("e", on_grid=True)}
+    assert found == {"inner": None, "outer": None, "short": columns_module._Shortcut("e", on_grid=True)}
 
 
 def test_a_product_without_a_bias_keeps_its_mean(build, draw, state_of):
@@ -226,7 +228,7 @@ def test_a_transposed_convolution_of_an_unknown_window_is_rounded(build, weigh, 
         w=weigh(4, 2, 2, 2), b=weigh(2),
     )  # fmt: skip
     state = state_of(model, draw(8, 4, 6, 6))
-    monkeypatch.setattr(solve_module, "output_sizes", lambda *_: (8, 8))
+    monkeypatch.setattr(columns_module, "output_sizes", lambda *_: (8, 8))
     (reason,) = solve_block(state, first_block(state)).values()
     assert reason.startswith("up: no sample gives it an input to solve on")
     assert state.layers["up"].integers.shape == (4, 2, 2, 2) and state.layers["up"].grid.scale.shape == (2,)
@@ -285,9 +287,9 @@ def test_batches_do_not_change_the_result(conv, draw, state_of, size):
 
 def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkeypatch):
     seen = []
-    unfold = solve_module.unfold
-    monkeypatch.setattr(solve_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(solve_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
+    unfold = columns_module.unfold
+    monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(columns_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
     state = state_of(conv, draw(40, 4, 6, 6), size=16)
     solve_block(state, first_block(state))
     assert max(columns.shape[2] for columns in seen) <= 3 * 36
@@ -296,13 +298,17 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
 
 def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
     seen = []
-    unfold = solve_module.unfold
-    monkeypatch.setattr(solve_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(solve_module, "LEAST_COLUMNS", 400)
-    monkeypatch.setattr(solve_module, "COLUMNS_PER_INPUT", 10)
+    unfold = columns_module.unfold
+    monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(columns_module, "LEAST_COLUMNS", 400)
+    monkeypatch.setattr(columns_module, "COLUMNS_PER_INPUT", 10)
     state = state_of(conv, draw(40, 4, 6, 6))
+    for bits, columns in ((4, 400), (8, 400 * columns_module.FULL_BITS_SHARE + 20)):
+        (layer,) = state.problem.scheme.layers
+        solve_widths(state, first_block(state), layer, [replace(layer.weight_spec, bits=bits)])
+        assert sum(each.shape[2] for each in seen) == columns
+        seen.clear()
     solve_block(state, first_block(state))
-    assert sum(columns.shape[2] for columns in seen) == 400
     assert measure(state, first_block(state))[0] < 1e-3
 
 
@@ -313,7 +319,7 @@ def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_
         counts.append((fitted.columns, held_out.columns))
         return Prior(0.1)
 
-    monkeypatch.setattr(solve_module, "choose_prior", choose)
+    monkeypatch.setattr(columns_module, "choose_prior", choose)
     for number in (40, 3):
         state = state_of(conv, draw(number, 4, 6, 6), size=16)
         solve_block(state, first_block(state))
@@ -323,14 +329,14 @@ def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_
 @pytest.mark.parametrize("size", [16, 10])
 def test_views_follow_the_samples_and_are_held_out_with_them(conv, draw, state_of, monkeypatch, size):
     found = []
-    read = _ColumnReader._read_parts
+    read = ColumnReader._read_parts
 
     def watch(self, number, first):
-        for batch, rows, is_held_out in read(self, number, first):
-            found.extend((first + row, is_held_out) for row in rows)
-            yield batch, rows, is_held_out
+        for batch, rows, held in read(self, number, first):
+            found.extend((first + row, is_held_out) for row, is_held_out in zip(rows, held, strict=True))
+            yield batch, rows, held
 
-    monkeypatch.setattr(_ColumnReader, "_read_parts", watch)
+    monkeypatch.setattr(ColumnReader, "_read_parts", watch)
     data = draw(42, 4, 6, 6)
     state = state_of(conv, data, size=size, axes=(2, 3), views=2)
     assert state.stored.passes == 3 and sum(state.stored.sizes) == 3 * 42
@@ -370,8 +376,8 @@ def test_nothing_is_kept_per_sample(conv, draw, state_of, monkeypatch):
 
 def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, state_of, monkeypatch):
     seen = []
-    add = solve_module.MomentSum.add
-    monkeypatch.setattr(solve_module.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
+    add = columns_module.MomentSum.add
+    monkeypatch.setattr(columns_module.MomentSum, "add", lambda self, x, y: seen.append(x.numpy()) or add(self, x, y))
     state = state_of(make_residual(build, weigh, PLAIN), draw(8, 4, 6, 6), weight_bits=4, activation_bits=4)
     block = residual_block(state)
     state.grids.requantized["r"] = replace(
@@ -418,12 +424,12 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     for prefix in ("float:", "quantized:"):
         for number in range(len(state.stored.sizes)):
             state.stored.store.append(f"{prefix}h", np.tanh(state.stored.store.batch("float:x", number)))
-    reader = _ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
+    reader = ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
     assert reader.shortcut.tensor == "h" and not reader.shortcut.on_grid
     state.grids.activations["h"] = replace(state.grids.activations["h"], scale=np.float32(0.5))
     batch, rows, _ = next(reader._read_parts(0, 0))
     _, target = reader._read_columns(batch, rows)
-    assert np.allclose(target[0].T.numpy(), reader.reference.run(0)["u"][rows], atol=1e-6)
+    assert np.allclose(target[0].T.numpy(), reader.reference.run(0)["u"][rows.start : rows.stop], atol=1e-6)
 
 
 def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of):
