@@ -262,8 +262,8 @@ class QuantizeConfig(Settings):
     ] = None
     cache_dir: Annotated[
         File | None,
-        Field(description="Folder that keeps what planning measured."),
-        Option(PLAN, metavar="DIR", form="folder", unset="the user's cache"),
+        Field(description="Folder that keeps what calibration and planning measured, for the next run."),
+        Option(EFFORT, metavar="DIR", form="folder", unset="the user's cache"),
     ] = None
     work_dir: Annotated[
         File | None,

@@ -106,7 +106,7 @@ def _measure(prepared: Prepared) -> _Measurements:
             run.warn("latencies: found without max_latency, the only limit for which they are read; give both or none")
     batches = _make_batches(prepared)
     cache = _open_cache(prepared)
-    statistics = cache.recall("statistics", lambda: prepared.collect(prepared.scheme), Statistics)
+    statistics = prepared.collect(prepared.scheme)
     schemes = _Schemes(prepared, statistics)
     if activations_alone(config):
         return _measure_alone(prepared, schemes, cache)

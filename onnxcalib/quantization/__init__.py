@@ -10,9 +10,9 @@ Read the files in the order of the work:
   ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps``,
   ``part_precision`` by ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers, and ``in_float``
   reports.
-- ``stages`` has the stages after that. ``calibrate``, ``input_grid`` and ``powers`` choose the grids of activations,
-  ``shifts`` brings them as near to each other as a device's shifts need, and ``ranges`` reads and writes their ranges
-  as a file.
+- ``stages`` has the stages after that. ``calibrate``, whose statistics are ``kept_statistics``, ``input_grid`` and
+  ``powers`` choose the grids of activations, ``shifts`` brings them as near to each other as a device's shifts need,
+  and ``ranges`` reads and writes their ranges as a file.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer on the ``columns`` that it reads,
   ``probes`` measure how their errors change the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes layers
   of it, ``state`` holds them.

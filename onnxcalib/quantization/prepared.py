@@ -25,8 +25,9 @@ from ..graph.scheme import make_scheme
 from ..graph.squashed import find_squashed
 from ..report import MeasuredOn
 from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme, Requirements
-from .calibrate import Statistics, choose_grids, choose_whole, collect_statistics
+from .calibrate import Statistics, choose_grids, choose_whole
 from .input_grid import keep_lossless
+from .kept_statistics import recall_statistics
 from .masked_scores import MaskedScores, find_masked
 from .output_parts import Parts
 from .padding_mask import PaddingMask
@@ -126,12 +127,10 @@ class Prepared:
         return replace(left, scheme=scheme, lossless=lossless)
 
     def collect(self, scheme: QuantScheme) -> Statistics:
-        """Statistics of the scheme's activations over all samples."""
+        """Statistics of the scheme's activations over all samples, collected once for both."""
         if self.statistics is not None and scheme.activations.keys() <= self.statistics.histograms.keys():
             return self.statistics
-        return collect_statistics(
-            self.model, list(scheme.activations), self.samples, self.padding, threads=self.run.threads
-        )
+        return recall_statistics(self, list(scheme.activations))
 
     def choose_grids(
         self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
