@@ -263,7 +263,7 @@ def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Ca
 def make_key(run: Run, original: ModelProto, samples: CalibrationSet) -> Key:
     """What the file of a run on these samples depends on, beside what the model's own file tells."""
     config, target = run.config, run.target
-    values = config.model_dump(mode="json", exclude={*EXECUTION, "data", "target", "latencies"})
+    values = config.model_dump(mode="json", exclude={*EXECUTION, "data", "target", "latencies", "threads"})
     data = config.data.model_dump(mode="json", exclude={"tokenizer"})  # samples are known by what they are
     settings = {name: json.dumps(value) for name, value in {**values, **data}.items()}
     settings["target"] = target.model_dump_json(exclude={"description"})
