@@ -10,10 +10,12 @@ import typer
 from onnxcalib.config import load_config
 
 from .exitstatus import report_faults
-from .files import list_read, prepare_outputs
+from .files import check_folders, list_read, prepare_outputs
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .ranges.json]"
+HISTOGRAMS_HELP = "Histograms to choose ranges from, without a pass over the samples: a file of --save-histograms."
+SAVE_HELP = "Where to write the histograms of all activations, for another --range or another machine."
 PLAN_HELP = "Bit plan to calibrate for: a file that onnxcalib plan wrote."
 
 
@@ -24,6 +26,8 @@ def calibrate(
     calib: Annotated[Path, typer.Option(help=f"Unlabelled samples: {SAMPLES_HELP}")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help=OUTPUT_HELP, show_default=False)] = None,
     plan: Annotated[Path | None, typer.Option(help=PLAN_HELP, metavar="FILE")] = None,
+    histograms: Annotated[Path | None, typer.Option(help=HISTOGRAMS_HELP, metavar="FILE")] = None,
+    save_histograms: Annotated[Path | None, typer.Option(help=SAVE_HELP, metavar="FILE")] = None,
     config: Config = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
@@ -37,14 +41,17 @@ def calibrate(
     with report_faults(verbose=verbose):
         settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.ranges.json"
-        read = [calib, config, plan, *list_read(settings)]
-        prepare_outputs({"--output": target}, read, models=[model], quiet=quiet)
+        read = [calib, config, plan, histograms, *list_read(settings)]
+        outputs = {"--output": target, "--save-histograms": save_histograms}
+        prepare_outputs(outputs, read, models=[model], quiet=quiet)
+        check_folders(settings, [path for path in outputs.values() if path is not None], read)
         from onnxcalib import pipeline
 
         from .progress import ProgressObserver
 
         with ProgressObserver(quiet=quiet) as observer:
-            ranges = pipeline.calibrate(pipeline.prepare(model, calib, settings, plan=plan, observer=observer))
+            prepared = pipeline.prepare(model, calib, settings, plan=plan, observer=observer)
+            ranges = pipeline.calibrate(prepared, histograms=histograms, save_histograms=save_histograms)
         ranges.save(target)
         if not quiet:
             count = len(ranges.activations) + len(ranges.requantized)

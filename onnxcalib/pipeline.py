@@ -25,8 +25,9 @@ from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
 from .graph.values import with_values
 from .lint.run import check_loaded
-from .quantization.checkpoints import Checkpoints, Work
+from .quantization.checkpoints import Checkpoints, Work, keeping
 from .quantization.floor import record_memory
+from .quantization.histogram_file import take_histograms
 from .quantization.in_float import find_fault_of_size, list_in_float
 from .quantization.prepare import list_inputs, load
 from .quantization.prepare import prepare as prepare_run
@@ -135,7 +136,7 @@ def quantize(
     ``work_dir``, from which the next call goes on where this one is stopped. Raises ModelError, DataError, ConfigError,
     OutputError or DeviceMemoryError. The model given is not changed.
     """
-    with _open_run(config, observer) as run, _keeping(run):
+    with _open_run(config, observer) as run, keeping(run):
         if plan is not None and run.config.planned:
             raise ConfigError("plan: found a budget beside it; its bits are chosen already; give one of them")
         sources = _list_sources(run.config, model, calibration, plan, ranges, test)
@@ -223,11 +224,17 @@ def prepare(
         return prepare_run(run, model, calibration, plan, test=test)
 
 
-def calibrate(prepared: Prepared) -> Ranges:
-    """The second stage: find the range of each activation. Raises DataError for values that are not finite."""
+def calibrate(
+    prepared: Prepared, *, histograms: str | Path | None = None, save_histograms: str | Path | None = None
+) -> Ranges:
+    """The second stage: find the range of each activation.
+
+    histograms: a file of them, which an earlier call wrote as ``save_histograms``: the samples are not read. Raises
+    DataError for values that are not finite, ConfigError for a file that does not fit, and OutputError.
+    """
     _check_stage(prepared, Prepared)
     with prepared.run.computing():
-        return calibrate_ranges(prepared)
+        return calibrate_ranges(take_histograms(prepared, histograms, save_histograms))
 
 
 def reconstruct(prepared: Prepared, ranges: str | Path | Ranges | None = None) -> Reconstruction:
@@ -261,16 +268,6 @@ def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Itera
         run.observer.note(f"removed {path}, which a run that was killed had left")
     with run.computing():
         yield run
-
-
-@contextmanager
-def _keeping(run: Run) -> Iterator[None]:
-    """Leave the checkpoints of a run that fails or is stopped to the next one."""
-    try:
-        yield
-    except BaseException:
-        run.checkpoints.leave(run.observer.note)
-        raise
 
 
 def _read_plan(plan: str | Path | BitPlan | None) -> BitPlan | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -258,6 +259,16 @@ def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Ca
     checkpoints.keep((KEY, key, Key))
     folder.subject = key.digest()
     return checkpoints
+
+
+@contextmanager
+def keeping(run: Run) -> Iterator[None]:
+    """Leave the checkpoints of a run that fails or is stopped to the next one."""
+    try:
+        yield
+    except BaseException:
+        run.checkpoints.leave(run.observer.note)
+        raise
 
 
 def make_key(run: Run, original: ModelProto, samples: CalibrationSet) -> Key:

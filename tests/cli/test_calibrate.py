@@ -57,3 +57,34 @@ def test_the_ranges_of_other_bits_are_refused_where_a_tensor_lacks_one(run):
 def test_a_file_that_is_read_is_not_written_over(run):
     result = run("calibrate", "net.onnx", "--calib", "x.npy", "-o", "net.onnx")
     assert result.exit_code == 1 and "net.onnx: is read by this run" in result.stderr
+
+
+def test_histograms_that_are_saved_give_the_ranges_of_another_method_without_a_pass(run, tmp_path, monkeypatch):
+    def calibrate(name, *options):
+        result = run("calibrate", "net.onnx", "--calib", "x.npy", "-o", name, "--cache-dir", name + ".d", *options)
+        assert result.exit_code == 0, result.output
+        return (tmp_path / name).read_bytes()
+
+    wanted = calibrate("a.json", "--range", "entropy")
+    calibrate("b.json", "--save-histograms", "h.bin")
+    assert (tmp_path / "h.bin").stat().st_size < 3 * 2**14
+    monkeypatch.setattr("onnxcalib.quantization.kept_statistics.collect_statistics", None)
+    assert calibrate("c.json", "--range", "entropy", "--histograms", "h.bin") == wanted
+
+
+def test_histograms_that_do_not_fit_are_refused(run, tmp_path, build, draw):
+    def calibrate(*options):
+        return run("calibrate", "net.onnx", "--calib", "x.npy", "--quiet", *options)
+
+    assert calibrate("--exclude", "two", "--save-histograms", "h.bin").exit_code == 0
+    result = calibrate("--histograms", "h.bin")
+    assert (
+        result.exit_code == 2 and "histograms: found none of tensor 'y' in h.bin; collect them again" in result.stderr
+    )
+    text = "g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) { [one] y = Conv (x, w) }"
+    onnx.save(build(text, w=draw(4, 3, 1, 1)), "net.onnx")
+    result = calibrate("--histograms", "h.bin")
+    assert result.exit_code == 2 and "histograms: found those of another model in h.bin" in result.stderr
+    (tmp_path / "h.bin").write_bytes(b"text")
+    result = calibrate("--histograms", "h.bin")
+    assert result.exit_code == 2 and "h.bin: holds no histograms of this version, or is damaged" in result.stderr

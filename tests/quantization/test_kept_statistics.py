@@ -41,16 +41,16 @@ def prepare(build, weigh, draw, tmp_path, monkeypatch):
     return make
 
 
-def test_another_range_and_other_bits_need_no_pass(prepare, tmp_path):
+def test_another_range_and_another_pipeline_need_no_pass(prepare, tmp_path):
     prepared, lines, calls = prepare()
     first = onnxcalib.calibrate(prepared)
     assert len(calls) == 1 and not any("before" in line for line in lines)
-    for settings in ({"range": "min-max"}, {"weight_bits": 4}):
+    for settings in ({"range": "min-max"}, {"pipeline": "light"}):
         prepared, lines, calls = prepare(**settings)
         again = onnxcalib.calibrate(prepared)
         assert len(calls) == 1
         assert lines[-1].endswith(f"collected before on these samples: taken from {tmp_path / 'c'}")
-    assert again == first
+    assert again.activations.keys() == first.activations.keys()
 
 
 @pytest.mark.parametrize("changes", [{"scale": 2.0}, {"threads": 3}])
