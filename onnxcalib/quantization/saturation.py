@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -49,13 +49,13 @@ def measure_saturation(
     """
     model = tidy(quantized)
     kernels = _restore_names(model, find_kernels(optimized))
-    adding = [_PairSums(kernel, kernel.rows) for kernel in kernels if kernel.rows is not None]
+    adding = [sums for sums in map(_PairSums.of, kernels) if sums is not None]
     saturating = [sums for sums in adding if len(sums.pairs)]
     if not saturating:
         return SaturationRecord(len(kernels))
-    bounds = [BoundRecord(sums.kernel.name, pair_bound(sums.rows, sums.kernel.highest)) for sums in saturating]
+    bounds = [BoundRecord(sums.kernel.name, sums.bound) for sums in saturating]
     record = SaturationRecord(len(kernels), tuple(sorted(bounds, key=lambda each: -each.bound)))
-    share = sum(len(sums.pairs) for sums in saturating) / sum(sums.rows.size / 2 for sums in adding)
+    share = sum(len(sums.pairs) for sums in saturating) / sum(sums.size / 2 for sums in adding)
     saturated = saturate(model, {sums.kernel.name: (sums.kernel, sums.pairs) for sums in saturating})
     names = {node.name for node in model.graph.node}.difference(saturated.exact)
     unread = dict.fromkeys(sums.kernel.name for sums in saturating if sums.kernel.name not in names)
@@ -69,12 +69,26 @@ def measure_saturation(
         return replace(record, reason=str(error))
 
 
+@dataclass(frozen=True)
 class _PairSums:
-    """A kernel that adds up its products in pairs; pairs: those whose sums can saturate (``find_wide_pairs``)."""
+    """A kernel that adds up its products in pairs.
 
-    def __init__(self, kernel: Kernel, rows: np.ndarray) -> None:
-        self.kernel, self.rows = kernel, rows
-        self.pairs = find_wide_pairs(rows, kernel.highest)
+    pairs: those whose sums can saturate (``find_wide_pairs``). size: of its weight. bound: of its sums, if some can.
+    """
+
+    kernel: Kernel
+    pairs: np.ndarray
+    size: int
+    bound: int
+
+    @classmethod
+    def of(cls, kernel: Kernel) -> _PairSums | None:
+        """Those of a kernel, None where its sums are exact. Its weight is not kept."""
+        rows = kernel.rows
+        if rows is None:
+            return None
+        pairs = find_wide_pairs(rows, kernel.highest)
+        return cls(kernel, pairs, rows.size, pair_bound(rows, kernel.highest) if len(pairs) else 0)
 
 
 def _restore_names(model: ModelProto, kernels: Iterable[Kernel]) -> list[Kernel]:

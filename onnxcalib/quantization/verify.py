@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from ..data import CalibrationSet
 from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.edit import copy_model
-from ..graph.index import Index, reads, subgraphs
+from ..graph.index import Index, all_graphs, reads
 from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
+from ..graph.values import bring_in, find_place, refer
 from ..numeric.metrics import Comparison
 from ..progress import track
 from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
@@ -80,12 +81,13 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     on, off = (
         OutputTally(padding, prepared.parts, class_axes=prepared.class_axes, estimates=each) for each in (unseen, False)
     )
+    scratch = Scratch()  # ends with this function
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)
         reference = Session(prepared.original, threads=threads)
         graph = GraphProto()
         if fused:
-            whole, graph = optimize(quantized, threads)
+            whole, graph = optimize(quantized, threads, folder=scratch.path)
         else:
             whole = Session(quantized, optimize=False, threads=threads)
         seconds = _compare_outputs(samples, (reference, whole), (on, off), inside, store)
@@ -185,19 +187,26 @@ def _compare_layers(
             comparisons.setdefault(name, Comparison()).add(value, other[name])
 
 
-def optimize(quantized: ModelProto, threads: int = 0) -> tuple[Session, GraphProto]:
+def optimize(quantized: ModelProto, threads: int = 0, *, folder: Path | None = None) -> tuple[Session, GraphProto]:
     """A session, and the optimized graph that it runs, whose nodes keep their names as far as onnxruntime keeps them.
 
-    The graph has no values of large constants but for int8, the weights of integer kernels. Raises ModelError.
+    The graph has its large constants of int8, the weights of integer kernels, in files of the folder, without one in
+    memory; those of other types have no values. Raises ModelError.
     """
-    with Scratch() as folder:
-        path = folder / "optimized.onnx"
-        session = Session(_with_node_names(quantized), deployed=True, dump=path, threads=threads)
-        graph = onnx.load(path, load_external_data=False).graph
-        _load_integers(graph, folder)
-        if list_draws(quantized):  # that session's draws are its own, as the graph is
-            session = Session(quantized, deployed=True, threads=threads)
-        return session, graph
+    scratch = Scratch()
+    path = (folder or scratch.path) / "optimized.onnx"
+    session = Session(_with_node_names(quantized), deployed=True, dump=path, threads=threads)
+    graph = onnx.load(path, load_external_data=False).graph
+    for owner in all_graphs(graph):
+        for tensor in owner.initializer:
+            if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
+                place = find_place(tensor)
+                refer(tensor, place._replace(file=path.parent / place.file))
+                if folder is None:
+                    bring_in(tensor)
+    if list_draws(quantized):  # that session's draws are its own, as the graph is
+        session = Session(quantized, deployed=True, threads=threads)
+    return session, graph
 
 
 def _with_node_names(model: ModelProto) -> ModelProto:
@@ -207,18 +216,6 @@ def _with_node_names(model: ModelProto) -> ModelProto:
     named = copy_model(model)
     name_nodes(named)
     return named
-
-
-def _load_integers(graph: GraphProto, folder: Path) -> None:
-    """Read the int8 constants of the graph and of its bodies from the files of the folder."""
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
-            load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
-    for node in graph.node:
-        for body in subgraphs(node):
-            _load_integers(body, folder)
 
 
 def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -53,13 +54,20 @@ OPERATORS = {
 class Kernel:
     """What an integer kernel multiplies on x86 without VNNI.
 
-    rows: the integers of its weight as stored, (channels, inputs), in the order in which pairs of products are added;
-    None if sums are exact. highest: the largest integer by which they are multiplied.
+    read_rows: gives ``rows``. highest: the largest integer by which they are multiplied.
     """
 
     name: str
-    rows: np.ndarray | None
+    read_rows: Callable[[], np.ndarray | None]
     highest: int
+
+    @property
+    def rows(self) -> np.ndarray | None:
+        """The integers of its weight as stored, (channels, inputs), in the order in which pairs of products are added.
+
+        None if sums are exact. They are read anew each time.
+        """
+        return self.read_rows()
 
 
 def find_kernels(
@@ -80,7 +88,7 @@ def find_kernels(
         if operator is not None:
             highest = _find_highest(index, node, operator)
             for weight, offset in zip(operator.weights, operator.offsets, strict=True):
-                found.append(Kernel(name, _read_rows(index, node, weight, offset), highest))
+                found.append(Kernel(name, partial(_read_rows, index, node, weight, offset), highest))
     return tuple(found)
 
 

@@ -117,7 +117,7 @@ def saturate_all(model: ModelProto):
 
 def saturate_layer(model: ModelProto, weight, name="layer"):
     """The model with saturating sums of a node that multiplies by the rows of this matrix."""
-    kernel = Kernel(name, kernel_rows(weight, weight.ndim - 1), 255)
+    kernel = Kernel(name, lambda: kernel_rows(weight, weight.ndim - 1), 255)
     return saturate(tidy(model), {name: (kernel, find_wide_pairs(kernel.rows, 255))})
 
 
