@@ -23,6 +23,7 @@ from accuracy import (
     ROOT,
     SIZES,
     evaluate,
+    no_cache,
     normalize,
     open_session,
     read_photographs,
@@ -58,7 +59,8 @@ def measure(model: Path, bits: str, settings: dict[str, Any], samples: np.ndarra
     config = QuantizeConfig(weight_bits=int(bits[1]), activation_bits=int(bits[3]), **settings)
     began = time.perf_counter()
     given = normalize(samples, *scaling)
-    result = quantize(model, given, config, test=given)  # so many, and none held out
+    with no_cache():
+        result = quantize(model, given, config, test=given)  # so many, and none held out
     seconds = time.perf_counter() - began
     path = ROOT / f"benchmarks/results/ablation.{os.getpid()}.onnx"
     result.save(path)
