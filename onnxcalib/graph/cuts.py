@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 from .edit import rename, take_name
 from .index import all_graphs, has_bodies, is_op, reads, subgraphs
 from .ops import DEQUANTIZE, QUANTIZE, RANDOM_OPS
-from .tensors import count_bytes
+from .values import count_bytes
 
 
 @dataclass(frozen=True)

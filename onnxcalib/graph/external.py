@@ -10,8 +10,8 @@ from onnx import TensorProto
 
 from ..errors import ModelError
 from ..files.reading import check_file
-from .tensors import check_declared, count_bytes
-from .values import Place, bring_in, is_large_model, may_go_outside, refer
+from .tensors import check_declared
+from .values import Place, bring_in, count_bytes, is_large_model, may_go_outside, refer
 
 # Tensors may share bytes, as tied weights do. They may name so many times the bytes that are on the disk, and so many
 # more where files are small.

@@ -12,7 +12,7 @@ from ..errors import ModelError
 from .index import Index, all_graphs, attribute_of, constant, is_op, own_constants, reads, subgraphs
 from .ops import LAYERS, RECURRENT
 from .tensors import spell_node
-from .values import read_values
+from .values import TYPES, find_ends, read_values
 
 # Errors of rounding are squared and summed: squares of larger weights, 100 million of them, overflow float32.
 MOST = 1e15
@@ -35,9 +35,9 @@ def refuse_not_finite(model: ModelProto) -> None:
     checked: set[str] = set()
     for node in model.graph.node:
         for name in _weights_of(index, node):
-            if name not in checked and (value := constant(index, name)) is not None:
-                if not (is_op(node, "Add") and _is_mask(value)):
-                    _check(value, f"node {node.name}: tensor {name}")
+            if name not in checked and (tensor := index.initializers.get(name)) is not None:
+                if not (is_op(node, "Add") and _is_mask(read_values(tensor))):
+                    _check(tensor, f"node {node.name}: tensor {name}")
                 checked.add(name)
         if is_op(node, "BatchNormalization"):
             _check_variance(index, node)
@@ -105,10 +105,10 @@ def _is_layer(index: Index, tensor: str) -> bool:
     return maker is not None and is_op(maker, *LAYERS) and maker.input[1] in index.initializers
 
 
-def _check(value: np.ndarray, where: str) -> None:
-    if value.dtype.kind != "f" or not value.size:
+def _check(tensor: TensorProto, where: str) -> None:
+    if TYPES[tensor.data_type].kind != "f":
         return
-    least, most = float(value.min()), float(value.max())  # both are NaN where any value is
+    least, most = find_ends(tensor)
     if not (-MOST <= least and most <= MOST):
         found = next(each for each in (least, most) if not abs(each) <= MOST)
         raise ModelError(f"{where} holds {found:.3g}; finite weights up to {MOST:.0e} are needed; {ADVICE}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -19,8 +19,8 @@ from .values import (
     Place,
     bare_copy,
     is_light,
-    is_outside,
     may_go_outside,
+    read_parts,
     read_pieces,
     read_values,
     refer,
@@ -88,7 +88,7 @@ class Kept:
     """Integers of a layer that lie in a file, of the layer's shape."""
 
     def __init__(self, tensor: TensorProto) -> None:
-        self._tensor, self._turned = tensor, list[Kept]()
+        self._tensor, self._made = tensor, dict[str, Kept]()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,13 +99,28 @@ class Kept:
         """The integers as a fresh array of int8."""
         return read_values(self._tensor).astype(np.int8, copy=False)
 
+    def read_parts(self) -> Iterator[np.ndarray]:
+        """The integers in their order, a flat array of int8 after the other."""
+        for part in read_parts(self._tensor):
+            yield part.astype(np.int8, copy=False)
+
     def turn(self) -> np.ndarray | Kept:
         """The transposed integers, which are written once."""
-        if self._turned:
-            return self._turned[0]
-        turned = keep(self.read().T, 4 if self._tensor.data_type == TensorProto.INT4 else 8)
-        self._turned += [turned] if isinstance(turned, Kept) else []
-        return turned
+        return self._once("turned", lambda: keep(self.read().T, 4 if self._tensor.data_type == TensorProto.INT4 else 8))
+
+    def pack(self, bits: int) -> np.ndarray | Kept:
+        """The integers as a file has those of so many bits; where they are not, they are written once."""
+        if _describe((), bits).data_type == self._tensor.data_type:
+            return self
+        return self._once("packed", lambda: keep_parts(self.read_parts(), self.shape, bits))
+
+    def _once(self, name: str, make: Callable[[], np.ndarray | Kept]) -> np.ndarray | Kept:
+        if name not in self._made:
+            made = make()
+            if not isinstance(made, Kept):  # outside of the run, where it is not written
+                return made
+            self._made[name] = made
+        return self._made[name]
 
     def store(self, name: str, shape: Sequence[int] | None = None) -> TensorProto:
         """The tensor of this name, in another shape if one is given."""
@@ -132,8 +147,8 @@ def make_inside(name: str, values: np.ndarray) -> TensorProto:
 
 
 def move_out(tensor: TensorProto) -> None:
-    """Move the values of an initializer of the graph, if it is a large one of a large model, into the run's file."""
-    file = None if is_outside(tensor) else _find_file(tensor)
+    """Move the values of a tensor from where they are into the run's file, if they are large ones of a large model."""
+    file = _find_file(tensor)
     if file is not None:
         kept = bare_copy(tensor)
         for field in VALUE_FIELDS:
@@ -154,7 +169,7 @@ def keep_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> 
     file = _find_file(tensor)
     if file is None:
         whole: np.ndarray = np.concatenate(list(parts))
-        return whole
+        return whole.reshape(shape)
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     refer(tensor, file.write(_pack(part.astype(kind)) for part in parts))
     return Kept(tensor)

@@ -9,8 +9,7 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, TensorProto
 
 from .stream import spell_key
-from .tensors import TYPES, count_bytes
-from .values import Place, may_go_outside
+from .values import TYPES, Place, count_bytes, may_go_outside
 from .wire import LENGTH, Field, list_fields
 
 # What a tensor has beside its values; all of it is a few bytes.

@@ -26,8 +26,8 @@ from .ops import LAYERS, QUANTIZED_OPS
 from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
-from .tensors import MOST_BYTES, TYPES, check_tensor, list_tensors, make_dense, spell_node
-from .values import Place, is_large_model, refer
+from .tensors import MOST_BYTES, check_tensor, list_tensors, make_dense, spell_node
+from .values import TYPES, Place, is_large_model, refer
 from .wire import NotAMessage, Walk
 
 GIVE = "an ONNX file is needed; export or download it again"

@@ -38,6 +38,7 @@ class NewNodes:
 
     def integers(self, name: str, values: np.ndarray | Kept, bits: int, shape: Sequence[int] | None = None) -> str:
         """Name of a new initializer of 4- or 8-bit integers, in another shape than theirs if one is given."""
+        values = values.pack(bits) if isinstance(values, Kept) else values
         if not isinstance(values, Kept):
             values = values if shape is None else values.reshape(shape)
             whole = values.astype(np.int8)

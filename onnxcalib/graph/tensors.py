@@ -10,7 +10,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from ..errors import ModelError
 from .index import all_nodes, subgraphs
-from .values import VALUE_FIELDS, is_outside
+from .values import PACKED_BITS, TYPES, VALUE_FIELDS, count_bytes, is_outside
 
 # No model that fits on a machine has a tensor of more elements.
 MOST_ELEMENTS = 2**40
@@ -21,14 +21,8 @@ MOST_BYTES = 2**31 - 2**24
 # Dense tensors may be so many times larger than their sparse forms, and all of them as large as FREE_BYTES in any case.
 MOST_SPARSITY, FREE_BYTES = 100, 2**28
 ADVICE = "export the model again"
-_PACKED_BITS = {
-    **dict.fromkeys(("UINT4", "INT4", "FLOAT4E2M1"), 4),
-    **dict.fromkeys(("UINT2", "INT2"), 2),
-    **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
-}
 # Those of which several values share an entry of int32_data; values of 6 bits do so in raw_data alone.
 _PACKED_FIELDS = (4, 2)
-TYPES = {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in helper.get_all_tensor_dtypes()}
 
 
 def list_nodes(model: ModelProto) -> Iterator[NodeProto]:
@@ -133,15 +127,9 @@ def check_tensor(tensor: TensorProto, where: str) -> None:
 def _count_values(tensor: TensorProto) -> int:
     """Values of a tensor's typed field."""
     kind = TensorProto.DataType.Name(tensor.data_type)
-    if _PACKED_BITS.get(kind) in _PACKED_FIELDS:
+    if PACKED_BITS.get(kind) in _PACKED_FIELDS:
         return count_bytes(tensor)
     return math.prod(map(int, tensor.dims)) * (2 if kind.startswith("COMPLEX") else 1)
-
-
-def count_bytes(tensor: TensorProto) -> int:
-    """Bytes of a tensor's data in a file, by its type and dimensions."""
-    bits = _PACKED_BITS.get(TensorProto.DataType.Name(tensor.data_type), 8 * TYPES[tensor.data_type].itemsize)
-    return -(-math.prod(map(int, tensor.dims)) * bits // 8)
 
 
 def is_text(value: bytes) -> bool:

@@ -6,6 +6,7 @@ can bring one, as there such paths are refused: ``load`` makes them of what it h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +25,14 @@ LEAST_LARGE_MODEL = 2**25
 VALUE_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 # A memory page of common processors: tensors begin at one, so that readers can map the file into memory.
 PAGE_BYTES = 4096
-# Of a tensor that is copied from file to file, so much is in memory at once.
-PIECE_BYTES = 2**24
+# Of a tensor that is copied from file to file, so much is in memory at once, and of one that is looked through.
+PIECE_BYTES, PART_VALUES = 2**24, 2**22
+PACKED_BITS = {
+    **dict.fromkeys(("UINT4", "INT4", "FLOAT4E2M1"), 4),
+    **dict.fromkeys(("UINT2", "INT2"), 2),
+    **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
+}
+TYPES = {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in helper.get_all_tensor_dtypes()}
 GIVE = "the files of a model must stay as they are while a run reads them; start again"
 
 
@@ -35,6 +42,12 @@ class Place(NamedTuple):
     file: Path
     offset: int
     length: int
+
+
+def count_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor's data in a file, by its type and dimensions."""
+    bits = PACKED_BITS.get(TensorProto.DataType.Name(tensor.data_type), 8 * TYPES[tensor.data_type].itemsize)
+    return -(-math.prod(map(int, tensor.dims)) * bits // 8)
 
 
 def is_outside(tensor: TensorProto) -> bool:
@@ -66,7 +79,7 @@ def read_values(tensor: TensorProto) -> np.ndarray:
     """The values as a fresh array. Raises ModelError where the file of those outside is no longer what it was."""
     if not is_outside(tensor):
         return np.asarray(numpy_helper.to_array(tensor))
-    place, kind = find_place(tensor), helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    place, kind = find_place(tensor), TYPES[tensor.data_type]
     data = np.empty(place.length, np.uint8)
     with open_file(place.file, ModelError, give=GIVE) as file:
         file.seek(place.offset)
@@ -95,6 +108,30 @@ def read_rows(tensor: TensorProto, size: int) -> Iterator[np.ndarray]:
         part = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[count, *tensor.dims[1:]])
         refer(part, Place(place.file, place.offset + start * row, count * row))
         yield read_values(part)
+
+
+def read_parts(tensor: TensorProto) -> Iterator[np.ndarray]:
+    """The values in their order, a flat part after the other, each but the last of an even number of values.
+
+    Raises ModelError as ``read_values``.
+    """
+    if not is_outside(tensor):
+        yield read_values(tensor).reshape(-1)
+        return
+    place, left = find_place(tensor), math.prod(tensor.dims)
+    start = place.offset
+    while left:
+        part = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[min(left, PART_VALUES)])
+        size = count_bytes(part)
+        refer(part, Place(place.file, start, size))
+        yield read_values(part)
+        start, left = start + size, left - part.dims[0]
+
+
+def find_ends(tensor: TensorProto) -> tuple[float, float]:
+    """The least and the largest value, both NaN where any is, and both 0 of no values. Raises ModelError."""
+    ends = np.array([(part.min(), part.max()) for part in read_parts(tensor) if part.size], np.float64)
+    return (float(ends[:, 0].min()), float(ends[:, 1].max())) if ends.size else (0.0, 0.0)
 
 
 def read_pieces(tensor: TensorProto) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from ..errors import ConfigError
 from ..graph.index import reads
-from ..graph.tensors import count_bytes
+from ..graph.values import count_bytes
 from ..report import MemoryRecord
 from ..runtime.memory import find_free, measure_peak
 from ..runtime.session import PART_BYTES

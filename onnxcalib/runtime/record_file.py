@@ -13,11 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
-
 from ..errors import OutputError
 from ..files.reading import open_file
-from .records import count_bytes, describe_array, flatten, read_array, restore, spell_array
+from .records import Array, count_bytes, describe_array, flatten, read_kept, restore, spell_parts
 
 # Larger headers are none: that of 10,000 layers has some 10 MB.
 MOST_HEADER_BYTES = 2**26
@@ -30,11 +28,11 @@ def spell_record(subject: str, name: str, value: Any, kind: Any) -> Iterator[byt
 
     kind: a type that ``records.flatten`` knows; TypeError is raised for a value of another.
     """
-    arrays: list[np.ndarray] = []
+    arrays: list[Array] = []
     tree = flatten(value, kind, arrays)
     header = json.dumps([subject, name, [describe_array(each) for each in arrays], tree]).encode()
     digest = hashlib.sha256()
-    pieces: Iterator[bytes | memoryview] = map(spell_array, arrays)
+    pieces: Iterator[bytes | memoryview] = chain.from_iterable(map(spell_parts, arrays))
     for piece in chain([MAGIC + len(header).to_bytes(8) + header], pieces):
         digest.update(piece)
         yield piece
@@ -51,9 +49,7 @@ def read_record(path: Path, subject: str, name: str, kind: type[T], *, most_byte
     return found
 
 
-def _read(
-    file: BinaryIO, wanted: tuple[str, str], kind: Any, most_bytes: int | None
-) -> tuple[Any, Any, list[np.ndarray]]:
+def _read(file: BinaryIO, wanted: tuple[str, str], kind: Any, most_bytes: int | None) -> tuple[Any, Any, list[Array]]:
     """What ``restore`` needs. Raises ValueError for a file that is not whole, or not of what is wanted."""
     start = file.read(len(MAGIC) + 8)
     length = int.from_bytes(start[len(MAGIC) :])
@@ -70,11 +66,7 @@ def _read(
     held = os.fstat(file.fileno()).st_size
     if (subject, name) != wanted or size != held or (most_bytes is not None and size > most_bytes):
         raise ValueError("another record")
-    arrays = []
-    for description in described:
-        array, data = read_array(description, file)
-        digest.update(data)
-        arrays.append(array)
+    arrays = [read_kept(description, file, digest.update) for description in described]
     if file.read() != digest.digest():
         raise ValueError("a damaged record")
     return tree, kind, arrays

@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ..graph.kept import Kept
+from ..graph.kept import Kept, keep_parts
+from ..graph.values import PART_VALUES
 
 # Kinds of numbers that an array may have: booleans, signed and unsigned integers, and floats, of 8 bytes at most.
 KINDS, MOST_ITEM_BYTES = "biuf", 8
-# Integers in a file are kept as the array that they are.
-_ARRAYS = (np.ndarray, np.ndarray | Kept)
+# Large integers may lie in a file.
+Array = np.ndarray | Kept
 _PLAIN = (bool, int, float, str, types.NoneType)
 
 
-def flatten(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
+def flatten(value: Any, kind: Any, arrays: list[Array]) -> Any:
     """The tree of a value of the type ``kind``, for JSON; its arrays are added to ``arrays``.
 
     Types may be bool, int, float, str, None, np.ndarray, data classes and named tuples of these types, tuples and dicts
     of one type, and unions with None. Raises TypeError for any other.
     """
-    if kind in _ARRAYS and isinstance(value, (np.ndarray, np.generic, Kept)):
-        value = value.read() if isinstance(value, Kept) else np.asarray(value)
+    if kind == Array and isinstance(value, Kept):
+        arrays.append(value)
+        return len(arrays) - 1
+    if kind in (np.ndarray, Array) and isinstance(value, (np.ndarray, np.generic)):
+        value = np.asarray(value)
         if value.dtype.kind not in KINDS or value.dtype.itemsize > MOST_ITEM_BYTES or not value.dtype.isnative:
             raise TypeError(f"an array of {value.dtype} is not kept")
         arrays.append(value)
@@ -49,11 +53,12 @@ def flatten(value: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
     raise TypeError(f"{type(value).__name__} is not kept as {kind}")
 
 
-def restore(tree: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
+def restore(tree: Any, kind: Any, arrays: list[Array]) -> Any:
     """The value of which ``flatten`` made this tree and these arrays. Raises ValueError where they do not fit."""
-    if kind in _ARRAYS:
+    if kind in (np.ndarray, Array):
         if type(tree) is int and 0 <= tree < len(arrays):
-            return arrays[tree]
+            found = arrays[tree]
+            return found.read() if kind is np.ndarray and isinstance(found, Kept) else found
         raise ValueError(f"found {tree!r}, and no number of an array")
     if kind in _PLAIN:
         if _is_plain(tree, kind):
@@ -71,8 +76,10 @@ def restore(tree: Any, kind: Any, arrays: list[np.ndarray]) -> Any:
     return dict(_restore_pair(pair, arguments, arrays) for pair in tree)
 
 
-def describe_array(array: np.ndarray) -> list[Any]:
+def describe_array(array: Array) -> list[Any]:
     """The type, the shape and the order of an array: what ``read_array`` needs beside its bytes."""
+    if isinstance(array, Kept):
+        return [np.dtype(np.int8).str, list(array.shape), "C"]
     return [array.dtype.str, list(array.shape), "F" if _is_transposed(array) else "C"]
 
 
@@ -80,6 +87,14 @@ def spell_array(array: np.ndarray) -> memoryview:
     """The bytes of an array, in the order that ``describe_array`` says."""
     ordered = np.ascontiguousarray(array.T if _is_transposed(array) else array)
     return ordered.reshape(-1).view(np.uint8).data
+
+
+def spell_parts(array: Array) -> Iterator[memoryview]:
+    """As ``spell_array``; those of integers in a file come part by part."""
+    if isinstance(array, Kept):
+        yield from (part.data for part in array.read_parts())
+    else:
+        yield spell_array(array)
 
 
 def count_bytes(description: Any) -> int:
@@ -99,6 +114,26 @@ def read_array(description: Any, file: BinaryIO) -> tuple[np.ndarray, bytes]:
     if len(data) != size:
         raise ValueError("the file ends within an array")
     return np.ndarray(shape, _types()[name], data, order=order).copy("K"), data
+
+
+def read_kept(description: Any, file: BinaryIO, see: Callable[[bytes], object]) -> Array:
+    """As ``read_array``, with ``see`` for the bytes; large integers of a large model go by parts to the run's file."""
+    name, shape, order = description
+    if (name, order) != (np.dtype(np.int8).str, "C"):
+        array, data = read_array(description, file)
+        see(data)
+        return array
+
+    def read_parts() -> Iterator[np.ndarray]:
+        size = count_bytes(description)
+        for start in range(0, max(size, 1), PART_VALUES):
+            data = file.read(min(size - start, PART_VALUES))
+            if len(data) < min(size - start, PART_VALUES):
+                raise ValueError("the file ends within an array")
+            see(data)
+            yield np.frombuffer(data, np.int8)
+
+    return keep_parts(read_parts(), shape, 8 * np.dtype(np.int8).itemsize)
 
 
 def _is_transposed(array: np.ndarray) -> bool:
@@ -139,7 +174,7 @@ def _some(arguments: tuple[Any, ...]) -> Any:
     return kind
 
 
-def _restore_pair(pair: Any, kinds: tuple[Any, ...], arrays: list[np.ndarray]) -> tuple[Any, Any]:
+def _restore_pair(pair: Any, kinds: tuple[Any, ...], arrays: list[Array]) -> tuple[Any, Any]:
     if not isinstance(pair, list) or len(pair) != len(kinds):
         raise ValueError(f"found {type(pair).__name__}, and no pair")
     key, value = (restore(part, of, arrays) for part, of in zip(pair, kinds, strict=True))

@@ -6,7 +6,8 @@ from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.errors import ModelError
 from onnxcalib.graph import tensors
 from onnxcalib.graph.load import load_model
-from onnxcalib.graph.tensors import TYPES, check_tensor, count_bytes, make_dense
+from onnxcalib.graph.tensors import check_tensor, make_dense
+from onnxcalib.graph.values import TYPES, count_bytes
 
 NET = "g (float[N, 8] x) => (float[N, 4] y) { [one] h = MatMul (x, w) [r] t = Relu (h) [two] y = MatMul (t, v) }"
 KINDS = sorted(set(TYPES) - {TensorProto.STRING})

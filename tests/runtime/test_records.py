@@ -6,12 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
+from onnxcalib.graph import values
 from onnxcalib.graph.emit import LayerParams
+from onnxcalib.graph.kept import Kept, WeightFile, keep
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.planning.latency import Latencies
 from onnxcalib.planning.sensitivity import Measured
 from onnxcalib.quantization.calibrate import Statistics
+from onnxcalib.runtime import records
+from onnxcalib.runtime.record_file import read_record, spell_record
 from onnxcalib.runtime.records import describe_array, flatten, read_array, restore, spell_array
 from onnxcalib.spec import BitSet, Candidate, Cost, QParams, QuantSpec
 
@@ -126,3 +131,25 @@ def test_what_does_not_fit_the_type_is_refused(tree, kind):
 def test_an_array_that_is_none_is_refused(described):
     with pytest.raises(ValueError):
         read_array(described, io.BytesIO(bytes(8)))
+
+
+def test_integers_in_a_file_go_through_records_part_by_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(values, "PART_VALUES", 1000)
+    monkeypatch.setattr(records, "PART_VALUES", 1000)
+    integers = (np.arange(300 * 302) % 15 - 7).astype(np.int8).reshape(300, 302)
+    grid = QParams(np.ones(300, np.float32), np.zeros(300, np.int32), QuantSpec(4, signed=True, symmetric=True, axis=0))
+    file = WeightFile()
+    file.open()
+    with file.taking():
+        params = LayerParams(keep(integers, 4), grid, None)
+        (tmp_path / "r").write_bytes(b"".join(map(bytes, spell_record("s", "n", params, LayerParams))))
+        assert max(map(len, spell_record("s", "n", params, LayerParams))) < 2000
+        found = read_record(tmp_path / "r", "s", "n", LayerParams)
+        assert isinstance(found.integers, Kept)
+        np.testing.assert_array_equal(found.read(), integers)
+        assert found.integers.pack(4).store("w").data_type == TensorProto.INT4
+        np.testing.assert_array_equal(found.integers.pack(4).read(), integers)
+        data = bytearray((tmp_path / "r").read_bytes())
+        data[-5000] ^= 1
+        (tmp_path / "r").write_bytes(bytes(data))
+        assert read_record(tmp_path / "r", "s", "n", LayerParams) is None
