@@ -13,6 +13,7 @@ Read the files in the order of the work:
 - ``stages`` has the stages after that. ``calibrate``, whose statistics are ``kept_statistics``, ``input_grid`` and
   ``powers`` choose the grids of activations, ``shifts`` brings them as near to each other as a device's shifts need,
   and ``ranges`` reads and writes their ranges as a file, ``histogram_file`` the histograms they come from.
+  ``float_outputs`` keeps what the float model gave meanwhile.
 - ``reconstruct`` goes from block to block, ``solve`` finds the integers of a layer on the ``columns`` that it reads,
   ``probes`` measure how their errors change the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes layers
   of it, ``state`` holds them.

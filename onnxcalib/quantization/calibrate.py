@@ -20,6 +20,7 @@ from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid, fix_grid, make_grid
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
+from .float_outputs import FloatOutputs
 from .padding_mask import PaddingMask, find_real, select
 
 # The activations of one batch for which grids are chosen may take so many bytes.
@@ -91,11 +92,17 @@ class Statistics:
 
 
 def collect_statistics(
-    model: ModelProto, tensors: Sequence[str], samples: CalibrationSet, padding: PaddingMask, *, threads: int = 0
+    model: ModelProto,
+    tensors: Sequence[str],
+    samples: CalibrationSet,
+    padding: PaddingMask,
+    *,
+    threads: int = 0,
+    outputs: FloatOutputs | None = None,
 ) -> Statistics:
     """Histograms of the tensors over the whole set without its padding, one batch in memory at a time.
 
-    That of a constant is of its own values.
+    That of a constant is of its own values. outputs: what keeps the model's outputs.
 
     Raises DataError where the float model gives a value that is not finite, or ModelError where a constant is why.
     """
@@ -106,8 +113,13 @@ def collect_statistics(
     size = samples.fixed_batch or _fit_batch(sample_bytes, BATCH_BYTES)
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
+    ends = [] if outputs is None else [value.name for value in model.graph.output]
+    if outputs is not None:
+        outputs.start(size)
     for feeds in samples.batches(size) if tensors else ():
-        values, real = {**feeds, **session.run(feeds, made)}, find_real(feeds)
+        values, real = {**feeds, **session.run(feeds, list(dict.fromkeys([*made, *ends])))}, find_real(feeds)
+        if outputs is not None:
+            outputs.add({name: values[name] for name in ends})
         for name, histogram in histograms.items():
             try:
                 mask = padding.mask_of(name, values[name].shape, real)

@@ -27,7 +27,10 @@ def recall_statistics(prepared: Prepared, tensors: Sequence[str]) -> Statistics:
     name = hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()
     found = cache.find(name, Statistics)
     if found is None:
-        found = collect_statistics(prepared.model, tensors, prepared.samples, prepared.padding, threads=run.threads)
+        outputs = run.float_outputs if prepared.equals_original else None
+        found = collect_statistics(
+            prepared.model, tensors, prepared.samples, prepared.padding, threads=run.threads, outputs=outputs
+        )
         return cache.keep(name, found, Statistics)
     run.observer.note(f"statistics of activations were collected before on these samples: taken from {cache.folder}")
     return replace(found, histograms={tensor: found.histograms[tensor] for tensor in tensors})

@@ -132,6 +132,11 @@ class Prepared:
             return self.statistics
         return recall_statistics(self, list(scheme.activations))
 
+    @property
+    def equals_original(self) -> bool:
+        """Whether the model gives what the original gives: not by a device's operators, nor in another type."""
+        return self.run.target.is_onnxruntime and not self.passes.get("widen_float16")
+
     def choose_grids(
         self, scheme: QuantScheme, statistics: Statistics, known: dict[Any, QParams] | None = None
     ) -> Grids:

@@ -15,6 +15,7 @@ from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.memory import measure_resident, release
 from ..targets import load_target
 from .checkpoints import Checkpoints, Work
+from .float_outputs import FloatOutputs
 from .target_settings import settle
 
 
@@ -23,9 +24,10 @@ class Run:
 
     target: what the file is made for; config: the settings, with what the target decides. weights: takes the large
     values that are made of a large model. seconds: stage -> time. current_stage: the stage that goes on or has failed;
-    None between stages. left_out: parts of the work that were not done, with the reason. resident: bytes that the
-    process had in memory before; memory: the floor of the run, once it is known. work: where checkpoints are kept;
-    ``checkpoints`` are open once the samples are. earlier_seconds: stage -> the time that it took in a run that was
+    None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of
+    the samples that the file is made from. resident: bytes that the process had in memory before; memory: the floor
+    of the run, once it is known. work: where checkpoints are kept; ``checkpoints`` are open once the samples are.
+    earlier_seconds: stage -> the time that it took in a run that was
     stopped.
     """
 
@@ -50,6 +52,7 @@ class Run:
         self.resident = measure_resident()
         self.memory: MemoryRecord | None = None
         self.work, self.checkpoints = work or Work(), Checkpoints()
+        self.float_outputs = FloatOutputs()
         self.seconds: dict[str, float] = {}
         self.earlier_seconds: dict[str, float] = {}
         self.current_stage: str | None = None

@@ -192,6 +192,7 @@ def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:
         class_axes=prepared.class_axes,
         threads=prepared.run.threads,
         fused=prepared.run.target.is_onnxruntime,
+        known=prepared.run.float_outputs,
     )
 
 

@@ -134,11 +134,13 @@ def _compare_outputs(
 
 def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: OutputTally, size: int) -> None:
     """Add samples that the model was made from to the estimates, evenly spread ones where they are many."""
-    samples = prepared.samples
-    for run in track(samples.split(size)[:: -(-len(samples) // SEEN)], len):
-        feeds = samples.read(run)
-        wanted, given = (session.run(feeds) for session in sessions)
-        tally.add_seen(wanted, given, samples.count(feeds), find_real(feeds))
+    samples, (reference, quantized) = prepared.samples, sessions
+    known = prepared.run.float_outputs.of(samples)
+    runs = samples.split(size if known is None else prepared.run.float_outputs.size)
+    for number in track(range(0, len(runs), -(-len(samples) // SEEN))):
+        feeds = samples.read(runs[number])
+        wanted = reference.run(feeds) if known is None else known[number]
+        tally.add_seen(wanted, quantized.run(feeds), samples.count(feeds), find_real(feeds))
 
 
 def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
