@@ -29,7 +29,7 @@ class Aside:
     file: BinaryIO
     renamed: bool = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Raises OutputError."""
         with _faults(self.target):
             self.file.write(data)

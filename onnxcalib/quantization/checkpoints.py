@@ -116,12 +116,14 @@ class Tuned:
 class Work:
     """Where a run keeps checkpoints. path: the folder; None: nowhere. given: further settings that the file depends on.
 
-    resume: True demands that there is something to go on from, False starts anew, None goes on where it can.
+    chosen: whether the user chose the place. resume: True demands that there is something to go on from, False starts
+    anew, None goes on where it can.
     """
 
     path: Path | None = None
     given: Mapping[str, str] | None = None
     resume: bool | None = None
+    chosen: bool = False
 
     @classmethod
     def of(cls, config: QuantizeConfig, output: str | Path | None, given: Mapping[str, str]) -> Work:
@@ -134,7 +136,7 @@ class Work:
                 )
             return cls()
         path = Path(folder) / f"{Path(output).name if output is not None else 'quantize'}{FOLDER}"
-        return cls(path, given, config.resume)
+        return cls(path, given, config.resume, chosen=config.work_dir is not None)
 
 
 class Checkpoints:
@@ -231,7 +233,19 @@ def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Ca
     if work.path is None:
         return Checkpoints()
     existed = work.path.is_dir()
-    folder = WorkFolder(work.path)
+    try:
+        if work.chosen:
+            work.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = WorkFolder(work.path)
+    except OutputError as error:
+        if work.chosen or work.resume or not isinstance(error.__cause__, OSError):
+            raise
+        warn(f"{error}; until then a run that is stopped starts anew")
+        return Checkpoints()
+    except OSError as error:
+        raise OutputError(
+            f"work_dir: {work.path.parent} cannot be made ({error.strerror or error}); choose another folder"
+        ) from None
     found = folder.read(KEY, Key)
     others = [] if found is None else key.list_others(found)
     if work.resume and (found is None or others):

@@ -68,7 +68,7 @@ def save_histograms(path: Path, model: ModelProto, statistics: Statistics) -> No
     with replacing() as files:
         file = files.open(path)
         for piece in spell_record(SUBJECT, NAME, saved, _Saved):
-            file.write(bytes(piece))
+            file.write(piece)
 
 
 def read_histograms(path: Path, model: ModelProto, tensors: Iterable[str]) -> Statistics:

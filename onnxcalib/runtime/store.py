@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -105,9 +106,10 @@ class Store:
                 self.release()  # room is worth more than a state to go back to
                 offset = self._write(name, plain)
         except OSError as error:
+            elsewhere = "choose another disk with --work-dir" if self._scratch is None else "set TMPDIR to another disk"
             raise OutputError(
                 f"{self.folder}: tensor {name} cannot be stored ({error.strerror or error}); room for the activations"
-                " between two blocks is needed; free some, set TMPDIR to another disk, or calibrate with fewer samples"
+                f" between two blocks is needed; free some, {elsewhere}, or calibrate with fewer samples"
             ) from error
         self._batches[name].append(_Batch(offset, data.shape, None if spelled else data.dtype))
         if self._scratch is None:
@@ -139,12 +141,14 @@ class Store:
             self._dropped.append(path)
 
     def list_kept(self) -> dict[str, KeptTensor]:
-        """What ``restore`` needs to have the present tensors again, once the disk has their files. Raises OSError."""
-        for path in self._paths.values():
-            if path not in self._synced:
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-                self._synced.add(path)
+        """What ``restore`` needs to have the present tensors again; their files are on their way to the disk.
+
+        A process that is killed leaves them whole at once. A machine that fails may leave them cut, which ``restore``
+        sees.
+        """
+        new = [path for path in self._paths.values() if path not in self._synced]
+        self._synced.update(new)
+        threading.Thread(target=_sync, args=(new,), daemon=True).start()  # waiting for the disk would take seconds
         return {
             name: KeptTensor(
                 path.name,
@@ -214,6 +218,12 @@ class Store:
         batches = self._batches[name]
         rows = [batch.shape[0] if batch.shape and batch.dtype is not None else None for batch in batches]
         return rows == list(sizes) and len({batch.shape[1:] for batch in batches}) == 1
+
+
+def _sync(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(OSError), open(path, "rb") as file:  # dropped by now
+            os.fsync(file.fileno())
 
 
 def _place_batches(kept: Sequence[KeptBatch]) -> list[_Batch]:

@@ -33,7 +33,10 @@ class WorkFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        """Make the folder, or take the one that a stopped run has left. Raises OutputError."""
+        """Make the folder, or take the one that a stopped run has left.
+
+        Raises OutputError, from an OSError where the system does not let it be made or read.
+        """
         self.path, self.subject = path, ""
         try:
             lock = _claim(path)
@@ -48,7 +51,7 @@ class WorkFolder:
             raise OutputError(
                 f"{path}: checkpoints cannot be kept there ({error.strerror or error}); room and the right to write are"
                 f" needed; {ELSEWHERE}"
-            ) from None
+            ) from error
         if strange is not None:
             self.close()
             raise OutputError(
@@ -69,7 +72,7 @@ class WorkFolder:
             for name, value, kind in records:
                 file = files.open(self._locate(name))
                 for piece in spell_record(self.subject, name, value, kind):
-                    file.write(bytes(piece))
+                    file.write(piece)
 
     def has(self, name: str) -> bool:
         """Whether there is a file of a record, damaged or not."""
@@ -120,9 +123,10 @@ class WorkFolder:
 def _claim(path: Path) -> int:
     """The descriptor that holds the lock of the folder, which is made where it is missing. Raises OSError."""
     while True:
+        made = False
         with suppress(FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
+            made = True
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,7 +136,7 @@ def _claim(path: Path) -> int:
         except OSError:  # a file system without locks
             pass
         found = os.fstat(lock)
-        if found.st_uid != os.getuid():
+        if not made and found.st_uid != os.getuid():  # some file systems give all that is made another owner
             os.close(lock)
             raise PermissionError(1, "another user's")
         with suppress(OSError):

@@ -178,6 +178,19 @@ def test_a_second_run_of_the_same_output_is_refused(left):
     assert second.find("ranges", str) == "{}"
 
 
+def test_where_no_folder_can_be_made_the_run_goes_on_unless_the_user_chose_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "q.checkpoints"
+    found, told = open_at(place)
+    assert found.folder is None and not found.keep(("a", 1, int))
+    assert told.startswith(f"{place}: checkpoints cannot be kept there (Not a directory); ")
+    assert told.endswith("; until then a run that is stopped starts anew")
+    with pytest.raises(OutputError, match="cannot be kept there"):
+        open_at(place, resume=True)
+    with pytest.raises(OutputError, match=r"work_dir: .*file cannot be made \(File exists\); choose another folder"):
+        open_checkpoints(Work(place, chosen=True), KEY, print, print)
+
+
 def test_a_run_that_fails_before_it_found_anything_leaves_nothing(tmp_path):
     found, _ = open_at(tmp_path / "q")
     found.leave(lambda text: pytest.fail(text))

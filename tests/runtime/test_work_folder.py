@@ -33,12 +33,12 @@ def test_what_is_not_kept_is_removed_and_files_of_others_are_not(tmp_path):
 
 
 def test_a_folder_goes_when_it_is_removed_and_stays_when_it_is_closed(tmp_path):
-    folder = WorkFolder(tmp_path / "a" / "w")
+    folder = WorkFolder(tmp_path / "w")
     folder.close()
-    assert (tmp_path / "a" / "w").is_dir()
-    again = WorkFolder(tmp_path / "a" / "w")
+    assert (tmp_path / "w").is_dir()
+    again = WorkFolder(tmp_path / "w")
     again.remove()
-    assert not (tmp_path / "a" / "w").exists()
+    assert not (tmp_path / "w").exists()
 
 
 def test_what_is_no_folder_or_anothers_is_refused(tmp_path, monkeypatch):
@@ -47,6 +47,7 @@ def test_what_is_no_folder_or_anothers_is_refused(tmp_path, monkeypatch):
     for name in ("file", "link", "file/w"):
         with pytest.raises(OutputError, match=f"{name}: checkpoints cannot be kept there .*; room and the right"):
             WorkFolder(tmp_path / name)
+    (tmp_path / "w").mkdir()
     monkeypatch.setattr(work_folder.os, "getuid", lambda: -1)
     with pytest.raises(OutputError, match=r"w: checkpoints cannot be kept there \(another user's\)"):
         WorkFolder(tmp_path / "w")
