@@ -69,7 +69,7 @@ def prepare(
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     check_memory(run, original)
-    run.open_weights(original)
+    run.weights.open_for(original)
     with run.stage("prepare"):
         samples, judges, measured_on = _open_samples(run, original, calibration, test)
         run.checkpoints = open_of_run(run, original, samples)

@@ -6,15 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from onnx import ModelProto
-
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..errors import ConfigError, escape_controls
 from ..graph.kept import WeightFile
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
-from ..runtime.memory import map_blocks, measure_resident, release
+from ..runtime.memory import measure_resident, release
 from ..targets import load_target
 from .checkpoints import Checkpoints, Work
 from .float_outputs import FloatOutputs
@@ -79,12 +77,6 @@ class Run:
         self.current_stage = None
         with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(), self.weights.taking():
             yield
-
-    def open_weights(self, model: ModelProto) -> None:
-        """Take the large weights that are made of a model, if it is a large one, out of memory."""
-        self.weights.open_for(model)
-        if self.weights.is_open:
-            map_blocks()
 
     def warn(self, text: str) -> None:
         """Warn the observer, and put the warning into the report, both without control characters of names in it."""

@@ -16,6 +16,7 @@ from ..graph.kept import keep, keep_parts
 from ..graph.layout import from_rows, summing_order, to_rows
 from ..graph.values import read_rows
 from ..numeric.solve import Solution, round_layer
+from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .columns import ColumnReader
 from .params import make_params
@@ -25,6 +26,8 @@ from .state import ReconstructionState
 MOST_INPUTS = 4608
 # Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.
 TABLE_BYTES = 4 * 2**20
+# Behind so many parts of an embedding freed memory is given back: their scales stay, and the heap would grow with them.
+PARTS = 16
 
 
 def round_layers(state: ReconstructionState) -> None:
@@ -34,6 +37,7 @@ def round_layers(state: ReconstructionState) -> None:
         rows, summing = torch.from_numpy(to_rows(weight, layer).copy()), _summing(layer, weight.shape)
         solution = round_layer(rows, layer.weight_spec, summing=summing)
         state.layers[layer.name] = _params(solution, layer, weight.shape, bias, state.input_grid(layer))
+        release()
 
 
 def _read_layer(index: Index, layer: LayerScheme) -> tuple[np.ndarray, np.ndarray | None]:
@@ -58,7 +62,9 @@ def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
     scales: list[np.ndarray] = []
 
     def round_parts() -> Iterator[np.ndarray]:
-        for rows in read_rows(table, TABLE_BYTES):
+        for number, rows in enumerate(read_rows(table, TABLE_BYTES)):
+            if number % PARTS == 0:
+                release()
             part = round_layer(torch.from_numpy(rows.copy())[None], spec)
             scales.append(part.scale[0].float().numpy())
             yield part.integers[0].to(torch.int8).numpy()  # in float64 they would take twice the table's size

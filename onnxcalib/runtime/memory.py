@@ -18,8 +18,6 @@ LIMITS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-# The option of mallopt(3) for the least size of a block that is mapped by itself, and that size.
-M_MMAP_THRESHOLD, BLOCK_BYTES = -3, 2**22
 MEMINFO, STATM = "/proc/meminfo", "/proc/self/statm"
 # Pages of files that the system takes back when memory is short, by their names in a container's memory.stat.
 CACHED = ("inactive_file", "total_inactive_file")
@@ -40,18 +38,11 @@ def find_free() -> int:
     return max(0, int(SHARE_OF_FREE * min(free)))
 
 
-def map_blocks() -> None:
-    """Let the system have large blocks back as soon as they are freed, in this process from now on.
-
-    glibc would soon take blocks of up to 32 MB from one heap, in which a small block that stays keeps all below it.
-    """
-    option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if option is not None:
-        option(M_MMAP_THRESHOLD, BLOCK_BYTES)
-
-
 def release() -> None:
-    """Give back to the system what was freed between what is held, which glibc otherwise keeps."""
+    """Give back to the system what was freed between what is held, which glibc otherwise keeps.
+
+    To map every large block by itself, as glibc can be told to, costs three times as much for zeroed pages.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
