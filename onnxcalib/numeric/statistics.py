@@ -44,7 +44,8 @@ class ChannelTally:
     def add(self, reference: np.ndarray, other: np.ndarray, axis: int) -> None:
         """Take in one batch of y and of z, of the same shape, with channels on ``axis``."""
         y, z = (np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64) for x in (reference, other))
-        sums = np.stack([y.sum(1), z.sum(1), (y * y).sum(1), (z * z).sum(1), (y * z).sum(1)])
+        products = (np.einsum("cn,cn->c", a, b) for a, b in ((y, y), (z, z), (y, z)))
+        sums = np.stack([y.sum(1), z.sum(1), *products])
         self._sums = sums if self._sums is None else self._sums + sums
         self.count += y.shape[1]
 

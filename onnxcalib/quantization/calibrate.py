@@ -138,18 +138,15 @@ def _add(histogram: Histogram, values: np.ndarray, mask: np.ndarray | None, coun
     """Take in a tensor of ``count`` samples of ``total``; mask: of the values that are no padding, None without."""
     shape = count if values.ndim > 0 and len(values) == count else 1, -1
     if mask is None:
-        histogram.add_rows(values.reshape(shape), step=_choose_step(values.size // count, total))
+        histogram.add_rows(values.reshape(shape), step=choose_step(values.size // count, MOST_VALUES // total))
         return
     histogram.add(select(values, mask))
     histogram.add_peaks(np.where(mask, values, values.dtype.type(0)).reshape(shape))
 
 
-def _choose_step(size: int, samples: int) -> int:
-    """Of how many values one is counted, in tensors of so many values a sample.
-
-    It divides no axis, so that all rows and columns are seen.
-    """
-    step = size * samples // MOST_VALUES
+def choose_step(size: int, most: int) -> int:
+    """Of how many values one is taken, for ``most`` of ``size`` about, so that no column is left out."""
+    step = size // max(most, 1)
     while math.gcd(step, size) > 1:
         step += 1
     return max(step, 1)

@@ -26,7 +26,7 @@ from .state import FLOAT, ReconstructionState, SubgraphRunner, read_later, run_b
 # networks of the README 32, 64, 128 and 256 are alike).
 STATISTICS_SAMPLES = 32
 # A layer is fitted on fewer of them where these have so many values of each channel; but on as many samples at least.
-ENOUGH_VALUES, LEAST_SAMPLES = 2**14, 8
+ENOUGH_VALUES, LEAST_SAMPLES = 2**13, 8
 
 
 def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:

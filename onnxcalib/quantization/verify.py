@@ -27,7 +27,7 @@ from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
-from .calibrate import batch_size
+from .calibrate import batch_size, choose_step
 from .flips import describe_flips, lower_expected
 from .output_tally import OutputTally
 from .padding_mask import find_real
@@ -36,6 +36,8 @@ from .saturation import measure_saturation
 
 # Samples on which every layer is compared, which takes several times as long as running the models.
 INNER = 32
+# Values of a layer in one run that are compared, about: on 16 images of MobileNetV2 so many give the SQNR to 0.03 dB.
+INNER_VALUES = 2**16
 # Samples, of those that the model was made from, that estimates take note of; more move agreement by below 0.3 points.
 SEEN = 1024
 # Operators of onnxruntime that read integers and give float.
@@ -186,7 +188,9 @@ def _compare_layers(
 ) -> None:
     for name, value in reference.items():
         if value.shape == other[name].shape:
-            comparisons.setdefault(name, Comparison()).add(value, other[name])
+            step = choose_step(value.size, INNER_VALUES)
+            wanted, given = (each.reshape(-1)[::step] for each in (value, other[name]))
+            comparisons.setdefault(name, Comparison()).add(wanted, given)
 
 
 def optimize(quantized: ModelProto, threads: int = 0, *, folder: Path | None = None) -> tuple[Session, GraphProto]:
