@@ -107,6 +107,10 @@ class Runs:
             most -= 1
             last = Killed(round(wait, 2), max((int(n) for line in lines for n in BLOCK.findall(line)), default=0))
             self.killed.append(last)
+            if (self.folder / "q.onnx").exists():  # killed behind its end; what it left is for the next run
+                last.found = "the file"
+                self.faults += [] if self._is_same() else ["other bytes"]
+                return
         self.ended += 1
         self.faults += self._check(mark)
 
@@ -120,8 +124,12 @@ class Runs:
         if not blocks and last.blocks > 1 and last.found in ("nothing", "from the start", "after calibrating"):
             self.faults.append(f"{last.blocks} blocks were done, and {last.found} found")
 
+    def _is_same(self) -> bool:
+        path = self.folder / "q.onnx"
+        return path.exists() and path.read_bytes() == self.wanted
+
     def _check(self, mark: str) -> Iterator[str]:
-        if not (self.folder / "q.onnx").exists() or (self.folder / "q.onnx").read_bytes() != self.wanted:
+        if not self._is_same():
             yield "other bytes"
         left = {path.name for path in self.folder.iterdir()} - {"q.onnx", "temporary", "onnxcalib"}
         yield from (f"left: {name}" for name in [*left, *os.listdir(self.temporary), *list_processes(mark)])
