@@ -160,11 +160,11 @@ def quantize(
         found = reconstruct_layers(prepared, given or calibrate_ranges(prepared))
         quantized = emit_model(prepared, found)
         report = _verify(prepared, found, quantized, plan)
-    if plan is not None and run.config.max_size is not None and report.quantized_bytes > plan.budgets["max_size"]:
-        raise ConfigError(
-            f"max_size: found {report.quantized_bytes:,} bytes where {plan.totals.bytes:,} were planned;"
-            f" {plan.budgets['max_size']:,.0f} are allowed; plan with that much less"
-        )
+        if plan is not None and run.config.max_size is not None and report.quantized_bytes > plan.budgets["max_size"]:
+            raise ConfigError(
+                f"max_size: found {report.quantized_bytes:,} bytes where {plan.totals.bytes:,} were planned;"
+                f" {plan.budgets['max_size']:,.0f} are allowed; plan with that much less"
+            )
     run.checkpoints.close()
     return Result(quantized, report, sources, run.checkpoints, run.weights)
 

@@ -91,7 +91,7 @@ class BlockCheckpoints:
 
     def tell(self) -> None:
         """Note what keeping the state has cost."""
-        if self._kept.folder is not None:
+        if self.most_bytes:
             size = f"{self.most_bytes / 2**20:,.1f} MB at most"
             self._run.observer.note(f"checkpoints: {size}, {self.seconds:.1f} s")
 

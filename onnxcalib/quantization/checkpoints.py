@@ -181,7 +181,7 @@ class Checkpoints:
         if (walk := self.find(WALK, WalkDone)) is not None:
             return f"after {walk.solved} of {walk.total} blocks"
         if self.folder is not None and (apart := sum(name.startswith(APART) for name in self.folder.names())):
-            return f"with {apart} blocks done"
+            return f"with {apart} of the blocks done"
         return "after calibrating" if self.find(RANGES, str) else "from the start"
 
     def recall(self, name: str, compute: Callable[[], T], kind: type[T]) -> T:
@@ -277,9 +277,12 @@ def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Ca
 
 @contextmanager
 def keeping(run: Run) -> Iterator[None]:
-    """Leave the checkpoints of a run that fails or is stopped to the next one."""
+    """Leave the checkpoints of a run that fails or is stopped to the next one, unless its settings are the fault."""
     try:
         yield
+    except ConfigError:  # other settings need other checkpoints
+        run.checkpoints.remove()
+        raise
     except BaseException:
         run.checkpoints.leave(run.observer.note)
         raise

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import onnxcalib
-from onnxcalib import ConfigError, Observer, OutputError, QuantizeConfig
+from onnxcalib import ConfigError, Observer, OutputError, QuantizeConfig, pipeline
 from onnxcalib.quantization import parallel, reconstruct
 from onnxcalib.quantization.checkpoints import Key, Work, open_checkpoints
 
@@ -227,4 +227,15 @@ def test_blocks_that_were_reconstructed_apart_are_not_done_again(quantize, monke
     quantize(stage="verify", **options)
     monkeypatch.setattr(parallel, "spread_tasks", lambda function, common, tasks, config, **others: iter(tasks))
     found, worked, lines = quantize(**options)
-    assert found is not None and not worked and lines[0].endswith("it goes on with 2 blocks done")
+    assert found is not None and not worked and lines[0].endswith("it goes on with 2 of the blocks done")
+
+
+def test_settings_that_are_a_fault_leave_no_checkpoints(quantize, tmp_path, monkeypatch):
+    def refuse(prepared, found):
+        assert os.listdir(tmp_path) == ["q.onnx.checkpoints"]
+        raise ConfigError("max_size: too small")
+
+    monkeypatch.setattr(pipeline, "emit_model", refuse)
+    with pytest.raises(ConfigError, match="max_size"):
+        quantize()
+    assert not os.listdir(tmp_path)
