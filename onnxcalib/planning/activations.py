@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..config import FULL_BITS, WIDE_BITS
+from ..graph.index import is_op
 from ..graph.layers import count_macs
 from ..graph.switches import add_switches, feed_switches
 from ..progress import track
@@ -24,6 +25,9 @@ from ..runtime.session import Session
 from ..spec import BitSet, Candidate, Cost, Grids, LayerScheme, QuantScheme
 from .bits import Bits
 from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_outputs
+
+# Operators of which the output has the values of the input where these lie.
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
 def list_sets(scheme: QuantScheme) -> list[tuple[str, ...]]:
@@ -92,7 +96,7 @@ def make_sets(
     losses: Mapping[str, float],
     known: Sequence[BitSet] = (),
 ) -> tuple[BitSet, ...]:
-    """Every set of activations, with what it loses at its bits and the elements that it has.
+    """Every set of activations, with what it loses at its bits and the elements that it has, those of views once.
 
     schemes: by the bits that all have in each. losses: of sets alone on 8 bits, by the first tensor. known: sets of
     layers whose losses have been measured with their weights; they come first.
@@ -101,8 +105,12 @@ def make_sets(
     constants = {each.name for each in prepared.model.graph.initializer}
     per_run = prepared.samples.fixed_batch or 1
 
+    makers = {t: node for node in prepared.model.graph.node for t in node.output}
+
     def count(tensors: Sequence[str]) -> int:
-        return sum(math.prod(shapes[t]) for t in tensors if t not in constants) // per_run
+        own = [t for t in tensors if t not in constants]
+        views = {t for t in own if t in makers and is_op(makers[t], *VIEWS) and makers[t].input[0] in own}
+        return sum(math.prod(shapes[t]) for t in own if t not in views) // per_run
 
     scheme = prepared.scheme
     members_of = {layer.name: scheme.members_of(layer.input) for layer in scheme.layers}

@@ -22,7 +22,7 @@ from ..graph.passes.fix_inputs import fix_outputs
 from ..graph.passes.float16 import widen_float16
 from ..graph.passes.fold import fold_constants
 from ..graph.passes.gates import fold_hardsigmoid
-from ..graph.passes.gemm import normalise_gemm, spread_biases
+from ..graph.passes.gemm import flatten_products, normalise_gemm, spread_biases
 from ..graph.passes.hardswish import split_hardswish
 from ..graph.passes.l2_norms import write_l2_norms
 from ..graph.passes.masks import write_masks
@@ -87,6 +87,8 @@ def rewrite(
     passes |= {name: len(layers) for name, layers in made.items()}
     if "HardSwish" not in taken:
         passes[split_hardswish.__name__] = split_hardswish(model)
+    if target is not None and target.rewrites.flat_products:
+        passes[flatten_products.__name__] = flatten_products(model)
     for graph_pass in (
         normalise_gemm, spread_biases, fold_hardsigmoid, spell_attributes, fold_pads, spell_axes,
         globalise_pools,

@@ -18,11 +18,14 @@ class Rewrites(Record):
     opset: the least that is written where all operators have a form at it: there operators are whole that older opsets
     spell out, as Gelu is at 20. masks: attention masks become (1 - mask) times this number, which is added to scores:
     for devices without booleans, or on which the least float32 overflows. l2_norms: what divides vectors by their
-    length becomes an LpNormalization. rescaled_inputs: for devices of whole groups, a Pad, a Mul and an Add in float in
-    front of them put the pixels of an image on the integers of its grid, which then holds them without error.
+    length becomes an LpNormalization. flat_products: a product of more than two axes, and the bias that is added to it,
+    become a Gemm between Reshapes, so that nothing is rounded before the bias is added. rescaled_inputs: for devices of
+    whole groups, a Pad, a Mul and an Add in float in front of them put the pixels of an image on the integers of its
+    grid, which then holds them without error.
     """
 
     opset: Version | None = None
     masks: Annotated[Number, Field(le=MOST_MASK, ge=-1e6)] | None = None
     l2_norms: Annotated[bool, Field(strict=True)] = False
+    flat_products: Annotated[bool, Field(strict=True)] = False
     rescaled_inputs: Annotated[bool, Field(strict=True)] = False

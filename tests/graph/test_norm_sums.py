@@ -53,3 +53,11 @@ def test_bits_that_are_given_count_for_the_whole_set(make):
     scheme = make_scheme(make(POST), requirements=QNN, tensors={"b": 8})
     assert {tensor: scheme.activations[tensor].bits for tensor in ("bias", "b", "s")} == {"bias": 16, "b": 8, "s": 16}
     assert widen_sums(Index(make(POST).graph), (("b", "z"),), (), {"z": 8}) == {"bias": 16, "s": 16}
+
+
+def test_constants_have_the_bits_of_what_is_computed_with_them(make):
+    plain = replace(QNN, wide_sums=False)
+    for given, wide in (("b", ["bias"]), ("s", []), ("n", ["scale", "shift"])):
+        scheme = make_scheme(make(POST), requirements=plain, tensors={given: 16})
+        assert sorted(t for t in scheme.constants if scheme.activations[t].bits == 16) == wide, given
+    assert make_scheme(make(POST), requirements=plain, tensors={"b": 16, "bias": 8}).activations["bias"].bits == 8

@@ -95,6 +95,16 @@ def test_a_target_gets_the_form_that_it_needs(build, draw):
     assert change(model, prepared.model, {"x": draw(1, 2, 4, 4), "mask": np.array([[1, 1, 0, 1]])}) < 1e-5
 
 
+def test_products_of_three_axes_are_gemms_where_the_target_wants_them_flat(build, draw):
+    net = build(
+        "g (float[1, 5, 4] x) => (float[1, 5, 4] y) { m = MatMul (x, w) y = Add (m, b) }", w=draw(4, 4), b=draw(4)
+    )
+    for target, wanted in (("qnn", ["Reshape", "Gemm", "Reshape"]), ("openvino", ["MatMul", "Add"])):
+        prepared = rewrite(copy(net), QuantizeConfig(), target=load_target(target)).model
+        assert [node.op_type for node in prepared.graph.node] == wanted
+        assert change(net, prepared, {"x": draw(1, 5, 4)}) < 1e-5
+
+
 def test_an_old_opset_is_raised_to_scales_by_channel(build, draw):
     model = build("g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w) }", opset=9, w=draw(4, 3, 1, 1))
     assert opset_of(rewrite(model, QuantizeConfig()).model) == 13

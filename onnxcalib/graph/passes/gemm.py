@@ -9,6 +9,7 @@ from ..edit import remove_nodes, write_attributes, write_operand
 from ..finite import is_weight
 from ..index import Index, attribute_of, constant, is_op, known_constant
 from ..shapes import infer_shapes
+from ..writer import Writer
 
 
 def normalise_gemm(model: ModelProto) -> int:
@@ -67,6 +68,39 @@ def spread_biases(model: ModelProto) -> int:
             write_operand(model.graph, index, add, 1, value.reshape([1] * (len(shape) - 1) + [-1]))
         count += spread or swapped
     return count
+
+
+def flatten_products(model: ModelProto) -> int:
+    """Write a MatMul of more than two axes, and the Add of its bias, as a Gemm between Reshapes; returns the count.
+
+    The shape of what it reads must be known. The Gemm has the MatMul's name; products of one tensor share a Reshape.
+    """
+    writer, shapes = Writer(model), infer_shapes(model)
+    rows: dict[str, str] = {}
+    replaced: dict[str, str] = {}  # name of the Add -> its MatMul's output
+    for node in model.graph.node:
+        shape = shapes.get(node.input[0], ()) if is_op(node, "MatMul") else ()
+        add = _bias_add(writer.index, node) if len(shape) > 2 and None not in shape else None
+        if node.name in replaced:
+            continue
+        if add is None:
+            writer.keep(node)
+            continue
+        source, weight = node.input
+        columns = known_constant(writer.index, weight).shape[1]
+        bias = next(name for name in add.input if name != node.output[0])
+        value = known_constant(writer.index, bias)
+        if value.shape != (columns,):
+            bias = writer.constant(f"{bias}_row_{columns}", np.broadcast_to(value.reshape(-1), (columns,)))
+        if source not in rows:
+            flat = writer.constant(f"rows_{shape[-1]}", np.array([-1, shape[-1]], np.int64))
+            rows[source] = writer.add(node, "Reshape", source, flat)
+        whole = writer.constant(f"whole_{shape[:-1]}_{columns}", np.array([*shape[:-1], columns], np.int64))
+        product = writer.add(node, "Gemm", rows[source], weight, bias, main=True)
+        writer.add(add, "Reshape", product, whole)
+        writer.end(add.output[0])
+        replaced[add.name] = node.output[0]
+    return writer.finish()
 
 
 def _fold_factors(model: ModelProto, index: Index, node: NodeProto) -> int:

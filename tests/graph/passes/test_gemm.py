@@ -3,7 +3,7 @@ import pytest
 from onnx import checker, numpy_helper
 
 from onnxcalib.graph.index import attribute_of
-from onnxcalib.graph.passes.gemm import normalise_gemm, spread_biases
+from onnxcalib.graph.passes.gemm import flatten_products, normalise_gemm, spread_biases
 from onnxcalib.graph.passes.normalise import name_nodes
 from onnxcalib.quantization.verify import optimize
 
@@ -164,3 +164,37 @@ def test_a_product_becomes_the_first_operand_of_its_bias(build, run, draw):
     before = run(model, x)[0]
     assert spread_biases(model) == 1 and list(model.graph.node[1].input) == ["a", "c"]
     assert np.array_equal(run(model, x)[0], before)
+
+
+FLAT = """g (float[2, 5, 4] x) => (float[2, 5, 3] y, float[2, 5, 3] z) {
+    [one] a = MatMul (x, w) [add] y = Add (a, b) [two] c = MatMul (x, v) [more] z = Add (d, c) }"""
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1, 3), (1,)])
+def test_products_of_more_axes_and_their_biases_become_gemms_between_reshapes(build, run, draw, shape):
+    model = build(FLAT, w=draw(4, 3), v=draw(4, 3), b=draw(*shape[-2:]), d=draw(3))
+    x = draw(2, 5, 4)
+    before = run(model, x)
+    assert flatten_products(model) == 2
+    checker.check_model(model, full_check=True)
+    assert ops(model) == ["Reshape", "Gemm", "Reshape", "Gemm", "Reshape"]  # what both read is reshaped once
+    assert [node.name for node in model.graph.node if node.op_type == "Gemm"] == ["one", "two"]
+    for given, wanted in zip(run(model, x), before, strict=True):
+        np.testing.assert_allclose(given, wanted, rtol=1e-5, atol=1e-6)
+    assert flatten_products(model) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[N, 5, 4] x) => (float[N, 5, 3] y) { [one] a = MatMul (x, w) [add] y = Add (a, b) }",
+        "g (float[2, 5, 4] x) => (float[2, 5, 3] y) { [one] y = MatMul (x, w) }",
+        "g (float[5, 4] x) => (float[5, 3] y) { [one] a = MatMul (x, w) [add] y = Add (a, b) }",
+        "g (float[2, 5, 4] x) => (float[2, 5, 3] y, float[2, 5, 3] a) { [one] a = MatMul (x, w) [add] y = Add (a, b) }",
+    ],
+    ids=["free batch", "no bias", "two axes", "read elsewhere"],
+)
+def test_other_products_stay(build, draw, text):
+    model = build(text, w=draw(4, 3), b=draw(3))
+    before = model.SerializeToString()
+    assert flatten_products(model) == 0 and model.SerializeToString() == before
