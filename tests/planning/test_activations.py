@@ -42,7 +42,9 @@ def test_the_share_of_16_bits_is_kept_and_takes_the_loss_where_it_is_largest(net
     assert found.totals.measured_loss < found.eight_bit.measured_loss / 2
     assert set(found.layers.values()) <= {"W8A8", "W8A16"} and set(found.tensors.values()) == {8, 16}
     assert {each.tensors for each in found.sets} >= {("image",), ("r",), ("c",), ("m", "f")}
-    assert sum(each.elements for each in found.sets) == 3 * 64 + 4 * 8 * 64 + 8 + 4  # a Flatten counts with what it reads
+    assert (
+        sum(each.elements for each in found.sets) == 3 * 64 + 4 * 8 * 64 + 8 + 4
+    )  # a Flatten counts with what it reads
 
 
 def test_what_was_planned_is_written_tensors_that_no_layer_reads_too(net):
