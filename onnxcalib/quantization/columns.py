@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..errors import DataError
-from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
 from ..graph.layout import summing_order, transposed_window_of, window_of
 from ..graph.ops import CONVOLUTIONS
@@ -20,9 +18,7 @@ from ..numeric.gram import (
     Moments,
     MomentSum,
     bias_of_groups,
-    choose_positions,
     flatten_rows,
-    gather_columns,
     join_groups,
     output_sizes,
     project,
@@ -32,18 +28,10 @@ from ..numeric.prior import Prior, choose_prior
 from ..numeric.rounding import fake_quantize
 from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..spec import Block, LayerScheme, QParams, QuantSpec
-from .padding_mask import select
+from .layer_targets import KeptTargets, describe_target, find_shortcut, read_target
+from .places import Part, Places
 from .state import PROBE, ReconstructionState, SubgraphRunner
 
-# One sample in so many is held out: on these the prior of a layer is chosen.
-PRIOR_HOLDOUT = 4
-# Columns that are read for each unknown of a row: neighbouring positions are much alike, and more changed nothing.
-COLUMNS_PER_INPUT = 128
-LEAST_COLUMNS = 2**15
-# The share of them that 8-bit weights need: the outputs moved by less than with another seed.
-FULL_BITS_SHARE = 1 / 4
-# Bytes of unfolded input at once.
-UNFOLD_BYTES = 64 * 2**20
 # Samples whose probes are projected at once.
 PROJECTED_SAMPLES = 8
 
@@ -57,27 +45,21 @@ class ColumnReader:
     """
 
     def __init__(
-        self,
-        state: ReconstructionState,
-        block: Block,
-        layer: LayerScheme,
-        shape: tuple[int, ...],
-        *,
-        full_bits: bool = False,
+        self, state: ReconstructionState, block: Block, layer: LayerScheme, shape: tuple[int, ...], bits: int = 0
     ):
-        """full_bits: the layer is solved for no fewer than FULL_BITS."""
-        self.full_bits = full_bits
+        """shape: of the layer's weight; bits: the fewest for which it is solved, by default those of the layer."""
         self.state, self.stored, self.layer, self.shape = state, state.stored, layer, shape
         self.problem = state.problem
         self.is_conv = layer.op in CONVOLUTIONS
-        # Inputs of an output channel; the groups of a ConvTranspose have rows in common.
-        self.inputs = math.prod(shape[1:] if layer.op != "ConvTranspose" else (shape[0] // layer.groups, *shape[2:]))
         self.node = self.problem.index.nodes[layer.name]
-        self.shortcut = _find_shortcut(state, block, layer)
+        self.places = Places(state, layer, shape, bits or layer.weight_spec.bits)
+        self.shortcut = find_shortcut(state, block, layer)
         extra = [self.shortcut.tensor] if self.shortcut else []
-        self.reference = SubgraphRunner(state, block, [layer.output, *extra], quantized=False)
         self.prefix = SubgraphRunner(state, block, [layer.input, *extra], quantized=True)
-        self.generator = torch.Generator().manual_seed(self.problem.config.seed)
+        # The float model's side was kept, or is computed here.
+        self.kept = KeptTargets(self.stored, layer) if KeptTargets.has(self.stored, layer) else None
+        wanted = [] if self.kept else [layer.output, *extra]
+        self.reference = SubgraphRunner(state, block, wanted, quantized=False)
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
         """Solve the weight ``rows`` for each spec on the moments of all samples; held-out samples choose the prior.
@@ -126,7 +108,9 @@ class ColumnReader:
                 columns = 0
                 break
             for start in range(0, len(inputs), PROJECTED_SAMPLES):
-                part, own = (self._move(x[start : start + PROJECTED_SAMPLES]) for x in (inputs, probes))
+                part, own = (
+                    self._move(torch.from_numpy(x[start : start + PROJECTED_SAMPLES])) for x in (inputs, probes)
+                )
                 own = own.float()
                 sums = project(self._read_input(part), own, window) - mean.float().T * own.sum(2).flatten()
                 total = total + (sums @ sums.T).double()
@@ -149,16 +133,17 @@ class ColumnReader:
         learning, held_out = MomentSum(), MomentSum()
         first = 0
         for number, size in enumerate(self.stored.sizes):
-            for batch, rows, held in self._read_parts(number, first):
-                inputs, targets = self._read_columns(batch, rows)
-                if not held.any():
+            for part, inputs, targets in self._read_columns(number, first):
+                if not part.held.any():
                     learning.add(inputs, targets)
                     continue
-                of_columns = self._repeat(held, batch.real, rows, inputs.shape[2])
-                for total, chosen in ((learning, ~of_columns), (held_out, of_columns)):
+                held = part.hold(inputs.shape[2])
+                for total, chosen in ((learning, ~held), (held_out, held)):
                     index = chosen.nonzero()[:, 0].to(inputs.device)
                     total.add(inputs.index_select(2, index), targets.index_select(2, index))
             first += size
+        if self.kept:
+            self.kept.drop()
         seen = [total.centre() for total in (learning, held_out) if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise explain_nan(self.problem.model, self.layer.output) or DataError(
@@ -167,79 +152,34 @@ class ColumnReader:
             )
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
-    def _repeat(self, held: np.ndarray, real: np.ndarray | None, rows: range, columns: int) -> torch.Tensor:
-        """``held``, of these rows of a batch, for each of their columns, in the order of ``_read_columns``."""
-        if self.is_conv:  # positions, and the rows within each
-            return torch.from_numpy(held).repeat(columns // len(held))
-        each = columns // len(held) if real is None else real[rows.start : rows.stop].reshape(len(held), -1).sum(1)
-        return torch.from_numpy(np.repeat(held, each))
-
-    def _read_parts(self, number: int, first: int) -> Iterator[tuple[_Batch, range, np.ndarray]]:
-        """Stored batch ``number`` by rows whose unfolded input stays small: the batch, the rows, which are held out.
+    def _read_columns(self, number: int, first: int) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
+        """Columns of the input as the quantized layer reads it, and of the target, by parts of stored batch ``number``.
 
         first: index of the batch's first sample in the calibration set.
         """
         wanted, given = (
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
         )
-        output = wanted[self.layer.output]
-        batch = _Batch(wanted, given, self._mask_rows(number, output.shape))
-        by_sample = len(output) == self.stored.sizes[number]
-        total = self.stored.count(by_sample=by_sample)
-        for start, end in self._spans(output):
-            rows = range(start, end)
-            indices = first + np.arange(start, end) if by_sample else np.full(len(rows), number)
-            if batch.real is None or batch.real[start:end].any():
-                # Views of a sample are held out with it.
-                yield batch, rows, indices % total % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1
-
-    def _mask_rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Mask of the batch's output, of this shape, that is true where it is no padding; None without padding."""
-        tokens = None if self.is_conv else self.stored.masks[number]
-        mask = self.problem.padding.mask_of(self.layer.output, shape, tokens, last=False)
-        return None if mask is None else np.broadcast_to(mask, (shape[0], *mask.shape[1:]))
-
-    def _spans(self, output: np.ndarray) -> list[tuple[int, int]]:
-        """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
-        positions = math.prod(output.shape[2:]) if self.is_conv else math.prod(output.shape[1:-1])
-        read = min(positions, self._positions_wanted() or positions)
-        size = 4 * self.inputs * self.layer.groups * read
-        at_once = max(1, UNFOLD_BYTES // max(size, 1))
-        return [(start, min(start + at_once, len(output))) for start in range(0, len(output), at_once)]
-
-    def _positions_wanted(self) -> int | None:
-        """How many positions of an image are read; None for all of them."""
-        if not self.is_conv:
-            return None
-        columns = max(COLUMNS_PER_INPUT * self.inputs, LEAST_COLUMNS) * (FULL_BITS_SHARE if self.full_bits else 1)
-        return -(-int(columns) // sum(self.stored.sizes))
-
-    def _read_columns(self, batch: _Batch, rows: range) -> tuple[torch.Tensor, torch.Tensor]:
-        """Columns of the input as the quantized layer reads it, and of the target, for these rows of the batch."""
-        real = None if batch.real is None else batch.real[rows.start : rows.stop]
-
-        def take(values: np.ndarray) -> torch.Tensor:
-            return self._move(select(values[rows.start : rows.stop], real))
-
-        inputs, target = take(batch.given[self.layer.input]), take(batch.wanted[self.layer.output])
-        choose: Callable[[torch.Tensor], torch.Tensor]
-        if self.is_conv:
-            positions = choose_positions(target.shape[2:], self._positions_wanted(), self.generator)
-            choose = partial(gather_columns, positions=positions, groups=self.layer.groups)
-            window = self._window(inputs.shape[2:])
-            if output_sizes(window, inputs.shape[2:]) != target.shape[2:]:  # of an output_shape above what there is
-                positions = positions[:0]
-            columns = unfold(inputs, window, positions, self._read_input)
-        else:
-            choose = flatten_rows
-            columns = flatten_rows(self._read_input(inputs))
-        target = choose(target)
-        if self.shortcut and batch.wanted[self.shortcut.tensor].shape == batch.wanted[self.layer.output].shape:
-            given = choose(take(batch.given[self.shortcut.tensor]))
-            if self.shortcut.on_grid:
-                given = self._on_grid(given, self.state.grids.activations.get(self.shortcut.tensor))
-            target = target + choose(take(batch.wanted[self.shortcut.tensor])) - given
-        return columns, target
+        shape, joined = self.kept.describe(number) if self.kept else describe_target(self.layer, self.shortcut, wanted)
+        for part in self.places.split(number, first, shape):
+            if self.kept:
+                target = self.kept.read()
+            else:
+                target = read_target(self.layer, self.shortcut if joined else None, wanted, part)
+            target = target.to(self.problem.device)
+            if self.shortcut and joined:
+                own = self._move(part.take(given[self.shortcut.tensor]))
+                grid = self.state.grids.activations.get(self.shortcut.tensor) if self.shortcut.on_grid else None
+                target = target - self._on_grid(part.gather(own, self.layer.groups), grid)
+            inputs = self._move(part.take(given[self.layer.input]))
+            if part.positions is None:
+                columns = flatten_rows(self._read_input(inputs))
+            else:
+                window, positions = self._window(inputs.shape[2:]), part.positions
+                if output_sizes(window, inputs.shape[2:]) != shape[2:]:  # of an output_shape above what there is
+                    positions, target = positions[:0], target[..., :0]
+                columns = unfold(inputs, window, positions, self._read_input)
+            yield part, columns, target
 
     def _read_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them."""
@@ -249,8 +189,8 @@ class ColumnReader:
             x = self._on_grid(x, grids.activations[self.layer.input])
         return self._on_grid(x, grid)
 
-    def _move(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.problem.device)
+    def _move(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.problem.device)
 
     def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
         if grid is None:
@@ -258,39 +198,3 @@ class ColumnReader:
         # A tensor on the device of x: on CUDA a division by a Python number is a product with its reciprocal.
         scale = torch.tensor(float(grid.scale), dtype=x.dtype).to(x.device)
         return fake_quantize(x, scale, float(grid.zero_point), grid.spec)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A stored batch by tensor: ``wanted`` in the float model, ``given`` in the quantized one.
-
-    real: mask of the rows of the layer's output that are no padding; None without padding.
-    """
-
-    wanted: Mapping[str, np.ndarray]
-    given: Mapping[str, np.ndarray]
-    real: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class _Shortcut:
-    """The tensor that an Add adds to a layer's output; on_grid: whether the Add reads it quantized."""
-
-    tensor: str
-    on_grid: bool
-
-
-def _find_shortcut(state: ReconstructionState, block: Block, layer: LayerScheme) -> _Shortcut | None:
-    """What an Add adds to the layer's output, if all other layers before the Add are solved already."""
-    index = state.problem.index
-    readers = index.readers(layer.output)
-    if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].name not in block.nodes:
-        return None
-    other = next((t for t in readers[0].input if t != layer.output), None)
-    if other is None or other in index.initializers:
-        return None
-    needed = needed_nodes(index, block.inputs, [other])
-    waiting = set(block.layers) - set(state.layers)
-    if not needed <= set(block.nodes) or needed & waiting:
-        return None
-    return _Shortcut(other, readers[0].name not in state.problem.scheme.float_reads.get(other, ()))

@@ -33,7 +33,7 @@ from ..spec import LayerScheme
 from .calibrate import batch_size
 from .learn import check_parity
 from .output_parts import take_parts
-from .solve import MOST_INPUTS
+from .places import MOST_INPUTS
 from .state import FLOAT, PROBE, ReconstructionState
 
 # For each direction so many random sums of a layer's channels are kept.

@@ -39,7 +39,8 @@ def reconstruct(
         if kept and number <= kept.done:
             continue
         found: list[BlockRecord] = []
-        run_block(state, block, later, quantized=False)
+        if state.stored.has_float:
+            run_block(state, block, later, quantized=False)
         if block.layers:
             found = list(reconstruct_block(state, block, later))
             release()
@@ -115,6 +116,8 @@ class _Attempt:
     @property
     def steps(self) -> int:
         """Iterations for which the block is learned; 0: it is not."""
+        if not self.state.stored.has_float:
+            return 0
         layers = [self.state.problem.layers[name] for name in self.block.layers]
         hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
         return self.state.problem.config.block_steps(solved=self.why_rounded is None, hard=hard)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from ..config import FULL_BITS
 from ..graph.emit import LayerParams
 from ..graph.index import Index, known_constant
 from ..graph.kept import keep, keep_parts
@@ -20,10 +19,9 @@ from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .columns import ColumnReader
 from .params import make_params
+from .places import MOST_INPUTS
 from .state import ReconstructionState
 
-# With more inputs a channel the Gram matrix takes too much memory and time: the layer is rounded, then learned.
-MOST_INPUTS = 4608
 # Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.
 TABLE_BYTES = 4 * 2**20
 # Behind so many parts of an embedding freed memory is given back: their scales stay, and the heap would grow with them.
@@ -101,8 +99,8 @@ def solve_widths(
     if rows.shape[2] > MOST_INPUTS:
         reason = f"{layer.name}: {rows.shape[2]} inputs a channel are too many to solve, {MOST_INPUTS} the most"
     else:
-        full_bits = all(spec.bits == FULL_BITS for spec in specs)
-        solutions = ColumnReader(state, block, layer, weight.shape, full_bits=full_bits).solve(rows, specs)
+        bits = min(spec.bits for spec in specs)
+        solutions = ColumnReader(state, block, layer, weight.shape, bits).solve(rows, specs)
         if solutions is None:
             reason = f"{layer.name}: no sample gives it an input to solve on, or the squares of its inputs overflow"
     found = []

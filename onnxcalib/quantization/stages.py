@@ -27,6 +27,7 @@ from .checkpoints import RANGES, TUNED, Tuned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
+from .layer_targets import keep_targets
 from .parallel import reconstruct_apart
 from .powers import choose_powers
 from .prepared import Prepared
@@ -119,6 +120,8 @@ def _reconstruct(
     if kept is None or not kept.begun:
         state.stored.fill(prepared.samples, batch, views=views, seed=prepared.config.seed)
         _draw_probes(prepared, state)
+        if kept is not None:
+            keep_targets(state, blocks)
     if kept is None:
         return reconstruct_apart(state, blocks, run, decisions)
     if not kept.begun:

@@ -24,9 +24,9 @@ from ..spec import Block, Grids, LayerScheme, QParams, QuantScheme
 from .output_parts import Parts
 from .padding_mask import PaddingMask, find_real
 
-# Prefixes of the names under which the store keeps the float model's activations, those of the quantized model, and the
-# probes of a layer's output (``quantization.probes``).
-FLOAT, QUANTIZED, PROBE = "float:", "quantized:", "probe:"
+# Prefixes of the names under which the store keeps the float model's activations, those of the quantized model, the
+# probes of a layer's output (``quantization.probes``), and its targets and shapes (``quantization.layer_targets``).
+FLOAT, QUANTIZED, PROBE, TARGET, SHAPE = "float:", "quantized:", "probe:", "target:", "shape:"
 # What the store holds of a tensor: arrays, or what onnxruntime makes of a sequence.
 Stored = np.ndarray | list[Any]
 
@@ -174,10 +174,15 @@ class StoredActivations:
         return [np.ones((size, length), bool) if mask is None else mask for mask, size in pairs]
 
     def forget(self, later: set[str]) -> None:
-        """Drop the activations of all tensors but those in ``later``; probes stay."""
+        """Drop the activations of all tensors but those in ``later``; what belongs to layers stays."""
         for name in self.store.names():
-            if name.partition(":")[2] not in later and not name.startswith(PROBE):
+            if name.partition(":")[2] not in later and name.startswith((FLOAT, QUANTIZED)):
                 self.store.drop(name)
+
+    @property
+    def has_float(self) -> bool:
+        """Whether the float model's activations are stored, and not the targets of layers alone."""
+        return any(name.startswith(FLOAT) for name in self.store.names())
 
 
 class FloatActivations(StoredActivations):

@@ -113,8 +113,8 @@ def test_padding_is_in_no_moments_and_in_no_statistics(build, weigh, state_of):
 
         block = find_blocks(state.problem.model, state.problem.scheme)[0]
         reader = ColumnReader(state, block, state.problem.scheme.layers[0], (4, 5))
-        parts = [part for n in range(len(state.stored.sizes)) for part in reader._read_parts(n, 0)]
-        found.append(sum(reader._read_columns(batch, rows)[0].shape[-1] for batch, rows, _ in parts))
+        parts = [part for n in range(len(state.stored.sizes)) for part in reader._read_columns(n, 0)]
+        found.append(sum(inputs.shape[-1] for _, inputs, _ in parts))
         assert solve_block(state, block) == {}
     assert found[0] == found[1] == LENGTHS.sum()
 

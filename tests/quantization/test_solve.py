@@ -13,8 +13,11 @@ from onnxcalib.graph.index import Index, constant, known_constant
 from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import fake_quantize
 from onnxcalib.quantization import columns as columns_module
+from onnxcalib.quantization import places as places_module
 from onnxcalib.quantization import solve as solve_module
 from onnxcalib.quantization.columns import ColumnReader
+from onnxcalib.quantization.layer_targets import Shortcut
+from onnxcalib.quantization.places import Places
 from onnxcalib.quantization.solve import round_embeddings, round_layers, solve_block, solve_widths
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
@@ -103,8 +106,8 @@ def test_weights_make_up_for_what_the_prefix_lost(conv, draw, state_of):
 @pytest.mark.parametrize("text", [PLAIN, PROJECTED])
 def test_the_last_layer_before_an_add_makes_up_for_the_shortcut_too(build, weigh, draw, state_of, monkeypatch, text):
     errors = []
-    for other in (columns_module._find_shortcut, lambda *_: None):
-        monkeypatch.setattr(columns_module, "_find_shortcut", other)
+    for other in (columns_module.find_shortcut, lambda *_: None):
+        monkeypatch.setattr(columns_module, "find_shortcut", other)
         state = state_of(make_residual(build, weigh, text), draw(40, 4, 6, 6), weight_bits=4, activation_bits=4)
         block = residual_block(state)
         change_prefix(state, "r", lambda r: r * np.float32([0.7, 1.2, 1.0, 0.8]).reshape(4, 1, 1) + 0.1)
@@ -120,9 +123,9 @@ def test_the_shortcut_is_made_up_for_once(build, weigh, draw, state_of):
     order = [name for name in ("inner", "outer", "short") if name in block.layers]
     found = {}
     for name in order:
-        found[name] = columns_module._find_shortcut(state, block, waits[name])
+        found[name] = columns_module.find_shortcut(state, block, waits[name])
         state.layers[name] = None
-    assert found == {"inner": None, "outer": None, "short": columns_module._Shortcut("e", on_grid=True)}
+    assert found == {"inner": None, "outer": None, "short": Shortcut("e", on_grid=True)}
 
 
 def test_a_product_without_a_bias_keeps_its_mean(build, draw, state_of):
@@ -289,7 +292,7 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
     seen = []
     unfold = columns_module.unfold
     monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(columns_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
+    monkeypatch.setattr(places_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
     state = state_of(conv, draw(40, 4, 6, 6), size=16)
     solve_block(state, first_block(state))
     assert max(columns.shape[2] for columns in seen) <= 3 * 36
@@ -300,10 +303,10 @@ def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, stat
     seen = []
     unfold = columns_module.unfold
     monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(columns_module, "LEAST_COLUMNS", 400)
-    monkeypatch.setattr(columns_module, "COLUMNS_PER_INPUT", 10)
+    monkeypatch.setattr(places_module, "LEAST_COLUMNS", 400)
+    monkeypatch.setattr(places_module, "COLUMNS_PER_INPUT", 10)
     state = state_of(conv, draw(40, 4, 6, 6))
-    for bits, columns in ((4, 400), (8, 400 * columns_module.FULL_BITS_SHARE + 20)):
+    for bits, columns in ((4, 400), (8, 400 * places_module.FULL_BITS_SHARE + 20)):
         (layer,) = state.problem.scheme.layers
         solve_widths(state, first_block(state), layer, [replace(layer.weight_spec, bits=bits)])
         assert sum(each.shape[2] for each in seen) == columns
@@ -329,14 +332,14 @@ def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_
 @pytest.mark.parametrize("size", [16, 10])
 def test_views_follow_the_samples_and_are_held_out_with_them(conv, draw, state_of, monkeypatch, size):
     found = []
-    read = ColumnReader._read_parts
+    split = Places.split
 
-    def watch(self, number, first):
-        for batch, rows, held in read(self, number, first):
-            found.extend((first + row, is_held_out) for row, is_held_out in zip(rows, held, strict=True))
-            yield batch, rows, held
+    def watch(self, number, first, shape):
+        for part in split(self, number, first, shape):
+            found.extend((first + row, held) for row, held in zip(part.rows, part.held, strict=True))
+            yield part
 
-    monkeypatch.setattr(ColumnReader, "_read_parts", watch)
+    monkeypatch.setattr(Places, "split", watch)
     data = draw(42, 4, 6, 6)
     state = state_of(conv, data, size=size, axes=(2, 3), views=2)
     assert state.stored.passes == 3 and sum(state.stored.sizes) == 3 * 42
@@ -427,9 +430,9 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     reader = ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
     assert reader.shortcut.tensor == "h" and not reader.shortcut.on_grid
     state.grids.activations["h"] = replace(state.grids.activations["h"], scale=np.float32(0.5))
-    batch, rows, _ = next(reader._read_parts(0, 0))
-    _, target = reader._read_columns(batch, rows)
-    assert np.allclose(target[0].T.numpy(), reader.reference.run(0)["u"][rows.start : rows.stop], atol=1e-6)
+    part, _, target = next(reader._read_columns(0, 0))
+    wanted = reader.reference.run(0)["u"][part.rows.start : part.rows.stop]
+    assert np.allclose(target[0].T.numpy(), wanted, atol=1e-6)
 
 
 def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of):

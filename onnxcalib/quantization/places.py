@@ -1,0 +1,110 @@
+"""Choose the places of a layer's output at which it is solved: rows of stored batches, and positions of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..config import FULL_BITS
+from ..graph.ops import CONVOLUTIONS
+from ..numeric.gram import choose_positions, flatten_rows, gather_columns
+from ..spec import LayerScheme
+from .padding_mask import select
+from .state import ReconstructionState
+
+# One sample in so many is held out: on these the prior of a layer is chosen.
+PRIOR_HOLDOUT = 4
+# Columns that are read for each unknown of a row: neighbouring positions are much alike, and more changed nothing.
+COLUMNS_PER_INPUT = 128
+LEAST_COLUMNS = 2**15
+# The share of them that 8-bit weights need: the outputs moved by less than with another seed.
+FULL_BITS_SHARE = 1 / 4
+# With more inputs a channel the Gram matrix takes too much memory and time: the layer is rounded, then learned.
+MOST_INPUTS = 4608
+# Bytes of unfolded input at once.
+UNFOLD_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """Places in one stored batch whose unfolded input stays small.
+
+    rows: of the layer's output; held: which of them are held out, (rows,). real: mask of the rows that is false at
+    padding; None without padding. positions: flat indices (P,) of an image; None for a matrix product.
+    """
+
+    rows: range
+    held: np.ndarray
+    real: np.ndarray | None
+    positions: torch.Tensor | None
+
+    def take(self, values: np.ndarray) -> torch.Tensor:
+        """The part's rows of a tensor that has those of the output; without padding, where there is any."""
+        return torch.from_numpy(select(values[self.rows.start : self.rows.stop], self.real))
+
+    def gather(self, values: torch.Tensor, groups: int) -> torch.Tensor:
+        """Columns (G, C, P) of an output, of which ``values`` are the part's rows."""
+        return flatten_rows(values) if self.positions is None else gather_columns(values, self.positions, groups)
+
+    def hold(self, columns: int) -> torch.Tensor:
+        """``held`` for each of so many columns, in their order."""
+        if self.positions is not None:  # positions, and the rows within each
+            return torch.from_numpy(self.held).repeat(columns // len(self.held))
+        count = len(self.held)
+        each = columns // count if self.real is None else self.real.reshape(count, -1).sum(1)
+        return torch.from_numpy(np.repeat(self.held, each))
+
+
+class Places:
+    """The places of one layer, the same whenever the stored batches are gone through from the first to the last."""
+
+    def __init__(self, state: ReconstructionState, layer: LayerScheme, shape: tuple[int, ...], bits: int):
+        """shape: of the layer's weight; bits: the fewest for which it is solved."""
+        self.stored, self.padding, self.layer, self.bits = state.stored, state.problem.padding, layer, bits
+        self.is_conv = layer.op in CONVOLUTIONS
+        # Inputs of an output channel; the groups of a ConvTranspose have rows in common.
+        self.inputs = math.prod(shape[1:] if layer.op != "ConvTranspose" else (shape[0] // layer.groups, *shape[2:]))
+        self.generator = torch.Generator().manual_seed(state.problem.config.seed)
+
+    def split(self, number: int, first: int, shape: tuple[int, ...]) -> Iterator[Part]:
+        """The parts of stored batch ``number``, in which the layer's output has this shape of two axes or more.
+
+        first: index of the batch's first sample in the calibration set.
+        """
+        real = self._mask_rows(number, shape)
+        by_sample = shape[0] == self.stored.sizes[number]
+        total = self.stored.count(by_sample=by_sample)
+        for rows in self._spans(shape):
+            own = None if real is None else real[rows.start : rows.stop]
+            if own is not None and not own.any():
+                continue
+            indices = first + np.array(rows) if by_sample else np.full(len(rows), number)
+            # Views of a sample are held out with it.
+            held = indices % total % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1
+            chosen = choose_positions(shape[2:], self._positions_wanted(), self.generator) if self.is_conv else None
+            yield Part(rows, held, own, chosen)
+
+    def _mask_rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Mask of an output of this shape that is true where it is no padding; None without padding."""
+        tokens = None if self.is_conv else self.stored.masks[number]
+        mask = self.padding.mask_of(self.layer.output, shape, tokens, last=False)
+        return None if mask is None else np.broadcast_to(mask, (shape[0], *mask.shape[1:]))
+
+    def _spans(self, shape: tuple[int, ...]) -> list[range]:
+        """Ranges of rows whose unfolded input stays below UNFOLD_BYTES."""
+        positions = math.prod(shape[2:]) if self.is_conv else math.prod(shape[1:-1])
+        read = min(positions, self._positions_wanted() or positions)
+        size = 4 * self.inputs * self.layer.groups * read
+        at_once = max(1, UNFOLD_BYTES // max(size, 1))
+        return [range(start, min(start + at_once, shape[0])) for start in range(0, shape[0], at_once)]
+
+    def _positions_wanted(self) -> int | None:
+        """How many positions of an image are read; None for all of them."""
+        if not self.is_conv:
+            return None
+        share = FULL_BITS_SHARE if self.bits == FULL_BITS else 1
+        return -(-int(share * max(COLUMNS_PER_INPUT * self.inputs, LEAST_COLUMNS)) // sum(self.stored.sizes))
