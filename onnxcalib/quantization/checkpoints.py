@@ -31,6 +31,7 @@ from ..runtime.cores import count_cores, describe_processor
 from ..runtime.store import KeptTensor, Store
 from ..runtime.work_folder import WorkFolder
 from ..spec import VERSION, QParams
+from .float_outputs import KeptOutputs
 
 if TYPE_CHECKING:
     from .run import Run
@@ -63,6 +64,14 @@ class Key:
         names = sorted(self.settings.keys() | other.settings.keys())
         changed = [name for name in names if self.settings.get(name) != other.settings.get(name)]
         return [*found, f"other settings ({', '.join(changed)})"] if changed else found
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Ranges as the text of their file, and the float model's outputs on the samples."""
+
+    ranges: str
+    outputs: KeptOutputs
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ class Checkpoints:
             return f"after {walk.solved} of {walk.total} blocks"
         if self.folder is not None and (apart := sum(name.startswith(APART) for name in self.folder.names())):
             return f"with {apart} of the blocks done"
-        return "after calibrating" if self.find(RANGES, str) else "from the start"
+        return "after calibrating" if self.find(RANGES, Calibrated) else "from the start"
 
     def recall(self, name: str, compute: Callable[[], T], kind: type[T]) -> T:
         """The record of a name, or else what ``compute`` returns, which is then kept."""

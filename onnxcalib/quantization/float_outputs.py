@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..data import CalibrationSet
+from ..runtime.records import KINDS
 
 # Larger outputs are not kept: the models that give them are run again.
 MOST_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class KeptOutputs:
+    """What a cache or a checkpoint has of the outputs, so that a run that takes it compares the same numbers."""
+
+    size: int
+    batches: tuple[dict[str, np.ndarray], ...]
 
 
 class FloatOutputs:
@@ -26,12 +36,21 @@ class FloatOutputs:
 
     def add(self, outputs: Mapping[str, Any]) -> None:
         """Keep the outputs of the next batch, as long as all are arrays of numbers and small together."""
-        arrays = all(isinstance(value, np.ndarray) and not value.dtype.hasobject for value in outputs.values())
+        arrays = all(isinstance(value, np.ndarray) and value.dtype.kind in KINDS for value in outputs.values())
         self._left -= sum(value.nbytes for value in outputs.values()) if arrays else MOST_BYTES + 1
         if self._left < 0:
             self._batches.clear()
         else:
             self._batches.append(dict(outputs))
+
+    def describe(self) -> KeptOutputs:
+        """All that is kept, for ``take``."""
+        return KeptOutputs(self.size, tuple(self._batches))
+
+    def take(self, kept: KeptOutputs) -> None:
+        """Have what was kept when it was described."""
+        self.start(kept.size)
+        self._batches = list(kept.batches)
 
     def of(self, samples: CalibrationSet) -> list[dict[str, np.ndarray]] | None:
         """Those of all batches; None where some are not kept."""

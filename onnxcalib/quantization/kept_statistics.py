@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..data.digest import digest_samples
@@ -13,9 +13,18 @@ from ..graph.save import fingerprint
 from ..runtime.cache import Cache
 from ..runtime.cores import count_cores, describe_processor
 from .calibrate import Statistics, collect_statistics
+from .float_outputs import FloatOutputs, KeptOutputs
 
 if TYPE_CHECKING:
     from .prepared import Prepared
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Statistics, and the outputs of the same pass."""
+
+    statistics: Statistics
+    outputs: KeptOutputs
 
 
 def recall_statistics(prepared: Prepared, tensors: Sequence[str]) -> Statistics:
@@ -24,13 +33,23 @@ def recall_statistics(prepared: Prepared, tensors: Sequence[str]) -> Statistics:
     model, samples = fingerprint(prepared.model), digest_samples(prepared.samples)
     subject = f"statistics {model} {samples} {describe_processor()} {run.threads or count_cores()} threads"
     cache = Cache(subject, prepared.config.cache_dir, run.observer.note)
-    name = hashlib.sha256(json.dumps(sorted(tensors)).encode()).hexdigest()
-    found = cache.find(name, Statistics)
+    name = hashlib.sha256(json.dumps([sorted(tensors), prepared.equals_original]).encode()).hexdigest()
+    found = cache.find(name, _Kept)
     if found is None:
-        outputs = run.float_outputs if prepared.equals_original else None
-        found = collect_statistics(
-            prepared.model, tensors, prepared.samples, prepared.padding, threads=run.threads, outputs=outputs
-        )
-        return cache.keep(name, found, Statistics)
-    run.observer.note(f"statistics of activations were collected before on these samples: taken from {cache.folder}")
-    return replace(found, histograms={tensor: found.histograms[tensor] for tensor in tensors})
+        found = _collect(prepared, tensors)
+        cache.keep(name, found, _Kept)
+    else:
+        told = f"statistics of activations were collected before on these samples: taken from {cache.folder}"
+        run.observer.note(told)
+        if prepared.equals_original:
+            run.float_outputs.take(found.outputs)
+    statistics = found.statistics
+    return replace(statistics, histograms={tensor: statistics.histograms[tensor] for tensor in tensors})
+
+
+def _collect(prepared: Prepared, tensors: Sequence[str]) -> _Kept:
+    run, outputs = prepared.run, prepared.run.float_outputs if prepared.equals_original else None
+    statistics = collect_statistics(
+        prepared.model, tensors, prepared.samples, prepared.padding, threads=run.threads, outputs=outputs
+    )
+    return _Kept(statistics, (outputs or FloatOutputs()).describe())

@@ -23,7 +23,7 @@ from ..runtime.store import Store
 from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
 from .block_checkpoints import BlockCheckpoints, digest_decisions
-from .checkpoints import RANGES, TUNED, Tuned
+from .checkpoints import RANGES, TUNED, Calibrated, Tuned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
@@ -63,16 +63,19 @@ class Reconstruction:
 def calibrate_ranges(prepared: Prepared) -> Ranges:
     """The range of each activation, from the float model on all samples. Raises DataError."""
 
-    def find() -> str:
+    def find() -> Calibrated:
         statistics = prepared.collect(prepared.scheme)
         check_memory(prepared.run, prepared.model, statistics.sample_bytes)
         grids = prepared.choose_grids(prepared.scheme, statistics)
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
-        return Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch).to_json()
+        ranges = Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)
+        return Calibrated(ranges.to_json(), run.float_outputs.describe())
 
-    with prepared.run.stage("calibrate"):
-        found = json.loads(prepared.run.checkpoints.recall(RANGES, find, str))
-        return make_record(Ranges, found, where="ranges", again="calibrate the model again")
+    run = prepared.run
+    with run.stage("calibrate"):
+        found = run.checkpoints.recall(RANGES, find, Calibrated)
+        run.float_outputs.take(found.outputs)
+        return make_record(Ranges, json.loads(found.ranges), where="ranges", again="calibrate the model again")
 
 
 def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:

@@ -10,7 +10,8 @@ import pytest
 import onnxcalib
 from onnxcalib import ConfigError, Observer, OutputError, QuantizeConfig, pipeline
 from onnxcalib.quantization import parallel, reconstruct
-from onnxcalib.quantization.checkpoints import Key, Work, open_checkpoints
+from onnxcalib.quantization.checkpoints import Calibrated, Key, Work, open_checkpoints
+from onnxcalib.quantization.float_outputs import KeptOutputs
 
 NET = """g (float[N, 3, 6, 6] x) => (float[N, 5] y) {
     [c1] a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [r1] r = Relu (a)
@@ -18,6 +19,8 @@ NET = """g (float[N, 3, 6, 6] x) => (float[N, 5] y) {
 }"""
 SETTINGS = {"weight_bits": 4, "first_last_bits": 4, "steps": 4, "views": 1, "threads": 1}
 KEY = Key("m", "s", {"seed": "0", "weight_bits": "4"}, "1", "p")
+
+CALIBRATED = Calibrated("{}", KeptOutputs(0, ()))
 
 
 class Stop(Exception):
@@ -44,8 +47,8 @@ class Listener(Observer):
 def quantize(build, weigh, draw, tmp_path, monkeypatch):
     """Quantizes a net of two blocks into a file; stops when the work on a block, or a stage, begins.
 
-    Returns the bytes of the model, which are None where it was stopped, the blocks that were worked on, and what was
-    told of checkpoints.
+    Returns the bytes of the model and the numbers of its report, which are None where it was stopped, the blocks that
+    were worked on, and what was told of checkpoints.
     """
     net = build(NET, w1=weigh(6, 3, 3, 3), b1=weigh(6), w2=weigh(6, 5), b2=weigh(5))
     samples, solve, worked = draw(16, 3, 6, 6), reconstruct.solve_block, []
@@ -67,7 +70,8 @@ def quantize(build, weigh, draw, tmp_path, monkeypatch):
             return None, list(worked), listener.lines
         if save:
             result.save(tmp_path / "q.onnx")
-        return result.model.SerializeToString(), list(worked), listener.lines
+        numbers = repr((result.report.outputs, result.report.steps, result.report.layers)).encode()
+        return result.model.SerializeToString() + numbers, list(worked), listener.lines
 
     return run
 
@@ -124,7 +128,7 @@ def open_at(path, key=KEY, resume=None):
 def left(tmp_path):
     """The folder of a run that was stopped when it knew its ranges."""
     found, told = open_at(tmp_path / "q")
-    found.keep(("ranges", "{}", str))
+    found.keep(("ranges", CALIBRATED, Calibrated))
     found.leave(lambda text: None)
     assert not told
     return tmp_path / "q"
@@ -144,20 +148,20 @@ def test_what_differs_is_told_and_the_run_starts_anew(left, changes, told):
         open_at(left, replace(KEY, **changes), resume=True)
     found, lines = open_at(left, replace(KEY, **changes))
     assert lines == f"{left}: the checkpoints of {told} are removed; this run starts anew"
-    assert found.find("ranges", str) is None
+    assert found.find("ranges", Calibrated) is None
 
 
 def test_fresh_starts_anew_and_resume_goes_on(left):
     found, lines = open_at(left, resume=True)
-    assert lines.endswith("it goes on after calibrating") and found.find("ranges", str) == "{}"
+    assert lines.endswith("it goes on after calibrating") and found.find("ranges", Calibrated) == CALIBRATED
     found.close()
     found, lines = open_at(left, resume=False)
-    assert not lines and found.find("ranges", str) is None
+    assert not lines and found.find("ranges", Calibrated) is None
 
 
 def test_another_processor_goes_on_with_a_warning(left):
     found, lines = open_at(left, replace(KEY, processor="q"))
-    assert "on another processor (p; this one is q)" in lines and found.find("ranges", str) == "{}"
+    assert "on another processor (p; this one is q)" in lines and found.find("ranges", Calibrated) == CALIBRATED
 
 
 def test_where_there_is_nothing_to_go_on_from_resume_is_refused(tmp_path):
@@ -175,7 +179,7 @@ def test_a_second_run_of_the_same_output_is_refused(left):
     first.close()
     second, _ = open_at(left)
     first.remove()  # the folder is the second run's now
-    assert second.find("ranges", str) == "{}"
+    assert second.find("ranges", Calibrated) == CALIBRATED
 
 
 def test_where_no_folder_can_be_made_the_run_goes_on_unless_the_user_chose_it(tmp_path):

@@ -70,3 +70,12 @@ def test_what_is_recalled_is_what_was_collected_in_the_order_asked_for(prepare):
     for tensor, histogram in found.histograms.items():
         np.testing.assert_array_equal(histogram.counts, again.histograms[tensor].counts)
         np.testing.assert_array_equal(histogram.peaks, again.histograms[tensor].peaks)
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_what_a_run_measures_does_not_depend_on_what_was_kept(build, weigh, draw, tmp_path):
+    net, samples = build(NET, w=weigh(4, 3)), draw(8, 4)
+    config = QuantizeConfig(cache_dir=tmp_path, placement="all", pipeline="light")
+    first, again = (onnxcalib.quantize(net, samples, config) for _ in range(2))
+    assert again.model.SerializeToString() == first.model.SerializeToString()
+    assert (again.report.outputs, again.report.steps) == (first.report.outputs, first.report.steps)
