@@ -48,6 +48,8 @@ ONE_SCALE_SHARES = torch.from_numpy(np.geomspace(1.0, 0.1, 24))
 POWER_SHARES = torch.tensor([1, 1 / 2, 1 / 4, 1 / 8], dtype=torch.float64)
 # Rows of candidates that are rounded at once may take so many bytes.
 ROW_BYTES = 64 * 2**20
+# Bytes of a weight in float64 that are rounded at once, of which rounding has some ten copies.
+ROUND_BYTES = 2**24
 # Candidate scales of each row that go into the K-best search.
 SCALES = 3
 # Rounds in which scales are refitted to integers, and integers to scales.
@@ -262,6 +264,15 @@ def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor 
 
     For layers whose input cannot be had. summing: as in ``solve_layer``.
     """
+    at_once = max(1, ROUND_BYTES // (8 * weight.shape[0] * weight.shape[2]))
+    if spec.axis is not None and weight.shape[1] > at_once:
+        integers = torch.empty(weight.shape, dtype=torch.float64, device=weight.device)
+        scales = []
+        for rows, into in zip(weight.split(at_once, 1), integers.split(at_once, 1), strict=True):
+            part = round_layer(rows, spec, summing=summing)
+            into.copy_(part.integers)
+            scales.append(part.scale)
+        return Solution(integers, torch.cat(scales, 1), torch.zeros_like(integers[..., 0]))
     weight = weight.double()
     if spec.block is not None:
         return _round_each_block(weight, spec, spec.block)

@@ -265,6 +265,16 @@ def test_solved_scale_blocks_are_no_worse_than_rounded_ones():
     assert (losses[0] <= losses[1] + 1e-9 * losses[1].abs()).all()
 
 
+@pytest.mark.parametrize("block", [None, 4])
+def test_rows_are_rounded_by_parts_as_all_at_once(block, monkeypatch):
+    spec, weight = QuantSpec(bits=4, axis=0, block=block), torch.randn(2, 7, 12, generator=torch.manual_seed(0))
+    whole = solve_module.round_layer(weight, spec)
+    monkeypatch.setattr(solve_module, "ROUND_BYTES", 2 * 12 * 8 * 3)
+    parts = solve_module.round_layer(weight, spec)
+    for name in ("integers", "scale", "bias"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name)) and getattr(parts, name).is_contiguous()
+
+
 def test_scale_blocks_are_rounded_each_by_itself():
     weight = draw_problem(5, channels=3, size=12)[1]
     found = round_layer(weight, BLOCKS)
