@@ -24,7 +24,7 @@ from .edit import refill, replace_names, reroute, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
 from .index import Index, is_op, known_constant, reads
-from .kept import Kept
+from .kept import Kept, keep
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .tables import Tables
@@ -45,6 +45,12 @@ class LayerParams:
     integers: np.ndarray | Kept
     grid: QParams
     bias: np.ndarray | None
+
+    def kept(self) -> LayerParams:
+        """These, with large integers of a large model in the run's file."""
+        if isinstance(self.integers, Kept):
+            return self
+        return replace(self, integers=keep(self.integers, self.grid.spec.bits))
 
     def read(self) -> np.ndarray:
         """The integers as an array."""

@@ -15,9 +15,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from ..files.scratch import Scratch, room_in
 from .values import (
     PAGE_BYTES,
-    VALUE_FIELDS,
     Place,
     bare_copy,
+    is_large_model,
     is_light,
     may_go_outside,
     read_parts,
@@ -25,6 +25,7 @@ from .values import (
     read_values,
     refer,
 )
+from .weightless import copy_without_initializers, held_bytes
 
 _current: ContextVar[WeightFile | None] = ContextVar("weight_file", default=None)
 
@@ -151,10 +152,25 @@ def move_out(tensor: TensorProto) -> None:
     file = _find_file(tensor)
     if file is not None:
         kept = bare_copy(tensor)
-        for field in VALUE_FIELDS:
-            kept.ClearField(field)
         refer(kept, file.write(read_pieces(tensor)))
         tensor.CopyFrom(kept)
+
+
+def copy_out(model: ModelProto) -> ModelProto:
+    """A deep copy. In a run, the large weights of a large model go to the run's file, which is opened, not into it."""
+    file = _current.get()
+    if file is None or not is_large_model(sum(map(held_bytes, model.graph.initializer))):
+        whole = ModelProto()
+        whole.CopyFrom(model)
+        return whole
+    file.open()
+    copy = copy_without_initializers(model)
+    for tensor in model.graph.initializer:
+        outside = may_go_outside(tensor)
+        copy.graph.initializer.append(bare_copy(tensor) if outside else tensor)
+        if outside:
+            refer(copy.graph.initializer[-1], file.write(read_pieces(tensor)))
+    return copy
 
 
 def keep(integers: np.ndarray, bits: int) -> np.ndarray | Kept:

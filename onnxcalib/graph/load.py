@@ -17,10 +17,10 @@ from onnx.external_data_helper import uses_external_data
 from ..errors import ModelError
 from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
-from .edit import copy_model
 from .external import find_data, read_entries, read_external
 from .float_weights import spell_holders
 from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
+from .kept import copy_out
 from .light import parse_light
 from .ops import LAYERS, QUANTIZED_OPS
 from .shapes import infer_graph, recorded_shape
@@ -52,22 +52,28 @@ def load_model(source: Path | ModelProto) -> ModelProto:
     operator's definition allows.
     """
     if isinstance(source, ModelProto):
-        model, where = copy_model(source), "model"
-        check_texts(model, where)
-        _refuse_unread_data(model)
+        where = "model"
+        check_texts(source, where)
+        _refuse_unread_data(source)
+        _check_tensors(source, where)
+        model = copy_out(source)
     else:
         path = Path(source)
         (model, places), where = _parse(path), str(path)
         _take_data(model, path, places)
     model.ClearField("training_info")
     _refuse_out_of_range(model, where)
-    for name, tensor in list_tensors(model):
-        check_tensor(tensor, f"{where}: {name}")
+    _check_tensors(model, where)
     make_dense(model)
     check_structure(model, where)
     _refuse_broken(model, where)
     refuse_giants(model, where)
     return model
+
+
+def _check_tensors(model: ModelProto, where: str) -> None:
+    for name, tensor in list_tensors(model):
+        check_tensor(tensor, f"{where}: {name}")
 
 
 def _take_data(model: ModelProto, path: Path, places: Mapping[int, Place]) -> None:

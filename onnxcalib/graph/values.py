@@ -160,9 +160,9 @@ def bring_in(tensor: TensorProto) -> None:
 
 
 def bare_copy(tensor: TensorProto) -> TensorProto:
-    """A copy without the raw values and without their place, as which a tensor outside and one inside are the same."""
+    """A copy without values and without their place, as which a tensor outside and one inside are the same."""
     bare = TensorProto()
-    copy_fields(tensor, bare, but=("raw_data", "external_data", "data_location"))
+    copy_fields(tensor, bare, but=(*VALUE_FIELDS, "external_data", "data_location"))
     return bare
 
 

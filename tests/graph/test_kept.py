@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from onnxcalib.errors import OutputError
+from onnxcalib.errors import ModelError, OutputError
+from onnxcalib.graph import values
 from onnxcalib.graph.edit import add_constant, write_operand
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.kept import Kept, WeightFile, keep, keep_parts, keep_zeros, make_tensor, move_out
+from onnxcalib.graph.load import load_model
 from onnxcalib.graph.passes.float16 import widen_float16
 from onnxcalib.graph.passes.normalise import lift_constants
-from onnxcalib.graph.values import bring_in, find_place, is_outside, read_values
+from onnxcalib.graph.values import bring_in, find_place, is_outside, read_values, with_values
 
 LARGE = (300, 301)
 
@@ -122,3 +124,20 @@ def test_lifted_constants_and_typed_tensors_are_moved_out(file, build, draw):
     move_out(typed)
     assert is_outside(typed) and not typed.float_data
     np.testing.assert_array_equal(read_values(typed), values)
+
+
+def test_a_large_model_in_memory_is_copied_without_its_large_weights(build, draw, monkeypatch):
+    text = "g (float[N, 300] x) => (float[N, 301] y) { h = MatMul (x, w) y = Add (h, b) }"
+    model = build(text, w=draw(*LARGE), b=draw(1))
+    untouched = model.SerializeToString()
+    file = WeightFile()
+    with file.taking():
+        assert load_model(model) == model and not file.is_open
+        monkeypatch.setattr(values, "LEAST_LARGE_MODEL", 1)
+        copy = load_model(model)
+    assert [is_outside(tensor) for tensor in copy.graph.initializer] == [True, False]
+    assert with_values(copy) == model and model.SerializeToString() == untouched
+    assert load_model(model) == model  # outside of a run there is no file
+    model.graph.initializer[0].raw_data = b"1"
+    with file.taking(), pytest.raises(ModelError, match="tensor w: 1 bytes of raw_data found"):
+        load_model(model)
