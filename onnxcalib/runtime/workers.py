@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import ConfigError, first_line
 from .cores import count_cores
+from .memory import keeping_freed
 from .processes import open_workers
 
 # How often tasks are tried whose workers end before them.
@@ -41,8 +42,8 @@ def run_tasks(
     """Yield (key, function(common, task)) for every task, in the order in which they end.
 
     With one job, tasks run in this process, one after the other. Otherwise ``function``, ``common``, tasks and results
-    are pickled; ``common`` is sent to each worker once. What a task raises is raised here. Tasks of workers that end
-    early are run again; raises ConfigError after LOSSES such attempts.
+    are pickled; ``common`` is sent to each worker once. Workers begin tasks in the order of ``tasks``. What a task
+    raises is raised here. Tasks of workers that end early are run again; raises ConfigError after LOSSES such attempts.
     """
     if scheduler is None and (jobs == 1 or len(tasks) == 1):
         yield from ((key, function(common, task)) for key, task in tasks.items())
@@ -75,9 +76,18 @@ class _Cluster:
         self._executor, self._common = client.get_executor(pure=False), common
 
     def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
-        futures = {self._executor.submit(function, self._common, task): key for key, task in tasks.items()}
+        """Workers begin tasks in their order, as those of this machine do: by itself Dask goes by random keys."""
+        futures = {
+            self._executor.submit(_run_on_cluster, function, self._common, task, priority=-number): key
+            for number, (key, task) in enumerate(tasks.items())
+        }
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+
+def _run_on_cluster(function: Function, common: Any, task: Any) -> Any:
+    with keeping_freed():
+        return function(common, task)
 
 
 @contextmanager

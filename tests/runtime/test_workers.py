@@ -3,10 +3,13 @@
 import os
 import sys
 import tempfile
+from concurrent.futures import Future
+from typing import ClassVar
 
 import pytest
 
 from onnxcalib.errors import ConfigError
+from onnxcalib.runtime import workers
 from onnxcalib.runtime.workers import count_jobs, run_tasks
 from tests.runtime import tasks
 
@@ -64,6 +67,25 @@ def test_a_cluster_needs_dask(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ConfigError, match=r"^scheduler: found tcp://x:1, but Dask is not installed; install onnxcalib"):
         dict(run_tasks(print, None, TASKS, scheduler="tcp://x:1"))
+
+
+def test_a_cluster_begins_tasks_in_their_order():
+    class Executor:
+        given: ClassVar = {}
+
+        def submit(self, run, function, common, task, priority):
+            self.given[task] = priority
+            done = Future()
+            done.set_result(run(function, common, task))
+            return done
+
+    class Client:
+        def get_executor(self, pure):
+            return Executor()
+
+    found = dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
+    assert {key: value for key, (value, _) in found.items()} == {key: 10 * i for key, i in TASKS.items()}
+    assert sorted(Executor.given, key=Executor.given.get, reverse=True) == list(TASKS.values())
 
 
 def test_what_lost_workers_stored_is_cleared_away(tmp_path, monkeypatch):
