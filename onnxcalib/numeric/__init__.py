@@ -5,8 +5,8 @@ Read the files in this order.
 - Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum; ``histogram``,
   ``bin_sums``, ``ranges`` and ``levels`` give activations their grids.
 - Layers: ``gram`` has the moments that a layer's error depends on, and ``prior`` their real-valued optimum;
-  ``integer_search`` and ``solve`` find integers near it, ``scale_blocks`` fits the scales of groups of inputs, and
-  ``equalize`` evens channels that share a scale.
+  ``integer_search``, ``descent`` and ``solve`` find integers near it, ``scale_blocks`` fits the scales of groups of
+  inputs, and ``equalize`` evens channels that share a scale.
 - Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell
   what to expect of other samples.

@@ -46,19 +46,42 @@ class ScaleBlocks:
         With q_b the integers of block b and zeros elsewhere, the loss ``(sum_b s_b q_b - w*) A (sum_b s_b q_b - w*)^T``
         is least where ``sum_c (q_b A q_c^T) s_c = q_b A w*^T`` for every b.
 
-        gram A (G, K, K); optimum w* and integers (G, R, K).
+        gram A (G, K, K), in whose type work is done; optimum w* and integers (G, R, K).
         """
-        rows = integers.shape[1]
-        curvature = integers.new_zeros(len(integers), rows, self.count, self.count)
+        places = self._places()
+        unit = scale.amax(2, keepdim=True)
+        pull = _take(((optimum / unit).to(gram) @ gram), places)
+        integers = _take(integers.to(gram), places)
+        gram = _take(_take(gram, places).mT, places)
+        slope = (integers * pull).unflatten(2, (self.count, -1)).sum(3, dtype=torch.float64) * unit
+        curvature = slope.new_empty(*slope.shape, self.count)
+        size = places.shape[1] // self.count
         for block in range(self.count):
-            own = torch.where(self.numbers[:, None] == block, integers, 0.0)
-            curvature[:, :, block] = self.sum((own @ gram) * integers)
-        slope = self.sum(integers * (optimum @ gram))
+            own, rest = slice(block * size, (block + 1) * size), slice(block * size, None)
+            products = (integers[..., own] @ gram[:, own, rest]).mul_(integers[..., rest])
+            sums = products.unflatten(2, (-1, size)).sum(3)
+            curvature[:, :, block, block:], curvature[:, :, block:, block] = sums, sums
         diagonal = curvature.diagonal(dim1=2, dim2=3)
         damping = DAMPING * diagonal.mean(2, keepdim=True) + torch.finfo(torch.float32).tiny
         diagonal.add_(damping)
         fitted = torch.linalg.solve(curvature, slope + damping * scale)
         return torch.where(fitted > 0, fitted, scale)
 
+    def _places(self) -> torch.Tensor:
+        """The inputs block by block, (G, N times the size of the largest block); K where a block has no more inputs."""
+        groups, inputs = self.numbers.shape
+        order = self.numbers.argsort(dim=1, stable=True)
+        sizes = self.numbers[0].bincount(minlength=self.count)
+        size, starts = int(sizes.max()), sizes.cumsum(0) - sizes
+        block = self.numbers.gather(1, order)
+        place = block * size + torch.arange(inputs, device=order.device) - starts[block]
+        return order.new_full((groups, self.count * size), inputs).scatter_(1, place, order)
+
     def _index(self, rows: int) -> torch.Tensor:
         return self.numbers.unsqueeze(1).expand(-1, rows, -1)
+
+
+def _take(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """values (G, R, K) of the inputs ``places`` (G, P), as (G, R, P); zero where a place is K."""
+    padded: torch.Tensor = torch.nn.functional.pad(values, (0, 1))
+    return padded.gather(2, places.unsqueeze(1).expand(-1, values.shape[1], -1))

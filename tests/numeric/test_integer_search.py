@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcalib.numeric.integer_search import descend, excess_loss, factor_inverse, gptq, order_inputs, search
+from onnxcalib.numeric import integer_search
+from onnxcalib.numeric.integer_search import Metric, excess_loss, gptq, order_inputs, search
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.saturation import keep_pairs, pair_sums
+from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QuantSpec
 
 FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)
@@ -34,6 +35,11 @@ def draw_rows(seed, *, groups=1, channels=32, size=40):
     return torch.from_numpy(inputs @ inputs.swapaxes(1, 2) / 300), weight
 
 
+def metric_of(gram):
+    """The metric, in which work is done in float64."""
+    return Metric.of(gram, torch.float64)
+
+
 def try_all(gram, optimum, scale, spec):
     """The least loss (1, R) over all integers."""
     grid = itertools.product(range(spec.qmin, spec.qmax + 1), repeat=optimum.shape[2])
@@ -43,48 +49,17 @@ def try_all(gram, optimum, scale, spec):
     return torch.stack([excess_loss(gram, row, integers, scales).min() for row in rows])[None]
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
-def test_descent_ends_where_no_change_of_one_integer_helps(seed, bits):
-    gram, optimum, spec = draw_tiny(seed, bits)
-    scale = torch.full(optimum.shape[:2], 1.3, dtype=torch.float64)
-    start = quantize(optimum, scale[..., None], 0, spec)
-    found = descend(gram, optimum, start, scale, spec)
-    loss = excess_loss(gram, optimum, found, scale)
-    assert (loss <= excess_loss(gram, optimum, start, scale) + 1e-12).all()
-    for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
-        other = found.clone()
-        other[:, :, j] = value
-        assert (excess_loss(gram, optimum, other, scale) >= loss - 1e-9).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([2, 3]))
-def test_descent_finds_the_best_of_all_integers_where_inputs_are_not_correlated(seed, bits):
-    gram, optimum, spec = draw_tiny(seed, bits)
-    gram = torch.diag_embed(gram.diagonal(dim1=1, dim2=2))
-    scale = torch.full(optimum.shape[:2], 0.7, dtype=torch.float64)
-    found = descend(gram, optimum, torch.zeros_like(optimum), scale, spec)
-    grid = range(spec.qmin, spec.qmax + 1)
-    all_of_them = torch.tensor(list(itertools.product(grid, repeat=optimum.shape[2])), dtype=torch.float64)
-    for row in range(optimum.shape[1]):
-        rows = optimum[:, row : row + 1].expand(-1, len(all_of_them), -1)
-        losses = excess_loss(gram, rows, all_of_them[None], scale[:, :1].expand(-1, len(all_of_them)))
-        mine = excess_loss(gram, optimum, found, scale)[0, row]
-        torch.testing.assert_close(mine, losses.min(), rtol=1e-9, atol=1e-9)
-
-
 def test_gptq_on_inputs_without_correlation_is_nearest_rounding():
     weight = draw_rows(9, channels=4, size=12)[1]
     scale = weight.abs().amax(2) / 7
-    upper = 0.5 * torch.eye(12, dtype=torch.float64)[None]
-    assert torch.equal(gptq(upper, weight, scale, FOUR)[0], quantize(weight, scale[..., None], 0, FOUR))
+    metric = metric_of(4 * torch.eye(12, dtype=torch.float64)[None])
+    assert torch.equal(gptq(metric, weight, scale, FOUR)[0], quantize(weight, scale[..., None], 0, FOUR))
 
 
 def test_gptq_beats_nearest_rounding_where_inputs_are_correlated():
     gram, weight = draw_rows(10)
     scale = weight.abs().amax(2) / 7
-    found, loss = gptq(factor_inverse(gram), weight, scale, FOUR)
+    found, loss = gptq(metric_of(gram), weight, scale, FOUR)
     nearest = quantize(weight, scale[..., None], 0, FOUR)
     torch.testing.assert_close(loss, excess_loss(gram, weight, found, scale), rtol=1e-9, atol=0)
     assert loss.sum() < 0.7 * excess_loss(gram, weight, nearest, scale).sum()
@@ -98,25 +73,17 @@ def test_a_search_that_keeps_all_branches_mostly_finds_the_best_of_all_integers(
         optimum = torch.from_numpy(np.random.default_rng(seed).uniform(-0.4, 0.4, size=(1, 3, gram.shape[1])))
         scale = torch.full(optimum.shape[:2], 0.9, dtype=torch.float64)
         best = try_all(gram, optimum, scale, spec)
-        loss = excess_loss(gram, optimum, search(factor_inverse(gram), optimum, scale, spec, width=4**4), scale)
+        loss = excess_loss(gram, optimum, search(metric_of(gram), optimum, scale, spec, width=4**4), scale)
         assert (loss >= best - 1e-9).all()
         exact += (loss <= best + 1e-9).flatten().tolist()
     assert np.mean(exact) > 0.9
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 1), (1, 1, 5), (2, 3, 4)])
-def test_descent_does_not_change_the_integers_that_it_starts_from(shape):
-    gram, weight = draw_rows(4, groups=shape[0], channels=shape[1], size=shape[2])
-    start = torch.zeros_like(weight)
-    found = descend(gram, weight, start, weight.abs().amax(2) / 7, FOUR)
-    assert not start.any() and found.any()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 9))
 def test_a_search_stays_on_the_grid(seed, width):
     gram, weight = draw_rows(seed, groups=2, channels=3, size=7)
-    found = search(factor_inverse(gram), 3 * weight, weight.abs().amax(2) / 7, FOUR, width=width)
+    found = search(metric_of(gram), 3 * weight, weight.abs().amax(2) / 7, FOUR, width=width)
     assert found.shape == weight.shape
     assert torch.equal(found, found.round().clip(FOUR.qmin, FOUR.qmax))
 
@@ -124,14 +91,14 @@ def test_a_search_stays_on_the_grid(seed, width):
 @pytest.mark.parametrize("size", [1, 12, 32, 70])
 def test_a_search_of_width_one_is_gptq(size):
     gram, weight = draw_rows(1, groups=3, channels=5, size=size)
-    scale, upper = weight.abs().amax(2) / 7, factor_inverse(gram)
-    assert torch.equal(search(upper, weight, scale, FOUR, width=1), gptq(upper, weight, scale, FOUR)[0])
+    scale, metric = weight.abs().amax(2) / 7, metric_of(gram)
+    assert torch.equal(search(metric, weight, scale, FOUR, width=1), gptq(metric, weight, scale, FOUR)[0])
 
 
 def test_more_branches_find_better_integers():
     gram, weight = draw_rows(2, groups=2)
-    scale, upper = weight.abs().amax(2) / 7, factor_inverse(gram)
-    losses = [excess_loss(gram, weight, search(upper, weight, scale, FOUR, width=w), scale).sum() for w in (1, 4, 32)]
+    scale, metric = weight.abs().amax(2) / 7, metric_of(gram)
+    losses = [excess_loss(gram, weight, search(metric, weight, scale, FOUR, width=w), scale).sum() for w in (1, 4, 32)]
     assert losses[2] < losses[1] < 0.9 * losses[0]
 
 
@@ -140,11 +107,14 @@ def test_inputs_are_rounded_by_descending_power():
     assert order_inputs(gram).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3]]
 
 
-def test_the_factor_is_upper_triangular_and_its_square_is_the_inverse():
+def test_the_factor_is_upper_triangular_and_its_square_is_the_gram_matrix_in_units_of_its_power():
     gram, _ = draw_rows(3, groups=2, channels=4, size=9)
-    upper = factor_inverse(gram)
-    torch.testing.assert_close(upper.mT @ upper, torch.linalg.inv(gram))
-    assert torch.equal(upper, upper.triu())
+    gram[1] *= 1e30
+    metric = metric_of(gram)
+    torch.testing.assert_close(metric.upper @ metric.upper.mT, metric.gram)
+    torch.testing.assert_close(metric.gram * metric.power[..., None], gram)
+    assert torch.equal(metric.upper, metric.upper.triu())
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in Metric.of(gram)[:2])
 
 
 @settings(max_examples=40, deadline=None)
@@ -153,26 +123,12 @@ def test_equal_scales_for_all_inputs_give_what_one_scale_gives(seed, width):
     gram, weight = draw_rows(seed, channels=5, size=40)
     scale = weight.abs().amax(2) / 6
     each = scale[..., None].expand(weight.shape).contiguous()
-    upper = factor_inverse(gram)
-    assert torch.equal(gptq(upper, weight, scale, FOUR)[0], gptq(upper, weight, each, FOUR)[0])
-    torch.testing.assert_close(gptq(upper, weight, scale, FOUR)[1], gptq(upper, weight, each, FOUR)[1].sum(2))
-    found = [search(upper, weight, s, FOUR, width=width) for s in (scale, each)]
+    metric = metric_of(gram)
+    assert torch.equal(gptq(metric, weight, scale, FOUR)[0], gptq(metric, weight, each, FOUR)[0])
+    torch.testing.assert_close(gptq(metric, weight, scale, FOUR)[1], gptq(metric, weight, each, FOUR)[1].sum(2))
+    found = [search(metric, weight, s, FOUR, width=width) for s in (scale, each)]
     assert torch.equal(*found)
-    assert torch.equal(*(descend(gram, weight, found[0], s, FOUR) for s in (scale, each)))
     torch.testing.assert_close(*(excess_loss(gram, weight, found[0], s) for s in (scale, each)))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6))
-def test_with_a_scale_for_each_input_descent_ends_where_no_change_of_one_integer_helps(seed):
-    gram, optimum, spec = draw_tiny(seed, 3)
-    scale = torch.from_numpy(np.random.default_rng(seed).uniform(0.5, 2, size=optimum.shape))
-    found = descend(gram, optimum, quantize(optimum, scale, 0, spec), scale, spec)
-    loss = excess_loss(gram, optimum, found, scale)
-    for j, value in itertools.product(range(optimum.shape[2]), range(spec.qmin, spec.qmax + 1)):
-        other = found.clone()
-        other[:, :, j] = value
-        assert (excess_loss(gram, optimum, other, scale) >= loss - 1e-9).all()
 
 
 def test_with_a_scale_for_each_input_a_search_of_great_width_comes_near_the_least_loss():
@@ -180,7 +136,7 @@ def test_with_a_scale_for_each_input_a_search_of_great_width_comes_near_the_leas
         gram, optimum, spec = draw_tiny(seed, 2)
         scale = torch.from_numpy(np.random.default_rng(seed).uniform(0.5, 2, size=optimum.shape))
         grid = torch.tensor(list(itertools.product(range(-2, 2), repeat=optimum.shape[2])), dtype=torch.float64)[None]
-        found = search(factor_inverse(gram), optimum, scale, spec, width=256)
+        found = search(metric_of(gram), optimum, scale, spec, width=256)
         for row in range(3):
             rows, scales = (x[:, row : row + 1].expand(grid.shape) for x in (optimum, scale))
             least = excess_loss(gram, rows, grid, scales).min()
@@ -191,45 +147,38 @@ def test_with_a_scale_for_each_input_a_search_of_great_width_comes_near_the_leas
 LIMITED = QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=128)
 
 
+def assert_within_limit(integers):
+    assert int(pair_sums(integers).max()) <= LIMITED.pair_limit
+    assert LIMITED.qmin <= int(integers.min()) and int(integers.max()) <= LIMITED.qmax
+    assert torch.equal(integers, integers.round())
+
+
 @pytest.mark.parametrize("size", [40, 41, 96])
 @pytest.mark.parametrize("share", [1.0, 0.5])
 def test_pairs_of_integers_stay_within_their_limit(size, share):
     """At a share of 1 hardly any pair is beyond the limit before it is clamped, at 0.5 many are."""
     gram, weight = draw_rows(1, size=size, groups=2)
     scale = share * weight.abs().amax(2) / 64
-    upper = factor_inverse(gram)
-    rounded, searched = gptq(upper, weight, scale, LIMITED)[0], search(upper, weight, scale, LIMITED, width=1)
+    metric = metric_of(gram)
+    rounded, searched = gptq(metric, weight, scale, LIMITED)[0], search(metric, weight, scale, LIMITED, width=1)
     assert torch.equal(rounded, searched)
-    start = keep_pairs(quantize(weight, scale[..., None], 0, LIMITED), LIMITED.pair_limit)
-    for integers in (
-        rounded,
-        descend(gram, weight, rounded, scale, LIMITED),
-        descend(gram, weight, start, scale, LIMITED),
-    ):
-        assert int(pair_sums(integers).max()) <= LIMITED.pair_limit
-        assert LIMITED.qmin <= int(integers.min()) and int(integers.max()) <= LIMITED.qmax
-        assert torch.equal(integers, integers.round())
+    assert_within_limit(rounded)
     if share < 1:
         assert int(pair_sums(rounded).max()) == LIMITED.pair_limit
-
-
-def test_descent_under_a_limit_ends_where_no_allowed_change_helps():
-    gram, weight = draw_rows(2, channels=6, size=7)
-    scale = weight.abs().amax(2) / 90
-    start = keep_pairs(quantize(weight, scale[..., None], 0, LIMITED), LIMITED.pair_limit)
-    found = descend(gram, weight, start, scale, LIMITED)
-    loss = excess_loss(gram, weight, found, scale)
-    assert (loss <= excess_loss(gram, weight, start, scale) + 1e-9).all()
-    for j, value in itertools.product(range(7), range(LIMITED.qmin, LIMITED.qmax + 1)):
-        other = found.clone()
-        other[:, :, j] = value
-        allowed = pair_sums(other).amax(2) <= LIMITED.pair_limit
-        assert (~allowed | (excess_loss(gram, weight, other, scale) >= loss - 1e-9)).all()
 
 
 def test_a_limit_that_no_pair_can_exceed_changes_nothing():
     gram, weight = draw_rows(3)
     free, far = (QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=limit) for limit in (None, 256))
     scale = weight.abs().amax(2) / 127
-    one, other = (descend(gram, weight, gptq(factor_inverse(gram), weight, scale, s)[0], scale, s) for s in (free, far))
-    assert torch.equal(one, other)
+    assert torch.equal(*(gptq(metric_of(gram), weight, scale, spec)[0] for spec in (free, far)))
+
+
+def test_a_window_ends_with_the_best_of_its_branches(monkeypatch):
+    gram, weight = draw_rows(5, size=24)
+    scale, metric = weight.abs().amax(2) / 7, metric_of(gram)
+    losses = []
+    for size in (4, 24):
+        monkeypatch.setattr(integer_search, "WINDOW", size)
+        losses.append(excess_loss(gram, weight, search(metric, weight, scale, FOUR, width=8), scale).sum())
+    assert losses[1] < losses[0] < excess_loss(gram, weight, gptq(metric, weight, scale, FOUR)[0], scale).sum()
