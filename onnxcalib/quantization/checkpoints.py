@@ -216,10 +216,12 @@ class Checkpoints:
             self.folder.close()
 
     def leave(self, note: Callable[[str], None]) -> None:
-        """Leave the folder to the next run, or remove it where there is nothing to go on from."""
+        """Leave the folder to the next run, or remove it where no block is done."""
         if self.folder is None:
             return
-        if not any(map(self.folder.has, (RANGES, WALK, TUNED))):
+        walk = self.find(WALK, WalkDone)
+        apart = any(name.startswith(APART) for name in self.folder.names())
+        if not (apart or self.folder.has(TUNED) or (walk is not None and walk.solved)):
             self.folder.remove()
             return
         note(f"{self.folder.path}: keeps what was done; the same command goes on from there")
