@@ -11,7 +11,7 @@ from onnx import TensorProto
 from ..errors import ModelError
 from ..files.reading import check_file
 from .tensors import check_declared
-from .values import Place, bring_in, count_bytes, is_large_model, may_go_outside, refer
+from .values import Place, bring_in, count_bytes, describe_state, is_large_model, may_go_outside, refer
 
 # Tensors may share bytes, as tied weights do. They may name so many times the bytes that are on the disk, and so many
 # more where files are small.
@@ -75,6 +75,7 @@ def _find_place(tensor: TensorProto, model: Path) -> tuple[Place, int]:
     if tensor.data_type == TensorProto.STRING:
         raise ModelError(f"{where} are text; numbers are needed; export the model again")
     file, size = find_data(tensor, model)
+    state = describe_state(os.stat(file))
     entries = read_entries(tensor)
     for key in ("offset", "length"):
         value = entries.get(key, "0")
@@ -89,4 +90,4 @@ def _find_place(tensor: TensorProto, model: Path) -> tuple[Place, int]:
         )
     if offset + length > size:
         raise ModelError(f"{where} cannot be read from {file} (bytes {offset} to {offset + length} of {size}); {GIVE}")
-    return Place(Path(os.path.abspath(file)), offset, length), size
+    return Place(Path(os.path.abspath(file)), offset, length, state), size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +10,7 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, TensorProto
 
 from .stream import spell_key
-from .values import TYPES, Place, count_bytes, may_go_outside
+from .values import TYPES, Place, count_bytes, describe_state, may_go_outside
 from .wire import LENGTH, Field, list_fields
 
 # What a tensor has beside its values; all of it is a few bytes.
@@ -41,6 +42,7 @@ class _Reader:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.places: dict[int, Place] = {}
         self._file, self._path, self._count = file, path.absolute(), 0
+        self._state = describe_state(os.fstat(file.fileno()))
 
     def read_graph(self, graph: Field) -> list[bytes]:
         """The bytes of the graph without these values."""
@@ -68,7 +70,7 @@ class _Reader:
         data = b"".join(_copy(file, field) for field in others)
         tensor = TensorProto()
         tensor.ParseFromString(data)
-        place = Place(self._path, raw[0].value, raw[0].end - raw[0].value)
+        place = Place(self._path, raw[0].value, raw[0].end - raw[0].value, self._state)
         if tensor.data_type not in TYPES or not may_go_outside(tensor) or count_bytes(tensor) != place.length:
             return None
         self.places[self._count] = place

@@ -7,9 +7,10 @@ can bring one, as there such paths are refused: ``load`` makes them of what it h
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -33,15 +34,26 @@ PACKED_BITS = {
     **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
 }
 TYPES = {kind: helper.tensor_dtype_to_np_dtype(kind) for kind in helper.get_all_tensor_dtypes()}
+# The entry of external data that holds a file's state: the one that onnxruntime takes and does not read.
+_STATE = "checksum"
 GIVE = "the files of a model must stay as they are while a run reads them; start again"
 
 
 class Place(NamedTuple):
-    """Where the values of a tensor lie: ``length`` bytes of a file from ``offset`` on, as raw_data holds them."""
+    """Where the values of a tensor lie: ``length`` bytes of a file from ``offset`` on, as raw_data holds them.
+
+    state: that of a user's file when it was checked (``describe_state``); empty for a file of the run's own.
+    """
 
     file: Path
     offset: int
     length: int
+    state: str = ""
+
+
+def describe_state(facts: os.stat_result) -> str:
+    """What tells that a file has been written since: its size, and when it was written last."""
+    return f"{facts.st_size}:{facts.st_mtime_ns}"
 
 
 def count_bytes(tensor: TensorProto) -> int:
@@ -63,7 +75,7 @@ def is_light(model: ModelProto) -> bool:
 def find_place(tensor: TensorProto) -> Place:
     """Where the values of a tensor outside lie."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    return Place(Path(entries["location"]), int(entries["offset"]), int(entries["length"]))
+    return Place(Path(entries["location"]), int(entries["offset"]), int(entries["length"]), entries.get(_STATE, ""))
 
 
 def refer(tensor: TensorProto, place: Place) -> None:
@@ -73,6 +85,8 @@ def refer(tensor: TensorProto, place: Place) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", place.file), ("offset", place.offset), ("length", place.length)):
         tensor.external_data.add(key=key, value=str(value))
+    if place.state:
+        tensor.external_data.add(key=_STATE, value=place.state)
 
 
 def read_values(tensor: TensorProto) -> np.ndarray:
@@ -81,8 +95,7 @@ def read_values(tensor: TensorProto) -> np.ndarray:
         return np.asarray(numpy_helper.to_array(tensor))
     place, kind = find_place(tensor), TYPES[tensor.data_type]
     data = np.empty(place.length, np.uint8)
-    with open_file(place.file, ModelError, give=GIVE) as file:
-        file.seek(place.offset)
+    with _open(place) as file:
         if file.readinto(data) < place.length:  # type: ignore[attr-defined]
             raise _cut_off(tensor, place)
     if held_bytes(tensor) != place.length:  # several values share a byte
@@ -106,7 +119,7 @@ def read_rows(tensor: TensorProto, size: int) -> Iterator[np.ndarray]:
     for start in range(0, length, step):
         count = min(step, length - start)
         part = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[count, *tensor.dims[1:]])
-        refer(part, Place(place.file, place.offset + start * row, count * row))
+        refer(part, place._replace(offset=place.offset + start * row, length=count * row))
         yield read_values(part)
 
 
@@ -123,7 +136,7 @@ def read_parts(tensor: TensorProto) -> Iterator[np.ndarray]:
     while left:
         part = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[min(left, PART_VALUES)])
         size = count_bytes(part)
-        refer(part, Place(place.file, start, size))
+        refer(part, place._replace(offset=start, length=size))
         yield read_values(part)
         start, left = start + size, left - part.dims[0]
 
@@ -140,8 +153,7 @@ def read_pieces(tensor: TensorProto) -> Iterator[bytes]:
         yield tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
         return
     place = find_place(tensor)
-    with open_file(place.file, ModelError, give=GIVE) as file:
-        file.seek(place.offset)
+    with _open(place) as file:
         left = place.length
         while left:
             piece = file.read(min(left, PIECE_BYTES))
@@ -187,6 +199,16 @@ def is_large_model(size: int) -> bool:
 def may_go_outside(tensor: TensorProto) -> bool:
     """Whether a tensor's values may lie in a file: they are many, and no text."""
     return tensor.data_type != TensorProto.STRING and is_large(tensor)
+
+
+def _open(place: Place) -> BinaryIO:
+    """The file at the beginning of the values. Raises ModelError where it has been written since it was checked."""
+    file = open_file(place.file, ModelError, give=GIVE)
+    if place.state and describe_state(os.fstat(file.fileno())) != place.state:
+        file.close()
+        raise ModelError(f"{place.file}: was written since this run began to read it; {GIVE}")
+    file.seek(place.offset)
+    return file
 
 
 def _cut_off(tensor: TensorProto, place: Place) -> ModelError:

@@ -13,7 +13,7 @@ from onnxcalib.graph.kept import Kept, WeightFile, keep, keep_parts, keep_zeros,
 from onnxcalib.graph.load import load_model
 from onnxcalib.graph.passes.float16 import widen_float16
 from onnxcalib.graph.passes.normalise import lift_constants
-from onnxcalib.graph.values import bring_in, find_place, is_outside, read_values, with_values
+from onnxcalib.graph.values import bring_in, find_place, is_outside, read_pieces, read_values, with_values
 
 LARGE = (300, 301)
 
@@ -141,3 +141,14 @@ def test_a_large_model_in_memory_is_copied_without_its_large_weights(build, draw
     model.graph.initializer[0].raw_data = b"1"
     with file.taking(), pytest.raises(ModelError, match="tensor w: 1 bytes of raw_data found"):
         load_model(model)
+
+
+def test_a_file_of_the_run_that_is_cut_off_is_told(file, draw):
+    tensor = make_tensor("w", draw(*LARGE))
+    place = find_place(tensor)
+    os.truncate(place.file, 100)
+    for read in (read_values, lambda each: list(read_pieces(each))):
+        with pytest.raises(
+            ModelError, match=r"the values of tensor w, bytes 0 to 361200, are no longer there; the files"
+        ):
+            read(tensor)

@@ -84,11 +84,11 @@ def test_values_of_all_types_are_read_from_files(build, tmp_path, monkeypatch, k
     np.testing.assert_array_equal(found.astype(np.float32), held.astype(np.float32))
 
 
-def test_a_file_that_is_cut_off_after_it_was_loaded_is_refused(light, tmp_path):
+def test_a_file_that_is_written_after_it_was_loaded_is_refused(light, tmp_path):
     place = find_place(light.graph.initializer[0])
     place.file.write_bytes(place.file.read_bytes()[: place.offset + 100])
     for read in (lambda: read_values(light.graph.initializer[0]), lambda: save_model(light, tmp_path / "n.onnx")):
-        with pytest.raises(ModelError, match=r"the values of tensor w, bytes .* are no longer there; the files"):
+        with pytest.raises(ModelError, match=r"was written since this run began to read it; the files of"):
             read()
     assert not (tmp_path / "n.onnx").exists()
 
