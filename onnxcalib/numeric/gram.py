@@ -47,17 +47,20 @@ class Moments:
         """Whether the covariances are finite; products of large finite values may overflow."""
         return bool(self.gram.isfinite().all() and self.cross.isfinite().all())
 
-    def pool(self, other: Moments) -> Moments:
-        """The moments of both sets of columns together (Chan, Golub and LeVeque 1979, pairwise update)."""
-        total = self.columns + other.columns
-        mine, theirs = self.columns / total, other.columns / total
-        inputs = other.input_mean - self.input_mean
-        targets = other.target_mean - self.target_mean
-        between = mine * theirs * inputs.unsqueeze(1)
+    def without(self, part: Moments) -> Moments:
+        """The moments of these columns but those of ``part``, which are some of them.
+
+        The pairwise update of Chan, Golub and LeVeque (1979) the other way round.
+        """
+        count = self.columns - part.columns
+        mine, theirs = self.columns / count, part.columns / count
+        inputs = (self.input_mean - part.input_mean) * mine
+        targets = (self.target_mean - part.target_mean) * mine
+        between = theirs / mine * inputs.unsqueeze(1)
         # In place, as a Gram matrix may have hundreds of megabytes.
-        gram = (mine * self.gram).add_(other.gram, alpha=theirs).addcmul_(inputs.unsqueeze(2), between)
-        cross = (mine * self.cross).add_(other.cross, alpha=theirs).addcmul_(targets.unsqueeze(2), between)
-        return Moments(gram, cross, self.input_mean + theirs * inputs, self.target_mean + theirs * targets, total)
+        gram = (mine * self.gram).add_(part.gram, alpha=-theirs).addcmul_(inputs.unsqueeze(2), between, value=-1)
+        cross = (mine * self.cross).add_(part.cross, alpha=-theirs).addcmul_(targets.unsqueeze(2), between, value=-1)
+        return Moments(gram, cross, part.input_mean + inputs, part.target_mean + targets, count)
 
     def about_zero(self) -> Moments:
         """The moments about zero, with means of zero: the error of a layer that cannot have a bias depends on these."""
@@ -218,8 +221,12 @@ def unfold(
     needed, position = (t.to(x.device) for t in index.unique(return_inverse=True))
     values = x.flatten(2).index_select(2, needed.clamp_min(0))
     values = values if change is None else change(values)
-    values.masked_fill_(needed < 0, 0)
-    columns = values.permute(1, 2, 0).contiguous().index_select(1, position.flatten())
+    padded = bool((needed[:1] < 0).any())
+    if padded:
+        values.masked_fill_(needed < 0, 0)
+    columns = values.permute(1, 2, 0)
+    if padded or math.prod(convolution.kernel) > 1:  # otherwise positions read a value each, in their order
+        columns = columns.contiguous().index_select(1, position.flatten())
     inputs = x.shape[1] // convolution.groups * math.prod(convolution.kernel)
     return columns.reshape(convolution.groups, inputs, len(positions) * len(x))
 

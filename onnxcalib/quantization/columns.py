@@ -71,11 +71,9 @@ class ColumnReader:
             return None
         joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
         prior, moments = Prior(), measured[0]
-        if len(measured) == 2:
-            fitted, held_out = measured
-            prior = choose_prior(joined(fitted), joined(held_out), rows)
-            moments = fitted.pool(held_out)
-            del fitted, held_out
+        for held_out in measured[1:]:
+            prior = choose_prior(joined(moments.without(held_out)), joined(held_out), rows)
+            del held_out
         del measured  # the Gram matrices are most of the memory that solving takes
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
@@ -129,22 +127,20 @@ class ColumnReader:
         return len(inputs), math.prod(sizes)
 
     def _measure(self) -> list[Moments]:
-        """Moments of the samples that are solved on, then of the held-out ones; a set without columns is left out."""
-        learning, held_out = MomentSum(), MomentSum()
+        """Moments of all samples, then of the held-out ones if there are others; empty without any column."""
+        whole, held_out = MomentSum(), MomentSum()
         first = 0
         for number, size in enumerate(self.stored.sizes):
             for part, inputs, targets in self._read_columns(number, first):
-                if not part.held.any():
-                    learning.add(inputs, targets)
-                    continue
-                held = part.hold(inputs.shape[2])
-                for total, chosen in ((learning, ~held), (held_out, held)):
-                    index = chosen.nonzero()[:, 0].to(inputs.device)
-                    total.add(inputs.index_select(2, index), targets.index_select(2, index))
+                whole.add(inputs, targets)
+                if part.held.any():
+                    index = part.hold(inputs.shape[2]).nonzero()[:, 0].to(inputs.device)
+                    held_out.add(inputs.index_select(2, index), targets.index_select(2, index))
             first += size
         if self.kept:
             self.kept.drop()
-        seen = [total.centre() for total in (learning, held_out) if total.columns]
+        totals = [whole, held_out] if 0 < held_out.columns < whole.columns else [whole]
+        seen = [total.centre() for total in totals if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise explain_nan(self.problem.model, self.layer.output) or DataError(
                 f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"

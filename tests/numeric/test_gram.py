@@ -168,14 +168,13 @@ def test_streamed_moments_are_those_of_all_columns_at_once(parts, groups, size, 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_pooled_moments_are_those_of_both_sets(first, second, seed):
+def test_moments_without_a_part_are_those_of_the_rest(first, second, seed):
     inputs, targets = correlated(2, 4, first + second, seed)
-    parts = []
-    for x, y in zip(inputs.split([first, second], 2), targets.split([first, second], 2), strict=True):
-        parts.append(MomentSum())
-        parts[-1].add(x, y)
-    pooled = parts[0].centre().pool(parts[1].centre())
-    check_equal(pooled, moments_at_once(inputs, targets), 1e-9)
+    totals = [MomentSum(), MomentSum()]
+    for total, count in zip(totals, (first + second, second), strict=True):
+        total.add(inputs[..., -count:], targets[..., -count:])
+    whole, part = (total.centre() for total in totals)
+    check_equal(whole.without(part), moments_at_once(inputs[..., :first], targets[..., :first]), 1e-8)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -207,12 +206,13 @@ def test_a_batch_without_columns_adds_nothing():
     check_equal(total.centre(), moments_at_once(inputs, targets), 1e-9)
 
 
-def test_moments_stay_as_they_are_when_pooled_and_summed_on():
+def test_moments_stay_as_they_are_when_parts_are_taken_away_and_columns_added():
     inputs, targets = correlated(1, 3, 6, 0)
-    total = MomentSum()
+    part, total = MomentSum(), MomentSum()
+    part.add(inputs[..., :2], targets[..., :2])
     total.add(inputs, targets)
-    one, other = total.centre(), total.centre()
-    one.pool(other).about_zero()
+    one = total.centre()
+    one.without(part.centre()).about_zero()
     total.add(inputs + 1, targets)
     check_equal(one, moments_at_once(inputs, targets), 1e-9)
 

@@ -391,7 +391,7 @@ def test_columns_are_what_a_layer_reads_behind_both_grids(build, weigh, draw, st
     for grid in (state.grids.activations["r"], state.grids.requantized["r"]):
         r = fake_quantize(r, grid.scale, grid.zero_point, grid.spec)
     # The middle of the kernel reads every position once.
-    middle = np.concatenate([columns[0, 4::9] for columns in seen[:2]], axis=1)
+    middle = np.concatenate([columns[0, 4::9] for columns in seen[:1]], axis=1)
     np.testing.assert_allclose(np.sort(middle, axis=1), np.sort(np.moveaxis(r, 1, 0).reshape(4, -1), axis=1), rtol=1e-6)
 
 
