@@ -41,16 +41,16 @@ class Carried:
         self.store, self.names = store, tuple(names)
 
     def copy_to(self, store: Store) -> None:
-        for name, values in self._read().items():
-            for value in values:
+        for name in self.names:
+            for value in self._read(name):
                 store.append(name, value)
 
-    def _read(self) -> dict[str, Iterator[Any]]:
-        batches = {name: range(len(self.store.counts(name))) for name in self.names}
-        return {name: (self.store.batch(name, number) for number in batches[name]) for name in self.names}
+    def _read(self, name: str) -> Iterator[Any]:
+        for number in range(len(self.store.counts(name))):
+            yield self.store.batch(name, number)
 
     def __getstate__(self) -> dict[str, list[Any]]:
-        return {name: list(values) for name, values in self._read().items()}
+        return {name: list(self._read(name)) for name in self.names}
 
     def __setstate__(self, values: Mapping[str, list[Any]]) -> None:
         self.store, self.names = Store(), tuple(values)

@@ -8,11 +8,12 @@ import pytest
 from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.quantization import parallel
-from onnxcalib.quantization.parallel import reconstruct_apart
+from onnxcalib.quantization.parallel import Carried, reconstruct_apart
 from onnxcalib.quantization.probes import draw_probes
 from onnxcalib.quantization.reconstruct import reconstruct
 from onnxcalib.quantization.run import Run
 from onnxcalib.report import Observer
+from onnxcalib.runtime.store import Store
 
 NET = """g (float[N, 3, 6, 6] x) => (float[N, 3] y) {
     [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w0, b0)  [relu0] r = Relu (s)
@@ -96,6 +97,16 @@ def work_as(monkeypatch):
         monkeypatch.setattr(parallel, "spread_tasks", spread)
 
     return set_workers
+
+
+def test_each_tensor_is_carried_with_its_own_values():
+    with Store() as store:
+        for name, values in {"a": (1, 2), "b": (3,), "c": ()}.items():
+            for value in values:
+                store.append(name, np.full((2, 2), value))
+        found = pickle.loads(pickle.dumps(Carried(store, ["a", "b"])))
+    assert found.names == ("a", "b") and found.store.names() == ["a", "b"]
+    assert [found.store.batch("a", i)[0, 0] for i in (0, 1)] == [1, 2] and found.store.batch("b", 0)[0, 0] == 3
 
 
 @pytest.mark.parametrize("changes", [{**FOUR, "steps": 3}, {**LIGHT, "views": 1, "probes": 1}], ids=str)
