@@ -248,18 +248,33 @@ def _choose_promising(
 
     The loss is a sum over the inputs, ``((s q_j - v_j) N_jj)^2``. Here each v_j is w*_j, and not yet compensated.
     """
+    losses = _measure_rounding(optimum, candidates, grid, metric.upper.diagonal(dim1=1, dim2=2).unsqueeze(1))
+    if grid[1] is None:
+        losses = torch.stack([_pool(each * metric.power, grid[0]) for each in losses])
+    return candidates.gather(0, losses.argsort(dim=0, stable=True)[:PROMISING])
+
+
+def _measure_rounding(
+    rows: torch.Tensor,
+    candidates: torch.Tensor,
+    grid: tuple[QuantSpec, ScaleBlocks | None],
+    weights: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """The squared error of rounding to nearest at each candidate scale, in the shape of ``candidates``.
+
+    Work is done in float32. candidates: shares of the first of them, the same in all rows; each input's error is
+    multiplied by its weight, before it is squared. Errors of blocks are in units of their first scale.
+    """
     spec, blocks = grid
-    weights = metric.upper.diagonal(dim1=1, dim2=2).unsqueeze(1)
     largest = candidates[0]
-    goal = (optimum / expand_scale(_expand_blocks(largest, blocks))).to(metric.upper)
+    goal = (rows / expand_scale(_expand_blocks(largest, blocks))).float()
     losses = []
-    for share in (candidates[:, :1, :1] / largest[:1, :1]).flatten(1)[:, 0].tolist():  # the same in all rows
-        error = (goal / share).round_().clamp_(spec.qmin, spec.qmax).mul_(share).sub_(goal).mul_(weights).square_()
-        if blocks is None:
-            losses.append(_pool(error.sum(2).double() * metric.power * largest.square(), spec))
-        else:
-            losses.append(blocks.sum(error))
-    return candidates.gather(0, torch.stack(losses).argsort(dim=0, stable=True)[:PROMISING])
+    for share in (candidates[:, :1, :1] / largest[:1, :1]).flatten(1)[:, 0].tolist():
+        integers = keep_pairs((goal / share).round_().clamp_(spec.qmin, spec.qmax), spec.pair_limit)
+        error = integers.mul_(share).sub_(goal).mul_(weights).square_()
+        losses.append(error.sum(2) if blocks is None else blocks.sum(error))
+    found = torch.stack(losses).double()
+    return found * largest.square() if blocks is None else found
 
 
 def _is_fine(spec: QuantSpec) -> bool:
@@ -310,15 +325,11 @@ def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor 
     # Pairs are neighbours in the order in which the kernel sums.
     order = summing if spec.pair_limit is not None else None
     rows = weight if order is None else weight[..., order]
-    best = _choose_best(_round_nearest(rows, scale, spec) for scale in _candidate_scales(rows, spec))
-    integers = best.integers if order is None else best.integers[..., order.argsort()]
-    return Solution(integers, best.scale, torch.zeros_like(best.scale))
-
-
-def _round_nearest(rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> _Rounded:
-    """Round to nearest at this scale (G, C), with the squared weight error as the loss."""
+    candidates = _candidate_scales(rows, spec)
+    losses = torch.stack([_pool(each, spec) for each in _measure_rounding(rows, candidates, (spec, None))])
+    scale = candidates.gather(0, losses.argmin(0, keepdim=True))[0]
     integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit)
-    return _Rounded(_pool((integers * scale[..., None] - rows).square().sum(2), spec), integers, scale)
+    return Solution(integers if order is None else integers[..., order.argsort()], scale, torch.zeros_like(scale))
 
 
 def _round_each_block(weight: torch.Tensor, spec: QuantSpec, block: int) -> Solution:
