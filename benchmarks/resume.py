@@ -98,15 +98,19 @@ class Runs:
                 process.send_signal(signal.SIGKILL)
                 rest = process.communicate()[1]
             lines += rest.splitlines()
-            self._compare(last, lines)
+            self._compare(last, lines, killed=process.returncode == -signal.SIGKILL)
             if process.returncode == 0:
                 break
             if process.returncode != -signal.SIGKILL:
                 self.faults.append(f"a run ended with {process.returncode}: {lines[-1:]}")
                 break
             most -= 1
-            last = Killed(round(wait, 2), max((int(n) for line in lines for n in BLOCK.findall(line)), default=0))
+            done = max((int(n) for line in lines for n in BLOCK.findall(line)), default=0)
+            if last is not None and not last.found:  # killed before it told what it found
+                done = last.blocks
+            last = Killed(round(wait, 2), done)
             self.killed.append(last)
+            print(last, file=sys.stderr, flush=True)
             if (self.folder / "q.onnx").exists():  # killed behind its end; what it left is for the next run
                 last.found = "the file"
                 self.faults += [] if self._is_same() else ["other bytes"]
@@ -114,10 +118,10 @@ class Runs:
         self.ended += 1
         self.faults += self._check(mark)
 
-    def _compare(self, last: Killed | None, lines: list[str]) -> None:
+    def _compare(self, last: Killed | None, lines: list[str], *, killed: bool) -> None:
         if last is None:
             return
-        last.found = next((found[1] for line in lines if (found := GOES_ON.search(line))), "nothing")
+        last.found = next((found[1] for line in lines if (found := GOES_ON.search(line))), "" if killed else "nothing")
         blocks = BLOCKS.search(last.found)
         if blocks and last.blocks - int(blocks[1]) > 1:
             self.faults.append(f"{last.blocks} blocks were done, and {blocks[1]} found")
