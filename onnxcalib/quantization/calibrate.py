@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -26,6 +26,8 @@ from .padding_mask import PaddingMask, find_real, select
 # The activations of one batch for which grids are chosen may take so many bytes.
 BATCH_BYTES = 128 * 2**20
 MOST_SAMPLES = 32
+# Runs are counted together until their tensors take so many bytes: each call takes as long as thousands of values.
+TOGETHER_BYTES = 2**24
 # Values of a tensor that are counted, about; of larger ones each batch shows others, and the ends of all.
 MOST_VALUES = 2**23
 # How far beyond the values of the samples a whole range ends, as a share of it. The layers of a detector of people give
@@ -116,22 +118,57 @@ def collect_statistics(
     ends = [] if outputs is None else [value.name for value in model.graph.output]
     if outputs is not None:
         outputs.start(size)
+    waiting: list[_Batch] = []
     for feeds in samples.batches(size) if tensors else ():
-        values, real = {**feeds, **session.run(feeds, list(dict.fromkeys([*made, *ends])))}, find_real(feeds)
+        values = {**feeds, **session.run(feeds, list(dict.fromkeys([*made, *ends])))}
         if outputs is not None:
             outputs.add({name: values[name] for name in ends})
-        for name, histogram in histograms.items():
-            try:
-                mask = padding.mask_of(name, values[name].shape, real)
-                _add(histogram, values[name], mask, samples.count(feeds), len(samples))
-            except ValueError as error:
-                raise explain_nan(model, name) or DataError(
-                    f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
-                    " check the preprocessing, or the model on these samples"
-                ) from error
+        waiting.append(_Batch({name: values[name] for name in histograms}, find_real(feeds), samples.count(feeds)))
+        if len(waiting) * size * sample_bytes >= TOGETHER_BYTES:
+            _count(model, histograms, padding, waiting, len(samples))
+            waiting = []
+    _count(model, histograms, padding, waiting, len(samples))
     return Statistics(
         histograms | {name: _describe(read_values(stored[name])) for name in constants}, size, sample_bytes
     )
+
+
+class _Batch(NamedTuple):
+    """Tensors of a run, the mask of its tokens (see ``PaddingMask``), and the number of its samples."""
+
+    values: Mapping[str, np.ndarray]
+    real: np.ndarray | None
+    samples: int
+
+
+def _count(
+    model: ModelProto,
+    histograms: Mapping[str, Histogram],
+    padding: PaddingMask,
+    batches: Sequence[_Batch],
+    total: int,
+) -> None:
+    """Take in the tensors of some batches of ``total`` samples. Raises as ``collect_statistics``."""
+    for name, histogram in histograms.items():
+        try:
+            for values, mask, count in _join(name, batches, padding):
+                _add(histogram, values, mask, count, total)
+        except ValueError as error:
+            raise explain_nan(model, name) or DataError(
+                f"tensor {name}: the float model gives {error} on the calibration set; finite values are needed;"
+                " check the preprocessing, or the model on these samples"
+            ) from error
+
+
+def _join(
+    name: str, batches: Sequence[_Batch], padding: PaddingMask
+) -> list[tuple[np.ndarray, np.ndarray | None, int]]:
+    """A tensor, its mask and its samples in each of the batches, as one where samples are of one shape on axis 0."""
+    found = [(values[name], padding.mask_of(name, values[name].shape, real), count) for values, real, count in batches]
+    shapes = {value.shape[1:] if value.ndim and len(value) == count else None for value, _, count in found}
+    if len(found) < 2 or len(shapes) > 1 or None in shapes or any(mask is not None for _, mask, _ in found):
+        return found
+    return [(np.concatenate([value for value, *_ in found]), None, sum(count for *_, count in found))]
 
 
 def _add(histogram: Histogram, values: np.ndarray, mask: np.ndarray | None, count: int, total: int) -> None:
