@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -50,9 +51,9 @@ class WeightFile:
             self.open()
 
     @property
-    def is_open(self) -> bool:
-        """Whether the file takes large values."""
-        return self._folder is not None
+    def folder(self) -> Path | None:
+        """The temporary folder, where other files may lie beside the file; None where it takes nothing."""
+        return None if self._folder is None else self._folder.path
 
     @contextmanager
     def taking(self) -> Iterator[None]:
@@ -208,7 +209,7 @@ def _describe(shape: Sequence[int], bits: int) -> TensorProto:
 def _find_file(tensor: TensorProto) -> WeightFile | None:
     """The file to which the values of a new tensor go; None where they stay in memory."""
     file = _current.get()
-    return file if file is not None and file.is_open and may_go_outside(tensor) else None
+    return file if file is not None and file.folder is not None and may_go_outside(tensor) else None
 
 
 def _pack(values: np.ndarray) -> Any:

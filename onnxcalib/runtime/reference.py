@@ -16,7 +16,7 @@ from ..errors import first_line
 from ..graph.index import all_nodes, own_constants, reads
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.normalise import tidy
-from ..graph.values import read_values
+from ..graph.values import is_outside, read_values
 from .reference_faults import find_fault
 
 # Domains of operators that the evaluator has.
@@ -43,7 +43,10 @@ class Reference:
         """Raises ReferenceFault for a node that the evaluator does not have, or computes otherwise than ONNX says."""
         copy = tidy(fix_draws(model))
         self.outputs = [value.name for value in copy.graph.output]
-        self._constants = {tensor.name: read_values(tensor) for tensor in copy.graph.initializer}
+        # Large weights of large models are read for each node that reads them.
+        outside = {tensor.name: tensor for tensor in copy.graph.initializer if is_outside(tensor)}
+        self._constants = {t.name: read_values(t) for t in copy.graph.initializer if t.name not in outside}
+        self._outside = outside
         _refuse(copy)
         opsets = {entry.domain: entry.version for entry in copy.opset_import}
         self._nodes = [(node, _load(node, opsets, list(copy.functions))) for node in copy.graph.node]
@@ -57,6 +60,7 @@ class Reference:
         for node, evaluator in self._nodes:
             names = [name for name in node.output if name]
             given = {name: values[name] for name in reads(node) if name in values}
+            given |= {name: read_values(self._outside[name]) for name in reads(node) if name in self._outside}
             try:
                 with np.errstate(all="ignore"):
                     found = evaluator.run(names, given)
@@ -68,8 +72,8 @@ class Reference:
             for name in given:  # of large models, tensors that are read no more
                 waiting[name] -= 1
                 if not waiting[name]:
-                    del values[name]
-        return {name: values[name] for name in self.outputs}
+                    values.pop(name, None)
+        return {name: values[name] if name in values else read_values(self._outside[name]) for name in self.outputs}
 
 
 def _refuse(model: ModelProto) -> None:

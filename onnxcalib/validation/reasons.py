@@ -131,7 +131,7 @@ def _name_parts(parts: Mapping[str, float]) -> list[str]:
 
 def _name_channels(layer: QuantizedLayer) -> list[str]:
     """Output channels of the weight with very different ranges on one scale, or with zeros only."""
-    rows = np.abs(np.moveaxis(layer.integers, layer.axis, 0)).reshape(layer.integers.shape[layer.axis], -1).max(axis=1)
+    rows = np.abs(np.moveaxis(layer.integers, layer.axis, 0)).reshape(layer.shape[layer.axis], -1).max(axis=1)
     alive = rows[rows > 0]
     reasons = []
     if layer.scale.size == 1 and alive.size and alive.max() > UNLIKE_CHANNELS * np.median(alive):

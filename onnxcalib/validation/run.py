@@ -17,6 +17,7 @@ from ..data.labels import choose_labels, find_list
 from ..errors import DataError, GateError, ModelError, escape_controls, first_line
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
+from ..graph.kept import WeightFile
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..graph.passes.fix_inputs import fix_inputs
 from ..lint.run import check_loaded
@@ -66,7 +67,7 @@ def validate(
     does not hold raises nothing: ask ``Verdict.passed``.
     """
     run = _Run(ValidateConfig.take(config), observer or Observer())
-    with listening(run.observer.progress):
+    with listening(run.observer.progress), run.weights.taking():
         return run.validate((float_model, quantized_model), data, take_labels(labels), explain=explain)
 
 
@@ -76,6 +77,7 @@ class _Run:
     def __init__(self, config: ValidateConfig, observer: Observer):
         self.config, self.observer = config, LoggedObserver(observer)
         self.threads = config.threads or 0
+        self.weights = WeightFile()
         self.target = load_target(config.target) if config.target else None
         if config.min_placed is not None:
             check_placed(self.target)
@@ -100,7 +102,7 @@ class _Run:
         samples.tell(self.observer.note, self._warn)
         classes = self._choose_labels(labels, metric, samples)
         fused = self._asks_for_kernels()
-        session, graph = optimize(quantized, self.threads) if fused else self._open_plain(quantized)
+        session, graph = self._open(quantized, fused=fused)
         padding = PaddingMask(original)
         parts = find_parts(original, samples.read(range(samples.fixed_batch or 1)), self.threads)
         compared = self._compare(
@@ -151,8 +153,10 @@ class _Run:
         self.observer.stage("check kernels")
         return check_consistency(quantized, samples, self.threads)
 
-    def _open_plain(self, quantized: ModelProto) -> tuple[Session, GraphProto]:
-        """A session without optimizations, and no graph of kernels."""
+    def _open(self, quantized: ModelProto, *, fused: bool) -> tuple[Session, GraphProto]:
+        """A session and its graph of kernels; not ``fused``, a session without optimizations and no graph."""
+        if fused:
+            return optimize(quantized, self.threads, folder=self.weights.folder)
         return Session(quantized, name="the quantized model", optimize=False, threads=self.threads), GraphProto()
 
     def _compare(
@@ -286,6 +290,8 @@ class _Run:
         self.observer.stage("load")
         original, quantized = map(load_model, sources)
         self._check_models(original, quantized)
+        self.weights.open_for(original)
+        self.weights.open_for(quantized)
         return original, quantized
 
     def _check_models(self, original: ModelProto, quantized: ModelProto) -> None:

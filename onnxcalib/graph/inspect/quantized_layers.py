@@ -50,8 +50,8 @@ class QuantizedProduct:
 class QuantizedLayer:
     """A layer with a quantized constant weight.
 
-    source, entry, activation_bits, grid: as those of an Operand. stored: the weight's integers. integers: the same less
-    their zero point. scale: of a shape that broadcasts to the weight's. axis: of the output channels.
+    source, entry, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
+    asked for. scale: of a shape that broadcasts to the weight's, as the zero point is. axis: of the output channels.
     """
 
     name: str
@@ -59,13 +59,28 @@ class QuantizedLayer:
     source: str
     entry: str
     output: str
-    stored: np.ndarray
-    integers: np.ndarray
+    weight: TensorProto
+    zero_point: np.ndarray | None
     scale: np.ndarray
     axis: int
     weight_bits: int
     activation_bits: int
     grid: tuple[float, float, float] | None
+
+    @property
+    def stored(self) -> np.ndarray:
+        """The weight's integers, read anew."""
+        return read_values(self.weight)
+
+    @property
+    def integers(self) -> np.ndarray:
+        """The weight's integers less their zero point."""
+        return self.stored.astype(np.int32) - (0 if self.zero_point is None else self.zero_point.astype(np.int32))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return tuple(self.weight.dims)
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -110,8 +125,8 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     tensor = _stored_tensor(index, dequantize.input[0])
     if tensor is None:
         return None
-    weight = read_values(tensor)
-    scale, zero_point = (_broadcastable(index, dequantize, number, weight) for number in (1, 2))
+    shape = tuple(tensor.dims)
+    scale, zero_point = (_broadcastable(index, dequantize, number, shape) for number in (1, 2))
     if scale is None or (zero_point is None and any(dequantize.input[2:])):
         return None
     operand = _read_operand(index, node, node.input[0])
@@ -121,10 +136,10 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         source=operand.source,
         entry=operand.entry,
         output=node.output[0],
-        stored=weight,
-        integers=weight.astype(np.int32) - (0 if zero_point is None else zero_point.astype(np.int32)),
+        weight=tensor,
+        zero_point=zero_point,
         scale=scale.astype(np.float32),
-        axis=channel_axis(node) if weight.ndim == 2 or node.op_type != "MatMul" else weight.ndim - 1,
+        axis=channel_axis(node) if len(shape) == 2 or node.op_type != "MatMul" else len(shape) - 1,
         weight_bits=4 if tensor.data_type in FOUR_BITS else 8,
         activation_bits=operand.bits,
         grid=operand.grid,
@@ -139,16 +154,16 @@ def _stored_tensor(index: Index, name: str) -> TensorProto | None:
     return index.initializers.get(name)
 
 
-def _broadcastable(index: Index, dequantize: NodeProto, number: int, weight: np.ndarray) -> np.ndarray | None:
+def _broadcastable(index: Index, dequantize: NodeProto, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
     """A weight's scale or zero point, the input of this number, in a shape that broadcasts to the weight's."""
     value = constant(index, dequantize.input[number]) if len(dequantize.input) > number else None
     if value is None or value.size == 1:
         return value if value is None else value.reshape(())
-    axis = attribute_of(dequantize, "axis", 1) % weight.ndim
+    axis = attribute_of(dequantize, "axis", 1) % len(shape)
     if value.ndim == 1:
-        return value.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
+        return value.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     block = attribute_of(dequantize, "block_size", 0)
-    return np.repeat(value, block, axis).take(range(weight.shape[axis]), axis)
+    return np.repeat(value, block, axis).take(range(shape[axis]), axis)
 
 
 def _trace(index: Index, tensor: str) -> Iterator[NodeProto]:

@@ -47,11 +47,11 @@ def read_layer(index: Index, node: NodeProto, layer: QuantizedLayer) -> Sums | N
     """The sums of a layer whose weight is dequantized; None where no kernel takes its input or its scales."""
     values = skip_movers(index, node.input[0])
     before = index.producer.get(values)
-    if before is None or not is_linear(before, DEQUANTIZE) or (layer.op != "Conv" and layer.stored.ndim != 2):
+    if before is None or not is_linear(before, DEQUANTIZE) or (layer.op != "Conv" and len(layer.shape) != 2):
         return None
     scale, zero_point = _scalar(index, before.input[1]), _scalar(index, *before.input[2:], default=0)
     axis = None if layer.op == "Conv" else layer.axis
-    scales = kernel_rows(np.broadcast_to(layer.scale, layer.stored.shape), axis)
+    scales = kernel_rows(np.broadcast_to(layer.scale, layer.shape), axis)
     if scale is None or zero_point is None or np.any(scales != scales[:, :1]):
         return None
     nodes, source = [node], before.input[0]
@@ -68,7 +68,7 @@ def read_layer(index: Index, node: NodeProto, layer: QuantizedLayer) -> Sums | N
         zero_point=int(zero_point),
         rows=kernel_rows(layer.stored, axis),
         scales=np.float32(attribute_of(node, "alpha", 1.0)) * np.float32(scale) * scales[:, 0].astype(np.float32),
-        weight_shape=layer.stored.shape,
+        weight_shape=layer.shape,
         conv=node if layer.op == "Conv" else None,
         transposed=bool(attribute_of(node, "transA", 0)),
     )
