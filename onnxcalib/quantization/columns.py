@@ -27,6 +27,7 @@ from ..numeric.gram import (
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.rounding import fake_quantize
 from ..numeric.solve import OutputMetric, Solution, solve_layer
+from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
 from .layer_targets import KeptTargets, describe_target, find_shortcut, read_target
 from .places import Part, Places
@@ -75,6 +76,7 @@ class ColumnReader:
             prior = choose_prior(joined(moments.without(held_out)), joined(held_out), rows)
             del held_out
         del measured  # the Gram matrices are most of the memory that solving takes
+        release()
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         whole = joined(moments)
