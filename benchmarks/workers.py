@@ -87,7 +87,13 @@ def measure(name: str, job: dict[str, Any]) -> dict[str, Any]:
         return found | {"workers": [found.get("children", 0.0) / WORKERS] * WORKERS}  # known together alone
     from distributed import Client, LocalCluster
 
-    options = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0}
+    options = {
+        "n_workers": WORKERS,
+        "threads_per_worker": 1,
+        "dashboard_address": None,
+        "memory_limit": 0,
+        "silence_logs": "CRITICAL",
+    }
     with LocalCluster(**options) as cluster, Client(cluster, set_as_default=False) as client:
         client.run(import_library)
         pids, before = client.run(os.getpid), client.run(time.process_time)
@@ -113,9 +119,9 @@ def render(name: str, row: dict[str, Any], one: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = open_parser(__doc__)
-    parser.add_argument("--model", default="cifar10_resnet20", help="name without .onnx")
+    parser.add_argument("--model", default="imagenet_mobilenetv2", help="name without .onnx")
     parser.add_argument("--bits", default="W4A8", help="default: W4A8")
-    parser.add_argument("--samples", type=int, default=128, help="images to calibrate on; default: 128")
+    parser.add_argument("--samples", type=int, default=16, help="images to calibrate on; default: 16")
     arguments = parser.parse_args(argv)
     if arguments.job:
         print(json.dumps(quantize(arguments.job)))
