@@ -69,7 +69,7 @@ class Result:
     stored: the model, whose large weights are references to files where the float model is a large one. sources: the
     files and folders that the run read, which ``save`` leaves as they are; they must stay until then. weights: the file
     of the weights that the run made, which ends with this object. checkpoints: those of the run, which ``save`` removes
-    when the file is written.
+    when the file is written. A pickle or a copy has all weights in it, and no checkpoints.
     """
 
     stored: ModelProto = field(repr=False)
@@ -77,6 +77,9 @@ class Result:
     sources: tuple[Path, ...] = field(default=(), repr=False, compare=False)
     checkpoints: Checkpoints = field(default_factory=Checkpoints, repr=False, compare=False)
     weights: WeightFile | None = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type[Result], tuple[ModelProto, Report, tuple[Path, ...]]]:
+        return Result, (with_values(self.stored), self.report, self.sources)
 
     @cached_property
     def model(self) -> ModelProto:

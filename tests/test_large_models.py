@@ -1,10 +1,13 @@
 """A large model, whose weights stay in files and which runs part by part, gives the file that it would give whole."""
 
+import gc
+import pickle
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxcalib import QuantizeConfig, quantize
+from onnxcalib import QuantizeConfig, emit, prepare, quantize, reconstruct
 from onnxcalib.graph import values
 from onnxcalib.graph.values import is_light
 from onnxcalib.runtime import parted, session
@@ -37,3 +40,19 @@ def test_it_gives_the_same_file_up_to_the_last_bits_of_sums(build, draw, tmp_pat
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=0, err_msg=ours.name)
     large.save(tmp_path / "large.onnx")
     assert (tmp_path / "large.onnx").read_bytes() == large.model.SerializeToString()
+    copy, bare = pickle.loads(pickle.dumps(large)), large.model
+    del large
+    gc.collect()
+    assert copy.model == bare and copy.report.unfused == small.report.unfused
+
+
+def test_a_reconstruction_stays_when_what_it_was_made_of_ends(build, draw, monkeypatch):
+    monkeypatch.setattr(values, "LEAST_LARGE_MODEL", 1)
+    text = "g (float[N, 300] x) => (float[N, 301] y) { [up] h = MatMul (x, w)  y = Relu (h) }"
+    model, samples = build(text, w=draw(300, 301)), draw(16, 300)
+    config = QuantizeConfig(pipeline="light", statistics=False, threads=1)
+    found = reconstruct(prepare(model, samples, config))
+    gc.collect()
+    prepared = prepare(model, samples, config)
+    quantized = emit(prepared, found)
+    assert quantized == emit(prepared, pickle.loads(pickle.dumps(found)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,6 +41,7 @@ class WeightFile:
     def __init__(self) -> None:
         self._folder: Scratch | None = None
         self._end, self._hole = 0, 0
+        self._writing = threading.Lock()  # threads may share a run
 
     def open(self) -> None:
         """Take large values from now on. Raises OutputError where no folder can be made."""
@@ -67,30 +69,37 @@ class WeightFile:
     def write(self, pieces: Iterable[Any]) -> Place:
         """Write buffers one behind the other. Raises OutputError."""
         assert self._folder is not None, "the file is open"
-        path, start = self._folder.path / "weights.data", -(-self._end // PAGE_BYTES) * PAGE_BYTES
-        with room_in(path.parent), open(path, "r+b" if path.exists() else "w+b") as file:
-            file.seek(start)
+        path = self._folder.path / "weights.data"
+        with self._writing, room_in(path.parent), open(path, "r+b" if path.exists() else "w+b") as file:
+            start = file.seek(-(-self._end // PAGE_BYTES) * PAGE_BYTES)
             for piece in pieces:
                 file.write(piece)
             self._end = file.tell()
-        return Place(path, start, self._end - start)
+            return Place(path, start, self._end - start)
 
     def find_zeros(self, length: int) -> Place:
         """So many bytes of zeros, of which the disk holds none. Raises OutputError."""
         assert self._folder is not None, "the file is open"
         path = self._folder.path / "zeros.data"
-        if length > self._hole:
-            self._hole = length
-            with room_in(path.parent), open(path, "ab") as file:
-                file.truncate(length)
+        with self._writing:
+            if length > self._hole:
+                with room_in(path.parent), open(path, "ab") as file:
+                    file.truncate(length)
+                self._hole = length
         return Place(path, 0, length)
 
 
 class Kept:
-    """Integers of a layer that lie in a file, of the layer's shape."""
+    """Integers of a layer that lie in a file, of the layer's shape. The file stays as long as this object.
 
-    def __init__(self, tensor: TensorProto) -> None:
-        self._tensor, self._made = tensor, dict[str, Kept]()
+    A pickle or a deep copy is the array itself.
+    """
+
+    def __init__(self, tensor: TensorProto, file: WeightFile) -> None:
+        self._tensor, self._file, self._made = tensor, file, dict[str, Kept]()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return np.asarray, (self.read(),)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -189,7 +198,7 @@ def keep_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> 
         return whole.reshape(shape)
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     refer(tensor, file.write(_pack(part.astype(kind)) for part in parts))
-    return Kept(tensor)
+    return Kept(tensor, file)
 
 
 def keep_zeros(shape: Sequence[int], bits: int) -> np.ndarray | Kept:
@@ -199,7 +208,7 @@ def keep_zeros(shape: Sequence[int], bits: int) -> np.ndarray | Kept:
     if file is None:
         return np.zeros(shape, np.int8)
     refer(tensor, file.find_zeros(-(-math.prod(shape) * bits // 8)))
-    return Kept(tensor)
+    return Kept(tensor, file)
 
 
 def _describe(shape: Sequence[int], bits: int) -> TensorProto:

@@ -1,4 +1,7 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
 
 import ml_dtypes
 import numpy as np
@@ -80,6 +83,22 @@ def test_integers_are_kept_part_by_part_and_stored_as_they_are(file, bits):
     kind = np.int8 if bits == 8 else ml_dtypes.int4
     bring_in(stored)
     assert stored == numpy_helper.from_array(integers.reshape(300, 151, 2).astype(kind), "w")
+
+
+def test_threads_that_share_a_run_write_one_after_the_other(file, draw):
+    arrays, going = [draw(*LARGE) for _ in range(2)], Barrier(2)
+
+    def give(array):
+        for half in np.split(array, 2):
+            with suppress(BrokenBarrierError):
+                going.wait(0.05)
+            yield half.tobytes()
+
+    with ThreadPoolExecutor() as pool:
+        places = list(pool.map(lambda array: file.write(give(array)), arrays))
+    for array, place in zip(arrays, places, strict=True):
+        found = np.fromfile(place.file, np.float32, array.size, offset=place.offset)
+        np.testing.assert_array_equal(found, array.reshape(-1))
 
 
 def test_turned_integers_are_written_once(file):
