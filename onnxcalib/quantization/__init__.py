@@ -19,6 +19,7 @@ Read the files in the order of the work:
   the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes layers of it, ``state`` holds them. ``parallel``
   reconstructs blocks apart from each other, and ``spread`` gives them to workers.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
+  ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.
 - ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering`` and

@@ -15,6 +15,7 @@ from ..runtime.session import Session, is_float
 from ..runtime.store import Store
 from .calibrate import batch_size
 from .float_outputs import FloatOutputs
+from .joined_runs import Outputs, join_runs
 from .output_parts import Parts, take_parts
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
@@ -68,10 +69,12 @@ class Evaluator:
         session = Session(quantized, optimize=self.fused, threads=self.threads)
         tally = OutputTally(self.padding, self.parts, class_axes=self.class_axes)
         divergences: dict[str, Divergence] = {}
-        for number, feeds in enumerate(self.samples.batches(self.size)):
-            wanted = self._read(number)
-            given, real = session.run(feeds), find_real(feeds)
-            tally.add(wanted, given, self.samples.count(feeds), real)
+        runs = (
+            Outputs(self._read(number), session.run(feeds), self.samples.count(feeds), find_real(feeds))
+            for number, feeds in enumerate(self.samples.batches(self.size))
+        )
+        for wanted, given, samples, real in join_runs(runs):
+            tally.add(wanted, given, samples, real)
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
                     pair = [self.padding.fill_padding(name, output, real) for output in (value, given[name])]

@@ -29,6 +29,7 @@ from ..runtime.store import Store
 from ..spec import LayerScheme
 from .calibrate import batch_size, choose_step
 from .flips import describe_flips, lower_expected
+from .joined_runs import Outputs, join_runs
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -123,14 +124,19 @@ def _compare_outputs(
 ) -> float:
     """Add all outputs to the first tally, and those in the store to the second; returns the float model's seconds."""
     (reference, quantized), (on, off), seconds = sessions, tallies, 0.0
-    for number, feeds in enumerate(samples.batches(inside.batch)):
+
+    def run(number: int, feeds: Mapping[str, Any]) -> Outputs:
+        nonlocal seconds
         start = time.perf_counter()
         outputs, real = reference.run(feeds), find_real(feeds)
         seconds += time.perf_counter() - start
         count = samples.count(feeds)
-        on.add(outputs, quantized.run(feeds), count, real)
         if number < inside.batches:
             off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
+        return Outputs(outputs, quantized.run(feeds), count, real)
+
+    for each in join_runs(run(*item) for item in enumerate(samples.batches(inside.batch))):
+        on.add(*each)
     return seconds
 
 
@@ -139,10 +145,14 @@ def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: Outp
     samples, (reference, quantized) = prepared.samples, sessions
     known = prepared.run.float_outputs.of(samples)
     runs = samples.split(size if known is None else prepared.run.float_outputs.size)
-    for number in track(range(0, len(runs), -(-len(samples) // SEEN))):
+
+    def run(number: int) -> Outputs:
         feeds = samples.read(runs[number])
         wanted = reference.run(feeds) if known is None else known[number]
-        tally.add_seen(wanted, quantized.run(feeds), samples.count(feeds), find_real(feeds))
+        return Outputs(wanted, quantized.run(feeds), samples.count(feeds), find_real(feeds))
+
+    for outputs in join_runs(map(run, track(range(0, len(runs), -(-len(samples) // SEEN))))):
+        tally.add_seen(*outputs)
 
 
 def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
