@@ -16,13 +16,15 @@ from onnx.external_data_helper import set_external_data
 from ..files.scratch import claimed
 from ..files.writing import Aside, Content, replacing
 from .stream import model_bytes, model_pieces, tensor_pieces
-from .values import PAGE_BYTES, read_pieces
+from .values import PAGE_BYTES, find_place, is_light, is_outside, read_pieces
 from .weightless import copy_without_initializers, held_bytes
 
 # A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
 MOST_BYTES = 2**31 - 2**24
 # Smaller tensors stay in the model, where shape inference needs them; onnx.save's own threshold.
 LEAST_EXTERNAL_BYTES = 1024
+MOST_FINGERPRINTS = 16  # that a process remembers
+_fingerprints: dict[str, str] = {}
 # Hexadecimal digits of a digest in the name of a file of tensors, and bytes of the model's name that stand before them.
 DIGITS, LONGEST_NAME = 16, 200
 
@@ -89,7 +91,23 @@ def _cut_name(path: Path) -> str:
 
 
 def fingerprint(model: ModelProto) -> str:
-    """SHA-256 of the graph and its weights, in hexadecimal; the same for one model however its file is laid out."""
+    """SHA-256 of the graph and its weights, in hexadecimal; the same for one model however its file is laid out.
+
+    That of a model whose weights lie in files is known from the first time on, while these files stay as they are.
+    """
+    if not is_light(model):
+        return _hash(model)
+    files = sorted({find_place(tensor).file for tensor in model.graph.initializer if is_outside(tensor)})
+    facts = [(file.stat().st_ino, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
+    key = hashlib.sha256(model.SerializeToString(deterministic=True) + repr(facts).encode()).hexdigest()
+    if key not in _fingerprints:
+        if len(_fingerprints) >= MOST_FINGERPRINTS:
+            _fingerprints.clear()
+        _fingerprints[key] = _hash(model)
+    return _fingerprints[key]
+
+
+def _hash(model: ModelProto) -> str:
     digest = hashlib.sha256(copy_without_initializers(model).SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
         for piece in tensor_pieces(tensor):

@@ -51,7 +51,8 @@ def check_memory(run: Run, model: ModelProto, activations: int = 0) -> None:
         return
     found = f"memory: found {_spell(available)}{' free' * (given is None)}"
     found += f"; {_spell(floor.floor_bytes)} are needed at least, {COPIES} times the {_spell(floor.largest_bytes)} of"
-    found += f" layer {floor.largest}{f', {_spell(activations)} of activations of a sample' * bool(activations)}"
+    found += f" the part with layer {floor.largest}"
+    found += f", {_spell(activations)} of activations of a sample" * bool(activations)
     found += f" and {_spell(run.resident)} of the process itself"
     if given is not None:
         raise ConfigError(f"{found}; give more, or leave it out")

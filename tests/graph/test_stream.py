@@ -4,6 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcalib.errors import ModelError
+from onnxcalib.graph import save as save_module
 from onnxcalib.graph import values
 from onnxcalib.graph.load import load_model
 from onnxcalib.graph.save import fingerprint, save_model
@@ -38,6 +39,15 @@ def light(request, model, tmp_path, monkeypatch):
 def test_the_pieces_of_a_model_are_the_bytes_of_protobuf(model):
     assert b"".join(model_pieces(model)) == model.SerializeToString()
     assert model_bytes(model) == model.ByteSize()
+
+
+def test_the_fingerprint_of_weights_in_files_is_computed_once_while_model_and_files_stay(light, monkeypatch):
+    hashed, compute = list[onnx.ModelProto](), save_module._hash
+    monkeypatch.setattr(save_module, "_hash", lambda model: hashed.append(model) or compute(model))
+    assert fingerprint(light) == fingerprint(light) and len(hashed) <= 1
+    other = onnx.ModelProto.FromString(light.SerializeToString())
+    other.graph.doc_string = "another graph"
+    assert fingerprint(other) != fingerprint(light) and len(hashed) <= 2
 
 
 def test_typed_and_packed_tensors_are_streamed_as_they_are(model):
