@@ -336,7 +336,7 @@ TOO_LITTLE = (
 
 def test_too_little_memory_of_the_device_is_an_error_that_says_what_to_do(net, monkeypatch):
     prepared = onnxcalib.prepare(net, SAMPLES, settings(weight_bits=4))
-    monkeypatch.setattr("onnxcalib.quantization.solve.solve_layer", fail_for_lack_of_memory)
+    monkeypatch.setattr("onnxcalib.quantization.columns.solve_layer", fail_for_lack_of_memory)
     for act in (lambda: onnxcalib.reconstruct(prepared), lambda: quantize(net, SAMPLES, settings(weight_bits=4))):
         with pytest.raises(onnxcalib.DeviceMemoryError, match=TOO_LITTLE):
             act()
@@ -351,7 +351,7 @@ def test_too_little_memory_of_the_device_while_a_block_is_learned_is_the_same_er
 def test_too_little_memory_of_the_device_is_one_line_on_the_command_line(net, tmp_path, monkeypatch):
     onnx.save(net, tmp_path / "net.onnx")
     np.save(tmp_path / "samples.npy", SAMPLES)
-    monkeypatch.setattr("onnxcalib.quantization.solve.solve_layer", fail_for_lack_of_memory)
+    monkeypatch.setattr("onnxcalib.quantization.columns.solve_layer", fail_for_lack_of_memory)
     result = CliRunner().invoke(
         app, ["quantize", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "samples.npy"), "--weight-bits", "4"]
     )
