@@ -25,7 +25,7 @@ from ..numeric.gram import (
     unfold,
 )
 from ..numeric.prior import Prior, choose_prior
-from ..numeric.rounding import fake_quantize
+from ..numeric.rounding import dequantize, fake_quantize
 from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
@@ -166,9 +166,9 @@ class ColumnReader:
                 target = read_target(self.layer, self.shortcut if joined else None, wanted, part)
             target = target.to(self.problem.device)
             if self.shortcut and joined:
-                own = self._move(part.take(given[self.shortcut.tensor]))
+                own = part.gather(self._move(part.take(given[self.shortcut.tensor])), self.layer.groups)
                 grid = self.state.grids.activations.get(self.shortcut.tensor) if self.shortcut.on_grid else None
-                target = target - self._on_grid(part.gather(own, self.layer.groups), grid)
+                target = target - self._on_grid(own, grid)
             inputs = self._move(part.take(given[self.layer.input]))
             if part.positions is None:
                 columns = flatten_rows(self._read_input(inputs))
@@ -191,8 +191,11 @@ class ColumnReader:
         return values.to(self.problem.device)
 
     def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
+        """Values on the grid, on which integers are already."""
         if grid is None:
             return x
+        if not x.is_floating_point():
+            return dequantize(x.float(), float(grid.scale), float(grid.zero_point))
         # A tensor on the device of x: on CUDA a division by a Python number is a product with its reciprocal.
         scale = torch.tensor(float(grid.scale), dtype=x.dtype).to(x.device)
         return fake_quantize(x, scale, float(grid.zero_point), grid.spec)

@@ -129,6 +129,7 @@ def _reconstruct(
         return reconstruct_apart(state, blocks, run, decisions)
     if not kept.begun:
         kept.commit(0)
+    state.stored.integers = not state.stored.has_float  # then no block is learned, and no grid with it
     found = reconstruct(state, blocks, run.observer, kept)
     kept.tell()
     return found

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from onnx import ModelProto, ValueInfoProto, helper
 
-from ..config import QuantizeConfig
+from ..config import FULL_BITS, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ModelError
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
+from ..graph.integer_ends import give_integers, read_integers
 from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -85,7 +86,8 @@ class StoredActivations:
 
     sizes: samples of each stored batch, in all ``passes`` over the calibration set; the first stores the samples, the
     others store views of their images. masks: for each stored batch the mask of the tokens that are no padding, bool
-    (samples, tokens), or None without padding. types: types of the stored tensors.
+    (samples, tokens), or None without padding. types: types of the stored tensors. integers: those of the quantized
+    model are stored as the integers on their grids where these have 8 bits, as the grids do not change any more.
     """
 
     def __init__(self, store: Store, padding: PaddingMask, types: Mapping[str, ValueInfoProto]) -> None:
@@ -93,6 +95,7 @@ class StoredActivations:
         self.sizes: list[int] = []
         self.masks: list[np.ndarray | None] = []
         self.passes = 1
+        self.integers = False
 
     def fill(
         self,
@@ -142,12 +145,15 @@ class StoredActivations:
         """The name under which the store keeps a tensor, FLOAT or QUANTIZED."""
         return prefix + tensor
 
-    def keep(self, prefix: str, tensor: str, value: Stored) -> None:
-        """Store the next batch of a tensor. Where the graph does not tell the tensor's type, the value does."""
+    def keep(self, prefix: str, tensor: str, value: Stored, *, integers: bool = False) -> None:
+        """Store the next batch of a tensor. Where the graph does not tell the tensor's type, the value does.
+
+        integers: the values are those on the tensor's grid.
+        """
         self.store.append(self.name_of(prefix, tensor), value)
         known = self.types.get(tensor)
         if isinstance(value, np.ndarray) and not (known and known.type.WhichOneof("value")):
-            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32) if integers else value.dtype)
             self.types[tensor] = helper.make_tensor_value_info(tensor, kind, None)
 
     def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, Stored]:
@@ -179,6 +185,12 @@ class StoredActivations:
             if name.partition(":")[2] not in later and name.startswith((FLOAT, QUANTIZED)):
                 self.store.drop(name)
 
+    def holds_integers(self, tensor: str) -> bool:
+        """Whether the quantized model's tensor, one of floating point, is stored as integers."""
+        name = QUANTIZED + tensor
+        kind = self.store.dtype(name) if name in self.store else None
+        return kind is not None and kind.kind in "ui"
+
     @property
     def has_float(self) -> bool:
         """Whether the float model's activations are stored, and not the targets of layers alone."""
@@ -208,6 +220,13 @@ class ReconstructionState:
     grids: Grids
     layers: dict[str, LayerParams] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
+
+    def integer_grid(self, tensor: str) -> QParams | None:
+        """The grid on whose integers the quantized model's tensor is stored; None where it is stored in float."""
+        scheme, grid = self.problem.scheme, self.grids.activations.get(tensor)
+        if not self.stored.integers or grid is None or grid.spec.bits != FULL_BITS:
+            return None
+        return grid if tensor in scheme.activations and not scheme.float_reads.get(tensor) else None
 
     def input_grid(self, layer: LayerScheme) -> QParams | None:
         """The grid on which a layer reads its input; None where that is float."""
@@ -241,7 +260,7 @@ class SubgraphRunner:
         self.session = _open(state, block, inner, quantized=quantized) if inner else None
 
     def run(self, number: int) -> dict[str, np.ndarray]:
-        """The tensors, by name, of stored batch ``number``."""
+        """The tensors, by name, of stored batch ``number``; those of the quantized model may be integers."""
         values = self.stored.arrays(self.prefix, self.given, number)
         if self.session is not None:
             values |= self.session.run(self.stored.feeds(self.prefix, self.session.inputs, number))
@@ -261,16 +280,32 @@ def run_block(state: ReconstructionState, block: Block, later: set[str], *, quan
     session = _open(state, block, outputs, quantized=quantized)
     for number in range(len(stored.sizes)):
         for name, value in session.run(stored.feeds(prefix, session.inputs, number)).items():
-            stored.keep(prefix, name, value)
+            stored.keep(prefix, name, value, integers=name in session.integers)
 
 
-def _open(state: ReconstructionState, block: Block, outputs: Sequence[str], *, quantized: bool) -> Session:
+class _Part:
+    """A session of a part of a model whose ends may be integers; ``integers``: the outputs that are."""
+
+    def __init__(self, session: Session, names: Mapping[str, str]):
+        """names: tensor -> the output that is its integers."""
+        self._session, self._tensors = session, {name: tensor for tensor, name in names.items()}
+        self.inputs, self.integers = session.inputs, set(names)
+
+    def run(self, feeds: Mapping[str, Stored]) -> dict[str, np.ndarray]:
+        return {self._tensors.get(name, name): value for name, value in self._session.run(feeds).items()}
+
+
+def _open(state: ReconstructionState, block: Block, outputs: Sequence[str], *, quantized: bool) -> _Part:
     make = state.quantized_subgraph if quantized else state.float_subgraph
-    model, threads = make(block, outputs), state.problem.threads
+    model, threads, names = make(block, outputs), state.problem.threads, dict[str, str]()
+    if quantized:
+        grids = {t: grid for t in (*block.inputs, *outputs) if (grid := state.integer_grid(t)) is not None}
+        read_integers(model, {t: grid for t, grid in grids.items() if state.stored.holds_integers(t)})
+        names = give_integers(model, grids)
     try:
-        return Session(model, name=f"block {block.name}", threads=threads)
+        return _Part(Session(model, name=f"block {block.name}", threads=threads), names)
     except ModelError:  # by an optimization; the node that it is about stays in float in the end
-        return Session(model, name=f"block {block.name}", optimize=False, threads=threads)
+        return _Part(Session(model, name=f"block {block.name}", optimize=False, threads=threads), names)
 
 
 def read_later(state: ReconstructionState, blocks: Sequence[Block], end: set[str]) -> list[set[str]]:

@@ -186,6 +186,10 @@ class Store:
             return read_value(np.fromfile(self._paths[name], np.uint8, math.prod(shape), offset=offset).tobytes())
         return np.fromfile(self._paths[name], dtype, math.prod(shape), offset=offset).reshape(shape)
 
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """The type of a tensor's first batch; None where that is no array of numbers."""
+        return self._batches[name][0].dtype
+
     def counts(self, name: str) -> list[int]:
         """The number of values in each batch."""
         return [math.prod(batch.shape) for batch in self._batches[name]]

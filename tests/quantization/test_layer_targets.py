@@ -7,6 +7,7 @@ from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.quantization import layer_targets
 from onnxcalib.quantization.layer_targets import keep_targets, may_learn
 from onnxcalib.quantization.reconstruct import reconstruct
+from onnxcalib.quantization.state import StoredActivations
 from onnxcalib.report import Observer
 
 MODEL = """g (float[N, 4, 6, 6] x) => (float[N, 5] z) {
@@ -42,6 +43,27 @@ def test_kept_targets_give_the_same_layers_as_the_float_activations(walk):
     for name, params in found[0].items():
         np.testing.assert_array_equal(params.integers, found[1][name].integers)
         np.testing.assert_array_equal(params.grid.scale, found[1][name].grid.scale)
+
+
+def test_integers_are_stored_where_a_grid_of_8_bits_is_all_that_reads_a_tensor(walk, monkeypatch):
+    kinds, found = {}, []
+    keep = StoredActivations.keep
+
+    def watch(self, prefix, tensor, value, **options):
+        kinds[prefix + tensor] = value.dtype
+        keep(self, prefix, tensor, value, **options)
+
+    monkeypatch.setattr(StoredActivations, "keep", watch)
+    for integers in (False, True):
+        state, blocks = walk(weight_bits=8, effort="fast")
+        keep_targets(state, blocks)
+        state.stored.integers = integers
+        reconstruct(state, blocks, Observer())
+        assert kinds["quantized:r"] == (np.uint8 if integers else np.float32)
+        found.append(state.layers)
+    for name, params in found[0].items():
+        assert np.abs(params.integers.astype(int) - found[1][name].integers).max() <= 1
+        np.testing.assert_allclose(params.grid.scale, found[1][name].grid.scale, rtol=1e-3)
 
 
 def test_activations_stay_where_a_block_is_learned_or_targets_take_more_room(walk, monkeypatch):
