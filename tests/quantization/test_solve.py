@@ -221,7 +221,7 @@ def test_a_transposed_convolution_is_solved_with_less_loss_than_rounded(
     assert state.layers["up"].grid.scale.shape == (8 // groups,) and state.layers["up"].bias.shape == (8,)
     round_layers(state)
     rounded, offset = measure(state, block)
-    assert error < (0.9 if groups == 1 else 1) * rounded  # a stride of 3 leaves one tap, and nothing to make up for
+    assert error < (0.95 if groups == 1 else 1) * rounded  # a stride of 3 leaves one tap, and nothing to make up for
     assert np.abs(mean).max() < 0.2 * np.abs(offset).max() + 1e-4
 
 
