@@ -47,8 +47,10 @@ def give_scale(
 def _rescale(integers: np.ndarray, ratio: np.ndarray, spec: QuantSpec) -> np.ndarray:
     """The integers times the ratio of each channel, or the one of all."""
     others = [i for i in range(integers.ndim) if i != spec.axis]
-    rescaled: np.ndarray = np.rint(integers * (ratio if spec.axis is None else np.expand_dims(ratio, others)))
-    return rescaled.astype(np.int8)
+    rescaled = integers * (ratio if spec.axis is None else np.expand_dims(ratio, others))
+    np.rint(rescaled, out=rescaled)  # in place, as the integers of a large layer are float64 here
+    result: np.ndarray = rescaled.astype(np.int8)
+    return result
 
 
 def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None, spec: QuantSpec) -> np.ndarray:
