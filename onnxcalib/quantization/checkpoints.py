@@ -288,11 +288,14 @@ def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Ca
 
 @contextmanager
 def keeping(run: Run) -> Iterator[None]:
-    """Leave the checkpoints of a run that fails or is stopped to the next one, unless its settings are the fault."""
+    """Leave the checkpoints of a run that fails or is stopped to the next one, but those of settings at fault."""
     try:
         yield
-    except ConfigError:  # other settings need other checkpoints
-        run.checkpoints.remove()
+    except ConfigError as error:
+        if str(error).partition(":")[0] in EXECUTION:  # such as workers that were lost
+            run.checkpoints.leave(run.observer.note)
+        else:  # other settings need other checkpoints
+            run.checkpoints.remove()
         raise
     except BaseException:
         run.checkpoints.leave(run.observer.note)

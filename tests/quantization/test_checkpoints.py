@@ -242,3 +242,18 @@ def test_settings_that_are_a_fault_leave_no_checkpoints(quantize, tmp_path, monk
     with pytest.raises(ConfigError, match="max_size"):
         quantize()
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_workers_that_are_lost_leave_the_blocks_that_were_done(quantize, monkeypatch):
+    def lose(function, common, tasks, config, **others):
+        key, task = next(iter(tasks.items()))
+        yield key, function(common, task)
+        raise ConfigError("jobs: workers ended before their task 3 times")
+
+    spread = parallel.spread_tasks
+    monkeypatch.setattr(parallel, "spread_tasks", lose)
+    with pytest.raises(ConfigError, match="workers ended"):
+        quantize(pipeline="parallel", jobs=2)
+    monkeypatch.setattr(parallel, "spread_tasks", spread)
+    assert quantize(pipeline="parallel", jobs=1)[2][0].endswith("it goes on with 1 of the blocks done")
