@@ -11,7 +11,7 @@ from onnx import TensorProto
 from ..errors import ModelError
 from ..files.reading import check_file
 from .tensors import check_declared
-from .values import Place, bring_in, count_bytes, describe_state, is_large_model, may_go_outside, refer
+from .values import Place, bring_in, can_name, count_bytes, describe_state, is_large_model, may_go_outside, refer
 
 # Tensors may share bytes, as tied weights do. They may name so many times the bytes that are on the disk, and so many
 # more where files are small.
@@ -58,9 +58,10 @@ def read_external(tensors: Sequence[TensorProto], model: Path, weights: int, *, 
         )
     large = large or is_large_model(named)
     for number, (tensor, place) in enumerate(zip(tensors, places, strict=True)):
-        refer(tensor, place)
-        if not (large and number < weights and may_go_outside(tensor)):
-            bring_in(tensor)
+        if large and number < weights and may_go_outside(tensor) and can_name(place.file):
+            refer(tensor, place)
+        else:
+            bring_in(tensor, place)
 
 
 def read_entries(tensor: TensorProto) -> dict[str, str]:
@@ -90,4 +91,4 @@ def _find_place(tensor: TensorProto, model: Path) -> tuple[Place, int]:
         )
     if offset + length > size:
         raise ModelError(f"{where} cannot be read from {file} (bytes {offset} to {offset + length} of {size}); {GIVE}")
-    return Place(Path(os.path.abspath(file)), offset, length, state), size
+    return Place(file.absolute(), offset, length, state), size

@@ -14,11 +14,13 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from ..errors import OutputError
 from ..files.scratch import Scratch, room_in
 from .values import (
     PAGE_BYTES,
     Place,
     bare_copy,
+    can_name,
     is_large_model,
     is_light,
     may_go_outside,
@@ -44,8 +46,14 @@ class WeightFile:
         self._writing = threading.Lock()  # threads may share a run
 
     def open(self) -> None:
-        """Take large values from now on. Raises OutputError where no folder can be made."""
-        self._folder = self._folder or Scratch()
+        """Take large values from now on. Raises OutputError where no folder can be made, or tensors cannot name it."""
+        folder = self._folder or Scratch()
+        if not can_name(folder.path):
+            raise OutputError(
+                f"{folder.path}: its name is no UTF-8; the weights of a large model need a temporary folder whose name"
+                " is; set TMPDIR to another folder"
+            )
+        self._folder = folder
 
     def open_for(self, model: ModelProto) -> None:
         """Take the large values that are made of a model if it is a large one."""

@@ -27,7 +27,7 @@ from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
 from .tensors import MOST_BYTES, check_tensor, list_tensors, make_dense, spell_node
-from .values import TYPES, Place, is_large_model, refer
+from .values import TYPES, Place, can_name, is_large_model, refer
 from .wire import NotAMessage, Walk
 
 GIVE = "an ONNX file is needed; export or download it again"
@@ -203,7 +203,7 @@ def _parse(path: Path) -> tuple[ModelProto, dict[int, Place]]:
             )
         try:
             Walk(file).check(ModelProto.DESCRIPTOR, size)
-            model, places = parse_light(file, size, path, leave=is_large_model(size))
+            model, places = parse_light(file, size, path, leave=is_large_model(size) and can_name(path.absolute()))
         except (NotAMessage, DecodeError):
             raise ModelError(f"{path}: is not an ONNX model, or is cut off; {GIVE}") from None
         except OSError as error:

@@ -147,12 +147,15 @@ def find_ends(tensor: TensorProto) -> tuple[float, float]:
     return (float(ends[:, 0].min()), float(ends[:, 1].max())) if ends.size else (0.0, 0.0)
 
 
-def read_pieces(tensor: TensorProto) -> Iterator[bytes]:
-    """The bytes that raw_data holds, or would hold, piece after piece. Raises ModelError as ``read_values``."""
-    if not is_outside(tensor):
+def read_pieces(tensor: TensorProto, place: Place | None = None) -> Iterator[bytes]:
+    """The bytes that raw_data holds, or would hold, piece after piece. Raises ModelError as ``read_values``.
+
+    place: where they lie, if the tensor does not say so itself.
+    """
+    if place is None and not is_outside(tensor):
         yield tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
         return
-    place = find_place(tensor)
+    place = place or find_place(tensor)
     with _open(place) as file:
         left = place.length
         while left:
@@ -163,9 +166,9 @@ def read_pieces(tensor: TensorProto) -> Iterator[bytes]:
             yield piece
 
 
-def bring_in(tensor: TensorProto) -> None:
-    """Read the values of a tensor outside into it."""
-    data = b"".join(read_pieces(tensor))
+def bring_in(tensor: TensorProto, place: Place | None = None) -> None:
+    """Read the values of a tensor outside into it. place: where they lie, if the tensor does not say so itself."""
+    data = b"".join(read_pieces(tensor, place))
     del tensor.external_data[:]
     tensor.ClearField("data_location")
     tensor.raw_data = data
@@ -189,6 +192,11 @@ def with_values(model: ModelProto) -> ModelProto:
         if is_outside(own):
             bring_in(own)
     return copy
+
+
+def can_name(path: Path) -> bool:
+    """Whether a tensor can say that its values lie there: protobuf's texts are UTF-8, names of files any bytes."""
+    return os.fsencode(path) == str(path).encode(errors="replace")
 
 
 def is_large_model(size: int) -> bool:

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -6,7 +7,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from onnxcalib.errors import ModelError
-from onnxcalib.graph import external
+from onnxcalib.graph import external, values
 from onnxcalib.graph.load import load_model, stored_files
 
 
@@ -43,6 +44,29 @@ def test_data_are_read_by_the_tensors_shape_where_the_file_gives_no_length(store
     path = stored(**entries)
     wanted = np.fromfile(tmp_path / "m.data", np.float32).reshape(4, 3)
     np.testing.assert_array_equal(weight_of(path), wanted)
+
+
+def test_a_folder_that_a_link_and_two_dots_lead_to_is_that_of_the_system(stored, tmp_path):
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    path, data = stored(), np.fromfile(tmp_path / "m.data", np.float32)
+    for name in ("m.onnx", "m.data"):
+        os.rename(tmp_path / name, tmp_path / "other" / name)
+    (tmp_path / "link").symlink_to("other/deep")
+    assert weight_of(tmp_path / "link" / ".." / path.name).ravel().tolist() == data.tolist()
+
+
+@pytest.mark.parametrize("least", [1, 2**28])
+@pytest.mark.parametrize("inside", [True, False])
+def test_names_that_are_no_utf8_are_read(stored, tmp_path, monkeypatch, draw, least, inside):
+    monkeypatch.setattr(values, "LEAST_LARGE_MODEL", least)
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    path, large = stored(), draw(200, 200)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(large, "large"))
+    (tmp_path / "own").mkdir()
+    onnx.save(model, tmp_path / "own" / "m.onnx", save_as_external_data=not inside, location="m.data", size_threshold=0)
+    (tmp_path / "own").rename(folder)
+    np.testing.assert_array_equal(numpy_helper.to_array(load_model(folder / "m.onnx").graph.initializer[1]), large)
 
 
 def test_only_the_bytes_of_a_tensor_are_read_of_a_huge_file(stored, tmp_path):

@@ -72,6 +72,14 @@ def test_a_full_disk_is_told(file, draw, monkeypatch):
         make_tensor("w", draw(*LARGE))
 
 
+def test_a_temporary_folder_that_no_tensor_can_name_is_refused(tmp_path, monkeypatch):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(folder)
+    monkeypatch.setattr("tempfile.tempdir", folder)
+    with pytest.raises(OutputError, match=r"its name is no UTF-8; .*; set TMPDIR to another folder"):
+        WeightFile().open()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integers_are_kept_part_by_part_and_stored_as_they_are(file, bits):
     integers = (np.arange(300 * 302) % 15 - 7).astype(np.int8).reshape(300, 302)
