@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
-from ..files.reading import open_file
+from ..files.reading import open_file, spell_fault
 from .weightless import copy_fields, copy_without_initializers, held_bytes, is_large
 
 # Models whose weights have more bytes together leave the large ones outside. Of smaller ones a run's copies are small
@@ -209,12 +209,38 @@ def may_go_outside(tensor: TensorProto) -> bool:
     return tensor.data_type != TensorProto.STRING and is_large(tensor)
 
 
+def list_states(model: ModelProto) -> dict[Path, str]:
+    """The users' files in which weights of the model lie, and the state of each when it was checked."""
+    places = (find_place(tensor) for tensor in model.graph.initializer if is_outside(tensor))
+    return {place.file: place.state for place in places if place.state}
+
+
+def check_states(states: Mapping[Path, str]) -> None:
+    """Raise ModelError for a file that has been written or removed since it was checked.
+
+    For what others have read of it, as onnxruntime does, which maps it.
+    """
+    for path, state in states.items():
+        try:
+            facts = os.stat(path)
+        except OSError as error:
+            raise ModelError(f"{path}: {spell_fault(error)}; {GIVE}") from None
+        _check_state(path, state, facts)
+
+
+def _check_state(path: Path, state: str, facts: os.stat_result) -> None:
+    if state and describe_state(facts) != state:
+        raise ModelError(f"{path}: was written since this run began to read it; {GIVE}")
+
+
 def _open(place: Place) -> BinaryIO:
     """The file at the beginning of the values. Raises ModelError where it has been written since it was checked."""
     file = open_file(place.file, ModelError, give=GIVE)
-    if place.state and describe_state(os.fstat(file.fileno())) != place.state:
+    try:
+        _check_state(place.file, place.state, os.fstat(file.fileno()))
+    except ModelError:
         file.close()
-        raise ModelError(f"{place.file}: was written since this run began to read it; {GIVE}")
+        raise
     file.seek(place.offset)
     return file
 

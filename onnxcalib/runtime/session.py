@@ -21,7 +21,7 @@ from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
 from ..graph.stream import model_bytes
-from ..graph.values import is_light
+from ..graph.values import check_states, is_light, list_states
 from .cores import count_cores
 from .parted import Loaded, Parted
 
@@ -81,6 +81,7 @@ class Session:
         if not (draws or dump or profile):
             model = fix_draws(model)
         whole = whole or profile is not None
+        self._states = list_states(model)
         more, as_users = _list_more(model, also), deployed or unsigned
 
         def load(model: ModelProto, more: Sequence[str], dump: Path | None) -> Loaded:
@@ -103,16 +104,21 @@ class Session:
     def run(
         self, feeds: Mapping[str, np.ndarray | list[Any]], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """The outputs by name; feeds that the model does not read are ignored. Raises ModelError."""
+        """The outputs by name; feeds that the model does not read are ignored.
+
+        Raises ModelError, also where a user's file with weights has been written since it was checked.
+        """
         names = list(self.outputs if outputs is None else outputs)
         if not names:  # onnxruntime would return all of them
             return {}
         try:
             values = self._session.run(names, {k: feeds[k] for k in self.inputs if k in feeds})
-        except OnnxCalibError:  # of a part that cannot be opened
-            raise
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            check_states(self._states)
+            if isinstance(error, OnnxCalibError):  # of a part that cannot be opened
+                raise
             raise ModelError(f"onnxruntime cannot run {self.name}: {self._explain(error, names)}; {ADVICE}") from error
+        check_states(self._states)
         return dict(zip(names, values, strict=True))
 
     def _explain(self, error: Exception, names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from onnx import TensorProto, numpy_helper
 
 from onnxcalib.errors import ModelError
 from onnxcalib.graph.edit import copy_model
+from onnxcalib.graph.values import describe_state, find_place, refer
 from onnxcalib.runtime import memory, parted
 from onnxcalib.runtime import session as session_module
 from onnxcalib.runtime.session import Session
@@ -84,6 +85,23 @@ def test_weights_outside_are_read_from_their_file(build, draw, tmp_path, parts, 
     wanted = Session(model, optimize=level, also=["a"]).run({"x": x})
     np.testing.assert_array_equal(given["y"], wanted["y"])
     np.testing.assert_array_equal(given["a"], wanted["a"])
+
+
+@pytest.mark.parametrize("most", [10**6, 1])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_users_file_that_is_written_while_a_session_maps_it_ends_the_run(build, draw, tmp_path, parts, most, gone):
+    parts(most)
+    text = "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) y = MatMul (a, v) }"
+    light, x = outside(build(text, w=draw(8, 8), v=draw(8, 8)), tmp_path / "w"), draw(3, 8)
+    for tensor in light.graph.initializer:
+        refer(tensor, find_place(tensor)._replace(state=describe_state(os.stat(tmp_path / "w"))))
+    session = Session(light)
+    session.run({"x": x})
+    os.utime(tmp_path / "w", (1, 1))
+    if gone:
+        os.unlink(tmp_path / "w")
+    with pytest.raises(ModelError, match="no such file" if gone else "was written since this run began to read it"):
+        session.run({"x": x})
 
 
 @pytest.mark.parametrize("flag", [True, False])
