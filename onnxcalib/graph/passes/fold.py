@@ -12,8 +12,9 @@ from ..edit import add_constant, drop_dead, remove_at
 from ..index import attribute_of, has_bodies, is_op
 from ..ops import LAYERS, LINEAR_OPS, RANDOM_OPS, SHAPE_READERS
 from ..shapes import INFERENCE_FAULTS, Shape, infer_shapes
+from ..stream import tensor_bytes
 from ..tensors import MOST_BYTES as MOST_TENSOR_BYTES
-from ..values import read_values
+from ..values import is_outside, read_values
 
 # A folded result that is larger than this, and than the operands that it is computed from, only makes the file larger.
 MOST_BYTES = 1 << 20
@@ -120,20 +121,23 @@ def _evaluate(
 ) -> dict[str, np.ndarray] | None:
     """The node's outputs; None where they cannot be computed, are too large, or contradict shape inference."""
     names = [name for name in node.output if name]
-    graph = helper.make_graph([node], "node", [], [helper.make_empty_tensor_value_info(name) for name in names])
-    graph.initializer.extend(operands.values())
+    outside = [tensor for tensor in operands.values() if is_outside(tensor)]
+    inputs = [helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in outside]
+    graph = helper.make_graph([node], "node", inputs, [helper.make_empty_tensor_value_info(name) for name in names])
+    graph.initializer.extend(tensor for tensor in operands.values() if not is_outside(tensor))
     single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     try:
         single = shape_inference.infer_shapes(single, strict_mode=True)
     except INFERENCE_FAULTS:
         return None
     expected = {value.name: value.type.tensor_type for value in single.graph.output}
-    room = MOST_TENSOR_BYTES if is_weight else max(MOST_BYTES, sum(tensor.ByteSize() for tensor in operands.values()))
+    room = MOST_TENSOR_BYTES if is_weight else max(MOST_BYTES, sum(map(tensor_bytes, operands.values())))
     if sum(_bytes(kind) for kind in expected.values()) > room:
         return None
+    feeds = {tensor.name: read_values(tensor) for tensor in outside}
     try:
         with np.errstate(all="ignore"):
-            values = ReferenceEvaluator(single).run(names, {})
+            values = ReferenceEvaluator(single).run(names, feeds)
     except Exception:  # the evaluator lets through whatever numpy or its own operators raise
         return None
     results = dict(zip(names, values, strict=True))

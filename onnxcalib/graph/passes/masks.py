@@ -19,6 +19,7 @@ from ..extract import extract, infer_types
 from ..index import Index, constant, has_bodies, is_op, list_names, walk_back
 from ..mask_values import reaches_softmax
 from ..shapes import recorded_shape
+from ..values import with_values
 
 # What is added to a score that must not count. Scores of trained networks stay within some hundreds.
 HIDDEN = -1e3
@@ -135,7 +136,7 @@ class _Finder:
         draw = np.random.default_rng(0)
         masks = [np.ones(shape, bool), *(draw.random(shape) < share for share in np.linspace(0.3, 0.7, PROBES))]
         try:
-            evaluator = ReferenceEvaluator(part)
+            evaluator = ReferenceEvaluator(with_values(part))
             for mask in masks:
                 mask[:, 0] = True
                 with np.errstate(all="ignore"):

@@ -4,6 +4,7 @@ import pytest
 from onnxcalib.graph.passes.fold import fold_constants
 from onnxcalib.graph.passes.masks import write_masks
 from onnxcalib.graph.passes.normalise import normalise
+from onnxcalib.graph.values import Place, refer
 
 TOKENS = 6
 HEAD = "g (float[2, 3, 6, 6] s, {type}[2, 6] mask) => (float[2, 3, 6, 6] y) <"
@@ -47,6 +48,14 @@ def test_a_mask_becomes_four_nodes_however_it_is_spelled(build, run, draw, spell
     ops = [node.op_type for node in model.graph.node]
     assert ops == [*(["Cast"] if kind != "float" else []), "Sub", "Mul", "Reshape", "Add", "Softmax"]
     np.testing.assert_allclose(run(model, *feeds)[0], before, rtol=0, atol=1e-6)
+
+
+def test_a_mask_of_constants_that_lie_in_a_file_is_found(build, tmp_path):
+    model = build_masked(build, SPELLINGS["expanded"])
+    (always,) = (tensor for tensor in model.graph.initializer if tensor.name == "always")
+    (tmp_path / "w").write_bytes(always.raw_data)
+    refer(always, Place(tmp_path / "w", 0, TOKENS))
+    assert write_masks(model, -1000.0) == 1
 
 
 def test_layers_share_one_mask(build, run, draw):
