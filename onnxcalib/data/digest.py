@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .calibration_set import CalibrationSet
 
 AT_ONCE = 32  # samples that are read together
-_known: WeakKeyDictionary[CalibrationSet, str] = WeakKeyDictionary()
 
 
 def digest_samples(samples: CalibrationSet) -> str:
-    """SHA-256 of all samples, in hexadecimal; an open set is read once for it. Raises DataError."""
-    if samples not in _known:
-        _known[samples] = _digest(samples)
-    return _known[samples]
-
-
-def _digest(samples: CalibrationSet) -> str:
+    """SHA-256 of all samples, which are read for it, in hexadecimal. Raises DataError."""
     found = hashlib.sha256(repr((samples.inputs, samples.fixed_batch, samples.batched, len(samples))).encode())
     if samples.images:
         for array in samples.arrays():

@@ -12,7 +12,6 @@ from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, LayerConfig, QuantizeConfig
-from ..data.digest import digest_samples
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..graph.save import fingerprint
@@ -221,7 +220,9 @@ def _open_cache(prepared: Prepared) -> Cache:
     # Rules that measure may leave other nodes in float on another machine.
     in_float = sorted(prepared.in_float)
     target = prepared.run.target.model_dump_json(exclude={"name", "description"})  # its file may have changed
-    subject = f"{original} {digest_samples(prepared.samples)} {prepared.run.device.type} {settings} {target} {in_float}"
+    subject = (
+        f"{original} {prepared.run.digest(prepared.samples)} {prepared.run.device.type} {settings} {target} {in_float}"
+    )
     return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
 
 

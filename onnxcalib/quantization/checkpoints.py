@@ -20,7 +20,6 @@ from onnx import ModelProto
 
 from ..config import EXECUTION, QuantizeConfig
 from ..data import CalibrationSet
-from ..data.digest import digest_samples
 from ..errors import ConfigError, OutputError
 from ..files.reading import read_file
 from ..graph.emit import LayerParams
@@ -314,4 +313,4 @@ def make_key(run: Run, original: ModelProto, samples: CalibrationSet) -> Key:
     settings |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (run.work.given or {}).items()}
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "no GPU"
     processor = f"{describe_processor()}, {run.threads or count_cores()} threads, {device}"
-    return Key(fingerprint(original), digest_samples(samples), settings, f"{VERSION} {versions()}", processor)
+    return Key(fingerprint(original), run.digest(samples), settings, f"{VERSION} {versions()}", processor)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..data.digest import digest_samples
 from ..graph.save import fingerprint
 from ..runtime.cache import Cache
 from ..runtime.cores import count_cores, describe_processor
@@ -30,7 +29,7 @@ class _Kept:
 def recall_statistics(prepared: Prepared, tensors: Sequence[str]) -> Statistics:
     """``collect_statistics`` of the prepared model, or what it gave before on this processor; a note tells of that."""
     run = prepared.run
-    model, samples = fingerprint(prepared.model), digest_samples(prepared.samples)
+    model, samples = fingerprint(prepared.model), run.digest(prepared.samples)
     subject = f"statistics {model} {samples} {describe_processor()} {run.threads or count_cores()} threads"
     cache = Cache(subject, prepared.config.cache_dir, run.observer.note)
     name = hashlib.sha256(json.dumps([sorted(tensors), prepared.equals_original]).encode()).hexdigest()

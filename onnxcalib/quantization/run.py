@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
+from ..data import CalibrationSet
+from ..data.digest import digest_samples
 from ..errors import ConfigError, escape_controls
 from ..graph.kept import WeightFile
 from ..progress import listening
@@ -53,6 +55,7 @@ class Run:
         self.memory: MemoryRecord | None = None
         self.work, self.checkpoints = work or Work(), Checkpoints()
         self.float_outputs = FloatOutputs()
+        self._digests: dict[CalibrationSet, str] = {}
         self.seconds: dict[str, float] = {}
         self.earlier_seconds: dict[str, float] = {}
         self.current_stage: str | None = None
@@ -77,6 +80,15 @@ class Run:
         self.current_stage = None
         with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(), self.weights.taking():
             yield
+
+    def digest(self, samples: CalibrationSet) -> str:
+        """What identifies samples, which are read once in a run: their owner may change them before the next.
+
+        Raises DataError.
+        """
+        if samples not in self._digests:
+            self._digests[samples] = digest_samples(samples)
+        return self._digests[samples]
 
     def warn(self, text: str) -> None:
         """Warn the observer, and put the warning into the report, both without control characters of names in it."""

@@ -79,3 +79,16 @@ def test_what_a_run_measures_does_not_depend_on_what_was_kept(build, weigh, draw
     first, again = (onnxcalib.quantize(net, samples, config) for _ in range(2))
     assert again.model.SerializeToString() == first.model.SerializeToString()
     assert (again.report.outputs, again.report.steps) == (first.report.outputs, first.report.steps)
+
+
+def test_samples_that_changed_between_two_runs_are_others(build, weigh, draw, tmp_path):
+    net, values, config = build(NET, w=weigh(4, 3)), draw(8, 4), QuantizeConfig(cache_dir=tmp_path, placement="all")
+    samples = onnxcalib.open_calibration(values, net)
+
+    def find_range():
+        return onnxcalib.calibrate(onnxcalib.prepare(net, samples, config)).activations["x"]
+
+    before = find_range()
+    assert find_range() == before
+    values *= 2
+    assert find_range() != before
