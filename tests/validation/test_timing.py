@@ -35,8 +35,8 @@ def fake(monkeypatch):
     state = State()
 
     class Session:
-        def __init__(self, model, *, deployed, draws, threads):
-            assert deployed and draws
+        def __init__(self, model, *, deployed, draws, threads, whole):
+            assert deployed and draws and whole
             self.model = model
             state.threads.append(threads)
 
