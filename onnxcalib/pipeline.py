@@ -17,7 +17,7 @@ from .data import CalibrationSet, InputSpec, SampleSource
 from .data import open_calibration as open_samples
 from .errors import ConfigError
 from .files.scratch import sweep
-from .files.writing import check_outputs
+from .files.writing import check_folder, check_outputs
 from .graph.kept import WeightFile
 from .graph.load import stored_files
 from .graph.names import resolve_names
@@ -152,6 +152,8 @@ def quantize(
         _check_given(model, plan, given)
         beside = {name: each.to_json() for name, each in (("plan", plan), ("ranges", given)) if each is not None}
         run.work = Work.of(run.config, output, beside)
+        if run.work.path is not None:
+            check_folder(run.work.path, sources)
         prepared = prepare_run(run, model, calibration, plan, test=test)
         _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
         if run.config.planned:

@@ -136,6 +136,14 @@ def check_output(path: Path, *sources: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({reason}); choose another output") from None
 
 
+def check_folder(path: Path, sources: Iterable[Path]) -> None:
+    """Raise OutputError for a folder, which need not exist yet, in one that the run reads."""
+    for source in sources:
+        with suppress(ValueError):  # no path of a file; what reads it says so
+            if source.is_dir():
+                _check_folder(Path(path), source, None)
+
+
 def check_outputs(outputs: Mapping[str, Path | None], sources: Iterable[Path]) -> None:
     """Raise OutputError for an output that ``check_output`` refuses, and where two are one file.
 

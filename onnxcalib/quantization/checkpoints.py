@@ -27,6 +27,7 @@ from ..graph.save import fingerprint
 from ..report import BlockRecord, LeftOutRecord, OutputRecord, StageRecord
 from ..runtime.cache import versions
 from ..runtime.cores import count_cores, describe_processor
+from ..runtime.record_file import read_record
 from ..runtime.store import KeptTensor, Store
 from ..runtime.work_folder import WorkFolder
 from ..spec import VERSION, QParams
@@ -205,8 +206,11 @@ class Checkpoints:
         return Store(None if self.folder is None else self.folder.path)
 
     def remove(self) -> None:
-        """Remove the folder, as the file is written."""
-        if self.folder is not None:
+        """Remove the folder, as the file is written, unless a run of another key has left it since ``close``."""
+        if self.folder is None:
+            return
+        key = read_record(self.folder.locate(KEY), "", KEY, Key)
+        if key is None or key.digest() == self.folder.subject:
             self.folder.remove()
 
     def close(self) -> None:

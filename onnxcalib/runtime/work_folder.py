@@ -61,7 +61,7 @@ class WorkFolder:
 
     def read(self, name: str, kind: type[T]) -> T | None:
         """The record of a name; None without one, and where its file is damaged or of another subject."""
-        return read_record(self._locate(name), self.subject, name, kind)
+        return read_record(self.locate(name), self.subject, name, kind)
 
     def write(self, *records: tuple[str, Any, type[Any]]) -> None:
         """Write or replace records, each a name, a value and its type, in this order.
@@ -70,13 +70,13 @@ class WorkFolder:
         """
         with replacing() as files:
             for name, value, kind in records:
-                file = files.open(self._locate(name))
+                file = files.open(self.locate(name))
                 for piece in spell_record(self.subject, name, value, kind):
                     file.write(piece)
 
     def has(self, name: str) -> bool:
         """Whether there is a file of a record, damaged or not."""
-        return self._locate(name).exists()
+        return self.locate(name).exists()
 
     def names(self) -> list[str]:
         """The names of all files."""
@@ -112,7 +112,8 @@ class WorkFolder:
             if lock >= 0:
                 os.close(lock)
 
-    def _locate(self, name: str) -> Path:
+    def locate(self, name: str) -> Path:
+        """The file of a record."""
         return self.path / f"{name}{RECORD}"
 
     def _list(self) -> Iterator[Path]:

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import onnxcalib
@@ -257,3 +258,22 @@ def test_workers_that_are_lost_leave_the_blocks_that_were_done(quantize, monkeyp
         quantize(pipeline="parallel", jobs=2)
     monkeypatch.setattr(parallel, "spread_tasks", spread)
     assert quantize(pipeline="parallel", jobs=1)[2][0].endswith("it goes on with 1 of the blocks done")
+
+
+def test_a_result_that_is_saved_again_leaves_the_checkpoints_of_a_later_run(quantize, build, weigh, draw, tmp_path):
+    net, config = build(NET, w1=weigh(6, 3, 3, 3), b1=weigh(6), w2=weigh(6, 5), b2=weigh(5)), QuantizeConfig(threads=1)
+    with pytest.warns(onnxcalib.OnnxCalibWarning, match="samples"):
+        earlier = onnxcalib.quantize(net, draw(4, 3, 6, 6), config, output=tmp_path / "q.onnx")
+    earlier.save(tmp_path / "q.onnx")
+    quantize(stage="verify")
+    earlier.save(tmp_path / "other.onnx")
+    assert quantize()[2][0].startswith(f"{tmp_path / 'q.onnx.checkpoints'}: found the checkpoints of a run")
+
+
+def test_checkpoints_in_a_folder_that_the_run_reads_are_refused(build, weigh, draw, tmp_path):
+    net = build(NET, w1=weigh(6, 3, 3, 3), b1=weigh(6), w2=weigh(6, 5), b2=weigh(5))
+    np.save(tmp_path / "a.npy", draw(4, 3, 6, 6))
+    before = os.listdir(tmp_path)
+    with pytest.raises(OutputError, match=r"q.onnx.checkpoints: lies in .*, which this run reads"):
+        onnxcalib.quantize(net, tmp_path, QuantizeConfig(work_dir=tmp_path), output="q.onnx")
+    assert os.listdir(tmp_path) == before
