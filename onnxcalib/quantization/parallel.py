@@ -20,7 +20,6 @@ from onnx import ModelProto
 
 from ..config import QuantizeConfig
 from ..graph.emit import LayerParams
-from ..graph.kept import Kept, keep
 from ..report import BlockRecord
 from ..runtime.device import computing
 from ..runtime.store import Store
@@ -175,15 +174,6 @@ class _Walk:
 
 def _find_changed(before: Mapping[str, QParams], after: Mapping[str, QParams]) -> dict[str, QParams]:
     return {tensor: grid for tensor, grid in after.items() if grid is not before[tensor]}
-
-
-def _put_away(solved: Solved) -> Solved:
-    """The same, with the integers that came from a worker where this run keeps those of large models."""
-    layers = {}
-    for name, params in solved.layers.items():
-        held = params.integers
-        layers[name] = params if isinstance(held, Kept) else replace(params, integers=keep(held, params.grid.spec.bits))
-    return replace(solved, layers=layers)
 
 
 def reconstruct_apart(

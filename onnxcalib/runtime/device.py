@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from ..errors import ConfigError, DeviceMemoryError, first_line
-from .cores import count_cores
 
 # Sentences of torch's error that say how much memory was asked for, and how much there is.
 SENTENCES = 3
@@ -33,11 +32,6 @@ def full_precision() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(
         enabled=torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False
     )
-
-
-def choose_threads(wanted: int) -> int:
-    """Threads to compute with: those wanted (0: one a core), at most one a core, as more wait for each other."""
-    return min(wanted or count_cores(), count_cores())
 
 
 @contextmanager
