@@ -18,12 +18,12 @@ from .data import open_calibration as open_samples
 from .errors import ConfigError
 from .files.scratch import sweep
 from .files.writing import check_folder, check_outputs
-from .graph.kept import WeightFile
 from .graph.load import stored_files
 from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
 from .graph.values import with_values
+from .graph.weight_file import WeightFile
 from .lint.run import check_loaded
 from .quantization.checkpoints import Checkpoints, Work, keeping
 from .quantization.floor import record_memory

@@ -45,7 +45,7 @@ class ImageFormat:
 
 
 @dataclass
-class Kept:
+class PixelRoom:
     """The bytes of decoded pixels that the images of a folder may still keep."""
 
     left: int
@@ -60,9 +60,9 @@ class Kept:
 class ImageFile:
     """One image file as an array of one sample, decoded when it is read, and kept as pixels where there is room."""
 
-    def __init__(self, path: Path, form: ImageFormat, kept: Kept | None = None) -> None:
+    def __init__(self, path: Path, form: ImageFormat, kept: PixelRoom | None = None) -> None:
         self._path, self._form = path, form
-        self._kept = kept or Kept(0)
+        self._kept = kept or PixelRoom(0)
         self._pixels: np.ndarray | None = None
         self._frame = place_image(*_read_size(path, form.config.max_pixels), form.config)
         self.size = self._frame.size
@@ -121,7 +121,7 @@ class ImageFile:
 def open_images(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:
     """A part for each file. Sizes are checked against the model and against the first file. Raises DataError."""
     form = choose_format(inputs, config, str(paths[0].parent))
-    first, kept = None, Kept(KEPT_BYTES)
+    first, kept = None, PixelRoom(KEPT_BYTES)
     for path in paths:
         image = ImageFile(path, form, kept)
         _check_size(path, image.size, form)

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from .index import Index, reads, subgraphs
-from .kept import make_tensor
+from .weight_file import make_tensor
 
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 

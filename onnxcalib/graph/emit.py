@@ -24,11 +24,11 @@ from .edit import refill, replace_names, reroute, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
 from .index import Index, is_op, known_constant, reads
-from .kept import Kept, keep
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .tables import Tables
 from .unfuse import bar_from_fusion
+from .weight_file import FileIntegers, put_integers
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
@@ -42,19 +42,19 @@ NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
 class LayerParams:
     """A layer's quantized weight and its bias: integers of the weight's shape, their grid, and floats or None."""
 
-    integers: np.ndarray | Kept
+    integers: np.ndarray | FileIntegers
     grid: QParams
     bias: np.ndarray | None
 
-    def kept(self) -> LayerParams:
+    def to_file(self) -> LayerParams:
         """These, with large integers of a large model in the run's file."""
-        if isinstance(self.integers, Kept):
+        if isinstance(self.integers, FileIntegers):
             return self
-        return replace(self, integers=keep(self.integers, self.grid.spec.bits))
+        return replace(self, integers=put_integers(self.integers, self.grid.spec.bits))
 
     def read(self) -> np.ndarray:
         """The integers as an array."""
-        return self.integers.read() if isinstance(self.integers, Kept) else self.integers
+        return self.integers.read() if isinstance(self.integers, FileIntegers) else self.integers
 
 
 def emit_qdq(
@@ -342,7 +342,7 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
         return params
     write_attributes(node, {}, drop=("transB",))
     grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
-    integers = params.integers.turn() if isinstance(params.integers, Kept) else params.integers.T
+    integers = params.integers.turn() if isinstance(params.integers, FileIntegers) else params.integers.T
     return replace(params, integers=integers, grid=grid)
 
 

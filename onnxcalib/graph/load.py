@@ -20,14 +20,14 @@ from ..spec import InputSpec
 from .external import find_data, read_entries, read_external
 from .float_weights import spell_holders
 from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
-from .kept import copy_out
-from .light import parse_light
 from .ops import LAYERS, QUANTIZED_OPS
+from .parse import parse_model
 from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
 from .tensors import MOST_BYTES, check_tensor, list_tensors, make_dense, spell_node
 from .values import TYPES, Place, can_name, is_large_model, refer
+from .weight_file import copy_out
 from .wire import NotAMessage, Walk
 
 GIVE = "an ONNX file is needed; export or download it again"
@@ -203,7 +203,7 @@ def _parse(path: Path) -> tuple[ModelProto, dict[int, Place]]:
             )
         try:
             Walk(file).check(ModelProto.DESCRIPTOR, size)
-            model, places = parse_light(file, size, path, leave=is_large_model(size) and can_name(path.absolute()))
+            model, places = parse_model(file, size, path, leave=is_large_model(size) and can_name(path.absolute()))
         except (NotAMessage, DecodeError):
             raise ModelError(f"{path}: is not an ONNX model, or is cut off; {GIVE}") from None
         except OSError as error:

@@ -11,8 +11,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from ..config import FULL_BITS
 from ..spec import QuantSpec
 from .edit import take_name, write_attributes
-from .kept import Kept
 from .ops import DEQUANTIZE
+from .weight_file import FileIntegers
 
 
 class NewNodes:
@@ -36,10 +36,12 @@ class NewNodes:
         """Name of a new initializer."""
         return self.write(self.name(name), values)
 
-    def integers(self, name: str, values: np.ndarray | Kept, bits: int, shape: Sequence[int] | None = None) -> str:
+    def integers(
+        self, name: str, values: np.ndarray | FileIntegers, bits: int, shape: Sequence[int] | None = None
+    ) -> str:
         """Name of a new initializer of 4- or 8-bit integers, in another shape than theirs if one is given."""
-        values = values.pack(bits) if isinstance(values, Kept) else values
-        if not isinstance(values, Kept):
+        values = values.pack(bits) if isinstance(values, FileIntegers) else values
+        if not isinstance(values, FileIntegers):
             values = values if shape is None else values.reshape(shape)
             whole = values.astype(np.int8)
             return self.constant(name, whole if bits == FULL_BITS else whole.astype(ml_dtypes.int4))

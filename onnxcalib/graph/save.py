@@ -16,7 +16,7 @@ from onnx.external_data_helper import set_external_data
 from ..files.scratch import claimed
 from ..files.writing import Aside, Content, replacing
 from .stream import model_bytes, model_pieces, tensor_pieces
-from .values import PAGE_BYTES, find_place, is_light, is_outside, read_pieces
+from .values import PAGE_BYTES, find_place, has_outside, is_outside, read_pieces
 from .weightless import copy_without_initializers, held_bytes
 
 # A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
@@ -95,7 +95,7 @@ def fingerprint(model: ModelProto) -> str:
 
     That of a model whose weights lie in files is known from the first time on, while these files stay as they are.
     """
-    if not is_light(model):
+    if not has_outside(model):
         return _hash(model)
     files = sorted({find_place(tensor).file for tensor in model.graph.initializer if is_outside(tensor)})
     facts = [(file.stat().st_ino, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]

@@ -7,8 +7,8 @@ from onnx import NodeProto, TensorProto
 
 from ..config import FULL_BITS
 from ..spec import LayerScheme, QParams
-from .kept import Kept
 from .new_nodes import NewNodes
+from .weight_file import FileIntegers
 
 
 class Tables:
@@ -18,7 +18,9 @@ class Tables:
         self._new = new
         self._written: dict[str, tuple[str, str]] = {}
 
-    def write(self, layer: LayerScheme, node: NodeProto, integers: np.ndarray | Kept, grid: QParams) -> list[NodeProto]:
+    def write(
+        self, layer: LayerScheme, node: NodeProto, integers: np.ndarray | FileIntegers, grid: QParams
+    ) -> list[NodeProto]:
         """Look up integers and their scales and multiply them, values that share a scale on an axis of their own.
 
         node: the Gather, which makes the product. Returns the nodes in front of it. A DequantizeLinear in front would
@@ -47,7 +49,7 @@ class Tables:
         return nodes
 
     def _write_table(
-        self, name: str, integers: np.ndarray | Kept, grid: QParams, nodes: list[NodeProto]
+        self, name: str, integers: np.ndarray | FileIntegers, grid: QParams, nodes: list[NodeProto]
     ) -> tuple[str, str]:
         """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
         new, bits = self._new, grid.spec.bits

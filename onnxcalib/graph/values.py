@@ -67,7 +67,7 @@ def is_outside(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
-def is_light(model: ModelProto) -> bool:
+def has_outside(model: ModelProto) -> bool:
     """Whether some of the model's weights lie in files."""
     return any(map(is_outside, model.graph.initializer))
 
@@ -183,7 +183,7 @@ def bare_copy(tensor: TensorProto) -> TensorProto:
 
 def with_values(model: ModelProto) -> ModelProto:
     """The model itself where it holds all its values, or else a copy that does: for readers of whole models."""
-    if not is_light(model):
+    if not has_outside(model):
         return model
     copy = copy_without_initializers(model)
     for tensor in model.graph.initializer:

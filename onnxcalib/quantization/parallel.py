@@ -212,7 +212,7 @@ def reconstruct_apart(
     left = {key: task for key, task in tasks.items() if key not in found}
     options: dict[str, Any] = {"model": problem.model, "device": problem.device, "warn": run.warn}
     for key, solved in spread_tasks(solve_task, common, left, problem.config, **options):
-        found[key] = solved = replace(solved, layers={name: each.kept() for name, each in solved.layers.items()})
+        found[key] = solved = replace(solved, layers={name: each.to_file() for name, each in solved.layers.items()})
         run.checkpoints.keep((names[key], solved, Solved))
         run.observer.block(solved.records[-1])
     in_order = [found[key] for key in tasks]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..graph.emit import LayerParams
-from ..graph.kept import keep
+from ..graph.weight_file import put_integers
 from ..numeric.rounding import next_power
 from ..spec import LayerScheme, QParams, QuantSpec
 
@@ -26,7 +26,7 @@ def make_params(
     scale = scale if spec.axis is not None else scale[0]
     allowed = guard_scale(scale, bias, input_grid, spec)
     grid = QParams(allowed, np.zeros(allowed.shape, np.int32), spec)
-    return LayerParams(keep(_rescale(integers, scale / allowed, spec), spec.bits), grid, bias)
+    return LayerParams(put_integers(_rescale(integers, scale / allowed, spec), spec.bits), grid, bias)
 
 
 def give_scale(
@@ -40,7 +40,7 @@ def give_scale(
     spec, integers = params.grid.spec, params.integers
     allowed = guard_scale(scale, bias, input_grid, spec)
     if spec.axis is None or (spec.power_of_two and spec.block is None):
-        integers = keep(_rescale(params.read(), scale / allowed, spec), spec.bits)
+        integers = put_integers(_rescale(params.read(), scale / allowed, spec), spec.bits)
     return LayerParams(integers, replace(params.grid, scale=allowed), bias)
 
 

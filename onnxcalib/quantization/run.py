@@ -10,7 +10,7 @@ from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..data import CalibrationSet
 from ..data.digest import digest_samples
 from ..errors import ConfigError, escape_controls
-from ..graph.kept import WeightFile
+from ..graph.weight_file import WeightFile
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory

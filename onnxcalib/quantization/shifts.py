@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto
 
 from ..graph.emit import LayerParams
 from ..graph.index import Index, is_op, known_constant
-from ..graph.kept import keep
 from ..graph.ops import SHAPE_READERS
+from ..graph.weight_file import put_integers
 from ..spec import Grids, LayerScheme, QParams, QuantScheme
 from ..targets.rules import HardSigmoids, Rules
 
@@ -68,7 +68,7 @@ def hold_weights(
                 grid = replace(params.grid, scale=np.asarray(params.grid.scale * 2.0**beyond, np.float32))
                 integers = params.read()
                 integers = np.rint(integers / 2.0**beyond).astype(integers.dtype)
-                moved[layer.name] = replace(params, integers=keep(integers, grid.spec.bits), grid=grid)
+                moved[layer.name] = replace(params, integers=put_integers(integers, grid.spec.bits), grid=grid)
     return {**layers, **moved} if moved else layers
 
 

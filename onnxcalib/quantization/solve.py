@@ -11,9 +11,9 @@ from onnx import TensorProto
 
 from ..graph.emit import LayerParams
 from ..graph.index import Index, known_constant
-from ..graph.kept import keep, keep_parts
 from ..graph.layout import from_rows, summing_order, to_rows
 from ..graph.values import read_rows
+from ..graph.weight_file import put_integers, put_parts
 from ..numeric.solve import Solution, round_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
@@ -67,7 +67,7 @@ def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
             scales.append(part.scale[0].float().numpy())
             yield part.integers[0].to(torch.int8).numpy()  # in float64 they would take twice the table's size
 
-    integers = keep_parts(round_parts(), table.dims, spec.bits)
+    integers = put_parts(round_parts(), table.dims, spec.bits)
     scale = np.concatenate(scales)
     return LayerParams(integers, QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
 
@@ -125,5 +125,5 @@ def _params(
         scale = solution.scale[0].numpy().astype(np.float32)
         scale = scale if layer.axis == 0 else scale.T
         grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
-        return LayerParams(keep(integers.astype(np.int8), layer.weight_spec.bits), grid, bias)
+        return LayerParams(put_integers(integers.astype(np.int8), layer.weight_spec.bits), grid, bias)
     return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)

@@ -16,9 +16,9 @@ from onnx import ModelProto
 from ..errors import ConfigError, ModelError
 from ..graph.emit import LayerParams, emit_qdq
 from ..graph.index import Index, reads
-from ..graph.kept import keep_zeros
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
+from ..graph.weight_file import put_zeros
 from ..numeric.ranges import make_grid
 from ..runtime.session import Session
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
@@ -149,7 +149,7 @@ def _make_zeros(layer: LayerScheme, index: Index) -> LayerParams:
         shape = [-(-size // spec.block) if axis == other else size for axis, size in enumerate(dims)]
     grid = QParams(np.ones(shape, np.float32), np.zeros(shape, np.int32), spec)
     bias = np.zeros(int(np.prod(index.initializers[layer.bias].dims)), np.float32) if layer.bias else None
-    return LayerParams(keep_zeros(dims, spec.bits), grid, bias)
+    return LayerParams(put_zeros(dims, spec.bits), grid, bias)
 
 
 def _list_candidates(model: ModelProto, scheme: QuantScheme) -> list[str]:

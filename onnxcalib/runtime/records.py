@@ -14,13 +14,13 @@ from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ..graph.kept import Kept, keep_parts
 from ..graph.values import PART_VALUES
+from ..graph.weight_file import FileIntegers, put_parts
 
 # Kinds of numbers that an array may have: booleans, signed and unsigned integers, and floats, of 8 bytes at most.
 KINDS, MOST_ITEM_BYTES = "biuf", 8
 # Large integers may lie in a file.
-Array = np.ndarray | Kept
+Array = np.ndarray | FileIntegers
 _PLAIN = (bool, int, float, str, types.NoneType)
 
 
@@ -30,7 +30,7 @@ def flatten(value: Any, kind: Any, arrays: list[Array]) -> Any:
     Types may be bool, int, float, str, None, np.ndarray, data classes and named tuples of these types, tuples and dicts
     of one type, and unions with None. Raises TypeError for any other.
     """
-    if kind == Array and isinstance(value, Kept):
+    if kind == Array and isinstance(value, FileIntegers):
         arrays.append(value)
         return len(arrays) - 1
     if kind in (np.ndarray, Array) and isinstance(value, (np.ndarray, np.generic)):
@@ -58,7 +58,7 @@ def restore(tree: Any, kind: Any, arrays: list[Array]) -> Any:
     if kind in (np.ndarray, Array):
         if type(tree) is int and 0 <= tree < len(arrays):
             found = arrays[tree]
-            return found.read() if kind is np.ndarray and isinstance(found, Kept) else found
+            return found.read() if kind is np.ndarray and isinstance(found, FileIntegers) else found
         raise ValueError(f"found {tree!r}, and no number of an array")
     if kind in _PLAIN:
         if _is_plain(tree, kind):
@@ -78,7 +78,7 @@ def restore(tree: Any, kind: Any, arrays: list[Array]) -> Any:
 
 def describe_array(array: Array) -> list[Any]:
     """The type, the shape and the order of an array: what ``read_array`` needs beside its bytes."""
-    if isinstance(array, Kept):
+    if isinstance(array, FileIntegers):
         return [np.dtype(np.int8).str, list(array.shape), "C"]
     return [array.dtype.str, list(array.shape), "F" if _is_transposed(array) else "C"]
 
@@ -91,7 +91,7 @@ def spell_array(array: np.ndarray) -> memoryview:
 
 def spell_parts(array: Array) -> Iterator[memoryview]:
     """As ``spell_array``; those of integers in a file come part by part."""
-    if isinstance(array, Kept):
+    if isinstance(array, FileIntegers):
         yield from (part.data for part in array.read_parts())
     else:
         yield spell_array(array)
@@ -133,7 +133,7 @@ def read_kept(description: Any, file: BinaryIO, see: Callable[[bytes], object]) 
             see(data)
             yield np.frombuffer(data, np.int8)
 
-    return keep_parts(read_parts(), shape, 8 * np.dtype(np.int8).itemsize)
+    return put_parts(read_parts(), shape, 8 * np.dtype(np.int8).itemsize)
 
 
 def _is_transposed(array: np.ndarray) -> bool:

@@ -21,7 +21,7 @@ from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
 from ..graph.stream import model_bytes
-from ..graph.values import check_states, is_light, list_states
+from ..graph.values import check_states, has_outside, list_states
 from .cores import count_cores
 from .parted import Loaded, Parted
 
@@ -85,13 +85,13 @@ class Session:
         more, as_users = _list_more(model, also), deployed or unsigned
 
         def load(model: ModelProto, more: Sequence[str], dump: Path | None) -> Loaded:
-            choose = partial(_choose_options, optimize, threads, dump, profile, packed=whole or not is_light(model))
+            choose = partial(_choose_options, optimize, threads, dump, profile, packed=whole or not has_outside(model))
             if as_users or not saturates():
                 return _load(model, more, choose(unsigned=unsigned), name)
             return _load_exact(model, more, choose, name)
 
         def open_all(dump: Path | None) -> tuple[ort.InferenceSession | Parted, Scratch | None]:
-            if not whole and is_light(model) and count_weights(model) > PART_BYTES:
+            if not whole and has_outside(model) and count_weights(model) > PART_BYTES:
                 names = [*(value.name for value in model.graph.output), *more]
                 return Parted(model, names, PART_BYTES, load, dump), None
             return load(model, more, dump)
@@ -199,7 +199,7 @@ def _load(model: ModelProto, more: Sequence[str], options: ort.SessionOptions, n
         ort.InferenceSession, providers=["CPUExecutionProvider"], disabled_optimizers=LOSING_OUTPUTS if more else None
     )
     try:
-        if is_light(model):
+        if has_outside(model):
             options.add_session_config_entry(FOLDER, ROOT)
             return make(_lead_from_root(model).SerializeToString() + _spell_more(more), options), None
         if model_bytes(model) <= MOST_BYTES:

@@ -17,9 +17,9 @@ from ..data.labels import choose_labels, find_list
 from ..errors import DataError, GateError, ModelError, escape_controls, first_line
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
-from ..graph.kept import WeightFile
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..graph.passes.fix_inputs import fix_inputs
+from ..graph.weight_file import WeightFile
 from ..lint.run import check_loaded
 from ..progress import listening
 from ..quantization.calibrate import batch_size

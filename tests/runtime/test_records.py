@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from onnxcalib.graph import values
 from onnxcalib.graph.emit import LayerParams
-from onnxcalib.graph.kept import Kept, WeightFile, keep
+from onnxcalib.graph.weight_file import FileIntegers, WeightFile, put_integers
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.planning.latency import Latencies
 from onnxcalib.planning.sensitivity import Measured
@@ -141,11 +141,11 @@ def test_integers_in_a_file_go_through_records_part_by_part(tmp_path, monkeypatc
     file = WeightFile()
     file.open()
     with file.taking():
-        params = LayerParams(keep(integers, 4), grid, None)
+        params = LayerParams(put_integers(integers, 4), grid, None)
         (tmp_path / "r").write_bytes(b"".join(map(bytes, spell_record("s", "n", params, LayerParams))))
         assert max(map(len, spell_record("s", "n", params, LayerParams))) < 2000
         found = read_record(tmp_path / "r", "s", "n", LayerParams)
-        assert isinstance(found.integers, Kept)
+        assert isinstance(found.integers, FileIntegers)
         np.testing.assert_array_equal(found.read(), integers)
         assert found.integers.pack(4).store("w").data_type == TensorProto.INT4
         np.testing.assert_array_equal(found.integers.pack(4).read(), integers)

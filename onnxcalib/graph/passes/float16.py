@@ -9,9 +9,9 @@ from onnx import GraphProto, ModelProto, TensorProto, TypeProto, helper
 
 from ..edit import refill, rename, take_name
 from ..index import list_names, subgraphs
-from ..kept import make_inside, make_tensor
 from ..load import weight_types
 from ..values import read_values
+from ..weight_file import make_inside, make_tensor
 
 FLOAT16, FLOAT32 = TensorProto.FLOAT16, TensorProto.FLOAT
 # Attributes that name an element type.

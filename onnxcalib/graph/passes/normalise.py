@@ -12,8 +12,8 @@ from ...errors import ModelError, first_line
 from ..draws import name_draws
 from ..edit import copy_model, drop_dead, drop_stale_shapes, refill, remove_at, rename, take_name
 from ..index import Index, all_nodes, captured, constant, is_op, reads, subgraphs
-from ..kept import move_out
 from ..shapes import describe_outputs
+from ..weight_file import move_out
 from ..weightless import copy_without_weights, replace_around_weights
 
 STANDARD_DOMAIN = "ai.onnx"

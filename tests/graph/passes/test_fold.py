@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from onnx import checker, helper, numpy_helper
 
 from onnxcalib.graph.edit import copy_model
-from onnxcalib.graph.kept import WeightFile
 from onnxcalib.graph.load import load_model
 from onnxcalib.graph.ops import RANDOM_OPS
 from onnxcalib.graph.passes import fold
 from onnxcalib.graph.passes.fold import fold_constants
 from onnxcalib.graph.passes.normalise import lift_constants
-from onnxcalib.graph.values import is_light, with_values
+from onnxcalib.graph.values import has_outside, with_values
+from onnxcalib.graph.weight_file import WeightFile
 from tests.conftest import run_model
 from tests.graph.strategies import SHAPE, models, whole_numbers
 
@@ -238,10 +238,10 @@ def test_weights_that_lie_in_files_are_folded_as_others(build, draw, tmp_path, m
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     monkeypatch.setattr("onnxcalib.graph.values.LEAST_LARGE_MODEL", 1)
     light, file = load_model(tmp_path / "m.onnx"), WeightFile()
-    assert is_light(light)
+    assert has_outside(light)
     with file.taking():
         file.open_for(light)
         assert fold_constants(light) == 2
     assert fold_constants(model) == 2
-    assert is_light(light) and ops(light) == ["MatMul"]
+    assert has_outside(light) and ops(light) == ["MatMul"]
     np.testing.assert_array_equal(values(with_values(light))["u"], values(model)["u"])

@@ -20,7 +20,7 @@ _NUMBERS = {
 }
 
 
-def parse_light(file: BinaryIO, size: int, path: Path, *, leave: bool) -> tuple[ModelProto, dict[int, Place]]:
+def parse_model(file: BinaryIO, size: int, path: Path, *, leave: bool) -> tuple[ModelProto, dict[int, Place]]:
     """The model of a file that has been checked to be a message, and where its large initializers, by number, lie.
 
     These have no values. leave: whether there are any. Raises DecodeError, and OSError.

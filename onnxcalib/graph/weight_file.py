@@ -21,8 +21,8 @@ from .values import (
     Place,
     bare_copy,
     can_name,
+    has_outside,
     is_large_model,
-    is_light,
     may_go_outside,
     read_parts,
     read_pieces,
@@ -37,7 +37,7 @@ _current: ContextVar[WeightFile | None] = ContextVar("weight_file", default=None
 class WeightFile:
     """A file in a temporary folder, which ends with the last reference to this object. Until ``open`` it takes nothing.
 
-    Within ``taking``, what ``make_tensor`` and ``keep`` are given goes to it.
+    Within ``taking``, what ``make_tensor`` and ``put_integers`` are given goes to it.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class WeightFile:
 
     def open_for(self, model: ModelProto) -> None:
         """Take the large values that are made of a model if it is a large one."""
-        if is_light(model):
+        if has_outside(model):
             self.open()
 
     @property
@@ -97,14 +97,14 @@ class WeightFile:
         return Place(path, 0, length)
 
 
-class Kept:
+class FileIntegers:
     """Integers of a layer that lie in a file, of the layer's shape. The file stays as long as this object.
 
     A pickle or a deep copy is the array itself.
     """
 
     def __init__(self, tensor: TensorProto, file: WeightFile) -> None:
-        self._tensor, self._file, self._made = tensor, file, dict[str, Kept]()
+        self._tensor, self._file, self._made = tensor, file, dict[str, FileIntegers]()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return np.asarray, (self.read(),)
@@ -123,20 +123,22 @@ class Kept:
         for part in read_parts(self._tensor):
             yield part.astype(np.int8, copy=False)
 
-    def turn(self) -> np.ndarray | Kept:
+    def turn(self) -> np.ndarray | FileIntegers:
         """The transposed integers, which are written once."""
-        return self._once("turned", lambda: keep(self.read().T, 4 if self._tensor.data_type == TensorProto.INT4 else 8))
+        return self._once(
+            "turned", lambda: put_integers(self.read().T, 4 if self._tensor.data_type == TensorProto.INT4 else 8)
+        )
 
-    def pack(self, bits: int) -> np.ndarray | Kept:
+    def pack(self, bits: int) -> np.ndarray | FileIntegers:
         """The integers as a file has those of so many bits; where they are not, they are written once."""
         if _describe((), bits).data_type == self._tensor.data_type:
             return self
-        return self._once("packed", lambda: keep_parts(self.read_parts(), self.shape, bits))
+        return self._once("packed", lambda: put_parts(self.read_parts(), self.shape, bits))
 
-    def _once(self, name: str, make: Callable[[], np.ndarray | Kept]) -> np.ndarray | Kept:
+    def _once(self, name: str, make: Callable[[], np.ndarray | FileIntegers]) -> np.ndarray | FileIntegers:
         if name not in self._made:
             made = make()
-            if not isinstance(made, Kept):  # outside of the run, where it is not written
+            if not isinstance(made, FileIntegers):  # outside of the run, where it is not written
                 return made
             self._made[name] = made
         return self._made[name]
@@ -191,14 +193,14 @@ def copy_out(model: ModelProto) -> ModelProto:
     return copy
 
 
-def keep(integers: np.ndarray, bits: int) -> np.ndarray | Kept:
+def put_integers(integers: np.ndarray, bits: int) -> np.ndarray | FileIntegers:
     """Integers of 4 or 8 bits: themselves, or large ones of a large model in the run's file."""
     file = _find_file(_describe(integers.shape, bits))
-    return integers if file is None else keep_parts([integers], integers.shape, bits)
+    return integers if file is None else put_parts([integers], integers.shape, bits)
 
 
-def keep_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> np.ndarray | Kept:
-    """As ``keep``, given as one part after the other; each but the last has an even number of values."""
+def put_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> np.ndarray | FileIntegers:
+    """As ``put_integers``, given as one part after the other; each but the last has an even number of values."""
     tensor = _describe(shape, bits)
     file = _find_file(tensor)
     if file is None:
@@ -206,17 +208,17 @@ def keep_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> 
         return whole.reshape(shape)
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     refer(tensor, file.write(_pack(part.astype(kind)) for part in parts))
-    return Kept(tensor, file)
+    return FileIntegers(tensor, file)
 
 
-def keep_zeros(shape: Sequence[int], bits: int) -> np.ndarray | Kept:
-    """As ``keep`` for zeros, which take no memory."""
+def put_zeros(shape: Sequence[int], bits: int) -> np.ndarray | FileIntegers:
+    """As ``put_integers`` for zeros, which take no memory."""
     tensor = _describe(shape, bits)
     file = _find_file(tensor)
     if file is None:
         return np.zeros(shape, np.int8)
     refer(tensor, file.find_zeros(-(-math.prod(shape) * bits // 8)))
-    return Kept(tensor, file)
+    return FileIntegers(tensor, file)
 
 
 def _describe(shape: Sequence[int], bits: int) -> TensorProto:

@@ -12,11 +12,19 @@ from onnxcalib.errors import ModelError, OutputError
 from onnxcalib.graph import values
 from onnxcalib.graph.edit import add_constant, write_operand
 from onnxcalib.graph.index import Index
-from onnxcalib.graph.kept import Kept, WeightFile, keep, keep_parts, keep_zeros, make_tensor, move_out
 from onnxcalib.graph.load import load_model
 from onnxcalib.graph.passes.float16 import widen_float16
 from onnxcalib.graph.passes.normalise import lift_constants
 from onnxcalib.graph.values import bring_in, find_place, is_outside, read_pieces, read_values, with_values
+from onnxcalib.graph.weight_file import (
+    FileIntegers,
+    WeightFile,
+    make_tensor,
+    move_out,
+    put_integers,
+    put_parts,
+    put_zeros,
+)
 
 LARGE = (300, 301)
 
@@ -49,7 +57,7 @@ def test_small_values_and_those_of_small_models_stay(draw):
                 file.open()
             values = draw(5) if opened else draw(*LARGE)
             assert make_tensor("w", values) == numpy_helper.from_array(values, "w")
-            assert keep(values, 8) is values
+            assert put_integers(values, 8) is values
     assert not is_outside(make_tensor("w", draw(*LARGE)))
 
 
@@ -83,8 +91,8 @@ def test_a_temporary_folder_that_no_tensor_can_name_is_refused(tmp_path, monkeyp
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integers_are_kept_part_by_part_and_stored_as_they_are(file, bits):
     integers = (np.arange(300 * 302) % 15 - 7).astype(np.int8).reshape(300, 302)
-    kept = keep_parts(iter(np.split(integers, [100, 200])), integers.shape, bits)
-    assert isinstance(kept, Kept) and kept.shape == integers.shape
+    kept = put_parts(iter(np.split(integers, [100, 200])), integers.shape, bits)
+    assert isinstance(kept, FileIntegers) and kept.shape == integers.shape
     np.testing.assert_array_equal(kept.read(), integers)
     stored = kept.store("w", (300, 151, 2))
     assert find_place(stored).length == integers.size * bits // 8
@@ -111,17 +119,17 @@ def test_threads_that_share_a_run_write_one_after_the_other(file, draw):
 
 def test_turned_integers_are_written_once(file):
     integers = (np.arange(300 * 302) % 15 - 7).astype(np.int8).reshape(300, 302)
-    kept = keep(integers, 4)
+    kept = put_integers(integers, 4)
     turned = kept.turn()
     np.testing.assert_array_equal(turned.read(), integers.T)
     assert kept.turn() is turned
 
 
 def test_zeros_take_no_disk(file):
-    kept = keep_zeros((4000, 5000), 8)
+    kept = put_zeros((4000, 5000), 8)
     assert not kept.read().any()
     assert os.stat(find_place(kept.store("w")).file).st_blocks < 100
-    assert find_place(keep_zeros((400, 500), 8).store("w")).file == find_place(kept.store("w")).file
+    assert find_place(put_zeros((400, 500), 8).store("w")).file == find_place(kept.store("w")).file
 
 
 def test_edits_and_passes_leave_large_values_outside(file, build, draw):
