@@ -7,8 +7,8 @@
 The model looks rows up in tables and sums them; residual feed-forward layers with random weights follow, which have
 half of the bytes, or are ``--pairs`` pairs; with ``--alike`` there is no table, and the pairs have all bytes. Memory is
 the peak of the process of ``onnxcalib quantize``. Beside it stands the floor that the run reports: what Python and its
-packages take, three times the largest part's weights, and the activations of a sample. Exits with 1 where a run takes
-more than ``--most``, where it grows with the samples by more than ``--growth``, and where one fails.
+packages take, three times the largest segment's weights, and the activations of a sample. Exits with 1 where a run
+takes more than ``--most``, where it grows with the samples by more than ``--growth``, and where one fails.
 """
 
 from __future__ import annotations

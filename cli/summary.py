@@ -258,7 +258,7 @@ def _describe_memory(record: MemoryRecord | None) -> list[str]:
         return []
     sizes = (record.peak_bytes, record.floor_bytes, record.largest_bytes)
     peak, floor, largest = (f"{size / 1e9:.2f} GB" for size in sizes)
-    return [f"memory: {peak} taken; {floor} are needed at least, with {largest} in the largest part"]
+    return [f"memory: {peak} taken; {floor} are needed at least, with {largest} in the largest segment"]
 
 
 def _describe_cost(report: Report, output: Path) -> list[str]:

@@ -248,7 +248,7 @@ class SpeedRecord:
 class MemoryRecord:
     """Memory of the run's process, mapped files included; floor_bytes: the least that a run of this model takes.
 
-    That is what the process had before, three times the largest part's weights, and a sample's activations.
+    That is what the process had before, three times the largest segment's weights, and a sample's activations.
     """
 
     floor_bytes: int

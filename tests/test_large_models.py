@@ -1,4 +1,4 @@
-"""A large model, whose weights stay in files and which runs part by part, gives the file that it would give whole."""
+"""A large model whose weights stay in files, and which runs segment by segment, gives the file of the whole one."""
 
 import gc
 import pickle
@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from onnxcalib import QuantizeConfig, emit, prepare, quantize, reconstruct
 from onnxcalib.graph import values
 from onnxcalib.graph.values import has_outside
-from onnxcalib.runtime import parted, session
+from onnxcalib.runtime import segmented, session
 
 TEXT = """g (int64[N, 3] ids) => (float[N, 3, 150] y) {
     [look] x = Gather (table, ids)
@@ -27,11 +27,11 @@ def test_it_gives_the_same_file_up_to_the_last_bits_of_sums(build, draw, tmp_pat
     config = QuantizeConfig(pipeline="light", weight_bits=4, threads=1)
     small = quantize(tmp_path / "m.onnx", samples, config)
     monkeypatch.setattr(values, "LEAST_LARGE_MODEL", 1)
-    monkeypatch.setattr(session, "PART_BYTES", 4 * 150 * 450)
-    opened, take = list[onnx.ModelProto](), parted.take_part
-    monkeypatch.setattr(parted, "take_part", lambda *given: opened.append(take(*given)) or opened[-1])
+    monkeypatch.setattr(session, "SEGMENT_BYTES", 4 * 150 * 450)
+    opened, take = list[onnx.ModelProto](), segmented.take_segment
+    monkeypatch.setattr(segmented, "take_segment", lambda *given: opened.append(take(*given)) or opened[-1])
     large = quantize(tmp_path / "m.onnx", samples, config)
-    assert len(opened) > 8  # float and quantized models went part by part
+    assert len(opened) > 8  # float and quantized models went segment by segment
     assert large.report.unfused == small.report.unfused
     assert small.stored is small.model and has_outside(large.stored) and not has_outside(large.model)
     assert large.model.graph.node == small.model.graph.node

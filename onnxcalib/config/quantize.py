@@ -201,7 +201,7 @@ class QuantizeConfig(Settings):
     ] = None
     memory: Annotated[
         Size | None,
-        Field(description="Most memory to take; models with larger weights are worked on part by part."),
+        Field(description="Most memory to take; models with larger weights are worked on segment by segment."),
         Option(EFFORT, metavar="SIZE", form="size", bounds=SIZES, unset="most of what is free"),
     ] = None
     device: Annotated[

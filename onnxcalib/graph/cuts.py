@@ -1,4 +1,4 @@
-"""Cut a graph into parts that run one after the other, so that the weights of one part alone are held."""
+"""Cut a graph into segments that run one after the other, so that the weights of one segment alone are held."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .values import count_bytes
 
 
 @dataclass(frozen=True)
-class Part:
-    """Nodes of a graph by position, and the tensors that they take from the parts before and give to those behind."""
+class Segment:
+    """Nodes of a graph by position, what they read of the segments before, and what they give to those behind."""
 
     nodes: tuple[int, ...]
     inputs: tuple[str, ...]
@@ -28,32 +28,32 @@ def count_weights(model: ModelProto) -> int:
     return sum(count_bytes(tensor) for graph in all_graphs(model.graph) for tensor in graph.initializer)
 
 
-def find_parts(
+def find_segments(
     model: ModelProto, outputs: Sequence[str], most_bytes: int, *, whole: Collection[str] = ()
-) -> list[Part]:
-    """Parts whose weights take at most ``most_bytes`` each, or are one node's; together they give ``outputs``.
+) -> list[Segment]:
+    """Segments whose weights take at most ``most_bytes`` each, or are one node's; together they give ``outputs``.
 
-    The nodes must be in topological order. What constants alone make, and a DequantizeLinear, is repeated in every part
-    that reads it. A cut goes through as few tensors as can be, in quantized models through integers that a
+    The nodes must be in topological order. What constants alone make, and a DequantizeLinear, is repeated in every
+    segment that reads it. A cut goes through as few tensors as can be, in quantized models through integers that a
     QuantizeLinear gives, which leaves every operator with its Q and DQ. No cut goes through the tensors ``whole``.
     """
     return _Cutting(model.graph, outputs, whole).run(most_bytes)
 
 
-def take_part(model: ModelProto, part: Part, types: Mapping[str, ValueInfoProto]) -> ModelProto:
-    """The part as a model of its own, with the initializers that it reads; ``types`` describes its inputs.
+def take_segment(model: ModelProto, segment: Segment, types: Mapping[str, ValueInfoProto]) -> ModelProto:
+    """The segment as a model of its own, with the initializers that it reads; ``types`` describes its inputs.
 
-    Its outputs are those of the model that it makes; what else later parts read is left for the caller to ask for.
+    Its outputs are those of the model that it makes; what else later segments read is left for the caller to ask for.
     """
-    graph, nodes = model.graph, [model.graph.node[position] for position in part.nodes]
+    graph, nodes = model.graph, [model.graph.node[position] for position in segment.nodes]
     declared = {value.name: value for value in graph.output}
-    wanted = {tensor for node in nodes for tensor in reads(node)}.union(part.outputs)
+    wanted = {tensor for node in nodes for tensor in reads(node)}.union(segment.outputs)
     made = helper.make_model(
         helper.make_graph(
             nodes,
-            graph.name or "part",
-            [types[tensor] for tensor in part.inputs],
-            [declared[tensor] for tensor in part.outputs if tensor in declared],
+            graph.name or "segment",
+            [types[tensor] for tensor in segment.inputs],
+            [declared[tensor] for tensor in segment.outputs if tensor in declared],
         ),
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
@@ -63,8 +63,8 @@ def take_part(model: ModelProto, part: Part, types: Mapping[str, ValueInfoProto]
     return made
 
 
-def join_parts(graphs: Sequence[GraphProto]) -> GraphProto:
-    """One graph of those that parts have become; what two of them name alike has another name in the second.
+def join_segments(graphs: Sequence[GraphProto]) -> GraphProto:
+    """One graph of those that segments have become; what two of them name alike has another name in the second.
 
     A DequantizeLinear that they share is there once. The graphs are changed.
     """
@@ -93,7 +93,7 @@ def join_parts(graphs: Sequence[GraphProto]) -> GraphProto:
 
 
 class _Cutting:
-    """One graph on the way to its parts.
+    """One graph on the way to its segments.
 
     core: positions of the nodes that run once, in order; all others are repeated where they are read. made: tensor of a
     core node -> its rank among these. read: for each core node, the tensors of other core nodes that it needs. helpers:
@@ -143,7 +143,7 @@ class _Cutting:
                 (weights if tensor in self.sizes else read).add(tensor)
         return read, helpers, weights
 
-    def run(self, most_bytes: int) -> list[Part]:
+    def run(self, most_bytes: int) -> list[Segment]:
         bounds, start, held, own = [0], 0, set[str](), [0]
         while start + len(own) <= len(self.core):
             rank = start + len(own) - 1
@@ -156,14 +156,14 @@ class _Cutting:
                 bounds.append(cut)
                 start, held, own = cut, set(), [0]
         bounds.append(len(self.core))
-        parts = [self._describe(*ends) for ends in pairwise(bounds)]
-        return [part for part in parts if part.outputs]
+        segments = [self._describe(*ends) for ends in pairwise(bounds)]
+        return [segment for segment in segments if segment.outputs]
 
     def _choose(self, start: int, own: Sequence[int], most_bytes: int) -> int | None:
         """The rank in front of which to cut, the last of the best; None where none can be.
 
-        own: the bytes of the weights that a part from ``start`` has in front of each rank. Half of the most are looked
-        for, as a graph may have the fewest tensors at its very beginning.
+        own: the bytes of the weights that a segment from ``start`` has in front of each rank. Half of the most are
+        looked for, as a graph may have the fewest tensors at its very beginning.
         """
         found: list[tuple[bool, int, int, int]] = []
         crossing = {tensor for tensor, made in self.made.items() if made < start <= self.last.get(tensor, -1)}
@@ -175,7 +175,7 @@ class _Cutting:
                 found.append((2 * own[rank - start] < most_bytes, unlike, len(crossing), -rank))
         return -min(found)[-1] if found else None
 
-    def _describe(self, start: int, end: int) -> Part:
+    def _describe(self, start: int, end: int) -> Segment:
         ranks = range(start, end)
         needed = dict.fromkeys(tensor for rank in ranks for tensor in sorted(self.read[rank]))
         inputs = [tensor for tensor in needed if tensor not in self.made or self.made[tensor] < start]
@@ -184,7 +184,7 @@ class _Cutting:
         if start == 0:  # constants that are outputs themselves
             outputs += [tensor for tensor in self.wanted if tensor in self.sizes]
         nodes = {self.core[rank] for rank in ranks}.union(*(self.helpers[rank] for rank in ranks))
-        return Part(tuple(sorted(nodes)), tuple(inputs), tuple(outputs))
+        return Segment(tuple(sorted(nodes)), tuple(inputs), tuple(outputs))
 
 
 def _count_inside(node: NodeProto) -> int:

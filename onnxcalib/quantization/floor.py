@@ -11,11 +11,11 @@ from ..graph.index import reads
 from ..graph.values import count_bytes
 from ..report import MemoryRecord
 from ..runtime.memory import find_free, measure_peak
-from ..runtime.session import PART_BYTES
+from ..runtime.session import SEGMENT_BYTES
 from .run import Run
 
 # The weight of a layer as floats, what is solved of it, and what a session makes of it. The sessions of models with
-# larger weights hold a part of them at once, which counts as a layer.
+# larger weights hold a segment of them at once, which counts as a layer.
 COPIES = 3
 # Tables that a Gather looks up by row are read and rounded by rows.
 ROW_WISE = ("Gather",)
@@ -30,7 +30,7 @@ def find_floor(run: Run, model: ModelProto, activations: int = 0) -> MemoryRecor
         if node.op_type not in ROW_WISE
     }
     name = max(layers, key=layers.__getitem__, default="")
-    weights = max(layers.get(name, 0), min(PART_BYTES, sum(sizes.values())))
+    weights = max(layers.get(name, 0), min(SEGMENT_BYTES, sum(sizes.values())))
     return MemoryRecord(
         floor_bytes=run.resident + COPIES * weights + activations,
         largest=name,
@@ -51,7 +51,7 @@ def check_memory(run: Run, model: ModelProto, activations: int = 0) -> None:
         return
     found = f"memory: found {_spell(available)}{' free' * (given is None)}"
     found += f"; {_spell(floor.floor_bytes)} are needed at least, {COPIES} times the {_spell(floor.largest_bytes)} of"
-    found += f" the part with layer {floor.largest}"
+    found += f" the segment with layer {floor.largest}"
     found += f", {_spell(activations)} of activations of a sample" * bool(activations)
     found += f" and {_spell(run.resident)} of the process itself"
     if given is not None:

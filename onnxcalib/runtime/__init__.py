@@ -1,6 +1,6 @@
 """Everything that executes a model, in onnxruntime, in torch or in onnx's own evaluator.
 
-Read the files in this order: ``session`` runs models in onnxruntime, large ones ``parted`` within the budget of
+Read the files in this order: ``session`` runs models in onnxruntime, large ones ``segmented`` within the budget of
 ``memory``, ``turns`` times several of them, ``reference`` runs them in onnx's evaluator, whose faults
 ``reference_faults`` knows, ``store`` keeps activations on disk, those that are no arrays as ``sequences`` spells them,
 ``device`` chooses where torch computes and ``cores`` counts what it may use, ``blocks`` turns a part of a graph into a

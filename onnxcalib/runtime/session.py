@@ -23,7 +23,7 @@ from ..graph.save import save_model
 from ..graph.stream import model_bytes
 from ..graph.values import check_states, has_outside, list_states
 from .cores import count_cores
-from .parted import Loaded, Parted
+from .segmented import Loaded, Segmented
 
 # Larger models go through a file, whose weights onnxruntime maps. A model that is passed in memory is held three times:
 # protobuf holds the message twice while it writes it, and onnxruntime copies it. A message has at most 2 GB, too.
@@ -32,9 +32,9 @@ MOST_BYTES = 2**28
 KERNEL = "_kernel_time"
 # Turns int8 weights into uint8, whose kernels are exact on x86 without VNNI, but slower.
 UNSIGNED = "session.x64quantprecision"
-# Weights outside of a model that a session holds at once, or else one node's; models with more run part by part. It
-# does not depend on the memory that a run may take, and so neither do the last bits of what sessions compute.
-PART_BYTES = 2**27
+# Weights outside of a model that a session holds at once, or else one node's; models with more run segment by segment.
+# It does not depend on the memory that a run may take, and so neither do the last bits of what sessions compute.
+SEGMENT_BYTES = 2**27
 # The folder in which onnxruntime looks for the tensors of a model that is given in memory. It takes no absolute paths.
 FOLDER, ROOT = "session.model_external_initializers_file_folder_path", "/"
 # Keeps weights where they are mapped from. Packing them costs as much as five runs save, and holds them twice.
@@ -73,9 +73,9 @@ class Session:
         otherwise they are exact on every processor. unsigned: int8 weights are made unsigned by onnxruntime's option.
         draws: operators that draw random values draw other ones in each run, as users' do; otherwise they compute
         values that are the same in every run and every model (see ``fix_draws``), but where a graph or times are asked
-        for. whole: never part by part, and with packed weights, as users' sessions that are timed. threads: 0 is one
-        for each core. dump: the file for the optimized graph; its weights are written beside it. profile: how the name
-        of the file begins that ``end_profile`` reads.
+        for. whole: never segment by segment, and with packed weights, as users' sessions that are timed. threads: 0 is
+        one for each core. dump: the file for the optimized graph; its weights are written beside it. profile: how the
+        name of the file begins that ``end_profile`` reads.
         """
         self.name = name
         if not (draws or dump or profile):
@@ -90,10 +90,10 @@ class Session:
                 return _load(model, more, choose(unsigned=unsigned), name)
             return _load_exact(model, more, choose, name)
 
-        def open_all(dump: Path | None) -> tuple[ort.InferenceSession | Parted, Scratch | None]:
-            if not whole and has_outside(model) and count_weights(model) > PART_BYTES:
+        def open_all(dump: Path | None) -> tuple[ort.InferenceSession | Segmented, Scratch | None]:
+            if not whole and has_outside(model) and count_weights(model) > SEGMENT_BYTES:
                 names = [*(value.name for value in model.graph.output), *more]
-                return Parted(model, names, PART_BYTES, load, dump), None
+                return Segmented(model, names, SEGMENT_BYTES, load, dump), None
             return load(model, more, dump)
 
         # Keep this order: Python releases attributes as they were set, and the session maps files of the folder.

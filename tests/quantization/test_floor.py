@@ -22,13 +22,13 @@ def model(build, draw):
 
 
 def test_the_floor_is_three_times_the_largest_layer_beside_the_process_and_a_sample(model, monkeypatch):
-    monkeypatch.setattr(floor_module, "PART_BYTES", 1000)
+    monkeypatch.setattr(floor_module, "SEGMENT_BYTES", 1000)
     run = Run(QuantizeConfig(memory="9GB"), Observer())
     record = find_floor(run, model, 77)
     assert (record.largest, record.largest_bytes) == ("up", 4 * 64 * 128)
     assert record.floor_bytes == run.resident + 3 * 4 * 64 * 128 + 77
     assert record.budget_bytes == 9 * 10**9
-    monkeypatch.setattr(floor_module, "PART_BYTES", 50_000)
+    monkeypatch.setattr(floor_module, "SEGMENT_BYTES", 50_000)
     assert find_floor(run, model).largest_bytes == 50_000
 
 
@@ -36,7 +36,7 @@ def test_a_budget_below_the_floor_is_refused_with_the_layer_and_what_is_needed(b
     model = build("g (float[N, 8] x) => (float[N, 8] y) { [one] y = MatMul (x, w) }", w=weigh(8, 8))
     with pytest.raises(
         ConfigError,
-        match=r"^memory: found 1.0MB; 0.\d\dGB are needed at least, 3 times the 0.0MB of the part with layer one and"
+        match=r"^memory: found 1.0MB; 0.\d\dGB are needed at least, 3 times the 0.0MB of the segment with layer one and"
         r" 0.\d\dGB of the process itself; give more, or leave it out$",
     ):
         quantize(model, draw(16, 8), QuantizeConfig(memory="1MB"))

@@ -1,4 +1,4 @@
-"""A model that runs part by part gives what it gives as a whole."""
+"""A model that runs segment by segment gives what it gives as a whole."""
 
 import os
 
@@ -10,7 +10,7 @@ from onnx import TensorProto, numpy_helper
 from onnxcalib.errors import ModelError
 from onnxcalib.graph.edit import copy_model
 from onnxcalib.graph.values import describe_state, find_place, refer
-from onnxcalib.runtime import memory, parted
+from onnxcalib.runtime import memory, segmented
 from onnxcalib.runtime import session as session_module
 from onnxcalib.runtime.session import Session
 
@@ -36,19 +36,19 @@ def bodies(build, draw, tmp_path):
 
 
 @pytest.fixture
-def parts(monkeypatch):
-    """Let sessions hold so many bytes of weights at most; gives the models of the parts that were opened."""
+def segments(monkeypatch):
+    """Let sessions hold so many bytes of weights at most; gives the models of the segments that were opened."""
 
     def allow(most):
         opened = []
-        take = parted.take_part
+        take = segmented.take_segment
 
         def spy(*given):
             opened.append(take(*given))
             return opened[-1]
 
-        monkeypatch.setattr(session_module, "PART_BYTES", most)
-        monkeypatch.setattr(parted, "take_part", spy)
+        monkeypatch.setattr(session_module, "SEGMENT_BYTES", most)
+        monkeypatch.setattr(segmented, "take_segment", spy)
         return opened
 
     return allow
@@ -72,8 +72,8 @@ def outside(model, path):
 
 @pytest.mark.parametrize("most", [10**6, 1])
 @pytest.mark.parametrize("level", [True, False])
-def test_weights_outside_are_read_from_their_file(build, draw, tmp_path, parts, most, level):
-    parts(most)
+def test_weights_outside_are_read_from_their_file(build, draw, tmp_path, segments, most, level):
+    segments(most)
     model = build(
         "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) y = MatMul (a, v) }", w=draw(8, 8), v=draw(8, 8)
     )
@@ -89,8 +89,8 @@ def test_weights_outside_are_read_from_their_file(build, draw, tmp_path, parts, 
 
 @pytest.mark.parametrize("most", [10**6, 1])
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_users_file_that_is_written_while_a_session_maps_it_ends_the_run(build, draw, tmp_path, parts, most, gone):
-    parts(most)
+def test_a_users_file_that_is_written_while_a_session_maps_it_ends_the_run(build, draw, tmp_path, segments, most, gone):
+    segments(most)
     text = "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) y = MatMul (a, v) }"
     light, x = outside(build(text, w=draw(8, 8), v=draw(8, 8)), tmp_path / "w"), draw(3, 8)
     for tensor in light.graph.initializer:
@@ -105,12 +105,12 @@ def test_a_users_file_that_is_written_while_a_session_maps_it_ends_the_run(build
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_a_model_in_parts_gives_what_the_whole_gives(bodies, draw, parts, flag):
+def test_a_model_in_segments_gives_what_the_whole_gives(bodies, draw, segments, flag):
     feeds = {"x": draw(3, 8), "flag": np.array(flag)}
     also = ["a", "k", "n", "nowhere"]
     wanted = Session(bodies, also=also)
     values = wanted.run(feeds)
-    opened = parts(4 * 8 * 8)
+    opened = segments(4 * 8 * 8)
     given = Session(bodies, also=also)
     assert len(opened) > 3
     assert (given.inputs, given.outputs) == (wanted.inputs, wanted.outputs)
@@ -121,15 +121,17 @@ def test_a_model_in_parts_gives_what_the_whole_gives(bodies, draw, parts, flag):
     assert list(given.run(feeds, ["flag2"])) == ["flag2"]
 
 
-def test_no_sequence_passes_from_one_part_to_another(bodies, draw, parts):
-    opened = parts(1)
+def test_no_sequence_passes_from_one_segment_to_another(bodies, draw, segments):
+    opened = segments(1)
     session = Session(bodies)
-    assert all(value.type.HasField("tensor_type") for part in opened for value in part.graph.input)
+    assert all(value.type.HasField("tensor_type") for segment in opened for value in segment.graph.input)
     session.run({"x": draw(3, 8), "flag": np.array(True)})
 
 
-def test_parts_on_which_nothing_that_is_asked_for_depends_are_not_opened(build, draw, parts, monkeypatch, tmp_path):
-    parts(1)
+def test_segments_on_which_nothing_that_is_asked_for_depends_are_not_opened(
+    build, draw, segments, monkeypatch, tmp_path
+):
+    segments(1)
     model = build(
         "g (float[N, 8] x) => (float[N, 8] y) { a = MatMul (x, w) b = MatMul (a, v) y = MatMul (b, w) }",
         w=draw(8, 8),
@@ -138,18 +140,20 @@ def test_parts_on_which_nothing_that_is_asked_for_depends_are_not_opened(build, 
     session = Session(outside(model, tmp_path / "weights"), also=["a"])
     opened = []
     original = session_module._load
-    monkeypatch.setattr(session_module, "_load", lambda part, *given: opened.append(part) or original(part, *given))
+    monkeypatch.setattr(
+        session_module, "_load", lambda segment, *given: opened.append(segment) or original(segment, *given)
+    )
     session.run({"x": draw(2, 8)}, ["a"])
     assert len(opened) == 1
 
 
-def test_a_session_that_is_to_be_whole_has_no_parts(bodies, draw, parts):
-    opened = parts(1)
+def test_a_session_that_is_to_be_whole_has_no_segments(bodies, draw, segments):
+    opened = segments(1)
     assert Session(bodies, whole=True).outputs == ["y", "z", "flag2"] and not opened
 
 
-def test_faults_of_a_part_are_those_of_the_model(bodies, build, draw, parts):
-    parts(1)
+def test_faults_of_a_segment_are_those_of_the_model(bodies, build, draw, segments):
+    segments(1)
     with pytest.raises(ModelError, match=r"onnxruntime cannot run the net: .*x"):
         Session(bodies, name="the net").run({"x": draw(2, 7), "flag": np.array(True)})
     with pytest.raises(ModelError, match=r"onnxruntime cannot run the model: .*flag"):
@@ -159,28 +163,29 @@ def test_faults_of_a_part_are_those_of_the_model(bodies, build, draw, parts):
         Session(bodies, name="the net")
 
 
-def test_the_optimized_graphs_of_parts_are_written_as_one(rough, build, weigh, draw, tmp_path, parts):
+def test_the_optimized_graphs_of_segments_are_written_as_one(rough, build, weigh, draw, tmp_path, segments):
     model = rough(build(LAYERS, w=weigh(16, 16), v=weigh(16, 16)), draw(8, 16))
     model = outside(model, tmp_path / "weights")
     whole = Session(model, deployed=True, dump=tmp_path / "whole.onnx")
-    opened = parts(2 * 16 * 16)
-    session = Session(model, deployed=True, dump=tmp_path / "parts.onnx")
+    opened = segments(2 * 16 * 16)
+    session = Session(model, deployed=True, dump=tmp_path / "segments.onnx")
     assert len(opened) == 2
     kinds = [
-        sorted(node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node) for name in ("whole", "parts")
+        sorted(node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node)
+        for name in ("whole", "segments")
     ]
     assert kinds[0] == kinds[1] and "DequantizeLinear" in kinds[0]
     x = draw(4, 16)
     np.testing.assert_array_equal(session.run({"x": x})["y"], whole.run({"x": x})["y"])
 
 
-def test_sums_are_exact_in_every_part(rough, build, weigh, draw, parts, monkeypatch, tmp_path):
+def test_sums_are_exact_in_every_segment(rough, build, weigh, draw, segments, monkeypatch, tmp_path):
     model = rough(build(LAYERS, w=weigh(16, 16), v=weigh(16, 16)), draw(8, 16))
     model = outside(model, tmp_path / "weights")
     feeds = {"x": draw(4, 16)}
     wanted = Session(model).run(feeds)["y"]
     monkeypatch.setattr(session_module, "saturates", lambda: True)
-    parts(16 * 16)
+    segments(16 * 16)
     np.testing.assert_array_equal(Session(model).run(feeds)["y"], wanted)
 
 
