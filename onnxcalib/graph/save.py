@@ -16,7 +16,7 @@ from onnx.external_data_helper import set_external_data
 from ..files.scratch import claimed
 from ..files.writing import Aside, Content, replacing
 from .stream import model_bytes, model_pieces, tensor_pieces
-from .values import PAGE_BYTES, find_place, has_outside, is_outside, read_pieces
+from .values import PAGE_BYTES, PIECE_BYTES, find_place, has_outside, is_outside, read_pieces
 from .weightless import copy_without_initializers, held_bytes
 
 # A protobuf message holds no more than 2 GB, of which other fields than tensor data need some.
@@ -74,10 +74,21 @@ def remove_stale_data(path: Path) -> list[Path]:
         models = {path, *(Path(entry.path) for entry in entries if entry.name.endswith(".onnx"))}
         for stale in [Path(entry.path) for entry in entries if pattern.fullmatch(entry.name)]:
             with claimed(stale) as free:
-                if free and not any(os.fsencode(stale.name) in each.read_bytes() for each in models if each.is_file()):
+                if free and not any(_holds(each, os.fsencode(stale.name)) for each in models if each.is_file()):
                     stale.unlink(missing_ok=True)
                     removed.append(stale)
     return removed
+
+
+def _holds(path: Path, name: bytes) -> bool:
+    """Whether a file has these bytes; it is read piece by piece. Raises OSError."""
+    end = b""
+    with open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            if name in end + piece:
+                return True
+            end = (end + piece)[-len(name) :]
+    return False
 
 
 def _name_data(path: Path, digest: str) -> str:

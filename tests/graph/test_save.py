@@ -151,6 +151,16 @@ def test_a_renaming_that_fails_leaves_the_old_model_on_its_own_weights(tmp_path,
     assert set(names(tmp_path)) - {"report.json"} == set(before)
 
 
+@pytest.mark.parametrize("at", range(6))
+def test_a_models_file_is_looked_through_for_its_tensors_piece_by_piece(tmp_path, monkeypatch, at):
+    monkeypatch.setattr("onnxcalib.graph.save.PIECE_BYTES", 5)
+    used, stale = tmp_path / f"m.onnx.{'0' * 16}.data", tmp_path / f"m.onnx.{'1' * 16}.data"
+    for path in (used, stale):
+        path.write_bytes(b"old")
+    (tmp_path / "m.onnx").write_bytes(b"x" * at + used.name.encode() + b"y" * 7)
+    assert remove_stale_data(tmp_path / "m.onnx") == [stale]
+
+
 @pytest.mark.parametrize("name", ["a\nb.onnx", "[a.onnx", "a.data.onnx"])
 def test_stale_tensors_of_a_model_with_an_odd_name_are_removed(tmp_path, name):
     stale = tmp_path / f"{name}.{'0' * 16}.data"
