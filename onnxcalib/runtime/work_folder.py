@@ -37,7 +37,7 @@ class WorkFolder:
 
         Raises OutputError, from an OSError where the system does not let it be made or read.
         """
-        self.path, self.subject = path, ""
+        self.path, self.subject = path.absolute(), ""  # the process may change its folder before ``remove``
         try:
             lock = _claim(path)
             self.close = weakref.finalize(self, os.close, lock)  # leaves the folder to the next run

@@ -1,6 +1,7 @@
 """The folder of a run that outlives it: its records are whole or not there, and nothing of others is touched."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,12 @@ def test_what_is_no_folder_or_anothers_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(work_folder.os, "getuid", lambda: -1)
     with pytest.raises(OutputError, match=r"w: checkpoints cannot be kept there \(another user's\)"):
         WorkFolder(tmp_path / "w")
+
+
+def test_a_folder_is_removed_from_wherever_the_process_has_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = WorkFolder(Path("q.checkpoints"))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    folder.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
