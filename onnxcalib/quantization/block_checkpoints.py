@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from onnx import helper
 
 from ..errors import OutputError
 from ..report import BlockRecord
 from ..runtime.work_folder import RECORD, TENSOR
-from ..spec import Block, QParams
-from .checkpoints import TUNED, WALK, BlockDone, Checkpoints, WalkDone
+from ..spec import Block
+from .checkpoints import TUNED, WALK, BlockDone, Checkpoints, WalkDone, find_changed
 from .prepared import Prepared
 from .ranges import Ranges
 from .state import ReconstructionState
@@ -73,8 +73,8 @@ class BlockCheckpoints:
         grids, state = self._state.grids, self._state
         part = BlockDone(
             {name: params for name, params in state.layers.items() if self._layers.get(name) is not params},
-            _find_new(self._activations, grids.activations),
-            _find_new(self._requantized, grids.requantized),
+            find_changed(self._activations, grids.activations),
+            find_changed(self._requantized, grids.requantized),
             tuple(self._waiting),
         )
         try:
@@ -167,7 +167,3 @@ class BlockCheckpoints:
         run.earlier_seconds["reconstruct"] = self._earlier = walk.seconds
         self.done, self._parts = walk.done, walk.parts
         self._remember()
-
-
-def _find_new(before: dict[str, QParams], now: Mapping[str, QParams]) -> dict[str, QParams]:
-    return {tensor: grid for tensor, grid in now.items() if before.get(tensor) is not grid}

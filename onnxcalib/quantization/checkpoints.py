@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".checkpoints"  # behind the name of the output
 KEY, RANGES, WALK, TUNED = "key", "ranges", "walk", "tuned"
-APART = "apart"  # how names begin of blocks that were reconstructed apart from each other
+PARALLEL = "parallel"  # how names begin of blocks that were reconstructed apart from each other
 T = TypeVar("T")
 
 
@@ -82,6 +82,11 @@ class BlockDone:
     activations: dict[str, QParams]
     requantized: dict[str, QParams]
     records: tuple[BlockRecord, ...]
+
+
+def find_changed(before: Mapping[str, QParams], now: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The grids that are not the ones before, for ``BlockDone``."""
+    return {tensor: grid for tensor, grid in now.items() if before.get(tensor) is not grid}
 
 
 @dataclass(frozen=True)
@@ -189,8 +194,8 @@ class Checkpoints:
             return f"after {tuned.records[-1].name}"
         if (walk := self.find(WALK, WalkDone)) is not None:
             return f"after {walk.solved} of {walk.total} blocks"
-        if self.folder is not None and (apart := sum(name.startswith(APART) for name in self.folder.names())):
-            return f"with {apart} of the blocks done"
+        if self.folder is not None and (done := sum(name.startswith(PARALLEL) for name in self.folder.names())):
+            return f"with {done} of the blocks done"
         return "after calibrating" if self.find(RANGES, Calibrated) else "from the start"
 
     def recall(self, name: str, compute: Callable[[], T], kind: type[T]) -> T:
@@ -223,7 +228,7 @@ class Checkpoints:
         if self.folder is None:
             return
         walk = self.find(WALK, WalkDone)
-        apart = any(name.startswith(APART) for name in self.folder.names())
+        apart = any(name.startswith(PARALLEL) for name in self.folder.names())
         if not (apart or self.folder.has(TUNED) or (walk is not None and walk.solved)):
             self.folder.remove()
             return

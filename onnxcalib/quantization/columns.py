@@ -29,8 +29,8 @@ from ..numeric.rounding import dequantize, fake_quantize
 from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
+from .column_choice import Chunk, ColumnChoice
 from .layer_targets import KeptTargets, describe_target, find_shortcut, read_target
-from .places import Part, Places
 from .state import PROBE, ReconstructionState, SubgraphRunner
 
 # Samples whose probes are projected at once.
@@ -53,7 +53,7 @@ class ColumnReader:
         self.problem = state.problem
         self.is_conv = layer.op in CONVOLUTIONS
         self.node = self.problem.index.nodes[layer.name]
-        self.places = Places(state, layer, shape, bits or layer.weight_spec.bits)
+        self.choice = ColumnChoice(state, layer, shape, bits or layer.weight_spec.bits)
         self.shortcut = find_shortcut(state, block, layer)
         extra = [self.shortcut.tensor] if self.shortcut else []
         self.prefix = SubgraphRunner(state, block, [layer.input, *extra], quantized=True)
@@ -108,11 +108,11 @@ class ColumnReader:
                 columns = 0
                 break
             for start in range(0, len(inputs), PROJECTED_SAMPLES):
-                part, own = (
+                chunk, own = (
                     self._move(torch.from_numpy(x[start : start + PROJECTED_SAMPLES])) for x in (inputs, probes)
                 )
                 own = own.float()
-                sums = project(self._read_input(part), own, window) - mean.float().T * own.sum(2).flatten()
+                sums = project(self._read_input(chunk), own, window) - mean.float().T * own.sum(2).flatten()
                 total = total + (sums @ sums.T).double()
                 columns += sums.shape[1]
         self.stored.store.drop(name)
@@ -133,10 +133,10 @@ class ColumnReader:
         whole, held_out = MomentSum(), MomentSum()
         first = 0
         for number, size in enumerate(self.stored.sizes):
-            for part, inputs, targets in self._read_columns(number, first):
+            for chunk, inputs, targets in self._read_columns(number, first):
                 whole.add(inputs, targets)
-                if part.held.any():
-                    index = part.hold(inputs.shape[2]).nonzero()[:, 0].to(inputs.device)
+                if chunk.held.any():
+                    index = chunk.hold(inputs.shape[2]).nonzero()[:, 0].to(inputs.device)
                     held_out.add(inputs.index_select(2, index), targets.index_select(2, index))
             first += size
         if self.kept:
@@ -150,8 +150,8 @@ class ColumnReader:
             )
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
-    def _read_columns(self, number: int, first: int) -> Iterator[tuple[Part, torch.Tensor, torch.Tensor]]:
-        """Columns of the input as the quantized layer reads it, and of the target, by parts of stored batch ``number``.
+    def _read_columns(self, number: int, first: int) -> Iterator[tuple[Chunk, torch.Tensor, torch.Tensor]]:
+        """Columns of the input as the quantized layer reads it, and of the target, by chunks of a stored batch.
 
         first: index of the batch's first sample in the calibration set.
         """
@@ -159,25 +159,25 @@ class ColumnReader:
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
         )
         shape, joined = self.kept.describe(number) if self.kept else describe_target(self.layer, self.shortcut, wanted)
-        for part in self.places.split(number, first, shape):
+        for chunk in self.choice.split(number, first, shape):
             if self.kept:
                 target = self.kept.read()
             else:
-                target = read_target(self.layer, self.shortcut if joined else None, wanted, part)
+                target = read_target(self.layer, self.shortcut if joined else None, wanted, chunk)
             target = target.to(self.problem.device)
             if self.shortcut and joined:
-                own = part.gather(self._move(part.take(given[self.shortcut.tensor])), self.layer.groups)
+                own = chunk.gather(self._move(chunk.take(given[self.shortcut.tensor])), self.layer.groups)
                 grid = self.state.grids.activations.get(self.shortcut.tensor) if self.shortcut.on_grid else None
                 target = target - self._on_grid(own, grid)
-            inputs = self._move(part.take(given[self.layer.input]))
-            if part.positions is None:
+            inputs = self._move(chunk.take(given[self.layer.input]))
+            if chunk.positions is None:
                 columns = flatten_rows(self._read_input(inputs))
             else:
-                window, positions = self._window(inputs.shape[2:]), part.positions
+                window, positions = self._window(inputs.shape[2:]), chunk.positions
                 if output_sizes(window, inputs.shape[2:]) != shape[2:]:  # of an output_shape above what there is
                     positions, target = positions[:0], target[..., :0]
                 columns = unfold(inputs, window, positions, self._read_input)
-            yield part, columns, target
+            yield chunk, columns, target
 
     def _read_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them."""

@@ -18,7 +18,7 @@ from ..graph.layout import to_rows
 from ..runtime.memory import release
 from ..runtime.session import Session
 from ..spec import Block, LayerScheme
-from .places import MOST_INPUTS, Part, Places
+from .column_choice import MOST_INPUTS, Chunk, ColumnChoice
 from .state import FLOAT, SHAPE, TARGET, ReconstructionState, StoredActivations
 
 # Targets of more bytes would take more room than the activations between two blocks, which are kept in their place.
@@ -60,15 +60,15 @@ def describe_target(
 
 
 def read_target(
-    layer: LayerScheme, shortcut: Shortcut | None, wanted: Mapping[str, np.ndarray], part: Part
+    layer: LayerScheme, shortcut: Shortcut | None, wanted: Mapping[str, np.ndarray], chunk: Chunk
 ) -> torch.Tensor:
-    """Columns (G, C, P) of the float model's output, with the shortcut's value added, in one part of a batch."""
-    target = part.gather(part.take(wanted[layer.output]), layer.groups)
-    return target if shortcut is None else target + part.gather(part.take(wanted[shortcut.tensor]), layer.groups)
+    """Columns (G, C, P) of the float model's output, with the shortcut's value added, in one chunk of a batch."""
+    target = chunk.gather(chunk.take(wanted[layer.output]), layer.groups)
+    return target if shortcut is None else target + chunk.gather(chunk.take(wanted[shortcut.tensor]), layer.groups)
 
 
 class KeptTargets:
-    """The targets of one layer that were kept; its parts are read in their order."""
+    """The targets of one layer that were kept; its chunks are read in their order."""
 
     def __init__(self, stored: StoredActivations, layer: LayerScheme) -> None:
         self.store, self.output = stored.store, layer.output
@@ -85,16 +85,16 @@ class KeptTargets:
         return tuple(shape), bool(joined)
 
     def read(self) -> torch.Tensor:
-        """The target of the next part."""
+        """The target of the next chunk."""
         self._next += 1
         return torch.from_numpy(self.store.batch(TARGET + self.output, self._next - 1))
 
-    def keep(self, shape: tuple[int, ...], joined: bool, parts: Sequence[torch.Tensor]) -> int:
+    def keep(self, shape: tuple[int, ...], joined: bool, chunks: Sequence[torch.Tensor]) -> int:
         """Keep the targets of the next stored batch; returns their bytes."""
         self.store.append(SHAPE + self.output, np.array([*shape, int(joined)], np.int64))
-        for part in parts:
-            self.store.append(TARGET + self.output, part.numpy())
-        return sum(part.nbytes for part in parts)
+        for chunk in chunks:
+            self.store.append(TARGET + self.output, chunk.numpy())
+        return sum(chunk.nbytes for chunk in chunks)
 
     def drop(self) -> None:
         """Free their room."""
@@ -136,7 +136,7 @@ class _Wanted:
 
     layer: LayerScheme
     shortcut: Shortcut | None
-    places: Places
+    choice: ColumnChoice
     kept: KeptTargets
 
     @property
@@ -147,8 +147,8 @@ class _Wanted:
         """Keep the targets in stored batch ``number``, whose first sample is ``first``; returns their bytes."""
         shape, joined = describe_target(self.layer, self.shortcut, values)
         own = self.shortcut if joined else None
-        parts = [read_target(self.layer, own, values, part) for part in self.places.split(number, first, shape)]
-        return self.kept.keep(shape, joined, parts)
+        chunks = [read_target(self.layer, own, values, chunk) for chunk in self.choice.split(number, first, shape)]
+        return self.kept.keep(shape, joined, chunks)
 
 
 def _list_wanted(state: ReconstructionState, block: Block) -> Iterator[_Wanted]:
@@ -157,8 +157,8 @@ def _list_wanted(state: ReconstructionState, block: Block) -> Iterator[_Wanted]:
     for layer in (each for each in state.problem.scheme.layers if each.name in block.layers):
         weight = known_constant(state.problem.index, layer.weight)
         if to_rows(weight, layer).shape[2] <= MOST_INPUTS:
-            places = Places(state, layer, weight.shape, layer.weight_spec.bits)
-            yield _Wanted(layer, find_shortcut(state, block, layer, solved), places, KeptTargets(state.stored, layer))
+            choice = ColumnChoice(state, layer, weight.shape, layer.weight_spec.bits)
+            yield _Wanted(layer, find_shortcut(state, block, layer, solved), choice, KeptTargets(state.stored, layer))
         solved.add(layer.name)
 
 

@@ -19,12 +19,11 @@ import torch
 from onnx import ModelProto
 
 from ..config import QuantizeConfig
-from ..graph.emit import LayerParams
 from ..report import BlockRecord
 from ..runtime.device import computing
 from ..runtime.store import Store
-from ..spec import Block, Grids, QParams, QuantScheme
-from .checkpoints import APART
+from ..spec import Block, Grids, QuantScheme
+from .checkpoints import PARALLEL, BlockDone, find_changed
 from .padding_mask import PaddingMask
 from .reconstruct import reconstruct_block, tensors_read
 from .run import Run
@@ -60,16 +59,6 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Solved:
-    """What became of one block: its layers, the grids that changed, and its records."""
-
-    layers: Mapping[str, LayerParams]
-    activations: Mapping[str, QParams]
-    requantized: Mapping[str, QParams]
-    records: tuple[BlockRecord, ...]
-
-
-@dataclass(frozen=True)
 class BlockTask:
     """A block by its number, with the probes of its layers."""
 
@@ -78,7 +67,7 @@ class BlockTask:
 
 
 @dataclass
-class Apart:
+class ParallelProblem:
     """What every worker gets, and, in each of its threads, how far it has come.
 
     samples: the model's inputs, of ``passes`` passes over the calibration set; sizes: the number of samples in each
@@ -104,7 +93,7 @@ class Apart:
     def __setstate__(self, values: Mapping[str, Any]) -> None:
         self.__dict__.update(values, _here=threading.local())
 
-    def solve(self, task: BlockTask) -> Solved:
+    def solve(self, task: BlockTask) -> BlockDone:
         """Reconstruct one block. The worker goes on from the block before, or else from the samples."""
         walk: _Walk | None = self._here.__dict__.pop("walk", None)  # one that fails is not gone on with
         if walk is None or walk.position > task.number:
@@ -116,8 +105,8 @@ class Apart:
         return solved
 
 
-def solve_task(common: Apart, task: BlockTask) -> Solved:
-    """``Apart.solve`` as a task of a worker."""
+def solve_task(common: ParallelProblem, task: BlockTask) -> BlockDone:
+    """``ParallelProblem.solve`` as a task of a worker."""
     with computing():
         return common.solve(task)
 
@@ -125,7 +114,7 @@ def solve_task(common: Apart, task: BlockTask) -> Solved:
 class _Walk:
     """The float model's activations at one block after the other."""
 
-    def __init__(self, common: Apart) -> None:
+    def __init__(self, common: ParallelProblem) -> None:
         config = use_one_thread(common.config)
         self.problem = Problem.of(common.model, common.scheme, config, common.padding, common.device)
         self.stored = FloatActivations(Store(), common.padding, self.problem.types)
@@ -135,7 +124,7 @@ class _Walk:
         self.later = read_later(self._make_state(), common.blocks, set())
         self.position = 0
 
-    def _add_samples(self, common: Apart) -> None:
+    def _add_samples(self, common: ParallelProblem) -> None:
         store = common.samples.store
         for number, size in enumerate(common.sizes):
             values = {name.removeprefix(FLOAT): store.batch(name, number) for name in common.samples.names}
@@ -156,7 +145,7 @@ class _Walk:
             self.stored.forget(later)
             self.position += 1
 
-    def solve(self) -> Solved:
+    def solve(self) -> BlockDone:
         """Reconstruct the present block, and go on to the next one."""
         block, later = self.blocks[self.position], self.later[self.position]
         shared = [tensor for tensor in self._read_by(block) if self.readers[tensor] > 1]
@@ -164,16 +153,12 @@ class _Walk:
         run_block(state, block, later, quantized=False)
         records = tuple(reconstruct_block(state, block, later))
         self.advance(self.position + 1)
-        return Solved(
+        return BlockDone(
             state.layers,
-            _find_changed(self.grids.activations, state.grids.activations),
-            _find_changed(self.grids.requantized, state.grids.requantized),
+            find_changed(self.grids.activations, state.grids.activations),
+            find_changed(self.grids.requantized, state.grids.requantized),
             records,
         )
-
-
-def _find_changed(before: Mapping[str, QParams], after: Mapping[str, QParams]) -> dict[str, QParams]:
-    return {tensor: grid for tensor, grid in after.items() if grid is not before[tensor]}
 
 
 def reconstruct_apart(
@@ -185,7 +170,7 @@ def reconstruct_apart(
     each of them has a checkpoint.
     """
     problem, store = state.problem, state.stored.store
-    common = Apart(
+    common = ParallelProblem(
         problem.model,
         problem.scheme,
         problem.config,
@@ -204,16 +189,16 @@ def reconstruct_apart(
             outputs = [PROBE + problem.layers[name].output for name in block.layers]
             tasks[number] = BlockTask(number, Carried(store, [name for name in outputs if name in store]))
     run.observer.blocks(len(tasks))
-    names = {key: f"{APART}-{decisions[:DIGITS]}-{key}" for key in tasks}
-    kept = {key: run.checkpoints.find(name, Solved) for key, name in names.items()}
-    found: dict[Hashable, Solved] = {key: solved for key, solved in kept.items() if solved is not None}
+    names = {key: f"{PARALLEL}-{decisions[:DIGITS]}-{key}" for key in tasks}
+    kept = {key: run.checkpoints.find(name, BlockDone) for key, name in names.items()}
+    found: dict[Hashable, BlockDone] = {key: solved for key, solved in kept.items() if solved is not None}
     for solved in found.values():
         run.observer.block(solved.records[-1])
     left = {key: task for key, task in tasks.items() if key not in found}
     options: dict[str, Any] = {"model": problem.model, "device": problem.device, "warn": run.warn}
     for key, solved in spread_tasks(solve_task, common, left, problem.config, **options):
         found[key] = solved = replace(solved, layers={name: each.to_file() for name, each in solved.layers.items()})
-        run.checkpoints.keep((names[key], solved, Solved))
+        run.checkpoints.keep((names[key], solved, BlockDone))
         run.observer.block(solved.records[-1])
     in_order = [found[key] for key in tasks]
     for solved in in_order:

@@ -31,9 +31,9 @@ from ..runtime.device import lacks_memory
 from ..runtime.session import Session
 from ..spec import LayerScheme
 from .calibrate import batch_size
+from .column_choice import MOST_INPUTS
 from .learn import check_parity
 from .output_parts import take_parts
-from .places import MOST_INPUTS
 from .state import FLOAT, PROBE, ReconstructionState
 
 # For each direction so many random sums of a layer's channels are kept.

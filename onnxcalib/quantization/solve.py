@@ -17,9 +17,9 @@ from ..graph.weight_file import put_integers, put_parts
 from ..numeric.solve import Solution, round_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
+from .column_choice import MOST_INPUTS
 from .columns import ColumnReader
 from .params import make_params
-from .places import MOST_INPUTS
 from .state import ReconstructionState
 
 # Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.

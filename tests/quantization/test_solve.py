@@ -12,12 +12,12 @@ from onnxcalib.graph.embeddings import find_embeddings
 from onnxcalib.graph.index import Index, constant, known_constant
 from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import fake_quantize
+from onnxcalib.quantization import column_choice as choice_module
 from onnxcalib.quantization import columns as columns_module
-from onnxcalib.quantization import places as places_module
 from onnxcalib.quantization import solve as solve_module
+from onnxcalib.quantization.column_choice import ColumnChoice
 from onnxcalib.quantization.columns import ColumnReader
 from onnxcalib.quantization.layer_targets import Shortcut
-from onnxcalib.quantization.places import Places
 from onnxcalib.quantization.solve import round_embeddings, round_layers, solve_block, solve_widths
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
@@ -292,7 +292,7 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
     seen = []
     unfold = columns_module.unfold
     monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(places_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
+    monkeypatch.setattr(choice_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
     state = state_of(conv, draw(40, 4, 6, 6), size=16)
     solve_block(state, first_block(state))
     assert max(columns.shape[2] for columns in seen) <= 3 * 36
@@ -303,10 +303,10 @@ def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, stat
     seen = []
     unfold = columns_module.unfold
     monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
-    monkeypatch.setattr(places_module, "LEAST_COLUMNS", 400)
-    monkeypatch.setattr(places_module, "COLUMNS_PER_INPUT", 10)
+    monkeypatch.setattr(choice_module, "LEAST_COLUMNS", 400)
+    monkeypatch.setattr(choice_module, "COLUMNS_PER_INPUT", 10)
     state = state_of(conv, draw(40, 4, 6, 6))
-    for bits, columns in ((4, 400), (8, 400 * places_module.FULL_BITS_SHARE + 20)):
+    for bits, columns in ((4, 400), (8, 400 * choice_module.FULL_BITS_SHARE + 20)):
         (layer,) = state.problem.scheme.layers
         solve_widths(state, first_block(state), layer, [replace(layer.weight_spec, bits=bits)])
         assert sum(each.shape[2] for each in seen) == columns
@@ -332,14 +332,14 @@ def test_one_sample_in_four_is_held_out_and_chooses_the_prior(conv, draw, state_
 @pytest.mark.parametrize("size", [16, 10])
 def test_views_follow_the_samples_and_are_held_out_with_them(conv, draw, state_of, monkeypatch, size):
     found = []
-    split = Places.split
+    split = ColumnChoice.split
 
     def watch(self, number, first, shape):
-        for part in split(self, number, first, shape):
-            found.extend((first + row, held) for row, held in zip(part.rows, part.held, strict=True))
-            yield part
+        for chunk in split(self, number, first, shape):
+            found.extend((first + row, held) for row, held in zip(chunk.rows, chunk.held, strict=True))
+            yield chunk
 
-    monkeypatch.setattr(Places, "split", watch)
+    monkeypatch.setattr(ColumnChoice, "split", watch)
     data = draw(42, 4, 6, 6)
     state = state_of(conv, data, size=size, axes=(2, 3), views=2)
     assert state.stored.passes == 3 and sum(state.stored.sizes) == 3 * 42

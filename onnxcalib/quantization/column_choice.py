@@ -1,4 +1,4 @@
-"""Choose the places of a layer's output at which it is solved: rows of stored batches, and positions of images."""
+"""Choose the columns on which a layer is solved: rows of stored batches, and of images positions of the output."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ UNFOLD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Part:
-    """Places in one stored batch whose unfolded input stays small.
+class Chunk:
+    """Columns of one stored batch whose unfolded input stays small.
 
     rows: of the layer's output; held: which of them are held out, (rows,). real: mask of the rows that is false at
     padding; None without padding. positions: flat indices (P,) of an image; None for a matrix product.
@@ -43,11 +43,11 @@ class Part:
     positions: torch.Tensor | None
 
     def take(self, values: np.ndarray) -> torch.Tensor:
-        """The part's rows of a tensor that has those of the output; without padding, where there is any."""
+        """The chunk's rows of a tensor that has those of the output; without padding, where there is any."""
         return torch.from_numpy(select(values[self.rows.start : self.rows.stop], self.real))
 
     def gather(self, values: torch.Tensor, groups: int) -> torch.Tensor:
-        """Columns (G, C, P) of an output, of which ``values`` are the part's rows."""
+        """Columns (G, C, P) of an output, of which ``values`` are the chunk's rows."""
         return flatten_rows(values) if self.positions is None else gather_columns(values, self.positions, groups)
 
     def hold(self, columns: int) -> torch.Tensor:
@@ -59,8 +59,8 @@ class Part:
         return torch.from_numpy(np.repeat(self.held, each))
 
 
-class Places:
-    """The places of one layer, the same whenever the stored batches are gone through from the first to the last."""
+class ColumnChoice:
+    """The columns of one layer, the same whenever the stored batches are gone through from the first to the last."""
 
     def __init__(self, state: ReconstructionState, layer: LayerScheme, shape: tuple[int, ...], bits: int):
         """shape: of the layer's weight; bits: the fewest for which it is solved."""
@@ -70,8 +70,8 @@ class Places:
         self.inputs = math.prod(shape[1:] if layer.op != "ConvTranspose" else (shape[0] // layer.groups, *shape[2:]))
         self.generator = torch.Generator().manual_seed(state.problem.config.seed)
 
-    def split(self, number: int, first: int, shape: tuple[int, ...]) -> Iterator[Part]:
-        """The parts of stored batch ``number``, in which the layer's output has this shape of two axes or more.
+    def split(self, number: int, first: int, shape: tuple[int, ...]) -> Iterator[Chunk]:
+        """The chunks of stored batch ``number``, in which the layer's output has this shape of two axes or more.
 
         first: index of the batch's first sample in the calibration set.
         """
@@ -86,7 +86,7 @@ class Places:
             # Views of a sample are held out with it.
             held = indices % total % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1
             chosen = choose_positions(shape[2:], self._positions_wanted(), self.generator) if self.is_conv else None
-            yield Part(rows, held, own, chosen)
+            yield Chunk(rows, held, own, chosen)
 
     def _mask_rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
         """Mask of an output of this shape that is true where it is no padding; None without padding."""
