@@ -154,14 +154,23 @@ class Work:
 
 
 class Checkpoints:
-    """The records of a run in its folder; without one nothing is kept, and all is computed."""
+    """The records of a run in its folder; without one nothing is kept, and all is computed.
 
-    def __init__(self, folder: WorkFolder | None = None, warn: Callable[[str], None] = lambda text: None) -> None:
-        self.folder, self._warn, self._told = folder, warn, False
+    anew: the key of a run that starts anew. What is there stays until the first record of this run, as its settings may
+    turn out not to fit the model.
+    """
+
+    def __init__(
+        self,
+        folder: WorkFolder | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+        anew: Key | None = None,
+    ) -> None:
+        self.folder, self._warn, self._told, self._anew = folder, warn, False, anew
 
     def find(self, name: str, kind: type[T]) -> T | None:
         """The record of a name; None where there is none that is whole."""
-        return None if self.folder is None else self.folder.read(name, kind)
+        return None if self.folder is None or self._anew is not None else self.folder.read(name, kind)
 
     def keep(self, *records: tuple[str, Any, type[Any]]) -> bool:
         """Write records, each a name, a value and its type; a warning tells once where that cannot be done.
@@ -171,11 +180,22 @@ class Checkpoints:
         if self.folder is None:
             return False
         try:
+            self._begin(self.folder)
             self.folder.write(*records)
         except (OSError, OutputError) as error:
             self.tell(error)
             return False
         return True
+
+    def _begin(self, folder: WorkFolder) -> None:
+        """Remove what is there where the run starts anew, and write its key. Raises OutputError or OSError."""
+        if self._anew is not None:
+            key, self._anew, folder.subject = self._anew, None, ""
+            folder.clear()
+            try:
+                folder.write((KEY, key, Key))
+            finally:
+                folder.subject = key.digest()
 
     def tell(self, error: OSError | OutputError) -> None:
         """Warn once that checkpoints cannot be written."""
@@ -208,7 +228,13 @@ class Checkpoints:
 
     def open_store(self) -> Store:
         """A store in the folder, or in a temporary one without checkpoints."""
-        return Store(None if self.folder is None else self.folder.path)
+        if self.folder is None:
+            return Store()
+        try:
+            self._begin(self.folder)
+        except (OSError, OutputError) as error:
+            self.tell(error)
+        return Store(self.folder.path)
 
     def remove(self) -> None:
         """Remove the folder, as the file is written, unless a run of another key has left it since ``close``."""
@@ -217,6 +243,8 @@ class Checkpoints:
         key = read_record(self.folder.locate(KEY), "", KEY, Key)
         if key is None or key.digest() == self.folder.subject:
             self.folder.remove()
+        else:
+            self.folder.close()
 
     def close(self) -> None:
         """Let the next run have the folder, which stays until ``remove``."""
@@ -225,7 +253,8 @@ class Checkpoints:
 
     def leave(self, note: Callable[[str], None]) -> None:
         """Leave the folder to the next run, or remove it where no block is done."""
-        if self.folder is None:
+        if self.folder is None or self._anew is not None:
+            self.remove()
             return
         walk = self.find(WALK, WalkDone)
         apart = any(name.startswith(PARALLEL) for name in self.folder.names())
@@ -287,11 +316,7 @@ def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Ca
     if others:
         done = "are removed, as --fresh asks" if work.resume is False else "are removed; this run starts anew"
         warn(f"{work.path}: the checkpoints of {' and '.join(others)} {done}")
-    folder.clear()
-    folder.subject = ""
-    checkpoints.keep((KEY, key, Key))
-    folder.subject = key.digest()
-    return checkpoints
+    return Checkpoints(folder, warn, anew=key)
 
 
 @contextmanager

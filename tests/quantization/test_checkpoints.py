@@ -277,3 +277,11 @@ def test_checkpoints_in_a_folder_that_the_run_reads_are_refused(build, weigh, dr
     with pytest.raises(OutputError, match=r"q.onnx.checkpoints: lies in .*, which this run reads"):
         onnxcalib.quantize(net, tmp_path, QuantizeConfig(work_dir=tmp_path), output="q.onnx")
     assert os.listdir(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_settings_that_do_not_fit_the_model_leave_the_checkpoints_of_the_run_before(quantize):
+    quantize(block="fc")
+    with pytest.raises(ConfigError, match="typo"):
+        quantize(layers={"typo": {"weight_bits": 8}})
+    assert quantize()[2][0].endswith("it goes on after 1 of 2 blocks")
