@@ -201,8 +201,8 @@ class QuantizeConfig(Settings):
     ] = None
     memory: Annotated[
         Size | None,
-        Field(description="Most memory to take; models with larger weights are worked on segment by segment."),
-        Option(EFFORT, metavar="SIZE", form="size", bounds=SIZES, unset="most of what is free"),
+        Field(description="Most memory that the run may take; less than the model needs is refused."),
+        Option(EFFORT, metavar="SIZE", form="size", bounds=SIZES, unset="no limit"),
     ] = None
     device: Annotated[
         Literal["auto", "cpu", "cuda"],

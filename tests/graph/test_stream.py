@@ -27,7 +27,7 @@ def model(build, draw):
 
 
 @pytest.fixture(params=["inside of the model's file", "in external data"])
-def light(request, model, tmp_path, monkeypatch):
+def outside(request, model, tmp_path, monkeypatch):
     """The model, as it is loaded where it counts as a large one."""
     monkeypatch.setattr(values, "LEAST_LARGE_MODEL", 1)
     save_model(model, tmp_path / "m.onnx", most_bytes=None if request.param.startswith("inside") else 1)
@@ -41,13 +41,13 @@ def test_the_pieces_of_a_model_are_the_bytes_of_protobuf(model):
     assert model_bytes(model) == model.ByteSize()
 
 
-def test_the_fingerprint_of_weights_in_files_is_computed_once_while_model_and_files_stay(light, monkeypatch):
+def test_the_fingerprint_of_weights_in_files_is_computed_once_while_model_and_files_stay(outside, monkeypatch):
     hashed, compute = list[onnx.ModelProto](), save_module._hash
     monkeypatch.setattr(save_module, "_hash", lambda model: hashed.append(model) or compute(model))
-    assert fingerprint(light) == fingerprint(light) and len(hashed) <= 1
-    other = onnx.ModelProto.FromString(light.SerializeToString())
+    assert fingerprint(outside) == fingerprint(outside) and len(hashed) <= 1
+    other = onnx.ModelProto.FromString(outside.SerializeToString())
     other.graph.doc_string = "another graph"
-    assert fingerprint(other) != fingerprint(light) and len(hashed) <= 2
+    assert fingerprint(other) != fingerprint(outside) and len(hashed) <= 2
 
 
 def test_typed_and_packed_tensors_are_streamed_as_they_are(model):
@@ -57,22 +57,22 @@ def test_typed_and_packed_tensors_are_streamed_as_they_are(model):
     assert model_bytes(model) == model.ByteSize()
 
 
-def test_a_large_model_has_its_values_where_they_were(light, model):
-    np.testing.assert_array_equal(read_values(light.graph.initializer[0]), read_values(model.graph.initializer[0]))
-    assert len(light.SerializeToString()) < 2000
+def test_a_large_model_has_its_values_where_they_were(outside, model):
+    np.testing.assert_array_equal(read_values(outside.graph.initializer[0]), read_values(model.graph.initializer[0]))
+    assert len(outside.SerializeToString()) < 2000
 
 
-def test_a_light_model_is_the_same_model(light, model):
-    assert fingerprint(light) == fingerprint(model)
-    assert model_bytes(light) == model.ByteSize()
-    assert with_values(light) == model
+def test_a_model_with_weights_outside_is_the_same_model(outside, model):
+    assert fingerprint(outside) == fingerprint(model)
+    assert model_bytes(outside) == model.ByteSize()
+    assert with_values(outside) == model
     assert with_values(model) is model
 
 
 @pytest.mark.parametrize("most", [None, 1])
-def test_a_light_model_is_saved_as_the_same_files(light, model, tmp_path, most):
+def test_a_model_with_weights_outside_is_saved_as_the_same_files(outside, model, tmp_path, most):
     files = []
-    for each, folder in ((light, tmp_path / "light"), (model, tmp_path / "whole")):
+    for each, folder in ((outside, tmp_path / "outside"), (model, tmp_path / "whole")):
         folder.mkdir()
         save_model(each, folder / "n.onnx", most_bytes=most)
         files.append({path.name: path.read_bytes() for path in folder.iterdir()})
@@ -94,10 +94,10 @@ def test_values_of_all_types_are_read_from_files(build, tmp_path, monkeypatch, k
     np.testing.assert_array_equal(found.astype(np.float32), held.astype(np.float32))
 
 
-def test_a_file_that_is_written_after_it_was_loaded_is_refused(light, tmp_path):
-    place = find_place(light.graph.initializer[0])
+def test_a_file_that_is_written_after_it_was_loaded_is_refused(outside, tmp_path):
+    place = find_place(outside.graph.initializer[0])
     place.file.write_bytes(place.file.read_bytes()[: place.offset + 100])
-    for read in (lambda: read_values(light.graph.initializer[0]), lambda: save_model(light, tmp_path / "n.onnx")):
+    for read in (lambda: read_values(outside.graph.initializer[0]), lambda: save_model(outside, tmp_path / "n.onnx")):
         with pytest.raises(ModelError, match=r"was written since this run began to read it; the files of"):
             read()
     assert not (tmp_path / "n.onnx").exists()
