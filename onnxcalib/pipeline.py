@@ -25,7 +25,7 @@ from .graph.stream import model_bytes
 from .graph.values import with_values
 from .graph.weight_file import WeightFile
 from .lint.run import check_loaded
-from .quantization.checkpoints import Checkpoints, Work, keeping
+from .quantization.checkpoints import Checkpoints, CheckpointSettings, keeping
 from .quantization.floor import record_memory
 from .quantization.histogram_file import take_histograms
 from .quantization.in_float import find_fault_of_size, list_in_float
@@ -151,9 +151,9 @@ def quantize(
         model, plan, given = load(model, run.config.data), _read_plan(plan), _read_ranges(ranges)
         _check_given(model, plan, given)
         beside = {name: each.to_json() for name, each in (("plan", plan), ("ranges", given)) if each is not None}
-        run.work = Work.of(run.config, output, beside)
-        if run.work.path is not None:
-            check_folder(run.work.path, sources)
+        run.checkpointing = CheckpointSettings.of(run.config, output, beside)
+        if run.checkpointing.path is not None:
+            check_folder(run.checkpointing.path, sources)
         prepared = prepare_run(run, model, calibration, plan, test=test)
         _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
         if run.config.planned:

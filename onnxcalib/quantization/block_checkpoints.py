@@ -19,8 +19,8 @@ from .ranges import Ranges
 from .state import ReconstructionState
 
 # Files of single blocks and of tensors, and all that follow from the walk.
-_OF_PARTS = re.compile(rf"block-|.*{re.escape(TENSOR)}$|\.")
-_OF_WALK = re.compile(rf"(?:{WALK}|{TUNED}){re.escape(RECORD)}$|{_OF_PARTS.pattern}")
+_OF_BLOCKS = re.compile(rf"block-|.*{re.escape(TENSOR)}$|\.")
+_OF_WALK = re.compile(rf"(?:{WALK}|{TUNED}){re.escape(RECORD)}$|{_OF_BLOCKS.pattern}")
 
 
 def digest_decisions(prepared: Prepared, ranges: Ranges) -> str:
@@ -49,7 +49,7 @@ class BlockCheckpoints:
         self._kept: Checkpoints = prepared.run.checkpoints
         self._blocks, self._start = blocks, time.perf_counter()
         self._earlier = 0.0
-        self.done, self._parts = 0, 0
+        self.done, self._saved = 0, 0
         self.records: list[BlockRecord] = []
         self.told: list[BlockRecord] = []
         self._waiting: list[BlockRecord] = []
@@ -61,7 +61,7 @@ class BlockCheckpoints:
     @property
     def begun(self) -> bool:
         """Whether the samples are stored already."""
-        return self._parts > 0
+        return self._saved > 0
 
     def commit(self, done: int, records: Sequence[BlockRecord] = ()) -> None:
         """Keep the state behind so many blocks, of which the last has these records."""
@@ -71,7 +71,7 @@ class BlockCheckpoints:
             return
         start = time.perf_counter()
         grids, state = self._state.grids, self._state
-        part = BlockDone(
+        block = BlockDone(
             {name: params for name, params in state.layers.items() if self._layers.get(name) is not params},
             find_changed(self._activations, grids.activations),
             find_changed(self._requantized, grids.requantized),
@@ -82,10 +82,10 @@ class BlockCheckpoints:
         except (OSError, OutputError) as error:
             self._kept.tell(error)
             return
-        if self._kept.keep((f"block-{self._parts}", part, BlockDone), (WALK, walk, WalkDone)):
+        if self._kept.keep((f"block-{self._saved}", block, BlockDone), (WALK, walk, WalkDone)):
             self.most_bytes = max(self.most_bytes, folder.count_bytes())
             state.stored.store.release()
-            self._parts, self._waiting = walk.parts, []
+            self._saved, self._waiting = walk.saved, []
             self._remember()
         self.seconds += time.perf_counter() - start
 
@@ -105,7 +105,7 @@ class BlockCheckpoints:
             done=done,
             solved=sum(bool(block.layers) for block in self._blocks[:done]),
             total=sum(bool(block.layers) for block in self._blocks),
-            parts=self._parts + 1,
+            saved=self._saved + 1,
             store=stored.store.list_kept(),
             sizes=tuple(stored.sizes),
             masks=tuple(stored.masks),
@@ -134,36 +134,36 @@ class BlockCheckpoints:
         if walk.decisions != self._decisions:
             self._tell("follows from other measurements of this machine")
             return False
-        parts = [self._kept.find(f"block-{number}", BlockDone) for number in range(walk.parts)]
-        whole = [part for part in parts if part is not None]
+        blocks = [self._kept.find(f"block-{number}", BlockDone) for number in range(walk.saved)]
+        whole = [block for block in blocks if block is not None]
         try:
-            if len(whole) < walk.parts:
+            if len(whole) < walk.saved:
                 raise ValueError("a block is damaged")
             self._state.stored.store.restore(walk.store)
         except (OSError, ValueError):
             self._tell("is damaged")
             return False
         self._take(walk, whole)
-        files = {f"block-{number}{RECORD}" for number in range(walk.parts)}
+        files = {f"block-{number}{RECORD}" for number in range(walk.saved)}
         files |= {tensor.file for tensor in walk.store.values()}
-        folder.clear(keep=lambda name: name in files or not _OF_PARTS.match(name))
+        folder.clear(keep=lambda name: name in files or not _OF_BLOCKS.match(name))
         return True
 
     def _tell(self, fault: str) -> None:
         self._run.observer.note(f"checkpoints: that of the blocks {fault}; all blocks are done again")
 
-    def _take(self, walk: WalkDone, parts: Sequence[BlockDone]) -> None:
+    def _take(self, walk: WalkDone, blocks: Sequence[BlockDone]) -> None:
         state, stored, run = self._state, self._state.stored, self._run
-        for part in parts:
-            state.layers |= part.layers
-            state.grids = state.grids.updated(part.activations, part.requantized)
-            self.records += part.records
-            self.told += part.records[-1:]
+        for block in blocks:
+            state.layers |= block.layers
+            state.grids = state.grids.updated(block.activations, block.requantized)
+            self.records += block.records
+            self.told += block.records[-1:]
         stored.sizes, stored.masks, stored.passes = list(walk.sizes), list(walk.masks), walk.passes
         stored.types |= {name: helper.make_tensor_value_info(name, number, None) for name, number in walk.types.items()}
         state.frozen |= set(walk.frozen)
         run.warnings += [text for text in walk.warnings if text not in run.warnings]
         run.left_out += [each for each in walk.left_out if each not in run.left_out]
         run.earlier_seconds["reconstruct"] = self._earlier = walk.seconds
-        self.done, self._parts = walk.done, walk.parts
+        self.done, self._saved = walk.done, walk.saved
         self._remember()

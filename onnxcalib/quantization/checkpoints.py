@@ -94,7 +94,7 @@ class WalkDone:
     """Where the walk over the blocks is.
 
     decisions: a digest of what the walk follows from. done: the number of blocks behind it; solved, total: the number
-    of those with layers, of how many. parts: the number of BlockDone. store: the tensors for the next block. sizes,
+    of those with layers, of how many. saved: the number of BlockDone. store: the tensors for the next block. sizes,
     masks, passes, types: see ``StoredActivations``; of types those that values have told, as numbers of ONNX. frozen:
     see ``ReconstructionState``. warnings, left_out, seconds: what the report has of the stage so far.
     """
@@ -103,7 +103,7 @@ class WalkDone:
     done: int
     solved: int
     total: int
-    parts: int
+    saved: int
     store: dict[str, KeptTensor]
     sizes: tuple[int, ...]
     masks: tuple[np.ndarray | None, ...]
@@ -127,7 +127,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Work:
+class CheckpointSettings:
     """Where a run keeps checkpoints. path: the folder; None: nowhere. given: further settings that the file depends on.
 
     chosen: whether the user chose the place. resume: True demands that there is something to go on from, False starts
@@ -140,7 +140,7 @@ class Work:
     chosen: bool = False
 
     @classmethod
-    def of(cls, config: QuantizeConfig, output: str | Path | None, given: Mapping[str, str]) -> Work:
+    def of(cls, config: QuantizeConfig, output: str | Path | None, given: Mapping[str, str]) -> CheckpointSettings:
         """That of the settings: a folder beside the output or in ``work_dir``. Raises ConfigError without either."""
         folder = config.work_dir or (None if output is None else Path(output).parent)
         if folder is None:
@@ -267,55 +267,58 @@ class Checkpoints:
 
 def open_of_run(run: Run, original: ModelProto, samples: CalibrationSet) -> Checkpoints:
     """The checkpoints of a run on these samples. Raises as ``open_checkpoints``."""
-    if run.work.path is None:
+    if run.checkpointing.path is None:
         return Checkpoints()
-    return open_checkpoints(run.work, make_key(run, original, samples), run.observer.note, run.warn)
+    return open_checkpoints(run.checkpointing, make_key(run, original, samples), run.observer.note, run.warn)
 
 
-def open_checkpoints(work: Work, key: Key, note: Callable[[str], None], warn: Callable[[str], None]) -> Checkpoints:
+def open_checkpoints(
+    settings: CheckpointSettings, key: Key, note: Callable[[str], None], warn: Callable[[str], None]
+) -> Checkpoints:
     """The checkpoints of a run of this key; those of another are removed, of which a warning tells.
 
     Raises OutputError for a folder that cannot be used, and ConfigError where there is nothing to go on from and that
     was demanded.
     """
-    if work.path is None:
+    path = settings.path
+    if path is None:
         return Checkpoints()
-    existed = work.path.is_dir()
+    existed = path.is_dir()
     try:
-        if work.chosen:
-            work.path.parent.mkdir(parents=True, exist_ok=True)
-        folder = WorkFolder(work.path)
+        if settings.chosen:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        folder = WorkFolder(path)
     except OutputError as error:
-        if work.chosen or work.resume or not isinstance(error.__cause__, OSError):
+        if settings.chosen or settings.resume or not isinstance(error.__cause__, OSError):
             raise
         warn(f"{error}; until then a run that is stopped starts anew")
         return Checkpoints()
     except OSError as error:
         raise OutputError(
-            f"work_dir: {work.path.parent} cannot be made ({error.strerror or error}); choose another folder"
+            f"work_dir: {path.parent} cannot be made ({error.strerror or error}); choose another folder"
         ) from None
     found = folder.read(KEY, Key)
     others = [] if found is None else key.list_others(found)
-    if work.resume and (found is None or others):
+    if settings.resume and (found is None or others):
         (folder.close if existed else folder.remove)()
         what = f"those of {' and '.join(others)}" if others else "none"
         raise ConfigError(
-            f"resume: found {what} in {work.path}; checkpoints of the same run are needed, which it leaves where it is"
+            f"resume: found {what} in {path}; checkpoints of the same run are needed, which it leaves where it is"
             " stopped; give that run's command, or leave --resume out"
         )
     checkpoints = Checkpoints(folder, warn)
     folder.subject = key.digest()
-    if found is not None and not others and work.resume is not False:
-        note(f"{work.path}: found the checkpoints of a run that was stopped; it goes on {checkpoints.spell_progress()}")
+    if found is not None and not others and settings.resume is not False:
+        note(f"{path}: found the checkpoints of a run that was stopped; it goes on {checkpoints.spell_progress()}")
         if found.processor != key.processor:
             warn(
-                f"{work.path}: the run was begun on another processor ({found.processor}; this one is {key.processor}),"
+                f"{path}: the run was begun on another processor ({found.processor}; this one is {key.processor}),"
                 " whose sums may differ in their last bits; so may the file; --fresh makes it here alone"
             )
         return checkpoints
     if others:
-        done = "are removed, as --fresh asks" if work.resume is False else "are removed; this run starts anew"
-        warn(f"{work.path}: the checkpoints of {' and '.join(others)} {done}")
+        done = "are removed, as --fresh asks" if settings.resume is False else "are removed; this run starts anew"
+        warn(f"{path}: the checkpoints of {' and '.join(others)} {done}")
     return Checkpoints(folder, warn, anew=key)
 
 
@@ -344,7 +347,8 @@ def make_key(run: Run, original: ModelProto, samples: CalibrationSet) -> Key:
     settings["target"] = target.model_dump_json(exclude={"description"})
     if config.latencies is not None:
         settings["latencies"] = read_file(Path(config.latencies), ConfigError, give="give a CSV file").hex()
-    settings |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (run.work.given or {}).items()}
+    given = run.checkpointing.given or {}
+    settings |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in given.items()}
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "no GPU"
     processor = f"{describe_processor()}, {run.threads or count_cores()} threads, {device}"
     return Key(fingerprint(original), run.digest(samples), settings, f"{VERSION} {versions()}", processor)

@@ -16,7 +16,7 @@ from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.memory import measure_resident, release
 from ..targets import load_target
-from .checkpoints import Checkpoints, Work
+from .checkpoints import Checkpoints, CheckpointSettings
 from .float_outputs import FloatOutputs
 from .target_settings import settle
 
@@ -33,7 +33,7 @@ class Run:
     stopped.
     """
 
-    def __init__(self, config: QuantizeConfig, observer: Observer, work: Work | None = None):
+    def __init__(self, config: QuantizeConfig, observer: Observer, settings: CheckpointSettings | None = None):
         """Raises ConfigError for settings that contradict each other, and for a device that is not there."""
         if config.planned and config.float_activations:
             raise ConfigError(
@@ -53,7 +53,7 @@ class Run:
         self.device = choose_device(config.device)
         self.resident = measure_resident()
         self.memory: MemoryRecord | None = None
-        self.work, self.checkpoints = work or Work(), Checkpoints()
+        self.checkpointing, self.checkpoints = settings or CheckpointSettings(), Checkpoints()
         self.float_outputs = FloatOutputs()
         self._digests: dict[CalibrationSet, str] = {}
         self.seconds: dict[str, float] = {}

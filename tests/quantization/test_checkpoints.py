@@ -11,7 +11,7 @@ import pytest
 import onnxcalib
 from onnxcalib import ConfigError, Observer, OutputError, QuantizeConfig, pipeline
 from onnxcalib.quantization import parallel, reconstruct
-from onnxcalib.quantization.checkpoints import Calibrated, Key, Work, open_checkpoints
+from onnxcalib.quantization.checkpoints import Calibrated, CheckpointSettings, Key, open_checkpoints
 from onnxcalib.quantization.float_outputs import KeptOutputs
 
 NET = """g (float[N, 3, 6, 6] x) => (float[N, 5] y) {
@@ -120,7 +120,7 @@ def test_what_is_damaged_is_done_again(quantize, tmp_path):
 
 def open_at(path, key=KEY, resume=None):
     told = []
-    found = open_checkpoints(Work(path, None, resume), key, told.append, told.append)
+    found = open_checkpoints(CheckpointSettings(path, None, resume), key, told.append, told.append)
     return found, "\n".join(told)
 
 
@@ -169,7 +169,7 @@ def test_where_there_is_nothing_to_go_on_from_resume_is_refused(tmp_path):
         open_at(tmp_path / "q", resume=True)
     assert not os.listdir(tmp_path)
     with pytest.raises(ConfigError, match=r"resume: found no place of checkpoints; .* give one"):
-        Work.of(QuantizeConfig(resume=True), None, {})
+        CheckpointSettings.of(QuantizeConfig(resume=True), None, {})
 
 
 def test_a_second_run_of_the_same_output_is_refused(left):
@@ -192,7 +192,7 @@ def test_where_no_folder_can_be_made_the_run_goes_on_unless_the_user_chose_it(tm
     with pytest.raises(OutputError, match="cannot be kept there"):
         open_at(place, resume=True)
     with pytest.raises(OutputError, match=r"work_dir: .*file cannot be made \(File exists\); choose another folder"):
-        open_checkpoints(Work(place, chosen=True), KEY, print, print)
+        open_checkpoints(CheckpointSettings(place, chosen=True), KEY, print, print)
 
 
 def test_a_run_that_fails_before_a_block_is_done_leaves_nothing(left, tmp_path):
@@ -203,7 +203,7 @@ def test_a_run_that_fails_before_a_block_is_done_leaves_nothing(left, tmp_path):
 
 def test_checkpoints_stand_beside_the_output_or_in_the_work_folder():
     def place(output, **settings):
-        return Work.of(QuantizeConfig(**settings), output, {}).path
+        return CheckpointSettings.of(QuantizeConfig(**settings), output, {}).path
 
     assert str(place("a/q.onnx")) == "a/q.onnx.checkpoints"
     assert str(place("a/q.onnx", work_dir="w")) == "w/q.onnx.checkpoints"
