@@ -292,7 +292,6 @@ def test_two_runs_with_one_seed_give_the_same_bytes(net):
 def test_the_bytes_depend_neither_on_threads_nor_on_the_surroundings(net, tmp_path, monkeypatch, bits):
     """At every stage: a few AdaQuant steps, statistics and biases too. Torch begins with as many threads each time."""
     monkeypatch.setattr("onnxcalib.runtime.session.count_cores", lambda: 4)
-    monkeypatch.setattr("onnxcalib.runtime.device.count_cores", lambda: 4)
     before, found = torch.get_num_threads(), set()
     bits = {"weight_bits": bits, "activation_bits": bits, "pipeline": "advanced", "effort": "best", "steps": 20}
     try:
