@@ -44,7 +44,7 @@ FEW_BITS = {"speed_1": 0.9, "speed_32": 0.9}
 BARS: dict[str, dict[str, dict[str, float]]] = {
     "cifar10_resnet20": {"W8A8": {"speed_1": 1.7, "speed_32": 1.7}, "W4A8": FEW_BITS, "W4A4": FEW_BITS},
     "cifar10_resnet56": {
-        "W8A8": {"agreement": 98.0, "sqnr_db": 26.5},
+        "W8A8": {"agreement": 98.0, "sqnr_db": 26.5, "time": 15},
         "W4A8": {"file": 0.20, **FEW_BITS},
         "W4A4": FEW_BITS,
     },
@@ -59,22 +59,22 @@ BARS: dict[str, dict[str, dict[str, float]]] = {
 EFFORT_KEYS = ("agreement", "sqnr_db", "loss", "time")
 EFFORT_BARS: dict[str, dict[tuple[str, str], tuple[float | None, ...]]] = {
     "fast": {
-        ("cifar10_resnet20", "W8A8"): (98.2, 28.5, None, 100),
-        ("cifar10_resnet20", "W4A8"): (96.4, 22.0, None, 120),
+        ("cifar10_resnet20", "W8A8"): (98.2, 28.5, None, 25),
+        ("cifar10_resnet20", "W4A8"): (96.4, 22.0, None, 35),
         ("cifar10_resnet20", "W4A4"): (92.0, 14.5, None, 120),
-        ("cifar10_resnet56", "W4A8"): (97.0, 23.3, None, 100),
+        ("cifar10_resnet56", "W4A8"): (97.0, 23.3, None, 35),
         ("cifar10_resnet56", "W4A4"): (89.5, 11.5, None, 100),
-        ("imagenet_mobilenetv2", "W8A8"): (94.3, 14.0, None, 100),
-        ("imagenet_mobilenetv2", "W4A8"): (88.5, None, 3, 120),
+        ("imagenet_mobilenetv2", "W8A8"): (94.3, 14.0, None, 15),
+        ("imagenet_mobilenetv2", "W4A8"): (88.5, None, 3, 35),
         ("imagenet_mobilenetv2", "W4A4"): (58.0, None, None, 120),
     },
     "best": {
-        ("cifar10_resnet20", "W8A8"): (98.7, 29.5, None, 600),
+        ("cifar10_resnet20", "W8A8"): (98.7, 29.5, None, 25),
         ("cifar10_resnet20", "W4A8"): (97.0, 23.0, None, 600),
         ("cifar10_resnet20", "W4A4"): (93.5, 15.8, None, 600),
         ("cifar10_resnet56", "W4A8"): (97.5, 24.3, None, 600),
         ("cifar10_resnet56", "W4A4"): (92.0, 13.5, None, 600),
-        ("imagenet_mobilenetv2", "W8A8"): (95.5, 15.5, None, 500),
+        ("imagenet_mobilenetv2", "W8A8"): (95.5, 15.5, None, 15),
         ("imagenet_mobilenetv2", "W4A8"): (91.5, None, 2, 500),
         ("imagenet_mobilenetv2", "W4A4"): (68.0, None, None, 500),
     },
