@@ -11,7 +11,17 @@ from onnx import TensorProto
 from ..errors import ModelError
 from ..files.reading import check_file
 from .tensors import check_declared
-from .values import Place, bring_in, can_name, count_bytes, describe_state, is_large_model, may_go_outside, refer
+from .values import (
+    Place,
+    bring_in,
+    can_name,
+    count_bytes,
+    describe_state,
+    is_large_model,
+    may_go_outside,
+    read_entries,
+    refer,
+)
 
 # Tensors may share bytes, as tied weights do. They may name so many times the bytes that are on the disk, and so many
 # more where files are small.
@@ -62,11 +72,6 @@ def read_external(tensors: Sequence[TensorProto], model: Path, weights: int, *, 
             refer(tensor, place)
         else:
             bring_in(tensor, place)
-
-
-def read_entries(tensor: TensorProto) -> dict[str, str]:
-    """What a tensor says of its external data: location, and perhaps offset, length and checksum."""
-    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def _find_place(tensor: TensorProto, model: Path) -> tuple[Place, int]:

@@ -21,6 +21,15 @@ def to_rows(weight: np.ndarray, layer: LayerScheme) -> np.ndarray:
     return (weight if layer.axis == 0 else weight.T)[None]
 
 
+def count_inputs(shape: Sequence[int], layer: LayerScheme) -> int:
+    """K of ``to_rows`` for a weight of this shape, which is not read."""
+    if layer.op == "Conv":
+        return math.prod(shape[1:])
+    if layer.op == "ConvTranspose":
+        return shape[0] * math.prod(shape[2:])
+    return shape[1 if layer.axis == 0 else 0]
+
+
 def from_rows(rows: np.ndarray, layer: LayerScheme, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of ``to_rows`` for a weight stored in ``shape``."""
     if layer.op == "Conv":

@@ -17,7 +17,7 @@ from onnx.external_data_helper import uses_external_data
 from ..errors import ModelError
 from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
-from .external import find_data, read_entries, read_external
+from .external import find_data, read_external
 from .float_weights import spell_holders
 from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, QUANTIZED_OPS
@@ -26,7 +26,7 @@ from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
 from .tensors import MOST_BYTES, check_tensor, list_tensors, make_dense, spell_node
-from .values import TYPES, Place, can_name, is_large_model, refer
+from .values import TYPES, Place, can_name, is_large_model, read_entries, refer
 from .weight_file import copy_out
 from .wire import NotAMessage, Walk
 

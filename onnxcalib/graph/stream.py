@@ -23,8 +23,7 @@ def model_pieces(model: ModelProto) -> Iterator[bytes]:
     """The model's file. Raises ModelError where the file of a tensor is no longer what it was."""
     before, after = _split(model, "graph")
     ahead, behind = _split(model.graph, "initializer")
-    size = len(ahead) + len(behind)
-    size += sum(len(spell_key(GraphProto, "initializer", n := tensor_bytes(t))) + n for t in model.graph.initializer)
+    size = len(ahead) + len(behind) + _initializer_bytes(model.graph)
     yield before + spell_key(ModelProto, "graph", size) + ahead
     for tensor in model.graph.initializer:
         yield spell_key(GraphProto, "initializer", tensor_bytes(tensor))
@@ -35,9 +34,13 @@ def model_pieces(model: ModelProto) -> Iterator[bytes]:
 def model_bytes(model: ModelProto) -> int:
     """Size of the model as a file, its tensor data included, in bytes; works above the 2 GB of one message too."""
     parts = (*_split(model, "graph"), *_split(model.graph, "initializer"))
-    graph = sum(map(len, parts[2:]))
-    graph += sum(len(spell_key(GraphProto, "initializer", n := tensor_bytes(t))) + n for t in model.graph.initializer)
+    graph = sum(map(len, parts[2:])) + _initializer_bytes(model.graph)
     return sum(map(len, parts[:2])) + len(spell_key(ModelProto, "graph", graph)) + graph
+
+
+def _initializer_bytes(graph: GraphProto) -> int:
+    """Bytes of all initializers, with what stands in front of each."""
+    return sum(len(spell_key(GraphProto, "initializer", n := tensor_bytes(t))) + n for t in graph.initializer)
 
 
 def tensor_pieces(tensor: TensorProto) -> Iterator[bytes]:

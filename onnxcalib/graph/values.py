@@ -72,9 +72,14 @@ def has_outside(model: ModelProto) -> bool:
     return any(map(is_outside, model.graph.initializer))
 
 
+def read_entries(tensor: TensorProto) -> dict[str, str]:
+    """What a tensor says of its external data: location, and perhaps offset, length and checksum."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
 def find_place(tensor: TensorProto) -> Place:
     """Where the values of a tensor outside lie."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = read_entries(tensor)
     return Place(Path(entries["location"]), int(entries["offset"]), int(entries["length"]), entries.get(_STATE, ""))
 
 

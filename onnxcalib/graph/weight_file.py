@@ -171,9 +171,7 @@ def move_out(tensor: TensorProto) -> None:
     """Move the values of a tensor from where they are into the run's file, if they are large ones of a large model."""
     file = _find_file(tensor)
     if file is not None:
-        kept = bare_copy(tensor)
-        refer(kept, file.write(read_pieces(tensor)))
-        tensor.CopyFrom(kept)
+        tensor.CopyFrom(_copy_to(file, tensor))
 
 
 def copy_out(model: ModelProto) -> ModelProto:
@@ -186,10 +184,14 @@ def copy_out(model: ModelProto) -> ModelProto:
     file.open()
     copy = copy_without_initializers(model)
     for tensor in model.graph.initializer:
-        outside = may_go_outside(tensor)
-        copy.graph.initializer.append(bare_copy(tensor) if outside else tensor)
-        if outside:
-            refer(copy.graph.initializer[-1], file.write(read_pieces(tensor)))
+        copy.graph.initializer.append(_copy_to(file, tensor) if may_go_outside(tensor) else tensor)
+    return copy
+
+
+def _copy_to(file: WeightFile, tensor: TensorProto) -> TensorProto:
+    """A copy that has its values in the file."""
+    copy = bare_copy(tensor)
+    refer(copy, file.write(read_pieces(tensor)))
     return copy
 
 

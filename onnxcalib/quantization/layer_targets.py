@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..config import FULL_BITS
 from ..graph.extract import needed_nodes
-from ..graph.index import known_constant
-from ..graph.layout import to_rows
+from ..graph.layout import count_inputs
 from ..runtime.memory import release
 from ..runtime.session import Session
 from ..spec import Block, LayerScheme
@@ -155,9 +153,9 @@ def _list_wanted(state: ReconstructionState, block: Block) -> Iterator[_Wanted]:
     """The block's layers that can be solved, in the order in which they are."""
     solved = set(state.layers)
     for layer in (each for each in state.problem.scheme.layers if each.name in block.layers):
-        weight = known_constant(state.problem.index, layer.weight)
-        if to_rows(weight, layer).shape[2] <= MOST_INPUTS:
-            choice = ColumnChoice(state, layer, weight.shape, layer.weight_spec.bits)
+        shape = tuple(state.problem.index.initializers[layer.weight].dims)
+        if count_inputs(shape, layer) <= MOST_INPUTS:
+            choice = ColumnChoice(state, layer, shape, layer.weight_spec.bits)
             yield _Wanted(layer, find_shortcut(state, block, layer, solved), choice, KeptTargets(state.stored, layer))
         solved.add(layer.name)
 
@@ -166,7 +164,6 @@ def may_learn(state: ReconstructionState, block: Block) -> bool:
     """Whether the settings have AdaQuant steps for the block, as far as is known before it is solved."""
     problem = state.problem
     layers = [problem.layers[name] for name in block.layers]
-    hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
-    weights = [to_rows(known_constant(problem.index, layer.weight), layer) for layer in layers]
-    solved = all(rows.shape[2] <= MOST_INPUTS for rows in weights)
-    return bool(layers) and problem.config.block_steps(solved=solved, hard=hard) > 0
+    weights = problem.index.initializers
+    solved = all(count_inputs(weights[layer.weight].dims, layer) <= MOST_INPUTS for layer in layers)
+    return bool(layers) and problem.block_steps(layers, solved=solved) > 0

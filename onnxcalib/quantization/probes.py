@@ -22,8 +22,7 @@ import torch
 from ..config import FULL_BITS
 from ..data import CalibrationSet
 from ..errors import first_line
-from ..graph.index import known_constant
-from ..graph.layout import to_rows
+from ..graph.layout import count_inputs
 from ..graph.load import inputs_of
 from ..graph.stream import model_bytes
 from ..runtime.blocks import BlockError, return_also, to_torch
@@ -91,7 +90,7 @@ def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
         for layer in few
         if layer.activation_spec.bits == FULL_BITS
         and layer.op != "ConvTranspose"
-        and to_rows(known_constant(state.problem.index, layer.weight), layer).shape[2] <= MOST_INPUTS
+        and count_inputs(state.problem.index.initializers[layer.weight].dims, layer) <= MOST_INPUTS
     ]
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..config import FULL_BITS
 from ..graph.blocks import single_layers
 from ..graph.index import Index, reads
 from ..numeric.adaquant import Outcome
@@ -119,8 +118,7 @@ class _Attempt:
         if not self.state.stored.has_float:
             return 0
         layers = [self.state.problem.layers[name] for name in self.block.layers]
-        hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
-        return self.state.problem.config.block_steps(solved=self.why_rounded is None, hard=hard)
+        return self.state.problem.block_steps(layers, solved=self.why_rounded is None)
 
     def learn(self, remark: str | None = None) -> BlockRecord:
         """Learn the block; ``remark`` is recorded with it. Raises BlockError, having changed nothing."""

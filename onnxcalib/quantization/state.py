@@ -72,6 +72,11 @@ class Problem:
     def threads(self) -> int:
         return self.config.threads or 0
 
+    def block_steps(self, layers: Sequence[LayerScheme], *, solved: bool) -> int:
+        """AdaQuant steps of the settings for a block of these layers. solved: whether all of them are, or can be."""
+        hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
+        return self.config.block_steps(solved=solved, hard=hard)
+
 
 @dataclass(frozen=True)
 class Views:

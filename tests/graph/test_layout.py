@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnxcalib.graph.layout import adds_pairs, from_rows, kernel_rows, to_rows, window_of
+from onnxcalib.graph.layout import adds_pairs, count_inputs, from_rows, kernel_rows, to_rows, window_of
 from onnxcalib.spec import LayerScheme, QuantSpec
 
 
@@ -27,6 +27,7 @@ def test_rows_are_output_channels_and_turn_back_into_the_weight(draw, layer, sha
     weight = draw(*shape)
     arranged = to_rows(weight, layer)
     assert arranged.shape == rows
+    assert count_inputs(shape, layer) == rows[2]
     np.testing.assert_array_equal(from_rows(arranged, layer, shape), weight)
     channel = np.moveaxis(weight, layer.weight_spec.axis, 0)[1]
     np.testing.assert_array_equal(np.sort(arranged.reshape(-1, rows[2])[1]), np.sort(channel.reshape(-1)))
