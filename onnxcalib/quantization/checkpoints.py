@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ..runtime.cache import versions
 from ..runtime.cores import count_cores, describe_processor
 from ..runtime.record_file import read_record
 from ..runtime.store import KeptTensor, Store
-from ..runtime.work_folder import WorkFolder
+from ..runtime.work_folder import RECORD, TENSOR, WorkFolder
 from ..spec import VERSION, QParams
 from .float_outputs import KeptOutputs
 
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from .run import Run
 
 FOLDER = ".checkpoints"  # behind the name of the output
+FOLDER_DIGITS = 8  # of the output's folder, as hexadecimal digits
 KEY, RANGES, WALK, TUNED = "key", "ranges", "walk", "tuned"
+UNKNOWN = "an unknown run, as the record of what they belong to is missing or damaged,"
 PARALLEL = "parallel"  # how names begin of blocks that were reconstructed apart from each other
 T = TypeVar("T")
 
@@ -141,7 +144,10 @@ class CheckpointSettings:
 
     @classmethod
     def of(cls, config: QuantizeConfig, output: str | Path | None, given: Mapping[str, str]) -> CheckpointSettings:
-        """That of the settings: a folder beside the output or in ``work_dir``. Raises ConfigError without either."""
+        """That of the settings: a folder beside the output or in ``work_dir``. Raises ConfigError without either.
+
+        In ``work_dir`` outputs of one name that stand in different folders have different checkpoints.
+        """
         folder = config.work_dir or (None if output is None else Path(output).parent)
         if folder is None:
             if config.resume is not None:
@@ -149,8 +155,11 @@ class CheckpointSettings:
                     "resume: found no place of checkpoints; they are kept beside an output or in work_dir; give one"
                 )
             return cls()
-        path = Path(folder) / f"{Path(output).name if output is not None else 'quantize'}{FOLDER}"
-        return cls(path, given, config.resume, chosen=config.work_dir is not None)
+        name = "quantize" if output is None else Path(output).name
+        if output is not None and config.work_dir is not None:
+            beside = os.fsencode(os.path.realpath(Path(output).parent))
+            name += f"-{hashlib.sha256(beside).hexdigest()[:FOLDER_DIGITS]}"
+        return cls(Path(folder) / f"{name}{FOLDER}", given, config.resume, chosen=config.work_dir is not None)
 
 
 class Checkpoints:
@@ -299,6 +308,8 @@ def open_checkpoints(
         ) from None
     found = folder.read(KEY, Key)
     others = [] if found is None else key.list_others(found)
+    if found is None and any(name.endswith((RECORD, TENSOR)) for name in folder.names()):
+        others = [UNKNOWN]
     if settings.resume and (found is None or others):
         (folder.close if existed else folder.remove)()
         what = f"those of {' and '.join(others)}" if others else "none"

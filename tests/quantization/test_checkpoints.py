@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -159,6 +160,20 @@ def test_fresh_starts_anew_and_resume_goes_on(left):
     assert not lines and found.find("ranges", Calibrated) is None
 
 
+def test_checkpoints_of_which_none_can_tell_whose_they_are_are_removed_with_a_warning(left):
+    key = left / "key.record"
+    key.write_bytes(key.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"resume: found those of an unknown run, as .* missing or damaged, in .*q; "):
+        open_at(left, resume=True)
+    found, lines = open_at(left)
+    assert lines.endswith("is missing or damaged, are removed; this run starts anew")
+    assert found.find("ranges", Calibrated) is None
+    found.close()
+    key.unlink()
+    found, lines = open_at(left, resume=False)
+    assert lines.endswith("is missing or damaged, are removed, as --fresh asks")
+
+
 def test_another_processor_goes_on_with_a_warning(left):
     found, lines = open_at(left, replace(KEY, processor="q"))
     assert "on another processor (p; this one is q)" in lines and found.find("ranges", Calibrated) == CALIBRATED
@@ -206,7 +221,8 @@ def test_checkpoints_stand_beside_the_output_or_in_the_work_folder():
         return CheckpointSettings.of(QuantizeConfig(**settings), output, {}).path
 
     assert str(place("a/q.onnx")) == "a/q.onnx.checkpoints"
-    assert str(place("a/q.onnx", work_dir="w")) == "w/q.onnx.checkpoints"
+    first, again, second = (place(output, work_dir="w") for output in ("a/q.onnx", "./b/../a/q.onnx", "b/q.onnx"))
+    assert re.fullmatch(r"w/q\.onnx-[0-9a-f]{8}\.checkpoints", str(first)) and first == again != second
     assert str(place(None, work_dir="w")) == "w/quantize.checkpoints" and place(None) is None
 
 
@@ -274,7 +290,7 @@ def test_checkpoints_in_a_folder_that_the_run_reads_are_refused(build, weigh, dr
     net = build(NET, w1=weigh(6, 3, 3, 3), b1=weigh(6), w2=weigh(6, 5), b2=weigh(5))
     np.save(tmp_path / "a.npy", draw(4, 3, 6, 6))
     before = os.listdir(tmp_path)
-    with pytest.raises(OutputError, match=r"q.onnx.checkpoints: lies in .*, which this run reads"):
+    with pytest.raises(OutputError, match=r"q.onnx-[0-9a-f]+.checkpoints: lies in .*, which this run reads"):
         onnxcalib.quantize(net, tmp_path, QuantizeConfig(work_dir=tmp_path), output="q.onnx")
     assert os.listdir(tmp_path) == before
 
