@@ -47,20 +47,17 @@ class Moments:
         """Whether the covariances are finite; products of large finite values may overflow."""
         return bool(self.gram.isfinite().all() and self.cross.isfinite().all())
 
-    def without(self, part: Moments) -> Moments:
-        """The moments of these columns but those of ``part``, which are some of them.
-
-        The pairwise update of Chan, Golub and LeVeque (1979) the other way round.
-        """
-        count = self.columns - part.columns
-        mine, theirs = self.columns / count, part.columns / count
-        inputs = (self.input_mean - part.input_mean) * mine
-        targets = (self.target_mean - part.target_mean) * mine
-        between = theirs / mine * inputs.unsqueeze(1)
+    def pooled(self, other: Moments) -> Moments:
+        """The moments of these columns and the other's, by the pairwise update of Chan, Golub and LeVeque (1979)."""
+        count = self.columns + other.columns
+        mine, theirs = self.columns / count, other.columns / count
+        inputs, targets = other.input_mean - self.input_mean, other.target_mean - self.target_mean
+        between = (mine * theirs) * inputs.unsqueeze(1)
         # In place, as a Gram matrix may have hundreds of megabytes.
-        gram = (mine * self.gram).add_(part.gram, alpha=-theirs).addcmul_(inputs.unsqueeze(2), between, value=-1)
-        cross = (mine * self.cross).add_(part.cross, alpha=-theirs).addcmul_(targets.unsqueeze(2), between, value=-1)
-        return Moments(gram, cross, part.input_mean + inputs, part.target_mean + targets, count)
+        gram = (mine * self.gram).add_(other.gram, alpha=theirs).addcmul_(inputs.unsqueeze(2), between)
+        cross = (mine * self.cross).add_(other.cross, alpha=theirs).addcmul_(targets.unsqueeze(2), between)
+        means = self.input_mean + theirs * inputs, self.target_mean + theirs * targets
+        return Moments(gram, cross, *means, count)
 
     def about_zero(self) -> Moments:
         """The moments about zero, with means of zero: the error of a layer that cannot have a bias depends on these."""
@@ -97,34 +94,51 @@ def bias_of_groups(moments: Moments, weights: torch.Tensor) -> torch.Tensor:
 class MomentSum:
     """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, so that no activation needs to be kept.
 
-    The first batch's means are subtracted before values are multiplied in float32: else rounding would hide a variance
-    that is small beside the mean. Sums are float64.
+    The means of the first columns are subtracted before values are multiplied in float32: else rounding would hide a
+    variance that is small beside the mean. Sums are float64.
     """
 
     def __init__(self) -> None:
-        self._shift: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._shift: list[torch.Tensor] = []
         self._sums: list[torch.Tensor] = []
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._bytes = 0
+        # Inputs and targets less their shift, of which the first ``_waiting`` columns wait to be multiplied.
+        self._buffers: list[torch.Tensor] = []
+        self._waiting = 0
         self.columns = 0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add columns: inputs (G, K, P), targets (G, C, P); P may be 0. They must not change any more."""
-        if not inputs.shape[2]:
+        """Add columns: inputs (G, K, *columns), targets (G, C, *columns); there may be none of them."""
+        count = math.prod(inputs.shape[2:])
+        if not count:
             return
-        self._waiting.append((inputs, targets))
-        self._bytes += inputs.nbytes + targets.nbytes
-        self.columns += inputs.shape[2]
-        if self._bytes >= WAITING_BYTES:
-            self._multiply()
+        both = (inputs, targets)
+        if not self._buffers or self._waiting + count > self._buffers[0].shape[2]:
+            self._make_room(both, count)
+        if not self._shift:
+            self._shift = [x.flatten(2).mean(2, keepdim=True) for x in both]
+        for x, shift, buffer in zip(both, self._shift, self._buffers, strict=True):
+            into = buffer[:, :, self._waiting : self._waiting + count].unflatten(2, x.shape[2:])
+            torch.sub(x, shift.reshape(*shift.shape[:2], *[1] * (x.dim() - 2)), out=into)
+        self._waiting += count
+        self.columns += count
+
+    def _make_room(self, both: Sequence[torch.Tensor], count: int) -> None:
+        """Empty buffers for ``count`` more columns of such inputs and targets, in these' order of memory."""
+        self._multiply()
+        if self._buffers and count <= self._buffers[0].shape[2]:
+            return
+        count = max(count, WAITING_BYTES // sum(x.element_size() * len(x) * x.shape[1] for x in both))
+        self._buffers = [
+            x.new_empty(len(x), count, x.shape[1]).mT if x.stride(1) == 1 else x.new_empty(*x.shape[:2], count)
+            for x in both
+        ]
 
     def _multiply(self) -> None:
         """Add the products of the columns that wait to the sums."""
-        inputs, targets = (torch.cat(each, 2) for each in zip(*self._waiting, strict=True))
-        self._waiting, self._bytes = [], 0
-        if self._shift is None:
-            self._shift = (inputs.mean(2, keepdim=True), targets.mean(2, keepdim=True))
-        inputs, targets = inputs.sub_(self._shift[0]), targets.sub_(self._shift[1])
+        if not self._waiting:
+            return
+        inputs, targets = (buffer[:, :, : self._waiting] for buffer in self._buffers)
+        self._waiting = 0
         products = (_multiply_upper(inputs), targets @ inputs.mT, inputs.sum(2), targets.sum(2))
         if self._sums:
             for total, product in zip(self._sums, products, strict=True):
@@ -137,9 +151,7 @@ class MomentSum:
 
         At least one column has been added.
         """
-        if self._waiting:
-            self._multiply()
-        assert self._shift is not None
+        self._multiply()
         gram, cross, inputs, targets = (s / self.columns for s in self._sums)
         for own in _tiles(gram.shape[1]):
             gram[:, own.stop :, own] = gram[:, own, own.stop :].mT

@@ -31,32 +31,36 @@ UNFOLD_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Chunk:
-    """Columns of one stored batch whose unfolded input stays small.
+    """Columns of one stored batch whose unfolded input stays small; those of held-out rows are the last.
 
-    rows: of the layer's output; held: which of them are held out, (rows,). real: mask of the rows that is false at
-    padding; None without padding. positions: flat indices (P,) of an image; None for a matrix product.
+    rows: of the layer's output, in this order, of which the last ``held_out`` are held out. real: mask of these rows
+    that is false at padding; None without padding. positions: flat indices (P,) of an image; None for a matrix product.
     """
 
-    rows: range
-    held: np.ndarray
+    rows: np.ndarray
+    held_out: int
     real: np.ndarray | None
     positions: torch.Tensor | None
 
     def take(self, values: np.ndarray) -> torch.Tensor:
         """The chunk's rows of a tensor that has those of the output; without padding, where there is any."""
-        return torch.from_numpy(select(values[self.rows.start : self.rows.stop], self.real))
+        return torch.from_numpy(select(values[self.rows], self.real))
 
     def gather(self, values: torch.Tensor, groups: int) -> torch.Tensor:
         """Columns (G, C, P) of an output, of which ``values`` are the chunk's rows."""
         return flatten_rows(values) if self.positions is None else gather_columns(values, self.positions, groups)
 
-    def hold(self, columns: int) -> torch.Tensor:
-        """``held`` for each of so many columns, in their order."""
-        if self.positions is not None:  # positions, and the rows within each
-            return torch.from_numpy(self.held).repeat(columns // len(self.held))
-        count = len(self.held)
-        each = columns // count if self.real is None else self.real.reshape(count, -1).sum(1)
-        return torch.from_numpy(np.repeat(self.held, each))
+    def part(self, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns (G, any, P) that are fitted, and those held out; of images as (G, any, positions, rows)."""
+        fitted = len(self.rows) - self.held_out
+        if self.positions is not None:
+            columns = columns.unflatten(2, (columns.shape[2] // len(self.rows), len(self.rows)))
+            return columns[..., :fitted], columns[..., fitted:]
+        if self.real is None:
+            fitted *= columns.shape[2] // len(self.rows)
+        else:
+            fitted = int(self.real[:fitted].sum())
+        return columns[..., :fitted], columns[..., fitted:]
 
 
 class ColumnChoice:
@@ -79,14 +83,14 @@ class ColumnChoice:
         by_sample = shape[0] == self.stored.sizes[number]
         total = self.stored.count(by_sample=by_sample)
         for rows in self._spans(shape):
-            own = None if real is None else real[rows.start : rows.stop]
-            if own is not None and not own.any():
+            if real is not None and not real[rows.start : rows.stop].any():
                 continue
             indices = first + np.array(rows) if by_sample else np.full(len(rows), number)
             # Views of a sample are held out with it.
             held = indices % total % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1
             chosen = choose_positions(shape[2:], self._positions_wanted(), self.generator) if self.is_conv else None
-            yield Chunk(rows, held, own, chosen)
+            order = np.array(rows)[held.argsort(kind="stable")]
+            yield Chunk(order, int(held.sum()), None if real is None else real[order], chosen)
 
     def _mask_rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
         """Mask of an output of this shape that is true where it is no padding; None without padding."""

@@ -73,7 +73,8 @@ class ColumnReader:
         joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
         prior, moments = Prior(), measured[0]
         for held_out in measured[1:]:
-            prior = choose_prior(joined(moments.without(held_out)), joined(held_out), rows)
+            prior = choose_prior(joined(moments), joined(held_out), rows)
+            moments = moments.pooled(held_out)
             del held_out
         del measured  # the Gram matrices are most of the memory that solving takes
         release()
@@ -129,20 +130,17 @@ class ColumnReader:
         return len(inputs), math.prod(sizes)
 
     def _measure(self) -> list[Moments]:
-        """Moments of all samples, then of the held-out ones if there are others; empty without any column."""
-        whole, held_out = MomentSum(), MomentSum()
+        """Moments of the samples that are fitted, then of the held-out ones; left out is what has no column."""
+        sums = (MomentSum(), MomentSum())
         first = 0
         for number, size in enumerate(self.stored.sizes):
             for chunk, inputs, targets in self._read_columns(number, first):
-                whole.add(inputs, targets)
-                if chunk.held.any():
-                    index = chunk.hold(inputs.shape[2]).nonzero()[:, 0].to(inputs.device)
-                    held_out.add(inputs.index_select(2, index), targets.index_select(2, index))
+                for total, *columns in zip(sums, chunk.part(inputs), chunk.part(targets), strict=True):
+                    total.add(*columns)
             first += size
         if self.kept:
             self.kept.drop()
-        totals = [whole, held_out] if 0 < held_out.columns < whole.columns else [whole]
-        seen = [total.centre() for total in totals if total.columns]
+        seen = [total.centre() for total in sums if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise explain_nan(self.problem.model, self.layer.output) or DataError(
                 f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"

@@ -168,13 +168,26 @@ def test_streamed_moments_are_those_of_all_columns_at_once(parts, groups, size, 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_moments_without_a_part_are_those_of_the_rest(first, second, seed):
+def test_pooled_moments_of_two_parts_are_those_of_all_columns(first, second, seed):
     inputs, targets = correlated(2, 4, first + second, seed)
     totals = [MomentSum(), MomentSum()]
-    for total, count in zip(totals, (first + second, second), strict=True):
-        total.add(inputs[..., -count:], targets[..., -count:])
-    whole, part = (total.centre() for total in totals)
-    check_equal(whole.without(part), moments_at_once(inputs[..., :first], targets[..., :first]), 1e-8)
+    for total, x, y in zip(totals, inputs.split((first, second), 2), targets.split((first, second), 2), strict=True):
+        total.add(x, y)
+    one, other = (total.centre() for total in totals)
+    check_equal(one.pooled(other), moments_at_once(inputs, targets), 1e-9)
+
+
+@pytest.mark.parametrize("room", [1, 7, 100])
+def test_columns_of_several_axes_or_transposed_are_added_whatever_room_they_find(monkeypatch, room):
+    monkeypatch.setattr(gram_module, "WAITING_BYTES", room * 2 * (5 + 3) * 8)
+    inputs, targets = correlated(2, 5, 60, 0)
+    total, rows = MomentSum(), MomentSum()
+    for x, y in zip(inputs.split((6, 42, 12), 2), targets.split((6, 42, 12), 2), strict=True):
+        total.add(*(each.unflatten(2, (-1, 6))[..., :4] for each in (x, y)))
+        total.add(*(each.unflatten(2, (-1, 6))[..., 4:] for each in (x, y)))
+        rows.add(*(each.mT.contiguous().mT for each in (x, y)))
+    for each in (total, rows):
+        check_equal(each.centre(), moments_at_once(inputs, targets), 1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -206,13 +219,13 @@ def test_a_batch_without_columns_adds_nothing():
     check_equal(total.centre(), moments_at_once(inputs, targets), 1e-9)
 
 
-def test_moments_stay_as_they_are_when_parts_are_taken_away_and_columns_added():
+def test_moments_stay_as_they_are_when_they_are_pooled_and_columns_added():
     inputs, targets = correlated(1, 3, 6, 0)
     part, total = MomentSum(), MomentSum()
     part.add(inputs[..., :2], targets[..., :2])
     total.add(inputs, targets)
     one = total.centre()
-    one.without(part.centre()).about_zero()
+    one.pooled(part.centre()).about_zero()
     total.add(inputs + 1, targets)
     check_equal(one, moments_at_once(inputs, targets), 1e-9)
 
