@@ -28,6 +28,7 @@ from ..graph.stream import model_bytes
 from ..quantization.calibrate import Batches
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask
+from ..quantization.siblings import find_siblings
 from ..quantization.solve import solve_widths
 from ..quantization.spread import spread_tasks
 from ..quantization.state import FLOAT, FloatActivations, Problem, ReconstructionState
@@ -256,14 +257,19 @@ class _Sweep:
             uniform = self.uniform[candidates[0]]
             problem = replace(self.problem, scheme=uniform.scheme)
             state = ReconstructionState(problem, self.stored, uniform.grids)
-            for number, layer in enumerate(layers[candidates[0]]):
-                specs = [layers[c][number].weight_spec for c in candidates]
-                params, reason = solve_widths(state, block, layer, specs)
-                if reason is not None and layer.takes_bias:  # a layer that is solved gets a bias, and costs its bytes
-                    params = [
-                        each if each.bias is not None else replace(each, bias=self._zero_bias(layer)) for each in params
-                    ]
-                self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
+            specs = {
+                layer.name: [layers[c][number].weight_spec for c in candidates]
+                for number, layer in enumerate(layers[candidates[0]])
+            }
+            for together in find_siblings(state, block, specs):
+                found = solve_widths(state, block, together, specs[together[0].name])
+                for layer, (params, reason) in zip(together, found, strict=True):
+                    if reason is not None and layer.takes_bias:  # one that is solved gets a bias, and costs its bytes
+                        params = [
+                            each if each.bias is not None else replace(each, bias=self._zero_bias(layer))
+                            for each in params
+                        ]
+                    self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
 
     def _zero_bias(self, layer: LayerScheme) -> np.ndarray:
         return np.zeros(self.shapes[layer.output][1 if layer.op in CONVOLUTIONS else -1])

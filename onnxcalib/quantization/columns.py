@@ -1,4 +1,4 @@
-"""Read the columns on which a layer is solved, from both models, and solve it on their moments."""
+"""Read the columns on which layers are solved, from both models, and solve them on their moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..graph.finite import explain_nan
 from ..graph.layout import summing_order, transposed_window_of, window_of
 from ..graph.ops import CONVOLUTIONS
@@ -30,7 +30,8 @@ from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
 from .column_choice import Chunk, ColumnChoice
-from .layer_targets import KeptTargets, describe_target, find_shortcut, read_target
+from .layer_targets import KeptTargets, describe_target, read_target
+from .shortcuts import find_shortcut
 from .state import PROBE, ReconstructionState, SubgraphRunner
 
 # Samples whose probes are projected at once.
@@ -38,34 +39,44 @@ PROJECTED_SAMPLES = 8
 
 
 class ColumnReader:
-    """Reads the columns on which one layer is solved, batch by batch, and solves it.
+    """Reads the columns on which a layer, or siblings of one input, are solved, batch by batch, and solves them.
 
     A column holds the input values that one output position reads, from the quantized model; its target is that
-    position's output in the float model. A matrix product has one position for each row of its input. Where an Add
-    joins another tensor to the output, the target also makes up for that tensor's error.
+    position's output in the float model, of all siblings. A matrix product has one position for each row of its input.
+    Where an Add joins another tensor to the output, the target also makes up for that tensor's error.
     """
 
     def __init__(
-        self, state: ReconstructionState, block: Block, layer: LayerScheme, shape: tuple[int, ...], bits: int = 0
+        self,
+        state: ReconstructionState,
+        block: Block,
+        layers: Sequence[LayerScheme],
+        shape: tuple[int, ...],
+        bits: int = 0,
     ):
-        """shape: of the layer's weight; bits: the fewest for which it is solved, by default those of the layer."""
-        self.state, self.stored, self.layer, self.shape = state, state.stored, layer, shape
+        """shape: of the first layer's weight; bits: the fewest for which it is solved, by default those of the layer.
+
+        layers: as ``find_siblings`` has them.
+        """
+        self.state, self.stored, self.layers, self.shape = state, state.stored, layers, shape
+        self.layer = layer = layers[0]  # which reads its input as all of them do
         self.problem = state.problem
         self.is_conv = layer.op in CONVOLUTIONS
         self.node = self.problem.index.nodes[layer.name]
         self.choice = ColumnChoice(state, layer, shape, bits or layer.weight_spec.bits)
-        self.shortcut = find_shortcut(state, block, layer)
+        self.shortcut = find_shortcut(state, block, layer) if len(layers) == 1 else None
         extra = [self.shortcut.tensor] if self.shortcut else []
         self.prefix = SubgraphRunner(state, block, [layer.input, *extra], quantized=True)
         # The float model's side was kept, or is computed here.
-        self.kept = KeptTargets(self.stored, layer) if KeptTargets.has(self.stored, layer) else None
-        wanted = [] if self.kept else [layer.output, *extra]
+        self.kept = KeptTargets(self.stored, layers) if KeptTargets.has(self.stored, layers) else None
+        wanted = [] if self.kept else [*(each.output for each in layers), *extra]
         self.reference = SubgraphRunner(state, block, wanted, quantized=False)
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
         """Solve the weight ``rows`` for each spec on the moments of all samples; held-out samples choose the prior.
 
-        None without any column, or where products of inputs overflow. Raises DataError for values that are not finite.
+        rows (G, C, K): channels of all layers, in their order. None without any column, or where products of inputs
+        overflow. Raises DataError for values that are not finite.
         """
         measured, rows = self._measure(), rows.to(self.problem.device)
         if not measured or not all(moments.finite for moments in measured):
@@ -142,11 +153,19 @@ class ColumnReader:
             self.kept.drop()
         seen = [total.centre() for total in sums if total.columns]
         if not all(moments.seen_finite for moments in seen):
-            raise explain_nan(self.problem.model, self.layer.output) or DataError(
-                f"tensor {self.layer.input}: layer {self.layer.name} reads or gives values that are not finite on the"
-                " calibration set; finite values are needed; check the preprocessing, or the model on these samples"
-            )
+            raise self._explain_not_finite()
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
+
+    def _explain_not_finite(self) -> ModelError | DataError:
+        for layer in self.layers:
+            if (known := explain_nan(self.problem.model, layer.output)) is not None:
+                return known
+        names = [layer.name for layer in self.layers]
+        who = f"layer {names[0]} reads or gives" if len(names) == 1 else f"layers {' and '.join(names)} read or give"
+        return DataError(
+            f"tensor {self.layer.input}: {who} values that are not finite on the calibration set; finite values are"
+            " needed; check the preprocessing, or the model on these samples"
+        )
 
     def _read_columns(self, number: int, first: int) -> Iterator[tuple[Chunk, torch.Tensor, torch.Tensor]]:
         """Columns of the input as the quantized layer reads it, and of the target, by chunks of a stored batch.
@@ -156,12 +175,12 @@ class ColumnReader:
         wanted, given = (
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
         )
-        shape, joined = self.kept.describe(number) if self.kept else describe_target(self.layer, self.shortcut, wanted)
+        shape, joined = self.kept.describe(number) if self.kept else describe_target(self.layers, self.shortcut, wanted)
         for chunk in self.choice.split(number, first, shape):
             if self.kept:
                 target = self.kept.read()
             else:
-                target = read_target(self.layer, self.shortcut if joined else None, wanted, chunk)
+                target = read_target(self.layers, self.shortcut if joined else None, wanted, chunk)
             target = target.to(self.problem.device)
             if self.shortcut and joined:
                 own = chunk.gather(self._move(chunk.take(given[self.shortcut.tensor])), self.layer.groups)

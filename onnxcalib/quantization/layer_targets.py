@@ -11,71 +11,55 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..graph.extract import needed_nodes
 from ..graph.layout import count_inputs
 from ..runtime.memory import release
 from ..runtime.session import Session
 from ..spec import Block, LayerScheme
 from .column_choice import MOST_INPUTS, Chunk, ColumnChoice
+from .shortcuts import Shortcut, find_shortcut
+from .siblings import find_siblings
 from .state import FLOAT, SHAPE, TARGET, ReconstructionState, StoredActivations
 
 # Targets of more bytes would take more room than the activations between two blocks, which are kept in their place.
 MOST_TARGET_BYTES = 2**31
 
 
-@dataclass(frozen=True)
-class Shortcut:
-    """The tensor that an Add adds to a layer's output; on_grid: whether the Add reads it quantized."""
-
-    tensor: str
-    on_grid: bool
-
-
-def find_shortcut(
-    state: ReconstructionState, block: Block, layer: LayerScheme, solved: set[str] | None = None
-) -> Shortcut | None:
-    """What an Add adds to the layer's output, if all other layers before the Add are ``solved``, by default by now."""
-    index = state.problem.index
-    readers = index.readers(layer.output)
-    if len(readers) != 1 or readers[0].op_type != "Add" or readers[0].name not in block.nodes:
-        return None
-    other = next((t for t in readers[0].input if t != layer.output), None)
-    if other is None or other in index.initializers:
-        return None
-    needed = needed_nodes(index, block.inputs, [other])
-    waiting = set(block.layers) - (set(state.layers) if solved is None else solved)
-    if not needed <= set(block.nodes) or needed & waiting:
-        return None
-    return Shortcut(other, readers[0].name not in state.problem.scheme.float_reads.get(other, ()))
-
-
 def describe_target(
-    layer: LayerScheme, shortcut: Shortcut | None, wanted: Mapping[str, np.ndarray]
+    layers: Sequence[LayerScheme], shortcut: Shortcut | None, wanted: Mapping[str, np.ndarray]
 ) -> tuple[tuple[int, ...], bool]:
-    """The shape of the layer's output in a batch of the float model, and whether the shortcut has the same."""
-    shape = wanted[layer.output].shape
+    """The shape of the first layer's output in a batch of the float model, and whether the shortcut has the same."""
+    shape = wanted[layers[0].output].shape
     return shape, shortcut is not None and wanted[shortcut.tensor].shape == shape
 
 
 def read_target(
-    layer: LayerScheme, shortcut: Shortcut | None, wanted: Mapping[str, np.ndarray], chunk: Chunk
+    layers: Sequence[LayerScheme], shortcut: Shortcut | None, wanted: Mapping[str, np.ndarray], chunk: Chunk
 ) -> torch.Tensor:
-    """Columns (G, C, P) of the float model's output, with the shortcut's value added, in one chunk of a batch."""
-    target = chunk.gather(chunk.take(wanted[layer.output]), layer.groups)
-    return target if shortcut is None else target + chunk.gather(chunk.take(wanted[shortcut.tensor]), layer.groups)
+    """Columns (G, C, P) of what the float model gives in one chunk of a batch: channels of all layers, in their order.
+
+    The shortcut's value is added, which a layer alone has.
+    """
+
+    def read(layer: LayerScheme, tensor: str) -> torch.Tensor:
+        return chunk.gather(chunk.take(wanted[tensor]), layer.groups)
+
+    if len(layers) > 1:
+        return torch.cat([read(layer, layer.output) for layer in layers], 1)
+    target = read(layers[0], layers[0].output)
+    return target if shortcut is None else target + read(layers[0], shortcut.tensor)
 
 
 class KeptTargets:
-    """The targets of one layer that were kept; its chunks are read in their order."""
+    """The targets that were kept of layers that are solved together; their chunks are read in their order."""
 
-    def __init__(self, stored: StoredActivations, layer: LayerScheme) -> None:
-        self.store, self.output = stored.store, layer.output
+    def __init__(self, stored: StoredActivations, layers: Sequence[LayerScheme]) -> None:
+        self.store, self.output = stored.store, layers[0].output
         self._next = 0
 
     @classmethod
-    def has(cls, stored: StoredActivations, layer: LayerScheme) -> bool:
-        """Whether the layer's targets were kept."""
-        return SHAPE + layer.output in stored.store
+    def has(cls, stored: StoredActivations, layers: Sequence[LayerScheme]) -> bool:
+        """Whether the layers' targets were kept."""
+        return SHAPE + layers[0].output in stored.store
 
     def describe(self, number: int) -> tuple[tuple[int, ...], bool]:
         """As ``describe_target`` of stored batch ``number``."""
@@ -130,34 +114,35 @@ def keep_targets(state: ReconstructionState, blocks: Sequence[Block]) -> None:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A layer whose targets are kept."""
+    """Layers that are solved together, whose targets are kept."""
 
-    layer: LayerScheme
+    layers: tuple[LayerScheme, ...]
     shortcut: Shortcut | None
     choice: ColumnChoice
     kept: KeptTargets
 
     @property
     def tensors(self) -> list[str]:
-        return [self.layer.output, *([self.shortcut.tensor] if self.shortcut else [])]
+        return [*(layer.output for layer in self.layers), *([self.shortcut.tensor] if self.shortcut else [])]
 
     def keep(self, values: Mapping[str, np.ndarray], number: int, first: int) -> int:
         """Keep the targets in stored batch ``number``, whose first sample is ``first``; returns their bytes."""
-        shape, joined = describe_target(self.layer, self.shortcut, values)
+        shape, joined = describe_target(self.layers, self.shortcut, values)
         own = self.shortcut if joined else None
-        chunks = [read_target(self.layer, own, values, chunk) for chunk in self.choice.split(number, first, shape)]
+        chunks = [read_target(self.layers, own, values, chunk) for chunk in self.choice.split(number, first, shape)]
         return self.kept.keep(shape, joined, chunks)
 
 
 def _list_wanted(state: ReconstructionState, block: Block) -> Iterator[_Wanted]:
     """The block's layers that can be solved, in the order in which they are."""
     solved = set(state.layers)
-    for layer in (each for each in state.problem.scheme.layers if each.name in block.layers):
-        shape = tuple(state.problem.index.initializers[layer.weight].dims)
-        if count_inputs(shape, layer) <= MOST_INPUTS:
-            choice = ColumnChoice(state, layer, shape, layer.weight_spec.bits)
-            yield _Wanted(layer, find_shortcut(state, block, layer, solved), choice, KeptTargets(state.stored, layer))
-        solved.add(layer.name)
+    for layers in find_siblings(state, block):
+        first = layers[0]
+        shape = tuple(state.problem.index.initializers[first.weight].dims)
+        if count_inputs(shape, first) <= MOST_INPUTS:
+            choice = ColumnChoice(state, first, shape, first.weight_spec.bits)
+            yield _Wanted(layers, find_shortcut(state, block, first, solved), choice, KeptTargets(state.stored, layers))
+        solved.update(layer.name for layer in layers)
 
 
 def may_learn(state: ReconstructionState, block: Block) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .column_choice import MOST_INPUTS
 from .columns import ColumnReader
 from .params import make_params
+from .siblings import find_siblings
 from .state import ReconstructionState
 
 # Bytes of an embedding that are rounded at once. Rounding takes several copies in float64.
@@ -72,45 +74,76 @@ def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
     return LayerParams(integers, QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
 
 
+class Solved(NamedTuple):
+    """What was found for one layer: its LayerParams for each weight spec; why it was rounded, None if it was solved."""
+
+    params: list[LayerParams]
+    reason: str | None
+
+
 def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
     """Give every layer of the block its LayerParams in order: solved on its moments if possible, otherwise rounded.
 
     Returns the layers that were rounded, each with the reason.
     """
     reasons: dict[str, str] = {}
-    for layer in (layer for layer in state.problem.scheme.layers if layer.name in block.layers):
-        (state.layers[layer.name],), reason = solve_widths(state, block, layer, [layer.weight_spec])
-        if reason is not None:
-            reasons[layer.name] = reason
+    for layers in find_siblings(state, block):
+        reasons |= solve_layers(state, block, layers)
     return reasons
 
 
-def solve_widths(
-    state: ReconstructionState, block: Block, layer: LayerScheme, specs: Sequence[QuantSpec]
-) -> tuple[list[LayerParams], str | None]:
-    """LayerParams of one layer for each weight spec, all from the same moments.
+def solve_layers(state: ReconstructionState, block: Block, layers: Sequence[LayerScheme]) -> dict[str, str]:
+    """Give these layers, which ``find_siblings`` has together, their LayerParams; returns as ``solve_block``."""
+    found = solve_widths(state, block, layers, [layers[0].weight_spec])
+    for layer, solved in zip(layers, found, strict=True):
+        (state.layers[layer.name],) = solved.params
+    return {layer.name: each.reason for layer, each in zip(layers, found, strict=True) if each.reason is not None}
 
-    If the layer was rounded instead, the second result says why.
+
+def solve_widths(
+    state: ReconstructionState, block: Block, layers: Sequence[LayerScheme], specs: Sequence[QuantSpec]
+) -> list[Solved]:
+    """What is found for each of the layers, which ``find_siblings`` has together, at each weight spec.
+
+    All is solved on the same moments.
     """
-    weight, bias = _read_layer(state.problem.index, layer)
-    rows = torch.from_numpy(to_rows(weight, layer).copy())
+    weights, biases = zip(*(_read_layer(state.problem.index, layer) for layer in layers), strict=True)
+    stacked, owned = _stack_rows([to_rows(weight, layer) for weight, layer in zip(weights, layers, strict=True)])
     reason: str | None = None
     solutions: list[Solution] | None = None
-    if rows.shape[2] > MOST_INPUTS:
-        reason = f"{layer.name}: {rows.shape[2]} inputs a channel are too many to solve, {MOST_INPUTS} the most"
+    inputs = stacked.shape[2]
+    if inputs > MOST_INPUTS:
+        reason = f"{inputs} inputs a channel are too many to solve, {MOST_INPUTS} the most"
     else:
         bits = min(spec.bits for spec in specs)
-        solutions = ColumnReader(state, block, layer, weight.shape, bits).solve(rows, specs)
+        solutions = ColumnReader(state, block, layers, weights[0].shape, bits).solve(stacked, specs)
         if solutions is None:
-            reason = f"{layer.name}: no sample gives it an input to solve on, or the squares of its inputs overflow"
+            reason = "no sample gives it an input to solve on, or the squares of its inputs overflow"
     found = []
-    for number, spec in enumerate(specs):
-        own = replace(layer, weight_spec=spec)
-        solution = solutions[number] if solutions else round_layer(rows, spec, summing=_summing(own, weight.shape))
-        if solutions:
-            bias = solution.bias.reshape(-1).numpy() if layer.takes_bias and solution.bias is not None else None
-        found.append(_params(solution, own, weight.shape, bias, state.input_grid(layer)))
-    return found, reason
+    for layer, weight, bias, own in zip(layers, weights, biases, owned, strict=True):
+        params = []
+        for number, spec in enumerate(specs):
+            at_spec = replace(layer, weight_spec=spec)
+            if solutions:
+                solution = _take_channels(solutions[number], own)
+                bias = solution.bias.reshape(-1).numpy() if layer.takes_bias and solution.bias is not None else None
+            else:
+                solution = round_layer(stacked[:, own], spec, summing=_summing(at_spec, weight.shape))
+            params.append(_params(solution, at_spec, weight.shape, bias, state.input_grid(layer)))
+        found.append(Solved(params, reason and f"{layer.name}: {reason}"))
+    return found
+
+
+def _stack_rows(parts: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[slice]]:
+    """Rows (G, C, K) of several layers as those of one, and which of its channels each layer has."""
+    ends = np.cumsum([part.shape[1] for part in parts]).tolist()
+    stacked = np.empty((parts[0].shape[0], ends[-1], parts[0].shape[2]), parts[0].dtype)
+    np.concatenate(parts, 1, out=stacked)
+    return torch.from_numpy(stacked), [slice(end - part.shape[1], end) for end, part in zip(ends, parts, strict=True)]
+
+
+def _take_channels(solution: Solution, own: slice) -> Solution:
+    return Solution(solution.integers[:, own], solution.scale[:, own], solution.bias[:, own])
 
 
 def _params(

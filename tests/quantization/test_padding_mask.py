@@ -112,7 +112,7 @@ def test_padding_is_in_no_moments_and_in_no_statistics(build, weigh, state_of):
         from onnxcalib.graph.blocks import find_blocks
 
         block = find_blocks(state.problem.model, state.problem.scheme)[0]
-        reader = ColumnReader(state, block, state.problem.scheme.layers[0], (4, 5))
+        reader = ColumnReader(state, block, state.problem.scheme.layers[:1], (4, 5))
         parts = [part for n in range(len(state.stored.sizes)) for part in reader._read_columns(n, 0)]
         found.append(sum(inputs.shape[-1] for _, inputs, _ in parts))
         assert solve_block(state, block) == {}

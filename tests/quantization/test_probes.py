@@ -46,7 +46,7 @@ def first_reader(state):
     block = next(block for block in find_blocks(state.problem.model, state.problem.scheme) if block.layers)
     layer = state.problem.scheme.layers[0]
     return ColumnReader(
-        state, block, layer, next(t for t in state.problem.model.graph.initializer if t.name == layer.weight).dims
+        state, block, [layer], next(t for t in state.problem.model.graph.initializer if t.name == layer.weight).dims
     )
 
 

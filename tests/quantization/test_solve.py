@@ -17,7 +17,7 @@ from onnxcalib.quantization import columns as columns_module
 from onnxcalib.quantization import solve as solve_module
 from onnxcalib.quantization.column_choice import ColumnChoice
 from onnxcalib.quantization.columns import ColumnReader
-from onnxcalib.quantization.layer_targets import Shortcut
+from onnxcalib.quantization.shortcuts import Shortcut
 from onnxcalib.quantization.solve import round_embeddings, round_layers, solve_block, solve_widths
 from onnxcalib.quantization.state import SubgraphRunner
 from onnxcalib.runtime.session import Session
@@ -308,7 +308,7 @@ def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, stat
     state = state_of(conv, draw(40, 4, 6, 6))
     for bits, columns in ((4, 400), (8, 400 * choice_module.FULL_BITS_SHARE + 20)):
         (layer,) = state.problem.scheme.layers
-        solve_widths(state, first_block(state), layer, [replace(layer.weight_spec, bits=bits)])
+        solve_widths(state, first_block(state), [layer], [replace(layer.weight_spec, bits=bits)])
         assert sum(each.shape[2] for each in seen) == columns
         seen.clear()
     solve_block(state, first_block(state))
@@ -431,7 +431,7 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     for prefix in ("float:", "quantized:"):
         for number in range(len(state.stored.sizes)):
             state.stored.store.append(f"{prefix}h", np.tanh(state.stored.store.batch("float:x", number)))
-    reader = ColumnReader(state, block, state.problem.scheme.layers[0], (6, 6))
+    reader = ColumnReader(state, block, state.problem.scheme.layers[:1], (6, 6))
     assert reader.shortcut.tensor == "h" and not reader.shortcut.on_grid
     state.grids.activations["h"] = replace(state.grids.activations["h"], scale=np.float32(0.5))
     part, _, target = next(reader._read_columns(0, 0))
