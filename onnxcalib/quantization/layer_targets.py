@@ -37,7 +37,8 @@ def read_target(
 ) -> torch.Tensor:
     """Columns (G, C, P) of what the float model gives in one chunk of a batch: channels of all layers, in their order.
 
-    The shortcut's value is added, which a layer alone has.
+    The shortcut's value is added, which a layer alone has. Their order in memory is that of kept ones, as sums depend
+    on it.
     """
 
     def read(layer: LayerScheme, tensor: str) -> torch.Tensor:
@@ -46,7 +47,7 @@ def read_target(
     if len(layers) > 1:
         return torch.cat([read(layer, layer.output) for layer in layers], 1)
     target = read(layers[0], layers[0].output)
-    return target if shortcut is None else target + read(layers[0], shortcut.tensor)
+    return (target if shortcut is None else target + read(layers[0], shortcut.tensor)).contiguous()
 
 
 class KeptTargets:
