@@ -14,6 +14,9 @@ from ..spec import LayerScheme, QParams, QuantSpec
 # int32 bias: the largest |bias| / (scale_x * scale_w) that a layer may have, a quarter of the type's range.
 BIAS_LEVELS = 2.0**29
 
+# An integer that changes by less is rounded to itself.
+LEAST_CHANGE = 0.25
+
 
 def make_params(
     layer: LayerScheme, integers: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None
@@ -46,9 +49,13 @@ def give_scale(
 
 def _rescale(integers: np.ndarray, ratio: np.ndarray, spec: QuantSpec) -> np.ndarray:
     """The integers times the ratio of each channel, or the one of all."""
+    if (
+        np.max(np.abs(ratio - 1), initial=0) * max(-spec.qmin, spec.qmax) < LEAST_CHANGE
+    ):  # as where only float32 has rounded the scale
+        return np.asarray(integers, np.int8)
     others = [i for i in range(integers.ndim) if i != spec.axis]
     rescaled = integers * (ratio if spec.axis is None else np.expand_dims(ratio, others))
-    np.rint(rescaled, out=rescaled)  # in place, as the integers of a large layer are float64 here
+    np.rint(rescaled, out=rescaled)  # in place, as those of a large layer are many
     result: np.ndarray = rescaled.astype(np.int8)
     return result
 

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from ..graph.emit import LayerParams
 from ..graph.index import Index, known_constant
-from ..graph.layout import from_rows, summing_order, to_rows
+from ..graph.layout import count_inputs, from_rows, summing_order, to_rows
 from ..graph.values import read_rows
 from ..graph.weight_file import put_integers, put_parts
 from ..numeric.solve import Solution, round_layer
@@ -33,17 +33,21 @@ PARTS = 16
 def round_layers(state: ReconstructionState) -> None:
     """Give every layer its LayerParams by rounding alone; biases do not change."""
     for layer in state.problem.scheme.layers:
-        weight, bias = _read_layer(state.problem.index, layer)
-        rows, summing = torch.from_numpy(to_rows(weight, layer).copy()), _summing(layer, weight.shape)
-        solution = round_layer(rows, layer.weight_spec, summing=summing)
-        state.layers[layer.name] = _params(solution, layer, weight.shape, bias, state.input_grid(layer))
+        (state.layers[layer.name],) = _round(state, layer, [layer.weight_spec])
         release()
 
 
-def _read_layer(index: Index, layer: LayerScheme) -> tuple[np.ndarray, np.ndarray | None]:
-    """The layer's weight as stored, and its bias (channels,), or None without a bias."""
+def _round(state: ReconstructionState, layer: LayerScheme, specs: Sequence[QuantSpec]) -> list[LayerParams]:
+    """LayerParams of a layer that is rounded for each weight spec."""
+    index, found = state.problem.index, []
+    weight = known_constant(index, layer.weight)
     bias = known_constant(index, layer.bias).reshape(-1) if layer.bias else None
-    return known_constant(index, layer.weight), bias
+    rows = torch.from_numpy(to_rows(weight if weight.flags.writeable else weight.copy(), layer))
+    for spec in specs:
+        own = replace(layer, weight_spec=spec)
+        solution = round_layer(rows, spec, summing=_summing(own, weight.shape))
+        found.append(_params(solution, own, weight.shape, bias, state.input_grid(layer)))
+    return found
 
 
 def _summing(layer: LayerScheme, shape: tuple[int, ...]) -> torch.Tensor | None:
@@ -67,7 +71,7 @@ def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
                 release()
             part = round_layer(torch.from_numpy(rows.copy())[None], spec)
             scales.append(part.scale[0].float().numpy())
-            yield part.integers[0].to(torch.int8).numpy()  # in float64 they would take twice the table's size
+            yield part.integers[0].numpy()
 
     integers = put_parts(round_parts(), table.dims, spec.bits)
     scale = np.concatenate(scales)
@@ -107,31 +111,36 @@ def solve_widths(
 
     All is solved on the same moments.
     """
-    weights, biases = zip(*(_read_layer(state.problem.index, layer) for layer in layers), strict=True)
-    stacked, owned = _stack_rows([to_rows(weight, layer) for weight, layer in zip(weights, layers, strict=True)])
-    reason: str | None = None
-    solutions: list[Solution] | None = None
-    inputs = stacked.shape[2]
+    shapes = [tuple(state.problem.index.initializers[layer.weight].dims) for layer in layers]
+    inputs, solved = count_inputs(shapes[0], layers[0]), None
     if inputs > MOST_INPUTS:
         reason = f"{inputs} inputs a channel are too many to solve, {MOST_INPUTS} the most"
     else:
-        bits = min(spec.bits for spec in specs)
-        solutions = ColumnReader(state, block, layers, weights[0].shape, bits).solve(stacked, specs)
-        if solutions is None:
-            reason = "no sample gives it an input to solve on, or the squares of its inputs overflow"
+        solved = _solve_together(state, block, layers, specs)
+        reason = "no sample gives it an input to solve on, or the squares of its inputs overflow"
+    if solved is None:
+        return [Solved(_round(state, layer, specs), f"{layer.name}: {reason}") for layer in layers]
     found = []
-    for layer, weight, bias, own in zip(layers, weights, biases, owned, strict=True):
+    for layer, shape, solutions in zip(layers, shapes, solved, strict=True):
         params = []
-        for number, spec in enumerate(specs):
-            at_spec = replace(layer, weight_spec=spec)
-            if solutions:
-                solution = _take_channels(solutions[number], own)
-                bias = solution.bias.reshape(-1).numpy() if layer.takes_bias and solution.bias is not None else None
-            else:
-                solution = round_layer(stacked[:, own], spec, summing=_summing(at_spec, weight.shape))
-            params.append(_params(solution, at_spec, weight.shape, bias, state.input_grid(layer)))
-        found.append(Solved(params, reason and f"{layer.name}: {reason}"))
+        for spec, solution in zip(specs, solutions, strict=True):
+            bias = solution.bias.reshape(-1).numpy() if layer.takes_bias else None
+            own = replace(layer, weight_spec=spec)
+            params.append(_params(solution, own, shape, bias, state.input_grid(layer)))
+        found.append(Solved(params, None))
     return found
+
+
+def _solve_together(
+    state: ReconstructionState, block: Block, layers: Sequence[LayerScheme], specs: Sequence[QuantSpec]
+) -> list[list[Solution]] | None:
+    """The solutions of each layer for each weight spec; None without moments."""
+    weights = [known_constant(state.problem.index, layer.weight) for layer in layers]
+    stacked, owned = _stack_rows([to_rows(weight, layer) for weight, layer in zip(weights, layers, strict=True)])
+    shape, bits = weights[0].shape, min(spec.bits for spec in specs)
+    del weights
+    solutions = ColumnReader(state, block, layers, shape, bits).solve(stacked, specs)
+    return None if solutions is None else [[_take_channels(each, own) for each in solutions] for own in owned]
 
 
 def _stack_rows(parts: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[slice]]:

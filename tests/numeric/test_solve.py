@@ -269,10 +269,14 @@ def test_solved_scale_blocks_are_no_worse_than_rounded_ones():
 def test_rows_are_rounded_by_parts_as_all_at_once(block, monkeypatch):
     spec, weight = QuantSpec(bits=4, axis=0, block=block), torch.randn(2, 7, 12, generator=torch.manual_seed(0))
     whole = solve_module.round_layer(weight, spec)
-    monkeypatch.setattr(solve_module, "ROUND_BYTES", 2 * 12 * 8 * 3)
+    monkeypatch.setattr(solve_module, "ROUND_BYTES", 2 * 12 * 8 * 2)
+    monkeypatch.setattr(solve_module, "STRIP_BYTES", 2 * 12 * 8 * 3)
     parts = solve_module.round_layer(weight, spec)
+    turned = solve_module.round_layer(weight.mT.contiguous().mT, spec)  # as the weight of a MatMul comes
     for name in ("integers", "scale", "bias"):
         assert torch.equal(getattr(whole, name), getattr(parts, name)) and getattr(parts, name).is_contiguous()
+        assert torch.equal(getattr(whole, name), getattr(turned, name))
+    assert turned.integers.mT.is_contiguous()
 
 
 def test_scale_blocks_are_rounded_each_by_itself():
@@ -298,7 +302,7 @@ def test_solved_and_rounded_integers_keep_their_pair_limit_in_the_order_of_the_k
         solve_layer(moments, weight, LIMITED, prior=Prior(), summing=order),
         round_layer(weight, LIMITED, summing=order),
     ):
-        rows = found.integers if order is None else found.integers[..., order]
+        rows = (found.integers if order is None else found.integers[..., order]).double()
         assert int(pair_sums(rows).max()) <= 128
         assert int(pair_sums(rows).amax(2).min()) >= 110  # every row uses most of what it may
 
@@ -348,7 +352,7 @@ def test_scales_keep_what_the_spec_restricts_and_beat_rounding(seed, spec, width
         assert spec.axis is not None or len(solution.scale.unique()) == 1
         assert not spec.power_of_two or torch.all(solution.scale.log2() % 1 == 0)
         assert solution.integers.min() >= spec.qmin and solution.integers.max() <= spec.qmax
-        assert spec.pair_limit is None or pair_sums(solution.integers).max() <= spec.pair_limit
+        assert spec.pair_limit is None or pair_sums(solution.integers.double()).max() <= spec.pair_limit
     losses = [measure_loss(moments, weight, weights_of(each), 0.003) for each in (found, plain)]
     pooled = [loss if spec.axis is not None else loss.sum() for loss in losses]
     assert torch.all(pooled[0] <= pooled[1] + 1e-6)
