@@ -15,6 +15,7 @@ from ..runtime.memory import release
 from ..spec import Block
 from .block_checkpoints import BlockCheckpoints
 from .learn import Learner, MiniBatches, convert_block
+from .passing import solve_in_passing
 from .solve import solve_block
 from .state import ReconstructionState, read_later, run_block
 
@@ -56,7 +57,7 @@ def reconstruct(
 def reconstruct_block(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve the block's layers, then learn the block; if torch does not take it, learn its layers one by one."""
     start = time.perf_counter()
-    rounded = solve_block(state, block)
+    rounded = solve_block(state, block) if state.stored.has_float else solve_in_passing(state, block, later)
     attempt = _Attempt(state, block, start, rounded)
     if not attempt.steps:
         yield attempt.keep_solved(None)

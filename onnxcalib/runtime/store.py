@@ -56,8 +56,8 @@ class Store:
     Tensors arrive batch by batch. Files are read and written, not memory-mapped, so that their pages do not count as
     this process' memory. Use as a context manager; the temporary folder is removed when it ends.
 
-    folder: one that outlives the process, in place of a temporary one. What is dropped there is removed by the next
-    ``release``, so that a run can go back to what ``list_kept`` gave before.
+    folder: one that outlives the process, in place of a temporary one. What ``list_kept`` gave is removed there by the
+    ``release`` behind its drop, so that a run can go back to it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -66,7 +66,8 @@ class Store:
         self._batches: dict[str, list[_Batch]] = {}
         self._paths: dict[str, Path] = {}
         self._sums: dict[str, int] = {}
-        self._dropped: list[Path] = []  # files that the last state that was kept may need
+        self._listed: set[Path] = set()  # files that a state that was kept may need, and those of them that are dropped
+        self._dropped: list[Path] = []
         self._made = 0
         self._synced: set[Path] = set()
 
@@ -132,13 +133,13 @@ class Store:
         return path
 
     def drop(self, name: str) -> None:
-        """Forget a tensor and free its disk space, in a folder that outlives the process with the next ``release``."""
+        """Forget a tensor and free its disk space; where ``list_kept`` gave it, that is done by ``release``."""
         path = self._paths.pop(name)
         del self._batches[name], self._sums[name]
-        if self._scratch is not None:
-            path.unlink()
-        else:
+        if path in self._listed:
             self._dropped.append(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def list_kept(self) -> dict[str, KeptTensor]:
         """What ``restore`` needs to have the present tensors again; their files are on their way to the disk.
@@ -148,6 +149,7 @@ class Store:
         """
         new = [path for path in self._paths.values() if path not in self._synced]
         self._synced.update(new)
+        self._listed.update(self._paths.values())
         threading.Thread(target=_sync, args=(new,), daemon=True).start()  # waiting for the disk would take seconds
         return {
             name: KeptTensor(
@@ -163,6 +165,7 @@ class Store:
         for path in self._dropped:
             with suppress(OSError):
                 path.unlink()
+        self._listed.difference_update(self._dropped)
         self._dropped = []
 
     def restore(self, kept: dict[str, KeptTensor]) -> None:
@@ -176,7 +179,7 @@ class Store:
             os.truncate(paths[name], end)
         self._paths, self._batches = paths, batches
         self._sums = {name: tensor.checksum for name, tensor in kept.items()}
-        self._synced = set(paths.values())
+        self._synced, self._listed = set(paths.values()), set(paths.values())
         self._made = 1 + max((int(path.stem) for path in paths.values() if path.stem.isdecimal()), default=-1)
 
     def batch(self, name: str, number: int) -> Any:
