@@ -19,6 +19,7 @@ from ..files.scratch import Scratch
 from .sequences import read_value, spell_value
 
 CHUNK_BYTES = 2**24  # that are read at once to compare a file with its sum
+SPELLED = "?"  # in place of the type of a value that is no array
 
 
 class _Batch(NamedTuple):
@@ -34,20 +35,16 @@ class _Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KeptBatch:
-    """The shape and the numpy type of a batch; without a type the shape counts the bytes of a spelled value."""
-
-    shape: tuple[int, ...]
-    dtype: str | None
-
-
-@dataclass(frozen=True)
 class KeptTensor:
-    """A tensor of a store that outlives its process: its file, the CRC-32 of its bytes, and its batches in order."""
+    """A tensor of a store that outlives its process: its file, the CRC-32 of its bytes, and its batches in order.
+
+    batches: ``<f4 16 3 8 8;...``, the numpy type and the shape of each; ``?`` for a spelled value of so many bytes. One
+    text, as a record of thousands of numbers behind each block would take a tenth of the time of a run.
+    """
 
     file: str
     checksum: int
-    batches: tuple[KeptBatch, ...]
+    batches: str
 
 
 class Store:
@@ -152,11 +149,7 @@ class Store:
         self._listed.update(self._paths.values())
         threading.Thread(target=_sync, args=(new,), daemon=True).start()  # waiting for the disk would take seconds
         return {
-            name: KeptTensor(
-                path.name,
-                self._sums[name],
-                tuple(KeptBatch(b.shape, None if b.dtype is None else b.dtype.str) for b in self._batches[name]),
-            )
+            name: KeptTensor(path.name, self._sums[name], ";".join(map(_spell_batch, self._batches[name])))
             for name, path in self._paths.items()
         }
 
@@ -233,12 +226,19 @@ def _sync(paths: Sequence[Path]) -> None:
             os.fsync(file.fileno())
 
 
-def _place_batches(kept: Sequence[KeptBatch]) -> list[_Batch]:
-    """Raises ValueError for types that hold no plain values."""
+def _spell_batch(batch: _Batch) -> str:
+    return " ".join([SPELLED if batch.dtype is None else batch.dtype.str, *map(str, batch.shape)])
+
+
+def _place_batches(kept: str) -> list[_Batch]:
+    """Raises ValueError for what ``_spell_batch`` has not made, and for types that hold no plain values."""
     found: list[_Batch] = []
-    for each in kept:
+    for each in kept.split(";"):
+        kind, *shape = each.split(" ")
+        if not all(side.isdecimal() for side in shape):
+            raise ValueError(f"{each!r} describes no batch")
         offset = found[-1].offset + found[-1].bytes if found else 0
-        found.append(_Batch(offset, each.shape, None if each.dtype is None else _read_dtype(each.dtype)))
+        found.append(_Batch(offset, tuple(map(int, shape)), None if kind == SPELLED else _read_dtype(kind)))
     return found
 
 

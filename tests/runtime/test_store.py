@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.errors import OutputError
-from onnxcalib.runtime.store import KeptBatch, KeptTensor, Store
+from onnxcalib.runtime.store import KeptTensor, Store
 
 BATCHES = [np.arange(24, dtype=np.float32).reshape(4, 2, 3), np.arange(100, 112, dtype=np.float32).reshape(2, 2, 3)]
 
@@ -189,11 +189,12 @@ def test_a_damaged_file_is_not_taken(kept, tmp_path, spoil, fault):
         Store(tmp_path).restore(found)
 
 
-@pytest.mark.parametrize("kind", ["|O", "no type"])
-def test_a_type_that_holds_objects_is_not_taken(kept, tmp_path, kind):
-    tensor = KeptTensor("0.tensor", 0, (KeptBatch((1,), kind),))
-    with pytest.raises(ValueError, match="is no type"):
-        Store(tmp_path).restore({"t": tensor})
+@pytest.mark.parametrize(
+    ("batches", "fault"), [("|O 1", "is no type"), ("none 1", "is no type"), ("<f4 -1", "describes no batch")]
+)
+def test_a_batch_that_is_no_array_of_numbers_is_not_taken(kept, tmp_path, batches, fault):
+    with pytest.raises(ValueError, match=fault):
+        Store(tmp_path).restore({"t": KeptTensor("0.tensor", 0, batches)})
 
 
 def test_on_a_full_disk_the_state_to_go_back_to_makes_room(kept, tmp_path, monkeypatch):
