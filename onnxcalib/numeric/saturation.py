@@ -8,10 +8,15 @@ and its negative ones, sum to INT16_MAX / h at most: the pair_limit of a QuantSp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from ..spec import INT16_MAX, QuantSpec
+
+# Integers of a weight of which sums are in memory at once.
+PIECE = 2**20
 
 
 def pair_bound(rows: np.ndarray, highest: int) -> int:
@@ -20,7 +25,7 @@ def pair_bound(rows: np.ndarray, highest: int) -> int:
     rows (channels, inputs): the weight's integers, in the order in which the kernel sums; highest: the activation's
     largest integer.
     """
-    return int(highest * _sum_pairs(rows).max(initial=0))
+    return max((int(highest * sums.max(initial=0)) for _, sums in _sum_pairs(rows)), default=0)
 
 
 def find_wide_pairs(rows: np.ndarray, highest: int) -> np.ndarray:
@@ -28,27 +33,31 @@ def find_wide_pairs(rows: np.ndarray, highest: int) -> np.ndarray:
 
     Arguments as in ``pair_bound``.
     """
-    return np.argwhere(highest * _sum_pairs(rows) > INT16_MAX)
+    found = [np.argwhere(highest * sums > INT16_MAX) + np.array([first, 0]) for first, sums in _sum_pairs(rows)]
+    return np.concatenate([np.zeros((0, 2), np.intp), *found])
 
 
-def _sum_pairs(rows: np.ndarray) -> np.ndarray:
-    sums: np.ndarray = pair_sums(torch.from_numpy(rows.astype(np.int32))).numpy()
-    return sums
+def _sum_pairs(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """``pair_sums`` of a few rows after the other, each with the number of its first row."""
+    at_once = max(1, PIECE // max(rows.shape[1], 1))
+    for first in range(0, len(rows), at_once):
+        yield first, pair_sums(torch.from_numpy(rows[first : first + at_once].astype(np.int32))).numpy()
 
 
 def pair_sums(rows: torch.Tensor) -> torch.Tensor:
     """For each pair, elements 2i and 2i + 1 of the last axis, the sum of its positive or, if larger, negative elements.
 
-    rows (..., K) -> magnitudes (..., pairs); the last of an odd number is a pair with zero.
+    It is that of both where they have one sign, and otherwise that of the larger one. rows (..., K) -> magnitudes
+    (..., pairs); the last of an odd number is a pair with zero.
     """
-    first, second = _pair(rows).unbind(-1)  # sums over an axis of two take several times as long
-    return torch.maximum(first.clamp_min(0) + second.clamp_min(0), -(first.clamp_max(0) + second.clamp_max(0)))
+    first, second = _halves(torch.nn.functional.pad(rows, (0, rows.shape[-1] % 2)))
+    return torch.maximum((first + second).abs_(), torch.maximum(first.abs(), second.abs()))
 
 
-def _pair(rows: torch.Tensor) -> torch.Tensor:
-    """(..., K) as (..., pairs, 2), with a zero beside the last of an odd number."""
-    pairs: torch.Tensor = torch.nn.functional.pad(rows, (0, rows.shape[-1] % 2)).unflatten(-1, (-1, 2))
-    return pairs
+def _halves(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the first and of the second elements of all pairs (..., pairs); an odd last one is left out."""
+    size = rows.shape[-1] // 2 * 2
+    return rows[..., 0:size:2], rows[..., 1:size:2]
 
 
 def order_pairs(power: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -77,17 +86,23 @@ def clamp_beside(integers: torch.Tensor, partner: torch.Tensor, spec: QuantSpec)
 def keep_pairs(integers: torch.Tensor, limit: int | None) -> torch.Tensor:
     """The integers (..., K) with every pair's sum of one sign brought down to ``limit``; as they are for None.
 
-    Both integers of a pair beyond the limit lose half of the excess; the larger one loses the odd unit.
+    No single integer may be beyond it. Of a pair that is, both lose half of the excess; the larger one loses the odd
+    unit.
     """
     if limit is None:
         return integers
-    excess = (pair_sums(integers) - limit).clamp_min(0)
-    if not bool(excess.any()):
+    first, second = _halves(integers)
+    sums = first + second
+    beyond = sums - sums.clamp(-limit, limit)
+    wide = beyond.nonzero(as_tuple=True)  # few of the pairs
+    if not len(wide[0]):
         return integers
-    first, second = _pair(integers).unbind(-1)
-    beyond = torch.where(first + second > 0, excess, -excess)
+    kept = integers.clone()
+    first, second = _halves(kept)
+    one, other, beyond = first[wide], second[wide], beyond[wide]
     half = (beyond / 2).trunc()
     most = beyond - half
-    larger = first.abs() >= second.abs()
-    kept = [first - torch.where(larger, most, half), second - torch.where(larger, half, most)]
-    return torch.stack(kept, -1).flatten(-2)[..., : integers.shape[-1]]
+    larger = one.abs() >= other.abs()
+    first[wide] = one - torch.where(larger, most, half)
+    second[wide] = other - torch.where(larger, half, most)
+    return kept
