@@ -101,6 +101,16 @@ def walk_back(index: Index, tensors: Iterable[str], is_end: Callable[[NodeProto]
         seen.update(made)
 
 
+def tensors_behind(index: Index, nodes: Iterable[str]) -> set[str]:
+    """The tensors that depend on nodes, by name; their own outputs are among them."""
+    waiting, found = [index.nodes[name] for name in nodes], set[str]()
+    while waiting:
+        made = [tensor for tensor in waiting.pop().output if tensor and tensor not in found]
+        found.update(made)
+        waiting += [reader for tensor in made for reader in index.readers(tensor)]
+    return found
+
+
 def captured(node: NodeProto) -> set[str]:
     """Names that the node's bodies, nested ones included, read from outside of them."""
     outer: set[str] = set()

@@ -204,11 +204,12 @@ class _Tail:
     def add_each(self, ends: np.ndarray) -> np.ndarray:
         """The squared error that such samples add where the range ends at each of these, (ends,)."""
         distinct, place = np.unique(ends, return_inverse=True)
-        return np.array([self._add(end) for end in distinct.tolist()])[place]
-
-    def _add(self, end: float) -> float:
-        expected = self.total * math.exp((self.start - end) / self.excess) if end >= self.start else 0.0
-        return 0.0 if expected == 0 else max(0.0, expected - _clip(end, self.centres, self.counts))
+        expected = self.total * np.exp(np.minimum(self.start - distinct, 0.0) / self.excess)
+        expected[distinct < self.start] = 0.0
+        for i in np.flatnonzero(expected):
+            expected[i] = max(0.0, expected[i] - _clip(distinct[i], self.centres, self.counts))
+        added: np.ndarray = expected[place]
+        return added
 
 
 def _clip(end: float, centres: np.ndarray, counts: np.ndarray) -> float:
@@ -241,8 +242,11 @@ class _Search:
         shares = self.shares
         best = self._choose(low * shares, high * shares)
         for _ in range(ROUNDS if low < 0 < high and not self.spec.symmetric else 0):
-            best = self._choose(np.full(len(shares), best[0]), high * shares)
+            lowest = best[0]
+            best = self._choose(np.full(len(shares), lowest), high * shares)
             best = self._choose(low * shares, np.full(len(shares), best[1]))
+            if best[0] == lowest:  # the next round would be this one
+                break
         return best
 
     def _choose(self, lows: np.ndarray, highs: np.ndarray) -> tuple[float, float]:

@@ -15,9 +15,9 @@ from onnx import ModelProto
 
 from ..config import FULL_BITS
 from ..data import CalibrationSet
-from ..graph.extract import extract, infer_types, needed_inputs, needed_nodes
+from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.fusion import moves_values
-from ..graph.index import Index
+from ..graph.index import Index, tensors_behind
 from ..graph.passes.rescale import can_rescale, rescale_input
 from ..numeric.histogram import Histogram
 from ..numeric.levels import Levels, find_levels, shared_grid, stretch
@@ -76,9 +76,9 @@ def find_lossless_grids(
 
 def first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
     """Layers that have no other layer before them, and read an 8-bit grid whose range is not known beforehand."""
-    names = {layer.name for layer in scheme.layers}
+    behind = tensors_behind(index, {layer.name for layer in scheme.layers})
     for layer in scheme.layers:
-        if layer.reads_float or needed_nodes(index, index.inputs, [layer.input]) & names:
+        if layer.reads_float or layer.input in behind:
             continue
         spec = scheme.activations[layer.input]
         if layer.activation_spec == spec and spec.bits == FULL_BITS and layer.input not in scheme.nonnegative:

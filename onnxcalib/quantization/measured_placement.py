@@ -28,7 +28,7 @@ def choose_by_time(prepared: Prepared, shapes: Shapes, wanted: list[str]) -> dic
     One of them leaves nothing in float. Weights and grids are placeholders, which do not change the time. shapes,
     wanted: see ``choose_by_cost``, whose choice is taken for a large model.
     """
-    scheme = prepared.make_widest_scheme()
+    scheme = prepared.widest_scheme
     if model_bytes(prepared.model) > MOST_BYTES:
         prepared.run.warn(
             f"placement: found a model of over {MOST_BYTES:,} bytes, of which several files would be held at once to"
@@ -37,7 +37,7 @@ def choose_by_time(prepared: Prepared, shapes: Shapes, wanted: list[str]) -> dic
         return choose_by_cost(prepared.model, scheme, shapes, wanted)
     choices, sessions = [], []
     for names in list_choices(prepared.model, scheme, shapes, wanted):
-        found = prepared.leave(dict.fromkeys(names, RAN_SLOWER)).make_widest_scheme()
+        found = prepared.leave(dict.fromkeys(names, RAN_SLOWER)).widest_scheme
         file = emit_placeholders(prepared.model, found, prepared.config.encoding)
         try:
             sessions.append(open_as_users(file))

@@ -51,8 +51,9 @@ from .trial import Trial, emit_placeholders
 from .weights_alone import find_not_alone
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
-# Samples on which layers are tried with their input on 256 levels: in all, in one run, and in a first look.
-ROUNDED_SAMPLES, ROUNDED_AT_ONCE, ROUNDED_AT_FIRST = 32, 8, 2
+# Samples on which layers are tried with their input on 256 levels: in all and in one run, and in a first look.
+ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
+LOOK_SAMPLES, LOOK_AT_ONCE = 8, 2
 
 
 def place_by_structure(prepared: Prepared) -> Prepared:
@@ -97,7 +98,7 @@ def list_named(prepared: Prepared) -> list[str]:
 
 def _find_on_grids(prepared: Prepared, chosen: Mapping[str, str]) -> dict[str, str]:
     """Those of the nodes that would have a grid on some side; to others it makes no difference."""
-    grids = prepared.make_widest_scheme().activations
+    grids = prepared.widest_scheme.activations
     return {
         node.name: chosen[node.name]
         for node in prepared.model.graph.node
@@ -119,14 +120,14 @@ def _find_slow(prepared: Prepared, shapes: Shapes) -> dict[str, str]:
         name = f"placement-{fingerprint(prepared.model)[:16]}"  # times differ from run to run
         choose = partial(choose_by_time, prepared, shapes, list_named(prepared))
         return prepared.run.checkpoints.recall(name, choose, dict[str, str])
-    return choose_by_cost(prepared.model, prepared.make_widest_scheme(), shapes, list_named(prepared))
+    return choose_by_cost(prepared.model, prepared.widest_scheme, shapes, list_named(prepared))
 
 
 def _find_coarse(prepared: Prepared) -> dict[str, str]:
     samples = prepared.samples
-    runs = samples.split(ROUNDED_AT_ONCE)
+    runs, first = samples.split(ROUNDED_AT_ONCE), samples.split(LOOK_AT_ONCE)
     some = (samples.read(run) for run in track(runs[: -(-ROUNDED_SAMPLES // len(runs[0]))], len))
-    look = (samples.read(run) for run in samples.split(ROUNDED_AT_FIRST)[:1])
+    look = (samples.read(run) for run in first[: -(-LOOK_SAMPLES // len(first[0]))])
     model, scheme, threads = prepared.model, prepared.scheme, prepared.run.threads
     return find_coarse_inputs(model, scheme, prepared.lossless, look, some, threads=threads)
 

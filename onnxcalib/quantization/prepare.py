@@ -158,7 +158,7 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     """Let the first layers read what the samples hold; changes the model, and tells of all that did."""
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
-    scheme = prepared.make_widest_scheme()
+    scheme = prepared.widest_scheme
     # A Mul of its own grid in front of the layer would round the channels all the same.
     grouped = run.target.requirements.placing == "groups"
     unlike = {} if grouped else even_channels(model, scheme, samples, run.threads)
@@ -184,7 +184,8 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):
         run.observer.note(line)
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
-    fitted = replace(fitted, scheme=fitted.make_scheme())
+    if unlike or joins or evened or found.rescaled:
+        fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted
 
 

@@ -107,8 +107,13 @@ class Prepared:
             tensors=tensors,
         )
 
-    def make_widest_scheme(self) -> QuantScheme:
+    @cached_property
+    def widest_scheme(self) -> QuantScheme:
         """The scheme of the settings; where a plan will choose the bits, that of the most that it may give."""
+        return self.make_widest_scheme() if self.config.planned else self.scheme
+
+    def make_widest_scheme(self) -> QuantScheme:
+        """The same, made anew of a model that has changed."""
         bits = Candidate(self.config.weight_bits, FULL_BITS) if self.config.planned else None
         return self.make_scheme(bits=bits)
 
@@ -119,7 +124,7 @@ class Prepared:
 
     def leave(self, reasons: Mapping[str, str]) -> Prepared:
         """The same model with these nodes left in float, beside those that are already."""
-        if not reasons:
+        if reasons.items() <= self.in_float.items():
             return self
         left = replace(self, in_float={**self.in_float, **reasons})
         scheme = left.make_scheme()

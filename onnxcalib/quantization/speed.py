@@ -18,7 +18,7 @@ from ..runtime.turns import open_as_users, time_in_turn
 from .prepared import Prepared
 
 # Rounds of one run of each model, behind a first one that allocates: as many as fit into SECONDS, within these bounds.
-LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 40, 0.4
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 5, 40, 0.2
 # Both models are held at once, and twice while onnxruntime packs their weights, so that larger ones are not timed.
 MOST_BYTES, COPIES = 2**30, 3
 # Of shorter runs most is the call itself, and of smaller differences the file's size is worth the time.

@@ -254,15 +254,24 @@ class ReconstructionState:
 class SubgraphRunner:
     """Computes tensors inside a block from its stored inputs, one stored batch at a time.
 
-    Those of the tensors that are inputs of the block are read from the store.
+    Those of the tensors that are inputs of the block are read from the store. integers: False computes the values in
+    float, in front of their own grids, where others may be integers.
     """
 
-    def __init__(self, state: ReconstructionState, block: Block, tensors: Sequence[str], *, quantized: bool):
+    def __init__(
+        self,
+        state: ReconstructionState,
+        block: Block,
+        tensors: Sequence[str],
+        *,
+        quantized: bool,
+        integers: bool = True,
+    ):
         self.stored = state.stored
         self.prefix = QUANTIZED if quantized else FLOAT
         self.given = [t for t in tensors if t in block.inputs]
         inner = [t for t in tensors if t not in block.inputs]
-        self.session = _open(state, block, inner, quantized=quantized) if inner else None
+        self.session = _open(state, block, inner, quantized=quantized, integers=integers) if inner else None
 
     def run(self, number: int) -> dict[str, np.ndarray]:
         """The tensors, by name, of stored batch ``number``; those of the quantized model may be integers."""
@@ -300,11 +309,15 @@ class _Part:
         return {self._tensors.get(name, name): value for name, value in self._session.run(feeds).items()}
 
 
-def _open(state: ReconstructionState, block: Block, outputs: Sequence[str], *, quantized: bool) -> _Part:
+def _open(
+    state: ReconstructionState, block: Block, outputs: Sequence[str], *, quantized: bool, integers: bool = True
+) -> _Part:
+    """integers: whether outputs are given as integers where the store keeps them so."""
     make = state.quantized_subgraph if quantized else state.float_subgraph
     model, threads, names = make(block, outputs), state.problem.threads, dict[str, str]()
     if quantized:
-        grids = {t: grid for t in (*block.inputs, *outputs) if (grid := state.integer_grid(t)) is not None}
+        ends = (*block.inputs, *(outputs if integers else ()))
+        grids = {t: grid for t in ends if (grid := state.integer_grid(t)) is not None}
         read_integers(model, {t: grid for t, grid in grids.items() if state.stored.holds_integers(t)})
         names = give_integers(model, grids)
     try:

@@ -35,7 +35,7 @@ def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
     ``state`` has the LayerParams of all layers, which are replaced; it stores the model's inputs alone. Returns True,
     because layers have changed, and no remark.
     """
-    problem = state.problem
+    problem, state.stored.integers = state.problem, True  # no grid changes any more
     blocks = find_blocks(problem.model, problem.scheme, index=problem.index)
     parts = [
         part for block in blocks for part in single_layers(problem.model, problem.scheme, block, index=problem.index)
@@ -89,7 +89,7 @@ def _axis(layer: LayerScheme) -> int:
 
 def _tune_layer(state: ReconstructionState, part: Block, layer: LayerScheme, wanted: _Wanted) -> None:
     """Fit the layer's output to the float model's."""
-    given = SubgraphRunner(state, part, [layer.output], quantized=True)
+    given = SubgraphRunner(state, part, [layer.output], quantized=True, integers=False)
     tally = ChannelTally()
     for place, number in enumerate(wanted.numbers[layer.name]):
         value, found = wanted.store.batch(layer.name, place), given.run(number)[layer.output]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxcalib.graph.index import Index, attribute_of, captured, constant, is_op, walk_back
+from onnxcalib.graph.index import Index, attribute_of, captured, constant, is_op, tensors_behind, walk_back
 
 BRANCHES = """
 g (float[2] x, bool flag, float[2] w) => (float[2] y)
@@ -97,3 +97,9 @@ def test_a_walk_back_meets_each_node_once_and_none_behind_an_end(build):
     index = Index(model.graph)
     found = [node.name for node in walk_back(index, ["y", "f"], lambda node: node.op_type == "Abs")]
     assert sorted(found) == ["end", "join", "last", "one", "parts"]
+
+
+def test_what_lies_behind_nodes_is_what_they_make_and_all_that_is_made_of_it(branches, build):
+    assert tensors_behind(Index(branches.graph), ["scale"]) == {"a", "y"}
+    model = build("g (float[2] x) => (float[2] y, float[2] z) { [a] p = Abs (x) [b] y = Neg (p) [c] z = Neg (x) }")
+    assert tensors_behind(Index(model.graph), ["b", "c"]) == {"y", "z"}

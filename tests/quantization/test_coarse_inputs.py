@@ -150,7 +150,10 @@ def test_a_layer_that_gives_angles_stays_in_float_where_rounding_turns_them(buil
     assert all("it gives angles, which 256 levels of its input would move by " in text for text in in_float.values())
 
 
-@pytest.mark.parametrize(("values", "scale", "runs"), [(1, 1.0, [2]), (10**9, 1.0, [2, 8, 8, 8, 8]), (1, 1e4, [2, 8])])
+@pytest.mark.parametrize(
+    ("values", "scale", "runs"),
+    [(1, 1.0, [2] * 4), (10**9, 1.0, [2] * 4 + [8] * 4), (1, 1e4, [2] * 4 + [8] * 4)],
+)
 def test_a_first_look_ends_the_search_where_it_has_values_enough_and_no_doubt(
     net, draw, monkeypatch, values, scale, runs
 ):
@@ -165,7 +168,7 @@ def test_a_first_look_ends_the_search_where_it_has_values_enough_and_no_doubt(
 
         return measure(self, note())
 
-    monkeypatch.setattr(coarse_inputs, "MOST_VALUES", values)
+    monkeypatch.setattr(coarse_inputs, "ENOUGH_VALUES", values)
     monkeypatch.setattr(coarse_inputs.Twins, "measure", record)
     prepare(net(np.where(np.arange(16) == 3, scale, 1)), draw(48, 8))
     assert counts == runs

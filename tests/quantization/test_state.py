@@ -71,6 +71,19 @@ def test_a_runner_gives_inputs_as_they_are_stored_and_inner_tensors_computed(sta
     )
 
 
+def test_a_runner_gives_what_is_in_front_of_a_grid_where_the_store_keeps_integers(state):
+    round_layers(state)
+    state.stored.integers = True
+    block = next(block for block in blocks_of(state) if block.layers)
+    tensor = next(t for t in block.outputs if state.integer_grid(t) is not None)
+    given, wanted = (
+        SubgraphRunner(state, block, [tensor], quantized=True, integers=each).run(0)[tensor] for each in (True, False)
+    )
+    grid = state.integer_grid(tensor)
+    assert given.dtype.kind == "u" and wanted.dtype == np.float32
+    np.testing.assert_allclose((given.astype(int) - int(grid.zero_point)) * grid.scale, wanted, atol=grid.scale)
+
+
 def test_a_runner_of_inputs_alone_opens_no_session(state):
     block = next(block for block in blocks_of(state) if block.layers)
     assert SubgraphRunner(state, block, ["x"], quantized=True).session is None

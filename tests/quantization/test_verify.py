@@ -170,8 +170,8 @@ def test_every_sample_is_run_once_and_layers_are_compared_on_some(model, rough, 
     compare(model, rough(model, x), samples_of(model, x))
     assert len(made) == 4
     totals = [sum(count for session, count in runs if session == i) for i in range(4)]
-    # One sample more tells how many fit into memory at once; the first batch, of 32, holds the first 20.
-    assert sorted(totals) == [32, 33, 70, 70]
+    # One sample more tells how many fit into memory at once.
+    assert sorted(totals) == [20, 21, 70, 70]
 
 
 def test_a_fixed_batch_is_kept_to(build, rough, draw):
