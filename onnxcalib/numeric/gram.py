@@ -45,7 +45,7 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Whether the covariances are finite; products of large finite values may overflow."""
-        return bool(self.gram.isfinite().all() and self.cross.isfinite().all())
+        return bool(self.gram.sum().isfinite() and self.cross.sum().isfinite())  # sums of float32's fit float64
 
     def pooled(self, other: Moments) -> Moments:
         """The moments of these columns and the other's, by the pairwise update of Chan, Golub and LeVeque (1979)."""
@@ -69,6 +69,18 @@ class Moments:
             torch.zeros_like(targets),
             self.columns,
         )
+
+
+def factorize(gram: torch.Tensor) -> torch.Tensor:
+    """The lower Cholesky factor (G, K, K) of a positive definite matrix, in its type.
+
+    A matrix that is not positive definite raises.
+    """
+    factor: torch.Tensor
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed.any():  # maybe by float32's rounding alone
+        factor = torch.linalg.cholesky(gram.double()).to(gram)
+    return factor
 
 
 def join_groups(moments: Moments) -> Moments:

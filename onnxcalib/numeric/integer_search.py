@@ -34,6 +34,7 @@ from typing import NamedTuple
 import torch
 
 from ..spec import QuantSpec
+from .gram import factorize
 from .saturation import clamp_beside
 
 # Inputs of a lazy batch (Frantar et al. 2023, section 3.3): the inputs behind the batch get the feedback of all its
@@ -65,12 +66,20 @@ class Metric(NamedTuple):
     power: torch.Tensor
 
     @classmethod
-    def of(cls, gram: torch.Tensor, dtype: torch.dtype = torch.float32) -> Metric:
-        """The metric of a Gram matrix in float64; one that is not positive definite raises."""
+    def of(cls, gram: torch.Tensor, unit: torch.Tensor | None = None) -> Metric:
+        """The metric of a Gram matrix, in its type, which is in units of ``unit`` (G, 1), by default 1.
+
+        One that is not positive definite raises.
+        """
         power = gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
         gram = gram / power[..., None]
-        upper: torch.Tensor = torch.linalg.cholesky(gram.flip(1, 2)).flip(1, 2)
-        return cls(gram.to(dtype), upper.to(dtype), power)
+        return cls(gram, factorize(gram.flip(1, 2)).flip(1, 2), power.double() if unit is None else power * unit)
+
+    def divide(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (G, R, K) times the inverse of A, in its units."""
+        half = torch.linalg.solve_triangular(self.upper, rows.mT, upper=True)
+        found: torch.Tensor = torch.linalg.solve_triangular(self.upper.mT, half, upper=False)
+        return found.mT
 
 
 def excess_loss(gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

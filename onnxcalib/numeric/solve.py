@@ -30,7 +30,7 @@ from ..spec import QuantSpec
 from .descent import Descent
 from .gram import Moments
 from .integer_search import Metric, excess_loss, expand_scale, gptq, order_inputs, search
-from .prior import Prior, damping, solve_real
+from .prior import Equations, Prior
 from .rounding import next_power, quantize
 from .saturation import keep_pairs, order_pairs, pair_sums
 from .scale_blocks import ScaleBlocks
@@ -118,19 +118,28 @@ def solve_layer(
     instead of the layer's; the optimum W* stays that of the layer. summing (K,): the inputs in the order in which the
     kernel sums their products, which makes the pairs of a pair_limit; None: as they are.
     """
-    weight = weight.double()
+    weight, equations = weight.double(), Equations.of(moments, weight)
     order = _rounding_order(moments.gram, spec, summing)
-    optimum = _permute(solve_real(moments, weight, prior), order)
     # The prior's ridge is for noise in the optimum; the metric has none.
-    gram = moments.gram if output_metric is None else output_metric.blend(moments.gram)
-    gram = _permute(_permute(gram, order).mT, order)
-    gram.diagonal(dim1=1, dim2=2).add_(damping(moments, min(prior.ridge, DAMPING)))
+    ridge = min(prior.ridge, DAMPING)
+    gram = equations.gram if output_metric is None else output_metric.blend(equations.gram)
+    gram = _permute(gram[torch.arange(len(gram), device=gram.device)[:, None], order], order)
+    gram.diagonal(dim1=1, dim2=2).add_(equations.least.clamp_min(ridge))
+    metric = Metric.of(gram, equations.unit)
+    if output_metric is None and prior.ridge == ridge:
+        change = metric.divide(_permute(equations.slope, order)) * (equations.unit / metric.power)[..., None]
+    else:
+        change = _permute(equations.solve(prior.ridge), order)
+    optimum = _permute(weight, order) + prior.trust * change
     blocks = None if spec.block is None else ScaleBlocks(order // spec.block)
-    best = _round_optimum(Metric.of(gram), optimum, (spec, blocks), width)
+    best = _round_optimum(metric, optimum, (spec, blocks), width)
     if not _is_fine(spec):  # in a few rows of a hundred the rounded float weights are better, by up to half the loss
         plain = round_layer(weight, spec, summing=summing)
-        plain_integers = _permute(plain.integers.double(), order)
-        loss = excess_loss(gram, optimum, plain_integers, _expand_blocks(plain.scale, blocks))
+        plain_integers = _permute(plain.integers, order)
+        loss = (
+            excess_loss(metric.gram.double(), optimum, plain_integers, _expand_blocks(plain.scale, blocks))
+            * metric.power
+        )
         best = best.improve(_Rounded(_pool(loss, spec), plain_integers, plain.scale))
     natural = order.argsort(1)
     weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)

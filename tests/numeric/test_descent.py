@@ -21,7 +21,7 @@ LIMITED = QuantSpec(8, signed=True, symmetric=True, axis=0, pair_limit=128)
 
 def start(gram, optimum, integers, scale, spec):
     """A descent whose work is done in float64."""
-    return Descent(Metric.of(gram, torch.float64), optimum, integers, scale, spec)
+    return Descent(Metric.of(gram), optimum, integers, scale, spec)
 
 
 def descend(gram, optimum, integers, scale, spec):

@@ -15,6 +15,7 @@ from onnxcalib.numeric.gram import (
     Moments,
     MomentSum,
     choose_positions,
+    factorize,
     flatten_rows,
     gather_columns,
     output_sizes,
@@ -286,3 +287,13 @@ def test_moments_tell_values_that_are_not_finite_from_products_that_overflow(val
     total.add(inputs, torch.ones(1, 1, 8))
     moments = total.centre()
     assert (moments.seen_finite, moments.finite) == (values_finite, products_finite)
+
+
+def test_a_matrix_that_is_positive_definite_has_a_factor_whatever_float32_rounds():
+    values = torch.rand(50, 24, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = (values @ values.mT).float() + 2e-7 * torch.eye(24)  # float32's factorization fails in six
+    factor = factorize(gram)
+    assert factor.dtype == torch.float32 and torch.equal(factor, factor.tril())
+    torch.testing.assert_close(factor @ factor.mT, gram, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="positive-definite"):
+        factorize(-gram)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from onnxcalib.numeric.gram import MomentSum
-from onnxcalib.numeric.prior import RIDGES, Prior, choose_prior, solve_real
+from onnxcalib.numeric.prior import RIDGES, Equations, choose_prior
 
 
 def moments_of(inputs, targets):
@@ -50,8 +50,9 @@ def judge_all(fitted, held_out, weight):
     """The least error on held-out moments of each ridge, with its best trust of 101."""
     found = {}
     for ridge in RIDGES:
+        change = Equations.of(fitted, weight).solve(ridge).double()
         for trust in np.linspace(0, 1, 101):
-            weights = solve_real(fitted, weight, Prior(ridge, trust))
+            weights = weight + trust * change
             error = ((weights @ held_out.gram - 2 * held_out.cross) * weights).sum()
             found[ridge] = min(found.get(ridge, np.inf), float(error))
     return found
@@ -79,3 +80,14 @@ def test_inputs_that_never_vary_choose_a_prior_all_the_same():
     inputs, weight = torch.full((1, 5, 30), 3.0), torch.ones(1, 2, 5)
     moments = moments_of(inputs, weight @ inputs)
     assert choose_prior(moments, moments, weight).ridge in RIDGES
+
+
+def test_a_prior_is_judged_by_every_channel():
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(1, 6, 400, generator=generator, dtype=torch.float64)
+    weight = torch.randn(1, 700, 6, generator=generator, dtype=torch.float64)
+    change = torch.zeros_like(weight)
+    change[0, 333] = 5.0  # the quantized prefix changes one channel alone; of the others the fitted samples say wrong
+    wrong = 0.01 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    fitted, held_out = (moments_of(inputs, (weight + change + each) @ inputs) for each in (wrong, -wrong))
+    assert choose_prior(fitted, held_out, weight).trust > 0.9

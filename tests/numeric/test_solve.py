@@ -88,7 +88,7 @@ def test_inputs_may_come_in_any_order():
     straight = solve_layer(moments_of(inputs, targets), weight, FOUR, prior=Prior(), width=4)
     turned = solve_layer(moments_of(inputs[:, order], targets), weight[:, :, order], FOUR, prior=Prior(), width=4)
     assert torch.equal(turned.integers, straight.integers[:, :, order])
-    torch.testing.assert_close(turned.bias, straight.bias)
+    torch.testing.assert_close(turned.bias, straight.bias, rtol=1e-4, atol=1e-5)  # optima are float32's
 
 
 def test_integers_stay_on_the_grid_and_scales_are_positive():
