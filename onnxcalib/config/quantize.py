@@ -252,7 +252,9 @@ class QuantizeConfig(Settings):
     ] = None
     jobs: Annotated[
         Workers | None,
-        Field(description="Worker processes that plan, or that reconstruct in pipeline parallel."),
+        Field(
+            description="Worker processes that plan, and that reconstruct where samples or blocks can be shared out."
+        ),
         Option(PLAN, unset="one a core"),
     ] = None
     scheduler: Annotated[

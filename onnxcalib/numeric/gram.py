@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,6 +158,31 @@ class MomentSum:
                 total += product
         else:
             self._sums = [product.double() for product in products]
+
+    def merge(self, other: MomentSum) -> None:
+        """Add the columns of another sum, which must not be used any more."""
+        other._multiply()
+        self._multiply()
+        if not self.columns or not other.columns:
+            if other.columns:
+                self._shift, self._sums, self.columns = other._shift, other._sums, other.columns
+            return
+        (gram, cross, inputs, targets), count = other._sums, other.columns
+        apart = [theirs.double() - mine.double() for theirs, mine in zip(other._shift, self._shift, strict=True)]
+        # sum (x + d)(x + d)^T = sum x x^T + s d^T + d (s + n d)^T, with s = sum x; and as much for the targets.
+        sums = [s.unsqueeze(2) for s in (inputs, targets)]
+        moved = [s + count * d for s, d in zip(sums, apart, strict=True)]
+        right = torch.cat((apart[0], moved[0]), 2).mT
+        self._sums[0].add_(gram).baddbmm_(torch.cat((sums[0], apart[0]), 2), right)
+        self._sums[1].add_(cross).baddbmm_(torch.cat((sums[1], apart[1]), 2), right)
+        self._sums[2] += moved[0].squeeze(2)
+        self._sums[3] += moved[1].squeeze(2)
+        self.columns += count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without room for columns that come."""
+        self._multiply()
+        return {**self.__dict__, "_buffers": []}
 
     def centre(self) -> Moments:
         """The moments about the means, on which the error depends once the bias is solved in closed form.

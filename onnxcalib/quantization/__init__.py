@@ -19,7 +19,8 @@ Read the files in the order of the work:
   solved together, and ``shortcuts`` are made up for. ``passing`` runs a block that is not learned, while its layers are
   solved. ``probes`` measure how their errors change the model's outputs, and ``learn`` runs AdaQuant. ``params`` makes
   layers of it, ``state`` holds them. ``parallel`` reconstructs blocks apart from each other, and ``spread`` gives them
-  to workers.
+  to workers. ``shares`` lets workers sum the moments of layers in order, each on some of the samples. Either way
+  samples are ``carried`` to them.
 - ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
   ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each

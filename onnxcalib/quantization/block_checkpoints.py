@@ -132,7 +132,7 @@ class BlockCheckpoints:
                 self._tell("is damaged")
             return False
         if walk.decisions != self._decisions:
-            self._tell("follows from other measurements of this machine")
+            self._tell("follows from other measurements of this machine, or from samples on other workers")
             return False
         blocks = [self._kept.find(f"block-{number}", BlockDone) for number in range(walk.saved)]
         whole = [block for block in blocks if block is not None]

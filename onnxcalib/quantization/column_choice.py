@@ -25,6 +25,8 @@ LEAST_COLUMNS = 2**15
 FULL_BITS_SHARE = 1 / 4
 # With more inputs a channel the Gram matrix takes too much memory and time: the layer is rounded, then learned.
 MOST_INPUTS = 4608
+# Between the seeds of two batches, so that no seed of a user's makes one batch like another.
+SEEDS_APART = 2**32
 # Bytes of unfolded input at once.
 UNFOLD_BYTES = 64 * 2**20
 
@@ -64,7 +66,7 @@ class Chunk:
 
 
 class ColumnChoice:
-    """The columns of one layer, the same whenever the stored batches are gone through from the first to the last."""
+    """The columns of one layer; those of a stored batch depend on its number and on nothing read before it."""
 
     def __init__(self, state: ReconstructionState, layer: LayerScheme, shape: tuple[int, ...], bits: int):
         """shape: of the layer's weight; bits: the fewest for which it is solved."""
@@ -72,13 +74,14 @@ class ColumnChoice:
         self.is_conv = layer.op in CONVOLUTIONS
         # Inputs of an output channel; the groups of a ConvTranspose have rows in common.
         self.inputs = math.prod(shape[1:] if layer.op != "ConvTranspose" else (shape[0] // layer.groups, *shape[2:]))
-        self.generator = torch.Generator().manual_seed(state.problem.config.seed)
+        self.seed, self.generator = state.problem.config.seed, torch.Generator()
 
     def split(self, number: int, first: int, shape: tuple[int, ...]) -> Iterator[Chunk]:
         """The chunks of stored batch ``number``, in which the layer's output has this shape of two axes or more.
 
         first: index of the batch's first sample in the calibration set.
         """
+        self.generator.manual_seed(self.seed + number * SEEDS_APART)
         real = self._mask_rows(number, shape)
         by_sample = shape[0] == self.stored.sizes[number]
         total = self.stored.count(by_sample=by_sample)

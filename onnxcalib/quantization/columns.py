@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,10 +33,19 @@ from ..spec import Block, LayerScheme, QParams, QuantSpec
 from .column_choice import Chunk, ColumnChoice
 from .layer_targets import KeptTargets, describe_target, read_target
 from .shortcuts import find_shortcut
-from .state import PROBE, ReconstructionState, SubgraphRunner
+from .state import PROBE, ReconstructionState, SubgraphRunner, Sums
 
 # Samples whose probes are projected at once.
 PROJECTED_SAMPLES = 8
+
+
+def pool_sums(shares: Iterable[Sums]) -> Sums:
+    """The sums of all shares, pooled in their order."""
+    total = (MomentSum(), MomentSum())
+    for sums in shares:
+        for whole, part in zip(total, sums, strict=True):
+            whole.merge(part)
+    return total
 
 
 class ColumnReader:
@@ -66,11 +76,20 @@ class ColumnReader:
         self.choice = ColumnChoice(state, layer, shape, bits or layer.weight_spec.bits)
         self.shortcut = find_shortcut(state, block, layer) if len(layers) == 1 else None
         extra = [self.shortcut.tensor] if self.shortcut else []
-        self.prefix = SubgraphRunner(state, block, [layer.input, *extra], quantized=True)
         # The float model's side was kept, or is computed here.
         self.kept = KeptTargets(self.stored, layers) if KeptTargets.has(self.stored, layers) else None
-        wanted = [] if self.kept else [*(each.output for each in layers), *extra]
-        self.reference = SubgraphRunner(state, block, wanted, quantized=False)
+        self.block, self.extra = block, extra
+
+    @cached_property
+    def prefix(self) -> SubgraphRunner:
+        """Computes what is read of the quantized model."""
+        return SubgraphRunner(self.state, self.block, [self.layer.input, *self.extra], quantized=True)
+
+    @cached_property
+    def reference(self) -> SubgraphRunner:
+        """Computes what is read of the float model."""
+        wanted = [] if self.kept else [*(each.output for each in self.layers), *self.extra]
+        return SubgraphRunner(self.state, self.block, wanted, quantized=False)
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
         """Solve the weight ``rows`` for each spec on the moments of all samples; held-out samples choose the prior.
@@ -142,19 +161,27 @@ class ColumnReader:
 
     def _measure(self) -> list[Moments]:
         """Moments of the samples that are fitted, then of the held-out ones; left out is what has no column."""
-        sums = (MomentSum(), MomentSum())
-        first = 0
-        for number, size in enumerate(self.stored.sizes):
-            for chunk, inputs, targets in self._read_columns(number, first):
-                for total, *columns in zip(sums, chunk.part(inputs), chunk.part(targets), strict=True):
-                    total.add(*columns)
-            first += size
-        if self.kept:
-            self.kept.drop()
+        elsewhere = self.state.sum_elsewhere
+        sums = elsewhere(self.layers) if elsewhere is not None else pool_sums(self.sum_shares())
         seen = [total.centre() for total in sums if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise self._explain_not_finite()
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
+
+    def sum_shares(self) -> list[Sums]:
+        """The sums of each share of the stored batches, in their order. The kept targets are dropped."""
+        found = [self._sum(share) for share in self.stored.shares]
+        if self.kept:
+            self.kept.drop()
+        return found
+
+    def _sum(self, numbers: range) -> Sums:
+        sums = (MomentSum(), MomentSum())
+        for number in numbers:
+            for chunk, inputs, targets in self._read_columns(number, sum(self.stored.sizes[:number])):
+                for total, *columns in zip(sums, chunk.part(inputs), chunk.part(targets), strict=True):
+                    total.add(*columns)
+        return sums
 
     def _explain_not_finite(self) -> ModelError | DataError:
         for layer in self.layers:

@@ -54,7 +54,7 @@ class KeptTargets:
     """The targets that were kept of layers that are solved together; their chunks are read in their order."""
 
     def __init__(self, stored: StoredActivations, layers: Sequence[LayerScheme]) -> None:
-        self.store, self.output = stored.store, layers[0].output
+        self.stored, self.store, self.output = stored, stored.store, layers[0].output
         self._next = 0
 
     @classmethod
@@ -64,7 +64,7 @@ class KeptTargets:
 
     def describe(self, number: int) -> tuple[tuple[int, ...], bool]:
         """As ``describe_target`` of stored batch ``number``."""
-        *shape, joined = self.store.batch(SHAPE + self.output, number).tolist()
+        *shape, joined = self.store.batch(SHAPE + self.output, self.stored.place(number)).tolist()
         return tuple(shape), bool(joined)
 
     def read(self) -> torch.Tensor:
@@ -94,16 +94,16 @@ def keep_targets(state: ReconstructionState, blocks: Sequence[Block]) -> None:
     if any(may_learn(state, block) for block in blocks):
         return
     wanted = [each for block in blocks for each in _list_wanted(state, block)]
-    problem, stored, first = state.problem, state.stored, 0
+    problem, stored = state.problem, state.stored
     tensors = {t for each in wanted for t in each.tensors}
     session = Session(problem.model, also=sorted(tensors), threads=problem.threads)
     made = [t for t in session.outputs if t in tensors]
-    for number, size in enumerate(stored.sizes):
+    for number in stored.numbers:
         feeds = stored.feeds(FLOAT, session.inputs, number)
         values = {t: np.atleast_2d(v) for t, v in {**feeds, **session.run(feeds, made)}.items() if t in tensors}
-        used = sum(each.keep(values, number, first) for each in wanted)
-        first += size
-        if used * sum(stored.sizes) > MOST_TARGET_BYTES * size:  # as the first batch shows
+        used = sum(each.keep(values, number, sum(stored.sizes[:number])) for each in wanted)
+        # As the first batch shows; each worker has room for its own.
+        if stored.own is None and used * sum(stored.sizes) > MOST_TARGET_BYTES * stored.sizes[number]:
             for each in wanted:
                 each.kept.drop()
             return

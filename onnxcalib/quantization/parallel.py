@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..report import BlockRecord
 from ..runtime.device import computing
 from ..runtime.store import Store
 from ..spec import Block, Grids, QuantScheme
+from .carried import Carried
 from .checkpoints import PARALLEL, BlockDone, find_changed
 from .padding_mask import PaddingMask
 from .reconstruct import reconstruct_block, tensors_read
@@ -31,31 +32,6 @@ from .spread import spread_tasks, use_one_thread
 from .state import FLOAT, PROBE, FloatActivations, Problem, ReconstructionState, read_later, run_block
 
 DIGITS = 16  # of the digest of decisions, in the name of a checkpoint
-
-
-class Carried:
-    """Tensors of a store. A pickle holds their values, which go into a store of its own where it is read."""
-
-    def __init__(self, store: Store, names: Sequence[str]) -> None:
-        self.store, self.names = store, tuple(names)
-
-    def copy_to(self, store: Store) -> None:
-        for name in self.names:
-            for value in self._read(name):
-                store.append(name, value)
-
-    def _read(self, name: str) -> Iterator[Any]:
-        for number in range(len(self.store.counts(name))):
-            yield self.store.batch(name, number)
-
-    def __getstate__(self) -> dict[str, list[Any]]:
-        return {name: list(self._read(name)) for name in self.names}
-
-    def __setstate__(self, values: Mapping[str, list[Any]]) -> None:
-        self.store, self.names = Store(), tuple(values)
-        for name in self.names:
-            for value in values[name]:
-                self.store.append(name, value)
 
 
 @dataclass(frozen=True)

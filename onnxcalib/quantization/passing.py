@@ -5,7 +5,7 @@ Blocks that are not learned go so. What a step computes is stored while a later 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..graph.extract import needed_nodes
@@ -20,14 +20,25 @@ from .state import QUANTIZED, ReconstructionState, run_block
 
 def solve_in_passing(state: ReconstructionState, block: Block, later: set[str]) -> dict[str, str]:
     """As ``solve_block``; the block's outputs in ``later`` are stored too. Targets of the layers were kept."""
+    reasons: dict[str, str] = {}
+    for part, layers in pass_through(state, block, later):
+        reasons |= solve_layers(state, part, layers)
+    return reasons
+
+
+def pass_through(
+    state: ReconstructionState, block: Block, later: set[str]
+) -> Iterator[tuple[Block, tuple[LayerScheme, ...]]]:
+    """Yield what is left of the block and the layers that come next, once what they read is stored.
+
+    ``state`` must have their LayerParams when the next ones are asked for.
+    """
     groups = find_siblings(state, block)
     steps = [*_list_read(state, block, groups), [t for t in block.outputs if t in later]]
-    reasons: dict[str, str] = {}
     for number, layers in enumerate(groups):
         block = _advance(state, block, steps[number:], later)
-        reasons |= solve_layers(state, block, layers)
+        yield block, layers
     _advance(state, block, steps[-1:], later)
-    return reasons
 
 
 def _list_read(state: ReconstructionState, block: Block, groups: Sequence[tuple[LayerScheme, ...]]) -> list[list[str]]:

@@ -57,7 +57,7 @@ def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions:
 
     The probes of a layer with P output positions are float16 (N, directions * SIGNS, P).
     """
-    layers = {layer.output: layer for layer in _list_layers(state)}
+    layers = {layer.output: layer for layer in list_probed(state)}
     if not directions or not layers:
         return Drawn()
     size = model_bytes(state.problem.model)
@@ -75,7 +75,7 @@ def draw_probes(state: ReconstructionState, samples: CalibrationSet, directions:
     return Drawn(sum(name.startswith(PROBE) for name in state.stored.store.names()), reason)
 
 
-def _list_layers(state: ReconstructionState) -> list[LayerScheme]:
+def list_probed(state: ReconstructionState) -> list[LayerScheme]:
     """Layers for which probes help: rounding their weights causes most of the loss, and the loss is small.
 
     A layer that reads activations of few bits loses more to these than to its weights. In a model with grouped

@@ -47,7 +47,8 @@ def reconstruct(
             records += found
             observer.block(found[-1])
         state.frozen |= tensors_read(state.problem.index, block)
-        run_block(state, block, later, quantized=True)
+        if state.sum_elsewhere is None:
+            run_block(state, block, later, quantized=True)
         state.stored.forget(later)
         if kept and (block.layers or number == len(blocks)):
             kept.commit(number, found)
@@ -57,7 +58,8 @@ def reconstruct(
 def reconstruct_block(state: ReconstructionState, block: Block, later: set[str]) -> Iterator[BlockRecord]:
     """Solve the block's layers, then learn the block; if torch does not take it, learn its layers one by one."""
     start = time.perf_counter()
-    rounded = solve_block(state, block) if state.stored.has_float else solve_in_passing(state, block, later)
+    passes = not state.stored.has_float and state.sum_elsewhere is None
+    rounded = solve_in_passing(state, block, later) if passes else solve_block(state, block)
     attempt = _Attempt(state, block, start, rounded)
     if not attempt.steps:
         yield attempt.keep_solved(None)

@@ -30,7 +30,7 @@ def spread_tasks(
     model: the one in ``common``. Above 2 GB without the weights outside it is not sent to workers. device: where the
     tasks compute; a GPU has one worker unless the settings say more.
     """
-    large = sum(held_bytes(tensor) for tensor in model.graph.initializer if not is_outside(tensor)) > MOST_BYTES
+    large = is_large(model)
     if large and (config.jobs or config.scheduler):
         warn("jobs: a model above 2 GB is worked on in this process alone")
     if not tasks:
@@ -38,6 +38,11 @@ def spread_tasks(
     jobs = 1 if large else config.jobs or (1 if device.type == "cuda" else count_jobs(config.threads or 1))
     scheduler = None if large else config.scheduler
     yield from run_tasks(function, common, tasks, jobs=min(jobs, len(tasks)), scheduler=scheduler, warn=warn)
+
+
+def is_large(model: ModelProto) -> bool:
+    """Whether the model without the weights outside it cannot be sent to workers."""
+    return sum(held_bytes(tensor) for tensor in model.graph.initializer if not is_outside(tensor)) > MOST_BYTES
 
 
 def use_one_thread(config: QuantizeConfig) -> QuantizeConfig:

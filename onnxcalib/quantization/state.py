@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from ..graph.emit import LayerParams, emit_qdq
 from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
 from ..graph.integer_ends import give_integers, read_integers
+from ..numeric.gram import MomentSum
 from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
@@ -28,8 +29,13 @@ from .padding_mask import PaddingMask, find_real
 # Prefixes of the names under which the store keeps the float model's activations, those of the quantized model, the
 # probes of a layer's output (``quantization.probes``), and its targets and shapes (``quantization.layer_targets``).
 FLOAT, QUANTIZED, PROBE, TARGET, SHAPE = "float:", "quantized:", "probe:", "target:", "shape:"
+# The moments of a layer are summed over so many samples or more by themselves, and then pooled, so that they are the
+# same whoever sums which.
+SHARE_SAMPLES = 96
 # What the store holds of a tensor: arrays, or what onnxruntime makes of a sequence.
 Stored = np.ndarray | list[Any]
+# Of the columns of layers that are solved together: those of the samples that are fitted, and of those held out.
+Sums = tuple[MomentSum, MomentSum]
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,9 @@ class StoredActivations:
     """Activations of both models over the calibration set, batch by batch, on disk.
 
     sizes: samples of each stored batch, in all ``passes`` over the calibration set; the first stores the samples, the
-    others store views of their images. masks: for each stored batch the mask of the tokens that are no padding, bool
-    (samples, tokens), or None without padding. types: types of the stored tensors. integers: those of the quantized
+    others store views of their images. own: the numbers of the batches that are stored here; None: all of them are.
+    masks: for each stored batch the mask of the tokens that are no padding, bool (samples, tokens), or None without
+    padding. types: types of the stored tensors. integers: those of the quantized
     model are stored as the integers on their grids where these have 8 bits, as the grids do not change any more.
     """
 
@@ -100,7 +107,26 @@ class StoredActivations:
         self.sizes: list[int] = []
         self.masks: list[np.ndarray | None] = []
         self.passes = 1
+        self.own: range | None = None
         self.integers = False
+
+    @property
+    def numbers(self) -> range:
+        """The stored batches that are here, by their numbers in all of the set."""
+        return range(len(self.sizes)) if self.own is None else self.own
+
+    @property
+    def shares(self) -> list[range]:
+        """The batches that are here in runs of SHARE_SAMPLES or more: those of all batches, wherever they are."""
+        count = len(self.sizes)
+        parts = max(1, min(sum(self.sizes) // SHARE_SAMPLES, count))
+        ends = [round(count * (part + 1) / parts) for part in range(parts)]
+        found = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        return [share for share in found if share.start in self.numbers]
+
+    def place(self, number: int) -> int:
+        """Where the store has the batch of this number."""
+        return number - self.numbers.start
 
     def fill(
         self,
@@ -110,10 +136,11 @@ class StoredActivations:
         views: Views | None = None,
         seed: int = 0,
     ) -> None:
-        """Store the model's inputs over the whole set; they are the same in both models.
+        """Store the model's inputs over the whole set, ``size`` samples a batch or fewer; both models have the same.
 
         ``views.count`` passes over the set follow, each of which stores one view of every image.
         """
+        size = samples.fixed_batch or min(size, SHARE_SAMPLES // 2)  # so that shares are about even
         for feeds in samples.batches(size):
             self.add(feeds, samples.count(feeds))
         if views is None:
@@ -163,7 +190,7 @@ class StoredActivations:
 
     def feeds(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, Stored]:
         """Stored batch ``number`` of the tensors by name, FLOAT or QUANTIZED."""
-        return {t: self.store.batch(self.name_of(prefix, t), number) for t in tensors}
+        return {t: self.store.batch(self.name_of(prefix, t), self.place(number)) for t in tensors}
 
     def arrays(self, prefix: str, tensors: Iterable[str], number: int) -> dict[str, np.ndarray]:
         """The same for tensors that the caller knows to be no sequences."""
@@ -217,7 +244,8 @@ class ReconstructionState:
     """What reconstruction has found: the one object that its functions change.
 
     grids: those of all activations, at first as calibrated. layers: layer -> its parameters once it is rounded, solved
-    or learned. frozen: tensors whose grids must not change any more, because a layer was solved on them.
+    or learned. frozen: tensors whose grids must not change any more, because a layer was solved on them. sum_elsewhere:
+    gives the sums of the columns of layers that are solved together, where the samples are not stored here.
     """
 
     problem: Problem
@@ -225,6 +253,7 @@ class ReconstructionState:
     grids: Grids
     layers: dict[str, LayerParams] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
+    sum_elsewhere: Callable[[Sequence[LayerScheme]], Sums] | None = None
 
     def integer_grid(self, tensor: str) -> QParams | None:
         """The grid on whose integers the quantized model's tensor is stored; None where it is stored in float."""
@@ -292,7 +321,7 @@ def run_block(state: ReconstructionState, block: Block, later: set[str], *, quan
     if not outputs:
         return
     session = _open(state, block, outputs, quantized=quantized)
-    for number in range(len(stored.sizes)):
+    for number in stored.numbers:
         for name, value in session.run(stored.feeds(prefix, session.inputs, number)).items():
             stored.keep(prefix, name, value, integers=name in session.integers)
 

@@ -12,7 +12,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from ..errors import ConfigError
 from ..files.scratch import Scratch, room_in
 from .cores import count_cores
 
+Function = Callable[[Any, Any], Any]
 # Python's own modules are found without the current folder. All others are found where this process finds them.
 START = """
 import sys
@@ -91,7 +92,7 @@ class Workers:
         _send(pipe, pickle.dumps([each for each in sys.path if isinstance(each, str)]))
 
     def run(
-        self, function: Callable[[Any, Any], Any], tasks: Mapping[Hashable, Any], *, seconds: float | None = None
+        self, function: Function, tasks: Mapping[Hashable, Any], *, seconds: float | None = None
     ) -> Iterator[tuple[Hashable, Any]]:
         """Yield (key, function(common, task)) in the order in which the tasks end.
 
@@ -121,6 +122,25 @@ class Workers:
                     raise value
                 give(pipe)
                 yield key, value
+
+    @property
+    def size(self) -> int:
+        return len(self._workers)
+
+    def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]:
+        """``function(common, task)`` of each task, in their order: the first worker has the first task.
+
+        There are no more tasks than workers. One that is None is none, and has the result None. Raises as ``run``.
+        """
+        asked = {place: self._workers[place].pipe for place, task in enumerate(tasks) if task is not None}
+        for place, pipe in asked.items():
+            _send(pipe, pickle.dumps((function, self._common, tasks[place]), pickle.HIGHEST_PROTOCOL))
+        found: list[Any] = [None] * len(tasks)
+        for place, pipe in asked.items():
+            done, found[place] = _receive(pipe)
+            if not done:
+                raise found[place]
+        return found
 
     def end(self) -> None:
         while self._workers:

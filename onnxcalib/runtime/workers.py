@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, as_completed
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from threading import Thread
 from typing import Any, Protocol
@@ -12,17 +12,21 @@ from typing import Any, Protocol
 from ..errors import ConfigError, first_line
 from .cores import count_cores
 from .memory import keeping_freed
-from .processes import open_workers
+from .processes import Function, open_workers
 
 # How often tasks are tried whose workers end before them.
 LOSSES = 3
 # Seconds within which a cluster must answer.
 PATIENCE = 10
-Function = Callable[[Any, Any], Any]
 
 
 class _Runner(Protocol):
     def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]: ...
+
+    def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 def count_jobs(threads: int) -> int:
@@ -50,11 +54,8 @@ def run_tasks(
         return
     waiting = dict(tasks)
     for left in reversed(range(LOSSES)):
-        opened: AbstractContextManager[_Runner] = (
-            open_workers(common, jobs) if scheduler is None else _open_cluster(common, scheduler)
-        )
         try:
-            with opened as runner:
+            with _open(common, jobs, scheduler) as runner:
                 for key, result in runner.run(function, dict(waiting)):
                     del waiting[key]
                     yield key, result
@@ -62,11 +63,62 @@ def run_tasks(
         except (BrokenExecutor, CancelledError):
             if left:
                 warn(f"a worker was lost; {len(waiting)} of {len(tasks)} tasks are run again")
+    raise _explain_losses(scheduler)
+
+
+def _open(common: Any, jobs: int, scheduler: str | None) -> AbstractContextManager[_Runner]:
+    return open_workers(common, jobs) if scheduler is None else _open_cluster(common, scheduler)
+
+
+def _explain_losses(scheduler: str | None) -> ConfigError:
     setting, remedy = ("jobs", "take fewer, or --jobs 1") if scheduler is None else ("scheduler", "give them more")
-    raise ConfigError(
+    return ConfigError(
         f"{setting}: workers ended before their task {LOSSES} times; each needs memory for the model and its samples;"
         f" {remedy}"
     )
+
+
+class Team:
+    """Workers of which each has a part of the work that stays with it, so that a task goes where the one before went.
+
+    Use as a context manager.
+    """
+
+    def __init__(
+        self, common: Any, *, jobs: int, scheduler: str | None = None, warn: Callable[[str], None] = lambda text: None
+    ) -> None:
+        """As ``run_tasks``."""
+        self._open = partial(_open, common, jobs, scheduler)
+        self._scheduler, self._warn = scheduler, warn
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Team:
+        self._runner = self._opened.enter_context(self._open())
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._opened.close()
+
+    @property
+    def size(self) -> int:
+        """How many workers there are, of which each may have one task at a time."""
+        return self._runner.size
+
+    def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]:
+        """``function(common, task)`` of each task, in their order; None for a task that is None.
+
+        All are run again where a worker is lost: those that come in its place, or all, know nothing of earlier tasks.
+        Raises ConfigError after LOSSES such attempts.
+        """
+        for left in reversed(range(LOSSES)):
+            try:
+                return self._runner.ask(function, tasks)
+            except (BrokenExecutor, CancelledError):
+                if left:
+                    self._warn("a worker was lost; its share of the samples is run again")
+                    self._opened.close()
+                    self._runner = self._opened.enter_context(self._open())
+        raise _explain_losses(self._scheduler)
 
 
 class _Cluster:
@@ -74,6 +126,11 @@ class _Cluster:
 
     def __init__(self, client: Any, common: Any) -> None:
         self._executor, self._common = client.get_executor(pure=False), common
+        self._client, self._homes = client, list[str]()
+
+    @property
+    def size(self) -> int:
+        return len(self._client.ncores())
 
     def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
         """Workers begin tasks in their order, as those of this machine do: by itself Dask goes by random keys."""
@@ -83,6 +140,27 @@ class _Cluster:
         }
         for future in as_completed(futures):
             yield futures[future], future.result()
+
+    def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]:
+        """Each task goes to the worker that had the one of its place before, or, where that is lost, to another."""
+        from distributed.scheduler import KilledWorker
+
+        alive = sorted(self._client.ncores())
+        homes = self._homes or alive
+        if alive:
+            homes = [home if home in alive else alive[place % len(alive)] for place, home in enumerate(homes)]
+        self._homes = homes
+        options = {"allow_other_workers": True, "pure": False}
+        futures = [
+            None
+            if task is None
+            else self._client.submit(_run_on_cluster, function, self._common, task, workers=[home], **options)
+            for task, home in zip(tasks, homes, strict=False)
+        ]
+        try:
+            return [None if future is None else future.result() for future in futures]
+        except KilledWorker as error:
+            raise BrokenExecutor(str(error)) from error
 
 
 def _run_on_cluster(function: Function, common: Any, task: Any) -> Any:

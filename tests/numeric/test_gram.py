@@ -1,6 +1,7 @@
 """Columns against torch's own convolutions, and moments against those of all columns at once."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -176,6 +177,20 @@ def test_pooled_moments_of_two_parts_are_those_of_all_columns(first, second, see
         total.add(x, y)
     one, other = (total.centre() for total in totals)
     check_equal(one.pooled(other), moments_at_once(inputs, targets), 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=4), st.integers(0, 99))
+def test_merged_sums_are_those_of_all_columns_and_take_more_of_them(parts, seed):
+    inputs, targets = correlated(2, 4, sum(parts) + 1, seed)
+    total = MomentSum()
+    for x, y in zip(inputs.split([*parts, 1], 2), targets.split([*parts, 1], 2), strict=True):
+        part = MomentSum()
+        part.add(x, y)
+        total.merge(pickle.loads(pickle.dumps(part)))
+    check_equal(total.centre(), moments_at_once(inputs, targets), 1e-9)
+    total.add(inputs, targets)
+    check_equal(total.centre(), moments_at_once(*(torch.cat((x, x), 2) for x in (inputs, targets))), 1e-9)
 
 
 @pytest.mark.parametrize("room", [1, 7, 100])

@@ -3,14 +3,15 @@
 import os
 import sys
 import tempfile
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
 
 from onnxcalib.errors import ConfigError
 from onnxcalib.runtime import workers
-from onnxcalib.runtime.workers import count_jobs, run_tasks
+from onnxcalib.runtime.workers import Team, count_jobs, run_tasks
 from tests.runtime import tasks
 
 TASKS = {f"task {i}": i for i in range(5)}
@@ -86,6 +87,59 @@ def test_a_cluster_begins_tasks_in_their_order():
     found = dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
     assert {key: value for key, (value, _) in found.items()} == {key: 10 * i for key, i in TASKS.items()}
     assert sorted(Executor.given, key=Executor.given.get, reverse=True) == list(TASKS.values())
+
+
+def test_a_team_has_each_task_where_the_one_before_went_until_a_worker_is_lost(tmp_path):
+    warnings = []
+    with Team(tmp_path, jobs=2, warn=warnings.append) as team:
+        first, second = team.ask(tasks.name_process, [0, 0])
+        assert team.size == 2 and first != second
+        assert team.ask(tasks.name_process, [None, 0]) == [None, second]
+        with pytest.raises(ConfigError, match="jobs: found 3"):
+            team.ask(tasks.fail, ["with own constructor"])
+        assert team.ask(tasks.die_once, [3, 4]) == [3, 4]
+        assert not {first, second} & {*team.ask(tasks.name_process, [0, 0])}
+    assert warnings == ["a worker was lost; its share of the samples is run again"]
+
+
+def test_a_team_whose_workers_all_end_is_given_up(monkeypatch):
+    class Runner:
+        def ask(self, function, tasks):
+            raise BrokenExecutor
+
+    monkeypatch.setattr(workers, "open_workers", lambda common, jobs: nullcontext(Runner()))
+    with Team(None, jobs=2) as team:
+        with pytest.raises(ConfigError, match=r"^jobs: workers ended before their task 3 times; "):
+            team.ask(tasks.die, [0])
+
+
+def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
+    pytest.importorskip("distributed")
+
+    class Client:
+        alive: ClassVar = {"a": 1, "b": 1}
+        homes: ClassVar = []
+
+        def get_executor(self, pure):
+            return None
+
+        def ncores(self):
+            return self.alive
+
+        def submit(self, run, function, common, task, *, workers, allow_other_workers, pure):
+            self.homes.append(*workers)
+            assert allow_other_workers and not pure
+            done = Future()
+            done.set_result(run(function, common, task))
+            return done
+
+    cluster = workers._Cluster(Client(), 10)
+    assert cluster.size == 2
+    for given in ([1, 2], [None, 2], [1, 2]):
+        found = cluster.ask(tasks.multiply, given)
+        assert [each and each[0] for each in found] == [task and 10 * task for task in given]
+        Client.alive = {"a": 1, "b": 1} if given[0] else {"a": 1, "c": 1}
+    assert Client.homes == ["a", "b", "b", "a", "c"]
 
 
 def test_what_lost_workers_stored_is_cleared_away(tmp_path, monkeypatch):
