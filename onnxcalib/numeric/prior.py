@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 
@@ -92,25 +91,27 @@ class _Judge:
         own, other = (replace(each, cross=sums) for each, sums in zip((fitted, held_out), crosses, strict=True))
         self.fitted = Equations.of(own, weight)
         self.held_out = Equations.of(other, weight, self.fitted.unit)
-        self.try_ridge = cache(self._try_ridge)
+        self._tried: dict[int, tuple[float, float]] = {}
 
     def error(self, number: int) -> float:
         """Of the ridge of this number with its best trust, the squared error above that of the float weight."""
-        return self.try_ridge(number)[0]
+        return self._try_ridge(number)[0]
 
     def prior(self, number: int) -> Prior:
         """The ridge of this number with its best trust."""
-        return Prior(RIDGES[number], self.try_ridge(number)[1])
+        return Prior(RIDGES[number], self._try_ridge(number)[1])
 
     def _try_ridge(self, number: int) -> tuple[float, float]:
-        """Error and trust of a ridge."""
-        change = self.fitted.solve(RIDGES[number])
-        power, gain = (
-            float(((each * change).sum((1, 2), dtype=torch.float64) * self.fitted.unit.flatten()).sum())
-            for each in (change @ self.held_out.gram, self.held_out.slope)
-        )
-        trust = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
-        return trust * trust * power - 2 * trust * gain, trust
+        """Error and trust of a ridge, which is tried once."""
+        if number not in self._tried:
+            change = self.fitted.solve(RIDGES[number])
+            power, gain = (
+                float(((each * change).sum((1, 2), dtype=torch.float64) * self.fitted.unit.flatten()).sum())
+                for each in (change @ self.held_out.gram, self.held_out.slope)
+            )
+            trust = min(max(gain / power, 0.0), 1.0) if power > 0 else 0.0
+            self._tried[number] = trust * trust * power - 2 * trust * gain, trust
+        return self._tried[number]
 
 
 def _sum_channels(each: Sequence[torch.Tensor]) -> list[torch.Tensor]:

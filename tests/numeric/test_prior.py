@@ -1,5 +1,8 @@
 """The prior of a layer's real-valued optimum: held-out samples choose how far it keeps to the float weight."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +77,26 @@ def test_choosing_leaves_the_moments_as_they_are():
     before = moments.gram.clone(), moments.cross.clone()
     choose_prior(moments, moments, weight)
     assert torch.equal(moments.gram, before[0]) and torch.equal(moments.cross, before[1])
+
+
+def test_what_a_prior_is_chosen_on_is_freed_at_once(monkeypatch):
+    """Not by the next collection of garbage, before which many layers may pass."""
+    made, make = [], Equations.of
+
+    def keep(*given):
+        found = make(*given)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Equations, "of", keep)
+    inputs, weight = draw_problem(3)
+    moments = moments_of(inputs, weight @ inputs)
+    gc.disable()
+    try:
+        choose_prior(moments, moments, weight)
+        assert len(made) == 2 and not any(each() for each in made)
+    finally:
+        gc.enable()
 
 
 def test_inputs_that_never_vary_choose_a_prior_all_the_same():
