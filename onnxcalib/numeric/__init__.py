@@ -4,7 +4,7 @@ Read the files in this order.
 
 - Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum; ``histogram``,
   ``bin_sums``, ``ranges`` and ``levels`` give activations their grids.
-- Layers: ``gram`` has the moments that a layer's error depends on, and ``prior`` their real-valued optimum;
+- Layers: ``gram`` has the moments that a layer's error depends on, by ``products``, and ``prior`` their optimum;
   ``integer_search``, ``descent`` and ``solve`` find integers near it, ``scale_blocks`` fits the scales of groups of
   inputs, and ``equalize`` evens channels that share a scale.
 - Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.

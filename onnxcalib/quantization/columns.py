@@ -18,6 +18,7 @@ from ..numeric.gram import (
     Convolution,
     Moments,
     MomentSum,
+    Unit,
     bias_of_groups,
     flatten_rows,
     join_groups,
@@ -26,6 +27,7 @@ from ..numeric.gram import (
     unfold,
 )
 from ..numeric.prior import Prior, choose_prior
+from ..numeric.products import UINT8_SHIFT, shift_to_int8
 from ..numeric.rounding import dequantize, fake_quantize
 from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..runtime.memory import release
@@ -74,6 +76,7 @@ class ColumnReader:
         self.is_conv = layer.op in CONVOLUTIONS
         self.node = self.problem.index.nodes[layer.name]
         self.choice = ColumnChoice(state, layer, shape, bits or layer.weight_spec.bits)
+        self.unit = self._find_unit()
         self.shortcut = find_shortcut(state, block, layer) if len(layers) == 1 else None
         extra = [self.shortcut.tensor] if self.shortcut else []
         # The float model's side was kept, or is computed here.
@@ -90,6 +93,13 @@ class ColumnReader:
         """Computes what is read of the float model."""
         wanted = [] if self.kept else [*(each.output for each in self.layers), *self.extra]
         return SubgraphRunner(self.state, self.block, wanted, quantized=False)
+
+    def _find_unit(self) -> Unit | None:
+        """The grid of the int8 integers that columns hold; None where they hold values."""
+        tensor, grid = self.layer.input, self.state.input_grid(self.layer)
+        if grid is None or grid is not self.state.integer_grid(tensor) or not self.stored.holds_integers(tensor):
+            return None
+        return Unit(float(grid.scale), int(grid.zero_point) - (0 if grid.spec.signed else UINT8_SHIFT))
 
     def solve(self, rows: torch.Tensor, specs: Sequence[QuantSpec]) -> list[Solution] | None:
         """Solve the weight ``rows`` for each spec on the moments of all samples; held-out samples choose the prior.
@@ -176,7 +186,7 @@ class ColumnReader:
         return found
 
     def _sum(self, numbers: range) -> Sums:
-        sums = (MomentSum(), MomentSum())
+        sums = (MomentSum(self.unit), MomentSum(self.unit))
         for number in numbers:
             for chunk, inputs, targets in self._read_columns(number, sum(self.stored.sizes[:number])):
                 for total, *columns in zip(sums, chunk.part(inputs), chunk.part(targets), strict=True):
@@ -197,7 +207,8 @@ class ColumnReader:
     def _read_columns(self, number: int, first: int) -> Iterator[tuple[Chunk, torch.Tensor, torch.Tensor]]:
         """Columns of the input as the quantized layer reads it, and of the target, by chunks of a stored batch.
 
-        first: index of the batch's first sample in the calibration set.
+        Those of the input are int8 where there is a ``unit``. first: index of the batch's first sample in the
+        calibration set.
         """
         wanted, given = (
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
@@ -214,13 +225,14 @@ class ColumnReader:
                 grid = self.state.grids.activations.get(self.shortcut.tensor) if self.shortcut.on_grid else None
                 target = target - self._on_grid(own, grid)
             inputs = self._move(chunk.take(given[self.layer.input]))
+            read, fill = (self._read_input, 0) if self.unit is None else (shift_to_int8, int(self.unit.zero_point))
             if chunk.positions is None:
-                columns = flatten_rows(self._read_input(inputs))
+                columns = flatten_rows(read(inputs))
             else:
                 window, positions = self._window(inputs.shape[2:]), chunk.positions
                 if output_sizes(window, inputs.shape[2:]) != shape[2:]:  # of an output_shape above what there is
                     positions, target = positions[:0], target[..., :0]
-                columns = unfold(inputs, window, positions, self._read_input)
+                columns = unfold(inputs, window, positions, read, fill=fill)
             yield chunk, columns, target
 
     def _read_input(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from onnxcalib.numeric import gram as gram_module
+from onnxcalib.numeric import products as products_module
 from onnxcalib.numeric.gram import (
     Convolution,
     Moments,
     MomentSum,
+    Unit,
     choose_positions,
     factorize,
     flatten_rows,
@@ -23,6 +25,7 @@ from onnxcalib.numeric.gram import (
     project,
     unfold,
 )
+from onnxcalib.numeric.products import shift_to_int8
 
 CONVS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -208,7 +211,7 @@ def test_columns_of_several_axes_or_transposed_are_added_whatever_room_they_find
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_products_in_tiles_are_those_of_all_inputs_at_once(monkeypatch, size):
-    monkeypatch.setattr(gram_module, "TILE", size)
+    monkeypatch.setattr(products_module, "TILE", size)
     inputs, targets = correlated(2, 5, 40, 0)
     total = MomentSum()
     for x, y in zip(inputs.split(20, 2), targets.split(20, 2), strict=True):
@@ -312,3 +315,37 @@ def test_a_matrix_that_is_positive_definite_has_a_factor_whatever_float32_rounds
     torch.testing.assert_close(factor @ factor.mT, gram, rtol=1e-5, atol=1e-5)
     with pytest.raises(RuntimeError, match="positive-definite"):
         factorize(-gram)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_moments_of_integers_are_those_of_the_values_that_they_stand_for(groups, turned, multiplies, monkeypatch):
+    if not multiplies:
+        monkeypatch.setattr(products_module, "multiplies_integers", lambda: False)
+    monkeypatch.setattr(gram_module, "WAITING_BYTES", 2**16)
+    for name, value in (("LONGEST", 64), ("SLICE", 24), ("TILE", 16)):
+        monkeypatch.setattr(products_module, name, value)
+    torch.manual_seed(0)
+    integers = (torch.randn(groups, 40, 900) * 30 + 90).clamp(0, 255).to(torch.uint8)
+    integers = integers.mT.contiguous().mT if turned else integers
+    values = (integers.double() - 70) * 0.02
+    targets = (torch.randn(groups, 5, 40, dtype=torch.float64) @ values + 3).float()
+    found = MomentSum(Unit(0.02, 70 - 128))
+    for start in (0, 300, 800):
+        stop = {0: 300, 300: 800, 800: 900}[start]
+        found.add(shift_to_int8(integers[..., start:stop]), targets[..., start:stop])
+    moments, wanted = found.centre(), moments_at_once(values, targets.double())
+    for name in ("gram", "cross", "input_mean", "target_mean"):
+        torch.testing.assert_close(getattr(moments, name), getattr(wanted, name), rtol=1e-5, atol=1e-5)
+    if multiplies and products_module.multiplies_integers() and groups == 1:
+        torch.testing.assert_close(moments.gram, wanted.gram, rtol=1e-12, atol=1e-12)
+
+
+def test_padding_of_integers_is_their_zero_point():
+    torch.manual_seed(0)
+    convolution = Convolution((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
+    integers, positions = torch.randint(0, 255, (2, 4, 5, 5), dtype=torch.uint8), torch.tensor([0, 7, 24])
+    columns = unfold(integers, convolution, positions, shift_to_int8, fill=90 - 128)
+    assert columns.dtype == torch.int8
+    torch.testing.assert_close((columns.float() + 128 - 90), unfold(integers.float() - 90, convolution, positions))

@@ -291,7 +291,9 @@ def test_batches_do_not_change_the_result(conv, draw, state_of, size):
 def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkeypatch):
     seen = []
     unfold = columns_module.unfold
-    monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(
+        columns_module, "unfold", lambda *given, **fill: seen.append(unfold(*given, **fill)) or seen[-1]
+    )
     monkeypatch.setattr(choice_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
     state = state_of(conv, draw(40, 4, 6, 6), size=16)
     solve_block(state, first_block(state))
@@ -302,7 +304,9 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
 def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
     seen = []
     unfold = columns_module.unfold
-    monkeypatch.setattr(columns_module, "unfold", lambda *given: seen.append(unfold(*given)) or seen[-1])
+    monkeypatch.setattr(
+        columns_module, "unfold", lambda *given, **fill: seen.append(unfold(*given, **fill)) or seen[-1]
+    )
     monkeypatch.setattr(choice_module, "LEAST_COLUMNS", 400)
     monkeypatch.setattr(choice_module, "COLUMNS_PER_INPUT", 10)
     state = state_of(conv, draw(40, 4, 6, 6))
