@@ -11,6 +11,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from .values import read_values
 
 Value = TypeVar("Value")
+BODY, BODIES = AttributeProto.GRAPH, AttributeProto.GRAPHS  # read once, as many attributes are looked at
 
 
 class Index:
@@ -53,22 +54,27 @@ class Index:
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The bodies that a node (If, Loop, Scan) carries in its attributes."""
     for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
+        kind = attribute.type
+        if kind == BODY:
             yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
+        elif kind == BODIES:
             yield from attribute.graphs
 
 
 def has_bodies(node: NodeProto) -> bool:
     """Whether the node carries bodies."""
-    return any(True for _ in subgraphs(node))
+    for attribute in node.attribute:
+        kind = attribute.type
+        if kind in (BODY, BODIES):
+            return True
+    return False
 
 
 def all_nodes(graph: GraphProto | FunctionProto) -> Iterator[NodeProto]:
     """The nodes of a graph or a function, each followed by those of its bodies."""
     for node in graph.node:
         yield node
-        for body in subgraphs(node):
+        for body in subgraphs(node) if has_bodies(node) else ():
             yield from all_nodes(body)
 
 
@@ -76,7 +82,8 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """The graph and the bodies of its nodes, nested ones included."""
     yield graph
     for node in all_nodes(graph):
-        yield from subgraphs(node)
+        if has_bodies(node):
+            yield from subgraphs(node)
 
 
 def list_names(model: ModelProto) -> set[str]:
@@ -128,7 +135,9 @@ def captured(node: NodeProto) -> set[str]:
 def reads(node: NodeProto) -> list[str]:
     """Tensors that a node reads, by its inputs first and then by its bodies, each once."""
     own = [name for name in node.input if name]
-    return list(dict.fromkeys(own + sorted(captured(node))))
+    if has_bodies(node):
+        own += sorted(captured(node))
+    return list(dict.fromkeys(own))
 
 
 def constant(index: Index, name: str) -> np.ndarray | None:

@@ -68,5 +68,5 @@ def infer_graph(model: ModelProto) -> GraphProto | None:
 
 
 def _is_long(value: ValueInfoProto) -> bool:
-    shape = recorded_shape(value)
-    return shape is not None and len(shape) == 1 and (shape[0] or 0) > LONGEST_VECTOR
+    dims = value.type.tensor_type.shape.dim  # empty where it is none
+    return len(dims) == 1 and dims[0].dim_value > LONGEST_VECTOR

@@ -23,6 +23,8 @@ MARGINS = np.geomspace(1.025, 1.15, 6)
 WIDE_MARGIN = 0.5
 # Without so many samples nothing is known of others.
 LEAST_SAMPLES = 8
+# Ranges that are looked at together, before it is asked whether narrower ones can be better.
+AT_ONCE = 32
 # Rounds in which each end is searched with the other one fixed; a third round changed no decimal.
 ROUNDS = 2
 # The least scale. A tensor whose range has less than this for every level is constant.
@@ -261,7 +263,7 @@ class _Search:
             beyond += 0.0 if tail is None else tail.add_each(ends)
         near = list(range(len(lows)))
         if self.quick is not None:
-            losses = self.quick.measure(scales, zero_points, spec) + beyond
+            losses = self._look(self.quick, (lows, highs), (scales, zero_points), beyond)
             near = np.flatnonzero(losses <= losses.min() + 2 * self.quick.slack).tolist()
 
         def evaluate(i: int) -> tuple[float, float, float]:
@@ -271,6 +273,32 @@ class _Search:
             return self.known[key] + float(beyond[i]), float(lows[i]), float(highs[i])
 
         return min(evaluate(i) for i in near)[1:]
+
+    def _look(
+        self,
+        quick: BinSums,
+        ends: tuple[np.ndarray, np.ndarray],
+        grids: tuple[np.ndarray, np.ndarray],
+        beyond: np.ndarray,
+    ) -> np.ndarray:
+        """About the loss of each range; infinite for those of which what they cut off alone is more than the least.
+
+        Behind the margins, which come first, each range lies in the one before.
+        """
+        (lows, highs), (scales, zero_points) = ends, grids
+        nested = quick.function is None and not self.spec.power_of_two
+        losses = np.full(len(beyond), np.inf)
+        for start in range(0, len(beyond), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            losses[part] = quick.measure(scales[part], zero_points[part], self.spec) + beyond[part]
+            last = min(start + AT_ONCE, len(beyond)) - 1
+            if nested and self._cut(lows[last] - scales[last], highs[last] + scales[last]) > losses.min() + quick.slack:
+                break
+        return losses
+
+    def _cut(self, low: float, high: float) -> float:
+        """The squared error of the values outside of a range."""
+        return _clip(high, self.centres, self.counts) + _clip(-low, -self.centres, self.counts)
 
 
 def _measure_squares(function: Function | None) -> Measure:

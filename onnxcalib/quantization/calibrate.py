@@ -29,7 +29,7 @@ MOST_SAMPLES = 32
 # Runs are counted together until their tensors take so many bytes: each call takes as long as thousands of values.
 TOGETHER_BYTES = 2**24
 # Values of a tensor that are counted, about; of larger ones each batch shows others, and the ends of all.
-MOST_VALUES = 2**20
+MOST_VALUES = 2**19
 # How far beyond the values of the samples a whole range ends, as a share of it. The layers of a detector of people give
 # up to 1.5 times as much on 200 other images as on 48, most of them less than 1.25 times.
 MARGIN = 0.25

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..graph.blocks import find_blocks, single_layers
+from ..graph.blocks import find_blocks, join_blocks, single_layers
 from ..graph.emit import LayerParams
 from ..graph.ops import CONVOLUTIONS
 from ..numeric.statistics import Affine, ChannelTally
@@ -20,7 +20,7 @@ from ..runtime.store import Store
 from ..spec import Block, LayerScheme, QParams
 from .padding_mask import select
 from .params import give_scale
-from .state import FLOAT, ReconstructionState, SubgraphRunner, read_later, run_block
+from .state import FLOAT, Problem, ReconstructionState, SubgraphRunner, read_later, run_block
 
 # Samples on which statistics are estimated. Both models see the same ones, and more of them change nothing (on the
 # networks of the README 32, 64, 128 and 256 are alike).
@@ -36,10 +36,7 @@ def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
     because layers have changed, and no remark.
     """
     problem, state.stored.integers = state.problem, True  # no grid changes any more
-    blocks = find_blocks(problem.model, problem.scheme, index=problem.index)
-    parts = [
-        part for block in blocks for part in single_layers(problem.model, problem.scheme, block, index=problem.index)
-    ]
+    parts = _list_parts(problem)
     with Store() as store:
         wanted = _Wanted.run(state, store)
         for part, later in track([*zip(parts, read_later(state, parts, set()), strict=True)]):
@@ -48,6 +45,19 @@ def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
             run_block(state, part, later, quantized=True)
             state.stored.forget(later)
     return True, None
+
+
+def _list_parts(problem: Problem) -> list[Block]:
+    """The model as parts of one layer each, with all that follows it up to the next one."""
+    model, scheme, index = problem.model, problem.scheme, problem.index
+    found: list[list[Block]] = []
+    for block in find_blocks(model, scheme, index=index):
+        for part in single_layers(model, scheme, block, index=index):
+            if found and not part.layers:
+                found[-1].append(part)
+            else:
+                found.append([part])
+    return [join_blocks(model, scheme, parts, index=index) if len(parts) > 1 else parts[0] for parts in found]
 
 
 @dataclass(frozen=True)

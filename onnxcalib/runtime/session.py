@@ -20,8 +20,7 @@ from ..graph.edit import copy_model
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
-from ..graph.stream import model_bytes
-from ..graph.values import check_states, has_outside, list_states
+from ..graph.values import check_states, count_bytes, has_outside, list_states
 from .cores import count_cores
 from .segmented import Loaded, Segmented
 
@@ -202,8 +201,10 @@ def _load(model: ModelProto, more: Sequence[str], options: ort.SessionOptions, n
         if has_outside(model):
             options.add_session_config_entry(FOLDER, ROOT)
             return make(_lead_from_root(model).SerializeToString() + _spell_more(more), options), None
-        if model_bytes(model) <= MOST_BYTES:
-            return make(model.SerializeToString() + _spell_more(more), options), None
+        if sum(map(count_bytes, model.graph.initializer)) <= MOST_BYTES:
+            data = model.SerializeToString()
+            if len(data) <= MOST_BYTES:
+                return make(data + _spell_more(more), options), None
         folder = Scratch()
         path = folder.path / "model.onnx"
         _write(model, more, path)

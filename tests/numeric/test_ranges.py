@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcalib.numeric import ranges
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.numeric.ranges import FUNCTIONS, RANGE_KINDS, choose_grid, make_grid
 from onnxcalib.numeric.rounding import fake_quantize
@@ -200,6 +201,16 @@ def test_squared_error_with_a_bound_is_measured_on_the_bounded_grid():
     grid = choose_grid(collect(values), NIBBLES, bound=float("inf"))
     positive = choose_grid(collect(np.abs(GAUSSIAN)), NIBBLES, bound=float("inf"))
     assert float(grid.scale) == pytest.approx(float(positive.scale), rel=0.1)
+
+
+@pytest.mark.parametrize("bound", [None, float("inf"), 1.5])
+@pytest.mark.parametrize("spec", [BYTES, NIBBLES, replace(BYTES, signed=True, symmetric=True)])
+@pytest.mark.parametrize("values", [GAUSSIAN, HEAVY, np.maximum(HEAVY - 1, 0), HEAVY * np.float32(1e-30)])
+def test_ranges_that_are_not_looked_at_are_none_that_would_be_chosen(values, spec, bound, monkeypatch):
+    found = choose_grid(collect(values), spec, bound=bound)
+    monkeypatch.setattr(ranges, "AT_ONCE", 10**6)
+    whole = choose_grid(collect(values), spec, bound=bound)
+    assert (found.scale, found.zero_point) == (whole.scale, whole.zero_point)
 
 
 @settings(max_examples=200, deadline=None)

@@ -120,6 +120,22 @@ def test_a_model_with_a_branch_of_no_layers_is_tuned_through(state_of, build, we
     assert not np.array_equal(state.layers["c"].bias, before.bias)
 
 
+def test_each_layer_is_run_with_what_follows_it(rounded, monkeypatch):
+    parts = []
+    run = statistics.run_block
+
+    def record(state, part, later, *, quantized):
+        parts.append(part)
+        run(state, part, later, quantized=quantized)
+
+    monkeypatch.setattr(statistics, "run_block", record)
+    tune_statistics(rounded)
+    assert [len(part.layers) for part in parts] == [1] * len(rounded.problem.layers)
+    assert sorted(name for part in parts for name in part.nodes) == sorted(
+        n.name for n in rounded.problem.model.graph.node
+    )
+
+
 @pytest.mark.parametrize("bias", ["", ", b"])
 def test_groups_of_a_transposed_convolution_share_their_scales_and_keep_them(state_of, build, weigh, draw, bias):
     text = f"g (float[N, 4, 6, 6] x) => (float[N, 6, 7, 7] y) {{ [t] y = ConvTranspose <group = 2> (x, w{bias}) }}"
