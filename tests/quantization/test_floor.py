@@ -7,7 +7,7 @@ from onnxcalib import QuantizeConfig
 from onnxcalib.errors import ConfigError
 from onnxcalib.pipeline import quantize
 from onnxcalib.quantization import floor as floor_module
-from onnxcalib.quantization.floor import check_memory, find_floor
+from onnxcalib.quantization.floor import check_memory, find_floor, record_memory
 from onnxcalib.quantization.run import Run
 from onnxcalib.report import Observer
 
@@ -47,6 +47,14 @@ def test_activations_of_a_sample_count_once_they_are_known(model):
     check_memory(run, model)
     with pytest.raises(ConfigError, match=r"with layer up, 3\.00GB of activations of a sample and "):
         check_memory(run, model, 3 * 10**9)
+
+
+def test_a_run_that_took_more_than_its_budget_says_so(model, monkeypatch):
+    run = Run(QuantizeConfig(memory="9GB"), Observer())
+    assert record_memory(run, model).peak_bytes < 9 * 10**9 and not run.warnings
+    monkeypatch.setattr(floor_module, "measure_peak", lambda: 10**10)
+    with pytest.warns(UserWarning, match=r"^memory: found 10\.00GB taken of the 9\.00GB given; .*; give more$"):
+        record_memory(run, model)
 
 
 def test_a_machine_with_too_little_is_warned_of(model, monkeypatch):
