@@ -1,4 +1,7 @@
-"""Turn a block, a small ONNX model whose weights are initializers, into a torch module that can be trained."""
+"""Turn a block, a small ONNX model whose weights are initializers, into a torch module that can be trained.
+
+Converters are imported where they are used, as onnx2torch takes as long to import as a tiny model to quantize.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,6 @@ from ..errors import first_line
 from ..graph.edit import copy_model
 from ..graph.ops import CONVOLUTIONS
 from ..graph.values import with_values
-from .converters.layer import LAYERS
-from .converters.linear import rewrite_linear
-from .converters.registry import OWN_DOMAIN, OWN_VERSION, OnnxGraph, convert, get_converter
 
 _NAMES = "onnxcalib"  # the key of a module's _Names in GraphModule.meta, which survives a deep copy
 _ONNX_DOMAIN = "ai.onnx"  # the long name of the domain "", which onnx2torch does not know
@@ -44,6 +44,8 @@ def to_torch(model: ModelProto) -> fx.GraphModule:
     2-D weight become torch layers (see ``layer_module``). An unnamed node is known by its first output. The model is
     not changed. Raises BlockError.
     """
+    from .converters.registry import OnnxGraph, convert
+
     copy, titles, layers = _prepare(model)
     _refuse_unknown(copy, titles)
     try:
@@ -73,6 +75,8 @@ def layer_module(module: fx.GraphModule, node_name: str) -> nn.Module:
 
     The weight of an nn.Linear is (out, in), whatever its order in ONNX. Raises BlockError.
     """
+    from .converters.layer import LAYERS
+
     target = module.meta[_NAMES].layers.get(node_name)
     if target is None:
         raise BlockError(f"{node_name}: not a layer of the block; its layers are {sorted(module.meta[_NAMES].layers)}")
@@ -154,6 +158,9 @@ def _prepare(model: ModelProto) -> tuple[ModelProto, list[str], set[str]]:
 
     The copy's nodes are named by number, and an Identity makes each of its outputs.
     """
+    from .converters.linear import rewrite_linear
+    from .converters.registry import OWN_DOMAIN, OWN_VERSION
+
     copy = copy_model(with_values(model))
     graph = copy.graph
     for entry in (*copy.opset_import, *graph.node):
@@ -202,6 +209,8 @@ def _drop_unused_outputs(node: NodeProto, used: set[str], versions: Mapping[str,
 
 
 def _refuse_unknown(model: ModelProto, titles: Sequence[str]) -> None:
+    from .converters.registry import get_converter
+
     versions = {entry.domain: entry.version for entry in model.opset_import}
     for node, title in zip(model.graph.node, titles, strict=False):
         version = versions.get(node.domain, 0)
