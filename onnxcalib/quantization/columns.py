@@ -39,6 +39,8 @@ from .state import PROBE, ReconstructionState, SubgraphRunner, Sums
 
 # Samples whose probes are projected at once.
 PROJECTED_SAMPLES = 8
+# Behind larger Gram matrices memory is given back, which takes some milliseconds.
+RELEASED_BYTES = 2**24
 
 
 def pool_sums(shares: Iterable[Sums]) -> Sums:
@@ -116,8 +118,9 @@ class ColumnReader:
             prior = choose_prior(joined(moments), joined(held_out), rows)
             moments = moments.pooled(held_out)
             del held_out
-        del measured  # the Gram matrices are most of the memory that solving takes
-        release()
+        del measured  # large Gram matrices are most of the memory that solving takes
+        if moments.gram.nbytes > RELEASED_BYTES:
+            release()
         metric, width = self._measure_output_metric(moments.input_mean), self.problem.config.search_width
         summing = torch.from_numpy(summing_order(self.layer, self.shape)).to(self.problem.device)
         whole = joined(moments)

@@ -56,6 +56,7 @@ class KeptTargets:
     def __init__(self, stored: StoredActivations, layers: Sequence[LayerScheme]) -> None:
         self.stored, self.store, self.output = stored, stored.store, layers[0].output
         self._next = 0
+        self._described: list[list[int]] = []  # for each batch its shape, and whether the shortcut has the same
 
     @classmethod
     def has(cls, stored: StoredActivations, layers: Sequence[LayerScheme]) -> bool:
@@ -64,7 +65,9 @@ class KeptTargets:
 
     def describe(self, number: int) -> tuple[tuple[int, ...], bool]:
         """As ``describe_target`` of stored batch ``number``."""
-        *shape, joined = self.store.batch(SHAPE + self.output, self.stored.place(number)).tolist()
+        if not self._described:
+            self._described = self.store.batch(SHAPE + self.output, 0).tolist()
+        *shape, joined = self._described[self.stored.place(number)]
         return tuple(shape), bool(joined)
 
     def read(self) -> torch.Tensor:
@@ -73,11 +76,15 @@ class KeptTargets:
         return torch.from_numpy(self.store.batch(TARGET + self.output, self._next - 1))
 
     def keep(self, shape: tuple[int, ...], joined: bool, chunks: Sequence[torch.Tensor]) -> int:
-        """Keep the targets of the next stored batch; returns their bytes."""
-        self.store.append(SHAPE + self.output, np.array([*shape, int(joined)], np.int64))
+        """Keep the targets of the next stored batch, until ``close``; returns their bytes."""
+        self._described.append([*shape, int(joined)])
         for chunk in chunks:
             self.store.append(TARGET + self.output, chunk.numpy())
         return sum(chunk.nbytes for chunk in chunks)
+
+    def close(self) -> None:
+        """Keep the shapes of all batches."""
+        self.store.append(SHAPE + self.output, np.array(self._described, np.int64))
 
     def drop(self) -> None:
         """Free their room."""
@@ -107,6 +114,8 @@ def keep_targets(state: ReconstructionState, blocks: Sequence[Block]) -> None:
             for each in wanted:
                 each.kept.drop()
             return
+    for each in wanted:
+        each.kept.close()
     for name in [name for name in stored.store.names() if name.startswith(FLOAT)]:
         stored.store.drop(name)
     del session
