@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, as_completed
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
+from itertools import islice
 from threading import Thread
 from typing import Any, Protocol
 
@@ -133,13 +134,24 @@ class _Cluster:
         return len(self._client.ncores())
 
     def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
-        """Workers begin tasks in their order, as those of this machine do: by itself Dask goes by random keys."""
-        futures = {
-            self._executor.submit(_run_on_cluster, function, self._common, task, priority=-number): key
-            for number, (key, task) in enumerate(tasks.items())
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        """Workers begin tasks in their order, and a worker gets its next one when it has ended one.
+
+        By itself Dask gives workers more than they work on, and moves these to others later: those have to begin
+        anew where they had gone on from task to task.
+        """
+        left, busy = iter(tasks.items()), dict[Future[Any], tuple[Hashable, str]]()
+        while True:
+            for home, threads in sorted(self._client.ncores().items()):
+                free = max(0, threads - sum(home == other for _, other in busy.values()))
+                for key, task in islice(left, free):
+                    future = self._executor.submit(
+                        _run_on_cluster, function, self._common, task, workers=[home], allow_other_workers=True
+                    )
+                    busy[future] = key, home
+            if not busy:
+                return
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                yield busy.pop(future)[0], future.result()
 
     def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]:
         """Each task goes to the worker that had the one of its place before, or, where that is lost, to another."""

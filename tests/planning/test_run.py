@@ -235,7 +235,7 @@ def test_nothing_that_lies_around_is_run_and_nothing_is_left(plain, tmp_path):
 
 
 def test_a_plan_is_the_same_from_a_cluster_that_loses_a_worker(deep, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnxcalib.planning.sensitivity, "SETS_A_TASK", 1)  # so that it is lost with a task
+    monkeypatch.setattr("onnxcalib.planning.sensitivity.SETS_A_TASK", 1)  # so that it is lost with a task
     distributed = pytest.importorskip("distributed")
     config = QuantizeConfig(effort="fast", max_size="0.9@8-bit", jobs=1, cache_dir=tmp_path / "here")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -70,23 +71,32 @@ def test_a_cluster_needs_dask(monkeypatch):
         dict(run_tasks(print, None, TASKS, scheduler="tcp://x:1"))
 
 
-def test_a_cluster_begins_tasks_in_their_order():
-    class Executor:
-        given: ClassVar = {}
+def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_it_works_on(monkeypatch):
+    given, ends = [], iter("bbabb")
 
-        def submit(self, run, function, common, task, priority):
-            self.given[task] = priority
-            done = Future()
-            done.set_result(run(function, common, task))
-            return done
+    class Executor:
+        def submit(self, run, function, common, task, workers, allow_other_workers):
+            assert allow_other_workers
+            future = Future()
+            future.result = lambda: run(function, common, task)
+            given.append((task, *workers, future))
+            return future
 
     class Client:
         def get_executor(self, pure):
             return Executor()
 
+        def ncores(self):
+            return {"b": 2, "a": 1}
+
+    def end_one(busy, return_when):
+        home = next(ends)
+        return SimpleNamespace(done=[next(future for _, at, future in given if at == home and future in busy)])
+
+    monkeypatch.setattr(workers, "wait", end_one)
     found = dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
     assert {key: value for key, (value, _) in found.items()} == {key: 10 * i for key, i in TASKS.items()}
-    assert sorted(Executor.given, key=Executor.given.get, reverse=True) == list(TASKS.values())
+    assert [each[:2] for each in given] == [(0, "a"), (1, "b"), (2, "b"), (3, "b"), (4, "b")]
 
 
 def test_a_team_has_each_task_where_the_one_before_went_until_a_worker_is_lost(tmp_path):
