@@ -202,10 +202,14 @@ class MomentSum:
         self._sums[3] += moved[1].squeeze(2)
         self.columns += count
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without room for columns that come."""
+    def close(self) -> None:
+        """Give up the room for columns that come, which is made again for more of them."""
         self._multiply()
-        return {**self.__dict__, "_buffers": []}
+        self._buffers = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.close()
+        return self.__dict__
 
     def centre(self) -> Moments:
         """The moments about the means, on which the error depends once the bias is solved in closed form.

@@ -49,6 +49,7 @@ def pool_sums(shares: Iterable[Sums]) -> Sums:
     for sums in shares:
         for whole, part in zip(total, sums, strict=True):
             whole.merge(part)
+        del sums, part  # before the next are made: there may be many, each of the size of a Gram matrix
     return total
 
 
@@ -181,12 +182,12 @@ class ColumnReader:
             raise self._explain_not_finite()
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
 
-    def sum_shares(self) -> list[Sums]:
-        """The sums of each share of the stored batches, in their order. The kept targets are dropped."""
-        found = [self._sum(share) for share in self.stored.shares]
+    def sum_shares(self) -> Iterator[Sums]:
+        """The sums of one share of the stored batches after the other. The kept targets are dropped behind the last."""
+        for share in self.stored.shares:
+            yield self._sum(share)
         if self.kept:
             self.kept.drop()
-        return found
 
     def _sum(self, numbers: range) -> Sums:
         sums = (MomentSum(self.unit), MomentSum(self.unit))
@@ -194,6 +195,8 @@ class ColumnReader:
             for chunk, inputs, targets in self._read_columns(number, sum(self.stored.sizes[:number])):
                 for total, *columns in zip(sums, chunk.part(inputs), chunk.part(targets), strict=True):
                     total.add(*columns)
+        for total in sums:
+            total.close()
         return sums
 
     def _explain_not_finite(self) -> ModelError | DataError:

@@ -141,7 +141,7 @@ class _Walk:
     def sum_shares(self) -> list[Sums]:
         self.summed = self._layers[0].name
         shape = tuple(self.state.problem.index.initializers[self._layers[0].weight].dims)
-        return ColumnReader(self.state, self._part, self._layers, shape).sum_shares()
+        return list(ColumnReader(self.state, self._part, self._layers, shape).sum_shares())
 
 
 def explain_one_process(state: ReconstructionState, blocks: Sequence[Block], samples: int) -> str | None:

@@ -1,15 +1,19 @@
 """Moments that workers sum, each on its share of the samples: the same layers, whoever sums which."""
 
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from onnxcalib import QuantizeConfig, quantize
 from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.quantization import shares
 from onnxcalib.quantization import state as state_module
+from onnxcalib.quantization.columns import pool_sums
 from onnxcalib.quantization.layer_targets import keep_targets
 from onnxcalib.quantization.reconstruct import reconstruct
 from onnxcalib.quantization.run import Run
@@ -148,3 +152,21 @@ def test_a_run_with_jobs_gives_the_file_of_one_process_and_says_where_it_does_no
     assert files[0] == files[1] and team.asked == 3
     quantize(residual, DATA[:12], QuantizeConfig(jobs=2, placement="all"), test=DATA[:8], observer=observer)
     assert ("note", "one process reconstructs: fewer than 24 samples are one worker's") in observer.heard
+
+
+def test_the_sums_of_one_share_are_in_memory_at_a_time():
+    made = []
+
+    def make():
+        sums = MomentSum(), MomentSum()
+        for each in sums:
+            each.add(torch.ones(1, 3, 4), torch.ones(1, 2, 4))
+        made.extend(map(weakref.ref, sums))
+        return sums
+
+    def list_shares():
+        for _ in range(3):
+            assert not any(each() for each in made)
+            yield make()
+
+    assert [total.columns for total in pool_sums(list_shares())] == [12, 12]
