@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from ..data import CalibrationSet
 from ..numeric.divergence import Divergence
+from ..progress import track
 from ..report import OutputRecord
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store
@@ -20,6 +21,8 @@ from .output_parts import Parts, take_parts
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
+# Of more samples than these, evenly spread ones tell which of two models is nearer.
+MOST_SAMPLES = 256
 # Output, or part of one -> its divergence, as in the loss of a bit plan. SQNR would say little about class scores, as
 # they may all move together. In a model without float outputs: output -> the share of samples on which it differs.
 Losses = Mapping[str, float]
@@ -27,6 +30,8 @@ Losses = Mapping[str, float]
 
 class Evaluator:
     """Compares quantized models with the float model, which is run once; its outputs are kept in the store.
+
+    Of many samples MOST_SAMPLES at most are run, and half as many at least.
 
     known: those that calibration has kept; where it has, the float model is not run.
     """
@@ -50,30 +55,38 @@ class Evaluator:
         self.known = None if known is None else known.of(samples)
         self.names = [value.name for value in original.graph.output]
         if known is not None and self.known is not None:
-            self.size = known.size
+            self.numbers = self._spread(known.size)
             return
         session = Session(original, threads=threads)
-        self.size = batch_size(session, samples)
-        for feeds in samples.batches(self.size):
-            for name, value in session.run(feeds).items():
+        self.numbers = self._spread(batch_size(session, samples))
+        for run in track(self.runs, len):
+            for name, value in session.run(samples.read(run)).items():
                 store.append(f"wanted:{name}", value)
 
-    def _read(self, number: int) -> Mapping[str, Any]:
-        """The float model's outputs for a batch."""
+    def _spread(self, size: int) -> range:
+        """Choose the runs, of so many samples each; returns their numbers among those of all samples."""
+        runs = self.samples.split(size)
+        chosen = range(0, len(runs), -(-len(self.samples) // MOST_SAMPLES))
+        self.runs = [runs[number] for number in chosen]
+        return chosen
+
+    def _read(self, place: int) -> Mapping[str, Any]:
+        """The float model's outputs for the run at this place."""
         if self.known is not None:
-            return self.known[number]
-        return {name: self.store.batch(f"wanted:{name}", number) for name in self.names}
+            return self.known[self.numbers[place]]
+        return {name: self.store.batch(f"wanted:{name}", place) for name in self.names}
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
-        """Compare the outputs over all samples; returns a record and the loss of each output."""
+        """Compare the outputs; returns a record and the loss of each."""
         session = Session(quantized, optimize=self.fused, threads=self.threads)
         tally = OutputTally(self.padding, self.parts, class_axes=self.class_axes)
         divergences: dict[str, Divergence] = {}
-        runs = (
-            Outputs(self._read(number), session.run(feeds), self.samples.count(feeds), find_real(feeds))
-            for number, feeds in enumerate(self.samples.batches(self.size))
-        )
-        for wanted, given, samples, real in join_runs(runs):
+
+        def run(place: int) -> Outputs:
+            feeds = self.samples.read(self.runs[place])
+            return Outputs(self._read(place), session.run(feeds), self.samples.count(feeds), find_real(feeds))
+
+        for wanted, given, samples, real in join_runs(map(run, track(range(len(self.runs))))):
             tally.add(wanted, given, samples, real)
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:
