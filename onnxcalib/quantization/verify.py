@@ -24,6 +24,7 @@ from ..graph.values import bring_in, find_place, refer
 from ..numeric.metrics import Comparison
 from ..progress import track
 from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
+from ..runtime.memory import release
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
@@ -88,6 +89,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     scratch = Scratch()  # ends with this function
     with Store() as store:
         inside = _compare_inside(prepared, quantized, names, store)
+        release()  # what two sessions took whose layers were all outputs
         reference = Session(prepared.original, threads=threads)
         graph = GraphProto()
         if fused:
