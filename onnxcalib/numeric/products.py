@@ -14,7 +14,7 @@ TILE = 128
 # Columns of int8 whose products are summed in int32, which 2^17 would overflow.
 LONGEST = 2**16
 # Columns of int8 that are made float at once, which stay in the processor's cache.
-SLICE = 2**11
+SLICE = 2**10
 # Between the integers of uint8 and those of int8.
 UINT8_SHIFT = 128
 
@@ -69,8 +69,10 @@ def multiply(inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
     shift = inputs[..., :SLICE].float().mean(2, keepdim=True).round_()
     cross = torch.zeros((), dtype=torch.float64)
     sums = torch.zeros((), dtype=torch.float64)
+    size, most = inputs.shape[1], min(SLICE, inputs.shape[2])  # one room for all, as new memory takes as long again
+    room = torch.empty(1, most, size).mT if inputs.stride(1) == 1 else torch.empty(1, size, most)
     for part, own in zip(inputs.split(SLICE, 2), targets.split(SLICE, 2), strict=True):
-        values = part.float().sub_(shift)
+        values = room[:, :, : part.shape[2]].copy_(part).sub_(shift)
         cross = cross + own @ values.mT
         sums = sums + values.sum(2)
     total, shift = targets.sum(2).double(), shift.squeeze(2).double()
