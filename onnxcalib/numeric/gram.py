@@ -84,6 +84,13 @@ def factorize(gram: torch.Tensor) -> torch.Tensor:
     return factor
 
 
+def divide(rows: torch.Tensor, factor: torch.Tensor, *, upper: bool = False) -> torch.Tensor:
+    """X (G, R, K) of ``X F F^T = rows`` for a lower, or an upper, triangular F (G, K, K)."""
+    half = torch.linalg.solve_triangular(factor.mT, rows, upper=not upper, left=False)
+    found: torch.Tensor = torch.linalg.solve_triangular(factor, half, upper=upper, left=False)
+    return found
+
+
 def join_groups(moments: Moments) -> Moments:
     """The moments (1, G K, ...) of G groups whose channels of the same number share a row, and a scale.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .gram import Moments, factorize
+from .gram import Moments, divide, factorize
 
 # Candidate ridges of the optimum, in units of the mean input variance. A weak ridge fits the noise of the quantized
 # prefix, and of few samples. Which ridge is best differs by layer, so that held-out samples choose. Twice as many raise
@@ -80,7 +80,7 @@ class Equations:
         """D (G, C, K)."""
         gram = self.gram.clone()
         gram.diagonal(dim1=1, dim2=2).add_(self.least.clamp_min(ridge))
-        return torch.cholesky_solve(self.slope.mT, factorize(gram)).mT
+        return divide(self.slope, factorize(gram))
 
 
 class _Judge:

@@ -28,7 +28,7 @@ import torch
 
 from ..spec import QuantSpec
 from .descent import Descent
-from .gram import Moments
+from .gram import Moments, divide
 from .integer_search import Metric, excess_loss, expand_scale, gptq, order_inputs, search
 from .prior import Equations, Prior
 from .rounding import next_power, quantize
@@ -127,7 +127,8 @@ def solve_layer(
     gram.diagonal(dim1=1, dim2=2).add_(equations.least.clamp_min(ridge))
     metric = Metric.of(gram, equations.unit)
     if output_metric is None and prior.ridge == ridge:
-        change = metric.divide(_permute(equations.slope, order)) * (equations.unit / metric.power)[..., None]
+        change = divide(_permute(equations.slope, order), metric.upper, upper=True)
+        change *= (equations.unit / metric.power)[..., None]
     else:
         change = _permute(equations.solve(prior.ridge), order)
     optimum = _permute(weight, order) + prior.trust * change

@@ -18,6 +18,7 @@ from onnxcalib.numeric.gram import (
     MomentSum,
     Unit,
     choose_positions,
+    divide,
     factorize,
     flatten_rows,
     gather_columns,
@@ -349,3 +350,11 @@ def test_padding_of_integers_is_their_zero_point():
     columns = unfold(integers, convolution, positions, shift_to_int8, fill=90 - 128)
     assert columns.dtype == torch.int8
     torch.testing.assert_close((columns.float() + 128 - 90), unfold(integers.float() - 90, convolution, positions))
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_rows_divided_by_a_factor_give_them_back_as_products_with_its_square(upper):
+    factor = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3 * torch.eye(5)
+    factor = factor.triu() if upper else factor.tril()
+    rows = torch.randn(2, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(divide(rows, factor, upper=upper) @ factor @ factor.mT, rows)

@@ -165,9 +165,3 @@ def test_a_window_ends_with_the_best_of_its_branches(monkeypatch):
         monkeypatch.setattr(integer_search, "WINDOW", size)
         losses.append(excess_loss(gram, weight, search(metric, weight, scale, FOUR, width=8), scale).sum())
     assert losses[1] < losses[0] < excess_loss(gram, weight, gptq(metric, weight, scale, FOUR)[0], scale).sum()
-
-
-def test_rows_divided_by_the_metric_give_them_back_as_products_with_its_gram_matrix():
-    gram, rows = draw_rows(4, groups=2, channels=3, size=9)
-    metric = metric_of(gram)
-    torch.testing.assert_close(metric.divide(rows) @ metric.gram, rows)
