@@ -18,6 +18,7 @@ from ..progress import track
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerScheme, QParams
+from .calibrate import choose_step
 from .padding_mask import select
 from .params import give_scale
 from .state import FLOAT, Problem, ReconstructionState, SubgraphRunner, read_later, run_block
@@ -25,7 +26,8 @@ from .state import FLOAT, Problem, ReconstructionState, SubgraphRunner, read_lat
 # Samples on which statistics are estimated. Both models see the same ones, and more of them change nothing (on the
 # networks of the README 32, 64, 128 and 256 are alike).
 STATISTICS_SAMPLES = 32
-# A layer is fitted on fewer of them where these have so many values of each channel; but on as many samples at least.
+# A layer is fitted on fewer of them where these have so many values of each channel, but on as many samples at least;
+# and on so many values of a channel of one batch, about.
 ENOUGH_VALUES, LEAST_SAMPLES = 2**13, 8
 
 
@@ -79,7 +81,7 @@ class _Wanted:
             values = session.run(feeds, list(dict.fromkeys(layers[name].output for name in names)))
             for name in names:
                 value = values[layers[name].output]
-                store.append(name, value)
+                store.append(name, _thin(layers[name], value))
                 if number == 0:
                     numbers[name] = _spread(
                         len(sizes), sizes[0], value.size // max(value.shape[_axis(layers[name])], 1)
@@ -93,6 +95,15 @@ def _spread(batches: int, samples: int, values: int) -> list[int]:
     return sorted({int(number) for number in np.linspace(0, batches - 1, min(count, batches))})
 
 
+def _thin(layer: LayerScheme, value: np.ndarray) -> np.ndarray:
+    """Evenly spread positions of a batch of images, about as many as have ENOUGH values of a channel."""
+    if layer.op not in CONVOLUTIONS:
+        return value
+    positions = value.reshape(*value.shape[:2], -1)
+    step = choose_step(positions.shape[2], max(1, ENOUGH_VALUES // len(value)))
+    return positions[:, :, ::step]
+
+
 def _axis(layer: LayerScheme) -> int:
     return 1 if layer.op in CONVOLUTIONS else -1
 
@@ -102,7 +113,7 @@ def _tune_layer(state: ReconstructionState, part: Block, layer: LayerScheme, wan
     given = SubgraphRunner(state, part, [layer.output], quantized=True, integers=False)
     tally = ChannelTally()
     for place, number in enumerate(wanted.numbers[layer.name]):
-        value, found = wanted.store.batch(layer.name, place), given.run(number)[layer.output]
+        value, found = wanted.store.batch(layer.name, place), _thin(layer, given.run(number)[layer.output])
         if value.shape == found.shape and found.ndim > 1:
             real = None if layer.op in CONVOLUTIONS else state.stored.masks[number]
             mask = state.problem.padding.mask_of(layer.output, found.shape, real, last=False)
