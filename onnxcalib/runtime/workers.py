@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from itertools import islice
 from threading import Thread
 from typing import Any, Protocol
 
@@ -131,7 +131,16 @@ class _Cluster:
 
     @property
     def size(self) -> int:
-        return len(self._client.ncores())
+        return len(self._find_alive())
+
+    def _find_alive(self) -> dict[str, int]:
+        """The threads of each worker. Raises BrokenExecutor where none comes in time in place of those that ended."""
+        try:
+            self._client.wait_for_workers(1, PATIENCE)
+        except (OSError, TimeoutError) as error:
+            raise BrokenExecutor(first_line(error)) from error
+        alive: dict[str, int] = self._client.ncores()
+        return alive
 
     def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
         """Workers begin tasks in their order, and a worker gets its next one when it has ended one.
@@ -139,17 +148,16 @@ class _Cluster:
         By itself Dask gives workers more than they work on, and moves these to others later: those have to begin
         anew where they had gone on from task to task.
         """
-        left, busy = iter(tasks.items()), dict[Future[Any], tuple[Hashable, str]]()
-        while True:
-            for home, threads in sorted(self._client.ncores().items()):
+        left, busy = deque(tasks.items()), dict[Future[Any], tuple[Hashable, str]]()
+        while left or busy:
+            alive = self._client.ncores() if busy else self._find_alive()
+            for home, threads in sorted(alive.items()):
                 free = max(0, threads - sum(home == other for _, other in busy.values()))
-                for key, task in islice(left, free):
+                for key, task in [left.popleft() for _ in range(min(free, len(left)))]:
                     future = self._executor.submit(
                         _run_on_cluster, function, self._common, task, workers=[home], allow_other_workers=True
                     )
                     busy[future] = key, home
-            if not busy:
-                return
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 yield busy.pop(future)[0], future.result()
 
@@ -157,17 +165,15 @@ class _Cluster:
         """Each task goes to the worker that had the one of its place before, or, where that is lost, to another."""
         from distributed.scheduler import KilledWorker
 
-        alive = sorted(self._client.ncores())
+        alive = sorted(self._find_alive())
         homes = self._homes or alive
-        if alive:
-            homes = [home if home in alive else alive[place % len(alive)] for place, home in enumerate(homes)]
-        self._homes = homes
+        self._homes = [home if home in alive else alive[place % len(alive)] for place, home in enumerate(homes)]
         options = {"allow_other_workers": True, "pure": False}
         futures = [
             None
             if task is None
             else self._client.submit(_run_on_cluster, function, self._common, task, workers=[home], **options)
-            for task, home in zip(tasks, homes, strict=False)
+            for task, home in zip(tasks, self._homes, strict=False)
         ]
         try:
             return [None if future is None else future.result() for future in futures]

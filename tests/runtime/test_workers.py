@@ -86,6 +86,9 @@ def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_
         def get_executor(self, pure):
             return Executor()
 
+        def wait_for_workers(self, count, timeout):
+            pass
+
         def ncores(self):
             return {"b": 2, "a": 1}
 
@@ -97,6 +100,18 @@ def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_
     found = dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
     assert {key: value for key, (value, _) in found.items()} == {key: 10 * i for key, i in TASKS.items()}
     assert [each[:2] for each in given] == [(0, "a"), (1, "b"), (2, "b"), (3, "b"), (4, "b")]
+
+
+def test_a_cluster_whose_last_worker_ends_has_lost_its_tasks():
+    class Client:
+        def get_executor(self, pure):
+            return None
+
+        def wait_for_workers(self, count, timeout):
+            raise TimeoutError("Only 0/1 workers arrived")
+
+    with pytest.raises(BrokenExecutor, match="Only 0/1 workers"):
+        dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
 
 
 def test_a_team_has_each_task_where_the_one_before_went_until_a_worker_is_lost(tmp_path):
@@ -132,6 +147,9 @@ def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
 
         def get_executor(self, pure):
             return None
+
+        def wait_for_workers(self, count, timeout):
+            pass
 
         def ncores(self):
             return self.alive
