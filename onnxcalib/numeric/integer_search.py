@@ -242,7 +242,7 @@ def round_batch(
                 level *= scale
         np.subtract(level, start[:, j], out=changes[:, j])
     if near is not current:
-        current.copy_(near)
+        current.copy_(near.to(current.device))
     return torch.from_numpy(levels).to(current.device), torch.from_numpy(changes).to(current.device)
 
 
