@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, starmap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
-from ..data import CalibrationSet
 from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.edit import copy_model
@@ -43,6 +43,8 @@ INNER, FLIPS = 16, 32
 INNER_VALUES = 2**16
 # Samples, of those that the model was made from, that estimates take note of; more move agreement by below 0.3 points.
 SEEN = 1024
+# Samples on which the float model is timed, where its outputs on all of them are known.
+TIMED = 64
 # Operators of onnxruntime that read integers and give float.
 INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
 NO_KERNEL = "which has no integer kernel in onnxruntime here"
@@ -96,7 +98,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
             whole, graph = optimize(quantized, threads, folder=scratch.path)
         else:
             whole = Session(quantized, optimize=False, threads=threads)
-        seconds = _compare_outputs(samples, (reference, whole), (on, off), inside, store)
+        seconds = _compare_outputs(prepared, (reference, whole), (on, off), inside, store)
         if prepared.measured_on.source == "held out":
             _add_seen(prepared, (reference, whole), on, inside.batch)
     on.check()
@@ -119,28 +121,53 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
 
 
 def _compare_outputs(
-    samples: CalibrationSet,
+    prepared: Prepared,
     sessions: tuple[Session, Session],
     tallies: tuple[OutputTally, OutputTally],
     inside: _Inside,
     store: Store,
 ) -> float:
-    """Add all outputs to the first tally, and those in the store to the second; returns the float model's seconds."""
-    (reference, quantized), (on, off), seconds = sessions, tallies, 0.0
+    """Add all outputs to the first tally, and those in the store to the second.
+
+    Returns the float model's seconds for all samples, from TIMED ones where calibration has kept what it gives.
+    """
+    (reference, quantized), (on, off), samples = sessions, tallies, prepared.test
+
+    def run_inside(number: int, feeds: Mapping[str, Any]) -> Outputs:
+        outputs = reference.run(feeds)
+        given = {name: store.batch(name, number) for name in outputs}
+        return Outputs(outputs, given, samples.count(feeds), find_real(feeds))
+
+    for each in starmap(run_inside, enumerate(islice(samples.batches(inside.batch), inside.batches))):
+        off.add(*each)
+    known = _recall_outputs(prepared)
+    size = inside.batch if known is None else prepared.run.float_outputs.size
+    seconds, timed = 0.0, 0
 
     def run(number: int, feeds: Mapping[str, Any]) -> Outputs:
-        nonlocal seconds
-        start = time.perf_counter()
-        outputs, real = reference.run(feeds), find_real(feeds)
-        seconds += time.perf_counter() - start
+        nonlocal seconds, timed
         count = samples.count(feeds)
-        if number < inside.batches:
-            off.add(outputs, {name: store.batch(name, number) for name in outputs}, count, real)
-        return Outputs(outputs, quantized.run(feeds), count, real)
+        if known is None or timed < TIMED:
+            start = time.perf_counter()
+            outputs = reference.run(feeds)
+            seconds += time.perf_counter() - start
+            timed += count
+        else:
+            outputs = known[number]
+        return Outputs(outputs, quantized.run(feeds), count, find_real(feeds))
 
-    for each in join_runs(run(*item) for item in enumerate(samples.batches(inside.batch))):
+    for each in join_runs(starmap(run, enumerate(samples.batches(size)))):
         on.add(*each)
-    return seconds
+    return seconds * len(samples) / timed
+
+
+def _recall_outputs(prepared: Prepared) -> list[dict[str, np.ndarray]] | None:
+    """What the float model gives on the samples to measure on, where these are the ones that calibration ran it on."""
+    run, test, samples = prepared.run, prepared.test, prepared.samples
+    known = run.float_outputs.of(samples)
+    if known is None or (test is not samples and len(test) != len(samples)):
+        return None
+    return known if run.digest(test) == run.digest(samples) else None
 
 
 def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: OutputTally, size: int) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import ModelProto, numpy_helper
@@ -14,6 +16,7 @@ from onnxcalib.quantization.prepared import Prepared
 from onnxcalib.quantization.run import Run
 from onnxcalib.quantization.verify import list_unfused, optimize, verify
 from onnxcalib.report import MeasuredOn, Observer, SaturationRecord
+from onnxcalib.runtime.session import Session
 
 BODY = """{ [a] c = Conv (x, w1, b1)  [b] r = Relu (c)  [d] d = Conv (r, w2, b1)  [e] s = Add (d, r)
     [m] p = GlobalAveragePool (s)  [f] f = Flatten (p)  [h] y = Gemm <transB = 1> (f, w3, b3) }"""
@@ -171,7 +174,35 @@ def test_every_sample_is_run_once_and_layers_are_compared_on_some(model, rough, 
     assert len(made) == 4
     totals = [sum(count for session, count in runs if session == i) for i in range(4)]
     # One sample more tells how many fit into memory at once.
-    assert sorted(totals) == [20, 21, 70, 70]
+    assert sorted(totals) == [20, 21, 70, 90]
+
+
+def test_what_calibration_has_of_the_float_model_is_compared_without_running_it_again(model, rough, draw, monkeypatch):
+    x, counts = draw(200, 4, 6, 6), []
+    samples = samples_of(model, x)
+    prepared = replace(prepared_of(model, samples, model), test=samples_of(model, x.copy()))
+    session = Session(model)
+    prepared.run.float_outputs.start(40)
+    for feeds in samples.batches(40):
+        prepared.run.float_outputs.add(session.run(feeds))
+
+    class Watched(Session):
+        def run(self, feeds, outputs=None):
+            counts.append(len(feeds["x"]))
+            return super().run(feeds, outputs)
+
+    def measure(own):
+        counts.clear()
+        found = verify(own, rough(model, x), make_scheme(model).layers)
+        return found, sum(counts)
+
+    monkeypatch.setattr(verify_module, "Session", Watched)
+    known, few = measure(prepared)
+    prepared.run.float_outputs.start(0)
+    found, all_of_them = measure(prepared)
+    assert few < all_of_them - 100 and known.float_pass_seconds > 0
+    for one, other in zip(known.outputs, found.outputs, strict=True):  # batches of another size round differently
+        assert one.sqnr_db == pytest.approx(other.sqnr_db) and one.agreement == other.agreement
 
 
 def test_a_fixed_batch_is_kept_to(build, rough, draw):
