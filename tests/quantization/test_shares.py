@@ -20,10 +20,17 @@ from onnxcalib.quantization.run import Run
 from onnxcalib.quantization.shares import explain_one_process, share_samples
 from onnxcalib.quantization.state import StoredActivations
 from onnxcalib.report import Observer
+from onnxcalib.runtime.device import computing
 from onnxcalib.runtime.store import Store
 
 DATA = np.random.default_rng(5).normal(size=(40, 3, 8, 8)).astype(np.float32)
 FAST = {"weight_bits": 4, "effort": "fast"}
+
+
+@pytest.fixture(autouse=True)
+def as_runs_compute():
+    with computing():
+        yield
 
 
 @pytest.fixture(autouse=True)
