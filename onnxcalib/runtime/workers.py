@@ -131,15 +131,25 @@ class _Cluster:
 
     @property
     def size(self) -> int:
-        return len(self._find_alive())
+        return len(self._count_threads()) or 1  # where all have ended since, ``ask`` waits for another one
+
+    def _count_threads(self) -> dict[str, int]:
+        """The threads of each worker. Raises BrokenExecutor where the scheduler has ended."""
+        try:
+            threads: dict[str, int] = self._client.ncores()
+        except OSError as error:
+            raise BrokenExecutor(first_line(error)) from error
+        return threads
 
     def _find_alive(self) -> dict[str, int]:
-        """The threads of each worker. Raises BrokenExecutor where none comes in time in place of those that ended."""
+        """The same. Raises BrokenExecutor where no worker comes in time in place of those that ended."""
         try:
             self._client.wait_for_workers(1, PATIENCE)
         except (OSError, TimeoutError) as error:
             raise BrokenExecutor(first_line(error)) from error
-        alive: dict[str, int] = self._client.ncores()
+        alive = self._count_threads()
+        if not alive:  # it has ended since
+            raise BrokenExecutor("no worker is left")
         return alive
 
     def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
@@ -150,7 +160,7 @@ class _Cluster:
         """
         left, busy = deque(tasks.items()), dict[Future[Any], tuple[Hashable, str]]()
         while left or busy:
-            alive = self._client.ncores() if busy else self._find_alive()
+            alive = self._count_threads() if busy else self._find_alive()
             for home, threads in sorted(alive.items()):
                 free = max(0, threads - sum(home == other for _, other in busy.values()))
                 for key, task in [left.popleft() for _ in range(min(free, len(left)))]:
@@ -162,18 +172,21 @@ class _Cluster:
                 yield busy.pop(future)[0], future.result()
 
     def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]:
-        """Each task goes to the worker that had the one of its place before, or, where that is lost, to another."""
+        """Each task goes to the worker that had the one of its place before, or, where that is lost, to another.
+
+        A worker has several where there are fewer workers than tasks, as some may have ended since ``size`` was asked.
+        """
         from distributed.scheduler import KilledWorker
 
         alive = sorted(self._find_alive())
-        homes = self._homes or alive
+        homes = self._homes or [""] * len(tasks)
         self._homes = [home if home in alive else alive[place % len(alive)] for place, home in enumerate(homes)]
         options = {"allow_other_workers": True, "pure": False}
         futures = [
             None
             if task is None
             else self._client.submit(_run_on_cluster, function, self._common, task, workers=[home], **options)
-            for task, home in zip(tasks, self._homes, strict=False)
+            for task, home in zip(tasks, self._homes, strict=True)
         ]
         try:
             return [None if future is None else future.result() for future in futures]

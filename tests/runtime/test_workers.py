@@ -168,6 +168,29 @@ def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
         assert [each and each[0] for each in found] == [task and 10 * task for task in given]
         Client.alive = {"a": 1, "b": 1} if given[0] else {"a": 1, "c": 1}
     assert Client.homes == ["a", "b", "b", "a", "c"]
+    # One that is opened again where workers were lost has all tasks, on those that are left.
+    Client.alive, Client.homes = {"c": 1}, []
+    again = workers._Cluster(Client(), 10)
+    assert [found[0] for found in again.ask(tasks.multiply, [1, 2])] == [10, 20] and Client.homes == ["c", "c"]
+    Client.alive = {}
+    assert again.size == 1
+    with pytest.raises(BrokenExecutor, match="no worker is left"):
+        again.ask(tasks.multiply, [1, 2])
+
+
+def test_a_cluster_whose_scheduler_ends_is_lost():
+    class Client:
+        def get_executor(self, pure):
+            return None
+
+        def wait_for_workers(self, count, timeout):
+            pass
+
+        def ncores(self):
+            raise OSError("Timed out trying to connect")
+
+    with pytest.raises(BrokenExecutor, match="Timed out"):
+        dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
 
 
 def test_what_lost_workers_stored_is_cleared_away(tmp_path, monkeypatch):
