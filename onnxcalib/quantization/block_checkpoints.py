@@ -18,6 +18,8 @@ from .prepared import Prepared
 from .ranges import Ranges
 from .state import ReconstructionState
 
+# How decisions end of blocks that were reconstructed on workers by samples: their checkpoints store no activations.
+SHARED = "-shared"
 # Files of single blocks and of tensors, and all that follow from the walk.
 _OF_BLOCKS = re.compile(rf"block-|.*{re.escape(TENSOR)}$|\.")
 _OF_WALK = re.compile(rf"(?:{WALK}|{TUNED}){re.escape(RECORD)}$|{_OF_BLOCKS.pattern}")
@@ -132,7 +134,11 @@ class BlockCheckpoints:
                 self._tell("is damaged")
             return False
         if walk.decisions != self._decisions:
-            self._tell("follows from other measurements of this machine, or from samples on other workers")
+            shared = walk.decisions.endswith(SHARED)
+            if shared != self._decisions.endswith(SHARED):
+                self._tell(f"is of a run {'on workers' if shared else 'in one process'}")
+            else:
+                self._tell("follows from other measurements of this machine")
             return False
         blocks = [self._kept.find(f"block-{number}", BlockDone) for number in range(walk.saved)]
         whole = [block for block in blocks if block is not None]

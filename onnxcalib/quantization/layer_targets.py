@@ -94,7 +94,7 @@ class KeptTargets:
 
 
 def keep_targets(state: ReconstructionState, blocks: Sequence[Block]) -> None:
-    """Keep the targets of all layers in place of the float model's inputs, if no block is learned and disk has room.
+    """Keep the targets of all layers in place of the float model's inputs, unless blocks are learned or they are large.
 
     The samples are stored already.
     """
@@ -109,8 +109,8 @@ def keep_targets(state: ReconstructionState, blocks: Sequence[Block]) -> None:
         feeds = stored.feeds(FLOAT, session.inputs, number)
         values = {t: np.atleast_2d(v) for t, v in {**feeds, **session.run(feeds, made)}.items() if t in tensors}
         used = sum(each.keep(values, number, sum(stored.sizes[:number])) for each in wanted)
-        # As the first batch shows; each worker has room for its own.
-        if stored.own is None and used * sum(stored.sizes) > MOST_TARGET_BYTES * stored.sizes[number]:
+        # Of all samples, as this batch shows: so that one process decides as workers do that have some of them each.
+        if used * sum(stored.sizes) > MOST_TARGET_BYTES * stored.sizes[number]:
             for each in wanted:
                 each.kept.drop()
             return

@@ -23,7 +23,7 @@ from ..runtime.workers import Team
 from ..spec import Block, Grids, LayerScheme, QuantScheme
 from .carried import Carried
 from .columns import ColumnReader, pool_sums
-from .layer_targets import keep_targets, may_learn
+from .layer_targets import MOST_TARGET_BYTES, keep_targets, may_learn
 from .padding_mask import PaddingMask, find_real
 from .passing import pass_through
 from .probes import list_probed
@@ -41,6 +41,10 @@ from .state import (
     read_later,
     run_block,
 )
+
+# Why samples are not shared out whose targets are not kept: one process then reads its columns in float, and the last
+# bits of sums are others.
+TOO_LARGE = f"targets of layers take over {MOST_TARGET_BYTES / 2**30:g} GB"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class SharedProblem:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_walks": {}}
 
+    def begin(self, own: range) -> bool:
+        """Keep the targets of layers in these batches; False where those of all samples would take too much room."""
+        walk = self._walks[own] = _Walk(self, own)
+        return not walk.state.stored.has_float
+
     def sum(self, task: ShareTask) -> list[Sums] | None:
         """The sums of each share of the task's batches; None where a layer before it is not known."""
         walk = self._walks.pop(task.own, None)  # one that fails is not gone on with
@@ -89,6 +98,12 @@ class SharedProblem:
         sums = walk.sum_shares() if walk.advance(task.layer) else None
         self._walks[task.own] = walk
         return sums
+
+
+def begin_task(common: SharedProblem, own: range) -> bool:
+    """``SharedProblem.begin`` as a task of a worker."""
+    with computing():
+        return common.begin(own)
 
 
 def sum_task(common: SharedProblem, task: ShareTask) -> list[Sums] | None:
@@ -163,8 +178,11 @@ def explain_one_process(state: ReconstructionState, blocks: Sequence[Block], sam
 @contextmanager
 def share_samples(
     state: ReconstructionState, given: StoredActivations, blocks: Sequence[Block], run: Run
-) -> Iterator[None]:
-    """Let the workers of the settings sum the moments of ``state``'s layers. ``given`` stores the samples."""
+) -> Iterator[bool]:
+    """Let the workers of the settings sum the moments of ``state``'s layers. ``given`` stores the samples.
+
+    Gives False where they do not, as targets are TOO_LARGE.
+    """
     problem, config, store = state.problem, state.problem.config, given.store
     common = SharedProblem(
         problem.model,
@@ -182,9 +200,12 @@ def share_samples(
     )
     jobs = min(config.jobs or 1, len(given.shares))
     with Team(common, jobs=jobs, scheduler=config.scheduler, warn=run.warn) as team:
-        state.sum_elsewhere = _Sharing(state, team, _part_evenly(given.shares, team.size)).sum
+        runs = _part_evenly(given.shares, team.size)
+        shared = all(team.ask(begin_task, runs))
+        if shared:
+            state.sum_elsewhere = _Sharing(state, team, runs).sum
         try:
-            yield
+            yield shared
         finally:
             state.sum_elsewhere = None
 

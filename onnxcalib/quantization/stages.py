@@ -22,7 +22,7 @@ from ..report import BlockRecord, OutputRecord, StageRecord
 from ..runtime.store import Store
 from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
-from .block_checkpoints import BlockCheckpoints, digest_decisions
+from .block_checkpoints import SHARED, BlockCheckpoints, digest_decisions
 from .checkpoints import RANGES, TUNED, Calibrated, Tuned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
@@ -34,13 +34,12 @@ from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
 from .reconstruct import reconstruct
-from .shares import explain_one_process, share_samples
+from .shares import TOO_LARGE, explain_one_process, share_samples
 from .solve import round_embeddings, round_layers
 from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
 
 STATISTICS, BIASES = "statistics", "biases"
-SHARED = "shared"  # of decisions: checkpoints of blocks that were reconstructed on workers, and store no activations
 # Fewer samples misjudge: on 4 a rounded ResNet-20 seems to gain nothing, on 8 it gains 1.2 dB of the 1.6 of 32.
 FIRST_LOOK = 8
 
@@ -122,7 +121,9 @@ def _reconstruct(
     """Reconstruct the blocks, from the last checkpoint on if there is one."""
     run, views = prepared.run, _choose_views(prepared)
     if _takes_workers(prepared, state, blocks, views):
-        return _reconstruct_by_shares(prepared, state, blocks, f"{decisions}-{SHARED}", batch=batch, views=views)
+        shared = _reconstruct_by_shares(prepared, state, blocks, decisions + SHARED, batch=batch, views=views)
+        if shared is not None:
+            return shared
     kept = None if prepared.config.parallel else BlockCheckpoints(prepared, state, blocks, decisions)
     if kept is None or not kept.begun:
         state.stored.fill(prepared.samples, batch, views=views, seed=prepared.config.seed)
@@ -144,7 +145,8 @@ def _takes_workers(
 ) -> bool:
     """Whether the settings name workers, and samples are shared out over them; a line says why they are not."""
     config = prepared.config
-    if config.parallel or not (config.scheduler or (config.jobs or 1) > 1):
+    named = config.scheduler is not None or (config.jobs or 1) > 1
+    if config.parallel or not named or not state.problem.scheme.layers:
         return False
     samples = len(prepared.samples) * (1 + (views.count if views else 0))
     reason = explain_one_process(state, blocks, samples)
@@ -161,13 +163,20 @@ def _reconstruct_by_shares(
     *,
     batch: int,
     views: Views | None,
-) -> tuple[BlockRecord, ...]:
-    """Reconstruct the blocks on workers that each have a share of the samples; ``state`` stores none of them."""
-    kept = BlockCheckpoints(prepared, state, blocks, decisions)
+) -> tuple[BlockRecord, ...] | None:
+    """Reconstruct the blocks on workers that each have a share of the samples; ``state`` stores none of them.
+
+    None, with a line that says why, where the samples turn out not to be shared out.
+    """
     with Store() as store:
         given = _open_store(state.problem, store)
         given.fill(prepared.samples, batch, views=views, seed=prepared.config.seed)
-        with share_samples(state, given, blocks, prepared.run):
+        with share_samples(state, given, blocks, prepared.run) as shared:
+            if not shared:
+                prepared.run.observer.note(f"one process reconstructs: {TOO_LARGE}")
+                return None
+            # Not before: the checkpoints of one process are of other decisions, and would be removed.
+            kept = BlockCheckpoints(prepared, state, blocks, decisions)
             found = reconstruct(state, blocks, prepared.run.observer, kept)
     kept.tell()
     return found

@@ -94,7 +94,8 @@ def solve_shared(model, state_of, **settings):
     state, blocks = start(model, state_of, **settings)
     empty = StoredActivations(Store(), state.problem.padding, state.problem.types)
     own, run = replace(state, stored=empty), Run(state.problem.config, Observer())
-    with share_samples(own, state.stored, blocks, run):
+    with share_samples(own, state.stored, blocks, run) as shared:
+        assert shared
         reconstruct(own, blocks, Observer())
     assert own.sum_elsewhere is None and not empty.store.names()
     return pickle.dumps([own.layers[name] for name in sorted(own.layers)])
@@ -104,10 +105,10 @@ def solve_shared(model, state_of, **settings):
 def test_any_number_of_workers_gives_the_bytes_of_one_process(residual, state_of, hire, settings, size):
     team = hire(size)
     assert solve_shared(residual, state_of, **settings) == solve_here(residual, state_of, **settings)
-    assert {len(tasks) for tasks in team.tasks} == {min(size, 3)} and team.asked == 3
+    assert {len(tasks) for tasks in team.tasks} == {min(size, 3)} and team.asked == 4
 
 
-@pytest.mark.parametrize("lost", [(2, 0), (2, 1)])
+@pytest.mark.parametrize("lost", [(3, 0), (3, 1)])
 def test_a_lost_worker_s_share_is_run_again_from_its_samples(residual, state_of, hire, lost):
     team = hire(2, lost=[lost])
     assert solve_shared(residual, state_of) == solve_here(residual, state_of)
@@ -126,7 +127,7 @@ def test_a_layer_that_is_asked_for_twice_is_summed_from_the_samples_again(residu
 def test_workers_are_sent_each_layer_once(residual, state_of, hire):
     team = hire(2)
     solve_shared(residual, state_of)
-    assert [[*task.found] for tasks in team.tasks for task in tasks] == [[], [], ["c1"], ["c1"], ["c2"], ["c2"]]
+    assert [[*task.found] for tasks in team.tasks[1:] for task in tasks] == [[], [], ["c1"], ["c1"], ["c2"], ["c2"]]
 
 
 @pytest.mark.parametrize(
@@ -155,9 +156,57 @@ def test_a_run_with_jobs_gives_the_file_of_one_process_and_says_where_it_does_no
     for jobs in (1, 2):
         config = QuantizeConfig(jobs=jobs, threads=1, placement="all")
         files.append(quantize(residual, DATA, config, test=DATA[:8]).model.SerializeToString())
-    assert files[0] == files[1] and team.asked == 3
+    assert files[0] == files[1] and team.asked == 4
     quantize(residual, DATA[:12], QuantizeConfig(jobs=2, placement="all"), test=DATA[:8], observer=observer)
     assert ("note", "one process reconstructs: fewer than 24 samples are one worker's") in observer.heard
+
+
+def test_where_targets_take_too_much_room_workers_are_let_go_for_the_file_of_one_process(
+    residual, hire, listen, monkeypatch
+):
+    monkeypatch.setattr("onnxcalib.quantization.layer_targets.MOST_TARGET_BYTES", 0)
+    team, observer, files = hire(2), listen(), []
+    for jobs in (1, 2):
+        config = QuantizeConfig(jobs=jobs, threads=1, placement="all")
+        result = quantize(residual, DATA, config, test=DATA[:8], observer=observer)
+        files.append(result.model.SerializeToString())
+    assert files[0] == files[1] and team.asked == 1
+    assert ("note", "one process reconstructs: targets of layers take over 2 GB") in observer.heard
+
+
+def test_a_run_on_workers_goes_on_behind_its_blocks_and_one_process_does_them_again(
+    residual, hire, listen, tmp_path, monkeypatch
+):
+    team, lines = hire(2), []
+
+    def run(jobs, last=99):
+        """Stops at an ask; gives the file, and how often workers were asked."""
+        ask, team.asked, observer = team.ask, 0, listen()
+
+        def stop(self, function, tasks):
+            if team.asked == last:
+                raise KeyboardInterrupt
+            return ask(self, function, tasks)
+
+        config = QuantizeConfig(jobs=jobs, threads=1, placement="all")
+        with monkeypatch.context() as patch:
+            patch.setattr(team, "ask", stop)
+            try:
+                result = quantize(residual, DATA, config, test=DATA[:8], output=tmp_path / "q.onnx", observer=observer)
+            except KeyboardInterrupt:
+                return None
+        result.save(tmp_path / "q.onnx")
+        lines[:] = [text for kind, text in observer.heard if kind == "note"]
+        return result.model.SerializeToString(), team.asked
+
+    wanted, asked = run(2)
+    assert asked == 4
+    run(2, last=3)
+    assert run(2) == (wanted, 2)  # to begin, and for the last layer
+    assert lines[0].endswith("it goes on after 2 of 3 blocks")
+    run(2, last=3)
+    assert run(1) == (wanted, 0)
+    assert "checkpoints: that of the blocks is of a run on workers; all blocks are done again" in lines
 
 
 def test_the_sums_of_one_share_are_in_memory_at_a_time():
