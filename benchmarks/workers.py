@@ -146,9 +146,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'':20}{'seconds':>9}{'stage':>9}   {'cpu':29}{'faster':>12}{'path':>12}   same", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         common = {"model": str(model), "data": str(arguments.data), "bits": arguments.bits}
+        common["pipeline"] = arguments.pipeline
         for name in ROWS:
             job = {**common, "samples": arguments.samples, "output": str(Path(folder) / "q.onnx")}
-            job["pipeline"] = arguments.pipeline
             rows[name] = measure(name, job)
             print(render(name, rows[name], rows[ROWS[0]]), flush=True)
             if arguments.json:

@@ -101,9 +101,8 @@ class _Walk:
         self.position = 0
 
     def _add_samples(self, common: ParallelProblem) -> None:
-        store = common.samples.store
         for number, size in enumerate(common.sizes):
-            values = {name.removeprefix(FLOAT): store.batch(name, number) for name in common.samples.names}
+            values = {name.removeprefix(FLOAT): common.samples.read(name, number) for name in common.samples.names}
             self.stored.add(values, size)
         self.stored.passes = common.passes
 

@@ -98,8 +98,8 @@ class StoredActivations:
     sizes: samples of each stored batch, in all ``passes`` over the calibration set; the first stores the samples, the
     others store views of their images. own: the numbers of the batches that are stored here; None: all of them are.
     masks: for each stored batch the mask of the tokens that are no padding, bool (samples, tokens), or None without
-    padding. types: types of the stored tensors. integers: those of the quantized
-    model are stored as the integers on their grids where these have 8 bits, as the grids do not change any more.
+    padding. types: types of the stored tensors. integers: those of the quantized model are stored as the integers on
+    their grids where these have 8 bits, as the grids do not change any more.
     """
 
     def __init__(self, store: Store, padding: PaddingMask, types: Mapping[str, ValueInfoProto]) -> None:
@@ -136,7 +136,7 @@ class StoredActivations:
         views: Views | None = None,
         seed: int = 0,
     ) -> None:
-        """Store the model's inputs over the whole set, ``size`` samples a batch or fewer; both models have the same.
+        """Store the inputs of both models, which are the same, over the whole set: ``size`` samples a batch at most.
 
         ``views.count`` passes over the set follow, each of which stores one view of every image.
         """
