@@ -143,6 +143,8 @@ class _Walk:
             state.frozen |= tensors_read(state.problem.index, block)
             run_block(state, block, later, quantized=True)
             state.stored.forget(later)
+            for name in block.layers:  # a worker holds the integers of one block, and not those of the model
+                del state.layers[name], self.found[name]
 
     def advance(self, layer: str) -> bool:
         """Go on to the layer; False where one before it is not known."""
