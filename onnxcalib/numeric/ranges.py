@@ -283,16 +283,19 @@ class _Search:
     ) -> np.ndarray:
         """About the loss of each range; infinite for those of which what they cut off alone is more than the least.
 
-        Behind the margins, which come first, each range lies in the one before.
+        Behind the margins, which come first, each range lies in the one before. The grid of one that is narrower than
+        a grid may be begins at its low end, and reaches beyond its high one.
         """
         (lows, highs), (scales, zero_points) = ends, grids
+        narrowest = max(self.spec.least_range, LEAST_SCALE * (self.spec.qmax - self.spec.qmin))
         nested = quick.function is None and not self.spec.power_of_two
         losses = np.full(len(beyond), np.inf)
         for start in range(0, len(beyond), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             losses[part] = quick.measure(scales[part], zero_points[part], self.spec) + beyond[part]
             last = min(start + AT_ONCE, len(beyond)) - 1
-            if nested and self._cut(lows[last] - scales[last], highs[last] + scales[last]) > losses.min() + quick.slack:
+            reach = lows[last] - scales[last], max(highs[last], narrowest) + scales[last]
+            if nested and self._cut(*reach) > losses.min() + quick.slack:
                 break
         return losses
 

@@ -15,6 +15,7 @@ BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
 RNG = np.random.default_rng(0)
 GAUSSIAN = RNG.normal(size=50_000).astype(np.float32)
 HEAVY = RNG.standard_t(3, size=50_000).astype(np.float32)
+BLOCK = np.append(np.linspace(1.0, 2.3, 5_000), [-4.0, 4.0]).astype(np.float32)
 
 
 def collect(values):
@@ -204,8 +205,10 @@ def test_squared_error_with_a_bound_is_measured_on_the_bounded_grid():
 
 
 @pytest.mark.parametrize("bound", [None, float("inf"), 1.5])
-@pytest.mark.parametrize("spec", [BYTES, NIBBLES, replace(BYTES, signed=True, symmetric=True)])
-@pytest.mark.parametrize("values", [GAUSSIAN, HEAVY, np.maximum(HEAVY - 1, 0), HEAVY * np.float32(1e-30)])
+@pytest.mark.parametrize(
+    "spec", [BYTES, NIBBLES, replace(BYTES, signed=True, symmetric=True), replace(NIBBLES, least_range=2.3)]
+)
+@pytest.mark.parametrize("values", [GAUSSIAN, HEAVY, np.maximum(HEAVY - 1, 0), HEAVY * np.float32(1e-30), BLOCK])
 def test_ranges_that_are_not_looked_at_are_none_that_would_be_chosen(values, spec, bound, monkeypatch):
     found = choose_grid(collect(values), spec, bound=bound)
     monkeypatch.setattr(ranges, "AT_ONCE", 10**6)
