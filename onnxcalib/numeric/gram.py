@@ -122,8 +122,8 @@ class MomentSum:
     """Accumulates ``sum x x^T`` and ``sum y x^T`` over batches, so that no activation needs to be kept.
 
     The means of the first columns are subtracted before values are multiplied in float32: else rounding would hide a
-    variance that is small beside the mean. Sums are float64. Of inputs that are int8, ``sum x x^T`` is exact, and takes
-    a quarter of the time where the processor multiplies integers.
+    variance that is small beside the mean. Sums are float64. Where the processor multiplies integers, ``sum x x^T`` of
+    int8 inputs is exact, and takes a quarter of the time.
     """
 
     def __init__(self, unit: Unit | None = None) -> None:

@@ -60,21 +60,20 @@ def multiply_upper(x: torch.Tensor) -> torch.Tensor:
 def multiply(inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
     """``x x^T`` as ``multiply_upper`` has it, ``y x^T`` (G, C, K), and the sums of inputs x and of targets y.
 
-    Of int8 inputs (1, K, P) in float64, all exact but for products with targets.
+    Of int8 inputs (1, K, P) what has no part in the targets is exact, in float64.
     """
     if inputs.is_floating_point():
         return [multiply_upper(inputs), targets @ inputs.mT, inputs.sum(2), targets.sum(2)]
     grams = [multiply_upper(part).double() for part in inputs.split(LONGEST, 2)]
     # Less their means, which are made whole numbers, inputs lose nothing as float32, and products with them less.
     shift = inputs[..., :SLICE].float().mean(2, keepdim=True).round_()
-    cross = torch.zeros((), dtype=torch.float64)
-    sums = torch.zeros((), dtype=torch.float64)
     size, most = inputs.shape[1], min(SLICE, inputs.shape[2])  # one room for all, as new memory takes as long again
     room = torch.empty(1, most, size).mT if inputs.stride(1) == 1 else torch.empty(1, size, most)
+    cross, sums = targets.new_zeros(1, targets.shape[1], size), torch.zeros(1, size, dtype=torch.float64)
     for part, own in zip(inputs.split(SLICE, 2), targets.split(SLICE, 2), strict=True):
         values = room[:, :, : part.shape[2]].copy_(part).sub_(shift)
-        cross = cross + own @ values.mT
-        sums = sums + values.sum(2)
+        cross += own @ values.mT
+        sums += values.sum(2)  # of so few whole numbers float32 has the sum itself
     total, shift = targets.sum(2).double(), shift.squeeze(2).double()
-    cross = cross + total.unsqueeze(2) * shift.unsqueeze(1)
-    return [torch.stack(grams).sum(0) if len(grams) > 1 else grams[0], cross, sums + inputs.shape[2] * shift, total]
+    moved = cross + total.unsqueeze(2) * shift.unsqueeze(1)
+    return [torch.stack(grams).sum(0) if len(grams) > 1 else grams[0], moved, sums + inputs.shape[2] * shift, total]

@@ -343,6 +343,13 @@ def test_moments_of_integers_are_those_of_the_values_that_they_stand_for(groups,
         torch.testing.assert_close(moments.gram, wanted.gram, rtol=1e-12, atol=1e-12)
 
 
+def test_sums_of_integers_are_exact_where_float32_has_no_odd_numbers():
+    integers = torch.randint(100, 128, (1, 2, 2**19), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    integers[:, :, : products_module.SLICE] = 0
+    *_, sums, _ = products_module.multiply(integers, torch.zeros(1, 1, 2**19))
+    assert torch.equal(sums, integers.sum(2).double())
+
+
 def test_padding_of_integers_is_their_zero_point():
     torch.manual_seed(0)
     convolution = Convolution((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
