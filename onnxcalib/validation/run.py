@@ -29,7 +29,7 @@ from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
-from ..quantization.verify import INNER, list_unfused, optimize
+from ..quantization.verify import FLIPS, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.foreign import find_runtime
 from ..runtime.session import Session
@@ -265,7 +265,7 @@ class _Run:
         padding: PaddingMask,
         parts: Parts,
     ) -> None:
-        batches = samples.fixed_batch or 1, -(-INNER // (samples.fixed_batch or 1))
+        batches = samples.fixed_batch or 1, -(-FLIPS // (samples.fixed_batch or 1))
         for flip in describe_flips(
             *models, samples, compared.outputs, batches=batches, padding=padding, parts=parts, threads=self.threads
         ):
