@@ -60,9 +60,12 @@ def check_memory(run: Run, model: ModelProto, activations: int = 0) -> None:
 
 
 def record_memory(run: Run, model: ModelProto) -> MemoryRecord:
-    """What the run took at most, beside its floor; more than its budget is warned of."""
+    """What the run took at most, beside its floor; more than its budget is warned of.
+
+    What the process had at most before the run began is not the run's.
+    """
     found = replace(run.memory or find_floor(run, model), peak_bytes=measure_peak())
-    if found.budget_bytes is not None and found.peak_bytes > found.budget_bytes:
+    if found.budget_bytes is not None and found.peak_bytes > max(found.budget_bytes, run.peak_before):
         run.warn(
             f"memory: found {_spell(found.peak_bytes)} taken of the {_spell(found.budget_bytes)} given; batches of"
             " activations and what a layer is solved on come beside the least that is needed; give more"

@@ -14,7 +14,7 @@ from ..graph.weight_file import WeightFile
 from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
-from ..runtime.memory import measure_resident, release
+from ..runtime.memory import measure_peak, measure_resident, release
 from ..targets import load_target
 from .checkpoints import Checkpoints, CheckpointSettings
 from .float_outputs import FloatOutputs
@@ -27,9 +27,9 @@ class Run:
     target: what the file is made for; config: the settings, with what the target decides. weights: takes the large
     values that are made of a large model. seconds: stage -> time. current_stage: the stage that goes on or has failed;
     None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of
-    the samples that the file is made from. resident: bytes that the process had in memory before; memory: the floor
-    of the run, once it is known. work: where checkpoints are kept; ``checkpoints`` are open once the samples are.
-    earlier_seconds: stage -> the time that it took in a run that was
+    the samples that the file is made from. resident: bytes that the process had in memory before, and peak_before: the
+    most that it had; memory: the floor of the run, once it is known. checkpointing: where checkpoints are kept;
+    ``checkpoints`` are open once the samples are. earlier_seconds: stage -> the time that it took in a run that was
     stopped.
     """
 
@@ -51,7 +51,7 @@ class Run:
         self.threads = config.threads or 0
         self.weights = WeightFile()
         self.device = choose_device(config.device)
-        self.resident = measure_resident()
+        self.resident, self.peak_before = measure_resident(), measure_peak()
         self.memory: MemoryRecord | None = None
         self.checkpointing, self.checkpoints = settings or CheckpointSettings(), Checkpoints()
         self.float_outputs = FloatOutputs()

@@ -7,6 +7,7 @@ from onnxcalib import QuantizeConfig
 from onnxcalib.errors import ConfigError
 from onnxcalib.pipeline import quantize
 from onnxcalib.quantization import floor as floor_module
+from onnxcalib.quantization import run as run_module
 from onnxcalib.quantization.floor import check_memory, find_floor, record_memory
 from onnxcalib.quantization.run import Run
 from onnxcalib.report import Observer
@@ -55,6 +56,13 @@ def test_a_run_that_took_more_than_its_budget_says_so(model, monkeypatch):
     monkeypatch.setattr(floor_module, "measure_peak", lambda: 10**10)
     with pytest.warns(UserWarning, match=r"^memory: found 10\.00GB taken of the 9\.00GB given; .*; give more$"):
         record_memory(run, model)
+
+
+def test_what_the_process_took_before_a_run_is_not_the_runs(model, monkeypatch):
+    for module in (run_module, floor_module):
+        monkeypatch.setattr(module, "measure_peak", lambda: 10**10)
+    run = Run(QuantizeConfig(memory="9GB"), Observer())
+    assert record_memory(run, model).peak_bytes == 10**10 and not run.warnings
 
 
 def test_a_machine_with_too_little_is_warned_of(model, monkeypatch):
