@@ -148,10 +148,11 @@ def _least(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What one stage that changes weights or biases did to the outputs, measured on the calibration set.
+    """What one stage that changes weights or biases did to the outputs.
 
     outcome: ``done`` for the first stage; later ones are ``kept``, or ``rolled back`` where they brought the outputs no
-    nearer to the float model's. outputs: of the model after the stage, or after its roll-back.
+    nearer to the float model's. outputs: of the model after the stage, or after its roll-back, on samples of the
+    calibration set, some 256 at most.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 from onnx import ModelProto
@@ -14,7 +15,7 @@ from ..progress import track
 from ..report import OutputRecord
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store
-from .calibrate import batch_size
+from .calibrate import batch_size, spread_runs
 from .float_outputs import FloatOutputs
 from .joined_runs import Outputs, join_runs
 from .output_parts import Parts, take_parts
@@ -31,7 +32,7 @@ Losses = Mapping[str, float]
 class Evaluator:
     """Compares quantized models with the float model, which is run once; its outputs are kept in the store.
 
-    Of many samples MOST_SAMPLES at most are run, and half as many at least.
+    Of many samples it runs those of ``spread_runs``.
 
     known: those that calibration has kept; where it has, the float model is not run.
     """
@@ -55,25 +56,18 @@ class Evaluator:
         self.known = None if known is None else known.of(samples)
         self.names = [value.name for value in original.graph.output]
         if known is not None and self.known is not None:
-            self.numbers = self._spread(known.size)
+            self.runs = spread_runs(samples, known.size, MOST_SAMPLES)
             return
         session = Session(original, threads=threads)
-        self.numbers = self._spread(batch_size(session, samples))
-        for run in track(self.runs, len):
+        self.runs = spread_runs(samples, batch_size(session, samples), MOST_SAMPLES)
+        for run in track([*self.runs.values()], len):
             for name, value in session.run(samples.read(run)).items():
                 store.append(f"wanted:{name}", value)
 
-    def _spread(self, size: int) -> range:
-        """Choose the runs, of so many samples each; returns their numbers among those of all samples."""
-        runs = self.samples.split(size)
-        chosen = range(0, len(runs), -(-len(self.samples) // MOST_SAMPLES))
-        self.runs = [runs[number] for number in chosen]
-        return chosen
-
-    def _read(self, place: int) -> Mapping[str, Any]:
-        """The float model's outputs for the run at this place."""
+    def _read(self, place: int, number: int) -> Mapping[str, Any]:
+        """The float model's outputs for the run of this number, which is at this place of those that are run."""
         if self.known is not None:
-            return self.known[self.numbers[place]]
+            return self.known[number]
         return {name: self.store.batch(f"wanted:{name}", place) for name in self.names}
 
     def evaluate(self, quantized: ModelProto) -> tuple[tuple[OutputRecord, ...], Losses]:
@@ -82,11 +76,11 @@ class Evaluator:
         tally = OutputTally(self.padding, self.parts, class_axes=self.class_axes)
         divergences: dict[str, Divergence] = {}
 
-        def run(place: int) -> Outputs:
-            feeds = self.samples.read(self.runs[place])
-            return Outputs(self._read(place), session.run(feeds), self.samples.count(feeds), find_real(feeds))
+        def run(place: int, number: int) -> Outputs:
+            feeds = self.samples.read(self.runs[number])
+            return Outputs(self._read(place, number), session.run(feeds), self.samples.count(feeds), find_real(feeds))
 
-        for wanted, given, samples, real in join_runs(map(run, track(range(len(self.runs))))):
+        for wanted, given, samples, real in join_runs(starmap(run, track([*enumerate(self.runs)]))):
             tally.add(wanted, given, samples, real)
             for name, value in wanted.items():
                 if is_float(value) and is_float(given[name]) and value.shape == given[name].shape:

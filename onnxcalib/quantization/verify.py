@@ -28,7 +28,7 @@ from ..runtime.memory import release
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
-from .calibrate import batch_size, choose_step
+from .calibrate import batch_size, choose_step, spread_runs
 from .flips import describe_flips, lower_expected
 from .joined_runs import Outputs, join_runs
 from .output_tally import OutputTally
@@ -174,14 +174,14 @@ def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: Outp
     """Add samples that the model was made from to the estimates, evenly spread ones where they are many."""
     samples, (reference, quantized) = prepared.samples, sessions
     known = prepared.run.float_outputs.of(samples)
-    runs = samples.split(size if known is None else prepared.run.float_outputs.size)
+    runs = spread_runs(samples, size if known is None else prepared.run.float_outputs.size, SEEN)
 
     def run(number: int) -> Outputs:
         feeds = samples.read(runs[number])
         wanted = reference.run(feeds) if known is None else known[number]
         return Outputs(wanted, quantized.run(feeds), samples.count(feeds), find_real(feeds))
 
-    for outputs in join_runs(map(run, track(range(0, len(runs), -(-len(samples) // SEEN))))):
+    for outputs in join_runs(map(run, track([*runs]))):
         tally.add_seen(*outputs)
 
 
