@@ -255,7 +255,7 @@ class QuantizeConfig(Settings):
         Field(
             description="Worker processes that plan, and that reconstruct where samples or blocks can be shared out."
         ),
-        Option(PLAN, unset="one a core"),
+        Option(PLAN, unset="one a core, but one for samples"),
     ] = None
     scheduler: Annotated[
         Annotated[str, Field(pattern=r"^\w+://.+")] | None,

@@ -49,9 +49,8 @@ def give_scale(
 
 def _rescale(integers: np.ndarray, ratio: np.ndarray, spec: QuantSpec) -> np.ndarray:
     """The integers times the ratio of each channel, or the one of all."""
-    if (
-        np.max(np.abs(ratio - 1), initial=0) * max(-spec.qmin, spec.qmax) < LEAST_CHANGE
-    ):  # as where only float32 has rounded the scale
+    change = np.max(np.abs(ratio - 1), initial=0)
+    if change * max(-spec.qmin, spec.qmax) < LEAST_CHANGE:  # as where only float32 has rounded the scale
         return np.asarray(integers, np.int8)
     others = [i for i in range(integers.ndim) if i != spec.axis]
     rescaled = integers * (ratio if spec.axis is None else np.expand_dims(ratio, others))

@@ -37,7 +37,8 @@ def tune_statistics(state: ReconstructionState) -> tuple[bool, None]:
     ``state`` has the LayerParams of all layers, which are replaced; it stores the model's inputs alone. Returns True,
     because layers have changed, and no remark.
     """
-    problem, state.stored.integers = state.problem, True  # no grid changes any more
+    problem = state.problem
+    state.stored.integers = True  # no grid changes any more
     parts = _list_parts(problem)
     with Store() as store:
         wanted = _Wanted.run(state, store)
