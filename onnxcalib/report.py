@@ -151,8 +151,7 @@ class StageRecord:
     """What one stage that changes weights or biases did to the outputs.
 
     outcome: ``done`` for the first stage; later ones are ``kept``, or ``rolled back`` where they brought the outputs no
-    nearer to the float model's. outputs: of the model after the stage, or after its roll-back, on samples of the
-    calibration set, some 256 at most.
+    nearer to the float model's. outputs: of the model after it or its roll-back, on some 256 samples at most.
     """
 
     name: str
