@@ -38,8 +38,11 @@ def multiplies_integers() -> bool:
 
 
 def stays_integer(x: torch.Tensor) -> bool:
-    """Whether such inputs are multiplied as integers; groups have products of their own, which are small."""
-    return x.dtype == torch.int8 and len(x) == 1 and not x.is_cuda and multiplies_integers()
+    """Whether such inputs are multiplied as integers; groups have products of their own, which are small.
+
+    Nor is a single input: where both strides of a row are 1, torch takes it for a column.
+    """
+    return x.dtype == torch.int8 and len(x) == 1 and x.shape[1] > 1 and not x.is_cuda and multiplies_integers()
 
 
 def list_tiles(size: int) -> list[slice]:

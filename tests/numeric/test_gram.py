@@ -350,6 +350,16 @@ def test_sums_of_integers_are_exact_where_float32_has_no_odd_numbers():
     assert torch.equal(sums, integers.sum(2).double())
 
 
+@pytest.mark.parametrize("size", [1, 2, 129])
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_moments_of_integers_are_right_for_any_number_of_inputs_and_columns(size, count):
+    rows = torch.randint(-128, 128, (count, size), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    found = MomentSum()
+    found.add(flatten_rows(rows), torch.ones(1, 1, count))
+    wanted = moments_at_once(flatten_rows(rows).double(), torch.ones(1, 1, count).double())
+    torch.testing.assert_close(found.centre().gram, wanted.gram, rtol=1e-5, atol=1e-2)
+
+
 def test_padding_of_integers_is_their_zero_point():
     torch.manual_seed(0)
     convolution = Convolution((3, 3), (1, 1), (1, 1), (1, 1, 1, 1))
