@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "runtime.converters": (set(), {"numpy", "onnx", "onnx2torch", "torch"}),
     "runtime": (
         {"errors", "files", "graph", "graph.passes", "runtime.converters"},
-        {"numpy", "onnx", "onnxruntime", "torch", "distributed", "platformdirs", "openvino", "onnxruntime_qnn"},
+        {"numpy", "onnx", "onnxruntime", "torch", "dask", "distributed", "platformdirs", "openvino", "onnxruntime_qnn"},
     ),
     "quantization": (
         {*FOUNDATION, "values", "targets", "bitplan", "progress", "report", *WORKSHOPS},

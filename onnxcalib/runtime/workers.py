@@ -19,6 +19,8 @@ from .processes import Function, open_workers
 LOSSES = 3
 # Seconds within which a cluster must answer.
 PATIENCE = 10
+# Above which size of a task Dask warns: of none. Integers of layers and probes may take more than its 10 MB.
+LARGE_TASK = {"distributed.admin.large-graph-warning-threshold": "1PB"}
 
 
 class _Runner(Protocol):
@@ -206,6 +208,7 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[_Runner]:
     Raises ConfigError where Dask is not installed, or no scheduler or worker answers.
     """
     try:
+        from dask import config
         from distributed import Client
         from distributed.scheduler import KilledWorker
     except ImportError:
@@ -217,7 +220,7 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[_Runner]:
         raise ConfigError(
             f"scheduler: found {scheduler}: {fault}; the address of a running Dask scheduler is needed"
         ) from None
-    with client:
+    with client, config.set(LARGE_TASK):
         try:
             client.wait_for_workers(1, PATIENCE)
             shipped = client.scatter(common, broadcast=True, hash=False)

@@ -102,6 +102,15 @@ def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_
     assert [each[:2] for each in given] == [(0, "a"), (1, "b"), (2, "b"), (3, "b"), (4, "b")]
 
 
+def test_a_cluster_takes_a_large_task_without_a_word():
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        with Team(1, jobs=1, scheduler=cluster.scheduler_address) as team:
+            ((given, _),) = team.ask(tasks.multiply, [bytes(2**24)])
+    assert len(given) == 2**24
+
+
 def test_a_cluster_whose_last_worker_ends_has_lost_its_tasks():
     class Client:
         def get_executor(self, pure):
