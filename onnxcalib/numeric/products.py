@@ -33,7 +33,9 @@ def multiplies_integers() -> bool:
     known = (getattr(torch.cpu, name, None) for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"))
     if not any(has() for has in known if has is not None):
         return False
-    extremes = torch.tensor([[-128, 127]], dtype=torch.int8).repeat(TILE, TILE)
+    # Neighbours of one sign, whose products overflow 16 bits.
+    extremes = torch.tensor([[127, 127, -128, -128]], dtype=torch.int8).repeat(TILE, TILE)
+    extremes[1::2] = 127
     return torch.equal(torch._int_mm(extremes, extremes.T), (extremes.double() @ extremes.double().T).int())
 
 
