@@ -24,7 +24,7 @@ from .float_outputs import FloatOutputs
 from .padding_mask import PaddingMask, find_real, select
 
 # The activations of one batch for which grids are chosen may take so many bytes.
-BATCH_BYTES = 128 * 2**20
+BATCH_BYTES = 48 * 2**20
 MOST_SAMPLES = 32
 # Runs are counted together until their tensors take so many bytes: each call takes as long as thousands of values.
 TOGETHER_BYTES = 2**24

@@ -28,7 +28,7 @@ from ..runtime.memory import release
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
-from .calibrate import batch_size, choose_step, spread_runs
+from .calibrate import BATCH_BYTES, batch_size, choose_step, spread_runs
 from .flips import describe_flips, lower_expected
 from .joined_runs import Outputs, join_runs
 from .output_tally import OutputTally
@@ -210,7 +210,7 @@ def _compare_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[s
     plain = Session(quantized, also=names, optimize=False, threads=threads)
     by_layer: dict[str, Comparison] = {}
     done, count = 0, 0
-    size = samples.fixed_batch or min(batch_size(inner, samples), INNER)
+    size = samples.fixed_batch or min(batch_size(inner, samples, BATCH_BYTES // 2), INNER)  # of both models
     for feeds in samples.batches(size):
         given, real = plain.run(feeds), find_real(feeds)
         wanted, share = inner.run(feeds, names), samples.count(feeds) / INNER
