@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from .edit import copy_model, reroute, take_name
 from .extract import extract, infer_types
-from .index import Index, all_nodes, attribute_of, has_bodies, is_op, list_names, reads, subgraphs, walk_back
+from .index import (
+    Index,
+    all_nodes,
+    attribute_of,
+    has_bodies,
+    is_op,
+    list_names,
+    reads,
+    subgraphs,
+    tensors_behind,
+    walk_back,
+)
 from .load import FLOAT_TYPES
 from .ops import LAYERS, ORDERS, STEPS
 
@@ -86,7 +97,8 @@ def cut_tail(model: ModelProto, steps: Sequence[Step]) -> Tail:
             name = copies[step.name, tensor] = take_name(f"{tensor}_of_{step.name}", taken)
             reroute(index.nodes[step.name], tensor, name)
             types[name] = _renamed(types[tensor], name)
-    made, inner = _reached(model.graph.node, {name for step in steps for name in index.nodes[step.name].output})
+    made = tensors_behind(index, [step.name for step in steps])
+    inner = [node for node in model.graph.node if not made.isdisjoint(node.output)]
     read = dict.fromkeys(name for node in inner for name in reads(node))
     own = {*copies.values()}
     given = tuple(t for t in read if t not in made | own and t not in index.initializers)
@@ -94,17 +106,6 @@ def cut_tail(model: ModelProto, steps: Sequence[Step]) -> Tail:
     wanted = list(dict.fromkeys((*ends, *(step.output for step in steps))))
     tail = extract(model, types, inputs=[*given, *copies.values()], outputs=wanted)
     return Tail(tail, given, copies, tuple(ends))
-
-
-def _reached(nodes: Iterable[NodeProto], starts: set[str]) -> tuple[set[str], list[NodeProto]]:
-    """The tensors that depend on these, themselves included, and the nodes that make them, in a graph's order."""
-    made: set[str] = set()
-    inner = []
-    for node in nodes:
-        if not starts.isdisjoint(node.output) or not made.isdisjoint(reads(node)):
-            made.update(filter(None, node.output))
-            inner.append(node)
-    return made, inner
 
 
 def _renamed(value: ValueInfoProto, name: str) -> ValueInfoProto:
