@@ -1,11 +1,20 @@
-"""Tensors of a store that go to another process by value."""
+"""What goes to workers by value: tensors of a store, and the problem that they work on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
+import torch
+from onnx import ModelProto
+
+from ..config import QuantizeConfig
 from ..runtime.store import Store
+from ..spec import Block, Grids, QuantScheme
+from .padding_mask import PaddingMask
+from .spread import use_one_thread
+from .state import FLOAT, Problem, ReconstructionState, StoredActivations
 
 
 class Carried:
@@ -35,3 +44,51 @@ class Carried:
         for name in self.names:
             for value in values[name]:
                 self.store.append(name, value)
+
+
+@dataclass
+class CarriedProblem:
+    """What every worker gets of a reconstruction.
+
+    frozen: tensors whose grids do not change. samples: the model's inputs, of ``passes`` passes over the calibration
+    set; sizes: the number of samples in each stored batch.
+    """
+
+    model: ModelProto
+    scheme: QuantScheme
+    config: QuantizeConfig
+    padding: PaddingMask
+    device: torch.device
+    grids: Grids
+    frozen: frozenset[str]
+    blocks: tuple[Block, ...]
+    samples: Carried
+    sizes: tuple[int, ...]
+    passes: int
+
+    @classmethod
+    def of(cls, state: ReconstructionState, given: StoredActivations, blocks: Sequence[Block], **more: Any) -> Self:
+        """That of ``state`` before its first block. given: stores the samples; more: fields of a subclass."""
+        problem, store = state.problem, given.store
+        return cls(
+            problem.model,
+            problem.scheme,
+            problem.config,
+            problem.padding,
+            problem.device,
+            state.grids,
+            frozenset(state.frozen),
+            tuple(blocks),
+            Carried(store, [name for name in store.names() if name.startswith(FLOAT)]),
+            tuple(given.sizes),
+            given.passes,
+            **more,
+        )
+
+    def open(self) -> Problem:
+        """The problem as a worker has it."""
+        return Problem.of(self.model, self.scheme, use_one_thread(self.config), self.padding, self.device)
+
+    def read_samples(self, number: int) -> dict[str, Any]:
+        """The model's inputs in the stored batch of this number."""
+        return {name.removeprefix(FLOAT): self.samples.read(name, number) for name in self.samples.names}

@@ -15,21 +15,16 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-from onnx import ModelProto
-
-from ..config import QuantizeConfig
 from ..report import BlockRecord
 from ..runtime.device import computing
 from ..runtime.store import Store
-from ..spec import Block, Grids, QuantScheme
-from .carried import Carried
+from ..spec import Block
+from .carried import Carried, CarriedProblem
 from .checkpoints import PARALLEL, BlockDone, find_changed
-from .padding_mask import PaddingMask
 from .reconstruct import reconstruct_block, tensors_read
 from .run import Run
-from .spread import spread_tasks, use_one_thread
-from .state import FLOAT, PROBE, FloatActivations, Problem, ReconstructionState, read_later, run_block
+from .spread import spread_tasks
+from .state import PROBE, FloatActivations, ReconstructionState, read_later, run_block
 
 DIGITS = 16  # of the digest of decisions, in the name of a checkpoint
 
@@ -43,24 +38,9 @@ class BlockTask:
 
 
 @dataclass
-class ParallelProblem:
-    """What every worker gets, and, in each of its threads, how far it has come.
+class ParallelProblem(CarriedProblem):
+    """What every worker gets, and, in each of its threads, how far it has come."""
 
-    samples: the model's inputs, of ``passes`` passes over the calibration set; sizes: the number of samples in each
-    stored batch. frozen: tensors whose grids no block changes.
-    """
-
-    model: ModelProto
-    scheme: QuantScheme
-    config: QuantizeConfig
-    padding: PaddingMask
-    device: torch.device
-    grids: Grids
-    frozen: frozenset[str]
-    blocks: tuple[Block, ...]
-    samples: Carried
-    sizes: tuple[int, ...]
-    passes: int
     _here: threading.local = field(default_factory=threading.local)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,8 +71,7 @@ class _Walk:
     """The float model's activations at one block after the other."""
 
     def __init__(self, common: ParallelProblem) -> None:
-        config = use_one_thread(common.config)
-        self.problem = Problem.of(common.model, common.scheme, config, common.padding, common.device)
+        self.problem = common.open()
         self.stored = FloatActivations(Store(), common.padding, self.problem.types)
         self._add_samples(common)
         self.blocks, self.grids, self.frozen = common.blocks, common.grids, common.frozen
@@ -102,8 +81,7 @@ class _Walk:
 
     def _add_samples(self, common: ParallelProblem) -> None:
         for number, size in enumerate(common.sizes):
-            values = {name.removeprefix(FLOAT): common.samples.read(name, number) for name in common.samples.names}
-            self.stored.add(values, size)
+            self.stored.add(common.read_samples(number), size)
         self.stored.passes = common.passes
 
     def _read_by(self, block: Block) -> set[str]:
@@ -145,19 +123,7 @@ def reconstruct_apart(
     each of them has a checkpoint.
     """
     problem, store = state.problem, state.stored.store
-    common = ParallelProblem(
-        problem.model,
-        problem.scheme,
-        problem.config,
-        problem.padding,
-        problem.device,
-        state.grids,
-        frozenset(state.frozen),
-        tuple(blocks),
-        Carried(store, [name for name in store.names() if name.startswith(FLOAT)]),
-        tuple(state.stored.sizes),
-        state.stored.passes,
-    )
+    common = ParallelProblem.of(state, state.stored, blocks)
     tasks: dict[Hashable, BlockTask] = {}
     for number, block in enumerate(blocks):
         if block.layers:

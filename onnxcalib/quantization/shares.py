@@ -12,29 +12,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from onnx import ModelProto
-
-from ..config import EFFORTS, QuantizeConfig
+from ..config import EFFORTS
 from ..graph.emit import LayerParams
 from ..runtime.device import computing
 from ..runtime.store import Store
 from ..runtime.workers import Team
-from ..spec import Block, Grids, LayerScheme, QuantScheme
-from .carried import Carried
+from ..spec import Block, LayerScheme
+from .carried import CarriedProblem
 from .columns import ColumnReader, pool_sums
 from .layer_targets import MOST_TARGET_BYTES, keep_targets, may_learn
-from .padding_mask import PaddingMask, find_real
+from .padding_mask import find_real
 from .passing import pass_through
 from .probes import list_probed
 from .reconstruct import tensors_read
 from .run import Run
-from .spread import is_large, use_one_thread
+from .spread import is_large
 from .state import (
     FLOAT,
     QUANTIZED,
     SHARE_SAMPLES,
-    Problem,
     ReconstructionState,
     StoredActivations,
     Sums,
@@ -60,25 +56,13 @@ class ShareTask:
 
 
 @dataclass
-class SharedProblem:
+class SharedProblem(CarriedProblem):
     """What every worker gets, and the walks of those of the stored batches that it works on.
 
-    samples: the model's inputs, of ``passes`` passes over the calibration set; sizes: the number of samples in each
-    stored batch. tables: LayerParams of embeddings.
+    tables: LayerParams of embeddings.
     """
 
-    model: ModelProto
-    scheme: QuantScheme
-    config: QuantizeConfig
-    padding: PaddingMask
-    device: torch.device
-    grids: Grids
-    frozen: frozenset[str]
-    blocks: tuple[Block, ...]
     tables: Mapping[str, LayerParams]
-    samples: Carried
-    sizes: tuple[int, ...]
-    passes: int
     _walks: dict[range, _Walk] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,13 +100,12 @@ class _Walk:
     """The quantized model's activations on some of the stored batches, from layer to layer."""
 
     def __init__(self, common: SharedProblem, own: range) -> None:
-        config = use_one_thread(common.config)
-        problem = Problem.of(common.model, common.scheme, config, common.padding, common.device)
+        problem = common.open()
         stored = StoredActivations(Store(), common.padding, problem.types)
         stored.sizes, stored.passes, stored.own = list(common.sizes), common.passes, own
         stored.masks = [None] * len(stored.sizes)
         for number in own:
-            feeds = {name.removeprefix(FLOAT): common.samples.read(name, number) for name in common.samples.names}
+            feeds = common.read_samples(number)
             for prefix in (FLOAT, QUANTIZED):
                 for name, value in feeds.items():
                     stored.keep(prefix, name, value)
@@ -185,21 +168,9 @@ def share_samples(
 
     Gives False where they do not, as targets are TOO_LARGE.
     """
-    problem, config, store = state.problem, state.problem.config, given.store
-    common = SharedProblem(
-        problem.model,
-        problem.scheme,
-        config,
-        problem.padding,
-        problem.device,
-        state.grids,
-        frozenset(state.frozen),
-        tuple(blocks),
-        {name: params for name, params in state.layers.items() if name not in problem.layers},
-        Carried(store, [name for name in store.names() if name.startswith(FLOAT)]),
-        tuple(given.sizes),
-        given.passes,
-    )
+    config, layers = state.problem.config, state.problem.layers
+    tables = {name: params for name, params in state.layers.items() if name not in layers}
+    common = SharedProblem.of(state, given, blocks, tables=tables)
     jobs = min(config.jobs or 1, len(given.shares))
     with Team(common, jobs=jobs, scheduler=config.scheduler, warn=run.warn) as team:
         runs = _part_evenly(given.shares, team.size)
