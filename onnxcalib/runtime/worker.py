@@ -1,4 +1,7 @@
-"""What a worker process does: answer tasks one after the other, until the process that started it ends."""
+"""What a worker does: answer tasks one after the other, in a process of ours until the one that started it ends.
+
+A scheduler of a cluster imports this file, and with it neither torch nor onnxruntime.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from typing import Any
+
+from .memory import keep_freed
 
 # The number of Linux' prctl(2) for the signal that a process gets when the thread that started it ends.
 PR_SET_PDEATHSIG = 1
@@ -54,6 +59,23 @@ def _answer(data: bytes) -> bytes:
         return pickle.dumps((True, function(_read(path), task)), pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # whatever it is, the parent raises it
         return pickle.dumps((False, make_portable(error)), pickle.HIGHEST_PROTOCOL)
+
+
+class Shipped:
+    """What all tasks have in common, on a worker of a cluster."""
+
+    def __init__(self, common: Any) -> None:
+        self.common = common
+
+
+def run_pickled(data: bytes, shipped: Shipped) -> Any:
+    """The result of a pickled task on a worker of a cluster: a function, and its second argument.
+
+    Pickled, as a scheduler would read it too, and import the function's module: torch took it two seconds.
+    """
+    keep_freed(shipped)
+    function, task = pickle.loads(data)
+    return function(shipped.common, task)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 
 from ..errors import ConfigError, first_line
 from .cores import count_cores
-from .memory import keeping_freed
 from .processes import Function, open_workers
+from .worker import Shipped, run_pickled
 
 # How often tasks are tried whose workers end before them.
 LOSSES = 3
@@ -167,7 +168,7 @@ class _Cluster:
                 free = max(0, threads - sum(home == other for _, other in busy.values()))
                 for key, task in [left.popleft() for _ in range(min(free, len(left)))]:
                     future = self._executor.submit(
-                        _run_on_cluster, function, self._common, task, workers=[home], allow_other_workers=True
+                        run_pickled, _pickle(function, task), self._common, workers=[home], allow_other_workers=True
                     )
                     busy[future] = key, home
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
@@ -187,7 +188,7 @@ class _Cluster:
         futures = [
             None
             if task is None
-            else self._client.submit(_run_on_cluster, function, self._common, task, workers=[home], **options)
+            else self._client.submit(run_pickled, _pickle(function, task), self._common, workers=[home], **options)
             for task, home in zip(tasks, self._homes, strict=True)
         ]
         try:
@@ -196,9 +197,8 @@ class _Cluster:
             raise BrokenExecutor(str(error)) from error
 
 
-def _run_on_cluster(function: Function, common: Any, task: Any) -> Any:
-    with keeping_freed():
-        return function(common, task)
+def _pickle(function: Function, task: Any) -> bytes:
+    return pickle.dumps((function, task), pickle.HIGHEST_PROTOCOL)
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[_Runner]:
     with client, config.set(LARGE_TASK):
         try:
             client.wait_for_workers(1, PATIENCE)
-            shipped = client.scatter(common, broadcast=True, hash=False)
+            shipped = client.scatter(Shipped(common), broadcast=True, hash=False)
         except (OSError, TimeoutError) as error:
             raise ConfigError(f"scheduler: found no worker at {scheduler}: {first_line(error)}; start some") from None
         try:

@@ -24,11 +24,20 @@ def options(monkeypatch):
     return found
 
 
-def test_what_is_freed_is_kept_where_dask_would_give_it_back(options, monkeypatch):
+class Owner:
+    pass
+
+
+def test_what_is_freed_is_kept_until_its_last_owner_ends_where_dask_would_give_it_back(options, monkeypatch):
     monkeypatch.setenv(memory.TRIM_VARIABLE, "65536")
-    with memory.keeping_freed():
-        assert options == [(-3, 2**25), (-1, 2**26)]
-    assert options[2:] == [(-3, 2**17), (-1, 65536), "trim"]
+    one, other = Owner(), Owner()
+    for owner in (one, one, other):
+        memory.keep_freed(owner)
+    assert options == 2 * [(-3, 2**25), (-1, 2**26)]
+    del one, owner
+    assert len(options) == 4 and other
+    del other
+    assert options[4:] == [(-3, 2**17), (-1, 65536), "trim"]
 
 
 @pytest.mark.parametrize("text", [None, "", "much"])
@@ -36,6 +45,5 @@ def test_nothing_is_set_without_the_variable(options, monkeypatch, text):
     monkeypatch.delenv(memory.TRIM_VARIABLE, raising=False)
     if text is not None:
         monkeypatch.setenv(memory.TRIM_VARIABLE, text)
-    with memory.keeping_freed():
-        pass
+    memory.keep_freed(Owner())
     assert options == []

@@ -1,6 +1,8 @@
 """Tasks in processes and on a cluster: the same results, whatever becomes of a worker."""
 
 import os
+import pickle
+import subprocess
 import sys
 import tempfile
 from concurrent.futures import BrokenExecutor, Future
@@ -12,6 +14,7 @@ import pytest
 
 from onnxcalib.errors import ConfigError
 from onnxcalib.runtime import workers
+from onnxcalib.runtime.worker import Shipped
 from onnxcalib.runtime.workers import Team, count_jobs, run_tasks
 from tests.runtime import tasks
 
@@ -75,11 +78,11 @@ def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_
     given, ends = [], iter("bbabb")
 
     class Executor:
-        def submit(self, run, function, common, task, workers, allow_other_workers):
+        def submit(self, run, data, shipped, workers, allow_other_workers):
             assert allow_other_workers
             future = Future()
-            future.result = lambda: run(function, common, task)
-            given.append((task, *workers, future))
+            future.result = lambda: run(data, shipped)
+            given.append((pickle.loads(data)[1], *workers, future))
             return future
 
     class Client:
@@ -97,9 +100,14 @@ def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_
         return SimpleNamespace(done=[next(future for _, at, future in given if at == home and future in busy)])
 
     monkeypatch.setattr(workers, "wait", end_one)
-    found = dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
+    found = dict(workers._Cluster(Client(), Shipped(10)).run(tasks.multiply, TASKS))
     assert {key: value for key, (value, _) in found.items()} == {key: 10 * i for key, i in TASKS.items()}
     assert [each[:2] for each in given] == [(0, "a"), (1, "b"), (2, "b"), (3, "b"), (4, "b")]
+
+
+def test_a_scheduler_that_reads_a_task_imports_no_torch():
+    script = "import sys, onnxcalib.runtime.worker; assert not {'torch', 'onnx', 'onnxruntime'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_cluster_takes_a_large_task_without_a_word():
@@ -120,7 +128,7 @@ def test_a_cluster_whose_last_worker_ends_has_lost_its_tasks():
             raise TimeoutError("Only 0/1 workers arrived")
 
     with pytest.raises(BrokenExecutor, match="Only 0/1 workers"):
-        dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
+        dict(workers._Cluster(Client(), Shipped(10)).run(tasks.multiply, TASKS))
 
 
 def test_a_team_has_each_task_where_the_one_before_went_until_a_worker_is_lost(tmp_path):
@@ -163,14 +171,14 @@ def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
         def ncores(self):
             return self.alive
 
-        def submit(self, run, function, common, task, *, workers, allow_other_workers, pure):
+        def submit(self, run, data, shipped, *, workers, allow_other_workers, pure):
             self.homes.append(*workers)
             assert allow_other_workers and not pure
             done = Future()
-            done.set_result(run(function, common, task))
+            done.set_result(run(data, shipped))
             return done
 
-    cluster = workers._Cluster(Client(), 10)
+    cluster = workers._Cluster(Client(), Shipped(10))
     assert cluster.size == 2
     for given in ([1, 2], [None, 2], [1, 2]):
         found = cluster.ask(tasks.multiply, given)
@@ -179,7 +187,7 @@ def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
     assert Client.homes == ["a", "b", "b", "a", "c"]
     # One that is opened again where workers were lost has all tasks, on those that are left.
     Client.alive, Client.homes = {"c": 1}, []
-    again = workers._Cluster(Client(), 10)
+    again = workers._Cluster(Client(), Shipped(10))
     assert [found[0] for found in again.ask(tasks.multiply, [1, 2])] == [10, 20] and Client.homes == ["c", "c"]
     Client.alive = {}
     assert again.size == 1
@@ -199,7 +207,7 @@ def test_a_cluster_whose_scheduler_ends_is_lost():
             raise OSError("Timed out trying to connect")
 
     with pytest.raises(BrokenExecutor, match="Timed out"):
-        dict(workers._Cluster(Client(), 10).run(tasks.multiply, TASKS))
+        dict(workers._Cluster(Client(), Shipped(10)).run(tasks.multiply, TASKS))
 
 
 def test_what_lost_workers_stored_is_cleared_away(tmp_path, monkeypatch):
