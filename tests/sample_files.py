@@ -39,6 +39,19 @@ encoder (int64[batch, tokens] input_ids, int64[batch, tokens] attention_mask) =>
     embedding = Div(total, count)
 }
 """
+DECODER = """
+decoder (int64[batch, tokens] input_ids, float[batch, past, 32] past_key)
+    => (float[batch, tokens, WORDS] logits, float[batch, all, 32] present_key) {
+    words = Gather(table, input_ids)
+    key = MatMul(words, inner)
+    present_key = Concat<axis = 1>(past_key, key)
+    turned = Transpose<perm = [0, 2, 1]>(present_key)
+    scores = MatMul(words, turned)
+    shares = Softmax(scores)
+    mixed = MatMul(shares, present_key)
+    logits = MatMul(mixed, head)
+}
+"""
 DETECTOR = """
 detector (float[batch, 3, 16, 16] image) => (float[batch, 4, 8, 8] boxes, float[batch, 1, 8, 8] scores)
 <float scale = {8.0}> {
@@ -128,6 +141,9 @@ def write_texts_and_encoder(folder: Path) -> None:
     shapes = {"table": (tokenizer.get_vocab_size(), 32), "inner": (32, 64), "outer": (64, 8)}
     weights = {name: rng.normal(size=shape) / 8 for name, shape in shapes.items()}
     onnx.save(build(ENCODER, **weights), folder / "encoder.onnx")
+    weights = {"table": weights["table"], "inner": weights["inner"][:, :32], "head": weights["table"].T}
+    words = str(len(weights["table"]))
+    onnx.save(build(DECODER.replace("WORDS", words), **weights), folder / "decoder.onnx")
     (folder / "sentences.txt").write_text("\n".join(SENTENCES))
     rows = [f"{question},{answer}\n" for question, answer in zip(SENTENCES, reversed(SENTENCES), strict=True)]
     (folder / "train.csv").write_text("".join(["question,answer\n", *rows]))

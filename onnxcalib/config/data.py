@@ -158,6 +158,14 @@ class DataConfig(Settings):
         Field(description="Number of tokens to which texts are truncated."),
         Option(TEXTS, unset="the tokenizer's, or what the model fixes"),
     ] = None
+    sequence_length: Annotated[
+        Annotated[int, Field(strict=True, ge=2, le=MOST_TOKENS)] | None,
+        Field(
+            description="Tokens of a sequence, where texts are one stream that is cut into samples, as language models"
+            " read it."
+        ),
+        Option(TEXTS, unset="each text is a sample"),
+    ] = None
     shape: Annotated[
         tuple[str, ...],
         BeforeValidator(split_shapes),
@@ -245,6 +253,14 @@ class DataConfig(Settings):
             raise ValueError("is given beside crop, which sets the size; give one of them")
         return value
 
+    @field_validator("sequence_length")
+    @classmethod
+    def _check_sequence(cls, value: int | None, info: ValidationInfo) -> int | None:
+        beside = [name for name in ("pairs", "max_length") if value and info.data.get(name)]
+        if beside:
+            raise ValueError(f"is given beside {beside[0]}, which is for texts that are samples; give one of them")
+        return value
+
     @field_validator("text_column")
     @classmethod
     def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,7 +270,7 @@ class DataConfig(Settings):
 
 
 # Fields of DataConfig by the kind of samples that they are for.
-TEXT_SETTINGS = ("tokenizer", "text_column", "pairs", "max_length")
+TEXT_SETTINGS = ("tokenizer", "text_column", "pairs", "max_length", "sequence_length")
 IMAGE_SETTINGS = (
     "pixel_range", "mean", "std", "resize", "crop", "letterbox", "fill", "multiple_of", "interpolation", "layout",
     "channels",

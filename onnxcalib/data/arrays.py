@@ -17,6 +17,7 @@ from ..spec import InputSpec, spell_shape
 from .listing import SHOWN_TEXT, list_folder, list_names, quote
 from .npy import StoredArray, open_npy
 from .npz import PackedArray, find_members, open_archive, open_member
+from .past import is_past
 
 LABELS = ("label", "labels", "y")  # names that data sets give to labels
 CLASS = re.compile(r"[0-9]{1,18}")  # a class in digits; every number of 18 digits fits int64
@@ -149,8 +150,12 @@ def open_npz(path: Path, inputs: Sequence[InputSpec]) -> Part:
 
 
 def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
-    """Input -> the name of its array. Raises DataError for a name that is neither an input's nor one of LABELS."""
+    """Input -> the name of its array. Raises DataError for a name that is neither an input's nor one of LABELS.
+
+    The inputs of a past may be left out.
+    """
     wanted = [spec.name for spec in inputs]
+    needed = [spec.name for spec in inputs if not is_past(spec)]
     found = [name for name in found if name in wanted or name not in LABELS]
     if len(wanted) == 1 and found == [UNNAMED]:
         return {wanted[0]: UNNAMED}
@@ -159,11 +164,11 @@ def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -
         if name not in wanted:
             hint = nearest(name[:SHOWN_TEXT], wanted) or " rename it, or take it out"
             raise DataError(f"{where}: {quote(name)} is no input of the model; {expected};{hint}")
-    for name in wanted:
+    for name in needed:
         if name not in found:
             had = list_names(found) or "none"
             raise DataError(f"{where}: no array for input {name!r}, found {had}; {expected}; add it")
-    return {name: name for name in wanted}
+    return {name: name for name in wanted if name in found}
 
 
 def find_labels(found: Iterable[str], inputs: Sequence[InputSpec]) -> str | None:
@@ -235,7 +240,7 @@ def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bo
     if not _fits(shape[1:] if stacked else shape, sample):
         allowed = spell_shape(spec.shape or ()) + (", the first axis being samples" if batched else " in a run")
         raise DataError(f"{where}: found shape {spell_shape(shape)}; the model takes {allowed};{_hint(shape, sample)}")
-    if 0 in shape:
+    if 0 in (shape[: -len(sample)] if is_past(spec) else shape):
         raise DataError(f"{where}: found shape {spell_shape(shape)}, which holds no values; give at least one sample")
     return stacked
 

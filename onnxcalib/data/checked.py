@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..spec import InputSpec, spell_shape
 from .arrays import Part, check_array, check_labels
 from .npz import PackedArray
+from .past import empty_past
 from .room import Room
 
 
@@ -59,11 +60,14 @@ class CheckedSamples:
 def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None) -> CheckedSamples:
     """Check types, ranks and shapes of a part, of which at most ``limit`` samples are used, without reading its values.
 
-    Raises DataError.
+    A past that is left out is empty. Raises DataError.
     """
     batched = share_batch(inputs)
     shapes, stacked, counts = {}, {}, {}
+    left_out = [spec for spec in inputs if spec.name not in part.arrays]
     for spec in inputs:
+        if spec in left_out:
+            continue
         array = part.arrays[spec.name]
         stacked[spec.name] = check_array(f"{part.where}: input {spec.name!r}", array, spec, batched=batched)
         shapes[spec.name] = tuple(array.shape[1:] if stacked[spec.name] else array.shape)
@@ -74,6 +78,10 @@ def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None
             raise DataError(
                 f"{part.where}: found {total} samples of {first!r}, {count} of {name!r}; give as many of each"
             )
+    for spec in left_out:
+        past = empty_past(spec, total)
+        part = replace(part, arrays={**part.arrays, spec.name: past})
+        stacked[spec.name], shapes[spec.name] = batched, past.shape[1:] if batched else past.shape
     return CheckedSamples(part, total if limit is None else min(total, limit), total, shapes, stacked)
 
 

@@ -16,6 +16,7 @@ from ..errors import DataError, first_line
 from ..spec import InputSpec, spell_shape
 from .arrays import LABELS, Part, find_labels, is_array, to_array
 from .checked import CheckedSamples, check_part
+from .past import is_past
 from .spool import Spool
 
 WHERE = "data"
@@ -111,6 +112,7 @@ class ItemReader:
     def __init__(self, inputs: Sequence[InputSpec]) -> None:
         self._inputs = inputs
         self._wanted = [spec.name for spec in inputs]
+        self._needed = [spec.name for spec in inputs if not is_past(spec)]
         self._unread: dict[str, None] = {}  # in the order in which they were found
         self._told: set[str] = set()
 
@@ -152,7 +154,7 @@ class ItemReader:
 
     def _name_by_key(self, item: Mapping[Any, Any], where: str) -> dict[str, Any]:
         had = [str(name) for name in item]
-        for name in self._wanted:
+        for name in self._needed:
             if name not in item:
                 close = find_nearest(name, [key for key in had if key not in self._wanted])
                 hint = f" rename {close!r} to {name!r}" if close else " add it, or rename the key that holds it"
@@ -161,7 +163,7 @@ class ItemReader:
                     f" {', '.join(self._wanted)};{hint}"
                 )
         self._unread |= dict.fromkeys(name for name in had if name not in self._wanted and name not in LABELS)
-        return {name: item[name] for name in self._wanted}
+        return {name: item[name] for name in self._wanted if name in item}
 
     def _find_labels(self, item: Mapping[Any, Any], where: str) -> Any:
         name = find_labels(item, self._inputs)
@@ -194,7 +196,7 @@ class ItemReader:
         self._unread[EXTRA] = None
 
     def _check(self, values: Mapping[str, Any], where: str, labels: Any = None) -> CheckedSamples:
-        arrays = {spec.name: _to_input(values[spec.name], spec, where) for spec in self._inputs}
+        arrays = {spec.name: _to_input(values[spec.name], spec, where) for spec in self._inputs if spec.name in values}
         read_labels = None if labels is None else lambda: to_array(labels, f"{where}: labels")
         return check_part(Part(where, arrays, labels=read_labels), self._inputs)
 

@@ -55,6 +55,8 @@ def _find_extremes(checked: Sequence[CheckedSamples], spec: InputSpec, samples: 
     least, most, left = np.inf, -np.inf, samples
     for part in checked:
         for start, chunk in _chunks(part, spec.name, np.dtype(spec.dtype), left):
+            if not chunk.size:  # an empty past
+                continue
             low, high = float(chunk.min()), float(chunk.max())
             if not (np.isfinite(low) and np.isfinite(high)):
                 bad = start + int(np.flatnonzero(~np.isfinite(chunk.reshape(len(chunk), -1)).all(axis=1))[0])

@@ -17,7 +17,9 @@ from ..files.reading import is_folder, read_text
 from ..spec import InputSpec
 from .arrays import Part, Texts
 from .listing import shorten
+from .packed import pack_texts
 from .padding import MASK, POSITIONS
+from .past import is_past
 from .textfiles import Row, read_rows
 
 # Inputs that can be made from texts, by the names that exporters give them.
@@ -130,6 +132,8 @@ def _encode(
 ) -> Part:
     """A part of arrays (samples, tokens), of the longest text's length or of the one that the model fixes."""
     fixed = _check_inputs(codes.where, inputs)
+    if config.sequence_length is not None:
+        return _pack(codes, rows, inputs, config, limit=limit, fixed=fixed)
     tokenizer, pad = _open_tokenizer(codes.where, config, fixed)
     samples = _list_samples(codes, rows, pairs=config.pairs)
     while chunk := _take_chunk(samples, CHUNK if limit is None else min(CHUNK, limit - len(codes.lengths))):
@@ -145,6 +149,8 @@ def _encode(
     length = fixed or int(lengths.max())
     arrays = {}
     for spec in inputs:
+        if is_past(spec):
+            continue
         filling = {"input_ids": pad.id, "token_type_ids": pad.type_id}.get(spec.name, 0)
         flat = _join(spec.name, codes, ends)
         arrays[spec.name] = Tokens(flat, ends, length, np.dtype(spec.dtype), (filling, pad.left))
@@ -152,17 +158,61 @@ def _encode(
     return Part(codes.where, arrays, texts=facts)
 
 
+def _pack(
+    codes: _Codes,
+    rows: Iterator[Row],
+    inputs: Sequence[InputSpec],
+    config: DataConfig,
+    *,
+    limit: int | None,
+    fixed: int | None,
+) -> Part:
+    """A part of arrays (sequences, tokens), of all texts one behind the other."""
+    length = config.sequence_length
+    assert length is not None
+    if fixed not in (None, length):
+        raise DataError(f"sequence_length: found {length}; the model takes {fixed} tokens; give these")
+    tokenizer = _load_tokenizer(codes.where, config.tokenizer)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    texts = (text for line, found in rows for text in found if _check_text(codes, line, text))
+
+    def encode(text: str, special: bool) -> Any:
+        with _guard(f"{codes.where}: {config.tokenizer} cannot encode the text", GIVE):
+            return tokenizer.encode(text, add_special_tokens=special)
+
+    ids = pack_texts(codes.where, texts, encode, length, limit=limit)
+    largest = ids.max(axis=1)
+    if largest.max() > MOST_ID:
+        raise DataError(f"{codes.where}: the tokenizer makes token {largest.max()}; {MOST_ID} is the most; {GIVE}")
+    values = {
+        "input_ids": ids,
+        MASK: np.ones_like(ids),
+        POSITIONS: np.broadcast_to(np.arange(length), ids.shape),
+        "token_type_ids": np.zeros_like(ids),
+    }
+    arrays = {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs if not is_past(spec)}
+    facts = Texts(codes.where, str(config.tokenizer), np.full(len(ids), length), largest, False, "")
+    return Part(codes.where, arrays, texts=facts)
+
+
+def _check_text(codes: _Codes, line: int, text: str) -> bool:
+    """True for a text that can be encoded. Raises DataError for one that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{codes.where}: {codes.unit} {line}: found {text[error.start]!r}, a lone surrogate, which is no"
+            " character; mend the text"
+        ) from None
+    return True
+
+
 def _list_samples(codes: _Codes, rows: Iterator[Row], *, pairs: bool) -> Iterator[tuple[int, Any]]:
     """The line and the text of each sample, or with ``pairs`` the two texts of a row; empty ones are left out."""
     for line, texts in rows:
         for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(
-                    f"{codes.where}: {codes.unit} {line}: found {text[error.start]!r}, a lone surrogate, which is no"
-                    " character; mend the text"
-                ) from None
+            _check_text(codes, line, text)
         for sample in [texts] if pairs else [(text,) for text in texts]:
             if all(text.strip() for text in sample):
                 yield line, sample if pairs else sample[0]
@@ -198,10 +248,12 @@ def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
     fixed = None
     for spec in inputs:
         dtype = np.dtype(spec.dtype)
+        if is_past(spec):
+            continue
         if spec.name not in GIVEN:
             raise DataError(
-                f"{where}: the model's input {spec.name!r} is none of {', '.join(GIVEN)}, which a tokenizer gives;"
-                " give .npz files with all inputs"
+                f"{where}: the model's input {spec.name!r} is none of {', '.join(GIVEN)}, which a tokenizer gives, and"
+                " no past of floats with an open number of tokens; give .npz files with all inputs"
             )
         if dtype not in (np.int64, np.int32) or (spec.shape is not None and len(spec.shape) != 2):
             raise DataError(

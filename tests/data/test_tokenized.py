@@ -426,3 +426,56 @@ def test_dropout_of_a_tokenizer_is_left_to_training(tokenizer):
     model = {"type": "BPE", "vocab": parts, "merges": ["a b"], "unk_token": "[UNK]", "dropout": 0.9}
     samples = open_calibration(["ab ab ab ab"], IDS, change(tokenizer, model=model, post_processor=None))
     assert samples.read([0])["input_ids"].tolist() == [[2, 2, 2, 2]]
+
+
+def test_texts_are_one_stream_in_sequences_that_begin_as_the_tokenizer_begins_a_text(read, tokenizer, tmp_path):
+    inputs = make_specs("input_ids", "attention_mask", "position_ids")
+    settings = DataConfig(tokenizer=tokenizer, sequence_length=4)
+    samples = open_calibration(["a b c", "", "b a", "c c b", "a"], inputs, settings)
+    whole = samples.read(range(len(samples)))
+    assert whole["input_ids"].tolist() == [[CLS, A, B, C], [CLS, B, A, C], [CLS, C, B, A]]
+    assert whole["attention_mask"].tolist() == [[1] * 4] * 3 and whole["position_ids"].tolist() == [[0, 1, 2, 3]] * 3
+    assert len(open_calibration(["a b c"] * 9, inputs, settings, limit=2)) == 2
+    file = tmp_path / "texts.csv"
+    file.write_text("text,other\na b,c\nc,b\n")
+    found = open_calibration(file, IDS, DataConfig(tokenizer=tokenizer, sequence_length=4, text_column="text"))
+    assert found.read([0])["input_ids"].tolist() == [[CLS, A, B, C]]
+
+
+def test_line_feeds_between_texts_are_read_as_they_stand(tmp_path):
+    made = Tokenizer(models.WordLevel({"a": 0, "\n": 1, "b": 2}))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.save(str(tmp_path / "letters.json"))
+    (tmp_path / "texts.txt").write_text("aa\n\nb\n")
+    config = DataConfig(tokenizer=tmp_path / "letters.json", sequence_length=6)
+    samples = open_calibration(tmp_path / "texts.txt", IDS, config)
+    assert samples.read([0])["input_ids"].tolist() == [[0, 0, 1, 1, 2, 1]]
+
+
+def test_sequences_that_texts_or_the_model_cannot_fill_are_refused(tokenizer):
+    settings = {"tokenizer": tokenizer, "sequence_length": 8}
+    refuse(
+        "data: found 3 tokens of text; a sequence takes 7; give more text, or a smaller --sequence-length",
+        *(open_calibration, ["a b c"], IDS, DataConfig(**settings)),
+    )
+    fixed = make_specs("input_ids", shape=(1, 5))
+    refuse("sequence_length: found 8; the model takes 5 tokens", open_calibration, ["a"], fixed, DataConfig(**settings))
+
+
+def test_a_decoders_past_is_empty_where_texts_or_arrays_do_not_give_it(tokenizer):
+    past = InputSpec("past_key_values.0.key", np.dtype(np.float32), (None, 2, None, 8))
+    inputs = [*IDS, past]
+    read = open_calibration(["a b c", "c"], inputs, DataConfig(tokenizer=tokenizer)).read([1])
+    assert read["input_ids"].shape == (1, 3) and read[past.name].shape == (1, 2, 0, 8)
+    ids = np.ones((5, 3), np.int64)
+    for source in ({"input_ids": ids}, [{"input_ids": ids}], {"input_ids": ids, past.name: np.zeros((5, 2, 0, 8))}):
+        samples = open_calibration(source, inputs)
+        assert samples.warnings == () and samples.read([1, 4])[past.name].shape == (2, 2, 0, 8)
+    given = open_calibration({"input_ids": ids, past.name: np.ones((5, 2, 6, 8), np.float32)}, inputs)
+    assert given.read([0])[past.name].shape == (1, 2, 6, 8)
+    fixed = InputSpec("past_key_values.0.key", np.dtype(np.float32), (None, 2, 4, 8))
+    refuse("no array for input 'past_key_values.0.key'", open_calibration, {"input_ids": ids}, [*IDS, fixed])
+    refuse(
+        "the model's input 'past_key_values.0.key' is none of",
+        *(open_calibration, ["a"], [*IDS, fixed], DataConfig(tokenizer=tokenizer)),
+    )
