@@ -12,6 +12,7 @@ from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.config import HOLD_OUT_FROM
 from onnxcalib.report import (
     FloatRecord,
+    LayerRecord,
     MeasuredOn,
     MemoryRecord,
     OutputRecord,
@@ -197,8 +198,12 @@ def _tabulate_layers(report: Report) -> Table:
     table.add_column("SQNR dB", justify="right")
     measured = [(layer.sqnr_db, layer) for layer in report.layers if layer.sqnr_db is not None]
     for sqnr, layer in sorted(measured, key=lambda each: each[0])[:WORST_LAYERS]:
-        table.add_row(layer.name, layer.op, f"W{layer.weight_bits}A{layer.activation_bits}", f"{sqnr:.2f}")
+        table.add_row(layer.name, layer.op, _spell_bits(layer), f"{sqnr:.2f}")
     return table
+
+
+def _spell_bits(layer: LayerRecord) -> str:
+    return f"W{layer.weight_bits}A{layer.activation_bits}{' dynamic' if layer.dynamic else ''}"
 
 
 def _describe_blocks(report: Report) -> list[str]:

@@ -44,21 +44,22 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The bits of one weighted layer, and the SQNR in dB of its output in the quantized model."""
+    """The bits of one weighted layer, whether each run ranges its input (dynamic), and its output's SQNR in dB."""
 
     name: str
     op: str
     weight_bits: int
     activation_bits: int
     sqnr_db: float | None = None
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
 class ExpectedRecord:
     """Estimates for other samples of the same kind, which are nearer to the truth than what few samples have.
 
-    SQNR is estimated from the errors of those held out and of those that the model was made from, agreement from the
-    margins of all and the errors of those held out. None where there is nothing to estimate from.
+    SQNR is estimated from the errors of all samples, agreement from the margins of all and the errors of those held
+    out. None where there is nothing to estimate from.
     """
 
     sqnr_db: float | None
@@ -162,7 +163,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class UnfusedRecord:
-    """A QuantizeLinear or DequantizeLinear that onnxruntime did not fuse, its float tensor, and the reason."""
+    """A QuantizeLinear, DequantizeLinear or MatMulInteger that onnxruntime did not fuse, its tensor, the reason."""
 
     op: str
     tensor: str
@@ -181,10 +182,9 @@ class BoundRecord:
 class SaturationRecord:
     """What a quantized model computes on x86 without VNNI, where sums of two products saturate to int16.
 
-    kernels: the number of operators that multiply integers. layers: those that can saturate, the worst first.
-    outputs: the float model against saturating sums, on the first ``samples`` samples. exact: the float model against
-    exact sums on the same samples, as on other processors. unread: kernels that cannot be emulated, so that
-    ``outputs`` has their sums exact. reason: why nothing was measured.
+    kernels: how many operators multiply integers. layers: those that can saturate, the worst first. outputs: the float
+    model against saturating sums, on the first ``samples`` samples. exact: that against exact sums on these, as on
+    other processors. unread: kernels without emulation, whose sums are exact in ``outputs``. reason: why none was made.
     """
 
     kernels: int = 0
@@ -263,12 +263,12 @@ class Report:
     """Everything that ``quantize`` did and measured.
 
     passes: graph pass -> the number of its rewrites. steps: the stages that change weights or biases, empty where only
-    the first of them was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be
-    done, though the result holds without it. samples: those that the result was made from. measured_on: those that
-    layers, outputs and saturation were measured on; None before that. speed: None for models that are too large to be
-    timed. in_float: nodes that stay in float, but those that the settings exclude. target: what the file is made for,
-    None for onnxruntime; what onnxruntime makes of other targets' files, saturation, unfused and speed, is not
-    measured. lint: the file against the rules of the target that the settings name; None where they name none.
+    the first was done. plan: the bit plan that was followed, as its file holds it. left_out: what could not be done,
+    though the result holds without it. samples: those that it was made from. measured_on: those that layers, outputs
+    and saturation were measured on; None before that. speed: None for models that are too large to be timed. in_float:
+    nodes that stay in float, but those that the settings exclude. target: what the file is made for, None for
+    onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: the file
+    against the rules of the target that the settings name; None where they name none.
     """
 
     settings: dict[str, Any]

@@ -73,7 +73,7 @@ class Requirements:
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
     those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
     which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
-    any.
+    any. dynamic: whether it has the operators that quantize activations as they come.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
     Cast to 8. placing: which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and
@@ -92,6 +92,7 @@ class Requirements:
     alone: frozenset[str] = frozenset()
     in_blocks: bool = True
     blocks: tuple[int, ...] = ()
+    dynamic: bool = False
     one_weight_scale: bool = False
     power_of_two_weights: bool = False
     float_biases: frozenset[str] = frozenset({"ConvTranspose"})
@@ -132,7 +133,8 @@ class LayerScheme:
     input: the activation that the node reads. bias: None without a bias. output: that of the bias Add, if there is one.
     weight_spec: its axis is that of the output channels in the weight as stored, or None for one scale of all channels.
     bias_add: the Add behind a MatMul that adds ``bias``; None where the node itself reads its bias. channel_axis: the
-    axis of the output channels where weight_spec names none.
+    axis of the output channels where weight_spec names none. dynamic: the layer quantizes its input as it runs, by the
+    range of that run, and the file has no grid for it.
 
     A Gather of rows of a constant, an embedding, is also described as a layer. Its input counts as float, its channels
     are the rows, and it is rounded but never solved.
@@ -149,6 +151,7 @@ class LayerScheme:
     groups: int = 1
     bias_add: str | None = None
     channel_axis: int = 0
+    dynamic: bool = False
 
     @property
     def axis(self) -> int:
@@ -163,6 +166,11 @@ class LayerScheme:
     @property
     def reads_float(self) -> bool:
         return self.activation_spec.bits == FLOAT_BITS
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the layer reads its input on a grid of the file."""
+        return not (self.reads_float or self.dynamic)
 
     @property
     def bits(self) -> Candidate:
@@ -236,8 +244,8 @@ class Grids:
     requantized: Mapping[str, QParams] = field(default_factory=dict)
 
     def of_input(self, layer: LayerScheme) -> QParams | None:
-        """The grid on which a layer reads its input; None where that is float."""
-        if layer.reads_float:
+        """The grid on which a layer reads its input; None where the file has none for that."""
+        if not layer.on_grid:
             return None
         requantized = self.requantized.get(layer.input)
         if requantized is not None and requantized.spec.bits == layer.activation_spec.bits:

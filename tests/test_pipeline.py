@@ -1041,3 +1041,29 @@ def test_what_is_slower_where_a_layer_is_float_on_purpose_is_advice(net):
     assert result.lint.passed and told["deep (Conv)", "quantized_inputs"] == "advice"
     alone = onnxcalib.check_target(result.model, "xint8")
     assert {each.level for each in alone.violations} == {"slower"} and not alone.passed
+
+
+PERCEPTRON = """g (float[N, 12] x) => (float[N, 6] y) {
+    [one] a = Gemm (x, w1, b1)  [r] r = Relu (a)  [two] c = MatMul (r, w2)  [three] d = MatMul (r, w3)
+    [sum] s = Add (c, d)  [four] y = Gemm (s, w4, b4)
+}"""
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 38), (4, 16)])
+def test_dynamic_activations_need_no_ranges_and_give_a_file_that_validate_explains(build, weigh, bits, least):
+    weights = {"w1": weigh(12, 16), "w2": weigh(16, 8), "w3": weigh(16, 8), "w4": weigh(8, 6)}
+    model, data = build(PERCEPTRON, **weights, b1=weigh(16), b4=weigh(6)), SAMPLES.reshape(-1, 12)
+    config = {"activations": "dynamic", "placement": "all", "weight_bits": bits, "first_last_bits": bits}
+    result = quantize(model, data, QuantizeConfig(**config))
+    report = result.report
+    onnx.checker.check_model(result.model, full_check=True)
+    assert report.outputs[0].sqnr_db > least and not report.unfused and not report.saturation.layers
+    assert report.saturation.kernels == 4 and all(layer.dynamic for layer in report.layers)
+    assert {block.outcome for block in report.blocks} == {"solved"}
+    ranges = onnxcalib.calibrate(onnxcalib.prepare(model, data, QuantizeConfig(**config)))
+    assert not ranges.activations
+    rounded = quantize(model, data, QuantizeConfig(**config, reconstruct=False))
+    assert bits == 8 or rounded.report.outputs[0].sqnr_db < report.outputs[0].sqnr_db
+    verdict = onnxcalib.validate(model, result.model, data, explain=True)
+    assert {loss.name for loss in verdict.explanation.layers} <= {"one", "two", "three", "four"}
+    assert verdict.explanation.layers and not verdict.explanation.unmatched

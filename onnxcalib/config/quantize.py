@@ -89,6 +89,14 @@ class QuantizeConfig(Settings):
         Field(description="Bits of the activations that layers read; 32 leaves them in float."),
         Option(BITS, plan=False),
     ] = 8
+    activations: Annotated[
+        Literal["static", "dynamic"],
+        Field(
+            description="Grids of what a MatMul or Gemm reads: static has those of the samples in the file, dynamic"
+            " takes the range of each run."
+        ),
+        Option(BITS),
+    ] = "static"
     first_last_bits: Annotated[
         Bits,
         Field(description="Bits of the weights of the first and last layers, and least bits of what these read."),

@@ -44,7 +44,7 @@ def assign_bits(
     layers read. tensor_bits: more bits, of single tensors.
     """
     quantized, float_reads = tensors
-    bits_of = {layer.name: layer.activation_spec.bits for layer in layers if not layer.reads_float}
+    bits_of = {layer.name: layer.activation_spec.bits for layer in layers if layer.on_grid}
     tensor_bits = tensor_bits or {}
     set_of = {t: members for members in shared for t in members}
     activations: dict[str, QuantSpec] = {}

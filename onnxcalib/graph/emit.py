@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import FULL_BITS
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
+from .dynamic import DynamicNodes
 from .edit import refill, replace_names, reroute, write_attributes
 from .fusion import moves_values
 from .gates import write_gates
@@ -102,6 +103,7 @@ class _Writer:
         self.encoding = encoding
         self.keep_outputs = keep_outputs
         self.new = NewNodes({*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes})
+        self.dynamic = DynamicNodes(self.new)
         self.after: dict[str, list[NodeProto]] = {}
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
@@ -281,26 +283,32 @@ class _Writer:
         node = self.nodes[layer.name]
         name = self._operand_name(layer, layer.weight, f"{layer.weight}_{layer.name}")
         node.input[1] = name
-        if layer.reads_float:
+        if not layer.on_grid:
             params = turn_upright(node, params)
         spec = params.grid.spec
         stored = self.new.integers(f"{name}_quantized", params.integers, spec.bits)
         nodes = self.before.setdefault(layer.name, [])
         dtype = np.dtype(np.int8)
-        # MatMulNBits takes 4 bits as they are.
+        # MatMulNBits takes 4 bits as they are, MatMulInteger takes none.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
-        if spec.bits == 4 and self.encoding == "runtime" and not packed:
+        if spec.bits == 4 and (layer.dynamic or (self.encoding == "runtime" and not packed)):
             widened = self.new.name(f"{name}_int8")
             nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
             stored = widened
         elif spec.bits == 4:
             dtype = np.dtype(ml_dtypes.int4)
-        nodes.append(self.new.dequantize(name, stored, params.grid.scale, np.zeros((), dtype), spec))
+        if layer.dynamic:
+            bias = None if layer.op == "MatMul" else params.bias
+            before, behind = self.dynamic.rewrite(node, stored, params.grid.scale, bias)
+            nodes += before
+            self.after[layer.name] = [*behind, *self.after.get(layer.name, [])]
+        else:
+            nodes.append(self.new.dequantize(name, stored, params.grid.scale, np.zeros((), dtype), spec))
         if params.bias is None:
             return
         if layer.bias_add is not None:
             self._write_added_bias(layer, layer.bias_add, params.bias)
-        elif layer.op != "MatMul":
+        elif layer.op != "MatMul" and not layer.dynamic:
             self._write_bias(layer, params.bias, params.grid, input_grid)
 
     def _write_bias(self, layer: LayerScheme, bias: np.ndarray, grid: QParams, input_grid: QParams | None) -> None:

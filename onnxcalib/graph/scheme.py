@@ -55,6 +55,7 @@ def make_scheme(
     block_size: int | None = None,
     embedding_bits: int = FLOAT_BITS,
     pair_limits: bool = True,
+    dynamic: bool = False,
     selection: Selection | None = None,
     tensors: Mapping[str, int] | None = None,
     requirements: Requirements | None = None,
@@ -67,27 +68,25 @@ def make_scheme(
     follows; their input has at least these.
     block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is the target's own, or
     FLOAT_INPUT_BLOCK, for 4-bit weights and one scale a channel for others.
-    pair_limits: choose integers of weights with which no kernel's sums can saturate.
-    selection: settings of single layers, which override the others. tensors: more bits of single activations, and of
-    the layers that read them. requirements: of the target, by default onnxruntime's.
-    Raises ModelError where no layer can be quantized. Raises ConfigError where ``selection`` gives bits to a node that
-    is no such layer, excludes all layers, or where ``block_size`` has no layer.
+    pair_limits: choose integers of weights with which no kernel's sums can saturate. dynamic: a MatMul or Gemm
+    quantizes its input as it runs, and products are float. selection: settings of single layers, which override the
+    others. tensors: more bits of single activations, and of the layers that read them. requirements: of the target, by
+    default onnxruntime's. Raises ModelError where no layer can be quantized. Raises ConfigError where ``selection``
+    gives bits to a node that is no such layer, excludes all layers, or where ``block_size`` has no layer.
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
     found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
     layers = _choose_layers(model, found, selection, first_last_bits, block_size=block_size, requirements=requirements)
+    layers = _make_dynamic(layers) if dynamic else layers
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
-    quantized, float_reads = placed.quantized, placed.float_reads
+    on_grids = quantized, float_reads = placed.quantized, placed.float_reads
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
-    nodes = [node for node in model.graph.node if node.name not in placed.in_float]
-    shared, nonnegative = share_grids(
-        index, nodes, quantized, nonnegative, requirements.aligned, own=list_fixed(index, requirements)
-    )
+    nodes, own = [n for n in model.graph.node if n.name not in placed.in_float], list_fixed(index, requirements)
+    shared, nonnegative = share_grids(index, nodes, quantized, nonnegative, requirements.aligned, own=own)
     tensors = {**(tensors or {}), **(widen_sums(index, shared, layers, tensors) if requirements.wide_sums else {})}
     layers = widen_layers(layers, shared, tensors)
     spec = replace(requirements.activation, bits=WIDE_BITS if activation_bits == WIDE_BITS else FULL_BITS)
-    on_grids = quantized, float_reads
     activations, requantized = assign_bits(index, layers, on_grids, shared, spec=spec, tensor_bits=tensors)
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
@@ -128,7 +127,9 @@ def _place(
 ) -> _Placed:
     """Where the target wants grids; ``excluded`` nodes stay in float."""
     graph = model.graph
-    on_grids = tuple(layer for layer in layers if not layer.reads_float)
+    on_grids = tuple(layer for layer in layers if layer.on_grid)
+    if any(layer.dynamic for layer in layers):
+        excluded = excluded.union(_products(model, index))
     if requirements.placing == "inputs":
         products = set(_products(model, index)) - excluded if on_grids else set()
         return _Placed(*place_in_front(graph, index, {layer.name for layer in on_grids}, products, excluded))
@@ -161,6 +162,11 @@ def _choose_layers(
     layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
     return _give_blocks(layers, block_size, requirements)
+
+
+def _make_dynamic(layers: tuple[LayerScheme, ...]) -> tuple[LayerScheme, ...]:
+    """The layers, those with an operator for inputs that are quantized as they come reading such ones."""
+    return tuple(replace(k, dynamic=k.op in MATRIX_LAYERS and not k.reads_float) for k in layers)
 
 
 def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:

@@ -27,7 +27,7 @@ def list_ineffective(model: ModelProto, scheme: QuantScheme, excluded: frozenset
 
 
 def _may_absorb(index: Index, scheme: QuantScheme, node: NodeProto) -> bool:
-    names = {layer.name for layer in scheme.layers if not layer.reads_float}
+    names = {layer.name for layer in scheme.layers if layer.on_grid}
     on_grids = all(
         t in scheme.activations and node.name not in scheme.float_reads.get(t, ()) for t in data_inputs(node)
     )

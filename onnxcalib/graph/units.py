@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ from .kernel_times import (
     NODE,
     PLAIN_POOL,
     QUANTIZED,
+    RANGED,
     KernelTime,
     Shapes,
     count,
@@ -34,7 +36,8 @@ ELEMENTWISE = ("Add", "Mul", "Sigmoid", "HardSigmoid", "LeakyRelu")
 class Unit:
     """Nodes that run on integers together or not at all: one with an integer kernel, and those that it absorbs.
 
-    outputs: the tensors that would be integers. weight: bytes of a layer's float weight.
+    outputs: the tensors that would be integers. weight: bytes of a layer's float weight. A dynamic layer reads and
+    gives floats, and its time on integers has its share of the DynamicQuantizeLinear in it.
     """
 
     node: str
@@ -86,6 +89,7 @@ def find_units(model: ModelProto, scheme: QuantScheme, shapes: Shapes) -> Placem
     """What the scheme puts on integers, and what the alternative costs; tensors of unknown shapes cost a node alone."""
     index = Index(model.graph)
     layers = {layer.name: layer for layer in scheme.layers if not layer.reads_float and layer.op != "ConvTranspose"}
+    sharing = Counter(layer.input for layer in scheme.layers if layer.dynamic)
     units: list[Unit] = []
     for node in model.graph.node:
         layer = layers.get(node.name)
@@ -97,6 +101,9 @@ def find_units(model: ModelProto, scheme: QuantScheme, shapes: Shapes) -> Placem
         time = time_node(index, node, shapes)
         if is_op(node, "MaxPool") and _is_plain_pool(index, node):
             time = replace(time, on_integers=time.on_integers + PLAIN_POOL * count_windows(node, shapes))
+        if layer is not None and layer.dynamic:
+            ranging = (NODE + RANGED * count(shapes, layer.input)) / sharing[layer.input]
+            time, inputs, outputs = replace(time, on_integers=time.on_integers + ranging), (), ()
         units.append(Unit(node.name, node.op_type, inputs, outputs, time, weight))
     return Placement(tuple(units), tuple(_find_borders(model, index, units, shapes)))
 

@@ -19,7 +19,7 @@ from torch.autograd.function import FunctionCtx
 
 from ..spec import QParams, QuantSpec
 from .ranges import limit_scale, raise_scale
-from .rounding import quantize
+from .rounding import fake_quantize_dynamically, quantize
 from .saturation import keep_pairs
 
 # Learning rates. The units are a scale for positions and zero points, a factor of e for scales, the output noise for
@@ -131,6 +131,25 @@ class ActivationQuantizer(nn.Module):
         if bound is not None and not self.spec.power_of_two:
             scale = limit_scale(scale, self.spec.qmax - int(zero_point), bound)
         return QParams(np.asarray(raise_scale(scale, self.spec)), np.asarray(zero_point, np.int32), self.spec)
+
+
+class DynamicQuantizer(nn.Module):
+    """Puts an activation on the grid of its own values, as a dynamic layer does in each run; gradients pass through.
+
+    reach: the largest absolute value of the last run.
+    """
+
+    reach: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("reach", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = x.detach()
+        self.reach = values.abs().max()
+        rounded: torch.Tensor = x + (fake_quantize_dynamically(values) - values)
+        return rounded
 
 
 class WeightQuantizer(nn.Module):

@@ -11,6 +11,8 @@ from ..spec import QuantSpec
 
 # Values, and a scale or zero point that is not a number, are all arrays or all tensors.
 Values = TypeVar("Values", np.ndarray, torch.Tensor)
+# The integers of DynamicQuantizeLinear.
+DYNAMIC = QuantSpec(8)
 
 
 def quantize(x: Values, scale: Values | float, zero_point: Values | float, spec: QuantSpec) -> Values:
@@ -38,3 +40,16 @@ def dequantize(integers: Values, scale: Values | float, zero_point: Values | flo
 def fake_quantize(x: Values, scale: Values | float, zero_point: Values | float, spec: QuantSpec) -> Values:
     """The value on the grid nearest to ``x``, clipped to the grid's range: quantized and dequantized."""
     return dequantize(quantize(x, scale, zero_point, spec), scale, zero_point)
+
+
+def fake_quantize_dynamically(x: torch.Tensor) -> torch.Tensor:
+    """Values as ONNX's DynamicQuantizeLinear rounds them: to 256 levels between the ends of all values and 0.
+
+    scale = (max(x, 0) - min(x, 0)) / 255, zero point = round_half_even(-min(x, 0) / scale), in x's own float type.
+    """
+    if not x.numel():
+        return x
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = (high - low) / DYNAMIC.qmax
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return fake_quantize(x, scale, (-low / scale).round().clamp(DYNAMIC.qmin, DYNAMIC.qmax), DYNAMIC)

@@ -29,7 +29,7 @@ def digest_decisions(prepared: Prepared, ranges: Ranges) -> str:
     """What layers are solved on, beside the model and the samples; where something was measured, it may differ."""
     scheme = prepared.scheme
     facts = (
-        [(layer.name, layer.weight_spec, layer.activation_spec) for layer in (*scheme.layers, *scheme.embeddings)],
+        [(k.name, k.weight_spec, k.activation_spec, k.dynamic) for k in (*scheme.layers, *scheme.embeddings)],
         sorted(scheme.activations.items()),
         sorted(scheme.requantized.items()),
         sorted(prepared.in_float.items()),

@@ -28,7 +28,7 @@ from ..numeric.gram import (
 )
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.products import UINT8_SHIFT, shift_to_int8
-from ..numeric.rounding import dequantize, fake_quantize
+from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_dynamically
 from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
@@ -146,7 +146,7 @@ class ColumnReader:
             return None
         total, columns = torch.zeros((), dtype=torch.float64, device=mean.device), 0
         for number in range(len(self.stored.sizes)):
-            inputs = np.atleast_2d(self.prefix.run(number)[self.layer.input])
+            inputs = self._round_whole(np.atleast_2d(self.prefix.run(number)[self.layer.input]))
             probes = self.stored.store.batch(name, number)
             window = self._window(inputs.shape[2:]) if self.is_conv else None
             if probes.shape[::2] != self._count_positions(inputs, window):  # rows that only look like samples
@@ -219,6 +219,7 @@ class ColumnReader:
         wanted, given = (
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
         )
+        whole = self._round_whole(given[self.layer.input])
         shape, joined = self.kept.describe(number) if self.kept else describe_target(self.layers, self.shortcut, wanted)
         for chunk in self.choice.split(number, first, shape):
             if self.kept:
@@ -230,7 +231,7 @@ class ColumnReader:
                 own = chunk.gather(self._move(chunk.take(given[self.shortcut.tensor])), self.layer.groups)
                 grid = self.state.grids.activations.get(self.shortcut.tensor) if self.shortcut.on_grid else None
                 target = target - self._on_grid(own, grid)
-            inputs = self._move(chunk.take(given[self.layer.input]))
+            inputs = self._move(chunk.take(whole))
             read, fill = (self._read_input, 0) if self.unit is None else (shift_to_int8, int(self.unit.zero_point))
             if chunk.positions is None:
                 columns = flatten_rows(read(inputs))
@@ -241,8 +242,17 @@ class ColumnReader:
                 columns = unfold(inputs, window, positions, read, fill=fill)
             yield chunk, columns, target
 
+    def _round_whole(self, values: np.ndarray) -> np.ndarray:
+        """The input of a dynamic layer as it reads that: on the grid of all values that it is given at once."""
+        if not self.layer.dynamic:
+            return values
+        whole, held = torch.from_numpy(values), self.state.grids.activations.get(self.layer.input)
+        if held is not None and self.layer.name not in self.problem.scheme.float_reads.get(self.layer.input, ()):
+            whole = self._on_grid(whole, held)
+        return fake_quantize_dynamically(whole).numpy()
+
     def _read_input(self, x: torch.Tensor) -> torch.Tensor:
-        """Input values as the quantized layer reads them."""
+        """Input values as the quantized layer reads them; those of a dynamic layer are rounded already."""
         grids = self.state.grids
         grid = grids.of_input(self.layer)
         if grid is not None and grid is grids.requantized.get(self.layer.input):

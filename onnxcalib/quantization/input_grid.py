@@ -78,7 +78,7 @@ def first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
     """Layers that have no other layer before them, and read an 8-bit grid whose range is not known beforehand."""
     behind = tensors_behind(index, {layer.name for layer in scheme.layers})
     for layer in scheme.layers:
-        if layer.reads_float or layer.input in behind:
+        if not layer.on_grid or layer.input in behind:
             continue
         spec = scheme.activations[layer.input]
         if layer.activation_spec == spec and spec.bits == FULL_BITS and layer.input not in scheme.nonnegative:

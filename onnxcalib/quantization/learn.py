@@ -20,6 +20,7 @@ from ..numeric.adaquant import (
     BIAS_RATE,
     ActivationQuantizer,
     Batch,
+    DynamicQuantizer,
     Outcome,
     Sums,
     WeightQuantizer,
@@ -69,11 +70,12 @@ class Quantizers:
     """Quantizers of a block's activations.
 
     activations: tensors that share a grid -> their quantizer. requantized: tensor -> the quantizer of fewer bits that
-    follows for weighted layers.
+    follows for weighted layers. dynamic: tensor -> the quantizer of the dynamic layers that read it.
     """
 
     activations: dict[tuple[str, ...], ActivationQuantizer]
     requantized: dict[str, ActivationQuantizer]
+    dynamic: dict[str, DynamicQuantizer]
 
 
 class Learner:
@@ -93,6 +95,9 @@ class Learner:
         check_parity(module, torch_block.subgraph, feeds, wanted)
         self.size = _batch_size(state, block) if _takes_any_batch(state, torch_block) else None
         self.quantizers = _place_activations(state, torch_block, frozen=frozen)
+        if self.quantizers.dynamic:
+            with torch.no_grad():
+                module(*(torch.from_numpy(feeds[t]) for t in block.inputs))  # how far these reach
         self.layers = {name: layer_module(module, name) for name in block.layers}
         self.weights = {name: _attach(state, state.problem.layers[name], part) for name, part in self.layers.items()}
         if frozen:
@@ -114,7 +119,7 @@ class Learner:
         """Run ``learn_block`` on the module. Raises BlockError where torch fails."""
         state = self.state
         biases = {name: bias for name, part in self.layers.items() if (bias := _bias_parameter(part)).requires_grad}
-        units = {bias: _bias_unit(state, state.problem.layers[name]) for name, bias in biases.items()}
+        units = {bias: self._bias_unit(state.problem.layers[name]) for name, bias in biases.items()}
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they were
             torch.default_generator.manual_seed(state.problem.config.seed)  # alone, as no other device draws
             try:
@@ -125,6 +130,14 @@ class Learner:
                 if lacks_memory(error):  # which says nothing of the block
                     raise
                 raise BlockError(f"block: {first_line(error)}") from error
+
+    def _bias_unit(self, layer: LayerScheme) -> torch.Tensor:
+        """What one quantization step of a weight changes the output by, at the largest value of the input."""
+        grid = self.state.input_grid(layer)
+        step = float(np.mean(self.state.layers[layer.name].grid.scale))
+        if grid is not None:
+            return torch.tensor(step * float(grid.scale) * grid.spec.qmax)
+        return torch.tensor(step * float(self.quantizers.dynamic[layer.input].reach))
 
     def read_back(self) -> None:
         """Put the learned grids, weights and biases into the state."""
@@ -158,7 +171,8 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
     block, module, index = torch_block.block, torch_block.module, state.problem.index
     nodes = [index.nodes[name] for name in block.nodes]
     inside = {tensor for node in nodes for tensor in (*node.input, *node.output)}
-    placed = Quantizers({}, {})
+    dynamic = _list_dynamic(state, block)
+    placed = Quantizers({}, {}, {tensor: DynamicQuantizer() for tensor in dynamic})
     for tensor, grid in state.grids.activations.items():
         readers = _quantized_readers(state, block, tensor)
         if not readers or tensor in state.problem.scheme.constants:  # whose rounding is small, and not learned
@@ -169,7 +183,11 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
             placed.activations[members] = _make_quantizer(grid, fixed=fixed, frozen=frozen)
         quantizer = placed.activations[members]
         at_fewer_bits = _readers_of_requantized(state, tensor, readers)
-        others = [name for name in readers if name not in at_fewer_bits]
+        behind = [name for name in dynamic.get(tensor, ()) if name in readers]
+        if behind:
+            place(module, tensor, nn.Sequential(quantizer, placed.dynamic[tensor]), only=behind)
+            del dynamic[tensor]  # its layers all read the grid, or none does
+        others = [name for name in readers if name not in (*at_fewer_bits, *behind)]
         if others:
             place(module, tensor, quantizer, only=others)
         if at_fewer_bits:
@@ -177,7 +195,18 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
             second = _make_quantizer(state.grids.requantized[tensor], fixed=fixed, frozen=frozen)
             placed.requantized[tensor] = second
             place(module, tensor, nn.Sequential(quantizer, second), only=at_fewer_bits)
+    for tensor, names in dynamic.items():
+        place(module, tensor, placed.dynamic[tensor], only=names)
     return placed
+
+
+def _list_dynamic(state: ReconstructionState, block: Block) -> dict[str, list[str]]:
+    """The tensors that dynamic layers of the block read, each with the names of these layers."""
+    found: dict[str, list[str]] = {}
+    for layer in (state.problem.layers[name] for name in block.layers):
+        if layer.dynamic:
+            found.setdefault(layer.input, []).append(layer.name)
+    return found
 
 
 def _quantized_readers(state: ReconstructionState, block: Block, tensor: str) -> list[str]:
@@ -238,13 +267,6 @@ def _bias_of(problem: Problem, layer: LayerScheme, part: nn.Module) -> np.ndarra
     """The layer's present bias, float64, with what its bias Add adds."""
     own: np.ndarray = _bias_parameter(part).detach().cpu().numpy().astype(np.float64)
     return own + _added_bias(problem, layer)
-
-
-def _bias_unit(state: ReconstructionState, layer: LayerScheme) -> torch.Tensor:
-    """What one quantization step of a weight changes the output by, at the largest integer of the input."""
-    grid = state.input_grid(layer)
-    assert grid is not None, f"{layer.name} reads float"
-    return torch.tensor(float(np.mean(state.layers[layer.name].grid.scale)) * float(grid.scale) * grid.spec.qmax)
 
 
 def _read_back_grids(state: ReconstructionState, quantizers: Quantizers) -> None:

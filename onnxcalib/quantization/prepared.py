@@ -228,6 +228,7 @@ def make_settings_scheme(
         block_size=config.block_size,
         embedding_bits=config.embedding_bits or config.weight_bits,
         pair_limits=config.weight_range == "bounded",
+        dynamic=config.activations == "dynamic",
         requirements=requirements,
         tensors={**config.tensors, **(tensors or {})},
         selection=Selection(chosen.excluded.union(in_float or ()), (*chosen.layers, *(layers or {}).items())),

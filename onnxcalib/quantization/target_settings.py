@@ -12,7 +12,7 @@ from ..config import BUDGETS, CANDIDATES, FLOAT_BITS, FULL_BITS, WIDE_BITS, Cand
 from ..errors import ConfigError, ModelError
 from ..graph.passes.opset import opset_of
 from ..spec import Candidate, InputSpec, Requirements, spell_shape
-from ..targets import Target
+from ..targets import DYNAMIC_OPS, OWN_RUNTIME, Target
 from .rewrite import least_opset
 
 # Of the examples in a message: inputs that are shown, sides of an image, tokens of a text, and axes of a text.
@@ -22,6 +22,8 @@ MOST_EXAMPLES, USUAL_IMAGE, USUAL_TEXT, USUAL_RANK = 3, 224, 128, 3
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     """The settings, with what the target decides where they say nothing. Raises ConfigError for what it has not."""
     needs = target.requirements
+    if config.activations == "dynamic":
+        _check_dynamic(config, target)
     check_bits(config, target)
     decided: dict[str, Any] = {
         "weight_range": "bounded" if target.bounded_weights else "full",
@@ -54,6 +56,28 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
             )
         decided |= {"placement": "all", "embedding_bits": FLOAT_BITS}
     return config.model_copy(update={k: v for k, v in decided.items() if k not in config.model_fields_set})
+
+
+def _check_dynamic(config: QuantizeConfig, target: Target) -> None:
+    """Raise ConfigError where the target, or other settings, have no place for grids that each run chooses."""
+    found = "activations: found 'dynamic'"
+    if not target.requirements.dynamic:
+        raise ConfigError(
+            f"{found}; target {target.name!r} is not known to run {' and '.join(DYNAMIC_OPS)}; leave it out, or give"
+            f" target {OWN_RUNTIME!r}"
+        )
+    if config.planned:
+        raise ConfigError(f"{found} beside a budget; bits are planned for grids of the file; leave one of them out")
+    given = {"": config.activation_bits} | {
+        f"layers: {k!r}: ": each.activation_bits for k, each in config.layers.items()
+    }
+    for place, bits in given.items():
+        allowed = (FULL_BITS, FLOAT_BITS, None) if place else (FULL_BITS,)
+        if bits not in allowed:
+            raise ConfigError(
+                f"{place}activation_bits: found {bits} beside activations 'dynamic'; the grid of a run has {FULL_BITS}"
+                " bits; leave one of them out"
+            )
 
 
 def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:

@@ -18,7 +18,7 @@ from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.edit import copy_model
 from ..graph.index import Index, all_graphs, reads
-from ..graph.ops import DEQUANTIZE, QUANTIZE
+from ..graph.ops import DEQUANTIZE, INTEGER_PRODUCT, QUANTIZE
 from ..graph.passes.normalise import name_nodes
 from ..graph.values import bring_in, find_place, refer
 from ..numeric.metrics import Comparison
@@ -187,7 +187,8 @@ def _add_seen(prepared: Prepared, sessions: tuple[Session, Session], tally: Outp
 
 def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
     bits = layer.weight_spec.bits, layer.activation_spec.bits
-    return LayerRecord(layer.name, layer.op, *bits, None if found is None or not found.values else found.sqnr_db)
+    sqnr_db = None if found is None or not found.values else found.sqnr_db
+    return LayerRecord(layer.name, layer.op, *bits, sqnr_db, layer.dynamic)
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,10 @@ def _with_node_names(model: ModelProto) -> ModelProto:
 
 
 def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
-    """Every QuantizeLinear and DequantizeLinear in ``graph``, the optimized graph of ``quantized``, with a reason."""
+    """What is left unfused in ``graph``, the optimized graph of ``quantized``, each with a reason.
+
+    That is every QuantizeLinear and DequantizeLinear, and every MatMulInteger of a dynamic layer.
+    """
     index = Index(graph)
     # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
     tensors: dict[str, str] = {
@@ -291,6 +295,8 @@ def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecor
             reason = _explain_quantize(index, node, node.input[0] in behind)
         elif node.op_type == DEQUANTIZE:
             reason = _explain_dequantize(index, node, node.output[0] in ahead)
+        elif node.op_type == INTEGER_PRODUCT:
+            reason = "its sums are cast to float and multiplied by their scales in nodes of their own"
         else:
             continue
         records.append(UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason))

@@ -6,7 +6,17 @@ files of this folder.
 """
 
 from .rewrites import Rewrites
-from .target import Target, is_name, list_targets, load_target
+from .target import DYNAMIC_OPS, OWN_RUNTIME, Target, is_name, list_targets, load_target
 from .violation import LintRecord, Violation
 
-__all__ = ["LintRecord", "Rewrites", "Target", "Violation", "is_name", "list_targets", "load_target"]
+__all__ = [
+    "DYNAMIC_OPS",
+    "OWN_RUNTIME",
+    "LintRecord",
+    "Rewrites",
+    "Target",
+    "Violation",
+    "is_name",
+    "list_targets",
+    "load_target",
+]

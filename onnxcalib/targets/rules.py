@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +82,10 @@ class Operators(Rule):
         if not self.forbidden and not self.taken:
             raise ValueError("forbidden or taken is needed")
         return self
+
+    def takes(self, operator: str) -> bool:
+        """Whether the target is known to run a quantized operator."""
+        return any(fnmatchcase(operator, each) for each in self.taken)
 
 
 class Pairs(Rule):

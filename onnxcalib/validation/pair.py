@@ -17,7 +17,7 @@ from ..graph.inspect.quantized_layers import (
     find_quantized_layers,
     find_quantized_products,
 )
-from ..graph.ops import DYNAMIC_LAYERS, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
+from ..graph.ops import DYNAMIC_LAYERS, INTEGER_PRODUCT, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.normalise import normalise, tidy
@@ -88,7 +88,7 @@ def pair_layers(
     pairs: list[Pair] = []
     unmatched: list[str] = []
     layers: tuple[QuantizedLayer | QuantizedProduct, ...] = (
-        *(_before_rescaling(other, layer, known) for layer in found),
+        *(_behind_bias(other, _before_rescaling(other, layer, known), known) for layer in found),
         *find_quantized_products(quantized),
     )
     for layer in sorted(layers, key=lambda each: other.position.get(each.name, 0)):
@@ -120,6 +120,15 @@ def _before_rescaling(index: Index, layer: QuantizedLayer, known: set[str]) -> Q
             return layer
         source, entry = node.input[0], node.name
     return layer if source == layer.source else replace(layer, source=source, entry=entry, grid=None)
+
+
+def _behind_bias(index: Index, layer: QuantizedLayer, known: set[str]) -> QuantizedLayer:
+    """The layer with what the Add of its bias gives as its output, where a Gemm became a MatMulInteger and that Add."""
+    readers = index.readers(layer.output)
+    if layer.op != INTEGER_PRODUCT or layer.output in known or len(readers) != 1 or not is_op(readers[0], "Add"):
+        return layer
+    adds_constant = any(name in index.initializers for name in readers[0].input)
+    return replace(layer, output=readers[0].output[0]) if adds_constant else layer
 
 
 def _follow(index: Index, tensor: str, path: tuple[NodeProto, ...] = ()) -> Iterator[Reached]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import parser
 
-from onnxcalib.numeric.rounding import dequantize, fake_quantize, quantize
+from onnxcalib.numeric.rounding import dequantize, fake_quantize, fake_quantize_dynamically, quantize
 from onnxcalib.spec import QuantSpec
 
 BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
@@ -79,3 +79,21 @@ def test_fake_quantizing_is_quantizing_and_dequantizing():
     inside = x > -2.05
     assert np.abs(quantized_values - x)[inside].max() <= 0.05 + 1e-12
     assert quantized_values.min() == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0, -5.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 700.0])
+def test_dynamic_rounding_is_that_of_onnxruntime(shift, scale):
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (float[N] z)'
+        "{ y, s, p = DynamicQuantizeLinear (x) z = DequantizeLinear (y, s, p) }"
+    )
+    run = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run
+    x = (np.float32(scale) * (np.random.default_rng(1).normal(size=4000) + shift)).astype(np.float32)
+    for values in (x, np.abs(x), -np.abs(x), np.zeros_like(x), np.full_like(x, scale)):
+        given = fake_quantize_dynamically(torch.from_numpy(values)).numpy()
+        np.testing.assert_array_equal(given, run(None, {"x": values})[0])
+
+
+def test_nothing_is_rounded_to_nothing():
+    assert fake_quantize_dynamically(torch.zeros(0, 3)).shape == (0, 3)

@@ -62,7 +62,8 @@ def state_of():
         samples = open_calibration(data, inputs_of(model), config.data)
         prepared = rewrite(load_model(model), config).model
         bits = ("weight_bits", "activation_bits", "first_last_bits")
-        scheme = restrict(make_scheme(prepared, **{name: getattr(config, name) for name in bits}))
+        dynamic = config.activations == "dynamic"
+        scheme = restrict(make_scheme(prepared, **{name: getattr(config, name) for name in bits}, dynamic=dynamic))
         padding = PaddingMask(prepared)
         statistics = collect_statistics(prepared, list(scheme.activations), samples, padding)
         problem = Problem.of(prepared, scheme, config, padding)

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from onnxcalib.graph.blocks import find_blocks
+from onnxcalib.graph.blocks import find_blocks, join_blocks
 from onnxcalib.quantization.learn import Learner, MiniBatches, convert_block
 from onnxcalib.quantization.solve import round_layers
 from onnxcalib.quantization.state import run_block
 from onnxcalib.runtime.blocks import BlockError
+from onnxcalib.runtime.session import Session
 
 DATA = np.random.default_rng(0).normal(size=(24, 3, 8, 8)).astype(np.float32)
 
@@ -115,3 +116,29 @@ def test_a_layer_that_reads_float_is_not_learned(residual, state_of):
     round_layers(state)
     with pytest.raises(BlockError, match="what reads float activations is solved or rounded, and not learned"):
         Learner(state, convert_block(state, first_block(state)), frozen=False)
+
+
+DENSE = """g (float[N, 12] x) => (float[N, 6] y) {
+    [one] a = Gemm (x, w1, b1)  [r] r = Relu (a)  [two] c = MatMul (r, w2)  [three] d = MatMul (r, w3)
+    [sum] s = Add (c, d)  [four] y = Gemm (s, w4, b4)
+}"""
+
+
+def test_dynamic_layers_round_what_they_read_in_torch_as_in_the_file(build, weigh, state_of):
+    weights = {"w1": weigh(12, 16), "w2": weigh(16, 8), "w3": weigh(16, 8), "w4": weigh(8, 6)}
+    model = build(DENSE, **weights, b1=weigh(16), b4=weigh(6))
+    state = state_of(model, np.random.default_rng(0).normal(size=(24, 12)).astype(np.float32), activations="dynamic")
+    round_layers(state)
+    blocks = [each for each in find_blocks(state.problem.model, state.problem.scheme) if each.layers]
+    block = join_blocks(state.problem.model, state.problem.scheme, blocks)
+    run_block(state, block, set(block.outputs), quantized=False)
+    learner = Learner(state, convert_block(state, block), frozen=True)
+    assert set(learner.quantizers.dynamic) == {"x", "r", "s"} and not learner.quantizers.activations
+    feeds = state.stored.arrays("float:", block.inputs, 1)
+    wanted = Session(state.quantized_subgraph(block, list(block.outputs))).run(feeds)["y"]
+    (given,) = learner.module.eval()(torch.from_numpy(feeds["x"]))
+    np.testing.assert_allclose(given.detach().numpy(), wanted, rtol=1e-3, atol=1e-4)
+    assert learner.biases().keys() == {"one", "four"}
+    data = MiniBatches(state, block, learner.size, holdout=8)
+    outcome = learner.learn(data.draw, data.read_held_out, steps=10)
+    assert np.isfinite(outcome.after) and outcome.after <= outcome.before

@@ -19,7 +19,7 @@ from onnxcalib.quantization.column_choice import ColumnChoice
 from onnxcalib.quantization.columns import ColumnReader
 from onnxcalib.quantization.shortcuts import Shortcut
 from onnxcalib.quantization.solve import round_embeddings, round_layers, solve_block, solve_widths
-from onnxcalib.quantization.state import SubgraphRunner
+from onnxcalib.quantization.state import SubgraphRunner, run_block
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
 from onnxcalib.spec import QuantScheme
@@ -531,3 +531,28 @@ def test_every_layer_is_solved_on_scales_that_its_spec_restricts(
     round_layers(state)
     assert state.layers["c"].grid.scale.shape == grid.scale.shape
     assert solved <= 1.01 * measure(state, block)[0] and solved < 2e-3
+
+
+def test_a_dynamic_layer_is_solved_on_its_input_as_each_stored_batch_rounds_it(build, weigh, state_of):
+    """One batch has a value that is far out, so that the others of that batch alone are rounded coarsely."""
+    model = build("g (float[N, 6] x) => (float[N, 5] y) { [fc] y = Gemm (x, w, b) }", w=weigh(6, 5), b=weigh(5))
+    data = np.random.default_rng(3).normal(size=(64, 6)).astype(np.float32)
+    data[40, 2] = 60.0
+    state = state_of(model, data, size=32, activations="dynamic")
+    (block,) = (each for each in find_blocks(state.problem.model, state.problem.scheme) if each.layers)
+    run_block(state, block, set(block.outputs), quantized=False)
+    reader = ColumnReader(state, block, state.problem.scheme.layers, (6, 5))
+    read = [columns for number in (0, 1) for _, columns, _ in reader._read_columns(number, 32 * number)]
+    for number, columns in enumerate(read):
+        batch = data[32 * number : 32 * number + 32]
+        low, high = batch.min(), batch.max()
+        step = (high - low) / np.float32(255)
+        zero = np.rint(-low / step)
+        wanted = (np.clip(np.rint(batch / step) + zero, 0, 255) - zero) * step
+        given = columns[0].numpy().T  # those held out come last
+        np.testing.assert_array_equal(given[np.lexsort(given.T)], wanted[np.lexsort(wanted.T)])
+    assert solve_block(state, block) == {}
+    error, _ = measure(state, block)
+    solved = state.layers["fc"]
+    round_layers(state)
+    assert error < measure(state, block)[0] and solved.grid.spec.pair_limit == 128

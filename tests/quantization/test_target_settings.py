@@ -103,6 +103,27 @@ def test_what_the_user_gives_wins():
             {"embedding_bits": 8},
             "embedding_bits: found 8; integers of a table are read through a Cast, which target 'qnn' does not take;",
         ),
+        (
+            "tensorrt",
+            {"activations": "dynamic"},
+            "activations: found 'dynamic'; target 'tensorrt' is not known to run DynamicQuantizeLinear and",
+        ),
+        ("openvino", {"activations": "dynamic"}, "activations: found 'dynamic'; target 'openvino' is not known to run"),
+        (
+            "onnxruntime",
+            {"activations": "dynamic", "max_size": "0.2"},
+            "activations: found 'dynamic' beside a budget; bits are planned for grids of the file; leave one of them",
+        ),
+        (
+            "onnxruntime",
+            {"activations": "dynamic", "activation_bits": 32},
+            "activation_bits: found 32 beside activations 'dynamic'; the grid of a run has 8 bits; leave one of them",
+        ),
+        (
+            "onnxruntime",
+            {"activations": "dynamic", "layers": {"a": LayerConfig(activation_bits=4)}},
+            "layers: 'a': activation_bits: found 4 beside activations 'dynamic'; the grid of a run has 8 bits;",
+        ),
         ("qnn", {"placement": "cost"}, "placement: found 'cost' beside target 'qnn'; times are known of onnxruntime"),
     ],
 )

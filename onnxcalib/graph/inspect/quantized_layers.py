@@ -10,7 +10,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
-from ..ops import DEQUANTIZE, LAYERS, LINEAR_OPS, QUANTIZE
+from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE
 from ..values import read_values
 from .integers import element_type, is_linear
 
@@ -89,11 +89,14 @@ class QuantizedLayer:
 
 
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
-    """The Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, in graph order."""
+    """The layers whose weight is stored as integers, in graph order.
+
+    They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, and each
+    MatMulInteger of a constant and of what a DynamicQuantizeLinear gives, as far as the product with both scales.
+    """
     index = Index(model.graph)
-    return tuple(
-        layer for node in model.graph.node if is_op(node, *LAYERS) and (layer := _read_layer(index, node)) is not None
-    )
+    found = (_read_dynamic(index, n) if is_op(n, INTEGER_PRODUCT) else _read_layer(index, n) for n in model.graph.node)
+    return tuple(layer for layer in found if layer is not None)
 
 
 def find_quantized_products(model: ModelProto) -> tuple[QuantizedProduct, ...]:
@@ -118,7 +121,48 @@ def _read_operand(index: Index, node: NodeProto, tensor: str) -> Operand:
     return Operand(entry.input[0], entry.name, *_last_grid(index, tensor))
 
 
+def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
+    """A MatMulInteger, whose products are cast to float and multiplied by the scales of both operands."""
+    entry, weight = index.producer.get(node.input[0]), _stored_tensor(index, node.input[1])
+    if entry is None or not is_op(entry, DYNAMIC_QUANTIZE) or weight is None or len(weight.dims) != 2:
+        return None
+    cast, product = _read_alone(index, node.output[0], "Cast"), None
+    if cast is not None:
+        product = _read_alone(index, cast.output[0], "Mul")
+    if cast is None or product is None:
+        return None
+    both = index.producer.get(next((t for t in product.input if t != cast.output[0]), ""))
+    if both is None or not is_op(both, "Mul") or entry.output[1] not in both.input:
+        return None
+    scale = constant(index, next((t for t in both.input if t != entry.output[1]), ""))
+    zero_point = constant(index, node.input[3]) if len(node.input) > 3 and node.input[3] else None
+    if scale is None or scale.size not in (1, weight.dims[1]) or (zero_point is None and any(node.input[3:])):
+        return None
+    return QuantizedLayer(
+        name=node.name or node.output[0],
+        op=node.op_type,
+        source=entry.input[0],
+        entry=entry.name,
+        output=product.output[0],
+        weight=weight,
+        zero_point=zero_point,
+        scale=scale.astype(np.float32).reshape(-1) if scale.size > 1 else scale.astype(np.float32).reshape(()),
+        axis=1,
+        weight_bits=4 if weight.data_type in FOUR_BITS else 8,
+        activation_bits=8,
+        grid=None,
+    )
+
+
+def _read_alone(index: Index, tensor: str, op: str) -> NodeProto | None:
+    """The one node that reads a tensor, if it is of this operator."""
+    readers = index.readers(tensor)
+    return readers[0] if len(readers) == 1 and is_op(readers[0], op) and tensor not in index.outputs else None
+
+
 def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
+    if not is_op(node, *LAYERS):
+        return None
     dequantize = index.producer.get(node.input[1])
     if dequantize is None or not is_linear(dequantize, DEQUANTIZE):
         return None
