@@ -12,7 +12,7 @@ from ..config import QuantizeConfig
 from ..graph.save import MOST_BYTES
 from ..graph.values import is_outside
 from ..graph.weightless import held_bytes
-from ..runtime.workers import count_jobs, run_tasks
+from ..runtime.workers import Costs, count_jobs, run_tasks
 
 
 def spread_tasks(
@@ -23,6 +23,7 @@ def spread_tasks(
     *,
     model: ModelProto,
     device: torch.device,
+    costs: Costs = None,
     warn: Callable[[str], None],
 ) -> Iterator[tuple[Hashable, Any]]:
     """``run_tasks`` on the workers of the settings, or on as many as there are cores; in the order of their end.
@@ -37,7 +38,9 @@ def spread_tasks(
         return
     jobs = 1 if large else config.jobs or (1 if device.type == "cuda" else count_jobs(config.threads or 1))
     scheduler = None if large else config.scheduler
-    yield from run_tasks(function, common, tasks, jobs=min(jobs, len(tasks)), scheduler=scheduler, warn=warn)
+    yield from run_tasks(
+        function, common, tasks, jobs=min(jobs, len(tasks)), scheduler=scheduler, costs=costs, warn=warn
+    )
 
 
 def is_large(model: ModelProto) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..files.scratch import Scratch, room_in
 from .cores import count_cores
+from .task_queue import TaskQueue
 
 Function = Callable[[Any, Any], Any]
 # Python's own modules are found without the current folder. All others are found where this process finds them.
@@ -92,20 +93,25 @@ class Workers:
         _send(pipe, pickle.dumps([each for each in sys.path if isinstance(each, str)]))
 
     def run(
-        self, function: Function, tasks: Mapping[Hashable, Any], *, seconds: float | None = None
+        self,
+        function: Function,
+        tasks: Mapping[Hashable, Any],
+        costs: Mapping[Hashable, float] | None = None,
+        *,
+        seconds: float | None = None,
     ) -> Iterator[tuple[Hashable, Any]]:
-        """Yield (key, function(common, task)) in the order in which the tasks end.
+        """Yield (key, function(common, task)) in the order in which the tasks end; costs: as ``TaskQueue`` has them.
 
         What a task raises is raised here. Raises BrokenExecutor where a worker ends before its task, and NoAnswer where
         none gives a result for so many seconds: all of them are ended then.
         """
-        left, busy = iter(tasks.items()), dict[Connection, Hashable]()
+        queue, busy = TaskQueue(tasks, costs), dict[Connection, Hashable]()
 
         def give(pipe: Connection) -> None:
-            for key, task in left:
-                busy[pipe] = key
-                _send(pipe, pickle.dumps((function, self._common, task)))
-                return
+            given = queue.take(pipe, self.size, alone=not busy)
+            if given is not None:
+                busy[pipe] = given[0]
+                _send(pipe, pickle.dumps((function, self._common, given[1])))
 
         for worker in self._workers:
             give(worker.pipe)

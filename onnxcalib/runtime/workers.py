@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from ..errors import ConfigError, first_line
 from .cores import count_cores
 from .processes import Function, open_workers
+from .task_queue import TaskQueue
 from .worker import Shipped, run_pickled
 
 # How often tasks are tried whose workers end before them.
@@ -23,9 +23,14 @@ PATIENCE = 10
 # Above which size of a task Dask warns: of none. Integers of layers and probes may take more than its 10 MB.
 LARGE_TASK = {"distributed.admin.large-graph-warning-threshold": "1PB"}
 
+# Of each task; None: all cost the same.
+Costs = Mapping[Hashable, float] | None
+
 
 class _Runner(Protocol):
-    def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]: ...
+    def run(
+        self, function: Function, tasks: Mapping[Hashable, Any], costs: Costs
+    ) -> Iterator[tuple[Hashable, Any]]: ...
 
     def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]: ...
 
@@ -45,12 +50,13 @@ def run_tasks(
     *,
     jobs: int = 1,
     scheduler: str | None = None,
+    costs: Costs = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[Hashable, Any]]:
     """Yield (key, function(common, task)) for every task, in the order in which they end.
 
     With one job, tasks run in this process, one after the other. Otherwise ``function``, ``common``, tasks and results
-    are pickled; ``common`` is sent to each worker once. Workers begin tasks in the order of ``tasks``. What a task
+    are pickled; ``common`` is sent to each worker once. Workers begin tasks as ``TaskQueue`` says. What a task
     raises is raised here. Tasks of workers that end early are run again; raises ConfigError after LOSSES such attempts.
     """
     if scheduler is None and (jobs == 1 or len(tasks) == 1):
@@ -60,7 +66,7 @@ def run_tasks(
     for left in reversed(range(LOSSES)):
         try:
             with _open(common, jobs, scheduler) as runner:
-                for key, result in runner.run(function, dict(waiting)):
+                for key, result in runner.run(function, dict(waiting), costs):
                     del waiting[key]
                     yield key, result
                 return
@@ -155,18 +161,24 @@ class _Cluster:
             raise BrokenExecutor("no worker is left")
         return alive
 
-    def run(self, function: Function, tasks: Mapping[Hashable, Any]) -> Iterator[tuple[Hashable, Any]]:
-        """Workers begin tasks in their order, and a worker gets its next one when it has ended one.
+    def run(
+        self, function: Function, tasks: Mapping[Hashable, Any], costs: Costs = None
+    ) -> Iterator[tuple[Hashable, Any]]:
+        """A worker gets its next task when it has ended one.
 
         By itself Dask gives workers more than they work on, and moves these to others later: those have to begin
         anew where they had gone on from task to task.
         """
-        left, busy = deque(tasks.items()), dict[Future[Any], tuple[Hashable, str]]()
-        while left or busy:
+        queue, busy = TaskQueue(tasks, costs), dict[Future[Any], tuple[Hashable, str]]()
+        while queue or busy:
             alive = self._count_threads() if busy else self._find_alive()
             for home, threads in sorted(alive.items()):
                 free = max(0, threads - sum(home == other for _, other in busy.values()))
-                for key, task in [left.popleft() for _ in range(min(free, len(left)))]:
+                for _ in range(free):
+                    given = queue.take(home, sum(alive.values()), alone=not busy)
+                    if given is None:
+                        break
+                    key, task = given
                     future = self._executor.submit(
                         run_pickled, _pickle(function, task), self._common, workers=[home], allow_other_workers=True
                     )
