@@ -239,7 +239,7 @@ def calibrate(
     """
     _check_stage(prepared, Prepared)
     with prepared.run.computing():
-        return calibrate_ranges(take_histograms(prepared, histograms, save_histograms))
+        return calibrate_ranges(take_histograms(prepared, histograms, save_histograms), alone=True)
 
 
 def reconstruct(prepared: Prepared, ranges: str | Path | Ranges | None = None) -> Reconstruction:

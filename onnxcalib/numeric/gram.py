@@ -30,6 +30,9 @@ class Moments:
 
     gram A (G, K, K): covariance of the quantized inputs; cross C (G, C, K): covariance of the targets with them;
     input_mean (G, K), target_mean (G, C); columns: how many they are taken over.
+
+    of_input: in place of targets are float inputs x_f, of which the targets are ``W x_f`` with the float weight W:
+    cross (G, K, K) and target_mean (G, K) are then theirs.
     """
 
     gram: torch.Tensor
@@ -37,6 +40,7 @@ class Moments:
     input_mean: torch.Tensor
     target_mean: torch.Tensor
     columns: int
+    of_input: bool = False
 
     @property
     def seen_finite(self) -> bool:
@@ -58,7 +62,7 @@ class Moments:
         gram = (mine * self.gram).add_(other.gram, alpha=theirs).addcmul_(inputs.unsqueeze(2), between)
         cross = (mine * self.cross).add_(other.cross, alpha=theirs).addcmul_(targets.unsqueeze(2), between)
         means = self.input_mean + theirs * inputs, self.target_mean + theirs * targets
-        return Moments(gram, cross, *means, count)
+        return Moments(gram, cross, *means, count, self.of_input)
 
     def about_zero(self) -> Moments:
         """The moments about zero, with means of zero: the error of a layer that cannot have a bias depends on these."""
@@ -69,7 +73,12 @@ class Moments:
             torch.zeros_like(inputs),
             torch.zeros_like(targets),
             self.columns,
+            self.of_input,
         )
+
+    def means_of_targets(self, weight: torch.Tensor) -> torch.Tensor:
+        """The means (G, C) of the targets of the float weight (G, C, K)."""
+        return (weight @ self.target_mean[..., None]).squeeze(-1) if self.of_input else self.target_mean
 
 
 def factorize(gram: torch.Tensor) -> torch.Tensor:
@@ -203,7 +212,9 @@ class MomentSum:
         sums = [s.unsqueeze(2) for s in (inputs, targets)]
         moved = [s + count * d for s, d in zip(sums, apart, strict=True)]
         right = torch.cat((apart[0], moved[0]), 2).mT
-        self._sums[0].add_(gram).baddbmm_(torch.cat((sums[0], apart[0]), 2), right)
+        self._sums[0].add_(gram)
+        if apart[0].any():  # not of integers
+            self._sums[0].baddbmm_(torch.cat((sums[0], apart[0]), 2), right)
         self._sums[1].add_(cross).baddbmm_(torch.cat((sums[1], apart[1]), 2), right)
         self._sums[2] += moved[0].squeeze(2)
         self._sums[3] += moved[1].squeeze(2)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .gram import Moments, divide, factorize
+from .products import TILE
 
 # Candidate ridges of the optimum, in units of the mean input variance. A weak ridge fits the noise of the quantized
 # prefix, and of few samples. Which ridge is best differs by layer, so that held-out samples choose. Twice as many raise
@@ -73,8 +74,9 @@ class Equations:
     def of(cls, moments: Moments, weight: torch.Tensor, unit: torch.Tensor | None = None) -> Equations:
         """The equations for ``weight`` (G, C, K), in the units of others if these are given."""
         unit = damping(moments, 1.0) if unit is None else unit
-        gram, cross = ((each / unit[..., None]).float() for each in (moments.gram, moments.cross))
-        return cls(gram, cross - weight.float() @ gram, unit, (damping(moments, 0.0) / unit).float())
+        gram, cross, weight = _scale(moments.gram, unit), _scale(moments.cross, unit), weight.float()
+        slope = weight @ cross.sub_(gram) if moments.of_input else cross.sub_(weight @ gram)
+        return cls(gram, slope, unit, (damping(moments, 0.0) / unit).float())
 
     def solve(self, ridge: float) -> torch.Tensor:
         """D (G, C, K)."""
@@ -83,14 +85,27 @@ class Equations:
         return divide(self.slope, factorize(gram))
 
 
+def _scale(rows: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+    """rows (G, R, K) in units of ``unit`` (G, 1), as float32; few at once, which stay in the processor's cache."""
+    found = torch.empty_like(rows, dtype=torch.float32)
+    for part, into in zip(rows.split(TILE, 1), found.split(TILE, 1), strict=True):
+        into.copy_(part / unit[..., None])
+    return found
+
+
 class _Judge:
     """Tries ridges on random sums of the channels."""
 
     def __init__(self, fitted: Moments, held_out: Moments, weight: torch.Tensor) -> None:
-        weight, *crosses = _sum_channels((weight, fitted.cross, held_out.cross))
-        own, other = (replace(each, cross=sums) for each, sums in zip((fitted, held_out), crosses, strict=True))
-        self.fitted = Equations.of(own, weight)
-        self.held_out = Equations.of(other, weight, self.fitted.unit)
+        if fitted.of_input:
+            (weight,) = _sum_channels((weight,))
+        else:
+            weight, *crosses = _sum_channels((weight, fitted.cross, held_out.cross))
+            fitted, held_out = (
+                replace(each, cross=sums) for each, sums in zip((fitted, held_out), crosses, strict=True)
+            )
+        self.fitted = Equations.of(fitted, weight)
+        self.held_out = Equations.of(held_out, weight, self.fitted.unit)
         self._tried: dict[int, tuple[float, float]] = {}
 
     def error(self, number: int) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 
 # Rows of the Gram matrix that are one matrix product, from the diagonal on. The lower half is copied, not computed.
@@ -53,12 +54,17 @@ def list_tiles(size: int) -> list[slice]:
 
 
 def multiply_upper(x: torch.Tensor) -> torch.Tensor:
-    """``x x^T`` (G, K, K) in the tiles on the diagonal and to their right, zero in the others; of int8 as int32."""
-    size, whole = x.shape[1], not x.is_floating_point()
-    product = x.new_zeros(len(x), size, size, dtype=torch.int32 if whole else x.dtype)
-    for own in list_tiles(size):
-        left, right = x[:, own], x[:, own.start :].mT
-        product[:, own, own.start :] = torch._int_mm(left[0], right[0]) if whole else left @ right
+    """``x x^T`` (G, K, K) in the tiles on the diagonal and to their right, zero in the others; of int8 as float64."""
+    size = x.shape[1]
+    if x.is_floating_point():
+        product = x.new_zeros(len(x), size, size)
+        for own in list_tiles(size):
+            product[:, own, own.start :] = x[:, own] @ x[:, own.start :].mT
+        return product
+    product = torch.from_numpy(np.zeros((1, size, size)))  # the system gives no memory for what is not written
+    for part in x[0].split(LONGEST, 1):
+        for own in list_tiles(size):
+            product[0, own, own.start :] += torch._int_mm(part[own], part[own.start :].T)
     return product
 
 
@@ -69,7 +75,6 @@ def multiply(inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
     """
     if inputs.is_floating_point():
         return [multiply_upper(inputs), targets @ inputs.mT, inputs.sum(2), targets.sum(2)]
-    grams = [multiply_upper(part).double() for part in inputs.split(LONGEST, 2)]
     # Less their means, which are made whole numbers, inputs lose nothing as float32, and products with them less.
     shift = inputs[..., :SLICE].float().mean(2, keepdim=True).round_()
     size, most = inputs.shape[1], min(SLICE, inputs.shape[2])  # one room for all, as new memory takes as long again
@@ -81,4 +86,4 @@ def multiply(inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
         sums += values.sum(2)  # of so few whole numbers float32 has the sum itself
     total, shift = targets.sum(2).double(), shift.squeeze(2).double()
     moved = cross + total.unsqueeze(2) * shift.unsqueeze(1)
-    return [torch.stack(grams).sum(0) if len(grams) > 1 else grams[0], moved, sums + inputs.shape[2] * shift, total]
+    return [multiply_upper(inputs), moved, sums + inputs.shape[2] * shift, total]

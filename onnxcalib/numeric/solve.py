@@ -144,7 +144,7 @@ def solve_layer(
         best = best.improve(_Rounded(_pool(loss, spec), plain_integers, plain.scale))
     natural = order.argsort(1)
     weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)
-    bias = moments.target_mean - (weights @ moments.input_mean[..., None]).squeeze(-1)
+    bias = moments.means_of_targets(weight) - (weights @ moments.input_mean[..., None]).squeeze(-1)
     return Solution(_permute(best.integers, natural), best.scale, bias)
 
 

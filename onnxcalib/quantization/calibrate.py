@@ -21,6 +21,7 @@ from ..numeric.ranges import choose_grid, fix_grid, make_grid
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 from .float_outputs import FloatOutputs
+from .layer_targets import TargetKeeper
 from .padding_mask import PaddingMask, find_real, select
 
 # The activations of one batch for which grids are chosen may take so many bytes.
@@ -46,10 +47,10 @@ def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYT
     return _fit_batch(_measure_sample(session, samples), limit)
 
 
-def _measure_sample(session: Session, samples: CalibrationSet) -> int:
+def _measure_sample(session: Session, samples: CalibrationSet, names: Sequence[str] | None = None) -> int:
     """Bytes of the outputs of the largest sample, or of the model's fixed batch; sequences are not counted."""
     outputs = session.run(
-        samples.read([samples.largest] if samples.fixed_batch is None else range(samples.fixed_batch))
+        samples.read([samples.largest] if samples.fixed_batch is None else range(samples.fixed_batch)), names
     )
     return sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
 
@@ -110,33 +111,46 @@ def collect_statistics(
     padding: PaddingMask,
     *,
     threads: int = 0,
+    also: Sequence[str] = (),
     outputs: FloatOutputs | None = None,
+    targets: TargetKeeper | None = None,
 ) -> Statistics:
     """Histograms of the tensors over the whole set without its padding, one batch in memory at a time.
 
-    That of a constant is of its own values. outputs: what keeps the model's outputs.
+    That of a constant is of its own values. also: what the session gives beside the tensors. outputs: what keeps the
+    model's outputs; targets: what keeps those of layers.
 
     Raises DataError where the float model gives a value that is not finite, or ModelError where a constant is why.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     constants, tensors = [t for t in tensors if t in stored], [t for t in tensors if t not in stored]
-    session = Session(model, also=tensors, name="the prepared model", threads=threads)
-    sample_bytes = _measure_sample(session, samples)
+    session = Session(model, also=[*tensors, *also], name="the prepared model", threads=threads)
+    ends = [value.name for value in model.graph.output]
+    made = [name for name in session.outputs if name in tensors or name in ends]
+    sample_bytes = _measure_sample(session, samples, made)
     size = samples.fixed_batch or _fit_batch(sample_bytes, BATCH_BYTES)
     histograms = {name: Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
-    ends = [] if outputs is None else [value.name for value in model.graph.output]
+    ends = [] if outputs is None else ends
     if outputs is not None:
         outputs.start(size)
+    targets = targets if tensors else None  # without them the float model does not run
+    if targets is not None:
+        targets.start(samples, size)
     waiting: list[_Batch] = []
     for feeds in samples.batches(size) if tensors else ():
-        values = {**feeds, **session.run(feeds, list(dict.fromkeys([*made, *ends])))}
+        more = [name for name in session.outputs if name in targets.tensors] if targets is not None else []
+        values = {**feeds, **session.run(feeds, list(dict.fromkeys([*made, *ends, *more])))}
         if outputs is not None:
             outputs.add({name: values[name] for name in ends})
+        if targets is not None and not targets.add_feeds(feeds, values):
+            targets = None
         waiting.append(_Batch({name: values[name] for name in histograms}, find_real(feeds), samples.count(feeds)))
         if len(waiting) * size * sample_bytes >= TOGETHER_BYTES:
             _count(model, histograms, padding, waiting, len(samples))
             waiting = []
+    if targets is not None:
+        targets.close()
     _count(model, histograms, padding, waiting, len(samples))
     return Statistics(
         histograms | {name: _describe(read_values(stored[name])) for name in constants}, size, sample_bytes

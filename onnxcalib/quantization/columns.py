@@ -12,6 +12,7 @@ import torch
 
 from ..errors import DataError, ModelError
 from ..graph.finite import explain_nan
+from ..graph.index import known_constant
 from ..graph.layout import summing_order, transposed_window_of, window_of
 from ..graph.ops import CONVOLUTIONS
 from ..numeric.gram import (
@@ -33,7 +34,7 @@ from ..numeric.solve import OutputMetric, Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
 from .column_choice import Chunk, ColumnChoice
-from .layer_targets import KeptTargets, describe_target, read_target
+from .layer_targets import KeptTargets, Target
 from .shortcuts import find_shortcut
 from .state import PROBE, ReconstructionState, SubgraphRunner, Sums
 
@@ -81,6 +82,7 @@ class ColumnReader:
         self.choice = ColumnChoice(state, layer, shape, bits or layer.weight_spec.bits)
         self.unit = self._find_unit()
         self.shortcut = find_shortcut(state, block, layer) if len(layers) == 1 else None
+        self.target = Target.of(self.problem, layers, self.shortcut)
         extra = [self.shortcut.tensor] if self.shortcut else []
         # The float model's side was kept, or is computed here.
         self.kept = KeptTargets(self.stored, layers) if KeptTargets.has(self.stored, layers) else None
@@ -94,7 +96,7 @@ class ColumnReader:
     @cached_property
     def reference(self) -> SubgraphRunner:
         """Computes what is read of the float model."""
-        wanted = [] if self.kept else [*(each.output for each in self.layers), *self.extra]
+        wanted = [] if self.kept else self.target.tensors
         return SubgraphRunner(self.state, self.block, wanted, quantized=False)
 
     def _find_unit(self) -> Unit | None:
@@ -129,6 +131,9 @@ class ColumnReader:
             solve_layer(whole, rows, spec, prior=prior, width=width(spec.bits), output_metric=metric, summing=summing)
             for spec in specs
         ]
+        if self.target.of_input and self.layer.takes_bias:
+            bias = self._read_bias().to(self.problem.device)
+            solved = [replace(each, bias=each.bias + bias) for each in solved]
         if whole is not moments:
             weights = (each.integers * each.scale[..., None] for each in solved)
             biases = [bias_of_groups(moments, own) for own in weights]
@@ -163,6 +168,14 @@ class ColumnReader:
         self.stored.store.drop(name)
         return OutputMetric(total[None], columns) if columns else None
 
+    def _read_bias(self) -> torch.Tensor:
+        """The float bias (1, C) of all layers, which are products; float64."""
+        index, parts = self.problem.index, []
+        for layer in self.layers:
+            count = index.initializers[layer.weight].dims[layer.axis]
+            parts.append(np.zeros(count) if layer.bias is None else known_constant(index, layer.bias).reshape(-1))
+        return torch.from_numpy(np.concatenate(parts).astype(np.float64))[None]
+
     def _window(self, sizes: tuple[int, ...]) -> Convolution:
         read = transposed_window_of if self.layer.op == "ConvTranspose" else window_of
         window = read(self.node, self.shape[2:], tuple(sizes))
@@ -177,7 +190,7 @@ class ColumnReader:
         """Moments of the samples that are fitted, then of the held-out ones; left out is what has no column."""
         elsewhere = self.state.sum_elsewhere
         sums = elsewhere(self.layers) if elsewhere is not None else pool_sums(self.sum_shares())
-        seen = [total.centre() for total in sums if total.columns]
+        seen = [replace(total.centre(), of_input=self.target.of_input) for total in sums if total.columns]
         if not all(moments.seen_finite for moments in seen):
             raise self._explain_not_finite()
         return [moments.about_zero() for moments in seen] if not self.layer.takes_bias else seen
@@ -220,12 +233,12 @@ class ColumnReader:
             {t: np.atleast_2d(v) for t, v in runner.run(number).items()} for runner in (self.reference, self.prefix)
         )
         whole = self._round_whole(given[self.layer.input])
-        shape, joined = self.kept.describe(number) if self.kept else describe_target(self.layers, self.shortcut, wanted)
+        shape, joined = self.kept.describe(number) if self.kept else self.target.describe(wanted)
         for chunk in self.choice.split(number, first, shape):
             if self.kept:
                 target = self.kept.read()
             else:
-                target = read_target(self.layers, self.shortcut if joined else None, wanted, chunk)
+                target = self.target.read(wanted, chunk, joined=joined)
             target = target.to(self.problem.device)
             if self.shortcut and joined:
                 own = chunk.gather(self._move(chunk.take(given[self.shortcut.tensor])), self.layer.groups)

@@ -28,6 +28,7 @@ from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme,
 from .calibrate import Statistics, choose_grids, choose_whole
 from .input_grid import keep_lossless
 from .kept_statistics import recall_statistics
+from .layer_targets import TargetKeeper
 from .masked_scores import MaskedScores, find_masked
 from .output_parts import Parts
 from .padding_mask import PaddingMask
@@ -131,11 +132,14 @@ class Prepared:
         lossless = {tensor: grid for tensor, grid in self.lossless.items() if tensor in scheme.activations}
         return replace(left, scheme=scheme, lossless=lossless)
 
-    def collect(self, scheme: QuantScheme) -> Statistics:
-        """Statistics of the scheme's activations over all samples, collected once for both."""
+    def collect(self, scheme: QuantScheme, targets: TargetKeeper | None = None) -> Statistics:
+        """Statistics of the scheme's activations over all samples, collected once for both.
+
+        targets: keeps those of layers, if the float model runs.
+        """
         if self.statistics is not None and scheme.activations.keys() <= self.statistics.histograms.keys():
             return self.statistics
-        return recall_statistics(self, list(scheme.activations))
+        return recall_statistics(self, scheme, targets)
 
     @property
     def equals_original(self) -> bool:

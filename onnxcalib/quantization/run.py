@@ -18,6 +18,7 @@ from ..runtime.memory import measure_peak, measure_resident, release
 from ..targets import load_target
 from .checkpoints import Checkpoints, CheckpointSettings
 from .float_outputs import FloatOutputs
+from .layer_targets import TargetKeeper
 from .target_settings import settle
 
 
@@ -26,11 +27,11 @@ class Run:
 
     target: what the file is made for; config: the settings, with what the target decides. weights: takes the large
     values that are made of a large model. seconds: stage -> time. current_stage: the stage that goes on or has failed;
-    None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of
-    the samples that the file is made from. resident: bytes that the process had in memory before, and peak_before: the
-    most that it had; memory: the floor of the run, once it is known. checkpointing: where checkpoints are kept;
-    ``checkpoints`` are open once the samples are. earlier_seconds: stage -> the time that it took in a run that was
-    stopped.
+    None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of the
+    samples that the file is made from; targets: of layers, that calibration has kept. resident: bytes that the process
+    had in memory before, and peak_before: the most that it had; memory: the floor of the run, once it is known.
+    checkpointing: where checkpoints are kept; ``checkpoints`` are open once the samples are. earlier_seconds: stage ->
+    the time that it took in a run that was stopped.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer, settings: CheckpointSettings | None = None):
@@ -55,6 +56,7 @@ class Run:
         self.memory: MemoryRecord | None = None
         self.checkpointing, self.checkpoints = settings or CheckpointSettings(), Checkpoints()
         self.float_outputs = FloatOutputs()
+        self.targets: TargetKeeper | None = None
         self._digests: dict[CalibrationSet, str] = {}
         self.seconds: dict[str, float] = {}
         self.earlier_seconds: dict[str, float] = {}

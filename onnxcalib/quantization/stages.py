@@ -27,7 +27,7 @@ from .checkpoints import RANGES, TUNED, Calibrated, Tuned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
-from .layer_targets import keep_targets
+from .layer_targets import TargetKeeper, keep_targets, may_learn
 from .parallel import reconstruct_apart
 from .powers import choose_powers
 from .prepared import Prepared
@@ -61,11 +61,15 @@ class Reconstruction:
     in_float: Mapping[str, str] = field(default_factory=dict)
 
 
-def calibrate_ranges(prepared: Prepared) -> Ranges:
-    """The range of each activation, from the float model on all samples. Raises DataError."""
+def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
+    """The range of each activation, from the float model on all samples. Raises DataError.
+
+    alone: ``reconstruct_layers`` does not follow.
+    """
 
     def find() -> Calibrated:
-        statistics = prepared.collect(prepared.scheme)
+        run.targets = None if alone else _open_targets(prepared)
+        statistics = prepared.collect(prepared.scheme, run.targets)
         check_memory(prepared.run, prepared.model, statistics.sample_bytes)
         grids = prepared.choose_grids(prepared.scheme, statistics)
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
@@ -77,6 +81,18 @@ def calibrate_ranges(prepared: Prepared) -> Ranges:
         found = run.checkpoints.recall(RANGES, find, Calibrated)
         run.float_outputs.take(found.outputs)
         return make_record(Ranges, json.loads(found.ranges), where="ranges", again="calibrate the model again")
+
+
+def _open_targets(prepared: Prepared) -> TargetKeeper | None:
+    """What keeps the targets of layers while ranges are calibrated, where one process solves them on the samples."""
+    config, run = prepared.config, prepared.run
+    several = config.parallel or config.scheduler is not None or (config.jobs or 1) > 1
+    if several or not config.does("reconstruct") or EFFORTS[config.effort].probes or _stores_views(prepared):
+        return None
+    problem = Problem.of(prepared.model, prepared.scheme, config, prepared.padding, run.device, parts=prepared.parts)
+    state = ReconstructionState(problem, _open_store(problem, Store()), Grids({}, {}))
+    blocks = find_blocks(prepared.model, prepared.scheme, index=problem.index)
+    return None if any(may_learn(state, block) for block in blocks) else TargetKeeper(state, blocks)
 
 
 def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
@@ -129,7 +145,8 @@ def _reconstruct(
         state.stored.fill(prepared.samples, batch, views=views, seed=prepared.config.seed)
         _draw_probes(prepared, state)
         if kept is not None:
-            keep_targets(state, blocks)
+            keep_targets(state, blocks, run.targets)
+    run.targets = None
     if kept is None:
         return reconstruct_apart(state, blocks, run, decisions)
     if not kept.begun:
@@ -312,12 +329,20 @@ def _look(
             return None, str(error)
 
 
+def _stores_views(prepared: Prepared) -> bool:
+    """Whether views are stored, as far as the settings tell."""
+    config = prepared.config
+    return bool(config.image_views(prepared.scheme.least_weight_bits)) and (
+        config.views is not None or prepared.samples.images
+    )
+
+
 def _choose_views(prepared: Prepared) -> Views | None:
     """The views to store: of image files, and of arrays only if the settings ask for views."""
+    if not _stores_views(prepared):
+        return None
     samples, config = prepared.samples, prepared.config
     count = config.image_views(prepared.scheme.least_weight_bits)
-    if not count or (config.views is None and not samples.images):
-        return None
     values = list(samples.read(range(samples.fixed_batch or 1)).values())
     axes = image_axes(values[0].shape, config.data) if len(values) == 1 else None
     if axes is None:

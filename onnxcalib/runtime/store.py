@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Sequence
@@ -137,6 +138,16 @@ class Store:
             self._dropped.append(path)
         else:
             path.unlink(missing_ok=True)
+
+    def take(self, other: Store) -> None:
+        """Have the tensors of another store, a temporary one, which must not be used any more. Raises OutputError."""
+        for name, batches in other._batches.items():
+            if self._scratch is None:  # whose files have sums
+                for number in range(len(batches)):
+                    self.append(name, other.batch(name, number))
+                continue
+            self._paths[name], self._batches[name], self._sums[name] = self._choose_path(), batches, 0
+            shutil.move(other._paths[name], self._paths[name])
 
     def list_kept(self) -> dict[str, KeptTensor]:
         """What ``restore`` needs to have the present tensors again; their files are on their way to the disk.

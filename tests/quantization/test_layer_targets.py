@@ -1,11 +1,15 @@
 """Targets of layers from one pass of the float model, kept in place of its activations."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+import onnxcalib
+from onnxcalib import QuantizeConfig
 from onnxcalib.graph.blocks import find_blocks
 from onnxcalib.quantization import layer_targets
-from onnxcalib.quantization.layer_targets import keep_targets, may_learn
+from onnxcalib.quantization.layer_targets import Target, TargetKeeper, keep_targets, may_learn
 from onnxcalib.quantization.reconstruct import reconstruct
 from onnxcalib.quantization.state import StoredActivations
 from onnxcalib.report import Observer
@@ -73,3 +77,64 @@ def test_activations_stay_where_a_block_is_learned_or_targets_take_more_room(wal
         assert any(may_learn(state, block) for block in blocks) == (steps > 0)
         keep_targets(state, blocks)
         assert sorted(state.stored.store.names()) == ["float:x", "quantized:x"]
+
+
+WIDE = """g (float[N, 5, 6] x) => (float[N, 5, 4] z) {
+    [up] m = MatMul (x, w0)  [bias] u = Add (m, b0)  [relu] r = Relu (u)  [down] z = MatMul (r, w1)
+}"""
+
+
+@pytest.fixture
+def wide(build, weigh, draw, state_of):
+    model = build(WIDE, w0=weigh(6, 20), b0=weigh(20), w1=weigh(20, 4))
+    data = draw(40, 5, 6)
+    return model, data, lambda: state_of(model, data, size=16, effort="fast")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_a_wide_layer_reads_stands_for_all_that_it_gives(wide, keep, monkeypatch):
+    _, _, make = wide
+    found = []
+    for of_input in (True, False):
+        if not of_input:
+            monkeypatch.setattr(layer_targets, "_makes_more", lambda *_: False)
+        state = make()
+        up, down = state.problem.scheme.layers
+        assert Target.of(state.problem, [up], None).tensors == (["x"] if of_input else ["u"])
+        assert Target.of(state.problem, [down], None).tensors == ["z"]
+        blocks = find_blocks(state.problem.model, state.problem.scheme)
+        if keep:
+            keep_targets(state, blocks)
+        assert all(record.outcome == "solved" for record in reconstruct(state, blocks, Observer()))
+        found.append(state.layers["up"])
+    assert np.abs(found[0].integers.astype(int) - found[1].integers).max() <= 1
+    np.testing.assert_allclose(found[0].grid.scale, found[1].grid.scale, rtol=1e-3)
+    np.testing.assert_allclose(found[0].bias, found[1].bias, atol=1e-3)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, [0, 1]), (32, [1, 2])])  # those of weights alone need no ranges
+def test_targets_that_calibration_keeps_give_the_same_bytes_as_a_pass_of_their_own(
+    wide, monkeypatch, tmp_path, bits, expected
+):
+    model, data, _ = wide
+    runs, files, run = [], [], layer_targets._run_float
+    monkeypatch.setattr(layer_targets, "_run_float", lambda *given: runs.append(1) or run(*given))
+    for passes in expected:
+        config = QuantizeConfig(effort="fast", cache_dir=tmp_path, activation_bits=bits)
+        prepared = onnxcalib.prepare(model, data, config)
+        found = onnxcalib.reconstruct(prepared)  # the second run has its statistics from the cache
+        files.append(onnxcalib.emit(prepared, found).SerializeToString())
+        assert len(runs) == passes and prepared.run.targets is None
+    assert files[0] == files[1]
+
+
+def test_targets_of_other_batches_or_layers_are_not_taken(walk):
+    state, blocks = walk(weight_bits=8, effort="fast")
+    given = TargetKeeper(*walk(weight_bits=8, effort="fast"))
+    assert not TargetKeeper(state, blocks).take(given)  # nothing is kept yet
+    given.whole = True
+    assert TargetKeeper(state, blocks).take(given)
+    given.stored.sizes = [20, 20]
+    assert not TargetKeeper(state, blocks).take(given)
+    given.stored.sizes, given.wanted = state.stored.sizes, [replace(each, choice=None) for each in given.wanted[1:]]
+    assert not TargetKeeper(state, blocks).take(given)

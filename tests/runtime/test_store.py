@@ -211,3 +211,21 @@ def test_on_a_full_disk_the_state_to_go_back_to_makes_room(kept, tmp_path, monke
     store.append("u", BATCHES[0])
     np.testing.assert_array_equal(store.batch("u", 0), BATCHES[0])
     assert calls == ["u", "u"] and not (tmp_path / found["t"].file).exists()
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_the_tensors_of_another_store_are_taken(tmp_path, lasting):
+    values = [np.arange(6.0).reshape(2, 3), np.arange(3.0).reshape(1, 3)]
+    with Store() as other, Store(tmp_path if lasting else None) as own:
+        own.append("x", np.zeros(4))
+        for value in values:
+            other.append("y", value)
+        own.take(other)
+        own.append("y", values[0])
+        assert own.names() == ["x", "y"] and own.counts("y") == [6, 3, 6]
+        for number, value in enumerate([*values, values[0]]):
+            np.testing.assert_array_equal(own.batch("y", number), value)
+        if lasting:
+            again = Store(tmp_path)
+            again.restore(own.list_kept())
+            np.testing.assert_array_equal(again.batch("y", 1), values[1])
