@@ -18,6 +18,8 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 # What to do about nodes that onnxruntime's optimizer made of others.
 ORT_DOMAIN, UNOPTIMISED = "com.microsoft", "quantize the model as it was before onnxruntime optimised it"
 OTHER_CONSTANT = "a constant that is no layer's weight"
+# Operators of decoders that onnxruntime's tools write, which have tables of rotations.
+ROTARY = ("GroupQueryAttention", "RotaryEmbedding")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def _weights_of(node: NodeProto, constants: Mapping[str, TensorProto]) -> list[T
 
 
 def _explain(node: NodeProto, weights: list[TensorProto], constants: Mapping[str, TensorProto]) -> str:
+    if node.domain == ORT_DOMAIN and node.op_type in ROTARY:
+        return "its constants are cosines and sines of positions, no weights"
     if node.domain == ORT_DOMAIN or node.domain.startswith(f"{ORT_DOMAIN}."):
         return f"an operator of onnxruntime's own; {UNOPTIMISED}"
     if node.domain:

@@ -85,3 +85,11 @@ def test_what_holds_most_weights_is_named_where_no_layer_is_left(build, draw):
     model.graph.node.extend([helper.make_node("Neg", ["x"], ["n"])])
     del model.graph.node[:2]
     assert spell_holders(model) == ""
+
+
+def test_the_rotations_of_positions_are_no_weights(build, draw):
+    body = "y = RotaryEmbedding (x, places, cosines, sines)"
+    model = build(f"g (float x, int64 places) => (float y) {{ {body} }}", cosines=draw(16, 4), sines=draw(16, 4))
+    model.graph.node[0].domain, model.graph.node[0].name = "com.microsoft", "turn"
+    (found,) = list_float_weights(model, ())
+    assert found.reason == "its constants are cosines and sines of positions, no weights"

@@ -18,13 +18,17 @@ from ..writer import Writer
 from .opset import opset_of
 
 DOMAIN = "com.microsoft"
-# Opsets that brought Gelu and LayerNormalization, and that made the ends of a Clip inputs (onnx changelog).
-GELU_OPSET, LAYER_NORM_OPSET, CLIP_INPUTS_OPSET = 20, 17, 11
+# onnxruntime's own too, though it writes this one among the operators of onnx, which has none of the name.
+RMS_NORM = "SimplifiedLayerNormalization"
+# Opsets that brought Gelu and LayerNormalization, and that made the ends of a Clip and the axes of a mean inputs (onnx
+# changelog).
+GELU_OPSET, LAYER_NORM_OPSET, CLIP_INPUTS_OPSET, MEAN_AXES_OPSET = 20, 17, 11, 18
 # Gelu by Tanh, as onnx defines it.
 TANH_FACTOR, CUBE_FACTOR = math.sqrt(2 / math.pi), 0.044715
 CONV_ATTRIBUTES = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 GEMM_ATTRIBUTES = ("alpha", "beta", "transA", "transB")
-NORM_EPSILON = 1e-12  # of SkipLayerNormalization and EmbedLayerNormalization, where it is left out
+# Where it is left out: of SkipLayerNormalization and EmbedLayerNormalization, and of SimplifiedLayerNormalization.
+NORM_EPSILON, RMS_EPSILON = 1e-12, 1e-5
 
 
 def split_fusions(model: ModelProto) -> int:
@@ -34,11 +38,11 @@ def split_fusions(model: ModelProto) -> int:
     """
     count = 0
     while True:  # shapes behind a fused operator are known once it is taken apart
-        known = any(node.domain == DOMAIN and node.op_type in _WRITERS for node in model.graph.node)
+        known = any(_is_fused(node) and node.op_type in _WRITERS for node in model.graph.node)
         shapes = infer_shapes(model) if known else {}
         writer = Writer(model)
         for node in model.graph.node:
-            write = _WRITERS.get(node.op_type) if node.domain == DOMAIN else None
+            write = _WRITERS.get(node.op_type) if _is_fused(node) else None
             fusion = _Fusion(writer, node, opset_of(model), {name: len(shape) for name, shape in shapes.items()})
             if write is None or not write(fusion):
                 writer.keep(node)
@@ -46,6 +50,10 @@ def split_fusions(model: ModelProto) -> int:
         if not done:
             return count
         count += done
+
+
+def _is_fused(node: NodeProto) -> bool:
+    return node.domain == DOMAIN or (node.op_type == RMS_NORM and not node.domain)
 
 
 class _Fusion:
@@ -183,10 +191,8 @@ def _add_norm(fusion: _Fusion, source: str, gamma: str, beta: str) -> None:
         fusion.add("Add", made, beta)
 
 
-def _write_skip_norm(fusion: _Fusion) -> bool:
-    if fusion.gives(1) or fusion.gives(2):
-        return False
-    _, _, gamma, beta, bias = fusion.inputs[:5]
+def _add_sum(fusion: _Fusion, bias: str) -> str:
+    """The sum of both inputs and of a bias, which is an output too where it is read."""
     total = fusion.add("Add", *fusion.inputs[:2])
     if bias:
         total = fusion.add("Add", total, bias)
@@ -194,7 +200,43 @@ def _write_skip_norm(fusion: _Fusion) -> bool:
         fusion.writer.end(fusion.node.output[3])
         fusion.writer.count -= 1
         total = fusion.node.output[3]
-    _add_norm(fusion, total, gamma, beta)
+    return total
+
+
+def _write_skip_norm(fusion: _Fusion) -> bool:
+    if fusion.gives(1) or fusion.gives(2):
+        return False
+    _, _, gamma, beta, bias = fusion.inputs[:5]
+    _add_norm(fusion, _add_sum(fusion, bias), gamma, beta)
+    return fusion.end()
+
+
+def _add_rms_norm(fusion: _Fusion, source: str, gamma: str, epsilon: float) -> None:
+    """x / sqrt(mean(x^2) + epsilon) * gamma over the last axis, as onnxruntime fuses it."""
+    square = fusion.add("Pow", source, 2.0)
+    if fusion.opset >= MEAN_AXES_OPSET:
+        axes = fusion.writer.constant("last_axis", np.array([-1], np.int64))
+        mean = fusion.add("ReduceMean", square, axes, keepdims=1)
+    else:
+        mean = fusion.add("ReduceMean", square, axes=[-1], keepdims=1)
+    made = fusion.add("Div", source, fusion.add("Sqrt", fusion.add("Add", mean, epsilon)))
+    fusion.add("Mul", made, gamma, main=True)
+
+
+def _write_rms_norm(fusion: _Fusion) -> bool:
+    rank = fusion.ranks.get(fusion.inputs[0])
+    if fusion.attribute("axis", -1) not in (-1, None if rank is None else rank - 1) or fusion.gives(1):
+        return False
+    source, gamma = fusion.inputs[:2]
+    _add_rms_norm(fusion, source, gamma, fusion.attribute("epsilon", RMS_EPSILON))
+    return fusion.end()
+
+
+def _write_skip_rms_norm(fusion: _Fusion) -> bool:
+    if fusion.gives(1) or fusion.gives(2):
+        return False
+    _, _, gamma, bias = fusion.inputs[:4]
+    _add_rms_norm(fusion, _add_sum(fusion, bias), gamma, fusion.attribute("epsilon", NORM_EPSILON))
     return fusion.end()
 
 
@@ -257,6 +299,8 @@ _WRITERS: dict[str, Callable[[_Fusion], bool]] = {
     "FastGelu": _write_fast_gelu,
     "QuickGelu": _write_quick_gelu,
     "SkipLayerNormalization": _write_skip_norm,
+    RMS_NORM: _write_rms_norm,
+    "SkipSimplifiedLayerNormalization": _write_skip_rms_norm,
     "EmbedLayerNormalization": _write_embed_norm,
     "Attention": _write_attention,
 }

@@ -106,6 +106,21 @@ def test_a_norm_of_a_sum_gives_the_sum_too(build, run, draw, opset):
     assert ("LayerNormalization" in norm) == (opset == 17)
 
 
+@pytest.mark.parametrize("opset", [15, 18])
+def test_a_norm_without_a_mean_is_written_as_onnxruntime_fuses_it(build, run, draw, opset):
+    norm = "Pow ReduceMean Add Sqrt Div Mul"
+    alone = "y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.001> (x, g)"
+    model = make(build, alone, {"x": ("float", ROWS)}, opset, g=draw(8))
+    model.graph.node[0].domain = ""  # as onnxruntime itself writes it
+    assert check(run, model, draw(2, 5, 8)) == norm
+    inputs = {"x": ("float", ROWS), "z": ("float", ROWS)}
+    body = "s, , , y = SkipSimplifiedLayerNormalization <epsilon = 0.001> (x, z, g, b)"
+    model = make(build, body, inputs, opset, g=draw(8), b=draw(8))
+    assert check(run, model, draw(2, 5, 8), draw(2, 5, 8)) == "Add Add"
+    model = make(build, body.replace("s, , , y", "y"), inputs, opset, g=draw(8), b=draw(8))
+    assert check(run, model, draw(2, 5, 8), draw(2, 5, 8)) == f"Add Add {norm}"
+
+
 @pytest.mark.parametrize("places", [True, False])
 def test_embeddings_with_their_norm_are_look_ups(build, run, draw, places):
     body = "y, m = EmbedLayerNormalization (ids, seg, words, places, kinds, g, h" + (", , given)" if places else ")")
@@ -131,6 +146,8 @@ def test_attention_is_three_layers_and_two_products(build, run, draw):
         "y = FusedMatMul <transBatchA = 1> (x, w)",
         "y = Attention <num_heads = 2, unidirectional = 1> (x, w, w)",
         "s, y = SkipLayerNormalization (x, x, w)",
+        "s, y = SkipSimplifiedLayerNormalization (x, x, w)",
+        "y = SimplifiedLayerNormalization <axis = 1> (x, w)",
         "y = NhwcFusedConv (x, w)",
     ],
 )
