@@ -36,11 +36,13 @@ def spell_shape(shape: Sequence[int | None]) -> str:
 class QuantSpec:
     """The integer grid of a tensor, without its scale and zero point.
 
-    bits: 16, 8 or 4; 32 stands for float. symmetric: the zero point is 0, or the middle of unsigned integers. axis: the
-    axis along which each index has its own scale; None: the tensor has one scale. block: in a matrix, the number of
-    neighbours along the other axis that share a scale; None: all of them do. pair_limit: in a weight, the largest
-    absolute sum of two integers of one sign whose products a kernel adds up as a pair; None: any sum. power_of_two:
-    scales are 2^-p, for a whole number p. least_range: the least distance between the ends of an activation's grid.
+    bits: 16, 8, 4, or of weights also 3 and 2; 32 stands for float. symmetric: the zero point is 0, or the middle of
+    unsigned integers. A weight's integers and zero points are signed here; those of an asymmetric one are unsigned in
+    the file. axis: the axis along which each index has its own scale; None: the tensor has one scale. block: in a
+    matrix, the number of neighbours along the other axis that share a scale; None: all of them do. pair_limit: in a
+    weight, the largest absolute sum of two integers of one sign whose products a kernel adds up as a pair; None: any
+    sum. power_of_two: scales are 2^-p, for a whole number p. least_range: the least distance between the ends of an
+    activation's grid.
     """
 
     bits: int
@@ -51,6 +53,11 @@ class QuantSpec:
     pair_limit: int | None = None
     power_of_two: bool = False
     least_range: float = 0.0
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of the type in which the integers are stored: 3 have 4."""
+        return 4 if self.bits == 3 else self.bits
 
     @property
     def middle(self) -> int:
@@ -73,7 +80,8 @@ class Requirements:
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
     those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
     which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
-    any. dynamic: whether it has the operators that quantize activations as they come.
+    any. dynamic: whether it has the operators that quantize activations as they come. asymmetric_alone: whether weights
+    may have zero points beside float activations.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
     Cast to 8. placing: which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and
@@ -88,11 +96,12 @@ class Requirements:
     activation: QuantSpec = QuantSpec(8)
     activation_bits: tuple[int, ...] = (8, 4)
     weight_bits: tuple[int, ...] = (8, 4)
-    weights_alone: tuple[int, ...] = (8, 4)
+    weights_alone: tuple[int, ...] = (8, 4, 3, 2)
     alone: frozenset[str] = frozenset()
     in_blocks: bool = True
     blocks: tuple[int, ...] = ()
     dynamic: bool = False
+    asymmetric_alone: bool = True
     one_weight_scale: bool = False
     power_of_two_weights: bool = False
     float_biases: frozenset[str] = frozenset({"ConvTranspose"})

@@ -195,6 +195,11 @@ def check_whole(value: Any) -> Any:
     return value
 
 
+def read_number_or_word(value: Any) -> Any:
+    """Turn digits, as of the command line, into a number; a word is left for pydantic. Raises as ``check_whole``."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else check_whole(value)
+
+
 def check_name(value: Any) -> str:
     """Return a name. Raises ValueError for one without any letter, and for bytes that were no text."""
     if not isinstance(value, str) or not value.strip():

@@ -920,6 +920,9 @@ TEXT = {
         ({"weight_bits": 4, "activation_bits": 32}, 14, 0.24),
         ({"weight_bits": 4, "activation_bits": 32, "first_last_bits": 4, "block_size": 128}, 14, 0.21),
         ({"activation_bits": 32, "block_size": 32}, 34, 0.36),
+        ({"weight_bits": 3, "activation_bits": 32, "first_last_bits": 3}, 8, 0.24),
+        ({"weight_bits": 2, "activation_bits": 32, "block_size": "column", "embedding_bits": 8}, 5, 0.3),
+        ({"weight_bits": 4, "activation_bits": 32, "block_size": 16, "weight_symmetry": "asymmetric"}, 14, 0.25),
         ({"embedding_bits": 32}, 28, 0.9),
     ],
 )
@@ -928,7 +931,7 @@ def test_embeddings_have_the_bits_of_the_weights_or_their_own(tokens, bits, leas
     assert result.report.outputs[0].sqnr_db > least
     assert result.report.quantized_bytes < ratio * result.report.float_bytes + 6000  # nodes and settings
     looked = [(k.op, k.weight_bits, k.activation_bits) for k in result.report.layers if k.name == "look"]
-    wanted = bits.get("embedding_bits", bits.get("weight_bits", 8))
+    wanted = bits.get("embedding_bits", max(bits.get("weight_bits", 8), 4))
     assert looked == ([] if wanted == 32 else [("Gather", wanted, 32)])
 
 

@@ -13,6 +13,7 @@ from .load import load_config, read_toml
 from .quantize import (
     BUDGETS,
     CANDIDATES,
+    COLUMN,
     COSTS,
     EFFORTS,
     EXECUTION,
@@ -28,6 +29,7 @@ from .validate import ValidateConfig
 __all__ = [
     "BUDGETS",
     "CANDIDATES",
+    "COLUMN",
     "COSTS",
     "EASILY_CONFUSED",
     "EFFORT",

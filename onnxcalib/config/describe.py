@@ -56,7 +56,7 @@ def list_settings(kind: type[Settings]) -> tuple[Setting, ...]:
                 name=name,
                 table=kind.table,
                 text=field.description or "",
-                json_type=values["type"],
+                json_type=values.get("type", "string"),  # numbers or words
                 choices=tuple(map(str, values.get("enum", ()))),
                 bounds=bounds if option.bounds is None else (option.bounds,),
                 default=option.unset if default in (None, (), {}) else _spell(default),

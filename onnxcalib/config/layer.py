@@ -11,7 +11,8 @@ from ..errors import ConfigError, spell_value
 from ..values import check_name, check_whole
 from .fields import BITS, Option, Settings, Switch
 
-Bits = Annotated[Literal[8, 4], BeforeValidator(check_whole)]
+# 3 and 2 bits are for layers that read float.
+Bits = Annotated[Literal[8, 4, 3, 2], BeforeValidator(check_whole)]
 # Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
 ActivationBits = Annotated[Literal[32, 16, 8, 4], BeforeValidator(check_whole)]
 

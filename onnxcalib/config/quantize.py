@@ -16,6 +16,7 @@ from ..values import (
     check_percentage,
     check_whole,
     read_limit,
+    read_number_or_word,
     spell_most,
     split_candidates,
     split_names,
@@ -26,7 +27,8 @@ from .layer import ActivationBits, Bits, LayerConfig, read_layers
 
 EmbeddingBits = Annotated[Literal[32, 8, 4], BeforeValidator(check_whole)]
 TensorBits = Annotated[Literal[16, 8], BeforeValidator(check_whole)]
-BlockSize = Annotated[Literal[32, 128], BeforeValidator(check_whole)]
+COLUMN = "column"
+BlockSize = Annotated[Literal[16, 32, 64, 128, 256, "column"], BeforeValidator(read_number_or_word)]
 CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4", "W8A16", "W4A16"]
 CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 # With so many bits all efforts find the same; they differ with fewer.
@@ -81,7 +83,7 @@ class QuantizeConfig(Settings):
 
     weight_bits: Annotated[
         Bits,
-        Field(description="Bits of the weights of all layers."),
+        Field(description="Bits of the weights of all layers; 3 and 2 need layers that read float activations."),
         Option(BITS, plan=False),
     ] = 8
     activation_bits: Annotated[
@@ -104,9 +106,20 @@ class QuantizeConfig(Settings):
     ] = 8
     block_size: Annotated[
         BlockSize | None,
-        Field(description="Inputs of a MatMul or Gemm that share a scale, where it reads float activations."),
-        Option(EXPERT, unset="32 with 4-bit weights, all with others", plan=False),
+        Field(
+            description="Inputs of a MatMul or Gemm that share a scale, where it reads float activations; column stands"
+            " for all of them."
+        ),
+        Option(EXPERT, metavar="INPUTS", unset="column with 8-bit weights, 32 with others", plan=False),
     ] = None
+    weight_symmetry: Annotated[
+        Literal["symmetric", "asymmetric"],
+        Field(
+            description="Whether the weights of a MatMul or Gemm that reads float activations have zero points beside"
+            " their scales."
+        ),
+        Option(EXPERT, metavar="KIND", plan=False),
+    ] = "symmetric"
     embedding_bits: Annotated[
         EmbeddingBits | None,
         Field(description="Bits of tables that a Gather looks up by row."),
@@ -313,6 +326,11 @@ class QuantizeConfig(Settings):
     def planned(self) -> bool:
         """Whether bits are chosen within a budget."""
         return any(getattr(self, name) is not None for name in BUDGETS)
+
+    @property
+    def table_bits(self) -> int:
+        """Bits of tables that a Gather looks up: ``embedding_bits``, or those of the weights, of 4 bits at least."""
+        return self.embedding_bits or max(self.weight_bits, 4)
 
     @property
     def memory_bytes(self) -> int | None:

@@ -12,8 +12,8 @@ Read the files in this order.
   ``squashed`` finds tensors that one function alone reads.
 - What is quantized: ``fusion`` has the rules of onnxruntime, ``names`` resolves what a user names, and ``layers``,
   ``layout``, ``embeddings``, ``sharing``, ``norm_sums``, ``activation_bits`` and ``scheme`` decide, with
-  ``layer_inputs`` for TensorRT and ``groups`` for devices of whole groups. ``unfuse`` keeps in float what onnxruntime
-  would fuse.
+  ``blocks_of_inputs`` for weights alone, ``layer_inputs`` for TensorRT and ``groups`` for devices of whole groups.
+  ``unfuse`` keeps in float what onnxruntime would fuse.
 - What stays in float: ``joins``, ``positions``, ``places`` and ``angles`` are rules. ``kernel_times`` and ``units`` say
   what integers cost, ``twins`` measures what rounding does to each layer, and ``float_weights`` lists what is left.
 - ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, ``mask_values`` what

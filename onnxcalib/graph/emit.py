@@ -29,11 +29,12 @@ from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .tables import Tables
 from .unfuse import bar_from_fusion
-from .weight_file import FileIntegers, put_integers
+from .weight_file import FileIntegers, put_integers, store_integers
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
 NEW_TYPES_OPSET, NEW_TYPES_IR = 21, 10  # of 4 and of 16 bits
+TWO_BITS_OPSET, TWO_BITS_IR = 25, 13
 PER_CHANNEL_OPSET = 13
 # onnxruntime 1.32 runs these on integers of any type, but has no 4-bit kernels for them.
 NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
@@ -286,24 +287,22 @@ class _Writer:
         if not layer.on_grid:
             params = turn_upright(node, params)
         spec = params.grid.spec
-        stored = self.new.integers(f"{name}_quantized", params.integers, spec.bits)
+        stored = self.new.integers(f"{name}_quantized", params.integers, spec)
         nodes = self.before.setdefault(layer.name, [])
-        dtype = np.dtype(np.int8)
-        # MatMulNBits takes 4 bits as they are, MatMulInteger takes none.
+        zero = store_integers(params.grid.zero_point, spec)
+        # MatMulNBits takes few bits as they are, MatMulInteger takes none.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
-        if spec.bits == 4 and (layer.dynamic or (self.encoding == "runtime" and not packed)):
+        if spec.bits < FULL_BITS and (layer.dynamic or (self.encoding == "runtime" and not packed)):
             widened = self.new.name(f"{name}_int8")
             nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
-            stored = widened
-        elif spec.bits == 4:
-            dtype = np.dtype(ml_dtypes.int4)
+            stored, zero = widened, zero.astype(np.int8)
         if layer.dynamic:
             bias = None if layer.op == "MatMul" else params.bias
             before, behind = self.dynamic.rewrite(node, stored, params.grid.scale, bias)
             nodes += before
             self.after[layer.name] = [*behind, *self.after.get(layer.name, [])]
         else:
-            nodes.append(self.new.dequantize(name, stored, params.grid.scale, np.zeros((), dtype), spec))
+            nodes.append(self.new.dequantize(name, stored, params.grid.scale, zero, spec))
         if params.bias is None:
             return
         if layer.bias_add is not None:
@@ -349,7 +348,8 @@ def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
     if node.op_type != "Gemm" or params.grid.spec.axis == 1:
         return params
     write_attributes(node, {}, drop=("transB",))
-    grid = replace(params.grid, scale=params.grid.scale.T, spec=replace(params.grid.spec, axis=1))
+    scale, zero = params.grid.scale.T, params.grid.zero_point.T
+    grid = replace(params.grid, scale=scale, zero_point=zero, spec=replace(params.grid.spec, axis=1))
     integers = params.integers.turn() if isinstance(params.integers, FileIntegers) else params.integers.T
     return replace(params, integers=integers, grid=grid)
 

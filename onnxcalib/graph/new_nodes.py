@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import ml_dtypes
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from ..config import FULL_BITS
 from ..spec import QuantSpec
 from .edit import take_name, write_attributes
 from .ops import DEQUANTIZE
-from .weight_file import FileIntegers
+from .weight_file import FileIntegers, store_integers
 
 
 class NewNodes:
@@ -37,14 +35,12 @@ class NewNodes:
         return self.write(self.name(name), values)
 
     def integers(
-        self, name: str, values: np.ndarray | FileIntegers, bits: int, shape: Sequence[int] | None = None
+        self, name: str, values: np.ndarray | FileIntegers, spec: QuantSpec, shape: Sequence[int] | None = None
     ) -> str:
-        """Name of a new initializer of 4- or 8-bit integers, in another shape than theirs if one is given."""
-        values = values.pack(bits) if isinstance(values, FileIntegers) else values
+        """Name of a new initializer of a weight's integers, in another shape than theirs if one is given."""
+        values = values.pack(spec) if isinstance(values, FileIntegers) else values
         if not isinstance(values, FileIntegers):
-            values = values if shape is None else values.reshape(shape)
-            whole = values.astype(np.int8)
-            return self.constant(name, whole if bits == FULL_BITS else whole.astype(ml_dtypes.int4))
+            return self.constant(name, store_integers(values if shape is None else values.reshape(shape), spec))
         self.written.append(values.store(self.name(name), shape))
         return self.written[-1].name
 

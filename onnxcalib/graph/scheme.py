@@ -17,6 +17,7 @@ from ..config import FULL_BITS, WIDE_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec, Requirements
 from .activation_bits import assign_bits, find_fixed, list_fixed, widen_layers
+from .blocks_of_inputs import give_blocks
 from .embeddings import find_embeddings
 from .float_weights import spell_holders
 from .fusion import (
@@ -41,10 +42,6 @@ from .shapes import infer_graph
 from .sharing import share_grids
 from .unfuse import find_barred
 
-# Inputs that share a scale in 4-bit weights of layers that read float: the error of 384 correlated normal inputs is
-# 2.4 dB less than with 128 of them, for a fifth more bytes.
-FLOAT_INPUT_BLOCK = 32
-
 
 def make_scheme(
     model: ModelProto,
@@ -52,7 +49,8 @@ def make_scheme(
     weight_bits: int = 8,
     activation_bits: int = 8,
     first_last_bits: int = 8,
-    block_size: int | None = None,
+    block_size: int | str | None = None,
+    symmetric: bool = True,
     embedding_bits: int = FLOAT_BITS,
     pair_limits: bool = True,
     dynamic: bool = False,
@@ -65,19 +63,19 @@ def make_scheme(
     activation_bits: of the inputs of weighted layers, and of all other activations where they are 16. A tensor that an
     Add, a pool or a float operator reads too has 8 bits at least, and is requantized for the layers that need fewer.
     Layers of 32 bits read float tensors. first_last_bits: of the weight of layers that no other layer precedes or
-    follows; their input has at least these.
-    block_size: number of inputs that share a scale in a MatMul or Gemm that reads float; None is the target's own, or
-    FLOAT_INPUT_BLOCK, for 4-bit weights and one scale a channel for others.
+    follows; their input has at least these. block_size, symmetric: of layers that read float, see ``give_blocks``.
     pair_limits: choose integers of weights with which no kernel's sums can saturate. dynamic: a MatMul or Gemm
     quantizes its input as it runs, and products are float. selection: settings of single layers, which override the
     others. tensors: more bits of single activations, and of the layers that read them. requirements: of the target, by
     default onnxruntime's. Raises ModelError where no layer can be quantized. Raises ConfigError where ``selection``
-    gives bits to a node that is no such layer, excludes all layers, or where ``block_size`` has no layer.
+    gives bits to a node that is no such layer, excludes all layers, or where ``block_size`` or zero points have no
+    layer, or no fast kernel.
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
     found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
-    layers = _choose_layers(model, found, selection, first_last_bits, block_size=block_size, requirements=requirements)
+    layers = _choose_layers(model, found, selection, first_last_bits)
+    layers = give_blocks(layers, block_size, requirements, symmetric=symmetric)
     layers = _make_dynamic(layers) if dynamic else layers
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     on_grids = quantized, float_reads = placed.quantized, placed.float_reads
@@ -152,16 +150,12 @@ def _choose_layers(
     found: tuple[LayerScheme, ...],
     selection: Selection,
     first_last_bits: int,
-    *,
-    block_size: int | None,
-    requirements: Requirements,
 ) -> tuple[LayerScheme, ...]:
-    """The layers that are not excluded, with the bits and the blocks that the settings give them."""
+    """The layers that are not excluded, with the bits that the settings give them."""
     layers = _select(model, found, selection)
     ends = end_layers(model.graph, {layer.name for layer in found})
     layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
-    layers = tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
-    return _give_blocks(layers, block_size, requirements)
+    return tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
 
 
 def _make_dynamic(layers: tuple[LayerScheme, ...]) -> tuple[LayerScheme, ...]:
@@ -217,25 +211,6 @@ def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[
     )
     limit = INT16_MAX // highest
     return layer if limit >= -2 * spec.qmin else replace(layer, weight_spec=replace(spec, pair_limit=limit))
-
-
-def _give_blocks(
-    layers: tuple[LayerScheme, ...], block_size: int | None, requirements: Requirements
-) -> tuple[LayerScheme, ...]:
-    """Let groups of inputs share a scale in the layers for which onnxruntime has a kernel that takes them."""
-    fit = {layer.name for layer in layers if layer.reads_float and layer.op in MATRIX_LAYERS}
-    if block_size is not None and not fit:
-        raise ConfigError(
-            f"block_size: found {block_size}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
-            " have blocks; leave it out"
-        )
-    usual = (requirements.blocks or (FLOAT_INPUT_BLOCK,))[0] if requirements.in_blocks else None
-    return tuple(
-        replace(layer, weight_spec=replace(layer.weight_spec, block=block))
-        if layer.name in fit and (block := block_size or (usual if layer.weight_spec.bits < FULL_BITS else None))
-        else layer
-        for layer in layers
-    )
 
 
 def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> None:

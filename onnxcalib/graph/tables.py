@@ -52,12 +52,12 @@ class Tables:
         self, name: str, integers: np.ndarray | FileIntegers, grid: QParams, nodes: list[NodeProto]
     ) -> tuple[str, str]:
         """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1)."""
-        new, bits = self._new, grid.spec.bits
+        new = self._new
         rows, width = integers.shape
         shape = (rows, width) if grid.spec.block is None else (rows, width // grid.spec.block, grid.spec.block)
         scale = new.constant(f"{name}_scale", grid.scale.astype(np.float32)[..., None])
-        stored = new.integers(f"{name}_quantized", integers, bits, shape)
-        if bits == FULL_BITS:
+        stored = new.integers(f"{name}_quantized", integers, grid.spec, shape)
+        if grid.spec.bits == FULL_BITS:
             return stored, scale
         nodes.append(new.node("Cast", [stored], new.name(f"{name}_int8"), name, to=TensorProto.INT8))
         return nodes[-1].output[0], scale

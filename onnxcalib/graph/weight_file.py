@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from ..errors import OutputError
 from ..files.scratch import Scratch, room_in
+from ..spec import QuantSpec
 from .values import (
     PAGE_BYTES,
     Place,
@@ -30,6 +31,10 @@ from .values import (
     refer,
 )
 from .weightless import copy_without_initializers, held_bytes
+
+# Types of which a byte holds several, and the bits of the integers that a run keeps.
+PACKED = tuple(np.dtype(kind) for kind in (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2))
+BITS = {int(TensorProto.INT8): 8, int(TensorProto.INT4): 4, int(TensorProto.INT2): 2}
 
 _current: ContextVar[WeightFile | None] = ContextVar("weight_file", default=None)
 
@@ -125,15 +130,14 @@ class FileIntegers:
 
     def turn(self) -> np.ndarray | FileIntegers:
         """The transposed integers, which are written once."""
-        return self._once(
-            "turned", lambda: put_integers(self.read().T, 4 if self._tensor.data_type == TensorProto.INT4 else 8)
-        )
+        return self._once("turned", lambda: put_integers(self.read().T, BITS[self._tensor.data_type]))
 
-    def pack(self, bits: int) -> np.ndarray | FileIntegers:
-        """The integers as a file has those of so many bits; where they are not, they are written once."""
-        if _describe((), bits).data_type == self._tensor.data_type:
+    def pack(self, spec: QuantSpec) -> np.ndarray | FileIntegers:
+        """The integers as a file has those of a weight on this grid; where they are not, they are written once."""
+        kind = helper.np_dtype_to_tensor_dtype(weight_type(spec))
+        if kind == self._tensor.data_type:
             return self
-        return self._once("packed", lambda: put_parts(self.read_parts(), self.shape, bits))
+        return self._once("packed", lambda: _write_parts(store_parts(self.read_parts(), spec), self.shape, kind))
 
     def _once(self, name: str, make: Callable[[], np.ndarray | FileIntegers]) -> np.ndarray | FileIntegers:
         if name not in self._made:
@@ -149,6 +153,24 @@ class FileIntegers:
         tensor.CopyFrom(self._tensor)
         tensor.name, tensor.dims[:] = name, self.shape if shape is None else shape
         return tensor
+
+
+def weight_type(spec: QuantSpec) -> np.dtype[Any]:
+    """The type in which a file has a weight's integers: signed if symmetric, else unsigned."""
+    module = np if spec.stored_bits == 8 else ml_dtypes
+    kind: np.dtype[Any] = np.dtype(getattr(module, f"{'' if spec.symmetric else 'u'}int{spec.stored_bits}"))
+    return kind
+
+
+def store_integers(values: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """A weight's integers, or zero points, as a file has them. Unsigned ones are moved up, so that none is negative."""
+    whole = values.astype(np.int16) - (0 if spec.symmetric else spec.qmin)
+    return whole.astype(weight_type(spec))
+
+
+def store_parts(parts: Iterable[np.ndarray], spec: QuantSpec) -> Iterator[np.ndarray]:
+    """``store_integers`` of one part after the other."""
+    return (store_integers(part, spec) for part in parts)
 
 
 def make_tensor(name: str, values: np.ndarray | np.generic) -> TensorProto:
@@ -196,20 +218,24 @@ def _copy_to(file: WeightFile, tensor: TensorProto) -> TensorProto:
 
 
 def put_integers(integers: np.ndarray, bits: int) -> np.ndarray | FileIntegers:
-    """Integers of 4 or 8 bits: themselves, or large ones of a large model in the run's file."""
+    """A weight's integers of so many bits: themselves, or large ones of a large model in the run's file."""
     file = _find_file(_describe(integers.shape, bits))
     return integers if file is None else put_parts([integers], integers.shape, bits)
 
 
 def put_parts(parts: Iterable[np.ndarray], shape: Sequence[int], bits: int) -> np.ndarray | FileIntegers:
-    """As ``put_integers``, given as one part after the other; each but the last has an even number of values."""
-    tensor = _describe(shape, bits)
+    """As ``put_integers``, given as one part after the other; each but the last has a multiple of 4 values."""
+    return _write_parts(parts, shape, _describe(shape, bits).data_type)
+
+
+def _write_parts(parts: Iterable[np.ndarray], shape: Sequence[int], kind: int) -> np.ndarray | FileIntegers:
+    tensor = TensorProto(data_type=kind, dims=shape)
     file = _find_file(tensor)
     if file is None:
         whole: np.ndarray = np.concatenate(list(parts))
         return whole.reshape(shape)
-    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    refer(tensor, file.write(_pack(part.astype(kind)) for part in parts))
+    stored = helper.tensor_dtype_to_np_dtype(kind)
+    refer(tensor, file.write(_pack(part.astype(stored)) for part in parts))
     return FileIntegers(tensor, file)
 
 
@@ -224,7 +250,8 @@ def put_zeros(shape: Sequence[int], bits: int) -> np.ndarray | FileIntegers:
 
 
 def _describe(shape: Sequence[int], bits: int) -> TensorProto:
-    return TensorProto(data_type=TensorProto.INT4 if bits == 4 else TensorProto.INT8, dims=shape)
+    kind = helper.np_dtype_to_tensor_dtype(weight_type(QuantSpec(bits, signed=True, symmetric=True)))
+    return TensorProto(data_type=kind, dims=shape)
 
 
 def _find_file(tensor: TensorProto) -> WeightFile | None:
@@ -235,6 +262,6 @@ def _find_file(tensor: TensorProto) -> WeightFile | None:
 
 def _pack(values: np.ndarray) -> Any:
     """A buffer of the bytes of raw_data."""
-    if values.dtype in (ml_dtypes.int4, ml_dtypes.uint4):
+    if values.dtype in PACKED:
         return numpy_helper.from_array(values.reshape(-1)).raw_data
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

@@ -4,9 +4,10 @@ Read the files in this order.
 
 - Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum; ``histogram``,
   ``bin_sums``, ``ranges`` and ``levels`` give activations their grids.
-- Layers: ``gram`` has the moments that a layer's error depends on, by ``products``, and ``prior`` their optimum;
-  ``integer_search``, ``descent`` and ``solve`` find integers near it, ``scale_blocks`` fits the scales of groups of
-  inputs, and ``equalize`` evens channels that share a scale.
+- Layers: ``gram`` has the moments that a layer's error depends on, by ``products``, ``prior`` their optimum, and
+  ``output_metric`` what errors do to the model's outputs; ``integer_search``, ``descent`` and ``solve`` find integers
+  near the optimum, ``solve_blocks`` those of blocks of inputs with scales and zero points of their own, which
+  ``scale_blocks`` fits, and ``equalize`` evens channels that share a scale.
 - Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell
   what to expect of other samples.

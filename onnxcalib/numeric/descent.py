@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from ..spec import QuantSpec
-from .integer_search import Metric, lazy_batches, round_batch, split_scale
+from .integer_search import Levels, Metric, lazy_batches, round_batch, split_scale
 
 
 class Descent:
@@ -24,14 +24,20 @@ class Descent:
         integers: torch.Tensor,
         scale: torch.Tensor,
         spec: QuantSpec,
+        *,
+        zero: torch.Tensor | None = None,
     ) -> None:
-        """rows: the optimum w* (G, R, K); integers (G, R, K) to begin with; scale (G, R), or (G, R, K)."""
+        """rows: the optimum w* (G, R, K); integers (G, R, K) to begin with; scale (G, R), or (G, R, K).
+
+        zero: points (G, R, K) from which integers are counted.
+        """
         gram = self.gram = metric.gram
         self.power, self.spec = metric.power, spec
         self.curvature = gram.diagonal(dim1=1, dim2=2).unsqueeze(2)
         self.unit, input_scale = split_scale(scale)
         self.goal = (rows / self.unit[..., None]).to(gram).mT.contiguous()
         self.input_scale = None if input_scale is None else input_scale.to(gram).mT.contiguous()
+        self.zero = None if zero is None else zero.to(gram).mT.contiguous()
         self.levels = integers.to(gram).mT.clone(memory_format=torch.contiguous_format)
         if self.input_scale is not None:
             self.levels *= self.input_scale
@@ -49,10 +55,8 @@ class Descent:
             feedback = self.gram[:, batch, batch] / -self.curvature[:, batch].mT
             levels = self.levels[:, batch]
             current = levels - self.gradient[:, batch] / self.curvature[:, batch]
-            own_scale = None if self.input_scale is None else self.input_scale[:, batch]
-            self.levels[:, batch], changes = round_batch(
-                current, levels, feedback, self.spec, input_scale=own_scale, waiting=levels
-            )
+            grid = Levels.of(self.spec, batch, self.input_scale, self.zero)
+            self.levels[:, batch], changes = round_batch(current, levels, feedback, grid, waiting=levels)
             if changes.any():
                 self.gradient.baddbmm_(self.gram[:, :, batch], changes)
                 changed = True

@@ -22,6 +22,8 @@ row has its own. Work is done in the metric's type. Inside ``gptq`` the inputs a
 Units: with one scale a row, all weights are divided by it first, and levels are integers. With a scale for each input,
 weights are in units of the row's largest scale, and the levels of an input are multiples of its scale.
 
+Zero points (G, R, K), one for each input of a row, move the ends of its integers: they are counted from the zero point.
+
 Where a spec has a pair_limit, inputs 2i and 2i + 1 are a pair (``saturation.order_pairs``), and the integer of each is
 clamped to what the integer of the other leaves it. ``search`` keeps the limit with a width of 1 alone.
 """
@@ -95,7 +97,9 @@ def split_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]
     return unit, scale / unit[..., None]
 
 
-def gptq(metric: Metric, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def gptq(
+    metric: Metric, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec, zero: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Round each input to the integer nearest to its compensated weight (Frantar et al. 2023, algorithm 1).
 
     Returns the integers (G, R, K) in the metric's type, and the loss, float64 in the scale's shape: of each row, or
@@ -105,14 +109,13 @@ def gptq(metric: Metric, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpe
     unit, input_scale = split_scale(scale)
     goal = (rows / unit[..., None]).to(upper).mT.contiguous()
     input_scale = None if input_scale is None else input_scale.to(upper).mT.contiguous()
+    zero = None if zero is None else zero.to(upper).mT.contiguous()
     compensated, levels = goal.clone(), torch.empty_like(goal)
     diagonal = upper.diagonal(dim1=1, dim2=2).unsqueeze(2)
     for batch in lazy_batches(goal.shape[1]):
         feedback = upper[:, batch] / -diagonal.mT
-        own_scale = None if input_scale is None else input_scale[:, batch]
-        levels[:, batch], errors = round_batch(
-            compensated[:, batch], goal[:, batch], feedback[:, :, batch], spec, input_scale=own_scale
-        )
+        grid = Levels.of(spec, batch, input_scale, zero)
+        levels[:, batch], errors = round_batch(compensated[:, batch], goal[:, batch], feedback[:, :, batch], grid)
         compensated[:, batch.stop :].baddbmm_(feedback[:, :, batch.stop :].mT, errors)
     losses = compensated.sub_(levels).mul_(diagonal).square_()
     unit = metric.power * unit.square()
@@ -121,33 +124,43 @@ def gptq(metric: Metric, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpe
     return levels.div_(input_scale).round_().mT, losses.mT * unit[..., None]
 
 
-def search(metric: Metric, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec, *, width: int) -> torch.Tensor:
+def search(
+    metric: Metric,
+    rows: torch.Tensor,
+    scale: torch.Tensor,
+    spec: QuantSpec,
+    *,
+    width: int,
+    zero: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Integers (G, R, K) of the K-best search that keeps ``width`` branches of each row (the M-algorithm).
 
     A branch forks at each input to the two integers of the grid next to its compensated weight.
     """
     if width == 1:
-        return gptq(metric, rows, scale, spec)[0]
+        return gptq(metric, rows, scale, spec, zero)[0]
     row_bytes = len(rows) * metric.upper.element_size() * WINDOW * width
-    parts = zip(*(x.split(max(1, BRANCH_BYTES // row_bytes), 1) for x in (rows, scale)), strict=True)
-    return torch.cat([_search_rows(metric.upper, part, own, spec, width) for part, own in parts], 1)
+    zero = torch.zeros_like(rows[..., :1]) if zero is None else zero
+    parts = zip(*(x.split(max(1, BRANCH_BYTES // row_bytes), 1) for x in (rows, scale, zero)), strict=True)
+    return torch.cat([_search_rows(metric.upper, part, own, by, (spec, width)) for part, own, by in parts], 1)
 
 
 def _search_rows(
-    upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, spec: QuantSpec, width: int
+    upper: torch.Tensor, rows: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, how: tuple[QuantSpec, int]
 ) -> torch.Tensor:
-    """``search`` for as many rows as memory has room for at once."""
+    """``search`` for as many rows as memory has room for at once; how: the spec, and the width."""
     unit, input_scale = split_scale(scale)
     goal = (rows / unit[..., None]).to(upper)
     input_scale = torch.ones_like(goal[..., :1]).expand_as(goal) if input_scale is None else input_scale.to(upper)
+    zero = zero.to(upper).expand_as(goal)
     compensated, integers = goal.clone(), torch.empty_like(goal)
     diagonal = upper.diagonal(dim1=1, dim2=2).unsqueeze(1)
     for batch in lazy_batches(goal.shape[2], WINDOW):
         feedback = upper[:, batch] / -diagonal
         # By input, as the search takes them one after the other.
-        goals, starts, scales = (x[..., batch].permute(2, 0, 1).contiguous() for x in (goal, compensated, input_scale))
-        window = _Window(feedback[:, :, batch], diagonal[..., batch].permute(2, 0, 1), spec, width)
-        errors = window.search(goals, starts, scales)
+        inputs = (x[..., batch].permute(2, 0, 1).contiguous() for x in (goal, compensated, input_scale, zero))
+        window = _Window(feedback[:, :, batch], diagonal[..., batch].permute(2, 0, 1), *how)
+        errors = window.search(*inputs)
         compensated[..., batch.stop :].baddbmm_(errors, feedback[:, :, batch.stop :])
         integers[..., batch] = (errors + goal[..., batch]).div_(input_scale[..., batch])
     return integers.round_()
@@ -162,10 +175,12 @@ class _Window:
     def __init__(self, feedback: torch.Tensor, diagonal: torch.Tensor, spec: QuantSpec, width: int) -> None:
         self.feedback, self.diagonal, self.spec, self.width = feedback, diagonal, spec, width
 
-    def search(self, goals: torch.Tensor, starts: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def search(
+        self, goals: torch.Tensor, starts: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+    ) -> torch.Tensor:
         """Errors ``s q - w*`` (G, R, B) of the best branch.
 
-        goals w*, starts (compensated for all earlier windows) and scales of the inputs, each (B, G, R).
+        goals w*, starts (compensated for all earlier windows), scales and zero points of the inputs, each (B, G, R).
         """
         size, groups, rows = goals.shape
         weights = (scales * self.diagonal).square_()[..., None, None]
@@ -173,15 +188,15 @@ class _Window:
         errors = goals.new_zeros(groups, rows, size)  # of each branch, (G, R M, B)
         loss = goals.new_zeros(groups, rows, 1)
         first = torch.arange(groups * rows, device=goals.device).reshape(groups, rows, 1)
-        for j, (goal, start, scale, weight) in enumerate(
-            zip(*(x.unsqueeze(3).unbind() for x in (goals, starts, scales)), weights.unbind(), strict=True)
-        ):
+        lows, highs = self.spec.qmin - zeros, self.spec.qmax - 1 - zeros
+        inputs = (x.unsqueeze(3).unbind() for x in (goals, starts, scales, lows, highs))
+        for j, (goal, start, scale, least, most, weight) in enumerate(zip(*inputs, weights.unbind(), strict=True)):
             branches = loss.shape[2]
             position = start.expand_as(loss)
             if j:
                 position = position + (errors[:, :, :j] @ self.feedback[:, :j, j, None]).view_as(loss)
             position = position / scale
-            low = position.floor().clamp_(self.spec.qmin, self.spec.qmax - 1)
+            low = position.floor().clamp_(least, most)
             # Both forks of each branch side by side, (G, R, M, 2).
             distance = torch.sub(low, position, out=position)[..., None] + fork
             losses = torch.addcmul(loss[..., None], distance * weight, distance).flatten(2)
@@ -202,13 +217,25 @@ def lazy_batches(inputs: int, size: int | None = None) -> list[slice]:
     return [slice(start, min(start + size, inputs)) for start in range(0, inputs, size)]
 
 
+class Levels(NamedTuple):
+    """The levels of the inputs of a lazy batch; scale and zero points (G, B, R), None for 1 and for 0."""
+
+    spec: QuantSpec
+    scale: torch.Tensor | None = None
+    zero: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, spec: QuantSpec, batch: slice, scale: torch.Tensor | None, zero: torch.Tensor | None) -> Levels:
+        """Those of one batch of all inputs, (G, K, R)."""
+        return cls(spec, *(None if each is None else each[:, batch] for each in (scale, zero)))
+
+
 def round_batch(
     current: torch.Tensor,
     before: torch.Tensor,
     feedback: torch.Tensor,
-    spec: QuantSpec,
+    grid: Levels,
     *,
-    input_scale: torch.Tensor | None = None,
     waiting: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Round the inputs of one lazy batch in turn, each to the level nearest to its compensated weight (G, B, R).
@@ -224,7 +251,8 @@ def round_batch(
     near = current.cpu()
     now, start = near.numpy(), before.cpu().numpy()
     backwards = np.ascontiguousarray(feedback.mT.cpu().numpy())
-    input_scales = None if input_scale is None else input_scale.cpu().numpy()
+    spec = grid.spec
+    input_scales, zeros = (None if each is None else each.cpu().numpy() for each in grid[1:])
     levels, changes = np.empty_like(now), np.empty_like(now)
     partners = _partners(levels, None if waiting is None else waiting.cpu().numpy(), spec)
     for j in range(now.shape[1]):
@@ -237,7 +265,8 @@ def round_batch(
         if partner is not None:
             clamp_beside(torch.from_numpy(level), torch.from_numpy(partner), spec)
         else:
-            np.minimum(np.maximum(level, spec.qmin, out=level), spec.qmax, out=level)
+            moved = 0 if zeros is None else zeros[:, j]
+            np.minimum(np.maximum(level, spec.qmin - moved, out=level), spec.qmax - moved, out=level)
             if scale is not None:
                 level *= scale
         np.subtract(level, start[:, j], out=changes[:, j])

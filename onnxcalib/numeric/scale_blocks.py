@@ -33,10 +33,11 @@ class ScaleBlocks:
         sums = values.new_zeros(*values.shape[:2], self.count)
         return sums.scatter_add_(2, self._index(values.shape[1]), values)
 
-    def largest(self, values: torch.Tensor) -> torch.Tensor:
-        """Largest absolute value (G, R, N) in each scale block, and at least float32's smallest positive value."""
-        least = values.new_full((*values.shape[:2], self.count), torch.finfo(torch.float32).tiny)
-        return least.scatter_reduce_(2, self._index(values.shape[1]), values.abs(), "amax")
+    def ends(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The least value (G, R, N) in each scale block, at most 0, and the largest, at least 0."""
+        index = self._index(values.shape[1])
+        low, high = (values.new_zeros(*values.shape[:2], self.count) for _ in range(2))
+        return low.scatter_reduce_(2, index, values, "amin"), high.scatter_reduce_(2, index, values, "amax")
 
     def refit(
         self, gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor

@@ -18,8 +18,8 @@ Shapes: G groups, C output channels and K inputs a group, R rows, N scale blocks
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -30,16 +30,16 @@ from ..spec import QuantSpec
 from .descent import Descent
 from .gram import Moments, divide
 from .integer_search import Metric, excess_loss, expand_scale, gptq, order_inputs, search
+from .output_metric import OutputMetric
 from .prior import Equations, Prior
 from .rounding import next_power, quantize
 from .saturation import keep_pairs, order_pairs, pair_sums
 from .scale_blocks import ScaleBlocks
+from .solve_blocks import round_blocks, solve_blocks
 
 # Most ridge of the metric in which integers are chosen, in the same units: it only steadies an estimate from few
 # samples.
 DAMPING = 0.1
-# Columns per input at which the output-aware metric weighs as much as the layer's own.
-EQUAL_COLUMNS = 2
 # Candidate scales, as shares of the scale whose grid ends at the largest weight.
 FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 32, dtype=torch.float64)
 EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
@@ -62,44 +62,38 @@ SWEEPS = 4
 # Inputs for each branch up to which the K-best search is worth its time. In ResNet-20 eight branches lower the loss by
 # 16% with 144 inputs, by 7% with 288, and by nothing with 576.
 INPUTS_PER_BRANCH = 40
-# Rounds in which the scales of blocks are refitted to integers, and integers to scales.
-REFITS = 2
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Integers (G, C, K), scale (G, C), or (G, C, N) with scale blocks, and bias (G, C) of a layer."""
+    """Integers (G, C, K), scale (G, C), or (G, C, N) with scale blocks, and bias (G, C) of a layer.
+
+    zero: zero points in the shape of the scale; None where all are 0.
+    """
 
     integers: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
+    zero: torch.Tensor | None = None
 
     def cpu(self) -> Solution:
         """The same in the memory that NumPy reads."""
-        return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu())
+        zero = None if self.zero is None else self.zero.cpu()
+        return Solution(self.integers.cpu(), self.scale.cpu(), self.bias.cpu(), zero)
 
+    def take(self, channels: slice) -> Solution:
+        """The solution of some of the channels."""
+        zero = None if self.zero is None else self.zero[:, channels]
+        return Solution(self.integers[:, channels], self.scale[:, channels], self.bias[:, channels], zero)
 
-@dataclass(frozen=True)
-class OutputMetric:
-    """The output-aware metric: how errors of the layer's weights change the model's outputs.
-
-    gram (1, K, K): ``sum p p^T`` over ``columns`` vectors p. Each p is the layer's input in one sample, weighted by a
-    probe (how each position of the layer's output changes the model's outputs) and summed over positions.
-    """
-
-    gram: torch.Tensor
-    columns: int
-
-    def blend(self, gram: torch.Tensor) -> torch.Tensor:
-        """The layer's own Gram matrix (1, K, K) mixed with this one at the same trace, whose share grows with columns.
-
-        The share is ``columns / (columns + EQUAL_COLUMNS K)``, and 0 where this metric is zero.
-        """
-        trace, own_trace = gram.diagonal(dim1=1, dim2=2).sum(), self.gram.diagonal(dim1=1, dim2=2).sum()
-        if not own_trace > 0:
-            return gram
-        share = self.columns / (self.columns + EQUAL_COLUMNS * gram.shape[1])
-        return (1 - share) * gram + (share * trace / own_trace) * self.gram
+    @classmethod
+    def join(cls, parts: Sequence[Solution]) -> Solution:
+        """The solution of the channels of all parts."""
+        zeros = [part.zero for part in parts if part.zero is not None]
+        integers, scale, bias = (
+            torch.cat([getattr(part, name) for part in parts], 1) for name in ("integers", "scale", "bias")
+        )
+        return cls(integers, scale, bias, torch.cat(zeros, 1) if zeros else None)
 
 
 def solve_layer(
@@ -132,20 +126,19 @@ def solve_layer(
     else:
         change = _permute(equations.solve(prior.ridge), order)
     optimum = _permute(weight, order) + prior.trust * change
-    blocks = None if spec.block is None else ScaleBlocks(order // spec.block)
+    blocks = _find_blocks(order, spec)
     best = _round_optimum(metric, optimum, (spec, blocks), width)
-    if not _is_fine(spec):  # in a few rows of a hundred the rounded float weights are better, by up to half the loss
+    # In a few rows of a hundred the rounded float weights are better, by up to half the loss.
+    if blocks is None and not _is_fine(spec):
         plain = round_layer(weight, spec, summing=summing)
         plain_integers = _permute(plain.integers, order)
-        loss = (
-            excess_loss(metric.gram.double(), optimum, plain_integers, _expand_blocks(plain.scale, blocks))
-            * metric.power
-        )
+        loss = excess_loss(metric.gram.double(), optimum, plain_integers, plain.scale) * metric.power
         best = best.improve(_Rounded(_pool(loss, spec), plain_integers, plain.scale))
     natural = order.argsort(1)
     weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)
     bias = moments.means_of_targets(weight) - (weights @ moments.input_mean[..., None]).squeeze(-1)
-    return Solution(_permute(best.integers, natural), best.scale, bias)
+    found = Solution(_permute(best.integers, natural), best.scale, bias, best.zero)
+    return found if blocks is None else _count_from_zero(found, _find_blocks(_natural_order(weight), spec), spec)
 
 
 def _rounding_order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> torch.Tensor:
@@ -154,6 +147,27 @@ def _rounding_order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor |
         return order_inputs(gram)
     natural = torch.arange(gram.shape[1], device=gram.device)
     return order_pairs(gram.diagonal(dim1=1, dim2=2), natural if summing is None else summing)
+
+
+def _find_blocks(order: torch.Tensor, spec: QuantSpec) -> ScaleBlocks | None:
+    """The blocks of inputs in this order (G, K); None for rows that have one scale and no zero point."""
+    if spec.block is None and spec.symmetric:
+        return None
+    return ScaleBlocks(torch.zeros_like(order) if spec.block is None else order // spec.block)
+
+
+def _natural_order(weight: torch.Tensor) -> torch.Tensor:
+    return torch.arange(weight.shape[2], device=weight.device).expand(weight.shape[0], -1)
+
+
+def _count_from_zero(found: Solution, blocks: ScaleBlocks | None, spec: QuantSpec) -> Solution:
+    """A solution whose integers are less their zero points, as it is stored."""
+    integers, scale, zero = found.integers, found.scale, found.zero
+    if zero is not None and blocks is not None:
+        integers = integers + blocks.expand(zero)
+    if spec.block is None:
+        scale, zero = scale.squeeze(2), None if zero is None else zero.squeeze(2)
+    return Solution(integers, scale, found.bias, zero)
 
 
 def _expand_blocks(scale: torch.Tensor, blocks: ScaleBlocks | None) -> torch.Tensor:
@@ -172,20 +186,23 @@ def _pool(sums: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
 
 
 class _Rounded(NamedTuple):
-    """A candidate for each row: losses (G, R) as ``_pool`` has them, and integers and scale as a Solution has them."""
+    """A candidate for each row: losses (G, R) as ``_pool`` has them, and integers and scale as a Solution has them.
+
+    zero: that of each block. Integers are less their zero points.
+    """
 
     loss: torch.Tensor
     integers: torch.Tensor
     scale: torch.Tensor
+    zero: torch.Tensor | None = None
 
     def improve(self, other: _Rounded) -> _Rounded:
         """This candidate with the rows replaced in which the other's loss is less."""
         better = other.loss < self.loss
-        in_scale = better if other.scale.dim() == 2 else better[..., None]
         return _Rounded(
             torch.where(better, other.loss, self.loss),
             torch.where(better[..., None], other.integers, self.integers),
-            torch.where(in_scale, other.scale, self.scale),
+            torch.where(better, other.scale, self.scale),
         )
 
 
@@ -210,7 +227,14 @@ def _round_optimum(
         _round_rows(metric, rows, spec, width) if blocks is None else _round_blocks(metric, rows, spec, blocks, width)
         for rows in optimum.split(at_once if spec.axis is not None else optimum.shape[1], 1)
     ]
-    return _Rounded(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
+    loss, integers, scale = (torch.cat(each, 1) for each in zip(*(part[:3] for part in parts), strict=True))
+    zeros = [part.zero for part in parts if part.zero is not None]
+    return _Rounded(loss, integers, scale, torch.cat(zeros, 1) if zeros else None)
+
+
+def _round_blocks(metric: Metric, optimum: torch.Tensor, spec: QuantSpec, blocks: ScaleBlocks, width: int) -> _Rounded:
+    found = solve_blocks(metric, optimum, spec, blocks, _branches(optimum, width))
+    return _Rounded(found.loss, found.integers, *found.grids)
 
 
 def _round_rows(metric: Metric, optimum: torch.Tensor, spec: QuantSpec, width: int) -> _Rounded:
@@ -299,25 +323,6 @@ def _is_fine(spec: QuantSpec) -> bool:
     return spec.bits == 8 and spec.axis is not None and not spec.power_of_two
 
 
-def _round_blocks(metric: Metric, optimum: torch.Tensor, spec: QuantSpec, blocks: ScaleBlocks, width: int) -> _Rounded:
-    """Round rows whose blocks of inputs have a scale each; all scales of a row are refitted at once."""
-    shares = _shares(spec).to(optimum.device)
-    candidates = _allow(torch.stack([share * blocks.largest(optimum) for share in shares]) / spec.qmax, spec)
-    scale = _choose_promising(metric, optimum, candidates, (spec, blocks))[0]
-    integers = search(metric, optimum, blocks.expand(scale), spec, width=_branches(optimum, width))
-    found = []
-    for number in range(1 if spec.power_of_two else REFITS + 1):
-        if number:
-            scale = blocks.refit(metric.gram, optimum, integers, scale)
-        descent = Descent(metric, optimum, integers, blocks.expand(scale), spec)
-        for _ in range(SWEEPS):
-            if not descent.sweep():
-                break
-        integers = descent.integers().double()
-        found.append(_Rounded(descent.loss(), integers, scale))
-    return _choose_best(found)
-
-
 def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor | None = None) -> Solution:
     """Round the float weight (G, C, K) with the least squared weight error ``|s q - W|^2``; the bias is zero.
 
@@ -326,14 +331,12 @@ def round_layer(weight: torch.Tensor, spec: QuantSpec, *, summing: torch.Tensor 
     """
     integers = torch.empty_like(weight, dtype=torch.int8)
     strip = weight.shape[1] if spec.axis is None else _fit_rows(weight, STRIP_BYTES)
-    scales = []
+    parts = []
     for rows, into in zip(weight.split(strip, 1), integers.split(strip, 1), strict=True):
         found = _round_strip(rows.contiguous(), spec, summing)
         into.copy_(found.integers)
-        scales.append(found.scale)
-    return Solution(
-        integers, torch.cat(scales, 1), torch.zeros(weight.shape[:2], dtype=torch.float64).to(weight.device)
-    )
+        parts.append(replace(found, integers=found.integers[..., :0], bias=found.bias.to(torch.float64)))
+    return replace(Solution.join(parts), integers=integers)
 
 
 def _fit_rows(weight: torch.Tensor, size: int) -> int:
@@ -344,13 +347,16 @@ def _fit_rows(weight: torch.Tensor, size: int) -> int:
 def _round_strip(weight: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> Solution:
     """``round_layer`` of rows that lie one behind the other in memory, a few at a time."""
     at_once = weight.shape[1] if spec.axis is None else _fit_rows(weight, ROUND_BYTES)
-    parts = [_round_few(rows.double(), spec, summing) for rows in weight.split(at_once, 1)]
-    return Solution(*(torch.cat([getattr(part, field.name) for part in parts], 1) for field in fields(Solution)))
+    return Solution.join([_round_few(rows.double(), spec, summing) for rows in weight.split(at_once, 1)])
 
 
 def _round_few(weight: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> Solution:
-    if spec.block is not None:
-        return _round_each_block(weight, spec, spec.block)
+    blocks = _find_blocks(_natural_order(weight), spec)
+    if blocks is not None:
+        integers, grids = round_blocks(weight, spec, blocks)
+        found = Solution(integers, grids.scale, torch.zeros_like(weight[..., 0]), grids.zero)
+        found = _count_from_zero(found, blocks, spec)
+        return replace(found, integers=found.integers.to(torch.int8))
     # Pairs are neighbours in the order in which the kernel sums.
     order = summing if spec.pair_limit is not None else None
     rows = weight if order is None else weight[..., order]
@@ -359,15 +365,6 @@ def _round_few(weight: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | No
     scale = candidates.gather(0, losses.argmin(0, keepdim=True))[0]
     integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit).to(torch.int8)
     return Solution(integers if order is None else integers[..., order.argsort()], scale, torch.zeros_like(scale))
-
-
-def _round_each_block(weight: torch.Tensor, spec: QuantSpec, block: int) -> Solution:
-    """``_round_few`` of every block of ``block`` inputs by itself."""
-    groups, rows, size = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, -size % block))
-    found = _round_few(padded.reshape(groups, -1, block), replace(spec, block=None), None)
-    integers = found.integers.reshape(padded.shape)[..., :size]
-    return Solution(integers, found.scale.reshape(groups, rows, -1), torch.zeros_like(weight[..., 0]))
 
 
 def _candidate_scales(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:

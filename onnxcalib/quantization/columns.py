@@ -27,10 +27,11 @@ from ..numeric.gram import (
     project,
     unfold,
 )
+from ..numeric.output_metric import OutputMetric
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.products import UINT8_SHIFT, shift_to_int8
 from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_dynamically
-from ..numeric.solve import OutputMetric, Solution, solve_layer
+from ..numeric.solve import Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
 from .column_choice import Chunk, ColumnChoice

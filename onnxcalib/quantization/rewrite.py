@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from ..config import FLOAT_BITS, QuantizeConfig
+from ..config import COLUMN, FLOAT_BITS, QuantizeConfig
 from ..errors import ModelError
 from ..graph.edit import drop_dead
-from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET
+from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET, TWO_BITS_IR, TWO_BITS_OPSET
 from ..graph.finite import refuse_not_finite
 from ..graph.load import refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
@@ -69,7 +69,8 @@ def rewrite(
     passes = normalise(model)
     passes["split_fusions"] = split_fusions(model)
     passes["raise_opset"] = int(_raise_opset(model, config, target))
-    model.ir_version = max(model.ir_version, NEW_TYPES_IR if _has_new_types(config) else model.ir_version)
+    new_types = TWO_BITS_IR if config.least_bits == 2 else NEW_TYPES_IR if _has_new_types(config) else 0
+    model.ir_version = max(model.ir_version, new_types)
     for graph_pass in (
         fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
     ):  # fmt: skip
@@ -104,6 +105,7 @@ def rewrite(
 def least_opset(config: QuantizeConfig, target: Target | None = None) -> int:
     """The least opset of a file of these settings; of a target, that below which it takes none."""
     least = NEW_TYPES_OPSET if _has_new_types(config) else PER_CHANNEL_OPSET
+    least = TWO_BITS_OPSET if config.least_bits == 2 else least
     return least if target is None else max(least, target.requirements.opset[0] or 0)
 
 
@@ -120,8 +122,8 @@ def _raise_opset(model: ModelProto, config: QuantizeConfig, target: Target | Non
 
 
 def _has_new_types(config: QuantizeConfig) -> bool:
-    """Whether anything may get 4 or 16 bits, or blocks, which the same opset brought."""
-    return config.least_bits == 4 or config.wide or config.block_size is not None
+    """Whether anything may get 4 bits or fewer, or 16 bits, or blocks, which the same opset brought."""
+    return config.least_bits <= 4 or config.wide or config.block_size not in (None, COLUMN)
 
 
 def _rewrite_for(model: ModelProto, target: Target) -> dict[str, int]:

@@ -140,7 +140,7 @@ def _solve_together(
     shape, bits = weights[0].shape, min(spec.bits for spec in specs)
     del weights
     solutions = ColumnReader(state, block, layers, shape, bits).solve(stacked, specs)
-    return None if solutions is None else [[_take_channels(each, own) for each in solutions] for own in owned]
+    return None if solutions is None else [[each.take(own) for each in solutions] for own in owned]
 
 
 def _stack_rows(parts: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[slice]]:
@@ -151,10 +151,6 @@ def _stack_rows(parts: Sequence[np.ndarray]) -> tuple[torch.Tensor, list[slice]]
     return torch.from_numpy(stacked), [slice(end - part.shape[1], end) for end, part in zip(ends, parts, strict=True)]
 
 
-def _take_channels(solution: Solution, own: slice) -> Solution:
-    return Solution(solution.integers[:, own], solution.scale[:, own], solution.bias[:, own])
-
-
 def _params(
     solution: Solution,
     layer: LayerScheme,
@@ -163,9 +159,11 @@ def _params(
     input_grid: QParams | None,
 ) -> LayerParams:
     integers = from_rows(solution.integers.numpy(), layer, shape)
-    if layer.weight_spec.block is not None:
+    if layer.weight_spec.block is not None or not layer.weight_spec.symmetric:
         scale = solution.scale[0].numpy().astype(np.float32)
-        scale = scale if layer.axis == 0 else scale.T
-        grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
+        zero = np.zeros(scale.shape, np.int32) if solution.zero is None else solution.zero[0].numpy().astype(np.int32)
+        if layer.axis == 1:
+            scale, zero = scale.T, zero.T
+        grid = QParams(scale, zero, layer.weight_spec)
         return LayerParams(put_integers(integers.astype(np.int8), layer.weight_spec.bits), grid, bias)
     return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)

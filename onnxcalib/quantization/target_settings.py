@@ -8,7 +8,17 @@ from typing import Any
 from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF
-from ..config import BUDGETS, CANDIDATES, FLOAT_BITS, FULL_BITS, WIDE_BITS, CandidateName, LayerConfig, QuantizeConfig
+from ..config import (
+    BUDGETS,
+    CANDIDATES,
+    COLUMN,
+    FLOAT_BITS,
+    FULL_BITS,
+    WIDE_BITS,
+    CandidateName,
+    LayerConfig,
+    QuantizeConfig,
+)
 from ..errors import ConfigError, ModelError
 from ..graph.passes.opset import opset_of
 from ..spec import Candidate, InputSpec, Requirements, spell_shape
@@ -17,6 +27,7 @@ from .rewrite import least_opset
 
 # Of the examples in a message: inputs that are shown, sides of an image, tokens of a text, and axes of a text.
 MOST_EXAMPLES, USUAL_IMAGE, USUAL_TEXT, USUAL_RANK = 3, 224, 128, 3
+FLOAT_INPUT_BITS = (3, 2)  # of weights, in layers that read float alone
 
 
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
@@ -105,8 +116,8 @@ def check_opset(model: ModelProto, config: QuantizeConfig, target: Target) -> No
         )
     if most is not None and least > most:
         raise ConfigError(
-            f"weight_bits: found settings of 4 bits, which need opset {least}; target {target.name!r} takes {most} at"
-            " most; give 8 bits"
+            f"weight_bits: found settings of {min(config.least_bits, 4)} bits, which need opset {least}; target"
+            f" {target.name!r} takes {most} at most; give 8 bits"
         )
 
 
@@ -131,6 +142,11 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
         weight = settings.weight_bits or config.weight_bits
         activation = settings.activation_bits or config.activation_bits
         if activation != FLOAT_BITS:
+            if weight not in needs.weight_bits and weight in FLOAT_INPUT_BITS:
+                raise ConfigError(
+                    f"{place}weight_bits: found {weight} beside activations of {activation} bits; {weight}-bit weights"
+                    f" are for layers that read float; give activation_bits {FLOAT_BITS}, or more bits to the weights"
+                )
             _check(f"{place}weight_bits", weight, needs.weight_bits, target)
             _check_activation(f"{place}activation_bits", activation, target)
         elif weight not in needs.weights_alone:
@@ -165,8 +181,7 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
     given_alone = config.activation_bits == FLOAT_BITS and "first_last_bits" in config.model_fields_set
     ends = needs.weights_alone if given_alone else needs.weight_bits
     _check("first_last_bits", config.first_last_bits, ends, target)
-    if config.block_size is not None:
-        _check_blocks(config.block_size, target)
+    _check_blocks(config, target)
     if not target.is_onnxruntime and not needs.through_cast and config.embedding_bits in (8, 4):
         raise ConfigError(
             f"embedding_bits: found {config.embedding_bits}; integers of a table are read through a Cast, which target"
@@ -203,12 +218,19 @@ def _check_activation(name: str, found: int, target: Target) -> None:
     _check(name, found, target.requirements.activation_bits, target)
 
 
-def _check_blocks(found: int, target: Target) -> None:
-    needs = target.requirements
-    if not needs.in_blocks:
-        raise ConfigError(f"block_size: found {found}; target {target.name!r} takes no blocks; leave it out")
-    if needs.blocks and found not in needs.blocks:
-        raise ConfigError(f"block_size: found {found}; target {target.name!r} takes {_join(needs.blocks)}; give that")
+def _check_blocks(config: QuantizeConfig, target: Target) -> None:
+    """Raise ConfigError for blocks, or zero points, of weights alone that the target has not."""
+    needs, found = target.requirements, config.block_size
+    if found not in (None, COLUMN):
+        if not needs.in_blocks:
+            raise ConfigError(f"block_size: found {found}; target {target.name!r} takes no blocks; leave it out")
+        if needs.blocks and found not in needs.blocks:
+            allowed = _join(needs.blocks)
+            raise ConfigError(f"block_size: found {found}; target {target.name!r} takes {allowed}; give that")
+    if config.weight_symmetry == "asymmetric" and not needs.asymmetric_alone:
+        raise ConfigError(
+            f"weight_symmetry: found asymmetric; target {target.name!r} takes weights without zero points; leave it out"
+        )
 
 
 def _check(name: str, found: int, allowed: tuple[int, ...], target: Target) -> None:

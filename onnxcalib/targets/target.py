@@ -23,8 +23,10 @@ OWN_RUNTIME = "onnxruntime"
 DYNAMIC_OPS = ("DynamicQuantizeLinear", "MatMulInteger")
 # The types that are written and their bits: of activations, and of weights. Activations of 4 bits are unsigned: those
 # behind a Relu, where they are used, would lose half of signed ones.
-SIGNED_BITS, UNSIGNED_BITS = {"int16": 16, "int8": 8}, {"uint16": 16, "uint8": 8, "uint4": 4}
-WEIGHT_BITS = {"int8": 8, "int4": 4}
+SIGNED_BITS, UNSIGNED_BITS = {"int16": (16,), "int8": (8,)}, {"uint16": (16,), "uint8": (8,), "uint4": (4,)}
+WEIGHT_BITS = {"int8": (8,), "int4": (4,)}
+# Of weights beside float activations: 3 bits are stored in 4.
+ALONE_BITS = {"int8": (8,), "int4": (4, 3), "int2": (2,)}
 
 
 class Target(Record):
@@ -76,9 +78,10 @@ class Target(Record):
             in_blocks=rules.weight_scales is None or rules.weight_scales.granularity == "block",
             blocks=rules.weight_scales.blocks if rules.weight_scales else (),
             weights_alone=_list_bits(
-                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, WEIGHT_BITS
+                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, ALONE_BITS
             ),
             dynamic=rules.operators is not None and all(map(rules.operators.takes, DYNAMIC_OPS)),
+            asymmetric_alone=rules.weight_zero_points is None and "uint4" in weights,
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
             power_of_two_weights=power is not None and "weights" in power.of,
             float_biases=frozenset(op for op, kinds in (biases.kinds if biases else {}).items() if _is_float(kinds)),
@@ -169,9 +172,9 @@ def _bits_of(kind: str) -> int:
     return int(kind.lstrip("uint"))
 
 
-def _list_bits(types: Sequence[str], written: Mapping[str, int]) -> tuple[int, ...]:
+def _list_bits(types: Sequence[str], written: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
     """The bits of those of the types that ``quantize`` writes, most bits first."""
-    return tuple(sorted((written[each] for each in types if each in written), reverse=True))
+    return tuple(sorted((bits for each in types for bits in written.get(each, ())), reverse=True))
 
 
 def _read_fixed(rule: FixedGrids | None, *, signed: bool) -> dict[tuple[str, int], tuple[float, int]]:

@@ -56,7 +56,7 @@ def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):
         (("quantize", "--calib", "d"), "error: Missing argument 'MODEL' (see 'onnxcalib quantize --help')"),
         (
             ("quantize", "net.onnx", "--calib", "d", "--weight-bits", "5"),
-            "error: --weight-bits: found 5; allowed: 8 or 4",
+            "error: --weight-bits: found 5; allowed: 8, 4, 3 or 2",
         ),
     ],
 )
@@ -168,8 +168,8 @@ def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_examp
             "plan",
             QuantizeConfig,
             {
-                "layers", "tensors", "weight_bits", "activation_bits", "block_size", "pipeline", "reconstruct",
-                "statistics", "biases", "steps", "views", "work_dir", "resume",
+                "layers", "tensors", "weight_bits", "activation_bits", "block_size", "weight_symmetry", "pipeline",
+                "reconstruct", "statistics", "biases", "steps", "views", "work_dir", "resume",
             },
         ),
         ("validate", ValidateConfig, set()),

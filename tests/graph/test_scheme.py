@@ -495,6 +495,8 @@ def mixed(build, draw):
         ({"weight_bits": 4, "block_size": 128}, [None, 128, 128]),
         ({"weight_bits": 8}, [None, None, None]),
         ({"weight_bits": 8, "block_size": 32}, [None, 32, 32]),
+        ({"weight_bits": 3}, [None, 32, None]),
+        ({"weight_bits": 4, "block_size": "column"}, [None, None, None]),
     ],
 )
 def test_layers_that_read_float_have_no_grids_and_matrices_blocks(mixed, bits, blocks):
@@ -502,6 +504,29 @@ def test_layers_that_read_float_have_no_grids_and_matrices_blocks(mixed, bits, b
     assert scheme.activations == scheme.requantized == {}
     assert [layer.weight_spec.block for layer in scheme.layers] == blocks
     assert all(layer.reads_float for layer in scheme.layers)
+
+
+def test_matrices_that_read_float_may_have_zero_points(mixed):
+    scheme = make_scheme(mixed, weight_bits=4, activation_bits=32, symmetric=False)
+    assert [layer.weight_spec.symmetric for layer in scheme.layers] == [True, False, False]
+    with pytest.raises(ConfigError, match=r"^weight_symmetry: found asymmetric, and no layer to use it"):
+        make_scheme(mixed, symmetric=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"block_size": 16}, r"^block_size: found 16 beside 2-bit weights of layer mid; .* give 32, 64, 128 or column"),
+        ({"block_size": 256}, r"^block_size: found 256 beside 2-bit weights of layer mid"),
+        (
+            {"symmetric": False},
+            r"^weight_symmetry: found asymmetric beside 2-bit weights of layer mid; .* or 3",
+        ),
+    ],
+)
+def test_two_bits_without_a_fast_kernel_are_refused(mixed, settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        make_scheme(mixed, weight_bits=2, activation_bits=32, **settings)
 
 
 def test_one_layer_alone_may_read_float(mixed):

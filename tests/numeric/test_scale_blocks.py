@@ -19,9 +19,9 @@ def test_values_of_blocks_are_repeated_for_their_inputs_and_summed_again():
     assert BLOCKS.sum(expanded).tolist() == [[[4, 9], [10, 21]]]
 
 
-def test_the_largest_value_of_a_block_is_never_zero():
-    largest = BLOCKS.largest(torch.tensor([[[0.0, 1.0, 0.0, -3.0, 2.0]]]))
-    assert largest[0, 0, 1] == 3 and 0 < largest[0, 0, 0] < 1e-37
+def test_the_ends_of_a_block_are_on_both_sides_of_zero():
+    low, high = BLOCKS.ends(torch.tensor([[[0.5, 1.0, 0.0, -3.0, 2.0]]]))
+    assert low.tolist() == [[[0, -3]]] and high.tolist() == [[[0.5, 2]]]
 
 
 def test_fitted_scales_are_those_of_least_loss():

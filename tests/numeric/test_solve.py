@@ -12,13 +12,12 @@ from onnxcalib.numeric import integer_search
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.integer_search import excess_loss
+from onnxcalib.numeric.output_metric import EQUAL_COLUMNS, OutputMetric
 from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import quantize
 from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.numeric.solve import (
     DAMPING,
-    EQUAL_COLUMNS,
-    OutputMetric,
     round_layer,
     solve_layer,
 )
@@ -285,7 +284,28 @@ def test_scale_blocks_are_rounded_each_by_itself():
     assert found.integers.shape == weight.shape and found.scale.shape == (1, 3, 3)
     alone = round_layer(weight[:, :, 5:10], QuantSpec(4, signed=True, symmetric=True, axis=0))
     assert torch.equal(found.integers[:, :, 5:10], alone.integers)
-    assert torch.equal(found.scale[:, :, 1], alone.scale)
+    torch.testing.assert_close(found.scale[:, :, 1], alone.scale, rtol=1e-6, atol=0)
+
+
+ASYMMETRIC = QuantSpec(3, signed=True, axis=0)
+
+
+@pytest.mark.parametrize("block", [None, 5])
+def test_zero_points_move_the_integers_of_weights_that_are_all_of_one_sign(block):
+    inputs, weight = draw_problem(6, channels=3, size=15, columns=100)
+    weight = weight.abs() + 0.5
+    spec = replace(ASYMMETRIC, block=block)
+    for found in (
+        round_layer(weight, spec),
+        solve_layer(moments_of(inputs, weight @ inputs), weight, spec, prior=Prior()),
+    ):
+        assert found.zero.shape == found.scale.shape == ((1, 3) if block is None else (1, 3, 3))
+        low, high = found.integers.min(), found.integers.max()
+        assert spec.qmin <= low < 0 < high <= spec.qmax and (found.zero < 0).all()
+        scale, zero = (
+            x[..., None] if block is None else x.repeat_interleave(block, 2) for x in (found.scale, found.zero)
+        )
+        assert ((found.integers - zero) * scale - weight).abs().max() < 1.5 * scale.max()
 
 
 LIMITED = replace(EIGHT, pair_limit=128)

@@ -61,7 +61,7 @@ def test_what_the_user_gives_wins():
         (
             "tensorrt",
             {"activation_bits": 32},
-            "activation_bits: found 32 beside weights of 8 bits; target 'tensorrt' takes it beside 4 alone",
+            "activation_bits: found 32 beside weights of 8 bits; target 'tensorrt' takes it beside 4 or 3 alone",
         ),
         (
             "qnn",
@@ -97,6 +97,21 @@ def test_what_the_user_gives_wins():
             "tensors: 'a': found 8 beside activation_bits 16; a tensor may have more bits than the others; give all",
         ),
         ("tensorrt", {"block_size": 32}, "block_size: found 32; target 'tensorrt' takes 64 or 128; give that"),
+        (
+            "onnxruntime",
+            {"weight_bits": 3},
+            "weight_bits: found 3 beside activations of 8 bits; 3-bit weights are for layers that read float; give",
+        ),
+        (
+            "tensorrt",
+            {"weight_bits": 2, "activation_bits": 32},
+            "activation_bits: found 32 beside weights of 2 bits; target 'tensorrt' takes it beside 4 or 3 alone;",
+        ),
+        (
+            "openvino",
+            {"weight_bits": 4, "activation_bits": 32, "weight_symmetry": "asymmetric"},
+            "weight_symmetry: found asymmetric; target 'openvino' takes weights without zero points; leave it out",
+        ),
         ("openvino", {"block_size": 32}, "block_size: found 32; target 'openvino' takes no blocks; leave it out"),
         (
             "qnn",

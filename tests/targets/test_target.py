@@ -177,7 +177,7 @@ def test_the_rules_of_a_target_say_how_to_write_for_it():
         "xint8": "groups",
     }
     assert needs["qnn"].activation_bits == (16, 8) and needs["symmetric"].opset == (13, 20)
-    assert needs["tensorrt"].weights_alone == (4,) and needs["onnxruntime"].weights_alone == (8, 4)
+    assert needs["tensorrt"].weights_alone == (4, 3) and needs["onnxruntime"].weights_alone == (8, 4, 3, 2)
 
 
 def test_the_first_of_several_types_is_written(write):

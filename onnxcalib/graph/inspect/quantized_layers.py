@@ -15,6 +15,10 @@ from ..values import read_values
 from .integers import element_type, is_linear
 
 FOUR_BITS: tuple[int, ...] = (TensorProto.UINT4, TensorProto.INT4)
+WEIGHT_BITS: dict[int, int] = {
+    **dict.fromkeys(FOUR_BITS, 4),
+    **dict.fromkeys((TensorProto.UINT2, TensorProto.INT2), 2),
+}
 SIXTEEN_BITS: tuple[int, ...] = (TensorProto.UINT16, TensorProto.INT16)
 SIGNED: tuple[int, ...] = (TensorProto.INT4, TensorProto.INT8, TensorProto.INT16)
 FLOAT_BITS = 32  # of an activation without a grid
@@ -184,7 +188,7 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         zero_point=zero_point,
         scale=scale.astype(np.float32),
         axis=channel_axis(node) if len(shape) == 2 or node.op_type != "MatMul" else len(shape) - 1,
-        weight_bits=4 if tensor.data_type in FOUR_BITS else 8,
+        weight_bits=WEIGHT_BITS.get(tensor.data_type, 8),
         activation_bits=operand.bits,
         grid=operand.grid,
     )
