@@ -15,7 +15,8 @@ from .checked import CheckedSamples
 # Inputs (samples, tokens, ...) of transformers, by the names that exporters give them. In the mask, 1 is a token that
 # counts and 0 is padding.
 MASK, POSITIONS = "attention_mask", "position_ids"
-IDS = ("input_ids", "inputs_embeds")  # the tokens themselves
+TOKEN_IDS = "input_ids"
+IDS = (TOKEN_IDS, "inputs_embeds")  # the tokens themselves
 TOKENS = (*IDS, MASK, "token_type_ids", POSITIONS)
 MASK_ROWS = 4096  # read at once, so that a mask of 8-byte integers takes a byte a token in memory
 

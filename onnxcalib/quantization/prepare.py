@@ -104,7 +104,7 @@ def prepare(
         found = check_unchanged(reference, model, expected, feeds, threads=run.threads, tolerance=tolerance)
         for line in found.lines():
             run.observer.note(line)
-        axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched)
+        axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched, inputs=feeds)
         prepared = place_by_values(replace(prepared, class_axes=axes), feeds)
         if plan is not None:
             plan.check_layers(layer.name for layer in prepared.scheme.layers)

@@ -16,6 +16,7 @@ from ..report import OutputRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..verdict import ScoreRecord
+from .next_tokens import NextTokenTally, predicts_next
 from .score import LabelTally, Metric, MetricTally
 
 
@@ -64,9 +65,12 @@ def compare(
         by_label = None
         if classes is not None:
             by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
+        by_text = NextTokenTally() if predicts_next(original, samples) else None
         for batch in track(batches, len):
             feeds = samples.read(batch)
             wanted, given = original.run(feeds), quantized.run(feeds)
+            if by_text is not None:
+                by_text.add(feeds, wanted, given)
             for tally in (by_metric, by_label):
                 if tally is not None:
                     tally.add(wanted, given, len(batch))
@@ -74,5 +78,6 @@ def compare(
         outputs.check()
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
+        scores += by_text.records() if by_text else []
     notes = (*(by_label.notes if by_label else ()), *outputs.warnings())
     return Comparisons(tuple(scores), outputs.records(), outputs.missed, notes)

@@ -41,6 +41,7 @@ from .compare import Comparisons, compare
 from .explain import explain as explain_loss
 from .judge import KERNEL_GATES, check_gates, check_reference, judge
 from .kernel_consistency import check_consistency, check_pairs, find_risks
+from .next_tokens import reads_tokens
 from .on_device import check_placed, run_on_device
 from .score import Metric
 from .timing import clock
@@ -175,9 +176,10 @@ class _Run:
         self.observer.stage("compare")
         reference = Session(original, name="the float model", threads=self.threads)
         run_longest_texts(reference, samples)
-        if self.config.class_axis:
-            outputs = reference.run(samples.read(range(samples.fixed_batch or 1)))
-            self.axes = find_class_axes(self.config.class_axis, outputs, parts, batched=samples.batched)
+        if self.config.class_axis or reads_tokens(samples):
+            feeds = samples.read(range(samples.fixed_batch or 1))
+            outputs, asked = reference.run(feeds), self.config.class_axis
+            self.axes = find_class_axes(asked, outputs, parts, batched=samples.batched, inputs=feeds)
         size = batch_size(reference, samples)
         compared = compare(
             reference,
@@ -323,7 +325,7 @@ class _Run:
         self, labels: Path | np.ndarray | None, metric: tuple[str, Metric] | None, samples: CalibrationSet
     ) -> np.ndarray | None:
         classes = choose_labels(labels, samples)
-        if self.config.max_drop is not None and classes is None and metric is None:
+        if self.config.max_drop is not None and classes is None and metric is None and not reads_tokens(samples):
             raise GateError(
                 "max_drop: found no labels; accuracy needs the class of every sample; give --labels"
                 f" {find_list(samples) or 'FILE'}, or ask for --min-agreement or --min-sqnr in its place"

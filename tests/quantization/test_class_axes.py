@@ -41,6 +41,14 @@ def test_an_axis_is_that_of_one_output_or_of_all_that_have_it(settings, found):
     assert find_class_axes(settings, OUTPUTS, PARTS, batched=True) == found
 
 
+def test_the_last_axis_of_logits_is_that_of_classes_where_the_model_reads_tokens():
+    outputs = {"logits": np.zeros((2, 5, 7), np.float32), "hidden": np.zeros((2, 5, 4), np.float32)}
+    assert find_class_axes((), outputs, {}, batched=True, inputs=["input_ids"]) == {"logits": 2}
+    assert find_class_axes((), outputs, {}, batched=True, inputs=["x"]) == {}
+    assert find_class_axes(("logits=1",), outputs, {}, batched=True, inputs=["input_ids"]) == {"logits": 1}
+    assert find_class_axes(("1",), outputs, {}, batched=True, inputs=["input_ids"]) == {"logits": 1, "hidden": 1}
+
+
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
