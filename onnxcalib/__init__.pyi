@@ -24,7 +24,7 @@ from .errors import (
     OnnxCalibWarning as OnnxCalibWarning,
     OutputError as OutputError,
 )
-from .graph.emit import LayerParams as LayerParams
+from .graph.layer_params import LayerParams as LayerParams
 from .lint import check_target as check_target
 from .pipeline import (
     Prepared as Prepared,

@@ -84,13 +84,14 @@ class Requirements:
     may have zero points beside float activations.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
-    Cast to 8. placing: which tensors get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and
-    what is added to their outputs; or the inputs and outputs of all operators of ``grouped``, as whole ``groups``.
-    through: operators that belong to the group in front of them. at_exit: operators of ``grouped`` whose output may be
-    float at the graph's end. even_bits: operators that read and give as many bits. aligned: operators whose inputs and
-    outputs share a grid. fixed_grids: operator and bits -> scale and zero point of what it gives. opset: the least and
-    the most; None for any. for_onnxruntime: nodes are written around what its optimizer does, HardSigmoids as Adds and
-    a Max behind others. wide_sums: sums in front of a norm have 16 bits where all else has 8.
+    Cast to 8. takes_packed: MatMulNBits and GatherBlockQuantized of onnxruntime may be written. placing: which tensors
+    get a grid: those around what onnxruntime ``fused``; the ``inputs`` of layers, and what is added to their outputs;
+    or the inputs and outputs of all operators of ``grouped``, as whole ``groups``. through: operators that belong to
+    the group in front of them. at_exit: operators of ``grouped`` whose output may be float at the graph's end.
+    even_bits: operators that read and give as many bits. aligned: operators whose inputs and outputs share a grid.
+    fixed_grids: operator and bits -> scale and zero point of what it gives. opset: the least and the most; None for
+    any. for_onnxruntime: nodes are written around what its optimizer does, HardSigmoids as Adds and a Max behind
+    others. wide_sums: sums in front of a norm have 16 bits where all else has 8.
     """
 
     activation: QuantSpec = QuantSpec(8)
@@ -106,6 +107,7 @@ class Requirements:
     power_of_two_weights: bool = False
     float_biases: frozenset[str] = frozenset({"ConvTranspose"})
     through_cast: bool = True
+    takes_packed: bool = True
     placing: Literal["fused", "inputs", "groups"] = "fused"
     grouped: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
@@ -146,7 +148,8 @@ class LayerScheme:
     range of that run, and the file has no grid for it.
 
     A Gather of rows of a constant, an embedding, is also described as a layer. Its input counts as float, its channels
-    are the rows, and it is rounded but never solved.
+    are the rows, and it is rounded but never solved. tied_to: the layer whose weight is the same table, if there is
+    one; the file has that layer's integers for both.
     """
 
     name: str
@@ -161,6 +164,7 @@ class LayerScheme:
     bias_add: str | None = None
     channel_axis: int = 0
     dynamic: bool = False
+    tied_to: str | None = None
 
     @property
     def axis(self) -> int:

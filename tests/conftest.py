@@ -8,8 +8,9 @@ import torch
 from onnx import ModelProto, helper, numpy_helper, parser
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 
-from onnxcalib.graph.emit import LayerParams, emit_qdq
+from onnxcalib.graph.emit import emit_qdq
 from onnxcalib.graph.index import Index, constant
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.layout import summing_order, to_rows
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.ranges import make_grid

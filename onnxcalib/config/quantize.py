@@ -147,10 +147,10 @@ class QuantizeConfig(Settings):
         Option(EXPERT),
     ] = 99.99
     encoding: Annotated[
-        Literal["runtime", "standard"],
+        Literal["runtime", "standard", "matmulnbits"],
         Field(
-            description="How 4-bit weights are stored: fast in onnxruntime, or as plain 4-bit types, which some targets"
-            " need."
+            description="How weights are stored: fast in onnxruntime; as plain 4-bit types, which some targets need; or"
+            " in onnxruntime's own operators MatMulNBits and GatherBlockQuantized, where layers read float."
         ),
         Option(EXPERT),
     ] = "runtime"

@@ -18,9 +18,10 @@ Read the files in this order.
   what integers cost, ``twins`` measures what rounding does to each layer, and ``float_weights`` lists what is left.
 - ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, ``mask_values`` what
   masks hide, and ``parts`` the axes of outputs that a Concat joins. ``steps`` finds operators whose output jumps, and
-  cuts off what lies behind them. ``emit`` writes the QDQ model, with ``new_nodes``, ``tables``, ``gates`` and
-  ``dynamic``. In that of ``switches`` a run chooses the grids. ``integer_ends`` lets a part of it read and give
-  integers.
+  cuts off what lies behind them. ``emit`` writes the QDQ model, with ``new_nodes``, ``layer_params``, ``tables``,
+  ``gates`` and ``dynamic``, or in part as onnxruntime's own operators, which ``packed`` describes and
+  ``packed_layers`` writes. In the model of ``switches`` a run chooses the grids. ``integer_ends`` lets a part of it
+  read and give integers.
 
 ``passes`` prepare a model, ``inspect`` reads a quantized one.
 """

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from ..config import FULL_BITS
 from ..spec import FLOAT_BITS, LayerScheme, QuantSpec
 from .index import Index, attribute_of, is_op
+from .layers import channel_axis
+from .ops import MATRIX_LAYERS
+from .values import read_rows, read_values
 
 # A smaller table costs more in nodes to run than it saves.
 LEAST_BYTES = 2**16
@@ -16,21 +21,63 @@ LEAST_BYTES = 2**16
 # bits: 19.1 dB with one scale a row, 22.4 with one for 128 values, 24.8 with one for 32. At 8 bits: 42.9 with one a
 # row.)
 FOUR_BIT_BLOCK = 32
+COMPARED_BYTES = 2**24
+
+
+def find_tied(model: ModelProto) -> dict[str, str]:
+    """Tables that a Gather looks up by rows -> the layer of which the weight is the same table, transposed or not."""
+    index = Index(model.graph)
+    tables = [n.input[0] for n in model.graph.node if is_op(n, "Gather") and _reads_rows(n, n.input[0])]
+    tables = [name for name in dict.fromkeys(tables) if _is_table(index, name)]
+    found: dict[str, str] = {}
+    for node in model.graph.node if tables else ():
+        weight = index.initializers.get(node.input[1]) if is_op(node, *MATRIX_LAYERS) else None
+        if weight is None or weight.data_type != TensorProto.FLOAT or len(weight.dims) != 2:
+            continue
+        outputs = channel_axis(node)
+        dims = [weight.dims[outputs], weight.dims[1 - outputs]]
+        for name in tables:
+            table = index.initializers[name]
+            if name not in found and list(table.dims) == dims and _equals(table, weight, turned=outputs == 1):
+                found[name] = node.name
+    return found
+
+
+def _equals(table: TensorProto, weight: TensorProto, *, turned: bool) -> bool:
+    if table.name == weight.name and not turned:
+        return True
+    values, start = read_values(weight), 0
+    values = values.T if turned else values
+    for rows in read_rows(table, COMPARED_BYTES):
+        if not np.array_equal(rows, values[start : start + len(rows)]):
+            return False
+        start += len(rows)
+    return True
 
 
 def find_embeddings(
-    model: ModelProto, bits: int, excluded: frozenset[str] = frozenset(), layers: Collection[str] = ()
+    model: ModelProto,
+    bits: int,
+    excluded: frozenset[str] = frozenset(),
+    layers: Sequence[LayerScheme] = (),
+    tied: Mapping[str, str] | None = None,
 ) -> tuple[LayerScheme, ...]:
     """The quantization of every Gather of rows of a float table, in graph order; none at 32 bits.
 
     Nothing but ``layers``, which get integers of their own, may read the table otherwise. Rows of 4-bit values have a
-    scale for every FOUR_BIT_BLOCK values if that divides their length; other rows have one scale.
+    scale for every FOUR_BIT_BLOCK values if that divides their length; other rows have one scale. tied: table -> the
+    layer of the same weight; where that reads float, the table has its integers and grid.
     """
     if bits == FLOAT_BITS:
         return ()
     index = Index(model.graph)
 
+    by_name = {layer.name: layer for layer in layers}
+    heads = {t: by_name[name] for t, name in (tied or {}).items() if name in by_name and by_name[name].reads_float}
+
     def spec_of(table: str) -> QuantSpec:
+        if table in heads:
+            return replace(heads[table].weight_spec, axis=0, pair_limit=None)
         in_blocks = bits < FULL_BITS and index.initializers[table].dims[1] % FOUR_BIT_BLOCK == 0
         return QuantSpec(bits, signed=True, symmetric=True, axis=0, block=FOUR_BIT_BLOCK if in_blocks else None)
 
@@ -44,27 +91,28 @@ def find_embeddings(
             output=node.output[0],
             weight_spec=spec_of(node.input[0]),
             activation_spec=QuantSpec(FLOAT_BITS),
+            tied_to=heads[node.input[0]].name if node.input[0] in heads else None,
         )
         for node in model.graph.node
-        if node.name not in excluded and _looks_up(index, node, excluded, layers)
+        if node.name not in excluded and _looks_up(index, node, excluded, by_name)
     )
 
 
 def _looks_up(index: Index, node: NodeProto, excluded: frozenset[str], layers: Collection[str]) -> bool:
     if not is_op(node, "Gather"):
         return False
-    table = index.initializers.get(node.input[0])
-    if table is None or table.data_type != TensorProto.FLOAT or len(table.dims) != 2:
-        return False
-    readers = index.readers(node.input[0])
-    return (
-        4 * table.dims[0] * table.dims[1] >= LEAST_BYTES
-        and node.input[0] not in index.outputs
-        and all(
-            reader.name in layers or (_reads_rows(reader, node.input[0]) and reader.name not in excluded)
-            for reader in readers
-        )
+    return _is_table(index, node.input[0]) and all(
+        reader.name in layers or (_reads_rows(reader, node.input[0]) and reader.name not in excluded)
+        for reader in index.readers(node.input[0])
     )
+
+
+def _is_table(index: Index, name: str) -> bool:
+    """Whether this is a float matrix that is worth storing as integers."""
+    table = index.initializers.get(name)
+    if table is None or table.data_type != TensorProto.FLOAT or len(table.dims) != 2 or name in index.outputs:
+        return False
+    return bool(4 * table.dims[0] * table.dims[1] >= LEAST_BYTES)
 
 
 def _reads_rows(node: NodeProto, table: str) -> bool:

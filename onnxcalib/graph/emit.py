@@ -11,7 +11,6 @@ fuses no Gemm, and other runtimes misread INT4 weights. With a shared one onnxru
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -21,15 +20,18 @@ from onnx import ModelProto, NodeProto, TensorProto
 from ..config import FULL_BITS
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .dynamic import DynamicNodes
-from .edit import refill, replace_names, reroute, write_attributes
+from .edit import refill, replace_names, reroute
 from .fusion import moves_values
 from .gates import write_gates
 from .index import Index, is_op, known_constant, reads
+from .layer_params import LayerParams, transpose, turn_upright
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
-from .tables import Tables
+from .packed import add_bias, explain_unpacked, import_domain
+from .packed_layers import write_packed
+from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
-from .weight_file import FileIntegers, put_integers, store_integers
+from .weight_file import store_integers
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
@@ -38,25 +40,6 @@ TWO_BITS_OPSET, TWO_BITS_IR = 25, 13
 PER_CHANNEL_OPSET = 13
 # onnxruntime 1.32 runs these on integers of any type, but has no 4-bit kernels for them.
 NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
-
-
-@dataclass(frozen=True)
-class LayerParams:
-    """A layer's quantized weight and its bias: integers of the weight's shape, their grid, and floats or None."""
-
-    integers: np.ndarray | FileIntegers
-    grid: QParams
-    bias: np.ndarray | None
-
-    def to_file(self) -> LayerParams:
-        """These, with large integers of a large model in the run's file."""
-        if isinstance(self.integers, FileIntegers):
-            return self
-        return replace(self, integers=put_integers(self.integers, self.grid.spec.bits))
-
-    def read(self) -> np.ndarray:
-        """The integers as an array."""
-        return self.integers.read() if isinstance(self.integers, FileIntegers) else self.integers
 
 
 def emit_qdq(
@@ -75,7 +58,8 @@ def emit_qdq(
     graph output is the tensor before its QuantizeLinear, as subgraphs need it, otherwise the one after its
     DequantizeLinear.
     encoding: ``runtime`` stores 4-bit weights as INT4 before a Cast to int8 and clips 4-bit activations as integers,
-    for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout.
+    for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout;
+    ``matmulnbits`` is ``runtime`` with onnxruntime's own operators for layers that read float, and for tables.
     """
     quantized = _Writer(model, scheme, encoding, keep_outputs).write(grids, layers)
     write_gates(quantized, scheme.gates)
@@ -101,13 +85,15 @@ class _Writer:
         # onnxruntime moves a QuantizeLinear from behind these tensors to in front of the operators that make them.
         movers = [node for node in self.model.graph.node if is_op(node, *NO_FOUR_BIT_KERNEL)]
         self.in_bytes = {node.output[0] for node in movers if node.input[0] not in scheme.activations}
-        self.encoding = encoding
+        self.through_cast, self.packs = encoding != "standard", encoding == "matmulnbits"
         self.keep_outputs = keep_outputs
         self.new = NewNodes({*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes})
         self.dynamic = DynamicNodes(self.new)
         self.after: dict[str, list[NodeProto]] = {}
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
+        self.tied = {each.tied_to for each in scheme.embeddings if each.name in self.nodes}
+        self.heads: dict[str, StoredHead] = {}
 
     def write(self, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         graph = self.model.graph
@@ -123,12 +109,10 @@ class _Writer:
             if layer.name in layers and layer.name in self.nodes:
                 self._write_layer(layer, layers[layer.name], grids.of_input(layer))
                 replaced |= {layer.weight, layer.bias}
-        tables = Tables(self.new)
+        tables = Tables(self.new, packs=self.packs)
         for layer in self.scheme.embeddings:
             if layer.name in layers and layer.name in self.nodes:
-                params = layers[layer.name]
-                found = tables.write(layer, self.nodes[layer.name], params.integers, params.grid)
-                self.before.setdefault(layer.name, []).extend(found)
+                self.before.setdefault(layer.name, []).extend(self._write_embedding(layer, layers, tables))
                 replaced.add(layer.weight)
         nodes = list(self.at_start)
         for node in graph.node:
@@ -140,6 +124,7 @@ class _Writer:
         stored = self.index.initializers.values()
         kept = [i for i in stored if i.name not in replaced or i.name in needed]
         graph.initializer.extend([*kept, *self.new.written])
+        import_domain(self.model)
         return self.model
 
     def _write_activation(self, tensor: str, grid: QParams, layer_grid: QParams | None) -> None:
@@ -161,7 +146,7 @@ class _Writer:
         integers = nodes[0].output[0]
         for node in on_grid:
             # Dimensions are read off the integers, so that no DequantizeLinear is left for them alone.
-            reads_integers = is_op(node, *SHAPE_READERS) and (self.encoding == "runtime" or grid.spec.bits >= FULL_BITS)
+            reads_integers = is_op(node, *SHAPE_READERS) and (self.through_cast or grid.spec.bits >= FULL_BITS)
             reroute(node, tensor, integers if reads_integers else dequantized)
         if layer_grid is not None and on_layer_grid:
             prefix = self.new.name(f"{tensor}_requantized")
@@ -220,7 +205,7 @@ class _Writer:
         source, dequantized = ends
         bits = grid.spec.bits
         few = bits < FULL_BITS
-        in_bytes = few and (self.encoding == "runtime" or prefix in self.in_bytes or self._needs_bytes(source, grid))
+        in_bytes = few and (self.through_cast or prefix in self.in_bytes or self._needs_bytes(source, grid))
         scale = self.new.constant(f"{prefix}_scale", np.asarray(grid.scale, np.float32))
         zero, dtype = np.asarray(grid.zero_point), np.dtype(np.uint8) if in_bytes else type_of(grid.spec)
         integers = self.new.name(f"{prefix}_quantized")
@@ -253,7 +238,7 @@ class _Writer:
         """
         source, dequantized = ends
         first, second = grids
-        if self.encoding == "standard":
+        if not self.through_cast:
             return self._quantize(prefix, ends, second, readers)
         same = self.new.name(f"{prefix}_identity")
         table = self.new.node("LeakyRelu", [source], same, prefix, alpha=1.0)
@@ -287,12 +272,15 @@ class _Writer:
         if not layer.on_grid:
             params = turn_upright(node, params)
         spec = params.grid.spec
+        if self.packs and explain_unpacked(layer, params.integers.shape[0]) is None:
+            self._write_packed(layer, params, name)
+            return
         stored = self.new.integers(f"{name}_quantized", params.integers, spec)
         nodes = self.before.setdefault(layer.name, [])
         zero = store_integers(params.grid.zero_point, spec)
         # MatMulNBits takes few bits as they are, MatMulInteger takes none.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
-        if spec.bits < FULL_BITS and (layer.dynamic or (self.encoding == "runtime" and not packed)):
+        if spec.bits < FULL_BITS and (layer.dynamic or (self.through_cast and not packed)):
             widened = self.new.name(f"{name}_int8")
             nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
             stored, zero = widened, zero.astype(np.int8)
@@ -303,12 +291,39 @@ class _Writer:
             self.after[layer.name] = [*behind, *self.after.get(layer.name, [])]
         else:
             nodes.append(self.new.dequantize(name, stored, params.grid.scale, zero, spec))
+        if layer.name in self.tied and packed and spec.axis == 1:
+            self.heads[layer.name] = StoredHead(tuple(nodes[-1].input), None, params.grid, params.integers.shape[0])
         if params.bias is None:
             return
         if layer.bias_add is not None:
             self._write_added_bias(layer, layer.bias_add, params.bias)
         elif layer.op != "MatMul" and not layer.dynamic:
             self._write_bias(layer, params.bias, params.grid, input_grid)
+
+    def _write_packed(self, layer: LayerScheme, params: LayerParams, name: str) -> None:
+        """Make a layer a MatMulNBits; a bias that an Add adds stays there."""
+        node, looked_up = self.nodes[layer.name], layer.name in self.tied
+        found, head = write_packed(self.new, node, params.integers, params.grid, name=name, looked_up=looked_up)
+        self.before.setdefault(layer.name, []).extend(found)
+        if head is not None:
+            self.heads[layer.name] = head
+        if params.bias is not None and layer.bias_add is not None:
+            self._write_added_bias(layer, layer.bias_add, params.bias)
+        elif params.bias is not None and layer.op != "MatMul":
+            bias = self._operand_name(layer, layer.bias, f"{layer.name}_bias")
+            add_bias(node, self.new.write(bias, params.bias.astype(np.float32)))
+
+    def _write_embedding(
+        self, layer: LayerScheme, layers: Mapping[str, LayerParams], tables: Tables
+    ) -> list[NodeProto]:
+        """Write a Gather of rows. Returns the nodes in front of it."""
+        node, head, params = self.nodes[layer.name], self.heads.get(layer.tied_to or ""), layers[layer.name]
+        if head is not None and head.width % (head.grid.spec.block or 1) == 0:
+            return tables.write_tied(layer, node, head)
+        head_params = layers.get(layer.tied_to or "")
+        if head_params is not None:
+            params = head_params if head_params.grid.spec.axis == 0 else transpose(head_params)
+        return tables.write(layer, node, params.integers, params.grid)
 
     def _write_bias(self, layer: LayerScheme, bias: np.ndarray, grid: QParams, input_grid: QParams | None) -> None:
         node = self.nodes[layer.name]
@@ -341,17 +356,6 @@ class _Writer:
         if operand and operand not in self.index.outputs and self.index.readers(operand) == [self.nodes[layer.name]]:
             return operand
         return self.new.name(name)
-
-
-def turn_upright(node: NodeProto, params: LayerParams) -> LayerParams:
-    """Take the transposition out of a Gemm, as onnxruntime creates no MatMulNBits for a transposed one."""
-    if node.op_type != "Gemm" or params.grid.spec.axis == 1:
-        return params
-    write_attributes(node, {}, drop=("transB",))
-    scale, zero = params.grid.scale.T, params.grid.zero_point.T
-    grid = replace(params.grid, scale=scale, zero_point=zero, spec=replace(params.grid.spec, axis=1))
-    integers = params.integers.turn() if isinstance(params.integers, FileIntegers) else params.integers.T
-    return replace(params, integers=integers, grid=grid)
 
 
 def type_of(spec: QuantSpec) -> np.dtype[Any]:

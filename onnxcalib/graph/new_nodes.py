@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from functools import partial
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -10,6 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from ..spec import QuantSpec
 from .edit import take_name, write_attributes
 from .ops import DEQUANTIZE
+from .packed import Packing, pack_rows
 from .weight_file import FileIntegers, store_integers
 
 
@@ -42,6 +44,27 @@ class NewNodes:
         if not isinstance(values, FileIntegers):
             return self.constant(name, store_integers(values if shape is None else values.reshape(shape), spec))
         self.written.append(values.store(self.name(name), shape))
+        return self.written[-1].name
+
+    def packed(self, name: str, values: np.ndarray | FileIntegers, packing: Packing, *, flat: bool = False) -> str:
+        """Name of a new initializer of the bytes of a matrix (inputs, outputs). flat: without an axis of blocks."""
+
+        def pack(integers: np.ndarray) -> np.ndarray:
+            packed = packing.pack(integers)
+            return packed.reshape(len(packed), -1) if flat else packed
+
+        return self._packed(name, values, (packing, flat), pack)
+
+    def packed_rows(self, name: str, values: np.ndarray | FileIntegers, bits: int) -> str:
+        """Name of a new initializer of the bytes of a table (rows, width)."""
+        return self._packed(name, values, bits, partial(pack_rows, bits=bits))
+
+    def _packed(
+        self, name: str, values: np.ndarray | FileIntegers, form: Hashable, pack: Callable[[np.ndarray], np.ndarray]
+    ) -> str:
+        if not isinstance(values, FileIntegers):
+            return self.constant(name, pack(values))
+        self.written.append(values.store_packed(self.name(name), form, pack))
         return self.written[-1].name
 
     def shared_constant(self, name: str, values: np.ndarray) -> str:

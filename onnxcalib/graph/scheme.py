@@ -52,6 +52,7 @@ def make_scheme(
     block_size: int | str | None = None,
     symmetric: bool = True,
     embedding_bits: int = FLOAT_BITS,
+    tied: Mapping[str, str] | None = None,
     pair_limits: bool = True,
     dynamic: bool = False,
     selection: Selection | None = None,
@@ -64,12 +65,12 @@ def make_scheme(
     Add, a pool or a float operator reads too has 8 bits at least, and is requantized for the layers that need fewer.
     Layers of 32 bits read float tensors. first_last_bits: of the weight of layers that no other layer precedes or
     follows; their input has at least these. block_size, symmetric: of layers that read float, see ``give_blocks``.
-    pair_limits: choose integers of weights with which no kernel's sums can saturate. dynamic: a MatMul or Gemm
-    quantizes its input as it runs, and products are float. selection: settings of single layers, which override the
-    others. tensors: more bits of single activations, and of the layers that read them. requirements: of the target, by
-    default onnxruntime's. Raises ModelError where no layer can be quantized. Raises ConfigError where ``selection``
-    gives bits to a node that is no such layer, excludes all layers, or where ``block_size`` or zero points have no
-    layer, or no fast kernel.
+    tied: see ``find_embeddings``. pair_limits: choose integers of weights with which no kernel's sums can saturate.
+    dynamic: a MatMul or Gemm quantizes its input as it runs, and products are float. selection: settings of single
+    layers, which override the others. tensors: more bits of single activations, and of the layers that read them.
+    requirements: of the target, by default onnxruntime's. Raises ModelError where no layer can be quantized. Raises
+    ConfigError where ``selection`` gives bits to a node that is no such layer, excludes all layers, or where
+    ``block_size`` or zero points have no layer, or no fast kernel.
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
@@ -88,7 +89,6 @@ def make_scheme(
     activations, requantized = assign_bits(index, layers, on_grids, shared, spec=spec, tensor_bits=tensors)
     if pair_limits:
         layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
-    embeddings = find_embeddings(model, embedding_bits, selection.excluded, {layer.name for layer in layers})
     return QuantScheme(
         layers=layers,
         activations=activations,
@@ -96,7 +96,7 @@ def make_scheme(
         shared=shared,
         nonnegative=nonnegative,
         float_reads=float_reads,
-        embeddings=embeddings,
+        embeddings=find_embeddings(model, embedding_bits, selection.excluded, layers, tied),
         barred=placed.barred,
         gates=placed.gates,
         constants=placed.constants,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,6 +24,7 @@ from .values import (
     can_name,
     has_outside,
     is_large_model,
+    is_outside,
     may_go_outside,
     read_parts,
     read_pieces,
@@ -110,6 +111,7 @@ class FileIntegers:
 
     def __init__(self, tensor: TensorProto, file: WeightFile) -> None:
         self._tensor, self._file, self._made = tensor, file, dict[str, FileIntegers]()
+        self._packed: dict[Hashable, TensorProto] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return np.asarray, (self.read(),)
@@ -146,6 +148,18 @@ class FileIntegers:
                 return made
             self._made[name] = made
         return self._made[name]
+
+    def store_packed(self, name: str, form: Hashable, pack: Callable[[np.ndarray], np.ndarray]) -> TensorProto:
+        """The tensor of this name of what ``pack`` makes of the integers, which is written once for each ``form``."""
+        packed = self._packed.get(form)
+        if packed is None:
+            packed = make_tensor(name, pack(self.read()))
+            if is_outside(packed):
+                self._packed[form] = packed
+        tensor = TensorProto()
+        tensor.CopyFrom(packed)
+        tensor.name = name
+        return tensor
 
     def store(self, name: str, shape: Sequence[int] | None = None) -> TensorProto:
         """The tensor of this name, in another shape if one is given."""

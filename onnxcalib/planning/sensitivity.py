@@ -19,8 +19,9 @@ import torch
 from onnx import ModelProto
 
 from ..config import QuantizeConfig
-from ..graph.emit import LayerParams, emit_qdq
+from ..graph.emit import emit_qdq
 from ..graph.extract import extract, needed_inputs, needed_nodes
+from ..graph.layer_params import LayerParams
 from ..graph.layers import count_macs
 from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS

@@ -23,7 +23,7 @@ from ..config import EXECUTION, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError, OutputError
 from ..files.reading import read_file
-from ..graph.emit import LayerParams
+from ..graph.layer_params import LayerParams
 from ..graph.save import fingerprint
 from ..report import BlockRecord, LeftOutRecord, OutputRecord, StageRecord
 from ..runtime.cache import versions

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..graph.emit import LayerParams
+from ..graph.layer_params import LayerParams
 from ..graph.weight_file import put_integers
 from ..numeric.rounding import next_power
 from ..spec import LayerScheme, QParams, QuantSpec

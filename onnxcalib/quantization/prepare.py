@@ -17,11 +17,13 @@ from ..data.holdout import hold_out
 from ..errors import ConfigError, spell_value
 from ..graph.draws import spell_draws
 from ..graph.edit import copy_model
+from ..graph.embeddings import find_tied
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
 from ..graph.index import Index
 from ..graph.load import inputs_of, load_model
 from ..graph.names import resolve_names
+from ..graph.packed import list_unpacked
 from ..graph.passes.fix_inputs import fix_inputs, fix_specs
 from ..graph.unfuse import list_ineffective
 from ..report import MeasuredOn, name_some
@@ -184,7 +186,8 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
     for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):
         run.observer.note(line)
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
-    if unlike or joins or evened or found.rescaled:
+    fitted = replace(fitted, tied=find_tied(model))
+    if unlike or joins or evened or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted
 
@@ -211,9 +214,20 @@ def _tell(prepared: Prepared) -> None:
     scheme = prepared.scheme
     _warn_of_ineffective(prepared)
     _warn_of_float(prepared)
+    _warn_of_unpacked(prepared)
     left = f", {len(prepared.in_float)} nodes left in float" if prepared.in_float else ""
     note = f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize{left}"
     prepared.run.observer.note(note)
+
+
+def _warn_of_unpacked(prepared: Prepared) -> None:
+    """Name the layers that are not written as the operator that was asked for."""
+    layers = prepared.scheme.layers if prepared.config.encoding == "matmulnbits" else ()
+    reasons: dict[str, list[str]] = {}
+    for name, why in list_unpacked(prepared.model, layers).items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        prepared.run.warn(f"encoding: {name_some(names)}: written as QuantizeLinear and DequantizeLinear, as {why}")
 
 
 def _open_samples(

@@ -14,8 +14,9 @@ from onnx import ModelProto, helper
 from ..bitplan import BitPlan
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet
-from ..graph.emit import LayerParams, emit_qdq
+from ..graph.emit import emit_qdq
 from ..graph.index import Index
+from ..graph.layer_params import LayerParams
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.even_bits import even_bits
 from ..graph.passes.even_joins import find_scaled, fold_scales
@@ -55,7 +56,7 @@ class Prepared:
     first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
     the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
     quantizes these.
-    parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``.
+    parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``. tied: see ``find_tied``.
     """
 
     run: Run
@@ -73,6 +74,7 @@ class Prepared:
     parts: Parts = field(default_factory=dict)
     class_axes: Mapping[str, int] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
+    tied: Mapping[str, str] = field(default_factory=dict)
     statistics: Statistics | None = field(default=None, repr=False)
 
     @cached_property
@@ -103,6 +105,7 @@ class Prepared:
             self.original,
             self.run.target.requirements,
             in_float=self.in_float,
+            tied=self.tied,
             layers=layers,
             bits=bits,
             tensors=tensors,
@@ -215,6 +218,7 @@ def make_settings_scheme(
     requirements: Requirements,
     *,
     in_float: Mapping[str, str] | None = None,
+    tied: Mapping[str, str] | None = None,
     layers: Mapping[str, LayerConfig] | None = None,
     bits: Candidate | None = None,
     tensors: Mapping[str, int] | None = None,
@@ -232,6 +236,7 @@ def make_settings_scheme(
         block_size=config.block_size,
         symmetric=config.weight_symmetry == "symmetric",
         embedding_bits=config.table_bits,
+        tied=tied if config.embedding_bits is None else None,
         pair_limits=config.weight_range == "bounded",
         dynamic=config.activations == "dynamic",
         requirements=requirements,

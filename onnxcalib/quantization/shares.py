@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import EFFORTS
-from ..graph.emit import LayerParams
+from ..graph.layer_params import LayerParams
 from ..runtime.device import computing
 from ..runtime.store import Store
 from ..runtime.workers import Team

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..graph.emit import LayerParams
 from ..graph.index import Index, is_op, known_constant
+from ..graph.layer_params import LayerParams
 from ..graph.ops import SHAPE_READERS
 from ..graph.weight_file import put_integers
 from ..spec import Grids, LayerScheme, QParams, QuantScheme

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from ..graph.emit import LayerParams
 from ..graph.index import Index, known_constant
+from ..graph.layer_params import LayerParams
 from ..graph.layout import count_inputs, from_rows, summing_order, to_rows
 from ..graph.values import read_rows
 from ..graph.weight_file import put_integers, put_parts

@@ -16,7 +16,7 @@ from ..data.images import image_axes
 from ..errors import ModelError
 from ..graph.blocks import find_blocks
 from ..graph.check import check_model, correct_shapes
-from ..graph.emit import LayerParams
+from ..graph.layer_params import LayerParams
 from ..graph.save import fingerprint
 from ..report import BlockRecord, OutputRecord, StageRecord
 from ..runtime.store import Store

@@ -14,10 +14,11 @@ from onnx import ModelProto, ValueInfoProto, helper
 from ..config import FULL_BITS, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ModelError
-from ..graph.emit import LayerParams, emit_qdq
+from ..graph.emit import emit_qdq
 from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
 from ..graph.integer_ends import give_integers, read_integers
+from ..graph.layer_params import LayerParams
 from ..numeric.gram import MomentSum
 from ..numeric.views import draw_views
 from ..runtime.session import Session

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..graph.blocks import find_blocks, join_blocks, single_layers
-from ..graph.emit import LayerParams
+from ..graph.layer_params import LayerParams
 from ..graph.ops import CONVOLUTIONS
 from ..numeric.statistics import Affine, ChannelTally
 from ..progress import track

@@ -20,6 +20,7 @@ from ..config import (
     QuantizeConfig,
 )
 from ..errors import ConfigError, ModelError
+from ..graph.packed import LOOK_UP, MULTIPLY
 from ..graph.passes.opset import opset_of
 from ..spec import Candidate, InputSpec, Requirements, spell_shape
 from ..targets import DYNAMIC_OPS, OWN_RUNTIME, Target
@@ -33,6 +34,7 @@ FLOAT_INPUT_BITS = (3, 2)  # of weights, in layers that read float alone
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     """The settings, with what the target decides where they say nothing. Raises ConfigError for what it has not."""
     needs = target.requirements
+    _check_encoding(config, target)
     if config.activations == "dynamic":
         _check_dynamic(config, target)
     check_bits(config, target)
@@ -67,6 +69,22 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
             )
         decided |= {"placement": "all", "embedding_bits": FLOAT_BITS}
     return config.model_copy(update={k: v for k, v in decided.items() if k not in config.model_fields_set})
+
+
+def _check_encoding(config: QuantizeConfig, target: Target) -> None:
+    """Raise ConfigError for operators of onnxruntime's own that the target has not, or that have no use."""
+    if config.encoding != "matmulnbits":
+        return
+    if not target.requirements.takes_packed:
+        raise ConfigError(
+            f"encoding: found 'matmulnbits', which writes {MULTIPLY} and {LOOK_UP} of onnxruntime; target"
+            f" {target.name!r} takes the operators of ONNX alone; leave it out"
+        )
+    if not config.float_activations:
+        raise ConfigError(
+            f"encoding: found 'matmulnbits', and no layer to use it; {MULTIPLY} reads float activations; give"
+            f" activation_bits {FLOAT_BITS}, or leave it out"
+        )
 
 
 def _check_dynamic(config: QuantizeConfig, target: Target) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 from onnx import ModelProto
 
 from ..errors import ConfigError, ModelError
-from ..graph.emit import LayerParams, emit_qdq
+from ..graph.emit import emit_qdq
 from ..graph.index import Index, reads
+from ..graph.layer_params import LayerParams
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
 from ..graph.weight_file import put_zeros

@@ -17,6 +17,7 @@ from ..errors import ModelError, OnnxCalibError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
 from ..graph.cuts import count_weights
 from ..graph.edit import copy_model
+from ..graph.packed import with_float_activations
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
@@ -69,7 +70,8 @@ class Session:
 
         also: tensors to return after the outputs; those that no node computes are left out. name: what errors call the
         model. deployed: as users run it, so that sums of integers saturate where this processor's kernels do;
-        otherwise they are exact on every processor. unsigned: int8 weights are made unsigned by onnxruntime's option.
+        otherwise they are exact on every processor, and a MatMulNBits of the model leaves its activations in float.
+        unsigned: int8 weights are made unsigned by onnxruntime's option.
         draws: operators that draw random values draw other ones in each run, as users' do; otherwise they compute
         values that are the same in every run and every model (see ``fix_draws``), but where a graph or times are asked
         for. whole: never segment by segment, and with packed weights, as users' sessions that are timed. threads: 0 is
@@ -79,6 +81,8 @@ class Session:
         self.name = name
         if not (draws or dump or profile):
             model = fix_draws(model)
+        if not (deployed or unsigned or dump or profile):
+            model = with_float_activations(model)
         whole = whole or profile is not None
         self._states = list_states(model)
         more, as_users = _list_more(model, also), deployed or unsigned

@@ -27,6 +27,8 @@ SIGNED_BITS, UNSIGNED_BITS = {"int16": (16,), "int8": (8,)}, {"uint16": (16,), "
 WEIGHT_BITS = {"int8": (8,), "int4": (4,)}
 # Of weights beside float activations: 3 bits are stored in 4.
 ALONE_BITS = {"int8": (8,), "int4": (4, 3), "int2": (2,)}
+# Operators of onnxruntime's own that may be written where a target takes both.
+PACKED = frozenset(("MatMulNBits", "GatherBlockQuantized"))
 
 
 class Target(Record):
@@ -85,6 +87,7 @@ class Target(Record):
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
             power_of_two_weights=power is not None and "weights" in power.of,
             float_biases=frozenset(op for op, kinds in (biases.kinds if biases else {}).items() if _is_float(kinds)),
+            takes_packed=rules.operators is not None and PACKED.issubset(rules.operators.taken),
             through_cast=rules.pairs is None or "Cast" in rules.pairs.between,
             placing="groups" if outputs else "inputs" if rules.residual_inputs else "fused",
             grouped=frozenset((*inputs, *(outputs.operators if outputs else ()))),

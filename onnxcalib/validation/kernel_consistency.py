@@ -9,8 +9,9 @@ import numpy as np
 from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
-from ..graph.index import attribute_of
+from ..graph.index import all_nodes, attribute_of
 from ..graph.inspect.integers import GIVEN, Integers, find_integers, find_mismatches, give_integers, open_at
+from ..graph.packed import is_packed
 from ..graph.passes.normalise import tidy
 from ..numeric.metrics import Comparison, mean_sqnr
 from ..quantization.calibrate import batch_size
@@ -115,12 +116,13 @@ class _Changes:
         return mean_sqnr(errors) if errors else None
 
 
-def find_risks(optimized: GraphProto) -> list[str]:
+def find_risks(optimized: GraphProto, quantized: ModelProto) -> list[str]:
     """Warnings of what onnxruntime computes other than the file says, found in its optimized graph, one line each."""
+    own = {node.output[0] for node in all_nodes(quantized.graph) if is_packed(node)}
     rounded = [
         node.name or node.output[0]
         for node in optimized.node
-        if node.op_type == "MatMulNBits" and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY
+        if is_packed(node) and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY and node.output[0] not in own
     ]
     if not rounded:
         return []

@@ -284,7 +284,7 @@ class _Run:
         """What saturating sums do to the outputs; warns where they can."""
         self.observer.stage("saturate")
         found = measure_saturation(*models, graph, samples, padding=padding, parts=parts, threads=self.threads)
-        for text in [*advise(found, models[1], samples), *find_risks(graph)]:
+        for text in [*advise(found, models[1], samples), *find_risks(graph, models[1])]:
             self._warn(text)
         return found
 

@@ -59,5 +59,6 @@ def test_a_table_that_a_layer_reads_too_is_an_embedding_where_that_layer_has_int
     }"""
     model = build(text, table=draw(600, 64))
     assert find_embeddings(model, 8) == ()
-    assert [layer.name for layer in find_embeddings(model, 8, layers={"head"})] == ["look"]
+    layers = make_scheme(model).layers
+    assert [layer.name for layer in find_embeddings(model, 8, layers=layers)] == ["look"]
     assert [layer.name for layer in make_scheme(model, embedding_bits=8).embeddings] == ["look"]

@@ -10,9 +10,10 @@ import pytest
 from onnx import ModelProto, TensorProto, checker, numpy_helper
 
 from onnxcalib.config import LayerConfig
-from onnxcalib.graph.emit import LayerParams, bias_scale, emit_qdq
+from onnxcalib.graph.emit import bias_scale, emit_qdq
 from onnxcalib.graph.extract import extract, infer_types
 from onnxcalib.graph.index import Index
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.spec import Grids, QParams, QuantSpec

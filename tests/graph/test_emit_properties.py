@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from onnx import ModelProto, checker, helper
 
 from onnxcalib.graph.edit import copy_model
-from onnxcalib.graph.emit import LayerParams, emit_qdq
+from onnxcalib.graph.emit import emit_qdq
 from onnxcalib.graph.index import Index, known_constant
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.ops import DEQUANTIZE, QUANTIZE
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.spec import Grids, QParams, QuantScheme, QuantSpec

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcalib.graph.emit import LayerParams, emit_qdq
+from onnxcalib.graph.emit import emit_qdq
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.lint.run import check_target

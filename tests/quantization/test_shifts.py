@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcalib.graph.emit import LayerParams
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.shifts import find_position, hold_shifts, hold_weights
 from onnxcalib.spec import Grids, QParams

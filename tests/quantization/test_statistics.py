@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxcalib.graph.emit import LayerParams
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.statistics import Affine
 from onnxcalib.quantization import statistics

@@ -91,6 +91,20 @@ def test_what_the_user_gives_wins():
             {"encoding": "runtime"},
             "encoding: found 'runtime', which reads 4 bits through a Cast; target 'qnn' takes",
         ),
+        *(
+            (
+                target,
+                {"encoding": "matmulnbits", "activation_bits": 32},
+                "encoding: found 'matmulnbits', which writes MatMulNBits and GatherBlockQuantized of onnxruntime;"
+                f" target '{target}' takes the operators of ONNX alone; leave it out",
+            )
+            for target in ("openvino", "qnn", "xint8")
+        ),
+        (
+            "onnxruntime",
+            {"encoding": "matmulnbits"},
+            "encoding: found 'matmulnbits', and no layer to use it; MatMulNBits reads float activations; give",
+        ),
         (
             "qnn",
             {"tensors": {"a": 8}, "activation_bits": 16},

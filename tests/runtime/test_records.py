@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto
 
 from onnxcalib.graph import values
-from onnxcalib.graph.emit import LayerParams
+from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.weight_file import FileIntegers, WeightFile, put_integers
 from onnxcalib.numeric.histogram import Histogram
 from onnxcalib.planning.latency import Latencies

@@ -247,3 +247,16 @@ def test_draws_are_the_same_in_every_run_and_session_unless_their_own_are_asked_
     own = Session(model, draws=True)
     assert (own.run({"x": x})["y"] != own.run({"x": x})["y"]).all()
     assert Session(model, also=["z"]).outputs == ["y", "z"]
+
+
+def test_sums_are_exact_where_a_matmulnbits_rounds_what_users_get(build, draw):
+    text = """g (float[N, 64] x) => (float[N, 8] y) {
+        y = com.microsoft.MatMulNBits <K = 64, N = 8, bits = 8, block_size = 32, accuracy_level = 4> (x, b, s) }"""
+    integers = np.random.default_rng(0).integers(0, 256, (8, 64)).astype(np.uint8)
+    model = build(text, opset=21, ir=10, b=integers.reshape(8, 2, 32), s=np.full((8, 2), 0.01, np.float32))
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    x = draw(5, 64)
+    exact, given = (Session(model, deployed=each).run({"x": x})["y"] for each in (False, True))
+    wanted = x @ (0.01 * (integers.T.astype(np.float32) - 128))
+    np.testing.assert_allclose(exact, wanted, rtol=1e-4, atol=1e-4)
+    assert np.abs(given - wanted).max() > 1e-2

@@ -328,7 +328,7 @@ def weight_only(build, draw):
 
 
 def test_float_activations_that_onnxruntime_quantizes_are_warned_of(weight_only):
-    (text,) = find_risks(optimize(weight_only)[1])
+    (text,) = find_risks(optimize(weight_only)[1], weight_only)
     wanted = (
         r"MatMulNBits: 1 with weights of few bits and float input \(.* first\) quantize that input to 8"
         r" bits, which the file does not say; set onnxruntime's session option"
@@ -342,8 +342,14 @@ def test_float_activations_that_stay_float_are_not_warned_of(weight_only):
     (node,) = [n for n in graph.node if n.op_type == "MatMulNBits"]
     (level,) = [a for a in node.attribute if a.name == "accuracy_level"]
     level.i = 1
-    assert find_risks(graph) == []
+    assert find_risks(graph, weight_only) == []
 
 
 def test_a_model_of_integer_activations_has_no_risks(quantized):
-    assert find_risks(optimize(quantized)[1]) == []
+    assert find_risks(optimize(quantized)[1], quantized) == []
+
+
+def test_what_the_file_itself_says_is_no_risk(weight_only, tmp_path):
+    graph = optimize(weight_only)[1]
+    own = ModelProto(opset_import=weight_only.opset_import, graph=graph)
+    assert find_risks(graph, own) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
 from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE
+from ..packed import Packing, is_packed, read_packing, read_zero_points
 from ..values import read_values
 from .integers import element_type, is_linear
 
@@ -55,7 +57,8 @@ class QuantizedLayer:
     """A layer with a quantized constant weight.
 
     source, entry, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
-    asked for. scale: of a shape that broadcasts to the weight's, as the zero point is. axis: of the output channels.
+    asked for. packing: how a MatMulNBits has them; None for others. scale: of a shape that broadcasts to the weight's,
+    as the zero point is. axis: of the output channels.
     """
 
     name: str
@@ -70,11 +73,13 @@ class QuantizedLayer:
     weight_bits: int
     activation_bits: int
     grid: tuple[float, float, float] | None
+    packing: Packing | None = None
 
     @property
     def stored(self) -> np.ndarray:
         """The weight's integers, read anew."""
-        return read_values(self.weight)
+        values = read_values(self.weight)
+        return values if self.packing is None else self.packing.unpack(values)
 
     @property
     def integers(self) -> np.ndarray:
@@ -84,7 +89,7 @@ class QuantizedLayer:
     @property
     def shape(self) -> tuple[int, ...]:
         """The weight's."""
-        return tuple(self.weight.dims)
+        return tuple(self.weight.dims) if self.packing is None else (self.packing.inputs, self.packing.outputs)
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -95,12 +100,19 @@ class QuantizedLayer:
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     """The layers whose weight is stored as integers, in graph order.
 
-    They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, and each
-    MatMulInteger of a constant and of what a DynamicQuantizeLinear gives, as far as the product with both scales.
+    They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, each MatMulNBits of
+    a constant, and each MatMulInteger of a constant and of what a DynamicQuantizeLinear gives, as far as the product
+    with both scales.
     """
     index = Index(model.graph)
-    found = (_read_dynamic(index, n) if is_op(n, INTEGER_PRODUCT) else _read_layer(index, n) for n in model.graph.node)
+    found = (_read(index, node) for node in model.graph.node)
     return tuple(layer for layer in found if layer is not None)
+
+
+def _read(index: Index, node: NodeProto) -> QuantizedLayer | None:
+    if is_packed(node):
+        return _read_packed(index, node)
+    return _read_dynamic(index, node) if is_op(node, INTEGER_PRODUCT) else _read_layer(index, node)
 
 
 def find_quantized_products(model: ModelProto) -> tuple[QuantizedProduct, ...]:
@@ -192,6 +204,40 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         activation_bits=operand.bits,
         grid=operand.grid,
     )
+
+
+def _read_packed(index: Index, node: NodeProto) -> QuantizedLayer | None:
+    packing = read_packing(node) if is_packed(node) and len(node.input) > 2 else None
+    tensor, scale = (
+        (None, None) if packing is None else (_find_bytes(index, node.input[1]), constant(index, node.input[2]))
+    )
+    if packing is None or tensor is None or scale is None or scale.size != packing.outputs * packing.blocks:
+        return None
+    name = node.input[3] if len(node.input) > 3 else ""
+    zeros = read_zero_points(packing, constant(index, name) if name else None, given=bool(name))
+    if tensor.data_type != TensorProto.UINT8 or math.prod(tensor.dims) != math.prod(packing.shape) or zeros is None:
+        return None
+    return QuantizedLayer(
+        name=node.name or node.output[0],
+        op="MatMul",  # which it multiplies as
+        source=node.input[0],
+        entry=node.name,
+        output=node.output[0],
+        weight=tensor,
+        zero_point=zeros,
+        scale=packing.spread(scale.reshape(packing.shape[:2])).astype(np.float32),
+        axis=1,
+        weight_bits=packing.bits,
+        activation_bits=FLOAT_BITS,
+        grid=None,
+        packing=packing,
+    )
+
+
+def _find_bytes(index: Index, name: str) -> TensorProto | None:
+    """The constant that a MatMulNBits reads, directly or through the Reshape of a table that is looked up too."""
+    producer = index.producer.get(name)
+    return index.initializers.get(producer.input[0] if producer is not None and is_op(producer, "Reshape") else name)
 
 
 def _stored_tensor(index: Index, name: str) -> TensorProto | None:
