@@ -49,7 +49,7 @@ def print_summary(report: Report, output: Path) -> None:
     for table in (_tabulate_outputs(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
-    lines = [*_describe_blocks(report), *describe_in_float(report.in_float)]
+    lines = [*_describe_smoothing(report), *_describe_blocks(report), *describe_in_float(report.in_float)]
     lines += [f"made for {report.target}: numbers are {PLAIN}"] if report.target else _describe_kernels(report)
     lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
@@ -217,6 +217,20 @@ def _describe_blocks(report: Report) -> list[str]:
         return []
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     return [f"blocks: {counts}", *(f"  {reason}: {name_some(names)}" for reason, names in reasons.items())]
+
+
+def _describe_smoothing(report: Report) -> list[str]:
+    """The exponent with which the inputs of layers were smoothed, and how many; nothing where none were."""
+    found = report.smoothing
+    if found is None or not found["smoothed"]:
+        return []
+    muls = sum(each["mul"] is not None for each in found["smoothed"])
+    layers = sum(len(each["layers"]) for each in found["smoothed"])
+    before, after = (found["tried_db"][name] for name in ("off", f"{found['exponent']:g}"))
+    return [
+        f"smoothing: exponent {found['exponent']:g} for {layers} layers, {muls} Muls in front of them; {before:.1f} ->"
+        f" {after:.1f} dB by the rounding of these alone"
+    ]
 
 
 def describe_in_float(in_float: Sequence[FloatRecord], *, file: str = "report") -> list[str]:

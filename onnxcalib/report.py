@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from .errors import OnnxCalibWarning
 from .targets.violation import LintRecord
 
-NAMED = 3  # names in one line; the JSON report has all of them
-PACKAGE = __name__.partition(".")[0]
+NAMED, PACKAGE = 3, __name__.partition(".")[0]  # names in one line; the JSON report has all of them
 # Silent until an application adds a handler, as Python asks of libraries: without this one, what has the level WARNING
 # would go to stderr beside the Python warning that says the same.
 LOGGER = logging.getLogger(PACKAGE)
@@ -138,8 +137,8 @@ def spell_worst(outputs: Sequence[OutputRecord]) -> str:
     """The smallest SQNR of all outputs and parts, and the smallest agreement: ``12.8 dB, 90.1% agreement``."""
     decibels = [record.sqnr_db for record in list_judged(outputs) if record.sqnr_db is not None]
     shares = [100 * record.agreement for record in list_rows(outputs) if record.agreement is not None]
-    found = [f"{_least(decibels):.1f} dB"] if decibels else []
-    return ", ".join([*found, *([f"{_least(shares):.1f}% agreement"] if shares else [])])
+    units = {" dB": decibels, "% agreement": shares}
+    return ", ".join(f"{_least(values):.1f}{unit}" for unit, values in units.items() if values)
 
 
 def _least(values: Sequence[float]) -> float:
@@ -268,7 +267,7 @@ class Report:
     and saturation were measured on; None before that. speed: None for models that are too large to be timed. in_float:
     nodes that stay in float, but those that the settings exclude. target: what the file is made for, None for
     onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: the file
-    against the rules of the target that the settings name; None where they name none.
+    against the rules of the target that the settings name. smoothing: see ``Smoothing.record``. Both may be None.
     """
 
     settings: dict[str, Any]
@@ -294,6 +293,7 @@ class Report:
     left_out: tuple[LeftOutRecord, ...] = ()
     in_float: tuple[FloatRecord, ...] = ()
     lint: LintRecord | None = None
+    smoothing: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON cannot hold them."""
@@ -393,8 +393,7 @@ class LoggedObserver(Observer):
 
 def _count_own_frames() -> int:
     """Frames between the caller of this function, included, and the code that called this package."""
-    frame: FrameType | None = sys._getframe(1)
-    count = 0
+    count, frame = 0, cast("FrameType | None", sys._getframe(1))
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
         frame, count = frame.f_back, count + 1
     return count

@@ -170,6 +170,11 @@ class QuantizeConfig(Settings):
         ),
         Option(EXPERT),
     ] = "cost"
+    smoothing: Annotated[
+        Literal["auto", "off"],
+        Field(description="Even the channels of what transformers' layers read (SmoothQuant), where outputs gain."),
+        Option(EXPERT),
+    ] = "auto"
     pipeline: Annotated[
         Literal["light", "parallel", "default", "advanced"],
         Field(

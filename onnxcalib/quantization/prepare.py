@@ -46,6 +46,7 @@ from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .smoke_test import run_longest_texts
+from .smoothing import smooth_inputs
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
 
@@ -100,7 +101,7 @@ def prepare(
                 )
             )
 
-        prepared = _fit_inputs(_keep_operators(place, rewritten))
+        prepared = _fit_inputs(_keep_operators(place, rewritten), smooths=plan is None and not config.planned)
         model, tolerance = prepared.model, rewritten.tolerance
         reference, expected = approximate(original, wanted, feeds, run.target, warn=run.warn, threads=run.threads)
         found = check_unchanged(reference, model, expected, feeds, threads=run.threads, tolerance=tolerance)
@@ -156,11 +157,18 @@ def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten
         prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 
-def _fit_inputs(prepared: Prepared) -> Prepared:
-    """Let the first layers read what the samples hold; changes the model, and tells of all that did."""
+def _fit_inputs(prepared: Prepared, *, smooths: bool) -> Prepared:
+    """Let layers read what the samples hold; changes the model, and tells of all that did.
+
+    smooths: whether the bits of all layers are known, and are none of a plan, which was made of a model without.
+    """
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme
+    smoothing = smooth_inputs(prepared, scheme) if smooths else None
+    smoothed = 0 if smoothing is None else len(smoothing.muls)
+    if smoothed:
+        scheme = prepared.make_widest_scheme()
     # A Mul of its own grid in front of the layer would round the channels all the same.
     grouped = run.target.requirements.placing == "groups"
     unlike = {} if grouped else even_channels(model, scheme, samples, run.threads)
@@ -181,13 +189,14 @@ def _fit_inputs(prepared: Prepared) -> Prepared:
         "even_channels": len(unlike),
         "even_joins": len(joins),
         "even_layers": evened,
+        "smooth": smoothed,
         "rescale_input": len(found.rescaled),
     }
     for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):
         run.observer.note(line)
-    fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
+    fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids, smoothing=smoothing)
     fitted = replace(fitted, tied=find_tied(model))
-    if unlike or joins or evened or found.rescaled or fitted.tied:
+    if unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted
 

@@ -35,13 +35,17 @@ from .output_parts import Parts
 from .padding_mask import PaddingMask
 from .run import Run
 from .shifts import hold_shifts, hold_weights
+from .smoothing import Smoothing
 
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
 SETTINGS_BYTES = 256
-# Settings that are not written into the file: they name things of this machine, or the layers' bits replace them.
+SMOOTHING_KEY = "onnxcalib.smoothing"  # in the metadata of a file: the exponent
+# Settings that are not written into the file: they name things of this machine, or entries of their own replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
-    **dict.fromkeys((*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device", "class_axis"), True),
+    **dict.fromkeys(
+        (*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device", "class_axis", "smoothing"), True
+    ),
     "data": {"tokenizer"},
 }
 
@@ -57,6 +61,7 @@ class Prepared:
     the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
     quantizes these.
     parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``. tied: see ``find_tied``.
+    smoothing: what was chosen, None where none was tried.
     """
 
     run: Run
@@ -75,6 +80,7 @@ class Prepared:
     class_axes: Mapping[str, int] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
+    smoothing: Smoothing | None = field(default=None, repr=False)
     statistics: Statistics | None = field(default=None, repr=False)
 
     @cached_property
@@ -204,6 +210,11 @@ class Prepared:
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
+            **(
+                {}
+                if self.smoothing is None or not self.smoothing.muls
+                else {SMOOTHING_KEY: f"{self.smoothing.exponent:g}"}
+            ),
             "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*scheme.embeddings, *scheme.layers)}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..bitplan import SCHEMA, Number, Whole, make_record
@@ -15,9 +16,12 @@ from ..files.reading import read_json
 from ..files.writing import write_file
 from ..numeric.ranges import fix_grid, make_grid
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
+from .smoothing import Smoothing
 
 # An end of a grid may lie half a step beyond the largest float32, 3.4e38.
 MOST_END = 4e38
+# Factors that differ by less come from the same samples: sums differ from processor to processor in their last bits.
+LIKE = 1e-2
 
 
 def _check_ends(ends: tuple[float, float]) -> tuple[float, float]:
@@ -37,7 +41,8 @@ class Ranges(BaseModel):
 
     model: SHA-256 of the float model. batch: the number of samples whose activations fit into memory together.
     activations: tensor -> the range in which its consumers read it. requantized: tensor -> the range in which weighted
-    layers read it at fewer bits. A file of ranges:
+    layers read it at fewer bits. smoothed: activation -> the least and the greatest factor of its channels, without any
+    left out of the file. A file of ranges:
 
     >>> print(Ranges(model="9f86d081", batch=32, activations={"image": (-2.5, 2.5)}).to_json(), end="")
     {
@@ -61,15 +66,17 @@ class Ranges(BaseModel):
     batch: Annotated[Whole, Field(ge=1)]
     activations: dict[str, Range]
     requantized: dict[str, Range] = {}
+    smoothed: dict[str, tuple[Number, Number]] = {}
 
     @classmethod
-    def of_grids(cls, grids: Grids, *, model: str, batch: int) -> Ranges:
+    def of_grids(cls, grids: Grids, *, model: str, batch: int, smoothing: Smoothing | None = None) -> Ranges:
         """The ranges of these grids, from which the method ``grids`` makes the same grids again."""
         return cls(
             model=model,
             batch=batch,
             activations={tensor: ends_of(grid) for tensor, grid in grids.activations.items()},
             requantized={tensor: ends_of(grid) for tensor, grid in grids.requantized.items()},
+            smoothed={} if smoothing is None else smoothing.ends,
         )
 
     def grids(self, scheme: QuantScheme) -> Grids:
@@ -99,9 +106,27 @@ class Ranges(BaseModel):
                 " calibrate it too, with the same shape"
             )
 
+    def check_smoothing(self, smoothing: Smoothing | None) -> None:
+        """Raise ConfigError where activations were smoothed by other factors than those of this run."""
+        own = {} if smoothing is None else smoothing.ends
+        if own.keys() == self.smoothed.keys() and all(
+            np.allclose(ends, self.smoothed[tensor], rtol=LIKE, atol=0) for tensor, ends in own.items()
+        ):
+            return
+        tensor = next((t for t in (*own, *self.smoothed) if own.get(t) != self.smoothed.get(t)), "")
+        found, here = (
+            "none" if ends is None else "{:.4g} to {:.4g}".format(*ends)
+            for ends in (self.smoothed.get(tensor), own.get(tensor))
+        )
+        raise ConfigError(
+            f"ranges: found {found} as factors of the channels of {tensor!r}, where this run has {here}; they follow"
+            " from the samples; calibrate on the same ones with the same settings, or both times with smoothing 'off'"
+        )
+
     def to_json(self) -> str:
         """The text of the file that ``read_ranges`` reads."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+        left_out = None if self.smoothed else {"smoothed"}
+        return json.dumps(self.model_dump(mode="json", by_alias=True, exclude=left_out), indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write the file under another name, then rename it. Raises OutputError."""

@@ -35,6 +35,7 @@ from .probes import draw_probes
 from .ranges import Ranges, ends_of
 from .reconstruct import reconstruct
 from .shares import TOO_LARGE, explain_one_process, share_samples
+from .smoothing import SMOOTHING, Smoothing
 from .solve import round_embeddings, round_layers
 from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
@@ -73,11 +74,14 @@ def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
         check_memory(prepared.run, prepared.model, statistics.sample_bytes)
         grids = prepared.choose_grids(prepared.scheme, statistics)
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
-        ranges = Ranges.of_grids(grids, model=fingerprint(prepared.original), batch=statistics.batch)
+        model = fingerprint(prepared.original)
+        ranges = Ranges.of_grids(grids, model=model, batch=statistics.batch, smoothing=prepared.smoothing)
         return Calibrated(ranges.to_json(), run.float_outputs.describe())
 
     run = prepared.run
     with run.stage("calibrate"):
+        if prepared.smoothing is not None:  # not before: now the settings are known to fit the model
+            run.checkpoints.keep((SMOOTHING, prepared.smoothing, Smoothing))
         found = run.checkpoints.recall(RANGES, find, Calibrated)
         run.float_outputs.take(found.outputs)
         return make_record(Ranges, json.loads(found.ranges), where="ranges", again="calibrate the model again")
@@ -102,6 +106,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     """
     run, scheme = prepared.run, prepared.scheme
     ranges.check(fingerprint(prepared.original))
+    ranges.check_smoothing(prepared.smoothing)
     grids, lossless = ranges.grids(scheme), _find_lossless(prepared, ranges)
     if lossless:
         run.observer.note(f"{', '.join(lossless)}: read on the levels of their values")

@@ -1,0 +1,78 @@
+"""A model in which each run gives the factors of activations' channels, their grids, and the weights that undo them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from ..spec import QParams
+from .edit import drop_dead
+from .layers import channel_axis
+from .ops import DEQUANTIZE, QUANTIZE
+from .weightless import copy_without_initializers
+
+# The inputs of an activation and of a layer, behind their names.
+FACTOR, SCALE, ZERO_POINT, INTEGERS, STEPS = ":factor", ":scale", ":zero_point", ":integers", ":steps"
+
+
+def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]]) -> ModelProto:
+    """A copy of the model that reads the factors, the grid and the weights of some activations; see ``feed_factors``.
+
+    readers: activation -> the names of the products with a matrix that read it.
+    """
+    copy = copy_without_initializers(model)
+    copy.graph.initializer.extend(model.graph.initializer)
+    source_of = {name: tensor for tensor, names in readers.items() for name in names}
+    nodes: list[NodeProto] = []
+    written: set[str] = set()
+    for node in copy.graph.node:
+        tensor = source_of.get(node.name)
+        if tensor is not None:
+            if tensor not in written:
+                nodes += _round(tensor)
+                written.add(tensor)
+            nodes.append(_weigh(node))
+            node.input[0], node.input[1] = f"{tensor}:rounded", f"{node.name}:weight"
+        nodes.append(node)
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(copies)
+    kinds = {FACTOR: (TensorProto.FLOAT, [None]), SCALE: (TensorProto.FLOAT, []), ZERO_POINT: (TensorProto.UINT8, [])}
+    _add_inputs(copy, readers, kinds)
+    _add_inputs(copy, source_of, {INTEGERS: (TensorProto.INT8, [None, None]), STEPS: (TensorProto.FLOAT, [None])})
+    drop_dead(copy)
+    return copy
+
+
+def feed_factors(tensor: str, factor: np.ndarray, grid: QParams) -> dict[str, np.ndarray]:
+    """What a run reads for an activation: factors (channels,), and the grid of what they make of it."""
+    return {
+        f"{tensor}{FACTOR}": factor.astype(np.float32),
+        f"{tensor}{SCALE}": np.asarray(grid.scale, np.float32),
+        f"{tensor}{ZERO_POINT}": np.asarray(grid.zero_point, np.uint8),
+    }
+
+
+def feed_weight(layer: str, integers: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
+    """What a run reads for a layer: the weight as int8, of the layer's own form, and the scale of each output."""
+    return {f"{layer}{INTEGERS}": integers.astype(np.int8), f"{layer}{STEPS}": steps.astype(np.float32)}
+
+
+def _round(tensor: str) -> Iterable[NodeProto]:
+    grid = [f"{tensor}{SCALE}", f"{tensor}{ZERO_POINT}"]
+    yield helper.make_node("Mul", [tensor, f"{tensor}{FACTOR}"], [f"{tensor}:scaled"])
+    yield helper.make_node(QUANTIZE, [f"{tensor}:scaled", *grid], [f"{tensor}:on_grid"])
+    yield helper.make_node(DEQUANTIZE, [f"{tensor}:on_grid", *grid], [f"{tensor}:rounded"])
+
+
+def _weigh(node: NodeProto) -> NodeProto:
+    given = [f"{node.name}{INTEGERS}", f"{node.name}{STEPS}"]
+    return helper.make_node(DEQUANTIZE, given, [f"{node.name}:weight"], axis=channel_axis(node))
+
+
+def _add_inputs(model: ModelProto, names: Iterable[str], kinds: Mapping[str, tuple[int, list[None]]]) -> None:
+    for name in names:
+        for end, (kind, shape) in kinds.items():
+            model.graph.input.append(helper.make_tensor_value_info(f"{name}{end}", kind, shape))

@@ -1,0 +1,172 @@
+"""Multiply the channels of what layers read by factors, which the layers' weights undo: the outputs stay.
+
+Where these layers alone read it, what makes the activation takes the factors: a norm by its scale and bias, a linear
+layer by its columns. Elsewhere a Mul stands in front of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from ...spec import FLOAT_BITS, LayerScheme, QuantScheme
+from ..edit import add_constant, reroute, take_name, write_operand
+from ..index import Index, attribute_of, constant, is_op, known_constant, list_names, reads, walk_back
+from ..norm_sums import NORMS
+from ..ops import ACTIVATIONS, LAYERS, SHAPE_READERS
+from ..patterns import LAYER_NORM, RMS_NORM, find_patterns
+from .rescale import can_scale, undo_scale
+
+# Between a layer and the next one of a feed-forward: what gives channel j for channel j alone.
+BY_CHANNEL = (*(op for op in ACTIVATIONS if op not in NORMS), "Pow", "Softsign", "Mish")
+SMOOTHED = "smoothed"  # how the output of a Mul is called, behind what it reads
+
+
+class Smoothable(NamedTuple):
+    """An activation, and all layers that read it on its grid."""
+
+    tensor: str
+    layers: tuple[LayerScheme, ...]
+
+
+class Edit(NamedTuple):
+    """A constant operand that is written anew, of the node of this name."""
+
+    node: str
+    number: int
+    value: np.ndarray
+
+
+def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
+    """Activations in the order of the graph that a norm gives, or a feed-forward makes of what a norm gives.
+
+    Products with a matrix read them on 8 bits, and all of these can undo factors.
+    """
+    index = Index(model.graph)
+    readers: dict[str, list[LayerScheme]] = {}
+    for layer in scheme.layers:
+        if layer.on_grid:
+            readers.setdefault(layer.input, []).append(layer)
+    normed = _find_normed(model, index) if readers else frozenset()
+    found = []
+    for tensor, layers in readers.items():
+        taken = all(
+            is_op(index.nodes[layer.name], "MatMul", "Gemm")
+            and layer.activation_spec.bits < FLOAT_BITS
+            and can_scale(model, layer)
+            for layer in layers
+        )
+        on_grid = [n.name for n in index.readers(tensor) if n.name not in scheme.float_reads.get(tensor, ())]
+        alone = {layer.name for layer in layers}.issuperset(n for n in on_grid if not _reads_shape(index, n))
+        single = scheme.members_of(tensor) == (tensor,) and tensor not in scheme.requantized
+        if taken and alone and single and (tensor in normed or _is_inside(index, tensor, normed)):
+            found.append(Smoothable(tensor, tuple(layers)))
+    return found
+
+
+def _reads_shape(index: Index, name: str) -> bool:
+    return is_op(index.nodes[name], *SHAPE_READERS)
+
+
+def _find_normed(model: ModelProto, index: Index) -> frozenset[str]:
+    """What norms give along the last axis, also those that are written out as several nodes."""
+    found = {n.output[0] for n in index.nodes.values() if is_op(n, *NORMS) and attribute_of(n, "axis", -1) == -1}
+    written = find_patterns(model) if any(is_op(n, "ReduceMean") for n in index.nodes.values()) else ()
+    kinds = (LAYER_NORM, RMS_NORM)
+    return frozenset(found.union(p.output for p in written if p.function.kind in kinds and p.function.axes == (-1,)))
+
+
+def _is_inside(index: Index, tensor: str, normed: frozenset[str]) -> bool:
+    """Whether operators that go channel by channel make a tensor of what layers give that read a norm's output."""
+    ends = 0
+    for node in walk_back(index, [tensor], lambda node: is_op(node, *LAYERS)):
+        if is_op(node, *LAYERS):
+            ends += 1
+            if node.input[0] not in normed or node.input[1] not in index.initializers:
+                return False
+        elif not is_op(node, *BY_CHANNEL) or not all(
+            t in index.producer or t in index.initializers for t in node.input
+        ):
+            return False
+    return ends > 0
+
+
+def smooth(model: ModelProto, chosen: Smoothable, factor: np.ndarray) -> str | None:
+    """Let layers read ``factor x`` by channel in place of x, and their weights undo it; mutates ``model``.
+
+    Returns the name of the Mul; None where what makes the activation takes the factors. factor: (channels,).
+    """
+    index = Index(model.graph)
+    layers = {layer.name for layer in chosen.layers}
+    readers = [node for node in index.readers(chosen.tensor) if not is_op(node, *SHAPE_READERS)]
+    alone = chosen.tensor not in index.outputs and all(node.name in layers for node in readers)
+    edits = [*_fold(index, chosen.tensor, factor)] if alone else []
+    for layer in chosen.layers:
+        undo_scale(model, layer, factor)
+    if edits:
+        index = Index(model.graph)
+        for edit in edits:
+            write_operand(model.graph, index, index.nodes[edit.node], edit.number, edit.value.astype(np.float32))
+        return None
+    return _insert(model, chosen, factor)
+
+
+def _fold(index: Index, tensor: str, factor: np.ndarray) -> Iterator[Edit]:
+    """What lets a tensor, which has one use, be ``factor`` times as large; nothing where no constant can take it."""
+    node = index.producer.get(tensor)
+    if node is None:
+        return
+    if is_op(node, *NORMS) or is_op(node, "MatMul", "Gemm"):
+        yield from _scale_operands(index, node, factor)
+    elif is_op(node, "Relu"):
+        yield from _fold_alone(index, node.input[0], factor)
+    elif is_op(node, "Add", "Mul"):
+        numbers = [number for number, name in enumerate(node.input) if name in index.initializers]
+        if not numbers:
+            sides = reads(node) if node.op_type == "Mul" else ()
+            yield from next(filter(None, ([*_fold_alone(index, t, factor)] for t in reversed(sides))), ())
+            return
+        value = known_constant(index, node.input[numbers[0]])
+        if len(numbers) > 1 or value.size != factor.size or value.shape[-1:] != factor.shape:
+            return
+        own = Edit(node.name, numbers[0], value * factor)
+        if node.op_type == "Mul":
+            yield own
+        elif before := [*_fold_alone(index, node.input[1 - numbers[0]], factor)]:
+            yield from (*before, own)
+
+
+def _fold_alone(index: Index, tensor: str, factor: np.ndarray) -> Iterator[Edit]:
+    if len(index.readers(tensor)) == 1 and tensor not in index.outputs:
+        yield from _fold(index, tensor, factor)
+
+
+def _scale_operands(index: Index, node: NodeProto, factor: np.ndarray) -> Iterator[Edit]:
+    """The constants of a norm or a product times factors; nothing where one is no constant that can take them."""
+    values = [(number, constant(index, name)) for number, name in enumerate(node.input) if number and name]
+    by_row = node.op_type == "Gemm" and attribute_of(node, "transB", 0)
+    if len(node.output) > 1 or any(value is None or not value.ndim for _, value in values):
+        return
+    known = [(number, value) for number, value in values if value is not None]
+    if any(value.shape[0 if by_row and number == 1 else -1] != factor.size for number, value in known):
+        return
+    for number, value in known:
+        yield Edit(node.name, number, value * (factor[:, None] if by_row and number == 1 else factor))
+
+
+def _insert(model: ModelProto, chosen: Smoothable, factor: np.ndarray) -> str:
+    """Put one Mul in front of the layers; returns its name."""
+    taken = list_names(model)
+    nodes = [node for node in model.graph.node if node.name in {layer.name for layer in chosen.layers}]
+    name, operand, output = (
+        take_name(f"{chosen.tensor}_{end}", taken) for end in (f"{SMOOTHED}_Mul", f"{SMOOTHED}_factor", SMOOTHED)
+    )
+    add_constant(model.graph, operand, factor.astype(np.float32))
+    for node in nodes:
+        reroute(node, chosen.tensor, output)
+    position = next(i for i, node in enumerate(model.graph.node) if node.name == nodes[0].name)
+    model.graph.node.insert(position, helper.make_node("Mul", [chosen.tensor, operand], [output], name=name))
+    return name
