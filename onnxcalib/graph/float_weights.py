@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from .embeddings import LEAST_BYTES
 from .index import attribute_of, in_scope, is_op, own_constants, subgraphs
-from .ops import CONVOLUTIONS, LAYERS, RECURRENT
+from .ops import CONVOLUTIONS, LAYERS, PACKED_WEIGHTS, RECURRENT
 from .weightless import held_bytes
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -94,6 +94,8 @@ def _weights_of(node: NodeProto, constants: Mapping[str, TensorProto]) -> list[T
 
 
 def _explain(node: NodeProto, weights: list[TensorProto], constants: Mapping[str, TensorProto]) -> str:
+    if node.domain == ORT_DOMAIN and node.op_type in PACKED_WEIGHTS:
+        return "its weight is quantized already, and stays as it is"
     if node.domain == ORT_DOMAIN and node.op_type in ROTARY:
         return "its constants are cosines and sines of positions, no weights"
     if node.domain == ORT_DOMAIN or node.domain.startswith(f"{ORT_DOMAIN}."):

@@ -20,7 +20,7 @@ from ..spec import InputSpec
 from .external import find_data, read_external
 from .float_weights import spell_holders
 from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
-from .ops import LAYERS, QUANTIZED_OPS
+from .ops import LAYERS, PACKED_WEIGHTS, QUANTIZED_OPS
 from .parse import parse_model
 from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
@@ -136,12 +136,13 @@ def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
 def refuse_unsuitable(model: ModelProto) -> None:
     """Raise ModelError for a model that is quantized already, or that has no layer with a constant float32 weight.
 
+    Operators whose weight alone is integers may stand beside such a layer, as they read and give floats.
     A model with operators that onnx does not know at its opset is refused too: onnxruntime runs some of them, but its
     checker accepts no such file. Constants must be folded before, as weights may be computed from them.
     """
     opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
     for node in all_nodes(model.graph):
-        if is_quantized_op(node):
+        if is_quantized_op(node) and node.op_type not in PACKED_WEIGHTS:
             raise ModelError(
                 f"node {node.name or node.op_type}: found {node.op_type}, so the model is quantized already;"
                 " a float32 model is needed; give the file that it was made from"
@@ -168,6 +169,22 @@ def refuse_unsuitable(model: ModelProto) -> None:
     raise ModelError(
         f"graph {model.graph.name}: {found}; a {', '.join(LAYERS[:-1])} or {LAYERS[-1]} with a constant"
         f" float32 weight is needed; {advice}"
+    )
+
+
+def refuse_merged(model: ModelProto) -> None:
+    """Raise ModelError for a model all of whose layers are in branches between which one of its inputs chooses."""
+    graph = model.graph
+    inputs = {value.name for value in graph.input}
+    chosen = next((node for node in graph.node if is_op(node, "If") and node.input[0] in inputs), None)
+    own, inner = weight_types(graph)
+    if chosen is None or own or not inner:
+        return
+    raise ModelError(
+        f"node {chosen.name or chosen.op_type}: found an If on the input {chosen.input[0]!r} with all layers in its two"
+        " branches, as in a merged decoder; a model without branches is needed; give one of the two that were merged:"
+        " decoder_with_past_model.onnx, or decoder_model.onnx for the first step (Optimum exports them with"
+        " --no-post-process)"
     )
 
 

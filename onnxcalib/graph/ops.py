@@ -61,8 +61,10 @@ DYNAMIC_LAYERS = (
 )  # fmt: skip
 # and those of which the weight alone is quantized.
 PACKED_LAYERS = ("MatMulNBits", "MatMulBnb4")
+# A float model may have these two beside float layers: they read and give floats, and their weights are integers.
+PACKED_WEIGHTS = (*PACKED_LAYERS, "GatherBlockQuantized")
 # Operators that only a quantized model has. There are more, whose names begin with QLinear.
 QUANTIZED_OPS = (
-    *LINEAR_OPS, "DynamicQuantizeLinear", *QLINEAR_LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS, "GatherBlockQuantized",
+    *LINEAR_OPS, "DynamicQuantizeLinear", *QLINEAR_LAYERS, *DYNAMIC_LAYERS, *PACKED_WEIGHTS,
     "QMoE", "QEmbedLayerNormalization",
 )  # fmt: skip

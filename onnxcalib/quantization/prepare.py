@@ -21,7 +21,7 @@ from ..graph.embeddings import find_tied
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
 from ..graph.index import Index
-from ..graph.load import inputs_of, load_model
+from ..graph.load import inputs_of, load_model, refuse_merged
 from ..graph.names import resolve_names
 from ..graph.packed import list_unpacked
 from ..graph.passes.fix_inputs import fix_inputs, fix_specs
@@ -69,6 +69,7 @@ def prepare(
     held out for that. Raises ModelError, DataError or ConfigError.
     """
     config = run.config if plan is None else _take_bits(run, plan)
+    refuse_merged(original)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     check_memory(run, original)

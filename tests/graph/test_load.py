@@ -7,7 +7,16 @@ from onnx import TensorProto, helper
 
 from onnxcalib.errors import ModelError
 from onnxcalib.graph import load
-from onnxcalib.graph.load import inputs_of, is_quantized, load_model, refuse_unsuitable, stored_bytes, stored_files
+from onnxcalib.graph.float_weights import list_float_weights
+from onnxcalib.graph.load import (
+    inputs_of,
+    is_quantized,
+    load_model,
+    refuse_merged,
+    refuse_unsuitable,
+    stored_bytes,
+    stored_files,
+)
 
 LINEAR = "g (float[N, 4] x) => (float[N, 3] y) { [fc] y = MatMul (x, w) }"
 
@@ -226,7 +235,7 @@ def test_a_float_layer_with_a_constant_weight_is_accepted(linear):
 
 
 @pytest.mark.parametrize(
-    "op", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearMatMul", "MatMulNBits"]
+    "op", ["QuantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "QLinearMatMul", "MatMulIntegerToFloat"]
 )
 def test_a_quantized_model_is_refused_with_the_operator_that_tells(linear, op):
     linear.graph.node.append(helper.make_node(op, ["y"], ["z"], name="late"))
@@ -278,6 +287,27 @@ def test_layers_inside_branches_alone_are_refused_with_that_reason(build, draw):
     )
     with pytest.raises(ModelError, match="no quantizable layer found outside the bodies of If, Loop or Scan nodes"):
         refuse_unsuitable(model)
+    with pytest.raises(ModelError, match="If on the input 'flag' with all layers in its two branches, as in a merged"):
+        refuse_merged(model)
+
+
+def test_layers_whose_weights_are_packed_may_stand_beside_a_float_layer(build, draw):
+    body = "a = MatMulNBits <K = 32, N = 4, bits = 4, block_size = 32> (x, packed, scales)"
+    packed, scales = np.zeros((4, 1, 16), np.uint8), draw(4)
+    whole = build(f"g (float[N, 32] x) => (float[N, 4] a) {{ {body} }}", packed=packed, scales=scales)
+    half = build(
+        f"g (float[N, 32] x) => (float[N, 3] y) {{ {body} y = MatMul (a, w) }}",
+        packed=packed,
+        scales=scales,
+        w=draw(4, 3),
+    )
+    for model in (whole, half):
+        model.graph.node[0].domain = "com.microsoft"
+    refuse_unsuitable(half)
+    (found,) = list_float_weights(half, [half.graph.node[1].name or "y"])
+    assert found.reason == "its weight is quantized already, and stays as it is"
+    with pytest.raises(ModelError, match=r"no quantizable layer found, as .* MatMulNBits .* is quantized already"):
+        refuse_unsuitable(whole)
 
 
 def test_a_file_takes_its_bytes_and_those_of_each_file_beside_it_once(tmp_path, build, draw):
