@@ -88,7 +88,7 @@ def _weights_of(node: NodeProto, constants: Mapping[str, TensorProto]) -> list[T
     if is_op(node, "Gather"):
         return [tensor for tensor in floats if tensor.name == node.input[0] and len(tensor.dims) == 2]
     if node.domain or is_op(node, *LAYERS, *RECURRENT, "Einsum", "DeformConv"):
-        least = 1 if is_op(node, "MatMul") else 2
+        least = 1 if is_op(node, "MatMul") or node.op_type in PACKED_WEIGHTS else 2
         return [tensor for tensor in floats if len(tensor.dims) >= least and math.prod(tensor.dims) > 1]
     return [tensor for tensor in floats if held_bytes(tensor) >= LEAST_BYTES]
 

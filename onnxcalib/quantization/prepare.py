@@ -69,7 +69,6 @@ def prepare(
     held out for that. Raises ModelError, DataError or ConfigError.
     """
     config = run.config if plan is None else _take_bits(run, plan)
-    refuse_merged(original)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     check_memory(run, original)
@@ -244,6 +243,7 @@ def _open_samples(
     run: Run, original: ModelProto, calibration: SampleSource, test: SampleSource | None
 ) -> tuple[CalibrationSet, CalibrationSet, MeasuredOn]:
     """The samples to work with and those to measure on."""
+    refuse_merged(original)  # whose inputs no text fits
     inputs, config = inputs_of(original), run.config
     samples = open_calibration(calibration, inputs, config.data, limit=config.samples)
     samples.tell(run.observer.note, run.warn)

@@ -302,9 +302,9 @@ def test_layers_whose_weights_are_packed_may_stand_beside_a_float_layer(build, d
         w=draw(4, 3),
     )
     for model in (whole, half):
-        model.graph.node[0].domain = "com.microsoft"
+        model.graph.node[0].domain, model.graph.node[-1].name = "com.microsoft", "last"
     refuse_unsuitable(half)
-    (found,) = list_float_weights(half, [half.graph.node[1].name or "y"])
+    (found,) = list_float_weights(half, ["last"])
     assert found.reason == "its weight is quantized already, and stays as it is"
     with pytest.raises(ModelError, match=r"no quantizable layer found, as .* MatMulNBits .* is quantized already"):
         refuse_unsuitable(whole)
