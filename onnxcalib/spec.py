@@ -42,7 +42,7 @@ class QuantSpec:
     matrix, the number of neighbours along the other axis that share a scale; None: all of them do. pair_limit: in a
     weight, the largest absolute sum of two integers of one sign whose products a kernel adds up as a pair; None: any
     sum. power_of_two: scales are 2^-p, for a whole number p. least_range: the least distance between the ends of an
-    activation's grid.
+    activation's grid. signed_scale: scales of a weight's blocks may be negative.
     """
 
     bits: int
@@ -53,6 +53,7 @@ class QuantSpec:
     pair_limit: int | None = None
     power_of_two: bool = False
     least_range: float = 0.0
+    signed_scale: bool = False
 
     @property
     def stored_bits(self) -> int:

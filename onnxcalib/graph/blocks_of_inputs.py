@@ -46,7 +46,9 @@ def give_blocks(
         bits = layer.weight_spec.bits
         block = (usual if bits < FULL_BITS else None) if block_size is None else _read(block_size)
         _check_fast(layer, block, symmetric=symmetric)
-        return replace(layer, weight_spec=replace(layer.weight_spec, block=block, symmetric=symmetric))
+        negative = symmetric and block is not None and bits < FULL_BITS and requirements.for_onnxruntime
+        spec = replace(layer.weight_spec, block=block, symmetric=symmetric, signed_scale=negative)
+        return replace(layer, weight_spec=spec)
 
     return tuple(map(give, layers))
 

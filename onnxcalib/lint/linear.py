@@ -11,7 +11,7 @@ from ..graph.index import is_op
 from ..graph.inspect.grids import PASSED_BY, Grid, GriddedGraph
 from ..graph.inspect.integers import find_mismatches, is_linear
 from ..graph.ops import DEQUANTIZE, SHAPE_READERS
-from ..targets.rules import Pairs, PowerOfTwo, Quantity, Rule
+from ..targets.rules import Pairs, PositiveScales, PowerOfTwo, Quantity, Rule
 from .found import Faults, Found, spell_list, spell_values
 
 QUANTITIES: dict[str, Quantity] = {
@@ -22,13 +22,15 @@ QUANTITIES: dict[str, Quantity] = {
 }
 
 
-def check_positive_scales(graph: GriddedGraph, rule: Rule) -> Faults:
-    """Every scale is a constant whose values are positive and finite."""
+def check_positive_scales(graph: GriddedGraph, rule: PositiveScales) -> Faults:
+    """Every scale is a constant whose values are positive and finite; those of a weight's blocks may be negative."""
     for grid in graph.grids:
         scale = grid.scale
         if scale is None:
             yield Found(grid.where, f"the computed scale {grid.node.input[1]}", "a constant", grid.stored)
-        elif not scale.size or not np.all(np.isfinite(scale)) or np.any(scale <= 0):
+            continue
+        of_blocks = rule.negative_blocks and grid.role == "weight" and grid.block > 0
+        if not scale.size or not np.all(np.isfinite(scale)) or np.any((np.abs(scale) if of_blocks else scale) <= 0):
             yield Found(grid.where, f"scale {_spell_worst(scale)}", "positive, finite values", grid.stored)
 
 

@@ -20,7 +20,7 @@ alive. A and N are (G, K, K); rows w* and integers (G, R, K); the scale is (G, R
 row has its own. Work is done in the metric's type. Inside ``gptq`` the inputs are the second axis: (G, K, R).
 
 Units: with one scale a row, all weights are divided by it first, and levels are integers. With a scale for each input,
-weights are in units of the row's largest scale, and the levels of an input are multiples of its scale.
+weights are in units of the row's largest absolute scale, and the levels of an input are multiples of its scale.
 
 Zero points (G, R, K), one for each input of a row, move the ends of its integers: they are counted from the zero point.
 
@@ -93,7 +93,7 @@ def split_scale(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]
     """The unit (G, R) of each row, and the scale of each input in it, (G, R, K); None with one scale a row."""
     if scale.dim() == 2:
         return scale, None
-    unit = scale.amax(2)
+    unit = scale.abs().amax(2)
     return unit, scale / unit[..., None]
 
 

@@ -42,7 +42,7 @@ class ScaleBlocks:
     def refit(
         self, gram: torch.Tensor, optimum: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor
     ) -> torch.Tensor:
-        """Scales (G, R, N) of least loss for these integers, all of a row at once; as before where not positive.
+        """Scales (G, R, N) of least loss for these integers, all of a row at once; as before where a sign would turn.
 
         With q_b the integers of block b and zeros elsewhere, the loss ``(sum_b s_b q_b - w*) A (sum_b s_b q_b - w*)^T``
         is least where ``sum_c (q_b A q_c^T) s_c = q_b A w*^T`` for every b.
@@ -50,7 +50,7 @@ class ScaleBlocks:
         gram A (G, K, K), in whose type work is done; optimum w* and integers (G, R, K).
         """
         places = self._places()
-        unit = scale.amax(2, keepdim=True)
+        unit = scale.abs().amax(2, keepdim=True)
         pull = _take(((optimum / unit).to(gram) @ gram), places)
         integers = _take(integers.to(gram), places)
         gram = _take(_take(gram, places).mT, places)
@@ -66,7 +66,7 @@ class ScaleBlocks:
         damping = DAMPING * diagonal.mean(2, keepdim=True) + torch.finfo(torch.float32).tiny
         diagonal.add_(damping)
         fitted = torch.linalg.solve(curvature, slope + damping * scale)
-        return torch.where(fitted > 0, fitted, scale)
+        return torch.where(fitted * scale > 0, fitted, scale)
 
     def _places(self) -> torch.Tensor:
         """The inputs block by block, (G, N times the size of the largest block); K where a block has no more inputs."""

@@ -64,6 +64,8 @@ def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams 
 
     A power of two is raised to another. The bias of a layer that reads float is float too, and cannot overflow.
     """
+    if spec.signed_scale:  # of a layer that reads float, whose bias is float too
+        return np.asarray(scale, np.float32)
     scale = np.maximum(scale, np.finfo(np.float32).tiny)
     if input_grid is not None and bias is not None and (spec.axis is None or len(bias) == len(scale)):
         least = np.abs(bias) / (BIAS_LEVELS * float(input_grid.scale))

@@ -123,6 +123,12 @@ class FixedGrids(Rule):
     grids: ByOperator[dict[IntegerType, tuple[Number, Whole]]]
 
 
+class PositiveScales(Rule):
+    """Scales are constants and positive. negative_blocks: those of a weight's blocks may be negative."""
+
+    negative_blocks: Annotated[bool, Field(strict=True)] = False
+
+
 class WeightTypes(Rule):
     """The types in which weights are stored.
 
@@ -244,7 +250,7 @@ class Rules(Record):
     operators: Operators | None = None
     attributes: Attributes | None = None
     pairs: Pairs | None = None
-    positive_scales: Rule | None = None
+    positive_scales: PositiveScales | None = None
     explicit_zero_points: Rule | None = None
     own_zero_points: Rule | None = None
     activation_types: ActivationTypes | None = None
