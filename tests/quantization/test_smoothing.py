@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from onnxcalib import ConfigError, QuantizeConfig, calibrate, prepare, quantize, reconstruct
+from onnxcalib import ConfigError, Observer, QuantizeConfig, calibrate, prepare, quantize, reconstruct
 from onnxcalib.bitplan import BitPlan, Totals
 from onnxcalib.cli.summary import print_summary
 from onnxcalib.graph.save import fingerprint
+from onnxcalib.quantization import smoothing
 
 FEED_FORWARD = """g (float[N, 7, 16] x) => (float[N, 7, 16] y) {
     [norm] h = LayerNormalization (x, gain)  [up] u = MatMul (h, w1)  [up_bias] b = Add (u, b1)
@@ -86,3 +87,18 @@ def test_layers_of_fewer_bits_and_planned_ones_stay(transformer):
         totals=totals, eight_bit=totals, bound=0, rounds=0, sets=(),
     )  # fmt: skip
     assert prepare(transformer, samples, AUTO, plan=plan).smoothing is None
+
+
+def test_a_run_that_goes_on_takes_the_factors_that_it_had(transformer, tmp_path, monkeypatch):
+    class Stopped(Observer):
+        def stage(self, name):
+            if name == "verify":  # after the last block
+                raise KeyboardInterrupt
+
+    samples, output = draw_tokens(32), tmp_path / "model.onnx"
+    whole = quantize(transformer, samples, AUTO, test=samples)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(transformer, samples, AUTO, test=samples, output=output, observer=Stopped())
+    monkeypatch.setattr(smoothing, "_Trial", None)  # not tried again
+    again = quantize(transformer, samples, AUTO.model_copy(update={"resume": True}), test=samples, output=output)
+    assert again.model.SerializeToString() == whole.model.SerializeToString()
