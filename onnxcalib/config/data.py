@@ -166,6 +166,14 @@ class DataConfig(Settings):
         ),
         Option(TEXTS, unset="each text is a sample"),
     ] = None
+    past: Annotated[
+        Literal["empty", "filled"],
+        Field(
+            description="Past of a decoder where the samples give none; filled runs the float model over the first half"
+            " of each sequence, and takes the second half as the sample."
+        ),
+        Option(TEXTS),
+    ] = "empty"
     shape: Annotated[
         tuple[str, ...],
         BeforeValidator(split_shapes),

@@ -5,7 +5,7 @@ Read the files in the order of the work:
 - ``run`` holds the settings and the observer that all stages share, and ``target_settings`` what a target decides of
   them; ``floor`` says what memory is needed. ``prepare`` makes the model ready: it leaves out ``odd_samples``, calls
   ``rewrite``, ``approximations``, ``unchanged``, ``smoothing``, ``channel_scales``, ``join_scales``, ``even_layers``
-  and ``smoke_test``, and finds ``output_parts``. ``prepared`` describes the result.
+  ``smoke_test`` and ``past``, and finds ``output_parts``. ``prepared`` describes the result.
 - ``placement`` has the rules of what stays in float: ``weights_alone``, ``last_layers``, ``cost_placement`` by
   ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_products``, ``coarse_steps``,
   ``part_precision`` by ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers, and ``in_float``

@@ -41,6 +41,7 @@ from .odd_samples import leave_out_odd
 from .output_parts import find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
+from .past import fill_past
 from .placement import list_named, place_by_structure, place_by_values
 from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
@@ -251,11 +252,11 @@ def _open_samples(
         run.warn(
             f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better model"
         )
-    _check_longest_texts(original, samples, run.threads)
+    samples = _run_first(original, samples, run)
     if test is not None:
         others = open_calibration(test, inputs, config.data)
         others.tell(run.observer.note, run.warn)
-        _check_longest_texts(original, others, run.threads)
+        others = _run_first(original, others, run)
         return leave_out_odd(samples, run.warn), others, MeasuredOn("test", len(others))
     used, held = hold_out(samples)
     used = leave_out_odd(used, run.warn)
@@ -265,9 +266,14 @@ def _open_samples(
     return used, held, MeasuredOn("held out", len(held), tuple(map(int, held.indices)))
 
 
-def _check_longest_texts(original: ModelProto, samples: CalibrationSet, threads: int) -> None:
-    if samples.texts is not None:
-        run_longest_texts(Session(original, threads=threads), samples)
+def _run_first(original: ModelProto, samples: CalibrationSet, run: Run) -> CalibrationSet:
+    """The samples, once the longest texts have run, and with a past where that is to be filled."""
+    filled = run.config.data.past == "filled"
+    if samples.texts is None and not filled:
+        return samples
+    session = Session(original, threads=run.threads)
+    run_longest_texts(session, samples)
+    return fill_past(session, samples) if filled else samples
 
 
 def _warn_of_percentile(run: Run) -> None:

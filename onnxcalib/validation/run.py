@@ -27,6 +27,7 @@ from ..quantization.class_axes import find_class_axes
 from ..quantization.flips import describe_flips
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
+from ..quantization.past import fill_past
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
 from ..quantization.verify import FLIPS, list_unfused, optimize
@@ -99,8 +100,7 @@ class _Run:
         original, quantized = self._load(*sources)
         lint = None if self.target is None else check_loaded(quantized, self.target, _name(sources[1]))
         interface = self._match_inputs(original, quantized)
-        samples = open_calibration(data, interface, self.config.data, limit=self.config.samples)
-        samples.tell(self.observer.note, self._warn)
+        samples = self._open_samples(data, interface, original)
         classes = self._choose_labels(labels, metric, samples)
         fused = self._asks_for_kernels()
         session, graph = self._open(quantized, fused=fused)
@@ -144,6 +144,13 @@ class _Run:
             fused=fused,
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
+
+    def _open_samples(self, data: SampleSource, inputs: Sequence[InputSpec], original: ModelProto) -> CalibrationSet:
+        samples = open_calibration(data, inputs, self.config.data, limit=self.config.samples)
+        samples.tell(self.observer.note, self._warn)
+        if self.config.data.past == "empty":
+            return samples
+        return fill_past(Session(original, name="the float model", threads=self.threads), samples)
 
     def _asks_for_kernels(self) -> bool:
         """Whether onnxruntime's kernels are judged, which are not another target's: only where a gate asks for them."""
