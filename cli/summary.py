@@ -115,6 +115,8 @@ def _spell_totals(totals: Totals) -> str:
     if totals.agreement is not None:
         parts.append(f"agreement {totals.agreement:.1f}%")
     parts += [f"{totals.bytes:,} bytes", f"{totals.bops:.3g} bit operations"]
+    if totals.bits_per_weight is not None:
+        parts.append(f"{totals.bits_per_weight:.3f} bits a weight")
     if totals.a16 is not None:
         parts.append(f"{totals.a16:.1f}% of the elements of activations at 16 bits")
     if totals.milliseconds is not None:
@@ -282,11 +284,12 @@ def _describe_memory(record: MemoryRecord | None) -> list[str]:
 
 def _describe_cost(report: Report, output: Path) -> list[str]:
     ratio = f", {report.quantized_bytes / report.float_bytes:.3f} of float" if report.float_bytes else ""
+    bits = "" if report.bits_per_weight is None else f", {report.bits_per_weight:.3f} bits a weight"
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     total = sum(report.seconds.values())
     passes = f", {total / report.float_pass_seconds:.0f} float passes" if report.float_pass_seconds else ""
     return [
-        f"size: {report.float_bytes:,} -> {report.quantized_bytes:,} bytes{ratio}",
+        f"size: {report.float_bytes:,} -> {report.quantized_bytes:,} bytes{ratio}{bits}",
         *_describe_speed(report.speed),
         f"time: {total:.1f} s ({stages}){passes}, {report.samples} samples",
         *_describe_memory(report.memory),

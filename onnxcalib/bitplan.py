@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .config import BUDGETS, CANDIDATES, FULL_BITS, WIDE_BITS, CandidateName, LayerConfig
+from .config import BUDGETS, CANDIDATES, COLUMN, FULL_BITS, WIDE_BITS, CandidateName, LayerConfig
 from .errors import ConfigError, escape_controls, spell_value
 from .files.reading import read_json
-from .spec import Candidate
+from .spec import FLOAT_BITS, Candidate
 
 SCHEMA: Literal[1] = 1
 FLOAT: Literal["float"] = "float"
@@ -72,7 +72,8 @@ class Totals(_Record):
     predicted_loss: sum of the losses of all sets. measured_loss: divergence of the outputs of the whole model. Both are
     null where an output is not finite. bytes: size of the file. bops: bit operations of a sample. milliseconds of one
     run, agreement: samples in % whose top class stays, and a16: elements of activations in % that have 16 bits; all
-    three are known where they are limited.
+    three are known where they are limited. bits_per_weight: of the file of a plan of weights alone, as
+    ``graph.constants`` counts them.
     """
 
     predicted_loss: Number | None
@@ -82,6 +83,7 @@ class Totals(_Record):
     milliseconds: Positive | None = None
     agreement: Number | None = None
     a16: Positive | None = None
+    bits_per_weight: Positive | None = None
 
 
 class BitPlan(_Record):
@@ -171,7 +173,14 @@ class Frontier(_Record):
 def _settings_of(name: str) -> LayerConfig:
     if name == FLOAT:
         return LayerConfig(exclude=True)
-    return LayerConfig(**CANDIDATE_OF[name]._asdict())
+    return settings_of(CANDIDATE_OF[name])
+
+
+def settings_of(candidate: Candidate) -> LayerConfig:
+    """The bits of a candidate as settings of a layer."""
+    values: dict[str, Any] = candidate._asdict()
+    values["block_size"] = (candidate.block_size or COLUMN) if candidate.activation_bits == FLOAT_BITS else None
+    return LayerConfig(**values)
 
 
 def read_plan(path: Path) -> BitPlan:

@@ -18,6 +18,7 @@ from .data import open_calibration as open_samples
 from .errors import ConfigError
 from .files.scratch import sweep
 from .files.writing import check_folder, check_outputs
+from .graph.constants import weigh_alone
 from .graph.load import stored_files
 from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
@@ -354,6 +355,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         unfused=measured.unfused,
         float_bytes=sizes[0],
         quantized_bytes=sizes[1],
+        bits_per_weight=weigh_alone(prepared.original, quantized, found.scheme),
         samples=len(prepared.samples),
         measured_on=prepared.measured_on,
         seconds=run.seconds,

@@ -267,7 +267,7 @@ class Report:
     and saturation were measured on; None before that. speed: None for models that are too large to be timed. in_float:
     nodes that stay in float, but those that the settings exclude. target: what the file is made for, None for
     onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: the file
-    against the rules of the target that the settings name. smoothing: see ``Smoothing.record``. Both may be None.
+    against the rules of the settings' target. smoothing: see ``Smoothing.record``. bits_per_weight: see ``constants``.
     """
 
     settings: dict[str, Any]
@@ -282,6 +282,7 @@ class Report:
     unfused: tuple[UnfusedRecord, ...] = ()
     float_bytes: int = 0
     quantized_bytes: int = 0
+    bits_per_weight: float | None = None
     samples: int = 0
     measured_on: MeasuredOn | None = None
     seconds: dict[str, float] = field(default_factory=dict)

@@ -188,7 +188,7 @@ class LayerScheme:
 
     @property
     def bits(self) -> Candidate:
-        return Candidate(self.weight_spec.bits, self.activation_spec.bits)
+        return Candidate(self.weight_spec.bits, self.activation_spec.bits, self.weight_spec.block or 0)
 
 
 @dataclass(frozen=True)
@@ -279,14 +279,20 @@ class Grids:
 class Candidate(NamedTuple):
     """The bits that a layer may have, written like ``W4A8``, or a tensor that no layer reads, like ``A8``.
 
-    weight_bits: 0 without weights.
+    weight_bits: 0 without weights. block_size: inputs that share a scale where the layer reads float, written like
+    ``W4A32g32``; 0: all of a channel do.
     """
 
     weight_bits: int
     activation_bits: int
+    block_size: int = 0
 
     def __str__(self) -> str:
-        return f"{f'W{self.weight_bits}' if self.weight_bits else ''}A{self.activation_bits}"
+        weights, block = (
+            f"W{self.weight_bits}" if self.weight_bits else "",
+            f"g{self.block_size}" if self.block_size else "",
+        )
+        return f"{weights}A{self.activation_bits}{block}"
 
 
 @dataclass(frozen=True)

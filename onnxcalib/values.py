@@ -7,14 +7,14 @@ from typing import Any, Literal, NamedTuple
 
 
 class Limit(NamedTuple):
-    """A budget: ``number`` itself, or a share of what the float or the all-8-bit model has (``of``)."""
+    """A budget: ``number`` itself, a share of what the float or the all-8-bit model has (``of``), or bits a weight."""
 
     number: float
-    of: Literal["float", "8-bit"] | None
+    of: Literal["float", "8-bit", "weight"] | None
 
     def resolve(self, *, of_float: float, of_eight: float) -> float:
-        """The budget in the unit in which the two models are measured."""
-        return self.number * {"float": of_float, "8-bit": of_eight, None: 1.0}[self.of]
+        """The budget in the unit in which the two models are measured; not of bits a weight."""
+        return self.number * {"float": of_float, "8-bit": of_eight}.get(self.of or "", 1.0)
 
 
 class Units(NamedTuple):
@@ -32,6 +32,8 @@ class Units(NamedTuple):
 
 
 COUNT = Units({"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "k": 1e3, "m": 1e6, "g": 1e9}, "300KB", "b", ("1e18", 1e18))
+# Of a file: COUNT, and bits a weight.
+SIZE = Units(COUNT.factors | {"bpw": 1.0}, "300KB or 4.25bpw", "b", ("1e18 bytes", 1e18))
 LATENCY = Units({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None, ("1e6s", 1e9))
 MOST_SHARE = 1e6
 LONGEST = 100  # letters of a budget or a number; the time of a search grows with their square
@@ -69,6 +71,8 @@ def read_limit(value: Any, units: Units = COUNT) -> Limit:
     found = number if share else number * units.factors[unit]
     if found > (MOST_SHARE if share else units.most[1]):
         raise ValueError(f"must be {spell_most(units)}")
+    if unit == "bpw":
+        return Limit(found, "weight")
     return Limit(found, ("8-bit" if match["eight"] else "float") if share else None)
 
 
@@ -177,6 +181,12 @@ def check_limit(value: Any) -> str:
     return str(value).strip()
 
 
+def check_size(value: Any) -> str:
+    """Return a budget of a file's size as text. Raises ValueError where ``read_limit`` does."""
+    read_limit(value, SIZE)
+    return str(value).strip()
+
+
 def check_latency(value: Any) -> str:
     """Return a budget of time as text. Raises ValueError where ``read_limit`` does."""
     read_limit(value, LATENCY)
@@ -184,8 +194,10 @@ def check_latency(value: Any) -> str:
 
 
 def split_candidates(value: Any) -> Any:
-    """Turn ``'w8a8,W4A8'`` into a tuple of names in upper case; anything else is left for pydantic."""
-    return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+    """Turn ``'w8a8,W4A32g32'`` into a tuple of names as they are written; anything else is left for pydantic."""
+    return (
+        tuple(part.strip().upper().replace("G", "g") for part in value.split(",")) if isinstance(value, str) else value
+    )
 
 
 def check_whole(value: Any) -> Any:

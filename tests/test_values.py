@@ -2,7 +2,7 @@
 
 import pytest
 
-from onnxcalib.values import LATENCY, Limit, read_axis, read_limit, split_axes, split_numbers, split_size
+from onnxcalib.values import LATENCY, SIZE, Limit, read_axis, read_limit, split_axes, split_numbers, split_size
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,10 @@ def test_numbers_and_sizes_are_read_with_spaces_around_them():
 )
 def test_an_axis_may_have_the_name_of_its_output(value, texts, read):
     assert split_axes(value) == texts and read_axis(texts[0]) == read
+
+
+def test_a_size_may_be_in_bits_a_weight_and_a_number_of_operations_may_not():
+    assert read_limit("4.25bpw", SIZE) == read_limit("4.25 BPW", SIZE) == Limit(4.25, "weight")
+    assert read_limit("300KB", SIZE) == read_limit("300KB")
+    with pytest.raises(ValueError, match=r", or 300KB$"):
+        read_limit("4.25bpw")

@@ -4,29 +4,27 @@ The pydantic fields are the only source: the options of the command line and the
 """
 
 from ..spec import FLOAT_BITS
+from .candidates import ALONE, CANDIDATES, CandidateName
 from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from .describe import Setting, list_settings
+from .effort import EFFORTS, Effort
 from .expressions import match_whole
 from .fields import EASILY_CONFUSED, EFFORT, EXPERT, GATES, PANELS, PLAN, REPORTS, find_nearest, nearest, spell_allowed
-from .layer import LayerConfig
+from .layer import COLUMN, LayerConfig
 from .load import load_config, read_toml
 from .quantize import (
     BUDGETS,
-    CANDIDATES,
-    COLUMN,
     COSTS,
-    EFFORTS,
     EXECUTION,
     FULL_BITS,
     STAGES,
     WIDE_BITS,
-    CandidateName,
-    Effort,
     QuantizeConfig,
 )
 from .validate import ValidateConfig
 
 __all__ = [
+    "ALONE",
     "BUDGETS",
     "CANDIDATES",
     "COLUMN",

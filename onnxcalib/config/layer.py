@@ -8,11 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from ..errors import ConfigError, spell_value
-from ..values import check_name, check_whole
+from ..values import check_name, check_whole, read_number_or_word
 from .fields import BITS, Option, Settings, Switch
 
 # 3 and 2 bits are for layers that read float.
 Bits = Annotated[Literal[8, 4, 3, 2], BeforeValidator(check_whole)]
+COLUMN = "column"
+BlockSize = Annotated[Literal[16, 32, 64, 128, 256, "column"], BeforeValidator(read_number_or_word)]
 # Bits of what layers read: 32 leaves it in float, and quantizes the weights alone.
 ActivationBits = Annotated[Literal[32, 16, 8, 4], BeforeValidator(check_whole)]
 
@@ -29,6 +31,11 @@ class LayerConfig(Settings):
         ActivationBits | None,
         Field(description="Bits of the activations that the layer reads; 32 leaves them in float."),
         Option(BITS, unset="those of the others"),
+    ] = None
+    block_size: Annotated[
+        BlockSize | None,
+        Field(description="Inputs that share a scale, where the layer reads float activations; column stands for all."),
+        Option(BITS, unset="that of the others"),
     ] = None
     exclude: Annotated[Switch, Field(description="Leave the layer in float."), Option(BITS)] = False
 

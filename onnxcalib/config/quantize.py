@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -11,26 +11,25 @@ from ..spec import FLOAT_BITS
 from ..values import (
     COUNT,
     LATENCY,
+    SIZE,
     check_latency,
     check_limit,
     check_percentage,
+    check_size,
     check_whole,
     read_limit,
-    read_number_or_word,
     spell_most,
     split_candidates,
     split_names,
 )
+from .candidates import CandidateName
 from .data import SIZES, DataConfig, Size
+from .effort import EFFORTS
 from .fields import BITS, EFFORT, EXPERT, PLAN, Axes, Count, File, Finite, Name, Option, Settings, Switch, Workers
-from .layer import ActivationBits, Bits, LayerConfig, read_layers
+from .layer import COLUMN, ActivationBits, Bits, BlockSize, LayerConfig, read_layers
 
 EmbeddingBits = Annotated[Literal[32, 8, 4], BeforeValidator(check_whole)]
 TensorBits = Annotated[Literal[16, 8], BeforeValidator(check_whole)]
-COLUMN = "column"
-BlockSize = Annotated[Literal[16, 32, 64, 128, 256, "column"], BeforeValidator(read_number_or_word)]
-CandidateName = Literal["W8A8", "W4A8", "W4A4", "W8A4", "W8A16", "W4A16"]
-CANDIDATES: tuple[CandidateName, ...] = get_args(CandidateName)
 # With so many bits all efforts find the same; they differ with fewer.
 FULL_BITS = 8
 WIDE_BITS = 16  # of activations; weights have at most FULL_BITS
@@ -53,26 +52,6 @@ EXECUTION = ("jobs", "scheduler", "cache_dir", "memory", "work_dir", "resume")
 _ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0.6@8-bit)"
 
 
-class Effort(NamedTuple):
-    """What an effort stands for.
-
-    The first three hold where weights have less than 8 bits. width: branches of the search for a layer's integers.
-    views: copies of each image beside itself. probes: directions of the model's outputs for which integers are chosen.
-    steps: AdaQuant steps of a block with a layer of several groups that reads less than 8 bits. rescue: AdaQuant steps
-    of a block with a layer that could not be solved.
-    """
-
-    width: int
-    views: int
-    probes: int
-    steps: int
-    rescue: int
-
-
-# Points on the curve of accuracy against time that the README shows.
-EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), "best": Effort(32, 2, 4, 200, 200)}
-
-
 class QuantizeConfig(Settings):
     """All settings of ``quantize`` and ``plan``.
 
@@ -89,7 +68,7 @@ class QuantizeConfig(Settings):
     activation_bits: Annotated[
         ActivationBits,
         Field(description="Bits of the activations that layers read; 32 leaves them in float."),
-        Option(BITS, plan=False),
+        Option(BITS),
     ] = 8
     activations: Annotated[
         Literal["static", "dynamic"],
@@ -238,13 +217,17 @@ class QuantizeConfig(Settings):
     candidates: Annotated[
         tuple[CandidateName, ...],
         BeforeValidator(split_candidates),
-        Field(min_length=1, description="Bits that layers may get, those of weights (W) and of activations (A)."),
+        Field(
+            min_length=1,
+            description="Bits that layers may get, those of weights (W) and of activations (A); behind A32, g and the"
+            " inputs that share a scale.",
+        ),
         Option(PLAN, metavar="W8A8,...", form="names"),
     ] = ("W8A8", "W4A8", "W4A4", "W8A4")
     max_size: Annotated[
-        Annotated[str, BeforeValidator(check_limit)] | None,
-        Field(description=f"Largest file: {_ANY_LIMIT}, or bytes (300KB)."),
-        Option(PLAN, metavar="SIZE", form="share or size", bounds=spell_most(COUNT)),
+        Annotated[str, BeforeValidator(check_size)] | None,
+        Field(description=f"Largest file: {_ANY_LIMIT}, bytes (300KB), or bits a weight (4.25bpw)."),
+        Option(PLAN, metavar="SIZE", form="share or size", bounds=spell_most(SIZE)),
     ] = None
     max_bops: Annotated[
         Annotated[str, BeforeValidator(check_limit)] | None,
@@ -336,6 +319,19 @@ class QuantizeConfig(Settings):
     def table_bits(self) -> int:
         """Bits of tables that a Gather looks up: ``embedding_bits``, or those of the weights, of 4 bits at least."""
         return self.embedding_bits or max(self.weight_bits, 4)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether neighbouring inputs of a weight may share a scale by these settings."""
+        given = (self.block_size, *(each.block_size for each in self.layers.values()))
+        return any(size not in (None, COLUMN) for size in given) or (
+            self.planned and any("g" in name for name in self.candidates)
+        )
+
+    @property
+    def planned_alone(self) -> bool:
+        """Whether bits of weights alone are planned."""
+        return self.planned and self.activation_bits == FLOAT_BITS
 
     @property
     def memory_bytes(self) -> int | None:

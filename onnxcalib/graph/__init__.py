@@ -7,7 +7,8 @@ Read the files in this order.
   ``extract`` and ``cuts`` describe graphs and take them apart. ``draws`` finds the operators that draw random values.
 - ``load``, ``check`` and ``save`` are the way in and out; ``wire``, ``external``, ``tensors``, ``structure`` and
   ``finite`` refuse what is no usable model. ``values`` reads the values of tensors, which large models keep in files;
-  ``parse`` leaves them there, ``weight_file`` takes new ones, and ``stream`` writes models from there.
+  ``parse`` leaves them there, ``weight_file`` takes new ones, ``stream`` writes models from there, and ``constants``
+  counts their bytes.
 - Functions: ``patterns`` finds those that are written out as several nodes, by what ``probe_values`` computes of them.
   ``squashed`` finds tensors that one function alone reads.
 - What is quantized: ``fusion`` has the rules of onnxruntime, ``names`` resolves what a user names, and ``layers``,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ..config import COLUMN, FULL_BITS
 from ..errors import ConfigError
 from ..spec import LayerScheme, Requirements
+from .names import Selection
 from .ops import MATRIX_LAYERS
 
 # Inputs that share a scale in weights of few bits: with 4 bits the error of 384 correlated normal inputs is 2.4 dB less
@@ -22,13 +23,19 @@ TWO_BIT_BLOCKS = (32, 64, 128)
 
 
 def give_blocks(
-    layers: Sequence[LayerScheme], block_size: int | str | None, requirements: Requirements, *, symmetric: bool
+    layers: Sequence[LayerScheme],
+    block_size: int | str | None,
+    requirements: Requirements,
+    *,
+    symmetric: bool,
+    selection: Selection | None = None,
 ) -> tuple[LayerScheme, ...]:
     """Give blocks, or zero points, to the layers for which onnxruntime has a kernel that takes them.
 
     block_size: number of inputs that share a scale in a MatMul or Gemm that reads float, or COLUMN for one scale a
     channel; None is that for 8-bit weights, and for others the target's own, or FLOAT_INPUT_BLOCK. symmetric: whether
-    such weights have no zero points. Raises ConfigError where no layer can have them, or not fast.
+    such weights have no zero points. selection: has block sizes of single layers, which override the other. Raises
+    ConfigError where no layer can have them, or not fast.
     """
     fit = {layer.name for layer in layers if layer.reads_float and layer.op in MATRIX_LAYERS}
     given = {"block_size": block_size, "weight_symmetry": None if symmetric else "asymmetric"}
@@ -38,13 +45,15 @@ def give_blocks(
                 f"{setting}: found {value}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
                 " have it; leave it out"
             )
+    own = {name: each.block_size for name, each in (selection or Selection()).layers}
     usual = (requirements.blocks or (FLOAT_INPUT_BLOCK,))[0] if requirements.in_blocks else None
 
     def give(layer: LayerScheme) -> LayerScheme:
         if layer.name not in fit:
             return layer
         bits = layer.weight_spec.bits
-        block = (usual if bits < FULL_BITS else None) if block_size is None else _read(block_size)
+        size = own.get(layer.name) or block_size
+        block = (usual if bits < FULL_BITS else None) if size is None else _read(size)
         _check_fast(layer, block, symmetric=symmetric)
         negative = symmetric and block is not None and bits < FULL_BITS and requirements.for_onnxruntime
         spec = replace(layer.weight_spec, block=block, symmetric=symmetric, signed_scale=negative)

@@ -8,15 +8,18 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from ..config import FULL_BITS
+from ..config import COLUMN, FULL_BITS
+from ..errors import ConfigError
 from ..spec import FLOAT_BITS, LayerScheme, QuantSpec
 from .index import Index, attribute_of, is_op
 from .layers import channel_axis
+from .names import Selection
 from .ops import MATRIX_LAYERS
 from .values import read_rows, read_values
 
 # A smaller table costs more in nodes to run than it saves.
 LEAST_BYTES = 2**16
+TABLE_BITS = (8, 4)
 # Values of a row that share a scale at 4 bits. At 8 bits one scale a row is as good. (MiniLM, the tables alone on 4
 # bits: 19.1 dB with one scale a row, 22.4 with one for 128 values, 24.8 with one for 32. At 8 bits: 42.9 with one a
 # row.)
@@ -58,28 +61,39 @@ def _equals(table: TensorProto, weight: TensorProto, *, turned: bool) -> bool:
 def find_embeddings(
     model: ModelProto,
     bits: int,
-    excluded: frozenset[str] = frozenset(),
+    selection: Selection | None = None,
     layers: Sequence[LayerScheme] = (),
     tied: Mapping[str, str] | None = None,
 ) -> tuple[LayerScheme, ...]:
     """The quantization of every Gather of rows of a float table, in graph order; none at 32 bits.
 
+    selection: nodes that stay in float, and settings of single tables, which override ``bits``.
+
     Nothing but ``layers``, which get integers of their own, may read the table otherwise. Rows of 4-bit values have a
-    scale for every FOUR_BIT_BLOCK values if that divides their length; other rows have one scale. tied: table -> the
-    layer of the same weight; where that reads float, the table has its integers and grid.
+    scale for every FOUR_BIT_BLOCK values, or as many as the table's own settings say, if that divides their length;
+    other rows have one scale. tied: table -> the layer of the same weight; where that reads float, the table has its
+    integers and grid. Raises ConfigError for another table of less than 4 bits.
     """
     if bits == FLOAT_BITS:
         return ()
-    index = Index(model.graph)
+    index, selection = Index(model.graph), selection or Selection()
+    excluded = selection.excluded
 
     by_name = {layer.name: layer for layer in layers}
     heads = {t: by_name[name] for t, name in (tied or {}).items() if name in by_name and by_name[name].reads_float}
 
-    def spec_of(table: str) -> QuantSpec:
-        if table in heads:
+    def spec_of(node: NodeProto) -> QuantSpec:
+        if (table := node.input[0]) in heads:
             return replace(heads[table].weight_spec, axis=0, pair_limit=None)
-        in_blocks = bits < FULL_BITS and index.initializers[table].dims[1] % FOUR_BIT_BLOCK == 0
-        return QuantSpec(bits, signed=True, symmetric=True, axis=0, block=FOUR_BIT_BLOCK if in_blocks else None)
+        own, width = selection.settings(node.name), index.initializers[table].dims[1]
+        own_bits = own.weight_bits or bits
+        if own_bits not in TABLE_BITS:
+            raise ConfigError(
+                f"layers: {node.name!r}: weight_bits: found {own_bits}; a table of a Gather has 8 or 4; give these"
+            )
+        block = own.block_size or (FOUR_BIT_BLOCK if own_bits < FULL_BITS else COLUMN)
+        in_blocks = block != COLUMN and width % int(block) == 0
+        return QuantSpec(own_bits, signed=True, symmetric=True, axis=0, block=int(block) if in_blocks else None)
 
     return tuple(
         LayerScheme(
@@ -89,7 +103,7 @@ def find_embeddings(
             weight=node.input[0],
             bias=None,
             output=node.output[0],
-            weight_spec=spec_of(node.input[0]),
+            weight_spec=spec_of(node),
             activation_spec=QuantSpec(FLOAT_BITS),
             tied_to=heads[node.input[0]].name if node.input[0] in heads else None,
         )

@@ -67,6 +67,7 @@ class _Resolver:
         constants = self.index.initializers
         weighted = (node for node in self.nodes if is_op(node, *LAYERS) and node.input[1] in constants)
         self.weighted = [node.name for node in weighted]
+        self.tables = [n.name for n in self.nodes if is_op(n, "Gather") and n.input[0] in constants]
         old = [] if before is None else list(before.graph.node)
         self.folded_names = {node.name for node in old if node.name} - set(self.names)
         # A rewritten node keeps its name; one without gets that of its operator and output, as ``name_nodes`` gives it.
@@ -80,7 +81,9 @@ class _Resolver:
         return self._select(selector, self.names, where, "node")
 
     def select_weighted(self, selector: str, where: str) -> list[str]:
-        """Names of the nodes with a constant weight that a selector selects."""
+        """Names of the nodes with a constant weight that a selector selects; a table by its own name alone."""
+        if selector in self.tables:
+            return [selector]
         return self._select(selector, self.weighted, where, "node with a constant weight")
 
     def _select(self, selector: str, allowed: list[str], where: str, kind: str) -> list[str]:

@@ -76,7 +76,7 @@ def make_scheme(
     selection, requirements = selection or Selection(), requirements or Requirements()
     found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
     layers = _choose_layers(model, found, selection, first_last_bits)
-    layers = give_blocks(layers, block_size, requirements, symmetric=symmetric)
+    layers = give_blocks(layers, block_size, requirements, symmetric=symmetric, selection=selection)
     layers = _make_dynamic(layers) if dynamic else layers
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     on_grids = quantized, float_reads = placed.quantized, placed.float_reads
@@ -96,7 +96,7 @@ def make_scheme(
         shared=shared,
         nonnegative=nonnegative,
         float_reads=float_reads,
-        embeddings=find_embeddings(model, embedding_bits, selection.excluded, layers, tied),
+        embeddings=find_embeddings(model, embedding_bits, selection, layers, tied),
         barred=placed.barred,
         gates=placed.gates,
         constants=placed.constants,
@@ -171,7 +171,9 @@ def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selec
             f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
             " with a constant float weight is needed; nothing can be gained by quantizing this model"
         )
-    _refuse_bits_without_effect(selection, {layer.name for layer in layers})
+    names = {layer.name for layer in layers}
+    tables = {table.name for table in find_embeddings(model, FULL_BITS, layers=layers)} if selection.layers else set()
+    _refuse_bits_without_effect(selection, names | tables)
     kept = tuple(layer for layer in layers if layer.name not in selection.excluded)
     if not kept:
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")

@@ -11,5 +11,6 @@ Read the files in this order.
 - Learning: ``adaquant`` and ``distill`` in torch, ``statistics`` and ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell
   what to expect of other samples.
-- Planning: ``program`` is the integer program over bits, ``cut`` the least cut between float and integers.
+- Planning: ``fisher`` tells what a change of weights does, ``program`` is the integer program over bits, ``cut`` the
+  least cut between float and integers.
 """

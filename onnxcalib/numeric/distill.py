@@ -25,7 +25,7 @@ def sample_losses(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tenso
     found = []
     for output, target in floating(outputs, targets):
         if scores_classes(tuple(target.shape)):
-            p, q = (_log_probabilities(x.flatten(1), like=target.flatten(1)) for x in (target, output))
+            p, q = (log_probabilities(x.flatten(1), like=target.flatten(1)) for x in (target, output))
             loss = (p.exp() * (p - q)).sum(1)
             found.append(torch.stack([loss, torch.ones_like(loss)], 1))
         else:
@@ -36,14 +36,28 @@ def sample_losses(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tenso
     return torch.stack(found)
 
 
-def _log_probabilities(scores: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """Logarithms of the softmax of scores (samples, classes) at TEMPERATURE.
+def position_losses(output: torch.Tensor, target: torch.Tensor, axis: int) -> torch.Tensor:
+    """KL(p || q) in nats of the distributions along ``axis``, summed over the positions of each sample, and their
+    number, (samples, 2).
+
+    Positions of which the target is all zeros, as padding is, do not count.
+    """
+    p, q = (
+        log_probabilities(x.movedim(axis, -1), like=target.movedim(axis, -1), temperature=1.0) for x in (target, output)
+    )
+    real = target.movedim(axis, -1).any(-1).to(p)
+    loss = (p.exp() * (p - q)).sum(-1) * real
+    return torch.stack([each.reshape(len(each), -1).sum(1) for each in (loss, real)], 1)
+
+
+def log_probabilities(scores: torch.Tensor, *, like: torch.Tensor, temperature: float = TEMPERATURE) -> torch.Tensor:
+    """Logarithms of the softmax of scores (..., classes) at a temperature.
 
     Scores are probabilities, not logits, if the targets ``like`` are.
     """
-    if (like >= 0).all() and ((like.sum(1) - 1).abs() < SUM_TOLERANCE).all():
+    if (like >= 0).all() and ((like.sum(-1) - 1).abs() < SUM_TOLERANCE).all():
         scores = scores.clamp_min(LEAST_PROBABILITY).log()
-    return torch.log_softmax(scores / TEMPERATURE, 1)
+    return torch.log_softmax(scores / temperature, -1)
 
 
 def divergence_sums(outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:

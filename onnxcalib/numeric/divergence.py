@@ -5,24 +5,30 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .distill import sample_losses
+from .distill import position_losses, sample_losses
 
 
 class Divergence:
     """The loss of one output, accumulated over batches in float64.
 
     For class scores the mean over samples of KL(p || q) in nats, with p and q the softmax of the reference and of the
-    other model at ``distill.TEMPERATURE``. For other outputs the squared error over the reference's power.
+    other model at ``distill.TEMPERATURE``. For other outputs the squared error over the reference's power. With
+    ``axis``, that of the classes of which every position of a sample has a distribution, as those of next tokens: the
+    mean of KL(p || q) over all positions, at temperature 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, axis: int | None = None) -> None:
+        self._axis = axis
         self._totals: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
 
     def add(self, reference: np.ndarray, other: np.ndarray) -> None:
         """Take in one batch of both models' outputs, of the same shape."""
         target, output = (torch.from_numpy(x.astype(np.float64)) for x in (reference, other))
-        loss, weight = sample_losses([output], [target])[0].numpy().T
+        found = (
+            sample_losses([output], [target])[0] if self._axis is None else position_losses(output, target, self._axis)
+        )
+        loss, weight = found.numpy().T
         self._totals.append(loss)
         self._weights.append(weight)
 

@@ -137,7 +137,10 @@ class _Program:
         """Of all choices of the same value as this one, the choice of least total ``ties``."""
         best = self.total(self.values, choice)
         room = TOLERANCE * max(abs(best), np.abs(self.values).max())
-        found = self.solve(ties, [*self.rows, (self.values, best + room)])
+        try:
+            found = self.solve(ties, [*self.rows, (self.values, best + room)])
+        except InfeasibleError:  # by the solver's tolerance: the choice itself is within all limits
+            return choice
         return choice if found is None or self.total(ties, found) >= self.total(ties, choice) else found
 
     def round_relaxation(self) -> tuple[np.ndarray, float]:

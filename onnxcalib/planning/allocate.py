@@ -18,6 +18,7 @@ MISMATCH = 1.1
 # The program is solved at most this often. Around every choice but the last, all choices that differ in one set are
 # measured.
 ROUNDS = 3
+TINY = 1e-300
 # Halvings of the range of sizes that holds the smallest file of the wanted agreement.
 HALVINGS = 7
 
@@ -44,8 +45,11 @@ def allocate(
     *,
     size_of: Callable[[Bits], int],
     loss_of: Callable[[Bits], float],
+    around: bool = True,
 ) -> Allocation:
     """Solve the program; while the measured loss differs from the predicted, measure around the choice and repeat.
+
+    around: False measures no neighbours of a choice, and takes the predictions times a factor in their place.
 
     size_of and loss_of give the bytes and the divergence of the model assembled at these bits. The best of all measured
     choices within the budgets is returned. Raises ConfigError for budgets that no choice meets.
@@ -56,7 +60,9 @@ def allocate(
     first = solution = program.solve(prediction, budgets)
     rounds = 1
     while not choices.confirm(solution.bits, prediction) and rounds < ROUNDS:
-        prediction = choices.predict_around(solution.bits)
+        if not around and budgets.loss is None:  # the factor would change nothing
+            break
+        prediction = choices.predict_around(solution.bits) if around else choices.rescale(solution.bits, prediction)
         try:
             solution = program.solve(prediction, budgets)
         except ConfigError:
@@ -162,6 +168,12 @@ class _MeasuredChoices:
             for index, candidates in enumerate(self.program.candidates)
         ]
         return Prediction(base, added)
+
+    def rescale(self, bits: Bits, prediction: Prediction) -> Prediction:
+        """The prediction times the factor at which it holds for this choice."""
+        factor = self._measure(bits) / max(prediction.predict(bits), TINY)
+        added = [{c: factor * loss for c, loss in of_set.items()} for of_set in prediction.added]
+        return Prediction(factor * prediction.base, added)
 
     def find_best(self) -> Bits | None:
         """The measured choice of least loss within the budgets, or the smallest one where the loss is limited."""

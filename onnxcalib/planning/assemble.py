@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from ..data import CalibrationSet
 from ..errors import ConfigError
+from ..graph.constants import constant_bytes, count_weights
 from ..graph.stream import model_bytes
 from ..numeric.metrics import lay_rows, scores_classes, top_class
 from ..quantization.calibrate import batch_size
@@ -21,7 +22,14 @@ from ..runtime.cache import Cache
 from ..runtime.session import Session
 from ..spec import BitSet
 from .bits import Bits
-from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_outputs
+from .loss import (
+    LOSS_POSITIONS,
+    LOSS_SAMPLES,
+    Compared,
+    ReferenceBatch,
+    divergence_of,
+    find_comparable_outputs,
+)
 
 
 class Assembler:
@@ -45,14 +53,21 @@ class Assembler:
         rest: float,
         threads: int,
         fused: bool = True,
+        compared: Compared | None = None,
+        emit_empty: Callable[[Bits], ModelProto] | None = None,
     ) -> None:
         """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; class_axes:
         see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set. fused: whether models at any
-        bits run with onnxruntime's optimizations. measure: finds the loss at these bits otherwise than of the model."""
+        bits run with onnxruntime's optimizations. measure: finds the loss at these bits otherwise than of the model.
+        compared: the outputs by which the loss is measured, where these are not all. emit_empty: makes a file of the
+        same size as ``emit``."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets, self.rest, self.fused = sets, rest, fused
         self.seconds = 0.0
         self._sizes: dict[Bits, int] = {}
+        self._constants: dict[Bits, int] = {}
+        self.weights = max(1, count_weights(original))
+        self._compared, self._emit_empty = compared, emit_empty or emit
         self._classes: dict[str, np.ndarray] | None = None
         self._measure = measure
         self._parts, self._axes = parts, class_axes or {}
@@ -61,25 +76,46 @@ class Assembler:
         start = time.perf_counter()
         self._references = self._run_float()
         self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(LOSS_SAMPLES, len(samples))
-        self._names = find_comparable_outputs([batch.outputs for batch in self._references])
+        self._names = (
+            find_comparable_outputs([batch.outputs for batch in self._references])
+            if compared is None
+            else list(compared.names)
+        )
 
     def _run_float(self) -> list[ReferenceBatch]:
-        """The first batches, of at least LOSS_SAMPLES samples if there are as many."""
-        found, done = [], 0
+        """The first batches, of at least LOSS_SAMPLES samples if there are as many, or of LOSS_POSITIONS positions."""
+        found, done, most = [], 0, LOSS_SAMPLES
+        if self._compared is not None:
+            most = min(most, max(1, LOSS_POSITIONS // self._compared.positions))
+        wanted = None if self._compared is None else self._compared.names
         for feeds in self.samples.batches(self._batch_size):
             blank = partial(self._padding.fill_padding, real=find_real(feeds))
-            outputs = {name: blank(name, value) for name, value in self._float.run(feeds).items()}
+            outputs = {name: blank(name, value) for name, value in self._float.run(feeds, wanted).items()}
             found.append(ReferenceBatch(feeds, outputs, blank, self._parts))
             done += self.samples.count(feeds)
-            if done >= LOSS_SAMPLES:
+            if done >= most:
                 break
         return found
 
     def size(self, bits: Bits) -> int:
         """Bytes of the file."""
         if bits not in self._sizes:
-            self._sizes[bits] = model_bytes(self.emit(bits))
+            self._weigh(bits)
         return self._sizes[bits]
+
+    def bits_per_weight(self, bits: Bits) -> float:
+        """See ``graph.constants``."""
+        if bits not in self._constants:
+            self._weigh(bits)
+        return 8 * self._constants[bits] / self.weights
+
+    def other_bytes(self, bits: Bits) -> int:
+        """Bytes of the file that are no values of constants: its nodes and names."""
+        return self.size(bits) - self._constants[bits]
+
+    def _weigh(self, bits: Bits) -> None:
+        model = self._emit_empty(bits)
+        self._sizes[bits], self._constants[bits] = model_bytes(model), constant_bytes(model)
 
     def bops(self, bits: Bits) -> int:
         """Bit operations of one sample: multiplications times the bits of both factors."""
@@ -95,7 +131,10 @@ class Assembler:
         if (measure := self._measure) is not None:
             return self._recall(f"loss of activations {_spell(bits)}", lambda: measure(bits))
         return self._recall(
-            f"loss {_spell(bits)}", lambda: divergence_of(self._open(bits), self._references, self._names)
+            f"loss {_spell(bits)}",
+            lambda: divergence_of(
+                self._open(bits), self._references, self._names, None if self._compared is None else self._compared.axes
+            ),
         )
 
     def agreement(self, bits: Bits) -> float:

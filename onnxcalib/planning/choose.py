@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..graph.save import fingerprint
 from ..graph.stream import model_bytes
 from ..spec import FLOAT_BITS, BitSet, Candidate
-from ..values import COUNT, LATENCY, read_limit
+from ..values import COUNT, LATENCY, SIZE, read_limit
 from .allocate import allocate, allocate_for_agreement, solve_once
 from .assemble import Assembler
 from .bits import Bits, find_smallest, find_uniform, find_widest, predict, share_wide
@@ -49,7 +49,8 @@ def make_bit_plan(
     size, bops, milliseconds = (limits.get(name) for name in COSTS)
     budgets = Budgets(size, bops, milliseconds, assembler.rest, config.max_loss, config.max_a16)
     if config.max_disagreement is None:
-        found = allocate(sets, budgets, size_of=assembler.size, loss_of=assembler.loss)
+        # A decoder has some 200 sets, and every measured choice takes its time.
+        found = allocate(sets, budgets, size_of=assembler.size, loss_of=assembler.loss, around=not config.planned_alone)
         bits, bound, predicted, rounds = found.bits, found.bound, found.predicted_loss, found.rounds
     else:
         least = 100 - config.max_disagreement
@@ -61,7 +62,8 @@ def make_bit_plan(
     tensors = {each.tensors[0]: c.activation_bits for each, c in zip(sets, bits, strict=True) if not each.layers}
     others = {"max_a16": config.max_a16, "max_loss": config.max_loss, "max_disagreement": config.max_disagreement}
     timed, agreement = latencies is not None, config.max_disagreement is not None
-    totals = _sum_up(assembler, bits, predicted, timed=timed, agreement=agreement)
+    known = {"timed": timed, "agreement": agreement, "alone": config.planned_alone}
+    totals = _sum_up(assembler, bits, predicted, **known)
     if totals.measured_loss is None:
         raise ConfigError(
             "plan: found outputs that are not finite with the bits that were chosen; finite ones are needed; exclude"
@@ -74,7 +76,7 @@ def make_bit_plan(
         tensors=tensors,
         in_float=dict(in_float),
         totals=totals,
-        eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), timed=timed, agreement=agreement),
+        eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), **known),
         bound=bound,
         rounds=rounds,
         sets=record_sets(assembler.sets, name_of, timed=timed),
@@ -101,7 +103,12 @@ def _resolve(
         text, in_float = getattr(config, name), of_float[name]
         if text is None:
             continue
-        limit = read_limit(text, LATENCY if name == "max_latency" else COUNT)
+        limit = read_limit(text, LATENCY if name == "max_latency" else SIZE if name == "max_size" else COUNT)
+        if limit.of == "weight":
+            # Bytes of nodes and names, which do not count, hardly depend on the bits.
+            others = min(assembler.other_bytes(bits) for bits in (eight, find_smallest(assembler.sets)))
+            limits[name] = limit.number * assembler.weights / 8 + others
+            continue
         if limit.of == "float" and in_float is None:
             raise ConfigError(
                 f"{name}: found {text!r}, a share of the float model; {config.latencies} lacks times of float layers;"
@@ -111,7 +118,7 @@ def _resolve(
     return limits
 
 
-def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, agreement: bool) -> Totals:
+def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, agreement: bool, alone: bool) -> Totals:
     return Totals(
         predicted_loss=_drop_infinite(predicted),
         measured_loss=_drop_infinite(assembler.loss(bits)),
@@ -120,6 +127,7 @@ def _sum_up(assembler: Assembler, bits: Bits, predicted: float, *, timed: bool, 
         milliseconds=assembler.milliseconds(bits) if timed else None,
         agreement=assembler.agreement(bits) if agreement else None,
         a16=share_wide(assembler.sets, bits) if any(each.elements for each in assembler.sets) else None,
+        bits_per_weight=assembler.bits_per_weight(bits) if alone else None,
     )
 
 

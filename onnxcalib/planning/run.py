@@ -10,8 +10,8 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier
-from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, LayerConfig, QuantizeConfig
+from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier, settings_of
+from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, QuantizeConfig
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..graph.save import fingerprint
@@ -32,6 +32,7 @@ from .choose import make_bit_plan, trace_frontier
 from .latency import Latencies, look_up_times, time_sets
 from .latency_table import read_latencies
 from .sensitivity import Measured, Survey, UniformScheme, measure_sets
+from .weights import PlannedWeights
 
 # The bits of ends and of other layers with bits of their own where activations may have 16.
 WIDEST: CandidateName = "W8A16"
@@ -103,8 +104,10 @@ def _measure(prepared: Prepared) -> _Measurements:
         read_latencies(Path(config.latencies))  # a fault of the file is found before the work
         if config.max_latency is None:
             run.warn("latencies: found without max_latency, the only limit for which they are read; give both or none")
-    batches = _make_batches(prepared)
     cache = _open_cache(prepared)
+    if config.planned_alone:
+        return _measure_weights(prepared, cache)
+    batches = _make_batches(prepared)
     statistics = prepared.collect(prepared.scheme)
     schemes = _Schemes(prepared, statistics)
     if activations_alone(config):
@@ -136,6 +139,37 @@ def _measure(prepared: Prepared) -> _Measurements:
         fused=run.target.is_onnxruntime,
     )
     return _Measurements(assembler, latencies, found.seconds, schemes.name_of)
+
+
+def _measure_weights(prepared: Prepared, cache: Cache) -> _Measurements:
+    """As ``_measure`` where weights alone are chosen: losses are those of rounded weights."""
+    config, start = prepared.config, time.perf_counter()
+    planned = PlannedWeights.of(prepared)
+    # The subject of the cache leaves the stages out.
+    name = f"losses of weights alone, {'solved' if config.does('reconstruct') else 'rounded'}"
+    losses = cache.recall(name, planned.measure_losses, dict[str, float])
+    sets = planned.make_sets(losses)
+    seconds = {"evaluate": time.perf_counter() - start}
+    latencies = None
+    if config.latencies is not None and config.max_latency is not None:
+        latencies = look_up_times(Path(config.latencies), sets, planned.name_of)
+        sets = latencies.sets
+    assembler = Assembler(
+        prepared.original,
+        lambda bits: planned.emit(sets, bits),
+        prepared.samples,
+        prepared.original_padding,
+        cache,
+        parts=prepared.parts,
+        class_axes=prepared.class_axes,
+        sets=sets,
+        rest=0.0,
+        threads=prepared.run.threads,
+        fused=prepared.run.target.is_onnxruntime,
+        compared=planned.compared,
+        emit_empty=lambda bits: planned.emit_empty(sets, bits),
+    )
+    return _Measurements(assembler, latencies, seconds, planned.name_of)
 
 
 def activations_alone(config: QuantizeConfig) -> bool:
@@ -248,7 +282,7 @@ class _Schemes:
     def mix(self, sets: Sequence[BitSet], bits: Bits) -> QuantScheme:
         """The scheme in which each set has the candidate that the bits give it."""
         chosen = list(zip(sets, bits, strict=True))
-        layers = {name: LayerConfig(**self._bits(name, c)._asdict()) for each, c in chosen for name in each.layers}
+        layers = {name: settings_of(self._bits(name, c)) for each, c in chosen for name in each.layers}
         tensors = {each.tensors[0]: c.activation_bits for each, c in chosen if not each.layers}
         return self.prepared.make_scheme(layers, tensors=tensors)
 

@@ -124,7 +124,8 @@ class Prepared:
 
     def make_widest_scheme(self) -> QuantScheme:
         """The same, made anew of a model that has changed."""
-        bits = Candidate(self.config.weight_bits, FULL_BITS) if self.config.planned else None
+        chosen = self.config.planned and not self.config.planned_alone
+        bits = Candidate(self.config.weight_bits, FULL_BITS) if chosen else None
         return self.make_scheme(bits=bits)
 
     def with_plan(self, plan: BitPlan) -> Prepared:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from ..config import COLUMN, FLOAT_BITS, QuantizeConfig
+from ..config import FLOAT_BITS, QuantizeConfig
 from ..errors import ModelError
 from ..graph.edit import drop_dead
 from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET, TWO_BITS_IR, TWO_BITS_OPSET
@@ -123,7 +123,7 @@ def _raise_opset(model: ModelProto, config: QuantizeConfig, target: Target | Non
 
 def _has_new_types(config: QuantizeConfig) -> bool:
     """Whether anything may get 4 bits or fewer, or 16 bits, or blocks, which the same opset brought."""
-    return config.least_bits <= 4 or config.wide or config.block_size not in (None, COLUMN)
+    return config.least_bits <= 4 or config.wide or config.in_blocks
 
 
 def _rewrite_for(model: ModelProto, target: Target) -> dict[str, int]:

@@ -36,11 +36,6 @@ class Run:
 
     def __init__(self, config: QuantizeConfig, observer: Observer, settings: CheckpointSettings | None = None):
         """Raises ConfigError for settings that contradict each other, and for a device that is not there."""
-        if config.planned and config.float_activations:
-            raise ConfigError(
-                f"activation_bits: found {FLOAT_BITS} beside a budget; bits are planned for layers that read integers;"
-                " take one of them out"
-            )
         if config.planned and config.activation_bits == WIDE_BITS:
             raise ConfigError(
                 f"activation_bits: found {WIDE_BITS} beside a budget, which says where activations have as many; take"
@@ -48,6 +43,11 @@ class Run:
             )
         self.target = load_target(config.target)
         self.config = settle(config, self.target)
+        if self.config.planned and self.config.float_activations and not self.config.planned_alone:
+            raise ConfigError(
+                f"layers: found activation_bits {FLOAT_BITS} of some beside a budget; weights alone are planned where"
+                f" all layers have them; give activation_bits {FLOAT_BITS}, or take the budget out"
+            )
         self.observer = LoggedObserver(observer)
         self.threads = config.threads or 0
         self.weights = WeightFile()

@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from ..bitplan import CANDIDATE_OF
 from ..config import (
+    ALONE,
     BUDGETS,
     CANDIDATES,
     COLUMN,
@@ -37,6 +38,7 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
     _check_encoding(config, target)
     if config.activations == "dynamic":
         _check_dynamic(config, target)
+    config = _settle_alone(config)
     check_bits(config, target)
     decided: dict[str, Any] = {
         "weight_range": "bounded" if target.bounded_weights else "full",
@@ -49,7 +51,7 @@ def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
                 f"encoding: found {config.encoding!r}, which reads 4 bits through a Cast; target {target.name!r} takes"
                 " none; leave it out"
             )
-    if config.planned and not _takes(needs, Candidate(FULL_BITS, FULL_BITS)):
+    if config.planned and not config.planned_alone and not _takes(needs, Candidate(FULL_BITS, FULL_BITS)):
         raise ConfigError(
             f"target: found {target.name!r} beside a budget; bits are planned against W8A8, which it does not take;"
             " leave the budget out"
@@ -107,6 +109,47 @@ def _check_dynamic(config: QuantizeConfig, target: Target) -> None:
                 f"{place}activation_bits: found {bits} beside activations 'dynamic'; the grid of a run has {FULL_BITS}"
                 " bits; leave one of them out"
             )
+
+
+def _settle_alone(config: QuantizeConfig) -> QuantizeConfig:
+    """The settings; where candidates or bits are of weights alone, and bits are planned, both are.
+
+    Raises ConfigError where they are mixed with others, and for a budget that weights alone do not have.
+    """
+    given = config.model_fields_set
+    alone = [name for name in config.candidates if CANDIDATE_OF[name].activation_bits == FLOAT_BITS]
+    if not config.planned:
+        return config
+    if "candidates" not in given and config.activation_bits == FLOAT_BITS:
+        config = config.model_copy(update={"candidates": ALONE})
+    elif alone and len(alone) < len(config.candidates):
+        other = next(name for name in config.candidates if name not in alone)
+        raise ConfigError(
+            f"candidates: found {other} beside {alone[0]}; weights alone, with A32, are planned apart from others; give"
+            " candidates of one kind"
+        )
+    elif alone and "activation_bits" in given and config.activation_bits != FLOAT_BITS:
+        raise ConfigError(
+            f"activation_bits: found {config.activation_bits} beside candidates {', '.join(alone)}, whose layers read"
+            f" float; give {FLOAT_BITS}, or leave it out"
+        )
+    elif not alone and config.activation_bits == FLOAT_BITS:
+        raise ConfigError(
+            f"candidates: found {config.candidates[0]} beside activation_bits {FLOAT_BITS}; layers that read float have"
+            f" those of A32, such as {', '.join(ALONE)}; leave one of both out"
+        )
+    elif alone:
+        config = config.model_copy(update={"activation_bits": FLOAT_BITS})
+    if config.planned_alone and config.max_latency is not None and config.latencies is None:
+        raise ConfigError(
+            "max_latency: found it beside weights alone, whose times are not measured; give those of the layers as"
+            " latencies, or another budget"
+        )
+    if config.planned_alone and config.max_a16 is not None:
+        raise ConfigError(
+            "max_a16: found it beside activation_bits 32, which leaves activations in float; leave it out"
+        )
+    return config
 
 
 def check_shapes(inputs: Sequence[InputSpec], target: Target) -> None:
@@ -194,8 +237,7 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
                 " needed; add W8A16"
             )
         for each in map(CANDIDATE_OF.__getitem__, config.candidates):
-            _check("candidates", each.weight_bits, needs.weight_bits, target)
-            _check_activation("candidates", each.activation_bits, target)
+            _check_candidate(each, target)
     given_alone = config.activation_bits == FLOAT_BITS and "first_last_bits" in config.model_fields_set
     ends = needs.weights_alone if given_alone else needs.weight_bits
     _check("first_last_bits", config.first_last_bits, ends, target)
@@ -218,12 +260,16 @@ def _choose_candidates(config: QuantizeConfig, needs: Requirements) -> tuple[Can
         names = tuple(
             name
             for name, bits in ((name, CANDIDATE_OF[name]) for name in CANDIDATES)
-            if bits.activation_bits >= FULL_BITS and bits.weight_bits in ((config.weight_bits,) if alone else (8, 4))
+            if FULL_BITS <= bits.activation_bits <= WIDE_BITS
+            and bits.weight_bits in ((config.weight_bits,) if alone else (8, 4))
         )
     return tuple(name for name in names if _takes(needs, CANDIDATE_OF[name]))
 
 
 def _takes(needs: Requirements, bits: Candidate) -> bool:
+    if bits.activation_bits == FLOAT_BITS:
+        in_blocks = needs.in_blocks and (not needs.blocks or bits.block_size in needs.blocks)
+        return bits.weight_bits in needs.weights_alone and (in_blocks or not bits.block_size)
     return bits.weight_bits in needs.weight_bits and bits.activation_bits in needs.activation_bits
 
 
@@ -240,15 +286,30 @@ def _check_blocks(config: QuantizeConfig, target: Target) -> None:
     """Raise ConfigError for blocks, or zero points, of weights alone that the target has not."""
     needs, found = target.requirements, config.block_size
     if found not in (None, COLUMN):
-        if not needs.in_blocks:
-            raise ConfigError(f"block_size: found {found}; target {target.name!r} takes no blocks; leave it out")
-        if needs.blocks and found not in needs.blocks:
-            allowed = _join(needs.blocks)
-            raise ConfigError(f"block_size: found {found}; target {target.name!r} takes {allowed}; give that")
+        _check_block(int(found), "block_size", target)
     if config.weight_symmetry == "asymmetric" and not needs.asymmetric_alone:
         raise ConfigError(
             f"weight_symmetry: found asymmetric; target {target.name!r} takes weights without zero points; leave it out"
         )
+
+
+def _check_candidate(found: Candidate, target: Target) -> None:
+    needs, setting = target.requirements, "candidates"
+    if found.activation_bits != FLOAT_BITS:
+        _check(setting, found.weight_bits, needs.weight_bits, target)
+        _check_activation(setting, found.activation_bits, target)
+        return
+    _check(setting, found.weight_bits, needs.weights_alone, target)
+    if found.block_size:
+        _check_block(found.block_size, setting, target)
+
+
+def _check_block(found: int, setting: str, target: Target) -> None:
+    needs = target.requirements
+    if not needs.in_blocks:
+        raise ConfigError(f"{setting}: found {found}; target {target.name!r} takes no blocks; leave it out")
+    if needs.blocks and found not in needs.blocks:
+        raise ConfigError(f"{setting}: found {found}; target {target.name!r} takes {_join(needs.blocks)}; give that")
 
 
 def _check(name: str, found: int, allowed: tuple[int, ...], target: Target) -> None:

@@ -114,7 +114,7 @@ def find_fault(model: ModelProto, feeds: Mapping[str, Any], threads: int = 0, *,
 def emit_placeholders(model: ModelProto, scheme: QuantScheme, encoding: str) -> ModelProto:
     """A file with the nodes and types of a scheme; encoding: see ``emit_qdq``."""
     grids, index = make_placeholders(scheme), Index(model.graph)
-    layers = {layer.name: _make_zeros(layer, index) for layer in _all_layers(scheme)}
+    layers = {layer.name: make_zeros(layer, index) for layer in _all_layers(scheme)}
     quantized = emit_qdq(model, scheme, grids, layers, encoding=encoding, keep_outputs=False)
     if scheme.requirements.placing != "groups":
         fold_integer_pads(quantized)
@@ -142,7 +142,8 @@ def _all_layers(scheme: QuantScheme) -> tuple[LayerScheme, ...]:
     return (*scheme.layers, *scheme.embeddings)
 
 
-def _make_zeros(layer: LayerScheme, index: Index) -> LayerParams:
+def make_zeros(layer: LayerScheme, index: Index) -> LayerParams:
+    """Parameters of a layer that hold no values of its weight."""
     spec, dims = layer.weight_spec, tuple(index.initializers[layer.weight].dims)
     shape = [] if spec.axis is None else [dims[spec.axis]]
     if spec.block is not None:

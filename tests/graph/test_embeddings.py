@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.graph.embeddings import FOUR_BIT_BLOCK, LEAST_BYTES, find_embeddings
+from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 
 TEXT = "g (int64[N, S] ids, float[N, S, 32] x) => (float y, float z) { %s }"
@@ -12,7 +13,7 @@ LOOK = "[look] y = Gather (table, ids)"
 
 def find(build, body, bits=8, excluded=frozenset(), rows=LEAST_BYTES // 128, dtype=np.float32):
     model = build(TEXT % body, table=np.zeros((rows, 32), dtype))
-    return find_embeddings(model, bits, excluded)
+    return find_embeddings(model, bits, Selection(excluded))
 
 
 def test_an_embedding_has_a_scale_a_row_at_8_bits_and_blocks_of_a_row_at_4(build):
@@ -20,7 +21,7 @@ def test_an_embedding_has_a_scale_a_row_at_8_bits_and_blocks_of_a_row_at_4(build
     assert (eight.name, eight.op, eight.input, eight.weight, eight.output) == ("look", "Gather", "ids", "table", "y")
     assert (eight.weight_spec.bits, eight.weight_spec.axis, eight.weight_spec.block) == (8, 0, None)
     assert (four.weight_spec.bits, four.weight_spec.block) == (4, FOUR_BIT_BLOCK)
-    assert str(four.bits) == "W4A32"
+    assert str(four.bits) == "W4A32g32"
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,10 @@ def test_what_preparation_folds_is_refused_as_such(net, build, selector, text):
     before = build(BEFORE.replace(" a = ", " q = ").replace("(a)", "(q)"))
     with pytest.raises(ConfigError, match=text):
         resolve_names(net, QuantizeConfig(exclude=selector), before=before)
+
+
+def test_a_table_has_settings_by_its_own_name_and_by_no_expression(build):
+    text = """g (int64[N] i) => (float[N, 4] y) { [look] x = Gather (t, i)  [fc] y = MatMul (x, w) }"""
+    model = build(text, w=np.eye(4, dtype=np.float32), t=np.eye(4, dtype=np.float32))
+    assert [name for name, _ in select(model, layers={"look": {"weight_bits": 4}}).layers] == ["look"]
+    assert [name for name, _ in select(model, layers={".*": {"weight_bits": 4}}).layers] == ["fc"]

@@ -98,3 +98,15 @@ def test_where_time_runs_out_the_relaxation_answers(monkeypatch):
 
 def test_nothing_is_limited_where_there_are_no_rows():
     assert choose([[2.0, 1.0], [0.0, 5.0]]).candidates == (1, 0)
+
+
+def test_where_the_solver_finds_no_room_for_ties_the_choice_stands(monkeypatch):
+    solve = program_module._Program.solve
+
+    def refuse_ties(self, objective, rows):
+        if len(rows) > 1:  # the row of the value, at its least: by its tolerance the solver may call it infeasible
+            raise InfeasibleError([0.0] * len(rows))
+        return solve(self, objective, rows)
+
+    monkeypatch.setattr(program_module._Program, "solve", refuse_ties)
+    assert choose([[1.0, 1.0, 2.0]], [[[3.0, 2.0, 1.0]]], [3.0], ties=[[3.0, 2.0, 1.0]]).value == 1.0

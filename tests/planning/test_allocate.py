@@ -164,3 +164,17 @@ def test_a_candidate_of_infinite_loss_is_not_chosen_where_the_loss_is_limited():
     sets = [replace(SETS[0], losses={EIGHT: 0.0, FOUR: float("inf")}), *SETS[1:]]
     found = allocate(sets, Budgets(loss=100.0), size_of=size_of, loss_of=loss_of)
     assert found.bits == (EIGHT, FOUR, FOUR) and found.bound == 260
+
+
+def test_without_neighbours_predictions_are_scaled_to_what_is_measured():
+    measured = []
+
+    def loss(bits):  # twice the sum: the smallest file within the sum loses too much
+        measured.append(bits)
+        return 2 * loss_of(bits)
+
+    found = allocate(SETS, Budgets(loss=6.0), size_of=size_of, loss_of=loss, around=False)
+    assert found.measured_loss <= 6.0 and len(measured) <= 3
+    assert size_of(found.bits) == min(size_of(bits) for bits in measured if 2 * loss_of(bits) <= 6.0)
+    allocate(SETS, Budgets(bytes=300), size_of=size_of, loss_of=loss, around=False)
+    assert len(measured) <= 4  # a factor changes no choice of least loss

@@ -55,7 +55,10 @@ def measure(model, data, candidates=(EIGHT, LIGHT, FOUR), **settings):
     samples = open_calibration(data, inputs_of(model), config.data)
     prepared = rewrite(load_model(model), config).model
     make = partial(make_scheme, prepared, first_last_bits=config.first_last_bits)
-    plans = {c: make(**c._asdict()) for c in dict.fromkeys((EIGHT, *candidates))}
+    plans = {
+        c: make(weight_bits=c.weight_bits, activation_bits=c.activation_bits)
+        for c in dict.fromkeys((EIGHT, *candidates))
+    }
     padding = PaddingMask(prepared)
     histograms = collect_statistics(prepared, list(plans[EIGHT].activations), samples, padding).histograms
     grids = {c: UniformScheme(scheme, choose_grids(scheme, histograms, config)) for c, scheme in plans.items()}

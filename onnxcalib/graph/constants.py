@@ -1,0 +1,48 @@
+"""What the constants of a file take, as bits for each weight of the float model."""
+
+from __future__ import annotations
+
+import math
+
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from ..spec import QuantScheme
+from .embeddings import find_tied
+from .index import is_op
+from .ops import MATRIX_LAYERS
+from .values import find_place, is_outside
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+def count_weights(model: ModelProto) -> int:
+    """Floats in the initializers of a model: a table that is stored for the embedding and for the head counts once."""
+    dims = {t.name: t.dims for t in model.graph.initializer if t.data_type in FLOATS}
+    weights = {node.input[1] for node in model.graph.node if is_op(node, *MATRIX_LAYERS)}
+    twice = find_tied(model).keys() - weights
+    return int(sum(map(math.prod, dims.values())) - sum(math.prod(dims[table]) for table in twice))
+
+
+def constant_bytes(model: ModelProto) -> int:
+    """Bytes of the values of all initializers: integers, scales, zero points, biases, and what is left in float.
+
+    The graph's nodes and the names are left out.
+    """
+    return sum(map(_value_bytes, model.graph.initializer))
+
+
+def _value_bytes(tensor: TensorProto) -> int:
+    if is_outside(tensor):
+        return int(find_place(tensor).length)
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else int(numpy_helper.to_array(tensor).nbytes)
+
+
+def bits_per_weight(quantized: ModelProto, weights: int) -> float:
+    """Bits of all constants of a quantized file for each of the float model's ``weights`` (``count_weights``)."""
+    return 8 * constant_bytes(quantized) / max(1, weights)
+
+
+def weigh_alone(model: ModelProto, quantized: ModelProto, scheme: QuantScheme) -> float | None:
+    """``bits_per_weight`` of a float model's file; None where no layer of the scheme reads float."""
+    alone = any(layer.reads_float for layer in scheme.layers)
+    return bits_per_weight(quantized, count_weights(model)) if alone else None
