@@ -8,6 +8,7 @@ These are the rules, in their order. Each sees the scheme without what those bef
 3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
    that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold, and convolutions that give such inputs.
+   ``coarse_runs``: dynamic layers of whose input a few rows take the range; their weights alone are quantized.
 5. ``coarse_products``: products of activations, and layers in front of a Log, whose operands they do not hold.
 6. ``coarse_steps``: small parts in front of thresholds and their like, which they make jump.
 7. ``part_precision``: what leaves too little of a part of an output; it chooses ranges, too.
@@ -39,6 +40,7 @@ from ..progress import track
 from ..spec import QuantScheme
 from .coarse_inputs import find_coarse_inputs
 from .coarse_products import find_coarse_products
+from .coarse_runs import find_coarse_runs
 from .coarse_steps import find_coarse_steps
 from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
@@ -83,6 +85,7 @@ def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
     """
     if not prepared.config.wide:  # 16 bits are what such nodes need
         prepared = prepared.leave(_find_coarse(prepared))
+        prepared = _let_coarse_runs_read_float(prepared)
         prepared = prepared.leave(find_coarse_products(prepared))
         prepared = prepared.leave(find_coarse_steps(prepared))
         prepared = fit_parts(prepared, list_named(prepared))
@@ -130,6 +133,17 @@ def _find_coarse(prepared: Prepared) -> dict[str, str]:
     look = (samples.read(run) for run in first[: -(-LOOK_SAMPLES // len(first[0]))])
     model, scheme, threads = prepared.model, prepared.scheme, prepared.run.threads
     return find_coarse_inputs(model, scheme, prepared.lossless, look, some, threads=threads)
+
+
+def _let_coarse_runs_read_float(prepared: Prepared) -> Prepared:
+    samples = prepared.samples
+    runs = samples.split(LOOK_AT_ONCE)
+    look = (samples.read(run) for run in runs[: -(-LOOK_SAMPLES // len(runs[0]))])
+    model, scheme, threads = prepared.model, prepared.scheme, prepared.run.threads
+    found = find_coarse_runs(model, scheme, look, prepared.padding, threads=threads)
+    for name, reason in found.items():
+        prepared.run.leave_out(f"dynamic activations of {name}", reason)
+    return prepared.read_float(found)
 
 
 def _find_refused(prepared: Prepared, feeds: Mapping[str, Any]) -> dict[str, str]:

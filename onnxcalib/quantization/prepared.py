@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -59,7 +59,7 @@ class Prepared:
     those on which it is measured, of which ``measured_on`` says where they are from. lossless: grids that hold the
     first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
     the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
-    quantizes these.
+    quantizes these. alone: layers that read float in place of what each run would round.
     parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``. tied: see ``find_tied``.
     smoothing: what was chosen, None where none was tried.
     """
@@ -76,6 +76,7 @@ class Prepared:
     scheme: QuantScheme
     lossless: Mapping[str, QParams] = field(default_factory=dict)
     in_float: Mapping[str, str] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
     parts: Parts = field(default_factory=dict)
     class_axes: Mapping[str, int] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
@@ -112,7 +113,7 @@ class Prepared:
             self.run.target.requirements,
             in_float=self.in_float,
             tied=self.tied,
-            layers=layers,
+            layers={**dict.fromkeys(self.alone, LayerConfig(activation_bits=32)), **(layers or {})},
             bits=bits,
             tensors=tensors,
         )
@@ -141,6 +142,11 @@ class Prepared:
         scheme = left.make_scheme()
         lossless = {tensor: grid for tensor, grid in self.lossless.items() if tensor in scheme.activations}
         return replace(left, scheme=scheme, lossless=lossless)
+
+    def read_float(self, layers: Collection[str]) -> Prepared:
+        """The same model with the weights alone of these layers quantized."""
+        found = replace(self, alone=self.alone.union(layers))
+        return replace(found, scheme=found.make_scheme()) if layers else self
 
     def collect(self, scheme: QuantScheme, targets: TargetKeeper | None = None) -> Statistics:
         """Statistics of the scheme's activations over all samples, collected once for both.
