@@ -1,6 +1,6 @@
 """Quantize in one process and on two workers, and print what that saves.
 
-    python benchmarks/workers.py [--data DIR] [--model NAME] [--bits W4A8] [--samples N] [--json FILE]
+    python benchmarks/workers.py [--data DIR] [--model NAME] [--bits W4A8] [--effort NAME] [--samples N] [--json FILE]
     python benchmarks/workers.py --pipeline default --bits W8A8 --samples 256
 
 --pipeline: parallel, which shares out blocks, or default, which shares out 192 samples or more where no block is
@@ -51,9 +51,8 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     bits = dict(zip(("weight_bits", "activation_bits"), map(int, re.findall(r"\d+", job["bits"])), strict=True))
     images = {"crop": SIZES[task], "mean": tuple((mean / 255).tolist()), "std": tuple((std / 255).tolist())}
     places = {"jobs": job.get("jobs", 1), "scheduler": job.get("scheduler")}
-    config = onnxcalib.QuantizeConfig(
-        pipeline=job["pipeline"], samples=job["samples"], threads=1, data=images, **bits, **places
-    )
+    settings = {name: job[name] for name in ("pipeline", "effort", "samples")}
+    config = onnxcalib.QuantizeConfig(threads=1, data=images, **settings, **bits, **places)
 
     class Listener(onnxcalib.Observer):
         heard, kill = 0, job.get("kill")
@@ -133,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="imagenet_mobilenetv2", help="name without .onnx")
     parser.add_argument("--bits", default="W4A8", help="default: W4A8")
     parser.add_argument("--pipeline", default="parallel", choices=("parallel", "default"))
+    parser.add_argument("--effort", default="balanced", choices=("fast", "balanced", "best"), help="default: balanced")
     parser.add_argument("--samples", type=int, default=16, help="images to calibrate on; default: 16")
     arguments = parser.parse_args(argv)
     if arguments.job:
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'':20}{'seconds':>9}{'stage':>9}   {'cpu':29}{'faster':>12}{'path':>12}   same", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         common = {"model": str(model), "data": str(arguments.data), "bits": arguments.bits}
-        common["pipeline"] = arguments.pipeline
+        common |= {"pipeline": arguments.pipeline, "effort": arguments.effort}
         for name in ROWS:
             job = {**common, "samples": arguments.samples, "output": str(Path(folder) / "q.onnx")}
             rows[name] = measure(name, job)

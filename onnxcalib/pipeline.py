@@ -272,7 +272,7 @@ def _open_run(config: QuantizeConfig | None, observer: Observer | None) -> Itera
     run = Run(QuantizeConfig.take(config), observer or Observer())
     for path in sweep():
         run.observer.note(f"removed {path}, which a run that was killed had left")
-    with run.computing():
+    with run.computing(), run.reaching_workers():
         yield run
 
 

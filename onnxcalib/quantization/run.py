@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..data import CalibrationSet
@@ -15,6 +15,7 @@ from ..progress import listening
 from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.memory import measure_peak, measure_resident, release
+from ..runtime.workers import reach
 from ..targets import load_target
 from .checkpoints import Checkpoints, CheckpointSettings
 from .float_outputs import FloatOutputs
@@ -82,6 +83,10 @@ class Run:
         self.current_stage = None
         with explain_lack_of_memory(self.device, lambda: self.current_stage), computing(), self.weights.taking():
             yield
+
+    def reaching_workers(self) -> AbstractContextManager[None]:
+        """Be connected to the scheduler of the settings. Raises ConfigError where none answers."""
+        return reach(self.config.scheduler)
 
     def digest(self, samples: CalibrationSet) -> str:
         """What identifies samples, which are read once in a run: their owner may change them before the next.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from concurrent.futures import BrokenExecutor, CancelledError
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
+from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any, Protocol
 
 from ..errors import ConfigError, first_line
@@ -20,11 +24,17 @@ from .worker import Shipped, run_pickled
 LOSSES = 3
 # Seconds within which a cluster must answer.
 PATIENCE = 10
+# Seconds between two looks for workers that have come or ended.
+LOOK = 1.0
 # Above which size of a task Dask warns: of none. Integers of layers and probes may take more than its 10 MB.
 LARGE_TASK = {"distributed.admin.large-graph-warning-threshold": "1PB"}
 
 # Of each task; None: all cost the same.
 Costs = Mapping[Hashable, float] | None
+
+
+# The address of a scheduler and the client that ``reach`` has connected to it.
+_reached: ContextVar[tuple[str, Any] | None] = ContextVar("reached", default=None)
 
 
 class _Runner(Protocol):
@@ -135,8 +145,8 @@ class _Cluster:
     """The workers of a cluster, to which ``common`` was sent."""
 
     def __init__(self, client: Any, common: Any) -> None:
-        self._executor, self._common = client.get_executor(pure=False), common
-        self._client, self._homes = client, list[str]()
+        self._client, self._common = client, common
+        self._homes = list[str]()
 
     @property
     def size(self) -> int:
@@ -164,27 +174,55 @@ class _Cluster:
     def run(
         self, function: Function, tasks: Mapping[Hashable, Any], costs: Costs = None
     ) -> Iterator[tuple[Hashable, Any]]:
-        """A worker gets its next task when it has ended one.
+        """Each thread of a worker has a task, and another that it goes on with, until there are few left.
 
-        By itself Dask gives workers more than they work on, and moves these to others later: those have to begin
-        anew where they had gone on from task to task.
+        If a worker had more, Dask would move them to others, which would have to begin anew where they had gone on from
+        task to task. With one alone it would wait for the next.
         """
-        queue, busy = TaskQueue(tasks, costs), dict[Future[Any], tuple[Hashable, str]]()
-        while queue or busy:
-            alive = self._count_threads() if busy else self._find_alive()
+        queue, busy = TaskQueue(tasks, costs), dict[Any, tuple[Hashable, str]]()
+        ended: SimpleQueue[Any] = SimpleQueue()
+        alive, asked = dict[str, int](), 0.0
+
+        def give() -> None:
+            nonlocal alive, asked
+            if not busy or monotonic() > asked + LOOK:
+                alive, asked = self._find_alive(), monotonic()
+            for home in self._list_free(alive, [home for _, home in busy.values()], len(queue)):
+                given = queue.take(home, sum(alive.values()), alone=not busy)
+                if given is not None:
+                    future = self._submit(home, function, given[1])
+                    busy[future] = given[0], home
+                    future.add_done_callback(ended.put)
+
+        give()
+        while busy:
+            try:
+                future = ended.get(timeout=LOOK)
+            except Empty:
+                give()
+                continue
+            key, _ = busy.pop(future)
+            give()
+            yield key, future.result()
+
+    @staticmethod
+    def _list_free(alive: Mapping[str, int], homes: Sequence[str], waiting: int) -> list[str]:
+        """The workers that get a task each; homes: those of tasks that have been given."""
+        have, found = Counter(homes), list[str]()
+        for tasks in (1, 2):  # of a thread
             for home, threads in sorted(alive.items()):
-                free = max(0, threads - sum(home == other for _, other in busy.values()))
-                for _ in range(free):
-                    given = queue.take(home, sum(alive.values()), alone=not busy)
-                    if given is None:
-                        break
-                    key, task = given
-                    future = self._executor.submit(
-                        run_pickled, _pickle(function, task), self._common, workers=[home], allow_other_workers=True
-                    )
-                    busy[future] = key, home
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                yield busy.pop(future)[0], future.result()
+                free = max(0, tasks * threads - have[home])
+                if tasks > 1:
+                    free = min(free, max(0, waiting - len(found) - sum(alive.values())))
+                found += [home] * free
+                have[home] += free
+        return found
+
+    def _submit(self, home: str, function: Function, task: Any) -> Any:
+        data = pickle.dumps((function, task), pickle.HIGHEST_PROTOCOL)
+        return self._client.submit(
+            run_pickled, data, self._common, workers=[home], allow_other_workers=True, pure=False
+        )
 
     def ask(self, function: Function, tasks: Sequence[Any]) -> list[Any]:
         """Each task goes to the worker that had the one of its place before, or, where that is lost, to another.
@@ -196,11 +234,8 @@ class _Cluster:
         alive = sorted(self._find_alive())
         homes = self._homes or [""] * len(tasks)
         self._homes = [home if home in alive else alive[place % len(alive)] for place, home in enumerate(homes)]
-        options = {"allow_other_workers": True, "pure": False}
         futures = [
-            None
-            if task is None
-            else self._client.submit(run_pickled, _pickle(function, task), self._common, workers=[home], **options)
+            None if task is None else self._submit(home, function, task)
             for task, home in zip(tasks, self._homes, strict=True)
         ]
         try:
@@ -209,8 +244,38 @@ class _Cluster:
             raise BrokenExecutor(str(error)) from error
 
 
-def _pickle(function: Function, task: Any) -> bytes:
-    return pickle.dumps((function, task), pickle.HIGHEST_PROTOCOL)
+@contextmanager
+def reach(scheduler: str | None) -> Iterator[None]:
+    """Be connected to a scheduler in the context, where one is named: a wrong address is told before minutes of work.
+
+    Raises ConfigError where Dask is not installed, or no scheduler answers.
+    """
+    if scheduler is None:
+        yield
+        return
+    with _open_client(scheduler) as client:
+        token = _reached.set((scheduler, client))
+        try:
+            yield
+        finally:
+            _reached.reset(token)
+
+
+def _open_client(scheduler: str) -> Any:
+    """A client, or the one that ``reach`` has opened, which stays open."""
+    reached = _reached.get()
+    if reached is not None and reached[0] == scheduler and reached[1].status == "running":
+        return nullcontext(reached[1])
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ConfigError(
+            f"scheduler: found {scheduler}, but Dask is not installed; install onnxcalib[dask], or leave it out"
+        ) from None
+    client, fault = _connect(partial(Client, scheduler, timeout=PATIENCE, set_as_default=False))
+    if client is None:
+        raise ConfigError(f"scheduler: found {scheduler}: {fault}; the address of a running Dask scheduler is needed")
+    return client
 
 
 @contextmanager
@@ -219,29 +284,23 @@ def _open_cluster(common: Any, scheduler: str) -> Iterator[_Runner]:
 
     Raises ConfigError where Dask is not installed, or no scheduler or worker answers.
     """
-    try:
+    with _open_client(scheduler) as client:
         from dask import config
-        from distributed import Client
         from distributed.scheduler import KilledWorker
-    except ImportError:
-        raise ConfigError(
-            f"scheduler: found {scheduler}, but Dask is not installed; install onnxcalib[dask], or leave it out"
-        ) from None
-    client, fault = _connect(partial(Client, scheduler, timeout=PATIENCE, set_as_default=False))
-    if client is None:
-        raise ConfigError(
-            f"scheduler: found {scheduler}: {fault}; the address of a running Dask scheduler is needed"
-        ) from None
-    with client, config.set(LARGE_TASK):
-        try:
-            client.wait_for_workers(1, PATIENCE)
-            shipped = client.scatter(Shipped(common), broadcast=True, hash=False)
-        except (OSError, TimeoutError) as error:
-            raise ConfigError(f"scheduler: found no worker at {scheduler}: {first_line(error)}; start some") from None
-        try:
-            yield _Cluster(client, shipped)
-        except KilledWorker as error:
-            raise BrokenExecutor(str(error)) from error
+
+        with config.set(LARGE_TASK):
+            try:
+                client.wait_for_workers(1, PATIENCE)
+                shipped = client.scatter(Shipped(common), broadcast=True, hash=False)
+            except (OSError, TimeoutError) as error:
+                fault = f"scheduler: found no worker at {scheduler}: {first_line(error)}; start some"
+                raise ConfigError(fault) from None
+            try:
+                yield _Cluster(client, shipped)
+            except KilledWorker as error:
+                raise BrokenExecutor(str(error)) from error
+            finally:
+                shipped.release()
 
 
 def _connect(make: Callable[[], Any]) -> tuple[Any, str]:

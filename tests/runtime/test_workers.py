@@ -7,7 +7,6 @@ import sys
 import tempfile
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from onnxcalib.errors import ConfigError
 from onnxcalib.runtime import workers
 from onnxcalib.runtime.worker import Shipped
-from onnxcalib.runtime.workers import Team, count_jobs, run_tasks
+from onnxcalib.runtime.workers import Team, count_jobs, reach, run_tasks
 from tests.runtime import tasks
 
 TASKS = {f"task {i}": i for i in range(5)}
@@ -63,7 +62,7 @@ def test_a_cluster_that_does_not_answer_is_refused(monkeypatch):
 def test_a_cluster_without_workers_is_refused(monkeypatch):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setattr("onnxcalib.runtime.workers.PATIENCE", 2)
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as cluster:
         with pytest.raises(ConfigError, match=r"^scheduler: found no worker at tcp://.*; start some$"):
             dict(run_tasks(print, None, TASKS, scheduler=cluster.scheduler_address))
 
@@ -74,35 +73,40 @@ def test_a_cluster_needs_dask(monkeypatch):
         dict(run_tasks(print, None, TASKS, scheduler="tcp://x:1"))
 
 
-def test_a_cluster_begins_tasks_in_their_order_and_each_worker_has_no_more_than_it_works_on(monkeypatch):
-    given, ends = [], iter("bbabb")
+def test_a_thread_of_a_cluster_has_its_next_task_until_as_many_are_left_as_there_are_threads(monkeypatch):
+    given, ends = [], iter("baaabbbbba")
 
-    class Executor:
-        def submit(self, run, data, shipped, workers, allow_other_workers):
-            assert allow_other_workers
-            future = Future()
-            future.result = lambda: run(data, shipped)
-            given.append((pickle.loads(data)[1], *workers, future))
-            return future
+    class Ends:
+        def put(self, future):
+            pass
+
+        def get(self, timeout):
+            home = next(ends)
+            return next(future for _, at, future in given if at == home and not future.done() and end(future))
+
+    def end(future):
+        future.set_result(future.run())
+        return True
 
     class Client:
-        def get_executor(self, pure):
-            return Executor()
-
         def wait_for_workers(self, count, timeout):
             pass
 
         def ncores(self):
             return {"b": 2, "a": 1}
 
-    def end_one(busy, return_when):
-        home = next(ends)
-        return SimpleNamespace(done=[next(future for _, at, future in given if at == home and future in busy)])
+        def submit(self, run, data, shipped, *, workers, allow_other_workers, pure):
+            assert allow_other_workers and not pure
+            future = Future()
+            future.run = lambda: run(data, shipped)
+            given.append((pickle.loads(data)[1], *workers, future))
+            return future
 
-    monkeypatch.setattr(workers, "wait", end_one)
-    found = dict(workers._Cluster(Client(), Shipped(10)).run(tasks.multiply, TASKS))
-    assert {key: value for key, (value, _) in found.items()} == {key: 10 * i for key, i in TASKS.items()}
-    assert [each[:2] for each in given] == [(0, "a"), (1, "b"), (2, "b"), (3, "b"), (4, "b")]
+    monkeypatch.setattr(workers, "SimpleQueue", lambda: Ends())
+    found = dict(workers._Cluster(Client(), Shipped(10)).run(tasks.multiply, {i: i for i in range(10)}))
+    assert {key: value for key, (value, _) in found.items()} == {i: 10 * i for i in range(10)}
+    assert "".join(home for _, home, _ in given) == "abb" + "abb" + "b" + "a" + "a" + "b"
+    assert [task for task, _, _ in given] == [*range(10)]
 
 
 def test_a_scheduler_that_reads_a_task_imports_no_torch():
@@ -110,9 +114,27 @@ def test_a_scheduler_that_reads_a_task_imports_no_torch():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_a_cluster_is_reached_once_for_all_that_a_context_does():
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**options) as cluster, reach(cluster.scheduler_address):
+        known = len(cluster.scheduler.clients)
+        for common in (2, 3):
+            found = dict(run_tasks(tasks.multiply, common, TASKS, scheduler=cluster.scheduler_address))
+            assert {key: value for key, (value, _) in found.items()} == {key: common * i for key, i in TASKS.items()}
+            assert len(cluster.scheduler.clients) == known
+
+
+def test_a_cluster_that_does_not_answer_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr("onnxcalib.runtime.workers.PATIENCE", 0.5)
+    with pytest.raises(ConfigError, match=r"^scheduler: found tcp://127.0.0.1:1: .*; the address of a running Dask"):
+        with reach("tcp://127.0.0.1:1"):
+            raise AssertionError
+
+
 def test_a_cluster_takes_a_large_task_without_a_word():
     distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options) as cluster:
         with Team(1, jobs=1, scheduler=cluster.scheduler_address) as team:
             ((given, _),) = team.ask(tasks.multiply, [bytes(2**24)])
@@ -121,9 +143,6 @@ def test_a_cluster_takes_a_large_task_without_a_word():
 
 def test_a_cluster_whose_last_worker_ends_has_lost_its_tasks():
     class Client:
-        def get_executor(self, pure):
-            return None
-
         def wait_for_workers(self, count, timeout):
             raise TimeoutError("Only 0/1 workers arrived")
 
@@ -162,9 +181,6 @@ def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
         alive: ClassVar = {"a": 1, "b": 1}
         homes: ClassVar = []
 
-        def get_executor(self, pure):
-            return None
-
         def wait_for_workers(self, count, timeout):
             pass
 
@@ -197,9 +213,6 @@ def test_a_cluster_has_each_task_where_the_one_before_went_until_that_is_lost():
 
 def test_a_cluster_whose_scheduler_ends_is_lost():
     class Client:
-        def get_executor(self, pure):
-            return None
-
         def wait_for_workers(self, count, timeout):
             pass
 
