@@ -14,7 +14,7 @@ class TaskQueue:
     """Waiting tasks. A worker takes them in their order, as it goes on from one to the next.
 
     A large task that was begun last would leave the other workers idle. So the largest one is taken as soon as it costs
-    EARLY of a worker's share of all that wait; those that were left out are for the workers that have not passed them.
+    EARLY of a worker's share of all that wait, if there is another worker that has not passed those that it leaves out.
     One that has passed all leaves to each other worker a task, as it would begin anew.
     """
 
@@ -38,7 +38,13 @@ class TaskQueue:
             return None
         ahead = ahead or list(self._left)
         key = max(ahead, key=self._costs.__getitem__)  # the first of those that cost the same
-        if self._costs[key] * workers < EARLY * sum(self._costs[each] for each in self._left):
+        share = sum(self._costs[each] for each in self._left) / workers
+        if self._costs[key] < EARLY * share or not self._leaves(ahead[0], worker, workers):
             key = ahead[0]
         self._reached[worker] = self._places[key]
         return key, self._left.pop(key)
+
+    def _leaves(self, key: Hashable, worker: Hashable, workers: int) -> bool:
+        """Whether the task can be left to a worker beside this one that has not passed it."""
+        others = [place for other, place in self._reached.items() if other != worker]
+        return len(others) + 1 < workers or min(others, default=self._places[key]) < self._places[key]

@@ -23,3 +23,8 @@ def test_a_worker_that_has_passed_all_tasks_leaves_them_to_others_that_have_not(
     assert [queue.take(0, 2)[0], queue.take(1, 2)[0]] == ["c", "a"]
     assert queue.take(0, 2) is None and len(queue) == 1
     assert queue.take(0, 2, alone=True)[0] == "b"
+
+
+def test_tasks_that_one_worker_left_out_are_left_out_by_no_other_that_would_have_to_begin_anew():
+    queue = TaskQueue(dict.fromkeys("abcdef"), {"a": 1, "b": 1, "c": 1, "d": 9, "e": 5, "f": 1})
+    assert [queue.take(worker, 2)[0] for worker in (0, 1, 1, 1, 0, 1)] == [*"dabcef"]
