@@ -127,6 +127,7 @@ def _fold(index: Index, tensor: str, factor: np.ndarray) -> Iterator[Edit]:
         numbers = [number for number, name in enumerate(node.input) if name in index.initializers]
         if not numbers:
             sides = reads(node) if node.op_type == "Mul" else ()
+            sides = sides if len(sides) > 1 else ()  # what is multiplied by itself would have the factors twice
             yield from next(filter(None, ([*_fold_alone(index, t, factor)] for t in reversed(sides))), ())
             return
         value = known_constant(index, node.input[numbers[0]])

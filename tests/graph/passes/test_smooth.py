@@ -21,6 +21,9 @@ RESIDUAL = f"""{HEAD} {{
 RELU = f"""{HEAD} {{
     [norm] h = LayerNormalization (x, gain)  [up] u = MatMul (h, w1)  [bias] b = Add (u, shift)
     [act] r = Relu (b)  [down] y = MatMul (r, w2) }}"""
+SQUARED = f"""{HEAD} {{
+    [norm] h = LayerNormalization (x, gain)  [up] u = MatMul (h, w1)  [act] r = Relu (u)  [square] m = Mul (r, r)
+    [down] y = MatMul (m, w2) }}"""
 GATED = f"""{HEAD} {{
     [norm] h = LayerNormalization (x, gain)  [gate] g = MatMul (h, w1)  [sig] s = Sigmoid (g)  [swish] a = Mul (g, s)
     [up] u = MatMul (h, w2)  [mix] m = Mul (a, u)  [down] y = MatMul (m, w3) }}"""
@@ -47,7 +50,7 @@ def make(build, draw):
     ("text", "tensor", "mul"),
     [
         (BEHIND_NORM, "h", False), (BEHIND_NORM, "r", True), (RESIDUAL, "h", True), (RELU, "r", False),
-        (GATED, "m", False), (WRITTEN_OUT, "h", False),
+        (GATED, "m", False), (WRITTEN_OUT, "h", False), (SQUARED, "m", True),
     ],
 )  # fmt: skip
 def test_outputs_stay_and_a_mul_stands_only_where_no_constant_takes_the_factors(make, run, draw, text, tensor, mul):
