@@ -74,12 +74,18 @@ def write_by_peer(model: Path, output: Path, peer: str, given: dict[str, Any]) -
 
     bits, column = given["weight_bits"], given["block_size"] == "column"
     block = 128 if column else given["block_size"]
+    kind = peers.QuantFormat.QDQ if column else peers.QuantFormat.QOperator  # a scale a column has no operator there
     config = {
         "rtn": lambda: peers.DefaultWeightOnlyQuantConfig(
-            block_size=block, bits=bits, accuracy_level=4, channel_wised_quantize=column
+            block_size=block, bits=bits, accuracy_level=4, channel_wised_quantize=column, quant_format=kind
         ),
         "rtn-sym": lambda: peers.DefaultWeightOnlyQuantConfig(
-            block_size=block, bits=bits, accuracy_level=4, is_symmetric=True, channel_wised_quantize=column
+            block_size=block,
+            bits=bits,
+            accuracy_level=4,
+            is_symmetric=True,
+            channel_wised_quantize=column,
+            quant_format=kind,
         ),
         "hqq": lambda: peers.HQQWeightOnlyQuantConfig(block_size=block, bits=bits),
         "k-quant": lambda: peers.KQuantWeightOnlyQuantConfig(),
@@ -183,7 +189,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     if arguments.job:
-        print(json.dumps(quantize(arguments.job)))
+        print(f"\n{json.dumps(quantize(arguments.job))}", flush=True)  # peers may leave a line open
         return 0
     if not (arguments.models and arguments.calib and arguments.text and arguments.tokenizer):
         print("Give --models, --calib, --text and --tokenizer.")
