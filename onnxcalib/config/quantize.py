@@ -129,7 +129,7 @@ class QuantizeConfig(Settings):
         Literal["runtime", "standard", "matmulnbits"],
         Field(
             description="How weights are stored: fast in onnxruntime; as plain 4-bit types, which some targets need; or"
-            " in onnxruntime's own operators MatMulNBits and GatherBlockQuantized, where layers read float."
+            " in onnxruntime's own operators, where layers read float."
         ),
         Option(EXPERT),
     ] = "runtime"

@@ -31,7 +31,7 @@ def test_settings_come_in_the_order_of_the_fields_with_those_of_samples_in_their
 
 
 def test_types_bounds_and_choices_are_those_of_the_fields():
-    assert (find("weight_bits").json_type, find("weight_bits").choices) == ("integer", ("8", "4"))
+    assert (find("weight_bits").json_type, find("weight_bits").choices) == ("integer", ("8", "4", "3", "2"))
     assert find("activation_bits").choices == ("32", "16", "8", "4")
     assert (find("percentile").json_type, find("percentile").bounds) == ("number", ("above 50", "at most 100"))
     assert find("steps").bounds == ("at least 0", "at most 1,000,000") and find("views").bounds == (

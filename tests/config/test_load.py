@@ -39,7 +39,7 @@ def test_without_file_and_options_the_defaults_hold():
 
 
 def test_a_bad_option_is_named_as_the_user_wrote_it():
-    with pytest.raises(ConfigError, match=r"^--weight-bits: found 5; allowed: 8 or 4$"):
+    with pytest.raises(ConfigError, match=r"^--weight-bits: found 5; allowed: 8, 4, 3 or 2$"):
         load_config(None, {"weight_bits": 5})
 
 
@@ -69,7 +69,7 @@ def test_a_bad_option_is_named_as_the_user_wrote_it():
         ("[gates]", "[gates]: unknown table; the tables are [data], [validate] for the gates, and [layers"),
         ("weight-bits = 4\nweight_bits = 8", "weight_bits: given twice; keep one"),
         ("resize = 4\n[data]\nresize = 8", "resize: given twice; keep one"),
-        ("weight-bits = 16", "weight_bits: found 16; allowed: 8 or 4"),
+        ("weight-bits = 16", "weight_bits: found 16; allowed: 8, 4, 3 or 2"),
         ("data = 3", "data: found 3; it is a table; write [data] above its settings"),
         ("steps = 1\nseed = = 2", "not TOML: Invalid value (at line 2, column 8)"),
     ],
@@ -139,8 +139,8 @@ def test_gates_on_the_command_line_win_over_the_file(write):
         ("[validate]\nmax-drop = 1\nmax_drop = 2", "max_drop: given twice; keep one"),
         ("validate = 3", "validate: found 3; it is a table; write [validate] above its settings"),
         ("min-sqnr = 1", "min-sqnr: unknown setting;"),
-        ("weight-bits = 16", "weight_bits: found 16; allowed: 8 or 4"),
-        ("[layers.stem]\nweight-bits = 16", "layers: 'stem': weight_bits: found 16; allowed: 8 or 4"),
+        ("weight-bits = 16", "weight_bits: found 16; allowed: 8, 4, 3 or 2"),
+        ("[layers.stem]\nweight-bits = 16", "layers: 'stem': weight_bits: found 16; allowed: 8, 4, 3 or 2"),
         ("[data]\nstd = 0", "std: found 0; must be greater than 0"),
     ],
 )
@@ -252,8 +252,8 @@ NESTED = "[" * 20_000 + "]" * 20_000
         ("max-loss = 1e400", "max_loss: found inf; input should be a finite number"),
         ("max-loss = nan", "max_loss: found nan; input should be a finite number"),
         ("weight-bits = 8.0", "weight_bits: found 8.0; must be a whole number, written without a point"),
-        ("weight-bits = true", "weight_bits: found True; allowed: 8 or 4"),
-        ("weight-bits = '8'", "weight_bits: found '8'; allowed: 8 or 4"),
+        ("weight-bits = true", "weight_bits: found True; allowed: 8, 4, 3 or 2"),
+        ("weight-bits = '8'", "weight_bits: found '8'; allowed: 8, 4, 3 or 2"),
         ("percentile = '99'", "percentile: found '99'; input should be a valid number"),
         ("[data]\nmean = [true]", "mean: found True; input should be a valid number"),
         ("steps = 1979-05-27", "steps: found datetime.date(1979, 5, 27); input should be a valid integer"),
@@ -277,7 +277,7 @@ NESTED = "[" * 20_000 + "]" * 20_000
         ("[layers.'']\nexclude = true", "layers: '': must name something; leave it out where nothing is meant"),
         ("layers = 3", "layers: found 3; it holds a table for each layer"),
         ("[[layers]]", "layers: found [{}]; it holds a table for each layer"),
-        ("[layers.'\u202e']\nweight-bits = 5", r"layers: '\u202e': weight_bits: found 5; allowed: 8 or 4"),
+        ("[layers.'\u202e']\nweight-bits = 5", r"layers: '\u202e': weight_bits: found 5; allowed: 8, 4, 3 or 2"),
         ("'a\u202e' = 3", r"a\u202e: unknown setting; 'a\u202e' is none of weight_bits"),
         ("['\u2066x']\ny = 1", r"[\u2066x]: unknown table; the tables are [data]"),
         ("x" * 10**6 + " = 1", "x" * 100 + ": unknown setting; 'xxx"),

@@ -41,7 +41,7 @@ def test_more_effort_is_more_of_each_and_settings_of_their_own_win():
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"weight_bits": 5}, "weight_bits: found 5; allowed: 8 or 4"),
+        ({"weight_bits": 5}, "weight_bits: found 5; allowed: 8, 4, 3 or 2"),
         ({"range": "max"}, "range: found 'max'; allowed: 'min-max', 'percentile', 'squared-error' or 'entropy'"),
         ({"device": "gpu"}, "device: found 'gpu'; allowed: 'auto', 'cpu' or 'cuda'"),
         ({"steps": -1}, "steps: found -1; input should be greater than or equal to 0"),
@@ -89,7 +89,7 @@ def test_one_node_is_excluded_by_its_name_alone(value):
         ({"layers": 3}, """layers: found 3; it holds a table for each layer; write [layers."NAME"] above its bits"""),
         ({"layers": ["stem"]}, "layers: found ['stem']; it holds a table for each layer;"),
         ({"layers": {"stem": 4}}, "layers: 'stem': found 4; it is a table; write [layers.'stem'] above its bits"),
-        ({"layers": {"stem": {"weight_bits": 5}}}, "layers: 'stem': weight_bits: found 5; allowed: 8 or 4"),
+        ({"layers": {"stem": {"weight_bits": 5}}}, "layers: 'stem': weight_bits: found 5; allowed: 8, 4, 3 or 2"),
         (
             {"layers": {"stem": {"weight_bit": 4}}},
             "layers: 'stem': weight_bit: unknown setting; did you mean 'weight_bits'?",

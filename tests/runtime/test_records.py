@@ -147,8 +147,8 @@ def test_integers_in_a_file_go_through_records_part_by_part(tmp_path, monkeypatc
         found = read_record(tmp_path / "r", "s", "n", LayerParams)
         assert isinstance(found.integers, FileIntegers)
         np.testing.assert_array_equal(found.read(), integers)
-        assert found.integers.pack(4).store("w").data_type == TensorProto.INT4
-        np.testing.assert_array_equal(found.integers.pack(4).read(), integers)
+        assert found.integers.pack(grid.spec).store("w").data_type == TensorProto.INT4
+        np.testing.assert_array_equal(found.integers.pack(grid.spec).read(), integers)
         data = bytearray((tmp_path / "r").read_bytes())
         data[-5000] ^= 1
         (tmp_path / "r").write_bytes(bytes(data))

@@ -691,7 +691,7 @@ def test_the_file_says_which_stages_were_done_and_light_is_told_to_reconstruct(n
         model = quantize(net, images, QuantizeConfig(pipeline=pipeline, steps=0)).model
         text = next(entry.value for entry in model.metadata_props if entry.key == SETTINGS_KEY)
         assert [json.loads(text)[name] for name in STAGES] == done
-        assert len(text) == 3 * SETTINGS_BYTES  # whatever the stages: the size of a file may be planned
+        assert len(text) == 4 * SETTINGS_BYTES  # whatever the stages: the size of a file may be planned
         assert len(explained(net, model, images).notes) == (pipeline == "light")
 
 
