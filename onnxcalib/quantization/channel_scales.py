@@ -32,7 +32,7 @@ def even_channels(
     done: dict[str, str] = {}
     known: dict[tuple[str, bool], np.ndarray] = {}
     for layer in () if samples.images else tuple(first_layers(Index(model.graph), scheme)):
-        if not can_scale(model, layer):
+        if not can_scale(Index(model.graph), layer):
             continue
         key = (layer.input, layer.op == "Conv")
         if key not in known:

@@ -66,7 +66,7 @@ def even_joins(model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, 
         if group[0] in done or not all(sizes.get(t) for name in group for t in index.nodes[name].input):
             continue
         layers = {layer.name: layer for layer in find_layers(model, index, FULL_BITS, FULL_BITS)}
-        ahead = look_ahead(model, index, layers, group, sizes)
+        ahead = look_ahead(index, layers, group, sizes)
         if ahead is None:
             continue
         parts = {leaf: joined[leaf] for leaf in ahead.leaves}

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # On MiniLM-L6 the sum of all errors is least at 0.8, and 1 dB more at 0.65 and at 1.
 EXPONENTS = (0.5, 0.65, 0.8, 0.95)
+# The search starts at this one, and goes on to each side as long as the outputs gain.
+FIRST_EXPONENT = EXPONENTS.index(0.8)
 # Samples from which the factors are made, and others by which the exponent is chosen. Of MiniLM-L6, factors of 64 leave
 # 0.3 dB less, of 256 0.3 dB more.
 PEAK_SAMPLES, CHOICE_SAMPLES = 128, 16
@@ -52,8 +54,9 @@ class Smoothing:
     """What was chosen for a model, and how it was done.
 
     exponent: None where the outputs gain nothing. factors: activation -> (channels,), empty without an exponent.
-    decibels: exponent, or "off" -> the least SQNR of an output with it. layers: activation -> the layers that read it.
-    muls: activation -> the Mul in front of the layers, None where what makes the activation takes the factors.
+    decibels: exponent that was tried, or "off" -> the least SQNR of an output with it. layers: activation -> the layers
+    that read it. muls: activation -> the Mul in front of the layers, None where what makes the activation takes the
+    factors.
     """
 
     exponent: float | None
@@ -125,7 +128,7 @@ class _Trial:
         self.model, self.found, self.samples, self.parts, self.threads = model, found, samples, parts, threads
         self.index, self.padding = Index(model.graph), PaddingMask(model)
         self.peaks: dict[str, np.ndarray] = {}
-        self.values: dict[str, list[np.ndarray]] = {each.tensor: [] for each in found}
+        self.values: dict[str, np.ndarray] = {}
         self.batches: list[_Batch] = []
 
     def choose(self) -> Smoothing:
@@ -135,16 +138,25 @@ class _Trial:
             return Smoothing(None, {}, {})
         readers = {each.tensor: [layer.name for layer in each.layers] for each in self.found}
         session = Session(add_factors(self.model, readers), threads=self.threads)
-        tried: dict[float | None, dict[str, np.ndarray]] = {
-            None: {tensor: np.ones(peaks.shape, np.float32) for tensor, peaks in self.peaks.items()},
-            **{exponent: self._make_factors(exponent) for exponent in EXPONENTS},
-        }
-        decibels = {exponent: self._measure(session, factors) for exponent, factors in tried.items()}
-        best = max(decibels, key=lambda exponent: decibels[exponent])
-        if decibels[best] < decibels[None] + LEAST_GAIN_DB:
-            best = None
-        told = {"off" if exponent is None else f"{exponent:g}": value for exponent, value in decibels.items()}
-        return Smoothing(best, {} if best is None else tried[best], told)
+        weights = {layer.name: np.abs(self._read(layer)).max(axis=1) for each in self.found for layer in each.layers}
+        off = self._measure(session, {t: np.ones(peaks.shape, np.float32) for t, peaks in self.peaks.items()})
+        tried: dict[int, tuple[float, dict[str, np.ndarray]]] = {}
+
+        def measure(number: int) -> float:
+            """What the outputs have with the exponent of this number, which is tried once."""
+            if number not in tried:
+                factors = self._make_factors(weights, EXPONENTS[number])
+                tried[number] = self._measure(session, factors), factors
+            return tried[number][0]
+
+        best = FIRST_EXPONENT
+        for step in (1, -1):
+            while 0 <= best + step < len(EXPONENTS) and measure(best + step) > measure(best):
+                best += step
+        told = {"off": off, **{f"{EXPONENTS[number]:g}": tried[number][0] for number in sorted(tried)}}
+        if measure(best) > off + LEAST_GAIN_DB:
+            return Smoothing(EXPONENTS[best], tried[best][1], told)
+        return Smoothing(None, {}, told)
 
     def _look(self) -> None:
         """Read the activations of some samples, and the outputs on others."""
@@ -155,31 +167,32 @@ class _Trial:
         ours, others = (order[::2], order[1::2]) if len(order) >= 2 * CHOICE_SAMPLES else (order, order)
         seen, held = _spread(ours, PEAK_SAMPLES), _spread(others, CHOICE_SAMPLES)
         room = BATCH_BYTES // max(len(self.samples.split(size, seen)), 1)
+        rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in tensors}
         for run in self.samples.split(size, seen):
             feeds = self.samples.read(run)
             values = session.run(feeds, tensors)
             width = sum(value.shape[-1] for value in values.values()) * 4
             for tensor, value in values.items():
-                self._take(tensor, value, find_real(feeds), room // width)
+                rows[tensor].append(self._take(tensor, value, find_real(feeds), room // width))
+        self.values = {tensor: np.concatenate(parts) for tensor, parts in rows.items()}
         for run in self.samples.split(size, held):
             feeds = self.samples.read(run)
             self.batches.append(_Batch(feeds, session.run(feeds, self.index.outputs)))
 
-    def _take(self, tensor: str, value: np.ndarray, real: np.ndarray | None, most: int) -> None:
-        """Take in the largest magnitude of each channel, and some of the rows."""
+    def _take(self, tensor: str, value: np.ndarray, real: np.ndarray | None, most: int) -> np.ndarray:
+        """Take in the largest magnitude of each channel; returns some of the rows."""
         mask = self.padding.mask_of(tensor, value.shape, real, last=False)
         rows = value.reshape(-1, value.shape[-1])
         if mask is not None:
             rows = rows[np.broadcast_to(mask, (*value.shape[:-1], 1)).reshape(-1)]
         peaks = np.abs(rows).max(axis=0, initial=0.0).astype(np.float64)
         self.peaks[tensor] = np.maximum(self.peaks.get(tensor, 0.0), peaks)
-        self.values[tensor].append(rows[:: -(-len(rows) // max(most, 1)) or 1].copy())
+        return rows[:: -(-len(rows) // max(most, 1)) or 1].copy()
 
-    def _make_factors(self, exponent: float) -> dict[str, np.ndarray]:
+    def _make_factors(self, weights: Mapping[str, np.ndarray], exponent: float) -> dict[str, np.ndarray]:
+        """Factors of all activations; weights: the largest magnitude in each row of each layer's weight."""
         return {
-            each.tensor: smoothing_factors(
-                self.peaks[each.tensor], [np.abs(self._read(k)).max(axis=1) for k in each.layers], exponent
-            )
+            each.tensor: smoothing_factors(self.peaks[each.tensor], [weights[k.name] for k in each.layers], exponent)
             for each in self.found
         }
 
@@ -193,8 +206,7 @@ class _Trial:
         given: dict[str, np.ndarray] = {}
         for each in self.found:
             factor, histogram = factors[each.tensor], Histogram()
-            for rows in self.values[each.tensor]:
-                histogram.add(rows * factor.astype(np.float32))
+            histogram.add(self.values[each.tensor] * factor.astype(np.float32))
             given |= feed_factors(each.tensor, factor, choose_grid(histogram, QuantSpec(FULL_BITS)))
             for layer in each.layers:
                 integers, steps = _round(self._read(layer) / factor[:, None])

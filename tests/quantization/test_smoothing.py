@@ -45,6 +45,9 @@ def test_the_outputs_gain_and_the_report_says_by_what(transformer, tmp_path, cap
     assert [(each["tensor"], each["mul"]) for each in found["smoothed"]][-1] == ("n", None)
     assert found["smoothed"][0] == {"tensor": "h", "layers": ("up",), "mul": "h_smoothed_Mul"}
     best = max(found["tried_db"], key=found["tried_db"].get)
+    tried, names = list(found["tried_db"]), [f"{each:g}" for each in smoothing.EXPONENTS]
+    assert tried == ["off", *(name for name in names if name in tried)]
+    assert set(tried).issuperset(names[max(names.index(best) - 1, 0) : names.index(best) + 2])  # on both sides
     assert best == f"{found['exponent']:g}" and smoothed.report.passes["smooth"] == len(found["smoothed"])
     assert {e.key: e.value for e in smoothed.model.metadata_props}["onnxcalib.smoothing"] == best
     print_summary(smoothed.report, tmp_path / "model.onnx")

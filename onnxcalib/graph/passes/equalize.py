@@ -93,7 +93,7 @@ def scale_junction(model: ModelProto, junction: Junction, factors: np.ndarray, c
         bound = np.asarray(junction.bound * common, np.float32)
         write_operand(model.graph, index, index.nodes[name], 2, bound)
     for layer in junction.readers:
-        undo_scale(model, layer, factors)
+        undo_scale(model, index, layer, factors)
 
 
 class _Sets:

@@ -53,7 +53,6 @@ def group_joins(index: Index, names: Sequence[str]) -> list[list[str]]:
 
 
 def look_ahead(
-    model: ModelProto,
     index: Index,
     layers: Mapping[str, LayerScheme],
     names: Sequence[str],
@@ -80,7 +79,7 @@ def look_ahead(
             continue
         if node.name in layers:
             layer = layers[node.name]
-            if read != [layer.input] or not _takes(model, layer, axis):
+            if read != [layer.input] or not _takes(index, layer, axis):
                 return None
             ends.append((layer, tensors[layer.input]))
         elif (given := _carry(node, read, tensors, axis, sizes)) is not None:
@@ -90,10 +89,10 @@ def look_ahead(
     return Ahead(leaves, tensors, tuple(ends)) if ends and tensors.keys().isdisjoint(index.outputs) else None
 
 
-def _takes(model: ModelProto, layer: LayerScheme, axis: int) -> bool:
+def _takes(index: Index, layer: LayerScheme, axis: int) -> bool:
     """Whether the layer sums over the axis, and its weight can undo factors."""
     sums_over = (1,) if layer.op == "Conv" else (1, -1) if layer.op == "Gemm" else (-1,)
-    return axis in sums_over and can_scale(model, layer)
+    return axis in sums_over and can_scale(index, layer)
 
 
 def _carry(
@@ -128,7 +127,7 @@ def scale_joined(
     factor = ahead.repeat(factors)
     taken = list_names(model)
     for layer, channels in ahead.layers:
-        undo_scale(model, layer, factors_of(channels, factor))
+        undo_scale(model, index, layer, factors_of(channels, factor))
     renamed = {tensor: take_name(f"{tensor}_scaled", taken) for tensor in ahead.tensors}
     rename(model.graph, renamed)
     muls: dict[str, list[NodeProto]] = {}

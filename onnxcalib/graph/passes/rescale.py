@@ -62,13 +62,12 @@ def rescale_input(model: ModelProto, layer: LayerScheme, factor: np.ndarray, shi
     return _insert_before(model, node, operands)
 
 
-def can_scale(model: ModelProto, layer: LayerScheme) -> bool:
+def can_scale(index: Index, layer: LayerScheme) -> bool:
     """Whether ``scale_input`` takes the layer: a Conv, or a product with a matrix on its right."""
-    index = Index(model.graph)
     node = index.nodes[layer.name]
     if list(node.input[:2]) != [layer.input, layer.weight] or layer.weight not in index.initializers:
         return False
-    return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and known_constant(index, layer.weight).ndim == 2)
+    return layer.op == "Conv" or (layer.op in ("Gemm", "MatMul") and len(index.initializers[layer.weight].dims) == 2)
 
 
 def scale_input(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> str:
@@ -77,19 +76,21 @@ def scale_input(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> st
     ``W x = (W / f) (f x)``, without an error where f are powers of two. factor: (channels,), those of axis 1 for a
     Conv, of the last axis otherwise.
     """
-    undo_scale(model, layer, factor)
-    node = Index(model.graph).nodes[layer.name]
-    operand = factor.reshape(-1, *[1] * (len(_weight_of(model, layer).shape) - 2)) if layer.op == "Conv" else factor
+    index = Index(model.graph)
+    undo_scale(model, index, layer, factor)
+    node = index.nodes[layer.name]
+    spatial = len(index.initializers[node.input[1]].dims) - 2
+    operand = factor.reshape(-1, *[1] * spatial) if layer.op == "Conv" else factor
     return _insert_before(model, node, {"Mul": operand.astype(np.float32)})
 
 
-def undo_scale(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> None:
+def undo_scale(model: ModelProto, index: Index, layer: LayerScheme, factor: np.ndarray) -> None:
     """Divide the weight of a layer that ``can_scale`` takes by what its input's channels are multiplied by.
 
-    Mutates ``model``. factor: (channels,).
+    Mutates ``model``, and brings its index up to date. factor: (channels,).
     """
-    index = Index(model.graph)
-    node, weight = index.nodes[layer.name], _weight_of(model, layer)
+    node = index.nodes[layer.name]
+    weight = known_constant(index, node.input[1])
     if layer.op == "Conv":
         by_group = np.repeat((1 / factor).reshape(layer.groups, -1), len(weight) // layer.groups, axis=0)
         inverse = by_group.reshape(*by_group.shape, *[1] * (weight.ndim - 2))
@@ -97,11 +98,6 @@ def undo_scale(model: ModelProto, layer: LayerScheme, factor: np.ndarray) -> Non
         by_column = layer.op == "Gemm" and attribute_of(node, "transB", 0)
         inverse = 1 / factor if by_column else (1 / factor)[:, None]
     write_operand(model.graph, index, node, 1, (weight * inverse).astype(np.float32))
-
-
-def _weight_of(model: ModelProto, layer: LayerScheme) -> np.ndarray:
-    index = Index(model.graph)
-    return known_constant(index, index.nodes[layer.name].input[1])
 
 
 def fold_integer_pads(model: ModelProto) -> int:

@@ -56,7 +56,7 @@ def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
         taken = all(
             is_op(index.nodes[layer.name], "MatMul", "Gemm")
             and layer.activation_spec.bits < FLOAT_BITS
-            and can_scale(model, layer)
+            and can_scale(index, layer)
             for layer in layers
         )
         on_grid = [n.name for n in index.readers(tensor) if n.name not in scheme.float_reads.get(tensor, ())]
@@ -105,13 +105,10 @@ def smooth(model: ModelProto, chosen: Smoothable, factor: np.ndarray) -> str | N
     alone = chosen.tensor not in index.outputs and all(node.name in layers for node in readers)
     edits = [*_fold(index, chosen.tensor, factor)] if alone else []
     for layer in chosen.layers:
-        undo_scale(model, layer, factor)
-    if edits:
-        index = Index(model.graph)
-        for edit in edits:
-            write_operand(model.graph, index, index.nodes[edit.node], edit.number, edit.value.astype(np.float32))
-        return None
-    return _insert(model, chosen, factor)
+        undo_scale(model, index, layer, factor)
+    for edit in edits:
+        write_operand(model.graph, index, index.nodes[edit.node], edit.number, edit.value.astype(np.float32))
+    return None if edits else _insert(model, chosen, factor)
 
 
 def _fold(index: Index, tensor: str, factor: np.ndarray) -> Iterator[Edit]:

@@ -67,4 +67,4 @@ def test_nothing_is_scaled_for_readers_that_need_the_values(build, draw, readers
     )
     index = Index(model.graph)
     layers = {layer.name: layer for layer in find_layers(model, index, 8, 8)}
-    assert look_ahead(model, index, layers, ["j"], {"x": 2}) is None
+    assert look_ahead(index, layers, ["j"], {"x": 2}) is None

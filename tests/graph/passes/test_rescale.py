@@ -209,7 +209,7 @@ def test_channels_are_scaled_without_an_error(build, run, draw, node, shape, gro
     x = draw(2, 6, 6)
     (before,) = run(model, x)
     (layer,) = make_scheme(model).layers
-    assert can_scale(model, layer) and layer.groups == groups
+    assert can_scale(Index(model.graph), layer) and layer.groups == groups
     tensor = scale_input(model, layer, factor)
     checker.check_model(model, full_check=True)
     np.testing.assert_allclose(run(model, x)[0], before, rtol=1e-6, atol=1e-6)
