@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
-from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, EXECUTION, FLOAT_BITS, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
 from ..graph.index import Index
@@ -113,7 +113,8 @@ class Prepared:
             self.run.target.requirements,
             in_float=self.in_float,
             tied=self.tied,
-            layers={**dict.fromkeys(self.alone, LayerConfig(activation_bits=32)), **(layers or {})},
+            alone=self.alone,
+            layers=layers,
             bits=bits,
             tensors=tensors,
         )
@@ -237,12 +238,15 @@ def make_settings_scheme(
     *,
     in_float: Mapping[str, str] | None = None,
     tied: Mapping[str, str] | None = None,
+    alone: Collection[str] = (),
     layers: Mapping[str, LayerConfig] | None = None,
     bits: Candidate | None = None,
     tensors: Mapping[str, int] | None = None,
 ) -> QuantScheme:
-    """The scheme of the settings; see ``Prepared`` for ``in_float``, and its ``make_scheme`` for the rest."""
+    """The scheme of the settings; see ``Prepared`` for ``in_float`` to ``alone``, its ``make_scheme`` for the rest."""
     chosen = resolve_names(model, config, before=original)
+    # The last entry of a layer holds: it has the weights' bits that the settings give.
+    own = {name: chosen.settings(name).model_copy(update={"activation_bits": FLOAT_BITS}) for name in alone}
     bits = bits or Candidate(config.weight_bits, config.activation_bits)
     if config.max_a16 is not None:  # what has 16 bits is chosen, and counts
         requirements = replace(requirements, wide_sums=False)
@@ -259,7 +263,9 @@ def make_settings_scheme(
         dynamic=config.activations == "dynamic",
         requirements=requirements,
         tensors={**config.tensors, **(tensors or {})},
-        selection=Selection(chosen.excluded.union(in_float or ()), (*chosen.layers, *(layers or {}).items())),
+        selection=Selection(
+            chosen.excluded.union(in_float or ()), (*chosen.layers, *own.items(), *(layers or {}).items())
+        ),
     )
 
 

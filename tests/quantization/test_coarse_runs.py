@@ -44,6 +44,15 @@ def test_such_a_layer_reads_float_and_the_report_says_why(net, draw):
     assert record.what == "dynamic activations of one" and record.reason.startswith("a few rows of its input take")
 
 
+def test_its_weights_keep_the_bits_that_the_settings_give(net, draw):
+    x = draw(8, 20, 16)
+    x[:, 0] *= 1000
+    config = QuantizeConfig(activations="dynamic", placement="all", layers={"one": {"weight_bits": 4}})
+    assert [(k.name, k.weight_bits, k.activation_bits) for k in quantize(net, x, config).report.layers] == [
+        ("one", 4, 32), ("two", 8, 8),
+    ]  # fmt: skip
+
+
 def test_single_rows_and_constant_inputs_are_no_reason(net, draw):
     assert find(net, draw(1, 1, 16), dynamic=True) == {}
     assert find(net, np.zeros((2, 3, 16), np.float32), dynamic=True) == {}
