@@ -28,7 +28,7 @@ FAST_BLOCKS = {2: TWO_BIT_BLOCKS, 4: BLOCKS, 8: BLOCKS}
 # Activations are rounded to 8 bits, block by block. Level 0 leaves them in float: of 8 and 2 bits it has no fast kernel
 # (50 times the time of level 4), and of 4 bits it takes 3.5 times as long, more than the float layer.
 ACCURACY_LEVEL = 4
-BIAS_INPUT = 5
+GROUP_INDEX, BIAS_INPUT = 4, 5  # inputs: the block of each input, and the bias
 
 
 @dataclass(frozen=True)

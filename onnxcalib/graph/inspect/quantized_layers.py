@@ -12,7 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
 from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE
-from ..packed import Packing, is_packed, read_packing, read_zero_points
+from ..packed import GROUP_INDEX, Packing, is_packed, read_packing, read_zero_points
 from ..values import read_values
 from .integers import element_type, is_linear
 
@@ -207,7 +207,9 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
 
 
 def _read_packed(index: Index, node: NodeProto) -> QuantizedLayer | None:
-    packing = read_packing(node) if is_packed(node) and len(node.input) > 2 else None
+    if any(node.input[GROUP_INDEX : GROUP_INDEX + 1]):  # blocks of inputs in an order of their own
+        return None
+    packing = read_packing(node) if len(node.input) > 2 else None
     tensor, scale = (
         (None, None) if packing is None else (_find_bytes(index, node.input[1]), constant(index, node.input[2]))
     )

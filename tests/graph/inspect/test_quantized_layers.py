@@ -282,3 +282,13 @@ def test_layers_are_found_behind_both_domains_of_quantize_linear(build, domain):
     model.graph.node[0].name = "entry"
     layer = only(model)
     assert (layer.source, layer.entry, layer.grid, layer.activation_bits) == ("x", "entry", (0.5, -5.0, 122.5), 8)
+
+
+@pytest.mark.parametrize(("inputs", "found"), [("", 1), (", , order", 0), (", , , bias", 1)])
+def test_packed_blocks_in_an_order_of_their_own_are_not_read(build, draw, inputs, found):
+    body = f"y = MatMulNBits <K = 32, N = 4, bits = 4, block_size = 16> (x, packed, scales{inputs})"
+    constants = {"packed": np.zeros((4, 2, 8), np.uint8), "scales": draw(8), "bias": draw(4)}
+    order = np.arange(32, dtype=np.int32) % 2
+    model = build(f"g (float[N, 32] x) => (float[N, 4] y) {{ {body} }}", order=order, **constants)
+    model.graph.node[0].domain = "com.microsoft"
+    assert len(find_quantized_layers(model)) == found
