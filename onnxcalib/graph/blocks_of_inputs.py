@@ -5,10 +5,10 @@ onnxruntime runs these layers as MatMulNBits. For some of its formats it has no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from ..config import COLUMN, FULL_BITS
+from ..config import COLUMN, FULL_BITS, LayerConfig
 from ..errors import ConfigError
 from ..spec import LayerScheme, Requirements
 from .names import Selection
@@ -45,7 +45,9 @@ def give_blocks(
                 f"{setting}: found {value}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
                 " have it; leave it out"
             )
-    own = {name: each.block_size for name, each in (selection or Selection()).layers}
+    chosen = dict((selection or Selection()).layers)
+    _check_used(chosen, {layer.name for layer in layers}, fit)
+    own = {name: each.block_size for name, each in chosen.items()}
     usual = (requirements.blocks or (FLOAT_INPUT_BLOCK,))[0] if requirements.in_blocks else None
 
     def give(layer: LayerScheme) -> LayerScheme:
@@ -64,6 +66,20 @@ def give_blocks(
 
 def _read(block_size: int | str) -> int | None:
     return None if block_size == COLUMN else int(block_size)
+
+
+def _check_used(chosen: Mapping[str, LayerConfig], layers: Collection[str], fit: Collection[str]) -> None:
+    """Raise ConfigError for blocks of single layers where none of those that an entry names can have them."""
+    named: dict[int, list[str]] = {}  # one entry may select several layers
+    for name, each in chosen.items():
+        if each.block_size not in (None, COLUMN):
+            named.setdefault(id(each), []).append(name)
+    for names in named.values():
+        if all(name in layers and name not in fit for name in names):
+            raise ConfigError(
+                f"layers: {names[0]!r}: block_size: found {chosen[names[0]].block_size}, and no layer to use it; a"
+                " MatMul or Gemm with activation_bits 32 has it; leave it out"
+            )
 
 
 def _check_fast(layer: LayerScheme, block: int | None, *, symmetric: bool) -> None:

@@ -241,7 +241,7 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
     given_alone = config.activation_bits == FLOAT_BITS and "first_last_bits" in config.model_fields_set
     ends = needs.weights_alone if given_alone else needs.weight_bits
     _check("first_last_bits", config.first_last_bits, ends, target)
-    _check_blocks(config, target)
+    _check_blocks(every, target)
     if not target.is_onnxruntime and not needs.through_cast and config.embedding_bits in (8, 4):
         raise ConfigError(
             f"embedding_bits: found {config.embedding_bits}; integers of a table are read through a Cast, which target"
@@ -282,15 +282,20 @@ def _check_activation(name: str, found: int, target: Target) -> None:
     _check(name, found, target.requirements.activation_bits, target)
 
 
-def _check_blocks(config: QuantizeConfig, target: Target) -> None:
-    """Raise ConfigError for blocks, or zero points, of weights alone that the target has not."""
-    needs, found = target.requirements, config.block_size
-    if found not in (None, COLUMN):
-        _check_block(int(found), "block_size", target)
-    if config.weight_symmetry == "asymmetric" and not needs.asymmetric_alone:
-        raise ConfigError(
-            f"weight_symmetry: found asymmetric; target {target.name!r} takes weights without zero points; leave it out"
-        )
+def _check_blocks(every: Sequence[tuple[str, QuantizeConfig | LayerConfig]], target: Target) -> None:
+    """Raise ConfigError for blocks, or zero points, of weights alone that the target has not.
+
+    every: where settings stand, and these.
+    """
+    for place, settings in every:
+        if settings.block_size not in (None, COLUMN):
+            _check_block(int(settings.block_size), f"{place}block_size", target)
+        asymmetric = isinstance(settings, QuantizeConfig) and settings.weight_symmetry == "asymmetric"
+        if asymmetric and not target.requirements.asymmetric_alone:
+            raise ConfigError(
+                f"{place}weight_symmetry: found asymmetric; target {target.name!r} takes weights without zero points;"
+                " leave it out"
+            )
 
 
 def _check_candidate(found: Candidate, target: Target) -> None:

@@ -550,6 +550,20 @@ def test_blocks_without_a_layer_to_use_them_are_refused(mixed, selection):
         make_scheme(mixed, block_size=32, selection=selection)
 
 
+def test_blocks_of_single_layers_of_which_none_can_use_them_are_refused(mixed):
+    def choose(*names, **settings):
+        entry = LayerConfig(**settings)
+        return Selection(layers=tuple((name, entry) for name in names))
+
+    with pytest.raises(ConfigError, match=r"^layers: 'mid': block_size: found 64, and no layer to use it; a MatMul or"):
+        make_scheme(mixed, selection=choose("mid", block_size=64))
+    with pytest.raises(ConfigError, match=r"^layers: 'conv': block_size: found 64"):
+        make_scheme(mixed, selection=choose("conv", activation_bits=32, block_size=64))
+    scheme = make_scheme(mixed, selection=choose("conv", "mid", activation_bits=32, block_size=64))
+    assert [layer.weight_spec.block for layer in scheme.layers] == [None, 64, None]
+    make_scheme(mixed, selection=choose("mid", block_size="column"))
+
+
 LIMITED_NET = """g (float[N, 8, 8, 8] x) => (float[N, 5] y) {
     [dense] a = Conv (x, w1) r = Relu (a) [depthwise] b = Conv <group = 8> (r, w2)
     [multiplied] c = Conv <group = 8> (b, w3) [grouped] d = Conv <group = 2> (c, w4)

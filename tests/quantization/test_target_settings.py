@@ -126,6 +126,11 @@ def test_what_the_user_gives_wins():
             {"weight_bits": 4, "activation_bits": 32, "weight_symmetry": "asymmetric"},
             "weight_symmetry: found asymmetric; target 'openvino' takes weights without zero points; leave it out",
         ),
+        (
+            "openvino",
+            {"layers": {"a": {"block_size": 32}}},
+            "layers: 'a': block_size: found 32; target 'openvino' takes no blocks; leave it out",
+        ),
         ("openvino", {"block_size": 32}, "block_size: found 32; target 'openvino' takes no blocks; leave it out"),
         (
             "qnn",
