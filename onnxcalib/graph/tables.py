@@ -91,9 +91,14 @@ class Tables:
     def _multiply(self, layer: LayerScheme, node: NodeProto, spec: QuantSpec, width: int) -> list[NodeProto]:
         """The look-ups in the tables that are written, and the product, which ``node`` makes."""
         new, nodes, parts = self._new, list[NodeProto](), list[str]()
+        blocks = spec.block is not None and width % spec.block == 0
         for source, suffix in zip(self._written[layer.weight], PARTS, strict=False):
             parts.append(new.name(f"{layer.output}_{suffix}"))
             nodes.append(new.node("Gather", [source, layer.input], parts[-1], layer.name, axis=0))
+            if spec.block is not None and not blocks and suffix != PARTS[0]:
+                numbers = new.shared_constant(f"blocks_{width}_{spec.block}", np.arange(width) // spec.block)
+                parts[-1] = new.name(f"{layer.output}_{suffix}_by_value")
+                nodes.append(new.node("Gather", [nodes[-1].output[0], numbers], parts[-1], layer.name, axis=-1))
         number = new.name(f"{layer.output}_float")
         nodes.append(new.node("Cast", parts[:1], number, layer.name, to=TensorProto.FLOAT))
         for zeros in parts[2:]:
@@ -102,7 +107,7 @@ class Tables:
             nodes.append(new.node("Sub", [number, offset], difference, layer.name))
             number = difference
         del node.attribute[:]
-        if spec.block is None:
+        if not blocks:
             node.op_type, node.input[:] = "Mul", [number, parts[1]]
             return nodes
         product, sizes, shape = (new.name(f"{layer.output}_{suffix}") for suffix in ("blocks", "sizes", "shape"))
@@ -133,15 +138,18 @@ class Tables:
     ) -> tuple[str, ...]:
         """Integers (rows, width), or (rows, blocks, block), and scales (rows, 1), or (rows, blocks, 1).
 
+        Where blocks do not divide the rows, as a head's may not, integers are (rows, width), and scales (rows, blocks).
         Zero points as the scales, if there are some.
         """
         new, spec = self._new, replace(grid.spec, symmetric=True)  # signed integers
         rows, width = integers.shape
-        shape = (rows, width) if spec.block is None else (rows, width // spec.block, spec.block)
+        whole = spec.block is None or width % spec.block == 0
+        shape = (rows, width) if spec.block is None or not whole else (rows, width // spec.block, spec.block)
+        scale, zero_point = (each[..., None] if whole else each for each in (grid.scale, grid.zero_point))
         parts = [new.integers(f"{name}_quantized", integers, spec, shape)]
-        parts.append(new.constant(f"{name}_scale", grid.scale.astype(np.float32)[..., None]))
+        parts.append(new.constant(f"{name}_scale", scale.astype(np.float32)))
         if grid.zero_point.any():
-            parts.append(new.constant(f"{name}_zero_point", grid.zero_point.astype(np.int8)[..., None]))
+            parts.append(new.constant(f"{name}_zero_point", zero_point.astype(np.int8)))
         if spec.bits < FULL_BITS:
             nodes.append(new.node("Cast", parts[:1], new.name(f"{name}_int8"), name, to=TensorProto.INT8))
             parts[0] = nodes[-1].output[0]

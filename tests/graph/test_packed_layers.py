@@ -166,6 +166,23 @@ def test_tied_tables_are_stored_once(build, draw, weigh, rough, tmp_path, encodi
     np.testing.assert_allclose(looked_up, rows[ids], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("form", [{"symmetric": True}, {"symmetric": False}])
+@pytest.mark.parametrize(("width", "block"), [(96, 64), (64, 128)])
+def test_a_tied_table_has_the_heads_numbers_where_blocks_do_not_divide_its_rows(
+    build, draw, weigh, rough, encoding, form, width, block
+):
+    table, ids = draw(512, width) / np.float32(8), np.arange(12).reshape(3, 4)
+    model = build(TIED, opset=21, ir=10, table=table, turned=table.T.copy(), w=weigh(width, width))
+    settings = {"weight_bits": 4, "first_last_bits": 4, "activation_bits": 32, "embedding_bits": 4, **form}
+    quantized = rough(model, ids, encoding=encoding, tied=find_tied(model), block_size=block, **settings)
+    checker.check_model(quantized, full_check=True)
+    (head,) = [each for each in find_quantized_layers(quantized) if each.name == "head"]
+    quantized.graph.output.append(onnx.helper.make_empty_tensor_value_info("e"))
+    looked_up = Session(quantized, optimize=False).run({"ids": ids}, ["e"])["e"]
+    np.testing.assert_allclose(looked_up, (head.integers * head.scale).astype(np.float32).T[ids], rtol=1e-6, atol=1e-7)
+
+
 def test_integers_in_a_file_are_packed_once(draw):
     with (file := WeightFile()).taking():
         file.open()
