@@ -10,7 +10,7 @@ from onnx import ModelProto
 from ..data import CalibrationSet
 from ..errors import CONTROLS
 from ..graph.index import reads
-from ..graph.inspect.quantized_layers import QuantizedLayer
+from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
 from ..runtime.store import Store
@@ -114,7 +114,8 @@ def _describe(each: Measured, survey: Survey, worse: str | None) -> LayerLoss:
     weight_bits = layer.weight_bits if isinstance(layer, QuantizedLayer) else None
     activation_bits = min(operand.bits for operand in layer.operands)
     reasons, fitted = find_reasons(each, survey, worse)
-    remedy, lines = "raise it to 8 bits", "weight_bits = 8\nactivation_bits = 8"
+    lines = "weight_bits = 8" if activation_bits == FLOAT_BITS else "weight_bits = 8\nactivation_bits = 8"
+    remedy = "raise it to 8 bits"
     if weight_bits is None or (weight_bits >= 8 and activation_bits >= 8):
         remedy, lines = "leave it in float", "exclude = true"
         if each.ranked_db >= HARMLESS:

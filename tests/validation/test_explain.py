@@ -123,6 +123,13 @@ def test_a_layer_is_raised_where_its_weights_or_its_input_have_4_bits(net, image
     )
 
 
+def test_a_layer_that_reads_float_is_raised_by_its_weights_alone(net, images):
+    model = round_only(net, images, activation_bits=32, layers={"deep": {"weight_bits": 4}})
+    worst = first(net, model, images)
+    assert (worst.name, worst.remedy) == ("deep", "raise it to 8 bits")
+    assert worst.toml == '[layers."deep"]\nweight_bits = 8'
+
+
 @pytest.mark.usefixtures("every_layer")
 def test_a_layer_that_harms_the_output_comes_before_one_that_is_worse_alone(build, rough, draw):
     """The path of the worse layer hardly counts at the output."""
