@@ -6,14 +6,14 @@ layer by its columns. Elsewhere a Mul stands in front of the layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from ...spec import FLOAT_BITS, LayerScheme, QuantScheme
-from ..edit import add_constant, reroute, take_name, write_operand
+from ..edit import add_constant, rename, reroute, take_name, write_operand
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names, reads, walk_back
 from ..norm_sums import NORMS
 from ..ops import ACTIVATIONS, LAYERS, SHAPE_READERS
@@ -22,7 +22,7 @@ from .rescale import can_scale, undo_scale
 
 # Between a layer and the next one of a feed-forward: what gives channel j for channel j alone.
 BY_CHANNEL = (*(op for op in ACTIVATIONS if op not in NORMS), "Pow", "Softsign", "Mish")
-SMOOTHED = "smoothed"  # how the output of a Mul is called, behind what it reads
+SMOOTHED = "smoothed"  # behind the name of a tensor that had no factors
 
 
 class Smoothable(NamedTuple):
@@ -97,6 +97,8 @@ def _is_inside(index: Index, tensor: str, normed: frozenset[str]) -> bool:
 def smooth(model: ModelProto, chosen: Smoothable, factor: np.ndarray) -> str | None:
     """Let layers read ``factor x`` by channel in place of x, and their weights undo it; mutates ``model``.
 
+    What has the factors gets another name, as it is no longer what the float model has under this one.
+    Tensors that take factors have other names then, as they are no longer those of the model that was given.
     Returns the name of the Mul; None where what makes the activation takes the factors. factor: (channels,).
     """
     index = Index(model.graph)
@@ -108,7 +110,23 @@ def smooth(model: ModelProto, chosen: Smoothable, factor: np.ndarray) -> str | N
         undo_scale(model, index, layer, factor)
     for edit in edits:
         write_operand(model.graph, index, index.nodes[edit.node], edit.number, edit.value.astype(np.float32))
-    return None if edits else _insert(model, chosen, factor)
+    if not edits:
+        return _insert(model, chosen, factor)
+    taken = list_names(model)
+    scaled = _list_scaled(index, chosen.tensor, edits)
+    rename(model.graph, {tensor: take_name(f"{tensor}_{SMOOTHED}", taken) for tensor in sorted(scaled)})
+    return None
+
+
+def _list_scaled(index: Index, tensor: str, edits: Sequence[Edit]) -> set[str]:
+    """The tensor, and what has its factors on the way from the edited constants; each has one reader there."""
+    found = {tensor}
+    for edit in edits:
+        made = index.nodes[edit.node].output[0]
+        while made not in found:
+            found.add(made)
+            made = index.readers(made)[0].output[0]
+    return found
 
 
 def _fold(index: Index, tensor: str, factor: np.ndarray) -> Iterator[Edit]:

@@ -9,6 +9,7 @@ from onnx import checker
 from onnxcalib.graph.passes.normalise import normalise
 from onnxcalib.graph.passes.smooth import find_smoothable, smooth
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.runtime.session import Session
 
 FACTOR = np.array([4.0, 0.3, 1.0, 20.0, 0.05, 1.7], np.float32)
 HEAD = "g (float[N, S, 6] x) => (float[N, S, 6] y)"
@@ -67,7 +68,22 @@ def test_outputs_stay_and_a_mul_stands_only_where_no_constant_takes_the_factors(
     changed = {t.name for t in model.graph.initializer if old.get(t.name) != t.raw_data}
     assert weights < changed
     layers = [layer for layer in make_scheme(model).layers if layer.name in {each.name for each in chosen.layers}]
-    assert {layer.input for layer in layers} == {f"{tensor}_smoothed" if mul else tensor}
+    assert {layer.input for layer in layers} == {f"{tensor}_smoothed"}
+
+
+@pytest.mark.parametrize(("text", "tensor"), [(BEHIND_NORM, "h"), (RESIDUAL, "h"), (RELU, "r"), (GATED, "m")])
+def test_a_tensor_of_the_same_name_has_the_same_values(make, run, draw, text, tensor):
+    model, x = make(text), draw(2, 5, 6)
+    before = read_all(model, x)
+    smooth(model, next(each for each in find_smoothable(model, make_scheme(model)) if each.tensor == tensor), FACTOR)
+    for name, value in read_all(model, x).items():
+        assert name not in before or np.allclose(value, before[name], rtol=1e-4, atol=1e-5), name
+
+
+def read_all(model, x):
+    names = [node.output[0] for node in model.graph.node]
+    session = Session(model, also=names)
+    return session.run({"x": x}, names)
 
 
 def test_all_readers_on_the_grid_are_smoothed_together(make):
