@@ -140,6 +140,12 @@ def _settle_alone(config: QuantizeConfig) -> QuantizeConfig:
         )
     elif alone:
         config = config.model_copy(update={"activation_bits": FLOAT_BITS})
+    # Layers whose bits the settings give have it; all others have that of their candidate.
+    if config.planned_alone and "block_size" in given and not config.layers and "first_last_bits" not in given:
+        raise ConfigError(
+            f"block_size: found {config.block_size} beside a budget, and no layer to use it; candidates have blocks of"
+            " their own, such as W4A32g64; leave it out"
+        )
     if config.planned_alone and config.max_latency is not None and config.latencies is None:
         raise ConfigError(
             "max_latency: found it beside weights alone, whose times are not measured; give those of the layers as"

@@ -131,6 +131,11 @@ def test_what_the_user_gives_wins():
             {"layers": {"a": {"block_size": 32}}},
             "layers: 'a': block_size: found 32; target 'openvino' takes no blocks; leave it out",
         ),
+        (
+            "onnxruntime",
+            {"activation_bits": 32, "max_size": "5bpw", "block_size": 64},
+            "block_size: found 64 beside a budget, and no layer to use it; candidates have blocks of their own",
+        ),
         ("openvino", {"block_size": 32}, "block_size: found 32; target 'openvino' takes no blocks; leave it out"),
         (
             "qnn",
