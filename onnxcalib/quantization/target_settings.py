@@ -99,16 +99,6 @@ def _check_dynamic(config: QuantizeConfig, target: Target) -> None:
         )
     if config.planned:
         raise ConfigError(f"{found} beside a budget; bits are planned for grids of the file; leave one of them out")
-    given = {"": config.activation_bits} | {
-        f"layers: {k!r}: ": each.activation_bits for k, each in config.layers.items()
-    }
-    for place, bits in given.items():
-        allowed = (FULL_BITS, FLOAT_BITS, None) if place else (FULL_BITS,)
-        if bits not in allowed:
-            raise ConfigError(
-                f"{place}activation_bits: found {bits} beside activations 'dynamic'; the grid of a run has {FULL_BITS}"
-                " bits; leave one of them out"
-            )
 
 
 def _settle_alone(config: QuantizeConfig) -> QuantizeConfig:
@@ -208,6 +198,8 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
     for place, settings in every:
         weight = settings.weight_bits or config.weight_bits
         activation = settings.activation_bits or config.activation_bits
+        if config.activations == "dynamic":
+            _check_ranged(place, activation)
         if activation != FLOAT_BITS:
             if weight not in needs.weight_bits and weight in FLOAT_INPUT_BITS:
                 raise ConfigError(
@@ -252,6 +244,15 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
         raise ConfigError(
             f"embedding_bits: found {config.embedding_bits}; integers of a table are read through a Cast, which target"
             f" {target.name!r} does not take; leave it out"
+        )
+
+
+def _check_ranged(place: str, bits: int) -> None:
+    """Raise ConfigError for bits of what each run gives a grid; single layers, with a ``place``, may read float."""
+    if bits not in (FULL_BITS, *([FLOAT_BITS] if place else [])):
+        raise ConfigError(
+            f"{place}activation_bits: found {bits} beside activations 'dynamic'; the grid of a run has {FULL_BITS}"
+            " bits; leave one of them out"
         )
 
 

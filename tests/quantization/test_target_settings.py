@@ -171,7 +171,7 @@ def test_what_a_target_has_not_is_refused(target, settings, complaint):
         of_target(target, **settings)
 
 
-def test_bits_of_a_plan_for_another_target_are_refused_as_those_of_the_plan():
+def test_bits_of_a_plan_that_a_run_has_not_are_refused_as_those_of_the_plan():
     given = QuantizeConfig(layers={"a": LayerConfig(activation_bits=4)})
     with pytest.raises(ConfigError, match=r"^plan: layers: 'a': activation_bits: found 4; target 'qnn' takes 16 or 8"):
         check_bits(given, load_target("qnn"), where="plan: ")
@@ -245,3 +245,6 @@ def test_settings_that_need_a_newer_opset_than_the_target_takes_are_refused(buil
     complaint = "weight_bits: found settings of 4 bits, which need opset 21; target 'symmetric' takes 20 at most"
     with pytest.raises(ConfigError, match="^" + re.escape(complaint)):
         check_opset(build(NET), QuantizeConfig(weight_bits=4), load_target("symmetric"))
+    given = QuantizeConfig(activations="dynamic", layers={"a": LayerConfig(activation_bits=4)})
+    with pytest.raises(ConfigError, match=r"^plan: layers: 'a': activation_bits: found 4 beside activations 'dynamic'"):
+        check_bits(given, load_target("onnxruntime"), where="plan: ")
