@@ -106,7 +106,7 @@ def test_other_types_are_a_fault_of_the_program(value, kind, text):
         ({}, Statistics),
         ([[], 1, 2, 3], Statistics),
         ([[["x", [1.0]]], 1], Statistics),
-        ([1, 2, 3], Candidate),
+        ([1, 2, 3, 4], Candidate),
         ([["a"]], dict[str, int]),
         ([["a", 1, 2]], dict[str, int]),
         (["ab"], dict[str, int]),
