@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from accuracy import ROOT, open_session, read_peak_gb
+from jobs import run_job
 
 FORMATS = dict(loss=".4f", lost=".4f", bits=".3f", seconds=".0f", memory_gb=".2f", tokens=".0f", float_tokens=".0f")
 PEERS = ("rtn", "rtn-sym", "hqq", "k-quant")
@@ -152,12 +152,10 @@ def measure(model: Path, text: str, peer: str | None, arguments: argparse.Namesp
     name = f"{peer} {text}" if peer else text
     output = arguments.out / f"{model.stem}.{name.lower().replace(' ', '-')}.onnx"
     job = {"model": str(model), "output": str(output), "format": text, "peer": peer, "calib": str(arguments.calib)}
-    command = [sys.executable, __file__, "--job", json.dumps(job | {"more": arguments.settings})]
-    done = subprocess.run(command, capture_output=True, text=True)
     row: dict[str, Any] = {"model": model.stem, "format": name}
-    if done.returncode:
-        return row | {"failed": (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]}
-    row |= json.loads(done.stdout.splitlines()[-1])
+    row |= run_job(__file__, job | {"more": arguments.settings})
+    if "failed" in row:
+        return row
     loss, speed = measure_loss(output, known["windows"])
     row |= {"loss": loss, "lost": loss - known["loss"], "tokens": speed, "float_tokens": known["tokens"]}
     return row | {"bits": count_bits(output)}
