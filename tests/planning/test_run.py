@@ -238,7 +238,7 @@ def test_a_plan_is_the_same_from_a_cluster_that_loses_a_worker(deep, images, tmp
     monkeypatch.setattr("onnxcalib.planning.sensitivity.SETS_A_TASK", 1)  # so that it is lost with a task
     distributed = pytest.importorskip("distributed")
     config = QuantizeConfig(effort="fast", max_size="0.9@8-bit", jobs=1, cache_dir=tmp_path / "here")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         with distributed.Client(cluster, set_as_default=False) as client:
             pids = list(client.run(os.getpid).values())
 
