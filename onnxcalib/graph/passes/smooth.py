@@ -59,16 +59,12 @@ def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
             and can_scale(index, layer)
             for layer in layers
         )
-        on_grid = [n.name for n in index.readers(tensor) if n.name not in scheme.float_reads.get(tensor, ())]
-        alone = {layer.name for layer in layers}.issuperset(n for n in on_grid if not _reads_shape(index, n))
+        on_grid = [n for n in index.readers(tensor) if n.name not in scheme.float_reads.get(tensor, ())]
+        alone = {layer.name for layer in layers}.issuperset(n.name for n in on_grid if not is_op(n, *SHAPE_READERS))
         single = scheme.members_of(tensor) == (tensor,) and tensor not in scheme.requantized
         if taken and alone and single and (tensor in normed or _is_inside(index, tensor, normed)):
             found.append(Smoothable(tensor, tuple(layers)))
     return found
-
-
-def _reads_shape(index: Index, name: str) -> bool:
-    return is_op(index.nodes[name], *SHAPE_READERS)
 
 
 def _find_normed(model: ModelProto, index: Index) -> frozenset[str]:
@@ -97,7 +93,6 @@ def _is_inside(index: Index, tensor: str, normed: frozenset[str]) -> bool:
 def smooth(model: ModelProto, chosen: Smoothable, factor: np.ndarray) -> str | None:
     """Let layers read ``factor x`` by channel in place of x, and their weights undo it; mutates ``model``.
 
-    What has the factors gets another name, as it is no longer what the float model has under this one.
     Tensors that take factors have other names then, as they are no longer those of the model that was given.
     Returns the name of the Mul; None where what makes the activation takes the factors. factor: (channels,).
     """
