@@ -33,3 +33,10 @@ def run_job(script: str, job: dict[str, Any]) -> dict[str, Any]:
         return {"failed": (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def render_row(head: str, row: dict[str, Any], formats: dict[str, str], width: int) -> str:
+    """A line of the table: behind ``head`` the values of ``formats`` in columns, or why the row failed."""
+    if "failed" in row:
+        return f"{head} failed: {row['failed']}"
+    return head + "".join(f"{format(row[key], form):>{width}}" for key, form in formats.items())

@@ -30,7 +30,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from accuracy import ROOT, open_session, read_peak_gb
-from jobs import run_job
+from jobs import render_row, run_job
 
 FORMATS = dict(loss=".4f", lost=".4f", bits=".3f", seconds=".0f", memory_gb=".2f", tokens=".0f", float_tokens=".0f")
 PEERS = ("rtn", "rtn-sym", "hqq", "k-quant")
@@ -162,10 +162,7 @@ def measure(model: Path, text: str, peer: str | None, arguments: argparse.Namesp
 
 
 def render(row: dict[str, Any]) -> str:
-    head = f"{row['model']:12} {row['format']:20}"
-    if "failed" in row:
-        return f"{head} failed: {row['failed']}"
-    return head + "".join(f"{format(row[key], form):>13}" for key, form in FORMATS.items())
+    return render_row(f"{row['model']:12} {row['format']:20}", row, FORMATS, 13)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

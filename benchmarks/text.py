@@ -37,6 +37,7 @@ from accuracy import (
     open_session,
     read_peak_gb,
 )
+from jobs import render_row
 from scipy.stats import spearmanr
 
 LENGTH, BATCH = 128, 32
@@ -150,10 +151,7 @@ def measure(model: Path, bits: str, arguments: argparse.Namespace) -> dict[str, 
 
 
 def render(row: dict[str, Any]) -> str:
-    head = f"{row['model']:20} {row['bits']:5}"
-    if "failed" in row:
-        return f"{head} failed: {row['failed']}"
-    return head + "".join(f"{format(row[key], form):>11}" for key, form in FORMATS.items())
+    return render_row(f"{row['model']:20} {row['bits']:5}", row, FORMATS, 11)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
