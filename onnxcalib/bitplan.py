@@ -95,7 +95,8 @@ class BitPlan(_Record):
     model: fingerprint of the model that the plan is for. budgets: the limits, in their units. totals: of this plan.
     eight_bit: of the plan of W8A8 for every layer whose settings allow it. bound: proven lower bound of the sum of
     losses within the budgets; of the bytes, where max_loss was given; where max_disagreement was, of the sum of losses
-    at the size of this plan. rounds: how often the losses were measured again.
+    at the size of this plan. rounds: how often the losses were measured again. weight_symmetry: whether weights alone
+    have zero points, as they were measured; null for a plan of others.
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
@@ -104,6 +105,7 @@ class BitPlan(_Record):
     layers: Annotated[dict[str, Literal[CandidateName, "float"]], Field(min_length=1)]
     tensors: dict[str, WideBits] = {}
     in_float: dict[str, str] = {}
+    weight_symmetry: Literal["symmetric", "asymmetric"] | None = None
     totals: Totals
     eight_bit: Totals
     bound: Number

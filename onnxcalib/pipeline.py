@@ -156,7 +156,8 @@ def quantize(
         if run.checkpointing.path is not None:
             check_folder(run.checkpointing.path, sources)
         prepared = prepare_run(run, model, calibration, plan, test=test)
-        _warn_of_unused(prepared, plan=plan is not None, ranges=given is not None)
+        if given is not None and (names := sorted(run.config.model_fields_set & {"range", "percentile"})):
+            run.warn(f"{', '.join(names)}: found beside ranges, which are used as they are; leave one of both out")
         if run.config.planned:
             from .planning.run import choose_bits  # whose solver takes as long to import as small models to quantize
 
@@ -307,20 +308,6 @@ def _list_sources(config: QuantizeConfig, model: object, *others: object) -> tup
     named = (*others, config.latencies, config.data.tokenizer, target)
     given = (Path(each) for each in named if isinstance(each, (str, Path)))
     return tuple(path.absolute() for path in (*own, *given))  # links are followed when an output is compared with them
-
-
-def _warn_of_unused(prepared: Prepared, *, plan: bool, ranges: bool) -> None:
-    """Warn of settings that the user gave and that a plan or given ranges replace."""
-    config = prepared.run.config
-    if ranges and (names := sorted(config.model_fields_set & {"range", "percentile"})):
-        prepared.run.warn(f"{', '.join(names)}: found beside ranges, which are used as they are; leave one of both out")
-    bits = {"activation_bits", "weight_bits"}
-    if config.embedding_bits is None and prepared.scheme.embeddings:
-        bits -= {"weight_bits"}  # those of embeddings, of which the plan says nothing
-    if plan and (names := sorted(config.model_fields_set & bits)):
-        prepared.run.warn(
-            f"{', '.join(names)}: found beside a plan, which gives the bits of every layer; leave one out"
-        )
 
 
 def _read_ranges(ranges: str | Path | Ranges | None) -> Ranges | None:

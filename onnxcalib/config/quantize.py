@@ -97,7 +97,7 @@ class QuantizeConfig(Settings):
             description="Whether the weights of a MatMul or Gemm that reads float activations have zero points beside"
             " their scales."
         ),
-        Option(EXPERT, metavar="KIND", plan=False),
+        Option(EXPERT, metavar="KIND"),
     ] = "symmetric"
     embedding_bits: Annotated[
         EmbeddingBits | None,

@@ -75,6 +75,7 @@ def make_bit_plan(
         layers={**names, **dict.fromkeys(excluded, FLOAT)},
         tensors=tensors,
         in_float=dict(in_float),
+        weight_symmetry=config.weight_symmetry if config.planned_alone else None,
         totals=totals,
         eight_bit=_sum_up(assembler, eight, predict(assembler.sets, eight), **known),
         bound=bound,

@@ -114,7 +114,7 @@ def prepare(
             plan.check_layers(layer.name for layer in prepared.scheme.layers)
             plan.check_tensors(prepared.scheme.activations)
         _check_tensors(run.config, prepared.scheme)
-        _tell(prepared)
+        _tell(prepared, plan)
         return prepared
 
 
@@ -123,6 +123,8 @@ def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
     config = run.config
     if config.activation_bits == WIDE_BITS:  # which tensors would have that the plan gives 8
         config = config.model_copy(update={"activation_bits": FULL_BITS})
+    if plan.weight_symmetry is not None:
+        config = config.model_copy(update={"weight_symmetry": plan.weight_symmetry})
     config = with_bits(config, plan.settings(), plan.tensors)
     check_bits(config, run.target, where="plan: ")
     return config
@@ -220,14 +222,31 @@ def _check_tensors(config: QuantizeConfig, scheme: QuantScheme) -> None:
             )
 
 
-def _tell(prepared: Prepared) -> None:
+def _tell(prepared: Prepared, plan: BitPlan | None) -> None:
     scheme = prepared.scheme
+    _warn_of_replaced(prepared, plan)
     _warn_of_ineffective(prepared)
     _warn_of_float(prepared)
     _warn_of_unpacked(prepared)
     left = f", {len(prepared.in_float)} nodes left in float" if prepared.in_float else ""
     note = f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize{left}"
     prepared.run.observer.note(note)
+
+
+def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
+    """Warn of bits and symmetry that the user gave and that a plan or a budget replaces."""
+    run, config = prepared.run, prepared.run.config
+    bits = {"weight_bits"} if plan is None else {"activation_bits", "weight_bits"}
+    if config.embedding_bits is None and prepared.scheme.embeddings and not config.planned_alone:
+        bits -= {"weight_bits"}  # those of embeddings, of which the plan says nothing
+    names = sorted(config.model_fields_set & bits)
+    if names and plan is not None:
+        run.warn(f"{', '.join(names)}: found beside a plan, which gives the bits of every layer; leave one out")
+    elif names and config.planned:
+        run.warn("weight_bits: found beside a budget, within which those of every layer are chosen; leave it out")
+    kind = None if plan is None else plan.weight_symmetry
+    if kind is not None and "weight_symmetry" in config.model_fields_set and config.weight_symmetry != kind:
+        run.warn(f"weight_symmetry: found {config.weight_symmetry} beside a plan of {kind} weights; leave it out")
 
 
 def _warn_of_unpacked(prepared: Prepared) -> None:

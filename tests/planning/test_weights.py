@@ -124,6 +124,23 @@ def test_bits_that_the_settings_give_are_not_planned(decoder, tmp_path):
     assert found.layers["head"] == found.layers["value"] == "W8A32"
 
 
+def test_a_plan_has_the_zero_points_with_which_it_was_measured(decoder, tmp_path):
+    config = settings(tmp_path, max_size="5bpw", candidates="W4A32g32,W4A32g64", weight_symmetry="asymmetric")
+    found = plan(decoder, IDS, config)
+    result = quantize(decoder, IDS, settings(tmp_path, reconstruct=False, weight_bits=4), plan=found)
+    zeros = [each for each in result.model.graph.initializer if each.name.endswith("zero_point")]
+    assert found.weight_symmetry == "asymmetric" and len(zeros) == len(LAYERS)
+    assert result.report.quantized_bytes == found.totals.bytes
+    other = settings(tmp_path, reconstruct=False, weight_symmetry="symmetric")
+    warnings = quantize(decoder, IDS, other, plan=found).report.warnings
+    assert any(each.startswith("weight_symmetry: found symmetric beside a plan of asymmetric") for each in warnings)
+
+
+def test_bits_beside_a_budget_are_warned_of(decoder, tmp_path):
+    report = quantize(decoder, IDS, settings(tmp_path, max_size="5bpw", weight_bits=2, reconstruct=False)).report
+    assert any(each.startswith("weight_bits: found beside a budget, within which") for each in report.warnings)
+
+
 def test_a_table_that_two_nodes_look_up_is_one_set_and_counts_once(build, weigh, tmp_path):
     text = DECODER.replace("v = MatMul (x, wv)", "y = Gather (table, more)\n v = MatMul (y, wv)").replace(
         "(int64[n, 16] ids)", "(int64[n, 16] ids, int64[n, 16] more)"
