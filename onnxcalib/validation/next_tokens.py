@@ -29,24 +29,33 @@ def reads_tokens(samples: CalibrationSet) -> bool:
 def predicts_next(model: Session, samples: CalibrationSet) -> bool:
     """Whether a model gives scores of all tokens that come next: logits (samples, tokens, vocabulary).
 
-    Scores in front of a token must not depend on it, which tells decoders from encoders: the last token of a sample is
-    exchanged for another of the sample.
+    Scores in front of a token must not depend on it, which tells decoders from encoders: the last token of a sample
+    that is no padding is exchanged for another of the sample.
     """
     if not reads_tokens(samples) or not samples.batched:
         return False
     feeds = samples.read([0] * (samples.fixed_batch or 1))
     ids = feeds[TOKEN_IDS]
-    others = np.flatnonzero(ids[0] != ids[0, -1]) if ids.ndim == 2 and ids.shape[1] > 1 else np.array([])
     before = model.run(feeds).get(LOGITS)
-    if not len(others) or find_real(feeds) is not None or before is None or not is_float(before) or before.ndim != 3:
+    if before is None or not is_float(before) or before.ndim != 3:
         return False
     if before.shape[:2] != ids.shape or before.shape[2] <= ids.max():
         return False
+    *rest, last = np.flatnonzero(_mark_real(feeds)[0])
+    others = [token for token in ids[0, rest] if token != ids[0, last]]
+    if not others:
+        return False
     changed = ids.copy()
-    changed[:, -1] = ids[0, others[0]]
+    changed[:, last] = others[0]
     after = model.run({**feeds, TOKEN_IDS: changed})[LOGITS]
-    moved = np.abs(after[:, :-1] - before[:, :-1]).max(initial=0)
-    return bool(moved <= ROUNDING * np.abs(before).max())
+    moved = np.abs(after[:, rest] - before[:, rest]).max()
+    return bool(moved <= ROUNDING * np.abs(before[:, rest]).max())
+
+
+def _mark_real(feeds: Mapping[str, Any]) -> np.ndarray:
+    """Which tokens are no padding, (samples, tokens)."""
+    ids, real = feeds[TOKEN_IDS], find_real(feeds)
+    return np.ones(ids.shape, bool) if real is None or real.shape != ids.shape else real
 
 
 class NextTokenTally:
@@ -62,9 +71,7 @@ class NextTokenTally:
 
     def add(self, feeds: Mapping[str, Any], wanted: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         """Take in a batch of samples."""
-        ids, real = feeds[TOKEN_IDS], find_real(feeds)
-        if real is None or real.shape != ids.shape:
-            real = np.ones(ids.shape, bool)
+        ids, real = feeds[TOKEN_IDS], _mark_real(feeds)
         for row, tokens in enumerate(ids):
             at = np.flatnonzero(real[row, 1:] & real[row, :-1])
             sums = np.zeros((2, 2))

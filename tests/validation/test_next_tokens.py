@@ -13,6 +13,8 @@ from onnxcalib.validation.next_tokens import NextTokenTally, predicts_next
 
 WORDS = 6
 IDS = InputSpec("input_ids", np.dtype(np.int64), (None, None))
+# Five tokens a sample, of which some are padding.
+FIXED = [InputSpec(name, np.dtype(np.int64), (None, 5)) for name in ("input_ids", "attention_mask")]
 ROWS = np.array([[1, 2, 3, 4, 5], [5, 4, 3, 2, 0]])
 DECODER = f"decoder (int64[batch, tokens] input_ids) => (float[batch, tokens, {WORDS}] logits)"
 
@@ -40,6 +42,15 @@ def test_a_decoder_is_told_from_an_encoder_by_what_its_scores_depend_on(table):
     assert not predicts_next(Model(lambda ids: table[ids].mean(axis=1)), samples)
     other = open_calibration(np.zeros((4, 3), np.float32), [InputSpec("x", np.dtype(np.float32), (None, 3))])
     assert not predicts_next(Model(lambda ids: table[ids]), other)
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
+def test_a_decoder_is_told_from_an_encoder_by_a_padded_sample(table, mask):
+    rows, real = np.array([[1, 2, 3, 4, 5]]), np.array([mask])
+    samples = open_calibration({"input_ids": rows, "attention_mask": real}, FIXED)
+    ahead = 2 * np.tril(np.ones((5, 5), np.float32), k=-1)[None]
+    assert predicts_next(Model(lambda ids: table[ids] + ahead @ table[ids]), samples)
+    assert not predicts_next(Model(lambda ids: table[ids] + (real @ table[ids])), samples)
 
 
 def test_the_loss_is_the_mean_over_all_next_tokens_and_its_drop_at_the_floats_own_is_the_divergence(table, draw):
