@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
-from ..config import COLUMN, FULL_BITS
+from ..config import COLUMN, FULL_BITS, LayerConfig
 from ..errors import ConfigError
 from ..spec import FLOAT_BITS, LayerScheme, QuantSpec
 from .index import Index, attribute_of, is_op
@@ -72,7 +72,7 @@ def find_embeddings(
     Nothing but ``layers``, which get integers of their own, may read the table otherwise. Rows of 4-bit values have a
     scale for every FOUR_BIT_BLOCK values, or as many as the table's own settings say, if that divides their length;
     other rows have one scale. tied: table -> the layer of the same weight; where that reads float, the table has its
-    integers and grid. Raises ConfigError for another table of less than 4 bits.
+    integers and grid, unless its own settings ask for others. Raises ConfigError for another table of less than 4 bits.
     """
     if bits == FLOAT_BITS:
         return ()
@@ -80,12 +80,19 @@ def find_embeddings(
     excluded = selection.excluded
 
     by_name = {layer.name: layer for layer in layers}
+    found = [
+        node for node in model.graph.node if node.name not in excluded and _looks_up(index, node, excluded, by_name)
+    ]
+    settings = {node.name: selection.settings(node.name) for node in found}
     heads = {t: by_name[name] for t, name in (tied or {}).items() if name in by_name and by_name[name].reads_float}
+    for node in found:
+        if (head := heads.get(node.input[0])) is not None and _differs(settings[node.name], head.weight_spec):
+            del heads[node.input[0]]
 
     def spec_of(node: NodeProto) -> QuantSpec:
         if (table := node.input[0]) in heads:
             return replace(heads[table].weight_spec, axis=0, pair_limit=None)
-        own, width = selection.settings(node.name), index.initializers[table].dims[1]
+        own, width = settings[node.name], index.initializers[table].dims[1]
         own_bits = own.weight_bits or bits
         if own_bits not in TABLE_BITS:
             raise ConfigError(
@@ -107,9 +114,14 @@ def find_embeddings(
             activation_spec=QuantSpec(FLOAT_BITS),
             tied_to=heads[node.input[0]].name if node.input[0] in heads else None,
         )
-        for node in model.graph.node
-        if node.name not in excluded and _looks_up(index, node, excluded, by_name)
+        for node in found
     )
+
+
+def _differs(own: LayerConfig, spec: QuantSpec) -> bool:
+    """Whether settings ask for other bits or blocks than these."""
+    bits, block = own.weight_bits or spec.bits, own.block_size or spec.block or COLUMN
+    return bits != spec.bits or block != (spec.block or COLUMN)
 
 
 def _looks_up(index: Index, node: NodeProto, excluded: frozenset[str], layers: Collection[str]) -> bool:

@@ -8,8 +8,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, checker, numpy_helper
 
+from onnxcalib.config import LayerConfig
 from onnxcalib.graph.embeddings import find_tied
 from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
+from onnxcalib.graph.names import Selection
 from onnxcalib.graph.packed import list_unpacked, with_float_activations
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.graph.weight_file import WeightFile, put_integers
@@ -181,6 +183,19 @@ def test_a_tied_table_has_the_heads_numbers_where_blocks_do_not_divide_its_rows(
     quantized.graph.output.append(onnx.helper.make_empty_tensor_value_info("e"))
     looked_up = Session(quantized, optimize=False).run({"ids": ids}, ["e"])["e"]
     np.testing.assert_allclose(looked_up, (head.integers * head.scale).astype(np.float32).T[ids], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("own", "tied_to"),
+    [({"weight_bits": 8}, None), ({"block_size": 16}, None), ({"weight_bits": 4}, "head"), ({}, "head")],
+)
+def test_a_tied_table_whose_settings_ask_for_others_has_integers_of_its_own(tied, own, tied_to):
+    bits = {"weight_bits": 4, "first_last_bits": 4, "embedding_bits": 4, "activation_bits": 32}
+    selection = Selection(frozenset(), (("look", LayerConfig(**own)),))
+    (table,) = make_scheme(tied, tied=find_tied(tied), selection=selection, **bits).embeddings
+    assert table.tied_to == tied_to
+    assert table.weight_spec.bits == own.get("weight_bits", 4)
+    assert table.weight_spec.block == (None if table.weight_spec.bits == 8 else own.get("block_size", 32))
 
 
 def test_integers_in_a_file_are_packed_once(draw):
