@@ -318,7 +318,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
     """Compare the quantized model with the float one, and make the report."""
     run, prepared = prepared.run, prepared.leave(found.in_float)
     with run.stage("verify"):
-        measured = compare_models(prepared, quantized, (*found.scheme.embeddings, *found.scheme.layers))
+        measured = compare_models(prepared, quantized, found.scheme.stored)
         for text in measured.warnings:
             run.warn(text)
         _check_drop(prepared, planned, measured.outputs)

@@ -81,7 +81,8 @@ class Requirements:
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
     those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
     which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
-    any. dynamic: whether it has the operators that quantize activations as they come. asymmetric_alone: whether weights
+    any. dynamic: whether it has the operators that quantize activations as they come; recurrent: for LSTMs too.
+    asymmetric_alone: whether weights
     may have zero points beside float activations.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
@@ -103,6 +104,7 @@ class Requirements:
     in_blocks: bool = True
     blocks: tuple[int, ...] = ()
     dynamic: bool = False
+    recurrent: bool = False
     asymmetric_alone: bool = True
     one_weight_scale: bool = False
     power_of_two_weights: bool = False
@@ -204,7 +206,8 @@ class QuantScheme:
     point is 0 and its range lies in [0, bound].
     float_reads: maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
     fuse.
-    embeddings: Gathers of rows of a constant, which is stored as integers.
+    embeddings: Gathers of rows of a constant, which is stored as integers. recurrent: LSTMs that quantize what they
+    read and their states as they run, each described as a layer of its input's weight.
     barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
     gates: HardSigmoids that run on integers. constants: those of ``activations`` that are initializers, which are
     stored as integers; ``float_reads`` has the nodes that read their floats. requirements: those of the target.
@@ -218,6 +221,7 @@ class QuantScheme:
     nonnegative: dict[str, float] = field(default_factory=dict)
     float_reads: dict[str, frozenset[str]] = field(default_factory=dict)
     embeddings: tuple[LayerScheme, ...] = ()
+    recurrent: tuple[LayerScheme, ...] = ()
     barred: frozenset[str] = frozenset()
     gates: frozenset[str] = frozenset()
     constants: frozenset[str] = frozenset()
@@ -242,8 +246,13 @@ class QuantScheme:
         return [tensor for tensor in self.activations if tensor not in self.constants]
 
     @property
+    def stored(self) -> tuple[LayerScheme, ...]:
+        """All that the file has integers of."""
+        return (*self.embeddings, *self.layers, *self.recurrent)
+
+    @property
     def least_weight_bits(self) -> int:
-        return min(layer.weight_spec.bits for layer in self.layers)
+        return min(layer.weight_spec.bits for layer in (*self.layers, *self.recurrent))
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ class QuantizeConfig(Settings):
     activations: Annotated[
         Literal["static", "dynamic"],
         Field(
-            description="Grids of what a MatMul or Gemm reads: static has those of the samples in the file, dynamic"
-            " takes the range of each run."
+            description="Grids of what a MatMul, Gemm or LSTM reads: static has those of the samples in the file,"
+            " dynamic takes the range of each run. An LSTM is float at static."
         ),
         Option(BITS),
     ] = "static"

@@ -29,6 +29,7 @@ from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .packed import add_bias, explain_unpacked, import_domain
 from .packed_layers import write_packed
+from .recurrent import write_recurrent
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
 from .weight_file import store_integers
@@ -109,6 +110,10 @@ class _Writer:
             if layer.name in layers and layer.name in self.nodes:
                 self._write_layer(layer, layers[layer.name], grids.of_input(layer))
                 replaced |= {layer.weight, layer.bias}
+        for layer in self.scheme.recurrent:
+            if layer.name in layers and layer.name in self.nodes:
+                replaced.update(self.nodes[layer.name].input)
+                write_recurrent(self.new, self.nodes[layer.name], layers[layer.name])
         tables = Tables(self.new, packs=self.packs)
         for layer in self.scheme.embeddings:
             if layer.name in layers and layer.name in self.nodes:

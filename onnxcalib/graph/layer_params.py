@@ -14,17 +14,22 @@ from .weight_file import FileIntegers, put_integers
 
 @dataclass(frozen=True)
 class LayerParams:
-    """A layer's quantized weight and its bias: integers of the weight's shape, their grid, and floats or None."""
+    """A layer's quantized weight and its bias: integers of the weight's shape, their grid, and floats or None.
+
+    states: of an LSTM, the weight of its hidden states; scales and zero points are (directions, channels) there.
+    """
 
     integers: np.ndarray | FileIntegers
     grid: QParams
     bias: np.ndarray | None
+    states: LayerParams | None = None
 
     def to_file(self) -> LayerParams:
         """These, with large integers of a large model in the run's file."""
         if isinstance(self.integers, FileIntegers):
             return self
-        return replace(self, integers=put_integers(self.integers, self.grid.spec.bits))
+        states = None if self.states is None else self.states.to_file()
+        return replace(self, integers=put_integers(self.integers, self.grid.spec.bits), states=states)
 
     def read(self) -> np.ndarray:
         """The integers as an array."""

@@ -7,7 +7,7 @@ QuantizeLinear. Both sides of an operator that only moves values have equal grid
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ from .names import Selection
 from .norm_sums import widen_sums
 from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, SHAPE_READERS
 from .patterns import whole_nodes
+from .recurrent import find_recurrent
 from .shapes import infer_graph
 from .sharing import share_grids
 from .unfuse import find_barred
@@ -68,14 +69,14 @@ def make_scheme(
     tied: see ``find_embeddings``. pair_limits: choose integers of weights with which no kernel's sums can saturate.
     dynamic: a MatMul or Gemm quantizes its input as it runs, and products are float. selection: settings of single
     layers, which override the others. tensors: more bits of single activations, and of the layers that read them.
-    requirements: of the target, by default onnxruntime's. Raises ModelError where no layer can be quantized. Raises
-    ConfigError where ``selection`` gives bits to a node that is no such layer, excludes all layers, or where
-    ``block_size`` or zero points have no layer, or no fast kernel.
+    requirements: of the target, by default onnxruntime's. Raises ModelError where no layer can be quantized, and
+    ConfigError where ``selection`` gives others bits, or excludes all, or block_size or zero points have no use.
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
     found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
-    layers = _choose_layers(model, found, selection, first_last_bits)
+    lstms = find_recurrent(model, index, pair_limits=pair_limits) if dynamic and requirements.recurrent else ()
+    layers = _choose_layers(model, found, selection, first_last_bits, lstms)
     layers = give_blocks(layers, block_size, requirements, symmetric=symmetric, selection=selection)
     layers = _make_dynamic(layers) if dynamic else layers
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
@@ -87,8 +88,7 @@ def make_scheme(
     layers = widen_layers(layers, shared, tensors)
     spec = replace(requirements.activation, bits=WIDE_BITS if activation_bits == WIDE_BITS else FULL_BITS)
     activations, requantized = assign_bits(index, layers, on_grids, shared, spec=spec, tensor_bits=tensors)
-    if pair_limits:
-        layers = tuple(_limit_pairs(layer, index.initializers[layer.weight].dims, requantized) for layer in layers)
+    layers = tuple(_limit_pairs(layer, index, requantized) for layer in layers) if pair_limits else layers
     return QuantScheme(
         layers=layers,
         activations=activations,
@@ -97,6 +97,7 @@ def make_scheme(
         nonnegative=nonnegative,
         float_reads=float_reads,
         embeddings=find_embeddings(model, embedding_bits, selection, layers, tied),
+        recurrent=tuple(layer for layer in lstms if layer.name not in selection.excluded),
         barred=placed.barred,
         gates=placed.gates,
         constants=placed.constants,
@@ -150,9 +151,10 @@ def _choose_layers(
     found: tuple[LayerScheme, ...],
     selection: Selection,
     first_last_bits: int,
+    recurrent: tuple[LayerScheme, ...],
 ) -> tuple[LayerScheme, ...]:
-    """The layers that are not excluded, with the bits that the settings give them."""
-    layers = _select(model, found, selection)
+    """The layers that are not excluded, with the bits that the settings give them. recurrent: is quantized beside."""
+    layers = _select(model, found, selection, recurrent)
     ends = end_layers(model.graph, {layer.name for layer in found})
     layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     return tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
@@ -163,9 +165,11 @@ def _make_dynamic(layers: tuple[LayerScheme, ...]) -> tuple[LayerScheme, ...]:
     return tuple(replace(k, dynamic=k.op in MATRIX_LAYERS and not k.reads_float) for k in layers)
 
 
-def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:
-    """The layers that are not excluded. Raises ModelError and ConfigError where there are none."""
-    if not layers:
+def _select(
+    model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection, recurrent: tuple[LayerScheme, ...]
+) -> tuple[LayerScheme, ...]:
+    """The layers that are not excluded. Raises ModelError and ConfigError where there are none, nor ``recurrent``."""
+    if not layers and not recurrent:
         holders = spell_holders(model)
         raise ModelError(
             f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
@@ -173,9 +177,11 @@ def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selec
         )
     names = {layer.name for layer in layers}
     tables = {table.name for table in find_embeddings(model, FULL_BITS, layers=layers)} if selection.layers else set()
-    _refuse_bits_without_effect(selection, names | tables)
+    lstms = {layer.name for layer in recurrent}
+    _refuse_bits_without_effect(selection, names | tables | lstms)
+    _refuse_bits_of_recurrent(selection, lstms)
     kept = tuple(layer for layer in layers if layer.name not in selection.excluded)
-    if not kept:
+    if not kept and lstms <= selection.excluded:
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     return kept
 
@@ -198,13 +204,13 @@ def _override(layer: LayerScheme, settings: LayerConfig) -> LayerScheme:
     )
 
 
-def _limit_pairs(layer: LayerScheme, shape: Sequence[int], requantized: Mapping[str, QuantSpec]) -> LayerScheme:
+def _limit_pairs(layer: LayerScheme, index: Index, requantized: Mapping[str, QuantSpec]) -> LayerScheme:
     """The layer with the pair_limit that its kernel needs, if integers of its bits can exceed it.
 
     A requantized tensor may use the highest values of uint8 (see ``emit``).
     """
-    spec = layer.weight_spec
-    if layer.activation_spec.bits > FULL_BITS or not adds_pairs(layer.op, tuple(shape), layer.groups):
+    spec, shape = layer.weight_spec, tuple(index.initializers[layer.weight].dims)
+    if layer.activation_spec.bits > FULL_BITS or not adds_pairs(layer.op, shape, layer.groups):
         return layer
     highest = (
         replace(layer.activation_spec, bits=FULL_BITS).qmax
@@ -222,6 +228,17 @@ def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> 
                 f"layers: {name!r}: the node stays in float; a Conv, ConvTranspose, Gemm or MatMul with a constant"
                 " float weight has bits; take its entry out"
             )
+
+
+def _refuse_bits_of_recurrent(selection: Selection, names: set[str]) -> None:
+    for name, settings in selection.layers:
+        given = {"weight_bits": settings.weight_bits, "activation_bits": settings.activation_bits}
+        for setting, bits in given.items():
+            if name in names and bits not in (None, FULL_BITS):
+                raise ConfigError(
+                    f"layers: {name!r}: {setting}: found {bits}; an LSTM has {FULL_BITS} bits beside activations"
+                    " 'dynamic', as its kernel takes no others; leave it out, or exclude the node"
+                )
 
 
 def _quantized_tensors(

@@ -29,7 +29,10 @@ def digest_decisions(prepared: Prepared, ranges: Ranges) -> str:
     """What layers are solved on, beside the model and the samples; where something was measured, it may differ."""
     scheme = prepared.scheme
     facts = (
-        [(k.name, k.weight_spec, k.activation_spec, k.dynamic) for k in (*scheme.layers, *scheme.embeddings)],
+        [
+            (k.name, k.weight_spec, k.activation_spec, k.dynamic)
+            for k in (*scheme.layers, *scheme.embeddings, *scheme.recurrent)
+        ],
         sorted(scheme.activations.items()),
         sorted(scheme.requantized.items()),
         sorted(prepared.in_float.items()),

@@ -39,7 +39,7 @@ def leave_refused(prepared: Prepared, state: ReconstructionState) -> tuple[Recon
     for name, reason in found.items():
         prepared.run.observer.note(f"{name}: left in float, as {reason}")
     scheme = make(found)
-    layers = {each.name: state.layers[each.name] for each in (*scheme.embeddings, *scheme.layers)}
+    layers = {each.name: state.layers[each.name] for each in scheme.stored}
     problem, grids = replace(state.problem, scheme=scheme), _choose_grids(prepared, scheme, state.grids)
     return replace(state, problem=problem, grids=grids, layers=layers), found
 

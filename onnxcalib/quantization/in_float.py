@@ -16,7 +16,7 @@ MOST_FLOAT = 0.5
 
 def list_in_float(prepared: Prepared, scheme: QuantScheme) -> tuple[FloatRecord, ...]:
     """The nodes that the tool leaves in float, and those with weights that no scheme quantizes, but excluded ones."""
-    quantized = {layer.name for layer in (*scheme.layers, *scheme.embeddings)}
+    quantized = {layer.name for layer in (*scheme.layers, *scheme.embeddings, *scheme.recurrent)}
     quantized |= {node.name for node in prepared.model.graph.node if not scheme.constants.isdisjoint(node.input)}
     weights = list_float_weights(prepared.model, quantized)
     bytes_of = {each.name: each.bytes for each in weights}

@@ -29,12 +29,13 @@ from typing import Any
 from onnx import ModelProto
 
 from ..data.padding import MASK
-from ..graph.index import Index
+from ..graph.index import Index, is_op
 from ..graph.joins import find_parted_joins
 from ..graph.kernel_times import Shapes
 from ..graph.names import resolve_names
 from ..graph.places import find_placing
 from ..graph.positions import find_positional
+from ..graph.recurrent import DYNAMIC_LSTM, LSTM, explain_slow, explain_unfit
 from ..graph.save import fingerprint
 from ..progress import track
 from ..spec import QuantScheme
@@ -53,6 +54,7 @@ from .trial import Trial, emit_placeholders
 from .weights_alone import find_not_alone
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
+ENCODING_LACKS = f"encoding 'standard' has operators of ONNX alone, and {DYNAMIC_LSTM} is one of onnxruntime's own"
 # Samples on which layers are tried with their input on 256 levels: in all and in one run, and in a first look.
 ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
 LOOK_SAMPLES, LOOK_AT_ONCE = 8, 2
@@ -63,6 +65,7 @@ def place_by_structure(prepared: Prepared) -> Prepared:
     prepared = prepared.leave(find_not_alone(prepared))
     model = prepared.model
     index = Index(model.graph)
+    prepared = prepared.leave(_find_unfit_recurrent(prepared, index))
     # Where all else around them is on integers, masks are too: see masked_scores.
     masks = (MASK,) if prepared.scheme.requirements.placing == "groups" else ()
     found = _keep_layers(
@@ -90,6 +93,23 @@ def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
         prepared = prepared.leave(find_coarse_steps(prepared))
         prepared = fit_parts(prepared, list_named(prepared))
     return prepared.leave(_find_refused(prepared, feeds))
+
+
+def _find_unfit_recurrent(prepared: Prepared, index: Index) -> dict[str, str]:
+    """LSTMs that have no integer kernel, and those that would be slower on it, where something else is quantized."""
+    if prepared.config.activations != "dynamic":
+        return {}
+    if not prepared.scheme.requirements.recurrent:
+        standard, target = prepared.config.encoding == "standard", prepared.run.target.name
+        lacks = ENCODING_LACKS if standard else f"target {target!r} is not known to run {DYNAMIC_LSTM}"
+        return {node.name: lacks for node in prepared.model.graph.node if is_op(node, LSTM)}
+    found, recurrent = explain_unfit(prepared.model.graph, index), prepared.scheme.recurrent
+    if prepared.config.placement == "all":
+        return found
+    named = list_named(prepared)
+    reasons = ((layer.name, explain_slow(layer, index)) for layer in recurrent if layer.name not in named)
+    slow = {name: reason for name, reason in reasons if reason is not None}
+    return found if not prepared.scheme.layers and len(slow) == len(recurrent) else found | slow
 
 
 def list_named(prepared: Prepared) -> list[str]:

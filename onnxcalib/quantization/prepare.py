@@ -229,8 +229,8 @@ def _tell(prepared: Prepared, plan: BitPlan | None) -> None:
     _warn_of_float(prepared)
     _warn_of_unpacked(prepared)
     left = f", {len(prepared.in_float)} nodes left in float" if prepared.in_float else ""
-    note = f"{len(scheme.layers)} layers and {len(scheme.activations)} activations to quantize{left}"
-    prepared.run.observer.note(note)
+    layers = len(scheme.layers) + len(scheme.recurrent)
+    prepared.run.observer.note(f"{layers} layers and {len(scheme.activations)} activations to quantize{left}")
 
 
 def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:

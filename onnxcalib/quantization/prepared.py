@@ -223,7 +223,7 @@ class Prepared:
                 if self.smoothing is None or not self.smoothing.muls
                 else {SMOOTHING_KEY: f"{self.smoothing.exponent:g}"}
             ),
-            "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in (*scheme.embeddings, *scheme.layers)}),
+            "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours
         helper.set_model_props(quantized, {**kept, **entries})
@@ -248,6 +248,8 @@ def make_settings_scheme(
     # The last entry of a layer holds: it has the weights' bits that the settings give.
     own = {name: chosen.settings(name).model_copy(update={"activation_bits": FLOAT_BITS}) for name in alone}
     bits = bits or Candidate(config.weight_bits, config.activation_bits)
+    if config.encoding == "standard":  # which has operators of ONNX alone
+        requirements = replace(requirements, recurrent=False)
     if config.max_a16 is not None:  # what has 16 bits is chosen, and counts
         requirements = replace(requirements, wide_sums=False)
     return make_scheme(

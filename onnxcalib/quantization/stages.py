@@ -34,6 +34,7 @@ from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
 from .reconstruct import reconstruct
+from .recurrent import solve_recurrent
 from .shares import TOO_LARGE, explain_one_process, share_samples
 from .smoothing import SMOOTHING, Smoothing
 from .solve import round_embeddings, round_layers
@@ -115,7 +116,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     apart = prepared.config.parallel
     with run.stage("reconstruct"), Store() if apart else run.checkpoints.open_store() as store:
         state = ReconstructionState(problem, _open_store(problem, store), grids, frozen={*lossless, *scheme.fixed})
-        state.layers |= round_embeddings(problem.index, scheme)
+        state.layers |= round_embeddings(problem.index, scheme) | solve_recurrent(prepared, ranges.batch, decisions)
         blocks: tuple[BlockRecord, ...] = ()
         if prepared.config.does("reconstruct"):
             found = find_blocks(prepared.model, scheme, index=problem.index)

@@ -19,6 +19,7 @@ from ..graph.index import Index, reads
 from ..graph.layer_params import LayerParams
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
+from ..graph.recurrent import LSTM, zeros_of_recurrent
 from ..graph.weight_file import put_zeros
 from ..numeric.ranges import make_grid
 from ..runtime.session import Session
@@ -139,11 +140,13 @@ def make_placeholders(scheme: QuantScheme) -> Grids:
 
 
 def _all_layers(scheme: QuantScheme) -> tuple[LayerScheme, ...]:
-    return (*scheme.layers, *scheme.embeddings)
+    return (*scheme.layers, *scheme.embeddings, *scheme.recurrent)
 
 
 def make_zeros(layer: LayerScheme, index: Index) -> LayerParams:
     """Parameters of a layer that hold no values of its weight."""
+    if layer.op == LSTM:
+        return zeros_of_recurrent(layer, index)
     spec, dims = layer.weight_spec, tuple(index.initializers[layer.weight].dims)
     shape = [] if spec.axis is None else [dims[spec.axis]]
     if spec.block is not None:

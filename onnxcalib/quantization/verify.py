@@ -20,6 +20,7 @@ from ..graph.edit import copy_model
 from ..graph.index import Index, all_graphs, reads
 from ..graph.ops import DEQUANTIZE, INTEGER_PRODUCT, QUANTIZE
 from ..graph.passes.normalise import name_nodes
+from ..graph.recurrent import DYNAMIC_LSTM
 from ..graph.values import bring_in, find_place, refer
 from ..numeric.metrics import Comparison
 from ..progress import track
@@ -328,6 +329,8 @@ def _explain_dequantize(index: Index, node: NodeProto, ahead_of_integers: bool) 
         return f"constant of {named}, {NO_KERNEL}"
     if not readers:
         return "exit of the graph"
+    if DYNAMIC_LSTM in readers:
+        return f"read by {named}, which quantizes what it reads as it runs"
     if not ahead_of_integers:
         return f"exit of the graph: nothing behind {named} is quantized"
     return REQUANTIZES if readers == [QUANTIZE] else f"read by {named}, {NO_KERNEL}"

@@ -25,6 +25,7 @@ from ..graph.passes.opset import opset_of
 from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.products import products_as_layers
 from ..graph.passes.transposed import write_as_convolutions
+from ..graph.recurrent import DYNAMIC_LSTM
 
 # Operators that clip, for which tools substitute a grid with the same ends, in front of a QuantizeLinear.
 CLIPS = ("Relu", "Clip", "Max", "Min", "HardSigmoid")
@@ -101,6 +102,8 @@ def pair_layers(
             unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, the {what}'s output")
         else:
             node, clipped = _find_float_layer(index, output)
+            if layer.op == DYNAMIC_LSTM:
+                node = index.producer.get(output)
             if not path or is_op(path[-1], "Relu"):  # which leaves the upper end to the grid
                 path = (*path, *_path_to_grid(other, path[-1].output[0] if path else layer.output))
             path = path if clipped else ()

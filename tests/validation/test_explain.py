@@ -858,3 +858,19 @@ def test_layers_that_quantize_writes_otherwise_are_judged_under_their_names(buil
     assert found.unmatched == ()
     assert {loss.name for loss in found.layers} <= {"stem", "squeeze", "up", "out"}
     assert all(loss.alone_db > 30 for loss in found.layers)
+
+
+def test_an_lstm_is_judged_by_its_output_and_what_else_it_reads(build, draw):
+    model = build(
+        """g (float[7, 2, 3] x, float[1, 2, 6] h) => (float[7, 1, 2, 4] y) {
+            [it] t = LSTM <hidden_size = 6> (x, w, r, , , h)  [head] y = MatMul (t, m) }""",
+        w=draw(1, 24, 3), r=draw(1, 24, 6), m=draw(6, 4),
+    )  # fmt: skip
+    arrays = {"x": draw(7, 2, 3), "h": draw(1, 2, 6)}
+    quantized = quantize(model, [arrays], QuantizeConfig(activations="dynamic", placement="all")).model
+    samples = open_calibration([arrays], inputs_of(model))
+    found = explain(model, quantized, samples)
+    assert not found.unmatched
+    losses = {loss.name: loss for loss in found.layers}
+    assert losses["it"].op == "DynamicQuantizeLSTM" and losses["it"].activation_bits == 8
+    assert 30 < losses["it"].alone_db < 60 and losses["it"].at_output_db > 25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import load
+from onnx import load, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -269,3 +269,20 @@ def test_what_is_more_than_rescaled_has_no_pair(build, draw, change):
     float_net = build(f"{PICTURE} {{ [layer] y = Conv <pads = [1, 1, 1, 1]> (x, w) }}", w=draw(2, 2, 3, 3))
     pairs, (line,) = pair(float_net, build(f"{PICTURE} {RESCALED.replace(*change)}", **CONSTANTS))
     assert pairs == [] and line == "layer: the float model has no tensor a, the layer's input"
+
+
+def test_an_lstm_of_which_onnxruntime_quantized_the_weights_is_paired(build, draw, tmp_path):
+    model = build(
+        """g (float[7, 2, 3] x, float[2, 2, 4] h, float[2, 2, 4] c) => (float[7, 2, 2, 4] y) {
+            [it] y = LSTM <hidden_size = 4, direction = "bidirectional"> (x, w, r, b, , h, c) }""",
+        w=draw(2, 16, 3), r=draw(2, 16, 4), b=draw(2, 32),
+    )  # fmt: skip
+    path = tmp_path / "quantized.onnx"
+    for per_channel in (False, True):
+        quantize_dynamic(model, path, weight_type=QuantType.QInt8, per_channel=per_channel)
+        ((found,), unmatched) = pair(model, load(path))
+        layer = found.layer
+        assert (found.name, layer.op, found.output, unmatched) == ("it", "DynamicQuantizeLSTM", "y", ())
+        assert [operand.source for operand in layer.operands] == ["x", "h", "c"]
+        weight = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == "w")).transpose(0, 2, 1)
+        assert np.abs(layer.integers * layer.scale - weight).max() <= layer.scale.max() / 2 * 1.001

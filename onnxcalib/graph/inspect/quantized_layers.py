@@ -13,6 +13,7 @@ from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
 from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE
 from ..packed import GROUP_INDEX, Packing, is_packed, read_packing, read_zero_points
+from ..recurrent import INPUT, STATES, WEIGHT, is_recurrent, scales_of
 from ..values import read_values
 from .integers import element_type, is_linear
 
@@ -58,7 +59,7 @@ class QuantizedLayer:
 
     source, entry, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
     asked for. packing: how a MatMulNBits has them; None for others. scale: of a shape that broadcasts to the weight's,
-    as the zero point is. axis: of the output channels.
+    as the zero point is. axis: of the output channels. others: what an LSTM reads beside its input, in float.
     """
 
     name: str
@@ -74,6 +75,7 @@ class QuantizedLayer:
     activation_bits: int
     grid: tuple[float, float, float] | None
     packing: Packing | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def stored(self) -> np.ndarray:
@@ -93,16 +95,17 @@ class QuantizedLayer:
 
     @property
     def operands(self) -> tuple[Operand, ...]:
-        """The layer's input."""
-        return (Operand(self.source, self.entry, self.activation_bits, self.grid),)
+        """The layer's input, and what it reads beside that."""
+        others = (Operand(name, self.entry, FLOAT_BITS, None) for name in self.others)
+        return Operand(self.source, self.entry, self.activation_bits, self.grid), *others
 
 
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     """The layers whose weight is stored as integers, in graph order.
 
     They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, each MatMulNBits of
-    a constant, and each MatMulInteger of a constant and of what a DynamicQuantizeLinear gives, as far as the product
-    with both scales.
+    a constant, each DynamicQuantizeLSTM, of whose weights the one of its input is read, and each MatMulInteger of a
+    constant and of what a DynamicQuantizeLinear gives, as far as the product with both scales.
     """
     index = Index(model.graph)
     found = (_read(index, node) for node in model.graph.node)
@@ -112,6 +115,8 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
 def _read(index: Index, node: NodeProto) -> QuantizedLayer | None:
     if is_packed(node):
         return _read_packed(index, node)
+    if is_recurrent(node):
+        return _read_recurrent(index, node)
     return _read_dynamic(index, node) if is_op(node, INTEGER_PRODUCT) else _read_layer(index, node)
 
 
@@ -167,6 +172,30 @@ def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
         weight_bits=4 if weight.data_type in FOUR_BITS else 8,
         activation_bits=8,
         grid=None,
+    )
+
+
+def _read_recurrent(index: Index, node: NodeProto) -> QuantizedLayer | None:
+    weight = index.initializers.get(node.input[WEIGHT])
+    grid = None if weight is None else scales_of(index, node, weight)
+    if weight is None or grid is None:
+        return None
+    output = next(filter(None, node.output))
+    read = [name for number, name in enumerate(node.input) if name and number not in (INPUT, WEIGHT, STATES)]
+    return QuantizedLayer(
+        name=node.name or output,
+        op=node.op_type,
+        source=node.input[INPUT],
+        entry=node.name,
+        output=output,
+        weight=weight,
+        zero_point=grid[1],
+        scale=grid[0].astype(np.float32),
+        axis=2,
+        weight_bits=8,
+        activation_bits=8,
+        grid=None,
+        others=tuple(name for name in read if constant(index, name) is None),
     )
 
 

@@ -18,7 +18,7 @@ from ..index import Index, attribute_of
 from ..inspect.kernels import Kernel
 from ..inspect.quantized_layers import find_quantized_layers
 from ..inspect.sums import Sums, read_layer, read_operator
-from ..ops import INTEGER_PRODUCT
+from ..ops import DYNAMIC_LAYERS
 
 # Number of pairs of a layer that are computed at once, unless one output channel has more.
 PART = 512
@@ -48,7 +48,7 @@ def saturate(model: ModelProto, kernels: Mapping[str, tuple[Kernel, np.ndarray]]
     """
     copy = copy_model(model)
     index = Index(copy.graph)
-    layers = {layer.name: layer for layer in find_quantized_layers(copy) if layer.op != INTEGER_PRODUCT}
+    layers = {layer.name: layer for layer in find_quantized_layers(copy) if layer.op not in DYNAMIC_LAYERS}
     nodes: list[NodeProto] = []
     exact, products = [], []
     for node in copy.graph.node:

@@ -1,0 +1,210 @@
+"""Solve LSTMs for the integers of both their weights, on what the float model reads and on the states it goes through.
+
+The weight of what is read is solved on the moments of that, over all steps. The weight of the states is solved on those
+of the states before each step, which are the float model's. Both are rounded as the operator will round them: what is
+read by the range of a run, and states by that of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto
+
+from ..graph.edit import copy_model
+from ..graph.index import Index, attribute_of, known_constant
+from ..graph.layer_params import LayerParams
+from ..graph.recurrent import BIAS, FIRST_STATE, GATES, INPUT, LENGTHS, STATES, WEIGHT, input_of
+from ..graph.weight_file import put_integers
+from ..numeric.gram import MomentSum
+from ..numeric.prior import Prior, choose_prior
+from ..numeric.rounding import fake_quantize_dynamically
+from ..numeric.solve import Solution, round_layer, solve_layer
+from ..runtime.session import Session
+from ..spec import LayerScheme, QParams, QuantSpec
+from .column_choice import MOST_INPUTS, PRIOR_HOLDOUT
+from .padding_mask import find_real
+from .prepared import Prepared
+
+# Runs that the samples make at least, so that some of them can be held out and few steps have a range in common.
+LEAST_RUNS = 8
+
+
+def solve_recurrent(prepared: Prepared, batch: int, decisions: str) -> dict[str, LayerParams]:
+    """LayerParams of every LSTM of the scheme, solved where the settings do, and otherwise rounded.
+
+    batch: samples in a run at most. decisions: see ``digest_decisions``.
+    """
+    layers = prepared.scheme.recurrent
+    if not layers:
+        return {}
+    if not prepared.config.does("reconstruct"):
+        index = Index(prepared.model.graph)
+        return {layer.name: _Lstm(layer, index).make_params((None, None)) for layer in layers}
+
+    def solve() -> dict[str, LayerParams]:
+        return _solve(prepared, batch)
+
+    return prepared.run.checkpoints.recall(f"recurrent-{decisions[:16]}", solve, dict[str, LayerParams])
+
+
+def _solve(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
+    model, run, samples = _give_all_states(prepared), prepared.run, prepared.samples
+    index = Index(model.graph)
+    found = [_Lstm(layer, index) for layer in prepared.scheme.recurrent]
+    session = Session(model, also=sorted({t for each in found for t in each.tensors}), threads=run.threads)
+    made = [name for name in session.outputs if any(name in each.tensors for each in found)]
+    size = max(1, min(batch, len(samples) // LEAST_RUNS))
+    done = 0
+    for number, feeds in enumerate(samples.batches(size)):
+        values, count = {**feeds, **session.run(feeds, made)}, samples.count(feeds)
+        for each in found:
+            held = np.arange(done, done + count) if samples.batched else np.full(count, number)
+            mask = prepared.padding.mask_of(each.layer.input, values[each.layer.input].shape, find_real(feeds))
+            each.add(values, held % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1, mask)
+        done += count
+    width = prepared.config.search_width(found[0].layer.weight_spec.bits)
+    solved = {}
+    for each in found:
+        solutions = each.inputs.solve(width), each.states.solve(width)
+        if None in solutions:
+            reason = "no finite value of what it reads or of its states, or too many of them; its weights are rounded"
+            run.leave_out(f"solving of {each.layer.name}", reason)
+        solved[each.layer.name] = each.make_params(solutions)
+    return solved
+
+
+def _give_all_states(prepared: Prepared) -> ModelProto:
+    """The model, or a copy, in which every LSTM of the scheme gives the states of all steps."""
+    names = {layer.name for layer in prepared.scheme.recurrent}
+    if all(node.output[0] for node in prepared.model.graph.node if node.name in names):
+        return prepared.model
+    copy = copy_model(prepared.model)
+    for node in copy.graph.node:
+        if node.name in names and not node.output[0]:
+            node.output[0] = f"{node.name}_states"
+    return copy
+
+
+@dataclass
+class _Sums:
+    """The moments on which one weight is solved: of the samples that are fitted, and of those held out.
+
+    rows: the weight (G, C, K). spec: of the weight.
+    """
+
+    rows: torch.Tensor
+    spec: QuantSpec
+    sums: tuple[MomentSum, MomentSum] = field(default_factory=lambda: (MomentSum(), MomentSum()))
+
+    def add(self, rounded: torch.Tensor, values: torch.Tensor, held: np.ndarray, kept: np.ndarray) -> None:
+        """Add what is read as it is rounded, and as it is, (G, steps, samples, K).
+
+        held (samples): whether a sample is held out. kept (steps, samples): whether a step is none of padding.
+        """
+        if not self.fits:
+            return
+        for total, part in zip(self.sums, (~held, held), strict=True):
+            chosen = torch.from_numpy(kept & part)
+            total.add(rounded[:, chosen].mT, values[:, chosen].mT)
+
+    @property
+    def fits(self) -> bool:
+        return self.rows.shape[2] <= MOST_INPUTS
+
+    def solve(self, width: int) -> Solution | None:
+        """The solution; None without any finite column. width: see ``solve_layer``."""
+        seen = [replace(total.centre(), of_input=True) for total in self.sums if total.columns]
+        if not seen or not all(moments.seen_finite and moments.finite for moments in seen):
+            return None
+        prior, moments = Prior(), seen[0]
+        if len(seen) > 1:
+            prior, moments = choose_prior(seen[0], seen[1], self.rows), seen[0].pooled(seen[1])
+        summing = torch.arange(self.rows.shape[2])
+        return solve_layer(moments, self.rows, self.spec, prior=prior, width=width, summing=summing).cpu()
+
+    def round(self) -> Solution:
+        """The solution that rounding alone gives, of which the bias is 0."""
+        return round_layer(self.rows, self.spec, summing=torch.arange(self.rows.shape[2]))
+
+
+class _Lstm:
+    """An LSTM, the moments of both its weights, and its parameters. tensors: what it has to see of the float model."""
+
+    def __init__(self, layer: LayerScheme, index: Index) -> None:
+        self.layer, self.index = layer, index
+        self.node: NodeProto = index.nodes[layer.name]
+        weight, states = (known_constant(index, self.node.input[number]) for number in (WEIGHT, STATES))
+        # Both directions read the same, so that their rows are solved as those of one.
+        self.inputs = _Sums(torch.from_numpy(weight.reshape(1, -1, weight.shape[2]).copy()), layer.weight_spec)
+        self.states = _Sums(torch.from_numpy(states.copy()), layer.weight_spec)
+        read = (input_of(self.node, number) for number in (INPUT, LENGTHS, FIRST_STATE))
+        self.tensors = {name for name in (*read, self.node.output[0]) if name and name not in index.initializers}
+
+    def add(self, values: Mapping[str, Any], held: np.ndarray, mask: np.ndarray | None) -> None:
+        """Add what it reads and its states in one run. held: whether a sample is held out; mask: of padding in those.
+
+        Where its axis of samples has another size, all of the run is held out, or nothing.
+        """
+        x = np.asarray(values[self.layer.input], np.float32)
+        steps, count = x.shape[:2]
+        held = held if len(held) == count else np.full(count, held[0])
+        lengths = self._read(values, LENGTHS)
+        lengths = np.full(count, steps) if lengths is None else lengths
+        kept = np.arange(steps)[:, None] < lengths
+        if mask is not None:
+            kept = kept & np.broadcast_to(mask, x.shape)[..., 0]
+        read = torch.from_numpy(x)[None]
+        self.inputs.add(fake_quantize_dynamically(read), read, held, kept)
+        before = torch.from_numpy(self._shift(values, lengths.astype(int))).float()
+        rounded = torch.stack([torch.stack([*map(fake_quantize_dynamically, each)]) for each in before])
+        self.states.add(rounded, before, held, kept)
+
+    def _shift(self, values: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
+        """The states (D, steps, samples, H) in front of each step; samples have so many steps."""
+        given = np.asarray(values[self.node.output[0]])
+        first, found = self._read(values, FIRST_STATE), []
+        kind = attribute_of(self.node, "direction", b"forward")
+        for number, own in enumerate(given.swapaxes(0, 1)):
+            start = np.zeros_like(own[0]) if first is None else first[number]
+            if kind == b"reverse" or number == 1:
+                before = np.concatenate((own[1:], np.zeros_like(own[:1])))
+                before[np.maximum(lengths, 1) - 1, np.arange(len(lengths))] = start
+            else:
+                before = np.concatenate((start[None], own[:-1]))
+            found.append(before)
+        return np.stack(found)
+
+    def _read(self, values: Mapping[str, Any], number: int) -> np.ndarray | None:
+        name = input_of(self.node, number)
+        if not name:
+            return None
+        return known_constant(self.index, name) if name in self.index.initializers else np.asarray(values[name])
+
+    def make_params(self, solutions: Sequence[Solution | None]) -> LayerParams:
+        """The parameters of the solutions of both weights; those of a weight without one are rounded."""
+        inputs, states = (
+            (sums.round() if each is None else each)
+            for sums, each in zip((self.inputs, self.states), solutions, strict=True)
+        )
+        directions, channels, _ = self.states.rows.shape
+        bias = np.zeros((directions, 2 * channels))
+        if name := input_of(self.node, BIAS):
+            bias += known_constant(self.index, name)
+        bias[:, :channels] += inputs.bias.reshape(directions, channels).numpy()
+        bias[:, channels:] += states.bias.numpy()
+        assert channels % GATES == 0
+        params = [_spell(solution, (directions, channels), self.layer.weight_spec) for solution in (inputs, states)]
+        return replace(params[0], bias=bias.astype(np.float32), states=params[1])
+
+
+def _spell(solution: Solution, shape: tuple[int, int], spec: QuantSpec) -> LayerParams:
+    """The integers (D, 4 H, K) and scales (D, 4 H) of one weight. shape: (D, 4 H)."""
+    integers = solution.integers.numpy().astype(np.int8).reshape(*shape, -1)
+    scale = np.maximum(solution.scale.numpy().reshape(shape).astype(np.float32), np.finfo(np.float32).tiny)
+    grid = QParams(scale, np.zeros(shape, np.int32), spec)
+    return LayerParams(put_integers(integers, spec.bits), grid, None)

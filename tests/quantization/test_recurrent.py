@@ -1,0 +1,104 @@
+"""LSTMs that are solved: on which moments, and what a whole run makes of them."""
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.quantization.recurrent import _Lstm
+from onnxcalib.spec import Requirements
+
+# Its last states alone are read.
+NET = """g (float[N, 12, 5] x) => (float[N, 4] y) {
+    [turn] t = Transpose <perm = [1, 0, 2]> (x)
+    [it] , h = LSTM <hidden_size = 8, direction = "bidirectional"> (t, w, r, b)
+    [back] s = Transpose <perm = [1, 0, 2]> (h)  [flat] f = Flatten (s)  [head] y = MatMul (f, m)
+}"""
+
+
+@pytest.fixture
+def net(build, draw):
+    shapes = {"w": (2, 32, 5), "r": (2, 32, 8), "b": (2, 64), "m": (16, 4)}
+    return build(NET, **{name: draw(*shape) / np.float32(2) for name, shape in shapes.items()})
+
+
+def settle(**settings):
+    return QuantizeConfig(activations="dynamic", placement="all", **settings)
+
+
+def find_sqnr(report, name):
+    return next(layer.sqnr_db for layer in report.layers if layer.name == name)
+
+
+def test_solved_weights_are_nearer_to_float_than_rounded_ones(net, draw):
+    x = 2 + draw(48, 12, 5) / 8  # values far from 0, whose mean the rounding of a row moves
+    solved, rounded = (quantize(net, x, settle(reconstruct=each)) for each in (True, False))
+    (record,) = (layer for layer in solved.report.layers if layer.name == "it")
+    assert (record.op, record.weight_bits, record.activation_bits, record.dynamic) == ("LSTM", 8, 8, True)
+    assert find_sqnr(solved.report, "it") > find_sqnr(rounded.report, "it") + 6
+    assert not solved.report.in_float and not solved.report.left_out
+    (node,) = (node for node in solved.model.graph.node if node.name == "it")
+    assert (node.op_type, list(node.output)) == ("DynamicQuantizeLSTM", ["", "h"])
+    bits = {entry.key: entry.value for entry in solved.model.metadata_props}["onnxcalib.bits"]
+    assert '"it": "W8A8"' in bits
+
+
+def test_a_run_that_goes_on_writes_the_same_lstm(net, draw, tmp_path):
+    x, models = draw(24, 12, 5), []
+    for _ in range(2):  # the second recalls what the first one found, until its file is written
+        models.append(quantize(net, x, settle(), output=tmp_path / "o.onnx").model)
+    assert (tmp_path / "o.onnx.checkpoints").is_dir()
+    assert models[0].SerializeToString() == models[1].SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"placement": "cost"}, "with 8 hidden values DynamicQuantizeLSTM is slower than float"),
+        ({"encoding": "standard"}, "encoding 'standard' has operators of ONNX alone"),
+        ({"activations": "static"}, "an LSTM, whose integer kernel is onnxruntime's own"),
+    ],
+)
+def test_an_lstm_that_stays_in_float_has_its_reason_in_the_report(net, draw, settings, reason):
+    settings = {"activations": "dynamic", "placement": "all", **settings}
+    report = quantize(net, draw(8, 12, 5), QuantizeConfig(**settings)).report
+    found = {each.name: each.reason for each in report.in_float}
+    assert found["it"].startswith(reason)
+
+
+@pytest.fixture
+def lstm(build, draw):
+    """An LSTM of both directions with lengths and first states."""
+    text = """g (float[4, 2, 3] x, int32[2] n, float[2, 2, 5] h) => (float[4, 2, 2, 5] y) {
+        [it] y = LSTM <hidden_size = 5, direction = "bidirectional"> (x, w, r, , n, h)
+    }"""
+    model = build(text, w=draw(2, 20, 3), r=draw(2, 20, 5))
+    (layer,) = make_scheme(model, dynamic=True, requirements=Requirements(recurrent=True)).recurrent
+    return model, _Lstm(layer, Index(model.graph))
+
+
+def test_states_are_those_in_front_of_each_step(lstm, draw, run):
+    model, own = lstm
+    feeds = {"x": draw(4, 2, 3), "n": np.array([4, 2], np.int32), "h": draw(2, 2, 5)}
+    feeds["y"] = y = run(model, *feeds.values())[0]
+    forward, backward = own._shift(feeds, feeds["n"])
+    np.testing.assert_array_equal(forward, np.concatenate((feeds["h"][:1], y[:-1, 0])))
+    np.testing.assert_array_equal(backward[:, 0], np.concatenate((y[1:, 1, 0], feeds["h"][1:, 0])))
+    np.testing.assert_array_equal(backward[:2, 1], np.stack((y[1, 1, 1], feeds["h"][1, 1])))
+
+
+def test_steps_behind_the_end_of_a_sequence_are_not_read(lstm, draw, run):
+    model, own = lstm
+    feeds = {"x": draw(4, 2, 3), "n": np.array([4, 2], np.int32), "h": draw(2, 2, 5)}
+    feeds["y"] = run(model, *feeds.values())[0]
+    own.add(feeds, np.array([False, True]), None)
+    columns = [[total.columns for total in sums.sums] for sums in (own.inputs, own.states)]
+    assert columns == [[4, 2], [4, 2]]  # of the sample that is fitted, and of the one held out
+
+
+def test_a_solved_file_is_checked_and_its_sums_cannot_saturate(net, draw):
+    result = quantize(net, draw(24, 12, 5), settle())
+    onnx.checker.check_model(result.model)
+    assert result.report.saturation.kernels == 3 and not result.report.saturation.layers
