@@ -40,7 +40,7 @@ MOST_LOSS = 1e9
 COSTS = ("max_size", "max_bops", "max_latency")
 BUDGETS = (*COSTS, "max_a16", "max_loss", "max_disagreement")
 # The stages that follow calibration, in this order, and which of them each pipeline has.
-STAGES = ("reconstruct", "statistics", "biases")
+STAGES = ("reconstruct", "distill", "statistics", "biases")
 PIPELINES = {
     "light": ("statistics",),
     "parallel": ("reconstruct", "statistics"),
@@ -55,9 +55,9 @@ _ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0
 class QuantizeConfig(Settings):
     """All settings of ``quantize`` and ``plan``.
 
-    A stage's own name (``reconstruct``, ``statistics``, ``biases``) wins over ``pipeline``; ``steps`` and ``views``
-    win over ``effort``. With a budget, bits are planned in place of the same bits everywhere: the least loss within
-    limits of the cost, or the smallest file within a limit of the loss.
+    The name of one of STAGES wins over ``pipeline``; ``steps`` and ``views`` win over ``effort``. With a budget, bits
+    are planned in place of the same bits everywhere: the least loss within limits of the cost, or the smallest file
+    within a limit of the loss.
     """
 
     weight_bits: Annotated[
@@ -165,6 +165,11 @@ class QuantizeConfig(Settings):
     reconstruct: Annotated[
         Switch | None,
         Field(description="Solve and learn the integers of layers; otherwise these are rounded."),
+        Option(EXPERT, unset="as the pipeline has it", plan=False),
+    ] = None
+    distill: Annotated[
+        Switch | None,
+        Field(description="Train weights of less than 8 bits end to end, where all layers read float activations."),
         Option(EXPERT, unset="as the pipeline has it", plan=False),
     ] = None
     statistics: Annotated[

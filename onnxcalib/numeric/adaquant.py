@@ -18,6 +18,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 
 from ..spec import QParams, QuantSpec
+from .learned_weight import LearnedWeight
 from .ranges import limit_scale, raise_scale
 from .rounding import fake_quantize_dynamically, quantize
 from .saturation import keep_pairs
@@ -262,7 +263,7 @@ def learn_block(
             now = _evaluate(module, held_out(), sums)
             if now < best:
                 best, kept, best_step = now, _state(module), step
-    module.load_state_dict(kept)
+    module.load_state_dict(kept, strict=False)
     module.eval()
     return Outcome(before, best, best_step)
 
@@ -274,6 +275,8 @@ def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias
         if isinstance(part, WeightQuantizer):
             groups.append({"params": [p for p in (part.position,) if p.requires_grad], "lr": WEIGHT_RATE})
             groups.append({"params": [p for p in (part.log_scale,) if p.requires_grad], "lr": WEIGHT_SCALE_RATE})
+        elif isinstance(part, LearnedWeight):
+            groups.append({"params": [part.position, part.log_scale], "lr": part.rate})
         elif isinstance(part, ActivationQuantizer):
             groups.append({"params": [p for p in (part.log_scale,) if p.requires_grad], "lr": ACTIVATION_SCALE_RATE})
             groups.append({"params": [p for p in (part.zero_point,) if p.requires_grad], "lr": ZERO_POINT_RATE})
@@ -290,4 +293,6 @@ def _evaluate(module: nn.Module, batches: Iterable[Batch], sums: Sums) -> float:
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    """What changes while a block is learned: a language model has many weights that do not."""
+    fixed = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {name: value.detach().clone() for name, value in module.state_dict().items() if name not in fixed}

@@ -17,6 +17,7 @@ from ..graph.layers import count_macs
 from ..graph.switches import add_switches, feed_switches
 from ..progress import track
 from ..quantization.calibrate import batch_size
+from ..quantization.compared import find_comparable_outputs
 from ..quantization.padding_mask import find_real
 from ..quantization.prepared import Prepared
 from ..quantization.speed import read_median
@@ -24,7 +25,7 @@ from ..quantization.tensor_shapes import measure_shapes
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate, Cost, Grids, LayerScheme, QuantScheme
 from .bits import Bits
-from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_outputs
+from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of
 
 # Operators of which the output has the values of the input where these lie.
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")

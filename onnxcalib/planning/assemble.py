@@ -16,6 +16,7 @@ from ..graph.stream import model_bytes
 from ..numeric.metrics import lay_rows, scores_classes, top_class
 from ..quantization.calibrate import batch_size
 from ..quantization.class_axes import list_values
+from ..quantization.compared import Compared, find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.cache import Cache
@@ -25,10 +26,8 @@ from .bits import Bits
 from .loss import (
     LOSS_POSITIONS,
     LOSS_SAMPLES,
-    Compared,
     ReferenceBatch,
     divergence_of,
-    find_comparable_outputs,
 )
 
 

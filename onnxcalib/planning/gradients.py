@@ -23,6 +23,7 @@ from ..graph.ops import MATRIX_LAYERS
 from ..graph.stream import model_bytes
 from ..numeric.fisher import draw_score, share_of_solved
 from ..quantization.column_choice import MOST_INPUTS
+from ..quantization.compared import Compared
 from ..quantization.learn import check_parity
 from ..quantization.output_parts import take_parts
 from ..quantization.padding_mask import find_real
@@ -31,7 +32,6 @@ from ..runtime.blocks import BlockError, layer_module, place, return_also, to_to
 from ..runtime.device import lacks_memory
 from ..runtime.session import Session
 from ..spec import LayerScheme
-from .loss import Compared
 
 # The module is a copy of all weights, and its gradients' squares another.
 MOST_MODEL_BYTES = 2**31 - 1

@@ -27,6 +27,7 @@ from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS
 from ..graph.stream import model_bytes
 from ..quantization.calibrate import Batches
+from ..quantization.compared import find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.siblings import find_siblings
@@ -38,7 +39,7 @@ from ..runtime.device import computing
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import BitSet, Block, Candidate, Cost, Grids, LayerScheme, QuantScheme
-from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of, find_comparable_outputs
+from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of
 
 # Every task runs the float model up to its sets anew, and a lost worker costs one task.
 SETS_A_TASK = 4

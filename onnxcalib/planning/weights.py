@@ -26,6 +26,7 @@ from ..graph.names import resolve_names
 from ..graph.ops import MATRIX_LAYERS
 from ..numeric.solve import Solution, round_layer
 from ..progress import track
+from ..quantization.compared import Compared, find_compared
 from ..quantization.prepared import Prepared
 from ..quantization.solve import round_embeddings, round_layers
 from ..quantization.speed import read_median
@@ -37,7 +38,6 @@ from ..runtime.store import Store
 from ..spec import BitSet, Candidate, Cost, Grids, LayerScheme, QuantScheme, QuantSpec
 from .bits import Bits
 from .gradients import measure_gradients
-from .loss import Compared, find_compared
 
 Set = Mapping[Candidate, LayerScheme]  # a layer or a table at each candidate that it may have
 

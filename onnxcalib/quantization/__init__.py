@@ -21,7 +21,8 @@ Read the files in the order of the work:
   runs AdaQuant. ``params`` makes layers of it, ``state`` holds them. ``parallel`` reconstructs blocks apart from each
   other, and ``spread`` gives them to workers. ``shares`` lets workers sum the moments of layers in order, each on some
   of the samples. Either way samples are ``carried`` to them.
-- ``statistics`` and ``biases`` tune the whole model, and ``evaluate`` decides whether their results are kept.
+- ``distill`` trains weights alone by the outputs that are ``compared``, ``statistics`` and ``biases`` tune the whole
+  model, and ``evaluate`` decides whether their results are kept.
   ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.

@@ -75,7 +75,7 @@ def tune_biases(state: ReconstructionState) -> tuple[bool, str | None]:
         return False, str(error)
     if not outcome.step:
         return False, "the loss on held-out samples did not fall"
-    if not _is_better(before, _relative_losses(learner, deciding)):
+    if not is_better(before, _relative_losses(learner, deciding)):
         return False, "what it gains on held-out samples is within their noise"
     for name, bias in learner.biases().items():
         params, grid = state.layers[name], state.input_grid(state.problem.layers[name])
@@ -157,8 +157,8 @@ def _part(learner: Learner, values: Sequence[torch.Tensor]) -> list[torch.Tensor
     return [part for name, value in named for _, (part,) in take_parts(learner.state.problem.parts, name, value)]
 
 
-def _is_better(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the loss, averaged over the outputs, falls by more than CERTAIN standard errors over the samples."""
+def is_better(before: np.ndarray, after: np.ndarray, certain: float = CERTAIN) -> bool:
+    """Whether the loss, averaged over the outputs, falls by more than so many standard errors over the samples."""
     gains = (before - after).mean(0)
     error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return bool(gains.mean() > CERTAIN * error)
+    return bool(gains.mean() > certain * error)

@@ -118,7 +118,7 @@ class Learner:
     ) -> Outcome:
         """Run ``learn_block`` on the module. Raises BlockError where torch fails."""
         state = self.state
-        biases = {name: bias for name, part in self.layers.items() if (bias := _bias_parameter(part)).requires_grad}
+        biases = {name: bias for name, part in self.layers.items() if (bias := bias_parameter(part)).requires_grad}
         units = {bias: self._bias_unit(state.problem.layers[name]) for name, bias in biases.items()}
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as they were
             torch.default_generator.manual_seed(state.problem.config.seed)  # alone, as no other device draws
@@ -150,7 +150,7 @@ class Learner:
         return {
             name: _bias_of(self.state.problem, self.state.problem.layers[name], part)
             for name, part in self.layers.items()
-            if _bias_parameter(part).requires_grad
+            if bias_parameter(part).requires_grad
         }
 
 
@@ -243,8 +243,8 @@ def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> 
     scale = torch.from_numpy(params.grid.scale).reshape(shape)
     quantizer = WeightQuantizer(position.contiguous(), scale, layer.weight_spec)
     # A copy: the bias of a layer that was not solved lies in the model itself.
-    start = None if params.bias is None else params.bias - _added_bias(state.problem, layer)
-    bias = _bias_parameter(part)
+    start = None if params.bias is None else params.bias - added_bias(state.problem, layer)
+    bias = bias_parameter(part)
     bias.data = torch.zeros_like(bias) if start is None else torch.tensor(start).float()
     bias.requires_grad_(layer.takes_bias)
     parametrize.register_parametrization(part, "weight", quantizer, unsafe=True)
@@ -252,11 +252,11 @@ def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> 
     return quantizer
 
 
-def _bias_parameter(part: nn.Module) -> nn.Parameter:
+def bias_parameter(part: nn.Module) -> nn.Parameter:
     return part.get_parameter("bias")
 
 
-def _added_bias(problem: Problem, layer: LayerScheme) -> np.ndarray | float:
+def added_bias(problem: Problem, layer: LayerScheme) -> np.ndarray | float:
     """What the bias Add behind a MatMul adds: it stays an Add in torch, where the module has a bias of its own."""
     if layer.bias_add is None or layer.bias is None:
         return 0.0
@@ -265,8 +265,8 @@ def _added_bias(problem: Problem, layer: LayerScheme) -> np.ndarray | float:
 
 def _bias_of(problem: Problem, layer: LayerScheme, part: nn.Module) -> np.ndarray:
     """The layer's present bias, float64, with what its bias Add adds."""
-    own: np.ndarray = _bias_parameter(part).detach().cpu().numpy().astype(np.float64)
-    return own + _added_bias(problem, layer)
+    own: np.ndarray = bias_parameter(part).detach().cpu().numpy().astype(np.float64)
+    return own + added_bias(problem, layer)
 
 
 def _read_back_grids(state: ReconstructionState, quantizers: Quantizers) -> None:

@@ -24,6 +24,7 @@ from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
 from .block_checkpoints import SHARED, BlockCheckpoints, digest_decisions
 from .checkpoints import RANGES, TUNED, Calibrated, Tuned
+from .distill import distill_weights, list_learned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
@@ -41,7 +42,7 @@ from .solve import round_embeddings, round_layers
 from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
 
-STATISTICS, BIASES = "statistics", "biases"
+DISTILL, STATISTICS, BIASES = "distill", "statistics", "biases"
 # Fewer samples misjudge: on 4 a rounded ResNet-20 seems to gain nothing, on 8 it gains 1.2 dB of the 1.6 of 32.
 FIRST_LOOK = 8
 
@@ -226,7 +227,7 @@ def _tune(
     prepared: Prepared, state: ReconstructionState, batch: int, decisions: str
 ) -> tuple[dict[str, LayerParams], tuple[StageRecord, ...]]:
     """The layers after the tuning stages; each is kept only if it brings the outputs nearer to the float model's."""
-    run, names = prepared.run, [name for name in (STATISTICS, BIASES) if prepared.config.does(name)]
+    run, names = prepared.run, _list_stages(prepared)
     if not names:
         return state.layers, ()
     known = run.checkpoints.find(TUNED, Tuned)
@@ -257,6 +258,13 @@ def _tune(
             run.observer.note(f"{name}: {records[-1].outcome}{f', {remark}' if remark else ''}")
             keep()
     return best.layers, tuple(records)
+
+
+def _list_stages(prepared: Prepared) -> list[str]:
+    """The tuning stages of the settings; distillation where there are layers to train, or where it is asked for."""
+    names = [name for name in (DISTILL, STATISTICS, BIASES) if prepared.config.does(name)]
+    needless = not prepared.config.distill and not list_learned(prepared.scheme)
+    return [name for name in names if name != DISTILL or not needless]
 
 
 def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:
@@ -313,7 +321,8 @@ def _try(
         tuned, remark = _look(prepared, replace(state, layers=dict(best.layers)), evaluator, look, batch)
         if tuned is None:
             break
-        if not is_nearer(tuned.losses, best.losses):
+        # Distilled weights are kept for what they gain on samples that they were not trained on.
+        if name != DISTILL and not is_nearer(tuned.losses, best.losses):
             return None, f"{look.spell(prepared.samples)}the outputs were no nearer to the float model's"
     return tuned, remark
 
@@ -324,11 +333,15 @@ def _look(
     """Tune ``state`` and measure the outputs, None where nothing changed; and a remark."""
     with Store() as store:
         own = replace(state, stored=_open_store(state.problem, store))
-        if look.samples is not None:
+        if look.name == DISTILL:
+            changed, remark = distill_weights(prepared, own)
+        elif look.name == STATISTICS:
+            assert look.samples is not None
             own.stored.fill_some(prepared.samples, batch, look.samples)
+            changed, remark = tune_statistics(own)
         else:
             own.stored.fill(prepared.samples, batch)
-        changed, remark = tune_statistics(own) if look.name == STATISTICS else tune_biases(own)
+            changed, remark = tune_biases(own)
         try:
             return (_measure(prepared, evaluator, own) if changed else None), remark
         except ModelError as error:  # the file without this stage is one that onnxruntime takes

@@ -83,6 +83,21 @@ def layer_module(module: fx.GraphModule, node_name: str) -> nn.Module:
     return next(m for m in module.get_submodule(target).modules() if isinstance(m, LAYERS))
 
 
+def constant_of(module: fx.GraphModule, node_name: str) -> torch.Tensor:
+    """The constant that a node of the block reads first, as a Gather its table: the module's own, to change in place.
+
+    Raises BlockError where that is none.
+    """
+    names: _Names = module.meta[_NAMES]
+    fx_nodes = {n.name: n for n in module.graph.nodes}
+    node = fx_nodes.get(names.nodes.get(node_name, ""))
+    source = node.args[0] if node is not None and node.args else None
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        raise BlockError(f"{node_name}: reads no constant in torch")
+    path, _, name = str(source.target).rpartition(".")
+    return module.get_submodule(path).get_buffer(name)
+
+
 def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Sequence[str] | None = None) -> None:
     """Make the nodes that read ``tensor``, all of them or ``only`` the named ones, read ``quantizer(tensor)``.
 

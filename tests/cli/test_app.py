@@ -169,7 +169,7 @@ def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_examp
             QuantizeConfig,
             {
                 "layers", "tensors", "weight_bits", "block_size", "weight_symmetry", "pipeline",
-                "reconstruct", "statistics", "biases", "steps", "views", "work_dir", "resume",
+                "reconstruct", "distill", "statistics", "biases", "steps", "views", "work_dir", "resume",
             },
         ),
         ("validate", ValidateConfig, set()),

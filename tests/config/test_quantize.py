@@ -109,8 +109,8 @@ def test_bad_settings_of_layers_are_refused_with_the_layer(values, text):
     ("settings", "stages"),
     [
         ({"pipeline": "light"}, ["statistics"]),
-        ({"pipeline": "advanced"}, ["reconstruct", "statistics", "biases"]),
-        ({"pipeline": "advanced", "biases": False}, ["reconstruct", "statistics"]),
+        ({"pipeline": "advanced"}, ["reconstruct", "distill", "statistics", "biases"]),
+        ({"pipeline": "advanced", "biases": False}, ["reconstruct", "distill", "statistics"]),
         ({"statistics": True}, ["reconstruct", "statistics"]),
         ({"reconstruct": False}, []),
     ],

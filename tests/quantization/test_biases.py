@@ -42,7 +42,7 @@ def test_where_nothing_is_gained_nothing_changes(rounded, monkeypatch):
 
 
 def test_a_gain_within_the_noise_is_not_kept(rounded, monkeypatch):
-    monkeypatch.setattr(biases_module, "_is_better", lambda *_: False)
+    monkeypatch.setattr(biases_module, "is_better", lambda *_: False)
     shift(rounded, "fc", 1.0 * np.arange(5))
     before = dict(rounded.layers)
     assert tune_biases(rounded) == (False, "what it gains on held-out samples is within their noise")
@@ -54,7 +54,7 @@ def test_a_gain_within_the_noise_is_not_kept(rounded, monkeypatch):
 )
 def test_a_gain_counts_beyond_its_standard_error(gains, better):
     before = np.full((1, len(gains)), 2.0)
-    assert biases_module._is_better(before, before - gains) == better
+    assert biases_module.is_better(before, before - gains) == better
 
 
 def test_the_longest_end_that_torch_takes_is_trained(state_of, build, weigh, draw, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from onnx import helper, numpy_helper, parser
 from torch import nn
 
-from onnxcalib.runtime.blocks import BlockError, compare, layer_module, place, return_also, to_torch
+from onnxcalib.runtime.blocks import BlockError, compare, constant_of, layer_module, place, return_also, to_torch
 from onnxcalib.runtime.session import Session
 
 TOLERANCE = 1e-5
@@ -202,6 +202,15 @@ def test_two_layers_of_one_weight_train_apart():
     module = to_torch(model)
     first, second = (layer_module(module, node.name) for node in model.graph.node)
     assert first.weight.data_ptr() != second.weight.data_ptr()
+
+
+def test_the_table_of_a_gather_is_changed_in_place():
+    text = "g (int64[n] i, float[n, 2] x) => (float[n, 2] y) { [look] r = Gather (t, i)  [sum] y = Add (x, r) }"
+    module = to_torch(parse(text, t=(3, 2)))
+    constant_of(module, "look").copy_(torch.arange(6.0).reshape(3, 2))
+    assert torch.equal(module(torch.tensor([2, 0]), torch.zeros(2, 2))[0], torch.tensor([[4.0, 5.0], [0.0, 1.0]]))
+    with pytest.raises(BlockError, match=r"^sum: reads no constant in torch"):
+        constant_of(module, "sum")
 
 
 def test_what_is_no_layer_is_refused_with_the_layers_there_are():
