@@ -16,6 +16,9 @@ VERSION_KEY = "onnxcalib.version"
 FLOAT_BITS = 32
 # The sum of two products at which kernels for x86 without VNNI saturate.
 INT16_MAX = 2**15 - 1
+# The grid of rows that are divided by their largest magnitude: 255 levels from -1 to 1, so that the peak is on one. The
+# peak of a row of zeros counts as this much.
+ROW_SCALE, ROW_ZERO_POINT, LEAST_PEAK = 1 / 127, 128, 1e-30
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Requirements:
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
     those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
     which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
-    any. dynamic: whether it has the operators that quantize activations as they come; recurrent: for LSTMs too.
+    any. dynamic: whether layers may quantize activations as they come; recurrent: whether LSTMs may.
     asymmetric_alone: whether weights
     may have zero points beside float activations.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
@@ -147,8 +150,8 @@ class LayerScheme:
     input: the activation that the node reads. bias: None without a bias. output: that of the bias Add, if there is one.
     weight_spec: its axis is that of the output channels in the weight as stored, or None for one scale of all channels.
     bias_add: the Add behind a MatMul that adds ``bias``; None where the node itself reads its bias. channel_axis: the
-    axis of the output channels where weight_spec names none. dynamic: the layer quantizes its input as it runs, by the
-    range of that run, and the file has no grid for it.
+    axis of the output channels where weight_spec names none. dynamic: the layer quantizes its input as it runs, each
+    row, along the last axis, by its own largest magnitude, and the file has no grid for it.
 
     A Gather of rows of a constant, an embedding, is also described as a layer. Its input counts as float, its channels
     are the rows, and it is rounded but never solved. tied_to: the layer whose weight is the same table, if there is

@@ -30,6 +30,7 @@ from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .packed import add_bias, explain_unpacked, import_domain
 from .packed_layers import write_packed
 from .recurrent import write_recurrent
+from .structure import STANDARD
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
 from .weight_file import store_integers
@@ -89,7 +90,8 @@ class _Writer:
         self.through_cast, self.packs = encoding != "standard", encoding == "matmulnbits"
         self.keep_outputs = keep_outputs
         self.new = NewNodes({*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes})
-        self.dynamic = DynamicNodes(self.new)
+        opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
+        self.dynamic = DynamicNodes(self.new, opset)
         self.after: dict[str, list[NodeProto]] = {}
         self.before: dict[str, list[NodeProto]] = {}
         self.at_start: list[NodeProto] = []
@@ -283,19 +285,17 @@ class _Writer:
         stored = self.new.integers(f"{name}_quantized", params.integers, spec)
         nodes = self.before.setdefault(layer.name, [])
         zero = store_integers(params.grid.zero_point, spec)
-        # MatMulNBits takes few bits as they are, MatMulInteger takes none.
+        # MatMulNBits takes few bits as they are, kernels on integers take none.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
-        if spec.bits < FULL_BITS and (layer.dynamic or (self.through_cast and not packed)):
+        if spec.bits < FULL_BITS and self.through_cast and not packed:
             widened = self.new.name(f"{name}_int8")
             nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
             stored, zero = widened, zero.astype(np.int8)
+        nodes.append(self.new.dequantize(name, stored, params.grid.scale, zero, spec))
         if layer.dynamic:
-            bias = None if layer.op == "MatMul" else params.bias
-            before, behind = self.dynamic.rewrite(node, stored, params.grid.scale, bias)
+            before, behind = self.dynamic.rewrite(node, None if layer.op == "MatMul" else params.bias)
             nodes += before
             self.after[layer.name] = [*behind, *self.after.get(layer.name, [])]
-        else:
-            nodes.append(self.new.dequantize(name, stored, params.grid.scale, zero, spec))
         if layer.name in self.tied and packed and spec.axis == 1:
             self.heads[layer.name] = StoredHead(tuple(nodes[-1].input), None, params.grid, params.integers.shape[0])
         if params.bias is None:

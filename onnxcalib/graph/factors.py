@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..spec import QParams
-from .edit import drop_dead
+from .dynamic import round_rows
+from .edit import add_constant, drop_dead
 from .layers import channel_axis
 from .ops import DEQUANTIZE, QUANTIZE
+from .structure import STANDARD
 from .weightless import copy_without_initializers
 
 # The inputs of an activation and of a layer, behind their names.
 FACTOR, SCALE, ZERO_POINT, INTEGERS, STEPS = ":factor", ":scale", ":zero_point", ":integers", ":steps"
 
 
-def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]]) -> ModelProto:
+def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]], dynamic: Collection[str] = ()) -> ModelProto:
     """A copy of the model that reads the factors, the grid and the weights of some activations; see ``feed_factors``.
 
-    readers: activation -> the names of the products with a matrix that read it.
+    readers: activation -> the names of the products with a matrix that read it. dynamic: those of the activations that
+    have no grid, as each row is rounded by its own range.
     """
     copy = copy_without_initializers(model)
     copy.graph.initializer.extend(model.graph.initializer)
@@ -31,7 +34,7 @@ def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]]) -> Mode
         tensor = source_of.get(node.name)
         if tensor is not None:
             if tensor not in written:
-                nodes += _round(tensor)
+                nodes += _round_rows(copy, tensor) if tensor in dynamic else _round(tensor)
                 written.add(tensor)
             nodes.append(_weigh(node))
             node.input[0], node.input[1] = f"{tensor}:rounded", f"{node.name}:weight"
@@ -40,16 +43,21 @@ def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]]) -> Mode
     del copy.graph.node[:]
     copy.graph.node.extend(copies)
     kinds = {FACTOR: (TensorProto.FLOAT, [None]), SCALE: (TensorProto.FLOAT, []), ZERO_POINT: (TensorProto.UINT8, [])}
-    _add_inputs(copy, readers, kinds)
+    on_grids = [tensor for tensor in readers if tensor not in dynamic]
+    _add_inputs(copy, on_grids, kinds)
+    _add_inputs(copy, (tensor for tensor in readers if tensor in dynamic), {FACTOR: kinds[FACTOR]})
     _add_inputs(copy, source_of, {INTEGERS: (TensorProto.INT8, [None, None]), STEPS: (TensorProto.FLOAT, [None])})
     drop_dead(copy)
     return copy
 
 
-def feed_factors(tensor: str, factor: np.ndarray, grid: QParams) -> dict[str, np.ndarray]:
-    """What a run reads for an activation: factors (channels,), and the grid of what they make of it."""
+def feed_factors(tensor: str, factor: np.ndarray, grid: QParams | None) -> dict[str, np.ndarray]:
+    """What a run reads for an activation: factors (channels,), and the grid of what they make of it, if it has one."""
+    factors = {f"{tensor}{FACTOR}": factor.astype(np.float32)}
+    if grid is None:
+        return factors
     return {
-        f"{tensor}{FACTOR}": factor.astype(np.float32),
+        **factors,
         f"{tensor}{SCALE}": np.asarray(grid.scale, np.float32),
         f"{tensor}{ZERO_POINT}": np.asarray(grid.zero_point, np.uint8),
     }
@@ -65,6 +73,20 @@ def _round(tensor: str) -> Iterable[NodeProto]:
     yield helper.make_node("Mul", [tensor, f"{tensor}{FACTOR}"], [f"{tensor}:scaled"])
     yield helper.make_node(QUANTIZE, [f"{tensor}:scaled", *grid], [f"{tensor}:on_grid"])
     yield helper.make_node(DEQUANTIZE, [f"{tensor}:on_grid", *grid], [f"{tensor}:rounded"])
+
+
+def _round_rows(model: ModelProto, tensor: str) -> Iterable[NodeProto]:
+    opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
+    scaled, rounded = f"{tensor}:scaled", f"{tensor}:rounded"
+    yield helper.make_node("Mul", [tensor, f"{tensor}{FACTOR}"], [scaled])
+    nodes, rows, peaks = round_rows(
+        scaled,
+        lambda end: f"{scaled}:{end}",
+        lambda end, value: add_constant(model.graph, f"{scaled}:{end}", value),
+        opset,
+    )
+    yield from nodes
+    yield helper.make_node("Mul", [rows, peaks], [rounded])
 
 
 def _weigh(node: NodeProto) -> NodeProto:

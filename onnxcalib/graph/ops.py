@@ -51,6 +51,7 @@ STEPS = (
 # From float to integers and back, one scale times an integer.
 QUANTIZE, DEQUANTIZE = LINEAR_OPS = ("QuantizeLinear", "DequantizeLinear")
 # From float to uint8 on the grid of the values of this very run, and the product of such integers with int8 weights.
+AXES_AS_INPUT_OPSET = 18  # from which ReduceMax has its axes as an input
 DYNAMIC_QUANTIZE, INTEGER_PRODUCT = "DynamicQuantizeLinear", "MatMulInteger"
 # Layers that read integers, of onnxruntime's own domain too: those that onnxruntime makes of a quantized model,
 QLINEAR_LAYERS = ("QLinearConv", "QLinearMatMul", "QGemm")

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from ..spec import LayerScheme, QParams
+from .dynamic import round_rows
 from .edit import add_constant, copy_model, take_name
 from .fusion import rectified
 from .index import Index
 from .layers import count_channels, last_layers
 from .ops import CONVOLUTIONS
+from .structure import STANDARD
 
 
 def add_twins(
@@ -27,7 +29,7 @@ def add_twins(
     largest of their values.
     """
     copy = copy_model(model)
-    twins = _Twins(copy.graph, grids)
+    twins = _Twins(copy, grids)
     last = last_layers(model.graph, {layer.name for layer in layers})
     ends = {
         k.name for k in layers if k.op == "Conv" and k.name in last and rectified(twins.index, k.output) == k.output
@@ -38,17 +40,21 @@ def add_twins(
 class _Twins:
     """The graph that twins are added to, and the inputs that are rounded already."""
 
-    def __init__(self, graph: GraphProto, grids: Mapping[str, QParams]) -> None:
+    def __init__(self, model: ModelProto, grids: Mapping[str, QParams]) -> None:
+        graph = model.graph
         self.graph, self.index, self.grids = graph, Index(graph), grids
+        self.opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
         self.taken = {t for node in graph.node for t in (*node.input, *node.output)} | self.index.initializers.keys()
         self.rounded: dict[str, str] = {}
+        self.by_row: dict[str, str] = {}
 
     def add(self, layer: LayerScheme, *, last: bool) -> tuple[str, ...]:
         """Add the twin of a layer, and the nodes that sum what it differs by; returns the tensors of the sums."""
         node, dims = self.index.nodes[layer.name], self.index.initializers[layer.weight].dims
         twin = NodeProto()
         twin.CopyFrom(node)
-        twin.name, twin.input[0], twin.output[0] = "", self._round(layer.input), self._name(node.output[0])
+        rounded = self._round_rows(layer.input) if layer.dynamic else self._round(layer.input)
+        twin.name, twin.input[0], twin.output[0] = "", rounded, self._name(node.output[0])
         self.graph.node.append(twin)
         own, (error,) = node.output[0], self._make("Sub", twin.output[0], node.output[0])
         axes = [0, *range(2, len(dims))]
@@ -62,6 +68,16 @@ class _Twins:
             summed += self._make("Mul", error, error)
         sums = [self._make("ReduceSum", t, over, keepdims=0)[0] for t in summed]
         return (*sums[:3], *self._make("Size", own), *sums[3:])
+
+    def _round_rows(self, tensor: str) -> str:
+        """Each row on a grid of its own, as dynamic layers read it."""
+        if tensor not in self.by_row:
+            nodes, rows, peaks = round_rows(
+                tensor, lambda _: self._name(tensor), lambda _, value: self._constant(value), self.opset
+            )
+            self.graph.node.extend(nodes)
+            (self.by_row[tensor],) = self._make("Mul", rows, peaks)
+        return self.by_row[tensor]
 
     def _round(self, tensor: str) -> str:
         if tensor not in self.rounded:

@@ -20,7 +20,7 @@ from torch.autograd.function import FunctionCtx
 from ..spec import QParams, QuantSpec
 from .learned_weight import LearnedWeight
 from .ranges import limit_scale, raise_scale
-from .rounding import fake_quantize_dynamically, quantize
+from .rounding import fake_quantize_rows, quantize
 from .saturation import keep_pairs
 
 # Learning rates. The units are a scale for positions and zero points, a factor of e for scales, the output noise for
@@ -135,7 +135,7 @@ class ActivationQuantizer(nn.Module):
 
 
 class DynamicQuantizer(nn.Module):
-    """Puts an activation on the grid of its own values, as a dynamic layer does in each run; gradients pass through.
+    """Puts each row of an activation on a grid of its own, as a dynamic layer does in each run; gradients pass through.
 
     reach: the largest absolute value of the last run.
     """
@@ -149,7 +149,7 @@ class DynamicQuantizer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values = x.detach()
         self.reach = values.abs().max()
-        rounded: torch.Tensor = x + (fake_quantize_dynamically(values) - values)
+        rounded: torch.Tensor = x + (fake_quantize_rows(values) - values)
         return rounded
 
 

@@ -7,11 +7,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..spec import QuantSpec
+from ..spec import LEAST_PEAK, ROW_SCALE, ROW_ZERO_POINT, QuantSpec
 
 # Values, and a scale or zero point that is not a number, are all arrays or all tensors.
 Values = TypeVar("Values", np.ndarray, torch.Tensor)
-# The integers of DynamicQuantizeLinear.
+# The integers of DynamicQuantizeLinear, and of what a dynamic layer reads.
 DYNAMIC = QuantSpec(8)
 
 
@@ -53,3 +53,15 @@ def fake_quantize_dynamically(x: torch.Tensor) -> torch.Tensor:
     scale = (high - low) / DYNAMIC.qmax
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     return fake_quantize(x, scale, (-low / scale).round().clamp(DYNAMIC.qmin, DYNAMIC.qmax), DYNAMIC)
+
+
+def fake_quantize_rows(x: torch.Tensor) -> torch.Tensor:
+    """Values of each row, along the last axis, on 255 levels between its largest magnitude and minus that.
+
+    ``peak fake_quantize(x / peak)`` in x's own float type, as dynamic layers compute it.
+    """
+    if not x.numel():
+        return x
+    peaks = x.abs().amax(-1, keepdim=True).clamp(min=LEAST_PEAK)
+    scale = torch.tensor(ROW_SCALE, dtype=x.dtype).to(x.device)
+    return fake_quantize(x / peaks, scale, ROW_ZERO_POINT, DYNAMIC) * peaks

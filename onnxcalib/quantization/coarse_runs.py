@@ -1,7 +1,6 @@
-"""Dynamic layers whose input a few of its rows take the range of, so that 256 levels do not hold most other rows.
+"""Dynamic layers of which 256 levels do not hold the rows: a few channels of a row take its range.
 
-Language models have such inputs: one token has values a thousand times as large as those of the others. Sums over all
-rows do not show that, as that token has most of their power too.
+Sums over all rows do not show that: in language models one token has values a thousand times as large as the others.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from onnx import ModelProto
 
 from ..graph.index import Index, known_constant
 from ..graph.layout import to_rows
-from ..numeric.rounding import fake_quantize_dynamically
+from ..numeric.rounding import fake_quantize_rows
 from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
 from .padding_mask import PaddingMask, find_real
@@ -39,7 +38,7 @@ def find_coarse_runs(
     """Maps dynamic layers to why they should read float, by the median of |y - m|^2 / |y(x rounded) - y|^2.
 
     y: a row of the layer's output, where it is no padding. m: the median of all rows of a batch, which few cannot move.
-    x is rounded by the range of the batch.
+    x is rounded row by row.
     """
     layers = [layer for layer in scheme.layers if layer.dynamic]
     if not layers:
@@ -62,7 +61,9 @@ def find_coarse_runs(
     for name, ratios in found.items():
         median = float(np.median(np.concatenate(ratios))) if ratios else np.inf
         if median < LEAST_DB:
-            coarse[name] = f"a few rows of its input take the range, half of all would have {median:.1f} dB or less"
+            coarse[name] = (
+                f"256 levels do not hold the rows of its input: half of all would have {median:.1f} dB or less"
+            )
     return coarse
 
 
@@ -70,7 +71,7 @@ def _measure_rows(layer: LayerScheme, index: Index, x: np.ndarray) -> np.ndarray
     """The ratio of each row in dB; infinite where rounding changes nothing, or where rows do not differ."""
     weight = to_rows(known_constant(index, layer.weight), layer)[0]
     weight = weight[:: -(-len(weight) // CHANNELS)].T
-    rounded = fake_quantize_dynamically(torch.from_numpy(x)).numpy()
+    rounded = fake_quantize_rows(torch.from_numpy(x)).numpy()
     y, error = (each.reshape(-1, each.shape[-1]) @ weight for each in (x, rounded - x))
     varies, lost = np.square(y - np.median(y, 0)).sum(1), np.square(error).sum(1)
     seen = (varies > 0) & (lost > 0)

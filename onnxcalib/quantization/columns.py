@@ -30,7 +30,7 @@ from ..numeric.gram import (
 from ..numeric.output_metric import OutputMetric
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.products import UINT8_SHIFT, shift_to_int8
-from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_dynamically
+from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_rows
 from ..numeric.solve import Solution, solve_layer
 from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantSpec
@@ -257,13 +257,13 @@ class ColumnReader:
             yield chunk, columns, target
 
     def _round_whole(self, values: np.ndarray) -> np.ndarray:
-        """The input of a dynamic layer as it reads that: on the grid of all values that it is given at once."""
+        """The input of a dynamic layer as it reads that: each row on a grid of its own."""
         if not self.layer.dynamic:
             return values
         whole, held = torch.from_numpy(values), self.state.grids.activations.get(self.layer.input)
         if held is not None and self.layer.name not in self.problem.scheme.float_reads.get(self.layer.input, ()):
             whole = self._on_grid(whole, held)
-        return fake_quantize_dynamically(whole).numpy()
+        return fake_quantize_rows(whole).numpy()
 
     def _read_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them; those of a dynamic layer are rounded already."""

@@ -8,7 +8,7 @@ These are the rules, in their order. Each sees the scheme without what those bef
 3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
    that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold, and convolutions that give such inputs.
-   ``coarse_runs``: dynamic layers of whose input a few rows take the range; their weights alone are quantized.
+   ``coarse_runs``: dynamic layers of whose input they do not hold the rows; their weights alone are quantized.
 5. ``coarse_products``: products of activations, and layers in front of a Log, whose operands they do not hold.
 6. ``coarse_steps``: small parts in front of thresholds and their like, which they make jump.
 7. ``part_precision``: what leaves too little of a part of an output; it chooses ranges, too.

@@ -25,7 +25,7 @@ from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..numeric.smooth import smoothing_factors
 from ..runtime.session import Session
-from ..spec import LayerScheme, QuantScheme, QuantSpec
+from ..spec import LayerScheme, QParams, QuantScheme, QuantSpec
 from .calibrate import BATCH_BYTES, batch_size
 from .output_parts import Parts
 from .output_tally import OutputTally
@@ -137,7 +137,8 @@ class _Trial:
         if not all(np.isfinite(each).all() for each in self.peaks.values()):  # as calibration tells
             return Smoothing(None, {}, {})
         readers = {each.tensor: [layer.name for layer in each.layers] for each in self.found}
-        session = Session(add_factors(self.model, readers), threads=self.threads)
+        dynamic = {each.tensor for each in self.found if each.dynamic}
+        session = Session(add_factors(self.model, readers, dynamic), threads=self.threads)
         weights = {layer.name: np.abs(self._read(layer)).max(axis=1) for each in self.found for layer in each.layers}
         off = self._measure(session, {t: np.ones(peaks.shape, np.float32) for t, peaks in self.peaks.items()})
         tried: dict[int, tuple[float, dict[str, np.ndarray]]] = {}
@@ -201,13 +202,17 @@ class _Trial:
         weight = known_constant(self.index, layer.weight)
         return weight if layer.axis == 1 else weight.T
 
+    def _choose_grid(self, tensor: str, factor: np.ndarray) -> QParams:
+        histogram = Histogram()
+        histogram.add(self.values[tensor] * factor.astype(np.float32))
+        return choose_grid(histogram, QuantSpec(FULL_BITS))
+
     def _measure(self, session: Session, factors: Mapping[str, np.ndarray]) -> float:
         """The least SQNR of an output, with the weights of these factors and the inputs rounded."""
         given: dict[str, np.ndarray] = {}
         for each in self.found:
-            factor, histogram = factors[each.tensor], Histogram()
-            histogram.add(self.values[each.tensor] * factor.astype(np.float32))
-            given |= feed_factors(each.tensor, factor, choose_grid(histogram, QuantSpec(FULL_BITS)))
+            factor = factors[each.tensor]
+            given |= feed_factors(each.tensor, factor, None if each.dynamic else self._choose_grid(each.tensor, factor))
             for layer in each.layers:
                 integers, steps = _round(self._read(layer) / factor[:, None])
                 given |= feed_weight(layer.name, integers if layer.axis == 1 else integers.T, steps)

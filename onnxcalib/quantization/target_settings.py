@@ -24,7 +24,7 @@ from ..errors import ConfigError, ModelError
 from ..graph.packed import LOOK_UP, MULTIPLY
 from ..graph.passes.opset import opset_of
 from ..spec import Candidate, InputSpec, Requirements, spell_shape
-from ..targets import DYNAMIC_OPS, OWN_RUNTIME, Target
+from ..targets import OWN_RUNTIME, Target
 from .rewrite import least_opset
 
 # Of the examples in a message: inputs that are shown, sides of an image, tokens of a text, and axes of a text.
@@ -94,7 +94,7 @@ def _check_dynamic(config: QuantizeConfig, target: Target) -> None:
     found = "activations: found 'dynamic'"
     if not target.requirements.dynamic:
         raise ConfigError(
-            f"{found}; target {target.name!r} is not known to run {' and '.join(DYNAMIC_OPS)}; leave it out, or give"
+            f"{found}; target {target.name!r} is not known to run layers on what each run gives; leave it out, or give"
             f" target {OWN_RUNTIME!r}"
         )
     if config.planned:

@@ -16,9 +16,10 @@ from onnx.external_data_helper import uses_external_data
 
 from ..files.scratch import Scratch
 from ..graph.draws import list_draws
+from ..graph.dynamic import find_rows
 from ..graph.edit import copy_model
 from ..graph.index import Index, all_graphs, reads
-from ..graph.ops import DEQUANTIZE, INTEGER_PRODUCT, QUANTIZE
+from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
 from ..graph.recurrent import DYNAMIC_LSTM
 from ..graph.values import bring_in, find_place, refer
@@ -275,7 +276,7 @@ def _with_node_names(model: ModelProto) -> ModelProto:
 def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
     """What is left unfused in ``graph``, the optimized graph of ``quantized``, each with a reason.
 
-    That is every QuantizeLinear and DequantizeLinear, and every MatMulInteger of a dynamic layer.
+    That is every QuantizeLinear and DequantizeLinear, but for those that dynamic layers need.
     """
     index = Index(graph)
     # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
@@ -292,12 +293,12 @@ def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecor
             ahead.update(reads(node))
     records = []
     for node in graph.node:
+        if node.op_type == QUANTIZE and find_rows(index, node.input[0]) is not None:
+            continue
         if node.op_type == QUANTIZE:
             reason = _explain_quantize(index, node, node.input[0] in behind)
         elif node.op_type == DEQUANTIZE:
             reason = _explain_dequantize(index, node, node.output[0] in ahead)
-        elif node.op_type == INTEGER_PRODUCT:
-            reason = "its sums are cast to float and multiplied by their scales in nodes of their own"
         else:
             continue
         records.append(UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason))

@@ -6,11 +6,10 @@ files of this folder.
 """
 
 from .rewrites import Rewrites
-from .target import DYNAMIC_OPS, OWN_RUNTIME, Target, is_name, list_targets, load_target
+from .target import OWN_RUNTIME, Target, is_name, list_targets, load_target
 from .violation import LintRecord, Violation
 
 __all__ = [
-    "DYNAMIC_OPS",
     "OWN_RUNTIME",
     "LintRecord",
     "Rewrites",

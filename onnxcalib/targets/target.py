@@ -19,8 +19,7 @@ from .rules import BiasKind, FixedGrids, IntegerType, Record, Rule, Rules
 GIVE = "the name of a target, or the path of a TOML file of one, is needed; onnxcalib targets lists the names"
 SUFFIX = ".toml"
 OWN_RUNTIME = "onnxruntime"
-# What layers that quantize their input as they run consist of.
-DYNAMIC_OPS, DYNAMIC_LSTM = ("DynamicQuantizeLinear", "MatMulInteger"), "DynamicQuantizeLSTM"
+DYNAMIC_LSTM = "DynamicQuantizeLSTM"
 # The types that are written and their bits: of activations, and of weights. Activations of 4 bits are unsigned: those
 # behind a Relu, where they are used, would lose half of signed ones.
 SIGNED_BITS, UNSIGNED_BITS = {"int16": (16,), "int8": (8,)}, {"uint16": (16,), "uint8": (8,), "uint4": (4,)}
@@ -82,7 +81,7 @@ class Target(Record):
             weights_alone=_list_bits(
                 rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, ALONE_BITS
             ),
-            dynamic=rules.operators is not None and all(map(rules.operators.takes, DYNAMIC_OPS)),
+            dynamic=self.is_onnxruntime,
             recurrent=rules.operators is not None and rules.operators.takes(DYNAMIC_LSTM),
             asymmetric_alone=rules.weight_zero_points is None and "uint4" in weights,
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",

@@ -116,19 +116,24 @@ def _before_rescaling(index: Index, layer: QuantizedLayer, known: set[str]) -> Q
 
     The layer's grid is then dropped, as it holds for the rescaled values.
     """
-    source, entry = layer.source, layer.entry
+    source, entries = layer.source, layer.entries
     while source not in known:
         node = index.producer.get(source)
         if node is None or not is_op(node, *RESCALERS) or not index.initializers.keys() >= {*node.input[1:]} - {""}:
             return layer
-        source, entry = node.input[0], node.name
-    return layer if source == layer.source else replace(layer, source=source, entry=entry, grid=None)
+        source, entries = node.input[0], (node.name,)
+    return layer if source == layer.source else replace(layer, source=source, entries=entries, grid=None)
 
 
 def _behind_bias(index: Index, layer: QuantizedLayer, known: set[str]) -> QuantizedLayer:
-    """The layer with what the Add of its bias gives as its output, where a Gemm became a MatMulInteger and that Add."""
+    """The layer with what the Add of its bias gives as its output, where a Gemm became a product and that Add."""
     readers = index.readers(layer.output)
-    if layer.op != INTEGER_PRODUCT or layer.output in known or len(readers) != 1 or not is_op(readers[0], "Add"):
+    if (
+        layer.op not in (INTEGER_PRODUCT, "MatMul")
+        or layer.output in known
+        or len(readers) != 1
+        or not is_op(readers[0], "Add")
+    ):
         return layer
     adds_constant = any(name in index.initializers for name in readers[0].input)
     return replace(layer, output=readers[0].output[0]) if adds_constant else layer

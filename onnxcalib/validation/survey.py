@@ -188,7 +188,8 @@ def _open_layers(extended: ModelProto, layers: list[Measured]) -> ModelProto:
     copy = copy_model(extended)
     entries: dict[str, set[str]] = {}
     for operand in (operand for each in layers for operand in each.pair.layer.operands):
-        entries.setdefault(operand.entry, set()).add(operand.source)
+        for entry in operand.entries:
+            entries.setdefault(entry, set()).add(operand.source)
     for node in copy.graph.node:
         for source in entries.get(node.name, ()):
             reroute(node, source, f"{GIVEN}{source}")

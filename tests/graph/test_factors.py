@@ -24,3 +24,16 @@ def test_layers_read_rounded_multiples_and_the_weights_given(build, draw, node, 
     read = np.clip(np.rint(np.maximum(feeds["x"], 0) * factor / 0.05) + 3, 0, 255) - 3
     given = Session(changed).run(feeds)["y"]
     assert np.allclose(given, 0.05 * read @ (integers * steps), atol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_rows_without_a_grid_are_rounded_by_their_own_peaks(build, draw, opset):
+    text = "g (float[N, 6] x) => (float[N, 4] y) { [first] h = Relu (x)  [a] y = MatMul (h, w) }"
+    changed = add_factors(build(text, opset=opset, w=draw(6, 4)), {"h": ["a"]}, ["h"])
+    factor, integers, steps = np.arange(1, 7) / 4, np.arange(24).reshape(6, 4) - 12, np.array([0.1, 0.2, 0.3, 0.4])
+    x = np.abs(draw(3, 6)) * np.array([[1], [1000], [0]], np.float32)
+    feeds = feed_factors("h", factor, None) | feed_weight("a", integers, steps) | {"x": x}
+    scaled = x * factor
+    peaks = np.maximum(scaled.max(1, keepdims=True), 1e-30)
+    wanted = np.rint(scaled / peaks * 127) / 127 * peaks @ (integers * steps)
+    assert np.allclose(Session(changed).run(feeds)["y"], wanted, rtol=1e-3, atol=1e-4)

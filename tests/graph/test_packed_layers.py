@@ -90,7 +90,12 @@ def test_layers_are_read_as_those_of_the_file_in_standard_operators(net, rough, 
     plain, packed = (rough(net, x, encoding=encoding, **settings) for encoding in ("standard", "matmulnbits"))
     layers = zip(find_quantized_layers(plain), find_quantized_layers(packed), strict=True)
     for one, other in layers:
-        assert (one.name, one.source, one.entry, one.output) == (other.name, other.source, other.entry, other.output)
+        assert (one.name, one.source, one.entries, one.output) == (
+            other.name,
+            other.source,
+            other.entries,
+            other.output,
+        )
         assert (one.weight_bits, one.activation_bits, one.shape) == (
             other.weight_bits,
             other.activation_bits,

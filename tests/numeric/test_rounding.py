@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import parser
 
-from onnxcalib.numeric.rounding import dequantize, fake_quantize, fake_quantize_dynamically, quantize
+from onnxcalib.numeric.rounding import (
+    dequantize,
+    fake_quantize,
+    fake_quantize_dynamically,
+    fake_quantize_rows,
+    quantize,
+)
 from onnxcalib.spec import QuantSpec
 
 BYTES, NIBBLES = QuantSpec(8), QuantSpec(4)
@@ -95,5 +101,27 @@ def test_dynamic_rounding_is_that_of_onnxruntime(shift, scale):
         np.testing.assert_array_equal(given, run(None, {"x": values})[0])
 
 
+def test_rows_are_rounded_as_onnxruntime_rounds_what_their_peaks_divide():
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]>'
+        "g (float[N, K] x, float scale, uint8 zero) => (float[N, K] y) { a = Abs (x)"
+        " p = ReduceMax <axes = [-1], keepdims = 1> (a) r = Div (x, p) q = QuantizeLinear (r, scale, zero)"
+        " d = DequantizeLinear (q, scale, zero) y = Mul (d, p) }"
+    )
+    run = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(40, 100)).astype(np.float32) * rng.lognormal(sigma=3, size=(40, 1)).astype(np.float32)
+    wanted = run(None, {"x": x, "scale": np.array(1 / 127, np.float32), "zero": np.array(128, np.uint8)})[0]
+    given = fake_quantize_rows(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(given, wanted)
+    places = np.arange(40), np.abs(x).argmax(1)
+    np.testing.assert_allclose(given[places], x[places], rtol=1e-6)  # the peak of each row is on the grid
+
+
+def test_rows_of_zeros_stay():
+    zeros = torch.zeros(3, 4)
+    assert torch.equal(fake_quantize_rows(zeros), zeros)
+
+
 def test_nothing_is_rounded_to_nothing():
-    assert fake_quantize_dynamically(torch.zeros(0, 3)).shape == (0, 3)
+    assert fake_quantize_dynamically(torch.zeros(0, 3)).shape == fake_quantize_rows(torch.zeros(0, 3)).shape == (0, 3)

@@ -55,6 +55,18 @@ def test_the_outputs_gain_and_the_report_says_by_what(transformer, tmp_path, cap
     assert plain.report.smoothing is None and json.loads(smoothed.report.to_json())["smoothing"]["exponent"]
 
 
+def test_inputs_of_dynamic_layers_are_smoothed_too(transformer):
+    samples, test = draw_tokens(48), draw_tokens(100, seed=1)
+    samples[:, 0] *= 1000  # as the first token of language models
+    test[:, 0] *= 1000
+    plain, smoothed = (
+        quantize(transformer, samples, config.model_copy(update={"activations": "dynamic"}), test=test).report
+        for config in (OFF, AUTO)
+    )
+    assert smoothed.outputs[0].sqnr_db > plain.outputs[0].sqnr_db + 4
+    assert len(smoothed.smoothing["smoothed"]) == 3 and all(layer.dynamic for layer in smoothed.layers)
+
+
 def test_where_nothing_is_gained_the_file_is_the_one_without(build, weigh):
     even = build(
         FEED_FORWARD,

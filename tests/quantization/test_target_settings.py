@@ -145,7 +145,7 @@ def test_what_the_user_gives_wins():
         (
             "tensorrt",
             {"activations": "dynamic"},
-            "activations: found 'dynamic'; target 'tensorrt' is not known to run DynamicQuantizeLinear and",
+            "activations: found 'dynamic'; target 'tensorrt' is not known to run layers on what each",
         ),
         ("openvino", {"activations": "dynamic"}, "activations: found 'dynamic'; target 'openvino' is not known to run"),
         (

@@ -261,7 +261,7 @@ def test_a_layer_whose_input_is_rescaled_stands_for_the_one_that_reads_it_plainl
     assert (found.name, found.layer.source, found.output, unmatched) == ("layer", "x", "y", ())
     assert found.layer.grid is None  # in other units
     readers = [node.name for node in Index(tidy(quantized).graph).readers("x")]
-    assert readers == [found.layer.entry]
+    assert readers == [*found.layer.entries]
 
 
 @pytest.mark.parametrize("change", [("Mul (p, factor)", "Mul (p, p)"), ("Add (m, shift)", "Max (m, shift)")])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
+from ..dynamic import find_rows
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
 from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE
@@ -33,12 +34,13 @@ CARRIERS = ("Cast", "Identity")
 class Operand:
     """An activation that a node multiplies.
 
-    source: the float tensor that the node reads or that is quantized for it. entry: the node that reads ``source``, the
-    node itself or a QuantizeLinear. grid: scale and ends of its grid, as floats.
+    source: the float tensor that the node reads or that is quantized for it. entries: the nodes that read ``source``,
+    the node itself, a QuantizeLinear, or what divides it by the peaks of its rows. grid: scale and ends of its grid, as
+    floats; None too where each row has another.
     """
 
     source: str
-    entry: str
+    entries: tuple[str, ...]
     bits: int
     grid: tuple[float, float, float] | None
 
@@ -57,7 +59,7 @@ class QuantizedProduct:
 class QuantizedLayer:
     """A layer with a quantized constant weight.
 
-    source, entry, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
+    source, entries, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
     asked for. packing: how a MatMulNBits has them; None for others. scale: of a shape that broadcasts to the weight's,
     as the zero point is. axis: of the output channels. others: what an LSTM reads beside its input, in float.
     """
@@ -65,7 +67,7 @@ class QuantizedLayer:
     name: str
     op: str
     source: str
-    entry: str
+    entries: tuple[str, ...]
     output: str
     weight: TensorProto
     zero_point: np.ndarray | None
@@ -96,8 +98,8 @@ class QuantizedLayer:
     @property
     def operands(self) -> tuple[Operand, ...]:
         """The layer's input, and what it reads beside that."""
-        others = (Operand(name, self.entry, FLOAT_BITS, None) for name in self.others)
-        return Operand(self.source, self.entry, self.activation_bits, self.grid), *others
+        others = (Operand(name, self.entries, FLOAT_BITS, None) for name in self.others)
+        return Operand(self.source, self.entries, self.activation_bits, self.grid), *others
 
 
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
@@ -130,7 +132,7 @@ def find_quantized_products(model: ModelProto) -> tuple[QuantizedProduct, ...]:
             fixed.update(node.output)
         if is_op(node, "MatMul") and fixed.isdisjoint(node.input):
             operands = tuple(_read_operand(index, node, name) for name in node.input)
-            if any(operand.entry != node.name for operand in operands):
+            if any(operand.entries != (node.name,) for operand in operands):
                 found.append(QuantizedProduct(node.name, node.op_type, operands, node.output[0]))
     return tuple(found)
 
@@ -138,8 +140,8 @@ def find_quantized_products(model: ModelProto) -> tuple[QuantizedProduct, ...]:
 def _read_operand(index: Index, node: NodeProto, tensor: str) -> Operand:
     entry = next((n for n in reversed(list(_trace(index, tensor))) if is_linear(n, QUANTIZE)), None)
     if entry is None:
-        return Operand(tensor, node.name, FLOAT_BITS, None)
-    return Operand(entry.input[0], entry.name, *_last_grid(index, tensor))
+        return Operand(tensor, (node.name,), FLOAT_BITS, None)
+    return Operand(entry.input[0], (entry.name,), *_last_grid(index, tensor))
 
 
 def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
@@ -163,7 +165,7 @@ def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
         name=node.name or node.output[0],
         op=node.op_type,
         source=entry.input[0],
-        entry=entry.name,
+        entries=(entry.name,),
         output=product.output[0],
         weight=weight,
         zero_point=zero_point,
@@ -186,7 +188,7 @@ def _read_recurrent(index: Index, node: NodeProto) -> QuantizedLayer | None:
         name=node.name or output,
         op=node.op_type,
         source=node.input[INPUT],
-        entry=node.name,
+        entries=(node.name,),
         output=output,
         weight=weight,
         zero_point=grid[1],
@@ -218,13 +220,13 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     scale, zero_point = (_broadcastable(index, dequantize, number, shape) for number in (1, 2))
     if scale is None or (zero_point is None and any(dequantize.input[2:])):
         return None
-    operand = _read_operand(index, node, node.input[0])
+    operand, output = _read_rows(index, node, _read_operand(index, node, node.input[0]))
     return QuantizedLayer(
         name=node.name or node.output[0],
         op=node.op_type,
         source=operand.source,
-        entry=operand.entry,
-        output=node.output[0],
+        entries=operand.entries,
+        output=output,
         weight=tensor,
         zero_point=zero_point,
         scale=scale.astype(np.float32),
@@ -233,6 +235,17 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         activation_bits=operand.bits,
         grid=operand.grid,
     )
+
+
+def _read_rows(index: Index, node: NodeProto, operand: Operand) -> tuple[Operand, str]:
+    """The input and the output of a layer, in front of what divides its rows by their peaks and behind the Mul by them.
+
+    A layer without these has them as they are.
+    """
+    rows, product = find_rows(index, operand.source), _read_alone(index, node.output[0], "Mul")
+    if rows is None or product is None or rows.peaks not in product.input:
+        return operand, node.output[0]
+    return replace(operand, source=rows.tensor, entries=rows.nodes, grid=None), product.output[0]
 
 
 def _read_packed(index: Index, node: NodeProto) -> QuantizedLayer | None:
@@ -252,7 +265,7 @@ def _read_packed(index: Index, node: NodeProto) -> QuantizedLayer | None:
         name=node.name or node.output[0],
         op="MatMul",  # which it multiplies as
         source=node.input[0],
-        entry=node.name,
+        entries=(node.name,),
         output=node.output[0],
         weight=tensor,
         zero_point=zeros,

@@ -26,10 +26,15 @@ SMOOTHED = "smoothed"  # behind the name of a tensor that had no factors
 
 
 class Smoothable(NamedTuple):
-    """An activation, and all layers that read it on its grid."""
+    """An activation, and all layers that read it on its grid, or on one of each row."""
 
     tensor: str
     layers: tuple[LayerScheme, ...]
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether each row has a grid of its own."""
+        return self.layers[0].dynamic
 
 
 class Edit(NamedTuple):
@@ -48,7 +53,7 @@ def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
     index = Index(model.graph)
     readers: dict[str, list[LayerScheme]] = {}
     for layer in scheme.layers:
-        if layer.on_grid:
+        if not layer.reads_float:
             readers.setdefault(layer.input, []).append(layer)
     normed = _find_normed(model, index) if readers else frozenset()
     found = []
@@ -60,6 +65,8 @@ def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
             for layer in layers
         )
         on_grid = [n for n in index.readers(tensor) if n.name not in scheme.float_reads.get(tensor, ())]
+        if tensor not in scheme.activations:  # which dynamic layers read; to all others it is float
+            on_grid = []
         alone = {layer.name for layer in layers}.issuperset(n.name for n in on_grid if not is_op(n, *SHAPE_READERS))
         single = scheme.members_of(tensor) == (tensor,) and tensor not in scheme.requantized
         if taken and alone and single and (tensor in normed or _is_inside(index, tensor, normed)):

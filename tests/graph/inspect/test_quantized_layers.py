@@ -44,7 +44,7 @@ def test_layers_are_found_with_the_tensors_of_the_float_model(quantized):
         "stem": ("Conv", "image", "c1"), "inner": ("Conv", "r1", "c2"), "deep": ("Conv", "r2", "c3"),
         "tail": ("Conv", "s", "c4"), "last": ("Conv", "k", "c5"), "head": ("Gemm", "f", "scores"),
     }  # fmt: skip
-    assert layers["tail"].entry == "s_QuantizeLinear" and all(k.axis == 0 for k in layers.values())
+    assert layers["tail"].entries == ("s_QuantizeLinear",) and all(k.axis == 0 for k in layers.values())
 
 
 def test_eight_bits(quantized):
@@ -83,7 +83,7 @@ def test_four_bits_in_both_encodings(quantized, encoding):
 
 def test_a_layer_enters_its_grid_at_the_first_of_two(quantized):
     requantized = by_name(quantized(**FOUR))["inner"]
-    assert (requantized.source, requantized.entry) == ("r1", "r1_QuantizeLinear")
+    assert (requantized.source, requantized.entries) == ("r1", ("r1_QuantizeLinear",))
 
 
 def test_a_real_leaky_relu_and_a_clip_of_floats_are_not_passed_over(build, rough, draw):
@@ -167,7 +167,7 @@ def test_the_top_of_uint8_is_four_bits_behind_the_mark_alone(build, alpha):
 
 def test_a_weight_alone_leaves_the_input_in_float(build):
     layer = only(by_hand(build, f"{WEIGHT} [fc] y = MatMul (x, d)"))
-    assert (layer.source, layer.entry, layer.activation_bits, layer.grid) == ("x", "fc", 32, None)
+    assert (layer.source, layer.entries, layer.activation_bits, layer.grid) == ("x", ("fc",), 32, None)
     assert (layer.axis, layer.weight_bits, layer.scale.shape) == (1, 8, ())
     behind = by_hand(
         build, f"q = QuantizeLinear (x, s, z) e = DequantizeLinear (q, s, z) t = Tanh (e) {WEIGHT} y = MatMul (t, d)",
@@ -281,7 +281,7 @@ def test_layers_are_found_behind_both_domains_of_quantize_linear(build, domain):
     model = by_hand(build, nodes, z=np.uint8(10))
     model.graph.node[0].name = "entry"
     layer = only(model)
-    assert (layer.source, layer.entry, layer.grid, layer.activation_bits) == ("x", "entry", (0.5, -5.0, 122.5), 8)
+    assert (layer.source, layer.entries, layer.grid, layer.activation_bits) == ("x", ("entry",), (0.5, -5.0, 122.5), 8)
 
 
 @pytest.mark.parametrize(("inputs", "found"), [("", 1), (", , order", 0), (", , , bias", 1)])
