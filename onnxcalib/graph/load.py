@@ -19,9 +19,10 @@ from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
 from .external import find_data, read_external
 from .float_weights import spell_holders
-from .index import all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
+from .index import Index, all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
 from .ops import LAYERS, PACKED_WEIGHTS, QUANTIZED_OPS
 from .parse import parse_model
+from .recurrent import find_recurrent
 from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
@@ -133,9 +134,10 @@ def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
-def refuse_unsuitable(model: ModelProto) -> None:
+def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
     """Raise ModelError for a model that is quantized already, or that has no layer with a constant float32 weight.
 
+    recurrent: an LSTM is one.
     Operators whose weight alone is integers may stand beside such a layer, as they read and give floats.
     A model with operators that onnx does not know at its opset is refused too: onnxruntime runs some of them, but its
     checker accepts no such file. Constants must be folded before, as weights may be computed from them.
@@ -153,7 +155,7 @@ def refuse_unsuitable(model: ModelProto) -> None:
                 " operators of the opset are allowed; export the model at the opset that has it"
             )
     types, inner = weight_types(model.graph)
-    if TensorProto.FLOAT in types:
+    if TensorProto.FLOAT in types or (recurrent and find_recurrent(model, Index(model.graph))):
         return
     if types & set(FLOAT_TYPES):
         names = ", ".join(sorted(TensorProto.DataType.Name(t).lower() for t in types & set(FLOAT_TYPES)))

@@ -68,6 +68,7 @@ class _Resolver:
         weighted = (node for node in self.nodes if is_op(node, *LAYERS) and node.input[1] in constants)
         self.weighted = [node.name for node in weighted]
         self.tables = [n.name for n in self.nodes if is_op(n, "Gather") and n.input[0] in constants]
+        self.lstms = [n.name for n in self.nodes if is_op(n, "LSTM") and n.input[1] in constants]
         old = [] if before is None else list(before.graph.node)
         self.folded_names = {node.name for node in old if node.name} - set(self.names)
         # A rewritten node keeps its name; one without gets that of its operator and output, as ``name_nodes`` gives it.
@@ -81,8 +82,8 @@ class _Resolver:
         return self._select(selector, self.names, where, "node")
 
     def select_weighted(self, selector: str, where: str) -> list[str]:
-        """Names of the nodes with a constant weight that a selector selects; a table by its own name alone."""
-        if selector in self.tables:
+        """Names of the nodes with a constant weight that a selector selects; tables and LSTMs by their own alone."""
+        if selector in (*self.tables, *self.lstms):
             return [selector]
         return self._select(selector, self.weighted, where, "node with a constant weight")
 

@@ -5,6 +5,7 @@ import onnx
 import pytest
 
 from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.recurrent import _Lstm
@@ -66,6 +67,26 @@ def test_an_lstm_that_stays_in_float_has_its_reason_in_the_report(net, draw, set
     report = quantize(net, draw(8, 12, 5), QuantizeConfig(**settings)).report
     found = {each.name: each.reason for each in report.in_float}
     assert found["it"].startswith(reason)
+
+
+def test_a_model_of_an_lstm_alone_is_taken_and_its_name_selects_it(build, draw):
+    text = "g (float[N, 12, 5] x) => (float[1, N, 8] c) {{ t = Transpose <perm = [1, 0, 2]> (x) {} }}"
+    model = build(
+        text.format("[it] , , c = LSTM <hidden_size = 8> (t, w, r)"), w=draw(1, 32, 5) / 2, r=draw(1, 32, 8) / 2
+    )
+    x = draw(8, 12, 5)
+    named = QuantizeConfig(activations="dynamic", layers={"it": {"weight_bits": 8}})  # which is slower, but named
+    for config in (settle(), named):
+        (record,) = quantize(model, x, config).report.layers
+        assert record.name == "it" and record.sqnr_db > 30
+    for settings, text in (
+        ({"layers": {"it": {"activation_bits": 32}}}, "layers: 'it': activation_bits: found 32; an LSTM has 8 bits"),
+        ({"exclude": ["it"]}, "exclude: no layer is left to quantize"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            quantize(model, x, settle(**settings))
+    with pytest.raises(ModelError, match="no quantizable layer found, as 1 of its 1 weights is read by LSTM"):
+        quantize(model, x)
 
 
 @pytest.fixture
