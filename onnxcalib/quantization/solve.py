@@ -64,18 +64,22 @@ def round_embeddings(index: Index, scheme: QuantScheme) -> dict[str, LayerParams
 
 def _round_table(table: TensorProto, spec: QuantSpec) -> LayerParams:
     scales: list[np.ndarray] = []
+    zeros: list[np.ndarray] = []
 
     def round_parts() -> Iterator[np.ndarray]:
         for number, rows in enumerate(read_rows(table, TABLE_BYTES)):
             if number % PARTS == 0:
                 release()
             part = round_layer(torch.from_numpy(rows.copy())[None], spec)
-            scales.append(part.scale[0].float().numpy())
+            scale = part.scale[0].float().numpy()
+            scales.append(scale)
+            zeros.append(
+                np.zeros(scale.shape, np.int32) if part.zero is None else part.zero[0].numpy().astype(np.int32)
+            )
             yield part.integers[0].numpy()
 
     integers = put_parts(round_parts(), table.dims, spec.bits)
-    scale = np.concatenate(scales)
-    return LayerParams(integers, QParams(scale, np.zeros(scale.shape, np.int32), spec), None)
+    return LayerParams(integers, QParams(np.concatenate(scales), np.concatenate(zeros), spec), None)
 
 
 class Solved(NamedTuple):

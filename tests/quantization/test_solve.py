@@ -443,17 +443,20 @@ def test_a_shortcut_that_is_read_in_float_is_made_up_for_as_it_is(build, weigh, 
     assert np.allclose(target[0].T.numpy(), wanted, atol=1e-6)
 
 
-def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of):
+@pytest.mark.parametrize("symmetric", [True, False])  # a head with zero points gives them to its table
+def test_layers_behind_an_embedding_are_solved_on_what_its_integers_give(build, weigh, draw, state_of, symmetric):
     text = "g (int64[N, 5] ids) => (float[N, 5, 4] y) { [look] e = Gather (table, ids)  [mul] y = MatMul (e, w) }"
     ids = np.random.default_rng(0).integers(0, 500, (40, 5))
     state = state_of(build(text, table=draw(500, 64), w=weigh(64, 4)), ids, activation_bits=32, embedding_bits=4)
-    scheme = replace(state.problem.scheme, embeddings=find_embeddings(state.problem.model, 4))
+    (table,) = find_embeddings(state.problem.model, 4)
+    table = replace(table, weight_spec=replace(table.weight_spec, symmetric=symmetric))
+    scheme = replace(state.problem.scheme, embeddings=(table,))
     state.problem = replace(state.problem, scheme=scheme)
     state.layers |= round_embeddings(state.problem.index, state.problem.scheme)
     params = state.layers["look"]
     assert params.integers.shape == (500, 64) and params.grid.scale.shape == (500, 2)
     table = constant(state.problem.index, "table")
-    given = params.integers * params.grid.scale.repeat(32, 1)
+    given = (params.integers - params.grid.zero_point.repeat(32, 1)) * params.grid.scale.repeat(32, 1)
     assert np.square(given - table).mean() < 0.02 * np.square(table).mean()
     glue, block = find_blocks(state.problem.model, state.problem.scheme)
     found = SubgraphRunner(state, glue, ["e"], quantized=True).run(0)["e"]
