@@ -222,16 +222,18 @@ def _describe_blocks(report: Report) -> list[str]:
 
 
 def _describe_smoothing(report: Report) -> list[str]:
-    """The exponent with which the inputs of layers were smoothed, and how many; nothing where none were."""
+    """How the inputs of layers were smoothed, and how many; nothing where none were."""
     found = report.smoothing
     if found is None or not found["smoothed"]:
         return []
     muls = sum(each["mul"] is not None for each in found["smoothed"])
     layers = sum(len(each["layers"]) for each in found["smoothed"])
-    before, after = (found["tried_db"][name] for name in ("off", f"{found['exponent']:g}"))
+    name = f"{found['exponent']:g}" if found["reach"] is None else f"reach {found['reach']:g}"
+    what = f"exponent {name}" if found["reach"] is None else name
+    before, after = (found["tried_db"][each] for each in ("off", name))
     return [
-        f"smoothing: exponent {found['exponent']:g} for {layers} layers, {muls} Muls in front of them; {before:.1f} ->"
-        f" {after:.1f} dB by the rounding of these alone"
+        f"smoothing: {what} for {layers} layers, {muls} Muls in front of them; {before:.1f} -> {after:.1f} dB by the"
+        " rounding of these alone"
     ]
 
 

@@ -424,7 +424,8 @@ def test_views_of_what_is_no_image_are_refused_with_a_warning(build, weigh, draw
     model = build("g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) { y = Conv (x, w) }", w=weigh(4, 4, 1, 1))
     made, warnings = count_views(model, draw(8, 4, 6, 6), QuantizeConfig(views=2))
     assert made == [] and warnings == (
-        "views: none were made; one input of images is needed, of 4 dimensions and 1 or 3 channels",
+        "views: none were made; one input of images is needed, of 4 dimensions and 1 or 3 channels, or one of"
+        " tokens, input_ids",
     )
 
 

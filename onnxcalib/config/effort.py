@@ -8,18 +8,23 @@ from typing import NamedTuple
 class Effort(NamedTuple):
     """What an effort stands for.
 
-    The first three hold where weights have less than 8 bits. width: branches of the search for a layer's integers.
-    views: copies of each image beside itself. probes: directions of the model's outputs for which integers are chosen.
-    steps: AdaQuant steps of a block with a layer of several groups that reads less than 8 bits. rescue: AdaQuant steps
-    of a block with a layer that could not be solved.
+    The first four hold where weights have less than 8 bits. width: branches of the search for a layer's integers.
+    views, text_views: copies of each image, and of each text, beside itself. probes: directions of the model's outputs
+    for which integers are chosen. steps: AdaQuant steps of a block with a layer of several groups that reads less than
+    8 bits. rescue: AdaQuant steps of a block with a layer that could not be solved.
     """
 
     width: int
     views: int
+    text_views: int
     probes: int
     steps: int
     rescue: int
 
 
 # Points on the curve of accuracy against time that the README shows.
-EFFORTS = {"fast": Effort(8, 0, 0, 0, 0), "balanced": Effort(16, 1, 1, 0, 100), "best": Effort(32, 2, 4, 200, 200)}
+EFFORTS = {
+    "fast": Effort(8, 0, 0, 0, 0, 0),
+    "balanced": Effort(16, 1, 1, 1, 0, 100),
+    "best": Effort(32, 2, 2, 4, 200, 200),
+}

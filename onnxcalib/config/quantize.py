@@ -194,7 +194,7 @@ class QuantizeConfig(Settings):
     ] = None
     views: Annotated[
         Annotated[int, Field(strict=True, ge=0, le=MOST_VIEWS)] | None,
-        Field(description="Shifted and mirrored copies of each image beside itself, of image files and of arrays."),
+        Field(description="Copies of each sample beside itself: shifted images, or texts with tokens exchanged."),
         Option(EXPERT, unset="as the effort has it, for files", plan=False),
     ] = None
     samples: Annotated[
@@ -389,11 +389,11 @@ class QuantizeConfig(Settings):
         """Branches of the search for a layer's integers; at 8 bits the first one is as good as any."""
         return EFFORTS[self.effort].width if weight_bits < FULL_BITS else 1
 
-    def image_views(self, weight_bits: int) -> int:
-        """Views of each image beside itself, for a model whose weights have so many bits or more.
+    def count_views(self, weight_bits: int, *, texts: bool = False) -> int:
+        """Views of each sample beside itself, for a model whose weights have so many bits or more.
 
         ``views``, or what ``effort`` stands for; at 8 bits views bring no layer nearer to its optimum.
         """
         if self.views is not None:
             return self.views
-        return EFFORTS[self.effort].views if weight_bits < FULL_BITS else 0
+        return (EFFORTS[self.effort].text_views if texts else EFFORTS[self.effort].views) * (weight_bits < FULL_BITS)

@@ -16,7 +16,7 @@ from .structure import STANDARD
 from .weightless import copy_without_initializers
 
 # The inputs of an activation and of a layer, behind their names.
-FACTOR, SCALE, ZERO_POINT, INTEGERS, STEPS = ":factor", ":scale", ":zero_point", ":integers", ":steps"
+FACTOR, SCALE, ZERO_POINT, LAST, INTEGERS, STEPS = ":factor", ":scale", ":zero_point", ":last", ":integers", ":steps"
 
 
 def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]], dynamic: Collection[str] = ()) -> ModelProto:
@@ -42,7 +42,8 @@ def add_factors(model: ModelProto, readers: Mapping[str, Sequence[str]], dynamic
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del copy.graph.node[:]
     copy.graph.node.extend(copies)
-    kinds = {FACTOR: (TensorProto.FLOAT, [None]), SCALE: (TensorProto.FLOAT, []), ZERO_POINT: (TensorProto.UINT8, [])}
+    kinds = {FACTOR: (TensorProto.FLOAT, [None]), SCALE: (TensorProto.FLOAT, [])}
+    kinds |= dict.fromkeys((ZERO_POINT, LAST), (TensorProto.UINT8, []))
     on_grids = [tensor for tensor in readers if tensor not in dynamic]
     _add_inputs(copy, on_grids, kinds)
     _add_inputs(copy, (tensor for tensor in readers if tensor in dynamic), {FACTOR: kinds[FACTOR]})
@@ -60,6 +61,7 @@ def feed_factors(tensor: str, factor: np.ndarray, grid: QParams | None) -> dict[
         **factors,
         f"{tensor}{SCALE}": np.asarray(grid.scale, np.float32),
         f"{tensor}{ZERO_POINT}": np.asarray(grid.zero_point, np.uint8),
+        f"{tensor}{LAST}": np.asarray(grid.spec.qmax, np.uint8),
     }
 
 
@@ -71,7 +73,8 @@ def feed_weight(layer: str, integers: np.ndarray, steps: np.ndarray) -> dict[str
 def _round(tensor: str) -> Iterable[NodeProto]:
     grid = [f"{tensor}{SCALE}", f"{tensor}{ZERO_POINT}"]
     yield helper.make_node("Mul", [tensor, f"{tensor}{FACTOR}"], [f"{tensor}:scaled"])
-    yield helper.make_node(QUANTIZE, [f"{tensor}:scaled", *grid], [f"{tensor}:on_grid"])
+    yield helper.make_node(QUANTIZE, [f"{tensor}:scaled", *grid], [f"{tensor}:wide"])
+    yield helper.make_node("Clip", [f"{tensor}:wide", "", f"{tensor}{LAST}"], [f"{tensor}:on_grid"])
     yield helper.make_node(DEQUANTIZE, [f"{tensor}:on_grid", *grid], [f"{tensor}:rounded"])
 
 

@@ -1,5 +1,7 @@
 """Factors that move range from the channels of an activation into the weights of the layers that read it.
 
+And the integers of these layers, roughly as they are solved, by which such factors are judged.
+
 A channel that reaches many times as far as the others takes the levels of one grid for itself. SmoothQuant (Xiao et al.
 2023, eq. 4) multiplies each channel j by ``f_j = max|w_j|^(1 - a) / max|x_j|^a``, and row j of the weight by its
 inverse.
@@ -8,11 +10,22 @@ inverse.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
+
+from ..spec import QuantSpec
+from .integer_search import Metric, gptq, order_inputs
+from .rounding import fake_quantize, quantize
 
 # A channel below this share of the largest counts as that share of it: one that is almost unused gets no huge factor.
 LEAST_SHARE = 1e-5
+# Scales that are tried with fewer than 8 bits, as shares of the one at which none of a row's weights is clipped.
+SHARES = (1.0, 0.85, 0.7, 0.55)
+# Ridge of the Gram matrix, in units of the mean input power: what some hundred samples say of weak inputs is noise.
+RIDGE = 0.1
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 def smoothing_factors(peaks: np.ndarray, rows: Sequence[np.ndarray], exponent: float) -> np.ndarray:
@@ -25,6 +38,44 @@ def smoothing_factors(peaks: np.ndarray, rows: Sequence[np.ndarray], exponent: f
     logarithm = (1 - exponent) * np.log(weight) - exponent * np.log(_floor(peaks))
     found: np.ndarray = np.exp(logarithm - logarithm.mean()).astype(np.float32)
     return found
+
+
+def reaching_factors(peaks: np.ndarray, reach: float) -> np.ndarray:
+    """The factors, float32 (channels,), with which no channel reaches over ``reach`` times as far as the median one.
+
+    All others keep 1, so that few-bit weights take no more range than the few channels need that stick out.
+    """
+    found: np.ndarray = np.minimum(1.0, reach * np.median(_floor(peaks)) / _floor(peaks)).astype(np.float32)
+    return found
+
+
+def round_weight(weight: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Integers of a weight (channels, inputs), and the scale of each channel, at which none is clipped."""
+    scale = np.maximum(np.abs(weight).max(axis=1), SMALLEST) / spec.qmax
+    return quantize(weight, scale[:, None], 0, spec), scale
+
+
+def solve_weight(weight: np.ndarray, gram: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Integers of a weight (channels, inputs), and the scale of each channel, by GPTQ on the inputs' Gram matrix.
+
+    At one scale: with 8 bits that at which none is clipped, with fewer that of SHARES at which rounding to nearest
+    leaves least. gram: (inputs, inputs).
+    """
+    spec = replace(spec, pair_limit=None)  # of which a trial has no need
+    metric = torch.from_numpy(gram.astype(np.float32))[None]
+    power = metric.diagonal(dim1=1, dim2=2).mean().clamp_min(SMALLEST)
+    metric.diagonal(dim1=1, dim2=2).add_(RIDGE * power)
+    order = order_inputs(metric)[0]
+    rows = torch.from_numpy(np.ascontiguousarray(weight, np.float32))[:, order]
+    metric = metric[:, order][:, :, order]
+    found = Metric.of(metric)
+    weights = found.upper.diagonal(dim1=1, dim2=2)[0].square()
+    largest = rows.abs().amax(1).clamp_min(SMALLEST * spec.qmax) / spec.qmax
+    shares = torch.tensor(SHARES if spec.bits < 8 else SHARES[:1])
+    errors = (fake_quantize(rows, share * largest[:, None], 0, spec) - rows for share in shares)
+    scale = shares[torch.stack([error.square() @ weights for error in errors]).argmin(0)] * largest
+    integers, _ = gptq(found, rows[None], scale[None], spec)
+    return integers[0][:, order.argsort()].numpy(), scale.numpy()
 
 
 def _floor(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,9 @@
-"""Views of images: shifted and mirrored copies, with which a layer's moments are estimated better from few samples."""
+"""Views of samples, with which a layer's moments are estimated better from few of them.
+
+Images are shifted and mirrored, and tokens of texts are exchanged.
+
+A view need not be a likely sample: the float model says what it should give.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +33,18 @@ def _shift(image: np.ndarray, axis: int, generator: np.random.Generator) -> np.n
     # Pixel -1 is pixel 1 again, and so on, as in ONNX's reflect mode of Pad.
     pixels = np.abs(np.arange(start, start + size))
     return image.take(np.where(pixels < size, pixels, 2 * (size - 1) - pixels), axis)
+
+
+def draw_token_views(
+    tokens: np.ndarray, exchanged: np.ndarray, others: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """One view of each text: a random share of its tokens, from none to all, is exchanged for random others.
+
+    tokens (N, tokens); exchanged: which of them may be, bool of that shape. others (any,): those to draw from; one that
+    is there several times is drawn as often.
+    """
+    share = generator.random((len(tokens), 1))
+    chosen = exchanged & (generator.random(tokens.shape) < share)
+    if not len(others):
+        return tokens.copy()
+    return np.where(chosen, others[generator.integers(len(others), size=tokens.shape)], tokens)

@@ -18,12 +18,12 @@ Read the files in the order of the work:
   the ``columns`` that it reads, of which ``column_choice`` takes some; ``layer_targets`` are what the float model gives
   there. ``siblings`` are solved together, and ``shortcuts`` are made up for. ``passing`` runs a block that is not
   learned, while its layers are solved. ``probes`` measure how their errors change the model's outputs, and ``learn``
-  runs AdaQuant. ``params`` makes layers of it, ``state`` holds them. ``parallel`` reconstructs blocks apart from each
-  other, and ``spread`` gives them to workers. ``shares`` lets workers sum the moments of layers in order, each on some
-  of the samples. Either way samples are ``carried`` to them.
+  runs AdaQuant. ``params`` makes layers of it, ``state`` holds them. ``views`` of samples are stored beside them where
+  these are few. ``parallel`` reconstructs blocks apart from each other, and ``spread`` gives them to workers.
+  ``shares`` lets workers sum the moments of layers in order, each on some of the samples. Either way samples are
+  ``carried`` to them.
 - ``distill`` trains weights alone by the outputs that are ``compared``, ``statistics`` and ``biases`` tune the whole
-  model, and ``evaluate`` decides whether their results are kept.
-  ``joined_runs`` compares small runs together.
+  model, and ``evaluate`` decides whether their results are kept. ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.
 - ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering`` and

@@ -5,7 +5,7 @@ The features of a table come in units of their own: one grid over years and inco
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from onnx import ModelProto
@@ -22,27 +22,32 @@ AT_ONCE = 32  # samples that are run at once
 
 
 def even_channels(
-    model: ModelProto, scheme: QuantScheme, samples: CalibrationSet, threads: int = 0
+    model: ModelProto,
+    scheme: QuantScheme,
+    samples: CalibrationSet,
+    threads: int = 0,
+    *,
+    smoothed: Collection[str] = (),
 ) -> Mapping[str, str]:
     """Scale the channels that first layers read, where they are unlike: layer -> what was found, in one line.
 
     A Mul by powers of two stands in front of a layer then, and its weight is divided by them, so that the float model's
     values stay as they are. That changes ``model``, which then needs a new scheme. Image files are not read.
+    smoothed: layers that stay as they are, since their channels have factors already.
     """
     done: dict[str, str] = {}
     known: dict[tuple[str, bool], np.ndarray] = {}
     for layer in () if samples.images else tuple(first_layers(Index(model.graph), scheme)):
-        if not can_scale(Index(model.graph), layer):
+        if layer.name in smoothed or not can_scale(Index(model.graph), layer):
             continue
         key = (layer.input, layer.op == "Conv")
         if key not in known:
             known[key] = _find_peaks(model, *key, samples, threads)
         peaks = known[key]
-        used = peaks[peaks > 0]
-        if not used.size or used.max() <= UNLIKE * used.min():
+        factor = even_factors(peaks)
+        if (factor == 1).all():
             continue
-        factor = np.ones_like(peaks)
-        factor[peaks > 0] = 2.0 ** -np.rint(np.log2(used / np.median(used)))
+        used = peaks[peaks > 0]
         scale_input(model, layer, factor)
         largest, least = int(peaks.argmax()), int(np.where(peaks > 0, peaks, np.inf).argmin())
         done[layer.name] = (
@@ -50,6 +55,14 @@ def even_channels(
             f" each is scaled in front of {layer.name}"
         )
     return done
+
+
+def even_factors(peaks: np.ndarray) -> np.ndarray:
+    """Powers of two that bring channels (channels,) of these peaks to the median one; 1 where they are alike."""
+    factor, used = np.ones_like(peaks), peaks[peaks > 0]
+    if used.size and used.max() > UNLIKE * used.min():
+        factor[peaks > 0] = 2.0 ** -np.rint(np.log2(used / np.median(used)))
+    return factor
 
 
 def _find_peaks(model: ModelProto, tensor: str, of_conv: bool, samples: CalibrationSet, threads: int) -> np.ndarray:

@@ -102,7 +102,7 @@ def prepare(
                 )
             )
 
-        prepared = _fit_inputs(_keep_operators(place, rewritten), smooths=plan is None and not config.planned)
+        prepared = _fit_inputs(_keep_operators(place, rewritten), planned=plan is not None or config.planned)
         model, tolerance = prepared.model, rewritten.tolerance
         reference, expected = approximate(original, wanted, feeds, run.target, warn=run.warn, threads=run.threads)
         found = check_unchanged(reference, model, expected, feeds, threads=run.threads, tolerance=tolerance)
@@ -160,21 +160,22 @@ def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten
         prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 
-def _fit_inputs(prepared: Prepared, *, smooths: bool) -> Prepared:
+def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     """Let layers read what the samples hold; changes the model, and tells of all that did.
 
-    smooths: whether the bits of all layers are known, and are none of a plan, which was made of a model without.
+    planned: whether bits are those of a plan, or are to be.
     """
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme
-    smoothing = smooth_inputs(prepared, scheme) if smooths else None
+    smoothing = smooth_inputs(prepared, scheme, planned=planned)
     smoothed = 0 if smoothing is None else len(smoothing.muls)
     if smoothed:
         scheme = prepared.make_widest_scheme()
     # A Mul of its own grid in front of the layer would round the channels all the same.
     grouped = run.target.requirements.placing == "groups"
-    unlike = {} if grouped else even_channels(model, scheme, samples, run.threads)
+    done = set() if smoothing is None else {name for names in smoothing.layers.values() for name in names}
+    unlike = {} if grouped else even_channels(model, scheme, samples, run.threads, smoothed=done)
     if unlike:
         scheme = prepared.make_widest_scheme()
     joins = even_joins(model, scheme, samples, run.threads)

@@ -40,7 +40,7 @@ from .smoothing import Smoothing
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
 SETTINGS_BYTES = 256
-SMOOTHING_KEY = "onnxcalib.smoothing"  # in the metadata of a file: the exponent
+SMOOTHING_KEY = "onnxcalib.smoothing"  # in the metadata of a file: what was chosen
 # Settings that are not written into the file: they name things of this machine, or entries of their own replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys(
@@ -218,11 +218,7 @@ class Prepared:
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
-            **(
-                {}
-                if self.smoothing is None or not self.smoothing.muls
-                else {SMOOTHING_KEY: f"{self.smoothing.exponent:g}"}
-            ),
+            **({} if self.smoothing is None or not self.smoothing.muls else {SMOOTHING_KEY: str(self.smoothing.name)}),
             "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours

@@ -1,9 +1,14 @@
 """Smoothing: range moves from the channels of activations into weights, where that brings the outputs nearer.
 
 In a transformer a few channels of what norms and feed-forwards give reach twenty times as far as the others, which one
-grid leaves few levels. The exponent of SmoothQuant (Xiao et al. 2023, eq. 4) is one for the whole model: it is chosen
-by the outputs on samples that the factors were not made from, with the layers' weights and inputs rounded. By the error
-of single layers it is chosen worse: rare large tokens decide.
+grid leaves few levels. 8-bit weights have room for SmoothQuant (Xiao et al. 2023, eq. 4), which evens all channels by
+an exponent. With fewer bits, only channels are cut that reach over so many times as far as the median one. The
+exponent, or the reach, is one for the whole model: it is chosen by the outputs on other samples than those that the
+factors were made from, where there are enough, with the layers' weights and inputs rounded. By the error of single
+layers it is chosen worse: rare large tokens decide.
+
+Weights are rounded to nearest, or solved where their rounding is what costs most: rounded to nearest, they would lose
+more than they do in the end, and smoothing, which moves range into them or out of them, would be misjudged.
 """
 
 from __future__ import annotations
@@ -14,20 +19,21 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from onnx import ModelProto
+import torch
 
 from ..config import FULL_BITS
-from ..data import CalibrationSet
 from ..graph.factors import add_factors, feed_factors, feed_weight
 from ..graph.index import Index, known_constant
 from ..graph.passes.smooth import Smoothable, find_smoothable, smooth
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
-from ..numeric.smooth import smoothing_factors
+from ..numeric.rounding import fake_quantize, fake_quantize_rows
+from ..numeric.smooth import reaching_factors, round_weight, smoothing_factors, solve_weight
 from ..runtime.session import Session
-from ..spec import LayerScheme, QParams, QuantScheme, QuantSpec
+from ..spec import LayerScheme, QParams, QuantScheme
 from .calibrate import BATCH_BYTES, batch_size
-from .output_parts import Parts
+from .channel_scales import even_factors
+from .input_grid import first_layers
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
@@ -36,13 +42,19 @@ if TYPE_CHECKING:
 
 # On MiniLM-L6 the sum of all errors is least at 0.8, and 1 dB more at 0.65 and at 1.
 EXPONENTS = (0.5, 0.65, 0.8, 0.95)
-# The search starts at this one, and goes on to each side as long as the outputs gain.
-FIRST_EXPONENT = EXPONENTS.index(0.8)
+# How far a channel reaches at most, in units of the median one, where weights have fewer bits. (MiniLM-L6 at W4A8 has
+# 14.4 dB without, 14.9 with 8, 15.1 with 4. The exponent 0.8 leaves it 13.8.)
+REACHES = (2.0, 4.0, 8.0)
+# The search starts at these, and goes on to each side as long as the outputs gain.
+FIRST = (0.8, 4.0)
 # Samples from which the factors are made, and others by which the exponent is chosen. Of MiniLM-L6, factors of 64 leave
 # 0.3 dB less, of 256 0.3 dB more.
 PEAK_SAMPLES, CHOICE_SAMPLES = 128, 16
-# What the outputs must gain on the samples of the choice, in dB.
-LEAST_GAIN_DB = 0.5
+# What the outputs must gain on the samples of the choice, in dB: by an exponent, and by a reach, which changes less.
+# (MiniLM-L6 at W4A8: 8 gains 0.4 dB there and 0.5 on other samples.)
+LEAST_GAIN_DB, LEAST_GAIN_OF_REACH_DB = 0.5, 0.2
+# Rows that weights of few bits are solved on take so many times the bytes of a batch.
+SOLVED_BATCHES = 4
 # Weights of more integers than these are not tried: a run would hold them beside the model.
 MOST_WEIGHTS = 2**29
 SMOOTHING = "smoothing"  # the record in the checkpoints
@@ -53,10 +65,10 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 class Smoothing:
     """What was chosen for a model, and how it was done.
 
-    exponent: None where the outputs gain nothing. factors: activation -> (channels,), empty without an exponent.
-    decibels: exponent that was tried, or "off" -> the least SQNR of an output with it. layers: activation -> the layers
-    that read it. muls: activation -> the Mul in front of the layers, None where what makes the activation takes the
-    factors.
+    exponent, reach: what was chosen, one of them; neither where the outputs gain nothing. factors: activation ->
+    (channels,), empty then. decibels: what was tried, by ``name``, or "off" -> the least SQNR of an output with it.
+    layers: activation -> the layers that read it. muls: activation -> the Mul in front of the layers, None where what
+    makes the activation takes the factors.
     """
 
     exponent: float | None
@@ -64,6 +76,14 @@ class Smoothing:
     decibels: dict[str, float]
     layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     muls: dict[str, str | None] = field(default_factory=dict)
+    reach: float | None = None
+
+    @property
+    def name(self) -> str | None:
+        """What was chosen, as the file's metadata have it."""
+        if self.reach is not None:
+            return f"reach {self.reach:g}"
+        return None if self.exponent is None else f"{self.exponent:g}"
 
     @property
     def ends(self) -> dict[str, tuple[float, float]]:
@@ -73,20 +93,22 @@ class Smoothing:
     def describe(self) -> str:
         """What was chosen, in one line."""
         told = ", ".join(f"{name} {value:.1f}" for name, value in self.decibels.items())
-        chosen = "none" if self.exponent is None else f"exponent {self.exponent:g} for {len(self.muls)} activations"
+        what = f"exponent {self.name}" if self.reach is None else self.name
+        chosen = "none" if self.name is None else f"{what} for {len(self.muls)} activations"
         return f"smoothing: {chosen}; dB of the worst output by these layers' weights and inputs alone: {told}"
 
     def record(self) -> dict[str, Any]:
-        """What the report has of it: the exponent, the dB of each that was tried, and for each activation the rest."""
+        """What the report has of it: the choice, the dB of each that was tried, and for each activation the rest."""
         smoothed = [{"tensor": t, "layers": self.layers[t], "mul": mul} for t, mul in self.muls.items()]
-        return {"exponent": self.exponent, "tried_db": self.decibels, "smoothed": smoothed}
+        return {"exponent": self.exponent, "reach": self.reach, "tried_db": self.decibels, "smoothed": smoothed}
 
 
-def smooth_inputs(prepared: Prepared, scheme: QuantScheme) -> Smoothing | None:
+def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = False) -> Smoothing | None:
     """Smooth what layers read, where the outputs gain by it; changes the model, which then needs a new scheme.
 
-    None where nothing was tried: without norms in front of layers, with weights of less than 8 bits or activations of
-    16, for a target whose device may round what a Mul gives, and where the settings say so.
+    None where nothing was tried: without norms in front of layers, with activations of 16 bits, for a target whose
+    device may round what a Mul gives, and where the settings say so. planned: bits are those of a plan, or are to be;
+    nothing is tried then either.
     """
     run, config = prepared.run, prepared.config
     if config.smoothing == "off" or not run.target.is_onnxruntime or config.wide:
@@ -94,8 +116,10 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme) -> Smoothing | None:
     model = prepared.model
     found = find_smoothable(model, scheme)
     layers = [layer for each in found for layer in each.layers]
-    # With fewer bits, weights lose more by the range that they take than activations gain.
-    if any(layer.weight_spec.bits != FULL_BITS for layer in layers):
+    if found and planned:
+        run.leave_out(
+            "smoothing", "bits are planned by what layers lose without it; give the bits, and none are planned"
+        )
         return None
     index = Index(model.graph)
     weights = sum(math.prod(index.initializers[layer.weight].dims) for layer in layers)
@@ -105,10 +129,11 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme) -> Smoothing | None:
         return None
     chosen = run.checkpoints.find(SMOOTHING, Smoothing)
     if chosen is None:
-        chosen = _Trial(model, found, prepared.samples, prepared.parts, run.threads).choose()
-    if chosen.exponent is not None:
-        muls = {each.tensor: smooth(model, each, chosen.factors[each.tensor]) for each in found}
-        names = {each.tensor: tuple(layer.name for layer in each.layers) for each in found}
+        chosen = _Trial(prepared, scheme, found).choose()
+    if chosen.name is not None:
+        taken = [each for each in found if (chosen.factors[each.tensor] != 1).any()]
+        muls = {each.tensor: smooth(model, each, chosen.factors[each.tensor]) for each in taken}
+        names = {each.tensor: tuple(layer.name for layer in each.layers) for each in taken}
         chosen = replace(chosen, layers=names, muls=muls)
     run.observer.note(chosen.describe())
     return chosen
@@ -122,42 +147,67 @@ class _Batch(NamedTuple):
 class _Trial:
     """The float model's activations on some samples, its outputs on others, and a session that tries factors."""
 
-    def __init__(
-        self, model: ModelProto, found: Sequence[Smoothable], samples: CalibrationSet, parts: Parts, threads: int
-    ) -> None:
-        self.model, self.found, self.samples, self.parts, self.threads = model, found, samples, parts, threads
-        self.index, self.padding = Index(model.graph), PaddingMask(model)
+    def __init__(self, prepared: Prepared, scheme: QuantScheme, found: Sequence[Smoothable]) -> None:
+        self.model, self.found, self.samples, self.parts = prepared.model, found, prepared.samples, prepared.parts
+        self.threads, self.scheme = prepared.run.threads, scheme
+        self.index, self.padding = Index(self.model.graph), PaddingMask(self.model)
         self.peaks: dict[str, np.ndarray] = {}
         self.values: dict[str, np.ndarray] = {}
         self.batches: list[_Batch] = []
+        self.unscaled: dict[str, dict[str, np.ndarray]] = {}
+        self.solves = False
+        self.few_bits = any(layer.weight_spec.bits < FULL_BITS for each in found for layer in each.layers)
 
     def choose(self) -> Smoothing:
-        """The exponent that leaves the outputs most, or none."""
+        """What leaves the outputs most, or nothing."""
         self._look()
         if not all(np.isfinite(each).all() for each in self.peaks.values()):  # as calibration tells
             return Smoothing(None, {}, {})
         readers = {each.tensor: [layer.name for layer in each.layers] for each in self.found}
         dynamic = {each.tensor for each in self.found if each.dynamic}
         session = Session(add_factors(self.model, readers, dynamic), threads=self.threads)
-        weights = {layer.name: np.abs(self._read(layer)).max(axis=1) for each in self.found for layer in each.layers}
-        off = self._measure(session, {t: np.ones(peaks.shape, np.float32) for t, peaks in self.peaks.items()})
-        tried: dict[int, tuple[float, dict[str, np.ndarray]]] = {}
+        plain = self._plain_factors()
+        self.solves = self._loses_more_to_weights(plain)
+        off = self._measure(session, plain)
+        tried: dict[int, tuple[float, Smoothing]] = {}
+        ways = self._list_ways()
 
         def measure(number: int) -> float:
-            """What the outputs have with the exponent of this number, which is tried once."""
+            """What the outputs have with the factors of this number, which are tried once."""
             if number not in tried:
-                factors = self._make_factors(weights, EXPONENTS[number])
-                tried[number] = self._measure(session, factors), factors
+                tried[number] = self._measure(session, ways[number].factors), ways[number]
             return tried[number][0]
 
-        best = FIRST_EXPONENT
+        best = next(number for number, way in enumerate(ways) if (way.exponent or way.reach) in FIRST)
         for step in (1, -1):
-            while 0 <= best + step < len(EXPONENTS) and measure(best + step) > measure(best):
+            while 0 <= best + step < len(ways) and measure(best + step) > measure(best):
                 best += step
-        told = {"off": off, **{f"{EXPONENTS[number]:g}": tried[number][0] for number in sorted(tried)}}
-        if measure(best) > off + LEAST_GAIN_DB:
-            return Smoothing(EXPONENTS[best], tried[best][1], told)
+        told = {"off": off, **{str(ways[number].name): tried[number][0] for number in sorted(tried)}}
+        if measure(best) > off + (LEAST_GAIN_DB if ways[best].reach is None else LEAST_GAIN_OF_REACH_DB):
+            return replace(ways[best], decibels=told)
         return Smoothing(None, {}, told)
+
+    def _list_ways(self) -> list[Smoothing]:
+        """What may be chosen, with the factors of all activations."""
+        weights = {layer.name: np.abs(self._read(layer)).max(axis=1) for each in self.found for layer in each.layers}
+        if self.few_bits:
+            return [
+                Smoothing(None, {t: reaching_factors(peaks, reach) for t, peaks in self.peaks.items()}, {}, reach=reach)
+                for reach in REACHES
+            ]
+        return [
+            Smoothing(
+                exponent,
+                {
+                    each.tensor: smoothing_factors(
+                        self.peaks[each.tensor], [weights[layer.name] for layer in each.layers], exponent
+                    )
+                    for each in self.found
+                },
+                {},
+            )
+            for exponent in EXPONENTS
+        ]
 
     def _look(self) -> None:
         """Read the activations of some samples, and the outputs on others."""
@@ -167,7 +217,7 @@ class _Trial:
         order = np.arange(len(self.samples))
         ours, others = (order[::2], order[1::2]) if len(order) >= 2 * CHOICE_SAMPLES else (order, order)
         seen, held = _spread(ours, PEAK_SAMPLES), _spread(others, CHOICE_SAMPLES)
-        room = BATCH_BYTES // max(len(self.samples.split(size, seen)), 1)
+        room = BATCH_BYTES * (SOLVED_BATCHES if self.few_bits else 1) // max(len(self.samples.split(size, seen)), 1)
         rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in tensors}
         for run in self.samples.split(size, seen):
             feeds = self.samples.read(run)
@@ -190,32 +240,48 @@ class _Trial:
         self.peaks[tensor] = np.maximum(self.peaks.get(tensor, 0.0), peaks)
         return rows[:: -(-len(rows) // max(most, 1)) or 1].copy()
 
-    def _make_factors(self, weights: Mapping[str, np.ndarray], exponent: float) -> dict[str, np.ndarray]:
-        """Factors of all activations; weights: the largest magnitude in each row of each layer's weight."""
-        return {
-            each.tensor: smoothing_factors(self.peaks[each.tensor], [weights[k.name] for k in each.layers], exponent)
-            for each in self.found
-        }
+    def _plain_factors(self) -> dict[str, np.ndarray]:
+        """The factors without smoothing, which are those of ``even_channels`` in front of first layers."""
+        first = set() if self.samples.images else {layer.name for layer in first_layers(self.index, self.scheme)}
+        factors = {tensor: np.ones(peaks.shape, np.float32) for tensor, peaks in self.peaks.items()}
+        for each in self.found:
+            if first.issuperset(layer.name for layer in each.layers):
+                factors[each.tensor] = even_factors(self.peaks[each.tensor]).astype(np.float32)
+        return factors
 
     def _read(self, layer: LayerScheme) -> np.ndarray:
         """The weight of a layer, (inputs, outputs)."""
         weight = known_constant(self.index, layer.weight)
         return weight if layer.axis == 1 else weight.T
 
-    def _choose_grid(self, tensor: str, factor: np.ndarray) -> QParams:
+    def _loses_more_to_weights(self, factors: Mapping[str, np.ndarray]) -> bool:
+        """Whether rounding the layers' weights costs more than rounding their inputs, relative to what they give."""
+        by_weights = by_inputs = 0.0
+        for each in self.found:
+            values = self.values[each.tensor] * factors[each.tensor]
+            powers, (rounded, _) = np.square(values).mean(axis=0), self._round(each, values)
+            errors = np.square(rounded - values).mean(axis=0)
+            for layer in each.layers:
+                weight = self._read(layer) / factors[each.tensor][:, None]
+                steps = np.abs(weight).max(axis=0) / layer.weight_spec.qmax
+                squares = np.square(weight).sum(axis=1)
+                given = max(float(powers @ squares), SMALLEST)
+                by_weights += float(powers.sum() * np.square(steps).sum()) / 12 / given
+                by_inputs += float(errors @ squares) / given
+        return by_weights > by_inputs
+
+    def _round(self, chosen: Smoothable, values: np.ndarray) -> tuple[np.ndarray, QParams | None]:
+        """Values as the layers read them, and their grid; None where each row has one of its own."""
+        if chosen.dynamic:
+            return fake_quantize_rows(torch.from_numpy(values)).numpy(), None
         histogram = Histogram()
-        histogram.add(self.values[tensor] * factor.astype(np.float32))
-        return choose_grid(histogram, QuantSpec(FULL_BITS))
+        histogram.add(values)
+        grid = choose_grid(histogram, chosen.layers[0].activation_spec)
+        return fake_quantize(values, grid.scale, grid.zero_point, grid.spec), grid
 
     def _measure(self, session: Session, factors: Mapping[str, np.ndarray]) -> float:
         """The least SQNR of an output, with the weights of these factors and the inputs rounded."""
-        given: dict[str, np.ndarray] = {}
-        for each in self.found:
-            factor = factors[each.tensor]
-            given |= feed_factors(each.tensor, factor, None if each.dynamic else self._choose_grid(each.tensor, factor))
-            for layer in each.layers:
-                integers, steps = _round(self._read(layer) / factor[:, None])
-                given |= feed_weight(layer.name, integers if layer.axis == 1 else integers.T, steps)
+        given = {name: value for each in self.found for name, value in self._feed(each, factors[each.tensor]).items()}
         tally = OutputTally(self.padding, self.parts)
         for feeds, outputs in self.batches:
             found = session.run({**feeds, **given}, list(outputs))
@@ -223,12 +289,22 @@ class _Trial:
         records = [part for record in tally.records() for part in (record.parts or (record,))]
         return min((record.sqnr_db for record in records if record.sqnr_db is not None), default=-np.inf)
 
-
-def _round(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The integers of a weight (inputs, outputs), and the scale of each output."""
-    most = QuantSpec(FULL_BITS, signed=True).qmax
-    steps = np.maximum(np.abs(weight).max(axis=0), SMALLEST) / most
-    return np.rint(weight / steps), steps
+    def _feed(self, chosen: Smoothable, factor: np.ndarray) -> dict[str, np.ndarray]:
+        """What a run reads for an activation and its layers; without factors it is made once."""
+        plain = bool((factor == 1).all())
+        if plain and chosen.tensor in self.unscaled:
+            return self.unscaled[chosen.tensor]
+        values = self.values[chosen.tensor] * factor.astype(np.float32)
+        rounded, grid = self._round(chosen, values)
+        given = feed_factors(chosen.tensor, factor, grid)
+        gram = rounded.T @ rounded / max(len(rounded), 1) if self.solves else None
+        for layer in chosen.layers:
+            rows, spec = np.ascontiguousarray((self._read(layer) / factor[:, None]).T), layer.weight_spec
+            integers, steps = round_weight(rows, spec) if gram is None else solve_weight(rows, gram, spec)
+            given |= feed_weight(layer.name, integers.T if layer.axis == 1 else integers, steps)
+        if plain:
+            self.unscaled[chosen.tensor] = given
+        return given
 
 
 def _spread(indices: np.ndarray, most: int) -> list[int]:

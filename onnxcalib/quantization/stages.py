@@ -12,7 +12,6 @@ from onnx import ModelProto
 from ..bitplan import make_record
 from ..config import EFFORTS
 from ..data import CalibrationSet
-from ..data.images import image_axes
 from ..errors import ModelError
 from ..graph.blocks import find_blocks
 from ..graph.check import check_model, correct_shapes
@@ -41,6 +40,7 @@ from .smoothing import SMOOTHING, Smoothing
 from .solve import round_embeddings, round_layers
 from .state import Problem, ReconstructionState, StoredActivations, Views
 from .statistics import STATISTICS_SAMPLES, tune_statistics
+from .views import choose_views, stores_views
 
 DISTILL, STATISTICS, BIASES = "distill", "statistics", "biases"
 # Fewer samples misjudge: on 4 a rounded ResNet-20 seems to gain nothing, on 8 it gains 1.2 dB of the 1.6 of 32.
@@ -93,7 +93,7 @@ def _open_targets(prepared: Prepared) -> TargetKeeper | None:
     """What keeps the targets of layers while ranges are calibrated, where one process solves them on the samples."""
     config, run = prepared.config, prepared.run
     several = config.parallel or config.scheduler is not None or (config.jobs or 1) > 1
-    if several or not config.does("reconstruct") or EFFORTS[config.effort].probes or _stores_views(prepared):
+    if several or not config.does("reconstruct") or EFFORTS[config.effort].probes or stores_views(prepared):
         return None
     problem = Problem.of(prepared.model, prepared.scheme, config, prepared.padding, run.device, parts=prepared.parts)
     state = ReconstructionState(problem, _open_store(problem, Store()), Grids({}, {}))
@@ -142,7 +142,7 @@ def _reconstruct(
     prepared: Prepared, state: ReconstructionState, blocks: Sequence[Block], batch: int, decisions: str
 ) -> tuple[BlockRecord, ...]:
     """Reconstruct the blocks, from the last checkpoint on if there is one."""
-    run, views = prepared.run, _choose_views(prepared)
+    run, views = prepared.run, choose_views(prepared)
     if _takes_workers(prepared, state, blocks, views):
         shared = _reconstruct_by_shares(prepared, state, blocks, decisions + SHARED, batch=batch, views=views)
         if shared is not None:
@@ -346,31 +346,6 @@ def _look(
             return (_measure(prepared, evaluator, own) if changed else None), remark
         except ModelError as error:  # the file without this stage is one that onnxruntime takes
             return None, str(error)
-
-
-def _stores_views(prepared: Prepared) -> bool:
-    """Whether views are stored, as far as the settings tell."""
-    config = prepared.config
-    return bool(config.image_views(prepared.scheme.least_weight_bits)) and (
-        config.views is not None or prepared.samples.images
-    )
-
-
-def _choose_views(prepared: Prepared) -> Views | None:
-    """The views to store: of image files, and of arrays only if the settings ask for views."""
-    if not _stores_views(prepared):
-        return None
-    samples, config = prepared.samples, prepared.config
-    count = config.image_views(prepared.scheme.least_weight_bits)
-    values = list(samples.read(range(samples.fixed_batch or 1)).values())
-    axes = image_axes(values[0].shape, config.data) if len(values) == 1 else None
-    if axes is None:
-        reason = "one input of images is needed, of 4 dimensions and 1 or 3 channels"
-        prepared.run.leave_out("views", reason)
-        prepared.run.warn(f"views: none were made; {reason}")
-        return None
-    prepared.run.observer.note(f"{count} view{'s' * (count > 1)} of each image beside itself")
-    return Views(count, axes)
 
 
 def _draw_probes(prepared: Prepared, state: ReconstructionState) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from ..graph.index import Index
 from ..graph.integer_ends import give_integers, read_integers
 from ..graph.layer_params import LayerParams
 from ..numeric.gram import MomentSum
-from ..numeric.views import draw_views
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, Grids, LayerScheme, QParams, QuantScheme
@@ -85,19 +84,20 @@ class Problem:
         return self.config.block_steps(solved=solved, hard=hard)
 
 
-@dataclass(frozen=True)
-class Views:
-    """How many views of each image are stored beside the image itself, and its axes of rows and of columns."""
+class Views(Protocol):
+    """Views of each sample that are stored beside the sample itself: how many, and how a batch of them is drawn."""
 
-    count: int
-    axes: tuple[int, int]
+    @property
+    def count(self) -> int: ...
+
+    def draw(self, feeds: Mapping[str, Any], generator: np.random.Generator) -> Mapping[str, Any]: ...
 
 
 class StoredActivations:
     """Activations of both models over the calibration set, batch by batch, on disk.
 
     sizes: samples of each stored batch, in all ``passes`` over the calibration set; the first stores the samples, the
-    others store views of their images. own: the numbers of the batches that are stored here; None: all of them are.
+    others store views of them. own: the numbers of the batches that are stored here; None: all of them are.
     masks: for each stored batch the mask of the tokens that are no padding, bool (samples, tokens), or None without
     padding. types: types of the stored tensors. integers: those of the quantized model are stored as the integers on
     their grids where these have 8 bits, as the grids do not change any more.
@@ -139,7 +139,7 @@ class StoredActivations:
     ) -> None:
         """Store the inputs of both models, which are the same, over the whole set: ``size`` samples a batch at most.
 
-        ``views.count`` passes over the set follow, each of which stores one view of every image.
+        ``views.count`` passes over the set follow, each of which stores one view of every sample.
         """
         size = samples.fixed_batch or min(size, SHARE_SAMPLES // 2)  # so that shares are about even
         for feeds in samples.batches(size):
@@ -150,8 +150,7 @@ class StoredActivations:
         generator = np.random.default_rng(seed)
         for _ in range(views.count):
             for feeds in samples.batches(size):
-                drawn = {name: draw_views(value, views.axes, generator) for name, value in feeds.items()}
-                self.add(drawn, samples.count(feeds))
+                self.add(views.draw(feeds, generator), samples.count(feeds))
 
     def fill_some(self, samples: CalibrationSet, size: int, most: int) -> None:
         """Store the model's inputs for about ``most`` samples, spread evenly over the set."""

@@ -24,15 +24,19 @@ def test_the_defaults_are_those_of_the_documentation():
 def test_more_effort_is_more_of_each_and_settings_of_their_own_win():
     efforts = [QuantizeConfig(effort=effort) for effort in ("fast", "balanced", "best")]
     for fast, slow in itertools.pairwise(efforts):
-        assert fast.search_width(4) < slow.search_width(4) and fast.image_views(4) < slow.image_views(4)
-        assert fast.search_width(8) == slow.search_width(8) == 1 and fast.image_views(8) == slow.image_views(8) == 0
+        assert fast.search_width(4) < slow.search_width(4) and fast.count_views(4) < slow.count_views(4)
+        assert (
+            fast.count_views(4, texts=True) < slow.count_views(4, texts=True)
+            and fast.count_views(8, texts=True) == slow.count_views(8, texts=True) == 0
+        )
+        assert fast.search_width(8) == slow.search_width(8) == 1 and fast.count_views(8) == slow.count_views(8) == 0
         for solved, hard in itertools.product((False, True), repeat=2):
             kind = {"solved": solved, "hard": hard}
             assert fast.block_steps(**kind) <= slow.block_steps(**kind)
         assert EFFORTS[fast.effort] != EFFORTS[slow.effort]
     config = QuantizeConfig(effort="best", views=0, steps=0)
-    assert (config.image_views(4), config.search_width(4)) == (0, efforts[2].search_width(4))
-    assert QuantizeConfig(views=3).image_views(8) == 3
+    assert (config.count_views(4), config.search_width(4)) == (0, efforts[2].search_width(4))
+    assert QuantizeConfig(views=3).count_views(8) == QuantizeConfig(views=3).count_views(8, texts=True) == 3
     assert config.block_steps(solved=True, hard=True) == config.block_steps(solved=False, hard=True) == 0
     assert efforts[2].block_steps(solved=True, hard=True) > efforts[2].block_steps(solved=True, hard=False) == 0
     assert QuantizeConfig(effort="fast", steps=3).block_steps(solved=True, hard=False) == 3

@@ -10,18 +10,19 @@ from onnxcalib.runtime.session import Session
 from onnxcalib.spec import QParams, QuantSpec
 
 
+@pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize(("node", "transposed"), [("MatMul (h, w)", False), ("Gemm <transB = 1> (h, w)", True)])
-def test_layers_read_rounded_multiples_and_the_weights_given(build, draw, node, transposed):
+def test_layers_read_rounded_multiples_and_the_weights_given(build, draw, node, transposed, bits):
     nodes = f"[first] h = Relu (x)  [a] u = {node}  [b] v = {node}  [c] y = Add (u, v)"
     text = f"g (float[N, 6] x) => (float[N, 4] y) {{ {nodes} }}"
     model = build(text, w=draw(4, 6) if transposed else draw(6, 4))
     changed = add_factors(model, {"h": ["a", "b"]})
     assert not changed.graph.initializer and len(model.graph.initializer) == 1
     factor, integers, steps = np.arange(1, 7) / 4, np.arange(24).reshape(6, 4) - 12, np.array([0.1, 0.2, 0.3, 0.4])
-    grid = QParams(np.float32(0.05), np.int32(3), QuantSpec(8))
+    grid = QParams(np.float32(0.05), np.int32(3), QuantSpec(bits))
     feeds = feed_factors("h", factor, grid) | feed_weight("a", integers.T if transposed else integers, steps)
     feeds |= feed_weight("b", 0 * (integers.T if transposed else integers), steps) | {"x": draw(3, 6)}
-    read = np.clip(np.rint(np.maximum(feeds["x"], 0) * factor / 0.05) + 3, 0, 255) - 3
+    read = np.clip(np.rint(np.maximum(feeds["x"], 0) * factor / 0.05) + 3, 0, 2**bits - 1) - 3
     given = Session(changed).run(feeds)["y"]
     assert np.allclose(given, 0.05 * read @ (integers * steps), atol=1e-4)
 

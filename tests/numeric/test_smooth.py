@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcalib.numeric.smooth import LEAST_SHARE, smoothing_factors
+from onnxcalib.numeric.smooth import LEAST_SHARE, reaching_factors, round_weight, smoothing_factors, solve_weight
+from onnxcalib.spec import QuantSpec
 
 PEAKS = np.array([1.0, 20.0, 0.5, 3.0])
 ROWS = np.array([0.2, 0.1, 0.4, 0.3])
@@ -33,3 +34,30 @@ def test_unused_channels_get_no_endless_factor():
     found = smoothing_factors(np.array([0.0, 1.0]), [np.array([0.0, 1.0])], 1.0)
     assert found[0] / found[1] == pytest.approx(1 / LEAST_SHARE, rel=1e-4)
     assert np.array_equal(smoothing_factors(np.zeros(2), [np.zeros(2)], 0.5), np.ones(2))
+
+
+def test_a_reach_cuts_channels_alone_that_stick_out():
+    found = reaching_factors(np.array([1.0, 40.0, 2.0, 0.0, 1.5]), 4.0)
+    assert found.dtype == np.float32 and np.allclose(found, [1, 6 / 40, 1, 1, 1])
+    assert (reaching_factors(np.zeros(3), 2.0) == 1).all()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_solving_leaves_less_than_rounding_where_inputs_are_alike(bits):
+    generator, spec = np.random.default_rng(0), QuantSpec(bits, signed=True, symmetric=True, axis=0)
+    inputs = generator.normal(size=(400, 4)) @ generator.normal(size=(4, 24)) + 0.1 * generator.normal(size=(400, 24))
+    weight, gram = generator.normal(size=(6, 24)).astype(np.float32), inputs.T @ inputs / len(inputs)
+    errors = []
+    for integers, scale in (round_weight(weight, spec), solve_weight(weight, gram, spec)):
+        assert integers.shape == weight.shape and np.array_equal(integers, np.rint(integers))
+        assert spec.qmin <= integers.min() and integers.max() <= spec.qmax
+        difference = integers * scale[:, None] - weight
+        errors.append(np.einsum("ci,ij,cj->", difference, gram, difference))
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_weights_and_inputs_of_zero_are_solved():
+    spec = QuantSpec(4, signed=True, symmetric=True, axis=0)
+    for weight, gram in ((np.zeros((2, 3)), np.eye(3)), (np.ones((2, 3)), np.zeros((3, 3)))):
+        integers, scale = solve_weight(weight, gram, spec)
+        assert np.allclose(integers * scale[:, None], weight)

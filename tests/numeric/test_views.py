@@ -1,6 +1,6 @@
 import numpy as np
 
-from onnxcalib.numeric.views import SHIFT, draw_views
+from onnxcalib.numeric.views import SHIFT, draw_token_views, draw_views
 
 
 def draw(images, axes=(2, 3), seed=0):
@@ -53,3 +53,19 @@ def test_views_repeat_with_the_seed_and_leave_the_images_as_they_are():
     assert np.array_equal(draw(images), draw(images))
     assert not np.array_equal(draw(images), draw(images, seed=1))
     assert np.array_equal(images, before)
+
+
+def test_a_view_of_a_text_exchanges_a_share_of_its_tokens_for_others_as_often_as_these_are_there():
+    generator, others = np.random.default_rng(0), np.array([7, 7, 7, 9])
+    tokens, exchanged = np.ones((400, 50), np.int64), np.arange(50) > 9
+    found = draw_token_views(tokens, np.broadcast_to(exchanged, tokens.shape), others, generator)
+    assert found.dtype == tokens.dtype and (found[:, :10] == 1).all() and set(found.flat) == {1, 7, 9}
+    shares = (found[:, 10:] != 1).mean(1)
+    assert shares.min() < 0.05 and shares.max() > 0.95 and abs(shares.mean() - 0.5) < 0.05
+    assert abs((found == 7).sum() / (found == 9).sum() - 3) < 0.3
+
+
+def test_without_other_tokens_a_text_is_its_own_view():
+    tokens = np.arange(6).reshape(2, 3)
+    found = draw_token_views(tokens, np.ones((2, 3), bool), np.array([], int), np.random.default_rng(0))
+    assert np.array_equal(found, tokens) and found is not tokens

@@ -11,7 +11,8 @@ from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.rewrite import rewrite
-from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations, Views
+from onnxcalib.quantization.state import Problem, ReconstructionState, StoredActivations
+from onnxcalib.quantization.views import ImageViews
 from onnxcalib.report import Observer
 from onnxcalib.runtime.store import Store
 from onnxcalib.spec import QuantSpec
@@ -69,8 +70,10 @@ def state_of():
         problem = Problem.of(prepared, scheme, config, padding)
         stores.append(Store())
         stored = StoredActivations(stores[-1], padding, problem.types)
-        views = config.image_views(scheme.least_weight_bits) if axes else 0
-        stored.fill(samples, samples.fixed_batch or size, views=Views(views, axes) if views else None, seed=config.seed)
+        views = config.count_views(scheme.least_weight_bits) if axes else 0
+        stored.fill(
+            samples, samples.fixed_batch or size, views=ImageViews(views, axes) if views else None, seed=config.seed
+        )
         return ReconstructionState(problem, stored, choose_grids(scheme, statistics.histograms, config))
 
     yield make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxcalib import ConfigError, Observer, QuantizeConfig, calibrate, prepare, quantize, reconstruct
@@ -92,16 +93,64 @@ def test_ranges_of_other_factors_are_refused(transformer):
         reconstruct(prepare(transformer, 3 * draw_tokens(32, seed=5) ** 3, AUTO), again)
 
 
-def test_layers_of_fewer_bits_and_planned_ones_stay(transformer):
+def quantize_plain(model, samples, test, **bits):
+    """The dB that a run without smoothing reaches, and that the choice of one with it expects of one without."""
+    plain, tried = (
+        quantize(model, samples, config.model_copy(update=bits), test=test).report for config in (OFF, AUTO)
+    )
+    return plain.outputs[0].sqnr_db, tried.smoothing["tried_db"]["off"]
+
+
+# Scales that are powers of two even the channels of what first layers read, with or without smoothing.
+FIRST = """g (float[N, 7, 16] x) => (float[N, 7, 8] y) {
+    [norm] h = LayerNormalization (x, gain)  [up] y = MatMul (h, w)
+}"""
+
+
+def test_without_smoothing_means_with_the_channels_evened_that_first_layers_read(build, weigh):
+    gain = np.float32(2.0) ** np.arange(-4, 4).repeat(2).astype(np.float32)
+    model = build(FIRST, gain=gain, w=(weigh(16, 8) / gain[:, None]).astype(np.float32))
+    found, expected = quantize_plain(model, draw_tokens(48), draw_tokens(100, seed=1))
+    assert abs(expected - found) < 4
+
+
+@pytest.mark.parametrize("bits", [{"activation_bits": 4}, {"weight_bits": 4}], ids=str)
+def test_without_smoothing_means_on_the_grids_of_the_file_and_with_solved_weights(transformer, bits):
+    mix = np.random.default_rng(5).normal(size=(5, 16)).astype(np.float32)  # few directions: solving gains much
+    samples, test = (draw_tokens(count, seed=count)[..., :5] @ mix for count in (48, 100))
+    found, expected = quantize_plain(transformer, samples, test, first_last_bits=4, **bits)
+    assert abs(expected - found) < 4
+
+
+def test_of_channels_that_four_bit_weights_read_those_are_cut_that_stick_out(transformer, tmp_path, capsys):
+    samples, test, four = draw_tokens(48), draw_tokens(100, seed=1), {"weight_bits": 4, "first_last_bits": 4}
+    plain, smoothed = (
+        quantize(transformer, samples, config.model_copy(update=four), test=test) for config in (OFF, AUTO)
+    )
+    found = smoothed.report.smoothing
+    name = f"reach {found['reach']:g}"
+    assert found["exponent"] is None and name in found["tried_db"]
+    assert {e.key: e.value for e in smoothed.model.metadata_props}["onnxcalib.smoothing"] == name
+    print_summary(smoothed.report, tmp_path / "model.onnx")
+    assert f"smoothing: {name} for" in capsys.readouterr().out
+    factor = next(onnx.numpy_helper.to_array(i) for i in smoothed.model.graph.initializer if i.name.endswith("_factor"))
+    assert (factor < 0.5).sum() == 2 and (factor == 1).sum() > 8
+    assert smoothed.report.outputs[0].sqnr_db > plain.report.outputs[0].sqnr_db + 1
+
+
+def test_planned_layers_stay_and_the_report_says_so(transformer):
     samples = draw_tokens(32)
-    four = prepare(transformer, samples, AUTO.model_copy(update={"weight_bits": 4}))
-    assert four.smoothing is None
     totals = Totals(predicted_loss=0.0, measured_loss=0.0, bytes=1, bops=1)
     plan = BitPlan(
         model=fingerprint(transformer), budgets={"max_size": 1}, layers=dict.fromkeys(("up", "down", "head"), "W8A8"),
         totals=totals, eight_bit=totals, bound=0, rounds=0, sets=(),
     )  # fmt: skip
-    assert prepare(transformer, samples, AUTO, plan=plan).smoothing is None
+    prepared = prepare(transformer, samples, AUTO, plan=plan)
+    assert prepared.smoothing is None
+    assert [(each.what, each.reason.partition(";")[0]) for each in prepared.run.left_out] == [
+        ("smoothing", "bits are planned by what layers lose without it")
+    ]
+    assert not prepare(transformer, samples, OFF, plan=plan).run.left_out
 
 
 def test_a_run_that_goes_on_takes_the_factors_that_it_had(transformer, tmp_path, monkeypatch):

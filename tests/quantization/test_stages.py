@@ -147,7 +147,9 @@ def test_nothing_is_left_out_of_a_plain_run(net, samples):
 def test_the_report_says_why_there_are_no_views(build, weigh, draw):
     model = build("g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) { [c] y = Conv (x, w) }", w=weigh(4, 4, 1, 1))
     report = onnxcalib.quantize(model, draw(8, 4, 6, 6), QuantizeConfig(views=2, steps=5)).report
-    assert left_out(report) == {"views": "one input of images is needed, of 4 dimensions and 1 or 3 channels"}
+    assert left_out(report) == {
+        "views": "one input of images is needed, of 4 dimensions and 1 or 3 channels, or one of tokens, input_ids"
+    }
 
 
 def test_the_report_says_why_there_are_no_probes(build, weigh, draw):
