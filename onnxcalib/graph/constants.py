@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..spec import QuantScheme
 from .embeddings import find_tied
-from .index import is_op
-from .ops import MATRIX_LAYERS
+from .index import attribute_of, is_op
+from .ops import MATRIX_LAYERS, PACKED_WEIGHTS
+from .packed import DOMAIN, LOOK_UP
 from .values import find_place, is_outside
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 def count_weights(model: ModelProto) -> int:
-    """Floats in the initializers of a model: a table that is stored for the embedding and for the head counts once."""
-    dims = {t.name: t.dims for t in model.graph.initializer if t.data_type in FLOATS}
+    """Floats in the initializers of a model: a table that is stored for the embedding and for the head counts once.
+
+    Of matrices and tables that are packed already the values count, in place of their scales.
+    """
+    packed = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in PACKED_WEIGHTS]
+    scales = {name for node in packed for name in node.input[2:3]}
+    dims = {t.name: t.dims for t in model.graph.initializer if t.data_type in FLOATS and t.name not in scales}
+    stored = {t.name: t for t in model.graph.initializer}
+    values = {name: count for node in packed for name, count in _count_packed(node, stored)}
     weights = {node.input[1] for node in model.graph.node if is_op(node, *MATRIX_LAYERS)}
     twice = find_tied(model).keys() - weights
-    return int(sum(map(math.prod, dims.values())) - sum(math.prod(dims[table]) for table in twice))
+    floats = sum(map(math.prod, dims.values())) - sum(math.prod(dims[table]) for table in twice)
+    return int(floats + sum(values.values()))
+
+
+def _count_packed(node: NodeProto, stored: Mapping[str, TensorProto]) -> Iterator[tuple[str, int]]:
+    """The tensor of a node's packed values, if it is stored, and how many they are."""
+    table = node.op_type == LOOK_UP
+    tensor = stored.get(node.input[0 if table else 1])
+    if tensor is None:
+        return
+    if table:
+        each = 8 // attribute_of(node, "bits", 4) if tensor.data_type == TensorProto.UINT8 else 1
+        yield tensor.name, each * math.prod(tensor.dims)
+    else:
+        yield tensor.name, attribute_of(node, "K", 0) * attribute_of(node, "N", 0)
 
 
 def constant_bytes(model: ModelProto) -> int:
