@@ -118,11 +118,15 @@ class _Changes:
 
 def find_risks(optimized: GraphProto, quantized: ModelProto) -> list[str]:
     """Warnings of what onnxruntime computes other than the file says, found in its optimized graph, one line each."""
-    own = {node.output[0] for node in all_nodes(quantized.graph) if is_packed(node)}
+    packed = [node for node in all_nodes(quantized.graph) if is_packed(node)]
+    # One that takes the Add of a bias behind it keeps its name, and gives what the Add gave.
+    own = {name for node in packed for name in (node.name, node.output[0]) if name}
     rounded = [
         node.name or node.output[0]
         for node in optimized.node
-        if is_packed(node) and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY and node.output[0] not in own
+        if is_packed(node)
+        and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY
+        and own.isdisjoint((node.name, node.output[0]))
     ]
     if not rounded:
         return []

@@ -345,6 +345,17 @@ def test_float_activations_that_stay_float_are_not_warned_of(weight_only):
     assert find_risks(graph, weight_only) == []
 
 
+def test_a_file_that_says_itself_that_it_quantizes_them_is_not_warned_of_where_a_bias_is_fused(build, draw):
+    model = build(
+        """g (float[N, 2, 32] x) => (float[N, 2, 16] y) { [project] t = com.microsoft.MatMulNBits
+            <K = 32, N = 16, bits = 4, block_size = 32, accuracy_level = 4> (x, w, s)  [add] y = Add (t, b) }""",
+        w=np.zeros((16, 1, 16), np.uint8), s=np.ones(16, np.float32), b=draw(16),
+    )  # fmt: skip
+    graph = optimize(model)[1]
+    assert [(node.op_type, list(node.output)) for node in graph.node] == [("MatMulNBits", ["y"])]
+    assert find_risks(graph, model) == []
+
+
 def test_a_model_of_integer_activations_has_no_risks(quantized):
     assert find_risks(optimize(quantized)[1], quantized) == []
 
