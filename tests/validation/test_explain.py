@@ -693,11 +693,11 @@ def test_a_model_that_was_rounded_only_is_told_to_be_reconstructed(net, rough, i
 
 
 def test_the_file_says_which_stages_were_done_and_light_is_told_to_reconstruct(net, images):
-    stages = {"light": [False, True, False], "default": [True, False, False]}
+    stages = {"light": ["statistics"], "default": ["reconstruct"]}
     for pipeline, done in stages.items():
         model = quantize(net, images, QuantizeConfig(pipeline=pipeline, steps=0)).model
         text = next(entry.value for entry in model.metadata_props if entry.key == SETTINGS_KEY)
-        assert [json.loads(text)[name] for name in STAGES] == done
+        assert [name for name in STAGES if json.loads(text)[name]] == done
         assert len(text) == 4 * SETTINGS_BYTES  # whatever the stages: the size of a file may be planned
         assert len(explained(net, model, images).notes) == (pipeline == "light")
 
