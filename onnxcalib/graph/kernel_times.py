@@ -23,8 +23,9 @@ NODE, INTEGER_LAYER = 2000.0, 1000.0
 # An element through QuantizeLinear or DequantizeLinear, and through the change of layout that stands beside one where
 # a convolution or a pool in float is on the other side.
 QUANTIZED, DEQUANTIZED, LAID_OUT = 0.15, 0.105, 0.4
-# An element through DynamicQuantizeLinear, which looks for the ends first.
-RANGED = 0.2
+# An element of what a dynamic layer reads, divided by the peak of its row and rounded by RANGING nodes, and one of what
+# it gives, multiplied by that peak.
+RANGED, RANGING, UNRANGED = 0.75, 5, 0.3
 # A multiplication and addition of a layer. With one row a matrix product waits for its weight.
 FLOAT_MAC, INTEGER_MAC = 0.0175, 0.0065
 FLOAT_ROW_MAC, INTEGER_ROW_MAC = 0.052, 0.02

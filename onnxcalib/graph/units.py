@@ -18,6 +18,8 @@ from .kernel_times import (
     PLAIN_POOL,
     QUANTIZED,
     RANGED,
+    RANGING,
+    UNRANGED,
     KernelTime,
     Shapes,
     count,
@@ -37,7 +39,7 @@ class Unit:
     """Nodes that run on integers together or not at all: one with an integer kernel, and those that it absorbs.
 
     outputs: the tensors that would be integers. weight: bytes of a layer's float weight. A dynamic layer reads and
-    gives floats, and its time on integers has its share of the DynamicQuantizeLinear in it.
+    gives floats, and its time on integers has its share of rounding what it reads in it.
     """
 
     node: str
@@ -102,7 +104,8 @@ def find_units(model: ModelProto, scheme: QuantScheme, shapes: Shapes) -> Placem
         if is_op(node, "MaxPool") and _is_plain_pool(index, node):
             time = replace(time, on_integers=time.on_integers + PLAIN_POOL * count_windows(node, shapes))
         if layer is not None and layer.dynamic:
-            ranging = (NODE + RANGED * count(shapes, layer.input)) / sharing[layer.input]
+            ranging = (RANGING * NODE + RANGED * count(shapes, layer.input)) / sharing[layer.input]
+            ranging += NODE + UNRANGED * count(shapes, node.output[0])
             time, inputs, outputs = replace(time, on_integers=time.on_integers + ranging), (), ()
         units.append(Unit(node.name, node.op_type, inputs, outputs, time, weight))
     return Placement(tuple(units), tuple(_find_borders(model, index, units, shapes)))

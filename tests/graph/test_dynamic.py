@@ -120,5 +120,5 @@ def test_a_dynamic_layer_pays_its_share_of_quantizing_what_it_reads(net):
     before, after = ({u.node: u for u in found.units} for found in (with_grids, without))
     assert all(not unit.inputs and not unit.outputs for unit in without.units)
     more = {name: after[name].time.on_integers - before[name].time.on_integers for name in after}
-    assert more["two"] == more["three"] == pytest.approx((2000 + 0.2 * 64 * 24) / 2)
-    assert more["one"] == pytest.approx(2000 + 0.2 * 64 * 16)
+    assert more["two"] == more["three"] == pytest.approx((10_000 + 0.75 * 64 * 24) / 2 + 2000 + 0.3 * 64 * 8)
+    assert more["one"] == pytest.approx(10_000 + 0.75 * 64 * 16 + 2000 + 0.3 * 64 * 24)
