@@ -107,7 +107,8 @@ class _Tuning:
     def _choose_runs(self, module: fx.GraphModule, names: Sequence[str]) -> list[list[int]]:
         """Samples by run, a few where the module takes them together. Raises BlockError where it takes no run."""
         most = STEP_POSITIONS // self.compared.positions if self.compared.axes else STEP_SAMPLES
-        sizes = dict.fromkeys((min(max(1, most), STEP_SAMPLES), 1))
+        # Of few samples, runs that some can be held out of.
+        sizes = dict.fromkeys((max(1, min(most, STEP_SAMPLES, len(self.samples) // (2 * HOLDOUT))), 1))
         for size in sizes:
             runs = self.samples.split(size)
             feeds = self.samples.read(runs[0])

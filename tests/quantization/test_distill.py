@@ -7,6 +7,7 @@ from onnx import numpy_helper
 
 import onnxcalib
 from onnxcalib import QuantizeConfig, quantize
+from onnxcalib.numeric.adaquant import Outcome
 from onnxcalib.quantization import distill
 from onnxcalib.quantization.state import FloatActivations, Problem, ReconstructionState
 from onnxcalib.runtime.session import Session
@@ -24,7 +25,7 @@ decoder (int64[n, 16] ids) => (float[n, 16, words] logits) {
 }
 """
 WORDS, WIDTH, INNER = 300, 64, 96
-IDS, OTHERS = np.split(np.random.default_rng(0).integers(0, WORDS, (192, 16)), 2)
+IDS, OTHERS = np.split(np.random.default_rng(0).integers(0, WORDS, (128, 16)), 2)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def last_stage(result):
 
 
 def test_distilled_weights_are_nearer_on_other_samples(decoder, monkeypatch):
-    monkeypatch.setattr(distill, "PASSES", 5)
+    monkeypatch.setattr(distill, "PASSES", 3)
     plain, found = (quantize(decoder, IDS, settings(distill=each)) for each in (False, True))
     name, outcome, reason = last_stage(found)
     assert (name, outcome) == ("distill", "kept") and reason.startswith("loss on held-out samples 0.")
@@ -110,6 +111,18 @@ net (float[n, 96] x) => (float[n, 48] y) {
   [third] y = Gemm (c, w3)
 }
 """
+
+
+def test_as_few_samples_as_it_asks_for_are_trained_on(build, weigh, draw, monkeypatch):
+    weights = {"w1": weigh(64, 96), "w2": weigh(64, 80), "w3": weigh(80, 48), "b1": weigh(64), "b2": weigh(80)}
+    model, trained = build(GEMMS, **weights), []
+    monkeypatch.setattr(distill, "PASSES", 1)
+    monkeypatch.setattr(distill, "learn_block", lambda *_, steps, **__: trained.append(steps) or Outcome(1, 1, 0))
+    config = settings(first_last_bits=2)
+    for count, steps in ((31, []), (32, [6])):
+        trained.clear()
+        quantize(model, draw(count, 96), config, test=draw(4, 96))
+        assert trained == steps
 
 
 @pytest.mark.parametrize(
