@@ -11,6 +11,8 @@ import numpy as np
 
 # A view is shifted by at most 1 / SHIFT of its image's rows and columns.
 SHIFT = 8
+# Rows of a table among which neighbours are looked for, and rows whose neighbours are found at once.
+MOST_ROWS, ROWS_AT_ONCE = 2**15, 256
 
 
 def draw_views(images: np.ndarray, axes: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
@@ -36,15 +38,38 @@ def _shift(image: np.ndarray, axis: int, generator: np.random.Generator) -> np.n
 
 
 def draw_token_views(
-    tokens: np.ndarray, exchanged: np.ndarray, others: np.ndarray, generator: np.random.Generator
+    tokens: np.ndarray, exchanged: np.ndarray, known: np.ndarray, others: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
     """One view of each text: a random share of its tokens, from none to all, is exchanged for random others.
 
-    tokens (N, tokens); exchanged: which of them may be, bool of that shape. others (any,): those to draw from; one that
-    is there several times is drawn as often.
+    tokens (N, tokens); exchanged: which of them may be, bool of that shape. known (any,): tokens in ascending order,
+    and others (known, any): what may stand for each; tokens that are not known stay.
     """
-    share = generator.random((len(tokens), 1))
-    chosen = exchanged & (generator.random(tokens.shape) < share)
-    if not len(others):
+    if not others.size:
         return tokens.copy()
-    return np.where(chosen, others[generator.integers(len(others), size=tokens.shape)], tokens)
+    share = generator.random((len(tokens), 1))
+    places = np.searchsorted(known, tokens).clip(max=len(known) - 1)
+    chosen = exchanged & (known[places] == tokens) & (generator.random(tokens.shape) < share)
+    return np.where(chosen, others[places, generator.integers(others.shape[1], size=tokens.shape)], tokens)
+
+
+def nearest_rows(table: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """For each of these rows (any,) of a table (entries, width) the ``count`` others nearest to it, (any, count).
+
+    Nearness is the cosine of what is left without the mean row. Of a table of more than MOST_ROWS, evenly spread ones
+    are looked at.
+    """
+    among = np.linspace(0, len(table) - 1, min(len(table), MOST_ROWS)).astype(int)
+    mean = table[among].mean(axis=0)
+
+    def point(chosen: np.ndarray) -> np.ndarray:
+        found: np.ndarray = table[chosen] - mean
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        return found
+
+    directions, found = point(among), []
+    for part in np.array_split(rows, -(-len(rows) // ROWS_AT_ONCE)):
+        cosines = point(part) @ directions.T
+        cosines[part[:, None] == among] = -2.0  # never itself
+        found.append(among[np.argpartition(-cosines, count - 1, axis=1)[:, :count]])
+    return np.concatenate(found)

@@ -168,7 +168,7 @@ def test_the_help_has_what_most_need_first_and_expert_settings_last_and_an_examp
             "plan",
             QuantizeConfig,
             {
-                "layers", "tensors", "weight_bits", "block_size", "weight_symmetry", "pipeline",
+                "layers", "tensors", "weight_bits", "block_size", "pipeline",
                 "reconstruct", "distill", "statistics", "biases", "steps", "views", "work_dir", "resume",
             },
         ),

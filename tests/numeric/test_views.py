@@ -1,6 +1,7 @@
 import numpy as np
 
-from onnxcalib.numeric.views import SHIFT, draw_token_views, draw_views
+from onnxcalib.numeric import views
+from onnxcalib.numeric.views import SHIFT, draw_token_views, draw_views, nearest_rows
 
 
 def draw(images, axes=(2, 3), seed=0):
@@ -55,17 +56,29 @@ def test_views_repeat_with_the_seed_and_leave_the_images_as_they_are():
     assert np.array_equal(images, before)
 
 
-def test_a_view_of_a_text_exchanges_a_share_of_its_tokens_for_others_as_often_as_these_are_there():
-    generator, others = np.random.default_rng(0), np.array([7, 7, 7, 9])
-    tokens, exchanged = np.ones((400, 50), np.int64), np.arange(50) > 9
-    found = draw_token_views(tokens, np.broadcast_to(exchanged, tokens.shape), others, generator)
-    assert found.dtype == tokens.dtype and (found[:, :10] == 1).all() and set(found.flat) == {1, 7, 9}
-    shares = (found[:, 10:] != 1).mean(1)
+def test_a_view_of_a_text_exchanges_a_share_of_its_tokens_for_those_that_may_stand_for_them():
+    generator, known = np.random.default_rng(0), np.array([1, 3])
+    tokens, exchanged = np.tile([1, 2, 3, 4, 1], (400, 10)), np.arange(50) > 9
+    others = np.array([[5, 5, 5, 6], [7, 7, 7, 7]])
+    found = draw_token_views(tokens, np.broadcast_to(exchanged, tokens.shape), known, others, generator)
+    assert found.dtype == tokens.dtype and (found[:, :10] == tokens[:, :10]).all()
+    assert set(found[tokens == 1]) == {1, 5, 6} and set(found[tokens == 3]) == {3, 7}
+    assert (found[(tokens == 2) | (tokens == 4)] == tokens[(tokens == 2) | (tokens == 4)]).all()
+    shares = (found != tokens)[:, 10:].sum(1) / 24
     assert shares.min() < 0.05 and shares.max() > 0.95 and abs(shares.mean() - 0.5) < 0.05
-    assert abs((found == 7).sum() / (found == 9).sum() - 3) < 0.3
+    assert abs((found == 5).sum() / (found == 6).sum() - 3) < 0.3
 
 
 def test_without_other_tokens_a_text_is_its_own_view():
-    tokens = np.arange(6).reshape(2, 3)
-    found = draw_token_views(tokens, np.ones((2, 3), bool), np.array([], int), np.random.default_rng(0))
+    tokens, none = np.arange(6).reshape(2, 3), np.array([], int)
+    found = draw_token_views(tokens, np.ones((2, 3), bool), none, none.reshape(0, 0), np.random.default_rng(0))
     assert np.array_equal(found, tokens) and found is not tokens
+
+
+def test_nearest_rows_point_the_same_way_from_the_mean(monkeypatch):
+    table = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32) + 9
+    table[[7, 21]] = table.mean(0) + np.array([[2.0], [0.5]]) * (table[3] - table.mean(0))
+    found = nearest_rows(table, np.array([3, 7]), 2)
+    assert [set(each) for each in found.tolist()] == [{7, 21}, {3, 21}]
+    monkeypatch.setattr(views, "ROWS_AT_ONCE", 1)
+    assert np.array_equal(nearest_rows(table, np.array([3, 7]), 2), found)

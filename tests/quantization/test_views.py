@@ -3,6 +3,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxcalib import DataConfig, QuantizeConfig, pipeline
+from onnxcalib.quantization import views
 from onnxcalib.quantization.views import ENOUGH_TOKENS, TextViews, choose_views
 
 MODEL = """g (int64[N, S] input_ids, int64[N, S] attention_mask) => (float[N, S, 6] y) {
@@ -30,15 +31,22 @@ def tokenizer(tmp_path):
     return DataConfig(tokenizer=tmp_path / "tokenizer.json")
 
 
-def test_views_of_tokens_are_drawn_from_all_texts_without_what_all_of_them_have(prepare):
+def test_views_of_tokens_exchange_what_not_all_texts_have(prepare):
     found = choose_views(prepare(views=3))
     assert isinstance(found, TextViews) and found.count == 3
-    assert sorted(found.others) == [5, 5, 6, 7, 8] and sorted(found.kept) == [1, 2]
+    assert found.known.tolist() == [5, 6, 7, 8] and sorted(found.others[2]) == [5, 5, 6, 7, 8]  # a small table
+
+
+def test_tokens_of_a_large_table_are_exchanged_for_neighbours(prepare, monkeypatch):
+    monkeypatch.setattr(views, "NEIGHBOURS", 3)
+    found = choose_views(prepare(views=1))
+    assert found.known.tolist() == [5, 6, 7, 8] and found.others.shape == (4, 3)
+    assert not (found.others == found.known[:, None]).any()
 
 
 def test_a_view_keeps_padding_the_mask_and_the_tokens_that_start_and_end_texts(prepare):
-    views = choose_views(prepare(views=1))
-    drawn = [views.draw(FEEDS, np.random.default_rng(seed)) for seed in range(20)]
+    made = choose_views(prepare(views=1))
+    drawn = [made.draw(FEEDS, np.random.default_rng(seed)) for seed in range(20)]
     for each in drawn:
         assert np.array_equal(each["attention_mask"], FEEDS["attention_mask"])
         same = each["input_ids"] == IDS
