@@ -17,7 +17,8 @@ from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
 from .pair import name_float_nodes, pair_layers
 from .reasons import find_reasons
-from .survey import Measured, Survey
+from .smoothed import write_smoothed
+from .survey import SAMPLES, Measured, Survey
 
 # The layers that limit the outputs are the worst ones that make up this share of all layers' losses, WORST at most.
 LIMITING, WORST = 0.9, 10
@@ -46,6 +47,7 @@ def explain(
     on_integers = settings.get("activation_bits") in (4, 8)
     original, names = name_float_nodes(original, as_layers=bool(settings), on_integers=on_integers)
     quantized = tidy(quantized)
+    write_smoothed(original, quantized, samples, SAMPLES, threads)
     pairs, unmatched = pair_layers(original, quantized, names)
     layers = [Measured(pair) for pair in pairs]
     notes = _read_notes(quantized)

@@ -1,0 +1,82 @@
+"""Let a float model have the tensors that smoothing gave factors, under their names in the quantized model.
+
+No file tells the factors that a norm or a layer took. They are the ratio of both models' channels on some samples.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper
+
+from ..data import CalibrationSet
+from ..graph.edit import add_constant, refill, reroute
+from ..graph.index import Index
+from ..graph.passes.smooth import SMOOTHED
+from ..quantization.calibrate import batch_size
+from ..runtime.session import Session
+
+NAME = re.compile(rf"(.+)_{SMOOTHED}(?:_\d+)?")
+
+
+def write_smoothed(
+    original: ModelProto, quantized: ModelProto, samples: CalibrationSet, most: int, threads: int
+) -> None:
+    """Write ``X_smoothed = X f`` and ``X = X_smoothed / f`` into ``original``, for all that the quantized model has.
+
+    f, by channel: ``sum x_q x / sum x^2`` of the first ``most`` samples, and 1 where that is no factor.
+    """
+    index, made = Index(original.graph), {t for node in quantized.graph.node for t in node.output}
+    named = ((name, match[1]) for name in sorted(made) if (match := NAME.fullmatch(name)) is not None)
+    pairs = {name: base for name, base in named if base in index.producer and base not in made | set(index.outputs)}
+    pairs = {name: base for name, base in pairs.items() if name not in index.producer}
+    if not pairs:
+        return
+    behind: dict[str, list[NodeProto]] = {}
+    for name, factor in _measure(original, quantized, pairs, samples, most=most, threads=threads).items():
+        base, operand, back = pairs[name], add_constant(original.graph, f"{name}_factor", factor), f"{name}_undone"
+        for reader in index.readers(base):
+            reroute(reader, base, back)
+        behind[base] = [
+            helper.make_node("Mul", [base, operand], [name], name=name),
+            helper.make_node("Div", [name, operand], [back], name=back),
+        ]
+    nodes = [(node, *(each for t in node.output for each in behind.get(t, ()))) for node in original.graph.node]
+    refill(original.graph.node, [each for group in nodes for each in group])
+
+
+def _measure(
+    original: ModelProto,
+    quantized: ModelProto,
+    pairs: dict[str, str],
+    samples: CalibrationSet,
+    *,
+    most: int,
+    threads: int,
+) -> dict[str, np.ndarray]:
+    """The factors of each tensor, whose last axis is that of the channels; none where shapes differ."""
+    reference, other = (
+        Session(model, also=sorted(names), threads=threads, optimize=False)
+        for model, names in ((original, pairs.values()), (quantized, pairs))
+    )
+    sums: dict[str, np.ndarray] = {}
+    done = 0
+    for feeds in samples.batches(min(batch_size(reference, samples), most)):
+        wanted, given = reference.run(feeds, sorted(set(pairs.values()))), other.run(feeds, sorted(pairs))
+        for name, base in pairs.items():
+            x, y = (each.astype(np.float64) for each in (wanted[base], given[name]))
+            if x.shape == y.shape and x.ndim > 1:
+                axes = tuple(range(x.ndim - 1))
+                found = np.stack(((x * y).sum(axes), (x * x).sum(axes)))
+                sums[name] = sums[name] + found if name in sums else found
+        done += samples.count(feeds)
+        if done >= most:
+            break
+    return {name: _divide(*found) for name, found in sums.items()}
+
+
+def _divide(products: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    usable = np.isfinite(products) & np.isfinite(squares) & (products != 0) & (squares > 0)
+    found: np.ndarray = np.where(usable, products, 1) / np.where(usable, squares, 1)
+    return found.astype(np.float32)
