@@ -28,6 +28,7 @@ from ..numeric.learned_weight import LearnedWeight
 from ..progress import track
 from ..runtime.blocks import BlockError, constant_of, layer_module, to_torch
 from ..runtime.device import lacks_memory
+from ..runtime.memory import find_free
 from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
 from .biases import TOO_FEW, is_better
@@ -46,8 +47,9 @@ STEP_SAMPLES, STEP_POSITIONS = 16, 512
 HOLDOUT, LEAST_DECIDING = 4, 4
 # Standard errors by which the loss of these must fall. Next tokens of a sample are many, and samples few.
 CERTAIN = 1.0
-# The module is a copy of all weights; gradients and what Adam keeps of them are others.
-MOST_MODEL_BYTES = 2**30
+# The module is a copy of all weights. Positions, their best ones, gradients, two moments of Adam and the weights that
+# are made of positions are others, beside which a step has its activations.
+MOST_MODEL_BYTES, COPIES = 2**30, 8
 
 
 def distill_weights(prepared: Prepared, state: ReconstructionState) -> tuple[bool, str | None]:
@@ -85,6 +87,7 @@ class _Tuning:
         if (size := model_bytes(model)) > MOST_MODEL_BYTES:
             most = MOST_MODEL_BYTES / 2**20
             raise BlockError(f"the model has {size / 2**20:.0f} MB, more than the {most:.0f} MB for torch")
+        self._check_room(COPIES * size)
         self.session = Session(model, threads=self.problem.threads)
         self.inputs = [value.name for value in inputs_of(model)]
         first = self.samples.read(range(self.samples.fixed_batch or 1))
@@ -103,6 +106,15 @@ class _Tuning:
         if self.padded:
             self.module = Unpadded(self.module, self.compared.names, self.problem.padding)
         self.module.to(self.problem.device)
+
+    def _check_room(self, needed: int) -> None:
+        """Raise BlockError where memory has no room: the system would end a run that has solved all layers."""
+        budget = self.prepared.config.memory_bytes
+        free = find_free() if budget is None else budget - self.prepared.run.resident
+        if needed > free:
+            raise BlockError(
+                f"training takes {needed / 1e9:.2f} GB of memory, more than the {free / 1e9:.2f} GB there are"
+            )
 
     def _choose_runs(self, module: fx.GraphModule, names: Sequence[str]) -> list[list[int]]:
         """Samples by run, a few where the module takes them together. Raises BlockError where it takes no run."""

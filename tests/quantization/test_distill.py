@@ -1,5 +1,7 @@
 """Distillation of weights alone: what is trained, what is kept, and what is said where it cannot be done."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,14 @@ def test_what_cannot_be_distilled_says_why(decoder, samples, changes, reason):
     config = settings(**{"block_size": None, **changes} if changes else {})
     name, outcome, found = last_stage(quantize(decoder, samples, config))
     assert (name, outcome) == ("distill", "rolled back") and found.startswith(reason)
+
+
+@pytest.mark.parametrize("budget", [{}, {"memory": "9GB"}])
+def test_weights_that_memory_has_no_room_for_stay_as_they_are(decoder, monkeypatch, budget):
+    monkeypatch.setattr(distill, "COPIES", 10**8)
+    name, outcome, reason = last_stage(quantize(decoder, IDS[:32], settings(**budget)))
+    assert (name, outcome) == ("distill", "rolled back")
+    assert re.fullmatch(r"training takes \d+\.\d\d GB of memory, more than the \d+\.\d\d GB there are", reason)
 
 
 def test_a_model_that_torch_does_not_take_says_why(build, weigh):
