@@ -26,5 +26,5 @@ class Effort(NamedTuple):
 EFFORTS = {
     "fast": Effort(8, 0, 0, 0, 0, 0),
     "balanced": Effort(16, 1, 1, 1, 0, 100),
-    "best": Effort(32, 2, 2, 4, 200, 200),
+    "best": Effort(32, 2, 3, 4, 200, 200),
 }
