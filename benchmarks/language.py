@@ -8,7 +8,8 @@ quantize`` takes. --text is another text, cut into windows of --length tokens, e
 
 A format is W and the bits, and the inputs that share a scale; ``-asym`` has zero points. All layers have these bits,
 the head too; tables stay in float, as peers leave them. --peers: onnxruntime's MatMulNBitsQuantizer beside each format
-of 4 bits: rtn (its default, with zero points), rtn-sym, hqq, and k-quant in blocks of 32. Each quantization runs in a
+of 4 or 2 bits: rtn (its default, with zero points), rtn-sym, hqq; at 4 bits k-quant in blocks of 32, and gptq from the
+same samples, which runs the whole model once for each layer and sample. It has no 3 bits. Each quantization runs in a
 process of its own, on one thread.
 
 Columns: lost = nats a token more than float; bits = bits a weight of the quantized layers, with scales and zero
@@ -33,7 +34,7 @@ from accuracy import ROOT, open_session, read_peak_gb
 from jobs import render_row, run_job
 
 FORMATS = dict(loss=".4f", lost=".4f", bits=".3f", seconds=".0f", memory_gb=".2f", tokens=".0f", float_tokens=".0f")
-PEERS = ("rtn", "rtn-sym", "hqq", "k-quant")
+PEERS = {4: ("rtn", "rtn-sym", "hqq", "k-quant", "gptq"), 3: (), 2: ("rtn", "rtn-sym", "hqq"), 8: ("rtn", "rtn-sym")}
 K_QUANT_BLOCK = 32  # the only one that it has
 BYTES = {"FLOAT": 4, "UINT8": 1, "INT8": 1, "UINT4": 0.5, "INT4": 0.5, "UINT2": 0.25, "INT2": 0.25}
 
@@ -54,7 +55,7 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
 
         torch.set_num_threads(1)
         began = time.process_time()
-        write_by_peer(model, output, job["peer"], read_format(job["format"]))
+        write_by_peer(job, read_format(job["format"]))
     else:
         import onnxcalib
         import onnxcalib.pipeline  # loads torch and onnxruntime
@@ -68,7 +69,7 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": time.process_time() - began, "memory_gb": read_peak_gb()}
 
 
-def write_by_peer(model: Path, output: Path, peer: str, given: dict[str, Any]) -> None:
+def write_by_peer(job: dict[str, Any], given: dict[str, Any]) -> None:
     """Quantize by onnxruntime's own tool."""
     from onnxruntime.quantization import matmul_nbits_quantizer as peers
 
@@ -89,11 +90,23 @@ def write_by_peer(model: Path, output: Path, peer: str, given: dict[str, Any]) -
         ),
         "hqq": lambda: peers.HQQWeightOnlyQuantConfig(block_size=block, bits=bits),
         "k-quant": lambda: peers.KQuantWeightOnlyQuantConfig(),
-    }[peer]()
-    size = K_QUANT_BLOCK if peer == "k-quant" else block
-    found = peers.MatMulNBitsQuantizer(str(model), bits, size, accuracy_level=4, algo_config=config)
+        "gptq": lambda: peers.GPTQWeightOnlyQuantConfig(read_samples(Path(job["calib"])), mse=True),
+    }[job["peer"]]()
+    size = K_QUANT_BLOCK if job["peer"] == "k-quant" else block
+    found = peers.MatMulNBitsQuantizer(job["model"], bits, size, accuracy_level=4, algo_config=config)
     found.process()
-    found.model.save_model_to_file(str(output), use_external_data_format=False)
+    found.model.save_model_to_file(job["output"], use_external_data_format=False)
+
+
+def read_samples(folder: Path) -> list[dict[str, np.ndarray]]:
+    """The samples of a folder's .npz files, one to a batch."""
+    samples = []
+    for path in sorted(folder.glob("*.npz")):
+        arrays = dict(np.load(path))
+        samples += [
+            {name: array[i : i + 1] for name, array in arrays.items()} for i in range(len(next(iter(arrays.values()))))
+        ]
+    return samples
 
 
 def count_bits(path: Path) -> float:
@@ -198,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         known = {"windows": windows, "loss": loss, "tokens": speed}
         print(f"{model.stem:12} {'float':20}{loss:>13.4f}", flush=True)
         for text in arguments.formats:
-            peers = PEERS if arguments.peers and text.upper().startswith("W4") else ()
+            peers = PEERS[read_format(text)["weight_bits"]] if arguments.peers else ()
             for peer in (None, *peers):
                 rows.append(measure(model, text, peer, arguments, known))
                 print(render(rows[-1]), flush=True)
