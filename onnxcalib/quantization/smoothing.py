@@ -14,7 +14,7 @@ more than they do in the end, and smoothing, which moves range into them or out 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,6 +139,20 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = Fa
     return chosen
 
 
+def climb(count: int, first: int, measure: Callable[[int], float]) -> int:
+    """The best of the numbers below ``count`` that are met from the first one on to each side, as long as they gain.
+
+    Both sides are looked at: in SmolLM2-135M the exponents 0.8 and 0.95 are alike, and 0.65 and 0.5 have 6 dB more.
+    """
+    best = first
+    for step in (1, -1):
+        at = first
+        while 0 <= at + step < count and measure(at + step) > measure(at):
+            at += step
+        best = max(best, at, key=measure)
+    return best
+
+
 class _Batch(NamedTuple):
     feeds: dict[str, np.ndarray]
     outputs: Mapping[str, Any]
@@ -178,10 +192,8 @@ class _Trial:
                 tried[number] = self._measure(session, ways[number].factors), ways[number]
             return tried[number][0]
 
-        best = next(number for number, way in enumerate(ways) if (way.exponent or way.reach) in FIRST)
-        for step in (1, -1):
-            while 0 <= best + step < len(ways) and measure(best + step) > measure(best):
-                best += step
+        first = next(number for number, way in enumerate(ways) if (way.exponent or way.reach) in FIRST)
+        best = climb(len(ways), first, measure)
         told = {"off": off, **{str(ways[number].name): tried[number][0] for number in sorted(tried)}}
         if measure(best) > off + (LEAST_GAIN_DB if ways[best].reach is None else LEAST_GAIN_OF_REACH_DB):
             return replace(ways[best], decibels=told)

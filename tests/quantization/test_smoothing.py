@@ -68,6 +68,15 @@ def test_inputs_of_dynamic_layers_are_smoothed_too(transformer):
     assert len(smoothed.smoothing["smoothed"]) == 3 and all(layer.dynamic for layer in smoothed.layers)
 
 
+@pytest.mark.parametrize(
+    ("decibels", "best"),
+    [([27.1, 27.2, 21.2, 21.3], 1), ([20, 21, 25, 24], 2), ([20, 24, 25, 26], 3), ([27, 26, 25, 25], 0)],
+)
+def test_both_sides_of_the_first_exponent_are_looked_at(decibels, best):
+    assert smoothing.climb(4, 2, decibels.__getitem__) == best
+    assert smoothing.climb(1, 0, decibels.__getitem__) == 0
+
+
 def test_where_nothing_is_gained_the_file_is_the_one_without(build, weigh):
     even = build(
         FEED_FORWARD,
