@@ -19,9 +19,9 @@ from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
 from .padding_mask import PaddingMask, find_real
 
-# A layer reads float where half of its rows have less than so many dB. SmolLM2-135M loses 0.26 nats a token where
-# ``coarse_inputs`` alone decides, 0.14 without the 4 more layers below 12 dB, 0.06 without the 9 below 17, and 0.04
-# without the 42 below 22.
+# A layer reads float where half of its rows have less than so many dB. With one range for all tokens, SmolLM2-135M lost
+# 0.26 nats a token where ``coarse_inputs`` alone decided, 0.06 without the 9 more layers below 17 dB, and 0.04 without
+# the 42 below 22. With a range a token, and smoothed, none of its 211 layers is below.
 LEAST_DB = 17.0
 # Output channels of a layer that are computed, spread over all of them.
 CHANNELS = 256
