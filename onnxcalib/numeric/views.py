@@ -50,7 +50,8 @@ def draw_token_views(
     share = generator.random((len(tokens), 1))
     places = np.searchsorted(known, tokens).clip(max=len(known) - 1)
     chosen = exchanged & (known[places] == tokens) & (generator.random(tokens.shape) < share)
-    return np.where(chosen, others[places, generator.integers(others.shape[1], size=tokens.shape)], tokens)
+    drawn = others[places, generator.integers(others.shape[1], size=tokens.shape)]
+    return np.where(chosen, drawn.astype(tokens.dtype), tokens)
 
 
 def nearest_rows(table: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:

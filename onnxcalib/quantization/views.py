@@ -98,9 +98,10 @@ def _holds_tokens(feeds: Mapping[str, Any]) -> bool:
 
 
 def _real_tokens(feeds: Mapping[str, Any]) -> np.ndarray:
-    """Which of the tokens are no padding, bool (samples, tokens)."""
-    real = find_real(feeds)
-    return np.ones(feeds[TOKEN_IDS].shape, bool) if real is None else real
+    """Which of the tokens are no padding, bool (samples, tokens). A decoder's mask has its past in front."""
+    real, shape = find_real(feeds), feeds[TOKEN_IDS].shape
+    past = 0 if real is None else real.shape[1] - shape[1]
+    return np.ones(shape, bool) if real is None or past < 0 else real[:, past:]
 
 
 def _of_texts(prepared: Prepared) -> TextViews | None:
@@ -111,14 +112,17 @@ def _of_texts(prepared: Prepared) -> TextViews | None:
     # Those with which a tokenizer starts and ends every text.
     kept = reduce(np.intersect1d, texts)
     tokens = np.concatenate(texts)
+    exchanged = tokens[~np.isin(tokens, kept)]
+    if not exchanged.size:
+        prepared.run.leave_out("views", "all texts have the same tokens, which stay as they are")
+        return None
     if prepared.config.views is None:
         count = min(count, -(-ENOUGH_TOKENS * _widest(prepared) // len(tokens)) - 1)
     if count <= 0:
         return None
-    exchanged = tokens[~np.isin(tokens, kept)]
     known = np.unique(exchanged)
     table = _find_table(prepared.model)
-    if table is None or len(table) <= NEIGHBOURS + 1 or not known.size or known[-1] >= len(table):
+    if table is None or len(table) <= NEIGHBOURS + 1 or known[-1] >= len(table):
         return TextViews(count, known, np.broadcast_to(exchanged, (len(known), len(exchanged))))
     return TextViews(count, known, nearest_rows(table, known, NEIGHBOURS))
 

@@ -69,6 +69,11 @@ def test_a_view_of_a_text_exchanges_a_share_of_its_tokens_for_those_that_may_sta
     assert abs((found == 5).sum() / (found == 6).sum() - 3) < 0.3
 
 
+def test_a_view_of_a_text_has_tokens_of_the_type_that_the_model_reads():
+    tokens, known, others = np.array([[1, 3]], np.int32), np.array([1, 3]), np.array([[5], [7]])
+    assert draw_token_views(tokens, tokens > 0, known, others, np.random.default_rng(0)).dtype == np.int32
+
+
 def test_without_other_tokens_a_text_is_its_own_view():
     tokens, none = np.arange(6).reshape(2, 3), np.array([], int)
     found = draw_token_views(tokens, np.ones((2, 3), bool), none, none.reshape(0, 0), np.random.default_rng(0))

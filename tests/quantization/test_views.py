@@ -54,6 +54,23 @@ def test_a_view_keeps_padding_the_mask_and_the_tokens_that_start_and_end_texts(p
     assert any((each["input_ids"] != IDS).any() for each in drawn) and IDS[0, 1] == 5
 
 
+def test_the_mask_of_a_decoder_has_its_past_in_front():
+    mask = np.concatenate((np.zeros((3, 2), np.int64), FEEDS["attention_mask"]), axis=1)
+    made = TextViews(1, np.arange(10), np.full((10, 1), 9))
+    for seed in range(20):
+        drawn = made.draw({"input_ids": IDS, "attention_mask": mask}, np.random.default_rng(seed))["input_ids"]
+        assert drawn[1, 3] == 0
+    assert (drawn == 9).any()
+
+
+def test_texts_that_are_all_the_same_have_no_views(prepare):
+    prepared = prepare({name: each[:1] for name, each in FEEDS.items()}, views=2)
+    assert choose_views(prepared) is None
+    assert [each.reason for each in prepared.run.left_out if each.what == "views"] == [
+        "all texts have the same tokens, which stay as they are"
+    ]
+
+
 def test_arrays_of_tokens_have_views_only_when_asked(prepare):
     assert choose_views(prepare(weight_bits=4)) is None and choose_views(prepare(views=0)) is None
 
