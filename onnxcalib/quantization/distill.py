@@ -26,7 +26,7 @@ from ..numeric.adaquant import Batch, learn_block
 from ..numeric.distill import position_losses, sample_losses
 from ..numeric.learned_weight import LearnedWeight
 from ..progress import track
-from ..runtime.blocks import BlockError, constant_of, layer_module, to_torch
+from ..runtime.blocks import BlockError, constant_of, layer_module, tie_constant, to_torch
 from ..runtime.device import lacks_memory
 from ..runtime.memory import find_free
 from ..runtime.session import Session
@@ -134,11 +134,12 @@ class _Tuning:
         raise AssertionError(sizes)
 
     def _fill_tables(self, module: fx.GraphModule) -> None:
-        """Give tables their quantized rows. The file has a head's integers for a table that is tied to it."""
+        """Give tables their quantized rows. One that is tied to a head reads its weight: the file has its integers."""
         for table in self.problem.scheme.embeddings:
-            rows = _dequantize(self.state.layers[table.tied_to or table.name])
-            constant = constant_of(module, table.name)
-            constant.copy_(torch.from_numpy(rows if rows.shape == tuple(constant.shape) else rows.T))
+            if table.tied_to is not None:
+                tie_constant(module, table.name, table.tied_to)
+            else:
+                constant_of(module, table.name).copy_(torch.from_numpy(_dequantize(self.state.layers[table.name])))
 
     def _fill_layers(self, module: fx.GraphModule, learned: set[str]) -> dict[str, LearnedWeight]:
         """Give layers their quantized weights, and those that are learned parameters."""

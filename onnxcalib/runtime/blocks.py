@@ -88,14 +88,29 @@ def constant_of(module: fx.GraphModule, node_name: str) -> torch.Tensor:
 
     Raises BlockError where that is none.
     """
+    path, _, name = str(_find_constant(module, node_name).target).rpartition(".")
+    return module.get_submodule(path).get_buffer(name)
+
+
+def tie_constant(module: fx.GraphModule, node_name: str, layer_name: str) -> None:
+    """Make all that read the first constant of a node read the weight of a layer in its place, as it is in each run.
+
+    The weight is that of ``layer_module``, of the constant's shape. Raises BlockError where the node reads no constant.
+    """
+    source, part = _find_constant(module, node_name), layer_module(module, layer_name)
+    path = next(name for name, each in module.named_modules() if each is part)
+    source.target = f"{path}.weight"
+    module.recompile()
+
+
+def _find_constant(module: fx.GraphModule, node_name: str) -> fx.Node:
     names: _Names = module.meta[_NAMES]
     fx_nodes = {n.name: n for n in module.graph.nodes}
     node = fx_nodes.get(names.nodes.get(node_name, ""))
     source = node.args[0] if node is not None and node.args else None
     if not isinstance(source, fx.Node) or source.op != "get_attr":
         raise BlockError(f"{node_name}: reads no constant in torch")
-    path, _, name = str(source.target).rpartition(".")
-    return module.get_submodule(path).get_buffer(name)
+    return source
 
 
 def place(module: fx.GraphModule, tensor: str, quantizer: nn.Module, *, only: Sequence[str] | None = None) -> None:

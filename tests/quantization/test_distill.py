@@ -1,6 +1,7 @@
 """Distillation of weights alone: what is trained, what is kept, and what is said where it cannot be done."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,14 @@ def test_as_few_samples_as_it_asks_for_are_trained_on(build, weigh, draw, monkey
         assert trained == steps
 
 
+def open_tuning(prepared, found):
+    problem = Problem.of(prepared.model, prepared.scheme, prepared.config, prepared.padding)
+    with Store() as store:
+        stored = FloatActivations(store, prepared.padding, problem.types)
+        state = ReconstructionState(problem, stored, found.grids, dict(found.layers))
+        return distill._Tuning(prepared, state, distill.list_learned(prepared.scheme))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -150,17 +159,31 @@ def test_what_is_trained_starts_as_the_file_is(decoder, build, weigh, draw, kind
         model, data = build(GEMMS, **weights), draw(32, 96)
     prepared = onnxcalib.prepare(model, data, settings(distill=False, first_last_bits=8, **changes))
     found = onnxcalib.reconstruct(prepared)
-    problem = Problem.of(prepared.model, prepared.scheme, prepared.config, prepared.padding)
-    with Store() as store:
-        stored = FloatActivations(store, prepared.padding, problem.types)
-        state = ReconstructionState(problem, stored, found.grids, dict(found.layers))
-        tuning = distill._Tuning(prepared, state, distill.list_learned(prepared.scheme))
+    tuning = open_tuning(prepared, found)
     assert tuning.learned
     (given,) = tuning.module(torch.from_numpy(data))
     session = Session(onnxcalib.emit(prepared, found), optimize=False)
     (wanted,) = session.run({session.inputs[0]: data}).values()
     assert np.abs(given.detach().numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
     for name, own in tuning.learned.items():
-        again = distill._read_back(state.layers[name], own)
-        assert np.array_equal(again.integers, state.layers[name].integers)
-        assert np.allclose(again.grid.scale, state.layers[name].grid.scale, rtol=1e-6)
+        again = distill._read_back(tuning.state.layers[name], own)
+        assert np.array_equal(again.integers, tuning.state.layers[name].integers)
+        assert np.allclose(again.grid.scale, tuning.state.layers[name].grid.scale, rtol=1e-6)
+
+
+def test_a_table_that_is_tied_to_the_head_is_trained_with_it(build, weigh):
+    text = DECODER.replace("[head]", "[turn] wh = Transpose (table)  [head]")
+    model = build(
+        text, table=weigh(WORDS, WIDTH), wg=weigh(WIDTH, INNER), wu=weigh(WIDTH, INNER), wd=weigh(INNER, WIDTH)
+    )
+    prepared = onnxcalib.prepare(model, IDS[:32], settings(first_last_bits=4, reconstruct=False))
+    found = onnxcalib.reconstruct(prepared)
+    tuning = open_tuning(prepared, found)
+    head = tuning.learned["head"]
+    with torch.no_grad():
+        head.log_scale += 0.1
+        (given,) = tuning.module(torch.from_numpy(IDS[:2]))
+    layers = {**tuning.state.layers, "head": distill._read_back(tuning.state.layers["head"], head)}
+    written = onnxcalib.emit(prepared, replace(found, layers=layers))
+    (wanted,) = Session(written, optimize=False).run({"ids": IDS[:2]}).values()
+    assert np.abs(given.numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()

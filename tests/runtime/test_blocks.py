@@ -7,7 +7,16 @@ import torch
 from onnx import helper, numpy_helper, parser
 from torch import nn
 
-from onnxcalib.runtime.blocks import BlockError, compare, constant_of, layer_module, place, return_also, to_torch
+from onnxcalib.runtime.blocks import (
+    BlockError,
+    compare,
+    constant_of,
+    layer_module,
+    place,
+    return_also,
+    tie_constant,
+    to_torch,
+)
 from onnxcalib.runtime.session import Session
 
 TOLERANCE = 1e-5
@@ -211,6 +220,18 @@ def test_the_table_of_a_gather_is_changed_in_place():
     assert torch.equal(module(torch.tensor([2, 0]), torch.zeros(2, 2))[0], torch.tensor([[4.0, 5.0], [0.0, 1.0]]))
     with pytest.raises(BlockError, match=r"^sum: reads no constant in torch"):
         constant_of(module, "sum")
+
+
+def test_a_table_that_is_tied_to_a_layer_follows_its_weight():
+    text = "g (int64[n] i) => (float[n, 3] y, float[n, 2] r) { [look] r = Gather (t, i)  [head] y = MatMul (r, w) }"
+    module = to_torch(parse(text, t=(3, 2), w=(2, 3)))
+    tie_constant(module, "look", "head")
+    layer_module(module, "head").get_parameter("weight").data = torch.arange(6.0).reshape(3, 2)
+    products, rows = module(torch.tensor([2, 0]))
+    assert torch.equal(rows, torch.tensor([[4.0, 5.0], [0.0, 1.0]]))
+    assert torch.equal(products, torch.tensor([[5.0, 23.0, 41.0], [1.0, 3.0, 5.0]]))
+    with pytest.raises(BlockError, match=r"^head: reads no constant in torch"):
+        tie_constant(module, "head", "head")
 
 
 def test_what_is_no_layer_is_refused_with_the_layers_there_are():
