@@ -226,8 +226,9 @@ class _Trial:
         tensors = [each.tensor for each in self.found]
         session = Session(self.model, also=tensors, name="the prepared model", threads=self.threads)
         size = batch_size(session, self.samples)
-        order = np.arange(len(self.samples))
-        ours, others = (order[::2], order[1::2]) if len(order) >= 2 * CHOICE_SAMPLES else (order, order)
+        runs = self.samples.split(1)  # of a model of a fixed batch as many samples as it takes
+        enough = len(runs) > 1 and len(self.samples) >= 2 * CHOICE_SAMPLES
+        ours, others = (runs[::2], runs[1::2]) if enough else (runs, runs)
         seen, held = _spread(ours, PEAK_SAMPLES), _spread(others, CHOICE_SAMPLES)
         room = BATCH_BYTES * (SOLVED_BATCHES if self.few_bits else 1) // max(len(self.samples.split(size, seen)), 1)
         rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in tensors}
@@ -319,7 +320,8 @@ class _Trial:
         return given
 
 
-def _spread(indices: np.ndarray, most: int) -> list[int]:
-    """At most so many of the indices, evenly spread."""
-    places = np.linspace(0, len(indices) - 1, min(most, len(indices))).round().astype(int)
-    return [int(index) for index in indices[places]]
+def _spread(runs: Sequence[list[int]], most: int) -> list[int]:
+    """Samples of evenly spread runs: of one, or of as many as have at most so many samples."""
+    count = min(max(most // len(runs[0]), 1), len(runs))
+    places = np.linspace(0, len(runs) - 1, count).round().astype(int)
+    return [sample for place in places for sample in runs[place]]

@@ -89,6 +89,14 @@ def test_where_nothing_is_gained_the_file_is_the_one_without(build, weigh):
     assert tried.model.SerializeToString() == without.model.SerializeToString()
 
 
+def test_a_model_of_a_fixed_batch_is_tried_on_whole_runs(build, weigh, transformer):
+    weights = {each.name: onnx.numpy_helper.to_array(each) for each in transformer.graph.initializer}
+    fixed = build(FEED_FORWARD.replace("[N,", "[6,"), **weights)
+    assert prepare(fixed, draw_tokens(60), AUTO).smoothing.exponent is not None
+    assert smoothing._spread([[0, 3], [1, 2], [4, 5]], 5) == [0, 3, 4, 5]
+    assert smoothing._spread([[0, 3, 1], [2, 4, 5]], 2) == [0, 3, 1]
+
+
 def test_ranges_of_other_factors_are_refused(transformer):
     samples = draw_tokens(32)
     ranges = calibrate(prepare(transformer, samples, AUTO))
