@@ -40,7 +40,8 @@ def recall_statistics(prepared: Prepared, scheme: QuantScheme, targets: TargetKe
     model, samples = fingerprint(prepared.model), run.digest(prepared.samples)
     subject = f"statistics {model} {samples} {describe_processor()} {run.threads or count_cores()} threads"
     cache = Cache(subject, prepared.config.cache_dir, run.observer.note)
-    name = hashlib.sha256(json.dumps([sorted({*tensors, *also}), prepared.equals_original]).encode()).hexdigest()
+    facts = [sorted(tensors), sorted({*tensors, *also}), prepared.equals_original]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     found = cache.find(name, _Kept)
     if found is None:
         found = _collect(prepared, tensors, also, targets)

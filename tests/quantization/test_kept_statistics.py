@@ -53,6 +53,15 @@ def test_another_range_and_another_pipeline_need_no_pass(prepare, tmp_path):
     assert again.activations.keys() == first.activations.keys()
 
 
+def test_a_static_run_takes_nothing_of_a_dynamic_one_that_saw_the_same_tensors(build, weigh, draw, tmp_path):
+    net, samples = build("g (float[N, 4] x) => (float[N, 3] y) { [m] y = MatMul (x, w) }", w=weigh(4, 3)), draw(8, 4)
+    found = []
+    for activations in ("dynamic", "static"):
+        config = QuantizeConfig(cache_dir=tmp_path, placement="all", activations=activations)
+        found.append(set(onnxcalib.calibrate(onnxcalib.prepare(net, samples, config)).activations))
+    assert found == [set(), {"x"}]
+
+
 @pytest.mark.parametrize("changes", [{"scale": 2.0}, {"threads": 3}])
 def test_other_samples_and_other_threads_need_one(prepare, changes):
     onnxcalib.calibrate(prepare(threads=2)[0])
