@@ -20,11 +20,11 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 def count_weights(model: ModelProto) -> int:
     """Floats in the initializers of a model: a table that is stored for the embedding and for the head counts once.
 
-    Of matrices and tables that are packed already the values count, in place of their scales.
+    Of matrices and tables that are packed already the values count, in place of their scales and zero points.
     """
     packed = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in PACKED_WEIGHTS]
-    scales = {name for node in packed for name in node.input[2:3]}
-    dims = {t.name: t.dims for t in model.graph.initializer if t.data_type in FLOATS and t.name not in scales}
+    grids = {name for node in packed for name in node.input[2:4]}  # zero points may be floats, as those of HQQ are
+    dims = {t.name: t.dims for t in model.graph.initializer if t.data_type in FLOATS and t.name not in grids}
     stored = {t.name: t for t in model.graph.initializer}
     values = {name: count for node in packed for name, count in _count_packed(node, stored)}
     weights = {node.input[1] for node in model.graph.node if is_op(node, *MATRIX_LAYERS)}
