@@ -168,11 +168,13 @@ class _Tuning:
         generator = np.random.default_rng(self.problem.config.seed)
         order = generator.permutation(len(self.runs))
         held_out = max(2, len(order) // HOLDOUT)
-        deciding, stopping = order[:held_out:2], order[1:held_out:2]
-        count = sum(len(self.runs[number]) for number in deciding)
-        learning = order[held_out:]
-        if count < LEAST_DECIDING or not len(learning):
-            return False, TOO_FEW.format(len(self.samples), 2 * HOLDOUT * LEAST_DECIDING)
+        enough = max(2 * HOLDOUT * LEAST_DECIDING, 3 * max(map(len, self.runs)))
+        if len(self.samples) >= enough:  # of which the last run may be short
+            while self._count(order[:held_out:2]) < LEAST_DECIDING and held_out + 2 < len(order):
+                held_out += 2
+        deciding, stopping, learning = order[:held_out:2], order[1:held_out:2], order[held_out:]
+        if self._count(deciding) < LEAST_DECIDING or not len(learning):
+            return False, TOO_FEW.format(len(self.samples), enough)
         steps = min(MOST_STEPS, PASSES * len(learning))
         told = track(range(steps))
 
@@ -205,6 +207,10 @@ class _Tuning:
         for name, own in self.learned.items():
             self.state.layers[name] = _read_back(self.state.layers[name], own)
         return True, f"loss on held-out samples {before.mean():.3g} before, {after.mean():.3g} after"
+
+    def _count(self, numbers: np.ndarray) -> int:
+        """Samples in these runs."""
+        return sum(len(self.runs[number]) for number in numbers)
 
     def _read(self, run: Sequence[int]) -> Batch:
         """The inputs of a run, with the mask of its tokens behind them if some run has padding, and the targets."""
