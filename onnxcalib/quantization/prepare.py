@@ -124,6 +124,11 @@ def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
     if config.activation_bits == WIDE_BITS:  # which tensors would have that the plan gives 8
         config = config.model_copy(update={"activation_bits": FULL_BITS})
     if plan.weight_symmetry is not None:
+        if plan.weight_symmetry == "asymmetric" and not run.target.requirements.asymmetric_alone:
+            raise ConfigError(
+                f"plan: found asymmetric weights; target {run.target.name!r} takes weights without zero points; plan"
+                " with weight_symmetry symmetric"
+            )
         config = config.model_copy(update={"weight_symmetry": plan.weight_symmetry})
     config = with_bits(config, plan.settings(), plan.tensors)
     check_bits(config, run.target, where="plan: ")

@@ -134,6 +134,8 @@ def test_a_plan_has_the_zero_points_with_which_it_was_measured(decoder, tmp_path
     other = settings(tmp_path, reconstruct=False, weight_symmetry="symmetric")
     warnings = quantize(decoder, IDS, other, plan=found).report.warnings
     assert any(each.startswith("weight_symmetry: found symmetric beside a plan of asymmetric") for each in warnings)
+    with pytest.raises(ConfigError, match=r"^plan: found asymmetric weights; target 'openvino' takes weights without"):
+        quantize(decoder, IDS, settings(tmp_path, target="openvino"), plan=found)
 
 
 def test_bits_beside_a_budget_are_warned_of(decoder, tmp_path):
