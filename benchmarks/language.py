@@ -9,8 +9,8 @@ quantize`` takes. --text is another text, cut into windows of --length tokens, e
 A format is W and the bits, and the inputs that share a scale; ``-asym`` has zero points. All layers have these bits,
 the head too; tables stay in float, as peers leave them. --peers: onnxruntime's MatMulNBitsQuantizer beside each format
 of 4 or 2 bits: rtn (its default, with zero points), rtn-sym, hqq; at 4 bits k-quant in blocks of 32, and gptq from the
-same samples, which runs the whole model once for each layer and sample. It has no 3 bits. Each quantization runs in a
-process of its own, on one thread.
+same samples, which runs the whole model once for each layer and sample. It has no 3 bits, and hqq and gptq take
+blocks of 128 where a format has a scale a column. Each quantization runs in a process of its own, on one thread.
 
 Columns: lost = nats a token more than float; bits = bits a weight of the quantized layers, with scales and zero
 points; seconds = CPU time of quantizing; memory_gb = its peak; tokens = tokens a second of CPU time over a window, and
@@ -36,7 +36,7 @@ from jobs import render_row, run_job
 FORMATS = dict(loss=".4f", lost=".4f", bits=".3f", seconds=".0f", memory_gb=".2f", tokens=".0f", float_tokens=".0f")
 PEERS = {4: ("rtn", "rtn-sym", "hqq", "k-quant", "gptq"), 3: (), 2: ("rtn", "rtn-sym", "hqq"), 8: ("rtn", "rtn-sym")}
 K_QUANT_BLOCK = 32  # the only one that it has
-BYTES = {"FLOAT": 4, "UINT8": 1, "INT8": 1, "UINT4": 0.5, "INT4": 0.5, "UINT2": 0.25, "INT2": 0.25}
+BYTES = {"FLOAT": 4, "FLOAT16": 2, "UINT8": 1, "INT8": 1, "UINT4": 0.5, "INT4": 0.5, "UINT2": 0.25, "INT2": 0.25}
 
 
 def read_format(text: str) -> dict[str, Any]:

@@ -121,6 +121,10 @@ def prepare(
 def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
     """The settings with the bits of a plan, which may have been made for another target. Raises ConfigError."""
     config = run.config
+    if config.activations == "dynamic":
+        raise ConfigError(
+            "activations: found 'dynamic' beside a plan, whose bits are for grids of the file; leave one of them out"
+        )
     if config.activation_bits == WIDE_BITS:  # which tensors would have that the plan gives 8
         config = config.model_copy(update={"activation_bits": FULL_BITS})
     if plan.weight_symmetry is not None:

@@ -66,6 +66,13 @@ def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
     assert [any(text in each for each in run.report.warnings) for run in (result, replaced)] == [False, True]
 
 
+def test_a_plan_is_refused_beside_ranges_of_each_run(plain):
+    config = QuantizeConfig(effort="fast", max_size="1@8-bit")
+    found = plan(plain, SAMPLES, config)
+    with pytest.raises(ConfigError, match=r"^activations: found 'dynamic' beside a plan, .* leave one of them out$"):
+        quantize(plain, SAMPLES, QuantizeConfig(activations="dynamic"), plan=found)
+
+
 @pytest.mark.parametrize(
     ("layers", "deep"),
     [
