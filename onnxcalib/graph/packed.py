@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, helper
 from ..spec import LayerScheme, QParams, QuantSpec
 from .blocks_of_inputs import TWO_BIT_BLOCKS
 from .edit import copy_model, write_attributes
-from .index import all_nodes, attribute_of
+from .index import all_nodes, attribute_of, is_op
 from .ops import MATRIX_LAYERS
 
 DOMAIN = "com.microsoft"
@@ -200,6 +200,17 @@ def with_float_activations(model: ModelProto) -> ModelProto:
     for node in filter(_rounds, all_nodes(copy.graph)):
         write_attributes(node, {"accuracy_level": 0})
     return copy
+
+
+def multiplies_packed(model: ModelProto) -> bool:
+    """Whether onnxruntime runs layers of the model as MatMulNBits, which rounds activations where it packs weights."""
+    nodes = list(all_nodes(model.graph))
+    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    return any(
+        is_packed(node)
+        or (is_op(node, *MATRIX_LAYERS) and node.input[1] in dequantized and node.input[0] not in dequantized)
+        for node in nodes
+    )
 
 
 def _rounds(node: NodeProto) -> bool:

@@ -17,7 +17,7 @@ from ..errors import ModelError, OnnxCalibError, OutputError, first_line
 from ..files.scratch import Scratch, room_in
 from ..graph.cuts import count_weights
 from ..graph.edit import copy_model
-from ..graph.packed import with_float_activations
+from ..graph.packed import multiplies_packed, with_float_activations
 from ..graph.passes.draws import fix_draws
 from ..graph.passes.unsigned_weights import unsign_weights
 from ..graph.save import save_model
@@ -86,9 +86,11 @@ class Session:
         whole = whole or profile is not None
         self._states = list_states(model)
         more, as_users = _list_more(model, also), deployed or unsigned
+        # Packing takes memory for a copy of the weights, so that large models go without where it changes no number.
+        packed = whole or not has_outside(model) or (as_users and multiplies_packed(model))
 
         def load(model: ModelProto, more: Sequence[str], dump: Path | None) -> Loaded:
-            choose = partial(_choose_options, optimize, threads, dump, profile, packed=whole or not has_outside(model))
+            choose = partial(_choose_options, optimize, threads, dump, profile, packed=packed)
             if as_users or not saturates():
                 return _load(model, more, choose(unsigned=unsigned), name)
             return _load_exact(model, more, choose, name)

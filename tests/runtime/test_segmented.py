@@ -29,6 +29,21 @@ LAYERS = """g (float[N, 16] x) => (float[N, 16] y) {
 }"""
 
 
+def test_large_models_round_activations_in_blocks_as_users_files_do(build, draw, tmp_path):
+    text = """g (float[N, 64] x) => (float[N, 32] y) {
+        w = DequantizeLinear <axis = 0, block_size = 32> (q, s)  y = MatMul (x, w)
+    }"""
+    levels = np.random.default_rng(0).integers(-128, 128, (64, 32)).astype(np.int8)
+    model = build(text, opset=21, ir=10, q=levels, s=draw(2, 32).astype(np.float32))
+    large, feeds = outside(model, tmp_path / "weights"), {"x": draw(4, 64)}
+    wanted, given, exact = (
+        Session(each, deployed=deployed, threads=1).run(feeds)["y"]
+        for each, deployed in ((model, True), (large, True), (large, False))
+    )
+    np.testing.assert_allclose(given, wanted, rtol=1e-6, atol=1e-6)
+    assert np.abs(exact - wanted).max() > 1e-3 * np.abs(wanted).max()
+
+
 @pytest.fixture
 def bodies(build, draw, tmp_path):
     weights = {"w": draw(8, 8), "v": draw(8, 8), "c": draw(8), "small": draw(4, 4)}
