@@ -18,7 +18,7 @@ from ..spec import LayerScheme, QParams, QuantSpec
 from .blocks_of_inputs import TWO_BIT_BLOCKS
 from .edit import copy_model, write_attributes
 from .index import all_nodes, attribute_of, is_op
-from .ops import MATRIX_LAYERS
+from .ops import DEQUANTIZE, MATRIX_LAYERS
 
 DOMAIN = "com.microsoft"
 MULTIPLY, LOOK_UP = "MatMulNBits", "GatherBlockQuantized"
@@ -205,7 +205,7 @@ def with_float_activations(model: ModelProto) -> ModelProto:
 def multiplies_packed(model: ModelProto) -> bool:
     """Whether onnxruntime runs layers of the model as MatMulNBits, which rounds activations where it packs weights."""
     nodes = list(all_nodes(model.graph))
-    dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    dequantized = {node.output[0] for node in nodes if is_op(node, DEQUANTIZE)}
     return any(
         is_packed(node)
         or (is_op(node, *MATRIX_LAYERS) and node.input[1] in dequantized and node.input[0] not in dequantized)

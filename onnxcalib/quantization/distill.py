@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..config import FULL_BITS
+from ..data.padding import MASK
 from ..errors import ConfigError
 from ..graph.layer_params import LayerParams
 from ..graph.load import inputs_of
@@ -217,7 +218,7 @@ class _Tuning:
         feeds = self.samples.read(run)
         real = find_real(feeds) if self.padded else None
         if self.padded and real is None:
-            real = np.ones(feeds["attention_mask"].shape, bool)
+            real = np.ones(feeds[MASK].shape, bool)
         given = self.session.run(feeds, list(self.compared.names))
         targets = [self.problem.padding.fill_padding(t, given[t], real) for t in self.compared.names]
         inputs = [feeds[t] for t in self.inputs] + ([] if real is None else [real])

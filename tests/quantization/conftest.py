@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from onnxcalib.config import QuantizeConfig
+from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of, load_model
 from onnxcalib.graph.scheme import make_scheme
@@ -22,6 +23,15 @@ RESIDUAL = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
     [c2] c = Conv <pads = [1, 1, 1, 1]> (r, w2, b2)  [s] s = Add (c, r)  [r2] t = Relu (s)
     [p] p = GlobalAveragePool (t)  [f] f = Flatten (p)  [fc] y = Gemm (f, w3, b3)
 }"""
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """Settings of texts whose words are the numbers below ten."""
+    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(10)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return DataConfig(tokenizer=tmp_path / "tokenizer.json")
 
 
 @pytest.fixture

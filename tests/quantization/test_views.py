@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from onnxcalib import DataConfig, QuantizeConfig, pipeline
+from onnxcalib import QuantizeConfig, pipeline
 from onnxcalib.quantization import views
 from onnxcalib.quantization.views import ENOUGH_TOKENS, TextViews, choose_views
 
@@ -21,14 +20,6 @@ def prepare(build, weigh):
         return pipeline.prepare(model, samples, QuantizeConfig(threads=1, placement="all", **settings))
 
     return prepare
-
-
-@pytest.fixture
-def tokenizer(tmp_path):
-    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(10)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return DataConfig(tokenizer=tmp_path / "tokenizer.json")
 
 
 def test_views_of_tokens_exchange_what_not_all_texts_have(prepare):
