@@ -50,6 +50,13 @@ class Index:
         """The nodes that read the tensor; none is an empty list."""
         return self.consumers.get(tensor, [])
 
+    def inside(self, body: GraphProto) -> Index:
+        """Of a body of one of the graph's nodes: initializers and producers are those outside too that it can read."""
+        found = Index(body)
+        found.initializers = in_scope(body, self.initializers, found.initializers)
+        found.producer = in_scope(body, self.producer, found.producer)
+        return found
+
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The bodies that a node (If, Loop, Scan) carries in its attributes."""
@@ -84,6 +91,15 @@ def all_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     for node in all_nodes(graph):
         if has_bodies(node):
             yield from subgraphs(node)
+
+
+def index_graphs(graph: GraphProto, index: Index | None = None) -> Iterator[tuple[GraphProto, Index]]:
+    """The graph and the bodies of its nodes, nested ones included, each with its index. index: the graph's own."""
+    index = Index(graph) if index is None else index
+    yield graph, index
+    for node in graph.node:
+        for body in subgraphs(node) if has_bodies(node) else ():
+            yield from index_graphs(body, index.inside(body))
 
 
 def list_names(model: ModelProto) -> set[str]:

@@ -84,8 +84,8 @@ def _find_float_reader(graph: GriddedGraph, tensor: str, through: tuple[str, ...
 
 
 def check_float_outputs(graph: GriddedGraph, rule: Rule) -> Faults:
-    """No output of the graph is quantized."""
-    for name in graph.index.outputs:
+    """No output of the file is quantized."""
+    for name in () if graph.within else graph.index.outputs:
         if (grid := graph.maker(name)) is not None:
             yield Found(grid.where, f"output {name} of the graph behind it", "outputs in float")
 

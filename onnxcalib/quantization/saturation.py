@@ -11,6 +11,7 @@ from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
 from ..errors import ModelError
+from ..graph.index import all_nodes
 from ..graph.inspect.kernels import Kernel, find_kernels, find_source
 from ..graph.passes.normalise import tidy
 from ..graph.passes.saturating_sums import Saturated, saturate
@@ -57,7 +58,7 @@ def measure_saturation(
     record = SaturationRecord(len(kernels), tuple(sorted(bounds, key=lambda each: -each.bound)))
     share = sum(len(sums.pairs) for sums in saturating) / sum(sums.size / 2 for sums in adding)
     saturated = saturate(model, {sums.kernel.name: (sums.kernel, sums.pairs) for sums in saturating})
-    names = {node.name for node in model.graph.node}.difference(saturated.exact)
+    names = {node.name for node in all_nodes(model.graph)}.difference(saturated.exact)
     unread = dict.fromkeys(sums.kernel.name for sums in saturating if sums.kernel.name not in names)
     record = replace(record, unread=tuple(unread))
     most = int(np.clip(MOST_SAMPLES * SHARE / share, LEAST_SAMPLES, MOST_SAMPLES))
@@ -93,7 +94,7 @@ class _PairSums:
 
 def _restore_names(model: ModelProto, kernels: Iterable[Kernel]) -> list[Kernel]:
     """The kernels, each named like the node of the model that it computes; without a node it keeps its name."""
-    names = {node.name for node in model.graph.node}
+    names = {node.name for node in all_nodes(model.graph)}
     return [replace(kernel, name=find_source(kernel.name, names) or kernel.name) for kernel in kernels]
 
 

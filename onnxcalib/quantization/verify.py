@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.dynamic import find_rows
 from ..graph.edit import copy_model
-from ..graph.index import Index, all_graphs, reads
+from ..graph.index import Index, all_graphs, all_nodes, index_graphs, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
 from ..graph.recurrent import DYNAMIC_LSTM
@@ -266,7 +266,8 @@ def optimize(quantized: ModelProto, threads: int = 0, *, folder: Path | None = N
 
 def _with_node_names(model: ModelProto) -> ModelProto:
     """The model itself where every node has a name, to save memory; otherwise a copy in which every node has one."""
-    if all(node.name for node in model.graph.node):
+    names = [node.name for node in all_nodes(model.graph)]
+    if all(names) and len(set(names)) == len(names):
         return model
     named = copy_model(model)
     name_nodes(named)
@@ -276,22 +277,28 @@ def _with_node_names(model: ModelProto) -> ModelProto:
 def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
     """What is left unfused in ``graph``, the optimized graph of ``quantized``, each with a reason.
 
-    That is every QuantizeLinear and DequantizeLinear, but for those that dynamic layers need.
+    That is every QuantizeLinear and DequantizeLinear, those in bodies included, but for those that dynamic layers need.
     """
-    index = Index(graph)
     # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
     tensors: dict[str, str] = {
-        node.name: _float_side(node) for node in quantized.graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)
+        node.name: _float_side(node) for node in all_nodes(quantized.graph) if node.op_type in (QUANTIZE, DEQUANTIZE)
     }
-    behind: set[str] = set()  # tensors that integers reach
+    behind: set[str] = set()  # tensors that integers reach, those of the graphs around a body among them
+    return tuple(
+        record for each, index in index_graphs(graph) for record in _list_unfused(each, index, tensors, behind)
+    )
+
+
+def _list_unfused(
+    graph: GraphProto, index: Index, tensors: Mapping[str, str], behind: set[str]
+) -> Iterator[UnfusedRecord]:
     for node in graph.node:
-        if node.op_type in INTEGER_TO_FLOAT or not behind.isdisjoint(reads(node)):
+        if not _kinds(node).isdisjoint(INTEGER_TO_FLOAT) or not behind.isdisjoint(reads(node)):
             behind.update(node.output)
     ahead: set[str] = set()  # tensors that reach integers
     for node in reversed(graph.node):
-        if node.op_type == QUANTIZE or not ahead.isdisjoint(node.output):
+        if QUANTIZE in _kinds(node) or not ahead.isdisjoint(node.output):
             ahead.update(reads(node))
-    records = []
     for node in graph.node:
         if node.op_type == QUANTIZE and find_rows(index, node.input[0]) is not None:
             continue
@@ -301,8 +308,12 @@ def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecor
             reason = _explain_dequantize(index, node, node.output[0] in ahead)
         else:
             continue
-        records.append(UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason))
-    return tuple(records)
+        yield UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason)
+
+
+def _kinds(node: NodeProto) -> set[str]:
+    """The operators of a node and of the nodes in its bodies."""
+    return {node.op_type}.union(inner.op_type for body in subgraphs(node) for inner in all_nodes(body))
 
 
 def _float_side(node: NodeProto) -> str:

@@ -123,7 +123,7 @@ def find_risks(optimized: GraphProto, quantized: ModelProto) -> list[str]:
     own = {name for node in packed for name in (node.name, node.output[0]) if name}
     rounded = [
         node.name or node.output[0]
-        for node in optimized.node
+        for node in all_nodes(optimized)
         if is_packed(node)
         and attribute_of(node, "accuracy_level", 0) >= INT8_ACCURACY
         and own.isdisjoint((node.name, node.output[0]))

@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from onnxcalib.graph.index import Index, attribute_of, captured, constant, is_op, tensors_behind, walk_back
+from onnxcalib.graph.index import (
+    Index,
+    attribute_of,
+    captured,
+    constant,
+    index_graphs,
+    is_op,
+    tensors_behind,
+    walk_back,
+)
 
 BRANCHES = """
 g (float[2] x, bool flag, float[2] w) => (float[2] y)
@@ -61,6 +70,23 @@ def test_nested_subgraphs_capture_only_what_no_graph_around_them_makes(build):
         """
     )
     assert captured(model.graph.node[0]) == {"x", "flag"}
+
+
+def test_a_body_knows_what_it_can_read_from_outside(branches):
+    graphs = list(index_graphs(branches.graph))
+    assert [graph.name for graph, _ in graphs] == ["g", "yes", "no"]
+    outer, inner, _ = (index for _, index in graphs)
+    assert constant(inner, "w") is not None and inner.producer["a"].name == "scale"
+    assert "p" not in outer.producer and [node.op_type for node in inner.readers("a")] == ["Add"]
+
+
+def test_a_body_does_not_know_what_its_own_names_hide(build):
+    """An input of a Scan's body may have the name of a tensor outside in files of some tools."""
+    body = "turn (float[4] w) => (float[4] out) { a = Neg (w) out = Abs (a) }"
+    nodes = f"a = Add (x, w) y = Scan <num_scan_inputs = 1, body = {body}> (a)"
+    model = build(f"g (float[3, 4] x) => (float y) {{ {nodes} }}", w=np.ones(4, np.float32))
+    _, (_, inner) = index_graphs(model.graph)
+    assert constant(inner, "w") is None and inner.producer["a"].op_type == "Neg"
 
 
 def test_a_node_that_reads_a_tensor_twice_is_listed_once(build):

@@ -563,6 +563,21 @@ def test_nodes_inside_bodies_are_held_to_the_rules_too(sound):
     assert "choice/inner_q (QuantizeLinear)" in places
 
 
+def test_a_layer_in_a_body_reads_a_tensor_that_is_quantized_outside(sound):
+    """The input and the weight of the layer come from DequantizeLinears of the graph around it."""
+    draft = sound("symmetric")
+    layer = draft.node("scores")
+    inner = [helper.make_node(layer.op_type, list(layer.input), ["out"], name="inner")]
+    body = helper.make_graph(inner, "body", [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)])
+    draft.constant("condition", np.bool_(True))
+    draft.graph.node.append(
+        helper.make_node("If", ["condition"], ["chosen"], name="choice", then_branch=body, else_branch=body)
+    )
+    draft.give("chosen")
+    found = [each for each in check_target(draft.model, "qnn").violations if "inner" in each.where]
+    assert [each.rule for each in found] == ["quantized_outputs"]  # as its result leaves the body in float
+
+
 def test_a_float_model_is_refused(build):
     model = build("g (float[1, 2] x) => (float[1, 2] y) { y = Relu (x) }")
     with pytest.raises(ModelError, match="g: found no quantized operator; a quantized model is needed to hold it to"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,22 +98,20 @@ class GriddedLayer:
 class GriddedGraph:
     """The grids of a graph in the order of its nodes.
 
-    model: whose graph or body it is. within: prefix of the names. Raises ModelError for a node without a scale.
+    model: whose graph or body it is. outer: of the graph around a body, which gives it constants and tensors on grids.
+    within: prefix of the names. Raises ModelError for a node without a scale.
     """
 
     def __init__(
-        self,
-        graph: GraphProto,
-        model: ModelProto,
-        outer: Mapping[str, TensorProto] | None = None,
-        within: str = "",
+        self, graph: GraphProto, model: ModelProto, outer: GriddedGraph | None = None, within: str = ""
     ) -> None:
         self.graph, self.model, self.within = graph, model, within
-        self.index = Index(graph)
-        self.index.initializers = in_scope(graph, outer or {}, own_constants(graph))
+        self.index: Index = Index(graph) if outer is None else outer.index.inside(graph)
+        self.index.initializers |= own_constants(graph)
         nodes = [node for node in graph.node if is_linear(node, *LINEAR_OPS)]
         self.grids = tuple(map(self._read, nodes))
-        self._makers = {grid.tensor: grid for grid in self.grids if not grid.quantizes}
+        made = {grid.tensor: grid for grid in self.grids if not grid.quantizes}
+        self._makers: dict[str, Grid] = made if outer is None else in_scope(graph, outer._makers, made)
         self._readers: dict[str, list[Grid]] = {}
         for grid in self.grids:
             if grid.quantizes:
@@ -237,17 +235,15 @@ def list_sides(graph: GriddedGraph, node: NodeProto) -> list[Grid]:
 
 def read_graphs(model: ModelProto) -> list[GriddedGraph]:
     """The model's graph, and the bodies of its nodes, nested ones included."""
-    return list(_read_graphs(model.graph, model, {}, ""))
+    return list(_read_graphs(GriddedGraph(model.graph, model)))
 
 
-def _read_graphs(
-    graph: GraphProto, model: ModelProto, outer: Mapping[str, TensorProto], within: str
-) -> Iterator[GriddedGraph]:
-    found = GriddedGraph(graph, model, outer, within)
-    yield found
-    for node in graph.node:
+def _read_graphs(outer: GriddedGraph) -> Iterator[GriddedGraph]:
+    yield outer
+    for node in outer.graph.node:
         for body in subgraphs(node):
-            yield from _read_graphs(body, model, found.index.initializers, f"{within}{node.name or node.output[0]}/")
+            within = f"{outer.within}{node.name or node.output[0]}/"
+            yield from _read_graphs(GriddedGraph(body, outer.model, outer, within))
 
 
 def spell_type(kind: int) -> str:

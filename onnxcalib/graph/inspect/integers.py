@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..edit import copy_model, refill, reroute
 from ..fusion import is_power_of_two, leads_to_concat
-from ..index import Index, attribute_of, constant, is_op
+from ..index import Index, attribute_of, constant, index_graphs, is_op
 from ..ops import DEQUANTIZE, QUANTIZE
 
 # Integer types that NumPy has; those of 4 bits, which it has not, are cast to 8 bits to be fed or given out.
@@ -121,16 +121,15 @@ def open_at(model: ModelProto, integers: Iterable[Integers]) -> ModelProto:
 
 
 def find_mismatches(model: ModelProto) -> tuple[str, ...]:
-    """Tensors that a QuantizeLinear puts on another grid than a DequantizeLinear reads them on.
+    """Tensors, those of bodies included, that a QuantizeLinear puts on another grid than a DequantizeLinear reads.
 
     A tensor that is read on its own grid may be read on a multiple of it too, for a constant to be added: see
     ``graph.gates``. One that is joined to others may be read on a power of two times its scale, which the layers behind
     undo: see ``even_joins`` of ``graph.passes``.
     """
-    index = Index(model.graph)
     found = []
-    for node in model.graph.node:
-        if is_linear(node, QUANTIZE):
+    for graph, index in index_graphs(model.graph):
+        for node in filter(lambda node: is_linear(node, QUANTIZE), graph.node):
             own, readers = _read_grid(index, node), list(_dequantizers(index, node.output[0]))
             readers = [reader for reader in readers if not _is_scaled_for_concat(index, reader, own)]
             others = [reader for reader in readers if _differ(own, _read_grid(index, reader))]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto
 
 from ..fusion import moves_values
-from ..index import Index, attribute_of, constant, in_scope, is_op, subgraphs
+from ..index import Index, attribute_of, constant, index_graphs, is_op
 from ..layout import adds_pairs, kernel_rows
 from ..values import read_values
 from .integers import LINEAR_DOMAINS, element_type
@@ -70,25 +70,17 @@ class Kernel:
         return self.read_rows()
 
 
-def find_kernels(
-    graph: GraphProto, outer: Mapping[str, TensorProto] | None = None, within: str = ""
-) -> tuple[Kernel, ...]:
-    """The kernels of a graph as onnxruntime runs it, and of its nodes' bodies, in order; an LSTM has two.
-
-    outer: initializers of the graphs around this one. within: prefix of the names.
-    """
-    index = Index(graph)
-    index.initializers = in_scope(graph, outer or {}, index.initializers)
+def find_kernels(graph: GraphProto) -> tuple[Kernel, ...]:
+    """The kernels of a graph as onnxruntime runs it, and of its nodes' bodies, in order; an LSTM has two."""
     found: list[Kernel] = []
-    for node in graph.node:
-        name = within + (node.name or node.output[0])
-        for body in subgraphs(node):
-            found.extend(find_kernels(body, index.initializers, f"{name}/"))
-        operator = OPERATORS.get(node.op_type) if node.domain in LINEAR_DOMAINS else None
-        if operator is not None:
-            highest = _find_highest(index, node, operator)
-            for weight, offset in zip(operator.weights, operator.offsets, strict=True):
-                found.append(Kernel(name, partial(_read_rows, index, node, weight, offset), highest))
+    for each, index in index_graphs(graph):
+        for node in each.node:
+            operator = OPERATORS.get(node.op_type) if node.domain in LINEAR_DOMAINS else None
+            if operator is not None:
+                highest = _find_highest(index, node, operator)
+                for weight, offset in zip(operator.weights, operator.offsets, strict=True):
+                    read = partial(_read_rows, index, node, weight, offset)
+                    found.append(Kernel(node.name or node.output[0], read, highest))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..dynamic import find_rows
 from ..index import Index, attribute_of, constant, is_op
@@ -109,8 +109,12 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     a constant, each DynamicQuantizeLSTM, of whose weights the one of its input is read, and each MatMulInteger of a
     constant and of what a DynamicQuantizeLinear gives, as far as the product with both scales.
     """
-    index = Index(model.graph)
-    found = (_read(index, node) for node in model.graph.node)
+    return find_layers(model.graph, Index(model.graph))
+
+
+def find_layers(graph: GraphProto, index: Index) -> tuple[QuantizedLayer, ...]:
+    """As ``find_quantized_layers``, of a graph or a body."""
+    found = (_read(index, node) for node in graph.node)
     return tuple(layer for layer in found if layer is not None)
 
 

@@ -174,11 +174,16 @@ def _constant_tensor(node: NodeProto) -> TensorProto | None:
 
 
 def name_nodes(model: ModelProto) -> int:
-    """Give every node a name of its own; the first holder of a name keeps it."""
-    taken = {node.name for node in model.graph.node}
+    """Give every node, those of bodies included, a name of its own; the first holder of a name keeps it.
+
+    Nodes of the outermost graph come first.
+    """
+    bodies = (body for node in model.graph.node for body in subgraphs(node))
+    nodes = [*model.graph.node, *(node for body in bodies for node in all_nodes(body))]
+    taken = {node.name for node in nodes}
     seen: set[str] = set()
     count = 0
-    for node in model.graph.node:
+    for node in nodes:
         if not node.name or node.name in seen:
             node.name = take_name(node.name or f"{node.op_type}_{next(filter(None, node.output), '')}", taken)
             count += 1

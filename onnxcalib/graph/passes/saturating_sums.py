@@ -14,9 +14,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..edit import add_constant, copy_model, refill, write_attributes
-from ..index import Index, attribute_of
+from ..index import attribute_of, index_graphs
 from ..inspect.kernels import Kernel
-from ..inspect.quantized_layers import find_quantized_layers
+from ..inspect.quantized_layers import find_layers
 from ..inspect.sums import Sums, read_layer, read_operator
 from ..ops import DYNAMIC_LAYERS
 
@@ -41,32 +41,42 @@ class Saturated:
 
 
 def saturate(model: ModelProto, kernels: Mapping[str, tuple[Kernel, np.ndarray]]) -> Saturated:
-    """A copy in which the sums of these kernels saturate.
+    """A copy in which the sums of these kernels, those in bodies included, saturate.
 
     kernels: name of a node -> its kernel, and the pairs of products that can saturate, (n, 2): row and number in the
     row, row by row. All nodes must have names. A node with other integers than its kernel stays exact.
     """
     copy = copy_model(model)
-    index = Index(copy.graph)
-    layers = {layer.name: layer for layer in find_quantized_layers(copy) if layer.op not in DYNAMIC_LAYERS}
-    nodes: list[NodeProto] = []
-    exact, products = [], []
-    for node in copy.graph.node:
-        if node.name not in kernels:
-            nodes.append(node)
-            continue
-        layer = layers.get(node.name)
-        sums = read_operator(index, copy.graph, node) if layer is None else read_layer(index, node, layer)
-        kernel, pairs = kernels[node.name]
-        if sums is None or kernel.rows is None or not np.array_equal(sums.rows, kernel.rows):
-            exact.append(node.name)
-            nodes.append(node)
-        else:
-            writer = _Writer(copy, sums.result)
-            nodes.extend(_write(writer, sums, pairs))
-            products.append(max(writer.products, key=writer.products.__getitem__))
-    refill(copy.graph.node, nodes)
+    exact: list[str] = []
+    products: list[str] = []
+    for graph, index in reversed([*index_graphs(copy.graph)]):  # bodies before the nodes that have them
+        layers = {layer.name: layer for layer in find_layers(graph, index) if layer.op not in DYNAMIC_LAYERS}
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            layer = layers.get(node.name)
+            written = None
+            if node.name in kernels:
+                sums = read_operator(index, graph, node) if layer is None else read_layer(index, node, layer)
+                written = _rewrite(copy, sums, *kernels[node.name])
+                exact += [node.name] if written is None else []
+            if written is None:
+                nodes.append(node)
+            else:
+                nodes.extend(written[0])
+                products.append(written[1])
+        refill(graph.node, nodes)
     return Saturated(copy, tuple(exact), tuple(products))
+
+
+def _rewrite(
+    model: ModelProto, sums: Sums | None, kernel: Kernel, pairs: np.ndarray
+) -> tuple[list[NodeProto], str] | None:
+    """The nodes of a layer whose sums saturate, and their largest tensor; None for other integers than the kernel's."""
+    if sums is None or kernel.rows is None or not np.array_equal(sums.rows, kernel.rows):
+        return None
+    writer = _Writer(model, sums.result)
+    nodes = list(_write(writer, sums, pairs))
+    return nodes, max(writer.products, key=writer.products.__getitem__)
 
 
 def _write(writer: _Writer, sums: Sums, pairs: np.ndarray) -> Iterator[NodeProto]:

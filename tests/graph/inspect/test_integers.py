@@ -467,3 +467,11 @@ def test_four_bit_zero_points_are_compared_as_numbers(build):
     for eight, found in ((5, ()), (6, ("x",))):
         model = quantize_by_hand(build, nodes, z4=np.array(5).astype(ml_dtypes.uint4), z8=np.uint8(eight))
         assert find_mismatches(model) == found
+
+
+def test_a_pair_in_a_body_is_compared_too(build):
+    nodes = """y = If (flag) <then_branch = one () => (float[N, 4] u) { q = QuantizeLinear (x, s, z)
+        u = DequantizeLinear (q, {}, z) }, else_branch = two () => (float[N, 4] v) { v = Neg (x) }>"""
+    for scale, found in (("s", ()), ("t", ("x",))):
+        model = quantize_by_hand(build, nodes.replace("{}", scale), z=np.uint8(7), flag=np.array(False))
+        assert find_mismatches(model) == found

@@ -8,7 +8,7 @@ from onnx import TensorProto, checker, helper, numpy_helper, parser
 from onnxcalib.errors import ModelError
 from onnxcalib.graph import weightless
 from onnxcalib.graph.edit import copy_model, drop_dead, refill, unused_name
-from onnxcalib.graph.index import reads
+from onnxcalib.graph.index import all_nodes, reads
 from onnxcalib.graph.passes.normalise import (
     drop_identities,
     drop_initializer_inputs,
@@ -181,6 +181,17 @@ def test_every_node_gets_a_name_of_its_own_and_the_first_holder_keeps_it(build):
     assert name_nodes(model) == 2
     assert [node.name for node in model.graph.node] == ["n", "n_2", "n_1", "Relu_y"]
     assert name_nodes(model) == 0
+
+
+def test_nodes_of_bodies_get_names_that_the_whole_model_has_once(build):
+    model = build(
+        """g (float[2] x, bool c) => (float[2] y) { [a] h = Neg (x) Abs_k = Neg (x) [b] y = If (c) <
+            then_branch = t () => (float[2] p) { [a] k = Abs (h) p = Neg (k) },
+            else_branch = e () => (float[2] q) { [inner] k = Abs (h) q = Neg (k) }> }"""
+    )
+    assert name_nodes(model) == 4
+    names = [node.name for node in all_nodes(model.graph)]
+    assert names == ["a", "Neg_Abs_k", "b", "a_1", "Neg_p", "inner", "Neg_q"]
 
 
 def test_an_unused_name_is_the_wish_if_it_is_free():
