@@ -26,17 +26,18 @@ from .graph.stream import model_bytes
 from .graph.values import with_values
 from .graph.weight_file import WeightFile
 from .lint.run import check_loaded
+from .quantization.bodies import list_left, reconstruct_layers
 from .quantization.checkpoints import Checkpoints, CheckpointSettings, keeping
 from .quantization.floor import record_memory
 from .quantization.histogram_file import take_histograms
-from .quantization.in_float import find_fault_of_size, list_in_float
+from .quantization.in_float import find_fault_of_size
 from .quantization.prepare import list_inputs, load
 from .quantization.prepare import prepare as prepare_run
 from .quantization.prepared import Prepared
 from .quantization.ranges import Ranges, read_ranges
 from .quantization.run import Run
 from .quantization.speed import compare_speed, find_fault_of_speed
-from .quantization.stages import Reconstruction, calibrate_ranges, emit_model, reconstruct_layers
+from .quantization.stages import Reconstruction, calibrate_ranges, emit_model
 from .quantization.verify import verify as compare_models
 from .report import FloatRecord, Observer, OutputRecord, Report
 from .targets import LintRecord, is_name
@@ -322,7 +323,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         for text in measured.warnings:
             run.warn(text)
         _check_drop(prepared, planned, measured.outputs)
-        in_float = list_in_float(prepared, found.scheme)
+        in_float = list_left(prepared, found)
         sizes = model_bytes(prepared.original), model_bytes(quantized)
         if fault := find_fault_of_size(in_float, *sizes):
             run.warn(fault)
@@ -333,9 +334,9 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         settings=prepared.config.model_dump(mode="json"),
         target=None if run.target.is_onnxruntime else run.target.name,
         passes=dict(prepared.passes),
-        blocks=found.blocks,
+        blocks=(*found.blocks, *(block for body in found.bodies for block in body.blocks)),
         steps=found.stages,
-        layers=measured.layers,
+        layers=(*measured.layers, *(layer for body in found.bodies for layer in body.layers)),
         outputs=measured.outputs,
         outputs_unoptimized=measured.outputs_unoptimized,
         saturation=measured.saturation,

@@ -23,11 +23,15 @@ ROW_SCALE, ROW_ZERO_POINT, LEAST_PEAK = 1 / 127, 128, 1e-30
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input of a model; an unknown or symbolic dimension is None."""
+    """One input of a model; an unknown or symbolic dimension is None.
+
+    alone: each run takes the values of one sample, whatever the first axis counts.
+    """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | None, ...] | None
+    alone: bool = field(default=False, repr=False, compare=False)
 
 
 def spell_shape(shape: Sequence[int | None]) -> str:

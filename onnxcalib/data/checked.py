@@ -122,4 +122,8 @@ def unpack_part(checked: CheckedSamples, room: Room) -> CheckedSamples:
 def share_batch(inputs: Sequence[InputSpec]) -> bool:
     """Whether all inputs have a leading axis of one and the same length, fixed or open."""
     ranked = [spec.shape for spec in inputs if spec.shape is not None]
-    return all(shape for shape in ranked) and len({shape[0] for shape in ranked if shape}) <= 1
+    return (
+        not any(spec.alone for spec in inputs)
+        and all(shape for shape in ranked)
+        and len({shape[0] for shape in ranked if shape}) <= 1
+    )

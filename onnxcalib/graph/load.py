@@ -17,9 +17,10 @@ from onnx.external_data_helper import uses_external_data
 from ..errors import ModelError
 from ..files.reading import check_file, open_file, spell_fault
 from ..spec import InputSpec
+from .bodies import list_bodies
 from .external import find_data, read_external
 from .float_weights import spell_holders
-from .index import Index, all_nodes, has_bodies, in_scope, is_op, own_constants, subgraphs
+from .index import Index, all_nodes, has_bodies, is_op, own_constants
 from .ops import LAYERS, PACKED_WEIGHTS, QUANTIZED_OPS
 from .parse import parse_model
 from .recurrent import find_recurrent
@@ -137,6 +138,7 @@ def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:
 def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
     """Raise ModelError for a model that is quantized already, or that has no layer with a constant float32 weight.
 
+    Layers in bodies count without a look at their weights, which may still be computed from constants.
     recurrent: an LSTM is one.
     Operators whose weight alone is integers may stand beside such a layer, as they read and give floats.
     A model with operators that onnx does not know at its opset is refused too: onnxruntime runs some of them, but its
@@ -154,16 +156,13 @@ def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
                 f"node {node.name or node.op_type}: found {node.op_type}, which opset {opset} does not have; the"
                 " operators of the opset are allowed; export the model at the opset that has it"
             )
-    types, inner = weight_types(model.graph)
-    if TensorProto.FLOAT in types or (recurrent and find_recurrent(model, Index(model.graph))):
+    types = weight_types(model.graph)
+    if TensorProto.FLOAT in types or (recurrent and find_recurrent(model, Index(model.graph))) or list_bodies(model):
         return
     if types & set(FLOAT_TYPES):
         names = ", ".join(sorted(TensorProto.DataType.Name(t).lower() for t in types & set(FLOAT_TYPES)))
         found = f"no quantizable layer found: all weights are {names}"
         advice = "export the model in float32"
-    elif inner:
-        found = "no quantizable layer found outside the bodies of If, Loop or Scan nodes, where all its layers are"
-        advice = "export the model without control flow, or one branch alone"
     else:
         holders = spell_holders(model)
         found = f"no quantizable layer found{holders and f', as {holders}'}"
@@ -174,36 +173,12 @@ def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
     )
 
 
-def refuse_merged(model: ModelProto) -> None:
-    """Raise ModelError for a model all of whose layers are in branches between which one of its inputs chooses."""
-    graph = model.graph
-    inputs = {value.name for value in graph.input}
-    chosen = next((node for node in graph.node if is_op(node, "If") and node.input[0] in inputs), None)
-    own, inner = weight_types(graph)
-    if chosen is None or own or not inner:
-        return
-    raise ModelError(
-        f"node {chosen.name or chosen.op_type}: found an If on the input {chosen.input[0]!r} with all layers in its two"
-        " branches, as in a merged decoder; a model without branches is needed; give one of the two that were merged:"
-        " decoder_with_past_model.onnx, or decoder_model.onnx for the first step (Optimum exports them with"
-        " --no-post-process)"
-    )
-
-
-def weight_types(graph: GraphProto, outer: Mapping[str, TensorProto] | None = None) -> tuple[set[int], set[int]]:
-    """Element types of the constant weights of the graph's layers, and of the layers in its nodes' bodies.
-
-    outer: constants of the graphs around this one.
-    """
-    constants = in_scope(graph, outer or {}, own_constants(graph))
-    own: set[int] = set()
-    inner: set[int] = set()
-    for node in graph.node:
-        if is_op(node, *LAYERS) and node.input[1] in constants:
-            own.add(constants[node.input[1]].data_type)
-        for body in subgraphs(node):
-            inner.update(*weight_types(body, constants))
-    return own, inner
+def weight_types(graph: GraphProto) -> set[int]:
+    """Element types of the constant weights of the graph's layers, those in bodies left out."""
+    constants = own_constants(graph)
+    return {
+        constants[node.input[1]].data_type for node in graph.node if is_op(node, *LAYERS) and node.input[1] in constants
+    }
 
 
 def _parse(path: Path) -> tuple[ModelProto, dict[int, Place]]:

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from ..config import LayerConfig, QuantizeConfig, match_whole, nearest
 from ..errors import ConfigError, first_line
-from .index import Index, is_op, reads
+from .index import Index, all_graphs, is_op, reads
 from .ops import LAYERS
 
 TYPE, BETWEEN, ARROW = "op:", "between:", "->"
@@ -43,7 +43,7 @@ def resolve_names(model: ModelProto, config: QuantizeConfig, *, before: ModelPro
     Raises ConfigError for a selector that selects no node, with the nearest name, type or tensor, and for bits of nodes
     of which none has a constant weight.
     """
-    resolver = _Resolver(model, before)
+    resolver = _Resolver(model.graph, None if before is None else before.graph)
     excluded: set[str] = set()
     for selector in config.exclude:
         excluded.update(resolver.select(selector, f"exclude: {selector!r}"))
@@ -57,25 +57,51 @@ def resolve_names(model: ModelProto, config: QuantizeConfig, *, before: ModelPro
     return Selection(frozenset(excluded), tuple(layers))
 
 
+def keep_selectors(config: QuantizeConfig, model: ModelProto, *, inside: bool = False) -> QuantizeConfig:
+    """The settings without the selectors that select nodes of others of the model's graphs alone.
+
+    Those that select none at all stay, for ``resolve_names`` to refuse. inside: the graph is the body of another, so
+    that these may be meant for that, and are left out. Nodes of bodies must have names.
+    """
+    own, *inner = all_graphs(model.graph)
+    if not (config.exclude or config.layers) or not (inner or inside):
+        return config
+    graphs = [_Resolver(graph) for graph in (own, *inner)]
+
+    def keep(selector: str) -> bool:
+        found = [each.selects(selector) for each in graphs]
+        return found[0] or not (inside or any(found))
+
+    layers = {selector: each for selector, each in config.layers.items() if keep(selector)}
+    return config.model_copy(update={"exclude": tuple(filter(keep, config.exclude)), "layers": layers})
+
+
 class _Resolver:
     """Answers selectors for one prepared model; the model before preparation says what was folded."""
 
-    def __init__(self, model: ModelProto, before: ModelProto | None) -> None:
-        self.nodes = list(model.graph.node)
-        self.index = Index(model.graph)
+    def __init__(self, graph: GraphProto, before: GraphProto | None = None) -> None:
+        self.nodes = list(graph.node)
+        self.index = Index(graph)
         self.names = [node.name for node in self.nodes]
         constants = self.index.initializers
         weighted = (node for node in self.nodes if is_op(node, *LAYERS) and node.input[1] in constants)
         self.weighted = [node.name for node in weighted]
         self.tables = [n.name for n in self.nodes if is_op(n, "Gather") and n.input[0] in constants]
         self.lstms = [n.name for n in self.nodes if is_op(n, "LSTM") and n.input[1] in constants]
-        old = [] if before is None else list(before.graph.node)
+        old = [] if before is None else list(before.node)
         self.folded_names = {node.name for node in old if node.name} - set(self.names)
         # A rewritten node keeps its name; one without gets that of its operator and output, as ``name_nodes`` gives it.
         given = {node.name or f"{node.op_type}_{next(filter(None, node.output), '')}": node.op_type for node in old}
         self.types = {node.name: {node.op_type, given.get(node.name, node.op_type)} for node in self.nodes}
         self.folded_types = set(given.values()).difference(*self.types.values())
         self.folded_tensors = {name for node in old for name in node.output} - self.index.producer.keys()
+
+    def selects(self, selector: str) -> bool:
+        """Whether a selector selects any node."""
+        try:
+            return bool(self.select(selector, ""))
+        except ConfigError:
+            return False
 
     def select(self, selector: str, where: str) -> list[str]:
         """Names of the nodes that a selector selects, of any kind; ``where`` begins the messages of refusals."""

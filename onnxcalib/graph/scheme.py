@@ -18,6 +18,7 @@ from ..errors import ConfigError, ModelError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec, Requirements
 from .activation_bits import assign_bits, find_fixed, list_fixed, widen_layers
 from .blocks_of_inputs import give_blocks
+from .bodies import list_bodies
 from .embeddings import find_embeddings
 from .float_weights import spell_holders
 from .fusion import (
@@ -169,7 +170,8 @@ def _select(
     model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection, recurrent: tuple[LayerScheme, ...]
 ) -> tuple[LayerScheme, ...]:
     """The layers that are not excluded. Raises ModelError and ConfigError where there are none, nor ``recurrent``."""
-    if not layers and not recurrent:
+    inner = bool(list_bodies(model))  # whose layers are quantized on their own
+    if not layers and not recurrent and not inner:
         holders = spell_holders(model)
         raise ModelError(
             f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
@@ -181,7 +183,7 @@ def _select(
     _refuse_bits_without_effect(selection, names | tables | lstms)
     _refuse_bits_of_recurrent(selection, lstms)
     kept = tuple(layer for layer in layers if layer.name not in selection.excluded)
-    if not kept and lstms <= selection.excluded:
+    if not kept and lstms <= selection.excluded and not inner:
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     return kept
 

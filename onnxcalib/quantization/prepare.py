@@ -20,12 +20,14 @@ from ..graph.edit import copy_model
 from ..graph.embeddings import find_tied
 from ..graph.extract import needed_nodes
 from ..graph.finite import explain_nan
-from ..graph.index import Index
-from ..graph.load import inputs_of, load_model, refuse_merged
-from ..graph.names import resolve_names
+from ..graph.index import Index, has_bodies
+from ..graph.load import inputs_of, load_model
+from ..graph.names import keep_selectors, resolve_names
 from ..graph.packed import list_unpacked
 from ..graph.passes.fix_inputs import fix_inputs, fix_specs
+from ..graph.passes.normalise import name_nodes
 from ..graph.unfuse import list_ineffective
+from ..graph.weightless import copy_without_weights
 from ..report import MeasuredOn, name_some
 from ..runtime.session import Session, is_float
 from ..spec import InputSpec, QuantScheme
@@ -69,6 +71,7 @@ def prepare(
     plan: the bits of every layer. test: samples on which the result is measured; without them, some of the others are
     held out for that. Raises ModelError, DataError or ConfigError.
     """
+    _drop_selectors(run, original)
     config = run.config if plan is None else _take_bits(run, plan)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
@@ -84,7 +87,7 @@ def prepare(
 
         def place(rewritten: Rewritten) -> Prepared:
             model, nodes = rewritten.model, {node.name for node in rewritten.model.graph.node}
-            reasons = {} if plan is None else {name: why for name, why in plan.reasons().items() if name in nodes}
+            reasons = {name: why for name, why in plan.reasons().items() if name in nodes} if plan else {}
             return place_by_structure(
                 Prepared(
                     run=run,
@@ -111,11 +114,19 @@ def prepare(
         axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched, inputs=feeds)
         prepared = place_by_values(replace(prepared, class_axes=axes), feeds)
         if plan is not None:
-            plan.check_layers(layer.name for layer in prepared.scheme.layers)
-            plan.check_tensors(prepared.scheme.activations)
+            _check_plan(plan, prepared.scheme)
         _check_tensors(run.config, prepared.scheme)
         _tell(prepared, plan)
         return prepared
+
+
+def _drop_selectors(run: Run, model: ModelProto) -> None:
+    """Leave those of nodes in the model's bodies, or around the body that the model is, out of the run's settings."""
+    named = model
+    if any(map(has_bodies, model.graph.node)):
+        named = copy_without_weights(model)
+        name_nodes(named)
+    run.config = keep_selectors(run.given, named, inside=bool(run.place))
 
 
 def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
@@ -144,7 +155,7 @@ def _rewrite(
 ) -> tuple[dict[str, Any], Rewritten]:
     """The outputs of the original on one batch, and the model rewritten."""
     wanted, lacking = _run_original(original, samples, feeds, run.threads)
-    rewritten = rewrite(copy_model(original), config, target=run.target)
+    rewritten = rewrite(copy_model(original), run.with_bodies(config), target=run.target)
     if lacking:  # after rewriting, which names a weight that is the cause
         raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
     return wanted, rewritten
@@ -156,6 +167,7 @@ def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten
     In float a product by a constant on the left, or by a stack of matrices, is faster than the Conv that it becomes.
     """
     prepared, kept = place(rewritten), dict[str, str]()
+    run = prepared.run
     while True:
         config, original = prepared.config, prepared.original
         excluded = resolve_names(prepared.model, config, before=original).excluded
@@ -165,7 +177,7 @@ def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten
         if not new:
             return prepared
         kept |= new
-        rewritten = rewrite(copy_model(original), config, kept, prepared.run.target)
+        rewritten = rewrite(copy_model(original), run.with_bodies(config), kept, run.target)
         prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 
@@ -218,6 +230,11 @@ def _find_ahead(model: ModelProto, tensors: Sequence[str]) -> dict[str, str]:
     """The nodes that make these tensors of the model's inputs, and why they stay in float."""
     index = Index(model.graph)
     return dict.fromkeys(sorted(needed_nodes(index, index.inputs, tensors)), AHEAD)
+
+
+def _check_plan(plan: BitPlan, scheme: QuantScheme) -> None:
+    plan.check_layers(layer.name for layer in scheme.layers)
+    plan.check_tensors(scheme.activations)
 
 
 def _check_tensors(config: QuantizeConfig, scheme: QuantScheme) -> None:
@@ -273,7 +290,6 @@ def _open_samples(
     run: Run, original: ModelProto, calibration: SampleSource, test: SampleSource | None
 ) -> tuple[CalibrationSet, CalibrationSet, MeasuredOn]:
     """The samples to work with and those to measure on."""
-    refuse_merged(original)  # whose inputs no text fits
     inputs, config = inputs_of(original), run.config
     samples = open_calibration(calibration, inputs, config.data, limit=config.samples)
     samples.tell(run.observer.note, run.warn)
@@ -282,6 +298,8 @@ def _open_samples(
             f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better model"
         )
     samples = _run_first(original, samples, run)
+    if run.place:  # no run of a body is odd: it is what the model around it makes of samples that are not
+        return samples, samples, MeasuredOn("calibration", len(samples))
     if test is not None:
         others = open_calibration(test, inputs, config.data)
         others.tell(run.observer.note, run.warn)

@@ -33,6 +33,7 @@ from .layer_targets import TargetKeeper
 from .masked_scores import MaskedScores, find_masked
 from .output_parts import Parts
 from .padding_mask import PaddingMask
+from .placed_bodies import BITS_KEY
 from .run import Run
 from .shifts import hold_shifts, hold_weights
 from .smoothing import Smoothing
@@ -214,12 +215,12 @@ class Prepared:
         # Every stage as yes or no: for a null, readers would have to know what each pipeline does.
         stages = {name: self.run.config.does(name) for name in STAGES}
         chosen = {**stages, "target": self.run.target.name}  # whose file may have a path of this machine
-        settings = self.run.config.model_copy(update=chosen).model_dump_json(exclude=_NOT_WRITTEN)
+        settings = self.run.given.model_copy(update=chosen).model_dump_json(exclude=_NOT_WRITTEN)
         entries = {
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             **({} if self.smoothing is None or not self.smoothing.muls else {SMOOTHING_KEY: str(self.smoothing.name)}),
-            "onnxcalib.bits": json.dumps({k.name: str(k.bits) for k in scheme.stored}),
+            BITS_KEY: json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours
         helper.set_model_props(quantized, {**kept, **entries})

@@ -118,7 +118,7 @@ class _Attempt:
     @property
     def steps(self) -> int:
         """Iterations for which the block is learned; 0: it is not."""
-        if not self.state.stored.has_float:
+        if not self.state.stored.has_float or not self.state.given.keys().isdisjoint(self.block.layers):
             return 0
         layers = [self.state.problem.layers[name] for name in self.block.layers]
         return self.state.problem.block_steps(layers, solved=self.why_rounded is None)

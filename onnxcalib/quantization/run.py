@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..data import CalibrationSet
@@ -12,7 +13,7 @@ from ..data.digest import digest_samples
 from ..errors import ConfigError, escape_controls
 from ..graph.weight_file import WeightFile
 from ..progress import listening
-from ..report import LeftOutRecord, LoggedObserver, MemoryRecord, Observer
+from ..report import BlockRecord, LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.memory import measure_peak, measure_resident, release
 from ..runtime.workers import reach
@@ -20,19 +21,41 @@ from ..targets import load_target
 from .checkpoints import Checkpoints, CheckpointSettings
 from .float_outputs import FloatOutputs
 from .layer_targets import TargetKeeper
+from .shared_weights import SharedWeights
 from .target_settings import settle
+
+
+class PlacedObserver(LoggedObserver):
+    """Hears a run on a part of the model: each line begins with where that is."""
+
+    def __init__(self, observer: Observer, prefix: str) -> None:
+        super().__init__(observer)
+        self._prefix = prefix
+
+    def stage(self, name: str) -> None:
+        self._observer.stage(name)
+
+    def note(self, text: str) -> None:
+        self._observer.note(self._prefix + text)
+
+    def warn(self, text: str) -> None:
+        self._observer.warn(self._prefix + text)
+
+    def block(self, record: BlockRecord) -> None:
+        self._observer.block(record)
 
 
 class Run:
     """The settings and the observer of a run, and what it collects for the report.
 
-    target: what the file is made for; config: the settings, with what the target decides. weights: takes the large
-    values that are made of a large model. seconds: stage -> time. current_stage: the stage that goes on or has failed;
+    target: what the file is made for; config: the settings, with what the target decides, without those of nodes in
+    bodies; given: with these. place: of what the run quantizes in the whole model, empty for the model itself. weights:
+    takes the large values that are made of a large model. seconds: stage -> time. current_stage: that goes on or fails;
     None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of the
-    samples that the file is made from; targets: of layers, that calibration has kept. resident: bytes that the process
-    had in memory before, and peak_before: the most that it had; memory: the floor of the run, once it is known.
-    checkpointing: where checkpoints are kept; ``checkpoints`` are open once the samples are. earlier_seconds: stage ->
-    the time that it took in a run that was stopped.
+    samples that the file is made from; targets: of layers, that calibration has kept. shared: weights of a model with
+    bodies. resident: bytes that the process had in memory before, and peak_before: the most that it had; memory: the
+    floor of the run, once it is known. checkpointing: where checkpoints are kept; ``checkpoints`` are open once the
+    samples are. earlier_seconds: stage -> the time that it took in a run that was stopped.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer, settings: CheckpointSettings | None = None):
@@ -49,7 +72,9 @@ class Run:
                 f"layers: found activation_bits {FLOAT_BITS} of some beside a budget; weights alone are planned where"
                 f" all layers have them; give activation_bits {FLOAT_BITS}, or take the budget out"
             )
-        self.observer = LoggedObserver(observer)
+        self.given = self.config
+        self.place = ""
+        self.observer: Observer = LoggedObserver(observer)
         self.threads = config.threads or 0
         self.weights = WeightFile()
         self.device = choose_device(config.device)
@@ -58,12 +83,39 @@ class Run:
         self.checkpointing, self.checkpoints = settings or CheckpointSettings(), Checkpoints()
         self.float_outputs = FloatOutputs()
         self.targets: TargetKeeper | None = None
+        self.shared: SharedWeights | None = None
         self._digests: dict[CalibrationSet, str] = {}
         self.seconds: dict[str, float] = {}
         self.earlier_seconds: dict[str, float] = {}
         self.current_stage: str | None = None
         self.warnings: list[str] = []
         self.left_out: list[LeftOutRecord] = []
+
+    def for_body(self, path: str, config: QuantizeConfig) -> Run:
+        """A run of the same target, device and memory on the body of a node, whose lines begin with its path.
+
+        It has its own samples and no checkpoints: a run that goes on does the bodies again, with the same result.
+        """
+        inner = copy(self)
+        inner.config = inner.given = config
+        inner.place = f"{self.place}{path}/"
+        inner.observer = PlacedObserver(self.observer, f"{path}: ")
+        inner.checkpointing, inner.checkpoints = CheckpointSettings(), Checkpoints()
+        inner.float_outputs, inner.targets = FloatOutputs(), None
+        inner._digests, inner.seconds, inner.earlier_seconds = {}, {}, {}
+        inner.warnings, inner.left_out = [], []
+        return inner
+
+    def with_bodies(self, config: QuantizeConfig) -> QuantizeConfig:
+        """The settings with those of single nodes in bodies, whose bits may need a newer opset."""
+        return config.model_copy(update={"layers": {**self.given.layers, **config.layers}})
+
+    def take(self, inner: Run, path: str) -> None:
+        """Have what a run ``for_body`` has collected for the report."""
+        self.warnings += [f"{path}: {text}" for text in inner.warnings]
+        self.left_out += [LeftOutRecord(f"{path}: {each.what}", each.reason) for each in inner.left_out]
+        for stage, seconds in inner.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .column_choice import MOST_INPUTS
 from .columns import ColumnReader
 from .params import make_params
+from .shared_weights import give_weight
 from .siblings import find_siblings
 from .state import ReconstructionState
 
@@ -102,6 +103,12 @@ def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
 
 def solve_layers(state: ReconstructionState, block: Block, layers: Sequence[LayerScheme]) -> dict[str, str]:
     """Give these layers, which ``find_siblings`` has together, their LayerParams; returns as ``solve_block``."""
+    for layer in layers:
+        if layer.name in state.given:
+            give_weight(state, layer)
+    layers = [layer for layer in layers if layer.name not in state.given]
+    if not layers:
+        return {}
     found = solve_widths(state, block, layers, [layers[0].weight_spec])
     for layer, solved in zip(layers, found, strict=True):
         (state.layers[layer.name],) = solved.params

@@ -29,6 +29,7 @@ from .final_trial import leave_refused
 from .floor import check_memory
 from .layer_targets import TargetKeeper, keep_targets, may_learn
 from .parallel import reconstruct_apart
+from .placed_bodies import FloatBody, QuantizedBody, place_bodies
 from .powers import choose_powers
 from .prepared import Prepared
 from .probes import draw_probes
@@ -53,7 +54,8 @@ class Reconstruction:
 
     grids: those of the scheme's activations. layers: layer -> its integers, scales and bias. blocks: what was done to
     each block. stages: what each stage did to the outputs. in_float: nodes that onnxruntime refused in the file with
-    these layers, with the reasons; the scheme has them no more.
+    these layers, with the reasons; the scheme has them no more. bodies: those that were quantized; float_bodies: those
+    that were not.
     """
 
     scheme: QuantScheme
@@ -62,6 +64,8 @@ class Reconstruction:
     blocks: tuple[BlockRecord, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     in_float: Mapping[str, str] = field(default_factory=dict)
+    bodies: tuple[QuantizedBody, ...] = ()
+    float_bodies: tuple[FloatBody, ...] = ()
 
 
 def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
@@ -117,6 +121,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     apart = prepared.config.parallel
     with run.stage("reconstruct"), Store() if apart else run.checkpoints.open_store() as store:
         state = ReconstructionState(problem, _open_store(problem, store), grids, frozen={*lossless, *scheme.fixed})
+        state.given = {} if run.shared is None else run.shared.find(prepared.model, scheme)
         state.layers |= round_embeddings(problem.index, scheme) | solve_recurrent(prepared, ranges.batch, decisions)
         blocks: tuple[BlockRecord, ...] = ()
         if prepared.config.does("reconstruct"):
@@ -133,6 +138,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
 def emit_model(prepared: Prepared, found: Reconstruction) -> ModelProto:
     """The QDQ model of a reconstruction. Raises ModelError where onnx's checker refuses it."""
     quantized = prepared.emit(found.scheme, found.grids, found.layers)
+    place_bodies(quantized, found.bodies)
     correct_shapes(quantized)
     check_model(quantized)
     return quantized

@@ -245,7 +245,8 @@ class ReconstructionState:
 
     grids: those of all activations, at first as calibrated. layers: layer -> its parameters once it is rounded, solved
     or learned. frozen: tensors whose grids must not change any more, because a layer was solved on them. sum_elsewhere:
-    gives the sums of the columns of layers that are solved together, where the samples are not stored here.
+    gives the sums of the columns of layers that are solved together, where the samples are not stored here. given:
+    layer -> the weight that it has, as another graph of the model has it too.
     """
 
     problem: Problem
@@ -254,6 +255,7 @@ class ReconstructionState:
     layers: dict[str, LayerParams] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     sum_elsewhere: Callable[[Sequence[LayerScheme]], Sums] | None = None
+    given: Mapping[str, LayerParams] = field(default_factory=dict)
 
     def integer_grid(self, tensor: str) -> QParams | None:
         """The grid on whose integers the quantized model's tensor is stored; None where it is stored in float."""

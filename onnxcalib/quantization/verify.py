@@ -122,6 +122,14 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     )
 
 
+def compare_layers(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerScheme]) -> tuple[LayerRecord, ...]:
+    """The layers of a model that is a part of another, their outputs compared on its first INNER samples."""
+    names = list(dict.fromkeys(layer.output for layer in layers))
+    with Store() as store:
+        inside = _compare_inside(prepared, quantized, names, store)
+    return tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers)
+
+
 def _compare_outputs(
     prepared: Prepared,
     sessions: tuple[Session, Session],

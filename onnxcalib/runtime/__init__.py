@@ -6,8 +6,9 @@ Read the files in this order: ``session`` runs models in onnxruntime, large ones
 ``device`` chooses where torch computes and ``cores`` counts what it may use, ``blocks`` turns a part of a graph into a
 torch module with the help of ``converters``, ``workers`` runs tasks in other processes, which ``processes`` starts and
 in which ``worker`` runs, in the order of a ``task_queue``, and ``cache`` keeps their measurements as ``records``, each
-in a ``record_file``. A ``work_folder`` has those of one run. ``foreign`` runs files in the runtimes of targets, which
-are ``openvino_file`` and ``qnn_file``, and answer with a ``placement``.
+in a ``record_file``. A ``work_folder`` has those of one run. ``bodies`` follows a run into the bodies of If, Loop and
+Scan. ``foreign`` runs files in the runtimes of targets, which are ``openvino_file`` and ``qnn_file``, and answer with a
+``placement``.
 """
 
 import os

@@ -25,7 +25,7 @@ def widen_float16(model: ModelProto) -> int:
     float16 saves nothing, and what lies between integer kernels is float32.
     """
     graph = model.graph
-    if FLOAT16 not in weight_types(graph)[0]:
+    if FLOAT16 not in weight_types(graph):
         return 0
     count = _widen_constants(graph, make_tensor)
     for value in graph.value_info:

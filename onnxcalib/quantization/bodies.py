@@ -1,0 +1,274 @@
+"""Bodies of If, Loop and Scan, each quantized as a model of its own on what it reads in runs of the model around it.
+
+The model around comes first, with float bodies. Then each body in graph order reads what the model gives as far as it
+is quantized by then, and the result takes its place. Bodies in bodies are quantized with those that hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from ..config import DataConfig, QuantizeConfig
+from ..data import CalibrationSet, InputSpec, open_calibration
+from ..errors import DataError, ModelError
+from ..graph.bodies import Body, extract_body, find_graph, holds_layers, list_bodies, match_captured
+from ..graph.extract import infer_types
+from ..graph.index import all_nodes
+from ..graph.names import keep_selectors, resolve_names
+from ..graph.ops import LAYERS, RECURRENT
+from ..graph.shapes import recorded_shape
+from ..report import FloatRecord
+from ..runtime.bodies import ControlFlow, Values, tensor_type
+from ..runtime.store import Store
+from .in_float import list_in_float
+from .placed_bodies import FloatBody, QuantizedBody, place_bodies
+from .prepare import prepare
+from .prepared import Prepared
+from .ranges import Ranges
+from .run import Run
+from .shared_weights import SharedWeights
+from .stages import Reconstruction, calibrate_ranges, emit_model
+from .stages import reconstruct_layers as reconstruct_outside
+from .verify import compare_layers
+
+# Runs of one body that it is made from: some of each sample's turns, where these are more. With 512, a sample of a
+# thousand turns costs no more than one without a loop.
+MOST_RUNS = 512
+
+
+def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
+    """Round or reconstruct the layers of the model, then those of its bodies.
+
+    Raises ConfigError for ranges that do not fit the model, and ModelError where nothing could be quantized.
+    """
+    found, bodies = reconstruct_outside(prepared, ranges), list_bodies(prepared.model)
+    if bodies and prepared.run.shared is None:
+        prepared.run.shared = SharedWeights()
+    if prepared.run.shared is not None:
+        prepared.run.shared.keep(prepared.model, found.scheme, found.layers)
+    if not bodies:
+        return found
+    done: list[QuantizedBody] = []
+    left: list[FloatBody] = []
+    reason = _find_reason(prepared)
+    around = emit_model(prepared, found)
+    for _, group in groupby(bodies, key=lambda body: body.owner):
+        for body, result in _quantize(prepared, around, tuple(group), reason):
+            if isinstance(result, QuantizedBody):
+                place_bodies(around, [result])
+                done.append(result)
+            elif result:
+                left.append(FloatBody(body.path, body.op, result, _list_nodes(prepared.model, body)))
+                prepared.run.observer.note(f"{body.path}: stays in float: {result}")
+    if not found.scheme.stored and not done:
+        reasons = "; ".join(dict.fromkeys(f"{each.path}: {each.reason}" for each in left)) or "all are excluded"
+        raise ModelError(
+            f"graph {prepared.model.graph.name}: no layer could be quantized: {reasons}; layers outside of bodies, or"
+            " bodies that the samples run, are needed; give samples that run them, or another model"
+        )
+    return replace(found, bodies=tuple(done), float_bodies=tuple(left))
+
+
+def _find_reason(prepared: Prepared) -> str:
+    """Why no body of the model is quantized; an empty text where bodies are."""
+    run = prepared.run
+    if not run.target.is_onnxruntime:
+        return f"target {run.target.name!r} is not known to run integers inside of bodies"
+    if run.config.planned or prepared.config is not run.config:
+        return "a plan gives the bits of the layers outside of bodies alone"
+    return ""
+
+
+_Result = QuantizedBody | str
+
+
+def _quantize(
+    prepared: Prepared, around: ModelProto, bodies: Sequence[Body], reason: str
+) -> Iterator[tuple[Body, _Result]]:
+    """Each body of one node with what became of it: the reason where it stays in float, empty if that was asked for."""
+    chosen = []
+    for body in bodies:
+        if _is_excluded(prepared, body):
+            yield body, ""
+        elif reason:
+            yield body, reason
+        else:
+            chosen.append(body)
+    if not chosen:
+        return
+    with Store() as store:
+        try:
+            captured = _Captured(prepared, around, chosen, store)
+        except ModelError as error:
+            yield from ((body, _spell(error, body)) for body in chosen)
+            return
+        for body in chosen:
+            yield body, _quantize_one(prepared, around, body, captured)
+
+
+def _quantize_one(prepared: Prepared, around: ModelProto, body: Body, captured: _Captured) -> _Result:
+    run = prepared.run.for_body(body.path, _settings(prepared, body))
+    try:
+        samples = captured.open(body)
+        part = extract_body(
+            prepared.model, body, {spec.name: tensor_type(spec.dtype, spec.shape) for spec in samples.inputs}
+        )
+        return _run_stages(run, prepared, body, (part, samples), find_names(prepared.model, around, body))
+    except (ModelError, DataError) as error:
+        return _spell(error, body)
+    finally:
+        prepared.run.take(run, body.path)
+
+
+def _spell(error: Exception, body: Body) -> str:
+    """What was found, of a message that begins with the graph, and goes on with what is allowed and what to do."""
+    return str(error).removeprefix(f"graph {body.path}: ").removeprefix("data: ").partition("; ")[0]
+
+
+def _run_stages(
+    run: Run, around: Prepared, body: Body, given: tuple[ModelProto, CalibrationSet], names: Mapping[str, str]
+) -> QuantizedBody:
+    part, samples = given
+    prepared = prepare(run, part, samples, test=samples)
+    found = reconstruct_layers(prepared, calibrate_ranges(prepared))
+    quantized = emit_model(prepared, found)
+    prepared = prepared.leave(found.in_float)
+    with run.stage("verify"):
+        layers = compare_layers(prepared, quantized, found.scheme.stored)
+    return QuantizedBody(
+        body=body,
+        model=quantized,
+        names=names,
+        layers=(*layers, *(layer for inner in found.bodies for layer in inner.layers)),
+        blocks=(*found.blocks, *(block for inner in found.bodies for block in inner.blocks)),
+        nodes=_list_nodes(around.model, body),
+        in_float=list_left(prepared, found),
+        bits={layer.name: str(layer.bits) for layer in found.scheme.stored}
+        | {name: bits for inner in found.bodies for name, bits in inner.bits.items()},
+    )
+
+
+def list_left(prepared: Prepared, found: Reconstruction) -> tuple[FloatRecord, ...]:
+    """What stays in float, in the model and in its bodies."""
+    records = list_in_float(prepared, found.scheme)
+    quantized = {name for body in found.bodies for name in body.nodes}
+    reasons = {name: body for body in found.float_bodies for name in body.nodes}
+    own = [
+        replace(
+            record, reason=f"inside {reasons[record.name].path}, which stays in float: {reasons[record.name].reason}"
+        )
+        if record.name in reasons
+        else record
+        for record in records
+        if record.name not in quantized
+    ]
+    return (*own, *(record for body in found.bodies for record in body.in_float))
+
+
+def find_names(model: ModelProto, around: ModelProto, body: Body) -> dict[str, str]:
+    """Captured tensor -> its name in the quantized model around the body."""
+    return match_captured(find_graph(model, body), find_graph(around, body))
+
+
+def _list_nodes(model: ModelProto, body: Body) -> frozenset[str]:
+    return frozenset(node.name for node in all_nodes(find_graph(model, body)))
+
+
+def _is_excluded(prepared: Prepared, body: Body) -> bool:
+    """Whether the settings leave all layers of a body in float."""
+    config = prepared.run.given
+    part = extract_body(prepared.model, body, {}) if config.exclude or config.layers else None
+    if part is None or not holds_layers(part.graph):
+        return False
+    if body.owner in resolve_names(prepared.model, prepared.run.config, before=prepared.original).excluded:
+        return True
+    own = keep_selectors(config, part, inside=True)
+    excluded = resolve_names(
+        part, own.model_copy(update={"layers": {n: e for n, e in own.layers.items() if e.exclude}})
+    ).excluded
+    layers = {node.name for node in all_nodes(part.graph) if node.op_type in (*LAYERS, *RECURRENT)}
+    return layers <= excluded
+
+
+def _settings(prepared: Prepared, body: Body) -> QuantizeConfig:
+    """The settings of a body: those of its nodes; and none of how files are read, and of workers."""
+    own: dict[str, Any] = {"data": DataConfig(), "class_axis": (), "tensors": {}}
+    own |= dict.fromkeys(("samples", "jobs", "scheduler"))
+    return prepared.run.given.model_copy(update=own)
+
+
+class _Captured:
+    """What the bodies of one node read in runs of the model around it, on the samples of a run."""
+
+    def __init__(self, prepared: Prepared, around: ModelProto, bodies: Sequence[Body], store: Store) -> None:
+        """Raises ModelError where a run cannot be followed."""
+        self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
+        self._types = infer_types(prepared.model)
+        for body in bodies:
+            self._types |= {f"{body.attribute}/{v.name}": v for v in find_graph(prepared.model, body).input}
+        flow = ControlFlow(prepared.model, around, bodies, threads=prepared.run.threads)
+        samples = prepared.samples
+        runs = samples.split(1)
+        most = max(1, MOST_RUNS // len(runs))
+        for number, run in enumerate(runs):
+            kept = keep_spread(flow.follow(samples.read(run)), most, number)
+            for attribute, values in kept:
+                self._keep(attribute, values)
+
+    def _keep(self, attribute: str, values: Values) -> None:
+        for name, value in values.items():
+            self._store.append(f"{attribute}/{name}", value)
+        self._runs[attribute] += 1
+
+    def open(self, body: Body) -> CalibrationSet:
+        """The samples of a body, each of which is one run of it. Raises DataError where there are none."""
+        count = self._runs[body.attribute]
+        if not count:
+            raise DataError("no sample runs it; it has nothing to be calibrated with")
+        names = [key.partition("/")[2] for key in self._store.names() if key.startswith(f"{body.attribute}/")]
+
+        def read(number: int) -> dict[str, np.ndarray]:
+            return {name: self._store.batch(f"{body.attribute}/{name}", number) for name in names}
+
+        specs = [self._describe(f"{body.attribute}/{name}", name, count) for name in names]
+        if not specs:
+            raise DataError("it reads nothing that changes; it gives the same outputs always")
+        return open_calibration((read(number) for number in range(count)), specs)
+
+    def _describe(self, key: str, name: str, count: int) -> InputSpec:
+        values = [self._store.batch(key, number) for number in range(count)]
+        shapes = {value.shape for value in values}
+        if len({len(shape) for shape in shapes}) > 1:
+            raise DataError(f"its input {name} has another number of axes from run to run")
+        known = self._types.get(key) or self._types.get(name)
+        declared = None if known is None else recorded_shape(known)
+        rank = len(values[0].shape)
+        if declared is None or len(declared) != rank:
+            declared = (None,) * rank
+        sides = zip(declared, *shapes, strict=True)  # a side that the samples share may be another one in use
+        return InputSpec(name, values[0].dtype, tuple(a if {a} == {*b} else None for a, *b in sides), alone=True)
+
+
+def keep_spread(runs: Iterator[tuple[str, Any]], most: int, number: int) -> list[tuple[str, Any]]:
+    """About ``most`` of the runs of a sample, evenly spread; ``number``: of the sample, each of which begins elsewhere.
+
+    At most twice as many are in memory, however many there are.
+    """
+    kept: list[tuple[int, tuple[str, Any]]] = []
+    stride = 1
+    for turn, run in enumerate(runs):
+        if turn % stride == 0:
+            kept.append((turn, run))
+        if len(kept) > 2 * max(most, 8):
+            stride *= 2
+            kept = [each for each in kept if each[0] % stride == 0]
+    if len(kept) <= most:
+        return [run for _, run in kept]
+    phase = number * (5**0.5 - 1) / 2 % 1  # of the golden section, whose multiples lie evenly
+    return [kept[int((place + phase) * len(kept) / most)][1] for place in range(most)]

@@ -1,0 +1,208 @@
+"""Bodies of If, Loop and Scan are quantized as what they are: models on their own samples, in their place."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcalib import quantize
+from onnxcalib.config import QuantizeConfig
+from onnxcalib.errors import ConfigError, ModelError
+from onnxcalib.graph.index import all_nodes
+from onnxcalib.report import Observer
+
+pytestmark = pytest.mark.filterwarnings("ignore::onnxcalib.errors.OnnxCalibWarning")
+
+BRANCHES = """
+g (float[1, 8] x, bool flag) => (float[1, 4] y)
+{
+  y = If (flag) <
+    then_branch = yes () => (float[1, 4] p) { a = MatMul (x, w) b = Relu (a) p = MatMul (b, v) },
+    else_branch = no () => (float[1, 4] q) { c = MatMul (x, u) q = Tanh (c) }
+  >
+}
+"""
+
+
+class Heard(Observer):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def warn(self, text):
+        self.notes.append(text)
+
+
+def draw_samples(flags, seed=0, shape=(1, 8)):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.normal(size=shape).astype(np.float32), "flag": np.array(flag)} for flag in flags]
+
+
+def quantize_fast(model, samples, **settings):
+    heard = Heard()
+    result = quantize(model, samples, QuantizeConfig(**{"effort": "fast", "threads": 1, **settings}), observer=heard)
+    return result, heard.notes
+
+
+def measure_db(run, result, model, samples):
+    pairs = [[run(each, *sample.values()) for each in (model, result.model)] for sample in samples]
+    wanted, given = (np.concatenate([np.concatenate([o.ravel() for o in pair[i]]) for pair in pairs]) for i in (0, 1))
+    return 10 * np.log10(np.square(wanted).sum() / np.square(wanted - given).sum())
+
+
+def ops_of(model):
+    return [node.op_type for node in all_nodes(model.graph)]
+
+
+def branches(build, draw):
+    return build(BRANCHES, w=draw(8, 16), v=draw(16, 4), u=draw(8, 4))
+
+
+def test_both_branches_of_an_if_are_quantized_on_the_samples_that_take_them(build, draw, run):
+    model = branches(build, draw)
+    result, _ = quantize_fast(model, draw_samples([True, False] * 24))
+    assert [record.name for record in result.report.layers] == ["MatMul_a", "MatMul_p", "MatMul_c"]
+    assert all(record.sqnr_db > 30 for record in result.report.layers)
+    assert not result.report.in_float
+    assert measure_db(run, result, model, draw_samples([True, False] * 8, seed=1)) > 30
+    bits = {entry.key: entry.value for entry in result.model.metadata_props}["onnxcalib.bits"]
+    assert json.loads(bits).keys() == {"MatMul_a", "MatMul_p", "MatMul_c"}
+    onnx.checker.check_model(result.model, full_check=True)
+
+
+def test_a_branch_that_no_sample_takes_stays_in_float_with_that_reason(build, draw, run):
+    model = branches(build, draw)
+    result, notes = quantize_fast(model, draw_samples([True] * 16))
+    assert [record.name for record in result.report.layers] == ["MatMul_a", "MatMul_p"]
+    (record,) = result.report.in_float
+    assert (record.name, record.bytes) == ("MatMul_c", 4 * 32)
+    assert "If_y/else_branch, which stays in float: no sample runs it" in record.reason
+    assert any(note.startswith("If_y/else_branch: stays in float: no sample runs it") for note in notes)
+    sample = {"x": draw_samples([False], 3)[0]["x"], "flag": np.array(False)}
+    assert np.array_equal(*(run(each, *sample.values())[0] for each in (model, result.model)))
+
+
+def test_a_model_of_whose_bodies_none_is_run_is_refused_with_the_reasons(build, draw):
+    text = """
+    g (float[1, 8] x) => (float[1, 8] y) {
+      y = Loop (zero, , x) <
+        body = turn (int64 i, bool c, float[1, 8] s) => (bool d, float[1, 8] t) { t = MatMul (s, w) d = Identity (c) }
+      >
+    }
+    """
+    model = build(text, w=draw(8, 8), zero=np.array(0, np.int64))
+    with pytest.raises(ModelError, match="no layer could be quantized: Loop_y/body: no sample runs it"):
+        quantize_fast(model, np.ones((16, 8), np.float32))
+
+
+LOOP = """
+g (float[1, 8] x) => (float[1, 8] y, float[K, 1, 8] all) {
+  h = MatMul (x, w)
+  y, all = Loop (four, yes, h) <
+    body = turn (int64 i, bool c, float[1, 8] s) => (bool d, float[1, 8] t, float[1, 8] u) {
+      a = MatMul (s, w) b = Add (a, x) t = Tanh (b) u = Identity (t) d = Identity (c)
+    }
+  >
+}
+"""
+FOUR, YES = np.array(4, np.int64), np.array(True)
+
+
+def test_a_loop_is_as_good_as_its_turns_written_out(build, draw, run):
+    weights = {"w": draw(8, 8)}
+    turns = "".join(f"a{i} = MatMul (s{i}, w) b{i} = Add (a{i}, x) s{i + 1} = Tanh (b{i}) " for i in range(4))
+    plain = build(f"g (float[1, 8] x) => (float[1, 8] s4) {{ s0 = MatMul (x, w) {turns} }}", **weights)
+    loop = build(LOOP, four=FOUR, yes=YES, **weights)
+    samples = [{"x": sample["x"]} for sample in draw_samples([True] * 32)]
+    others = [{"x": sample["x"]} for sample in draw_samples([True] * 32, seed=1)]
+    wanted, found = (measure_db(run, quantize_fast(each, samples)[0], each, others) for each in (plain, loop))
+    assert found > wanted - 1
+
+
+def test_a_weight_that_the_graph_and_a_body_read_is_stored_once(build, draw):
+    size = 32
+    text = LOOP.replace("8]", f"{size}]")
+    result, _ = quantize_fast(build(text, four=FOUR, yes=YES, w=draw(size, size)), draw(16, size))
+    integers = [t for t in result.model.graph.initializer if list(t.dims) == [size, size]]
+    assert [t.data_type for t in integers] == [onnx.TensorProto.INT8]
+    (loop,) = (node for node in result.model.graph.node if node.op_type == "Loop")
+    assert not [t for t in loop.attribute[0].g.initializer if len(t.dims) == 2]
+
+
+def test_a_scan_is_followed_along_its_axes_and_directions(build, draw, run):
+    text = """
+    g (float[1, 8] x, float[8, 5] z) => (float[1, 8] y, float[K, 1, 8] all) {
+      y, all = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_input_directions = [1],
+        body = turn (float[1, 8] s, float[8] e) => (float[1, 8] t, float[1, 8] u) {
+          a = Add (s, e) b = MatMul (a, w) t = Tanh (b) u = Identity (t)
+        }
+      > (x, z)
+    }
+    """
+    model, rng = build(text, w=draw(8, 8)), np.random.default_rng(0)
+
+    def sample():
+        return {"x": rng.normal(size=(1, 8)).astype(np.float32), "z": rng.normal(size=(8, 5)).astype(np.float32)}
+
+    result, _ = quantize_fast(model, [sample() for _ in range(16)])
+    assert [record.name for record in result.report.layers] == ["MatMul_b"]
+    assert measure_db(run, result, model, [sample() for _ in range(8)]) > 25
+
+
+NESTED = """
+g (float[1, 8] x, bool flag) => (float[1, 8] y)
+{
+  h = MatMul (x, w)
+  r = Relu (h)
+  y = If (flag) <
+    then_branch = yes () => (float[1, 8] p) {
+      a = MatMul (r, v)
+      last, p = Loop (two, on, a) <
+        body = turn (int64 i, bool c, float[1, 8] s) => (bool d, float[1, 8] t) { t = MatMul (s, w) d = Identity (c) }
+      >
+    },
+    else_branch = no () => (float[1, 8] q) { q = Identity (r) }
+  >
+}
+""".replace("last, p", "p")
+
+
+def nested(build, draw):
+    return build(NESTED, w=draw(8, 8), v=draw(8, 8), two=np.array(2, np.int64), on=YES)
+
+
+def test_bodies_in_bodies_are_quantized_and_return_what_is_outside(build, draw, run):
+    model = nested(build, draw)
+    result, _ = quantize_fast(model, draw_samples([True, False] * 16))
+    assert [record.name for record in result.report.layers] == ["MatMul_h", "MatMul_a", "MatMul_t"]
+    assert measure_db(run, result, model, draw_samples([True, False] * 8, seed=1)) > 25
+
+
+def test_settings_name_nodes_in_bodies(build, draw):
+    model, samples = nested(build, draw), draw_samples([True, False] * 8)
+    result, _ = quantize_fast(
+        model, samples, exclude=["MatMul_t"], layers={"MatMul_a": {"weight_bits": 4}}, activation_bits=32
+    )
+    assert {record.name: record.weight_bits for record in result.report.layers} == {"MatMul_h": 8, "MatMul_a": 4}
+    with pytest.raises(ConfigError, match="exclude: 'MatMul_k'"):
+        quantize_fast(model, samples, exclude=["MatMul_k"])
+
+
+def test_a_value_that_is_a_sequence_leaves_the_body_in_float(build, draw):
+    text = """
+    g (float[1, 8] x, bool flag) => (float[1, 8] y)
+    {
+      h = MatMul (x, w)
+      s = SequenceConstruct (h, h)
+      y = If (flag) <
+        then_branch = yes () => (float[1, 8] p) { a = SequenceAt (s, one) p = MatMul (a, w) },
+        else_branch = no () => (float[1, 8] q) { q = Identity (h) }
+      >
+    }
+    """
+    result, notes = quantize_fast(build(text, w=draw(8, 8), one=np.array(1, np.int64)), draw_samples([True] * 8))
+    assert [record.name for record in result.report.layers] == ["MatMul_h"]
+    assert any("If_y/then_branch: stays in float: its input s is a sequence" in note for note in notes)
