@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from .edit import copy_model, refill, remove_at, replace_names, take_name
+from .edit import copy_model, refill, remove_at, rename, replace_names, take_name
 from .index import BODY, all_graphs, all_nodes, captured, is_op, reads, subgraphs
 from .ops import DEQUANTIZE, LAYERS, QUANTIZE, RECURRENT
 from .structure import STANDARD
@@ -96,21 +96,40 @@ def put_back(model: ModelProto, body: Body, part: ModelProto, names: Mapping[str
     constants go to the model's own graph, where those of equal values are one.
     """
     attribute = _find_attribute(_find_node(model, body.owner), body.attribute)
-    count, declared = len(attribute.g.input), list(attribute.g.output)
-    new = copy_model(part).graph
-    new.name = attribute.g.name
-    types = [ValueInfoProto.FromString(value.SerializeToString()) for value in declared]
+    old, new = GraphProto(), copy_model(part).graph
+    old.CopyFrom(attribute.g)
+    new.name, count = old.name, len(old.input)
     attribute.g.Clear()
     taken = _Taken(model)
     outer = {value.name: names.get(value.name, value.name) for value in new.input[count:]}
     del new.input[count:]
     _rename_all(new, outer, taken)
-    for value, old in zip(new.output, types, strict=True):
-        value.type.CopyFrom(old.type)
+    for value, before in zip((*new.input, *new.output), (*old.input, *old.output), strict=True):
+        value.type.CopyFrom(before.type)
     attribute.g.CopyFrom(new)
     _import_domains(model, part)
     model.ir_version = max(model.ir_version, part.ir_version)
     hoist_constants(model, attribute.g, taken.tensors)
+
+
+def put_in_place(model: ModelProto, position: int, attribute: str) -> None:
+    """Replace the If at this position of the graph by the nodes of one of its branches; mutates ``model``."""
+    graph, node = model.graph, model.graph.node[position]
+    branch = GraphProto()
+    branch.CopyFrom(_find_attribute(node, attribute).g)
+    wanted = list(node.output)
+    before, after = ([*graph.node][:position], [*graph.node][position + 1 :])
+    rest = [type(each).FromString(each.SerializeToString()) for each in (*before, *after)]
+    del graph.node[:]
+    graph.node.extend(rest)
+    _make_outputs(branch)
+    taken = _Taken(model)
+    _rename_all(branch, {}, taken)
+    names = {value.name: name for value, name in zip(branch.output, wanted, strict=False) if name}
+    rename(branch, names)
+    del graph.node[:]
+    graph.node.extend([*rest[:position], *branch.node, *rest[position:]])
+    graph.initializer.extend(branch.initializer)
 
 
 def hoist_constants(model: ModelProto, body: GraphProto, taken: set[str]) -> None:

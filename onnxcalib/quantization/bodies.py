@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from ..config import DataConfig, QuantizeConfig
 from ..data import CalibrationSet, InputSpec, open_calibration
@@ -210,8 +210,8 @@ class _Captured:
         """Raises ModelError where a run cannot be followed."""
         self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
         self._types = infer_types(prepared.model)
-        for body in bodies:
-            self._types |= {f"{body.attribute}/{v.name}": v for v in find_graph(prepared.model, body).input}
+        for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
+            self._types |= {v.name: ValueInfoProto(name=v.name) for v in find_graph(prepared.model, body).input}
         flow = ControlFlow(prepared.model, around, bodies, threads=prepared.run.threads)
         samples = prepared.samples
         runs = samples.split(1)
@@ -246,7 +246,7 @@ class _Captured:
         shapes = {value.shape for value in values}
         if len({len(shape) for shape in shapes}) > 1:
             raise DataError(f"its input {name} has another number of axes from run to run")
-        known = self._types.get(key) or self._types.get(name)
+        known = self._types.get(name)
         declared = None if known is None else recorded_shape(known)
         rank = len(values[0].shape)
         if declared is None or len(declared) != rank:

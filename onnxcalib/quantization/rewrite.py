@@ -16,6 +16,7 @@ from ..graph.load import refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
 from ..graph.passes.axes import spell_axes
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
+from ..graph.passes.branches import take_branches
 from ..graph.passes.duplicates import merge_duplicates
 from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.fix_inputs import fix_outputs
@@ -72,7 +73,8 @@ def rewrite(
     new_types = TWO_BITS_IR if config.least_bits == 2 else NEW_TYPES_IR if _has_new_types(config) else 0
     model.ir_version = max(model.ir_version, new_types)
     for graph_pass in (
-        fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates, einsum_as_matmul,
+        take_branches, fold_constants, fix_target_shapes, widen_float16, write_patterns, merge_duplicates,
+        einsum_as_matmul,
     ):  # fmt: skip
         passes[graph_pass.__name__] = graph_pass(model)
     if target is not None:
