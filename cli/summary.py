@@ -24,6 +24,7 @@ from onnxcalib.report import (
     name_some,
     spell_positions,
 )
+from onnxcalib.stepwise import describe_loop, list_growth
 from onnxcalib.validation.render import PLAIN, list_processors, spell_number, spell_saturation
 
 from .console import open_console
@@ -46,7 +47,9 @@ def print_summary(report: Report, output: Path) -> None:
         estimated = "; expected: estimates for others like them" if list_expected(report.outputs) else ""
         line = describe_measured_on(report.measured_on, report.samples) + estimated
         console.print(line, soft_wrap=True)
-    for table in (_tabulate_outputs(report), _tabulate_layers(report)):
+    if report.closed_loop is not None:
+        console.print(f"{describe_loop(report.closed_loop)}; other sessions: single steps", soft_wrap=True)
+    for table in (_tabulate_outputs(report), _tabulate_growth(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
     lines = [*_describe_smoothing(report), *_describe_blocks(report), *describe_in_float(report.in_float)]
@@ -164,6 +167,17 @@ def _tabulate_outputs(report: Report) -> Table:
             if session == EXPECTED:
                 median, errors = [""] * len(median), [""] * len(errors)
             table.add_row(record.name, session, decibels, ranges[0], *median, *errors, agreement, ranges[1])
+    return table
+
+
+def _tabulate_growth(report: Report) -> Table:
+    """How far the models grow apart over the steps of sequences; no rows for models without states."""
+    headers, rows = (("",), ()) if report.closed_loop is None else list_growth(report.closed_loop)
+    table = _open_table(headers[0])
+    for name in headers[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -354,6 +354,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         left_out=tuple(run.left_out),
         in_float=in_float,
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
+        closed_loop=measured.closed_loop,
         lint=_hold_to_target(prepared, quantized, in_float),
         smoothing=None if prepared.smoothing is None else prepared.smoothing.record(),
     )

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, cast
 
 from .errors import OnnxCalibWarning
+from .stepwise import ClosedLoopRecord
 from .targets.violation import LintRecord
 
 NAMED, PACKAGE = 3, __name__.partition(".")[0]  # names in one line; the JSON report has all of them
@@ -266,8 +267,8 @@ class Report:
     though the result holds without it. samples: those that it was made from. measured_on: those that layers, outputs
     and saturation were measured on; None before that. speed: None for models that are too large to be timed. in_float:
     nodes that stay in float, but those that the settings exclude. target: what the file is made for, None for
-    onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: the file
-    against the rules of the settings' target. smoothing: see ``Smoothing.record``. bits_per_weight: see ``constants``.
+    onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: by the
+    settings' target. smoothing: see ``Smoothing.record``. bits_per_weight: see ``constants``. closed_loop: of states.
     """
 
     settings: dict[str, Any]
@@ -295,6 +296,7 @@ class Report:
     in_float: tuple[FloatRecord, ...] = ()
     lint: LintRecord | None = None
     smoothing: dict[str, Any] | None = None
+    closed_loop: ClosedLoopRecord | None = None
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON cannot hold them."""
@@ -336,8 +338,7 @@ class Observer:
     def warn(self, text: str) -> None:
         """One line that the user should act on; issued as an OnnxCalibWarning unless a subclass overrides it.
 
-        ``warnings.warn``, and not the log alone: a library's log is silent until an application asks for it, and these
-        lines are of the kind for which Python has warnings, as the user can change the data or settings they name.
+        ``warnings.warn``, and not the log alone, which is silent until an application asks for it: users can act.
         """
         warnings.warn(text, OnnxCalibWarning, stacklevel=_count_own_frames() + 1)
 
@@ -355,10 +356,7 @@ class Observer:
 
 
 class LoggedObserver(Observer):
-    """Writes all that an observer hears to the logger ``onnxcalib``, and passes it on.
-
-    Stages and notes have the level INFO, single blocks and layers DEBUG, warnings WARNING.
-    """
+    """Passes on what it hears, and logs stages and notes as INFO, single blocks and layers as DEBUG, and warnings."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer

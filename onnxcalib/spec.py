@@ -26,11 +26,13 @@ class InputSpec:
     """One input of a model; an unknown or symbolic dimension is None.
 
     alone: each run takes the values of one sample, whatever the first axis counts.
+    state: the output whose value is this input in the next step of a sequence; empty for inputs that hold none.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | None, ...] | None
+    state: str = field(default="", repr=False)  # what identifies samples has their values, which follow from it
     alone: bool = field(default=False, repr=False, compare=False)
 
 

@@ -37,6 +37,7 @@ SIZE = Units(COUNT.factors | {"bpw": 1.0}, "300KB or 4.25bpw", "b", ("1e18 bytes
 LATENCY = Units({"ms": 1.0, "us": 1e-3, "s": 1e3}, "12ms", None, ("1e6s", 1e9))
 MOST_SHARE = 1e6
 LONGEST = 100  # letters of a budget or a number; the time of a search grows with their square
+LONGEST_STATE = 2000  # letters of the names of an output and an input
 LONGEST_PATH = 4096  # Linux takes no longer ones
 _LIMIT = re.compile(
     r"(?P<number>\d*\.?\d+(?:e[+-]?\d+)?) *(?P<unit>[a-z]*)(?P<eight>@8-bit)?", re.IGNORECASE | re.ASCII
@@ -163,6 +164,16 @@ def read_shape(text: Any) -> tuple[str, tuple[int, ...]]:
             "must be a shape such as 1,3,224,224, of numbers from 1 on, or NAME=SHAPE with the name of an input"
         )
     return name.strip(), dimensions
+
+
+def split_states(value: Any) -> Any:
+    """Turn ``OUT:IN`` or a list of these into a tuple of texts. Raises ValueError for other texts."""
+    listed = value if isinstance(value, (list, tuple)) else (value,)
+    for text in listed:
+        if not isinstance(text, str) or len(text) > LONGEST_STATE or not re.fullmatch(r"(?s).+:.+", text):
+            raise ValueError("must be OUT:IN, an output and the input that its value is in the next step")
+        check_name(text)
+    return tuple(listed)
 
 
 def split_columns(value: Any) -> Any:

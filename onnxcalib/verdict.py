@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .report import OutputRecord, SaturationRecord, UnfusedRecord, to_json
+from .stepwise import ClosedLoopRecord
 from .targets.violation import LintRecord
 
 Interval = tuple[float, float]  # (low, high), at 95% confidence
@@ -198,7 +199,8 @@ class Verdict:
 
     lint: the file against the rules of a target, where one was named. device: the file in the target's runtime, where
     that is installed. fused: whether outputs are those of onnxruntime's optimized session, and its kernels were judged;
-    otherwise those of exact sums, as another target's runtime has kernels of its own.
+    otherwise those of exact sums, as another target's runtime has kernels of its own. closed_loop: of models with
+    states, whose outputs are those of each with its own.
     """
 
     float_model: str
@@ -220,6 +222,7 @@ class Verdict:
     lint: LintRecord | None = None
     device: DeviceRecord | None = None
     fused: bool = True
+    closed_loop: ClosedLoopRecord | None = None
 
     @property
     def passed(self) -> bool:

@@ -39,6 +39,15 @@ encoder (int64[batch, tokens] input_ids, int64[batch, tokens] attention_mask) =>
     embedding = Div(total, count)
 }
 """
+TRACKER = """
+tracker (float[batch, 8] x, float[batch, 16] h) => (float[batch, 4] y, float[batch, 16] hn) {
+    read = MatMul(x, wx)
+    kept = MatMul(h, wh)
+    sum = Add(read, kept)
+    hn = Tanh(sum)
+    y = MatMul(hn, head)
+}
+"""
 DECODER = """
 decoder (int64[batch, tokens] input_ids, float[batch, past, 32] past_key)
     => (float[batch, tokens, WORDS] logits, float[batch, all, 32] present_key) {
@@ -110,6 +119,20 @@ def fit_classifier(images: np.ndarray) -> ModelProto:
     return build(text, **weights)
 
 
+def write_clips_and_tracker(folder: Path) -> None:
+    """A recurrent cell, and sequences of what it reads."""
+    rng = np.random.default_rng(7)
+    weights = {
+        "wx": rng.normal(size=(8, 16)) / 4,
+        "wh": rng.normal(size=(16, 16)) / 4,
+        "head": rng.normal(size=(16, 4)),
+    }
+    onnx.save(build(TRACKER, **weights), folder / "tracker.onnx")
+    (folder / "clips").mkdir()
+    for number in range(4):
+        np.savez(folder / f"clips/{number}.npz", x=rng.normal(size=(20, 8)).astype(np.float32))
+
+
 def list_classes(count: int) -> str:
     """What ``draw_images`` draws, as a table of file and class."""
     return "".join(f"{i:02}.png,{i % 4}\n" for i in range(count))
@@ -161,4 +184,5 @@ def write_all(folder: Path) -> None:
     """All files, the models in float."""
     write_images_and_classifiers(folder)
     write_texts_and_encoder(folder)
+    write_clips_and_tracker(folder)
     write_detector(folder)

@@ -28,9 +28,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "targets": ({"errors", "spec", "config"}, {"pydantic"}),
     "bitplan": (FOUNDATION, {"pydantic"}),
     "progress": (set(), set()),
+    # What reports and verdicts both say of models with states.
+    "stepwise": (set(), set()),
     # A report holds what a file was told of its target's rules.
-    "report": ({"errors", "targets"}, set()),
-    "verdict": ({"report", "targets"}, set()),
+    "report": ({"errors", "stepwise", "targets"}, set()),
+    "verdict": ({"report", "stepwise", "targets"}, set()),
     "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
@@ -43,7 +45,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "onnxruntime", "torch", "dask", "distributed", "platformdirs", "openvino", "onnxruntime_qnn"},
     ),
     "quantization": (
-        {*FOUNDATION, "values", "targets", "bitplan", "progress", "report", *WORKSHOPS},
+        {*FOUNDATION, "values", "targets", "bitplan", "progress", "stepwise", "report", *WORKSHOPS},
         {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (
@@ -51,7 +53,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "torch"},
     ),
     "validation": (
-        {"errors", "spec", "config", "progress", "report", "targets", "verdict", "lint", *WORKSHOPS, "quantization"},
+        {"errors", "spec", "config", "progress", "stepwise", "report", "targets", "verdict", "lint", *WORKSHOPS}
+        | {"quantization"},
         {"numpy", "onnx"},
     ),
     # A run ends with its file held to the rules that it was made by: graph and quantization never see a lint.
@@ -73,8 +76,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {
-            *("errors", "files", "values", "config", "targets", "bitplan", "report", "verdict", "lint", "pipeline"),
-            *("validation", "onnxcalib"),
+            *("errors", "files", "values", "config", "targets", "bitplan", "stepwise", "report", "verdict", "lint"),
+            *("pipeline", "validation", "onnxcalib"),
         },
         {"typer", "rich", "matplotlib"},
     ),

@@ -7,8 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from ..values import read_limit, read_shape, split_columns, split_numbers, split_shapes, split_sides, split_size
-from .fields import EXPERT, IMAGES, TEXTS, File, Option, Settings, Switch
+from ..values import (
+    read_limit,
+    read_shape,
+    split_columns,
+    split_numbers,
+    split_shapes,
+    split_sides,
+    split_size,
+    split_states,
+)
+from .fields import EXPERT, IMAGES, SEQUENCES, TEXTS, File, Option, Settings, Switch
 
 # Pixels of 8 bits have a deviation of 0.5 at most once they are divided by 255; 1 and more stand for a range of a
 # model's own. Down from 0.0001 the least step of a pixel is above 39, which no model takes.
@@ -174,6 +183,32 @@ class DataConfig(Settings):
         ),
         Option(TEXTS),
     ] = "empty"
+    state: Annotated[
+        tuple[str, ...],
+        BeforeValidator(split_states),
+        Field(
+            description="Output whose value is the input of the next step, for models with states: samples are then"
+            " sequences, run step by step. A * stands for the same text in both names."
+        ),
+        Option(
+            SEQUENCES,
+            metavar="OUT:IN",
+            form="OUT:IN, or a list of these",
+            unset="every sample by itself",
+            repeated=True,
+        ),
+    ] = ()
+    sequence_axis: Annotated[
+        int,
+        Field(
+            strict=True,
+            ge=0,
+            le=1,
+            description="Axis of arrays that counts the steps of a sequence: with 0 an array is a sequence, with 1 its"
+            " first axis counts sequences.",
+        ),
+        Option(SEQUENCES, metavar="0|1"),
+    ] = 0
     shape: Annotated[
         tuple[str, ...],
         BeforeValidator(split_shapes),
@@ -267,6 +302,22 @@ class DataConfig(Settings):
         beside = [name for name in ("pairs", "max_length") if value and info.data.get(name)]
         if beside:
             raise ValueError(f"is given beside {beside[0]}, which is for texts that are samples; give one of them")
+        return value
+
+    @field_validator("state")
+    @classmethod
+    def _check_state(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("past") == "filled":
+            raise ValueError("is given beside past 'filled', which makes the past of texts; give one of them")
+        if value and any(info.data.get(name) for name in TEXT_SETTINGS):
+            raise ValueError("is given beside settings of texts; sequences are arrays; give one of them")
+        return value
+
+    @field_validator("sequence_axis")
+    @classmethod
+    def _check_sequence_axis(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("state"):
+            raise ValueError("is for sequences of models with states; give state too")
         return value
 
     @field_validator("text_column")

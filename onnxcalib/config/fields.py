@@ -15,8 +15,8 @@ from ..values import check_name, check_path, split_axes
 
 # Panels of the help, in their order: what most people need comes first.
 GATES, REPORTS, BITS, EFFORT, PLAN = "Gates", "Reports", "Bits", "Accuracy and time", "Bit plan"
-IMAGES, TEXTS, EXPERT = "Image files", "Texts", "Expert settings"
-PANELS = (GATES, REPORTS, BITS, EFFORT, PLAN, IMAGES, TEXTS, EXPERT)
+IMAGES, TEXTS, SEQUENCES, EXPERT = "Image files", "Texts", "Sequences and audio", "Expert settings"
+PANELS = (GATES, REPORTS, BITS, EFFORT, PLAN, IMAGES, TEXTS, SEQUENCES, EXPERT)
 # Two limits on what is lost, of which one is easily taken for the other.
 EASILY_CONFUSED = dict.fromkeys(
     ("max_drop", "max_disagreement"),

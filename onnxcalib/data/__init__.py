@@ -1,12 +1,13 @@
 """What a user has, as samples that a model can read.
 
 Read the files in this order. ``listing`` reads folders. ``npy`` and ``npz`` read the formats of arrays, and ``room``
-keeps what is unpacked. ``past`` knows the inputs of decoders that may be empty. ``arrays``, ``tensors``, ``images``
-with ``frames``, ``textfiles``, and ``tokenized`` with ``packed`` read one kind each. ``iterables`` reads what Python
-yields, and ``spool`` keeps it on disk. ``sources`` finds out which kind a path or an object holds. ``checked`` and
-``scan`` compare the samples with the model's inputs. ``padding`` trims sequences to their own tokens.
-``calibration_set`` ties all of them into the set that the jobs read batch by batch, and ``holdout`` divides it;
-``digest`` identifies it. ``labels`` reads the class of each sample.
+keeps what is unpacked. ``past`` and ``states`` know the inputs that a model's own outputs fill. ``arrays``,
+``tensors``, ``images`` with ``frames``, ``textfiles``, and ``tokenized`` with ``packed`` read one kind each.
+``iterables`` reads what Python yields, and ``spool`` keeps it on disk. ``sources`` finds out which kind a path or an
+object holds. ``checked`` and ``scan`` compare the samples with the model's inputs. ``steps`` makes samples of the steps
+of sequences. ``padding`` trims sequences to their own tokens. ``calibration_set`` ties all of them into the set that
+the jobs read batch by batch, and ``holdout`` divides it; ``digest`` identifies it, and ``remarks`` are what users are
+told of it. ``labels`` reads the class of each sample.
 """
 
 from ..spec import InputSpec

@@ -18,6 +18,7 @@ from .listing import SHOWN_TEXT, list_folder, list_names, quote
 from .npy import StoredArray, open_npy
 from .npz import PackedArray, find_members, open_archive, open_member
 from .past import is_past
+from .states import may_lack
 
 LABELS = ("label", "labels", "y")  # names that data sets give to labels
 CLASS = re.compile(r"[0-9]{1,18}")  # a class in digits; every number of 18 digits fits int64
@@ -49,7 +50,8 @@ class Part:
 
     where: the source, as messages name it. file: the file, where one holds them all. label: the class of all samples.
     labels: opens the array of their labels, unchecked. texts: facts about encoded texts. Each is None where there is
-    none. notes: warnings for the user, one line each.
+    none. notes: warnings for the user, one line each. lengths: of its sequences, where samples are steps of these.
+    sequence: names the sequence that parts in a row hold the steps of; empty where a part holds whole ones.
     """
 
     where: str
@@ -59,6 +61,8 @@ class Part:
     labels: Callable[[], Any] | None = None
     texts: Texts | None = None
     notes: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    sequence: str = ""
 
 
 def is_array(value: Any) -> bool:
@@ -152,13 +156,13 @@ def open_npz(path: Path, inputs: Sequence[InputSpec]) -> Part:
 def match_names(found: Sequence[str], inputs: Sequence[InputSpec], where: str) -> dict[str, str]:
     """Input -> the name of its array. Raises DataError for a name that is neither an input's nor one of LABELS.
 
-    The inputs of a past may be left out.
+    The inputs of a past, and states, may be left out.
     """
     wanted = [spec.name for spec in inputs]
-    needed = [spec.name for spec in inputs if not is_past(spec)]
+    needed = [spec.name for spec in inputs if not may_lack(spec)]
     found = [name for name in found if name in wanted or name not in LABELS]
-    if len(wanted) == 1 and found == [UNNAMED]:
-        return {wanted[0]: UNNAMED}
+    if found == [UNNAMED] and (len(wanted) == 1 or (len(needed) == 1 and any(spec.state for spec in inputs))):
+        return {(needed or wanted)[0]: UNNAMED}
     expected = f"the model's inputs are {list_names(wanted)}"
     for name in found:
         if name not in wanted:
@@ -266,6 +270,7 @@ def _list_npy(folder: Path) -> list[str]:
 
 
 def _only_input(inputs: Sequence[InputSpec], where: str) -> str:
+    inputs = [spec for spec in inputs if not spec.state]
     if len(inputs) != 1:
         names = list_names(spec.name for spec in inputs)
         raise DataError(

@@ -13,16 +13,18 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
+from ..config import DataConfig
 from ..errors import DataError
 from ..files.scratch import Scratch
 from ..progress import track
 from ..spec import InputSpec, spell_shape
-from .checked import CheckedSamples, check_part, share_batch, tell_one_sample, unpack_part
-from .padding import MASK, trim_padding
+from .checked import CheckedSamples, check_part, share_batch, unpack_part
+from .padding import trim_padding
+from .remarks import find_unused, tell_normalization, tell_padding, tell_parts, tell_sequences
 from .room import Room
 from .scan import hold_images, scan_values
 from .sources import open_parts
+from .steps import first_sequences, list_lengths
 
 Location = tuple[CheckedSamples, int]  # of a sample: its part, and its row in that
 MOST_SAMPLES = 10_000_000  # as lists of their indices are kept in memory; ImageNet has an eighth of them
@@ -40,6 +42,8 @@ class CalibrationSet:
     available: number of samples in the source; None where a limit was reached, since the rest is not counted.
     largest: index of the first sample with the most values.
     texts: facts about the texts that were encoded; None where the samples are no texts.
+    sequences: the number of the sequence of which each sample is a step, (samples,); None where each is by itself.
+    states: input -> the output that gives its value in the next step of a sequence.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class CalibrationSet:
         notes: tuple[str, ...] = (),
         folder: Path | None = None,
         available: int | None = None,
+        sequences: np.ndarray | None = None,
         scratch: Scratch | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
@@ -61,6 +66,8 @@ class CalibrationSet:
         self.notes = notes
         self.folder = folder
         self.available = available
+        self.sequences = sequences
+        self.states = {spec.name: spec.state for spec in inputs if spec.state}
         self._scratch = scratch  # the temporary folder ends with the set
         self._checked = tuple(checked)
         self.images = all(map(hold_images, checked))
@@ -85,6 +92,7 @@ class CalibrationSet:
         for cached in ("names", "labels"):
             taken.__dict__.pop(cached, None)
         taken._chosen, taken._samples = self.indices[list(indices)], len(indices)
+        taken.sequences = None if self.sequences is None else self.sequences[list(indices)]
         kinds = None if self._kinds is None else self._kinds[list(indices)]
         taken._kinds, taken.largest = kinds, 0 if kinds is None else int(kinds.argmax())
         if self.texts is not None:
@@ -218,6 +226,9 @@ def open_calibration(
     Labels are read from the key ``label``, ``labels`` or ``y`` of a mapping. A tuple may hold labels, one integer a
     sample, behind its inputs: these are not read. Other keys are not read either. A warning tells of both.
 
+    Where an input is a state (see ``InputSpec``), each item, file or array is a sequence instead, whose samples are its
+    steps, and ``limit`` counts sequences; see ``steps.as_steps``. States that are left out start as zeros.
+
     Raises DataError.
     """
     config = DataConfig.take(config)
@@ -266,8 +277,15 @@ def _collect(
     checked: list[CheckedSamples] = []
     samples, available, padded = 0, None, None
     room = Room(scratch.path, config.unpacked_bytes)
-    for opened in open_parts(source, inputs, config, room, limit):
-        part = check_part(opened, inputs, None if limit is None else limit - samples)
+    stepwise = any(spec.state for spec in inputs)
+    if stepwise:
+        _refuse_batch(inputs)
+    parts = open_parts(source, inputs, config, room, limit)
+    if stepwise:
+        parts, limit = first_sequences(parts, limit), None
+    for opened in parts:
+        left = None if limit is None else limit - samples
+        part = check_part(opened, inputs, sum(opened.lengths) if stepwise else left)
         if samples + part.rows > MOST_SAMPLES:
             raise DataError(
                 f"{opened.where}: found {samples + part.rows:,} samples or more; at most {MOST_SAMPLES:,} are used;"
@@ -287,18 +305,13 @@ def _collect(
         raise DataError(
             f"{where}: found {samples} samples; the model takes {fixed_batch} in a run; give at least these"
         )
-    warnings = [note for part in checked for note in part.part.notes]
-    if samples == 1:
-        warnings += tell_one_sample(checked[0], inputs)
+    warnings = [*tell_parts(checked, inputs), *([] if padded is None else [tell_padding(where, padded, inputs)])]
     if used < samples:
         left_out = f"the last {samples - used} are left out"
         warnings.append(f"{where}: the model takes {fixed_batch} samples in a run; {left_out}")
-    if padded is not None:
-        warnings.append(_tell_padding(where, padded, inputs))
-    if checked[0].part.texts is not None and checked[0].part.texts.skipped:
-        warnings.append(checked[0].part.texts.skipped)
-    warnings += _find_unused(config, checked[0], where)
-    normalization, chosen = _tell_normalization(config, checked[0], where)
+    warnings += find_unused(config, checked[0], where)
+    lengths = list_lengths(checked)
+    normalization, chosen = tell_normalization(config, checked[0], where)
     if not chosen:
         warnings += normalization
     return CalibrationSet(
@@ -307,55 +320,25 @@ def _collect(
         samples=used,
         fixed_batch=fixed_batch,
         warnings=(*warnings, *scan_values(checked, inputs, used)),
-        notes=tuple(normalization) if chosen else (),
+        notes=(
+            *(normalization if chosen else ()),
+            *([tell_sequences(where, checked, lengths)] if stepwise else ()),
+        ),
         folder=path if path and os.path.isdir(path) else None,
         available=available,
+        sequences=np.repeat(np.arange(len(lengths)), lengths) if stepwise else None,
         scratch=scratch,
     )
 
 
-def _tell_padding(where: str, reason: str, inputs: Sequence[InputSpec]) -> str:
-    effect = "the model has no mask, so that it enters ranges, solving and losses"
-    if any(spec.name == MASK for spec in inputs):
-        effect = (
-            "its mask keeps it out of what is measured and learned, wherever the graph shows which axes count tokens;"
-            " convolutions over tokens mix it in; a model of any length needs none"
+def _refuse_batch(inputs: Sequence[InputSpec]) -> None:
+    """Raise DataError for a model that runs several samples at a time, as each sequence has its own states."""
+    count = next((spec.shape[0] for spec in inputs if spec.shape and share_batch(inputs)), None)
+    if count not in (None, 1):
+        raise DataError(
+            f"state: the model takes {count} samples in a run; sequences are run one by one, each with its own states;"
+            " export the model for one sample, or for any number"
         )
-    return f"{where}: padding is run: {reason}; {effect}"
-
-
-def _tell_normalization(config: DataConfig, part: CheckedSamples, where: str) -> tuple[list[str], bool]:
-    """A line on how image files become floats, none for other samples; and whether the user chose it."""
-    chosen = not config.model_fields_set.isdisjoint(("mean", "std", "pixel_range"))
-    floats = all(np.dtype(array.dtype).kind == "f" for array in part.part.arrays.values())
-    if not hold_images(part) or not floats:
-        return [], chosen
-    mean, std = (_spell_numbers(values) for values in (config.mean, config.std))
-    pixel = "pixel / 255" if config.pixel_range == UNIT else "pixel"
-    line = f"{where}: images are read as x = ({pixel} - {mean}) / {std}"
-    if chosen:
-        return [line], True
-    return [
-        f"{line}, the defaults; a model that was trained on normalised images needs its own --mean and --std; give"
-        " these, or --mean 0 where the defaults are right"
-    ], False
-
-
-def _spell_numbers(values: Sequence[float]) -> str:
-    text = ", ".join(f"{value:g}" for value in values)
-    return text if len(values) == 1 else f"({text})"
-
-
-def _find_unused(config: DataConfig, part: CheckedSamples, where: str) -> list[str]:
-    """One line for each kind of settings that these samples do not use."""
-    default = DataConfig()
-    given = {name for name in DataConfig.model_fields if getattr(config, name) != getattr(default, name)}
-    notes = []
-    if given.intersection(IMAGE_SETTINGS) and not hold_images(part):
-        notes.append(f"{where}: mean, std, sizes and layout are for image files; these samples are used as they are")
-    if given.intersection(TEXT_SETTINGS) and part.part.texts is None:
-        notes.append(f"{where}: tokenizer, columns and lengths are for texts; these samples are used as they are")
-    return notes
 
 
 def _sort_samples(checked: Sequence[CheckedSamples], samples: int) -> tuple[np.ndarray | None, int]:

@@ -11,8 +11,8 @@ from ..errors import DataError
 from ..spec import InputSpec, spell_shape
 from .arrays import Part, check_array, check_labels
 from .npz import PackedArray
-from .past import empty_past
 from .room import Room
+from .states import start_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CheckedSamples:
 def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None) -> CheckedSamples:
     """Check types, ranks and shapes of a part, of which at most ``limit`` samples are used, without reading its values.
 
-    A past that is left out is empty. Raises DataError.
+    A past that is left out is empty, a state is zeros. Raises DataError.
     """
     batched = share_batch(inputs)
     shapes, stacked, counts = {}, {}, {}
@@ -79,9 +79,10 @@ def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None
                 f"{part.where}: found {total} samples of {first!r}, {count} of {name!r}; give as many of each"
             )
     for spec in left_out:
-        past = empty_past(spec, total)
-        part = replace(part, arrays={**part.arrays, spec.name: past})
-        stacked[spec.name], shapes[spec.name] = batched, past.shape[1:] if batched else past.shape
+        start = start_of(spec, total, batched=batched)
+        part = replace(part, arrays={**part.arrays, spec.name: start})
+        stacked[spec.name] = batched or bool(spec.state)
+        shapes[spec.name] = start.shape[1:] if stacked[spec.name] else start.shape
     return CheckedSamples(part, total if limit is None else min(total, limit), total, shapes, stacked)
 
 

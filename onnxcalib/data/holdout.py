@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..config import HOLD_OUT_FROM
 from .calibration_set import CalibrationSet
 
@@ -17,12 +19,24 @@ def hold_out(samples: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet | 
     """The samples to work with, and those that are held out: rows of neighbours, evenly spread over the set.
 
     None is held out where there are fewer than HOLD_OUT_FROM, or where one run of the model takes more than a quarter.
+    Steps of sequences are held out by whole sequences, one of SHARE where there are that many.
     """
+    if samples.sequences is not None:
+        return _hold_out_sequences(samples, samples.sequences)
     chosen = choose_held_out(len(samples), samples.fixed_batch or 1)
     if not chosen:
         return samples, None
     left = set(chosen)
     return samples.take([index for index in range(len(samples)) if index not in left]), samples.take(chosen)
+
+
+def _hold_out_sequences(samples: CalibrationSet, sequences: np.ndarray) -> tuple[CalibrationSet, CalibrationSet | None]:
+    count = int(sequences[-1]) + 1
+    rows = min(count // SHARE, MOST) if len(samples) >= HOLD_OUT_FROM else 0
+    if not rows:
+        return samples, None
+    held = np.isin(sequences, [(2 * number + 1) * count // (2 * rows) for number in range(rows)])
+    return samples.take(np.flatnonzero(~held).tolist()), samples.take(np.flatnonzero(held).tolist())
 
 
 def choose_held_out(count: int, per_run: int) -> list[int]:

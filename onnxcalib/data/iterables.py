@@ -16,8 +16,9 @@ from ..errors import DataError, first_line
 from ..spec import InputSpec, spell_shape
 from .arrays import LABELS, Part, find_labels, is_array, to_array
 from .checked import CheckedSamples, check_part
-from .past import is_past
 from .spool import Spool
+from .states import may_lack
+from .steps import as_steps
 
 WHERE = "data"
 EXTRA = ""  # stands for the array behind the inputs of a tuple, among the names that were not read
@@ -106,13 +107,17 @@ class ItemReader:
     """Turns items into checked samples, and remembers what it passed over.
 
     An item is a mapping from input names to arrays, a tuple or list of arrays in the order of the inputs, or the one
-    input's array itself. Its arrays hold several samples on their first axis, or one sample without that axis.
+    input's array itself. Its arrays hold several samples on their first axis, or one sample without that axis. Where
+    inputs are states, an item is a sequence, or holds several: see ``as_steps`` for ``axis``.
     """
 
-    def __init__(self, inputs: Sequence[InputSpec]) -> None:
-        self._inputs = inputs
+    def __init__(self, inputs: Sequence[InputSpec], axis: int = 0) -> None:
+        self._inputs, self._axis = inputs, axis
+        self._stepwise = any(spec.state for spec in inputs)
         self._wanted = [spec.name for spec in inputs]
-        self._needed = [spec.name for spec in inputs if not is_past(spec)]
+        self._needed = [spec.name for spec in inputs if not may_lack(spec)]
+        # Of tuples and single arrays, which have no names.
+        self._in_order = self._needed if self._stepwise else self._wanted
         self._unread: dict[str, None] = {}  # in the order in which they were found
         self._told: set[str] = set()
 
@@ -121,18 +126,18 @@ class ItemReader:
         where = f"{WHERE}: item {number}"
         if isinstance(item, Mapping):
             return self._check(self._name_by_key(item, where), where, self._find_labels(item, where))
-        if isinstance(item, (tuple, list)) and (len(self._inputs) > 1 or any(map(_holds_arrays, item))):
+        if isinstance(item, (tuple, list)) and (len(self._in_order) > 1 or any(map(_holds_arrays, item))):
             values, extra = self._name_in_order(item, where)
             checked = self._check(values, where)
             if extra:
                 self._pass_over_labels(extra[0], checked, where)
             return checked
-        if len(self._inputs) > 1:
+        if len(self._in_order) > 1:
             raise DataError(
-                f"{where}: found one {type(item).__name__}; the model has inputs {', '.join(self._wanted)}; yield"
+                f"{where}: found one {type(item).__name__}; the model has inputs {', '.join(self._in_order)}; yield"
                 " dictionaries with these keys, or a tuple in this order"
             )
-        return self._check({self._wanted[0]: item}, where)
+        return self._check({self._in_order[0]: item}, where)
 
     def tell(self) -> tuple[str, ...]:
         """Lines about what was not read, without what an earlier call has told."""
@@ -171,16 +176,17 @@ class ItemReader:
 
     def _name_in_order(self, item: Sequence[Any], where: str) -> tuple[dict[str, Any], Sequence[Any]]:
         """The arrays by input, and the one behind them if there is one more."""
-        count = len(self._inputs)
+        names = self._wanted if len(item) == len(self._wanted) else self._in_order
+        count = len(names)
         found = f"{where}: found a {type(item).__name__} of {len(item)}"
         if any(isinstance(each, Mapping) for each in item):
             raise DataError(f"{found} with a dictionary in it; yield the dictionary itself")
         if not count <= len(item) <= count + 1:
             raise DataError(
-                f"{found}; the model's inputs are {', '.join(self._wanted)}; yield one array for each, of one sample or"
+                f"{found}; the model's inputs are {', '.join(names)}; yield one array for each, of one sample or"
                 " of samples stacked on the first axis"
             )
-        return dict(zip(self._wanted, item, strict=False)), item[count:]
+        return dict(zip(names, item, strict=False)), item[count:]
 
     def _pass_over_labels(self, value: Any, checked: CheckedSamples, where: str) -> None:
         """Note that labels are not read. Raises DataError for a value that is not one integer a sample."""
@@ -198,7 +204,8 @@ class ItemReader:
     def _check(self, values: Mapping[str, Any], where: str, labels: Any = None) -> CheckedSamples:
         arrays = {spec.name: _to_input(values[spec.name], spec, where) for spec in self._inputs if spec.name in values}
         read_labels = None if labels is None else lambda: to_array(labels, f"{where}: labels")
-        return check_part(Part(where, arrays, labels=read_labels), self._inputs)
+        part = Part(where, arrays, labels=read_labels)
+        return check_part(as_steps(part, self._inputs, self._axis) if self._stepwise else part, self._inputs)
 
 
 def _holds_arrays(value: Any) -> bool:
@@ -236,12 +243,15 @@ def _fit_list(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array
 
 
-def spool_items(items: Items, inputs: Sequence[InputSpec], scratch: Path, limit: int | None) -> Iterator[Part]:
+def spool_items(
+    items: Items, inputs: Sequence[InputSpec], scratch: Path, limit: int | None, axis: int = 0
+) -> Iterator[Part]:
     """Parts of neighbouring items of one shape, whose values are files in ``scratch``.
 
-    Values are stored in the model's types. No item is pulled once there are ``limit`` samples. Raises DataError.
+    Values are stored in the model's types. No item is pulled once there are ``limit`` samples, or sequences where
+    inputs are states. Raises DataError.
     """
-    reader, group, samples = ItemReader(inputs), None, 0
+    reader, group, samples = ItemReader(inputs, axis), None, 0
     with Spool(scratch, inputs) as spool:
         while limit is None or samples < limit:
             try:
@@ -254,7 +264,7 @@ def spool_items(items: Items, inputs: Sequence[InputSpec], scratch: Path, limit:
                 group = spool.start(checked, items.number)
             spool.write(checked)
             group.add(checked, items.number)
-            samples += checked.rows
+            samples += len(checked.part.lengths) or checked.rows
             del checked  # before the next item is made, so that one is alive
         if group is not None:
             yield spool.finish(group, reader.tell())

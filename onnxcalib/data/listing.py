@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,17 @@ def list_folder(folder: Path, *, give: str) -> list[Path]:
     if not entries:
         raise DataError(f"{folder}: the folder is empty; {give}")
     return entries
+
+
+def natural_order(paths: Iterable[Path]) -> list[Path]:
+    """Paths by name, in which numbers are sorted by value: step_2 stands before step_10."""
+    return sorted(paths, key=lambda path: [_rank(text) for text in re.split("([0-9]+)", path.name)])
+
+
+def _rank(text: str) -> tuple[int, int, str]:
+    """How digits, in front of other texts, and all others are compared."""
+    number = text.lstrip("0") if text.isascii() and text.isdigit() else None
+    return (1, 0, text) if number is None else (0, len(number), number)
 
 
 def shorten(text: str, length: int = SHOWN_TEXT) -> str:

@@ -47,7 +47,7 @@ def _integers_vary(checked: Sequence[CheckedSamples], inputs: Sequence[InputSpec
 
 def hold_images(part: CheckedSamples) -> bool:
     """Whether a part is an image file."""
-    return any(isinstance(array, ImageFile) for array in part.part.arrays.values())
+    return any(isinstance(getattr(array, "source", array), ImageFile) for array in part.part.arrays.values())
 
 
 def _find_extremes(checked: Sequence[CheckedSamples], spec: InputSpec, samples: int) -> tuple[float, float]:

@@ -14,10 +14,12 @@ from ..files.reading import is_folder
 from ..spec import InputSpec
 from . import arrays, images, iterables, tensors, textfiles, tokenized
 from .arrays import Part
-from .listing import list_folder
+from .listing import list_folder, natural_order
 from .room import Room
+from .steps import as_steps
 
 KINDS = "images (png, jpg, jpeg, bmp, webp), .npy or .npz"
+SEQUENCES = "one .npz or .npy, or a folder: of these, each a sequence, or of sub-folders with the steps of one as files"
 FILES = "one .npz or .npy, or texts (txt, csv, tsv, jsonl)"
 
 
@@ -26,8 +28,11 @@ def open_parts(
 ) -> Iterator[Part]:
     """The parts of a source, each opened when it is reached. Nothing beyond ``limit`` is encoded or pulled.
 
-    Arrays of .npz files are still packed.
+    Arrays of .npz files are still packed. Where inputs are states, samples are the steps of sequences, and ``limit``
+    counts sequences.
     """
+    if any(spec.state for spec in inputs):
+        return _open_sequences(source, inputs, config, room, limit)
     if not isinstance(source, (str, Path)):
         if isinstance(source, Mapping) or arrays.is_array(source):
             return iter([arrays.take_arrays(source, inputs)])
@@ -46,6 +51,48 @@ def open_parts(
     if suffix not in (".npy", ".npz"):
         raise DataError(f"{path}: not a file of samples; give a folder of {KINDS}, {FILES}")
     return iter([_open_file(path, inputs)])
+
+
+def _open_sequences(
+    source: Any, inputs: Sequence[InputSpec], config: DataConfig, room: Room, limit: int | None
+) -> Iterator[Part]:
+    """The parts of sequences: a file, an array or an item is one, and so is a sub-folder; see ``_open_steps``."""
+    axis = config.sequence_axis
+    if not isinstance(source, (str, Path)):
+        if isinstance(source, Mapping) or arrays.is_array(source):
+            return iter([as_steps(arrays.take_arrays(source, inputs), inputs, axis)])
+        return iterables.spool_items(iterables.Items(source), inputs, room.folder, limit, axis)
+    path = Path(source)
+    if source == "" or not is_folder(path, DataError, give=f"give {SEQUENCES}"):
+        if path.suffix.lower() not in (".npy", ".npz"):
+            raise DataError(f"{path}: not a file of sequences; give {SEQUENCES}")
+        return iter([as_steps(_open_file(path, inputs), inputs, axis, room)])
+    entries = [entry for entry in list_folder(path, give=f"give {SEQUENCES}") if not _lists_labels(entry)]
+    folders = natural_order(entry for entry in entries if is_folder(entry, DataError, give="take it out of the folder"))
+    if len(folders) < len(entries) or not folders:
+        return iter(_open_steps(path, entries, inputs, config, room, whole=False))
+    names = {folder.name for folder in folders} - set(arrays.LABELS)
+    if names <= {spec.name for spec in inputs}:
+        return (as_steps(part, inputs, axis, room) for part in arrays.open_npy_columns(folders, inputs))
+    listed = ((folder, list_folder(folder, give="put the steps of a sequence in it")) for folder in folders)
+    return (part for each, files in listed for part in _open_steps(each, files, inputs, config, room, whole=True))
+
+
+def _open_steps(
+    folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, room: Room, *, whole: bool
+) -> list[Part]:
+    """The files of a folder in natural order: steps of one sequence if that is so for the ``whole`` folder.
+
+    Otherwise each is a sequence where any has several steps.
+    """
+    found = [
+        as_steps(part, inputs, config.sequence_axis, room)
+        for part in _open_files(folder, natural_order(entries), inputs, config)
+    ]
+    if whole and max(len(part.lengths) for part in found) > 1:
+        raise DataError(f"{folder}: found a file of several sequences; a sub-folder is one sequence; move it up")
+    together = whole or all(part.lengths == (1,) for part in found)
+    return [replace(part, sequence=str(folder)) for part in found] if together else found
 
 
 def _open_file(path: Path, inputs: Sequence[InputSpec]) -> Part:
@@ -97,8 +144,8 @@ def _open_files(
 ) -> Iterator[Part]:
     suffix = _agree_on_suffix(folder, entries)
     if suffix in images.SUFFIXES:
-        return images.open_images(entries, inputs, config)
-    if suffix == ".npy" and len(inputs) > 1:
+        return images.open_images(entries, [spec for spec in inputs if not spec.state], config)
+    if suffix == ".npy" and sum(not spec.state for spec in inputs) > 1:
         return iter([arrays.open_npy_set(entries, inputs)])
     return (_open_file(entry, inputs) for entry in entries)
 

@@ -28,6 +28,7 @@ class Group:
     starts: dict[str, int]
     rows: int = 0
     last: int = 0
+    lengths: list[int] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)
     unlabelled: int | None = None  # the first item without labels
     fault: str | None = None  # what is wrong with labels, raised when they are asked for
@@ -39,6 +40,7 @@ class Group:
     def add(self, checked: CheckedSamples, number: int) -> None:
         self.rows += checked.rows
         self.last = number
+        self.lengths += checked.part.lengths
         if not checked.labelled:
             self.unlabelled = number if self.unlabelled is None else self.unlabelled
         elif self.fault is None:
@@ -92,4 +94,5 @@ class Spool:
             layout = Layout((group.rows, *group.shapes[name]), self._types[name], offset=start)
             arrays[name] = keep_raw(self._paths[name], layout)
         labelled = bool(group.labels) or group.fault is not None
-        return Part(group.where, arrays, labels=group.read_labels if labelled else None, notes=notes)
+        labels = group.read_labels if labelled else None
+        return Part(group.where, arrays, labels=labels, notes=notes, lengths=tuple(group.lengths))

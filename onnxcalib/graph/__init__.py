@@ -5,7 +5,7 @@ Read the files in this order.
 - Graphs: ``index`` says who makes and who reads a tensor, ``ops`` names the families of operators, ``edit`` has the
   elementary edits, and ``writer`` puts several nodes in the place of one. ``shapes``, ``weightless``, ``liveness``,
   ``extract``, ``bodies`` and ``cuts`` describe graphs and take them apart. ``draws`` finds operators that draw
-  random values.
+  random values, ``states`` the inputs that outputs fill in the next step.
 - ``load``, ``check`` and ``save`` are the way in and out; ``wire``, ``external``, ``tensors``, ``structure`` and
   ``finite`` refuse what is no usable model. ``values`` reads the values of tensors, which large models keep in files;
   ``parse`` leaves them there, ``weight_file`` takes new ones, ``stream`` writes models from there, and ``constants``

@@ -3,9 +3,10 @@
 Read the files in the order of the work:
 
 - ``run`` holds the settings and the observer that all stages share, and ``target_settings`` what a target decides of
-  them; ``floor`` says what memory is needed. ``prepare`` makes the model ready: it leaves out ``odd_samples``, calls
-  ``rewrite``, ``approximations``, ``unchanged``, ``smoothing``, ``channel_scales``, ``join_scales``, ``even_layers``
-  ``smoke_test`` and ``past``, and finds ``output_parts``. ``prepared`` describes the result.
+  them; ``floor`` says what memory is needed. ``run_samples`` opens samples by ``smoke_test``, ``past`` and
+  ``closed_loop``, and leaves out ``odd_samples``. ``prepare`` makes the model ready: it calls ``rewrite``,
+  ``approximations``, ``unchanged``, ``smoothing``, ``channel_scales``, ``join_scales`` and ``even_layers``, and finds
+  ``output_parts``. ``prepared`` describes the result.
 - ``placement`` has the rules of what stays in float: ``weights_alone``, ``last_layers``, ``cost_placement`` by
   ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_runs``, ``coarse_products``,
   ``coarse_steps``, ``part_precision`` by ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers,
@@ -28,8 +29,8 @@ Read the files in the order of the work:
   model, and ``evaluate`` decides whether their results are kept. ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.
-- ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering`` and
-  ``saturation``; ``speed`` times it.
+- ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering``, ``growth``
+  over the steps of sequences, and ``saturation``; ``speed`` times it.
 
 ``padding_mask`` leaves the padding of token sequences out of all of these, and ``masked_scores`` makes sure that what
 is quantized does so too.

@@ -1,4 +1,4 @@
-"""Outputs of several runs as those of one, where models take few samples at a time: comparing costs by the call."""
+"""Outputs of several runs as those of one: of small runs, as comparing costs by the call, and of a sequence's steps."""
 
 from __future__ import annotations
 
@@ -32,9 +32,50 @@ def join_runs(runs: Iterable[Outputs]) -> Iterator[Outputs]:
         yield _join(waiting)
 
 
+def join_steps(runs: Iterable[Outputs], sequences: Sequence[int]) -> Iterator[Outputs]:
+    """Runs of one step each, those of a sequence as one sample: its steps are no independent draws.
+
+    A sequence of which MOST_BYTES do not hold all, or whose outputs change their shapes, is several samples.
+    """
+    waiting: list[Outputs] = []
+    last = -1
+    for run, sequence in zip(runs, sequences, strict=True):
+        if waiting and (sequence != last or not (_fit_steps(waiting[-1], run) and _has_bytes(waiting, run))):
+            yield _join_steps(waiting)
+            waiting = []
+        waiting.append(run)
+        last = sequence
+    if waiting:
+        yield _join_steps(waiting)
+
+
+def _fit_steps(one: Outputs, other: Outputs) -> bool:
+    """Whether all outputs of two steps are tensors of the same shapes."""
+    return all(
+        isinstance(mine[name], np.ndarray)
+        and isinstance(theirs[name], np.ndarray)
+        and (mine[name].shape, mine[name].dtype) == (theirs[name].shape, theirs[name].dtype)
+        for mine, theirs in ((one.wanted, other.wanted), (one.given, other.given))
+        for name in one.wanted
+    )
+
+
+def _join_steps(runs: Sequence[Outputs]) -> Outputs:
+    if not _fit_steps(runs[0], runs[0]):  # sequences of tensors
+        return runs[0]
+    wanted, given = (
+        {name: np.concatenate([np.atleast_1d(each[name]) for each in side]) for name in runs[0].wanted}
+        for side in ([run.wanted for run in runs], [run.given for run in runs])
+    )
+    return Outputs(wanted, given, 1, None)
+
+
+def _has_bytes(waiting: Sequence[Outputs], run: Outputs) -> bool:
+    return bool(sum(value.nbytes for value in run.wanted.values()) * (len(waiting) + 1) <= MOST_BYTES)
+
+
 def _has_room(waiting: Sequence[Outputs], run: Outputs) -> bool:
-    size = sum(value.nbytes for value in run.wanted.values())
-    return sum(each.samples for each in (*waiting, run)) <= MOST_SAMPLES and size * (len(waiting) + 1) <= MOST_BYTES
+    return sum(each.samples for each in (*waiting, run)) <= MOST_SAMPLES and _has_bytes(waiting, run)
 
 
 def _fit(one: Outputs, other: Outputs) -> bool:

@@ -10,11 +10,10 @@ from ..data import CalibrationSet, InputSpec, open_calibration
 from ..data.padding import MASK, TOKEN_IDS, TOKENS
 from ..data.past import is_past
 from ..errors import DataError
+from ..graph.states import name_present
 from ..runtime.session import Session
 
 BATCH = 8  # sequences run at once: their keys and values are in memory
-# What takes the place of "past" in the output that has the past of the next run, by the names that exporters give.
-PRESENT = (("past_key_values", "present"), ("past_key_values", "present_key_values"), ("past", "present"))
 
 
 def fill_past(model: Session, samples: CalibrationSet) -> CalibrationSet:
@@ -35,7 +34,7 @@ def _match_pasts(inputs: Sequence[InputSpec], outputs: Sequence[str]) -> dict[st
     """Input of a past -> the output that gives it for the next run."""
     found = {}
     for spec in filter(is_past, inputs):
-        names = [spec.name.replace(old, new, 1) for old, new in PRESENT if old in spec.name]
+        names = name_present(spec.name)
         name = next((name for name in names if name in outputs), None)
         if name is None:
             raise DataError(

@@ -12,8 +12,7 @@ from onnx import ModelProto
 
 from ..bitplan import BitPlan
 from ..config import FULL_BITS, WIDE_BITS, DataConfig, QuantizeConfig, find_nearest
-from ..data import CalibrationSet, SampleSource, open_calibration
-from ..data.holdout import hold_out
+from ..data import CalibrationSet, SampleSource
 from ..errors import ConfigError, spell_value
 from ..graph.draws import spell_draws
 from ..graph.edit import copy_model
@@ -26,9 +25,10 @@ from ..graph.names import keep_selectors, resolve_names
 from ..graph.packed import list_unpacked
 from ..graph.passes.fix_inputs import fix_inputs, fix_specs
 from ..graph.passes.normalise import name_nodes
+from ..graph.states import mark_states
 from ..graph.unfuse import list_ineffective
 from ..graph.weightless import copy_without_weights
-from ..report import MeasuredOn, name_some
+from ..report import name_some
 from ..runtime.session import Session, is_float
 from ..spec import InputSpec, QuantScheme
 from .approximations import approximate
@@ -39,23 +39,19 @@ from .even_layers import even_layers
 from .floor import check_memory
 from .input_grid import find_lossless_grids
 from .join_scales import even_joins, find_unlike_joins
-from .odd_samples import leave_out_odd
 from .output_parts import find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
-from .past import fill_past
 from .placement import list_named, place_by_structure, place_by_values
 from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
-from .smoke_test import run_longest_texts
+from .run_samples import open_of_settings
 from .smoothing import smooth_inputs
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
 
 AHEAD = "in front of the device, it puts what the input holds on a grid without error"
-# With fewer samples than these, a few unusual ones decide the ranges.
-FEW_SAMPLES = 16
 
 
 def prepare(
@@ -78,7 +74,7 @@ def prepare(
     check_memory(run, original)
     run.weights.open_for(original)
     with run.stage("prepare"):
-        samples, judges, measured_on = _open_samples(run, original, calibration, test)
+        samples, judges, measured_on = open_of_settings(run, original, calibration, test)
         run.checkpoints = open_of_run(run, original, samples)
         _warn_of_percentile(run)
         _warn_of_draws(run, original)
@@ -286,43 +282,6 @@ def _warn_of_unpacked(prepared: Prepared) -> None:
         prepared.run.warn(f"encoding: {name_some(names)}: written as QuantizeLinear and DequantizeLinear, as {why}")
 
 
-def _open_samples(
-    run: Run, original: ModelProto, calibration: SampleSource, test: SampleSource | None
-) -> tuple[CalibrationSet, CalibrationSet, MeasuredOn]:
-    """The samples to work with and those to measure on."""
-    inputs, config = inputs_of(original), run.config
-    samples = open_calibration(calibration, inputs, config.data, limit=config.samples)
-    samples.tell(run.observer.note, run.warn)
-    if len(samples) < FEW_SAMPLES:
-        run.warn(
-            f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better model"
-        )
-    samples = _run_first(original, samples, run)
-    if run.place:  # no run of a body is odd: it is what the model around it makes of samples that are not
-        return samples, samples, MeasuredOn("calibration", len(samples))
-    if test is not None:
-        others = open_calibration(test, inputs, config.data)
-        others.tell(run.observer.note, run.warn)
-        others = _run_first(original, others, run)
-        return leave_out_odd(samples, run.warn), others, MeasuredOn("test", len(others))
-    used, held = hold_out(samples)
-    used = leave_out_odd(used, run.warn)
-    if held is None:
-        return used, used, MeasuredOn("calibration", len(used))
-    run.observer.note(f"{len(held)} of {len(samples)} samples are held out: the result is measured on these alone")
-    return used, held, MeasuredOn("held out", len(held), tuple(map(int, held.indices)))
-
-
-def _run_first(original: ModelProto, samples: CalibrationSet, run: Run) -> CalibrationSet:
-    """The samples, once the longest texts have run, and with a past where that is to be filled."""
-    filled = run.config.data.past == "filled"
-    if samples.texts is None and not filled:
-        return samples
-    session = Session(original, threads=run.threads)
-    run_longest_texts(session, samples)
-    return fill_past(session, samples) if filled else samples
-
-
 def _warn_of_percentile(run: Run) -> None:
     config = run.config
     if "percentile" in config.model_fields_set and config.range != "percentile":
@@ -395,5 +354,8 @@ def load(model: str | Path | ModelProto, data: DataConfig) -> ModelProto:
 def list_inputs(model: str | Path | ModelProto | Sequence[InputSpec], data: DataConfig) -> tuple[InputSpec, ...]:
     """The inputs of a model, or those described, in the shapes that are set. Raises as ``load``."""
     if isinstance(model, (str, Path, ModelProto)):
-        return inputs_of(load(model, data))
+        loaded = load(model, data)
+        return mark_states(loaded, inputs_of(loaded), data.state)
+    if data.state and not any(spec.state for spec in model):
+        raise ConfigError("state: found descriptions of inputs, without outputs to pair them with; give the model")
     return fix_specs(model, data.input_shapes)

@@ -14,6 +14,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx.external_data_helper import uses_external_data
 
+from ..data import CalibrationSet
 from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.dynamic import find_rows
@@ -30,8 +31,11 @@ from ..runtime.memory import release
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
+from ..stepwise import ClosedLoopRecord
 from .calibrate import BATCH_BYTES, batch_size, choose_step, spread_runs
+from .closed_loop import run_closed, spread_steps
 from .flips import describe_flips, lower_expected
+from .growth import GrowthTally
 from .joined_runs import Outputs, join_runs
 from .output_tally import OutputTally
 from .padding_mask import find_real
@@ -47,6 +51,8 @@ INNER_VALUES = 2**16
 SEEN = 1024
 # Samples on which the float model is timed, where its outputs on all of them are known.
 TIMED = 64
+# Steps of sequences, spread over them, among which those are on which saturating sums are measured.
+SPREAD = 256
 # Operators of onnxruntime that read integers and give float.
 INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
 NO_KERNEL = "which has no integer kernel in onnxruntime here"
@@ -62,7 +68,8 @@ class Verification:
     warnings: of outputs that
     were not compared or are not finite. layers: the layers' outputs on the first INNER samples. unfused: the Q and DQ
     nodes that onnxruntime did not fuse. saturation: what saturating sums do to the outputs. float_pass_seconds: the
-    time of the float model over the samples that the model was made from.
+    time of the float model over the samples that the model was made from. closed_loop: of models with states, whose
+    ``outputs`` are those of each with its own; all else is measured on single steps with the float model's states.
     """
 
     outputs: tuple[OutputRecord, ...]
@@ -72,6 +79,7 @@ class Verification:
     unfused: tuple[UnfusedRecord, ...]
     saturation: SaturationRecord
     float_pass_seconds: float
+    closed_loop: ClosedLoopRecord | None = None
 
 
 def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerScheme]) -> Verification:
@@ -86,7 +94,8 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     samples, threads, padding = prepared.test, prepared.run.threads, prepared.original_padding
     names = list(dict.fromkeys(layer.output for layer in layers))
     # Errors of samples that the model was made from are too small to tell of others.
-    unseen = prepared.measured_on.source != "calibration"
+    unseen = prepared.measured_on.source != "calibration" and not samples.states  # steps are no independent draws
+    growth = GrowthTally(samples) if samples.states else None
     on, off = (
         OutputTally(padding, prepared.parts, class_axes=prepared.class_axes, estimates=each) for each in (unseen, False)
     )
@@ -100,25 +109,27 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
             whole, graph = optimize(quantized, threads, folder=scratch.path)
         else:
             whole = Session(quantized, optimize=False, threads=threads)
-        seconds = _compare_outputs(prepared, (reference, whole), (on, off), inside, store)
-        if prepared.measured_on.source == "held out":
+        seconds = _compare_outputs(prepared, (reference, whole), (on, off, growth), inside, store)
+        if prepared.measured_on.source == "held out" and not samples.states:
             _add_seen(prepared, (reference, whole), on, inside.batch)
     on.check()
     del reference, whole  # large models are held once
     first, records = (inside.batch, -(-FLIPS // inside.batch)), on.records()
     others = None if prepared.samples is samples else prepared.samples
     options: dict[str, Any] = {"padding": padding, "parts": prepared.parts, "threads": threads}
-    flips = [*describe_flips(prepared.original, quantized, samples, records, batches=first, others=others, **options)]
+    few = spread_steps(samples, FLIPS)
+    flips = [*describe_flips(prepared.original, quantized, few, records, batches=first, others=others, **options)]
     return Verification(
         outputs=lower_expected(records, flips),
         outputs_unoptimized=off.records() if fused else (),
         warnings=(*on.warnings(), *(flip.text for flip in flips)),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
         unfused=list_unfused(quantized, graph),
-        saturation=measure_saturation(prepared.original, quantized, graph, samples, **options)
+        saturation=measure_saturation(prepared.original, quantized, graph, spread_steps(samples, SPREAD), **options)
         if fused
         else SaturationRecord(),
         float_pass_seconds=seconds * len(prepared.samples) / len(samples),
+        closed_loop=None if growth is None else growth.record(),
     )
 
 
@@ -133,7 +144,7 @@ def compare_layers(prepared: Prepared, quantized: ModelProto, layers: Sequence[L
 def _compare_outputs(
     prepared: Prepared,
     sessions: tuple[Session, Session],
-    tallies: tuple[OutputTally, OutputTally],
+    tallies: tuple[OutputTally, OutputTally, GrowthTally | None],
     inside: _Inside,
     store: Store,
 ) -> float:
@@ -141,15 +152,17 @@ def _compare_outputs(
 
     Returns the float model's seconds for all samples, from TIMED ones where calibration has kept what it gives.
     """
-    (reference, quantized), (on, off), samples = sessions, tallies, prepared.test
+    (reference, quantized), (on, off, growth), samples = sessions, tallies, prepared.test
 
     def run_inside(number: int, feeds: Mapping[str, Any]) -> Outputs:
         outputs = reference.run(feeds)
         given = {name: store.batch(name, number) for name in outputs}
         return Outputs(outputs, given, samples.count(feeds), find_real(feeds))
 
-    for each in starmap(run_inside, enumerate(islice(samples.batches(inside.batch), inside.batches))):
+    for each in starmap(run_inside, enumerate(islice(inside.samples.batches(inside.batch), inside.batches))):
         off.add(*each)
+    if growth is not None:
+        return _compare_loops(reference, quantized, samples, on, growth)
     known = _recall_outputs(prepared)
     size = inside.batch if known is None else prepared.run.float_outputs.size
     seconds, timed = 0.0, 0
@@ -169,6 +182,24 @@ def _compare_outputs(
     for each in join_runs(starmap(run, enumerate(samples.batches(size)))):
         on.add(*each)
     return seconds * len(samples) / timed
+
+
+def _compare_loops(
+    reference: Session, quantized: Session, samples: CalibrationSet, tally: OutputTally, growth: GrowthTally
+) -> float:
+    """Add the outputs of both models, each with its own states, to the tallies; the float model's seconds."""
+    seconds = 0.0
+
+    def run(feeds: Mapping[str, Any]) -> Mapping[str, Any]:
+        nonlocal seconds
+        start = time.perf_counter()
+        outputs = reference.run(feeds)
+        seconds += time.perf_counter() - start
+        return outputs
+
+    for each in run_closed(run, quantized, samples, growth):
+        tally.add(*each)
+    return seconds
 
 
 def _recall_outputs(prepared: Prepared) -> list[dict[str, np.ndarray]] | None:
@@ -203,9 +234,10 @@ def _record_layer(layer: LayerScheme, found: Comparison | None) -> LayerRecord:
 
 @dataclass(frozen=True)
 class _Inside:
-    """Comparisons of layers' outputs by tensor, the samples in a batch, and the number of batches that were run."""
+    """Comparisons of layers' outputs by tensor; the samples, how many a batch has, and how many batches were run."""
 
     layers: Mapping[str, Comparison]
+    samples: CalibrationSet
     batch: int
     batches: int
 
@@ -216,7 +248,7 @@ def _compare_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[s
     The quantized model's outputs on these samples go into the store. Both sessions end with this function, so that
     large models are held once.
     """
-    samples, threads, padding = prepared.test, prepared.run.threads, prepared.padding
+    samples, threads, padding = spread_steps(prepared.test, INNER), prepared.run.threads, prepared.padding
     inner = Session(prepared.model, also=names, threads=threads)
     plain = Session(quantized, also=names, optimize=False, threads=threads)
     by_layer: dict[str, Comparison] = {}
@@ -233,7 +265,7 @@ def _compare_inside(prepared: Prepared, quantized: ModelProto, names: Sequence[s
         done, count = done + samples.count(feeds), count + 1
         if done >= INNER:
             break
-    return _Inside(by_layer, size, count)
+    return _Inside(by_layer, samples, size, count)
 
 
 def _compare_layers(

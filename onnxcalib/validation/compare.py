@@ -9,12 +9,16 @@ import numpy as np
 
 from ..data import CalibrationSet
 from ..progress import track
+from ..quantization.closed_loop import ClosedLoop
+from ..quantization.growth import GrowthTally
+from ..quantization.joined_runs import Outputs, join_steps
 from ..quantization.output_parts import Parts
 from ..quantization.output_tally import OutputTally
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..report import OutputRecord
 from ..runtime.session import Session
 from ..runtime.store import Store
+from ..stepwise import ClosedLoopRecord
 from ..verdict import ScoreRecord
 from .next_tokens import NextTokenTally, predicts_next
 from .score import LabelTally, Metric, MetricTally
@@ -25,12 +29,14 @@ class Comparisons:
     """The scores of both models, by labels or a user's metric, and their outputs against each other.
 
     missed: output -> why it could not be compared. notes: remarks on the labels and on the outputs, one line each.
+    closed_loop: of models with states, each of which was run with its own.
     """
 
     scores: tuple[ScoreRecord, ...]
     outputs: tuple[OutputRecord, ...]
     missed: dict[str, str]
     notes: tuple[str, ...] = ()
+    closed_loop: ClosedLoopRecord | None = None
 
 
 def compare(
@@ -57,7 +63,9 @@ def compare(
     Raises ModelError where a model fails or nothing is left to compare, DataError for a class that the scores do not
     have, and GateError where the labels or the metric do not fit the outputs.
     """
-    outputs, batches = OutputTally(padding, parts, class_axes=class_axes), samples.split(size)
+    outputs = OutputTally(padding, parts, class_axes=class_axes)
+    loop, growth = (ClosedLoop(quantized, samples), GrowthTally(samples)) if samples.states else (None, None)
+    batches = samples.split(1 if samples.states else size)
     order = np.concatenate(batches)
     classes = None if labels is None or (metric and labels.dtype.kind == "f") else labels
     with Store() as store:
@@ -66,18 +74,26 @@ def compare(
         if classes is not None:
             by_label = LabelTally(classes, samples, order, demanded=labels_demanded and not metric)
         by_text = NextTokenTally() if predicts_next(original, samples) else None
-        for batch in track(batches, len):
+
+        def run(batch: list[int]) -> Outputs:
             feeds = samples.read(batch)
-            wanted, given = original.run(feeds), quantized.run(feeds)
+            wanted = original.run(feeds)
+            given = quantized.run(feeds) if loop is None else loop.run(batch[0], loop.feed(batch[0]))
+            if growth is not None:
+                growth.add(batch[0], wanted, given)
             if by_text is not None:
                 by_text.add(feeds, wanted, given)
             for tally in (by_metric, by_label):
                 if tally is not None:
                     tally.add(wanted, given, len(batch))
-            outputs.add(wanted, given, len(batch), find_real(feeds))
+            return Outputs(wanted, given, len(batch), find_real(feeds))
+
+        runs = map(run, track(batches, len))
+        for each in runs if samples.sequences is None else join_steps(runs, samples.sequences.tolist()):
+            outputs.add(*each)
         outputs.check()
         scores = [by_metric.record(labels)] if by_metric else []
         scores += by_label.records() if by_label else []
         scores += by_text.records() if by_text else []
     notes = (*(by_label.notes if by_label else ()), *outputs.warnings())
-    return Comparisons(tuple(scores), outputs.records(), outputs.missed, notes)
+    return Comparisons(tuple(scores), outputs.records(), outputs.missed, notes, growth.record() if growth else None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from xml.etree import ElementTree
 
 from ..report import OutputRecord, SaturationRecord, list_rows, name_some, spell_positions, spell_worst
+from ..stepwise import list_growth
 from ..verdict import (
     ContractRecord,
     DeviceRecord,
@@ -102,6 +103,7 @@ def list_sheets(verdict: Verdict) -> list[Sheet]:
     """The sheets of measures, outputs, saturated outputs, the reference and a device, without those without rows."""
     sheets = [spell_measures(verdict), spell_outputs(verdict), spell_saturated(verdict), spell_reference(verdict)]
     sheets += spell_device(verdict.device)
+    sheets += [] if verdict.closed_loop is None else [Sheet(*list_growth(verdict.closed_loop))]
     return [sheet for sheet in sheets if sheet.rows]
 
 

@@ -19,18 +19,21 @@ from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..graph.passes.fix_inputs import fix_inputs
+from ..graph.states import mark_states
 from ..graph.weight_file import WeightFile
 from ..lint.run import check_loaded
 from ..progress import listening
 from ..quantization.calibrate import batch_size
 from ..quantization.class_axes import find_class_axes
+from ..quantization.closed_loop import fill_states, spread_steps
 from ..quantization.flips import describe_flips
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.past import fill_past
+from ..quantization.run_samples import offer
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
-from ..quantization.verify import FLIPS, list_unfused, optimize
+from ..quantization.verify import FLIPS, SPREAD, list_unfused, optimize
 from ..report import LoggedObserver, Observer, SaturationRecord
 from ..runtime.foreign import find_runtime
 from ..runtime.session import Session
@@ -116,13 +119,14 @@ class _Run:
             padding=padding,
             parts=parts,
         )
-        reference = self._arbitrate(original, quantized, samples, padding, parts)
+        few = spread_steps(samples, SPREAD)  # of sequences; other samples stay
+        reference = self._arbitrate(original, quantized, few, padding, parts)
         self.observer.stage("clock")
-        latency = clock(original, quantized, samples, self.config.batch)
+        latency = clock(original, quantized, few, self.config.batch)
         pair = original, quantized
-        contract = self._check_kernels(quantized, samples) if fused else check_pairs(quantized)
-        saturation = self._saturate(pair, graph, samples, padding, parts) if fused else SaturationRecord()
-        self._warn_of_flips(pair, samples, compared, padding, parts)
+        contract = self._check_kernels(quantized, few) if fused else check_pairs(quantized)
+        saturation = self._saturate(pair, graph, few, padding, parts) if fused else SaturationRecord()
+        self._warn_of_flips(pair, few, compared, padding, parts)
         verdict = Verdict(
             float_model=_name(sources[0]),
             quantized_model=_name(sources[1]),
@@ -137,20 +141,24 @@ class _Run:
             contract=contract,
             saturation=saturation,
             reference=reference,
-            explanation=self._explain(original, quantized, samples, parts) if explain else None,
+            explanation=self._explain(original, quantized, few, parts) if explain else None,
             warnings=tuple(self.warnings),
             lint=lint,
-            device=self._run_on_device(pair, samples, padding, parts),
+            device=self._run_on_device(pair, few, padding, parts),
             fused=fused,
+            closed_loop=compared.closed_loop,
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 
     def _open_samples(self, data: SampleSource, inputs: Sequence[InputSpec], original: ModelProto) -> CalibrationSet:
+        inputs = mark_states(original, inputs, self.config.data.state)
+        offer(original, inputs, self.config.data, self._warn)
         samples = open_calibration(data, inputs, self.config.data, limit=self.config.samples)
         samples.tell(self.observer.note, self._warn)
-        if self.config.data.past == "empty":
+        if self.config.data.past == "empty" and not samples.states:
             return samples
-        return fill_past(Session(original, name="the float model", threads=self.threads), samples)
+        session = Session(original, name="the float model", threads=self.threads)
+        return fill_states(session, samples, labelled=True) if samples.states else fill_past(session, samples)
 
     def _asks_for_kernels(self) -> bool:
         """Whether onnxruntime's kernels are judged, which are not another target's: only where a gate asks for them."""

@@ -68,6 +68,22 @@ def test_a_letterbox_stands_alone(name):
         DataConfig(letterbox=64, **{name: 32})
 
 
+@pytest.mark.parametrize("value", ["hn", ":h", "hn:", 3, ["hn:h", None]])
+def test_a_state_is_an_output_and_an_input(value):
+    with pytest.raises(ConfigError, match=r"state: found .*; must be OUT:IN, an output and the input that"):
+        DataConfig(state=value)
+
+
+def test_states_are_of_arrays_and_have_an_axis_of_steps():
+    assert DataConfig(state="hn:h", sequence_axis=1).state == ("hn:h",)
+    with pytest.raises(ConfigError, match=r"state: found .*; is given beside past 'filled'"):
+        DataConfig(state="hn:h", past="filled")
+    with pytest.raises(ConfigError, match=r"state: found .*; is given beside settings of texts; sequences are arrays"):
+        DataConfig(state="hn:h", max_length=8)
+    with pytest.raises(ConfigError, match=r"sequence_axis: found 1; is for sequences of models with states"):
+        DataConfig(sequence_axis=1)
+
+
 def test_a_crop_has_no_multiple():
     with pytest.raises(ConfigError, match=r"^multiple_of: found 32; is given beside crop, which sets the size; give"):
         DataConfig(multiple_of=32, crop=224)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from onnxcalib.quantization import joined_runs
-from onnxcalib.quantization.joined_runs import Outputs, join_runs
+from onnxcalib.quantization.joined_runs import Outputs, join_runs, join_steps
 
 
 def make_run(number, *, samples=1, width=3, real=None):
@@ -17,6 +17,15 @@ def join(runs):
 def test_neighbours_of_one_shape_are_joined_in_their_order():
     found = join(join_runs(map(make_run, range(5))))
     assert found == [(5, [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])]
+
+
+def test_the_steps_of_a_sequence_are_one_sample(monkeypatch):
+    runs = [make_run(number) for number in range(5)]
+    assert join(join_steps(runs, [0, 0, 0, 1, 1])) == [(1, [0, 1, 2], [0, 1, 2]), (1, [3, 4], [3, 4])]
+    odd = Outputs({"y": [np.zeros(3)]}, {"y": [np.zeros(3)]}, 1, None)
+    assert [each is odd for each in join_steps([runs[0], odd], [0, 0])] == [False, True]
+    monkeypatch.setattr(joined_runs, "MOST_BYTES", 2 * runs[0].wanted["y"].nbytes)
+    assert join(join_steps(runs[:3], [0, 0, 0])) == [(1, [0, 1], [0, 1]), (1, [2], [2])]
 
 
 def test_runs_are_joined_up_to_so_many_samples_and_bytes(monkeypatch):

@@ -1,0 +1,92 @@
+"""The samples of a run: those that a model is made from, and those on which it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onnx import ModelProto
+
+from ..config import DataConfig
+from ..data import CalibrationSet, SampleSource, open_calibration
+from ..data.holdout import hold_out
+from ..data.padding import TOKEN_IDS
+from ..graph.load import inputs_of
+from ..graph.states import mark_states, offer_states
+from ..report import MeasuredOn
+from ..runtime.session import Session
+from ..spec import InputSpec
+from .closed_loop import fill_states, spread_steps
+from .odd_samples import leave_out_odd
+from .past import fill_past
+from .run import Run
+from .smoke_test import run_longest_texts
+
+# With fewer samples than these, a few unusual ones decide the ranges.
+FEW_SAMPLES = 16
+
+
+def open_of_settings(
+    run: Run, original: ModelProto, calibration: SampleSource, test: SampleSource | None
+) -> tuple[CalibrationSet, CalibrationSet, MeasuredOn]:
+    """The samples to work with and those to measure on."""
+    config = run.config
+    inputs = mark_states(original, inputs_of(original), config.data.state)
+    if not run.place:
+        offer(original, inputs, config.data, run.warn)
+    samples = open_calibration(calibration, inputs, config.data, limit=config.samples)
+    samples.tell(run.observer.note, run.warn)
+    if len(samples) < FEW_SAMPLES:
+        run.warn(
+            f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better model"
+        )
+    samples = _run_first(original, samples, run)
+    if run.place:  # no run of a body is odd: it is what the model around it makes of samples that are not
+        return samples, samples, MeasuredOn("calibration", len(samples))
+    if test is not None:
+        others = open_calibration(test, inputs, config.data)
+        others.tell(run.observer.note, run.warn)
+        others = _run_first(original, others, run)
+        return leave_out_odd(_spread(samples, run), run.warn), others, MeasuredOn("test", len(others))
+    used, held = hold_out(samples)
+    used = leave_out_odd(_spread(used, run), run.warn)
+    if held is None:
+        judges = samples if samples.states and len(used) < len(samples) else used  # all steps, in a row
+        return used, judges, MeasuredOn("calibration", len(judges))
+    what = "steps" if samples.states else "samples"
+    run.observer.note(f"{len(held)} of {len(samples)} {what} are held out: the result is measured on these alone")
+    return used, held, MeasuredOn("held out", len(held), tuple(map(int, held.indices)))
+
+
+def offer(original: ModelProto, inputs: Sequence[InputSpec], config: DataConfig, warn: Callable[[str], None]) -> None:
+    """Warn of inputs that may be states, where no state is set; those of a decoder's past are another setting's."""
+    if config.state or any(spec.name == TOKEN_IDS for spec in inputs):
+        return
+    if offered := offer_states(original, inputs):
+        warn(
+            f"state: found outputs and inputs of like names; if these are states, give {offered}: samples are then"
+            " sequences, and each step reads the states of the one before"
+        )
+
+
+def _spread(samples: CalibrationSet, run: Run) -> CalibrationSet:
+    """The samples; of steps of sequences as many as layers are solved on."""
+    if not samples.states:
+        return samples
+    spread = spread_steps(samples)
+    if len(spread) < len(samples):
+        run.observer.note(
+            f"ranges and weights follow {len(spread):,} of {len(samples):,} steps, spread over all sequences"
+        )
+    return spread
+
+
+def _run_first(original: ModelProto, samples: CalibrationSet, run: Run) -> CalibrationSet:
+    """The samples, once the longest texts have run, and with a past or states where these are to be filled."""
+    filled = run.config.data.past == "filled"
+    if samples.texts is None and not filled and not samples.states:
+        return samples
+    session = Session(original, threads=run.threads)
+    run_longest_texts(session, samples)
+    if samples.states:
+        return fill_states(session, samples)
+    return fill_past(session, samples) if filled else samples
