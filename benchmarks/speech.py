@@ -29,6 +29,8 @@ VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
     "dynamic W8A8": {"activations": "dynamic"},
     "dynamic W4A8": {"activations": "dynamic", "weight_bits": 4},
     "dynamic, float into Conv": {"activations": "dynamic", **FLOAT_CONVOLUTIONS},
+    "static, DynamicQuantizeLSTM": {"layers": {"op:LSTM": {"activations": "dynamic"}}},
+    "static W4A8": {"weight_bits": 4},
     "weights alone W8": {"activation_bits": 32},
     "weights alone W4": {"activation_bits": 32, "weight_bits": 4, "first_last_bits": 8},
     "LSTM alone": {"activations": "dynamic", "exclude": ["op:Conv|MatMul|Gemm"]},

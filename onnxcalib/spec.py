@@ -90,9 +90,9 @@ class Requirements:
     activation: the grid of activations of 8 bits; others differ in their bits alone. activation_bits, weight_bits:
     those that there are. weights_alone: bits of weights that may stand beside float activations. alone: operators in
     which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
-    any. dynamic: whether layers may quantize activations as they come; recurrent: whether LSTMs may.
-    asymmetric_alone: whether weights
-    may have zero points beside float activations.
+    any. dynamic: whether layers may quantize activations as they come; recurrent: whether LSTMs may. recurrent_weights:
+    whether those of LSTM, GRU and RNN may be integers beside float activations. asymmetric_alone: whether weights may
+    have zero points there.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
     Cast to 8. takes_packed: MatMulNBits and GatherBlockQuantized of onnxruntime may be written. placing: which tensors
@@ -114,6 +114,7 @@ class Requirements:
     blocks: tuple[int, ...] = ()
     dynamic: bool = False
     recurrent: bool = False
+    recurrent_weights: bool = True
     asymmetric_alone: bool = True
     one_weight_scale: bool = False
     power_of_two_weights: bool = False
@@ -215,8 +216,9 @@ class QuantScheme:
     point is 0 and its range lies in [0, bound].
     float_reads: maps a float tensor to the float consumers that read it unquantized, since a Q/DQ pair there would not
     fuse.
-    embeddings: Gathers of rows of a constant, which is stored as integers. recurrent: LSTMs that quantize what they
-    read and their states as they run, each described as a layer of its input's weight.
+    embeddings: Gathers of rows of a constant, which is stored as integers. recurrent: LSTM, GRU and RNN with
+    integers as weights, each described as a layer of its input's weight; dynamic ones quantize what they read and their
+    states as they run.
     barred: nodes left in float that onnxruntime would compute on integers, as all around them have grids.
     gates: HardSigmoids that run on integers. constants: those of ``activations`` that are initializers, which are
     stored as integers; ``float_reads`` has the nodes that read their floats. requirements: those of the target.

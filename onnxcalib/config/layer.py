@@ -37,6 +37,11 @@ class LayerConfig(Settings):
         Field(description="Inputs that share a scale, where the layer reads float activations; column stands for all."),
         Option(BITS, unset="that of the others"),
     ] = None
+    activations: Annotated[
+        Literal["static", "dynamic"] | None,
+        Field(description="Of an LSTM: dynamic makes it DynamicQuantizeLSTM; static quantizes its weights alone."),
+        Option(BITS, unset="as the others"),
+    ] = None
     exclude: Annotated[Switch, Field(description="Leave the layer in float."), Option(BITS)] = False
 
 

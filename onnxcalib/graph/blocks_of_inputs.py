@@ -12,7 +12,7 @@ from ..config import COLUMN, FULL_BITS, LayerConfig
 from ..errors import ConfigError
 from ..spec import LayerScheme, Requirements
 from .names import Selection
-from .ops import MATRIX_LAYERS
+from .ops import MATRIX_LAYERS, RECURRENT
 
 # Inputs that share a scale in weights of few bits: with 4 bits the error of 384 correlated normal inputs is 2.4 dB less
 # than with 128 of them, for a fifth more bytes.
@@ -32,15 +32,19 @@ def give_blocks(
 ) -> tuple[LayerScheme, ...]:
     """Give blocks, or zero points, to the layers for which onnxruntime has a kernel that takes them.
 
-    block_size: number of inputs that share a scale in a MatMul or Gemm that reads float, or COLUMN for one scale a
-    channel; None is that for 8-bit weights, and for others the target's own, or FLOAT_INPUT_BLOCK. symmetric: whether
-    such weights have no zero points. selection: has block sizes of single layers, which override the other. Raises
+    block_size: number of inputs that share a scale in a MatMul, Gemm or recurrent layer that reads float, or COLUMN for
+    one scale a channel; None is that for 8-bit weights, and for others the target's own, or FLOAT_INPUT_BLOCK.
+    symmetric: whether such weights have no zero points; those of recurrent layers never have any. selection: has block
+    sizes of single layers, which override the other. Raises
     ConfigError where no layer can have them, or not fast.
     """
-    fit = {layer.name for layer in layers if layer.reads_float and layer.op in MATRIX_LAYERS}
-    given = {"block_size": block_size, "weight_symmetry": None if symmetric else "asymmetric"}
-    for setting, value in given.items():
-        if value is not None and not fit:
+    matrices = {layer.name for layer in layers if layer.reads_float and layer.op in MATRIX_LAYERS}
+    fit = matrices.union(layer.name for layer in layers if layer.reads_float and layer.op in RECURRENT)
+    for setting, value, able in (
+        ("block_size", block_size, fit),
+        ("weight_symmetry", None if symmetric else "asymmetric", matrices),
+    ):
+        if value is not None and not able:
             raise ConfigError(
                 f"{setting}: found {value}, and no layer to use it; those of a MatMul or Gemm with activation_bits 32"
                 " have it; leave it out"
@@ -56,9 +60,11 @@ def give_blocks(
         bits = layer.weight_spec.bits
         size = own.get(layer.name) or block_size
         block = (usual if bits < FULL_BITS else None) if size is None else _read(size)
-        _check_fast(layer, block, symmetric=symmetric)
-        negative = symmetric and block is not None and bits < FULL_BITS and requirements.for_onnxruntime
-        spec = replace(layer.weight_spec, block=block, symmetric=symmetric, signed_scale=negative)
+        if layer.name in matrices:
+            _check_fast(layer, block, symmetric=symmetric)
+        centred = symmetric or layer.name not in matrices
+        negative = centred and block is not None and bits < FULL_BITS and requirements.for_onnxruntime
+        spec = replace(layer.weight_spec, block=block, symmetric=centred, signed_scale=negative)
         return replace(layer, weight_spec=spec)
 
     return tuple(map(give, layers))

@@ -20,6 +20,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from ..config import FULL_BITS
 from ..spec import Grids, LayerScheme, QParams, QuantScheme, QuantSpec
 from .dynamic import DynamicNodes
+from .dynamic_lstm import write_dynamic
 from .edit import refill, replace_names, reroute
 from .fusion import moves_values
 from .gates import write_gates
@@ -29,7 +30,7 @@ from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .packed import add_bias, explain_unpacked, import_domain
 from .packed_layers import write_packed
-from .recurrent import write_recurrent
+from .recurrent import write_weights
 from .structure import STANDARD
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
@@ -115,7 +116,7 @@ class _Writer:
         for layer in self.scheme.recurrent:
             if layer.name in layers and layer.name in self.nodes:
                 replaced.update(self.nodes[layer.name].input)
-                write_recurrent(self.new, self.nodes[layer.name], layers[layer.name])
+                self._write_recurrent(layer, layers[layer.name])
         tables = Tables(self.new, packs=self.packs)
         for layer in self.scheme.embeddings:
             if layer.name in layers and layer.name in self.nodes:
@@ -133,6 +134,13 @@ class _Writer:
         graph.initializer.extend([*kept, *self.new.written])
         import_domain(self.model)
         return self.model
+
+    def _write_recurrent(self, layer: LayerScheme, params: LayerParams) -> None:
+        node = self.nodes[layer.name]
+        if layer.dynamic:
+            write_dynamic(self.new, node, params)
+        else:
+            self.before.setdefault(node.name, []).extend(write_weights(self.new, node, params))
 
     def _write_activation(self, tensor: str, grid: QParams, layer_grid: QParams | None) -> None:
         """Let the readers of a tensor read it on its grid.

@@ -104,10 +104,8 @@ def _explain(node: NodeProto, weights: list[TensorProto], constants: Mapping[str
         return "its operator is not a standard one"
     if any(tensor.data_type == TensorProto.DOUBLE for tensor in weights):
         return "its weight is of type double; export the model in float32"
-    if is_op(node, "LSTM"):
-        return "an LSTM, whose integer kernel is onnxruntime's own; --activations dynamic writes it"
     if is_op(node, *RECURRENT):
-        return "a recurrent layer without an integer kernel"
+        return "a recurrent layer, which files for onnxruntime alone have with integers as weights"
     if is_op(node, "Gather"):
         return _explain_table(weights[0])
     if is_op(node, "Einsum"):

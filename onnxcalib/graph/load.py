@@ -21,9 +21,9 @@ from .bodies import list_bodies
 from .external import find_data, read_external
 from .float_weights import spell_holders
 from .index import Index, all_nodes, has_bodies, is_op, own_constants
-from .ops import LAYERS, PACKED_WEIGHTS, QUANTIZED_OPS
+from .ops import LAYERS, PACKED_WEIGHTS, QUANTIZED_OPS, RECURRENT
 from .parse import parse_model
-from .recurrent import find_recurrent
+from .recurrent import explain_float
 from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
@@ -139,7 +139,7 @@ def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
     """Raise ModelError for a model that is quantized already, or that has no layer with a constant float32 weight.
 
     Layers in bodies count without a look at their weights, which may still be computed from constants.
-    recurrent: an LSTM is one.
+    recurrent: LSTM, GRU and RNN are layers too.
     Operators whose weight alone is integers may stand beside such a layer, as they read and give floats.
     A model with operators that onnx does not know at its opset is refused too: onnxruntime runs some of them, but its
     checker accepts no such file. Constants must be folded before, as weights may be computed from them.
@@ -156,8 +156,10 @@ def refuse_unsuitable(model: ModelProto, *, recurrent: bool = False) -> None:
                 f"node {node.name or node.op_type}: found {node.op_type}, which opset {opset} does not have; the"
                 " operators of the opset are allowed; export the model at the opset that has it"
             )
-    types = weight_types(model.graph)
-    if TensorProto.FLOAT in types or (recurrent and find_recurrent(model, Index(model.graph))) or list_bodies(model):
+    types, index = weight_types(model.graph), Index(model.graph)
+    cells = [node for node in model.graph.node if recurrent and is_op(node, *RECURRENT)]
+    taken = TensorProto.FLOAT in types or any(explain_float(node, index) is None for node in cells)
+    if taken or list_bodies(model):
         return
     if types & set(FLOAT_TYPES):
         names = ", ".join(sorted(TensorProto.DataType.Name(t).lower() for t in types & set(FLOAT_TYPES)))

@@ -19,8 +19,9 @@ from onnx import GraphProto, ModelProto
 
 from ..config import LayerConfig, QuantizeConfig, match_whole, nearest
 from ..errors import ConfigError, first_line
+from ..spec import FLOAT_BITS
 from .index import Index, all_graphs, is_op, reads
-from .ops import LAYERS
+from .ops import LAYERS, RECURRENT
 
 TYPE, BETWEEN, ARROW = "op:", "between:", "->"
 
@@ -50,10 +51,15 @@ def resolve_names(model: ModelProto, config: QuantizeConfig, *, before: ModelPro
     layers = []
     for selector, settings in config.layers.items():
         where = f"layers: {selector!r}"
-        found = resolver.select(selector, where) if settings.exclude else resolver.select_weighted(selector, where)
         if settings.exclude:
+            found = resolver.select(selector, where)
             excluded.update(found)
-        layers += [(name, settings) for name in found]
+        else:
+            found = resolver.select_weighted(selector, where)
+        recurrent = resolver.recurrent.intersection(found)
+        beside = settings.model_copy(update=_shared_with_recurrent(settings, config))
+        mixed = len(recurrent) < len(found)
+        layers += [(name, beside if mixed and name in recurrent else settings) for name in found]
     return Selection(frozenset(excluded), tuple(layers))
 
 
@@ -76,6 +82,13 @@ def keep_selectors(config: QuantizeConfig, model: ModelProto, *, inside: bool = 
     return config.model_copy(update={"exclude": tuple(filter(keep, config.exclude)), "layers": layers})
 
 
+def _shared_with_recurrent(settings: LayerConfig, config: QuantizeConfig) -> dict[str, int | None]:
+    """What settings of several layers are for a recurrent one among them, which has no bits of activations."""
+    bits = FLOAT_BITS if settings.activation_bits == FLOAT_BITS else None
+    dynamic = config.activations == "dynamic" and bits is None
+    return {"activation_bits": bits, "weight_bits": None if dynamic else settings.weight_bits}
+
+
 class _Resolver:
     """Answers selectors for one prepared model; the model before preparation says what was folded."""
 
@@ -84,10 +97,10 @@ class _Resolver:
         self.index = Index(graph)
         self.names = [node.name for node in self.nodes]
         constants = self.index.initializers
-        weighted = (node for node in self.nodes if is_op(node, *LAYERS) and node.input[1] in constants)
+        weighted = (n for n in self.nodes if is_op(n, *LAYERS, *RECURRENT) and n.input[1] in constants)
         self.weighted = [node.name for node in weighted]
         self.tables = [n.name for n in self.nodes if is_op(n, "Gather") and n.input[0] in constants]
-        self.lstms = [n.name for n in self.nodes if is_op(n, "LSTM") and n.input[1] in constants]
+        self.recurrent = {n.name for n in self.nodes if is_op(n, *RECURRENT)}
         old = [] if before is None else list(before.node)
         self.folded_names = {node.name for node in old if node.name} - set(self.names)
         # A rewritten node keeps its name; one without gets that of its operator and output, as ``name_nodes`` gives it.
@@ -108,8 +121,8 @@ class _Resolver:
         return self._select(selector, self.names, where, "node")
 
     def select_weighted(self, selector: str, where: str) -> list[str]:
-        """Names of the nodes with a constant weight that a selector selects; tables and LSTMs by their own alone."""
-        if selector in (*self.tables, *self.lstms):
+        """Names of the nodes with a constant weight that a selector selects; tables by their own alone."""
+        if selector in self.tables:
             return [selector]
         return self._select(selector, self.weighted, where, "node with a constant weight")
 

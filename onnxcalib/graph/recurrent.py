@@ -1,70 +1,118 @@
-"""LSTMs on integers: onnxruntime's DynamicQuantizeLSTM, which quantizes what it reads and its own states as it runs.
+"""LSTM, GRU and RNN: which of them have weights that become integers, and how these are written.
 
-Its weights are those of an LSTM, transposed, as int8 with a scale a channel. A channel is a row of a gate.
+Such a layer reads floats, and its weights are integers times scales: Cast and Mul, which onnxruntime computes when it
+loads the file. A DequantizeLinear of a constant is computed on every run, and kernels pack no weight behind one: a step
+of an LSTM of 128 values takes twice as long, and 20 times as long with blocks. An LSTM can also become an operator on
+integers, see ``dynamic_lstm``.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from collections.abc import Sequence
 
-from ..spec import INT16_MAX, LayerScheme, QParams, QuantSpec
-from .edit import write_attributes
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto
+
+from ..config import FULL_BITS
+from ..errors import ConfigError
+from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QParams, QuantSpec, Requirements
 from .index import Index, attribute_of, constant, is_op
 from .layer_params import LayerParams
+from .names import Selection
 from .new_nodes import NewNodes
-from .packed import DOMAIN
+from .ops import RECURRENT
 from .weight_file import put_zeros
 
-LSTM, DYNAMIC_LSTM = "LSTM", "DynamicQuantizeLSTM"
-# Inputs of both operators: what is read, the weight of that, that of the states, the biases, ...
-INPUT, WEIGHT, STATES, BIAS, LENGTHS, FIRST_STATE, PEEPHOLES = (0, 1, 2, 3, 4, 5, 7)
-# Input of the operator on integers: the scale of the first weight, before its zero point.
-SCALE = 8
-GATES = 4
-# The kernel has no others.
-BITS = 8
-# Below so many hidden values it is no faster than the LSTM of floats: on one thread of a Zen 4 it takes 1.1 times as
-# long at 32, and 0.7 to 0.8 at 64, in 16 steps or more of one sample.
-LEAST_HIDDEN = 48
+LSTM, GRU = "LSTM", "GRU"
+# Inputs of the operators: what is read, the weight W of that, the weight R of the states, the biases of both, ...
+INPUT, WEIGHT, STATES, BIAS, LENGTHS, FIRST_STATE = range(6)
 
 
-def find_recurrent(model: ModelProto, index: Index, *, pair_limits: bool = True) -> tuple[LayerScheme, ...]:
-    """The LSTMs that the operator can stand for, each described as a layer of its input's weight (D, 4 H, K).
+def find_recurrent(
+    model: ModelProto,
+    index: Index,
+    weight_bits: int,
+    selection: Selection,
+    requirements: Requirements,
+    *,
+    dynamic: bool,
+    limits: bool,
+) -> tuple[LayerScheme, ...]:
+    """The recurrent layers with integers as weights, excluded ones too, each described as a layer of its W (D, C, K).
 
-    The weight of its states (D, 4 H, H) has the same specs; D directions, H hidden values. pair_limits: see
-    ``make_scheme``.
+    R (D, C, H) has the same specs. D directions, C rows of gates, K inputs, H hidden values. An LSTM rounds what it
+    reads as it runs where ``dynamic``, or its own settings, ask for it, and the target has the operator; others read
+    float, with weights of ``weight_bits``. limits: see ``pair_limits`` of ``make_scheme``.
     """
-    found = (node for node in model.graph.node if is_op(node, LSTM) and explain_float(node, index) is None)
-    limit = INT16_MAX // QuantSpec(BITS).qmax if pair_limits else None
-    return tuple(
-        LayerScheme(
+    limit = INT16_MAX // QuantSpec(FULL_BITS).qmax if limits else None
+    runs = QuantSpec(FULL_BITS, signed=True, symmetric=True, axis=1, pair_limit=limit)
+    found = []
+    for node in model.graph.node:
+        if not is_op(node, *RECURRENT) or explain_float(node, index) is not None:
+            continue
+        own = selection.settings(node.name)
+        asked = (own.activations or ("dynamic" if dynamic else "static")) == "dynamic"
+        on_integers = asked and is_op(node, LSTM) and requirements.recurrent and own.activation_bits != FLOAT_BITS
+        if not on_integers and not requirements.recurrent_weights:
+            continue
+        layer = LayerScheme(
             name=node.name,
             op=node.op_type,
             input=node.input[INPUT],
             weight=node.input[WEIGHT],
             bias=input_of(node, BIAS) or None,
             output=next(filter(None, node.output)),
-            weight_spec=QuantSpec(BITS, signed=True, symmetric=True, axis=1, pair_limit=limit),
-            activation_spec=QuantSpec(BITS),
+            weight_spec=runs if on_integers else QuantSpec(weight_bits, signed=True, symmetric=True, axis=1),
+            activation_spec=QuantSpec(FULL_BITS if on_integers else FLOAT_BITS),
             groups=index.initializers[node.input[WEIGHT]].dims[0],
             channel_axis=1,
-            dynamic=True,
+            dynamic=on_integers,
         )
-        for node in found
-    )
+        found.append(layer)
+    return tuple(found)
 
 
-def explain_unfit(graph: GraphProto, index: Index) -> dict[str, str]:
-    """Maps the LSTMs that the operator cannot stand for to the reasons."""
-    reasons = ((node.name, explain_float(node, index)) for node in graph.node if is_op(node, LSTM))
+def refuse_settings(selection: Selection, layers: Sequence[LayerScheme]) -> None:
+    """Raise ConfigError for settings that recurrent layers cannot have, or that other layers have no use for."""
+    recurrent = {layer.name: layer for layer in layers}
+    for name, own in selection.layers:
+        layer = recurrent.get(name)
+        if own.activations is not None and (layer is None or layer.op != LSTM):
+            raise ConfigError(
+                f"layers: {name!r}: activations: found {own.activations!r}; an LSTM has it, and all layers together;"
+                " leave it out"
+            )
+        if layer is None:
+            continue
+        if own.activations == "dynamic" and not layer.dynamic:
+            raise ConfigError(
+                f"layers: {name!r}: activations: found 'dynamic'; that is for files for onnxruntime with operators of"
+                " its own, and for activations of 8 bits; leave it out"
+            )
+        taken = (None, FULL_BITS) if layer.dynamic else (None, FLOAT_BITS)
+        if layer.dynamic and own.weight_bits not in taken:
+            raise ConfigError(
+                f"layers: {name!r}: weight_bits: found {own.weight_bits}; an LSTM has {FULL_BITS} bits beside"
+                " activations 'dynamic', as its kernel takes no others; leave it out, or give activations 'static'"
+            )
+        if own.activation_bits not in taken:
+            reads = "8 beside activations 'dynamic'" if layer.dynamic else "32, as it reads float"
+            raise ConfigError(
+                f"layers: {name!r}: activation_bits: found {own.activation_bits}; this {layer.op} has {reads}; leave it"
+                " out"
+            )
+
+
+def explain_all_float(model: ModelProto, index: Index) -> dict[str, str]:
+    """Maps the recurrent layers whose weights cannot become integers to the reasons."""
+    reasons = ((node.name, explain_float(node, index)) for node in model.graph.node if is_op(node, *RECURRENT))
     return {name: reason for name, reason in reasons if reason is not None}
 
 
 def explain_float(node: NodeProto, index: Index) -> str | None:
-    """Why an LSTM cannot become a DynamicQuantizeLSTM; None where it can."""
+    """Why the weights of a recurrent layer cannot become integers; None where they can."""
     if attribute_of(node, "layout", 0):
-        return f"it has layout 1, and {DYNAMIC_LSTM} has layout 0 alone"
+        return "it has layout 1, which onnxruntime does not run; export it with time as the first axis"
     if input_of(node, INPUT) in index.initializers:
         return "its input is a constant"
     given = [input_of(node, number) for number in (WEIGHT, STATES, BIAS)]
@@ -79,59 +127,60 @@ def explain_float(node: NodeProto, index: Index) -> str | None:
     return None
 
 
-def explain_slow(layer: LayerScheme, index: Index) -> str | None:
-    """Why the operator would be slower than the LSTM of floats; None where it is faster."""
-    hidden = index.initializers[index.nodes[layer.name].input[STATES]].dims[2]
-    if hidden >= LEAST_HIDDEN:
-        return None
-    return f"with {hidden} hidden values {DYNAMIC_LSTM} is slower than float; --placement all quantizes it"
-
-
-def is_recurrent(node: NodeProto) -> bool:
-    """Whether a node is a DynamicQuantizeLSTM."""
-    return bool(node.op_type == DYNAMIC_LSTM and node.domain == DOMAIN)
-
-
-def scales_of(index: Index, node: NodeProto, weight: TensorProto) -> list[np.ndarray] | None:
-    """Scale and zero point of the weight (D, K, 4 H) of what a DynamicQuantizeLSTM reads, which broadcast to it.
-
-    None where they are no constants of one value or one a channel for each direction.
-    """
-    if len(weight.dims) != 3:
-        return None
-    directions, _, channels = weight.dims
-    found = [constant(index, input_of(node, number)) for number in (SCALE, SCALE + 1)]
-    fit = [each for each in found if each is not None and each.size in (directions, directions * channels)]
-    return [each.reshape(directions, 1, -1) for each in fit] if len(fit) == len(found) else None
-
-
-def write_recurrent(new: NewNodes, node: NodeProto, params: LayerParams) -> None:
-    """Make an LSTM a DynamicQuantizeLSTM of these parameters, whose ``states`` are those of the other weight."""
-    assert params.states is not None and params.bias is not None
-    scales: list[str] = []
-    inputs = [*node.input, *[""] * (PEEPHOLES + 1 - len(node.input))]
+def write_weights(new: NewNodes, node: NodeProto, params: LayerParams) -> list[NodeProto]:
+    """Let a recurrent layer read these parameters, whose ``states`` are those of R; returns the nodes for that."""
+    assert params.states is not None
+    nodes: list[NodeProto] = []
     for number, each in ((WEIGHT, params), (STATES, params.states)):
         name = f"{node.input[number]}_{node.name}"
-        turned = each.read().astype(np.int8).transpose(0, 2, 1)
-        inputs[number] = new.constant(f"{name}_quantized", turned)
-        scales.append(new.constant(f"{name}_scale", each.grid.scale.astype(np.float32)))
-        scales.append(new.constant(f"{name}_zero_point", each.grid.zero_point.astype(np.int8)))
-    inputs[BIAS] = new.constant(f"{node.name}_bias", params.bias.astype(np.float32))
-    node.op_type, node.domain = DYNAMIC_LSTM, DOMAIN
-    del node.input[:]
-    node.input.extend([*inputs, *scales])
-    write_attributes(node, {}, drop=("layout",))
+        integers, scale, spec = each.integers, each.grid.scale.astype(np.float32), each.grid.spec
+        source = new.constant(f"{name}_scale", scale if spec.block is not None else scale[..., None])
+        if spec.block is not None:
+            inputs = integers.shape[2]
+            blocks = new.shared_constant(
+                f"blocks_{inputs}_{spec.block}", (np.arange(inputs) // spec.block).astype(np.int32)
+            )
+            nodes.append(new.node("Gather", [source, blocks], new.name(f"{name}_scales"), name, axis=2))
+            source = nodes[-1].output[0]
+        stored = new.integers(f"{name}_quantized", integers, spec)
+        nodes.append(new.node("Cast", [stored], new.name(f"{name}_float"), name, to=TensorProto.FLOAT))
+        nodes.append(new.node("Mul", [nodes[-1].output[0], source], new.name(f"{name}_dequantized"), name))
+        node.input[number] = nodes[-1].output[0]
+    if params.bias is not None:
+        node.input.extend([""] * (BIAS + 1 - len(node.input)))
+        node.input[BIAS] = new.constant(f"{node.name}_bias", params.bias.astype(np.float32))
+    return nodes
+
+
+def find_stored(index: Index, name: str) -> TensorProto | None:
+    """The integers of a weight that ``write_weights`` wrote under this name."""
+    product = index.producer.get(name)
+    cast = index.producer.get(product.input[0]) if product is not None and is_op(product, "Mul") else None
+    return index.initializers.get(cast.input[0]) if cast is not None and is_op(cast, "Cast") else None
+
+
+def find_scale(index: Index, name: str) -> list[np.ndarray] | None:
+    """The scale of the same weight, which broadcasts to its integers (D, C, K); None where it is no constant."""
+    source = index.producer[name].input[1]
+    gather = index.producer.get(source)
+    if gather is None:
+        found = constant(index, source)
+    else:
+        own, blocks = (constant(index, each) for each in gather.input[:2])
+        found = None if own is None or blocks is None or own.ndim != 3 else own.take(blocks, 2)
+    return None if found is None or found.ndim != 3 else [found]
 
 
 def zeros_of_recurrent(layer: LayerScheme, index: Index) -> LayerParams:
-    """Parameters of an LSTM that hold no values of its weights."""
+    """Parameters of a recurrent layer that hold no values of its weights."""
     found: LayerParams | None = None
+    spec = layer.weight_spec
     for number in (STATES, WEIGHT):
         dims = tuple(index.initializers[index.nodes[layer.name].input[number]].dims)
-        shape = dims[:2]
-        grid = QParams(np.ones(shape, np.float32), np.zeros(shape, np.int32), layer.weight_spec)
+        shape = dims[:2] if spec.block is None else (*dims[:2], -(-dims[2] // spec.block))
+        grid = QParams(np.ones(shape, np.float32), np.zeros(shape, np.int32), spec)
         bias = np.zeros((dims[0], 2 * dims[1]), np.float32)
-        found = LayerParams(put_zeros(dims, BITS), grid, bias, states=found)
+        found = LayerParams(put_zeros(dims, spec.bits), grid, bias, states=found)
     assert found is not None
     return found
 

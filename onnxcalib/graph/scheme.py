@@ -37,9 +37,9 @@ from .layers import end_layers, find_layers
 from .layout import adds_pairs
 from .names import Selection
 from .norm_sums import widen_sums
-from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, SHAPE_READERS
+from .ops import FLOAT_OUTPUT_LAYERS, MATRIX_LAYERS, RECURRENT, SHAPE_READERS
 from .patterns import whole_nodes
-from .recurrent import find_recurrent
+from .recurrent import find_recurrent, refuse_settings
 from .shapes import infer_graph
 from .sharing import share_grids
 from .unfuse import find_barred
@@ -75,11 +75,11 @@ def make_scheme(
     """
     index = Index(model.graph)
     selection, requirements = selection or Selection(), requirements or Requirements()
-    found = tuple(find_layers(model, index, weight_bits, activation_bits, requirements))
-    lstms = find_recurrent(model, index, pair_limits=pair_limits) if dynamic and requirements.recurrent else ()
-    layers = _choose_layers(model, found, selection, first_last_bits, lstms)
-    layers = give_blocks(layers, block_size, requirements, symmetric=symmetric, selection=selection)
-    layers = _make_dynamic(layers) if dynamic else layers
+    cells = find_recurrent(model, index, weight_bits, selection, requirements, dynamic=dynamic, limits=pair_limits)
+    found = (*find_layers(model, index, weight_bits, activation_bits, requirements), *cells)
+    chosen = _choose_layers(model, found, selection, first_last_bits)
+    chosen = give_blocks(chosen, block_size, requirements, symmetric=symmetric, selection=selection)
+    layers, recurrent = _split(chosen, dynamic)
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     on_grids = quantized, float_reads = placed.quantized, placed.float_reads
     nonnegative = {t: bound for t in quantized if (bound := upper_bound(index, t)) is not None}
@@ -98,7 +98,7 @@ def make_scheme(
         nonnegative=nonnegative,
         float_reads=float_reads,
         embeddings=find_embeddings(model, embedding_bits, selection, layers, tied),
-        recurrent=tuple(layer for layer in lstms if layer.name not in selection.excluded),
+        recurrent=recurrent,
         barred=placed.barred,
         gates=placed.gates,
         constants=placed.constants,
@@ -148,47 +148,46 @@ def _place(
 
 
 def _choose_layers(
-    model: ModelProto,
-    found: tuple[LayerScheme, ...],
-    selection: Selection,
-    first_last_bits: int,
-    recurrent: tuple[LayerScheme, ...],
+    model: ModelProto, found: tuple[LayerScheme, ...], selection: Selection, first_last_bits: int
 ) -> tuple[LayerScheme, ...]:
-    """The layers that are not excluded, with the bits that the settings give them. recurrent: is quantized beside."""
-    layers = _select(model, found, selection, recurrent)
+    """The layers that are not excluded, with the bits that the settings give them."""
+    layers = _select(model, found, selection)
     ends = end_layers(model.graph, {layer.name for layer in found})
     layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
     return tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
 
 
-def _make_dynamic(layers: tuple[LayerScheme, ...]) -> tuple[LayerScheme, ...]:
-    """The layers, those with an operator for inputs that are quantized as they come reading such ones."""
-    return tuple(replace(k, dynamic=k.op in MATRIX_LAYERS and not k.reads_float) for k in layers)
+def _split(layers: tuple[LayerScheme, ...], dynamic: bool) -> tuple[tuple[LayerScheme, ...], tuple[LayerScheme, ...]]:
+    """The layers, and the recurrent ones. dynamic: the first round their inputs as they run, if there is a kernel."""
+    others, recurrent = (tuple(k for k in layers if (k.op in RECURRENT) is kind) for kind in (False, True))
+    if dynamic:
+        others = tuple(replace(k, dynamic=k.op in MATRIX_LAYERS and not k.reads_float) for k in others)
+    return others, recurrent
 
 
-def _select(
-    model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection, recurrent: tuple[LayerScheme, ...]
-) -> tuple[LayerScheme, ...]:
-    """The layers that are not excluded. Raises ModelError and ConfigError where there are none, nor ``recurrent``."""
+def _select(model: ModelProto, layers: tuple[LayerScheme, ...], selection: Selection) -> tuple[LayerScheme, ...]:
+    """The layers that are not excluded. Raises ModelError and ConfigError where there are none."""
     inner = bool(list_bodies(model))  # whose layers are quantized on their own
-    if not layers and not recurrent and not inner:
+    if not layers and not inner:
         holders = spell_holders(model)
         raise ModelError(
             f"graph: no quantizable layer found{holders and f', as {holders}'}; a Conv, ConvTranspose, Gemm or MatMul"
             " with a constant float weight is needed; nothing can be gained by quantizing this model"
         )
-    names = {layer.name for layer in layers}
-    tables = {table.name for table in find_embeddings(model, FULL_BITS, layers=layers)} if selection.layers else set()
-    lstms = {layer.name for layer in recurrent}
-    _refuse_bits_without_effect(selection, names | tables | lstms)
-    _refuse_bits_of_recurrent(selection, lstms)
+    recurrent = [layer for layer in layers if layer.op in RECURRENT]
+    others = [layer for layer in layers if layer.op not in RECURRENT]
+    tables = {table.name for table in find_embeddings(model, FULL_BITS, layers=others)} if selection.layers else set()
+    _refuse_bits_without_effect(selection, {layer.name for layer in layers} | tables)
+    refuse_settings(selection, recurrent)
     kept = tuple(layer for layer in layers if layer.name not in selection.excluded)
-    if not kept and lstms <= selection.excluded and not inner:
+    if not kept and not inner:
         raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
     return kept
 
 
 def _set_end_bits(layer: LayerScheme, bits: int) -> LayerScheme:
+    if layer.dynamic:  # whose operator has 8 alone
+        return layer
     return replace(
         layer,
         weight_spec=replace(layer.weight_spec, bits=bits),
@@ -230,17 +229,6 @@ def _refuse_bits_without_effect(selection: Selection, quantizable: set[str]) -> 
                 f"layers: {name!r}: the node stays in float; a Conv, ConvTranspose, Gemm or MatMul with a constant"
                 " float weight has bits; take its entry out"
             )
-
-
-def _refuse_bits_of_recurrent(selection: Selection, names: set[str]) -> None:
-    for name, settings in selection.layers:
-        given = {"weight_bits": settings.weight_bits, "activation_bits": settings.activation_bits}
-        for setting, bits in given.items():
-            if name in names and bits not in (None, FULL_BITS):
-                raise ConfigError(
-                    f"layers: {name!r}: {setting}: found {bits}; an LSTM has {FULL_BITS} bits beside activations"
-                    " 'dynamic', as its kernel takes no others; leave it out, or exclude the node"
-                )
 
 
 def _quantized_tensors(

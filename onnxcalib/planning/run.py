@@ -20,6 +20,7 @@ from ..quantization.calibrate import Batches, Statistics, batch_size
 from ..quantization.cost_placement import COSTS_MORE
 from ..quantization.measured_placement import RAN_SLOWER
 from ..quantization.prepared import Prepared
+from ..quantization.recurrent import round_recurrent
 from ..quantization.solve import round_embeddings
 from ..quantization.trial import emit_placeholders
 from ..runtime.cache import Cache, machine
@@ -237,7 +238,8 @@ def _make_batches(prepared: Prepared) -> Batches:
 
 def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> Callable[[Bits], ModelProto]:
     """A function that assembles the model at the bits of all sets."""
-    embedded = round_embeddings(Index(prepared.model.graph), prepared.scheme)
+    index = Index(prepared.model.graph)
+    embedded = round_embeddings(index, prepared.scheme) | round_recurrent(index, prepared.scheme)
 
     def emit(bits: Bits) -> ModelProto:
         candidates = {name: c for each, c in zip(measured.sets, bits, strict=True) for name in each.layers}

@@ -28,6 +28,7 @@ from ..numeric.solve import Solution, round_layer
 from ..progress import track
 from ..quantization.compared import Compared, find_compared
 from ..quantization.prepared import Prepared
+from ..quantization.recurrent import round_recurrent
 from ..quantization.solve import round_embeddings, round_layers
 from ..quantization.speed import read_median
 from ..quantization.state import FloatActivations, Problem, ReconstructionState
@@ -152,12 +153,13 @@ class PlannedWeights:
         with Store() as store:
             state = ReconstructionState(problem, FloatActivations(store, prepared.padding, problem.types), grids)
             round_layers(state)
-            return prepared.emit(scheme, grids, round_embeddings(self.index, scheme) | state.layers)
+            stored = round_embeddings(self.index, scheme) | round_recurrent(self.index, scheme)
+            return prepared.emit(scheme, grids, stored | state.layers)
 
     def emit_empty(self, sets: Sequence[BitSet], bits: Bits) -> ModelProto:
         """A file of the same size, of zeros. Layers that take a bias have one, as they get when they are solved."""
         prepared, scheme = self.prepared, self._make_scheme(sets, bits)
-        layers = {k.name: self._make_zeros(k) for k in (*scheme.embeddings, *scheme.layers)}
+        layers = {k.name: self._make_zeros(k) for k in scheme.stored}
         return prepared.emit(scheme, make_placeholders(scheme), layers)
 
     def _make_zeros(self, layer: LayerScheme) -> LayerParams:

@@ -29,13 +29,15 @@ from typing import Any
 from onnx import ModelProto
 
 from ..data.padding import MASK
+from ..graph.dynamic_lstm import DYNAMIC_LSTM, explain_slow
 from ..graph.index import Index, is_op
 from ..graph.joins import find_parted_joins
 from ..graph.kernel_times import Shapes
 from ..graph.names import resolve_names
+from ..graph.ops import RECURRENT
 from ..graph.places import find_placing
 from ..graph.positions import find_positional
-from ..graph.recurrent import DYNAMIC_LSTM, LSTM, explain_slow, explain_unfit
+from ..graph.recurrent import LSTM, explain_all_float
 from ..graph.save import fingerprint
 from ..progress import track
 from ..spec import QuantScheme
@@ -54,6 +56,7 @@ from .trial import Trial, emit_placeholders
 from .weights_alone import find_not_alone
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
+NO_OPERATOR = "onnxruntime has an operator that rounds activations as it runs for LSTMs alone"
 ENCODING_LACKS = f"encoding 'standard' has operators of ONNX alone, and {DYNAMIC_LSTM} is one of onnxruntime's own"
 # Samples on which layers are tried with their input on 256 levels: in all and in one run, and in a first look.
 ROUNDED_SAMPLES, ROUNDED_AT_ONCE = 32, 8
@@ -65,7 +68,7 @@ def place_by_structure(prepared: Prepared) -> Prepared:
     prepared = prepared.leave(find_not_alone(prepared))
     model = prepared.model
     index = Index(model.graph)
-    prepared = prepared.leave(_find_unfit_recurrent(prepared, index))
+    prepared = _place_recurrent(prepared, index)
     # Where all else around them is on integers, masks are too: see masked_scores.
     masks = (MASK,) if prepared.scheme.requirements.placing == "groups" else ()
     found = _keep_layers(
@@ -95,27 +98,32 @@ def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:
     return prepared.leave(_find_refused(prepared, feeds))
 
 
-def _find_unfit_recurrent(prepared: Prepared, index: Index) -> dict[str, str]:
-    """LSTMs that have no integer kernel, and those that would be slower on it, where something else is quantized."""
-    if prepared.config.activations != "dynamic":
-        return {}
-    if not prepared.scheme.requirements.recurrent:
-        standard, target = prepared.config.encoding == "standard", prepared.run.target.name
-        lacks = ENCODING_LACKS if standard else f"target {target!r} is not known to run {DYNAMIC_LSTM}"
-        return {node.name: lacks for node in prepared.model.graph.node if is_op(node, LSTM)}
-    found, recurrent = explain_unfit(prepared.model.graph, index), prepared.scheme.recurrent
-    if prepared.config.placement == "all":
-        return found
-    named = list_named(prepared)
-    reasons = ((layer.name, explain_slow(layer, index)) for layer in recurrent if layer.name not in named)
-    slow = {name: reason for name, reason in reasons if reason is not None}
-    return found if not prepared.scheme.layers and len(slow) == len(recurrent) else found | slow
+def _place_recurrent(prepared: Prepared, index: Index) -> Prepared:
+    """Leave in float recurrent layers that the file cannot have; where rounding is no gain, let them read float."""
+    needs = prepared.scheme.requirements
+    found = explain_all_float(prepared.model, index)
+    if not needs.recurrent_weights:
+        target = prepared.run.target.name
+        lacks = f"target {target!r} is not known to take recurrent layers with integers as weights"
+        found = {node.name: lacks for node in prepared.model.graph.node if is_op(node, *RECURRENT)}
+    prepared = prepared.leave(found)
+    named, reasons = list_named(prepared), dict[str, str]()
+    for layer in prepared.scheme.recurrent:
+        reason = None
+        if layer.dynamic and prepared.config.placement != "all" and layer.name not in named:
+            reason = explain_slow(layer, index)
+        elif prepared.config.activations == "dynamic" and not layer.dynamic and layer.name not in named:
+            reason = NO_OPERATOR if layer.op != LSTM else ENCODING_LACKS
+        if reason is not None:
+            reasons[layer.name] = reason
+            prepared.run.leave_out(f"dynamic activations of {layer.name}", f"{reason}; its weights alone are quantized")
+    return prepared.read_float(reasons)
 
 
 def list_named(prepared: Prepared) -> list[str]:
     """Names of the layers to which the settings or a plan give bits."""
     layers = resolve_names(prepared.model, prepared.config, before=prepared.original).layers
-    given = (name for name, each in layers if each.weight_bits is not None or each.activation_bits is not None)
+    given = (name for name, each in layers if any((each.weight_bits, each.activation_bits, each.activations)))
     return list(dict.fromkeys(given))
 
 

@@ -1,8 +1,9 @@
-"""Solve LSTMs for the integers of both their weights, on what the float model reads and on the states it goes through.
+"""Solve LSTM, GRU and RNN for the integers of both weights, on what the float model reads and on its own states.
 
 The weight of what is read is solved on the moments of that, over all steps. The weight of the states is solved on those
-of the states before each step, which are the float model's. Both are rounded as the operator will round them: what is
-read by the range of a run, and states by that of a step.
+of the states before each step, which are the float model's, and which the reset gate of a GRU may have multiplied. For
+an operator on integers both are rounded as it will round them: what is read by the range of a run, and states by that
+of a step. Mean errors go into the biases.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from onnx import ModelProto, NodeProto
 from ..graph.edit import copy_model
 from ..graph.index import Index, attribute_of, known_constant
 from ..graph.layer_params import LayerParams
-from ..graph.recurrent import BIAS, FIRST_STATE, GATES, INPUT, LENGTHS, STATES, WEIGHT, input_of
+from ..graph.recurrent import BIAS, FIRST_STATE, GRU, INPUT, LENGTHS, STATES, WEIGHT, input_of
 from ..graph.weight_file import put_integers
 from ..numeric.gram import MomentSum
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.rounding import fake_quantize_dynamically
 from ..numeric.solve import Solution, round_layer, solve_layer
 from ..runtime.session import Session
-from ..spec import LayerScheme, QParams, QuantSpec
+from ..spec import LayerScheme, QParams, QuantScheme, QuantSpec
 from .column_choice import MOST_INPUTS, PRIOR_HOLDOUT
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -35,7 +36,7 @@ LEAST_RUNS = 8
 
 
 def solve_recurrent(prepared: Prepared, batch: int, decisions: str) -> dict[str, LayerParams]:
-    """LayerParams of every LSTM of the scheme, solved where the settings do, and otherwise rounded.
+    """LayerParams of every recurrent layer of the scheme, solved where the settings do, and otherwise rounded.
 
     batch: samples in a run at most. decisions: see ``digest_decisions``.
     """
@@ -43,8 +44,7 @@ def solve_recurrent(prepared: Prepared, batch: int, decisions: str) -> dict[str,
     if not layers:
         return {}
     if not prepared.config.does("reconstruct"):
-        index = Index(prepared.model.graph)
-        return {layer.name: _Lstm(layer, index).make_params((None, None)) for layer in layers}
+        return round_recurrent(Index(prepared.model.graph), prepared.scheme)
 
     def solve() -> dict[str, LayerParams]:
         return _solve(prepared, batch)
@@ -52,10 +52,15 @@ def solve_recurrent(prepared: Prepared, batch: int, decisions: str) -> dict[str,
     return prepared.run.checkpoints.recall(f"recurrent-{decisions[:16]}", solve, dict[str, LayerParams])
 
 
+def round_recurrent(index: Index, scheme: QuantScheme) -> dict[str, LayerParams]:
+    """LayerParams of every recurrent layer by rounding alone."""
+    return {layer.name: _Cell(layer, index).make_params() for layer in scheme.recurrent}
+
+
 def _solve(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
     model, run, samples = _give_all_states(prepared), prepared.run, prepared.samples
     index = Index(model.graph)
-    found = [_Lstm(layer, index) for layer in prepared.scheme.recurrent]
+    found = [_Cell(layer, index) for layer in prepared.scheme.recurrent]
     session = Session(model, also=sorted({t for each in found for t in each.tensors}), threads=run.threads)
     made = [name for name in session.outputs if any(name in each.tensors for each in found)]
     size = max(1, min(batch, len(samples) // LEAST_RUNS))
@@ -67,19 +72,18 @@ def _solve(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
             mask = prepared.padding.mask_of(each.layer.input, values[each.layer.input].shape, find_real(feeds))
             each.add(values, held % PRIOR_HOLDOUT == PRIOR_HOLDOUT - 1, mask)
         done += count
-    width = prepared.config.search_width(found[0].layer.weight_spec.bits)
     solved = {}
     for each in found:
-        solutions = each.inputs.solve(width), each.states.solve(width)
-        if None in solutions:
+        params = each.solve(prepared.config.search_width(each.layer.weight_spec.bits))
+        if params is None:
             reason = "no finite value of what it reads or of its states, or too many of them; its weights are rounded"
             run.leave_out(f"solving of {each.layer.name}", reason)
-        solved[each.layer.name] = each.make_params(solutions)
+        solved[each.layer.name] = params or each.make_params()
     return solved
 
 
 def _give_all_states(prepared: Prepared) -> ModelProto:
-    """The model, or a copy, in which every LSTM of the scheme gives the states of all steps."""
+    """The model, or a copy, in which every recurrent layer of the scheme gives the states of all steps."""
     names = {layer.name for layer in prepared.scheme.recurrent}
     if all(node.output[0] for node in prepared.model.graph.node if node.name in names):
         return prepared.model
@@ -132,16 +136,26 @@ class _Sums:
         return round_layer(self.rows, self.spec, summing=torch.arange(self.rows.shape[2]))
 
 
-class _Lstm:
-    """An LSTM, the moments of both its weights, and its parameters. tensors: what it has to see of the float model."""
+class _Cell:
+    """A recurrent layer, the moments of both its weights, and its parameters.
+
+    tensors: what it has to see of the float model. inputs: of W, both directions of which read the same, so that their
+    rows are solved as those of one. states: of R, in parts (D, C, H) whose rows read the same: those of a GRU's new
+    values may read states that its reset gate has multiplied.
+    """
 
     def __init__(self, layer: LayerScheme, index: Index) -> None:
         self.layer, self.index = layer, index
         self.node: NodeProto = index.nodes[layer.name]
-        weight, states = (known_constant(index, self.node.input[number]) for number in (WEIGHT, STATES))
-        # Both directions read the same, so that their rows are solved as those of one.
-        self.inputs = _Sums(torch.from_numpy(weight.reshape(1, -1, weight.shape[2]).copy()), layer.weight_spec)
-        self.states = _Sums(torch.from_numpy(states.copy()), layer.weight_spec)
+        self.weight, states = (known_constant(index, self.node.input[number]) for number in (WEIGHT, STATES))
+        self.directions, self.channels, self.hidden = states.shape
+        rows = self.weight.reshape(1, -1, self.weight.shape[2])
+        self.inputs = _Sums(torch.from_numpy(rows.copy()), layer.weight_spec)
+        self.resets = layer.op == GRU and not attribute_of(self.node, "linear_before_reset", 0)
+        parts = np.split(states, [2 * self.hidden], axis=1) if self.resets else [states]
+        self.states = [_Sums(torch.from_numpy(part.copy()), layer.weight_spec) for part in parts]
+        given = attribute_of(self.node, "activations", [b"Sigmoid"])
+        self.known_gate = all(each.lower() == b"sigmoid" for each in given[::2]) if self.resets else True
         read = (input_of(self.node, number) for number in (INPUT, LENGTHS, FIRST_STATE))
         self.tensors = {name for name in (*read, self.node.output[0]) if name and name not in index.initializers}
 
@@ -158,11 +172,33 @@ class _Lstm:
         kept = np.arange(steps)[:, None] < lengths
         if mask is not None:
             kept = kept & np.broadcast_to(mask, x.shape)[..., 0]
-        read = torch.from_numpy(x)[None]
-        self.inputs.add(fake_quantize_dynamically(read), read, held, kept)
-        before = torch.from_numpy(self._shift(values, lengths.astype(int))).float()
-        rounded = torch.stack([torch.stack([*map(fake_quantize_dynamically, each)]) for each in before])
-        self.states.add(rounded, before, held, kept)
+        read, before = torch.from_numpy(x)[None], torch.from_numpy(self._shift(values, lengths.astype(int))).float()
+        dynamic = self.layer.dynamic
+        self.inputs.add(fake_quantize_dynamically(read) if dynamic else read, read, held, kept)
+        rounded = before
+        if dynamic:
+            rounded = torch.stack([torch.stack([*map(fake_quantize_dynamically, each)]) for each in before])
+        self.states[0].add(rounded, before, held, kept)
+        if self.resets and self.known_gate:
+            passed = before * self._open_reset_gate(read, before)
+            self.states[1].add(passed, passed, held, kept)
+
+    def _open_reset_gate(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """The reset gate r (D, steps, samples, H) of a GRU: sigmoid(W_r x + R_r h + b_r)."""
+        own = slice(self.hidden, 2 * self.hidden)
+        weight = torch.from_numpy(self.weight[:, own].copy())
+        bias = torch.from_numpy(self._find_bias().reshape(self.directions, 2, -1)[:, :, own].sum(1)).float()
+        gate = x @ weight[:, None].mT + before @ self.states[0].rows[:, own][:, None].mT + bias[:, None, None]
+        if limit := attribute_of(self.node, "clip", 0.0):
+            gate = gate.clamp(-limit, limit)
+        return gate.sigmoid()
+
+    def _find_bias(self) -> np.ndarray:
+        """The biases of W and then of R (D, 2 C), zeros where it has none."""
+        bias = np.zeros((self.directions, 2 * self.channels))
+        if name := input_of(self.node, BIAS):
+            bias += known_constant(self.index, name)
+        return bias
 
     def _shift(self, values: Mapping[str, Any], lengths: np.ndarray) -> np.ndarray:
         """The states (D, steps, samples, H) in front of each step; samples have so many steps."""
@@ -185,26 +221,30 @@ class _Lstm:
             return None
         return known_constant(self.index, name) if name in self.index.initializers else np.asarray(values[name])
 
-    def make_params(self, solutions: Sequence[Solution | None]) -> LayerParams:
-        """The parameters of the solutions of both weights; those of a weight without one are rounded."""
-        inputs, states = (
-            (sums.round() if each is None else each)
-            for sums, each in zip((self.inputs, self.states), solutions, strict=True)
-        )
-        directions, channels, _ = self.states.rows.shape
-        bias = np.zeros((directions, 2 * channels))
-        if name := input_of(self.node, BIAS):
-            bias += known_constant(self.index, name)
-        bias[:, :channels] += inputs.bias.reshape(directions, channels).numpy()
-        bias[:, channels:] += states.bias.numpy()
-        assert channels % GATES == 0
-        params = [_spell(solution, (directions, channels), self.layer.weight_spec) for solution in (inputs, states)]
+    def solve(self, width: int) -> LayerParams | None:
+        """The parameters that fit the moments; those of rows without any are rounded. None where all rows are."""
+        solutions = [each.solve(width) for each in (self.inputs, *self.states)]
+        return None if all(each is None for each in solutions) else self.make_params(solutions)
+
+    def make_params(self, solutions: Sequence[Solution | None] = (None, None, None)) -> LayerParams:
+        """The parameters of the solutions of W and of the parts of R; those without one are rounded."""
+        sums = (self.inputs, *self.states)
+        found = [own.round() if each is None else each for own, each in zip(sums, solutions, strict=False)]
+        inputs, states = found[0], Solution.join(found[1:])
+        bias = self._find_bias()
+        bias[:, : self.channels] += inputs.bias.reshape(self.directions, self.channels).numpy()
+        bias[:, self.channels :] += states.bias.numpy()
+        shape, spec = (self.directions, self.channels), self.layer.weight_spec
+        params = [_spell(solution, shape, spec) for solution in (inputs, states)]
         return replace(params[0], bias=bias.astype(np.float32), states=params[1])
 
 
 def _spell(solution: Solution, shape: tuple[int, int], spec: QuantSpec) -> LayerParams:
-    """The integers (D, 4 H, K) and scales (D, 4 H) of one weight. shape: (D, 4 H)."""
+    """The integers (D, C, K) and scales (D, C), or (D, C, N) with scale blocks, of one weight. shape: (D, C)."""
     integers = solution.integers.numpy().astype(np.int8).reshape(*shape, -1)
-    scale = np.maximum(solution.scale.numpy().reshape(shape).astype(np.float32), np.finfo(np.float32).tiny)
-    grid = QParams(scale, np.zeros(shape, np.int32), spec)
+    scale = solution.scale.numpy().astype(np.float32)
+    scale = scale.reshape(shape if spec.block is None else (*shape, -1))
+    if not spec.signed_scale:
+        scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    grid = QParams(scale, np.zeros(scale.shape, np.int32), spec)
     return LayerParams(put_integers(integers, spec.bits), grid, None)

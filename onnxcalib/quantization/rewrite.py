@@ -100,8 +100,7 @@ def rewrite(
     passes["drop_dead"] += drop_dead(model)
     if config.data.shape:
         fix_outputs(model)
-    recurrent = target is not None and target.requirements.recurrent
-    refuse_unsuitable(model, recurrent=recurrent and config.activations == "dynamic")
+    refuse_unsuitable(model, recurrent=target is not None and target.requirements.recurrent_weights)
     return Rewritten(model, passes, frozenset(name for layers in made.values() for name in layers))
 
 

@@ -17,9 +17,10 @@ from ..errors import ConfigError, ModelError
 from ..graph.emit import emit_qdq
 from ..graph.index import Index, reads
 from ..graph.layer_params import LayerParams
+from ..graph.ops import RECURRENT
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
-from ..graph.recurrent import LSTM, zeros_of_recurrent
+from ..graph.recurrent import zeros_of_recurrent
 from ..graph.weight_file import put_zeros
 from ..numeric.ranges import make_grid
 from ..runtime.session import Session
@@ -145,7 +146,7 @@ def _all_layers(scheme: QuantScheme) -> tuple[LayerScheme, ...]:
 
 def make_zeros(layer: LayerScheme, index: Index) -> LayerParams:
     """Parameters of a layer that hold no values of its weight."""
-    if layer.op == LSTM:
+    if layer.op in RECURRENT:
         return zeros_of_recurrent(layer, index)
     spec, dims = layer.weight_spec, tuple(index.initializers[layer.weight].dims)
     shape = [] if spec.axis is None else [dims[spec.axis]]

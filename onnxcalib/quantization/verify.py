@@ -18,11 +18,11 @@ from ..data import CalibrationSet
 from ..files.scratch import Scratch
 from ..graph.draws import list_draws
 from ..graph.dynamic import find_rows
+from ..graph.dynamic_lstm import DYNAMIC_LSTM
 from ..graph.edit import copy_model
 from ..graph.index import Index, all_graphs, all_nodes, index_graphs, reads, subgraphs
 from ..graph.ops import DEQUANTIZE, QUANTIZE
 from ..graph.passes.normalise import name_nodes
-from ..graph.recurrent import DYNAMIC_LSTM
 from ..graph.values import bring_in, find_place, refer
 from ..numeric.metrics import Comparison
 from ..progress import track

@@ -83,6 +83,7 @@ class Target(Record):
             ),
             dynamic=self.is_onnxruntime,
             recurrent=rules.operators is not None and rules.operators.takes(DYNAMIC_LSTM),
+            recurrent_weights=self.is_onnxruntime,
             asymmetric_alone=rules.weight_zero_points is None and "uint4" in weights,
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
             power_of_two_weights=power is not None and "weights" in power.of,

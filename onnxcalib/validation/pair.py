@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from onnx import GraphProto, ModelProto, NodeProto
 
+from ..graph.dynamic_lstm import DYNAMIC_LSTM
 from ..graph.edit import copy_model
 from ..graph.emit import PER_CHANNEL_OPSET
 from ..graph.index import Index, all_nodes, is_op, reads, subgraphs, walk_back
@@ -17,7 +18,7 @@ from ..graph.inspect.quantized_layers import (
     find_quantized_layers,
     find_quantized_products,
 )
-from ..graph.ops import DYNAMIC_LAYERS, INTEGER_PRODUCT, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS
+from ..graph.ops import DYNAMIC_LAYERS, INTEGER_PRODUCT, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS, RECURRENT
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.einsum import einsum_as_matmul
 from ..graph.passes.normalise import normalise, tidy
@@ -25,13 +26,14 @@ from ..graph.passes.opset import opset_of
 from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.products import products_as_layers
 from ..graph.passes.transposed import write_as_convolutions
-from ..graph.recurrent import DYNAMIC_LSTM
 
 # Operators that clip, for which tools substitute a grid with the same ends, in front of a QuantizeLinear.
 CLIPS = ("Relu", "Clip", "Max", "Min", "HardSigmoid")
 # Operators of float layers, whose weight is input 1.
-FLOAT = ("LSTM", "GRU", "RNN", "Attention", "FusedConv", "FusedGemm", "FusedMatMul")
-WEIGHT_INPUTS = dict.fromkeys((*LAYERS, *DYNAMIC_LAYERS, *PACKED_LAYERS, *FLOAT), 1) | dict.fromkeys(QLINEAR_LAYERS, 3)
+FLOAT = ("Attention", "FusedConv", "FusedGemm", "FusedMatMul")
+WEIGHT_INPUTS = dict.fromkeys((*LAYERS, *RECURRENT, *DYNAMIC_LAYERS, *PACKED_LAYERS, *FLOAT), 1) | dict.fromkeys(
+    QLINEAR_LAYERS, 3
+)
 # Operators that quantize puts in front of a layer to rescale its input.
 RESCALERS = ("Pad", "Mul", "Add")
 MOST_LINES, FIRST = 10, 3
@@ -102,7 +104,7 @@ def pair_layers(
             unmatched.append(f"{layer.name}: the float model has no tensor {layer.output}, the {what}'s output")
         else:
             node, clipped = _find_float_layer(index, output)
-            if layer.op == DYNAMIC_LSTM:
+            if layer.op in (DYNAMIC_LSTM, *RECURRENT):
                 node = index.producer.get(output)
             if not path or is_op(path[-1], "Relu"):  # which leaves the upper end to the grid
                 path = (*path, *_path_to_grid(other, path[-1].output[0] if path else layer.output))

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..graph.dynamic_lstm import DYNAMIC_LSTM
 from ..graph.inspect.quantized_layers import FLOAT_BITS, Operand, QuantizedLayer, QuantizedProduct
-from ..graph.ops import INTEGER_PRODUCT
-from ..graph.recurrent import DYNAMIC_LSTM
+from ..graph.ops import INTEGER_PRODUCT, RECURRENT
 from ..numeric.diagnosis import Symptoms, channel_gains, diagnose, rounding_sqnr
 from .survey import Measured, Survey, joined_parts
 
@@ -89,7 +89,7 @@ def _name_gains(each: Measured, survey: Survey) -> list[str]:
     wanted, given = survey.values(each.pair.output), survey.values(f"alone:{each.result}")
     if wanted.shape != given.shape or wanted.ndim < 2:
         return []
-    axis = wanted.ndim - 1 if each.pair.layer.op in ("MatMul", INTEGER_PRODUCT, DYNAMIC_LSTM) else 1
+    axis = wanted.ndim - 1 if each.pair.layer.op in ("MatMul", INTEGER_PRODUCT, DYNAMIC_LSTM, *RECURRENT) else 1
     gains, correlations = channel_gains(wanted, given, axis)
     wrong = np.flatnonzero((np.abs(correlations) > ALIKE) & (np.abs(gains - 1) > WRONG_GAIN))
     if not wrong.size:

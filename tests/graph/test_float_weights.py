@@ -53,7 +53,7 @@ def test_weights_of_other_types_domains_and_recurrent_layers_have_reasons_of_the
     )  # fmt: skip
     model.graph.node[3].domain, model.graph.node[4].domain = "com.microsoft", "mine"
     found = reasons(model)
-    assert found["memory"].startswith("an LSTM, whose integer kernel is onnxruntime's own")
+    assert found["memory"].startswith("a recurrent layer, which files for onnxruntime alone have")
     assert found["wide"] == "its weight is of type double; export the model in float32"
     assert found["dynamic"] == "its weight is computed, not stored"
     assert "quantize the model as it was before onnxruntime optimised it" in found["fused"]

@@ -1,132 +1,133 @@
-"""LSTMs on integers: which there are, and what is written and computed of them."""
+"""LSTM, GRU and RNN whose weights are integers: which there are, and what is written and computed of them."""
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, checker
 
 from onnxcalib.config import LayerConfig
 from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.emit import emit_qdq
-from onnxcalib.graph.index import Index, known_constant
-from onnxcalib.graph.layer_params import LayerParams
+from onnxcalib.graph.index import Index
+from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.names import Selection
-from onnxcalib.graph.recurrent import explain_slow, explain_unfit
+from onnxcalib.graph.recurrent import zeros_of_recurrent
 from onnxcalib.graph.scheme import make_scheme
-from onnxcalib.spec import Grids, QParams, Requirements
+from onnxcalib.quantization.recurrent import round_recurrent
+from onnxcalib.spec import Grids, Requirements
 from onnxcalib.targets import load_target
+from tests.conftest import change_constant
 
-NEEDS = Requirements(recurrent=True)
-INPUTS = "float[9, 3, 5] x, int32[3] n, float[{d}, 3, 6] h, float[{d}, 3, 6] c"
-OUTPUTS = "float[9, {d}, 3, 6] y, float[{d}, 3, 6] yh, float[{d}, 3, 6] yc"
-
-
-def make(build, draw, attributes="", inputs="x, w, r, b", *, directions=1):
-    """A model of one LSTM of 5 inputs and 6 hidden values."""
-    given, made = INPUTS.format(d=directions), OUTPUTS.format(d=directions)
-    text = f"g ({given}) => ({made}) {{ [it] y, yh, yc = LSTM <hidden_size = 6{attributes}> ({inputs}) }}"
-    shapes = {"w": (directions, 24, 5), "r": (directions, 24, 6), "b": (directions, 48), "p": (directions, 18)}
-    used = {name: draw(*shape) / 2 for name, shape in shapes.items() if name in inputs.replace(" ", "").split(",")}
-    return build(text, **used)
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
-def round_lstm(model, layer):
-    """Parameters of the LSTM with both weights rounded."""
-    index = Index(model.graph)
-    node, found = index.nodes[layer.name], None
-    directions, channels, _ = index.initializers[layer.weight].dims
-    bias = known_constant(index, layer.bias) if layer.bias else np.zeros((directions, 2 * channels), np.float32)
-    for name in (node.input[2], node.input[1]):
-        weight = known_constant(index, name)
-        scale = np.abs(weight).max(2) / np.float32(127)
-        grid = QParams(scale, np.zeros(scale.shape, np.int32), layer.weight_spec)
-        found = LayerParams(np.rint(weight / scale[..., None]).astype(np.int8), grid, bias, states=found)
-    return found
+def make(build, draw, op="GRU", attributes="", inputs="x, w, r, b", *, directions=1, opset=21):
+    """A model of one recurrent layer of 40 inputs and 6 hidden values."""
+    text = (
+        f"g (float[9, 3, 40] x, int32[3] n, float[{directions}, 3, 6] h) => (float[9, {directions}, 3, 6] y) {{"
+        f" [it] y = {op} <hidden_size = 6{attributes}> ({inputs}) }}"
+    )
+    rows = GATES[op] * 6
+    shapes = {"w": (directions, rows, 40), "r": (directions, rows, 6), "b": (directions, 2 * rows)}
+    used = {name: draw(*shape) / 4 for name, shape in shapes.items() if name in inputs.split(", ")}
+    return build(text, opset=opset, **used)
 
 
-def emit(model):
-    scheme = make_scheme(model, dynamic=True, requirements=NEEDS)
-    return emit_qdq(model, scheme, Grids({}, {}), {k.name: round_lstm(model, k) for k in scheme.recurrent})
+def emit(model, **options):
+    """The scheme of a model, its rounded weights, and the file of them."""
+    scheme = make_scheme(model, first_last_bits=options.get("weight_bits", 8), **options)
+    params = round_recurrent(Index(model.graph), scheme)
+    return scheme, params["it"], emit_qdq(model, scheme, Grids({}, {}), params)
+
+
+def multiply(params):
+    """The weight of integers and scales."""
+    scale, integers = params.grid.scale, params.integers.astype(np.float32)
+    if params.grid.spec.block is None:
+        return integers * scale[..., None]
+    return integers * scale.repeat(params.grid.spec.block, 2)[..., : integers.shape[2]]
 
 
 @pytest.mark.parametrize(
-    ("attributes", "inputs"),
+    ("op", "attributes", "inputs"),
     [
-        ("", "x, w, r, b"),
-        ("", "x, w, r"),
-        (', direction = "reverse"', "x, w, r, b, n"),
-        (', direction = "bidirectional"', "x, w, r, b, n, h, c, p"),
-        (", clip = 0.4", "x, w, r, b"),
-        (", input_forget = 1", "x, w, r, b, , , , p"),
-        (', activations = ["Sigmoid", "Relu", "Softsign"]', "x, w, r, b, , h, c"),
-        (', activations = ["HardSigmoid", "Tanh", "Tanh"], activation_alpha = [0.3]', "x, w, r, b"),
+        ("LSTM", "", "x, w, r, b"),
+        ("GRU", ', direction = "bidirectional"', "x, w, r, b, n, h"),
+        ("GRU", ", linear_before_reset = 1", "x, w, r"),
+        ("RNN", ', direction = "reverse", activations = ["Relu"], clip = 3.0', "x, w, r, , n, h"),
     ],
 )
-def test_the_operator_does_what_the_lstm_does_in_all_its_forms(build, draw, run, attributes, inputs):
+@pytest.mark.parametrize(("bits", "size"), [(8, None), (4, None), (4, "column"), (8, 16), (2, None)])
+def test_a_file_gives_what_integers_times_scales_give(build, draw, run, op, attributes, inputs, bits, size):
     directions = 2 if "bidirectional" in attributes else 1
-    model = make(build, draw, attributes, inputs, directions=directions)
-    quantized = emit(model)
+    model = make(build, draw, op, attributes, inputs, directions=directions, opset=25 if bits == 2 else 21)
+    scheme, params, quantized = emit(model, weight_bits=bits, block_size=size)
     checker.check_model(quantized)
-    (node,) = quantized.graph.node
-    assert (node.op_type, node.domain, node.name) == ("DynamicQuantizeLSTM", "com.microsoft", "it")
-    stored = {t.name: t.data_type for t in quantized.graph.initializer}
-    assert [stored[node.input[number]] for number in (1, 2, 9, 11)] == [TensorProto.INT8] * 4
-    assert {"w", "r", "b"}.isdisjoint(stored)
-    lengths, states = np.array([9, 2, 5], np.int32), [draw(directions, 3, 6) / 2 for _ in "hc"]
-    feeds = [draw(9, 3, 5), lengths, *states]
-    for wanted, given in zip(run(model, *feeds), run(quantized, *feeds), strict=True):
-        error = np.square(wanted - given).sum()
-        assert 0 < error < np.square(wanted).sum() / 10**3
+    (layer,) = scheme.recurrent
+    assert (layer.op, layer.reads_float, layer.dynamic) == (op, True, False)
+    kinds = [t.data_type for t in quantized.graph.initializer if t.name.endswith("_quantized")]
+    assert kinds == [{8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}[bits]] * 2
+    assert {"w", "r"}.isdisjoint(t.name for t in quantized.graph.initializer)
+    feeds = [draw(9, 3, 40), np.array([9, 2, 5], np.int32), draw(directions, 3, 6)]
+    other = change_constant(
+        change_constant(model, "w", lambda _: multiply(params)), "r", lambda _: multiply(params.states)
+    )
+    np.testing.assert_array_equal(run(quantized, *feeds)[0], run(other, *feeds)[0])
+    (found,) = find_quantized_layers(quantized)
+    assert (found.op, found.weight_bits, found.activation_bits, found.axis) == (op, bits, 32, 1)
+    np.testing.assert_array_equal(found.integers.astype(np.float32) * found.scale, multiply(params))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_onnxruntime_multiplies_once_as_it_loads_the_file(build, draw, tmp_path, bits):
+    _, _, quantized = emit(make(build, draw), weight_bits=bits)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.optimized_model_filepath = 4, str(tmp_path / "o.onnx")
+    onnxruntime.InferenceSession(quantized.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert [node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node] == ["GRU"]
+
+
+def test_placeholders_take_as_many_bytes_as_the_file(build, draw):
+    model = make(build, draw, directions=2, attributes=', direction = "bidirectional"')
+    scheme, _, quantized = emit(model, weight_bits=4)
+    zeros = {"it": zeros_of_recurrent(scheme.recurrent[0], Index(model.graph))}
+    assert emit_qdq(model, scheme, Grids({}, {}), zeros).ByteSize() == quantized.ByteSize()
+
+
+def test_bits_are_those_of_the_settings_and_of_ends(build, draw):
+    text = """g (float[9, 3, 40] x) => (float[9, 1, 3, 6] y) {
+        [one] a = GRU <hidden_size = 6> (x, w, r) [flat] f = Squeeze (a, axis)
+        [two] b = GRU <hidden_size = 6> (f, v, r) [too] g = Squeeze (b, axis)
+        [three] y = GRU <hidden_size = 6> (g, v, r)
+    }"""
+    weights = {"w": draw(1, 18, 40), "v": draw(1, 18, 6), "r": draw(1, 18, 6), "axis": np.array([1])}
+    model = build(text, opset=21, **weights)
+    bits = [str(layer.bits) for layer in make_scheme(model, weight_bits=4, first_last_bits=8).recurrent]
+    assert bits == ["W8A32", "W4A32g32", "W8A32"]
+    own = Selection(frozenset({"one"}), (("two", LayerConfig(weight_bits=8, block_size=16)),))
+    found = make_scheme(model, weight_bits=4, first_last_bits=4, selection=own).recurrent
+    assert [(layer.name, str(layer.bits)) for layer in found] == [("two", "W8A32g16"), ("three", "W4A32g32")]
+    assert all(layer.weight_spec.symmetric for layer in found)
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("own", "text"),
     [
-        ("[it] y = LSTM <hidden_size = 2, layout = 1> (x, w, r)", "it has layout 1"),
-        ("v = Abs (w) s = Abs (x) [it] y = LSTM <hidden_size = 2> (x, v, r)", "its weights are computed, not stored"),
-        ("[it] y = LSTM <hidden_size = 2> (w, w, r)", "its input is a constant"),
-        ("d = Cast <to = 11> (x) [it] y = LSTM <hidden_size = 2> (d, wd, rd)", "its weights are not of type float"),
+        ({"activation_bits": 8}, "activation_bits: found 8; this GRU has 32, as it reads float"),
+        ({"activations": "dynamic"}, "activations: found 'dynamic'; an LSTM has it, and all layers together"),
     ],
 )
-def test_an_lstm_that_the_operator_cannot_stand_for_has_a_reason(build, draw, text, reason):
-    weights = {
-        "w": draw(1, 8, 3),
-        "r": draw(1, 8, 2),
-        "m": draw(3, 4),
-        "wd": np.ones((1, 8, 3)),
-        "rd": np.ones((1, 8, 2)),
-    }
-    used = {name: value for name, value in weights.items() if f"{name}," in text or f"{name})" in text or name == "m"}
-    model = build(f"g (float[5, 1, 3] x) => (float y, float z) {{ {text} z = MatMul (x, m) }}", **used)
-    (found,) = explain_unfit(model.graph, Index(model.graph)).items()
-    assert found[0] == "it" and found[1].startswith(reason)
-    assert make_scheme(model, dynamic=True, requirements=NEEDS).recurrent == ()
+def test_settings_that_a_gru_cannot_have_are_refused(build, draw, own, text):
+    selection = Selection(frozenset(), (("it", LayerConfig(**own)),))
+    with pytest.raises(ConfigError, match=f"layers: 'it': {text}"):
+        make_scheme(make(build, draw), selection=selection, requirements=Requirements(recurrent=True))
 
 
-def test_only_dynamic_files_for_onnxruntime_have_such_lstms(build, draw):
-    model = make(build, draw)
-    (layer,) = make_scheme(model, dynamic=True, requirements=NEEDS).recurrent
-    assert (layer.name, layer.op, layer.weight_spec.bits, layer.dynamic) == ("it", "LSTM", 8, True)
-    assert layer.weight_spec.pair_limit == 32767 // 255
-    free = make_scheme(model, dynamic=True, requirements=NEEDS, pair_limits=False).recurrent[0]
-    assert free.weight_spec.pair_limit is None
-    for options in ({"dynamic": True}, {"requirements": NEEDS}):
-        with pytest.raises(ModelError, match="no quantizable layer found"):
-            make_scheme(model, **options)
-    targets = [load_target(name).requirements.recurrent for name in ("onnxruntime", "tensorrt", "openvino", "qnn")]
-    assert targets == [True, False, False, False]
-
-
-def test_its_bits_are_eight_and_it_can_be_excluded(build, draw):
-    model = make(build, draw)
-    for setting in ("weight_bits", "activation_bits"):
-        chosen = Selection(frozenset(), (("it", LayerConfig(**{setting: 4})),))
-        with pytest.raises(ConfigError, match=f"layers: 'it': {setting}: found 4; an LSTM has 8 bits beside"):
-            make_scheme(model, dynamic=True, requirements=NEEDS, selection=chosen)
-    with pytest.raises(ConfigError, match="exclude: no layer is left to quantize"):
-        make_scheme(model, dynamic=True, requirements=NEEDS, selection=Selection(frozenset({"it"})))
-
-
-def test_few_hidden_values_are_slower_on_integers(build, draw):
-    model = make(build, draw)
-    (layer,) = make_scheme(model, dynamic=True, requirements=NEEDS).recurrent
-    assert explain_slow(layer, Index(model.graph)).startswith("with 6 hidden values DynamicQuantizeLSTM is slower")
+def test_other_targets_have_none(build, draw):
+    taken = {name: load_target(name).requirements.recurrent_weights for name in ("onnxruntime", "tensorrt", "qnn")}
+    assert taken == {"onnxruntime": True, "tensorrt": False, "qnn": False}
+    with pytest.raises(
+        ModelError, match="1 of its 1 weights is read by GRU: a recurrent layer, which files for onnxru"
+    ):
+        make_scheme(make(build, draw), requirements=load_target("qnn").requirements)

@@ -1,15 +1,16 @@
-"""LSTMs that are solved: on which moments, and what a whole run makes of them."""
+"""Recurrent layers that are solved: on which moments, and what a whole run makes of them."""
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from onnxcalib import QuantizeConfig, quantize
-from onnxcalib.errors import ConfigError, ModelError
+from onnxcalib.errors import ConfigError
 from onnxcalib.graph.index import Index
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import recurrent
-from onnxcalib.quantization.recurrent import _Lstm
+from onnxcalib.quantization.recurrent import _Cell
 from onnxcalib.spec import Requirements
 
 # Its last states alone are read.
@@ -60,14 +61,15 @@ def test_a_run_that_goes_on_writes_the_same_lstm_and_does_not_solve_it_again(net
     [
         ({"placement": "cost"}, "with 8 hidden values DynamicQuantizeLSTM is slower than float"),
         ({"encoding": "standard"}, "encoding 'standard' has operators of ONNX alone"),
-        ({"activations": "static"}, "an LSTM, whose integer kernel is onnxruntime's own"),
     ],
 )
-def test_an_lstm_that_stays_in_float_has_its_reason_in_the_report(net, draw, settings, reason):
+def test_an_lstm_that_does_not_round_as_it_runs_has_its_reason_in_the_report(net, draw, settings, reason):
     settings = {"activations": "dynamic", "placement": "all", **settings}
     report = quantize(net, draw(8, 12, 5), QuantizeConfig(**settings)).report
-    found = {each.name: each.reason for each in report.in_float}
-    assert found["it"].startswith(reason)
+    (found,) = (each for each in report.left_out if each.what == "dynamic activations of it")
+    assert found.reason.startswith(reason) and found.reason.endswith("its weights alone are quantized")
+    assert next(str(each.activation_bits) for each in report.layers if each.name == "it") == "32"
+    assert not report.in_float
 
 
 def test_a_model_of_an_lstm_alone_is_taken_and_its_name_selects_it(build, draw):
@@ -77,17 +79,69 @@ def test_a_model_of_an_lstm_alone_is_taken_and_its_name_selects_it(build, draw):
     )
     x = draw(8, 12, 5)
     named = QuantizeConfig(activations="dynamic", layers={"it": {"weight_bits": 8}})  # which is slower, but named
-    for config in (settle(), named):
+    own = QuantizeConfig(layers={"op:LSTM": {"activations": "dynamic"}})
+    for config, bits in ((settle(), 8), (named, 8), (own, 8), (QuantizeConfig(), 32)):
         (record,) = quantize(model, x, config).report.layers
-        assert record.name == "it" and record.sqnr_db > 30
-    for settings, text in (
-        ({"layers": {"it": {"activation_bits": 32}}}, "layers: 'it': activation_bits: found 32; an LSTM has 8 bits"),
-        ({"exclude": ["it"]}, "exclude: no layer is left to quantize"),
-    ):
-        with pytest.raises(ConfigError, match=text):
-            quantize(model, x, settle(**settings))
-    with pytest.raises(ModelError, match="no quantizable layer found, as 1 of its 1 weights is read by LSTM"):
-        quantize(model, x)
+        assert record.name == "it" and record.sqnr_db > 30 and record.activation_bits == bits
+    with pytest.raises(ConfigError, match="exclude: no layer is left to quantize"):
+        quantize(model, x, settle(exclude=["it"]))
+
+
+CELLS = """g (float[N, 12, 5] x) => (float[N, 4] y) {{
+    [turn] t = Transpose <perm = [1, 0, 2]> (x)
+    [it] s = {op} <hidden_size = 8, direction = "bidirectional"{more}> (t, w, r, b)
+    [take] l = Gather <axis = 0> (s, last) [back] u = Transpose <perm = [1, 0, 2]> (l)
+    [flat] f = Flatten (u)  [head] y = MatMul (f, m)
+}}"""
+
+
+@pytest.mark.parametrize(("op", "more"), [("LSTM", ""), ("GRU", ""), ("GRU", ", linear_before_reset = 1"), ("RNN", "")])
+def test_solved_weights_of_each_kind_lose_less_than_rounded_ones(build, draw, op, more):
+    rows = {"LSTM": 32, "GRU": 24, "RNN": 8}[op]
+    shapes = {"w": (2, rows, 5), "r": (2, rows, 8), "b": (2, 2 * rows), "m": (16, 4)}
+    weights = {name: draw(*shape) / np.float32(3) for name, shape in shapes.items()}
+    model = build(CELLS.format(op=op, more=more), opset=21, last=np.array(11), **weights)
+    x = 1 + draw(48, 12, 5) / 4
+    config = {"activation_bits": 32, "weight_bits": 4, "first_last_bits": 4, "block_size": "column"}
+    reports = [quantize(model, x, QuantizeConfig(reconstruct=each, **config)).report for each in (True, False)]
+    assert find_sqnr(reports[0], "it") > find_sqnr(reports[1], "it") + 2
+    assert not reports[0].in_float and not reports[0].left_out
+
+
+def test_the_weights_of_new_values_of_a_gru_are_solved_on_the_states_that_its_reset_gate_lets_through(build, draw, run):
+    text = """g (float[6, 2, 3] x, float[2, 2, 5] h) => (float[6, 2, 2, 5] y) {
+        [it] y = GRU <hidden_size = 5, direction = "bidirectional"> (x, w, r, b, , h)
+    }"""
+    weights = {"w": draw(2, 15, 3), "r": draw(2, 15, 5), "b": draw(2, 30)}
+    model, feeds = build(text, **weights), {"x": draw(6, 2, 3), "h": draw(2, 2, 5)}
+    (layer,) = make_scheme(model).recurrent
+    own = _Cell(layer, Index(model.graph))
+    feeds["y"] = run(model, *feeds.values())[0]
+    before = torch.from_numpy(own._shift(feeds, np.array([6, 6])))
+    passed = before * own._open_reset_gate(torch.from_numpy(feeds["x"])[None], before)
+
+    def gate(source, states, rows):  # of each direction, by the definition
+        b = np.split(weights["b"], 2, axis=1)
+        sums = [source @ weights["w"][d, rows].T + states[d] @ weights["r"][d, rows].T for d in range(2)]
+        return np.stack(sums) + (b[0] + b[1])[:, None, None, rows]
+
+    update = 1 / (1 + np.exp(-gate(feeds["x"], before.numpy(), slice(0, 5))))
+    new = np.tanh(gate(feeds["x"], passed.numpy(), slice(10, 15)))
+    y = (1 - update) * new + update * before.numpy()
+    np.testing.assert_allclose(y.swapaxes(0, 1), feeds["y"], atol=1e-5)
+
+
+def test_a_gru_with_another_gate_has_its_new_values_rounded(build, draw, run):
+    text = """g (float[6, 2, 3] x) => (float[6, 1, 2, 5] y) {
+        [it] y = GRU <hidden_size = 5, activations = ["HardSigmoid", "Tanh"]> (x, w, r)
+    }"""
+    model, x = build(text, w=draw(1, 15, 3), r=draw(1, 15, 5)), draw(6, 2, 3)
+    (layer,) = make_scheme(model).recurrent
+    own = _Cell(layer, Index(model.graph))
+    own.add({"x": x, "y": run(model, x)[0]}, np.array([False, True]), None)
+    assert [each.solve(1) is None for each in own.states] == [False, True]
+    rounded, solved = own.make_params(), own.solve(1)
+    np.testing.assert_array_equal(rounded.states.integers[:, 10:], solved.states.integers[:, 10:])
 
 
 @pytest.fixture
@@ -98,7 +152,7 @@ def lstm(build, draw):
     }"""
     model = build(text, w=draw(2, 20, 3), r=draw(2, 20, 5))
     (layer,) = make_scheme(model, dynamic=True, requirements=Requirements(recurrent=True)).recurrent
-    return model, _Lstm(layer, Index(model.graph))
+    return model, _Cell(layer, Index(model.graph))
 
 
 def test_states_are_those_in_front_of_each_step(lstm, draw, run):
@@ -116,7 +170,7 @@ def test_steps_behind_the_end_of_a_sequence_are_not_read(lstm, draw, run):
     feeds = {"x": draw(4, 2, 3), "n": np.array([4, 2], np.int32), "h": draw(2, 2, 5)}
     feeds["y"] = run(model, *feeds.values())[0]
     own.add(feeds, np.array([False, True]), None)
-    columns = [[total.columns for total in sums.sums] for sums in (own.inputs, own.states)]
+    columns = [[total.columns for total in sums.sums] for sums in (own.inputs, *own.states)]
     assert columns == [[4, 2], [4, 2]]  # of the sample that is fitted, and of the one held out
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..dynamic import find_rows
+from ..dynamic_lstm import is_dynamic, scales_of
 from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
-from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE
+from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE, RECURRENT
 from ..packed import GROUP_INDEX, Packing, is_packed, read_packing, read_zero_points
-from ..recurrent import INPUT, STATES, WEIGHT, is_recurrent, scales_of
+from ..recurrent import INPUT, STATES, WEIGHT, find_scale, find_stored, input_of
 from ..values import read_values
 from .integers import element_type, is_linear
 
@@ -61,7 +62,7 @@ class QuantizedLayer:
 
     source, entries, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
     asked for. packing: how a MatMulNBits has them; None for others. scale: of a shape that broadcasts to the weight's,
-    as the zero point is. axis: of the output channels. others: what an LSTM reads beside its input, in float.
+    as the zero point is. axis: of the output channels. others: what a recurrent layer reads beside its input, in float.
     """
 
     name: str
@@ -106,7 +107,8 @@ def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     """The layers whose weight is stored as integers, in graph order.
 
     They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, each MatMulNBits of
-    a constant, each DynamicQuantizeLSTM, of whose weights the one of its input is read, and each MatMulInteger of a
+    a constant, each DynamicQuantizeLSTM, and each recurrent layer of
+    integers times scales, of whose weights the one of its input is read, and each MatMulInteger of a
     constant and of what a DynamicQuantizeLinear gives, as far as the product with both scales.
     """
     return find_layers(model.graph, Index(model.graph))
@@ -121,7 +123,7 @@ def find_layers(graph: GraphProto, index: Index) -> tuple[QuantizedLayer, ...]:
 def _read(index: Index, node: NodeProto) -> QuantizedLayer | None:
     if is_packed(node):
         return _read_packed(index, node)
-    if is_recurrent(node):
+    if is_dynamic(node) or is_op(node, *RECURRENT):
         return _read_recurrent(index, node)
     return _read_dynamic(index, node) if is_op(node, INTEGER_PRODUCT) else _read_layer(index, node)
 
@@ -182,8 +184,9 @@ def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
 
 
 def _read_recurrent(index: Index, node: NodeProto) -> QuantizedLayer | None:
-    weight = index.initializers.get(node.input[WEIGHT])
-    grid = None if weight is None else scales_of(index, node, weight)
+    name, dynamic = input_of(node, WEIGHT), is_dynamic(node)
+    weight = index.initializers.get(name) if dynamic else find_stored(index, name)
+    grid = None if weight is None else scales_of(index, node, weight) if dynamic else find_scale(index, name)
     if weight is None or grid is None:
         return None
     output = next(filter(None, node.output))
@@ -195,11 +198,11 @@ def _read_recurrent(index: Index, node: NodeProto) -> QuantizedLayer | None:
         entries=(node.name,),
         output=output,
         weight=weight,
-        zero_point=grid[1],
+        zero_point=grid[1] if dynamic else None,
         scale=grid[0].astype(np.float32),
-        axis=2,
-        weight_bits=8,
-        activation_bits=8,
+        axis=2 if dynamic else 1,
+        weight_bits=WEIGHT_BITS.get(weight.data_type, 8),
+        activation_bits=8 if dynamic else FLOAT_BITS,
         grid=None,
         others=tuple(name for name in read if constant(index, name) is None),
     )
