@@ -44,16 +44,13 @@ def list_float_weights(model: ModelProto, quantized: Collection[str]) -> tuple[F
     found = []
     counted: set[int] = set()
     for node, weights, constants, inside in _walk(model.graph, {}, ""):
-        if not inside and node.name in quantized:
+        if node.name in quantized:
             continue
         own = [tensor for tensor in weights if id(tensor) not in counted]
         counted.update(map(id, own))
         name = node.name or next(filter(None, node.output), node.op_type)
         op = f"{node.op_type} of {node.domain}" if node.domain else node.op_type
-        reason = (
-            f"inside the body of {inside}, which is not quantized" if inside else _explain(node, weights, constants)
-        )
-        found.append(FloatWeight(name, op, reason, sum(map(held_bytes, own))))
+        found.append(FloatWeight(name, op, _explain(node, weights, constants, inside), sum(map(held_bytes, own))))
     return tuple(found)
 
 
@@ -93,7 +90,9 @@ def _weights_of(node: NodeProto, constants: Mapping[str, TensorProto]) -> list[T
     return [tensor for tensor in floats if held_bytes(tensor) >= LEAST_BYTES]
 
 
-def _explain(node: NodeProto, weights: list[TensorProto], constants: Mapping[str, TensorProto]) -> str:
+def _explain(
+    node: NodeProto, weights: list[TensorProto], constants: Mapping[str, TensorProto], inside: str = ""
+) -> str:
     if node.domain == ORT_DOMAIN and node.op_type in PACKED_WEIGHTS:
         return "its weight is quantized already, and stays as it is"
     if node.domain == ORT_DOMAIN and node.op_type in ROTARY:
@@ -111,7 +110,7 @@ def _explain(node: NodeProto, weights: list[TensorProto], constants: Mapping[str
     if is_op(node, "Einsum"):
         return f"its equation, {attribute_of(node, 'equation', b'').decode()}, is no product of a matrix"
     if is_op(node, *LAYERS):
-        return _explain_layer(node, constants)
+        return _explain_layer(node, constants, inside)
     return "a layer without an integer kernel" if is_op(node, "DeformConv") else OTHER_CONSTANT
 
 
@@ -121,7 +120,7 @@ def _explain_table(table: TensorProto) -> str:
     return "a table that is not looked up by row alone, or that the settings leave in float"
 
 
-def _explain_layer(node: NodeProto, constants: Mapping[str, TensorProto]) -> str:
+def _explain_layer(node: NodeProto, constants: Mapping[str, TensorProto], inside: str) -> str:
     if node.input[1] not in constants:
         if is_op(node, *CONVOLUTIONS):
             return "its weight is computed, not stored"
@@ -130,4 +129,6 @@ def _explain_layer(node: NodeProto, constants: Mapping[str, TensorProto]) -> str
         return f"its weight has {len(constants[node.input[1]].dims)} dimensions, where a layer has a matrix"
     if is_op(node, "Gemm") and attribute_of(node, "transA", 0):
         return "it transposes its input"
+    if inside:
+        return f"inside the body of {inside}, which stays in float"
     return "its bias is computed, or no value for each output channel"

@@ -61,14 +61,17 @@ def test_weights_of_other_types_domains_and_recurrent_layers_have_reasons_of_the
     assert [each.bytes for each in list_float_weights(model, ())][-2:] == [4 * 54, 0]  # one weight of both
 
 
-def test_layers_inside_bodies_are_listed_with_the_node_that_has_them(build, draw):
+def test_layers_inside_bodies_are_listed_with_the_node_that_has_them_where_nothing_else_keeps_them_float(build, draw):
     model = build(
         "g (float[N, 4] x, bool flag) => (float[N, 3] y) { [which] y = If (flag) <"
-        " then_branch = yes () => (float[N, 3] p) { [inner] p = MatMul (x, w) },"
-        " else_branch = no () => (float[N, 3] q) { q = Relu (x) } > }",
-        w=draw(4, 3),
-    )
-    assert reasons(model, "inner") == {"inner": "inside the body of If which, which is not quantized"}
+        " then_branch = yes () => (float[N, 3] p) { [inner] h = MatMul (x, w) [stack] p = MatMul (h, s) },"
+        " else_branch = no () => (float[N, 3] q) { [other] h = MatMul (x, w) q = Relu (h) } > }",
+        w=draw(4, 3), s=draw(1, 3, 3),
+    )  # fmt: skip
+    assert reasons(model, "other") == {
+        "inner": "inside the body of If which, which stays in float",
+        "stack": "its weight has 3 dimensions, where a layer has a matrix",
+    }
 
 
 def test_what_holds_most_weights_is_named_where_no_layer_is_left(build, draw):

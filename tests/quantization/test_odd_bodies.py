@@ -1,0 +1,71 @@
+"""Odd bodies of If, Loop and Scan: quantized, or left in float with a reason, and never computed wrong."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from onnxcalib import OnnxCalibError, OnnxCalibWarning, QuantizeConfig, quantize
+from onnxcalib.quantization import placement
+from tests.quantization.odd_bodies import ODD, SAMPLES
+
+LEVELS = onnxruntime.GraphOptimizationLevel.__members__.values()
+LEAST_SQNR = 30  # dB
+
+
+@pytest.fixture(autouse=True)
+def _without_trials(monkeypatch):
+    """Half of the time of so small a model goes into the trial of what 256 levels can hold."""
+    monkeypatch.setattr(placement, "find_coarse_inputs", lambda *given, **more: {})
+
+
+def quantize_odd(odd, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OnnxCalibWarning)  # of few samples, and of a file that did not become smaller
+        return quantize(odd.build(), odd.samples(), QuantizeConfig(threads=1, reconstruct=False, **settings))
+
+
+def run_all(model, odd, level):
+    """What onnxruntime gives on each sample, output by output."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level, options.intra_op_num_threads, options.log_severity_level = level, 1, 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    samples = odd.samples()
+    runs = (session.run(None, {name: v[i : i + 1] for name, v in samples.items()}) for i in range(SAMPLES))
+    return list(zip(*runs, strict=True))
+
+
+def check_file(model, odd, least=LEAST_SQNR):
+    """onnx's checker takes the file, and onnxruntime gives the float model's outputs at every level of optimization."""
+    onnx.checker.check_model(model, full_check=True)
+    wanted = run_all(odd.build(), odd, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    for level in LEVELS:
+        for one, other in zip(wanted, run_all(model, odd, level), strict=True):
+            assert [np.shape(value) for value in one] == [np.shape(value) for value in other], level
+            one, other = (
+                np.concatenate([np.ravel(value) for value in each]).astype(np.float64) for each in (one, other)
+            )
+            error = np.square(one - other).sum()
+            assert error == 0 or 10 * np.log10(np.square(one).sum() / error) > least, level
+
+
+@pytest.mark.parametrize("name", [name for name, odd in ODD.items() if not odd.refused])
+def test_layers_of_bodies_are_quantized_or_left_in_float_with_a_reason(name):
+    odd = ODD[name]
+    result = quantize_odd(odd)
+    found = [layer.name for layer in result.report.layers]
+    assert len(found) == len(odd.quantized) and {*odd.quantized} - {"*"} <= {*found}
+    left = {record.name: record.reason for record in result.report.in_float}
+    for layer, reason in odd.left.items():
+        assert reason in left[layer]
+    check_file(result.model, odd)
+
+
+@pytest.mark.parametrize("name", [name for name, odd in ODD.items() if odd.refused])
+def test_a_model_without_a_layer_to_quantize_is_refused_with_the_reasons_of_its_bodies(name):
+    with pytest.raises(OnnxCalibError, match=ODD[name].refused):
+        quantize_odd(ODD[name])
