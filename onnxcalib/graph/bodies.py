@@ -135,14 +135,19 @@ def put_in_place(model: ModelProto, position: int, attribute: str) -> None:
 def hoist_constants(model: ModelProto, body: GraphProto, taken: set[str]) -> None:
     """Move a body's large constants to the model's own graph, once for equal values. taken: names of tensors.
 
-    Scales and zero points stay: each belongs to one QuantizeLinear or DequantizeLinear (see ``emit``).
+    Scales and zero points stay: each belongs to one QuantizeLinear or DequantizeLinear (see ``emit``). So do integers
+    that a MatMul of floats multiplies by: onnxruntime 1.32 makes a MatMulNBits of it, and then looks for them in the
+    body alone (TransposeDQWeightsForMatMulNBits), without which it does not load the file.
     """
     stored: dict[str, str] | None = None
     for graph in all_graphs(body):
         grids = {name for node in all_nodes(graph) if node.op_type in (QUANTIZE, DEQUANTIZE) for name in node.input[1:]}
         moved: dict[str, str] = {}
+        bound = _weights_alone(graph)
         for position in reversed(range(len(graph.initializer))):
             tensor = graph.initializer[position]
+            if tensor.name in bound and not is_outside(tensor):
+                continue
             small = held_bytes(tensor) < LEAST_SHARED_BYTES or tensor.name in grids
             if tensor.data_type == TensorProto.STRING or (small and not is_outside(tensor)):
                 continue
@@ -156,6 +161,13 @@ def hoist_constants(model: ModelProto, body: GraphProto, taken: set[str]) -> Non
                 moved[tensor.name] = stored[found]
             del graph.initializer[position]
         _rename_reads(graph, moved)
+
+
+def _weights_alone(graph: GraphProto) -> set[str]:
+    """Constants that a DequantizeLinear makes the one operand on a grid of a MatMul."""
+    made = {node.output[0]: node.input[0] for node in graph.node if is_op(node, DEQUANTIZE)}
+    products = (node for node in graph.node if is_op(node, "MatMul"))
+    return {made[name] for node in products for name in node.input if name in made and not made.keys() >= {*node.input}}
 
 
 def drop_unread(model: ModelProto) -> None:

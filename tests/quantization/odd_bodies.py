@@ -106,6 +106,15 @@ ODD = {
         ("one", "two"),
         {"w": (8, 8)},
     ),
+    "a large weight of both branches": Odd(
+        """m (float[1, 40] x) => (float[1, 40] y) { top = ReduceMax <keepdims = 0> (x) c = Greater (top, high)
+            y = If (c) <then_branch = a () => (float[1, 40] p) { [one] h = MatMul (x, w) p = Relu (h) },
+                else_branch = b () => (float[1, 40] q) { n = Neg (x) [two] q = MatMul (n, w) }> }""",
+        ("one", "two"),
+        {"w": (40, 40)},
+        {"high": np.float32(2.1)},
+        shape=(40,),
+    ),
     "a weight of a layer outside and of one inside": Odd(
         f"""m ({ROW} x) => ({ROW} y) {{ {SIGN} [outside] s = MatMul (x, w) r = Tanh (s)
             y = If (c) <then_branch = a () => ({ROW} p) {{ [one] p = MatMul (r, w) }},
@@ -359,7 +368,7 @@ ODD = {
             y = If (c) <then_branch = a () => (float[3, 1, 1, 4] p) { [one] h = MatMul (t, k)
                     p, g, i = LSTM <hidden_size = 4> (h, v, w) },
                 else_branch = b () => (float[3, 1, 1, 4] q) { q, e, f = LSTM <hidden_size = 4> (t, v, w) }> }""",
-        ("one",),
+        ("one", "*", "*"),
         {"k": (8, 8), "v": (1, 16, 8), "w": (1, 16, 4)},
         shape=(3, 8),
     ),

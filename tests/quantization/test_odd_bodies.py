@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from onnxcalib import OnnxCalibError, OnnxCalibWarning, QuantizeConfig, quantize
+from onnxcalib.graph.passes.unsigned_weights import unsign_weights
 from onnxcalib.quantization import placement
 from tests.quantization.odd_bodies import ODD, SAMPLES
 
@@ -63,6 +64,22 @@ def test_layers_of_bodies_are_quantized_or_left_in_float_with_a_reason(name):
     for layer, reason in odd.left.items():
         assert reason in left[layer]
     check_file(result.model, odd)
+
+
+@pytest.mark.parametrize("settings", [{"weight_bits": 8}, {"weight_bits": 4}, {"encoding": "matmulnbits"}])
+def test_weights_alone_of_several_bodies_are_where_onnxruntime_looks_for_them(settings):
+    """onnxruntime 1.32 loads no DequantizeLinear in front of a MatMul in a body whose integers are outside."""
+    odd = ODD["a large weight of both branches"]
+    model = quantize_odd(odd, activation_bits=32, **settings).model
+    check_file(model, odd, 30 if "weight_bits" not in settings or settings["weight_bits"] == 8 else 15)
+
+
+def test_unsigned_weights_of_bodies_give_the_same_outputs():
+    """As a processor without VNNI runs them: in sums of two unsigned integers nothing saturates."""
+    for name in ("a large weight of both branches", "an If in a Loop in an If"):
+        model = quantize_odd(ODD[name], weight_range="full").model
+        assert unsign_weights(model) is not model
+        check_file(unsign_weights(model), ODD[name])
 
 
 @pytest.mark.parametrize("name", [name for name, odd in ODD.items() if odd.refused])
