@@ -25,7 +25,7 @@ from onnxcalib.errors import spell_value
 from onnxcalib.values import LONGEST, NUMBER
 
 SAMPLES_HELP = (
-    "a folder of images, .npy or .npz, one .npz or .npy, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
+    "a folder of images, one or a folder of .wav, .npy or .npz, texts (.txt, .csv, .tsv, .jsonl), or ONNX test data."
 )
 FLAG = ""  # metavar of an option without a value; without it the help shows <bool>
 Config = Annotated[Path | None, typer.Option(help="TOML file with any of the settings; options win.")]

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 from onnx import ModelProto, numpy_helper, parser
 from PIL import Image
+from scipy.io import wavfile
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 CLASSIFIER = """
@@ -128,6 +129,10 @@ def write_clips_and_tracker(folder: Path) -> None:
         "head": rng.normal(size=(16, 4)),
     }
     onnx.save(build(TRACKER, **weights), folder / "tracker.onnx")
+    wide = {**weights, "wx": rng.normal(size=(12, 16)) / 4}
+    onnx.save(build(TRACKER.replace("8] x", "12] x"), **wide), folder / "listener.onnx")
+    (folder / "speech").mkdir()
+    wavfile.write(folder / "speech/clip.wav", 8000, rng.normal(scale=0.1, size=200).astype(np.float32))
     (folder / "clips").mkdir()
     for number in range(4):
         np.savez(folder / f"clips/{number}.npz", x=rng.normal(size=(20, 8)).astype(np.float32))

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # A report holds what a file was told of its target's rules.
     "report": ({"errors", "stepwise", "targets"}, set()),
     "verdict": ({"report", "stepwise", "targets"}, set()),
-    "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers"}),
+    "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers", "scipy"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
     "graph.inspect": ({"graph", "spec", "errors"}, {"numpy", "onnx"}),

@@ -5,7 +5,7 @@ The pydantic fields are the only source: the options of the command line and the
 
 from ..spec import FLOAT_BITS
 from .candidates import ALONE, CANDIDATES, CandidateName
-from .data import HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
+from .data import AUDIO_SETTINGS, HOLD_OUT_FROM, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from .describe import Setting, list_settings
 from .effort import EFFORTS, Effort
 from .expressions import match_whole
@@ -25,6 +25,7 @@ from .validate import ValidateConfig
 
 __all__ = [
     "ALONE",
+    "AUDIO_SETTINGS",
     "BUDGETS",
     "CANDIDATES",
     "COLUMN",

@@ -30,6 +30,7 @@ MOST_TOKENS = 2**20  # tokens of a text: the longest contexts of language models
 MOST_PIXELS = 178_956_970  # of an image: more are refused by Pillow
 # Below so many samples those held out would be missed where they are used, and would say little where they are not.
 HOLD_OUT_FROM = 64
+MOST_RATE, MOST_WINDOW = 10**6, 2**24  # of audio: values a second, and of a step
 MOST_NAME = 1_000  # characters of a column's name
 _LEAST_SIZE, _MOST_SIZE, SIZES = 1e3, 1e12, "from 1KB to 1000GB"  # of files and lines
 
@@ -209,6 +210,24 @@ class DataConfig(Settings):
         ),
         Option(SEQUENCES, metavar="0|1"),
     ] = 0
+    sample_rate: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=MOST_RATE)] | None,
+        Field(description="Values a second that the model takes of audio; files of another rate are resampled."),
+        Option(SEQUENCES, metavar="HZ", unset="that of the files"),
+    ] = None
+    window: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=MOST_WINDOW)] | None,
+        Field(description="Values of audio that the model reads in a step, those of earlier steps included."),
+        Option(SEQUENCES, unset="what the model fixes"),
+    ] = None
+    hop: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=MOST_WINDOW)] | None,
+        Field(
+            description="Values of audio from one window to the next; a larger window has earlier ones in front, zeros"
+            " at the start."
+        ),
+        Option(SEQUENCES, unset="the window"),
+    ] = None
     shape: Annotated[
         tuple[str, ...],
         BeforeValidator(split_shapes),
@@ -320,6 +339,14 @@ class DataConfig(Settings):
             raise ValueError("is for sequences of models with states; give state too")
         return value
 
+    @field_validator("hop")
+    @classmethod
+    def _check_hop(cls, value: int | None, info: ValidationInfo) -> int | None:
+        window = info.data.get("window")
+        if value and window and value > window:
+            raise ValueError(f"is larger than the window of {window}, so that some values are never read; lower it")
+        return value
+
     @field_validator("text_column")
     @classmethod
     def _check_columns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -330,6 +357,7 @@ class DataConfig(Settings):
 
 # Fields of DataConfig by the kind of samples that they are for.
 TEXT_SETTINGS = ("tokenizer", "text_column", "pairs", "max_length", "sequence_length")
+AUDIO_SETTINGS = ("sample_rate", "window", "hop")
 IMAGE_SETTINGS = (
     "pixel_range", "mean", "std", "resize", "crop", "letterbox", "fill", "multiple_of", "interpolation", "layout",
     "channels",

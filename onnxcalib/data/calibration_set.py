@@ -20,7 +20,7 @@ from ..progress import track
 from ..spec import InputSpec, spell_shape
 from .checked import CheckedSamples, check_part, share_batch, unpack_part
 from .padding import trim_padding
-from .remarks import find_unused, tell_normalization, tell_padding, tell_parts, tell_sequences
+from .remarks import find_unused, tell_audio, tell_normalization, tell_padding, tell_parts, tell_sequences
 from .room import Room
 from .scan import hold_images, scan_values
 from .sources import open_parts
@@ -312,18 +312,15 @@ def _collect(
     warnings += find_unused(config, checked[0], where)
     lengths = list_lengths(checked)
     normalization, chosen = tell_normalization(config, checked[0], where)
-    if not chosen:
-        warnings += normalization
+    notes = normalization if chosen else []
+    warnings += [] if chosen else normalization
     return CalibrationSet(
         inputs,
         checked,
         samples=used,
         fixed_batch=fixed_batch,
         warnings=(*warnings, *scan_values(checked, inputs, used)),
-        notes=(
-            *(normalization if chosen else ()),
-            *([tell_sequences(where, checked, lengths)] if stepwise else ()),
-        ),
+        notes=(*notes, *tell_audio(where, checked), *tell_sequences(where, checked, lengths)),
         folder=path if path and os.path.isdir(path) else None,
         available=available,
         sequences=np.repeat(np.arange(len(lengths)), lengths) if stepwise else None,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..config import IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
+from ..config import AUDIO_SETTINGS, IMAGE_SETTINGS, TEXT_SETTINGS, UNIT, DataConfig
 from ..spec import InputSpec
+from .audio import Windows
 from .checked import CheckedSamples, tell_one_sample
 from .padding import MASK
 from .scan import hold_images
@@ -61,15 +62,34 @@ def find_unused(config: DataConfig, part: CheckedSamples, where: str) -> list[st
     notes = []
     if given.intersection(IMAGE_SETTINGS) and not hold_images(part):
         notes.append(f"{where}: mean, std, sizes and layout are for image files; these samples are used as they are")
+    if given.intersection(AUDIO_SETTINGS) and not tell_audio(where, [part]):
+        notes.append(f"{where}: sample_rate, window and hop are for audio files; these samples are used as they are")
     if given.intersection(TEXT_SETTINGS) and part.part.texts is None:
         notes.append(f"{where}: tokenizer, columns and lengths are for texts; these samples are used as they are")
     return notes
 
 
-def tell_sequences(where: str, checked: Sequence[CheckedSamples], lengths: Sequence[int]) -> str:
-    """How many sequences there are, and whether the files of a folder are the steps of one."""
+def tell_audio(where: str, checked: Sequence[CheckedSamples]) -> list[str]:
+    """A line on how audio files became windows, and at which rate; none for other samples."""
+    for array in checked[0].part.arrays.values():
+        windows = getattr(array, "source", array)
+        if isinstance(windows, Windows):
+            rate, found = windows.files.rate, sorted(windows.files.found)
+            others = [f"{each:,}" for each in found if each != rate]
+            resampled = f", resampled from {' and '.join(others)} Hz" if others else ""
+            early = windows.shape[-1] - windows.hop
+            front = f", the first behind {early} zeros" if early else ""
+            size = f"windows of {windows.shape[-1]} values, {windows.hop} new ones in each"
+            return [f"{where}: audio at {rate:,} Hz{resampled}: {size}{front}"]
+    return []
+
+
+def tell_sequences(where: str, checked: Sequence[CheckedSamples], lengths: Sequence[int]) -> list[str]:
+    """A line on the sequences, and whether the files of a folder are the steps of one; none for other samples."""
+    if not lengths:
+        return []
     least, most = min(lengths), max(lengths)
     count = f"{len(lengths)} sequences" if len(lengths) > 1 else "1 sequence"
     steps = f"{least}" if least == most else f"{least} to {most}"
     files = ", the files of a folder in natural order" if any(part.part.sequence for part in checked) else ""
-    return f"{where}: {count} of {steps} steps{files}"
+    return [f"{where}: {count} of {steps} steps{files}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -12,15 +12,17 @@ from ..config import DataConfig
 from ..errors import DataError
 from ..files.reading import is_folder
 from ..spec import InputSpec
-from . import arrays, images, iterables, tensors, textfiles, tokenized
+from . import arrays, audio, images, iterables, tensors, textfiles, tokenized
 from .arrays import Part
 from .listing import list_folder, natural_order
 from .room import Room
 from .steps import as_steps
 
-KINDS = "images (png, jpg, jpeg, bmp, webp), .npy or .npz"
-SEQUENCES = "one .npz or .npy, or a folder: of these, each a sequence, or of sub-folders with the steps of one as files"
-FILES = "one .npz or .npy, or texts (txt, csv, tsv, jsonl)"
+KINDS = "images (png, jpg, jpeg, bmp, webp), .wav, .npy or .npz"
+SEQUENCES = (
+    "one .npz, .npy or .wav, or a folder: of these, each a sequence, or of sub-folders whose files are steps of one"
+)
+FILES = "one .npz, .npy or .wav, or texts (txt, csv, tsv, jsonl)"
 
 
 def open_parts(
@@ -48,9 +50,9 @@ def open_parts(
     suffix = path.suffix.lower()
     if suffix in textfiles.SUFFIXES:
         return iter([tokenized.open_texts(path, inputs, config, limit)])
-    if suffix not in (".npy", ".npz"):
+    if suffix not in (".npy", ".npz", audio.SUFFIX):
         raise DataError(f"{path}: not a file of samples; give a folder of {KINDS}, {FILES}")
-    return iter([_open_file(path, inputs)])
+    return _open_file(path, inputs, config)
 
 
 def _open_sequences(
@@ -64,9 +66,9 @@ def _open_sequences(
         return iterables.spool_items(iterables.Items(source), inputs, room.folder, limit, axis)
     path = Path(source)
     if source == "" or not is_folder(path, DataError, give=f"give {SEQUENCES}"):
-        if path.suffix.lower() not in (".npy", ".npz"):
+        if path.suffix.lower() not in (".npy", ".npz", audio.SUFFIX):
             raise DataError(f"{path}: not a file of sequences; give {SEQUENCES}")
-        return iter([as_steps(_open_file(path, inputs), inputs, axis, room)])
+        return (as_steps(part, inputs, axis, room) for part in _open_file(path, inputs, config))
     entries = [entry for entry in list_folder(path, give=f"give {SEQUENCES}") if not _lists_labels(entry)]
     folders = natural_order(entry for entry in entries if is_folder(entry, DataError, give="take it out of the folder"))
     if len(folders) < len(entries) or not folders:
@@ -80,23 +82,25 @@ def _open_sequences(
 
 def _open_steps(
     folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig, room: Room, *, whole: bool
-) -> list[Part]:
+) -> Iterable[Part]:
     """The files of a folder in natural order: steps of one sequence if that is so for the ``whole`` folder.
 
-    Otherwise each is a sequence where any has several steps.
+    Otherwise each is a sequence where any has several steps, and each of audio is.
     """
-    found = [
-        as_steps(part, inputs, config.sequence_axis, room)
-        for part in _open_files(folder, natural_order(entries), inputs, config)
-    ]
+    parts = _open_files(folder, natural_order(entries), inputs, config)
+    if entries[0].suffix.lower() == audio.SUFFIX:  # a recording is no step
+        return (as_steps(part, inputs, 0) for part in parts)
+    found = [as_steps(part, inputs, config.sequence_axis, room) for part in parts]
     if whole and max(len(part.lengths) for part in found) > 1:
         raise DataError(f"{folder}: found a file of several sequences; a sub-folder is one sequence; move it up")
     together = whole or all(part.lengths == (1,) for part in found)
     return [replace(part, sequence=str(folder)) for part in found] if together else found
 
 
-def _open_file(path: Path, inputs: Sequence[InputSpec]) -> Part:
-    return arrays.open_npz(path, inputs) if path.suffix.lower() == ".npz" else arrays.open_npy_file(path, inputs)
+def _open_file(path: Path, inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:
+    if path.suffix.lower() == audio.SUFFIX:
+        return audio.open_audio([path], inputs, config)
+    return iter([(arrays.open_npz if path.suffix.lower() == ".npz" else arrays.open_npy_file)(path, inputs)])
 
 
 def _open_folder(folder: Path, inputs: Sequence[InputSpec], config: DataConfig, room: Room) -> Iterator[Part]:
@@ -143,11 +147,13 @@ def _open_files(
     folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig
 ) -> Iterator[Part]:
     suffix = _agree_on_suffix(folder, entries)
+    if suffix == audio.SUFFIX:
+        return audio.open_audio(entries, inputs, config)
     if suffix in images.SUFFIXES:
         return images.open_images(entries, [spec for spec in inputs if not spec.state], config)
     if suffix == ".npy" and sum(not spec.state for spec in inputs) > 1:
         return iter([arrays.open_npy_set(entries, inputs)])
-    return (_open_file(entry, inputs) for entry in entries)
+    return (part for entry in entries for part in _open_file(entry, inputs, config))
 
 
 def _lists_labels(entry: Path) -> bool:
@@ -159,7 +165,7 @@ def _agree_on_suffix(folder: Path, entries: Sequence[Path]) -> str:
     kinds: dict[str, Path] = {}
     for entry in entries:
         suffix = entry.suffix.lower()
-        known = suffix in (".npy", ".npz", *images.SUFFIXES)
+        known = suffix in (".npy", ".npz", audio.SUFFIX, *images.SUFFIXES)
         if is_folder(entry, DataError, give="take it out of the folder") or not known:
             raise DataError(f"{entry}: not a file of samples; the folder may hold {KINDS}, of one kind; move it away")
         kinds.setdefault("image" if suffix in images.SUFFIXES else suffix, entry)
