@@ -79,6 +79,8 @@ def _describe_contract(contract: ContractRecord, *, judged: bool) -> list[str]:
     lines = [f"kernel consistency: {text} ({contract.samples} samples)"] if text else []
     if contract.mismatched:
         lines.append(f"unlike scales or zero points in a Q/DQ pair: {name_some(contract.mismatched)}")
+    if contract.unread:
+        lines.append(f"not compared: {name_some(contract.unread)}")
     return lines
 
 

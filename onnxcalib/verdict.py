@@ -69,13 +69,15 @@ class ContractRecord:
 
     tensors: the integer tensors, those that differ most first. mismatched: tensors whose QuantizeLinear and
     DequantizeLinear have different scales or zero points. sqnr_db: SQNR of the whole model's float outputs, from the
-    mean of their relative errors; infinite where they are equal, None where there are none.
+    mean of their relative errors; infinite where they are equal, None where there are none. unread: bodies of If, Loop
+    and Scan whose tensors were not compared, with the reason.
     """
 
     samples: int
     tensors: tuple[StepsRecord, ...]
     mismatched: tuple[str, ...] = ()
     sqnr_db: float | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
@@ -33,19 +33,19 @@ class Body:
         return f"{self.owner}/{self.attribute}"
 
 
-def list_bodies(model: ModelProto) -> list[Body]:
-    """The bodies of the graph's own nodes that hold operators of layers, nested ones included, in graph order."""
+def holds_layers(graph: GraphProto) -> bool:
+    """Whether a body has operators that are layers where their weight is constant, which folding decides."""
+    return any(is_op(node, *LAYERS, *RECURRENT) for node in all_nodes(graph))
+
+
+def list_bodies(model: ModelProto, chosen: Callable[[GraphProto], bool] = holds_layers) -> list[Body]:
+    """The bodies of the graph's own nodes that are chosen, by what they or bodies in them hold, in graph order."""
     return [
         Body(node.name, node.op_type, attribute.name, tuple(_list_captured(attribute.g)))
         for node in model.graph.node
         for attribute in node.attribute
-        if attribute.type == BODY and is_op(node, "If", "Loop", "Scan") and holds_layers(attribute.g)
+        if attribute.type == BODY and is_op(node, "If", "Loop", "Scan") and chosen(attribute.g)
     ]
-
-
-def holds_layers(graph: GraphProto) -> bool:
-    """Whether a body has operators that are layers where their weight is constant, which folding decides."""
-    return any(is_op(node, *LAYERS, *RECURRENT) for node in all_nodes(graph))
 
 
 def find_graph(model: ModelProto, body: Body) -> GraphProto:

@@ -23,7 +23,8 @@ Read the files in the order of the work:
   them where these are few. ``parallel`` reconstructs blocks apart from each other, and ``spread`` gives them to
   workers. ``shares`` lets workers sum the moments of layers in order, each on some of the samples. Either way samples
   are ``carried`` to them.
-- ``bodies`` does all of this with the bodies of If, Loop and Scan, and ``placed_bodies`` has what became of them.
+- ``bodies`` does all of this with the bodies of If, Loop and Scan, on ``body_samples``, and ``placed_bodies`` has what
+  became of them.
   ``shared_weights`` are those that several graphs read.
 - ``distill`` trains weights alone by the outputs that are ``compared``, ``statistics`` and ``biases`` tune the whole
   model, and ``evaluate`` decides whether their results are kept. ``joined_runs`` compares small runs together.

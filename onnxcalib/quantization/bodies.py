@@ -11,21 +11,19 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto
 
 from ..config import DataConfig, QuantizeConfig
-from ..data import CalibrationSet, InputSpec, open_calibration
+from ..data import CalibrationSet
 from ..errors import DataError, ModelError
 from ..graph.bodies import Body, extract_body, find_graph, holds_layers, list_bodies, match_captured
-from ..graph.extract import infer_types
 from ..graph.index import all_nodes
 from ..graph.names import keep_selectors, resolve_names
 from ..graph.ops import LAYERS, RECURRENT
-from ..graph.shapes import recorded_shape
 from ..report import FloatRecord
-from ..runtime.bodies import ControlFlow, Values, tensor_type
+from ..runtime.bodies import tensor_type
 from ..runtime.store import Store
+from .body_samples import BodySamples
 from .in_float import list_in_float
 from .placed_bodies import FloatBody, QuantizedBody, place_bodies
 from .prepare import prepare
@@ -36,10 +34,6 @@ from .shared_weights import SharedWeights
 from .stages import Reconstruction, calibrate_ranges, emit_model
 from .stages import reconstruct_layers as reconstruct_outside
 from .verify import compare_layers
-
-# Runs of one body that it is made from: some of each sample's turns, where these are more. With 512, a sample of a
-# thousand turns costs no more than one without a loop.
-MOST_RUNS = 512
 
 
 def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
@@ -104,7 +98,9 @@ def _quantize(
         return
     with Store() as store:
         try:
-            captured = _Captured(prepared, around, chosen, store)
+            captured = BodySamples(
+                prepared.model, around, chosen, prepared.samples, store=store, threads=prepared.run.threads
+            )
         except ModelError as error:
             yield from ((body, _spell(error, body)) for body in chosen)
             return
@@ -112,7 +108,7 @@ def _quantize(
             yield body, _quantize_one(prepared, around, body, captured)
 
 
-def _quantize_one(prepared: Prepared, around: ModelProto, body: Body, captured: _Captured) -> _Result:
+def _quantize_one(prepared: Prepared, around: ModelProto, body: Body, captured: BodySamples) -> _Result:
     run = prepared.run.for_body(body.path, _settings(prepared, body))
     try:
         samples = captured.open(body)
@@ -201,74 +197,3 @@ def _settings(prepared: Prepared, body: Body) -> QuantizeConfig:
     own: dict[str, Any] = {"data": DataConfig(), "class_axis": (), "tensors": {}}
     own |= dict.fromkeys(("samples", "jobs", "scheduler"))
     return prepared.run.given.model_copy(update=own)
-
-
-class _Captured:
-    """What the bodies of one node read in runs of the model around it, on the samples of a run."""
-
-    def __init__(self, prepared: Prepared, around: ModelProto, bodies: Sequence[Body], store: Store) -> None:
-        """Raises ModelError where a run cannot be followed."""
-        self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
-        self._types = infer_types(prepared.model)
-        for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
-            self._types |= {v.name: ValueInfoProto(name=v.name) for v in find_graph(prepared.model, body).input}
-        flow = ControlFlow(prepared.model, around, bodies, threads=prepared.run.threads)
-        samples = prepared.samples
-        runs = samples.split(1)
-        most = max(1, MOST_RUNS // len(runs))
-        for number, run in enumerate(runs):
-            kept = keep_spread(flow.follow(samples.read(run)), most, number)
-            for attribute, values in kept:
-                self._keep(attribute, values)
-
-    def _keep(self, attribute: str, values: Values) -> None:
-        for name, value in values.items():
-            self._store.append(f"{attribute}/{name}", value)
-        self._runs[attribute] += 1
-
-    def open(self, body: Body) -> CalibrationSet:
-        """The samples of a body, each of which is one run of it. Raises DataError where there are none."""
-        count = self._runs[body.attribute]
-        if not count:
-            raise DataError("no sample runs it; it has nothing to be calibrated with")
-        names = [key.partition("/")[2] for key in self._store.names() if key.startswith(f"{body.attribute}/")]
-
-        def read(number: int) -> dict[str, np.ndarray]:
-            return {name: self._store.batch(f"{body.attribute}/{name}", number) for name in names}
-
-        specs = [self._describe(f"{body.attribute}/{name}", name, count) for name in names]
-        if not specs:
-            raise DataError("it reads nothing that changes; it gives the same outputs always")
-        return open_calibration((read(number) for number in range(count)), specs)
-
-    def _describe(self, key: str, name: str, count: int) -> InputSpec:
-        values = [self._store.batch(key, number) for number in range(count)]
-        shapes = {value.shape for value in values}
-        if len({len(shape) for shape in shapes}) > 1:
-            raise DataError(f"its input {name} has another number of axes from run to run")
-        known = self._types.get(name)
-        declared = None if known is None else recorded_shape(known)
-        rank = len(values[0].shape)
-        if declared is None or len(declared) != rank:
-            declared = (None,) * rank
-        sides = zip(declared, *shapes, strict=True)  # a side that the samples share may be another one in use
-        return InputSpec(name, values[0].dtype, tuple(a if {a} == {*b} else None for a, *b in sides), alone=True)
-
-
-def keep_spread(runs: Iterator[tuple[str, Any]], most: int, number: int) -> list[tuple[str, Any]]:
-    """About ``most`` of the runs of a sample, evenly spread; ``number``: of the sample, each of which begins elsewhere.
-
-    At most twice as many are in memory, however many there are.
-    """
-    kept: list[tuple[int, tuple[str, Any]]] = []
-    stride = 1
-    for turn, run in enumerate(runs):
-        if turn % stride == 0:
-            kept.append((turn, run))
-        if len(kept) > 2 * max(most, 8):
-            stride *= 2
-            kept = [each for each in kept if each[0] % stride == 0]
-    if len(kept) <= most:
-        return [run for _, run in kept]
-    phase = number * (5**0.5 - 1) / 2 % 1  # of the golden section, whose multiples lie evenly
-    return [kept[int((place + phase) * len(kept) / most)][1] for place in range(most)]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 import numpy as np
 from onnx import ModelProto
 
 from ..data import CalibrationSet
-from ..errors import CONTROLS
+from ..errors import CONTROLS, ModelError
 from ..graph.index import reads
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer
 from ..graph.passes.normalise import tidy
 from ..quantization.output_parts import Parts
 from ..runtime.store import Store
 from ..verdict import Explanation, LayerLoss
+from .bodies import pair_bodies
 from .pair import name_float_nodes, pair_layers
 from .reasons import find_reasons
 from .smoothed import write_smoothed
@@ -40,30 +43,73 @@ def explain(
 
     A layer has a quantized constant weight, or is a product of two activations. The float model has its inputs and its
     output under the same names; others are listed as unmatched. Layers have the names that ``quantize`` gives the float
-    layers. The first SAMPLES samples are used. parts: of the
-    outputs; each weighs as much as another output. Both models stay as they are. Raises ModelError.
+    layers. Bodies of If, Loop and Scan are compared as models of their own, on what they read in runs of the float
+    model. The first SAMPLES samples are used. parts: of the outputs; each weighs as much as another output. Both models
+    stay as they are. Raises ModelError.
     """
-    settings = _read_settings(quantized)
-    on_integers = settings.get("activation_bits") in (4, 8)
-    original, names = name_float_nodes(original, as_layers=bool(settings), on_integers=on_integers)
-    quantized = tidy(quantized)
-    write_smoothed(original, quantized, samples, SAMPLES, threads)
-    pairs, unmatched = pair_layers(original, quantized, names)
-    layers = [Measured(pair) for pair in pairs]
-    notes = _read_notes(quantized)
-    if not layers:
-        return Explanation(0, (), unmatched, notes)
-    with Store() as store:
-        survey = Survey(original, quantized, layers, store, threads, parts=parts)
-        done = survey.measure_layers(samples)
-        unmatched = (*unmatched, *survey.drop_unmeasured())
-        if fault := survey.measure_outputs():
+    settings, notes = _read_settings(quantized), _read_notes(quantized)
+    with ExitStack() as stack:
+        survey = _Surveys(settings, stack, threads)
+        survey.measure(original, quantized, samples, parts=parts)
+        if survey.faults:
             why = "some layers are ranked by the SQNR of their own output, as the graph behind them cannot be run alone"
-            notes = (*notes, f"{why}: {fault}")
-        limiting, solved = _choose_limiting(survey.layers), settings.get("reconstruct") is True
-        worse = [_find_worse(each, limiting, survey) if solved else None for each in limiting]
-        losses = tuple(_describe(each, survey, name) for each, name in zip(limiting, worse, strict=True))
-    return Explanation(done, losses, unmatched, notes)
+            notes = (*notes, f"{why}: {survey.faults[0]}")
+        if survey.inside:
+            notes = (*notes, "layers in bodies of If, Loop and Scan are ranked by the outputs of their body")
+        limiting, solved = _choose_limiting([*survey.of]), settings.get("reconstruct") is True
+        worse = [_find_worse(each, limiting, survey.of) if solved else None for each in limiting]
+        losses = tuple(_describe(each, survey.of[each], name) for each, name in zip(limiting, worse, strict=True))
+    return Explanation(survey.done, losses, tuple(survey.unmatched), notes)
+
+
+class _Surveys:
+    """What was measured of a model's graph and of its bodies.
+
+    of: each layer, with the survey that measured it. done: samples. unmatched: lines on what could not be measured.
+    faults: why outputs were not measured for some layers. inside: whether some layers are in bodies.
+    """
+
+    def __init__(self, settings: Mapping[str, object], stack: ExitStack, threads: int) -> None:
+        self._as_layers, self._stack, self._threads = bool(settings), stack, threads
+        self._on_integers = settings.get("activation_bits") in (4, 8)
+        self.of: dict[Measured, Survey] = {}
+        self.done, self.inside = 0, False
+        self.unmatched: list[str] = []
+        self.faults: list[str] = []
+
+    def measure(
+        self,
+        original: ModelProto,
+        quantized: ModelProto,
+        samples: CalibrationSet,
+        *,
+        parts: Parts | None = None,
+        path: str = "",
+    ) -> None:
+        """Measure the layers of a graph, and of its bodies on what these read in runs of the float model."""
+        original, names = name_float_nodes(original, as_layers=self._as_layers, on_integers=self._on_integers)
+        quantized, threads = tidy(quantized), self._threads
+        write_smoothed(original, quantized, samples, SAMPLES, threads)
+        pairs, unmatched = pair_layers(original, quantized, names)
+        self.unmatched += [path + line for line in unmatched]
+        layers = [Measured(pair) for pair in pairs]
+        if layers:
+            survey = Survey(original, quantized, layers, self._stack.enter_context(Store()), threads, parts=parts)
+            done = survey.measure_layers(samples)
+            self.unmatched += [path + line for line in survey.drop_unmeasured()]
+            self.faults += filter(None, [survey.measure_outputs()])
+            self.of |= dict.fromkeys(survey.layers, survey)
+            self.inside |= bool(path and survey.layers)
+            self.done = max(self.done, 0 if path else done)
+        for body in pair_bodies(original, quantized, samples, self._stack, threads=threads):
+            if isinstance(body, str):
+                self.unmatched.append(path + body)
+                continue
+            where = f"{path}{body.original.path}/"
+            try:
+                self.measure(body.original.model, body.quantized, body.original.samples, path=where)
+            except ModelError as error:
+                self.unmatched.append(f"{where.removesuffix('/')}: {error}")
 
 
 def _choose_limiting(layers: list[Measured]) -> list[Measured]:
@@ -98,16 +144,17 @@ def _read_settings(quantized: ModelProto) -> dict[str, object]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _find_worse(each: Measured, limiting: list[Measured], survey: Survey) -> str | None:
-    """The worst layer or product that a layer's input depends on, if that loses more than the layer."""
+def _find_worse(each: Measured, limiting: list[Measured], of: Mapping[Measured, Survey]) -> str | None:
+    """The worst layer or product of the graph that a layer's input depends on, if that loses more than the layer."""
     before: set[str] = set()
+    survey = of[each]
     waiting = [operand.source for operand in each.pair.layer.operands]
     while waiting:
         tensor = waiting.pop()
         if tensor not in before and tensor in survey.index.producer:
             waiting += reads(survey.index.producer[tensor])
         before.add(tensor)
-    worse = limiting[: limiting.index(each)]
+    worse = [other for other in limiting[: limiting.index(each)] if of[other] is survey]
     return next((other.pair.name or other.pair.layer.name for other in worse if other.pair.output in before), None)
 
 

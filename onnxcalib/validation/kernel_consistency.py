@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
+from ..errors import ModelError
 from ..graph.index import all_nodes, attribute_of
 from ..graph.inspect.integers import GIVEN, Integers, find_integers, find_mismatches, give_integers, open_at
 from ..graph.packed import is_packed
@@ -17,6 +19,7 @@ from ..numeric.metrics import Comparison, mean_sqnr
 from ..quantization.calibrate import batch_size
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
+from .bodies import open_bodies
 
 # Samples that are compared: a fault of a kernel shows in each of them, and without optimizations the model is slow.
 SAMPLES = 32
@@ -28,9 +31,30 @@ def check_consistency(quantized: ModelProto, samples: CalibrationSet, threads: i
     """Compute every integer tensor with graph optimizations off and on, each time from the same integers before it.
 
     Differences cannot spread that way: each comes from the operators between two integer tensors. How far they spread
-    together shows in the outputs of the whole model. Raises ModelError.
+    together shows in the outputs of the whole model. Bodies of If, Loop and Scan are compared as models of their own,
+    on what they read in runs of the quantized model. Raises ModelError.
     """
     model = tidy(quantized)
+    whole = _check_graph(model, samples, threads)
+    tensors, unread = list(whole.tensors), list[str]()
+    with ExitStack() as stack:
+        for body in open_bodies(model, samples, stack, threads=threads):
+            if isinstance(body, str):
+                unread.append(body)
+                continue
+            try:
+                inside = check_consistency(body.model, body.samples, threads)
+            except ModelError as error:
+                unread.append(f"{body.path}: {error}")
+            else:
+                tensors += [replace(each, tensor=f"{body.path}/{each.tensor}") for each in inside.tensors]
+                unread += [f"{body.path}/{line}" for line in inside.unread]
+    tensors.sort(key=_rank)
+    return replace(whole, tensors=tuple(tensors), unread=tuple(unread))
+
+
+def _check_graph(model: ModelProto, samples: CalibrationSet, threads: int) -> ContractRecord:
+    """Of the model's own graph, which is tidy, and of the outputs; mismatches are those of bodies too."""
     integers = find_integers(model)
     outputs = [value.name for value in model.graph.output]
     plain = Session(give_integers(model, integers), also=outputs, optimize=False, threads=threads)
@@ -81,7 +105,11 @@ def list_steps(integers: Sequence[Integers], differences: Sequence[Difference]) 
         StepsRecord(each.tensor, each.op, difference.steps, difference.moved / max(difference.values, 1))
         for each, difference in zip(integers, differences, strict=True)
     ]
-    return tuple(sorted(records, key=lambda record: (-record.steps, -record.share)))
+    return tuple(sorted(records, key=_rank))
+
+
+def _rank(record: StepsRecord) -> tuple[float, float]:
+    return -record.steps, -record.share
 
 
 class _Changes:

@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from ..graph.dynamic_lstm import DYNAMIC_LSTM
 from ..graph.edit import copy_model
 from ..graph.emit import PER_CHANNEL_OPSET
-from ..graph.index import Index, all_nodes, is_op, reads, subgraphs, walk_back
+from ..graph.index import Index, is_op, reads, walk_back
 from ..graph.inspect.integers import is_linear
 from ..graph.inspect.quantized_layers import (
     QuantizedLayer,
@@ -20,8 +20,9 @@ from ..graph.inspect.quantized_layers import (
 )
 from ..graph.ops import DYNAMIC_LAYERS, INTEGER_PRODUCT, LAYERS, PACKED_LAYERS, QLINEAR_LAYERS, RECURRENT
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
+from ..graph.passes.branches import take_branches
 from ..graph.passes.einsum import einsum_as_matmul
-from ..graph.passes.normalise import normalise, tidy
+from ..graph.passes.normalise import inline_functions, name_nodes, normalise, tidy
 from ..graph.passes.opset import opset_of
 from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.products import products_as_layers
@@ -64,6 +65,10 @@ def name_float_nodes(
     on_integers: in that model layers read integers, for which transposed convolutions are written as others.
     """
     tagged = copy_model(model)
+    inline_functions(tagged)
+    if as_layers:
+        name_nodes(tagged)  # as ``quantize`` does before it
+        take_branches(tagged)
     for number, node in enumerate(tagged.graph.node):
         node.doc_string = str(number)
     tidied = tidy(tagged)
@@ -189,9 +194,6 @@ def _explain_weighted(index: Index, graph: GraphProto) -> Iterator[tuple[NodePro
             fixed.update(node.output)
         if _weight_of(node) in fixed:
             yield node, _explain_unread(index, node)
-        for inner in (inner for body in subgraphs(node) for inner in all_nodes(body)):
-            if inner.op_type in WEIGHT_INPUTS:
-                yield inner, f"it is inside {node.name} ({node.op_type}), whose bodies are not read"
 
 
 def _weight_of(node: NodeProto) -> str:

@@ -31,7 +31,7 @@ SHARE, LEAST, MOST = 8, 4, 16
 BEHIND, ROUNDED = "behind:", "rounded:"
 
 
-@dataclass
+@dataclass(eq=False)
 class Measured:
     """What was measured of a pair. grid: of the float output, rounded on the grid behind the layer where that clips."""
 

@@ -210,18 +210,6 @@ def test_a_layer_without_a_name_is_listed_by_its_output(build, draw):
     assert unread(model) == ("MatMul_y (MatMul): its weight is float",)
 
 
-def test_layers_in_the_bodies_of_a_node_are_listed(build, draw):
-    body = "{} () => (float[N, 6] {}) {{ [{}] {} = MatMul (x, w) }}"
-    model = build(
-        f"""g (float[N, 6] x, bool c) => (float[N, 6] y) {{ [choice] y = If (c)
-            <then_branch = {body.format("t", "u", "one", "u")},
-            else_branch = {body.format("e", "v", "two", "v")}> }}""",
-        w=draw(6, 6),
-    )
-    why = "it is inside choice (If), whose bodies are not read"
-    assert sorted(unread(model)) == [f"one (MatMul): {why}", f"two (MatMul): {why}"]
-
-
 def chain(build, draw, count):
     text = " ".join(f"[n{i}] t{i + 1} = MatMul (t{i}, w)" for i in range(count))
     text = f"{IO} {{ t0 = Relu (x) {text} [last] y = Gemm (t{count}, w) }}"
