@@ -243,6 +243,7 @@ def _describe_smoothing(report: Report) -> list[str]:
     muls = sum(each["mul"] is not None for each in found["smoothed"])
     layers = sum(len(each["layers"]) for each in found["smoothed"])
     name = f"{found['exponent']:g}" if found["reach"] is None else f"reach {found['reach']:g}"
+    name += " fitted" if found["fitted"] else ""
     what = f"exponent {name}" if found["reach"] is None else name
     before, after = (found["tried_db"][each] for each in ("off", name))
     return [

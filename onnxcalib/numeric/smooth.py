@@ -4,7 +4,7 @@ And the integers of these layers, roughly as they are solved, by which such fact
 
 A channel that reaches many times as far as the others takes the levels of one grid for itself. SmoothQuant (Xiao et al.
 2023, eq. 4) multiplies each channel j by ``f_j = max|w_j|^(1 - a) / max|x_j|^a``, and row j of the weight by its
-inverse.
+inverse. Where each row of the activation has a range of its own, ``fit_factors`` improves these by what rounding costs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ SHARES = (1.0, 0.85, 0.7, 0.55)
 # Ridge of the Gram matrix, in units of the mean input power: what some hundred samples say of weak inputs is noise.
 RIDGE = 0.1
 SMALLEST = float(np.finfo(np.float32).tiny)
+# Steps of Adam on the logarithms of factors, and its first rate, which falls to zero. (SmolLM2-135M: in 60 steps the
+# error falls to a half of that of the exponent 0.65, and little is left to gain.)
+FIT_STEPS, FIT_RATE = 60, 0.05
+# Rows of an activation, and channels of a weight, that stand for all when factors are fitted.
+FIT_ROWS, FIT_CHANNELS = 512, 2048
 
 
 def smoothing_factors(peaks: np.ndarray, rows: Sequence[np.ndarray], exponent: float) -> np.ndarray:
@@ -47,6 +52,49 @@ def reaching_factors(peaks: np.ndarray, reach: float) -> np.ndarray:
     """
     found: np.ndarray = np.minimum(1.0, reach * np.median(_floor(peaks)) / _floor(peaks)).astype(np.float32)
     return found
+
+
+def fit_factors(values: np.ndarray, weights: Sequence[np.ndarray], start: np.ndarray) -> np.ndarray:
+    """The factors near ``start``, float32 (channels,), with which 8 bits cost layers of dynamic rows least.
+
+    Steps of D leave errors of D^2 / 12. A row x of the activation has the step ``p / 127`` of its peak
+    ``p = max_j |x_j f_j|``, and channel i of the weight that of its largest ``|w_ij| / f_j``, so that the outputs miss
+
+        p^2 sum_ij (w_ij / f_j)^2 + sum_i max_j (w_ij / f_j)^2 sum_j (x_j f_j)^2
+
+    up to a constant. The mean of that over rows, each relative to the squares of its own outputs, is summed over the
+    layers, and minimized by Adam: no row counts for more because it is large, as the first token of language models is.
+
+    values (rows, channels): of the activation. weights (channels, outputs): of each layer.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(values[:: -(-len(values) // FIT_ROWS) or 1], np.float32))
+    rows = [torch.from_numpy(np.ascontiguousarray(each.T, np.float32)) for each in weights]
+    layers = []
+    for weight in rows:
+        given = (x @ weight.T).square().sum(1)
+        every = -(-len(weight) // FIT_CHANNELS) or 1
+        share = len(weight) / max(len(weight[::every]), 1)
+        layers.append((weight.square().sum(0), weight[::every].abs(), share, given.clamp_min(SMALLEST).reciprocal()))
+    sizes, squares = x.abs(), x.square()
+    logarithm = torch.from_numpy(start.astype(np.float32)).log().requires_grad_()
+    optimizer = torch.optim.Adam([logarithm], lr=FIT_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, FIT_STEPS)
+    for _ in range(FIT_STEPS):
+        with torch.enable_grad():
+            factor = logarithm.exp()
+            peaks, powers = (sizes * factor).amax(1).square(), squares @ factor.square()
+            losses = (
+                peaks * (columns / factor.square()).sum() + share * (weight / factor).amax(1).square().sum() * powers
+                for columns, weight, share, _ in layers
+            )
+            means = [(each * layer[3]).mean() for each, layer in zip(losses, layers, strict=True)]
+            torch.stack(means).sum().log().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    found = logarithm.detach()
+    fitted: np.ndarray = (found - found.mean()).exp().numpy()
+    return fitted if np.isfinite(fitted).all() else start
 
 
 def round_weight(weight: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,9 @@ exponent, or the reach, is one for the whole model: it is chosen by the outputs 
 factors were made from, where there are enough, with the layers' weights and inputs rounded. By the error of single
 layers it is chosen worse: rare large tokens decide.
 
+Where each row of the activations has a range of its own, the factors of the best exponent are fitted to what rounding
+costs these layers, which is a smooth function of them, and kept where the outputs gain by that too.
+
 Weights are rounded to nearest, or solved where their rounding is what costs most: rounded to nearest, they would lose
 more than they do in the end, and smoothing, which moves range into them or out of them, would be misjudged.
 """
@@ -28,7 +31,7 @@ from ..graph.passes.smooth import Smoothable, find_smoothable, smooth
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..numeric.rounding import fake_quantize, fake_quantize_rows
-from ..numeric.smooth import reaching_factors, round_weight, smoothing_factors, solve_weight
+from ..numeric.smooth import fit_factors, reaching_factors, round_weight, smoothing_factors, solve_weight
 from ..runtime.session import Session
 from ..spec import LayerScheme, QParams, QuantScheme
 from .calibrate import BATCH_BYTES, batch_size
@@ -53,8 +56,8 @@ PEAK_SAMPLES, CHOICE_SAMPLES = 128, 16
 # What the outputs must gain on the samples of the choice, in dB: by an exponent, and by a reach, which changes less.
 # (MiniLM-L6 at W4A8: 8 gains 0.4 dB there and 0.5 on other samples.)
 LEAST_GAIN_DB, LEAST_GAIN_OF_REACH_DB = 0.5, 0.2
-# Rows that weights of few bits are solved on take so many times the bytes of a batch.
-SOLVED_BATCHES = 4
+# Rows that weights of few bits are solved on, or factors fitted on, take so many times the bytes of a batch.
+MORE_BATCHES = 4
 # Weights of more integers than these are not tried: a run would hold them beside the model.
 MOST_WEIGHTS = 2**29
 SMOOTHING = "smoothing"  # the record in the checkpoints
@@ -65,7 +68,8 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 class Smoothing:
     """What was chosen for a model, and how it was done.
 
-    exponent, reach: what was chosen, one of them; neither where the outputs gain nothing. factors: activation ->
+    exponent, reach: what was chosen, one of them; neither where the outputs gain nothing. fitted: whether the factors
+    of the exponent were fitted (``fit_factors``) where each row has a range of its own. factors: activation ->
     (channels,), empty then. decibels: what was tried, by ``name``, or "off" -> the least SQNR of an output with it.
     layers: activation -> the layers that read it. muls: activation -> the Mul in front of the layers, None where what
     makes the activation takes the factors.
@@ -77,13 +81,14 @@ class Smoothing:
     layers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     muls: dict[str, str | None] = field(default_factory=dict)
     reach: float | None = None
+    fitted: bool = False
 
     @property
     def name(self) -> str | None:
         """What was chosen, as the file's metadata have it."""
         if self.reach is not None:
             return f"reach {self.reach:g}"
-        return None if self.exponent is None else f"{self.exponent:g}"
+        return None if self.exponent is None else f"{self.exponent:g}{' fitted' if self.fitted else ''}"
 
     @property
     def ends(self) -> dict[str, tuple[float, float]]:
@@ -100,7 +105,8 @@ class Smoothing:
     def record(self) -> dict[str, Any]:
         """What the report has of it: the choice, the dB of each that was tried, and for each activation the rest."""
         smoothed = [{"tensor": t, "layers": self.layers[t], "mul": mul} for t, mul in self.muls.items()]
-        return {"exponent": self.exponent, "reach": self.reach, "tried_db": self.decibels, "smoothed": smoothed}
+        chosen = {"exponent": self.exponent, "reach": self.reach, "fitted": self.fitted}
+        return {**chosen, "tried_db": self.decibels, "smoothed": smoothed}
 
 
 def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = False) -> Smoothing | None:
@@ -195,9 +201,25 @@ class _Trial:
         first = next(number for number, way in enumerate(ways) if (way.exponent or way.reach) in FIRST)
         best = climb(len(ways), first, measure)
         told = {"off": off, **{str(ways[number].name): tried[number][0] for number in sorted(tried)}}
-        if measure(best) > off + (LEAST_GAIN_DB if ways[best].reach is None else LEAST_GAIN_OF_REACH_DB):
-            return replace(ways[best], decibels=told)
+        reached, way = measure(best), ways[best]
+        if dynamic and way.exponent is not None:
+            fitted = self._fit(way)
+            told[str(fitted.name)] = by_fit = self._measure(session, fitted.factors)
+            reached, way = max((reached, way), (by_fit, fitted), key=lambda each: each[0])
+        if reached > off + (LEAST_GAIN_DB if way.reach is None else LEAST_GAIN_OF_REACH_DB):
+            return replace(way, decibels=told)
         return Smoothing(None, {}, told)
+
+    def _fit(self, way: Smoothing) -> Smoothing:
+        """The same with the factors fitted of all activations whose rows have ranges of their own."""
+        fitted = {
+            each.tensor: fit_factors(
+                self.values[each.tensor], [self._read(layer) for layer in each.layers], way.factors[each.tensor]
+            )
+            for each in self.found
+            if each.dynamic
+        }
+        return replace(way, factors={**way.factors, **fitted}, fitted=True)
 
     def _list_ways(self) -> list[Smoothing]:
         """What may be chosen, with the factors of all activations."""
@@ -230,7 +252,8 @@ class _Trial:
         enough = len(runs) > 1 and len(self.samples) >= 2 * CHOICE_SAMPLES
         ours, others = (runs[::2], runs[1::2]) if enough else (runs, runs)
         seen, held = _spread(ours, PEAK_SAMPLES), _spread(others, CHOICE_SAMPLES)
-        room = BATCH_BYTES * (SOLVED_BATCHES if self.few_bits else 1) // max(len(self.samples.split(size, seen)), 1)
+        more = self.few_bits or any(each.dynamic for each in self.found)
+        room = BATCH_BYTES * (MORE_BATCHES if more else 1) // max(len(self.samples.split(size, seen)), 1)
         rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in tensors}
         for run in self.samples.split(size, seen):
             feeds = self.samples.read(run)

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from onnxcalib.numeric.smooth import LEAST_SHARE, reaching_factors, round_weight, smoothing_factors, solve_weight
+from onnxcalib.numeric.rounding import fake_quantize_rows
+from onnxcalib.numeric.smooth import (
+    LEAST_SHARE,
+    fit_factors,
+    reaching_factors,
+    round_weight,
+    smoothing_factors,
+    solve_weight,
+)
 from onnxcalib.spec import QuantSpec
 
 PEAKS = np.array([1.0, 20.0, 0.5, 3.0])
@@ -40,6 +49,48 @@ def test_a_reach_cuts_channels_alone_that_stick_out():
     found = reaching_factors(np.array([1.0, 40.0, 2.0, 0.0, 1.5]), 4.0)
     assert found.dtype == np.float32 and np.allclose(found, [1, 6 / 40, 1, 1, 1])
     assert (reaching_factors(np.zeros(3), 2.0) == 1).all()
+
+
+EIGHT = QuantSpec(8, signed=True, symmetric=True, axis=0)
+
+
+def draw_rows(count, seed):
+    """Rows of which single ones are a thousand times as large, with channels that stick out, and one that is unused."""
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(count, 24)) * generator.lognormal(sigma=1, size=(count, 1))
+    values *= np.where(np.arange(24) % 8 == 0, 25, 1)
+    values[:2] *= 1000
+    values[:, 5] = 0
+    return values.astype(np.float32)
+
+
+def lose(values, weights, factors):
+    """By row, what both roundings change of the outputs of all layers, relative to these, on the mean."""
+    lost = 0.0
+    for weight in weights:
+        integers, scale = round_weight((weight / factors[:, None]).T, EIGHT)
+        rounded = fake_quantize_rows(torch.from_numpy(values * factors)).numpy() @ (integers * scale[:, None]).T
+        wanted = values @ weight
+        lost += (np.square(rounded - wanted).sum(1) / np.square(wanted).sum(1)).mean()
+    return lost
+
+
+def test_fitted_factors_lose_less_than_those_of_any_exponent():
+    generator = np.random.default_rng(4)
+    weights = [generator.normal(size=(24, outputs)).astype(np.float32) for outputs in (16, 40)]
+    weights[0][3] *= 12
+    seen, others = draw_rows(200, 0), draw_rows(400, 1)
+    peaks, largest = np.abs(seen).max(0), [np.abs(weight).max(1) for weight in weights]
+    starts = [smoothing_factors(peaks, largest, exponent) for exponent in np.linspace(0, 1, 21)]
+    fitted = fit_factors(seen, weights, starts[10])
+    assert fitted.dtype == np.float32 and np.prod(fitted, dtype=np.float64) == pytest.approx(1, rel=1e-4)
+    assert lose(others, weights, fitted) < 0.9 * min(lose(others, weights, start) for start in starts)
+
+
+def test_factors_of_zeros_stay_finite():
+    start = np.ones(3, np.float32)
+    for values, weight in ((np.zeros((4, 3)), np.ones((3, 2))), (np.ones((4, 3)), np.zeros((3, 2)))):
+        assert np.isfinite(fit_factors(values, [weight], start)).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -68,6 +68,30 @@ def test_inputs_of_dynamic_layers_are_smoothed_too(transformer):
     assert len(smoothed.smoothing["smoothed"]) == 3 and all(layer.dynamic for layer in smoothed.layers)
 
 
+@pytest.mark.parametrize("gains", [True, False])
+def test_fitted_factors_are_kept_where_the_outputs_gain(transformer, monkeypatch, tmp_path, capsys, gains):
+    if gains:  # on an exponent that alone is far from the best
+        monkeypatch.setattr(smoothing, "EXPONENTS", (0.2,))
+        monkeypatch.setattr(smoothing, "FIRST", (0.2,))
+    else:
+        monkeypatch.setattr(smoothing, "fit_factors", lambda values, weights, start: start[::-1].copy())
+    samples = draw_tokens(48)
+    samples[:, 0] *= 1000
+    result = quantize(transformer, samples, AUTO.model_copy(update={"activations": "dynamic"}))
+    found = result.report.smoothing
+    name = f"{found['exponent']:g}{' fitted' if gains else ''}"
+    (fitted,) = (name for name in found["tried_db"] if name.endswith("fitted"))
+    assert found["fitted"] is gains and (found["tried_db"][fitted] == max(found["tried_db"].values())) is gains
+    assert {e.key: e.value for e in result.model.metadata_props}["onnxcalib.smoothing"] == name
+    print_summary(result.report, tmp_path / "model.onnx")
+    assert f"smoothing: exponent {name} for" in capsys.readouterr().out
+
+
+def test_factors_of_calibrated_inputs_are_not_fitted(transformer):
+    found = prepare(transformer, draw_tokens(48), AUTO).smoothing
+    assert not found.fitted and not any("fitted" in name for name in found.decibels)
+
+
 @pytest.mark.parametrize(
     ("decibels", "best"),
     [([27.1, 27.2, 21.2, 21.3], 1), ([20, 21, 25, 24], 2), ([20, 24, 25, 26], 3), ([27, 26, 25, 25], 0)],
