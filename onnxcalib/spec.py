@@ -151,6 +151,21 @@ class QParams:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What the graph around a body says of the body's tensors; the defaults are those of a whole model.
+
+    grids: what they have outside too. ties: (input, output, whether neither has negative values) of what a turn hands
+    on to the next. behind: inputs that layers precede. ahead: outputs that layers follow.
+    """
+
+    inside: bool = False
+    grids: Mapping[str, QParams] = field(default_factory=dict)
+    ties: tuple[tuple[str, str, bool], ...] = ()
+    behind: frozenset[str] = frozenset()
+    ahead: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class LayerScheme:
     """A weighted node, and how its weight and its input are quantized. The node and tensors are given by their names.
 

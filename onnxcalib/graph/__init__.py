@@ -13,7 +13,7 @@ Read the files in this order.
 - Functions: ``patterns`` finds those that are written out as several nodes, by what ``probe_values`` computes of them.
   ``squashed`` finds tensors that one function alone reads.
 - What is quantized: ``fusion`` has the rules of onnxruntime, ``names`` resolves what a user names, and ``layers``,
-  ``layout``, ``embeddings``, ``sharing``, ``norm_sums``, ``activation_bits`` and ``scheme`` decide, with
+  ``layout``, ``embeddings``, ``around``, ``sharing``, ``norm_sums``, ``activation_bits`` and ``scheme`` decide, with
   ``blocks_of_inputs`` for weights alone, ``layer_inputs`` for TensorRT and ``groups`` for devices of whole groups.
   ``unfuse`` keeps in float what onnxruntime would fuse.
 - What stays in float: ``joins``, ``positions``, ``places`` and ``angles`` are rules. ``kernel_times`` and ``units`` say

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cache, partial
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from ..spec import LayerScheme, QuantSpec, Requirements
+from ..spec import Around, LayerScheme, QuantSpec, Requirements
 from .finite import is_weight
 from .index import Index, attribute_of, is_op, known_constant, reads
 from .ops import LAYERS
@@ -100,27 +100,45 @@ def count_macs(node: NodeProto, weight: Sequence[int], given: Sequence[int], mad
     return math.prod(made) * math.prod(weight) // max(weight[channel_axis(node)], 1)
 
 
-def end_layers(graph: GraphProto, names: set[str]) -> set[str]:
-    """Names of the layers that no other layer precedes, or that no other layer follows."""
-    seen: set[str] = set()
+def end_layers(
+    graph: GraphProto, names: Set[str], *, owners: Set[str] = frozenset(), around: Around | None = None
+) -> set[str]:
+    """Names of the layers that no other layer precedes, or that no other layer follows.
+
+    owners: nodes with layers in their bodies, which precede and follow others as layers do. around: of a body.
+    """
+    around = around or Around()
+    first, _ = follow_layers(graph, names | owners, around.behind)
+    last, _ = trace_layers(graph, names | owners, around.ahead)
+    return (first | last) - owners
+
+
+def last_layers(graph: GraphProto, names: Set[str]) -> set[str]:
+    """Names of the layers that no other layer follows."""
+    return trace_layers(graph, names)[0]
+
+
+def follow_layers(graph: GraphProto, names: Set[str], behind: Set[str] = frozenset()) -> tuple[set[str], set[str]]:
+    """The layers that no other precedes, and the tensors behind a layer; ``behind``: inputs that are."""
     first: set[str] = set()
+    seen = set(behind)
     for node in graph.node:
         preceded = not seen.isdisjoint(reads(node))
         if node.name in names and not preceded:
             first.add(node.name)
         if preceded or node.name in names:
             seen.update(t for t in node.output if t)
-    return first | last_layers(graph, names)
+    return first, seen
 
 
-def last_layers(graph: GraphProto, names: set[str]) -> set[str]:
-    """Names of the layers that no other layer follows."""
+def trace_layers(graph: GraphProto, names: Set[str], ahead: Set[str] = frozenset()) -> tuple[set[str], set[str]]:
+    """The layers that no other follows, and the tensors that a layer reads in the end; ``ahead``: outputs that are."""
     last: set[str] = set()
-    seen: set[str] = set()
+    seen = set(ahead)
     for node in reversed(graph.node):
         followed = not seen.isdisjoint(node.output)
         if node.name in names and not followed:
             last.add(node.name)
         if followed or node.name in names:
             seen.update(reads(node))
-    return last
+    return last, seen

@@ -15,8 +15,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from ..config import FULL_BITS, WIDE_BITS, LayerConfig
 from ..errors import ConfigError, ModelError
-from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QuantScheme, QuantSpec, Requirements
+from ..spec import FLOAT_BITS, INT16_MAX, Around, LayerScheme, QuantScheme, QuantSpec, Requirements
 from .activation_bits import assign_bits, find_fixed, list_fixed, widen_layers
+from .around import fit_around
 from .blocks_of_inputs import give_blocks
 from .bodies import list_bodies
 from .embeddings import find_embeddings
@@ -60,6 +61,7 @@ def make_scheme(
     selection: Selection | None = None,
     tensors: Mapping[str, int] | None = None,
     requirements: Requirements | None = None,
+    around: Around | None = None,
 ) -> QuantScheme:
     """Decide the quantization of every weighted layer and of the tensors between them.
 
@@ -77,8 +79,10 @@ def make_scheme(
     selection, requirements = selection or Selection(), requirements or Requirements()
     cells = find_recurrent(model, index, weight_bits, selection, requirements, dynamic=dynamic, limits=pair_limits)
     found = (*find_layers(model, index, weight_bits, activation_bits, requirements), *cells)
-    chosen = _choose_layers(model, found, selection, first_last_bits)
-    chosen = give_blocks(chosen, block_size, requirements, symmetric=symmetric, selection=selection)
+    end_bits = dict.fromkeys(_list_ends(model, found, around), first_last_bits)
+    chosen = _choose_layers(model, found, selection, end_bits)
+    blocks = (block_size, symmetric) if _has_own_blocks(model, chosen, around) else (None, True)
+    chosen = give_blocks(chosen, blocks[0], requirements, symmetric=blocks[1], selection=selection)
     layers, recurrent = _split(chosen, dynamic)
     placed = _place(model, index, layers, selection.excluded | whole_nodes(model), requirements)
     on_grids = quantized, float_reads = placed.quantized, placed.float_reads
@@ -90,13 +94,8 @@ def make_scheme(
     spec = replace(requirements.activation, bits=WIDE_BITS if activation_bits == WIDE_BITS else FULL_BITS)
     activations, requantized = assign_bits(index, layers, on_grids, shared, spec=spec, tensor_bits=tensors)
     layers = tuple(_limit_pairs(layer, index, requantized) for layer in layers) if pair_limits else layers
-    return QuantScheme(
-        layers=layers,
-        activations=activations,
-        requantized=requantized,
-        shared=shared,
-        nonnegative=nonnegative,
-        float_reads=float_reads,
+    scheme = QuantScheme(
+        *(layers, activations, requantized, shared, nonnegative, float_reads),
         embeddings=find_embeddings(model, embedding_bits, selection, layers, tied),
         recurrent=recurrent,
         barred=placed.barred,
@@ -105,6 +104,7 @@ def make_scheme(
         requirements=requirements,
         fixed=find_fixed(index, activations, shared, requirements),
     )
+    return fit_around(scheme, index, around)
 
 
 class _Placed(NamedTuple):
@@ -147,13 +147,23 @@ def _place(
     return _Placed(quantized, in_float, float_reads, barred, gates)
 
 
+def _list_ends(model: ModelProto, layers: tuple[LayerScheme, ...], around: Around | None) -> set[str]:
+    owners = {body.owner for body in list_bodies(model)}
+    return end_layers(model.graph, {layer.name for layer in layers}, owners=owners, around=around)
+
+
+def _has_own_blocks(model: ModelProto, layers: tuple[LayerScheme, ...], around: Around | None) -> bool:
+    """Whether settings of blocks are for this graph; those that no layer takes may be meant for bodies, or around."""
+    taken = any(layer.reads_float and layer.op in MATRIX_LAYERS for layer in layers)
+    return taken or not (around or list_bodies(model))
+
+
 def _choose_layers(
-    model: ModelProto, found: tuple[LayerScheme, ...], selection: Selection, first_last_bits: int
+    model: ModelProto, found: tuple[LayerScheme, ...], selection: Selection, end_bits: Mapping[str, int]
 ) -> tuple[LayerScheme, ...]:
-    """The layers that are not excluded, with the bits that the settings give them."""
+    """The layers that are not excluded, with the bits that the settings give them; ``end_bits``: of first and last."""
     layers = _select(model, found, selection)
-    ends = end_layers(model.graph, {layer.name for layer in found})
-    layers = tuple(_set_end_bits(layer, first_last_bits) if layer.name in ends else layer for layer in layers)
+    layers = tuple(_set_end_bits(k, end_bits[k.name]) if k.name in end_bits else k for k in layers)
     return tuple(_override(layer, selection.settings(layer.name)) for layer in layers)
 
 

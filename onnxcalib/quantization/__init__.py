@@ -24,7 +24,7 @@ Read the files in the order of the work:
   workers. ``shares`` lets workers sum the moments of layers in order, each on some of the samples. Either way samples
   are ``carried`` to them.
 - ``bodies`` does all of this with the bodies of If, Loop and Scan, on ``body_samples``, and ``placed_bodies`` has what
-  became of them.
+  became of them; ``body_surroundings`` tell them what is around.
   ``shared_weights`` are those that several graphs read.
 - ``distill`` trains weights alone by the outputs that are ``compared``, ``statistics`` and ``biases`` tune the whole
   model, and ``evaluate`` decides whether their results are kept. ``joined_runs`` compares small runs together.

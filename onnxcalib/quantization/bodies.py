@@ -24,6 +24,7 @@ from ..report import FloatRecord
 from ..runtime.bodies import tensor_type
 from ..runtime.store import Store
 from .body_samples import BodySamples
+from .body_surroundings import describe_around
 from .in_float import list_in_float
 from .placed_bodies import FloatBody, QuantizedBody, place_bodies
 from .prepare import prepare
@@ -33,6 +34,7 @@ from .run import Run
 from .shared_weights import SharedWeights
 from .stages import Reconstruction, calibrate_ranges, emit_model
 from .stages import reconstruct_layers as reconstruct_outside
+from .state import QUANTIZED
 from .verify import compare_layers
 
 
@@ -53,7 +55,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     reason = _find_reason(prepared)
     around = emit_model(prepared, found)
     for _, group in groupby(bodies, key=lambda body: body.owner):
-        for body, result in _quantize(prepared, around, tuple(group), reason):
+        for body, result in _quantize(prepared, found, around, (tuple(group), reason)):
             if isinstance(result, QuantizedBody):
                 place_bodies(around, [result])
                 done.append(result)
@@ -83,10 +85,13 @@ _Result = QuantizedBody | str
 
 
 def _quantize(
-    prepared: Prepared, around: ModelProto, bodies: Sequence[Body], reason: str
+    prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Sequence[Body], str]
 ) -> Iterator[tuple[Body, _Result]]:
-    """Each body of one node with what became of it: the reason where it stays in float, empty if that was asked for."""
-    chosen = []
+    """Each body of one node with what became of it: the reason where it stays in float, empty if that was asked for.
+
+    given: the bodies, and why none is quantized.
+    """
+    (bodies, reason), chosen = given, []
     for body in bodies:
         if _is_excluded(prepared, body):
             yield body, ""
@@ -98,24 +103,35 @@ def _quantize(
         return
     with Store() as store:
         try:
+            run = prepared.run
             captured = BodySamples(
-                prepared.model, around, chosen, prepared.samples, store=store, threads=prepared.run.threads
+                prepared.model,
+                around,
+                chosen,
+                prepared.samples,
+                quantized=run.quantized_samples,
+                store=store,
+                threads=run.threads,
             )
         except ModelError as error:
             yield from ((body, _spell(error, body)) for body in chosen)
             return
         for body in chosen:
-            yield body, _quantize_one(prepared, around, body, captured)
+            yield body, _quantize_one(prepared, found, around, (body, captured))
 
 
-def _quantize_one(prepared: Prepared, around: ModelProto, body: Body, captured: BodySamples) -> _Result:
-    run = prepared.run.for_body(body.path, _settings(prepared, body))
+def _quantize_one(
+    prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Body, BodySamples]
+) -> _Result:
+    (body, captured), names = given, find_names(prepared.model, around, given[0])
+    said = describe_around(prepared, found, (body, names), captured.range_of)
+    run = prepared.run.for_body(body.path, _settings(prepared), said)
     try:
-        samples = captured.open(body)
+        samples, run.quantized_samples = captured.open(body), captured.open(body, QUANTIZED)
         part = extract_body(
             prepared.model, body, {spec.name: tensor_type(spec.dtype, spec.shape) for spec in samples.inputs}
         )
-        return _run_stages(run, prepared, body, (part, samples), find_names(prepared.model, around, body))
+        return _run_stages(run, prepared, body, (part, samples), names)
     except (ModelError, DataError) as error:
         return _spell(error, body)
     finally:
@@ -192,7 +208,7 @@ def _is_excluded(prepared: Prepared, body: Body) -> bool:
     return layers <= excluded
 
 
-def _settings(prepared: Prepared, body: Body) -> QuantizeConfig:
+def _settings(prepared: Prepared) -> QuantizeConfig:
     """The settings of a body: those of its nodes; and none of how files are read, and of workers."""
     own: dict[str, Any] = {"data": DataConfig(), "class_axis": (), "tensors": {}}
     own |= dict.fromkeys(("samples", "jobs", "scheduler"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from onnx import ModelProto, ValueInfoProto
@@ -15,14 +15,17 @@ from ..graph.extract import infer_types
 from ..graph.shapes import recorded_shape
 from ..runtime.bodies import ControlFlow, Values
 from ..runtime.store import Store
+from .state import FLOAT, QUANTIZED
 
 # Runs of one body that are kept: some of each sample's turns, where these are more. With 512, a sample of a thousand
 # turns costs no more than one without a loop.
 MOST_RUNS = 512
+T = TypeVar("T")
+_Run = tuple[str, Values]  # the attribute of a body, and what it reads
 
 
 class BodySamples:
-    """What the bodies of one node read in runs of the model around it, on samples of that."""
+    """What the bodies of one node read in runs of the model around it, in float and quantized, on samples of that."""
 
     def __init__(
         self,
@@ -31,44 +34,64 @@ class BodySamples:
         bodies: Sequence[Body],
         samples: CalibrationSet,
         *,
+        quantized: CalibrationSet | None = None,
         store: Store,
         threads: int = 0,
     ) -> None:
-        """Raises ModelError where a run cannot be followed. model, around: see ``ControlFlow``."""
+        """Raises ModelError where a run cannot be followed.
+
+        model: the float model. around: it, or its quantized form, in which the bodies are as they were. quantized: what
+        that reads in place of the samples.
+        """
         self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
         self._types = infer_types(model)
         for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
             self._types |= {v.name: ValueInfoProto(name=v.name) for v in find_graph(model, body).input}
-        flow = ControlFlow(model, around, bodies, threads=threads)
+        flows = [ControlFlow(model, each, bodies, threads=threads) for each in (model, around)]
         runs = samples.split(1)
         most = max(1, MOST_RUNS // len(runs))
         for number, run in enumerate(runs):
-            kept = keep_spread(flow.follow(samples.read(run)), most, number)
-            for attribute, values in kept:
-                self._keep(attribute, values)
+            feeds = samples.read(run), (quantized or samples).read(run)
+            pairs = pair_runs(*(flow.follow(each) for flow, each in zip(flows, feeds, strict=True)))
+            for attribute, both in keep_spread(pairs, most, number):
+                self._keep(attribute, both)
 
-    def _keep(self, attribute: str, values: Values) -> None:
-        for name, value in values.items():
-            self._store.append(f"{attribute}/{name}", value)
+    def _keep(self, attribute: str, both: tuple[Values, Values]) -> None:
+        for kind, values in zip((FLOAT, QUANTIZED), both, strict=True):
+            for name, value in values.items():
+                self._store.append(f"{kind}{attribute}/{name}", value)
         self._runs[attribute] += 1
 
-    def open(self, body: Body) -> CalibrationSet:
-        """The samples of a body, each of which is one run of it. Raises DataError where there are none."""
+    def open(self, body: Body, kind: str = FLOAT) -> CalibrationSet:
+        """The samples of a body, each of which is one run of it; kind: FLOAT or QUANTIZED.
+
+        Raises DataError where there are none.
+        """
         count = self._runs[body.attribute]
         if not count:
             raise DataError("no sample runs it; it has nothing to be calibrated with")
-        names = [key.partition("/")[2] for key in self._store.names() if key.startswith(f"{body.attribute}/")]
-
-        def read(number: int) -> dict[str, np.ndarray]:
-            return {name: self._store.batch(f"{body.attribute}/{name}", number) for name in names}
-
-        specs = [self._describe(f"{body.attribute}/{name}", name, count) for name in names]
+        start = f"{FLOAT}{body.attribute}/"
+        names = [key.removeprefix(start) for key in self._store.names() if key.startswith(start)]
+        specs = [self._describe(body, name) for name in names]
         if not specs:
             raise DataError("it reads nothing that changes; it gives the same outputs always")
+
+        def read(number: int) -> dict[str, np.ndarray]:
+            return {name: self._store.batch(f"{kind}{body.attribute}/{name}", number) for name in names}
+
         return open_calibration((read(number) for number in range(count)), specs)
 
-    def _describe(self, key: str, name: str, count: int) -> InputSpec:
-        values = [self._store.batch(key, number) for number in range(count)]
+    def range_of(self, body: Body, name: str) -> tuple[float, float]:
+        """The least and the largest value of an input of a body, over its runs in float."""
+        ends = [(value.min(), value.max()) for value in self._read(body, name) if value.size]
+        return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+    def _read(self, body: Body, name: str) -> list[np.ndarray]:
+        count = self._runs[body.attribute]
+        return [self._store.batch(f"{FLOAT}{body.attribute}/{name}", number) for number in range(count)]
+
+    def _describe(self, body: Body, name: str) -> InputSpec:
+        values = self._read(body, name)
         shapes = {value.shape for value in values}
         if len({len(shape) for shape in shapes}) > 1:
             raise DataError(f"its input {name} has another number of axes from run to run")
@@ -81,12 +104,24 @@ class BodySamples:
         return InputSpec(name, values[0].dtype, tuple(a if {a} == {*b} else None for a, *b in sides), alone=True)
 
 
-def keep_spread(runs: Iterator[tuple[str, Any]], most: int, number: int) -> list[tuple[str, Any]]:
+def pair_runs(wanted: Iterator[_Run], given: Iterator[_Run]) -> Iterator[tuple[str, tuple[Values, Values]]]:
+    """The runs of bodies in one run of the float model, each with that of the quantized one, as long as both go on.
+
+    They need not, where a condition depends on what is rounded. What has other shapes is left out.
+    """
+    for (attribute, first), (other, second) in zip(wanted, given, strict=False):
+        if attribute != other:
+            return
+        if all(value.shape == second[name].shape for name, value in first.items()):
+            yield attribute, (first, second)
+
+
+def keep_spread(runs: Iterator[T], most: int, number: int) -> list[T]:
     """About ``most`` of the runs of a sample, evenly spread; ``number``: of the sample, each of which begins elsewhere.
 
     At most twice as many are in memory, however many there are.
     """
-    kept: list[tuple[int, tuple[str, Any]]] = []
+    kept: list[tuple[int, T]] = []
     stride = 1
     for turn, run in enumerate(runs):
         if turn % stride == 0:

@@ -49,8 +49,10 @@ class Evaluator:
         threads: int,
         fused: bool = True,
         known: FloatOutputs | None = None,
+        quantized_samples: CalibrationSet | None = None,
     ) -> None:
-        """fused: whether quantized models run with onnxruntime's optimizations."""
+        """fused: whether quantized models run with onnxruntime's optimizations, on other samples if there are some."""
+        self.given = quantized_samples or samples
         self.samples, self.padding, self.store, self.threads = samples, padding, store, threads
         self.parts, self.class_axes, self.fused = parts, class_axes, fused
         self.known = None if known is None else known.of(samples)
@@ -77,7 +79,7 @@ class Evaluator:
         divergences: dict[str, Divergence] = {}
 
         def run(place: int, number: int) -> Outputs:
-            feeds = self.samples.read(self.runs[number])
+            feeds = self.given.read(self.runs[number])
             return Outputs(self._read(place, number), session.run(feeds), self.samples.count(feeds), find_real(feeds))
 
         for wanted, given, samples, real in join_runs(starmap(run, track([*enumerate(self.runs)]))):

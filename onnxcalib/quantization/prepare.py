@@ -82,6 +82,7 @@ def prepare(
         wanted, rewritten = _rewrite(run, original, config, samples, feeds)
 
         def place(rewritten: Rewritten) -> Prepared:
+            needs, around = run.target.requirements, run.around
             model, nodes = rewritten.model, {node.name for node in rewritten.model.graph.node}
             reasons = {name: why for name, why in plan.reasons().items() if name in nodes} if plan else {}
             return place_by_structure(
@@ -95,7 +96,7 @@ def prepare(
                     test=judges,
                     measured_on=measured_on,
                     padding=PaddingMask(model),
-                    scheme=make_settings_scheme(model, config, original, run.target.requirements, in_float=reasons),
+                    scheme=make_settings_scheme(model, config, original, needs, in_float=reasons, around=around),
                     in_float=reasons,
                     parts=find_parts(model, feeds, run.threads),
                 )
@@ -109,9 +110,7 @@ def prepare(
             run.observer.note(line)
         axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched, inputs=feeds)
         prepared = place_by_values(replace(prepared, class_axes=axes), feeds)
-        if plan is not None:
-            _check_plan(plan, prepared.scheme)
-        _check_tensors(run.config, prepared.scheme)
+        _check_tensors(run.config, prepared.scheme, plan)
         _tell(prepared, plan)
         return prepared
 
@@ -228,13 +227,11 @@ def _find_ahead(model: ModelProto, tensors: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(sorted(needed_nodes(index, index.inputs, tensors)), AHEAD)
 
 
-def _check_plan(plan: BitPlan, scheme: QuantScheme) -> None:
-    plan.check_layers(layer.name for layer in scheme.layers)
-    plan.check_tensors(scheme.activations)
-
-
-def _check_tensors(config: QuantizeConfig, scheme: QuantScheme) -> None:
-    """Raise ConfigError for bits of a tensor that has no grid."""
+def _check_tensors(config: QuantizeConfig, scheme: QuantScheme, plan: BitPlan | None) -> None:
+    """Raise ConfigError for bits of a tensor that has no grid, and for a plan of other layers or tensors."""
+    if plan is not None:
+        plan.check_layers(layer.name for layer in scheme.layers)
+        plan.check_tensors(scheme.activations)
     for name in config.tensors:
         if name not in scheme.activations:
             near = find_nearest(name, tuple(scheme.activations))

@@ -25,7 +25,7 @@ from ..graph.passes.rescale import fold_integer_pads
 from ..graph.scheme import make_scheme
 from ..graph.squashed import find_squashed
 from ..report import MeasuredOn
-from ..spec import VERSION, VERSION_KEY, Candidate, Grids, QParams, QuantScheme, Requirements
+from ..spec import VERSION, VERSION_KEY, Around, Candidate, Grids, QParams, QuantScheme, Requirements
 from .calibrate import Statistics, choose_grids, choose_whole
 from .input_grid import keep_lossless
 from .kept_statistics import recall_statistics
@@ -113,6 +113,7 @@ class Prepared:
             self.original,
             self.run.target.requirements,
             in_float=self.in_float,
+            around=self.run.around,
             tied=self.tied,
             alone=self.alone,
             layers=layers,
@@ -234,6 +235,7 @@ def make_settings_scheme(
     requirements: Requirements,
     *,
     in_float: Mapping[str, str] | None = None,
+    around: Around | None = None,
     tied: Mapping[str, str] | None = None,
     alone: Collection[str] = (),
     layers: Mapping[str, LayerConfig] | None = None,
@@ -261,6 +263,7 @@ def make_settings_scheme(
         pair_limits=config.weight_range == "bounded",
         dynamic=config.activations == "dynamic",
         requirements=requirements,
+        around=around,
         tensors={**config.tensors, **(tensors or {})},
         selection=Selection(
             chosen.excluded.union(in_float or ()), (*chosen.layers, *own.items(), *(layers or {}).items())

@@ -17,6 +17,7 @@ from ..report import BlockRecord, LeftOutRecord, LoggedObserver, MemoryRecord, O
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
 from ..runtime.memory import measure_peak, measure_resident, release
 from ..runtime.workers import reach
+from ..spec import Around
 from ..targets import load_target
 from .checkpoints import Checkpoints, CheckpointSettings
 from .float_outputs import FloatOutputs
@@ -53,9 +54,11 @@ class Run:
     takes the large values that are made of a large model. seconds: stage -> time. current_stage: that goes on or fails;
     None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of the
     samples that the file is made from; targets: of layers, that calibration has kept. shared: weights of a model with
-    bodies. resident: bytes that the process had in memory before, and peak_before: the most that it had; memory: the
-    floor of the run, once it is known. checkpointing: where checkpoints are kept; ``checkpoints`` are open once the
-    samples are. earlier_seconds: stage -> the time that it took in a run that was stopped.
+    bodies. around: what the graph around says, where the run is on a body, and quantized_samples what it gives as far
+    as it is quantized, in place of the float samples. resident: bytes that the process had in
+    memory before, and peak_before: the most that it had; memory: the floor of the run, once it is known. checkpointing:
+    where checkpoints are kept; ``checkpoints`` are open once the samples are. earlier_seconds: stage -> the time that
+    it took in a run that was stopped.
     """
 
     def __init__(self, config: QuantizeConfig, observer: Observer, settings: CheckpointSettings | None = None):
@@ -84,6 +87,8 @@ class Run:
         self.float_outputs = FloatOutputs()
         self.targets: TargetKeeper | None = None
         self.shared: SharedWeights | None = None
+        self.around: Around | None = None
+        self.quantized_samples: CalibrationSet | None = None
         self._digests: dict[CalibrationSet, str] = {}
         self.seconds: dict[str, float] = {}
         self.earlier_seconds: dict[str, float] = {}
@@ -91,13 +96,14 @@ class Run:
         self.warnings: list[str] = []
         self.left_out: list[LeftOutRecord] = []
 
-    def for_body(self, path: str, config: QuantizeConfig) -> Run:
+    def for_body(self, path: str, config: QuantizeConfig, around: Around) -> Run:
         """A run of the same target, device and memory on the body of a node, whose lines begin with its path.
 
         It has its own samples and no checkpoints: a run that goes on does the bodies again, with the same result.
         """
         inner = copy(self)
         inner.config = inner.given = config
+        inner.around, inner.quantized_samples = around, None
         inner.place = f"{self.place}{path}/"
         inner.observer = PlacedObserver(self.observer, f"{path}: ")
         inner.checkpointing, inner.checkpoints = CheckpointSettings(), Checkpoints()

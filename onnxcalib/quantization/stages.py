@@ -155,7 +155,9 @@ def _reconstruct(
             return shared
     kept = None if prepared.config.parallel else BlockCheckpoints(prepared, state, blocks, decisions)
     if kept is None or not kept.begun:
-        state.stored.fill(prepared.samples, batch, views=views, seed=prepared.config.seed)
+        state.stored.fill(
+            prepared.samples, batch, views=views, seed=prepared.config.seed, quantized=run.quantized_samples
+        )
         _draw_probes(prepared, state)
         if kept is not None:
             keep_targets(state, blocks, run.targets)
@@ -284,6 +286,7 @@ def _open_evaluator(prepared: Prepared, float_outputs: Store) -> Evaluator:
         threads=prepared.run.threads,
         fused=prepared.run.target.is_onnxruntime,
         known=prepared.run.float_outputs,
+        quantized_samples=prepared.run.quantized_samples,
     )
 
 
@@ -343,10 +346,10 @@ def _look(
             changed, remark = distill_weights(prepared, own)
         elif look.name == STATISTICS:
             assert look.samples is not None
-            own.stored.fill_some(prepared.samples, batch, look.samples)
+            own.stored.fill_some(prepared.samples, batch, look.samples, quantized=prepared.run.quantized_samples)
             changed, remark = tune_statistics(own)
         else:
-            own.stored.fill(prepared.samples, batch)
+            own.stored.fill(prepared.samples, batch, quantized=prepared.run.quantized_samples)
             changed, remark = tune_biases(own)
         try:
             return (_measure(prepared, evaluator, own) if changed else None), remark

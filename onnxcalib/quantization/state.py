@@ -136,12 +136,18 @@ class StoredActivations:
         *,
         views: Views | None = None,
         seed: int = 0,
+        quantized: CalibrationSet | None = None,
     ) -> None:
         """Store the inputs of both models, which are the same, over the whole set: ``size`` samples a batch at most.
 
-        ``views.count`` passes over the set follow, each of which stores one view of every sample.
+        ``views.count`` passes over the set follow, each of which stores one view of every sample. quantized: inputs of
+        the quantized model where they are others, which have the same shapes.
         """
         size = samples.fixed_batch or min(size, SHARE_SAMPLES // 2)  # so that shares are about even
+        if quantized is not None:
+            for feeds, others in zip(samples.batches(size), quantized.batches(size), strict=True):
+                self.add(feeds, samples.count(feeds), others)
+            return
         for feeds in samples.batches(size):
             self.add(feeds, samples.count(feeds))
         if views is None:
@@ -152,18 +158,20 @@ class StoredActivations:
             for feeds in samples.batches(size):
                 self.add(views.draw(feeds, generator), samples.count(feeds))
 
-    def fill_some(self, samples: CalibrationSet, size: int, most: int) -> None:
-        """Store the model's inputs for about ``most`` samples, spread evenly over the set."""
+    def fill_some(
+        self, samples: CalibrationSet, size: int, most: int, *, quantized: CalibrationSet | None = None
+    ) -> None:
+        """Store the model's inputs for about ``most`` samples, spread evenly over the set; ``quantized`` as above."""
         at_once = samples.fixed_batch or 1
         starts = np.unique(np.linspace(0, len(samples) // at_once - 1, max(1, most // at_once)).astype(int)) * at_once
         chosen = [int(start) + offset for start in starts for offset in range(at_once)]
         for part in samples.split(size, chosen):
-            self.add(samples.read(part), len(part))
+            self.add(samples.read(part), len(part), None if quantized is None else quantized.read(part))
 
-    def add(self, feeds: Mapping[str, Any], count: int) -> None:
-        """Store the inputs of both models for the next batch, of ``count`` samples."""
+    def add(self, feeds: Mapping[str, Any], count: int, quantized: Mapping[str, Any] | None = None) -> None:
+        """Store the inputs of both models for the next batch, of ``count`` samples; ``quantized`` are the others'."""
         self.add_float(feeds, count)
-        for name, value in feeds.items():
+        for name, value in (quantized or feeds).items():
             self.keep(QUANTIZED, name, value)
 
     def add_float(self, feeds: Mapping[str, Any], count: int) -> None:
@@ -235,7 +243,7 @@ class FloatActivations(StoredActivations):
     def name_of(self, prefix: str, tensor: str) -> str:
         return FLOAT + tensor
 
-    def add(self, feeds: Mapping[str, Any], count: int) -> None:
+    def add(self, feeds: Mapping[str, Any], count: int, quantized: Mapping[str, Any] | None = None) -> None:
         self.add_float(feeds, count)
 
 

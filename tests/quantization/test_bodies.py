@@ -9,7 +9,7 @@ import pytest
 from onnxcalib import quantize
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import ConfigError, ModelError
-from onnxcalib.graph.index import all_nodes
+from onnxcalib.graph.index import all_graphs, all_nodes
 from onnxcalib.report import Observer
 
 pytestmark = pytest.mark.filterwarnings("ignore::onnxcalib.errors.OnnxCalibWarning")
@@ -206,3 +206,71 @@ def test_a_value_that_is_a_sequence_leaves_the_body_in_float(build, draw):
     result, notes = quantize_fast(build(text, w=draw(8, 8), one=np.array(1, np.int64)), draw_samples([True] * 8))
     assert [record.name for record in result.report.layers] == ["MatMul_h"]
     assert any("If_y/then_branch: stays in float: its input s is a sequence" in note for note in notes)
+
+
+def conv_weights(draw):
+    return {name: draw(8, 8, 3, 3) for name in ("w", "v", "u")}
+
+
+CONVS = """
+g (float[1, 8, 6, 6] x, bool flag) => (float[1, 8, 6, 6] y)
+{
+  h = Conv <pads = [1, 1, 1, 1]> (x, w)
+  r = Relu (h)
+  z = If (flag) <
+    then_branch = yes () => (float[1, 8, 6, 6] p) {
+      a = Conv <pads = [1, 1, 1, 1]> (r, v) b = Relu (a) p = Conv <pads = [1, 1, 1, 1]> (b, u)
+    },
+    else_branch = no () => (float[1, 8, 6, 6] q) { q = Conv <pads = [1, 1, 1, 1]> (r, u) }
+  >
+  y = Conv <pads = [1, 1, 1, 1]> (z, v)
+}
+"""
+
+
+def scales_of(model, tensor):
+    """Scales on which a tensor, or what was dequantized of it, is quantized, in all graphs."""
+    stored = {
+        t.name: float(onnx.numpy_helper.to_array(t))
+        for g in all_graphs(model.graph)
+        for t in g.initializer
+        if not t.dims
+    }
+    nodes = [node for node in all_nodes(model.graph) if node.op_type == "QuantizeLinear"]
+    return {stored[node.input[1]] for node in nodes if node.input[0] in (tensor, f"{tensor}_dequantized")}
+
+
+def test_tensors_have_one_grid_inside_and_outside(build, draw):
+    result, _ = quantize_fast(build(CONVS, **conv_weights(draw)), draw_samples([True, False] * 12, shape=(1, 8, 6, 6)))
+    assert len(scales_of(result.model, "r")) == 1
+    assert len(scales_of(result.model, "z") | scales_of(result.model, "p") | scales_of(result.model, "q")) == 1
+
+
+def test_what_a_loop_carries_has_one_grid_from_turn_to_turn(build, draw):
+    text = """
+    g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) {
+      h = Conv <pads = [1, 1, 1, 1]> (x, w)
+      r = Relu (h)
+      z = Loop (four, yes, r) <
+        body = turn (int64 i, bool c, float[1, 8, 6, 6] s) => (bool d, float[1, 8, 6, 6] t) {
+          a = Conv <pads = [1, 1, 1, 1]> (s, v) t = Relu (a) d = Identity (c)
+        }
+      >
+      y = Conv <pads = [1, 1, 1, 1]> (z, u)
+    }
+    """
+    model = build(text, four=FOUR, yes=YES, **{name: each / 6 for name, each in conv_weights(draw).items()})
+    samples = [{"x": each["x"]} for each in draw_samples([True] * 16, shape=(1, 8, 6, 6))]
+    result, _ = quantize_fast(model, samples, placement="all")
+    assert len(scales_of(result.model, "s") | scales_of(result.model, "t")) == 1
+
+
+def test_layers_in_a_body_are_the_first_and_last_where_those_around_it_are_not(build, draw):
+    samples = draw_samples([True, False] * 12, shape=(1, 8, 6, 6))
+    result, _ = quantize_fast(build(CONVS, **conv_weights(draw)), samples, weight_bits=4, placement="all")
+    bits = {record.name: record.weight_bits for record in result.report.layers}
+    assert bits == {"Conv_h": 8, "Conv_y": 8, "Conv_a": 4, "Conv_p": 4, "Conv_q": 4}
+    text = CONVS[: CONVS.index("  h = Conv")] + CONVS[CONVS.index("  z = If") :].replace("(r,", "(x,")
+    result, _ = quantize_fast(build(text, **conv_weights(draw)), samples, weight_bits=4, placement="all")
+    bits = {record.name: record.weight_bits for record in result.report.layers}
+    assert bits == {"Conv_y": 8, "Conv_a": 8, "Conv_p": 4, "Conv_q": 8}

@@ -180,7 +180,7 @@ def test_statistics_of_solved_layers_are_first_looked_at_on_few_samples(
     net, samples, monkeypatch, pipeline, nearer, looks
 ):
     seen, fill = [], StoredActivations.fill_some
-    monkeypatch.setattr(StoredActivations, "fill_some", lambda *given: seen.append(given[-1]) or fill(*given))
+    monkeypatch.setattr(StoredActivations, "fill_some", lambda *given, **_: seen.append(given[-1]) or fill(*given))
     monkeypatch.setattr(stages, "is_nearer", lambda *_: nearer)
     config = QuantizeConfig(pipeline=pipeline, statistics=True, steps=5)
     tuned = onnxcalib.reconstruct(onnxcalib.prepare(net, samples, config)).stages[1]
