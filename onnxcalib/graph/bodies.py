@@ -12,7 +12,7 @@ from .edit import copy_model, refill, remove_at, rename, replace_names, take_nam
 from .index import BODY, all_graphs, all_nodes, captured, is_op, reads, subgraphs
 from .ops import DEQUANTIZE, LAYERS, QUANTIZE, RECURRENT
 from .structure import STANDARD
-from .values import find_place, is_outside, read_pieces
+from .values import bring_in, find_place, is_outside, read_pieces
 from .weightless import held_bytes
 
 # Smaller constants stay in their body: to share them would save no more than their names take.
@@ -146,7 +146,9 @@ def hoist_constants(model: ModelProto, body: GraphProto, taken: set[str]) -> Non
         bound = _weights_alone(graph)
         for position in reversed(range(len(graph.initializer))):
             tensor = graph.initializer[position]
-            if tensor.name in bound and not is_outside(tensor):
+            if tensor.name in bound:
+                if is_outside(tensor):  # sessions look for files of the model's own graph alone
+                    bring_in(tensor)
                 continue
             small = held_bytes(tensor) < LEAST_SHARED_BYTES or tensor.name in grids
             if tensor.data_type == TensorProto.STRING or (small and not is_outside(tensor)):

@@ -274,3 +274,21 @@ def test_layers_in_a_body_are_the_first_and_last_where_those_around_it_are_not(b
     result, _ = quantize_fast(build(text, **conv_weights(draw)), samples, weight_bits=4, placement="all")
     bits = {record.name: record.weight_bits for record in result.report.layers}
     assert bits == {"Conv_y": 8, "Conv_a": 8, "Conv_p": 4, "Conv_q": 8}
+
+
+@pytest.mark.parametrize("encoding", ["runtime", "matmulnbits"])
+def test_weights_alone_in_bodies_run_and_are_stored_once_where_onnxruntime_lets_them(build, draw, run, encoding):
+    text = """
+    g (float[1, 64] x, bool flag) => (float[1, 64] y) {
+      y = If (flag) <
+        then_branch = yes () => (float[1, 64] p) { p = MatMul (x, w) },
+        else_branch = no () => (float[1, 64] q) { a = MatMul (x, w) q = Tanh (a) }
+      >
+    }
+    """
+    model, samples = build(text, opset=21, ir=10, w=draw(64, 64)), draw_samples([True, False] * 16, shape=(1, 64))
+    result, _ = quantize_fast(model, samples, activation_bits=32, weight_bits=4, first_last_bits=4, encoding=encoding)
+    assert measure_db(run, result, model, samples) > 18
+    stored = [tensor for graph in all_graphs(result.model.graph) for tensor in graph.initializer]
+    large = [tensor for tensor in stored if np.prod(tensor.dims) >= 1024]
+    assert len(large) == (1 if encoding == "matmulnbits" else 2)
