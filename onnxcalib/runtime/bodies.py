@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TypeProto, helper
+from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper
 
 from ..errors import ModelError
 from ..graph.bodies import Body, extract_body, match_captured
 from ..graph.extract import extract, infer_types
 from ..graph.index import Index, attribute_of
+from ..graph.shapes import recorded_shape
 from ..graph.values import read_values
 from .session import Session
 
@@ -72,12 +73,17 @@ class ControlFlow:
     def _loop(self, own: Sequence[Any], outer: Mapping[str, Any]) -> Iterator[tuple[str, Values]]:
         """The turns of a Loop (operator Loop of ONNX): as many as its trip count, while its condition holds."""
         (attribute,) = self._bodies
-        names = [value.name for value in _graph(self._node, attribute).input]
+        inputs = _graph(self._node, attribute).input
+        names = [value.name for value in inputs]
         most = None if own[0] is None else int(np.asarray(own[0]).reshape(-1)[0])
         going = own[1] is None or bool(np.asarray(own[1]).reshape(-1)[0])
         carried, turn, fixed = list(own[2:]), 0, self._pick(attribute, outer)
         while going and (most is None or turn < most):
-            turns = [np.array(turn, np.int64), np.array(True), *carried]
+            turns = [
+                _as_declared(np.array(turn, np.int64), inputs[0]),
+                _as_declared(np.array(True), inputs[1]),
+                *carried,
+            ]
             given = self._check({**dict(zip(names, turns, strict=True)), **fixed})
             yield attribute, given
             outputs = self._run(attribute, given)
@@ -121,6 +127,11 @@ class ControlFlow:
 def tensor_type(dtype: Any, shape: Sequence[int | None] | None) -> TypeProto:
     """The type of a tensor; None for an open dimension, or for any rank."""
     return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+
+def _as_declared(value: np.ndarray, declared: ValueInfoProto) -> np.ndarray:
+    """One value with as many axes as a body declares, which onnxruntime gives it: none, or one of size 1."""
+    return value.reshape([1] * len(recorded_shape(declared) or ()))
 
 
 def _graph(node: NodeProto, attribute: str) -> Any:

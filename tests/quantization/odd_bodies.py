@@ -297,6 +297,17 @@ ODD = {
         {"w": (8, 8)},
         more={"n": np.arange(SAMPLES, dtype=np.int64)[:, None]},
     ),
+    "a Loop that counts its turns along an axis": Odd(
+        f"""m ({ROW} x) => ({ROW} y) {{
+            y = Loop (three, yes, x) <body = turn (int64[1] i, bool go, {ROW} s) => (bool on, {ROW} t) {{
+                on = Identity (go) n = Add (i, one) r = Slice (x, i, n, axes) sides = Shape (i) count = Size (sides)
+                single = Equal (count, single_axis) [step] h = MatMul (s, w) e = Add (h, r)
+                t = If (single) <then_branch = a () => ({ROW} p) {{ p = Tanh (e) }},
+                    else_branch = b () => ({ROW} q) {{ q = Neg (e) }}> }}> }}""",
+        ("step",),
+        {"w": (8, 8)},
+        {"single_axis": np.array(1, np.int64)},
+    ),
     "a Loop over a state that grows": Odd(
         """m (float[1, 8] x) => (float[N, 8] y) {
             y = Loop (three, yes, x) <body = turn (int64 i, bool go, float[M, 8] s) => (bool on, float[K, 8] t) {

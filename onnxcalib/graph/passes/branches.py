@@ -79,7 +79,7 @@ class _Known:
             return None
         try:
             return compute(node, given)
-        except (IndexError, TypeError, ValueError):  # onnxruntime's to refuse
+        except (IndexError, OverflowError, TypeError, ValueError):  # onnxruntime's to compute or refuse
             return None
 
     def _count(self, name: str) -> Values | None:

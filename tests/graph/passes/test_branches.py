@@ -68,3 +68,15 @@ def test_the_number_of_axes_decides(build):
     """
     model = build(text, two=np.array(2, np.int64))
     assert take_branches(model) == 1
+
+
+def test_a_value_that_is_no_whole_number_decides_nothing(build):
+    text = """
+    g (float[2] x) => (float[2] y) {
+      n = Cast <to = 7> (endless) flag = Greater (n, two)
+      y = If (flag) <
+        then_branch = yes () => (float[2] p) { p = Relu (x) }, else_branch = no () => (float[2] q) { q = Neg (x) }
+      >
+    }
+    """
+    assert take_branches(build(text, endless=np.float32(np.inf), two=np.array(2, np.int64))) == 0
