@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..config import DataConfig
+from ..config.data import MOST_RATE
 from ..errors import DataError, first_line
 from ..files.reading import open_file
 from ..spec import InputSpec, spell_shape
@@ -20,6 +21,7 @@ from .listing import list_names, shorten
 
 SUFFIX = ".wav"
 RATES = ("sr", "fs", "rate", "sample_rate", "sampling_rate")  # names of inputs that take the values a second
+MOST_TIMES = 1_000  # values that are made of one: a wrong rate in a header would make more of a file than memory holds
 SILENCE = 128  # the middle of the unsigned values of 8-bit files
 
 
@@ -64,7 +66,8 @@ class AudioFiles:
 def _scale(values: np.ndarray) -> np.ndarray:
     """Values of any type as float32 from -1 to 1."""
     if values.dtype.kind == "f":
-        return values.astype(np.float32)
+        with np.errstate(over="ignore"):  # values that are not finite are told of where samples are
+            return values.astype(np.float32)
     bits = 8 * values.dtype.itemsize  # 24 bits stand in the upper ones of 32
     centred = values.astype(np.float32) - (SILENCE if values.dtype.kind == "u" else 0)
     return centred / np.float32(2 ** (bits - 1))
@@ -74,6 +77,11 @@ def _resample(path: Path, values: np.ndarray, rate: int, wanted: int) -> np.ndar
     """The values at another rate, by scipy's polyphase filter."""
     from scipy.signal import resample_poly
 
+    if rate > MOST_RATE or wanted > MOST_TIMES * rate:
+        raise DataError(
+            f"{path}: found {rate:,} Hz, which is not resampled to {wanted:,}; {-(-wanted // MOST_TIMES):,} to"
+            f" {MOST_RATE:,} Hz are; write the file with its own rate"
+        )
     common = math.gcd(rate, wanted)
     found: np.ndarray = resample_poly(values, wanted // common, rate // common).astype(np.float32)
     if not found.size:
@@ -130,7 +138,7 @@ def open_audio(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataC
         arrays: dict[str, Any] = {spec.name: windows}
         for other in inputs:
             if other is not spec and not other.state:
-                shape = (windows.shape[0], *(1 for _ in other.shape or ()[batched:]))
+                shape = (windows.shape[0], *(1 for _ in (other.shape or ())[batched:]))
                 arrays[other.name] = np.broadcast_to(np.asarray(files.rate, other.dtype), shape)
         yield Part(str(path), arrays, file=path)
 

@@ -68,6 +68,7 @@ def _open_sequences(
     if source == "" or not is_folder(path, DataError, give=f"give {SEQUENCES}"):
         if path.suffix.lower() not in (".npy", ".npz", audio.SUFFIX):
             raise DataError(f"{path}: not a file of sequences; give {SEQUENCES}")
+        axis = 0 if path.suffix.lower() == audio.SUFFIX else axis  # a recording is one sequence
         return (as_steps(part, inputs, axis, room) for part in _open_file(path, inputs, config))
     entries = [entry for entry in list_folder(path, give=f"give {SEQUENCES}") if not _lists_labels(entry)]
     folders = natural_order(entry for entry in entries if is_folder(entry, DataError, give="take it out of the folder"))

@@ -68,6 +68,19 @@ def test_without_states_each_window_is_a_sample(write):
     assert samples.states == {}
 
 
+def test_a_file_is_one_sequence_whatever_axis_counts_the_steps_of_arrays(write):
+    path = write("a.wav", np.ones(12, np.int16))
+    settings = DataConfig(state="stateN:state", window=4, sequence_axis=1)
+    for source in (path, path.parent):
+        assert open_calibration(source, SPEECH, settings).sequences.tolist() == [0, 0, 0]
+
+
+def test_a_rate_with_an_axis_of_samples_has_one_for_each_window(write):
+    inputs = [InputSpec("x", FLOAT, (None, 4)), InputSpec("sr", np.dtype(np.int64), (None,))]
+    samples = open_calibration(write("a.wav", np.ones(12, np.int16)), inputs)
+    assert samples.read([0, 2])["sr"].tolist() == [16_000, 16_000]
+
+
 def test_another_rate_is_resampled_or_refused(write):
     tone = np.sin(np.arange(800) * 2 * np.pi * 100 / 8000).astype(np.float32)
     write("a.wav", tone, 8000)
@@ -95,6 +108,10 @@ def test_files_and_models_that_do_not_fit_are_refused(write, tmp_path):
     refuse("audio feeds one input", path, [InputSpec("mel", FLOAT, (None, 80, None)), SPEECH[1]], window=4)
     (tmp_path / "cut.wav").write_bytes(path.read_bytes()[:30])
     refuse("cut.wav: not a complete .wav file", tmp_path / "cut.wav", window=4)
+    slow = write("slow.wav", np.ones(10, np.int16), 9)
+    refuse(
+        "slow.wav: found 9 Hz, which is not resampled to 16,000; 16 to 1,000,000 Hz", slow, window=4, sample_rate=16_000
+    )
     refuse("empty.wav: found no values in it", write("empty.wav", np.zeros(0, np.int16)), window=4)
     with pytest.raises(ConfigError, match=r"hop: found 8; is larger than the window of 4"):
         DataConfig(window=4, hop=8)
