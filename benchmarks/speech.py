@@ -1,13 +1,15 @@
-"""Calibrated, dynamic and float activations of a model of sequences side by side, beside quantize_dynamic.
+"""Calibrated, dynamic and float activations of a speech model side by side, in closed loop, beside quantize_dynamic.
 
-    python benchmarks/speech.py MODEL.onnx --calib FOLDER --test FOLDER [--threshold X] [--variants NAME;NAME] [--speed]
+    python benchmarks/speech.py MODEL.onnx --calib FOLDER --test FOLDER [--test FOLDER] [--state OUT:IN] [--window N]
+        [--hop N] [--threshold X] [--variants NAME;NAME] [--speed]
 
-Folders have one .npz of inputs for each sequence. For silero-vad that is its silero_vad_16k_sequence.onnx, of PyPI's
-silero-vad, and inputs ``input`` (windows, 576) of speech at 16 kHz, 512 new values a window behind 64 of the one
-before, with zeros for ``h`` and ``c`` (1, 1, 128).
+Folders have .wav files, or .npz files of arrays. With --state, those of silero-vad being stateN:state, each file is a
+sequence whose steps are run one by one, and each model reads its own states. The windows of silero-vad have 576 values,
+512 of which are new. Without --state each file is a sample: for silero_vad_16k_sequence.onnx inputs ``input`` (windows,
+576), with zeros for ``h`` and ``c`` (1, 1, 128).
 
-Columns: SQNR of the first output in dB; % of its values on float's side of the threshold; quantized bytes / float
-bytes. With --speed, the speed against float on the first test sequence, on one thread.
+Columns: for each test folder, SQNR of the first output in dB, and % of its values on float's side of the threshold;
+quantized bytes / float bytes. With --speed, the speed against float on the first sample or step, on one thread.
 """
 
 from __future__ import annotations
@@ -18,19 +20,29 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnx
 from accuracy import compare_speed, no_cache
 from dynamic import measure_sqnr
 
+import onnxcalib
+from onnxcalib.data import CalibrationSet
+from onnxcalib.quantization.closed_loop import ClosedLoop
+from onnxcalib.runtime.session import Session
+
 FLOAT_CONVOLUTIONS = {"layers": {"op:Conv": {"activation_bits": 32}}}
+# silero-vad's first convolution is a Fourier transform, whose input is loud or nearly silent.
+FLOAT_TRANSFORM = {"layers": {".*stft.*": {"activation_bits": 32}}}
+FLOAT_FIRST = {"layers": {".*(stft|encoder/[01]/).*": {"activation_bits": 32}}}
+WIDEST = {"range": "percentile", "percentile": 99.99}
 # Settings, or the operators that quantize_dynamic quantizes; None: all that it can.
 VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
     "static W8A8": {},
+    "static W8A8, 99.99%": WIDEST,
+    "... and float into STFT": {**WIDEST, **FLOAT_TRANSFORM},
+    "... into the first three": {**WIDEST, **FLOAT_FIRST},
     "dynamic W8A8": {"activations": "dynamic"},
     "dynamic W4A8": {"activations": "dynamic", "weight_bits": 4},
     "dynamic, float into Conv": {"activations": "dynamic", **FLOAT_CONVOLUTIONS},
-    "static, DynamicQuantizeLSTM": {"layers": {"op:LSTM": {"activations": "dynamic"}}},
-    "static W4A8": {"weight_bits": 4},
     "weights alone W8": {"activation_bits": 32},
     "weights alone W4": {"activation_bits": 32, "weight_bits": 4, "first_last_bits": 8},
     "LSTM alone": {"activations": "dynamic", "exclude": ["op:Conv|MatMul|Gemm"]},
@@ -39,7 +51,7 @@ VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
 }
 
 
-def make(name: str, output: Path, arguments: argparse.Namespace) -> None:
+def make(name: str, output: Path, arguments: argparse.Namespace, data: onnxcalib.DataConfig) -> None:
     """Write the file of a variant."""
     settings = VARIANTS[name]
     if not isinstance(settings, dict):
@@ -50,45 +62,56 @@ def make(name: str, output: Path, arguments: argparse.Namespace) -> None:
             arguments.model, output, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=ops
         )
         return
-    import onnxcalib
-
+    config = onnxcalib.QuantizeConfig(data=data, threads=1, **settings)
     with no_cache():
-        onnxcalib.quantize(arguments.model, arguments.calib, onnxcalib.QuantizeConfig(**settings)).save(output)
+        onnxcalib.quantize(arguments.model, arguments.calib, config).save(output)
 
 
-def read(folder: Path) -> list[dict[str, np.ndarray]]:
-    """The inputs of each sequence."""
-    return [dict(np.load(path)) for path in sorted(folder.glob("*.npz"))]
+def run(path: Path, samples: CalibrationSet) -> np.ndarray:
+    """The first output of all samples, or of all steps, the model reading its own states."""
+    session = Session(onnx.load(path), deployed=True, threads=1)
+    first, loop = session.outputs[0], ClosedLoop(session, samples)
+    indices = range(len(samples))
+    if not samples.states:
+        return np.concatenate([session.run(samples.read([index]))[first].reshape(-1) for index in indices])
+    return np.concatenate([loop.run(index, loop.feed(index))[first].reshape(-1) for index in indices])
 
 
-def run(path: Path, sequences: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """The first output of all sequences, joined."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, feeds)[0].reshape(-1) for feeds in sequences])
-
-
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--calib", type=Path, required=True, help="sequences that calibrate")
-    parser.add_argument("--test", type=Path, required=True, help="sequences to measure on")
+    parser.add_argument("--calib", type=Path, required=True, help="recordings or sequences that calibrate")
+    parser.add_argument("--test", type=Path, action="append", required=True, help="others to measure on")
+    parser.add_argument("--state", action="append", default=[], metavar="OUT:IN")
+    parser.add_argument("--window", type=int)
+    parser.add_argument("--hop", type=int)
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--variants", type=lambda text: text.split(";"), default=list(VARIANTS), help="NAME;NAME")
     parser.add_argument("--speed", action="store_true")
-    arguments = parser.parse_args(argv)
-    sequences = read(arguments.test)
-    wanted = run(arguments.model, sequences)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    data = onnxcalib.DataConfig(state=arguments.state, window=arguments.window, hop=arguments.hop)
+    tests = [onnxcalib.open_calibration(folder, arguments.model, data) for folder in arguments.test]
+    wanted = [run(arguments.model, samples) for samples in tests]
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(arguments.variants):
             output = Path(folder) / f"{number}.onnx"
-            make(name, output, arguments)
-            given = run(output, sequences)
-            agreement = 100 * np.mean((wanted > arguments.threshold) == (given > arguments.threshold))
+            try:
+                make(name, output, arguments, data)
+            except onnxcalib.ConfigError as error:  # settings of nodes that other files of the model name otherwise
+                print(f"{name:26}{error}", flush=True)
+                continue
+            cells = ""
+            for samples, reference in zip(tests, wanted, strict=True):
+                given = run(output, samples)
+                same = (reference > arguments.threshold) == (given > arguments.threshold)
+                cells += f"{measure_sqnr(reference, given):7.1f}{100 * np.mean(same):8.2f}"
             size = output.stat().st_size / arguments.model.stat().st_size
-            speed = f"{compare_speed(arguments.model, output, sequences[0]):7.2f}" if arguments.speed else ""
-            print(f"{name:26}{measure_sqnr(wanted, given):7.1f}{agreement:8.2f}{size:7.3f}{speed}", flush=True)
+            speed = f"{compare_speed(arguments.model, output, tests[0].read([0])):7.2f}" if arguments.speed else ""
+            print(f"{name:26}{cells}{size:7.3f}{speed}", flush=True)
     return 0
 
 
