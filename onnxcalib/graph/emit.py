@@ -31,6 +31,7 @@ from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .packed import add_bias, explain_unpacked, import_domain
 from .packed_layers import write_packed
 from .recurrent import write_weights
+from .scaled_weights import write_scaled
 from .structure import STANDARD
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
@@ -286,25 +287,20 @@ class _Writer:
         node.input[1] = name
         if not layer.on_grid:
             params = turn_upright(node, params)
-        spec = params.grid.spec
         if self.packs and explain_unpacked(layer, params.integers.shape[0]) is None:
             self._write_packed(layer, params, name)
             return
-        stored = self.new.integers(f"{name}_quantized", params.integers, spec)
         nodes = self.before.setdefault(layer.name, [])
-        zero = store_integers(params.grid.zero_point, spec)
-        # MatMulNBits takes few bits as they are, kernels on integers take none.
         packed = layer.reads_float and layer.op in MATRIX_LAYERS
-        if spec.bits < FULL_BITS and self.through_cast and not packed:
-            widened = self.new.name(f"{name}_int8")
-            nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
-            stored, zero = widened, zero.astype(np.int8)
-        nodes.append(self.new.dequantize(name, stored, params.grid.scale, zero, spec))
+        if layer.reads_float and not packed and self.through_cast and self.scheme.requirements.for_onnxruntime:
+            nodes += write_scaled(self.new, name, name, params.integers, params.grid)
+        else:
+            nodes += self._dequantize(params, name, packed=packed)
         if layer.dynamic:
             before, behind = self.dynamic.rewrite(node, None if layer.op == "MatMul" else params.bias)
             nodes += before
             self.after[layer.name] = [*behind, *self.after.get(layer.name, [])]
-        if layer.name in self.tied and packed and spec.axis == 1:
+        if layer.name in self.tied and packed and params.grid.spec.axis == 1:
             self.heads[layer.name] = StoredHead(tuple(nodes[-1].input), None, params.grid, params.integers.shape[0])
         if params.bias is None:
             return
@@ -312,6 +308,23 @@ class _Writer:
             self._write_added_bias(layer, layer.bias_add, params.bias)
         elif layer.op != "MatMul" and not layer.dynamic:
             self._write_bias(layer, params.bias, params.grid, input_grid)
+
+    def _dequantize(self, params: LayerParams, name: str, *, packed: bool) -> list[NodeProto]:
+        """The nodes that make a weight of its integers.
+
+        packed: in a MatMulNBits, which takes few bits as they are. Kernels on integers take none.
+        """
+        spec = params.grid.spec
+        stored, zero = (
+            self.new.integers(f"{name}_quantized", params.integers, spec),
+            store_integers(params.grid.zero_point, spec),
+        )
+        nodes: list[NodeProto] = []
+        if spec.bits < FULL_BITS and self.through_cast and not packed:
+            widened = self.new.name(f"{name}_int8")
+            nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
+            stored, zero = widened, zero.astype(np.int8)
+        return [*nodes, self.new.dequantize(name, stored, params.grid.scale, zero, spec)]
 
     def _write_packed(self, layer: LayerScheme, params: LayerParams, name: str) -> None:
         """Make a layer a MatMulNBits; a bias that an Add adds stays there."""

@@ -1,9 +1,7 @@
 """LSTM, GRU and RNN: which of them have weights that become integers, and how these are written.
 
-Such a layer reads floats, and its weights are integers times scales: Cast and Mul, which onnxruntime computes when it
-loads the file. A DequantizeLinear of a constant is computed on every run, and kernels pack no weight behind one: a step
-of an LSTM of 128 values takes twice as long, and 20 times as long with blocks. An LSTM can also become an operator on
-integers, see ``dynamic_lstm``.
+Such a layer reads floats, and its weights are integers times scales, see ``scaled_weights``. An LSTM can also become an
+operator on integers, see ``dynamic_lstm``.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ from onnx import ModelProto, NodeProto, TensorProto
 from ..config import FULL_BITS
 from ..errors import ConfigError
 from ..spec import FLOAT_BITS, INT16_MAX, LayerScheme, QParams, QuantSpec, Requirements
-from .index import Index, attribute_of, constant, is_op
+from .index import Index, attribute_of, is_op
 from .layer_params import LayerParams
 from .names import Selection
 from .new_nodes import NewNodes
 from .ops import RECURRENT
+from .scaled_weights import write_scaled
 from .weight_file import put_zeros
 
 LSTM, GRU = "LSTM", "GRU"
@@ -133,42 +132,12 @@ def write_weights(new: NewNodes, node: NodeProto, params: LayerParams) -> list[N
     nodes: list[NodeProto] = []
     for number, each in ((WEIGHT, params), (STATES, params.states)):
         name = f"{node.input[number]}_{node.name}"
-        integers, scale, spec = each.integers, each.grid.scale.astype(np.float32), each.grid.spec
-        source = new.constant(f"{name}_scale", scale if spec.block is not None else scale[..., None])
-        if spec.block is not None:
-            inputs = integers.shape[2]
-            blocks = new.shared_constant(
-                f"blocks_{inputs}_{spec.block}", (np.arange(inputs) // spec.block).astype(np.int32)
-            )
-            nodes.append(new.node("Gather", [source, blocks], new.name(f"{name}_scales"), name, axis=2))
-            source = nodes[-1].output[0]
-        stored = new.integers(f"{name}_quantized", integers, spec)
-        nodes.append(new.node("Cast", [stored], new.name(f"{name}_float"), name, to=TensorProto.FLOAT))
-        nodes.append(new.node("Mul", [nodes[-1].output[0], source], new.name(f"{name}_dequantized"), name))
-        node.input[number] = nodes[-1].output[0]
+        node.input[number] = new.name(f"{name}_dequantized")
+        nodes += write_scaled(new, name, node.input[number], each.integers, each.grid)
     if params.bias is not None:
         node.input.extend([""] * (BIAS + 1 - len(node.input)))
         node.input[BIAS] = new.constant(f"{node.name}_bias", params.bias.astype(np.float32))
     return nodes
-
-
-def find_stored(index: Index, name: str) -> TensorProto | None:
-    """The integers of a weight that ``write_weights`` wrote under this name."""
-    product = index.producer.get(name)
-    cast = index.producer.get(product.input[0]) if product is not None and is_op(product, "Mul") else None
-    return index.initializers.get(cast.input[0]) if cast is not None and is_op(cast, "Cast") else None
-
-
-def find_scale(index: Index, name: str) -> list[np.ndarray] | None:
-    """The scale of the same weight, which broadcasts to its integers (D, C, K); None where it is no constant."""
-    source = index.producer[name].input[1]
-    gather = index.producer.get(source)
-    if gather is None:
-        found = constant(index, source)
-    else:
-        own, blocks = (constant(index, each) for each in gather.input[:2])
-        found = None if own is None or blocks is None or own.ndim != 3 else own.take(blocks, 2)
-    return None if found is None or found.ndim != 3 else [found]
 
 
 def zeros_of_recurrent(layer: LayerScheme, index: Index) -> LayerParams:

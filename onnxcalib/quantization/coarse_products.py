@@ -18,6 +18,7 @@ from onnx import ModelProto
 from ..graph.extract import extract, infer_types, needed_nodes
 from ..graph.index import Index, is_op
 from ..graph.liveness import find_live
+from ..graph.magnitudes import is_magnitude
 from ..numeric.histogram import Histogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
@@ -46,7 +47,22 @@ STRETCHES = 4
 
 def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     """Maps the products that alone leave less than LEAST_DB of an output, or of a part of one, to the reasons."""
-    products = _find_products(prepared.model, prepared.scheme)
+    found = _search(prepared, _find_products(prepared.model, prepared.scheme))
+    check_some_left(prepared.scheme, found)
+    return found
+
+
+def find_coarse_spectra(prepared: Prepared) -> dict[str, str]:
+    """Maps the layers behind which a magnitude is taken, and that alone leave less than LEAST_DB, to the reasons.
+
+    A magnitude, the root of a sum of squares, is what a spectrum of sounds is made of, loud ones and quiet ones.
+    """
+    index = Index(prepared.model.graph)
+    heads = [node.output[0] for node in index.nodes.values() if is_magnitude(index, node)]
+    return _search(prepared, _find_before(prepared.model, prepared.scheme, heads))
+
+
+def _search(prepared: Prepared, products: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     if not products:
         return {}
     probe = _Probe(prepared, products)
@@ -55,9 +71,7 @@ def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     look = probe.measure(tuple(products))
     if look[1] >= ENOUGH_DB or not probe.read(SAMPLES):
         return {}
-    found = probe.search(look)
-    check_some_left(prepared.scheme, found)
-    return found
+    return probe.search(look)
 
 
 def _find_products(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, ...]]:
@@ -75,13 +89,20 @@ def _find_products(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[st
 def _find_before_logs(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, ...]]:
     """Layers on which a Log depends, each with its input and output on grids.
 
-    There are none where they are so many that the Log ends a whole network. Differences of scores pass a Softmax, whose
-    Log is none here.
+    Differences of scores pass a Softmax, whose Log is none here.
     """
     index = Index(model.graph)
     logs = (node for node in index.nodes.values() if is_op(node, "Log"))
     heads = [node.input[0] for node in logs if not is_op(index.producer.get(node.input[0], node), "Softmax")]
-    before = needed_nodes(index, (), heads)
+    return _find_before(model, scheme, heads)
+
+
+def _find_before(model: ModelProto, scheme: QuantScheme, heads: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Layers on which these tensors depend, each with its input and output on grids.
+
+    There are none where they are so many that a whole network ends there.
+    """
+    before = needed_nodes(Index(model.graph), (), heads)
     layers = [layer for layer in scheme.layers if layer.name in before]
     if len(layers) > MOST_BEFORE_LOG:
         return {}

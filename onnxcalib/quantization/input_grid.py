@@ -75,8 +75,8 @@ def find_lossless_grids(
 
 
 def first_layers(index: Index, scheme: QuantScheme) -> Iterator[LayerScheme]:
-    """Layers that have no other layer before them, and read an 8-bit grid whose range is not known beforehand."""
-    behind = tensors_behind(index, {layer.name for layer in scheme.layers})
+    """Layers that have none on integers before them, and read an 8-bit grid whose range is not known beforehand."""
+    behind = tensors_behind(index, {layer.name for layer in scheme.layers if not layer.reads_float})
     for layer in scheme.layers:
         if not layer.on_grid or layer.input in behind:
             continue

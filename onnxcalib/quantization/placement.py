@@ -16,8 +16,9 @@ These are the rules, in their order. Each sees the scheme without what those bef
    Rules 4 to 7 are left out where activations may have 16 bits.
 8. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
 
-The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. The others look
-at values, which need the fitted inputs.
+The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. So does what
+follows them: layers read float of which a magnitude is made that 256 levels do not hold (``coarse_products``). The
+others look at values, which need the fitted inputs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from ..graph.save import fingerprint
 from ..progress import track
 from ..spec import QuantScheme
 from .coarse_inputs import find_coarse_inputs
-from .coarse_products import find_coarse_products
+from .coarse_products import find_coarse_products, find_coarse_spectra
 from .coarse_runs import find_coarse_runs
 from .coarse_steps import find_coarse_steps
 from .cost_placement import choose_by_cost
@@ -82,6 +83,20 @@ def place_by_structure(prepared: Prepared) -> Prepared:
         found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, shapes))
     prepared = prepared.leave(found)
     return prepared.leave(_find_slow(prepared, shapes))
+
+
+def place_spectra(prepared: Prepared, *, planned: bool) -> Prepared:
+    """Let layers that a spectrum is made of read float where 256 levels do not hold it; in a plan they are float."""
+    config = prepared.config
+    if config.wide or not prepared.run.target.is_onnxruntime:
+        return prepared
+    named = list_named(prepared)
+    found = {name: reason for name, reason in find_coarse_spectra(prepared).items() if name not in named}
+    if planned:
+        return prepared.leave(found)
+    for name, reason in found.items():
+        prepared.run.leave_out(f"integer activations of {name}", f"{reason}; its weights alone are quantized")
+    return prepared.read_float(found)
 
 
 def place_by_values(prepared: Prepared, feeds: Mapping[str, Any]) -> Prepared:

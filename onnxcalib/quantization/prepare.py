@@ -42,7 +42,7 @@ from .join_scales import even_joins, find_unlike_joins
 from .output_parts import find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
-from .placement import list_named, place_by_structure, place_by_values
+from .placement import list_named, place_by_structure, place_by_values, place_spectra
 from .prepared import Prepared, make_settings_scheme, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
@@ -181,6 +181,7 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
 
     planned: whether bits are those of a plan, or are to be.
     """
+    prepared = place_spectra(prepared, planned=planned)
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme

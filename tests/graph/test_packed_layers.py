@@ -110,8 +110,8 @@ def test_what_the_operator_cannot_hold_stays_standard(build, rough, draw, weigh)
            " [flat] f = Flatten (m)  [head] y = Gemm (f, v) }"  # fmt: skip
     model = build(text, opset=21, ir=10, w=weigh(16, 3, 3, 3), v=weigh(16, 5))
     packed = rough(model, draw(2, 3, 8, 8), encoding="matmulnbits", activation_bits=32)
-    assert [n.op_type for n in packed.graph.node if n.op_type in ("DequantizeLinear", "MatMulNBits")] == [
-        "DequantizeLinear",
+    assert [n.op_type for n in packed.graph.node if n.op_type in ("DequantizeLinear", "Mul", "MatMulNBits")] == [
+        "Mul",
         "MatMulNBits",
     ]
     layers = make_scheme(model, activation_bits=32).layers

@@ -1,8 +1,6 @@
 """LSTM, GRU and RNN whose weights are integers: which there are, and what is written and computed of them."""
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, checker
 
@@ -77,15 +75,6 @@ def test_a_file_gives_what_integers_times_scales_give(build, draw, run, op, attr
     (found,) = find_quantized_layers(quantized)
     assert (found.op, found.weight_bits, found.activation_bits, found.axis) == (op, bits, 32, 1)
     np.testing.assert_array_equal(found.integers.astype(np.float32) * found.scale, multiply(params))
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_onnxruntime_multiplies_once_as_it_loads_the_file(build, draw, tmp_path, bits):
-    _, _, quantized = emit(make(build, draw), weight_bits=bits)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.optimized_model_filepath = 4, str(tmp_path / "o.onnx")
-    onnxruntime.InferenceSession(quantized.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    assert [node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node] == ["GRU"]
 
 
 def test_placeholders_take_as_many_bytes_as_the_file(build, draw):

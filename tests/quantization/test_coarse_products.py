@@ -85,6 +85,37 @@ def test_a_layer_whose_rounding_makes_an_output_infinite_stays_in_float_and_the_
     assert found == {"bands": "256 levels of its operands alone make values of output y infinite"}
 
 
+# The magnitudes of a spectrum of waves, and two layers that read them.
+WAVES = """g (float[N, 1, 64] x) => (float[N, 4, 5] y) { [waves] c = Conv <strides = [8]> (x, f)
+    [real] r = Slice (c, zero, half, one)  [imaginary] i = Slice (c, half, all, one)  rr = Pow (r, two)  ii = Mul (i, i)
+    s = Add (rr, ii)  [size] m = Sqrt (s)  [first] u = Conv (m, w1)  v = Relu (u)
+    [last] t = Conv (v, w2)  a = Abs (t)  d = ReduceMax <axes = [1]> (a)
+    e = Add (d, tiny)  y = Div (t, e) }"""
+
+
+def test_layers_of_a_spectrum_that_256_levels_do_not_hold_read_float_and_what_reads_it_is_evened(build, draw):
+    turns = np.arange(8)[:, None] * np.arange(32) * np.pi / 16
+    waves = np.concatenate((np.cos(turns), np.sin(turns)))[:, None].astype(np.float32)
+    numbers = {"zero": [0], "half": [8], "all": [16], "one": [1]}
+    constants = {name: np.array(value) for name, value in numbers.items()} | {
+        "two": np.float32(2),
+        "tiny": np.float32(1e-3),
+    }
+    model = build(WAVES, f=waves, w1=draw(6, 8, 1), w2=draw(4, 6, 1), **constants)
+    loudness = np.float32(10) ** np.arange(-3, 1, 0.2, dtype=np.float32)
+    x = (draw(20, 1, 64).cumsum(2) * loudness[:, None, None]).astype(np.float32)
+    found = prepare(model, x)
+    assert [layer.name for layer in found.scheme.layers if layer.reads_float] == ["waves"] and not found.in_float
+    (record,) = found.run.left_out
+    assert record.what == "integer activations of waves"
+    assert re.fullmatch(
+        r"256 levels of .* leave -?[\d.]+ dB of output y; its weights alone are quantized", record.reason
+    )
+    assert found.passes["even_channels"] == 1  # of a slow wave and of fast ones
+    named = pipeline.prepare(model, x, QuantizeConfig(threads=1, layers={"waves": {"activation_bits": 8}}))
+    assert not any(layer.reads_float for layer in named.scheme.layers)
+
+
 def test_what_is_in_front_of_a_group_is_not_run_again_and_changes_nothing(build, draw, monkeypatch):
     blocks = "".join(
         f"a{i} = MatMul (x{i}, wa)  b{i} = MatMul (x{i}, wb)  c{i} = MatMul (x{i}, wc)"

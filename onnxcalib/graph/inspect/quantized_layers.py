@@ -15,7 +15,8 @@ from ..index import Index, attribute_of, constant, is_op
 from ..layers import channel_axis
 from ..ops import DEQUANTIZE, DYNAMIC_QUANTIZE, INTEGER_PRODUCT, LAYERS, LINEAR_OPS, QUANTIZE, RECURRENT
 from ..packed import GROUP_INDEX, Packing, is_packed, read_packing, read_zero_points
-from ..recurrent import INPUT, STATES, WEIGHT, find_scale, find_stored, input_of
+from ..recurrent import INPUT, STATES, WEIGHT, input_of
+from ..scaled_weights import find_scale, find_stored
 from ..values import read_values
 from .integers import element_type, is_linear
 
@@ -106,10 +107,10 @@ class QuantizedLayer:
 def find_quantized_layers(model: ModelProto) -> tuple[QuantizedLayer, ...]:
     """The layers whose weight is stored as integers, in graph order.
 
-    They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant, each MatMulNBits of
-    a constant, each DynamicQuantizeLSTM, and each recurrent layer of
-    integers times scales, of whose weights the one of its input is read, and each MatMulInteger of a
-    constant and of what a DynamicQuantizeLinear gives, as far as the product with both scales.
+    They are the Conv, ConvTranspose, Gemm and MatMul nodes whose weight is a dequantized constant or integers times
+    scales, each MatMulNBits of a constant, each DynamicQuantizeLSTM, and each recurrent layer of integers times scales,
+    of whose weights the one of its input is read, and each MatMulInteger of a constant and of what a
+    DynamicQuantizeLinear gives, as far as the product with both scales.
     """
     return find_layers(model.graph, Index(model.graph))
 
@@ -186,7 +187,8 @@ def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
 def _read_recurrent(index: Index, node: NodeProto) -> QuantizedLayer | None:
     name, dynamic = input_of(node, WEIGHT), is_dynamic(node)
     weight = index.initializers.get(name) if dynamic else find_stored(index, name)
-    grid = None if weight is None else scales_of(index, node, weight) if dynamic else find_scale(index, name)
+    scale = None if weight is None or dynamic else find_scale(index, name)
+    grid = scales_of(index, node, weight) if dynamic and weight is not None else None if scale is None else [scale]
     if weight is None or grid is None:
         return None
     output = next(filter(None, node.output))
@@ -217,16 +219,11 @@ def _read_alone(index: Index, tensor: str, op: str) -> NodeProto | None:
 def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     if not is_op(node, *LAYERS):
         return None
-    dequantize = index.producer.get(node.input[1])
-    if dequantize is None or not is_linear(dequantize, DEQUANTIZE):
+    weight = _read_weight(index, node.input[1])
+    if weight is None:
         return None
-    tensor = _stored_tensor(index, dequantize.input[0])
-    if tensor is None:
-        return None
+    tensor, scale, zero_point = weight
     shape = tuple(tensor.dims)
-    scale, zero_point = (_broadcastable(index, dequantize, number, shape) for number in (1, 2))
-    if scale is None or (zero_point is None and any(dequantize.input[2:])):
-        return None
     operand, output = _read_rows(index, node, _read_operand(index, node, node.input[0]))
     return QuantizedLayer(
         name=node.name or node.output[0],
@@ -242,6 +239,23 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         activation_bits=operand.bits,
         grid=operand.grid,
     )
+
+
+def _read_weight(index: Index, name: str) -> tuple[TensorProto, np.ndarray, np.ndarray | None] | None:
+    """The integers of a weight, its scale and its zero point, both of which broadcast to them."""
+    if (tensor := find_stored(index, name)) is not None:
+        scale = find_scale(index, name)
+        return None if scale is None else (tensor, scale, None)
+    dequantize = index.producer.get(name)
+    tensor = None
+    if dequantize is not None and is_linear(dequantize, DEQUANTIZE):
+        tensor = _stored_tensor(index, dequantize.input[0])
+    if dequantize is None or tensor is None:
+        return None
+    scale, zero_point = (_broadcastable(index, dequantize, number, tuple(tensor.dims)) for number in (1, 2))
+    if scale is None or (zero_point is None and any(dequantize.input[2:])):
+        return None
+    return tensor, scale, zero_point
 
 
 def _read_rows(index: Index, node: NodeProto, operand: Operand) -> tuple[Operand, str]:

@@ -17,6 +17,8 @@ from ..weight_file import move_out
 from ..weightless import copy_without_weights, replace_around_weights
 
 STANDARD_DOMAIN = "ai.onnx"
+# Under which torch's exporter writes the lines of Python behind each node, with paths of the machine that exported.
+STACK_TRACE = "pkg.torch.onnx.stack_trace"
 # Before it an initializer has to be a graph input too (onnx IR specification).
 FREE_INITIALIZER_IR_VERSION = 4
 
@@ -25,7 +27,7 @@ def normalise(model: ModelProto) -> dict[str, int]:
     """Run all graph passes of this file in their order; returns how many rewrites each made, by its name."""
     passes = (
         spell_domain, inline_functions, name_draws, drop_initializer_inputs, sort_nodes, lift_constants,
-        drop_identities, drop_dead, name_nodes, describe_outputs,
+        drop_identities, drop_dead, name_nodes, drop_traces, describe_outputs,
     )  # fmt: skip
     return {rewrite.__name__: rewrite(model) for rewrite in passes}
 
@@ -36,6 +38,16 @@ def tidy(model: ModelProto) -> ModelProto:
     for rewrite in (name_draws, name_nodes, spell_domain, drop_initializer_inputs, sort_nodes, lift_constants):
         rewrite(copy)
     return copy
+
+
+def drop_traces(model: ModelProto) -> int:
+    """Remove the stack traces of nodes, which may take as many bytes as the weights of a small model."""
+    count = 0
+    for node in all_nodes(model.graph):
+        kept = [entry for entry in node.metadata_props if entry.key != STACK_TRACE]
+        count += len(kept) < len(node.metadata_props)
+        refill(node.metadata_props, kept)
+    return count
 
 
 def spell_domain(model: ModelProto) -> int:

@@ -12,6 +12,7 @@ from onnxcalib.graph.index import all_nodes, reads
 from onnxcalib.graph.passes.normalise import (
     drop_identities,
     drop_initializer_inputs,
+    drop_traces,
     inline_functions,
     lift_constants,
     name_nodes,
@@ -315,9 +316,23 @@ def test_all_passes_together_count_what_they_did_and_change_no_output(build, run
         "drop_identities": 1,
         "drop_dead": 1,
         "name_nodes": 2,
+        "drop_traces": 0,
         "describe_outputs": 0,
     }
     np.testing.assert_allclose(run(model, x)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_stack_traces_of_the_exporter_are_left_out_in_bodies_too_and_no_other_entry(build):
+    bodies = "then_branch = t () => (float[2] a) { a = Neg (x) }, else_branch = e () => (float[2] b) { b = Abs (x) }"
+    model = build(f"g (bool c, float[2] x) => (float[2] y) {{ y = If (c) <{bodies}> }}")
+    node = model.graph.node[0]
+    for each in (node, node.attribute[0].g.node[0]):
+        for key in ("pkg.torch.onnx.stack_trace", "namespace"):
+            each.metadata_props.add(key=key, value="here")
+    assert drop_traces(model) == 2 and drop_traces(model) == 0
+    assert [entry.key for entry in (*node.metadata_props, *node.attribute[0].g.node[0].metadata_props)] == [
+        "namespace"
+    ] * 2
 
 
 def test_sorting_takes_linear_work_in_the_worst_order(build, count_lines):
