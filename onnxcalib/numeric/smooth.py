@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,47 +55,95 @@ def reaching_factors(peaks: np.ndarray, reach: float) -> np.ndarray:
     return found
 
 
-def fit_factors(values: np.ndarray, weights: Sequence[np.ndarray], start: np.ndarray) -> np.ndarray:
-    """The factors near ``start``, float32 (channels,), with which 8 bits cost layers of dynamic rows least.
+class Steps(NamedTuple):
+    """How many neighbours share a step in rows of an activation, and in columns of a weight; None: all of them do."""
+
+    inputs: int | None = None
+    weights: int | None = None
+
+
+WHOLE_ROWS = Steps()
+
+
+def fit_factors(
+    values: np.ndarray, weights: Sequence[np.ndarray], start: np.ndarray, steps: Steps = WHOLE_ROWS
+) -> np.ndarray:
+    """The factors near ``start``, float32 (channels,), with which 8 bits cost layers least that round rows alone.
 
     Steps of D leave errors of D^2 / 12. A row x of the activation has the step ``p / 127`` of its peak
     ``p = max_j |x_j f_j|``, and channel i of the weight that of its largest ``|w_ij| / f_j``, so that the outputs miss
 
         p^2 sum_ij (w_ij / f_j)^2 + sum_i max_j (w_ij / f_j)^2 sum_j (x_j f_j)^2
 
-    up to a constant. The mean of that over rows, each relative to the squares of its own outputs, is summed over the
-    layers, and minimized by Adam: no row counts for more because it is large, as the first token of language models is.
+    up to a constant; where blocks of channels have steps of their own, the sum over blocks. The mean over rows, each
+    relative to the squares of its own outputs, is summed over the layers, and minimized by Adam: no row counts for more
+    because it is large, as the first token of language models is.
 
     values (rows, channels): of the activation. weights (channels, outputs): of each layer.
     """
     x = torch.from_numpy(np.ascontiguousarray(values[:: -(-len(values) // FIT_ROWS) or 1], np.float32))
-    rows = [torch.from_numpy(np.ascontiguousarray(each.T, np.float32)) for each in weights]
-    layers = []
-    for weight in rows:
-        given = (x @ weight.T).square().sum(1)
-        every = -(-len(weight) // FIT_CHANNELS) or 1
-        share = len(weight) / max(len(weight[::every]), 1)
-        layers.append((weight.square().sum(0), weight[::every].abs(), share, given.clamp_min(SMALLEST).reciprocal()))
-    sizes, squares = x.abs(), x.square()
+    layers = [_Layer.of(x, torch.from_numpy(np.ascontiguousarray(each.T, np.float32))) for each in weights]
     logarithm = torch.from_numpy(start.astype(np.float32)).log().requires_grad_()
     optimizer = torch.optim.Adam([logarithm], lr=FIT_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, FIT_STEPS)
     for _ in range(FIT_STEPS):
         with torch.enable_grad():
             factor = logarithm.exp()
-            peaks, powers = (sizes * factor).amax(1).square(), squares @ factor.square()
-            losses = (
-                peaks * (columns / factor.square()).sum() + share * (weight / factor).amax(1).square().sum() * powers
-                for columns, weight, share, _ in layers
-            )
-            means = [(each * layer[3]).mean() for each, layer in zip(losses, layers, strict=True)]
-            torch.stack(means).sum().log().backward()
+            scaled = x * factor
+            peaks = _part(scaled.abs(), steps.inputs).amax(2).square()
+            powers = _part(scaled.square(), steps.weights).sum(2)
+            torch.stack([layer.lose(factor, peaks, powers, steps) for layer in layers]).sum().log().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
     found = logarithm.detach()
     fitted: np.ndarray = (found - found.mean()).exp().numpy()
     return fitted if np.isfinite(fitted).all() else start
+
+
+class _Layer(NamedTuple):
+    """A layer that reads rows: the squares of its weight by input, (K,), and the magnitudes of some channels, (C, K).
+
+    share: all channels for each of these. relative: for each row one by the squares of its outputs.
+    """
+
+    squares: torch.Tensor
+    magnitudes: torch.Tensor
+    share: float
+    relative: torch.Tensor
+
+    @classmethod
+    def of(cls, x: torch.Tensor, weight: torch.Tensor) -> _Layer:
+        """weight (channels, inputs)."""
+        some = weight[:: -(-len(weight) // FIT_CHANNELS) or 1].abs()
+        given = (x @ weight.T).square().sum(1).clamp_min(SMALLEST)
+        return cls(weight.square().sum(0), some, len(weight) / max(len(some), 1), given.reciprocal())
+
+    def lose(self, factor: torch.Tensor, peaks: torch.Tensor, powers: torch.Tensor, steps: Steps) -> torch.Tensor:
+        """What rounding costs at these factors (K,); peaks and powers (rows, blocks): of the rows that have them."""
+        by_inputs = peaks @ _part(self.squares / factor.square(), steps.inputs).sum(1)
+        largest = _part(self.magnitudes / factor, steps.weights).amax(2).square().sum(0)
+        return ((by_inputs + self.share * (powers @ largest)) * self.relative).mean()
+
+
+def _part(rows: torch.Tensor, size: int | None) -> torch.Tensor:
+    """The last axis as (blocks, size), of which one block has all for None."""
+    parted: torch.Tensor = rows.unflatten(-1, (-1, size or rows.shape[-1]))
+    return parted
+
+
+def round_in_blocks(weight: np.ndarray, spec: QuantSpec) -> np.ndarray:
+    """A weight (channels, inputs) on the grids of its blocks, at which none of it is clipped."""
+    parts = _part(torch.from_numpy(np.ascontiguousarray(weight, np.float32)), spec.block)
+    if spec.symmetric:
+        scale, zero = parts.abs().amax(2, keepdim=True) / spec.qmax, torch.zeros(())
+    else:
+        low, high = parts.amin(2, keepdim=True).clamp_max(0), parts.amax(2, keepdim=True).clamp_min(0)
+        scale = (high - low) / (spec.qmax - spec.qmin)
+        zero = torch.round(low / scale.clamp_min(SMALLEST)) - spec.qmin
+    scale = scale.clamp_min(SMALLEST)
+    rounded: torch.Tensor = (torch.round(parts / scale) - zero).clamp_(spec.qmin, spec.qmax).add_(zero).mul_(scale)
+    return rounded.flatten(1).numpy()
 
 
 def round_weight(weight: np.ndarray, spec: QuantSpec) -> tuple[np.ndarray, np.ndarray]:

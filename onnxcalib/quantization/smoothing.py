@@ -25,13 +25,21 @@ import numpy as np
 import torch
 
 from ..config import FULL_BITS
-from ..graph.factors import add_factors, feed_factors, feed_weight
+from ..graph.factors import add_factors, feed_factors, feed_float_weight, feed_weight
 from ..graph.index import Index, known_constant
 from ..graph.passes.smooth import Smoothable, find_smoothable, smooth
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..numeric.rounding import fake_quantize, fake_quantize_rows
-from ..numeric.smooth import fit_factors, reaching_factors, round_weight, smoothing_factors, solve_weight
+from ..numeric.smooth import (
+    Steps,
+    fit_factors,
+    reaching_factors,
+    round_in_blocks,
+    round_weight,
+    smoothing_factors,
+    solve_weight,
+)
 from ..runtime.session import Session
 from ..spec import LayerScheme, QParams, QuantScheme
 from .calibrate import BATCH_BYTES, batch_size
@@ -123,6 +131,8 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = Fa
     found = find_smoothable(model, scheme)
     layers = [layer for each in found for layer in each.layers]
     if found and planned:
+        if found[0].block is not None:  # of float activations nobody expects it
+            return None
         run.leave_out(
             "smoothing", "bits are planned by what layers lose without it; give the bits, and none are planned"
         )
@@ -185,7 +195,8 @@ class _Trial:
             return Smoothing(None, {}, {})
         readers = {each.tensor: [layer.name for layer in each.layers] for each in self.found}
         dynamic = {each.tensor for each in self.found if each.dynamic}
-        session = Session(add_factors(self.model, readers, dynamic), threads=self.threads)
+        blocks = {each.tensor: each.block for each in self.found if each.block is not None}
+        session = Session(add_factors(self.model, readers, dynamic, blocks), threads=self.threads)
         plain = self._plain_factors()
         self.solves = self._loses_more_to_weights(plain)
         off = self._measure(session, plain)
@@ -202,7 +213,7 @@ class _Trial:
         best = climb(len(ways), first, measure)
         told = {"off": off, **{str(ways[number].name): tried[number][0] for number in sorted(tried)}}
         reached, way = measure(best), ways[best]
-        if dynamic and way.exponent is not None:
+        if (dynamic or blocks) and way.exponent is not None:
             fitted = self._fit(way)
             told[str(fitted.name)] = by_fit = self._measure(session, fitted.factors)
             reached, way = max((reached, way), (by_fit, fitted), key=lambda each: each[0])
@@ -214,10 +225,13 @@ class _Trial:
         """The same with the factors fitted of all activations whose rows have ranges of their own."""
         fitted = {
             each.tensor: fit_factors(
-                self.values[each.tensor], [self._read(layer) for layer in each.layers], way.factors[each.tensor]
+                self.values[each.tensor],
+                [self._read(layer) for layer in each.layers],
+                way.factors[each.tensor],
+                Steps(each.block, each.layers[0].weight_spec.block),
             )
             for each in self.found
-            if each.dynamic
+            if each.dynamic or each.block is not None
         }
         return replace(way, factors={**way.factors, **fitted}, fitted=True)
 
@@ -252,7 +266,7 @@ class _Trial:
         enough = len(runs) > 1 and len(self.samples) >= 2 * CHOICE_SAMPLES
         ours, others = (runs[::2], runs[1::2]) if enough else (runs, runs)
         seen, held = _spread(ours, PEAK_SAMPLES), _spread(others, CHOICE_SAMPLES)
-        more = self.few_bits or any(each.dynamic for each in self.found)
+        more = self.few_bits or not all(layer.on_grid for each in self.found for layer in each.layers)
         room = BATCH_BYTES * (MORE_BATCHES if more else 1) // max(len(self.samples.split(size, seen)), 1)
         rows: dict[str, list[np.ndarray]] = {tensor: [] for tensor in tensors}
         for run in self.samples.split(size, seen):
@@ -281,7 +295,7 @@ class _Trial:
         first = set() if self.samples.images else {layer.name for layer in first_layers(self.index, self.scheme)}
         factors = {tensor: np.ones(peaks.shape, np.float32) for tensor, peaks in self.peaks.items()}
         for each in self.found:
-            if first.issuperset(layer.name for layer in each.layers):
+            if each.block is None and first.issuperset(layer.name for layer in each.layers):
                 factors[each.tensor] = even_factors(self.peaks[each.tensor]).astype(np.float32)
         return factors
 
@@ -294,6 +308,8 @@ class _Trial:
         """Whether rounding the layers' weights costs more than rounding their inputs, relative to what they give."""
         by_weights = by_inputs = 0.0
         for each in self.found:
+            if each.block is not None:  # blocks are never solved here
+                continue
             values = self.values[each.tensor] * factors[each.tensor]
             powers, (rounded, _) = np.square(values).mean(axis=0), self._round(each, values)
             errors = np.square(rounded - values).mean(axis=0)
@@ -330,6 +346,8 @@ class _Trial:
         plain = bool((factor == 1).all())
         if plain and chosen.tensor in self.unscaled:
             return self.unscaled[chosen.tensor]
+        if chosen.block is not None:
+            return self._feed_blocks(chosen, factor)
         values = self.values[chosen.tensor] * factor.astype(np.float32)
         rounded, grid = self._round(chosen, values)
         given = feed_factors(chosen.tensor, factor, grid)
@@ -340,6 +358,14 @@ class _Trial:
             given |= feed_weight(layer.name, integers.T if layer.axis == 1 else integers, steps)
         if plain:
             self.unscaled[chosen.tensor] = given
+        return given
+
+    def _feed_blocks(self, chosen: Smoothable, factor: np.ndarray) -> dict[str, np.ndarray]:
+        """The same of float activations, which the session itself rounds."""
+        given = feed_factors(chosen.tensor, factor, None)
+        for layer in chosen.layers:
+            rounded = round_in_blocks((self._read(layer) / factor[:, None]).T, layer.weight_spec)
+            given |= feed_float_weight(layer.name, rounded.T if layer.axis == 1 else rounded)
         return given
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxcalib.graph.factors import add_factors, feed_factors, feed_weight
+from onnxcalib.graph.factors import add_factors, feed_factors, feed_float_weight, feed_weight
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import QParams, QuantSpec
 
@@ -38,3 +38,15 @@ def test_rows_without_a_grid_are_rounded_by_their_own_peaks(build, draw, opset):
     peaks = np.maximum(scaled.max(1, keepdims=True), 1e-30)
     wanted = np.rint(scaled / peaks * 127) / 127 * peaks @ (integers * steps)
     assert np.allclose(Session(changed).run(feeds)["y"], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_of_a_row_are_rounded_by_their_own_peaks(build, draw):
+    text = "g (float[N, 2, 6] x) => (float[N, 2, 4] y) { [first] h = Relu (x)  [a] y = MatMul (h, w) }"
+    changed = add_factors(build(text, w=draw(6, 4)), {"h": ["a"]}, blocks={"h": 3})
+    factor, weight = np.arange(1, 7) / 4, draw(6, 4)
+    x = np.abs(draw(3, 2, 6)) * np.array([1, 1, 1, 1000, 1000, 1000], np.float32)
+    feeds = feed_factors("h", factor, None) | feed_float_weight("a", weight) | {"x": x}
+    scaled = (x * factor).reshape(3, 2, 2, 3)
+    peaks = scaled.max(3, keepdims=True)
+    wanted = (np.rint(scaled / peaks * 127) / 127 * peaks).reshape(3, 2, 6) @ weight
+    assert np.allclose(Session(changed).run(feeds)["y"], wanted, rtol=1e-4, atol=1e-3)

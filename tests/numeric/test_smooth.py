@@ -9,8 +9,10 @@ import torch
 from onnxcalib.numeric.rounding import fake_quantize_rows
 from onnxcalib.numeric.smooth import (
     LEAST_SHARE,
+    Steps,
     fit_factors,
     reaching_factors,
+    round_in_blocks,
     round_weight,
     smoothing_factors,
     solve_weight,
@@ -87,10 +89,42 @@ def test_fitted_factors_lose_less_than_those_of_any_exponent():
     assert lose(others, weights, fitted) < 0.9 * min(lose(others, weights, start) for start in starts)
 
 
+def lose_in_blocks(values, weight, factors, block):
+    rows = (values * factors).reshape(-1, block)
+    rounded = fake_quantize_rows(torch.from_numpy(rows)).numpy().reshape(values.shape)
+    spec = QuantSpec(8, signed=True, symmetric=True, axis=0, block=block)
+    lost = np.square(rounded @ round_in_blocks((weight / factors[:, None]).T, spec).T - values @ weight)
+    return (lost.sum(1) / np.square(values @ weight).sum(1)).mean()
+
+
+def test_factors_are_fitted_to_blocks_of_rows_too():
+    """Two channels that reach far cost what shares their blocks; it is with these that they are evened."""
+    weight = np.random.default_rng(4).normal(size=(24, 30)).astype(np.float32)
+    seen, others, even = draw_rows(200, 0), draw_rows(400, 1), np.ones(24, np.float32)
+    rows, blocks = (fit_factors(seen, [weight], even, Steps(size, size)) for size in (None, 8))
+    assert lose_in_blocks(others, weight, blocks, 8) < 0.8 * lose_in_blocks(others, weight, even, 8)
+    assert lose_in_blocks(others, weight, blocks, 8) < lose_in_blocks(others, weight, rows, 8)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("block", [None, 4])
+def test_weights_in_blocks_miss_half_a_step_of_their_own_at_most(symmetric, block):
+    weight = (np.random.default_rng(2).normal(size=(5, 12)) + 2).astype(np.float32) * np.repeat([1, 50, 0.02], 4)
+    weight[0] = 0
+    spec = QuantSpec(8, signed=True, symmetric=symmetric, axis=0, block=block)
+    rounded = round_in_blocks(weight, spec).reshape(5, -1, block or 12)
+    parts = weight.reshape(rounded.shape)
+    ends = np.maximum(parts.max(2), 0), np.minimum(parts.min(2), 0)
+    steps = np.maximum(ends[0], -ends[1]) / 127 if symmetric else (ends[0] - ends[1]) / 255
+    missed = np.abs(rounded - parts).max(2)
+    assert (missed <= (0.5 if symmetric else 1.0) * steps + 1e-6 * np.abs(parts).max()).all() and missed.any()
+
+
 def test_factors_of_zeros_stay_finite():
-    start = np.ones(3, np.float32)
-    for values, weight in ((np.zeros((4, 3)), np.ones((3, 2))), (np.ones((4, 3)), np.zeros((3, 2)))):
-        assert np.isfinite(fit_factors(values, [weight], start)).all()
+    start = np.ones(4, np.float32)
+    for values, weight in ((np.zeros((4, 4)), np.ones((4, 2))), (np.ones((4, 4)), np.zeros((4, 2)))):
+        for steps in (Steps(), Steps(2, None), Steps(2, 4)):
+            assert np.isfinite(fit_factors(values, [weight], start, steps)).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

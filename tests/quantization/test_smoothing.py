@@ -74,7 +74,7 @@ def test_fitted_factors_are_kept_where_the_outputs_gain(transformer, monkeypatch
         monkeypatch.setattr(smoothing, "EXPONENTS", (0.2,))
         monkeypatch.setattr(smoothing, "FIRST", (0.2,))
     else:
-        monkeypatch.setattr(smoothing, "fit_factors", lambda values, weights, start: start[::-1].copy())
+        monkeypatch.setattr(smoothing, "fit_factors", lambda values, weights, start, steps: start[::-1].copy())
     samples = draw_tokens(48)
     samples[:, 0] *= 1000
     result = quantize(transformer, samples, AUTO.model_copy(update={"activations": "dynamic"}))
@@ -85,6 +85,29 @@ def test_fitted_factors_are_kept_where_the_outputs_gain(transformer, monkeypatch
     assert {e.key: e.value for e in result.model.metadata_props}["onnxcalib.smoothing"] == name
     print_summary(result.report, tmp_path / "model.onnx")
     assert f"smoothing: exponent {name} for" in capsys.readouterr().out
+
+
+ALONE = {"activation_bits": 32, "block_size": 16}
+
+
+def test_weights_alone_are_smoothed_for_the_blocks_that_onnxruntime_rounds(transformer):
+    """It rounds float activations inside MatMulNBits, which the file does not say."""
+    samples, test = draw_tokens(48), draw_tokens(100, seed=1)
+    plain, smoothed = (
+        quantize(transformer, samples, config.model_copy(update=ALONE), test=test) for config in (OFF, AUTO)
+    )
+    found = smoothed.report.smoothing
+    assert smoothed.report.outputs[0].sqnr_db > plain.report.outputs[0].sqnr_db + 3
+    assert abs(found["tried_db"]["off"] - plain.report.outputs[0].sqnr_db) < 4
+    assert [each["tensor"] for each in found["smoothed"]] == ["h", "r", "n"]
+
+
+@pytest.mark.parametrize("others", [{"weight_bits": 4}, {"block_size": 32}], ids=str)
+def test_weights_alone_of_fewer_bits_or_other_blocks_are_not_smoothed(transformer, others):
+    """Blocks of 32 do not divide the 16 inputs of the layers behind norms."""
+    prepared = prepare(transformer, draw_tokens(48), AUTO.model_copy(update=ALONE | others))
+    taken = [] if prepared.smoothing is None else [each["tensor"] for each in prepared.smoothing.record()["smoothed"]]
+    assert "h" not in taken and "n" not in taken
 
 
 def test_factors_of_calibrated_inputs_are_not_fitted(transformer):
@@ -192,6 +215,9 @@ def test_planned_layers_stay_and_the_report_says_so(transformer):
         ("smoothing", "bits are planned by what layers lose without it")
     ]
     assert not prepare(transformer, samples, OFF, plan=plan).run.left_out
+    alone = plan.model_copy(update={"layers": dict.fromkeys(plan.layers, "W8A32g16")})
+    prepared = prepare(transformer, samples, AUTO, plan=alone)
+    assert prepared.smoothing is None and not prepared.run.left_out
 
 
 def test_a_run_that_goes_on_takes_the_factors_that_it_had(transformer, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from ...spec import FLOAT_BITS, LayerScheme, QuantScheme
+from ...spec import LayerScheme, QuantScheme
 from ..edit import add_constant, rename, reroute, take_name, write_operand
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names, reads, walk_back
 from ..norm_sums import NORMS
@@ -25,11 +25,26 @@ BY_CHANNEL = (*(op for op in ACTIVATIONS if op not in NORMS), "Pow", "Softsign",
 SMOOTHED = "smoothed"  # behind the name of a tensor that had no factors
 
 
+# Bits of weights that have room for the range of activations.
+ROOM = 8
+# Neighbours of a float activation that onnxruntime rounds on one grid where weights have a scale a column.
+BLOCK = 32
+
+
 class Smoothable(NamedTuple):
-    """An activation, and all layers that read it on its grid, or on one of each row."""
+    """An activation, and all layers that read it on its grid, on one of each row, or as float.
+
+    Of float activations onnxruntime's kernel rounds each block of neighbours on a grid of its own.
+    """
 
     tensor: str
     layers: tuple[LayerScheme, ...]
+
+    @property
+    def block(self) -> int | None:
+        """The number of neighbours that are rounded on one grid where the layers read float; None elsewhere."""
+        layer = self.layers[0]
+        return (layer.weight_spec.block or BLOCK) if layer.reads_float else None
 
     @property
     def dynamic(self) -> bool:
@@ -48,30 +63,35 @@ class Edit(NamedTuple):
 def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
     """Activations in the order of the graph that a norm gives, or a feed-forward makes of what a norm gives.
 
-    Products with a matrix read them on 8 bits, and all of these can undo factors.
+    Products with a matrix read them on 8 bits, and all of these can undo factors. Where all layers of the model read
+    float, and have 8 bits, theirs are found, except for those of a layer of which a table has the integers.
     """
     index = Index(model.graph)
     readers: dict[str, list[LayerScheme]] = {}
+    alone = all(layer.reads_float and layer.weight_spec.bits == ROOM for layer in scheme.layers)
+    shared = {table.tied_to for table in scheme.embeddings}
     for layer in scheme.layers:
-        if not layer.reads_float:
+        if not layer.reads_float or (alone and layer.name not in shared and _fits_blocks(index, layer)):
             readers.setdefault(layer.input, []).append(layer)
     normed = _find_normed(model, index) if readers else frozenset()
     found = []
     for tensor, layers in readers.items():
-        taken = all(
-            is_op(index.nodes[layer.name], "MatMul", "Gemm")
-            and layer.activation_spec.bits < FLOAT_BITS
-            and can_scale(index, layer)
-            for layer in layers
-        )
+        taken = all(is_op(index.nodes[layer.name], "MatMul", "Gemm") and can_scale(index, layer) for layer in layers)
         on_grid = [n for n in index.readers(tensor) if n.name not in scheme.float_reads.get(tensor, ())]
         if tensor not in scheme.activations:  # which dynamic layers read; to all others it is float
             on_grid = []
-        alone = {layer.name for layer in layers}.issuperset(n.name for n in on_grid if not is_op(n, *SHAPE_READERS))
+        only = {layer.name for layer in layers}.issuperset(n.name for n in on_grid if not is_op(n, *SHAPE_READERS))
         single = scheme.members_of(tensor) == (tensor,) and tensor not in scheme.requantized
-        if taken and alone and single and (tensor in normed or _is_inside(index, tensor, normed)):
+        if taken and only and single and (tensor in normed or _is_inside(index, tensor, normed)):
             found.append(Smoothable(tensor, tuple(layers)))
     return found
+
+
+def _fits_blocks(index: Index, layer: LayerScheme) -> bool:
+    """Whether blocks divide the inputs of a product with a matrix."""
+    weight = index.initializers.get(layer.weight)
+    inputs = 1 if weight is None or len(weight.dims) != 2 else weight.dims[1 - layer.axis]
+    return inputs % (layer.weight_spec.block or BLOCK) == 0
 
 
 def _find_normed(model: ModelProto, index: Index) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import checker
@@ -110,3 +112,17 @@ def test_a_residual_keeps_what_the_norm_gives(make):
 def test_what_no_norm_gives_is_left(make, nodes, found):
     model = make(f"{HEAD} {{ {nodes} }}")
     assert [each.tensor for each in find_smoothable(model, make_scheme(model))] == [*found]
+
+
+def test_float_activations_count_where_all_layers_have_eight_bits_and_no_table_their_integers(make):
+    model = make(BEHIND_NORM)
+    eight, four = (
+        make_scheme(model, weight_bits=bits, activation_bits=32, first_last_bits=bits, block_size=2) for bits in (8, 4)
+    )
+    found = find_smoothable(model, eight)
+    assert [(each.tensor, each.block) for each in found] == [("h", 2), ("r", 2)]
+    mixed = replace(eight, layers=(eight.layers[0], *four.layers[1:]))
+    tied = replace(eight, embeddings=(replace(eight.layers[0], name="table", tied_to="up"),))
+    whole = make_scheme(model, activation_bits=32)  # blocks of 32, which do not divide 6 inputs
+    for scheme, tensors in ((mixed, []), (tied, ["r"]), (whole, [])):
+        assert [each.tensor for each in find_smoothable(model, scheme)] == tensors
