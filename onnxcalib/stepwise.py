@@ -50,7 +50,8 @@ def _spell(first: int | None, last: int | None) -> str:
 
 def describe_loop(found: ClosedLoopRecord) -> str:
     """A line on what was run."""
+    sequences = "1 sequence" if found.sequences == 1 else f"{found.sequences:,} sequences"
     return (
-        f"closed loop: {found.sequences:,} sequences of {found.steps:,} steps in all; each model reads its own states"
+        f"closed loop: {sequences} of {found.steps:,} steps in all; each model reads its own states"
         f" ({', '.join(found.states)})"
     )

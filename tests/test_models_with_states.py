@@ -8,7 +8,7 @@ import pytest
 
 import onnxcalib
 from onnxcalib import DataConfig, QuantizeConfig, ValidateConfig
-from onnxcalib.errors import ConfigError, OnnxCalibWarning
+from onnxcalib.errors import ConfigError, DataError, OnnxCalibWarning
 from onnxcalib.runtime.session import Session
 from onnxcalib.validation.render import to_markdown
 
@@ -75,3 +75,17 @@ def test_an_open_set_is_one_of_steps_whose_states_the_run_fills(cell, sequences)
     assert prepared.samples.read([5])["h"].any() and prepared.samples.states == {"h": "hn"}
     with pytest.raises(ConfigError, match="state: found descriptions of inputs"):
         onnxcalib.open_calibration(iter(sequences), opened.inputs[:1], STATES)
+
+
+@pytest.mark.filterwarnings("ignore::onnxcalib.OnnxCalibWarning")
+def test_an_open_set_has_the_states_and_the_sequences_that_the_run_is_to_have(cell, sequences):
+    opened = onnxcalib.open_calibration(iter(sequences), cell, STATES)
+    with pytest.raises(DataError, match="data: found an open set of 8 sequences; 3 are wanted; open it with limit="):
+        onnxcalib.prepare(cell, opened, QuantizeConfig(data=STATES, samples=3))
+    assert len(onnxcalib.prepare(cell, opened, QuantizeConfig(data=STATES, samples=8)).test) == 80
+    single = onnxcalib.open_calibration({"x": np.ones((20, 8), np.float32), "h": np.ones((20, 16), np.float32)}, cell)
+    text = "data: found an open set without states; hn:h are set; open it with these"
+    with pytest.raises(DataError, match=text):
+        onnxcalib.prepare(cell, single, QuantizeConfig(data=STATES))
+    with pytest.raises(DataError, match=text):
+        onnxcalib.validate(cell, cell, single, ValidateConfig(data=STATES))

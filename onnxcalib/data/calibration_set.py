@@ -245,8 +245,10 @@ def open_calibration(
 
 
 def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int | None) -> CalibrationSet:
-    if limit is not None and limit < len(samples):
-        raise DataError(f"data: found an open set of {len(samples)} samples; {limit} are wanted; open it with limit=")
+    count = len(samples) if samples.sequences is None else len(np.unique(samples.sequences))
+    if limit is not None and limit < count:
+        what = "samples" if samples.sequences is None else "sequences"
+        raise DataError(f"data: found an open set of {count} {what}; {limit} are wanted; open it with limit=")
     found, wanted = ([(spec.name, np.dtype(spec.dtype)) for spec in each] for each in (samples.inputs, inputs))
     if found != wanted or not all(map(_agree, samples.inputs, inputs)):
         names = [", ".join(map(_spell_input, each)) for each in (samples.inputs, inputs)]
@@ -254,6 +256,13 @@ def _take_open(samples: CalibrationSet, inputs: Sequence[InputSpec], limit: int 
             f"data: the set was opened for the inputs {names[0]}; the model's are {names[1]}, each of a type and shape;"
             " open it with the model's own"
         )
+    states = {spec.name: spec.state for spec in inputs if spec.state}
+    if states not in ({}, samples.states):
+        has, wanted_ones = (
+            ", ".join(f"{out}:{name}" for name, out in each.items()) for each in (samples.states, states)
+        )
+        kind = f"with states {has}" if has else "without states"
+        raise DataError(f"data: found an open set {kind}; {wanted_ones} are set; open it with these")
     return samples
 
 
