@@ -166,10 +166,10 @@ def hoist_constants(model: ModelProto, body: GraphProto, taken: set[str]) -> Non
 
 
 def _weights_alone(graph: GraphProto) -> set[str]:
-    """Constants that a DequantizeLinear makes the one operand on a grid of a MatMul."""
+    """Constants that a DequantizeLinear makes the one operand on a grid of a MatMul or Gemm."""
     made = {node.output[0]: node.input[0] for node in graph.node if is_op(node, DEQUANTIZE)}
-    products = (node for node in graph.node if is_op(node, "MatMul"))
-    return {made[name] for node in products for name in node.input if name in made and not made.keys() >= {*node.input}}
+    pairs = [node.input[:2] for node in graph.node if is_op(node, "MatMul", "Gemm")]
+    return {made[name] for pair in pairs for name in pair if name in made and not made.keys() >= {*pair}}
 
 
 def drop_unread(model: ModelProto) -> None:

@@ -109,9 +109,10 @@ ODD = {
     "a large weight of both branches": Odd(
         """m (float[1, 40] x) => (float[1, 40] y) { top = ReduceMax <keepdims = 0> (x) c = Greater (top, high)
             y = If (c) <then_branch = a () => (float[1, 40] p) { [one] h = MatMul (x, w) p = Relu (h) },
-                else_branch = b () => (float[1, 40] q) { n = Neg (x) [two] q = MatMul (n, w) }> }""",
-        ("one", "two"),
-        {"w": (40, 40)},
+                else_branch = b () => (float[1, 40] q) { n = Neg (x) [two] h = MatMul (n, w)
+                    [three] q = Gemm (h, v, k) }> }""",
+        ("one", "two", "three"),
+        {"w": (40, 40), "v": (40, 40), "k": (40,)},
         {"high": np.float32(2.1)},
         shape=(40,),
     ),
