@@ -246,6 +246,7 @@ def _check_tensors(config: QuantizeConfig, scheme: QuantScheme, plan: BitPlan | 
 def _tell(prepared: Prepared, plan: BitPlan | None) -> None:
     scheme = prepared.scheme
     _warn_of_replaced(prepared, plan)
+    _tell_of_recurrent(prepared, planned=plan is not None or prepared.config.planned)
     _warn_of_ineffective(prepared)
     _warn_of_float(prepared)
     _warn_of_unpacked(prepared)
@@ -260,6 +261,8 @@ def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
     bits = {"weight_bits"} if plan is None else {"activation_bits", "weight_bits"}
     if config.embedding_bits is None and prepared.scheme.embeddings and not config.planned_alone:
         bits -= {"weight_bits"}  # those of embeddings, of which the plan says nothing
+    if prepared.scheme.recurrent:
+        bits -= {"weight_bits"}  # as of those
     names = sorted(config.model_fields_set & bits)
     if names and plan is not None:
         run.warn(f"{', '.join(names)}: found beside a plan, which gives the bits of every layer; leave one out")
@@ -268,6 +271,15 @@ def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
     kind = None if plan is None else plan.weight_symmetry
     if kind is not None and "weight_symmetry" in config.model_fields_set and config.weight_symmetry != kind:
         run.warn(f"weight_symmetry: found {config.weight_symmetry} beside a plan of {kind} weights; leave it out")
+
+
+def _tell_of_recurrent(prepared: Prepared, *, planned: bool) -> None:
+    """Say that a plan does not choose the bits of recurrent layers, whose bytes count all the same."""
+    for layer in prepared.scheme.recurrent if planned else ():
+        prepared.run.observer.note(
+            f"{layer.name}: {layer.weight_spec.bits} bits, by the settings: plans do not choose those of recurrent"
+            " layers, whose bytes count"
+        )
 
 
 def _warn_of_unpacked(prepared: Prepared) -> None:

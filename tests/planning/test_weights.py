@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from onnxcalib import ConfigError, QuantizeConfig, plan, quantize
+from onnxcalib import ConfigError, Observer, QuantizeConfig, plan, quantize
 from onnxcalib.graph.constants import bits_per_weight, constant_bytes, count_weights
 from onnxcalib.graph.layout import to_rows
 from onnxcalib.numeric.divergence import Divergence
@@ -194,3 +194,23 @@ def test_settings_that_contradict_a_plan_of_weights_are_refused(decoder, changes
             IDS,
             QuantizeConfig(**{"activation_bits": 32, "max_size": "5bpw", "cache_dir": str(tmp_path)} | changes),
         )
+
+
+def test_recurrent_layers_keep_the_bits_of_the_settings_and_their_bytes_count(build, weigh, tmp_path):
+    text = """g (float[N, 6, 40] x) => (float[N, 8] y) {
+        [first] m = MatMul (x, w1)  t = Transpose <perm = [1, 0, 2]> (m)  [it] , h = GRU <hidden_size = 32> (t, w, r)
+        s = Squeeze (h, zero)  [last] y = MatMul (s, w2) }"""
+    weights = {"w1": weigh(40, 40), "w": weigh(1, 96, 40), "r": weigh(1, 96, 32), "w2": weigh(32, 8)}
+    model = build(text, opset=21, ir=10, zero=np.array([0]), **weights)
+    x = np.random.default_rng(0).normal(size=(16, 6, 40)).astype(np.float32)
+    notes = []
+
+    class Reader(Observer):
+        def note(self, text):
+            notes.append(text)
+
+    config = settings(tmp_path, max_size="0.4", weight_bits=4, candidates=("W8A32", "W4A32g32"))
+    result = quantize(model, x, config, observer=Reader())  # which warns of nothing
+    assert result.report.plan["totals"]["bytes"] == result.report.quantized_bytes
+    assert next(layer.weight_bits for layer in result.report.layers if layer.name == "it") == 4
+    assert "it: 4 bits, by the settings: plans do not choose those of recurrent layers, whose bytes count" in notes
