@@ -244,7 +244,7 @@ class ColumnReader:
             if self.shortcut and joined:
                 own = chunk.gather(self._move(chunk.take(given[self.shortcut.tensor])), self.layer.groups)
                 grid = self.state.grids.activations.get(self.shortcut.tensor) if self.shortcut.on_grid else None
-                target = target - self._on_grid(own, grid)
+                target = target - self._on_grid(own, self.shortcut.tensor, grid)
             inputs = self._move(chunk.take(whole))
             read, fill = (self._read_input, 0) if self.unit is None else (shift_to_int8, int(self.unit.zero_point))
             if chunk.positions is None:
@@ -260,24 +260,28 @@ class ColumnReader:
         """The input of a dynamic layer as it reads that: each row on a grid of its own."""
         if not self.layer.dynamic:
             return values
-        whole, held = torch.from_numpy(values), self.state.grids.activations.get(self.layer.input)
-        if held is not None and self.layer.name not in self.problem.scheme.float_reads.get(self.layer.input, ()):
-            whole = self._on_grid(whole, held)
+        tensor = self.layer.input
+        held = self.state.grids.activations.get(tensor)
+        if self.layer.name in self.problem.scheme.float_reads.get(tensor, ()):
+            held = None
+        whole = self._on_grid(torch.from_numpy(values), tensor, held)
         return fake_quantize_rows(whole).numpy()
 
     def _read_input(self, x: torch.Tensor) -> torch.Tensor:
         """Input values as the quantized layer reads them; those of a dynamic layer are rounded already."""
-        grids = self.state.grids
+        grids, tensor = self.state.grids, self.layer.input
         grid = grids.of_input(self.layer)
-        if grid is not None and grid is grids.requantized.get(self.layer.input):
-            x = self._on_grid(x, grids.activations[self.layer.input])
-        return self._on_grid(x, grid)
+        if grid is not None and grid is grids.requantized.get(tensor):
+            x = self._on_grid(x, tensor, grids.activations[tensor])
+        return self._on_grid(x, tensor, grid)
 
     def _move(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.problem.device)
 
-    def _on_grid(self, x: torch.Tensor, grid: QParams | None) -> torch.Tensor:
-        """Values on the grid, on which integers are already."""
+    def _on_grid(self, x: torch.Tensor, tensor: str, grid: QParams | None) -> torch.Tensor:
+        """Values of a tensor on the grid, on which integers are already; they have one where the layer has none."""
+        if grid is None and not x.is_floating_point():
+            grid = self.state.integer_grid(tensor)
         if grid is None:
             return x
         if not x.is_floating_point():

@@ -187,3 +187,13 @@ def test_statistics_of_solved_layers_are_first_looked_at_on_few_samples(
     assert seen == looks
     refused = "by a first look on 8 samples " * (looks == [8]) + "the outputs were no nearer to the float model's"
     assert (tuned.outcome, tuned.reason) == (("kept", None) if nearer else ("rolled back", refused))
+
+
+def test_a_layer_that_reads_float_behind_integers_is_solved_on_their_values(build, weigh, draw):
+    text = """g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) {
+        [one] a = Conv <pads = [1, 1, 1, 1]> (x, w)  [r] b = Relu (a)  [two] c = Conv <pads = [1, 1, 1, 1]> (b, v)
+        [s] d = Relu (c)  [three] y = Conv <pads = [1, 1, 1, 1]> (d, z) }"""
+    model = build(text, w=3 * weigh(8, 3, 3, 3), v=weigh(8, 8, 3, 3), z=weigh(4, 8, 3, 3))
+    config = QuantizeConfig(layers={"two": {"activation_bits": 32}})
+    report = onnxcalib.quantize(model, draw(32, 3, 6, 6), config).report
+    assert min(layer.sqnr_db for layer in report.layers) > 25
