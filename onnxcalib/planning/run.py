@@ -101,6 +101,11 @@ def trace(prepared: Prepared) -> Frontier:
 def _measure(prepared: Prepared) -> _Measurements:
     """Measure the loss and the costs of every set at each candidate, as far as the cache does not have them."""
     run, config = prepared.run, prepared.config
+    if not prepared.scheme.stored:
+        raise ConfigError(
+            "max_size: found a budget, or a curve asked for, of a model all of whose layers are in bodies of If, Loop"
+            " or Scan; bits are planned of layers outside; give bits, or those of single layers, instead"
+        )
     if config.latencies is not None:
         read_latencies(Path(config.latencies))  # a fault of the file is found before the work
         if config.max_latency is None:

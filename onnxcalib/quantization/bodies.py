@@ -15,12 +15,12 @@ from onnx import ModelProto
 
 from ..config import DataConfig, QuantizeConfig
 from ..data import CalibrationSet
-from ..errors import DataError, ModelError
+from ..errors import ConfigError, DataError, ModelError
 from ..graph.bodies import Body, extract_body, find_graph, holds_layers, list_bodies, match_captured
 from ..graph.index import all_nodes
 from ..graph.names import keep_selectors, resolve_names
 from ..graph.ops import LAYERS, RECURRENT
-from ..report import FloatRecord
+from ..report import FloatRecord, name_some
 from ..runtime.bodies import tensor_type
 from ..runtime.store import Store
 from .body_samples import BodySamples
@@ -63,10 +63,15 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
                 left.append(FloatBody(body.path, body.op, result, _list_nodes(prepared.model, body)))
                 prepared.run.observer.note(f"{body.path}: stays in float: {result}")
     if not found.scheme.stored and not done:
-        reasons = "; ".join(dict.fromkeys(f"{each.path}: {each.reason}" for each in left)) or "all are excluded"
+        if not left:
+            raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
+        paths: dict[str, list[str]] = {}
+        for each in left:
+            paths.setdefault(each.reason, []).append(each.path)
+        reasons = "; ".join(f"{name_some(names)}: {why}" for why, names in paths.items())
         raise ModelError(
             f"graph {prepared.model.graph.name}: no layer could be quantized: {reasons}; layers outside of bodies, or"
-            " bodies that the samples run, are needed; give samples that run them, or another model"
+            " bodies that can be quantized, are needed; mend what is said of them, or choose another model"
         )
     return replace(found, bodies=tuple(done), float_bodies=tuple(left))
 

@@ -47,12 +47,18 @@ class BodySamples:
         self._types = infer_types(model)
         for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
             self._types |= {v.name: ValueInfoProto(name=v.name) for v in find_graph(model, body).input}
-        flows = [ControlFlow(model, each, bodies, threads=threads) for each in (model, around)]
+        flow = ControlFlow(model, model, bodies, threads=threads)
+        other = flow if around is model else ControlFlow(model, around, bodies, threads=threads)
         runs = samples.split(1)
         most = max(1, MOST_RUNS // len(runs))
         for number, run in enumerate(runs):
-            feeds = samples.read(run), (quantized or samples).read(run)
-            pairs = pair_runs(*(flow.follow(each) for flow, each in zip(flows, feeds, strict=True)))
+            feeds = samples.read(run)
+            pairs: Iterator[tuple[str, tuple[Values, Values]]]
+            if other is flow and quantized is None:
+                pairs = ((attribute, (values, {})) for attribute, values in flow.follow(feeds))
+            else:
+                given = feeds if quantized is None else quantized.read(run)
+                pairs = pair_runs(flow.follow(feeds), other.follow(given))
             for attribute, both in keep_spread(pairs, most, number):
                 self._keep(attribute, both)
 
