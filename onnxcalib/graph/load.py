@@ -20,10 +20,11 @@ from ..spec import InputSpec
 from .bodies import list_bodies
 from .external import find_data, read_external
 from .float_weights import spell_holders
-from .index import Index, all_nodes, has_bodies, is_op, own_constants
+from .index import Index, all_nodes, has_bodies, index_graphs, is_op, own_constants
 from .ops import LAYERS, PACKED_WEIGHTS, QUANTIZED_OPS, RECURRENT
 from .parse import parse_model
 from .recurrent import explain_float
+from .scaled_weights import find_stored
 from .shapes import infer_graph, recorded_shape
 from .stream import model_bytes
 from .structure import STANDARD, check_structure, check_texts
@@ -109,13 +110,37 @@ def stored_bytes(source: Path | ModelProto) -> int:
 
 
 def is_quantized(model: ModelProto) -> bool:
-    """Whether any node, those inside of others and of functions included, is one that only quantized models hold."""
-    return any(is_quantized_op(node) for owner in (model.graph, *model.functions) for node in all_nodes(owner))
+    """Whether a node, those inside of others and of functions included, is one that only quantized models hold.
+
+    A layer whose weight is integers times scales is such a node too.
+    """
+    nodes = (node for owner in (model.graph, *model.functions) for node in all_nodes(owner))
+    return any(map(is_quantized_op, nodes)) or _find_scaled(model) is not None
 
 
 def is_quantized_op(node: NodeProto) -> bool:
     """Whether only quantized models hold this operator."""
     return node.op_type in QUANTIZED_OPS or node.op_type.startswith("QLinear")
+
+
+def _find_scaled(model: ModelProto) -> NodeProto | None:
+    """A layer whose weight is integers times scales."""
+    layers = (
+        (node, index)
+        for graph, index in index_graphs(model.graph)
+        for node in graph.node
+        if is_op(node, *LAYERS, *RECURRENT) and len(node.input) > 1
+    )
+    return next((node for node, index in layers if find_stored(index, node.input[1]) is not None), None)
+
+
+def refuse_scaled(model: ModelProto) -> None:
+    """Raise ModelError for a layer whose weight is integers times scales, while these are not folded to floats."""
+    if (node := _find_scaled(model)) is not None:
+        raise ModelError(
+            f"node {node.name or node.op_type}: found a weight of integers times scales, so the model is quantized"
+            " already; a float32 model is needed; give the file that it was made from"
+        )
 
 
 def inputs_of(model: ModelProto) -> tuple[InputSpec, ...]:

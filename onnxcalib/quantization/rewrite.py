@@ -12,7 +12,7 @@ from ..errors import ModelError
 from ..graph.edit import drop_dead
 from ..graph.emit import NEW_TYPES_IR, NEW_TYPES_OPSET, PER_CHANNEL_OPSET, TWO_BITS_IR, TWO_BITS_OPSET
 from ..graph.finite import refuse_not_finite
-from ..graph.load import refuse_unsuitable
+from ..graph.load import refuse_scaled, refuse_unsuitable
 from ..graph.passes.attributes import spell_attributes
 from ..graph.passes.axes import spell_axes
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
@@ -68,6 +68,7 @@ def rewrite(
     newer opset and more rewrites. Raises ModelError for a model that cannot be quantized.
     """
     passes = normalise(model)
+    refuse_scaled(model)
     passes["split_fusions"] = split_fusions(model)
     passes["raise_opset"] = int(_raise_opset(model, config, target))
     new_types = TWO_BITS_IR if config.least_bits == 2 else NEW_TYPES_IR if _has_new_types(config) else 0

@@ -5,9 +5,10 @@ import onnx
 import pytest
 import torch
 
-from onnxcalib import QuantizeConfig, quantize
-from onnxcalib.errors import ConfigError
+from onnxcalib import QuantizeConfig, quantize, validate
+from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.index import Index
+from onnxcalib.graph.load import is_quantized
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import recurrent
 from onnxcalib.quantization.recurrent import _Cell
@@ -46,6 +47,20 @@ def test_solved_weights_are_nearer_to_float_than_rounded_ones(net, draw):
     assert (node.op_type, list(node.output)) == ("DynamicQuantizeLSTM", ["", "h"])
     bits = {entry.key: entry.value for entry in solved.model.metadata_props}["onnxcalib.bits"]
     assert '"it": "W8A8"' in bits
+
+
+def test_a_file_whose_only_integers_are_of_recurrent_layers_is_a_quantized_one(build, draw, recwarn):
+    text = "g (float[T, N, 5] x) => (float[T, 1, N, 8] y) { [it] y = GRU <hidden_size = 8> (x, w, r) }"
+    net, values = build(text, w=draw(1, 24, 5), r=draw(1, 24, 8)), [draw(6, 1, 5) for _ in range(12)]
+    quantized = quantize(net, values, QuantizeConfig(pipeline="light")).model
+    assert is_quantized(quantized) and not is_quantized(net)
+    recwarn.clear()
+    validate(net, quantized, values)
+    assert not [each for each in recwarn if "two float models are compared" in str(each.message)]
+    with pytest.raises(ModelError, match="models: the first is quantized and the second is not"):
+        validate(quantized, net, values)
+    with pytest.raises(ModelError, match="node it: found a weight of integers times scales, so the model is quantized"):
+        quantize(quantized, values)
 
 
 def test_a_run_that_goes_on_writes_the_same_lstm_and_does_not_solve_it_again(net, draw, tmp_path, monkeypatch):
