@@ -22,7 +22,7 @@ from ..graph.ops import DYNAMIC_LAYERS, INTEGER_PRODUCT, LAYERS, PACKED_LAYERS, 
 from ..graph.passes.batchnorm import fold_affine, fold_batchnorm
 from ..graph.passes.branches import take_branches
 from ..graph.passes.einsum import einsum_as_matmul
-from ..graph.passes.normalise import inline_functions, name_nodes, normalise, tidy
+from ..graph.passes.normalise import inline_functions, lift_constants, name_nodes, normalise, spell_domain, tidy
 from ..graph.passes.opset import opset_of
 from ..graph.passes.ort_fusions import split_fusions
 from ..graph.passes.products import products_as_layers
@@ -67,8 +67,8 @@ def name_float_nodes(
     tagged = copy_model(model)
     inline_functions(tagged)
     if as_layers:
-        name_nodes(tagged)  # as ``quantize`` does before it
-        take_branches(tagged)
+        for settle in (spell_domain, lift_constants, name_nodes, take_branches):  # as ``quantize`` does
+            settle(tagged)
     for number, node in enumerate(tagged.graph.node):
         node.doc_string = str(number)
     tidied = tidy(tagged)

@@ -94,7 +94,8 @@ ODD = {
     ),
     "a constant condition": Odd(
         f"""m ({ROW} x) => ({ROW} y) {{ [first] s = MatMul (x, u)
-            y = If (yes) <then_branch = a () => ({ROW} p) {{ [one] p = MatMul (s, v) }},
+            go = Constant <value = bool {{1}}> ()
+            y = If (go) <then_branch = a () => ({ROW} p) {{ [one] p = MatMul (s, v) }},
                 else_branch = b () => ({ROW} q) {{ [two] q = MatMul (s, w) }}> }}""",
         ("first", "one"),
         {"u": (8, 8), "v": (8, 8), "w": (8, 8)},
