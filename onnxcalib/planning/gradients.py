@@ -158,7 +158,7 @@ class _Gradients:
 
     def _backward(self, feeds: Mapping[str, Any]) -> None:
         """Add the squares of one sample's gradients."""
-        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self.device) for name in self.inputs]
+        inputs = [torch.from_numpy(np.asarray(feeds[name], order="C")).to(self.device) for name in self.inputs]
         try:
             values = self.module(*inputs)
             given = dict(zip(self.outputs, values, strict=False))

@@ -225,7 +225,7 @@ class _Tuning:
         return self._move(inputs), self._move(targets)
 
     def _move(self, values: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        return [torch.from_numpy(np.ascontiguousarray(value)).to(self.problem.device) for value in values]
+        return [torch.from_numpy(np.asarray(value, order="C")).to(self.problem.device) for value in values]
 
     def _losses(self, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
         """The loss of each part of the outputs on each sample, and what it is relative to, (parts, samples, 2)."""

@@ -162,7 +162,7 @@ class _ProbeComputer:
 
     def _compute(self, feeds: dict[str, np.ndarray], samples: int, real: torch.Tensor | None) -> dict[str, np.ndarray]:
         """Tensor -> probes (N, directions * SIGNS, P) of these samples; zero at padding."""
-        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[t])).to(self.problem.device) for t in self.inputs]
+        inputs = [torch.from_numpy(np.asarray(feeds[t], order="C")).to(self.problem.device) for t in self.inputs]
         with _refusing():
             values = self.module(*inputs)
         given, inner = values[: -len(self.returned)], values[-len(self.returned) :]

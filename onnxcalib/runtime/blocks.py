@@ -159,7 +159,7 @@ def compare(
     Raises BlockError where the module does not run.
     """
     try:
-        inputs = [torch.from_numpy(np.ascontiguousarray(feeds[value.name])) for value in _activation_inputs(model)]
+        inputs = [torch.from_numpy(np.asarray(feeds[value.name], order="C")) for value in _activation_inputs(model)]
         with torch.no_grad():
             computed = module(*inputs)
     except Exception as error:  # torch may raise anything where shapes or types differ from the graph's

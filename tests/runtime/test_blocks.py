@@ -376,6 +376,11 @@ def test_the_worst_of_the_outputs_counts():
     assert compare(to_torch(model), model, feeds, [right, wrong]) == pytest.approx(0.5)
 
 
+def test_an_input_without_axes_stays_without():
+    model = parse("g (float s) => (float y) { y = Identity (s) }")
+    assert compare(to_torch(model), model, {"s": np.array(3, np.float32)}, [np.array(3, np.float32)]) == 0
+
+
 def test_a_block_that_torch_cannot_run_is_refused_in_one_line():
     model = parse("block (float[2, 3] x, float[3, 2] z) => (float[2, 2] y) { y = MatMul (x, z) }")
     feeds = {"x": np.zeros((2, 3), np.float32), "z": np.zeros((2, 3), np.float32)}
