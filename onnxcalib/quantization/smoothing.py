@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ..config import FULL_BITS
+from ..graph.embeddings import find_tied
 from ..graph.factors import add_factors, feed_factors, feed_float_weight, feed_weight
 from ..graph.index import Index, known_constant
 from ..graph.passes.smooth import Smoothable, find_smoothable, smooth
@@ -128,7 +129,8 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = Fa
     if config.smoothing == "off" or not run.target.is_onnxruntime or config.wide:
         return None
     model = prepared.model
-    found = find_smoothable(model, scheme)
+    alone = all(layer.reads_float for layer in scheme.layers)
+    found = find_smoothable(model, scheme, find_tied(model).values() if alone else ())
     layers = [layer for each in found for layer in each.layers]
     if found and planned:
         if found[0].block is not None:  # of float activations nobody expects it

@@ -102,6 +102,20 @@ def test_weights_alone_are_smoothed_for_the_blocks_that_onnxruntime_rounds(trans
     assert [each["tensor"] for each in found["smoothed"]] == ["h", "r", "n"]
 
 
+def test_a_head_that_shares_its_integers_with_a_table_keeps_its_weight(build, weigh):
+    nodes = FEED_FORWARD[FEED_FORWARD.index("[norm]") :].replace("(x, gain)", "(e, gain)").replace("16] y", "1200] y")
+    text = f"g (int64[N, 7] x) => (float[N, 7, 1200] y) {{ [look] e = Gather (table, x)  {nodes}"
+    table = weigh(1200, 16)
+    model = build(
+        text, table=table, w3=np.ascontiguousarray(table.T), gain=GAIN, gain2=GAIN, b1=weigh(32), w2=weigh(32, 16),
+        w1=(weigh(16, 32) / GAIN[:, None]).astype(np.float32),
+    )  # fmt: skip
+    tokens = np.random.default_rng(3).integers(0, 1200, (48, 7))
+    prepared = prepare(model, tokens, AUTO.model_copy(update=ALONE))
+    assert prepared.tied == {"table": "head"}
+    assert [each["tensor"] for each in prepared.smoothing.record()["smoothed"]] == ["h", "r"]
+
+
 @pytest.mark.parametrize("others", [{"weight_bits": 4}, {"block_size": 32}], ids=str)
 def test_weights_alone_of_fewer_bits_or_other_blocks_are_not_smoothed(transformer, others):
     """Blocks of 32 do not divide the 16 inputs of the layers behind norms."""

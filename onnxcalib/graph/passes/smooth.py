@@ -6,7 +6,7 @@ layer by its columns. Elsewhere a Mul stands in front of the layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -60,18 +60,18 @@ class Edit(NamedTuple):
     value: np.ndarray
 
 
-def find_smoothable(model: ModelProto, scheme: QuantScheme) -> list[Smoothable]:
+def find_smoothable(model: ModelProto, scheme: QuantScheme, tied: Collection[str] = ()) -> list[Smoothable]:
     """Activations in the order of the graph that a norm gives, or a feed-forward makes of what a norm gives.
 
     Products with a matrix read them on 8 bits, and all of these can undo factors. Where all layers of the model read
-    float, and have 8 bits, theirs are found, except for those of a layer of which a table has the integers.
+    float, and have 8 bits, theirs are found, except for those of layers that are ``tied`` to a table, which have its
+    integers.
     """
     index = Index(model.graph)
     readers: dict[str, list[LayerScheme]] = {}
     alone = all(layer.reads_float and layer.weight_spec.bits == ROOM for layer in scheme.layers)
-    shared = {table.tied_to for table in scheme.embeddings}
     for layer in scheme.layers:
-        if not layer.reads_float or (alone and layer.name not in shared and _fits_blocks(index, layer)):
+        if not layer.reads_float or (alone and layer.name not in tied and _fits_blocks(index, layer)):
             readers.setdefault(layer.input, []).append(layer)
     normed = _find_normed(model, index) if readers else frozenset()
     found = []
