@@ -45,7 +45,8 @@ def print_summary(report: Report, output: Path) -> None:
         console.print("stages, on the samples that they work with", _tabulate_stages(report), sep="\n")
     if report.measured_on is not None:
         estimated = "; expected: estimates for others like them" if list_expected(report.outputs) else ""
-        line = describe_measured_on(report.measured_on, report.samples) + estimated
+        stepwise = report.closed_loop is not None
+        line = describe_measured_on(report.measured_on, report.samples, stepwise=stepwise) + estimated
         console.print(line, soft_wrap=True)
     if report.closed_loop is not None:
         console.print(f"{describe_loop(report.closed_loop)}; other sessions: single steps", soft_wrap=True)
@@ -71,15 +72,19 @@ def _open_table(*texts: str) -> Table:
     return table
 
 
-def describe_measured_on(found: MeasuredOn, samples: int) -> str:
-    """What the tables of outputs and layers were measured on, and what that means for their numbers."""
+def describe_measured_on(found: MeasuredOn, samples: int, *, stepwise: bool = False) -> str:
+    """What the tables of outputs and layers were measured on, and what that means for their numbers.
+
+    stepwise: samples are steps of sequences.
+    """
     if found.source == "held out":
         return f"result, on {found.samples} samples held out; it was made from the other {samples}"
     if found.source == "test":
         return f"result, on the {found.samples} samples of --test; it was made from {samples} others"
+    enough = f"four sequences of {HOLD_OUT_FROM} steps together" if stepwise else f"{HOLD_OUT_FROM} samples"
     return (
         f"result, on the {found.samples} samples that it was made from; on others SQNR was lower by {FLATTERED} where"
-        f" it was measured; give others with --test, or {HOLD_OUT_FROM} samples, of which a quarter is held out"
+        f" it was measured; give others with --test, or {enough}, of which a quarter is held out"
     )
 
 

@@ -31,6 +31,7 @@ from onnxcalib.report import (
     SaturationRecord,
     UnfusedRecord,
 )
+from onnxcalib.stepwise import ClosedLoopRecord
 from onnxcalib.targets import LintRecord, Violation
 
 TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
@@ -207,6 +208,15 @@ def test_a_median_far_from_the_sum_has_a_column(capsys, median, shown):
 def test_the_table_says_what_it_was_measured_on(capsys, source, line):
     summary.print_summary(replace(REPORT, measured_on=MeasuredOn(source, 5)), Path("out.onnx"))
     assert any(each.startswith(line) for each in capsys.readouterr().out.splitlines())
+
+
+def test_what_holds_steps_of_sequences_out_is_said_of_sequences(capsys):
+    loop = ClosedLoopRecord(("hn:h",), 1, 70, ())
+    report = replace(REPORT, measured_on=MeasuredOn("calibration", 70), closed_loop=loop)
+    summary.print_summary(report, Path("out.onnx"))
+    shown = capsys.readouterr().out
+    assert "or four sequences of 64 steps together, of which a quarter is held out" in shown
+    assert "closed loop: 1 sequence of 70 steps in all; each model reads its own states (hn:h)" in shown
 
 
 def test_what_to_expect_of_others_stands_above_what_was_measured(capsys):
