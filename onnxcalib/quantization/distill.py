@@ -51,6 +51,8 @@ CERTAIN = 1.0
 # The module is a copy of all weights. Positions, their best ones, gradients, two moments of Adam and the weights that
 # are made of positions are others, beside which a step has its activations.
 MOST_MODEL_BYTES, COPIES = 2**30, 8
+READ_FLOAT = "it takes weights of less than 8 bits, and a model all of whose layers read float activations"
+RECURRENT = "it takes no model with recurrent layers, whose integers torch does not have"
 
 
 def distill_weights(prepared: Prepared, state: ReconstructionState) -> tuple[bool, str | None]:
@@ -61,7 +63,7 @@ def distill_weights(prepared: Prepared, state: ReconstructionState) -> tuple[boo
     scheme = state.problem.scheme
     learned = list_learned(scheme)
     if not learned:
-        return False, "it takes weights of less than 8 bits, and a model all of whose layers read float activations"
+        return False, RECURRENT if scheme.recurrent else READ_FLOAT
     try:
         return _Tuning(prepared, state, learned).run()
     except BlockError as error:

@@ -92,6 +92,15 @@ def test_what_cannot_be_distilled_says_why(decoder, samples, changes, reason):
     assert (name, outcome) == ("distill", "rolled back") and found.startswith(reason)
 
 
+def test_a_model_with_recurrent_layers_is_not_distilled_and_says_why(build, draw):
+    text = """g (float[T, N, 5] x) => (float[T, 1, N, 4] z) {
+        [it] y = GRU <hidden_size = 8> (x, w, r)  [head] z = MatMul (y, m) }"""
+    model = build(text, w=draw(1, 24, 5), r=draw(1, 24, 8), m=draw(8, 4))
+    result = quantize(model, [draw(6, 1, 5) for _ in range(12)], settings(block_size="column", weight_bits=4))
+    reason = "it takes no model with recurrent layers, whose integers torch does not have"
+    assert last_stage(result) == ("distill", "rolled back", reason)
+
+
 @pytest.mark.parametrize("budget", [{}, {"memory": "9GB"}])
 def test_weights_that_memory_has_no_room_for_stay_as_they_are(decoder, monkeypatch, budget):
     monkeypatch.setattr(distill, "COPIES", 10**8)
