@@ -43,6 +43,8 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
 
     Raises ConfigError for ranges that do not fit the model, and ModelError where nothing could be quantized.
     """
+    if not prepared.run.place:
+        prepared.run.shared = None  # an earlier call may have had other ranges
     found, bodies = reconstruct_outside(prepared, ranges), list_bodies(prepared.model)
     if bodies and prepared.run.shared is None:
         prepared.run.shared = SharedWeights()

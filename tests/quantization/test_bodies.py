@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcalib import quantize
+from onnxcalib import calibrate, prepare, quantize, reconstruct
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.errors import ConfigError, ModelError
 from onnxcalib.graph.index import all_graphs, all_nodes
@@ -120,6 +120,19 @@ def test_a_loop_is_as_good_as_its_turns_written_out(build, draw, run):
     others = [{"x": sample["x"]} for sample in draw_samples([True] * 32, seed=1)]
     wanted, found = (measure_db(run, quantize_fast(each, samples)[0], each, others) for each in (plain, loop))
     assert found > wanted - 1
+
+
+def test_layers_do_not_depend_on_what_a_call_before_found_on_other_ranges(build, draw):
+    model = build(LOOP.replace("8]", "32]"), four=FOUR, yes=YES, w=draw(32, 32))
+    config = QuantizeConfig(effort="fast", threads=1, weight_bits=4, first_last_bits=4)
+    samples = draw(16, 32)
+    ranges = calibrate(prepare(model, samples, config))
+    narrow = {name: (low / 4, high / 4) for name, (low, high) in ranges.activations.items()}
+    others = ranges.model_copy(update={"activations": narrow})
+    prepared = prepare(model, samples, config)
+    again, once = (reconstruct(prepared, each).layers["MatMul_h"].integers for each in (ranges, others))
+    only = reconstruct(prepare(model, samples, config), others).layers["MatMul_h"].integers
+    assert np.array_equal(once, only) and not np.array_equal(again, once)
 
 
 def test_a_weight_that_the_graph_and_a_body_read_is_stored_once(build, draw):
