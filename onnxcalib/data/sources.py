@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,15 @@ def _open_steps(
     parts = _open_files(folder, natural_order(entries), inputs, config)
     if entries[0].suffix.lower() == audio.SUFFIX:  # a recording is no step
         return (as_steps(part, inputs, 0) for part in parts)
-    found = [as_steps(part, inputs, config.sequence_axis, room) for part in parts]
+    steps = (as_steps(part, inputs, config.sequence_axis, room) for part in parts)
+    found: list[Part] = []
+    for part in steps:
+        found.append(part)
+        if not whole and part.lengths != (1,):
+            return chain(found, steps)  # which are opened when they are reached
     if whole and max(len(part.lengths) for part in found) > 1:
         raise DataError(f"{folder}: found a file of several sequences; a sub-folder is one sequence; move it up")
-    together = whole or all(part.lengths == (1,) for part in found)
-    return [replace(part, sequence=str(folder)) for part in found] if together else found
+    return [replace(part, sequence=str(folder)) for part in found]
 
 
 def _open_file(path: Path, inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:

@@ -99,6 +99,8 @@ def first_sequences(parts: Iterable[Part], limit: int | None) -> Iterator[Part]:
         lengths = part.lengths[: None if limit is None else limit - done] if begins else part.lengths
         yield replace(part, lengths=lengths)
         done += len(lengths) if begins else 0
+        if done == limit and not part.sequence:  # otherwise the next part may go on with the sequence
+            return
 
 
 def list_lengths(checked: Sequence[CheckedSamples]) -> list[int]:

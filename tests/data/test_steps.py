@@ -123,3 +123,10 @@ def test_whole_sequences_are_held_out():
     assert set(held.read(range(18))["x"][:, 0]) == {2, 6}
     few = samples.take(range(27))
     assert hold_out(few) == (few, None)
+
+
+def test_files_behind_the_sequences_that_are_asked_for_are_not_opened(tmp_path):
+    np.save(tmp_path / "clip1.npy", VALUES)
+    (tmp_path / "clip2.npy").write_bytes(b"no array")
+    assert len(open_calibration(tmp_path, CELL, limit=1)) == 5
+    refuse("clip2.npy", tmp_path)
