@@ -88,6 +88,8 @@ def _match_wild(output: str, name: str, outputs: Sequence[str], inputs: Sequence
 def _check(spec: InputSpec, output: ValueInfoProto) -> None:
     """Raise ConfigError for an output that cannot be the input's next value."""
     where = f"state: output {output.name!r}"
+    if (held := output.type.WhichOneof("value")) not in (None, "tensor_type"):
+        raise ConfigError(f"{where} is of {held.removesuffix('_type')} type; a state is a tensor; name another")
     kind = _find_type(output)
     if kind is not None and kind != np.dtype(spec.dtype):
         raise ConfigError(f"{where} is {kind}, input {spec.name!r} {spec.dtype}; a state has one type; name another")

@@ -56,6 +56,8 @@ def test_pairs_that_cannot_be_states_are_refused(cell):
     refuse("state: found a state for every input", "hn:h", "cn:c", "y:x")
     cell.graph.input[1].type.tensor_type.ClearField("shape")
     refuse("state: input 'h' has no shape in the file", "hn:h")
+    cell.graph.output[1].type.sequence_type.elem_type.tensor_type.elem_type = 1
+    refuse("state: output 'hn' is of sequence type; a state is a tensor; name another", "hn:h")
 
 
 @pytest.mark.parametrize(
