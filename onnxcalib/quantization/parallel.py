@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..config import FULL_BITS
+from ..graph.layer_params import LayerParams
 from ..report import BlockRecord
 from ..runtime.device import computing
 from ..runtime.store import Store
@@ -45,8 +46,9 @@ class BlockTask:
 
 @dataclass
 class ParallelProblem(CarriedProblem):
-    """What every worker gets, and, in each of its threads, how far it has come."""
+    """What every worker gets, and, in each of its threads, how far it has come. known: see ``given`` of the state."""
 
+    known: Mapping[str, LayerParams] = field(default_factory=dict)
     _here: threading.local = field(default_factory=threading.local)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,6 +83,7 @@ class _Walk:
         self.stored = FloatActivations(Store(), common.padding, self.problem.types)
         self._add_samples(common)
         self.blocks, self.grids, self.frozen = common.blocks, common.grids, common.frozen
+        self.known = common.known
         self.readers = Counter(tensor for block in common.blocks for tensor in self._read_by(block))
         self.later = read_later(self._make_state(), common.blocks, set())
         self.position = 0
@@ -94,7 +97,9 @@ class _Walk:
         return tensors_read(self.problem.index, block)
 
     def _make_state(self, frozen: Sequence[str] = ()) -> ReconstructionState:
-        return ReconstructionState(self.problem, self.stored, self.grids, frozen={*self.frozen, *frozen})
+        return ReconstructionState(
+            self.problem, self.stored, self.grids, frozen={*self.frozen, *frozen}, given=self.known
+        )
 
     def advance(self, number: int) -> None:
         """Go on to a block that is not behind this one."""
@@ -139,7 +144,7 @@ def reconstruct_apart(
     each of them has a checkpoint.
     """
     problem, store = state.problem, state.stored.store
-    common = ParallelProblem.of(state, state.stored, blocks)
+    common = ParallelProblem.of(state, state.stored, blocks, known=state.given)
     tasks: dict[Hashable, BlockTask] = {}
     for number, block in enumerate(blocks):
         if block.layers:

@@ -34,7 +34,10 @@ PARTS = 16
 def round_layers(state: ReconstructionState) -> None:
     """Give every layer its LayerParams by rounding alone; biases do not change."""
     for layer in state.problem.scheme.layers:
-        (state.layers[layer.name],) = _round(state, layer, [layer.weight_spec])
+        if layer.name in state.given:
+            give_weight(state, layer)
+        else:
+            (state.layers[layer.name],) = _round(state, layer, [layer.weight_spec])
         release()
 
 

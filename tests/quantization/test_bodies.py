@@ -145,6 +145,14 @@ def test_a_weight_that_the_graph_and_a_body_read_is_stored_once(build, draw):
     assert not [t for t in loop.attribute[0].g.initializer if len(t.dims) == 2]
 
 
+def test_layers_that_are_solved_apart_share_their_weight_too(build, draw):
+    model = build(LOOP.replace("8]", "32]"), four=FOUR, yes=YES, w=draw(32, 32))
+    bits = {"weight_bits": 4, "first_last_bits": 4}
+    result, _ = quantize_fast(model, draw(16, 32), pipeline="parallel", statistics=False, **bits)
+    assert len(result.report.layers) == 2
+    assert len([t for g in all_graphs(result.model.graph) for t in g.initializer if list(t.dims) == [32, 32]]) == 1
+
+
 def test_a_scan_is_followed_along_its_axes_and_directions(build, draw, run):
     text = """
     g (float[1, 8] x, float[8, 5] z) => (float[1, 8] y, float[K, 1, 8] all) {
