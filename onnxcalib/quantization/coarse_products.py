@@ -36,6 +36,8 @@ SAMPLES = 16
 # samples show 32.3 dB, and 16 show 31.3; single products leave more. A group that leaves so much, or so little, on the
 # first samples is not measured on the others.
 FIRST_SAMPLES, ENOUGH_DB, TOO_LITTLE_DB = 4, 32.0, 28.0
+# Layers are looked at on more, spread over all samples: those that lie together may be one recording, all of it loud.
+LAYER_SAMPLES = 64
 # A spectrum takes few layers.
 MOST_BEFORE_LOG = 8
 # Quantized models that are measured at most.
@@ -69,7 +71,7 @@ def _search(prepared: Prepared, products: Mapping[str, tuple[str, ...]]) -> dict
     if not probe.read(probe.first):
         return {}
     look = probe.measure(tuple(products))
-    if look[1] >= ENOUGH_DB or not probe.read(SAMPLES):
+    if look[1] >= ENOUGH_DB or not probe.read(probe.most):
         return {}
     return probe.search(look)
 
@@ -146,11 +148,16 @@ class _Probe:
         self.histograms = {t: Histogram() for each in products.values() for t in each}
         also = [*self.histograms, *(t for cut in self.cuts for t in cut.tensors)]
         self.session = Session(prepared.model, also=also, threads=prepared.run.threads)
-        self.unread = deque(prepared.samples.split(min(batch_size(self.session, prepared.samples), FIRST_SAMPLES)))
+        of_layers = not products.keys().isdisjoint(layer.name for layer in prepared.scheme.layers)
+        self.most = LAYER_SAMPLES if of_layers else SAMPLES
+        self.first = LAYER_SAMPLES if of_layers else FIRST_SAMPLES
+        runs = prepared.samples.split(min(batch_size(self.session, prepared.samples), FIRST_SAMPLES))
+        if of_layers:
+            count = -(-self.most // len(runs[0]))
+            runs = [runs[number] for number in np.unique(np.linspace(0, len(runs) - 1, count).astype(int))]
+        self.unread = deque(runs)
         self.batches: list[tuple[dict[str, Any], ...]] = []
         self.grids: Mapping[str, QParams] = {}
-        layers = {layer.name for layer in prepared.scheme.layers}
-        self.first = FIRST_SAMPLES if layers.isdisjoint(products) else SAMPLES  # few samples may all be loud
 
     def read(self, most: int) -> bool:
         """Read on to so many samples, and choose the grids; False where a value is not finite, as calibration tells."""

@@ -93,7 +93,8 @@ WAVES = """g (float[N, 1, 64] x) => (float[N, 4, 5] y) { [waves] c = Conv <strid
     e = Add (d, tiny)  y = Div (t, e) }"""
 
 
-def test_layers_of_a_spectrum_that_256_levels_do_not_hold_read_float_and_what_reads_it_is_evened(build, draw):
+@pytest.fixture
+def spectrum(build, draw):
     turns = np.arange(8)[:, None] * np.arange(32) * np.pi / 16
     waves = np.concatenate((np.cos(turns), np.sin(turns)))[:, None].astype(np.float32)
     numbers = {"zero": [0], "half": [8], "all": [16], "one": [1]}
@@ -101,10 +102,18 @@ def test_layers_of_a_spectrum_that_256_levels_do_not_hold_read_float_and_what_re
         "two": np.float32(2),
         "tiny": np.float32(1e-3),
     }
-    model = build(WAVES, f=waves, w1=draw(6, 8, 1), w2=draw(4, 6, 1), **constants)
+    return build(WAVES, f=waves, w1=draw(6, 8, 1), w2=draw(4, 6, 1), **constants)
+
+
+def make_sounds(draw):
+    """Random walks of 20 loudnesses, (20, 1, 64)."""
     loudness = np.float32(10) ** np.arange(-3, 1, 0.2, dtype=np.float32)
-    x = (draw(20, 1, 64).cumsum(2) * loudness[:, None, None]).astype(np.float32)
-    found = prepare(model, x)
+    return (draw(20, 1, 64).cumsum(2) * loudness[:, None, None]).astype(np.float32)
+
+
+def test_layers_of_a_spectrum_that_256_levels_do_not_hold_read_float_and_what_reads_it_is_evened(spectrum, draw):
+    x = make_sounds(draw)
+    found = prepare(spectrum, x)
     assert [layer.name for layer in found.scheme.layers if layer.reads_float] == ["waves"] and not found.in_float
     (record,) = found.run.left_out
     assert record.what == "integer activations of waves"
@@ -112,8 +121,15 @@ def test_layers_of_a_spectrum_that_256_levels_do_not_hold_read_float_and_what_re
         r"256 levels of .* leave -?[\d.]+ dB of output y; its weights alone are quantized", record.reason
     )
     assert found.passes["even_channels"] == 1  # of a slow wave and of fast ones
-    named = pipeline.prepare(model, x, QuantizeConfig(threads=1, layers={"waves": {"activation_bits": 8}}))
+    named = pipeline.prepare(spectrum, x, QuantizeConfig(threads=1, layers={"waves": {"activation_bits": 8}}))
     assert not any(layer.reads_float for layer in named.scheme.layers)
+
+
+def test_quiet_samples_behind_many_loud_ones_are_looked_at_too(spectrum, draw):
+    loud = 10 * draw(20, 1, 64)
+    assert not any(layer.reads_float for layer in prepare(spectrum, loud).scheme.layers)
+    found = prepare(spectrum, np.concatenate((loud, make_sounds(draw))))
+    assert [layer.name for layer in found.scheme.layers if layer.reads_float] == ["waves"]
 
 
 def test_what_is_in_front_of_a_group_is_not_run_again_and_changes_nothing(build, draw, monkeypatch):
