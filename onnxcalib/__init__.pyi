@@ -68,6 +68,10 @@ from .spec import (
     QuantScheme as QuantScheme,
     QuantSpec as QuantSpec,
 )
+from .stepwise import (
+    ClosedLoopRecord as ClosedLoopRecord,
+    GrowthRecord as GrowthRecord,
+)
 from .targets import (
     LintRecord as LintRecord,
     Target as Target,
