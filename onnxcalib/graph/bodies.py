@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from .edit import copy_model, refill, remove_at, rename, replace_names, take_name
+from .edit import copy_model, refill, remove_at, rename, replace_names, take_name, unused_name
 from .index import BODY, all_graphs, all_nodes, captured, is_op, reads, subgraphs
 from .ops import DEQUANTIZE, LAYERS, QUANTIZE, RECURRENT
 from .structure import STANDARD
@@ -100,7 +100,7 @@ def put_back(model: ModelProto, body: Body, part: ModelProto, names: Mapping[str
     old.CopyFrom(attribute.g)
     new.name, count = old.name, len(old.input)
     attribute.g.Clear()
-    taken = _Taken(model)
+    taken = _Taken(model, new)
     outer = {value.name: names.get(value.name, value.name) for value in new.input[count:]}
     del new.input[count:]
     _rename_all(new, outer, taken)
@@ -109,7 +109,7 @@ def put_back(model: ModelProto, body: Body, part: ModelProto, names: Mapping[str
     attribute.g.CopyFrom(new)
     _import_domains(model, part)
     model.ir_version = max(model.ir_version, part.ir_version)
-    hoist_constants(model, attribute.g, taken.tensors)
+    hoist_constants(model, attribute.g)
 
 
 def put_in_place(model: ModelProto, position: int, attribute: str) -> None:
@@ -123,7 +123,7 @@ def put_in_place(model: ModelProto, position: int, attribute: str) -> None:
     del graph.node[:]
     graph.node.extend(rest)
     _make_outputs(branch)
-    taken = _Taken(model)
+    taken = _Taken(model, branch)
     _rename_all(branch, {}, taken)
     names = {value.name: name for value, name in zip(branch.output, wanted, strict=False) if name}
     rename(branch, names)
@@ -132,8 +132,8 @@ def put_in_place(model: ModelProto, position: int, attribute: str) -> None:
     graph.initializer.extend(branch.initializer)
 
 
-def hoist_constants(model: ModelProto, body: GraphProto, taken: set[str]) -> None:
-    """Move a body's large constants to the model's own graph, once for equal values. taken: names of tensors.
+def hoist_constants(model: ModelProto, body: GraphProto) -> None:
+    """Move a body's large constants to the model's own graph, once for equal values.
 
     Scales and zero points stay: each belongs to one QuantizeLinear or DequantizeLinear (see ``emit``). So do integers
     that a MatMul of floats multiplies by: onnxruntime 1.32 makes a MatMulNBits of it, and then looks for them in the
@@ -180,20 +180,32 @@ def drop_unread(model: ModelProto) -> None:
 
 
 class _Taken:
-    """The names of a model's tensors and of its nodes, which are apart."""
+    """The names of a model's tensors and of its nodes, which are apart.
 
-    def __init__(self, model: ModelProto) -> None:
+    part: a graph that comes into the model. Where a tensor of it needs another name, that is none of the part's either:
+    what has its old name in the model is the tensor that had it.
+    """
+
+    def __init__(self, model: ModelProto, part: GraphProto) -> None:
         graphs = list(all_graphs(model.graph))
         self.tensors = {value.name for graph in graphs for value in (*graph.input, *graph.initializer)}
         self.tensors.update(name for graph in graphs for node in graph.node for name in node.output)
         self.nodes = {node.name for graph in graphs for node in graph.node}
+        self._seen = self.tensors | _names_in(part)
+
+    def take(self, tensor: str) -> str:
+        """A name for a tensor of the part: its own if that is free."""
+        found = tensor if tensor not in self.tensors else unused_name(tensor, self._seen)
+        self.tensors.add(found)
+        self._seen.add(found)
+        return found
 
 
 def _rename_all(graph: GraphProto, outer: Mapping[str, str], taken: _Taken) -> None:
     """Give what a graph and its bodies make names that are not taken; ``outer``: what it reads from outside."""
     made = [value.name for value in (*graph.input, *graph.initializer)]
     made += [name for node in graph.node for name in node.output if name]
-    names = {**outer, **{name: take_name(name, taken.tensors) for name in dict.fromkeys(made)}}
+    names = {**outer, **{name: taken.take(name) for name in dict.fromkeys(made)}}
     for value in (*graph.input, *graph.initializer, *graph.output):
         value.name = names.get(value.name, value.name)
     for node in graph.node:

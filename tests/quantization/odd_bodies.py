@@ -154,6 +154,14 @@ ODD = {
         ("fc", "*", "*"),
         {"u": (8, 8), "v": (8, 8), "w": (8, 8)},
     ),
+    "names with numbers in both branches": Odd(
+        f"""m ({ROW} x) => ({ROW} y) {{ {SIGN}
+            y = If (c) <then_branch = a () => ({ROW} p) {{
+                    [one] h = MatMul (x, v) h_1 = Relu (h) [two] h_2 = MatMul (h_1, w) p = Tanh (h_2) }},
+                else_branch = b () => ({ROW} q) {{ [three] h = MatMul (x, w) h_1 = Tanh (h) q = Neg (h_1) }}> }}""",
+        ("one", "two", "three"),
+        {"v": (8, 8), "w": (8, 8)},
+    ),
     "nodes without names": Odd(
         f"""m ({ROW} x) => ({ROW} y) {{ {SIGN}
             y = If (c) <then_branch = a () => ({ROW} p) {{ h = MatMul (x, v) p = Relu (h) }},

@@ -65,6 +65,12 @@ def test_the_layer_whose_scale_is_wrong_is_the_worst_wherever_it_is(quantized, n
     assert any("are ranked by the outputs of their body" in note for note in found.notes)
 
 
+def test_tensors_with_numbers_behind_the_names_of_the_other_branch_are_told_apart(quantized):
+    original, model, samples = quantized("names with numbers in both branches")
+    found = explain(original, model, samples, 1)
+    assert found.unmatched == () and all(layer.alone_db > 35 for layer in found.layers)
+
+
 def test_functions_and_branches_that_constants_choose_are_read_as_quantize_does(quantized):
     for name, layers in (("a function called in a body", 2), ("a constant condition", 2)):
         original, model, samples = quantized(name)
