@@ -74,7 +74,8 @@ class QuantizeConfig(Settings):
         Literal["static", "dynamic"],
         Field(
             description="Grids of what a MatMul, Gemm or LSTM reads: static has those of the samples in the file,"
-            " dynamic takes the range of each row, such as a token, in each run. An LSTM is float at static."
+            " dynamic takes the range of each row, such as a token, in each run. At static,"
+            " an LSTM computes in float, with integers as weights."
         ),
         Option(BITS),
     ] = "static"
