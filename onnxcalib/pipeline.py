@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,13 +20,12 @@ from .files.scratch import sweep
 from .files.writing import check_folder, check_outputs
 from .graph.constants import weigh_alone
 from .graph.load import stored_files
-from .graph.names import resolve_names
 from .graph.save import fingerprint, remove_stale_data, save_model
 from .graph.stream import model_bytes
 from .graph.values import with_values
 from .graph.weight_file import WeightFile
 from .lint.run import check_loaded
-from .quantization.bodies import list_left, reconstruct_layers
+from .quantization.bodies import list_excluded, list_left, reconstruct_layers
 from .quantization.checkpoints import Checkpoints, CheckpointSettings, keeping
 from .quantization.floor import record_memory
 from .quantization.histogram_file import take_histograms
@@ -39,7 +38,7 @@ from .quantization.run import Run
 from .quantization.speed import compare_speed, find_fault_of_speed
 from .quantization.stages import Reconstruction, calibrate_ranges, emit_model
 from .quantization.verify import verify as compare_models
-from .report import FloatRecord, Observer, OutputRecord, Report
+from .report import Observer, OutputRecord, Report
 from .targets import LintRecord, is_name
 
 __all__ = [
@@ -355,18 +354,16 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         in_float=in_float,
         plan=None if planned is None else planned.model_dump(mode="json", by_alias=True),
         closed_loop=measured.closed_loop,
-        lint=_hold_to_target(prepared, quantized, in_float),
+        lint=_hold_to_target(prepared, quantized, list_excluded(prepared, found).union(each.name for each in in_float)),
         smoothing=None if prepared.smoothing is None else prepared.smoothing.record(),
     )
 
 
-def _hold_to_target(prepared: Prepared, quantized: ModelProto, in_float: Sequence[FloatRecord]) -> LintRecord | None:
-    """The lint of the file that was made, where the user named its target."""
+def _hold_to_target(prepared: Prepared, quantized: ModelProto, meant: Set[str]) -> LintRecord | None:
+    """The lint of the file that was made, where the user named its target. meant: names of nodes that are float."""
     run = prepared.run
     if "target" not in run.config.model_fields_set:
         return None
-    excluded = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded
-    meant = excluded.union(record.name for record in in_float)
     return check_loaded(quantized, run.target, quantized.graph.name, in_float=meant)
 
 

@@ -6,7 +6,7 @@ is quantized by then, and the result takes its place. Bodies in bodies are quant
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ from onnx import ModelProto
 from ..config import DataConfig, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError, DataError, ModelError
-from ..graph.bodies import Body, extract_body, find_graph, holds_layers, list_bodies, match_captured
+from ..graph.bodies import Body, extract_body, find_graph, list_bodies, match_captured
 from ..graph.index import all_nodes
 from ..graph.names import keep_selectors, resolve_names
 from ..graph.ops import LAYERS, RECURRENT
@@ -54,6 +54,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
         return found
     done: list[QuantizedBody] = []
     left: list[FloatBody] = []
+    excluded: set[str] = set()
     reason = _find_reason(prepared)
     around = emit_model(prepared, found)
     for _, group in groupby(bodies, key=lambda body: body.owner):
@@ -61,7 +62,9 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
             if isinstance(result, QuantizedBody):
                 place_bodies(around, [result])
                 done.append(result)
-            elif result:
+                continue
+            excluded |= _list_excluded_in(prepared, body)
+            if result:
                 left.append(FloatBody(body.path, body.op, result, _list_nodes(prepared.model, body)))
                 prepared.run.observer.note(f"{body.path}: stays in float: {result}")
     if not found.scheme.stored and not done:
@@ -75,7 +78,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
             f"graph {prepared.model.graph.name}: no layer could be quantized: {reasons}; layers outside of bodies, or"
             " bodies that can be quantized, are needed; mend what is said of them, or choose another model"
         )
-    return replace(found, bodies=tuple(done), float_bodies=tuple(left))
+    return replace(found, bodies=tuple(done), float_bodies=tuple(left), excluded=frozenset(excluded))
 
 
 def _find_reason(prepared: Prepared) -> str:
@@ -168,15 +171,16 @@ def _run_stages(
         blocks=(*found.blocks, *(block for inner in found.bodies for block in inner.blocks)),
         nodes=_list_nodes(around.model, body),
         in_float=list_left(prepared, found),
+        excluded=list_excluded(prepared, found),
         bits={layer.name: str(layer.bits) for layer in found.scheme.stored}
         | {name: bits for inner in found.bodies for name, bits in inner.bits.items()},
     )
 
 
 def list_left(prepared: Prepared, found: Reconstruction) -> tuple[FloatRecord, ...]:
-    """What stays in float, in the model and in its bodies."""
+    """What stays in float, in the model and in its bodies, but excluded nodes."""
     records = list_in_float(prepared, found.scheme)
-    quantized = {name for body in found.bodies for name in body.nodes}
+    told = found.excluded.union(*(body.nodes for body in found.bodies))
     reasons = {name: body for body in found.float_bodies for name in body.nodes}
     own = [
         replace(
@@ -185,9 +189,15 @@ def list_left(prepared: Prepared, found: Reconstruction) -> tuple[FloatRecord, .
         if record.name in reasons
         else record
         for record in records
-        if record.name not in quantized
+        if record.name not in told
     ]
     return (*own, *(record for body in found.bodies for record in body.in_float))
+
+
+def list_excluded(prepared: Prepared, found: Reconstruction) -> frozenset[str]:
+    """Names of the nodes that the settings leave in float, in the model and in its bodies."""
+    own = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded
+    return own.union(found.excluded, *(body.excluded for body in found.bodies))
 
 
 def find_names(model: ModelProto, around: ModelProto, body: Body) -> dict[str, str]:
@@ -201,18 +211,28 @@ def _list_nodes(model: ModelProto, body: Body) -> frozenset[str]:
 
 def _is_excluded(prepared: Prepared, body: Body) -> bool:
     """Whether the settings leave all layers of a body in float."""
+    nodes = all_nodes(find_graph(prepared.model, body))
+    layers = {node.name for node in nodes if node.op_type in (*LAYERS, *RECURRENT)}
+    return layers <= _list_excluded_in(prepared, body)
+
+
+def _list_excluded_in(prepared: Prepared, body: Body) -> frozenset[str]:
+    """Names of the nodes in a body that the settings leave in float; all of them where they do so with its owner."""
     config = prepared.run.given
-    part = extract_body(prepared.model, body, {}) if config.exclude or config.layers else None
-    if part is None or not holds_layers(part.graph):
-        return False
-    if body.owner in resolve_names(prepared.model, prepared.run.config, before=prepared.original).excluded:
-        return True
+    if not config.exclude and not config.layers:
+        return frozenset()
+    outside = resolve_names(prepared.model, prepared.run.config, before=prepared.original).excluded
+    return _follow_excluded(prepared.model, body, config, outside)
+
+
+def _follow_excluded(model: ModelProto, body: Body, config: QuantizeConfig, outside: Set[str]) -> frozenset[str]:
+    if body.owner in outside:
+        return _list_nodes(model, body)
+    part = extract_body(model, body, {})
     own = keep_selectors(config, part, inside=True)
-    excluded = resolve_names(
-        part, own.model_copy(update={"layers": {n: e for n, e in own.layers.items() if e.exclude}})
-    ).excluded
-    layers = {node.name for node in all_nodes(part.graph) if node.op_type in (*LAYERS, *RECURRENT)}
-    return layers <= excluded
+    own = own.model_copy(update={"layers": {name: each for name, each in own.layers.items() if each.exclude}})
+    excluded = resolve_names(part, own).excluded
+    return excluded.union(*(_follow_excluded(part, inner, config, excluded) for inner in list_bodies(part)))
 
 
 def _settings(prepared: Prepared) -> QuantizeConfig:

@@ -19,7 +19,8 @@ class QuantizedBody:
     """A body that was quantized, as a model.
 
     names: tensors that it captures -> their names in the quantized model around it. nodes: names of those that it had.
-    layers, blocks, in_float and bits are those of the report and of the metadata, of its own bodies too.
+    layers, blocks, in_float and bits are those of the report and of the metadata, of its own bodies too. excluded:
+    names of the nodes in it that the settings leave in float.
     """
 
     body: Body
@@ -29,6 +30,7 @@ class QuantizedBody:
     layers: tuple[LayerRecord, ...] = ()
     blocks: tuple[BlockRecord, ...] = ()
     in_float: tuple[FloatRecord, ...] = ()
+    excluded: frozenset[str] = frozenset()
     bits: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -55,7 +55,7 @@ class Reconstruction:
     grids: those of the scheme's activations. layers: layer -> its integers, scales and bias. blocks: what was done to
     each block. stages: what each stage did to the outputs. in_float: nodes that onnxruntime refused in the file with
     these layers, with the reasons; the scheme has them no more. bodies: those that were quantized; float_bodies: those
-    that were not.
+    that were not; excluded: names of the nodes in these that the settings leave in float.
     """
 
     scheme: QuantScheme
@@ -66,6 +66,7 @@ class Reconstruction:
     in_float: Mapping[str, str] = field(default_factory=dict)
     bodies: tuple[QuantizedBody, ...] = ()
     float_bodies: tuple[FloatBody, ...] = ()
+    excluded: frozenset[str] = frozenset()
 
 
 def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:

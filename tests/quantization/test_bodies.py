@@ -326,3 +326,18 @@ def test_budgets_and_targets_are_for_what_is_outside(build, draw):
     result, _ = quantize_fast(nested(build, draw), samples, max_size="1@8-bit")
     assert [record.name for record in result.report.layers] == ["MatMul_h"]
     assert all("a plan gives the bits of the layers outside" in record.reason for record in result.report.in_float)
+
+
+@pytest.mark.parametrize("exclude", [["MatMul_a", "MatMul_t"], ["If_y"], ["op:Loop"], ["MatMul_t"]])
+def test_excluded_layers_of_bodies_are_not_listed_as_float_and_are_float_on_purpose(build, draw, exclude):
+    model, samples = nested(build, draw), draw_samples([True, False] * 8)
+    result, _ = quantize_fast(model, samples, exclude=exclude)
+    assert not result.report.in_float
+    assert {record.name for record in result.report.layers} == {"MatMul_h"} | (
+        {"MatMul_a"} if len(exclude) == 1 and exclude != ["If_y"] else set()
+    )
+    outside, _ = quantize_fast(model, samples, exclude=exclude, target="xint8")
+    left = {record.name for record in outside.report.in_float}
+    assert left.isdisjoint({"If_y": {"MatMul_a", "MatMul_t"}}.get(exclude[0], set(exclude)))
+    told = {each.where: each.level for each in outside.lint.violations if each.rule == "quantized_inputs"}
+    assert set(told.values()) == {"advice"} and "If_y/MatMul_a (MatMul)" in told
