@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from .listing import list_names, shorten
 SUFFIX = ".wav"
 RATES = ("sr", "fs", "rate", "sample_rate", "sampling_rate")  # names of inputs that take the values a second
 MOST_TIMES = 1_000  # values that are made of one: a wrong rate in a header would make more of a file than memory holds
+RIFF_BYTES, CHUNK_BYTES = 12, 8  # of the headers of a file and of each part of it
+NO_LENGTH = (0, 2**32 - 1)  # in a header: the length is not known
 SILENCE = 128  # the middle of the unsigned values of 8-bit files
 
 
@@ -47,6 +50,11 @@ class AudioFiles:
 
         with open_file(path, DataError, give="give a .wav file") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of chunks that are no audio
+            if missing := _count_missing(file):
+                raise DataError(
+                    f"{path}: not a complete .wav file (found {missing:,} bytes less of audio than its header says);"
+                    " give the whole file"
+                )
             try:
                 rate, values = wavfile.read(file)
             except Exception as error:  # scipy raises whatever damaged bytes lead it to
@@ -61,6 +69,25 @@ class AudioFiles:
         self.rate = self._wanted or int(rate)
         self.found.add(int(rate))
         return mono if rate == self.rate else _resample(path, mono, int(rate), self.rate)
+
+
+def _count_missing(file: BinaryIO) -> int:
+    """Bytes by which the file is shorter than what its header says of its audio, which scipy reads as a shorter file.
+
+    Programs that cannot go back to the header of a stream leave a length in it that says nothing.
+    """
+    head, end = file.read(RIFF_BYTES), file.seek(0, os.SEEK_END)
+    order: Literal["big", "little"] = "big" if head[:4] == b"RIFX" else "little"
+    whole, place, missing = int.from_bytes(head[4:8], order), RIFF_BYTES, 0
+    while whole not in NO_LENGTH and place + CHUNK_BYTES <= end:
+        file.seek(place)
+        name, size = file.read(4), int.from_bytes(file.read(4), order)
+        place += CHUNK_BYTES + size
+        if name == b"data" and size not in NO_LENGTH:
+            missing = max(missing, place - end)
+        place += size % 2
+    file.seek(0)
+    return missing
 
 
 def _scale(values: np.ndarray) -> np.ndarray:

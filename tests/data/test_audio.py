@@ -94,6 +94,22 @@ def test_another_rate_is_resampled_or_refused(write):
         open_calibration(write("b.wav", tone).parent, SPEECH, SETTINGS)
 
 
+@pytest.mark.parametrize("places", [(4, 40), (4,), (40,)])
+def test_a_stream_whose_header_does_not_say_its_length_is_read_to_its_end(write, places):
+    path = write("a.wav", np.arange(8, dtype=np.int16))
+    data = bytearray(path.read_bytes())[:-4]
+    for place in places:
+        data[place : place + 4] = b"\xff" * 4
+    path.write_bytes(data + b"\0\0")
+    assert len(open_calibration(path, SPEECH, DataConfig(state="stateN:state", window=7))) == 1
+
+
+def test_what_stands_behind_the_values_may_be_cut(write):
+    path = write("a.wav", np.arange(8, dtype=np.int16))
+    path.write_bytes(path.read_bytes() + b"LIST\x09\0\0\0abc")
+    assert len(open_calibration(path, SPEECH, DataConfig(state="stateN:state", window=8))) == 1
+
+
 def test_files_and_models_that_do_not_fit_are_refused(write, tmp_path):
     def refuse(text, path, inputs=SPEECH, **settings):
         with pytest.raises(DataError, match=re.escape(text)):
@@ -108,6 +124,8 @@ def test_files_and_models_that_do_not_fit_are_refused(write, tmp_path):
     refuse("audio feeds one input", path, [InputSpec("mel", FLOAT, (None, 80, None)), SPEECH[1]], window=4)
     (tmp_path / "cut.wav").write_bytes(path.read_bytes()[:30])
     refuse("cut.wav: not a complete .wav file", tmp_path / "cut.wav", window=4)
+    (tmp_path / "short.wav").write_bytes(path.read_bytes()[:-4])
+    refuse("short.wav: not a complete .wav file (found 4 bytes less of audio", tmp_path / "short.wav", window=4)
     slow = write("slow.wav", np.ones(10, np.int16), 9)
     refuse(
         "slow.wav: found 9 Hz, which is not resampled to 16,000; 16 to 1,000,000 Hz", slow, window=4, sample_rate=16_000
