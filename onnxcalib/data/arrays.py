@@ -244,7 +244,7 @@ def check_array(where: str, array: Any, spec: InputSpec, *, batched: bool) -> bo
     if not _fits(shape[1:] if stacked else shape, sample):
         allowed = spell_shape(spec.shape or ()) + (", the first axis being samples" if batched else " in a run")
         raise DataError(f"{where}: found shape {spell_shape(shape)}; the model takes {allowed};{_hint(shape, sample)}")
-    if 0 in (shape[: -len(sample)] if is_past(spec) else shape):
+    if 0 in (shape[: len(shape) - len(sample)] if is_past(spec) or spec.alone else shape):
         raise DataError(f"{where}: found shape {spell_shape(shape)}, which holds no values; give at least one sample")
     return stacked
 

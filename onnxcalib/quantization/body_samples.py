@@ -88,9 +88,10 @@ class BodySamples:
         return open_calibration((read(number) for number in range(count)), specs)
 
     def range_of(self, body: Body, name: str) -> tuple[float, float]:
-        """The least and the largest value of an input of a body, over its runs in float."""
+        """The least and the largest value of an input of a body, over its runs in float; 0 where it never holds any."""
         ends = [(value.min(), value.max()) for value in self._read(body, name) if value.size]
-        return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+        lows, highs = zip(*ends, strict=True) if ends else ((0.0,), (0.0,))
+        return float(min(lows)), float(max(highs))
 
     def _read(self, body: Body, name: str) -> list[np.ndarray]:
         count = self._runs[body.attribute]

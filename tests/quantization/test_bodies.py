@@ -341,3 +341,25 @@ def test_excluded_layers_of_bodies_are_not_listed_as_float_and_are_float_on_purp
     assert left.isdisjoint({"If_y": {"MatMul_a", "MatMul_t"}}.get(exclude[0], set(exclude)))
     told = {each.where: each.level for each in outside.lint.violations if each.rule == "quantized_inputs"}
     assert set(told.values()) == {"advice"} and "If_y/MatMul_a (MatMul)" in told
+
+
+GROWS = """
+g (float[1, 8] x) => (float[1, 8] y, float[M, 8] all) {
+  h = MatMul (x, w)
+  y, all = Loop (four, yes, h, none) <
+    body = turn (int64 i, bool c, float[1, 8] s, float[K, 8] before) => (bool d, float[1, 8] t, float[L, 8] after) {
+      a = MatMul (s, w) b = Add (a, x) t = Tanh (b) after = Concat <axis = 0> (before, t) d = Identity (c)
+    }
+  >
+}
+"""
+
+
+# What grows from turn to turn, or stays empty.
+@pytest.mark.parametrize("text", [GROWS, GROWS.replace("Concat <axis = 0> (before, t)", "Relu (before)")])
+def test_what_a_loop_carries_may_begin_without_values(build, draw, run, text):
+    model = build(text, four=FOUR, yes=YES, none=np.zeros((0, 8), np.float32), w=draw(8, 8))
+    samples = [{"x": sample["x"]} for sample in draw_samples([True] * 16)]
+    result, _ = quantize_fast(model, samples)
+    assert {record.name for record in result.report.layers} == {"MatMul_h", "MatMul_a"}
+    assert measure_db(run, result, model, samples) > 25
