@@ -24,7 +24,7 @@ from .dynamic_lstm import write_dynamic
 from .edit import refill, replace_names, reroute
 from .fusion import moves_values
 from .gates import write_gates
-from .index import Index, is_op, known_constant, reads
+from .index import Index, is_op, known_constant, list_names, reads
 from .layer_params import LayerParams, transpose, turn_upright
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
@@ -91,7 +91,7 @@ class _Writer:
         self.in_bytes = {node.output[0] for node in movers if node.input[0] not in scheme.activations}
         self.through_cast, self.packs = encoding != "standard", encoding == "matmulnbits"
         self.keep_outputs = keep_outputs
-        self.new = NewNodes({*self.index.initializers, *self.index.inputs, *self.index.producer, *self.nodes})
+        self.new = NewNodes(list_names(model).union(list_names(self.model)))  # names of bodies are those of outside
         opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
         self.dynamic = DynamicNodes(self.new, opset)
         self.after: dict[str, list[NodeProto]] = {}

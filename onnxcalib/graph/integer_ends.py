@@ -10,7 +10,7 @@ from onnx import ModelProto, helper
 from ..spec import QParams
 from .edit import refill, replace_names, reroute
 from .emit import type_of
-from .index import is_op, reads
+from .index import is_op, list_names, reads
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, QUANTIZE
 
@@ -55,9 +55,7 @@ def give_integers(model: ModelProto, grids: Mapping[str, QParams]) -> dict[str, 
 
 
 def _name_anew(model: ModelProto) -> NewNodes:
-    graph = model.graph
-    values = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
-    return NewNodes(values.union(*({node.name, *node.input, *node.output} for node in graph.node)))
+    return NewNodes(list_names(model).union(*(node.input for node in model.graph.node)))
 
 
 def _write_grid(new: NewNodes, tensor: str, grid: QParams) -> list[str]:

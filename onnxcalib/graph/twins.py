@@ -12,7 +12,7 @@ from ..spec import LayerScheme, QParams
 from .dynamic import round_rows
 from .edit import add_constant, copy_model, take_name
 from .fusion import rectified
-from .index import Index
+from .index import Index, list_names
 from .layers import count_channels, last_layers
 from .ops import CONVOLUTIONS
 from .structure import STANDARD
@@ -44,7 +44,7 @@ class _Twins:
         graph = model.graph
         self.graph, self.index, self.grids = graph, Index(graph), grids
         self.opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
-        self.taken = {t for node in graph.node for t in (*node.input, *node.output)} | self.index.initializers.keys()
+        self.taken = list_names(model)
         self.rounded: dict[str, str] = {}
         self.by_row: dict[str, str] = {}
 

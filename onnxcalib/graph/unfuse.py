@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from ..spec import QuantScheme
 from .edit import refill, take_name
 from .fusion import carried_outputs, data_inputs, has_integer_kernel, rectified
-from .index import Index, is_op
+from .index import Index, is_op, list_names
 from .ops import CONVOLUTIONS, INTEGER_OPS
 
 
@@ -61,7 +61,7 @@ def bar_from_fusion(model: ModelProto, names: frozenset[str]) -> None:
     """Put a Max of one input, the identity, behind the nodes of these names, where onnxruntime keeps it."""
     if not names:
         return
-    taken = {t for node in model.graph.node for t in (node.name, *node.input, *node.output)}
+    taken = list_names(model).union(*(node.input for node in model.graph.node))
     nodes = []
     for node in model.graph.node:
         nodes.append(node)

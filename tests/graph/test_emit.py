@@ -348,6 +348,24 @@ def test_new_names_keep_clear_of_those_in_the_graph(build, rough, draw):
     assert measure_sqnr(run(model, x)[0], run(quantized, x)[0]) > 25
 
 
+@pytest.mark.parametrize("end", ["scale", "zero_point", "quantized", "dequantized", "QuantizeLinear"])
+def test_new_names_keep_clear_of_those_in_bodies(build, rough, draw, end):
+    model = build(
+        f"""g (float[N, 4, 8, 8] x, bool flag) => (float[N, 4, 8, 8] y, float[N, 4, 8, 8] z) {{
+            [a] c = Conv (x, w, b)  [b] y = Conv (c, w, b)
+            [if] z = If (flag) <then_branch = g1 () => (float[N, 4, 8, 8] u) {{
+                                    [c_{end}] c_{end} = Neg (c) u = Neg (c_{end}) }},
+                                else_branch = g2 () => (float[N, 4, 8, 8] v) {{
+                                    x_{end} = Abs (c) v = Neg (x_{end}) }}> }}""",
+        w=draw(4, 4, 1, 1), b=draw(4),
+    )  # fmt: skip
+    feeds = draw(2, 4, 8, 8), np.array(True)
+    quantized = rough(model, *feeds)
+    checker.check_model(quantized, full_check=True)
+    assert measure_sqnr(run(model, *feeds)[1], run(quantized, *feeds)[1]) > 25
+    assert len([node for node in quantized.graph.node if node.op_type == "QuantizeLinear"]) > 1
+
+
 def test_a_tensor_that_is_called_like_another_ones_requantized_copy_keeps_its_own_grid(build, rough, draw):
     text = """g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) {
         [a] t = Conv (x, w1)  [b] OTHER = Conv (t, w2)  [c] d = Conv (OTHER, w3)  [e] s = Add (d, t)

@@ -8,7 +8,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from ..edit import take_name
 from ..extract import infer_types
-from ..index import Index, attribute_of, constant, is_op
+from ..index import Index, attribute_of, constant, is_op, list_names
 from ..patterns import whole_nodes
 
 
@@ -24,7 +24,7 @@ def globalise_pools(model: ModelProto) -> int:
     nodes = [node for node in nodes if node.name not in whole]
     types = infer_types(model) if nodes else {}
     index = Index(model.graph)
-    taken = {*index.producer, *index.position, *index.initializers, *index.inputs}
+    taken = list_names(model)
     count = 0
     for node in nodes:
         dims = _dims(types.get(node.input[0]))
