@@ -30,7 +30,7 @@ from .new_nodes import NewNodes
 from .ops import DEQUANTIZE, MATRIX_LAYERS, QUANTIZE, SHAPE_READERS
 from .packed import add_bias, explain_unpacked, import_domain
 from .packed_layers import write_packed
-from .recurrent import write_weights
+from .recurrent import WrittenWeights, write_weights
 from .scaled_weights import write_scaled
 from .structure import STANDARD
 from .tables import StoredHead, Tables
@@ -99,6 +99,7 @@ class _Writer:
         self.at_start: list[NodeProto] = []
         self.tied = {each.tied_to for each in scheme.embeddings if each.name in self.nodes}
         self.heads: dict[str, StoredHead] = {}
+        self.recurrent: WrittenWeights = {}
 
     def write(self, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         graph = self.model.graph
@@ -141,7 +142,7 @@ class _Writer:
         if layer.dynamic:
             write_dynamic(self.new, node, params)
         else:
-            self.before.setdefault(node.name, []).extend(write_weights(self.new, node, params))
+            self.before.setdefault(node.name, []).extend(write_weights(self.new, node, params, self.recurrent))
 
     def _write_activation(self, tensor: str, grid: QParams, layer_grid: QParams | None) -> None:
         """Let the readers of a tensor read it on its grid.

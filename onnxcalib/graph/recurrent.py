@@ -126,14 +126,23 @@ def explain_float(node: NodeProto, index: Index) -> str | None:
     return None
 
 
-def write_weights(new: NewNodes, node: NodeProto, params: LayerParams) -> list[NodeProto]:
-    """Let a recurrent layer read these parameters, whose ``states`` are those of R; returns the nodes for that."""
+WrittenWeights = dict[tuple[str, str, bytes, bytes], str]  # a weight, its spec, integers and scales -> who has it
+
+
+def write_weights(new: NewNodes, node: NodeProto, params: LayerParams, written: WrittenWeights) -> list[NodeProto]:
+    """Let a recurrent layer read these parameters, whose ``states`` are those of R; returns the nodes for that.
+
+    written: what layers before it read, to which its own is added; equal values of one weight are written once.
+    """
     assert params.states is not None
     nodes: list[NodeProto] = []
     for number, each in ((WEIGHT, params), (STATES, params.states)):
         name = f"{node.input[number]}_{node.name}"
-        node.input[number] = new.name(f"{name}_dequantized")
-        nodes += write_scaled(new, name, node.input[number], each.integers, each.grid)
+        key = node.input[number], repr(each.grid.spec), each.read().tobytes(), each.grid.scale.tobytes()
+        if key not in written:
+            written[key] = new.name(f"{name}_dequantized")
+            nodes += write_scaled(new, name, written[key], each.integers, each.grid)
+        node.input[number] = written[key]
     if params.bias is not None:
         node.input.extend([""] * (BIAS + 1 - len(node.input)))
         node.input[BIAS] = new.constant(f"{node.name}_bias", params.bias.astype(np.float32))

@@ -61,6 +61,7 @@ def _solve(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
     model, run, samples = _give_all_states(prepared), prepared.run, prepared.samples
     index = Index(model.graph)
     found = [_Cell(layer, index) for layer in prepared.scheme.recurrent]
+    _share(found)
     session = Session(model, also=sorted({t for each in found for t in each.tensors}), threads=run.threads)
     made = [name for name in session.outputs if any(name in each.tensors for each in found)]
     size = max(1, min(batch, len(samples) // LEAST_RUNS))
@@ -80,6 +81,16 @@ def _solve(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
             run.leave_out(f"solving of {each.layer.name}", reason)
         solved[each.layer.name] = params or each.make_params()
     return solved
+
+
+def _share(cells: Sequence[_Cell]) -> None:
+    """Let cells with a weight in common solve it on what all of them read, so that the file stores it once."""
+    inputs: dict[Any, _Sums] = {}
+    states: dict[Any, list[_Sums]] = {}
+    for each in cells:
+        how = each.layer.weight_spec, each.layer.dynamic, each.resets, each.known_gate
+        each.inputs = inputs.setdefault((each.node.input[WEIGHT], *how[:2]), each.inputs)
+        each.states = states.setdefault((each.node.input[STATES], *how), each.states)
 
 
 def _give_all_states(prepared: Prepared) -> ModelProto:

@@ -193,3 +193,26 @@ def test_a_solved_file_is_checked_and_its_sums_cannot_saturate(net, draw):
     result = quantize(net, draw(24, 12, 5), settle())
     onnx.checker.check_model(result.model)
     assert result.report.saturation.kernels == 3 and not result.report.saturation.layers
+
+
+SHARED = """g (float[5, N, 16] x) => (float[5, 1, N, 16] y, float[5, 1, N, 16] z) {
+    [one] y = OP <hidden_size = 16> (x, w, r, b)
+    [turn] t = Squeeze (y, axis)
+    [two] z = OP <hidden_size = 16> (t, w, r, b)
+}"""
+
+
+@pytest.mark.parametrize("op", ["GRU", "LSTM"])
+@pytest.mark.parametrize("reconstruct", [True, False])
+def test_weights_that_two_layers_read_are_stored_once(build, draw, run, op, reconstruct):
+    rows = {"GRU": 48, "LSTM": 64}[op]
+    weights = {"w": draw(1, rows, 16), "r": draw(1, rows, 16), "b": draw(1, 2 * rows)}
+    model = build(SHARED.replace("OP", op), axis=np.array([1]), **weights)
+    x = draw(5, 16, 16)
+    samples = [{"x": x[:, [number]]} for number in range(16)]
+    result = quantize(model, samples, QuantizeConfig(reconstruct=reconstruct, effort="fast", threads=1))
+    stored = [t for t in result.model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert sorted(tuple(t.dims) for t in stored) == [(1, rows, 16)] * 2
+    assert {record.name for record in result.report.layers} == {"one", "two"}
+    for wanted, given in zip(run(model, x), run(result.model, x), strict=True):
+        assert np.square(wanted - given).sum() < 1e-3 * np.square(wanted).sum()
