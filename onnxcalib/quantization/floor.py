@@ -7,7 +7,7 @@ from dataclasses import replace
 from onnx import ModelProto
 
 from ..errors import ConfigError
-from ..graph.index import reads
+from ..graph.index import all_graphs, all_nodes
 from ..graph.values import count_bytes
 from ..report import MemoryRecord
 from ..runtime.memory import find_free, measure_peak
@@ -22,11 +22,14 @@ ROW_WISE = ("Gather",)
 
 
 def find_floor(run: Run, model: ModelProto, activations: int = 0) -> MemoryRecord:
-    """The floor of a float model's run. activations: bytes of those of a sample; 0 before they are known."""
-    sizes = {tensor.name: count_bytes(tensor) for tensor in model.graph.initializer}
+    """The floor of a float model's run, whose layers may be in bodies of its nodes.
+
+    activations: bytes of those of a sample; 0 before they are known.
+    """
+    sizes = {tensor.name: count_bytes(tensor) for graph in all_graphs(model.graph) for tensor in graph.initializer}
     layers = {
-        node.name or node.output[0]: sum(sizes.get(tensor, 0) for tensor in reads(node))
-        for node in model.graph.node
+        node.name or next(filter(None, node.output), node.op_type): sum(sizes.get(name, 0) for name in {*node.input})
+        for node in all_nodes(model.graph)
         if node.op_type not in ROW_WISE
     }
     name = max(layers, key=layers.__getitem__, default="")

@@ -33,6 +33,18 @@ def test_the_floor_is_three_times_the_largest_layer_beside_the_process_and_a_sam
     assert find_floor(run, model).largest_bytes == 50_000
 
 
+def test_a_node_with_bodies_counts_as_its_largest_layer(build, draw, monkeypatch):
+    monkeypatch.setattr(floor_module, "SEGMENT_BYTES", 1000)
+    model = build(
+        """g (float[N, 64] x, bool flag) => (float[N, 64] y) { [outside] h = MatMul (x, w)  [if] y = If (flag) <
+            then_branch = yes () => (float[N, 64] p) { [wide] a = MatMul (h, u)  [narrow] p = MatMul (a, v) },
+            else_branch = no () => (float[N, 64] q) { [again] b = MatMul (h, u)  [last] q = MatMul (b, v) }> }""",
+        w=draw(64, 64), u=draw(64, 128), v=draw(128, 64),
+    )  # fmt: skip
+    record = find_floor(Run(QuantizeConfig(), Observer()), model)
+    assert (record.largest, record.largest_bytes) == ("wide", 4 * 64 * 128)
+
+
 def test_a_budget_below_the_floor_is_refused_with_the_layer_and_what_is_needed(build, weigh, draw):
     model = build("g (float[N, 8] x) => (float[N, 8] y) { [one] y = MatMul (x, w) }", w=weigh(8, 8))
     with pytest.raises(
