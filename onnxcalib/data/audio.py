@@ -78,10 +78,14 @@ def _count_missing(file: BinaryIO) -> int:
     """
     head, end = file.read(RIFF_BYTES), file.seek(0, os.SEEK_END)
     order: Literal["big", "little"] = "big" if head[:4] == b"RIFX" else "little"
-    whole, place, missing = int.from_bytes(head[4:8], order), RIFF_BYTES, 0
+    whole, place, missing, long = int.from_bytes(head[4:8], order), RIFF_BYTES, 0, 0
+    if head[:4] == b"RF64":  # whose ds64 has the lengths, of 64 bits, of the file and of its audio
+        file.seek(RIFF_BYTES + CHUNK_BYTES)
+        whole, long = (int.from_bytes(file.read(8), order) for _ in range(2))
     while whole not in NO_LENGTH and place + CHUNK_BYTES <= end:
         file.seek(place)
         name, size = file.read(4), int.from_bytes(file.read(4), order)
+        size = long if long and name == b"data" else size
         place += CHUNK_BYTES + size
         if name == b"data" and size not in NO_LENGTH:
             missing = max(missing, place - end)

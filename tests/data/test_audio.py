@@ -104,6 +104,18 @@ def test_a_stream_whose_header_does_not_say_its_length_is_read_to_its_end(write,
     assert len(open_calibration(path, SPEECH, DataConfig(state="stateN:state", window=7))) == 1
 
 
+def test_a_file_with_lengths_of_64_bits_that_is_cut_is_refused(write):
+    path = write("a.wav", np.arange(8, dtype=np.int16))
+    data = path.read_bytes()
+    lengths = b"ds64" + (28).to_bytes(4, "little") + b"".join(n.to_bytes(8, "little") for n in (88, 16, 8)) + bytes(4)
+    path.write_bytes(b"RF64" + b"\xff" * 4 + data[8:12] + lengths + data[12:40] + b"\xff" * 4 + data[44:])
+    settings = DataConfig(state="stateN:state", window=8)
+    assert len(open_calibration(path, SPEECH, settings)) == 1
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match="found 2 bytes less of audio"):
+        open_calibration(path, SPEECH, settings)
+
+
 def test_what_stands_behind_the_values_may_be_cut(write):
     path = write("a.wav", np.arange(8, dtype=np.int16))
     path.write_bytes(path.read_bytes() + b"LIST\x09\0\0\0abc")
