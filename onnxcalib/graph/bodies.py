@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from .edit import copy_model, refill, remove_at, rename, replace_names, take_name, unused_name
-from .index import BODY, all_graphs, all_nodes, captured, is_op, reads, subgraphs
+from .index import BODY, all_graphs, all_nodes, captured_by, is_op, reads, subgraphs
 from .ops import DEQUANTIZE, LAYERS, QUANTIZE, RECURRENT
 from .structure import STANDARD
 from .values import bring_in, find_place, is_outside, read_pieces
@@ -41,7 +41,7 @@ def holds_layers(graph: GraphProto) -> bool:
 def list_bodies(model: ModelProto, chosen: Callable[[GraphProto], bool] = holds_layers) -> list[Body]:
     """The bodies of the graph's own nodes that are chosen, by what they or bodies in them hold, in graph order."""
     return [
-        Body(node.name, node.op_type, attribute.name, tuple(_list_captured(attribute.g)))
+        Body(node.name, node.op_type, attribute.name, tuple(sorted(captured_by(attribute.g))))
         for node in model.graph.node
         for attribute in node.attribute
         if attribute.type == BODY and is_op(node, "If", "Loop", "Scan") and chosen(attribute.g)
@@ -83,7 +83,7 @@ def extract_body(model: ModelProto, body: Body, types: Mapping[str, TypeProto]) 
 
 def match_captured(old: GraphProto, new: GraphProto) -> dict[str, str]:
     """What a body reads in a rewritten model under the names of the model before; the nodes of both are the same."""
-    names = {name: name for name in _list_captured(old)}
+    names = {name: name for name in sorted(captured_by(old))}
     for before, after in zip(all_nodes(old), all_nodes(new), strict=True):
         names.update((a, b) for a, b in zip(before.input, after.input, strict=True) if a in names and a != b)
     return names
@@ -118,17 +118,13 @@ def put_in_place(model: ModelProto, position: int, attribute: str) -> None:
     branch = GraphProto()
     branch.CopyFrom(_find_attribute(node, attribute).g)
     wanted = list(node.output)
-    before, after = ([*graph.node][:position], [*graph.node][position + 1 :])
-    rest = [type(each).FromString(each.SerializeToString()) for each in (*before, *after)]
-    del graph.node[:]
-    graph.node.extend(rest)
+    del graph.node[position]
     _make_outputs(branch)
     taken = _Taken(model, branch)
     _rename_all(branch, {}, taken)
     names = {value.name: name for value, name in zip(branch.output, wanted, strict=False) if name}
     rename(branch, names)
-    del graph.node[:]
-    graph.node.extend([*rest[:position], *branch.node, *rest[position:]])
+    refill(graph.node, [*graph.node[:position], *branch.node, *graph.node[position:]])
     graph.initializer.extend(branch.initializer)
 
 
@@ -246,10 +242,6 @@ def _names_in(graph: GraphProto) -> set[str]:
     graphs = list(all_graphs(graph))
     names = {value.name for each in graphs for value in (*each.input, *each.initializer, *each.output)}
     return names.union(name for node in all_nodes(graph) for name in (node.name, *node.input, *node.output))
-
-
-def _list_captured(graph: GraphProto) -> list[str]:
-    return sorted(captured(helper.make_node("If", [], [], body=graph)))
 
 
 def _find_node(model: ModelProto, name: str) -> NodeProto:

@@ -136,15 +136,19 @@ def tensors_behind(index: Index, nodes: Iterable[str]) -> set[str]:
 
 def captured(node: NodeProto) -> set[str]:
     """Names that the node's bodies, nested ones included, read from outside of them."""
+    return set().union(*map(captured_by, subgraphs(node)))
+
+
+def captured_by(graph: GraphProto) -> set[str]:
+    """Names that a body, nested ones included, reads from outside of it."""
     outer: set[str] = set()
-    for graph in subgraphs(node):
-        known = {tensor.name for tensor in graph.initializer}
-        known.update(tensor.values.name for tensor in graph.sparse_initializer)
-        known.update(value.name for value in graph.input)
-        for inner in graph.node:
-            outer.update(name for name in reads(inner) if name not in known)
-            known.update(inner.output)
-        outer.update(value.name for value in graph.output if value.name not in known)
+    known = {tensor.name for tensor in graph.initializer}
+    known.update(tensor.values.name for tensor in graph.sparse_initializer)
+    known.update(value.name for value in graph.input)
+    for inner in graph.node:
+        outer.update(name for name in reads(inner) if name not in known)
+        known.update(inner.output)
+    outer.update(value.name for value in graph.output if value.name not in known)
     return outer
 
 

@@ -44,6 +44,7 @@ class BodySamples:
         that reads in place of the samples.
         """
         self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
+        self._specs: dict[str, list[InputSpec]] = {}
         self._types = infer_types(model)
         for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
             self._types |= {v.name: ValueInfoProto(name=v.name) for v in find_graph(model, body).input}
@@ -78,7 +79,9 @@ class BodySamples:
             raise DataError("no sample runs it; it has nothing to be calibrated with")
         start = f"{FLOAT}{body.attribute}/"
         names = [key.removeprefix(start) for key in self._store.names() if key.startswith(start)]
-        specs = [self._describe(body, name) for name in names]
+        if body.attribute not in self._specs:  # the same for both kinds, from all values of all runs
+            self._specs[body.attribute] = [self._describe(body, name) for name in names]
+        specs = self._specs[body.attribute]
         if not specs:
             raise DataError("it reads nothing that changes; it gives the same outputs always")
 

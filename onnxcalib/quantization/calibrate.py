@@ -37,6 +37,11 @@ MOST_VALUES = 2**21
 MARGIN = 0.25
 
 
+def pick_evenly(runs: Sequence[list[int]], count: int) -> list[list[int]]:
+    """So many of the runs at most, evenly spread, each once."""
+    return [runs[number] for number in np.unique(np.linspace(0, len(runs) - 1, count).astype(int))]
+
+
 def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
     """The number of samples whose outputs take less than ``limit`` bytes, measured on the largest sample.
 

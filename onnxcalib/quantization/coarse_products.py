@@ -22,7 +22,7 @@ from ..graph.magnitudes import is_magnitude
 from ..numeric.histogram import Histogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
-from .calibrate import BATCH_BYTES, batch_size, choose_grids
+from .calibrate import BATCH_BYTES, batch_size, choose_grids, pick_evenly
 from .coarse_inputs import check_some_left
 from .output_tally import OutputTally
 from .padding_mask import find_real
@@ -153,8 +153,7 @@ class _Probe:
         self.first = LAYER_SAMPLES if of_layers else FIRST_SAMPLES
         runs = prepared.samples.split(min(batch_size(self.session, prepared.samples), FIRST_SAMPLES))
         if of_layers:
-            count = -(-self.most // len(runs[0]))
-            runs = [runs[number] for number in np.unique(np.linspace(0, len(runs) - 1, count).astype(int))]
+            runs = pick_evenly(runs, -(-self.most // len(runs[0])))
         self.unread = deque(runs)
         self.batches: list[tuple[dict[str, Any], ...]] = []
         self.grids: Mapping[str, QParams] = {}

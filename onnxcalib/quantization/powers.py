@@ -19,7 +19,7 @@ from ..numeric.ranges import LEAST_SCALE, measure_squares
 from ..progress import track
 from ..runtime.session import Session
 from ..spec import Grids, QParams
-from .calibrate import BATCH_BYTES
+from .calibrate import BATCH_BYTES, pick_evenly
 from .output_parts import take_parts
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -165,9 +165,7 @@ def _choose_runs(samples: CalibrationSet) -> list[list[int]]:
     if samples.fixed_batch is None:
         among = np.linspace(0, len(samples) - 1, min(SAMPLES, len(samples))).astype(int)
         return samples.split(BATCH, among.tolist())
-    runs = samples.split(samples.fixed_batch)
-    count = max(1, SAMPLES // samples.fixed_batch)
-    return [runs[number] for number in np.unique(np.linspace(0, len(runs) - 1, count).astype(int))]
+    return pick_evenly(samples.split(samples.fixed_batch), max(1, SAMPLES // samples.fixed_batch))
 
 
 def _sum_squares(prepared: Prepared, outputs: Mapping[str, np.ndarray], count: int) -> Iterator[tuple[str, np.ndarray]]:

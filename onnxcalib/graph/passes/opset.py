@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, TypeProto, ValueInfoProto, checker, hel
 from ...errors import ModelError, first_line
 from ..check import copy_for_checker, correct_shapes
 from ..edit import copy_model, drop_dead, refill, rename, replace_names, write_attributes
-from ..index import Index, attribute_of, captured, constant, has_bodies, is_op, subgraphs
+from ..index import Index, attribute_of, captured, captured_by, constant, has_bodies, is_op, subgraphs
 from ..shapes import INFERENCE_FAULTS, infer_graph
 from ..weightless import copy_without_weights, replace_around_weights
 from .normalise import drop_initializer_inputs, lift_constants, name_nodes
@@ -105,7 +105,7 @@ def _keep_metadata(new: ModelProto, old: ModelProto) -> None:
 def _convert_body(body: GraphProto, owner: ModelProto, least: int, types: Mapping[str, TypeProto]) -> GraphProto:
     """The body, converted as a model of its own of which what it captures are inputs."""
     alone = helper.make_model(body, opset_imports=owner.opset_import, ir_version=owner.ir_version)
-    outer = sorted(captured(helper.make_node("If", [], [], body=body)))
+    outer = sorted(captured_by(body))
     for name in outer:
         alone.graph.input.append(ValueInfoProto(name=name, type=types.get(name)))
     lift_constants(alone)
