@@ -23,12 +23,7 @@ from ..runtime.cache import Cache
 from ..runtime.session import Session
 from ..spec import BitSet
 from .bits import Bits
-from .loss import (
-    LOSS_POSITIONS,
-    LOSS_SAMPLES,
-    ReferenceBatch,
-    divergence_of,
-)
+from .loss import LEAST_SAMPLES, LOSS_POSITIONS, LOSS_SAMPLES, ReferenceBatch, divergence_of
 
 
 class Assembler:
@@ -54,12 +49,13 @@ class Assembler:
         fused: bool = True,
         compared: Compared | None = None,
         emit_empty: Callable[[Bits], ModelProto] | None = None,
+        least: int = LEAST_SAMPLES,
     ) -> None:
         """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; class_axes:
         see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set. fused: whether models at any
         bits run with onnxruntime's optimizations. measure: finds the loss at these bits otherwise than of the model.
         compared: the outputs by which the loss is measured, where these are not all. emit_empty: makes a file of the
-        same size as ``emit``."""
+        same size as ``emit``. least: samples by which a loss is measured at least."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets, self.rest, self.fused = sets, rest, fused
         self.seconds = 0.0
@@ -68,7 +64,7 @@ class Assembler:
         self.weights = max(1, count_weights(original))
         self._compared, self._emit_empty = compared, emit_empty or emit
         self._classes: dict[str, np.ndarray] | None = None
-        self._measure = measure
+        self._measure, self._least = measure, least
         self._parts, self._axes = parts, class_axes or {}
         self._float, self._padding = Session(original, threads=threads), padding
         self._batch_size = min(batch_size(self._float, samples), LOSS_SAMPLES)
@@ -132,7 +128,11 @@ class Assembler:
         return self._recall(
             f"loss {_spell(bits)}",
             lambda: divergence_of(
-                self._open(bits), self._references, self._names, None if self._compared is None else self._compared.axes
+                self._open(bits),
+                self._references,
+                self._names,
+                None if self._compared is None else self._compared.axes,
+                least=self._least,
             ),
         )
 

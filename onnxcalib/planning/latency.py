@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
 from ..bitplan import FLOAT
@@ -16,11 +16,13 @@ from ..files.scratch import Scratch
 from ..runtime.session import Session
 from ..spec import BitSet, Candidate, LayerScheme
 from .bits import Bits, find_uniform
+from .graphs import PlannedGraph
 from .latency_table import read_latencies
-from .sensitivity import Survey
 
 # Runs of which the median counts, after one that allocates.
 RUNS = 15
+# Samples that are timed of a model with bodies.
+TIMED_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,40 @@ class Latencies:
     of_float: float | None
 
 
-def time_sets(survey: Survey, sets: Sequence[BitSet], assemble: Callable[[Bits], ModelProto]) -> Latencies:
+@dataclass(frozen=True)
+class Timed:
+    """What is timed: the float model, the layers of all its graphs, and the runs of which the mean counts."""
+
+    model: ModelProto
+    layers: Sequence[LayerScheme]
+    feeds: Sequence[Mapping[str, Any]]
+    threads: int
+
+
+def list_feeds(graph: PlannedGraph) -> list[Mapping[str, Any]]:
+    """A run of the fewest samples that the model takes; some of a model with bodies, which these may take or leave."""
+    if not graph.bodies:
+        return [graph.batches.one]
+    samples = graph.samples
+    return [samples.read(run) for run in samples.split(1)[:TIMED_SAMPLES]]
+
+
+def time_sets(
+    timed: Timed, candidates: Sequence[Candidate], sets: Sequence[BitSet], assemble: Callable[[Bits], ModelProto]
+) -> Latencies:
     """For each candidate, profile a model in which every set that was measured at the candidate has it.
 
-    The time of a set is that of its layers' kernels, in a run of the fewest samples that the model takes.
+    The time of a set is that of its layers' kernels, in a run on average.
     """
-    one, threads = survey.batches.one, survey.config.threads or 0
-    kernels = {c: profile(assemble(find_uniform(sets, c)), one, threads=threads) for c in survey.uniform}
-    by_layer = {c: _sum_by_layer(times, survey.scheme.layers) for c, times in kernels.items()}
-    timed = tuple(
+    feeds, threads = timed.feeds, timed.threads
+    kernels = {c: profile(assemble(find_uniform(sets, c)), feeds, threads=threads) for c in candidates}
+    by_layer = {c: _sum_by_layer(times, timed.layers) for c, times in kernels.items()}
+    found = tuple(
         _with_times(each, {c: sum(by_layer[c][name] for name in each.layers) for c in each.costs}) for each in sets
     )
-    in_sets = sum(each.costs[max(each.costs)].milliseconds for each in timed)
+    in_sets = sum(each.costs[max(each.costs)].milliseconds for each in found)
     rest = max(0.0, sum(kernels[max(kernels)].values()) - in_sets)
-    return Latencies(timed, rest, sum(profile(survey.model, one, threads=threads).values()))
+    return Latencies(found, rest, sum(profile(timed.model, feeds, threads=threads).values()))
 
 
 def _sum_by_layer(kernels: Mapping[str, float], layers: Sequence[LayerScheme]) -> dict[str, float]:
@@ -72,14 +94,22 @@ def _find_owner(kernel: str, names: Iterable[str]) -> str | None:
     return max((name for name in names if kernel == name or kernel.startswith(f"{name}_")), key=len, default=None)
 
 
-def profile(model: ModelProto, feeds: Mapping[str, Any], *, threads: int) -> dict[str, float]:
-    """Milliseconds of each kernel, the median of RUNS runs, by the name of its node."""
+def profile(model: ModelProto, feeds: Sequence[Mapping[str, Any]], *, threads: int) -> dict[str, float]:
+    """Milliseconds of each kernel in a run, the mean over the feeds, by the name of its node.
+
+    Of all that it takes in one turn over the feeds the median of RUNS turns counts.
+    """
     with Scratch() as folder:
         session = Session(model, deployed=True, threads=threads, profile=folder / "profile")
         for _ in range(RUNS + 1):
-            session.run(feeds)
+            for each in feeds:
+                session.run(each)
         times = session.end_profile()
-    return {name: statistics.median(runs[1:]) for name, runs in times.items()}
+    found = {}
+    for name, runs in times.items():
+        turns = np.array_split(runs, RUNS + 1)  # of equal length: each turn takes the same branches
+        found[name] = float(np.median([turn.sum() for turn in turns[1:]])) / len(feeds)
+    return found
 
 
 def look_up_times(path: Path, sets: Sequence[BitSet], name_of: Callable[[str, Candidate], str]) -> Latencies:

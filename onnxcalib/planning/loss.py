@@ -43,10 +43,12 @@ def divergence_of(
     batches: Sequence[ReferenceBatch],
     names: Sequence[str],
     axes: Mapping[str, int] | None = None,
+    *,
+    least: int = LEAST_SAMPLES,
 ) -> float:
     """Divergence of a model's outputs from the reference, the mean over the parts of the outputs ``names``.
 
-    axes: see ``Compared``.
+    axes: see ``Compared``. least: samples that are run at least, as far as there are so many.
 
     Batches in which the shapes of an output differ do not count for it; the result is infinite if that leaves none.
     Once the relative standard error of all outputs is at most RELATIVE_ERROR, no more batches are run.
@@ -63,7 +65,7 @@ def divergence_of(
                     found.setdefault(label, Divergence((axes or {}).get(name))).add(*pair)
         known = len(compared) == len(names)
         if known and all(
-            each.samples >= LEAST_SAMPLES and each.error <= RELATIVE_ERROR * each.value for each in found.values()
+            each.samples >= least and each.error <= RELATIVE_ERROR * each.value for each in found.values()
         ):
             break
     values = [divergence.value for divergence in found.values()]

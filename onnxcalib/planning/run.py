@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier, settings_of
+from ..bitplan import CANDIDATE_OF, BitPlan, Frontier
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, QuantizeConfig
+from ..data import CalibrationSet
 from ..errors import ConfigError
-from ..graph.index import Index
+from ..graph.layer_params import LayerParams
 from ..graph.save import fingerprint
-from ..graph.scheme import make_scheme
-from ..quantization.calibrate import Batches, Statistics, batch_size
 from ..quantization.cost_placement import COSTS_MORE
 from ..quantization.measured_placement import RAN_SLOWER
 from ..quantization.prepared import Prepared
-from ..quantization.recurrent import round_recurrent
-from ..quantization.solve import round_embeddings
 from ..quantization.trial import emit_placeholders
 from ..runtime.cache import Cache, machine
-from ..runtime.session import Session
-from ..spec import BitSet, Candidate, Grids, QParams, QuantScheme
+from ..spec import BitSet, Candidate
 from .activations import Switched, make_sets
 from .assemble import Assembler
 from .bits import Bits
 from .choose import make_bit_plan, trace_frontier
-from .latency import Latencies, look_up_times, time_sets
+from .graphs import PlannedGraph, keep_unseen, leave_bodies, list_unplanned, open_graphs, order_samples
+from .latency import Latencies, Timed, list_feeds, look_up_times, time_sets
 from .latency_table import read_latencies
-from .sensitivity import Measured, Survey, UniformScheme, measure_sets
+from .loss import LEAST_SAMPLES, LOSS_SAMPLES
+from .recurrent import measure_recurrent
+from .schemes import Schemes
+from .sensitivity import Survey, measure_sets
+from .shared import SharedSets
 from .weights import PlannedWeights
-
-# The bits of ends and of other layers with bits of their own where activations may have 16.
-WIDEST: CandidateName = "W8A16"
 
 
 @dataclass(frozen=True)
 class _Measurements:
-    """What bits are chosen from. seconds: time of measuring the sets, summed over all workers."""
+    """What bits are chosen from.
+
+    seconds: time of measuring the sets, summed over all workers. excluded: layers that stay in float. in_float: nodes
+    that the tool itself leaves so -> why.
+    """
 
     assembler: Assembler
     latencies: Latencies | None
     seconds: dict[str, float]
     name_of: Callable[[str, Candidate], CandidateName]
+    excluded: list[str]
+    in_float: dict[str, str]
 
     def spell_time(self) -> str:
         """Seconds of each part, and as many passes of the float model over all samples as take the same time."""
@@ -67,20 +72,16 @@ def choose_bits(prepared: Prepared) -> BitPlan:
             "max_disagreement: found max_loss beside it; each says what may be lost for the smallest file; give one of"
             " them"
         )
-    with run.stage("plan"):
-        measured = _measure(prepared)
-        assembler = measured.assembler
-        names = {name for each in assembler.sets for name in each.layers}
-        excluded = [
-            k.name
-            for k in make_scheme(prepared.model, requirements=prepared.run.target.requirements).layers
-            if k.name not in names
-        ]
-        options: dict[str, Any] = {"name_of": measured.name_of, "excluded": excluded, "in_float": prepared.in_float}
+    with _measuring(prepared) as measured:
+        options: dict[str, Any] = {
+            "name_of": measured.name_of,
+            "excluded": measured.excluded,
+            "in_float": measured.in_float,
+        }
         try:
-            found = make_bit_plan(assembler, config, measured.latencies, **options)
+            found = make_bit_plan(measured.assembler, config, measured.latencies, **options)
         except ConfigError as error:
-            slow = sum(reason in (COSTS_MORE, RAN_SLOWER) for reason in prepared.in_float.values())
+            slow = sum(reason in (COSTS_MORE, RAN_SLOWER) for reason in measured.in_float.values())
             if not slow:
                 raise
             raise ConfigError(
@@ -92,63 +93,116 @@ def choose_bits(prepared: Prepared) -> BitPlan:
 
 def trace(prepared: Prepared) -> Frontier:
     """Find the least loss for each of several sizes of the file."""
-    with prepared.run.stage("plan"):
-        measured = _measure(prepared)
+    with _measuring(prepared) as measured:
         prepared.run.observer.note(measured.spell_time())
         return trace_frontier(measured.assembler, prepared.config, measured.name_of)
 
 
-def _measure(prepared: Prepared) -> _Measurements:
+@contextmanager
+def _measuring(prepared: Prepared) -> Iterator[_Measurements]:
     """Measure the loss and the costs of every set at each candidate, as far as the cache does not have them."""
     run, config = prepared.run, prepared.config
-    if not prepared.scheme.stored:
+    with run.stage("plan"):
+        if config.latencies is not None:
+            read_latencies(Path(config.latencies))  # a fault of the file is found before the work
+            if config.max_latency is None:
+                run.warn(
+                    "latencies: found without max_latency, the only limit for which they are read; give both or none"
+                )
+        if config.planned_alone:
+            yield _measure_weights(prepared, _open_cache(prepared))
+            return
+        judged = order_samples(prepared)
+        with open_graphs(prepared, judged) as graph:
+            if graph.bodies or graph.left:
+                run.observer.stage("plan")  # behind the stages in which bodies were prepared
+            if activations_alone(config):
+                yield _measure_alone(prepared, graph, _open_cache(prepared))
+            else:
+                yield _measure_graphs(graph, judged, _open_cache(prepared, graph))
+
+
+def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -> _Measurements:
+    """As ``_measuring`` where weights and activations are chosen, in all graphs of the model."""
+    prepared, run, config = graph.prepared, graph.run, graph.prepared.config
+    graphs, schemes = list(graph.walk()), graph.schemes
+    run.observer.blocks(sum(len(each.prepared.scheme.layers) for each in graphs))
+    shared, params = SharedSets(), dict[str, dict[Candidate, LayerParams]]()
+    seconds = {"solve": 0.0, "evaluate": 0.0}
+    surveys = {}
+    for each in graphs:
+        survey = surveys[each.path] = _survey(each, shared, alone=len(graphs) == 1)
+        for found in (
+            measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn, place=each.path),
+            measure_recurrent(each, cache),
+        ):
+            sets = found.sets if each.body is None else keep_unseen(each, found.sets)
+            shared.keep(each, sets, found.params)
+            params |= found.params
+            seconds = {what: seconds[what] + found.seconds[what] for what in seconds}
+    sets = shared.join()
+    if not sets:
         raise ConfigError(
-            "max_size: found a budget, or a curve asked for, of a model all of whose layers are in bodies of If, Loop"
-            " or Scan; bits are planned of layers outside; give bits, or those of single layers, instead"
+            "max_size: found a budget, or a curve asked for, of a model no layer of which can be planned:"
+            f" {'; '.join(dict.fromkeys(graph.list_in_float().values())) or 'all are excluded'}; give bits instead"
         )
-    if config.latencies is not None:
-        read_latencies(Path(config.latencies))  # a fault of the file is found before the work
-        if config.max_latency is None:
-            run.warn("latencies: found without max_latency, the only limit for which they are read; give both or none")
-    cache = _open_cache(prepared)
-    if config.planned_alone:
-        return _measure_weights(prepared, cache)
-    batches = _make_batches(prepared)
-    statistics = prepared.collect(prepared.scheme)
-    schemes = _Schemes(prepared, statistics)
-    if activations_alone(config):
-        return _measure_alone(prepared, schemes, cache)
-    run.observer.blocks(len(prepared.scheme.layers))
-    # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
-    one_thread = config.model_copy(update={"threads": config.threads or 1})
-    survey = Survey(prepared.model, prepared.padding, schemes.uniform, batches, one_thread, run.device, prepared.parts)
-    found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn)
     if any(c.activation_bits == WIDE_BITS for c in schemes.uniform):
-        found = replace(found, sets=_add_tensors(prepared, schemes, found.sets, cache))
-    emit = _make_emitter(prepared, schemes, found)
+        sets = _add_tensors(prepared, schemes, sets, cache)
+    names = {layer: each.schemes for each in graphs for layer in each.schemes.layers}
+
+    def name_of(layer: str, candidate: Candidate) -> CandidateName:
+        return names[layer].name_of(layer, candidate)
+
+    def emit(bits: Bits) -> ModelProto:
+        return graph.emit(sets, bits, params)
+
     latencies = None
     if config.max_latency is not None and config.latencies is not None:
-        latencies = look_up_times(Path(config.latencies), found.sets, schemes.name_of)
+        latencies = look_up_times(Path(config.latencies), sets, name_of)
     elif config.max_latency is not None:
-        latencies = cache.recall(f"latencies of {machine()}", lambda: time_sets(survey, found.sets, emit), Latencies)
+        layers = [layer for each in graphs for layer in (*each.prepared.scheme.layers, *each.prepared.scheme.recurrent)]
+        timed = Timed(prepared.model, layers, list_feeds(graph), config.threads or 0)
+        latencies = cache.recall(
+            f"latencies of {machine()}", lambda: time_sets(timed, tuple(schemes.uniform), sets, emit), Latencies
+        )
     assembler = Assembler(
         prepared.original,
         emit,
-        prepared.samples,
+        judged,
         prepared.original_padding,
         cache,
         parts=prepared.parts,
         class_axes=prepared.class_axes,
-        sets=found.sets if latencies is None else latencies.sets,
+        sets=sets if latencies is None else latencies.sets,
         rest=0.0 if latencies is None else latencies.rest,
         threads=run.threads,
         fused=run.target.is_onnxruntime,
+        least=LEAST_SAMPLES if len(graphs) == 1 else LOSS_SAMPLES,
     )
-    return _Measurements(assembler, latencies, found.seconds, schemes.name_of)
+    return _Measurements(assembler, latencies, seconds, name_of, graph.list_excluded(sets), graph.list_in_float())
+
+
+def _survey(graph: PlannedGraph, shared: SharedSets, *, alone: bool) -> Survey:
+    prepared = graph.prepared
+    # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
+    one_thread = prepared.config.model_copy(update={"threads": prepared.config.threads or 1})
+    return Survey(
+        prepared.model,
+        prepared.padding,
+        graph.schemes.uniform,
+        graph.batches,
+        one_thread,
+        graph.run.device,
+        prepared.parts,
+        whole=None if graph.body is None else graph.whole,
+        rate=graph.rate,
+        given=shared.list_given(graph),
+        least=LEAST_SAMPLES if alone else LOSS_SAMPLES,
+    )
 
 
 def _measure_weights(prepared: Prepared, cache: Cache) -> _Measurements:
-    """As ``_measure`` where weights alone are chosen: losses are those of rounded weights."""
+    """As ``_measuring`` where weights alone are chosen: losses are those of rounded weights."""
     config, start = prepared.config, time.perf_counter()
     planned = PlannedWeights.of(prepared)
     # The subject of the cache leaves the stages out.
@@ -175,7 +229,9 @@ def _measure_weights(prepared: Prepared, cache: Cache) -> _Measurements:
         compared=planned.compared,
         emit_empty=lambda bits: planned.emit_empty(sets, bits),
     )
-    return _Measurements(assembler, latencies, seconds, planned.name_of)
+    left = leave_bodies(prepared, "bits of weights alone are planned of layers outside of bodies alone")
+    excluded = [*list_unplanned(prepared, sets), *left]
+    return _Measurements(assembler, latencies, seconds, planned.name_of, excluded, {**prepared.in_float, **left})
 
 
 def activations_alone(config: QuantizeConfig) -> bool:
@@ -186,9 +242,9 @@ def activations_alone(config: QuantizeConfig) -> bool:
     return same and config.max_loss is None and config.max_disagreement is None
 
 
-def _measure_alone(prepared: Prepared, schemes: _Schemes, cache: Cache) -> _Measurements:
-    """As ``_measure`` where activations alone are chosen: no layer is solved, and losses are those of activations."""
-    run, config = prepared.run, prepared.config
+def _measure_alone(prepared: Prepared, graph: PlannedGraph, cache: Cache) -> _Measurements:
+    """As ``_measuring`` where activations alone are chosen: no layer is solved, and losses are those of activations."""
+    run, config, schemes = prepared.run, prepared.config, graph.schemes
     start = time.perf_counter()
     switched, losses = _measure_activations(prepared, schemes, cache)
     weight_bits = CANDIDATE_OF[config.candidates[0]].weight_bits
@@ -215,10 +271,11 @@ def _measure_alone(prepared: Prepared, schemes: _Schemes, cache: Cache) -> _Meas
         threads=run.threads,
         fused=run.target.is_onnxruntime,
     )
-    return _Measurements(assembler, latencies, seconds, schemes.name_of)
+    excluded, in_float = graph.list_excluded(sets), graph.list_in_float()
+    return _Measurements(assembler, latencies, seconds, schemes.name_of, excluded, in_float)
 
 
-def _measure_activations(prepared: Prepared, schemes: _Schemes, cache: Cache) -> tuple[Switched, dict[str, float]]:
+def _measure_activations(prepared: Prepared, schemes: Schemes, cache: Cache) -> tuple[Switched, dict[str, float]]:
     """A session in which activations are switched to 8 bits, and what each set of them loses alone on these."""
     eight = schemes.uniform[Candidate(FULL_BITS, FULL_BITS)]
     switched = Switched.of(prepared, eight.scheme, eight.grids)
@@ -227,78 +284,23 @@ def _measure_activations(prepared: Prepared, schemes: _Schemes, cache: Cache) ->
     return switched, cache.recall(name, switched.measure_each, dict[str, float])
 
 
-def _add_tensors(prepared: Prepared, schemes: _Schemes, sets: tuple[BitSet, ...], cache: Cache) -> tuple[BitSet, ...]:
+def _add_tensors(prepared: Prepared, schemes: Schemes, sets: tuple[BitSet, ...], cache: Cache) -> tuple[BitSet, ...]:
     """The sets of layers with their tensors, and the sets of tensors that no layer reads."""
     _, losses = _measure_activations(prepared, schemes, cache)
     uniform = {c: each.scheme for c, each in schemes.uniform.items() if c.activation_bits >= FULL_BITS}
     return make_sets(prepared, uniform, losses, sets)
 
 
-def _make_batches(prepared: Prepared) -> Batches:
-    """The samples in batches whose activations fit into memory."""
-    activations = prepared.scheme.computed
-    session = Session(prepared.model, also=activations, threads=prepared.run.threads)
-    return Batches(prepared.samples, batch_size(session, prepared.samples))
-
-
-def _make_emitter(prepared: Prepared, schemes: _Schemes, measured: Measured) -> Callable[[Bits], ModelProto]:
-    """A function that assembles the model at the bits of all sets."""
-    index = Index(prepared.model.graph)
-    embedded = round_embeddings(index, prepared.scheme) | round_recurrent(index, prepared.scheme)
-
-    def emit(bits: Bits) -> ModelProto:
-        candidates = {name: c for each, c in zip(measured.sets, bits, strict=True) for name in each.layers}
-        params = embedded | {name: measured.params[name][c] for name, c in candidates.items()}
-        scheme = schemes.mix(measured.sets, bits)
-        return prepared.emit(scheme, schemes.choose_grids(scheme), params)
-
-    return emit
-
-
-def _open_cache(prepared: Prepared) -> Cache:
+def _open_cache(prepared: Prepared, graph: PlannedGraph | None = None) -> Cache:
     settings = _spell_settings(prepared.config)
     original = fingerprint(prepared.original)
     # Rules that measure may leave other nodes in float on another machine.
-    in_float = sorted(prepared.in_float)
+    in_float = sorted(prepared.in_float if graph is None else graph.list_in_float())
     target = prepared.run.target.model_dump_json(exclude={"name", "description"})  # its file may have changed
     subject = (
         f"{original} {prepared.run.digest(prepared.samples)} {prepared.run.device.type} {settings} {target} {in_float}"
     )
     return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
-
-
-class _Schemes:
-    """The schemes in which all layers have one candidate, and mixtures of them; all grids are from the same statistics.
-
-    uniform: candidate -> the scheme in which all layers have it.
-    """
-
-    def __init__(self, prepared: Prepared, statistics: Statistics) -> None:
-        self.prepared, self.statistics = prepared, statistics
-        self.known: dict[Any, QParams] = {}
-        wide = [WIDEST for name in prepared.config.candidates if CANDIDATE_OF[name].activation_bits == WIDE_BITS]
-        names = dict.fromkeys(("W8A8", *prepared.config.candidates, *wide))
-        self.uniform = {CANDIDATE_OF[name]: self._make(prepared.make_scheme(bits=CANDIDATE_OF[name])) for name in names}
-
-    def _make(self, scheme: QuantScheme) -> UniformScheme:
-        return UniformScheme(scheme, self.choose_grids(scheme))
-
-    def choose_grids(self, scheme: QuantScheme) -> Grids:
-        return self.prepared.choose_grids(scheme, self.statistics, self.known)
-
-    def mix(self, sets: Sequence[BitSet], bits: Bits) -> QuantScheme:
-        """The scheme in which each set has the candidate that the bits give it."""
-        chosen = list(zip(sets, bits, strict=True))
-        layers = {name: settings_of(self._bits(name, c)) for each, c in chosen for name in each.layers}
-        tensors = {each.tensors[0]: c.activation_bits for each, c in chosen if not each.layers}
-        return self.prepared.make_scheme(layers, tensors=tensors)
-
-    def name_of(self, layer: str, candidate: Candidate) -> CandidateName:
-        """The bits that a layer has at a candidate; a layer that the settings name keeps its own."""
-        return NAME_OF[self._bits(layer, candidate)]
-
-    def _bits(self, layer: str, candidate: Candidate) -> Candidate:
-        return next(each.bits for each in self.uniform[candidate].scheme.layers if each.name == layer)
 
 
 def _spell_settings(config: QuantizeConfig) -> str:

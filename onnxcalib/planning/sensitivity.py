@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..quantization.calibrate import Batches
 from ..quantization.compared import find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask
+from ..quantization.shared_weights import give_weight
 from ..quantization.siblings import find_siblings
 from ..quantization.solve import solve_widths
 from ..quantization.spread import spread_tasks
@@ -39,7 +40,8 @@ from ..runtime.device import computing
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import BitSet, Block, Candidate, Cost, Grids, LayerScheme, QuantScheme
-from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of
+from .loss import LEAST_SAMPLES, LOSS_SAMPLES, ReferenceBatch, divergence_of
+from .whole import Whole
 
 # Every task runs the float model up to its sets anew, and a lost worker costs one task.
 SETS_A_TASK = 4
@@ -57,7 +59,9 @@ class UniformScheme:
 class Survey:
     """What each worker gets: the prepared model, its schemes, the samples, the settings and the parts of the outputs.
 
-    uniform: candidate -> the scheme in which all layers have it.
+    uniform: candidate -> the scheme in which all layers have it. whole: the model around, where this one is a body of
+    it. rate: how often the model is run in one sample. given: layer and weight spec, as a text -> the integers and
+    scales of a weight that an earlier graph has solved. least: samples by which a loss is measured at least.
     """
 
     model: ModelProto
@@ -67,6 +71,10 @@ class Survey:
     config: QuantizeConfig
     device: torch.device
     parts: Parts | None = None
+    whole: Whole | None = None
+    rate: float = 1.0
+    given: Mapping[tuple[str, str], LayerParams] = field(default_factory=dict)
+    least: int = LEAST_SAMPLES
 
     @property
     def scheme(self) -> QuantScheme:
@@ -96,14 +104,22 @@ def find_sets(scheme: QuantScheme) -> list[list[str]]:
 
 
 def measure_sets(
-    survey: Survey, cache: Cache, *, tell: Callable[[str], None], warn: Callable[[str], None] = lambda text: None
+    survey: Survey,
+    cache: Cache,
+    *,
+    tell: Callable[[str], None],
+    warn: Callable[[str], None] = lambda text: None,
+    place: str = "",
 ) -> Measured:
     """Losses, costs and parameters of all sets; ``tell`` is called with the name of each layer that is done.
 
-    Neighbouring sets are one task of a worker. Tasks in the cache are not measured again.
+    place: of the graph in the model, with which names in the cache begin. Neighbouring sets are one task of a worker.
+    Tasks in the cache are not measured again.
     """
     sets = order_sets(survey)
-    tasks = {f"sets {part[0]}": part for part in (sets[i : i + SETS_A_TASK] for i in range(0, len(sets), SETS_A_TASK))}
+    tasks = {
+        f"{place}sets {part[0]}": part for part in (sets[i : i + SETS_A_TASK] for i in range(0, len(sets), SETS_A_TASK))
+    }
     parts: dict[str, Measured] = {}
 
     def take(name: str, part: Measured) -> None:
@@ -179,16 +195,19 @@ class _Sweep:
         self.params: dict[str, dict[Candidate, LayerParams]] = {}
         self.seconds = {"solve": 0.0, "evaluate": 0.0}
         self.references = self._store_inputs()
-        self.compared = find_comparable_outputs(self.references)
+        self.compared = [] if survey.whole else find_comparable_outputs(self.references)
         self.shapes = self._find_shapes()
 
     def _store_inputs(self) -> list[dict[str, Any]]:
-        """Store all samples, and run the float model on the first LOSS_SAMPLES: its outputs with padding blanked."""
+        """Store all samples, and run the float model on the first LOSS_SAMPLES: its outputs with padding blanked.
+
+        A body is judged by the outputs of the model around it.
+        """
         references = []
         session = Session(self.model, threads=self.threads)
         for feeds in self.survey.batches:
             self.stored.add_float(feeds, self.survey.batches.count(feeds))
-            if sum(self.stored.sizes[:-1]) < LOSS_SAMPLES:
+            if not self.survey.whole and sum(self.stored.sizes[:-1]) < LOSS_SAMPLES:
                 blank = partial(self.padding.fill_padding, real=self.stored.masks[-1])
                 references.append({name: blank(name, value) for name, value in session.run(feeds).items()})
         return references
@@ -264,14 +283,34 @@ class _Sweep:
                 for number, layer in enumerate(layers[candidates[0]])
             }
             for together in find_siblings(state, block, specs):
-                found = solve_widths(state, block, together, specs[together[0].name])
-                for layer, (params, reason) in zip(together, found, strict=True):
+                for layer in together:
+                    self._take_given(state, layer, layers, candidates)
+                left = [layer for layer in together if candidates[0] not in self.params.get(layer.name, {})]
+                found = solve_widths(state, block, left, specs[left[0].name]) if left else []
+                for layer, (params, reason) in zip(left, found, strict=True):
                     if reason is not None and layer.takes_bias:  # one that is solved gets a bias, and costs its bytes
                         params = [
                             each if each.bias is not None else replace(each, bias=self._zero_bias(layer))
                             for each in params
                         ]
                     self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
+
+    def _take_given(
+        self,
+        state: ReconstructionState,
+        layer: LayerScheme,
+        layers: Mapping[Candidate, list[LayerScheme]],
+        candidates: Sequence[Candidate],
+    ) -> None:
+        """Let a layer have the weight that an earlier graph has solved, if it has at all of these candidates."""
+        own = {c: next(each for each in layers[c] if each.name == layer.name) for c in candidates}
+        given = {c: self.survey.given.get((layer.name, repr(each.weight_spec))) for c, each in own.items()}
+        for candidate, params in given.items():
+            if params is None or None in given.values():
+                return
+            state.given = {layer.name: params}
+            give_weight(state, own[candidate])
+            self.params.setdefault(layer.name, {})[candidate] = state.layers[layer.name]
 
     def _zero_bias(self, layer: LayerScheme) -> np.ndarray:
         return np.zeros(self.shapes[layer.output][1 if layer.op in CONVOLUTIONS else -1])
@@ -280,6 +319,8 @@ class _Sweep:
         self, inputs: list[str], layers: Mapping[Candidate, list[LayerScheme]]
     ) -> dict[Candidate, float]:
         """Divergence of the outputs with these layers alone quantized, at each candidate."""
+        if (whole := self.survey.whole) is not None:
+            return {c: whole.measure(self._quantize(self.model, own, c)) for c, own in layers.items()}
         read = needed_inputs(self.index, inputs, self.compared)
         subgraph = self._extract(read, self.compared)
         batches = [
@@ -294,7 +335,7 @@ class _Sweep:
         losses = {}
         for candidate, own in layers.items():
             session = Session(self._quantize(subgraph, own, candidate), threads=self.threads)
-            losses[candidate] = divergence_of(session, batches, self.compared)
+            losses[candidate] = divergence_of(session, batches, self.compared, least=self.survey.least)
         return losses
 
     def _quantize(self, subgraph: ModelProto, layers: list[LayerScheme], candidate: Candidate) -> ModelProto:
@@ -319,7 +360,8 @@ class _Sweep:
         """Multiplications of one sample."""
         weight = self.index.initializers[layer.weight].dims
         given, made = (self.shapes.get(tensor, ()) for tensor in (layer.input, layer.output))
-        return count_macs(self.index.nodes[layer.name], weight, given, made) // self.survey.batches.per_run
+        count = count_macs(self.index.nodes[layer.name], weight, given, made) // self.survey.batches.per_run
+        return round(self.survey.rate * count)
 
 
 def _find_candidates(layers: Mapping[Candidate, list[LayerScheme]]) -> list[Candidate]:

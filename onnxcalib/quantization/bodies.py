@@ -6,13 +6,14 @@ is quantized by then, and the result takes its place. Bodies in bodies are quant
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from onnx import ModelProto
 
+from ..bitplan import FLOAT
 from ..config import DataConfig, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError, DataError, ModelError
@@ -55,7 +56,7 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     done: list[QuantizedBody] = []
     left: list[FloatBody] = []
     excluded: set[str] = set()
-    reason = _find_reason(prepared)
+    reason = explain_float(prepared)
     around = emit_model(prepared, found)
     for _, group in groupby(bodies, key=lambda body: body.owner):
         for body, result in _quantize(prepared, found, around, (tuple(group), reason)):
@@ -67,6 +68,8 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
             if result:
                 left.append(FloatBody(body.path, body.op, result, _list_nodes(prepared.model, body)))
                 prepared.run.observer.note(f"{body.path}: stays in float: {result}")
+    if not prepared.run.place:
+        _refuse_unknown(prepared, done, left)
     if not found.scheme.stored and not done:
         if not left:
             raise ConfigError("exclude: no layer is left to quantize; exclude fewer nodes")
@@ -81,83 +84,126 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
     return replace(found, bodies=tuple(done), float_bodies=tuple(left), excluded=frozenset(excluded))
 
 
-def _find_reason(prepared: Prepared) -> str:
+def _refuse_unknown(prepared: Prepared, done: Sequence[QuantizedBody], left: Sequence[FloatBody]) -> None:
+    """Raise ConfigError for a plan that names a node which none of the model's graphs has."""
+    plan, known = prepared.run.plan, set[str]()
+    if plan is None:
+        return
+    known |= {node.name for model in (prepared.original, prepared.model) for node in all_nodes(model.graph)}
+    known = known.union(*(body.nodes | body.bits.keys() for body in done), *(body.nodes for body in left))
+    for name in plan.layers:
+        if name not in known:
+            raise ConfigError(
+                f"plan: found bits of {name!r}; no node has this name, neither outside nor in bodies of If, Loop and"
+                " Scan; plan again, or take it out"
+            )
+
+
+def explain_float(prepared: Prepared) -> str:
     """Why no body of the model is quantized; an empty text where bodies are."""
     run = prepared.run
     if not run.target.is_onnxruntime:
         return f"target {run.target.name!r} is not known to run integers inside of bodies"
-    if run.config.planned or prepared.config is not run.config:
-        return "a plan gives the bits of the layers outside of bodies alone"
     return ""
 
 
 _Result = QuantizedBody | str
 
 
-def _quantize(
-    prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Sequence[Body], str]
-) -> Iterator[tuple[Body, _Result]]:
-    """Each body of one node with what became of it: the reason where it stays in float, empty if that was asked for.
+@dataclass(frozen=True)
+class OpenBody:
+    """A body as a float model with samples of its own.
 
-    given: the bodies, and why none is quantized.
+    run: on it. names: what it captures -> the name of that in the quantized model around it. range_of: the ends of an
+    input over its runs. rate: how often it runs in one sample of the model around it.
     """
-    (bodies, reason), chosen = given, []
+
+    body: Body
+    run: Run
+    part: ModelProto
+    samples: CalibrationSet
+    names: Mapping[str, str]
+    range_of: Callable[[Body, str], tuple[float, float]]
+    rate: float
+
+
+def open_bodies(
+    prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Sequence[Body], str], store: Store
+) -> Iterator[tuple[Body, OpenBody | str]]:
+    """Each body of one node, or the reason why it stays in float, empty if that was asked for.
+
+    given: the bodies, and why none is quantized. store: holds the samples of the bodies.
+    """
+    (bodies, reason), chosen, run = given, [], prepared.run
     for body in bodies:
+        left = _explain_planned_float(prepared, body)
         if _is_excluded(prepared, body):
             yield body, ""
         elif reason:
             yield body, reason
+        elif left is not None:
+            yield body, left
         else:
             chosen.append(body)
     if not chosen:
         return
-    with Store() as store:
+    try:
+        captured = BodySamples(
+            prepared.model,
+            around,
+            chosen,
+            prepared.samples,
+            quantized=run.quantized_samples,
+            store=store,
+            threads=run.threads,
+        )
+    except ModelError as error:
+        yield from ((body, spell_fault(error, body)) for body in chosen)
+        return
+    for body in chosen:
         try:
-            run = prepared.run
-            captured = BodySamples(
-                prepared.model,
-                around,
-                chosen,
-                prepared.samples,
-                quantized=run.quantized_samples,
-                store=store,
-                threads=run.threads,
-            )
-        except ModelError as error:
-            yield from ((body, _spell(error, body)) for body in chosen)
-            return
-        for body in chosen:
-            yield body, _quantize_one(prepared, found, around, (body, captured))
+            found_body: OpenBody | str = _open(prepared, found, around, (body, captured))
+        except (ModelError, DataError) as error:
+            found_body = spell_fault(error, body)
+        yield body, found_body
 
 
-def _quantize_one(
-    prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Body, BodySamples]
-) -> _Result:
+def _open(prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Body, BodySamples]) -> OpenBody:
     (body, captured), names = given, find_names(prepared.model, around, given[0])
     said = describe_around(prepared, found, (body, names), captured.range_of)
     run = prepared.run.for_body(body.path, _settings(prepared), said)
-    try:
-        samples, run.quantized_samples = captured.open(body), captured.open(body, QUANTIZED)
-        part = extract_body(
-            prepared.model, body, {spec.name: tensor_type(spec.dtype, spec.shape) for spec in samples.inputs}
-        )
-        return _run_stages(run, prepared, body, (part, samples), names)
-    except (ModelError, DataError) as error:
-        return _spell(error, body)
-    finally:
-        prepared.run.take(run, body.path)
+    samples, run.quantized_samples = captured.open(body), captured.open(body, QUANTIZED)
+    part = extract_body(
+        prepared.model, body, {spec.name: tensor_type(spec.dtype, spec.shape) for spec in samples.inputs}
+    )
+    return OpenBody(body, run, part, samples, names, captured.range_of, captured.rate_of(body))
 
 
-def _spell(error: Exception, body: Body) -> str:
+def _quantize(
+    prepared: Prepared, found: Reconstruction, around: ModelProto, given: tuple[Sequence[Body], str]
+) -> Iterator[tuple[Body, _Result]]:
+    """Each body of one node with what became of it; see ``open_bodies``."""
+    with Store() as store:
+        for body, opened in open_bodies(prepared, found, around, given, store):
+            if isinstance(opened, str):
+                yield body, opened
+                continue
+            try:
+                yield body, _run_stages(prepared, opened)
+            except (ModelError, DataError) as error:
+                yield body, spell_fault(error, body)
+            finally:
+                prepared.run.take(opened.run, body.path)
+
+
+def spell_fault(error: Exception, body: Body) -> str:
     """What was found, of a message that begins with the graph, and goes on with what is allowed and what to do."""
     return str(error).removeprefix(f"graph {body.path}: ").removeprefix("data: ").partition("; ")[0]
 
 
-def _run_stages(
-    run: Run, around: Prepared, body: Body, given: tuple[ModelProto, CalibrationSet], names: Mapping[str, str]
-) -> QuantizedBody:
-    part, samples = given
-    prepared = prepare(run, part, samples, test=samples)
+def _run_stages(around: Prepared, opened: OpenBody) -> QuantizedBody:
+    run, body = opened.run, opened.body
+    prepared = prepare(run, opened.part, opened.samples, run.plan, test=opened.samples)
     found = reconstruct_layers(prepared, calibrate_ranges(prepared))
     quantized = emit_model(prepared, found)
     prepared = prepared.leave(found.in_float)
@@ -166,7 +212,7 @@ def _run_stages(
     return QuantizedBody(
         body=body,
         model=quantized,
-        names=names,
+        names=opened.names,
         layers=(*layers, *(layer for inner in found.bodies for layer in inner.layers)),
         blocks=(*found.blocks, *(block for inner in found.bodies for block in inner.blocks)),
         nodes=_list_nodes(around.model, body),
@@ -211,9 +257,21 @@ def _list_nodes(model: ModelProto, body: Body) -> frozenset[str]:
 
 def _is_excluded(prepared: Prepared, body: Body) -> bool:
     """Whether the settings leave all layers of a body in float."""
-    nodes = all_nodes(find_graph(prepared.model, body))
-    layers = {node.name for node in nodes if node.op_type in (*LAYERS, *RECURRENT)}
-    return layers <= _list_excluded_in(prepared, body)
+    return list_layers(prepared.model, body) <= _list_excluded_in(prepared, body)
+
+
+def list_layers(model: ModelProto, body: Body) -> set[str]:
+    """Names of the nodes of a body, and of bodies in it, that are layers where their weight is constant."""
+    return {node.name for node in all_nodes(find_graph(model, body)) if node.op_type in (*LAYERS, *RECURRENT)}
+
+
+def _explain_planned_float(prepared: Prepared, body: Body) -> str | None:
+    """Why a body stays in float by the plan of the run, empty where it does not say; None where it does not."""
+    plan = prepared.run.plan
+    layers = list_layers(prepared.model, body)
+    if plan is None or {plan.layers[name] for name in layers & plan.layers.keys()} != {FLOAT}:
+        return None
+    return next((plan.in_float[name] for name in sorted(layers) if name in plan.in_float), "")
 
 
 def _list_excluded_in(prepared: Prepared, body: Body) -> frozenset[str]:

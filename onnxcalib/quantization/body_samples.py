@@ -44,6 +44,7 @@ class BodySamples:
         that reads in place of the samples.
         """
         self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
+        self._seen, self._samples = dict(self._runs), len(samples)
         self._specs: dict[str, list[InputSpec]] = {}
         self._types = infer_types(model)
         for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
@@ -60,8 +61,17 @@ class BodySamples:
             else:
                 given = feeds if quantized is None else quantized.read(run)
                 pairs = pair_runs(flow.follow(feeds), other.follow(given))
-            for attribute, both in keep_spread(pairs, most, number):
+            for attribute, both in keep_spread(self._count(pairs), most, number):
                 self._keep(attribute, both)
+
+    def _count(self, pairs: Iterator[tuple[str, T]]) -> Iterator[tuple[str, T]]:
+        for attribute, pair in pairs:
+            self._seen[attribute] += 1
+            yield attribute, pair
+
+    def rate_of(self, body: Body) -> float:
+        """How often a body runs in one sample, on average."""
+        return self._seen[body.attribute] / self._samples
 
     def _keep(self, attribute: str, both: tuple[Values, Values]) -> None:
         for kind, values in zip((FLOAT, QUANTIZED), both, strict=True):

@@ -85,15 +85,13 @@ def place_by_structure(prepared: Prepared) -> Prepared:
     return prepared.leave(_find_slow(prepared, shapes))
 
 
-def place_spectra(prepared: Prepared, *, planned: bool) -> Prepared:
-    """Let layers that a spectrum is made of read float where 256 levels do not hold it; in a plan they are float."""
+def place_spectra(prepared: Prepared) -> Prepared:
+    """Let layers that a spectrum is made of read float where 256 levels do not hold it."""
     config = prepared.config
     if config.wide or not prepared.run.target.is_onnxruntime:
         return prepared
     named = list_named(prepared)
     found = {name: reason for name, reason in find_coarse_spectra(prepared).items() if name not in named}
-    if planned:
-        return prepared.leave(found)
     for name, reason in found.items():
         prepared.run.leave_out(f"integer activations of {name}", f"{reason}; its weights alone are quantized")
     return prepared.read_float(found)

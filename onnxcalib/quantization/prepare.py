@@ -43,7 +43,7 @@ from .output_parts import find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
 from .placement import list_named, place_by_structure, place_by_values, place_spectra
-from .prepared import Prepared, make_settings_scheme, with_bits
+from .prepared import Prepared, make_settings_scheme, take_own, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .run_samples import open_of_settings
@@ -68,7 +68,7 @@ def prepare(
     held out for that. Raises ModelError, DataError or ConfigError.
     """
     _drop_selectors(run, original)
-    config = run.config if plan is None else _take_bits(run, plan)
+    run.plan, config = plan, _take_bits(run, plan)
     check_shapes(inputs_of(original), run.target)
     check_opset(original, config, run.target)
     check_memory(run, original)
@@ -82,8 +82,9 @@ def prepare(
         wanted, rewritten = _rewrite(run, original, config, samples, feeds)
 
         def place(rewritten: Rewritten) -> Prepared:
-            needs, around = run.target.requirements, run.around
-            model, nodes = rewritten.model, {node.name for node in rewritten.model.graph.node}
+            needs, model, around = run.target.requirements, rewritten.model, run.around
+            nodes = {node.name for node in model.graph.node}
+            config = _take_bits(run, plan, (model, original))
             reasons = {name: why for name, why in plan.reasons().items() if name in nodes} if plan else {}
             return place_by_structure(
                 Prepared(
@@ -124,9 +125,14 @@ def _drop_selectors(run: Run, model: ModelProto) -> None:
     run.config = keep_selectors(run.given, named, inside=bool(run.place))
 
 
-def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
-    """The settings with the bits of a plan, which may have been made for another target. Raises ConfigError."""
+def _take_bits(run: Run, plan: BitPlan | None, among: tuple[ModelProto, ModelProto] | None = None) -> QuantizeConfig:
+    """The settings with the bits of a plan, which may have been made for another target. Raises ConfigError.
+
+    among: the graph behind and before preparation whose own layers are meant; None: those of all graphs.
+    """
     config = run.config
+    if plan is None:
+        return config
     if config.activations == "dynamic":
         raise ConfigError(
             "activations: found 'dynamic' beside a plan, whose bits are for grids of the file; leave one of them out"
@@ -140,7 +146,8 @@ def _take_bits(run: Run, plan: BitPlan) -> QuantizeConfig:
                 " with weight_symmetry symmetric"
             )
         config = config.model_copy(update={"weight_symmetry": plan.weight_symmetry})
-    config = with_bits(config, plan.settings(), plan.tensors)
+    layers = plan.settings() if among is None else take_own(plan, *among, inside=bool(run.place))
+    config = with_bits(config, layers, plan.tensors)
     check_bits(config, run.target, where="plan: ")
     return config
 
@@ -181,7 +188,7 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
 
     planned: whether bits are those of a plan, or are to be.
     """
-    prepared = place_spectra(prepared, planned=planned)
+    prepared = place_spectra(prepared)
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme
@@ -258,10 +265,12 @@ def _tell(prepared: Prepared, plan: BitPlan | None) -> None:
 def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
     """Warn of bits and symmetry that the user gave and that a plan or a budget replaces."""
     run, config = prepared.run, prepared.run.config
+    if run.place:  # said of the model around
+        return
     bits = {"weight_bits"} if plan is None else {"activation_bits", "weight_bits"}
     if config.embedding_bits is None and prepared.scheme.embeddings and not config.planned_alone:
         bits -= {"weight_bits"}  # those of embeddings, of which the plan says nothing
-    if prepared.scheme.recurrent:
+    if any(layer.dynamic or config.planned_alone for layer in prepared.scheme.recurrent):
         bits -= {"weight_bits"}  # as of those
     names = sorted(config.model_fields_set & bits)
     if names and plan is not None:
@@ -274,12 +283,14 @@ def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
 
 
 def _tell_of_recurrent(prepared: Prepared, *, planned: bool) -> None:
-    """Say that a plan does not choose the bits of recurrent layers, whose bytes count all the same."""
+    """Name the recurrent layers whose bits a plan does not choose; their bytes count all the same."""
+    alone = "plans of weights alone do not choose those of recurrent layers"
     for layer in prepared.scheme.recurrent if planned else ():
-        prepared.run.observer.note(
-            f"{layer.name}: {layer.weight_spec.bits} bits, by the settings: plans do not choose those of recurrent"
-            " layers, whose bytes count"
-        )
+        why = "its operator has no others" if layer.dynamic else alone if prepared.config.planned_alone else None
+        if why is not None:
+            prepared.run.observer.note(
+                f"{layer.name}: {layer.weight_spec.bits} bits, by the settings: {why}; its bytes count"
+            )
 
 
 def _warn_of_unpacked(prepared: Prepared) -> None:

@@ -15,7 +15,7 @@ from ..bitplan import BitPlan
 from ..config import BUDGETS, EXECUTION, FLOAT_BITS, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
 from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
-from ..graph.index import Index
+from ..graph.index import Index, has_bodies
 from ..graph.layer_params import LayerParams
 from ..graph.names import Selection, resolve_names
 from ..graph.passes.even_bits import even_bits
@@ -134,7 +134,8 @@ class Prepared:
 
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
-        planned = replace(self, config=with_bits(self.config, plan.settings(), plan.tensors))
+        self.run.plan = plan
+        planned = replace(self, config=with_bits(self.config, take_own(plan, self.model, self.original), plan.tensors))
         return replace(planned, scheme=planned.make_scheme())
 
     def leave(self, reasons: Mapping[str, str]) -> Prepared:
@@ -269,6 +270,17 @@ def make_settings_scheme(
             chosen.excluded.union(in_float or ()), (*chosen.layers, *own.items(), *(layers or {}).items())
         ),
     )
+
+
+def take_own(plan: BitPlan, model: ModelProto, original: ModelProto, *, inside: bool = False) -> dict[str, LayerConfig]:
+    """The bits that a plan gives to layers of a graph's own, before or behind preparation.
+
+    Without bodies all of the plan is for the graph, unless it is ``inside`` of another.
+    """
+    if not inside and not any(map(has_bodies, original.graph.node)):
+        return plan.settings()
+    names = {node.name for each in (model, original) for node in each.graph.node}
+    return {name: each for name, each in plan.settings().items() if name in names}
 
 
 def with_bits(

@@ -47,7 +47,7 @@ def solve_recurrent(prepared: Prepared, batch: int, decisions: str) -> dict[str,
         return round_recurrent(Index(prepared.model.graph), prepared.scheme)
 
     def solve() -> dict[str, LayerParams]:
-        return _solve(prepared, batch)
+        return solve_on_states(prepared, batch)
 
     return prepared.run.checkpoints.recall(f"recurrent-{decisions[:16]}", solve, dict[str, LayerParams])
 
@@ -57,7 +57,8 @@ def round_recurrent(index: Index, scheme: QuantScheme) -> dict[str, LayerParams]
     return {layer.name: _Cell(layer, index).make_params() for layer in scheme.recurrent}
 
 
-def _solve(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
+def solve_on_states(prepared: Prepared, batch: int) -> dict[str, LayerParams]:
+    """LayerParams of every recurrent layer of the scheme, solved on the states of the float model."""
     model, run, samples = _give_all_states(prepared), prepared.run, prepared.samples
     index = Index(model.graph)
     found = [_Cell(layer, index) for layer in prepared.scheme.recurrent]

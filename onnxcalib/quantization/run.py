@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 
+from ..bitplan import BitPlan
 from ..config import FLOAT_BITS, WIDE_BITS, QuantizeConfig
 from ..data import CalibrationSet
 from ..data.digest import digest_samples
@@ -55,7 +56,8 @@ class Run:
     None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of the
     samples that the file is made from; targets: of layers, that calibration has kept. shared: weights of a model with
     bodies. around: what the graph around says, where the run is on a body, and quantized_samples what it gives as far
-    as it is quantized, in place of the float samples. resident: bytes that the process had in
+    as it is quantized, in place of the float samples. plan: that gives the bits of
+    layers in all graphs of the model. resident: bytes that the process had in
     memory before, and peak_before: the most that it had; memory: the floor of the run, once it is known. checkpointing:
     where checkpoints are kept; ``checkpoints`` are open once the samples are. earlier_seconds: stage -> the time that
     it took in a run that was stopped.
@@ -89,6 +91,7 @@ class Run:
         self.shared: SharedWeights | None = None
         self.around: Around | None = None
         self.quantized_samples: CalibrationSet | None = None
+        self.plan: BitPlan | None = None
         self._digests: dict[CalibrationSet, str] = {}
         self.seconds: dict[str, float] = {}
         self.earlier_seconds: dict[str, float] = {}
@@ -113,8 +116,9 @@ class Run:
         return inner
 
     def with_bodies(self, config: QuantizeConfig) -> QuantizeConfig:
-        """The settings with those of single nodes in bodies, whose bits may need a newer opset."""
-        return config.model_copy(update={"layers": {**self.given.layers, **config.layers}})
+        """The settings with those of single nodes in bodies, by the plan too, whose bits may need a newer opset."""
+        planned = {} if self.plan is None else self.plan.settings()
+        return config.model_copy(update={"layers": {**self.given.layers, **planned, **config.layers}})
 
     def take(self, inner: Run, path: str) -> None:
         """Have what a run ``for_body`` has collected for the report."""

@@ -27,12 +27,12 @@ class SharedWeights:
 
     def keep(self, model: ModelProto, scheme: QuantScheme, layers: Mapping[str, LayerParams]) -> None:
         """Offer the layers of a model to those that come after it."""
-        for name, key in _list_keys(model, scheme).items():
+        for name, key in list_keys(model, scheme).items():
             self._known.setdefault(key, layers[name])
 
     def find(self, model: ModelProto, scheme: QuantScheme) -> dict[str, LayerParams]:
         """Layer -> what is known of its weight; folded norms and factors make another weight of it."""
-        keys = _list_keys(model, scheme) if self._known else {}
+        keys = list_keys(model, scheme) if self._known else {}
         return {name: self._known[key] for name, key in keys.items() if key in self._known}
 
 
@@ -47,7 +47,8 @@ def give_weight(state: ReconstructionState, layer: LayerScheme) -> None:
         state.layers[layer.name] = give_scale(given, given.grid.scale, bias, state.input_grid(layer))
 
 
-def _list_keys(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, str]]:
+def list_keys(model: ModelProto, scheme: QuantScheme) -> dict[str, tuple[str, str]]:
+    """Layer -> what is the same of weights with the same values, and its grid; small ones are left out."""
     index, found = Index(model.graph), {}
     for layer in scheme.layers:
         weight = index.initializers[layer.weight]

@@ -38,5 +38,5 @@ def test_kernels_are_timed_by_name(build, weigh, draw):
     model = load_model(
         build("g (float[N, 8] x) => (float[N, 4] y) { [fc] y = Gemm (x, w, b) }", w=weigh(8, 4), b=weigh(4))
     )
-    times = profile(model, {"x": draw(2, 8)}, threads=1)
+    times = profile(model, [{"x": draw(2, 8)}], threads=1)
     assert list(times) == ["fc"] and 0 <= times["fc"] < 1e3 and np.isfinite(times["fc"])

@@ -213,4 +213,7 @@ def test_recurrent_layers_keep_the_bits_of_the_settings_and_their_bytes_count(bu
     result = quantize(model, x, config, observer=Reader())  # which warns of nothing
     assert result.report.plan["totals"]["bytes"] == result.report.quantized_bytes
     assert next(layer.weight_bits for layer in result.report.layers if layer.name == "it") == 4
-    assert "it: 4 bits, by the settings: plans do not choose those of recurrent layers, whose bytes count" in notes
+    assert (
+        "it: 4 bits, by the settings: plans of weights alone do not choose those of recurrent layers; its bytes count"
+        in notes
+    )

@@ -315,17 +315,12 @@ def test_weights_alone_in_bodies_run_and_are_stored_once_where_onnxruntime_lets_
     assert len(large) == (1 if encoding == "matmulnbits" else 2)
 
 
-def test_budgets_and_targets_are_for_what_is_outside(build, draw):
+def test_targets_are_for_what_is_outside(build, draw):
     samples = draw_samples([True, False] * 8)
-    with pytest.raises(ConfigError, match=r"max_size: found a budget.* all of whose layers are in bodies"):
-        quantize_fast(branches(build, draw), samples, max_size="0.5")
     with pytest.raises(ModelError, match="If_y/then_branch, If_y/else_branch: target 'qnn' is not known to run"):
         quantize_fast(branches(build, draw), samples, target="qnn")
     with pytest.raises(ConfigError, match="exclude: no layer is left to quantize"):
         quantize_fast(branches(build, draw), samples, exclude=["op:MatMul"])
-    result, _ = quantize_fast(nested(build, draw), samples, max_size="1@8-bit")
-    assert [record.name for record in result.report.layers] == ["MatMul_h"]
-    assert all("a plan gives the bits of the layers outside" in record.reason for record in result.report.in_float)
 
 
 @pytest.mark.parametrize("exclude", [["MatMul_a", "MatMul_t"], ["If_y"], ["op:Loop"], ["MatMul_t"]])

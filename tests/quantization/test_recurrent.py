@@ -66,7 +66,7 @@ def test_a_file_whose_only_integers_are_of_recurrent_layers_is_a_quantized_one(b
 def test_a_run_that_goes_on_writes_the_same_lstm_and_does_not_solve_it_again(net, draw, tmp_path, monkeypatch):
     x = draw(24, 12, 5)
     first = quantize(net, x, settle(), output=tmp_path / "o.onnx").model  # whose file is not written
-    monkeypatch.setattr(recurrent, "_solve", None)
+    monkeypatch.setattr(recurrent, "solve_on_states", None)
     again = quantize(net, x, settle(), output=tmp_path / "o.onnx").model
     assert first.SerializeToString() == again.SerializeToString()
 

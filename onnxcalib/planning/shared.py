@@ -1,0 +1,85 @@
+"""Weights that layers of several graphs read: solved in the first of these, stored once, of the same bits in all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..graph.index import Index
+from ..graph.layer_params import LayerParams
+from ..quantization.shared_weights import list_keys
+from ..spec import BitSet, Candidate, Cost
+from .graphs import PlannedGraph
+
+Given = dict[tuple[str, str], LayerParams]
+
+
+class SharedSets:
+    """The sets of the graphs that are measured, and the weights that these have solved.
+
+    links: a layer -> the layer of an earlier graph that has its weight.
+    """
+
+    def __init__(self) -> None:
+        self.sets: list[BitSet] = []
+        self.links: dict[str, str] = {}
+        self._stored: dict[str, dict[Candidate, int]] = {}
+        self._solved: dict[tuple[str, str], LayerParams] = {}
+        self._first: dict[str, str] = {}
+
+    def list_given(self, graph: PlannedGraph) -> Given:
+        """Layer of the graph and weight spec, as a text -> what an earlier graph has solved for this weight."""
+        return {
+            (layer, spec): self._solved[identity, spec]
+            for uniform in graph.schemes.uniform.values()
+            for layer, (identity, spec) in list_keys(graph.prepared.model, uniform.scheme).items()
+            if (identity, spec) in self._solved
+        }
+
+    def keep(
+        self, graph: PlannedGraph, sets: Sequence[BitSet], params: Mapping[str, Mapping[Candidate, LayerParams]]
+    ) -> None:
+        """Take in the sets of a graph and its layers' parameters at each candidate."""
+        self.sets += sets
+        index, own = Index(graph.prepared.model.graph), dict[str, str]()
+        for candidate, uniform in graph.schemes.uniform.items():
+            layers = {layer.name: layer for layer in uniform.scheme.layers}
+            for layer, (identity, spec) in list_keys(graph.prepared.model, uniform.scheme).items():
+                own[layer] = identity
+                size = math.prod(index.initializers[layers[layer].weight].dims)
+                self._stored.setdefault(layer, {})[candidate] = -(-size * layers[layer].weight_spec.stored_bits // 8)
+                if candidate in params.get(layer, {}):
+                    self._solved.setdefault((identity, spec), params[layer][candidate])
+        self.links |= {layer: self._first[identity] for layer, identity in own.items() if identity in self._first}
+        for layer, identity in own.items():
+            self._first.setdefault(identity, layer)
+
+    def join(self) -> tuple[BitSet, ...]:
+        """The sets, those of which have a weight in common as one: with the candidates that all of them may have."""
+        found = list(self.sets)
+        for layer, other in self.links.items():
+            holders = [next((each for each in found if name in each.layers), None) for name in (other, layer)]
+            first, second = holders
+            if first is None or second is None or first is second:
+                continue
+            both = [c for c in first.losses if c in second.losses]
+            if both:
+                found[found.index(first)] = self._join(first, second, both, layer)
+                found.remove(second)
+        return tuple(found)
+
+    def _join(self, first: BitSet, second: BitSet, candidates: Sequence[Candidate], shared: str) -> BitSet:
+        """Both sets as one, the integers of ``shared`` counted once."""
+
+        def add(c: Candidate) -> Cost:
+            one, other = first.costs[c], second.costs[c]
+            return Cost(one.bytes + other.bytes - self._stored[shared][c], one.bops + other.bops)
+
+        return replace(
+            first,
+            layers=(*first.layers, *second.layers),
+            macs=first.macs + second.macs,
+            losses={c: first.losses[c] + second.losses[c] for c in candidates},
+            costs={c: add(c) for c in candidates},
+        )

@@ -1,0 +1,71 @@
+"""The loss of a part of the model that is put into its place: how far the outputs of the whole model are from float."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from onnx import ModelProto
+
+from ..graph.bodies import Body, drop_unread, put_back
+from ..graph.edit import copy_model
+from ..quantization.calibrate import Batches
+from ..quantization.compared import find_comparable_outputs
+from ..quantization.output_parts import Parts
+from ..quantization.padding_mask import PaddingMask, find_real
+from ..runtime.session import Session
+from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The float model, and the place of a graph in it.
+
+    model: the model's own graph. places: the float model of each graph around, with the body in it, from the innermost
+    on; none of the model's own graph. batches: the samples by which losses are measured; padding, parts: of the model.
+    """
+
+    model: ModelProto
+    places: tuple[tuple[ModelProto, Body], ...]
+    batches: Batches
+    padding: PaddingMask
+    parts: Parts | None
+    threads: int
+
+    def inside(self, model: ModelProto, body: Body) -> Whole:
+        """The same for a body of the graph, of which ``model`` is the float model."""
+        places = ((model, body), *self.places)
+        return Whole(self.model, places, self.batches, self.padding, self.parts, self.threads)
+
+    def place(self, part: ModelProto) -> ModelProto:
+        """The model with this part in its place, in float around it."""
+        for around, body in self.places:
+            model = copy_model(around)
+            put_back(model, body, part, {})
+            drop_unread(model)
+            part = model
+        return part
+
+    def measure(self, part: ModelProto) -> float:
+        """Divergence of the model's outputs with this part in its place, over all of the samples."""
+        session = Session(self.place(part), threads=self.threads)
+        return divergence_of(session, self._references, self._compared, least=LOSS_SAMPLES)
+
+    @cached_property
+    def _references(self) -> Sequence[ReferenceBatch]:
+        session, found = Session(self.model, threads=self.threads), []
+        for feeds in self.batches:
+            blank = partial(self.padding.fill_padding, real=find_real(feeds))
+            outputs: dict[str, Any] = {name: blank(name, value) for name, value in session.run(feeds).items()}
+            found.append(ReferenceBatch(feeds, outputs, blank, self.parts))
+        return found
+
+    @cached_property
+    def _compared(self) -> list[str]:
+        return find_comparable_outputs([batch.outputs for batch in self._references])
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {"_references", "_compared"}
+        return {name: value for name, value in self.__dict__.items() if name not in kept}

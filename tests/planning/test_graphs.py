@@ -1,0 +1,97 @@
+"""Bits of layers in bodies of If, Loop and Scan, and of recurrent ones, are planned with those outside."""
+
+import numpy as np
+import pytest
+
+from onnxcalib import BitPlan, ConfigError, QuantizeConfig, plan, quantize
+from tests.test_pipeline import bits_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::onnxcalib.errors.OnnxCalibWarning")
+
+# Both branches read w; the Loop runs twice.
+NET = """
+g (float[1, 6, 32] x, bool flag) => (float[1, 6, 32] y) {
+  h = MatMul (x, u) r = Relu (h)
+  z = If (flag) <
+    then_branch = yes () => (float[1, 6, 32] p) {
+      a = MatMul (r, w) b = Relu (a)
+      p = Loop (two, on, b) <
+        body = turn (int64 i, bool c, float[1, 6, 32] s) => (bool d, float[1, 6, 32] t) {
+          m = MatMul (s, v) t = Add (m, s) d = Identity (c)
+        }
+      >
+    },
+    else_branch = no () => (float[1, 6, 32] q) {
+      e = MatMul (r, w) f = Tanh (e) [cell] , g = RNN <hidden_size = 32> (f, i, k) q = Identity (g)
+    }
+  >
+  y = MatMul (z, o)
+}
+"""
+
+
+def settings(folder, **more):
+    fixed = {"effort": "fast", "threads": 1, "jobs": 1, "candidates": ("W8A8", "W4A8")}
+    return QuantizeConfig(**{**fixed, "cache_dir": str(folder), "placement": "all", **more})
+
+
+def draw_samples(flags, shape=(1, 6, 32)):
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=shape).astype(np.float32), "flag": np.array(flag)} for flag in flags]
+
+
+@pytest.fixture
+def net(build, weigh):
+    weights = {**{name: weigh(32, 32) for name in "uwvo"}, **{name: weigh(1, 32, 32) for name in "ik"}}
+    return build(NET, two=np.array(2), on=np.array(True), **weights)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obeyed(net, cache, tmp_path):
+    samples = draw_samples([True, False] * 8)
+    at_once = quantize(net, samples, settings(cache, max_size="0.93@8-bit"))
+    found = BitPlan.model_validate(at_once.report.plan)
+    assert found.layers == bits_of(at_once.model)
+    assert at_once.report.quantized_bytes == found.totals.bytes <= found.budgets["max_size"]
+    assert {each.layers for each in found.sets} == {
+        *(("MatMul_h",), ("MatMul_y",), ("MatMul_m",), ("cell",)),
+        ("MatMul_a", "MatMul_e"),  # one weight, which is stored once
+    }
+    free = [each for each in found.sets if len(each.loss) > 1]
+    assert {name for each in free for name in each.layers} == {"MatMul_a", "MatMul_e", "MatMul_m", "cell"}
+    assert all(loss["W4A8"] > loss["W8A8"] > 0 for loss in (each.loss for each in free) if "W4A8" in loss)
+    assert found.layers["MatMul_h"] == found.layers["MatMul_y"] == "W8A8"
+    assert {"W4A8", "W4A32g32"} & set(found.layers.values())
+    (tmp_path / "plan.json").write_text(found.to_json())
+    result = quantize(net, samples, settings(cache), plan=tmp_path / "plan.json")
+    assert bits_of(result.model) == found.layers and not result.report.in_float
+    assert result.report.quantized_bytes == found.totals.bytes
+    lacking = found.model_copy(update={"layers": {k: v for k, v in found.layers.items() if k != "MatMul_m"}})
+    with pytest.raises(ConfigError, match="plan: found no bits of layer 'MatMul_m'"):
+        quantize(net, samples, settings(cache), plan=lacking)
+    with pytest.raises(
+        ConfigError, match="plan: found bits of 'MatMul_n'; no node has this name, neither outside nor in"
+    ):
+        quantize(
+            net,
+            samples,
+            settings(cache),
+            plan=found.model_copy(update={"layers": {**found.layers, "MatMul_n": "W8A8"}}),
+        )
+
+
+def test_a_branch_that_no_sample_takes_is_float_in_the_plan_with_its_reason(net, cache):
+    samples = draw_samples([True] * 8)
+    found = plan(net, samples, settings(cache, max_bops="1@8-bit"))
+    assert found.layers["cell"] == found.layers["MatMul_e"] == "float"
+    assert found.in_float["cell"].startswith("If_z/else_branch stays in float: no sample runs it")
+    # Samples that take it do not bring it back.
+    result = quantize(net, draw_samples([True, False] * 8), settings(cache), plan=found)
+    assert bits_of(result.model).keys() == {"MatMul_h", "MatMul_a", "MatMul_m", "MatMul_y"}
+    assert any("no sample runs it" in each.reason for each in result.report.in_float)
+    by_turns = next(each for each in found.sets if each.layers == ("MatMul_m",))
+    assert by_turns.macs == 2 * 6 * 32 * 32
