@@ -15,8 +15,8 @@ from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.ops import DEQUANTIZE, QUANTIZE
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.spec import Grids, QParams, QuantScheme, QuantSpec
-from tests.conftest import run_model
 from tests.graph.strategies import SHAPE, quantizable_models, whole_numbers
+from tests.small_models import run_model
 
 ENCODINGS = st.sampled_from(("runtime", "standard"))
 

@@ -8,7 +8,7 @@ from onnxcalib.graph.names import Selection
 from onnxcalib.graph.passes.normalise import name_nodes
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.spec import Requirements
-from tests.conftest import run_model
+from tests.small_models import run_model
 
 SWISH = """g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) {
     c = Conv (x, w)  [gate] h = HardSigmoid <alpha = %s, beta = %s> (c)  s = Mul (c, h)  y = Conv (s, w)

@@ -15,7 +15,7 @@ from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization.recurrent import round_recurrent
 from onnxcalib.spec import Grids, Requirements
 from onnxcalib.targets import load_target
-from tests.conftest import change_constant
+from tests.small_models import change_constant
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 

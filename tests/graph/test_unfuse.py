@@ -7,7 +7,7 @@ from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.graph.unfuse import list_ineffective
 from onnxcalib.spec import Requirements
-from tests.conftest import run_model
+from tests.small_models import run_model
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from onnxcalib.numeric.divergence import Divergence
 from onnxcalib.pipeline import prepare
 from onnxcalib.planning.gradients import measure_gradients
 from onnxcalib.planning.weights import PlannedWeights
-from tests.conftest import run_model
+from tests.small_models import run_model
 
 # A decoder of one block, without attention: a gated layer, and a head over all words.
 DECODER = """

@@ -15,7 +15,7 @@ from onnxcalib.quantization import distill
 from onnxcalib.quantization.state import FloatActivations, Problem, ReconstructionState
 from onnxcalib.runtime.session import Session
 from onnxcalib.runtime.store import Store
-from tests.conftest import run_model
+from tests.small_models import run_model
 
 # A decoder without attention: a gated layer, and a head over all words.
 DECODER = """

@@ -6,7 +6,7 @@ import pytest
 from onnxcalib.errors import ModelError
 from onnxcalib.quantization.unchanged import TOLERANCE, check_unchanged
 from onnxcalib.runtime.session import Session
-from tests.conftest import change_constant
+from tests.small_models import change_constant
 
 
 def check(original, prepared, x, **options):

@@ -26,7 +26,7 @@ from onnxcalib.validation import explain as explain_module
 from onnxcalib.validation import survey
 from onnxcalib.validation.explain import LIMITING, SETTINGS_KEY, WORST, explain
 from onnxcalib.validation.survey import SAMPLES, joined_parts
-from tests.conftest import change_constant
+from tests.small_models import change_constant
 
 KEEP = "keep it as it is: its loss is small"
 

@@ -18,7 +18,7 @@ from onnxcalib import ConfigError, DataError, GateError, ModelError, QuantizeCon
 from onnxcalib.report import Observer
 from onnxcalib.validation import timing as clock
 from onnxcalib.validation.run import load_metric
-from tests.conftest import change_constant
+from tests.small_models import change_constant
 
 NET = """g (float[N, 3, 8, 8] x) => (float[N, 7] y) {
     [stem] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [relu1] r = Relu (c)

@@ -12,7 +12,7 @@ from onnxcalib.graph.passes.smooth import find_smoothable, smooth
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.validation.explain import explain
 from onnxcalib.validation.smoothed import write_smoothed
-from tests.conftest import change_constant
+from tests.small_models import change_constant
 
 NET = """g (float[N, 6, 8] x) => (float[N, 6, 4] y) {
     [norm] n = LayerNormalization <axis = -1> (x, gain, shift)  [up] u = MatMul (n, w1)  [relu] r = Relu (u)

@@ -11,8 +11,8 @@ from onnxcalib.graph.passes.fold import fold_constants
 from onnxcalib.graph.passes.normalise import lift_constants
 from onnxcalib.graph.values import has_outside, with_values
 from onnxcalib.graph.weight_file import WeightFile
-from tests.conftest import run_model
 from tests.graph.strategies import SHAPE, models, whole_numbers
+from tests.small_models import run_model
 
 
 def values(model):

@@ -21,8 +21,8 @@ from onnxcalib.graph.passes.normalise import (
     spell_domain,
     tidy,
 )
-from tests.conftest import run_model
 from tests.graph.strategies import SHAPE, models, whole_numbers
+from tests.small_models import run_model
 
 
 def ops(model):
