@@ -20,6 +20,7 @@ from ..progress import track
 from ..spec import InputSpec, spell_shape
 from .checked import CheckedSamples, check_part, share_batch, unpack_part
 from .padding import trim_padding
+from .past import says_past
 from .remarks import find_unused, tell_audio, tell_normalization, tell_padding, tell_parts, tell_sequences
 from .room import Room
 from .scan import hold_images, scan_values
@@ -372,11 +373,14 @@ def _spell_sizes(part: CheckedSamples, length: int) -> tuple[int, str]:
 
 
 def _choose_batch(inputs: Sequence[InputSpec], checked: Sequence[CheckedSamples]) -> int | None:
-    """The number of samples that a run must have: 1 where the model has no batch axis, None for any number.
+    """The number of samples that a run must have: 1 where the model has no batch axis, or a past is read or not by
+    one value of a run; None for any number.
 
     Raises DataError where a run takes several samples and they differ in size.
     """
     if not share_batch(inputs):
+        return 1
+    if any(map(says_past, inputs)):
         return 1
     fixed = next((spec.shape[0] for spec in inputs if spec.shape), None)
     for part in checked:

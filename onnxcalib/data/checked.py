@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..spec import InputSpec, spell_shape
 from .arrays import Part, check_array, check_labels
 from .npz import PackedArray
+from .past import is_past, says_past
 from .room import Room
 from .states import start_of
 
@@ -63,6 +64,7 @@ def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None
     A past that is left out is empty, a state is zeros. Raises DataError.
     """
     batched = share_batch(inputs)
+    part = _spread_switch(part, inputs)
     shapes, stacked, counts = {}, {}, {}
     left_out = [spec for spec in inputs if spec.name not in part.arrays]
     for spec in inputs:
@@ -84,6 +86,24 @@ def check_part(part: Part, inputs: Sequence[InputSpec], limit: int | None = None
         stacked[spec.name] = batched or bool(spec.state)
         shapes[spec.name] = start.shape[1:] if stacked[spec.name] else start.shape
     return CheckedSamples(part, total if limit is None else min(total, limit), total, shapes, stacked)
+
+
+def _spread_switch(part: Part, inputs: Sequence[InputSpec]) -> Part:
+    """The part with as many values as samples of what says whether a past is read, where one is given for all.
+
+    Raises DataError for a past that comes without it: it would not be read.
+    """
+    for spec in filter(says_past, inputs):
+        given = [each.name for each in inputs if is_past(each) and each.name in part.arrays]
+        if spec.name in part.arrays:
+            array, rows = part.arrays[spec.name], max((a.shape[0] for a in part.arrays.values() if a.shape), default=1)
+            if array.shape == (1,) and rows > 1 and share_batch(inputs):
+                part = replace(part, arrays={**part.arrays, spec.name: np.repeat(np.asarray(array[...]), rows)})
+        elif given and 0 not in part.arrays[given[0]].shape:
+            raise DataError(
+                f"{part.where}: found {given[0]!r} without {spec.name!r}, which says whether it is read; add that"
+            )
+    return part
 
 
 def tell_one_sample(part: CheckedSamples, inputs: Sequence[InputSpec]) -> list[str]:
@@ -121,8 +141,11 @@ def unpack_part(checked: CheckedSamples, room: Room) -> CheckedSamples:
 
 
 def share_batch(inputs: Sequence[InputSpec]) -> bool:
-    """Whether all inputs have a leading axis of one and the same length, fixed or open."""
-    ranked = [spec.shape for spec in inputs if spec.shape is not None]
+    """Whether all inputs have a leading axis of one and the same length, fixed or open.
+
+    What says whether a past is read has one value for all samples of a run: it is counted with them, as runs take one.
+    """
+    ranked = [spec.shape for spec in inputs if spec.shape is not None and not says_past(spec)]
     return (
         not any(spec.alone for spec in inputs)
         and all(shape for shape in ranked)

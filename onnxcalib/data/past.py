@@ -1,4 +1,4 @@
-"""The past of a decoder: inputs of the keys and values that it made of the tokens before."""
+"""The past of a decoder: inputs of the keys and values of the tokens before, and whether they are read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def is_past(spec: InputSpec) -> bool:
     if not NAMED.search(spec.name) or np.dtype(spec.dtype).kind != "f" or spec.shape is None:
         return False
     return len(spec.shape) > 2 and spec.shape[1:].count(None) == 1
+
+
+def says_past(spec: InputSpec) -> bool:
+    """Whether an input says if a past is read: one truth value of a past's name, as ``use_cache_branch`` of Optimum."""
+    return bool(NAMED.search(spec.name)) and np.dtype(spec.dtype) == np.bool_ and spec.shape == (1,)
+
+
+def of_past(spec: InputSpec) -> bool:
+    """Whether an input belongs to a past, which is empty where samples do not give it."""
+    return is_past(spec) or says_past(spec)
 
 
 def empty_past(spec: InputSpec, rows: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from .arrays import Part, Texts
 from .listing import shorten
 from .packed import pack_texts
 from .padding import MASK, POSITIONS
-from .past import is_past
+from .past import of_past
 from .textfiles import Row, read_rows
 
 # Inputs that can be made from texts, by the names that exporters give them.
@@ -149,7 +149,7 @@ def _encode(
     length = fixed or int(lengths.max())
     arrays = {}
     for spec in inputs:
-        if is_past(spec):
+        if of_past(spec):
             continue
         filling = {"input_ids": pad.id, "token_type_ids": pad.type_id}.get(spec.name, 0)
         flat = _join(spec.name, codes, ends)
@@ -191,7 +191,7 @@ def _pack(
         POSITIONS: np.broadcast_to(np.arange(length), ids.shape),
         "token_type_ids": np.zeros_like(ids),
     }
-    arrays = {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs if not is_past(spec)}
+    arrays = {spec.name: values[spec.name].astype(spec.dtype) for spec in inputs if not of_past(spec)}
     facts = Texts(codes.where, str(config.tokenizer), np.full(len(ids), length), largest, False, "")
     return Part(codes.where, arrays, texts=facts)
 
@@ -248,7 +248,7 @@ def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
     fixed = None
     for spec in inputs:
         dtype = np.dtype(spec.dtype)
-        if is_past(spec):
+        if of_past(spec):
             continue
         if spec.name not in GIVEN:
             raise DataError(

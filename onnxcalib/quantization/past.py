@@ -1,4 +1,7 @@
-"""Samples of a decoder behind a past: the model itself reads the first half of each sequence."""
+"""Samples of a decoder behind a past: the model itself reads the first half of each sequence.
+
+A merged decoder has a branch for each: with and without a past. Both get samples, every other sequence.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 
 from ..data import CalibrationSet, InputSpec, open_calibration
 from ..data.padding import MASK, TOKEN_IDS, TOKENS
-from ..data.past import is_past
+from ..data.past import is_past, says_past
 from ..errors import DataError
 from ..graph.states import name_present
 from ..runtime.session import Session
@@ -18,6 +21,8 @@ BATCH = 8  # sequences run at once: their keys and values are in memory
 
 def fill_past(model: Session, samples: CalibrationSet) -> CalibrationSet:
     """The second half of each sequence, with the keys and values of the first, which the float model computes.
+
+    Where an input says whether a past is read, every other sequence stays whole, with an empty past.
 
     Raises DataError for a model without a past, for one that gives no past, and for samples that have one already.
     """
@@ -46,6 +51,7 @@ def _match_pasts(inputs: Sequence[InputSpec], outputs: Sequence[str]) -> dict[st
 
 
 def _read_halves(model: Session, samples: CalibrationSet, pasts: dict[str, str]) -> Iterator[dict[str, np.ndarray]]:
+    switches = [spec.name for spec in samples.inputs if says_past(spec)]
     for run in samples.split(BATCH):
         feeds = samples.read(run)
         tokens = feeds[TOKEN_IDS].shape[1]
@@ -53,7 +59,11 @@ def _read_halves(model: Session, samples: CalibrationSet, pasts: dict[str, str])
         if not half or any(feeds[name].size for name in pasts):
             found = "a past" if half else "one token"
             raise DataError(f"past: found {found} in sample {run[0]}; two tokens and an empty past can be filled")
+        if switches and run[0] % 2 == 0:
+            yield feeds
+            continue
         counted = [name for name in TOKENS if name in feeds and feeds[name].shape[1:2] == (tokens,)]
         made = model.run(feeds | {name: feeds[name][:, :half] for name in counted}, list(pasts.values()))
         second = {name: feeds[name][:, half:] for name in counted if name != MASK}  # which counts the past too
-        yield feeds | second | {name: made[output] for name, output in pasts.items()}
+        read = {name: np.ones_like(feeds[name]) for name in switches}
+        yield feeds | second | {name: made[output] for name, output in pasts.items()} | read

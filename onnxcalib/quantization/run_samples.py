@@ -10,6 +10,7 @@ from ..config import DataConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
 from ..data.padding import TOKEN_IDS
+from ..data.past import says_past
 from ..graph.load import inputs_of
 from ..graph.states import mark_states, offer_states
 from ..report import MeasuredOn
@@ -39,6 +40,7 @@ def open_of_settings(
         run.warn(
             f"samples: found {len(samples)}; ranges and layers follow these alone; thirty or more give a better model"
         )
+    warn_of_no_past(samples, run)
     samples = _run_first(original, samples, run)
     if run.place:  # no run of a body is odd: it is what the model around it makes of samples that are not
         return samples, samples, MeasuredOn("calibration", len(samples))
@@ -55,6 +57,15 @@ def open_of_settings(
     what = "steps" if samples.states else "samples"
     run.observer.note(f"{len(held)} of {len(samples)} {what} are held out: the result is measured on these alone")
     return used, held, MeasuredOn("held out", len(held), tuple(map(int, held.indices)))
+
+
+def warn_of_no_past(samples: CalibrationSet, run: Run) -> None:
+    names = [spec.name for spec in samples.inputs if says_past(spec)]
+    if names and samples.texts is not None and run.config.data.past != "filled":
+        run.warn(
+            f"past: no text has one, so that {names[0]!r} is false in all samples, and what reads a past is not"
+            " quantized; give --past filled"
+        )
 
 
 def offer(original: ModelProto, inputs: Sequence[InputSpec], config: DataConfig, warn: Callable[[str], None]) -> None:

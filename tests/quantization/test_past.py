@@ -1,14 +1,19 @@
 """The past of a decoder, which the model itself makes of the first half of each sequence."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
+from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
+from onnxcalib.data.arrays import Texts
 from onnxcalib.errors import DataError
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.past import fill_past
+from onnxcalib.quantization.run_samples import warn_of_no_past
 from onnxcalib.runtime.session import Session
 
 TEXT = """decoder (int64[batch, tokens] input_ids, int64[batch, all] attention_mask, float[batch, past, 4] past_key)
@@ -33,6 +38,34 @@ def test_the_second_half_of_a_sequence_is_read_behind_the_past_of_the_first(deco
     logits = session.run(found, ["logits"])["logits"]
     before = session.run(whole.read([0, 1, 2]), ["logits"])["logits"]
     np.testing.assert_allclose(logits, before[:, 2:], rtol=1e-5, atol=1e-6)
+
+
+def test_both_branches_of_a_merged_decoder_get_samples_from_texts(decoder):
+    switch = helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1])
+    decoder.graph.input.append(switch)
+    inputs = inputs_of(decoder)
+    whole = open_calibration({"input_ids": IDS, "attention_mask": np.ones_like(IDS)}, inputs)
+    assert whole.fixed_batch == 1 and [*whole.read([2])["use_cache_branch"]] == [False]
+    found = fill_past(Session(decoder), whole)
+    reads = [found.read([number]) for number in range(3)]
+    assert [each["use_cache_branch"].tolist() for each in reads] == [[False], [True], [False]]
+    assert [each["past_key"].shape[1] for each in reads] == [0, 2, 0]
+    assert [each["input_ids"].shape[1] for each in reads] == [5, 3, 5]
+    told: list[str] = []
+    whole.texts = Texts("texts.txt", "tokenizer.json", np.array([5, 5, 5]), np.array([5, 5, 2]), False, "")
+    for past in ("filled", "empty"):
+        run = SimpleNamespace(warn=told.append, config=QuantizeConfig(data=DataConfig(past=past)))
+        warn_of_no_past(whole, run)
+    assert len(told) == 1 and "'use_cache_branch' is false in all samples" in told[0] and "--past filled" in told[0]
+
+
+def test_a_past_without_what_says_that_it_is_read_is_refused(decoder):
+    decoder.graph.input.append(helper.make_tensor_value_info("use_cache_branch", TensorProto.BOOL, [1]))
+    given = {"input_ids": IDS, "attention_mask": np.ones((3, 7), np.int64), "past_key": np.ones((3, 2, 4), np.float32)}
+    with pytest.raises(DataError, match="found 'past_key' without 'use_cache_branch', which says whether it is read"):
+        open_calibration(given, inputs_of(decoder))
+    found = open_calibration({**given, "use_cache_branch": np.array([True])}, inputs_of(decoder))  # one for all
+    assert len(found) == 3 and found.read([2])["use_cache_branch"].tolist() == [True]
 
 
 def test_a_past_that_cannot_be_filled_is_refused(decoder):
