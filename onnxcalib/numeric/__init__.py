@@ -8,8 +8,8 @@ Read the files in this order.
   ``output_metric`` what errors do to the model's outputs; ``integer_search``, ``descent`` and ``solve`` find integers
   near the optimum, ``solve_blocks`` those of blocks of inputs with scales and zero points of their own, which
   ``scale_blocks`` fits, ``equalize`` evens channels that share a scale, and ``smooth`` those of activations.
-- Learning: ``adaquant`` and ``distill`` in torch, with a ``learned_weight`` in blocks; ``statistics`` and ``views``
-  beside them.
+- Learning: ``adaquant`` and ``distill`` in torch, with a ``learned_weight`` in blocks, by ``adam``; ``statistics`` and
+  ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell
   what to expect of other samples.
 - Planning: ``fisher`` tells what a change of weights does, ``program`` is the integer program over bits, ``cut`` the

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import nn
 from torch.autograd.function import FunctionCtx
 
 from ..spec import QParams, QuantSpec
+from .adam import Adam
 from .learned_weight import LearnedWeight
 from .ranges import limit_scale, raise_scale
 from .rounding import fake_quantize_rows, quantize
@@ -30,6 +31,7 @@ WEIGHT_SCALE_RATE = 0.002
 ACTIVATION_SCALE_RATE = 0.0005
 ZERO_POINT_RATE = 0.005
 BIAS_RATE = 0.01
+SQUARE_DECAY = 0.99  # of Adam
 # Evaluations on held-out batches while a block is learned.
 EVALUATIONS = 8
 # Least power of targets, so that the relative error of targets of zero is finite.
@@ -244,8 +246,7 @@ def learn_block(
 
     Raises RuntimeError where torch fails, or where no floating-point output depends on what is learned.
     """
-    optimizer = torch.optim.Adam(_rates(module, bias_units, bias_rate), betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    adam = Adam(_list_rates(module, bias_units, bias_rate), square_decay=SQUARE_DECAY)
     before = best = _evaluate(module, held_out(), sums)
     kept, best_step = _state(module), 0
     period = max(1, steps // EVALUATIONS)
@@ -255,10 +256,8 @@ def learn_block(
         loss = _mean_ratio(sums(module(*inputs), targets))
         if not loss.requires_grad:
             raise RuntimeError("nothing that is learned moves a floating-point output by a gradient")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        adam.step(loss)
+        adam.scale_rates((1 + math.cos(math.pi * step / steps)) / (1 + math.cos(math.pi * (step - 1) / steps)))
         if step % period == 0 or step == steps:
             now = _evaluate(module, held_out(), sums)
             if now < best:
@@ -268,20 +267,21 @@ def learn_block(
     return Outcome(before, best, best_step)
 
 
-def _rates(module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias_rate: float) -> list[dict[str, Any]]:
-    """Adam's parameter groups, each with its learning rate."""
-    groups: list[dict[str, Any]] = []
+def _list_rates(
+    module: nn.Module, bias_units: dict[nn.Parameter, torch.Tensor], bias_rate: float
+) -> list[tuple[list[nn.Parameter], float]]:
+    """What is learned, with the rates that fall to zero as half a cosine does."""
+    groups: list[tuple[list[nn.Parameter], float]] = []
     for part in module.modules():
         if isinstance(part, WeightQuantizer):
-            groups.append({"params": [p for p in (part.position,) if p.requires_grad], "lr": WEIGHT_RATE})
-            groups.append({"params": [p for p in (part.log_scale,) if p.requires_grad], "lr": WEIGHT_SCALE_RATE})
+            groups += [([part.position], WEIGHT_RATE), ([part.log_scale], WEIGHT_SCALE_RATE)]
         elif isinstance(part, LearnedWeight):
-            groups.append({"params": [part.position, part.log_scale], "lr": part.rate})
+            groups.append(([part.position, part.log_scale], part.rate))
         elif isinstance(part, ActivationQuantizer):
-            groups.append({"params": [p for p in (part.log_scale,) if p.requires_grad], "lr": ACTIVATION_SCALE_RATE})
-            groups.append({"params": [p for p in (part.zero_point,) if p.requires_grad], "lr": ZERO_POINT_RATE})
-    groups += [{"params": [bias], "lr": bias_rate * float(unit)} for bias, unit in bias_units.items()]
-    return [g for g in groups if g["params"]]
+            groups += [([part.log_scale], ACTIVATION_SCALE_RATE), ([part.zero_point], ZERO_POINT_RATE)]
+    groups += [([bias], bias_rate * float(unit)) for bias, unit in bias_units.items()]
+    learned = [([each for each in variables if each.requires_grad], rate) for variables, rate in groups]
+    return [(variables, rate) for variables, rate in learned if variables]
 
 
 def _evaluate(module: nn.Module, batches: Iterable[Batch], sums: Sums) -> float:

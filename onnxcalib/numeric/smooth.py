@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..spec import QuantSpec
+from .adam import Adam
 from .integer_search import Metric, gptq, order_inputs
 from .rounding import fake_quantize, quantize
 
@@ -84,18 +85,16 @@ def fit_factors(
     x = torch.from_numpy(np.ascontiguousarray(values[:: -(-len(values) // FIT_ROWS) or 1], np.float32))
     layers = [_Layer.of(x, torch.from_numpy(np.ascontiguousarray(each.T, np.float32))) for each in weights]
     logarithm = torch.from_numpy(start.astype(np.float32)).log().requires_grad_()
-    optimizer = torch.optim.Adam([logarithm], lr=FIT_RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, FIT_STEPS)
-    for _ in range(FIT_STEPS):
+    adam = Adam([([logarithm], FIT_RATE)])
+    for left in range(FIT_STEPS, 0, -1):
         with torch.enable_grad():
             factor = logarithm.exp()
             scaled = x * factor
             peaks = _part(scaled.abs(), steps.inputs).amax(2).square()
             powers = _part(scaled.square(), steps.weights).sum(2)
-            torch.stack([layer.lose(factor, peaks, powers, steps) for layer in layers]).sum().log().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+            loss = torch.stack([layer.lose(factor, peaks, powers, steps) for layer in layers]).sum().log()
+            adam.step(loss)
+        adam.scale_rates(1 - 1 / left)
     found = logarithm.detach()
     fitted: np.ndarray = (found - found.mean()).exp().numpy()
     return fitted if np.isfinite(fitted).all() else start
