@@ -21,6 +21,7 @@ from ..graph.scheme import make_scheme
 from ..quantization.bodies import explain_float, find_names, list_layers, open_bodies, spell_fault
 from ..quantization.body_surroundings import describe_around
 from ..quantization.calibrate import Batches, batch_size
+from ..quantization.compared import Compared
 from ..quantization.placed_bodies import QuantizedBody, place_bodies
 from ..quantization.prepare import prepare
 from ..quantization.prepared import Prepared
@@ -30,13 +31,14 @@ from ..quantization.solve import round_embeddings
 from ..quantization.stages import Reconstruction
 from ..runtime.session import Session
 from ..runtime.store import Store
-from ..spec import BitSet, Candidate
+from ..spec import BitSet, Candidate, Grids, QuantScheme
 from .bits import Bits
-from .loss import LOSS_SAMPLES
+from .loss import LOSS_POSITIONS, LOSS_SAMPLES
 from .schemes import Schemes
 from .whole import Whole
 
-EIGHT = Candidate(8, 8)
+Made = tuple[QuantScheme, Grids, Mapping[str, LayerParams]]  # a graph's scheme, grids, and parameters of its layers
+Make = Callable[["PlannedGraph"], Made]
 
 
 @dataclass(frozen=True)
@@ -85,33 +87,21 @@ class PlannedGraph:
             found |= {**graph.prepared.in_float, **{name: why for name, why in graph.left.items() if why}}
         return found
 
-    def emit(
-        self, sets: Sequence[BitSet], bits: Bits, params: Mapping[str, Mapping[Candidate, LayerParams]]
-    ) -> ModelProto:
-        """The graph with its bodies at the bits of all sets; params: layer -> those at each candidate."""
-        return self._emit(sets, bits, params)[0]
+    def emit(self, make: Make) -> ModelProto:
+        """The graph with its bodies; make: gives what each graph is made of."""
+        return self._emit(make)[0]
 
-    def _emit(
-        self, sets: Sequence[BitSet], bits: Bits, params: Mapping[str, Mapping[Candidate, LayerParams]]
-    ) -> tuple[ModelProto, dict[str, str]]:
+    def _emit(self, make: Make) -> tuple[ModelProto, dict[str, str]]:
         """The same, and the bits of each layer in it."""
-        prepared, scheme = self.prepared, self.schemes.mix(sets, bits)
-        grids = self.schemes.choose_grids(scheme)
-        chosen = {
-            name: params[name][c] for each, c in zip(sets, bits, strict=True) for name in each.layers if name in params
-        }
-        index = Index(prepared.model.graph)
-        fixed = replace(scheme, recurrent=tuple(k for k in scheme.recurrent if k.name not in chosen))
-        found = round_embeddings(index, scheme) | round_recurrent(index, fixed)
-        own = {layer.name: (found | chosen)[layer.name] for layer in scheme.stored}
-        model = prepared.emit(scheme, grids, own)
+        prepared, (scheme, grids, layers) = self.prepared, make(self)
+        model = prepared.emit(scheme, grids, layers)
         known = {layer.name: str(layer.bits) for layer in scheme.stored}
         for inner in self.bodies:
             assert inner.body is not None and inner.range_of is not None
             names = find_names(prepared.model, model, inner.body)
             given = Reconstruction(scheme, grids, {})
             inner.run.around = describe_around(prepared, given, (inner.body, names), inner.range_of)
-            part, inside = inner._emit(sets, bits, params)
+            part, inside = inner._emit(make)
             place_bodies(model, [QuantizedBody(inner.body, part, names, frozenset(), bits=inside)])
             known |= inside
         if self.bodies:
@@ -119,15 +109,41 @@ class PlannedGraph:
         return model, known
 
 
+def make_chosen(
+    graph: PlannedGraph, sets: Sequence[BitSet], bits: Bits, params: Mapping[str, Mapping[Candidate, LayerParams]]
+) -> Made:
+    """What a graph is made of at the bits of all sets; params: layer -> those at each candidate."""
+    scheme = graph.schemes.mix(sets, bits)
+    chosen = take_chosen(sets, bits, params)
+    index = Index(graph.prepared.model.graph)
+    fixed = replace(scheme, recurrent=tuple(k for k in scheme.recurrent if k.name not in chosen))
+    found = round_embeddings(index, scheme) | round_recurrent(index, fixed)
+    return scheme, graph.schemes.choose_grids(scheme), {k.name: (found | chosen)[k.name] for k in scheme.stored}
+
+
+def take_chosen(
+    sets: Sequence[BitSet], bits: Bits, params: Mapping[str, Mapping[Candidate, LayerParams]]
+) -> dict[str, LayerParams]:
+    """The parameters of each layer that has some at the candidate of its set."""
+    chosen = zip(sets, bits, strict=True)
+    return {name: params[name][c] for each, c in chosen for name in each.layers if c in params.get(name, {})}
+
+
 @contextmanager
-def open_graphs(prepared: Prepared, judged: CalibrationSet) -> Iterator[PlannedGraph]:
-    """The model's own graph with those in it. judged: the samples in the order in which losses are measured on them."""
-    run = prepared.run
-    first = judged.take(range(min(LOSS_SAMPLES, len(judged))))
+def open_graphs(prepared: Prepared, judged: CalibrationSet, compared: Compared | None = None) -> Iterator[PlannedGraph]:
+    """The model's own graph with those in it.
+
+    judged: the samples in the order in which losses are measured on them. compared: the outputs by which that is done,
+    where these are not all.
+    """
+    run, most = prepared.run, LOSS_SAMPLES
+    if compared is not None:
+        most = min(most, max(1, LOSS_POSITIONS // compared.positions))
+    first = judged.take(range(min(most, len(judged))))
     size = batch_size(Session(prepared.model, threads=run.threads), first)
     threads = run.config.threads or 1
     batches = Batches(first, min(size, LOSS_SAMPLES))
-    whole = Whole(prepared.model, (), batches, prepared.padding, prepared.parts, threads)
+    whole = Whole(prepared.model, (), batches, prepared.padding, prepared.parts, threads, compared)
     with Store() as store:
         yield _open(PlannedGraph(prepared, *_describe(prepared, judged), whole), store)
 
@@ -135,10 +151,11 @@ def open_graphs(prepared: Prepared, judged: CalibrationSet) -> Iterator[PlannedG
 def order_samples(prepared: Prepared) -> CalibrationSet:
     """The samples in the order in which losses are measured on the first of them.
 
-    Those of a model with bodies are shuffled, so that the first hold some of all kinds, which take each branch.
+    Those of a model with bodies are shuffled, so that the first hold some of all kinds, which take each branch. So are
+    the steps of sequences.
     """
     samples = prepared.samples
-    if not list_bodies(prepared.model):
+    if samples.sequences is None and not list_bodies(prepared.model):
         return samples
     return samples.take(np.random.default_rng(0).permutation(len(samples)).tolist())
 
@@ -155,7 +172,7 @@ def _open(graph: PlannedGraph, store: Store) -> PlannedGraph:
     bodies = list_bodies(model)
     if not bodies:
         return graph
-    eight = graph.schemes.uniform[EIGHT]
+    eight = next(iter(graph.schemes.uniform.values()))
     around = emit_qdq(model, eight.scheme, eight.grids, {}, encoding=prepared.config.encoding, keep_outputs=False)
     found, reason = Reconstruction(eight.scheme, eight.grids, {}), explain_float(prepared)
     opened: list[PlannedGraph] = []
@@ -187,15 +204,6 @@ def list_unplanned(prepared: Prepared, planned: Sequence[BitSet]) -> list[str]:
     names, run = {name for each in planned for name in each.layers}, prepared.run
     scheme = make_scheme(prepared.model, requirements=run.target.requirements, around=run.around)
     return [layer.name for layer in scheme.layers if layer.name not in names]
-
-
-def leave_bodies(prepared: Prepared, reason: str) -> dict[str, str]:
-    """The layers in bodies, of which none is planned -> why."""
-    return {
-        name: f"{body.path} stays in float: {reason}"
-        for body in list_bodies(prepared.model)
-        for name in sorted(list_layers(prepared.model, body))
-    }
 
 
 def keep_unseen(graph: PlannedGraph, sets: Sequence[BitSet]) -> tuple[BitSet, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,23 +12,25 @@ from typing import Any
 
 from onnx import ModelProto
 
-from ..bitplan import CANDIDATE_OF, BitPlan, Frontier
+from ..bitplan import CANDIDATE_OF, NAME_OF, BitPlan, Frontier
 from ..config import BUDGETS, EXECUTION, FULL_BITS, STAGES, WIDE_BITS, CandidateName, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError
 from ..graph.layer_params import LayerParams
 from ..graph.save import fingerprint
+from ..quantization.compared import Compared, find_compared
 from ..quantization.cost_placement import COSTS_MORE
 from ..quantization.measured_placement import RAN_SLOWER
 from ..quantization.prepared import Prepared
 from ..quantization.trial import emit_placeholders
 from ..runtime.cache import Cache, machine
+from ..runtime.session import Session
 from ..spec import BitSet, Candidate
 from .activations import Switched, make_sets
 from .assemble import Assembler
 from .bits import Bits
 from .choose import make_bit_plan, trace_frontier
-from .graphs import PlannedGraph, keep_unseen, leave_bodies, list_unplanned, open_graphs, order_samples
+from .graphs import PlannedGraph, keep_unseen, make_chosen, open_graphs, order_samples
 from .latency import Latencies, Timed, list_feeds, look_up_times, time_sets
 from .latency_table import read_latencies
 from .loss import LEAST_SAMPLES, LOSS_SAMPLES
@@ -35,7 +38,10 @@ from .recurrent import measure_recurrent
 from .schemes import Schemes
 from .sensitivity import Survey, measure_sets
 from .shared import SharedSets
-from .weights import PlannedWeights
+from .weights import PlannedWeights, WeightLosses
+
+# The candidate at which what a graph loses is measured, by the bits of weights to which it is nearest.
+MIDDLE_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -109,14 +115,14 @@ def _measuring(prepared: Prepared) -> Iterator[_Measurements]:
                 run.warn(
                     "latencies: found without max_latency, the only limit for which they are read; give both or none"
                 )
-        if config.planned_alone:
-            yield _measure_weights(prepared, _open_cache(prepared))
-            return
         judged = order_samples(prepared)
-        with open_graphs(prepared, judged) as graph:
+        compared = _find_compared(prepared) if config.planned_alone else None
+        with open_graphs(prepared, judged, compared) as graph:
             if graph.bodies or graph.left:
                 run.observer.stage("plan")  # behind the stages in which bodies were prepared
-            if activations_alone(config):
+            if config.planned_alone:
+                yield _measure_weights(graph, judged, _open_cache(prepared, graph))
+            elif activations_alone(config):
                 yield _measure_alone(prepared, graph, _open_cache(prepared))
             else:
                 yield _measure_graphs(graph, judged, _open_cache(prepared, graph))
@@ -140,12 +146,7 @@ def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -
             shared.keep(each, sets, found.params)
             params |= found.params
             seconds = {what: seconds[what] + found.seconds[what] for what in seconds}
-    sets = shared.join()
-    if not sets:
-        raise ConfigError(
-            "max_size: found a budget, or a curve asked for, of a model no layer of which can be planned:"
-            f" {'; '.join(dict.fromkeys(graph.list_in_float().values())) or 'all are excluded'}; give bits instead"
-        )
+    sets = _check_sets(graph, shared)
     if any(c.activation_bits == WIDE_BITS for c in schemes.uniform):
         sets = _add_tensors(prepared, schemes, sets, cache)
     names = {layer: each.schemes for each in graphs for layer in each.schemes.layers}
@@ -154,7 +155,7 @@ def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -
         return names[layer].name_of(layer, candidate)
 
     def emit(bits: Bits) -> ModelProto:
-        return graph.emit(sets, bits, params)
+        return graph.emit(lambda each: make_chosen(each, sets, bits, params))
 
     latencies = None
     if config.max_latency is not None and config.latencies is not None:
@@ -182,6 +183,17 @@ def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -
     return _Measurements(assembler, latencies, seconds, name_of, graph.list_excluded(sets), graph.list_in_float())
 
 
+def _check_sets(graph: PlannedGraph, shared: SharedSets) -> tuple[BitSet, ...]:
+    """The sets of all graphs. Raises ConfigError where there are none."""
+    sets = shared.join()
+    if not sets:
+        raise ConfigError(
+            "max_size: found a budget, or a curve asked for, of a model no layer of which can be planned:"
+            f" {'; '.join(dict.fromkeys(graph.list_in_float().values())) or 'all are excluded'}; give bits instead"
+        )
+    return sets
+
+
 def _survey(graph: PlannedGraph, shared: SharedSets, *, alone: bool) -> Survey:
     prepared = graph.prepared
     # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
@@ -201,23 +213,40 @@ def _survey(graph: PlannedGraph, shared: SharedSets, *, alone: bool) -> Survey:
     )
 
 
-def _measure_weights(prepared: Prepared, cache: Cache) -> _Measurements:
+def _find_compared(prepared: Prepared) -> Compared:
+    feeds = prepared.samples.read(range(prepared.samples.fixed_batch or 1))
+    return find_compared(prepared, Session(prepared.model, threads=prepared.run.threads).run(feeds))
+
+
+def _measure_weights(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -> _Measurements:
     """As ``_measuring`` where weights alone are chosen: losses are those of rounded weights."""
-    config, start = prepared.config, time.perf_counter()
-    planned = PlannedWeights.of(prepared)
-    # The subject of the cache leaves the stages out.
-    name = f"losses of weights alone, {'solved' if config.does('reconstruct') else 'rounded'}"
-    losses = cache.recall(name, planned.measure_losses, dict[str, float])
-    sets = planned.make_sets(losses)
+    prepared, config, start = graph.prepared, graph.prepared.config, time.perf_counter()
+    graphs = list(graph.walk())
+    planned = {each.path: PlannedWeights.of(each) for each in graphs}
+    found = {each.path: _find_weight_losses(each, planned[each.path], cache, alone=len(graphs) == 1) for each in graphs}
+    solved = config.does("reconstruct") and all(each.solved or not each.rounded for each in found.values())
+    shared, recurrent = SharedSets(), dict[str, dict[Candidate, LayerParams]]()
+    for each in graphs:
+        losses, own = found[each.path], planned[each.path]
+        cells = measure_recurrent(each, cache)
+        recurrent |= cells.params
+        sets = (*own.make_sets(losses.solved if solved else losses.rounded), *cells.sets)
+        shared.keep(each, sets if each.body is None else keep_unseen(each, sets), {}, apart=own.list_apart())
+    sets = _check_sets(graph, shared)
     seconds = {"evaluate": time.perf_counter() - start}
     latencies = None
     if config.latencies is not None and config.max_latency is not None:
-        latencies = look_up_times(Path(config.latencies), sets, planned.name_of)
+        latencies = look_up_times(Path(config.latencies), sets, _name_alone)
         sets = latencies.sets
+    marked = len(graphs) > 1
+
+    def emit_empty(bits: Bits) -> ModelProto:
+        return graph.emit(lambda each: planned[each.path].make_empty(sets, bits, recurrent, marked=marked))
+
     assembler = Assembler(
         prepared.original,
-        lambda bits: planned.emit(sets, bits),
-        prepared.samples,
+        lambda bits: graph.emit(lambda each: planned[each.path].make(each, sets, bits, recurrent)),
+        judged,
         prepared.original_padding,
         cache,
         parts=prepared.parts,
@@ -226,12 +255,42 @@ def _measure_weights(prepared: Prepared, cache: Cache) -> _Measurements:
         rest=0.0,
         threads=prepared.run.threads,
         fused=prepared.run.target.is_onnxruntime,
-        compared=planned.compared,
-        emit_empty=lambda bits: planned.emit_empty(sets, bits),
+        compared=graph.whole.compared,
+        emit_empty=emit_empty,
+        least=LOSS_SAMPLES if marked else LEAST_SAMPLES,
     )
-    left = leave_bodies(prepared, "bits of weights alone are planned of layers outside of bodies alone")
-    excluded = [*list_unplanned(prepared, sets), *left]
-    return _Measurements(assembler, latencies, seconds, planned.name_of, excluded, {**prepared.in_float, **left})
+    return _Measurements(assembler, latencies, seconds, _name_alone, graph.list_excluded(sets), graph.list_in_float())
+
+
+def _name_alone(layer: str, candidate: Candidate) -> CandidateName:
+    return NAME_OF[candidate]
+
+
+def _find_weight_losses(graph: PlannedGraph, planned: PlannedWeights, cache: Cache, *, alone: bool) -> WeightLosses:
+    """What the model's outputs lose by the weights of a graph.
+
+    By gradients of the graph's own outputs where torch can run it, times what the model's outputs lose beside these,
+    which is measured once. Otherwise each layer is measured. alone: the model has no other graph.
+    """
+
+    def find() -> WeightLosses:
+        if alone:
+            assert graph.whole.compared is not None
+            return planned.measure_losses(graph.whole.compared)
+        try:
+            found = planned.measure_losses(_find_compared(graph.prepared))
+        except ConfigError:
+            return planned.measure_each(graph.whole)
+        if not found.rounded:
+            return found
+        middle = min(graph.schemes.uniform, key=lambda c: abs(c.weight_bits - MIDDLE_BITS))
+        measured, names = planned.measure_all(graph.whole, middle)
+        told = sum(found.rounded[name] for name in names)
+        factor = measured / told if told else math.inf
+        return found.scale(factor) if math.isfinite(factor) else planned.measure_each(graph.whole)
+
+    # The subject of the cache leaves the stages out.
+    return cache.recall(f"{graph.path}losses of weights alone", find, WeightLosses)
 
 
 def activations_alone(config: QuantizeConfig) -> bool:

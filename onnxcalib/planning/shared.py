@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from ..graph.bodies import LEAST_SHARED_BYTES, identify
 from ..graph.index import Index
 from ..graph.layer_params import LayerParams
+from ..graph.weightless import held_bytes
 from ..quantization.shared_weights import list_keys
-from ..spec import BitSet, Candidate, Cost
+from ..spec import BitSet, Candidate, Cost, QuantSpec
 from .graphs import PlannedGraph
 
 Given = dict[tuple[str, str], LayerParams]
@@ -24,7 +26,7 @@ class SharedSets:
     def __init__(self) -> None:
         self.sets: list[BitSet] = []
         self.links: dict[str, str] = {}
-        self._stored: dict[str, dict[Candidate, int]] = {}
+        self._sizes: dict[str, int] = {}
         self._solved: dict[tuple[str, str], LayerParams] = {}
         self._first: dict[str, str] = {}
 
@@ -38,19 +40,30 @@ class SharedSets:
         }
 
     def keep(
-        self, graph: PlannedGraph, sets: Sequence[BitSet], params: Mapping[str, Mapping[Candidate, LayerParams]]
+        self,
+        graph: PlannedGraph,
+        sets: Sequence[BitSet],
+        params: Mapping[str, Mapping[Candidate, LayerParams]],
+        *,
+        apart: Collection[str] = (),
     ) -> None:
-        """Take in the sets of a graph and its layers' parameters at each candidate."""
+        """Take in the sets of a graph and its layers' parameters at each candidate.
+
+        apart: layers whose integers each graph stores, others that read the same weight or not.
+        """
         self.sets += sets
         index, own = Index(graph.prepared.model.graph), dict[str, str]()
         for candidate, uniform in graph.schemes.uniform.items():
-            layers = {layer.name: layer for layer in uniform.scheme.layers}
             for layer, (identity, spec) in list_keys(graph.prepared.model, uniform.scheme).items():
                 own[layer] = identity
-                size = math.prod(index.initializers[layers[layer].weight].dims)
-                self._stored.setdefault(layer, {})[candidate] = -(-size * layers[layer].weight_spec.stored_bits // 8)
                 if candidate in params.get(layer, {}):
                     self._solved.setdefault((identity, spec), params[layer][candidate])
+        for each in (*graph.prepared.scheme.embeddings, *graph.prepared.scheme.layers):
+            weight = index.initializers[each.weight]
+            if each.op == "Gather" and held_bytes(weight) >= LEAST_SHARED_BYTES:
+                own[each.name] = identify(weight)
+            self._sizes[each.name] = math.prod(weight.dims)
+        own = {layer: identity for layer, identity in own.items() if layer not in apart}
         self.links |= {layer: self._first[identity] for layer, identity in own.items() if identity in self._first}
         for layer, identity in own.items():
             self._first.setdefault(identity, layer)
@@ -74,7 +87,8 @@ class SharedSets:
 
         def add(c: Candidate) -> Cost:
             one, other = first.costs[c], second.costs[c]
-            return Cost(one.bytes + other.bytes - self._stored[shared][c], one.bops + other.bops)
+            stored = self._sizes[shared] * QuantSpec(c.weight_bits, signed=True, symmetric=True).stored_bits
+            return Cost(one.bytes + other.bytes - -(-stored // 8), one.bops + other.bops)
 
         return replace(
             first,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from onnx import ModelProto
 from ..graph.bodies import Body, drop_unread, put_back
 from ..graph.edit import copy_model
 from ..quantization.calibrate import Batches
-from ..quantization.compared import find_comparable_outputs
+from ..quantization.compared import Compared, find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.session import Session
@@ -25,6 +25,7 @@ class Whole:
 
     model: the model's own graph. places: the float model of each graph around, with the body in it, from the innermost
     on; none of the model's own graph. batches: the samples by which losses are measured; padding, parts: of the model.
+    compared: the outputs by which they are, where these are not all.
     """
 
     model: ModelProto
@@ -33,11 +34,12 @@ class Whole:
     padding: PaddingMask
     parts: Parts | None
     threads: int
+    compared: Compared | None = None
 
     def inside(self, model: ModelProto, body: Body) -> Whole:
         """The same for a body of the graph, of which ``model`` is the float model."""
         places = ((model, body), *self.places)
-        return Whole(self.model, places, self.batches, self.padding, self.parts, self.threads)
+        return replace(self, places=places)
 
     def place(self, part: ModelProto) -> ModelProto:
         """The model with this part in its place, in float around it."""
@@ -51,7 +53,8 @@ class Whole:
     def measure(self, part: ModelProto) -> float:
         """Divergence of the model's outputs with this part in its place, over all of the samples."""
         session = Session(self.place(part), threads=self.threads)
-        return divergence_of(session, self._references, self._compared, least=LOSS_SAMPLES)
+        axes = None if self.compared is None else self.compared.axes
+        return divergence_of(session, self._references, self._names, axes, least=LOSS_SAMPLES)
 
     @cached_property
     def _references(self) -> Sequence[ReferenceBatch]:
@@ -63,9 +66,11 @@ class Whole:
         return found
 
     @cached_property
-    def _compared(self) -> list[str]:
+    def _names(self) -> list[str]:
+        if self.compared is not None:
+            return list(self.compared.names)
         return find_comparable_outputs([batch.outputs for batch in self._references])
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"_references", "_compared"}
+        kept = {"_references", "_names"}
         return {name: value for name, value in self.__dict__.items() if name not in kept}

@@ -270,7 +270,7 @@ def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
     bits = {"weight_bits"} if plan is None else {"activation_bits", "weight_bits"}
     if config.embedding_bits is None and prepared.scheme.embeddings and not config.planned_alone:
         bits -= {"weight_bits"}  # those of embeddings, of which the plan says nothing
-    if any(layer.dynamic or config.planned_alone for layer in prepared.scheme.recurrent):
+    if any(layer.dynamic for layer in prepared.scheme.recurrent):
         bits -= {"weight_bits"}  # as of those
     names = sorted(config.model_fields_set & bits)
     if names and plan is not None:
@@ -284,13 +284,10 @@ def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
 
 def _tell_of_recurrent(prepared: Prepared, *, planned: bool) -> None:
     """Name the recurrent layers whose bits a plan does not choose; their bytes count all the same."""
-    alone = "plans of weights alone do not choose those of recurrent layers"
     for layer in prepared.scheme.recurrent if planned else ():
-        why = "its operator has no others" if layer.dynamic else alone if prepared.config.planned_alone else None
-        if why is not None:
-            prepared.run.observer.note(
-                f"{layer.name}: {layer.weight_spec.bits} bits, by the settings: {why}; its bytes count"
-            )
+        if layer.dynamic:
+            bits = layer.weight_spec.bits
+            prepared.run.observer.note(f"{layer.name}: {bits} bits, as its operator has no others; its bytes count")
 
 
 def _warn_of_unpacked(prepared: Prepared) -> None:

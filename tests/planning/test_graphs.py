@@ -95,3 +95,15 @@ def test_a_branch_that_no_sample_takes_is_float_in_the_plan_with_its_reason(net,
     assert any("no sample runs it" in each.reason for each in result.report.in_float)
     by_turns = next(each for each in found.sets if each.layers == ("MatMul_m",))
     assert by_turns.macs == 2 * 6 * 32 * 32
+
+
+def test_bits_of_weights_alone_are_planned_in_bodies_too(net, cache):
+    samples = draw_samples([True, False] * 8)
+    config = settings(cache, activation_bits=32, max_size="0.9@8-bit", candidates=("W8A32", "W4A32g32"))
+    result = quantize(net, samples, config)
+    planned = result.report.plan
+    assert planned["layers"] == bits_of(result.model) and len(set(planned["layers"].values())) == 2
+    assert result.report.quantized_bytes == planned["totals"]["bytes"] <= planned["budgets"]["max_size"]
+    losses = {each["layers"][0]: each["loss"] for each in planned["sets"]}
+    assert losses.keys() == {"MatMul_h", "MatMul_y", "MatMul_a", "MatMul_m", "MatMul_e", "cell"}
+    assert all(loss["W4A32g32"] > loss["W8A32"] > 0 for loss in losses.values())

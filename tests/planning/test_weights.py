@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from onnxcalib import ConfigError, Observer, QuantizeConfig, plan, quantize
+from onnxcalib import ConfigError, QuantizeConfig, plan, quantize
 from onnxcalib.graph.constants import bits_per_weight, constant_bytes, count_weights
 from onnxcalib.graph.layout import to_rows
 from onnxcalib.numeric.divergence import Divergence
 from onnxcalib.pipeline import prepare
 from onnxcalib.planning.gradients import measure_gradients
-from onnxcalib.planning.weights import PlannedWeights
+from onnxcalib.quantization.compared import find_compared
 from tests.small_models import run_model
 
 # A decoder of one block, without attention: a gated layer, and a head over all words.
@@ -95,10 +95,10 @@ def test_losses_by_gradients_are_near_those_of_models_with_one_layer_rounded(dec
 
 def test_the_squares_of_gradients_of_a_table_are_of_the_rows_that_are_looked_up(decoder, tmp_path):
     prepared = prepare(decoder, IDS, QuantizeConfig(activation_bits=32, threads=1))
-    planned = PlannedWeights.of(prepared)
-    assert planned.compared.axes == {"logits": 2} and planned.compared.positions == 16
+    compared = find_compared(prepared, {"logits": run_model(decoder, IDS[:1])[0]})
+    assert compared.axes == {"logits": 2} and compared.positions == 16
     layers = [*prepared.scheme.embeddings, *prepared.scheme.layers]
-    found = measure_gradients(prepared, layers, planned.compared)
+    found = measure_gradients(prepared, layers, compared)
     squares = found.squares
     assert found.remaining.keys() == set(LAYERS) and all(0 < share <= 1 for share in found.remaining.values())
     assert found.remaining["gate"] == found.remaining["up"]  # which read the same tensor
@@ -196,24 +196,17 @@ def test_settings_that_contradict_a_plan_of_weights_are_refused(decoder, changes
         )
 
 
-def test_recurrent_layers_keep_the_bits_of_the_settings_and_their_bytes_count(build, weigh, tmp_path):
+def test_bits_of_recurrent_layers_are_planned_with_those_of_others(build, weigh, tmp_path):
     text = """g (float[N, 6, 40] x) => (float[N, 8] y) {
         [first] m = MatMul (x, w1)  t = Transpose <perm = [1, 0, 2]> (m)  [it] , h = GRU <hidden_size = 32> (t, w, r)
         s = Squeeze (h, zero)  [last] y = MatMul (s, w2) }"""
     weights = {"w1": weigh(40, 40), "w": weigh(1, 96, 40), "r": weigh(1, 96, 32), "w2": weigh(32, 8)}
     model = build(text, opset=21, ir=10, zero=np.array([0]), **weights)
     x = np.random.default_rng(0).normal(size=(16, 6, 40)).astype(np.float32)
-    notes = []
-
-    class Reader(Observer):
-        def note(self, text):
-            notes.append(text)
-
-    config = settings(tmp_path, max_size="0.4", weight_bits=4, candidates=("W8A32", "W4A32g32"))
-    result = quantize(model, x, config, observer=Reader())  # which warns of nothing
-    assert result.report.plan["totals"]["bytes"] == result.report.quantized_bytes
+    result = quantize(model, x, settings(tmp_path, max_size="0.33", candidates=("W8A32", "W4A32g32")))
+    planned = result.report.plan
+    assert planned["totals"]["bytes"] == result.report.quantized_bytes <= planned["budgets"]["max_size"]
+    assert planned["layers"].keys() == {"first", "it", "last"} and planned["layers"]["it"] == "W4A32g32"
     assert next(layer.weight_bits for layer in result.report.layers if layer.name == "it") == 4
-    assert (
-        "it: 4 bits, by the settings: plans of weights alone do not choose those of recurrent layers; its bytes count"
-        in notes
-    )
+    (own,) = (each for each in planned["sets"] if each["layers"] == ["it"])
+    assert own["loss"]["W4A32g32"] > own["loss"]["W8A32"] > 0
