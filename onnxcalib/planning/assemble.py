@@ -23,7 +23,7 @@ from ..runtime.cache import Cache
 from ..runtime.session import Session
 from ..spec import BitSet
 from .bits import Bits
-from .loss import LEAST_SAMPLES, LOSS_POSITIONS, LOSS_SAMPLES, ReferenceBatch, divergence_of
+from .loss import LOSS_POSITIONS, USUAL, Extent, ReferenceBatch, divergence_of
 
 
 class Assembler:
@@ -49,13 +49,13 @@ class Assembler:
         fused: bool = True,
         compared: Compared | None = None,
         emit_empty: Callable[[Bits], ModelProto] | None = None,
-        least: int = LEAST_SAMPLES,
+        extent: Extent = USUAL,
     ) -> None:
         """``emit`` makes the model at these bits; ``padding`` and ``parts`` are those of ``original``; class_axes:
         see ``find_class_axes``; ``rest`` are milliseconds of a run that belong to no set. fused: whether models at any
         bits run with onnxruntime's optimizations. measure: finds the loss at these bits otherwise than of the model.
         compared: the outputs by which the loss is measured, where these are not all. emit_empty: makes a file of the
-        same size as ``emit``. least: samples by which a loss is measured at least."""
+        same size as ``emit``. extent: of the samples by which losses are measured."""
         self.original, self.emit, self.samples, self.cache, self.threads = original, emit, samples, cache, threads
         self.sets, self.rest, self.fused = sets, rest, fused
         self.seconds = 0.0
@@ -64,13 +64,13 @@ class Assembler:
         self.weights = max(1, count_weights(original))
         self._compared, self._emit_empty = compared, emit_empty or emit
         self._classes: dict[str, np.ndarray] | None = None
-        self._measure, self._least = measure, least
+        self._measure, self._extent = measure, extent
         self._parts, self._axes = parts, class_axes or {}
         self._float, self._padding = Session(original, threads=threads), padding
-        self._batch_size = min(batch_size(self._float, samples), LOSS_SAMPLES)
+        self._batch_size = min(batch_size(self._float, samples), extent.most)
         start = time.perf_counter()
         self._references = self._run_float()
-        self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(LOSS_SAMPLES, len(samples))
+        self.pass_seconds = (time.perf_counter() - start) * len(samples) / min(extent.most, len(samples))
         self._names = (
             find_comparable_outputs([batch.outputs for batch in self._references])
             if compared is None
@@ -78,8 +78,8 @@ class Assembler:
         )
 
     def _run_float(self) -> list[ReferenceBatch]:
-        """The first batches, of at least LOSS_SAMPLES samples if there are as many, or of LOSS_POSITIONS positions."""
-        found, done, most = [], 0, LOSS_SAMPLES
+        """The first batches, of the most samples of losses if there are as many, or of LOSS_POSITIONS positions."""
+        found, done, most = [], 0, self._extent.most
         if self._compared is not None:
             most = min(most, max(1, LOSS_POSITIONS // self._compared.positions))
         wanted = None if self._compared is None else self._compared.names
@@ -121,7 +121,7 @@ class Assembler:
         return self.rest + sum(each.costs[c].milliseconds for each, c in zip(self.sets, bits, strict=True))
 
     def loss(self, bits: Bits) -> float:
-        """Divergence of the outputs on the first LOSS_SAMPLES samples."""
+        """Divergence of the outputs on the first samples."""
 
         if (measure := self._measure) is not None:
             return self._recall(f"loss of activations {_spell(bits)}", lambda: measure(bits))
@@ -132,7 +132,7 @@ class Assembler:
                 self._references,
                 self._names,
                 None if self._compared is None else self._compared.axes,
-                least=self._least,
+                extent=self._extent,
             ),
         )
 

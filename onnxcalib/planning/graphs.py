@@ -33,7 +33,7 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import BitSet, Candidate, Grids, QuantScheme
 from .bits import Bits
-from .loss import LOSS_POSITIONS, LOSS_SAMPLES
+from .loss import LEAST_SAMPLES, LOSS_POSITIONS, LOSS_SAMPLES, LOSS_STEPS, Extent
 from .schemes import Schemes
 from .whole import Whole
 
@@ -136,14 +136,15 @@ def open_graphs(prepared: Prepared, judged: CalibrationSet, compared: Compared |
     judged: the samples in the order in which losses are measured on them. compared: the outputs by which that is done,
     where these are not all.
     """
-    run, most = prepared.run, LOSS_SAMPLES
+    run, most = prepared.run, LOSS_SAMPLES if judged.sequences is None else LOSS_STEPS
+    extent = Extent(most, most if list_bodies(prepared.model) else LEAST_SAMPLES)
     if compared is not None:
         most = min(most, max(1, LOSS_POSITIONS // compared.positions))
     first = judged.take(range(min(most, len(judged))))
     size = batch_size(Session(prepared.model, threads=run.threads), first)
     threads = run.config.threads or 1
-    batches = Batches(first, min(size, LOSS_SAMPLES))
-    whole = Whole(prepared.model, (), batches, prepared.padding, prepared.parts, threads, compared)
+    batches = Batches(first, min(size, most))
+    whole = Whole(prepared.model, (), batches, prepared.padding, prepared.parts, threads, extent, compared)
     with Store() as store:
         yield _open(PlannedGraph(prepared, *_describe(prepared, judged), whole), store)
 
@@ -213,8 +214,8 @@ def keep_unseen(graph: PlannedGraph, sets: Sequence[BitSet]) -> tuple[BitSet, ..
         if len(each.losses) > 1 and not any(each.losses.values()):
             most = max(each.losses)
             graph.run.observer.note(
-                f"{', '.join(each.layers)}: {most}, as no output shows its bits in the {LOSS_SAMPLES} samples by which"
-                " losses are measured"
+                f"{', '.join(each.layers)}: {most}, as no output shows its bits in the samples by which losses are"
+                " measured"
             )
             each = replace(each, losses={most: 0.0})
         found.append(each)

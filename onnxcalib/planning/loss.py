@@ -15,6 +15,8 @@ from ..runtime.session import Session
 
 # Samples on which the divergence of the outputs is measured.
 LOSS_SAMPLES = 64
+# Steps of sequences on which it is: on 64, silero-vad's plans lost 2.4 dB to the same 8 bits everywhere.
+LOSS_STEPS = 256
 # Positions of next-token distributions on which it is.
 LOSS_POSITIONS = 2048
 # Relative standard error of a divergence at which no more samples are run.
@@ -23,6 +25,17 @@ RELATIVE_ERROR = 0.05
 LEAST_SAMPLES = 16
 
 Blank = Callable[[str, Any], Any]  # a tensor's name and values -> the values, zero where they are padding
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many samples a loss is measured on, at most and at least: the first of all, as far as there are so many."""
+
+    most: int = LOSS_SAMPLES
+    least: int = LEAST_SAMPLES
+
+
+USUAL = Extent()
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,11 @@ def divergence_of(
     names: Sequence[str],
     axes: Mapping[str, int] | None = None,
     *,
-    least: int = LEAST_SAMPLES,
+    extent: Extent = USUAL,
 ) -> float:
     """Divergence of a model's outputs from the reference, the mean over the parts of the outputs ``names``.
 
-    axes: see ``Compared``. least: samples that are run at least, as far as there are so many.
+    axes: see ``Compared``. extent: its least number of samples is run.
 
     Batches in which the shapes of an output differ do not count for it; the result is infinite if that leaves none.
     Once the relative standard error of all outputs is at most RELATIVE_ERROR, no more batches are run.
@@ -65,7 +78,7 @@ def divergence_of(
                     found.setdefault(label, Divergence((axes or {}).get(name))).add(*pair)
         known = len(compared) == len(names)
         if known and all(
-            each.samples >= least and each.error <= RELATIVE_ERROR * each.value for each in found.values()
+            each.samples >= extent.least and each.error <= RELATIVE_ERROR * each.value for each in found.values()
         ):
             break
     values = [divergence.value for divergence in found.values()]

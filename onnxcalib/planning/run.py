@@ -33,7 +33,6 @@ from .choose import make_bit_plan, trace_frontier
 from .graphs import PlannedGraph, keep_unseen, make_chosen, open_graphs, order_samples
 from .latency import Latencies, Timed, list_feeds, look_up_times, time_sets
 from .latency_table import read_latencies
-from .loss import LEAST_SAMPLES, LOSS_SAMPLES
 from .recurrent import measure_recurrent
 from .schemes import Schemes
 from .sensitivity import Survey, measure_sets
@@ -137,7 +136,7 @@ def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -
     seconds = {"solve": 0.0, "evaluate": 0.0}
     surveys = {}
     for each in graphs:
-        survey = surveys[each.path] = _survey(each, shared, alone=len(graphs) == 1)
+        survey = surveys[each.path] = _survey(each, shared)
         for found in (
             measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn, place=each.path),
             measure_recurrent(each, cache),
@@ -178,7 +177,7 @@ def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -
         rest=0.0 if latencies is None else latencies.rest,
         threads=run.threads,
         fused=run.target.is_onnxruntime,
-        least=LEAST_SAMPLES if len(graphs) == 1 else LOSS_SAMPLES,
+        extent=graph.whole.extent,
     )
     return _Measurements(assembler, latencies, seconds, name_of, graph.list_excluded(sets), graph.list_in_float())
 
@@ -194,7 +193,7 @@ def _check_sets(graph: PlannedGraph, shared: SharedSets) -> tuple[BitSet, ...]:
     return sets
 
 
-def _survey(graph: PlannedGraph, shared: SharedSets, *, alone: bool) -> Survey:
+def _survey(graph: PlannedGraph, shared: SharedSets) -> Survey:
     prepared = graph.prepared
     # Every layer is measured with the same number of threads wherever that is done: the results must not depend on it.
     one_thread = prepared.config.model_copy(update={"threads": prepared.config.threads or 1})
@@ -209,7 +208,7 @@ def _survey(graph: PlannedGraph, shared: SharedSets, *, alone: bool) -> Survey:
         whole=None if graph.body is None else graph.whole,
         rate=graph.rate,
         given=shared.list_given(graph),
-        least=LEAST_SAMPLES if alone else LOSS_SAMPLES,
+        extent=graph.whole.extent,
     )
 
 
@@ -257,7 +256,7 @@ def _measure_weights(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) 
         fused=prepared.run.target.is_onnxruntime,
         compared=graph.whole.compared,
         emit_empty=emit_empty,
-        least=LOSS_SAMPLES if marked else LEAST_SAMPLES,
+        extent=graph.whole.extent,
     )
     return _Measurements(assembler, latencies, seconds, _name_alone, graph.list_excluded(sets), graph.list_in_float())
 

@@ -40,7 +40,7 @@ from ..runtime.device import computing
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import BitSet, Block, Candidate, Cost, Grids, LayerScheme, QuantScheme
-from .loss import LEAST_SAMPLES, LOSS_SAMPLES, ReferenceBatch, divergence_of
+from .loss import USUAL, Extent, ReferenceBatch, divergence_of
 from .whole import Whole
 
 # Every task runs the float model up to its sets anew, and a lost worker costs one task.
@@ -61,7 +61,7 @@ class Survey:
 
     uniform: candidate -> the scheme in which all layers have it. whole: the model around, where this one is a body of
     it. rate: how often the model is run in one sample. given: layer and weight spec, as a text -> the integers and
-    scales of a weight that an earlier graph has solved. least: samples by which a loss is measured at least.
+    scales of a weight that an earlier graph has solved. extent: of the samples by which losses are measured.
     """
 
     model: ModelProto
@@ -74,7 +74,7 @@ class Survey:
     whole: Whole | None = None
     rate: float = 1.0
     given: Mapping[tuple[str, str], LayerParams] = field(default_factory=dict)
-    least: int = LEAST_SAMPLES
+    extent: Extent = USUAL
 
     @property
     def scheme(self) -> QuantScheme:
@@ -148,7 +148,8 @@ def _run_tasks(
     survey: Survey, tasks: Mapping[Hashable, list[list[str]]], warn: Callable[[str], None]
 ) -> Iterator[tuple[str, Measured]]:
     """Run the tasks on the workers; in the order of their end."""
-    options: dict[str, Any] = {"model": survey.model, "device": survey.device, "warn": warn}
+    largest = survey.model if survey.whole is None else survey.whole.model
+    options: dict[str, Any] = {"model": largest, "device": survey.device, "warn": warn}
     for name, part in spread_tasks(measure_part, survey, tasks, survey.config, **options):
         yield str(name), part
 
@@ -199,7 +200,7 @@ class _Sweep:
         self.shapes = self._find_shapes()
 
     def _store_inputs(self) -> list[dict[str, Any]]:
-        """Store all samples, and run the float model on the first LOSS_SAMPLES: its outputs with padding blanked.
+        """Store all samples, and run the float model on those of losses: its outputs with padding blanked.
 
         A body is judged by the outputs of the model around it.
         """
@@ -207,7 +208,7 @@ class _Sweep:
         session = Session(self.model, threads=self.threads)
         for feeds in self.survey.batches:
             self.stored.add_float(feeds, self.survey.batches.count(feeds))
-            if not self.survey.whole and sum(self.stored.sizes[:-1]) < LOSS_SAMPLES:
+            if not self.survey.whole and sum(self.stored.sizes[:-1]) < self.survey.extent.most:
                 blank = partial(self.padding.fill_padding, real=self.stored.masks[-1])
                 references.append({name: blank(name, value) for name, value in session.run(feeds).items()})
         return references
@@ -335,7 +336,7 @@ class _Sweep:
         losses = {}
         for candidate, own in layers.items():
             session = Session(self._quantize(subgraph, own, candidate), threads=self.threads)
-            losses[candidate] = divergence_of(session, batches, self.compared, least=self.survey.least)
+            losses[candidate] = divergence_of(session, batches, self.compared, extent=self.survey.extent)
         return losses
 
     def _quantize(self, subgraph: ModelProto, layers: list[LayerScheme], candidate: Candidate) -> ModelProto:

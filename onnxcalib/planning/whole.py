@@ -16,7 +16,7 @@ from ..quantization.compared import Compared, find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.session import Session
-from .loss import LOSS_SAMPLES, ReferenceBatch, divergence_of
+from .loss import Extent, ReferenceBatch, divergence_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Whole:
 
     model: the model's own graph. places: the float model of each graph around, with the body in it, from the innermost
     on; none of the model's own graph. batches: the samples by which losses are measured; padding, parts: of the model.
-    compared: the outputs by which they are, where these are not all.
+    extent: how many samples are run. compared: the outputs by which losses are measured, where these are not all.
     """
 
     model: ModelProto
@@ -34,6 +34,7 @@ class Whole:
     padding: PaddingMask
     parts: Parts | None
     threads: int
+    extent: Extent
     compared: Compared | None = None
 
     def inside(self, model: ModelProto, body: Body) -> Whole:
@@ -51,10 +52,10 @@ class Whole:
         return part
 
     def measure(self, part: ModelProto) -> float:
-        """Divergence of the model's outputs with this part in its place, over all of the samples."""
+        """Divergence of the model's outputs with this part in its place."""
         session = Session(self.place(part), threads=self.threads)
         axes = None if self.compared is None else self.compared.axes
-        return divergence_of(session, self._references, self._names, axes, least=LOSS_SAMPLES)
+        return divergence_of(session, self._references, self._names, axes, extent=self.extent)
 
     @cached_property
     def _references(self) -> Sequence[ReferenceBatch]:

@@ -1,9 +1,12 @@
 """Bits of layers in bodies of If, Loop and Scan, and of recurrent ones, are planned with those outside."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from onnxcalib import BitPlan, ConfigError, QuantizeConfig, plan, quantize
+from onnxcalib import BitPlan, ConfigError, QuantizeConfig, open_calibration, plan, quantize
+from onnxcalib.planning.graphs import order_samples
 from tests.test_pipeline import bits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::onnxcalib.errors.OnnxCalibWarning")
@@ -107,3 +110,12 @@ def test_bits_of_weights_alone_are_planned_in_bodies_too(net, cache):
     losses = {each["layers"][0]: each["loss"] for each in planned["sets"]}
     assert losses.keys() == {"MatMul_h", "MatMul_y", "MatMul_a", "MatMul_m", "MatMul_e", "cell"}
     assert all(loss["W4A32g32"] > loss["W8A32"] > 0 for loss in losses.values())
+
+
+def test_losses_are_measured_on_samples_drawn_from_all_where_the_first_may_be_of_one_kind(net, build):
+    plain = build("g (float[1, 4] x) => (float[1, 4] y) { y = Relu (x) }")
+    samples = open_calibration(np.arange(160, dtype=np.float32).reshape(40, 4), plain)
+    for model, sequences, drawn in ((plain, None, False), (plain, np.zeros(40), True), (net, None, True)):
+        samples.sequences = sequences
+        found = order_samples(SimpleNamespace(samples=samples, model=model)).indices.tolist()
+        assert sorted(found) == [*range(40)] and (found != [*range(40)]) == drawn
