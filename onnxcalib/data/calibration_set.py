@@ -45,6 +45,7 @@ class CalibrationSet:
     texts: facts about the texts that were encoded; None where the samples are no texts.
     sequences: the number of the sequence of which each sample is a step, (samples,); None where each is by itself.
     states: input -> the output that gives its value in the next step of a sequence.
+    steps: whether samples are steps of sequences, or what a part of a model reads in such steps.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class CalibrationSet:
         self.notes = notes
         self.folder = folder
         self.available = available
-        self.sequences = sequences
+        self.sequences, self.steps = sequences, sequences is not None
         self.states = {spec.name: spec.state for spec in inputs if spec.state}
         self._scratch = scratch  # the temporary folder ends with the set
         self._checked = tuple(checked)

@@ -3,7 +3,7 @@
 Read the files in this order.
 
 - Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum; ``histogram``,
-  ``bin_sums``, ``ranges`` and ``levels`` give activations their grids.
+  ``step_histogram``, ``bin_sums``, ``ranges`` and ``levels`` give activations their grids.
 - Layers: ``gram`` has the moments that a layer's error depends on, by ``products``, ``prior`` their optimum, and
   ``output_metric`` what errors do to the model's outputs; ``integer_search``, ``descent`` and ``solve`` find integers
   near the optimum, ``solve_blocks`` those of blocks of inputs with scales and zero points of their own, which

@@ -64,8 +64,8 @@ class Histogram:
             bins -= self.first
             self.counts += np.bincount(bins.astype(np.intp), minlength=BINS) * step
 
-    def merge(self, other: Histogram) -> None:
-        """Add the counts of another histogram to these, that of another tensor in the same samples."""
+    def merge(self, other: Histogram, *, times: int = 1) -> None:
+        """Add the counts of another histogram, so many times, to these: that of another tensor in the same samples."""
         if other.width == 0:
             return
         mine = self.peaks if self.width else np.zeros_like(other.peaks)
@@ -74,7 +74,7 @@ class Histogram:
         self._cover(other.minimum, other.maximum, at_least=other.width)
         ratio = int(min(self.width / other.width, 2.0**62))
         used = np.flatnonzero(other.counts)
-        np.add.at(self.counts, (used + other.first) // ratio - self.first, other.counts[used])
+        np.add.at(self.counts, (used + other.first) // ratio - self.first, other.counts[used] * times)
 
     @property
     def centres(self) -> np.ndarray:

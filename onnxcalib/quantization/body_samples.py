@@ -44,7 +44,7 @@ class BodySamples:
         that reads in place of the samples.
         """
         self._store, self._runs = store, dict.fromkeys((body.attribute for body in bodies), 0)
-        self._seen, self._samples = dict(self._runs), len(samples)
+        self._seen, self._samples, self._steps = dict(self._runs), len(samples), samples.steps
         self._specs: dict[str, list[InputSpec]] = {}
         self._types = infer_types(model)
         for body in bodies:  # what these declare need not hold: sides of what a Loop carries may change
@@ -98,7 +98,9 @@ class BodySamples:
         def read(number: int) -> dict[str, np.ndarray]:
             return {name: self._store.batch(f"{kind}{body.attribute}/{name}", number) for name in names}
 
-        return open_calibration((read(number) for number in range(count)), specs)
+        opened = open_calibration((read(number) for number in range(count)), specs)
+        opened.steps = self._steps
+        return opened
 
     def range_of(self, body: Body, name: str) -> tuple[float, float]:
         """The least and the largest value of an input of a body, over its runs in float; 0 where it never holds any."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from onnx import ModelProto
@@ -18,6 +18,7 @@ from ..graph.finite import explain_nan
 from ..graph.values import read_values
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid, fix_grid, make_grid
+from ..numeric.step_histogram import StepHistogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
 from .float_outputs import FloatOutputs
@@ -35,6 +36,7 @@ MOST_VALUES = 2**21
 # How far beyond the values of the samples a whole range ends, as a share of it. The layers of a detector of people give
 # up to 1.5 times as much on 200 other images as on 48, most of them less than 1.25 times.
 MARGIN = 0.25
+AnyHistogram: TypeAlias = Histogram | StepHistogram
 
 
 def pick_evenly(runs: Sequence[list[int]], count: int) -> list[list[int]]:
@@ -122,8 +124,9 @@ def collect_statistics(
 ) -> Statistics:
     """Histograms of the tensors over the whole set without its padding, one batch in memory at a time.
 
-    That of a constant is of its own values. also: what the session gives beside the tensors. outputs: what keeps the
-    model's outputs; targets: what keeps those of layers.
+    Values of steps of sequences count relative to their step's signal: see ``StepHistogram``. The histogram of a
+    constant is of its own values. also: what the session gives beside the tensors. outputs: what keeps the model's
+    outputs; targets: what keeps those of layers.
 
     Raises DataError where the float model gives a value that is not finite, or ModelError where a constant is why.
     """
@@ -134,7 +137,7 @@ def collect_statistics(
     made = [name for name in session.outputs if name in tensors or name in ends]
     sample_bytes = _measure_sample(session, samples, made)
     size = samples.fixed_batch or _fit_batch(sample_bytes, BATCH_BYTES)
-    histograms = {name: Histogram() for name in tensors}
+    histograms = {name: StepHistogram() if samples.steps else Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
     ends = [] if outputs is None else ends
     if outputs is not None:
@@ -157,9 +160,8 @@ def collect_statistics(
     if targets is not None:
         targets.close()
     _count(model, histograms, padding, waiting, len(samples))
-    return Statistics(
-        histograms | {name: _describe(read_values(stored[name])) for name in constants}, size, sample_bytes
-    )
+    found = join_all(histograms) | {name: _describe(read_values(stored[name])) for name in constants}
+    return Statistics(found, size, sample_bytes)
 
 
 class _Batch(NamedTuple):
@@ -172,7 +174,7 @@ class _Batch(NamedTuple):
 
 def _count(
     model: ModelProto,
-    histograms: Mapping[str, Histogram],
+    histograms: Mapping[str, AnyHistogram],
     padding: PaddingMask,
     batches: Sequence[_Batch],
     total: int,
@@ -200,14 +202,31 @@ def _join(
     return [(np.concatenate([value for value, *_ in found]), None, sum(count for *_, count in found))]
 
 
-def _add(histogram: Histogram, values: np.ndarray, mask: np.ndarray | None, count: int, total: int) -> None:
+def _add(histogram: AnyHistogram, values: np.ndarray, mask: np.ndarray | None, count: int, total: int) -> None:
     """Take in a tensor of ``count`` samples of ``total``; mask: of the values that are no padding, None without."""
     shape = count if values.ndim > 0 and len(values) == count else 1, -1
     if mask is None:
         histogram.add_rows(values.reshape(shape), step=choose_step(values.size // count, MOST_VALUES // total))
         return
-    histogram.add(select(values, mask))
-    histogram.add_peaks(np.where(mask, values, values.dtype.type(0)).reshape(shape))
+    add_values(histogram, values, mask, count)
+    if isinstance(histogram, Histogram):
+        histogram.add_peaks(np.where(mask, values, values.dtype.type(0)).reshape(shape))
+
+
+def add_values(histogram: AnyHistogram, values: np.ndarray, mask: np.ndarray | None, count: int) -> None:
+    """Count all values of a tensor of ``count`` samples, without peaks where they are no steps; see ``_add``."""
+    if isinstance(histogram, Histogram):
+        histogram.add(select(values, mask))
+        return
+    shape = count if values.ndim > 0 and len(values) == count else 1, -1
+    real = np.broadcast_to(True if mask is None else mask, values.shape).reshape(shape)
+    for row, kept in zip(values.reshape(shape), real, strict=True):
+        histogram.add_rows(row[kept][None])
+
+
+def join_all(histograms: Mapping[str, AnyHistogram]) -> dict[str, Histogram]:
+    """The histograms as grids are chosen from them."""
+    return {name: each.join() if isinstance(each, StepHistogram) else each for name, each in histograms.items()}
 
 
 def choose_step(size: int, most: int) -> int:

@@ -67,7 +67,7 @@ def fill_states(model: Session, samples: CalibrationSet, *, labelled: bool = Fal
             yield feeds if labels is None else {**feeds, "label": labels[index : index + 1]}
 
     filled = open_calibration(read(), [replace(spec, state="") for spec in samples.inputs])
-    filled.sequences, filled.states = samples.sequences, samples.states
+    filled.sequences, filled.states, filled.steps = samples.sequences, samples.states, True
     return filled
 
 

@@ -20,9 +20,10 @@ from ..graph.index import Index, is_op
 from ..graph.liveness import find_live
 from ..graph.magnitudes import is_magnitude
 from ..numeric.histogram import Histogram
+from ..numeric.step_histogram import StepHistogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
-from .calibrate import BATCH_BYTES, batch_size, choose_grids, pick_evenly
+from .calibrate import BATCH_BYTES, AnyHistogram, add_values, batch_size, choose_grids, join_all, pick_evenly
 from .coarse_inputs import check_some_left
 from .output_tally import OutputTally
 from .padding_mask import find_real
@@ -145,7 +146,8 @@ class _Probe:
         self.prepared, self.products = prepared, products
         self.index, self.types = Index(prepared.model.graph), infer_types(prepared.model)
         self.cuts = _find_cuts(self.index, prepared.model, products, self.types)
-        self.histograms = {t: Histogram() for each in products.values() for t in each}
+        make = StepHistogram if prepared.samples.steps else Histogram
+        self.histograms: dict[str, AnyHistogram] = {t: make() for each in products.values() for t in each}
         also = [*self.histograms, *(t for cut in self.cuts for t in cut.tensors)]
         self.session = Session(prepared.model, also=also, threads=prepared.run.threads)
         of_layers = not products.keys().isdisjoint(layer.name for layer in prepared.scheme.layers)
@@ -161,16 +163,17 @@ class _Probe:
     def read(self, most: int) -> bool:
         """Read on to so many samples, and choose the grids; False where a value is not finite, as calibration tells."""
         while self.unread and not self._has(most):
-            feeds = self.prepared.samples.read(self.unread.popleft())
+            feeds, padding = self.prepared.samples.read(self.unread.popleft()), self.prepared.padding
             values, real = {**feeds, **self.session.run(feeds)}, find_real(feeds)
+            count = self.prepared.samples.count(feeds)
             for tensor, histogram in self.histograms.items():
                 try:
-                    histogram.add(self.prepared.padding.select_real(tensor, values[tensor], real))
+                    add_values(histogram, values[tensor], padding.mask_of(tensor, values[tensor].shape, real), count)
                 except ValueError:
                     return False
             self._keep(feeds, values)
         alone = _only(self.prepared.scheme, self.products, tuple(self.products), self.index)
-        self.grids = choose_grids(alone, self.histograms, self.prepared.config).activations
+        self.grids = choose_grids(alone, join_all(self.histograms), self.prepared.config).activations
         return True
 
     def _keep(self, feeds: dict[str, np.ndarray], values: Mapping[str, Any]) -> None:

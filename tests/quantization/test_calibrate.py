@@ -59,6 +59,19 @@ def test_the_way_the_set_is_divided_into_batches_does_not_matter(model, draw, mo
     )
 
 
+def test_values_of_steps_count_relative_to_the_signal_of_their_step(model, draw):
+    x = draw(32, 4, 6, 6)
+    x[1:] /= 16
+    x[0, 0, 0, 0] = 20  # beyond what a grid for quiet steps holds
+    samples, scheme = samples_of(model, x), make_scheme(model)
+    scales = []
+    for steps in (False, True):
+        samples.steps = steps
+        histograms = collect(model, [*scheme.activations], samples)
+        scales.append(choose_grids(scheme, histograms, QuantizeConfig()).activations["x"].scale)
+    assert scales[1] < 0.8 * scales[0]
+
+
 def test_no_tensor_is_kept(model, draw, monkeypatch):
     alive, most = [], 0
     original = histogram_module.Histogram.add

@@ -37,6 +37,7 @@ def test_each_step_has_the_state_that_the_one_before_gave(open_sums):
     assert filled.read(range(8))["h"].ravel().tolist() == [8, 9, 11, 0, 1, 0, 1, 3]
     assert filled.sequences.tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and filled.states == {"h": "hn"}
     assert filled.take([1, 6]).sequences.tolist() == [0, 2]
+    assert filled.steps and filled.take([1]).steps
 
 
 def test_labels_of_steps_are_kept_where_they_are_asked_for(open_sums):
