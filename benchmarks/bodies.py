@@ -1,6 +1,7 @@
 """Quantize made nets whose layers are in bodies of If, Loop and Scan, beside the same nets without control flow.
 
     python benchmarks/bodies.py [--bits W8A8,W4A8,W4A32] [--effort fast] [--samples 64] [--odd]
+    python benchmarks/bodies.py --plan 0.95@8-bit,0.9@8-bit [--cells mlp,conv]
 
 A net applies one cell a number of times to a state, with random weights. Its forms give equal outputs: unrolled, and
 the same in a branch, in a Loop, in a Scan, in a Loop in a branch; and with weights of its own in each turn, unrolled,
@@ -11,6 +12,10 @@ integers for all turns, where the unrolled form has its own in each.
 Columns: SQNR of the outputs on samples that were held out, and the difference from the unrolled form in dB; layers that
 were quantized; bytes beside the float file; integer kernels that onnxruntime made; Q/DQ that it left; seconds. The exit
 status is 1 where a form is more than BAR dB below the unrolled one.
+
+--plan: each form at these sizes, planned of W8A8 and W4A8, beside both everywhere: bytes, SQNR in dB, and layers at 4
+bits. The exit status is 1 where a file is larger than its limit or than its plan says, or where a branch has another
+plan than the same net without control flow.
 
 --odd: the odd bodies of tests/quantization/odd_bodies.py too, with every kind of settings: which of them are not as
 their table says, or not what the float model gives.
@@ -146,6 +151,40 @@ def measure(cell: str, form: str, bits: str, arguments: argparse.Namespace) -> d
     return {**row, "unfused": len(report.unfused), "seconds": seconds, "left": report.in_float}
 
 
+def run_plans(cells: list[str], limits: list[str], arguments: argparse.Namespace) -> int:
+    """Print the planned files; returns how many are not as they should be."""
+    wrong, fixed = 0, {"effort": arguments.effort, "threads": 1, "jobs": 1, "placement": "all"}
+    for cell in cells:
+        chosen: dict[tuple[str, str], dict[str, str]] = {}
+        for form in FORMS:
+            model, count = make_net(cell, form), arguments.samples * (2 if form.startswith("both") else 1)
+            samples, others = draw(cell, form, count, 1), draw(cell, form, OTHERS, 2)
+            for what in ("W8A8", "W4A8", *limits):
+                own: dict[str, Any] = {"weight_bits": int(what[1])} if what[0] == "W" else {"max_size": what}
+                config = onnxcalib.QuantizeConfig(candidates=("W8A8", "W4A8"), **own, **fixed)
+                try:
+                    result = onnxcalib.quantize(model, samples, config)
+                except onnxcalib.OnnxCalibError as error:
+                    print(f"{cell:6}{form:18}{what:12}{error}", flush=True)
+                    continue
+                found, size = result.report.plan, result.report.quantized_bytes
+                four = sum(layer.weight_bits == 4 for layer in result.report.layers)
+                if found is not None:
+                    wrong += not found["totals"]["bytes"] == size <= found["budgets"]["max_size"]
+                    chosen[form, what] = found["layers"]
+                level = compare(model, result.model, others)
+                print(
+                    f"{cell:6}{form:18}{what:12}{size:8,}{level:8.1f}{four:4} of {len(result.report.layers)}",
+                    flush=True,
+                )
+        wrong += sum(
+            chosen[form, limit] != layers for (inside, limit), layers in chosen.items()
+            for form in ("unrolled, own",) if inside == "branch, own" and (form, limit) in chosen
+        )  # fmt: skip
+    print(f"{wrong} not as they should be")
+    return wrong
+
+
 def compare(one: ModelProto, other: ModelProto, samples: dict[str, np.ndarray]) -> float:
     """SQNR in dB of all outputs of floats together, as a user's session gives them."""
     options = onnxruntime.SessionOptions()
@@ -199,10 +238,15 @@ def main(argv: list[str] | None = None) -> int:
     parser_.add_argument("--cells", type=lambda text: text.split(","), default=list(CELLS), help=", ".join(CELLS))
     parser_.add_argument("--effort", default="fast")
     parser_.add_argument("--samples", type=int, default=64)
+    parser_.add_argument(
+        "--plan", type=lambda text: text.split(","), metavar="SIZE,...", help="plans within sizes alone"
+    )
     parser_.add_argument("--odd", action="store_true", help="the odd bodies too")
     arguments = parser_.parse_args(argv)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    if arguments.plan:
+        return int(run_plans(arguments.cells, arguments.plan, arguments) > 0)
     missed = 0
     names = {"SQNR dB": 9, "to plain": 9, "layers": 7, "size": 6, "kernels": 8, "unfused": 8, "s": 6}
     print(f"{'cell':6}{'form':18}{'bits':6}" + "".join(name.rjust(width) for name, width in names.items()))

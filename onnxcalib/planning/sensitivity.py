@@ -286,7 +286,7 @@ class _Sweep:
             for together in find_siblings(state, block, specs):
                 for layer in together:
                     self._take_given(state, layer, layers, candidates)
-                left = [layer for layer in together if candidates[0] not in self.params.get(layer.name, {})]
+                left = [k for k in together if any(c not in self.params.get(k.name, {}) for c in candidates)]
                 found = solve_widths(state, block, left, specs[left[0].name]) if left else []
                 for layer, (params, reason) in zip(left, found, strict=True):
                     if reason is not None and layer.takes_bias:  # one that is solved gets a bias, and costs its bytes
@@ -294,7 +294,8 @@ class _Sweep:
                             each if each.bias is not None else replace(each, bias=self._zero_bias(layer))
                             for each in params
                         ]
-                    self.params.setdefault(layer.name, {}).update(zip(candidates, params, strict=True))
+                    own = self.params.setdefault(layer.name, {})
+                    own.update((c, each) for c, each in zip(candidates, params, strict=True) if c not in own)
 
     def _take_given(
         self,
@@ -303,15 +304,14 @@ class _Sweep:
         layers: Mapping[Candidate, list[LayerScheme]],
         candidates: Sequence[Candidate],
     ) -> None:
-        """Let a layer have the weight that an earlier graph has solved, if it has at all of these candidates."""
-        own = {c: next(each for each in layers[c] if each.name == layer.name) for c in candidates}
-        given = {c: self.survey.given.get((layer.name, repr(each.weight_spec))) for c, each in own.items()}
-        for candidate, params in given.items():
-            if params is None or None in given.values():
-                return
-            state.given = {layer.name: params}
-            give_weight(state, own[candidate])
-            self.params.setdefault(layer.name, {})[candidate] = state.layers[layer.name]
+        """Let a layer have the weight that an earlier graph has solved, at those of the candidates where it has."""
+        for candidate in candidates:
+            own = next(each for each in layers[candidate] if each.name == layer.name)
+            given = self.survey.given.get((layer.name, repr(own.weight_spec)))
+            if given is not None:
+                state.given = {layer.name: given}
+                give_weight(state, own)
+                self.params.setdefault(layer.name, {})[candidate] = state.layers[layer.name]
 
     def _zero_bias(self, layer: LayerScheme) -> np.ndarray:
         return np.zeros(self.shapes[layer.output][1 if layer.op in CONVOLUTIONS else -1])

@@ -7,6 +7,7 @@ import pytest
 
 from onnxcalib import BitPlan, ConfigError, QuantizeConfig, open_calibration, plan, quantize
 from onnxcalib.planning.graphs import order_samples
+from tests.quantization.test_bodies import CONVS, conv_weights
 from tests.test_pipeline import bits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::onnxcalib.errors.OnnxCalibWarning")
@@ -55,7 +56,7 @@ def cache(tmp_path_factory):
 
 
 def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obeyed(net, cache, tmp_path):
-    samples = draw_samples([True, False] * 8)
+    samples = draw_samples([True, False] * 4)
     at_once = quantize(net, samples, settings(cache, max_size="0.93@8-bit"))
     found = BitPlan.model_validate(at_once.report.plan)
     assert found.layers == bits_of(at_once.model)
@@ -101,7 +102,7 @@ def test_a_branch_that_no_sample_takes_is_float_in_the_plan_with_its_reason(net,
 
 
 def test_bits_of_weights_alone_are_planned_in_bodies_too(net, cache):
-    samples = draw_samples([True, False] * 8)
+    samples = draw_samples([True, False] * 4)
     config = settings(cache, activation_bits=32, max_size="0.9@8-bit", candidates=("W8A32", "W4A32g32"))
     result = quantize(net, samples, config)
     planned = result.report.plan
@@ -119,3 +120,10 @@ def test_losses_are_measured_on_samples_drawn_from_all_where_the_first_may_be_of
         samples.sequences = sequences
         found = order_samples(SimpleNamespace(samples=samples, model=model)).indices.tolist()
         assert sorted(found) == [*range(40)] and (found != [*range(40)]) == drawn
+
+
+def test_a_weight_that_an_end_of_the_model_has_at_its_own_bits_is_solved_once_in_bodies_too(build, draw, tmp_path):
+    model = build(CONVS, **conv_weights(draw))
+    samples = [{**each, "x": draw(1, 8, 6, 6)} for each in draw_samples([True, False] * 4)]
+    result = quantize(model, samples, settings(tmp_path, max_bops="1@8-bit", first_last_bits=4))
+    assert result.report.plan["totals"]["bytes"] == result.report.quantized_bytes
