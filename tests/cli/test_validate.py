@@ -20,7 +20,6 @@ from onnxcalib.config import DataConfig, ValidateConfig
 from onnxcalib.report import OutputRecord
 from onnxcalib.validation import render as formats
 from onnxcalib.validation import run as validation
-from onnxcalib.validation import timing as clock
 from onnxcalib.verdict import ContractRecord, GateRecord, LatencyRecord, Verdict
 
 TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
@@ -283,7 +282,6 @@ def test_quiet_prints_the_verdict_where_a_gate_does_not_hold(run):
 def real(tmp_path, monkeypatch):
     """Runs the command on files of its own, with the library."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clock, "SECONDS", 0.0)
     rng = np.random.default_rng(0)
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 6] x) => (float[N, 7] y) { [a] y = MatMul (x, w) }'
     model = parser.parse_model(text)

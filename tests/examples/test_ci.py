@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 from PIL import Image
+
+from onnxcalib.cli.main import main
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "ci"
 PIPELINES = ("github-actions.yml", "gitlab-ci.yml")
@@ -46,10 +49,18 @@ def read_commands(pipeline: str) -> list[list[str]]:
     return [shlex.split(command.replace("\\\n", " ")) for command in COMMAND.findall(text)]
 
 
-def call(arguments: list[str], folder: Path) -> subprocess.CompletedProcess:
-    """Run one command line in the folder, with the onnxcalib of this Python."""
-    code = "import sys; from onnxcalib.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, *arguments[1:]], cwd=folder, capture_output=True, text=True)
+class Ended(NamedTuple):
+    status: int
+    stdout: str
+    stderr: str
+
+
+def call(arguments: list[str], folder: Path) -> Ended:
+    """Run one command line in the folder."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with chdir(folder), redirect_stdout(stdout), redirect_stderr(stderr):
+        status = main(arguments[1:])
+    return Ended(status, stdout.getvalue(), stderr.getvalue())
 
 
 def draw_images(folder: Path, seed: int, count: int) -> tuple[np.ndarray, list[tuple[str, int]]]:
@@ -144,7 +155,7 @@ def test_gitlab_reads_the_junit_report():
 def test_a_sound_model_passes_and_leaves_all_reports(finished):
     folder, results, _ = finished
     for result in results:
-        assert result.returncode == 0, result.stdout + result.stderr
+        assert result.status == 0, result.stdout + result.stderr
     assert results[-1].stdout.splitlines()[-1].startswith("PASSED: ")
     suite = ElementTree.parse(folder / "report.xml").find("testsuite")
     gates = {"max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_steps", "max_saturating"}
@@ -160,7 +171,7 @@ def test_a_spoilt_model_fails_and_leaves_all_reports_nonetheless(finished, tmp_p
     shutil.copytree(before, folder, ignore=shutil.ignore_patterns("report.*"))
     spoil(folder / "quantized.onnx")
     result = call(validate, folder)
-    assert result.returncode == 3, result.stdout + result.stderr
+    assert result.status == 3, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("FAILED: 3 of 6 gates do not hold: ")
     suite = ElementTree.parse(folder / "report.xml").find("testsuite")
     failed = {case.get("name") for case in suite.findall("testcase") if case.find("failure") is not None}

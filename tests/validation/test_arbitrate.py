@@ -10,7 +10,6 @@ import pytest
 from onnxcalib import GateError, QuantizeConfig, ValidateConfig, quantize, validate
 from onnxcalib.report import OutputRecord
 from onnxcalib.validation import arbitrate as module
-from onnxcalib.validation import timing
 from onnxcalib.validation.arbitrate import find_obstacle, list_remarks
 from onnxcalib.verdict import ReferenceRecord, StepsRecord
 
@@ -19,11 +18,6 @@ NET = """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
     [mean] p = GlobalAveragePool (r)  [flat] f = Flatten (p)  [head] y = MatMul (f, v) }"""
 ODD = NET.replace("[mean] p", "[odd] q = LRN <size = 3> (r)  [mean] p").replace("(r)  [flat]", "(q)  [flat]")
 DATA = np.random.default_rng(3).normal(size=(12, 3, 8, 8)).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def no_time_for_timing(monkeypatch):
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from onnxcalib import GateError, QuantizeConfig, ValidateConfig, quantize, valid
 from onnxcalib.report import Observer
 from onnxcalib.runtime import foreign
 from onnxcalib.runtime.foreign import Runtime
-from onnxcalib.validation import on_device, render, timing
+from onnxcalib.validation import on_device, render
 from onnxcalib.validation.judge import judge
 from tests.runtime import tasks
 
@@ -32,7 +32,6 @@ def models(build, weigh):
 @pytest.fixture
 def on_chip(models, monkeypatch, tmp_path):
     """Validate for a made target, whose runtime is one of the tests."""
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
     (tmp_path / "chip.toml").write_text(CHIP)
 
     def run(opener, *, fixed=False, timed=False, data=DATA, **settings):
@@ -117,7 +116,6 @@ def test_a_runtime_that_takes_one_shape_runs_the_samples_of_the_first_ones(build
     net = build("g (float[N, S, 6] x) => (float[N, S, 4] y) { [head] y = MatMul (x, w) }", w=weigh(6, 4))
     data = [{"x": np.ones((1, size, 6), np.float32)} for size in (3, 5, 3, 3)]
     small = quantize(net, data, QuantizeConfig(reconstruct=False)).model
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
     (tmp_path / "chip.toml").write_text(CHIP)
     for fixed, count in ((True, 3), (False, 4)):
         monkeypatch.setitem(foreign.RUNTIMES, "json", Runtime(tasks.Chip, "chip", fixed))
@@ -148,7 +146,6 @@ class Listener(Observer):
 
 def test_without_the_runtime_the_file_is_read_alone_and_one_line_says_what_runs_it(models, monkeypatch):
     monkeypatch.setattr(foreign, "find_spec", lambda name: None)
-    monkeypatch.setattr(timing, "SECONDS", 0.0)
     listener = Listener()
     verdict = validate(*models, DATA, ValidateConfig(target="openvino"), observer=listener)
     assert verdict.device is None and find_gate(verdict, "target").text.endswith("the device was not run")

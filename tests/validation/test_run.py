@@ -29,8 +29,6 @@ DATA = np.random.default_rng(7).normal(size=(24, 3, 8, 8)).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
-    """Where little time is spent on timing."""
-    monkeypatch.setattr(clock, "SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
 
 
