@@ -44,13 +44,13 @@ def reconstruct_layers(prepared: Prepared, ranges: Ranges) -> Reconstruction:
 
     Raises ConfigError for ranges that do not fit the model, and ModelError where nothing could be quantized.
     """
-    if not prepared.run.place:
-        prepared.run.shared = None  # an earlier call may have had other ranges
-    found, bodies = reconstruct_outside(prepared, ranges), list_bodies(prepared.model)
-    if bodies and prepared.run.shared is None:
-        prepared.run.shared = SharedWeights()
+    bodies = list_bodies(prepared.model)
+    if not prepared.run.place:  # an earlier call may have had other ranges
+        prepared.run.shared = SharedWeights() if bodies else None
+    found = reconstruct_outside(prepared, ranges)
     if prepared.run.shared is not None:
         prepared.run.shared.keep(prepared.model, found.scheme, found.layers)
+        prepared.run.shared.keep_factors(prepared.sources, found.layers, prepared.factors)
     if not bodies:
         return found
     done: list[QuantizedBody] = []

@@ -6,6 +6,7 @@ The features of a table come in units of their own: one grid over years and inco
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from onnx import ModelProto
@@ -21,6 +22,13 @@ UNLIKE = 16.0
 AT_ONCE = 32  # samples that are run at once
 
 
+class Evened(NamedTuple):
+    """What was found in front of a layer, in one line, and the factors (channels,) of what it reads."""
+
+    line: str
+    factor: np.ndarray
+
+
 def even_channels(
     model: ModelProto,
     scheme: QuantScheme,
@@ -28,32 +36,41 @@ def even_channels(
     threads: int = 0,
     *,
     smoothed: Collection[str] = (),
-) -> Mapping[str, str]:
-    """Scale the channels that first layers read, where they are unlike: layer -> what was found, in one line.
+    given: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Evened]:
+    """Scale the channels that first layers read, where they are unlike: layer -> what was done.
 
     A Mul by powers of two stands in front of a layer then, and its weight is divided by them, so that the float model's
     values stay as they are. That changes ``model``, which then needs a new scheme. Image files are not read.
-    smoothed: layers that stay as they are, since their channels have factors already.
+    smoothed: layers that stay as they are, since their channels have factors already. given: factors that layers have
+    in another graph, with whose weights theirs are stored; these have the same, first or not.
     """
-    done: dict[str, str] = {}
-    known: dict[tuple[str, bool], np.ndarray] = {}
+    done: dict[str, Evened] = {}
+    known = {name: factor for name, factor in (given or {}).items() if name not in smoothed}
+    for layer in [each for each in scheme.layers if each.name in known]:
+        if can_scale(Index(model.graph), layer):
+            scale_input(model, layer, known[layer.name])
+            why = f"{layer.input}: channels are scaled in front of {layer.name} as in front of others with its weight"
+            done[layer.name] = Evened(why, known[layer.name])
+    seen: dict[tuple[str, bool], np.ndarray] = {}
     for layer in () if samples.images else tuple(first_layers(Index(model.graph), scheme)):
-        if layer.name in smoothed or not can_scale(Index(model.graph), layer):
+        if layer.name in smoothed or layer.name in done or not can_scale(Index(model.graph), layer):
             continue
         key = (layer.input, layer.op == "Conv")
-        if key not in known:
-            known[key] = _find_peaks(model, *key, samples, threads)
-        peaks = known[key]
+        if key not in seen:
+            seen[key] = _find_peaks(model, *key, samples, threads)
+        peaks = seen[key]
         factor = even_factors(peaks)
         if (factor == 1).all():
             continue
         used = peaks[peaks > 0]
         scale_input(model, layer, factor)
         largest, least = int(peaks.argmax()), int(np.where(peaks > 0, peaks, np.inf).argmin())
-        done[layer.name] = (
+        line = (
             f"{layer.input}: channel {largest} reaches {used.max() / used.min():,.0f} times as far as channel {least};"
             f" each is scaled in front of {layer.name}"
         )
+        done[layer.name] = Evened(line, factor)
     return done
 
 

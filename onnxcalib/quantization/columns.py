@@ -141,6 +141,22 @@ class ColumnReader:
             solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
         return [each.cpu() for each in solved]
 
+    def fit_bias(self, rows: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor | None:
+        """The bias (G, C) with which the mean output of a quantized weight is that of the target; None as in ``solve``.
+
+        rows, quantized: the float weight and the quantized one, (G, C, K), float64.
+        """
+        measured = self._measure()
+        if not measured or not all(moments.finite for moments in measured):
+            return None
+        moments, (rows, quantized) = measured[0], (each.to(self.problem.device) for each in (rows, quantized))
+        for held_out in measured[1:]:
+            moments = moments.pooled(held_out)
+        if self.layer.op == "ConvTranspose":
+            return bias_of_groups(moments, quantized).cpu()
+        bias = moments.means_of_targets(rows) - (quantized @ moments.input_mean[..., None]).squeeze(-1)
+        return (bias + self._read_bias().to(bias) if self.target.of_input else bias).cpu()
+
     def _measure_output_metric(self, mean: torch.Tensor) -> OutputMetric | None:
         """How an error of the layer's weight changes the model's outputs, from the layer's probes.
 

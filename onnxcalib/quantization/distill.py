@@ -37,6 +37,7 @@ from .compared import find_compared
 from .learn import added_bias, bias_parameter, check_parity
 from .output_parts import take_parts
 from .padding_mask import Unpadded, find_real
+from .params import dequantize_weight, spread
 from .prepared import Prepared
 from .state import ReconstructionState
 
@@ -142,7 +143,9 @@ class _Tuning:
             if table.tied_to is not None:
                 tie_constant(module, table.name, table.tied_to)
             else:
-                constant_of(module, table.name).copy_(torch.from_numpy(_dequantize(self.state.layers[table.name])))
+                constant_of(module, table.name).copy_(
+                    torch.from_numpy(dequantize_weight(self.state.layers[table.name]))
+                )
 
     def _fill_layers(self, module: fx.GraphModule, learned: set[str]) -> dict[str, LearnedWeight]:
         """Give layers their quantized weights, and those that are learned parameters."""
@@ -154,7 +157,7 @@ class _Tuning:
                 bias = bias_parameter(part)
                 bias.copy_(torch.from_numpy(params.bias - added_bias(self.problem, layer)).to(bias))
             if layer.name not in learned:
-                values = _dequantize(params)
+                values = dequantize_weight(params)
                 part.get_parameter("weight").copy_(torch.from_numpy(values.T if turned else values))
                 continue
             parametrize.register_parametrization(
@@ -265,31 +268,11 @@ class _Chosen(nn.Module):
         return tuple(values[number] for number in self.numbers)
 
 
-def _spread(values: np.ndarray, params: LayerParams) -> np.ndarray:
-    """Values of scales, in an array that broadcasts against the weight."""
-    spec, shape = params.grid.spec, params.integers.shape
-    if spec.axis is None:
-        return values
-    if spec.block is None:
-        return np.expand_dims(values, [axis for axis in range(len(shape)) if axis != spec.axis])
-    other = 1 - spec.axis
-    return np.repeat(values, spec.block, other).take(range(shape[other]), other)
-
-
-def _dequantize(params: LayerParams) -> np.ndarray:
-    """The quantized weight, float32."""
-    values = params.read().astype(np.float32)
-    if not params.grid.spec.symmetric:
-        values -= _spread(params.grid.zero_point, params)
-    values *= _spread(params.grid.scale, params)
-    return values
-
-
 def _make_learned(weight: torch.Tensor, params: LayerParams, *, turned: bool) -> LearnedWeight:
     """weight: the float one, as torch has it; turned: the integers are (inputs, channels), unlike it."""
     grid, integers = params.grid, params.read().astype(np.float32)
     if not grid.spec.symmetric:
-        integers -= _spread(grid.zero_point, params)
+        integers -= spread(grid.zero_point, params)
     scale, zero = (
         each.reshape(-1, 1) if grid.spec.block is None else each.T if turned else each
         for each in (grid.scale, grid.zero_point)
@@ -306,6 +289,6 @@ def _read_back(params: LayerParams, learned: LearnedWeight) -> LayerParams:
         integers, scale = integers.T, scale.T
     scale = scale.reshape(grid.scale.shape).astype(np.float32)
     if not grid.spec.symmetric:
-        integers = integers + _spread(grid.zero_point, params)
+        integers = integers + spread(grid.zero_point, params)
     stored = put_integers(np.ascontiguousarray(integers).astype(np.int8), grid.spec.bits)
     return LayerParams(stored, replace(grid, scale=scale), params.bias)

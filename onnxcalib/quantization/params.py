@@ -71,3 +71,23 @@ def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams 
         least = np.abs(bias) / (BIAS_LEVELS * float(input_grid.scale))
         scale = np.maximum(scale, least if spec.axis is not None else least.max())
     return np.asarray(next_power(scale) if spec.power_of_two else scale, np.float32)
+
+
+def spread(values: np.ndarray, params: LayerParams) -> np.ndarray:
+    """Values of scales, in an array that broadcasts against the weight."""
+    spec, shape = params.grid.spec, params.integers.shape
+    if spec.axis is None:
+        return values
+    if spec.block is None:
+        return np.expand_dims(values, [axis for axis in range(len(shape)) if axis != spec.axis])
+    other = 1 - spec.axis
+    return np.repeat(values, spec.block, other).take(range(shape[other]), other)
+
+
+def dequantize_weight(params: LayerParams) -> np.ndarray:
+    """The quantized weight, float32."""
+    values = params.read().astype(np.float32)
+    if not params.grid.spec.symmetric:
+        values -= spread(params.grid.zero_point, params)
+    values *= spread(params.grid.scale, params)
+    return values

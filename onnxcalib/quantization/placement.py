@@ -160,11 +160,13 @@ def _keep_layers(prepared: Prepared, chosen: Mapping[str, str]) -> dict[str, str
 def _find_slow(prepared: Prepared, shapes: Shapes) -> dict[str, str]:
     if prepared.config.placement == "all":
         return {}
+    shared = prepared.run.shared  # in float, their weights would be in the file twice
+    wanted = [*list_named(prepared), *(shared.find_factors(prepared.sources) if shared else ())]
     if prepared.config.placement == "measured":
         name = f"placement-{fingerprint(prepared.model)[:16]}"  # times differ from run to run
-        choose = partial(choose_by_time, prepared, shapes, list_named(prepared))
+        choose = partial(choose_by_time, prepared, shapes, wanted)
         return prepared.run.checkpoints.recall(name, choose, dict[str, str])
-    return choose_by_cost(prepared.model, prepared.widest_scheme, shapes, list_named(prepared))
+    return choose_by_cost(prepared.model, prepared.widest_scheme, shapes, wanted)
 
 
 def _find_coarse(prepared: Prepared) -> dict[str, str]:

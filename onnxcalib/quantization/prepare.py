@@ -47,6 +47,7 @@ from .prepared import Prepared, make_settings_scheme, take_own, with_bits
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .run_samples import open_of_settings
+from .shared_weights import identify_weights
 from .smoothing import smooth_inputs
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
@@ -86,7 +87,7 @@ def prepare(
             nodes = {node.name for node in model.graph.node}
             config = _take_bits(run, plan, (model, original))
             reasons = {name: why for name, why in plan.reasons().items() if name in nodes} if plan else {}
-            return place_by_structure(
+            return _place(
                 Prepared(
                     run=run,
                     config=config,
@@ -114,6 +115,14 @@ def prepare(
         _check_tensors(run.config, prepared.scheme, plan)
         _tell(prepared, plan)
         return prepared
+
+
+def _place(prepared: Prepared) -> Prepared:
+    """Identify the weights that graphs of the model may share, and leave in float what the structure tells to."""
+    run, model = prepared.run, prepared.model
+    if run.place or any(map(has_bodies, model.graph.node)):
+        prepared = replace(prepared, sources=identify_weights(model, prepared.scheme))
+    return place_by_structure(prepared)
 
 
 def _drop_selectors(run: Run, model: ModelProto) -> None:
@@ -192,14 +201,16 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     model, samples, run = prepared.model, prepared.samples, prepared.run
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme
-    smoothing = smooth_inputs(prepared, scheme, planned=planned)
+    given = {} if run.shared is None else run.shared.find_factors(prepared.sources)
+    smoothing = smooth_inputs(prepared, scheme, planned=planned, given=given)
     smoothed = 0 if smoothing is None else len(smoothing.muls)
     if smoothed:
         scheme = prepared.make_widest_scheme()
     # A Mul of its own grid in front of the layer would round the channels all the same.
     grouped = run.target.requirements.placing == "groups"
     done = set() if smoothing is None else {name for names in smoothing.layers.values() for name in names}
-    unlike = {} if grouped else even_channels(model, scheme, samples, run.threads, smoothed=done)
+    known = {name: factor for name, factor in given.items() if factor is not None}
+    unlike = {} if grouped else even_channels(model, scheme, samples, run.threads, smoothed=done, given=known)
     if unlike:
         scheme = prepared.make_widest_scheme()
     joins = even_joins(model, scheme, samples, run.threads)
@@ -220,10 +231,16 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         "smooth": smoothed,
         "rescale_input": len(found.rescaled),
     }
-    for line in (*(f"{name}: {count}" for name, count in passes.items() if count), *unlike.values(), *joins.values()):
+    for line in (
+        *(f"{name}: {count}" for name, count in passes.items() if count),
+        *(each.line for each in unlike.values()),
+        *joins.values(),
+    ):
         run.observer.note(line)
     fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids, smoothing=smoothing)
-    fitted = replace(fitted, tied=find_tied(model))
+    factors = {} if smoothing is None else smoothing.by_layer
+    factors |= {name: each.factor for name, each in unlike.items()}
+    fitted = replace(fitted, tied=find_tied(model), factors=factors)
     if unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted

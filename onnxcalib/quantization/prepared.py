@@ -62,7 +62,8 @@ class Prepared:
     the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
     quantizes these. alone: layers that read float in place of what each run would round.
     parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``. tied: see ``find_tied``.
-    smoothing: what was chosen, None where none was tried.
+    smoothing: what was chosen, None where none was tried. sources: see ``identify_weights``, before channels have
+    factors, in a model with bodies and in bodies. factors: layer -> those (channels,) of what it reads.
     """
 
     run: Run
@@ -84,6 +85,8 @@ class Prepared:
     tied: Mapping[str, str] = field(default_factory=dict)
     smoothing: Smoothing | None = field(default=None, repr=False)
     statistics: Statistics | None = field(default=None, repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
     def squashed(self) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ more than they do in the end, and smoothing, which moves range into them or out 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,7 @@ from ..numeric.ranges import choose_grid
 from ..numeric.rounding import fake_quantize, fake_quantize_rows
 from ..numeric.smooth import (
     Steps,
+    climb,
     fit_factors,
     reaching_factors,
     round_in_blocks,
@@ -48,6 +49,7 @@ from .channel_scales import even_factors
 from .input_grid import first_layers
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
+from .shared_weights import Factors, fix_factors
 
 if TYPE_CHECKING:
     from .prepared import Prepared
@@ -78,8 +80,9 @@ class Smoothing:
     """What was chosen for a model, and how it was done.
 
     exponent, reach: what was chosen, one of them; neither where the outputs gain nothing. fitted: whether the factors
-    of the exponent were fitted (``fit_factors``) where each row has a range of its own. factors: activation ->
-    (channels,), empty then. decibels: what was tried, by ``name``, or "off" -> the least SQNR of an output with it.
+    of the exponent were fitted (``fit_factors``) where each row has a range of its own. given: activations with the
+    factors of another graph. factors: activation -> (channels,), empty where nothing was chosen or given. decibels:
+    what was tried, by ``name``, or "off" -> the least SQNR of an output with it.
     layers: activation -> the layers that read it. muls: activation -> the Mul in front of the layers, None where what
     makes the activation takes the factors.
     """
@@ -91,6 +94,7 @@ class Smoothing:
     muls: dict[str, str | None] = field(default_factory=dict)
     reach: float | None = None
     fitted: bool = False
+    given: int = 0
 
     @property
     def name(self) -> str | None:
@@ -98,6 +102,11 @@ class Smoothing:
         if self.reach is not None:
             return f"reach {self.reach:g}"
         return None if self.exponent is None else f"{self.exponent:g}{' fitted' if self.fitted else ''}"
+
+    @property
+    def by_layer(self) -> dict[str, np.ndarray]:
+        """Layer -> the factors (channels,) of the activation that it reads."""
+        return {name: self.factors[tensor] for tensor, names in self.layers.items() for name in names}
 
     @property
     def ends(self) -> dict[str, tuple[float, float]]:
@@ -109,6 +118,11 @@ class Smoothing:
         told = ", ".join(f"{name} {value:.1f}" for name, value in self.decibels.items())
         what = f"exponent {self.name}" if self.reach is None else self.name
         chosen = "none" if self.name is None else f"{what} for {len(self.muls)} activations"
+        if self.given:
+            others = f"; else {chosen}" if self.decibels else ""
+            chosen = f"factors of {self.given} activations are those with which their weights are stored{others}"
+        if not self.decibels:
+            return f"smoothing: {chosen}"
         return f"smoothing: {chosen}; dB of the worst output by these layers' weights and inputs alone: {told}"
 
     def record(self) -> dict[str, Any]:
@@ -118,12 +132,15 @@ class Smoothing:
         return {**chosen, "tried_db": self.decibels, "smoothed": smoothed}
 
 
-def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = False) -> Smoothing | None:
+def smooth_inputs(
+    prepared: Prepared, scheme: QuantScheme, *, planned: bool = False, given: Factors | None = None
+) -> Smoothing | None:
     """Smooth what layers read, where the outputs gain by it; changes the model, which then needs a new scheme.
 
     None where nothing was tried: without norms in front of layers, with activations of 16 bits, for a target whose
     device may round what a Mul gives, and where the settings say so. planned: bits are those of a plan, or are to be;
-    nothing is tried then either.
+    nothing is tried then either. given: factors that layers have in another graph, with whose weights theirs are
+    stored; they have the same.
     """
     run, config = prepared.run, prepared.config
     if config.smoothing == "off" or not run.target.is_onnxruntime or config.wide:
@@ -147,9 +164,9 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = Fa
         return None
     chosen = run.checkpoints.find(SMOOTHING, Smoothing)
     if chosen is None:
-        chosen = _Trial(prepared, scheme, found).choose()
-    if chosen.name is not None:
-        taken = [each for each in found if (chosen.factors[each.tensor] != 1).any()]
+        chosen = _choose(prepared, scheme, found, given or {})
+    if chosen.factors:
+        taken = [each for each in found if np.any(chosen.factors.get(each.tensor, np.ones(1)) != 1)]
         muls = {each.tensor: smooth(model, each, chosen.factors[each.tensor]) for each in taken}
         names = {each.tensor: tuple(layer.name for layer in each.layers) for each in taken}
         chosen = replace(chosen, layers=names, muls=muls)
@@ -157,18 +174,13 @@ def smooth_inputs(prepared: Prepared, scheme: QuantScheme, *, planned: bool = Fa
     return chosen
 
 
-def climb(count: int, first: int, measure: Callable[[int], float]) -> int:
-    """The best of the numbers below ``count`` that are met from the first one on to each side, as long as they gain.
-
-    Both sides are looked at: in SmolLM2-135M the exponents 0.8 and 0.95 are alike, and 0.65 and 0.5 have 6 dB more.
-    """
-    best = first
-    for step in (1, -1):
-        at = first
-        while 0 <= at + step < count and measure(at + step) > measure(at):
-            at += step
-        best = max(best, at, key=measure)
-    return best
+def _choose(prepared: Prepared, scheme: QuantScheme, found: Sequence[Smoothable], given: Factors) -> Smoothing:
+    """What leaves the outputs most, of the activations without given factors; the others have these."""
+    fixed = fix_factors(Index(prepared.model.graph), {each.tensor: each.layers for each in found}, given)
+    if len(fixed) == len(found):
+        return Smoothing(None, fixed, {}, given=len(fixed))
+    chosen = _Trial(prepared, scheme, found, fixed).choose()
+    return replace(chosen, factors={**chosen.factors, **fixed}, given=len(fixed))
 
 
 class _Batch(NamedTuple):
@@ -179,9 +191,16 @@ class _Batch(NamedTuple):
 class _Trial:
     """The float model's activations on some samples, its outputs on others, and a session that tries factors."""
 
-    def __init__(self, prepared: Prepared, scheme: QuantScheme, found: Sequence[Smoothable]) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        scheme: QuantScheme,
+        found: Sequence[Smoothable],
+        fixed: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """fixed: the factors of some activations, which are not chosen."""
         self.model, self.found, self.samples, self.parts = prepared.model, found, prepared.samples, prepared.parts
-        self.threads, self.scheme = prepared.run.threads, scheme
+        self.threads, self.scheme, self.fixed = prepared.run.threads, scheme, fixed or {}
         self.index, self.padding = Index(self.model.graph), PaddingMask(self.model)
         self.peaks: dict[str, np.ndarray] = {}
         self.values: dict[str, np.ndarray] = {}
@@ -299,7 +318,7 @@ class _Trial:
         for each in self.found:
             if each.block is None and first.issuperset(layer.name for layer in each.layers):
                 factors[each.tensor] = even_factors(self.peaks[each.tensor]).astype(np.float32)
-        return factors
+        return {**factors, **self.fixed}
 
     def _read(self, layer: LayerScheme) -> np.ndarray:
         """The weight of a layer, (inputs, outputs)."""
@@ -335,6 +354,7 @@ class _Trial:
 
     def _measure(self, session: Session, factors: Mapping[str, np.ndarray]) -> float:
         """The least SQNR of an output, with the weights of these factors and the inputs rounded."""
+        factors = {**factors, **self.fixed}
         given = {name: value for each in self.found for name, value in self._feed(each, factors[each.tensor]).items()}
         tally = OutputTally(self.padding, self.parts)
         for feeds, outputs in self.batches:

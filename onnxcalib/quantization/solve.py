@@ -20,7 +20,7 @@ from ..runtime.memory import release
 from ..spec import Block, LayerScheme, QParams, QuantScheme, QuantSpec
 from .column_choice import MOST_INPUTS
 from .columns import ColumnReader
-from .params import make_params
+from .params import dequantize_weight, make_params
 from .shared_weights import give_weight
 from .siblings import find_siblings
 from .state import ReconstructionState
@@ -106,16 +106,40 @@ def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
 
 def solve_layers(state: ReconstructionState, block: Block, layers: Sequence[LayerScheme]) -> dict[str, str]:
     """Give these layers, which ``find_siblings`` has together, their LayerParams; returns as ``solve_block``."""
-    for layer in layers:
-        if layer.name in state.given:
-            give_weight(state, layer)
-    layers = [layer for layer in layers if layer.name not in state.given]
-    if not layers:
+    given = {layer.name for layer in layers if layer.name in state.given}
+    if len(given) == len(layers):
+        for layer, bias in zip(layers, _fit_biases(state, block, layers), strict=True):
+            give_weight(state, layer, bias)
         return {}
-    found = solve_widths(state, block, layers, [layers[0].weight_spec])
-    for layer, solved in zip(layers, found, strict=True):
+    if layers[0].takes_bias:
+        given = set()  # theirs would need their own moments: these weights are stored apart
+    reasons: dict[str, str] = {}
+    for layer, solved in zip(layers, solve_widths(state, block, layers, [layers[0].weight_spec]), strict=True):
+        if layer.name in given:
+            give_weight(state, layer)
+            continue
         (state.layers[layer.name],) = solved.params
-    return {layer.name: each.reason for layer, each in zip(layers, found, strict=True) if each.reason is not None}
+        if solved.reason is not None:
+            reasons[layer.name] = solved.reason
+    return reasons
+
+
+def _fit_biases(state: ReconstructionState, block: Block, layers: Sequence[LayerScheme]) -> Sequence[np.ndarray | None]:
+    """The biases that make up for the mean error of integers that were solved on what other layers read.
+
+    They may have any, as the biases of those make up for theirs. None where layers take no bias, or read nothing.
+    """
+    shape = tuple(state.problem.index.initializers[layers[0].weight].dims)
+    if not layers[0].takes_bias or count_inputs(shape, layers[0]) > MOST_INPUTS:
+        return [None] * len(layers)
+    weights = [known_constant(state.problem.index, layer.weight) for layer in layers]
+    quantized = [dequantize_weight(state.given[layer.name]) for layer in layers]
+    (rows, owned), (others, _) = (
+        _stack_rows([to_rows(each, layer) for each, layer in zip(some, layers, strict=True)])
+        for some in (weights, quantized)
+    )
+    bias = ColumnReader(state, block, layers, shape).fit_bias(rows.double(), others.double())
+    return [None] * len(layers) if bias is None else [bias[:, own].reshape(-1).numpy() for own in owned]
 
 
 def solve_widths(

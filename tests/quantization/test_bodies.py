@@ -358,3 +358,49 @@ def test_what_a_loop_carries_may_begin_without_values(build, draw, run, text):
     result, _ = quantize_fast(model, samples)
     assert {record.name for record in result.report.layers} == {"MatMul_h", "MatMul_a"}
     assert measure_db(run, result, model, samples) > 25
+
+
+NORMED = """
+g (float[1, 4, 48] x, bool flag) => (float[1, 4, 96] y)
+{
+  y = If (flag) <
+    then_branch = yes () => (float[1, 4, 96] p) { a = LayerNormalization (x, s) p = MatMul (a, w) },
+    else_branch = no () => (float[1, 4, 96] q)
+      { h = Add (x, one) b = LayerNormalization (h, s)  c = MatMul (b, w)  q = Relu (c) }
+  >
+}
+"""
+
+
+def test_branches_with_a_weight_have_one_set_of_factors(build, draw, run):
+    scale = np.ones(48, np.float32)
+    scale[::12] = (20, 30, 40, 50)
+    model = build(NORMED, w=draw(48, 96) / scale[:, None], s=scale, one=np.ones((1, 1, 48), np.float32))
+    samples = draw_samples([False, True] * 32, shape=(1, 4, 48))
+    result, notes = quantize_fast(model, samples, placement="all")
+    told = [note for note in notes if "smoothing" in note]
+    assert "exponent" in told[0] and "factors of 1 activations are those with which their weights are stored" in told[1]
+    assert len([t for g in all_graphs(result.model.graph) for t in g.initializer if list(t.dims) == [48, 96]]) == 1
+    assert measure_db(run, result, model, samples) > 36
+
+
+BIASED = """
+g (float[1, 4, 32] x, bool flag) => (float[1, 4, 16] y)
+{
+  y = If (flag) <
+    then_branch = yes () => (float[1, 4, 16] p) { a = Add (x, one) c = MatMul (a, w) p = Add (c, v) },
+    else_branch = no () => (float[1, 4, 16] q) { b = Add (x, other) d = MatMul (b, w) q = Add (d, v) }
+  >
+}
+"""
+
+
+def test_the_bias_of_each_reader_makes_up_for_the_mean_error_of_a_weight_that_is_shared(build, draw, run):
+    model = build(BIASED, w=draw(32, 16), v=draw(16), one=2 * draw(32), other=2 * draw(32))
+    samples = draw_samples([False, True] * 30, shape=(1, 4, 32))
+    settings = {"weight_bits": 4, "activation_bits": 32, "statistics": False, "biases": False}
+    result, _ = quantize_fast(model, samples, **settings)
+    for of_branch in (samples[::2], samples[1::2]):
+        errors = [run(result.model, *each.values())[0] - run(model, *each.values())[0] for each in of_branch]
+        by_channel = np.concatenate(errors).reshape(-1, 16)
+        assert np.square(by_channel.mean(axis=0)).sum() < 0.02 * np.square(by_channel).mean(axis=0).sum()

@@ -39,7 +39,8 @@ def test_features_in_units_of_their_own_cost_nothing(build, weigh):
 def test_what_was_found_is_told(build, weigh):
     net = make_table(build, weigh, UNITS)
     samples = open_calibration(draw_table(48, UNITS), inputs_of(net))
-    (line,) = even_channels(net, make_scheme(net), samples).values()
+    (found,) = even_channels(net, make_scheme(net), samples).values()
+    line = found.line
     assert line.startswith("x: channel 1 reaches 2") and line.endswith("as channel 3; each is scaled in front of first")
 
 
@@ -55,6 +56,15 @@ def test_what_is_computed_from_the_inputs_is_looked_at(build, weigh):
     samples = open_calibration(draw_table(48, np.array([1, 9, 1, 1, 1, 1])), inputs_of(net))
     assert list(even_channels(net, make_scheme(net), samples)) == ["first"]
     assert [node.op_type for node in net.graph.node] == ["Exp", "Mul", "MatMul"]
+
+
+def test_a_layer_has_the_factors_that_it_is_given_and_another_has_its_own(build, weigh):
+    net = make_table(build, weigh, UNITS)
+    samples, factor = open_calibration(draw_table(48, UNITS), inputs_of(net)), np.full(6, 0.5, np.float32)
+    names = [layer.name for layer in make_scheme(net).layers]
+    found = even_channels(net, make_scheme(net), samples, given={names[0]: factor, "elsewhere": factor})
+    assert list(found) == [names[0]] and np.array_equal(found[names[0]].factor, factor)
+    assert "as in front of others with its weight" in found[names[0]].line
 
 
 def test_what_several_first_layers_read_is_computed_once(build, weigh, monkeypatch):

@@ -12,6 +12,7 @@ from onnxcalib import ConfigError, Observer, QuantizeConfig, calibrate, prepare,
 from onnxcalib.bitplan import BitPlan, Totals
 from onnxcalib.cli.summary import print_summary
 from onnxcalib.graph.save import fingerprint
+from onnxcalib.numeric.smooth import climb
 from onnxcalib.quantization import smoothing
 
 FEED_FORWARD = """g (float[N, 7, 16] x) => (float[N, 7, 16] y) {
@@ -134,8 +135,8 @@ def test_factors_of_calibrated_inputs_are_not_fitted(transformer):
     [([27.1, 27.2, 21.2, 21.3], 1), ([20, 21, 25, 24], 2), ([20, 24, 25, 26], 3), ([27, 26, 25, 25], 0)],
 )
 def test_both_sides_of_the_first_exponent_are_looked_at(decibels, best):
-    assert smoothing.climb(4, 2, decibels.__getitem__) == best
-    assert smoothing.climb(1, 0, decibels.__getitem__) == 0
+    assert climb(4, 2, decibels.__getitem__) == best
+    assert climb(1, 0, decibels.__getitem__) == 0
 
 
 def test_where_nothing_is_gained_the_file_is_the_one_without(build, weigh):
