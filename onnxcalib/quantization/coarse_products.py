@@ -55,14 +55,28 @@ def find_coarse_products(prepared: Prepared) -> dict[str, str]:
     return found
 
 
-def find_coarse_spectra(prepared: Prepared) -> dict[str, str]:
+def find_coarse_spectra(prepared: Prepared, *, behind: bool = False) -> dict[str, str]:
     """Maps the layers behind which a magnitude is taken, and that alone leave less than LEAST_DB, to the reasons.
 
     A magnitude, the root of a sum of squares, is what a spectrum of sounds is made of, loud ones and quiet ones.
+    behind: look at the layers that read it, too. What they lose of quiet steps of a sequence stays in its states.
     """
     index = Index(prepared.model.graph)
     heads = [node.output[0] for node in index.nodes.values() if is_magnitude(index, node)]
-    return _search(prepared, _find_before(prepared.model, prepared.scheme, heads))
+    found = _find_before(prepared.model, prepared.scheme, heads)
+    if behind:
+        found |= _find_behind(prepared.scheme, heads)
+    return _search(prepared, found)
+
+
+def _find_behind(scheme: QuantScheme, heads: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Layers that read these tensors, each with its input on a grid."""
+    grids, reads = scheme.activations, scheme.float_reads
+    return {
+        layer.name: (layer.input,)
+        for layer in scheme.layers
+        if layer.input in heads and layer.input in grids and layer.name not in reads.get(layer.input, ())
+    }
 
 
 def _search(prepared: Prepared, products: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

@@ -17,8 +17,8 @@ These are the rules, in their order. Each sees the scheme without what those bef
 8. ``trial``: what onnxruntime refuses. ``final_trial`` asks again when the layers are solved.
 
 The first three look at nodes and shapes, so that the inputs of first layers are fitted to what is left. So does what
-follows them: layers read float of which a magnitude is made that 256 levels do not hold (``coarse_products``). The
-others look at values, which need the fitted inputs.
+follows them: layers read float that make, or in sequences read, a magnitude that 256 levels do not hold
+(``coarse_products``). The others look at values, which need the fitted inputs.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def place_spectra(prepared: Prepared) -> Prepared:
     if config.wide or not prepared.run.target.is_onnxruntime:
         return prepared
     named = list_named(prepared)
-    found = {name: reason for name, reason in find_coarse_spectra(prepared).items() if name not in named}
+    coarse = find_coarse_spectra(prepared, behind=prepared.samples.steps)
+    found = {name: reason for name, reason in coarse.items() if name not in named}
     for name, reason in found.items():
         prepared.run.leave_out(f"integer activations of {name}", f"{reason}; its weights alone are quantized")
     return prepared.read_float(found)

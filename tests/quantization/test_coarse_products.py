@@ -8,6 +8,7 @@ import pytest
 from onnxcalib import pipeline
 from onnxcalib.config import QuantizeConfig
 from onnxcalib.quantization import coarse_products
+from onnxcalib.quantization.placement import place_spectra
 
 # Distances |a|^2 - 2ab + |b|^2 of points far from the origin: large sums cancel. Then attention by them.
 DISTANCES = """g (float[N, 6, 8] x) => (float[N, 6, 4] y) {
@@ -130,6 +131,17 @@ def test_quiet_samples_behind_many_loud_ones_are_looked_at_too(spectrum, draw):
     assert not any(layer.reads_float for layer in prepare(spectrum, loud).scheme.layers)
     found = prepare(spectrum, np.concatenate((loud, make_sounds(draw))))
     assert [layer.name for layer in found.scheme.layers if layer.reads_float] == ["waves"]
+
+
+def test_layers_that_read_the_magnitudes_of_steps_read_float_too(spectrum, draw, monkeypatch):
+    monkeypatch.setattr("onnxcalib.quantization.prepare.even_channels", lambda *args, **options: {})
+    settings = QuantizeConfig(threads=1, layers={"waves": {"activation_bits": 8}})
+    prepared = pipeline.prepare(spectrum, make_sounds(draw), settings)
+    assert not place_spectra(prepared).alone  # the settings name what makes the magnitudes
+    prepared.samples.steps = True
+    assert place_spectra(prepared).alone == {"first"}
+    (record,) = prepared.run.left_out
+    assert record.reason.startswith("256 levels of its operands alone leave")
 
 
 def test_what_is_in_front_of_a_group_is_not_run_again_and_changes_nothing(build, draw, monkeypatch):
