@@ -51,7 +51,8 @@ class QuantSpec:
     matrix, the number of neighbours along the other axis that share a scale; None: all of them do. pair_limit: in a
     weight, the largest absolute sum of two integers of one sign whose products a kernel adds up as a pair; None: any
     sum. power_of_two: scales are 2^-p, for a whole number p. least_range: the least distance between the ends of an
-    activation's grid. signed_scale: scales of a weight's blocks may be negative.
+    activation's grid. signed_scale: scales of a weight may be negative, for the
+    integer that such a grid has more on one side of zero.
     """
 
     bits: int
@@ -92,7 +93,7 @@ class Requirements:
     which they may, empty for all. in_blocks: whether neighbours may share a scale there; blocks: how many, empty for
     any. dynamic: whether layers may quantize activations as they come; recurrent: whether LSTMs may. recurrent_weights:
     whether those of LSTM, GRU and RNN may be integers beside float activations. asymmetric_alone: whether weights may
-    have zero points there.
+    have zero points there. negative_scales: whether scales of weights of less than 8 bits may be negative.
     one_weight_scale: a weight has one scale, not one for each output channel. power_of_two_weights: its scales are
     2^-p. float_biases: operators whose bias is written as float. through_cast: weights of 4 bits are read through a
     Cast to 8. takes_packed: MatMulNBits and GatherBlockQuantized of onnxruntime may be written. placing: which tensors
@@ -107,7 +108,7 @@ class Requirements:
 
     activation: QuantSpec = QuantSpec(8)
     activation_bits: tuple[int, ...] = (8, 4)
-    weight_bits: tuple[int, ...] = (8, 4)
+    weight_bits: tuple[int, ...] = (8, 4, 3, 2)
     weights_alone: tuple[int, ...] = (8, 4, 3, 2)
     alone: frozenset[str] = frozenset()
     in_blocks: bool = True
@@ -116,6 +117,7 @@ class Requirements:
     recurrent: bool = False
     recurrent_weights: bool = True
     asymmetric_alone: bool = True
+    negative_scales: bool = True
     one_weight_scale: bool = False
     power_of_two_weights: bool = False
     float_biases: frozenset[str] = frozenset({"ConvTranspose"})

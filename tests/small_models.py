@@ -43,7 +43,10 @@ def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def round_layer(layer: LayerScheme, index: Index) -> LayerParams:
-    """The layer's weight rounded on the grid over its channels' largest values or pairs, its bias as it is."""
+    """The layer's weight rounded on the grid over its channels' largest values or pairs, its bias as it is.
+
+    Every second scale is negative where scales may be.
+    """
     weight, axis = constant(index, layer.weight), layer.weight_spec.axis
     if layer.weight_spec.block is not None:
         return round_in_blocks(layer, weight, constant(index, layer.bias) if layer.bias else None)
@@ -53,6 +56,8 @@ def round_layer(layer: LayerScheme, index: Index) -> LayerParams:
         rows = to_rows(weight, layer)[..., summing_order(layer, weight.shape)]
         largest = pair_sums(torch.from_numpy(rows)).amax(-1).flatten().numpy()
         scale = np.maximum(scale, largest / (limit - 1))  # as each of a pair may be rounded up
+    if layer.weight_spec.signed_scale:
+        scale[::2] *= -1
     integers = quantize(weight, np.expand_dims(scale, others), 0, layer.weight_spec)
     grid = QParams(scale, np.zeros(len(scale), np.int32), layer.weight_spec)
     return LayerParams(integers.astype(np.int8), grid, constant(index, layer.bias) if layer.bias else None)

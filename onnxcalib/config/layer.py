@@ -11,7 +11,7 @@ from ..errors import ConfigError, spell_value
 from ..values import check_name, check_whole, read_number_or_word
 from .fields import BITS, Option, Settings, Switch
 
-# 3 and 2 bits are for layers that read float.
+# 3 bits are stored in 4.
 Bits = Annotated[Literal[8, 4, 3, 2], BeforeValidator(check_whole)]
 COLUMN = "column"
 BlockSize = Annotated[Literal[16, 32, 64, 128, 256, "column"], BeforeValidator(read_number_or_word)]

@@ -62,7 +62,7 @@ class QuantizeConfig(Settings):
 
     weight_bits: Annotated[
         Bits,
-        Field(description="Bits of the weights of all layers; 3 and 2 need layers that read float activations."),
+        Field(description="Bits of the weights of all layers; 3 are stored in 4."),
         Option(BITS, plan=False),
     ] = 8
     activation_bits: Annotated[

@@ -21,10 +21,11 @@ Read the files in this order.
   what is left.
 - ``residuals`` and ``blocks`` partition the graph, ``tokens`` follows the axes of sequences, ``mask_values`` what
   masks hide, and ``parts`` the axes of outputs that a Concat joins. ``steps`` finds operators whose output jumps, and
-  cuts off what lies behind them. ``emit`` writes the QDQ model, with ``new_nodes``, ``layer_params``, ``tables``,
-  ``gates``, ``dynamic``, ``scaled_weights``, ``recurrent`` and ``dynamic_lstm``, or in part as onnxruntime's own
-  operators, which ``packed`` describes and ``packed_layers`` writes. In the model of ``switches`` a run chooses the
-  grids, in that of ``factors`` factors and weights too. ``integer_ends`` lets a part of it read and give integers.
+  cuts off what lies behind them. ``emit`` writes the QDQ model, with ``new_nodes``, ``layer_params``, ``weight_nodes``,
+  ``tables``, ``gates``, ``dynamic``, ``scaled_weights``, ``recurrent`` and ``dynamic_lstm``, or in part as
+  onnxruntime's own operators, which ``packed`` describes and ``packed_layers`` writes. In the model of ``switches`` a
+  run chooses the grids, in that of ``factors`` factors and weights too. ``integer_ends`` lets a part of it read and
+  give integers.
 
 ``passes`` prepare a model, ``inspect`` reads a quantized one.
 """

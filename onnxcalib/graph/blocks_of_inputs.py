@@ -63,7 +63,7 @@ def give_blocks(
         if layer.name in matrices:
             _check_fast(layer, block, symmetric=symmetric)
         centred = symmetric or layer.name not in matrices
-        negative = centred and block is not None and bits < FULL_BITS and requirements.for_onnxruntime
+        negative = centred and block is not None and bits < FULL_BITS and requirements.negative_scales
         spec = replace(layer.weight_spec, block=block, symmetric=centred, signed_scale=negative)
         return replace(layer, weight_spec=spec)
 

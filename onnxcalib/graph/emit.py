@@ -35,12 +35,12 @@ from .scaled_weights import write_scaled
 from .structure import STANDARD
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
-from .weight_file import store_integers
+from .weight_nodes import write_weight
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
 NEW_TYPES_OPSET, NEW_TYPES_IR = 21, 10  # of 4 and of 16 bits
-TWO_BITS_OPSET, TWO_BITS_IR = 25, 13
+TWO_BITS, TWO_BITS_OPSET, TWO_BITS_IR = 2, 25, 13
 PER_CHANNEL_OPSET = 13
 # onnxruntime 1.32 runs these on integers of any type, but has no 4-bit kernels for them.
 NO_FOUR_BIT_KERNEL = ("MaxPool", "ReduceMax")
@@ -62,8 +62,9 @@ def emit_qdq(
     graph output is the tensor before its QuantizeLinear, as subgraphs need it, otherwise the one after its
     DequantizeLinear.
     encoding: ``runtime`` stores 4-bit weights as INT4 before a Cast to int8 and clips 4-bit activations as integers,
-    for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout;
-    ``matmulnbits`` is ``runtime`` with onnxruntime's own operators for layers that read float, and for tables.
+    for which onnxruntime has integer kernels; ``standard`` uses INT4/UINT4 QuantizeLinear/DequantizeLinear throughout,
+    but for 2-bit weights beside integers; ``matmulnbits`` is ``runtime`` with onnxruntime's own operators for layers
+    that read float, and for tables.
     """
     quantized = _Writer(model, scheme, encoding, keep_outputs).write(grids, layers)
     write_gates(quantized, scheme.gates)
@@ -278,9 +279,10 @@ class _Writer:
     def _refuses_four_bits(self, node: NodeProto) -> bool:
         """Whether onnxruntime would give a 4-bit tensor to a kernel of the node that cannot read it.
 
-        It does so for NO_FOUR_BIT_KERNEL and for layers of 8-bit weights, unless a Cast to 8 bits stands in front.
+        It does so for NO_FOUR_BIT_KERNEL and for layers whose weights have 8 bits, or are cast to 8 bits, unless a
+        Cast to 8 bits stands in front.
         """
-        return is_op(node, *NO_FOUR_BIT_KERNEL) or self.weight_bits.get(node.name) == 8
+        return is_op(node, *NO_FOUR_BIT_KERNEL) or self.weight_bits.get(node.name) in (FULL_BITS, TWO_BITS)
 
     def _write_layer(self, layer: LayerScheme, params: LayerParams, input_grid: QParams | None) -> None:
         node = self.nodes[layer.name]
@@ -296,7 +298,9 @@ class _Writer:
         if layer.reads_float and not packed and self.through_cast and self.scheme.requirements.for_onnxruntime:
             nodes += write_scaled(self.new, name, name, params.integers, params.grid)
         else:
-            nodes += self._dequantize(params, name, packed=packed)
+            # An INT2 DequantizeLinear beside activations on a grid makes onnxruntime fail, whatever the encoding.
+            refused = params.grid.spec.bits == TWO_BITS and not layer.reads_float
+            nodes += write_weight(self.new, name, params, cast=not packed and (self.through_cast or refused))
         if layer.dynamic:
             before, behind = self.dynamic.rewrite(node, None if layer.op == "MatMul" else params.bias)
             nodes += before
@@ -309,23 +313,6 @@ class _Writer:
             self._write_added_bias(layer, layer.bias_add, params.bias)
         elif layer.op != "MatMul" and not layer.dynamic:
             self._write_bias(layer, params.bias, params.grid, input_grid)
-
-    def _dequantize(self, params: LayerParams, name: str, *, packed: bool) -> list[NodeProto]:
-        """The nodes that make a weight of its integers.
-
-        packed: in a MatMulNBits, which takes few bits as they are. Kernels on integers take none.
-        """
-        spec = params.grid.spec
-        stored, zero = (
-            self.new.integers(f"{name}_quantized", params.integers, spec),
-            store_integers(params.grid.zero_point, spec),
-        )
-        nodes: list[NodeProto] = []
-        if spec.bits < FULL_BITS and self.through_cast and not packed:
-            widened = self.new.name(f"{name}_int8")
-            nodes.append(self.new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
-            stored, zero = widened, zero.astype(np.int8)
-        return [*nodes, self.new.dequantize(name, stored, params.grid.scale, zero, spec)]
 
     def _write_packed(self, layer: LayerScheme, params: LayerParams, name: str) -> None:
         """Make a layer a MatMulNBits; a bias that an Add adds stays there."""
@@ -394,5 +381,6 @@ def type_of(spec: QuantSpec) -> np.dtype[Any]:
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:
     """float32(scale_x * scale_w), per channel, as onnxruntime's integer kernels have it; none is denormal or zero."""
     products = np.float32(input_grid.scale) * weight_grid.scale.astype(np.float32)
-    scale: np.ndarray = np.maximum(products, np.finfo(np.float32).tiny).astype(np.float32)
+    sizes = np.maximum(np.abs(products), np.finfo(np.float32).tiny)
+    scale: np.ndarray = np.copysign(sizes, products).astype(np.float32)
     return scale

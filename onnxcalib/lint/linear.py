@@ -23,14 +23,14 @@ QUANTITIES: dict[str, Quantity] = {
 
 
 def check_positive_scales(graph: GriddedGraph, rule: PositiveScales) -> Faults:
-    """Every scale is a constant whose values are positive and finite; those of a weight's blocks may be negative."""
+    """Every scale is a constant whose values are positive and finite; a target may take negative ones of weights."""
     for grid in graph.grids:
         scale = grid.scale
         if scale is None:
             yield Found(grid.where, f"the computed scale {grid.node.input[1]}", "a constant", grid.stored)
             continue
-        of_blocks = rule.negative_blocks and grid.role == "weight" and grid.block > 0
-        if not scale.size or not np.all(np.isfinite(scale)) or np.any((np.abs(scale) if of_blocks else scale) <= 0):
+        signed = rule.negative_weights and grid.role in ("weight", "bias")
+        if not scale.size or not np.all(np.isfinite(scale)) or np.any((np.abs(scale) if signed else scale) <= 0):
             yield Found(grid.where, f"scale {_spell_worst(scale)}", "positive, finite values", grid.stored)
 
 

@@ -166,7 +166,7 @@ class WeightQuantizer(nn.Module):
     start: torch.Tensor
 
     def __init__(self, position: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> None:
-        """position (channels, inputs, ...): in torch's shape of W; scale: positive, and broadcasts against it."""
+        """position (channels, inputs, ...): in torch's shape of W; scale: broadcasts against it; its signs stay."""
         super().__init__()
         self.spec = spec
         self.register_buffer("start", scale.float())

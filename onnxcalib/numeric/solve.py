@@ -42,6 +42,7 @@ from .solve_blocks import round_blocks, solve_blocks
 DAMPING = 0.1
 # Candidate scales, as shares of the scale whose grid ends at the largest weight.
 FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 32, dtype=torch.float64)
+FEWEST_BIT_SHARES = torch.from_numpy(np.geomspace(1.0, 0.2, 40))
 EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
 # One scale for all rows may cut the largest weights of a few.
 ONE_SCALE_SHARES = torch.from_numpy(np.geomspace(1.0, 0.1, 24))
@@ -370,13 +371,15 @@ def _round_few(weight: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | No
 def _candidate_scales(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     """Candidate scales (candidates, G, R): shares of the scale at which no weight of the row, or of any, is clipped.
 
+    With signed scales each is there with both signs, as a grid has one integer more below zero than above.
     With a pair_limit no pair's sum may be clipped at that scale either; pairs are neighbours in ``rows``.
     """
     largest = rows.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax) / spec.qmax
     if spec.pair_limit is not None:
         largest = torch.maximum(largest, pair_sums(rows).amax(2) / spec.pair_limit)
     largest = largest if spec.axis is not None else largest.amax().expand(largest.shape)
-    return _allow(_shares(spec).to(largest.device)[:, None, None] * largest, spec)
+    scales = _allow(_shares(spec).to(largest.device)[:, None, None] * largest, spec)
+    return torch.cat([scales, -scales]) if spec.signed_scale else scales
 
 
 def _allow(scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
@@ -389,4 +392,6 @@ def _shares(spec: QuantSpec) -> torch.Tensor:
         return POWER_SHARES
     if spec.axis is None:
         return ONE_SCALE_SHARES
-    return EIGHT_BIT_SHARES if spec.bits == 8 else FEW_BIT_SHARES
+    if spec.bits == 8:
+        return EIGHT_BIT_SHARES
+    return FEW_BIT_SHARES if spec.bits == 4 else FEWEST_BIT_SHARES

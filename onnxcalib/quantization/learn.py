@@ -134,7 +134,7 @@ class Learner:
     def _bias_unit(self, layer: LayerScheme) -> torch.Tensor:
         """What one quantization step of a weight changes the output by, at the largest value of the input."""
         grid = self.state.input_grid(layer)
-        step = float(np.mean(self.state.layers[layer.name].grid.scale))
+        step = float(np.abs(self.state.layers[layer.name].grid.scale).mean())
         if grid is not None:
             return torch.tensor(step * float(grid.scale) * grid.spec.qmax)
         return torch.tensor(step * float(self.quantizers.dynamic[layer.input].reach))

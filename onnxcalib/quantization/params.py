@@ -62,15 +62,15 @@ def _rescale(integers: np.ndarray, ratio: np.ndarray, spec: QuantSpec) -> np.nda
 def guard_scale(scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None, spec: QuantSpec) -> np.ndarray:
     """The scale, raised where the int32 bias would overflow, as in a channel whose weights are almost zero.
 
-    A power of two is raised to another. The bias of a layer that reads float is float too, and cannot overflow.
+    A power of two is raised to another, a negative scale lowered. The bias of a layer that reads float is float too,
+    and cannot overflow.
     """
-    if spec.signed_scale:  # of a layer that reads float, whose bias is float too
-        return np.asarray(scale, np.float32)
-    scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    size = np.maximum(np.abs(scale) if spec.signed_scale else scale, np.finfo(np.float32).tiny)
     if input_grid is not None and bias is not None and (spec.axis is None or len(bias) == len(scale)):
         least = np.abs(bias) / (BIAS_LEVELS * float(input_grid.scale))
-        scale = np.maximum(scale, least if spec.axis is not None else least.max())
-    return np.asarray(next_power(scale) if spec.power_of_two else scale, np.float32)
+        size = np.maximum(size, least if spec.axis is not None else least.max())
+    allowed = np.asarray(next_power(size) if spec.power_of_two else size, np.float32)
+    return np.copysign(allowed, scale) if spec.signed_scale else allowed
 
 
 def spread(values: np.ndarray, params: LayerParams) -> np.ndarray:

@@ -29,7 +29,6 @@ from .rewrite import least_opset
 
 # Of the examples in a message: inputs that are shown, sides of an image, tokens of a text, and axes of a text.
 MOST_EXAMPLES, USUAL_IMAGE, USUAL_TEXT, USUAL_RANK = 3, 224, 128, 3
-FLOAT_INPUT_BITS = (3, 2)  # of weights, in layers that read float alone
 
 
 def settle(config: QuantizeConfig, target: Target) -> QuantizeConfig:
@@ -201,11 +200,6 @@ def check_bits(config: QuantizeConfig, target: Target, where: str = "") -> None:
         if config.activations == "dynamic":
             _check_ranged(place, activation)
         if activation != FLOAT_BITS:
-            if weight not in needs.weight_bits and weight in FLOAT_INPUT_BITS:
-                raise ConfigError(
-                    f"{place}weight_bits: found {weight} beside activations of {activation} bits; {weight}-bit weights"
-                    f" are for layers that read float; give activation_bits {FLOAT_BITS}, or more bits to the weights"
-                )
             _check(f"{place}weight_bits", weight, needs.weight_bits, target)
             _check_activation(f"{place}activation_bits", activation, target)
         elif weight not in needs.weights_alone:

@@ -124,9 +124,9 @@ class FixedGrids(Rule):
 
 
 class PositiveScales(Rule):
-    """Scales are constants and positive. negative_blocks: those of a weight's blocks may be negative."""
+    """Scales are constants and positive. negative_weights: those of weights, and of biases, may be negative."""
 
-    negative_blocks: Annotated[bool, Field(strict=True)] = False
+    negative_weights: Annotated[bool, Field(strict=True)] = False
 
 
 class WeightTypes(Rule):

@@ -23,9 +23,8 @@ DYNAMIC_LSTM = "DynamicQuantizeLSTM"
 # The types that are written and their bits: of activations, and of weights. Activations of 4 bits are unsigned: those
 # behind a Relu, where they are used, would lose half of signed ones.
 SIGNED_BITS, UNSIGNED_BITS = {"int16": (16,), "int8": (8,)}, {"uint16": (16,), "uint8": (8,), "uint4": (4,)}
-WEIGHT_BITS = {"int8": (8,), "int4": (4,)}
-# Of weights beside float activations: 3 bits are stored in 4.
-ALONE_BITS = {"int8": (8,), "int4": (4, 3), "int2": (2,)}
+# 3 bits of weights are stored in 4.
+WEIGHT_BITS = {"int8": (8,), "int4": (4, 3), "int2": (2,)}
 # Operators of onnxruntime's own that may be written where a target takes both.
 PACKED = frozenset(("MatMulNBits", "GatherBlockQuantized"))
 
@@ -79,12 +78,13 @@ class Target(Record):
             in_blocks=rules.weight_scales is None or rules.weight_scales.granularity == "block",
             blocks=rules.weight_scales.blocks if rules.weight_scales else (),
             weights_alone=_list_bits(
-                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, ALONE_BITS
+                rules.quantized_inputs.weights_alone if rules.quantized_inputs else weights, WEIGHT_BITS
             ),
             dynamic=self.is_onnxruntime,
             recurrent=rules.operators is not None and rules.operators.takes(DYNAMIC_LSTM),
             recurrent_weights=self.is_onnxruntime,
             asymmetric_alone=rules.weight_zero_points is None and "uint4" in weights,
+            negative_scales=rules.positive_scales is not None and rules.positive_scales.negative_weights,
             one_weight_scale=rules.weight_scales is not None and rules.weight_scales.granularity == "tensor",
             power_of_two_weights=power is not None and "weights" in power.of,
             float_biases=frozenset(op for op, kinds in (biases.kinds if biases else {}).items() if _is_float(kinds)),

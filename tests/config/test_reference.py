@@ -30,7 +30,7 @@ def test_every_setting_has_one_row():
 
 def test_a_row_says_all_that_the_help_says():
     found = {row[0]: row[1:] for row in rows()}
-    text = "Bits of the weights of all layers; 3 and 2 need layers that read float activations."
+    text = "Bits of the weights of all layers; 3 are stored in 4."
     assert found["`weight_bits`"] == ["`--weight-bits` (*quantize*)", "`8`, `4`, `3`, `2`", "8", text]
     assert found["`[data]` `pairs`"][:3] == ["`--pairs`, `--no-pairs`", "`true` or `false`", "false"]
     assert found["`percentile`"][1] == "number, above 50, at most 100"

@@ -96,6 +96,21 @@ def test_nothing_is_left_unfused_but_the_entry_and_a_table_narrows(residual, rou
     assert not left.keys() & {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool", "MaxPool", "Cast"}
 
 
+@pytest.mark.parametrize("activation_bits", [8, 4])
+def test_two_bit_weights_run_on_integers_in_both_encodings(residual, rough, draw, tmp_path, activation_bits):
+    residual.opset_import[0].version, residual.ir_version, x = 25, 13, draw(4, 3, 8, 8)
+    outputs = []
+    for encoding in ENCODINGS:
+        quantized = rough(residual, x, encoding=encoding, weight_bits=2, activation_bits=activation_bits)
+        checker.check_model(quantized, full_check=True)
+        assert values_of(quantized)["w2_quantized"].data_type == TensorProto.INT2
+        outputs += [run(quantized, x, optimize=optimize)[0] for optimize in (True, False)]
+        left = count_optimized(quantized, tmp_path)
+        assert left["QLinearConv"] >= (3 if encoding == "runtime" or activation_bits == 8 else 1) and left["QGemm"] == 1
+    for other in outputs[1:]:
+        np.testing.assert_allclose(outputs[0], other, atol=0.02 * np.abs(other).max())
+
+
 def test_four_bit_activations_are_clipped_on_integers(build, rough, draw):
     model = build(CHAIN, opset=21, ir=10, w1=draw(4, 3, 1, 1), w2=draw(4, 4, 1, 1), w3=draw(4, 4, 1, 1))
     x = draw(4, 3, 8, 8)

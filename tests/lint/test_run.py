@@ -267,7 +267,8 @@ SPOILT = {
     "operator in a pair": (ALL, "pairs", "add_dq", sort_between, None),
     "Clip in a pair": (STRICT, "pairs", "add_dq", clip_between, set()),
     "scale 0": (ALL, "positive_scales", "w2", spoil_weight_scale(0), None),
-    "negative scale": (ALL, "positive_scales", "w2", spoil_weight_scale(-1), None),
+    "negative scale": (ALL[1:], "positive_scales", "w2", spoil_weight_scale(-1), None),
+    "negative activation": (ALL, "positive_scales", "add", lambda draft: draft.set("add_q_s", np.float32(-1)), None),
     "infinite scale": (ALL, "positive_scales", "w2", spoil_weight_scale(np.inf), None),
     "computed scale": (ALL, "positive_scales", "w2", compute_scale, set()),
     "no zero point": (ALL, "explicit_zero_points", "w2", drop_zero_point("w2"), set()),
@@ -646,3 +647,10 @@ def test_what_quantize_writes_keeps_the_rules_of_onnxruntime(build, draw, bits):
     config = onnxcalib.QuantizeConfig(effort="fast", placement="all", **bits)
     result = onnxcalib.quantize(model, draw(16, 3, 8, 8), config)
     assert [each.text for each in check_target(result.model, "onnxruntime").violations] == []
+
+
+def test_onnxruntime_takes_negative_scales_of_weights_and_their_biases(sound):
+    draft = sound("onnxruntime")
+    for name in ("w1_s", "b1_s"):
+        draft.set(name, -draft.value(name))
+    assert check_target(draft.model, "onnxruntime").passed

@@ -21,7 +21,7 @@ def test_times_are_read_by_layer_and_configuration(tmp_path):
             "layer,ms\na,1\n",
             r"t.csv: found the columns layer, ms; needed are layer, configuration, milliseconds, each once",
         ),
-        (HEADER + "a,W3A8,1\n", r"t.csv: line 2: found configuration 'W3A8'; allowed: W8A8, .*, float; correct it$"),
+        (HEADER + "a,W5A8,1\n", r"t.csv: line 2: found configuration 'W5A8'; allowed: W8A8, .*, float; correct it$"),
         (HEADER + "a,W8A8,1\na,W8A8,2\n", r"t.csv: line 3: 'a' at W8A8 is given twice; keep one$"),
         (
             HEADER + "a,W8A8,fast\n",

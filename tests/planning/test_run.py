@@ -26,13 +26,20 @@ def plain(build, weigh):
     return build(PLAIN, **weights, b1=weigh(8), b2=weigh(8), b4=weigh(4), **LIMITS)
 
 
-@pytest.mark.parametrize("limit", ["0.997@8-bit", "0.985@8-bit", "0.97@8-bit"])
-def test_a_model_is_planned_within_a_size_and_keeps_it(plain, limit, tmp_path):
-    config = QuantizeConfig(effort="fast", max_size=limit, candidates="W8A8,W4A8")
+@pytest.mark.parametrize(
+    ("limit", "fewest", "candidates"),
+    [
+        ("0.997@8-bit", "W4A8", "W8A8,W4A8"),
+        ("0.985@8-bit", "W3A8", "W8A8,W3A8"),
+        ("0.97@8-bit", "W2A8", "W8A8,W2A8"),
+    ],
+)
+def test_a_model_is_planned_within_a_size_and_keeps_it(plain, limit, fewest, candidates, tmp_path):
+    config = QuantizeConfig(effort="fast", max_size=limit, candidates=candidates)
     found = plan(plain, SAMPLES, config)
     result = quantize(plain, SAMPLES, config)
     assert bits_of(result.model) == found.layers
-    assert result.report.quantized_bytes <= found.budgets["max_size"] and "W4A8" in found.layers.values()
+    assert result.report.quantized_bytes <= found.budgets["max_size"] and fewest in found.layers.values()
     result.save(tmp_path / "q.onnx")
     assert (tmp_path / "q.onnx").stat().st_size == result.report.quantized_bytes == found.totals.bytes
     assert found.layers["stem"] == found.layers["head"] == "W8A8"

@@ -88,7 +88,7 @@ def test_a_solved_layer_is_close_to_float_and_has_no_mean_error(conv, draw, stat
     block = first_block(state)
     assert solve_block(state, block) == {}
     error, mean = measure(state, block)
-    step = state.layers["c"].grid.scale * state.grids.activations["x"].scale
+    step = np.abs(state.layers["c"].grid.scale) * state.grids.activations["x"].scale
     assert error < most and (np.abs(mean) <= 0.51 * step).all()
     assert state.layers["c"].integers.dtype == np.int8 and state.layers["c"].grid.spec.bits == bits
 
@@ -136,7 +136,7 @@ def test_a_product_without_a_bias_keeps_its_mean(build, draw, state_of):
     assert state.layers["l"].bias is None
     solved = measure(state, block)[0]
     round_layers(state)
-    assert solved < 0.2 * measure(state, block)[0]
+    assert solved < 0.3 * measure(state, block)[0]
 
 
 @pytest.mark.parametrize("rows", [0, 1])

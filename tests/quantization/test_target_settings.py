@@ -112,9 +112,9 @@ def test_what_the_user_gives_wins():
         ),
         ("tensorrt", {"block_size": 32}, "block_size: found 32; target 'tensorrt' takes 64 or 128; give that"),
         (
-            "onnxruntime",
-            {"weight_bits": 3},
-            "weight_bits: found 3 beside activations of 8 bits; 3-bit weights are for layers that read float; give",
+            "openvino",
+            {"weight_bits": 2},
+            "weight_bits: found 2; target 'openvino' takes 8 or 4 or 3; give bits that it takes, or another target",
         ),
         (
             "tensorrt",
