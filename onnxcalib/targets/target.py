@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -137,6 +138,7 @@ class Target(Record):
         return f"lint; {self.runtime} is installed" if find_spec(self.runtime) else f"lint; {self.runtime} is missing"
 
 
+@cache
 def list_targets() -> tuple[Target, ...]:
     """The targets that come with the package, by name."""
     return tuple(map(_read, sorted(Path(__file__).parent.glob(f"*{SUFFIX}"))))

@@ -32,7 +32,7 @@ def demo():
 
 def test_the_demo_quantizes_to_8_and_4_bits_and_keeps_the_accuracy(demo, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(demo, "compare_speed", partial(demo.compare_speed, runs=10))
-    float_row, eight, four = demo.main(["--out", str(tmp_path), "--epochs", "3"])
+    float_row, eight, four = demo.main(["--out", str(tmp_path), "--epochs", "4"])
     assert [row.name for row in (float_row, eight, four)] == ["float", "W8A8", "W4A4"]
     assert float_row.accuracy > 0.95
     assert float_row.agreement == 1.0
