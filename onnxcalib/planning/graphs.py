@@ -27,6 +27,7 @@ from ..quantization.prepare import prepare
 from ..quantization.prepared import Prepared
 from ..quantization.recurrent import round_recurrent
 from ..quantization.run import Run
+from ..quantization.shared_weights import SharedWeights
 from ..quantization.solve import round_embeddings
 from ..quantization.stages import Reconstruction
 from ..runtime.session import Session
@@ -171,6 +172,11 @@ def _open(graph: PlannedGraph, store: Store) -> PlannedGraph:
     """The graph with the bodies in it that are planned."""
     prepared, model = graph.prepared, graph.prepared.model
     bodies = list_bodies(model)
+    if bodies and graph.body is None:
+        graph.run.shared = SharedWeights()
+    if graph.run.shared is not None:  # of which bodies have the factors of channels
+        layers = [layer.name for layer in prepared.scheme.layers]
+        graph.run.shared.keep_factors(prepared.sources, layers, prepared.factors)
     if not bodies:
         return graph
     eight = next(iter(graph.schemes.uniform.values()))

@@ -137,14 +137,12 @@ def _measure_graphs(graph: PlannedGraph, judged: CalibrationSet, cache: Cache) -
     surveys = {}
     for each in graphs:
         survey = surveys[each.path] = _survey(each, shared)
-        for found in (
-            measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn, place=each.path),
-            measure_recurrent(each, cache),
-        ):
-            sets = found.sets if each.body is None else keep_unseen(each, found.sets)
-            shared.keep(each, sets, found.params)
-            params |= found.params
-            seconds = {what: seconds[what] + found.seconds[what] for what in seconds}
+        found = measure_sets(survey, cache, tell=run.observer.planned, warn=run.warn, place=each.path)
+        cells = measure_recurrent(each, cache)
+        sets = (*found.sets, *cells.sets)
+        shared.keep(each, sets if each.body is None else keep_unseen(each, sets), found.params)
+        params |= found.params | cells.params
+        seconds = {what: seconds[what] + found.seconds[what] + cells.seconds[what] for what in seconds}
     sets = _check_sets(graph, shared)
     if any(c.activation_bits == WIDE_BITS for c in schemes.uniform):
         sets = _add_tensors(prepared, schemes, sets, cache)

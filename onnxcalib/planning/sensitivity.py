@@ -30,9 +30,8 @@ from ..quantization.calibrate import Batches
 from ..quantization.compared import find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask
-from ..quantization.shared_weights import give_weight
 from ..quantization.siblings import find_siblings
-from ..quantization.solve import solve_widths
+from ..quantization.solve import solve_layers, solve_widths
 from ..quantization.spread import spread_tasks
 from ..quantization.state import FLOAT, FloatActivations, Problem, ReconstructionState
 from ..runtime.cache import Cache
@@ -284,34 +283,38 @@ class _Sweep:
                 for number, layer in enumerate(layers[candidates[0]])
             }
             for together in find_siblings(state, block, specs):
-                for layer in together:
-                    self._take_given(state, layer, layers, candidates)
-                left = [k for k in together if any(c not in self.params.get(k.name, {}) for c in candidates)]
-                found = solve_widths(state, block, left, specs[left[0].name]) if left else []
-                for layer, (params, reason) in zip(left, found, strict=True):
-                    if reason is not None and layer.takes_bias:  # one that is solved gets a bias, and costs its bytes
-                        params = [
-                            each if each.bias is not None else replace(each, bias=self._zero_bias(layer))
-                            for each in params
-                        ]
-                    own = self.params.setdefault(layer.name, {})
-                    own.update((c, each) for c, each in zip(candidates, params, strict=True) if c not in own)
+                names = {layer.name for layer in together}
+                own = {c: [layer for layer in layers[c] if layer.name in names] for c in candidates}
+                given = {c: self._find_given(each) for c, each in own.items()}
+                if any(given.values()):
+                    for c, each in own.items():  # as they are solved where the bits are known
+                        single = replace(state, layers={}, given=given[c])
+                        self._keep(each, c, solve_layers(single, block, each), single.layers)
+                    continue
+                found = solve_widths(state, block, together, specs[together[0].name])
+                for number, c in enumerate(candidates):
+                    reasons = {k.name: one.reason for k, one in zip(together, found, strict=True) if one.reason}
+                    params = {k.name: one.params[number] for k, one in zip(together, found, strict=True)}
+                    self._keep(together, c, reasons, params)
 
-    def _take_given(
+    def _keep(
         self,
-        state: ReconstructionState,
-        layer: LayerScheme,
-        layers: Mapping[Candidate, list[LayerScheme]],
-        candidates: Sequence[Candidate],
+        layers: Sequence[LayerScheme],
+        candidate: Candidate,
+        reasons: Mapping[str, str],
+        params: Mapping[str, LayerParams],
     ) -> None:
-        """Let a layer have the weight that an earlier graph has solved, at those of the candidates where it has."""
-        for candidate in candidates:
-            own = next(each for each in layers[candidate] if each.name == layer.name)
-            given = self.survey.given.get((layer.name, repr(own.weight_spec)))
-            if given is not None:
-                state.given = {layer.name: given}
-                give_weight(state, own)
-                self.params.setdefault(layer.name, {})[candidate] = state.layers[layer.name]
+        """Keep parameters of layers; those that are rounded get a bias, as one that is solved, for its bytes."""
+        for layer in layers:
+            found = params[layer.name]
+            if layer.name in reasons and layer.takes_bias and found.bias is None:
+                found = replace(found, bias=self._zero_bias(layer))
+            self.params.setdefault(layer.name, {})[candidate] = found
+
+    def _find_given(self, layers: Sequence[LayerScheme]) -> dict[str, LayerParams]:
+        """What earlier graphs have solved for the weights of these layers."""
+        found = {layer.name: self.survey.given.get((layer.name, repr(layer.weight_spec))) for layer in layers}
+        return {name: params for name, params in found.items() if params is not None}
 
     def _zero_bias(self, layer: LayerScheme) -> np.ndarray:
         return np.zeros(self.shapes[layer.output][1 if layer.op in CONVOLUTIONS else -1])

@@ -32,12 +32,14 @@ class SharedSets:
 
     def list_given(self, graph: PlannedGraph) -> Given:
         """Layer of the graph and weight spec, as a text -> what an earlier graph has solved for this weight."""
-        return {
-            (layer, spec): self._solved[identity, spec]
-            for uniform in graph.schemes.uniform.values()
-            for layer, (identity, spec) in list_keys(graph.prepared.model, uniform.scheme).items()
-            if (identity, spec) in self._solved
-        }
+        found: Given = {}
+        for uniform in graph.schemes.uniform.values():
+            biased = {layer.name: layer.takes_bias for layer in uniform.scheme.layers}
+            for layer, key in list_keys(graph.prepared.model, uniform.scheme).items():
+                params = self._solved.get(key)
+                if params is not None and (biased[layer] or params.bias is None):  # as ``SharedWeights.find`` does
+                    found[layer, key[1]] = params
+        return found
 
     def keep(
         self,
@@ -47,7 +49,7 @@ class SharedSets:
         *,
         apart: Collection[str] = (),
     ) -> None:
-        """Take in the sets of a graph and its layers' parameters at each candidate.
+        """Take in all sets of a graph, behind those of earlier graphs, and its layers' parameters at each candidate.
 
         apart: layers whose integers each graph stores, others that read the same weight or not.
         """

@@ -12,14 +12,14 @@ from tests.test_pipeline import bits_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::onnxcalib.errors.OnnxCalibWarning")
 
-# Both branches read w; the Loop runs twice.
+# Both branches read w, one of them twice; the Loop runs twice.
 NET = """
 g (float[1, 6, 32] x, bool flag) => (float[1, 6, 32] y) {
   h = MatMul (x, u) r = Relu (h)
   z = If (flag) <
     then_branch = yes () => (float[1, 6, 32] p) {
-      a = MatMul (r, w) b = Relu (a)
-      p = Loop (two, on, b) <
+      a = MatMul (r, w) b = Relu (a) n = MatMul (b, w)
+      p = Loop (two, on, n) <
         body = turn (int64 i, bool c, float[1, 6, 32] s) => (bool d, float[1, 6, 32] t) {
           m = MatMul (s, v) t = Add (m, s) d = Identity (c)
         }
@@ -63,10 +63,10 @@ def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obey
     assert at_once.report.quantized_bytes == found.totals.bytes <= found.budgets["max_size"]
     assert {each.layers for each in found.sets} == {
         *(("MatMul_h",), ("MatMul_y",), ("MatMul_m",), ("cell",)),
-        ("MatMul_a", "MatMul_e"),  # one weight, which is stored once
+        *(("MatMul_a", "MatMul_e"), ("MatMul_n",)),  # one weight is stored once for two graphs, and twice in one
     }
     free = [each for each in found.sets if len(each.loss) > 1]
-    assert {name for each in free for name in each.layers} == {"MatMul_a", "MatMul_e", "MatMul_m", "cell"}
+    assert {name for each in free for name in each.layers} == {"MatMul_a", "MatMul_e", "MatMul_m", "MatMul_n", "cell"}
     assert all(loss["W4A8"] > loss["W8A8"] > 0 for loss in (each.loss for each in free) if "W4A8" in loss)
     assert found.layers["MatMul_h"] == found.layers["MatMul_y"] == "W8A8"
     assert {"W4A8", "W4A32g32"} & set(found.layers.values())
@@ -78,13 +78,13 @@ def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obey
     with pytest.raises(ConfigError, match="plan: found no bits of layer 'MatMul_m'"):
         quantize(net, samples, settings(cache), plan=lacking)
     with pytest.raises(
-        ConfigError, match="plan: found bits of 'MatMul_n'; no node has this name, neither outside nor in"
+        ConfigError, match="plan: found bits of 'MatMul_z'; no node has this name, neither outside nor in"
     ):
         quantize(
             net,
             samples,
             settings(cache),
-            plan=found.model_copy(update={"layers": {**found.layers, "MatMul_n": "W8A8"}}),
+            plan=found.model_copy(update={"layers": {**found.layers, "MatMul_z": "W8A8"}}),
         )
 
 
@@ -95,7 +95,7 @@ def test_a_branch_that_no_sample_takes_is_float_in_the_plan_with_its_reason(net,
     assert found.in_float["cell"].startswith("If_z/else_branch stays in float: no sample runs it")
     # Samples that take it do not bring it back.
     result = quantize(net, draw_samples([True, False] * 8), settings(cache), plan=found)
-    assert bits_of(result.model).keys() == {"MatMul_h", "MatMul_a", "MatMul_m", "MatMul_y"}
+    assert bits_of(result.model).keys() == {"MatMul_h", "MatMul_a", "MatMul_n", "MatMul_m", "MatMul_y"}
     assert any("no sample runs it" in each.reason for each in result.report.in_float)
     by_turns = next(each for each in found.sets if each.layers == ("MatMul_m",))
     assert by_turns.macs == 2 * 6 * 32 * 32
@@ -109,7 +109,7 @@ def test_bits_of_weights_alone_are_planned_in_bodies_too(net, cache):
     assert planned["layers"] == bits_of(result.model) and len(set(planned["layers"].values())) == 2
     assert result.report.quantized_bytes == planned["totals"]["bytes"] <= planned["budgets"]["max_size"]
     losses = {each["layers"][0]: each["loss"] for each in planned["sets"]}
-    assert losses.keys() == {"MatMul_h", "MatMul_y", "MatMul_a", "MatMul_m", "MatMul_e", "cell"}
+    assert losses.keys() == {"MatMul_h", "MatMul_y", "MatMul_a", "MatMul_n", "MatMul_m", "MatMul_e", "cell"}
     assert all(loss["W4A32g32"] > loss["W8A32"] > 0 for loss in losses.values())
 
 
