@@ -67,3 +67,16 @@ def draw():
 def weigh(draw):
     """Float32 weights of a shape whose outputs are about as large as the inputs."""
     return lambda *shape: draw(*shape) / np.float32(np.sqrt(max(np.prod(shape[1:]), 1)))
+
+
+@pytest.fixture
+def by_tool(draw, tmp_path):
+    """Models that onnxruntime's own tool has quantized: statically, by format and types, or dynamically."""
+    from tests.own_tool import quantize_by_tool
+
+    def make(model, *form_and_types, data=None, **options):
+        if data is None:
+            data = draw(*(dim.dim_value or 8 for dim in model.graph.input[0].type.tensor_type.shape.dim))
+        return quantize_by_tool(tmp_path, model, data, *form_and_types, **options)
+
+    return make

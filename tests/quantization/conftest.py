@@ -1,10 +1,8 @@
-"""The reconstruction of a small model before the first block, and what onnxruntime's own tool makes of a model."""
+"""The reconstruction of a small model, its calibration set stored, before the first block."""
 
 from dataclasses import replace
 
-import onnx
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxcalib.config import DataConfig, QuantizeConfig
@@ -111,30 +109,3 @@ class Listener(Observer):
 def listen():
     """Makes an observer that keeps what it hears."""
     return Listener
-
-
-class Reader(CalibrationDataReader):
-    def __init__(self, *samples):
-        self.samples = iter(samples)
-
-    def get_next(self):
-        return next(self.samples, None)
-
-
-@pytest.fixture
-def by_tool(draw, tmp_path):
-    """Models that onnxruntime's own tool has quantized: statically, by format and types, or dynamically."""
-    source, target = tmp_path / "float.onnx", tmp_path / "tool.onnx"
-
-    def make(model, form, activations=QuantType.QUInt8, weights=QuantType.QInt8, *, data=None, narrow=False, **extra):
-        onnx.save(model, source)
-        if form == "dynamic":
-            quantize_dynamic(source, target, weight_type=weights)
-        else:
-            shape = [dim.dim_value or 8 for dim in model.graph.input[0].type.tensor_type.shape.dim]
-            types = {"activation_type": activations, "weight_type": weights, "extra_options": extra}
-            reader = Reader({"x": draw(*shape) if data is None else data})
-            quantize_static(source, target, reader, quant_format=form, reduce_range=narrow, **types)
-        return onnx.load(target)
-
-    return make
