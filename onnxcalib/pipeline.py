@@ -25,7 +25,7 @@ from .graph.stream import model_bytes
 from .graph.values import with_values
 from .graph.weight_file import WeightFile
 from .lint.run import check_loaded
-from .quantization.bodies import list_excluded, list_left, reconstruct_layers
+from .quantization.bodies import list_excluded, list_left, reconstruct_layers, tell_of_ranges
 from .quantization.checkpoints import Checkpoints, CheckpointSettings, keeping
 from .quantization.floor import record_memory
 from .quantization.histogram_file import take_histograms
@@ -164,6 +164,8 @@ def quantize(
             text = run.checkpoints.recall("plan", lambda: choose_bits(prepared).to_json(), str)
             plan = make_record(BitPlan, json.loads(text), where="plan", again="plan the model again")
             prepared = prepared.with_plan(plan)
+        if given is not None:
+            tell_of_ranges(prepared)
         found = reconstruct_layers(prepared, given or calibrate_ranges(prepared))
         quantized = emit_model(prepared, found)
         report = _verify(prepared, found, quantized, plan)
@@ -240,6 +242,7 @@ def calibrate(
     DataError for values that are not finite, ConfigError for a file that does not fit, and OutputError.
     """
     _check_stage(prepared, Prepared)
+    tell_of_ranges(prepared)
     with prepared.run.computing():
         return calibrate_ranges(take_histograms(prepared, histograms, save_histograms), alone=True)
 

@@ -48,6 +48,13 @@ def list_bodies(model: ModelProto, chosen: Callable[[GraphProto], bool] = holds_
     ]
 
 
+def tensors_in_bodies(model: ModelProto) -> set[str]:
+    """The inputs of all bodies, and what nodes in them give."""
+    _, *inner = all_graphs(model.graph)
+    made = {name for graph in inner for node in graph.node for name in node.output if name}
+    return made.union(value.name for graph in inner for value in graph.input)
+
+
 def find_graph(model: ModelProto, body: Body) -> GraphProto:
     """The body's graph in a model that has its owner."""
     return _find_attribute(_find_node(model, body.owner), body.attribute).g

@@ -99,6 +99,12 @@ def _refuse_unknown(prepared: Prepared, done: Sequence[QuantizedBody], left: Seq
             )
 
 
+def tell_of_ranges(prepared: Prepared) -> None:
+    """Say that a file of ranges has none of tensors in bodies."""
+    if list_bodies(prepared.model):
+        prepared.run.leave_out("ranges of bodies in the file", "each run calibrates bodies on what they read in it")
+
+
 def explain_float(prepared: Prepared) -> str:
     """Why no body of the model is quantized; an empty text where bodies are."""
     run = prepared.run

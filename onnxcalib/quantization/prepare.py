@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ..bitplan import BitPlan
 from ..config import FULL_BITS, WIDE_BITS, DataConfig, QuantizeConfig, find_nearest
 from ..data import CalibrationSet, SampleSource
 from ..errors import ConfigError, spell_value
+from ..graph.bodies import tensors_in_bodies
 from ..graph.draws import spell_draws
 from ..graph.edit import copy_model
 from ..graph.embeddings import find_tied
@@ -52,6 +53,7 @@ from .smoothing import smooth_inputs
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
 
+INSIDE = "it is in a body of an If, a Loop or a Scan: give bits to the layers that read it"
 AHEAD = "in front of the device, it puts what the input holds on a grid without error"
 
 
@@ -112,7 +114,7 @@ def prepare(
             run.observer.note(line)
         axes = find_class_axes(config.class_axis, wanted, prepared.parts, batched=samples.batched, inputs=feeds)
         prepared = place_by_values(replace(prepared, class_axes=axes), feeds)
-        _check_tensors(run.config, prepared.scheme, plan)
+        _check_tensors(run.config, prepared.scheme, plan, tensors_in_bodies(model))
         _tell(prepared, plan)
         return prepared
 
@@ -252,15 +254,15 @@ def _find_ahead(model: ModelProto, tensors: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(sorted(needed_nodes(index, index.inputs, tensors)), AHEAD)
 
 
-def _check_tensors(config: QuantizeConfig, scheme: QuantScheme, plan: BitPlan | None) -> None:
-    """Raise ConfigError for bits of a tensor that has no grid, and for a plan of other layers or tensors."""
+def _check_tensors(config: QuantizeConfig, scheme: QuantScheme, plan: BitPlan | None, inside: Set[str]) -> None:
+    """Raise ConfigError for bits of a tensor without a grid, or ``inside`` bodies, and for a plan of others."""
     if plan is not None:
         plan.check_layers(layer.name for layer in scheme.layers)
         plan.check_tensors(scheme.activations)
     for name in config.tensors:
         if name not in scheme.activations:
             near = find_nearest(name, tuple(scheme.activations))
-            hint = f"did you mean {near!r}" if near else "take it out"
+            hint = INSIDE if name in inside else f"did you mean {near!r}" if near else "take it out"
             raise ConfigError(
                 f"tensors: found bits of {spell_value(name)}; a tensor that is quantized has bits, such as"
                 f" {next(iter(scheme.activations), 'none here')!r}; {hint}"

@@ -145,6 +145,19 @@ def test_a_weight_that_the_graph_and_a_body_read_is_stored_once(build, draw):
     assert not [t for t in loop.attribute[0].g.initializer if len(t.dims) == 2]
 
 
+def test_bits_and_ranges_of_tensors_are_those_outside_and_that_is_said(build, draw):
+    model = branches(build, draw)
+    with pytest.raises(ConfigError, match=r"found bits of .b.; .*; it is in a body of an If, a Loop or a Scan"):
+        quantize_fast(model, draw_samples([True, False] * 8), tensors={"b": 8})
+    heard = Heard()
+    prepared = prepare(model, draw_samples([True, False] * 8), QuantizeConfig(threads=1), observer=heard)
+    ranges = calibrate(prepared)
+    told = "ranges of bodies in the file: none, each run calibrates bodies on what they read in it"
+    assert told in heard.notes and not ranges.activations
+    result = quantize(model, draw_samples([True, False] * 8), QuantizeConfig(threads=1, effort="fast"), ranges=ranges)
+    assert [each.what for each in result.report.left_out] == ["ranges of bodies in the file"]
+
+
 def test_layers_that_are_solved_apart_share_their_weight_too(build, draw):
     model = build(LOOP.replace("8]", "32]"), four=FOUR, yes=YES, w=draw(32, 32))
     bits = {"weight_bits": 4, "first_last_bits": 4}
