@@ -30,13 +30,16 @@ from onnxcalib.quantization.closed_loop import ClosedLoop
 from onnxcalib.runtime.session import Session
 
 FLOAT_CONVOLUTIONS = {"layers": {"op:Conv": {"activation_bits": 32}}}
-# silero-vad's first convolution is a Fourier transform, which reads float where nothing is said.
-INTEGER_TRANSFORM = {"layers": {".*stft.*": {"activation_bits": 8}}}
+# silero-vad's first convolution is a Fourier transform, and the second reads its magnitudes. Where nothing is said, the
+# first reads float, and so does the second of steps of sequences.
+INTEGER_MAGNITUDES = {"layers": {".*encoder/0/.*": {"activation_bits": 8}}}
+INTEGER_TRANSFORM = {"layers": {".*(stft|encoder/0/).*": {"activation_bits": 8}}}
 FLOAT_FIRST = {"layers": {".*(stft|encoder/[01]/).*": {"activation_bits": 32}}}
 WIDEST = {"range": "percentile", "percentile": 99.99}
 # Settings, or the operators that quantize_dynamic quantizes; None: all that it can.
 VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
     "static W8A8": {},
+    "... magnitudes on integers": INTEGER_MAGNITUDES,
     "... all on integers": INTEGER_TRANSFORM,
     "static W8A8, 99.99%": WIDEST,
     "... float into first three": {**WIDEST, **FLOAT_FIRST},
@@ -102,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 make(name, output, arguments, data)
             except onnxcalib.ConfigError as error:  # settings of nodes that other files of the model name otherwise
-                print(f"{name:26}{error}", flush=True)
+                print(f"{name:28}{error}", flush=True)
                 continue
             cells = ""
             for samples, reference in zip(tests, wanted, strict=True):
@@ -111,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
                 cells += f"{measure_sqnr(reference, given):7.1f}{100 * np.mean(same):8.2f}"
             size = output.stat().st_size / arguments.model.stat().st_size
             speed = f"{compare_speed(arguments.model, output, tests[0].read([0])):7.2f}" if arguments.speed else ""
-            print(f"{name:26}{cells}{size:7.3f}{speed}", flush=True)
+            print(f"{name:28}{cells}{size:7.3f}{speed}", flush=True)
     return 0
 
 
