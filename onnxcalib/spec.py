@@ -52,7 +52,8 @@ class QuantSpec:
     weight, the largest absolute sum of two integers of one sign whose products a kernel adds up as a pair; None: any
     sum. power_of_two: scales are 2^-p, for a whole number p. least_range: the least distance between the ends of an
     activation's grid. signed_scale: scales of a weight may be negative, for the
-    integer that such a grid has more on one side of zero.
+    integer that such a grid has more on one side of zero. half_steps: the zero point of a channel of a weight may be
+    -1/2, so that there are as many levels on both sides of zero.
     """
 
     bits: int
@@ -64,6 +65,12 @@ class QuantSpec:
     power_of_two: bool = False
     least_range: float = 0.0
     signed_scale: bool = False
+    half_steps: bool = False
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether a weight of this grid may have zero points other than 0."""
+        return self.half_steps or not self.symmetric
 
     @property
     def stored_bits(self) -> int:
@@ -139,7 +146,7 @@ class Requirements:
 class QParams:
     """Grid of one tensor: ``x ~ scale * (q - zero_point)``, with q integers in [spec.qmin, spec.qmax].
 
-    scale (float32) and zero_point (int32) have the same shape:
+    scale (float32) and zero_point (int32, or float32 with half steps) have the same shape:
 
     - () without ``spec.axis``
     - (channels,) with ``spec.axis``

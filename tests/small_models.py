@@ -45,7 +45,7 @@ def run_model(model: ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
 def round_layer(layer: LayerScheme, index: Index) -> LayerParams:
     """The layer's weight rounded on the grid over its channels' largest values or pairs, its bias as it is.
 
-    Every second scale is negative where scales may be.
+    Every second scale is negative where scales may be, and every third channel has half steps where it may.
     """
     weight, axis = constant(index, layer.weight), layer.weight_spec.axis
     if layer.weight_spec.block is not None:
@@ -58,8 +58,12 @@ def round_layer(layer: LayerScheme, index: Index) -> LayerParams:
         scale = np.maximum(scale, largest / (limit - 1))  # as each of a pair may be rounded up
     if layer.weight_spec.signed_scale:
         scale[::2] *= -1
-    integers = quantize(weight, np.expand_dims(scale, others), 0, layer.weight_spec)
-    grid = QParams(scale, np.zeros(len(scale), np.int32), layer.weight_spec)
+    zero = np.zeros(len(scale), np.int32)
+    if layer.weight_spec.half_steps:
+        zero = np.where(np.arange(len(scale)) % 3, 0, -0.5).astype(np.float32)
+    positions = weight + np.expand_dims(zero * scale, others)
+    integers = quantize(positions, np.expand_dims(scale, others), 0, layer.weight_spec)
+    grid = QParams(scale, zero, layer.weight_spec)
     return LayerParams(integers.astype(np.int8), grid, constant(index, layer.bias) if layer.bias else None)
 
 

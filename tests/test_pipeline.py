@@ -96,7 +96,7 @@ def test_both_encodings_give_the_same_numbers_without_optimizations(net, run_pla
 
 HOW = [
     {},
-    {"weight_bits": 4},
+    {"weight_bits": 2, "pipeline": "advanced", "steps": 5},
     {"activation_bits": 4},
     {"pipeline": "light"},
     {"pipeline": "advanced"},
@@ -108,6 +108,7 @@ HOW = [
 def test_no_kernel_of_what_is_written_can_saturate(net, how):
     result = quantize(net, SAMPLES, settings(**how))
     assert (result.report.saturation.kernels, result.report.saturation.layers) == (4, ())
+    assert result.report.outputs[0].sqnr_db > 5 and not result.report.left_out
     assert read_settings(result.model)["weight_range"] == "bounded"
 
 

@@ -35,7 +35,7 @@ from .scaled_weights import write_scaled
 from .structure import STANDARD
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
-from .weight_nodes import write_weight
+from .weight_nodes import write_weight, written_scale
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
@@ -380,7 +380,7 @@ def type_of(spec: QuantSpec) -> np.dtype[Any]:
 
 def bias_scale(input_grid: QParams, weight_grid: QParams) -> np.ndarray:
     """float32(scale_x * scale_w), per channel, as onnxruntime's integer kernels have it; none is denormal or zero."""
-    products = np.float32(input_grid.scale) * weight_grid.scale.astype(np.float32)
+    products = np.float32(input_grid.scale) * written_scale(weight_grid)
     sizes = np.maximum(np.abs(products), np.finfo(np.float32).tiny)
     scale: np.ndarray = np.copysign(sizes, products).astype(np.float32)
     return scale

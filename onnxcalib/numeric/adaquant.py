@@ -156,20 +156,27 @@ class DynamicQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Gives a layer its weight as ``scale * clip(round(position))``; a torch parametrization of the float weight W.
+    """Gives a layer its weight as ``scale (clip(round(position)) - zero)``; a torch parametrization of its weight W.
 
-    ``position`` is (W + V) / scale, learned straight-through, so that a weight may move by more than one quantization
-    step. ``scale`` is learned for the integers as they stand, with the exact gradient. LSQ's gradient counts
-    that a scale moves integers too, which misleads once the integers are solved. Powers of two stay as they are.
+    ``position`` is (W + V) / scale + zero, learned straight-through, so that a weight may move by more than one
+    quantization step. ``scale`` is learned for the integers as they stand, with the exact gradient. LSQ's gradient
+    counts that a scale moves integers too, which misleads once the integers are solved. Powers of two stay as they are.
     """
 
     start: torch.Tensor
+    zero: torch.Tensor
 
-    def __init__(self, position: torch.Tensor, scale: torch.Tensor, spec: QuantSpec) -> None:
-        """position (channels, inputs, ...): in torch's shape of W; scale: broadcasts against it; its signs stay."""
+    def __init__(
+        self, position: torch.Tensor, scale: torch.Tensor, spec: QuantSpec, zero: torch.Tensor | None = None
+    ) -> None:
+        """position (channels, inputs, ...): in torch's shape of W; scale and zero point broadcast against it.
+
+        Signs of scales stay, and so do zero points.
+        """
         super().__init__()
         self.spec = spec
         self.register_buffer("start", scale.float())
+        self.register_buffer("zero", torch.zeros_like(self.start) if zero is None else zero.float())
         self.position = nn.Parameter(position.float())
         self.log_scale = nn.Parameter(torch.zeros_like(self.start), requires_grad=not spec.power_of_two)
 
@@ -179,7 +186,7 @@ class WeightQuantizer(nn.Module):
 
     def forward(self, _weight: torch.Tensor) -> torch.Tensor:
         integers = self.position + (self.integers() - self.position).detach()
-        return integers * self.scale
+        return (integers - self.zero) * self.scale if self.spec.has_zeros else integers * self.scale
 
     def integers(self) -> torch.Tensor:
         """The integers as they stand, in W's shape, within the spec's pair_limit."""

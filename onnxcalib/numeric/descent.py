@@ -73,6 +73,7 @@ class Descent:
 
         if len(losses) > 1:
             self.levels, self.goal, self.gradient = map(pick, (self.levels, self.goal, self.gradient))
+            self.zero = None if self.zero is None else pick(self.zero)
             self.unit = pick(self.unit.unsqueeze(1)).squeeze(1)
 
     def refit(self, *, together: bool = False) -> None:

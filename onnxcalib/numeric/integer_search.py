@@ -23,6 +23,7 @@ Units: with one scale a row, all weights are divided by it first, and levels are
 weights are in units of the row's largest absolute scale, and the levels of an input are multiples of its scale.
 
 Zero points (G, R, K), one for each input of a row, move the ends of its integers: they are counted from the zero point.
+Those of half steps are fractions, and so are integers that are counted from them.
 
 Where a spec has a pair_limit, inputs 2i and 2i + 1 are a pair (``saturation.order_pairs``), and the integer of each is
 clamped to what the integer of the other leaves it. ``search`` keeps the limit with a width of 1 alone.
@@ -163,7 +164,7 @@ def _search_rows(
         errors = window.search(*inputs)
         compensated[..., batch.stop :].baddbmm_(errors, feedback[:, :, batch.stop :])
         integers[..., batch] = (errors + goal[..., batch]).div_(input_scale[..., batch])
-    return integers.round_()
+    return round_from(integers, zero, how[0])
 
 
 class _Window:
@@ -189,6 +190,7 @@ class _Window:
         loss = goals.new_zeros(groups, rows, 1)
         first = torch.arange(groups * rows, device=goals.device).reshape(groups, rows, 1)
         lows, highs = self.spec.qmin - zeros, self.spec.qmax - 1 - zeros
+        part = (zeros - zeros.round()).unsqueeze(3) if self.spec.half_steps else None
         inputs = (x.unsqueeze(3).unbind() for x in (goals, starts, scales, lows, highs))
         for j, (goal, start, scale, least, most, weight) in enumerate(zip(*inputs, weights.unbind(), strict=True)):
             branches = loss.shape[2]
@@ -196,7 +198,8 @@ class _Window:
             if j:
                 position = position + (errors[:, :, :j] @ self.feedback[:, :j, j, None]).view_as(loss)
             position = position / scale
-            low = position.floor().clamp_(least, most)
+            low = position.floor() if part is None else (position + part[j]).floor_().sub_(part[j])
+            low.clamp_(least, most)
             # Both forks of each branch side by side, (G, R, M, 2).
             distance = torch.sub(low, position, out=position)[..., None] + fork
             losses = torch.addcmul(loss[..., None], distance * weight, distance).flatten(2)
@@ -209,6 +212,11 @@ class _Window:
         chosen = errors.view(groups, rows, -1, size)
         best = loss.argmin(2)[..., None, None].expand(-1, -1, 1, size)
         return chosen.gather(2, best).squeeze(2)
+
+
+def round_from(levels: torch.Tensor, zero: torch.Tensor | float, spec: QuantSpec) -> torch.Tensor:
+    """The nearest integers, counted from zero points, which are fractions where the spec has half steps alone."""
+    return (levels + zero).round_() - zero if spec.half_steps else levels.round()
 
 
 def lazy_batches(inputs: int, size: int | None = None) -> list[slice]:
@@ -253,6 +261,7 @@ def round_batch(
     backwards = np.ascontiguousarray(feedback.mT.cpu().numpy())
     spec = grid.spec
     input_scales, zeros = (None if each is None else each.cpu().numpy() for each in grid[1:])
+    parts = zeros - np.rint(zeros) if zeros is not None and spec.half_steps else None
     levels, changes = np.empty_like(now), np.empty_like(now)
     partners = _partners(levels, None if waiting is None else waiting.cpu().numpy(), spec)
     for j in range(now.shape[1]):
@@ -260,7 +269,10 @@ def round_batch(
         if j:
             position += np.einsum("gk,gkr->gr", backwards[:, j, :j], changes[:, :j])
         scale = None if input_scales is None else input_scales[:, j]
-        np.rint(position if scale is None else position / scale, out=level)
+        goal = position if scale is None else position / scale
+        np.rint(goal if parts is None else goal + parts[:, j], out=level)
+        if parts is not None:
+            level -= parts[:, j]
         partner = partners[j]
         if partner is not None:
             clamp_beside(torch.from_numpy(level), torch.from_numpy(partner), spec)

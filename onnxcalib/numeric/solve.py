@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ..spec import QuantSpec
@@ -32,22 +31,15 @@ from .gram import Moments, divide
 from .integer_search import Metric, excess_loss, expand_scale, gptq, order_inputs, search
 from .output_metric import OutputMetric
 from .prior import Equations, Prior
-from .rounding import next_power, quantize
-from .saturation import keep_pairs, order_pairs, pair_sums
+from .rounding import quantize
+from .row_grids import RowGrids, list_grids, measure_rounding
+from .saturation import keep_pairs, order_pairs
 from .scale_blocks import ScaleBlocks
 from .solve_blocks import round_blocks, solve_blocks
 
 # Most ridge of the metric in which integers are chosen, in the same units: it only steadies an estimate from few
 # samples.
 DAMPING = 0.1
-# Candidate scales, as shares of the scale whose grid ends at the largest weight.
-FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 32, dtype=torch.float64)
-FEWEST_BIT_SHARES = torch.from_numpy(np.geomspace(1.0, 0.2, 40))
-EIGHT_BIT_SHARES = torch.linspace(1.0, 0.85, 4, dtype=torch.float64)
-# One scale for all rows may cut the largest weights of a few.
-ONE_SCALE_SHARES = torch.from_numpy(np.geomspace(1.0, 0.1, 24))
-# Of the least power of two whose grid holds the largest weight.
-POWER_SHARES = torch.tensor([1, 1 / 2, 1 / 4, 1 / 8], dtype=torch.float64)
 # Rows of candidates that are rounded at once may take so many bytes.
 ROW_BYTES = 16 * 2**20
 # Bytes of a weight in float64 that are rounded at once, of which rounding has some ten copies: these stay in the
@@ -58,6 +50,8 @@ STRIP_BYTES = 2**24
 # Scales of each row that GPTQ is tried at, and how many of these descent starts from. With 4 and 2 the loss is 0.7%
 # more in layers of ResNet-20 and MiniLM-L6, and the time a tenth less.
 PROMISING, STARTS = 6, 3
+# Scales that rows of 3 and 2 bits are fitted at again, as shares of those that they were fitted to, and how often.
+NEAR, ROUNDS = (0.93, 0.97, 1.0, 1.03, 1.07), 2
 # Most passes of coordinate descent over the inputs; scales are refitted behind each.
 SWEEPS = 4
 # Inputs for each branch up to which the K-best search is worth its time. In ResNet-20 eight branches lower the loss by
@@ -76,6 +70,11 @@ class Solution:
     scale: torch.Tensor
     bias: torch.Tensor
     zero: torch.Tensor | None = None
+
+    @property
+    def levels(self) -> torch.Tensor:
+        """Integers (G, C, K) less their zero points, without scale blocks."""
+        return self.integers if self.zero is None else self.integers - self.zero[..., None]
 
     def cpu(self) -> Solution:
         """The same in the memory that NumPy reads."""
@@ -132,14 +131,14 @@ def solve_layer(
     # In a few rows of a hundred the rounded float weights are better, by up to half the loss.
     if blocks is None and not _is_fine(spec):
         plain = round_layer(weight, spec, summing=summing)
-        plain_integers = _permute(plain.integers, order)
-        loss = excess_loss(metric.gram.double(), optimum, plain_integers, plain.scale) * metric.power
-        best = best.improve(_Rounded(_pool(loss, spec), plain_integers, plain.scale))
+        levels = _permute(plain.levels, order)
+        loss = excess_loss(metric.gram.double(), optimum, levels, plain.scale) * metric.power
+        best = best.improve(_Rounded(_pool(loss, spec), levels, plain.scale, plain.zero))
     natural = order.argsort(1)
     weights = _permute(best.integers * expand_scale(_expand_blocks(best.scale, blocks)), natural)
     bias = moments.means_of_targets(weight) - (weights @ moments.input_mean[..., None]).squeeze(-1)
     found = Solution(_permute(best.integers, natural), best.scale, bias, best.zero)
-    return found if blocks is None else _count_from_zero(found, _find_blocks(_natural_order(weight), spec), spec)
+    return _count_all(found, None if blocks is None else _find_blocks(_natural_order(weight), spec), spec)
 
 
 def _rounding_order(gram: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | None) -> torch.Tensor:
@@ -161,12 +160,12 @@ def _natural_order(weight: torch.Tensor) -> torch.Tensor:
     return torch.arange(weight.shape[2], device=weight.device).expand(weight.shape[0], -1)
 
 
-def _count_from_zero(found: Solution, blocks: ScaleBlocks | None, spec: QuantSpec) -> Solution:
-    """A solution whose integers are less their zero points, as it is stored."""
+def _count_all(found: Solution, blocks: ScaleBlocks | None, spec: QuantSpec) -> Solution:
+    """A solution whose integers were counted from their zero points, as it is stored."""
     integers, scale, zero = found.integers, found.scale, found.zero
-    if zero is not None and blocks is not None:
-        integers = integers + blocks.expand(zero)
-    if spec.block is None:
+    if zero is not None:
+        integers = integers + (zero[..., None] if blocks is None else blocks.expand(zero))
+    if blocks is not None and spec.block is None:
         scale, zero = scale.squeeze(2), None if zero is None else zero.squeeze(2)
     return Solution(integers, scale, found.bias, zero)
 
@@ -189,7 +188,7 @@ def _pool(sums: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
 class _Rounded(NamedTuple):
     """A candidate for each row: losses (G, R) as ``_pool`` has them, and integers and scale as a Solution has them.
 
-    zero: that of each block. Integers are less their zero points.
+    zero: in the shape of the scale. Integers are less their zero points.
     """
 
     loss: torch.Tensor
@@ -204,6 +203,7 @@ class _Rounded(NamedTuple):
             torch.where(better, other.loss, self.loss),
             torch.where(better[..., None], other.integers, self.integers),
             torch.where(better, other.scale, self.scale),
+            None if self.zero is None or other.zero is None else torch.where(better, other.zero, self.zero),
         )
 
 
@@ -239,21 +239,32 @@ def _round_blocks(metric: Metric, optimum: torch.Tensor, spec: QuantSpec, blocks
 
 
 def _round_rows(metric: Metric, optimum: torch.Tensor, spec: QuantSpec, width: int) -> _Rounded:
-    """Round rows that have one scale each, or one together: start at a few scales, then refit integers and scale."""
-    candidates = _candidate_scales(optimum, spec)
+    """Round rows that have one scale each, or one together: start at a few grids, then refit integers and scale."""
+    candidates = list_grids(optimum, spec)
     if _is_fine(spec):
-        integers, loss = gptq(metric, optimum, candidates[0], spec)
-        return _Rounded(loss, integers.double(), candidates[0])
-    # The scales make copies of the rows, one behind the other.
-    scale = torch.cat(list(_choose_promising(metric, optimum, candidates, (spec, None))), 1)
-    rows = optimum.shape[1]
-    integers, loss = gptq(metric, optimum.repeat(1, scale.shape[1] // rows, 1), scale, spec)
+        integers, loss = gptq(metric, optimum, candidates.scale[0], spec)
+        return _Rounded(loss, integers.double(), candidates.scale[0])
+    best = _fit(metric, optimum, _choose_promising(metric, optimum, candidates, spec), spec, width)
+    for _ in range(ROUNDS if spec.bits < 4 and not spec.power_of_two else 0):
+        near = torch.tensor(NEAR).to(best.scale)[:, None, None] * best.scale
+        zero = None if best.zero is None else best.zero.expand_as(near)
+        best = best.improve(_fit(metric, optimum, RowGrids(near, zero), spec, width))
+    return best
+
+
+def _fit(metric: Metric, optimum: torch.Tensor, starts: RowGrids, spec: QuantSpec, width: int) -> _Rounded:
+    """Integers and scales of least loss from any of these grids (starts, G, R) on."""
+    # The grids make copies of the rows, one behind the other.
+    scale, rows = starts.scale.transpose(0, 1).flatten(1, 2), optimum.shape[1]
+    zero = None if starts.zero is None else starts.zero.transpose(0, 1).flatten(1, 2)
+    integers, loss = gptq(metric, optimum.repeat(1, len(starts.scale), 1), scale, spec, _widen(zero, optimum))
     best = torch.stack([_pool(each, spec) for each in loss.split(rows, 1)]).argsort(dim=0, stable=True)[:STARTS]
     scale, integers = _pick(scale, best), _pick(integers, best)
-    copies, branches = optimum.repeat(1, len(best), 1), _branches(optimum, width)
+    zero = None if zero is None else _pick(zero, best)
+    copies, branches, points = optimum.repeat(1, len(best), 1), _branches(optimum, width), _widen(zero, optimum)
     if branches > 1:
-        integers = search(metric, copies, scale, spec, width=branches)
-    descent = Descent(metric, copies, integers, scale, spec)
+        integers = search(metric, copies, scale, spec, width=branches, zero=points)
+    descent = Descent(metric, copies, integers, scale, spec, zero=points)
     descent.sweep()
     descent.keep_best(torch.stack([_pool(each, spec) for each in descent.loss().split(rows, 1)]))
     if not spec.power_of_two:
@@ -263,7 +274,13 @@ def _round_rows(metric: Metric, optimum: torch.Tensor, spec: QuantSpec, width: i
             break
         if not spec.power_of_two:
             descent.refit(together=spec.axis is None)
-    return _Rounded(_pool(descent.loss(), spec), descent.integers().double(), descent.unit)
+    zero = None if descent.zero is None else descent.zero[:, 0].to(optimum)
+    return _Rounded(_pool(descent.loss(), spec), descent.integers().double(), descent.unit, zero)
+
+
+def _widen(zero: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor | None:
+    """Zero points (G, R) of rows, one for each of their inputs."""
+    return None if zero is None else zero[..., None].expand(-1, -1, rows.shape[2])
 
 
 def _branches(optimum: torch.Tensor, width: int) -> int:
@@ -278,41 +295,14 @@ def _pick(values: torch.Tensor, copies: torch.Tensor) -> torch.Tensor:
     return parts.gather(1, index.expand(-1, -1, -1, *values.shape[2:])).flatten(1, 2)
 
 
-def _choose_promising(
-    metric: Metric, optimum: torch.Tensor, candidates: torch.Tensor, grid: tuple[QuantSpec, ScaleBlocks | None]
-) -> torch.Tensor:
-    """Of the candidate scales (candidates, ...) for each row, or block, the few at which GPTQ promises the least loss.
+def _choose_promising(metric: Metric, optimum: torch.Tensor, candidates: RowGrids, spec: QuantSpec) -> RowGrids:
+    """Of the candidates for each row the few at which GPTQ promises the least loss.
 
     The loss is a sum over the inputs, ``((s q_j - v_j) N_jj)^2``. Here each v_j is w*_j, and not yet compensated.
     """
-    losses = _measure_rounding(optimum, candidates, grid, metric.upper.diagonal(dim1=1, dim2=2).unsqueeze(1))
-    if grid[1] is None:
-        losses = torch.stack([_pool(each * metric.power, grid[0]) for each in losses])
-    return candidates.gather(0, losses.argsort(dim=0, stable=True)[:PROMISING])
-
-
-def _measure_rounding(
-    rows: torch.Tensor,
-    candidates: torch.Tensor,
-    grid: tuple[QuantSpec, ScaleBlocks | None],
-    weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The squared error of rounding to nearest at each candidate scale, in the shape of ``candidates``.
-
-    Work is done in float32. candidates: shares of the first of them, the same in all rows; each input's error is
-    multiplied by its weight, if it has one, before it is squared. Errors of blocks are in units of their first scale.
-    """
-    spec, blocks = grid
-    largest = candidates[0]
-    goal = (rows / expand_scale(_expand_blocks(largest, blocks))).float()
-    losses = []
-    for share in (candidates[:, :1, :1] / largest[:1, :1]).flatten(1)[:, 0].tolist():
-        integers = keep_pairs((goal / share).round_().clamp_(spec.qmin, spec.qmax), spec.pair_limit)
-        error = integers.mul_(share).sub_(goal)
-        error = (error if weights is None else error.mul_(weights)).square_()
-        losses.append(error.sum(2) if blocks is None else blocks.sum(error))
-    found = torch.stack(losses).double()
-    return found * largest.square() if blocks is None else found
+    losses = measure_rounding(optimum, candidates, spec, metric.upper.diagonal(dim1=1, dim2=2).unsqueeze(1))
+    losses = torch.stack([_pool(each * metric.power, spec) for each in losses])
+    return candidates.take(losses.argsort(dim=0, stable=True)[:PROMISING])
 
 
 def _is_fine(spec: QuantSpec) -> bool:
@@ -356,42 +346,18 @@ def _round_few(weight: torch.Tensor, spec: QuantSpec, summing: torch.Tensor | No
     if blocks is not None:
         integers, grids = round_blocks(weight, spec, blocks)
         found = Solution(integers, grids.scale, torch.zeros_like(weight[..., 0]), grids.zero)
-        found = _count_from_zero(found, blocks, spec)
+        found = _count_all(found, blocks, spec)
         return replace(found, integers=found.integers.to(torch.int8))
     # Pairs are neighbours in the order in which the kernel sums.
     order = summing if spec.pair_limit is not None else None
     rows = weight if order is None else weight[..., order]
-    candidates = _candidate_scales(rows, spec)
-    losses = torch.stack([_pool(each, spec) for each in _measure_rounding(rows, candidates, (spec, None))])
-    scale = candidates.gather(0, losses.argmin(0, keepdim=True))[0]
-    integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit).to(torch.int8)
-    return Solution(integers if order is None else integers[..., order.argsort()], scale, torch.zeros_like(scale))
-
-
-def _candidate_scales(rows: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """Candidate scales (candidates, G, R): shares of the scale at which no weight of the row, or of any, is clipped.
-
-    With signed scales each is there with both signs, as a grid has one integer more below zero than above.
-    With a pair_limit no pair's sum may be clipped at that scale either; pairs are neighbours in ``rows``.
-    """
-    largest = rows.abs().amax(2).clamp_min(torch.finfo(torch.float32).tiny * spec.qmax) / spec.qmax
-    if spec.pair_limit is not None:
-        largest = torch.maximum(largest, pair_sums(rows).amax(2) / spec.pair_limit)
-    largest = largest if spec.axis is not None else largest.amax().expand(largest.shape)
-    scales = _allow(_shares(spec).to(largest.device)[:, None, None] * largest, spec)
-    return torch.cat([scales, -scales]) if spec.signed_scale else scales
-
-
-def _allow(scale: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
-    """The scale, raised to a power of two where the spec asks for these."""
-    return torch.from_numpy(next_power(scale.cpu().numpy())).to(scale.device) if spec.power_of_two else scale
-
-
-def _shares(spec: QuantSpec) -> torch.Tensor:
-    if spec.power_of_two:
-        return POWER_SHARES
-    if spec.axis is None:
-        return ONE_SCALE_SHARES
-    if spec.bits == 8:
-        return EIGHT_BIT_SHARES
-    return FEW_BIT_SHARES if spec.bits == 4 else FEWEST_BIT_SHARES
+    candidates = list_grids(rows, spec)
+    losses = torch.stack([_pool(each, spec) for each in measure_rounding(rows, candidates, spec)])
+    scale, zero = (None if each is None else each[0] for each in candidates.take(losses.argmin(0, keepdim=True)))
+    assert scale is not None
+    if zero is None:
+        integers = keep_pairs(quantize(rows, scale[..., None], 0, spec), spec.pair_limit).to(torch.int8)
+    else:
+        integers = (rows / scale[..., None] + zero[..., None]).round_().clamp_(spec.qmin, spec.qmax).to(torch.int8)
+    integers = integers if order is None else integers[..., order.argsort()]
+    return Solution(integers, scale, torch.zeros_like(scale), zero)

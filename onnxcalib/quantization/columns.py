@@ -136,7 +136,7 @@ class ColumnReader:
             bias = self._read_bias().to(self.problem.device)
             solved = [replace(each, bias=each.bias + bias) for each in solved]
         if whole is not moments:
-            weights = (each.integers * each.scale[..., None] for each in solved)
+            weights = (each.levels * each.scale[..., None] for each in solved)
             biases = [bias_of_groups(moments, own) for own in weights]
             solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
         return [each.cpu() for each in solved]

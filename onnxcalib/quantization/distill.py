@@ -271,7 +271,7 @@ class _Chosen(nn.Module):
 def _make_learned(weight: torch.Tensor, params: LayerParams, *, turned: bool) -> LearnedWeight:
     """weight: the float one, as torch has it; turned: the integers are (inputs, channels), unlike it."""
     grid, integers = params.grid, params.read().astype(np.float32)
-    if not grid.spec.symmetric:
+    if grid.spec.has_zeros:
         integers -= spread(grid.zero_point, params)
     scale, zero = (
         each.reshape(-1, 1) if grid.spec.block is None else each.T if turned else each
@@ -288,7 +288,7 @@ def _read_back(params: LayerParams, learned: LearnedWeight) -> LayerParams:
     if grid.spec.axis == 1:
         integers, scale = integers.T, scale.T
     scale = scale.reshape(grid.scale.shape).astype(np.float32)
-    if not grid.spec.symmetric:
+    if grid.spec.has_zeros:
         integers = integers + spread(grid.zero_point, params)
     stored = put_integers(np.ascontiguousarray(integers).astype(np.int8), grid.spec.bits)
     return LayerParams(stored, replace(grid, scale=scale), params.bias)

@@ -240,8 +240,10 @@ def _attach(state: ReconstructionState, layer: LayerScheme, part: nn.Module) -> 
     position = integers.T if linear and layer.axis == 1 else integers
     shape = [1] * integers.ndim
     shape[0 if linear else layer.axis] = -1  # with one scale for all channels, each side is 1
-    scale = torch.from_numpy(params.grid.scale).reshape(shape)
-    quantizer = WeightQuantizer(position.contiguous(), scale, layer.weight_spec)
+    scale, zero = (
+        torch.from_numpy(np.asarray(each)).reshape(shape) for each in (params.grid.scale, params.grid.zero_point)
+    )
+    quantizer = WeightQuantizer(position.contiguous(), scale, layer.weight_spec, zero)
     # A copy: the bias of a layer that was not solved lies in the model itself.
     start = None if params.bias is None else params.bias - added_bias(state.problem, layer)
     bias = bias_parameter(part)
@@ -286,8 +288,9 @@ def _read_back_layer(
     if isinstance(part, nn.Linear) and layer.axis == 1:
         integers = integers.T
     bias = _bias_of(state.problem, layer, part) if layer.takes_bias else None
-    scale = quantizer.scale.detach().reshape(-1).cpu().numpy()
-    state.layers[layer.name] = make_params(layer, integers, scale, bias, state.input_grid(layer))
+    scale, zero = (each.detach().reshape(-1).cpu().numpy() for each in (quantizer.scale, quantizer.zero))
+    grid = scale, zero if layer.weight_spec.has_zeros else None
+    state.layers[layer.name] = make_params(layer, integers, grid, bias, state.input_grid(layer))
 
 
 def _batch_size(state: ReconstructionState, block: Block) -> int:

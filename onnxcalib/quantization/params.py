@@ -19,17 +19,28 @@ LEAST_CHANGE = 0.25
 
 
 def make_params(
-    layer: LayerScheme, integers: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, input_grid: QParams | None
+    layer: LayerScheme,
+    integers: np.ndarray,
+    grid: tuple[np.ndarray, np.ndarray | None],
+    bias: np.ndarray | None,
+    input_grid: QParams | None,
 ) -> LayerParams:
     """LayerParams with a scale that ``guard_scale`` allows; integers, in the weight's own shape, are rescaled to it.
 
-    scale: of each channel; all are equal where the layer has one scale.
+    grid: scale and zero point of each channel; all scales are equal where the layer has one. Channels whose integers
+    are rescaled have no zero point, as almost all of their weights are zero then.
     """
     spec = layer.weight_spec
-    scale = scale if spec.axis is not None else scale[0]
+    scale = grid[0] if spec.axis is not None else grid[0][0]
     allowed = guard_scale(scale, bias, input_grid, spec)
-    grid = QParams(allowed, np.zeros(allowed.shape, np.int32), spec)
-    return LayerParams(put_integers(_rescale(integers, scale / allowed, spec), spec.bits), grid, bias)
+    ratio, zero = scale / allowed, np.zeros(allowed.shape, np.int32)
+    if grid[1] is not None:
+        changed = np.abs(ratio - 1) > LEAST_CHANGE
+        zero = np.where(changed, 0, grid[1]).astype(np.float32)
+        others = [i for i in range(integers.ndim) if i != spec.axis]
+        integers = integers - np.expand_dims(np.where(changed, grid[1], 0), others)
+    stored = put_integers(_rescale(integers, ratio, spec), spec.bits)
+    return LayerParams(stored, QParams(allowed, zero, spec), bias)
 
 
 def give_scale(
@@ -87,7 +98,7 @@ def spread(values: np.ndarray, params: LayerParams) -> np.ndarray:
 def dequantize_weight(params: LayerParams) -> np.ndarray:
     """The quantized weight, float32."""
     values = params.read().astype(np.float32)
-    if not params.grid.spec.symmetric:
+    if params.grid.spec.has_zeros:
         values -= spread(params.grid.zero_point, params)
     values *= spread(params.grid.scale, params)
     return values

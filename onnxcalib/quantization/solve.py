@@ -204,4 +204,5 @@ def _params(
             scale, zero = scale.T, zero.T
         grid = QParams(scale, zero, layer.weight_spec)
         return LayerParams(put_integers(integers.astype(np.int8), layer.weight_spec.bits), grid, bias)
-    return make_params(layer, integers, solution.scale.reshape(-1).numpy(), bias, input_grid)
+    points = None if solution.zero is None else solution.zero.reshape(-1).numpy()
+    return make_params(layer, integers, (solution.scale.reshape(-1).numpy(), points), bias, input_grid)

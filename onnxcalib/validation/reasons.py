@@ -27,7 +27,8 @@ def find_reasons(each: Measured, survey: Survey, worse: str | None = None) -> tu
     kept: dict[str, float] = {}
     gains = _name_gains(each, survey)
     if isinstance(layer, QuantizedLayer):
-        kept[f"{layer.weight_bits}-bit weights"] = rounding_sqnr(layer.integers, layer.scale, layer.axis)
+        scale, integers = layer.scale * layer.steps, layer.integers / layer.steps
+        kept[f"{layer.weight_bits}-bit weights"] = rounding_sqnr(integers, scale, layer.axis)
         if layer.grid is None:
             limit = _list_parts(kept) if gains else _name_unknown_input(layer, each.alone.sqnr_db, *kept.values())
             return [limit, *gains], False

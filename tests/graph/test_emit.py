@@ -13,9 +13,11 @@ from onnxcalib.config import LayerConfig
 from onnxcalib.graph.emit import bias_scale, emit_qdq
 from onnxcalib.graph.extract import extract, infer_types
 from onnxcalib.graph.index import Index
+from onnxcalib.graph.inspect.quantized_layers import find_quantized_layers
 from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.lint import check_target
 from onnxcalib.spec import Grids, QParams, QuantSpec
 
 ENCODINGS = ("runtime", "standard")
@@ -106,9 +108,17 @@ def test_two_bit_weights_run_on_integers_in_both_encodings(residual, rough, draw
         assert values_of(quantized)["w2_quantized"].data_type == TensorProto.INT2
         outputs += [run(quantized, x, optimize=optimize)[0] for optimize in (True, False)]
         left = count_optimized(quantized, tmp_path)
+        inner = next(layer for layer in find_quantized_layers(quantized) if layer.name == "inner")
+        assert inner.weight_bits == 2 and set(np.unique(inner.integers[0])) <= {-3, -1, 1, 3}
+        assert set(np.unique(inner.integers[1])) <= {-4, -2, 0, 2} and inner.scale[0] < 0 < inner.scale[1]
+        assert {each.rule for each in check_target(quantized, "onnxruntime").violations} <= {
+            "aligned",
+            "activation_types",
+        }
         assert left["QLinearConv"] >= (3 if encoding == "runtime" or activation_bits == 8 else 1) and left["QGemm"] == 1
     for other in outputs[1:]:
         np.testing.assert_allclose(outputs[0], other, atol=0.02 * np.abs(other).max())
+    assert measure_sqnr(run(residual, x)[0], outputs[0]) > 5
 
 
 def test_four_bit_activations_are_clipped_on_integers(build, rough, draw):

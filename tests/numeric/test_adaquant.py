@@ -35,6 +35,9 @@ def test_a_weight_is_its_integers_times_its_scale():
     quantizer = WeightQuantizer(position, step, FOUR)
     assert torch.equal(quantizer.integers(), quantize(position, 1.0, 0, FOUR))
     torch.testing.assert_close(quantizer(torch.zeros(3, 5)), quantizer.integers() * step)
+    zero, halves = torch.tensor([[-0.5], [0.0], [-0.5]]), replace(FOUR, half_steps=True)
+    negative = WeightQuantizer(position, -step, halves, zero)
+    torch.testing.assert_close(negative(None), (zero - quantizer.integers()) * step)
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 3, 3), (6, 15)])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcalib.numeric import integer_search
+from onnxcalib.numeric import integer_search, row_grids
 from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.integer_search import excess_loss
@@ -192,7 +192,7 @@ def test_the_output_aware_metric_weighs_more_the_more_columns_it_has_and_nothing
 def test_rounding_takes_the_scale_of_least_squared_weight_error():
     weight = draw_problem(8, groups=2)[1]
     weight[0, 0, 0] = 9.0
-    for spec, shares in ((FOUR, solve_module.FEW_BIT_SHARES), (EIGHT, solve_module.EIGHT_BIT_SHARES)):
+    for spec, shares in ((FOUR, row_grids.FEW_BIT_SHARES), (EIGHT, row_grids.EIGHT_BIT_SHARES)):
         found = round_layer(weight, spec)
         assert torch.equal(found.integers, quantize(weight, found.scale[..., None], 0, spec))
         assert not found.bias.any() and found.bias.shape == found.scale.shape
@@ -396,6 +396,22 @@ def test_powers_of_two_are_as_good_as_the_best_of_all_grids(axis):
         best = losses.amin(0).sum() if axis == 0 else losses.sum(1).amin()
         ratios.append(float(loss.sum() / best))
     assert min(ratios) > 0.999 and max(ratios) < 1.3 and np.mean(np.less(ratios, 1.001)) > 0.7
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_each_row_of_two_bits_has_the_side_or_the_half_steps_that_serve_it(width):
+    inputs, weight = draw_problem(5, groups=2, channels=12, size=14)
+    moments, losses, found = moments_of(inputs, weight @ inputs), [], []
+    plain = replace(FOUR, bits=2)
+    for spec in (plain, replace(plain, signed_scale=True), replace(plain, signed_scale=True, half_steps=True)):
+        solved = solve_layer(moments, weight, spec, prior=Prior(0.003), width=width)
+        assert solved.integers.min() >= -2 and solved.integers.max() <= 1 and torch.all(solved.integers % 1 == 0)
+        losses.append(measure_loss(moments, weight, solved.levels * solved.scale[..., None], 0.003).sum().item())
+        found.append(solved)
+    least = measure_loss(moments, weight, weight, 0.003).sum().item()
+    assert losses[0] - least > 1.1 * (losses[1] - least) > 1.1 * 1.03 * (losses[2] - least)
+    assert (found[0].scale > 0).all() and found[1].zero is None and (found[1].scale < 0).any()
+    assert set(found[2].zero.unique().tolist()) == {-0.5, 0.0}
 
 
 def test_one_scale_is_refitted_for_all_rows_together():

@@ -13,6 +13,7 @@ from ...errors import ModelError
 from ..index import Index, attribute_of, constant, in_scope, is_op, own_constants, subgraphs
 from ..ops import DEQUANTIZE, LAYERS, LINEAR_OPS, MOVERS, QUANTIZE
 from ..tensors import spell_node
+from ..weight_nodes import trace_halves
 from .integers import BETWEEN, element_type, is_linear
 
 Role = Literal["activation", "weight", "bias", "constant"]
@@ -187,6 +188,8 @@ class GriddedGraph:
 
     def _trace(self, tensor: str) -> tuple[str, tuple[str, ...]]:
         """Where integers come from, a QuantizeLinear or a constant, and the operators between there and ``tensor``."""
+        if (halves := trace_halves(self.index, tensor)) is not None:
+            return halves.tensor, ("Cast",)
         passed: list[str] = []
         while (node := self.index.producer.get(tensor)) is not None and is_op(node, *PASSED_BY):
             passed.append(node.op_type)

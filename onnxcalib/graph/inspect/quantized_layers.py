@@ -18,6 +18,7 @@ from ..packed import GROUP_INDEX, Packing, is_packed, read_packing, read_zero_po
 from ..recurrent import INPUT, STATES, WEIGHT, input_of
 from ..scaled_weights import find_scale, find_stored
 from ..values import read_values
+from ..weight_nodes import Stored, trace_weight
 from .integers import element_type, is_linear
 
 FOUR_BITS: tuple[int, ...] = (TensorProto.UINT4, TensorProto.INT4)
@@ -64,6 +65,7 @@ class QuantizedLayer:
     source, entries, activation_bits, grid: as those of an Operand. weight: its integers, which are read when they are
     asked for. packing: how a MatMulNBits has them; None for others. scale: of a shape that broadcasts to the weight's,
     as the zero point is. axis: of the output channels. others: what a recurrent layer reads beside its input, in float.
+    steps, added: the layer multiplies ``steps q + added`` where the weight has q, as half steps are written.
     """
 
     name: str
@@ -80,11 +82,15 @@ class QuantizedLayer:
     grid: tuple[float, float, float] | None
     packing: Packing | None = None
     others: tuple[str, ...] = ()
+    steps: int = 1
+    added: np.ndarray | None = None
 
     @property
     def stored(self) -> np.ndarray:
-        """The weight's integers, read anew."""
+        """The integers that the layer multiplies, read anew."""
         values = read_values(self.weight)
+        if self.added is not None:
+            values = (values.astype(np.int32) * self.steps + self.added).astype(np.int8)
         return values if self.packing is None else self.packing.unpack(values)
 
     @property
@@ -153,8 +159,11 @@ def _read_operand(index: Index, node: NodeProto, tensor: str) -> Operand:
 
 def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
     """A MatMulInteger, whose products are cast to float and multiplied by the scales of both operands."""
-    entry, weight = index.producer.get(node.input[0]), _stored_tensor(index, node.input[1])
-    if entry is None or not is_op(entry, DYNAMIC_QUANTIZE) or weight is None or len(weight.dims) != 2:
+    entry, stored = index.producer.get(node.input[0]), trace_weight(index, node.input[1])
+    if entry is None or not is_op(entry, DYNAMIC_QUANTIZE) or stored is None or stored.added is not None:
+        return None
+    weight = index.initializers[stored.tensor]
+    if len(weight.dims) != 2:
         return None
     cast, product = _read_alone(index, node.output[0], "Cast"), None
     if cast is not None:
@@ -222,7 +231,8 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
     weight = _read_weight(index, node.input[1])
     if weight is None:
         return None
-    tensor, scale, zero_point = weight
+    stored, scale, zero_point = weight
+    tensor = index.initializers[stored.tensor]
     shape = tuple(tensor.dims)
     operand, output = _read_rows(index, node, _read_operand(index, node, node.input[0]))
     return QuantizedLayer(
@@ -238,24 +248,27 @@ def _read_layer(index: Index, node: NodeProto) -> QuantizedLayer | None:
         weight_bits=WEIGHT_BITS.get(tensor.data_type, 8),
         activation_bits=operand.bits,
         grid=operand.grid,
+        steps=stored.steps,
+        added=stored.added,
     )
 
 
-def _read_weight(index: Index, name: str) -> tuple[TensorProto, np.ndarray, np.ndarray | None] | None:
+def _read_weight(index: Index, name: str) -> tuple[Stored, np.ndarray, np.ndarray | None] | None:
     """The integers of a weight, its scale and its zero point, both of which broadcast to them."""
     if (tensor := find_stored(index, name)) is not None:
         scale = find_scale(index, name)
-        return None if scale is None else (tensor, scale, None)
+        return None if scale is None else (Stored(tensor.name), scale, None)
     dequantize = index.producer.get(name)
-    tensor = None
+    stored = None
     if dequantize is not None and is_linear(dequantize, DEQUANTIZE):
-        tensor = _stored_tensor(index, dequantize.input[0])
-    if dequantize is None or tensor is None:
+        stored = trace_weight(index, dequantize.input[0])
+    if dequantize is None or stored is None:
         return None
-    scale, zero_point = (_broadcastable(index, dequantize, number, tuple(tensor.dims)) for number in (1, 2))
+    shape = tuple(index.initializers[stored.tensor].dims)
+    scale, zero_point = (_broadcastable(index, dequantize, number, shape) for number in (1, 2))
     if scale is None or (zero_point is None and any(dequantize.input[2:])):
         return None
-    return tensor, scale, zero_point
+    return stored, scale, zero_point
 
 
 def _read_rows(index: Index, node: NodeProto, operand: Operand) -> tuple[Operand, str]:
@@ -303,14 +316,6 @@ def _find_bytes(index: Index, name: str) -> TensorProto | None:
     """The constant that a MatMulNBits reads, directly or through the Reshape of a table that is looked up too."""
     producer = index.producer.get(name)
     return index.initializers.get(producer.input[0] if producer is not None and is_op(producer, "Reshape") else name)
-
-
-def _stored_tensor(index: Index, name: str) -> TensorProto | None:
-    """The constant that a DequantizeLinear reads, directly or through the Cast of 4-bit integers to 8."""
-    producer = index.producer.get(name)
-    if producer is not None and is_op(producer, "Cast"):
-        name = producer.input[0]
-    return index.initializers.get(name)
 
 
 def _broadcastable(index: Index, dequantize: NodeProto, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
