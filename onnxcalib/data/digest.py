@@ -12,8 +12,10 @@ AT_ONCE = 32  # samples that are read together
 
 
 def digest_samples(samples: CalibrationSet) -> str:
-    """SHA-256 of all samples, which are read for it, in hexadecimal. Raises DataError."""
-    found = hashlib.sha256(repr((samples.inputs, samples.fixed_batch, samples.batched, len(samples))).encode())
+    """SHA-256 of all samples, which are read for it, and of their sequences, in hexadecimal. Raises DataError."""
+    sequences = None if samples.sequences is None else samples.sequences.tolist()
+    facts = samples.inputs, samples.fixed_batch, samples.batched, len(samples), samples.steps, sequences
+    found = hashlib.sha256(repr(facts).encode())
     if samples.images:
         for array in samples.arrays():
             found.update(array.digest())

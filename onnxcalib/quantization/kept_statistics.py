@@ -41,7 +41,6 @@ def recall_statistics(prepared: Prepared, scheme: QuantScheme, targets: TargetKe
     subject = f"statistics {model} {samples} {describe_processor()} {run.threads or count_cores()} threads"
     cache = Cache(subject, prepared.config.cache_dir, run.observer.note)
     facts = [sorted(tensors), sorted({*tensors, *also}), prepared.equals_original]
-    facts += ["steps"] if prepared.samples.steps else []
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     found = cache.find(name, _Kept)
     if found is None:

@@ -24,6 +24,10 @@ def test_other_values_another_order_and_other_choices_have_another_digest():
     whole = open_calibration(VALUES, SPEC)
     sets = [whole, open_calibration(changed, SPEC), open_calibration(VALUES[::-1], SPEC), whole.take([0, 1])]
     sets += [whole.take([1, 2]), open_calibration(VALUES, [InputSpec("x", np.dtype(np.float32), (2, 2))])]
+    for sequences in (np.zeros(6), np.arange(6)):  # of which a plan draws, and whose steps count by their signal
+        steps = open_calibration(VALUES, SPEC)
+        steps.sequences, steps.steps = sequences, True
+        sets.append(steps)
     assert len({digest_samples(each) for each in sets}) == len(sets)
 
 

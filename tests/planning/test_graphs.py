@@ -127,3 +127,19 @@ def test_a_weight_that_an_end_of_the_model_has_at_its_own_bits_is_solved_once_in
     samples = [{**each, "x": draw(1, 8, 6, 6)} for each in draw_samples([True, False] * 4)]
     result = quantize(model, samples, settings(tmp_path, max_bops="1@8-bit", first_last_bits=4))
     assert result.report.plan["totals"]["bytes"] == result.report.quantized_bytes
+
+
+def test_a_weight_whose_first_reader_has_unlike_channels_is_one_set_as_it_is_stored_once(build, weigh, cache):
+    text = """
+    g (float[1, 6, 32] x, bool flag) => (float[1, 6, 32] y) {
+      y = If (flag) <
+        then_branch = yes () => (float[1, 6, 32] p) { a = MatMul (x, w) p = Relu (a) },
+        else_branch = no () => (float[1, 6, 32] q) { e = MatMul (x, w) q = Tanh (e) }
+      >
+    }
+    """
+    samples = draw_samples([True, False] * 4)
+    for sample in samples[::2]:
+        sample["x"][..., 0] *= 40
+    found = plan(build(text, w=weigh(32, 32)), samples, settings(cache, max_bops="1@8-bit", candidates=("W8A8",)))
+    assert [each.layers for each in found.sets] == [("MatMul_a", "MatMul_e")]
