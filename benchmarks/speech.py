@@ -9,7 +9,8 @@ sequence whose steps are run one by one, and each model reads its own states. Th
 576), with zeros for ``h`` and ``c`` (1, 1, 128).
 
 Columns: for each test folder, SQNR of the first output in dB, and % of its values on float's side of the threshold;
-quantized bytes / float bytes. With --speed, the speed against float on the first sample or step, on one thread.
+quantized bytes / float bytes. With --speed, the speed against float on the first sample or step, on one thread. A
+variant ``planned SIZE`` has bits chosen within a size, such as 0.2.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ INTEGER_MAGNITUDES = {"layers": {".*encoder/0/.*": {"activation_bits": 8}}}
 INTEGER_TRANSFORM = {"layers": {".*(stft|encoder/0/).*": {"activation_bits": 8}}}
 FLOAT_FIRST = {"layers": {".*(stft|encoder/[01]/).*": {"activation_bits": 32}}}
 WIDEST = {"range": "percentile", "percentile": 99.99}
+PLANNED = "planned "  # begins the names of variants within a size, such as 0.2
 # Settings, or the operators that quantize_dynamic quantizes; None: all that it can.
 VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
     "static W8A8": {},
@@ -43,6 +45,7 @@ VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
     "... all on integers": INTEGER_TRANSFORM,
     "static W8A8, 99.99%": WIDEST,
     "... float into first three": {**WIDEST, **FLOAT_FIRST},
+    "static W4A8": {"weight_bits": 4},
     "dynamic W8A8": {"activations": "dynamic"},
     "dynamic W4A8": {"activations": "dynamic", "weight_bits": 4},
     "dynamic, float into Conv": {"activations": "dynamic", **FLOAT_CONVOLUTIONS},
@@ -56,7 +59,7 @@ VARIANTS: dict[str, dict | tuple[str, ...] | None] = {
 
 def make(name: str, output: Path, arguments: argparse.Namespace, data: onnxcalib.DataConfig) -> None:
     """Write the file of a variant."""
-    settings = VARIANTS[name]
+    settings = {"max_size": name.removeprefix(PLANNED)} if name.startswith(PLANNED) else VARIANTS[name]
     if not isinstance(settings, dict):
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -350,11 +350,13 @@ def _add_tensors(prepared: Prepared, schemes: Schemes, sets: tuple[BitSet, ...],
 def _open_cache(prepared: Prepared, graph: PlannedGraph | None = None) -> Cache:
     settings = _spell_settings(prepared.config)
     original = fingerprint(prepared.original)
-    # Rules that measure may leave other nodes in float on another machine.
+    # Rules that measure may leave other nodes in float, or let other layers read it, on another machine.
     in_float = sorted(prepared.in_float if graph is None else graph.list_in_float())
+    alone = sorted({name for each in (graph.walk() if graph else ()) for name in each.prepared.alone})
     target = prepared.run.target.model_dump_json(exclude={"name", "description"})  # its file may have changed
     subject = (
         f"{original} {prepared.run.digest(prepared.samples)} {prepared.run.device.type} {settings} {target} {in_float}"
+        f" {alone}"
     )
     return Cache(subject, prepared.config.cache_dir, prepared.run.warn)
 

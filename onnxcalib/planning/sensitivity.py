@@ -95,10 +95,14 @@ class Measured:
 
 
 def find_sets(scheme: QuantScheme) -> list[list[str]]:
-    """Names of the layers that must have one candidate: they read the same tensor, or tensors that share a grid."""
-    sets: dict[tuple[str, ...], list[str]] = {}
+    """Names of the layers that must have one candidate: they read the same tensor, or tensors that share a grid.
+
+    A layer that reads float is a set of its own.
+    """
+    sets: dict[tuple[str, ...] | str, list[str]] = {}
     for layer in scheme.layers:
-        sets.setdefault(scheme.members_of(layer.input), []).append(layer.name)
+        key = layer.name if layer.reads_float else scheme.members_of(layer.input)
+        sets.setdefault(key, []).append(layer.name)
     return list(sets.values())
 
 
@@ -226,9 +230,14 @@ class _Sweep:
         self.seconds[what] += time.perf_counter() - start
 
     def measure(self, names: Sequence[str]) -> BitSet:
-        """Solve the layers of a set at every candidate, and find the loss and the costs of each."""
+        """Solve the layers of a set at every candidate, and find the loss and the costs of each.
+
+        Candidates that are the same for these layers are measured once.
+        """
         uniform = {c: [k for k in each.scheme.layers if k.name in names] for c, each in self.uniform.items()}
-        layers = {c: uniform[c] for c in _find_candidates(uniform)}
+        candidates = _find_candidates(uniform)
+        first = {c: next(other for other in candidates if uniform[other] == uniform[c]) for c in candidates}
+        layers = {c: uniform[c] for c in dict.fromkeys(first.values())}
         any_layers = next(iter(layers.values()))
         with self._timed("evaluate"):
             inputs = self._advance(any_layers)
@@ -238,7 +247,11 @@ class _Sweep:
         with self._timed("evaluate"):
             losses = self._measure_losses(inputs, layers)
         costs = {c: self._cost(own, c) for c, own in layers.items()}
-        return BitSet(tuple(names), sum(self._macs(k) for k in any_layers), losses, costs)
+        for name in names:
+            self.params[name] = {c: self.params[name][same] for c, same in first.items()}
+        macs = sum(self._macs(k) for k in any_layers)
+        every = {c: losses[same] for c, same in first.items()}
+        return BitSet(tuple(names), macs, every, {c: costs[same] for c, same in first.items()})
 
     def _advance(self, layers: list[LayerScheme]) -> list[str]:
         """Compute the activations at the first of the layers from those that are stored, and drop the latter.
@@ -345,7 +358,7 @@ class _Sweep:
     def _quantize(self, subgraph: ModelProto, layers: list[LayerScheme], candidate: Candidate) -> ModelProto:
         """The subgraph with these layers and their inputs alone quantized."""
         uniform = self.uniform[candidate]
-        tensors = {layer.input for layer in layers}
+        tensors = {layer.input for layer in layers if not layer.reads_float}
         activations = {t: spec for t, spec in uniform.scheme.activations.items() if t in tensors}
         requantized = {t: spec for t, spec in uniform.scheme.requantized.items() if t in tensors}
         scheme = replace(uniform.scheme, layers=tuple(layers), activations=activations, requantized=requantized)
@@ -369,10 +382,13 @@ class _Sweep:
 
 
 def _find_candidates(layers: Mapping[Candidate, list[LayerScheme]]) -> list[Candidate]:
-    """Candidates at which all layers have the candidate's own bits.
+    """Candidates at which all layers have the candidate's own bits; of those that read float the weights have them.
 
     The first and the last layers, and layers that the settings name, keep their bits at every candidate. Where no
     candidate has these bits, the first one stands for them.
     """
-    own = {candidate: {layer.bits for layer in of_candidate} for candidate, of_candidate in layers.items()}
-    return [candidate for candidate in layers if own[candidate] == {candidate}] or list(layers)[:1]
+
+    def fits(layer: LayerScheme, candidate: Candidate) -> bool:
+        return layer.weight_spec.bits == candidate.weight_bits if layer.reads_float else layer.bits == candidate
+
+    return [c for c, own in layers.items() if all(fits(layer, c) for layer in own)] or list(layers)[:1]

@@ -7,6 +7,7 @@ import pytest
 
 from onnxcalib import BitPlan, ConfigError, QuantizeConfig, open_calibration, plan, quantize
 from onnxcalib.planning.graphs import order_samples
+from onnxcalib.quantization import placement
 from tests.quantization.test_bodies import CONVS, conv_weights
 from tests.test_pipeline import bits_of
 
@@ -44,6 +45,15 @@ def draw_samples(flags, shape=(1, 6, 32)):
     return [{"x": rng.normal(size=shape).astype(np.float32), "flag": np.array(flag)} for flag in flags]
 
 
+def read_float(layer):
+    """A rule by which this layer reads float."""
+
+    def find(prepared, behind):
+        return {each.name: "a reason" for each in prepared.scheme.layers if each.name == layer}
+
+    return find
+
+
 @pytest.fixture
 def net(build, weigh):
     weights = {**{name: weigh(32, 32) for name in "uwvo"}, **{name: weigh(1, 32, 32) for name in "ik"}}
@@ -55,7 +65,8 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obeyed(net, cache, tmp_path):
+def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obeyed(net, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(placement, "find_coarse_spectra", read_float("MatMul_m"))
     samples = draw_samples([True, False] * 4)
     at_once = quantize(net, samples, settings(cache, max_size="0.93@8-bit"))
     found = BitPlan.model_validate(at_once.report.plan)
@@ -67,7 +78,10 @@ def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obey
     }
     free = [each for each in found.sets if len(each.loss) > 1]
     assert {name for each in free for name in each.layers} == {"MatMul_a", "MatMul_e", "MatMul_m", "MatMul_n", "cell"}
-    assert all(loss["W4A8"] > loss["W8A8"] > 0 for loss in (each.loss for each in free) if "W4A8" in loss)
+    names = {each.layers[0]: set(each.loss) for each in free}
+    assert names.pop("cell") == {"W8A32", "W4A32g32"} == names.pop("MatMul_m")  # the weights' bits of each candidate
+    assert all(own == {"W8A8", "W4A8"} for own in names.values())
+    assert all(few > many > 0 for many, few in (each.loss.values() for each in free))
     assert found.layers["MatMul_h"] == found.layers["MatMul_y"] == "W8A8"
     assert {"W4A8", "W4A32g32"} & set(found.layers.values())
     (tmp_path / "plan.json").write_text(found.to_json())

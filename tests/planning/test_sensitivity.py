@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from onnxcalib.config import QuantizeConfig
+from onnxcalib.config import LayerConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.errors import ConfigError
 from onnxcalib.graph.emit import emit_qdq
 from onnxcalib.graph.load import inputs_of, load_model
+from onnxcalib.graph.names import Selection
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.graph.stream import model_bytes
 from onnxcalib.numeric.divergence import Divergence
@@ -48,13 +49,14 @@ def net(build, weigh):
     return build(NET, **weights, **{f"b{i}": weigh(shape[0]) for i, shape in enumerate(shapes)})
 
 
-def measure(model, data, candidates=(EIGHT, LIGHT, FOUR), **settings):
+def measure(model, data, candidates=(EIGHT, LIGHT, FOUR), reads_float=(), **settings):
     """The prepared model, grids by candidate, samples, and what was measured; the layers heard of as they were done."""
+    alone = Selection(layers=tuple((name, LayerConfig(activation_bits=32)) for name in reads_float))
     names = tuple(str(c) for c in candidates)
     config = QuantizeConfig(effort="fast", candidates=names, max_size="1", **settings)
     samples = open_calibration(data, inputs_of(model), config.data)
     prepared = rewrite(load_model(model), config).model
-    make = partial(make_scheme, prepared, first_last_bits=config.first_last_bits)
+    make = partial(make_scheme, prepared, first_last_bits=config.first_last_bits, selection=alone)
     plans = {
         c: make(weight_bits=c.weight_bits, activation_bits=c.activation_bits)
         for c in dict.fromkeys((EIGHT, *candidates))
@@ -81,6 +83,18 @@ def test_first_and_last_have_their_own_bits_alone(net, draw):
     assert [list(each.losses) for each in found.sets] == [[EIGHT], WIDE, WIDE, [EIGHT]]
     _, _, _, found, _ = measure(net, draw(8, 3, 8, 8), candidates=(LIGHT, FOUR), first_last_bits=4)
     assert [list(each.losses) for each in found.sets] == [WIDE[1:], WIDE, WIDE, WIDE[1:]]
+
+
+def test_a_layer_that_reads_float_is_a_set_of_its_own_that_has_the_weights_of_each_candidate(net, draw):
+    _, _, _, found, _ = measure(net, draw(8, 3, 8, 8), reads_float=("side",))
+    sets = {each.layers: each for each in found.sets}
+    assert [*sets] == [("stem",), ("main",), ("side",), ("deep",), ("head",)]
+    side = sets["side",]
+    assert [*side.losses] == [*sets["main",].losses] == WIDE
+    assert 0 < side.losses[EIGHT] < side.losses[LIGHT] == side.losses[FOUR]  # of the same weights
+    assert side.costs[EIGHT].bytes > side.costs[LIGHT].bytes and side.costs[LIGHT] == side.costs[FOUR]
+    assert [found.params["side"][c].grid.spec.bits for c in side.losses] == [8, 4, 4]
+    assert side.losses[EIGHT] < sets["main",].losses[EIGHT]
 
 
 def test_a_loss_is_the_divergence_of_the_model_with_one_set_quantized(net, draw):
