@@ -25,7 +25,7 @@ from .graph.stream import model_bytes
 from .graph.values import with_values
 from .graph.weight_file import WeightFile
 from .lint.run import check_loaded
-from .quantization.bodies import list_excluded, list_left, reconstruct_layers, tell_of_ranges
+from .quantization.bodies import has_alone, list_excluded, list_left, reconstruct_layers, tell_of_ranges
 from .quantization.checkpoints import Checkpoints, CheckpointSettings, keeping
 from .quantization.floor import record_memory
 from .quantization.histogram_file import take_histograms
@@ -345,7 +345,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         unfused=measured.unfused,
         float_bytes=sizes[0],
         quantized_bytes=sizes[1],
-        bits_per_weight=weigh_alone(prepared.original, quantized, found.scheme),
+        bits_per_weight=weigh_alone(prepared.original, quantized, alone=has_alone(found)),
         samples=len(prepared.samples),
         measured_on=prepared.measured_on,
         seconds=run.seconds,

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ..spec import QuantScheme
 from .embeddings import find_tied
-from .index import attribute_of, is_op
+from .index import all_graphs, all_nodes, attribute_of, is_op
 from .ops import MATRIX_LAYERS, PACKED_WEIGHTS
 from .packed import DOMAIN, LOOK_UP
 from .values import find_place, is_outside
@@ -18,19 +17,26 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 
 def count_weights(model: ModelProto) -> int:
-    """Floats in the initializers of a model: a table that is stored for the embedding and for the head counts once.
+    """Floats in the initializers of a model, and of bodies in it.
 
-    Of matrices and tables that are packed already the values count, in place of their scales and zero points.
+    A table that is stored for the embedding and for the head counts once. Of matrices and tables that are packed
+    already the values count, in place of their scales and zero points.
     """
-    packed = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in PACKED_WEIGHTS]
+    packed = [node for node in all_nodes(model.graph) if node.domain == DOMAIN and node.op_type in PACKED_WEIGHTS]
     grids = {name for node in packed for name in node.input[2:4]}  # zero points may be floats, as those of HQQ are
-    dims = {t.name: t.dims for t in model.graph.initializer if t.data_type in FLOATS and t.name not in grids}
-    stored = {t.name: t for t in model.graph.initializer}
-    values = {name: count for node in packed for name, count in _count_packed(node, stored)}
+    stored = _list_constants(model)
+    counts = [math.prod(t.dims) for t in stored if t.data_type in FLOATS and t.name not in grids]
+    by_name = {t.name: t for t in stored}
+    values = {name: count for node in packed for name, count in _count_packed(node, by_name)}
     weights = {node.input[1] for node in model.graph.node if is_op(node, *MATRIX_LAYERS)}
     twice = find_tied(model).keys() - weights
-    floats = sum(map(math.prod, dims.values())) - sum(math.prod(dims[table]) for table in twice)
+    floats = sum(counts) - sum(math.prod(by_name[table].dims) for table in twice)
     return int(floats + sum(values.values()))
+
+
+def _list_constants(model: ModelProto) -> list[TensorProto]:
+    """The initializers of the graph and of its bodies."""
+    return [tensor for graph in all_graphs(model.graph) for tensor in graph.initializer]
 
 
 def _count_packed(node: NodeProto, stored: Mapping[str, TensorProto]) -> Iterator[tuple[str, int]]:
@@ -49,9 +55,9 @@ def _count_packed(node: NodeProto, stored: Mapping[str, TensorProto]) -> Iterato
 def constant_bytes(model: ModelProto) -> int:
     """Bytes of the values of all initializers: integers, scales, zero points, biases, and what is left in float.
 
-    The graph's nodes and the names are left out.
+    Those of bodies count too. Nodes and names are left out.
     """
-    return sum(map(_value_bytes, model.graph.initializer))
+    return sum(map(_value_bytes, _list_constants(model)))
 
 
 def _value_bytes(tensor: TensorProto) -> int:
@@ -65,7 +71,6 @@ def bits_per_weight(quantized: ModelProto, weights: int) -> float:
     return 8 * constant_bytes(quantized) / max(1, weights)
 
 
-def weigh_alone(model: ModelProto, quantized: ModelProto, scheme: QuantScheme) -> float | None:
-    """``bits_per_weight`` of a float model's file; None where no layer of the scheme reads float."""
-    alone = any(layer.reads_float for layer in scheme.layers)
+def weigh_alone(model: ModelProto, quantized: ModelProto, *, alone: bool) -> float | None:
+    """``bits_per_weight`` of a float model's file; None where no weights are quantized alone."""
     return bits_per_weight(quantized, count_weights(model)) if alone else None

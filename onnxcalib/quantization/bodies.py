@@ -14,7 +14,7 @@ from typing import Any
 from onnx import ModelProto
 
 from ..bitplan import FLOAT
-from ..config import DataConfig, QuantizeConfig
+from ..config import FLOAT_BITS, DataConfig, QuantizeConfig
 from ..data import CalibrationSet
 from ..errors import ConfigError, DataError, ModelError
 from ..graph.bodies import Body, extract_body, find_graph, list_bodies, match_captured
@@ -304,3 +304,9 @@ def _settings(prepared: Prepared) -> QuantizeConfig:
     own: dict[str, Any] = {"data": DataConfig(), "class_axis": (), "tensors": {}}
     own |= dict.fromkeys(("samples", "jobs", "scheduler"))
     return prepared.run.given.model_copy(update=own)
+
+
+def has_alone(found: Reconstruction) -> bool:
+    """Whether a layer that is no recurrent one reads float."""
+    inside = [layer for body in found.bodies for layer in body.layers if layer.op not in RECURRENT]
+    return any(k.reads_float for k in found.scheme.layers) or any(k.activation_bits == FLOAT_BITS for k in inside)

@@ -22,3 +22,16 @@ def test_packed_values_count_and_their_scales_do_not(build, draw):
     held = 160 + 40 + 4 * 32 * 48 + 128 + 32 + 32
     assert constant_bytes(model) == held
     assert bits_per_weight(model, count_weights(model)) == pytest.approx(8 * held / weights)
+
+
+def test_constants_of_bodies_count_as_those_outside_do(build, draw):
+    text = """
+    g (float[N, 4] x, bool b) => (float[N, 4] y) {
+      y = If (b) <
+        then_branch = yes () => (float[N, 4] p) <float[2] inner = {1, 2}> { c = MatMul (x, w) p = Identity (c) },
+        else_branch = no () => (float[N, 4] q) <float[3] inner = {1, 2, 3}> { q = Identity (x) }
+      >
+    }
+    """
+    model = build(text, w=draw(4, 4))
+    assert count_weights(model) == 16 + 2 + 3 and constant_bytes(model) == 4 * 21
