@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from onnxcalib import BitPlan, ConfigError, QuantizeConfig, open_calibration, plan, quantize
+from onnxcalib.bitplan import Totals
+from onnxcalib.graph.save import fingerprint
 from onnxcalib.planning.graphs import order_samples
 from onnxcalib.quantization import placement
 from tests.quantization.test_bodies import CONVS, conv_weights
@@ -31,6 +33,18 @@ g (float[1, 6, 32] x, bool flag) => (float[1, 6, 32] y) {
     }
   >
   y = MatMul (z, o)
+}
+"""
+
+BODY = """
+g (float[1, 6, 32] x, bool flag) => (float[1, 6, 32] y) {
+  a = MatMul (x, w)
+  y = If (flag) <
+    then_branch = yes () => (float[1, 6, 32] p) {
+      b = MatMul (a, v) [cell] , g = RNN <hidden_size = 32> (b, i, k) p = Identity (g)
+    },
+    else_branch = no () => (float[1, 6, 32] q) { q = Identity (a) }
+  >
 }
 """
 
@@ -60,6 +74,11 @@ def net(build, weigh):
     return build(NET, two=np.array(2), on=np.array(True), **weights)
 
 
+@pytest.fixture
+def small(build, weigh):
+    return build(BODY, w=weigh(32, 32), v=weigh(32, 32), i=weigh(1, 32, 32), k=weigh(1, 32, 32))
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
@@ -67,11 +86,9 @@ def cache(tmp_path_factory):
 
 def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obeyed(net, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(placement, "find_coarse_spectra", read_float("MatMul_m"))
-    samples = draw_samples([True, False] * 4)
-    at_once = quantize(net, samples, settings(cache, max_size="0.93@8-bit"))
-    found = BitPlan.model_validate(at_once.report.plan)
-    assert found.layers == bits_of(at_once.model)
-    assert at_once.report.quantized_bytes == found.totals.bytes <= found.budgets["max_size"]
+    samples = draw_samples([True, False] * 2)
+    found = plan(net, samples, settings(cache, max_size="0.93@8-bit"))
+    assert found.totals.bytes <= found.budgets["max_size"]
     assert {each.layers for each in found.sets} == {
         *(("MatMul_h",), ("MatMul_y",), ("MatMul_m",), ("cell",)),
         *(("MatMul_a", "MatMul_e"), ("MatMul_n",)),  # one weight is stored once for two graphs, and twice in one
@@ -83,40 +100,43 @@ def test_layers_in_bodies_are_planned_with_those_outside_and_a_plan_file_is_obey
     assert all(own == {"W8A8", "W4A8"} for own in names.values())
     assert all(few > many > 0 for many, few in (each.loss.values() for each in free))
     assert found.layers["MatMul_h"] == found.layers["MatMul_y"] == "W8A8"
+    by_turns = next(each for each in found.sets if each.layers == ("MatMul_m",))
+    assert by_turns.macs == 0.5 * 2 * 6 * 32 * 32  # half of the samples take the branch
     assert {"W4A8", "W4A32g32"} & set(found.layers.values())
     (tmp_path / "plan.json").write_text(found.to_json())
     result = quantize(net, samples, settings(cache), plan=tmp_path / "plan.json")
     assert bits_of(result.model) == found.layers and not result.report.in_float
     assert result.report.quantized_bytes == found.totals.bytes
-    lacking = found.model_copy(update={"layers": {k: v for k, v in found.layers.items() if k != "MatMul_m"}})
-    with pytest.raises(ConfigError, match="plan: found no bits of layer 'MatMul_m'"):
-        quantize(net, samples, settings(cache), plan=lacking)
-    with pytest.raises(
-        ConfigError, match="plan: found bits of 'MatMul_z'; no node has this name, neither outside nor in"
-    ):
-        quantize(
-            net,
-            samples,
-            settings(cache),
-            plan=found.model_copy(update={"layers": {**found.layers, "MatMul_z": "W8A8"}}),
-        )
 
 
-def test_a_branch_that_no_sample_takes_is_float_in_the_plan_with_its_reason(net, cache):
-    samples = draw_samples([True] * 8)
-    found = plan(net, samples, settings(cache, max_bops="1@8-bit"))
-    assert found.layers["cell"] == found.layers["MatMul_e"] == "float"
-    assert found.in_float["cell"].startswith("If_z/else_branch stays in float: no sample runs it")
+@pytest.mark.parametrize(
+    ("layers", "fault"),
+    [
+        ({"MatMul_a": "W8A8", "cell": "W8A32"}, "found no bits of layer 'MatMul_b', nor of 0 more"),
+        ({"MatMul_a": "W8A8", "MatMul_b": "W8A8", "MatMul_z": "W8A8"}, "found bits of 'MatMul_z'; no node has this"),
+    ],
+)
+def test_a_plan_that_lacks_a_layer_in_a_body_or_names_one_that_no_body_has_is_refused(small, layers, fault):
+    nothing = Totals(predicted_loss=0, measured_loss=0, bytes=0, bops=0)
+    given = {"model": fingerprint(small), "budgets": {}, "bound": 0, "rounds": 1, "sets": ()}
+    found = BitPlan(layers=layers, totals=nothing, eight_bit=nothing, **given)
+    config = QuantizeConfig(pipeline="light", threads=1, placement="all")
+    with pytest.raises(ConfigError, match=f"plan: {fault}"):
+        quantize(small, draw_samples([True]), config, plan=found)
+
+
+def test_a_branch_that_no_sample_takes_is_float_in_the_plan_with_its_reason(small, cache):
+    found = plan(small, draw_samples([False] * 4), settings(cache, max_bops="1@8-bit"))
+    assert found.layers == {"MatMul_a": "W8A8", "MatMul_b": "float", "cell": "float"}
+    assert found.in_float["cell"].startswith("If_y/then_branch stays in float: no sample runs it")
     # Samples that take it do not bring it back.
-    result = quantize(net, draw_samples([True, False] * 8), settings(cache), plan=found)
-    assert bits_of(result.model).keys() == {"MatMul_h", "MatMul_a", "MatMul_n", "MatMul_m", "MatMul_y"}
+    result = quantize(small, draw_samples([True, False]), settings(cache), plan=found)
+    assert bits_of(result.model).keys() == {"MatMul_a"}
     assert any("no sample runs it" in each.reason for each in result.report.in_float)
-    by_turns = next(each for each in found.sets if each.layers == ("MatMul_m",))
-    assert by_turns.macs == 2 * 6 * 32 * 32
 
 
 def test_bits_of_weights_alone_are_planned_in_bodies_too(net, cache):
-    samples = draw_samples([True, False] * 4)
+    samples = draw_samples([True, False] * 2)
     config = settings(cache, activation_bits=32, max_size="0.9@8-bit", candidates=("W8A32", "W4A32g32"))
     result = quantize(net, samples, config)
     planned = result.report.plan
@@ -138,7 +158,7 @@ def test_losses_are_measured_on_samples_drawn_from_all_where_the_first_may_be_of
 
 def test_a_weight_that_an_end_of_the_model_has_at_its_own_bits_is_solved_once_in_bodies_too(build, draw, tmp_path):
     model = build(CONVS, **conv_weights(draw))
-    samples = [{**each, "x": draw(1, 8, 6, 6)} for each in draw_samples([True, False] * 4)]
+    samples = [{**each, "x": draw(1, 8, 6, 6)} for each in draw_samples([True, False] * 2)]
     result = quantize(model, samples, settings(tmp_path, max_bops="1@8-bit", first_last_bits=4))
     assert result.report.plan["totals"]["bytes"] == result.report.quantized_bytes
 
@@ -152,7 +172,7 @@ def test_a_weight_whose_first_reader_has_unlike_channels_is_one_set_as_it_is_sto
       >
     }
     """
-    samples = draw_samples([True, False] * 4)
+    samples = draw_samples([True, False] * 2)
     for sample in samples[::2]:
         sample["x"][..., 0] *= 40
     found = plan(build(text, w=weigh(32, 32)), samples, settings(cache, max_bops="1@8-bit", candidates=("W8A8",)))
