@@ -263,16 +263,22 @@ def _find_attribute(node: NodeProto, name: str) -> AttributeProto:
 
 def identify(tensor: TensorProto) -> str:
     """What is the same of tensors with the same values: their type, their dimensions, and what they hold or where."""
-    head = f"{tensor.data_type} {list(tensor.dims)}"
     if is_outside(tensor):
         place = find_place(tensor)
-        return f"{head} {place.file} {place.offset} {place.length}"
-    if tensor.data_type == TensorProto.STRING:
-        return f"{head} {tensor.name}"
-    digest = hashlib.sha256()
+        return f"{_describe(tensor)} {place.file} {place.offset} {place.length}"
+    return f"{_describe(tensor)} {tensor.name}" if tensor.data_type == TensorProto.STRING else digest(tensor)
+
+
+def digest(tensor: TensorProto) -> str:
+    """The same, by what they hold alone."""
+    found = hashlib.sha256()
     for piece in read_pieces(tensor):
-        digest.update(piece)
-    return f"{head} {digest.hexdigest()}"
+        found.update(piece)
+    return f"{_describe(tensor)} {found.hexdigest()}"
+
+
+def _describe(tensor: TensorProto) -> str:
+    return f"{tensor.data_type} {list(tensor.dims)}"
 
 
 def _import_domains(model: ModelProto, part: ModelProto) -> None:

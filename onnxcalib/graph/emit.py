@@ -32,10 +32,12 @@ from .packed import add_bias, explain_unpacked, import_domain
 from .packed_layers import write_packed
 from .recurrent import WrittenWeights, write_weights
 from .scaled_weights import write_scaled
+from .stored_once import StoredOnce
 from .structure import STANDARD
 from .tables import StoredHead, Tables
 from .unfuse import bar_from_fusion
 from .weight_nodes import write_weight, written_scale
+from .weight_readers import WeightReaders
 from .weightless import copy_without_initializers
 
 INT32_LIMIT = 2**31 - 1
@@ -101,6 +103,7 @@ class _Writer:
         self.tied = {each.tied_to for each in scheme.embeddings if each.name in self.nodes}
         self.heads: dict[str, StoredHead] = {}
         self.recurrent: WrittenWeights = {}
+        self.once = StoredOnce(self.new, WeightReaders.find(self.index, scheme, encoding), self.tied)
 
     def write(self, grids: Grids, layers: Mapping[str, LayerParams]) -> ModelProto:
         graph = self.model.graph
@@ -114,7 +117,8 @@ class _Writer:
                 self._write_activation(tensor, grids.activations[tensor], grids.requantized.get(tensor))
         for layer in self.scheme.layers:
             if layer.name in layers and layer.name in self.nodes:
-                self._write_layer(layer, layers[layer.name], grids.of_input(layer))
+                with self.once.writing(layer, self.nodes[layer.name], self.before.setdefault(layer.name, [])):
+                    self._write_layer(layer, layers[layer.name], grids.of_input(layer))
                 replaced |= {layer.weight, layer.bias}
         for layer in self.scheme.recurrent:
             if layer.name in layers and layer.name in self.nodes:

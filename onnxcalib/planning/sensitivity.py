@@ -39,6 +39,7 @@ from ..runtime.device import computing
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import BitSet, Block, Candidate, Cost, Grids, LayerScheme, QuantScheme
+from .leaders import find_leaders, join_sets
 from .loss import USUAL, Extent, ReferenceBatch, divergence_of
 from .whole import Whole
 
@@ -161,9 +162,9 @@ def order_sets(survey: Survey) -> list[list[str]]:
     """The sets in the order in which the model computes their inputs: no activation is needed again later."""
     position = _find_positions(survey.model)
     layers = {layer.name: layer for layer in survey.scheme.layers}
-    return sorted(
-        find_sets(survey.scheme), key=lambda names: min(position.get(layers[name].input, -1) for name in names)
-    )
+    schemes = [each.scheme for each in survey.uniform.values()]
+    sets = join_sets(find_sets(survey.scheme), find_leaders(survey.model, schemes, survey.config.encoding))
+    return sorted(sets, key=lambda names: min(position.get(layers[name].input, -1) for name in names))
 
 
 def _find_positions(model: ModelProto) -> dict[str, int]:
@@ -298,7 +299,7 @@ class _Sweep:
             for together in find_siblings(state, block, specs):
                 names = {layer.name for layer in together}
                 own = {c: [layer for layer in layers[c] if layer.name in names] for c in candidates}
-                given = {c: self._find_given(each) for c, each in own.items()}
+                given = {c: self._find_given(each, c, state.problem.readers.leaders) for c, each in own.items()}
                 if any(given.values()):
                     for c, each in own.items():  # as they are solved where the bits are known
                         single = replace(state, layers={}, given=given[c])
@@ -324,9 +325,14 @@ class _Sweep:
                 found = replace(found, bias=self._zero_bias(layer))
             self.params.setdefault(layer.name, {})[candidate] = found
 
-    def _find_given(self, layers: Sequence[LayerScheme]) -> dict[str, LayerParams]:
-        """What earlier graphs have solved for the weights of these layers."""
+    def _find_given(
+        self, layers: Sequence[LayerScheme], candidate: Candidate, leaders: Mapping[str, LayerScheme]
+    ) -> dict[str, LayerParams]:
+        """What earlier graphs, or the leaders in this one, have solved for the weights of these layers."""
         found = {layer.name: self.survey.given.get((layer.name, repr(layer.weight_spec))) for layer in layers}
+        for name in found:
+            if name in leaders and found[name] is None:
+                found[name] = self.params.get(leaders[name].name, {}).get(candidate)
         return {name: params for name, params in found.items() if params is not None}
 
     def _zero_bias(self, layer: LayerScheme) -> np.ndarray:

@@ -30,6 +30,7 @@ from ..numeric.gram import (
 from ..numeric.output_metric import OutputMetric
 from ..numeric.prior import Prior, choose_prior
 from ..numeric.products import UINT8_SHIFT, shift_to_int8
+from ..numeric.reader_sums import ReaderSums, pool_readers
 from ..numeric.rounding import dequantize, fake_quantize, fake_quantize_rows
 from ..numeric.solve import Solution, solve_layer
 from ..runtime.memory import release
@@ -117,11 +118,16 @@ class ColumnReader:
         if not measured or not all(moments.finite for moments in measured):
             return None
         joined = join_groups if self.layer.op == "ConvTranspose" else lambda each: each
-        prior, moments = Prior(), measured[0]
+        prior, moments, others = Prior(), measured[0], self.state.others.get(self.layer.name)
         for held_out in measured[1:]:
-            prior = choose_prior(joined(moments), joined(held_out), rows)
+            both = (moments, held_out)
+            if others is not None:
+                both = self._pool(moments, others[0], rows), self._pool(held_out, others[1], rows)
+            prior = choose_prior(joined(both[0]), joined(both[1]), rows)
             moments = moments.pooled(held_out)
-            del held_out
+            del held_out, both
+        for each in others or ():
+            moments = self._pool(moments, each, rows)
         del measured  # large Gram matrices are most of the memory that solving takes
         if moments.gram.nbytes > RELEASED_BYTES:
             release()
@@ -140,6 +146,10 @@ class ColumnReader:
             biases = [bias_of_groups(moments, own) for own in weights]
             solved = [replace(each, bias=bias) for each, bias in zip(solved, biases, strict=True)]
         return [each.cpu() for each in solved]
+
+    def _pool(self, moments: Moments, others: ReaderSums, rows: torch.Tensor) -> Moments:
+        """The moments, and those of the weight's later readers."""
+        return pool_readers(moments, others, rows, centred=self.layer.takes_bias)
 
     def fit_bias(self, rows: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor | None:
         """The bias (G, C) with which the mean output of a quantized weight is that of the target; None as in ``solve``.

@@ -149,7 +149,7 @@ class _Tuning:
 
     def _fill_layers(self, module: fx.GraphModule, learned: set[str]) -> dict[str, LearnedWeight]:
         """Give layers their quantized weights, and those that are learned parameters."""
-        found = {}
+        found, made = {}, dict[tuple[str, bool], LearnedWeight]()
         for layer in self.problem.scheme.layers:
             params, part = self.state.layers[layer.name], layer_module(module, layer.name)
             turned = isinstance(part, nn.Linear) and layer.axis == 1
@@ -160,9 +160,11 @@ class _Tuning:
                 values = dequantize_weight(params)
                 part.get_parameter("weight").copy_(torch.from_numpy(values.T if turned else values))
                 continue
-            parametrize.register_parametrization(
-                part, "weight", _make_learned(part.get_parameter("weight"), params, turned=turned), unsafe=True
-            )
+            first = self.problem.readers.leaders.get(layer.name, layer).name, turned
+            if first not in made:  # all layers of one weight train it
+                made[first] = _make_learned(part.get_parameter("weight"), params, turned=turned)
+            own = made[first]
+            parametrize.register_parametrization(part, "weight", own, unsafe=True)
             part.get_parameter("parametrizations.weight.original").data = torch.empty(0)  # no one reads it
             weight = part.get_submodule("parametrizations.weight.0")
             assert isinstance(weight, LearnedWeight)

@@ -28,7 +28,7 @@ from .checkpoints import PARALLEL, BlockDone, find_changed
 from .reconstruct import reconstruct_block, tensors_read
 from .run import Run
 from .spread import spread_tasks
-from .state import PROBE, FloatActivations, Problem, ReconstructionState, read_later, run_block
+from .state import PROBE, FloatActivations, Problem, ReaderMoments, ReconstructionState, read_later, run_block
 
 # What a weight of fewer bits than 8 costs, one of 8, and a layer beside its weights: measured on MobileNetV2 at W4A8
 # from 16 samples, where 100,000 weights of 4 bits take half a second.
@@ -38,17 +38,22 @@ DIGITS = 16  # of the digest of decisions, in the name of a checkpoint
 
 @dataclass(frozen=True)
 class BlockTask:
-    """A block by its number, with the probes of its layers."""
+    """A block by its number, with the probes of its layers.
+
+    given: layer -> the weight that it has, which a layer of another block has too, or another graph; others: see the
+    state.
+    """
 
     number: int
     probes: Carried
+    given: Mapping[str, LayerParams] = field(default_factory=dict)
+    others: Mapping[str, ReaderMoments] = field(default_factory=dict)
 
 
 @dataclass
 class ParallelProblem(CarriedProblem):
-    """What every worker gets, and, in each of its threads, how far it has come. known: see ``given`` of the state."""
+    """What every worker gets, and, in each of its threads, how far it has come."""
 
-    known: Mapping[str, LayerParams] = field(default_factory=dict)
     _here: threading.local = field(default_factory=threading.local)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -64,7 +69,7 @@ class ParallelProblem(CarriedProblem):
             walk = _Walk(self)
         walk.advance(task.number)
         task.probes.copy_to(walk.stored.store)
-        solved = walk.solve()
+        solved = walk.solve(task)
         self._here.walk = walk
         return solved
 
@@ -83,7 +88,6 @@ class _Walk:
         self.stored = FloatActivations(Store(), common.padding, self.problem.types)
         self._add_samples(common)
         self.blocks, self.grids, self.frozen = common.blocks, common.grids, common.frozen
-        self.known = common.known
         self.readers = Counter(tensor for block in common.blocks for tensor in self._read_by(block))
         self.later = read_later(self._make_state(), common.blocks, set())
         self.position = 0
@@ -97,9 +101,7 @@ class _Walk:
         return tensors_read(self.problem.index, block)
 
     def _make_state(self, frozen: Sequence[str] = ()) -> ReconstructionState:
-        return ReconstructionState(
-            self.problem, self.stored, self.grids, frozen={*self.frozen, *frozen}, given=self.known
-        )
+        return ReconstructionState(self.problem, self.stored, self.grids, frozen={*self.frozen, *frozen})
 
     def advance(self, number: int) -> None:
         """Go on to a block that is not behind this one."""
@@ -109,11 +111,12 @@ class _Walk:
             self.stored.forget(later)
             self.position += 1
 
-    def solve(self) -> BlockDone:
-        """Reconstruct the present block, and go on to the next one."""
+    def solve(self, task: BlockTask) -> BlockDone:
+        """Reconstruct the present block, which is that of the task, and go on to the next one."""
         block, later = self.blocks[self.position], self.later[self.position]
         shared = [tensor for tensor in self._read_by(block) if self.readers[tensor] > 1]
         state = self._make_state(shared)
+        state.given, state.others = task.given, task.others
         run_block(state, block, later, quantized=False)
         records = tuple(reconstruct_block(state, block, later))
         self.advance(self.position + 1)
@@ -135,6 +138,23 @@ def _estimate_cost(problem: Problem, block: Block) -> float:
     return total
 
 
+def _list_ready(
+    problem: Problem, blocks: Sequence[Block], left: Mapping[Hashable, BlockTask], found: Mapping[Hashable, BlockDone]
+) -> dict[Hashable, BlockTask]:
+    """Those of the tasks that wait for no other one, with the weights that layers of other blocks have for them."""
+    known = {name: params for solved in found.values() for name, params in solved.layers.items()}
+    waiting = {name for task in left.values() for name in blocks[task.number].layers}
+    ready: dict[Hashable, BlockTask] = {}
+    for key, task in left.items():
+        own = blocks[task.number].layers
+        firsts = {name: problem.readers.leaders[name].name for name in own if name in problem.readers.leaders}
+        outside = {name: first for name, first in firsts.items() if first not in own}
+        if waiting.isdisjoint(outside.values()):
+            given = {name: known[first] for name, first in outside.items() if first in known}
+            ready[key] = replace(task, given={**given, **task.given})
+    return ready
+
+
 def reconstruct_apart(
     state: ReconstructionState, blocks: Sequence[Block], run: Run, decisions: str
 ) -> tuple[BlockRecord, ...]:
@@ -144,25 +164,28 @@ def reconstruct_apart(
     each of them has a checkpoint.
     """
     problem, store = state.problem, state.stored.store
-    common = ParallelProblem.of(state, state.stored, blocks, known=state.given)
+    common = ParallelProblem.of(state, state.stored, blocks)
     tasks: dict[Hashable, BlockTask] = {}
     for number, block in enumerate(blocks):
         if block.layers:
             outputs = [PROBE + problem.layers[name].output for name in block.layers]
-            tasks[number] = BlockTask(number, Carried(store, [name for name in outputs if name in store]))
+            probes = Carried(store, [name for name in outputs if name in store])
+            given = {name: state.given[name] for name in block.layers if name in state.given}
+            others = {name: state.others[name] for name in block.layers if name in state.others}
+            tasks[number] = BlockTask(number, probes, given, others)
     run.observer.blocks(len(tasks))
     names = {key: f"{PARALLEL}-{decisions[:DIGITS]}-{key}" for key in tasks}
     kept = {key: run.checkpoints.find(name, BlockDone) for key, name in names.items()}
     found: dict[Hashable, BlockDone] = {key: solved for key, solved in kept.items() if solved is not None}
     for solved in found.values():
         run.observer.block(solved.records[-1])
-    left = {key: task for key, task in tasks.items() if key not in found}
-    costs = {key: _estimate_cost(problem, blocks[task.number]) for key, task in left.items()}
-    options: dict[str, Any] = {"model": problem.model, "device": problem.device, "costs": costs, "warn": run.warn}
-    for key, solved in spread_tasks(solve_task, common, left, problem.config, **options):
-        found[key] = solved = replace(solved, layers={name: each.to_file() for name, each in solved.layers.items()})
-        run.checkpoints.keep((names[key], solved, BlockDone))
-        run.observer.block(solved.records[-1])
+    options: dict[str, Any] = {"model": problem.model, "device": problem.device, "warn": run.warn}
+    while left := _list_ready(problem, blocks, {key: task for key, task in tasks.items() if key not in found}, found):
+        options["costs"] = {key: _estimate_cost(problem, blocks[task.number]) for key, task in left.items()}
+        for key, solved in spread_tasks(solve_task, common, left, problem.config, **options):
+            found[key] = solved = replace(solved, layers={name: each.to_file() for name, each in solved.layers.items()})
+            run.checkpoints.keep((names[key], solved, BlockDone))
+            run.observer.block(solved.records[-1])
     in_order = [found[key] for key in tasks]
     for solved in in_order:
         state.layers |= solved.layers

@@ -57,7 +57,8 @@ def _describe_reading(
     node = problem.index.nodes[layer.name]
     attributes = tuple(sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute))
     kernel = tuple(shape[2:])
-    reading = (layer.input, layer.activation_spec, layer.takes_bias, problem.padding.axes.get(layer.output))
+    shared = (layer.name in problem.readers.leaders, problem.readers.describe(layer))
+    reading = (layer.input, layer.activation_spec, layer.takes_bias, problem.padding.axes.get(layer.output), shared)
     return node.domain, layer.op, attributes, inputs, kernel, specs, reading
 
 

@@ -28,7 +28,8 @@ from ..config import FULL_BITS
 from ..graph.embeddings import find_tied
 from ..graph.factors import add_factors, feed_factors, feed_float_weight, feed_weight
 from ..graph.index import Index, known_constant
-from ..graph.passes.smooth import Smoothable, find_smoothable, smooth
+from ..graph.passes.smooth import Smoothable, find_smoothable, rejoin_weights, smooth
+from ..graph.weight_readers import WeightReaders
 from ..numeric.histogram import Histogram
 from ..numeric.ranges import choose_grid
 from ..numeric.rounding import fake_quantize, fake_quantize_rows
@@ -147,7 +148,7 @@ def smooth_inputs(
         return None
     model = prepared.model
     alone = all(layer.reads_float for layer in scheme.layers)
-    found = find_smoothable(model, scheme, find_tied(model).values() if alone else ())
+    found = find_smoothable(model, scheme, find_tied(model).values() if alone else (), config.encoding)
     layers = [layer for each in found for layer in each.layers]
     if found and planned:
         if found[0].block is not None:  # of float activations nobody expects it
@@ -166,10 +167,12 @@ def smooth_inputs(
     if chosen is None:
         chosen = _choose(prepared, scheme, found, given or {})
     if chosen.factors:
+        several = WeightReaders.find(index, scheme, config.encoding)
         taken = [each for each in found if np.any(chosen.factors.get(each.tensor, np.ones(1)) != 1)]
         muls = {each.tensor: smooth(model, each, chosen.factors[each.tensor]) for each in taken}
         names = {each.tensor: tuple(layer.name for layer in each.layers) for each in taken}
         chosen = replace(chosen, layers=names, muls=muls)
+        rejoin_weights(model, several)
     run.observer.note(chosen.describe())
     return chosen
 
@@ -264,19 +267,12 @@ class _Trial:
                 Smoothing(None, {t: reaching_factors(peaks, reach) for t, peaks in self.peaks.items()}, {}, reach=reach)
                 for reach in REACHES
             ]
-        return [
-            Smoothing(
-                exponent,
-                {
-                    each.tensor: smoothing_factors(
-                        self.peaks[each.tensor], [weights[layer.name] for layer in each.layers], exponent
-                    )
-                    for each in self.found
-                },
-                {},
-            )
-            for exponent in EXPONENTS
-        ]
+
+        def find_factors(exponent: float) -> dict[str, np.ndarray]:
+            own = {each.tensor: [weights[layer.name] for layer in each.layers] for each in self.found}
+            return {t: smoothing_factors(self.peaks[t], found, exponent) for t, found in own.items()}
+
+        return [Smoothing(exponent, find_factors(exponent), {}) for exponent in EXPONENTS]
 
     def _look(self) -> None:
         """Read the activations of some samples, and the outputs on others."""
@@ -296,6 +292,9 @@ class _Trial:
             width = sum(value.shape[-1] for value in values.values()) * 4
             for tensor, value in values.items():
                 rows[tensor].append(self._take(tensor, value, find_real(feeds), room // width))
+        for each in self.found:  # those of the same weights have the same factors
+            alike = [other.tensor for other in self.found if other.weights == each.weights]
+            self.peaks[each.tensor] = np.max([self.peaks[tensor] for tensor in alike], axis=0)
         self.values = {tensor: np.concatenate(parts) for tensor, parts in rows.items()}
         for run in self.samples.split(size, held):
             feeds = self.samples.read(run)

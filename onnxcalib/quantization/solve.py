@@ -34,6 +34,7 @@ PARTS = 16
 def round_layers(state: ReconstructionState) -> None:
     """Give every layer its LayerParams by rounding alone; biases do not change."""
     for layer in state.problem.scheme.layers:
+        state.take_first([layer])
         if layer.name in state.given:
             give_weight(state, layer)
         else:
@@ -106,6 +107,7 @@ def solve_block(state: ReconstructionState, block: Block) -> dict[str, str]:
 
 def solve_layers(state: ReconstructionState, block: Block, layers: Sequence[LayerScheme]) -> dict[str, str]:
     """Give these layers, which ``find_siblings`` has together, their LayerParams; returns as ``solve_block``."""
+    state.take_first(layers)
     given = {layer.name for layer in layers if layer.name in state.given}
     if len(given) == len(layers):
         for layer, bias in zip(layers, _fit_biases(state, block, layers), strict=True):

@@ -17,7 +17,7 @@ from ..graph.blocks import find_blocks
 from ..graph.check import check_model, correct_shapes
 from ..graph.layer_params import LayerParams
 from ..graph.save import fingerprint
-from ..report import BlockRecord, OutputRecord, StageRecord
+from ..report import BlockRecord, OutputRecord, StageRecord, name_some
 from ..runtime.store import Store
 from ..spec import Block, Grids, QuantScheme
 from .biases import tune_biases
@@ -34,6 +34,7 @@ from .powers import choose_powers
 from .prepared import Prepared
 from .probes import draw_probes
 from .ranges import Ranges, ends_of
+from .reader_moments import measure_readers
 from .reconstruct import reconstruct
 from .recurrent import solve_recurrent
 from .shares import TOO_LARGE, explain_one_process, share_samples
@@ -163,6 +164,7 @@ def _reconstruct(
         if kept is not None:
             keep_targets(state, blocks, run.targets)
     run.targets = None
+    _share_weights(prepared, state, batch)
     if kept is None:
         return reconstruct_apart(state, blocks, run, decisions)
     if not kept.begun:
@@ -171,6 +173,20 @@ def _reconstruct(
     found = reconstruct(state, blocks, run.observer, kept)
     kept.tell()
     return found
+
+
+def _share_weights(prepared: Prepared, state: ReconstructionState, batch: int) -> None:
+    """Find what the later readers of weights read, and say which layers have one set of integers."""
+    readers, observer = state.problem.readers, prepared.run.observer
+    state.others = measure_readers(state.problem, prepared.samples, batch, {*state.layers, *state.given})
+    for name, others in readers.first.items():
+        weight = state.problem.layers[name].weight
+        observer.note(f"{weight}: {name_some([name, *(each.name for each in others)])} have one set of integers")
+    for layers in readers.apart:
+        names = name_some(layer.name for layer in layers)
+        observer.note(
+            f"{layers[0].weight}: {names} have integers of their own; --encoding matmulnbits stores them once"
+        )
 
 
 def _takes_workers(
@@ -210,6 +226,7 @@ def _reconstruct_by_shares(
                 return None
             # Not before: the checkpoints of one process are of other decisions, and would be removed.
             kept = BlockCheckpoints(prepared, state, blocks, decisions)
+            _share_weights(prepared, state, batch)
             found = reconstruct(state, blocks, prepared.run.observer, kept)
     kept.tell()
     return found

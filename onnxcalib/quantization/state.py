@@ -19,7 +19,9 @@ from ..graph.extract import extract, infer_types, needed_inputs
 from ..graph.index import Index
 from ..graph.integer_ends import give_integers, read_integers
 from ..graph.layer_params import LayerParams
+from ..graph.weight_readers import WeightReaders
 from ..numeric.gram import MomentSum
+from ..numeric.reader_sums import ReaderSums
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, Grids, LayerScheme, QParams, QuantScheme
@@ -36,6 +38,8 @@ SHARE_SAMPLES = 96
 Stored = np.ndarray | list[Any]
 # Of the columns of layers that are solved together: those of the samples that are fitted, and of those held out.
 Sums = tuple[MomentSum, MomentSum]
+# The same of what other layers read by the same weight.
+ReaderMoments = tuple[ReaderSums, ReaderSums]
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,22 @@ class Problem:
         """The scheme's layers by name."""
         return {layer.name: layer for layer in self.scheme.layers}
 
+    @cached_property
+    def readers(self) -> WeightReaders:
+        """Layers that have one weight, and so one set of integers."""
+        return WeightReaders.find(self.index, self.scheme, self.config.encoding)
+
     @property
     def threads(self) -> int:
         return self.config.threads or 0
 
     def block_steps(self, layers: Sequence[LayerScheme], *, solved: bool) -> int:
-        """AdaQuant steps of the settings for a block of these layers. solved: whether all of them are, or can be."""
+        """AdaQuant steps of the settings for a block of these layers. solved: whether all of them are, or can be.
+
+        None for a block that has a weight of a layer outside, as what is learned here would not do there.
+        """
+        if any(self.readers.has(layer.name) for layer in layers):
+            return 0
         hard = any(layer.groups > 1 and layer.activation_spec.bits < FULL_BITS for layer in layers)
         return self.config.block_steps(solved=solved, hard=hard)
 
@@ -254,7 +268,8 @@ class ReconstructionState:
     grids: those of all activations, at first as calibrated. layers: layer -> its parameters once it is rounded, solved
     or learned. frozen: tensors whose grids must not change any more, because a layer was solved on them. sum_elsewhere:
     gives the sums of the columns of layers that are solved together, where the samples are not stored here. given:
-    layer -> the weight that it has, as another graph of the model has it too.
+    layer -> the weight that it has, as another graph of the model has it too. others: the first layer that has a weight
+    -> the moments of those that have it later.
     """
 
     problem: Problem
@@ -264,6 +279,14 @@ class ReconstructionState:
     frozen: set[str] = field(default_factory=set)
     sum_elsewhere: Callable[[Sequence[LayerScheme]], Sums] | None = None
     given: Mapping[str, LayerParams] = field(default_factory=dict)
+    others: Mapping[str, ReaderMoments] = field(default_factory=dict)
+
+    def take_first(self, layers: Sequence[LayerScheme]) -> None:
+        """Give layers the weights that the first readers of these have by now."""
+        leaders = self.problem.readers.leaders
+        firsts = {layer.name: leaders[layer.name].name for layer in layers if layer.name in leaders}
+        found = {name: self.layers[first] for name, first in firsts.items() if first in self.layers}
+        self.given = {**found, **self.given}
 
     def integer_grid(self, tensor: str) -> QParams | None:
         """The grid on whose integers the quantized model's tensor is stored; None where it is stored in float."""

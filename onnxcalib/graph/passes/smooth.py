@@ -13,11 +13,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
 from ...spec import LayerScheme, QuantScheme
-from ..edit import add_constant, rename, reroute, take_name, write_operand
+from ..bodies import digest
+from ..edit import add_constant, remove_at, rename, reroute, take_name, write_operand
 from ..index import Index, attribute_of, constant, is_op, known_constant, list_names, reads, walk_back
 from ..norm_sums import NORMS
 from ..ops import ACTIVATIONS, LAYERS, SHAPE_READERS
 from ..patterns import LAYER_NORM, RMS_NORM, find_patterns
+from ..weight_readers import WeightReaders
 from .rescale import can_scale, undo_scale
 
 # Between a layer and the next one of a feed-forward: what gives channel j for channel j alone.
@@ -41,6 +43,11 @@ class Smoothable(NamedTuple):
     layers: tuple[LayerScheme, ...]
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the layers' weights; activations with the same ones have the same factors."""
+        return tuple(layer.weight for layer in self.layers)
+
+    @property
     def block(self) -> int | None:
         """The number of neighbours that are rounded on one grid where the layers read float; None elsewhere."""
         layer = self.layers[0]
@@ -60,12 +67,15 @@ class Edit(NamedTuple):
     value: np.ndarray
 
 
-def find_smoothable(model: ModelProto, scheme: QuantScheme, tied: Collection[str] = ()) -> list[Smoothable]:
-    """Activations in the order of the graph that a norm gives, or a feed-forward makes of what a norm gives.
+def find_smoothable(
+    model: ModelProto, scheme: QuantScheme, tied: Collection[str] = (), encoding: str = "runtime"
+) -> list[Smoothable]:
+    """Activations in the order of the graph that a norm gives, or a feed-forward makes of what a norm gives, or that
+    layers with the weights of these read.
 
     Products with a matrix read them on 8 bits, and all of these can undo factors. Where all layers of the model read
     float, and have 8 bits, theirs are found, except for those of layers that are ``tied`` to a table, which have its
-    integers.
+    integers. Of layers of one weight all are found, or none, as factors of some would make several weights of it.
     """
     index = Index(model.graph)
     readers: dict[str, list[LayerScheme]] = {}
@@ -82,9 +92,36 @@ def find_smoothable(model: ModelProto, scheme: QuantScheme, tied: Collection[str
             on_grid = []
         only = {layer.name for layer in layers}.issuperset(n.name for n in on_grid if not is_op(n, *SHAPE_READERS))
         single = scheme.members_of(tensor) == (tensor,) and tensor not in scheme.requantized
-        if taken and only and single and (tensor in normed or _is_inside(index, tensor, normed)):
+        if taken and only and single and tensor in index.producer:
             found.append(Smoothable(tensor, tuple(layers)))
-    return found
+    several = WeightReaders.find(index, scheme, encoding)
+    made = {each.weights for each in found if each.tensor in normed or _is_inside(index, each.tensor, normed)}
+    return [each for each in found if each.weights in made and _takes_all(each, found, several)]
+
+
+def _takes_all(chosen: Smoothable, found: Sequence[Smoothable], several: WeightReaders) -> bool:
+    """Whether all layers that have weights of these read activations that can have the same factors.
+
+    Factors that are fitted to rows are each activation's own.
+    """
+    alike = sum(each.weights == chosen.weights for each in found)
+    shared = [several.leaders.get(layer.name, layer).name for layer in chosen.layers if several.has(layer.name)]
+    fitted = chosen.dynamic or chosen.block is not None
+    return not shared or (not fitted and all(1 + len(several.first[name]) == alike for name in shared))
+
+
+def rejoin_weights(model: ModelProto, readers: WeightReaders) -> None:
+    """Let layers that had one weight read one again, where theirs are equal; mutates ``model``."""
+    index, dropped = Index(model.graph), set[str]()
+    for first, others in readers.first.items():
+        kept = index.nodes[first].input[1]
+        for node in (index.nodes[other.name] for other in others):
+            old = node.input[1]
+            if old != kept and digest(index.initializers[old]) == digest(index.initializers[kept]):
+                node.input[1] = kept
+                dropped.add(old)
+    read = {name for node in model.graph.node for name in reads(node)}
+    remove_at(model.graph.initializer, [i for i, t in enumerate(model.graph.initializer) if t.name in dropped - read])
 
 
 def _fits_blocks(index: Index, layer: LayerScheme) -> bool:
