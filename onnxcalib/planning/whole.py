@@ -11,12 +11,15 @@ from onnx import ModelProto
 
 from ..graph.bodies import Body, drop_unread, put_back
 from ..graph.edit import copy_model
+from ..graph.index import Index
 from ..quantization.calibrate import Batches
 from ..quantization.compared import Compared, find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real
 from ..runtime.session import Session
 from .loss import Extent, ReferenceBatch, divergence_of
+
+BRANCHES = {True: "then_branch", False: "else_branch"}
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,34 @@ class Whole:
         return part
 
     def measure(self, part: ModelProto) -> float:
-        """Divergence of the model's outputs with this part in its place."""
+        """Divergence of the model's outputs with this part in its place.
+
+        Samples that take the other branch of the outermost If are not run again.
+        """
         session = Session(self.place(part), threads=self.threads)
         axes = None if self.compared is None else self.compared.axes
         return divergence_of(session, self._references, self._names, axes, extent=self.extent)
 
     @cached_property
     def _references(self) -> Sequence[ReferenceBatch]:
-        session, found = Session(self.model, threads=self.threads), []
+        condition = self._find_condition()
+        session, found = Session(self.model, also=[condition] if condition else (), threads=self.threads), []
         for feeds in self.batches:
-            blank = partial(self.padding.fill_padding, real=find_real(feeds))
-            outputs: dict[str, Any] = {name: blank(name, value) for name, value in session.run(feeds).items()}
-            found.append(ReferenceBatch(feeds, outputs, blank, self.parts))
+            blank, values = partial(self.padding.fill_padding, real=find_real(feeds)), session.run(feeds)
+            outputs: dict[str, Any] = {
+                each.name: blank(each.name, values[each.name]) for each in self.model.graph.output
+            }
+            taken = {**feeds, **values}.get(condition)
+            other = taken is not None and BRANCHES[bool(taken)] != self.places[-1][1].attribute
+            found.append(ReferenceBatch(feeds, outputs, blank, self.parts, same=other))
         return found
+
+    def _find_condition(self) -> str:
+        """What decides whether a run comes to the outermost body; an empty text where that is none of an If."""
+        if not self.places or self.places[-1][1].op != "If":
+            return ""
+        owner = Index(self.model.graph).nodes[self.places[-1][1].owner]
+        return str(owner.input[0])
 
     @cached_property
     def _names(self) -> list[str]:

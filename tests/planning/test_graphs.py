@@ -1,15 +1,19 @@
 """Bits of layers in bodies of If, Loop and Scan, and of recurrent ones, are planned with those outside."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
-from onnxcalib import BitPlan, ConfigError, QuantizeConfig, open_calibration, plan, quantize
+from onnxcalib import BitPlan, ConfigError, QuantizeConfig, open_calibration, plan, prepare, quantize
 from onnxcalib.bitplan import Totals
+from onnxcalib.graph.edit import copy_model
 from onnxcalib.graph.save import fingerprint
-from onnxcalib.planning.graphs import order_samples
+from onnxcalib.planning.graphs import open_graphs, order_samples
 from onnxcalib.quantization import placement
+from onnxcalib.runtime.session import Session
 from tests.quantization.test_bodies import CONVS, conv_weights
 from tests.test_pipeline import bits_of
 
@@ -181,3 +185,19 @@ def test_a_weight_whose_first_reader_has_unlike_channels_is_one_set_as_it_is_sto
         sample["x"][..., 0] *= 40
     found = plan(build(text, w=weigh(32, 32)), samples, settings(cache, max_bops="1@8-bit", candidates=("W8A8",)))
     assert [each.layers for each in found.sets] == [("MatMul_a", "MatMul_e")]
+
+
+def test_samples_that_take_the_other_branch_are_not_run_for_the_losses_of_a_body(small, monkeypatch):
+    prepared = prepare(small, draw_samples([True, False, False, True, False]), QuantizeConfig(threads=1))
+    with open_graphs(prepared, prepared.samples) as graph:
+        (body,) = graph.bodies
+        part = copy_model(body.prepared.model)
+        weight = next(each for each in part.graph.initializer if each.dims == [32, 32])
+        weight.CopyFrom(numpy_helper.from_array(0.9 * numpy_helper.to_array(weight), weight.name))
+        runs, run = [], Session.run
+        monkeypatch.setattr(Session, "run", lambda self, *args: runs.append(1) or run(self, *args))
+        loss = body.whole.measure(part)
+        assert len(runs) == 5 + 2  # of the float model, and of that with the part
+        monkeypatch.setattr("onnxcalib.planning.whole.Whole._find_condition", lambda self: "")
+        assert replace(body.whole).measure(part) == pytest.approx(loss, rel=1e-9)
+        assert len(runs) == 5 + 2 + 5 + 5

@@ -1,5 +1,7 @@
 """When the divergence of outputs is known, and when it is infinite."""
 
+from dataclasses import replace
+
 import pytest
 
 from onnxcalib.graph.parts import Part
@@ -27,6 +29,9 @@ def test_no_more_batches_are_run_once_the_divergence_is_known(draw):
     session = Fake(*[wanted * 1.1] * 9)
     assert divergence_of(session, batches, ["y"]) == pytest.approx(0.01, rel=1e-4)
     assert session.runs == 2  # of 8 samples each, and 16 are needed at least
+    some = [replace(each, same=number % 2 == 0) for number, each in enumerate(batches)]
+    assert divergence_of(session, some, ["y"]) == pytest.approx(0.04 / 9, rel=1e-4)
+    assert session.runs == 2 + 4
     noisy = Fake(*[wanted * (1 + 0.5**i) for i in range(9)])
     divergence_of(noisy, batches, ["y"])
     assert noisy.runs == 9
