@@ -4,7 +4,8 @@ These are the rules, in their order. Each sees the scheme without what those bef
 
 1. ``weights_alone``: what a target does not take beside float activations. Joins that are taken apart again, what is
    computed from positions, and pools that give places: ``joins``, ``positions`` and ``places`` of ``graph``.
-2. ``last_layers``: small convolutions in front of the parts of an output, in a file for onnxruntime.
+2. ``last_layers``: small convolutions in front of the parts of an output, in a file for onnxruntime. ``patch_layers``:
+   small first ones that give float operators what they make; their weights alone are quantized.
 3. ``cost_placement``: what would be slower on integers, or ``measured_placement``, where the settings say so. Settings
    that name a layer win over this rule alone.
 4. ``coarse_inputs``: layers whose input or last output 256 levels do not hold, and convolutions that give such inputs.
@@ -50,6 +51,7 @@ from .cost_placement import choose_by_cost
 from .last_layers import find_last_layers
 from .measured_placement import choose_by_time
 from .part_precision import fit_parts
+from .patch_layers import find_patch_layers
 from .prepared import Prepared
 from .speed import read_median
 from .tensor_shapes import measure_shapes
@@ -82,6 +84,8 @@ def place_by_structure(prepared: Prepared) -> Prepared:
     if prepared.run.target.is_onnxruntime:
         found |= _find_on_grids(prepared, find_last_layers(model, prepared.parts, shapes))
     prepared = prepared.leave(found)
+    if prepared.run.target.is_onnxruntime and prepared.config.placement != "all" and not prepared.config.wide:
+        prepared = _let_read_float(prepared, find_patch_layers(model, prepared.widest_scheme, shapes))
     return prepared.leave(_find_slow(prepared, shapes))
 
 
@@ -90,9 +94,13 @@ def place_spectra(prepared: Prepared) -> Prepared:
     config = prepared.config
     if config.wide or not prepared.run.target.is_onnxruntime:
         return prepared
-    named = list_named(prepared)
-    coarse = find_coarse_spectra(prepared, behind=prepared.samples.steps)
-    found = {name: reason for name, reason in coarse.items() if name not in named}
+    return _let_read_float(prepared, find_coarse_spectra(prepared, behind=prepared.samples.steps))
+
+
+def _let_read_float(prepared: Prepared, chosen: Mapping[str, str]) -> Prepared:
+    """Let layers to which the settings give no bits read float, and tell why."""
+    named = list_named(prepared) if chosen else ()
+    found = {name: reason for name, reason in chosen.items() if name not in named}
     for name, reason in found.items():
         prepared.run.leave_out(f"integer activations of {name}", f"{reason}; its weights alone are quantized")
     return prepared.read_float(found)

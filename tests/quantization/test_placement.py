@@ -101,6 +101,37 @@ def test_a_pool_with_places_stays_in_float_with_its_layer_unless_no_other_is_lef
     assert list(pipeline.prepare(model, draw(16, 3, 8, 8), QuantizeConfig(threads=1)).in_float) == found
 
 
+# Patches, and the float operators of a transformer in front of its first layer.
+PATCHES = """g (float[N, 3, 8, 8] x) => (float[N, 4, M] y) {
+    [patch] c = Conv <strides = [4, 4]> (x, w1)  f = Reshape (c, flat)  t = Transpose <perm = [0, 2, 1]> (f)
+    n = LayerNormalization (t, g)  [wide] h = MatMul (n, w2)  y = Tanh (h) }"""
+
+
+@pytest.mark.parametrize(
+    ("width", "settings", "alone"),
+    [
+        (2048, {}, {"patch"}),
+        (64, {}, set()),  # of few products, a convolution in float would cost too much
+        (2048, {"placement": "all"}, set()),
+        (2048, {"layers": {"patch": {"activation_bits": 8}}}, set()),
+    ],
+)
+def test_a_small_convolution_that_gives_patches_to_a_norm_reads_float(build, weigh, draw, width, settings, alone):
+    operands = {"w1": weigh(8, 3, 4, 4), "flat": np.int64([0, 8, 4]), "g": np.ones(8, np.float32)}
+    model = build(PATCHES, **operands, w2=weigh(8, width))
+    prepared = pipeline.prepare(model, draw(16, 3, 8, 8), QuantizeConfig(threads=1, **settings))
+    assert (prepared.alone, "c" in prepared.scheme.activations) == (alone, not alone)
+    told = [each.reason for each in prepared.run.left_out if each.what == "integer activations of patch"]
+    share = "256 levels would round what float operators read of it; 2.3% of the model's products"
+    assert told == [f"{share}; its weights alone are quantized"] * len(alone)
+
+
+def test_one_that_gives_patches_to_a_layer_too_stays_on_integers(build, weigh, draw):
+    operands = {"w1": weigh(8, 3, 4, 4), "flat": np.int64([0, 8, 4]), "g": np.ones(8, np.float32)}
+    model = build(PATCHES.replace("y = Tanh (h)", "d = MatMul (t, w2) y = Sub (h, d)"), **operands, w2=weigh(8, 2048))
+    assert not pipeline.prepare(model, draw(16, 3, 8, 8), QuantizeConfig(threads=1)).alone
+
+
 # A constant on the left of one product, and a plain layer.
 LEFT = """g (float[N, 8, 8] x) => (float[N, 6, 4] y) {
     [right] a = MatMul (x, w1)  r = Relu (a)  [left] b = MatMul (w2, r)  y = Tanh (b) }"""
