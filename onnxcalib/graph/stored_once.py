@@ -13,6 +13,7 @@ from .edit import replace_names
 from .index import is_op
 from .new_nodes import NewNodes
 from .ops import DEQUANTIZE
+from .packed import MULTIPLY
 from .weight_readers import WeightReaders
 
 
@@ -34,10 +35,14 @@ class StoredOnce:
         yield
         if layer.name in self._tied or not self._readers.has(layer.name):
             return
-        zeros = {each.input[2] for each in before if is_op(each, DEQUANTIZE)}
+        # Not the bias, which is the layer's own: a placeholder of zeros would be stored once, and the real one is not.
+        read = set(node.input[1:4] if node.op_type == MULTIPLY else node.input[1:2])
+        for each in reversed(before):
+            if each.output[0] in read:
+                read.update(each.input[:2] if is_op(each, DEQUANTIZE) else each.input)
         known, names = self._known.setdefault(layer.weight, {}), dict[str, str]()
         for tensor in self._new.written[start:]:
-            if tensor.name not in zeros:
+            if tensor.name in read:
                 name = known.setdefault(digest(tensor), tensor.name)
                 if name != tensor.name:
                     names[tensor.name] = name
