@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -115,6 +115,15 @@ class BitPlan(_Record):
     def settings(self) -> dict[str, LayerConfig]:
         """The plan as settings of single layers."""
         return {name: _settings_of(bits) for name, bits in self.layers.items()}
+
+    def list_replaced(self, layers: Mapping[str, LayerConfig]) -> list[str]:
+        """Those settings of single layers, as they are written, in place of whose bits the plan has others."""
+        planned, fields = self.settings(), ("weight_bits", "activation_bits", "block_size")
+        return [
+            f'layers."{name}"'
+            for name, each in layers.items()
+            if name in planned and any(getattr(each, f) not in (None, getattr(planned[name], f)) for f in fields)
+        ]
 
     def reasons(self) -> dict[str, str]:
         """Nodes that stay in float by this plan, with the reasons that it knows."""

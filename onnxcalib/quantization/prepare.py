@@ -292,6 +292,7 @@ def _warn_of_replaced(prepared: Prepared, plan: BitPlan | None) -> None:
     if any(layer.dynamic for layer in prepared.scheme.recurrent):
         bits -= {"weight_bits"}  # as of those
     names = sorted(config.model_fields_set & bits)
+    names += [] if plan is None else plan.list_replaced(run.given.layers)
     if names and plan is not None:
         run.warn(f"{', '.join(names)}: found beside a plan, which gives the bits of every layer; leave one out")
     elif names and config.planned:

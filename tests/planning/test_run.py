@@ -67,8 +67,9 @@ def test_a_plan_file_is_obeyed_as_it_was_edited(plain, tmp_path):
     path.write_text(found.to_json().replace('"deep": "W8A8"', '"deep": "W4A4"'))
     result = quantize(plain, SAMPLES, QuantizeConfig(effort="fast"), plan=path)
     assert bits_of(result.model) == {**found.layers, "deep": "W4A4"}
-    replaced = quantize(plain, SAMPLES, QuantizeConfig(effort="fast", weight_bits=4, activation_bits=8), plan=path)
-    text = "activation_bits, weight_bits: found beside a plan, which gives the bits of every layer"
+    settings = {"weight_bits": 4, "activation_bits": 8, "layers": {"deep": {"weight_bits": 8, "activation_bits": 4}}}
+    replaced = quantize(plain, SAMPLES, QuantizeConfig(effort="fast", **settings), plan=path)
+    text = 'activation_bits, weight_bits, layers."deep": found beside a plan, which gives the bits of every layer'
     assert bits_of(replaced.model) == bits_of(result.model)
     assert [any(text in each for each in run.report.warnings) for run in (result, replaced)] == [False, True]
 
