@@ -51,8 +51,8 @@ def test_reasons_are_of_nodes_that_have_no_bits():
     [
         ({"schema": 2}, r"plan.json: schema: found 2; this version reads 1; plan the model again$"),
         (
-            {"layers": {"deep": "W3A8"}},
-            r"plan.json: layers.deep: found 'W3A8'; Input should be 'W8A8', .*; correct it$",
+            {"layers": {"deep": "W5A8"}},
+            r"plan.json: layers.deep: found 'W5A8'; Input should be 'W8A8', .*; correct it$",
         ),
         ({"bits": 4}, r"plan.json: bits: found 4; Extra inputs are not permitted; correct it$"),
     ],
