@@ -17,7 +17,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorPr
 
 
 def count_weights(model: ModelProto) -> int:
-    """Floats in the initializers of a model, and of bodies in it.
+    """Floats in the initializers and Constants of a model, and of bodies in it.
 
     A table that is stored for the embedding and for the head counts once. Of matrices and tables that are packed
     already the values count, in place of their scales and zero points.
@@ -35,8 +35,12 @@ def count_weights(model: ModelProto) -> int:
 
 
 def _list_constants(model: ModelProto) -> list[TensorProto]:
-    """The initializers of the graph and of its bodies."""
-    return [tensor for graph in all_graphs(model.graph) for tensor in graph.initializer]
+    """The initializers of the graph and of its bodies, and the floats of their Constants."""
+    found = [tensor for graph in all_graphs(model.graph) for tensor in graph.initializer]
+    written = [
+        a.t for node in all_nodes(model.graph) if is_op(node, "Constant") for a in node.attribute if a.name == "value"
+    ]
+    return found + [tensor for tensor in written if tensor.data_type in FLOATS]
 
 
 def _count_packed(node: NodeProto, stored: Mapping[str, TensorProto]) -> Iterator[tuple[str, int]]:
@@ -53,7 +57,7 @@ def _count_packed(node: NodeProto, stored: Mapping[str, TensorProto]) -> Iterato
 
 
 def constant_bytes(model: ModelProto) -> int:
-    """Bytes of the values of all initializers: integers, scales, zero points, biases, and what is left in float.
+    """Bytes of all initializers and float Constants: integers, scales, zero points, biases, and what is left in float.
 
     Those of bodies count too. Nodes and names are left out.
     """

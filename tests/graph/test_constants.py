@@ -29,9 +29,11 @@ def test_constants_of_bodies_count_as_those_outside_do(build, draw):
     g (float[N, 4] x, bool b) => (float[N, 4] y) {
       y = If (b) <
         then_branch = yes () => (float[N, 4] p) <float[2] inner = {1, 2}> { c = MatMul (x, w) p = Identity (c) },
-        else_branch = no () => (float[N, 4] q) <float[3] inner = {1, 2, 3}> { q = Identity (x) }
+        else_branch = no () => (float[N, 4] q) <float[3] inner = {1, 2, 3}> {
+          k = Constant <value = float[4] {1, 2, 3, 4}> () q = Add (x, k)
+        }
       >
     }
     """
     model = build(text, w=draw(4, 4))
-    assert count_weights(model) == 16 + 2 + 3 and constant_bytes(model) == 4 * 21
+    assert count_weights(model) == 16 + 2 + 3 + 4 and constant_bytes(model) == 4 * 25
