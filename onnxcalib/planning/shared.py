@@ -10,7 +10,7 @@ from ..graph.bodies import LEAST_SHARED_BYTES, identify
 from ..graph.index import Index
 from ..graph.layer_params import LayerParams
 from ..graph.weightless import held_bytes
-from ..quantization.shared_weights import list_keys
+from ..quantization.shared_weights import find_known, list_keys
 from ..spec import BitSet, Candidate, Cost, QuantSpec
 from .graphs import PlannedGraph
 
@@ -34,11 +34,9 @@ class SharedSets:
         """Layer of the graph and weight spec, as a text -> what an earlier graph has solved for this weight."""
         found: Given = {}
         for uniform in graph.schemes.uniform.values():
-            biased = {layer.name: layer.takes_bias for layer in uniform.scheme.layers}
-            for layer, key in list_keys(graph.prepared.model, uniform.scheme).items():
-                params = self._solved.get(key)
-                if params is not None and (biased[layer] or params.bias is None):  # as ``SharedWeights.find`` does
-                    found[layer, key[1]] = params
+            specs = {layer.name: repr(layer.weight_spec) for layer in uniform.scheme.layers}
+            known = find_known(graph.prepared.model, uniform.scheme, self._solved)
+            found |= {(layer, specs[layer]): params for layer, params in known.items()}
         return found
 
     def keep(

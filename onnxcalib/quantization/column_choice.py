@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..config import FULL_BITS
+from ..graph.layout import transposed_window_of, window_of
 from ..graph.ops import CONVOLUTIONS
-from ..numeric.gram import choose_positions, flatten_rows, gather_columns
+from ..numeric.gram import Convolution, choose_positions, flatten_rows, gather_columns, output_sizes, unfold
 from ..spec import LayerScheme
 from .padding_mask import select
 from .state import ReconstructionState
@@ -73,6 +74,7 @@ class ColumnChoice:
         self.stored, self.padding, self.layer, self.bits = state.stored, state.problem.padding, layer, bits
         self.is_conv = layer.op in CONVOLUTIONS
         # Inputs of an output channel; the groups of a ConvTranspose have rows in common.
+        self.node, self.shape = state.problem.index.nodes[layer.name], shape
         self.inputs = math.prod(shape[1:] if layer.op != "ConvTranspose" else (shape[0] // layer.groups, *shape[2:]))
         self.seed, self.generator = state.problem.config.seed, torch.Generator()
 
@@ -94,6 +96,31 @@ class ColumnChoice:
             chosen = choose_positions(shape[2:], self._positions_wanted(), self.generator) if self.is_conv else None
             order = np.array(rows)[held.argsort(kind="stable")]
             yield Chunk(order, int(held.sum()), None if real is None else real[order], chosen)
+
+    def find_window(self, sizes: tuple[int, ...]) -> Convolution:
+        """The window of a convolution whose input has these sides."""
+        read = transposed_window_of if self.layer.op == "ConvTranspose" else window_of
+        return Convolution(**read(self.node, self.shape[2:], tuple(sizes)), groups=self.layer.groups)
+
+    def unfold(
+        self,
+        chunk: Chunk,
+        inputs: torch.Tensor,
+        shape: tuple[int, ...],
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        fill: int = 0,
+    ) -> torch.Tensor:
+        """Columns (G, K, P) of a chunk's ``inputs``; none where an output_shape is above what they give.
+
+        shape: of the layer's output. change, fill: as ``numeric.gram.unfold`` has them.
+        """
+        if chunk.positions is None:
+            return flatten_rows(inputs if change is None else change(inputs))
+        window, positions = self.find_window(inputs.shape[2:]), chunk.positions
+        if output_sizes(window, inputs.shape[2:]) != shape[2:]:
+            positions = positions[:0]
+        return unfold(inputs, window, positions, change, fill=fill)
 
     def _mask_rows(self, number: int, shape: tuple[int, ...]) -> np.ndarray | None:
         """Mask of an output of this shape that is true where it is no padding; None without padding."""

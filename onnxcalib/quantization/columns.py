@@ -13,7 +13,7 @@ import torch
 from ..errors import DataError, ModelError
 from ..graph.finite import explain_nan
 from ..graph.index import known_constant
-from ..graph.layout import summing_order, transposed_window_of, window_of
+from ..graph.layout import summing_order
 from ..graph.ops import CONVOLUTIONS
 from ..numeric.gram import (
     Convolution,
@@ -21,11 +21,9 @@ from ..numeric.gram import (
     MomentSum,
     Unit,
     bias_of_groups,
-    flatten_rows,
     join_groups,
     output_sizes,
     project,
-    unfold,
 )
 from ..numeric.output_metric import OutputMetric
 from ..numeric.prior import Prior, choose_prior
@@ -80,7 +78,6 @@ class ColumnReader:
         self.layer = layer = layers[0]  # which reads its input as all of them do
         self.problem = state.problem
         self.is_conv = layer.op in CONVOLUTIONS
-        self.node = self.problem.index.nodes[layer.name]
         self.choice = ColumnChoice(state, layer, shape, bits or layer.weight_spec.bits)
         self.unit = self._find_unit()
         self.shortcut = find_shortcut(state, block, layer) if len(layers) == 1 else None
@@ -180,7 +177,7 @@ class ColumnReader:
         for number in range(len(self.stored.sizes)):
             inputs = self._round_whole(np.atleast_2d(self.prefix.run(number)[self.layer.input]))
             probes = self.stored.store.batch(name, number)
-            window = self._window(inputs.shape[2:]) if self.is_conv else None
+            window = self.choice.find_window(inputs.shape[2:]) if self.is_conv else None
             if probes.shape[::2] != self._count_positions(inputs, window):  # rows that only look like samples
                 columns = 0
                 break
@@ -202,11 +199,6 @@ class ColumnReader:
             count = index.initializers[layer.weight].dims[layer.axis]
             parts.append(np.zeros(count) if layer.bias is None else known_constant(index, layer.bias).reshape(-1))
         return torch.from_numpy(np.concatenate(parts).astype(np.float64))[None]
-
-    def _window(self, sizes: tuple[int, ...]) -> Convolution:
-        read = transposed_window_of if self.layer.op == "ConvTranspose" else window_of
-        window = read(self.node, self.shape[2:], tuple(sizes))
-        return Convolution(**window, groups=self.layer.groups)
 
     def _count_positions(self, inputs: np.ndarray, window: Convolution | None) -> tuple[int, int]:
         """The number of rows of the input, and of output positions for each row."""
@@ -273,14 +265,8 @@ class ColumnReader:
                 target = target - self._on_grid(own, self.shortcut.tensor, grid)
             inputs = self._move(chunk.take(whole))
             read, fill = (self._read_input, 0) if self.unit is None else (shift_to_int8, int(self.unit.zero_point))
-            if chunk.positions is None:
-                columns = flatten_rows(read(inputs))
-            else:
-                window, positions = self._window(inputs.shape[2:]), chunk.positions
-                if output_sizes(window, inputs.shape[2:]) != shape[2:]:  # of an output_shape above what there is
-                    positions, target = positions[:0], target[..., :0]
-                columns = unfold(inputs, window, positions, read, fill=fill)
-            yield chunk, columns, target
+            columns = self.choice.unfold(chunk, inputs, shape, read, fill=fill)
+            yield chunk, columns, target[..., : columns.shape[2]]
 
     def _round_whole(self, values: np.ndarray) -> np.ndarray:
         """The input of a dynamic layer as it reads that: each row on a grid of its own."""

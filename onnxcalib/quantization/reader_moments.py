@@ -8,13 +8,12 @@ from typing import Any
 import torch
 
 from ..data import CalibrationSet
-from ..graph.layout import count_inputs, transposed_window_of, window_of
-from ..numeric.gram import Convolution, flatten_rows, output_sizes, unfold
+from ..graph.layout import count_inputs
 from ..numeric.reader_sums import ReaderSums
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Grids, LayerScheme
-from .column_choice import MOST_INPUTS, Chunk, ColumnChoice
+from .column_choice import MOST_INPUTS, ColumnChoice
 from .padding_mask import find_real
 from .state import SHARE_SAMPLES, Problem, ReaderMoments, ReconstructionState, StoredActivations
 
@@ -67,9 +66,8 @@ class _Reader:
 
     def __init__(self, state: ReconstructionState, layer: LayerScheme) -> None:
         self.layer, self.stored = layer, state.stored
-        self.node = state.problem.index.nodes[layer.name]
-        self.shape = tuple(state.problem.index.initializers[layer.weight].dims)
-        self.choice = ColumnChoice(state, layer, self.shape, layer.weight_spec.bits)
+        shape = tuple(state.problem.index.initializers[layer.weight].dims)
+        self.choice = ColumnChoice(state, layer, shape, layer.weight_spec.bits)
         self.device = state.problem.device
 
     def add(self, sums: ReaderMoments, values: Mapping[str, Any], number: int) -> None:
@@ -77,17 +75,6 @@ class _Reader:
         given, made = (torch.atleast_2d(torch.as_tensor(values[t])) for t in (self.layer.input, self.layer.output))
         first = sum(self.stored.sizes[:number])
         for chunk in self.choice.split(number, first, tuple(made.shape)):
-            columns = self._read(chunk, given, tuple(made.shape)).to(self.device)
+            columns = self.choice.unfold(chunk, chunk.take(given.numpy()), tuple(made.shape)).to(self.device)
             for total, part in zip(sums, chunk.part(columns), strict=True):
                 total.add(self.layer.name, part)
-
-    def _read(self, chunk: Chunk, given: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        inputs = chunk.take(given.numpy())
-        if chunk.positions is None:
-            return flatten_rows(inputs)
-        read = transposed_window_of if self.layer.op == "ConvTranspose" else window_of
-        window = Convolution(**read(self.node, self.shape[2:], tuple(inputs.shape[2:])), groups=self.layer.groups)
-        positions = chunk.positions
-        if output_sizes(window, inputs.shape[2:]) != shape[2:]:  # of an output_shape above what there is
-            positions = positions[:0]
-        return unfold(inputs, window, positions)

@@ -46,18 +46,25 @@ class SharedWeights:
                 self._factors.setdefault(sources[name], factors.get(name))
 
     def find(self, model: ModelProto, scheme: QuantScheme) -> dict[str, LayerParams]:
-        """Layer -> what is known of its weight; other folded norms or factors make another weight of it.
-
-        A bias makes up for the mean error of integers that were solved beside one: a layer without has none of those.
-        """
-        keys = list_keys(model, scheme) if self._known else {}
-        found = {name: self._known[key] for name, key in keys.items() if key in self._known}
-        biased = {layer.name: layer.takes_bias for layer in scheme.layers}
-        return {name: params for name, params in found.items() if biased[name] or params.bias is None}
+        """Layer -> what is known of its weight; other folded norms or factors make another weight of it."""
+        return find_known(model, scheme, self._known)
 
     def find_factors(self, sources: Mapping[str, str]) -> dict[str, np.ndarray | None]:
         """The factors of the layers whose weight a graph before has as integers."""
         return {name: self._factors[source] for name, source in sources.items() if source in self._factors}
+
+
+def find_known(
+    model: ModelProto, scheme: QuantScheme, known: Mapping[tuple[str, str], LayerParams]
+) -> dict[str, LayerParams]:
+    """Layer -> what is known of its weight, by the keys of ``list_keys``.
+
+    A bias makes up for the mean error of integers that were solved beside one: a layer without has none of those.
+    """
+    keys = list_keys(model, scheme) if known else {}
+    found = {name: known[key] for name, key in keys.items() if key in known}
+    biased = {layer.name: layer.takes_bias for layer in scheme.layers}
+    return {name: params for name, params in found.items() if biased[name] or params.bias is None}
 
 
 def identify_weights(model: ModelProto, scheme: QuantScheme) -> dict[str, str]:

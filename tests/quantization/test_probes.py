@@ -57,7 +57,7 @@ def test_what_only_an_average_passes_on_is_seen_as_the_average(pooled, draw, sta
     reader = first_reader(state)
     seen = reader._measure_output_metric(torch.zeros(1, 36))
     columns = (
-        unfold(torch.from_numpy(data), reader._window((5, 5)), torch.arange(25), reader._read_input)[0]
+        unfold(torch.from_numpy(data), reader.choice.find_window((5, 5)), torch.arange(25), reader._read_input)[0]
         .reshape(36, 25, 20)
         .mean(1)
         .double()

@@ -231,7 +231,7 @@ def test_a_transposed_convolution_of_an_unknown_window_is_rounded(build, weigh, 
         w=weigh(4, 2, 2, 2), b=weigh(2),
     )  # fmt: skip
     state = state_of(model, draw(8, 4, 6, 6))
-    monkeypatch.setattr(columns_module, "output_sizes", lambda *_: (8, 8))
+    monkeypatch.setattr(choice_module, "output_sizes", lambda *_: (8, 8))
     (reason,) = solve_block(state, first_block(state)).values()
     assert reason.startswith("up: no sample gives it an input to solve on")
     assert state.layers["up"].integers.shape == (4, 2, 2, 2) and state.layers["up"].grid.scale.shape == (2,)
@@ -290,10 +290,8 @@ def test_batches_do_not_change_the_result(conv, draw, state_of, size):
 
 def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkeypatch):
     seen = []
-    unfold = columns_module.unfold
-    monkeypatch.setattr(
-        columns_module, "unfold", lambda *given, **fill: seen.append(unfold(*given, **fill)) or seen[-1]
-    )
+    unfold = choice_module.unfold
+    monkeypatch.setattr(choice_module, "unfold", lambda *given, **fill: seen.append(unfold(*given, **fill)) or seen[-1])
     monkeypatch.setattr(choice_module, "UNFOLD_BYTES", 3 * 36 * 36 * 4)
     state = state_of(conv, draw(40, 4, 6, 6), size=16)
     solve_block(state, first_block(state))
@@ -303,10 +301,8 @@ def test_columns_are_taken_in_parts_of_bounded_size(conv, draw, state_of, monkey
 
 def test_positions_are_sampled_where_there_are_more_than_needed(conv, draw, state_of, monkeypatch):
     seen = []
-    unfold = columns_module.unfold
-    monkeypatch.setattr(
-        columns_module, "unfold", lambda *given, **fill: seen.append(unfold(*given, **fill)) or seen[-1]
-    )
+    unfold = choice_module.unfold
+    monkeypatch.setattr(choice_module, "unfold", lambda *given, **fill: seen.append(unfold(*given, **fill)) or seen[-1])
     monkeypatch.setattr(choice_module, "LEAST_COLUMNS", 400)
     monkeypatch.setattr(choice_module, "COLUMNS_PER_INPUT", 10)
     state = state_of(conv, draw(40, 4, 6, 6))
