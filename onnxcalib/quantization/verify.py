@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, starmap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
-from onnx.external_data_helper import uses_external_data
+from onnx import GraphProto, ModelProto
 
 from ..data import CalibrationSet
 from ..files.scratch import Scratch
-from ..graph.draws import list_draws
-from ..graph.dynamic import find_rows
-from ..graph.dynamic_lstm import DYNAMIC_LSTM
-from ..graph.edit import copy_model
-from ..graph.index import Index, all_graphs, all_nodes, index_graphs, reads, subgraphs
-from ..graph.ops import DEQUANTIZE, QUANTIZE
-from ..graph.passes.normalise import name_nodes
-from ..graph.values import bring_in, find_place, refer
+from ..graph.inspect.unfused import list_unfused
 from ..numeric.metrics import Comparison
 from ..progress import track
 from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from ..runtime.memory import release
+from ..runtime.optimized import optimize
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
@@ -53,10 +44,6 @@ SEEN = 1024
 TIMED = 64
 # Steps of sequences, spread over them, among which those are on which saturating sums are measured.
 SPREAD = 256
-# Operators of onnxruntime that read integers and give float.
-INTEGER_TO_FLOAT = (DEQUANTIZE, "QGemm", "MatMulIntegerToFloat")
-NO_KERNEL = "which has no integer kernel in onnxruntime here"
-REQUANTIZES = "requantizes the tensor for the layers that read fewer bits"
 
 
 @dataclass(frozen=True)
@@ -124,7 +111,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
         outputs_unoptimized=off.records() if fused else (),
         warnings=(*on.warnings(), *(flip.text for flip in flips)),
         layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
-        unfused=list_unfused(quantized, graph),
+        unfused=tuple(starmap(UnfusedRecord, list_unfused(quantized, graph))),
         saturation=measure_saturation(prepared.original, quantized, graph, spread_steps(samples, SPREAD), **options)
         if fused
         else SaturationRecord(),
@@ -280,109 +267,3 @@ def _compare_layers(
             step = choose_step(value.size, most)
             wanted, given = (each.reshape(-1)[::step] for each in (value, other[name]))
             comparisons.setdefault(name, Comparison()).add(wanted, given)
-
-
-def optimize(quantized: ModelProto, threads: int = 0, *, folder: Path | None = None) -> tuple[Session, GraphProto]:
-    """A session, and the optimized graph that it runs, whose nodes keep their names as far as onnxruntime keeps them.
-
-    The graph has its large constants of int8, the weights of integer kernels, in files of the folder, without one in
-    memory; those of other types have no values. Raises ModelError.
-    """
-    scratch = Scratch()
-    path = (folder or scratch.path) / "optimized.onnx"
-    session = Session(_with_node_names(quantized), deployed=True, dump=path, threads=threads)
-    graph = onnx.load(path, load_external_data=False).graph
-    for owner in all_graphs(graph):
-        for tensor in owner.initializer:
-            if tensor.data_type == TensorProto.INT8 and uses_external_data(tensor):
-                place = find_place(tensor)
-                refer(tensor, place._replace(file=path.parent / place.file))
-                if folder is None:
-                    bring_in(tensor)
-    if list_draws(quantized):  # that session's draws are its own, as the graph is
-        session = Session(quantized, deployed=True, threads=threads)
-    return session, graph
-
-
-def _with_node_names(model: ModelProto) -> ModelProto:
-    """The model itself where every node has a name, to save memory; otherwise a copy in which every node has one."""
-    names = [node.name for node in all_nodes(model.graph)]
-    if all(names) and len(set(names)) == len(names):
-        return model
-    named = copy_model(model)
-    name_nodes(named)
-    return named
-
-
-def list_unfused(quantized: ModelProto, graph: GraphProto) -> tuple[UnfusedRecord, ...]:
-    """What is left unfused in ``graph``, the optimized graph of ``quantized``, each with a reason.
-
-    That is every QuantizeLinear and DequantizeLinear, those in bodies included, but for those that dynamic layers need.
-    """
-    # onnxruntime renames tensors when it changes their layout, but keeps the nodes' names.
-    tensors: dict[str, str] = {
-        node.name: _float_side(node) for node in all_nodes(quantized.graph) if node.op_type in (QUANTIZE, DEQUANTIZE)
-    }
-    behind: set[str] = set()  # tensors that integers reach, those of the graphs around a body among them
-    return tuple(
-        record for each, index in index_graphs(graph) for record in _list_unfused(each, index, tensors, behind)
-    )
-
-
-def _list_unfused(
-    graph: GraphProto, index: Index, tensors: Mapping[str, str], behind: set[str]
-) -> Iterator[UnfusedRecord]:
-    for node in graph.node:
-        if not _kinds(node).isdisjoint(INTEGER_TO_FLOAT) or not behind.isdisjoint(reads(node)):
-            behind.update(node.output)
-    ahead: set[str] = set()  # tensors that reach integers
-    for node in reversed(graph.node):
-        if QUANTIZE in _kinds(node) or not ahead.isdisjoint(node.output):
-            ahead.update(reads(node))
-    for node in graph.node:
-        if node.op_type == QUANTIZE and find_rows(index, node.input[0]) is not None:
-            continue
-        if node.op_type == QUANTIZE:
-            reason = _explain_quantize(index, node, node.input[0] in behind)
-        elif node.op_type == DEQUANTIZE:
-            reason = _explain_dequantize(index, node, node.output[0] in ahead)
-        else:
-            continue
-        yield UnfusedRecord(node.op_type, tensors.get(node.name, _float_side(node)), reason)
-
-
-def _kinds(node: NodeProto) -> set[str]:
-    """The operators of a node and of the nodes in its bodies."""
-    return {node.op_type}.union(inner.op_type for body in subgraphs(node) for inner in all_nodes(body))
-
-
-def _float_side(node: NodeProto) -> str:
-    tensor: str = node.input[0] if node.op_type == QUANTIZE else node.output[0]
-    return tensor
-
-
-def _explain_quantize(index: Index, node: NodeProto, behind_integers: bool) -> str:
-    producer = index.producer.get(node.input[0])
-    if producer is not None and producer.op_type == "Max" and len(producer.input) == 1:  # keeps a node in float
-        producer = index.producer.get(producer.input[0])
-    if producer is None:
-        return "entry of the graph"
-    if producer.op_type == DEQUANTIZE:
-        return REQUANTIZES
-    if not behind_integers:
-        return f"entry of the graph: nothing before {producer.op_type} is quantized"
-    return f"follows {producer.op_type}, {NO_KERNEL}"
-
-
-def _explain_dequantize(index: Index, node: NodeProto, ahead_of_integers: bool) -> str:
-    readers = sorted({n.op_type for n in index.readers(node.output[0])})
-    named = ", ".join(readers)
-    if node.input[0] in index.initializers:
-        return f"constant of {named}, {NO_KERNEL}"
-    if not readers:
-        return "exit of the graph"
-    if DYNAMIC_LSTM in readers:
-        return f"read by {named}, which quantizes what it reads as it runs"
-    if not ahead_of_integers:
-        return f"exit of the graph: nothing behind {named} is quantized"
-    return REQUANTIZES if readers == [QUANTIZE] else f"read by {named}, {NO_KERNEL}"

@@ -1,7 +1,8 @@
 """Everything that executes a model, in onnxruntime, in torch or in onnx's own evaluator.
 
 Read the files in this order: ``session`` runs models in onnxruntime, large ones ``segmented`` within the budget of
-``memory``, ``turns`` times several of them, ``reference`` runs them in onnx's evaluator, whose faults
+``memory``, ``optimized`` reads the graph that it makes of a model, ``turns`` times several of them, ``reference`` runs
+them in onnx's evaluator, whose faults
 ``reference_faults`` knows, ``store`` keeps activations on disk, those that are no arrays as ``sequences`` spells them,
 ``device`` chooses where torch computes and ``cores`` counts what it may use, ``blocks`` turns a part of a graph into a
 torch module with the help of ``converters``, ``workers`` runs tasks in other processes, which ``processes`` starts and

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..data.labels import choose_labels, find_list
 from ..errors import DataError, GateError, ModelError, escape_controls, first_line
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
+from ..graph.inspect.unfused import list_unfused
 from ..graph.load import is_quantized, load_model, stored_bytes
 from ..graph.passes.fix_inputs import fix_inputs
 from ..graph.states import mark_states
@@ -33,9 +35,10 @@ from ..quantization.past import fill_past
 from ..quantization.run_samples import offer
 from ..quantization.saturation import advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
-from ..quantization.verify import FLIPS, SPREAD, list_unfused, optimize
-from ..report import LoggedObserver, Observer, SaturationRecord
+from ..quantization.verify import FLIPS, SPREAD
+from ..report import LoggedObserver, Observer, SaturationRecord, UnfusedRecord
 from ..runtime.foreign import find_runtime
+from ..runtime.optimized import optimize
 from ..runtime.session import Session
 from ..spec import InputSpec
 from ..targets import load_target
@@ -137,7 +140,7 @@ class _Run:
             float_bytes=stored_bytes(sources[0]),
             quantized_bytes=stored_bytes(sources[1]),
             latency=latency,
-            unfused=list_unfused(quantized, graph),
+            unfused=tuple(starmap(UnfusedRecord, list_unfused(quantized, graph))),
             contract=contract,
             saturation=saturation,
             reference=reference,

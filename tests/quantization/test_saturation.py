@@ -13,8 +13,8 @@ from onnxcalib.quantization import saturation as module
 from onnxcalib.quantization.output_tally import OutputTally
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.saturation import LEAST_SAMPLES, MOST_SAMPLES, advise, measure_saturation
-from onnxcalib.quantization.verify import optimize
 from onnxcalib.report import BoundRecord
+from onnxcalib.runtime.optimized import optimize
 from onnxcalib.runtime.session import Session, saturates
 
 BODY = """{ [a] c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  [b] r = Relu (c)

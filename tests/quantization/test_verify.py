@@ -8,14 +8,17 @@ import onnxcalib
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.data import open_calibration
 from onnxcalib.errors import ModelError
+from onnxcalib.graph.inspect.unfused import list_unfused
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import verify as verify_module
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.prepared import Prepared
 from onnxcalib.quantization.run import Run
-from onnxcalib.quantization.verify import list_unfused, optimize, verify
+from onnxcalib.quantization.verify import verify
 from onnxcalib.report import MeasuredOn, Observer, SaturationRecord
+from onnxcalib.runtime import optimized
+from onnxcalib.runtime.optimized import optimize
 from onnxcalib.runtime.session import Session
 
 BODY = """{ [a] c = Conv (x, w1, b1)  [b] r = Relu (c)  [d] d = Conv (r, w2, b1)  [e] s = Add (d, r)
@@ -167,7 +170,8 @@ def test_every_sample_is_run_once_and_layers_are_compared_on_some(model, rough, 
             runs.append((made.index(self), len(feeds["x"])))
             return super().run(feeds, outputs)
 
-    monkeypatch.setattr(verify_module, "Session", Watched)
+    for module in (verify_module, optimized):
+        monkeypatch.setattr(module, "Session", Watched)
     monkeypatch.setattr(verify_module, "INNER", 20)
     x = draw(70, 4, 6, 6)
     compare(model, rough(model, x), samples_of(model, x))
@@ -196,7 +200,8 @@ def test_what_calibration_has_of_the_float_model_is_compared_without_running_it_
         found = verify(own, rough(model, x), make_scheme(model).layers)
         return found, sum(counts)
 
-    monkeypatch.setattr(verify_module, "Session", Watched)
+    for module in (verify_module, optimized):
+        monkeypatch.setattr(module, "Session", Watched)
     known, few = measure(prepared)
     prepared.run.float_outputs.start(0)
     found, all_of_them = measure(prepared)
@@ -280,8 +285,9 @@ def test_what_another_target_runs_is_measured_without_the_optimizations_of_onnxr
 
     prepared = onnxcalib.prepare(model, samples, QuantizeConfig(target="tensorrt", pipeline="light"))
     quantized = onnxcalib.emit(prepared, onnxcalib.reconstruct(prepared))
-    monkeypatch.setattr(verify_module, "Session", open_session)
+    for module in (verify_module, optimized):
+        monkeypatch.setattr(module, "Session", open_session)
     found = verify(prepared, quantized, prepared.scheme.layers)
-    assert {optimized for of_quantized, optimized in opened if of_quantized} == {False}
+    assert {fused for of_quantized, fused in opened if of_quantized} == {False}
     assert found.outputs[0].sqnr_db > 20 and all(layer.sqnr_db for layer in found.layers)
     assert (found.unfused, found.saturation, found.outputs_unoptimized) == ((), SaturationRecord(), ())

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantFormat, QuantType
 from onnxcalib.data import open_calibration
 from onnxcalib.graph.inspect.integers import GIVEN
 from onnxcalib.graph.load import inputs_of
-from onnxcalib.quantization.verify import optimize
+from onnxcalib.runtime.optimized import optimize
 from onnxcalib.runtime.session import Session
 from onnxcalib.validation import kernel_consistency as module
 from onnxcalib.validation.kernel_consistency import SAMPLES, check_consistency, find_risks

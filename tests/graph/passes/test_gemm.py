@@ -5,7 +5,7 @@ from onnx import checker, numpy_helper
 from onnxcalib.graph.index import attribute_of
 from onnxcalib.graph.passes.gemm import flatten_products, normalise_gemm, spread_biases
 from onnxcalib.graph.passes.normalise import name_nodes
-from onnxcalib.quantization.verify import optimize
+from onnxcalib.runtime.optimized import optimize
 
 
 def ops(model):

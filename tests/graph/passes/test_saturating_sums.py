@@ -10,7 +10,7 @@ from onnxcalib.graph.passes import saturating_sums as module
 from onnxcalib.graph.passes.normalise import tidy
 from onnxcalib.graph.passes.saturating_sums import saturate
 from onnxcalib.numeric.saturation import find_wide_pairs
-from onnxcalib.quantization.verify import optimize
+from onnxcalib.runtime.optimized import optimize
 from onnxcalib.runtime.session import Session, saturates
 
 STEP = np.float32(3000)
