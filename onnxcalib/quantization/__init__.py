@@ -7,10 +7,11 @@ Read the files in the order of the work:
   ``closed_loop``, and leaves out ``odd_samples``. ``prepare`` makes the model ready: it calls ``rewrite``,
   ``approximations``, ``unchanged``, ``smoothing``, ``channel_scales``, ``join_scales`` and ``even_layers``, and finds
   ``output_parts``. ``prepared`` describes the result.
-- ``placement`` has the rules of what stays in float: ``weights_alone``, ``last_layers``, ``patch_layers``,
-  ``cost_placement`` by ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_runs``,
-  ``coarse_products``, ``coarse_steps``, ``part_precision`` by ``part_errors``, and ``trial``. ``final_trial`` follows
-  the solved layers, and ``in_float`` reports.
+- ``outline`` is what settings and structure decide of a model. ``placement`` has the rules of what stays in float,
+  those of ``structure_rules`` first: ``weights_alone``, ``last_layers``, ``patch_layers``, ``cost_placement`` by
+  ``tensor_shapes``, or ``measured_placement``, ``coarse_inputs``, ``coarse_runs``, ``coarse_products``,
+  ``coarse_steps``, ``part_precision`` by ``part_errors``, and ``trial``. ``final_trial`` follows the solved layers,
+  and ``in_float`` reports.
 - ``stages`` has the stages after that. ``calibrate``, whose statistics are ``kept_statistics``, ``input_grid`` and
   ``powers`` choose the grids of activations, ``shifts`` brings them as near to each other as a device's shifts need,
   and ``ranges`` reads and writes their ranges as a file, ``histogram_file`` the histograms they come from.

@@ -231,7 +231,7 @@ def _run_stages(around: Prepared, opened: OpenBody) -> QuantizedBody:
 
 def list_left(prepared: Prepared, found: Reconstruction) -> tuple[FloatRecord, ...]:
     """What stays in float, in the model and in its bodies, but excluded nodes."""
-    records = list_in_float(prepared, found.scheme)
+    records = list_in_float(prepared, found.scheme, prepared.run.config)
     told = found.excluded.union(*(body.nodes for body in found.bodies))
     reasons = {name: body for body in found.float_bodies for name in body.nodes}
     own = [

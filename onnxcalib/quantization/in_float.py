@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..config import QuantizeConfig
 from ..graph.float_weights import list_float_weights
 from ..graph.names import resolve_names
 from ..report import FloatRecord
 from ..spec import QuantScheme
-from .prepared import Prepared
+from .outline import Outline
 
 # A larger share of the file's bytes in float is worth a warning.
 MOST_FLOAT = 0.5
 
 
-def list_in_float(prepared: Prepared, scheme: QuantScheme) -> tuple[FloatRecord, ...]:
-    """The nodes that the tool leaves in float, and those with weights that no scheme quantizes, but excluded ones."""
+def list_in_float(outline: Outline, scheme: QuantScheme, given: QuantizeConfig) -> tuple[FloatRecord, ...]:
+    """The nodes that the tool leaves in float, and those with weights that no scheme quantizes, but excluded ones.
+
+    given: the settings without what a plan excludes.
+    """
     quantized = {layer.name for layer in (*scheme.layers, *scheme.embeddings, *scheme.recurrent)}
-    quantized |= {node.name for node in prepared.model.graph.node if not scheme.constants.isdisjoint(node.input)}
-    weights = list_float_weights(prepared.model, quantized)
+    quantized |= {node.name for node in outline.model.graph.node if not scheme.constants.isdisjoint(node.input)}
+    weights = list_float_weights(outline.model, quantized)
     bytes_of = {each.name: each.bytes for each in weights}
-    ops = {node.name: node.op_type for node in prepared.model.graph.node}
+    ops = {node.name: node.op_type for node in outline.model.graph.node}
     own, excluded = (
-        resolve_names(prepared.model, config, before=prepared.original).excluded
-        for config in (prepared.run.config, prepared.config)
+        resolve_names(outline.model, config, before=outline.original).excluded for config in (given, outline.config)
     )
-    excluded -= prepared.in_float.keys() - own  # a plan excludes what the tool left in float
-    chosen = {name: why for name, why in prepared.in_float.items() if name not in excluded}
+    excluded -= outline.in_float.keys() - own  # a plan excludes what the tool left in float
+    chosen = {name: why for name, why in outline.in_float.items() if name not in excluded}
     others = [each for each in weights if each.name not in excluded | chosen.keys()]
     return (
         *(FloatRecord(name, ops[name], why, bytes_of.get(name, 0)) for name, why in chosen.items()),

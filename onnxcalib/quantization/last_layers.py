@@ -7,6 +7,7 @@ matrix product gives float. The convolutions in front of boxes and scores are sm
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from onnx import ModelProto, NodeProto
 
@@ -14,13 +15,13 @@ from ..graph.index import Index, walk_back
 from ..graph.kernel_times import Shapes
 from ..graph.layers import count_macs
 from ..graph.ops import LAYERS
-from .output_parts import Parts
+from ..graph.parts import Part
 
 # The convolutions that are left in float have no more than this share of the products and of the weights of the model.
 MOST_SHARE = 0.02
 
 
-def find_last_layers(model: ModelProto, parts: Parts, shapes: Shapes) -> dict[str, str]:
+def find_last_layers(model: ModelProto, parts: Mapping[str, tuple[Part, ...]], shapes: Shapes) -> dict[str, str]:
     """Maps the last convolutions in front of parts of outputs to why they stay in float, as far as they cost little.
 
     parts: see ``find_parts``; shapes: of all tensors in one run.

@@ -40,16 +40,18 @@ from .even_layers import even_layers
 from .floor import check_memory
 from .input_grid import find_lossless_grids
 from .join_scales import even_joins, find_unlike_joins
+from .outline import list_reasons, make_settings_scheme, take_own, with_bits
 from .output_parts import find_parts
 from .output_tally import lack_of_values
 from .padding_mask import PaddingMask
-from .placement import list_named, place_by_structure, place_by_values, place_spectra
-from .prepared import Prepared, make_settings_scheme, take_own, with_bits
+from .placement import place_by_structure, place_by_values, place_spectra
+from .prepared import Prepared
 from .rewrite import Rewritten, rewrite
 from .run import Run
 from .run_samples import open_of_settings
 from .shared_weights import identify_weights
 from .smoothing import smooth_inputs
+from .structure_rules import list_named
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
 
@@ -85,10 +87,10 @@ def prepare(
         wanted, rewritten = _rewrite(run, original, config, samples, feeds)
 
         def place(rewritten: Rewritten) -> Prepared:
-            needs, model, around = run.target.requirements, rewritten.model, run.around
-            nodes = {node.name for node in model.graph.node}
+            needs, model = run.target.requirements, rewritten.model
             config = _take_bits(run, plan, (model, original))
-            reasons = {name: why for name, why in plan.reasons().items() if name in nodes} if plan else {}
+            reasons = list_reasons(plan, model)
+            scheme = make_settings_scheme(model, config, original, needs, in_float=reasons, around=run.around)
             return _place(
                 Prepared(
                     run=run,
@@ -100,7 +102,7 @@ def prepare(
                     test=judges,
                     measured_on=measured_on,
                     padding=PaddingMask(model),
-                    scheme=make_settings_scheme(model, config, original, needs, in_float=reasons, around=around),
+                    scheme=scheme,
                     in_float=reasons,
                     parts=find_parts(model, feeds, run.threads),
                 )
@@ -339,8 +341,7 @@ def _warn_of_draws(run: Run, original: ModelProto) -> None:
 
 def _warn_of_ineffective(prepared: Prepared) -> None:
     excluded = resolve_names(prepared.model, prepared.config, before=prepared.original).excluded
-    names = list_ineffective(prepared.model, prepared.scheme, excluded)
-    if names:
+    if names := list_ineffective(prepared.model, prepared.scheme, excluded):
         prepared.run.warn(
             f"exclude: {name_some(names)}: found behind quantized nodes, which absorb them on integers all the same;"
             " a Relu or Clip is float where the node in front of it is; exclude that too"
@@ -349,8 +350,7 @@ def _warn_of_ineffective(prepared: Prepared) -> None:
 
 def _warn_of_float(prepared: Prepared) -> None:
     """Warn of bits that settings or a plan give to layers that stay in float all the same."""
-    names = [name for name in list_named(prepared) if name in prepared.in_float]
-    if names:
+    if names := [name for name in list_named(prepared) if name in prepared.in_float]:
         prepared.run.warn(
             f"layers: {name_some(names)}: found bits, which have no effect: {names[0]} stays in float, as"
             f" {prepared.in_float[names[0]]}; leave them out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,26 +12,25 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
-from ..config import BUDGETS, EXECUTION, FLOAT_BITS, FULL_BITS, STAGES, LayerConfig, QuantizeConfig
+from ..config import BUDGETS, EXECUTION, STAGES
 from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
-from ..graph.index import Index, has_bodies
+from ..graph.index import Index
 from ..graph.layer_params import LayerParams
-from ..graph.names import Selection, resolve_names
 from ..graph.passes.even_bits import even_bits
 from ..graph.passes.even_joins import find_scaled, fold_scales
 from ..graph.passes.joint_reads import join_reads
 from ..graph.passes.rescale import fold_integer_pads
-from ..graph.scheme import make_scheme
 from ..graph.squashed import find_squashed
 from ..report import MeasuredOn
-from ..spec import VERSION, VERSION_KEY, Around, Candidate, Grids, QParams, QuantScheme, Requirements
+from ..spec import VERSION, VERSION_KEY, Around, Grids, QParams, QuantScheme
+from ..targets import Target
 from .calibrate import Statistics, choose_grids, choose_whole
 from .input_grid import keep_lossless
 from .kept_statistics import recall_statistics
 from .layer_targets import TargetKeeper
 from .masked_scores import MaskedScores, find_masked
-from .output_parts import Parts
+from .outline import Outline, take_own, with_bits
 from .padding_mask import PaddingMask
 from .placed_bodies import BITS_KEY
 from .run import Run
@@ -51,42 +50,39 @@ _NOT_WRITTEN: dict[str, bool | set[str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, kw_only=True)
+class Prepared(Outline):
     """A float model that was rewritten for quantization, with its samples.
 
-    config: the settings, with the bits of the plan if there is one. original: the model as it was given. model: the
-    rewritten model. passes: graph pass -> its number of rewrites. samples: those that the result is made from. test:
-    those on which it is measured, of which ``measured_on`` says where they are from. lossless: grids that hold the
-    first layers' inputs without error, as found in some of the samples. padding: the padding mask of ``model``. scheme:
-    the scheme of the settings. in_float: node -> why the tool itself leaves it in float; no scheme of this model
-    quantizes these. alone: layers that read float in place of what each run would round.
-    parts: those of the outputs, which are judged apart. class_axes: see ``find_class_axes``. tied: see ``find_tied``.
-    smoothing: what was chosen, None where none was tried. sources: see ``identify_weights``, before channels have
-    factors, in a model with bodies and in bodies. factors: layer -> those (channels,) of what it reads.
+    config: the settings, with the bits of the plan if there is one. passes: graph pass -> its number of rewrites.
+    samples: those that the result is made from. test: those on which it is measured, of which ``measured_on`` says
+    where they are from. lossless: grids that hold the first layers' inputs without error, as found in some of the
+    samples. padding: the padding mask of ``model``. class_axes: see ``find_class_axes``. smoothing: what was chosen,
+    None where none was tried. sources: see ``identify_weights``, before channels have factors, in a model with bodies
+    and in bodies. factors: layer -> those (channels,) of what it reads.
     """
 
     run: Run
-    config: QuantizeConfig
-    original: ModelProto = field(repr=False)
-    model: ModelProto = field(repr=False)
     passes: Mapping[str, int]
     samples: CalibrationSet
     test: CalibrationSet
     measured_on: MeasuredOn
     padding: PaddingMask
-    scheme: QuantScheme
     lossless: Mapping[str, QParams] = field(default_factory=dict)
-    in_float: Mapping[str, str] = field(default_factory=dict)
-    alone: frozenset[str] = frozenset()
-    parts: Parts = field(default_factory=dict)
     class_axes: Mapping[str, int] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
-    tied: Mapping[str, str] = field(default_factory=dict)
     smoothing: Smoothing | None = field(default=None, repr=False)
     statistics: Statistics | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def target(self) -> Target:
+        return self.run.target
+
+    @property
+    def around(self) -> Around | None:
+        return self.run.around
 
     @cached_property
     def squashed(self) -> Mapping[str, str]:
@@ -103,38 +99,6 @@ class Prepared:
         """The padding mask of the original model."""
         return PaddingMask(self.original)
 
-    def make_scheme(
-        self,
-        layers: Mapping[str, LayerConfig] | None = None,
-        bits: Candidate | None = None,
-        tensors: Mapping[str, int] | None = None,
-    ) -> QuantScheme:
-        """The scheme of the settings, or of ``bits`` for all layers; ``layers`` and ``tensors`` override both."""
-        return make_settings_scheme(
-            self.model,
-            self.config,
-            self.original,
-            self.run.target.requirements,
-            in_float=self.in_float,
-            around=self.run.around,
-            tied=self.tied,
-            alone=self.alone,
-            layers=layers,
-            bits=bits,
-            tensors=tensors,
-        )
-
-    @cached_property
-    def widest_scheme(self) -> QuantScheme:
-        """The scheme of the settings; where a plan will choose the bits, that of the most that it may give."""
-        return self.make_widest_scheme() if self.config.planned else self.scheme
-
-    def make_widest_scheme(self) -> QuantScheme:
-        """The same, made anew of a model that has changed."""
-        chosen = self.config.planned and not self.config.planned_alone
-        bits = Candidate(self.config.weight_bits, FULL_BITS) if chosen else None
-        return self.make_scheme(bits=bits)
-
     def with_plan(self, plan: BitPlan) -> Prepared:
         """The same model with the plan's bits for every layer."""
         self.run.plan = plan
@@ -143,17 +107,14 @@ class Prepared:
 
     def leave(self, reasons: Mapping[str, str]) -> Prepared:
         """The same model with these nodes left in float, beside those that are already."""
-        if reasons.items() <= self.in_float.items():
+        left = super().leave(reasons)
+        if left is self:
             return self
-        left = replace(self, in_float={**self.in_float, **reasons})
-        scheme = left.make_scheme()
-        lossless = {tensor: grid for tensor, grid in self.lossless.items() if tensor in scheme.activations}
-        return replace(left, scheme=scheme, lossless=lossless)
+        lossless = {tensor: grid for tensor, grid in left.lossless.items() if tensor in left.scheme.activations}
+        return replace(left, lossless=lossless)
 
-    def read_float(self, layers: Collection[str]) -> Prepared:
-        """The same model with the weights alone of these layers quantized."""
-        found = replace(self, alone=self.alone.union(layers))
-        return replace(found, scheme=found.make_scheme()) if layers else self
+    def leave_out(self, what: str, reason: str) -> None:
+        self.run.leave_out(what, reason)
 
     def collect(self, scheme: QuantScheme, targets: TargetKeeper | None = None) -> Statistics:
         """Statistics of the scheme's activations over all samples, collected once for both.
@@ -230,66 +191,3 @@ class Prepared:
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours
         helper.set_model_props(quantized, {**kept, **entries})
         return quantized
-
-
-def make_settings_scheme(
-    model: ModelProto,
-    config: QuantizeConfig,
-    original: ModelProto,
-    requirements: Requirements,
-    *,
-    in_float: Mapping[str, str] | None = None,
-    around: Around | None = None,
-    tied: Mapping[str, str] | None = None,
-    alone: Collection[str] = (),
-    layers: Mapping[str, LayerConfig] | None = None,
-    bits: Candidate | None = None,
-    tensors: Mapping[str, int] | None = None,
-) -> QuantScheme:
-    """The scheme of the settings; see ``Prepared`` for ``in_float`` to ``alone``, its ``make_scheme`` for the rest."""
-    chosen = resolve_names(model, config, before=original)
-    # The last entry of a layer holds: it has the weights' bits that the settings give.
-    own = {name: chosen.settings(name).model_copy(update={"activation_bits": FLOAT_BITS}) for name in alone}
-    bits = bits or Candidate(config.weight_bits, config.activation_bits)
-    if config.encoding == "standard":  # which has operators of ONNX alone
-        requirements = replace(requirements, recurrent=False)
-    if config.max_a16 is not None:  # what has 16 bits is chosen, and counts
-        requirements = replace(requirements, wide_sums=False)
-    return make_scheme(
-        model,
-        weight_bits=bits.weight_bits,
-        activation_bits=bits.activation_bits,
-        first_last_bits=config.first_last_bits,
-        block_size=config.block_size,
-        symmetric=config.weight_symmetry == "symmetric",
-        embedding_bits=config.table_bits,
-        tied=tied if config.embedding_bits is None else None,
-        pair_limits=config.weight_range == "bounded",
-        dynamic=config.activations == "dynamic",
-        requirements=requirements,
-        around=around,
-        tensors={**config.tensors, **(tensors or {})},
-        selection=Selection(
-            chosen.excluded.union(in_float or ()), (*chosen.layers, *own.items(), *(layers or {}).items())
-        ),
-    )
-
-
-def take_own(plan: BitPlan, model: ModelProto, original: ModelProto, *, inside: bool = False) -> dict[str, LayerConfig]:
-    """The bits that a plan gives to layers of a graph's own, before or behind preparation.
-
-    Without bodies all of the plan is for the graph, unless it is ``inside`` of another.
-    """
-    if not inside and not any(map(has_bodies, original.graph.node)):
-        return plan.settings()
-    names = {node.name for each in (model, original) for node in each.graph.node}
-    return {name: each for name, each in plan.settings().items() if name in names}
-
-
-def with_bits(
-    config: QuantizeConfig, layers: Mapping[str, LayerConfig], tensors: Mapping[str, int] | None = None
-) -> QuantizeConfig:
-    """The settings with these bits for single layers and tensors."""
-    others = {name: each for name, each in config.layers.items() if name not in layers}
-    bits = {"layers": {**others, **layers}, "tensors": {**config.tensors, **(tensors or {})}}
-    return config.model_copy(update=bits)  # the last entry that names a layer holds

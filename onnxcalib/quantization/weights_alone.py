@@ -5,15 +5,15 @@ from __future__ import annotations
 from ..errors import ConfigError
 from ..graph.index import Index
 from ..spec import LayerScheme
-from .prepared import Prepared
+from .outline import Outline
 
 
-def find_not_alone(prepared: Prepared) -> dict[str, str]:
+def find_not_alone(outline: Outline) -> dict[str, str]:
     """Maps the layers that would read float, and that the target has not for that, to why they stay in float.
 
     Raises ConfigError where no layer would be left.
     """
-    target, index = prepared.run.target, Index(prepared.model.graph)
+    target, index = outline.target, Index(outline.model.graph)
     needs = target.requirements
 
     def explain(layer: LayerScheme) -> str | None:
@@ -26,9 +26,9 @@ def find_not_alone(prepared: Prepared) -> dict[str, str]:
             return f"its weight has {inputs} inputs, and target {target.name!r} takes whole blocks of {block}"
         return None
 
-    found = {layer.name: explain(layer) for layer in prepared.scheme.layers if layer.reads_float}
+    found = {layer.name: explain(layer) for layer in outline.scheme.layers if layer.reads_float}
     left = {name: reason for name, reason in found.items() if reason is not None}
-    if left and len(left) == len(prepared.scheme.layers):
+    if left and len(left) == len(outline.scheme.layers):
         name, reason = next(iter(left.items()))
         raise ConfigError(
             f"activation_bits: found 32, and no layer that can have it; {name} stays in float, as {reason}; give 8, or"

@@ -6,8 +6,9 @@ from PIL import Image
 
 import onnxcalib
 from onnxcalib import DataConfig, LayerConfig, QuantizeConfig
+from onnxcalib.quantization.outline import with_bits
 from onnxcalib.quantization.prepare import load
-from onnxcalib.quantization.prepared import SETTINGS_BYTES, with_bits
+from onnxcalib.quantization.prepared import SETTINGS_BYTES
 from onnxcalib.quantization.run_samples import FEW_SAMPLES
 from onnxcalib.spec import Candidate
 
