@@ -46,6 +46,15 @@ class NewNodes:
         self.written.append(values.store(self.name(name), shape))
         return self.written[-1].name
 
+    def steps(self, name: str, values: np.ndarray | FileIntegers, form: tuple[int, np.ndarray], spec: QuantSpec) -> str:
+        """Name of a new initializer of ``steps q + added`` of a weight's integers q, for ``form`` (steps, added)."""
+        steps, added = form
+
+        def move(integers: np.ndarray) -> np.ndarray:
+            return store_integers(steps * integers + added, spec)
+
+        return self._packed(name, values, (steps, added.tobytes()), move)
+
     def packed(self, name: str, values: np.ndarray | FileIntegers, packing: Packing, *, flat: bool = False) -> str:
         """Name of a new initializer of the bytes of a matrix (inputs, outputs). flat: without an axis of blocks."""
 

@@ -14,8 +14,8 @@ from .layer_params import LayerParams
 from .new_nodes import NewNodes
 from .weight_file import store_integers
 
-# Half steps are whole ones of a grid of half the scale.
-STEPS = 2
+# Half steps are whole ones of a grid of half the scale, which are stored where the type has room: 3 bits have 4.
+STEPS, LEAST_ROOM = 2, 3
 
 
 def write_weight(new: NewNodes, name: str, params: LayerParams, *, cast: bool) -> list[NodeProto]:
@@ -24,32 +24,41 @@ def write_weight(new: NewNodes, name: str, params: LayerParams, *, cast: bool) -
     cast: integers of few bits are cast to 8 first, as kernels on integers take none. A MatMulNBits takes few bits.
     """
     grid, spec = params.grid, params.grid.spec
-    stored = new.integers(f"{name}_quantized", params.integers, spec)
+    if spec.half_steps and spec.bits < LEAST_ROOM:
+        return _write_halves(new, name, params)
     if spec.half_steps:
-        return _write_halves(new, name, stored, params)
-    zero = store_integers(grid.zero_point, spec)
+        stored = new.steps(f"{name}_quantized", params.integers, (STEPS, _added(params)), spec)
+        zero = store_integers(np.zeros(()), spec)
+    else:
+        stored = new.integers(f"{name}_quantized", params.integers, spec)
+        zero = store_integers(grid.zero_point, spec)
     nodes: list[NodeProto] = []
     if spec.bits < FULL_BITS and cast:
         widened = new.name(f"{name}_int8")
         nodes.append(new.node("Cast", [stored], widened, name, to=TensorProto.INT8))
         stored, zero = widened, zero.astype(np.int8)
-    return [*nodes, new.dequantize(name, stored, grid.scale, zero, spec)]
+    return [*nodes, new.dequantize(name, stored, written_scale(grid), zero, spec)]
 
 
-def _write_halves(new: NewNodes, name: str, stored: str, params: LayerParams) -> list[NodeProto]:
+def _added(params: LayerParams) -> np.ndarray:
+    """What half steps add to doubled integers, int32, in a shape that broadcasts to them."""
+    others = [axis for axis in range(len(params.integers.shape)) if axis != params.grid.spec.axis]
+    return np.expand_dims(np.rint(-STEPS * params.grid.zero_point).astype(np.int32), others)
+
+
+def _write_halves(new: NewNodes, name: str, params: LayerParams) -> list[NodeProto]:
     """``2 q - 2 zero_point``, int8, at half the scale, which onnxruntime computes as it loads the file.
 
     All layers whose channels may have half steps have these nodes, so that files of the same bits have the same size.
     """
     grid = params.grid
-    others = [axis for axis in range(len(params.integers.shape)) if axis != grid.spec.axis]
-    added = np.expand_dims(np.rint(-STEPS * grid.zero_point).astype(np.int32), others)
+    stored = new.integers(f"{name}_quantized", params.integers, grid.spec)
     wide, scaled, moved, narrow = (new.name(f"{name}_{end}") for end in ("int32", "scaled", "moved", "int8"))
     steps = new.shared_constant("steps_of_halves", np.array(STEPS, np.int32))
     return [
         new.node("Cast", [stored], wide, name, to=TensorProto.INT32),
         new.node("Mul", [wide, steps], scaled, name),
-        new.node("Add", [scaled, new.constant(f"{name}_added", added)], moved, name),
+        new.node("Add", [scaled, new.constant(f"{name}_added", _added(params))], moved, name),
         new.node("Cast", [moved], narrow, f"{name}_int8", to=TensorProto.INT8),
         new.dequantize(name, narrow, written_scale(grid), np.zeros((), np.int8), grid.spec),
     ]

@@ -98,24 +98,29 @@ def test_nothing_is_left_unfused_but_the_entry_and_a_table_narrows(residual, rou
     assert not left.keys() & {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool", "MaxPool", "Cast"}
 
 
-@pytest.mark.parametrize("activation_bits", [8, 4])
-def test_two_bit_weights_run_on_integers_in_both_encodings(residual, rough, draw, tmp_path, activation_bits):
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(2, 8), (2, 4), (3, 8)])
+def test_half_steps_run_on_integers_in_both_encodings(residual, rough, draw, tmp_path, weight_bits, activation_bits):
     residual.opset_import[0].version, residual.ir_version, x = 25, 13, draw(4, 3, 8, 8)
     outputs = []
     for encoding in ENCODINGS:
-        quantized = rough(residual, x, encoding=encoding, weight_bits=2, activation_bits=activation_bits)
+        quantized = rough(residual, x, encoding=encoding, weight_bits=weight_bits, activation_bits=activation_bits)
         checker.check_model(quantized, full_check=True)
-        assert values_of(quantized)["w2_quantized"].data_type == TensorProto.INT2
+        stored = TensorProto.INT2 if weight_bits == 2 else TensorProto.INT4
+        assert values_of(quantized)["w2_quantized"].data_type == stored
         outputs += [run(quantized, x, optimize=optimize)[0] for optimize in (True, False)]
         left = count_optimized(quantized, tmp_path)
         inner = next(layer for layer in find_quantized_layers(quantized) if layer.name == "inner")
-        assert inner.weight_bits == 2 and set(np.unique(inner.integers[0])) <= {-3, -1, 1, 3}
-        assert set(np.unique(inner.integers[1])) <= {-4, -2, 0, 2} and inner.scale[0] < 0 < inner.scale[1]
+        assert inner.weight_bits == (2 if weight_bits == 2 else 4) and inner.scale[0] < 0 < inner.scale[1]
+        levels = 2**weight_bits
+        assert set(np.unique(inner.integers[0])) <= set(range(1 - levels, levels, 2))
+        assert set(np.unique(inner.integers[1])) <= set(range(-levels, levels - 1, 2))
+        assert sum(node.op_type == "Mul" for node in quantized.graph.node) == (2 if weight_bits == 2 else 0)
         assert {each.rule for each in check_target(quantized, "onnxruntime").violations} <= {
             "aligned",
             "activation_types",
         }
-        assert left["QLinearConv"] >= (3 if encoding == "runtime" or activation_bits == 8 else 1) and left["QGemm"] == 1
+        through_cast = encoding == "runtime" or (weight_bits, activation_bits) == (2, 8)
+        assert left["QLinearConv"] >= (3 if through_cast else 1) and left["QGemm"] == 1
     for other in outputs[1:]:
         np.testing.assert_allclose(outputs[0], other, atol=0.02 * np.abs(other).max())
     assert measure_sqnr(run(residual, x)[0], outputs[0]) > 5
