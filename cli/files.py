@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from onnxcalib.config import QuantizeConfig, ValidateConfig
-from onnxcalib.errors import ModelError, OutputError, escape_controls
-from onnxcalib.files.reading import check_file
-from onnxcalib.files.scratch import sweep
-from onnxcalib.files.writing import check_outputs, follow_links
+from onnxcalib.errors import OutputError, escape_controls
+from onnxcalib.files.writing import follow_links
 from onnxcalib.targets import is_name
 
 
 def prepare_outputs(
     outputs: Mapping[str, Path | None], read: Sequence[Path | None], *, models: Sequence[Path], quiet: bool
 ) -> None:
-    """Refuse outputs that cannot be written, that the run reads or that are named twice, before any work is done.
+    """As ``claim_outputs``; what was removed is printed on stderr."""
+    from onnxcalib.outputs import claim_outputs
 
-    What killed runs left beside the outputs is removed. outputs: option -> file, or None where it was not given.
-    models: those that the run reads, whose external data count too. Raises OutputError, and ModelError for a model
-    that is no file.
-    """
-    from onnxcalib.pipeline import remove_stale_data, stored_files
-
-    files = [*models, *(path for path in read if path is not None)]
-    for model in models:
-        check_file(model, ModelError, give="an ONNX file is needed; check the path")
-        with suppress(ModelError):  # the job tells what is wrong with a model
-            files += stored_files(model)
-    check_outputs(outputs, files)
-    targets = [path for path in outputs.values() if path is not None]
-    removed = sweep(*(path.parent for path in targets))
-    removed += [file for path in targets for file in remove_stale_data(path)]
-    for path in removed if not quiet else ():
-        print(f"removed {escape_controls(str(path))}, which a run that was killed had left", file=sys.stderr)
+    for path in claim_outputs(outputs, read, models):
+        if not quiet:
+            print(f"removed {escape_controls(str(path))}, which a run that was killed had left", file=sys.stderr)
 
 
 def check_folders(settings: QuantizeConfig, outputs: Sequence[Path], read: Sequence[Path | None]) -> None:

@@ -20,7 +20,7 @@ from .files.scratch import sweep
 from .files.writing import check_folder, check_outputs
 from .graph.constants import weigh_alone
 from .graph.load import stored_files
-from .graph.save import fingerprint, remove_stale_data, save_model
+from .graph.save import fingerprint, save_model
 from .graph.stream import model_bytes
 from .graph.values import with_values
 from .graph.weight_file import WeightFile
@@ -55,8 +55,6 @@ __all__ = [
     "quantize",
     "read_ranges",
     "reconstruct",
-    "remove_stale_data",
-    "stored_files",
     "verify",
 ]
 

@@ -10,9 +10,9 @@ from onnxcalib.graph.index import Index, constant
 from onnxcalib.graph.layer_params import LayerParams
 from onnxcalib.graph.layout import summing_order, to_rows
 from onnxcalib.graph.scheme import make_scheme
+from onnxcalib.numeric.pairs import pair_sums
 from onnxcalib.numeric.ranges import make_grid
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import Grids, LayerScheme, QParams
 
 

@@ -2,8 +2,9 @@
 
 Read the files in this order.
 
-- Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum; ``histogram``,
-  ``step_histogram``, ``bin_sums``, ``ranges`` and ``levels`` give activations their grids.
+- Grids: ``rounding`` defines integers, ``saturation`` what processors without VNNI can sum, and ``pairs`` the integers
+  that never exceed it; ``histogram``, ``step_histogram``, ``bin_sums``, ``ranges`` and ``levels`` give activations
+  their grids.
 - Layers: ``gram`` has the moments that a layer's error depends on, by ``products``, ``reader_sums`` those of several
   layers of one weight, ``prior`` their optimum, and ``output_metric`` what errors do to the model's outputs;
   ``integer_search``, ``descent`` and ``solve`` find integers near the optimum, from the grids of ``row_grids`` on,

@@ -20,9 +20,9 @@ from torch.autograd.function import FunctionCtx
 from ..spec import QParams, QuantSpec
 from .adam import Adam
 from .learned_weight import LearnedWeight
+from .pairs import keep_pairs
 from .ranges import limit_scale, raise_scale
 from .rounding import fake_quantize_rows, quantize
-from .saturation import keep_pairs
 
 # Learning rates. The units are a scale for positions and zero points, a factor of e for scales, the output noise for
 # biases. Higher rates only add noise to solved integers, which the decay cannot remove (ResNet-20 at W4A4).

@@ -25,7 +25,7 @@ weights are in units of the row's largest absolute scale, and the levels of an i
 Zero points (G, R, K), one for each input of a row, move the ends of its integers: they are counted from the zero point.
 Those of half steps are fractions, and so are integers that are counted from them.
 
-Where a spec has a pair_limit, inputs 2i and 2i + 1 are a pair (``saturation.order_pairs``), and the integer of each is
+Where a spec has a pair_limit, inputs 2i and 2i + 1 are a pair (``pairs.order_pairs``), and the integer of each is
 clamped to what the integer of the other leaves it. ``search`` keeps the limit with a width of 1 alone.
 """
 
@@ -38,7 +38,7 @@ import torch
 
 from ..spec import QuantSpec
 from .gram import factorize
-from .saturation import clamp_beside
+from .pairs import clamp_beside
 
 # Inputs of a lazy batch (Frantar et al. 2023, section 3.3): the inputs behind the batch get the feedback of all its
 # errors as one matrix product.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
 from ..spec import LEAST_PEAK, ROW_SCALE, ROW_ZERO_POINT, QuantSpec
 
+if TYPE_CHECKING:
+    import torch
+
 # Values, and a scale or zero point that is not a number, are all arrays or all tensors.
-Values = TypeVar("Values", np.ndarray, torch.Tensor)
+Values = TypeVar("Values", np.ndarray, "torch.Tensor")
 # The integers of DynamicQuantizeLinear, and of what a dynamic layer reads.
 DYNAMIC = QuantSpec(8)
 
@@ -51,7 +53,7 @@ def fake_quantize_dynamically(x: torch.Tensor) -> torch.Tensor:
         return x
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = (high - low) / DYNAMIC.qmax
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = scale.masked_fill(scale == 0, 1)
     return fake_quantize(x, scale, (-low / scale).round().clamp(DYNAMIC.qmin, DYNAMIC.qmax), DYNAMIC)
 
 
@@ -63,5 +65,5 @@ def fake_quantize_rows(x: torch.Tensor) -> torch.Tensor:
     if not x.numel():
         return x
     peaks = x.abs().amax(-1, keepdim=True).clamp(min=LEAST_PEAK)
-    scale = torch.tensor(ROW_SCALE, dtype=x.dtype).to(x.device)
+    scale = x.new_tensor(ROW_SCALE)
     return fake_quantize(x / peaks, scale, ROW_ZERO_POINT, DYNAMIC) * peaks

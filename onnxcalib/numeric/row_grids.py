@@ -12,8 +12,8 @@ import torch
 
 from ..spec import QuantSpec
 from .integer_search import round_from
+from .pairs import keep_pairs, pair_sums
 from .rounding import next_power
-from .saturation import keep_pairs, pair_sums
 
 # Candidate scales, as shares of the scale whose grid ends at the largest weight.
 FEW_BIT_SHARES = torch.linspace(1.0, 0.4, 32, dtype=torch.float64)

@@ -30,10 +30,10 @@ from .descent import Descent
 from .gram import Moments, divide
 from .integer_search import Metric, excess_loss, expand_scale, gptq, order_inputs, search
 from .output_metric import OutputMetric
+from .pairs import keep_pairs, order_pairs
 from .prior import Equations, Prior
 from .rounding import quantize
 from .row_grids import RowGrids, list_grids, measure_rounding
-from .saturation import keep_pairs, order_pairs
 from .scale_blocks import ScaleBlocks
 from .solve_blocks import round_blocks, solve_blocks
 

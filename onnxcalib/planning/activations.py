@@ -16,7 +16,7 @@ from ..graph.index import is_op
 from ..graph.layers import count_macs
 from ..graph.switches import add_switches, feed_switches
 from ..progress import track
-from ..quantization.calibrate import batch_size
+from ..quantization.batches import batch_size
 from ..quantization.compared import find_comparable_outputs
 from ..quantization.padding_mask import find_real
 from ..quantization.prepared import Prepared

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..graph.constants import constant_bytes, count_weights
 from ..graph.stream import model_bytes
 from ..numeric.metrics import lay_rows, scores_classes, top_class
-from ..quantization.calibrate import batch_size
+from ..quantization.batches import batch_size
 from ..quantization.class_axes import list_values
 from ..quantization.compared import Compared, find_comparable_outputs
 from ..quantization.output_parts import Parts

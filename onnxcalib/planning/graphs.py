@@ -18,9 +18,9 @@ from ..graph.emit import emit_qdq
 from ..graph.index import Index
 from ..graph.layer_params import LayerParams
 from ..graph.scheme import make_scheme
+from ..quantization.batches import Batches, batch_size
 from ..quantization.bodies import explain_float, find_names, list_layers, open_bodies, spell_fault
 from ..quantization.body_surroundings import describe_around
-from ..quantization.calibrate import Batches, batch_size
 from ..quantization.compared import Compared
 from ..quantization.placed_bodies import QuantizedBody, place_bodies
 from ..quantization.prepare import prepare

@@ -26,7 +26,7 @@ from ..graph.layers import count_macs
 from ..graph.liveness import find_live
 from ..graph.ops import CONVOLUTIONS
 from ..graph.stream import model_bytes
-from ..quantization.calibrate import Batches
+from ..quantization.batches import Batches
 from ..quantization.compared import find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask

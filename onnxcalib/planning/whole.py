@@ -12,7 +12,7 @@ from onnx import ModelProto
 from ..graph.bodies import Body, drop_unread, put_back
 from ..graph.edit import copy_model
 from ..graph.index import Index
-from ..quantization.calibrate import Batches
+from ..quantization.batches import Batches
 from ..quantization.compared import Compared, find_comparable_outputs
 from ..quantization.output_parts import Parts
 from ..quantization.padding_mask import PaddingMask, find_real

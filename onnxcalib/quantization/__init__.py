@@ -20,10 +20,10 @@ Read the files in the order of the work:
   a layer on the ``columns`` that it reads, of which ``column_choice`` takes some; ``layer_targets`` are what the float
   model gives there. ``siblings`` are solved together, and ``shortcuts`` are made up for. ``passing`` runs a block that
   is not learned, while its layers are solved. ``probes`` measure how their errors change the model's outputs, and
-  ``learn`` runs AdaQuant. ``params`` makes layers of it, ``state`` holds them. ``views`` of samples are stored beside
-  them where these are few. ``parallel`` reconstructs blocks apart from each other, and ``spread`` gives them to
-  workers. ``shares`` lets workers sum the moments of layers in order, each on some of the samples. Either way samples
-  are ``carried`` to them.
+  ``learn`` runs AdaQuant, on blocks ``unpadded`` where texts are padded. ``params`` makes layers of it, ``state`` holds
+  them. ``views`` of samples are stored beside them where these are few. ``parallel`` reconstructs blocks apart from
+  each other, and ``spread`` gives them to workers. ``shares`` lets workers sum the moments of layers in order, each on
+  some of the samples. Either way samples are ``carried`` to them.
 - ``bodies`` does all of this with the bodies of If, Loop and Scan, on ``body_samples``, and ``placed_bodies`` has what
   became of them; ``body_surroundings`` tell them what is around.
   ``shared_weights`` are those that several graphs read. Of those that layers of one graph read, ``reader_moments`` has
@@ -32,9 +32,9 @@ Read the files in the order of the work:
   model, and ``evaluate`` decides whether their results are kept. ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.
-- ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering``, ``growth``
-  over the steps of sequences, and ``saturation``; ``speed`` times it.
+- ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering``,
+  ``growth`` over the steps of sequences, and ``saturation``; ``speed`` times it.
 
-``padding_mask`` leaves the padding of token sequences out of all of these, and ``masked_scores`` makes sure that what
-is quantized does so too.
+``batches`` divides samples into runs. ``padding_mask`` leaves the padding of token sequences out of all of these, and
+``masked_scores`` makes sure that what is quantized does so too.
 """

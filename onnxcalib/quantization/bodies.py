@@ -35,7 +35,6 @@ from .run import Run
 from .shared_weights import SharedWeights
 from .stages import Reconstruction, calibrate_ranges, emit_model
 from .stages import reconstruct_layers as reconstruct_outside
-from .state import QUANTIZED
 from .verify import compare_layers
 
 
@@ -178,7 +177,7 @@ def _open(prepared: Prepared, found: Reconstruction, around: ModelProto, given: 
     (body, captured), names = given, find_names(prepared.model, around, given[0])
     said = describe_around(prepared, found, (body, names), captured.range_of)
     run = prepared.run.for_body(body.path, _settings(prepared), said)
-    samples, run.quantized_samples = captured.open(body), captured.open(body, QUANTIZED)
+    samples, run.quantized_samples = captured.open(body), captured.open(body, quantized=True)
     part = extract_body(
         prepared.model, body, {spec.name: tensor_type(spec.dtype, spec.shape) for spec in samples.inputs}
     )

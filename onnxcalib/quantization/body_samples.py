@@ -15,8 +15,9 @@ from ..graph.extract import infer_types
 from ..graph.shapes import recorded_shape
 from ..runtime.bodies import ControlFlow, Values
 from ..runtime.store import Store
-from .state import FLOAT, QUANTIZED
 
+# What the store's names begin with.
+FLOAT, QUANTIZED = "float:", "quantized:"
 # Runs of one body that are kept: some of each sample's turns, where these are more. With 512, a sample of a thousand
 # turns costs no more than one without a loop.
 MOST_RUNS = 512
@@ -79,12 +80,12 @@ class BodySamples:
                 self._store.append(f"{kind}{attribute}/{name}", value)
         self._runs[attribute] += 1
 
-    def open(self, body: Body, kind: str = FLOAT) -> CalibrationSet:
-        """The samples of a body, each of which is one run of it; kind: FLOAT or QUANTIZED.
+    def open(self, body: Body, *, quantized: bool = False) -> CalibrationSet:
+        """The samples of a body, each of which is one run of it, in float or quantized.
 
         Raises DataError where there are none.
         """
-        count = self._runs[body.attribute]
+        kind, count = QUANTIZED if quantized else FLOAT, self._runs[body.attribute]
         if not count:
             raise DataError("no sample runs it; it has nothing to be calibrated with")
         start = f"{FLOAT}{body.attribute}/"

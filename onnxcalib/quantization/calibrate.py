@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,13 +19,11 @@ from ..numeric.ranges import choose_grid, fix_grid, make_grid
 from ..numeric.step_histogram import StepHistogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme, QuantSpec
+from .batches import choose_step, fit_batch, measure_sample
 from .float_outputs import FloatOutputs
 from .layer_targets import TargetKeeper
 from .padding_mask import PaddingMask, find_real, select
 
-# The activations of one batch for which grids are chosen may take so many bytes.
-BATCH_BYTES = 48 * 2**20
-MOST_SAMPLES = 32
 # Runs are counted together until their tensors take so many bytes: each call takes as long as thousands of values.
 TOGETHER_BYTES = 2**24
 # Values of a tensor that are counted, about; of larger ones each batch shows others, and the ends of all. A quarter of
@@ -37,65 +33,6 @@ MOST_VALUES = 2**21
 # up to 1.5 times as much on 200 other images as on 48, most of them less than 1.25 times.
 MARGIN = 0.25
 AnyHistogram: TypeAlias = Histogram | StepHistogram
-
-
-def pick_evenly(runs: Sequence[list[int]], count: int) -> list[list[int]]:
-    """So many of the runs at most, evenly spread, each once."""
-    return [runs[number] for number in np.unique(np.linspace(0, len(runs) - 1, count).astype(int))]
-
-
-def batch_size(session: Session, samples: CalibrationSet, limit: int = BATCH_BYTES) -> int:
-    """The number of samples whose outputs take less than ``limit`` bytes, measured on the largest sample.
-
-    Outputs that are sequences are not counted.
-    """
-    if samples.fixed_batch is not None:
-        return samples.fixed_batch
-    return _fit_batch(_measure_sample(session, samples), limit)
-
-
-def _measure_sample(session: Session, samples: CalibrationSet, names: Sequence[str] | None = None) -> int:
-    """Bytes of the outputs of the largest sample, or of the model's fixed batch; sequences are not counted."""
-    outputs = session.run(
-        samples.read([samples.largest] if samples.fixed_batch is None else range(samples.fixed_batch)), names
-    )
-    return sum(value.nbytes for value in outputs.values() if isinstance(value, np.ndarray))
-
-
-def _fit_batch(size: int, limit: int) -> int:
-    return int(np.clip(limit // max(size, 1), 1, MOST_SAMPLES))
-
-
-def spread_runs(samples: CalibrationSet, size: int, most: int) -> dict[int, list[int]]:
-    """Indices of the samples of every n-th run of ``CalibrationSet.split``, by the run's number.
-
-    Of more samples than ``most`` these are about as many, or down to half of that.
-    """
-    runs = samples.split(size)
-    return {number: runs[number] for number in range(0, len(runs), -(-len(samples) // most))}
-
-
-class Batches:
-    """A calibration set in batches. They are read anew in every loop, but a pickle holds their values.
-
-    per_run: the least number of samples with which the model runs. one: feeds of that many, of the median size.
-    """
-
-    def __init__(self, samples: CalibrationSet, size: int) -> None:
-        self.per_run = samples.fixed_batch or 1
-        self.one = samples.read(samples.alike(self.per_run))
-        self._batched = samples.batched
-        self._read = partial(samples.batches, size)
-
-    def count(self, feeds: Mapping[str, Any]) -> int:
-        """The number of samples in a batch; 1 where the model's inputs have no axis of samples."""
-        return len(next(iter(feeds.values()))) if self._batched else 1
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self._read())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_read": partial(iter, tuple(self))}
 
 
 @dataclass(frozen=True)
@@ -135,8 +72,8 @@ def collect_statistics(
     session = Session(model, also=[*tensors, *also], name="the prepared model", threads=threads)
     ends = [value.name for value in model.graph.output]
     made = [name for name in session.outputs if name in tensors or name in ends]
-    sample_bytes = _measure_sample(session, samples, made)
-    size = samples.fixed_batch or _fit_batch(sample_bytes, BATCH_BYTES)
+    sample_bytes = measure_sample(session, samples, made)
+    size = samples.fixed_batch or fit_batch(sample_bytes)
     histograms = {name: StepHistogram() if samples.steps else Histogram() for name in tensors}
     made = [name for name in session.outputs if name in histograms]
     ends = [] if outputs is None else ends
@@ -227,14 +164,6 @@ def add_values(histogram: AnyHistogram, values: np.ndarray, mask: np.ndarray | N
 def join_all(histograms: Mapping[str, AnyHistogram]) -> dict[str, Histogram]:
     """The histograms as grids are chosen from them."""
     return {name: each.join() if isinstance(each, StepHistogram) else each for name, each in histograms.items()}
-
-
-def choose_step(size: int, most: int) -> int:
-    """Of how many values one is taken, for ``most`` of ``size`` about, so that no column is left out."""
-    step = size // max(most, 1)
-    while math.gcd(step, size) > 1:
-        step += 1
-    return max(step, 1)
 
 
 def _describe(values: np.ndarray) -> Histogram:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
+from ..config import DataConfig
 from ..data import CalibrationSet, open_calibration
+from ..data.padding import TOKEN_IDS
 from ..errors import DataError
+from ..graph.states import offer_states
 from ..progress import track
 from ..runtime.session import Session
-from ..spec import spell_shape
+from ..spec import InputSpec, spell_shape
 from .growth import GrowthTally
 from .joined_runs import Outputs, join_steps
 
@@ -101,3 +105,14 @@ def run_closed(
         return Outputs(wanted, given, 1, None)
 
     yield from join_steps(map(run, track(range(len(samples)))), samples.sequences.tolist())
+
+
+def offer(original: ModelProto, inputs: Sequence[InputSpec], config: DataConfig, warn: Callable[[str], None]) -> None:
+    """Warn of inputs that may be states, where no state is set; those of a decoder's past are another setting's."""
+    if config.state or any(spec.name == TOKEN_IDS for spec in inputs):
+        return
+    if offered := offer_states(original, inputs):
+        warn(
+            f"state: found outputs and inputs of like names; if these are states, give {offered}: samples are then"
+            " sequences, and each step reads the states of the one before"
+        )

@@ -23,7 +23,8 @@ from ..numeric.histogram import Histogram
 from ..numeric.step_histogram import StepHistogram
 from ..runtime.session import Session
 from ..spec import Grids, QParams, QuantScheme
-from .calibrate import BATCH_BYTES, AnyHistogram, add_values, batch_size, choose_grids, join_all, pick_evenly
+from .batches import BATCH_BYTES, batch_size, pick_evenly
+from .calibrate import AnyHistogram, add_values, choose_grids, join_all
 from .coarse_inputs import check_some_left
 from .output_tally import OutputTally
 from .padding_mask import find_real

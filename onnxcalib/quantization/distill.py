@@ -36,10 +36,11 @@ from .biases import TOO_FEW, is_better
 from .compared import find_compared
 from .learn import added_bias, bias_parameter, check_parity
 from .output_parts import take_parts
-from .padding_mask import Unpadded, find_real
+from .padding_mask import find_real
 from .params import dequantize_weight, spread
 from .prepared import Prepared
 from .state import ReconstructionState
+from .unpadded import Unpadded
 
 # Passes over the samples that are learned from, and steps at most.
 PASSES, MOST_STEPS = 10, 256

@@ -15,7 +15,7 @@ from ..progress import track
 from ..report import OutputRecord
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store
-from .calibrate import batch_size, spread_runs
+from .batches import batch_size, spread_runs
 from .float_outputs import FloatOutputs
 from .joined_runs import Outputs, join_runs
 from .output_parts import Parts, take_parts

@@ -19,7 +19,7 @@ from ..graph.passes.equalize import Junction, find_junctions, scale_junction
 from ..numeric.equalize import Equalized, Limits, choose_factors
 from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
-from .calibrate import batch_size
+from .batches import batch_size
 
 # A channel reaches the bound of a Clip where its samples come this near to it, as a share of the bound: others may give
 # more. On MobileNetV2, factors for all channels that stay below the bound itself change the float model's outputs on

@@ -26,7 +26,7 @@ from ..numeric.metrics import TINY, Comparison
 from ..progress import track
 from ..report import OutputRecord, list_judged, name_some
 from ..runtime.session import Session
-from .calibrate import BATCH_BYTES
+from .batches import BATCH_BYTES
 from .ordering import describe_orders, find_same
 from .output_parts import Parts
 from .output_tally import OutputTally
@@ -35,6 +35,8 @@ from .padding_mask import PaddingMask, find_real
 _Run = tuple[Mapping[str, Any], int]  # feeds, and their samples
 _Measured = tuple[dict[str, float], dict[str, float]]  # SQNR by output, and by step the share of values that jump
 
+# Samples on which what steps read is compared.
+FLIPS = 32
 # Samples whose margins are looked at; pairs of one of them and the errors of another, about; exchanges at most.
 SAMPLES, PAIRS, MOST_EXCHANGES = 256, 1024, 16
 # A measured SQNR that is more than so many dB above the expected one was luck.

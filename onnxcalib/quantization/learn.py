@@ -31,9 +31,9 @@ from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
 from ..runtime.device import lacks_memory
 from ..runtime.session import Session, is_float
 from ..spec import Block, LayerScheme, QParams
-from .padding_mask import Unpadded
 from .params import make_params
 from .state import FLOAT, QUANTIZED, Problem, ReconstructionState
+from .unpadded import Unpadded
 
 # Largest difference of a torch block from onnxruntime, relative to the output's largest value: float rounding.
 PARITY = 1e-3

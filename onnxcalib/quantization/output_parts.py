@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from onnx import ModelProto
 
 from ..errors import ModelError
@@ -17,7 +16,10 @@ from ..graph.passes.normalise import name_nodes
 from ..graph.weightless import copy_without_weights
 from ..runtime.session import Session
 
-Value = TypeVar("Value", np.ndarray, torch.Tensor)
+if TYPE_CHECKING:
+    import torch
+
+Value = TypeVar("Value", np.ndarray, "torch.Tensor")
 Parts = Mapping[str, tuple[Part, ...]]
 
 

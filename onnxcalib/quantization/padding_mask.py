@@ -8,9 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from onnx import ModelProto
-from torch import nn
 
 from ..data.padding import MASK, TOKENS, count_tokens
 from ..graph.passes.normalise import inline_functions, spell_domain
@@ -71,13 +69,16 @@ class PaddingMask:
 
     def fill_padding(self, tensor: str, values: Values, real: Values | None, fill: float = 0) -> Values:
         """A copy of the values with ``fill`` at padding; the values themselves where they have none or are no array."""
-        if not isinstance(values, (np.ndarray, torch.Tensor)):
+        given: Any = values
+        of_torch = hasattr(given, "masked_fill")  # asked so, as validation works without torch
+        if not (of_torch or isinstance(values, np.ndarray)):
             return values
         real_values = self.mask_of(tensor, values.shape, real)
         if real_values is None:
             return values
-        if isinstance(values, torch.Tensor):
-            return values.masked_fill(~real_values, fill)
+        if of_torch:
+            filled: Values = given.masked_fill(~real_values, fill)
+            return filled
         return np.where(real_values, values, np.asarray(fill, values.dtype))
 
     def mask_outputs(self, outputs: Mapping[str, Any], real: np.ndarray | None) -> Mapping[str, Any]:
@@ -115,16 +116,3 @@ def select(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
         mask = mask[..., 0]
     selected: np.ndarray = values[np.broadcast_to(mask, values.shape[: mask.ndim])]
     return selected
-
-
-class Unpadded(nn.Module):
-    """A block whose outputs are zero at padding; its last input is the mask of the tokens, bool (samples, tokens)."""
-
-    def __init__(self, module: nn.Module, outputs: Sequence[str], padding: PaddingMask) -> None:
-        super().__init__()
-        self.module, self.outputs, self.padding = module, outputs, padding
-
-    def forward(self, *inputs_and_mask: torch.Tensor) -> list[torch.Tensor]:
-        *inputs, real = inputs_and_mask
-        given = self.module(*inputs)
-        return [self.padding.fill_padding(name, value, real) for name, value in zip(self.outputs, given, strict=True)]

@@ -13,7 +13,7 @@ from ..graph.switches import add_switches, feed_switches
 from ..progress import track
 from ..runtime.session import Session
 from ..spec import QParams
-from .calibrate import BATCH_BYTES
+from .batches import BATCH_BYTES
 from .output_parts import take_parts
 from .padding_mask import find_real
 from .prepared import Prepared

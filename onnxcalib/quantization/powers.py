@@ -19,7 +19,7 @@ from ..numeric.ranges import LEAST_SCALE, measure_squares
 from ..progress import track
 from ..runtime.session import Session
 from ..spec import Grids, QParams
-from .calibrate import BATCH_BYTES, pick_evenly
+from .batches import BATCH_BYTES, pick_evenly
 from .output_parts import take_parts
 from .padding_mask import find_real
 from .prepared import Prepared

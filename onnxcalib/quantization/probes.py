@@ -29,7 +29,7 @@ from ..runtime.blocks import BlockError, return_also, to_torch
 from ..runtime.device import lacks_memory
 from ..runtime.session import Session
 from ..spec import LayerScheme
-from .calibrate import batch_size
+from .batches import batch_size
 from .column_choice import MOST_INPUTS
 from .learn import check_parity
 from .output_parts import take_parts

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from onnx import ModelProto
 
-from ..config import DataConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.holdout import hold_out
-from ..data.padding import TOKEN_IDS
 from ..data.past import says_past
 from ..graph.load import inputs_of
-from ..graph.states import mark_states, offer_states
+from ..graph.states import mark_states
 from ..report import MeasuredOn
 from ..runtime.session import Session
-from ..spec import InputSpec
-from .closed_loop import fill_states, spread_steps
+from .closed_loop import fill_states, offer, spread_steps
 from .odd_samples import leave_out_odd
 from .past import fill_past
 from .run import Run
@@ -65,17 +60,6 @@ def warn_of_no_past(samples: CalibrationSet, run: Run) -> None:
         run.warn(
             f"past: no text has one, so that {names[0]!r} is false in all samples, and what reads a past is not"
             " quantized; give --past filled"
-        )
-
-
-def offer(original: ModelProto, inputs: Sequence[InputSpec], config: DataConfig, warn: Callable[[str], None]) -> None:
-    """Warn of inputs that may be states, where no state is set; those of a decoder's past are another setting's."""
-    if config.state or any(spec.name == TOKEN_IDS for spec in inputs):
-        return
-    if offered := offer_states(original, inputs):
-        warn(
-            f"state: found outputs and inputs of like names; if these are states, give {offered}: samples are then"
-            " sequences, and each step reads the states of the one before"
         )
 
 

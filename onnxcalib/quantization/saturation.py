@@ -19,11 +19,13 @@ from ..numeric.saturation import find_wide_pairs, pair_bound
 from ..report import BoundRecord, SaturationRecord
 from ..runtime.session import Session
 from ..spec import INT16_MAX, VERSION_KEY
-from .calibrate import batch_size
+from .batches import batch_size
 from .output_parts import Parts
 from .output_tally import OutputTally
 from .padding_mask import PaddingMask, find_real
 
+# Steps of sequences, spread over them, among which those are on which saturating sums are measured.
+SPREAD = 256
 # Samples that are run with saturating sums.
 LEAST_SAMPLES, MOST_SAMPLES = 16, 256
 # With this share of pairs that can saturate, a sample takes as long as about 15 of the float model; with a larger share

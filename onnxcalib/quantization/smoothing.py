@@ -45,7 +45,7 @@ from ..numeric.smooth import (
 )
 from ..runtime.session import Session
 from ..spec import LayerScheme, QParams, QuantScheme
-from .calibrate import BATCH_BYTES, batch_size
+from .batches import BATCH_BYTES, batch_size
 from .channel_scales import even_factors
 from .input_grid import first_layers
 from .output_tally import OutputTally

@@ -18,7 +18,7 @@ from ..progress import track
 from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import Block, LayerScheme, QParams
-from .calibrate import choose_step
+from .batches import choose_step
 from .padding_mask import select
 from .params import give_scale
 from .state import FLOAT, Problem, ReconstructionState, SubgraphRunner, read_later, run_block

@@ -23,27 +23,24 @@ from ..runtime.session import Session
 from ..runtime.store import Store
 from ..spec import LayerScheme
 from ..stepwise import ClosedLoopRecord
-from .calibrate import BATCH_BYTES, batch_size, choose_step, spread_runs
+from .batches import BATCH_BYTES, batch_size, choose_step, spread_runs
 from .closed_loop import run_closed, spread_steps
-from .flips import describe_flips, lower_expected
+from .flips import FLIPS, describe_flips, lower_expected
 from .growth import GrowthTally
 from .joined_runs import Outputs, join_runs
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
-from .saturation import measure_saturation
+from .saturation import SPREAD, measure_saturation
 
-# Samples on which every layer is compared, which takes several times as long as running the models; and on which what
-# operators that jump read is compared, where there are some.
-INNER, FLIPS = 16, 32
+# Samples on which every layer is compared, which takes several times as long as running the models.
+INNER = 16
 # Values of a layer that are compared in so many samples, about: of MobileNetV2 they give the SQNR to 0.03 dB.
 INNER_VALUES = 2**16
 # Samples, of those that the model was made from, that estimates take note of; more move agreement by below 0.3 points.
 SEEN = 1024
 # Samples on which the float model is timed, where its outputs on all of them are known.
 TIMED = 64
-# Steps of sequences, spread over them, among which those are on which saturating sums are measured.
-SPREAD = 256
 
 
 @dataclass(frozen=True)

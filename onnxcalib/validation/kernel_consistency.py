@@ -16,7 +16,7 @@ from ..graph.inspect.integers import GIVEN, Integers, find_integers, find_mismat
 from ..graph.packed import is_packed
 from ..graph.passes.normalise import tidy
 from ..numeric.metrics import Comparison, mean_sqnr
-from ..quantization.calibrate import batch_size
+from ..quantization.batches import batch_size
 from ..runtime.session import Session
 from ..verdict import ContractRecord, StepsRecord
 from .bodies import open_bodies

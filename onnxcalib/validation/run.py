@@ -25,17 +25,15 @@ from ..graph.states import mark_states
 from ..graph.weight_file import WeightFile
 from ..lint.run import check_loaded
 from ..progress import listening
-from ..quantization.calibrate import batch_size
+from ..quantization.batches import batch_size
 from ..quantization.class_axes import find_class_axes
-from ..quantization.closed_loop import fill_states, spread_steps
-from ..quantization.flips import describe_flips
+from ..quantization.closed_loop import fill_states, offer, spread_steps
+from ..quantization.flips import FLIPS, describe_flips
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.past import fill_past
-from ..quantization.run_samples import offer
-from ..quantization.saturation import advise, measure_saturation
+from ..quantization.saturation import SPREAD, advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
-from ..quantization.verify import FLIPS, SPREAD
 from ..report import LoggedObserver, Observer, SaturationRecord, UnfusedRecord
 from ..runtime.foreign import find_runtime
 from ..runtime.optimized import optimize

@@ -14,7 +14,7 @@ from ..data import CalibrationSet
 from ..graph.edit import add_constant, refill, reroute
 from ..graph.index import Index
 from ..graph.passes.smooth import SMOOTHED
-from ..quantization.calibrate import batch_size
+from ..quantization.batches import batch_size
 from ..runtime.session import Session
 
 NAME = re.compile(rf"(.+)_{SMOOTHED}(?:_\d+)?")

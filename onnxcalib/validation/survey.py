@@ -17,7 +17,7 @@ from ..graph.inspect.integers import GIVEN
 from ..graph.liveness import find_live
 from ..numeric.metrics import Comparison, mean_sqnr
 from ..progress import track
-from ..quantization.calibrate import batch_size
+from ..quantization.batches import batch_size
 from ..quantization.output_parts import Parts, take_parts
 from ..runtime.session import Session, is_float
 from ..runtime.store import Store

@@ -18,8 +18,6 @@ LIBRARY = """
 import types
 import onnxcalib
 pipeline = types.ModuleType("onnxcalib.pipeline")
-pipeline.stored_files = lambda path: (path,)
-pipeline.remove_stale_data = lambda path: []
 sys.modules["onnxcalib.pipeline"] = onnxcalib.pipeline = pipeline
 """
 WAITING = f"""{BEGIN}{LIBRARY}

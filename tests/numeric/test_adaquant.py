@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 
 from onnxcalib.numeric import adaquant
 from onnxcalib.numeric.adaquant import ActivationQuantizer, WeightQuantizer, error_sums, learn_block, relative_error
+from onnxcalib.numeric.pairs import pair_sums
 from onnxcalib.numeric.rounding import fake_quantize, quantize
-from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QParams, QuantSpec
 
 FOUR = QuantSpec(4, signed=True, symmetric=True, axis=0)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from onnxcalib.numeric import integer_search
 from onnxcalib.numeric.integer_search import Metric, excess_loss, gptq, order_inputs, search
+from onnxcalib.numeric.pairs import pair_sums
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.spec import QuantSpec
 from tests.gram_matrices import draw_rows, draw_tiny
 

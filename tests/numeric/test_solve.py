@@ -13,9 +13,9 @@ from onnxcalib.numeric import solve as solve_module
 from onnxcalib.numeric.gram import MomentSum
 from onnxcalib.numeric.integer_search import excess_loss
 from onnxcalib.numeric.output_metric import EQUAL_COLUMNS, OutputMetric
+from onnxcalib.numeric.pairs import pair_sums
 from onnxcalib.numeric.prior import Prior
 from onnxcalib.numeric.rounding import quantize
-from onnxcalib.numeric.saturation import pair_sums
 from onnxcalib.numeric.solve import (
     DAMPING,
     round_layer,

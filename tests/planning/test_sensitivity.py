@@ -23,7 +23,8 @@ from onnxcalib.planning.sensitivity import (
     measure_sets,
 )
 from onnxcalib.quantization import solve as solve_step
-from onnxcalib.quantization.calibrate import Batches, choose_grids, collect_statistics
+from onnxcalib.quantization.batches import Batches
+from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
 from onnxcalib.quantization.columns import ColumnReader
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.rewrite import rewrite

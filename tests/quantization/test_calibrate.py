@@ -10,8 +10,9 @@ from onnxcalib.errors import DataError, ModelError
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric import histogram as histogram_module
-from onnxcalib.quantization import calibrate
-from onnxcalib.quantization.calibrate import batch_size, choose_grids, collect_statistics
+from onnxcalib.quantization import batches, calibrate
+from onnxcalib.quantization.batches import batch_size
+from onnxcalib.quantization.calibrate import choose_grids, collect_statistics
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.runtime.session import Session
 from onnxcalib.spec import QuantScheme, QuantSpec
@@ -52,7 +53,7 @@ def test_the_peaks_are_those_of_each_sample(model, draw):
 def test_the_way_the_set_is_divided_into_batches_does_not_matter(model, draw, monkeypatch):
     samples = samples_of(model, draw(10, 4, 6, 6))
     whole = collect(model, ["x"], samples)["x"]
-    monkeypatch.setattr(calibrate, "MOST_SAMPLES", 3)
+    monkeypatch.setattr(batches, "MOST_SAMPLES", 3)
     parts = collect(model, ["x"], samples)["x"]
     assert np.average(parts.centres, weights=parts.counts) == pytest.approx(
         np.average(whole.centres, weights=whole.counts), abs=parts.width
@@ -84,7 +85,7 @@ def test_no_tensor_is_kept(model, draw, monkeypatch):
         original(self, values)
 
     monkeypatch.setattr(histogram_module.Histogram, "add", watch)
-    monkeypatch.setattr(calibrate, "MOST_SAMPLES", 2)
+    monkeypatch.setattr(batches, "MOST_SAMPLES", 2)
     collect(model, ["c", "r", "y"], samples_of(model, draw(40, 4, 6, 6)))
     assert most <= 2 * 3
 
@@ -112,7 +113,7 @@ def test_a_batch_is_as_large_as_its_outputs_allow(model, draw):
     samples = samples_of(model, draw(40, 4, 6, 6))
     session = Session(model, also=["c", "r"])
     sample_bytes = 3 * 4 * 6 * 6 * 4
-    assert batch_size(session, samples) == calibrate.MOST_SAMPLES
+    assert batch_size(session, samples) == batches.MOST_SAMPLES
     assert batch_size(session, samples, limit=5 * sample_bytes + 1) == 5
     assert batch_size(session, samples, limit=1) == 1
 

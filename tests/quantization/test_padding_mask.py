@@ -11,9 +11,10 @@ from onnxcalib.data import open_calibration
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.quantization.calibrate import collect_statistics
 from onnxcalib.quantization.columns import ColumnReader
-from onnxcalib.quantization.padding_mask import PaddingMask, Unpadded, find_real, select
+from onnxcalib.quantization.padding_mask import PaddingMask, find_real, select
 from onnxcalib.quantization.solve import solve_block
 from onnxcalib.quantization.statistics import tune_statistics
+from onnxcalib.quantization.unpadded import Unpadded
 
 TOKENS = """g (int64[N, {tokens}] input_ids, int64[N, {tokens}] attention_mask) => (float[N, {tokens}, 4] y) {{
     [embed] e = Gather (table, input_ids)  [one] h = MatMul (e, w1)  [act] r = Relu (h)  [two] y = MatMul (r, w2)
