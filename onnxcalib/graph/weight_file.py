@@ -259,7 +259,7 @@ def put_zeros(shape: Sequence[int], bits: int) -> np.ndarray | FileIntegers:
     file = _find_file(tensor)
     if file is None:
         return np.zeros(shape, np.int8)
-    refer(tensor, file.find_zeros(-(-math.prod(shape) * bits // 8)))
+    refer(tensor, file.find_zeros(-(-math.prod(shape) * BITS[tensor.data_type] // 8)))  # 3 bits are stored in 4
     return FileIntegers(tensor, file)
 
 

@@ -132,6 +132,12 @@ def test_zeros_take_no_disk(file):
     assert find_place(put_zeros((400, 500), 8).store("w")).file == find_place(kept.store("w")).file
 
 
+@pytest.mark.parametrize(("bits", "size"), [(8, 200_000), (4, 100_000), (3, 100_000), (2, 50_000)])
+def test_zeros_and_integers_have_as_many_bytes_as_their_type(file, bits, size):
+    zeros, ones = put_zeros((400, 500), bits), put_integers(np.ones((400, 500), np.int8), bits)
+    assert find_place(zeros.store("w")).length == find_place(ones.store("w")).length == size
+
+
 def test_edits_and_passes_leave_large_values_outside(file, build, draw):
     model = build(
         "g (float16[N, 300] x) => (float16[N, 301] y) { y = MatMul (x, w) }", w=draw(*LARGE).astype("float16")
