@@ -21,6 +21,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck step/*.sh .ci/run
 
 # Broken links are errors. The pages can be read from the disk: site/index.html.
 docs: $(STAMP)

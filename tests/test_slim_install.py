@@ -1,18 +1,15 @@
-"""``validate`` with no more packages than requirements-validate.txt installs: without torch, above all."""
+"""``validate`` needs no more packages than requirements-validate.txt installs: no torch, above all.
+
+``tests/examples/test_ci.py`` runs it without the others.
+"""
 
 from __future__ import annotations
 
 import ast
 import configparser
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
-import onnx
-from onnx import numpy_helper, parser
 
 from tests.test_layout import COMES_WITH, MODULES, list_imports
 
@@ -20,25 +17,6 @@ ROOT = Path(__file__).resolve().parents[1]
 # What the slim commands start from. Of a command that is not among them only what its file imports at once counts.
 SLIM = ("onnxcalib.cli.main", "onnxcalib.cli.app", "onnxcalib.cli.validate")
 OTHERS = ("onnxcalib", "onnxcalib.cli.quantize", "onnxcalib.cli.calibrate", "onnxcalib.cli.plan")
-
-FLOAT = """
-<ir_version: 8, opset_import: ["" : 17]>
-g (float[n, 16] x) => (float[n, 4] y) { h = MatMul(x, w) y = Relu(h) }
-"""
-QUANTIZED = """
-<ir_version: 8, opset_import: ["" : 17]>
-g (float[n, 16] x) => (float[n, 4] y)
-<float scale = {0.03}, uint8 zero = {128}, float step = {0.06}, uint8 none = {0}, float size = {0.008}, int8 mid = {0}>
-{
-    xq = QuantizeLinear(x, scale, zero)
-    xd = DequantizeLinear(xq, scale, zero)
-    wd = DequantizeLinear(w, size, mid)
-    h = MatMul(xd, wd)
-    hq = QuantizeLinear(h, step, none)
-    hd = DequantizeLinear(hq, step, none)
-    y = Relu(hd)
-}
-"""
 
 
 def read_setup() -> configparser.ConfigParser:
@@ -104,28 +82,3 @@ def test_validate_can_reach_the_slim_requirements_and_no_other_package():
     assert found.keys() <= FEW.keys(), {name: found[name] for name in found.keys() - FEW.keys()}
     # The names of ``onnxcalib`` itself are loaded by a package that no other module imports.
     assert FEW.keys() - found.keys() == {"lazy-loader"}
-
-
-def test_validate_and_its_reports_work_where_the_other_packages_are_missing(tmp_path):
-    rng = np.random.default_rng(0)
-    integers = rng.integers(-127, 128, (16, 4))
-    for name, text, weight in (("f", FLOAT, (integers * 0.008).astype(np.float32)), ("q", QUANTIZED, integers)):
-        model = parser.parse_model(text)
-        model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.int8 if name == "q" else "f4"), "w"))
-        onnx.save(model, tmp_path / f"{name}.onnx")
-    np.save(tmp_path / "x.npy", rng.normal(size=(64, 16)).astype(np.float32))
-    missing = {*(ALL.keys() - FEW.keys()), "torchvision"}
-    code = f"""
-import sys
-for name in {missing}:
-    sys.modules[name] = None  # its import is an ImportError
-from onnxcalib.cli.main import main
-arguments = ["validate", "f.onnx", "q.onnx", "--data", "x.npy", "--explain", "--quiet", "--min-sqnr", "20"]
-reports = ["--json", "r.json", "--junit", "r.xml", "--markdown", "r.md"]
-runs = [*arguments, *reports], [*arguments[:-1], "90"], ["validate", "q.onnx", "--target", "qnn"]
-print("statuses", [main(each) for each in runs])
-"""
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert found.stdout.rstrip().endswith("statuses [0, 3, 3]"), found.stdout + found.stderr
-    record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert record["passed"] and record["explanation"]["layers"]

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Quantize, where samples to calibrate with are given, and validate; the exit status is that of the first that fails.
+#
+# FLOAT_MODEL, QUANTIZED_MODEL, DATA   what is compared, and on which samples
+# LABELS, CONFIG                       their classes, and a TOML file of settings and gates; both may be empty
+# CALIBRATION                          samples to quantize FLOAT_MODEL with; empty where QUANTIZED_MODEL is there already
+# REPORTS                              the folder for report.md, report.xml (JUnit) and report.json
+# ONNXCALIB_HOME                       where install.sh has installed it
+set -euo pipefail
+: "${FLOAT_MODEL:?}" "${QUANTIZED_MODEL:?}" "${DATA:?}" "${REPORTS:?}" "${ONNXCALIB_HOME:?}"
+onnxcalib=$ONNXCALIB_HOME/venv/bin/onnxcalib
+config=(${CONFIG:+--config "$CONFIG"})
+mkdir -p "$REPORTS"
+rm -f "$REPORTS"/report.{md,xml,json}
+
+publish() { # the status of the last command, and what it wrote
+  local status=$?
+  if [[ -n ${GITHUB_OUTPUT:-} ]]; then
+    echo "status=$status" >>"$GITHUB_OUTPUT"
+  fi
+  if [[ -n ${GITHUB_STEP_SUMMARY:-} && -f $REPORTS/report.md ]]; then
+    cat "$REPORTS/report.md" >>"$GITHUB_STEP_SUMMARY"
+  fi
+  exit "$status"
+}
+trap publish EXIT
+
+if [[ -n ${CALIBRATION:-} ]]; then
+  "$onnxcalib" quantize "$FLOAT_MODEL" --calib "$CALIBRATION" -o "$QUANTIZED_MODEL" "${config[@]}"
+fi
+"$onnxcalib" validate "$FLOAT_MODEL" "$QUANTIZED_MODEL" --data "$DATA" ${LABELS:+--labels "$LABELS"} "${config[@]}" \
+  --junit "$REPORTS/report.xml" --markdown "$REPORTS/report.md" --json "$REPORTS/report.json"
