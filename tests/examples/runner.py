@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+LONGEST = 900  # seconds of one step
+# Where pip finds packages on this machine.
+PIP = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
 EXPRESSION = re.compile(r"\$\{\{ *(.*?) *\}\}")
 NAME = re.compile(r"'[^']*'|\b[a-z]+(?:\.[\w-]+)+")
 
@@ -55,6 +58,7 @@ def run_action(given: Mapping[str, str], facts: Mapping[str, str], folder: Path,
         output = temp / "output"
         output.write_text("")
         env = {
+            **PIP,
             **{"PATH": path, "HOME": str(temp), "GITHUB_ACTION_PATH": str(ROOT), "GITHUB_OUTPUT": str(output)},
             **{"GITHUB_REPOSITORY": "us/models", "GITHUB_STEP_SUMMARY": str(temp / "summary")},
             **{name: fill(each, values) for name, each in step.get("env", {}).items()},
@@ -86,7 +90,7 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 
 def run_bash(script: str, env: Mapping[str, str], folder: Path, done: Done) -> int:
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script]
-    found = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LONGEST)
     done.text += found.stdout + found.stderr
     return found.returncode
 
@@ -106,7 +110,7 @@ def read_component(given: Mapping[str, str]) -> dict[str, Any]:
 
 def run_component(job: Mapping[str, Any], folder: Path, path: str) -> Done:
     """Run the script of a job of GitLab in the folder."""
-    env = {"PATH": path, "HOME": str(folder), "CI_PROJECT_DIR": str(folder)}
+    env = {**PIP, "PATH": path, "HOME": str(folder), "CI_PROJECT_DIR": str(folder)}
     for name, value in job["variables"].items():
         env[name] = re.sub(r"\$(\w+)", lambda found: env[found[1]], value)
     done = Done()
