@@ -10,9 +10,9 @@ from rich.table import Table
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.config import HOLD_OUT_FROM
+from onnxcalib.layer_record import LayerRecord
 from onnxcalib.report import (
     FloatRecord,
-    LayerRecord,
     MeasuredOn,
     MemoryRecord,
     OutputRecord,

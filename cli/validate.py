@@ -10,6 +10,7 @@ import typer
 
 from onnxcalib.config import GATES, REPORTS, ValidateConfig, list_settings, load_config
 from onnxcalib.errors import ConfigError
+from onnxcalib.pages.script import check_installed
 
 from .exitstatus import ExitStatus, report_faults
 from .files import list_read, prepare_outputs
@@ -43,6 +44,10 @@ Markdown = Annotated[
     Path | None,
     typer.Option(help="Write tables to this file, for the comment of a pull request.", rich_help_panel=REPORTS),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(help="Write a page to look at to this file, which needs no network.", rich_help_panel=REPORTS),
+]
 
 
 # What a file alone cannot tell: the other gates, and the runs that some of them need.
@@ -65,6 +70,7 @@ def validate(
     json: Json = None,
     junit: Junit = None,
     markdown: Markdown = None,
+    html: Html = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,
@@ -77,7 +83,7 @@ def validate(
     """
     with report_faults(verbose=verbose):
         settings = load_config(config, options, ValidateConfig, allow_code=allow_code)
-        reports = {"--json": json, "--junit": junit, "--markdown": markdown}
+        reports = {"--json": json, "--junit": junit, "--markdown": markdown, "--html": html}
         models = [each for each in (float_model, quantized_model) if each is not None]
         read = [data, labels, config, *list_read(settings)]
         alone = settings.target is not None and quantized_model is None and data is None
@@ -87,6 +93,8 @@ def validate(
             missing = "--data" if quantized_model else "QUANTIZED"
             raise ConfigError(f"{missing}: missing; FLOAT, QUANTIZED and --data are needed, or one file and --target")
         prepare_outputs(reports, read, models=models, quiet=quiet)
+        if html is not None:
+            check_installed()
         if quantized_model is None or data is None:
             passed = _lint(float_model, settings.target or "", quiet=quiet, reports=reports)
         else:
@@ -122,6 +130,7 @@ def _lint(model: Path, target: str, *, quiet: bool, reports: dict[str, Path | No
         "--json": lambda: render_lint.to_json(record) + "\n",
         "--junit": lambda: render_lint.to_junit(record),
         "--markdown": lambda: render_lint.to_markdown(record),
+        "--html": lambda: _draw(render_lint.to_json(record)),
     }
     _write(reports, writers)
     if not quiet or not record.passed:
@@ -151,11 +160,18 @@ def _run(
         "--json": lambda: verdict.to_json() + "\n",
         "--junit": lambda: render.to_junit(verdict),
         "--markdown": lambda: render.to_markdown(verdict),
+        "--html": lambda: _draw(verdict.to_json()),
     }
     _write(reports, writers)
     if not quiet or not verdict.passed:
         print_verdict(verdict)
     return verdict.passed
+
+
+def _draw(text: str) -> str:
+    from onnxcalib.pages.page import draw_verdict
+
+    return draw_verdict(text)
 
 
 def _write(reports: Mapping[str, Path | None], writers: Mapping[str, Callable[[], str]]) -> None:

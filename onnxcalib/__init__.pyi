@@ -42,12 +42,15 @@ from .pipeline import (
     reconstruct as reconstruct,
     verify as verify,
 )
+from .layer_record import (
+    HistogramRecord as HistogramRecord,
+    LayerRecord as LayerRecord,
+)
 from .report import (
     BlockRecord as BlockRecord,
     BoundRecord as BoundRecord,
     ExpectedRecord as ExpectedRecord,
     FloatRecord as FloatRecord,
-    LayerRecord as LayerRecord,
     LeftOutRecord as LeftOutRecord,
     MeasuredOn as MeasuredOn,
     MemoryRecord as MemoryRecord,

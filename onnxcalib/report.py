@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,12 @@ from types import FrameType
 from typing import Any, cast
 
 from .errors import OnnxCalibWarning
+from .layer_record import LayerRecord
 from .stepwise import ClosedLoopRecord
 from .targets.violation import LintRecord
 
 NAMED, PACKAGE = 3, __name__.partition(".")[0]  # names in one line; the JSON report has all of them
+NUMBERS = re.compile(r"\[\n\s+(?:-?[0-9][-+.0-9e]*,?\s+)+\]")
 # Silent until an application adds a handler, as Python asks of libraries: without this one, what has the level WARNING
 # would go to stderr beside the Python warning that says the same.
 LOGGER = logging.getLogger(PACKAGE)
@@ -40,18 +43,6 @@ class BlockRecord:
     loss_before: float | None = None
     loss_after: float | None = None
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """The bits of one weighted layer, whether each run ranges its input (dynamic), and its output's SQNR in dB."""
-
-    name: str
-    op: str
-    weight_bits: int
-    activation_bits: int
-    sqnr_db: float | None = None
-    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -304,8 +295,9 @@ class Report:
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-    """JSON text of plain values; infinities and NaN become null."""
-    return json.dumps(_plain(value), indent=2)
+    """JSON text of plain values, lists of numbers on one line; infinities and NaN become null."""
+    text = json.dumps(_plain(value), indent=2)
+    return NUMBERS.sub(lambda found: " ".join(found[0].split()), text)  # a text in JSON has no line breaks
 
 
 def _plain(value: Any) -> Any:

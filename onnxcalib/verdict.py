@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .layer_record import LayerRecord
 from .report import OutputRecord, SaturationRecord, UnfusedRecord, to_json
 from .stepwise import ClosedLoopRecord
 from .targets.violation import LintRecord
@@ -188,11 +189,19 @@ class DeviceRecord:
 
 @dataclass(frozen=True)
 class GateRecord:
-    """One gate. name: its setting; text: the measured value and the limit in one line."""
+    """One gate. name: its setting; text: the measured value and the limit in one line.
+
+    limit: the largest value allowed, or the smallest for names that begin with ``min_``. measured: in its unit, with
+    the interval at 95% confidence. All are None where there is no number, as for a target's rules.
+    """
 
     name: str
     passed: bool
     text: str
+    limit: float | None = None
+    measured: float | None = None
+    interval: Interval | None = None
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,7 +211,7 @@ class Verdict:
     lint: the file against the rules of a target, where one was named. device: the file in the target's runtime, where
     that is installed. fused: whether outputs are those of onnxruntime's optimized session, and its kernels were judged;
     otherwise those of exact sums, as another target's runtime has kernels of its own. closed_loop: of models with
-    states, whose outputs are those of each with its own.
+    states, whose outputs are those of each with its own. layers: of the quantized file, in graph order.
     """
 
     float_model: str
@@ -225,6 +234,7 @@ class Verdict:
     device: DeviceRecord | None = None
     fused: bool = True
     closed_loop: ClosedLoopRecord | None = None
+    layers: tuple[LayerRecord, ...] = ()
 
     @property
     def passed(self) -> bool:

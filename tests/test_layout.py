@@ -30,9 +30,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "progress": (set(), set()),
     # What reports and verdicts both say of models with states.
     "stepwise": (set(), set()),
+    # What reports and verdicts both say of layers.
+    "layer_record": (set(), set()),
     # A report holds what a file was told of its target's rules.
-    "report": ({"errors", "stepwise", "targets"}, set()),
-    "verdict": ({"report", "stepwise", "targets"}, set()),
+    "report": ({"errors", "stepwise", "layer_record", "targets"}, set()),
+    "verdict": ({"report", "stepwise", "layer_record", "targets"}, set()),
     "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers", "scipy"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
@@ -45,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"numpy", "onnx", "onnxruntime", "torch", "dask", "distributed", "platformdirs", "openvino", "onnxruntime_qnn"},
     ),
     "quantization": (
-        {*FOUNDATION, "values", "targets", "bitplan", "progress", "stepwise", "report", *WORKSHOPS},
+        {*FOUNDATION, "values", "targets", "bitplan", "progress", "stepwise", "layer_record", "report", *WORKSHOPS},
         {"numpy", "torch", "onnx", "pydantic"},
     ),
     "planning": (
@@ -76,10 +78,24 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         },
         {"onnx"},
     ),
+    # A page is made of the JSON of a report or a verdict, and of nothing else.
+    "pages": ({"errors", "files", "spec"}, {"jinja2", "vl_convert", "platformdirs"}),
     "cli": (
         {
-            *("errors", "files", "values", "config", "targets", "bitplan", "stepwise", "report", "verdict", "lint"),
-            *("outputs", "pipeline", "validation", "onnxcalib"),
+            *(
+                "errors",
+                "files",
+                "values",
+                "config",
+                "targets",
+                "bitplan",
+                "stepwise",
+                "layer_record",
+                "report",
+                "verdict",
+                "lint",
+            ),
+            *("outputs", "pipeline", "validation", "pages", "onnxcalib"),
         },
         {"typer", "rich", "matplotlib"},
     ),
@@ -90,6 +106,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
 COMES_WITH = {
     **{"PIL": "pillow", "ml_dtypes": "onnx", "google": "onnx"},
     **{"lazy_loader": "lazy-loader", "onnxruntime_qnn": "onnxruntime-qnn"},
+    **{"vl_convert": "vl-convert-python"},
 }
 HEAVY = ("torch", "onnxruntime", "onnx2torch", "scipy", "cvxpy", "tokenizers")
 MAX_FILE_LINES = 400
@@ -270,7 +287,7 @@ def test_files_and_functions_are_short(path):
     assert not faults, "\n".join(faults)
 
 
-FOLDERS = (*sorted(WORKSHOPS), "targets", "lint", "quantization", "planning", "validation")
+FOLDERS = (*sorted(WORKSHOPS), "targets", "lint", "quantization", "planning", "validation", "pages")
 
 
 @pytest.mark.parametrize("room", FOLDERS)

@@ -32,8 +32,8 @@ Read the files in the order of the work:
   model, and ``evaluate`` decides whether their results are kept. ``joined_runs`` compares small runs together.
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.
-- ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering``,
-  ``growth`` over the steps of sequences, and ``saturation``; ``speed`` times it.
+- ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering``, ``growth``
+  over the steps of sequences, and ``saturation``; ``layer_facts`` says what layers are in the file, ``speed`` times it.
 
 ``batches`` divides samples into runs. ``padding_mask`` leaves the padding of token sequences out of all of these, and
 ``masked_scores`` makes sure that what is quantized does so too.

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from onnx import ModelProto
 
 from ..graph.bodies import Body, drop_unread, put_back
-from ..report import BlockRecord, FloatRecord, LayerRecord
+from ..layer_record import LayerRecord
+from ..report import BlockRecord, FloatRecord
 
 BITS_KEY = "onnxcalib.bits"  # in the metadata of a file: those of every layer
 

@@ -14,9 +14,10 @@ from onnx import GraphProto, ModelProto
 from ..data import CalibrationSet
 from ..files.scratch import Scratch
 from ..graph.inspect.unfused import list_unfused
+from ..layer_record import LayerRecord
 from ..numeric.metrics import Comparison
 from ..progress import track
-from ..report import LayerRecord, OutputRecord, SaturationRecord, UnfusedRecord
+from ..report import OutputRecord, SaturationRecord, UnfusedRecord
 from ..runtime.memory import release
 from ..runtime.optimized import optimize
 from ..runtime.session import Session
@@ -28,6 +29,7 @@ from .closed_loop import run_closed, spread_steps
 from .flips import FLIPS, describe_flips, lower_expected
 from .growth import GrowthTally
 from .joined_runs import Outputs, join_runs
+from .layer_facts import complete, describe_layers
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -100,6 +102,8 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     del reference, whole  # large models are held once
     first, records = (inside.batch, -(-FLIPS // inside.batch)), on.records()
     others = None if prepared.samples is samples else prepared.samples
+    unfused = tuple(starmap(UnfusedRecord, list_unfused(quantized, graph)))
+    facts = describe_layers(quantized, graph if fused else None, unfused)
     options: dict[str, Any] = {"padding": padding, "parts": prepared.parts, "threads": threads}
     few = spread_steps(samples, FLIPS)
     flips = [*describe_flips(prepared.original, quantized, few, records, batches=first, others=others, **options)]
@@ -107,8 +111,8 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
         outputs=lower_expected(records, flips),
         outputs_unoptimized=off.records() if fused else (),
         warnings=(*on.warnings(), *(flip.text for flip in flips)),
-        layers=tuple(_record_layer(layer, inside.layers.get(layer.output)) for layer in layers),
-        unfused=tuple(starmap(UnfusedRecord, list_unfused(quantized, graph))),
+        layers=complete([_record_layer(layer, inside.layers.get(layer.output)) for layer in layers], facts),
+        unfused=unfused,
         saturation=measure_saturation(prepared.original, quantized, graph, spread_steps(samples, SPREAD), **options)
         if fused
         else SaturationRecord(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from ..config import ValidateConfig
 from ..errors import GateError
@@ -16,6 +17,16 @@ from .compare import Comparisons
 KERNEL_GATES = frozenset({"max_unfused", "max_steps", "max_saturating"})
 # Shares of samples are not binary fractions: 241 of 250 must pass a limit of 96.4%.
 ROUNDING = 1e-9
+
+
+class _Judged(NamedTuple):
+    """Whether a gate holds, in words, and what was measured, as ``GateRecord`` has it."""
+
+    passed: bool
+    text: str
+    measured: float | None = None
+    interval: Interval | None = None
+    unit: str = ""
 
 
 def check_gates(found: Comparisons, config: ValidateConfig) -> None:
@@ -88,8 +99,9 @@ def judge(found: Verdict, config: ValidateConfig, missed: Iterable[str] = ()) ->
     for name, measure in _GATES.items():
         limit = getattr(config, name)
         if limit is not None and (found.fused or name not in KERNEL_GATES):
-            passed, text = measure(found, limit, config.confident, tuple(missed))
-            records.append(GateRecord(name, passed and not broken, text + broken))
+            each = measure(found, limit, config.confident, tuple(missed))
+            numbers = each.measured, each.interval, each.unit
+            records.append(GateRecord(name, each.passed and not broken, each.text + broken, limit, *numbers))
     if found.lint is not None:  # of the file alone, whatever its outputs are
         records.append(_judge_target(found, found.lint))
     return tuple(records)
@@ -106,27 +118,29 @@ def _judge_target(found: Verdict, lint: LintRecord) -> GateRecord:
     return GateRecord("target", lint.passed and not device.fault, f"{lint.text.removesuffix(NOT_RUN)}; {run}")
 
 
-def _judge_placed(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_placed(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     device = found.device
     if device is None or (device.fault and not device.placed_of):
-        return False, f"{device.fault if device else 'the device was not run'}, at least {limit:g}%"
+        return _Judged(False, f"{device.fault if device else 'the device was not run'}, at least {limit:g}%")
     first = f"; off: {name_some(off.node for off in device.off)}" if device.off else ""
-    return _least(device.placed, None, limit, confident), f"{device.placement}{first}, at least {limit:g}%"
+    passed = _least(device.placed, None, limit, confident)
+    return _Judged(passed, f"{device.placement}{first}, at least {limit:g}%", device.placed, unit="%")
 
 
-def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_drop(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     score = found.scores[0]
     unit, form = (" points", ".2f") if score.name.startswith("top-") else ("", ".6g")
     where = f" on {score.output}" if score.output else ""
     passed = math.isfinite(score.drop) and _most(score.drop, score.drop_interval, limit, confident)
     change = f"{score.name}{where} {score.float_score:{form}} to {score.quantized_score:{form}}, a drop of"
     drop = f"{score.drop:{form}}{unit}{spell_interval(score.drop_interval, form)}"
-    return passed, f"{change} {drop}, {_spell_scope(confident)}at most {limit:g}"
+    text = f"{change} {drop}, {_spell_scope(confident)}at most {limit:g}"
+    return _Judged(passed, text, score.drop, score.drop_interval, unit.strip())
 
 
-def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     if missed:
-        return False, f"output {missed[0]} could not be compared, at least {limit:g}%"
+        return _Judged(False, f"output {missed[0]} could not be compared, at least {limit:g}%")
     shares = [
         (record.agreement, record.agreement_interval, record.name)
         for record in list_rows(found.outputs)
@@ -136,25 +150,24 @@ def _judge_agreement(found: Verdict, limit: float, confident: bool, missed: tupl
     percent = None if interval is None else (100 * interval[0], 100 * interval[1])
     passed = _least(100 * share, percent, limit, confident)
     text = f"{100 * share:.2f}%{spell_interval(percent)}"
-    return passed, f"{text} on {name}, {_spell_scope(confident)}at least {limit:g}%"
+    text = f"{text} on {name}, {_spell_scope(confident)}at least {limit:g}%"
+    return _Judged(passed, text, 100 * share, percent, "%")
 
 
-def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_sqnr(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     return _judge_decibels(found.outputs, limit, confident, missed)
 
 
-def _judge_reference(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_reference(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     reference = found.reference or ReferenceRecord(0)
     if not reference.missed and all(record.sqnr_db is None for record in reference.deployed):
-        return False, f"no output of floats to judge, at least {limit:g} dB"
+        return _Judged(False, f"no output of floats to judge, at least {limit:g} dB")
     return _judge_decibels(reference.deployed, limit, confident, reference.missed)
 
 
-def _judge_decibels(
-    outputs: Sequence[OutputRecord], limit: float, confident: bool, missed: tuple[str, ...]
-) -> tuple[bool, str]:
+def _judge_decibels(outputs: Sequence[OutputRecord], limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     if missed:
-        return False, f"output {missed[0]} could not be compared, at least {limit:g} dB"
+        return _Judged(False, f"output {missed[0]} could not be compared, at least {limit:g} dB")
     ratios = [
         (record.sqnr_db, record.sqnr_interval, record.name)
         for record in list_judged(outputs)
@@ -163,50 +176,54 @@ def _judge_decibels(
     sqnr, interval, name = min(ratios, key=lambda each: _low(each[0], each[1], confident))
     passed = _least(sqnr, interval, limit, confident)
     text = f"{sqnr:.2f} dB{spell_interval(interval)}"
-    return passed, f"{text} on {name}, {_spell_scope(confident)}at least {limit:g} dB"
+    text = f"{text} on {name}, {_spell_scope(confident)}at least {limit:g} dB"
+    return _Judged(passed, text, sqnr, interval, "dB")
 
 
-def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_size(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     sizes = f"{found.quantized_bytes:,} of {found.float_bytes:,} bytes"
-    return found.size_ratio <= limit, f"{found.size_ratio:.3f} ({sizes}), at most {limit:g}"
+    ratio = found.size_ratio
+    return _Judged(ratio <= limit, f"{ratio:.3f} ({sizes}), at most {limit:g}", ratio)
 
 
-def _judge_speedup(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_speedup(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     latency = found.latency
     passed = _least(latency.speedup, latency.speedup_interval, limit, confident)
     speedup = f"{latency.speedup:.2f} times as fast{spell_interval(latency.speedup_interval)}"
-    return passed, f"{speedup} at batch {latency.batch}, {_spell_scope(confident)}at least {limit:g}"
+    text = f"{speedup} at batch {latency.batch}, {_spell_scope(confident)}at least {limit:g}"
+    return _Judged(passed, text, latency.speedup, latency.speedup_interval)
 
 
-def _judge_unfused(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_unfused(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     count = len(found.unfused)
-    return count <= limit, f"{count} QuantizeLinear and DequantizeLinear left, at most {limit}"
+    return _Judged(count <= limit, f"{count} QuantizeLinear and DequantizeLinear left, at most {limit}", count)
 
 
-def _judge_steps(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_steps(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     contract = found.contract
     if contract.mismatched:
         more = f" and {len(contract.mismatched) - 1} more" if len(contract.mismatched) > 1 else ""
-        return False, f"{contract.mismatched[0]}{more} is dequantized on another grid than it was quantized on"
+        return _Judged(False, f"{contract.mismatched[0]}{more} is dequantized on another grid than it was quantized on")
     if not contract.tensors:
-        return True, f"no integer tensor to judge, at most {limit}"
+        return _Judged(True, f"no integer tensor to judge, at most {limit}")
     worst = contract.tensors[0]
     where = f" at {worst.tensor} ({worst.op})" if worst.steps else ""
     steps = "1 step" if worst.steps == 1 else f"{worst.steps} steps"
-    return worst.steps <= limit, f"{steps} between graph optimizations off and on{where}, at most {limit}"
+    text = f"{steps} between graph optimizations off and on{where}, at most {limit}"
+    return _Judged(worst.steps <= limit, text, worst.steps)
 
 
-def _judge_saturating(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> tuple[bool, str]:
+def _judge_saturating(found: Verdict, limit: float, confident: bool, missed: tuple[str, ...]) -> _Judged:
     kernels, layers = found.saturation.kernels, found.saturation.layers
     if not kernels:
-        return True, f"no integer kernel to judge, at most {limit}"
+        return _Judged(True, f"no integer kernel to judge, at most {limit}")
     what = spell_worst(found.saturation.outputs)
     there = f" ({what} there)" if what else ""
     count = f"{len(layers)} of {kernels} integer kernels can saturate on x86 without VNNI{there}"
-    return len(layers) <= limit, f"{count}, at most {limit}"
+    return _Judged(len(layers) <= limit, f"{count}, at most {limit}", len(layers))
 
 
-_GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], tuple[bool, str]]] = {
+_GATES: dict[str, Callable[[Verdict, float, bool, tuple[str, ...]], _Judged]] = {
     "max_drop": _judge_drop,
     "min_agreement": _judge_agreement,
     "min_sqnr": _judge_sqnr,

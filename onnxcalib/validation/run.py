@@ -29,6 +29,7 @@ from ..quantization.batches import batch_size
 from ..quantization.class_axes import find_class_axes
 from ..quantization.closed_loop import fill_states, offer, spread_steps
 from ..quantization.flips import FLIPS, describe_flips
+from ..quantization.layer_facts import describe_layers
 from ..quantization.output_parts import Parts, find_parts
 from ..quantization.padding_mask import PaddingMask
 from ..quantization.past import fill_past
@@ -107,8 +108,7 @@ class _Run:
         samples = self._open_samples(data, interface, original)
         classes = self._choose_labels(labels, metric, samples)
         fused = self._asks_for_kernels()
-        session, graph = self._open(quantized, fused=fused)
-        padding = PaddingMask(original)
+        (session, graph), padding = self._open(quantized, fused=fused), PaddingMask(original)
         parts = find_parts(original, samples.read(range(samples.fixed_batch or 1)), self.threads)
         compared = self._compare(
             original,
@@ -124,7 +124,7 @@ class _Run:
         reference = self._arbitrate(original, quantized, few, padding, parts)
         self.observer.stage("clock")
         latency = clock(original, quantized, few, self.config.batch)
-        pair = original, quantized
+        pair, unfused = (original, quantized), tuple(starmap(UnfusedRecord, list_unfused(quantized, graph)))
         contract = self._check_kernels(quantized, few) if fused else check_pairs(quantized)
         saturation = self._saturate(pair, graph, few, padding, parts) if fused else SaturationRecord()
         self._warn_of_flips(pair, few, compared, padding, parts)
@@ -138,7 +138,7 @@ class _Run:
             float_bytes=stored_bytes(sources[0]),
             quantized_bytes=stored_bytes(sources[1]),
             latency=latency,
-            unfused=tuple(starmap(UnfusedRecord, list_unfused(quantized, graph))),
+            unfused=unfused,
             contract=contract,
             saturation=saturation,
             reference=reference,
@@ -148,6 +148,7 @@ class _Run:
             device=self._run_on_device(pair, few, padding, parts),
             fused=fused,
             closed_loop=compared.closed_loop,
+            layers=describe_layers(quantized, graph if fused else None, unfused),
         )
         return replace(verdict, gates=judge(verdict, self.config, compared.missed))
 

@@ -19,12 +19,12 @@ from onnxcalib.cli import summary
 from onnxcalib.cli.app import app
 from onnxcalib.cli.summary import describe_in_float, print_summary
 from onnxcalib.config import DataConfig, QuantizeConfig
+from onnxcalib.layer_record import LayerRecord
 from onnxcalib.report import (
     BlockRecord,
     BoundRecord,
     ExpectedRecord,
     FloatRecord,
-    LayerRecord,
     MeasuredOn,
     OutputRecord,
     Report,

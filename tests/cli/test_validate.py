@@ -17,6 +17,8 @@ from onnxcalib import errors
 from onnxcalib.cli.app import app
 from onnxcalib.cli.main import main
 from onnxcalib.config import DataConfig, ValidateConfig
+from onnxcalib.pages import script
+from onnxcalib.pages.page import draw_verdict
 from onnxcalib.report import OutputRecord
 from onnxcalib.validation import render as formats
 from onnxcalib.validation import run as validation
@@ -41,13 +43,14 @@ VERDICT = Verdict(
     gates=(PASS,),
 )
 BASE = ("f.onnx", "q.onnx", "--data", "samples")
-REPORTS = ("--json", "a.json", "--junit", "a.xml", "--markdown", "a.md")
+REPORTS = ("--json", "a.json", "--junit", "a.xml", "--markdown", "a.md", "--html", "a.html")
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Runs the command in a folder of inputs, with a library that does no work: call it with arguments."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "NEEDED", {})  # pages without plots need no library for them
     for name in ("f.onnx", "q.onnx", "labels.csv"):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "run.toml").write_text("")
@@ -147,14 +150,15 @@ def test_all_reports_are_written_whatever_the_verdict(run, tmp_path, gates, stat
     assert (tmp_path / "a.json").read_text() == verdict.to_json() + "\n"
     assert (tmp_path / "a.xml").read_text() == formats.to_junit(verdict)
     assert (tmp_path / "a.md").read_text() == formats.to_markdown(verdict)
-    assert files(tmp_path) == {"a.json", "a.xml", "a.md"}
+    assert (tmp_path / "a.html").read_text() == draw_verdict(verdict.to_json())
+    assert files(tmp_path) == {"a.json", "a.xml", "a.md", "a.html"}
     assert json.loads((tmp_path / "a.json").read_text())["passed"] is (status == 0)
     suite = ElementTree.parse(tmp_path / "a.xml").find("testsuite")
     assert suite.get("failures") == str(len(gates) - 1)
     assert result.stdout.splitlines()[-1].startswith(last)
 
 
-@pytest.mark.parametrize("option", [0, 2, 4])
+@pytest.mark.parametrize("option", [0, 2, 4, 6])
 def test_a_report_is_written_alone(run, tmp_path, option):
     assert run(*BASE, *REPORTS[option : option + 2]).exit_code == 0
     assert files(tmp_path) == {REPORTS[option + 1]}
@@ -184,6 +188,14 @@ def test_a_report_that_cannot_be_rendered_leaves_none(run, tmp_path, monkeypatch
     monkeypatch.setattr(formats, "to_markdown", lambda verdict: 1 / 0)
     assert run(*BASE, *REPORTS).exit_code == 1
     assert files(tmp_path) == set()
+
+
+def test_pages_are_refused_before_any_work_where_what_makes_them_is_not_installed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "NEEDED", {"absent_module": "absent-package", "jinja2": "jinja2"})
+    result = run(*BASE, "--html", "a.html")
+    assert (result.exit_code, run.calls, files(tmp_path)) == (2, [], set())
+    assert result.stderr.startswith("error: html: found no absent-package; ")
+    assert run(*BASE, "--markdown", "a.md").exit_code == 0
 
 
 def test_old_reports_stay_where_a_run_fails(run, tmp_path):
@@ -226,7 +238,7 @@ def test_a_gate_of_the_configuration_that_is_unknown_is_refused(run, tmp_path):
     assert result.stderr == "error: run.toml: min-sqnrr: unknown setting; did you mean 'min_sqnr'?\n"
 
 
-@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown"])
+@pytest.mark.parametrize("option", ["--json", "--junit", "--markdown", "--html"])
 @pytest.mark.parametrize("source", ["f.onnx", "q.onnx", "labels.csv", "run.toml", "samples"])
 def test_what_is_read_is_never_overwritten(run, tmp_path, option, source):
     result = run(*BASE, "--labels", "labels.csv", "--config", "run.toml", option, source)

@@ -12,6 +12,7 @@ from onnxcalib.graph.inspect.unfused import list_unfused
 from onnxcalib.graph.load import inputs_of
 from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.quantization import verify as verify_module
+from onnxcalib.quantization.layer_facts import describe_layers
 from onnxcalib.quantization.padding_mask import PaddingMask
 from onnxcalib.quantization.prepared import Prepared
 from onnxcalib.quantization.run import Run
@@ -111,6 +112,9 @@ def test_layers_carry_their_bits(model, rough, draw):
     assert [(k.name, k.op, k.weight_bits, k.activation_bits) for k in found.layers] == [
         ("a", "Conv", 8, 8), ("d", "Conv", 4, 4), ("h", "Gemm", 8, 8),
     ]  # fmt: skip
+    # 16 or 20 integers and the scales of their channels.
+    assert [k.bytes for k in found.layers] == [16 + 4 * 4, 16 // 2 + 4 * 4, 20 + 4 * 5]
+    assert [(k.on_integers, k.reason) for k in found.layers] == [(True, "")] * 3
 
 
 def test_agreement_is_for_class_scores_and_whole_numbers(build, draw):
@@ -256,6 +260,12 @@ def test_the_exit_and_weights_without_a_kernel_are_named(build, rough, draw):
     assert reasons["DequantizeLinear", "y"] == "exit of the graph"
     constants = [r for r in reasons.values() if r.startswith("constant of ConvTranspose, which has no integer kernel")]
     assert len(constants) == 1
+    quantized = rough(model, draw(2, 4, 6, 6))
+    graph = optimize(quantized)[1]
+    alone, conv = describe_layers(quantized, graph, list_unfused(quantized, graph))
+    assert (alone.op, alone.on_integers, alone.reason) == ("ConvTranspose", False, f"DequantizeLinear: {constants[0]}")
+    assert (conv.op, conv.on_integers) == ("Conv", True)
+    assert describe_layers(quantized, None)[0].on_integers is None
 
 
 def test_no_file_is_left_behind(model, rough, draw, monkeypatch, tmp_path):

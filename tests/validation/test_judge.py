@@ -110,6 +110,14 @@ def test_a_gate_says_what_was_measured_and_its_limit(settings, text):
     assert gate(found(), **settings).text == text
 
 
+def test_a_gate_has_its_numbers_apart_from_its_text():
+    record = gate(found(), max_drop=2)
+    assert (record.limit, record.measured, record.interval, record.unit) == (2, 2.0, (1.0, 3.0), "points")
+    record = gate(found(), min_agreement=90)
+    assert (record.limit, record.measured, record.interval, record.unit) == (90, 95.0, (92.0, 97.0), "%")
+    assert (gate(found(), max_steps=2).measured, gate(found(), max_unfused=4).measured) == (1, 3)
+
+
 def test_only_gates_that_were_asked_for_are_judged_in_the_order_of_the_settings():
     every = {
         "max_steps": 1, "max_unfused": 9, "min_speedup": 1, "max_size_ratio": 1, "min_sqnr": 1, "min_agreement": 90,

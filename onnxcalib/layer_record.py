@@ -1,0 +1,40 @@
+"""What is known of one layer of a quantized model, as a plain record that reports and verdicts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HistogramRecord:
+    """How the values of a tensor lie on its grid.
+
+    low, high: ends of the first and the last bin; counts: of equal bins between them. grid: the lowest and the highest
+    value that the grid holds, of all channels of a weight; None without one.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    grid: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """The bits of one weighted layer, and what it is in the file.
+
+    sqnr_db: of its output, where that was measured. dynamic: whether each run ranges its input. bytes: of its integers
+    and their scales. on_integers: whether onnxruntime multiplies integers in it; None where that was not looked at;
+    reason: why it does not.
+    """
+
+    name: str
+    op: str
+    weight_bits: int
+    activation_bits: int
+    sqnr_db: float | None = None
+    dynamic: bool = False
+    bytes: int = 0
+    on_integers: bool | None = None
+    reason: str = ""

@@ -1,0 +1,274 @@
+"""The page of a verdict: whether each gate holds, then what was measured, layer by layer, and last the conditions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from .content import (
+    ABSENT,
+    Code,
+    Data,
+    Figure,
+    Gate,
+    Lines,
+    Page,
+    Part,
+    Scale,
+    Section,
+    make_table,
+    spell_bytes,
+    spell_interval,
+    spell_number,
+)
+from .layers import make_layers, make_path, spell_bits
+
+PERCENT_SCORES = ("top-1", "top-5")
+MEASURES = ("agreement, %", "95%", "SQNR, dB", "95%", "cosine", "max error")
+
+
+def make_verdict(data: Data) -> Page:
+    """The page of what ``Verdict.to_json`` gives, or ``render_lint.to_json`` of a file alone."""
+    if "gates" not in data:
+        return _make_lint(data)
+    gates = tuple(Gate(each["name"], each["passed"], each["text"], Scale.of_gate(each)) for each in data["gates"])
+    explained = data["explanation"] or {"layers": ()}
+    losses = {each["name"]: _lose(each["at_output_db"]) for each in explained["layers"]}
+    sections = (
+        _make_measures(data),
+        make_layers(data["layers"], data["quantized_bytes"], losses=losses),
+        *_explain(data["explanation"]),
+        _list_facts(data),
+        make_conditions(data),
+    )
+    return Page(
+        title="Validation",
+        subject=f"{data['quantized_model']} against {data['float_model']}, {data['samples']:,} samples",
+        outcome=_conclude(gates),
+        passed=data["passed"],
+        gates=gates,
+        figures=tuple(_list_figures(data)),
+        sections=tuple(each for each in sections if each is not None and each.parts),
+    )
+
+
+def _make_lint(data: Data) -> Page:
+    lint = data["lint"]
+    broken = len(lint["violations"])
+    places = "1 place" if broken == 1 else f"{broken:,} places"
+    outcome = f"{places} of {lint['judged']:,} operators break rules" if broken else f"{len(lint['rules'])} rules hold"
+    parts = (_draw_rules(lint),) if broken else ()
+    lines = tuple(f"{op}: {count:,} not judged" for op, count in lint["unjudged"].items())
+    return Page(
+        title=f"Rules of {lint['target']}",
+        subject=f"{data['quantized_model']}; the file was read, and the device was not run",
+        outcome=outcome,
+        passed=data["passed"],
+        sections=(Section("rules", "Rules", (*parts, Lines((f"judged: {', '.join(lint['rules'])}", *lines)))),),
+    )
+
+
+def _conclude(gates: Sequence[Gate]) -> str:
+    failed = [gate.name for gate in gates if not gate.passed]
+    if failed:
+        verb = "does" if len(failed) == 1 else "do"
+        return f"{len(failed)} of {len(gates)} {'gate' if len(gates) == 1 else 'gates'} {verb} not hold: " + ", ".join(
+            failed
+        )
+    if not gates:
+        return "no gate was asked for"
+    return "the one gate holds" if len(gates) == 1 else f"all {len(gates)} gates hold"
+
+
+def _list_figures(data: Data) -> Iterable[Figure]:
+    for score in data["scores"][:1]:
+        unit, form = (" points", ".2f") if score["name"] in PERCENT_SCORES else ("", ".4g")
+        value = spell_number(score["quantized_score"], form)
+        drop = f"{spell_number(score['drop'], form)}{unit} less than float ({spell_number(score['float_score'], form)})"
+        yield Figure(score["name"], value, "%" if unit else "", drop)
+    agreements = [each for each in list_rows(data["outputs"]) if each["agreement"] is not None]
+    if agreements:
+        worst = min(agreements, key=lambda each: each["agreement"])
+        note = spell_interval(worst["agreement_interval"], ".1f", 100)
+        yield Figure("same answers", f"{100 * worst['agreement']:.1f}", "%", f"95%: {note}" if note else "")
+    ratios = [each for each in list_rows(data["outputs"]) if each["sqnr_db"] is not None and not each["parts"]]
+    if ratios:
+        worst = min(ratios, key=lambda each: each["sqnr_db"])
+        note = spell_interval(worst["sqnr_interval"], ".1f")
+        yield Figure("SQNR", f"{worst['sqnr_db']:.1f}", "dB", f"95%: {note}" if note else "")
+    ratio = data["quantized_bytes"] / data["float_bytes"] if data["float_bytes"] else None
+    sizes = f"{spell_bytes(data['float_bytes'])} → {spell_bytes(data['quantized_bytes'])}"
+    yield Figure("size", spell_number(ratio, ".3f"), "of float", sizes)
+    latency = data["latency"]
+    times = f"{spell_number(latency['float_ms'], '.3g')} → {spell_number(latency['quantized_ms'], '.3g')} ms a run"
+    yield Figure("speed here", spell_number(latency["speedup"]), "× float", f"{times}, batch {latency['batch']}")
+    if data["warnings"]:
+        yield Figure("warnings", str(len(data["warnings"])), "", "at the end of the page")
+
+
+def _make_measures(data: Data) -> Section:
+    parts: list[Part] = []
+    if data["scores"]:
+        rows = [
+            (
+                each["name"],
+                spell_number(each["float_score"], ".4g"),
+                spell_number(each["quantized_score"], ".4g"),
+                spell_number(each["drop"], ".3g"),
+                spell_interval(each["drop_interval"]) or ABSENT,
+            )
+            for each in data["scores"]
+        ]
+        parts.append(make_table("Scores", ("score", "float", "quantized", "drop", "95%"), rows, numbers=4))
+    parts.append(draw_outputs("Outputs against the float model's", {"": data["outputs"]}))
+    saturation = data["saturation"]
+    if saturation["outputs"]:
+        sessions = {"exact sums": saturation["exact"], "without VNNI": saturation["outputs"]}
+        parts.append(draw_outputs(f"On processors with and without VNNI, {saturation['samples']} samples", sessions))
+    if data["reference"]:
+        found = data["reference"]
+        keys = {"deployed": "deployed", "unoptimized": "unoptimized", "float model": "original"}
+        sessions = {name: found[key] for name, key in keys.items()}
+        parts.append(draw_outputs(f"Against onnx's evaluator, {found['samples']} samples", sessions))
+    if data["device"]:
+        found = data["device"]
+        sessions = {
+            "device and float": found["against_float"],
+            "device and onnxruntime": found["against_unoptimized"],
+            "onnxruntime and float": found["onnxruntime"],
+        }
+        parts.append(draw_outputs(f"{found['runtime']}, {found['samples']} samples", sessions))
+    if data["closed_loop"]:
+        parts.append(draw_growth(data["closed_loop"]))
+    return Section("accuracy", "Accuracy", tuple(parts))
+
+
+def list_rows(outputs: Iterable[Data]) -> list[Data]:
+    """The outputs, each followed by its parts."""
+    return [row for each in outputs for row in (each, *each["parts"])]
+
+
+def draw_outputs(caption: str, sessions: Mapping[str, Iterable[Data]]) -> Part:
+    """Outputs with their measures; sessions: what ran the models, or an empty text where there is one alone."""
+    named = list(sessions) != [""]
+    rows = [
+        (
+            each["name"],
+            *([session] if named else []),
+            ABSENT if each["agreement"] is None else f"{100 * each['agreement']:.2f}",
+            spell_interval(each["agreement_interval"], ".1f", 100) or ABSENT,
+            spell_number(each["sqnr_db"]),
+            spell_interval(each["sqnr_interval"], ".1f") or ABSENT,
+            spell_number(each["cosine"], ".6f"),
+            spell_number(each["max_abs_error"], ".3g"),
+        )
+        for session, records in sessions.items()
+        for each in list_rows(records)
+    ]
+    return make_table(caption, ("output", *(["session"] if named else []), *MEASURES), rows, numbers=len(MEASURES))
+
+
+def draw_growth(found: Data) -> Part:
+    """How far both models grow apart over the steps of sequences."""
+    rows = [
+        (
+            each["output"],
+            "last" if each["first"] is None else f"{each['first']:,} to {each['last']:,}",
+            str(each["sequences"]),
+            spell_number(each["sqnr_db"], ".1f"),
+        )
+        for each in found["growth"]
+    ]
+    return make_table("Closed loop, over the steps", ("output", "steps", "sequences", "SQNR, dB"), rows, numbers=2)
+
+
+def _explain(found: Data | None) -> Iterable[Section | None]:
+    """What the layers lose, and why the worst ones do."""
+    if found is None:
+        return
+    layers = found["layers"]
+    kinds = {"alone": "alone_db", "with all before": "all_before_db", "at the output": "at_output_db"}
+    yield make_path([(each["name"], {kind: each[key] for kind, key in kinds.items()}) for each in layers])
+    rows = [
+        (
+            each["name"],
+            each["op"],
+            spell_bits(each),
+            "; ".join(filter(None, (*each["reasons"], each["remedy"]))),
+            *(spell_number(each[key], ".1f") for key in kinds.values()),
+        )
+        for each in layers
+    ]
+    headers = ("layer", "operator", "bits", "why, and what helps", *(f"{kind}, dB" for kind in kinds))
+    parts: list[Part] = [make_table("The layers that limit the outputs, the worst first", headers, rows, numbers=3)]
+    lines = (*found["notes"], *(f"not judged: {text}" for text in found["unmatched"]))
+    parts += [Lines(lines)] if lines else []
+    texts = dict.fromkeys(each["toml"].strip("\n") for each in layers)
+    toml = "\n\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
+    parts += [Code("lines for onnxcalib.toml", toml)] if toml else []
+    yield Section("explanation", "Where the loss comes from", tuple(parts), f"On {found['samples']} samples.")
+
+
+def _lose(decibels: float | None) -> float | None:
+    """The error relative to the signal."""
+    return None if decibels is None else 10 ** (-decibels / 10)
+
+
+def _list_facts(data: Data) -> Section:
+    """What onnxruntime makes of the file."""
+    parts: list[Part] = []
+    if data["unfused"]:
+        parts.append(draw_unfused(data["unfused"]))
+    rows: list[tuple[str, ...]]
+    contract = data["contract"]
+    moved = [each for each in contract["tensors"] if each["share"] > 0]
+    if moved:
+        rows = [(each["tensor"], each["op"], str(each["steps"]), f"{100 * each['share']:.3g}") for each in moved[:20]]
+        headers = ("tensor", "operator", "steps", "% of values")
+        caption = f"Tensors that graph optimizations move most, {len(moved)} of {len(contract['tensors'])}"
+        parts.append(make_table(caption, headers, rows, numbers=2))
+    if data["saturation"]["layers"]:
+        rows = [(each["name"], f"{each['bound']:,}") for each in data["saturation"]["layers"]]
+        caption = "Layers whose sums of two products can leave int16 (32,767) on x86 without VNNI"
+        parts.append(make_table(caption, ("layer", "largest sum"), rows, numbers=1))
+    parts += [_draw_rules(data["lint"])] if data["lint"] and data["lint"]["violations"] else []
+    if data["device"] and data["device"]["off"]:
+        rows = [(each["node"], each["op"], each["reason"]) for each in data["device"]["off"]]
+        parts.append(make_table("Nodes that the device does not run", ("node", "operator", "why"), rows))
+    return Section("kernels", "Kernels", tuple(parts))
+
+
+def _draw_rules(lint: Data) -> Part:
+    """The places that break a target's rules."""
+    headers = ("level", "where", "rule", "found", "allowed", "source")
+    rows = [tuple(each[name] for name in headers) for each in lint["violations"]]
+    return make_table(f"Rules of {lint['target']} that do not hold", headers, rows)
+
+
+def draw_unfused(unfused: Iterable[Data]) -> Part:
+    rows = [(each["tensor"], each["op"], each["reason"]) for each in unfused]
+    return make_table(f"Q/DQ that onnxruntime left, {len(rows)}", ("tensor", "operator", "why"), rows)
+
+
+def make_conditions(data: Data) -> Section:
+    """Warnings, settings, versions and the processor."""
+    parts: list[Part] = [Lines(tuple(f"warning: {text}" for text in data["warnings"]))] if data["warnings"] else []
+    made_on = data.get("environment") or {}
+    if made_on:
+        parts.append(make_table("Made with", ("what", "which"), [(name, str(each)) for name, each in made_on.items()]))
+    rows = [(name, _spell(value)) for name, value in _flatten(data["settings"])]
+    if rows:
+        parts.append(make_table("Settings", ("setting", "value"), rows))
+    return Section("conditions", "Warnings, versions and settings", tuple(parts))
+
+
+def _flatten(settings: Data, before: str = "") -> Iterable[tuple[str, object]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{before}{name}.")
+        elif value is not None and value not in ({}, []):
+            yield before + name, value
+
+
+def _spell(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
