@@ -53,7 +53,12 @@ def print_summary(report: Report, output: Path) -> None:
     for table in (_tabulate_outputs(report), _tabulate_growth(report), _tabulate_layers(report)):
         if table.row_count:
             console.print(table)
-    lines = [*_describe_smoothing(report), *_describe_blocks(report), *describe_in_float(report.in_float)]
+    lines = [
+        *_describe_rotation(report),
+        *_describe_smoothing(report),
+        *_describe_blocks(report),
+        *describe_in_float(report.in_float),
+    ]
     lines += [f"made for {report.target}: numbers are {PLAIN}"] if report.target else _describe_kernels(report)
     lines += _describe_cost(report, output)
     console.print("\n".join(lines), soft_wrap=True)
@@ -238,6 +243,17 @@ def _describe_blocks(report: Report) -> list[str]:
         return []
     counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     return [f"blocks: {counts}", *(f"  {reason}: {name_some(names)}" for reason, names in reasons.items())]
+
+
+def _describe_rotation(report: Report) -> list[str]:
+    """What was rotated, and what that gained; nothing where nothing was."""
+    found = report.rotation
+    if found is None or not found["chosen"]:
+        return []
+    streams, before, after = found["streams"], found["tried_db"]["off"], found["tried_db"]["on"]
+    parts = [f"{streams} residual stream{'s' * (streams != 1)}"] if streams else []
+    parts += [f"the values of {found['heads']} attentions"] if found["heads"] else []
+    return [f"rotation: {' and '.join(parts)}; {before:.1f} -> {after:.1f} dB by the rounding around them"]
 
 
 def _describe_smoothing(report: Report) -> list[str]:

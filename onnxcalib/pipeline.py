@@ -357,6 +357,7 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         closed_loop=measured.closed_loop,
         lint=_hold_to_target(prepared, quantized, list_excluded(prepared, found).union(each.name for each in in_float)),
         smoothing=None if prepared.smoothing is None else prepared.smoothing.record(),
+        rotation=None if prepared.rotation is None else prepared.rotation.record(),
     )
 
 

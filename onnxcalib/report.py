@@ -259,7 +259,7 @@ class Report:
     and saturation were measured on; None before that. speed: None for models that are too large to be timed. in_float:
     nodes that stay in float, but those that the settings exclude. target: what the file is made for, None for
     onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: by the
-    settings' target. smoothing: see ``Smoothing.record``. bits_per_weight: see ``constants``. closed_loop: of states.
+    settings' target. smoothing, rotation: their ``record``. bits_per_weight: see ``constants``. closed_loop: of states.
     """
 
     settings: dict[str, Any]
@@ -287,6 +287,7 @@ class Report:
     in_float: tuple[FloatRecord, ...] = ()
     lint: LintRecord | None = None
     smoothing: dict[str, Any] | None = None
+    rotation: dict[str, Any] | None = None
     closed_loop: ClosedLoopRecord | None = None
 
     def to_json(self) -> str:

@@ -51,6 +51,8 @@ PIPELINES = {
 EXECUTION = ("jobs", "scheduler", "cache_dir", "memory", "work_dir", "resume")
 _ANY_LIMIT = "a share of the float model's (0.15) or of the all-8-bit model's (0.6@8-bit)"
 
+STAGE = Option(EXPERT, unset="as the pipeline has it", plan=False)
+
 
 class QuantizeConfig(Settings):
     """All settings of ``quantize`` and ``plan``.
@@ -61,9 +63,7 @@ class QuantizeConfig(Settings):
     """
 
     weight_bits: Annotated[
-        Bits,
-        Field(description="Bits of the weights of all layers; 3 are stored in 4."),
-        Option(BITS, plan=False),
+        Bits, Field(description="Bits of the weights of all layers; 3 are stored in 4."), Option(BITS, plan=False)
     ] = 8
     activation_bits: Annotated[
         ActivationBits,
@@ -155,6 +155,11 @@ class QuantizeConfig(Settings):
         Field(description="Even the channels of what transformers' layers read (SmoothQuant), where outputs gain."),
         Option(EXPERT),
     ] = "auto"
+    rotation: Annotated[
+        Literal["auto", "off"],
+        Field(description="Mix channels of transformers' residual streams and attention, where outputs gain (QuaRot)."),
+        Option(EXPERT),
+    ] = "auto"
     pipeline: Annotated[
         Literal["light", "parallel", "default", "advanced"],
         Field(
@@ -164,25 +169,19 @@ class QuantizeConfig(Settings):
         Option(EFFORT, plan=False),
     ] = "default"
     reconstruct: Annotated[
-        Switch | None,
-        Field(description="Solve and learn the integers of layers; otherwise these are rounded."),
-        Option(EXPERT, unset="as the pipeline has it", plan=False),
+        Switch | None, Field(description="Solve and learn the integers of layers; otherwise these are rounded."), STAGE
     ] = None
     distill: Annotated[
         Switch | None,
         Field(description="Train weights of less than 8 bits end to end, where all layers read float activations."),
-        Option(EXPERT, unset="as the pipeline has it", plan=False),
+        STAGE,
     ] = None
     statistics: Annotated[
         Switch | None,
         Field(description="Give the outputs of layers the means and deviations that they have in the float model."),
-        Option(EXPERT, unset="as the pipeline has it", plan=False),
+        STAGE,
     ] = None
-    biases: Annotated[
-        Switch | None,
-        Field(description="Train the biases of all layers end to end."),
-        Option(EXPERT, unset="as the pipeline has it", plan=False),
-    ] = None
+    biases: Annotated[Switch | None, Field(description="Train the biases of all layers end to end."), STAGE] = None
     effort: Annotated[
         Literal["fast", "balanced", "best"],
         Field(description="Time spent on layers of less than 8 bits: width of the search, views, AdaQuant steps."),

@@ -9,7 +9,8 @@ Read the files in this order.
   layers of one weight, ``prior`` their optimum, and ``output_metric`` what errors do to the model's outputs;
   ``integer_search``, ``descent`` and ``solve`` find integers near the optimum, from the grids of ``row_grids`` on,
   ``solve_blocks`` those of blocks of inputs with scales and zero points of their own, which ``scale_blocks`` fits,
-  ``equalize`` evens channels that share a scale, and ``smooth`` those of activations.
+  ``equalize`` evens channels that share a scale, ``smooth`` those of activations, and ``rotation``
+  mixes these.
 - Learning: ``adaquant`` and ``distill`` in torch, with a ``learned_weight`` in blocks, by ``adam``; ``statistics`` and
   ``views`` beside them.
 - Measuring: ``metrics``, ``divergence``, ``intervals``, ``fill`` and ``diagnosis``; ``margins`` and ``unseen`` tell

@@ -47,10 +47,10 @@ from .padding_mask import PaddingMask
 from .placement import place_by_structure, place_by_values, place_spectra
 from .prepared import Prepared
 from .rewrite import Rewritten, rewrite
+from .rotation import mix_channels
 from .run import Run
 from .run_samples import open_of_settings
 from .shared_weights import identify_weights
-from .smoothing import smooth_inputs
 from .structure_rules import list_named
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
@@ -206,10 +206,8 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme
     given = {} if run.shared is None else run.shared.find_factors(prepared.sources)
-    smoothing = smooth_inputs(prepared, scheme, planned=planned, given=given)
-    smoothed = 0 if smoothing is None else len(smoothing.muls)
-    if smoothed:
-        scheme = prepared.make_widest_scheme()
+    rotation, smoothing, scheme = mix_channels(prepared, scheme, planned=planned, given=given)
+    rotated, smoothed = 0 if rotation is None else rotation.count, 0 if smoothing is None else len(smoothing.muls)
     # A Mul of its own grid in front of the layer would round the channels all the same.
     grouped = run.target.requirements.placing == "groups"
     done = set() if smoothing is None else {name for names in smoothing.layers.values() for name in names}
@@ -232,6 +230,7 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         "even_channels": len(unlike),
         "even_joins": len(joins),
         "even_layers": evened,
+        "rotate": rotated,
         "smooth": smoothed,
         "rescale_input": len(found.rescaled),
     }
@@ -241,11 +240,11 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         *joins.values(),
     ):
         run.observer.note(line)
-    fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids, smoothing=smoothing)
+    fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids, rotation=rotation)
     factors = {} if smoothing is None else smoothing.by_layer
     factors |= {name: each.factor for name, each in unlike.items()}
-    fitted = replace(fitted, tied=find_tied(model), factors=factors)
-    if unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
+    fitted = replace(fitted, tied=find_tied(model), factors=factors, smoothing=smoothing)
+    if rotated or unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted
 

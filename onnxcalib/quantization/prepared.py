@@ -33,6 +33,7 @@ from .masked_scores import MaskedScores, find_masked
 from .outline import Outline, take_own, with_bits
 from .padding_mask import PaddingMask
 from .placed_bodies import BITS_KEY
+from .rotation import Rotation
 from .run import Run
 from .shifts import hold_shifts, hold_weights
 from .smoothing import Smoothing
@@ -40,11 +41,13 @@ from .smoothing import Smoothing
 # The text of the settings is padded to a multiple of so many bytes, so that the file's size, which may be limited,
 # hardly depends on it.
 SETTINGS_BYTES = 256
-SMOOTHING_KEY = "onnxcalib.smoothing"  # in the metadata of a file: what was chosen
+# In the metadata of a file: what was chosen.
+SMOOTHING_KEY, ROTATION_KEY = "onnxcalib.smoothing", "onnxcalib.rotation"
 # Settings that are not written into the file: they name things of this machine, or entries of their own replace them.
 _NOT_WRITTEN: dict[str, bool | set[str]] = {
     **dict.fromkeys(
-        (*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device", "class_axis", "smoothing"), True
+        (*EXECUTION, *BUDGETS, "candidates", "latencies", "threads", "device", "class_axis", "smoothing", "rotation"),
+        True,
     ),
     "data": {"tokenizer"},
 }
@@ -57,9 +60,9 @@ class Prepared(Outline):
     config: the settings, with the bits of the plan if there is one. passes: graph pass -> its number of rewrites.
     samples: those that the result is made from. test: those on which it is measured, of which ``measured_on`` says
     where they are from. lossless: grids that hold the first layers' inputs without error, as found in some of the
-    samples. padding: the padding mask of ``model``. class_axes: see ``find_class_axes``. smoothing: what was chosen,
-    None where none was tried. sources: see ``identify_weights``, before channels have factors, in a model with bodies
-    and in bodies. factors: layer -> those (channels,) of what it reads.
+    samples. padding: the padding mask of ``model``. class_axes: see ``find_class_axes``. smoothing, rotation: what
+    was chosen, None where none was tried. sources: see ``identify_weights``, before channels have factors, in a model
+    with bodies and in bodies. factors: layer -> those (channels,) of what it reads.
     """
 
     run: Run
@@ -72,6 +75,7 @@ class Prepared(Outline):
     class_axes: Mapping[str, int] = field(default_factory=dict)
     whole: frozenset[str] = frozenset()
     smoothing: Smoothing | None = field(default=None, repr=False)
+    rotation: Rotation | None = field(default=None, repr=False)
     statistics: Statistics | None = field(default=None, repr=False)
     sources: Mapping[str, str] = field(default_factory=dict, repr=False)
     factors: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -186,6 +190,7 @@ class Prepared(Outline):
             VERSION_KEY: VERSION,
             "onnxcalib.settings": settings.ljust(-(-len(settings) // SETTINGS_BYTES) * SETTINGS_BYTES),
             **({} if self.smoothing is None or not self.smoothing.muls else {SMOOTHING_KEY: str(self.smoothing.name)}),
+            **({ROTATION_KEY: str(self.rotation.count)} if self.rotation is not None and self.rotation.count else {}),
             BITS_KEY: json.dumps({k.name: str(k.bits) for k in scheme.stored}),
         }
         kept = {entry.key: entry.value for entry in quantized.metadata_props}  # a float model may have some of ours

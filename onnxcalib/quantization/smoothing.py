@@ -134,14 +134,19 @@ class Smoothing:
 
 
 def smooth_inputs(
-    prepared: Prepared, scheme: QuantScheme, *, planned: bool = False, given: Factors | None = None
+    prepared: Prepared,
+    scheme: QuantScheme,
+    *,
+    planned: bool = False,
+    given: Factors | None = None,
+    known: Smoothing | None = None,
 ) -> Smoothing | None:
     """Smooth what layers read, where the outputs gain by it; changes the model, which then needs a new scheme.
 
     None where nothing was tried: without norms in front of layers, with activations of 16 bits, for a target whose
     device may round what a Mul gives, and where the settings say so. planned: bits are those of a plan, or are to be;
     nothing is tried then either. given: factors that layers have in another graph, with whose weights theirs are
-    stored; they have the same.
+    stored; they have the same. known: what was chosen already.
     """
     run, config = prepared.run, prepared.config
     if config.smoothing == "off" or not run.target.is_onnxruntime or config.wide:
@@ -150,9 +155,9 @@ def smooth_inputs(
     alone = all(layer.reads_float for layer in scheme.layers)
     found = find_smoothable(model, scheme, find_tied(model).values() if alone else (), config.encoding)
     layers = [layer for each in found for layer in each.layers]
+    if found and planned and found[0].block is not None:  # of float activations nobody expects it
+        return None
     if found and planned:
-        if found[0].block is not None:  # of float activations nobody expects it
-            return None
         run.leave_out(
             "smoothing", "bits are planned by what layers lose without it; give the bits, and none are planned"
         )
@@ -163,9 +168,7 @@ def smooth_inputs(
         run.leave_out("smoothing", f"the weights behind norms are {weights:,}, and {MOST_WEIGHTS:,} are tried at most")
     if not found or weights > MOST_WEIGHTS:
         return None
-    chosen = run.checkpoints.find(SMOOTHING, Smoothing)
-    if chosen is None:
-        chosen = _choose(prepared, scheme, found, given or {})
+    chosen = known or run.checkpoints.find(SMOOTHING, Smoothing) or _choose(prepared, scheme, found, given or {})
     if chosen.factors:
         several = WeightReaders.find(index, scheme, config.encoding)
         taken = [each for each in found if np.any(chosen.factors.get(each.tensor, np.ones(1)) != 1)]
@@ -182,7 +185,7 @@ def _choose(prepared: Prepared, scheme: QuantScheme, found: Sequence[Smoothable]
     fixed = fix_factors(Index(prepared.model.graph), {each.tensor: each.layers for each in found}, given)
     if len(fixed) == len(found):
         return Smoothing(None, fixed, {}, given=len(fixed))
-    chosen = _Trial(prepared, scheme, found, fixed).choose()
+    chosen = Trial(prepared, scheme, found, fixed).choose()
     return replace(chosen, factors={**chosen.factors, **fixed}, given=len(fixed))
 
 
@@ -191,7 +194,7 @@ class _Batch(NamedTuple):
     outputs: Mapping[str, Any]
 
 
-class _Trial:
+class Trial:
     """The float model's activations on some samples, its outputs on others, and a session that tries factors."""
 
     def __init__(
@@ -319,8 +322,7 @@ class _Trial:
                 factors[each.tensor] = even_factors(self.peaks[each.tensor]).astype(np.float32)
         return {**factors, **self.fixed}
 
-    def _read(self, layer: LayerScheme) -> np.ndarray:
-        """The weight of a layer, (inputs, outputs)."""
+    def _read(self, layer: LayerScheme) -> np.ndarray:  # (inputs, outputs)
         weight = known_constant(self.index, layer.weight)
         return weight if layer.axis == 1 else weight.T
 

@@ -37,6 +37,7 @@ from .ranges import Ranges, ends_of
 from .reader_moments import measure_readers
 from .reconstruct import reconstruct
 from .recurrent import solve_recurrent
+from .rotation import ROTATION, Rotation
 from .shares import TOO_LARGE, explain_one_process, share_samples
 from .smoothing import SMOOTHING, Smoothing
 from .solve import round_embeddings, round_layers
@@ -90,6 +91,8 @@ def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
     with run.stage("calibrate"):
         if prepared.smoothing is not None:  # not before: now the settings are known to fit the model
             run.checkpoints.keep((SMOOTHING, prepared.smoothing, Smoothing))
+        if prepared.rotation is not None:
+            run.checkpoints.keep((ROTATION, prepared.rotation, Rotation))
         found = run.checkpoints.recall(RANGES, find, Calibrated)
         run.float_outputs.take(found.outputs)
         return make_record(Ranges, json.loads(found.ranges), where="ranges", again="calibrate the model again")

@@ -245,6 +245,6 @@ def test_a_run_that_goes_on_takes_the_factors_that_it_had(transformer, tmp_path,
     whole = quantize(transformer, samples, AUTO, test=samples)
     with pytest.raises(KeyboardInterrupt):
         quantize(transformer, samples, AUTO, test=samples, output=output, observer=Stopped())
-    monkeypatch.setattr(smoothing, "_Trial", None)  # not tried again
+    monkeypatch.setattr(smoothing, "Trial", None)  # not tried again
     again = quantize(transformer, samples, AUTO.model_copy(update={"resume": True}), test=samples, output=output)
     assert again.model.SerializeToString() == whole.model.SerializeToString()

@@ -78,12 +78,21 @@ def find_smoothable(
     integers. Of layers of one weight all are found, or none, as factors of some would make several weights of it.
     """
     index = Index(model.graph)
+    found = find_products(model, scheme, tied)
+    normed = _find_normed(model, index) if found else frozenset()
+    several = WeightReaders.find(index, scheme, encoding)
+    made = {each.weights for each in found if each.tensor in normed or _is_inside(index, each.tensor, normed)}
+    return [each for each in found if each.weights in made and _takes_all(each, found, several)]
+
+
+def find_products(model: ModelProto, scheme: QuantScheme, tied: Collection[str] = ()) -> list[Smoothable]:
+    """The same, whatever the activations are: all that products with a matrix alone read so."""
+    index = Index(model.graph)
     readers: dict[str, list[LayerScheme]] = {}
     alone = all(layer.reads_float and layer.weight_spec.bits == ROOM for layer in scheme.layers)
     for layer in scheme.layers:
         if not layer.reads_float or (alone and layer.name not in tied and _fits_blocks(index, layer)):
             readers.setdefault(layer.input, []).append(layer)
-    normed = _find_normed(model, index) if readers else frozenset()
     found = []
     for tensor, layers in readers.items():
         taken = all(is_op(index.nodes[layer.name], "MatMul", "Gemm") and can_scale(index, layer) for layer in layers)
@@ -94,9 +103,7 @@ def find_smoothable(
         single = scheme.members_of(tensor) == (tensor,) and tensor not in scheme.requantized
         if taken and only and single and tensor in index.producer:
             found.append(Smoothable(tensor, tuple(layers)))
-    several = WeightReaders.find(index, scheme, encoding)
-    made = {each.weights for each in found if each.tensor in normed or _is_inside(index, each.tensor, normed)}
-    return [each for each in found if each.weights in made and _takes_all(each, found, several)]
+    return found
 
 
 def _takes_all(chosen: Smoothable, found: Sequence[Smoothable], several: WeightReaders) -> bool:
