@@ -10,7 +10,7 @@ import typer
 from onnxcalib.config import load_config
 
 from .exitstatus import report_faults
-from .files import check_folders, list_read, prepare_outputs
+from .files import STDOUT, check_folders, list_read, prepare_outputs, write_texts
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .ranges.json]"
@@ -43,8 +43,8 @@ def calibrate(
         target = output or model.parent / f"{model.stem}.ranges.json"
         read = [calib, config, plan, histograms, *list_read(settings)]
         outputs = {"--output": target, "--save-histograms": save_histograms}
-        prepare_outputs(outputs, read, models=[model], quiet=quiet)
-        check_folders(settings, [path for path in outputs.values() if path is not None], read)
+        prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--output"])
+        check_folders(settings, [path for path in outputs.values() if path is not None and path != STDOUT], read)
         from onnxcalib import pipeline
 
         from .progress import ProgressObserver
@@ -52,7 +52,10 @@ def calibrate(
         with ProgressObserver(quiet=quiet) as observer:
             prepared = pipeline.prepare(model, calib, settings, plan=plan, observer=observer)
             ranges = pipeline.calibrate(prepared, histograms=histograms, save_histograms=save_histograms)
-        ranges.save(target)
-        if not quiet:
+        if target == STDOUT:
+            write_texts({target: ranges.to_json() + "\n"})
+        else:
+            ranges.save(target)
+        if not quiet and target != STDOUT:
             count = len(ranges.activations) + len(ranges.requantized)
             print(f"{target}: the ranges of {count} activations; onnxcalib quantize --ranges {target} uses them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -9,7 +11,7 @@ from rich.text import Text
 
 from onnxcalib.errors import escape_controls
 
-PLAIN_WIDTH = 120  # columns where stdout is no terminal and has no width of its own
+WIDEST = 100  # columns of tables and sentences; longer lines are hard to read
 
 
 class PlainConsole(Console):
@@ -22,14 +24,27 @@ class PlainConsole(Console):
         return super().render_str("\n".join(map(escape_controls, text.split("\n"))), **options)
 
 
-def open_console() -> Console:
-    """Stdout."""
-    console = PlainConsole()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+def open_console(*, stderr: bool = False) -> Console:
+    """Where tables go: stdout, or stderr where stdout has a record for another program.
+
+    It is as wide as the terminal or COLUMNS says, up to WIDEST, which files and pipes have.
+    """
+    console = PlainConsole(stderr=stderr)
+    known = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+    console.width = min(console.width, WIDEST) if known else WIDEST
     return console
 
 
 def print_lines(console: Console, lines: list[str], style: str | None = None) -> None:
-    """Print without line breaks of rich's own, so that lines can be searched for and copied."""
+    """Print sentences: on a terminal broken at words, elsewhere each in one line, which can be searched for."""
+    if console.is_terminal:
+        lines = [part for line in lines for part in wrap(line, console.width)]
     console.print("\n".join(lines), style=style, soft_wrap=True)
+
+
+def wrap(line: str, width: int) -> list[str]:
+    """A sentence in lines of this width, each behind the first indented; words, such as paths, are never broken."""
+    margin = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(
+        line, width, subsequent_indent=f"{margin}  ", break_long_words=False, break_on_hyphens=False
+    ) or [""]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from onnxcalib.targets import LintRecord
 
-from .console import open_console, print_lines
+from .console import print_lines
 
 
-def print_lint(record: LintRecord) -> None:
+def print_lint(record: LintRecord, console: Console) -> None:
     """Print the violations of a target's rules, one a line, and last how many rules hold."""
-    console = open_console()
     if record.violations:
         print_lines(console, list_violations(record))
     outcome = "PASSED" if record.passed else "FAILED"

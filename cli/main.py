@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.flush()
     if out.fault is not None and not isinstance(out.fault, BrokenPipeError):
         print(f"error: standard output: cannot be written ({out.fault.strerror}); files are not concerned", file=err)
-        status = status if has_worked() else ExitStatus.ERROR
+        status = status if has_worked() and not out.owed else ExitStatus.ERROR
     err.flush()
     for stream in (out, err):
         stream.discard()
@@ -64,12 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class Stream:
     """A standard stream whose faults do not end a run: where nobody can read, the work and its exit status count.
 
-    fault: why text could not be written; None where all was. Characters that the stream's encoding lacks are escaped.
+    fault: why text could not be written; None where all was. owed: a record was, which is what the run is for.
+    Characters that the stream's encoding lacks are escaped.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.fault: OSError | None = None
+        self.owed = False
         stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
@@ -78,6 +80,12 @@ class Stream:
         except OSError as error:
             self.fault = self.fault or error
         return len(text)
+
+    def write_record(self, text: str) -> None:
+        """Write text for another program, in the encoding that files have."""
+        self.owed = True
+        self._stream.reconfigure(encoding="utf-8", errors="replace")
+        self.write(text)
 
     def flush(self) -> None:
         try:

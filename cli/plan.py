@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from onnxcalib.config import PLAN, QuantizeConfig, load_config
+from onnxcalib.errors import OutputError
 
 from .exitstatus import report_faults
-from .files import check_folders, list_read, prepare_outputs
+from .files import STDOUT, check_folders, list_read, open_screen, prepare_outputs, write_texts
 from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
@@ -57,14 +58,15 @@ def _run(
     curve, plot = (target.parent / f"{stem}.frontier.{suffix}" for suffix in ("json", "png"))
     drawn = {"--frontier": curve, "the plot of --frontier": plot} if frontier else {}
     read = [calib, config, *list_read(settings)]
-    prepare_outputs(
-        {"--output": target if planned or not target.name else None, **drawn}, read, models=[model], quiet=quiet
-    )
-    check_folders(settings, [target, *((curve, plot) if frontier else ())], read)
+    if frontier and target == STDOUT:
+        raise OutputError(f"--output: found {STDOUT} beside --frontier, which draws files beside it; name a file")
+    outputs = {"--output": target if planned or not target.name else None, **drawn}
+    prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--output"])
+    files = [*([] if target == STDOUT else [target]), *((curve, plot) if frontier else ())]
+    check_folders(settings, files, read)
     from onnxcalib import pipeline
-    from onnxcalib.files.writing import write_together
 
-    from . import summary
+    from . import planned as screens
     from .progress import ProgressObserver
 
     with ProgressObserver(quiet=quiet) as observer:
@@ -77,8 +79,9 @@ def _run(
         contents |= {curve: traced.to_json() + "\n", plot: draw_frontier(traced, model.name)}
     if found:
         contents[target] = found.to_json() + "\n"
-    write_together(contents)
+    write_texts(contents)
+    screen = open_screen(outputs.values())
     if found and not quiet:
-        summary.print_plan(found, target)
+        screens.print_plan(found, None if target == STDOUT else target, screen)
     if traced and not quiet:
-        summary.print_frontier(traced, curve, plot)
+        screens.print_frontier(traced, curve, plot, screen)

@@ -11,7 +11,7 @@ import typer
 from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
 
 from .exitstatus import ExitStatus, report_faults
-from .files import check_folders, list_read, prepare_outputs
+from .files import STDOUT, check_folders, list_read, open_screen, prepare_outputs, write_texts
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
@@ -31,7 +31,9 @@ def quantize(
     test: Annotated[Path | None, typer.Option(help=TEST_HELP, show_default=False)] = None,
     config: Config = None,
     allow_code: AllowCode = False,
-    report: Annotated[Path | None, typer.Option(help="Write all measurements to this JSON file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write all measurements to this JSON file; - is standard output.")
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,
@@ -44,7 +46,8 @@ def quantize(
         settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
         read = [calib, test, config, plan, ranges, *list_read(settings)]
-        prepare_outputs({"--output": target, "--report": report}, read, models=[model], quiet=quiet)
+        outputs = {"--output": target, "--report": report}
+        prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--report"])
         check_folders(settings, [target], read)
         kept = _run(model, calib, target, settings, test=test, plan=plan, ranges=ranges, report=report, quiet=quiet)
     raise typer.Exit(ExitStatus.OK if kept else ExitStatus.GATE)
@@ -70,16 +73,17 @@ def _run(
     with ProgressObserver(quiet=quiet) as observer:
         given = {"plan": plan, "ranges": ranges, "test": test}
         result = pipeline.quantize(model, calib, settings, **given, output=output, observer=observer)
-    result.save(output, report=report)
+    result.save(output, report=None if report == STDOUT else report)
+    if report == STDOUT:
+        write_texts({report: result.report.to_json() + "\n"})
+    screen = open_screen([report])
     if not quiet:
         from .summary import print_summary
 
-        print_summary(result.report, output)
+        print_summary(result.report, output, screen)
     lint = result.report.lint
-    if lint is None:
-        return True
-    if not quiet or not lint.passed:
+    if lint is not None and not (quiet and lint.passed):
         from .lint import print_lint
 
-        print_lint(replace(lint, model=str(output)))
-    return lint.passed
+        print_lint(replace(lint, model=str(output)), screen)
+    return lint is None or lint.passed

@@ -6,53 +6,56 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import Console
 
-from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
+from onnxcalib.bitplan import BitPlan
 from onnxcalib.config import HOLD_OUT_FROM
 from onnxcalib.layer_record import LayerRecord
 from onnxcalib.report import (
-    FloatRecord,
     MeasuredOn,
     MemoryRecord,
     OutputRecord,
     Report,
     SpeedRecord,
-    UnfusedRecord,
     list_expected,
     list_rows,
     name_some,
     spell_positions,
 )
+from onnxcalib.sentence import sum_up_report
 from onnxcalib.stepwise import describe_loop, list_growth
-from onnxcalib.validation.render import PLAIN, list_processors, spell_number, spell_saturation
+from onnxcalib.validation.render import PLAIN, Sheet, list_processors, spell_number, spell_saturation
 
-from .console import open_console
+from .console import print_lines
+from .planned import print_sets
+from .reasons import describe_in_float, describe_unfused
+from .table import print_table
 
-MOST_REASONS = 8  # of nodes that stay in float; some are of one node each
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 FLATTERED = "1 to 8 dB at 4 bits and up to 2 dB at 8"  # in docs/results.md
 EXPECTED = "expected"  # the row of estimates, which has nothing but SQNR and agreement
 WORST_LAYERS = 5  # as many as one reads
 
 
-def print_summary(report: Report, output: Path) -> None:
-    """Print on stdout what a run measured."""
-    console = open_console()
+def print_summary(report: Report, output: Path, console: Console) -> None:
+    """Print what a run measured: the tables, what became of the layers, what it cost, and last all of it in short."""
     if report.plan:
-        console.print(tabulate_sets(BitPlan.model_validate(report.plan)))
+        print_sets(console, BitPlan.model_validate(report.plan))
+        console.print()
     if report.steps:
-        console.print("stages, on the samples that they work with", _tabulate_stages(report), sep="\n")
+        print_lines(console, ["stages, on the samples that they work with"])
+        print_table(console, _spell_stages(report), after=True)
     if report.measured_on is not None:
         estimated = "; expected: estimates for others like them" if list_expected(report.outputs) else ""
         stepwise = report.closed_loop is not None
         line = describe_measured_on(report.measured_on, report.samples, stepwise=stepwise) + estimated
-        console.print(line, soft_wrap=True)
+        print_lines(console, [line])
     if report.closed_loop is not None:
-        console.print(f"{describe_loop(report.closed_loop)}; other sessions: single steps", soft_wrap=True)
-    for table in (_tabulate_outputs(report), _tabulate_growth(report), _tabulate_layers(report)):
-        if table.row_count:
-            console.print(table)
+        print_lines(console, [f"{describe_loop(report.closed_loop)}; other sessions: single steps"])
+    print_table(console, _spell_outputs(report), after=True)
+    if report.closed_loop is not None:
+        print_table(console, Sheet(*list_growth(report.closed_loop)), after=True)
+    print_table(console, _spell_layers(report), after=True)
     lines = [
         *_describe_rotation(report),
         *_describe_smoothing(report),
@@ -60,21 +63,15 @@ def print_summary(report: Report, output: Path) -> None:
         *describe_in_float(report.in_float),
     ]
     lines += [f"made for {report.target}: numbers are {PLAIN}"] if report.target else _describe_kernels(report)
-    lines += _describe_cost(report, output)
-    console.print("\n".join(lines), soft_wrap=True)
+    lines += _describe_cost(report)
+    short = sum_up_report(report)
+    lines += [f"in short: {short}"] if short else []
+    print_lines(console, [*lines, f"wrote {output}"])
 
 
 def _describe_kernels(report: Report) -> list[str]:
     """What onnxruntime's kernels make of the file."""
     return [*describe_unfused(report.unfused), spell_saturation(report.saturation)]
-
-
-def _open_table(*texts: str) -> Table:
-    """A table whose first columns hold these texts, such as names; long ones go on in the next line."""
-    table = Table(box=None, pad_edge=False)
-    for text in texts:
-        table.add_column(text, overflow="fold")
-    return table
 
 
 def describe_measured_on(found: MeasuredOn, samples: int, *, stepwise: bool = False) -> str:
@@ -93,72 +90,7 @@ def describe_measured_on(found: MeasuredOn, samples: int, *, stepwise: bool = Fa
     )
 
 
-def tabulate_sets(plan: BitPlan) -> Table:
-    """What each set of layers, or of tensors, loses at each of its candidates, and the bits that were chosen."""
-    names = list(dict.fromkeys(name for each in plan.sets for name in each.loss))
-    table = _open_table("layer", "bits")
-    for name in names:
-        table.add_column(f"loss {name}", justify="right")
-    for each in plan.sets:
-        losses = [spell_number(each.loss[name], ".2e") if name in each.loss else "" for name in names]
-        for layer in each.layers:
-            table.add_row(layer, plan.layers[layer], *losses)
-        if not each.layers:
-            table.add_row(each.tensors[0], f"A{plan.tensors[each.tensors[0]]}", *losses)
-    return table
-
-
-def print_plan(plan: BitPlan, output: Path) -> None:
-    """Print on stdout what each set loses at each of its candidates, the bits chosen, and the totals."""
-    console = open_console()
-    console.print(tabulate_sets(plan))
-    in_float = [FloatRecord(name, "", why) for name, why in plan.reasons().items()]
-    for line in describe_in_float(in_float, file="plan"):
-        console.print(line, soft_wrap=True)
-    console.print(f"all at 8 bits: {_spell_totals(plan.eight_bit)}")
-    console.print(f"this plan: {_spell_totals(plan.totals)}, after {plan.rounds} round{'s' * (plan.rounds > 1)}")
-    console.print(f"wrote {output}; onnxcalib quantize --plan {output} uses it", soft_wrap=True)
-
-
-def _spell_totals(totals: Totals) -> str:
-    measured, predicted = (
-        "infinite" if loss is None else f"{loss:.2e}" for loss in (totals.measured_loss, totals.predicted_loss)
-    )
-    parts = [f"loss {measured} (predicted {predicted})"]
-    if totals.agreement is not None:
-        parts.append(f"agreement {totals.agreement:.1f}%")
-    parts += [f"{totals.bytes:,} bytes", f"{totals.bops:.3g} bit operations"]
-    if totals.bits_per_weight is not None:
-        parts.append(f"{totals.bits_per_weight:.3f} bits a weight")
-    if totals.a16 is not None:
-        parts.append(f"{totals.a16:.1f}% of the elements of activations at 16 bits")
-    if totals.milliseconds is not None:
-        parts.append(f"{totals.milliseconds:.4g} ms")
-    return ", ".join(parts)
-
-
-def print_frontier(frontier: Frontier, output: Path, plot: Path) -> None:
-    """Print on stdout the least sum of losses for each size, and that of one candidate everywhere."""
-    console = open_console()
-    table = _open_table("choice")
-    for name in ("bytes", "of float", "bit operations", "predicted loss"):
-        table.add_column(name, justify="right")
-
-    def add(name: str, point: Point) -> None:
-        share = point.bytes / frontier.float_bytes
-        table.add_row(name, f"{point.bytes:,}", f"{share:.3f}", f"{point.bops:.3g}", spell_number(point.loss, ".2e"))
-
-    for point in frontier.points:
-        add("planned", point)
-    for name, point in frontier.uniform.items():
-        add(f"{name} everywhere", point)
-    console.print(table)
-    use = "onnxcalib plan --max-size BYTES makes the plan of one size"
-    console.print(f"wrote {output} and {plot}; {use}", soft_wrap=True)
-
-
-def _tabulate_outputs(report: Report) -> Table:
-    table = _open_table("output", "session")
+def _spell_outputs(report: Report) -> Sheet:
     sessions = {
         EXPECTED: list_expected(report.outputs),
         "unoptimized" if report.target else "optimized": report.outputs,
@@ -166,41 +98,29 @@ def _tabulate_outputs(report: Report) -> Table:
         **list_processors(report.saturation),
     }
     unlike = any(map(_differs, list_rows([record for records in sessions.values() for record in records])))
-    medians = ["median dB"] if unlike else []
-    for name in ("SQNR dB", "95%", *medians, "cosine", "max error", "agreement %", "95%"):
-        table.add_column(name, justify="right")
+    medians = ("median dB",) if unlike else ()
+    rows = []
     for session, records in sessions.items():
         for record in list_rows(records):
             decibels, *errors, agreement = _spell_output(record)
-            ranges = _spell_range(record.sqnr_interval, ".1f"), _spell_range(record.agreement_interval, ".1f", 100)
+            decibels += _spell_range(record.sqnr_interval)
+            agreement += _spell_range(record.agreement_interval, 100)
             median = [spell_number(record.median_db)] if unlike else []
             if session == EXPECTED:
                 median, errors = [""] * len(median), [""] * len(errors)
-            table.add_row(record.name, session, decibels, ranges[0], *median, *errors, agreement, ranges[1])
-    return table
+            rows.append((record.name, session, agreement, decibels, *median, *errors))
+    headers = ("output", "session", "agreement % (95%)", "SQNR dB (95%)", *medians, "cosine", "max error")
+    return Sheet(headers, (*rows,), keys=2)
 
 
-def _tabulate_growth(report: Report) -> Table:
-    """How far the models grow apart over the steps of sequences; no rows for models without states."""
-    headers, rows = (("",), ()) if report.closed_loop is None else list_growth(report.closed_loop)
-    table = _open_table(headers[0])
-    for name in headers[1:]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _tabulate_stages(report: Report) -> Table:
+def _spell_stages(report: Report) -> Sheet:
     """What each stage did to the outputs, in order."""
-    table = _open_table("stage", "outcome", "output")
-    for name in ("SQNR dB", "agreement %"):
-        table.add_column(name, justify="right")
+    rows = []
     for stage in report.steps:
         for record in list_rows(stage.outputs):
             numbers = _spell_output(record)
-            table.add_row(stage.name, stage.outcome, record.name, numbers[0], numbers[-1])
-    return table
+            rows.append((record.name, stage.name, stage.outcome, numbers[-1], numbers[0]))
+    return Sheet(("output", "stage", "outcome", "agreement %", "SQNR dB"), (*rows,), keys=3)
 
 
 def _spell_output(record: OutputRecord) -> Sequence[str]:
@@ -215,17 +135,15 @@ def _differs(record: OutputRecord) -> bool:
     return None not in found and abs((found[0] or 0) - (found[1] or 0)) > FAR
 
 
-def _spell_range(ends: tuple[float, float] | None, form: str, scale: float = 1) -> str:
-    return "" if ends is None else " to ".join(spell_number(scale * end, form) for end in ends)
+def _spell_range(ends: tuple[float, float] | None, scale: float = 1) -> str:
+    return "" if ends is None else f" ({' to '.join(f'{scale * end:.1f}' for end in ends)})"
 
 
-def _tabulate_layers(report: Report) -> Table:
-    table = _open_table("worst layers", "op", "bits")
-    table.add_column("SQNR dB", justify="right")
+def _spell_layers(report: Report) -> Sheet:
     measured = [(layer.sqnr_db, layer) for layer in report.layers if layer.sqnr_db is not None]
-    for sqnr, layer in sorted(measured, key=lambda each: each[0])[:WORST_LAYERS]:
-        table.add_row(layer.name, layer.op, _spell_bits(layer), f"{sqnr:.2f}")
-    return table
+    worst = sorted(measured, key=lambda each: each[0])[:WORST_LAYERS]
+    rows = ((layer.name, layer.op, _spell_bits(layer), f"{sqnr:.2f}") for sqnr, layer in worst)
+    return Sheet(("worst layers", "op", "bits", "SQNR dB"), (*rows,), keys=3)
 
 
 def _spell_bits(layer: LayerRecord) -> str:
@@ -273,37 +191,6 @@ def _describe_smoothing(report: Report) -> list[str]:
     ]
 
 
-def describe_in_float(in_float: Sequence[FloatRecord], *, file: str = "report") -> list[str]:
-    """The number of nodes that stay in float, and their names by reason; nothing where there is none.
-
-    file: which has all of them.
-    """
-    reasons: dict[str, list[FloatRecord]] = defaultdict(list)
-    for record in in_float:
-        reasons[f"{record.op}: {record.reason}" if record.bytes else record.reason].append(record)
-    lines = [f"left in float: {len(in_float)}{_spell_bytes(in_float)}"] if in_float else []
-    lines += [
-        f"  {reason}: {name_some([record.name for record in records])}{_spell_bytes(records)}"
-        for reason, records in list(reasons.items())[:MOST_REASONS]
-    ]
-    more = len(reasons) - MOST_REASONS
-    return [*lines, f"  and {more} other reasons, in the {file} under in_float"] if more > 0 else lines
-
-
-def _spell_bytes(records: Sequence[FloatRecord]) -> str:
-    total = sum(record.bytes for record in records)
-    return f" ({total:,} bytes of weights)" if total else ""
-
-
-def describe_unfused(unfused: Sequence[UnfusedRecord]) -> list[str]:
-    """The number of Q/DQ that onnxruntime did not fuse, and their tensors by reason."""
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for record in unfused:
-        reasons[f"{record.op}: {record.reason}"].append(record.tensor)
-    lines = [f"unfused Q/DQ: {len(unfused)}"]
-    return lines + [f"  {reason}: {name_some(tensors)}" for reason, tensors in reasons.items()]
-
-
 def _describe_speed(record: SpeedRecord | None) -> list[str]:
     if record is None:
         return []
@@ -320,7 +207,7 @@ def _describe_memory(record: MemoryRecord | None) -> list[str]:
     return [f"memory: {peak} taken; {floor} are needed at least, with {largest} in the largest segment"]
 
 
-def _describe_cost(report: Report, output: Path) -> list[str]:
+def _describe_cost(report: Report) -> list[str]:
     ratio = f", {report.quantized_bytes / report.float_bytes:.3f} of float" if report.float_bytes else ""
     bits = "" if report.bits_per_weight is None else f", {report.bits_per_weight:.3f} bits a weight"
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
@@ -331,5 +218,4 @@ def _describe_cost(report: Report, output: Path) -> list[str]:
         *_describe_speed(report.speed),
         f"time: {total:.1f} s ({stages}){passes}, {report.samples} samples",
         *_describe_memory(report.memory),
-        f"wrote {output}",
     ]

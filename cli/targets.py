@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from .console import open_console
+from .console import open_console, print_lines
 from .exitstatus import report_faults
 from .options import Verbose
 
@@ -16,16 +14,16 @@ def targets(*, verbose: Verbose = False) -> None:
     """
     with report_faults(verbose=verbose):
         from onnxcalib.targets import list_targets
+        from onnxcalib.validation.render import Sheet
 
-        table = Table(box=None, pad_edge=False)
-        for name in ("target", "for", "activations", "weights", "rules", "on this machine"):
-            table.add_column(name, overflow="fold")
-        for each in list_targets():
-            facts = each.activations, each.weights, str(len(each.list_rules())), each.proof
-            table.add_row(each.name, each.description, *facts)
-        console = open_console()
-        console.print(table)
-        console.print(
-            "validate --target reads rules off a file, and with --data runs it in openvino and onnxruntime_qnn",
-            soft_wrap=True,
+        from .table import print_table
+
+        rows = tuple(
+            (each.name, each.description, each.activations, each.weights, str(len(each.list_rules())), each.proof)
+            for each in list_targets()
         )
+        console = open_console()
+        headers = ("target", "for", "activations", "weights", "rules", "on this machine")
+        print_table(console, Sheet(headers, rows, prose=(1, 2, 3, 5)))
+        text = "validate --target reads rules off a file, and with --data runs it in openvino and onnxruntime_qnn"
+        print_lines(console, [text])

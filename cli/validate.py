@@ -13,7 +13,7 @@ from onnxcalib.errors import ConfigError
 from onnxcalib.pages.script import check_installed
 
 from .exitstatus import ExitStatus, report_faults
-from .files import list_read, prepare_outputs
+from .files import list_read, open_screen, prepare_outputs, write_texts
 from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
 
 FloatModel = Annotated[
@@ -92,7 +92,7 @@ def validate(
         elif quantized_model is None or data is None:
             missing = "--data" if quantized_model else "QUANTIZED"
             raise ConfigError(f"{missing}: missing; FLOAT, QUANTIZED and --data are needed, or one file and --target")
-        prepare_outputs(reports, read, models=models, quiet=quiet)
+        prepare_outputs(reports, read, models=models, quiet=quiet, texts=[*reports])
         if html is not None:
             check_installed()
         if quantized_model is None or data is None:
@@ -134,7 +134,7 @@ def _lint(model: Path, target: str, *, quiet: bool, reports: dict[str, Path | No
     }
     _write(reports, writers)
     if not quiet or not record.passed:
-        print_lint(record)
+        print_lint(record, open_screen(reports.values()))
     return record.passed
 
 
@@ -152,7 +152,7 @@ def _run(
     from onnxcalib.validation.run import validate as run_validation
 
     from .progress import ProgressObserver
-    from .verdict import print_verdict
+    from .verdict import print_gates, print_verdict
 
     with ProgressObserver(quiet=quiet) as observer:
         verdict = run_validation(*models, data, settings, labels=labels, explain=explain, observer=observer)
@@ -163,8 +163,11 @@ def _run(
         "--html": lambda: _draw(verdict.to_json()),
     }
     _write(reports, writers)
-    if not quiet or not verdict.passed:
-        print_verdict(verdict)
+    screen = open_screen(reports.values())
+    if not quiet:
+        print_verdict(verdict, screen)
+    elif not verdict.passed:
+        print_gates(screen, verdict, failed=True)
     return verdict.passed
 
 
@@ -176,6 +179,4 @@ def _draw(text: str) -> str:
 
 def _write(reports: Mapping[str, Path | None], writers: Mapping[str, Callable[[], str]]) -> None:
     """Write the reports that were asked for, all or none: option -> its file, and what makes its text."""
-    from onnxcalib.files.writing import write_together
-
-    write_together({path: writers[option]() for option, path in reports.items() if path is not None})
+    write_texts({path: writers[option]() for option, path in reports.items() if path is not None})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.table import Table
 
 from onnxcalib.report import name_some
+from onnxcalib.sentence import sum_up_verdict
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     PLAIN,
@@ -23,37 +23,25 @@ from onnxcalib.validation.render import (
 )
 from onnxcalib.verdict import ContractRecord, Explanation, Verdict
 
-from .console import open_console, print_lines
+from .console import print_lines
 from .lint import list_violations
-from .summary import describe_unfused
+from .reasons import describe_unfused
+from .table import print_table
 
 WORST_TENSORS = 5  # as many as one reads
 
 
-def print_verdict(verdict: Verdict) -> None:
+def print_verdict(verdict: Verdict, console: Console) -> None:
     """Print what was compared and measured, where the loss comes from, and last each gate and the outcome."""
-    console = open_console()
     print_lines(console, [f"{verdict.quantized_model} against {verdict.float_model} on {verdict.samples} samples"])
     for sheet in list_sheets(verdict):
-        _print_sheet(console, sheet)
+        print_table(console, sheet, before=True)
     if lines := _describe_facts(verdict):
         print_lines(console, ["", *lines])
-    _print_sheet(console, _spell_steps(verdict.contract))
+    print_table(console, _spell_steps(verdict.contract), before=True)
     if verdict.explanation:
         _print_explanation(console, verdict, verdict.explanation)
-    _print_gates(console, verdict)
-
-
-def _print_sheet(console: Console, sheet: Sheet) -> None:
-    if not sheet.rows:
-        return
-    table = Table(box=None, pad_edge=False)
-    for i, header in enumerate(sheet.headers):
-        table.add_column(header, justify="right" if i and sheet.named else "left", overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*row)
-    console.print()
-    console.print(table)
+    _print_end(console, verdict)
 
 
 def _describe_facts(verdict: Verdict) -> list[str]:
@@ -88,11 +76,11 @@ def _spell_steps(contract: ContractRecord) -> Sheet:
     """The tensors that differ most; no rows where none does."""
     worst = [record for record in contract.tensors if record.share > 0][:WORST_TENSORS]
     rows = tuple((record.tensor, record.op, str(record.steps), f"{100 * record.share:.3g}") for record in worst)
-    return Sheet(("tensors that differ most", "op", "steps", "% of values"), rows)
+    return Sheet(("tensors that differ most", "op", "steps", "% of values"), rows, keys=2)
 
 
 def _print_explanation(console: Console, verdict: Verdict, explanation: Explanation) -> None:
-    _print_sheet(console, spell_layers(verdict))
+    print_table(console, spell_layers(verdict), before=True)
     lines = [f"  {note}" for note in explanation.notes]
     lines += [f"  {name}: {text}" for name, text in spell_advice(verdict)]
     lines += [f"not judged: {len(explanation.unmatched)}"] if explanation.unmatched else []
@@ -100,12 +88,23 @@ def _print_explanation(console: Console, verdict: Verdict, explanation: Explanat
     if lines:
         print_lines(console, lines)
     if toml := gather_toml(verdict):
-        print("\nlines for onnxcalib.toml:", toml, sep="\n\n")  # not by rich, which may change text
+        text = f"\nlines for onnxcalib.toml:\n\n{toml}\n"
+        console.file.write(text)  # not by rich, which may change text
 
 
-def _print_gates(console: Console, verdict: Verdict) -> None:
-    print_lines(console, ["", NO_ACCURACY_GATE] if lacks_accuracy_gate(verdict) else [""])
+def _print_end(console: Console, verdict: Verdict) -> None:
+    short = sum_up_verdict(verdict)
+    print_lines(console, ["", f"in short: {short}"] if short else [""])
+    if lacks_accuracy_gate(verdict):
+        print_lines(console, [NO_ACCURACY_GATE])
+    print_gates(console, verdict)
+
+
+def print_gates(console: Console, verdict: Verdict, *, failed: bool = False) -> None:
+    """Print each gate, or only those that do not hold, and last the outcome."""
     for gate in verdict.gates:
+        if failed and gate.passed:
+            continue
         line = " ".join(f"{gate.name}: {gate.text}".split())  # names in it may have line breaks
         print_lines(console, [f"{'pass' if gate.passed else 'FAIL'}  {line}"], style=None if gate.passed else "red")
         if gate.name == "target" and verdict.lint is not None:

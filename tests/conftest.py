@@ -6,6 +6,7 @@ import os
 
 # Before anything reads it. Several processes run tests, one a core: threads of one would only wait for the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets for its processes
 
 import numpy as np
 import pytest

@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     # A report holds what a file was told of its target's rules.
     "report": ({"errors", "stepwise", "layer_record", "targets"}, set()),
     "verdict": ({"report", "stepwise", "layer_record", "targets"}, set()),
+    # What people read first is the same on a screen and in a page.
+    "sentence": ({"bitplan", "report", "verdict"}, set()),
     "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers", "scipy"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
@@ -93,6 +95,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
                 "layer_record",
                 "report",
                 "verdict",
+                "sentence",
                 "lint",
             ),
             *("outputs", "pipeline", "validation", "pages", "onnxcalib"),

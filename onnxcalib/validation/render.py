@@ -35,11 +35,17 @@ MEASURE_HEADERS = ("measure", "float", "quantized", "")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of text. named: the first column holds names from a model, which may be any text."""
+    """A table of text.
+
+    named: the first column holds names from a model, which may be any text. keys: so many of the first columns say what
+    a row is of. prose: the columns of sentences.
+    """
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     named: bool = True
+    keys: int = 1
+    prose: tuple[int, ...] = ()
 
 
 def conclude(verdict: Verdict) -> str:
@@ -64,14 +70,14 @@ def spell_measures(verdict: Verdict) -> Sheet:
     rows = (
         *(_spell_score(score) for score in verdict.scores),
         (
-            "file, bytes",
+            "file bytes",
             f"{verdict.float_bytes:,}",
             f"{verdict.quantized_bytes:,}",
             f"{verdict.size_ratio:.3f} of float",
         ),
         _spell_latency(verdict.latency),
     )
-    return Sheet(MEASURE_HEADERS, rows, named=False)
+    return Sheet(MEASURE_HEADERS, rows, named=False, prose=(3,))
 
 
 def spell_facts(verdict: Verdict) -> Sheet:
@@ -132,7 +138,7 @@ def spell_saturated(verdict: Verdict) -> Sheet:
         for session, records in list_processors(verdict.saturation).items()
         for name, *cells in map(_spell_output, list_rows(records))
     )
-    return Sheet(headers, tuple(rows))
+    return Sheet(headers, tuple(rows), keys=2)
 
 
 def spell_reference(verdict: Verdict) -> Sheet:
@@ -146,7 +152,7 @@ def spell_reference(verdict: Verdict) -> Sheet:
         for session, records in sessions.items()
         for name, *cells in map(_spell_output, list_rows(records))
     )
-    return Sheet(headers, tuple(rows))
+    return Sheet(headers, tuple(rows), keys=2)
 
 
 def spell_judged(verdict: Verdict) -> str:
@@ -180,7 +186,8 @@ def spell_device(device: DeviceRecord | None) -> tuple[Sheet, ...]:
     left = len(device.off) - MOST_OFF
     off = [(each.node, each.op, each.reason) for each in device.off[:MOST_OFF]]
     off += [(f"and {left} more", "", "all are in the JSON report")] if left > 0 else []
-    return Sheet(headers, tuple(rows)), Sheet(("off the device", "op", "reason"), tuple(off))
+    nodes = Sheet(("off the device", "op", "reason"), tuple(off), keys=2, prose=(2,))
+    return Sheet(headers, tuple(rows), keys=2), nodes
 
 
 def list_processors(found: SaturationRecord) -> dict[str, tuple[OutputRecord, ...]]:
@@ -216,7 +223,7 @@ def _spell_bounds(found: SaturationRecord) -> str:
 def spell_layers(verdict: Verdict) -> Sheet:
     """The worst layers of the explanation; no rows where there is none."""
     headers = ("worst layers", "op", "bits", "alone dB", "with all before dB", "at output dB")
-    return Sheet(headers, tuple(_spell_layer(layer) for layer in worst_layers(verdict)))
+    return Sheet(headers, tuple(_spell_layer(layer) for layer in worst_layers(verdict)), keys=3)
 
 
 def worst_layers(verdict: Verdict) -> tuple[LayerLoss, ...]:
@@ -313,13 +320,13 @@ def _spell_score(score: ScoreRecord) -> tuple[str, ...]:
 
 def _spell_latency(latency: LatencyRecord) -> tuple[str, ...]:
     def spell(milliseconds: float, spread: float) -> str:
-        return f"{milliseconds:.4g} (spread {100 * spread:.0f}%)"
+        return f"{milliseconds:.3g} (spread {100 * spread:.0f}%)"
 
     return (
-        f"latency, ms, batch {latency.batch}",
+        f"latency ms, batch {latency.batch}",
         spell(latency.float_ms, latency.float_spread),
         spell(latency.quantized_ms, latency.quantized_spread),
-        f"{latency.speedup:.2f} times as fast{spell_interval(latency.speedup_interval)}",
+        f"speedup {latency.speedup:.2f}{spell_interval(latency.speedup_interval)}",
     )
 
 

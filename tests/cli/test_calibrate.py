@@ -24,6 +24,8 @@ def test_ranges_are_written_beside_the_model_and_give_the_same_file(run, tmp_pat
     result = run("calibrate", "net.onnx", "--calib", "x.npy")
     assert result.exit_code == 0, result.output
     assert "net.ranges.json: the ranges of 3 activations" in result.stdout
+    streamed = run("calibrate", "net.onnx", "--calib", "x.npy", "-o", "-")
+    assert streamed.stdout == (tmp_path / "net.ranges.json").read_text() + "\n"
     data = json.loads((tmp_path / "net.ranges.json").read_text())
     low, high = data["activations"]["x"]
     assert low < 0 < high and set(data) == {"schema", "model", "batch", "activations", "requantized"}

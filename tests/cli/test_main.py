@@ -41,7 +41,7 @@ open_closed_streams()  # as the command does it, before anything opens files
 from onnxcalib.cli.main import main
 
 class Result:
-    report = types.SimpleNamespace(lint=None)
+    report = types.SimpleNamespace(lint=None, to_json=str)
     def save(self, path, report):
         path.write_text("model")
 
@@ -156,6 +156,16 @@ def test_a_stream_that_takes_no_text_changes_neither_the_files_nor_the_exit_stat
     process = start(f"import os, sys\n{before}\nos.execv(sys.executable, [sys.executable, 'work.py'])")
     assert process.communicate(timeout=60)[1] == complaint
     assert process.returncode == 0 and (tmp_path / "net.quantized.onnx").read_text() == "model"
+
+
+def test_a_record_that_standard_output_does_not_take_is_an_error(start, tmp_path):
+    as_process = AS_PROCESS.replace("'data'", "'data', '--report', '-'")
+    assert as_process != AS_PROCESS
+    (tmp_path / "work.py").write_text(WORKING + as_process)
+    before = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+    process = start(f"import os, sys\n{before}\nos.execv(sys.executable, [sys.executable, 'work.py'])")
+    assert process.communicate(timeout=60)[1].splitlines()[-1] + "\n" == FULL
+    assert process.returncode == 1 and (tmp_path / "net.quantized.onnx").read_text() == "model"
 
 
 def test_help_that_cannot_be_written_is_an_error(start):

@@ -52,6 +52,15 @@ def test_the_plan_is_written_beside_the_model_and_printed(run, tmp_path):
     assert "onnxcalib quantize --plan net.plan.json uses it" in result.stdout
 
 
+def test_a_plan_goes_to_standard_output_alone_but_not_beside_a_frontier(run, tmp_path):
+    result = run("net.onnx", "--calib", "data", "--max-size", "0.2", "-o", "-")
+    assert (result.exit_code, result.stdout) == (0, PLAN.to_json() + "\n")
+    assert result.stderr.splitlines()[-1].startswith("in short: ")
+    result = run("net.onnx", "--calib", "data", "--frontier", "-o", "-")
+    assert result.exit_code == 1 and result.stderr.startswith("error: --output: found - beside --frontier")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+
+
 def test_every_option_reaches_its_setting(run):
     text = (
         "--candidates w8a8,W4A4 --max-size 300KB --max-bops 0.5@8-bit --max-latency 5ms --max-loss 0.1 "

@@ -162,6 +162,12 @@ def test_all_reports_are_written_whatever_the_verdict(run, tmp_path, gates, stat
 def test_a_report_is_written_alone(run, tmp_path, option):
     assert run(*BASE, *REPORTS[option : option + 2]).exit_code == 0
     assert files(tmp_path) == {REPORTS[option + 1]}
+    result = run(*BASE, REPORTS[option], "-", gates=(PASS, FAIL))
+    assert (result.exit_code, files(tmp_path)) == (3, {REPORTS[option + 1]})
+    verdict = replace(VERDICT, gates=(PASS, FAIL))
+    texts = [verdict.to_json() + "\n", formats.to_junit(verdict), formats.to_markdown(verdict)]
+    assert result.stdout == texts[option // 2]
+    assert result.stderr.splitlines()[-1].startswith("FAILED: ")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +256,8 @@ def test_what_is_read_is_never_overwritten(run, tmp_path, option, source):
 def test_two_reports_in_one_place_and_missing_folders_are_refused(run, tmp_path):
     result = run(*BASE, "--json", "a", "--markdown", "a")
     assert result.stderr.startswith("error: a: is the file of both --json and --markdown")
+    result = run(*BASE, "--json", "-", "--junit", "-")
+    assert result.stderr.startswith("error: -: is standard output for both --json and --junit, which takes one of them")
     result = run(*BASE, "--json", "absent/a")
     assert "the folder absent does not exist" in result.stderr
     assert run.calls == [] and files(tmp_path) == set()
@@ -281,9 +289,11 @@ def test_quiet_prints_nothing_but_warnings_where_all_gates_hold(run):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "warning: odd values\n")
 
 
-def test_quiet_prints_the_verdict_where_a_gate_does_not_hold(run):
-    result = run(*BASE, "--quiet", gates=(FAIL,))
-    assert result.exit_code == 3 and result.stdout.splitlines()[-1].startswith("FAILED: ")
+def test_quiet_prints_the_gates_that_do_not_hold_and_the_outcome_alone(run):
+    result = run(*BASE, "--quiet", gates=(PASS, FAIL))
+    line = "FAIL  min_agreement: 80.00% on y, at least 90%"
+    assert result.exit_code == 3
+    assert result.stdout.splitlines() == [line, "FAILED: 1 of 2 gates does not hold: min_agreement"]
     assert result.stderr == "warning: odd values\n"
 
 

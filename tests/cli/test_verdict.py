@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from onnxcalib.cli.console import PLAIN_WIDTH
+from onnxcalib.cli.console import WIDEST, open_console
 from onnxcalib.cli.verdict import WORST_TENSORS, print_verdict
 from onnxcalib.report import BoundRecord, OutputRecord, SaturationRecord, UnfusedRecord
 from onnxcalib.validation.render import WORST_LAYERS
@@ -52,7 +52,7 @@ def printed(capsys):
     """The lines of a verdict, without rich's trailing blanks."""
 
     def show(verdict: Verdict) -> list[str]:
-        print_verdict(verdict)
+        print_verdict(verdict, open_console())
         return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
     return show
@@ -91,8 +91,8 @@ def test_scores_size_and_latency_are_shown_for_both_models(printed):
     for row in (
         "top-1 % 71.25 70.85 drop 0.40 (95%: -0.20 to 1.00)",
         "mine:f1 0.8125 0.75 drop 0.0625",
-        "file, bytes 4,000 1,000 0.250 of float",
-        "latency, ms, batch 1 12.5 (spread 3%) 5 (spread nan%) 2.50 times as fast (95%: 2.25 to 2.75)",
+        "file bytes 4,000 1,000 0.250 of float",
+        "latency ms, batch 1 12.5 (spread 3%) 5 (spread nan%) speedup 2.50 (95%: 2.25 to 2.75)",
     ):
         assert row.split() in rows
 
@@ -185,13 +185,14 @@ def test_an_explanation_ends_in_toml_that_can_be_copied(printed):
     assert not any("toml" in line for line in printed(VERDICT))
 
 
-def test_names_are_neither_markup_nor_emoji_and_never_cut(printed):
+def test_names_are_neither_markup_nor_emoji_and_are_cut_with_a_mark_alone(printed):
     name = "[red]:cat:" + 150 * "n"
     lines = printed(replace(VERDICT, outputs=(OutputRecord(name, 30.0, 1.0, 0.5),), float_model=name))
     assert lines[0] == f"quantized.onnx against {name} on 200 samples"
-    start = next(i for i, line in enumerate(lines) if line.startswith("[red]"))
-    assert "".join(line.split()[0] for line in lines[start : lines.index("", start)]) == name
-    assert max(map(len, lines[1:-4])) <= PLAIN_WIDTH
+    (shown,) = (line.split()[0] for line in lines if line.startswith("[red]"))
+    front, back = shown.split("…")
+    assert name.startswith(front) and name.endswith(back)
+    assert max(map(len, lines[1:-5])) <= WIDEST
 
 
 def test_the_reference_has_its_rows_and_a_line_of_steps(printed):

@@ -10,6 +10,7 @@ import pytest
 
 from onnxcalib import ConfigError, Observer, QuantizeConfig, calibrate, prepare, quantize, reconstruct
 from onnxcalib.bitplan import BitPlan, Totals
+from onnxcalib.cli.console import open_console
 from onnxcalib.cli.summary import print_summary
 from onnxcalib.graph.save import fingerprint
 from onnxcalib.numeric.smooth import climb
@@ -52,7 +53,7 @@ def test_the_outputs_gain_and_the_report_says_by_what(transformer, tmp_path, cap
     assert set(tried).issuperset(names[max(names.index(best) - 1, 0) : names.index(best) + 2])  # on both sides
     assert best == f"{found['exponent']:g}" and smoothed.report.passes["smooth"] == len(found["smoothed"])
     assert {e.key: e.value for e in smoothed.model.metadata_props}["onnxcalib.smoothing"] == best
-    print_summary(smoothed.report, tmp_path / "model.onnx")
+    print_summary(smoothed.report, tmp_path / "model.onnx", open_console())
     assert f"smoothing: exponent {best} for" in capsys.readouterr().out
     assert plain.report.smoothing is None and json.loads(smoothed.report.to_json())["smoothing"]["exponent"]
 
@@ -84,7 +85,7 @@ def test_fitted_factors_are_kept_where_the_outputs_gain(transformer, monkeypatch
     (fitted,) = (name for name in found["tried_db"] if name.endswith("fitted"))
     assert found["fitted"] is gains and (found["tried_db"][fitted] == max(found["tried_db"].values())) is gains
     assert {e.key: e.value for e in result.model.metadata_props}["onnxcalib.smoothing"] == name
-    print_summary(result.report, tmp_path / "model.onnx")
+    print_summary(result.report, tmp_path / "model.onnx", open_console())
     assert f"smoothing: exponent {name} for" in capsys.readouterr().out
 
 
@@ -210,7 +211,7 @@ def test_of_channels_that_four_bit_weights_read_those_are_cut_that_stick_out(tra
     name = f"reach {found['reach']:g}"
     assert found["exponent"] is None and name in found["tried_db"]
     assert {e.key: e.value for e in smoothed.model.metadata_props}["onnxcalib.smoothing"] == name
-    print_summary(smoothed.report, tmp_path / "model.onnx")
+    print_summary(smoothed.report, tmp_path / "model.onnx", open_console())
     assert f"smoothing: {name} for" in capsys.readouterr().out
     factor = next(onnx.numpy_helper.to_array(i) for i in smoothed.model.graph.initializer if i.name.endswith("_factor"))
     assert (factor < 0.5).sum() == 2 and (factor == 1).sum() > 8
