@@ -186,8 +186,9 @@ def test_the_readme_shows_what_the_commands_print(folder, capsys):
 
 
 def list_labels(table: str) -> list[str]:
-    """Lines without numbers and names, which are those of another model."""
-    plain = (re.sub(r"\S*[\d/][\S]*|\(.*\)", "", line).split() for line in table.splitlines())
+    """Lines, and parts of sentences, without numbers and names, which are those of another model."""
+    lines = table.replace("; ", "\n").splitlines()
+    plain = (re.sub(r"\S*[\d/][\S]*|\(.*\)", "", line).split() for line in lines)
     return list(dict.fromkeys(" ".join(words) for words in plain if words))
 
 
