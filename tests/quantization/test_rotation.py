@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxcalib import Observer, QuantizeConfig, prepare, quantize
+from onnxcalib.cli.console import open_console
 from onnxcalib.cli.summary import print_summary
 from onnxcalib.quantization import rotation
 from tests.small_prenorm import PRENORM, build_prenorm
@@ -40,7 +41,7 @@ def test_the_outputs_gain_and_the_report_says_by_what(build, tmp_path, capsys, m
     assert found["tried_db"]["on"] > found["tried_db"]["off"] + rotation.LEAST_GAIN_DB
     assert {e.key: e.value for e in rotated.model.metadata_props}["onnxcalib.rotation"] == "3"
     assert rotated.report.passes["rotate"] == 3 and json.loads(rotated.report.to_json())["rotation"]["chosen"]
-    print_summary(rotated.report, tmp_path / "model.onnx")
+    print_summary(rotated.report, tmp_path / "model.onnx", open_console())
     assert "rotation: 1 residual stream and the values of 2 attentions; " in capsys.readouterr().out
     assert plain.report.rotation is None
 
