@@ -13,6 +13,7 @@ from onnxcalib import __version__
 
 from .calibrate import calibrate
 from .exitstatus import ExitStatus, print_error
+from .inspect import inspect
 from .main import INTERRUPTED
 from .options import FLAG, find_owners
 from .plan import plan
@@ -49,6 +50,7 @@ app.command("quantize", cls=_Command)(quantize)
 app.command("calibrate", cls=_Command)(calibrate)
 app.command("plan", cls=_Command)(plan)
 app.command("validate", cls=_Command)(validate)
+app.command("inspect", cls=_Command)(inspect)
 app.command("targets", cls=_Command)(targets)
 
 
@@ -75,7 +77,7 @@ def show_help(
     """Quantize trained ONNX models to 8 and 4 bits with a small, unlabelled calibration set."""
     if context.invoked_subcommand is None:
         print(context.get_help())
-        print_error("no command found; quantize, calibrate, plan, validate or targets is needed; see the help")
+        print_error("no command found; quantize, calibrate, plan, validate, inspect or targets is needed; see the help")
         raise typer.Exit(ExitStatus.USAGE)
 
 

@@ -13,6 +13,16 @@ from .config import (
     QuantizeConfig as QuantizeConfig,
     ValidateConfig as ValidateConfig,
 )
+from .contents import (
+    Contents as Contents,
+    EstimateRecord as EstimateRecord,
+    GridRecord as GridRecord,
+    OperatorRecord as OperatorRecord,
+    OutlookRecord as OutlookRecord,
+    PortRecord as PortRecord,
+    QuantizedRecord as QuantizedRecord,
+    TypeRecord as TypeRecord,
+)
 from .data import CalibrationSet as CalibrationSet
 from .errors import (
     ConfigError as ConfigError,
@@ -25,6 +35,7 @@ from .errors import (
     OutputError as OutputError,
 )
 from .graph.layer_params import LayerParams as LayerParams
+from .inspection.run import inspect as inspect
 from .lint import check_target as check_target
 from .pipeline import (
     Prepared as Prepared,

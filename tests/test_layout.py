@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "verdict": ({"report", "stepwise", "layer_record", "targets"}, set()),
     # What people read first is the same on a screen and in a page.
     "sentence": ({"bitplan", "report", "verdict"}, set()),
+    "contents": ({"report"}, set()),
     "data": ({*FOUNDATION, "progress"}, {"numpy", "onnx", "PIL", "tokenizers", "scipy"}),
     "numeric": ({"spec"}, {"numpy", "scipy", "torch", "cvxpy"}),
     "graph": (FOUNDATION, {"numpy", "onnx", "ml_dtypes", "google"}),
@@ -63,6 +64,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     # Before its work: the commands ask it, and see no graph.
     "outputs": ({"errors", "files", "graph"}, set()),
+    # What quantize would do comes from its rules that need no samples.
+    "inspection": (
+        {"errors", "spec", "config", "targets", "report", "contents", "quantization", *WORKSHOPS} - {"numeric"},
+        {"numpy", "onnx"},
+    ),
     # A run ends with its file held to the rules that it was made by: graph and quantization never see a lint.
     "pipeline": (
         {
@@ -96,9 +102,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
                 "report",
                 "verdict",
                 "sentence",
+                "contents",
                 "lint",
             ),
-            *("outputs", "pipeline", "validation", "pages", "onnxcalib"),
+            *("outputs", "pipeline", "validation", "inspection", "pages", "onnxcalib"),
         },
         {"typer", "rich", "matplotlib"},
     ),
@@ -290,7 +297,7 @@ def test_files_and_functions_are_short(path):
     assert not faults, "\n".join(faults)
 
 
-FOLDERS = (*sorted(WORKSHOPS), "targets", "lint", "quantization", "planning", "validation", "pages")
+FOLDERS = (*sorted(WORKSHOPS), "targets", "lint", "quantization", "planning", "validation", "pages", "inspection")
 
 
 @pytest.mark.parametrize("room", FOLDERS)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import ast
 import configparser
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import onnx
 
 from tests.test_layout import COMES_WITH, MODULES, list_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the slim commands start from. Of a command that is not among them only what its file imports at once counts.
-SLIM = ("onnxcalib.cli.main", "onnxcalib.cli.app", "onnxcalib.cli.validate")
+SLIM = ("onnxcalib.cli.main", "onnxcalib.cli.app", "onnxcalib.cli.validate", "onnxcalib.cli.inspect")
 OTHERS = ("onnxcalib", "onnxcalib.cli.quantize", "onnxcalib.cli.calibrate", "onnxcalib.cli.plan")
 
 
@@ -82,3 +85,18 @@ def test_validate_can_reach_the_slim_requirements_and_no_other_package():
     assert found.keys() <= FEW.keys(), {name: found[name] for name in found.keys() - FEW.keys()}
     # The names of ``onnxcalib`` itself are loaded by a package that no other module imports.
     assert FEW.keys() - found.keys() == {"lazy-loader"}
+
+
+def test_inspect_works_where_the_other_packages_are_missing(build, draw, tmp_path):
+    onnx.save(build("g (float[N, 16] x) => (float[N, 4] y) { y = MatMul (x, w) }", w=draw(16, 4)), tmp_path / "f.onnx")
+    missing = {*(ALL.keys() - FEW.keys()), "torchvision"}
+    code = f"""
+import sys
+for name in {missing}:
+    sys.modules[name] = None  # its import is an ImportError
+from onnxcalib.cli.main import main
+print("status", main(["inspect", "f.onnx"]))
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert found.stdout.rstrip().endswith("status 0"), found.stdout + found.stderr
+    assert "quantize would take 1 layers (1 MatMul)" in found.stdout

@@ -7,7 +7,7 @@ keeps what is unpacked. ``past`` and ``states`` know the inputs that a model's o
 object holds. ``checked`` and ``scan`` compare the samples with the model's inputs. ``steps`` makes samples of the steps
 of sequences. ``padding`` trims sequences to their own tokens. ``calibration_set`` ties all of them into the set that
 the jobs read batch by batch, and ``holdout`` divides it; ``digest`` identifies it, and ``remarks`` are what users are
-told of it. ``labels`` reads the class of each sample.
+told of it. ``labels`` reads the class of each sample. ``ways`` says which kinds a model takes.
 """
 
 from ..spec import InputSpec

@@ -151,7 +151,7 @@ class Windows:
 def open_audio(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataConfig) -> Iterator[Part]:
     """A part for each file, whose samples are its windows. Raises DataError."""
     where = str(paths[0].parent)
-    spec = _find_input(inputs, where)
+    spec = find_input(inputs, where)
     assert spec.shape is not None
     window = config.window or spec.shape[-1]
     if window is None:
@@ -174,7 +174,7 @@ def open_audio(paths: Sequence[Path], inputs: Sequence[InputSpec], config: DataC
         yield Part(str(path), arrays, file=path)
 
 
-def _find_input(inputs: Sequence[InputSpec], where: str) -> InputSpec:
+def find_input(inputs: Sequence[InputSpec], where: str) -> InputSpec:
     """The input that takes audio: floats, of which the last axis alone has several values."""
     found = [spec for spec in inputs if not spec.state and not _takes_rate(spec)]
     fits = [

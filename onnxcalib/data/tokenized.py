@@ -131,7 +131,7 @@ def _encode(
     codes: _Codes, rows: Iterator[Row], inputs: Sequence[InputSpec], config: DataConfig, limit: int | None
 ) -> Part:
     """A part of arrays (samples, tokens), of the longest text's length or of the one that the model fixes."""
-    fixed = _check_inputs(codes.where, inputs)
+    fixed = check_inputs(codes.where, inputs)
     if config.sequence_length is not None:
         return _pack(codes, rows, inputs, config, limit=limit, fixed=fixed)
     tokenizer, pad = _open_tokenizer(codes.where, config, fixed)
@@ -243,7 +243,7 @@ def _join(name: str, codes: _Codes, ends: np.ndarray) -> np.ndarray:
     return np.concatenate(codes.ids if name == "input_ids" else codes.types)
 
 
-def _check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
+def check_inputs(where: Any, inputs: Sequence[InputSpec]) -> int | None:
     """The number of tokens that the model fixes, if it does. Raises DataError for inputs that texts cannot give."""
     fixed = None
     for spec in inputs:

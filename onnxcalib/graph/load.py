@@ -58,28 +58,34 @@ def load_model(source: Path | ModelProto) -> ModelProto:
         where = "model"
         check_texts(source, where)
         _refuse_unread_data(source)
-        _check_tensors(source, where)
+        check_tensors(source, where)
         model = copy_out(source)
     else:
         path = Path(source)
-        (model, places), where = _parse(path), str(path)
-        _take_data(model, path, places)
+        (model, places), where = parse_file(path), str(path)
+        take_data(model, path, places)
+    accept_model(model, where)
+    return model
+
+
+def accept_model(model: ModelProto, where: str) -> None:
+    """Refuse what ``load_model`` refuses of a model that is in memory, and make constants dense; mutates the model."""
     model.ClearField("training_info")
     _refuse_out_of_range(model, where)
-    _check_tensors(model, where)
+    check_tensors(model, where)
     make_dense(model)
     check_structure(model, where)
     _refuse_broken(model, where)
     refuse_giants(model, where)
-    return model
 
 
-def _check_tensors(model: ModelProto, where: str) -> None:
+def check_tensors(model: ModelProto, where: str) -> None:
+    """Raise ModelError for a stored tensor whose data are not what it declares."""
     for name, tensor in list_tensors(model):
         check_tensor(tensor, f"{where}: {name}")
 
 
-def _take_data(model: ModelProto, path: Path, places: Mapping[int, Place]) -> None:
+def take_data(model: ModelProto, path: Path, places: Mapping[int, Place]) -> None:
     """Read external data, or refer to them, and to the values of large weights that the model's own file holds."""
     tensors = [tensor for _, tensor in list_tensors(model) if uses_external_data(tensor)]
     weights = sum(map(uses_external_data, model.graph.initializer))  # which are listed first
@@ -98,7 +104,7 @@ def stored_files(path: Path) -> tuple[Path, ...]:
 @lru_cache(maxsize=8)
 def _list_files(path: Path, _identity: tuple[int, ...]) -> tuple[Path, ...]:
     """As ``stored_files``, which a run asks several times of a file that stays the same."""
-    tensors = [tensor for _, tensor in list_tensors(_parse(path)[0]) if uses_external_data(tensor)]
+    tensors = [tensor for _, tensor in list_tensors(parse_file(path)[0]) if uses_external_data(tensor)]
     return (path, *sorted({find_data(tensor, path)[0] for tensor in tensors}))
 
 
@@ -208,7 +214,7 @@ def weight_types(graph: GraphProto) -> set[int]:
     }
 
 
-def _parse(path: Path) -> tuple[ModelProto, dict[int, Place]]:
+def parse_file(path: Path) -> tuple[ModelProto, dict[int, Place]]:
     """The model of a file, without its external data, and where large weights are that a large file keeps.
 
     What is no model is not read whole.

@@ -46,6 +46,11 @@ class Outline:
         raise NotImplementedError
 
     @property
+    def settings(self) -> QuantizeConfig:
+        """``config``, with what is set for single nodes in bodies."""
+        return self.config
+
+    @property
     def around(self) -> Around | None:
         """What the graph around a body says; None of a model's own graph."""
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ from .rotation import mix_channels
 from .run import Run
 from .run_samples import open_of_settings
 from .shared_weights import identify_weights
-from .structure_rules import list_named
+from .structure_rules import keep_operators, list_named
 from .target_settings import check_bits, check_opset, check_shapes
 from .unchanged import check_unchanged
 
@@ -108,7 +108,7 @@ def prepare(
                 )
             )
 
-        prepared = _fit_inputs(_keep_operators(place, rewritten), planned=plan is not None or config.planned)
+        prepared = _fit_inputs(keep_operators(place, rewritten), planned=plan is not None or config.planned)
         model, tolerance = prepared.model, rewritten.tolerance
         reference, expected = approximate(original, wanted, feeds, run.target, warn=run.warn, threads=run.threads)
         found = check_unchanged(reference, model, expected, feeds, threads=run.threads, tolerance=tolerance)
@@ -174,26 +174,6 @@ def _rewrite(
     if lacking:  # after rewriting, which names a weight that is the cause
         raise explain_nan(rewritten.model, lacking[0]) or lack_of_values(lacking[0])
     return wanted, rewritten
-
-
-def _keep_operators(place: Callable[[Rewritten], Prepared], rewritten: Rewritten) -> Prepared:
-    """The model with its nodes placed, in which a layer that stays in float has the operator that it came with.
-
-    In float a product by a constant on the left, or by a stack of matrices, is faster than the Conv that it becomes.
-    """
-    prepared, kept = place(rewritten), dict[str, str]()
-    run = prepared.run
-    while True:
-        config, original = prepared.config, prepared.original
-        excluded = resolve_names(prepared.model, config, before=original).excluded
-        new = {
-            name: prepared.in_float.get(name, "") for name in rewritten.layers & (excluded | prepared.in_float.keys())
-        }
-        if not new:
-            return prepared
-        kept |= new
-        rewritten = rewrite(copy_model(original), run.with_bodies(config), kept, run.target)
-        prepared = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 
 def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto, helper
 
 from ..bitplan import BitPlan
-from ..config import BUDGETS, EXECUTION, STAGES
+from ..config import BUDGETS, EXECUTION, STAGES, QuantizeConfig
 from ..data import CalibrationSet
 from ..graph.emit import emit_qdq
 from ..graph.index import Index
@@ -83,6 +83,10 @@ class Prepared(Outline):
     @property
     def target(self) -> Target:
         return self.run.target
+
+    @property
+    def settings(self) -> QuantizeConfig:
+        return self.run.with_bodies(self.config)
 
     @property
     def around(self) -> Around | None:

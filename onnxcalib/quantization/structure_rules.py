@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..data.padding import MASK
 from ..graph.dynamic_lstm import DYNAMIC_LSTM, explain_slow
+from ..graph.edit import copy_model
 from ..graph.index import Index, is_op
 from ..graph.joins import find_parted_joins
 from ..graph.kernel_times import Shapes
@@ -21,6 +22,7 @@ from ..graph.recurrent import LSTM, explain_all_float
 from .last_layers import find_last_layers
 from .outline import Outline
 from .patch_layers import find_patch_layers
+from .rewrite import Rewritten, rewrite
 from .weights_alone import find_not_alone
 
 PARTED = "it joins tensors that are taken apart again; on one grid the range of one would round the others"
@@ -52,6 +54,23 @@ def apply_rules(outline: T, shapes: Shapes, find_slow: Callable[[T, Shapes], Map
     if outline.target.is_onnxruntime and outline.config.placement != "all" and not outline.config.wide:
         outline = let_read_float(outline, find_patch_layers(model, outline.widest_scheme, shapes))
     return outline.leave(find_slow(outline, shapes))
+
+
+def keep_operators(place: Callable[[Rewritten], T], rewritten: Rewritten) -> T:
+    """The model with its nodes placed, in which a layer that stays in float has the operator that it came with.
+
+    In float a product by a constant on the left, or by a stack of matrices, is faster than the Conv that it becomes.
+    """
+    outline, kept = place(rewritten), dict[str, str]()
+    while True:
+        config, original = outline.config, outline.original
+        excluded = resolve_names(outline.model, config, before=original).excluded
+        new = {name: outline.in_float.get(name, "") for name in rewritten.layers & (excluded | outline.in_float.keys())}
+        if not new:
+            return outline
+        kept |= new
+        rewritten = rewrite(copy_model(original), outline.settings, kept, outline.target)
+        outline = place(rewritten).leave({name: why for name, why in kept.items() if why})
 
 
 def let_read_float(outline: T, chosen: Mapping[str, str]) -> T:

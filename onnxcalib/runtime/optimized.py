@@ -39,6 +39,17 @@ def optimize(quantized: ModelProto, threads: int = 0, *, folder: Path | None = N
     return session, graph
 
 
+def read_optimized(model: ModelProto) -> GraphProto:
+    """The graph that a user's session runs, its large constants without values; every node of the model has a name.
+
+    Nothing is run, so that weights are not packed. Raises ModelError.
+    """
+    scratch = Scratch()
+    path = scratch.path / "optimized.onnx"
+    Session(model, deployed=True, dump=path, whole=True, unpacked=True)
+    return onnx.load(path, load_external_data=False).graph
+
+
 def _with_node_names(model: ModelProto) -> ModelProto:
     """The model itself where every node has a name, to save memory; otherwise a copy in which every node has one."""
     names = [node.name for node in all_nodes(model.graph)]

@@ -62,6 +62,7 @@ class Session:
         unsigned: bool = False,
         draws: bool = False,
         whole: bool = False,
+        unpacked: bool = False,
         threads: int = 0,
         dump: Path | None = None,
         profile: Path | None = None,
@@ -71,12 +72,12 @@ class Session:
         also: tensors to return after the outputs; those that no node computes are left out. name: what errors call the
         model. deployed: as users run it, so that sums of integers saturate where this processor's kernels do;
         otherwise they are exact on every processor, and a MatMulNBits of the model leaves its activations in float.
-        unsigned: int8 weights are made unsigned by onnxruntime's option.
-        draws: operators that draw random values draw other ones in each run, as users' do; otherwise they compute
-        values that are the same in every run and every model (see ``fix_draws``), but where a graph or times are asked
-        for. whole: never segment by segment, and with packed weights, as users' sessions that are timed. threads: 0 is
-        one for each core. dump: the file for the optimized graph; its weights are written beside it. profile: how the
-        name of the file begins that ``end_profile`` reads.
+        unsigned: int8 weights are made unsigned by onnxruntime's option. draws: operators that draw random values draw
+        other ones in each run, as users' do; otherwise they compute values that are the same in every run and every
+        model (see ``fix_draws``), but where a graph or times are asked for. whole: never segment by segment, and with
+        packed weights, as users' sessions that are timed. unpacked: opened for its graph and not for runs, which would
+        be slow. threads: 0 is one for each core. dump: the file for the optimized graph; its weights are written
+        beside it. profile: how the name of the file begins that ``end_profile`` reads.
         """
         self.name = name
         if not (draws or dump or profile):
@@ -88,6 +89,7 @@ class Session:
         more, as_users = _list_more(model, also), deployed or unsigned
         # Packing takes memory for a copy of the weights, so that large models go without where it changes no number.
         packed = whole or not has_outside(model) or (as_users and multiplies_packed(model))
+        packed &= not unpacked
 
         def load(model: ModelProto, more: Sequence[str], dump: Path | None) -> Loaded:
             choose = partial(_choose_options, optimize, threads, dump, profile, packed=packed)

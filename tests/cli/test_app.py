@@ -25,9 +25,8 @@ def test_no_command_prints_the_help_and_counts_as_wrong_usage(capsys):
     assert cli.main([]) == ExitStatus.USAGE
     shown = capsys.readouterr()
     assert "quantize" in shown.out
-    assert (
-        shown.err == "error: no command found; quantize, calibrate, plan, validate or targets is needed; see the help\n"
-    )
+    needed = "quantize, calibrate, plan, validate, inspect or targets is needed; see the help"
+    assert shown.err == f"error: no command found; {needed}\n"
 
 
 def test_help_shows_the_defaults_of_the_settings(capsys, monkeypatch):

@@ -154,7 +154,7 @@ def _read_operand(index: Index, node: NodeProto, tensor: str) -> Operand:
     entry = next((n for n in reversed(list(_trace(index, tensor))) if is_linear(n, QUANTIZE)), None)
     if entry is None:
         return Operand(tensor, (node.name,), FLOAT_BITS, None)
-    return Operand(entry.input[0], (entry.name,), *_last_grid(index, tensor))
+    return Operand(entry.input[0], (entry.name,), *read_input_grid(index, tensor))
 
 
 def _read_dynamic(index: Index, node: NodeProto) -> QuantizedLayer | None:
@@ -358,7 +358,7 @@ def clip_ends(index: Index, node: NodeProto) -> list[int | None]:
     return [int(end) if end is not None and end.dtype.kind in "iu" else None for end in ends]
 
 
-def _last_grid(index: Index, tensor: str) -> tuple[int, tuple[float, float, float] | None]:
+def read_input_grid(index: Index, tensor: str) -> tuple[int, tuple[float, float, float] | None]:
     """Bits of the grid on which a layer reads its input, and the grid's scale and ends as floats.
 
     Float input has 32 bits and no grid. The grid is None too where its scale is computed.
@@ -375,7 +375,7 @@ def _last_grid(index: Index, tensor: str) -> tuple[int, tuple[float, float, floa
 def _read_grid(
     index: Index, node: NodeProto, clips: list[list[int | None]]
 ) -> tuple[int, tuple[float, float, float] | None]:
-    """As ``_last_grid``, of a QuantizeLinear whose integers are clipped to these ends."""
+    """As ``read_input_grid``, of a QuantizeLinear whose integers are clipped to these ends."""
     scale = constant(index, node.input[1])
     given = constant(index, node.input[2]) if len(node.input) > 2 else None
     zero_point = 0 if given is None else int(given.reshape(-1)[0])
