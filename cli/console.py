@@ -20,6 +20,11 @@ class PlainConsole(Console):
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=stderr)
 
+    @property
+    def is_screen(self) -> bool:
+        """Whether the cursor can be moved on it; colours may be asked for elsewhere too, as in a pipeline's log."""
+        return self.is_interactive and self.file.isatty()
+
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str("\n".join(map(escape_controls, text.split("\n"))), **options)
 

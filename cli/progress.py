@@ -1,37 +1,48 @@
-"""Progress of a run on stderr: a bar on a terminal, short plain lines elsewhere."""
+"""Progress of a run on stderr: a bar on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
 
 from .console import PlainConsole
+from .remaining import Remaining
 
-# Without a terminal a line on a pass comes after so many seconds, and again after as many.
-LINE_SECONDS = 10.0
+# Without a terminal, a line comes so many seconds after the last one, by how long the run goes on already.
+EVERY = {60.0: 10.0, 600.0: 30.0, float("inf"): 60.0}
 
 
 class ProgressObserver(Observer):
-    """Prints stages, notes and blocks, or with ``quiet`` warnings alone; the end of its ``with`` ends the bar."""
+    """Tells notes, warnings and progress, or with ``quiet`` warnings alone, until the end of its ``with``.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    expected: stages of the run -> how long each takes, as of ``expect_stages``; without it the time that is left is
+    told of the current stage alone. A stage is named once it has something to tell.
+    """
+
+    def __init__(self, *, quiet: bool = False, expected: Mapping[str, float] | None = None) -> None:
         self._console = PlainConsole(stderr=True)
         self._quiet = quiet
+        self._remaining = Remaining(expected or {})
+        self._stage, self._kind, self._what = "", "", ""  # kind: what is counted, such as blocks; what: the last one
+        self._done = self._total = 0
+        self._named = False
+        self._start = self._last = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._done = self._total = 0
-        self._stage, self._passed = "", 0  # of the pass that is told now: its stage, and what of it is done
-        self._start = self._last = time.monotonic()
-        if self._console.is_terminal and not quiet:
+        self._ended = threading.Event()
+        if self._console.is_screen and not quiet:
             self._bar = Progress(
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                _Left(self),
                 TextColumn("{task.description}", markup=False),
                 console=self._console,
                 transient=True,
@@ -40,45 +51,47 @@ class ProgressObserver(Observer):
     def __enter__(self) -> ProgressObserver:
         if self._bar:
             self._bar.start()
+        elif not self._quiet:
+            threading.Thread(target=self._tell_regularly, daemon=True, name="progress").start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self._bar:
             self._bar.stop()
 
     def stage(self, name: str) -> None:
-        self._print(f"{name} ...")
-        self._done = self._total = self._passed = 0
-        self._stage, self._start = name, time.monotonic()
-        self._last = self._start
-        self._open_task(None, name)
+        self._remaining.begin(name)
+        self._stage, self._kind, self._what, self._named = name, "", "", False
+        self._done = self._total = 0
+        self._show()
 
     def progress(self, done: int, total: int) -> None:
-        if self._done < self._total:  # blocks or layers are told in place of what each does
+        if self._kind and self._done < self._total:  # blocks or layers are told in place of what each does
             return
-        now = time.monotonic()
-        if done <= self._passed:  # another pass of the stage
-            self._start = self._last = now
-            self._open_task(total, self._stage)
-        self._passed = done
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
-        elif now - self._last >= LINE_SECONDS:
-            self._last = now
-            left = (now - self._start) / done * (total - done)
-            self._print(f"  {self._stage}: {done}/{total} done, about {left:.0f} s left")
+        if done <= self._done or self._kind:  # another pass of the stage
+            self._remaining.count(whole=False)
+        self._kind, self._what, self._done, self._total = "", "", done, total
+        self._remaining.advance(done, total)
+        self._show()
 
     def note(self, text: str) -> None:
-        self._print(f"  {text}")
+        if not self._quiet:
+            if not self._named and self._stage:
+                self._console.print(f"{self._stage} ...")
+            self._named = True
+            self._console.print(f"  {text}")
 
     def warn(self, text: str) -> None:
         self._console.print(f"warning: {text}")
 
     def blocks(self, total: int) -> None:
         self._done, self._total = 0, total
-        self._open_task(total, "blocks")
+        self._kind, self._what = "block", ""
+        self._remaining.count(whole=True)
+        self._show()
 
     def block(self, record: BlockRecord) -> None:
         self._advance("block", describe_block(record))
@@ -88,25 +101,67 @@ class ProgressObserver(Observer):
 
     def _advance(self, kind: str, text: str) -> None:
         self._done += 1
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=1, description=escape_controls(text))
-        else:
-            self._print(f"  {kind} {self._done}/{self._total} {text}")
+        self._kind, self._what = kind, text
+        self._remaining.advance(self._done, max(self._done, self._total))
+        self._show()
 
-    def _open_task(self, total: int | None, text: str) -> None:
+    def _show(self) -> None:
+        """Bring the bar up to date."""
         if self._bar:
-            if self._task is not None:
+            text = escape_controls(f"{self._stage}: {self._what}" if self._what else self._stage)
+            if self._task is not None and self._bar.tasks[-1].total == (self._total or None):
+                self._bar.update(self._task, description=text, completed=self._done)
+                return
+            if self._task is not None:  # an unknown total cannot be given to one that has another
                 self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(escape_controls(text), total=total)
+            self._task = self._bar.add_task(text, completed=self._done, total=self._total or None)
 
-    def _print(self, text: str) -> None:
-        if not self._quiet:
-            self._console.print(text)
+    def spell_left(self) -> str:
+        """About how long the run still takes, or what is known of the stage; empty where nothing is."""
+        left = self._remaining.run_left()
+        if left is not None:
+            return f"about {spell_seconds(left)} left"
+        left = self._remaining.counted_left()
+        return "" if left is None else f"about {spell_seconds(left)} of this stage left"
+
+    def tell(self) -> None:
+        """Print how far the run is, where the last line, or the start, is long enough ago."""
+        now = time.monotonic()
+        every = next(seconds for most, seconds in EVERY.items() if now - self._start <= most)
+        if now - self._last < every or not self._stage:
+            return
+        self._last = now
+        counted = f"{self._kind} {self._done} of {self._total}".strip() if self._total else ""
+        what = " ".join(filter(None, (counted, self._what)))
+        parts = [what, self.spell_left() or f"{spell_seconds(now - self._start)} so far"]
+        self._console.print(f"{self._stage}: {', '.join(filter(None, parts))}")
+
+    def _tell_regularly(self) -> None:
+        while not self._ended.wait(1.0):
+            self.tell()
+
+
+class _Left(ProgressColumn):
+    """The time that is left, which goes on between two events."""
+
+    def __init__(self, observer: ProgressObserver) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def render(self, task: Task) -> Text:
+        return Text(self._observer.spell_left())
+
+
+def spell_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours, as exact as an estimate is."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def describe_block(record: BlockRecord) -> str:
     """``name: loss before -> after``, and the outcome where it is not a plain reconstruction."""
     text = record.name
     if record.loss_before is not None and record.loss_after is not None:
-        text += f": {record.loss_before:.3g} -> {record.loss_after:.3g}"
+        text += f": loss {record.loss_before:.3g} -> {record.loss_after:.3g}"
     return text if record.outcome == "reconstructed" else f"{text} ({record.outcome})"

@@ -69,8 +69,9 @@ def _run(
     from onnxcalib import pipeline
 
     from .progress import ProgressObserver
+    from .remaining import expect_stages
 
-    with ProgressObserver(quiet=quiet) as observer:
+    with ProgressObserver(quiet=quiet, expected=expect_stages(settings)) as observer:
         given = {"plan": plan, "ranges": ranges, "test": test}
         result = pipeline.quantize(model, calib, settings, **given, output=output, observer=observer)
     result.save(output, report=None if report == STDOUT else report)

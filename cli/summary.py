@@ -34,6 +34,7 @@ from .table import print_table
 FAR = 3.0  # dB between the SQNR of all samples and that of most from which both are shown
 FLATTERED = "1 to 8 dB at 4 bits and up to 2 dB at 8"  # in docs/results.md
 EXPECTED = "expected"  # the row of estimates, which has nothing but SQNR and agreement
+LARGE = 1e8  # bytes from which memory is told in GB
 WORST_LAYERS = 5  # as many as one reads
 
 
@@ -203,7 +204,7 @@ def _describe_memory(record: MemoryRecord | None) -> list[str]:
     if record is None:
         return []
     sizes = (record.peak_bytes, record.floor_bytes, record.largest_bytes)
-    peak, floor, largest = (f"{size / 1e9:.2f} GB" for size in sizes)
+    peak, floor, largest = (f"{size / 1e9:.2f} GB" if size >= LARGE else f"{size / 1e6:.1f} MB" for size in sizes)
     return [f"memory: {peak} taken; {floor} are needed at least, with {largest} in the largest segment"]
 
 

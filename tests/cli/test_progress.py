@@ -1,18 +1,40 @@
-"""Progress: plain lines where stderr is no terminal, a bar where it is."""
+"""Progress: a plain line now and then where stderr is no terminal, a bar where it is."""
 
 from __future__ import annotations
 
 import pytest
 
-from onnxcalib.cli.progress import ProgressObserver, describe_block
+from onnxcalib.cli.console import PlainConsole
+from onnxcalib.cli.progress import ProgressObserver, describe_block, spell_seconds
+from onnxcalib.cli.remaining import expect_stages
+from onnxcalib.config import QuantizeConfig
 from onnxcalib.report import BlockRecord
+
+BLOCK = BlockRecord("[stem]", (), "reconstructed", loss_before=0.5, loss_after=0.25)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, which stands still but where a test changes its one number."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(PlainConsole, "is_screen", property(lambda console: console.is_interactive))
+    return monkeypatch
 
 
 @pytest.mark.parametrize(
     ("record", "text"),
     [
-        (BlockRecord("a", (), "reconstructed", loss_before=0.123456, loss_after=0.001), "a: 0.123 -> 0.001"),
-        (BlockRecord("a", (), "rolled back", loss_before=0.1, loss_after=0.2), "a: 0.1 -> 0.2 (rolled back)"),
+        (BlockRecord("a", (), "reconstructed", loss_before=0.123456, loss_after=0.001), "a: loss 0.123 -> 0.001"),
+        (BlockRecord("a", (), "rolled back", loss_before=0.1, loss_after=0.2), "a: loss 0.1 -> 0.2 (rolled back)"),
         (BlockRecord("a", (), "rounded"), "a (rounded)"),
     ],
 )
@@ -20,69 +42,135 @@ def test_a_block_is_described_by_its_losses_and_by_an_unusual_outcome(record, te
     assert describe_block(record) == text
 
 
-def test_a_terminal_gets_a_bar_with_the_block_its_losses_and_the_time_left(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    with ProgressObserver() as observer:
-        observer.blocks(2)
-        observer.block(BlockRecord("[stem]", (), "reconstructed", loss_before=0.5, loss_after=0.25))
-        observer._bar.refresh()
-    shown = capsys.readouterr().err
-    for text in ("[stem]: 0.5 -> 0.25", "1/2", "-:--:--"):
-        assert text in shown
-
-
-def test_a_terminal_gets_no_bar_when_quiet(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with ProgressObserver(quiet=True) as observer:
-        observer.stage("calibrate")
-        observer.blocks(1)
-        observer.block(BlockRecord("a", (), "reconstructed"))
-    assert capsys.readouterr().err == ""
-
-
-def test_without_a_terminal_a_long_pass_has_a_line_now_and_then(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    with ProgressObserver() as observer:
-        observer.stage("calibrate")
-        for done in range(1, 41):
-            now[0] += 1
-            observer.progress(done, 40)
-        now[0] += 5
-        observer.progress(1, 2)  # another pass, whose time is its own
-        now[0] += 20
-        observer.progress(2, 2)
-    assert capsys.readouterr().err.splitlines() == [
-        "calibrate ...",
-        "  calibrate: 10/40 done, about 30 s left",
-        "  calibrate: 20/40 done, about 20 s left",
-        "  calibrate: 30/40 done, about 10 s left",
-        "  calibrate: 40/40 done, about 0 s left",
-        "  calibrate: 2/2 done, about 0 s left",
-    ]
-
-
-def test_blocks_are_told_in_place_of_what_each_does(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+def test_a_terminal_gets_a_bar_with_the_stage_the_block_its_losses_and_the_time_left(terminal, capsys, clock):
     with ProgressObserver() as observer:
         observer.stage("reconstruct")
-        observer.blocks(1)
-        now[0] += 100
-        observer.progress(1, 2)
-        observer.block(BlockRecord("a", (), "rounded"))
-    assert capsys.readouterr().err.splitlines() == ["reconstruct ...", "  block 1/1 a (rounded)"]
-
-
-def test_a_terminal_gets_a_bar_for_every_stage(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    with ProgressObserver() as observer:
-        observer.stage("calibrate")
+        observer.blocks(2)
+        clock[0] = 30.0
+        observer.block(BLOCK)
+        observer._bar.refresh()
+        observer.stage("verify")
         observer.progress(3, 9)
         observer._bar.refresh()
     shown = capsys.readouterr().err
-    assert "calibrate" in shown and "3/9" in shown
+    for text in ("reconstruct: [stem]: loss 0.5 -> 0.25", "1/2", "about 30 s of this stage left", "verify", "3/9"):
+        assert text in shown
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("TTY_INTERACTIVE", "0")])
+def test_a_terminal_that_takes_no_control_characters_gets_none(terminal, capsys, name, value):
+    terminal.setenv(name, value)
+    terminal.setenv("NO_COLOR", "1")
+    with ProgressObserver() as observer:
+        observer.stage("calibrate")
+        observer.note("folded 3")
+        observer.progress(3, 9)
+    assert capsys.readouterr().err == "calibrate ...\n  folded 3\n"
+
+
+def test_colours_that_are_asked_for_make_no_bar_in_a_file(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with ProgressObserver() as observer:
+        observer.stage("calibrate")
+        observer.progress(3, 9)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_no_bar_when_quiet(terminal, capsys):
+    with ProgressObserver(quiet=True) as observer:
+        observer.stage("calibrate")
+        observer.note("folded 3")
+        observer.blocks(1)
+        observer.block(BLOCK)
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_terminal_a_long_run_has_a_line_every_ten_seconds_and_a_short_one_none(capsys, clock):
+    observer = ProgressObserver()
+    observer.stage("calibrate")
+    for done in range(1, 41):
+        clock[0] += 1
+        observer.progress(done, 40)
+        observer.tell()
+    clock[0] += 5
+    observer.progress(1, 2)  # another pass, whose time is its own
+    clock[0] += 30
+    observer.tell()
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrate: 10 of 40, about 30 s of this stage left",
+        "calibrate: 20 of 40, about 20 s of this stage left",
+        "calibrate: 30 of 40, about 10 s of this stage left",
+        "calibrate: 40 of 40, about 1 s of this stage left",
+        "calibrate: 1 of 2, 75 s so far",
+    ]
+    clock[0] += 10
+    observer.tell()
+    assert capsys.readouterr().err == ""  # later, lines are farther apart
+
+
+def test_blocks_are_told_in_place_of_what_each_does(capsys, clock):
+    observer = ProgressObserver()
+    observer.stage("reconstruct")
+    observer.blocks(4)
+    observer.progress(1, 2)
+    clock[0] += 12
+    observer.block(BLOCK)
+    observer.tell()
+    observer.planned("deep")
+    clock[0] += 12
+    observer.tell()
+    assert capsys.readouterr().err.splitlines() == [
+        "reconstruct: block 1 of 4 [stem]: loss 0.5 -> 0.25, about 36 s of this stage left",
+        "reconstruct: layer 2 of 4 deep, about 8 s of this stage left",
+    ]
+
+
+def test_stages_that_are_known_give_the_time_of_the_run(clock):
+    observer = ProgressObserver(expected={"calibrate": 1.0, "reconstruct": 5.0, "verify": 1.0})
+    observer.stage("prepare")
+    assert observer.spell_left() == ""
+    observer.stage("calibrate")
+    for done in range(1, 11):
+        clock[0] += 1
+        observer.progress(done, 10)
+    assert observer.spell_left() == "about 61 s left"
+    observer.stage("reconstruct")
+    observer.blocks(10)
+    clock[0] += 20
+    for _ in range(5):  # as fast as expected, then four times as slow
+        observer.block(BLOCK)
+    assert observer.spell_left() == "about 35 s left"  # between 20 s by what was done, and 30 s by calibration
+    clock[0] += 80
+    for _ in range(4):
+        observer.block(BLOCK)
+    assert observer.spell_left() == "about 20 s left"
+    observer.stage("verify")
+    assert observer.spell_left() == "about 10 s left"
+
+
+def test_what_an_earlier_run_did_is_not_taken_for_speed(clock):
+    observer = ProgressObserver(expected={"calibrate": 1.0, "reconstruct": 5.0})
+    observer.stage("calibrate")  # from a checkpoint: no pass is told
+    observer.stage("reconstruct")
+    observer.blocks(10)
+    for _ in range(8):
+        observer.block(BLOCK)
+    assert observer.spell_left() == ""
+    clock[0] += 10
+    observer.block(BLOCK)
+    assert observer.spell_left() == "about 10 s of this stage left"
+    observer.stage("calibrate")  # of the body of a node: how many are to come is not known
+    clock[0] += 1
+    observer.progress(1, 2)
+    assert observer.spell_left() == "about 1 s of this stage left"
+
+
+def test_few_bits_and_tuning_take_longer():
+    plain, few = (expect_stages(QuantizeConfig(weight_bits=bits)) for bits in (8, 4))
+    assert few["reconstruct"] > plain["reconstruct"] and list(plain) == ["calibrate", "reconstruct", "verify"]
+    tuned = expect_stages(QuantizeConfig(pipeline="advanced"))
+    assert list(tuned) == ["calibrate", "reconstruct", "evaluate", "distill", "statistics", "biases", "verify"]
+
+
+def test_times_are_as_exact_as_estimates_are():
+    assert [spell_seconds(each) for each in (0.2, 89, 91, 5399, 9000)] == ["1 s", "89 s", "2 min", "90 min", "2.5 h"]

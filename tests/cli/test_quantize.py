@@ -268,8 +268,6 @@ def test_the_table_goes_to_stdout_and_progress_to_stderr(run):
         "calibrate ...",
         "  folded 3",
         "warning: odd values",
-        "  block 1/2 [stem]: 0.5 -> 0.25",
-        "  block 2/2 head (rounded)",
     ]
 
 
