@@ -11,6 +11,7 @@ source_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ONNXCALIB_HOME/pip}
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
+rm -rf "$source_folder/build/lib" # else setuptools installs what an earlier version has left there
 "${PYTHON:-python3}" -m venv "$ONNXCALIB_HOME/venv"
 pip=("$ONNXCALIB_HOME/venv/bin/python" -m pip install --quiet --constraint "$source_folder/constraints.txt")
 if [[ -n ${QUANTIZE:-} ]]; then
