@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fuzz lint docs clean
+.PHONY: demo test fuzz lint docs dist clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/classifier/demo.py --out demo
@@ -26,6 +26,10 @@ lint: $(STAMP)
 # Broken links are errors. The pages can be read from the disk: site/index.html.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The wheel and the sdist, built, checked, and used in an empty environment.
+dist: $(STAMP)
+	$(BIN)/python .ci/dist.py
 
 # torch comes first and alone: where pip has a CPU wheel of this version at hand, nothing later pulls CUDA packages.
 $(STAMP): setup.cfg pyproject.toml constraints.txt

@@ -13,7 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 rm -rf "$source_folder/build/lib" # else setuptools installs what an earlier version has left there
 "${PYTHON:-python3}" -m venv "$ONNXCALIB_HOME/venv"
-pip=("$ONNXCALIB_HOME/venv/bin/python" -m pip install --quiet --constraint "$source_folder/constraints.txt")
+# Most of what is installed never runs here: what does is compiled when it is first imported.
+pip=("$ONNXCALIB_HOME/venv/bin/python" -m pip install --quiet --no-compile --constraint "$source_folder/constraints.txt")
 if [[ -n ${QUANTIZE:-} ]]; then
   "${pip[@]}" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
   "${pip[@]}" "$source_folder"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -247,3 +248,29 @@ def test_the_site_builds_without_a_broken_link_and_loads_nothing_from_elsewhere(
     for path in tmp_path.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', path.read_text(encoding="utf-8"))
         assert not loaded, f"{path.name}: {loaded}"
+
+
+def test_the_manual_page_and_the_completions_are_those_of_the_commands():
+    made = runpy.run_path(str(ROOT / "share" / "generate.py"))["make_all"]()
+    stale = [name for name, text in made.items() if (ROOT / "share" / name).read_text(encoding="utf-8") != text]
+    assert not stale, f"{stale}: run python share/generate.py, and commit what it writes"
+    assert all(f".SS {command}\n" in made["man/man1/onnxcalib.1"] for command in GROUP.commands)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["val"], "validate"),
+        (["quantize", "--effort", "b"], "balanced best"),
+        (["validate", "--mark"], "--markdown"),
+        (["quantize", "--pipeline", ""], "light parallel default advanced"),
+        (["quantize", "--output", ""], ""),  # bash offers files
+    ],
+)
+def test_bash_completes(words, offered):
+    script = (
+        'source share/bash-completion/completions/onnxcalib; COMP_CWORD=$#; COMP_WORDS=(onnxcalib "$@"); _onnxcalib;'
+        ' echo "${COMPREPLY[*]}"'
+    )
+    found = subprocess.run(["bash", "-c", script, "bash", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout.strip(), found.stderr) == (offered, "")

@@ -19,7 +19,7 @@ from tests.test_slim_install import ALL, FEW
 
 FOLDER = ROOT / "examples" / "ci"
 QUANTIZE = ["quantize", "float.onnx", "--calib", "calibration/"]
-REPORTS = {"report.md", "report.xml", "report.json"}
+REPORTS = {"report.md", "report.xml", "report.html", "report.json"}
 GATES = {"max_drop", "min_agreement", "min_sqnr", "max_size_ratio", "max_steps", "max_saturating"}
 # In place of python3: the environment that it makes has a pip that notes its arguments, and the command below.
 PYTHON = """#!/bin/bash
@@ -169,7 +169,8 @@ def test_the_component_runs_the_same_commands_and_ends_with_their_status(place, 
     assert quantize == " ".join([*QUANTIZE, "-o", inputs["quantized"], "--config", "onnxcalib.toml"])
     assert validate == (
         f"validate float.onnx {inputs['quantized']} --data samples/ --labels labels.csv --config onnxcalib.toml"
-        f" --junit {reports}/report.xml --markdown {reports}/report.md --json {reports}/report.json"
+        f" --junit {reports}/report.xml --markdown {reports}/report.md --html {reports}/report.html"
+        f" --json {reports}/report.json"
     )
 
 
