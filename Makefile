@@ -3,13 +3,22 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v pyth
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test fuzz lint docs dist clean
+.PHONY: demo test browser fuzz lint docs dist clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/classifier/demo.py --out demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Pages in Chromium, which the system has to bring, as npm: apt-get install chromium npm.
+AXE := $(BIN)/../axe/node_modules/axe-core/axe.min.js
+browser: $(STAMP) $(AXE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "playwright>=1.49"
+	$(BIN)/python -m pytest -m browser tests/browser
+
+$(AXE):
+	npm install --silent --no-save --no-audit --no-fund --prefix $(BIN)/../axe axe-core@4
 
 # Malformed inputs, others each time: make fuzz FUZZ_COUNT=3000, or FUZZ_SEED=7 for those of a seed that was printed.
 FUZZ_COUNT ?= 1500

@@ -9,10 +9,11 @@ import typer
 
 from onnxcalib.config import PLAN, QuantizeConfig, load_config
 from onnxcalib.errors import OutputError
+from onnxcalib.pages.script import check_installed
 
 from .exitstatus import report_faults
 from .files import STDOUT, check_folders, list_read, open_screen, prepare_outputs, write_texts
-from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Html, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
 FRONTIER_HELP = "Show the least loss of every size too; without a budget, instead of a plan."
@@ -29,6 +30,7 @@ def plan(
     ] = False,
     config: Config = None,
     allow_code: AllowCode = False,
+    html: Html = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,
@@ -40,7 +42,7 @@ def plan(
     with report_faults(verbose=verbose):
         settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.plan.json"
-        _run(model, calib, target, settings, frontier=frontier, config=config, quiet=quiet)
+        _run(model, calib, target, settings, frontier=frontier, config=config, html=html, quiet=quiet)
 
 
 def _run(
@@ -51,6 +53,7 @@ def _run(
     *,
     frontier: bool,
     config: Path | None,
+    html: Path | None,
     quiet: bool,
 ) -> None:
     planned = settings.planned or not frontier  # a curve needs no budget
@@ -60,8 +63,10 @@ def _run(
     read = [calib, config, *list_read(settings)]
     if frontier and target == STDOUT:
         raise OutputError(f"--output: found {STDOUT} beside --frontier, which draws files beside it; name a file")
-    outputs = {"--output": target if planned or not target.name else None, **drawn}
+    outputs = {"--output": target if planned or not target.name else None, **drawn, "--html": html}
     prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--output"])
+    if html is not None:
+        check_installed()
     files = [*([] if target == STDOUT else [target]), *((curve, plot) if frontier else ())]
     check_folders(settings, files, read)
     from onnxcalib import pipeline
@@ -79,6 +84,10 @@ def _run(
         contents |= {curve: traced.to_json() + "\n", plot: draw_frontier(traced, model.name)}
     if found:
         contents[target] = found.to_json() + "\n"
+    if html is not None:
+        from onnxcalib.pages.page import draw_plan
+
+        contents[html] = draw_plan(*(None if each is None else each.to_json() for each in (found, traced)))
     write_texts(contents)
     screen = open_screen(outputs.values())
     if found and not quiet:

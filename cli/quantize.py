@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +10,11 @@ from typing import Annotated
 import typer
 
 from onnxcalib.config import EXPERT, PLAN, QuantizeConfig, load_config
+from onnxcalib.pages.script import check_installed
 
 from .exitstatus import ExitStatus, report_faults
 from .files import STDOUT, check_folders, list_read, open_screen, prepare_outputs, write_texts
-from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import SAMPLES_HELP, AllowCode, Config, Html, Options, Quiet, Verbose, list_options, with_settings
 
 OUTPUT_HELP = r"Where to write. \[default: MODEL with .quantized.onnx]"
 PLAN_HELP = "Bit plan to use: a file that onnxcalib plan wrote."
@@ -34,6 +36,7 @@ def quantize(
     report: Annotated[
         Path | None, typer.Option(help="Write all measurements to this JSON file; - is standard output.")
     ] = None,
+    html: Html = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,
@@ -46,10 +49,14 @@ def quantize(
         settings = load_config(config, options, allow_code=allow_code)
         target = output or model.parent / f"{model.stem}.quantized.onnx"
         read = [calib, test, config, plan, ranges, *list_read(settings)]
-        outputs = {"--output": target, "--report": report}
+        reports = {"report": report, "html": html}
+        outputs = {"--output": target, "--report": report, "--html": html}
         prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--report"])
+        if html is not None:
+            check_installed()
         check_folders(settings, [target], read)
-        kept = _run(model, calib, target, settings, test=test, plan=plan, ranges=ranges, report=report, quiet=quiet)
+        given = {"plan": plan, "ranges": ranges, "test": test}
+        kept = _run(model, calib, target, settings, given=given, reports=reports, quiet=quiet)
     raise typer.Exit(ExitStatus.OK if kept else ExitStatus.GATE)
 
 
@@ -59,10 +66,8 @@ def _run(
     output: Path,
     settings: QuantizeConfig,
     *,
-    test: Path | None,
-    plan: Path | None,
-    ranges: Path | None,
-    report: Path | None,
+    given: Mapping[str, Path | None],
+    reports: Mapping[str, Path | None],
     quiet: bool,
 ) -> bool:
     """Whether the file keeps the rules of the target that the settings name. It is written all the same."""
@@ -72,9 +77,9 @@ def _run(
     from .remaining import expect_stages
 
     with ProgressObserver(quiet=quiet, expected=expect_stages(settings)) as observer:
-        given = {"plan": plan, "ranges": ranges, "test": test}
         result = pipeline.quantize(model, calib, settings, **given, output=output, observer=observer)
-    result.save(output, report=None if report == STDOUT else report)
+    report = reports["report"]
+    result.save(output, **{name: None if path == STDOUT else path for name, path in reports.items()})
     if report == STDOUT:
         write_texts({report: result.report.to_json() + "\n"})
     screen = open_screen([report])

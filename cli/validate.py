@@ -14,7 +14,18 @@ from onnxcalib.pages.script import check_installed
 
 from .exitstatus import ExitStatus, report_faults
 from .files import list_read, open_screen, prepare_outputs, write_texts
-from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_options, with_settings
+from .options import (
+    FLAG,
+    HTML_HELP,
+    SAMPLES_HELP,
+    AllowCode,
+    Config,
+    Options,
+    Quiet,
+    Verbose,
+    list_options,
+    with_settings,
+)
 
 FloatModel = Annotated[
     Path,
@@ -44,10 +55,6 @@ Markdown = Annotated[
     Path | None,
     typer.Option(help="Write tables to this file, for the comment of a pull request.", rich_help_panel=REPORTS),
 ]
-Html = Annotated[
-    Path | None,
-    typer.Option(help="Write a page to look at to this file, which needs no network.", rich_help_panel=REPORTS),
-]
 
 
 # What a file alone cannot tell: the other gates, and the runs that some of them need.
@@ -70,7 +77,7 @@ def validate(
     json: Json = None,
     junit: Junit = None,
     markdown: Markdown = None,
-    html: Html = None,
+    html: Annotated[Path | None, typer.Option(help=HTML_HELP, rich_help_panel=REPORTS)] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     options: Options,

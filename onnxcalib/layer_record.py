@@ -26,7 +26,7 @@ class LayerRecord:
 
     sqnr_db: of its output, where that was measured. dynamic: whether each run ranges its input. bytes: of its integers
     and their scales. on_integers: whether onnxruntime multiplies integers in it; None where that was not looked at;
-    reason: why it does not.
+    reason: why it does not. weight: its float values; input: what it read in calibration.
     """
 
     name: str
@@ -38,3 +38,14 @@ class LayerRecord:
     bytes: int = 0
     on_integers: bool | None = None
     reason: str = ""
+    weight: HistogramRecord | None = None
+    input: HistogramRecord | None = None
+
+
+@dataclass(frozen=True)
+class PlaceRecord:
+    """Where a block of a graph stands. after: the blocks whose outputs it reads; layers: those in it, in order."""
+
+    name: str
+    after: tuple[str, ...]
+    layers: tuple[str, ...]

@@ -30,6 +30,7 @@ from .quantization.checkpoints import Checkpoints, CheckpointSettings, keeping
 from .quantization.floor import record_memory
 from .quantization.histogram_file import take_histograms
 from .quantization.in_float import find_fault_of_size
+from .quantization.layer_facts import list_places
 from .quantization.prepare import list_inputs, load
 from .quantization.prepare import prepare as prepare_run
 from .quantization.prepared import Prepared
@@ -90,14 +91,21 @@ class Result:
         """The file against the rules of the target that the settings name; None where they name none."""
         return self.report.lint
 
-    def save(self, path: str | Path, *, report: str | Path | None = None) -> None:
-        """Write the model, and its report where a file for it is given, under other names, then rename both.
+    def save(self, path: str | Path, *, report: str | Path | None = None, html: str | Path | None = None) -> None:
+        """Write the model, its report and the page of it where files for these are given, aside, then rename all.
 
         External data hold more than 2 GB. Raises OutputError where a file cannot be written, and for one that the run
         read or that is in a folder that it read.
         """
-        target, beside = Path(path), {} if report is None else {Path(report): self.report.to_json() + "\n"}
-        check_outputs({"the model": target, "the report": None if report is None else Path(report)}, self.sources)
+        target, text, beside = Path(path), self.report.to_json(), dict[Path, str]()
+        if report is not None:
+            beside[Path(report)] = text + "\n"
+        if html is not None:
+            from .pages.page import draw_report  # by what no other job needs
+
+            beside[Path(html)] = draw_report(text)
+        named = {"the model": target, "the report": report, "the page": html}
+        check_outputs({name: None if each is None else Path(each) for name, each in named.items()}, self.sources)
         save_model(self.stored, target, beside=beside)
         self.checkpoints.remove()
 
@@ -358,6 +366,8 @@ def _verify(prepared: Prepared, found: Reconstruction, quantized: ModelProto, pl
         lint=_hold_to_target(prepared, quantized, list_excluded(prepared, found).union(each.name for each in in_float)),
         smoothing=None if prepared.smoothing is None else prepared.smoothing.record(),
         rotation=None if prepared.rotation is None else prepared.rotation.record(),
+        places=list_places(prepared.model, prepared.scheme),
+        environment=run.describe_environment(),
     )
 
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, cast
 
 from .errors import OnnxCalibWarning
-from .layer_record import LayerRecord
+from .layer_record import LayerRecord, PlaceRecord
 from .stepwise import ClosedLoopRecord
 from .targets.violation import LintRecord
 
@@ -260,6 +260,7 @@ class Report:
     nodes that stay in float, but those that the settings exclude. target: what the file is made for, None for
     onnxruntime; what that makes of other targets' files, saturation, unfused and speed, is not measured. lint: by the
     settings' target. smoothing, rotation: their ``record``. bits_per_weight: see ``constants``. closed_loop: of states.
+    places: the blocks of the graph in order. environment: versions and the processor.
     """
 
     settings: dict[str, Any]
@@ -289,6 +290,8 @@ class Report:
     smoothing: dict[str, Any] | None = None
     rotation: dict[str, Any] | None = None
     closed_loop: ClosedLoopRecord | None = None
+    places: tuple[PlaceRecord, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The whole report as JSON text; infinities and NaN become null, as JSON cannot hold them."""
@@ -298,7 +301,7 @@ class Report:
 def to_json(value: Mapping[str, Any]) -> str:
     """JSON text of plain values, lists of numbers on one line; infinities and NaN become null."""
     text = json.dumps(_plain(value), indent=2)
-    return NUMBERS.sub(lambda found: " ".join(found[0].split()), text)  # a text in JSON has no line breaks
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[0][1:-1].split())}]", text)  # a text in JSON has no line breaks
 
 
 def _plain(value: Any) -> Any:

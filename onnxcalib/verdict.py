@@ -212,6 +212,7 @@ class Verdict:
     that is installed. fused: whether outputs are those of onnxruntime's optimized session, and its kernels were judged;
     otherwise those of exact sums, as another target's runtime has kernels of its own. closed_loop: of models with
     states, whose outputs are those of each with its own. layers: of the quantized file, in graph order.
+    environment: versions and the processor.
     """
 
     float_model: str
@@ -235,6 +236,7 @@ class Verdict:
     fused: bool = True
     closed_loop: ClosedLoopRecord | None = None
     layers: tuple[LayerRecord, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -69,6 +69,8 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"errors", "spec", "config", "targets", "report", "contents", "quantization", *WORKSHOPS} - {"numeric"},
         {"numpy", "onnx"},
     ),
+    # A page is made of the JSON of a report or a verdict, and of nothing else.
+    "pages": ({"errors", "files", "spec"}, {"jinja2", "vl_convert", "platformdirs"}),
     # A run ends with its file held to the rules that it was made by: graph and quantization never see a lint.
     "pipeline": (
         {
@@ -83,11 +85,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
             "quantization",
             "planning",
             "targets",
+            "pages",
         },
         {"onnx"},
     ),
-    # A page is made of the JSON of a report or a verdict, and of nothing else.
-    "pages": ({"errors", "files", "spec"}, {"jinja2", "vl_convert", "platformdirs"}),
     "cli": (
         {
             *(

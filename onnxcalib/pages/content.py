@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 ABSENT = "–"
@@ -121,6 +121,15 @@ class Lines:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """Names and values side by side."""
+
+    caption: str
+    pairs: tuple[tuple[str, str], ...]
+    kind: str = field(default="facts", init=False)
+
+
+@dataclass(frozen=True)
 class Code:
     """Text to copy."""
 
@@ -129,25 +138,48 @@ class Code:
     kind: str = field(default="code", init=False)
 
 
-Part: TypeAlias = Table | Chart | Lines | Code
+@dataclass(frozen=True)
+class Box:
+    """A block of a drawing, by its middle. level: which of the colours it has; None where nothing is known."""
+
+    x: float
+    y: float
+    level: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Blocks that lines connect. lines: paths of SVG; levels: the ends between the colours; size: of a block."""
+
+    text: str
+    width: float
+    height: float
+    boxes: tuple[Box, ...]
+    lines: tuple[str, ...]
+    levels: tuple[float, ...]
+    size: float
+    kind: str = field(default="drawing", init=False)
+
+
+Part: TypeAlias = Table | Chart | Lines | Facts | Code | Drawing
 
 
 @dataclass(frozen=True)
 class Section:
-    """key: its anchor. lead: a sentence in front of the parts. folded: shown when it is opened."""
+    """key: its anchor. lead: a sentence in front of the parts."""
 
     key: str
     title: str
     parts: tuple[Part, ...]
     lead: str = ""
-    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Page:
     """title: what was run; subject: on what. passed: None where nothing is judged. outcome: in a sentence.
 
-    details: plots of single rows by key, which are drawn when the row is opened.
+    judged: what the gates are called. details: plots of single rows by key, which are drawn when the row is opened.
     """
 
     title: str
@@ -155,16 +187,24 @@ class Page:
     outcome: str
     passed: bool | None = None
     gates: tuple[Gate, ...] = ()
+    judged: str = "Gates"
     figures: tuple[Figure, ...] = ()
     sections: tuple[Section, ...] = ()
     details: Mapping[str, Chart] = field(default_factory=dict)
+
+
+def without_empty(table: Table) -> Table:
+    """The table without columns that have nothing in any row; the first one stays."""
+    kept = [0, *(i for i in range(1, len(table.columns)) if any(row[i].text not in ("", ABSENT) for row in table.rows))]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows)
 
 
 def make_table(caption: str, headers: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: int = 0) -> Table:
     """A plain table of texts, of which the last ``numbers`` columns are numbers."""
     names = list(headers)
     columns = tuple(Column(name, number=place >= len(names) - numbers) for place, name in enumerate(names))
-    return Table(caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows))
+    return without_empty(Table(caption, columns, tuple(tuple(Cell(text) for text in row) for row in rows)))
 
 
 def spell_number(value: float | None, form: str = ".2f") -> str:

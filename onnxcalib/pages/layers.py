@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .content import ABSENT, Cell, Chart, Column, Data, Section, Table, spell_bytes, spell_number
+from .content import ABSENT, Cell, Chart, Column, Data, Section, Table, spell_bytes, spell_number, without_empty
 
 FLOAT_BITS = 32
 HARD_DB, GOOD_DB = 10.0, 30.0  # of a layer's output, below and above which its cell has a tone
@@ -51,18 +51,17 @@ def make_layers(
         )
         for layer in layers
     ]
-    kept = [i for i in range(len(columns)) if i < 3 or any(row[i].text not in ("", ABSENT) for row in rows)]
     table = Table(
         "The quantized layers, in the order of the graph",
-        tuple(columns[i] for i in kept),
-        tuple(tuple(row[i] for i in kept) for row in rows),
+        tuple(columns),
+        tuple(rows),
         searched=True,
         details=tuple((details or {}).get(layer["name"], ()) for layer in layers) if details else (),
     )
     on_integers = sum(layer["on_integers"] is True for layer in layers)
     judged = sum(layer["on_integers"] is not None for layer in layers)
     lead = f"{len(layers)} layers" + (f", of which {on_integers} run on integers here." if judged else ".")
-    return Section("layers", "Layers", (table,), lead)
+    return Section("layers", "Layers", (without_empty(table),), lead)
 
 
 def make_path(rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> Section | None:

@@ -41,7 +41,7 @@ matchMedia("print").addEventListener("change", again);
 // Tables: sorted by a click on a header, filtered by text and by choices, rows opened for their plots.
 function setUp(table) {
   const body = table.tBodies[0], rows = [...body.rows], heads = [...table.tHead.rows[0].cells];
-  const filters = table.closest("section").querySelector(".filters");
+  const filters = document.getElementById(`${table.id}-filters`);
   const find = filters.querySelector("input"), choices = [...filters.querySelectorAll("select")];
   const count = filters.querySelector("output");
   const close = (row) => {

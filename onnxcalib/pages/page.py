@@ -9,6 +9,8 @@ from ..errors import escape_controls
 from ..spec import VERSION
 from .charts import SPECS
 from .content import Chart, Data, Page
+from .plan import make_plan
+from .report import make_report
 from .script import load_script
 from .verdict import make_verdict
 
@@ -16,6 +18,16 @@ from .verdict import make_verdict
 def draw_verdict(text: str) -> str:
     """The page of a verdict. text: what ``Verdict.to_json`` gives, or its file holds."""
     return draw(make_verdict(json.loads(text)))
+
+
+def draw_report(text: str) -> str:
+    """The page of a report. text: what ``Report.to_json`` gives, or its file holds."""
+    return draw(make_report(json.loads(text)))
+
+
+def draw_plan(plan: str | None, frontier: str | None = None) -> str:
+    """The page of a bit plan, of a frontier, or of both, as their ``to_json`` gives them."""
+    return draw(make_plan(*(None if each is None else json.loads(each) for each in (plan, frontier))))
 
 
 def draw(page: Page) -> str:

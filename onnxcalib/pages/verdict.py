@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from .content import (
     ABSENT,
@@ -22,9 +21,9 @@ from .content import (
     spell_number,
 )
 from .layers import make_layers, make_path, spell_bits
+from .measures import draw_growth, draw_outputs, draw_rules, draw_saturating, draw_unfused, list_rows, make_conditions
 
 PERCENT_SCORES = ("top-1", "top-5")
-MEASURES = ("agreement, %", "95%", "SQNR, dB", "95%", "cosine", "max error")
 
 
 def make_verdict(data: Data) -> Page:
@@ -57,7 +56,7 @@ def _make_lint(data: Data) -> Page:
     broken = len(lint["violations"])
     places = "1 place" if broken == 1 else f"{broken:,} places"
     outcome = f"{places} of {lint['judged']:,} operators break rules" if broken else f"{len(lint['rules'])} rules hold"
-    parts = (_draw_rules(lint),) if broken else ()
+    parts = (draw_rules(lint),) if broken else ()
     lines = tuple(f"{op}: {count:,} not judged" for op, count in lint["unjudged"].items())
     return Page(
         title=f"Rules of {lint['target']}",
@@ -143,45 +142,6 @@ def _make_measures(data: Data) -> Section:
     return Section("accuracy", "Accuracy", tuple(parts))
 
 
-def list_rows(outputs: Iterable[Data]) -> list[Data]:
-    """The outputs, each followed by its parts."""
-    return [row for each in outputs for row in (each, *each["parts"])]
-
-
-def draw_outputs(caption: str, sessions: Mapping[str, Iterable[Data]]) -> Part:
-    """Outputs with their measures; sessions: what ran the models, or an empty text where there is one alone."""
-    named = list(sessions) != [""]
-    rows = [
-        (
-            each["name"],
-            *([session] if named else []),
-            ABSENT if each["agreement"] is None else f"{100 * each['agreement']:.2f}",
-            spell_interval(each["agreement_interval"], ".1f", 100) or ABSENT,
-            spell_number(each["sqnr_db"]),
-            spell_interval(each["sqnr_interval"], ".1f") or ABSENT,
-            spell_number(each["cosine"], ".6f"),
-            spell_number(each["max_abs_error"], ".3g"),
-        )
-        for session, records in sessions.items()
-        for each in list_rows(records)
-    ]
-    return make_table(caption, ("output", *(["session"] if named else []), *MEASURES), rows, numbers=len(MEASURES))
-
-
-def draw_growth(found: Data) -> Part:
-    """How far both models grow apart over the steps of sequences."""
-    rows = [
-        (
-            each["output"],
-            "last" if each["first"] is None else f"{each['first']:,} to {each['last']:,}",
-            str(each["sequences"]),
-            spell_number(each["sqnr_db"], ".1f"),
-        )
-        for each in found["growth"]
-    ]
-    return make_table("Closed loop, over the steps", ("output", "steps", "sequences", "SQNR, dB"), rows, numbers=2)
-
-
 def _explain(found: Data | None) -> Iterable[Section | None]:
     """What the layers lose, and why the worst ones do."""
     if found is None:
@@ -228,47 +188,9 @@ def _list_facts(data: Data) -> Section:
         caption = f"Tensors that graph optimizations move most, {len(moved)} of {len(contract['tensors'])}"
         parts.append(make_table(caption, headers, rows, numbers=2))
     if data["saturation"]["layers"]:
-        rows = [(each["name"], f"{each['bound']:,}") for each in data["saturation"]["layers"]]
-        caption = "Layers whose sums of two products can leave int16 (32,767) on x86 without VNNI"
-        parts.append(make_table(caption, ("layer", "largest sum"), rows, numbers=1))
-    parts += [_draw_rules(data["lint"])] if data["lint"] and data["lint"]["violations"] else []
+        parts.append(draw_saturating(data["saturation"]))
+    parts += [draw_rules(data["lint"])] if data["lint"] and data["lint"]["violations"] else []
     if data["device"] and data["device"]["off"]:
         rows = [(each["node"], each["op"], each["reason"]) for each in data["device"]["off"]]
         parts.append(make_table("Nodes that the device does not run", ("node", "operator", "why"), rows))
     return Section("kernels", "Kernels", tuple(parts))
-
-
-def _draw_rules(lint: Data) -> Part:
-    """The places that break a target's rules."""
-    headers = ("level", "where", "rule", "found", "allowed", "source")
-    rows = [tuple(each[name] for name in headers) for each in lint["violations"]]
-    return make_table(f"Rules of {lint['target']} that do not hold", headers, rows)
-
-
-def draw_unfused(unfused: Iterable[Data]) -> Part:
-    rows = [(each["tensor"], each["op"], each["reason"]) for each in unfused]
-    return make_table(f"Q/DQ that onnxruntime left, {len(rows)}", ("tensor", "operator", "why"), rows)
-
-
-def make_conditions(data: Data) -> Section:
-    """Warnings, settings, versions and the processor."""
-    parts: list[Part] = [Lines(tuple(f"warning: {text}" for text in data["warnings"]))] if data["warnings"] else []
-    made_on = data.get("environment") or {}
-    if made_on:
-        parts.append(make_table("Made with", ("what", "which"), [(name, str(each)) for name, each in made_on.items()]))
-    rows = [(name, _spell(value)) for name, value in _flatten(data["settings"])]
-    if rows:
-        parts.append(make_table("Settings", ("setting", "value"), rows))
-    return Section("conditions", "Warnings, versions and settings", tuple(parts))
-
-
-def _flatten(settings: Data, before: str = "") -> Iterable[tuple[str, object]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{before}{name}.")
-        elif value is not None and value not in ({}, []):
-            yield before + name, value
-
-
-def _spell(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -33,7 +33,8 @@ Read the files in the order of the work:
 - ``checkpoints`` keeps what these have found until the file is written, and ``block_checkpoints`` the state after each
   block.
 - ``verify`` measures the quantized model, with ``class_axes``, ``output_tally``, ``flips``, ``ordering``, ``growth``
-  over the steps of sequences, and ``saturation``; ``layer_facts`` says what layers are in the file, ``speed`` times it.
+  over the steps of sequences, and ``saturation``; ``layer_facts`` says what layers are in the
+  file, ``layer_histograms`` how their values lie on the grids, and ``speed`` times it.
 
 ``batches`` divides samples into runs. ``padding_mask`` leaves the padding of token sequences out of all of these, and
 ``masked_scores`` makes sure that what is quantized does so too.

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from ..errors import ConfigError, OutputError
 from ..files.reading import read_file
 from ..graph.layer_params import LayerParams
 from ..graph.save import fingerprint
+from ..layer_record import HistogramRecord
 from ..report import BlockRecord, LeftOutRecord, OutputRecord, StageRecord
 from ..runtime.cache import versions
 from ..runtime.cores import count_cores, describe_processor
@@ -71,10 +72,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Ranges as the text of their file, and the float model's outputs on the samples."""
+    """Ranges as the text of their file, the float model's outputs on the samples, and histograms for the report."""
 
     ranges: str
     outputs: KeptOutputs
+    histograms: dict[str, HistogramRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from dataclasses import replace
 
 from onnx import GraphProto, ModelProto
 
+from ..graph.blocks import find_blocks
 from ..graph.index import Index, all_nodes, index_graphs
 from ..graph.inspect.kernels import find_kernels, find_source
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer, find_layers
 from ..graph.packed import is_packed
-from ..layer_record import LayerRecord
+from ..layer_record import LayerRecord, PlaceRecord
 from ..report import UnfusedRecord
+from ..spec import QuantScheme
 
 SCALE_BYTES = 4  # of float32
 WEIGHTS_ALONE = "reads float activations; its weights alone are integers"
@@ -51,6 +53,18 @@ def complete(layers: Sequence[LayerRecord], described: Iterable[LayerRecord]) ->
     return tuple(
         replace(layer, bytes=each.bytes, on_integers=each.on_integers, reason=each.reason)
         for layer, each in zip(layers, known, strict=True)
+    )
+
+
+def list_places(model: ModelProto, scheme: QuantScheme) -> tuple[PlaceRecord, ...]:
+    """The blocks of a graph, in order, each with those before it that it reads."""
+    blocks = find_blocks(model, scheme)
+    owner = {tensor: block.name for block in blocks for tensor in block.outputs}
+    return tuple(
+        PlaceRecord(
+            block.name, tuple(dict.fromkeys(owner[each] for each in block.inputs if each in owner)), block.layers
+        )
+        for block in blocks
     )
 
 

@@ -13,9 +13,11 @@ from ..data import CalibrationSet
 from ..data.digest import digest_samples
 from ..errors import ConfigError, escape_controls
 from ..graph.weight_file import WeightFile
+from ..layer_record import HistogramRecord
 from ..progress import listening
 from ..report import BlockRecord, LeftOutRecord, LoggedObserver, MemoryRecord, Observer
 from ..runtime.device import choose_device, computing, explain_lack_of_memory
+from ..runtime.environment import describe_environment
 from ..runtime.memory import measure_peak, measure_resident, release
 from ..runtime.workers import reach
 from ..spec import Around
@@ -54,7 +56,8 @@ class Run:
     bodies; given: with these. place: of what the run quantizes in the whole model, empty for the model itself. weights:
     takes the large values that are made of a large model. seconds: stage -> time. current_stage: that goes on or fails;
     None between stages. left_out: parts of the work that were not done, with the reason. float_outputs: those of the
-    samples that the file is made from; targets: of layers, that calibration has kept. shared: weights of a model with
+    samples that the file is made from; targets: of layers, that calibration has kept; histograms: of
+    activations. shared: weights of a model with
     bodies. around: what the graph around says, where the run is on a body, and quantized_samples what it gives as far
     as it is quantized, in place of the float samples. plan: that gives the bits of
     layers in all graphs of the model. resident: bytes that the process had in
@@ -88,6 +91,7 @@ class Run:
         self.checkpointing, self.checkpoints = settings or CheckpointSettings(), Checkpoints()
         self.float_outputs = FloatOutputs()
         self.targets: TargetKeeper | None = None
+        self.histograms: dict[str, HistogramRecord] = {}
         self.shared: SharedWeights | None = None
         self.around: Around | None = None
         self.quantized_samples: CalibrationSet | None = None
@@ -110,7 +114,7 @@ class Run:
         inner.place = f"{self.place}{path}/"
         inner.observer = PlacedObserver(self.observer, f"{path}: ")
         inner.checkpointing, inner.checkpoints = CheckpointSettings(), Checkpoints()
-        inner.float_outputs, inner.targets = FloatOutputs(), None
+        inner.float_outputs, inner.targets, inner.histograms = FloatOutputs(), None, {}
         inner._digests, inner.seconds, inner.earlier_seconds = {}, {}, {}
         inner.warnings, inner.left_out = [], []
         return inner
@@ -158,6 +162,10 @@ class Run:
         if samples not in self._digests:
             self._digests[samples] = digest_samples(samples)
         return self._digests[samples]
+
+    def describe_environment(self) -> dict[str, str]:
+        """What the report has of versions and the machine."""
+        return describe_environment()
 
     def warn(self, text: str) -> None:
         """Warn the observer, and put the warning into the report, both without control characters of names in it."""

@@ -27,6 +27,7 @@ from .distill import distill_weights, list_learned
 from .evaluate import Evaluator, Losses, is_nearer
 from .final_trial import leave_refused
 from .floor import check_memory
+from .layer_histograms import shorten
 from .layer_targets import TargetKeeper, keep_targets, may_learn
 from .parallel import reconstruct_apart
 from .placed_bodies import FloatBody, QuantizedBody, place_bodies
@@ -85,7 +86,9 @@ def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
         grids = choose_powers(prepared, statistics.histograms, grids, prepared.holds_shifts)
         model = fingerprint(prepared.original)
         ranges = Ranges.of_grids(grids, model=model, batch=statistics.batch, smoothing=prepared.smoothing)
-        return Calibrated(ranges.to_json(), run.float_outputs.describe())
+        shown = {tensor: shorten(tensor, each) for tensor, each in statistics.histograms.items()}
+        known = {tensor: each for tensor, each in shown.items() if each is not None}
+        return Calibrated(ranges.to_json(), run.float_outputs.describe(), known)
 
     run = prepared.run
     with run.stage("calibrate"):
@@ -95,6 +98,7 @@ def calibrate_ranges(prepared: Prepared, *, alone: bool = False) -> Ranges:
             run.checkpoints.keep((ROTATION, prepared.rotation, Rotation))
         found = run.checkpoints.recall(RANGES, find, Calibrated)
         run.float_outputs.take(found.outputs)
+        run.histograms = found.histograms
         return make_record(Ranges, json.loads(found.ranges), where="ranges", again="calibrate the model again")
 
 

@@ -30,6 +30,7 @@ from .flips import FLIPS, describe_flips, lower_expected
 from .growth import GrowthTally
 from .joined_runs import Outputs, join_runs
 from .layer_facts import complete, describe_layers
+from .layer_histograms import add_histograms
 from .output_tally import OutputTally
 from .padding_mask import find_real
 from .prepared import Prepared
@@ -104,6 +105,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
     others = None if prepared.samples is samples else prepared.samples
     unfused = tuple(starmap(UnfusedRecord, list_unfused(quantized, graph)))
     facts = describe_layers(quantized, graph if fused else None, unfused)
+    measured = [_record_layer(layer, inside.layers.get(layer.output)) for layer in layers]
     options: dict[str, Any] = {"padding": padding, "parts": prepared.parts, "threads": threads}
     few = spread_steps(samples, FLIPS)
     flips = [*describe_flips(prepared.original, quantized, few, records, batches=first, others=others, **options)]
@@ -111,7 +113,7 @@ def verify(prepared: Prepared, quantized: ModelProto, layers: Sequence[LayerSche
         outputs=lower_expected(records, flips),
         outputs_unoptimized=off.records() if fused else (),
         warnings=(*on.warnings(), *(flip.text for flip in flips)),
-        layers=complete([_record_layer(layer, inside.layers.get(layer.output)) for layer in layers], facts),
+        layers=add_histograms(prepared, quantized, layers, complete(measured, facts)),
         unfused=unfused,
         saturation=measure_saturation(prepared.original, quantized, graph, spread_steps(samples, SPREAD), **options)
         if fused

@@ -4,7 +4,8 @@ Read the files in this order: ``session`` runs models in onnxruntime, large ones
 ``memory``, ``optimized`` reads the graph that it makes of a model, ``turns`` times several of them, ``reference`` runs
 them in onnx's evaluator, whose faults
 ``reference_faults`` knows, ``store`` keeps activations on disk, those that are no arrays as ``sequences`` spells them,
-``device`` chooses where torch computes and ``cores`` counts what it may use, ``blocks`` turns a part of a graph into a
+``device`` chooses where torch computes and ``cores`` counts what it may use, which ``environment``
+describes, ``blocks`` turns a part of a graph into a
 torch module with the help of ``converters``, ``workers`` runs tasks in other processes, which ``processes`` starts and
 in which ``worker`` runs, in the order of a ``task_queue``, and ``cache`` keeps their measurements as ``records``, each
 in a ``record_file``. A ``work_folder`` has those of one run. ``bodies`` follows a run into the bodies of If, Loop and

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import starmap
@@ -15,7 +13,7 @@ from onnx import GraphProto, ModelProto
 from ..config import ValidateConfig
 from ..data import CalibrationSet, SampleSource, open_calibration
 from ..data.labels import choose_labels, find_list
-from ..errors import DataError, GateError, ModelError, escape_controls, first_line
+from ..errors import DataError, GateError, ModelError, escape_controls
 from ..graph.draws import spell_draws
 from ..graph.inspect.interface import check_interface
 from ..graph.inspect.unfused import list_unfused
@@ -36,6 +34,7 @@ from ..quantization.past import fill_past
 from ..quantization.saturation import SPREAD, advise, measure_saturation
 from ..quantization.smoke_test import run_longest_texts
 from ..report import LoggedObserver, Observer, SaturationRecord, UnfusedRecord
+from ..runtime.environment import describe_environment
 from ..runtime.foreign import find_runtime
 from ..runtime.optimized import optimize
 from ..runtime.session import Session
@@ -49,7 +48,7 @@ from .judge import KERNEL_GATES, check_gates, check_reference, judge
 from .kernel_consistency import check_consistency, check_pairs, find_risks
 from .next_tokens import reads_tokens
 from .on_device import check_placed, run_on_device
-from .score import Metric
+from .score import Metric, load_metric
 from .timing import clock
 
 Model = str | Path | ModelProto
@@ -150,7 +149,7 @@ class _Run:
             closed_loop=compared.closed_loop,
             layers=describe_layers(quantized, graph if fused else None, unfused),
         )
-        return replace(verdict, gates=judge(verdict, self.config, compared.missed))
+        return replace(verdict, gates=judge(verdict, self.config, compared.missed), environment=describe_environment())
 
     def _open_samples(self, data: SampleSource, inputs: Sequence[InputSpec], original: ModelProto) -> CalibrationSet:
         inputs = mark_states(original, inputs, self.config.data.state)
@@ -372,27 +371,6 @@ def take_labels(labels: Labels | None) -> Path | np.ndarray | None:
     if values.dtype.kind not in "iuf":
         raise DataError(f"labels: found {found} of {values.dtype}; {allowed}")
     return np.atleast_1d(values)
-
-
-def load_metric(path: str) -> tuple[str, Metric]:
-    """The name, and the function that ``module:function`` names, from the current folder first. Raises GateError."""
-    module, _, name = path.partition(":")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        metric = importlib.import_module(module)
-        for part in name.split("."):
-            metric = getattr(metric, part)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise GateError(
-            f"metric {path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); MODULE:FUNCTION of an"
-            " installed module, or of a file in this folder, is needed"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(metric):
-        raise GateError(f"metric {path}: is no function; name one that takes the outputs and the labels")
-    return path, metric
 
 
 def _name(source: Path | ModelProto) -> str:

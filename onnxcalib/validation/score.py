@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,3 +174,24 @@ class MetricTally:
 def _is_finite(values: np.ndarray) -> bool:
     """Whether sums of the values, and of their squares, are finite too."""
     return bool((np.abs(values) < MOST_SCORE).all())
+
+
+def load_metric(path: str) -> tuple[str, Metric]:
+    """The name, and the function that ``module:function`` names, from the current folder first. Raises GateError."""
+    module, _, name = path.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        metric = importlib.import_module(module)
+        for part in name.split("."):
+            metric = getattr(metric, part)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise GateError(
+            f"metric {path}: cannot be loaded ({type(error).__name__}: {first_line(error)}); MODULE:FUNCTION of an"
+            " installed module, or of a file in this folder, is needed"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not callable(metric):
+        raise GateError(f"metric {path}: is no function; name one that takes the outputs and the labels")
+    return path, metric

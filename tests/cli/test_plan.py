@@ -8,6 +8,8 @@ from onnxcalib.bitplan import read_plan
 from onnxcalib.cli.app import app
 from onnxcalib.cli.exitstatus import ExitStatus
 from onnxcalib.config import DataConfig, QuantizeConfig
+from onnxcalib.pages import script
+from onnxcalib.pages.page import draw_plan
 from tests.test_bitplan import FRONTIER, PLAN
 
 TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_length": 64, "shape": ("1,3", "x=1,4")}
@@ -17,6 +19,8 @@ TEXTS = {"tokenizer": "t.json", "text_column": ("a", "b"), "pairs": True, "max_l
 def run(tmp_path, monkeypatch):
     """Runs the command in an empty folder, with a library that does no work: call it with arguments."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "NEEDED", {})
+    monkeypatch.setattr("onnxcalib.pages.page.load_script", lambda: "")
     (tmp_path / "net.onnx").write_bytes(b"float")
     calls = []
 
@@ -106,6 +110,7 @@ def test_a_frontier_is_written_printed_and_drawn_and_needs_no_budget(run, tmp_pa
     result = run("net.onnx", "--calib", "data", "--frontier")
     assert result.exit_code == 0, result.stderr
     assert not (tmp_path / "net.plan.json").exists() and len(run.calls) == 1
+    assert "net.html" not in {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "net.frontier.json").read_text() == FRONTIER.to_json() + "\n"
     assert (tmp_path / "net.frontier.png").read_bytes().startswith(b"\x89PNG")
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -116,8 +121,10 @@ def test_a_frontier_is_written_printed_and_drawn_and_needs_no_budget(run, tmp_pa
 
 
 def test_beside_a_budget_the_frontier_comes_on_top(run, tmp_path):
-    result = run("net.onnx", "--calib", "data", "--frontier", "--max-size", "0.2", "-o", "small.json")
+    output = ("-o", "small.json", "--html", "small.html")
+    result = run("net.onnx", "--calib", "data", "--frontier", "--max-size", "0.2", *output)
     assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "small.html").read_text() == draw_plan(PLAN.to_json(), FRONTIER.to_json())
     assert {"small.json", "small.frontier.json", "small.frontier.png"} <= {path.name for path in tmp_path.iterdir()}
     assert "this plan: " in result.stdout and "W8A8 everywhere" in result.stdout
 

@@ -21,6 +21,8 @@ from onnxcalib.cli.reasons import describe_in_float
 from onnxcalib.cli.summary import print_summary
 from onnxcalib.config import DataConfig, QuantizeConfig
 from onnxcalib.layer_record import LayerRecord
+from onnxcalib.pages import script
+from onnxcalib.pages.page import draw_report
 from onnxcalib.report import (
     BlockRecord,
     BoundRecord,
@@ -78,10 +80,12 @@ def run(tmp_path, monkeypatch):
         for record in REPORT.blocks:
             observer.block(record)
 
-        def save(path, report):
+        def save(path, report, html):
             path.write_bytes(b"quantized")
             if report:
                 report.write_text(REPORT.to_json())
+            if html:
+                html.write_text("a page")
 
         return SimpleNamespace(report=REPORT, save=save)
 
@@ -285,13 +289,25 @@ def test_quiet_prints_warnings_only(run):
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "warning: odd values\n")
 
 
-def test_the_report_is_written_whole(run, tmp_path):
+def test_the_report_and_its_page_are_written_whole(run, tmp_path, monkeypatch):
     assert run("net.onnx", "--calib", "data", "--report", "run.json").exit_code == 0
     assert json.loads((tmp_path / "run.json").read_text()) == json.loads(REPORT.to_json())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx", "net.quantized.onnx", "run.json"]
     result = run("net.onnx", "--calib", "data", "--report", "-")
     assert (result.exit_code, result.stdout) == (0, REPORT.to_json() + "\n")
     assert result.stderr.splitlines()[-1] == "wrote net.quantized.onnx"
+    monkeypatch.setattr(script, "NEEDED", {})
+    assert run("net.onnx", "--calib", "data", "--html", "run.html").exit_code == 0
+    assert (tmp_path / "run.html").read_text() == "a page"
+    monkeypatch.setattr(script, "NEEDED", {"absent_module": "absent"})
+    run.calls.clear()
+    result = run("net.onnx", "--calib", "data", "--html", "other.html")
+    assert (result.exit_code, run.calls) == (2, []) and "html: found no absent" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "net.onnx",
+        "net.quantized.onnx",
+        "run.html",
+        "run.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -302,6 +318,7 @@ def test_the_report_is_written_whole(run, tmp_path):
         (("--report", "absent/run.json"), "the folder absent does not exist"),
         (("--report", "net.onnx"), "net.onnx: is read by this run"),
         (("-o", "-"), "-: is no name of a file here; results are not written to standard output"),
+        (("--html", "net.onnx"), "net.onnx: is read by this run"),
         (("--report", "out.onnx", "-o", "out.onnx"), "out.onnx: is the file of both --output and --report"),
     ],
 )
@@ -346,7 +363,7 @@ def test_a_bad_setting_is_refused_before_any_work(run, tmp_path):
     assert result.stderr == "error: run.toml: weight-bitz: unknown setting; did you mean 'weight_bits'?\n"
 
 
-def test_a_real_run_writes_a_model_that_onnx_accepts(tmp_path):
+def test_a_real_run_writes_a_model_that_onnx_accepts_and_a_page_of_its_report(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     weight = onnx.numpy_helper.from_array(rng.standard_normal((4, 3, 3, 3)).astype(np.float32), "w")
     graph = onnx.parser.parse_graph("net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y) { y = Conv(x, w) }")
@@ -355,10 +372,25 @@ def test_a_real_run_writes_a_model_that_onnx_accepts(tmp_path):
     onnx.save(model, tmp_path / "net.onnx")
     np.save(tmp_path / "x.npy", rng.standard_normal((16, 3, 8, 8)).astype(np.float32))
     arguments = ["quantize", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "x.npy"), "--steps", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "run.json")])
+    monkeypatch.setattr(script, "NEEDED", {})
+    monkeypatch.setattr("onnxcalib.pages.page.load_script", lambda: "")
+    reports = ["--report", str(tmp_path / "run.json"), "--html", str(tmp_path / "run.html")]
+    result = CliRunner().invoke(app, [*arguments, *reports])
     assert result.exit_code == 0, result.stderr
     onnx.checker.check_model(onnx.load(tmp_path / "net.quantized.onnx"), full_check=True)
-    assert json.loads((tmp_path / "run.json").read_text())["outputs"][0]["sqnr_db"] > 20
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert found["outputs"][0]["sqnr_db"] > 20
+    assert (tmp_path / "run.html").read_text() == draw_report(json.dumps(found))
+    (layer,), (place,) = found["layers"], found["places"]
+    assert place == {"name": layer["name"], "after": [], "layers": [layer["name"]]}
+    assert sum(layer["weight"]["counts"]) == weight.dims[0] * 27 and len(layer["weight"]["counts"]) == 64
+    low, high = layer["weight"]["low"], layer["weight"]["high"]
+    ends = onnx.numpy_helper.to_array(weight)
+    assert (low, high) == (pytest.approx(ends.min()), pytest.approx(ends.max()))
+    assert layer["weight"]["grid"][0] < 0 < layer["weight"]["grid"][1]
+    assert sum(layer["input"]["counts"]) == 16 * 3 * 64  # none held out: few samples
+    assert layer["input"]["grid"][0] < -2 and layer["input"]["grid"][1] > 2
+    assert found["environment"]["onnxruntime"] and found["environment"]["processor"]
 
 
 def test_types_and_subgraphs_have_bits_of_their_own_or_stay_in_float(tmp_path):

@@ -166,6 +166,7 @@ def test_a_report_is_written_alone(run, tmp_path, option):
     assert (result.exit_code, files(tmp_path)) == (3, {REPORTS[option + 1]})
     verdict = replace(VERDICT, gates=(PASS, FAIL))
     texts = [verdict.to_json() + "\n", formats.to_junit(verdict), formats.to_markdown(verdict)]
+    texts.append(draw_verdict(verdict.to_json()))
     assert result.stdout == texts[option // 2]
     assert result.stderr.splitlines()[-1].startswith("FAILED: ")
 

@@ -87,7 +87,7 @@ def test_all_that_a_verdict_has_is_on_its_page():
     assert [shown, "MatMul", "W8A32", "3 kB", "0.3%", "–", "float", "reads float"] in rows
     assert ["image", "QuantizeLinear", "follows Resize"] in rows
     assert ["a", "Conv", "1", "1"] in rows
-    assert ["data.resize", "40"] in rows and ["min_sqnr", "30.0"] in rows
+    assert "data.resize 40" in page.text and "min_sqnr 30.0" in page.text
     assert {"accuracy", "layers", "path", "explanation", "kernels", "conditions"} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
 

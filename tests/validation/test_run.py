@@ -17,7 +17,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from onnxcalib import ConfigError, DataError, GateError, ModelError, QuantizeConfig, ValidateConfig, quantize, validate
 from onnxcalib.report import Observer
 from onnxcalib.validation import timing as clock
-from onnxcalib.validation.run import load_metric
+from onnxcalib.validation.score import load_metric
 from tests.small_models import change_constant
 
 NET = """g (float[N, 3, 8, 8] x) => (float[N, 7] y) {
