@@ -30,7 +30,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck step/*.sh .ci/run
+	$(BIN)/shellcheck step/*.sh .ci/run share/bash-completion/completions/onnxcalib
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-actions action.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows examples/ci/github-actions.yml
+	sed '1,/^---$$/d' templates/validate.yml | $(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci \
+	  --data-transform gitlab-ci --default-filetype yaml -
 
 # Broken links are errors. The pages can be read from the disk: site/index.html.
 docs: $(STAMP)

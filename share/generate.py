@@ -152,7 +152,8 @@ def _escape(text: str) -> Iterator[str]:
 def make_bash(commands: list[Command]) -> str:
     names = " ".join(command.name for command in commands)
     lines = [
-        f"# bash completion for onnxcalib, {COMMENT}",
+        "# shellcheck shell=bash",
+        f"# {COMMENT}",
         "_onnxcalib() {",
         '    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} words=""',
         "    COMPREPLY=()",

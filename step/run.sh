@@ -4,14 +4,15 @@
 # FLOAT_MODEL, QUANTIZED_MODEL, DATA   what is compared, and on which samples
 # LABELS, CONFIG                       their classes, and a TOML file of settings and gates; both may be empty
 # CALIBRATION                          samples to quantize FLOAT_MODEL with; empty where QUANTIZED_MODEL is there already
-# REPORTS                              the folder for report.md, report.xml (JUnit), report.html and report.json
+# REPORTS                              the folder for report.md, report.xml (JUnit), report.html, report.json and
+#                                      quantize.html
 # ONNXCALIB_HOME                       where install.sh has installed it
 set -euo pipefail
 : "${FLOAT_MODEL:?}" "${QUANTIZED_MODEL:?}" "${DATA:?}" "${REPORTS:?}" "${ONNXCALIB_HOME:?}"
 onnxcalib=$ONNXCALIB_HOME/venv/bin/onnxcalib
 config=(${CONFIG:+--config "$CONFIG"})
 mkdir -p "$REPORTS"
-rm -f "$REPORTS"/report.{md,xml,html,json}
+rm -f "$REPORTS"/{report.{md,xml,html,json},quantize.html}
 
 publish() { # the status of the last command, and what it wrote
   local status=$?
@@ -26,7 +27,7 @@ publish() { # the status of the last command, and what it wrote
 trap publish EXIT
 
 if [[ -n ${CALIBRATION:-} ]]; then
-  "$onnxcalib" quantize "$FLOAT_MODEL" --calib "$CALIBRATION" -o "$QUANTIZED_MODEL" "${config[@]}"
+  "$onnxcalib" quantize "$FLOAT_MODEL" --calib "$CALIBRATION" -o "$QUANTIZED_MODEL" --html "$REPORTS/quantize.html" "${config[@]}"
 fi
 "$onnxcalib" validate "$FLOAT_MODEL" "$QUANTIZED_MODEL" --data "$DATA" ${LABELS:+--labels "$LABELS"} "${config[@]}" \
   --junit "$REPORTS/report.xml" --markdown "$REPORTS/report.md" --html "$REPORTS/report.html" \

@@ -166,7 +166,9 @@ def test_the_component_runs_the_same_commands_and_ends_with_their_status(place, 
     source = f"{place.folder}/tools/onnxcalib"
     assert [line.rpartition("constraints.txt ")[2] for line in pip] == ["--index-url file:///wheels torch", source]
     assert version == "--version"
-    assert quantize == " ".join([*QUANTIZE, "-o", inputs["quantized"], "--config", "onnxcalib.toml"])
+    page = f"{reports}/quantize.html"
+    words = [*QUANTIZE, "-o", inputs["quantized"], "--html", page, "--config", "onnxcalib.toml"]
+    assert quantize == " ".join(words)
     assert validate == (
         f"validate float.onnx {inputs['quantized']} --data samples/ --labels labels.csv --config onnxcalib.toml"
         f" --junit {reports}/report.xml --markdown {reports}/report.md --html {reports}/report.html"
@@ -263,6 +265,13 @@ def test_the_image_runs_the_script_that_the_steps_run():
     assert f"bash {copied}/step/install.sh\n" in text
     # What the installation reads is sent to the builder.
     left_out = (ROOT / ".dockerignore").read_text().split()
-    assert not {"step", "cli", "onnxcalib", "setup.cfg", "README.md", "LICENSE", "pyproject.toml"}.intersection(
-        left_out
-    )
+    assert not {
+        "step",
+        "share",
+        "cli",
+        "onnxcalib",
+        "setup.cfg",
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+    }.intersection(left_out)
