@@ -9,6 +9,7 @@ import typer
 
 from onnxcalib.config import load_config
 
+from .console import open_console, print_lines
 from .exitstatus import report_faults
 from .files import STDOUT, check_folders, list_read, prepare_outputs, write_texts
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
@@ -58,4 +59,5 @@ def calibrate(
             ranges.save(target)
         if not quiet and target != STDOUT:
             count = len(ranges.activations) + len(ranges.requantized)
-            print(f"{target}: the ranges of {count} activations; onnxcalib quantize --ranges {target} uses them")
+            text = f"{target}: the ranges of {count} activations; onnxcalib quantize --ranges {target} uses them"
+            print_lines(open_console(), [text])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import typer
 
 from onnxcalib.errors import ConfigError, GateError, OnnxCalibError, escape_controls
 
+from .console import WIDEST, wrap
 from .main import INTERRUPTED, STATUS
 
 _begun = False
@@ -28,8 +30,14 @@ class ExitStatus(IntEnum):
 
 
 def print_error(text: str) -> None:
-    """Print one line on stderr, without the line breaks and the control characters of the text."""
-    print("error:", escape_controls(" ".join(text.split())), file=sys.stderr)
+    """Print one line on stderr, without the line breaks and the control characters of the text.
+
+    A terminal has it broken at words.
+    """
+    line = f"error: {escape_controls(' '.join(text.split()))}"
+    if sys.stderr.isatty():
+        line = "\n".join(wrap(line, min(WIDEST, shutil.get_terminal_size().columns)))
+    print(line, file=sys.stderr)
 
 
 def has_worked() -> bool:

@@ -13,7 +13,7 @@ from rich.text import Text
 from onnxcalib.errors import escape_controls
 from onnxcalib.report import BlockRecord, Observer
 
-from .console import PlainConsole
+from .console import WIDEST, PlainConsole, print_lines
 from .remaining import Remaining
 
 # Without a terminal, a line comes so many seconds after the last one, by how long the run goes on already.
@@ -29,6 +29,7 @@ class ProgressObserver(Observer):
 
     def __init__(self, *, quiet: bool = False, expected: Mapping[str, float] | None = None) -> None:
         self._console = PlainConsole(stderr=True)
+        self._console.width = min(self._console.width, WIDEST)
         self._quiet = quiet
         self._remaining = Remaining(expected or {})
         self._stage, self._kind, self._what = "", "", ""  # kind: what is counted, such as blocks; what: the last one
@@ -82,10 +83,10 @@ class ProgressObserver(Observer):
             if not self._named and self._stage:
                 self._console.print(f"{self._stage} ...")
             self._named = True
-            self._console.print(f"  {text}")
+            print_lines(self._console, [f"  {text}"])
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}")
+        print_lines(self._console, [f"warning: {text}"])
 
     def blocks(self, total: int) -> None:
         self._done, self._total = 0, total

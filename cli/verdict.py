@@ -86,7 +86,7 @@ def _print_explanation(console: Console, verdict: Verdict, explanation: Explanat
     lines += [f"not judged: {len(explanation.unmatched)}"] if explanation.unmatched else []
     lines += [f"  {text}" for text in explanation.unmatched]
     if lines:
-        print_lines(console, lines)
+        print_lines(console, ["", *lines])
     if toml := gather_toml(verdict):
         text = f"\nlines for onnxcalib.toml:\n\n{toml}\n"
         console.file.write(text)  # not by rich, which may change text

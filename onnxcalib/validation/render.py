@@ -12,6 +12,7 @@ from ..verdict import (
     ContractRecord,
     DeviceRecord,
     Explanation,
+    Interval,
     LatencyRecord,
     LayerLoss,
     ReferenceRecord,
@@ -30,6 +31,9 @@ MOST_OFF = 20  # nodes that a device does not run
 ABSENT = "-"
 # What stands in place of what onnxruntime's kernels make of a file for another target.
 PLAIN = "of exact sums, by onnxruntime without its optimizations"
+# Behind the number stands its interval of 95%.
+INTERVAL = " (95%)"
+MEASURES = (f"agreement %{INTERVAL}", f"SQNR dB{INTERVAL}", "cosine", "max error")
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
 
 
@@ -121,7 +125,7 @@ def _list_all(verdict: Verdict) -> list[Sheet]:
 
 def spell_outputs(verdict: Verdict) -> Sheet:
     """The outputs; a last column counts values that are not finite, where there are any."""
-    headers = ("output", "agreement %", "SQNR dB", "cosine", "max error")
+    headers = ("output", *MEASURES)
     records = list_rows(verdict.outputs)
     rows = tuple(map(_spell_output, records))
     if not any(record.broken or record.left_out for record in records):
@@ -132,7 +136,7 @@ def spell_outputs(verdict: Verdict) -> Sheet:
 
 def spell_saturated(verdict: Verdict) -> Sheet:
     """The outputs with exact and with saturating sums; no rows where no kernel can saturate."""
-    headers = ("output", "session", "agreement %", "SQNR dB", "cosine", "max error")
+    headers = ("output", "session", *MEASURES)
     rows = (
         (name, session, *cells)
         for session, records in list_processors(verdict.saturation).items()
@@ -144,8 +148,7 @@ def spell_saturated(verdict: Verdict) -> Sheet:
 def spell_reference(verdict: Verdict) -> Sheet:
     """onnxruntime's outputs against those of onnx's evaluator; no rows where that was not asked for."""
     found = verdict.reference or ReferenceRecord(0)
-    measures = ("agreement %", "SQNR dB", "cosine", "max error")
-    headers = (f"reference ({found.samples} samples)", "session", *measures)
+    headers = (f"reference ({found.samples} samples)", "session", *MEASURES)
     sessions = {"deployed": found.deployed, "unoptimized": found.unoptimized, "float model": found.original}
     rows = (
         (name, session, *cells)
@@ -172,7 +175,7 @@ def spell_device(device: DeviceRecord | None) -> tuple[Sheet, ...]:
     """The outputs on a target's device against others on the same samples, and the nodes that it does not run."""
     if device is None:
         return ()
-    headers = ("output", f"compared on {device.samples} samples", "agreement %", "SQNR dB", "cosine", "max error")
+    headers = ("output", f"compared on {device.samples} samples", *MEASURES)
     pairs = {
         "device and float": device.against_float,
         "device and onnxruntime unoptimized": device.against_unoptimized,
@@ -346,11 +349,15 @@ def _spell_output(record: OutputRecord) -> tuple[str, ...]:
     agreement = None if record.agreement is None else 100 * record.agreement
     return (
         record.name,
-        spell_number(agreement) + spell_positions(record) + spell_interval(record.agreement_interval, scale=100),
-        spell_number(record.sqnr_db) + spell_interval(record.sqnr_interval),
+        spell_number(agreement) + spell_positions(record) + _spell_ends(record.agreement_interval, 100),
+        spell_number(record.sqnr_db) + _spell_ends(record.sqnr_interval),
         spell_number(record.cosine, ".6f"),
         spell_number(record.max_abs_error, ".4g"),
     )
+
+
+def _spell_ends(interval: Interval | None, scale: float = 1.0) -> str:
+    return "" if interval is None else f" ({' to '.join(f'{scale * end:.2f}' for end in interval)})"
 
 
 def _spell_layer(layer: LayerLoss) -> tuple[str, ...]:
@@ -364,9 +371,16 @@ def _list_lines(sheet: Sheet) -> list[str]:
     lines = []
     for name, *cells in sheet.rows:
         pairs = zip(sheet.headers[1:], cells, strict=True)
-        parts = (f"{header} {cell}".strip() for header, cell in pairs if cell not in ("", ABSENT))
+        parts = (_spell_pair(header, cell) for header, cell in pairs if cell not in ("", ABSENT))
         lines.append(escape(f"{name}: {', '.join(parts)}"))
     return lines
+
+
+def _spell_pair(header: str, cell: str) -> str:
+    """A cell behind its header; what its interval is stands in that where it has one."""
+    if header.endswith(INTERVAL):
+        header, cell = header.removesuffix(INTERVAL), cell.replace(" (", " (95%: ")
+    return f"{header} {cell}".strip()
 
 
 def _draw_explanation(verdict: Verdict, explanation: Explanation) -> list[str]:

@@ -99,7 +99,7 @@ def test_scores_size_and_latency_are_shown_for_both_models(printed):
 
 def test_every_output_is_shown_and_what_was_not_measured_is_a_dash(printed):
     rows = split(printed(VERDICT))
-    scores = "scores 97.50 (95%: 95.00 to 100.00) 12.10 (95%: 11.00 to 13.00) 0.999000 0.5"
+    scores = "scores 97.50 (95.00 to 100.00) 12.10 (11.00 to 13.00) 0.999000 0.5"
     for row in (scores, "index 99.00 - - -", "copy - inf 1.000000 0"):
         assert row.split() in rows
 
