@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from onnxcalib.errors import escape_controls
@@ -15,7 +16,10 @@ from onnxcalib.report import BlockRecord, Observer
 
 from .console import WIDEST, PlainConsole, print_lines
 from .remaining import Remaining
+from .table import find_mark, shorten
 
+BAR, LEAST_TEXT = 10, 8  # columns of the bar, and of what is told beside it
+LONGER = 4  # columns by which the time that is left may become longer until the next event
 # Without a terminal, a line comes so many seconds after the last one, by how long the run goes on already.
 EVERY = {60.0: 10.0, 600.0: 30.0, float("inf"): 60.0}
 
@@ -41,10 +45,10 @@ class ProgressObserver(Observer):
         self._ended = threading.Event()
         if self._console.is_screen and not quiet:
             self._bar = Progress(
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
+                BarColumn(bar_width=BAR),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 _Left(self),
-                TextColumn("{task.description}", markup=False),
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
                 console=self._console,
                 transient=True,
             )
@@ -110,6 +114,9 @@ class ProgressObserver(Observer):
         """Bring the bar up to date."""
         if self._bar:
             text = escape_controls(f"{self._stage}: {self._what}" if self._what else self._stage)
+            beside = BAR + len(f" {self._total}/{self._total} {self.spell_left()} ") + LONGER
+            room = max(LEAST_TEXT, self._console.width - beside)
+            text = shorten(text, room, find_mark(self._console), room // 3)
             if self._task is not None and self._bar.tasks[-1].total == (self._total or None):
                 self._bar.update(self._task, description=text, completed=self._done)
                 return
@@ -117,10 +124,13 @@ class ProgressObserver(Observer):
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(text, completed=self._done, total=self._total or None)
 
+    def left(self) -> float | None:
+        """Seconds that the run still takes; None while nobody knows."""
+        return self._remaining.run_left()
+
     def spell_left(self) -> str:
         """About how long the run still takes, or what is known of the stage; empty where nothing is."""
-        left = self._remaining.run_left()
-        if left is not None:
+        if (left := self.left()) is not None:
             return f"about {spell_seconds(left)} left"
         left = self._remaining.counted_left()
         return "" if left is None else f"about {spell_seconds(left)} of this stage left"
@@ -146,7 +156,7 @@ class _Left(ProgressColumn):
     """The time that is left, which goes on between two events."""
 
     def __init__(self, observer: ProgressObserver) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self._observer = observer
 
     def render(self, task: Task) -> Text:

@@ -31,14 +31,18 @@ def print_table(
     """
     if not sheet.rows:
         return
-    mark = "…" if console.encoding.startswith("utf") else "..."
-    for number, (header, *lines) in enumerate(lay_out(sheet, console.width, mark)):
+    for number, (header, *lines) in enumerate(lay_out(sheet, console.width, find_mark(console))):
         if number or before:
             console.print()
         console.print(header, style="bold", soft_wrap=True)
         console.print("\n".join(lines), soft_wrap=True)
     if after:
         console.print()
+
+
+def find_mark(console: Console) -> str:
+    """What stands in place of what is cut."""
+    return "…" if console.encoding.startswith("utf") else "..."
 
 
 def lay_out(sheet: Sheet, width: int, mark: str = "…") -> list[list[str]]:

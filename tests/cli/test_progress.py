@@ -52,8 +52,21 @@ def test_a_terminal_gets_a_bar_with_the_stage_the_block_its_losses_and_the_time_
         observer.stage("verify")
         observer.progress(3, 9)
         observer._bar.refresh()
+        terminal.setenv("COLUMNS", "60")
+        with ProgressObserver() as narrow:
+            narrow.stage("reconstruct")
+            narrow.blocks(2)
+            narrow.block(BlockRecord("/encoder/layer.0/attention/output/dense/MatMul", (), "solved"))
+            narrow._bar.refresh()
     shown = capsys.readouterr().err
-    for text in ("reconstruct: [stem]: loss 0.5 -> 0.25", "1/2", "about 30 s of this stage left", "verify", "3/9"):
+    for text in (
+        "reconstruct: [stem]: loss 0.5 -> 0.25",
+        "1/2",
+        "reconstruct: …tput/dense/MatMul (solved)",
+        "about 30 s of this stage left",
+        "verify",
+        "3/9",
+    ):
         assert text in shown
 
 
