@@ -9,7 +9,7 @@ from rich.console import Console
 
 from onnxcalib.contents import Contents, GridRecord, OutlookRecord, QuantizedRecord, spell_shape
 from onnxcalib.report import name_some
-from onnxcalib.validation.render import Sheet
+from onnxcalib.validation.sheet import Sheet
 
 from .console import print_lines
 from .reasons import describe_in_float, describe_unfused

@@ -9,7 +9,8 @@ from rich.console import Console
 from onnxcalib.bitplan import BitPlan, Frontier, Point, Totals
 from onnxcalib.report import FloatRecord
 from onnxcalib.sentence import sum_up_plan
-from onnxcalib.validation.render import Sheet, spell_number
+from onnxcalib.validation.render import spell_number
+from onnxcalib.validation.sheet import Sheet
 
 from .console import print_lines
 from .reasons import describe_in_float

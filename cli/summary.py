@@ -24,7 +24,8 @@ from onnxcalib.report import (
 )
 from onnxcalib.sentence import sum_up_report
 from onnxcalib.stepwise import describe_loop, list_growth
-from onnxcalib.validation.render import PLAIN, Sheet, list_processors, spell_number, spell_saturation
+from onnxcalib.validation.render import PLAIN, list_processors, spell_number, spell_saturation
+from onnxcalib.validation.sheet import Sheet
 
 from .console import print_lines
 from .planned import print_sets

@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
 from onnxcalib.errors import escape_controls
-from onnxcalib.validation.render import Sheet
+from onnxcalib.validation.sheet import Sheet
 
 GAP = "  "
 LEAST_NAME = 20  # columns of a name; shorter ones would tell little of it

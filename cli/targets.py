@@ -14,7 +14,7 @@ def targets(*, verbose: Verbose = False) -> None:
     """
     with report_faults(verbose=verbose):
         from onnxcalib.targets import list_targets
-        from onnxcalib.validation.render import Sheet
+        from onnxcalib.validation.sheet import Sheet
 
         from .table import print_table
 

@@ -9,7 +9,6 @@ from onnxcalib.sentence import sum_up_verdict
 from onnxcalib.validation.render import (
     NO_ACCURACY_GATE,
     PLAIN,
-    Sheet,
     conclude,
     gather_toml,
     is_judged,
@@ -21,6 +20,7 @@ from onnxcalib.validation.render import (
     spell_layers,
     spell_saturation,
 )
+from onnxcalib.validation.sheet import Sheet
 from onnxcalib.verdict import ContractRecord, Explanation, Verdict
 
 from .console import print_lines

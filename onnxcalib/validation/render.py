@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from xml.etree import ElementTree
 
 from ..report import OutputRecord, SaturationRecord, list_rows, name_some, spell_positions, spell_worst
@@ -22,34 +22,17 @@ from ..verdict import (
 )
 from .markup import add_case, draw_table, escape, spell_code, spell_text
 from .render_lint import draw_lint
+from .sheet import ABSENT, INTERVAL, Sheet, draw_sheet, list_lines
 
 ACCURACY_GATES = ("max_drop", "min_agreement", "min_sqnr")
 NO_ACCURACY_GATE = f"no accuracy gate was asked for: {', '.join(ACCURACY_GATES[:-1])} or {ACCURACY_GATES[-1]}"
 PERCENT_SCORES = ("top-1", "top-5")  # other scores are a user's own, in a unit that is not known
 WORST_LAYERS = 10  # more would hardly be read
 MOST_OFF = 20  # nodes that a device does not run
-ABSENT = "-"
 # What stands in place of what onnxruntime's kernels make of a file for another target.
 PLAIN = "of exact sums, by onnxruntime without its optimizations"
-# Behind the number stands its interval of 95%.
-INTERVAL = " (95%)"
 MEASURES = (f"agreement %{INTERVAL}", f"SQNR dB{INTERVAL}", "cosine", "max error")
 MEASURE_HEADERS = ("measure", "float", "quantized", "")
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of text.
-
-    named: the first column holds names from a model, which may be any text. keys: so many of the first columns say what
-    a row is of. prose: the columns of sentences.
-    """
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    named: bool = True
-    keys: int = 1
-    prose: tuple[int, ...] = ()
 
 
 def conclude(verdict: Verdict) -> str:
@@ -273,7 +256,7 @@ def to_markdown(verdict: Verdict) -> str:
             (spell_code(g.name), spell_text(g.text), "pass" if g.passed else "**FAIL**") for g in verdict.gates
         ]
         lines.append(draw_table(("gate", "measured and limit", "verdict"), gate_rows))
-    lines += [_draw_sheet(sheet) for sheet in _list_all(verdict)]
+    lines += [draw_sheet(sheet) for sheet in _list_all(verdict)]
     lines += [] if verdict.lint is None else draw_lint(verdict.lint)
     if warnings := list_warnings(verdict):
         lines += ["**Warnings**", "\n".join(f"- {spell_text(warning)}" for warning in warnings)]
@@ -292,14 +275,14 @@ def to_junit(verdict: Verdict) -> str:
     properties = ElementTree.SubElement(suite, "properties")
     for name in ("float_model", "quantized_model", "samples", "size_ratio"):
         ElementTree.SubElement(properties, "property", name=name, value=escape(str(getattr(verdict, name))))
-    measured = "\n".join(line for sheet in _list_all(verdict) for line in _list_lines(sheet))
+    measured = "\n".join(line for sheet in _list_all(verdict) for line in list_lines(sheet))
     for gate in verdict.gates:
         lint = verdict.lint if gate.name == "target" else None
         add_case(suite, gate, [each.text for each in lint.violations] if lint else [])
     notes = [f"note: {NO_ACCURACY_GATE}"] if lacks_accuracy_gate(verdict) else []
     notes += [escape(f"warning: {text}") for text in list_warnings(verdict)]
     advice = (escape(f"{name}: {text}") for name, text in spell_advice(verdict))
-    worst = [*_list_lines(spell_layers(verdict)), *advice]
+    worst = [*list_lines(spell_layers(verdict)), *advice]
     ElementTree.SubElement(suite, "system-out").text = "\n".join([measured, *notes, *worst])
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
@@ -366,27 +349,10 @@ def _spell_layer(layer: LayerLoss) -> tuple[str, ...]:
     return (layer.name, layer.op, bits, *(spell_number(loss) for loss in losses))
 
 
-def _list_lines(sheet: Sheet) -> list[str]:
-    """One line for each row, ``name: header cell, header cell``, as proportional fonts do not align columns."""
-    lines = []
-    for name, *cells in sheet.rows:
-        pairs = zip(sheet.headers[1:], cells, strict=True)
-        parts = (_spell_pair(header, cell) for header, cell in pairs if cell not in ("", ABSENT))
-        lines.append(escape(f"{name}: {', '.join(parts)}"))
-    return lines
-
-
-def _spell_pair(header: str, cell: str) -> str:
-    """A cell behind its header; what its interval is stands in that where it has one."""
-    if header.endswith(INTERVAL):
-        header, cell = header.removesuffix(INTERVAL), cell.replace(" (", " (95%: ")
-    return f"{header} {cell}".strip()
-
-
 def _draw_explanation(verdict: Verdict, explanation: Explanation) -> list[str]:
     lines = [
         f"<details><summary>Where the loss comes from ({explanation.samples} samples)</summary>",
-        _draw_sheet(spell_layers(verdict)),
+        draw_sheet(spell_layers(verdict)),
     ]
     advice = [f"- {spell_text(note)}" for note in explanation.notes]
     advice += [f"- {spell_code(name)}: {spell_text(text)}" for name, text in spell_advice(verdict)]
@@ -396,8 +362,3 @@ def _draw_explanation(verdict: Verdict, explanation: Explanation) -> list[str]:
     if toml := gather_toml(verdict):
         lines += ["Lines for `onnxcalib.toml`:", f"```toml\n{toml}\n```"]  # no line of TOML is backticks alone
     return [*lines, "</details>"]
-
-
-def _draw_sheet(sheet: Sheet) -> str:
-    first = spell_code if sheet.named else spell_text
-    return draw_table(sheet.headers, [(first(name), *map(spell_text, cells)) for name, *cells in sheet.rows])

@@ -8,7 +8,7 @@ import pytest
 
 from onnxcalib.cli.console import WIDEST, open_console, print_lines, wrap
 from onnxcalib.cli.table import lay_out, print_table, shorten
-from onnxcalib.validation.render import Sheet
+from onnxcalib.validation.sheet import Sheet
 
 NAMES = [f"/model/layers.{i}/self_attn/{kind}_proj" for i in range(2) for kind in "qk"]
 CELLS = ("MatMul", "W8A8", "98.44 (91.7 to 100.0)", "34.37 (33.5 to 35.3)", "0.999824", "0.9095")
