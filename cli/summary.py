@@ -170,10 +170,12 @@ def _describe_rotation(report: Report) -> list[str]:
     found = report.rotation
     if found is None or not found["chosen"]:
         return []
-    streams, before, after = found["streams"], found["tried_db"]["off"], found["tried_db"]["on"]
+    streams, before = found["streams"], found["tried_db"]["off"]
+    after = found["tried_db"]["mixed" if found["mixed"] else "on"]
     parts = [f"{streams} residual stream{'s' * (streams != 1)}"] if streams else []
     parts += [f"the values of {found['heads']} attentions"] if found["heads"] else []
-    return [f"rotation: {' and '.join(parts)}; {before:.1f} -> {after:.1f} dB by the rounding around them"]
+    parts += [f"{len(found['mixed'])} inputs of layers by a MatMul"] if found["mixed"] else []
+    return [f"rotation: {', '.join(parts)}; {before:.1f} -> {after:.1f} dB by the rounding around them"]
 
 
 def _describe_smoothing(report: Report) -> list[str]:

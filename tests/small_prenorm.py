@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-HEADS, WIDTH, TOKENS, HIDDEN = 2, 16, 6, 24
+HEADS, WIDTH, TOKENS, HIDDEN = 2, 48, 6, 64
 SHAPES = {"split": [0, 0, HEADS, WIDTH // HEADS], "joined": [0, 0, WIDTH]}
 START = "[into] e0 = MatMul (x, we)  [place] s0 = Add (pos, e0)"
 END = "[last] n = LayerNormalization (s2, gain_n, shift_n)  [head] y = MatMul (n, wy)"
@@ -36,7 +36,7 @@ PRENORM = f"{HEADER} {{ {START} {BLOCKS} {END} }}"
 
 
 def draw_constants(seed: int = 0) -> dict[str, np.ndarray]:
-    """All constants of PRENORM by name; two channels of the stream are written and gained with 20 times the others."""
+    """All constants of PRENORM by name; two channels of the stream reach 20 times as far as others."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:
@@ -45,13 +45,15 @@ def draw_constants(seed: int = 0) -> dict[str, np.ndarray]:
     loud = np.ones(WIDTH, np.float32)
     loud[[3, 11]] = 20
     found = {"we": draw(8, WIDTH) * loud, "pos": draw(TOKENS, WIDTH) * loud}
-    found |= {"gain_n": 1 + draw(WIDTH) / 5, "shift_n": draw(WIDTH) / 5, "wy": draw(WIDTH, 5) / 4}
+    found |= {"gain_n": 1 + draw(WIDTH) / 8, "shift_n": draw(WIDTH) / 8, "wy": draw(WIDTH, 5) / 7 / loud[:, None]}
     for i in range(2):
-        for name in ("wq", "wk", "wv", "wo"):
-            found[f"{name}{i}"] = draw(WIDTH, WIDTH) / 4
-        found |= {f"{name}{i}": draw(WIDTH) / 5 for name in ("bq", "bk", "bv", "bo", "bd", "shift", "shift_f")}
-        found |= {f"{name}{i}": 1 + draw(WIDTH) / 5 for name in ("gain", "gain_f", "scale")}
-        found |= {f"wu{i}": draw(WIDTH, HIDDEN) / 4, f"bu{i}": draw(HIDDEN) / 5, f"wd{i}": draw(HIDDEN, WIDTH) / 5}
+        for name in ("wq", "wk", "wv"):
+            found[f"{name}{i}"] = draw(WIDTH, WIDTH) / 7 / loud[:, None]
+        found[f"wo{i}"] = draw(WIDTH, WIDTH) / 7
+        found |= {f"{name}{i}": draw(WIDTH) / 8 for name in ("bq", "bk", "bv", "bo", "bd", "shift", "shift_f")}
+        found |= {f"{name}{i}": 1 + draw(WIDTH) / 8 for name in ("gain", "gain_f", "scale")}
+        found |= {f"wu{i}": draw(WIDTH, HIDDEN) / 7 / loud[:, None], f"bu{i}": draw(HIDDEN) / 5}
+        found[f"wd{i}"] = draw(HIDDEN, WIDTH) / 8
     return {**found, **{name: np.array(value, np.int64) for name, value in SHAPES.items()}}
 
 

@@ -156,8 +156,8 @@ class QuantizeConfig(Settings):
         Option(EXPERT),
     ] = "auto"
     rotation: Annotated[
-        Literal["auto", "off"],
-        Field(description="Mix channels of transformers' residual streams and attention, where outputs gain (QuaRot)."),
+        Literal["auto", "folded", "off"],
+        Field(description="Mix channels of transformers, where outputs gain (QuaRot); folded adds no operator for it."),
         Option(EXPERT),
     ] = "auto"
     pipeline: Annotated[

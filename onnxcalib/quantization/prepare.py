@@ -186,7 +186,8 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
     # A plan may give a layer more bits than the settings. Whether an input is rescaled must not depend on that.
     scheme = prepared.widest_scheme
     given = {} if run.shared is None else run.shared.find_factors(prepared.sources)
-    rotation, smoothing, scheme = mix_channels(prepared, scheme, planned=planned, given=given)
+    prepared, scheme = mix_channels(prepared, scheme, planned=planned, given=given)
+    rotation, smoothing = prepared.rotation, prepared.smoothing
     rotated, smoothed = 0 if rotation is None else rotation.count, 0 if smoothing is None else len(smoothing.muls)
     # A Mul of its own grid in front of the layer would round the channels all the same.
     grouped = run.target.requirements.placing == "groups"
@@ -220,10 +221,10 @@ def _fit_inputs(prepared: Prepared, *, planned: bool) -> Prepared:
         *joins.values(),
     ):
         run.observer.note(line)
-    fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids, rotation=rotation)
+    fitted = replace(prepared, passes=passes, padding=PaddingMask(model), lossless=found.grids)
     factors = {} if smoothing is None else smoothing.by_layer
     factors |= {name: each.factor for name, each in unlike.items()}
-    fitted = replace(fitted, tied=find_tied(model), factors=factors, smoothing=smoothing)
+    fitted = replace(fitted, tied=find_tied(model), factors=factors)
     if rotated or unlike or joins or evened or smoothed or found.rescaled or fitted.tied:
         fitted = replace(fitted, scheme=fitted.make_scheme())
     return fitted.leave(_find_ahead(model, found.rescaled)) if grouped else fitted

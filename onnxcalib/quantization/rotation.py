@@ -3,15 +3,16 @@
 A few channels of what norms give reach many times as far as the others, as the sums on the residual stream do. An
 orthogonal matrix spreads them over all channels (Ashkboos et al. 2024, QuaRot). It is folded into the weights around,
 on residual streams one that keeps means, so that norms stay what they are; and one into the layers in front of and
-behind the values of attention's heads. No operator is added. Whether a model gains is measured, each side with the
-smoothing that leaves it most.
+behind the values of attention's heads. No operator is added. Where it gains more, a MatMul mixes blocks of what a norm
+elsewhere or a feed-forward's activation function gives, whose channels have factors first. Whether a model gains is
+measured, each side with the smoothing that leaves it most.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,11 @@ from ..graph.edit import copy_model
 from ..graph.heads import Heads, find_heads
 from ..graph.index import Index, has_bodies, is_op
 from ..graph.norm_sums import NORMS
-from ..graph.passes.rotate import rotate_heads, rotate_stream
+from ..graph.passes.rotate import BLOCK, find_rotatable, rotate_heads, rotate_input, rotate_stream
 from ..graph.passes.smooth import find_products, find_smoothable
 from ..graph.residual_stream import Shape, Stream, find_streams
 from ..numeric.rotation import turn, turn_keeping_ones
+from ..numeric.smooth import smoothing_factors
 from ..runtime.session import Session, is_float
 from ..spec import QuantScheme
 from .shared_weights import Factors
@@ -36,8 +38,12 @@ if TYPE_CHECKING:
     from .prepared import Prepared
 
 ROTATION = "rotation"  # the record in the checkpoints
-# What the outputs must gain on the samples of the choice, in dB.
-LEAST_GAIN_DB = 0.5
+# What the outputs must gain on the samples of the choice, in dB: without another operator, and more by some.
+LEAST_GAIN_DB, LEAST_MIXED_DB = 0.5, 1.0
+# Of the largest magnitude of a channel, the exponent of its factor in front of a MatMul that mixes. (In four layers of
+# a ViT-S at W4A4, -0.5 leaves 17.4 dB in the mean, 0 15.6.)
+EXPONENT = -0.5
+MIXES = "it mixes the channels of what a layer of few bits reads"  # why such a MatMul is in float
 # The largest change of an output in float32, in units of its largest value.
 MOST_CHANGE = 1e-4
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -47,48 +53,53 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 class Rotation:
     """What was found, and whether it was done.
 
-    streams, heads: how many can be rotated. decibels: "off" and "on" -> the least SQNR of an output, each with its
-    best smoothing. smoothing: that of the rotated model; None where the model is not rotated.
+    streams, heads: how many can be rotated. decibels: "off", "on" without another operator, and "mixed" -> the least
+    SQNR of an output, each with its best smoothing. smoothing: that of the rotated model; None where the model is not
+    rotated. mixed: activation -> the factors (channels,) in front of a MatMul that mixes its channels.
     """
 
     streams: int
     heads: int
     decibels: dict[str, float]
-    smoothing: Smoothing | None
+    smoothing: Smoothing | None = None
+    mixed: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
-        """How many streams and attentions are rotated."""
-        return 0 if self.smoothing is None else self.streams + self.heads
+        """How many streams, attentions and inputs of layers are rotated."""
+        return 0 if self.smoothing is None else self.streams + self.heads + len(self.mixed)
 
     def describe(self) -> str:
         """What was chosen, in one line."""
         told = ", ".join(f"{name} {value:.1f}" for name, value in self.decibels.items())
         what = f"{self.streams} residual streams and the values of {self.heads} attentions"
+        what += f", {len(self.mixed)} inputs of layers by a MatMul" if self.mixed else ""
         return f"rotation: {what if self.count else 'none'}; dB of the worst output by rounding around them: {told}"
 
     def record(self) -> dict[str, Any]:
         """What the report has of it."""
-        return {"streams": self.streams, "heads": self.heads, "tried_db": self.decibels, "chosen": self.count > 0}
+        found = {"streams": self.streams, "heads": self.heads, "mixed": sorted(self.mixed)}
+        return {**found, "tried_db": self.decibels, "chosen": self.count > 0}
 
 
 def mix_channels(
     prepared: Prepared, scheme: QuantScheme, *, planned: bool = False, given: Factors | None = None
-) -> tuple[Rotation | None, Smoothing | None, QuantScheme]:
-    """Rotate what ``rotate`` finds, then smooth what layers read; changes the model, and returns its new scheme.
+) -> tuple[Prepared, QuantScheme]:
+    """Rotate what ``_rotate`` finds, then smooth what layers read; changes the model, and returns its new scheme.
 
     planned, given: see ``smooth_inputs``.
     """
-    rotation = rotate(prepared, scheme, planned=planned)
+    rotation, prepared = _rotate(prepared, scheme, planned=planned)
     known = None if rotation is None else rotation.smoothing
     scheme = scheme if known is None else prepared.make_widest_scheme()
     smoothing = smooth_inputs(prepared, scheme, planned=planned, given=given, known=known)
-    smoothed = smoothing is not None and len(smoothing.muls) > 0
-    return rotation, smoothing, prepared.make_widest_scheme() if smoothed else scheme
+    if smoothing is not None and smoothing.muls:
+        scheme = prepared.make_widest_scheme()
+    return replace(prepared, rotation=rotation, smoothing=smoothing), scheme
 
 
-def rotate(prepared: Prepared, scheme: QuantScheme, *, planned: bool = False) -> Rotation | None:
-    """Rotate residual streams and heads, where the outputs gain by it; changes the model, and so its scheme.
+def _rotate(prepared: Prepared, scheme: QuantScheme, *, planned: bool) -> tuple[Rotation | None, Prepared]:
+    """Rotate what can be, where the outputs gain by it; changes the model, and so its scheme.
 
     None where nothing can be rotated, for targets whose devices may round otherwise, with layers of 8 bits alone or
     grids that the file does not hold, in models with bodies, and where the settings say so. planned: bits are those of
@@ -96,21 +107,22 @@ def rotate(prepared: Prepared, scheme: QuantScheme, *, planned: bool = False) ->
     """
     run, model = prepared.run, prepared.model
     if planned or not _may_rotate(prepared, scheme):
-        return None
+        return None, prepared
     feeds = prepared.samples.read(prepared.samples.split(1)[0])
     found = _Found.of(model, measure_shapes(model, feeds, run.threads))
     for norm, why in found.refused.items():
         run.leave_out("rotation", f"of the sums that {norm} reads: {why}")
-    if not found.streams and not found.heads:
-        return None
     if named := sorted(found.tensors & prepared.config.tensors.keys()):
         run.leave_out("rotation", f"{named[0]} has bits in the settings, and would have another name")
-        return None
+        return None, prepared
     chosen = run.checkpoints.find(ROTATION, Rotation) or _choose(prepared, scheme, found, feeds)
+    if chosen is None:
+        return None, prepared
     if chosen.count:
         found.rotate(model)
+        prepared = prepared.leave(_mix(replace(prepared, scheme=prepared.make_scheme()), found, chosen.mixed))
     run.observer.note(chosen.describe())
-    return chosen
+    return chosen, prepared
 
 
 def _may_rotate(prepared: Prepared, scheme: QuantScheme) -> bool:
@@ -131,17 +143,21 @@ def _sizes(model: ModelProto) -> list[int]:
 
 
 class _Found(NamedTuple):
-    """All that can be rotated in a model. refused: norm -> why the stream that it reads cannot be."""
+    """All that constants can rotate in a model. refused: norm -> why the stream that it reads cannot be.
+
+    ranks: of all tensors.
+    """
 
     streams: list[Stream]
     heads: list[Heads]
     refused: dict[str, str]
+    ranks: dict[str, int]
 
     @classmethod
     def of(cls, model: ModelProto, shapes: Mapping[str, Shape]) -> _Found:
         index = Index(model.graph)
         streams, refused = find_streams(index, shapes)
-        return cls(streams, find_heads(index, shapes), refused)
+        return cls(streams, find_heads(index, shapes), refused, {name: len(shape) for name, shape in shapes.items()})
 
     @property
     def tensors(self) -> frozenset[str]:
@@ -156,26 +172,67 @@ class _Found(NamedTuple):
             rotate_stream(model, stream, turn_keeping_ones(stream.width, number))
 
 
-def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mapping[str, Any]) -> Rotation:
-    """Try the model as it is and rotated, each with its best smoothing."""
-    streams, heads = len(found.streams), len(found.heads)
-    turned = copy_model(prepared.model)
-    found.rotate(turned)
-    change = _measure_change(prepared.model, turned, feeds, prepared.run.threads)
+def _choose(prepared: Prepared, scheme: QuantScheme, found: _Found, feeds: Mapping[str, Any]) -> Rotation | None:
+    """Try the model as it is, rotated, and with mixed inputs too, each with its best smoothing; None: there is nothing.
+
+    Where the outputs change in float32, the model is left as it is.
+    """
+    turned = replace(prepared, model=copy_model(prepared.model))
+    found.rotate(turned.model)
+    turned = replace(turned, scheme=turned.make_widest_scheme())
+    inputs = find_rotatable(turned.model, turned.scheme, found.streams, prepared.config.encoding)
+    if prepared.config.rotation == "folded":
+        inputs = []
+    if not found.streams and not found.heads and not inputs:
+        return None
+    off = _smooth(prepared, scheme)
+    ways = {"off": off.smoothing}
+    ways["on"] = (_smooth(turned, turned.scheme) if found.streams or found.heads else off).smoothing
+    factors = {each.tensor: _even(off.peaks[each.tensor]) for each in inputs}
+    if factors:
+        mixed = replace(turned, model=copy_model(turned.model))
+        turned = mixed.leave(_mix(mixed, found, factors))
+        ways["mixed"] = _smooth(turned, turned.make_widest_scheme()).smoothing
+    change = _measure_change(prepared.model, turned.model, feeds, prepared.run.threads)
+    decibels = {name: each.decibels.get(each.name or "off", -np.inf) for name, each in ways.items()}
+    rotation = Rotation(len(found.streams), len(found.heads), decibels)
     if not change <= MOST_CHANGE:
         prepared.run.leave_out("rotation", f"it changes outputs by {change:.1e} of their largest value in float")
-        return Rotation(streams, heads, {}, None)
-    rotated = replace(prepared, model=turned)
-    off, on = _smooth(prepared, scheme), _smooth(rotated, rotated.make_widest_scheme())
-    decibels = {name: each.decibels.get(each.name or "off", -np.inf) for name, each in (("off", off), ("on", on))}
+        return rotation
+    if decibels.get("mixed", -np.inf) > max(decibels["off"], decibels["on"]) + LEAST_MIXED_DB:
+        return replace(rotation, smoothing=ways["mixed"], mixed=factors)
     gains = decibels["on"] > decibels["off"] + LEAST_GAIN_DB
-    return Rotation(streams, heads, decibels, on if gains else None)
+    return replace(rotation, smoothing=ways["on"]) if gains else rotation
 
 
-def _smooth(prepared: Prepared, scheme: QuantScheme) -> Smoothing:
-    """The best smoothing of a model, by the rounding of all its products with a matrix."""
+def _even(peaks: np.ndarray) -> np.ndarray:
+    """The factors (channels,) of an activation that is mixed, of geometric mean 1."""
+    found = smoothing_factors(peaks, [np.ones_like(peaks)], -EXPONENT)
+    return found
+
+
+def _mix(prepared: Prepared, found: _Found, factors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Mix these activations; changes the model. Returns the MatMuls that do, and why they are in float."""
+    model, names = prepared.model, list[str]()
+    inputs = find_rotatable(model, prepared.scheme, found.streams, prepared.config.encoding) if factors else []
+    for number, each in enumerate(each for each in inputs if each.tensor in factors):
+        matrix = turn(BLOCK, number)
+        names.append(rotate_input(model, each, factors[each.tensor], matrix, found.ranks[each.tensor]))
+    return dict.fromkeys(names, MIXES)
+
+
+class _Smoothed(NamedTuple):
+    """The best smoothing of a model, and the largest magnitude of each channel of what layers read."""
+
+    smoothing: Smoothing
+    peaks: Mapping[str, np.ndarray]
+
+
+def _smooth(prepared: Prepared, scheme: QuantScheme) -> _Smoothed:
+    """Try smoothing by the rounding of all products with a matrix."""
     model = prepared.model
-    taken = {each.tensor for each in find_smoothable(model, scheme, encoding=prepared.config.encoding)}
+    found = find_smoothable(model, scheme, encoding=prepared.config.encoding)
+    taken = {each.tensor for each in found} if prepared.config.smoothing != "off" else set()
     every = find_products(model, scheme)
     index = Index(model.graph)
     fixed = {
@@ -184,8 +241,10 @@ def _smooth(prepared: Prepared, scheme: QuantScheme) -> Smoothing:
         for layer in each.layers[:1]
         if each.tensor not in taken
     }
-    chosen = Trial(prepared, scheme, every, fixed).choose()
-    return replace(chosen, factors={tensor: each for tensor, each in chosen.factors.items() if tensor in taken})
+    trial = Trial(prepared, scheme, every, fixed)
+    chosen = trial.choose()
+    own = {tensor: each for tensor, each in chosen.factors.items() if tensor in taken}
+    return _Smoothed(replace(chosen, factors=own), trial.peaks)
 
 
 def _measure_change(model: ModelProto, turned: ModelProto, feeds: Mapping[str, Any], threads: int) -> float:

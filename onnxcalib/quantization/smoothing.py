@@ -227,11 +227,12 @@ class Trial:
         plain = self._plain_factors()
         self.solves = self._loses_more_to_weights(plain)
         off = self._measure(session, plain)
+        if self.fixed.keys() >= self.peaks.keys():
+            return Smoothing(None, {}, {"off": off})
         tried: dict[int, tuple[float, Smoothing]] = {}
         ways = self._list_ways()
 
-        def measure(number: int) -> float:
-            """What the outputs have with the factors of this number, which are tried once."""
+        def measure(number: int) -> float:  # once for each
             if number not in tried:
                 tried[number] = self._measure(session, ways[number].factors), ways[number]
             return tried[number][0]

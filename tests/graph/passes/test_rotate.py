@@ -9,11 +9,12 @@ from onnx import checker
 from onnxcalib.graph.heads import find_heads
 from onnxcalib.graph.index import Index, known_constant
 from onnxcalib.graph.passes.normalise import normalise
-from onnxcalib.graph.passes.rotate import rotate_heads, rotate_stream
+from onnxcalib.graph.passes.rotate import BLOCK, find_rotatable, rotate_heads, rotate_input, rotate_stream
 from onnxcalib.graph.residual_stream import find_streams
+from onnxcalib.graph.scheme import make_scheme
 from onnxcalib.numeric.rotation import turn, turn_keeping_ones
 from onnxcalib.quantization.tensor_shapes import measure_shapes
-from tests.small_prenorm import BLOCKS, END, HEADER, HEADS, PRENORM, START, WIDTH, build_prenorm
+from tests.small_prenorm import BLOCKS, END, HEADER, HEADS, HIDDEN, PRENORM, START, WIDTH, build_prenorm
 
 IMAGE = f"""g (float[N, 3, 8, 8] x) => (float[N, 5, 2, 2] y) {{
     [patch] e = Conv <kernel_shape = [4, 4], strides = [4, 4]> (x, wc, bc)  [flat] f = Reshape (e, flat)
@@ -114,3 +115,18 @@ def test_heads_whose_values_others_read_stay(build, draw):
     model = make(build, draw, text)
     heads = find_heads(Index(model.graph), measure_shapes(model, {"x": draw(2, 6, 8)}))
     assert [each.product for each in heads] == ["mix0"]
+
+
+@pytest.mark.parametrize(("function", "muls"), [("Relu", 0), ("Tanh", 1)])
+def test_a_matmul_mixes_blocks_of_what_an_activation_function_gives(build, draw, run, function, muls):
+    model, x = make(build, draw, PRENORM.replace("Relu", function)), draw(3, 6, 8)
+    (before,) = run(model, x)
+    first, second = find_rotatable(model, make_scheme(model))
+    assert (first.tensor, second.tensor) == ("t0", "t1")
+    nodes, factor = len(model.graph.node), np.exp(draw(HIDDEN))
+    name = rotate_input(model, first, factor, turn(BLOCK), rank=3)
+    checker.check_model(model, full_check=True)
+    index = Index(model.graph)
+    assert index.nodes[name].op_type == "MatMul" and len(model.graph.node) == nodes + 3 + muls
+    assert index.nodes["down0"].input[0].endswith("_rotated")
+    assert np.abs(run(model, x)[0] - before).max() < 1e-5 * np.abs(before).max()
