@@ -112,13 +112,15 @@ class LayerLoss:
 class Explanation:
     """The layers that lose most, the worst first, measured on ``samples`` samples.
 
-    unmatched: layers that could not be measured, each with the reason. notes: remarks on the whole model.
+    unmatched: layers that could not be measured, each with the reason. notes: remarks on the whole model. others: what
+    all other layers lose, in graph order, without reasons.
     """
 
     samples: int
     layers: tuple[LayerLoss, ...]
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    others: tuple[LayerLoss, ...] = ()
 
 
 @dataclass(frozen=True)

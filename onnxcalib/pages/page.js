@@ -17,7 +17,7 @@ const config = () => {
   return {
     background: null, font, view: { stroke: null },
     axis: { ...labels, gridColor: line, domainColor: line, tickColor: line, gridOpacity: 0.7, titlePadding: 8 },
-    axisX: { grid: false }, legend: { ...labels, labelColor: text, symbolType: "circle", offset: 4 }, text: { color: text, font },
+    axisX: { grid: false }, legend: { ...labels, labelColor: text, symbolType: "circle", symbolOpacity: 1, offset: 4 }, text: { color: text, font },
     mark: { color: colour("--one") }, title: { color: text, font, fontWeight: "normal", anchor: "start", fontSize: 13 },
   };
 };
@@ -26,7 +26,7 @@ async function draw(element) {
   drawn.get(element)?.finalize();
   drawn.set(element, null);
   const whole = { width: "container", autosize: { type: "fit", contains: "padding" }, ...fill(found.specs[spec]), data: { values: rows } };
-  const result = await window.vegaEmbed(element, whole, { actions: false, renderer: "svg", config: config(), ast: false, tooltip: { theme: "custom" } });
+  const result = await window.vegaEmbed(element, whole, { actions: false, renderer: "svg", config: config(), defaultStyle: false });
   element.querySelector("svg")?.setAttribute("aria-hidden", "true");
   drawn.set(element, result);
 }

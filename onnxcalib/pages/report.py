@@ -36,6 +36,7 @@ from .measures import (
 )
 from .plan import list_losses, make_sets
 
+FEW = 100  # answers: below, they are counted, as a percentage would promise more than they tell
 MEASURED = {
     "held out": "{} samples held out; the file was made from {} others",
     "test": "the {} samples of --test; the file was made from {} others",
@@ -83,9 +84,13 @@ def _spell_measured(data: Data) -> str:
 def _conclude(data: Data) -> str:
     """The result in a sentence."""
     kept = [each["agreement"] for each in list_rows(data["outputs"]) if each["agreement"] is not None]
-    parts = [f"{100 * min(kept):.1f}% of the answers are the float model's"] if kept else []
+    samples = data["measured_on"]["samples"] if data["measured_on"] else 0
+    share = f"{100 * min(kept):.1f}% of the" if kept else ""
+    if kept and 0 < samples < FEW and not any(each["positions"] for each in list_rows(data["outputs"])):
+        share = f"{round(min(kept) * samples)} of {samples}"
+    parts = [f"{share} answers are the float model's"] if kept else []
     if data["float_bytes"]:
-        parts.append(f"the file is {data['quantized_bytes'] / data['float_bytes']:.2f} of its size")
+        parts.append(f"the file is {data['quantized_bytes'] / data['float_bytes']:.2f} of the float model's size")
     if data["speed"]:
         parts.append(f"it runs {data['speed']['speedup']:.1f} times as fast here")
     text = "; ".join(parts) or f"{len(data['layers'])} layers are quantized"

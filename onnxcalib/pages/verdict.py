@@ -23,6 +23,7 @@ from .content import (
 from .layers import make_layers, make_path, spell_bits
 from .measures import draw_growth, draw_outputs, draw_rules, draw_saturating, draw_unfused, list_rows, make_conditions
 
+LOSSES = {"alone": "alone_db", "with all before": "all_before_db", "at the output": "at_output_db"}
 PERCENT_SCORES = ("top-1", "top-5")
 
 
@@ -31,12 +32,15 @@ def make_verdict(data: Data) -> Page:
     if "gates" not in data:
         return _make_lint(data)
     gates = tuple(Gate(each["name"], each["passed"], each["text"], Scale.of_gate(each)) for each in data["gates"])
-    explained = data["explanation"] or {"layers": ()}
-    losses = {each["name"]: _lose(each["at_output_db"]) for each in explained["layers"]}
+    every = _list_explained(data)
+    losses = {each["name"]: _lose(each["at_output_db"]) for each in every}
+    ratios = {each["name"]: each["all_before_db"] for each in every}
+    layers = [{**each, "sqnr_db": ratios.get(each["name"])} for each in data["layers"]]
     sections = (
         _make_measures(data),
-        make_layers(data["layers"], data["quantized_bytes"], losses=losses),
-        *_explain(data["explanation"]),
+        make_layers(layers, data["quantized_bytes"], losses=losses),
+        make_path([(each["name"], {kind: each[key] for kind, key in LOSSES.items()}) for each in every]),
+        _explain(data["explanation"]),
         _list_facts(data),
         make_conditions(data),
     )
@@ -142,31 +146,39 @@ def _make_measures(data: Data) -> Section:
     return Section("accuracy", "Accuracy", tuple(parts))
 
 
-def _explain(found: Data | None) -> Iterable[Section | None]:
-    """What the layers lose, and why the worst ones do."""
+def _list_explained(data: Data) -> list[Data]:
+    """The layers of the explanation, in the order of the graph as far as the file's layers tell it."""
+    found = data["explanation"]
     if found is None:
-        return
+        return []
+    place = {each["name"]: number for number, each in enumerate(data["layers"])}
+    every = [*found["layers"], *found["others"]]
+    return sorted(every, key=lambda each: place.get(each["name"], len(place)))
+
+
+def _explain(found: Data | None) -> Section | None:
+    """What the worst layers lose, why, and what helps."""
+    if found is None:
+        return None
     layers = found["layers"]
-    kinds = {"alone": "alone_db", "with all before": "all_before_db", "at the output": "at_output_db"}
-    yield make_path([(each["name"], {kind: each[key] for kind, key in kinds.items()}) for each in layers])
     rows = [
         (
             each["name"],
             each["op"],
             spell_bits(each),
             "; ".join(filter(None, (*each["reasons"], each["remedy"]))),
-            *(spell_number(each[key], ".1f") for key in kinds.values()),
+            *(spell_number(each[key], ".1f") for key in LOSSES.values()),
         )
         for each in layers
     ]
-    headers = ("layer", "operator", "bits", "why, and what helps", *(f"{kind}, dB" for kind in kinds))
+    headers = ("layer", "operator", "bits", "why, and what helps", *(f"{kind}, dB" for kind in LOSSES))
     parts: list[Part] = [make_table("The layers that limit the outputs, the worst first", headers, rows, numbers=3)]
     lines = (*found["notes"], *(f"not judged: {text}" for text in found["unmatched"]))
     parts += [Lines(lines)] if lines else []
     texts = dict.fromkeys(each["toml"].strip("\n") for each in layers)
     toml = "\n\n".join(sorted(filter(None, texts), key=lambda text: text.startswith("[")))
     parts += [Code("lines for onnxcalib.toml", toml)] if toml else []
-    yield Section("explanation", "Where the loss comes from", tuple(parts), f"On {found['samples']} samples.")
+    return Section("explanation", "Where the loss comes from", tuple(parts), f"On {found['samples']} samples.")
 
 
 def _lose(decibels: float | None) -> float | None:

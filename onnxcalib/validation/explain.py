@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto
@@ -59,7 +60,8 @@ def explain(
         limiting, solved = _choose_limiting([*survey.of]), settings.get("reconstruct") is True
         worse = [_find_worse(each, limiting, survey.of) if solved else None for each in limiting]
         losses = tuple(_describe(each, survey.of[each], name) for each, name in zip(limiting, worse, strict=True))
-    return Explanation(survey.done, losses, tuple(survey.unmatched), notes)
+        others = tuple(_measure(each) for each in survey.of if each not in limiting)
+    return Explanation(survey.done, losses, tuple(survey.unmatched), notes, others)
 
 
 class _Surveys:
@@ -158,10 +160,23 @@ def _find_worse(each: Measured, limiting: list[Measured], of: Mapping[Measured, 
     return next((other.pair.name or other.pair.layer.name for other in worse if other.pair.output in before), None)
 
 
+def _measure(each: Measured) -> LayerLoss:
+    """What a layer loses, without reasons."""
+    layer = each.pair.layer
+    return LayerLoss(
+        name=each.pair.name or layer.name,
+        op=layer.op,
+        weight_bits=layer.weight_bits if isinstance(layer, QuantizedLayer) else None,
+        activation_bits=min(operand.bits for operand in layer.operands),
+        alone_db=each.alone.sqnr_db,
+        all_before_db=each.all_before.sqnr_db,
+        at_output_db=None if np.isnan(each.at_output) else each.at_output,
+    )
+
+
 def _describe(each: Measured, survey: Survey, worse: str | None) -> LayerLoss:
-    layer, name = each.pair.layer, each.pair.name
-    weight_bits = layer.weight_bits if isinstance(layer, QuantizedLayer) else None
-    activation_bits = min(operand.bits for operand in layer.operands)
+    found, name = _measure(each), each.pair.name
+    weight_bits, activation_bits = found.weight_bits, found.activation_bits
     reasons, fitted = find_reasons(each, survey, worse)
     lines = "weight_bits = 8" if activation_bits == FLOAT_BITS else "weight_bits = 8\nactivation_bits = 8"
     remedy = "raise it to 8 bits"
@@ -171,18 +186,8 @@ def _describe(each: Measured, survey: Survey, worse: str | None) -> LayerLoss:
             remedy, lines = "keep it as it is: its loss is small", ""
     if fitted:
         remedy, lines = f"mend {worse} first", ""
-    return LayerLoss(
-        name=name or layer.name,
-        op=layer.op,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        alone_db=each.alone.sqnr_db,
-        all_before_db=each.all_before.sqnr_db,
-        at_output_db=None if np.isnan(each.at_output) else each.at_output,
-        reasons=tuple(reasons),
-        remedy=remedy,
-        toml=f"[layers.{_quote(name)}]\n{lines}" if name and lines else "",
-    )
+    toml = f"[layers.{_quote(name)}]\n{lines}" if name and lines else ""
+    return replace(found, reasons=tuple(reasons), remedy=remedy, toml=toml)
 
 
 def _quote(name: str) -> str:

@@ -47,7 +47,10 @@ VERDICT = Verdict(
         GateRecord("target", True, "all rules hold"),
     ),
     explanation=Explanation(
-        16, (LayerLoss("stem", "Conv", 4, 8, 12.5, 11.5, 10.5, ("narrow",), "leave it in float", TOML),), (), ("note",)
+        16,
+        (LayerLoss("stem", "Conv", 4, 8, 12.5, 11.5, 10.5, ("narrow",), "leave it in float", TOML),),
+        notes=("note",),
+        others=(LayerLoss(ODD, "MatMul", 8, 32, 30.0, 21.5, 20.5),),
     ),
     warnings=(f"odd {ODD}",),
     layers=(
@@ -83,8 +86,8 @@ def test_all_that_a_verdict_has_is_on_its_page():
     ):
         assert " ".join(text.split()) in page.text
     rows = [row for table in page.tables for row in table]
-    assert ["stem", "Conv", "W4A8", "1 kB", "0.1%", "100.0%", "integers", ""] in rows
-    assert [shown, "MatMul", "W8A32", "3 kB", "0.3%", "–", "float", "reads float"] in rows
+    assert ["stem", "Conv", "W4A8", "11.5", "1 kB", "0.1%", "90.9%", "integers", ""] in rows
+    assert [shown, "MatMul", "W8A32", "21.5", "3 kB", "0.3%", "9.1%", "float", "reads float"] in rows
     assert ["image", "QuantizeLinear", "follows Resize"] in rows
     assert ["a", "Conv", "1", "1"] in rows
     assert "data.resize 40" in page.text and "min_sqnr 30.0" in page.text
@@ -108,7 +111,8 @@ def test_plots_have_their_data_and_their_specification():
     charts = [found["data-chart"] for _, found in page.attributes if "data-chart" in found]
     assert charts == ["path"] == list(page.data["charts"])
     rows = page.data["charts"]["path"]["rows"]
-    assert [(row["layer"], row["kind"], row["dB"]) for row in rows] == [
+    assert [row["layer"] for row in rows] == ["stem"] * 3 + [ODD] * 3
+    assert [(row["layer"], row["kind"], row["dB"]) for row in rows[:3]] == [
         ("stem", "alone", 12.5),
         ("stem", "with all before", 11.5),
         ("stem", "at the output", 10.5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from onnxcalib.bitplan import BitPlan, Frontier, Point, SetRecord, Totals
@@ -95,8 +97,11 @@ def test_all_that_a_report_has_is_on_its_page():
     page = Read(draw_report(REPORT.to_json()))
     assert page.open == [] and page.loads == [] and len(page.ids) == len(set(page.ids))
     assert page.headings[0] == (
-        "97.5% of the answers are the float model's; the file is 0.25 of its size; it runs 2.0 times as fast here"
+        "97.5% of the answers are the float model's; the file is 0.25 of the float model's size;"
+        " it runs 2.0 times as fast here"
     )
+    few = Read(draw_report(replace(REPORT, measured_on=MeasuredOn("test", 40)).to_json()))
+    assert few.headings[0].startswith("39 of 40 answers are the float model's; ")
     for text in (
         "measured on 100 samples held out; the file was made from 300 others",
         "4.0 s 200 float passes",

@@ -160,6 +160,8 @@ def test_no_more_layers_are_named_than_one_reads(build, rough, draw):
     x = draw(40, 6)
     found = explained(model, rough(model, x), x)
     assert len(found.layers) == WORST
+    assert sorted(layer.name for layer in (*found.layers, *found.others)) == sorted(f"layer{i}" for i in range(count))
+    assert all(layer.reasons == () and layer.at_output_db is not None for layer in found.others)
     losses = [layer.at_output_db for layer in found.layers]
     assert losses == sorted(losses)
 
