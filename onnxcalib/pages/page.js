@@ -30,10 +30,9 @@ async function draw(element) {
   element.querySelector("svg")?.setAttribute("aria-hidden", "true");
   drawn.set(element, result);
 }
-const watcher = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries) if (isIntersecting) { watcher.unobserve(target); draw(target); }
-}, { rootMargin: "300px" });
-for (const element of document.querySelectorAll(".chart")) watcher.observe(element);
+// One after the other once the page stands, all of them: what is printed was not scrolled to.
+const later = window.requestIdleCallback ?? setTimeout;
+later(async () => { for (const element of document.querySelectorAll("figure > .chart")) await draw(element); });
 const again = () => { for (const element of drawn.keys()) draw(element); };
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
 matchMedia("print").addEventListener("change", again);
