@@ -14,7 +14,7 @@ from .exitstatus import report_faults
 from .files import STDOUT, check_folders, list_read, prepare_outputs, write_texts
 from .options import SAMPLES_HELP, AllowCode, Config, Options, Quiet, Verbose, list_calibration_options, with_settings
 
-OUTPUT_HELP = r"Where to write. \[default: MODEL with .ranges.json]"
+OUTPUT_HELP = r"Where to write; - is standard output. \[default: MODEL with .ranges.json]"
 HISTOGRAMS_HELP = "Histograms to choose ranges from, without a pass over the samples: a file of --save-histograms."
 SAVE_HELP = "Where to write the histograms of all activations, for another --range or another machine."
 PLAN_HELP = "Bit plan to calibrate for: a file that onnxcalib plan wrote."

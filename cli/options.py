@@ -33,7 +33,7 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", metavar=FLAG, help="Let the TOML file name code to run: a metric, a scheduler."),
 ]
-HTML_HELP = "Write a page to look at to this file; it needs no network."
+HTML_HELP = "Write a page to look at to this file, or - for standard output; it needs no network."
 Html = Annotated[Path | None, typer.Option(help=HTML_HELP)]
 Quiet = Annotated[bool, typer.Option("--quiet", metavar=FLAG, help="Print warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", metavar=FLAG, help="Show tracebacks.")]

@@ -15,7 +15,7 @@ from .exitstatus import report_faults
 from .files import STDOUT, check_folders, list_read, open_screen, prepare_outputs, write_texts
 from .options import FLAG, SAMPLES_HELP, AllowCode, Config, Html, Options, Quiet, Verbose, list_options, with_settings
 
-OUTPUT_HELP = r"Where to write. \[default: MODEL with .plan.json]"
+OUTPUT_HELP = r"Where to write; - is standard output. \[default: MODEL with .plan.json]"
 FRONTIER_HELP = "Show the least loss of every size too; without a budget, instead of a plan."
 
 
@@ -64,7 +64,7 @@ def _run(
     if frontier and target == STDOUT:
         raise OutputError(f"--output: found {STDOUT} beside --frontier, which draws files beside it; name a file")
     outputs = {"--output": target if planned or not target.name else None, **drawn, "--html": html}
-    prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--output"])
+    prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--output", "--html"])
     if html is not None:
         check_installed()
     files = [*([] if target == STDOUT else [target]), *((curve, plot) if frontier else ())]

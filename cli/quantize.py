@@ -51,7 +51,7 @@ def quantize(
         read = [calib, test, config, plan, ranges, *list_read(settings)]
         reports = {"report": report, "html": html}
         outputs = {"--output": target, "--report": report, "--html": html}
-        prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--report"])
+        prepare_outputs(outputs, read, models=[model], quiet=quiet, texts=["--report", "--html"])
         if html is not None:
             check_installed()
         check_folders(settings, [target], read)
@@ -78,11 +78,11 @@ def _run(
 
     with ProgressObserver(quiet=quiet, expected=expect_stages(settings)) as observer:
         result = pipeline.quantize(model, calib, settings, **given, output=output, observer=observer)
-    report = reports["report"]
     result.save(output, **{name: None if path == STDOUT else path for name, path in reports.items()})
-    if report == STDOUT:
-        write_texts({report: result.report.to_json() + "\n"})
-    screen = open_screen([report])
+    if STDOUT in reports.values():
+        text = result.report.to_json()
+        write_texts({STDOUT: text + "\n" if reports["report"] == STDOUT else _draw(text)})
+    screen = open_screen(reports.values())
     if not quiet:
         from .summary import print_summary
 
@@ -93,3 +93,9 @@ def _run(
 
         print_lint(replace(lint, model=str(output)), screen)
     return lint is None or lint.passed
+
+
+def _draw(text: str) -> str:
+    from onnxcalib.pages.page import draw_report
+
+    return draw_report(text)

@@ -46,14 +46,23 @@ Labels = Annotated[
     ),
 ]
 Explain = Annotated[bool, typer.Option("--explain", metavar=FLAG, help="Find the layers that cause the loss.")]
-Json = Annotated[Path | None, typer.Option(help="Write all measurements to this file.", rich_help_panel=REPORTS)]
+Json = Annotated[
+    Path | None,
+    typer.Option(help="Write all measurements to this file; - is standard output.", rich_help_panel=REPORTS),
+]
 Junit = Annotated[
     Path | None,
-    typer.Option(help="Write the gates as test cases to this file, for CI servers.", rich_help_panel=REPORTS),
+    typer.Option(
+        help="Write the gates as test cases to this file, for CI servers; - is standard output.",
+        rich_help_panel=REPORTS,
+    ),
 ]
 Markdown = Annotated[
     Path | None,
-    typer.Option(help="Write tables to this file, for the comment of a pull request.", rich_help_panel=REPORTS),
+    typer.Option(
+        help="Write tables to this file, for the comment of a pull request; - is standard output.",
+        rich_help_panel=REPORTS,
+    ),
 ]
 
 

@@ -298,6 +298,10 @@ def test_the_report_and_its_page_are_written_whole(run, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "NEEDED", {})
     assert run("net.onnx", "--calib", "data", "--html", "run.html").exit_code == 0
     assert (tmp_path / "run.html").read_text() == "a page"
+    monkeypatch.setattr("onnxcalib.pages.page.draw_report", lambda text: f"of {text}")
+    assert run("net.onnx", "--calib", "data", "--html", "-").stdout == f"of {REPORT.to_json()}"
+    result = run("net.onnx", "--calib", "data", "--html", "-", "--report", "-")
+    assert result.exit_code == 1 and "-: is standard output for both --report and --html" in result.stderr
     monkeypatch.setattr(script, "NEEDED", {"absent_module": "absent"})
     run.calls.clear()
     result = run("net.onnx", "--calib", "data", "--html", "other.html")

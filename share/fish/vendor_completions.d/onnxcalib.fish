@@ -14,7 +14,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' 
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option config -d 'TOML file with any of the settings' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option allow-code -d 'Let the TOML file name code to run'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option report -d 'Write all measurements to this JSON file' --require-parameter --force-files
-complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option html -d 'Write a page to look at to this file' --require-parameter --force-files
+complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option html -d 'Write a page to look at to this file, or - for standard output' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option quiet -d 'Print warnings and errors only'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option verbose -d 'Show tracebacks'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option weight-bits -d 'Bits of the weights of all layers' --exclusive --arguments '8 4 3 2'
@@ -156,7 +156,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --lo
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --short-option o -d 'Where to write' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option config -d 'TOML file with any of the settings' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option allow-code -d 'Let the TOML file name code to run'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option html -d 'Write a page to look at to this file' --require-parameter --force-files
+complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option html -d 'Write a page to look at to this file, or - for standard output' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option quiet -d 'Print warnings and errors only'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option verbose -d 'Show tracebacks'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option frontier -d 'Show the least loss of every size too'
@@ -244,7 +244,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' 
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option json -d 'Write all measurements to this file' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option junit -d 'Write the gates as test cases to this file, for CI servers' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option markdown -d 'Write tables to this file, for the comment of a pull request' --require-parameter --force-files
-complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option html -d 'Write a page to look at to this file' --require-parameter --force-files
+complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option html -d 'Write a page to look at to this file, or - for standard output' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option pixel-range -d 'Range of pixels before mean and std, which are on the same scale' --exclusive --arguments '0..1 0..255'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option mean -d 'Mean that images are normalised with' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option std -d 'Standard deviation that images are normalised with, written as the mean is' --exclusive
