@@ -38,22 +38,23 @@ ALL = read_bounds(read_setup()["options"]["install_requires"])
 FEW = read_bounds((ROOT / "requirements-validate.txt").read_text(encoding="utf-8"))
 
 
-def drop_types(tree: ast.Module, *, deep: bool) -> ast.Module:
-    """The module without what types alone need and, unless ``deep``, without what its functions import."""
-
-    class Dropping(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-            return [*map(self.visit, node.orelse)] if ast.unparse(node.test) == "TYPE_CHECKING" else node
-
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
-            return self.generic_visit(node) if deep else None
-
-    return Dropping().visit(tree)
+def find_imports(tree: ast.Module, *, deep: bool) -> ast.Module:
+    """The imports of a module, without those for types alone and, unless ``deep``, without those in functions."""
+    found, todo = [], [*tree.body]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append(node)
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+        elif deep or not isinstance(node, ast.FunctionDef):
+            todo += [each for part in ("body", "orelse", "handlers", "finalbody") for each in getattr(node, part, ())]
+    return ast.Module(found, [])
 
 
 def list_needed(module: str) -> Iterator[str]:
     path = MODULES[module]
-    tree = drop_types(ast.parse(path.read_text(encoding="utf-8")), deep=module not in OTHERS)
+    tree = find_imports(ast.parse(path.read_text(encoding="utf-8")), deep=module not in OTHERS)
     yield from (name for _, name in list_imports(tree, module, is_package=path.name == "__init__.py"))
 
 

@@ -77,7 +77,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' 
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option weight-range -d 'Integers that weights may have' --exclusive --arguments 'bounded full'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option placement -d 'What runs on integers' --exclusive --arguments 'cost measured all'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option smoothing -d 'Even the channels of what transformers’ layers read (SmoothQuant), where outputs gain' --exclusive --arguments 'auto off'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option rotation -d 'Mix channels of transformers’ residual streams and attention, where outputs gain (QuaRot).' --exclusive --arguments 'auto off'
+complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option rotation -d 'Mix channels of transformers, where outputs gain (QuaRot); folded adds no operator for it' --exclusive --arguments 'auto folded off'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option reconstruct -d 'Solve and learn the integers of layers'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option no-reconstruct -d 'Solve and learn the integers of layers'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from quantize' --long-option distill -d 'Train weights of less than 8 bits end to end, where all layers read float activations'
@@ -145,7 +145,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option percentile -d 'Share of the values in % that the range of method percentile holds' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option placement -d 'What runs on integers' --exclusive --arguments 'cost measured all'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option smoothing -d 'Even the channels of what transformers’ layers read (SmoothQuant), where outputs gain' --exclusive --arguments 'auto off'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option rotation -d 'Mix channels of transformers’ residual streams and attention, where outputs gain (QuaRot).' --exclusive --arguments 'auto off'
+complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option rotation -d 'Mix channels of transformers, where outputs gain (QuaRot); folded adds no operator for it' --exclusive --arguments 'auto folded off'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option shape -d 'Fixed dimensions of the model’s inputs, and so of samples and of the file that is written' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option max-unpacked -d 'Most that the samples of .npz and .pb files may take unpacked, in temporary files' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from calibrate' --long-option max-pixels -d 'Most pixels of an image, before and after resizing' --exclusive
@@ -212,7 +212,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --lo
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option weight-range -d 'Integers that weights may have' --exclusive --arguments 'bounded full'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option placement -d 'What runs on integers' --exclusive --arguments 'cost measured all'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option smoothing -d 'Even the channels of what transformers’ layers read (SmoothQuant), where outputs gain' --exclusive --arguments 'auto off'
-complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option rotation -d 'Mix channels of transformers’ residual streams and attention, where outputs gain (QuaRot).' --exclusive --arguments 'auto off'
+complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option rotation -d 'Mix channels of transformers, where outputs gain (QuaRot); folded adds no operator for it' --exclusive --arguments 'auto folded off'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option seed -d 'Seed of all random choices' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option class-axis -d 'Axis of the classes in outputs of three or more axes, for agreement' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from plan' --long-option shape -d 'Fixed dimensions of the model’s inputs, and so of samples and of the file that is written' --exclusive
