@@ -15,7 +15,7 @@ from ..spec import InputSpec
 
 # Sizes of dimensions that a file leaves open: a side of an image, tokens of a text, and of a sentence, values of a
 # recording, and of others.
-SIDE, LENGTH, SENTENCE, WINDOW, OTHER = 224, 128, 32, 16_000, 16
+SIDE, LENGTH, SENTENCE, WINDOW, OTHER = 224, 128, 24, 16_000, 16
 
 
 class Example(NamedTuple):

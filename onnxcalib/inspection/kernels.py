@@ -21,7 +21,8 @@ from ..runtime.optimized import read_optimized
 INTEGERS, FLOAT = "integers", "float"
 # From this level on MatMulNBits computes in int8 (its schema, com.microsoft).
 INT8_ACCURACY = 4
-FULL_BITS = 8
+INTEGER_TYPES = ("int8", "uint8")
+BIAS_TYPE, SCALE_TYPE = "int32", "float"  # which integer kernels have
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,19 @@ def _judge(form: LayerForm, made: Sequence[NodeProto]) -> tuple[str | None, str]
 def _explain_float(form: LayerForm) -> str:
     if form.input is None:
         return "it reads floats; its weight alone is quantized"
-    if form.weight is None and form.values:
+    if form.weight is None and (form.values or form.op != "MatMul"):
         return "its weight is float; its input alone is quantized"
     for what, grid in (("weight", form.weight), ("input", form.input)):
-        if grid is not None and grid.bits != FULL_BITS:
-            return f"its {what} is {grid.type}, and onnxruntime's integer kernels read 8 bits"
+        if grid is not None and grid.type not in INTEGER_TYPES:
+            return f"its {what} is {grid.type}, and onnxruntime's integer kernels read 8-bit integers"
         if grid is not None and grid.scales.startswith("block"):
             return "its weight has scales of blocks; integer kernels take one for each channel"
         if grid is not None and what == "input" and grid.scales == RUN:
             return "the scale of its input is computed as it runs"
+    if form.scale not in ("", SCALE_TYPE):
+        return f"its scales are {form.scale}, and onnxruntime's integer kernels take float32"
+    if form.bias not in ("", BIAS_TYPE):
+        return f"its bias is {form.bias}, and onnxruntime's integer kernels add {BIAS_TYPE}"
     if form.op in CONVOLUTIONS and form.behind is False:
         return "no QuantizeLinear alone reads what it gives"
     return f"onnxruntime makes no integer kernel of this {form.op} here"

@@ -64,13 +64,30 @@ def test_what_runs_on_integers_is_told_by_onnxruntime_itself(net, read, by_tool,
     assert {each.tensor for each in found.unfused} == {"x", "y"}
 
 
-def test_a_layer_in_float_has_the_reason(read, build):
-    text = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y)
-    <float s = {0.1}, uint8 z = {0}, float t = {0.01}, int8 n = {0}> {
-        q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  w = DequantizeLinear (wq, t, n)
-        [c] y = Conv (d, w) }"""
-    (layer,) = read(build(text, wq=np.ones((4, 4, 1, 1), np.int8))).quantized
-    assert (layer.runs, layer.reason) == ("float", "no QuantizeLinear alone reads what it gives")
+GRIDS = {"s": np.float32(0.1), "z": np.uint8(0), "t": np.float32(0.01), "n": np.int8(0)}
+CONV = """g (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
+    q = QuantizeLinear (x, s, z)  d = DequantizeLinear (q, s, z)  w = DequantizeLinear (wq, t, n)
+    b = DequantizeLinear (bq, t)  [c] c = Conv (d, w, b)  e = QuantizeLinear (c, s, z)
+    y = DequantizeLinear (e, s, z) }"""
+INT8_BIAS = {"bq": np.ones(4, np.int8)}
+
+
+@pytest.mark.parametrize(
+    ("text", "changed", "said"),
+    [
+        (CONV.replace("(e, s, z)", "(q, s, z)").replace("[N, 4, 6, 6] y", "[N, 4, 6, 6] y, float[N, 4, 6, 6] c"), {},
+         "no QuantizeLinear alone reads what it gives"),
+        (CONV, INT8_BIAS, "its bias is int8, and onnxruntime's integer kernels add int32"),
+        (CONV, {"z": np.uint16(0)}, "its input is uint16, and onnxruntime's integer kernels read 8-bit integers"),
+        (CONV.replace("d = Deq", "d = Identity (x)  u = Deq"), {}, "it reads floats; its weight alone is quantized"),
+        (CONV.replace("w = Deq", "w = Identity (v)  u = Deq"), {"v": np.ones((4, 4, 1, 1), np.float32)},
+         "its weight is float; its input alone is quantized"),
+    ],
+)  # fmt: skip
+def test_a_layer_in_float_has_the_reason(read, build, text, changed, said):
+    weights = {"wq": np.ones((4, 4, 1, 1), np.int8), "bq": np.ones(4, np.int32), **GRIDS, **changed}
+    found = next(each for each in read(build(text, opset=21, ir=10, **weights)).quantized if each.name == "c")
+    assert (found.runs, found.reason) == ("float", said)
 
 
 def test_bodies_external_data_and_constants_in_nodes_are_counted_apart(build, draw, read, tmp_path):

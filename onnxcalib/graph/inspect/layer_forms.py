@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..packed import LOOK_UP
 from ..scaled_weights import INTEGERS
 from ..values import PACKED_BITS, TYPES, read_values
 from ..weight_nodes import trace_weight
-from .grids import PASSED_BY, Grid, GriddedGraph, read_graphs, spell_type
+from .grids import PASSED_BY, Grid, GriddedGraph, GriddedLayer, read_graphs, spell_type
 from .integers import LINEAR_DOMAINS, is_linear
 from .quantized_layers import FLOAT_BITS, read_input_grid
 
@@ -75,7 +75,8 @@ class LayerForm:
     name: with the nodes in whose bodies it is, each followed by a slash. form: ``QDQ``, ``QOperator``, ``integers times
     scales``, or the name of the operator. weight: None for products of activations and for weights in float. input:
     None where floats are read. values: of the weight. node: in the model. behind: whether a QuantizeLinear alone reads
-    what it gives; None where that is no question.
+    what it gives; None where that is no question. bias, scale: the types of a quantized bias and of the grids' scales,
+    of a layer in the form of QDQ; empty where there is none.
     """
 
     name: str
@@ -86,6 +87,8 @@ class LayerForm:
     values: int
     node: NodeProto
     behind: bool | None = None
+    bias: str = ""
+    scale: str = ""
 
 
 def find_forms(model: ModelProto) -> tuple[LayerForm, ...]:
@@ -139,7 +142,15 @@ class _Reader:
         if fed is not None:
             given, form = fed[0], form if weight is not None and form != "QDQ" else fed[0].type
         made = self._make(node, form, weight, given, values or self._count_float(node))
-        return made if layer is None else LayerForm(**{**vars(made), "behind": layer.output is not None})
+        if layer is None:
+            return made
+        bias = "" if layer.bias is None else layer.bias.stored
+        return replace(made, behind=layer.output is not None, bias=bias, scale=self._scale_type(layer))
+
+    def _scale_type(self, layer: GriddedLayer) -> str:
+        grid = layer.input or layer.weight
+        scale = None if grid is None else self.index.initializers.get(grid.node.input[1])
+        return "" if scale is None else spell_type(scale.data_type)
 
     def _count_float(self, node: NodeProto) -> int:
         tensor = self.index.initializers.get(node.input[1])
