@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from onnxcalib.config import REPORTS
+from onnxcalib.pages.script import check_installed
 
 from .exitstatus import report_faults
 from .files import open_screen, prepare_outputs, write_texts
@@ -22,6 +23,9 @@ def inspect(
     json: Annotated[
         Path | None, typer.Option(help="Write all of it to this file; - is standard output.", rich_help_panel=REPORTS)
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write all of it to this file, as a page to look at.", rich_help_panel=REPORTS)
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -30,13 +34,20 @@ def inspect(
     Example: onnxcalib inspect model.onnx
     """
     with report_faults(verbose=verbose):
-        outputs = {"--json": json}
+        outputs = {"--json": json, "--html": html}
         prepare_outputs(outputs, [], models=[model], quiet=quiet, texts=[*outputs])
+        if html is not None:
+            check_installed()
         from onnxcalib.inspection.run import inspect as read
 
         contents = read(model)
-        if json is not None:
-            write_texts({json: contents.to_json() + "\n"})
+        text = contents.to_json()
+        texts = {} if json is None else {json: text + "\n"}
+        if html is not None:
+            from onnxcalib.pages.page import draw_contents
+
+            texts[html] = draw_contents(text)
+        write_texts(texts)
         if not quiet:
             from .contents import print_contents
 

@@ -9,6 +9,7 @@ from ..errors import escape_controls
 from ..spec import VERSION
 from .charts import SPECS
 from .content import Chart, Data, Page
+from .contents import make_contents
 from .plan import make_plan
 from .report import make_report
 from .script import load_script
@@ -28,6 +29,11 @@ def draw_report(text: str) -> str:
 def draw_plan(plan: str | None, frontier: str | None = None) -> str:
     """The page of a bit plan, of a frontier, or of both, as their ``to_json`` gives them."""
     return draw(make_plan(*(None if each is None else json.loads(each) for each in (plan, frontier))))
+
+
+def draw_contents(text: str) -> str:
+    """The page of what ``inspect`` found. text: what ``Contents.to_json`` gives, or its file holds."""
+    return draw(make_contents(json.loads(text)))
 
 
 def draw(page: Page) -> str:

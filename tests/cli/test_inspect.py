@@ -43,6 +43,21 @@ def test_a_float_model_has_an_outlook_and_the_record_is_written(build, draw, tmp
     assert record["parameters"] == 108 and record["outlook"]["layers"] == {"c": "Conv"}
 
 
+def test_a_page_has_the_layers_and_the_outlook_and_loads_nothing(quantized, build, draw, tmp_path):
+    model = build(
+        "g (float[N, 8] x) => (float[N, 4] y) { [<b>] y = MatMul (x, w) }".replace("[<b>] ", ""), w=draw(8, 4)
+    )
+    model.graph.node[0].name = "<b>&"
+    onnx.save(model, tmp_path / "float.onnx")
+    pages = []
+    for path in (quantized, tmp_path / "float.onnx"):
+        assert main(["inspect", str(path), "--html", str(tmp_path / "page.html"), "--quiet"]) == 0
+        pages.append((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "1 of 1 quantized layers run on integers here" in pages[0] and "int8 symmetric, one scale" in pages[0]
+    assert "a float model; quantize would take 1 layers" in pages[1] and "&lt;b&gt;&amp;" in pages[1]
+    assert not any("http:" in page or "https:" in page for page in pages) and max(map(len, pages)) < 200_000
+
+
 def test_a_pipe_has_the_record_alone(quantized, capsys):
     assert main(["inspect", str(quantized), "--json", "-"]) == 0
     printed = capsys.readouterr()
