@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from onnxcalib.config import FULL_BITS, QuantizeConfig
 
 UNIT = "calibrate"  # the stage that others are compared with: passes of the float model over the samples
-LEAST_SHARE = 0.05  # of what is counted: below, it says little on how long the whole takes
+LEAST_SHARE = 0.03  # of what is counted: below, it says little on how long the whole takes
 OVERDUE = 0.1  # of the time that a stage was given: so much is left at least until it ends
 AT_ONCE = 0.05  # seconds in which nothing is computed: what is told so was done in an earlier run
 # How often as long as calibration each stage takes: reconstruction took 4.0 at W8A8 and 11 at W4A4 on ResNet-20, 5.5
@@ -56,9 +56,10 @@ class Remaining:
         self._share, self._first, self._whole = 0.0, 0.0, whole
 
     def advance(self, done: int, total: int) -> None:
-        """So much of what is counted is done."""
+        """So much of what is counted is done. A pass is timed from its first batch on, which has a session to open."""
+        starts = not self._share and not self._whole
         self._share, self._next, self._last = done / total, min(1.0, (done + 1) / total), time.monotonic()
-        if self._last - self._counted < AT_ONCE:
+        if starts or self._last - self._counted < AT_ONCE:
             self._first, self._counted = self._share, self._last
 
     def counted_left(self) -> float | None:
