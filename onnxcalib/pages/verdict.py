@@ -24,6 +24,7 @@ from .layers import make_layers, make_path, spell_bits
 from .measures import draw_growth, draw_outputs, draw_rules, draw_saturating, draw_unfused, list_rows, make_conditions
 
 LOSSES = {"alone": "alone_db", "with all before": "all_before_db", "at the output": "at_output_db"}
+LEAST_DB = -1000.0
 PERCENT_SCORES = ("top-1", "top-5")
 
 
@@ -182,8 +183,8 @@ def _explain(found: Data | None) -> Section | None:
 
 
 def _lose(decibels: float | None) -> float | None:
-    """The error relative to the signal."""
-    return None if decibels is None else 10 ** (-decibels / 10)
+    """The error relative to the signal; that of an output of zeros may have any size, and stays a number."""
+    return None if decibels is None else 10 ** (-max(decibels, LEAST_DB) / 10)
 
 
 def _list_facts(data: Data) -> Section:

@@ -164,6 +164,13 @@ def test_the_library_is_put_together_once_and_a_broken_copy_is_not_used(monkeypa
     assert script.load_script() == "made" and len(calls) == 3
 
 
+def test_a_layer_whose_error_has_any_size_has_all_of_the_loss():
+    layers = (LayerLoss("stem", "Conv", 4, 8, -9e9, -9e9, -9e9),)
+    found = replace(VERDICT, explanation=replace(VERDICT.explanation, layers=layers))
+    rows = [row for table in Read(draw_verdict(found.to_json())).tables for row in table]
+    assert "100.0%" in next(row for row in rows if row[:2] == ["stem", "Conv"])
+
+
 def test_a_verdict_with_numbers_that_json_cannot_hold_has_a_page():
     found = replace(VERDICT, outputs=(OutputRecord("y", float("nan"), None, float("inf"), 0.5),))
     assert json.loads(found.to_json())["outputs"][0]["sqnr_db"] is None
