@@ -42,6 +42,8 @@ def draw(page: Page) -> str:
 
     charts = [part for section in page.sections for part in section.parts if isinstance(part, Chart)]
     charts += page.details.values()
+    library = load_script() if charts else ""
+    charts = [] if library is None else charts
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["shown"] = _show
     return environment.from_string(_read("page.html")).render(
@@ -49,7 +51,8 @@ def draw(page: Page) -> str:
         version=VERSION,
         style=_read("page.css"),
         script=_read("page.js"),
-        library=_embed_script(load_script()) if charts else "",
+        library=_embed_script(library or ""),
+        plots=library is not None,
         data=_embed_json(_gather(charts)),
     )
 

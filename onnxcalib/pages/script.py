@@ -13,23 +13,27 @@ import platformdirs
 from ..errors import ConfigError, OutputError
 from ..files.writing import write_file
 
-NEEDED = {"jinja2": "jinja2", "vl_convert": "vl-convert-python"}  # module -> its package
+NEEDED = {"jinja2": "jinja2"}  # module -> its package
 # All that a page calls; what it does not call is left out of the script.
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
 def check_installed() -> None:
-    """Raise ConfigError where a package that makes pages is missing, before any work is done."""
+    """Raise ConfigError where a package that no page can be made without is missing, before any work is done."""
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ConfigError(
-            f"html: found no {missing[0]}; pages are made with {' and '.join(NEEDED.values())}; pip install"
-            f" {' '.join(missing)}, or leave --html out"
+            f"html: found no {missing[0]}; pages are made with it; pip install {missing[0]}, or leave --html out"
         )
 
 
-def load_script() -> str:
-    """The library's text. It takes 2 s to put together, so it is kept in the user's cache folder for the next page."""
+def load_script() -> str | None:
+    """The library's text; None where vl-convert-python, which takes 84 MB, is not installed.
+
+    It takes 2 s to put together, so it is kept in the user's cache folder for the next page.
+    """
+    if importlib.util.find_spec("vl_convert") is None:
+        return None
     path = platformdirs.user_cache_path("onnxcalib") / f"vega-lite-{version('vl-convert-python')}.js"
     kept = _read(path)
     if kept is not None:

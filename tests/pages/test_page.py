@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -125,6 +126,15 @@ def test_a_page_without_plots_is_small_and_needs_no_library(monkeypatch):
     text = draw_verdict(replace(VERDICT, explanation=None).to_json())
     assert len(text) < 40_000
     assert "PASSED" in draw_verdict(replace(VERDICT, gates=(), explanation=None).to_json())
+
+
+def test_a_page_made_without_the_library_of_plots_says_so_in_their_place(monkeypatch):
+    monkeypatch.setattr("onnxcalib.pages.page.load_script", lambda: None)
+    page = Read(draw_verdict(VERDICT.to_json()))
+    assert "SQNR in dB of the layers, from the first to the last: not drawn, as vl-convert-python is not" in page.text
+    assert page.data["charts"] == {} and not any("data-chart" in found for _, found in page.attributes)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert script.load_script() is None
 
 
 def test_the_page_of_rules_alone_says_what_breaks():
