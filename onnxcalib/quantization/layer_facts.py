@@ -7,13 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from ..graph.blocks import find_blocks
-from ..graph.index import Index, all_nodes, index_graphs
+from ..graph.index import Index, all_nodes, index_graphs, is_op
 from ..graph.inspect.kernels import find_kernels, find_source
 from ..graph.inspect.quantized_layers import FLOAT_BITS, QuantizedLayer, find_layers
+from ..graph.ops import DEQUANTIZE
 from ..graph.packed import is_packed
+from ..graph.values import count_bytes
 from ..layer_record import LayerRecord, PlaceRecord
 from ..report import UnfusedRecord
 from ..spec import QuantScheme
@@ -40,7 +42,9 @@ def describe_layers(
             runs, reason = _find_kernel(layer, index, kernels, reasons)
             dynamic = layer.grid is None and layer.activation_bits < FLOAT_BITS
             bits = layer.weight_bits, layer.activation_bits
-            found.append(LayerRecord(layer.name, layer.op, *bits, None, dynamic, _count_bytes(layer), runs, reason))
+            found.append(
+                LayerRecord(layer.name, layer.op, *bits, None, dynamic, _count_bytes(layer, index), runs, reason)
+            )
     return tuple(found)
 
 
@@ -82,5 +86,19 @@ def _find_kernel(
     return False, next((reasons[each] for each in (*read, layer.source, layer.output) if each in reasons), NO_KERNEL)
 
 
-def _count_bytes(layer: QuantizedLayer) -> int:
-    return math.ceil(math.prod(layer.shape) * layer.weight_bits / 8) + SCALE_BYTES * layer.scale.size
+def _count_bytes(layer: QuantizedLayer, index: Index) -> int:
+    """Of the weight as it is stored, and of its scales; ``layer.scale`` repeats those of blocks."""
+    scales = layer.scale.size
+    if layer.packing is not None:
+        scales = layer.packing.outputs * layer.packing.blocks
+    elif (node := _find_dequantize(layer, index)) is not None and node.input[1] in index.initializers:
+        scales = math.prod(index.initializers[node.input[1]].dims)
+    return count_bytes(layer.weight) + SCALE_BYTES * scales
+
+
+def _find_dequantize(layer: QuantizedLayer, index: Index) -> NodeProto | None:
+    """The DequantizeLinear of the weight, which casts may stand in front of."""
+    node = next(iter(index.readers(layer.weight.name)), None)
+    while node is not None and is_op(node, "Cast", "Mul", "Add"):
+        node = next(iter(index.readers(node.output[0])), None)
+    return node if node is not None and node.op_type == DEQUANTIZE else None

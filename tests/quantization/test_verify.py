@@ -268,6 +268,16 @@ def test_the_exit_and_weights_without_a_kernel_are_named(build, rough, draw):
     assert describe_layers(quantized, None)[0].on_integers is None
 
 
+def test_scales_of_blocks_count_once_in_the_bytes_of_a_layer(build, draw):
+    model = build(
+        """g (float[N, 8] x) => (float[N, 3] y) {
+            d = DequantizeLinear <axis = 0, block_size = 4> (w, s)  [h] y = MatMul (x, d) }""",
+        opset=21, ir=10, w=(20 * draw(8, 3)).astype(np.int8), s=np.full((2, 3), 0.1, np.float32),
+    )  # fmt: skip
+    (layer,) = describe_layers(model, None)
+    assert (layer.name, layer.bytes, layer.activation_bits) == ("h", 8 * 3 + 4 * 2 * 3, 32)
+
+
 def test_no_file_is_left_behind(model, rough, draw, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     find_unfused(rough(model, draw(2, 4, 6, 6)))
