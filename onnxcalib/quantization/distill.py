@@ -27,14 +27,14 @@ from ..numeric.adaquant import Batch, learn_block
 from ..numeric.distill import position_losses, sample_losses
 from ..numeric.learned_weight import LearnedWeight
 from ..progress import track
-from ..runtime.blocks import BlockError, constant_of, layer_module, tie_constant, to_torch
+from ..runtime.blocks import BlockError, layer_module, to_torch
 from ..runtime.device import lacks_memory
 from ..runtime.memory import find_free
 from ..runtime.session import Session
 from ..spec import LayerScheme, QuantScheme
 from .biases import TOO_FEW, is_better
 from .compared import find_compared
-from .learn import added_bias, bias_parameter, check_parity
+from .learn import added_bias, bias_parameter, check_parity, fill_tables
 from .output_parts import take_parts
 from .padding_mask import find_real
 from .params import dequantize_weight, spread
@@ -102,7 +102,7 @@ class _Tuning:
         self.runs = self._choose_runs(module, names)
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        self._fill_tables(module)
+        fill_tables(state, module, self.problem.index.nodes)
         self.learned = self._fill_layers(module, {layer.name for layer in learned})
         self.padded = any(name in self.problem.padding.axes for name in self.compared.names) and any(
             find_real(self.samples.read(run)) is not None for run in self.runs
@@ -137,16 +137,6 @@ class _Tuning:
                 continue
             return runs
         raise AssertionError(sizes)
-
-    def _fill_tables(self, module: fx.GraphModule) -> None:
-        """Give tables their quantized rows. One that is tied to a head reads its weight: the file has its integers."""
-        for table in self.problem.scheme.embeddings:
-            if table.tied_to is not None:
-                tie_constant(module, table.name, table.tied_to)
-            else:
-                constant_of(module, table.name).copy_(
-                    torch.from_numpy(dequantize_weight(self.state.layers[table.name]))
-                )
 
     def _fill_layers(self, module: fx.GraphModule, learned: set[str]) -> dict[str, LearnedWeight]:
         """Give layers their quantized weights, and those that are learned parameters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,11 +27,11 @@ from ..numeric.adaquant import (
     error_sums,
     learn_block,
 )
-from ..runtime.blocks import BlockError, compare, layer_module, place, to_torch
+from ..runtime.blocks import BlockError, compare, constant_of, layer_module, place, tie_constant, to_torch
 from ..runtime.device import lacks_memory
 from ..runtime.session import Session, is_float
 from ..spec import Block, LayerScheme, QParams
-from .params import make_params
+from .params import dequantize_weight, make_params
 from .state import FLOAT, QUANTIZED, Problem, ReconstructionState
 from .unpadded import Unpadded
 
@@ -95,6 +95,7 @@ class Learner:
         check_parity(module, torch_block.subgraph, feeds, wanted)
         self.size = _batch_size(state, block) if _takes_any_batch(state, torch_block) else None
         self.quantizers = _place_activations(state, torch_block, frozen=frozen)
+        fill_tables(state, module, block.nodes)
         if self.quantizers.dynamic:
             with torch.no_grad():
                 module(*(torch.from_numpy(feeds[t]) for t in block.inputs))  # how far these reach
@@ -198,6 +199,21 @@ def _place_activations(state: ReconstructionState, torch_block: TorchBlock, *, f
     for tensor, names in dynamic.items():
         place(module, tensor, placed.dynamic[tensor], only=names)
     return placed
+
+
+def fill_tables(state: ReconstructionState, module: fx.GraphModule, nodes: Collection[str]) -> None:
+    """Give the tables that these nodes of the module look up their quantized rows.
+
+    One that is tied to a head reads its weight: the file has its integers. A head outside leaves the rows in float.
+    """
+    for table in state.problem.scheme.embeddings:
+        if table.name not in nodes:
+            continue
+        if table.tied_to is None:
+            values = torch.from_numpy(dequantize_weight(state.layers[table.name]))
+            constant_of(module, table.name).copy_(values)
+        elif table.tied_to in nodes:
+            tie_constant(module, table.name, table.tied_to)
 
 
 def _list_dynamic(state: ReconstructionState, block: Block) -> dict[str, list[str]]:

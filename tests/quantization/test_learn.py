@@ -1,12 +1,15 @@
 """A block in torch: which quantizers are placed and learned, what is refused, and how results come back."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from onnxcalib.graph.blocks import find_blocks, join_blocks
+from onnxcalib.graph.embeddings import find_embeddings
 from onnxcalib.quantization.learn import Learner, MiniBatches, convert_block
-from onnxcalib.quantization.solve import round_layers
+from onnxcalib.quantization.solve import round_embeddings, round_layers
 from onnxcalib.quantization.state import run_block
 from onnxcalib.runtime.blocks import BlockError
 from onnxcalib.runtime.session import Session
@@ -116,6 +119,27 @@ def test_a_layer_that_reads_float_is_not_learned(residual, state_of):
     round_layers(state)
     with pytest.raises(BlockError, match="what reads float activations is solved or rounded, and not learned"):
         Learner(state, convert_block(state, first_block(state)), frozen=False)
+
+
+def test_a_table_has_its_quantized_rows_in_torch(build, weigh, state_of):
+    text = """g (int64[N, 6] ids) => (float[N, 6, 24] y) {
+        [look] e = Gather (table, ids)  [one] a = MatMul (e, w1)  [add] b = Add (a, b1)  [r] r = Relu (b)
+        [two] c = MatMul (r, w2)  [sum] y = Add (c, b2) }"""
+    model = build(text, table=weigh(300, 64), w1=weigh(64, 16), b1=weigh(16), w2=weigh(16, 24), b2=weigh(24))
+    ids = np.random.default_rng(0).integers(0, 300, (24, 6))
+    tables = find_embeddings(model, 4)
+    state = state_of(model, ids, restrict=lambda scheme: replace(scheme, embeddings=tables), weight_bits=4)
+    state.layers |= round_embeddings(state.problem.index, state.problem.scheme)
+    round_layers(state)
+    blocks = find_blocks(state.problem.model, state.problem.scheme)
+    block = join_blocks(state.problem.model, state.problem.scheme, blocks)
+    run_block(state, block, set(block.outputs), quantized=False)
+    learner = Learner(state, convert_block(state, block), frozen=True)
+    feeds = state.stored.arrays("float:", block.inputs, 1)
+    wanted = Session(state.quantized_subgraph(block, list(block.outputs))).run(feeds)["y"]
+    (given,) = learner.module.eval()(torch.from_numpy(feeds["ids"]))
+    assert np.abs(given.detach().numpy() - wanted).max() < 1e-4 * np.abs(wanted).max()
+    assert tables and learner.biases().keys() == {"one", "two"}
 
 
 DENSE = """g (float[N, 12] x) => (float[N, 6] y) {
