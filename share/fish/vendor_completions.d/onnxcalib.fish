@@ -280,6 +280,7 @@ complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' 
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option max-line -d 'Longest line, or row of several lines, of a file of texts' --exclusive
 complete --command onnxcalib --condition '__fish_seen_subcommand_from validate' --long-option help -d 'Show this message and exit'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from inspect' --long-option json -d 'Write all of it to this file' --require-parameter --force-files
+complete --command onnxcalib --condition '__fish_seen_subcommand_from inspect' --long-option html -d 'Write all of it to this file, as a page to look at' --require-parameter --force-files
 complete --command onnxcalib --condition '__fish_seen_subcommand_from inspect' --long-option quiet -d 'Print warnings and errors only'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from inspect' --long-option verbose -d 'Show tracebacks'
 complete --command onnxcalib --condition '__fish_seen_subcommand_from inspect' --long-option help -d 'Show this message and exit'
